@@ -1,0 +1,53 @@
+# Every target says what it is about to do. `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+WINDOW ?= vllm-sweep
+
+.DEFAULT_GOAL := help
+.PHONY: help setup report test lab check bench test-live lock
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## .venv with every dependency, pinned by hash
+
+$(STAMP): requirements.lock pyproject.toml
+	@echo "==> Setting up .venv (once; about 1.7 GB of packages)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "This needs Python 3.11 or newer; '$(PYTHON)' is not. Install it, or: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
+	  echo "Python cannot make virtual environments here. On Debian: apt-get install python3-venv"; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+report: $(STAMP)  ## recorded telemetry of a real vLLM → reports/index.html
+	@echo "==> Running the cost report on the recorded windows; the pages go to reports/"
+	@$(BIN)/vllm-capacity report --examples --out reports
+
+test: check  ## everything: checks, tests, notebooks
+	@echo "==> Tests, then the notebooks"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lab: $(STAMP)  ## JupyterLab on notebooks/
+	@echo "==> JupyterLab on notebooks/ (Ctrl-C ends it)"
+	@cd notebooks && ../$(BIN)/jupyter lab
+
+check: $(STAMP)  ## style, types, layers
+	@echo "==> ruff, mypy --strict, import-linter"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
+
+bench: $(STAMP)  ## side-by-side ratios → bench/RESULTS.md
+	@echo "==> Measuring; a few minutes"
+	@$(BIN)/python -m bench
+
+test-live: $(STAMP)  ## the source tests against a real Parseable (PARSEABLE_BIN)
+	@test -n "$(PARSEABLE_BIN)" || { echo "Set PARSEABLE_BIN to a parseable binary, 2.9.2 or newer."; exit 2; }
+	@echo "==> Live tests against $(PARSEABLE_BIN)"
+	@PARSEABLE_BIN="$(PARSEABLE_BIN)" $(BIN)/python -m pytest -m live tests/integration
+
+lock: $(STAMP)  ## requirements.lock anew from pyproject.toml (minutes)
+	@echo "==> Locking"
+	@$(BIN)/pip-compile --quiet --generate-hashes --all-extras --strip-extras --allow-unsafe --no-header \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml

@@ -1,0 +1,61 @@
+"""The project's own files stay in step with each other."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+CONDA_NAMES = {"duckdb": "python-duckdb", "prometheus-client": "prometheus_client"}
+
+
+def required(*extras):
+    texts = PROJECT["dependencies"] + [
+        text for extra in extras for text in PROJECT["optional-dependencies"][extra]
+    ]
+    return [Requirement(text) for text in texts]
+
+
+def test_conda_users_get_the_same_dependencies():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    specs = {spec for spec in listed if isinstance(spec, str)}
+    expected = {
+        f"{CONDA_NAMES.get(r.name, r.name)}{r.specifier}".replace("[server]", "")
+        for r in required("lab")
+    }
+    assert specs - {"python>=3.11", "pip", "nbval>=0.11"} == expected
+
+
+def test_everything_required_is_locked_with_hashes():
+    pinned = set(re.findall(r"^([a-z0-9._-]+)==", LOCK, flags=re.MULTILINE))
+    extras = PROJECT["optional-dependencies"]
+    assert {r.name for r in required(*extras)} <= pinned
+    assert LOCK.count("--hash=sha256:") >= len(pinned)
+
+
+def test_the_lock_names_no_address():
+    assert not re.search(r"://|index-url|find-links", LOCK)
+
+
+@pytest.mark.parametrize("command", ["make report", "make test"])
+def test_the_readme_shows_the_two_commands_on_its_first_screen(command):
+    first_screen = (ROOT / "README.md").read_text().splitlines()[:20]
+    assert any(line.startswith(command) for line in first_screen)
+
+
+def test_every_target_of_the_makefile_explains_itself():
+    done = subprocess.run(["make", "-C", ROOT], capture_output=True, text=True, check=True)
+    assert {"report", "test", "lab", "check", "bench"} <= set(
+        re.findall(r"^(\w+)", done.stdout, re.M)
+    )
+
+
+def test_files_that_the_readme_names_are_there():
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
