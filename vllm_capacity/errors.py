@@ -1,0 +1,40 @@
+"""Every error a user can meet, and the exit code each one ends the command line with.
+
+    CapacityError                 exit 2
+    ├── InputError                what was given cannot be used (file, argument, parameter)
+    │   ├── WindowError           no such window, damaged, or it exists already
+    │   ├── ParseError            a line of someone's format that is not of that format
+    │   └── MetricError           a name the catalogue does not know
+    └── SourceError    exit 3     a server or store failed, or refused us
+
+A message says what was asked, what was found, and what to try. Unknown figures are no errors:
+they are an `Estimate` with a reason, or None.
+"""
+
+
+class CapacityError(Exception):
+    """Root of this package's errors; the command line prints one line of it, no traceback."""
+
+    exit_code = 2
+
+
+class InputError(CapacityError):
+    """Something given cannot be used: a file, an argument, a parameter."""
+
+
+class WindowError(InputError):
+    """A window that is not there, is damaged, or is in the way."""
+
+
+class ParseError(InputError):
+    """Text that is not of the format it claims to be."""
+
+
+class MetricError(InputError):
+    """A metric the catalogue does not know."""
+
+
+class SourceError(CapacityError):
+    """A server or a store failed, or refused us."""
+
+    exit_code = 3

@@ -1,0 +1,20 @@
+"""Where the shipped files are: the repository of a clone, or the inside of an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_capacity.errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(relative: str) -> Path:
+    """The path of a shipped file or folder, such as `data/llms.csv` or `notebooks`.
+
+    In a clone that is the file in the repository, in an installed wheel its copy in the package.
+    """
+    for root in (_PACKAGE.parent, _PACKAGE / "_shipped"):
+        if (root / relative).exists():
+            return root / relative
+    raise InputError(f"This installation has no {relative}; reinstall vllm-capacity.")

@@ -1,0 +1,72 @@
+"""Time: aware UTC instants, half-open ranges, and what a person may type for them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from vllm_capacity.errors import InputError
+
+_UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+
+
+@dataclass(frozen=True)
+class TimeRange:
+    """`[start, end)` in aware UTC: an instant at `start` is inside, one at `end` is not."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.end.tzinfo is None:
+            raise ValueError("a TimeRange holds aware datetimes")
+        if self.end <= self.start:
+            raise InputError(
+                f"The time range {iso(self.start)} … {iso(self.end)} is empty: "
+                "its end must lie after its start."
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return (self.end - self.start).total_seconds()
+
+    @property
+    def hours(self) -> float:
+        """Length in hours."""
+        return self.seconds / 3600.0
+
+
+def iso(instant: datetime) -> str:
+    """The instant as ISO 8601 with `Z`, microseconds only where there are any."""
+    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def parse_instant(text: str) -> datetime:
+    """An aware UTC instant from ISO 8601; without an offset it is UTC. Fractions are honoured."""
+    try:
+        instant = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise InputError(
+            f"Cannot read {text!r} as a time. Use ISO 8601, for example 2026-11-24T08:14:00Z."
+        ) from None
+    return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def parse_duration_seconds(text: str) -> float:
+    """Seconds from "2s", "90m", "24h", "1h30m", "7d"; always positive."""
+    bare = text.strip().lower()
+    parts = _DURATION.findall(bare)
+    if not parts or "".join(number + unit for number, unit in parts) != bare:
+        raise InputError(f"Cannot read {text!r} as a duration. Try 2s, 10m, 1h30m or 7d.")
+    seconds = sum(float(number) * _UNITS_SECONDS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise InputError(f"The duration {text!r} must be longer than nothing.")
+    return float(seconds)
+
+
+def last(duration: str, *, now: datetime) -> TimeRange:
+    """The range of that length that ends at `now`."""
+    return TimeRange(now - timedelta(seconds=parse_duration_seconds(duration)), now)
