@@ -1,0 +1,75 @@
+"""Hours computed apart, cached under the hash of what they came from, stitched exactly."""
+
+import shutil
+
+import polars as pl
+import pytest
+
+from vllm_capacity.telemetry import rollup
+from vllm_capacity.telemetry.window import open_window
+
+STITCHED = """
+select series_id, minute, sum(
+    case when before is null then last - first when run = run_before then last - before else last
+    end
+)::double as increase
+from (
+    select *, lag(last) over w as before, lag(run) over w as run_before
+    from minutes window w as (partition by series_id order by minute, run)
+) join series using (series_id) where kind = 'counter'
+group by all order by series_id, minute
+"""
+DIRECT = """
+select series_id, minute, sum(
+    case when before is null then 0 when run = run_before then value - before else value end
+)::double as increase
+from (
+    select series_id, make_timestamptz((epoch_us(ts) // 60000000) * 60000000) as minute, value, run,
+        lag(value) over w as before, lag(run) over w as run_before
+    from samples window w as (partition by series_id order by ts)
+) join series using (series_id) where kind = 'counter'
+group by all order by series_id, minute
+"""
+
+
+@pytest.fixture
+def copy(examples, tmp_path):
+    target = tmp_path / "vllm-restart"
+    ignored = shutil.ignore_patterns(".rollup")
+    return shutil.copytree(examples / "vllm-restart", target, ignore=ignored)
+
+
+def computed(path):
+    window = open_window(path)
+    return rollup.make_views(window.path, window.connection)
+
+
+def test_increases_from_the_rollup_are_those_from_the_samples(copy):
+    window = open_window(copy)
+    assert window.sql(STITCHED).equals(window.sql(DIRECT))
+
+
+def test_an_hour_is_computed_once(copy):
+    assert len(computed(copy)) == 2  # counters and gauges, histograms
+    assert computed(copy) == []
+
+
+def test_changed_data_makes_exactly_the_hours_it_touches_new(examples, tmp_path):
+    path = tmp_path / "w"
+    shutil.copytree(examples / "vllm-sweep", path, ignore=shutil.ignore_patterns(".rollup"))
+    hour = path / "samples" / "2026-11-24T04.parquet"
+    later = hour.with_name("2026-11-24T05.parquet")
+    frame = pl.read_parquet(hour)
+    frame.with_columns(pl.col("ts") + pl.duration(hours=1)).write_parquet(later)
+    computed(path)
+    frame.head(frame.height - 1).with_columns(pl.col("ts") + pl.duration(hours=1)).write_parquet(
+        later
+    )
+    again = computed(path)
+    assert [p.name.rpartition("-")[0] for p in again] == ["minutes-2026-11-24T05"]
+
+
+def test_a_window_that_cannot_be_written_is_still_rolled_up(copy, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (copy / ".rollup").write_text("in the way")
+    assert open_window(copy).sql("select count(*) as n from minutes").item() > 0

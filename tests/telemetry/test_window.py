@@ -1,0 +1,41 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from vllm_capacity.errors import InputError, WindowError
+from vllm_capacity.telemetry.window import open_window
+
+
+def test_a_window_is_opened_by_name_from_anywhere_below_the_repository(examples, monkeypatch):
+    monkeypatch.chdir(examples.parent.parent / "notebooks")
+    assert open_window("vllm-sweep").name == "vllm-sweep"
+
+
+def test_a_name_that_is_none_lists_those_there_are():
+    with pytest.raises(WindowError, match="vllm-sweep"):
+        open_window("no-such-window")
+
+
+def test_a_folder_that_is_no_window_is_said_to_be_none(tmp_path):
+    with pytest.raises(WindowError, match=r"no readable window\.json"):
+        open_window(tmp_path)
+
+
+def test_sql_binds_values(sweep):
+    answer = sweep.sql("select count(*) as n from series where metric = $m", m="up")
+    assert answer.item() == 1
+
+
+def test_a_query_that_is_none_is_said_to_be_none(sweep):
+    with pytest.raises(InputError, match="cannot answer that query"):
+        sweep.sql("select nothing from nowhere")
+
+
+def test_a_part_is_clamped_to_the_capture(sweep):
+    part = sweep.clamp(datetime(2020, 1, 1, tzinfo=UTC), None)
+    assert part == sweep.extent
+
+
+def test_a_part_outside_the_capture_is_an_error(sweep):
+    with pytest.raises(InputError, match="nothing of it lies"):
+        sweep.clamp(None, datetime(2020, 1, 1, tzinfo=UTC))

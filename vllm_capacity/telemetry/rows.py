@@ -1,0 +1,260 @@
+"""The canonical tables: the one shape telemetry has behind border 1, whatever dialect it came in.
+
+`series`      one row per series: what is measured, on which engine, with which bounds
+`samples`     one row per (series, sample time): counters and gauges
+`histograms`  one row per (series, sample time): cumulative over time, per bucket (not cumulative
+              over buckets), the overflow bucket last
+`intake`      one row per finding of the border: duplicates, late, stale, renamed, unreadable
+
+A series is identified by what it means, not by how it was spelt: canonical metric name, instance,
+labels and, for a histogram, its bounds. Other bounds are another series, so unequal bounds can
+never be added by accident. `series_id` is a hash of that identity: the same in every pull, so that
+hours pulled apart can be stitched.
+
+`samples` and `histograms` leave a source without `run` (the ordinal of the process life); the store
+settles it. `rank` says which spelling a row came from: 0 is vLLM's newest name of the concept.
+Where one scrape holds a concept under two names, the store keeps the lowest rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+UTC_MICROSECONDS = pl.Datetime("us", "UTC")
+
+SERIES_SCHEMA: dict[str, Any] = {
+    "series_id": pl.Int64,
+    "metric": pl.String,  # canonical name, e.g. vllm:generation_tokens_total
+    "kind": pl.String,  # counter, gauge, histogram, info
+    "instance": pl.String,  # the target: host:port, pod, or the name given to it
+    "engine": pl.String,  # data-parallel rank, "0" where the server has one; null for server-wide
+    "model_name": pl.String,
+    "labels": pl.String,  # the other labels, a JSON object with sorted keys
+    "bounds": pl.List(pl.Float64),  # finite upper bounds of a histogram, else null
+    "exposed": pl.String,  # the newest spelling seen on the wire
+    "starts_at_zero": pl.Boolean,  # its first sample counts from 0 (method.md §2); set by the store
+}
+SAMPLES_SCHEMA: dict[str, Any] = {
+    "series_id": pl.Int64,
+    "ts": UTC_MICROSECONDS,
+    "value": pl.Float64,
+    "rank": pl.Int8,
+}
+HISTOGRAMS_SCHEMA: dict[str, Any] = {
+    "series_id": pl.Int64,
+    "ts": UTC_MICROSECONDS,
+    "count": pl.Float64,
+    "sum": pl.Float64,
+    "counts": pl.List(pl.Float64),
+    "rank": pl.Int8,
+}
+INTAKE_SCHEMA: dict[str, Any] = {
+    "check": pl.String,  # a check of the ledger: duplicate, late, renamed, gap, …
+    "instance": pl.String,
+    "ts": UTC_MICROSECONDS,
+    "subject": pl.String,  # the metric, line or column it is about
+    "detail": pl.String,
+    "count": pl.Int64,
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a source hands over: four frames in the schemas above."""
+
+    series: pl.DataFrame
+    samples: pl.DataFrame
+    histograms: pl.DataFrame
+    intake: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class SeriesKey:
+    """The identity of a series. `labels` are the ones beside model_name and engine, sorted."""
+
+    metric: str
+    kind: str
+    instance: str
+    engine: str | None = None
+    model_name: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    bounds: tuple[float, ...] | None = None
+
+    @property
+    def series_id(self) -> int:
+        """A signed 64-bit hash of the identity, equal in every process and on every machine."""
+        identity = json.dumps(
+            [
+                self.metric,
+                self.kind,
+                self.instance,
+                self.engine,
+                self.model_name,
+                self.labels,
+                self.bounds,
+            ]
+        )
+        digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big", signed=True)
+
+
+@dataclass
+class RowBuffer:
+    """Collects rows one by one, in columns, for sources that read text rather than tables."""
+
+    _ids: dict[SeriesKey, int] = field(default_factory=dict)
+    _exposed: dict[int, tuple[int, str]] = field(default_factory=dict)
+    _from_zero: set[int] = field(default_factory=set)
+    _samples: tuple[array[int], array[int], array[float], array[int]] = field(
+        default_factory=lambda: (array("q"), array("q"), array("d"), array("b"))
+    )
+    _histograms: list[tuple[int, int, float, float, list[float], int]] = field(default_factory=list)
+    _intake: list[tuple[str, str | None, int | None, str, str, int]] = field(default_factory=list)
+
+    def series(
+        self, key: SeriesKey, *, exposed: str, rank: int = 0, starts_at_zero: bool = False
+    ) -> int:
+        """The id of a series, registered on first use.
+
+        `starts_at_zero` counts only then: whether the wire says that it was created inside the
+        capture (`…_created`, an OTLP start time).
+        """
+        series_id = self._ids.get(key)
+        if series_id is None:
+            series_id = self._ids[key] = key.series_id
+            if starts_at_zero:
+                self._from_zero.add(series_id)
+        if series_id not in self._exposed or rank < self._exposed[series_id][0]:
+            self._exposed[series_id] = (rank, exposed)
+        return series_id
+
+    def sample(self, series_id: int, ts_us: int, value: float, rank: int = 0) -> None:
+        """One sample. NaN and infinity are no observation and are dropped."""
+        if not math.isfinite(value):
+            return
+        for column, item in zip(self._samples, (series_id, ts_us, value, rank), strict=True):
+            column.append(item)  # type: ignore[attr-defined]
+
+    def histogram(
+        self,
+        series_id: int,
+        ts_us: int,
+        *,
+        count: float,
+        total: float,
+        counts: Sequence[float],
+        rank: int = 0,
+    ) -> None:
+        """One histogram state; `counts` per bucket, one longer than the bounds."""
+        self._histograms.append((series_id, ts_us, count, total, list(counts), rank))
+
+    def scrape(self, instance: str, ts_us: int, *, is_up: bool, seconds: float | None) -> None:
+        """One scrape attempt, good or failed: the `up` and `scrape_duration_seconds` samples."""
+        up = SeriesKey("up", "gauge", instance)
+        self.sample(self.series(up, exposed="up"), ts_us, float(is_up))
+        if seconds is not None:
+            duration = SeriesKey("scrape_duration_seconds", "gauge", instance)
+            series_id = self.series(duration, exposed="scrape_duration_seconds")
+            self.sample(series_id, ts_us, seconds)
+
+    def note(
+        self,
+        check: str,
+        *,
+        subject: str,
+        detail: str,
+        instance: str | None = None,
+        ts_us: int | None = None,
+        count: int = 1,
+    ) -> None:
+        """One finding of the border, for the ledger."""
+        self._intake.append((check, instance, ts_us, subject, detail, count))
+
+    def rows(self) -> Rows:
+        """Everything collected, as frames; the buffer stays as it is."""
+        ids, times, values, ranks = self._samples
+        samples = pl.DataFrame(
+            {
+                "series_id": pl.Series(ids, dtype=pl.Int64),
+                "ts": pl.Series(times, dtype=pl.Int64),
+                "value": pl.Series(values, dtype=pl.Float64),
+                "rank": pl.Series(ranks, dtype=pl.Int8),
+            }
+        ).with_columns(pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"))
+        histograms = pl.DataFrame(
+            self._histograms,
+            schema={**HISTOGRAMS_SCHEMA, "ts": pl.Int64},
+            orient="row",
+        ).with_columns(pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"))
+        intake = pl.DataFrame(
+            self._intake,
+            schema={
+                **{name: INTAKE_SCHEMA[name] for name in ("check", "instance")},
+                "ts": pl.Int64,
+                **{name: INTAKE_SCHEMA[name] for name in ("subject", "detail", "count")},
+            },
+            orient="row",
+        ).with_columns(pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"))
+        return Rows(self._series_frame(), samples, histograms, intake)
+
+    def _series_frame(self) -> pl.DataFrame:
+        frame = series_frame({k: self._exposed[i][1] for k, i in self._ids.items()})
+        return frame.with_columns(
+            starts_at_zero=pl.col("series_id").is_in(
+                pl.Series(sorted(self._from_zero), dtype=pl.Int64).implode()
+            )
+        )
+
+    def has_serving_series(self) -> bool:
+        """Whether any series is more than a scrape's own bookkeeping."""
+        return any(key.metric.startswith("vllm:") for key in self._ids)
+
+
+def series_frame(exposed_by_key: Mapping[SeriesKey, str]) -> pl.DataFrame:
+    """The `series` table of these identities, sorted by metric, instance, labels.
+
+    `starts_at_zero` is false throughout, for the caller and the store to settle. Empty in, empty
+    out.
+    """
+    ordered = sorted(
+        exposed_by_key.items(),
+        key=lambda item: (
+            item[0].metric,
+            item[0].instance,
+            item[0].engine or "",
+            item[0].model_name or "",
+            item[0].labels,
+            item[0].bounds or (),
+        ),
+    )
+    rows = [
+        {
+            "series_id": key.series_id,
+            "metric": key.metric,
+            "kind": key.kind,
+            "instance": key.instance,
+            "engine": key.engine,
+            "model_name": key.model_name,
+            "labels": json.dumps(dict(key.labels), sort_keys=True),
+            "bounds": None if key.bounds is None else list(key.bounds),
+            "exposed": exposed,
+            "starts_at_zero": False,
+        }
+        for key, exposed in ordered
+    ]
+    return pl.DataFrame(rows, schema=SERIES_SCHEMA)
+
+
+def microseconds(instant: datetime) -> int:
+    """Microseconds since the epoch, exactly (a float of seconds is not)."""
+    whole = int(instant.replace(microsecond=0).timestamp())
+    return whole * 1_000_000 + instant.microsecond

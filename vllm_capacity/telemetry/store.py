@@ -1,0 +1,231 @@
+"""The window folder: rows become Parquet, whole or not at all, and `run` is settled by value.
+
+    WINDOW/
+      window.json                     provenance: source, versions, scrape intervals, counts
+      series.parquet, intake.parquet
+      samples/2026-11-24T08.parquet   a file an hour, sorted by series and time
+      histograms/2026-11-24T08.parquet
+      .rollup/                        minutes, computed on demand (rollup.py); safe to delete
+
+`run` is the ordinal of the process life of a series: +1 where a counter drops, or where a
+histogram's count, sum or any bucket does. Inside a run everything is monotone, so the state of a
+series at a moment is its last row, and an increase over any range is a difference of two states.
+Settling it here, once, is what makes every later query exact and cheap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from vllm_capacity.errors import WindowError
+from vllm_capacity.telemetry.rows import Rows
+
+FORMAT = 1
+TABLES = ("samples", "histograms")
+_DIFFERENCED = ("counter", "histogram")
+_BOOKKEEPING = ("up", "scrape_duration_seconds")
+
+
+def write_window(path: Path, rows: Rows, provenance: Mapping[str, object]) -> Path:
+    """Write a window folder at `path`, which must not exist, and return it.
+
+    Duplicates are dropped, the newest spelling of a concept wins, `run` and `starts_at_zero` are
+    settled. WindowError where `path` is taken or nothing was sampled; then nothing is left behind.
+    """
+    if path.exists():
+        raise WindowError(f"{path} exists already. Choose another name, or remove it first.")
+    if rows.samples.is_empty() and rows.histograms.is_empty():
+        raise WindowError(f"Nothing to write to {path}: there is not one sample.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        _fill(staging, settle(rows), provenance)
+        staging.chmod(0o755)
+        staging.replace(path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return path
+
+
+def settle(rows: Rows) -> Rows:
+    """The rows deduplicated and sorted, `run` and `starts_at_zero` settled."""
+    samples, dropped_samples = _deduplicate(rows.samples)
+    histograms, dropped_histograms = _deduplicate(rows.histograms)
+    samples = _with_counter_runs(samples, rows.series)
+    histograms = _with_histogram_runs(histograms)
+    series = rows.series.unique("series_id", keep="first", maintain_order=True)
+    series = _with_births(series, samples, histograms)
+    intake = pl.concat(
+        [rows.intake, _dropped_notes(pl.concat([dropped_samples, dropped_histograms]), series)]
+    )
+    return Rows(series, samples, histograms, intake)
+
+
+def _fill(folder: Path, rows: Rows, provenance: Mapping[str, object]) -> None:
+    rows.series.write_parquet(folder / "series.parquet", compression="zstd")
+    rows.intake.write_parquet(folder / "intake.parquet", compression="zstd")
+    for name, frame in (("samples", rows.samples), ("histograms", rows.histograms)):
+        (folder / name).mkdir()
+        for hour, part in by_hour(frame):
+            write_hour(folder / name / f"{hour}.parquet", part)
+    counts = {
+        "series": rows.series.height,
+        "samples": rows.samples.height,
+        "histograms": rows.histograms.height,
+    }
+    note = {"format": FORMAT, "grain": "scrape", **provenance, "counts": counts}
+    (folder / "window.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
+
+
+def by_hour(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    """The frame cut at UTC hours, as (2026-11-24T08, rows) in order."""
+    hours = frame.with_columns(hour=pl.col("ts").dt.strftime("%Y-%m-%dT%H"))
+    parts = hours.partition_by("hour", as_dict=True, include_key=False)
+    return sorted((str(key[0]), part) for key, part in parts.items())
+
+
+def write_hour(path: Path, part: pl.DataFrame) -> None:
+    """One hour of a table, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_parquet(partial, compression="zstd", compression_level=9, statistics=True)
+    partial.replace(path)
+
+
+def _deduplicate(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """One row a (series, time), the newest spelling's; and (series, time, why) of the others."""
+    ordered = frame.sort("series_id", "ts", "rank", maintain_order=True)
+    is_first = pl.struct("series_id", "ts").is_first_distinct()
+    marked = ordered.with_columns(is_kept=is_first)
+    best = pl.col("rank").min().over("series_id", "ts")
+    dropped = (
+        marked.with_columns(is_alias=pl.col("rank") > best)
+        .filter(~pl.col("is_kept"))
+        .select("series_id", "ts", "is_alias")
+    )
+    return marked.filter("is_kept").drop("is_kept", "rank"), dropped
+
+
+def _dropped_notes(dropped: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    """A ledger row per instance, metric and reason: duplicates, and older names of a concept."""
+    return (
+        dropped.join(series.select("series_id", "instance", "metric"), on="series_id")
+        .group_by("instance", "metric", "is_alias", maintain_order=True)
+        .agg(count=pl.len().cast(pl.Int64), ts=pl.col("ts").min())
+        .sort("instance", "metric", "is_alias")
+        .select(
+            check=pl.when("is_alias").then(pl.lit("renamed")).otherwise(pl.lit("duplicate")),
+            instance="instance",
+            ts="ts",
+            subject="metric",
+            detail=pl.when("is_alias")
+            .then(pl.lit("an older name of the same concept, in the same scrape"))
+            .otherwise(pl.lit("the same series and sample time, counted once")),
+            count="count",
+        )
+    )
+
+
+def _with_counter_runs(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    counters = series.filter(pl.col("kind").is_in(_DIFFERENCED)).get_column("series_id")
+    has_dropped = (
+        (pl.col("value") < pl.col("value").shift(1).over("series_id"))
+        & pl.col("series_id").is_in(counters.implode())
+    ).fill_null(False)
+    run = has_dropped.cum_sum().over("series_id").cast(pl.Int32)
+    return samples.with_columns(run=run).select("series_id", "run", "ts", "value")
+
+
+def _with_histogram_runs(histograms: pl.DataFrame) -> pl.DataFrame:
+    has_dropped = pl.Series("drop", _histogram_drops(histograms), dtype=pl.Boolean)
+    run = pl.col("drop").cum_sum().over("series_id").cast(pl.Int32)
+    return (
+        histograms.with_columns(has_dropped)
+        .with_columns(run=run)
+        .select("series_id", "run", "ts", "count", "sum", "counts")
+    )
+
+
+def _histogram_drops(histograms: pl.DataFrame) -> np.ndarray:
+    """Per row, whether its count, sum or any bucket is below the row's before it (same series)."""
+    height = histograms.height
+    drops = np.zeros(height, dtype=bool)
+    if height < 2:
+        return drops
+    ids = histograms.get_column("series_id").to_numpy()
+    lengths = histograms.get_column("counts").list.len().to_numpy().astype(np.int64)
+    flat = histograms.get_column("counts").explode(empty_as_null=False).to_numpy()
+    ends = np.cumsum(lengths)
+    for name in ("count", "sum"):
+        values = histograms.get_column(name).to_numpy()
+        drops[1:] |= values[1:] < values[:-1]
+    # Rows of one series have equally many buckets, so a row's twin lies `length` values back.
+    row_of = np.repeat(np.arange(height), lengths)
+    twin = np.arange(flat.size) - lengths[row_of]
+    is_comparable = twin >= 0
+    fallen = np.zeros(flat.size, dtype=bool)
+    fallen[is_comparable] = flat[is_comparable] < flat[twin[is_comparable]]
+    drops |= np.add.reduceat(fallen, np.concatenate(([0], ends[:-1]))) > 0
+    same = np.concatenate(([False], ids[1:] == ids[:-1]))
+    return drops & same
+
+
+def _with_births(
+    series: pl.DataFrame, samples: pl.DataFrame, histograms: pl.DataFrame
+) -> pl.DataFrame:
+    """`starts_at_zero`: the first sample counts from 0, because the series was born in the capture.
+
+    Either the source says so, or the process started after the instance's first attempt, or an
+    earlier good scrape of the instance did not have the series (labelled children appear on first
+    use).
+    """
+    seen = pl.concat([samples.select("series_id", "ts"), histograms.select("series_id", "ts")])
+    first = seen.group_by("series_id").agg(first=pl.col("ts").min())
+    known = series.select("series_id", "metric", "instance", "kind").join(first, on="series_id")
+    attempt = known.group_by("instance").agg(attempt=pl.col("first").min())
+    good = (
+        known.filter(~pl.col("metric").is_in(_BOOKKEEPING))
+        .group_by("instance")
+        .agg(good=pl.col("first").min())
+    )
+    started = _process_starts(samples, known)
+    born = (
+        known.join(attempt, on="instance")
+        .join(good, on="instance", how="left")
+        .join(started, on="instance", how="left")
+        .select(
+            "series_id",
+            born=pl.col("kind").is_in(_DIFFERENCED)
+            & (
+                (pl.col("first") > pl.col("good")) | (pl.col("started") > pl.col("attempt"))
+            ).fill_null(False),
+        )
+    )
+    return (
+        series.join(born, on="series_id", how="left")
+        .with_columns(starts_at_zero=pl.col("starts_at_zero") | pl.col("born").fill_null(False))
+        .drop("born")
+    )
+
+
+def _process_starts(samples: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """When the first process of each instance started, where it says so: instance, started."""
+    starts = known.filter(pl.col("metric") == "process_start_time_seconds")
+    return (
+        samples.join(starts.select("series_id", "instance"), on="series_id")
+        .group_by("instance")
+        .agg(started=pl.col("value").sort_by("ts").first())
+        .with_columns(
+            started=pl.from_epoch(
+                (pl.col("started") * 1e6).cast(pl.Int64), time_unit="us"
+            ).dt.replace_time_zone("UTC")
+        )
+    )

@@ -1,0 +1,165 @@
+"""An opened window: a folder of Parquet behind five documented views.
+
+`series`, `samples`, `histograms` and `intake` are the canonical tables (rows.py); `minutes` and
+`minute_histograms` are the rollup (rollup.py), computed on first use.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+from polars import selectors
+
+from vllm_capacity.errors import InputError, WindowError
+from vllm_capacity.resources import shipped
+from vllm_capacity.telemetry import rollup
+from vllm_capacity.telemetry.store import TABLES
+from vllm_capacity.timerange import TimeRange
+
+_EMPTY = {
+    "samples": "select 0::bigint as series_id, 0::int as run, now()::timestamptz as ts, "
+    "0::double as value where false",
+    "histograms": "select 0::bigint as series_id, 0::int as run, now()::timestamptz as ts, "
+    "0::double as count, 0::double as sum, []::double[] as counts where false",
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of telemetry. Ask it with `sql`, or through the package's figures."""
+
+    path: Path
+    connection: duckdb.DuckDBPyConnection
+    provenance: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def grain(self) -> str:
+        """`scrape`: every sample is here; `minute`: thinned to first and last states."""
+        return str(self.provenance.get("grain", "scrape"))
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the telemetry is a simulator's; to be said wherever it is shown."""
+        return bool(self.provenance.get("simulated", False))
+
+    def sql(self, query: str, **params: object) -> pl.DataFrame:
+        """The answer of a query over the views; `$name` in it is bound to the argument `name`.
+
+        A cursor of its own, so that threads do not disturb each other.
+        """
+        if "minute" in query:
+            self._ensure_rollup  # noqa: B018  the views appear on first use
+        cursor = self.connection.cursor()
+        try:
+            answer = pl.DataFrame(cursor.sql(query, params=params or None))
+        except duckdb.Error as error:
+            raise InputError(f"The window {self.name} cannot answer that query: {error}") from error
+        # DuckDB names its zone Etc/UTC, polars compares zones by name.
+        return answer.with_columns(selectors.datetime(time_zone="*").dt.convert_time_zone("UTC"))
+
+    def named_sql(self, package: str, name: str, **params: object) -> pl.DataFrame:
+        """The answer of a shipped query, `package`/sql/`name`.sql."""
+        return self.sql(query_text(package, name), **params)
+
+    @cached_property
+    def extent(self) -> TimeRange:
+        """From the first scrape attempt of any target to just after the last one."""
+        row = self.sql(
+            "select min(ts) as first, max(ts) as last from (select ts from samples union "
+            "all select ts from histograms)"
+        ).row(0, named=True)
+        return TimeRange(
+            row["first"].astimezone(UTC), row["last"].astimezone(UTC) + timedelta(microseconds=1)
+        )
+
+    def clamp(self, start: datetime | None, end: datetime | None) -> TimeRange:
+        """The part [start, end) of the window; times outside the capture are clamped to it.
+
+        InputError where nothing of the capture is left.
+        """
+        whole = self.extent
+        first = whole.start if start is None else max(start, whole.start)
+        last = whole.end if end is None else min(end, whole.end)
+        if last <= first:
+            raise InputError(
+                f"The window {self.name} holds {whole.start.isoformat()} … "
+                f"{whole.end.isoformat()}; "
+                f"nothing of it lies in the part asked for. Check --start and --end (UTC)."
+            )
+        return TimeRange(first, last)
+
+    @cached_property
+    def _ensure_rollup(self) -> bool:
+        rollup.make_views(self.path, self.connection)
+        return True
+
+
+def query_text(package: str, name: str) -> str:
+    """The text of a shipped query."""
+    return files(f"vllm_capacity.{package}").joinpath("sql", f"{name}.sql").read_text()
+
+
+def open_window(name_or_path: str | Path) -> Window:
+    """The window at that path, or of that name.
+
+    A name is looked for from the working folder upward in data/windows, then data/examples, then
+    among the shipped ones. WindowError, with the names there are, where there is none.
+    """
+    path = _find(str(name_or_path))
+    note = path / "window.json"
+    try:
+        provenance = json.loads(note.read_text())
+    except (OSError, ValueError):
+        raise WindowError(f"{path} is not a window: it has no readable window.json.") from None
+    connection = duckdb.connect(":memory:")
+    connection.execute("set TimeZone = 'UTC'")
+    try:
+        for table in ("series", "intake"):
+            connection.read_parquet(str(path / f"{table}.parquet")).to_view(table)
+        for table in TABLES:
+            hours = sorted(str(p) for p in (path / table).glob("*.parquet"))
+            if hours:
+                connection.read_parquet(hours).to_view(table)
+            else:
+                connection.sql(_EMPTY[table]).to_view(table)
+    except duckdb.Error as error:
+        raise WindowError(f"The window {path} is damaged: {error}") from error
+    return Window(path, connection, provenance)
+
+
+def _find(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path.resolve()
+    candidates = [path]
+    if path.name == name_or_path:
+        candidates = [folder / name_or_path for folder in window_folders()]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    names = sorted({p.parent.name for f in window_folders() for p in f.glob("*/window.json")})
+    raise WindowError(
+        f"No window {name_or_path!r}: neither a folder of that path nor a name. "
+        f"There are: {', '.join(names) or 'none here'}."
+    )
+
+
+def window_folders() -> list[Path]:
+    """Where windows are looked for by name, nearest first."""
+    here = Path.cwd()
+    roots = [here, *here.parents]
+    kept = [root / "data" / kind for kind in ("windows", "examples") for root in roots]
+    return [folder for folder in [*kept, shipped("data") / "examples"] if folder.is_dir()]
