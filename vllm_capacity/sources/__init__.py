@@ -1,0 +1,1 @@
+"""One dialect each: in come scrapes, OTLP columns or Parquet; out come canonical rows."""

@@ -1,0 +1,356 @@
+"""Prometheus' text exposition, as vLLM writes it, into canonical rows.
+
+One scrape is good or failed as a whole, as in Prometheus itself: text that does not parse, and an
+answer other than 200, leave `up` 0 and nothing else. Classic text counts buckets cumulatively
+(`le`); behind this border they are per bucket.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+from prometheus_client import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_capacity.errors import InputError, ParseError
+from vllm_capacity.facts.catalog import Kind, Match, canonical_name, keeps, match
+from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey
+
+Labels = tuple[tuple[str, str], ...]
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """One attempt to read a target's `/metrics`. `text` is empty where it failed."""
+
+    t_unix_seconds: float
+    target: str
+    status: int
+    text: str
+    seconds: float | None = None
+
+    @property
+    def ts_us(self) -> int:
+        """The sample time in microseconds since the epoch."""
+        return round(self.t_unix_seconds * 1_000_000)
+
+
+def parse_families(text: str) -> list[Family]:
+    """The metric families of one exposition; ParseError where any line is not of the format."""
+    try:
+        families = list(text_string_to_metric_families(text))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        # The library signals a broken line by any of these, depending on where it is broken.
+        raise ParseError(f"Not Prometheus text: {error}") from error
+    if text.strip() and not families:
+        raise ParseError("Not Prometheus text: there is no metric in it.")
+    return families
+
+
+@dataclass
+class ScrapeReader:
+    """Feeds scrapes, in any order, into a `RowBuffer`."""
+
+    buffer: RowBuffer = field(default_factory=RowBuffer)
+    good: int = 0
+    failed: int = 0
+    first_attempt_us: dict[str, int] = field(default_factory=dict)
+    last_attempt_us: dict[str, int] = field(default_factory=dict)
+
+    def add(self, scrape: Scrape) -> None:
+        """One scrape: its samples where it is good, `up` in any case."""
+        self._settle_order(scrape)
+        families: list[Family] = []
+        is_up = scrape.status == 200
+        if is_up:
+            try:
+                families = parse_families(scrape.text)
+            except ParseError as error:
+                is_up = False
+                self._note(scrape, "unparsable scrape", str(error))
+        self.buffer.scrape(scrape.target, scrape.ts_us, is_up=is_up, seconds=scrape.seconds)
+        self.good, self.failed = self.good + is_up, self.failed + (not is_up)
+        created = _created_times(families)
+        for family in families:
+            self._add_family(scrape, family, created)
+
+    def _settle_order(self, scrape: Scrape) -> None:
+        newest = self.last_attempt_us.get(scrape.target, scrape.ts_us)
+        if scrape.ts_us < newest:
+            seconds = (newest - scrape.ts_us) / 1e6
+            self.buffer.note(
+                "late",
+                subject=scrape.target,
+                detail=f"a scrape {seconds:.3g} s older than the one before it",
+                instance=scrape.target,
+                ts_us=scrape.ts_us,
+            )
+        self.first_attempt_us.setdefault(scrape.target, scrape.ts_us)
+        self.last_attempt_us[scrape.target] = max(newest, scrape.ts_us)
+
+    def _note(self, scrape: Scrape, subject: str, detail: str) -> None:
+        self.buffer.note(
+            "coverage",
+            subject=subject,
+            detail=detail[:300],
+            instance=scrape.target,
+            ts_us=scrape.ts_us,
+        )
+
+    def _add_family(
+        self, scrape: Scrape, family: Family, created: Mapping[tuple[str, Labels], float]
+    ) -> None:
+        wire = _Wire.of(family)
+        if not keeps(wire.exposed):
+            return
+        if family.type == "histogram":
+            self._add_histograms(scrape, family, wire, created)
+        elif family.type in ("counter", "gauge", "unknown", "info"):
+            for sample in family.samples:
+                if not sample.name.endswith("_created"):
+                    born = created.get((wire.exposed, _frozen(sample.labels)))
+                    key = wire.key(scrape.target, sample.labels)
+                    series_id = self._register(key, wire, scrape, born)
+                    value = float(sample.value) * wire.scale
+                    self.buffer.sample(series_id, scrape.ts_us, value, wire.rank)
+
+    def _add_histograms(
+        self,
+        scrape: Scrape,
+        family: Family,
+        wire: _Wire,
+        created: Mapping[tuple[str, Labels], float],
+    ) -> None:
+        for labels, state in _histogram_states(family).items():
+            if state is None:
+                self._note(scrape, wire.exposed, "histogram without a usable +Inf bucket or count")
+                continue
+            key = wire.key(scrape.target, dict(labels), state.bounds)
+            self.buffer.histogram(
+                self._register(key, wire, scrape, created.get((wire.exposed, labels))),
+                scrape.ts_us,
+                count=sum(state.counts),
+                total=state.total,
+                counts=state.counts,
+                rank=wire.rank,
+            )
+
+    def _register(
+        self, key: SeriesKey, wire: _Wire, scrape: Scrape, created_seconds: float | None
+    ) -> int:
+        first_us = self.first_attempt_us[scrape.target]
+        is_born_inside = created_seconds is not None and created_seconds * 1e6 > first_us
+        return self.buffer.series(
+            key, exposed=wire.exposed, rank=wire.rank, starts_at_zero=is_born_inside
+        )
+
+
+@dataclass(frozen=True)
+class _Wire:
+    """How one family is spelt on the wire, and what the catalogue knows of it."""
+
+    exposed: str
+    kind: str
+    found: Match | None
+
+    @classmethod
+    def of(cls, family: Family) -> _Wire:
+        # The parser takes `_total` off a counter's family name; at /metrics it is there.
+        is_bare = family.type == "counter" and not family.name.endswith("_total")
+        exposed = f"{family.name}_total" if is_bare else str(family.name)
+        found = match(exposed)
+        kind = str(family.type)
+        if found and (kind == "unknown" or found.metric.kind is Kind.INFO):
+            kind = str(found.metric.kind)  # no TYPE line, or a gauge that only carries labels
+        return cls(exposed, "gauge" if kind == "unknown" else kind, found)
+
+    @property
+    def rank(self) -> int:
+        return self.found.rank if self.found else 0
+
+    @property
+    def scale(self) -> float:
+        return self.found.scale if self.found else 1.0
+
+    def key(
+        self, target: str, labels: Mapping[str, str], bounds: tuple[float, ...] | None = None
+    ) -> SeriesKey:
+        has_engine = self.found.metric.has_engine if self.found else "engine" in labels
+        return SeriesKey(
+            metric=self.found.metric.name if self.found else canonical_name(self.exposed),
+            kind=self.kind,
+            instance=target,
+            engine=labels.get("engine", "0") if has_engine else None,
+            model_name=labels.get("model_name"),
+            labels=tuple((k, v) for k, v in _frozen(labels) if k not in ("engine", "model_name")),
+            bounds=bounds,
+        )
+
+
+@dataclass(frozen=True)
+class _State:
+    bounds: tuple[float, ...]
+    counts: list[float]
+    total: float
+
+
+def _frozen(labels: Mapping[str, str]) -> Labels:
+    return tuple(sorted((k, v) for k, v in labels.items() if k != "le"))
+
+
+def _created_times(families: Iterable[Family]) -> dict[tuple[str, Labels], float]:
+    """When each counter or histogram child was created, Unix seconds, by exposed name and labels.
+
+    Classic text declares them as gauge families of their own, `X_created`.
+    """
+    return {
+        (suffixed, _frozen(sample.labels)): float(sample.value)
+        for family in families
+        if family.name.endswith("_created")
+        for sample in family.samples
+        for bare in [family.name.removesuffix("_created")]
+        for suffixed in (bare, f"{bare}_total")
+    }
+
+
+def _histogram_states(
+    family: Family,
+) -> dict[Labels, _State | None]:
+    buckets: dict[Labels, dict[float, float]] = {}
+    sums: dict[Labels, float] = {}
+    counts: dict[Labels, float] = {}
+    for sample in family.samples:
+        labels = _frozen(sample.labels)
+        if sample.name.endswith("_bucket"):
+            edges = buckets.setdefault(labels, {})
+            edge = _edge(sample.labels.get("le"))
+            edges[edge] = edges.get(edge, 0.0) + sample.value
+        elif sample.name.endswith("_sum"):
+            sums[labels] = sample.value
+        elif sample.name.endswith("_count"):
+            counts[labels] = sample.value
+    return {
+        labels: _state(edges, counts.get(labels), sums.get(labels, math.nan))
+        for labels, edges in buckets.items()
+    }
+
+
+def _edge(text: str | None) -> float:
+    try:
+        return float(text) if text is not None else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _state(edges: dict[float, float], count: float | None, total: float) -> _State | None:
+    """The per-bucket state, or None where the buckets do not make a histogram."""
+    if count is not None:
+        edges = {math.inf: count, **edges}
+    ordered = sorted(edges)
+    cumulative = [edges[edge] for edge in ordered]
+    if (
+        math.inf not in edges
+        or not all(x >= 0 for x in cumulative)
+        or math.isnan(sum(ordered[:-1]))
+    ):
+        return None  # a NaN compares as false, too
+    # A bucket below its predecessor is raised to it, as Prometheus does.
+    raised = list(accumulate(cumulative, max))
+    per_bucket = [raised[0], *(b - a for a, b in pairwise(raised))]
+    return _State(tuple(ordered[:-1]), per_bucket, total)
+
+
+def read_saved_scrapes(path: Path) -> Iterator[Scrape]:
+    """The scrapes of a saved file: JSON lines, gzip or plain. A cut last line is left out.
+
+    One object a line: `t` Unix seconds, `target`, `status`, `text`; other keys are ignored.
+    """
+    lines = _lines(path)
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            scrape = _scrape_of(line, path, number)
+            if scrape is not None:
+                yield scrape
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise InputError(f"No saved scrapes at {path}: there is no such file.")
+    with path.open("rb") as raw:
+        is_gzip = raw.read(2) == _GZIP_MAGIC
+    opener = gzip.open if is_gzip else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            yield from file
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return  # a file cut short: what came before the cut is good
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{path} is not saved scrapes: it is not text. Expected JSON lines, gzip or plain."
+        ) from None
+
+
+def _scrape_of(line: str, path: Path, number: int) -> Scrape | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        if not line.endswith("\n"):
+            return None  # the last line of a file cut short
+        raise InputError(
+            f"{path}, line {number}, is not a JSON object. Expected one scrape a line: "
+            '{"t": Unix seconds, "target": …, "status": 200, "text": "…"}.'
+        ) from None
+    try:
+        t, status = float(row["t"]), int(row["status"])
+        target, text = str(row["target"]), str(row.get("text") or "")
+        seconds = row.get("dur")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise InputError(
+            f"{path}, line {number}, is not a scrape: it needs t (Unix seconds), target and status."
+        ) from None
+    if not math.isfinite(t) or not 0 < t < 1e11:
+        raise InputError(f"{path}, line {number}: t = {t} is not a time in Unix seconds.")
+    return Scrape(t, target, status, text, float(seconds) if _is_number(seconds) else None)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_scrapes(path: Path) -> Rows:
+    """The canonical rows of a file of saved scrapes.
+
+    InputError where the file is no such file, or not one of its scrapes holds a vLLM series.
+    """
+    reader = ScrapeReader()
+    for scrape in read_saved_scrapes(path):
+        reader.add(scrape)
+    require_serving_series(reader, str(path))
+    return reader.buffer.rows()
+
+
+def provenance(rows: Rows, *, kind: str, origin: str) -> dict[str, object]:
+    """What a window made of scrapes says of where it came from."""
+    up = rows.series.filter(rows.series["metric"] == "up")
+    return {"source": {"kind": kind, "origin": origin}, "targets": sorted(up["instance"].to_list())}
+
+
+def require_serving_series(reader: ScrapeReader, origin: str) -> None:
+    """InputError unless the scrapes hold a series of a serving framework we know."""
+    if reader.good + reader.failed == 0:
+        raise InputError(f"{origin} holds no scrape at all.")
+    if not reader.buffer.has_serving_series():
+        raise InputError(
+            f"{origin} holds no vLLM series ({reader.good} good and {reader.failed} failed "
+            "scrapes). "
+            "Check that the target is vLLM's /metrics and that --disable-log-stats is off."
+        )
