@@ -1,0 +1,109 @@
+"""What the data-quality ledger judges: facts about the telemetry itself, gathered in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.figures import scrapes, traffic
+from vllm_capacity.figures.scrapes import Gap, Restart
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
+
+_STALE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Facts about one part of a window.
+
+    `tries`: instance, ts, is_good, inside the part. `lifetimes`: one row a series (lifetimes.sql).
+    `intake`: what the border found (intake_notes.sql). `stale`: instance, engine, start, end, value
+    of a gauge that stood above 0 while no token came. `finished_per_scrape`: the most requests that
+    finished between two scrapes of an instance. `engines`: instance, engine, hours (billed),
+    output_tokens.
+    """
+
+    part: TimeRange
+    tries: pl.DataFrame
+    gaps: list[Gap]
+    restarts: list[Restart]
+    lifetimes: pl.DataFrame
+    intake: pl.DataFrame
+    stale: pl.DataFrame
+    finished_per_scrape: dict[str, float]
+    engines: pl.DataFrame
+
+
+def gather(
+    window: Window,
+    *,
+    part: TimeRange,
+    tries: pl.DataFrame,
+    restarts: list[Restart],
+    points: pl.DataFrame,
+    fleet: pl.DataFrame,
+) -> Evidence:
+    """The evidence of a part.
+
+    `points` are its engine steps (figures/steps.py), `fleet` its engines with their billed hours
+    (figures/scrapes.py).
+    """
+    increases = traffic.scrape_increases(window, [traffic.REQUESTS], part=part)
+    per_scrape = increases.group_by("instance", "ts").agg(pl.col("increase").sum())
+    most = per_scrape.group_by("instance").agg(pl.col("increase").max()).sort("instance")
+    return Evidence(
+        part=part,
+        tries=tries.filter(pl.col("ts") >= part.start),
+        gaps=scrapes.gaps(tries, part=part),
+        restarts=restarts,
+        lifetimes=window.named_sql("figures", "lifetimes", end=part.end),
+        intake=window.named_sql("figures", "intake_notes", start=part.start, end=part.end),
+        stale=stale_gauges(points),
+        finished_per_scrape={name: value or 0.0 for name, value in most.iter_rows()},
+        engines=_with_output(window, fleet, part),
+    )
+
+
+def _with_output(window: Window, fleet: pl.DataFrame, part: TimeRange) -> pl.DataFrame:
+    grown = traffic.counter_increases(window, [traffic.GENERATION_TOKENS], part=part)
+    output = grown.group_by("instance", "engine").agg(output_tokens=pl.col("increase").sum())
+    return fleet.join(output, on=["instance", "engine"], how="left").sort("instance", "engine")
+
+
+def stale_gauges(points: pl.DataFrame) -> pl.DataFrame:
+    """Spells of a minute or more in which requests are said to run while no token comes.
+
+    One row a spell: instance, engine, start, end, value (mean running in it). Source: method.md §3.
+    """
+    still = (pl.col("running_mean") > 0) & (pl.col("output_tokens_per_second") == 0)
+    spells: list[dict[str, Any]] = []
+    for (instance, engine), own in points.group_by("instance", "engine", maintain_order=True):
+        marked = own.with_columns(is_still=still.fill_null(False)).with_columns(
+            spell=pl.col("is_still").rle_id()
+        )
+        for _, spell in marked.filter("is_still").group_by("spell", maintain_order=True):
+            start, end = spell.get_column("start")[0], spell.get_column("end")[-1]
+            if (end - start).total_seconds() >= _STALE_SECONDS:
+                value = float(spell.get_column("running_mean").mean())  # type: ignore[arg-type]
+                spells.append(
+                    {
+                        "instance": instance,
+                        "engine": engine,
+                        "start": start,
+                        "end": end,
+                        "value": value,
+                    }
+                )
+    return pl.DataFrame(
+        spells,
+        schema={
+            "instance": pl.String,
+            "engine": pl.String,
+            "start": pl.Datetime("us", "UTC"),
+            "end": pl.Datetime("us", "UTC"),
+            "value": pl.Float64,
+        },
+    )

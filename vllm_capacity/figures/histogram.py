@@ -1,0 +1,178 @@
+"""What a histogram says exactly: quantiles with their bounds, shares, merging; and its best guess.
+
+Pure functions over `edges` (finite upper bounds, ascending) and `counts` (per bucket, not
+cumulative, one longer than `edges`: the last is the overflow bucket). Counts may be fractional.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.figures.density import distribution
+
+
+def bucket_quantile(edges: Sequence[float], counts: Sequence[float], q: float) -> float | None:
+    """The `q` quantile of a histogram, in the unit of `edges`.
+
+    Interpolates linearly inside a bucket, as PromQL does; unlike PromQL, None if the quantile lies
+    in the overflow bucket, where all we know is that it exceeds `edges[-1]`. None, too, if nothing
+    was observed. InputError for a `q` outside 0..1 and for what is no histogram.
+    """
+    _require_quantile(q)
+    _require_histogram(edges, counts)
+    rank, below, lower = q * sum(counts), 0.0, _floor(edges)
+    for upper, count in zip(edges, counts, strict=False):
+        if count and below + count >= rank:
+            return lower + (upper - lower) * (rank - below) / count
+        below, lower = below + count, upper
+    return None
+
+
+def quantile_bounds(
+    edges: Sequence[float], counts: Sequence[float], q: float
+) -> tuple[float | None, float | None]:
+    """The edges of the bucket that holds the `q` quantile: the truth lies between them.
+
+    The first bucket begins at 0, or at its own edge if that is below 0. In the overflow bucket the
+    upper bound is None; if nothing was observed, both are.
+    """
+    _require_quantile(q)
+    _require_histogram(edges, counts)
+    total = sum(counts)
+    if not total or not edges:
+        return None, None
+    rank, below, lower = q * total, 0.0, _floor(edges)
+    for upper, count in zip(edges, counts, strict=False):
+        if count and below + count >= rank:
+            return lower, upper
+        below, lower = below + count, upper
+    return edges[-1], None
+
+
+def quantile_estimate(
+    edges: Sequence[float], counts: Sequence[float], total: float | None, q: float
+) -> float | None:
+    """The likeliest `q` quantile, in the unit of `edges`: inside its bounds, closer on average.
+
+    `total` is the sum of all observations, None if unknown; one that the buckets rule out is
+    ignored, as is one with observations in the overflow bucket, which may be anything. None if the
+    quantile lies in the overflow bucket or nothing was observed. The method: density.py.
+    """
+    lower, upper = quantile_bounds(edges, counts, q)
+    if lower is None or upper is None:
+        return None
+    if lower == upper:
+        return lower
+    known = None if total is None or not math.isfinite(total) else float(total)
+    xs, below = distribution(tuple(edges), tuple(counts), known)
+    return min(max(float(np.interp(q * sum(counts), below, xs)), lower), upper)
+
+
+def attainment(
+    edges: Sequence[float], counts: Sequence[float], target: float
+) -> tuple[float | None, float | None]:
+    """The least and the largest share of observations at or under `target`, 0..1.
+
+    Equal at an edge, where the share is exact; between two edges the bucket's observations may lie
+    on either side. Observations are taken to be no less than 0. None, None if nothing was observed.
+    """
+    _require_histogram(edges, counts)
+    if math.isnan(target):
+        raise InputError("A target must be a number, not NaN.")
+    total = sum(counts)
+    if not total:
+        return None, None
+    below = [0.0, *accumulate(counts)]
+    bounds = [_floor(edges), *edges, math.inf]
+    for (lower, upper), (at_lower, at_upper) in zip(pairwise(bounds), pairwise(below), strict=True):
+        if target < lower or (target == lower > bounds[0]):
+            return at_lower / total, at_lower / total
+        if target < upper:
+            return at_lower / total, at_upper / total
+    return 1.0, 1.0
+
+
+def fraction(
+    edges: Sequence[float], counts: Sequence[float], lower: float, upper: float
+) -> float | None:
+    """The share of observations between `lower` and `upper`, 0..1, as PromQL's histogram_fraction.
+
+    Interpolates linearly inside finite buckets; what the overflow bucket holds counts as above any
+    finite `upper`. 0 if `lower` is not below `upper`; None if nothing was observed.
+    """
+    _require_histogram(edges, counts)
+    if math.isnan(lower) or math.isnan(upper):
+        raise InputError(f"A range must have two numbers as ends, not {lower} and {upper}.")
+    total = sum(counts)
+    if not total:
+        return None
+    if lower >= upper:
+        return 0.0
+    return (_at_or_under(edges, counts, upper) - _at_or_under(edges, counts, lower)) / total
+
+
+def merge(
+    histograms: Sequence[tuple[Sequence[float], Sequence[float]]],
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Several histograms as one, on the edges they all have: exact, if coarser.
+
+    The count at or under a common edge is exact in each, so their sum is. None if there is no
+    common edge, or no histogram.
+    """
+    for edges, counts in histograms:
+        _require_histogram(edges, counts)
+    if not histograms:
+        return None
+    common = sorted(set[float](histograms[0][0]).intersection(*(edges for edges, _ in histograms)))
+    if not common:
+        return None
+    at_or_under = [0.0] * (len(common) + 1)
+    for edges, counts in histograms:
+        below = dict(zip([*edges, math.inf], accumulate(counts), strict=True))
+        columns = zip(at_or_under, [*common, math.inf], strict=True)
+        at_or_under = [so_far + below[edge] for so_far, edge in columns]
+    counts_between = [high - low for low, high in pairwise([0.0, *at_or_under])]
+    return tuple(common), tuple(counts_between)
+
+
+def _require_quantile(q: float) -> None:
+    if not 0 <= q <= 1:
+        raise InputError(f"A quantile must lie between 0 and 1, not {q}; p95 is 0.95.")
+
+
+def _require_histogram(edges: Sequence[float], counts: Sequence[float]) -> None:
+    if len(counts) != len(edges) + 1:
+        raise InputError(
+            f"{len(edges)} edges need {len(edges) + 1} counts, the last for what lies above; "
+            f"there are {len(counts)}."
+        )
+    if not all(count >= 0 and math.isfinite(count) for count in counts):
+        raise InputError(f"Counts per bucket must be finite and not negative: {list(counts)}.")
+    if not all(math.isfinite(edge) for edge in edges) or any(a >= b for a, b in pairwise(edges)):
+        raise InputError(f"Edges must be finite and ascend: {list(edges)}.")
+
+
+def _floor(edges: Sequence[float]) -> float:
+    """Where the first bucket begins: 0, or its own edge if that is below 0."""
+    return min([0.0, *edges[:1]])
+
+
+def _at_or_under(edges: Sequence[float], counts: Sequence[float], value: float) -> float:
+    """How many observations lie at or under `value`, interpolated inside finite buckets."""
+    if value == math.inf:
+        return sum(counts)
+    if value == -math.inf:
+        return 0.0
+    below, lower = 0.0, _floor(edges)
+    for upper, count in zip(edges, counts, strict=False):
+        if value < upper:
+            # A first bucket that ends at or below 0 has no lower end to interpolate from.
+            share = max(value - lower, 0.0) / (upper - lower) if upper > lower else 1.0
+            return below + count * share
+        below, lower = below + count, upper
+    return below

@@ -1,0 +1,140 @@
+"""The window over time, all engines together: what the charts draw. Totals never come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from vllm_capacity.figures import gauges, latency, scrapes, traffic
+from vllm_capacity.figures.histogram import bucket_quantile, quantile_bounds
+from vllm_capacity.figures.steps import Grid, booked, marks
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
+
+LATENCIES = {"ttft": latency.TTFT, "itl": latency.ITL, "e2e": latency.E2E}
+FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
+CHART_QUANTILES = {"p50": 0.5, "p95": 0.95}
+
+
+def per_step(window: Window, *, part: TimeRange, step_seconds: float) -> pl.DataFrame:
+    """What the charts draw, one row a step, in order.
+
+    Columns: ts (the start of the step), is_gap, is_restart, and, null where not observed:
+    running, waiting (summed over engines, mean over the step), kv_cache_ratio_mean,
+    kv_cache_ratio_max, output_tokens_per_second, prompt_tokens_per_second, requests_per_second,
+    preemptions, finished_stop … finished_repetition (requests in the step), and for ttft, itl and
+    e2e: X_p50_seconds, X_p95_seconds, each with _lower and _upper.
+    """
+    tries = scrapes.attempts(window, end=part.end)
+    grid = Grid(part, step_seconds)
+    gaps = scrapes.gaps(tries, part=part)
+    touched = (
+        marks(grid, gaps, scrapes.restarts(window, part=part))
+        .group_by("step")
+        .agg(is_gap=pl.col("has_gap").any(), is_restart=pl.col("has_restart").any())
+    )
+    steps = pl.DataFrame({"step": range(grid.count)}, schema={"step": pl.Int64})
+    for frame in (
+        touched,
+        _gauges(window, part, grid, tries),
+        _rates(window, part, grid, gaps),
+        _latencies(window, part, grid),
+    ):
+        steps = steps.join(frame, on="step", how="left")
+    return (
+        grid.starts(steps.sort("step"))
+        .with_columns(pl.col("is_gap", "is_restart").fill_null(False))
+        .rename({"start": "ts"})
+        .drop("step", "end")
+    )
+
+
+def _gauges(window: Window, part: TimeRange, grid: Grid, tries: pl.DataFrame) -> pl.DataFrame:
+    names = [gauges.RUNNING, gauges.WAITING, gauges.KV_CACHE]
+    samples = gauges.gauge_samples(window, names, part=part)
+    inside = tries.filter(pl.col("ts") >= part.start)
+    frame = (
+        samples.filter(pl.col("metric") == gauges.KV_CACHE)
+        .group_by(step=grid.of("ts"))
+        .agg(kv_cache_ratio_mean=pl.col("value").mean(), kv_cache_ratio_max=pl.col("value").max())
+    )
+    for name, metric in (("running", gauges.RUNNING), ("waiting", gauges.WAITING)):
+        summed = gauges.summed(samples, inside, metric)
+        mean = summed.group_by(step=grid.of("ts")).agg(pl.col("value").mean().alias(name))
+        frame = frame.join(mean, on="step", how="full", coalesce=True)
+    return frame
+
+
+def _rates(
+    window: Window, part: TimeRange, grid: Grid, gaps: Sequence[scrapes.Gap]
+) -> pl.DataFrame:
+    metrics = [
+        traffic.GENERATION_TOKENS,
+        traffic.PROMPT_TOKENS,
+        traffic.REQUESTS,
+        traffic.PREEMPTIONS,
+    ]
+    steps = booked(traffic.scrape_increases(window, metrics, part=part), grid, gaps)
+    rates = {
+        "output_tokens_per_second": traffic.GENERATION_TOKENS,
+        "prompt_tokens_per_second": traffic.PROMPT_TOKENS,
+        "requests_per_second": traffic.REQUESTS,
+    }
+    # A rate is per engine (its own scrape times) before it is added over engines.
+    per_engine = steps.group_by("instance", "engine", "metric", "step").agg(
+        rate=pl.col("amount").sum() / pl.col("seconds").max(), amount=pl.col("amount").sum()
+    )
+    frame = steps.select("step").unique()
+    for name, metric in rates.items():
+        own = per_engine.filter(pl.col("metric") == metric)
+        frame = _joined(frame, own.group_by("step").agg(pl.col("rate").sum().alias(name)))
+    own = per_engine.filter(pl.col("metric") == traffic.PREEMPTIONS)
+    frame = _joined(frame, own.group_by("step").agg(preemptions=pl.col("amount").sum()))
+    reason = pl.col("labels").str.json_path_match("$.finished_reason")
+    finished = steps.filter(pl.col("metric") == traffic.REQUESTS).with_columns(reason=reason)
+    for name in FINISHED_REASONS:
+        own = finished.filter(pl.col("reason") == name)
+        amount = pl.col("amount").sum().alias(f"finished_{name}")
+        frame = _joined(frame, own.group_by("step").agg(amount))
+    return frame
+
+
+def _joined(frame: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
+    return frame.join(other, on="step", how="left")
+
+
+def _latencies(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
+    increases = latency.histogram_increases(
+        window, list(LATENCIES.values()), part=part, step_seconds=grid.seconds
+    )
+    by_step: dict[int, dict[str, float | None]] = {}
+    for name, metric in LATENCIES.items():
+        own = [i for i in increases if i.metric == metric]
+        for step in sorted({i.step for i in own}):
+            distribution = latency.merged([i for i in own if i.step == step])
+            by_step.setdefault(step, {}).update(_quantiles(name, distribution))
+    columns = [
+        f"{name}_{q}_seconds{end}"
+        for name in LATENCIES
+        for q in CHART_QUANTILES
+        for end in ("", "_lower", "_upper")
+    ]
+    return pl.DataFrame(
+        [{"step": step, **row} for step, row in by_step.items()],
+        schema={"step": pl.Int64, **dict.fromkeys(columns, pl.Float64)},
+    )
+
+
+def _quantiles(name: str, distribution: latency.Distribution | None) -> dict[str, float | None]:
+    if distribution is None:
+        return {}
+    answer: dict[str, float | None] = {}
+    for label, q in CHART_QUANTILES.items():
+        lower, upper = quantile_bounds(distribution.edges, distribution.counts, q)
+        answer[f"{name}_{label}_seconds"] = bucket_quantile(
+            distribution.edges, distribution.counts, q
+        )
+        answer[f"{name}_{label}_seconds_lower"] = lower
+        answer[f"{name}_{label}_seconds_upper"] = upper
+    return answer

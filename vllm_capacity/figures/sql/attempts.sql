@@ -1,0 +1,23 @@
+-- attempts: every scrape attempt and whether it was good.
+-- grain: one row per (instance, attempt) before $end. Where a source left no `up`, the times of the
+-- samples themselves are the attempts, all good.
+-- params: $end.
+with watched as (
+    select instance, ts, value > 0 as is_good
+    from samples
+    join series using (series_id)
+    where metric = 'up' and ts < $end
+),
+unwatched as (
+    select distinct instance, ts, true as is_good
+    from samples
+    join series using (series_id)
+    where
+        ts < $end
+        and metric not in ('up', 'scrape_duration_seconds')
+        and instance not in (select instance from watched)
+)
+select instance, ts, is_good from watched
+union all
+select instance, ts, is_good from unwatched
+order by instance, ts

@@ -1,0 +1,27 @@
+-- histogram_states: the states between which every wanted histogram grew, in a part of the window.
+-- grain: one row per (series, run, step); step -1 is everything before $start.
+-- params: $metrics (list), $start, $end, $step_us (longer than the part: one step).
+-- Counts are per bucket and cumulative over time; the increase is taken on read, state minus state.
+with wanted as (
+    select series_id, metric, instance, engine, model_name, bounds, starts_at_zero
+    from series
+    where list_contains($metrics, metric) and kind = 'histogram'
+)
+select
+    wanted.*,
+    run,
+    case
+        when ts < $start then -1
+        else (epoch_us(ts) - epoch_us($start::timestamptz)) // $step_us
+    end as step,
+    arg_min(sum, ts) as first_sum,
+    arg_min(counts, ts) as first_counts,
+    arg_max(sum, ts) as sum,
+    arg_max(counts, ts) as counts,
+    min(ts) as t0,
+    max(ts) as t1
+from histograms
+join wanted using (series_id)
+where ts < $end
+group by all
+order by series_id, run, step

@@ -1,0 +1,14 @@
+-- intake_notes: what the border found, summed.
+-- grain: one row per (check, instance, subject, detail); notes of the part, and those without a time.
+-- params: $start, $end.
+select
+    "check",
+    instance,
+    subject,
+    detail,
+    sum(count)::bigint as count,
+    min(ts) as first_ts
+from intake
+where ts is null or (ts >= $start and ts < $end)
+group by all
+order by "check", instance, subject, detail

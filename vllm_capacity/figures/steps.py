@@ -1,0 +1,259 @@
+"""The window cut into steps of 10–60 s, per engine: the points that saturation is judged on.
+
+Rates are spread over gaps (and the steps they touch are marked); nothing here is used for totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from vllm_capacity.figures import gauges, latency, scrapes, traffic
+from vllm_capacity.figures.histogram import bucket_quantile
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
+
+_ENGINE = ["instance", "engine"]
+_STEP = [*_ENGINE, "step"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Even steps of a part; step k is [start + k·seconds, start + (k+1)·seconds)."""
+
+    part: TimeRange
+    seconds: float
+
+    @property
+    def count(self) -> int:
+        """Steps, the last one perhaps cut short."""
+        return max(1, -(-round(self.part.seconds * 1e6) // self.us))
+
+    @property
+    def us(self) -> int:
+        """Length of a step in microseconds."""
+        return round(self.seconds * 1e6)
+
+    def of(self, column: str) -> pl.Expr:
+        """The step of each instant."""
+        since = pl.col(column) - pl.lit(self.part.start).dt.convert_time_zone("UTC")
+        return since.dt.total_microseconds().floordiv(self.us).cast(pl.Int64)
+
+    def starts(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with `start` and `end` of its `step`."""
+        offset = pl.duration(microseconds=pl.col("step") * self.us)
+        start = pl.lit(self.part.start).dt.cast_time_unit("us").dt.convert_time_zone("UTC") + offset
+        return frame.with_columns(start=start, end=start + pl.duration(microseconds=self.us))
+
+
+def natural_step_seconds(tries: pl.DataFrame) -> float:
+    """Five scrapes a step, but 10 s at least and 60 s at most."""
+    steps = (
+        tries.select(d=pl.col("ts").diff().over("instance").dt.total_microseconds() / 1e6)
+        .get_column("d")
+        .drop_nulls()
+    )
+    return min(60.0, max(10.0, 5.0 * float(steps.median() or 2.0)))  # type: ignore[arg-type]
+
+
+def booked(increases: pl.DataFrame, grid: Grid, gaps: Sequence[scrapes.Gap]) -> pl.DataFrame:
+    """Increases and the seconds they took, by step.
+
+    Columns: instance, engine, metric, labels, step, amount, seconds.
+
+    An increase is booked in the step of its later scrape; one that spans a gap is spread evenly
+    over the steps of the gap.
+    """
+    known = increases.drop_nulls(["ts_before", "increase"]).with_columns(
+        seconds=(pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() / 1e6
+    )
+    keyed = _gap_keys(gaps)
+    plain = known.join(keyed, on=["instance", "ts"], how="anti").select(
+        *_ENGINE, "metric", "labels", step=grid.of("ts"), amount="increase", seconds="seconds"
+    )
+    spread = _spread(known.join(keyed, on=["instance", "ts"], how="semi"), grid)
+    return (
+        pl.concat([plain, spread])
+        .filter((pl.col("step") >= 0) & (pl.col("step") < grid.count))
+        .group_by(*_ENGINE, "metric", "labels", "step")
+        .agg(pl.col("amount").sum(), pl.col("seconds").sum())
+        .sort(*_ENGINE, "metric", "labels", "step")
+    )
+
+
+def _gap_keys(gaps: Sequence[scrapes.Gap]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"instance": [g.instance for g in gaps], "ts": [g.end for g in gaps]},
+        schema={"instance": pl.String, "ts": pl.Datetime("us", "UTC")},
+    )
+
+
+def _spread(long: pl.DataFrame, grid: Grid) -> pl.DataFrame:
+    """Each increase cut at step borders, in proportion to time."""
+    cut = (
+        long.with_columns(
+            step=pl.int_ranges(grid.of("ts_before"), grid.of("ts") + 1, dtype=pl.Int64)
+        )
+        .explode("step", empty_as_null=False)
+        .pipe(grid.starts)
+        .with_columns(
+            share_seconds=(
+                pl.min_horizontal("ts", "end") - pl.max_horizontal("ts_before", "start")
+            ).dt.total_microseconds()
+            / 1e6
+        )
+    )
+    return cut.select(
+        *_ENGINE,
+        "metric",
+        "labels",
+        "step",
+        amount=pl.col("increase") * pl.col("share_seconds") / pl.col("seconds"),
+        seconds="share_seconds",
+    )
+
+
+def marks(
+    grid: Grid, gaps: Sequence[scrapes.Gap], restarts: Sequence[scrapes.Restart]
+) -> pl.DataFrame:
+    """The steps that a gap or a restart touches: instance, step, has_gap, has_restart."""
+    rows = [(g.instance, g.start, g.end, True, False) for g in gaps]
+    rows += [(r.instance, r.before, r.after, False, True) for r in restarts]
+    frame = pl.DataFrame(
+        rows,
+        schema={
+            "instance": pl.String,
+            "from": pl.Datetime("us", "UTC"),
+            "to": pl.Datetime("us", "UTC"),
+            "has_gap": pl.Boolean,
+            "has_restart": pl.Boolean,
+        },
+        orient="row",
+    )
+    return (
+        frame.with_columns(step=pl.int_ranges(grid.of("from"), grid.of("to") + 1, dtype=pl.Int64))
+        .explode("step", empty_as_null=False)
+        .group_by("instance", "step")
+        .agg(pl.col("has_gap").any(), pl.col("has_restart").any())
+        .sort("instance", "step")
+    )
+
+
+def engine_steps(
+    window: Window,
+    *,
+    part: TimeRange,
+    step_seconds: float | None = None,
+    tries: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """The points of saturation, one row an (engine, step), in order.
+
+    Columns: `STEP_SCHEMA` of verdicts/saturation.py; null where a step has no sample. Empty where
+    there is no engine.
+    """
+    if tries is None:
+        tries = scrapes.attempts(window, end=part.end)
+    grid = Grid(part, step_seconds or natural_step_seconds(tries))
+    gaps = scrapes.gaps(tries, part=part)
+    fleet = scrapes.engines(window, part=part, tries=tries).select(*_ENGINE)
+    skeleton = fleet.join(
+        pl.DataFrame({"step": range(grid.count)}, schema={"step": pl.Int64}), how="cross"
+    )
+    wide = (
+        skeleton.join(_gauge_steps(window, part, grid), on=_STEP, how="left", nulls_equal=True)
+        .join(_rate_steps(window, part, grid, gaps), on=_STEP, how="left", nulls_equal=True)
+        .join(_latency_steps(window, part, grid), on=_STEP, how="left", nulls_equal=True)
+        .join(
+            marks(grid, gaps, scrapes.restarts(window, part=part)),
+            on=["instance", "step"],
+            how="left",
+        )
+        .with_columns(
+            pl.col("has_gap", "has_restart").fill_null(False),
+            pl.col("scrapes").fill_null(0),
+        )
+    )
+    ended = grid.starts(wide).with_columns(end=pl.min_horizontal("end", pl.lit(part.end)))
+    return ended.sort(*_ENGINE, "step").drop("step")
+
+
+def _gauge_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
+    names = {"running": gauges.RUNNING, "waiting": gauges.WAITING, "kv_ratio": gauges.KV_CACHE}
+    samples = gauges.gauge_samples(window, list(names.values()), part=part)
+    short = {metric: name for name, metric in names.items()}
+    wide = samples.with_columns(pl.col("metric").replace(short)).pivot(
+        "metric", index=[*_ENGINE, "ts"], values="value", aggregate_function="max"
+    )
+    for name in names:
+        if name not in wide.columns:
+            wide = wide.with_columns(pl.lit(None, dtype=pl.Float64).alias(name))
+    is_waiting = pl.col("waiting") > 0
+    at_ceiling = pl.col("running") >= pl.col("running").max().over(_ENGINE) - 1
+    return (
+        wide.with_columns(step=grid.of("ts"), is_waiting=is_waiting, at_ceiling=at_ceiling)
+        .group_by(_STEP)
+        .agg(
+            scrapes=pl.len().cast(pl.Int64),
+            running_mean=pl.col("running").mean(),
+            running_max=pl.col("running").max(),
+            waiting_mean=pl.col("waiting").mean(),
+            waiting_max=pl.col("waiting").max(),
+            waiting_share=pl.col("is_waiting").mean(),
+            at_ceiling_share=pl.col("at_ceiling").filter("is_waiting").mean(),
+            kv_ratio_mean=pl.col("kv_ratio").mean(),
+            kv_ratio_max=pl.col("kv_ratio").max(),
+        )
+    )
+
+
+def _rate_steps(
+    window: Window, part: TimeRange, grid: Grid, gaps: Sequence[scrapes.Gap]
+) -> pl.DataFrame:
+    metrics = [
+        traffic.GENERATION_TOKENS,
+        traffic.PROMPT_TOKENS,
+        traffic.REQUESTS,
+        traffic.PREEMPTIONS,
+    ]
+    steps = booked(traffic.scrape_increases(window, metrics, part=part), grid, gaps)
+
+    def rate(metric: str) -> pl.Expr:
+        own = pl.col("metric") == metric
+        return pl.col("amount").filter(own).sum() / pl.col("seconds").filter(own).max()
+
+    is_preemption = pl.col("metric") == traffic.PREEMPTIONS
+    return steps.group_by(_STEP).agg(
+        output_tokens_per_second=rate(traffic.GENERATION_TOKENS),
+        prompt_tokens_per_second=rate(traffic.PROMPT_TOKENS),
+        requests_per_second=rate(traffic.REQUESTS),
+        preemptions=pl.when(is_preemption.any())
+        .then(pl.col("amount").filter(is_preemption).sum())
+        .otherwise(None),
+    )
+
+
+def _latency_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
+    increases = latency.histogram_increases(
+        window, [latency.TTFT, latency.ITL], part=part, step_seconds=grid.seconds
+    )
+    rows = [
+        (i.instance, i.engine, i.step, i.metric, bucket_quantile(i.edges, i.counts, 0.95))
+        for i in increases
+    ]
+    frame = pl.DataFrame(
+        rows,
+        schema={
+            "instance": pl.String,
+            "engine": pl.String,
+            "step": pl.Int64,
+            "metric": pl.String,
+            "p95": pl.Float64,
+        },
+        orient="row",
+    )
+    return frame.group_by(_STEP).agg(
+        ttft_p95_seconds=pl.col("p95").filter(pl.col("metric") == latency.TTFT).max(),
+        itl_p95_seconds=pl.col("p95").filter(pl.col("metric") == latency.ITL).max(),
+    )

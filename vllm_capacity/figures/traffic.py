@@ -1,0 +1,96 @@
+"""Counters: how much grew, exactly, over the whole window or any part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
+
+REQUESTS = "vllm:request_success_total"
+GENERATION_TOKENS = "vllm:generation_tokens_total"
+PROMPT_TOKENS = "vllm:prompt_tokens_total"
+PROMPT_TOKENS_BY_SOURCE = "vllm:prompt_tokens_by_source_total"
+PROMPT_TOKENS_CACHED = "vllm:prompt_tokens_cached_total"
+PREEMPTIONS = "vllm:num_preemptions_total"
+PREFIX_QUERIES = "vllm:prefix_cache_queries_total"
+PREFIX_HITS = "vllm:prefix_cache_hits_total"
+
+SUCCESSFUL_REASONS = ("stop", "length", "repetition")
+
+
+def counter_increases(window: Window, metrics: Sequence[str], *, part: TimeRange) -> pl.DataFrame:
+    """The exact (anchored) increase of each counter series over the part.
+
+    One row a series with a sample in the part: series_id, metric, instance, engine, model_name,
+    labels, starts_at_zero, increase (in the counter's unit), base_ts and last_ts, the two scrapes
+    it lies between. No row where nothing was observed. Source: method.md §2; PromQL's `increase …
+    anchored`.
+    """
+    return window.named_sql(
+        "figures", "counter_increase", metrics=list(metrics), start=part.start, end=part.end
+    )
+
+
+def scrape_increases(window: Window, metrics: Sequence[str], *, part: TimeRange) -> pl.DataFrame:
+    """The increase of each counter from scrape to scrape.
+
+    One row a (series, scrape) in the part: metric, instance, engine, model_name, labels, ts_before,
+    ts, increase; null on a first scrape that has no base.
+    """
+    return window.named_sql(
+        "figures", "scrape_increases", metrics=list(metrics), start=part.start, end=part.end
+    )
+
+
+def total(increases: pl.DataFrame, metric: str) -> float | None:
+    """The increase of a counter summed over its series; None where there is no such series."""
+    rows = increases.filter(pl.col("metric") == metric)
+    return None if rows.is_empty() else float(rows.get_column("increase").sum())
+
+
+def total_by_label(increases: pl.DataFrame, metric: str, label: str) -> dict[str, float]:
+    """The increase of a counter by the value of one label; empty where there is no such series."""
+    rows = increases.filter(pl.col("metric") == metric)
+    values = rows.with_columns(by=pl.col("labels").str.json_path_match(f"$.{label}").fill_null(""))
+    summed = values.group_by("by").agg(pl.col("increase").sum()).sort("by")
+    return dict(summed.iter_rows())
+
+
+def rate_per_second(increases: pl.DataFrame, metric: str) -> float | None:
+    """The increase of a counter over the time between the two scrapes it lies between, per second.
+
+    None where there is no such series, or only one scrape of it.
+    """
+    rows = increases.filter(pl.col("metric") == metric)
+    if rows.is_empty():
+        return None
+    span = pl.col("last_ts").max() - pl.col("base_ts").min()
+    seconds = float(rows.select(span.dt.total_microseconds()).item()) / 1e6
+    return float(rows.get_column("increase").sum()) / seconds if seconds > 0 else None
+
+
+def successful(by_reason: dict[str, float]) -> float:
+    """Requests that ended as they should: stop, length and repetition."""
+    return sum(by_reason.get(reason, 0.0) for reason in SUCCESSFUL_REASONS)
+
+
+def prompt_tokens_computed(increases: pl.DataFrame) -> float | None:
+    """Prompt tokens that were computed, not taken from a cache.
+
+    From the split by source (vLLM 0.16 on), else prompt tokens less cached ones; None where neither
+    series is there: older prefix-cache counters count retries, just when memory is short.
+    """
+    by_source = total_by_label(increases, PROMPT_TOKENS_BY_SOURCE, "source")
+    if "local_compute" in by_source:
+        return by_source["local_compute"]
+    prompt, cached = total(increases, PROMPT_TOKENS), total(increases, PROMPT_TOKENS_CACHED)
+    return None if prompt is None or cached is None else prompt - cached
+
+
+def prefix_cache_hit_ratio(increases: pl.DataFrame) -> float | None:
+    """Share of looked-up prompt tokens found in the prefix cache; None where none was looked up."""
+    queries, hits = total(increases, PREFIX_QUERIES), total(increases, PREFIX_HITS)
+    return hits / queries if queries and hits is not None else None
