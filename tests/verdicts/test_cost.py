@@ -1,0 +1,203 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts.cost import (
+    FIGURES,
+    MONEY_FIGURES,
+    NO_PRICE,
+    Part,
+    Usage,
+    bill,
+    costs,
+    shared_engine,
+)
+
+NO_KNEE = Estimate.unknown("the curve does not bend")
+KNEE = Estimate.known(90.0, 100.0, 110.0, "plateau of the curve")
+BUSY = Usage(
+    billed_hours=2.0,
+    successful_requests=1000,
+    prompt_tokens=4_000_000,
+    generation_tokens=1_000_000,
+    prefill_seconds=100.0,
+    decode_seconds=300.0,
+    output_tokens_per_second=50.0,
+    gpus_per_engine=2.0,
+)
+
+
+def dollars(value):
+    return Estimate.exact(value, f"${value}/h, a test row")
+
+
+@pytest.mark.parametrize(
+    ("usd_per_hour", "per_request"),
+    [
+        pytest.param(1.64, 0.001005, id="the published headline is a rate of $1.64"),
+        pytest.param(2.21, 0.001355, id="the rate in the published SQL costs 35 % more"),
+    ],
+)
+def test_worked_example(usd_per_hour, per_request):
+    usage = Usage(3.15, 5138, None, None)
+    found = costs(usage, usd_per_gpu_hour=dollars(usd_per_hour), capacity=NO_KNEE)
+    assert round(found["usd_per_request"].mid, 6) == per_request
+
+
+@pytest.mark.parametrize(
+    ("figure", "expected"),
+    [
+        pytest.param("allocation_usd", 8.0, id="hours times GPUs times price"),
+        pytest.param("usd_per_request", 0.008, id="allocation over requests"),
+        pytest.param("usd_per_million_output_tokens", 8.0, id="whole bill on output tokens"),
+        pytest.param("usd_per_million_total_tokens", 1.6, id="whole bill on all tokens"),
+        pytest.param("tokens_per_usd", 125_000.0, id="output tokens a dollar"),
+        pytest.param("utilisation", 0.5, id="rate over capacity"),
+        pytest.param("usd_per_million_input_tokens_split", 0.5, id="prefill's quarter"),
+        pytest.param("usd_per_million_output_tokens_split", 6.0, id="decode's three quarters"),
+        pytest.param("idle_usd", 4.0, id="what was paid and not used"),
+        pytest.param("usd_per_request_at_knee", 0.004, id="cost at capacity"),
+        pytest.param("usd_per_million_output_tokens_at_knee", 4.0, id="tokens at capacity"),
+    ],
+)
+def test_figures(figure, expected):
+    found = costs(BUSY, usd_per_gpu_hour=dollars(2.0), capacity=KNEE)
+    assert found[figure].mid == pytest.approx(expected)
+
+
+def test_the_split_adds_up_to_the_allocation():
+    found = costs(BUSY, usd_per_gpu_hour=dollars(2.0), capacity=KNEE)
+    inputs = found["usd_per_million_input_tokens_split"].mid * BUSY.prompt_tokens / 1e6
+    outputs = found["usd_per_million_output_tokens_split"].mid * BUSY.generation_tokens / 1e6
+    assert inputs + outputs == pytest.approx(found["allocation_usd"].mid)
+
+
+def test_without_seconds_the_split_states_its_weight():
+    usage = Usage(1.0, 10, 400.0, 100.0)
+    found = costs(usage, usd_per_gpu_hour=dollars(1.0), capacity=NO_KNEE)
+    split = found["usd_per_million_input_tokens_split"]
+    assert split.mid == pytest.approx(1e6 / 800)
+    assert "stated weight" in split.basis
+
+
+def test_without_a_price_every_money_figure_says_so():
+    found = costs(BUSY, usd_per_gpu_hour=None, capacity=KNEE)
+    assert {found[name].reason for name in MONEY_FIGURES} == {NO_PRICE}
+    assert found["utilisation"].mid == pytest.approx(0.5)
+
+
+def test_an_idle_window_has_idle_dollars_and_no_cost_each():
+    idle = Usage(3.0, 0, 0, 0, 0.0, 0.0, 0.0)
+    found = costs(idle, usd_per_gpu_hour=dollars(2.0), capacity=NO_KNEE)
+    assert found["idle_usd"].mid == 6.0
+    assert found["allocation_usd"].mid == 6.0
+    assert found["utilisation"].mid == 0.0
+    each = [name for name in FIGURES if "per" in name]
+    assert not any(found[name].is_known for name in each)
+
+
+def test_an_unknown_knee_leaves_idle_dollars_unknown_with_its_reason():
+    found = costs(BUSY, usd_per_gpu_hour=dollars(2.0), capacity=NO_KNEE)
+    assert found["idle_usd"].reason == NO_KNEE.reason
+
+
+def test_a_rate_above_the_foreseen_capacity_is_full_use():
+    found = costs(
+        BUSY, usd_per_gpu_hour=dollars(2.0), capacity=Estimate.known(20.0, 40.0, 60.0, "foreseen")
+    )
+    used = found["utilisation"]
+    assert (used.low, used.mid, used.high) == (pytest.approx(50 / 60), 1.0, 1.0)
+
+
+def test_the_basis_names_the_price_and_the_hours():
+    found = costs(BUSY, usd_per_gpu_hour=dollars(2.0), capacity=KNEE)
+    assert "a test row" in found["usd_per_request"].basis
+    assert "2 billed hours" in found["usd_per_request"].basis
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param({"billed_hours": -1.0}, id="negative hours"),
+        pytest.param({"billed_hours": math.inf}, id="endless hours"),
+        pytest.param({"gpus_per_engine": 0.0}, id="no GPU"),
+        pytest.param({"generation_tokens": math.nan}, id="not a number"),
+    ],
+)
+def test_impossible_use_is_refused(broken):
+    fields = {
+        "billed_hours": 1.0,
+        "successful_requests": 1,
+        "prompt_tokens": 1,
+        "generation_tokens": 1,
+    }
+    with pytest.raises(InputError):
+        Usage(**{**fields, **broken})
+
+
+def test_no_engine_is_an_empty_bill():
+    nothing = bill({})
+    assert nothing.parts == {}
+    assert not nothing.whole["allocation_usd"].is_known
+
+
+def test_an_unpriced_part_leaves_the_sum_unknown_and_is_named():
+    parts = {
+        "r0": Part(BUSY, dollars(1.0), KNEE),
+        "r1": Part(BUSY, Estimate.unknown("no price row"), KNEE),
+    }
+    assert bill(parts).whole["allocation_usd"].reason == "r1: no price row"
+
+
+amounts = st.integers(0, 10**12)
+usages = st.builds(
+    Usage,
+    billed_hours=st.just(0.0) | st.floats(0.001, 1e5),
+    successful_requests=st.none() | amounts,
+    prompt_tokens=st.none() | amounts,
+    generation_tokens=st.none() | amounts,
+    prefill_seconds=st.none() | amounts,
+    decode_seconds=st.none() | amounts,
+    output_tokens_per_second=st.none() | st.floats(0, 1e5),
+    gpus_per_engine=st.sampled_from([0.5, 1.0, 2.0, 8.0]),
+)
+prices = st.floats(0.01, 100)
+knees = st.just(NO_KNEE) | st.floats(1, 1e5).map(
+    lambda mid: Estimate.known(mid * 0.9, mid, mid * 1.1, "fit")
+)
+parts = st.builds(Part, usages, prices.map(dollars), knees)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.text("abcdef", min_size=1), parts, min_size=1, max_size=6))
+def test_the_parts_add_up_to_the_whole(named):
+    found = bill(named)
+    for figure in ("allocation_usd", "idle_usd"):
+        if found.whole[figure].is_known:
+            added = math.fsum(part[figure].mid for part in found.parts.values())
+            assert found.whole[figure].mid == added
+
+
+@settings(max_examples=100, deadline=None)
+@given(usages, knees, prices, st.floats(1.0, 10.0))
+def test_a_higher_price_never_lowers_a_cost(usage, knee, price, factor):
+    cheap = costs(usage, usd_per_gpu_hour=dollars(price), capacity=knee)
+    dear = costs(usage, usd_per_gpu_hour=dollars(price * factor), capacity=knee)
+    for name in set(MONEY_FIGURES) - {"tokens_per_usd"}:
+        if cheap[name].is_known:
+            assert dear[name].low >= cheap[name].low * (1 - 1e-12)
+            assert dear[name].mid >= cheap[name].mid * (1 - 1e-12)
+            assert dear[name].high >= cheap[name].high * (1 - 1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(usages, st.dictionaries(st.text("abc", min_size=1), usages, min_size=1, max_size=5))
+def test_an_engine_shared_by_labels_is_billed_once(whole, shares):
+    split = shared_engine(whole, shares)
+    assert math.fsum(share.billed_hours for share in split.values()) == pytest.approx(
+        whole.billed_hours, rel=1e-12, abs=1e-12
+    )

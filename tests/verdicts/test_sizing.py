@@ -1,0 +1,193 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts.sizing import (
+    Policy,
+    month_usd,
+    percentile_demand,
+    queue_check,
+    replicas,
+    sensitivity,
+    size,
+    usual_cases,
+)
+
+
+def exact(value):
+    return Estimate.exact(value, "a test")
+
+
+@pytest.mark.parametrize(
+    ("demand", "capacity", "policy", "expected"),
+    [
+        pytest.param(800, 100, Policy(0.2, 0), 10, id="headroom is kept free"),
+        pytest.param(800, 100, Policy(0.2, 2), 12, id="spares come on top"),
+        pytest.param(801, 100, Policy(0.2, 0), 11, id="a part of a replica is a replica"),
+        pytest.param(0, 100, Policy(0.2, 1), 1, id="no demand takes the spare"),
+        pytest.param(300, 100, Policy(0.0, 0), 3, id="an exact fit is not rounded up"),
+        pytest.param(
+            100, 100, Policy(0.0, 0, startup_seconds=360, growth_per_hour=1.0), 2, id="it grows"
+        ),
+    ],
+)
+def test_replicas(demand, capacity, policy, expected):
+    assert replicas(exact(demand), exact(capacity), policy).mid == expected
+
+
+def test_the_ends_of_both_estimates_are_paired_for_the_widest():
+    found = replicas(
+        Estimate.known(100, 200, 300, "p95"), Estimate.known(50, 100, 150, "fit"), Policy(0.0, 0)
+    )
+    assert (found.low, found.mid, found.high) == (1, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("demand", "capacity", "says"),
+    [
+        pytest.param(Estimate.unknown("no demand"), exact(1.0), "no demand", id="no demand"),
+        pytest.param(exact(1.0), Estimate.unknown("no bend"), "no bend", id="no capacity"),
+        pytest.param(exact(1.0), Estimate.known(0, 1, 2, "fit"), "zero", id="perhaps none"),
+        pytest.param(exact(1e12), exact(1.0), "more than", id="beyond all reason"),
+    ],
+)
+def test_an_unknown_stays_unknown_with_its_reason(demand, capacity, says):
+    assert says in replicas(demand, capacity, Policy()).reason
+
+
+def test_dollars_a_month():
+    found = size(
+        exact(800),
+        exact(100),
+        policy=Policy(0.2, 0),
+        gpus_per_replica=2,
+        usd_per_gpu_hour=exact(1.5),
+    )
+    assert found.gpus.mid == 20
+    assert found.usd_per_month.mid == pytest.approx(20 * 1.5 * 730.5)
+
+
+def test_without_a_price_the_gpus_still_stand():
+    found = size(
+        exact(10), exact(1), policy=Policy(), usd_per_gpu_hour=Estimate.unknown("no price")
+    )
+    assert found.gpus.is_known
+    assert found.usd_per_month.reason == "no price"
+
+
+@pytest.mark.parametrize(
+    ("rates", "quantile", "expected"),
+    [
+        pytest.param(list(range(1, 101)), 0.95, 95, id="a hundred steps"),
+        pytest.param([1.0, None, 3.0], 0.5, 1.0, id="steps without observation are left out"),
+        pytest.param([5.0], 0.95, 5.0, id="one step"),
+        pytest.param([], 0.95, None, id="none"),
+        pytest.param([None], 0.95, None, id="nothing observed"),
+    ],
+)
+def test_demand_at_a_percentile(rates, quantile, expected):
+    assert percentile_demand(rates, quantile).mid == expected
+
+
+def test_too_few_steps_for_an_upper_end_say_so():
+    assert "too few" in percentile_demand([1.0, 2.0, 3.0], 0.95).basis
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{"headroom_ratio": 1.0}, {"headroom_ratio": -0.1}, {"spare_replicas": -1}],
+)
+def test_an_impossible_policy_is_refused(policy):
+    with pytest.raises(InputError):
+        Policy(**policy)
+
+
+def test_what_if_prompts_double_or_caching_is_off():
+    cases = usual_cases(prefill_share=0.5, prefix_hit_ratio=0.5)
+    found = sensitivity(exact(1000), exact(100), policy=Policy(0.0, 0), cases=cases)
+    assert {name: estimate.mid for name, estimate in found.items()} == {
+        "now": 10,
+        "demand doubles": 20,
+        "prompts double": 15,
+        "prefix caching off": 15,
+    }
+
+
+def test_caching_that_was_not_observed_is_no_case():
+    assert "prefix caching off" not in usual_cases(prefill_share=0.5, prefix_hit_ratio=None)
+
+
+@pytest.mark.parametrize(
+    ("rate", "within"),
+    [
+        pytest.param(1.0, True, id="a quiet queue holds the limit"),
+        pytest.param(3.99, False, id="a nearly full one does not"),
+        pytest.param(5.0, False, id="an overloaded one never settles"),
+    ],
+)
+def test_a_queue_checks_the_sizing(rate, within):
+    found = queue_check(
+        requests_per_second=rate,
+        capacity_requests_per_second=2.0,
+        running_at_capacity=8.0,
+        replicas=2,
+        wait_limit_seconds=0.5,
+    )
+    assert found.is_within_limit is within
+    assert "Poisson" in found.assumes
+    assert (found.wait_seconds is None) == (rate > 4.0)
+
+
+def test_the_queue_never_needs_fewer_than_the_load():
+    found = queue_check(
+        requests_per_second=9.0,
+        capacity_requests_per_second=2.0,
+        running_at_capacity=8.0,
+        replicas=1,
+        wait_limit_seconds=1.0,
+    )
+    assert found.replicas_needed is not None
+    assert found.replicas_needed >= 5
+
+
+rates = st.floats(0, 1e6)
+capacities = st.floats(1, 1e4).map(lambda mid: Estimate.known(0.8 * mid, mid, 1.3 * mid, "fit"))
+policies = st.builds(
+    Policy,
+    headroom_ratio=st.floats(0, 0.9),
+    spare_replicas=st.integers(0, 5),
+    startup_seconds=st.floats(0, 3600),
+    growth_per_hour=st.floats(0, 5),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rates, st.floats(1, 10), capacities, policies)
+def test_more_demand_never_needs_fewer_gpus(demand, factor, capacity, policy):
+    less, more = (replicas(exact(value), capacity, policy) for value in (demand, demand * factor))
+    if less.is_known and more.is_known:
+        assert more.low >= less.low
+        assert more.mid >= less.mid
+        assert more.high >= less.high
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 100), st.floats(1, 10))
+def test_a_higher_price_never_lowers_a_month(gpus, price, factor):
+    cheap, dear = (month_usd(exact(gpus), exact(value)) for value in (price, price * factor))
+    assert dear.mid >= cheap.mid
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1e6) | st.none(), max_size=60), st.floats(0.05, 0.95))
+def test_a_percentile_lies_among_what_was_seen(seen, quantile):
+    found = percentile_demand(seen, quantile)
+    values = [value for value in seen if value is not None]
+    assert found.is_known == bool(values)
+    if values:
+        assert min(values) <= found.low <= found.mid <= found.high <= max(values)
+        assert math.isfinite(found.high)

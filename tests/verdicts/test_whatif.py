@@ -1,0 +1,269 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpus
+from vllm_capacity.facts.llms import find_llm, llms
+from vllm_capacity.facts.throughput import measurements
+from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.whatif import Busy, what_if
+
+BASELINE = Path(__file__).parent / "whatif_baseline.json"
+
+
+def question(**changed):
+    asked = {
+        "llm": find_llm("Qwen3-14B"),
+        "dtype": "bf16",
+        "to_dtype": "bf16",
+        "from_gpu": find_gpu("A100-80GB-SXM"),
+        "to_gpu": find_gpu("H100-80GB-SXM"),
+        "gpus": 1,
+        "output_tokens_per_second": 1500.0,
+        "input_tokens": 512.0,
+        "output_tokens": 256.0,
+    }
+    return Question(**{**asked, **changed})
+
+
+GPT_OSS = {"llm": find_llm("gpt-oss-20b"), "dtype": "mxfp4", "to_dtype": "mxfp4"}
+LLAMA = {"llm": find_llm("Llama-3.1-8B-Instruct"), "from_gpu": find_gpu("A100-80GB-PCIe")}
+
+
+def test_the_same_gpu_and_type_is_what_was_measured():
+    found = what_if(question(to_gpu=find_gpu("A100-80GB-SXM")))
+    assert (found.low, found.high) == (1500.0, 1500.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "truth"),
+    [
+        # Each row is a pair of data/published_throughput.csv, its own rows left out.
+        pytest.param(
+            {**GPT_OSS, "output_tokens_per_second": 831.0, "input_tokens": 1998.0,
+             "output_tokens": 94.0}, 1464.0, id="gpt-oss-20b, 2K prompts",
+        ),
+        pytest.param(
+            {**GPT_OSS, "output_tokens_per_second": 21.6, "input_tokens": 32000.0,
+             "output_tokens": 94.0}, 86.9, id="gpt-oss-20b, 32K prompts: four times, not 1.6",
+        ),
+        pytest.param(
+            {**LLAMA, "to_gpu": find_gpu("H100-80GB-any"), "output_tokens_per_second": 2906.0},
+            6237.0, id="Llama 8B, 16 bits",
+        ),
+        pytest.param(
+            {**LLAMA, "to_gpu": find_gpu("H100-80GB-any"), "to_dtype": "fp8",
+             "output_tokens_per_second": 2906.0}, 8155.0, id="Llama 8B, 16 bits to FP8",
+        ),
+    ],
+)  # fmt: skip
+def test_scaling_alone_holds_published_pairs(changed, truth):
+    found = what_if(question(**changed), prefer={"H100-80GB": ("SXM",)})
+    assert found.low <= truth <= found.high
+    assert found.mid == pytest.approx(truth, rel=0.25)
+    assert found.high / found.low < 2.5
+    assert found.basis.startswith("scaled from")
+
+
+def test_a_published_pair_answers_first_and_is_named():
+    asked = question(
+        **GPT_OSS, output_tokens_per_second=5180.0, input_tokens=215.0, output_tokens=194.0
+    )
+    found = what_if(asked, published=measurements())
+    assert found.mid == pytest.approx(9064, rel=0.02)
+    assert found.high / found.low < 1.3
+    assert found.basis.startswith("measured: openai/gpt-oss-20b")
+    assert "ShareGPT" in found.basis
+    assert "2025-11-04" in found.basis
+
+
+def test_other_lengths_of_a_published_model_correct_the_scaling():
+    asked = question(
+        **GPT_OSS, output_tokens_per_second=600.0, input_tokens=3000.0, output_tokens=100.0
+    )
+    bare, corrected = what_if(asked), what_if(asked, published=measurements())
+    assert "corrected by published pairs" in corrected.basis
+    assert corrected.high / corrected.low < bare.high / bare.low
+
+
+def test_fp8_on_ampere_is_not_faster_and_says_why():
+    found = what_if(question(to_gpu=find_gpu("A100-80GB-SXM"), to_dtype="fp8"))
+    assert found.mid < 1500.0
+    assert "no fp8 tensor cores" in found.basis
+
+
+def test_fp8_on_ampere_is_faster_only_with_a_reason():
+    asked = question(
+        llm=find_llm("Qwen3-30B-A3B"),
+        to_gpu=find_gpu("A100-80GB-SXM"),
+        to_dtype="fp8",
+        input_tokens=2500.0,
+    )
+    found = what_if(asked)
+    assert found.mid > 1500.0
+    assert "leave KV room for" in found.basis
+
+
+@pytest.mark.parametrize("llm", llms(), ids=lambda llm: llm.model)
+def test_fp8_on_an_a100_is_never_faster_without_saying_why(llm):
+    a100 = find_gpu("A100-80GB-SXM")
+    for gpu_count in (1, 2, 4, 8):
+        found = what_if(
+            question(llm=llm, from_gpu=a100, to_gpu=a100, to_dtype="fp8", gpus=gpu_count)
+        )
+        if found.is_known and found.mid > 1500.0:
+            assert "still faster, because" in found.basis
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        pytest.param(
+            {"to_gpu": find_gpu("L4-PCIe")}, "27.5 GiB a GPU, do not fit", id="weights do not fit"
+        ),
+        pytest.param(
+            {"llm": find_llm("Qwen3-32B"), "input_tokens": 40_000.0, "output_tokens": 900.0},
+            "of one sequence of 40900 tokens",
+            id="no sequence fits",
+        ),
+        pytest.param({"input_tokens": 50_000.0}, "exceed the context", id="too long a context"),
+        pytest.param(
+            {"llm": find_llm("Qwen3-0.6B"), "to_gpu": find_gpu("T4-PCIe"), "to_dtype": "fp8"},
+            "no kernel before Ampere",
+            id="a type the GPU cannot run",
+        ),
+    ],
+)
+def test_where_the_domain_ends_the_reason_has_numbers(changed, says):
+    found = what_if(question(**changed))
+    assert not found.is_known
+    assert says in found.reason
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"gpus": 0}, {"output_tokens_per_second": 0.0}, {"input_tokens": math.nan}],
+)
+def test_an_impossible_measurement_is_refused(broken):
+    with pytest.raises(InputError):
+        question(**broken)
+
+
+def test_a_span_of_form_factors_widens_the_band():
+    one = what_if(question())
+    spanned = what_if(question(to_gpu=find_gpu("H100-80GB-any")), prefer={"H100-80GB": ("SXM",)})
+    assert spanned.mid == one.mid
+    assert spanned.high / spanned.low > one.high / one.low
+    assert "form factor assumed" in spanned.basis
+
+
+def test_an_architecture_that_was_never_fitted_widens_the_band():
+    fitted, prior = what_if(question()), what_if(question(to_gpu=find_gpu("L40S-PCIe")))
+    assert prior.high / prior.low > fitted.high / fitted.low
+    assert "never fitted" in prior.basis
+
+
+def test_under_a_light_load_a_faster_gpu_serves_hardly_more():
+    light = what_if(question(output_tokens_per_second=60.0))
+    heavy = what_if(question(output_tokens_per_second=1500.0))
+    assert 60.0 <= light.mid < 60.0 * heavy.mid / 1500.0
+    assert "the client limits" in light.basis
+
+
+def test_what_the_engine_says_of_itself_has_half_the_say():
+    compute_bound = what_if(question(), busy=Busy(0.6, 0.2))
+    memory_bound = what_if(question(), busy=Busy(0.1, 0.75))
+    assert compute_bound.mid > memory_bound.mid
+
+
+def test_counters_that_never_moved_change_nothing():
+    assert what_if(question(), busy=Busy(0.0, 0.0)) == what_if(question())
+
+
+@pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
+def test_every_gpu_gets_an_answer_or_a_reason(gpu):
+    found = what_if(question(llm=find_llm("Qwen3-4B"), to_gpu=find_gpu(gpu.name)))
+    assert found.is_known or found.reason
+    if found.is_known:
+        assert 0 < found.low <= found.mid <= found.high
+
+
+def test_the_same_question_gets_the_same_answer():
+    asked = question(to_gpu=find_gpu("H100-80GB-any"))
+    assert what_if(asked, published=measurements()) == what_if(asked, published=measurements())
+
+
+lengths = st.floats(16, 8000)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["Qwen3-8B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V2-Lite"]),
+    st.sampled_from(["A100-80GB-SXM", "H100-80GB-PCIe", "L40S-PCIe"]),
+    st.sampled_from(["bf16", "fp8"]),
+    st.floats(1, 8),
+    st.floats(1, 8),
+    lengths,
+    lengths,
+    st.floats(1, 20_000),
+)
+def test_more_bandwidth_and_flops_are_never_slower(
+    model, gpu, dtype, wider, faster, prompt, output, rate
+):
+    row = find_gpu(gpu).rows[0]
+    better = replace(
+        row,
+        mem_bw_tb_s=row.mem_bw_tb_s * wider,
+        bf16_dense_tflops=row.bf16_dense_tflops * faster,
+        fp8_dense_tflops=row.fp8_dense_tflops and row.fp8_dense_tflops * faster,
+    )
+    asked = question(
+        llm=find_llm(model),
+        dtype=dtype,
+        to_dtype=dtype,
+        input_tokens=prompt,
+        output_tokens=output,
+        output_tokens_per_second=rate,
+    )
+    worse, more = (what_if(replace(asked, to_gpu=GpuSpan(gpu, (one,)))) for one in (row, better))
+    assert worse.is_known == more.is_known
+    if worse.is_known:
+        assert more.mid >= worse.mid * (1 - 1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(1, 20_000), st.floats(1, 4))
+def test_a_higher_measurement_never_foresees_less(rate, factor):
+    less, more = (
+        what_if(question(output_tokens_per_second=value)) for value in (rate, rate * factor)
+    )
+    assert more.mid >= less.mid * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("case", json.loads(BASELINE.read_text()), ids=lambda case: case["name"])
+def test_answers_stand_as_they_were_frozen(case):
+    found = what_if(
+        question(
+            llm=find_llm(case["model"]),
+            dtype=case["dtype"],
+            to_dtype=case["to_dtype"],
+            from_gpu=find_gpu(case["from_gpu"]),
+            to_gpu=find_gpu(case["to_gpu"]),
+            gpus=case["gpus"],
+            output_tokens_per_second=case["rate"],
+            input_tokens=case["input_tokens"],
+            output_tokens=case["output_tokens"],
+        ),
+        published=measurements(),
+    )
+    frozen = [case["low"], case["mid"], case["high"]]
+    assert [found.low, found.mid, found.high] == pytest.approx(frozen, rel=1e-3), (
+        "what-if answers have moved; if that is meant (new data, a new calibration), look at them, "
+        "then renew the baseline with: python bench/whatif_baseline.py"
+    )

@@ -1,0 +1,1 @@
+"""Frames become judgements. Pure: no I/O, no clock, no SQL; only arguments."""

@@ -1,0 +1,359 @@
+"""What a window cost: the bill shared out over what it delivered, each figure with its basis.
+
+Definitions. *GPU-hours* = billed hours × GPUs an engine. *Allocation* = GPU-hours × price: what
+the bill says, idle included. Every per-request and per-million figure charges the whole
+allocation to the requests or tokens it names, so `usd_per_million_output_tokens` and
+`usd_per_million_total_tokens` are two readings of one bill and are never added. The two `_split`
+figures share the allocation between input and output, and do add up to it. *Usage cost* =
+allocation × utilisation; the rest is idle. Compare allocation with API prices, never usage cost.
+
+Why prices are one `Estimate`: a price chosen by a rule is a spread, one given by the user is
+exact, and a price that changed within the window is a mean over its hours. All three read alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+
+NO_PRICE = "no price given: pass --usd-per-hour or --price"
+OUTPUT_TOKEN_WEIGHT = 4.0
+"""What an output token weighs against an input token where no seconds were measured (1:4)."""
+
+_MONEY = (
+    "allocation_usd",
+    "usd_per_request",
+    "usd_per_million_output_tokens",
+    "usd_per_million_total_tokens",
+    "tokens_per_usd",
+    "usd_per_million_input_tokens_split",
+    "usd_per_million_output_tokens_split",
+    "idle_usd",
+    "usd_per_request_at_knee",
+    "usd_per_million_output_tokens_at_knee",
+)
+MONEY_FIGURES = _MONEY
+FIGURES = (*_MONEY[:5], "utilisation", *_MONEY[5:])
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one group of engines was billed for and what it delivered in a window.
+
+    `billed_hours` are summed over the group's engines; `prefill_seconds` and `decode_seconds` are
+    summed over requests. A count is None where its series does not exist, 0 where nothing happened.
+    `output_tokens_per_second` is the rate to compare with the group's capacity.
+    """
+
+    billed_hours: float
+    successful_requests: float | None
+    prompt_tokens: float | None
+    generation_tokens: float | None
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+    output_tokens_per_second: float | None = None
+    gpus_per_engine: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot have been counted."""
+        numbers = (
+            self.billed_hours,
+            self.successful_requests,
+            self.prompt_tokens,
+            self.generation_tokens,
+            self.prefill_seconds,
+            self.decode_seconds,
+            self.output_tokens_per_second,
+        )
+        if any(n is not None and not (math.isfinite(n) and n >= 0) for n in numbers):
+            raise InputError(f"What was used cannot be negative or infinite: {self}.")
+        if not (math.isfinite(self.gpus_per_engine) and self.gpus_per_engine > 0):
+            raise InputError(f"GPUs an engine must be above 0, found {self.gpus_per_engine}.")
+
+    @property
+    def gpu_hours(self) -> float:
+        """Billed hours × GPUs an engine."""
+        return self.billed_hours * self.gpus_per_engine
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is known that nothing was generated."""
+        return self.generation_tokens == 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One group of a bill: its use, its price per GPU-hour, and its capacity."""
+
+    usage: Usage
+    usd_per_gpu_hour: Estimate
+    capacity_output_tokens_per_second: Estimate
+
+
+@dataclass(frozen=True)
+class Bill:
+    """The figures of every part and of the whole; `whole["allocation_usd"]` is the parts' sum."""
+
+    parts: dict[str, dict[str, Estimate]]
+    whole: dict[str, Estimate]
+
+
+def costs(
+    usage: Usage, *, usd_per_gpu_hour: Estimate | None, capacity: Estimate
+) -> dict[str, Estimate]:
+    """Every cost figure of the use, keyed as in `FIGURES`; each known with its basis, or why not.
+
+    `capacity` is the group's output tokens a second at the knee. Without a price every money
+    figure is unknown for that reason and utilisation still stands. An idle window has no cost per
+    token or request; its idle dollars are its whole allocation.
+    """
+    allocation = allocation_usd(usage, usd_per_gpu_hour)
+    return _figures(usage, allocation, utilisation(usage, capacity), capacity)
+
+
+def allocation_usd(usage: Usage, usd_per_gpu_hour: Estimate | None) -> Estimate:
+    """GPU-hours × price, in USD: what the bill says, idle included."""
+    if usd_per_gpu_hour is None:
+        return Estimate.unknown(NO_PRICE)
+    if not usd_per_gpu_hour.is_known:
+        return usd_per_gpu_hour
+    if usd_per_gpu_hour.low is not None and usd_per_gpu_hour.low < 0:
+        raise InputError(f"A price cannot be negative: {usd_per_gpu_hour.basis}.")
+    gpus = f"{usage.gpus_per_engine:g} GPU{'' if usage.gpus_per_engine == 1 else 's'} an engine"
+    basis = f"{usage.billed_hours:.4g} billed hours × {gpus} × {usd_per_gpu_hour.basis}"
+    return usd_per_gpu_hour.scaled(usage.gpu_hours, basis)
+
+
+def utilisation(usage: Usage, capacity: Estimate) -> Estimate:
+    """Output rate ÷ capacity at the knee, 0..1.
+
+    Cut at 1: a rate above the foreseen capacity says that the capacity is at least that rate.
+    Nothing generated is exactly 0, whatever the capacity.
+    """
+    if usage.is_idle or usage.output_tokens_per_second == 0:
+        return Estimate.exact(0.0, "nothing was generated")
+    if usage.output_tokens_per_second is None:
+        return Estimate.unknown("the output rate is not known: no generation-token counter")
+    rate = Estimate.exact(usage.output_tokens_per_second, "measured output tokens/s")
+    ratio = rate.divided_by(
+        capacity,
+        f"{usage.output_tokens_per_second:.4g} output tokens/s ÷ capacity ({capacity.basis})",
+    )
+    return ratio.map(lambda value: min(value, 1.0))
+
+
+def bill(parts: Mapping[str, Part]) -> Bill:
+    """The cost of every part and of the whole, reconciled: money is added, never computed twice.
+
+    The whole's allocation and idle dollars are the sums of the parts' (exact to the rounding of
+    one addition), its counts the sums of theirs. A sum with an unknown part is unknown and names
+    the part. No parts at all: an empty bill of unknown figures.
+    """
+    found = {
+        name: costs(
+            part.usage,
+            usd_per_gpu_hour=part.usd_per_gpu_hour,
+            capacity=part.capacity_output_tokens_per_second,
+        )
+        for name, part in parts.items()
+    }
+    if not found:
+        nothing = Estimate.unknown("no engine was billed in this window")
+        return Bill({}, dict.fromkeys(FIGURES, nothing))
+    allocation = _summed("allocation_usd", found)
+    idle = _summed("idle_usd", found)
+    usage = _added([part.usage for part in parts.values()])
+    capacity = _sum(
+        {name: part.capacity_output_tokens_per_second for name, part in parts.items()},
+        f"sum of the capacities of {len(parts)} parts",
+    )
+    whole = _figures(usage, allocation, utilisation(usage, capacity), capacity)
+    return Bill(found, {**whole, "idle_usd": idle})
+
+
+def shared_engine(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, Usage]:
+    """The shares of one engine's use with its billed hours split among them; the hours add up.
+
+    For groups that share an engine (adapters, tenants, any label). The split follows busy seconds
+    (prefill + decode) where every share has them, else tokens at 1:4. Where nothing was used the
+    hours are split evenly: somebody pays for an idle engine.
+    """
+    weights = _weights(shares)
+    total = math.fsum(weights.values())
+    names = list(shares)
+    hours = {
+        name: whole.billed_hours * (weights[name] / total if total else 1 / len(names))
+        for name in names
+    }
+    if names:
+        rest = math.fsum(hours[name] for name in names[:-1])
+        hours[names[-1]] = max(whole.billed_hours - rest, 0.0)
+    return {
+        name: replace(share, billed_hours=hours[name], gpus_per_engine=whole.gpus_per_engine)
+        for name, share in shares.items()
+    }
+
+
+def repriced(
+    usage: Usage, *, rows: Mapping[str, Estimate], capacity: Estimate
+) -> dict[str, dict[str, Estimate]]:
+    """The same use under every price of `rows`: what another list would have charged."""
+    return {
+        name: costs(usage, usd_per_gpu_hour=price, capacity=capacity)
+        for name, price in rows.items()
+    }
+
+
+def _figures(
+    usage: Usage, allocation: Estimate, used: Estimate, capacity: Estimate
+) -> dict[str, Estimate]:
+    total_tokens = _plus(usage.prompt_tokens, usage.generation_tokens)
+    per_request = _per(allocation, usage.successful_requests, "successful requests")
+    per_output = _per_million(allocation, usage.generation_tokens, "output tokens")
+    input_split, output_split = _split(usage, allocation)
+    return {
+        "allocation_usd": allocation,
+        "usd_per_request": per_request,
+        "usd_per_million_output_tokens": per_output,
+        "usd_per_million_total_tokens": _per_million(
+            allocation, total_tokens, "input and output tokens"
+        ),
+        "tokens_per_usd": _tokens_per_usd(usage.generation_tokens, allocation),
+        "utilisation": used,
+        "usd_per_million_input_tokens_split": input_split,
+        "usd_per_million_output_tokens_split": output_split,
+        "idle_usd": _idle(allocation, used),
+        "usd_per_request_at_knee": _at_knee(per_request, used),
+        "usd_per_million_output_tokens_at_knee": _at_knee(per_output, used),
+    }
+
+
+def _per(allocation: Estimate, count: float | None, what: str) -> Estimate:
+    if not allocation.is_known:
+        return allocation
+    if count is None:
+        return Estimate.unknown(f"{what} were not counted in this window", allocation.basis)
+    if count == 0:
+        return Estimate.unknown(
+            f"no {what} in this window: its dollars are idle, not a cost each", allocation.basis
+        )
+    return allocation.map(lambda usd: usd / count, f"{allocation.basis} ÷ {count:,.0f} {what}")
+
+
+def _per_million(allocation: Estimate, tokens: float | None, what: str) -> Estimate:
+    return _per(allocation, tokens, what).scaled(1e6)
+
+
+def _tokens_per_usd(tokens: float | None, allocation: Estimate) -> Estimate:
+    each = _per(allocation, tokens, "output tokens")
+    if not each.is_known:
+        return each
+    if each.low == 0:
+        return Estimate.unknown("the allocation may be 0 USD: tokens a dollar have no bound")
+    return each.map(lambda usd: 1 / usd)
+
+
+def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
+    """USD per million input and output tokens when the allocation is shared between the two."""
+    busy = _plus(usage.prefill_seconds, usage.decode_seconds)
+    if busy and usage.prefill_seconds is not None:
+        share = usage.prefill_seconds / busy
+        how = f"split by measured seconds: {share:.1%} prefill, {1 - share:.1%} decode"
+    elif usage.prompt_tokens is not None and usage.generation_tokens is not None:
+        weighted = usage.prompt_tokens + OUTPUT_TOKEN_WEIGHT * usage.generation_tokens
+        share = usage.prompt_tokens / weighted if weighted else 0.0
+        how = f"split by a stated weight: an output token counts {OUTPUT_TOKEN_WEIGHT:g} input ones"
+    else:
+        lacking = Estimate.unknown("neither prefill and decode seconds nor tokens were counted")
+        return (lacking, lacking) if allocation.is_known else (allocation, allocation)
+    inputs, outputs = (
+        allocation.scaled(part, f"{allocation.basis}; {how}") for part in (share, 1 - share)
+    )
+    return (
+        _per_million(inputs, usage.prompt_tokens, "input tokens"),
+        _per_million(outputs, usage.generation_tokens, "output tokens"),
+    )
+
+
+def _idle(allocation: Estimate, used: Estimate) -> Estimate:
+    for part in (allocation, used):
+        if not part.is_known:
+            return part
+    usd, share = _numbers(allocation), _numbers(used)
+    return Estimate.known(
+        usd[0] * (1 - share[2]),
+        usd[1] * (1 - share[1]),
+        usd[2] * (1 - share[0]),
+        f"{allocation.basis} × (1 − utilisation)",
+    )
+
+
+def _at_knee(each: Estimate, used: Estimate) -> Estimate:
+    """The cost each if the same bill were run at capacity: the cost now × utilisation."""
+    for part in (each, used):
+        if not part.is_known:
+            return part
+    low, mid, high = (a * b for a, b in zip(_numbers(each), _numbers(used), strict=True))
+    return Estimate.known(low, mid, high, f"{each.basis} × utilisation ({used.basis})")
+
+
+def _numbers(estimate: Estimate) -> tuple[float, float, float]:
+    """Low, mid and high of a known estimate."""
+    low, mid, high = estimate.low, estimate.mid, estimate.high
+    if low is None or mid is None or high is None:
+        raise ValueError(f"an unknown estimate has no numbers: {estimate}")
+    return low, mid, high
+
+
+def _summed(figure: str, parts: Mapping[str, Mapping[str, Estimate]]) -> Estimate:
+    return _sum(
+        {name: figures[figure] for name, figures in parts.items()}, f"sum of {len(parts)} parts"
+    )
+
+
+def _sum(parts: Mapping[str, Estimate], basis: str) -> Estimate:
+    for name, part in parts.items():
+        if not part.is_known:
+            return Estimate.unknown(f"{name}: {part.reason}", part.basis)
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    low, mid, high = (math.fsum(ends) for ends in zip(*map(_numbers, parts.values()), strict=True))
+    bases = list(dict.fromkeys(part.basis for part in parts.values()))
+    return Estimate.known(low, mid, high, f"{basis}: {'; '.join(bases[:4])}")
+
+
+def _added(usages: list[Usage]) -> Usage:
+    """The use of all parts together; a count that any part lacks is lacking."""
+    hours = math.fsum(usage.billed_hours for usage in usages)
+    gpu_hours = math.fsum(usage.gpu_hours for usage in usages)
+    return Usage(
+        billed_hours=hours,
+        successful_requests=_plus(*(usage.successful_requests for usage in usages)),
+        prompt_tokens=_plus(*(usage.prompt_tokens for usage in usages)),
+        generation_tokens=_plus(*(usage.generation_tokens for usage in usages)),
+        prefill_seconds=_plus(*(usage.prefill_seconds for usage in usages)),
+        decode_seconds=_plus(*(usage.decode_seconds for usage in usages)),
+        output_tokens_per_second=_plus(*(usage.output_tokens_per_second for usage in usages)),
+        gpus_per_engine=gpu_hours / hours if hours else 1.0,
+    )
+
+
+def _plus(*numbers: float | None) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return math.fsum(known) if len(known) == len(numbers) else None
+
+
+def _weights(shares: Mapping[str, Usage]) -> dict[str, float]:
+    seconds = {
+        name: _plus(share.prefill_seconds, share.decode_seconds) for name, share in shares.items()
+    }
+    if all(value is not None for value in seconds.values()):
+        return {name: value or 0.0 for name, value in seconds.items()}
+    return {
+        name: (share.prompt_tokens or 0.0) + OUTPUT_TOKEN_WEIGHT * (share.generation_tokens or 0.0)
+        for name, share in shares.items()
+    }

@@ -1,0 +1,165 @@
+"""Ledger checks on the scrapes: how many, how even, where they stop or start again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.figures import scrapes
+from vllm_capacity.figures.evidence import Evidence
+from vllm_capacity.figures.losses import Lost
+from vllm_capacity.timerange import iso
+from vllm_capacity.verdicts.finding import Finding, amounts, span
+
+_GAUGES = ("running", "waiting", "kv_cache_ratio")
+_COARSE_SECONDS = 5.0
+
+
+def coverage(evidence: Evidence, figures: Mapping[str, Any]) -> list[Finding]:
+    """Scrapes that failed or were never made, out of those an even grid would hold."""
+    failed = evidence.tries.filter(~pl.col("is_good")).height
+    tried = evidence.tries.height
+    absent = sum(
+        scrapes.absent(own.get_column("ts"))
+        for _, own in evidence.tries.group_by("instance", maintain_order=True)
+    )
+    if not failed + absent:
+        return []
+    share = (failed + absent) / (tried + absent)
+    moves = {}
+    for name in _GAUGES:
+        mean, most = figures[name]["mean"], figures[name]["max"]
+        if mean is not None and most is not None:
+            moves[f"{name}.mean"] = share * max(most - mean, mean)
+    severity = "info" if share <= 0.01 else "warning" if share <= 0.2 else "error"
+    effect = (
+        f"{failed + absent} of {tried + absent} scrapes missing ({share:.1%}): {failed} failed, "
+        f"{absent} never made. Counters stay exact; {amounts(moves) or 'no gauge was observed'}."
+    )
+    return [Finding("coverage", severity, failed + absent, effect, None, moves)]
+
+
+def jitter(evidence: Evidence) -> list[Finding]:
+    """How even the scrapes are, whether the interval changed, and what a coarse one cannot see."""
+    found = []
+    for (instance,), own in evidence.tries.group_by("instance", maintain_order=True):
+        steps = own.get_column("ts").diff().drop_nulls().dt.total_microseconds() / 1e6
+        if steps.len() < 4:
+            continue
+        low, mid, high = (float(steps.quantile(q) or 0.0) for q in (0.05, 0.5, 0.95))
+        if mid > 0 and high - low > 0.25 * mid:
+            effect = (
+                f"{instance}: the scrape interval runs from {low:.3g} to {high:.3g} s (median "
+                f"{mid:.3g}). "
+                "Counters stay exact; means of gauges are weighted by time."
+            )
+            found.append(Finding("jitter", "info", steps.len(), effect))
+        if high > _COARSE_SECONDS:
+            unseen = evidence.finished_per_scrape.get(str(instance), 0.0)
+            moves = {"running.max": unseen, "waiting.max": unseen}
+            effect = (
+                f"{instance}: scraped every {mid:.3g} s, so load that comes and goes in between "
+                "is unseen: "
+                f"{amounts(moves)} (the most requests that finished between two scrapes)."
+            )
+            found.append(Finding("jitter", "info", steps.len(), effect, None, moves))
+    return found
+
+
+def gaps(evidence: Evidence) -> list[Finding]:
+    """Times without a good scrape, per target."""
+    found = []
+    for instance in sorted({gap.instance for gap in evidence.gaps}):
+        own = [gap for gap in evidence.gaps if gap.instance == instance]
+        seconds = sum(gap.seconds for gap in own)
+        effect = (
+            f"{instance}: {seconds:.0f} s without a good scrape. Totals are exact over it, the "
+            "growth is "
+            "booked in the minute of the next scrape; rates and charts spread it and mark it; "
+            "running.mean, waiting.mean and kv_cache_ratio.mean leave it out (see coverage)."
+        )
+        when = "; ".join(span(gap.start, gap.end) for gap in own)
+        found.append(Finding("gap", "warning", len(own), effect, when))
+    return found
+
+
+def restarts(evidence: Evidence, lost_requests: Lost, lost_tokens: Lost) -> list[Finding]:
+    """Targets that started again from zero, and what that may have swallowed."""
+    found = []
+    for instance in sorted({restart.instance for restart in evidence.restarts}):
+        own = [restart for restart in evidence.restarts if restart.instance == instance]
+        moves = {"requests.finished": lost_requests.high, "tokens": lost_tokens.high}
+        effect = (
+            f"{instance}: started again from zero. What it counted after its last scrape is in no "
+            "figure: "
+            f"{amounts(moves)} over all restarts; requests in flight are in none either."
+        )
+        when = "; ".join(span(restart.before, restart.after) for restart in own)
+        found.append(Finding("restart", "warning", len(own), effect, when, moves))
+    return found
+
+
+def partial_steps(evidence: Evidence) -> list[Finding]:
+    """A first or last minute that is not whole."""
+    part = evidence.part
+    cut = [
+        edge
+        for edge in (part.start, part.end - timedelta(microseconds=1))
+        if edge.second or edge.microsecond
+    ]
+    if not cut:
+        return []
+    effect = (
+        "the first and last minute are cut: their counts are not those of a whole minute. Totals "
+        "and rates "
+        "do not depend on it."
+    )
+    return [Finding("partial-step", "info", len(cut), effect, "; ".join(iso(edge) for edge in cut))]
+
+
+def stale_gauges(evidence: Evidence) -> list[Finding]:
+    """Requests said to run while no token comes."""
+    found = []
+    for row in evidence.stale.iter_rows(named=True):
+        seconds = (row["end"] - row["start"]).total_seconds()
+        moves = {"running.mean": row["value"] * seconds / evidence.part.seconds}
+        effect = (
+            f"{row['instance']}/{row['engine']}: {row['value']:.3g} requests said to run for "
+            f"{seconds:.0f} s "
+            f"while no token came: a stale gauge, not load; {amounts(moves)}."
+        )
+        when = span(row["start"], row["end"])
+        found.append(Finding("stale-gauge", "warning", 1, effect, when, moves))
+    return found
+
+
+def lagging(evidence: Evidence) -> list[Finding]:
+    """Targets whose last good scrape lies well before the others', or that never gave one."""
+    found = []
+    tries = evidence.tries
+    last_good = tries.filter("is_good").group_by("instance").agg(last=pl.col("ts").max())
+    for (instance,), own in tries.group_by("instance", maintain_order=True):
+        last = last_good.filter(pl.col("instance") == instance).get_column("last")
+        if last.is_empty():
+            effect = (
+                f"{instance} never answered: none of its load is in any figure, and its hours are "
+                "not billed here."
+            )
+            found.append(Finding("missing", "warning", own.height, effect))
+            continue
+        behind = (evidence.part.end - last[0]).total_seconds()
+        if behind > max(30.0, 5.0 * _usual_seconds(own)):
+            effect = (
+                f"{instance} lags: its last good scrape is {behind:.0f} s before the end, so the "
+                "newest load of it is in no figure."
+            )
+            found.append(Finding("coverage", "warning", 1, effect, iso(last[0])))
+    return found
+
+
+def _usual_seconds(tries: pl.DataFrame) -> float:
+    steps = tries.get_column("ts").diff().drop_nulls().dt.total_microseconds() / 1e6
+    return float(steps.median() or 0.0)  # type: ignore[arg-type]

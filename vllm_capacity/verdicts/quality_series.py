@@ -1,0 +1,204 @@
+"""Ledger checks on the series: what came in, under which name, and what each figure rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.facts import catalog
+from vllm_capacity.figures.evidence import Evidence
+from vllm_capacity.timerange import iso
+from vllm_capacity.verdicts.finding import Finding
+
+_EXACT_UP_TO = 2.0**53
+_UNEVEN = 0.75  # an engine below this part of its fair share is named
+
+_INTAKE_EFFECTS = {
+    "duplicate": "counted once: no figure moves",
+    "late": "put back in order of sample time: no figure moves",
+    "coverage": "left out as unreadable",
+    "renamed": "older names of a concept beside the newest, which alone is counted: no figure "
+    "moves",
+}
+
+
+def intake(evidence: Evidence) -> list[Finding]:
+    """What the border dropped, put in order or could not read."""
+    found = []
+    for (check,), rows in evidence.intake.group_by("check", maintain_order=True):
+        subjects = rows.get_column("subject").unique().sort().to_list()
+        named = ", ".join(subjects[:3]) + (" …" if len(subjects) > 3 else "")
+        details = "; ".join(rows.get_column("detail").unique().sort().to_list()[:2])
+        effect = f"{named}: {details}; {_INTAKE_EFFECTS.get(str(check), 'see the intake table')}."
+        is_doubt = check == "coverage" or "different values" in details
+        count = int(rows.get_column("count").sum())
+        first = rows.get_column("first_ts").min()
+        when = iso(first) if isinstance(first, datetime) else None
+        found.append(Finding(str(check), "warning" if is_doubt else "info", count, effect, when))
+    return found
+
+
+def lifetimes(evidence: Evidence) -> list[Finding]:
+    """Counters older than the capture, born or gone in it, or grown past 2^53."""
+    life = evidence.lifetimes.filter(pl.col("kind").is_in(["counter", "histogram"]))
+    ends = evidence.lifetimes.group_by("instance").agg(last_seen=pl.col("last_ts").max())
+    life = life.join(ends, on="instance")
+    found = []
+    inside = pl.col("first_ts") >= evidence.part.start
+    born = life.filter(inside & pl.col("starts_at_zero"))
+    if born.height:
+        effect = (
+            "appeared inside the capture, after a scrape without them or with their process: "
+            "counted from "
+            "0, so their first value is in the figures."
+        )
+        found.append(_about("series", "info", born, effect))
+    older = life.filter(inside & ~pl.col("starts_at_zero") & (pl.col("first_value") > 0))
+    if older.height:
+        effect = (
+            "were already counting when the capture began: counted from their first value; what "
+            "came "
+            "before is in no figure."
+        )
+        found.append(_about("series", "info", older, effect))
+    gone = life.filter(pl.col("last_ts") < pl.col("last_seen") - timedelta(seconds=120))
+    gone = gone.filter(pl.col("last_ts") >= evidence.part.start)
+    if gone.height:
+        effect = (
+            "vanished while their target was still scraped: what they counted after that is "
+            "unknown."
+        )
+        found.append(_about("series", "warning", gone, effect))
+    huge = life.filter(pl.col("last_value") > _EXACT_UP_TO)
+    if huge.height:
+        effect = "passed 2^53: the exposition's floats no longer tell neighbouring integers apart."
+        found.append(_about("series", "error", huge, effect))
+    return found
+
+
+def _about(check: str, severity: str, life: pl.DataFrame, effect: str) -> Finding:
+    metrics = life.get_column("metric").unique().sort().to_list()
+    named = ", ".join(metrics[:4]) + (f" and {len(metrics) - 4} more" if len(metrics) > 4 else "")
+    first = life.get_column("first_ts").min()
+    when = iso(first) if isinstance(first, datetime) else None
+    return Finding(check, severity, life.height, f"{named} {effect}", when)
+
+
+def features(evidence: Evidence) -> list[Finding]:
+    """Optional parts of vLLM that are in use and change what figures mean."""
+    found: dict[str, Finding] = {}
+    for metric, value in evidence.lifetimes.select("metric", "last_value").iter_rows():
+        feature = catalog.feature(metric)
+        if feature and value and feature.name not in found:
+            effect = f"{feature.name} is in use: {feature.effect} ({', '.join(feature.touches)})."
+            found[feature.name] = Finding("series", "info", 1, effect)
+    return list(found.values())
+
+
+def renamed(evidence: Evidence) -> list[Finding]:
+    """Families read under another name than vLLM's newest."""
+    life = evidence.lifetimes
+    old = life.filter(
+        pl.col("metric") != pl.col("exposed").str.replace("^(ray_)?vllm[:_]", "vllm:")
+    )
+    if old.is_empty():
+        return []
+    pairs = old.select("exposed", "metric").unique().sort("exposed").rows()
+    named = ", ".join(f"{exposed} is {metric}" for exposed, metric in pairs[:4])
+    more = f" and {len(pairs) - 4} more" if len(pairs) > 4 else ""
+    return [
+        Finding(
+            "renamed",
+            "info",
+            len(pairs),
+            f"read under older names: {named}{more}; no figure moves.",
+        )
+    ]
+
+
+def missing(evidence: Evidence) -> list[Finding]:
+    """Families that every vLLM exposes, absent from a target."""
+    found = []
+    life = evidence.lifetimes
+    for (instance,), own in life.group_by("instance", maintain_order=True):
+        there = set(own.get_column("metric"))
+        absent = [name for name in catalog.CORE if name not in there]
+        if absent:
+            effect = (
+                f"{instance} has no {', '.join(absent)}: the figures from them are unknown there."
+            )
+            found.append(Finding("missing", "warning", len(absent), effect))
+    return found
+
+
+def bounds(evidence: Evidence) -> list[Finding]:
+    """Histograms of one metric with unequal bucket bounds."""
+    histograms = evidence.lifetimes.filter(
+        (pl.col("kind") == "histogram") & (pl.col("last_ts") >= evidence.part.start)
+    )
+    found = []
+    for (metric,), own in histograms.group_by("metric", maintain_order=True):
+        kinds = {tuple(bounds) for bounds in own.get_column("bounds").to_list()}
+        if len(kinds) < 2:
+            continue
+        common = set.intersection(*(set(bounds) for bounds in kinds))
+        how = (
+            f"merged on the {len(common)} edges they share, which is exact but coarser"
+            if common
+            else "they share no edge, so they are not merged and the quantiles over all are unknown"
+        )
+        effect = f"{metric} has {len(kinds)} sets of bucket bounds: {how}."
+        found.append(Finding("bounds", "warning", len(kinds), effect))
+    return found
+
+
+def edge_buckets(latency: Mapping[str, Any]) -> list[Finding]:
+    """Quantiles in the first bucket (a bound, not a measurement) or in the overflow bucket."""
+    found = []
+    for name, quantiles in latency.items():
+        over = [q for q, v in quantiles.items() if v["lower"] is not None and v["upper"] is None]
+        first = [q for q, v in quantiles.items() if v["upper"] is not None and v["lower"] <= 0]
+        if over:
+            edge = quantiles[over[0]]["lower"]
+            effect = (
+                f"latency.{name} {', '.join(over)}: above the last edge, {edge:g} s; no value "
+                "known."
+            )
+            found.append(Finding("edge-bucket", "warning", len(over), effect))
+        if first:
+            edge = quantiles[first[0]]["upper"]
+            effect = (
+                f"latency.{name} {', '.join(first)}: in the first bucket, so all that is known is "
+                "at most "
+                f"{edge:g} s."
+            )
+            moves = {f"latency.{name}.{q}.value": edge for q in first}
+            found.append(Finding("edge-bucket", "info", len(first), effect, None, moves))
+    return found
+
+
+def imbalance(evidence: Evidence) -> list[Finding]:
+    """Engines that did much less than their share of the output while they were paid for."""
+    fleet = evidence.engines.filter(pl.col("hours") > 0)
+    total = fleet.get_column("output_tokens").sum()
+    if fleet.height < 2 or not total:
+        return []
+    rows = fleet.with_columns(
+        fair=pl.col("hours") / pl.col("hours").sum(),
+        share=pl.col("output_tokens").fill_null(0.0) / total,
+    ).filter(pl.col("share") < _UNEVEN * pl.col("fair"))
+    found = []
+    for row in rows.iter_rows(named=True):
+        unused = row["hours"] * (1.0 - row["share"] / row["fair"])
+        is_idle = row["share"] == 0
+        effect = (
+            f"{row['instance']}/{row['engine']} made {row['share']:.0%} of the output tokens in "
+            f"{row['fair']:.0%} of the billed hours: {unused:.3g} engine-hours paid beyond its "
+            "share"
+            f"{' while it stood idle' if is_idle else ''}. No figure moves; cost carries it."
+        )
+        found.append(Finding("series", "warning" if is_idle else "info", 1, effect))
+    return found

@@ -1,0 +1,222 @@
+"""What the server can do at most, what limits it first, and how much room is left.
+
+Told in words:
+
+1. Every step of every engine gets a regime (`regimes.py`).
+2. Where the server was the limit for a minute or more, its capacity is what it held then: the
+   plateau (`loads.py`). That is a measurement.
+3. Else the loads it saw are points of a curve (`curve.py`), and the peak is foreseen with the
+   interval its bend allows, cut where the KV cache would be full; or it is unknown, with how much
+   more load it would take to know.
+4. A fleet's capacity is the sum of its engines', known only where each is known: a sum over what
+   happened to be loaded is no capacity.
+
+Why not λ/σ of the fitted law: on a recorded sweep it says 434 to 557 tokens/s where the server held
+297. Why not the highest step: it is luck, and light load has a highest step too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from polars.datatypes import DataTypeClass
+
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.timerange import iso
+from vllm_capacity.verdicts import regimes
+from vllm_capacity.verdicts.capacity import (
+    fleet_sum,
+    foreseen,
+    foreseen_running,
+    headroom,
+    too_light,
+)
+from vllm_capacity.verdicts.curve import (
+    FARTHEST_LOAD,
+    fitted_usl,
+    foreseen_peak,
+    kv_limit_running,
+)
+from vllm_capacity.verdicts.loads import Levels, curve_steps, load_levels, plateau
+from vllm_capacity.verdicts.regimes import Judged
+
+Schema = dict[str, DataTypeClass | pl.DataType]
+
+STEP_SCHEMA: Schema = {
+    "instance": pl.String,
+    "engine": pl.String,
+    "start": pl.Datetime("us", "UTC"),
+    "end": pl.Datetime("us", "UTC"),
+    "scrapes": pl.Int64,
+    "running_mean": pl.Float64,
+    "running_max": pl.Float64,
+    "waiting_mean": pl.Float64,
+    "waiting_max": pl.Float64,
+    "waiting_share": pl.Float64,
+    "at_ceiling_share": pl.Float64,
+    "kv_ratio_mean": pl.Float64,
+    "kv_ratio_max": pl.Float64,
+    "output_tokens_per_second": pl.Float64,
+    "requests_per_second": pl.Float64,
+    "prompt_tokens_per_second": pl.Float64,
+    "preemptions": pl.Float64,
+    "ttft_p95_seconds": pl.Float64,
+    "itl_p95_seconds": pl.Float64,
+    "has_gap": pl.Boolean,
+    "has_restart": pl.Boolean,
+}
+"""A step of 10–60 s of one engine, a row each; null where not observed. Rates are means over the
+step, `at_ceiling_share` is of the scrapes that saw requests wait."""
+
+CURVE_SCHEMA: Schema = {
+    "running_requests": pl.Float64,
+    "low": pl.Float64,
+    "mid": pl.Float64,
+    "high": pl.Float64,
+}
+_CURVE_POINTS, _CURVE_RESAMPLES = 40, 60
+_BAND_BLOCK = 3
+
+
+@dataclass(frozen=True)
+class SaturationFit:
+    """One engine: its judged steps, the points and limits of its curve, and its capacity.
+
+    `kv_limit_running` is where the KV cache would be full, None if not told. `left_out` counts the
+    steps with a gap or restart, which no figure of the curve uses.
+    """
+
+    engine: str
+    judged: tuple[Judged, ...]
+    points: tuple[Judged, ...]
+    levels: Levels
+    kv_limit_running: float | None
+    capacity: Estimate
+    capacity_running: Estimate
+    left_out: int
+
+    @property
+    def regime(self) -> str:
+        """The regime of most non-idle time."""
+        return regimes.window_regime(self.judged)
+
+    @property
+    def first_limit(self) -> str | None:
+        """What limited most of the busiest quarter of the steps, or None."""
+        return regimes.first_limit(self.judged)
+
+    def point_frame(self) -> pl.DataFrame:
+        """The steps of the curve, in the columns of `STEP_SCHEMA` and `regime`."""
+        rows = [{**point.step, "regime": point.regime} for point in self.points]
+        return pl.DataFrame(rows, schema={**STEP_SCHEMA, "regime": pl.String})
+
+    def curve_frame(self, *, seed: int = 0) -> pl.DataFrame:
+        """The fitted law with its 90 % band: running_requests, low, mid, high (output tokens/s).
+
+        From the lightest load to the KV limit, or the heaviest load where that is more or there is
+        none. The band is a bootstrap in blocks of consecutive steps. Empty with nothing to fit.
+        """
+        law = fitted_usl(self.levels.loads)
+        if law is None:
+            return pl.DataFrame(schema=CURVE_SCHEMA)
+        heaviest = self.levels.loads.heaviest
+        end = max(heaviest, min(self.kv_limit_running or 0.0, FARTHEST_LOAD * heaviest))
+        grid = np.linspace(float(self.levels.loads.running[0]), end, _CURVE_POINTS)
+        again = [law.output(grid), *self._resampled(grid, seed)]
+        low, high = np.quantile(np.asarray(again), [0.05, 0.95], axis=0)
+        mid = law.output(grid)
+        return pl.DataFrame(
+            {
+                "running_requests": grid,
+                "low": np.minimum(low, mid),
+                "mid": mid,
+                "high": np.maximum(high, mid),
+            },
+            schema=CURVE_SCHEMA,
+        )
+
+    def _resampled(self, grid: np.ndarray[Any, Any], seed: int) -> list[Any]:
+        rng, count = np.random.default_rng(seed), len(self.points)
+        curves = []
+        for _ in range(_CURVE_RESAMPLES):
+            starts = rng.integers(0, count, -(-count // _BAND_BLOCK))
+            picks = (starts[:, None] + np.arange(_BAND_BLOCK)).ravel()[:count] % count
+            law = fitted_usl(load_levels([self.points[i] for i in picks]).loads)
+            if law is not None:
+                curves.append(law.output(grid))
+        return curves
+
+
+def engine_fits(steps: pl.DataFrame, *, seed: int = 0) -> tuple[SaturationFit, ...]:
+    """A fit of each engine of `steps` (`STEP_SCHEMA`), ordered by name; empty for no steps."""
+    return tuple(
+        _engine_fit(engine, regimes.judged_steps(rows), seed)
+        for engine, rows in regimes.engine_rows(steps).items()
+    )
+
+
+def saturation(
+    steps: pl.DataFrame,
+    *,
+    seed: int = 0,
+    output_tokens_per_second: float | None = None,
+    fits: Sequence[SaturationFit] | None = None,
+) -> dict[str, Any]:
+    """The `saturation` object of the machine interface, for steps in the columns of `STEP_SCHEMA`.
+
+    `headroom_ratio` = 1 − output rate ÷ capacity; the rate is the given one, else the mean over the
+    steps. `fits` saves fitting again what `engine_fits` has.
+    """
+    fits = engine_fits(steps, seed=seed) if fits is None else fits
+    capacity = fleet_sum([(f.engine, f.capacity) for f in fits], "output tokens/s")
+    rate = _output_rate(fits) if output_tokens_per_second is None else output_tokens_per_second
+    limits = [limit for f in fits if (limit := f.first_limit) is not None]
+    running = fleet_sum([(f.engine, f.capacity_running) for f in fits], "running requests")
+    return {
+        "regime": regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
+        "first_limit": regimes.worst(limits) if limits else None,
+        "regimes": [
+            {**row, "start": iso(row["start"]), "end": iso(row["end"])}
+            for row in regimes.regimes(steps).iter_rows(named=True)
+        ],
+        "capacity_output_tokens_per_second": capacity.as_dict(),
+        "capacity_running_requests": running.as_dict(),
+        "headroom_ratio": headroom(rate, capacity).as_dict(),
+    }
+
+
+def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationFit:
+    points = curve_steps(judged)
+    levels = load_levels(points)
+    loads = levels.loads
+    kv_limit = kv_limit_running(loads.running, levels.kv_ratio) if len(loads) else None
+    held = plateau(judged, seed=seed)
+    if held is not None:
+        capacity, running = held.output, held.running
+    elif len(loads):
+        capacity = foreseen(foreseen_peak(loads, kv_limit), loads, kv_limit)
+        running = foreseen_running(capacity, loads, kv_limit)
+    else:
+        capacity = running = too_light(judged)
+    left_out = sum(bool(j.step["has_gap"] or j.step["has_restart"]) for j in judged)
+    return SaturationFit(
+        engine, tuple(judged), tuple(points), levels, kv_limit, capacity, running, left_out
+    )
+
+
+def _output_rate(fits: Sequence[SaturationFit]) -> float | None:
+    """Mean output tokens/s over time, engines added; None where no step observed it."""
+    rates = []
+    for fit in fits:
+        seen = [
+            (j.step["output_tokens_per_second"], j.seconds)
+            for j in fit.judged
+            if j.step["output_tokens_per_second"] is not None
+        ]
+        if seen:
+            rates.append(sum(x * s for x, s in seen) / sum(s for _, s in seen))
+    return sum(rates) if rates else None

@@ -1,0 +1,175 @@
+"""What the server can do within its latency targets, and whether it is falling behind right now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts import regimes
+from vllm_capacity.verdicts.capacity import fleet_sum
+from vllm_capacity.verdicts.curve import Floats
+from vllm_capacity.verdicts.loads import bands, curve_steps, plateau
+from vllm_capacity.verdicts.regimes import Judged, Row
+
+_SIGNIFICANCE = 0.05
+_MIN_SLOPE_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Oversaturation:
+    """Whether queue and TTFT both grow significantly with time, with numbers; None: cannot tell."""
+
+    is_oversaturating: bool | None
+    evidence: str
+
+
+@dataclass(frozen=True)
+class _Load:
+    steps: int
+    running: float
+    output: float
+    ratios: tuple[float, ...]
+
+    @property
+    def worst(self) -> float:
+        """The larger of p95 ÷ target: above 1 a target is missed."""
+        return max(self.ratios)
+
+
+def slo_capacity(
+    steps: pl.DataFrame,
+    ttft_slo_seconds: float | None = None,
+    itl_slo_seconds: float | None = None,
+) -> Estimate:
+    """The highest throughput, output tokens/s, at which p95 TTFT and p95 ITL meet their targets.
+
+    Between the heaviest load that met them and the lightest that did not. A load is a band of
+    running requests, or all steps in which the server was the limit (there load shows in the queue,
+    not in running); its p95 is the median of its steps'. Engines add up. Unknown where no target is
+    given, every load met them (capacity lies higher) or none did. `steps` as in `STEP_SCHEMA`.
+    """
+    targets = {"ttft_p95_seconds": ttft_slo_seconds, "itl_p95_seconds": itl_slo_seconds}
+    asked = {name: slo for name, slo in targets.items() if slo is not None}
+    if not asked:
+        return Estimate.unknown("no latency target was given")
+    parts = [
+        (engine, _engine_capacity(regimes.judged_steps(rows), asked))
+        for engine, rows in regimes.engine_rows(steps).items()
+    ]
+    return fleet_sum(parts, "output tokens/s")
+
+
+def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
+    """The two-slope test over the steps given: a queue and a TTFT that grow, each with p < 0.05.
+
+    One-sided t-tests of the slopes of waiting requests and of p95 TTFT over time, per engine; the
+    fleet is over-saturated where one engine is. A threshold on either alone would take a burst, or
+    a change of prompts, for it. None where every engine has fewer than five steps with both.
+    """
+    found = [_two_slopes(engine, rows) for engine, rows in regimes.engine_rows(steps).items()]
+    known = [one for one in found if one.is_oversaturating is not None]
+    if not known:
+        evidence = " ".join(one.evidence for one in found) or "No engine was observed."
+        return Oversaturation(None, evidence)
+    guilty = [one for one in known if one.is_oversaturating]
+    return Oversaturation(bool(guilty), " ".join(one.evidence for one in guilty or known))
+
+
+def _measured_loads(judged: Sequence[Judged], asked: dict[str, float]) -> list[_Load]:
+    """The loads of one engine, lightest first, that have every asked p95."""
+    seen = [j for j in curve_steps(judged) if all(j.step[name] is not None for name in asked)]
+    limited = [j.step for j in seen if j.regime in regimes.LIMITS]
+    groups = bands([j.step for j in seen if j.regime not in regimes.LIMITS])
+    if limited:
+        groups.append(limited)
+    return [
+        _Load(
+            len(band),
+            _median(band, "running_mean"),
+            _median(band, "output_tokens_per_second"),
+            tuple(_median(band, name) / slo for name, slo in asked.items()),
+        )
+        for band in groups
+    ]
+
+
+def _engine_capacity(judged: Sequence[Judged], asked: dict[str, float]) -> Estimate:
+    loads = _measured_loads(judged, asked)
+    targets = " and ".join(f"{name} ≤ {slo:g}" for name, slo in asked.items())
+    if not loads:
+        return Estimate.unknown(f"no load was seen with the latencies that {targets} asks for")
+    first_miss = _first_miss(loads)
+    if first_miss == len(loads):
+        return _never_missed(judged, loads, targets)
+    if first_miss == 0:
+        return Estimate.unknown(
+            f"{targets} was missed already at the lightest load seen, {loads[0].running:,.1f} "
+            f"running requests and {loads[0].output:,.0f} output tokens/s: "
+            f"{loads[0].worst:.1f} × the target"
+        )
+    held, missed = loads[first_miss - 1], loads[first_miss]
+    share = (1 - held.worst) / (missed.worst - held.worst) if missed.worst > held.worst else 0.0
+    crossing = held.output + min(1.0, max(0.0, share)) * (missed.output - held.output)
+    low, mid, high = sorted((held.output, crossing, missed.output))
+    basis = (
+        f"{targets}: held at {held.running:,.1f} running requests ({held.worst:.2f} × the target), "
+        f"missed at {missed.running:,.1f} ({missed.worst:.2f} ×)"
+    )
+    return Estimate.known(low, mid, high, basis)
+
+
+def _never_missed(judged: Sequence[Judged], loads: Sequence[_Load], targets: str) -> Estimate:
+    """The plateau, where the server reached it within its targets; else unknown, with the bound."""
+    held = plateau(judged)
+    if held is not None:
+        return replace(held.output, basis=f"{targets} held up to saturation: {held.output.basis}")
+    best = max(load.output for load in loads)
+    return Estimate.unknown(
+        f"{targets} held at every load seen, up to {loads[-1].running:,.1f} running requests: "
+        f"the capacity is at least {best:,.0f} output tokens/s, and more load would tell it"
+    )
+
+
+def _first_miss(loads: Sequence[_Load]) -> int:
+    """The index from which on loads miss: the split that contradicts the fewest steps."""
+
+    def contradictions(split: int) -> int:
+        return sum(load.steps for load in loads[:split] if load.worst > 1) + sum(
+            load.steps for load in loads[split:] if load.worst <= 1
+        )
+
+    return min(range(len(loads) + 1), key=contradictions)
+
+
+def _two_slopes(engine: str, rows: Sequence[Row]) -> Oversaturation:
+    seen = [r for r in rows if r["waiting_mean"] is not None and r["ttft_p95_seconds"] is not None]
+    if len(seen) < _MIN_SLOPE_STEPS:
+        return Oversaturation(
+            None,
+            f"{engine}: {len(seen)} steps with a queue and a TTFT; it takes {_MIN_SLOPE_STEPS}.",
+        )
+    seconds = np.asarray([(row["start"] - seen[0]["start"]).total_seconds() for row in seen])
+    queue = _slope(seconds, [row["waiting_mean"] for row in seen])
+    ttft = _slope(seconds, [row["ttft_p95_seconds"] for row in seen])
+    evidence = (
+        f"{engine}: waiting changed by {60 * queue[0]:+.1f} requests a minute (p = {queue[1]:.2g}) "
+        f"and p95 TTFT by {60 * ttft[0]:+.1f} s a minute (p = {ttft[1]:.2g})."
+    )
+    return Oversaturation(queue[1] < _SIGNIFICANCE and ttft[1] < _SIGNIFICANCE, evidence)
+
+
+def _slope(seconds: Floats, values: list[float]) -> tuple[float, float]:
+    """Slope per second and the p-value of its being positive; 0 and 1 for a constant."""
+    if max(values) == min(values):
+        return 0.0, 1.0
+    fit = stats.linregress(seconds, values, alternative="greater")
+    return float(fit.slope), float(fit.pvalue)
+
+
+def _median(rows: Sequence[Row], column: str) -> float:
+    return float(np.median([row[column] for row in rows]))
