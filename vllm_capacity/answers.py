@@ -1,0 +1,244 @@
+"""All of it for one window, once: the object that every face reads.
+
+The JSON of `vllm-capacity figures`, the page, the terminal, the index and the alerts show what is
+here; none of them computes. `answers.schema.json` beside this file is its shape.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.resources import files
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures import evidence, gauges, latency, losses, scrapes, steps, traffic
+from vllm_capacity.figures.histogram import attainment
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange, iso
+from vllm_capacity.verdicts.cost import Usage, costs
+from vllm_capacity.verdicts.finding import Finding
+from vllm_capacity.verdicts.quality import ledger
+from vllm_capacity.verdicts.saturation import saturation
+from vllm_capacity.verdicts.slo import slo_capacity
+
+_COUNTERS = (
+    traffic.REQUESTS,
+    traffic.GENERATION_TOKENS,
+    traffic.PROMPT_TOKENS,
+    traffic.PROMPT_TOKENS_BY_SOURCE,
+    traffic.PROMPT_TOKENS_CACHED,
+    traffic.PREEMPTIONS,
+    traffic.PREFIX_QUERIES,
+    traffic.PREFIX_HITS,
+)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What telemetry cannot know: the price, the GPUs of an engine, the targets to meet.
+
+    `usd_per_gpu_hour` None leaves every money figure unknown.
+    """
+
+    usd_per_gpu_hour: Estimate | None = None
+    gpus_per_engine: float = 1.0
+    ttft_slo_seconds: float | None = None
+    itl_slo_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpus_per_engine <= 0:
+            raise InputError(f"GPUs per engine must be above 0, not {self.gpus_per_engine:g}.")
+        for name in ("ttft_slo_seconds", "itl_slo_seconds"):
+            target = getattr(self, name)
+            if target is not None and not target > 0:
+                raise InputError(f"{name} must be above 0 seconds, not {target:g}.")
+
+
+def price_per_hour(usd_per_hour: float | None) -> Estimate | None:
+    """A price that the user gave, per GPU-hour, as an exact estimate; None stays None."""
+    if usd_per_hour is None:
+        return None
+    if not 0 <= usd_per_hour < float("inf"):
+        raise InputError(f"A price must be 0 or more dollars an hour, not {usd_per_hour}.")
+    return Estimate.exact(usd_per_hour, f"${usd_per_hour:g} per GPU-hour, as given")
+
+
+def answer(
+    window: Window,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    terms: Terms | None = None,
+) -> dict[str, Any]:
+    """The figures and verdicts of the window, or of its part [start, end): the machine interface.
+
+    Every key is always there; plain figures are null and estimates carry a reason where unknown.
+    InputError where nothing of the window lies in the part.
+    """
+    terms = terms or Terms()
+    part = window.clamp(start, end)
+    tries = scrapes.attempts(window, end=part.end)
+    fleet = scrapes.billed_hours(scrapes.engines(window, part=part, tries=tries), tries, part=part)
+    increases = traffic.counter_increases(window, _COUNTERS, part=part)
+    points = steps.engine_steps(window, part=part, tries=tries)
+    output_rate = traffic.rate_per_second(increases, traffic.GENERATION_TOKENS)
+    limits = saturation(points, output_tokens_per_second=output_rate)
+    restarts = scrapes.restarts(window, part=part)
+    body: dict[str, Any] = {
+        "window": {
+            "start": iso(part.start),
+            "end": iso(part.end),
+            "hours": part.hours,
+            "engines": fleet.height,
+        },
+        **_traffic(window, increases, restarts, part),
+        "latency": latency.latency(window, part=part),
+        "slo": _slo(window, points, terms, part),
+        **_gauges(window, tries, part),
+        "saturation": limits,
+        "cost": _cost(window, fleet, increases, limits, output_rate, terms, part),
+    }
+    findings = _quality(window, body, points, tries, restarts, fleet, part)
+    body["quality"] = [finding.as_dict() for finding in findings]
+    return _in_schema_order(body)
+
+
+def _quality(
+    window: Window,
+    body: dict[str, Any],
+    points: pl.DataFrame,
+    tries: pl.DataFrame,
+    restarts: list[scrapes.Restart],
+    fleet: pl.DataFrame,
+    part: TimeRange,
+) -> list[Finding]:
+    facts = evidence.gather(
+        window, part=part, tries=tries, restarts=restarts, points=points, fleet=fleet
+    )
+    return ledger(
+        facts,
+        body,
+        lost_requests=losses.Lost(**body["requests"]["lost"]),
+        lost_tokens=losses.Lost(**body["tokens"]["lost"]),
+    )
+
+
+def _traffic(
+    window: Window, increases: pl.DataFrame, restarts: list[scrapes.Restart], part: TimeRange
+) -> dict[str, Any]:
+    by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
+    tokens = [traffic.GENERATION_TOKENS, traffic.PROMPT_TOKENS]
+    has_requests = bool(by_reason)
+    return {
+        "requests": {
+            "finished": _count(sum(by_reason.values())) if has_requests else None,
+            "successful": _count(traffic.successful(by_reason)) if has_requests else None,
+            "by_reason": {reason: _count(n) for reason, n in by_reason.items()},
+            "lost": losses.lost(window, [traffic.REQUESTS], restarts, part=part).as_dict(),
+        },
+        "tokens": {
+            "prompt": _count(traffic.total(increases, traffic.PROMPT_TOKENS)),
+            "prompt_computed": _count(traffic.prompt_tokens_computed(increases)),
+            "generation": _count(traffic.total(increases, traffic.GENERATION_TOKENS)),
+            "lost": losses.lost(window, tokens, restarts, part=part).as_dict(),
+        },
+        "throughput": {
+            "output_tokens_per_second": traffic.rate_per_second(
+                increases, traffic.GENERATION_TOKENS
+            ),
+            "requests_per_second": traffic.rate_per_second(increases, traffic.REQUESTS),
+        },
+        "preemptions": _count(traffic.total(increases, traffic.PREEMPTIONS)),
+        "prefix_cache_hit_ratio": traffic.prefix_cache_hit_ratio(increases),
+    }
+
+
+def _count(value: float | None) -> float | None:
+    """A count as an integer where it is one, as it should be."""
+    return int(value) if value is not None and value.is_integer() else value
+
+
+def _gauges(window: Window, tries: pl.DataFrame, part: TimeRange) -> dict[str, Any]:
+    names = [gauges.RUNNING, gauges.WAITING, gauges.KV_CACHE]
+    samples = gauges.gauge_samples(window, names, part=part)
+    inside = tries.filter(pl.col("ts") >= part.start)
+    spreads = {
+        "running": gauges.spread(gauges.summed(samples, inside, gauges.RUNNING)),
+        "waiting": gauges.spread(gauges.summed(samples, inside, gauges.WAITING)),
+        "kv_cache_ratio": gauges.pooled(samples, gauges.KV_CACHE),
+    }
+    return {name: {"mean": s.mean, "max": s.max} for name, s in spreads.items()}
+
+
+def _slo(window: Window, points: pl.DataFrame, terms: Terms, part: TimeRange) -> dict[str, Any]:
+    shares = {
+        "ttft_attainment": (latency.TTFT, terms.ttft_slo_seconds, "--slo-ttft"),
+        "itl_attainment": (latency.ITL, terms.itl_slo_seconds, "--slo-itl"),
+    }
+    answer: dict[str, Any] = {
+        name: _attained(window, metric, target, option, part).as_dict()
+        for name, (metric, target, option) in shares.items()
+    }
+    capacity = slo_capacity(
+        points, ttft_slo_seconds=terms.ttft_slo_seconds, itl_slo_seconds=terms.itl_slo_seconds
+    )
+    return {**answer, "capacity_output_tokens_per_second": capacity.as_dict()}
+
+
+def _attained(
+    window: Window, metric: str, target: float | None, option: str, part: TimeRange
+) -> Estimate:
+    if target is None:
+        return Estimate.unknown(f"no target given: pass {option}")
+    observed = latency.merged(latency.histogram_increases(window, [metric], part=part))
+    if observed is None:
+        return Estimate.unknown(f"{metric} observed nothing in this part")
+    low, high = attainment(observed.edges, observed.counts, target)
+    assert low is not None  # something was observed
+    assert high is not None
+    is_exact = low == high
+    basis = f"{observed.count:g} observations of {metric}, target {target:g} s" + (
+        "" if is_exact else ", which lies between two bucket edges"
+    )
+    return Estimate.known(low, (low + high) / 2, high, basis)
+
+
+def _cost(
+    window: Window,
+    fleet: pl.DataFrame,
+    increases: pl.DataFrame,
+    limits: dict[str, Any],
+    output_rate: float | None,
+    terms: Terms,
+    part: TimeRange,
+) -> dict[str, Any]:
+    by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
+    usage = Usage(
+        billed_hours=float(fleet.get_column("hours").sum()),
+        successful_requests=traffic.successful(by_reason) if by_reason else None,
+        prompt_tokens=traffic.total(increases, traffic.PROMPT_TOKENS),
+        generation_tokens=traffic.total(increases, traffic.GENERATION_TOKENS),
+        prefill_seconds=latency.observed_seconds(window, latency.PREFILL, part=part),
+        decode_seconds=latency.observed_seconds(window, latency.DECODE, part=part),
+        output_tokens_per_second=output_rate,
+        gpus_per_engine=terms.gpus_per_engine,
+    )
+    capacity = Estimate(**limits["capacity_output_tokens_per_second"])
+    figures = costs(usage, usd_per_gpu_hour=terms.usd_per_gpu_hour, capacity=capacity)
+    return {name: estimate.as_dict() for name, estimate in figures.items()}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the answer."""
+    text = files("vllm_capacity").joinpath("answers.schema.json").read_text()
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def _in_schema_order(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: body[name] for name in schema()["required"]}
