@@ -1,0 +1,156 @@
+"""Scraping a real HTTP server with the real command, ended in every way a person ends it."""
+
+import gzip
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from vllm_capacity.answers import answer
+from vllm_capacity.sources.exposition import read_saved_scrapes
+from vllm_capacity.telemetry.window import open_window
+
+COMMAND = [sys.executable, "-m", "vllm_capacity", "scrape"]
+
+
+class Served(BaseHTTPRequestHandler):
+    """A counter that grows by one a request; every third request of /flaky fails."""
+
+    asked = 0
+
+    def do_GET(self):
+        type(self).asked += 1
+        if self.path.startswith("/flaky") and self.asked % 3 == 0:
+            self.send_error(503)
+            return
+        body = (
+            "# TYPE vllm:generation_tokens_total counter\n"
+            f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {self.asked}\n'
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    handler = type("Counter", (Served,), {"asked": 0})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def run(*args, timeout=60):
+    return subprocess.run(
+        [*COMMAND, *map(str, args)], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def start(*args):
+    return subprocess.Popen([*COMMAND, *map(str, args)], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_scrapes(journal, count):
+    for _ in range(300):
+        if journal.exists() and len(list(read_saved_scrapes(journal))) >= count:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no {count} scrapes in {journal}")
+
+
+def test_several_targets_are_several_instances(tmp_path, server):
+    other = server.replace("127.0.0.1", "localhost")
+    done = run(
+        server, f"http://{other}/metrics", "--every", "200ms", "--for", "1s", "--to", tmp_path / "w"
+    )
+    assert done.returncode == 0, done.stderr
+    window = open_window(tmp_path / "w")
+    assert answer(window)["window"]["engines"] == 2
+    assert not (tmp_path / "w.journal").exists()
+
+
+def test_scrapes_lie_on_a_fixed_grid(tmp_path, server):
+    run(server, "--every", "250ms", "--for", "2s", "--to", tmp_path / "w")
+    window = open_window(tmp_path / "w")
+    times = window.sql("select ts from samples join series using (series_id) where metric = 'up'")
+    assert times.height == 8
+    assert (times["ts"][-1] - times["ts"][0]).total_seconds() == pytest.approx(1.75, abs=0.2)
+
+
+def test_failures_are_recorded_as_such(tmp_path, server):
+    run(f"http://{server}/flaky", "--every", "100ms", "--for", "1s", "--to", tmp_path / "w")
+    up = open_window(tmp_path / "w").sql(
+        "select value, count(*) as n from samples join series using (series_id) "
+        "where metric = 'up' group by value order by value"
+    )
+    assert up["value"].to_list() == [0.0, 1.0]
+
+
+def test_ctrl_c_makes_the_window_of_what_is_there(tmp_path, server):
+    process = start(server, "--every", "100ms", "--to", tmp_path / "w")
+    wait_for_scrapes(tmp_path / "w.journal", 5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+    assert answer(open_window(tmp_path / "w"))["tokens"]["generation"] >= 4
+
+
+def test_a_kill_loses_at_most_one_scrape(tmp_path, server):
+    process = start(server, "--every", "100ms", "--to", tmp_path / "w")
+    journal = tmp_path / "w.journal"
+    wait_for_scrapes(journal, 5)
+    process.kill()
+    process.communicate(timeout=30)
+    kept = len(list(read_saved_scrapes(journal)))
+    asked = int(re.search(r"} (\d+)\n$", list(read_saved_scrapes(journal))[-1].text).group(1))
+    assert asked - kept <= 1
+    again = run(server, "--for", "1s", "--to", tmp_path / "w")
+    assert (again.returncode, "Rescue it with" in again.stderr) == (2, True)
+    rescued = run("--from", journal, "--to", tmp_path / "w")
+    assert rescued.returncode == 0, rescued.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        pytest.param(["ftp://x"], "not an http", id="no http URL"),
+        pytest.param(["a:1", "a:1"], "given twice", id="one target twice"),
+        pytest.param([], "Give either", id="neither URL nor file"),
+        pytest.param(["a:1", "--every", "soon"], "Cannot read 'soon'", id="no duration"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, says):
+    done = run(*args, "--to", tmp_path / "w")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_that_answers_is_no_window(tmp_path):
+    done = run("127.0.0.1:9", "--every", "100ms", "--for", "300ms", "--to", tmp_path / "w")
+    assert done.returncode == 2
+    assert "holds no vLLM series (0 good and 3 failed scrapes)" in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_import_must_not_hit_an_existing_window(tmp_path):
+    saved = tmp_path / "s.jsonl.gz"
+    text = '# TYPE vllm:x gauge\nvllm:x{engine="0"} 1\n'
+    line = json.dumps({"t": 1.0, "target": "v", "status": 200, "text": text})
+    saved.write_bytes(gzip.compress(line.encode()))
+    (tmp_path / "w").mkdir()
+    done = run("--from", saved, "--to", tmp_path / "w")
+    assert (done.returncode, "exists already" in done.stderr) == (2, True)

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from vllm_capacity.cli.whatif import whatif
+from vllm_capacity.errors import InputError
+
+ASKED = {
+    "--model": "openai/gpt-oss-20b",
+    "--from-gpu": "A100-80GB-SXM",
+    "--output-tokens-per-second": "5180",
+    "--input-tokens": "215",
+    "--output-tokens": "194",
+    "--to-gpu": "H100-80GB-SXM",
+}
+
+
+def run(*flags, **changed):
+    options = {**ASKED, **{f"--{name.replace('_', '-')}": value for name, value in changed.items()}}
+    words = [word for option in options.items() for word in option]
+    return CliRunner().invoke(whatif, [*words, *flags], catch_exceptions=True)
+
+
+def test_json_is_an_estimate():
+    result = run("--json")
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert set(answer) == {"low", "mid", "high", "basis", "reason"}
+    assert answer["low"] < answer["mid"] < answer["high"]
+
+
+def test_people_get_a_line_and_its_basis():
+    result = run()
+    assert "output tokens/s" in result.stdout
+    assert "measured:" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"to_gpu": "L4-PCIe", "dtype": "bf16"}, id="the weights do not fit"),
+        pytest.param({"input_tokens": "200000"}, id="the context is too long"),
+    ],
+)
+def test_a_refusal_is_json_with_exit_status_0(changed):
+    result = run("--json", **changed)
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert answer["mid"] is None
+    assert answer["reason"]
+
+
+def test_a_refusal_in_words():
+    assert run(to_gpu="L4-PCIe", dtype="bf16").stdout.startswith("unknown: ")
+
+
+def test_the_weight_type_asked_about_defaults_to_the_measured_one():
+    same = json.loads(run("--json", to_gpu="A100-80GB-SXM").stdout)
+    assert same["low"] == same["high"] == 5180
+
+
+def test_a_published_name_of_a_type_is_understood():
+    named = run("--json", dtype="MXFP4 weights").stdout
+    assert named == run("--json").stdout
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"model": "gpt-oss-21b"}, id="an unknown model"),
+        pytest.param({"to_gpu": "H100"}, id="an unknown GPU"),
+        pytest.param({"dtype": "purple"}, id="an unknown type"),
+        pytest.param({"output_tokens_per_second": "0"}, id="nothing measured"),
+        pytest.param({"gpus": "0"}, id="no GPU"),
+    ],
+)
+def test_bad_input_is_an_input_error(changed):
+    assert isinstance(run("--json", **changed).exception, InputError)

@@ -1,0 +1,89 @@
+"""`vllm-capacity scrape`: live targets, or saved scrapes, into a window."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import click
+import httpx
+from rich.console import Console
+from rich.status import Status
+
+from vllm_capacity.errors import InputError, WindowError
+from vllm_capacity.live.scrape import Journal, Progress, run, targets
+from vllm_capacity.sources.exposition import provenance, read_scrapes
+from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.timerange import parse_duration_seconds
+
+
+@click.command()
+@click.argument("urls", nargs=-1, metavar="[URL]...")
+@click.option("--from", "saved", type=click.Path(path_type=Path), help="Import saved scrapes.")
+@click.option("--every", default="2s", show_default=True, help="Scrape interval.")
+@click.option("--for", "duration", help="How long, such as 1h; without it until Ctrl-C.")
+@click.option("--about", help="A sentence on what was captured, kept with the window.")
+@click.option("--to", "to", required=True, type=click.Path(path_type=Path), help="The window.")
+def scrape(
+    urls: tuple[str, ...],
+    saved: Path | None,
+    every: str,
+    duration: str | None,
+    about: str | None,
+    to: Path,
+) -> None:
+    """Scrape vLLM's /metrics into the window --to, or import saved scrapes into it.
+
+    Every scrape is appended to a journal beside the window first; Ctrl-C makes the window of what
+    is there. A run that was killed is rescued by `scrape --from WINDOW.journal --to WINDOW`.
+    """
+    if bool(urls) == (saved is not None):
+        raise InputError(
+            "Give either one or more URLs to scrape, or --from a file of saved scrapes."
+        )
+    if to.exists():
+        raise WindowError(f"{to} exists already. Choose another name, or remove it first.")
+    if saved is not None:
+        _import(saved, to, kind="saved scrapes", about=about)
+        return
+    journal = to.with_name(f"{to.name}.journal")
+    if journal.exists():
+        raise InputError(
+            f"{journal} is left from a run that was cut. Rescue it with "
+            f"`vllm-capacity scrape --from {journal} --to {to}`, or remove it."
+        )
+    to.parent.mkdir(parents=True, exist_ok=True)
+    _scrape_live(urls, every, duration, journal)
+    _import(journal, to, kind="scraped /metrics", about=about)
+    journal.unlink()
+
+
+def _scrape_live(urls: tuple[str, ...], every: str, duration: str | None, journal: Path) -> None:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    console = Console(stderr=True)
+    with httpx.Client(follow_redirects=True) as client, console.status("scraping") as status:
+        done = run(
+            targets(urls),
+            client=client,
+            journal=Journal(journal),
+            every_seconds=parse_duration_seconds(every),
+            for_seconds=parse_duration_seconds(duration) if duration else None,
+            stop=stop,
+            tell=lambda progress: _tell(status, progress),
+        )
+    click.echo(f"{done.good} good and {done.failed} failed scrapes.", err=True)
+
+
+def _tell(status: Status, progress: Progress) -> None:
+    error = f"; last error: {progress.last_error}" if progress.last_error else ""
+    status.update(f"{progress.good} good, {progress.failed} failed{error}")
+
+
+def _import(saved: Path, to: Path, *, kind: str, about: str | None) -> None:
+    rows = read_scrapes(saved)
+    note = provenance(rows, kind=kind, origin=saved.name)
+    write_window(to, rows, note | ({"about": about} if about else {}))
+    click.echo(f"Wrote {to}: {rows.series.height} series.", err=True)

@@ -1,0 +1,1 @@
+"""Whatever runs against a running system; clocks and HTTP clients come in as arguments."""
