@@ -1,0 +1,82 @@
+"""`vllm-capacity simulate`: a named scenario into a window, or a file of saved scrapes."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from vllm_capacity.engine.runs import Outcome, provenance, run_scenario
+from vllm_capacity.engine.scenarios import SCENARIOS, scenario
+from vllm_capacity.errors import InputError
+from vllm_capacity.telemetry.store import write_window
+
+_NAMES = "\n".join(f"  {known.name}: {known.about}" for known in SCENARIOS)
+
+
+@click.command(
+    epilog=f"\b\nScenarios:\n{_NAMES}",
+    short_help="A simulated engine's window: example data, never telemetry.",
+)
+@click.argument("scenario_name", metavar="SCENARIO")
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The window folder to write; a name ending in .jsonl or .jsonl.gz gets saved scrapes.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Other random numbers, same scenario.")
+@click.option(
+    "--requests",
+    "requests_path",
+    type=click.Path(path_type=Path),
+    help="Also write what happened to every request, as Parquet: the truth behind the metrics.",
+)
+def simulate(
+    scenario_name: str, target: Path, seed: int | None, requests_path: Path | None
+) -> None:
+    """Run SCENARIO on the simulated engine and save what a scraper would have seen.
+
+    The result is labelled as simulated wherever it is shown.
+    """
+    known = scenario(scenario_name)
+    for path in (target, requests_path):
+        if path is not None and path.exists():
+            raise InputError(f"{path} exists already. Choose another name, or remove it first.")
+    is_text = target.name.endswith((".jsonl", ".jsonl.gz"))
+    outcome = run_scenario(known, seed=seed, as_text=is_text)
+    if outcome.rows is not None:
+        write_window(target, outcome.rows, provenance(known, seed))
+    else:
+        _write_lines(target, outcome.lines)
+    if requests_path is not None:
+        _write_requests(requests_path, outcome)
+    ended = outcome.requests.height
+    click.echo(f"{target}: simulated, {len(known.scrape_times)} scrapes, {ended} requests ended")
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    text = "".join(lines).encode()
+    # mtime 0: the same scenario and seed give the same bytes.
+    body = gzip.compress(text, mtime=0) if path.suffix == ".gz" else text
+    _write_whole(path, body)
+
+
+def _write_requests(path: Path, outcome: Outcome) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        partial = Path(folder) / path.name
+        outcome.requests.write_parquet(partial)
+        partial.replace(path)
+
+
+def _write_whole(path: Path, body: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        partial = Path(folder) / path.name
+        partial.write_bytes(body)
+        partial.replace(path)
