@@ -1,0 +1,187 @@
+import ast
+import inspect
+import json
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+from answer_by_hand import ANSWER, COSTS, EMPTY_FRAMES, FRAMES, STEPS, answer, unknown
+
+from vllm_capacity.pages import charts, theme, timeline
+from vllm_capacity.pages.charts import CHARTS
+from vllm_capacity.pages.contract import HOVER, NOTEBOOK_WIDTH
+
+BY_NAME = {chart.name: chart for chart in CHARTS}
+each_chart = pytest.mark.parametrize("chart", CHARTS, ids=[chart.name for chart in CHARTS])
+UNKNOWN = {
+    f"{part}__{name}": unknown("the reason")
+    for part in ("cost", "saturation")
+    for name, value in ANSWER[part].items()
+    if isinstance(value, dict)
+}
+
+
+def spec_of(chart, frames=FRAMES, of=ANSWER):
+    return chart(frames, of).to_dict()
+
+
+def notes_of(spec):
+    return spec["usermeta"]["vllm_capacity"]
+
+
+def encodings(spec, channel):
+    return [
+        layer["encoding"][channel]
+        for layer in spec.get("layer", [spec])
+        if channel in layer.get("encoding", {})
+    ]
+
+
+@each_chart
+def test_title_asks_and_subtitle_says_what_was_found(chart):
+    title = spec_of(chart)["title"]
+    assert (title["text"][-1], bool(title["subtitle"])) == ("?", True)
+
+
+@each_chart
+def test_axes_are_titled(chart):
+    spec = spec_of(chart)
+    titles = {
+        channel: [e["title"] for e in encodings(spec, channel) if e.get("title")]
+        or [e["axis"]["title"] for e in encodings(spec, channel) if e.get("axis", {}).get("title")]
+        for channel in ("x", "y")
+    }
+    alone = chart.name == "regimes"  # one engine: its strip needs no axis of engines
+    assert (bool(titles["x"]), bool(titles["y"]) or alone) == (True, True)
+
+
+@each_chart
+def test_chart_without_data_says_why(chart):
+    notes = notes_of(spec_of(chart, EMPTY_FRAMES, answer(saturation__regimes=[], **UNKNOWN)))
+    assert len(notes["empty"]) > 10
+
+
+@each_chart
+def test_chart_has_the_table_behind_it(chart):
+    table = notes_of(spec_of(chart))["table"]
+    assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+
+
+@each_chart
+def test_pointer_has_no_more_points_than_a_page_bears(chart):
+    spec = spec_of(chart)
+    hovered = [layer for layer in spec["layer"] if str(layer.get("name", "")).startswith(HOVER)]
+    sizes = [len(spec["datasets"][layer["data"]["name"]]) for layer in hovered]
+    assert max([0, *sizes]) <= timeline.POINTS_AT_MOST
+
+
+@each_chart
+def test_chart_is_as_wide_as_a_notebook(chart):
+    assert spec_of(chart)["width"] == NOTEBOOK_WIDTH
+
+
+@each_chart
+def test_chart_asks_for_nothing_outside(chart):
+    spec = json.dumps(spec_of(chart) | {"$schema": ""})
+    assert not re.search(r'"(href|url)"|"type": "image"|https?://', spec)
+
+
+@each_chart
+def test_two_drawings_are_the_same(chart):
+    assert spec_of(chart) == spec_of(chart)
+
+
+@each_chart
+def test_docstring_names_the_columns_used(chart):
+    assert "Columns used: " in (chart.draw.__doc__ or "")
+
+
+def test_every_chart_there_is_stands_in_the_registry():
+    drawn = {
+        node.name
+        for path in Path(inspect.getfile(charts)).parent.glob("charts_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
+    assert drawn == set(BY_NAME)
+
+
+def test_panels_of_the_guide_are_all_there():
+    assert {
+        "request_rate",
+        "whole_answer",
+        "first_token",
+        "tokens",
+        "kv_cache",
+        "queue",
+        "cost_per_request",
+        "outcomes",
+    } <= set(BY_NAME)
+
+
+def test_time_is_written_in_utc_in_tooltips():
+    tips = [tip for each in encodings(spec_of(BY_NAME["queue"]), "tooltip") for tip in each]
+    times = [tip["timeUnit"] for tip in tips if tip["type"] == "temporal"]
+    assert (bool(times), all(unit.startswith("utc") for unit in times)) == (True, True)
+
+
+def test_target_is_drawn_with_its_value():
+    spec = charts.first_token(STEPS, ANSWER, 2.0).to_dict()
+    rows = [row for rows in spec["datasets"].values() for row in rows if "limit" in row]
+    assert rows == [{"limit": 2.0, "name": "target 2.00\xa0s"}]
+
+
+def test_gap_is_one_shaded_span_and_a_restart_one_mark():
+    spec = spec_of(BY_NAME["throughput"])
+    rows = [row["name"] for rows in spec["datasets"].values() for row in rows if "name" in row]
+    assert sorted(rows) == ["no data", "restart"]
+
+
+def test_restart_over_several_steps_is_marked_once():
+    steps = STEPS.with_columns(is_restart=pl.int_range(pl.len()).is_between(40, 50))
+    spec = charts.throughput(steps, ANSWER).to_dict()
+    names = [row["name"] for rows in spec["datasets"].values() for row in rows if "name" in row]
+    assert names.count("restart") == 1
+
+
+def test_unknown_capacity_draws_no_band():
+    spec = spec_of(BY_NAME["saturation_curve"], of=answer(**UNKNOWN))
+    marks = {layer["mark"]["type"] for layer in spec["layer"]}
+    assert marks == {"point"}
+
+
+def test_failures_have_the_colour_of_limits():
+    spec = spec_of(BY_NAME["outcomes"])
+    scale = next(e["scale"] for e in encodings(spec, "color"))
+    assert dict(zip(scale["domain"], scale["range"], strict=True))["error"] == theme.LIMIT
+
+
+def test_hour_without_a_request_has_no_bar():
+    spec = charts.cost_per_request(COSTS, ANSWER).to_dict()
+    bars = next(rows for rows in spec["datasets"].values() if "allocation_usd" in rows[0])
+    assert [row["usd_per_request"] is None for row in bars] == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("hours", "seconds"),
+    [
+        pytest.param(0.1, 10.0, id="never finer than ten seconds"),
+        pytest.param(25 / 60, 10.0, id="25 minutes in 150 points"),
+        pytest.param(3.15, 120.0, id="three hours"),
+        pytest.param(24, 600.0, id="a day"),
+        pytest.param(24 * 365 * 9, 604800.0, id="years in weeks"),
+    ],
+)
+def test_steps_are_round_and_few(hours, seconds):
+    assert charts.readable_step_seconds(answer(window__hours=hours)) == seconds
+
+
+def test_lab_gets_what_its_older_runtime_draws():
+    bundle, _ = theme.for_lab(spec_of(BY_NAME["queue"]))
+    vega = bundle[theme.LAB_MIME]
+    assert (vega["$schema"][-7:], vega["width"], vega["usermeta"]["embedOptions"]["renderer"]) == (
+        "v5.json",
+        NOTEBOOK_WIDTH,
+        "svg",
+    )

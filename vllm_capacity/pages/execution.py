@@ -1,0 +1,132 @@
+"""Running a notebook for its outputs: parameters injected, one process, nothing written.
+
+Why `output_path=None`: papermill otherwise writes and re-validates the whole notebook twice a cell,
+which is most of the run. The page is written once, at the end, by us.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import TYPE_CHECKING, Any
+
+from vllm_capacity import errors
+from vllm_capacity.pages.contract import RENDERER_VARIABLE
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import AsyncKernelManager
+    from papermill.exceptions import PapermillExecutionError
+
+Progress = Callable[[int, int], None]
+
+_CELL_SECONDS = 1800
+_OURS = {
+    name: error
+    for name, error in vars(errors).items()
+    if isinstance(error, type) and issubclass(error, errors.CapacityError)
+}
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What came out of a run: the cells in order, as nbformat has them, and the kernel's stderr."""
+
+    cells: tuple[Mapping[str, Any], ...]
+    title: str
+
+
+def executed_notebook(
+    notebook: Path, parameters: Mapping[str, Any], *, progress: Progress
+) -> Executed:
+    """The notebook run from top to bottom with these (settled) parameters.
+
+    `progress` is told (code cells done, of how many). A cell that raises one of this package's
+    errors raises it here again, with the cell's number; any other becomes an InputError.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    done = 0
+
+    def count_cell(**_: object) -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    total = sum(cell["cell_type"] == "code" for cell in read_cells(notebook))
+    total += bool(parameters)  # papermill adds a cell for them
+    progress(0, total)
+    with _kernel() as kernel:
+        try:
+            ran = papermill.execute_notebook(
+                str(notebook),
+                None,
+                parameters=dict(parameters),
+                progress_bar=False,
+                execution_timeout=_CELL_SECONDS,
+                on_cell_executed=count_cell,
+                km=kernel,
+            )
+        except PapermillExecutionError as error:
+            raise _told(error, notebook) from None
+        except DeadKernelError:
+            raise errors.InputError(
+                f"{notebook.name}: its Python process died, perhaps for want of memory. "
+                "Try a shorter part of the window (-p start=…, -p end=…)."
+            ) from None
+    return Executed(tuple(ran.cells), _title(ran.cells, notebook))
+
+
+def read_cells(notebook: Path) -> list[Mapping[str, Any]]:
+    """The cells of a notebook file; InputError where it is not one."""
+    import json
+
+    import nbformat
+
+    try:
+        return list(nbformat.read(str(notebook), as_version=4).cells)  # type: ignore[no-untyped-call]
+    except FileNotFoundError:
+        raise errors.InputError(f"There is no notebook {notebook}.") from None
+    except (nbformat.reader.NotJSONError, json.JSONDecodeError, AttributeError, KeyError):
+        raise errors.InputError(f"{notebook} is not a Jupyter notebook.") from None
+
+
+@contextmanager
+def _kernel() -> Iterator[AsyncKernelManager]:
+    """A started kernel whose environment says that a page will draw its charts.
+
+    It talks over sockets of this user, not over ports, and keeps its own log to itself.
+    """
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_core.utils import run_sync
+
+    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
+    environment = {**os.environ, RENDERER_VARIABLE: "page"}
+    run_sync(kernel.start_kernel)(env=environment, stdout=DEVNULL, stderr=DEVNULL)
+    try:
+        yield kernel
+    finally:
+        run_sync(kernel.shutdown_kernel)(now=True)
+
+
+def _told(error: PapermillExecutionError, notebook: Path) -> errors.CapacityError:
+    said = str(error.evalue).strip().splitlines() or ["no message"]
+    if error.ename in _OURS:
+        return _OURS[error.ename](said[0])
+    return errors.InputError(
+        f"{notebook.name} stopped in cell {error.cell_index}: {error.ename}: {said[0]}"
+    )
+
+
+def _title(cells: list[Mapping[str, Any]], notebook: Path) -> str:
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            for line in cell["source"].splitlines():
+                if line.startswith("# "):
+                    return str(line[2:].strip())
+    return notebook.stem

@@ -1,0 +1,105 @@
+"""How a number is written for a person: three significant digits, a unit, an interval to match.
+
+Every function takes the value and, optionally, `like`: the number whose places (and whose choice of
+ms or s) it shares, so that an interval is written to the same place as the figure it belongs to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+_SIGNIFICANT = 3
+_CENT_USD = 0.01
+_SPACE = "\N{NO-BREAK SPACE}"  # a line must not end between a number and its unit
+
+Write = Callable[..., str]
+
+
+def number(value: float, like: float | None = None) -> str:
+    """Three significant digits with thousands separators: 1,230 · 29.7 · 0.00512."""
+    places = _places(value if like is None else like)
+    rounded = round(value, places)
+    return f"{rounded + 0.0:,.{max(places, 0)}f}"
+
+
+def count(value: float, like: float | None = None) -> str:
+    """A counted whole number, every digit of it: 5,138."""
+    return f"{round(value):,}"
+
+
+def usd(value: float, like: float | None = None) -> str:
+    """Dollars: $1.64 · $1,230 · $0.00101."""
+    sign = "-" if value < 0 else ""
+    reference = value if like is None else like
+    if abs(reference) >= _CENT_USD and _places(reference) == 1:  # $29.70, never $29.7
+        return f"{sign}${abs(value):,.2f}"
+    return f"{sign}${number(abs(value), abs(reference))}"
+
+
+def usd_per_thousand(value: float, like: float | None = None) -> str:
+    """A price below a cent, told for a thousand pieces: $1.00 of $0.001."""
+    return usd(value * 1000, None if like is None else like * 1000)
+
+
+def percent(ratio: float, like: float | None = None) -> str:
+    """A 0..1 ratio in percent: no decimals, one below 10 %, two below 1 %."""
+    reference = abs(ratio if like is None else like) * 100
+    places = 0 if reference >= 10 or reference == 0 else 1 if reference >= 1 else 2
+    return f"{ratio * 100 + 0.0:,.{places}f}{_SPACE}%"
+
+
+def seconds(value: float, like: float | None = None) -> str:
+    """A duration: 38 ms · 1.44 s · 27.9 s."""
+    reference = abs(value if like is None else like)
+    if 0 < reference < 1:
+        return f"{number(value * 1000, reference * 1000)}{_SPACE}ms"
+    return f"{number(value, reference)}{_SPACE}s"
+
+
+def hours(value: float) -> str:
+    """A window's length: 3.15 h · 25.5 min · 40 s."""
+    if value >= 1:
+        return f"{number(value)} h"
+    if value * 60 >= 1:
+        return f"{number(value * 60)} min"
+    return f"{number(value * 3600)} s"
+
+
+def between(estimate: Mapping[str, Any], write: Write) -> str:
+    """`between a and b` of a known estimate; empty where exact or where both ends read alike."""
+    low, mid, high = (estimate[key] for key in ("low", "mid", "high"))
+    if mid is None or low == high:
+        return ""
+    ends = write(low, like=mid), write(high, like=mid)
+    return "" if ends[0] == ends[1] else f"between {ends[0]} and {ends[1]}"
+
+
+def instant(text: str | datetime) -> datetime:
+    """An aware UTC datetime from an answer's ISO 8601 text."""
+    value = datetime.fromisoformat(text) if isinstance(text, str) else text
+    return value.astimezone(UTC)
+
+
+def moment(text: str | datetime) -> str:
+    """A time a person reads: 24 Nov 2026 08:14:05 UTC."""
+    return f"{instant(text):%-d %b %Y %H:%M:%S} UTC"
+
+
+def span(start: str | datetime, end: str | datetime) -> str:
+    """Two times a person reads, the day said once where it is the same."""
+    first, last = instant(start), instant(end)
+    if first.date() == last.date():
+        return f"{first:%-d %b %Y %H:%M:%S} to {last:%H:%M:%S} UTC"
+    return f"{first:%-d %b %Y %H:%M} to {last:%-d %b %Y %H:%M} UTC"
+
+
+def _places(value: float) -> int:
+    if value == 0 or not math.isfinite(value):
+        return 0
+    exponent = math.floor(math.log10(abs(value)))
+    if round(abs(value), _SIGNIFICANT - 1 - exponent) >= 10 ** (exponent + 1):
+        exponent += 1  # 9.996 is written 10.0
+    return _SIGNIFICANT - 1 - exponent

@@ -1,0 +1,124 @@
+"""One notebook, one window, one page: run it, lay it out, write it whole."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.pages import html, vega
+from vllm_capacity.pages.execution import Progress, executed_notebook, read_cells
+from vllm_capacity.pages.index import write_index
+from vllm_capacity.pages.parameters import Parameter, declared_parameters, settled_parameters
+from vllm_capacity.pages.writing import only_writer, write_whole
+
+DEFAULT_NOTEBOOK = "cost-report.ipynb"
+
+EXAMPLES: tuple[Mapping[str, object], ...] = (
+    {"window": "vllm-sweep"},
+    {"window": "a100-gpt-oss-20b", "price_row": "A100-80GB-PCIe RunPod secure, on-demand 2025"},
+)
+"""The example windows that get a page, with what telemetry cannot say of them."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for: a notebook, its parameters as given, and where the page goes."""
+
+    notebook: Path
+    parameters: Mapping[str, object]
+    out: Path
+
+
+def write_report(
+    order: Order, *, made_at: datetime, cache: Path | None, progress: Progress
+) -> Path:
+    """Run the notebook, write its page and the folder's index, and return the page's path.
+
+    Nothing is written where anything fails: parameters are checked before the notebook runs, and
+    the page is replaced only by a finished one. SourceError where another run is writing there.
+    """
+    read_cells(order.notebook)
+    declared = declared_parameters(order.notebook)
+    given = {**_without_foreign_price(declared, order.parameters), **order.parameters}
+    parameters = settled_parameters(declared, given, notebook=order.notebook.name)
+    with only_writer(order.out):
+        ran = executed_notebook(order.notebook, parameters, progress=progress)
+        sections = html.sections_of(ran.cells)
+        if not any(section.blocks for section in sections):
+            raise InputError(f"{order.notebook.name} shows nothing: no prose, chart or table.")
+        metadata = _metadata(ran.title, sections, made_at)
+        path = order.out / f"{_file_stem(order.notebook, metadata, parameters)}.html"
+        page = html.page_html(
+            title=ran.title,
+            sections=sections,
+            runtime=vega.runtime(cache),
+            metadata=metadata,
+            command=_command(order),
+            made=_made(made_at),
+        )
+        write_whole(path, page)
+        write_index(order.out)
+    return path
+
+
+def _made(at: datetime) -> str:
+    """The one line of a page that differs between two runs of the same window."""
+    return f"Made {at:%Y-%m-%d %H:%M:%S} UTC by vllm-capacity {version('vllm-capacity')}."
+
+
+def _without_foreign_price(
+    declared: Sequence[Parameter], given: Mapping[str, object]
+) -> dict[str, object]:
+    """What takes the price out of a notebook whose default price is that of its default window.
+
+    A price belongs to a machine: asked for another window, or given a row of the price list, the
+    notebook's own price must not be used in silence. Empty where it may stay, or has none.
+    """
+    defaults = {each.name: each.default.strip("\"'") for each in declared}
+    is_its_own = given.get("window", defaults.get("window")) == defaults.get("window")
+    if is_its_own and not given.get("price_row"):
+        return {}
+    cleared = {"usd_per_hour": None, "price_note": ""}
+    return {name: value for name, value in cleared.items() if name in defaults}
+
+
+def _metadata(title: str, sections: tuple[html.Section, ...], made_at: datetime) -> dict[str, Any]:
+    """What the index reads off a page: its question, window, verdict and tiles."""
+    pieces = {
+        block.content["kind"]: block.content["content"]
+        for section in reversed(sections)
+        for block in section.blocks
+        if block.kind == "piece"
+    }
+    return {
+        "title": title,
+        "line": pieces.get("title_line", {}),
+        "verdict": pieces.get("verdict", {}),
+        "tiles": pieces.get("tiles", {}).get("tiles", []),
+    }
+
+
+def _file_stem(notebook: Path, metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    """The page's name: window, then notebook where it is not the report, then the part's start."""
+    parts = [metadata["line"].get("window", notebook.stem)]
+    if notebook.name != DEFAULT_NOTEBOOK and parts[0] != notebook.stem:
+        parts.append(notebook.stem)
+    parts += [str(parameters[key]) for key in ("start", "end") if parameters.get(key)]
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-.")
+    return slug[:120] or "report"
+
+
+def _command(order: Order) -> str:
+    words = ["vllm-capacity", "report"]
+    if order.notebook.name != DEFAULT_NOTEBOOK:
+        words += ["--notebook", order.notebook.name]
+    for name, value in order.parameters.items():
+        words += ["--window", str(value)] if name == "window" else ["-p", f"{name}={value}"]
+    return shlex.join(words)

@@ -1,0 +1,63 @@
+"use strict";
+(function () {
+  var held = JSON.parse(document.getElementById("charts").textContent);
+
+  function rows(columns) {
+    var names = Object.keys(columns);
+    var height = names.length ? columns[names[0]].length : 0;
+    var made = new Array(height);
+    for (var i = 0; i < height; i++) {
+      made[i] = {};
+      for (var j = 0; j < names.length; j++) made[i][names[j]] = columns[names[j]][i];
+    }
+    return made;
+  }
+
+  function names(spec, found) {
+    if (spec.data && spec.data.name) found[spec.data.name] = true;
+    (spec.layer || []).forEach(function (layer) { names(layer, found); });
+    return found;
+  }
+
+  function draw(box) {
+    var spec = held.specs[Number(box.dataset.chart)];
+    spec.datasets = {};
+    Object.keys(names(spec, {})).forEach(function (name) {
+      if (held.data[name]) spec.datasets[name] = rows(held.data[name]);
+    });
+    return vegaEmbed(box, spec, {
+      ast: true,
+      renderer: "svg",
+      actions: false,
+      defaultStyle: false,
+      tooltip: { disableDefaultStyle: true, theme: "none" }
+    }).then(function () { box.parentElement.classList.add("drawn"); });
+  }
+
+  // A definition that a tile or chart links to opens when the link is followed.
+  function open() {
+    var target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+    if (target && target.tagName === "DETAILS") target.open = true;
+  }
+
+  window.addEventListener("hashchange", open);
+  window.addEventListener("beforeprint", function () {
+    document.querySelectorAll("details").forEach(function (fold) {
+      if (!fold.open) { fold.open = true; fold.dataset.printed = ""; }
+    });
+  });
+  window.addEventListener("afterprint", function () {
+    document.querySelectorAll("details[data-printed]").forEach(function (fold) {
+      fold.open = false;
+      delete fold.dataset.printed;
+    });
+  });
+  open();
+
+  // One after the other: the first chart shows while the last is still being drawn.
+  Array.prototype.reduce.call(
+    document.querySelectorAll(".live[data-chart]"),
+    function (before, box) { return before.then(function () { return draw(box); }); },
+    Promise.resolve()
+  ).then(function () { document.documentElement.dataset.drawn = "all"; });
+})();
