@@ -44,6 +44,26 @@ def test_tokens_are_those_of_ok_requests_and_of_interrupted_streams(log, told, t
     assert told["tokens"][tokens] == pytest.approx(total, rel=0.005)
 
 
+def test_abandoned_streams_are_those_the_clients_cancelled_after_a_first_token(log, told):
+    left = log.filter((pl.col("status") == "cancelled") & pl.col("t_first").is_not_null()).height
+    # One more left while its first token was on the way to it.
+    assert told["failures"]["abandoned"]["mid"] - left in (0, 1)
+
+
+def test_the_share_of_bad_requests_is_the_clients(log, told):
+    refused = log.filter(pl.col("status") == "http_error").height
+    share = told["failures"]["http_4xx_ratio"]["mid"]
+    assert share == pytest.approx(refused / log.height, rel=0.02)
+
+
+def test_what_the_restart_swallowed_lies_within_its_bounds(restarted):
+    finished = pl.read_parquet(TRUTH / "restart_client.parquet").filter(pl.col("status") == "ok")
+    requests = answer(restarted)["requests"]
+    gone = finished.get_column("n").sum() - requests["finished"]
+    assert gone > 0
+    assert requests["lost"]["low"] <= gone <= requests["lost"]["high"]
+
+
 STEPS = pl.read_csv(TRUTH / "sweep_client_steps.csv").filter(pl.col("t").is_not_null())
 
 

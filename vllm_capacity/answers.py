@@ -17,6 +17,7 @@ import polars as pl
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures import evidence, gauges, latency, losses, scrapes, steps, traffic
+from vllm_capacity.figures.failures import failures
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
@@ -100,6 +101,9 @@ def answer(
         "latency": latency.latency(window, part=part),
         "slo": _slo(window, points, terms, part),
         **_gauges(window, tries, part),
+        "failures": {
+            name: estimate.as_dict() for name, estimate in failures(window, part=part).items()
+        },
         "saturation": limits,
         "cost": _cost(window, fleet, increases, limits, output_rate, terms, part),
     }
@@ -164,14 +168,7 @@ def _count(value: float | None) -> float | None:
 
 
 def _gauges(window: Window, tries: pl.DataFrame, part: TimeRange) -> dict[str, Any]:
-    names = [gauges.RUNNING, gauges.WAITING, gauges.KV_CACHE]
-    samples = gauges.gauge_samples(window, names, part=part)
-    inside = tries.filter(pl.col("ts") >= part.start)
-    spreads = {
-        "running": gauges.spread(gauges.summed(samples, inside, gauges.RUNNING)),
-        "waiting": gauges.spread(gauges.summed(samples, inside, gauges.WAITING)),
-        "kv_cache_ratio": gauges.pooled(samples, gauges.KV_CACHE),
-    }
+    spreads = gauges.spreads(window, tries, part=part)
     return {name: {"mean": s.mean, "max": s.max} for name, s in spreads.items()}
 
 

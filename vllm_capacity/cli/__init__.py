@@ -14,14 +14,14 @@ import click
 from vllm_capacity.errors import CapacityError
 
 _MODULES = {
-    "alerts": "stack",
-    "doctor": "stack",
+    "alerts": "alerts",
+    "doctor": "doctor",
     "figures": "figures",
     "fit": "fit",
     "forecast": "forecast",
     "model": "model",
     "plan": "plan",
-    "proxy": "stack",
+    "proxy": "proxy",
     "pull": "pull",
     "report": "report",
     "scrape": "scrape",

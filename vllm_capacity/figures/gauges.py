@@ -35,6 +35,51 @@ def gauge_samples(window: Window, metrics: list[str], *, part: TimeRange) -> pl.
     )
 
 
+def spreads(window: Window, tries: pl.DataFrame, *, part: TimeRange) -> dict[str, Spread]:
+    """`running` and `waiting`, summed over engines, and `kv_cache_ratio`, pooled over them.
+
+    In a thinned window they come from its minutes; the maximum of a sum over several engines is
+    then not known, for their maxima need not fall together.
+    """
+    if window.grain == "minute":
+        minutes = gauge_minutes(window, [RUNNING, WAITING, KV_CACHE], part=part)
+        return {
+            "running": _summed_minutes(minutes, RUNNING),
+            "waiting": _summed_minutes(minutes, WAITING),
+            "kv_cache_ratio": _of_minutes(minutes.filter(pl.col("metric") == KV_CACHE)),
+        }
+    samples = gauge_samples(window, [RUNNING, WAITING, KV_CACHE], part=part)
+    inside = tries.filter(pl.col("ts") >= part.start)
+    return {
+        "running": spread(summed(samples, inside, RUNNING)),
+        "waiting": spread(summed(samples, inside, WAITING)),
+        "kv_cache_ratio": pooled(samples, KV_CACHE),
+    }
+
+
+def gauge_minutes(window: Window, metrics: list[str], *, part: TimeRange) -> pl.DataFrame:
+    """Gauges by minute: metric, instance, engine, labels, ts, n, value (mean), max."""
+    return window.named_sql(
+        "figures", "gauge_minutes", metrics=metrics, start=part.start, end=part.end
+    )
+
+
+def _of_minutes(minutes: pl.DataFrame) -> Spread:
+    if minutes.is_empty():
+        return Spread(None, None)
+    mean = minutes.select((pl.col("value") * pl.col("n")).sum() / pl.col("n").sum()).item()
+    return Spread(float(mean), float(minutes.get_column("max").max()))  # type: ignore[arg-type]
+
+
+def _summed_minutes(minutes: pl.DataFrame, metric: str) -> Spread:
+    rows = minutes.filter(pl.col("metric") == metric)
+    engines = [_of_minutes(own) for _, own in rows.group_by("instance", "engine")]
+    if not engines:
+        return Spread(None, None)
+    most = engines[0].max if len(engines) == 1 else None
+    return Spread(sum(engine.mean or 0.0 for engine in engines), most)
+
+
 def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.DataFrame:
     """A gauge summed over engines at every scrape time: columns ts, value, hold_seconds.
 

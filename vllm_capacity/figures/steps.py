@@ -155,6 +155,8 @@ def engine_steps(
     """
     if tries is None:
         tries = scrapes.attempts(window, end=part.end)
+    if window.grain == "minute":
+        step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
     grid = Grid(part, step_seconds or natural_step_seconds(tries))
     gaps = scrapes.gaps(tries, part=part)
     fleet = scrapes.engines(window, part=part, tries=tries).select(*_ENGINE)
@@ -181,6 +183,8 @@ def engine_steps(
 
 def _gauge_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
     names = {"running": gauges.RUNNING, "waiting": gauges.WAITING, "kv_ratio": gauges.KV_CACHE}
+    if window.grain == "minute":
+        return _minute_gauge_steps(window, part, grid, names)
     samples = gauges.gauge_samples(window, list(names.values()), part=part)
     short = {metric: name for name, metric in names.items()}
     wide = samples.with_columns(pl.col("metric").replace(short)).pivot(
@@ -205,6 +209,32 @@ def _gauge_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
             kv_ratio_mean=pl.col("kv_ratio").mean(),
             kv_ratio_max=pl.col("kv_ratio").max(),
         )
+    )
+
+
+def _minute_gauge_steps(
+    window: Window, part: TimeRange, grid: Grid, names: dict[str, str]
+) -> pl.DataFrame:
+    """The same from a thinned window's minutes; shares of scrapes are not known there."""
+    minutes = gauges.gauge_minutes(window, list(names.values()), part=part)
+    own = {name: pl.col("metric") == metric for name, metric in names.items()}
+    means = {
+        f"{name}_mean": (pl.col("value") * pl.col("n")).filter(is_own).sum()
+        / pl.col("n").filter(is_own).sum()
+        for name, is_own in own.items()
+    }
+    most = {f"{name}_max": pl.col("max").filter(is_own).max() for name, is_own in own.items()}
+    return (
+        minutes.with_columns(step=grid.of("ts"))
+        .group_by(_STEP)
+        .agg(
+            scrapes=pl.col("n").filter(own["running"]).sum().cast(pl.Int64),
+            waiting_share=pl.lit(None, dtype=pl.Float64),
+            at_ceiling_share=pl.lit(None, dtype=pl.Float64),
+            **means,
+            **most,
+        )
+        .with_columns(pl.col([f"{name}_mean" for name in names]).fill_nan(None))
     )
 
 

@@ -33,6 +33,10 @@ def make_views(path: Path, connection: duckdb.DuckDBPyConnection) -> list[Path]:
     """Create the views `minutes` and `minute_histograms`; returns the hours computed just now."""
     computed: list[Path] = []
     for table, view in _SHAPES.items():
+        pulled = path / f"{view}.parquet"
+        if pulled.exists():  # a thinned window came with its minutes
+            connection.read_parquet(str(pulled)).to_view(view, replace=True)
+            continue
         hours = []
         for source in sorted((path / table).glob("*.parquet")):
             target = _cache(path) / f"{view}-{source.stem}-{_digest(source)}.parquet"

@@ -1,0 +1,16 @@
+-- gauge_minutes: what the wanted gauges did in each minute of a thinned window.
+-- grain: one row per (series, minute) that begins in [$start, $end); mean and max over its n samples.
+-- params: $metrics (list), $start, $end.
+select
+    metric,
+    instance,
+    engine,
+    labels,
+    t0 as ts,
+    n,
+    sum / n as value,
+    max
+from minutes
+join series using (series_id)
+where list_contains($metrics, metric) and t0 >= $start and t0 < $end
+order by metric, instance, engine, labels, ts
