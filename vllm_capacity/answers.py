@@ -36,6 +36,8 @@ _COUNTERS = (
     traffic.PREEMPTIONS,
     traffic.PREFIX_QUERIES,
     traffic.PREFIX_HITS,
+    traffic.OLD_PREFIX_QUERIES,
+    traffic.OLD_PREFIX_HITS,
 )
 
 
@@ -141,7 +143,7 @@ def _traffic(
     return {
         "requests": {
             "finished": _count(sum(by_reason.values())) if has_requests else None,
-            "successful": _count(traffic.successful(by_reason)) if has_requests else None,
+            "successful": _count(traffic.successful(by_reason)),
             "by_reason": {reason: _count(n) for reason, n in by_reason.items()},
             "lost": losses.lost(window, [traffic.REQUESTS], restarts, part=part).as_dict(),
         },
@@ -217,7 +219,7 @@ def _cost(
     by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
     usage = Usage(
         billed_hours=float(fleet.get_column("hours").sum()),
-        successful_requests=traffic.successful(by_reason) if by_reason else None,
+        successful_requests=traffic.successful(by_reason),
         prompt_tokens=traffic.total(increases, traffic.PROMPT_TOKENS),
         generation_tokens=traffic.total(increases, traffic.GENERATION_TOKENS),
         prefill_seconds=latency.observed_seconds(window, latency.PREFILL, part=part),

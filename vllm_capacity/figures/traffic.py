@@ -17,6 +17,9 @@ PROMPT_TOKENS_CACHED = "vllm:prompt_tokens_cached_total"
 PREEMPTIONS = "vllm:num_preemptions_total"
 PREFIX_QUERIES = "vllm:prefix_cache_queries_total"
 PREFIX_HITS = "vllm:prefix_cache_hits_total"
+# Before 0.9.2 in blocks: never to be added to the newer pair, but their ratio is as sound.
+OLD_PREFIX_QUERIES = "vllm:gpu_prefix_cache_queries_total"
+OLD_PREFIX_HITS = "vllm:gpu_prefix_cache_hits_total"
 
 SUCCESSFUL_REASONS = ("stop", "length", "repetition")
 
@@ -72,8 +75,13 @@ def rate_per_second(increases: pl.DataFrame, metric: str) -> float | None:
     return float(rows.get_column("increase").sum()) / seconds if seconds > 0 else None
 
 
-def successful(by_reason: dict[str, float]) -> float:
-    """Requests that ended as they should: stop, length and repetition."""
+def successful(by_reason: dict[str, float]) -> float | None:
+    """Requests that ended as they should: stop, length and repetition.
+
+    None where requests are not counted by reason: not at all, or by a server that does not say why.
+    """
+    if not by_reason or "" in by_reason:
+        return None
     return sum(by_reason.get(reason, 0.0) for reason in SUCCESSFUL_REASONS)
 
 
@@ -92,5 +100,8 @@ def prompt_tokens_computed(increases: pl.DataFrame) -> float | None:
 
 def prefix_cache_hit_ratio(increases: pl.DataFrame) -> float | None:
     """Share of looked-up prompt tokens found in the prefix cache; None where none was looked up."""
-    queries, hits = total(increases, PREFIX_QUERIES), total(increases, PREFIX_HITS)
-    return hits / queries if queries and hits is not None else None
+    pairs = ((PREFIX_QUERIES, PREFIX_HITS), (OLD_PREFIX_QUERIES, OLD_PREFIX_HITS))
+    for queries, hits in ((total(increases, q), total(increases, h)) for q, h in pairs):
+        if queries is not None and hits is not None:
+            return hits / queries if queries else None
+    return None

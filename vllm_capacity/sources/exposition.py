@@ -190,8 +190,10 @@ class _Wire:
             kind=self.kind,
             instance=target,
             engine=labels.get("engine", "0") if has_engine else None,
-            model_name=labels.get("model_name"),
-            labels=tuple((k, v) for k, v in _frozen(labels) if k not in ("engine", "model_name")),
+            model_name=labels.get("model_name", labels.get("model")),
+            labels=tuple(
+                (k, v) for k, v in _frozen(labels) if k not in ("engine", "model_name", "model")
+            ),
             bounds=bounds,
         )
 

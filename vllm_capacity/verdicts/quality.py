@@ -50,6 +50,7 @@ def ledger(
         *quality_series.lifetimes(evidence),
         *quality_series.features(evidence),
         *quality_series.renamed(evidence),
+        *quality_series.servers(evidence),
         *quality_series.missing(evidence),
         *quality_series.bounds(evidence),
         *quality_series.imbalance(evidence),

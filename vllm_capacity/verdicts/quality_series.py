@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -90,8 +91,9 @@ def _about(check: str, severity: str, life: pl.DataFrame, effect: str) -> Findin
 def features(evidence: Evidence) -> list[Finding]:
     """Optional parts of vLLM that are in use and change what figures mean."""
     found: dict[str, Finding] = {}
-    for metric, value in evidence.lifetimes.select("metric", "last_value").iter_rows():
-        feature = catalog.feature(metric)
+    columns = evidence.lifetimes.select("metric", "labels", "last_value")
+    for metric, labels, value in columns.iter_rows():
+        feature = catalog.feature(metric, json.loads(labels))
         if feature and value and feature.name not in found:
             effect = f"{feature.name} is in use: {feature.effect} ({', '.join(feature.touches)})."
             found[feature.name] = Finding("series", "info", 1, effect)
@@ -202,3 +204,30 @@ def imbalance(evidence: Evidence) -> list[Finding]:
         )
         found.append(Finding("series", "warning" if is_idle else "info", 1, effect))
     return found
+
+
+def servers(evidence: Evidence) -> list[Finding]:
+    """Servers other than vLLM, and counters that count the same requests twice."""
+    exposed = evidence.lifetimes.get_column("exposed").unique().sort().to_list()
+    found = {name for text in exposed if (name := catalog.framework(text)) is not None}
+    findings = []
+    if found - {"vllm"}:
+        effect = (
+            f"read from {', '.join(sorted(found))}: only what these expose under concepts of vLLM "
+            "is known; the rest of the figures is unknown."
+        )
+        findings.append(Finding("renamed", "info", len(found), effect))
+    if "dynamo" in found and len(found) > 1:
+        effect = (
+            "a Dynamo frontend beside its workers: both count the same requests and tokens, so "
+            "requests, tokens, throughput and cost are up to twice too high; scrape one of them."
+        )
+        findings.append(Finding("duplicate", "error", 1, effect))
+    ranks = evidence.lifetimes.filter(pl.col("labels").str.contains('"tp_rank": "[1-9]'))
+    if ranks.height:
+        effect = (
+            "series of tensor-parallel ranks beside rank 0: they repeat it, so sums over them are "
+            "too high; export rank 0 only."
+        )
+        findings.append(_about("duplicate", "error", ranks, effect))
+    return findings
