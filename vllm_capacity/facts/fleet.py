@@ -1,0 +1,160 @@
+"""The mapping file: how many GPUs each instance has and what they cost, from when to when.
+
+A CSV or YAML list of rules. Each has `instance` (a pattern such as `gpu-a*:8000`),
+`gpus_per_engine`, and `price` (a row's name) or `usd_per_hour` (per GPU), and may have `from` and
+`until`. For an instance and an instant the first rule that matches both counts; hours that no rule
+covers leave the price unknown, with the hours named.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.prices import find_price, given_price
+from vllm_capacity.timerange import TimeRange, iso, parse_instant
+
+_COLUMNS = {"instance", "gpus_per_engine", "price", "usd_per_hour", "from", "until"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a mapping file; times are aware UTC, None where open."""
+
+    pattern: str
+    gpus_per_engine: float
+    usd_per_gpu_hour: Estimate
+    start: datetime | None
+    end: datetime | None
+
+    def covers(self, instance: str, at: datetime) -> bool:
+        """Whether the rule speaks for that instance at that instant."""
+        return (
+            fnmatchcase(instance, self.pattern)
+            and (self.start is None or self.start <= at)
+            and (self.end is None or at < self.end)
+        )
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What an engine had over a time: GPUs (a mean over its hours) and USD per GPU-hour.
+
+    GPUs × price × hours is exactly the sum over the rules' stretches.
+    """
+
+    gpus_per_engine: float
+    usd_per_gpu_hour: Estimate
+
+
+def load_fleet(path: Path) -> tuple[Rule, ...]:
+    """The rules of a mapping file (`.csv`, `.yaml`, `.yml`), in its order."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the mapping file {path}: {error}.") from None
+    rows = _csv_rows(text) if path.suffix == ".csv" else _yaml_rows(text, path)
+    if not rows:
+        raise InputError(f"The mapping file {path} has no rules.")
+    return tuple(_rule(row, f"{path}, rule {place}") for place, row in enumerate(rows, 1))
+
+
+def engine_rate(rules: Sequence[Rule], instance: str, billed: TimeRange) -> Rate:
+    """The GPUs and the price of an instance over its billed time.
+
+    A change within it gives the mean over GPU-hours, its basis naming every stretch.
+    """
+    cuts = {billed.start, billed.end}
+    for rule in rules:
+        cuts |= {cut for cut in (rule.start, rule.end) if cut and billed.start < cut < billed.end}
+    edges = sorted(cuts)
+    stretches: list[tuple[float, Rule]] = []
+    for start, end in pairwise(edges):
+        found = [rule for rule in rules if rule.covers(instance, start)]
+        if not found:
+            return Rate(
+                1.0,
+                Estimate.unknown(
+                    f"the mapping file has no rule for {instance} from {iso(start)} to {iso(end)}"
+                ),
+            )
+        stretches.append(((end - start).total_seconds() / 3600, found[0]))
+    return _mean_rate(stretches)
+
+
+def _mean_rate(stretches: Sequence[tuple[float, Rule]]) -> Rate:
+    hours = math.fsum(length for length, _ in stretches)
+    gpu_hours = math.fsum(length * rule.gpus_per_engine for length, rule in stretches)
+    if len({rule for _, rule in stretches}) == 1:
+        return Rate(stretches[0][1].gpus_per_engine, stretches[0][1].usd_per_gpu_hour)
+    ends = [
+        [getattr(rule.usd_per_gpu_hour, end) for _, rule in stretches]
+        for end in ("low", "mid", "high")
+    ]
+    weights = [length * rule.gpus_per_engine / gpu_hours for length, rule in stretches]
+    low, mid, high = (
+        math.fsum(weight * rate for weight, rate in zip(weights, rates, strict=True))
+        for rates in ends
+    )
+    named = "; ".join(f"{length:.4g} h at {r.usd_per_gpu_hour.basis}" for length, r in stretches)
+    return Rate(
+        gpu_hours / hours, Estimate.known(low, mid, high, f"mean over GPU-hours of: {named}")
+    )
+
+
+def _csv_rows(text: str) -> list[Mapping[str, Any]]:
+    return list(csv.DictReader(StringIO(text)))
+
+
+def _yaml_rows(text: str, path: Path) -> list[Mapping[str, Any]]:
+    try:
+        rows = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"The mapping file {path} is not YAML: {error}.") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"The mapping file {path} must be a list of rules.")
+    return rows
+
+
+def _rule(row: Mapping[str, Any], where: str) -> Rule:
+    if unknown := {str(key) for key in row} - _COLUMNS:
+        raise InputError(
+            f"{where}: unknown column {', '.join(sorted(unknown))}; "
+            f"known are {', '.join(sorted(_COLUMNS))}."
+        )
+    pattern, price, usd = row.get("instance"), row.get("price"), row.get("usd_per_hour")
+    if not pattern or (price in (None, "")) == (usd in (None, "")):
+        raise InputError(f"{where}: needs an instance, and either a price row or usd_per_hour.")
+    start, end = (_instant(row.get(key)) for key in ("from", "until"))
+    if start and end and end <= start:
+        raise InputError(f"{where}: until must lie after from.")
+    gpus = _number(row.get("gpus_per_engine") or 1, "gpus_per_engine", where)
+    if gpus <= 0:
+        raise InputError(f"{where}: gpus_per_engine must be above 0.")
+    rate = find_price(str(price)).usd if price else given_price(_number(usd, "usd_per_hour", where))
+    return Rule(str(pattern), gpus, rate, start, end)
+
+
+def _instant(cell: object) -> datetime | None:
+    if cell in (None, ""):
+        return None
+    return parse_instant(cell.isoformat() if hasattr(cell, "isoformat") else str(cell))
+
+
+def _number(cell: object, column: str, where: str) -> float:
+    try:
+        return float(str(cell))
+    except ValueError:
+        raise InputError(f"{where}: {column} must be a number, found {cell!r}.") from None

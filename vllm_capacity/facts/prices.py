@@ -1,0 +1,211 @@
+"""Dated prices: a price is a row with provider, tier, form factor, region, source and date.
+
+Which row speaks for a GPU is chosen by a stated rule, or by the user:
+
+1. Rows that are no offer (a model's constant, the cost of owning, a market average) never count.
+2. Of each provider, tier, form factor, region and minimum only its newest row counts.
+3. Rows older than `FRESH_DAYS` before the newest row of that GPU do not count.
+4. The price is the median of what is left; low and high are its cheapest and dearest row.
+
+Why a median of offers and not the cheapest: the spread of list prices (4.6× for one H100) is
+larger than any error of the models here, and a reader should see it. Whoever knows their rate
+names it: a row's key, or dollars an hour.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.gpus import ANY_FORM, find_gpu
+from vllm_capacity.resources import shipped
+
+FRESH_DAYS = 183
+NO_OFFERS = ("model constant", "TCO model", "marketplace", "spot", "owned")
+"""Words in a row's provider or tier that say it is no on-demand offer."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """One row of `data/gpu_prices.csv`, in USD per GPU-hour."""
+
+    gpu: str
+    form_factor: str
+    provider: str
+    tier: str
+    usd_per_gpu_hour: float
+    min_gpus: int
+    region: str
+    source: str
+    date: str
+    note: str
+
+    @property
+    def key(self) -> str:
+        """The row's name, as `--price` takes it: GPU, provider, tier, minimum and date."""
+        bulk = f" x{self.min_gpus}" if self.min_gpus > 1 else ""
+        place = f" {self.region}" if self.region else ""
+        return f"{self.gpu}-{self.form_factor} {self.provider} {self.tier}{bulk}{place} {self.date}"
+
+    @property
+    def is_offer(self) -> bool:
+        """Whether it is an on-demand offer, not a constant, an average, or a cost of owning."""
+        text = f"{self.provider} {self.tier}"
+        return not any(word in text for word in NO_OFFERS)
+
+    @property
+    def usd(self) -> Estimate:
+        """The row's rate, exact, its basis naming the row and its source."""
+        basis = f"${self.usd_per_gpu_hour:g}/GPU-hour ({self.key}; {_short(self.source)})"
+        return Estimate.exact(self.usd_per_gpu_hour, basis)
+
+
+@cache
+def prices() -> tuple[Price, ...]:
+    """Every row of `data/gpu_prices.csv`, in its order."""
+    frame = pl.read_csv(shipped("data/gpu_prices.csv"), infer_schema=False)
+    return tuple(_price(row) for row in frame.iter_rows(named=True))
+
+
+def given_price(usd_per_hour: float) -> Estimate:
+    """The user's own rate per GPU-hour, exact."""
+    if not 0 <= usd_per_hour < float("inf"):
+        raise InputError(f"--usd-per-hour must be 0 or more, found {usd_per_hour}.")
+    return Estimate.exact(usd_per_hour, f"${usd_per_hour:g}/GPU-hour (given)")
+
+
+def find_price(name: str) -> Price:
+    """The row a user named: its key, or words that only one row (the newest of equals) has.
+
+    Every word of the name must stand in the row's key. Several rows of one offer: the newest.
+    Several offers: an `InputError` that lists them.
+    """
+    keyed = {row.key.lower(): row for row in prices()}
+    asked = " ".join(name.lower().split())
+    if asked in keyed:
+        return keyed[asked]
+    words = asked.split()
+    found = [row for key, row in keyed.items() if words and all(word in key for word in words)]
+    offers = {_offer(row) for row in found}
+    if len(offers) == 1:
+        return max(found, key=lambda row: row.date)
+    if found:
+        listed = "; ".join(sorted(row.key for row in found)[:6])
+        raise InputError(f"Price {name!r} names {len(found)} rows: {listed}. Add words.")
+    near = get_close_matches(asked, keyed, n=3, cutoff=0.2) or sorted(keyed)[:3]
+    raise InputError(
+        f"No price row {name!r} in gpu_prices.csv; nearest: "
+        f"{'; '.join(keyed[key].key for key in near)}."
+    )
+
+
+def offers(gpu: str) -> tuple[Price, ...]:
+    """The on-demand offers that speak for a GPU under rules 1–3, cheapest first; perhaps none.
+
+    `gpu` is named as in `find_gpu`; a row whose form factor is not stated speaks for all.
+    """
+    span = find_gpu(gpu)
+    forms = {row.form_factor for row in span.rows}
+    rows = [
+        row
+        for row in prices()
+        if row.gpu == span.rows[0].gpu
+        and row.is_offer
+        and (row.form_factor in forms or row.form_factor in ANY_FORM)
+    ]
+    newest: dict[tuple[str, ...], Price] = {}
+    for row in sorted(rows, key=lambda row: _day(row.date)):
+        newest[_offer(row)] = row
+    if not newest:
+        return ()
+    since = max(_day(row.date) for row in newest.values()) - timedelta(days=FRESH_DAYS)
+    fresh = (row for row in newest.values() if _day(row.date) >= since)
+    return tuple(sorted(fresh, key=lambda row: (row.usd_per_gpu_hour, row.key)))
+
+
+def usual_forms(gpu: str) -> tuple[str, ...]:
+    """The form factors of a GPU by how many on-demand offers they have, most first.
+
+    What somebody most likely has who does not say: it gives the middle of a span.
+    """
+    forms = [row.form_factor for row in find_gpu(gpu).rows]
+    bare = find_gpu(gpu).rows[0].gpu
+    counts = {form: len(offers(f"{bare}-{form}")) for form in forms}
+    return tuple(sorted(forms, key=lambda form: (-counts[form], form)))
+
+
+def choose_price(
+    *, gpu: str | None = None, row: str | None = None, usd_per_hour: float | None = None
+) -> Estimate:
+    """USD per GPU-hour: the given rate, else the named row, else the rule's spread for a GPU.
+
+    Unknown, with what to pass, where none of the three is given or the GPU has no offer.
+    """
+    if usd_per_hour is not None:
+        return given_price(usd_per_hour)
+    if row is not None:
+        return find_price(row).usd
+    if gpu is None:
+        return Estimate.unknown("no price given: pass --usd-per-hour or --price")
+    return spread(offers(gpu), gpu)
+
+
+def spread(rows: Sequence[Price], gpu: str) -> Estimate:
+    """The median of the rows with their cheapest and dearest as ends; unknown without rows."""
+    if not rows:
+        return Estimate.unknown(
+            f"no on-demand price of {gpu} in gpu_prices.csv: pass --usd-per-hour or --price"
+        )
+    rates = [row.usd_per_gpu_hour for row in rows]
+    dates = sorted(row.date for row in rows)
+    basis = (
+        f"median of {len(rows)} on-demand offers of {gpu} ({dates[0]} … {dates[-1]}), "
+        f"from {_named(min(rows, key=_rate))} to {_named(max(rows, key=_rate))}"
+    )
+    return Estimate.known(min(rates), statistics.median(rates), max(rates), basis)
+
+
+def _rate(row: Price) -> float:
+    return row.usd_per_gpu_hour
+
+
+def _named(row: Price) -> str:
+    return f"${row.usd_per_gpu_hour:g} {row.provider} {row.tier}"
+
+
+def _offer(row: Price) -> tuple[str, ...]:
+    return (row.gpu, row.form_factor, row.provider, row.tier, row.region, str(row.min_gpus))
+
+
+def _day(text: str) -> date:
+    """The day of `YYYY`, `YYYY-MM` or `YYYY-MM-DD`; a year alone counts as its first day."""
+    year, month, day = (*map(int, text.split("-")), 1, 1)[:3]
+    return date(year, month, day)
+
+
+def _short(source: str) -> str:
+    return source if len(source) <= 80 else f"{source[:77]}…"
+
+
+def _price(row: dict[str, Any]) -> Price:
+    return Price(
+        gpu=row["gpu"],
+        form_factor=row["form_factor"],
+        provider=row["provider"],
+        tier=row["tier"],
+        usd_per_gpu_hour=float(row["usd_per_gpu_hour"]),
+        min_gpus=int(row["min_gpus"] or 1),
+        region=row["region"] or "",
+        source=row["source"],
+        date=row["date"],
+        note=row["note"] or "",
+    )
