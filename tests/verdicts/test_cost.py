@@ -14,6 +14,7 @@ from vllm_capacity.verdicts.cost import (
     Usage,
     bill,
     costs,
+    repriced,
     shared_engine,
 )
 
@@ -137,6 +138,19 @@ def test_impossible_use_is_refused(broken):
     }
     with pytest.raises(InputError):
         Usage(**{**fields, **broken})
+
+
+def test_the_same_use_under_other_rows():
+    found = repriced(BUSY, rows={"now": dollars(2.0), "then": dollars(3.0)}, capacity=KNEE)
+    assert found["then"]["usd_per_request"].mid == pytest.approx(
+        1.5 * found["now"]["usd_per_request"].mid
+    )
+
+
+def test_a_spread_of_prices_is_a_spread_of_costs():
+    price = Estimate.known(1.0, 2.0, 4.0, "three offers")
+    cost = costs(BUSY, usd_per_gpu_hour=price, capacity=KNEE)["usd_per_request"]
+    assert (cost.low, cost.mid, cost.high) == pytest.approx((0.004, 0.008, 0.016))
 
 
 def test_no_engine_is_an_empty_bill():

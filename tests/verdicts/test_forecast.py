@@ -204,7 +204,7 @@ def test_time_columns_come_back_as_they_came():
 
 
 def test_an_unknown_column_is_named():
-    with pytest.raises(InputError, match="'tokens'.*ts_seconds, requests"):
+    with pytest.raises(InputError, match=r"'tokens'.*ts_seconds, requests"):
         forecast_demand(rows([1.0]), column="tokens")
 
 

@@ -5,11 +5,11 @@ import pytest
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu, gpus
-from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.prices import choose_price
 from vllm_capacity.verdicts.options import Candidate, whatif_table
 from vllm_capacity.verdicts.published import Question
-from vllm_capacity.verdicts.sizing import Policy
+from vllm_capacity.verdicts.sizing import Policy, replicas
 
 MEASURED = Question(
     llm=find_llm("Qwen3-14B"),
@@ -100,15 +100,36 @@ def test_on_every_gpu_a_higher_price_never_lowers_a_cost(gpu):
             assert high.low >= low.low
 
 
-@pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
-def test_on_every_gpu_more_demand_never_needs_fewer(gpu):
-    options = [
-        table(candidate(gpu.name, price=1.0), demand=demand)[0] for demand in (0.0, 1e3, 1e4, 1e5)
-    ]
-    counts = [option.replicas for option in options if option.replicas.is_known]
-    for end in ("low", "mid", "high"):
-        ends = [getattr(count, end) for count in counts]
-        assert ends == sorted(ends)
+@pytest.mark.parametrize("llm", llms(), ids=lambda llm: llm.model)
+def test_of_every_model_on_every_gpu_more_demand_never_needs_fewer(llm):
+    measured = replace(
+        MEASURED,
+        llm=llm,
+        dtype=llm.weights_dtype,
+        from_gpu=find_gpu("GB300-NVL72"),
+        gpus=8,
+    )
+    options = whatif_table(
+        measured,
+        [candidate(gpu.name, dtype=llm.weights_dtype, price=1.0) for gpu in gpus()],
+        slo_capacity=Estimate.known(900, 1000, 1100, "SLO capacity"),
+        demand=Estimate.exact(5e3, "p95 demand"),
+        policy=Policy(),
+    )
+    known = [option for option in options if option.replicas.is_known]
+    assert known
+    for option in known:
+        less, more = (
+            replicas(
+                Estimate.exact(demand, "p95 demand"),
+                option.slo_output_tokens_per_second,
+                Policy(),
+            )
+            for demand in (0.0, 1e5)
+        )
+        assert less.low <= option.replicas.low <= more.low
+        assert less.mid <= option.replicas.mid <= more.mid
+        assert less.high <= option.replicas.high <= more.high
 
 
 def test_two_gpus_a_replica_cost_twice():

@@ -1,6 +1,7 @@
 import pytest
 
 from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.verdicts.users import (
@@ -94,8 +95,19 @@ def test_what_the_running_server_says(labels, tokens):
     assert reconciled_kv_tokens(labels).mid == tokens
 
 
-def test_server_and_arithmetic_stand_side_by_side():
-    reckoned = users("Qwen3-8B", "bf16", "H100-80GB-SXM", 1152)
-    found = reconciled_users({"kv_cache_size_tokens": "376832"}, tokens=1152, reckoned=reckoned)
+def test_server_arithmetic_and_slo_stand_side_by_side():
+    found = reconciled_users(
+        {"kv_cache_size_tokens": "376832"},
+        tokens=1152,
+        reckoned=users("Qwen3-8B", "bf16", "H100-80GB-SXM", 1152),
+        slo_running=Estimate.exact(80, "silybench: most users within its SLO"),
+    )
     assert found["server"].mid == pytest.approx(327.1, abs=0.1)
-    assert 0.9 < found["ratio"].low <= found["ratio"].high < 1.1
+    assert 0.9 < found["server_ratio"].low <= found["server_ratio"].high < 1.1
+    assert found["slo_ratio"].mid == pytest.approx(0.24, abs=0.01)
+
+
+def test_without_an_slo_its_users_are_unknown():
+    found = reconciled_users({}, tokens=100, reckoned=Estimate.exact(10, "arithmetic"))
+    assert not found["slo"].is_known
+    assert not found["server"].is_known

@@ -1,11 +1,13 @@
-import json
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from whatif_baseline import answer, cases
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpus
@@ -13,8 +15,6 @@ from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.verdicts.published import Question
 from vllm_capacity.verdicts.whatif import Busy, what_if
-
-BASELINE = Path(__file__).parent / "whatif_baseline.json"
 
 
 def question(**changed):
@@ -69,6 +69,38 @@ def test_scaling_alone_holds_published_pairs(changed, truth):
     assert found.mid == pytest.approx(truth, rel=0.25)
     assert found.high / found.low < 2.5
     assert found.basis.startswith("scaled from")
+
+
+def held_back():
+    """Both directions of pairs that the calibration never saw: the question, and the truth."""
+    for row in pl.read_csv(Path(__file__).parent / "whatif_held_back.csv").iter_rows(named=True):
+        there = question(
+            llm=find_llm(row["model"]),
+            dtype=row["dtype"],
+            to_dtype=row["dtype"],
+            from_gpu=find_gpu(row["one_gpu"]),
+            to_gpu=find_gpu(row["other_gpu"]),
+            gpus=row["gpus"],
+            output_tokens_per_second=row["one_output_tok_per_s"],
+            input_tokens=float(row["input_tokens"]),
+            output_tokens=float(row["output_tokens"]),
+        )
+        back = replace(
+            there,
+            from_gpu=there.to_gpu,
+            to_gpu=there.from_gpu,
+            output_tokens_per_second=row["other_output_tok_per_s"],
+        )
+        yield there, row["other_output_tok_per_s"]
+        yield back, row["one_output_tok_per_s"]
+
+
+def test_held_back_runs_lie_inside_the_band_and_near_its_middle():
+    answers = [(what_if(asked, published=measurements()), truth) for asked, truth in held_back()]
+    assert all(found.is_known for found, _ in answers)
+    inside = statistics.mean(found.low <= truth <= found.high for found, truth in answers)
+    assert inside >= 0.85
+    assert statistics.median(abs(found.mid / truth - 1) for found, truth in answers) <= 0.18
 
 
 def test_a_published_pair_answers_first_and_is_named():
@@ -246,24 +278,11 @@ def test_a_higher_measurement_never_foresees_less(rate, factor):
     assert more.mid >= less.mid * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("case", json.loads(BASELINE.read_text()), ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case["name"])
 def test_answers_stand_as_they_were_frozen(case):
-    found = what_if(
-        question(
-            llm=find_llm(case["model"]),
-            dtype=case["dtype"],
-            to_dtype=case["to_dtype"],
-            from_gpu=find_gpu(case["from_gpu"]),
-            to_gpu=find_gpu(case["to_gpu"]),
-            gpus=case["gpus"],
-            output_tokens_per_second=case["rate"],
-            input_tokens=case["input_tokens"],
-            output_tokens=case["output_tokens"],
-        ),
-        published=measurements(),
-    )
+    found = answer(case)
     frozen = [case["low"], case["mid"], case["high"]]
     assert [found.low, found.mid, found.high] == pytest.approx(frozen, rel=1e-3), (
         "what-if answers have moved; if that is meant (new data, a new calibration), look at them, "
-        "then renew the baseline with: python bench/whatif_baseline.py"
+        "then renew the baseline with: python tests/verdicts/whatif_baseline.py"
     )

@@ -96,10 +96,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Bill:
-    """The figures of every part and of the whole; `whole["allocation_usd"]` is the parts' sum."""
+    """The figures of every part and of the whole; `whole["allocation_usd"]` is the parts' sum.
+
+    `usage` and `capacity` are those of the whole.
+    """
 
     parts: dict[str, dict[str, Estimate]]
     whole: dict[str, Estimate]
+    usage: Usage
+    capacity: Estimate
 
 
 def costs(
@@ -163,7 +168,7 @@ def bill(parts: Mapping[str, Part]) -> Bill:
     }
     if not found:
         nothing = Estimate.unknown("no engine was billed in this window")
-        return Bill({}, dict.fromkeys(FIGURES, nothing))
+        return Bill({}, dict.fromkeys(FIGURES, nothing), _added([]), nothing)
     allocation = _summed("allocation_usd", found)
     idle = _summed("idle_usd", found)
     usage = _added([part.usage for part in parts.values()])
@@ -172,15 +177,15 @@ def bill(parts: Mapping[str, Part]) -> Bill:
         f"sum of the capacities of {len(parts)} parts",
     )
     whole = _figures(usage, allocation, utilisation(usage, capacity), capacity)
-    return Bill(found, {**whole, "idle_usd": idle})
+    return Bill(found, {**whole, "idle_usd": idle}, usage, capacity)
 
 
 def shared_engine(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, Usage]:
     """The shares of one engine's use with its billed hours split among them; the hours add up.
 
     For groups that share an engine (adapters, tenants, any label). The split follows busy seconds
-    (prefill + decode) where every share has them, else tokens at 1:4. Where nothing was used the
-    hours are split evenly: somebody pays for an idle engine.
+    (prefill + decode) where every share has them, else tokens at 1:4, else successful requests.
+    Where nothing was used the hours are split evenly: somebody pays for an idle engine.
     """
     weights = _weights(shares)
     total = math.fsum(weights.values())
@@ -353,7 +358,10 @@ def _weights(shares: Mapping[str, Usage]) -> dict[str, float]:
     }
     if all(value is not None for value in seconds.values()):
         return {name: value or 0.0 for name, value in seconds.items()}
-    return {
+    tokens = {
         name: (share.prompt_tokens or 0.0) + OUTPUT_TOKEN_WEIGHT * (share.generation_tokens or 0.0)
         for name, share in shares.items()
     }
+    if any(tokens.values()):
+        return tokens
+    return {name: share.successful_requests or 0.0 for name, share in shares.items()}

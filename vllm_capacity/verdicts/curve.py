@@ -15,8 +15,9 @@ Foreseeing the peak from lighter load, in words:
    first), and throughput is 6 ± 4 % lower for preemptions.
 4. The weighed spread of X at those loads, and 5 % for what a sweep scatters (11 % with three loads,
    8 with five: few loads follow any curve), is the interval (5 to 95 %); its median is the middle.
-5. An interval whose ends lie more than 2.4 × apart is no answer: the curve has not bent. The load
-   at which it would bend is then the answer.
+   Its low end is never above what was seen: a ceiling of the scheduler shows only on reaching it.
+5. Where the 5 and 95 % lie more than 2.4 × apart, that is no answer: the curve has not bent. The
+   load at which it would bend is then the answer.
 
 The constants of 2–4 were chosen by `bench/saturation_tuning.py` on part of the published sweeps,
 save the extra scatter of few loads, added when one of six held-back cases lay outside. The errors
@@ -35,7 +36,7 @@ from scipy.optimize import least_squares
 Floats = NDArray[np.float64]
 
 WIDEST_ANSWER = 2.4
-"""The largest high / low that is still an answer."""
+"""The largest spread, 95 ÷ 5 %, that is still an answer."""
 KV_FULL_RATIO = 0.96
 """Mean KV usage of a server that the cache limits: it flickers below 1 as requests leave."""
 MIN_LOADS = 3
@@ -110,18 +111,15 @@ PRIOR = Prior()
 class Foresight:
     """The peak foreseen, tokens/s, at 5, 50 and 95 %, and what it takes to see it.
 
-    `bend_running` is the load at which the curve would have lost half of its growth.
+    `bend_running` is the load at which the curve would have lost half of its growth; `is_answer`
+    whether it has bent enough for the interval to be one.
     """
 
     low: float
     mid: float
     high: float
     bend_running: float
-
-    @property
-    def is_answer(self) -> bool:
-        """Whether the interval is narrow enough to be called an answer."""
-        return self.high <= WIDEST_ANSWER * self.low
+    is_answer: bool
 
 
 @dataclass(frozen=True)
@@ -191,12 +189,14 @@ def foreseen_peak(
     spread = logs[:, :, None] + error[None, :, None] * _NORMAL
     mass = weights[:, None, None] * reach_weights[None, :, None] * _NORMAL_WEIGHTS
     low, mid, high = _quantiles(spread.ravel(), mass.ravel(), (0.05, 0.5, 0.95))
+    seen = float(np.log(loads.output[-1])) - prior.scatter
     (bend,) = _quantiles(np.log(bends), weights, (0.5,))
     return Foresight(
-        float(np.exp(low)),
+        float(np.exp(min(low, mid, seen))),
         float(np.exp(mid)),
         float(np.exp(high)),
         float(loads.heaviest / np.exp(bend)),
+        bool(high - low <= np.log(WIDEST_ANSWER)),
     )
 
 

@@ -119,12 +119,14 @@ def load_levels(points: Sequence[Judged]) -> Levels:
 def plateau(judged: Sequence[Judged], *, seed: int = 0) -> Plateau | None:
     """The plateau of the steps in which the server was the limit; None under a minute of them.
 
-    The first and last step of a longer stretch are left out: load was changing in them.
+    The first and last step of a stretch are left out where a minute remains: load was changing in
+    them.
     """
     usual = usual_seconds([j.step for j in judged])
     held: list[Judged] = []
     for stretch in _limited_stretches(judged):
         inner = stretch[1:-1] if len(stretch) >= _EDGE_STEPS else stretch
+        inner = inner if sum(j.seconds for j in inner) >= MIN_PLATEAU_SECONDS else stretch
         held += [j for j in inner if is_usable(j.step, usual_seconds=usual)]
     seconds = sum(j.seconds for j in held)
     if len(held) < _MIN_PLATEAU_STEPS or seconds < MIN_PLATEAU_SECONDS:

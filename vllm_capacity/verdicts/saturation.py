@@ -34,6 +34,7 @@ from vllm_capacity.verdicts.capacity import (
     foreseen_running,
     headroom,
     too_light,
+    too_short,
 )
 from vllm_capacity.verdicts.curve import (
     FARTHEST_LOAD,
@@ -202,6 +203,8 @@ def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationF
         running = foreseen_running(capacity, loads, kv_limit)
     else:
         capacity = running = too_light(judged)
+    if not capacity.is_known:
+        capacity, running = (too_short(one, judged) for one in (capacity, running))
     left_out = sum(bool(j.step["has_gap"] or j.step["has_restart"]) for j in judged)
     return SaturationFit(
         engine, tuple(judged), tuple(points), levels, kv_limit, capacity, running, left_out

@@ -113,14 +113,23 @@ def _engine_capacity(judged: Sequence[Judged], asked: dict[str, float]) -> Estim
             f"{loads[0].worst:.1f} × the target"
         )
     held, missed = loads[first_miss - 1], loads[first_miss]
-    share = (1 - held.worst) / (missed.worst - held.worst) if missed.worst > held.worst else 0.0
-    crossing = held.output + min(1.0, max(0.0, share)) * (missed.output - held.output)
+    crossing = held.output + _crossing_share(held, missed) * (missed.output - held.output)
     low, mid, high = sorted((held.output, crossing, missed.output))
     basis = (
         f"{targets}: held at {held.running:,.1f} running requests ({held.worst:.2f} × the target), "
         f"missed at {missed.running:,.1f} ({missed.worst:.2f} ×)"
     )
     return Estimate.known(low, mid, high, basis)
+
+
+def _crossing_share(held: _Load, missed: _Load) -> float:
+    """How far from the held to the missed load the first target is crossed, 0 to 1, linearly."""
+    shares = [
+        (1 - below) / (above - below)
+        for below, above in zip(held.ratios, missed.ratios, strict=True)
+        if above > 1 and above > below
+    ]
+    return min(1.0, max(0.0, min(shares, default=0.0)))
 
 
 def _never_missed(judged: Sequence[Judged], loads: Sequence[_Load], targets: str) -> Estimate:

@@ -1,0 +1,89 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from vllm_capacity.cli.fit import fit
+from vllm_capacity.errors import InputError
+
+SATURATED = "1,30\n2,57\n4,103\n8,179\n16,264\n27,298\n28,297\n41,296\n"
+LIGHT = "1,30\n2,60\n4,120\n"
+HEAD = "running_requests,output_tokens_per_second\n"
+
+
+def run(path, text, *flags):
+    table = path / "points.csv"
+    table.write_text(text, encoding="utf-8")
+    return CliRunner().invoke(fit, [str(table), *flags])
+
+
+def test_json_is_the_saturation_object(tmp_path):
+    result = run(tmp_path, HEAD + SATURATED, "--json")
+    found = json.loads(result.stdout)
+    assert set(found) == {
+        "regime",
+        "first_limit",
+        "regimes",
+        "capacity_output_tokens_per_second",
+        "capacity_running_requests",
+        "headroom_ratio",
+    }
+    assert found["capacity_output_tokens_per_second"]["mid"] == pytest.approx(297)
+
+
+def test_a_refusal_is_json_and_no_error(tmp_path):
+    result = run(tmp_path, HEAD + LIGHT, "--json")
+    found = json.loads(result.stdout)["capacity_output_tokens_per_second"]
+    assert (result.exit_code, found["mid"]) == (0, None)
+    assert "running requests" in found["reason"]
+
+
+def test_results_of_a_load_test_are_points_too(tmp_path):
+    runs = [
+        {
+            "request_throughput": x / 100,
+            "output_throughput": x,
+            "mean_e2el_ms": 1e5 * n / x,
+            "completed": 50,
+            "duration": 60.0,
+        }
+        for n, x in ((4, 103), (8, 179), (16, 264), (27, 298), (41, 296))
+    ]
+    results = tmp_path / "results.json"
+    results.write_text("\n".join(map(json.dumps, runs)), encoding="utf-8")
+    found = json.loads(CliRunner().invoke(fit, [str(results), "--json"]).stdout)
+    assert found["capacity_output_tokens_per_second"]["mid"] == pytest.approx(297)
+
+
+def test_without_json_it_is_two_lines(tmp_path):
+    lines = run(tmp_path, HEAD + SATURATED).stdout.splitlines()
+    assert lines[0].startswith("capacity_output_tokens_per_second: 297.0 (")
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "part_of_message"),
+    [
+        pytest.param("running_requests,tps\n1,2\n", "lacks output_tokens_per_second", id="column"),
+        pytest.param(
+            HEAD + "1,fast\n", "line 2: output_tokens_per_second is 'fast'", id="no number"
+        ),
+        pytest.param(HEAD + "1,5\n-2,9\n", "line 3: running_requests is '-2'", id="negative"),
+        pytest.param("", "Cannot read", id="empty file"),
+    ],
+)
+def test_bad_files_are_input_errors(tmp_path, text, part_of_message):
+    error = run(tmp_path, text, "--json").exception
+    assert isinstance(error, InputError)
+    assert part_of_message in str(error)
+
+
+def test_a_missing_file_is_an_input_error(tmp_path):
+    error = CliRunner().invoke(fit, [str(tmp_path / "none.csv")]).exception
+    assert isinstance(error, InputError)
+
+
+def test_empty_cells_and_further_columns_are_no_trouble(tmp_path):
+    text = " running_requests ,note,output_tokens_per_second,kv_cache_ratio\n4,a,100,\n8,,,0.3\n"
+    result = run(tmp_path, text, "--json")
+    assert "only 1 different load(s)" in result.stdout

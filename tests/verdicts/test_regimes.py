@@ -1,0 +1,176 @@
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import pytest
+from made_steps import made_steps, queued, steady
+
+from vllm_capacity.figures.steps import engine_steps
+from vllm_capacity.verdicts.regimes import (
+    engine_rows,
+    first_limit,
+    judged_steps,
+    regimes,
+    window_regime,
+    worst,
+)
+
+IDLE = {
+    "running_mean": 0.0,
+    "running_max": 0.0,
+    "kv_ratio_mean": 0.0,
+    "output_tokens_per_second": 0.0,
+}
+NOTHING = {
+    "scrapes": 0,
+    "running_mean": None,
+    "running_max": None,
+    "waiting_mean": None,
+    "waiting_max": None,
+    "waiting_share": None,
+    "kv_ratio_mean": None,
+    "kv_ratio_max": None,
+    "output_tokens_per_second": None,
+    "preemptions": None,
+}
+BELOW = {"at_ceiling_share": 0.1}
+LONG_PROMPTS = {"prompt_tokens_per_second": 5000.0}
+
+
+def full(mean: float, most: float, **more: float) -> dict:
+    return {"kv_ratio_mean": mean, "kv_ratio_max": most, **more}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param(IDLE, "idle", id="nothing ran, waited or came out"),
+        pytest.param(
+            {**IDLE, "output_tokens_per_second": 3.0}, "client-bound", id="between scrapes"
+        ),
+        pytest.param({}, "client-bound", id="requests ran and none waited"),
+        pytest.param(full(0.97, 0.99), "client-bound", id="a full cache alone limits nothing"),
+        pytest.param(
+            queued(27, 300, 5, **full(0.95, 1.0), **BELOW), "kv-bound", id="full, and a queue"
+        ),
+        pytest.param(full(0.93, 1.0, preemptions=4.0), "kv-bound", id="full, and preemptions"),
+        pytest.param(full(0.8, 0.95, preemptions=4.0), "kv-bound", id="flickering to full"),
+        pytest.param(
+            queued(20, 300, 5, **full(0.8, 0.95), **BELOW), "kv-bound", id="no room for the next"
+        ),
+        pytest.param(full(0.5, 0.95, preemptions=4.0), "client-bound", id="full for a moment"),
+        pytest.param(
+            queued(8, 180, 10), "scheduler-bound", id="a queue, and running at its ceiling"
+        ),
+        pytest.param(
+            queued(30, 180, 10, running_max=31, at_ceiling_share=0.6),
+            "scheduler-bound",
+            id="short answers leave the ceiling between scrapes",
+        ),
+        pytest.param(
+            queued(8, 180, 10, **LONG_PROMPTS),
+            "scheduler-bound",
+            id="long prompts at a hard ceiling",
+        ),
+        pytest.param(
+            queued(1, 20, 10, **LONG_PROMPTS), "prefill-bound", id="a ceiling of one, by prompts"
+        ),
+        pytest.param(
+            queued(4, 20, 10, running_max=9, **BELOW, **LONG_PROMPTS),
+            "prefill-bound",
+            id="a queue, KV low, below the ceiling",
+        ),
+        pytest.param({"waiting_share": 0.3, **BELOW}, "client-bound", id="a queue now and then"),
+        pytest.param(
+            queued(8, 180, 10, kv_ratio_mean=None, kv_ratio_max=None),
+            "unknown",
+            id="a queue, but KV was not observed",
+        ),
+        pytest.param({"output_tokens_per_second": 0.0}, "unknown", id="a frozen gauge is no load"),
+        pytest.param(NOTHING, "unknown", id="no scrape"),
+    ],
+)
+def test_regime_of_a_step(change, expected):
+    assert regimes(made_steps(change))["regime"].to_list() == [expected]
+
+
+def test_equal_steps_are_one_row_with_its_numbers():
+    found = regimes(made_steps({}, {}, queued(8, 180, 10), queued(8, 180, 12)))
+    assert found["regime"].to_list() == ["client-bound", "scheduler-bound"]
+    assert found["engine"].to_list() == ["vllm/0", "vllm/0"]
+    assert "11.0 requests waited" in found["evidence"][1]
+    assert found["end"][0] == found["start"][1]
+
+
+def test_a_lone_flicker_belongs_to_the_limit_around_it():
+    steps = made_steps(
+        queued(8, 180, 10),
+        {"waiting_share": 0.2, "running_mean": 7.9, "running_max": 8.0},
+        queued(8, 180, 10),
+    )
+    assert regimes(steps)["regime"].to_list() == ["scheduler-bound"]
+
+
+def test_flat_output_without_a_queue_is_said_to_be_decode():
+    lighter = [steady(8, 200) for _ in range(4)]
+    heavier = [steady(16, 202) for _ in range(4)]
+    found = regimes(made_steps(*lighter, *heavier))
+    assert found["regime"].to_list() == ["client-bound", "unknown"]
+    assert found["evidence"][1].startswith("Decode-compute-bound")
+
+
+def test_no_steps_have_no_regimes():
+    assert regimes(made_steps()).is_empty()
+
+
+def test_first_limit_is_that_of_the_busiest_quarter():
+    steps = made_steps(*[steady(4, 100)] * 9, *[queued(8, 180, 10)] * 3)
+    (rows,) = engine_rows(steps).values()
+    judged = judged_steps(rows)
+    assert (window_regime(judged), first_limit(judged)) == ("client-bound", "scheduler-bound")
+
+
+def test_the_worst_engine_speaks_for_the_fleet():
+    assert worst(["idle", "kv-bound", "client-bound"]) == "kv-bound"
+
+
+# When the recorded sweep began, and the regime each count of clients makes.
+SWEEP_BEGAN = datetime.fromtimestamp(1795492784.456, tz=UTC)
+SWEEP_REGIMES = {
+    **{clients: {"client-bound"} for clients in (1, 2, 4, 8, 16)},
+    **{clients: {"kv-bound"} for clients in (32, 48, 64)},
+}
+
+
+def within(found: pl.DataFrame, start: datetime, end: datetime) -> set[str]:
+    return set(found.filter((pl.col("end") > start) & (pl.col("start") < end))["regime"])
+
+
+@pytest.mark.parametrize("step_seconds", [10.0, 20.0, 30.0])
+def test_recorded_sweep(sweep, step_seconds):
+    found = regimes(engine_steps(sweep, part=sweep.extent, step_seconds=step_seconds))
+    seen = {}
+    for nth, clients in enumerate(SWEEP_REGIMES):
+        began = SWEEP_BEGAN + timedelta(seconds=30 + 180 * nth)
+        start, end = began + timedelta(seconds=20 + step_seconds), began + timedelta(seconds=180)
+        seen[clients] = within(found, start, end - timedelta(seconds=step_seconds))
+    assert seen == SWEEP_REGIMES
+
+
+def test_recorded_sweep_is_idle_before_and_after(sweep):
+    found = regimes(engine_steps(sweep, part=sweep.extent))["regime"]
+    assert (found[0], found[-1]) == ("idle", "idle")
+
+
+def test_recorded_replicas_only_the_small_one_becomes_kv_bound(two_replicas):
+    found = regimes(engine_steps(two_replicas, part=two_replicas.extent))
+    kv_bound = found.filter(pl.col("regime") == "kv-bound")
+    assert kv_bound["engine"].to_list() == ["r1/0"]
+    late = two_replicas.extent.start + timedelta(seconds=205)
+    assert kv_bound["start"][0] < late
+    assert kv_bound["end"][0] >= late + timedelta(seconds=90)
+
+
+def test_recorded_restart_is_not_seen_as_load(restarted):
+    found = regimes(engine_steps(restarted, part=restarted.extent))
+    down = restarted.extent.start + timedelta(seconds=285)
+    assert within(found, down, down + timedelta(seconds=40)) == {"unknown"}

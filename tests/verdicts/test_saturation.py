@@ -1,0 +1,167 @@
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from made_steps import made_steps, queued, steady
+
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures.steps import engine_steps
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.capacity import fleet_sum, headroom
+from vllm_capacity.verdicts.saturation import engine_fits, saturation
+
+HELD = 297.0
+"""Output tokens/s that the recorded sweep held from 32 clients on, by its own summary."""
+
+
+def first_seconds(window, seconds):
+    start = window.extent.start
+    part = TimeRange(start, start + timedelta(seconds=seconds))
+    return engine_steps(window, part=part)
+
+
+def capacity(found):
+    return found["capacity_output_tokens_per_second"]
+
+
+@pytest.mark.parametrize("step_seconds", [10.0, 20.0, 30.0, 60.0])
+def test_recorded_plateau(sweep, step_seconds):
+    found = saturation(engine_steps(sweep, part=sweep.extent, step_seconds=step_seconds))
+    assert capacity(found)["mid"] == pytest.approx(HELD, rel=0.05)
+    assert capacity(found)["low"] >= 0.85 * capacity(found)["mid"]
+    assert capacity(found)["high"] <= 1.15 * capacity(found)["mid"]
+    assert found["capacity_running_requests"]["mid"] == pytest.approx(27, abs=1)
+    assert (found["regime"], found["first_limit"]) == ("client-bound", "kv-bound")
+
+
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(914, id="up to 16 clients"), pytest.param(734, id="up to 8 clients")]
+)
+def test_recorded_plateau_is_foreseen_from_lighter_load(sweep, seconds):
+    found = saturation(first_seconds(sweep, seconds))
+    assert capacity(found)["low"] < HELD < capacity(found)["high"]
+    assert (
+        found["capacity_running_requests"]["low"] < 27 < found["capacity_running_requests"]["high"]
+    )
+    assert found["first_limit"] is None
+
+
+def test_too_light_a_load_is_refused_with_the_load_it_takes(sweep):
+    found = capacity(saturation(first_seconds(sweep, 554)))
+    assert found["mid"] is None
+    assert "It would take about 11.3 running requests" in found["reason"]
+
+
+def test_an_almost_idle_gpu_has_no_known_capacity(examples):
+    window = open_window(examples / "a100-gpt-oss-20b")
+    found = capacity(saturation(engine_steps(window, part=window.extent)))
+    assert found["mid"] is None
+    assert "running requests" in found["reason"]
+
+
+def test_same_server_after_a_restart_is_foreseen_alike(restarted):
+    steps = engine_steps(restarted, part=restarted.extent)
+    (fit,) = engine_fits(steps)
+    assert fit.capacity.low < HELD < fit.capacity.high
+    assert fit.left_out == steps.filter(steps["has_gap"] | steps["has_restart"]).height > 0
+
+
+def test_a_fleet_adds_up_and_says_so(two_replicas):
+    steps = engine_steps(two_replicas, part=two_replicas.extent)
+    fits = engine_fits(steps)
+    found = capacity(saturation(steps, fits=fits))
+    assert found["mid"] == pytest.approx(sum(fit.capacity.mid for fit in fits))
+    assert found["basis"].startswith("sum over 2 engines, each under its own load")
+
+
+def test_a_fleet_with_an_unknown_engine_is_unknown():
+    parts = [("a/0", Estimate.known(90, 100, 110, "held")), ("b/0", Estimate.unknown("idle"))]
+    found = fleet_sum(parts, "output tokens/s")
+    assert found.reason == (
+        "unknown for 1 of 2 engines. b/0: idle The 1 others add up to 100 output tokens/s."
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "most", "expected"),
+    [
+        pytest.param(60.0, Estimate.known(90, 100, 120, "held"), 0.4, id="room left"),
+        pytest.param(110.0, Estimate.known(90, 100, 120, "held"), -0.1, id="above what was held"),
+        pytest.param(60.0, Estimate.unknown("no bend"), None, id="unknown capacity"),
+        pytest.param(None, Estimate.exact(100, "held"), None, id="no rate"),
+    ],
+)
+def test_headroom(rate, most, expected):
+    found = headroom(rate, most).mid
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_headroom_takes_the_rate_it_is_given():
+    steps = made_steps(*[queued(8, 200, 4)] * 6)
+    found = saturation(steps, output_tokens_per_second=50.0)
+    assert found["headroom_ratio"]["mid"] == pytest.approx(0.75)
+
+
+def test_a_short_limit_is_no_plateau():
+    found = capacity(saturation(made_steps(*[steady(4, 100)] * 4, queued(8, 150, 9))))
+    assert found["mid"] is None
+    assert "the server was the limit for 20 s" in found["reason"]
+
+
+@pytest.mark.parametrize("flaw", ["has_gap", "has_restart"])
+def test_flawed_steps_are_left_out_and_counted(flaw):
+    held = [queued(8, 200 + k % 3, 4) for k in range(8)]
+    held[3] = {**held[3], "output_tokens_per_second": 9000.0, flaw: True}
+    (fit,) = engine_fits(made_steps(*held))
+    assert fit.capacity.high < 300
+    assert fit.left_out == 1
+
+
+def test_without_steps_everything_is_unknown():
+    found = saturation(made_steps())
+    assert (found["regime"], found["first_limit"], found["regimes"]) == ("unknown", None, [])
+    assert capacity(found)["reason"]
+
+
+def test_the_same_steps_give_the_same_numbers(sweep):
+    steps = engine_steps(sweep, part=sweep.extent)
+    assert saturation(steps, seed=3) == saturation(steps, seed=3)
+
+
+def test_the_curve_has_a_band_around_it(sweep):
+    (fit,) = engine_fits(engine_steps(sweep, part=sweep.extent, step_seconds=30.0))
+    curve = fit.curve_frame()
+    assert (curve["low"] <= curve["mid"]).all()
+    assert (curve["mid"] <= curve["high"]).all()
+    at_16 = np.interp(15.6, curve["running_requests"], curve["mid"])
+    assert at_16 == pytest.approx(264, rel=0.08)
+    assert fit.point_frame().height == len(fit.points)
+
+
+def test_nothing_to_fit_is_an_empty_curve():
+    (fit,) = engine_fits(made_steps({"running_mean": None, "scrapes": 0}))
+    assert fit.curve_frame().is_empty()
+
+
+# Coverage: how often the interval of some minutes at saturation holds what all of them held.
+@pytest.mark.parametrize(
+    ("name", "engine", "seconds"),
+    [
+        pytest.param("two_replicas", "r1/0", 60, id="a server held back, a minute"),
+        pytest.param("two_replicas", "r1/0", 100, id="a server held back, 100 s"),
+        pytest.param("sweep", "vllm/0", 120, id="the sweep, two minutes"),
+        pytest.param("sweep", "vllm/0", 240, id="the sweep, four minutes"),
+    ],
+)
+def test_plateau_interval_covers_the_whole_stretch(request, name, engine, seconds):
+    window = request.getfixturevalue(name)
+    steps = engine_steps(window, part=window.extent)
+    (fit,) = (f for f in engine_fits(steps) if f.engine == engine)
+    limited = [j.step["start"] for j in fit.judged if j.regime == "kv-bound"][1:-1]
+    own = steps.filter((steps["instance"] == engine.split("/")[0]) & steps["start"].is_in(limited))
+    whole, length, hits = fit.capacity.mid, seconds // 10, []
+    for k in range(0, own.height - length + 1):
+        part = saturation(own.slice(k, length))
+        hits.append(capacity(part)["low"] <= whole <= capacity(part)["high"])
+    assert np.mean(hits) >= 0.85

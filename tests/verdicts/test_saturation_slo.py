@@ -1,0 +1,105 @@
+import numpy as np
+import polars as pl
+import pytest
+from made_steps import made_steps, queued, steady
+
+from vllm_capacity.figures.steps import engine_steps
+from vllm_capacity.verdicts.slo import is_oversaturating, slo_capacity
+
+LOADS = [(1, 30.0, 0.1), (2, 57.0, 0.15), (4, 103.0, 0.3), (8, 179.0, 0.6), (16, 264.0, 1.2)]
+
+
+def loaded(loads, **more):
+    return made_steps(
+        *[steady(n, x, ttft_p95_seconds=t, **more) for n, x, t in loads for _ in range(3)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("ttft", "itl", "expected"),
+    [
+        pytest.param(0.45, None, (103.0, 141.0, 179.0), id="halfway between two loads"),
+        pytest.param(0.6, None, (179.0, 179.0, 264.0), id="just met"),
+        pytest.param(0.45, 0.06, (103.0, 141.0, 179.0), id="both targets, one binds"),
+    ],
+)
+def test_slo_capacity(ttft, itl, expected):
+    found = slo_capacity(loaded(LOADS), ttft, itl)
+    assert (found.low, found.mid, found.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("ttft", "itl", "part_of_reason"),
+    [
+        pytest.param(None, None, "no latency target", id="no target"),
+        pytest.param(5.0, None, "at least 264 output tokens/s", id="always met"),
+        pytest.param(0.05, None, "missed already at the lightest load", id="never met"),
+        pytest.param(0.45, 0.01, "missed already at the lightest load", id="one target never met"),
+    ],
+)
+def test_slo_capacity_is_unknown(ttft, itl, part_of_reason):
+    assert part_of_reason in slo_capacity(loaded(LOADS), ttft, itl).reason
+
+
+def test_slo_capacity_met_at_saturation_is_the_plateau():
+    held = [queued(8, 200, 2, ttft_p95_seconds=0.5) for _ in range(8)]
+    assert slo_capacity(made_steps(*held), 1.0).mid == pytest.approx(200)
+
+
+def test_slo_capacity_of_steps_without_latency_is_unknown():
+    assert slo_capacity(made_steps({"ttft_p95_seconds": None}), 1.0).reason
+
+
+def test_recorded_slo_capacity_lies_between_its_loads(sweep):
+    found = slo_capacity(engine_steps(sweep, part=sweep.extent), 2.0, 0.2)
+    assert 255 < found.low < found.mid < found.high < 300
+
+
+# Coverage: with every second load unseen, the interval still holds what all of them tell.
+def test_slo_interval_covers_the_loads_between():
+    dense = [(n, 300 * n / (n + 10), 0.02 * n) for n in 1.3 ** np.arange(1, 14)]
+    hits = []
+    for slo in np.linspace(0.06, 0.4, 20):
+        truth = slo_capacity(loaded(dense), slo).mid
+        for first in (0, 1):
+            thin = slo_capacity(loaded(dense[first::2]), slo)
+            hits.append(thin.is_known and thin.low <= truth <= thin.high)
+    assert np.mean(hits) >= 0.85
+
+
+def ramp(queue_per_step, ttft_per_step, count=12):
+    return made_steps(
+        *[
+            queued(
+                8,
+                180,
+                1 + queue_per_step * k,
+                ttft_p95_seconds=1 + ttft_per_step * k + 0.1 * (k % 3),
+            )
+            for k in range(count)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        pytest.param(ramp(2.0, 0.5), True, id="both grow"),
+        pytest.param(ramp(2.0, 0.0), False, id="a queue that grows while TTFT stands"),
+        pytest.param(ramp(0.0, 0.5), False, id="TTFT that grows without a queue: longer prompts"),
+        pytest.param(ramp(-1.0, -0.2, 6), False, id="catching up"),
+        pytest.param(ramp(2.0, 0.5, 4), None, id="too few steps"),
+        pytest.param(made_steps(), None, id="no steps"),
+    ],
+)
+def test_is_oversaturating(steps, expected):
+    assert is_oversaturating(steps).is_oversaturating is expected
+
+
+def test_oversaturation_says_how_fast():
+    assert "waiting changed by +6.0 requests a minute" in is_oversaturating(ramp(2.0, 0.5)).evidence
+
+
+def test_one_engine_that_falls_behind_is_enough():
+    calm = ramp(0.0, 0.0).with_columns(instance=pl.lit("calm"))
+    assert is_oversaturating(pl.concat([calm, ramp(2.0, 0.5)])).is_oversaturating is True

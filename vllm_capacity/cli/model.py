@@ -1,0 +1,78 @@
+"""`model`: what a model takes in memory, and how many users fit, by arithmetic."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.gpus import GIB, find_gpu
+from vllm_capacity.facts.llms import Llm, find_llm, weight_dtype
+from vllm_capacity.verdicts.users import users_that_fit
+
+
+@click.command("model")
+@click.argument("name")
+@click.option("--dtype", default="auto", help="Weight type; auto: as published.")
+@click.option("--kv-dtype", default="auto", help="KV cache type: auto (16 bits) or fp8.")
+@click.option("--gpu", default=None, help="gpu-form_factor, or gpu-any, to count users on.")
+@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs of one replica.")
+@click.option("--tokens", type=int, default=None, help="Tokens of context a user holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def model(
+    name: str,
+    dtype: str,
+    kv_dtype: str,
+    gpu: str | None,
+    gpus: int,
+    tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Bytes of weights and of KV cache of the model NAME, and how many users fit on a GPU."""
+    llm = find_llm(name)
+    chosen = llm.weights_dtype if dtype == "auto" else weight_dtype(dtype)
+    if gpus < 1:
+        raise InputError(f"--gpus must be 1 or more, found {gpus}.")
+    facts = _facts(llm, chosen, kv_dtype, _users(llm, chosen, kv_dtype, gpu, gpus, tokens))
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    click.echo(f"{llm.model}, weights as {chosen}: {facts['weights_bytes'] / GIB:.2f} GiB")
+    click.echo(
+        f"KV cache: {facts['kv_bytes_per_token']:,} B a token + "
+        f"{facts['kv_fixed_bytes_per_sequence']:,} B a sequence"
+    )
+    users = facts["users"]
+    click.echo(
+        f"users: {users['mid']:g} ({users['low']:g} to {users['high']:g})"
+        if users
+        else f"users: unknown, {facts['reason']}"
+    )
+
+
+def _users(
+    llm: Llm, dtype: str, kv_dtype: str, gpu: str | None, gpus: int, tokens: int | None
+) -> Estimate:
+    if gpu is None or tokens is None:
+        return Estimate.unknown("users need --gpu and --tokens")
+    span = find_gpu(gpu)
+    return users_that_fit(llm, dtype=dtype, kv_dtype=kv_dtype, span=span, gpus=gpus, tokens=tokens)
+
+
+def _facts(llm: Llm, dtype: str, kv_dtype: str, users: Estimate) -> dict[str, Any]:
+    counted = {"low": users.low, "mid": users.mid, "high": users.high}
+    return {
+        "model": llm.model,
+        "dtype": dtype,
+        "kv_bytes_per_token": round(llm.kv_bytes_per_token(kv_dtype)),
+        "kv_fixed_bytes_per_sequence": round(llm.kv_fixed_bytes_per_sequence(kv_dtype)),
+        "weights_bytes": round(llm.weights_bytes(dtype)),
+        "users": counted if users.is_known else None,
+        "users_basis": users.basis,
+        "source": f"{llm.source} ({llm.date})",
+        "note": llm.note,
+        "reason": users.reason,
+    }

@@ -1,0 +1,66 @@
+"""`whatif`: what another GPU would do, from a throughput somebody measured."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from vllm_capacity.facts.gpus import find_gpu
+from vllm_capacity.facts.llms import find_llm, weight_dtype
+from vllm_capacity.facts.prices import usual_forms
+from vllm_capacity.facts.throughput import measurements
+from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.whatif import what_if
+
+
+@click.command("whatif")
+@click.option("--model", required=True, help="Model, as in data/llms.csv or as published.")
+@click.option("--from-gpu", required=True, help="Measured on: gpu-form_factor, or gpu-any.")
+@click.option("--output-tokens-per-second", type=float, required=True, help="Measured there.")
+@click.option("--input-tokens", type=float, required=True, help="Mean prompt tokens a request.")
+@click.option("--output-tokens", type=float, required=True, help="Mean output tokens a request.")
+@click.option("--dtype", default="auto", help="Weight type measured; auto: as published.")
+@click.option("--to-dtype", default=None, help="Weight type asked about; default: --dtype.")
+@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs, on both sides.")
+@click.option("--to-gpu", required=True, help="Asked about: gpu-form_factor, or gpu-any.")
+@click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
+def whatif(
+    model: str,
+    from_gpu: str,
+    output_tokens_per_second: float,
+    input_tokens: float,
+    output_tokens: float,
+    dtype: str,
+    to_dtype: str | None,
+    gpus: int,
+    to_gpu: str,
+    as_json: bool,
+) -> None:
+    """Output tokens a second on another GPU: low, mid, high, and what it rests on.
+
+    A refusal is an answer too: unknown, with its reason, exit status 0.
+    """
+    llm = find_llm(model)
+    measured = llm.weights_dtype if dtype == "auto" else weight_dtype(dtype)
+    asked = measured if to_dtype in (None, "auto") else weight_dtype(to_dtype or "")
+    question = Question(
+        llm=llm,
+        dtype=measured,
+        to_dtype=asked,
+        from_gpu=find_gpu(from_gpu),
+        to_gpu=find_gpu(to_gpu),
+        gpus=gpus,
+        output_tokens_per_second=output_tokens_per_second,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+    )
+    prefer = {find_gpu(gpu).rows[0].gpu: usual_forms(gpu) for gpu in (from_gpu, to_gpu)}
+    found = what_if(question, published=measurements(), prefer=prefer)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
+    elif found.is_known:
+        click.echo(f"{found.mid:.4g} output tokens/s ({found.low:.3g} to {found.high:.3g})")
+        click.echo(found.basis)
+    else:
+        click.echo(f"unknown: {found.reason}")

@@ -1,0 +1,52 @@
+"""Tables of loads as people write them down: a CSV of running requests and throughput."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from vllm_capacity.errors import InputError
+
+_REQUIRED = ("running_requests", "output_tokens_per_second")
+_OPTIONAL = ("requests_per_second", "ttft_p95_seconds", "itl_p95_seconds", "kv_cache_ratio")
+
+
+def read_points(path: Path) -> pl.DataFrame:
+    """A CSV of loads as a frame: its required and optional columns as floats, others left out.
+
+    An empty cell is null. Raises `InputError` where the file cannot be read, lacks a column, or
+    holds a cell that is no number or is negative.
+    """
+    if path.is_dir():
+        raise InputError(f"Cannot read {str(path)!r} as a CSV: it is a folder.")
+    try:
+        table = pl.read_csv(path, infer_schema_length=0)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"Cannot read {str(path)!r} as a CSV: {reason}.") from None
+    table = table.rename({name: name.strip() for name in table.columns})
+    missing = [name for name in _REQUIRED if name not in table.columns]
+    if missing:
+        raise InputError(
+            f"{str(path)!r} lacks {', '.join(missing)}; "
+            f"it has {', '.join(table.columns) or 'none'}. "
+            f"Needed are {', '.join(_REQUIRED)}; used if there: {', '.join(_OPTIONAL)}."
+        )
+    names = [name for name in (*_REQUIRED, *_OPTIONAL) if name in table.columns]
+    return pl.DataFrame([_numbers(table[name], path) for name in names])
+
+
+def _numbers(texts: pl.Series, path: Path) -> pl.Series:
+    """The column as floats, null where empty."""
+    bare = texts.str.strip_chars()
+    bare = bare.set(bare == "", None)
+    numbers = bare.cast(pl.Float64, strict=False)
+    is_bad = bare.is_not_null() & (numbers.is_null() | (numbers < 0).fill_null(False))
+    if is_bad.any():
+        row = int(is_bad.arg_true()[0])
+        raise InputError(
+            f"{str(path)!r}, line {row + 2}: {texts.name} is {texts[row]!r}; "
+            "write a number that is not negative, or leave the cell empty."
+        )
+    return numbers

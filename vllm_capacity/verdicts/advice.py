@@ -1,0 +1,160 @@
+"""What to change first, before buying a GPU: the setting that costs most, or silence.
+
+Each piece of advice rests on what the window showed and carries a bounded effect:
+
+- *scheduler-bound*: a larger `max_num_seqs` lets more run, up to where the KV cache would be full
+  and no more than were waiting. The effect is how far the curve still rises to there.
+- *kv-bound*: more KV memory (a larger `gpu_memory_utilization`, an fp8 KV cache). The effect is of
+  twice the memory, or of as much as the queue could fill.
+- *prefill-bound*: a larger `max_num_batched_tokens`; with prefix caching off or hardly hitting,
+  caching too. vLLM exports neither the budget nor how alike prompts are: their effect is unknown.
+- *replicas that idle*: how many engines the busiest step did not need, 20 % to spare.
+
+Where the client decides, no setting of the server holds throughput back, and nothing is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts import regimes
+from vllm_capacity.verdicts.curve import PRIOR, Loads, foreseen_peak
+from vllm_capacity.verdicts.regimes import Judged
+from vllm_capacity.verdicts.saturation import SaturationFit
+
+MAX_NUM_SEQS = "max_num_seqs"
+KV_MEMORY = "KV memory"
+PREFIX_CACHING = "prefix caching"
+BATCHED_TOKENS = "max_num_batched_tokens"
+REPLICAS = "replicas"
+
+_LOW_HIT_RATIO = 0.1
+_SPARE = 1.2
+_MIN_LIMITED_SHARE = 0.05
+_NO_LOSS = replace(PRIOR, kv_loss=0.0)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One setting to change: on which engine (or "fleet"), why, and what it would bring.
+
+    `effect` is the share of throughput to gain; for replicas, the share of the bill to save.
+    """
+
+    setting: str
+    engine: str
+    evidence: str
+    effect: Estimate
+
+
+def advice(
+    fits: Sequence[SaturationFit], *, prefix_cache_hit_ratio: float | None = None
+) -> tuple[Advice, ...]:
+    """What to change, the largest known effect first; empty where no setting holds anything back.
+
+    An engine is judged by what limited it first, where that took 5 % of its busy time or more.
+    """
+    found = [one for fit in fits for one in _engine_advice(fit, prefix_cache_hit_ratio)]
+    found += _idle_replicas(fits)
+    return tuple(sorted(found, key=lambda one: -(one.effect.mid or 0.0)))
+
+
+def _engine_advice(fit: SaturationFit, hit_ratio: float | None) -> list[Advice]:
+    limit = fit.first_limit
+    limited = [j for j in fit.judged if j.regime == limit]
+    busy = sum(j.seconds for j in fit.judged if j.regime != regimes.IDLE)
+    seconds = sum(j.seconds for j in limited)
+    if limit is None or seconds < _MIN_LIMITED_SHARE * busy:
+        return []
+    share = f"{limit} for {seconds:,.0f} s, {100 * seconds / busy:.0f} % of its busy time"
+    running, waiting = _mean(limited, "running_mean"), _mean(limited, "waiting_mean")
+    queue = f"{share}; {running:,.1f} requests ran and {waiting:,.1f} waited"
+    if limit == regimes.SCHEDULER:
+        most = min(running + waiting, fit.kv_limit_running or math.inf)
+        room = "" if fit.kv_limit_running is None else f", the KV cache holds {most:,.0f} of them"
+        gain = _gain(fit, running, most)
+        return [Advice(MAX_NUM_SEQS, fit.engine, f"{queue}{room}.", gain)] if most > running else []
+    if limit == regimes.KV:
+        gain = _gain(fit, running, min(running + waiting, 2 * running), is_preempting=True)
+        found = [Advice(KV_MEMORY, fit.engine, f"{queue}. Effect of twice the KV memory.", gain)]
+    else:
+        unknown = Estimate.unknown("vLLM does not export its token budget or the size of a batch")
+        found = [Advice(BATCHED_TOKENS, fit.engine, f"{queue}.", unknown)]
+    return found + _prefix_caching(fit.engine, share, hit_ratio)
+
+
+def _prefix_caching(engine: str, share: str, hit_ratio: float | None) -> list[Advice]:
+    if hit_ratio is None or hit_ratio >= _LOW_HIT_RATIO:
+        return []
+    evidence = f"{share}; {100 * hit_ratio:.0f} % of looked-up prompt tokens were found cached."
+    effect = Estimate.unknown("how much prompts share is not exported: only trying it tells")
+    return [Advice(PREFIX_CACHING, engine, evidence, effect)]
+
+
+def _gain(
+    fit: SaturationFit, running: float, target: float, *, is_preempting: bool = False
+) -> Estimate:
+    """How much more throughput `target` running requests would give than `running` do, as a share.
+
+    Foreseen by the bend of the curve below the limit; no more than in proportion. Where requests
+    are preempted, the curve itself lies as much above what was held as preemptions cost.
+    """
+    if not fit.capacity.is_known or fit.capacity.mid is None or running <= 0 or target <= running:
+        return Estimate.unknown("the capacity as it is now is not known")
+    own = fit.levels.loads
+    is_lighter = own.running < 0.95 * running
+    loss, doubt = (PRIOR.kv_loss, PRIOR.kv_loss_error) if is_preempting else (0.0, 0.0)
+    loads = Loads.of(
+        [*own.running[is_lighter], running],
+        [*own.output[is_lighter], fit.capacity.mid * (1 + loss)],
+        [*own.error[is_lighter], doubt],
+    )
+    sight = foreseen_peak(loads, target, prior=_NO_LOSS)
+    if sight is None:
+        return Estimate.unknown("too few lighter loads were seen to tell how the curve bends")
+    proportional = target / running - 1
+    low, mid, high = (
+        float(np.clip(end / fit.capacity.mid - 1, 0.0, proportional))
+        for end in (sight.low, sight.mid, sight.high)
+    )
+    return Estimate.known(
+        low, mid, high, f"the curve from {running:,.1f} to {target:,.1f} running requests"
+    )
+
+
+def _idle_replicas(fits: Sequence[SaturationFit]) -> list[Advice]:
+    """The engines that the busiest step could have done without, the smallest first."""
+    if len(fits) < 2 or any(f.capacity.low is None for f in fits if f.regime != regimes.IDLE):
+        return []
+    lows = sorted(f.capacity.low or 0.0 for f in fits)
+    busiest = _busiest_output(fits)
+    spare = 0
+    while spare + 1 < len(lows) and sum(lows[spare + 1 :]) >= _SPARE * busiest:
+        spare += 1
+    if not spare:
+        return []
+    evidence = (
+        f"the busiest step took {busiest:,.0f} output tokens/s; {len(fits) - spare} of {len(fits)} "
+        f"engines can hold {sum(lows[spare:]):,.0f} by the low end of their capacity."
+    )
+    saved = Estimate.exact(spare / len(fits), "engines not needed ÷ engines, all at one price")
+    return [Advice(REPLICAS, "fleet", evidence, saved)]
+
+
+def _busiest_output(fits: Sequence[SaturationFit]) -> float:
+    totals: dict[object, float] = {}
+    for fit in fits:
+        for judged in fit.judged:
+            start = judged.step["start"]
+            totals[start] = totals.get(start, 0.0) + (judged.step["output_tokens_per_second"] or 0)
+    return max(totals.values(), default=0.0)
+
+
+def _mean(judged: Sequence[Judged], column: str) -> float:
+    seen = [j.step[column] for j in judged if j.step[column] is not None]
+    return sum(seen) / len(seen) if seen else 0.0

@@ -1,0 +1,134 @@
+"""Capacities as estimates in words: foreseen ones, a fleet's, what is left, and why one is unknown.
+
+An unknown capacity says, in numbers, how much more load it would take to know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts.curve import FARTHEST_LOAD, MIN_LOADS, Foresight, Loads
+from vllm_capacity.verdicts.loads import MIN_PLATEAU_SECONDS
+from vllm_capacity.verdicts.regimes import LIMITS, Judged
+
+_KV_LOAD_WIDTH = 0.15
+_LEAST_TELLING = 8.0
+
+
+def foreseen(sight: Foresight | None, loads: Loads, kv_limit: float | None) -> Estimate:
+    """The peak foreseen from lighter load as an estimate, or how much more load it would take."""
+    if sight is None:
+        return Estimate.unknown(_too_few(loads))
+    cut = ""
+    if kv_limit is not None and kv_limit < FARTHEST_LOAD * loads.heaviest:
+        cut = f", cut where the KV cache would be full, at {kv_limit:,.1f} running requests"
+    heaviest = f"{loads.heaviest:,.1f} running requests and {loads.output[-1]:,.0f} output tokens/s"
+    if sight.is_answer:
+        return Estimate.known(
+            sight.low,
+            sight.mid,
+            sight.high,
+            f"foreseen from {len(loads)} lighter loads, up to {heaviest}, "
+            f"by how the curve bends{cut}",
+        )
+    need = _load_needed(sight, loads, kv_limit)
+    return Estimate.unknown(
+        f"throughput has not bent enough yet: from the loads seen (up to {heaviest}) the peak "
+        f"could lie anywhere from {sight.low:,.0f} to {sight.high:,.0f} tokens/s. It would take "
+        f"about {need:,.1f} running requests, {need / loads.heaviest:.1f} × the heaviest load seen."
+    )
+
+
+def foreseen_running(capacity: Estimate, loads: Loads, kv_limit: float | None) -> Estimate:
+    """Where the foreseen peak lies: known only where the KV cache ends the curve."""
+    if not capacity.is_known:
+        return Estimate.unknown(capacity.reason)
+    if kv_limit is None or kv_limit > FARTHEST_LOAD * loads.heaviest:
+        return Estimate.unknown(
+            "the load of the foreseen peak is not known, only that it is no less than "
+            f"{loads.heaviest:,.1f} running requests"
+        )
+    return Estimate.known(
+        kv_limit * (1 - _KV_LOAD_WIDTH),
+        kv_limit,
+        kv_limit * (1 + _KV_LOAD_WIDTH),
+        "running requests at which the KV cache would be full, by its use per running request",
+    )
+
+
+def too_light(judged: Sequence[Judged]) -> Estimate:
+    """Unknown, with why no step of an engine is a point of a curve, and what load would be."""
+    seen = [j for j in judged if j.step["running_mean"] is not None]
+    most = max((j.step["running_max"] or 0.0 for j in seen), default=0.0)
+    if not most:
+        return Estimate.unknown(
+            "nothing ran in the steps observed, so there is no load to judge by; it takes three "
+            f"steady loads, up to about {_LEAST_TELLING:.0f} running requests"
+        )
+    mean = sum(j.step["running_mean"] * j.seconds for j in seen) / sum(j.seconds for j in seen)
+    return Estimate.unknown(
+        f"the load was too light or too uneven for a curve: {mean:,.2f} requests ran on average, "
+        f"at most {most:,.0f} at once; it takes minutes of steady load, up to about "
+        f"{max(_LEAST_TELLING, 4 * most):,.0f} running requests"
+    )
+
+
+def too_short(unknown: Estimate, judged: Sequence[Judged]) -> Estimate:
+    """The unknown estimate, saying too for how long the server was the limit, if it was at all."""
+    seconds = sum(j.seconds for j in judged if j.regime in LIMITS)
+    if not seconds:
+        return unknown
+    reason = (
+        f"the server was the limit for {seconds:,.0f} s, and it takes {MIN_PLATEAU_SECONDS:.0f} s "
+        f"without a gap or restart to measure what it holds; {unknown.reason}"
+    )
+    return Estimate.unknown(reason)
+
+
+def fleet_sum(parts: Sequence[tuple[str, Estimate]], unit: str) -> Estimate:
+    """The sum of engines' estimates, ends added for the widest interval; unknown where one is."""
+    if not parts:
+        return Estimate.unknown("no engine was observed in this window")
+    if len(parts) == 1:
+        return parts[0][1]
+    missing = [f"{engine}: {part.reason}" for engine, part in parts if not part.is_known]
+    known = [part for _, part in parts if part.is_known]
+    low, mid, high = (sum(getattr(p, end) for p in known) for end in ("low", "mid", "high"))
+    if missing:
+        so_far = f" The {len(known)} others add up to {mid:,.0f} {unit}." if known else ""
+        return Estimate.unknown(
+            f"unknown for {len(missing)} of {len(parts)} engines. {' '.join(missing)}{so_far}"
+        )
+    bases = "; ".join(f"{engine}: {part.basis}" for engine, part in parts)
+    return Estimate.known(
+        low, mid, high, f"sum over {len(parts)} engines, each under its own load ({bases})"
+    )
+
+
+def headroom(rate: float | None, capacity: Estimate) -> Estimate:
+    """The share of the capacity that is left: 1 − output rate ÷ capacity; negative above it."""
+    if rate is None:
+        return Estimate.unknown("no output rate was observed in this window")
+    if not capacity.is_known:
+        return Estimate.unknown(f"the capacity is unknown: {capacity.reason}")
+    basis = f"1 − {rate:,.1f} output tokens/s ÷ capacity ({capacity.basis})"
+    return capacity.map(lambda most: 1 - rate / most, basis)
+
+
+def _load_needed(sight: Foresight, loads: Loads, kv_limit: float | None) -> float:
+    most = FARTHEST_LOAD * loads.heaviest
+    bend = min(most, max(1.5 * loads.heaviest, sight.bend_running))
+    return bend if kv_limit is None else max(1.1 * loads.heaviest, min(bend, kv_limit))
+
+
+def _too_few(loads: Loads) -> str:
+    if not len(loads):
+        return "no load with throughput was given; a bend takes three different loads or more"
+    return (
+        f"only {len(np.unique(loads.running))} different load(s) were seen, the heaviest "
+        f"{loads.heaviest:,.1f} running requests; a bend takes {MIN_LOADS} or more, up to about "
+        f"{max(_LEAST_TELLING, 4 * loads.heaviest):,.0f} running requests"
+    )

@@ -1,0 +1,89 @@
+"""Claims that others published, held against a window: their price, and the most a GPU was seen do.
+
+*Implied price*: dollars a request × requests ÷ GPU-hours. It tells which price list a published
+cost rests on. *Published bound*: where a window is too lightly loaded to show its own capacity, the
+throughput that others measured for the same model on the same GPU bounds its use from below. It is
+named as published wherever it is shown: another machine, another load, mostly without any latency
+target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.gpus import find_gpu
+from vllm_capacity.facts.throughput import Measurement
+
+SAME_LENGTHS = math.log(1.15)
+"""How far the mean lengths of a published run may lie from the window's, in logarithms."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A published run as what the GPU can do, and the window's rate as a share of it, 0..1."""
+
+    run: Measurement
+    requests_per_second: float
+    used_ratio: float
+
+
+def implied_usd_per_gpu_hour(usd_per_request: float, requests: float, gpu_hours: float) -> float:
+    """The price of a GPU-hour that makes that many requests cost that much each."""
+    if not (usd_per_request >= 0 and requests >= 0 and gpu_hours > 0):
+        raise InputError(
+            "A claim needs dollars and requests of 0 or more and GPU-hours above 0; found "
+            f"{usd_per_request:g}, {requests:g} and {gpu_hours:g}."
+        )
+    return usd_per_request * requests / gpu_hours
+
+
+def published_bound(
+    published: Sequence[Measurement],
+    *,
+    model: str,
+    gpu: str,
+    input_tokens: float,
+    output_tokens: float,
+    requests_per_second: float,
+) -> Bound | None:
+    """The window's rate against the upper median of the published bursts that are like it, or None.
+
+    Like it: the same model on one GPU of that name (any form factor: the runs say which), every
+    request sent at once, mean lengths within 15 %. The median, for runs differ by their flags.
+    """
+    rows = {row.gpu for row in find_gpu(gpu).rows}
+    alike = [
+        run
+        for run in published
+        if (run.model, run.gpus, run.is_burst) == (model, 1, True)
+        and find_gpu(run.gpu).rows[0].gpu in rows
+        and _near(run.input_tokens, input_tokens)
+        and _near(run.output_tokens, output_tokens)
+    ]
+    if not alike:
+        return None
+    run = sorted(alike, key=_rate)[len(alike) // 2]
+    return Bound(run, _rate(run), requests_per_second / _rate(run))
+
+
+def usd_per_request_at(bound: Bound, usd_per_gpu_hour: Estimate) -> Estimate:
+    """What a request would cost on a GPU that did the published rate all hour long."""
+    run = bound.run
+    return usd_per_gpu_hour.scaled(
+        1 / (3600 * bound.requests_per_second),
+        f"{usd_per_gpu_hour.basis} ÷ {bound.requests_per_second:.4g} requests/s as published "
+        f"({run.source}, {run.date})",
+    )
+
+
+def _rate(run: Measurement) -> float:
+    """The run's requests a second: its output tokens a second ÷ output tokens a request."""
+    return run.output_tokens_per_second / run.output_tokens
+
+
+def _near(one: float, other: float) -> bool:
+    return one > 0 and other > 0 and abs(math.log(one / other)) <= SAME_LENGTHS

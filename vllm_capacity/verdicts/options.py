@@ -1,0 +1,146 @@
+"""Every GPU type and price row as an option for a measured window: the table people choose from.
+
+An option keeps the window's model, lengths, GPU count and SLO capacity and asks `whatif` what that
+capacity would be elsewhere. What an SLO allows scales as saturation does: an assumption, stated in
+the basis. A GPU that cannot serve, or has no price, stays in the table with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.gpus import GpuSpan
+from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.sizing import Policy, month_usd, replicas
+from vllm_capacity.verdicts.whatif import Busy, what_if
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A GPU type at a weight type and a price; `price_row` names the price as a reader sees it."""
+
+    gpu: GpuSpan
+    dtype: str
+    price_row: str
+    usd_per_gpu_hour: Estimate
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row of the table. `reason` is empty for an option that can be had, else why not."""
+
+    gpu: str
+    dtype: str
+    price_row: str
+    usd_per_gpu_hour: Estimate
+    slo_output_tokens_per_second: Estimate
+    tokens_per_usd: Estimate
+    usd_per_request: Estimate
+    replicas: Estimate
+    usd_per_month: Estimate
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row for JSON: estimates as their five keys."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            name: value.as_dict() if isinstance(value, Estimate) else value
+            for name, value in fields.items()
+        }
+
+
+def whatif_table(
+    measured: Question,
+    candidates: Sequence[Candidate],
+    *,
+    slo_capacity: Estimate,
+    demand: Estimate,
+    policy: Policy,
+    published: Sequence[Measurement] = (),
+    prefer: Mapping[str, Sequence[str]] | None = None,
+    busy: Busy | None = None,
+) -> tuple[Option, ...]:
+    """The options, best tokens per dollar first, rejected ones last; ties by name.
+
+    `measured` holds the window's rate and lengths; `slo_capacity` and `demand` are output tokens a
+    second of one replica and of all. `prefer` gives the usual form factors by GPU, `busy` what the
+    engine says of itself.
+    """
+    options = [
+        _option(
+            replace(measured, to_gpu=candidate.gpu, to_dtype=candidate.dtype),
+            candidate,
+            what_if(
+                replace(measured, to_gpu=candidate.gpu, to_dtype=candidate.dtype),
+                published=published,
+                prefer=prefer,
+                busy=busy,
+            ),
+            slo_capacity=slo_capacity,
+            demand=demand,
+            policy=policy,
+        )
+        for candidate in candidates
+    ]
+    return tuple(sorted(options, key=_order))
+
+
+def _option(
+    asked: Question,
+    candidate: Candidate,
+    there: Estimate,
+    *,
+    slo_capacity: Estimate,
+    demand: Estimate,
+    policy: Policy,
+) -> Option:
+    ratio = there.scaled(1 / asked.output_tokens_per_second)
+    capacity = _times(slo_capacity, ratio)
+    gpus = replicas(demand, capacity, policy).scaled(asked.gpus)
+    hourly = candidate.usd_per_gpu_hour.scaled(asked.gpus)
+    per_token = hourly.divided_by(capacity.scaled(3600), f"{hourly.basis} ÷ {capacity.basis}")
+    reason = next(
+        (part.reason for part in (ratio, slo_capacity, candidate.usd_per_gpu_hour) if part.reason),
+        "",
+    )
+    return Option(
+        gpu=candidate.gpu.label,
+        dtype=candidate.dtype,
+        price_row=candidate.price_row,
+        usd_per_gpu_hour=candidate.usd_per_gpu_hour,
+        slo_output_tokens_per_second=capacity,
+        tokens_per_usd=_inverse(per_token),
+        usd_per_request=per_token.scaled(asked.output_tokens),
+        replicas=replicas(demand, capacity, policy),
+        usd_per_month=month_usd(gpus, candidate.usd_per_gpu_hour),
+        reason=reason,
+    )
+
+
+def _times(capacity: Estimate, ratio: Estimate) -> Estimate:
+    for part in (ratio, capacity):
+        if not part.is_known:
+            return part
+    low, mid, high = (
+        (getattr(capacity, end) or 0.0) * (getattr(ratio, end) or 0.0)
+        for end in ("low", "mid", "high")
+    )
+    basis = f"SLO capacity ({capacity.basis}), scaled as throughput: {ratio.basis}"
+    return Estimate.known(low, mid, high, basis)
+
+
+def _inverse(per_token: Estimate) -> Estimate:
+    if per_token.low is None:
+        return per_token
+    if per_token.low <= 0:
+        return Estimate.unknown("the price may be 0 USD: tokens a dollar have no bound")
+    return per_token.map(lambda usd: 1 / usd)
+
+
+def _order(option: Option) -> tuple[bool, float, str, str]:
+    worth = option.tokens_per_usd.mid
+    return (worth is None, -(worth or 0.0), option.gpu, option.price_row)

@@ -1,0 +1,198 @@
+"""Published runs as evidence for a what-if: the pair itself, or what pairs say of a model.
+
+A *pair* is two runs of one model, on the two GPUs and at the two weight types of a question, with
+the same GPU count, workload and load. Bursts and sweeps pair by their load's own words. A pair
+answers a question about its lengths (within 15 %) at about its rate (within 10 %); any other
+saturated pair of the model says how far the arithmetic is off for it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.gpus import GpuSpan, find_gpu
+from vllm_capacity.facts.llms import Llm
+from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.verdicts.roofline import Job
+
+SAME_LENGTHS = math.log(1.15)
+SAME_RATE = math.log(1.10)
+MEASURED_HALF_WIDTH = 0.08
+"""Half the band of a measured pair, in logarithms: runs of one set-up repeat within a few %."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A measured rate on one GPU type, and the one asked about. `gpus` counts on both sides."""
+
+    llm: Llm
+    dtype: str
+    to_dtype: str
+    from_gpu: GpuSpan
+    to_gpu: GpuSpan
+    gpus: int
+    output_tokens_per_second: float
+    input_tokens: float
+    output_tokens: float
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot have been measured."""
+        numbers = (self.output_tokens_per_second, self.input_tokens, self.output_tokens)
+        if self.gpus < 1 or not all(math.isfinite(n) and n > 0 for n in numbers):
+            raise InputError(
+                "GPUs, the output rate and both token counts must be above 0; found "
+                f"{self.gpus}, {', '.join(f'{n:g}' for n in numbers)}."
+            )
+
+    def job(self, dtype: str) -> Job:
+        """The question's work at a weight type."""
+        return Job(self.llm, dtype, self.gpus, self.input_tokens, self.output_tokens)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The median runs of one workload and load on both GPUs, and how far repeats differ."""
+
+    one: Measurement
+    other: Measurement
+    log_ratio: float
+    log_spread: float
+
+
+def pairs(asked: Question, published: Sequence[Measurement]) -> Iterator[Pair]:
+    """The published pairs of a question's model, GPUs, types and count, heaviest load first.
+
+    One pair a workload and load, of the medians over whatever flags both sides were run with.
+    """
+    froms = _grouped(asked, asked.from_gpu, asked.dtype, published)
+    tos = _grouped(asked, asked.to_gpu, asked.to_dtype, published)
+    for key in _shared(froms, tos):
+        yield _pair(froms[key], tos[key])
+
+
+def measured_ratio(asked: Question, published: Sequence[Measurement]) -> Estimate | None:
+    """The measured rate × a published pair's ratio, where a pair answers the question; else None.
+
+    Of several loads at that rate the heaviest speaks: there the server limits, not the client. Of
+    runs with other flags, those that both sides were run with and that come nearest to the rate.
+    """
+    froms = _grouped(asked, asked.from_gpu, asked.dtype, published)
+    tos = _grouped(asked, asked.to_gpu, asked.to_dtype, published)
+    for key in _shared(froms, tos):
+        alike = [
+            _pair(*(_with_async(side[key], flag) for side in (froms, tos)))
+            for flag in (True, False)
+            if all(_with_async(side[key], flag) for side in (froms, tos))
+        ]
+        near = [pair for pair in (*alike, _pair(froms[key], tos[key])) if _answers(pair, asked)]
+        if near:
+            return _measured(min(near, key=lambda pair: _apart(pair, asked)), asked)
+    return None
+
+
+def correction(
+    asked: Question, published: Sequence[Measurement], model_log: Callable[[Question], float]
+) -> tuple[float, float]:
+    """What the model's published pairs add to the logarithm of its ratio, and their weight.
+
+    The mean error of `model_log` on saturated pairs, each weighed by how near its lengths are, and
+    shrunk as if one more pair had shown no error. No pair: (0, 0).
+    """
+    total = weight = 0.0
+    seen: set[str] = set()
+    for pair in pairs(asked, published):
+        if pair.one.clients is not None or pair.one.workload in seen:
+            continue
+        seen.add(pair.one.workload)
+        run = pair.one
+        there = replace(
+            asked,
+            output_tokens_per_second=run.output_tokens_per_second,
+            input_tokens=run.input_tokens,
+            output_tokens=run.output_tokens,
+        )
+        mix = math.log(asked.input_tokens / asked.output_tokens)
+        apart = abs(mix - math.log(run.input_tokens / run.output_tokens))
+        near = math.exp(-apart / 2)
+        total += near * (pair.log_ratio - model_log(there))
+        weight += near
+    return total / (weight + 1.0), weight
+
+
+def _grouped(
+    asked: Question, span: GpuSpan, dtype: str, published: Sequence[Measurement]
+) -> dict[tuple[str, str], list[Measurement]]:
+    """The runs that speak for one side of a question, by workload and load."""
+    groups: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
+    for run in published:
+        same = (run.model, run.dtype, run.gpus) == (asked.llm.model, dtype, asked.gpus)
+        if same and _overlap(find_gpu(run.gpu), span):
+            groups[run.workload, run.load].append(run)
+    return groups
+
+
+def _shared(
+    froms: Mapping[tuple[str, str], list[Measurement]],
+    tos: Mapping[tuple[str, str], list[Measurement]],
+) -> list[tuple[str, str]]:
+    """The workloads and loads of both sides, heaviest load first."""
+    return sorted(set(froms) & set(tos), key=lambda key: (-froms[key][0].offered_per_second, key))
+
+
+def _pair(froms: Sequence[Measurement], tos: Sequence[Measurement]) -> Pair:
+    rates = [sorted(run.output_tokens_per_second for run in side) for side in (froms, tos)]
+    middles = [statistics.median(side) for side in rates]
+    return Pair(
+        one=replace(froms[0], output_tokens_per_second=middles[0]),
+        other=replace(tos[0], output_tokens_per_second=middles[1]),
+        log_ratio=math.log(middles[1] / middles[0]),
+        log_spread=max(math.log(side[-1] / side[0]) for side in rates),
+    )
+
+
+def _with_async(runs: Sequence[Measurement], flag: bool) -> list[Measurement]:
+    """The runs with (or without) asynchronous scheduling: the flag that moves throughput most."""
+    return [run for run in runs if ("--async-scheduling" in run.note) == flag]
+
+
+def _answers(pair: Pair, asked: Question) -> bool:
+    lengths = (
+        math.log(asked.input_tokens / pair.one.input_tokens),
+        math.log(asked.output_tokens / pair.one.output_tokens),
+    )
+    near = SAME_RATE + pair.log_spread / 2
+    return _apart(pair, asked) <= near and all(abs(length) <= SAME_LENGTHS for length in lengths)
+
+
+def _apart(pair: Pair, asked: Question) -> float:
+    """How far the asked rate lies from the pair's, in logarithms."""
+    return abs(math.log(asked.output_tokens_per_second / pair.one.output_tokens_per_second))
+
+
+def _measured(pair: Pair, asked: Question) -> Estimate:
+    half = math.hypot(MEASURED_HALF_WIDTH, pair.log_spread / 2)
+    ratio = math.exp(pair.log_ratio)
+    mid = asked.output_tokens_per_second * ratio
+    return Estimate.known(mid * math.exp(-half), mid, mid * math.exp(half), _words(pair, ratio))
+
+
+def _overlap(one: GpuSpan, other: GpuSpan) -> bool:
+    return bool(set(one.rows) & set(other.rows))
+
+
+def _words(pair: Pair, ratio: float) -> str:
+    one, other = pair.one, pair.other
+    return (
+        f"measured: {one.model} {one.dtype} on {one.gpus} × {one.gpu} gave "
+        f"{one.output_tokens_per_second:.0f} and {other.dtype} on {other.gpu} "
+        f"{other.output_tokens_per_second:.0f} output tokens/s (ratio {ratio:.2f}); "
+        f"{one.workload}, {one.input_tokens:g} in / {one.output_tokens:g} out, {one.load}; "
+        f"vLLM {one.engine_version or 'version not stated'} and "
+        f"{other.engine_version or 'version not stated'}; {one.source} ({one.date})"
+    )

@@ -1,0 +1,224 @@
+"""How many replicas a demand takes at an SLO, checked by a queue.
+
+Replicas = ceil(demand at the asked percentile ÷ (SLO capacity × (1 − headroom))), plus spares for
+failures (N + k). Demand that grows while a replica starts is covered by sizing for the demand at
+the end of the start-up lead time. The M/G/c check takes replicas as servers of Poisson arrivals at
+that demand, stationary while it lasts: bursts inside a step wait longer than it says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_capacity.engine.queueing import Queue, servers_needed
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+
+MAX_REPLICAS = 1_000_000
+HOURS_A_MONTH = 730.5
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How careful to be: headroom 0..1, spare replicas, start-up and growth.
+
+    `growth_per_hour` is the demand's fastest rise as a share of itself an hour.
+    """
+
+    headroom_ratio: float = 0.2
+    spare_replicas: int = 1
+    startup_seconds: float = 300.0
+    growth_per_hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a policy that leaves no capacity or asks for negative things."""
+        if not 0 <= self.headroom_ratio < 1:
+            raise InputError(f"Headroom must be 0 up to below 1, found {self.headroom_ratio}.")
+        if min(self.spare_replicas, self.startup_seconds, self.growth_per_hour) < 0:
+            raise InputError(f"Spares, start-up and growth cannot be negative: {self}.")
+
+    @property
+    def lead_factor(self) -> float:
+        """What demand may grow by while a replica starts."""
+        return 1 + self.growth_per_hour * self.startup_seconds / 3600
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """Replicas by capacity alone, with spares, and the GPUs and dollars they take."""
+
+    replicas: Estimate
+    spare_replicas: int
+    gpus: Estimate
+    usd_per_month: Estimate
+    demand: Estimate
+
+
+def percentile_demand(rates: Sequence[float | None], quantile: float) -> Estimate:
+    """The demand that `quantile` of the observed steps stay at or under, as an interval.
+
+    Its ends are order statistics that hold the quantile with 90 % confidence if steps are
+    exchangeable; too few steps for that: the highest seen is the high end, and the basis says so.
+    Steps without observation (None) are left out. No step: unknown.
+    """
+    if not 0 < quantile < 1:
+        raise InputError(f"A percentile lies between 0 and 1, found {quantile}.")
+    seen = sorted(rate for rate in rates if rate is not None)
+    if not seen:
+        return Estimate.unknown("no step of the window has an observed demand")
+    count = len(seen)
+    spread = 1.645 * math.sqrt(count * quantile * (1 - quantile))
+    places = [quantile * count - spread, quantile * count, quantile * count + spread]
+    low, mid, high = (seen[min(max(math.ceil(place) - 1, 0), count - 1)] for place in places)
+    beyond = places[2] > count
+    basis = f"p{100 * quantile:g} of {count} steps" + (
+        "; too few for its upper end: the highest seen stands for it" if beyond else ""
+    )
+    return Estimate.known(low, mid, high, basis)
+
+
+def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
+    """Replicas for a demand, both in one unit; whole numbers; spares included.
+
+    More demand never needs fewer, more capacity never more. Nothing asked for takes the spares
+    alone. Unknown where either is unknown or the capacity may be zero.
+    """
+    each = capacity.scaled(1 - policy.headroom_ratio)
+    load = demand.scaled(policy.lead_factor)
+    basis = (
+        f"{demand.basis} ÷ ({capacity.basis} × {1 - policy.headroom_ratio:g}), rounded up, "
+        f"+ {policy.spare_replicas} spare"
+    )
+    if policy.lead_factor > 1:
+        basis += f", grown {policy.lead_factor - 1:.1%} while a replica starts"
+    ratio = load.divided_by(each, basis)
+    if ratio.high is not None and ratio.high > MAX_REPLICAS:
+        return Estimate.unknown(f"more than {MAX_REPLICAS:,} replicas: {basis}")
+    return ratio.map(lambda needed: _whole(needed) + policy.spare_replicas)
+
+
+def size(
+    demand: Estimate,
+    capacity: Estimate,
+    *,
+    policy: Policy,
+    gpus_per_replica: int = 1,
+    usd_per_gpu_hour: Estimate,
+) -> Sizing:
+    """Replicas, GPUs and dollars a month for a demand; each unknown for its own reason."""
+    if gpus_per_replica < 1:
+        raise InputError(f"A replica needs at least one GPU, found {gpus_per_replica}.")
+    found = replicas(demand, capacity, policy)
+    gpus = found.scaled(gpus_per_replica, f"{found.basis}, × {gpus_per_replica} GPUs a replica")
+    return Sizing(
+        replicas=found,
+        spare_replicas=policy.spare_replicas,
+        gpus=gpus,
+        usd_per_month=month_usd(gpus, usd_per_gpu_hour),
+        demand=demand,
+    )
+
+
+def month_usd(gpus: Estimate, usd_per_gpu_hour: Estimate) -> Estimate:
+    """Dollars a month of 730.5 hours for GPUs that run throughout."""
+    for part in (gpus, usd_per_gpu_hour):
+        if not part.is_known:
+            return part
+    low, mid, high = (
+        (getattr(gpus, end) or 0.0) * (getattr(usd_per_gpu_hour, end) or 0.0) * HOURS_A_MONTH
+        for end in ("low", "mid", "high")
+    )
+    return Estimate.known(
+        low, mid, high, f"{HOURS_A_MONTH} h × {usd_per_gpu_hour.basis} × GPUs ({gpus.basis})"
+    )
+
+
+def sensitivity(
+    demand: Estimate,
+    capacity: Estimate,
+    *,
+    policy: Policy,
+    cases: dict[str, tuple[float, float]],
+) -> dict[str, Estimate]:
+    """Replicas in each named case, as factors on (demand, capacity); "now" is always among them."""
+    named = {"now": (1.0, 1.0), **cases}
+    return {
+        name: replicas(demand.scaled(more), capacity.scaled(able), policy)
+        for name, (more, able) in named.items()
+    }
+
+
+def usual_cases(
+    *, prefill_share: float, prefix_hit_ratio: float | None
+) -> dict[str, tuple[float, float]]:
+    """The cases people ask for, as factors on demand and capacity.
+
+    `prefill_share` is the share of engine time that prompts take, 0..1. Prompts twice as long add
+    that share once more to the time a request takes; prefix caching off multiplies it by
+    1 ÷ (1 − hit ratio). Neither changes how many requests come.
+    """
+    if not 0 <= prefill_share <= 1:
+        raise InputError(f"The prefill share lies between 0 and 1, found {prefill_share}.")
+    cases = {
+        "demand doubles": (2.0, 1.0),
+        "prompts double": (1.0, 1 / (1 + prefill_share)),
+    }
+    if prefix_hit_ratio is not None and 0 <= prefix_hit_ratio < 1:
+        more = prefill_share * prefix_hit_ratio / (1 - prefix_hit_ratio)
+        cases["prefix caching off"] = (1.0, 1 / (1 + more))
+    return cases
+
+
+@dataclass(frozen=True)
+class QueueCheck:
+    """What an M/G/c queue says of a number of replicas at a demand.
+
+    `wait_seconds` is the wait at the asked quantile, None where the queue never settles;
+    `replicas_needed` the fewest that hold the limit, spares not counted.
+    """
+
+    utilisation_ratio: float
+    wait_seconds: float | None
+    is_within_limit: bool
+    replicas_needed: int | None
+    assumes: str = "Poisson arrivals, stationary, first come first served (Kimura's M/G/c)"
+
+
+def queue_check(
+    *,
+    requests_per_second: float,
+    capacity_requests_per_second: float,
+    running_at_capacity: float,
+    replicas: int,
+    wait_limit_seconds: float,
+    quantile: float = 0.95,
+    service_cv2: float = 1.0,
+) -> QueueCheck:
+    """The check of a sizing by an M/G/c queue whose servers are running places of all replicas.
+
+    A place serves one request in (running at capacity ÷ capacity) seconds, by Little's law.
+    """
+    if min(capacity_requests_per_second, running_at_capacity) <= 0 or replicas < 1:
+        raise InputError("A queue check needs capacity, running requests and replicas above 0.")
+    places = max(1, math.floor(running_at_capacity))
+    queue = Queue(
+        arrivals_per_second=requests_per_second,
+        service_mean_seconds=places / capacity_requests_per_second,
+        servers=places * replicas,
+        service_cv2=service_cv2,
+    )
+    wait = queue.wait_quantile_seconds(quantile)
+    needed = servers_needed(queue, q=quantile, limit_seconds=wait_limit_seconds)
+    return QueueCheck(
+        utilisation_ratio=queue.utilisation_ratio,
+        wait_seconds=wait,
+        is_within_limit=wait is not None and wait <= wait_limit_seconds,
+        replicas_needed=None if needed is None else math.ceil(needed / places),
+    )
+
+
+def _whole(needed: float) -> int:
+    """Rounded up, but not by the rounding of a division: 3.0000000001 replicas are 3."""
+    return math.ceil(needed * (1 - 1e-12))
