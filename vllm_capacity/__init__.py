@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vllm_capacity.answers import Terms, answer
+    from vllm_capacity.answers import answer
+    from vllm_capacity.bills import Terms
     from vllm_capacity.errors import CapacityError, InputError, SourceError
     from vllm_capacity.estimate import Estimate
     from vllm_capacity.figures.histogram import bucket_quantile
@@ -55,7 +56,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "answers": ("Terms", "answer"),
+    "answers": ("answer",),
+    "bills": ("Terms",),
     "errors": ("CapacityError", "InputError", "SourceError"),
     "estimate": ("Estimate",),
     "figures.histogram": ("bucket_quantile",),

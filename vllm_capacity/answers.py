@@ -7,24 +7,25 @@ here; none of them computes. `answers.schema.json` beside this file is its shape
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
 import polars as pl
 
-from vllm_capacity.errors import InputError
+from vllm_capacity.bills import Terms, engine_parts, grouped
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures import evidence, gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.failures import failures
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
-from vllm_capacity.verdicts.cost import Usage, costs
+from vllm_capacity.verdicts.advice import advice
+from vllm_capacity.verdicts.cost import bill
 from vllm_capacity.verdicts.finding import Finding
 from vllm_capacity.verdicts.quality import ledger
-from vllm_capacity.verdicts.saturation import saturation
+from vllm_capacity.verdicts.saturation import SaturationFit, engine_fits, saturation
 from vllm_capacity.verdicts.slo import slo_capacity
 
 _COUNTERS = (
@@ -39,36 +40,6 @@ _COUNTERS = (
     traffic.OLD_PREFIX_QUERIES,
     traffic.OLD_PREFIX_HITS,
 )
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What telemetry cannot know: the price, the GPUs of an engine, the targets to meet.
-
-    `usd_per_gpu_hour` None leaves every money figure unknown.
-    """
-
-    usd_per_gpu_hour: Estimate | None = None
-    gpus_per_engine: float = 1.0
-    ttft_slo_seconds: float | None = None
-    itl_slo_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.gpus_per_engine <= 0:
-            raise InputError(f"GPUs per engine must be above 0, not {self.gpus_per_engine:g}.")
-        for name in ("ttft_slo_seconds", "itl_slo_seconds"):
-            target = getattr(self, name)
-            if target is not None and not target > 0:
-                raise InputError(f"{name} must be above 0 seconds, not {target:g}.")
-
-
-def price_per_hour(usd_per_hour: float | None) -> Estimate | None:
-    """A price that the user gave, per GPU-hour, as an exact estimate; None stays None."""
-    if usd_per_hour is None:
-        return None
-    if not 0 <= usd_per_hour < float("inf"):
-        raise InputError(f"A price must be 0 or more dollars an hour, not {usd_per_hour}.")
-    return Estimate.exact(usd_per_hour, f"${usd_per_hour:g} per GPU-hour, as given")
 
 
 def answer(
@@ -90,7 +61,8 @@ def answer(
     increases = traffic.counter_increases(window, _COUNTERS, part=part)
     points = steps.engine_steps(window, part=part, tries=tries)
     output_rate = traffic.rate_per_second(increases, traffic.GENERATION_TOKENS)
-    limits = saturation(points, output_tokens_per_second=output_rate)
+    fits = engine_fits(points)
+    limits = saturation(points, output_tokens_per_second=output_rate, fits=fits)
     restarts = scrapes.restarts(window, part=part)
     body: dict[str, Any] = {
         "window": {
@@ -107,7 +79,8 @@ def answer(
             name: estimate.as_dict() for name, estimate in failures(window, part=part).items()
         },
         "saturation": limits,
-        "cost": _cost(window, fleet, increases, limits, output_rate, terms, part),
+        "cost": _cost(window, fleet, fits, terms, part),
+        "advice": _advice(fits, traffic.prefix_cache_hit_ratio(increases)),
     }
     findings = _quality(window, body, points, tries, restarts, fleet, part)
     body["quality"] = [finding.as_dict() for finding in findings]
@@ -210,26 +183,56 @@ def _attained(
 def _cost(
     window: Window,
     fleet: pl.DataFrame,
-    increases: pl.DataFrame,
-    limits: dict[str, Any],
-    output_rate: float | None,
+    fits: Sequence[SaturationFit],
     terms: Terms,
     part: TimeRange,
 ) -> dict[str, Any]:
-    by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
-    usage = Usage(
-        billed_hours=float(fleet.get_column("hours").sum()),
-        successful_requests=traffic.successful(by_reason),
-        prompt_tokens=traffic.total(increases, traffic.PROMPT_TOKENS),
-        generation_tokens=traffic.total(increases, traffic.GENERATION_TOKENS),
-        prefill_seconds=latency.observed_seconds(window, latency.PREFILL, part=part),
-        decode_seconds=latency.observed_seconds(window, latency.DECODE, part=part),
-        output_tokens_per_second=output_rate,
-        gpus_per_engine=terms.gpus_per_engine,
-    )
-    capacity = Estimate(**limits["capacity_output_tokens_per_second"])
-    figures = costs(usage, usd_per_gpu_hour=terms.usd_per_gpu_hour, capacity=capacity)
-    return {name: estimate.as_dict() for name, estimate in figures.items()}
+    capacities = {fit.engine: fit.capacity for fit in fits}
+    parts = engine_parts(window, fleet, part=part, terms=terms, capacities=capacities)
+    return {name: figure.as_dict() for name, figure in bill(parts).whole.items()}
+
+
+def cost_by(
+    window: Window,
+    *,
+    by: str,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    terms: Terms | None = None,
+) -> dict[str, Any]:
+    """The bill by `engine`, `instance`, `model` or any label: `whole`, and `parts` by its value.
+
+    Each holds every cost figure as an estimate; allocation and idle dollars of the parts add up to
+    the whole's. InputError where no counter has the label.
+    """
+    terms = terms or Terms()
+    part = window.clamp(start, end)
+    tries = scrapes.attempts(window, end=part.end)
+    fleet = scrapes.billed_hours(scrapes.engines(window, part=part, tries=tries), tries, part=part)
+    fits = engine_fits(steps.engine_steps(window, part=part, tries=tries))
+    capacities = {fit.engine: fit.capacity for fit in fits}
+    engines = engine_parts(window, fleet, part=part, terms=terms, capacities=capacities)
+    told = bill(grouped(window, engines, by=by, part=part))
+    return {
+        "by": by,
+        "whole": {name: figure.as_dict() for name, figure in told.whole.items()},
+        "parts": {
+            key: {name: figure.as_dict() for name, figure in figures.items()}
+            for key, figures in told.parts.items()
+        },
+    }
+
+
+def _advice(fits: Sequence[SaturationFit], hit_ratio: float | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "setting": one.setting,
+            "engine": one.engine,
+            "evidence": one.evidence,
+            "effect": one.effect.as_dict(),
+        }
+        for one in advice(fits, prefix_cache_hit_ratio=hit_ratio)
+    ]
 
 
 def schema() -> dict[str, Any]:

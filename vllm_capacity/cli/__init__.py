@@ -15,6 +15,7 @@ from vllm_capacity.errors import CapacityError
 
 _MODULES = {
     "alerts": "alerts",
+    "cost": "figures",
     "doctor": "doctor",
     "figures": "figures",
     "fit": "fit",

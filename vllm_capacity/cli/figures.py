@@ -1,4 +1,4 @@
-"""`vllm-capacity figures`: the answer of a window, as JSON or as a table."""
+"""`figures`: the answer of a window. `cost`: its bill by engine, instance, model or label."""
 
 from __future__ import annotations
 
@@ -7,40 +7,32 @@ from typing import Any
 
 import click
 
-from vllm_capacity.answers import Terms, answer, price_per_hour
+from vllm_capacity.answers import answer, cost_by
+from vllm_capacity.cli.terms import terms_of, terms_options
 from vllm_capacity.telemetry.window import open_window
-from vllm_capacity.timerange import parse_instant
 
 
 @click.command()
 @click.argument("window")
-@click.option("--start", help="Begin of a part, ISO 8601; without an offset it is UTC.")
-@click.option("--end", help="End of the part; a sample at it is outside.")
-@click.option("--usd-per-hour", type=float, help="Price of one GPU for an hour.")
-@click.option("--gpus-per-engine", type=float, default=1.0, show_default=True)
-@click.option("--slo-ttft", type=float, help="Target for the time to first token, seconds.")
-@click.option("--slo-itl", type=float, help="Target for the inter-token latency, seconds.")
+@terms_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def figures(
-    window: str,
-    start: str | None,
-    end: str | None,
-    usd_per_hour: float | None,
-    gpus_per_engine: float,
-    slo_ttft: float | None,
-    slo_itl: float | None,
-    as_json: bool,
-) -> None:
+def figures(window: str, as_json: bool, **given: object) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
-    terms = Terms(price_per_hour(usd_per_hour), gpus_per_engine, slo_ttft, slo_itl)
-    result = answer(
-        open_window(window),
-        start=parse_instant(start) if start else None,
-        end=parse_instant(end) if end else None,
-        terms=terms,
-    )
-    click.echo(json.dumps(result, allow_nan=False, indent=2) if as_json else _table(result))
+    terms, start, end = terms_of(given)
+    result = answer(open_window(window), start=start, end=end, terms=terms)
+    _print(result, as_json)
 
 
-def _table(result: dict[str, Any]) -> str:
-    return json.dumps(result, allow_nan=False, indent=2)
+@click.command()
+@click.argument("window")
+@terms_options
+@click.option("--by", default="engine", show_default=True, help="engine, instance, model, a label.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def cost(window: str, by: str, as_json: bool, **given: object) -> None:
+    """The bill of WINDOW shared out; the parts add up to the whole."""
+    terms, start, end = terms_of(given)
+    _print(cost_by(open_window(window), by=by, start=start, end=end, terms=terms), as_json)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    click.echo(json.dumps(result, allow_nan=False, indent=2))

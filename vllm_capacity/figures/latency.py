@@ -160,14 +160,14 @@ def latency(window: Window, *, part: TimeRange) -> dict[str, dict[str, dict[str,
     }
 
 
-def observed_seconds(window: Window, metric: str, *, part: TimeRange) -> float | None:
-    """The sum of what a latency histogram observed in the part, in seconds; None where nothing was.
+def sound_total(increases: Sequence[Increase], part: TimeRange) -> float | None:
+    """The seconds that latency histograms observed in the part; None where they cannot be right.
 
-    None, too, where the sum cannot be right: below zero, or more than the part is long times the
-    requests in it (vLLM #49135 adds uptime-sized values).
+    They cannot below zero, nor above the part's length times the observations: vLLM #49135 adds
+    uptime-sized values. Nothing observed is 0 seconds, where there is a histogram at all.
     """
-    distribution = merged(histogram_increases(window, [metric], part=part))
-    if distribution is None or distribution.total is None:
+    if not increases:
         return None
-    is_sound = 0 <= distribution.total <= distribution.count * part.seconds
-    return distribution.total if is_sound else None
+    total = sum(increase.total for increase in increases)
+    longest = sum(increase.count for increase in increases) * part.seconds
+    return total if 0 <= total <= longest else None

@@ -60,7 +60,9 @@ def engines(window: Window, *, part: TimeRange, tries: pl.DataFrame) -> pl.DataF
 
 
 def billed_hours(fleet: pl.DataFrame, tries: pl.DataFrame, *, part: TimeRange) -> pl.DataFrame:
-    """Hours that each engine was there to be paid for: instance, engine, model_name, hours.
+    """Hours that each engine was there to be paid for, one row an engine.
+
+    Columns: instance, engine, model_name, hours, billed_start, billed_end.
 
     From its target's last attempt before the part (else its first inside) to its last before the
     end; failed attempts and restarts count, for the GPU is paid while vLLM is down. Source:
@@ -77,6 +79,8 @@ def billed_hours(fleet: pl.DataFrame, tries: pl.DataFrame, *, part: TimeRange) -
     hours = inside.join(before, on="instance", how="left").select(
         "instance",
         hours=(pl.col("last") - pl.coalesce("base", "first")).dt.total_microseconds() / 3.6e9,
+        billed_start=pl.coalesce("base", "first"),
+        billed_end="last",
     )
     return fleet.join(hours, on="instance", how="left").with_columns(pl.col("hours").fill_null(0.0))
 

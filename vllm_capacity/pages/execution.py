@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import TYPE_CHECKING, Any
+
+from traitlets.config import Config
 
 from vllm_capacity import errors
 from vllm_capacity.pages.contract import RENDERER_VARIABLE
 
 if TYPE_CHECKING:
-    from jupyter_client.manager import AsyncKernelManager
     from papermill.exceptions import PapermillExecutionError
 
 Progress = Callable[[int, int], None]
 
 _CELL_SECONDS = 1800
+_LOCAL = Config(KernelManager={"transport": "ipc"})  # sockets of this user, no ports
 _OURS = {
     name: error
     for name, error in vars(errors).items()
@@ -61,7 +62,7 @@ def executed_notebook(
     total = sum(cell["cell_type"] == "code" for cell in read_cells(notebook))
     total += bool(parameters)  # papermill adds a cell for them
     progress(0, total)
-    with _kernel() as kernel:
+    with _page_renderer():
         try:
             ran = papermill.execute_notebook(
                 str(notebook),
@@ -70,7 +71,8 @@ def executed_notebook(
                 progress_bar=False,
                 execution_timeout=_CELL_SECONDS,
                 on_cell_executed=count_cell,
-                km=kernel,
+                config=_LOCAL,
+                shutdown_kernel="immediate",  # a kernel asked politely complains on our stderr
             )
         except PapermillExecutionError as error:
             raise _told(error, notebook) from None
@@ -84,34 +86,29 @@ def executed_notebook(
 
 def read_cells(notebook: Path) -> list[Mapping[str, Any]]:
     """The cells of a notebook file; InputError where it is not one."""
-    import json
-
     import nbformat
+    from jsonschema import ValidationError
 
     try:
         return list(nbformat.read(str(notebook), as_version=4).cells)  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise errors.InputError(f"There is no notebook {notebook}.") from None
-    except (nbformat.reader.NotJSONError, json.JSONDecodeError, AttributeError, KeyError):
+    except (nbformat.reader.NotJSONError, ValidationError, AttributeError, KeyError):
         raise errors.InputError(f"{notebook} is not a Jupyter notebook.") from None
 
 
 @contextmanager
-def _kernel() -> Iterator[AsyncKernelManager]:
-    """A started kernel whose environment says that a page will draw its charts.
-
-    It talks over sockets of this user, not over ports, and keeps its own log to itself.
-    """
-    from jupyter_client.manager import AsyncKernelManager
-    from jupyter_core.utils import run_sync
-
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
-    environment = {**os.environ, RENDERER_VARIABLE: "page"}
-    run_sync(kernel.start_kernel)(env=environment, stdout=DEVNULL, stderr=DEVNULL)
+def _page_renderer() -> Iterator[None]:
+    """The kernel's environment says that a page will draw its charts; ours is put back after."""
+    before = os.environ.get(RENDERER_VARIABLE)
+    os.environ[RENDERER_VARIABLE] = "page"
     try:
-        yield kernel
+        yield
     finally:
-        run_sync(kernel.shutdown_kernel)(now=True)
+        if before is None:
+            del os.environ[RENDERER_VARIABLE]
+        else:
+            os.environ[RENDERER_VARIABLE] = before
 
 
 def _told(error: PapermillExecutionError, notebook: Path) -> errors.CapacityError:

@@ -11,12 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity.answers import Terms
+from vllm_capacity.bills import Terms
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures import scrapes, traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost import Usage, costs
+from vllm_capacity.verdicts.cost import bill
 
 _PARTS_AT_MOST = 48
 _HOUR_FROM_HOURS = 6.0
@@ -44,24 +44,12 @@ def _row(
     window: Window, cut: TimeRange, tries: pl.DataFrame, terms: Terms
 ) -> tuple[datetime, float | None, float | None, float | None]:
     known = tries.filter(pl.col("ts") < cut.end)
-    fleet = scrapes.engines(window, part=cut, tries=known)
-    hours = scrapes.billed_hours(fleet, known, part=cut).get_column("hours").sum()
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], part=cut)
-    by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
-    usage = Usage(
-        billed_hours=float(hours),
-        successful_requests=traffic.successful(by_reason) if by_reason else None,
-        prompt_tokens=None,
-        generation_tokens=None,
-        gpus_per_engine=terms.gpus_per_engine,
-    )
-    figures = costs(
-        usage,
-        usd_per_gpu_hour=terms.usd_per_gpu_hour,
-        capacity=Estimate.unknown("an hour is not judged by itself"),
-    )
-    bill, each = figures["allocation_usd"].mid, figures["usd_per_request"].mid
-    return cut.start, usage.successful_requests, bill, each
+    engines = scrapes.engines(window, part=cut, tries=known)
+    fleet = scrapes.billed_hours(engines, known, part=cut)
+    charged = bill(engine_parts(window, fleet, part=cut, terms=terms, capacities={}))
+    requests = None if charged.usage is None else charged.usage.successful_requests
+    figures = charged.whole
+    return cut.start, requests, figures["allocation_usd"].mid, figures["usd_per_request"].mid
 
 
 def _cuts(part: TimeRange) -> list[TimeRange]:

@@ -13,9 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity.answers import Terms, answer, price_per_hour
+from vllm_capacity.answers import answer
+from vllm_capacity.bills import Terms
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.prices import Price, find_price
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.prices import Price, find_price, given_price
 from vllm_capacity.figures.series import per_step
 from vllm_capacity.pages.hourly import costs_by_part
 from vllm_capacity.pages.timeline import readable_step_seconds
@@ -79,12 +81,18 @@ def study(
         parse_instant(start) if start else None, parse_instant(end) if end else None
     )
     terms = Terms(
-        usd_per_gpu_hour=row.usd if row else price_per_hour(usd_per_hour),
+        usd_per_gpu_hour=_price(row, usd_per_hour),
         gpus_per_engine=gpus_per_engine,
         ttft_slo_seconds=ttft_slo_seconds,
         itl_slo_seconds=itl_slo_seconds,
     )
     return Study(opened, part, terms, row.key if row else price_note, row)
+
+
+def _price(row: Price | None, usd_per_hour: float | None) -> Estimate | None:
+    if row is not None:
+        return row.usd
+    return None if usd_per_hour is None else given_price(usd_per_hour)
 
 
 def _price_row(name: str, usd_per_hour: float | None) -> Price | None:

@@ -1,0 +1,123 @@
+"""`vllm-capacity forecast`: the shape of its JSON, refusals with exit 0, bad input with exit 2."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from vllm_capacity.cli import cli
+from vllm_capacity.errors import InputError
+
+
+def series(tmp_path, stamps, *, column="requests", time="ts_seconds", value=None):
+    path = tmp_path / "series.csv"
+    shape = value or (lambda i: round(100 + 50 * math.sin(i / 23) + 7 * (i % 3)))
+    lines = [f"{time},{column}"] + [f"{stamp},{shape(i)}" for i, stamp in enumerate(stamps)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def ask(path, *args, column="requests"):
+    command = ["forecast", str(path), "--column", column, *args]
+    return CliRunner().invoke(cli, command, catch_exceptions=False)
+
+
+def answer(path, *args, **kwargs):
+    result = ask(path, *args, "--json", **kwargs)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+TEN_MINUTES = [600 * i for i in range(6 * 24 * 4)]
+
+
+@pytest.mark.parametrize(
+    ("step", "horizon", "count", "apart"),
+    [
+        pytest.param("10m", "24h", 144, 600, id="at the grain of the rows"),
+        pytest.param("1h", "24h", 24, 3600, id="summed into hours"),
+        pytest.param("6h", "3d", 12, 21600, id="quarter days, three days ahead"),
+    ],
+)
+def test_one_row_a_step_from_the_end_of_the_series_on(tmp_path, step, horizon, count, apart):
+    told = answer(series(tmp_path, TEN_MINUTES), "--step", step, "--horizon", horizon)
+    stamps = [row["ts"] for row in told["forecast"]]
+    assert stamps == [TEN_MINUTES[-1] + 600 + apart * i for i in range(count)]
+    assert all(0 <= row["low"] <= row["mid"] <= row["high"] for row in told["forecast"])
+
+
+def test_every_key_is_there(tmp_path):
+    told = answer(series(tmp_path, TEN_MINUTES))
+    assert set(told) == {
+        "forecast", "method", "coverage_measured", "width_ratio", "peak_over_mean", "reason"
+    }  # fmt: skip
+    assert set(told["forecast"][0]) == {"ts", "low", "mid", "high"}
+    assert 0.5 < told["coverage_measured"] <= 1
+    assert told["peak_over_mean"]["basis"].startswith("p95 of 10 min peaks")
+    assert (told["reason"], "blend" in told["method"]) == ("", True)
+
+
+def test_finer_rows_are_summed(tmp_path):
+    fine = answer(series(tmp_path, TEN_MINUTES, value=lambda i: 10), "--step", "1h")
+    assert fine["forecast"][0]["mid"] == pytest.approx(60)
+
+
+@pytest.mark.parametrize(
+    ("clock", "expected"),
+    [
+        pytest.param("T{:02d}:00:00Z", "2026-11-26T00:00:00Z", id="ISO with Z"),
+        pytest.param("T{:02d}:00:00+01:00", "2026-11-26T00:00:00+01:00", id="an offset"),
+        pytest.param(" {:02d}:00:00", "2026-11-26 00:00:00", id="a blank, no zone"),
+    ],
+)
+def test_times_come_out_as_they_went_in(tmp_path, clock, expected):
+    stamps = [f"2026-11-{day}" + clock.format(hour) for day in (24, 25) for hour in range(24)]
+    told = answer(series(tmp_path, stamps, time="ts"))
+    assert told["forecast"][0]["ts"] == expected
+
+
+@pytest.mark.parametrize(
+    ("stamps", "args", "said"),
+    [
+        pytest.param(TEN_MINUTES[:143], (), "a day is the least", id="under a day"),
+        pytest.param(
+            TEN_MINUTES, ("--horizon", "7d"), "168 h ahead", id="further than it goes back"
+        ),
+        pytest.param([], (), "no row holds a value", id="a header alone"),
+    ],
+)
+def test_a_refusal_is_json_with_exit_0(tmp_path, stamps, args, said):
+    told = answer(series(tmp_path, stamps), *args)
+    assert (told["forecast"], told["coverage_measured"]) == (None, None)
+    assert said in told["reason"]
+
+
+def test_the_table_names_the_coverage_and_a_refusal_its_reason(tmp_path):
+    shown = ask(series(tmp_path, TEN_MINUTES)).stdout
+    assert "points lay inside" in " ".join(shown.split())
+    assert "No forecast: too short" in ask(series(tmp_path, TEN_MINUTES[:9])).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "column", "said"),
+    [
+        pytest.param((), "tokens", "no column 'tokens'", id="no such column"),
+        pytest.param(("--step", "1m"), "requests", "coarser than the step", id="rows too coarse"),
+        pytest.param(("--step", "soon"), "requests", "Cannot read 'soon'", id="no duration"),
+        pytest.param(("--step", "25m"), "requests", "divide a day", id="a step across midnight"),
+    ],
+)
+def test_bad_input_says_what_to_try(tmp_path, args, column, said):
+    with pytest.raises(InputError, match=said):
+        ask(series(tmp_path, TEN_MINUTES), *args, "--json", column=column)
+
+
+def test_bad_input_is_one_line_and_exit_2(tmp_path):
+    command = [sys.executable, "-m", "vllm_capacity", "forecast", str(tmp_path / "absent.csv")]
+    done = subprocess.run([*command, "--column", "n"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vllm-capacity: Cannot read")
+    assert done.stderr.count("\n") == 1

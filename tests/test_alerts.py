@@ -1,0 +1,113 @@
+"""Which alerts an answer fires: table first, the ugly rows included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vllm_capacity.alerts import RULES, alerts, with_thresholds
+from vllm_capacity.errors import InputError
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    """A healthy answer, but for what is changed; `e2e_p99` and `ttft_p95` are (value, lower)."""
+    e2e = changes.get("e2e_p99", (4.0, 2.5))
+    ttft = changes.get("ttft_p95", (1.2, 1.0))
+    return {
+        "latency": {
+            "e2e_seconds": {"p99": {"value": e2e[0], "lower": e2e[1]}},
+            "ttft_seconds": {"p95": {"value": ttft[0], "lower": ttft[1]}},
+        },
+        "kv_cache_ratio": {"mean": changes.get("kv", 0.4)},
+        "waiting": {"mean": changes.get("waiting", 0.0)},
+        "running": {"mean": changes.get("running", 3.0)},
+        "requests": {
+            "finished": changes.get("finished", 100),
+            "by_reason": changes.get("by_reason", {"stop": 100}),
+            "lost": {"low": changes.get("lost", 0), "high": 7},
+        },
+    }
+
+
+SILENT = answer(
+    e2e_p99=(None, None), ttft_p95=(None, None), kv=None, waiting=None, running=None, finished=None
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "fired", "unknown"),
+    [
+        pytest.param(answer(), [], [], id="all is well"),
+        pytest.param(answer(e2e_p99=(10.5, 10.0)), ["e2e-p99"], [], id="slow at p99"),
+        pytest.param(answer(e2e_p99=(10.0, 5.0)), [], [], id="exactly the threshold is not above"),
+        pytest.param(
+            answer(e2e_p99=(None, 7680.0)), ["e2e-p99"], [], id="overflow bucket: slow for sure"
+        ),
+        pytest.param(
+            answer(e2e_p99=(None, 5.0)), [], ["e2e-p99"], id="beyond a last edge below the limit"
+        ),
+        pytest.param(answer(ttft_p95=(5.1, 5.0)), ["ttft-p95"], [], id="slow first token"),
+        pytest.param(answer(kv=0.91), ["kv-cache"], [], id="full cache"),
+        pytest.param(answer(waiting=50.1), ["waiting"], [], id="long queue"),
+        pytest.param(
+            answer(by_reason={"stop": 9, "error": 1}), ["failures"], [], id="an engine error"
+        ),
+        pytest.param(
+            answer(by_reason={"stop": 9, "abort": 5}),
+            [],
+            [],
+            id="clients that left are no failures",
+        ),
+        pytest.param(answer(lost=2), ["failures"], [], id="swallowed by a restart for certain"),
+        pytest.param(
+            SILENT,
+            ["no-data"],
+            ["e2e-p99", "ttft-p95", "kv-cache", "waiting", "failures"],
+            id="silence is an alert of its own and no zero",
+        ),
+        pytest.param(
+            answer(e2e_p99=(None, None), ttft_p95=(None, None)),
+            [],
+            ["e2e-p99", "ttft-p95"],
+            id="idle: latencies unknown, the rest quiet",
+        ),
+    ],
+)
+def test_alerts(given: dict[str, Any], fired: list[str], unknown: list[str]) -> None:
+    outcomes = alerts(given)
+    by_state = {
+        state: [o.rule.name for o in outcomes if o.state == state] for state in ("fired", "unknown")
+    }
+    assert by_state == {"fired": fired, "unknown": unknown}
+
+
+def test_a_sentence_has_its_number_and_its_threshold() -> None:
+    [waiting] = [a for a in alerts(answer(waiting=61.5)) if a.rule.name == "waiting"]
+    assert waiting.sentence == "mean requests waiting: 61.5 requests; threshold 50 requests"
+
+
+def test_a_bound_is_said_to_be_one() -> None:
+    [slow] = [a for a in alerts(answer(e2e_p99=(None, 60.0))) if a.rule.name == "e2e-p99"]
+    assert slow.sentence == "p99 latency: at least 60 s; threshold 10 s"
+
+
+def test_thresholds_can_be_moved() -> None:
+    fired = alerts(answer(waiting=5.0), with_thresholds({"waiting": 4.0}))
+    assert [a.rule.name for a in fired if a.state == "fired"] == ["waiting"]
+
+
+def test_an_unknown_alert_is_named_with_those_there_are() -> None:
+    with pytest.raises(InputError, match="No alert is called 'wating'; there are e2e-p99"):
+        with_thresholds({"wating": 4.0})
+
+
+def test_the_guides_five_and_absence() -> None:
+    assert [(r.name, r.above) for r in RULES] == [
+        ("e2e-p99", 10.0),
+        ("ttft-p95", 5.0),
+        ("kv-cache", 0.9),
+        ("waiting", 50.0),
+        ("failures", 0.0),
+        ("no-data", 0.0),
+    ]

@@ -1,0 +1,65 @@
+"""Every way to share out a bill adds up to the same whole, on recorded telemetry."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from vllm_capacity.answers import answer, cost_by
+from vllm_capacity.bills import Terms
+from vllm_capacity.errors import InputError
+from vllm_capacity.facts.fleet import load_fleet
+from vllm_capacity.facts.prices import given_price
+
+PRICE = Terms(usd_per_gpu_hour=given_price(1.64))
+ADDED = ("allocation_usd", "idle_usd")
+
+
+@pytest.mark.parametrize("by", ["engine", "instance", "model", "finished_reason"])
+@pytest.mark.parametrize("name", ["two_replicas", "sweep"])
+def test_the_parts_add_up_to_the_whole(request, name, by):
+    told = cost_by(request.getfixturevalue(name), by=by, terms=PRICE)
+    for figure in ADDED:
+        parts = [part[figure]["mid"] for part in told["parts"].values()]
+        if None not in parts:
+            assert sum(parts) == pytest.approx(told["whole"][figure]["mid"], rel=1e-12)
+
+
+@pytest.mark.parametrize("by", ["engine", "instance", "model", "finished_reason"])
+def test_every_grouping_has_the_same_whole(two_replicas, by):
+    whole = answer(two_replicas, terms=PRICE)["cost"]["allocation_usd"]["mid"]
+    told = cost_by(two_replicas, by=by, terms=PRICE)
+    assert told["whole"]["allocation_usd"]["mid"] == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_replica_with_less_load_costs_more_a_request(two_replicas):
+    parts = cost_by(two_replicas, by="instance", terms=PRICE)["parts"]
+    assert parts["r0"]["usd_per_request"]["mid"] > 2 * parts["r1"]["usd_per_request"]["mid"]
+    assert parts["r0"]["idle_usd"]["mid"] > parts["r1"]["idle_usd"]["mid"]
+
+
+def test_a_label_that_no_counter_has_is_an_error(two_replicas):
+    with pytest.raises(InputError, match="no counter has that label"):
+        cost_by(two_replicas, by="team", terms=PRICE)
+
+
+def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_replicas, tmp_path):
+    mapping = tmp_path / "fleet.csv"
+    middle = "2026-11-24T06:01:00Z"
+    mapping.write_text(
+        "instance,gpus_per_engine,usd_per_hour,from,until\n"
+        f"r0,1,2,,{middle}\n"
+        f"r0,1,4,{middle},\n"
+        "r1,2,3,,\n"
+    )
+    told = cost_by(two_replicas, by="instance", terms=Terms(fleet=load_fleet(mapping)))
+    paid = {name: part["allocation_usd"]["mid"] for name, part in told["parts"].items()}
+    before = (datetime(2026, 11, 24, 6, 1, tzinfo=UTC) - two_replicas.extent.start).total_seconds()
+    assert paid["r1"] == pytest.approx(320 / 3600 * 2 * 3, rel=1e-3)
+    assert paid["r0"] == pytest.approx((before * 2 + (320 - before) * 4) / 3600, rel=1e-3)
+
+
+def test_hours_that_no_rule_covers_leave_the_money_unknown(two_replicas, tmp_path):
+    mapping = tmp_path / "fleet.csv"
+    mapping.write_text("instance,gpus_per_engine,usd_per_hour\nr0,1,2\n")
+    told = cost_by(two_replicas, by="instance", terms=Terms(fleet=load_fleet(mapping)))
+    assert "no rule for r1" in told["whole"]["allocation_usd"]["reason"]

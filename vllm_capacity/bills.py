@@ -1,0 +1,183 @@
+"""The bill of a window: what each engine, and each group of engines, was used for and cost.
+
+Engines are priced one by one (their GPUs and prices may differ, and change within the window) and
+added: the parts of every grouping add up to the same whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import polars as pl
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.fleet import Rule, engine_rate
+from vllm_capacity.figures import latency, traffic
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.cost import (
+    NO_PRICE,
+    Part,
+    Usage,
+    bill,
+    shared_engine,
+)
+
+COUNTERS = (traffic.REQUESTS, traffic.PROMPT_TOKENS, traffic.GENERATION_TOKENS)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What telemetry cannot know: prices, the GPUs of an engine, the targets to meet.
+
+    `fleet` (a mapping file's rules) takes the place of one price and one GPU count for all.
+    `usd_per_gpu_hour` None and no fleet leave every money figure unknown.
+    """
+
+    usd_per_gpu_hour: Estimate | None = None
+    gpus_per_engine: float = 1.0
+    ttft_slo_seconds: float | None = None
+    itl_slo_seconds: float | None = None
+    fleet: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.gpus_per_engine <= 0:
+            raise InputError(f"GPUs per engine must be above 0, not {self.gpus_per_engine:g}.")
+        for name in ("ttft_slo_seconds", "itl_slo_seconds"):
+            target = getattr(self, name)
+            if target is not None and not target > 0:
+                raise InputError(f"{name} must be above 0 seconds, not {target:g}.")
+
+    def part(self, row: Mapping[str, object], usage: Usage, capacity: Estimate) -> Part:
+        """One engine's part of the bill, under its own rate."""
+        price = self.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
+        gpus = self.gpus_per_engine
+        if self.fleet:
+            start, end = row["billed_start"], row["billed_end"]
+            billed = TimeRange(start, max(end, start + timedelta(microseconds=1)))  # type: ignore[arg-type, operator, call-overload]
+            rate = engine_rate(self.fleet, str(row["instance"]), billed)
+            price, gpus = rate.usd_per_gpu_hour, rate.gpus_per_engine
+        return Part(replace(usage, gpus_per_engine=gpus), price, capacity)
+
+
+def engine_name(row: Mapping[str, object]) -> str:
+    """How an engine is called wherever one is named: `instance/engine`."""
+    return f"{row['instance']}/{row['engine']}"
+
+
+def engine_parts(
+    window: Window,
+    fleet: pl.DataFrame,
+    *,
+    part: TimeRange,
+    terms: Terms,
+    capacities: Mapping[str, Estimate],
+) -> dict[str, Part]:
+    """The part of the bill of each engine of `fleet` (figures/scrapes.py), by name."""
+    increases = traffic.counter_increases(window, COUNTERS, part=part)
+    busy = _busy_seconds(window, part)
+    unknown = Estimate.unknown("the capacity of this engine was not judged")
+    parts = {}
+    for row in fleet.iter_rows(named=True):
+        key = (row["instance"], row["engine"])
+        own = increases.filter(
+            (pl.col("instance") == row["instance"]) & (pl.col("engine") == row["engine"])
+        )
+        usage = _usage(own, row["hours"], busy.get(key, (None, None)))
+        name = engine_name(row)
+        parts[name] = terms.part(row, usage, capacities.get(name, unknown))
+    return parts
+
+
+def _usage(increases: pl.DataFrame, hours: float, busy: tuple[float | None, float | None]) -> Usage:
+    by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
+    return Usage(
+        billed_hours=hours,
+        successful_requests=traffic.successful(by_reason),
+        prompt_tokens=traffic.total(increases, traffic.PROMPT_TOKENS),
+        generation_tokens=traffic.total(increases, traffic.GENERATION_TOKENS),
+        prefill_seconds=busy[0],
+        decode_seconds=busy[1],
+        output_tokens_per_second=traffic.rate_per_second(increases, traffic.GENERATION_TOKENS),
+    )
+
+
+def _busy_seconds(
+    window: Window, part: TimeRange
+) -> dict[tuple[str, str | None], tuple[float | None, float | None]]:
+    """Prefill and decode seconds of each engine, summed over requests; None where unsound."""
+    increases = latency.histogram_increases(window, [latency.PREFILL, latency.DECODE], part=part)
+    engines = {(i.instance, i.engine) for i in increases}
+    return {
+        engine: (
+            _seconds(increases, engine, latency.PREFILL, part),
+            _seconds(increases, engine, latency.DECODE, part),
+        )
+        for engine in engines
+    }
+
+
+def _seconds(
+    increases: Sequence[latency.Increase],
+    engine: tuple[str, str | None],
+    metric: str,
+    part: TimeRange,
+) -> float | None:
+    own = [i for i in increases if (i.instance, i.engine) == engine and i.metric == metric]
+    return latency.sound_total(own, part) if own else None
+
+
+def grouped(
+    window: Window, parts: Mapping[str, Part], *, by: str, part: TimeRange
+) -> dict[str, Part]:
+    """The parts of the bill by `engine`, `instance`, `model`, or any label of vLLM's counters.
+
+    Engines of one group are added; an engine with several values of the label is shared out by
+    what each value used (verdicts/cost.py). InputError where no counter has the label.
+    """
+    if by == "engine":
+        return dict(parts)
+    increases = traffic.counter_increases(window, COUNTERS, part=part)
+    if by in ("model", "instance"):
+        values = increases.get_column("model_name" if by == "model" else "instance").to_list()
+    else:
+        values = [json.loads(labels).get(by) for labels in increases.get_column("labels")]
+    labelled = increases.with_columns(pl.Series("by", values, dtype=pl.String)).drop_nulls("by")
+    if labelled.is_empty():
+        raise InputError(
+            f"Cannot group by {by!r}: no counter has that label. Try engine, instance, model, or "
+            "one of vLLM's own labels."
+        )
+    groups: dict[str, list[Part]] = {}
+    for name, whole in parts.items():
+        for key, share in _shares(labelled, name, whole).items():
+            groups.setdefault(key, []).append(share)
+    return {key: _one(shares) for key, shares in sorted(groups.items())}
+
+
+def _shares(labelled: pl.DataFrame, name: str, whole: Part) -> dict[str, Part]:
+    instance, _, engine = name.rpartition("/")
+    own = labelled.filter((pl.col("instance") == instance) & (pl.col("engine") == engine))
+    values = own.get_column("by").unique().sort().to_list()
+    if len(values) < 2:
+        return {values[0] if values else "(none)": whole}
+    used = {value: _usage(own.filter(pl.col("by") == value), 0.0, (None, None)) for value in values}
+    shared = shared_engine(whole.usage, used)
+    return {value: replace(whole, usage=usage) for value, usage in shared.items()}
+
+
+def _one(shares: Sequence[Part]) -> Part:
+    """Several parts as one: money and use added, the price their mean over GPU-hours."""
+    if len(shares) == 1:
+        return shares[0]
+    whole = bill({str(number): share for number, share in enumerate(shares)})
+    usage = whole.usage
+    allocation = whole.whole["allocation_usd"]
+    price = allocation.scaled(1 / usage.gpu_hours) if usage.gpu_hours else allocation
+    basis = f"the mean rate of {len(shares)} engines"
+    known = price if not price.is_known else price.map(lambda usd: usd, basis)
+    return Part(usage, known, whole.capacity)
