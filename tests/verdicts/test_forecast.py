@@ -128,6 +128,23 @@ def test_only_whole_steps_count(start, count, first_step, sums):
     assert (grid.start_seconds, list(grid.values)) == (first_step, sums)
 
 
+@pytest.mark.parametrize(
+    ("jitter_seconds", "missing"),
+    [
+        pytest.param(0.0, [], id="an even grid"),
+        pytest.param(2.0, [], id="rows a few seconds early or late"),
+        pytest.param(2.0, [*range(100, 220)], id="two hours missing between them"),
+        pytest.param(0.0, [*range(1, 400, 2)], id="more rows missing than not"),
+    ],
+)
+def test_the_grain_is_found_through_jitter_and_missing_rows(jitter_seconds, missing):
+    jitter = np.random.default_rng(2).uniform(-jitter_seconds, jitter_seconds, 600)
+    stamps = 1.79e9 + np.arange(600) * 60.0 + jitter
+    kept = np.setdiff1d(np.arange(600), missing)
+    grid = demand_grid(stamps[kept], np.ones(len(kept)), step_seconds=600.0)
+    assert (grid.grain_seconds, len(grid.rows)) == (60.0, 600)
+
+
 def test_an_unfinished_last_hour_is_forecast_whole():
     noisy, _ = daily_cycle(48)
     tens = np.repeat(noisy / 6, 6)

@@ -107,12 +107,7 @@ def _even_grid(ts_seconds: Floats, *, fallback_seconds: float) -> tuple[float, N
     gaps = np.diff(ts_seconds)
     if len(gaps) == 0:
         return fallback_seconds, np.arange(len(ts_seconds), dtype=np.int64)
-    lengths, counts = np.unique(np.round(gaps, 3), return_counts=True)
-    grain = float(lengths[np.argmax(counts)])
-    if lengths[0] < (1 - _JITTER_RATIO) * grain:
-        grain = float(lengths[0])
-    if round(grain) and abs(grain - round(grain)) < 0.01 * grain:
-        grain = float(round(grain))
+    grain = _grain(gaps)
     places = np.round(gaps / grain) if grain > 0 else np.zeros(len(gaps))
     off = np.abs(gaps - places * grain) > _JITTER_RATIO * grain
     if off.any() or (places < 1).any():
@@ -123,6 +118,15 @@ def _even_grid(ts_seconds: Floats, *, fallback_seconds: float) -> tuple[float, N
             "Sum single events into windows of one length first."
         )
     return grain, np.concatenate([[0], np.cumsum(places)]).astype(np.int64)
+
+
+def _grain(gaps: Floats) -> float:
+    """The usual distance of neighbouring rows, jitter averaged out; the finer one of several."""
+    usual = float(np.median(gaps))
+    if gaps.min() < (1 - _JITTER_RATIO) * usual:
+        usual = float(gaps.min())
+    grain = float(gaps[np.abs(gaps - usual) <= _JITTER_RATIO * usual].mean())
+    return float(round(grain)) if abs(grain - round(grain)) < 0.001 * grain else grain
 
 
 def _rows_per_step(grain_seconds: float, step_seconds: float) -> int:

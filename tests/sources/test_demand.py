@@ -1,0 +1,82 @@
+import pytest
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.sources.demand import read_demand
+
+
+def written(tmp_path, text):
+    path = tmp_path / "series.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "ts_seconds", "values"),
+    [
+        pytest.param("ts_seconds,n\n0,5\n600,7.5\n", [0, 600], [5, 7.5], id="plain numbers"),
+        pytest.param("n,ts_seconds\n5,0.0\n", [0], [5], id="columns in another order"),
+        pytest.param("ts_seconds,n\n600,7\n0,5\n", [0, 600], [5, 7], id="unsorted rows are sorted"),
+        pytest.param("ts_seconds,n\n0,\n1,NaN\n2,null\n", [0, 1, 2], [None] * 3, id="empty cells"),
+        pytest.param(" ts_seconds , n \n 0 , 5 \n", [0], [5], id="blanks around cells"),
+        pytest.param("ts_seconds,n\n", [], [], id="a header alone"),
+        pytest.param("ts,n\n1970-01-01T01:00:00Z,5\n", [3600], [5], id="ISO 8601"),
+        pytest.param("ts,n\n1970-01-01T01:00:00+01:00,5\n", [0], [5], id="ISO 8601 with an offset"),
+        pytest.param("ts,n\n1790000000,5\n", [1.79e9], [5], id="epoch seconds"),
+        pytest.param("ts,n\n1790000000000,5\n", [1.79e9], [5], id="epoch milliseconds"),
+        pytest.param("ts,ts_seconds,n\nx,9,5\n", [9], [5], id="ts_seconds goes before ts"),
+    ],
+)
+def test_a_series_is_read(tmp_path, text, ts_seconds, values):
+    frame = read_demand(written(tmp_path, text), "n").frame
+    assert (frame["ts_seconds"].to_list(), frame["value"].to_list()) == (ts_seconds, values)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("", "is empty", id="an empty file"),
+        pytest.param("time,n\n0,5\n", "neither a column ts_seconds nor ts", id="no time column"),
+        pytest.param(
+            "ts_seconds,m\n0,5\n", "no column 'n' of counts; found: m", id="no such column"
+        ),
+        pytest.param("ts_seconds\n0\n", "found: none", id="times and nothing else"),
+        pytest.param("ts_seconds,n\n0,5\n600,-1\n", "line 3: -1 .* negative", id="negative"),
+        pytest.param("ts_seconds,n\n0,five\n", "line 2: 'five' .* no number", id="a word"),
+        pytest.param("ts_seconds,n\n0,inf\n", "line 2: 'inf' .* no number", id="endless"),
+        pytest.param("ts_seconds,n\n0,5\n,7\n", "line 3: '' is no time", id="an empty time"),
+        pytest.param("ts_seconds,n\n0,5\n9,7\n0,5\n", "line 4: .* line 2", id="a time given twice"),
+        pytest.param("ts,n\n2026-11-24T00:00Z,5\nnoon,7\n", "line 3: .*'noon'", id="no ISO time"),
+        pytest.param(
+            "ts_seconds,n\n0,5,9,9\n", "not readable as CSV", id="more cells than columns"
+        ),
+        pytest.param(b"ts_seconds,n\n0,\xff\xfe\n", "not readable as CSV", id="not text"),
+    ],
+)
+def test_what_cannot_be_read_is_an_input_error(tmp_path, text, said):
+    with pytest.raises(InputError, match=said):
+        read_demand(written(tmp_path, text), "n")
+
+
+@pytest.mark.parametrize("name", ["absent.csv", "."])
+def test_a_file_that_is_not_there_is_an_input_error(tmp_path, name):
+    with pytest.raises(InputError, match="Cannot read"):
+        read_demand(tmp_path / name, "n")
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        pytest.param("ts_seconds", 600, id="whole seconds stay whole"),
+        pytest.param("ts_seconds", 600.5, id="fractions stay"),
+        pytest.param("ts", 1790000000, id="epoch seconds"),
+        pytest.param("ts", 1790000000123, id="epoch milliseconds"),
+        pytest.param("ts", "2026-11-24T08:00:00Z", id="Z"),
+        pytest.param("ts", "2026-11-24T08:00:00+00:00", id="an offset of nothing"),
+        pytest.param("ts", "2026-11-24T08:00:00-0530", id="an offset without a colon"),
+        pytest.param("ts", "2026-11-24 08:00:00", id="a blank and no zone"),
+        pytest.param("ts", "2026-11-24T08:00:00.250000+02:00", id="fractions and an offset"),
+    ],
+)
+def test_times_are_written_as_they_were_read(tmp_path, column, cell):
+    series = read_demand(written(tmp_path, f"{column},n\n{cell},5\n"), "n")
+    assert series.clock.written(series.frame["ts_seconds"][0]) == cell

@@ -1,0 +1,77 @@
+"""`vllm-capacity forecast`: the demand ahead, from a CSV of the demand so far."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from vllm_capacity.sources.demand import Clock, read_demand
+from vllm_capacity.timerange import parse_duration_seconds
+from vllm_capacity.verdicts.forecast import Forecast, forecast_demand
+
+
+@click.command()
+@click.argument("series", type=click.Path(path_type=Path), metavar="SERIES.csv")
+@click.option("--column", required=True, help="The column of counts, such as requests.")
+@click.option("--step", default="1h", show_default=True, help="Grain of the answer.")
+@click.option("--horizon", default="24h", show_default=True, help="How far ahead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def forecast(series: Path, column: str, step: str, horizon: str, as_json: bool) -> None:
+    """Forecast the demand in SERIES.csv (ts_seconds or ts, and --column) with measured intervals.
+
+    Rows finer than --step are summed. A missing row, an empty cell or a collapse of the whole
+    series is a recording gap, not zero. What cannot be forecast is refused with a reason and exit
+    status 0.
+    """
+    demand = read_demand(series, column)
+    result = forecast_demand(
+        demand.frame,
+        column="value",
+        step_seconds=parse_duration_seconds(step),
+        horizon_seconds=parse_duration_seconds(horizon),
+    )
+    if as_json:
+        click.echo(json.dumps(_as_dict(result, demand.clock), allow_nan=False))
+    else:
+        _print_table(result, demand.clock, title=f"{column} a {step}, {horizon} ahead")
+
+
+def _as_dict(result: Forecast, clock: Clock) -> dict[str, Any]:
+    rows = [
+        {"ts": clock.written(row["ts_seconds"])} | {end: row[end] for end in ("low", "mid", "high")}
+        for row in result.frame.iter_rows(named=True)
+    ]
+    return {
+        "forecast": rows or None,
+        "method": result.method,
+        "coverage_measured": result.coverage_measured,
+        "width_ratio": result.width_ratio,
+        "peak_over_mean": result.peak_over_mean.as_dict(),
+        "reason": result.reason,
+    }
+
+
+def _print_table(result: Forecast, clock: Clock, *, title: str) -> None:
+    console = Console()
+    if not result.is_known:
+        console.print(f"No forecast: {result.reason}.", highlight=False)
+        return
+    table = Table(title=title)
+    for name in ("ts", "low", "mid", "high"):
+        table.add_column(name, justify="right")
+    for row in result.frame.iter_rows(named=True):
+        ends = (f"{row[end]:,.4g}" for end in ("low", "mid", "high"))
+        table.add_row(str(clock.written(row["ts_seconds"])), *ends)
+    console.print(table)
+    coverage = result.coverage_measured
+    held = "unknown" if coverage is None else f"{coverage:.0%}"
+    console.print(
+        f"90 % intervals; in the back-test {held} of points lay inside. "
+        f"Mean width {result.width_ratio:.2f} of the mean.\n{result.method}.",
+        highlight=False,
+    )
