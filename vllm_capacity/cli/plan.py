@@ -1,0 +1,51 @@
+"""`plan`: replicas, other GPUs and dollars a month for a window's traffic."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from vllm_capacity.cli.terms import terms_of, terms_options
+from vllm_capacity.planning import Ask
+from vllm_capacity.planning import plan as plan_of
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.verdicts.sizing import Policy
+
+
+@click.command()
+@click.option("--window", required=True, help="The measured window: a path, or a name.")
+@click.option("--gpu", help="What it ran on, such as A100-80GB-PCIe; vLLM does not export it.")
+@click.option("--gpus", "to_gpus", help="GPUs to compare, by commas; all that are known.")
+@click.option("--model", help="The model's name in data/llms.csv, where the served name is none.")
+@click.option("--demand", type=float, help="Requests a second; else the p95 that was seen.")
+@click.option("--headroom", type=float, default=0.2, show_default=True, help="Kept free, 0..1.")
+@click.option("--spares", type=int, default=1, show_default=True, help="Replicas that may fail.")
+@click.option("--startup-seconds", type=float, default=300.0, show_default=True)
+@click.option("--growth-per-hour", type=float, default=0.0, help="Fastest rise of demand, 0..")
+@terms_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def plan(
+    window: str,
+    gpu: str | None,
+    to_gpus: str | None,
+    model: str | None,
+    demand: float | None,
+    headroom: float,
+    spares: int,
+    startup_seconds: float,
+    growth_per_hour: float,
+    as_json: bool,
+    **given: object,
+) -> None:
+    """Which GPUs, how many, and what they cost a month, for the traffic of a window."""
+    terms, start, end = terms_of(given)
+    ask = Ask(
+        demand_requests_per_second=demand,
+        from_gpu=gpu,
+        to_gpus=tuple(name.strip() for name in to_gpus.split(",")) if to_gpus else (),
+        model=model,
+        policy=Policy(headroom, spares, startup_seconds, growth_per_hour),
+    )
+    told = plan_of(open_window(window), ask, start=start, end=end, terms=terms)
+    click.echo(json.dumps(told, allow_nan=False, indent=2))

@@ -1,0 +1,315 @@
+"""The plan of a window: how many replicas, which GPU instead, for what money, how long.
+
+Everything rests on the answer of the window (its capacity, under the targets where they are given)
+and on verdicts that say what they rest on; what cannot be known is a row with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.answers import answer
+from vllm_capacity.bills import Terms
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
+from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.prices import choose_price, usual_forms
+from vllm_capacity.facts.throughput import measurements
+from vllm_capacity.figures import latency, traffic
+from vllm_capacity.figures.steps import engine_steps
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.forecast import forecast_demand
+from vllm_capacity.verdicts.options import Candidate, whatif_table
+from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.sizing import (
+    Policy,
+    month_usd,
+    percentile_demand,
+    queue_check,
+    replicas,
+    sensitivity,
+    usual_cases,
+)
+from vllm_capacity.verdicts.whatif import Busy
+
+_FLOPS = "vllm:estimated_flops_per_gpu_total"
+_BYTES = ("vllm:estimated_read_bytes_per_gpu_total", "vllm:estimated_write_bytes_per_gpu_total")
+_DEMAND_QUANTILE = 0.95
+_WAIT_LIMIT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a plan is asked for.
+
+    `demand_requests_per_second` None: the 95th percentile of what the window saw. `from_gpu` is
+    what the window ran on, which vLLM does not export; without it other GPUs cannot be compared.
+    `model` names the model where the served name is none we know. `to_gpus` empty: every GPU known.
+    """
+
+    demand_requests_per_second: float | None = None
+    from_gpu: str | None = None
+    to_gpus: tuple[str, ...] = ()
+    model: str | None = None
+    policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self) -> None:
+        asked = self.demand_requests_per_second
+        if asked is not None and not 0 < asked < float("inf"):
+            raise InputError(f"The demand must be above 0 requests a second, not {asked:g}.")
+
+
+def plan(
+    window: Window,
+    ask: Ask,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    terms: Terms | None = None,
+) -> dict[str, Any]:
+    """The plan of a window or its part: one object, every key always there.
+
+    `demand_*`, `capacity_output_tokens_per_second` (one engine of the window, under the targets
+    where given), `replicas`, `gpus` and `usd_per_month` are estimates; `queue_check` and each entry
+    of `sensitivity` belong to them; `options` are other GPUs, rejected ones with their reason;
+    `forecast` is of requests an hour, or why there is none.
+    """
+    case = _case(window, ask, start, end, terms or Terms())
+    needed = replicas(case.demand, case.capacity, ask.policy)
+    gpus = needed.scaled(case.terms.gpus_per_engine)
+    price = case.terms.usd_per_gpu_hour or Estimate.unknown("no price given: pass --usd-per-hour")
+    return {
+        "window": case.told["window"],
+        "policy": asdict(ask.policy),
+        "demand_requests_per_second": case.requests.as_dict(),
+        "demand_output_tokens_per_second": case.demand.as_dict(),
+        "capacity_output_tokens_per_second": case.capacity.as_dict(),
+        "replicas": needed.as_dict(),
+        "gpus": gpus.as_dict(),
+        "usd_per_month": month_usd(gpus, price).as_dict(),
+        "queue_check": _queue(case, needed),
+        "sensitivity": _sensitivity(case),
+        **_options(case),
+        "forecast": _forecast(window, case.part),
+    }
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One window under one ask: its answer, and what every part of the plan starts from."""
+
+    window: Window
+    part: TimeRange
+    told: dict[str, Any]
+    ask: Ask
+    terms: Terms
+    prompt_tokens: Estimate
+    output_tokens: Estimate
+    requests: Estimate  # a second
+    demand: Estimate  # output tokens a second, of all
+    capacity: Estimate  # output tokens a second, of one engine
+
+
+def _case(
+    window: Window, ask: Ask, start: datetime | None, end: datetime | None, terms: Terms
+) -> _Case:
+    told = answer(window, start=start, end=end, terms=terms)
+    part = window.clamp(start, end)
+    requests = _demand(ask, engine_steps(window, part=part))
+    output = _mean_tokens(told, "generation")
+    return _Case(
+        window=window,
+        part=part,
+        told=told,
+        ask=ask,
+        terms=terms,
+        prompt_tokens=_mean_tokens(told, "prompt"),
+        output_tokens=output,
+        requests=requests,
+        demand=_product(requests, output, "requests/s × output tokens a request"),
+        capacity=_capacity(told, terms),
+    )
+
+
+def _mean_tokens(told: dict[str, Any], kind: str) -> Estimate:
+    """Tokens of a kind for each finished request; unknown where none finished."""
+    finished, tokens = told["requests"]["finished"], told["tokens"][kind]
+    if not finished or tokens is None:
+        return Estimate.unknown("no request finished in this window")
+    basis = f"{tokens:,.0f} {kind} tokens ÷ {finished:,.0f} finished requests"
+    return Estimate.exact(tokens / finished, basis)
+
+
+def _demand(ask: Ask, points: pl.DataFrame) -> Estimate:
+    if ask.demand_requests_per_second is not None:
+        given = ask.demand_requests_per_second
+        return Estimate.exact(given, f"{given:g} requests/s, as asked")
+    per_step = points.group_by("start").agg(
+        rate=pl.col("requests_per_second").sum(), seen=pl.col("requests_per_second").count()
+    )
+    rates = per_step.filter(pl.col("seen") > 0).sort("start").get_column("rate").to_list()
+    seen = percentile_demand(rates, _DEMAND_QUANTILE)
+    return seen.map(lambda rate: rate, f"finished requests/s, {seen.basis}")
+
+
+def _product(one: Estimate, other: Estimate, basis: str) -> Estimate:
+    if one.low is None or one.mid is None or one.high is None:
+        return one
+    if other.low is None or other.mid is None or other.high is None:
+        return other
+    rests = f"{basis} ({one.basis}; {other.basis})"
+    return Estimate.known(one.low * other.low, one.mid * other.mid, one.high * other.high, rests)
+
+
+def _capacity(told: dict[str, Any], terms: Terms) -> Estimate:
+    """Output tokens a second of one engine: under the targets where given, else at the knee."""
+    has_targets = terms.ttft_slo_seconds is not None or terms.itl_slo_seconds is not None
+    where = told["slo"] if has_targets else told["saturation"]
+    whole = Estimate(**where["capacity_output_tokens_per_second"])
+    engines = max(1, told["window"]["engines"])
+    return whole if engines == 1 else whole.scaled(1 / engines, f"{whole.basis}, ÷ {engines}")
+
+
+def _queue(case: _Case, needed: Estimate) -> dict[str, Any] | None:
+    """An M/G/c queue's view of the replicas without their spares; None where it cannot be asked."""
+    running = Estimate(**case.told["saturation"]["capacity_running_requests"])
+    known = [case.requests.mid, case.capacity.mid, case.output_tokens.mid, needed.mid, running.mid]
+    figures = [figure for figure in known if figure is not None]
+    if len(figures) < len(known):
+        return None
+    requests, capacity, output, replicas_needed, places = figures
+    check = queue_check(
+        requests_per_second=requests,
+        capacity_requests_per_second=capacity / output,
+        running_at_capacity=max(1.0, places / max(1, case.told["window"]["engines"])),
+        replicas=max(1, round(replicas_needed) - case.ask.policy.spare_replicas),
+        wait_limit_seconds=_WAIT_LIMIT_SECONDS,
+    )
+    return {**asdict(check), "wait_limit_seconds": _WAIT_LIMIT_SECONDS}
+
+
+def _sensitivity(case: _Case) -> dict[str, Any]:
+    metrics = (latency.PREFILL, latency.DECODE)
+    phases = latency.histogram_increases(case.window, metrics, part=case.part)
+    prefill, decode = (
+        latency.sound_total([p for p in phases if p.metric == metric], case.part)
+        for metric in metrics
+    )
+    cases = {"demand doubles": (2.0, 1.0)}
+    if prefill is not None and decode is not None and prefill + decode > 0:
+        hit_ratio = case.told["prefix_cache_hit_ratio"]
+        cases = usual_cases(prefill_share=prefill / (prefill + decode), prefix_hit_ratio=hit_ratio)
+    found = sensitivity(case.demand, case.capacity, policy=case.ask.policy, cases=cases)
+    return {name: estimate.as_dict() for name, estimate in found.items()}
+
+
+def _options(case: _Case) -> dict[str, Any]:
+    """`model`, `options` and `options_reason`: why there are none, empty where there are."""
+    name = case.ask.model or _served_model(case.window)
+    reason = _no_comparison(case, name)
+    if name is None or case.ask.from_gpu is None or reason:
+        return {"model": name, "options": [], "options_reason": reason}
+    llm, here = find_llm(name), find_gpu(case.ask.from_gpu)
+    measured = Question(
+        llm=llm,
+        dtype=llm.weights_dtype,
+        to_dtype=llm.weights_dtype,
+        from_gpu=here,
+        to_gpu=here,
+        gpus=max(1, round(case.terms.gpus_per_engine)),
+        output_tokens_per_second=case.capacity.mid or 0.0,
+        input_tokens=case.prompt_tokens.mid or 0.0,
+        output_tokens=case.output_tokens.mid or 0.0,
+    )
+    wanted = (case.ask.from_gpu, *(case.ask.to_gpus or gpu_names()))
+    spans = [find_gpu(gpu) for gpu in dict.fromkeys(wanted)]
+    table = whatif_table(
+        measured,
+        [_candidate(span, llm.weights_dtype) for span in spans],
+        slo_capacity=case.capacity,
+        demand=case.demand,
+        policy=case.ask.policy,
+        published=measurements(),
+        prefer={span.rows[0].gpu: usual_forms(span.rows[0].gpu) for span in spans},
+        busy=_busy(case, here),
+    )
+    return {"model": llm.model, "options": [one.as_dict() for one in table], "options_reason": ""}
+
+
+def _candidate(span: GpuSpan, dtype: str) -> Candidate:
+    price = choose_price(gpu=span.name)
+    return Candidate(span, dtype, price.basis or price.reason, price)
+
+
+def _served_model(window: Window) -> str | None:
+    names = window.sql("select distinct model_name from series where model_name is not null")
+    return names.item() if names.height == 1 else None
+
+
+def _no_comparison(case: _Case, name: str | None) -> str:
+    if case.ask.from_gpu is None:
+        return "vLLM does not export what it runs on: pass --gpu to compare other GPUs with it"
+    if name is None:
+        return "the window serves no model, or several: pass --model"
+    try:
+        find_llm(name)
+    except InputError as error:
+        return f"no shape is known of {name!r}: {error} Pass --model."
+    for estimate in (case.prompt_tokens, case.output_tokens, case.capacity):
+        if not estimate.mid:
+            return estimate.reason or "nothing was served"
+    return ""
+
+
+def _busy(case: _Case, here: GpuSpan) -> Busy | None:
+    """MFU and MBU at capacity, from vLLM's counters: work a token × tokens a second ÷ the sheet.
+
+    None where the counters stand at 0 (the option is off) or the form factor is not known.
+    """
+    increases = traffic.counter_increases(case.window, [_FLOPS, *_BYTES], part=case.part)
+    tokens, rate = case.told["tokens"]["generation"], case.capacity.mid
+    gpu = here.rows[0]
+    if not tokens or rate is None or len(here.rows) > 1 or gpu.tensor_tflops is None:
+        return None
+    flops = traffic.total(increases, _FLOPS) or 0.0
+    moved = sum(traffic.total(increases, name) or 0.0 for name in _BYTES)
+    busy = Busy(
+        flops / tokens * rate / (gpu.tensor_tflops * 1e12),
+        moved / tokens * rate / gpu.bandwidth_bytes_per_second,
+    )
+    return busy if busy.is_counted else None
+
+
+def _forecast(window: Window, part: TimeRange) -> dict[str, Any]:
+    """Requests an hour over the next day, as the `forecast` command gives it."""
+    increases = traffic.scrape_increases(window, [traffic.REQUESTS], part=part)
+    minutes = (
+        increases.drop_nulls("increase")
+        .group_by(ts=pl.col("ts").dt.truncate("1m"))
+        .agg(requests=pl.col("increase").sum())
+        .sort("ts")
+    )
+    if minutes.height < 2:
+        return _told(None, "", None, "too short to forecast: no two minutes of requests")
+    # A minute without a scrape is a row without a value: not recorded, which is not 0.
+    found = forecast_demand(minutes.upsample("ts", every="1m"), column="requests")
+    rows = _rows(found.frame) if found.is_known else None
+    return _told(rows, found.method, found.coverage_measured, found.reason)
+
+
+def _rows(frame: pl.DataFrame) -> Sequence[dict[str, Any]]:
+    stamped = frame.with_columns(pl.col("ts").dt.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    return stamped.select("ts", "low", "mid", "high").to_dicts()
+
+
+def _told(
+    rows: Sequence[dict[str, Any]] | None, method: str, coverage: float | None, reason: str
+) -> dict[str, Any]:
+    return {"forecast": rows, "method": method, "coverage_measured": coverage, "reason": reason}
