@@ -127,6 +127,7 @@ def test_the_distribution_keeps_every_count_and_has_the_known_sum(counts, widths
         pytest.param(
             [100, 0, 0, 0], 0.1, 0.0, 0.01, id="queue times near 0 in a wide first bucket"
         ),
+        pytest.param([100, 0, 0, 0], 0.03, 0.0, 0.001, id="a mean of 0.3 ms in it is resolved"),
         pytest.param([0, 90, 9, 1], 1e9, 1.4, 1.7, id="an overflow bucket makes the sum useless"),
         pytest.param([10, 90, 0, 0], None, 1.3, 1.6, id="a neighbour draws it towards itself"),
     ],

@@ -94,6 +94,7 @@ ANSWER: dict[str, Any] = {
         "idle_usd": estimate(0.667, 0.62, 0.71),
         "usd_per_million_output_tokens_at_knee": estimate(4.44, 4.3, 4.6),
     },
+    "advice": [],
     "quality": [
         {
             "check": "jitter",

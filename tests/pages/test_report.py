@@ -184,5 +184,5 @@ def test_shipped_notebook_is_thin_and_stripped():
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     outputs = [cell for cell in cells if cell.cell_type == "code" and cell.outputs]
     heading = re.match(r"# .*\?$", cells[0].source)
-    odd = re.search(r"^\s*(def|class|%|!)", code, re.MULTILINE)
+    odd = re.search(r"^\s*(def |class |%|!)", code, re.MULTILINE)
     assert (bool(heading), odd, outputs, all(cell.id for cell in cells)) == (True, None, [], True)
