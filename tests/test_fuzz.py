@@ -75,9 +75,6 @@ def exact_increase(values):
     if not seen:
         return None
     total, before = 0.0, seen[0]
-    # An earlier good scrape without the series: it counts from 0.
-    if not math.isfinite(values[0]):
-        total = seen[0]
     for value in seen[1:]:
         total += value - before if value >= before else value
         before = value

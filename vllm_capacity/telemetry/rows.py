@@ -41,7 +41,7 @@ SERIES_SCHEMA: dict[str, Any] = {
     "labels": pl.String,  # the other labels, a JSON object with sorted keys
     "bounds": pl.List(pl.Float64),  # finite upper bounds of a histogram, else null
     "exposed": pl.String,  # the newest spelling seen on the wire
-    "starts_at_zero": pl.Boolean,  # its first sample counts from 0 (method.md §2); set by the store
+    "starts_at_zero": pl.Boolean,  # its first sample counts from 0; null: the store settles it
 }
 SAMPLES_SCHEMA: dict[str, Any] = {
     "series_id": pl.Int64,
@@ -114,6 +114,8 @@ class RowBuffer:
     _ids: dict[SeriesKey, int] = field(default_factory=dict)
     _exposed: dict[int, tuple[int, str]] = field(default_factory=dict)
     _from_zero: set[int] = field(default_factory=set)
+    _unread: set[int] = field(default_factory=set)  # registered, not one sample yet
+    _older: set[int] = field(default_factory=set)  # there before their first readable sample
     _samples: tuple[array[int], array[int], array[float], array[int]] = field(
         default_factory=lambda: (array("q"), array("q"), array("d"), array("b"))
     )
@@ -133,14 +135,22 @@ class RowBuffer:
             series_id = self._ids[key] = key.series_id
             if starts_at_zero:
                 self._from_zero.add(series_id)
+            self._unread.add(series_id)
         if series_id not in self._exposed or rank < self._exposed[series_id][0]:
             self._exposed[series_id] = (rank, exposed)
         return series_id
 
     def sample(self, series_id: int, ts_us: int, value: float, rank: int = 0) -> None:
-        """One sample. NaN and infinity are no observation and are dropped."""
+        """One sample. NaN and infinity are no observation and are dropped.
+
+        A series whose first values were such did exist: its first readable one does not count from
+        0.
+        """
         if not math.isfinite(value):
+            if series_id in self._unread:
+                self._older.add(series_id)
             return
+        self._unread.discard(series_id)
         for column, item in zip(self._samples, (series_id, ts_us, value, rank), strict=True):
             column.append(item)  # type: ignore[attr-defined]
 
@@ -208,10 +218,10 @@ class RowBuffer:
 
     def _series_frame(self) -> pl.DataFrame:
         frame = series_frame({k: self._exposed[i][1] for k, i in self._ids.items()})
+        told = {**dict.fromkeys(self._from_zero, True), **dict.fromkeys(self._older, False)}
+        ids = frame.get_column("series_id").to_list()
         return frame.with_columns(
-            starts_at_zero=pl.col("series_id").is_in(
-                pl.Series(sorted(self._from_zero), dtype=pl.Int64).implode()
-            )
+            pl.Series("starts_at_zero", [told.get(i) for i in ids], dtype=pl.Boolean)
         )
 
     def has_serving_series(self) -> bool:
@@ -222,7 +232,7 @@ class RowBuffer:
 def series_frame(exposed_by_key: Mapping[SeriesKey, str]) -> pl.DataFrame:
     """The `series` table of these identities, sorted by metric, instance, labels.
 
-    `starts_at_zero` is false throughout, for the caller and the store to settle. Empty in, empty
+    `starts_at_zero` is null throughout, for the caller or the store to settle. Empty in, empty
     out.
     """
     ordered = sorted(
@@ -247,7 +257,7 @@ def series_frame(exposed_by_key: Mapping[SeriesKey, str]) -> pl.DataFrame:
             "labels": json.dumps(dict(key.labels), sort_keys=True),
             "bounds": None if key.bounds is None else list(key.bounds),
             "exposed": exposed,
-            "starts_at_zero": False,
+            "starts_at_zero": None,
         }
         for key, exposed in ordered
     ]

@@ -211,7 +211,7 @@ def _with_births(
     )
     return (
         series.join(born, on="series_id", how="left")
-        .with_columns(starts_at_zero=pl.col("starts_at_zero") | pl.col("born").fill_null(False))
+        .with_columns(starts_at_zero=pl.coalesce("starts_at_zero", "born").fill_null(False))
         .drop("born")
     )
 
