@@ -27,6 +27,10 @@ def answer(**changes: Any) -> dict[str, Any]:
             "by_reason": changes.get("by_reason", {"stop": 100}),
             "lost": {"low": changes.get("lost", 0), "high": 7},
         },
+        "failures": {
+            "rejected": {"mid": changes.get("rejected", 0.0)},
+            "http_5xx_ratio": {"mid": changes.get("http_5xx", 0.0)},
+        },
     }
 
 
@@ -59,6 +63,11 @@ SILENT = answer(
             [],
             id="clients that left are no failures",
         ),
+        pytest.param(answer(rejected=3.0), ["failures"], [], id="refused at admission"),
+        pytest.param(answer(http_5xx=0.01), ["failures"], [], id="only HTTP knows of failures"),
+        pytest.param(
+            answer(rejected=None, http_5xx=None), [], [], id="without those series: none known"
+        ),
         pytest.param(answer(lost=2), ["failures"], [], id="swallowed by a restart for certain"),
         pytest.param(
             SILENT,
@@ -89,7 +98,7 @@ def test_a_sentence_has_its_number_and_its_threshold() -> None:
 
 def test_a_bound_is_said_to_be_one() -> None:
     [slow] = [a for a in alerts(answer(e2e_p99=(None, 60.0))) if a.rule.name == "e2e-p99"]
-    assert slow.sentence == "p99 latency: at least 60 s; threshold 10 s"
+    assert slow.sentence == "p99 latency: more than 60 s; threshold 10 s"
 
 
 def test_thresholds_can_be_moved() -> None:

@@ -69,13 +69,8 @@ def _gauges(window: Window, part: TimeRange, grid: Grid, tries: pl.DataFrame) ->
 def _rates(
     window: Window, part: TimeRange, grid: Grid, gaps: Sequence[scrapes.Gap]
 ) -> pl.DataFrame:
-    metrics = [
-        traffic.GENERATION_TOKENS,
-        traffic.PROMPT_TOKENS,
-        traffic.REQUESTS,
-        traffic.PREEMPTIONS,
-    ]
-    steps = booked(traffic.scrape_increases(window, metrics, part=part), grid, gaps)
+    increases = traffic.scrape_increases(window, traffic.STEP_COUNTERS, part=part)
+    steps = booked(increases, grid, gaps)
     rates = {
         "output_tokens_per_second": traffic.GENERATION_TOKENS,
         "prompt_tokens_per_second": traffic.PROMPT_TOKENS,

@@ -241,13 +241,8 @@ def _minute_gauge_steps(
 def _rate_steps(
     window: Window, part: TimeRange, grid: Grid, gaps: Sequence[scrapes.Gap]
 ) -> pl.DataFrame:
-    metrics = [
-        traffic.GENERATION_TOKENS,
-        traffic.PROMPT_TOKENS,
-        traffic.REQUESTS,
-        traffic.PREEMPTIONS,
-    ]
-    steps = booked(traffic.scrape_increases(window, metrics, part=part), grid, gaps)
+    increases = traffic.scrape_increases(window, traffic.STEP_COUNTERS, part=part)
+    steps = booked(increases, grid, gaps)
 
     def rate(metric: str) -> pl.Expr:
         own = pl.col("metric") == metric

@@ -20,7 +20,8 @@ PREFIX_HITS = "vllm:prefix_cache_hits_total"
 # Before 0.9.2 in blocks: never to be added to the newer pair, but their ratio is as sound.
 OLD_PREFIX_QUERIES = "vllm:gpu_prefix_cache_queries_total"
 OLD_PREFIX_HITS = "vllm:gpu_prefix_cache_hits_total"
-
+# What a step of the window is told by.
+STEP_COUNTERS = (GENERATION_TOKENS, PROMPT_TOKENS, REQUESTS, PREEMPTIONS)
 SUCCESSFUL_REASONS = ("stop", "length", "repetition")
 
 

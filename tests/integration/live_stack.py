@@ -1,0 +1,141 @@
+"""The stack set up on a real Parseable, fed by the real Collector, killed and restarted, examined.
+
+Run by `make test-live`, which names a binary in PARSEABLE_BIN; the Collector is that of
+tests/otelcol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from real_collector import CONFIG, Collector, collector_binary, eventually
+from recorded_vllm import RecordedVllm
+
+from tests.integration.real_parseable import ROOT, RealParseable, real_parseable
+from vllm_capacity.live.doctor import diagnosis
+from vllm_capacity.live.probes import Chain, gather
+from vllm_capacity.live.provision import panels, provision_alerts, provision_dashboard
+from vllm_capacity.live.stack import INGEST_SECRET, READER_SECRET, Management, Names, initialise
+
+pytestmark = [pytest.mark.live, pytest.mark.collector]
+
+
+@dataclass
+class Running:
+    """A real Parseable that was set up, and what setting it up said."""
+
+    parseable: RealParseable
+    secrets: Path
+    said: list[str]
+
+    @property
+    def reader(self) -> httpx.BasicAuth:
+        return httpx.BasicAuth("planner", (self.secrets / READER_SECRET).read_text())
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("stack")
+    with (
+        real_parseable(folder) as parseable,
+        httpx.Client(base_url=parseable.url, auth=ROOT, timeout=60) as client,
+    ):
+        said = initialise(client, Names(), folder / "secrets", retention_days=30)
+        yield Running(parseable, folder / "secrets", said)
+
+
+def test_the_users_have_their_rights_and_no_others(running: Running) -> None:
+    assert running.said[-2:] == [
+        "checked: collector can write and cannot read",
+        "checked: planner cannot write and can read",
+    ]
+
+
+def test_init_and_provision_may_be_run_again(running: Running) -> None:
+    with httpx.Client(base_url=running.parseable.url, auth=ROOT, timeout=60) as client:
+        again = initialise(client, Names(), running.secrets)
+        management = Management(client)
+        board = panels("vllm_metrics")
+        first = [provision_dashboard(management, board, "vllm_metrics")]
+        first += provision_alerts(management, "vllm_metrics")
+        second = [provision_dashboard(management, board, "vllm_metrics")]
+        second += provision_alerts(management, "vllm_metrics")
+        titles = [alert["title"] for alert in management.records("/api/v1/alerts")]
+    assert sum("there already" in line for line in again) == 4
+    assert sum("created" in line for line in first) == 4
+    assert sum("there already" in line for line in second) == 4
+    assert len(titles) == len(set(titles)) == 3
+
+
+def test_what_the_collector_scraped_is_there_and_the_doctor_is_content(
+    running: Running, tmp_path: Path
+) -> None:
+    secret = running.secrets / INGEST_SECRET
+    with RecordedVllm() as vllm:
+        collector = Collector(
+            collector_binary(),
+            tmp_path,
+            running.parseable.url,
+            f"[{vllm.target}]",
+            {"PARSEABLE_AUTHORIZATION": f"${{file:{secret}}}"},
+        )
+        try:
+            collector.start()
+            eventually(lambda: _points(running), within=120, every=1.0, what="points in Parseable")
+            collector.kill()
+            collector.start()
+            found = _findings(running, vllm, collector)
+            eventually(lambda: vllm.is_used_up, within=60, what="the recording is used up")
+            served = len(vllm.served)
+            eventually(
+                lambda: _points(running) >= served - 1, within=120, every=1.0, what="every scrape"
+            )
+        finally:
+            collector.stop()
+    assert [f for f in found if f.state != "ok"] == []
+
+
+def _points(running: Running) -> int:
+    """Good samples of one counter: one a scrape. Refused while the stream has no column yet."""
+    query = (
+        "select count(distinct data_point_value) as n from vllm_metrics "
+        "where metric_name = 'vllm:generation_tokens_total'"
+    )
+    answer = httpx.post(
+        f"{running.parseable.url}/api/v1/query",
+        json={"query": query, "startTime": "1h", "endTime": "now"},
+        auth=running.reader,
+        timeout=60,
+    )
+    return int(answer.json()[0]["n"]) if answer.status_code == 200 else 0
+
+
+def _findings(running: Running, vllm: RecordedVllm, collector: Collector) -> list[object]:
+    chain = Chain(
+        vllm=(f"http://{vllm.target}/metrics",),
+        collector_metrics=f"http://127.0.0.1:{collector.ports['metrics']}/metrics",
+        collector_health=f"http://127.0.0.1:{collector.ports['health']}/",
+        parseable=running.parseable.url,
+    )
+
+    def wait_for_a_scrape() -> None:
+        seen = len(vllm.served)
+        eventually(lambda: len(vllm.served) >= seen + 3, within=60, what="three scrapes")
+
+    with httpx.Client(timeout=60) as client:
+        evidence = gather(
+            client,
+            chain,
+            clock=lambda: datetime.now(UTC),
+            pause=wait_for_a_scrape,
+            reader=running.reader,
+            ingest_authorization=(running.secrets / INGEST_SECRET).read_text(),
+            collector_config=yaml.safe_load(CONFIG.read_text()),
+        )
+    return list(diagnosis(evidence))

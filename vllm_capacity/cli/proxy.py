@@ -1,0 +1,66 @@
+"""`proxy`: vLLM's /metrics with underscores for colons."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+from pathlib import Path
+from types import FrameType
+
+import click
+import httpx
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.live.proxy import ProxyServer, Upstream
+
+
+@click.command()
+@click.option(
+    "--upstream",
+    envvar="VLLM_METRICS_URL",
+    required=True,
+    help="vLLM's /metrics, a URL; or set VLLM_METRICS_URL.",
+)
+@click.option("--listen", default="127.0.0.1:9090", show_default=True, help="HOST:PORT.")
+@click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificates to trust instead of the system's. TLS is always verified.",
+)
+@click.option("--timeout", "patience", default=10.0, show_default=True, help="Seconds to wait.")
+def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
+    """Serve vLLM's metrics with `_` for `:`, types kept, for what cannot take a colon.
+
+    The Collector, Parseable and Prometheus need no proxy. /metrics, /health, /proxy/metrics.
+    """
+    if not upstream.startswith(("http://", "https://")):
+        raise InputError(f"The upstream {upstream!r} is no URL; try http://127.0.0.1:8000/metrics.")
+    trust = ssl.create_default_context(cafile=ca)
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=8)
+    timeout = httpx.Timeout(patience, connect=min(patience, 5.0), pool=patience)
+    with httpx.Client(verify=trust, timeout=timeout, limits=limits) as client:
+        source = Upstream(client, upstream, deadline_seconds=3 * patience)
+        try:
+            server = ProxyServer(_address(listen), source)
+        except OSError as error:
+            raise InputError(f"Cannot listen on {listen}: {error.strerror}.") from None
+        signal.signal(signal.SIGTERM, _interrupt)
+        with server:
+            host, port = server.server_address[:2]
+            click.echo(f"http://{host!s}:{port}/metrics serves {upstream}", err=True)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                click.echo("stopped", err=True)
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"Cannot listen on {listen!r}: give HOST:PORT, such as 127.0.0.1:9090.")
+    return host.strip("[]"), int(port)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """A container is stopped with SIGTERM; end as Ctrl-C does."""
+    raise KeyboardInterrupt

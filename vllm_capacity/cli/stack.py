@@ -1,0 +1,156 @@
+"""`stack`: sets Parseable up, and what the containers of compose-otel.yml ask of the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import httpx
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.live.provision import panels, provision_alerts, provision_dashboard
+from vllm_capacity.live.stack import Management, Names, initialise
+
+_ROOT_USER, _ROOT_PASSWORD = "PARSEABLE_ROOT_USER", "PARSEABLE_ROOT_PASSWORD"
+_URL = "http://127.0.0.1:8080"  # where compose-otel.yml publishes Parseable
+
+_url = click.option("--parseable", envvar="PARSEABLE_URL", default=_URL, show_default=True)
+_stream = click.option(
+    "--stream", envvar="PARSEABLE_STREAM", default="vllm_metrics", show_default=True
+)
+_env_file = click.option(
+    "--env-file",
+    type=click.Path(path_type=Path),
+    default=Path(".env"),
+    show_default=True,
+    help=f"Where {_ROOT_USER} and {_ROOT_PASSWORD} are, if not in the environment.",
+)
+
+
+@click.group()
+def stack() -> None:
+    """Set Parseable up: streams, users, dashboard, alerts."""
+
+
+@stack.command()
+@_url
+@_stream
+@click.option(
+    "--traces-stream", envvar="PARSEABLE_TRACES_STREAM", default="vllm_traces", show_default=True
+)
+@click.option(
+    "--secrets", type=click.Path(path_type=Path), default=Path("secrets"), show_default=True
+)
+@click.option(
+    "--targets",
+    type=click.Path(path_type=Path),
+    default=Path("targets"),
+    show_default=True,
+    help="Folder for files of further targets, which the Collector mounts.",
+)
+@click.option("--retention-days", type=click.IntRange(1, 36500), help="Delete what is older.")
+@click.option("--renew", is_flag=True, help="Give both users new passwords.")
+@_env_file
+def init(
+    parseable: str,
+    stream: str,
+    traces_stream: str,
+    secrets: Path,
+    targets: Path,
+    retention_days: int | None,
+    renew: bool,
+    env_file: Path,
+) -> None:
+    """Create streams, the Collector's user (writes only), the notebooks' user (reads only).
+
+    Their secrets go into files of mode 0600 in --secrets. May be run again at any time.
+    """
+    names = Names(metrics_stream=stream, traces_stream=traces_stream)
+    with _administrator(parseable, env_file) as client:
+        done = initialise(client, names, secrets, renew=renew, retention_days=retention_days)
+    targets.mkdir(exist_ok=True)
+    for line in [*done, f"folder {targets}: for vllm*.yaml, dcgm*.yaml, node*.yaml"]:
+        click.echo(line)
+
+
+@stack.command()
+@_url
+@_stream
+@click.option("--usd-per-gpu-hour", type=click.FloatRange(min=0), help="The price in the panel.")
+@_env_file
+def provision(parseable: str, stream: str, usd_per_gpu_hour: float | None, env_file: Path) -> None:
+    """Post the dashboard's eight panels and the alert rules that Parseable can evaluate.
+
+    May be run again: what is there is left, or brought up to date. Rules that Parseable cannot
+    evaluate are named; `vllm-capacity alerts` evaluates all of them on a window.
+    """
+    board = panels(stream, usd_per_gpu_hour)
+    with _administrator(parseable, env_file) as client:
+        management = Management(client)
+        click.echo(provision_dashboard(management, board, stream))
+        for line in provision_alerts(management, stream):
+            click.echo(line)
+
+
+@stack.command()
+@click.argument("urls", nargs=-1, required=True)
+def healthy(urls: tuple[str, ...]) -> None:
+    """Exit 0 if every URL answers with success, else 1: a health check from outside."""
+    is_well = True
+    with httpx.Client(timeout=5.0) as client:
+        for url in urls:
+            try:
+                said = str(client.get(url).status_code)
+            except httpx.HTTPError as error:
+                said = str(error) or type(error).__name__
+            is_well &= said.startswith("2")
+            click.echo(f"{url}: {said}", err=True)
+    sys.exit(0 if is_well else 1)
+
+
+@stack.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+def writable(folders: tuple[Path, ...]) -> None:
+    """Exit 0 if every folder can be written to: the volumes, before Parseable meets them."""
+    for folder in folders:
+        probe = folder / ".writable"
+        try:
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be written to as user {os.getuid()} ({error.strerror}). A volume "
+                "that another user made keeps its owner: remove it, or set STACK_UID to that user."
+            ) from None
+
+
+@contextmanager
+def _administrator(url: str, env_file: Path) -> Iterator[httpx.Client]:
+    """A client with the administrator's credentials, which come by environment or file only."""
+    settings = {**_read_env_file(env_file), **os.environ}
+    user, password = settings.get(_ROOT_USER), settings.get(_ROOT_PASSWORD)
+    if not user or not password:
+        raise InputError(
+            f"Set {_ROOT_USER} and {_ROOT_PASSWORD} in the environment or in {env_file} (mode "
+            "0600): the administrator that Parseable was started with."
+        )
+    if password == "admin":
+        raise InputError(
+            "Parseable's administrator has the default password. Set another one "
+            f"({_ROOT_PASSWORD}), restart Parseable, then run this again."
+        )
+    with httpx.Client(base_url=url, auth=(user, password), timeout=30.0) as client:
+        yield client
+
+
+def _read_env_file(path: Path) -> Mapping[str, str]:
+    """NAME=value lines, as compose reads them: comments and quotes around a value are dropped."""
+    if not path.exists():
+        return {}
+    lines = (line.strip() for line in path.read_text().splitlines())
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
+    return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}

@@ -1,0 +1,252 @@
+"""The faults on the way from vLLM to the Collector's exporter, each found from evidence alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_capacity.live.checks_config import configuration
+from vllm_capacity.live.finding import Finding, broken, fine, unknown
+from vllm_capacity.live.probes import Evidence, Reply
+
+_FILLING_RATIO: Final = 0.5
+_SAMPLE = re.compile(r"^(?:ray_)?vllm[:_]", re.MULTILINE)
+_PART = re.compile(r"_(bucket|sum|count|total|created)$")
+_PERMANENT: Final = (
+    "The exporter drops what Parseable refuses for good (400, 401, 403, 413, 500). Its log says "
+    "the status. 400: `encoding: json` is missing, or a header is wrong; 403: its password is; "
+    "413: the batch is over 10 MiB."
+)
+
+
+def vllm_checks(evidence: Evidence) -> list[Finding]:
+    """Per server: it answers, with vLLM's metrics, whose types agree with their names."""
+    return [finding for reply in evidence.vllm for finding in _vllm(reply)]
+
+
+def _vllm(reply: Reply) -> list[Finding]:
+    if not reply.is_ok:
+        remedy = (
+            "Is `vllm serve` running on that host and port (--host, --port)? Inside a container, "
+            "localhost is the container itself: use host.docker.internal."
+        )
+        if reply.status == 404:
+            remedy = "Something else than vLLM listens there, or vLLM under a --root-path."
+        return [broken("vLLM", "no-metrics", reply.said, remedy)]
+    if not _SAMPLE.search(reply.text):
+        return [
+            broken(
+                "vLLM",
+                "no-metrics",
+                f"{reply.url} answers, but without one vllm: metric",
+                "Is that vLLM, or its API behind another path? Was it started with "
+                "--disable-log-stats? Then it exports nothing.",
+            )
+        ]
+    answers = fine("vLLM", "no-metrics", f"{reply.url} serves vLLM's metrics")
+    return [answers, _types(reply)]
+
+
+def _types(reply: Reply) -> Finding:
+    """Sample names and TYPE lines must agree, or every type is lost on the way."""
+    declared = set(re.findall(r"^# TYPE (\S+) ", reply.text, re.MULTILINE))
+    found = set(re.findall(r"^((?:ray_)?vllm[:_]\w+)[ {]", reply.text, re.MULTILINE))
+    without = sorted(name for name in found if not {name, _PART.sub("", name)} & declared)
+    if without:
+        return broken(
+            "vLLM",
+            "types-lost",
+            f"{reply.url}: {len(without)} metrics have no TYPE line, such as {without[0]}",
+            "A proxy, or OpenMetrics negotiation with /metrics/ and a slash, changed the names of "
+            "the samples but not of their types. Scrape vLLM's /metrics itself, or `vllm-capacity "
+            "proxy`, which renames both.",
+        )
+    return fine("vLLM", "types-lost", f"{reply.url}: every metric has its type")
+
+
+def proxy_checks(evidence: Evidence) -> list[Finding]:
+    """The proxy is there, and says that vLLM is behind it."""
+    reply = evidence.proxy
+    if reply is None:
+        return []
+    if reply.is_ok:
+        return [fine("proxy", "proxy-silent", reply.said)]
+    remedy = (
+        "Start `vllm-capacity proxy`, or leave it out: the Collector needs no proxy."
+        if reply.status is None
+        else "The proxy runs; what is behind it does not: see VLLM_METRICS_URL."
+    )
+    return [broken("proxy", "proxy-silent", reply.said, remedy)]
+
+
+def collector_checks(evidence: Evidence) -> list[Finding]:
+    """It runs, is configured as it must be, scrapes."""
+    config = evidence.collector_config
+    found = [configuration(config)] if config is not None else []
+    health, after = evidence.collector_health, evidence.collector_after
+    for reply in (health, after):
+        if reply is not None and not reply.is_ok:
+            return [
+                *found,
+                broken(
+                    "Collector",
+                    "collector-down",
+                    reply.said,
+                    "Is it running with otel-config.yaml? `otelcol-contrib validate --config "
+                    "otel-config.yaml` names what it does not like; its log says the rest.",
+                ),
+            ]
+    if health is not None:
+        found.append(fine("Collector", "collector-down", health.said))
+    if after is not None and evidence.collector_before is not None:
+        found.append(_scrapes(_Counts(evidence.collector_before), _Counts(after)))
+    return found
+
+
+class _Counts:
+    """The Collector's own metrics, summed over all but the named labels."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._samples = [
+            (sample.name.removesuffix("_total"), sample.labels, sample.value)
+            for family in text_string_to_metric_families(reply.text)
+            for sample in family.samples
+        ]
+
+    def of(self, name: str, **labels: str) -> float | None:
+        """The sum of the samples with that name and those labels; None if there are none."""
+        values = [
+            value
+            for found, has, value in self._samples
+            if found == name and labels.items() <= has.items()
+        ]
+        return sum(values) if values else None
+
+    def queues(self) -> dict[str, tuple[float, float]]:
+        """(size, capacity) by exporter."""
+        return {
+            has["exporter"]: (value, self.of("otelcol_exporter_queue_capacity", **has) or 0.0)
+            for name, has, value in self._samples
+            if name == "otelcol_exporter_queue_size"
+        }
+
+
+def _scrapes(before: _Counts, after: _Counts) -> Finding:
+    name = "otelcol_receiver_accepted_metric_points"
+    earlier, later = before.of(name) or 0.0, after.of(name) or 0.0
+    refused = (after.of("otelcol_receiver_refused_metric_points") or 0.0) - (
+        before.of("otelcol_receiver_refused_metric_points") or 0.0
+    )
+    if refused > 0:
+        return broken(
+            "Collector",
+            "collector-refuses",
+            f"it refused {refused:g} points it had scraped, just now",
+            "Its memory limit is reached or its queue is full: raise OTELCOL_MEMORY_MIB or "
+            "OTELCOL_QUEUE_ITEMS, or see why Parseable does not take the data.",
+        )
+    if later <= earlier:
+        return broken(
+            "Collector",
+            "not-scraping",
+            f"the points it accepted stand at {later:g}",
+            "It has no target, or waits for its first scrape: VLLM_TARGETS must be a list such as "
+            "[vllm:8000], or a file vllm*.yaml must lie in OTELCOL_TARGETS_DIR.",
+        )
+    return fine("Collector", "not-scraping", f"{later - earlier:g} points accepted just now")
+
+
+def export_checks(evidence: Evidence) -> list[Finding]:
+    """What it scrapes is sent and taken, and its queue does not fill."""
+    before, after = evidence.collector_before, evidence.collector_after
+    if before is None or after is None or not (before.is_ok and after.is_ok):
+        return []
+    earlier, later = _Counts(before), _Counts(after)
+    return [_failures(earlier, later), *_queues(earlier, later)]
+
+
+def _failures(before: _Counts, after: _Counts) -> Finding:
+    failed = after.of("otelcol_exporter_send_failed_metric_points") or 0.0
+    sent = after.of("otelcol_exporter_sent_metric_points") or 0.0
+    lately = failed - (before.of("otelcol_exporter_send_failed_metric_points") or 0.0)
+    if failed and (lately > 0 or not sent):
+        return broken(
+            "Collector",
+            "export-refused",
+            f"{failed:g} points were dropped, {sent:g} sent",
+            _PERMANENT,
+        )
+    dropped = after.of("otelcol_exporter_enqueue_failed_metric_points") or 0.0
+    if dropped > (before.of("otelcol_exporter_enqueue_failed_metric_points") or 0.0):
+        return broken(
+            "Collector",
+            "queue-full",
+            f"{dropped:g} points did not fit into the queue",
+            "Bring Parseable back; then raise OTELCOL_QUEUE_ITEMS and OTELCOL_QUEUE_BYTES, or see "
+            "whether the disk is full.",
+        )
+    note = f", {failed:g} were dropped at some time" if failed else ""
+    return fine("Collector", "export-refused", f"{sent:g} points sent{note}")
+
+
+def _queues(before: _Counts, after: _Counts) -> list[Finding]:
+    return [
+        _queue(exporter, before.queues().get(exporter, (0.0, 0.0))[0], size, capacity)
+        for exporter, (size, capacity) in after.queues().items()
+    ]
+
+
+def _queue(exporter: str, earlier: float, size: float, capacity: float) -> Finding:
+    ratio = size / capacity if capacity else 0.0
+    found = f"{exporter}: {size:g} of {capacity:g} wait ({ratio:.0%})"
+    if ratio < _FILLING_RATIO:
+        return fine("Collector", "queue-filling", found)
+    trend = "and it grows" if size > earlier else "though it shrinks"
+    return broken(
+        "Collector",
+        "queue-filling",
+        f"{found}, {trend}",
+        "Parseable is down, unreachable from the Collector, or too slow: see its own findings. "
+        "What does not fit any more will be lost.",
+    )
+
+
+def unscraped(evidence: Evidence) -> list[Finding]:
+    """Servers that answer, but of which the stream has no good scrape lately."""
+    reply = evidence.instances
+    if reply is None or not evidence.vllm:
+        return []
+    if not reply.is_ok:
+        return [unknown("Collector", "replica-unscraped", reply.said)]
+    rows = {str(row.get("instance")): row for row in reply.json() or []}
+    scraped = {name for name, row in rows.items() if row.get("scraped")}
+    missing = [t for t in map(_target, evidence.vllm) if not _is_among(t, scraped)]
+    failing = sorted(set(rows) - scraped)
+    if not missing and not failing:
+        return [fine("Collector", "replica-unscraped", f"{len(scraped)} servers are scraped")]
+    named = ", ".join([*missing, *(f"{name} (every scrape failed)" for name in failing)])
+    return [
+        broken(
+            "Collector",
+            "replica-unscraped",
+            f"not scraped: {named}; scraped: {', '.join(sorted(scraped)) or 'none'}",
+            "Add it to VLLM_TARGETS or to a file vllm*.yaml in OTELCOL_TARGETS_DIR; if it is "
+            "there, the Collector cannot reach it from where it runs.",
+        )
+    ]
+
+
+def _target(reply: Reply) -> str:
+    return reply.url.partition("://")[2].partition("/")[0]
+
+
+def _is_among(target: str, scraped: set[str]) -> bool:
+    """By host and port; by the port alone where either name is that of the machine itself."""
+    host, _, port = target.rpartition(":")
+    here = {"localhost", "127.0.0.1", "host.docker.internal", "[::1]"}
+    return target in scraped or any(
+        name.rpartition(":")[2] == port and (host in here and name.rpartition(":")[0] in here)
+        for name in scraped
+    )

@@ -1,0 +1,298 @@
+"""The faults of Parseable, its stream, and a window, each found from evidence alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from vllm_capacity.errors import CapacityError
+from vllm_capacity.live.finding import Finding, broken, fine, unknown
+from vllm_capacity.live.probes import Evidence, Reply
+from vllm_capacity.timerange import iso, parse_instant
+
+_OLDEST: Final = (2, 5, 9)
+_ADVISED: Final = (2, 9, 2)
+_STALE_SECONDS: Final = 60.0
+_SKEW_SECONDS: Final = 2.0
+_LATE_SECONDS: Final = 60.0
+_COLUMNS: Final = (
+    "metric_name",
+    "metric_type",
+    "time_unix_nano",
+    "data_point_value",
+    "data_point_count",
+    "data_point_sum",
+    "data_point_bucket_counts",
+    "data_point_explicit_bounds",
+    "model_name",
+    "service.instance.id",
+)
+
+
+def server_checks(evidence: Evidence) -> list[Finding]:
+    """It answers, nobody gets in with the default password, ours is right, its version is known."""
+    alive = evidence.liveness
+    if alive is None:
+        return []
+    if not alive.is_ok:
+        remedy = (
+            "Is Parseable running, and is PARSEABLE_URL right? compose-otel.yml publishes it on "
+            "127.0.0.1:8080."
+            if alive.status is None
+            else "Another server listens there, or a proxy before Parseable is in the way."
+        )
+        return [broken("Parseable", "parseable-down", alive.said, remedy)]
+    found = [fine("Parseable", "parseable-down", f"{alive.url} answers"), _default(evidence)]
+    if evidence.about is None:
+        reason = "no PARSEABLE_USER and PARSEABLE_PASSWORD are set: the stream cannot be looked at"
+        return [*found, unknown("Parseable", "wrong-password", reason)]
+    return [*found, *_login(evidence.about)]
+
+
+def _default(evidence: Evidence) -> Finding:
+    reply = evidence.default_login
+    if reply is not None and reply.is_ok:
+        return broken(
+            "Parseable",
+            "default-password",
+            "admin with the password admin gets in as administrator",
+            "Set P_USERNAME and P_PASSWORD (in .env: PARSEABLE_ROOT_USER, PARSEABLE_ROOT_PASSWORD) "
+            "and restart Parseable.",
+        )
+    return fine("Parseable", "default-password", "the default password is refused")
+
+
+def _login(about: Reply) -> list[Finding]:
+    if about.status in (401, 403):
+        remedy = (
+            "Parseable answers 403 to a wrong user or password. Check PARSEABLE_USER and "
+            "PARSEABLE_PASSWORD (secrets/reader_password); `vllm-capacity stack init --renew` "
+            "makes new ones."
+        )
+        return [
+            broken("Parseable", "wrong-password", f"the reader is refused: {about.said}", remedy)
+        ]
+    if not about.is_ok:
+        return [broken("Parseable", "wrong-password", about.said, "Look at Parseable's log.")]
+    body = about.json()
+    version = str(body.get("version", "")) if isinstance(body, Mapping) else ""
+    return [fine("Parseable", "wrong-password", "the reader gets in"), _version(version)]
+
+
+def _version(version: str) -> Finding:
+    numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
+    if not numbers:
+        return unknown("Parseable", "old-version", f"its version {version!r} cannot be read")
+    if numbers < _OLDEST:
+        return broken(
+            "Parseable",
+            "old-version",
+            f"it is {version}: it loses histograms or names columns otherwise",
+            f"Use {'.'.join(map(str, _ADVISED))} or newer.",
+        )
+    advice = "" if numbers >= _ADVISED else f"; {'.'.join(map(str, _ADVISED))} is advised"
+    return fine("Parseable", "old-version", f"it is {version}{advice}")
+
+
+def ingest_checks(evidence: Evidence) -> list[Finding]:
+    """The Collector's own credentials are taken."""
+    reply = evidence.ingest
+    if reply is None:
+        return []
+    if reply.status in (None, 401, 403):
+        return [
+            broken(
+                "Collector",
+                "ingest-password",
+                f"the Collector's credentials are refused: {reply.said}",
+                "The Collector drops what is refused with 403. Give it the ingestor's secret "
+                "(PARSEABLE_AUTHORIZATION, secrets/ingest_authorization: one line, no newline at "
+                "its end); `vllm-capacity stack init --renew` makes a new one.",
+            )
+        ]
+    return [fine("Collector", "ingest-password", "the Collector's credentials are taken")]
+
+
+def stream_checks(evidence: Evidence) -> list[Finding]:
+    """The stream is there, of the right kind and columns, filled, with values, fresh, on time."""
+    schema = evidence.schema
+    if schema is None or evidence.about is None or not evidence.about.is_ok:
+        return []
+    if not schema.is_ok:
+        return [_absent(evidence.stream, schema)]
+    rows = _rows(evidence.batches)
+    if rows is None:
+        return [_unreadable(evidence)]
+    if not rows:
+        return [_empty(evidence)]
+    return [
+        fine("Parseable", "stream-absent", f"the stream {evidence.stream} is there"),
+        _columns(schema, evidence.stream),
+        _values(evidence),
+        _fresh(evidence, rows),
+        _clocks(evidence, rows),
+    ]
+
+
+def _unreadable(evidence: Evidence) -> Finding:
+    """A query is refused with 400 where the user has no right to the stream."""
+    said = _said(evidence.batches)
+    if "does not have access" in said:
+        return _no_right(evidence.stream, said)
+    return unknown("Parseable", "stream-empty", said)
+
+
+def _no_right(stream: str, said: str) -> Finding:
+    return broken(
+        "Parseable",
+        "no-right",
+        f"the reader has no right to {stream}: {said}",
+        "Give its role the stream: `vllm-capacity stack init --stream NAME`.",
+    )
+
+
+def _absent(stream: str, schema: Reply) -> Finding:
+    if schema.status in (401, 403):
+        return _no_right(stream, schema.said)
+    return broken(
+        "Parseable",
+        "stream-absent",
+        f"there is no stream {stream}: {schema.said}",
+        "The first export that Parseable takes creates it, and so does `vllm-capacity stack init`. "
+        "Is PARSEABLE_STREAM the same here and at the Collector? Names keep their case.",
+    )
+
+
+def _empty(evidence: Evidence) -> Finding:
+    """Never filled, or not lately: the info tells which."""
+    info = evidence.info.json() if evidence.info is not None and evidence.info.is_ok else {}
+    last = info.get("latestEventAt") if isinstance(info, Mapping) else None
+    if last:
+        return broken(
+            "Parseable",
+            "stream-stale",
+            f"nothing has come into {evidence.stream} for a quarter of an hour; last {last}",
+            "Is the Collector running, and can it reach Parseable? See its findings above.",
+        )
+    return broken(
+        "Parseable",
+        "stream-empty",
+        f"the stream {evidence.stream} is there, and empty",
+        "Parseable creates a stream before it looks at the body: a Collector without `encoding: "
+        "json` leaves an empty one and drops every batch. Otherwise nothing was exported yet: see "
+        "the Collector's findings.",
+    )
+
+
+def _columns(schema: Reply, stream: str) -> Finding:
+    body = schema.json()
+    fields = body.get("fields", []) if isinstance(body, Mapping) else []
+    names = {str(item.get("name")) for item in fields}
+    prefixed = {name.removeprefix("metric_") for name in names}
+    missing = [name for name in _COLUMNS if name not in names and name not in prefixed]
+    if missing:
+        return broken(
+            "Parseable",
+            "columns-unexpected",
+            f"{stream} has no column {', '.join(missing)}",
+            "This is no stream of vLLM's OTel metrics, or they came as plain logs, or by another "
+            "exporter: send OTLP/JSON to /v1/metrics with X-P-Log-Source: otel-metrics.",
+        )
+    return fine("Parseable", "columns-unexpected", f"all {len(_COLUMNS)} columns needed are there")
+
+
+def _values(evidence: Evidence) -> Finding:
+    """OTLP integers lose their value on the way into Parseable; doubles do not."""
+    rows = _rows(evidence.payloads)
+    if rows is None:
+        return unknown("Parseable", "values-lost", _said(evidence.payloads))
+    hollow = [str(row["metric_type"]) for row in rows if row["points"] and not row["filled"]]
+    if hollow:
+        return broken(
+            "Parseable",
+            "values-lost",
+            f"every {' and '.join(hollow)} came without its value",
+            "Something between the Prometheus receiver and the exporter turns doubles into "
+            "integers, whose value Parseable loses: take that processor or connector out.",
+        )
+    return fine("Parseable", "values-lost", "gauges and sums carry their values")
+
+
+def _fresh(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
+    newest = max(filter(None, (_instant(row.get("newest")) for row in rows)), default=None)
+    if newest is None:
+        return broken(
+            "Parseable", "stream-stale", "no row has a time", "See the columns of the stream."
+        )
+    age = (evidence.now - newest).total_seconds()
+    found = f"the newest sample is of {iso(newest)}, {age:.0f} s ago"
+    if age > _STALE_SECONDS:
+        remedy = (
+            "Scraping or exporting has stopped, or the Collector works off its queue after an "
+            "outage (then this grows less by itself): see its findings."
+        )
+        return broken("Parseable", "stream-stale", found, remedy)
+    return fine("Parseable", "stream-stale", found)
+
+
+def _clocks(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
+    """A batch cannot arrive before its newest sample was taken, nor, without a queue, late."""
+    pairs = [(_instant(row.get("arrived")), _instant(row.get("newest"))) for row in rows]
+    delays = [(a - n).total_seconds() for a, n in pairs if a is not None and n is not None]
+    ours = _offset(evidence)
+    if ours is not None and abs(ours) > _SKEW_SECONDS * 5:
+        return broken(
+            "Parseable",
+            "clock-skew",
+            f"Parseable's clock is {ours:+.0f} s off this machine's",
+            "Set both by NTP. Windows are asked for by Parseable's clock.",
+        )
+    if not delays:
+        return unknown("Parseable", "clock-skew", "no batch has both times")
+    least = min(delays)
+    if -_SKEW_SECONDS <= least <= _LATE_SECONDS:
+        return fine("Parseable", "clock-skew", f"batches arrive {least:.1f} s after their samples")
+    if least < 0:
+        found = (
+            f"samples are dated {-least:.0f} s after their arrival: the Collector's clock is ahead"
+        )
+    else:
+        found = f"the quickest batch took {least:.0f} s: the Collector's clock is behind"
+    return broken(
+        "Parseable",
+        "clock-skew",
+        found,
+        "Set the clocks of the Collector's and Parseable's machines by NTP. A Collector that works "
+        "off its queue also looks as if it were behind: look again when the queue is empty.",
+    )
+
+
+def _offset(evidence: Evidence) -> float | None:
+    """Parseable's clock minus ours, seconds, from the Date of its answer (whole seconds)."""
+    if evidence.about is None or evidence.about.server_time is None:
+        return None
+    return (evidence.about.server_time - evidence.now).total_seconds()
+
+
+def _rows(reply: Reply | None) -> list[dict[str, Any]] | None:
+    """The rows of a query's reply; None where it failed."""
+    if reply is None or not reply.is_ok:
+        return None
+    body = reply.json()
+    return body if isinstance(body, list) else None
+
+
+def _said(reply: Reply | None) -> str:
+    return "not asked" if reply is None else reply.said
+
+
+def _instant(text: object) -> datetime | None:
+    """Parseable's times carry no zone and are UTC."""
+    if not isinstance(text, str):
+        return None
+    try:
+        return parse_instant(text).astimezone(UTC)
+    except CapacityError:
+        return None

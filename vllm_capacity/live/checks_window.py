@@ -1,0 +1,51 @@
+"""What may be wrong with a window, read off its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_capacity.live.finding import Finding, broken, fine, unknown
+from vllm_capacity.live.probes import Evidence
+
+
+def window_checks(evidence: Evidence) -> list[Finding]:
+    """The window's answer has engines, requests, latencies, a price, and an error-free ledger."""
+    answer = evidence.answer
+    if answer is None:
+        return []
+    if not answer["window"]["engines"]:
+        remedy = (
+            "Pull another time range, or the right stream: there is no vLLM series in this one."
+        )
+        return [broken("window", "window-empty", "the window holds no engine", remedy)]
+    return [
+        fine("window", "window-empty", f"{answer['window']['engines']} engines"),
+        *_ledger(answer),
+        _latency(answer),
+        _price(answer),
+    ]
+
+
+def _ledger(answer: Mapping[str, Any]) -> list[Finding]:
+    """Latency or tokens that look wrong have their reason in the ledger."""
+    errors = [item for item in answer["quality"] if item["severity"] == "error"]
+    if not errors:
+        return [fine("window", "figures-doubtful", "the data-quality ledger has no error")]
+    found = "; ".join(f"{item['check']}: {item['effect']}" for item in errors)
+    remedy = "Figures that rest on this cannot be trusted: capture again, or another part."
+    return [broken("window", "figures-doubtful", found, remedy)]
+
+
+def _latency(answer: Mapping[str, Any]) -> Finding:
+    value = answer["latency"]["e2e_seconds"]["p99"]
+    if value["value"] is None and value["lower"] is None:
+        return unknown("window", "no-latency", "no request finished in this window")
+    return fine("window", "no-latency", "latencies are known, with their bounds")
+
+
+def _price(answer: Mapping[str, Any]) -> Finding:
+    cost = answer["cost"]["allocation_usd"]
+    if cost["mid"] is None:
+        return unknown("window", "no-price", f"cost is unknown: {cost['reason']}")
+    return fine("window", "no-price", f"cost rests on: {cost['basis']}")

@@ -1,0 +1,50 @@
+"""One thing `doctor` looked at: what was found, and what to do if it is broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Link = Literal["vLLM", "proxy", "Collector", "Parseable", "window"]
+State = Literal["ok", "broken", "unknown"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`check` names the fault that would be found here; `remedy` is empty unless it was."""
+
+    link: Link
+    check: str
+    state: State
+    found: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """The keys of `vllm-capacity doctor --json`."""
+        return {
+            "link": self.link,
+            "check": self.check,
+            "state": self.state,
+            "found": self.found,
+            "remedy": self.remedy,
+        }
+
+
+def fine(link: Link, check: str, found: str) -> Finding:
+    """A check that found nothing wrong."""
+    return Finding(link, check, "ok", found)
+
+
+def broken(link: Link, check: str, found: str, remedy: str) -> Finding:
+    """A check that found its fault."""
+    return Finding(link, check, "broken", found, remedy)
+
+
+def unknown(link: Link, check: str, found: str) -> Finding:
+    """A check that could not be made, and why."""
+    return Finding(link, check, "unknown", found)
+
+
+def first_broken(findings: list[Finding]) -> Finding | None:
+    """The first broken link on the way from vLLM to the window; None if there is none."""
+    return next((finding for finding in findings if finding.state == "broken"), None)

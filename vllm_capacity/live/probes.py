@@ -1,0 +1,234 @@
+"""What `doctor` asks of each link of the chain: plain requests, and what came back, unjudged.
+
+Every request may be repeated and changes nothing: the one export that is tried holds no point, and
+is only tried on a stream that exists, since it would create it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import httpx
+
+from vllm_capacity.sources.parseable_sql import quoted
+from vllm_capacity.timerange import iso
+
+_RECENT_MINUTES: Final = 15
+_MOST_BYTES: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, or why there is none: then `status` is None."""
+
+    url: str
+    status: int | None = None
+    text: str = ""
+    error: str = ""
+    server_time: datetime | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether it answered with success."""
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def said(self) -> str:
+        """What came back, in a few words."""
+        if self.status is None:
+            return f"{self.url} does not answer ({self.error})"
+        text = " ".join(self.text.split())[:160]
+        return f"{self.url} answers {self.status}" + (f" {text!r}" if text else "")
+
+    def json(self) -> Any:  # noqa: ANN401  (what a server sends is of any shape)
+        """The parsed body; None if it is not JSON."""
+        try:
+            return json.loads(self.text)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Where the links are. Empty or None: that link is not looked at."""
+
+    vllm: tuple[str, ...] = ()
+    proxy: str | None = None
+    collector_metrics: str | None = None
+    collector_health: str | None = None
+    parseable: str | None = None
+    stream: str = "vllm_metrics"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that was found. None: not asked, because there was nobody to ask."""
+
+    now: datetime
+    stream: str = "vllm_metrics"
+    vllm: tuple[Reply, ...] = ()
+    proxy: Reply | None = None
+    collector_health: Reply | None = None
+    collector_before: Reply | None = None
+    collector_after: Reply | None = None
+    collector_config: Mapping[str, Any] | None = None
+    liveness: Reply | None = None
+    about: Reply | None = None
+    default_login: Reply | None = None
+    ingest: Reply | None = None
+    schema: Reply | None = None
+    info: Reply | None = None
+    payloads: Reply | None = None
+    batches: Reply | None = None
+    instances: Reply | None = None
+    answer: Mapping[str, Any] | None = None
+
+
+def ask(
+    client: httpx.Client,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    body: object = None,
+    auth: httpx.Auth | None = None,
+) -> Reply:
+    """The reply to one request; a failure is a reply, too."""
+    try:
+        with client.stream(
+            method, url, headers=headers, json=body, auth=auth or httpx.Auth()
+        ) as answer:
+            text = b""
+            for piece in answer.iter_bytes():
+                text += piece
+                if len(text) > _MOST_BYTES:
+                    return Reply(url, error=f"more than {_MOST_BYTES} bytes")
+    except httpx.HTTPError as error:
+        return Reply(url, error=str(error) or type(error).__name__)
+    date = answer.headers.get("Date")
+    server_time = parsedate_to_datetime(date) if date else None
+    return Reply(url, answer.status_code, text.decode(errors="replace"), "", server_time)
+
+
+def gather(
+    client: httpx.Client,
+    chain: Chain,
+    *,
+    clock: Callable[[], datetime],
+    pause: Callable[[], None],
+    reader: httpx.Auth | None = None,
+    ingest_authorization: str | None = None,
+    collector_config: Mapping[str, Any] | None = None,
+    answer: Mapping[str, Any] | None = None,
+) -> Evidence:
+    """The evidence on the whole chain. `pause` lies between two looks at the Collector."""
+    before = _asked(client, chain.collector_metrics)
+    vllm = tuple(ask(client, "GET", url) for url in chain.vllm)
+    proxy = _asked(client, chain.proxy)
+    health = _asked(client, chain.collector_health)
+    if before is not None and before.is_ok:
+        pause()
+    after = _asked(client, chain.collector_metrics)
+    found = Evidence(
+        clock(),
+        chain.stream,
+        vllm,
+        proxy,
+        health,
+        before,
+        after,
+        collector_config,
+        answer=answer,
+    )
+    return _with_parseable(found, client, chain, reader, ingest_authorization)
+
+
+def _asked(client: httpx.Client, url: str | None) -> Reply | None:
+    return None if url is None else ask(client, "GET", url)
+
+
+def _with_parseable(
+    evidence: Evidence,
+    client: httpx.Client,
+    chain: Chain,
+    reader: httpx.Auth | None,
+    ingest_authorization: str | None,
+) -> Evidence:
+    """The evidence with Parseable's replies; its streams are asked for as the reader."""
+    if chain.parseable is None:
+        return evidence
+    base = chain.parseable.rstrip("/")
+    about, stream = f"{base}/api/v1/about", f"{base}/api/v1/logstream/{chain.stream}"
+    evidence = replace(
+        evidence,
+        liveness=ask(client, "GET", f"{base}/api/v1/liveness"),
+        default_login=ask(client, "GET", about, auth=httpx.BasicAuth("admin", "admin")),
+    )
+    if reader is None:
+        return evidence
+    schema = ask(client, "GET", f"{stream}/schema", auth=reader)
+    recent = _recent(evidence.now)
+    queried = {
+        name: ask(
+            client, "POST", f"{base}/api/v1/query", body={"query": query, **recent}, auth=reader
+        )
+        for name, query in _queries(chain.stream).items()
+    }
+    return replace(
+        evidence,
+        about=ask(client, "GET", about, auth=reader),
+        schema=schema,
+        info=ask(client, "GET", f"{stream}/info", auth=reader),
+        payloads=queried["payloads"],
+        batches=queried["batches"],
+        instances=queried["instances"],
+        ingest=_export(client, base, chain.stream, ingest_authorization) if schema.is_ok else None,
+    )
+
+
+def _export(
+    client: httpx.Client, base: str, stream: str, authorization: str | None
+) -> Reply | None:
+    if authorization is None:
+        return None
+    if authorization != authorization.strip():
+        # not tried: the error would show the secret
+        return Reply(f"{base}/v1/metrics", error="the secret has space around it, sent as it is")
+    headers = {
+        "Authorization": authorization,
+        "X-P-Stream": stream,
+        "X-P-Log-Source": "otel-metrics",
+    }
+    nothing: dict[str, list[object]] = {"resourceMetrics": []}
+    return ask(client, "POST", f"{base}/v1/metrics", headers=headers, body=nothing)
+
+
+def _recent(now: datetime) -> dict[str, str]:
+    """The last minutes by arrival, with the current one: the end is exclusive, whole minutes."""
+    end = now.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
+    return {"startTime": iso(end - timedelta(minutes=_RECENT_MINUTES)), "endTime": iso(end)}
+
+
+def _queries(stream: str) -> dict[str, str]:
+    """Aggregates small enough to send whatever the stream holds."""
+    table, instance = quoted(stream), quoted("service.instance.id")
+    return {
+        "payloads": (
+            "select metric_type, count(1) as points, count(data_point_value) as filled "
+            f"from {table} where metric_type in ('gauge', 'sum') group by metric_type"
+        ),
+        "batches": (
+            "select p_timestamp as arrived, max(time_unix_nano) as newest "
+            f"from {table} group by p_timestamp"
+        ),
+        "instances": (
+            f"select {instance} as instance, max(time_unix_nano) as tried, "
+            "max(case when data_point_value = 1 then time_unix_nano end) as scraped "
+            f"from {table} where metric_name = 'up' group by {instance}"
+        ),
+    }

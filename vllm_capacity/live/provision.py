@@ -1,0 +1,182 @@
+"""Posts the alert rules and the dashboard that Parseable can hold, and says which rules it cannot.
+
+Parseable's alerts take exactly one dataset and one of avg, sum, min, max, count. A percentile of a
+histogram and the rate of a counter are neither, and percentile functions pass its validation but
+evaluate to 0: those rules are left to `vllm-capacity alerts`. It also reads no data as 0, so that a
+rule "above" stays silent when scraping dies: the rule on absence, a count below 1, is its pair.
+
+Alert titles are not unique there: they are looked up first, or every run would add another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm_capacity.alerts import RULES, Rule
+from vllm_capacity.live.stack import Management
+from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
+from vllm_capacity.sources.parseable_sql import literals, quoted
+
+_WINDOW_MINUTES: Final = 5
+_CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+DASHBOARD_TITLE: Final = "vLLM capacity"
+
+
+@dataclass(frozen=True)
+class Evaluable:
+    """How Parseable evaluates a rule: one aggregate over the values of one metric's spellings."""
+
+    aggregate: str
+    metrics: tuple[str, ...]
+    operator: str = ">"
+    threshold: float | None = None  # None: the rule's own
+
+
+_EVALUABLE: Mapping[str, Evaluable] = {
+    "kv-cache": Evaluable(
+        "avg", ("vllm:kv_cache_usage_perc", "vllm_kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+    ),
+    "waiting": Evaluable("avg", ("vllm:num_requests_waiting", "vllm_num_requests_waiting")),
+    "no-data": Evaluable(
+        "count", ("vllm:num_requests_running", "vllm_num_requests_running"), "<", 1.0
+    ),
+}
+_WHY_NOT: Mapping[str, str] = {
+    "e2e-p99": "a percentile of a histogram",
+    "ttft-p95": "a percentile of a histogram",
+    "failures": "the increase of a counter",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A tile of the dashboard: its title, how it is drawn, the query behind it."""
+
+    title: str
+    chart: str
+    query: str
+
+
+def alert_body(rule: Rule, stream: str) -> dict[str, Any] | None:
+    """What to post for the rule on the stream; None where Parseable cannot evaluate it."""
+    how = _EVALUABLE.get(rule.name)
+    if how is None:
+        return None
+    query = (
+        f"select {how.aggregate}(data_point_value) as observed from {quoted(stream)} "
+        f"where metric_name in ({literals(how.metrics)})"
+    )
+    return {
+        "title": f"vLLM {rule.title} ({stream})",
+        "severity": "high",
+        "queryType": "code",
+        "query": query,
+        "alertType": "threshold",
+        "thresholdConfig": {
+            "operator": how.operator,
+            "value": rule.above if how.threshold is None else how.threshold,
+        },
+        "evalConfig": {
+            "rollingWindow": {
+                "evalStart": f"{_WINDOW_MINUTES}m",
+                "evalEnd": "now",
+                "evalFrequency": _WINDOW_MINUTES,
+            }
+        },
+        "notificationConfig": {"interval": _WINDOW_MINUTES},
+        "targets": [],
+    }
+
+
+def provision_alerts(
+    management: Management, stream: str, rules: Iterable[Rule] = RULES
+) -> list[str]:
+    """A line for each rule: created, unchanged, changed, or why it is not Parseable's.
+
+    Targets that someone added to an alert stay when its query or threshold is brought up to date.
+    """
+    listed = management.records("/api/v1/alerts?limit=1000")
+    return [_provision_alert(management, stream, rule, listed) for rule in rules]
+
+
+def _provision_alert(
+    management: Management, stream: str, rule: Rule, listed: list[dict[str, Any]]
+) -> str:
+    body = alert_body(rule, stream)
+    if body is None:
+        why = _WHY_NOT.get(rule.name, "not one aggregate of one stream")
+        return f"alert {rule.title}: not in Parseable ({why}); `vllm-capacity alerts` evaluates it"
+    title = body["title"]
+    found = sorted((a["created"], a["id"]) for a in listed if a["title"] == title)
+    if not found:
+        management.call("POST", "/api/v1/alerts", body=body)
+        return f"alert {title}: created"
+    extra = f"; {len(found)} carry this title, the oldest counts" if len(found) > 1 else ""
+    path = f"/api/v1/alerts/{found[0][1]}"
+    current = management.record(path)
+    if all(current.get(key) == body[key] for key in ("query", "thresholdConfig", "evalConfig")):
+        return f"alert {title}: there already{extra}"
+    kept = {key: current.get(key, body[key]) for key in ("targets", "notificationConfig")}
+    management.call("PUT", path, body={**body, **kept})
+    return f"alert {title}: brought up to date{extra}"
+
+
+def panels(stream: str, usd_per_gpu_hour: float | None = None) -> list[Panel]:
+    """The guide's eight panels with their queries on the stream, at that price of a GPU-hour."""
+    return [
+        Panel(
+            query.title,
+            query.chart,
+            guide_query(query.name, stream=stream, usd_per_gpu_hour=usd_per_gpu_hour),
+        )
+        for query in GUIDE_QUERIES
+        if query.chart
+    ]
+
+
+def dashboard_body(panels: Iterable[Panel], stream: str) -> dict[str, Any]:
+    """The dashboard to post; tile ids are ULIDs made from the titles, the same in every run.
+
+    What a tile holds beside its id means something only to Parseable's user interface, whose source
+    is closed: the layout is a best effort, the queries are right by themselves.
+    """
+    return {
+        "title": f"{DASHBOARD_TITLE} ({stream})",
+        "tags": ["vllm"],
+        "tiles": [
+            {
+                "tile_id": _ulid(f"{stream}/{panel.title}"),
+                "title": panel.title,
+                "dbName": stream,
+                "chartType": panel.chart,
+                "query": panel.query,
+                "layout": {"x": 6 * (at % 2), "y": 6 * (at // 2), "w": 6, "h": 6},
+            }
+            for at, panel in enumerate(panels)
+        ],
+    }
+
+
+def _ulid(text: str) -> str:
+    """A valid ULID (26 characters, the first at most 7) that depends on the text alone."""
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+    return "".join(_CROCKFORD[(number >> (5 * at)) & 31] for at in reversed(range(26)))
+
+
+def provision_dashboard(management: Management, panels: Iterable[Panel], stream: str) -> str:
+    """A line: the dashboard was created, is there already, or was brought up to date."""
+    body = dashboard_body(panels, stream)
+    title = body["title"]
+    listed = management.records("/api/v1/dashboards")
+    ids = [board["dashboardId"] for board in listed if board["title"] == title]
+    if not ids:
+        management.call("POST", "/api/v1/dashboards", body=body)
+        return f"dashboard {title}: created, {len(body['tiles'])} panels"
+    path = f"/api/v1/dashboards/{ids[0]}"
+    if management.record(path).get("tiles") == body["tiles"]:
+        return f"dashboard {title}: there already"
+    management.call("PUT", path, body=body)
+    return f"dashboard {title}: brought up to date"

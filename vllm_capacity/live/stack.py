@@ -1,0 +1,276 @@
+"""Sets a Parseable up for the stack: streams, an ingestor, a reader, their secrets as files.
+
+Everything may be run again: what is there already is left as it is. Parseable itself makes up the
+passwords and tells them once; they go into files of mode 0600 and nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from vllm_capacity.errors import InputError, SourceError
+
+INGEST_SECRET: Final = "ingest_authorization"
+READER_SECRET: Final = "reader_password"
+READER_PROFILE: Final = "reader.toml"
+_INGEST_ROLE: Final = "vllm_ingestor"
+_READER_ROLE: Final = "vllm_reader"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the stack's streams and users are called."""
+
+    metrics_stream: str = "vllm_metrics"
+    traces_stream: str = "vllm_traces"
+    ingest_user: str = "collector"
+    reader_user: str = "planner"
+
+    @property
+    def log_sources(self) -> Mapping[str, str]:
+        """The log source that each stream is created for."""
+        return {self.metrics_stream: "otel-metrics", self.traces_stream: "otel-traces"}
+
+
+@dataclass(frozen=True)
+class Management:
+    """Parseable's management routes, for an administrator's `client` (base URL and credentials)."""
+
+    client: httpx.Client
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """The answer, or a SourceError: what was asked, what came back, what to try."""
+        try:
+            answer = self.client.request(method, path, headers=headers, json=body)
+        except httpx.TransportError as error:
+            raise SourceError(
+                f"{method} {path}: no answer from {self.client.base_url} ({error}). "
+                "Is Parseable running, and is PARSEABLE_URL right?"
+            ) from None
+        if answer.is_success:
+            return answer
+        raise SourceError(
+            f"{method} {path} on {self.client.base_url}: {answer.status_code}"
+            f" {answer.text.strip()[:300]!r}. {_remedy(answer.status_code)}"
+        )
+
+    def record(self, path: str) -> dict[str, Any]:
+        """The object that a GET of the path answers."""
+        answer = self.call("GET", path).json()
+        return answer if isinstance(answer, dict) else {}
+
+    def records(self, path: str) -> list[dict[str, Any]]:
+        """The list of objects that a GET of the path answers."""
+        answer = self.call("GET", path).json()
+        return answer if isinstance(answer, list) else []
+
+    def streams(self) -> set[str]:
+        """The names of the streams that this user sees."""
+        return {stream["name"] for stream in self.records("/api/v1/logstream")}
+
+    def users(self) -> set[str]:
+        """The names of all users."""
+        return {user["id"] for user in self.records("/api/v1/user")}
+
+
+def _remedy(status: int) -> str:
+    if status in (401, 403):
+        return (
+            "A wrong user or password is answered with 403: check PARSEABLE_ROOT_USER and "
+            "PARSEABLE_ROOT_PASSWORD; they must be an administrator's."
+        )
+    if status == httpx.codes.NOT_FOUND:
+        return "Is this Parseable 2.9.2 or newer?"
+    return "Look at Parseable's log."
+
+
+def initialise(
+    client: httpx.Client,
+    names: Names,
+    secrets: Path,
+    *,
+    renew: bool = False,
+    retention_days: int | None = None,
+) -> list[str]:
+    """Streams, roles, users and secret files; a line for each thing done or found.
+
+    `renew` gives both users new passwords. `client` is an administrator's.
+    """
+    management = Management(client)
+    done = [f"Parseable {management.record('/api/v1/about').get('version')} answers"]
+    _check_secrets(management.users(), names, secrets, renew=renew)
+    existing = management.streams()
+    for stream, log_source in names.log_sources.items():
+        done.append(_create_stream(management, stream, log_source, is_there=stream in existing))
+        if retention_days is not None:
+            done.append(_retain(management, stream, retention_days))
+    done += [
+        _put_role(management, _INGEST_ROLE, "ingestor", names),
+        _put_role(management, _READER_ROLE, "reader", names),
+        _give_user(management, names.ingest_user, _INGEST_ROLE, secrets / INGEST_SECRET, renew),
+        _give_user(management, names.reader_user, _READER_ROLE, secrets / READER_SECRET, renew),
+        _write_profile(client, names.reader_user, secrets),
+    ]
+    return done + verify(client, names, secrets)
+
+
+def _write_profile(client: httpx.Client, user: str, secrets: Path) -> str:
+    """The reader's settings as `vllm-capacity pull --profile` takes them."""
+    path = secrets / READER_PROFILE
+    password = (secrets / READER_SECRET).read_text().strip()
+    settings = {"url": str(client.base_url).rstrip("/"), "user": user, "password": password}
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    if not path.exists() or path.read_text() != text:
+        write_secret(path, text)
+    return f"profile {path}: for `vllm-capacity pull --profile` and `doctor`"
+
+
+def _check_secrets(users: set[str], names: Names, secrets: Path, *, renew: bool) -> None:
+    """Before anything is changed: a user whose secret is gone can only get a new password."""
+    for user, name in ((names.ingest_user, INGEST_SECRET), (names.reader_user, READER_SECRET)):
+        if user in users and not (secrets / name).exists() and not renew:
+            raise InputError(
+                f"Parseable has a user {user!r}, but its secret {secrets / name} is not there. "
+                "Put the file back, or run again with --renew: both users get new passwords, and "
+                "whoever uses the old ones is refused."
+            )
+
+
+def _create_stream(management: Management, stream: str, log_source: str, *, is_there: bool) -> str:
+    path = f"/api/v1/logstream/{stream}"
+    if not is_there:
+        management.call("PUT", path, headers={"X-P-Log-Source": log_source})
+        return f"stream {stream}: created for {log_source}"
+    sources = management.record(f"{path}/info").get("logSource") or []
+    formats = {source.get("log_source_format") for source in sources}
+    if formats and log_source not in formats:
+        raise InputError(
+            f"The stream {stream} holds {', '.join(sorted(map(str, formats)))}, not {log_source}. "
+            "Choose another stream; delete it only if nobody needs what is in it."
+        )
+    return f"stream {stream}: there already"
+
+
+def _retain(management: Management, stream: str, days: int) -> str:
+    rule = {"description": f"{days} days", "action": "delete", "duration": f"{days}d"}
+    management.call("PUT", f"/api/v1/logstream/{stream}/retention", body=[rule])
+    return f"stream {stream}: kept for {days} days"
+
+
+def _put_role(management: Management, role: str, privilege: str, names: Names) -> str:
+    rights = [
+        {"privilege": privilege, "resource": {"stream": stream}} for stream in names.log_sources
+    ]
+    management.call("PUT", f"/api/v1/role/{role}", body=rights)
+    return f"role {role}: {privilege} of {', '.join(names.log_sources)}"
+
+
+def _give_user(management: Management, user: str, role: str, secret: Path, renew: bool) -> str:
+    is_there = user in management.users()
+    if is_there and not renew:
+        return f"user {user}: there already, secret in {secret}"
+    if is_there:
+        answer = management.call("POST", f"/api/v1/user/{user}/generate-new-password")
+    else:
+        answer = management.call("POST", f"/api/v1/user/{user}", body=[role])
+    password = answer.text.strip().strip('"')
+    if not password:
+        raise SourceError(f"Parseable gave no password for {user!r}; run again with --renew.")
+    is_header = secret.name == INGEST_SECRET
+    write_secret(secret, basic_authorization(user, password) if is_header else password)
+    return f"user {user}: {'new password' if is_there else 'created'}, secret in {secret}"
+
+
+def basic_authorization(user: str, password: str) -> str:
+    """The value of the Authorization header."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def write_secret(path: Path, text: str) -> None:
+    """The file, whole or not at all, readable by its owner alone from its first byte on.
+
+    No newline is added: the Collector would send it as part of the header, and fail.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    partial.replace(path)
+
+
+def verify(client: httpx.Client, names: Names, secrets: Path) -> list[str]:
+    """A line for each right that the two users have and have not; SourceError if it is otherwise.
+
+    Nothing is written: the export that is tried holds no point.
+    """
+    reader = basic_authorization(names.reader_user, (secrets / READER_SECRET).read_text().strip())
+    ingestor = (secrets / INGEST_SECRET).read_text()
+    if ingestor != ingestor.strip():
+        raise InputError(
+            f"{secrets / INGEST_SECRET} has a newline or space at an end, which the Collector "
+            "would send as part of the header: remove it."
+        )
+    stream, found = names.metrics_stream, []
+    for user, authorization, should_write in (
+        (names.ingest_user, ingestor, True),
+        (names.reader_user, reader, False),
+    ):
+        may_write = not _is_refused(_export(client, authorization, stream))
+        may_read = not _is_refused(_query(client, authorization, stream))
+        if (may_write, may_read) != (should_write, not should_write):
+            raise SourceError(
+                f"The user {user} {_may(may_write)} write to {stream} and {_may(may_read)} read "
+                f"it; it should be able to {'write' if should_write else 'read'} only. If it can "
+                "do neither, its secret is not its password: run again with --renew."
+            )
+        found.append(f"checked: {user} {_may(may_write)} write and {_may(may_read)} read")
+    return found
+
+
+def _may(is_allowed: bool) -> str:
+    return "can" if is_allowed else "cannot"
+
+
+def _is_refused(answer: httpx.Response) -> bool:
+    """401 or 403; or 400, by which a query says that the user has no right to the stream."""
+    return answer.status_code in (401, 403) or "does not have access" in answer.text
+
+
+def _export(client: httpx.Client, authorization: str, stream: str) -> httpx.Response:
+    headers = {
+        "Authorization": authorization,
+        "X-P-Stream": stream,
+        "X-P-Log-Source": "otel-metrics",
+    }
+    return _post(client, "/v1/metrics", headers, {"resourceMetrics": []})
+
+
+def _query(client: httpx.Client, authorization: str, stream: str) -> httpx.Response:
+    query = f'select count(1) as n from "{stream}"'
+    body = {"query": query, "startTime": "1m", "endTime": "now"}
+    return _post(client, "/api/v1/query", {"Authorization": authorization}, body)
+
+
+def _post(client: httpx.Client, path: str, headers: dict[str, str], body: object) -> httpx.Response:
+    """The answer to someone else: httpx.Auth() keeps the client from adding its own credentials."""
+    try:
+        return client.post(path, headers=headers, json=body, auth=httpx.Auth())
+    except httpx.TransportError as error:
+        raise SourceError(f"POST {path}: no answer from {client.base_url} ({error}).") from None
