@@ -45,7 +45,7 @@ bench: $(STAMP)  ## side-by-side ratios → bench/RESULTS.md
 test-live: $(STAMP)  ## the source tests against a real Parseable (PARSEABLE_BIN)
 	@test -n "$(PARSEABLE_BIN)" || { echo "Set PARSEABLE_BIN to a parseable binary, 2.9.2 or newer."; exit 2; }
 	@echo "==> Live tests against $(PARSEABLE_BIN)"
-	@PARSEABLE_BIN="$(PARSEABLE_BIN)" $(BIN)/python -m pytest -m live tests/integration/live_*.py
+	@PARSEABLE_BIN="$(PARSEABLE_BIN)" $(BIN)/python -m tests.integration.live
 
 lock: $(STAMP)  ## requirements.lock anew from pyproject.toml (minutes)
 	@echo "==> Locking"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -54,5 +54,8 @@ def _rate_before(window: Window, metrics: Sequence[str], restart: Restart) -> fl
     rates = []
     for seconds in _TRAILING_SECONDS:
         recent = rows.filter(pl.col("ts") > restart.before - timedelta(seconds=seconds))
-        rates.append(float(recent.get_column("increase").sum()) / seconds)
-    return max(rates)
+        base = recent.get_column("ts_before").min()
+        if isinstance(base, datetime):  # the increases span from there, whatever the grain
+            covered = (restart.before - base).total_seconds()
+            rates.append(float(recent.get_column("increase").sum()) / covered)
+    return max(rates, default=0.0)

@@ -215,7 +215,7 @@ def _gauge_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
 def _minute_gauge_steps(
     window: Window, part: TimeRange, grid: Grid, names: dict[str, str]
 ) -> pl.DataFrame:
-    """The same from a thinned window's minutes; shares of scrapes are not known there."""
+    """The same from a thinned window's minutes, where most shares of scrapes are not known."""
     minutes = gauges.gauge_minutes(window, list(names.values()), part=part)
     own = {name: pl.col("metric") == metric for name, metric in names.items()}
     means = {
@@ -229,13 +229,19 @@ def _minute_gauge_steps(
         .group_by(_STEP)
         .agg(
             scrapes=pl.col("n").filter(own["running"]).sum().cast(pl.Int64),
-            waiting_share=pl.lit(None, dtype=pl.Float64),
+            waiting_share=_minute_share(own["waiting"]),
             at_ceiling_share=pl.lit(None, dtype=pl.Float64),
             **means,
             **most,
         )
         .with_columns(pl.col([f"{name}_mean" for name in names]).fill_nan(None))
     )
+
+
+def _minute_share(is_waiting: pl.Expr) -> pl.Expr:
+    """The share of scrapes with a queue: all if its least is above 0, none if its most is 0."""
+    least, most = (pl.col(name).filter(is_waiting) for name in ("min", "max"))
+    return pl.when(least.min() > 0).then(1.0).when(most.max() == 0).then(0.0)
 
 
 def _rate_steps(

@@ -20,7 +20,8 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_capacity.errors import InputError, ParseError
-from vllm_capacity.facts.catalog import Kind, Match, canonical_name, keeps, match
+from vllm_capacity.facts.catalog import keeps
+from vllm_capacity.sources.otlp import Wire
 from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey
 
 Labels = tuple[tuple[str, str], ...]
@@ -109,7 +110,7 @@ class ScrapeReader:
     def _add_family(
         self, scrape: Scrape, family: Family, created: Mapping[tuple[str, Labels], float]
     ) -> None:
-        wire = _Wire.of(family)
+        wire = _wire(family)
         if not keeps(wire.exposed):
             return
         if family.type == "histogram":
@@ -127,7 +128,7 @@ class ScrapeReader:
         self,
         scrape: Scrape,
         family: Family,
-        wire: _Wire,
+        wire: Wire,
         created: Mapping[tuple[str, Labels], float],
     ) -> None:
         for labels, state in _histogram_states(family).items():
@@ -145,7 +146,7 @@ class ScrapeReader:
             )
 
     def _register(
-        self, key: SeriesKey, wire: _Wire, scrape: Scrape, created_seconds: float | None
+        self, key: SeriesKey, wire: Wire, scrape: Scrape, created_seconds: float | None
     ) -> int:
         first_us = self.first_attempt_us[scrape.target]
         is_born_inside = created_seconds is not None and created_seconds * 1e6 > first_us
@@ -154,48 +155,11 @@ class ScrapeReader:
         )
 
 
-@dataclass(frozen=True)
-class _Wire:
-    """How one family is spelt on the wire, and what the catalogue knows of it."""
-
-    exposed: str
-    kind: str
-    found: Match | None
-
-    @classmethod
-    def of(cls, family: Family) -> _Wire:
-        # The parser takes `_total` off a counter's family name; at /metrics it is there.
-        is_bare = family.type == "counter" and not family.name.endswith("_total")
-        exposed = f"{family.name}_total" if is_bare else str(family.name)
-        found = match(exposed)
-        kind = str(family.type)
-        if found and (kind == "unknown" or found.metric.kind is Kind.INFO):
-            kind = str(found.metric.kind)  # no TYPE line, or a gauge that only carries labels
-        return cls(exposed, "gauge" if kind == "unknown" else kind, found)
-
-    @property
-    def rank(self) -> int:
-        return self.found.rank if self.found else 0
-
-    @property
-    def scale(self) -> float:
-        return self.found.scale if self.found else 1.0
-
-    def key(
-        self, target: str, labels: Mapping[str, str], bounds: tuple[float, ...] | None = None
-    ) -> SeriesKey:
-        has_engine = self.found.metric.has_engine if self.found else "engine" in labels
-        return SeriesKey(
-            metric=self.found.metric.name if self.found else canonical_name(self.exposed),
-            kind=self.kind,
-            instance=target,
-            engine=labels.get("engine", "0") if has_engine else None,
-            model_name=labels.get("model_name", labels.get("model")),
-            labels=tuple(
-                (k, v) for k, v in _frozen(labels) if k not in ("engine", "model_name", "model")
-            ),
-            bounds=bounds,
-        )
+def _wire(family: Family) -> Wire:
+    # The parser takes `_total` off a counter's family name; at /metrics it is there.
+    is_bare = family.type == "counter" and not family.name.endswith("_total")
+    exposed = f"{family.name}_total" if is_bare else str(family.name)
+    return Wire.of(exposed, "" if family.type == "unknown" else str(family.type))
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,8 @@ def _regime(row: Row, ceiling: float) -> tuple[str, str]:
         return KV, "kv"
     if queue_share >= _QUEUE_SHARE:
         return _queued_regime(row, ceiling)
+    if row["waiting_share"] is None and row["waiting_max"]:
+        return UNKNOWN, "thinned"
     if output <= 0 and row["running_mean"] >= 1 and row["output_tokens_per_second"] is not None:
         return UNKNOWN, "stalled"
     return CLIENT, "client"
@@ -178,14 +180,14 @@ def _is_kv_bound(row: Row) -> bool:
     mean, peak = row["kv_ratio_mean"], row["kv_ratio_max"]
     if mean is None:
         return False
-    is_queued = bool(row["waiting_share"])
+    is_queued = bool(row["waiting_max"])
     is_preempting = bool(row["preemptions"])
     if mean >= _KV_FULL_RATIO:
         return is_queued or is_preempting
     if mean < _KV_TIGHT_RATIO or peak < _KV_FULL_RATIO:
         return False
     is_below_ceiling = (row["at_ceiling_share"] or 0.0) < _CEILING_SHARE
-    return is_preempting or (row["waiting_share"] >= _QUEUE_SHARE and is_below_ceiling)
+    return is_preempting or ((row["waiting_share"] or 0.0) >= _QUEUE_SHARE and is_below_ceiling)
 
 
 def _queued_regime(row: Row, ceiling: float) -> tuple[str, str]:
@@ -294,6 +296,8 @@ def _evidence(stretch: Sequence[Judged]) -> str:
         f"prompt and {_n(output)} output tokens/s.",
         "kv-unobserved": f"{queue}, but KV usage was not observed, so what limits cannot be told; "
         f"{ran}.",
+        "thinned": f"{_n(waiting)} requests waited on average, but only minutes were pulled: for "
+        f"how much of them is not known; {ran}; {cache}.",
         "stalled": f"{ran}, but no token came out: a frozen gauge or a hung engine.",
         "decode": f"Decode-compute-bound by the look of it: {ran} and nothing waited, yet "
         f"{_n(output)} output tokens/s is no more than a lighter load gave.",

@@ -9,6 +9,7 @@ select
     t0 as ts,
     n,
     sum / n as value,
+    min,
     max
 from minutes
 join series using (series_id)

@@ -1,0 +1,97 @@
+"""A real Parseable on a temporary folder and loopback ports, where PARSEABLE_BIN names one."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = ("root", "root-password")
+
+
+@dataclass(frozen=True)
+class RealParseable:
+    """A running server: its address, and its store's root."""
+
+    url: str
+    store: Path
+
+    def ingest(self, stream: str, body: str, *, path: str = "/v1/metrics") -> None:
+        kind = "otel-metrics" if path.endswith("metrics") else "otel-traces"
+        httpx.post(
+            f"{self.url}{path}",
+            content=body,
+            headers={
+                "X-P-Stream": stream,
+                "X-P-Log-Source": kind,
+                "Content-Type": "application/json",
+            },
+            auth=ROOT,
+            timeout=60,
+        ).raise_for_status()
+
+
+def parseable_binary() -> str:
+    """Its path; without one there is nothing to test against."""
+    found = os.environ.get("PARSEABLE_BIN")
+    if not found or not Path(found).is_file():
+        pytest.fail("PARSEABLE_BIN names no Parseable binary")
+    return found
+
+
+@contextlib.contextmanager
+def real_parseable(folder: Path) -> Iterator[RealParseable]:
+    """The server while it runs; ended at the end, its files left for whoever asks."""
+    ports = _free_ports(3)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "P_ADDR": f"127.0.0.1:{ports[0]}",
+        "P_GRPC_PORT": str(ports[1]),
+        "P_FLIGHT_PORT": str(ports[2]),
+        "P_FS_DIR": str(folder / "data"),
+        "P_STAGING_DIR": str(folder / "staging"),
+        "P_USERNAME": ROOT[0],
+        "P_PASSWORD": ROOT[1],
+        "P_CHECK_UPDATE": "false",
+        "P_SEND_ANONYMOUS_USAGE_DATA": "false",
+        "RUST_LOG": "warn",
+    }
+    log = (folder / "parseable.log").open("wb")
+    command = [parseable_binary(), "local-store"]
+    with log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
+        try:
+            server = RealParseable(f"http://127.0.0.1:{ports[0]}", folder / "data")
+            wait_for(lambda: _is_ready(server.url), seconds=60)
+            yield server
+        finally:
+            process.terminate()
+
+
+def wait_for(is_done, *, seconds: float) -> None:
+    """Wait for a condition; bounded, so that a hanging server fails the test."""
+    for _ in range(int(seconds * 2)):
+        if is_done():
+            return
+        time.sleep(0.5)
+    pytest.fail(f"not done within {seconds} s")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/api/v1/readiness", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]

@@ -1,0 +1,76 @@
+"""The real Prometheus on a loopback port, scraping given targets every second into a folder."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+_CONFIG = """\
+global:
+  scrape_interval: 1s
+scrape_configs:
+  - job_name: vllm
+    static_configs:
+      - targets: [{targets}]
+        labels:
+          cluster: test
+"""
+
+
+def prometheus_binary() -> str:
+    """Its path; without it the test is skipped, in CI it fails."""
+    found = shutil.which("prometheus")
+    if found:
+        return found
+    text = "no prometheus here; install Debian's package: apt-get install prometheus"
+    if os.environ.get("CI"):
+        pytest.fail(text)
+    pytest.skip(text)
+
+
+@contextlib.contextmanager
+def real_prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
+    """Its URL while it runs; the process is ended at the end."""
+    binary = prometheus_binary()
+    config = folder / "prometheus.yml"
+    config.write_text(_CONFIG.format(targets=", ".join(f"'{target}'" for target in targets)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        binary,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until(lambda: _is_ready(url), seconds=60)
+            yield url
+        finally:
+            process.terminate()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/-/ready", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(is_done, *, seconds: float) -> None:
+    """Wait for a condition; bounded, so that a hanging server fails the test."""
+    for _ in range(int(seconds * 10)):
+        if is_done():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"not done within {seconds} s")

@@ -1,0 +1,97 @@
+"""What a window says does not depend on how it was pulled: every figure and every verdict.
+
+Recorded while the store was down, the collector killed, a server restarted and two others ended.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from tests.standin.recorded import recorded_server
+from tests.standin.server import RECORDED
+from vllm_capacity.answers import answer
+from vllm_capacity.figures.latency import E2E, ITL, TTFT, histogram_increases, latency
+from vllm_capacity.figures.traffic import (
+    GENERATION_TOKENS,
+    PREEMPTIONS,
+    PROMPT_TOKENS,
+    REQUESTS,
+    counter_increases,
+)
+from vllm_capacity.live.pull import pull_files, pull_server
+from vllm_capacity.sources.parseable import Parseable
+from vllm_capacity.sources.parseable_pull import Request
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange
+
+START = datetime(2026, 11, 24, 8, 14, tzinfo=UTC)
+PART = TimeRange(START, START + timedelta(minutes=13))
+# Whole minutes, and such that states lie before them.
+MINUTES = TimeRange(START + timedelta(minutes=1), START + timedelta(minutes=12))
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pulled")
+    pull_files(str(RECORDED / "store"), "vllm_metrics", folder / "files", PART)
+    with (
+        recorded_server() as standin,
+        httpx.Client(base_url=standin.url, auth=("root", "root-password"), timeout=60) as client,
+    ):
+        server = Parseable(client)
+        for name, is_thinned in (("whole", False), ("thinned", True)):
+            pull_server(server, Request("vllm_metrics", PART, is_thinned), folder / name)
+    return {name: open_window(folder / name) for name in ("files", "whole", "thinned")}
+
+
+def test_the_server_and_its_files_give_the_same_answer(windows):
+    from_files, over_http = (answer(windows[name]) for name in ("files", "whole"))
+    for one in (from_files, over_http):
+        one.pop("window")  # its name
+        # By how much samples were late: the replay has the time of sending, the store of arrival.
+        one["quality"] = [finding for finding in one["quality"] if finding["check"] != "late"]
+    assert len(over_http["quality"]) > 5
+    assert over_http == from_files
+
+
+def test_a_thinned_window_has_the_counters_of_the_whole(windows):
+    metrics = [REQUESTS, GENERATION_TOKENS, PROMPT_TOKENS, PREEMPTIONS]
+    whole, thinned = (
+        counter_increases(windows[name], metrics, part=MINUTES) for name in ("whole", "thinned")
+    )
+    assert whole.height > 20
+    assert thinned.equals(whole)
+
+
+@pytest.mark.parametrize("step_seconds", [None, 60], ids=["at once", "by minute"])
+def test_a_thinned_window_has_the_histograms_of_the_whole(windows, step_seconds):
+    whole, thinned = (
+        histogram_increases(
+            windows[name], [TTFT, ITL, E2E], part=MINUTES, step_seconds=step_seconds
+        )
+        for name in ("whole", "thinned")
+    )
+    assert len(whole) > 10
+    assert thinned == whole
+
+
+def test_a_thinned_window_has_the_quantiles_of_the_whole(windows):
+    whole, thinned = (latency(windows[name], part=MINUTES) for name in ("whole", "thinned"))
+    assert whole["ttft_seconds"]["p95"]["value"] == pytest.approx(17.26, abs=0.01)
+    assert thinned == whole
+
+
+def test_a_thinned_window_has_an_answer_with_the_same_counts_and_gauges(windows):
+    whole, thinned = (
+        answer(windows[name], start=MINUTES.start, end=MINUTES.end) for name in ("whole", "thinned")
+    )
+    lost = [told["requests"].pop("lost")["high"] for told in (whole, thinned)]
+    assert 0.3 < lost[1] / lost[0] < 3  # a bound by the rate before, told more coarsely
+    for told in (whole, thinned):
+        told["tokens"].pop("lost")
+    for figure in ("requests", "tokens", "latency", "preemptions", "prefix_cache_hit_ratio"):
+        assert thinned[figure] == whole[figure], figure
+    assert thinned["kv_cache_ratio"]["max"] == whole["kv_cache_ratio"]["max"]
+    assert thinned["running"]["max"] is None  # of several engines: not to be told from minutes
+    assert thinned["running"]["mean"] > 0

@@ -1,0 +1,173 @@
+"""The guide's SQL, run by the stand-in's DataFusion, gives our own figures."""
+
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from tests.standin.recorded import recorded_server
+from tests.standin.server import RECORDED
+from vllm_capacity.cli import cli
+from vllm_capacity.errors import InputError
+from vllm_capacity.figures.latency import E2E, TTFT, histogram_increases, merged, quantiles
+from vllm_capacity.figures.traffic import (
+    GENERATION_TOKENS,
+    PROMPT_TOKENS,
+    REQUESTS,
+    scrape_increases,
+)
+from vllm_capacity.live.pull import pull_files
+from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
+from vllm_capacity.sources.parseable import Parseable
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange, parse_instant
+
+DAY = datetime(2026, 11, 24, 8, tzinfo=UTC)
+ALL = TimeRange(DAY + timedelta(minutes=14), DAY + timedelta(minutes=27))
+
+
+@pytest.fixture(scope="module")
+def server():
+    with (
+        recorded_server() as standin,
+        httpx.Client(base_url=standin.url, auth=("root", "root-password")) as client,
+    ):
+        client.timeout = 60
+        yield Parseable(client)
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory):
+    target = tmp_path_factory.mktemp("guide") / "w"
+    return open_window(pull_files(str(RECORDED / "store"), "vllm_metrics", target))
+
+
+def ask(server, name, **settings):
+    return pl.DataFrame(server.query(guide_query(name, **settings), ALL), infer_schema_length=None)
+
+
+def by_minute(window, metric):
+    """What a counter grew by, by minute of the later sample and the label's value."""
+    found = scrape_increases(window, [metric], part=window.extent)
+    return (
+        found.filter(pl.col("increase").is_not_null())
+        .group_by(
+            minute=pl.col("ts").dt.truncate("1m").dt.strftime("%Y-%m-%dT%H:%M:%S"),
+            by=pl.col("labels").str.json_path_match("$.finished_reason").fill_null(""),
+        )
+        .agg(pl.col("increase").sum())
+        .sort("minute", "by")
+    )
+
+
+def rows(frame, *columns):
+    return frame.sort(*columns[:-1]).select(columns).rows()
+
+
+def test_requests(server, window):
+    ours = by_minute(window, REQUESTS)
+    theirs = ask(server, "requests_per_minute")
+    assert rows(theirs, "minute", "finished_reason", "requests") == ours.rows()
+    assert ours.get_column("increase").sum() > 3000
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("prompt", PROMPT_TOKENS), ("generation", GENERATION_TOKENS)]
+)
+def test_tokens(server, window, kind, metric):
+    theirs = ask(server, "tokens_per_minute").filter(tokens_of=kind)
+    assert rows(theirs, "minute", "tokens") == by_minute(window, metric).drop("by").rows()
+
+
+def test_failures(server, window):
+    ours = by_minute(window, REQUESTS).filter(pl.col("by").is_in(["abort", "error"]))
+    theirs = ask(server, "request_failures")
+    assert rows(theirs, "minute", "finished_reason", "failures") == ours.rows()
+
+
+@pytest.mark.parametrize(("name", "metric"), [("latency", E2E), ("time_to_first_token", TTFT)])
+def test_quantiles(server, window, name, metric):
+    start = DAY + timedelta(minutes=15)
+    part = TimeRange(start, ALL.end)
+    found = histogram_increases(window, [metric], part=part, step_seconds=60)
+    theirs = {parse_instant(row["minute"]): row for row in ask(server, name).to_dicts()}
+    compared = 0
+    for step in sorted({increase.step for increase in found}):
+        distribution = merged([i for i in found if i.step == step])
+        if distribution is None:
+            continue
+        row = theirs[start + timedelta(minutes=step)]
+        ours = [quantiles(distribution)[q]["value"] for q in ("p50", "p95", "p99")]
+        assert row["observed"] == distribution.count
+        answered = [row[f"{q}_seconds"] for q in ("p50", "p95", "p99")]
+        assert answered == pytest.approx(ours, rel=1e-9)
+        compared += 1
+    assert compared >= 10
+
+
+def test_the_kv_cache(server, window):
+    ours = window.sql(
+        "select strftime(time_bucket(interval 1 minute, ts), '%Y-%m-%dT%H:%M:%S') as minute, "
+        "avg(value) as mean, max(value) as max from samples join series using (series_id) "
+        "where metric = 'vllm:kv_cache_usage_perc' group by 1 order by 1"
+    )
+    theirs = ask(server, "kv_cache").sort("minute")
+    for column, name in (("mean", "kv_cache_mean_ratio"), ("max", "kv_cache_max_ratio")):
+        assert theirs.get_column(name).to_list() == pytest.approx(ours.get_column(column).to_list())
+
+
+def test_running_and_waiting_add_up_over_engines(server, window):
+    ours = window.sql(
+        "select strftime(minute, '%Y-%m-%dT%H:%M:%S') as minute, sum(sum / n) as mean from minutes "
+        "join series using (series_id) where metric = 'vllm:num_requests_running' "
+        "group by 1 order by 1"
+    )
+    theirs = ask(server, "running_and_waiting").filter(state="running").sort("minute")
+    assert theirs.get_column("requests").to_list() == pytest.approx(
+        ours.get_column("mean").to_list()
+    )
+
+
+def test_preemptions_are_beside_the_pressure(server, window):
+    theirs = ask(server, "kv_pressure").get_column("preemptions").sum()
+    assert theirs == by_minute(window, "vllm:num_preemptions_total").get_column("increase").sum()
+
+
+def test_the_cost_of_a_request_is_the_bill_over_the_successful_ones(server, window):
+    row = ask(server, "cost_per_hour", usd_per_gpu_hour=2.5, gpus_per_engine=2).to_dicts()[0]
+    hours = window.sql(
+        "select sum(seconds) / 3600 from (select (epoch(max(ts)) - epoch(min(ts))) as seconds "
+        "from samples join series using (series_id) where metric = 'up' group by instance)"
+    ).item()
+    finished = by_minute(window, REQUESTS)
+    successful = finished.filter(pl.col("by").is_in(["stop", "length", "repetition"]))
+    requests = successful.get_column("increase").sum()
+    assert row["successful_requests"] == requests
+    assert row["usd_per_request"] == pytest.approx(hours * 2 * 2.5 / requests)
+
+
+@pytest.mark.parametrize("query", GUIDE_QUERIES, ids=lambda query: query.name)
+def test_every_query_says_what_it_is_and_takes_another_stream(query):
+    text = guide_query(query.name, stream='odd "name"')
+    assert text.startswith(f"-- {query.name}: ")
+    assert "-- grain: " in text
+    assert '"vllm_metrics"' not in text
+    assert '"odd ""name"""' in text
+
+
+def test_there_are_eight_panels():
+    assert sum(bool(query.chart) for query in GUIDE_QUERIES) == 8
+
+
+def test_an_unknown_query_names_those_there_are():
+    with pytest.raises(InputError, match="did you mean latency"):
+        guide_query("latencies")
+
+
+def test_the_command_lists_and_prints():
+    listed = CliRunner().invoke(cli, ["sql"]).output
+    printed = CliRunner().invoke(cli, ["sql", "latency", "--stream", "s"]).output
+    assert [line.split()[0] for line in listed.splitlines()] == [q.name for q in GUIDE_QUERIES]
+    assert printed == guide_query("latency", stream="s")

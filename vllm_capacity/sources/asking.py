@@ -1,0 +1,56 @@
+"""Asking a server over HTTP: its accidents as our errors, and which are worth asking again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import httpx
+import tenacity
+
+from vllm_capacity.errors import SourceError
+
+_ATTEMPTS = 4
+# What a server says when it, or what stands before it, is not ready.
+BUSY = (429, 502, 503, 504)
+_Answer = TypeVar("_Answer")
+
+
+class TransientError(SourceError):
+    """A failure that may be gone when asked again."""
+
+
+def again(ask: Callable[[], _Answer], pause: Callable[[float], None]) -> _Answer:
+    """The answer, asked for up to four times; only for questions that change nothing."""
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TransientError),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+        sleep=pause,
+        reraise=True,
+    )
+    return attempts(ask)
+
+
+def address(client: httpx.Client) -> str:
+    """Where a client's server is, for messages and notes: without credentials."""
+    return str(client.base_url.copy_with(userinfo=b"")).rstrip("/")
+
+
+@contextmanager
+def accidents(at: str) -> Iterator[None]:
+    """Turns what happens on the wire into a `TransientError` that says what to look at."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise TransientError(f"{at} did not answer in time. Ask for a shorter range.") from error
+    except httpx.RemoteProtocolError as error:
+        raise TransientError(
+            f"{at} cut its answer short: the query failed midway, or the server stopped. "
+            "See its log."
+        ) from error
+    except (httpx.TransportError, httpx.DecodingError) as error:
+        raise TransientError(
+            f"Nothing usable answers at {at} ({error}). Is it running, and is the URL right?"
+        ) from error

@@ -1,0 +1,242 @@
+"""Parseable's own Parquet files, read beside the running server, which is never written to.
+
+    ROOT/STREAM/date=2026-11-24/hour=08/minute=14/….parquet      data, by the minute it *arrived*
+    ROOT/STREAM/.stream/                                          what makes a folder a stream
+
+The partitions only say which files to open. When a sample was taken is in `time_unix_nano`, and
+that decides: a collector that was cut off delivers late, so files up to `late` after the end count.
+Files differ in their columns: they are united by name. What the server still holds in memory (the
+last minute or two) is not in the files.
+
+Why not DuckDB's own S3 support: it is an extension that is downloaded on first use, which a
+machine without internet cannot do. s3fs (the extra `s3`) takes credentials from the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import polars as pl
+
+from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.sources.otlp import EPOCH, rows_from_points
+from vllm_capacity.sources.parseable_sql import duckdb_projection, duckdb_type, resolve
+from vllm_capacity.telemetry.rows import Rows
+from vllm_capacity.timerange import TimeRange, iso
+
+LATE = timedelta(hours=2)
+# How far before the start a series' last sample is looked for, and how far clocks may disagree.
+LOOKBACK = timedelta(hours=1)
+SKEW = timedelta(minutes=5)
+_INTERNAL = frozenset({"pstats", "pmeta"})
+
+
+@dataclass(frozen=True)
+class Store:
+    """The root of a Parseable store: a local folder, or a bucket and prefix."""
+
+    root: str
+    names: Callable[[str], list[str]]
+    prepare: Callable[[duckdb.DuckDBPyConnection], None]
+
+    def streams(self) -> list[str]:
+        """The names of the streams in it, Parseable's own left out."""
+        return sorted(
+            name
+            for name in self.names(self.root)
+            if name not in _INTERNAL
+            and not name.startswith(".")
+            and ".stream" in self.names(f"{self.root}/{name}")
+        )
+
+
+def open_store(location: str) -> Store:
+    """The store at a folder's path or an `s3://bucket/prefix`; InputError where there is none."""
+    root = location.rstrip("/")
+    if root.startswith("s3://"):
+        return _s3_store(root)
+    if not Path(root).is_dir():
+        raise InputError(f"No Parseable store at {location}: there is no such folder.")
+    return Store(root, _local_names, lambda connection: None)
+
+
+def read_stream(
+    store: Store, stream: str, time_range: TimeRange | None = None, *, late: timedelta = LATE
+) -> Rows:
+    """The canonical rows of one stream, sampled within the range, or all of it.
+
+    With a range, the last sample before its start comes along for every series. InputError for a
+    stream that is not there; it names those that are.
+    """
+    files = stream_files(store, stream, time_range, late=late)
+    rows = _read_files(store, stream, files, time_range)
+    return rows if time_range is None else cut(rows, time_range)
+
+
+def stream_files(
+    store: Store, stream: str, time_range: TimeRange | None, *, late: timedelta
+) -> list[str]:
+    """The files that may hold what was sampled in the range, and up to an hour before.
+
+    InputError for a stream that is not there, SourceError where there is no such file.
+    """
+    known = store.streams()
+    if stream not in known:
+        raise InputError(
+            f"No stream {stream!r} in {store.root}. "
+            + (f"Streams there: {', '.join(known)}." if known else "It holds no stream at all.")
+        )
+    files = _files(store, f"{store.root}/{stream}", _arrivals(time_range, late))
+    if not files:
+        raise SourceError(f"Stream {stream!r} in {store.root} holds no data{_during(time_range)}.")
+    return files
+
+
+def cut(rows: Rows, time_range: TimeRange) -> Rows:
+    """The rows within the range, and the last row before it of each series that is in it.
+
+    SourceError where nothing was sampled within the range.
+    """
+    samples, histograms = (_cut(frame, time_range) for frame in (rows.samples, rows.histograms))
+    ids = pl.concat([samples.get_column("series_id"), histograms.get_column("series_id")]).unique()
+    if ids.is_empty():
+        raise SourceError(f"Nothing was sampled{_during(time_range)}.")
+    series = rows.series.filter(pl.col("series_id").is_in(ids.implode()))
+    return Rows(series, samples, histograms, rows.intake)
+
+
+def _cut(frame: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
+    inside = frame.filter(pl.col("ts").is_between(time_range.start, time_range.end, closed="left"))
+    newest = pl.col("ts") == pl.col("ts").max().over("series_id")
+    before = (
+        frame.filter(pl.col("ts") < time_range.start)
+        .join(inside.select("series_id").unique(), on="series_id", how="semi")
+        .filter(newest)
+    )
+    return pl.concat([before, inside]).sort("series_id", "ts", "rank", maintain_order=True)
+
+
+def _during(time_range: TimeRange | None) -> str:
+    return "" if time_range is None else f" from {iso(time_range.start)} to {iso(time_range.end)}"
+
+
+def _arrivals(time_range: TimeRange | None, late: timedelta) -> TimeRange | None:
+    if time_range is None:
+        return None
+    return TimeRange(time_range.start - LOOKBACK - SKEW, time_range.end + late)
+
+
+def _files(store: Store, folder: str, arrivals: TimeRange | None) -> list[str]:
+    """The Parquet files whose partition overlaps the arrivals, oldest first."""
+    found: list[str] = []
+    for date in _partitions(store, folder, "date"):
+        day = datetime.fromisoformat(date).replace(tzinfo=UTC)
+        if not _overlaps(day, timedelta(days=1), arrivals):
+            continue
+        for hour in _partitions(store, f"{folder}/date={date}", "hour"):
+            begun = day + timedelta(hours=int(hour))
+            if _overlaps(begun, timedelta(hours=1), arrivals):
+                minutes = _minutes(store, f"{folder}/date={date}/hour={hour}", begun, arrivals)
+                found += [file for minute in minutes for file in _parquet_files(store, minute)]
+    return found
+
+
+def _minutes(store: Store, folder: str, hour: datetime, arrivals: TimeRange | None) -> list[str]:
+    """The folders of an hour's minutes that overlap; a partition may span several ("00-09")."""
+    chosen = []
+    for minute in _partitions(store, folder, "minute"):
+        first, _, last = minute.partition("-")
+        span = timedelta(minutes=int(last or first) - int(first) + 1)
+        if _overlaps(hour + timedelta(minutes=int(first)), span, arrivals):
+            chosen.append(f"{folder}/minute={minute}")
+    return chosen
+
+
+def _parquet_files(store: Store, folder: str) -> list[str]:
+    """The Parquet files under a minute; a custom partition adds one level."""
+    names = store.names(folder)
+    nested = [n for name in names if "=" in name for n in _parquet_files(store, f"{folder}/{name}")]
+    return [f"{folder}/{name}" for name in names if name.endswith(".parquet")] + nested
+
+
+def _partitions(store: Store, folder: str, key: str) -> list[str]:
+    prefix = f"{key}="
+    names = store.names(folder)
+    return sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+
+
+def _overlaps(begun: datetime, span: timedelta, arrivals: TimeRange | None) -> bool:
+    return arrivals is None or (begun < arrivals.end and begun + span > arrivals.start)
+
+
+def _read_files(store: Store, stream: str, files: list[str], time_range: TimeRange | None) -> Rows:
+    with closing(duckdb.connect()) as connection:
+        connection.execute("set timezone = 'UTC'")
+        store.prepare(connection)
+        try:
+            return _read_points(connection, stream, files, time_range)
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            raise SourceError(
+                f"Could not read the files of stream {stream!r}: {str(error).splitlines()[0]} "
+                "Retention may have removed one, or the server was still writing it. Try again."
+            ) from error
+
+
+def _read_points(
+    connection: duckdb.DuckDBPyConnection,
+    stream: str,
+    files: list[str],
+    time_range: TimeRange | None,
+) -> Rows:
+    stored = connection.read_parquet(files, union_by_name=True, hive_partitioning=False)
+    types = {
+        name: duckdb_type(str(sort))
+        for name, sort in zip(stored.columns, stored.types, strict=True)
+    }
+    columns = resolve(stream, types)
+    wanted = stored.filter("metric_type in ('gauge', 'sum', 'histogram')")
+    points = wanted.project(duckdb_projection(columns)).filter("ts is not null")
+    if time_range is not None:
+        span = f"ts >= {_naive(time_range.start - LOOKBACK)} and ts < {_naive(time_range.end)}"
+        points = points.filter(span)
+    points.to_view("points")
+    return rows_from_points(
+        connection, list(columns.labels), since=time_range.start if time_range else EPOCH
+    )
+
+
+def _naive(instant: datetime) -> str:
+    return f"timestamp '{instant.astimezone(UTC).replace(tzinfo=None).isoformat(' ')}'"
+
+
+def _local_names(folder: str) -> list[str]:
+    return [entry.name for entry in Path(folder).iterdir()] if Path(folder).is_dir() else []
+
+
+def _s3_store(root: str) -> Store:
+    try:
+        import s3fs  # an extra: most installations read a folder
+    except ImportError:
+        raise InputError(
+            "Reading s3:// needs s3fs. Install it with: pip install 'vllm-capacity[s3]'."
+        ) from None
+    # No caches: the store is alive, and the environment may name another server next time.
+    bucket = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+
+    def names(folder: str) -> list[str]:
+        try:
+            return [str(path).rsplit("/", 1)[-1] for path in bucket.ls(folder, detail=False)]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise SourceError(
+                f"Could not list {folder}: {error}. Credentials come from AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and, for another server than AWS, AWS_ENDPOINT_URL."
+            ) from error
+
+    return Store(root, names, lambda connection: connection.register_filesystem(bucket))

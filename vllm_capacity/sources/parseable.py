@@ -1,0 +1,177 @@
+"""A Parseable server over HTTP: questions in SQL, answers as rows, refusals as one clear line.
+
+What is surprising about it, and settled here: a wrong password is 403 and a missing right to a
+stream 400; times select by arrival and are cut to the minute; flags go in the URL, never in the
+body; a line of a streamed answer is a list of rows; an error in mid-answer cuts the connection.
+
+The client comes from outside, with address, credentials and time-outs; it is asked, not told.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import httpx
+
+from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.sources.asking import BUSY, TransientError, accidents, address, again
+from vllm_capacity.sources.parseable_sql import arrow_type
+from vllm_capacity.timerange import TimeRange
+
+_INTERNAL = frozenset({"pstats", "pmeta"})
+_MINUTE = timedelta(minutes=1)
+Row = dict[str, Any]
+_Answer = TypeVar("_Answer")
+
+
+@dataclass
+class Traffic:
+    """What was moved so far: requests answered, and bytes as they were on the wire."""
+
+    answers: int = 0
+    wire_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Parseable:
+    """One server. `pause` waits between attempts, so that tests need not."""
+
+    client: httpx.Client
+    pause: Callable[[float], None] = time.sleep
+    traffic: Traffic = field(default_factory=Traffic)
+
+    @property
+    def address(self) -> str:
+        """Where it is, for messages and notes: without credentials."""
+        return address(self.client)
+
+    def about(self) -> Row:
+        """What the server says of itself; `version` among it."""
+        found = self._json("GET", "/api/v1/about")
+        if not isinstance(found, dict) or "version" not in found:
+            raise SourceError(f"{self.address} answers, but not as Parseable does. Check the URL.")
+        return found
+
+    def streams(self) -> list[str]:
+        """The names of the streams this user may see, Parseable's own left out."""
+        found = self._json("GET", "/api/v1/logstream")
+        return sorted(row["name"] for row in found if row["name"] not in _INTERNAL)
+
+    def columns(self, stream: str) -> dict[str, str]:
+        """The columns of a stream and their sort (`arrow_type`); InputError if there is none."""
+        try:
+            found = self._json("GET", f"/api/v1/logstream/{stream}/schema")
+        except InputError as error:
+            known = ", ".join(self.streams()) or "none that this user may see"
+            raise InputError(f"{error} Streams there: {known}.") from None
+        return {entry["name"]: arrow_type(entry["data_type"]) for entry in found["fields"]}
+
+    def query(self, sql: str, arrivals: TimeRange) -> list[Row]:
+        """The rows of a query over what arrived in the range, widened to whole minutes.
+
+        The whole answer or a SourceError: one that was cut short is asked for again, then refused.
+        """
+        body = {
+            "query": sql,
+            "startTime": _rfc3339(_floor(arrivals.start)),
+            "endTime": _rfc3339(_floor(arrivals.end + _MINUTE - timedelta(microseconds=1))),
+        }
+        flags = {"fields": "true", "streaming": "true"}
+        return self._again(lambda: self._rows("/api/v1/query", flags, body))
+
+    def _json(self, method: str, path: str) -> Any:  # noqa: ANN401  JSON may be anything
+        def ask() -> Any:  # noqa: ANN401
+            with self._open(method, path) as response:
+                try:
+                    return json.loads(response.read())
+                except ValueError:
+                    raise SourceError(
+                        f"{self.address}{path} does not answer in JSON. Is it a Parseable server?"
+                    ) from None
+
+        return self._again(ask)
+
+    def _rows(self, path: str, flags: dict[str, str], body: Row) -> list[Row]:
+        with self._open("POST", path, flags=flags, body=body) as response:
+            head, *rows = _ndjson(response)
+        if not isinstance(head, dict) or "fields" not in head:
+            raise SourceError(f"{self.address}{path} does not stream rows as Parseable does.")
+        return [row for batch in rows for row in batch]
+
+    @contextmanager
+    def _open(
+        self, method: str, path: str, *, flags: Row | None = None, body: Row | None = None
+    ) -> Iterator[httpx.Response]:
+        """A good response, to be read within; every failure as one of our errors."""
+        with (
+            accidents(self.address),
+            self.client.stream(method, path, params=flags, json=body) as response,
+        ):
+            if response.status_code != 200:
+                response.read()
+                raise _refusal(response, self.address)
+            yield response
+            self.traffic.answers += 1
+            self.traffic.wire_bytes += response.num_bytes_downloaded
+
+    def _again(self, ask: Callable[[], _Answer]) -> _Answer:
+        # Safe: nothing here changes anything. What the server decided is not asked again.
+        return again(ask, self.pause)
+
+
+def _ndjson(response: httpx.Response) -> Iterator[Any]:
+    """The lines of a streamed answer; a last line without its end was cut off."""
+    pending = ""
+    for text in response.iter_text():
+        *lines, pending = (pending + text).split("\n")
+        yield from (json.loads(line) for line in lines if line)
+    if pending:
+        raise TransientError("The server's answer ends in the middle of a line: it was cut short.")
+
+
+def _refusal(response: httpx.Response, address: str) -> SourceError | InputError:
+    """What the server said, and what to do about it."""
+    text = " ".join(response.text.split())[:300] or f"status {response.status_code}"
+    if response.status_code in BUSY:
+        return TransientError(f"{address} is not ready (status {response.status_code}): {text}")
+    if response.status_code == 400:
+        return _bad_query(text)
+    if response.status_code == 404 and "Stream not found" in text:
+        return InputError(f"{text} at {address}.")
+    return SourceError(_ADVICE.get(response.status_code, _OTHERWISE).format(at=address, text=text))
+
+
+_OTHERWISE = "{at} refused: {text}"
+_ADVICE = {
+    401: "{at} does not know these credentials: {text} Set PARSEABLE_USER and "
+    "PARSEABLE_PASSWORD, or a PARSEABLE_API_KEY that it has issued.",
+    403: "{at} refused the user or the password (403). Check PARSEABLE_USER and "
+    "PARSEABLE_PASSWORD; an ingestor's user may write but not query: use a reader's.",
+    404: "{at} has no such page: {text}. Is it a Parseable server, and is the URL its root?",
+    413: "{at} found the request too large: {text}.",
+    500: "{at} failed: {text}. If it ran out of time, ask for a shorter range or raise "
+    "P_SQL_TIMEOUT there.",
+}
+
+
+def _bad_query(text: str) -> SourceError | InputError:
+    """What a 400 means: no right to the stream, no such stream, or columns we did not expect."""
+    if "does not have access" in text:
+        return SourceError(f"This user has no right to the stream ({text}). Give it a reader role.")
+    if "not found" in text.lower():
+        return InputError(f"No such stream: {text}.")
+    return SourceError(f"Parseable could not run the query: {text}")
+
+
+def _floor(moment: datetime) -> datetime:
+    return moment.replace(second=0, microsecond=0)
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

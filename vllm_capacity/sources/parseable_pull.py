@@ -1,0 +1,282 @@
+"""A range of a Parseable stream, pulled hour by hour: whole, or thinned on the server.
+
+1. The stream's columns are read, then surveyed: which families, with which labels and bounds.
+2. Families of one shape are asked for together, an hour of sample time at a time. What arrives late
+   lies outside the hour by arrival, so each question is padded there and cut by sample time.
+3. The last state before the start comes along, one row a series.
+4. Every answer is kept in a journal before the next is asked for: a pull that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.errors import SourceError
+from vllm_capacity.facts.catalog import Kind, keeps, match
+from vllm_capacity.sources import parseable_queries as queries
+from vllm_capacity.sources.parquet import LATE, LOOKBACK, SKEW
+from vllm_capacity.sources.parseable import Parseable, Row
+from vllm_capacity.sources.parseable_queries import Group, Stream
+from vllm_capacity.sources.parseable_sql import resolve
+from vllm_capacity.timerange import TimeRange, iso
+
+_HOUR = timedelta(hours=1)
+_WIDE = 12  # a family with more labels is asked for apart, lest all rows be grouped by them
+
+_TEXTS = ("metric_name", "wire_kind", "instance", "job", "bounds")
+SCALARS: dict[str, Any] = {"ms": pl.Int64, "v": pl.Float64}
+HISTOGRAMS: dict[str, Any] = {"ms": pl.Int64, "s": pl.Float64, "b": pl.List(pl.Int64)}
+MINUTES: dict[str, Any] = {
+    **{name: pl.Int64 for name in ("m", "r", "t0", "t1", "n", "twins")},
+    **{name: pl.Float64 for name in ("lo", "hi", "total", "f", "l")},
+}
+MINUTE_HISTOGRAMS: dict[str, Any] = {
+    **{name: pl.Int64 for name in ("m", "r", "t0", "t1", "n", "twins")},
+    **{name: pl.Float64 for name in ("fs", "s")},
+    **{name: pl.List(pl.Int64) for name in ("fb", "b")},
+}
+ATTEMPTS: dict[str, Any] = {"m": pl.Int64, "at": pl.List(pl.Int64), "v": pl.List(pl.Float64)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a pull is: answers had of those wanted, and bytes moved on the wire."""
+
+    done: int
+    total: int
+    wire_bytes: int
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Answers kept on disk under the hash of their question; without a folder, nowhere."""
+
+    folder: Path | None = None
+
+    def frame(self, question: str, ask: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """The answer to a question: the kept one, else asked for and kept, whole or not at all."""
+        if self.folder is None:
+            return ask()
+        name = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
+        kept = self.folder / f"{name}.parquet"
+        if kept.exists():
+            return pl.read_parquet(kept)
+        frame = ask()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial")
+        frame.write_parquet(partial, compression="zstd")
+        partial.replace(kept)
+        return frame
+
+
+@dataclass(frozen=True)
+class Part:
+    """One answer: the group it is about and its rows, in the columns of the query."""
+
+    group: Group
+    frame: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """Everything a pull brought: thinned and whole answers, states before the start, findings.
+
+    `bounds` are those of families whose series all have the same, by name.
+    """
+
+    thinned: list[Part]
+    whole: list[Part]
+    before: list[Part]
+    attempts: list[Part]
+    findings: list[Row]
+    bounds: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to pull: a stream's range, how late points may arrive, thinned or not."""
+
+    stream: str
+    time_range: TimeRange
+    is_thinned: bool = True
+    late: timedelta = LATE
+
+
+def pull(
+    server: Parseable,
+    request: Request,
+    *,
+    journal: Journal | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Pulled:
+    """What the server has of the request, as it answers; `parseable_rows` makes rows of it."""
+    stream = Stream(
+        request.stream,
+        resolve(request.stream, server.columns(request.stream)),
+        request.time_range,
+    )
+    walk = _Walk(server, request, journal or Journal(), progress)
+    surveyed = _survey(server, stream, request)
+    groups = [*_scalar_groups(stream, surveyed), *_histogram_groups(stream, surveyed)]
+    metrics = [row["metric_name"] for row in surveyed]
+    walk.total = 1 + len(groups) + len(hours(request.time_range)) * (len(groups) + 1)
+    return Pulled(
+        before=list(walk.before(stream, groups)),
+        thinned=list(walk.thinned(stream, groups)) if request.is_thinned else [],
+        whole=[] if request.is_thinned else list(walk.whole(stream, groups)),
+        attempts=list(walk.attempts(stream)) if request.is_thinned else [],
+        findings=walk.findings(stream, metrics),
+        bounds={
+            row["metric_name"]: row.get("lowest_bounds", "")
+            for row in surveyed
+            if row["wire_kind"] == "histogram"
+        },
+    )
+
+
+def hours(time_range: TimeRange) -> list[TimeRange]:
+    """The range cut at UTC hours."""
+    parts = []
+    start = time_range.start
+    while start < time_range.end:
+        end = min(start.replace(minute=0, second=0, microsecond=0) + _HOUR, time_range.end)
+        parts.append(TimeRange(start, end))
+        start = end
+    return parts
+
+
+@dataclass
+class _Walk:
+    """Asks question after question, through the journal, and counts."""
+
+    server: Parseable
+    request: Request
+    journal: Journal
+    progress: Callable[[Step], None]
+    total: int = 0
+    done: int = field(default=0, init=False)
+
+    def before(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
+        start = stream.time_range.start
+        earlier = stream.during(TimeRange(start - LOOKBACK, start))
+        for group in groups:
+            yield self._ask(earlier, group, queries.thinned(earlier, group, by_minute=False))
+
+    def thinned(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
+        for hour in hours(stream.time_range):
+            part = stream.during(hour)
+            for group in groups:
+                yield self._ask(part, group, queries.thinned(part, group))
+
+    def whole(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
+        for hour in hours(stream.time_range):
+            part = stream.during(hour)
+            for group in groups:
+                schema = HISTOGRAMS if group.is_histogram else SCALARS
+                yield self._ask(part, group, queries.whole(part, group), schema)
+
+    def attempts(self, stream: Stream) -> Iterator[Part]:
+        for hour in hours(stream.time_range):
+            part = stream.during(hour)
+            yield self._ask(part, Group(("up",), ()), queries.attempts(part), ATTEMPTS)
+
+    def findings(self, stream: Stream, metrics: list[str]) -> list[Row]:
+        found = self.server.query(
+            queries.findings(stream, metrics), _arrivals(stream.time_range, self.request.late)
+        )
+        self._step()
+        return found
+
+    def _ask(
+        self, part: Stream, group: Group, sql: str, schema: Mapping[str, Any] | None = None
+    ) -> Part:
+        arrivals = _arrivals(part.time_range, self.request.late)
+        payload = schema or (MINUTE_HISTOGRAMS if group.is_histogram else MINUTES)
+        texts = {name: pl.String for name in group.identity}
+        question = "\n".join([self.server.address, sql, iso(arrivals.start), iso(arrivals.end)])
+
+        def ask() -> pl.DataFrame:
+            return pl.DataFrame(self.server.query(sql, arrivals), schema={**texts, **payload})
+
+        frame = self.journal.frame(question, ask)
+        self._step()
+        return Part(group, frame)
+
+    def _step(self) -> None:
+        self.done += 1
+        self.progress(Step(self.done, max(self.total, self.done), self.server.traffic.wire_bytes))
+
+
+def _arrivals(part: TimeRange, late: timedelta) -> TimeRange:
+    return TimeRange(part.start - SKEW, part.end + late)
+
+
+def _survey(server: Parseable, stream: Stream, request: Request) -> list[Row]:
+    """The families of the range that are kept; SourceError where there is none."""
+    arrivals = _arrivals(request.time_range, request.late)
+    found = server.query(queries.survey(stream), arrivals)
+    kept = [row for row in found if keeps(row["metric_name"])]
+    if not kept:
+        part = f"{iso(request.time_range.start)} to {iso(request.time_range.end)}"
+        raise SourceError(
+            f"Stream {stream.name!r} at {server.address} holds no vLLM series sampled from {part}"
+            + (f", but {len(found)} other families." if found else ", nor anything else.")
+        )
+    return kept
+
+
+def _scalar_groups(stream: Stream, surveyed: list[Row]) -> list[Group]:
+    """Counters and gauges: those with few labels together, info and other wide families apart."""
+    narrow: list[tuple[str, tuple[str, ...]]] = []
+    wide: list[tuple[str, tuple[str, ...]]] = []
+    for row in surveyed:
+        if row["wire_kind"] == "histogram":
+            continue
+        labels = queries.label_names(stream.columns, row)
+        found = match(row["metric_name"])
+        is_info = found is not None and found.metric.kind is Kind.INFO
+        (wide if is_info or len(labels) > _WIDE else narrow).append((row["metric_name"], labels))
+    together = [_group(narrow)] if narrow else []
+    return [*together, *(_group([family]) for family in wide)]
+
+
+def _histogram_groups(stream: Stream, surveyed: list[Row]) -> list[Group]:
+    """Histograms: those whose series share their bounds together, the others with bounds sent."""
+    rows = [row for row in surveyed if row["wire_kind"] == "histogram"]
+    groups = []
+    for has_bounds in (False, True):
+        chosen = [
+            row
+            for row in rows
+            if (row.get("lowest_bounds") != row.get("highest_bounds")) == has_bounds
+        ]
+        if chosen:
+            families = [
+                (row["metric_name"], queries.label_names(stream.columns, row)) for row in chosen
+            ]
+            edges = max(row.get("edges") or 0 for row in chosen)
+            groups.append(_group(families, edges=edges, has_bounds=has_bounds))
+    return groups
+
+
+def _group(
+    families: list[tuple[str, tuple[str, ...]]],
+    *,
+    edges: int | None = None,
+    has_bounds: bool = False,
+) -> Group:
+    labels = sorted({label for _, names in families for label in names})
+    return Group(
+        metrics=tuple(sorted({name for name, _ in families})),
+        labels=tuple(labels),
+        is_histogram=edges is not None,
+        has_bounds=has_bounds,
+        edges=edges or 0,
+    )

@@ -1,0 +1,217 @@
+"""The SQL sent to Parseable: a survey, the whole of it, or thinned on the server to the minute.
+
+Thinning keeps, per series, minute and run, what a rollup keeps: first and last state, n, and the
+minimum, maximum and sum of a gauge. A run ends where a counter drops (a histogram: its sum or any
+bucket). Window functions see the points in order of sample time; a point sent twice counts once.
+
+What can be told from the rest is not sent: a last state equal to the first, a maximum equal to the
+minimum, the sum of a constant. Times are milliseconds, Parseable's resolution, computed from the
+epoch: a literal of a time, compared with any column, would be taken for a bound on the arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm_capacity.sources.parseable_sql import Columns, literals, quoted
+from vllm_capacity.telemetry.rows import microseconds
+from vllm_capacity.timerange import TimeRange
+
+_IDENTITY = ("metric_name", "wire_kind", "instance", "job")
+_KINDS = "metric_type in ('gauge', 'sum', 'histogram')"
+LATE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Group:
+    """Families asked for together: of one shape, with the labels that any of them has.
+
+    `bounds` says that bounds differ between the series of a family and must be sent along; `edges`
+    is how many there are at most.
+    """
+
+    metrics: tuple[str, ...]
+    labels: tuple[str, ...]
+    is_histogram: bool = False
+    has_bounds: bool = False
+    edges: int = 0
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns that tell its series apart."""
+        return (*_IDENTITY, *self.labels, *(("bounds",) if self.has_bounds else ()))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream, how to read its columns, and the part of it that is asked for."""
+
+    name: str
+    columns: Columns
+    time_range: TimeRange
+
+    def during(self, time_range: TimeRange) -> Stream:
+        """The same stream, another part."""
+        return Stream(self.name, self.columns, time_range)
+
+
+def survey(stream: Stream) -> str:
+    """Which families there are: kind, points, points with each label (`l0` …), bounds as text.
+
+    grain: one row per family and kind.
+    """
+    counts = [
+        f"count({expression}) as l{index}"
+        for index, expression in enumerate(stream.columns.labels.values())
+    ]
+    chosen = [
+        f"{stream.columns.fixed['metric_name']} as metric_name",
+        f"{stream.columns.fixed['wire_kind']} as wire_kind",
+        "count(1) as points",
+        *counts,
+    ]
+    if stream.columns.fixed["bounds"] != "null":
+        text = _bounds_text(stream.columns)
+        chosen += [f"min({text}) as lowest_bounds", f"max({text}) as highest_bounds"]
+        chosen += [f"max({_size(stream.columns.fixed['bounds'])}) as edges"]
+    return (
+        f"select {', '.join(chosen)} from {quoted(stream.name)} "
+        f"where {_KINDS} and {stream.columns.fixed['flags']} = 0 and {_within(stream)} "
+        "group by 1, 2 order by 1, 2"
+    )
+
+
+def findings(stream: Stream, metrics: Sequence[str]) -> str:
+    """What the ledger wants to know: stale, late and unreadable points.
+
+    grain: one row per instance.
+    """
+    fixed = stream.columns.fixed
+    lag = f"(date_part('epoch', {fixed['arrived']}) - date_part('epoch', {fixed['ts']}))"
+    stale, late = f"{fixed['flags']} <> 0", f"{fixed['flags']} = 0 and {lag} > {LATE_SECONDS}"
+    unreadable = f"{fixed['flags']} = 0 and metric_type <> 'histogram' and {fixed['value']} is null"
+    parts = [f"{fixed['instance']} as instance"]
+    for name, condition in (("stale", stale), ("late", late), ("unreadable", unreadable)):
+        parts.append(f"sum(case when {condition} then 1 else 0 end) as {name}")
+        parts.append(f"min(case when {condition} then {_ms(fixed['ts'])} end) as {name}_ms")
+    parts.append(f"count(distinct case when {stale} then metric_name end) as stale_families")
+    parts.append(f"cast(floor(max(case when {late} then {lag} end)) as bigint) as lag_seconds")
+    return (
+        f"select {', '.join(parts)} from {quoted(stream.name)} "
+        f"where {_KINDS} and metric_name in ({literals(metrics)}) and {_within(stream)} "
+        "group by 1 order by 1"
+    )
+
+
+def whole(stream: Stream, group: Group) -> str:
+    """Every point of the group. grain: one row per point."""
+    payload = "s, b" if group.is_histogram else "v"
+    names = ", ".join(quoted(name) for name in group.identity)
+    return f"select {names}, ms, {payload} from ({_points(stream, group)}) as points"
+
+
+def attempts(stream: Stream) -> str:
+    """Every scrape attempt, packed. grain: one row per (instance, minute), lists in time order."""
+    group = Group(("up",), ())
+    names = ", ".join(group.identity)
+    return (
+        f"select {names}, ms / 60000 as m, array_agg(ms % 60000 order by ms) as at, "
+        f"array_agg(v order by ms) as v from ({_points(stream, group)}) as points "
+        f"group by {names}, ms / 60000"
+    )
+
+
+def thinned(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
+    """The group thinned. grain: one row per (series, run) and minute, or the whole range."""
+    names = ", ".join(quoted(name) for name in group.identity)
+    series = f"over (partition by {names} order by ms)"
+    lags = _HISTOGRAM_LAGS if group.is_histogram else _SCALAR_LAGS
+    seen = ", ".join(f"lag({column}) {series} as previous_{column}" for column in lags)
+    minute = "ms / 60000" if by_minute else str(_origin_minute(stream.time_range))
+    dropped = _dropped(group)
+    running = series.replace(")", " rows between unbounded preceding and current row)")
+    payload = _HISTOGRAM_PAYLOAD if group.is_histogram else _SCALAR_PAYLOAD
+    is_twin = "case when previous_ms = ms then 1 else 0 end"
+    return (
+        f"with points as (select *, {seen} from ({_points(stream, group)}) as raw), "
+        f"runs as (select *, {minute} as m, {is_twin} as twin, "
+        f"sum(case when {dropped} then 1 else 0 end) {running} as r from points), "
+        f"minutes as (select {names}, m, r, min(ms) as t0, max(ms) as t1, "
+        f"sum(1 - twin) as n, sum(twin) as twins, {payload[0]} from runs group by {names}, m, r) "
+        f"select {names}, m, nullif(r, 0) as r, t0 - m * 60000 as t0, "
+        f"nullif(t1, t0) - m * 60000 as t1, n, nullif(twins, 0) as twins, {payload[1]} "
+        f"from minutes order by {names}, m, r"  # neighbours alike: the answer compresses better
+    )
+
+
+_SCALAR_LAGS = ("ms", "v")
+_HISTOGRAM_LAGS = ("ms", "s", "b")
+_SCALAR_PAYLOAD = (
+    "min(v) as lo, max(v) as hi, sum(case when twin = 0 then v else 0 end) as total, "
+    "first_value(v order by ms) as f, last_value(v order by ms) as l",
+    "lo, nullif(hi, lo) as hi, case when hi <> lo and wire_kind = 'gauge' then total end as total, "
+    "nullif(f, lo) as f, nullif(l, hi) as l",
+)
+_HISTOGRAM_PAYLOAD = (
+    "first_value(s order by ms) as fs, last_value(s order by ms) as s, "
+    "first_value(b order by ms) as fb, last_value(b order by ms) as b",
+    "fs, nullif(s, fs) as s, fb, case when b <> fb then b end as b",
+)
+
+
+def _dropped(group: Group) -> str:
+    """The condition that a new run begins at a point."""
+    if not group.is_histogram:
+        return "wire_kind = 'counter' and v < previous_v"
+    buckets = [f"b[{i}] < previous_b[{i}]" for i in range(1, group.edges + 2)]
+    return " or ".join(f"coalesce({part}, false)" for part in ("s < previous_s", *buckets))
+
+
+def _points(stream: Stream, group: Group) -> str:
+    """The points of a group under short names, markers of staleness left out."""
+    fixed = stream.columns.fixed
+    chosen = {name: fixed[name] for name in _IDENTITY}
+    chosen |= {name: stream.columns.labels[name] for name in group.labels}
+    if group.has_bounds:
+        chosen["bounds"] = _bounds_text(stream.columns)
+    chosen["ms"] = _ms(fixed["ts"])
+    if group.is_histogram:
+        chosen |= {"s": fixed["sum"], "b": fixed["counts"]}
+        shape = f"metric_type = 'histogram' and {_size(fixed['counts'])} > 0"
+    else:
+        chosen["v"] = fixed["value"]
+        shape = f"metric_type in ('gauge', 'sum') and {fixed['value']} is not null"
+    names = ", ".join(f"{expression} as {quoted(name)}" for name, expression in chosen.items())
+    return (
+        f"select {names} from {quoted(stream.name)} where {shape} and {fixed['flags']} = 0 "
+        f"and metric_name in ({literals(group.metrics)}) and {_within(stream)}"
+    )
+
+
+def _within(stream: Stream) -> str:
+    """Sampled within the range, in whole milliseconds; never a literal of a time."""
+    ts, part = _ms(stream.columns.fixed["ts"]), stream.time_range
+    first, last = (-(-microseconds(moment) // 1000) for moment in (part.start, part.end))
+    return f"{ts} >= {first} and {ts} < {last}"
+
+
+def _ms(time: str) -> str:
+    return f"cast(round(date_part('epoch', {time}) * 1000) as bigint)"
+
+
+def _origin_minute(part: TimeRange) -> int:
+    return microseconds(part.start) // 60_000_000
+
+
+def _bounds_text(columns: Columns) -> str:
+    return f"array_to_string({columns.fixed['bounds']}, ',')"
+
+
+def _size(expression: str) -> str:
+    return f"cardinality({expression})"
+
+
+def label_names(columns: Columns, row: Mapping[str, int]) -> tuple[str, ...]:
+    """The labels that a family of the survey has, by its counts `l0` …."""
+    return tuple(name for index, name in enumerate(columns.labels) if row.get(f"l{index}"))

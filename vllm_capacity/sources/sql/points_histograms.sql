@@ -1,0 +1,17 @@
+-- points_histograms: the histograms among the points, without markers of staleness.
+-- grain: one row per (series, point); a point sent twice is there twice.
+-- reads: points, children
+select
+    children.series_id,
+    points.ts,
+    list_sum(points.counts)::double as count,
+    points.sum,
+    points.counts,
+    children.rank
+from points
+join children using (identity)
+where
+    points.flags = 0
+    and points.wire_kind = 'histogram'
+    and len(points.counts) = len(points.bounds) + 1
+order by series_id, ts, rank

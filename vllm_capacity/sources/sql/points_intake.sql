@@ -1,0 +1,54 @@
+-- points_intake: what the border found: stale, late and unreadable points.
+-- grain: one row per (check, instance), unreadable ones per metric.
+-- params: $since_seconds, Unix time from which it is asked; $late_seconds, the lag between a sample
+--   and its arrival from which it is late
+-- reads: points, children
+select
+    'series' as "check",
+    instance,
+    min(ts) as ts,
+    'markers of staleness' as subject,
+    'the target stopped exposing ' || count(distinct metric_name)
+        || ' families; the markers were dropped' as detail,
+    count(*) as count
+from points
+where
+    flags <> 0
+    and epoch(ts) >= $since_seconds
+    and instance in (select points.instance from points join children using (identity))
+group by instance
+union all
+select
+    'late' as "check",
+    instance,
+    min(ts) as ts,
+    'arrival' as subject,
+    'arrived up to ' || floor(max(epoch(arrived) - epoch(ts)))::bigint
+        || ' s after it was sampled' as detail,
+    count(*) as count
+from points
+join children using (identity)
+where
+    flags = 0
+    and epoch(ts) >= $since_seconds
+    and epoch(arrived) - epoch(ts) > $late_seconds
+group by instance
+union all
+select
+    'coverage' as "check",
+    instance,
+    min(ts) as ts,
+    metric_name as subject,
+    'the value of the point was lost on its way into the store' as detail,
+    count(*) as count
+from points
+join children using (identity)
+where
+    flags = 0
+    and epoch(ts) >= $since_seconds
+    and case
+        when wire_kind = 'histogram' then coalesce(len(counts) <> len(bounds) + 1, true)
+        else value is null
+    end
+group by instance, metric_name
+order by "check", instance, subject

@@ -1,0 +1,15 @@
+-- points_samples: the counters and gauges among the points, without markers of staleness.
+-- grain: one row per (series, point); a point sent twice is there twice.
+-- reads: points, children
+select
+    children.series_id,
+    points.ts,
+    points.value * children.scale as value,
+    children.rank
+from points
+join children using (identity)
+where
+    points.flags = 0
+    and points.wire_kind <> 'histogram'
+    and points.value is not null
+order by series_id, ts, rank
