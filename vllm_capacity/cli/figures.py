@@ -19,8 +19,14 @@ from vllm_capacity.telemetry.window import open_window
 def figures(window: str, as_json: bool, **given: object) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
     terms, start, end = terms_of(given)
-    result = answer(open_window(window), start=start, end=end, terms=terms)
-    _print(result, as_json)
+    opened = open_window(window)
+    told = answer(opened, start=start, end=end, terms=terms)
+    if as_json:
+        click.echo(as_text(told))
+        return
+    from vllm_capacity.pages.terminal import figures_text  # charts and all: not for --json
+
+    click.echo(figures_text(told, window_name=opened.name, is_simulated=opened.is_simulated))
 
 
 @click.command()
@@ -31,8 +37,16 @@ def figures(window: str, as_json: bool, **given: object) -> None:
 def cost(window: str, by: str, as_json: bool, **given: object) -> None:
     """The bill of WINDOW shared out; the parts add up to the whole."""
     terms, start, end = terms_of(given)
-    _print(cost_by(open_window(window), by=by, start=start, end=end, terms=terms), as_json)
+    opened = open_window(window)
+    told = cost_by(opened, by=by, start=start, end=end, terms=terms)
+    if as_json:
+        click.echo(as_text(told))
+        return
+    from vllm_capacity.pages.terminal import cost_text
+
+    click.echo(cost_text(told, window_name=opened.name, is_simulated=opened.is_simulated))
 
 
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    click.echo(json.dumps(result, allow_nan=False, indent=2))
+def as_text(told: dict[str, Any]) -> str:
+    """The object as JSON; a number that is not finite is a defect, and raises."""
+    return json.dumps(told, allow_nan=False, indent=2)

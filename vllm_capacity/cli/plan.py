@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from vllm_capacity.cli.figures import as_text
 from vllm_capacity.cli.terms import terms_of, terms_options
 from vllm_capacity.planning import Ask
 from vllm_capacity.planning import plan as plan_of
@@ -47,5 +46,11 @@ def plan(
         model=model,
         policy=Policy(headroom, spares, startup_seconds, growth_per_hour),
     )
-    told = plan_of(open_window(window), ask, start=start, end=end, terms=terms)
-    click.echo(json.dumps(told, allow_nan=False, indent=2))
+    opened = open_window(window)
+    told = plan_of(opened, ask, start=start, end=end, terms=terms)
+    if as_json:
+        click.echo(as_text(told))
+        return
+    from vllm_capacity.pages.terminal import plan_text
+
+    click.echo(plan_text(told, window_name=opened.name, is_simulated=opened.is_simulated))
