@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         verdict,
     )
     from vllm_capacity.pages.study import Study, study
-    from vllm_capacity.pages.tables import ledger, other_prices
+    from vllm_capacity.pages.tables import failures, first_changes, ledger, other_prices
     from vllm_capacity.telemetry.window import Window, open_window
     from vllm_capacity.timerange import TimeRange
 
@@ -43,6 +43,8 @@ __all__ = [
     "bucket_quantile",
     "charts",
     "definitions",
+    "failures",
+    "first_changes",
     "ledger",
     "open_window",
     "other_prices",
@@ -70,7 +72,7 @@ _HOMES = {
         "title_line",
         "verdict",
     ),
-    "pages.tables": ("ledger", "other_prices"),
+    "pages.tables": ("failures", "first_changes", "ledger", "other_prices"),
     "pages.study": ("Study", "study"),
     "telemetry.window": ("Window", "open_window"),
     "timerange": ("TimeRange",),

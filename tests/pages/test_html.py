@@ -12,7 +12,7 @@ from vllm_capacity.pages.chart_parts import nothing
 from vllm_capacity.pages.contract import CHART_MIME, PIECE_MIME
 from vllm_capacity.pages.elements import Piece, table
 
-HOSTILE = "<script>alert(1)</script><!-- " + "x" * 300
+HOSTILE = "</script><script>alert(1)</script><!-- " + "x" * 300
 
 
 def code(*bundles):

@@ -19,7 +19,7 @@ from vllm_capacity.pages.study import Study
 _VERDICTS = {
     "good": "Yes, this window holds what happened",
     "usable": "Mostly, and what is missing has a bound",
-    "poor": "Not all of it: means over time are in doubt, totals are exact for what was counted",
+    "poor": "Not all of it; totals are exact for what was counted, means over time are in doubt",
 }
 
 

@@ -116,17 +116,17 @@ def use_of_gpu(asked: Study) -> Piece:
         rows += [
             ["dollars a request", _digits(cost), "this window, idle time included"],
             ["dollars a request, full", _digits(full), "the same price at the published rate"],
-            ["times less", number(cost / full), "what the idle time costs"],
+            ["full, times less", number(cost / full), "what idle time costs"],
         ]
     return table(["figure", "value", "what it rests on"], rows, numeric=(1,))
 
 
-def claim_verdict(asked: Study, claim: Claim, *, other_row: str) -> Said:
+def claim_verdict(asked: Study, claim: Claim, *, other_price: str) -> Said:
     """What the published cost is worth, in one sentence."""
-    row, other = asked.price_row, find_price(other_row)
+    row, other = asked.price_row, find_price(other_price)
     own = asked.answer["cost"]["usd_per_request"]["mid"]
     if row is None or own is None:
-        raise InputError("A claim is judged at a row of the price list: name one by price_row.")
+        raise InputError("A claim is judged at a row of the price list: name one by price.")
     dearer = _each_at(asked, other)
     text = (
         f"{count(asked.answer['requests']['successful'])} requests cost {_digits(own)} dollars "

@@ -202,6 +202,8 @@ def _models(asked: Study) -> list[str]:
 
 def _price(asked: Study) -> str:
     price = asked.terms.usd_per_gpu_hour
+    if asked.terms.fleet:
+        return "prices by instance, from a mapping file"
     if price is None or price.mid is None:
         return "no price given"
     interval = between(price.as_dict(), usd)

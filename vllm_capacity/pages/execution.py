@@ -7,6 +7,7 @@ which is most of the run. The page is written once, at the end, by us.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from papermill.exceptions import PapermillExecutionError
 
 Progress = Callable[[int, int], None]
+Seen = Callable[[Mapping[str, Any]], None]
 
 _CELL_SECONDS = 1800
-_LOCAL = Config(KernelManager={"transport": "ipc"})  # sockets of this user, no ports
 _OURS = {
     name: error
     for name, error in vars(errors).items()
@@ -34,19 +35,20 @@ _OURS = {
 
 @dataclass(frozen=True)
 class Executed:
-    """What came out of a run: the cells in order, as nbformat has them, and the kernel's stderr."""
+    """What came out of a run: the cells in order, as nbformat has them, and its title."""
 
     cells: tuple[Mapping[str, Any], ...]
     title: str
 
 
 def executed_notebook(
-    notebook: Path, parameters: Mapping[str, Any], *, progress: Progress
+    notebook: Path, parameters: Mapping[str, Any], *, progress: Progress, seen: Seen
 ) -> Executed:
     """The notebook run from top to bottom with these (settled) parameters.
 
-    `progress` is told (code cells done, of how many). A cell that raises one of this package's
-    errors raises it here again, with the cell's number; any other becomes an InputError.
+    `progress` is told (code cells done, of how many), `seen` is shown each cell when it has run. A
+    cell that raises one of this package's errors raises it here again; any other error becomes an
+    InputError that names the cell.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -54,15 +56,16 @@ def executed_notebook(
 
     done = 0
 
-    def count_cell(**_: object) -> None:
+    def cell_done(cell: Mapping[str, Any], **_: object) -> None:
         nonlocal done
         done += 1
+        seen(cell)
         progress(done, total)
 
     total = sum(cell["cell_type"] == "code" for cell in read_cells(notebook))
     total += bool(parameters)  # papermill adds a cell for them
     progress(0, total)
-    with _page_renderer():
+    with _page_renderer(), _own_sockets() as sockets:
         try:
             ran = papermill.execute_notebook(
                 str(notebook),
@@ -70,8 +73,8 @@ def executed_notebook(
                 parameters=dict(parameters),
                 progress_bar=False,
                 execution_timeout=_CELL_SECONDS,
-                on_cell_executed=count_cell,
-                config=_LOCAL,
+                on_cell_executed=cell_done,
+                config=sockets,
                 shutdown_kernel="immediate",  # a kernel asked politely complains on our stderr
             )
         except PapermillExecutionError as error:
@@ -90,7 +93,8 @@ def read_cells(notebook: Path) -> list[Mapping[str, Any]]:
     from jsonschema import ValidationError
 
     try:
-        return list(nbformat.read(str(notebook), as_version=4).cells)  # type: ignore[no-untyped-call]
+        read = nbformat.read(str(notebook), as_version=4)  # type: ignore[no-untyped-call]
+        return list(read.cells)
     except FileNotFoundError:
         raise errors.InputError(f"There is no notebook {notebook}.") from None
     except (nbformat.reader.NotJSONError, ValidationError, AttributeError, KeyError):
@@ -109,6 +113,16 @@ def _page_renderer() -> Iterator[None]:
             del os.environ[RENDERER_VARIABLE]
         else:
             os.environ[RENDERER_VARIABLE] = before
+
+
+@contextmanager
+def _own_sockets() -> Iterator[Config]:
+    """Settings that let the kernel talk over sockets in a folder of this run, not over ports.
+
+    Nobody else on the machine can reach them, and two runs in one folder do not meet.
+    """
+    with tempfile.TemporaryDirectory(prefix="vllm-capacity-") as folder:
+        yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
 
 
 def _told(error: PapermillExecutionError, notebook: Path) -> errors.CapacityError:

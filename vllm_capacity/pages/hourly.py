@@ -11,9 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity.bills import Terms
-from vllm_capacity.estimate import Estimate
-from vllm_capacity.figures import scrapes, traffic
+from vllm_capacity.bills import Terms, engine_parts
+from vllm_capacity.figures import scrapes
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost import bill
@@ -47,9 +46,8 @@ def _row(
     engines = scrapes.engines(window, part=cut, tries=known)
     fleet = scrapes.billed_hours(engines, known, part=cut)
     charged = bill(engine_parts(window, fleet, part=cut, terms=terms, capacities={}))
-    requests = None if charged.usage is None else charged.usage.successful_requests
-    figures = charged.whole
-    return cut.start, requests, figures["allocation_usd"].mid, figures["usd_per_request"].mid
+    cost, each = (charged.whole[name].mid for name in ("allocation_usd", "usd_per_request"))
+    return cut.start, charged.usage.successful_requests, cost, each
 
 
 def _cuts(part: TimeRange) -> list[TimeRange]:

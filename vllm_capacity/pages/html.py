@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vllm_capacity.pages.contract import CHART_MIME, PIECE_MIME
-from vllm_capacity.pages.vega import PageChart, page_chart
+from vllm_capacity.pages.vega import ChartOf, PageChart, page_chart
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _TABLE_TAGS = frozenset({"table", "thead", "tbody", "tfoot", "tr", "th", "td", "caption", "p", "b"})
@@ -98,8 +98,13 @@ def piece_html(piece: Mapping[str, Any]) -> str:
     )
 
 
-def sections_of(cells: Sequence[Mapping[str, Any]]) -> tuple[Section, ...]:
-    """The cells' prose and outputs as sections, cut at second-level headings. Code is left out."""
+def sections_of(
+    cells: Sequence[Mapping[str, Any]], *, chart_of: ChartOf = page_chart
+) -> tuple[Section, ...]:
+    """The cells' prose and outputs as sections, cut at second-level headings. Code is left out.
+
+    `chart_of` gives the parts of a chart by its spec and its number on the page.
+    """
     made: list[Section] = []
     heading, blocks, charts = "", [], 0
     for cell in cells:
@@ -111,7 +116,7 @@ def sections_of(cells: Sequence[Mapping[str, Any]]) -> tuple[Section, ...]:
                 heading, blocks = next_heading.strip(), _prose(prose)
         elif cell["cell_type"] == "code":
             for output in cell.get("outputs", []):
-                block = _block(output, charts)
+                block = _block(output, charts, chart_of)
                 if block is not None:
                     blocks.append(block)
                     charts += block.kind == "chart"
@@ -140,7 +145,7 @@ def _prose(source: str) -> list[Block]:
     return [Block("prose", Markup(markdown_html(without_title)))] if without_title else []
 
 
-def _block(output: Mapping[str, Any], charts: int) -> Block | None:
+def _block(output: Mapping[str, Any], charts: int, chart_of: ChartOf) -> Block | None:
     """The block of a cell's output, by the richest form of it that is safe; None for no output."""
     if output["output_type"] == "stream":
         shown = output["text"].strip() if output["name"] == "stdout" else ""
@@ -149,7 +154,7 @@ def _block(output: Mapping[str, Any], charts: int) -> Block | None:
     if PIECE_MIME in data:
         return Block("piece", data[PIECE_MIME])
     if CHART_MIME in data:
-        return Block("chart", page_chart(data[CHART_MIME], number=charts))
+        return Block("chart", chart_of(data[CHART_MIME], charts))
     if "text/markdown" in data:
         return Block("prose", Markup(markdown_html(data["text/markdown"])))
     if "text/html" in data:
@@ -195,9 +200,16 @@ def _environment() -> Environment:
     )
 
 
+class _NoPictures(mistune.HTMLRenderer):
+    """Markdown's HTML with a picture's words in its place: a page asks for nothing outside."""
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return text
+
+
 @cache
 def _markdown() -> mistune.Markdown:
-    markdown = mistune.create_markdown(escape=True, plugins=["table"])
+    markdown = mistune.create_markdown(renderer=_NoPictures(escape=True), plugins=["table"])
     assert isinstance(markdown, mistune.Markdown)
     return markdown
 

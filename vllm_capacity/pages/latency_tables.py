@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from vllm_capacity.figures.phases import Phase, phases
 from vllm_capacity.pages.elements import Piece, table
-from vllm_capacity.pages.numbers import Write, between, count, number, percent, seconds
+from vllm_capacity.pages.estimate_words import line, sure
+from vllm_capacity.pages.numbers import Write, count, number, percent, seconds
 from vllm_capacity.pages.said import Said, said
 from vllm_capacity.pages.study import Study
 
@@ -24,13 +22,6 @@ _PHASES = {
     "queue": "waiting for a place among the running requests",
     "prefill": "reading the prompt, up to the first token",
     "decode": "writing the answer, from the first token to the last",
-}
-_FAILURES: Mapping[str, tuple[str, Write]] = {
-    "http_5xx_ratio": ("answers with an HTTP status 5xx", percent),
-    "http_4xx_ratio": ("answers with an HTTP status 4xx", percent),
-    "error_ratio": ("finished requests that ended with an error", percent),
-    "rejected": ("requests refused at admission", count),
-    "abandoned": ("streams their client left", count),
 }
 
 
@@ -86,30 +77,10 @@ def promises(asked: Study) -> Piece:
     rows = []
     for short, (name, term) in _TARGETS.items():
         target, met = getattr(asked.terms, term), asked.answer["slo"][f"{short}_attainment"]
-        rows.append(
-            [
-                name,
-                "none given" if target is None else seconds(target),
-                *_estimate(met, percent),
-                _why(met),
-            ]
-        )
+        shown = "none given" if target is None else seconds(target)
+        _, *estimate = line(name, met, percent)
+        rows.append([name, shown, *estimate])
     return table(["how long", "target", "met it", "", "what it rests on"], rows, numeric=(1, 2))
-
-
-def failures(asked: Study) -> Piece:
-    """What can be known of failures, each with what it is blind to."""
-    rows = [
-        [
-            name,
-            *_estimate(asked.answer["failures"][key], write),
-            _why(asked.answer["failures"][key]),
-        ]
-        for key, (name, write) in _FAILURES.items()
-    ]
-    return table(
-        ["failure", "how much", "", "what it rests on, and its blind spot"], rows, numeric=(1,)
-    )
 
 
 def latency_verdict(asked: Study) -> Said:
@@ -127,8 +98,7 @@ def latency_verdict(asked: Study) -> Said:
     met = asked.answer["slo"]["ttft_attainment"]
     if met["mid"] is not None:
         target = seconds(asked.terms.ttft_slo_seconds or 0.0)
-        share = " ".join(part for part in _estimate(met, percent) if part)
-        parts.append(f"{share} met the target of {target}")
+        parts.append(f"{sure(met, percent)} met the target of {target}")
     return said(f"{', '.join(parts)}{_waited_for(asked)}.")
 
 
@@ -144,17 +114,6 @@ def _waited_for(asked: Study) -> str:
 
 def _phases(asked: Study) -> tuple[Phase, ...]:
     return phases(asked.opened, part=asked.part)
-
-
-def _estimate(estimate: Mapping[str, Any], write: Write) -> tuple[str, str]:
-    """An estimate's middle, and its interval in words where it has one."""
-    if estimate["mid"] is None:
-        return "not known", ""
-    return write(estimate["mid"]), between(estimate, write)
-
-
-def _why(estimate: Mapping[str, Any]) -> str:
-    return str(estimate["reason"] if estimate["mid"] is None else estimate["basis"])
 
 
 def _or_dash(value: float | None, write: Write, like: float | None = None) -> str:

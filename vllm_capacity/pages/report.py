@@ -22,7 +22,7 @@ DEFAULT_NOTEBOOK = "cost-report.ipynb"
 
 EXAMPLES: tuple[Mapping[str, object], ...] = (
     {"window": "vllm-sweep"},
-    {"window": "a100-gpt-oss-20b", "price_row": "A100-80GB-PCIe RunPod secure, on-demand 2025"},
+    {"window": "a100-gpt-oss-20b", "price": "A100-80GB-PCIe RunPod secure, on-demand 2025"},
 )
 """The example windows that get a page, with what telemetry cannot say of them."""
 
@@ -48,9 +48,9 @@ def write_report(
     declared = declared_parameters(order.notebook)
     given = {**_without_foreign_price(declared, order.parameters), **order.parameters}
     parameters = settled_parameters(declared, given, notebook=order.notebook.name)
-    with only_writer(order.out):
-        ran = executed_notebook(order.notebook, parameters, progress=progress)
-        sections = html.sections_of(ran.cells)
+    with only_writer(order.out), vega.ChartsAhead() as ahead:
+        ran = executed_notebook(order.notebook, parameters, progress=progress, seen=ahead.see)
+        sections = html.sections_of(ran.cells, chart_of=ahead.chart_of)
         if not any(section.blocks for section in sections):
             raise InputError(f"{order.notebook.name} shows nothing: no prose, chart or table.")
         metadata = _metadata(ran.title, sections, made_at)
@@ -78,12 +78,12 @@ def _without_foreign_price(
 ) -> dict[str, object]:
     """What takes the price out of a notebook whose default price is that of its default window.
 
-    A price belongs to a machine: asked for another window, or given a row of the price list, the
-    notebook's own price must not be used in silence. Empty where it may stay, or has none.
+    A price belongs to a machine: asked for another window, or given a price of another kind, the
+    notebook's own must not be used in silence. Empty where it may stay, or has none.
     """
     defaults = {each.name: each.default.strip("\"'") for each in declared}
     is_its_own = given.get("window", defaults.get("window")) == defaults.get("window")
-    if is_its_own and not given.get("price_row"):
+    if is_its_own and not (given.get("price") or given.get("fleet")):
         return {}
     cleared = {"usd_per_hour": None, "price_note": ""}
     return {name: value for name, value in cleared.items() if name in defaults}

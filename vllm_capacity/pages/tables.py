@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.prices import Price, offers
 from vllm_capacity.pages import words
 from vllm_capacity.pages.elements import Piece, table
-from vllm_capacity.pages.numbers import Write, between, count, usd, usd_per_thousand
+from vllm_capacity.pages.numbers import Write, between, count, percent, usd, usd_per_thousand
 from vllm_capacity.pages.study import Study
+from vllm_capacity.verdicts.cost import bill
 
 _SEVERITIES = {"info": "to know", "warning": "a doubt", "error": "do not trust"}
 _SPELLS_SHOWN = 2
@@ -42,44 +43,76 @@ def ledger(asked: Study) -> Piece:
 def other_prices(asked: Study) -> Piece:
     """The same window under the other offers for its GPU, cheapest first, and under its own price.
 
-    Money is in proportion to the price of a GPU-hour, so nothing is measured anew. Empty, saying
-    why, where the price was given as a number: no price list then says which GPU it was.
+    Empty, saying why, where the price is no row of the price list: only a row says which GPU it is.
     """
-    own, row = asked.terms.usd_per_gpu_hour, asked.price_row
-    if own is None or row is None or not own.mid:
+    row = asked.price_row
+    if row is None:
         return table(
             ["price"],
             [],
             empty="No other price is compared: that takes a GPU named by a row of the price list "
-            "(price_row).",
+            "(the parameter price).",
         )
     others = {each.key: each for each in (*offers(f"{row.gpu}-{row.form_factor}"), row)}
     ordered = sorted(others.values(), key=lambda each: (each.usd_per_gpu_hour, each.key))
     return table(
         ["price list row", "date", "a GPU-hour", "1,000 requests", "a million output tokens"],
-        [_priced(asked.answer["cost"], each, own.mid, is_own=each == row) for each in ordered],
+        [_priced(asked, each) for each in ordered],
         numeric=(1, 2, 3, 4),
     )
 
 
-def _priced(cost: Mapping[str, Any], row: Price, own_usd: float, *, is_own: bool) -> list[str]:
-    factor = row.usd_per_gpu_hour / own_usd
-    request, million = (
-        Estimate(**cost[name]).scaled(factor).as_dict()
-        for name in ("usd_per_request", "usd_per_million_output_tokens")
+def first_changes(asked: Study) -> Piece:
+    """What to change first, before buying a GPU: the setting, its evidence, its bounded effect."""
+    rows = [
+        [
+            str(one["setting"]),
+            str(one["engine"]),
+            _written(one["effect"], percent, reason=True),
+            str(one["evidence"]),
+        ]
+        for one in asked.answer["advice"]
+    ]
+    return table(
+        ["change", "engine", "gain", "evidence"],
+        rows,
+        empty="No setting of the server held anything back in this window.",
     )
+
+
+def failures(asked: Study) -> Piece:
+    """What can be known of failures, each with its blind spot; what cannot, with the reason."""
+    kinds = {
+        "http_5xx_ratio": ("answers with HTTP 5xx", percent),
+        "http_4xx_ratio": ("answers with HTTP 4xx", percent),
+        "error_ratio": ("finished with an engine error", percent),
+        "rejected": ("requests rejected at admission", count),
+        "abandoned": ("requests that clients left", count),
+    }
+    found = asked.answer["failures"]
+    rows = [
+        [title, _written(found[name], write), found[name]["basis"] or found[name]["reason"]]
+        for name, (title, write) in kinds.items()
+    ]
+    return table(["failure", "share or count", "what it rests on"], rows)
+
+
+def _priced(asked: Study, row: Price) -> list[str]:
+    parts = asked.bill_parts.items()
+    cost = bill({name: replace(part, usd_per_gpu_hour=row.usd) for name, part in parts}).whole
+    source = "this page" if row == asked.price_row else row.source
     return [
-        f"{row.provider}, {row.tier} ({'this page' if is_own else row.source})",
+        f"{row.provider}, {row.tier} ({source})",
         row.date,
         usd(row.usd_per_gpu_hour),
-        _written(request, usd_per_thousand),
-        _written(million, usd),
+        _written(cost["usd_per_request"].as_dict(), usd_per_thousand),
+        _written(cost["usd_per_million_output_tokens"].as_dict(), usd),
     ]
 
 
-def _written(estimate: Mapping[str, Any], write: Write) -> str:
+def _written(estimate: Mapping[str, Any], write: Write, *, reason: bool = False) -> str:
     if estimate["mid"] is None:
-        return "not known"
+        return f"not known: {estimate['reason']}" if reason else "not known"
     interval = between(estimate, write)
     return f"{write(estimate['mid'])}{f', {interval}' if interval else ''}"
 

@@ -117,8 +117,10 @@ def for_lab(spec: dict[str, Any], **_: object) -> tuple[dict[str, Any], dict[str
 
 
 def _words(spec: dict[str, Any]) -> str:
-    title = spec.get("title") or {}
-    return f"{title.get('text', 'A chart')} {title.get('subtitle', '')}".strip()
+    title = spec.get("title") or "A chart"
+    if isinstance(title, str):
+        return title
+    return f"{title.get('text', '')} {title.get('subtitle', '')}".strip()
 
 
 def enable() -> None:

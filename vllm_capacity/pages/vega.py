@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vllm_capacity.pages.contract import HOVER, NOTEBOOK_WIDTH, VEGALITE_VERSION
+from vllm_capacity.pages.contract import CHART_MIME, HOVER, NOTEBOOK_WIDTH, VEGALITE_VERSION
 from vllm_capacity.pages.writing import write_whole
 
 _ID = re.compile(r'(\bid="|url\(#|href="#)([\w-]+)')
@@ -41,6 +43,9 @@ class PageChart:
     still: str = field(repr=False)
 
 
+ChartOf = Callable[[Mapping[str, Any], int], PageChart]
+
+
 def runtime(cache: Path | None) -> str:
     """The script that draws: Vega, Vega-Lite and Vega-Embed with its expression interpreter.
 
@@ -61,17 +66,18 @@ def runtime(cache: Path | None) -> str:
     return script
 
 
-def page_chart(spec: dict[str, Any], *, number: int) -> PageChart:
+def page_chart(given: Mapping[str, Any], number: int) -> PageChart:
     """The parts of a Vega-Lite spec made by our charts; `number` keeps ids apart on one page."""
-    spec = copy.deepcopy(spec)
+    spec = copy.deepcopy(dict(given))
     title = spec.pop("title", None) or {}
     if isinstance(title, str):
         title = {"text": title}
     notes = (spec.pop("usermeta", None) or {}).get("vllm_capacity", {})
     empty = str(notes.get("empty", ""))
     still = "" if empty else _still(spec, number)
-    spec["width"] = "container"
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    if _is_single(spec):  # only such a view can be as wide as what holds it
+        spec["width"] = "container"
+        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     data = {name: _columns(rows) for name, rows in spec.pop("datasets", {}).items()}
     return PageChart(
         question=_one_line(title.get("text", "")),
@@ -85,11 +91,38 @@ def page_chart(spec: dict[str, Any], *, number: int) -> PageChart:
     )
 
 
+class ChartsAhead:
+    """Charts taken apart in a thread while the notebook still runs, in the order they are seen."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._parts: list[tuple[Mapping[str, Any], Future[PageChart]]] = []
+
+    def see(self, cell: Mapping[str, Any]) -> None:
+        """Begin with the charts among a cell's outputs."""
+        for output in cell.get("outputs", []):
+            if CHART_MIME in output.get("data", {}):
+                spec, number = output["data"][CHART_MIME], len(self._parts)
+                self._parts.append((spec, self._pool.submit(page_chart, spec, number)))
+
+    def chart_of(self, spec: Mapping[str, Any], number: int) -> PageChart:
+        """The parts of the chart of that number; taken apart now if it was not seen so."""
+        if number < len(self._parts) and self._parts[number][0] == spec:
+            return self._parts[number][1].result()
+        return page_chart(spec, number)
+
+    def __enter__(self) -> ChartsAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
 def _still(spec: dict[str, Any], number: int) -> str:
     import vl_convert
 
     shown = _without_hover(spec)
-    if not isinstance(shown.get("width"), int | float):
+    if shown.get("width") == "container":
         shown["width"] = NOTEBOOK_WIDTH
     svg = vl_convert.vegalite_to_svg(shown, vl_version=VEGALITE_VERSION, allowed_base_urls=[])
     return _ID.sub(lambda match: f"{match[1]}s{number}-{match[2]}", str(svg))
@@ -101,9 +134,15 @@ def _without_hover(spec: dict[str, Any]) -> dict[str, Any]:
 
     shown = copy.deepcopy(spec)
     shown["params"] = [each for each in shown.get("params", []) if kept(each)]
-    if "layer" in shown:
-        shown["layer"] = [_without_hover(each) for each in shown["layer"] if kept(each)]
+    for parts in ("layer", "hconcat", "vconcat", "concat"):
+        if parts in shown:
+            shown[parts] = [_without_hover(each) for each in shown[parts] if kept(each)]
     return shown
+
+
+def _is_single(spec: Mapping[str, Any]) -> bool:
+    facets = {"row", "column", "facet"} & set(spec.get("encoding", {}))
+    return ("layer" in spec or "mark" in spec) and not facets
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

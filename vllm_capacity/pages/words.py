@@ -145,7 +145,7 @@ def _next(answer: Answer) -> str:
         kinds = ", ".join(dict.fromkeys(str(row["check"]) for row in poor))
         return f"Next: mend the telemetry before deciding anything; not to be trusted: {kinds}."
     if first in _NEXT:
-        return f"Next: {_NEXT[first]}."
+        return f"Next: {_NEXT[first]}.{_gain(answer)}"
     if saturation["regime"] == "idle":
         return "Next: stop it when nobody asks, or let it share its machine."
     if cost["allocation_usd"]["mid"] is None:
@@ -153,6 +153,19 @@ def _next(answer: Answer) -> str:
     if saturation["capacity_output_tokens_per_second"]["mid"] is None:
         return "Next: load it until requests wait, once; until then its capacity stays unknown."
     return "Next: give it more requests, or run fewer servers; it has room."
+
+
+def _gain(answer: Answer) -> str:
+    """What the first piece of advice would bring, where that is known."""
+    known = [each for each in answer["advice"] if each["effect"]["mid"] is not None]
+    if not known:
+        return ""
+    first = known[0]
+    share = _with_interval(first["effect"], percent)
+    if first["setting"] == "replicas":
+        return f" Running fewer engines would save {share} of the bill."
+    more = "twice the KV memory" if first["setting"] == "KV memory" else "that"
+    return f" Foreseen: {more} brings {share} more output."
 
 
 def quality_word(answer: Answer) -> tuple[str, str]:

@@ -13,9 +13,12 @@
     return made;
   }
 
-  function names(spec, found) {
-    if (spec.data && spec.data.name) found[spec.data.name] = true;
-    (spec.layer || []).forEach(function (layer) { names(layer, found); });
+  // The names of the data sets that a spec, or any part of it, draws.
+  function names(part, found) {
+    if (part && typeof part === "object") {
+      if (part.data && part.data.name) found[part.data.name] = true;
+      Object.keys(part).forEach(function (key) { names(part[key], found); });
+    }
     return found;
   }
 
@@ -31,7 +34,10 @@
       actions: false,
       defaultStyle: false,
       tooltip: { disableDefaultStyle: true, theme: "none" }
-    }).then(function () { box.parentElement.classList.add("drawn"); });
+    }).then(
+      function () { box.parentElement.classList.add("drawn"); },
+      function (error) { console.error(error); }  // its still stays, and the others are drawn
+    );
   }
 
   // A definition that a tile or chart links to opens when the link is followed.
@@ -41,8 +47,9 @@
   }
 
   window.addEventListener("hashchange", open);
+  // Printed folds are open, but for tables of many pages.
   window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details").forEach(function (fold) {
+    document.querySelectorAll("details:not(.long)").forEach(function (fold) {
       if (!fold.open) { fold.open = true; fold.dataset.printed = ""; }
     });
   });

@@ -1,0 +1,208 @@
+"""The page in a real Chromium with the network cut, at the widths and in the modes people use."""
+
+import dataclasses
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from vllm_capacity.pages.report import Order, write_report
+from vllm_capacity.resources import shipped
+from vllm_capacity.sources.exposition import provenance, read_scrapes
+from vllm_capacity.telemetry.store import write_window
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>" + "ab_" * 84
+WIDTHS = (390, 1000, 1600)
+A4_WIDTH = 702  # 210 mm less two margins of 12 mm, at 96 dots an inch
+
+
+def report(folder: Path, **parameters: object) -> Path:
+    order = Order(shipped("notebooks/cost-report.ipynb"), parameters, folder)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    return write_report(order, made_at=at, cache=None, progress=lambda done, total: None)
+
+
+@pytest.fixture(scope="session")
+def page_path(tmp_path_factory) -> Path:
+    return report(tmp_path_factory.mktemp("reports"))
+
+
+class Opened:
+    """A page opened from its file with the network cut, drawn, with all it said and asked for."""
+
+    def __init__(self, browser, path: Path, *, width: int = 1000, scheme: str = "light") -> None:
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+            offline=True,
+            timezone_id="America/New_York",
+        )
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=90_000)
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.fixture(scope="session")
+def opened(chromium, page_path):
+    with Opened(chromium, page_path) as page:
+        yield page
+
+
+def test_page_asks_for_itself_alone_and_says_nothing(opened, page_path):
+    assert (opened.asked, opened.said) == ([page_path.as_uri()], [])
+
+
+def test_every_chart_is_drawn_with_marks(opened):
+    sizes = opened.page.eval_on_selector_all(
+        ".live[data-chart]",
+        """boxes => boxes.map(box => {
+            const svg = box.querySelector("svg");
+            const marks = box.querySelectorAll(
+                ".mark-line path, .mark-area path, .mark-rect path, .mark-symbol path");
+            const seen = [...marks].filter(mark => mark.getBoundingClientRect().width > 0);
+            return [svg.getBoundingClientRect().width > 300, seen.length > 0];
+        })""",
+    )
+    assert (len(sizes) >= 12, all(width and marks for width, marks in sizes)) == (True, True)
+
+
+def test_no_still_is_shown_beside_its_live_chart(opened):
+    assert opened.page.locator(".still:visible").count() == 0
+
+
+def test_pointer_brings_a_tooltip_with_the_time_in_utc(chromium, page_path):
+    with Opened(chromium, page_path) as view:
+        figure = view.page.locator("figure", has_text="Did requests queue?")
+        figure.scroll_into_view_if_needed()
+        box = figure.locator(".live svg").bounding_box()
+        view.page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
+        view.page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5)
+        tip = view.page.locator("#vg-tooltip-element.visible")
+        tip.wait_for(timeout=10_000)
+        text = tip.inner_text()
+    assert ("time (UTC)" in text, "24 Nov 04:1" in text, "waiting" in text) == (True, True, True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_reaches_beyond_the_page(chromium, page_path, width, scheme):
+    with Opened(chromium, page_path, width=width, scheme=scheme) as view:
+        wide = view.page.evaluate("document.documentElement.scrollWidth")
+        cut = view.page.eval_on_selector_all(
+            "h1, h2, h3, .value, .verdict p, .live svg text",
+            """(all, width) => all.filter(each => {
+                const box = each.getBoundingClientRect();
+                return box.width && (box.left < -1 || box.right > width + 1);
+            }).map(each => each.textContent)""",
+            width,
+        )
+    assert (wide, cut) == (width, [])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(chromium, page_path, scheme):
+    with Opened(chromium, page_path, scheme=scheme) as view:
+        colours = view.page.evaluate(
+            """() => {
+                const at = name => getComputedStyle(document.documentElement)
+                    .getPropertyValue(name).trim();
+                const names = ["paper", "ink", "soft", "link", "load", "limit", "cost", "kv"];
+                return names.map(name => "--" + name)
+                    .map(name => [name, at(name)]);
+            }"""
+        )
+    named = dict(colours)
+    ratios = {name: _contrast(named["--paper"], colour) for name, colour in named.items()}
+    weak = [name for name in ("--ink", "--soft", "--link") if ratios[name] < 4.5]
+    weak += [name for name in ("--load", "--limit", "--cost", "--kv") if ratios[name] < 3.0]
+    assert weak == []
+
+
+def test_printed_page_shows_stills_and_open_folds(chromium, page_path):
+    with Opened(chromium, page_path) as view:
+        view.page.emulate_media(media="print")
+        view.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        live = view.page.locator(".live:visible").count()
+        stills = view.page.locator(".still:visible").count()
+        shut = view.page.locator("details:not([open]):not(.long)").count()
+        printed = view.page.pdf(format="A4")
+    assert (live, stills >= 12, shut, printed[:5]) == (0, True, 0, b"%PDF-")
+
+
+def test_printed_page_cuts_no_table(chromium, page_path):
+    with Opened(chromium, page_path, width=A4_WIDTH) as view:
+        view.page.emulate_media(media="print")
+        view.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        cut = view.page.eval_on_selector_all(
+            "table, .still svg, pre",
+            """(all, width) => all.filter(each => each.getBoundingClientRect().right > width + 1)
+                .map(each => each.textContent.slice(0, 60))""",
+            A4_WIDTH,
+        )
+    assert cut == []
+
+
+def test_page_without_scripts_shows_stills(chromium, page_path):
+    context = chromium.new_context(java_script_enabled=False, offline=True)
+    page = context.new_page()
+    page.goto(page_path.as_uri())
+    shown = page.locator(".still svg:visible").count()
+    context.close()
+    assert shown >= 12
+
+
+def test_link_of_a_tile_opens_its_definition(chromium, page_path):
+    with Opened(chromium, page_path) as view:
+        view.page.locator(".tile a").first.click()
+        shown = view.page.locator("#how-usd_per_request")
+        assert (shown.get_attribute("open"), shown.locator("p").first.is_visible()) == ("", True)
+
+
+@pytest.fixture(scope="session")
+def hostile_page(tmp_path_factory) -> Path:
+    """The report of a window whose model is called something long and nasty."""
+    source = Path(__file__).resolve().parent.parent / "data" / "restart_raw.jsonl.gz"
+    rows = read_scrapes(source)
+    series = rows.series.with_columns(
+        model_name=pl.when(pl.col("model_name").is_not_null()).then(pl.lit(HOSTILE))
+    )
+    folder = tmp_path_factory.mktemp("hostile")
+    note = provenance(rows, kind="saved scrapes", origin=HOSTILE)
+    window = write_window(folder / "window", dataclasses.replace(rows, series=series), note)
+    return report(folder / "reports", window=str(window))
+
+
+@pytest.mark.parametrize("width", [390, 1600])
+def test_nasty_model_name_is_text_and_fits(chromium, hostile_page, width):
+    with Opened(chromium, hostile_page, width=width) as view:
+        wide = view.page.evaluate("document.documentElement.scrollWidth")
+        images = view.page.locator("img").count()
+        named = HOSTILE in view.page.locator(".titleline").text_content()
+    assert (view.said, images, named, wide) == ([], 0, True, width)
+
+
+def _contrast(one: str, other: str) -> float:
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, as WCAG defines it."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

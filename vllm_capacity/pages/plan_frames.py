@@ -1,0 +1,238 @@
+"""Which GPUs, how many, and for how long: a plan (planning.py) as tables and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
+from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.prices import choose_price, usual_forms
+from vllm_capacity.facts.throughput import measurements
+from vllm_capacity.pages import words
+from vllm_capacity.pages.elements import Piece, table
+from vllm_capacity.pages.estimate_words import NOT_KNOWN, line, reason, sure, value
+from vllm_capacity.pages.numbers import Write, between, count, number, percent, seconds, usd
+from vllm_capacity.pages.said import Said, said
+from vllm_capacity.verdicts.options import Candidate, whatif_table
+from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.runway import runways
+from vllm_capacity.verdicts.sizing import Policy
+
+Told = Mapping[str, Any]
+
+_NEEDS: Sequence[tuple[str, str, Write]] = (
+    ("requests a second to serve", "demand_requests_per_second", number),
+    ("output tokens a second, that is", "demand_output_tokens_per_second", number),
+    ("output tokens a second of one replica", "capacity_output_tokens_per_second", number),
+    ("replicas, spares included", "replicas", count),
+    ("GPUs", "gpus", count),
+    ("dollars a month", "usd_per_month", usd),
+)
+_MORE_REPLICAS = 2
+
+
+def needs(plan: Told) -> Piece:
+    """What is asked, what one replica holds, and how many of them that takes."""
+    rows, above = [], ""
+    for name, figure, write in _NEEDS:
+        *shown, why = line(name, plan[figure], write)
+        rows.append([*shown, why.replace(above, "the line above") if above else why])
+        above = why
+    return table(["what", "value", "", "what it rests on"], rows, numeric=(1,))
+
+
+def queueing(plan: Told) -> Said:
+    """What a queue says of these replicas without their spares, in a sentence."""
+    check = plan["queue_check"]
+    if check is None:
+        return said("A queue cannot be asked: demand, capacity or running requests are not known.")
+    limit = seconds(check["wait_limit_seconds"])
+    busy = f"without their spares they are {percent(check['utilisation_ratio'])} busy"
+    if check["wait_seconds"] is None:
+        waits = "and the queue never settles"
+    else:
+        waits = f"and 95 % of requests wait {seconds(check['wait_seconds'])} for a place at most"
+    verdict = "within" if check["is_within_limit"] else "not within"
+    return said(f"{busy} {waits}, {verdict} the limit of {limit}. Assumed: {check['assumes']}.")
+
+
+def cases(plan: Told) -> Piece:
+    """How many replicas it takes if demand, prompts or caching turn out otherwise."""
+    rows = [
+        [name, value(each, count), between(each, count), "" if each["mid"] else reason(each)]
+        for name, each in plan["sensitivity"].items()
+    ]
+    return table(["if", "replicas", "", ""], rows, numeric=(1,))
+
+
+def enough_until(plan: Told, policy: Policy, *, growth_ratio_per_month: float) -> Piece:
+    """What a number of replicas carries, as a multiple of the demand, and until when."""
+    needed = plan["replicas"]["mid"]
+    if needed is None:
+        return table(["replicas"], [], empty=f"Not known: {reason(plan['replicas'])}.")
+    found = runways(
+        Estimate(**plan["demand_output_tokens_per_second"]),
+        Estimate(**plan["capacity_output_tokens_per_second"]),
+        policy=policy,
+        counts=range(policy.spare_replicas + 1, round(needed) + _MORE_REPLICAS + 1),
+        growth_ratio_per_month=growth_ratio_per_month,
+    )
+    rows = []
+    for each in found:
+        times, months = each.times_demand.as_dict(), each.months.as_dict()
+        rows.append(
+            [
+                count(each.replicas),
+                value(each.carried.as_dict(), number),
+                f"{value(times, number)} times",
+                between(times, number),
+                _months(months),
+            ]
+        )
+    growth = percent(growth_ratio_per_month)
+    return table(
+        ["replicas", "output tokens/s", "of the demand", "", f"enough, growing {growth} a month"],
+        rows,
+        numeric=(0, 1, 2),
+    )
+
+
+def demand_ahead(plan: Told) -> Piece:
+    """Requests of the next day, hour by hour with measured intervals; or why there is none."""
+    told = plan["forecast"]
+    rows = [
+        [str(each["ts"]), *(number(each[end]) for end in ("low", "mid", "high"))]
+        for each in told["forecast"] or ()
+    ]
+    coverage = told["coverage_measured"]
+    held = "" if coverage is None else f" In the back-test {percent(coverage)} lay inside."
+    return table(
+        ["hour (UTC)", "at least", "requests", "at most"],
+        rows,
+        numeric=(1, 2, 3),
+        caption=f"{told['method']}.{held}" if rows else "",
+        empty=f"No forecast: {str(told['reason']).rstrip('.')}.",
+    )
+
+
+def gpu_options(
+    *,
+    model: str,
+    gpu: str,
+    output_tokens_per_second: float,
+    input_tokens: float,
+    output_tokens: float,
+    measured_by: str,
+    requests_per_second: float,
+    policy: Policy,
+    gpus: int = 1,
+) -> list[dict[str, Any]]:
+    """Every GPU known as an option, from a rate that somebody measured; rows as a plan's `options`.
+
+    The rate is of `gpus` GPUs of that type serving requests of those mean lengths; `measured_by`
+    says whose it is and under what load, and stands in what every option rests on.
+    """
+    llm, here = find_llm(model), find_gpu(gpu)
+    spans = [find_gpu(name) for name in gpu_names()]
+    basis = f"{number(output_tokens_per_second)} output tokens/s on {here.label}: {measured_by}"
+    asked = f"{number(requests_per_second)} requests/s × {number(output_tokens)} output tokens"
+    found = whatif_table(
+        Question(
+            llm=llm,
+            dtype=llm.weights_dtype,
+            to_dtype=llm.weights_dtype,
+            from_gpu=here,
+            to_gpu=here,
+            gpus=gpus,
+            output_tokens_per_second=output_tokens_per_second,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+        ),
+        [_candidate(span, llm.weights_dtype) for span in spans],
+        slo_capacity=Estimate.exact(output_tokens_per_second, basis),
+        demand=Estimate.exact(requests_per_second * output_tokens, asked),
+        policy=policy,
+        published=measurements(),
+        prefer={span.rows[0].gpu: usual_forms(span.rows[0].gpu) for span in spans},
+    )
+    return [each.as_dict() for each in found]
+
+
+def options(rows: Sequence[Told], *, reason_for_none: str = "") -> Piece:
+    """The options of a plan, best tokens per dollar first; rejected ones last, with the reason."""
+    return table(
+        [
+            "GPU",
+            "output tokens/s",
+            "dollars a GPU-hour",
+            "million output tokens for a dollar",
+            "replicas",
+            "a month",
+            "why not, or whose price",
+        ],
+        [_option(row) for row in rows],
+        numeric=(4, 5),
+        empty=f"No other GPU is compared: {reason_for_none.rstrip('.')}.",
+    )
+
+
+def plan_verdict(plan: Told, rows: Sequence[Told], *, model: str) -> Said:
+    """Which GPUs, how many, how sure that is, in one sentence. `rows` are options of `model`."""
+    replicas = plan["replicas"]
+    if replicas["mid"] is None:
+        text = f"how many replicas it takes is not known: {reason(replicas)}"
+    else:
+        text = f"it takes {sure(replicas, count)} replicas, spares included"
+        if plan["usd_per_month"]["mid"] is not None:
+            text += f", for {sure(plan['usd_per_month'], usd)} a month"
+    known = [row for row in rows if row["tokens_per_usd"]["mid"] is not None]
+    if known:
+        best, *others = known
+        rivals = [row for row in others if _overlaps(row, best)]
+        text += f"; most output of {model} for a dollar comes from {best['gpu']}"
+        if rivals:
+            text += f", though {words.plural(len(rivals), 'other type')} may give as much"
+    told = plan["forecast"]
+    if told["forecast"] is None:
+        text += f"; for how long that is enough nobody can say from this window, {told['reason']}"
+    return said(f"{text}.")
+
+
+def _overlaps(row: Told, best: Told) -> bool:
+    return bool(row["tokens_per_usd"]["high"] >= best["tokens_per_usd"]["low"])
+
+
+def _option(row: Told) -> list[str]:
+    shown: Sequence[tuple[str, Write]] = (
+        ("slo_output_tokens_per_second", number),
+        ("usd_per_gpu_hour", usd),
+        ("tokens_per_usd", _millions),
+    )
+    return [
+        str(row["gpu"]),
+        *(sure(row[figure], write) for figure, write in shown),
+        value(row["replicas"], count),
+        value(row["usd_per_month"], usd),
+        str(row["reason"] or row["price_row"]),
+    ]
+
+
+def _millions(tokens: float, like: float | None = None) -> str:
+    return number(tokens / 1e6, None if like is None else like / 1e6)
+
+
+def _candidate(span: GpuSpan, dtype: str) -> Candidate:
+    price = choose_price(gpu=span.name)
+    return Candidate(span, dtype, price.basis or price.reason, price)
+
+
+def _months(months: Told) -> str:
+    if months["mid"] is None:
+        return NOT_KNOWN if not months["reason"] else reason(months)
+    if months["high"] < 0:
+        return "not today"
+    if months["low"] < 0:
+        return f"perhaps not today, {number(months['high'])} months at most"
+    return f"{number(months['mid'])} months ({between(months, number)})"
