@@ -98,9 +98,7 @@ def test_what_is_shipped_is_found_inside_the_installed_package(environment, tmp_
 
 
 def test_figures_of_the_installed_package_are_those_of_the_clone(environment, tmp_path, sweep):
-    ran = done(
-        "vllm-capacity", "figures", "vllm-sweep", "--json", cwd=tmp_path, env=environment
-    )
+    ran = done("vllm-capacity", "figures", "vllm-sweep", "--json", cwd=tmp_path, env=environment)
     assert json.loads(ran.stdout) == answer(sweep)
 
 

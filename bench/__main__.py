@@ -1,0 +1,146 @@
+"""`python -m bench [NAME ...]`: measure, tell, and write RESULTS.md where all was measured."""
+
+import argparse
+import importlib
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.measure import TIMEOUT_SECONDS, Ratio, machine
+
+HERE = Path(__file__).parent
+RATIOS = {  # how often each side is measured
+    "report": 5,
+    "figures": 5,
+    "rollup": 7,
+    "answers": 3,
+    "writer": 3,
+    "imports": 3,
+    "pull": 3,
+}
+TRIALS = ("saturation_tuning", "whatif_backtest")  # accuracy, told in their own words
+PACKAGES = (
+    *("vllm-capacity", "duckdb", "polars", "pyarrow", "altair", "vl-convert-python"),
+    *("papermill", "nbconvert", "nbclient", "prometheus-client", "httpx"),
+)
+
+
+def main() -> None:
+    """Run the benches asked for, or all of them."""
+    names = [*RATIOS, *TRIALS]
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
+    parser.add_argument("--runs", type=int, help="measure each side so often")
+    parser.add_argument("--date", type=date.fromisoformat, default=datetime.now(UTC).date())
+    asked = parser.parse_args()
+    unknown = sorted(set(asked.names) - set(names))
+    if unknown:
+        parser.error(f"no bench {', '.join(unknown)}; there are {', '.join(names)}")
+    os.nice(10)
+    began = machine()
+    chosen = asked.names or names
+    ratios = {name: _measured(name, asked.runs) for name in RATIOS if name in chosen}
+    trials = {name: _told(name) for name in TRIALS if name in chosen}
+    if not asked.names:
+        results = HERE / "RESULTS.md"
+        results.write_text(page(ratios, trials, on=asked.date, machine=began))
+        print(f"Wrote bench/{results.name}.")
+
+
+def _measured(name: str, runs: int | None) -> list[Ratio]:
+    print(f"{name} …", flush=True)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        found = importlib.import_module(f"bench.{name}").measure(
+            Path(folder), runs=runs or RATIOS[name]
+        )
+    for ratio in found:
+        print(f"  {ratio.value:.2f} × in {ratio.unit}: {ratio.ours_is} ÷ {ratio.bare_is}")
+    return found
+
+
+def _told(name: str) -> str:
+    print(f"{name} …", flush=True)
+    command = [sys.executable, str(HERE / f"{name}.py")]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=TIMEOUT_SECONDS
+    )
+    print(ran.stdout.rstrip())
+    return ran.stdout.rstrip()
+
+
+def page(
+    ratios: Mapping[str, Sequence[Ratio]], trials: Mapping[str, str], *, on: date, machine: str
+) -> str:
+    """RESULTS.md: the ratios in a table, the trials in their own words."""
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    lines = [
+        "# What it costs, against the bare tools",
+        "",
+        f"Written by `make bench` on {on:%d %B %Y}: {machine}; Python "
+        f"{platform.python_version()}, {versions}.",
+        "",
+        "Both sides ran by turns in one session, after one run of each that is not counted. A "
+        "ratio is that of the medians; in brackets the lowest and highest of two runs made one "
+        "after the other. Only ratios can be compared with another machine's: the seconds are "
+        "those of this one, on that day.",
+        "",
+        "| bench | ours | ÷ | in | runs | ours | bare | ratio | goal |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(name, ratio) for name, found in ratios.items() for ratio in found),
+        "",
+        *_notes(),
+        "",
+        "## How near the verdicts come",
+        "",
+        *_quoted(trials),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(name: str, ratio: Ratio) -> str:
+    low, high = ratio.spread
+    cells = [
+        f"`{name}`",
+        ratio.ours_is,
+        ratio.bare_is,
+        ratio.unit,
+        str(len(ratio.ours)),
+        f"{statistics.median(ratio.ours):.3g}",
+        f"{statistics.median(ratio.bare):.3g}",
+        f"**{ratio.value:.3g}** ({low:.3g}–{high:.3g})",
+        ratio.goal,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _notes() -> list[str]:
+    return [
+        "- `report` begins with the command and ends with the page: imports, kernel, figures, "
+        "charts and their stills. The bare side starts the same kernel, runs one empty cell and "
+        "writes nbconvert's HTML.",
+        "- `figures` is the command on the whole recording, interpreter and imports included; its "
+        "goal is a second, on a machine that does nothing else.",
+        "- `rollup` and `answers` read a day of one engine, made of the recorded sweep repeated "
+        "end to end (`bench/engine_day.py`), in hourly files. Restarts were settled when it was "
+        "written: that price is in `writer`. The rollup's own Parquet is written, too.",
+        "- `answers` are measured in a process of their own, after its imports; the memory is the "
+        "whole process'.",
+        "- `imports` deduplicate, settle restarts and write the window, beside parsing.",
+        "- `pull` asks the tests' stand-in of Parseable, so its seconds hold no real network.",
+    ]
+
+
+def _quoted(trials: Mapping[str, str]) -> Iterable[str]:
+    for name, told in trials.items():
+        yield from (f"`python bench/{name}.py`:", "", "```", told, "```", "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Reports that nobody watches: the README's cron line, run as cron runs it, and plain papermill."""
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from tests.integration.real_prometheus import wait_until
+from vllm_capacity.pages.index import report_metadata
+
+ROOT = Path(__file__).resolve().parents[2]
+CLONE = "/path/to/vllm_capacity"  # as the README calls it
+WINDOW = "vllm-sweep"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CLEAN = {".venv", "reports"}
+
+
+def cron_line() -> str:
+    """The README's line for a crontab: five fields of time, then the command."""
+    found = re.findall(r"^\s*((?:[\d*/,-]+ ){5}cd .*)$", (ROOT / "README.md").read_text(), re.M)
+    assert len(found) == 1, "the README has one line for a crontab"
+    return found[0]
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """A folder set up as a clone is, as far as the line can see: it has `.venv`."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    return tmp_path
+
+
+def started(clone: Path, window: str = WINDOW) -> subprocess.Popen:
+    """The command of the line, as cron starts it: by /bin/sh, in the home folder, with its PATH."""
+    command = cron_line().split(maxsplit=5)[5]
+    assert "%" not in command  # to cron that is a newline
+    command = command.replace(CLONE, str(clone)).replace(WINDOW, window)
+    return subprocess.Popen(
+        ["/bin/sh", "-c", command],
+        cwd="/",
+        env={"HOME": str(Path.home()), "SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(run: subprocess.Popen) -> tuple[int, list[str]]:
+    """Its exit code, and the lines of its complaint."""
+    _, complaint = run.communicate(timeout=180)
+    return run.returncode, complaint.splitlines()
+
+
+def is_being_written(reports: Path) -> bool:
+    try:
+        with (reports / ".report.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def written(clone: Path) -> dict[str, bytes]:
+    """What a reader finds among the reports."""
+    return {path.name: path.read_bytes() for path in (clone / "reports").glob("[!.]*")}
+
+
+def test_the_line_names_a_window_there_is(examples):
+    assert (examples / WINDOW).is_dir()
+    assert f"--window {WINDOW}" in cron_line()
+
+
+def test_the_line_as_written_makes_the_page_and_the_index(clone):
+    assert ended(started(clone)) == (0, [])
+    assert set(written(clone)) == {f"{WINDOW}.html", "index.html"}
+    assert report_metadata(clone / "reports" / f"{WINDOW}.html")["line"]["window"] == WINDOW
+    assert {path.name for path in clone.iterdir()} == CLEAN
+
+
+def test_of_two_at_once_one_writes_and_one_says_why_not(clone):
+    first = started(clone)
+    wait_until(lambda: is_being_written(clone / "reports"), seconds=120)
+    code, complaint = ended(started(clone))
+    assert (code, len(complaint)) == (3, 1)
+    assert "Another report is being written" in complaint[0]
+    assert ended(first)[0] == 0
+
+
+def test_missing_window_is_told_in_one_line(clone):
+    code, complaint = ended(started(clone, window="no-such-window"))
+    assert (code, len(complaint)) == (2, 1)
+    assert "No window 'no-such-window'" in complaint[0]
+    assert written(clone) == {}
+
+
+def test_run_killed_half_way_leaves_the_old_page_and_nothing_that_runs(clone):
+    assert ended(started(clone))[0] == 0
+    before = written(clone)
+    run = psutil.Process((killed := started(clone)).pid)
+
+    def kernels() -> list[psutil.Process]:
+        below = run.children(recursive=True)
+        return [each for each in below if "ipykernel_launcher" in " ".join(each.cmdline())]
+
+    wait_until(kernels, seconds=120)
+    orphans = kernels()
+    os.killpg(killed.pid, signal.SIGKILL)
+    ended(killed)
+    assert written(clone) == before
+    assert psutil.wait_procs(orphans, timeout=60)[1] == []
+    assert {path.name for path in clone.iterdir()} == CLEAN
+    assert ended(started(clone)) == (0, [])
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_under_plain_papermill(notebook, tmp_path):
+    out = tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--no-log-output"]
+    ran = subprocess.run(
+        [*command, str(notebook), str(out), "-p", "window", default_window(notebook)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    cells = nbformat.read(out, as_version=4).cells
+    tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+    assert "injected-parameters" in tags
+    assert cells[-1].outputs
+
+
+def default_window(notebook: Path) -> str:
+    cells = nbformat.read(notebook, as_version=4).cells
+    (parameters,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    return re.search(r'^window: str = "([^"]+)"', parameters.source, re.M)[1]
