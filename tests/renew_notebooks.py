@@ -16,30 +16,24 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 STRIPPED = ("cost-report.ipynb",)  # a template for papermill: kept without outputs
-CHART_TAG = "nbval-ignore-output"
-CHART_MIME = re.compile(r"application/vnd\.vega")
 STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
-NOTEBOOK_METADATA = ("kernelspec", "language_info")
 
 
 def renew(path: Path) -> None:
     """Run the notebook from top to bottom and write it with the outputs worth keeping."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
-    ).execute()
-    count = 0
-    for cell in notebook.cells:
-        cell.metadata = {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
-        if cell.cell_type != "code":
-            continue
-        count += 1
+    where = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, kernel_name="python3", resources=where).execute()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for count, cell in enumerate(code, 1):
         cell.execution_count = count
         cell.outputs = [kept(output, count) for output in cell.outputs]
-        draws = any(CHART_MIME.match(mime) for each in cell.outputs for mime in each.get("data", ()))
-        assert not draws
-    notebook.metadata = {key: notebook.metadata[key] for key in NOTEBOOK_METADATA}
-    notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        cell.metadata = {name: cell.metadata[name] for name in ("tags",) if name in cell.metadata}
+    notebook.metadata = {
+        "kernelspec": notebook.metadata["kernelspec"],
+        "language_info": {"name": "python"},
+    }
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 
@@ -47,14 +41,19 @@ def kept(output, count: int):
     """An output as it is committed."""
     if "data" not in output:
         return output
-    if any(CHART_MIME.match(mime) for mime in output.data):
+    if is_chart(output):
         output.data = {"text/plain": output.data["text/plain"]}
     elif "text/html" in output.data:
-        output.data["text/html"] = STYLE.sub("", output.data["text/html"])
+        output.data["text/html"] = STYLE.sub("<style></style>", output.data["text/html"])
     output.metadata = {}
     if output.output_type == "execute_result":
         output.execution_count = count
     return output
+
+
+def is_chart(output) -> bool:
+    """Whether it holds a drawing."""
+    return any(mime.startswith("application/vnd.vega") for mime in output.data)
 
 
 def main(asked: list[str]) -> None:
@@ -63,7 +62,7 @@ def main(asked: list[str]) -> None:
         if path.name in STRIPPED or (asked and not path.name.startswith(tuple(asked))):
             continue
         renew(path)
-        print(path.name, f"{path.stat().st_size / 1000:.0f} kB")  # noqa: T201
+        print(path.name, f"{path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
