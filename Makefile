@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 WINDOW ?= vllm-sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lab check bench test-live lock
+.PHONY: help setup report test lab check bench renew test-live lock
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,10 @@ check: $(STAMP)  ## style, types, layers
 bench: $(STAMP)  ## side-by-side ratios → bench/RESULTS.md
 	@echo "==> Measuring; a few minutes"
 	@$(BIN)/python -m bench
+
+renew: $(STAMP)  ## the notebooks again, their kept outputs with them
+	@echo "==> Running the notebooks and keeping their outputs"
+	@$(BIN)/python tests/renew_notebooks.py
 
 test-live: $(STAMP)  ## the source tests against a real Parseable (PARSEABLE_BIN)
 	@test -n "$(PARSEABLE_BIN)" || { echo "Set PARSEABLE_BIN to a parseable binary, 2.9.2 or newer."; exit 2; }

@@ -17,9 +17,9 @@ from bench.measure import TIMEOUT_SECONDS, Ratio, machine
 
 HERE = Path(__file__).parent
 RATIOS = {  # how often each side is measured
-    "report": 5,
-    "figures": 5,
-    "rollup": 7,
+    "report": 3,
+    "figures": 3,
+    "rollup": 5,
     "answers": 3,
     "writer": 3,
     "imports": 3,

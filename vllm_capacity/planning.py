@@ -73,15 +73,19 @@ def plan(
     start: datetime | None = None,
     end: datetime | None = None,
     terms: Terms | None = None,
+    told: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The plan of a window or its part: one object, every key always there.
 
     `demand_*`, `capacity_output_tokens_per_second` (one engine of the window, under the targets
     where given), `replicas`, `gpus` and `usd_per_month` are estimates; `queue_check` and each entry
     of `sensitivity` belong to them; `options` are other GPUs, rejected ones with their reason;
-    `forecast` is of requests an hour, or why there is none.
+    `forecast` is of requests an hour, or why there is none. `told` saves asking for the window's
+    answer again where the same part and terms have it.
     """
-    case = _case(window, ask, start, end, terms or Terms())
+    terms = terms or Terms()
+    told = told or answer(window, start=start, end=end, terms=terms)
+    case = _case(window, ask, window.clamp(start, end), terms, told)
     needed = replicas(case.demand, case.capacity, ask.policy)
     gpus = needed.scaled(case.terms.gpus_per_engine)
     price = case.terms.usd_per_gpu_hour or Estimate.unknown("no price given: pass --usd-per-hour")
@@ -117,11 +121,7 @@ class _Case:
     capacity: Estimate  # output tokens a second, of one engine
 
 
-def _case(
-    window: Window, ask: Ask, start: datetime | None, end: datetime | None, terms: Terms
-) -> _Case:
-    told = answer(window, start=start, end=end, terms=terms)
-    part = window.clamp(start, end)
+def _case(window: Window, ask: Ask, part: TimeRange, terms: Terms, told: dict[str, Any]) -> _Case:
     requests = _demand(ask, engine_steps(window, part=part))
     output = _mean_tokens(told, "generation")
     return _Case(

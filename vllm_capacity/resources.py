@@ -14,7 +14,8 @@ def shipped(relative: str) -> Path:
 
     In a clone that is the file in the repository, in an installed wheel its copy in the package.
     """
-    for root in (_PACKAGE.parent, _PACKAGE / "_shipped"):
+    # Installed, the folder above is site-packages, where others may have a data/ too.
+    for root in (_PACKAGE / "_shipped", _PACKAGE.parent):
         if (root / relative).exists():
             return root / relative
     raise InputError(f"This installation has no {relative}; reinstall vllm-capacity.")

@@ -110,4 +110,8 @@ def test_claim_whose_price_is_another_is_told(examples):
 
 def test_sentence_escapes_what_telemetry_named():
     shown = said("a model <script>alert(1)</script> ran.")._repr_mimebundle_()
-    assert shown["text/html"] == "<p>A model &lt;script&gt;alert(1)&lt;/script&gt; ran.</p>"
+    assert "<p>A model &lt;script&gt;alert(1)&lt;/script&gt; ran.</p>" in shown["text/html"]
+
+
+def test_two_prices_in_a_sentence_are_not_taken_for_a_formula():
+    assert 'class="mathjax_ignore' in said("from $1 to $2.")._repr_mimebundle_()["text/html"]

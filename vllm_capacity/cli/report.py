@@ -88,7 +88,9 @@ def _progress(name: str) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    # Under cron a bar would be a mail.
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"Running {name}", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

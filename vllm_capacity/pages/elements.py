@@ -108,7 +108,7 @@ def verdict(asked: Study) -> Piece:
 
 def tiles(asked: Study) -> Piece:
     """The six figures of the first screen, each with its interval and basis or its reason."""
-    made = [_tile(tile, asked.answer[tile.part][tile.figure]) for tile in _TILES]
+    made = tile_contents(asked.answer)
     return Piece("tiles", {"tiles": made}, "\n".join(_tile_line(each) for each in made))
 
 
@@ -159,6 +159,11 @@ def provenance(asked: Study) -> Piece:
         facts.insert(1, ("kind", "simulated, not measured"))
     content = {"facts": [{"name": name, "value": value} for name, value in facts]}
     return Piece("facts", content, "\n".join(f"{name}: {value}" for name, value in facts))
+
+
+def tile_contents(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each tile shows of an answer, in page order: for any face."""
+    return [_tile(tile, answer[tile.part][tile.figure]) for tile in _TILES]
 
 
 def _tile(tile: _Tile, estimate: Mapping[str, Any]) -> dict[str, Any]:

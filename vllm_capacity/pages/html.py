@@ -64,6 +64,7 @@ def page_html(
         .render(
             title=title,
             sections=sections,
+            defined=_defined(sections),
             policy=_policy(runtime, boot),
             style=Markup(_template_text("page.css")),
             runtime=Markup(runtime),
@@ -170,6 +171,13 @@ def _tables_only(html: str) -> str:
     for element in soup(["style", "script"]):
         element.decompose()
     return str(bleach.clean(str(soup), tags=_TABLE_TAGS, attributes={}, strip=True))
+
+
+def _defined(sections: Sequence[Section]) -> frozenset[str]:
+    """The figures whose definition stands on the page: only they are linked to."""
+    pieces = [b.content for s in sections for b in s.blocks if b.kind == "piece"]
+    found = [p["content"]["definitions"] for p in pieces if p["kind"] == "definitions"]
+    return frozenset(each["figure"] for definitions in found for each in definitions)
 
 
 def _payload(charts: Sequence[PageChart]) -> dict[str, Any]:

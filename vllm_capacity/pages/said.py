@@ -17,8 +17,10 @@ class Said:
         return "\n".join(self.sentences)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        paragraphs = (f"<p>{html.escape(each)}</p>" for each in self.sentences)
-        return {"text/html": "\n".join(paragraphs), "text/plain": repr(self)}
+        paragraphs = "\n".join(f"<p>{html.escape(each)}</p>" for each in self.sentences)
+        # Lab would typeset what stands between two dollar signs.
+        shown = f'<div class="mathjax_ignore tex2jax_ignore">{paragraphs}</div>'
+        return {"text/html": shown, "text/plain": repr(self)}
 
 
 def said(*sentences: str) -> Said:

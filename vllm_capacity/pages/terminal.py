@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_capacity.pages import words
-from vllm_capacity.pages.elements import _TILES, _tile
+from vllm_capacity.pages.elements import tile_contents
 from vllm_capacity.pages.numbers import (
     Write,
     between,
@@ -135,7 +135,7 @@ def figures_text(
     for sentence in words.verdict(answer, is_simulated=is_simulated):
         paper.line(sentence)
     paper.line("")
-    tiles = [_tile(tile, answer[tile.part][tile.figure]) for tile in _TILES]
+    tiles = tile_contents(answer)
     paper.table(["figure", "value", "between"], _once([_tile_row(tile) for tile in tiles]))
     word, why = words.quality_word(answer)
     paper.heading(f"Can I trust this? {words.SHAPES[word]} {word}: {why}")

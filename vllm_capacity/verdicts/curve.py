@@ -31,7 +31,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 Floats = NDArray[np.float64]
 
@@ -149,6 +148,8 @@ def fitted_usl(loads: Loads) -> Usl | None:
         return np.asarray((predicted - logs) / np.hypot(PRIOR.near_error, loads.error))
 
     first = float(logs[0] - np.log(n[0]))
+    from scipy.optimize import least_squares  # half a second to import: only where a fit is made
+
     found = least_squares(
         residuals, [first, 0.01, 1e-5], bounds=_USL_BOUNDS, x_scale=[1, 0.01, 1e-4]
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts import regimes
@@ -176,6 +175,8 @@ def _slope(seconds: Floats, values: list[float]) -> tuple[float, float]:
     """Slope per second and the p-value of its being positive; 0 and 1 for a constant."""
     if max(values) == min(values):
         return 0.0, 1.0
+    from scipy import stats  # half a second to import, and most commands never get here
+
     fit = stats.linregress(seconds, values, alternative="greater")
     return float(fit.slope), float(fit.pvalue)
 
