@@ -38,6 +38,13 @@ class TimeRange:
         """Length in hours."""
         return self.seconds / 3600.0
 
+    def steps(self, seconds: float) -> int:
+        """How many even steps of that length the range is cut into.
+
+        A rest under half a step belongs to the last one: a sliver would be a step without a sample.
+        """
+        return max(1, int(self.seconds / seconds + 0.5))
+
 
 def iso(instant: datetime) -> str:
     """The instant as ISO 8601 with `Z`, microseconds only where there are any."""

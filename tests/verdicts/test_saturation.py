@@ -35,11 +35,8 @@ def test_recorded_plateau(sweep, step_seconds):
     assert (found["regime"], found["first_limit"]) == ("client-bound", "kv-bound")
 
 
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(914, id="up to 16 clients"), pytest.param(734, id="up to 8 clients")]
-)
-def test_recorded_plateau_is_foreseen_from_lighter_load(sweep, seconds):
-    found = saturation(first_seconds(sweep, seconds))
+def test_recorded_plateau_is_foreseen_from_its_lighter_half(sweep):
+    found = saturation(first_seconds(sweep, 914))  # up to 16 clients
     assert capacity(found)["low"] < HELD < capacity(found)["high"]
     assert (
         found["capacity_running_requests"]["low"] < 27 < found["capacity_running_requests"]["high"]
@@ -47,10 +44,17 @@ def test_recorded_plateau_is_foreseen_from_lighter_load(sweep, seconds):
     assert found["first_limit"] is None
 
 
-def test_too_light_a_load_is_refused_with_the_load_it_takes(sweep):
-    found = capacity(saturation(first_seconds(sweep, 554)))
+@pytest.mark.parametrize(
+    ("seconds", "load"),
+    [
+        pytest.param(554, "11.3", id="up to 4 clients"),
+        pytest.param(734, "17.7", id="up to 8 clients"),
+    ],
+)
+def test_too_light_a_load_is_refused_with_the_load_it_takes(sweep, seconds, load):
+    found = capacity(saturation(first_seconds(sweep, seconds)))
     assert found["mid"] is None
-    assert "It would take about 11.3 running requests" in found["reason"]
+    assert f"It would take about {load} running requests" in found["reason"]
 
 
 def test_an_almost_idle_gpu_has_no_known_capacity(examples):

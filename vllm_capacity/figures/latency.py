@@ -60,6 +60,7 @@ def histogram_increases(
         start=part.start,
         end=part.end,
         step_us=round((step_seconds or part.seconds + 1) * 1e6),
+        last_step=part.steps(step_seconds) - 1 if step_seconds else 0,
     )
     increases: list[Increase] = []
     for _, series in states.group_by("series_id", maintain_order=True):

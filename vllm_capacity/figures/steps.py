@@ -28,8 +28,8 @@ class Grid:
 
     @property
     def count(self) -> int:
-        """Steps, the last one perhaps cut short."""
-        return max(1, -(-round(self.part.seconds * 1e6) // self.us))
+        """Steps; the last one holds the rest of the part."""
+        return self.part.steps(self.seconds)
 
     @property
     def us(self) -> int:
@@ -39,13 +39,17 @@ class Grid:
     def of(self, column: str) -> pl.Expr:
         """The step of each instant."""
         since = pl.col(column) - pl.lit(self.part.start).dt.convert_time_zone("UTC")
-        return since.dt.total_microseconds().floordiv(self.us).cast(pl.Int64)
+        step = since.dt.total_microseconds().floordiv(self.us).cast(pl.Int64)
+        return step.clip(upper_bound=self.count - 1)
 
     def starts(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with `start` and `end` of its `step`."""
         offset = pl.duration(microseconds=pl.col("step") * self.us)
         start = pl.lit(self.part.start).dt.cast_time_unit("us").dt.convert_time_zone("UTC") + offset
-        return frame.with_columns(start=start, end=start + pl.duration(microseconds=self.us))
+        is_last = pl.col("step") == self.count - 1
+        end = start + pl.duration(microseconds=self.us)
+        last = pl.lit(self.part.end).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
+        return frame.with_columns(start=start, end=pl.when(is_last).then(last).otherwise(end))
 
 
 def natural_step_seconds(tries: pl.DataFrame) -> float:
@@ -177,8 +181,7 @@ def engine_steps(
             pl.col("scrapes").fill_null(0),
         )
     )
-    ended = grid.starts(wide).with_columns(end=pl.min_horizontal("end", pl.lit(part.end)))
-    return ended.sort(*_ENGINE, "step").drop("step")
+    return grid.starts(wide).sort(*_ENGINE, "step").drop("step")
 
 
 def _gauge_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:

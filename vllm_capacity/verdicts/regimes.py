@@ -125,8 +125,14 @@ def regimes(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def window_regime(judged: Sequence[Judged]) -> str:
-    """The regime of most non-idle time of one engine; idle where nothing ever ran."""
-    return _most_time([j for j in judged if j.regime != IDLE]) or IDLE
+    """The regime of most non-idle time of one engine; idle where nothing ever ran.
+
+    Time that no scrape tells of does not count, unless there is no other.
+    """
+    seen = [j for j in judged if j.cause != "unobserved"]
+    if judged and not seen:
+        return UNKNOWN
+    return _most_time([j for j in seen if j.regime != IDLE]) or IDLE
 
 
 def first_limit(judged: Sequence[Judged]) -> str | None:

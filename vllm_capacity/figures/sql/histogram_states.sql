@@ -1,6 +1,6 @@
 -- histogram_states: the states between which every wanted histogram grew, in a part of the window.
 -- grain: one row per (series, run, step); step -1 is everything before $start.
--- params: $metrics (list), $start, $end, $step_us (longer than the part: one step).
+-- params: $metrics (list), $start, $end, $step_us, $last_step (which holds the rest of the part).
 -- Counts are per bucket and cumulative over time; the increase is taken on read, state minus state.
 with wanted as (
     select series_id, metric, instance, engine, model_name, bounds, starts_at_zero
@@ -12,7 +12,7 @@ select
     run,
     case
         when ts < $start then -1
-        else (epoch_us(ts) - epoch_us($start::timestamptz)) // $step_us
+        else least((epoch_us(ts) - epoch_us($start::timestamptz)) // $step_us, $last_step)
     end as step,
     arg_min(sum, ts) as first_sum,
     arg_min(counts, ts) as first_counts,
