@@ -154,3 +154,23 @@ def test_an_import_must_not_hit_an_existing_window(tmp_path):
     (tmp_path / "w").mkdir()
     done = run("--from", saved, "--to", tmp_path / "w")
     assert (done.returncode, "exists already" in done.stderr) == (2, True)
+
+
+def test_late_scrapes_are_added_to_a_window(tmp_path):
+    text = "# TYPE vllm:generation_tokens_total counter\nvllm:generation_tokens_total {}\n"
+
+    def saved(name, times):
+        path = tmp_path / name
+        rows = [
+            {"t": float(t), "target": "v", "status": 200, "text": text.format(t)} for t in times
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    run("--from", saved("early", [1000, 1002, 1008]), "--to", tmp_path / "w")
+    done = run("--from", saved("late", [1004, 1006, 1010]), "--into", tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    assert "1970-01-01T00" in done.stderr
+    told = answer(open_window(tmp_path / "w"))
+    assert told["tokens"]["generation"] == 10
+    assert not [f for f in told["quality"] if f["check"] == "gap"]

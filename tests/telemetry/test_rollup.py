@@ -1,11 +1,16 @@
 """Hours computed apart, cached under the hash of what they came from, stitched exactly."""
 
 import shutil
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
 
+from vllm_capacity.answers import answer
 from vllm_capacity.telemetry import rollup
+from vllm_capacity.telemetry.late import extend_window, stored_rows
+from vllm_capacity.telemetry.rows import Rows
+from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 
 STITCHED = """
@@ -73,3 +78,44 @@ def test_a_window_that_cannot_be_written_is_still_rolled_up(copy, monkeypatch, t
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     (copy / ".rollup").write_text("in the way")
     assert open_window(copy).sql("select count(*) as n from minutes").item() > 0
+
+
+def late_scrapes(window, start, end):
+    """The rows of the restart capture in [start, end), and the window without them."""
+    inside = (pl.col("ts") >= start) & (pl.col("ts") < end)
+    whole = stored_rows(window.path)
+
+    def part(keep):
+        return Rows(
+            whole.series.with_columns(starts_at_zero=pl.lit(None, pl.Boolean)),
+            whole.samples.filter(keep),
+            whole.histograms.filter(keep),
+            whole.intake.clear(),
+        )
+
+    return part(inside), part(~inside)
+
+
+def test_late_data_change_exactly_the_hours_they_touch_and_give_the_same_figures(sweep, tmp_path):
+    start = datetime(2026, 11, 24, 4, 10, tzinfo=UTC)
+    late, early = late_scrapes(sweep, start, start + timedelta(minutes=3))
+    path = write_window(tmp_path / "w", early, {})
+    open_window(path).sql("select count(*) from minutes")
+    before = {p.name for p in (path / ".rollup").iterdir()}
+    assert extend_window(path, late) == ["2026-11-24T04"]
+    again = open_window(path)
+    again.sql("select count(*) from minutes")
+    new = {p.name for p in (path / ".rollup").iterdir()} - before
+    assert {name.rpartition("-")[0][-13:] for name in new} == {"2026-11-24T04"}
+    told, whole = (answer(window) for window in (again, sweep))
+    for part in ("requests", "tokens", "latency", "running", "kv_cache_ratio", "preemptions"):
+        assert told[part] == whole[part], part
+    assert [p.name for p in tmp_path.iterdir()] == ["w"]
+
+
+def test_the_same_rows_again_change_nothing(sweep, tmp_path):
+    start = datetime(2026, 11, 24, 4, 10, tzinfo=UTC)
+    late, _ = late_scrapes(sweep, start, start + timedelta(minutes=3))
+    path = tmp_path / "w"
+    shutil.copytree(sweep.path, path)
+    assert extend_window(path, late) == []

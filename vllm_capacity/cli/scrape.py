@@ -14,7 +14,9 @@ from rich.status import Status
 from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.live.scrape import Journal, Progress, run, targets
 from vllm_capacity.sources.exposition import provenance, read_scrapes
+from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import parse_duration_seconds
 
 
@@ -24,14 +26,18 @@ from vllm_capacity.timerange import parse_duration_seconds
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
 @click.option("--for", "duration", help="How long, such as 1h; without it until Ctrl-C.")
 @click.option("--about", help="A sentence on what was captured, kept with the window.")
-@click.option("--to", "to", required=True, type=click.Path(path_type=Path), help="The window.")
+@click.option("--to", "to", type=click.Path(path_type=Path), help="The window; it must not exist.")
+@click.option(
+    "--into", type=click.Path(path_type=Path), help="Or, with --from: add late scrapes to this one."
+)
 def scrape(
     urls: tuple[str, ...],
     saved: Path | None,
     every: str,
     duration: str | None,
     about: str | None,
-    to: Path,
+    to: Path | None,
+    into: Path | None,
 ) -> None:
     """Scrape vLLM's /metrics into the window --to, or import saved scrapes into it.
 
@@ -42,6 +48,11 @@ def scrape(
         raise InputError(
             "Give either one or more URLs to scrape, or --from a file of saved scrapes."
         )
+    if into is not None:
+        _add(saved, into, to)
+        return
+    if to is None:
+        raise InputError("Say with --to where the window goes.")
     if to.exists():
         raise WindowError(f"{to} exists already. Choose another name, or remove it first.")
     if saved is not None:
@@ -80,6 +91,13 @@ def _scrape_live(urls: tuple[str, ...], every: str, duration: str | None, journa
 def _tell(status: Status, progress: Progress) -> None:
     error = f"; last error: {progress.last_error}" if progress.last_error else ""
     status.update(f"{progress.good} good, {progress.failed} failed{error}")
+
+
+def _add(saved: Path | None, into: Path, to: Path | None) -> None:
+    if saved is None or to is not None:
+        raise InputError("--into goes with --from, and without --to.")
+    changed = extend_window(open_window(into).path, read_scrapes(saved))
+    click.echo(f"Added to {into}; hours that changed: {', '.join(changed) or 'none'}.", err=True)
 
 
 def _import(saved: Path, to: Path, *, kind: str, about: str | None) -> None:

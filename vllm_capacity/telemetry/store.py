@@ -47,7 +47,7 @@ def write_window(path: Path, rows: Rows, provenance: Mapping[str, object]) -> Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        _fill(staging, settle(rows), provenance)
+        fill_folder(staging, settle(rows), provenance)
         staging.chmod(0o755)
         staging.replace(path)
     except BaseException:
@@ -70,7 +70,8 @@ def settle(rows: Rows) -> Rows:
     return Rows(series, samples, histograms, intake)
 
 
-def _fill(folder: Path, rows: Rows, provenance: Mapping[str, object]) -> None:
+def fill_folder(folder: Path, rows: Rows, provenance: Mapping[str, object]) -> None:
+    """Write settled rows and their provenance as the files of a window."""
     rows.series.write_parquet(folder / "series.parquet", compression="zstd")
     rows.intake.write_parquet(folder / "intake.parquet", compression="zstd")
     for name, frame in (("samples", rows.samples), ("histograms", rows.histograms)):
