@@ -89,8 +89,8 @@ def _without_foreign_price(
     is_its_own = given.get("window", defaults.get("window")) == defaults.get("window")
     if is_its_own and not (given.get("price") or given.get("fleet")):
         return {}
-    cleared = {"usd_per_hour": None, "price_note": "", "price": ""}
-    return {n: v for n, v in cleared.items() if n in defaults and not given.get(n)}
+    cleared = {"usd_per_hour": None, "price_note": ""}
+    return {name: value for name, value in cleared.items() if name in defaults}
 
 
 def _metadata(title: str, sections: tuple[html.Section, ...], made_at: datetime) -> dict[str, Any]:
