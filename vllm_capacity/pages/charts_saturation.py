@@ -22,6 +22,8 @@ from vllm_capacity.pages.chart_parts import (
     table_of,
     titled,
 )
+from vllm_capacity.pages.charts_load import HEIGHT, scatter
+from vllm_capacity.pages.load_curve import LoadCurve
 from vllm_capacity.pages.numbers import count, instant, number, percent
 from vllm_capacity.pages.timeline import (
     START,
@@ -43,9 +45,9 @@ _REGIME_COLOURS = {
     "prefill-bound": theme.PREFILL,
     "unknown": theme.LINE,
 }
-_CURVE_HEIGHT = 280
 _WAITING_AT_LEAST = 0.5
-_STATES = ("none waiting", "requests waiting")
+_STATES = {"none waiting": theme.LOAD, "requests waiting": theme.LIMIT}
+_NAMED_AT = 0.3
 _ROW_HEIGHT = 28
 
 
@@ -90,21 +92,27 @@ def kv_cache(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
     )
 
 
-def saturation_curve(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
+def saturation_curve(
+    steps: pl.DataFrame, answer: Answer, fitted: LoadCurve | None = None
+) -> alt.TopLevelMixin:
     """Output tokens a second against running requests, a point a step, with the capacity as a band.
 
-    Read it left to right: the knee is where more requests bring no more tokens.
+    Read it left to right: the knee is where more requests bring no more tokens. The curve is fitted
+    to the steps, its shade is where it would lie on other draws of them; of several engines the one
+    nearest to its limit is drawn, alone. Without `fitted` there are the points alone.
     Columns used: ts, running, output_tokens_per_second, waiting.
     """
-    knee = answer["saturation"]["capacity_running_requests"]["mid"]
+    shown, told = steps, answer
+    if fitted is not None and fitted.engines > 1:
+        shown, told = fitted.points, fitted.told(answer)
     return _against(
-        steps,
-        answer,
+        shown,
+        told,
         Column("running", "running requests", number),
         question="At what load does output stop rising?",
         axis=alt.Axis(tickCount=8),
         scale=alt.Scale(domainMin=0),
-        knee=knee,
+        fitted=fitted,
     )
 
 
@@ -121,7 +129,6 @@ def kv_saturation_curve(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixi
         question="Does output stop rising when the KV cache is full?",
         axis=alt.Axis(format=".0%", tickCount=6),
         scale=alt.Scale(domain=[0, 1]),
-        knee=None,
     )
 
 
@@ -205,7 +212,7 @@ def _against(
     question: str,
     axis: alt.Axis,
     scale: alt.Scale,
-    knee: float | None,
+    fitted: LoadCurve | None = None,
 ) -> alt.TopLevelMixin:
     definition = "capacity_output_tokens_per_second"
     usable = steps.drop_nulls([load.name, "output_tokens_per_second"])
@@ -220,48 +227,66 @@ def _against(
         Column("waiting", "waiting", number),
     ]
     return titled(
-        [*_capacity(answer), *_knee(knee), _points(usable, answer, load, x)],
+        [
+            *_capacity(answer),
+            *(_knee(answer) if load.name == "running" else ()),
+            *_curve(fitted, x),
+            _points(usable, answer, load, x),
+        ],
         question=question,
-        found=words.capacity_found(answer),
+        found=f"{_whose(fitted)}{words.capacity_found(answer)}{_unfitted(fitted)}",
         definition=definition,
         table=table_of(usable, columns),
-        height=_CURVE_HEIGHT,
+        height=HEIGHT,
     )
 
 
 def _points(usable: pl.DataFrame, answer: Answer, load: Column, x: alt.X) -> alt.Chart:
     """A point a step, its colour and shape saying whether requests waited."""
+    free, queued = _STATES
     waits = pl.col("waiting").fill_null(0.0) >= _WAITING_AT_LEAST
     frame = with_milliseconds(usable, answer).select(
         "t",
         "output_tokens_per_second",
         "waiting",
         load=pl.col(load.name),
-        state=pl.when(waits).then(pl.lit(_STATES[1])).otherwise(pl.lit(_STATES[0])),
+        state=pl.when(waits).then(pl.lit(queued)).otherwise(pl.lit(free)),
     )
     tips = [
         Tip("load", ".0%" if load.write is percent else ",.1f", load.title),
         Tip("output_tokens_per_second", ",.1f", "output tokens/s"),
         Tip("waiting", ",.1f", "waiting"),
     ]
-    colours = alt.Scale(domain=_STATES, range=[theme.LOAD, theme.LIMIT])
-    shapes = alt.Scale(domain=_STATES, range=["circle", "triangle-up"])
-    chart: alt.Chart = (
-        alt.Chart(rounded(frame))
-        .mark_point(filled=True, size=45, opacity=0.75)
-        .encode(
-            x=x,
-            y=alt.Y(
-                "output_tokens_per_second:Q",
-                title="output tokens/s",
-                scale=alt.Scale(domainMin=0),
-            ),
-            color=alt.Color("state:N", title=None, scale=colours),
-            shape=alt.Shape("state:N", title=None, scale=shapes),
-            tooltip=[time_tooltip(), *(tip.tooltip for tip in tips)],
-        )
-    )
-    return chart
+    y = alt.Y("output_tokens_per_second:Q", title="output tokens/s", scale=alt.Scale(domainMin=0))
+    return scatter(frame, x=x, y=y, states=_STATES, tips=tips)
+
+
+def _curve(fitted: LoadCurve | None, x: alt.X) -> list[alt.Chart]:
+    """The fitted curve in its band, named below its bend; nothing where there is no fit."""
+    if fitted is None:
+        return []
+    frame = rounded(fitted.curve.rename({"running_requests": "load"}))
+    base = alt.Chart(frame).encode(x=x)
+    spot = frame[round(_NAMED_AT * frame.height)].with_columns(name=pl.lit("fitted curve"))
+    label = Label(below=True, dx=8)
+    return [
+        base.mark_area(color=theme.INK, opacity=0.15).encode(y=alt.Y("low:Q"), y2=alt.Y2("high")),
+        base.mark_line(color=theme.INK, strokeWidth=1.5).encode(y=alt.Y("mid:Q")),
+        *labelled(alt.Chart(spot), label, colour=theme.INK, x=x, y=alt.Y("mid:Q")),
+    ]
+
+
+def _whose(fitted: LoadCurve | None) -> str:
+    if fitted is None or fitted.engines == 1:
+        return ""
+    return f"Engine {fitted.engine} alone, of {fitted.engines} the nearest to its limit. "
+
+
+def _unfitted(fitted: LoadCurve | None) -> str:
+    if fitted is None or not fitted.left_out:
+        return ""
+    steps = words.plural(fitted.left_out, "step")
+    return f"; the curve leaves out {steps} with a gap or a restart"
 
 
 def _capacity(answer: Answer) -> list[alt.Chart]:
@@ -280,12 +305,13 @@ def _capacity(answer: Answer) -> list[alt.Chart]:
     ]
 
 
-def _knee(running: float | None) -> list[alt.Chart]:
+def _knee(answer: Answer) -> list[alt.Chart]:
+    running = answer["saturation"]["capacity_running_requests"]["mid"]
     if running is None:
         return []
     base = alt.Chart(pl.DataFrame({"load": [running], "name": [f"knee at {number(running)}"]}))
     text = base.mark_text(align="left", baseline="bottom", dx=4, dy=-6, color=theme.SOFT)
     return [
         base.mark_rule(color=theme.SOFT, strokeDash=[2, 3]).encode(x=alt.X("load:Q")),
-        text.encode(x=alt.X("load:Q"), y=alt.value(_CURVE_HEIGHT), text=alt.Text("name:N")),
+        text.encode(x=alt.X("load:Q"), y=alt.value(HEIGHT), text=alt.Text("name:N")),
     ]

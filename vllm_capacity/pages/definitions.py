@@ -47,7 +47,7 @@ _ENGINES = Query("engines", needs=("end",))
 _REQUESTS = Query("counter_increase", (traffic.REQUESTS,))
 _OUTPUT = Query("counter_increase", (traffic.GENERATION_TOKENS,))
 _PROMPTS = Query("counter_increase", (traffic.PROMPT_TOKENS, traffic.GENERATION_TOKENS))
-_HISTOGRAM = ("metrics", "start", "end", "step_us")
+_HISTOGRAM = ("metrics", "start", "end", "step_us", "last_step")
 _BILL = (
     "The bill is billed hours × GPUs an engine × price. An engine is billed from its target's "
     "last scrape attempt before the window (else its first inside) to the last before the end, "
@@ -113,10 +113,34 @@ DEFINITIONS: tuple[Definition, ...] = (
         "capacity_output_tokens_per_second",
         "Capacity and its knee",
         "The plateau of output tokens a second while the server, not its clients, is what "
-        "limits; the knee is the lightest load that reaches it. Steps with a gap or a restart "
-        "are left out.",
+        "limits; the knee is the lightest load that reaches it. The curve is a scalability law "
+        "fitted to the steps, its shade a 90 % bootstrap band over blocks of them; it is no part "
+        "of the plateau. Steps with a gap or a restart are left out.",
         _STEPS,
         "verdicts/saturation.py",
+    ),
+    Definition(
+        "latency_by_load",
+        "Latency against load",
+        "Each point is a step: the 95th percentile of its histogram's growth, against the mean of "
+        "the running requests, added over engines. Steps with a gap or a restart are left out.",
+        (
+            Query("gauge_samples", (gauges.RUNNING,)),
+            Query("histogram_states", (latency.TTFT, latency.ITL), needs=_HISTOGRAM),
+        ),
+        "figures/series.py",
+    ),
+    Definition(
+        "preemptions_by_load",
+        "Preemptions against load",
+        "Each point is a step: the growth of the counter ÷ the minutes of the step, added over "
+        "engines, against the mean of the running requests. Steps with a gap or a restart are left "
+        "out.",
+        (
+            Query("scrape_increases", (traffic.PREEMPTIONS,)),
+            Query("gauge_samples", (gauges.RUNNING, gauges.KV_CACHE)),
+        ),
+        "figures/series.py",
     ),
     Definition(
         "regime",
@@ -218,7 +242,8 @@ def bound(asked: Study, query: Query) -> dict[str, Any]:
         "metrics": list(query.metrics),
         "start": asked.part.start,
         "end": asked.part.end,
-        "step_us": round(asked.part.seconds * 1e6) + 1,
+        "step_us": round(asked.part.seconds * 1e6) + 1,  # one step holds the whole part
+        "last_step": 0,
     }
     return {name: values[name] for name in query.needs}
 

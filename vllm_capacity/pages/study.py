@@ -22,6 +22,7 @@ from vllm_capacity.facts.prices import Price, find_price, given_price
 from vllm_capacity.figures import scrapes
 from vllm_capacity.figures.series import per_step
 from vllm_capacity.pages.hourly import costs_by_part
+from vllm_capacity.pages.load_curve import LoadCurve, load_curve
 from vllm_capacity.pages.timeline import readable_step_seconds
 from vllm_capacity.telemetry.window import Window, open_window
 from vllm_capacity.timerange import TimeRange, parse_instant
@@ -51,6 +52,12 @@ class Study:
         """The part over time, at most 150 rows (figures/series.py)."""
         seconds = readable_step_seconds(self.answer)
         return per_step(self.opened, part=self.part, step_seconds=seconds)
+
+    @cached_property
+    def curve(self) -> LoadCurve | None:
+        """The fitted curve of the engine nearest to its limit, or None (load_curve.py)."""
+        seconds = readable_step_seconds(self.answer)
+        return load_curve(self.opened, part=self.part, step_seconds=seconds)
 
     @cached_property
     def costs(self) -> pl.DataFrame:
