@@ -280,6 +280,11 @@ def test_the_log_holds_no_secret(steady: Steady) -> None:
     assert "Y29sbGVjdG9y" not in steady.log
 
 
+def timed_out(sink: SinkProcess) -> int:
+    """How many scrapes the Collector gave up on: each is an `up` of 0."""
+    return sum(value == 0 for value in sink.values("up"))
+
+
 def test_nothing_is_lost_when_parseable_and_the_collector_are_killed(
     binary: Path, tmp_path: Path
 ) -> None:
@@ -303,7 +308,7 @@ def test_nothing_is_lost_when_parseable_and_the_collector_are_killed(
             served = [_value(text, GENERATED) for text in vllm.served]
             # the exporter tries again after up to 22 s by then, and flushes every 10 s
             eventually(
-                lambda: len(set(sink.values(GENERATED))) >= len(served) - 1,
+                lambda: len(set(sink.values(GENERATED))) >= len(served) - 1 - timed_out(sink),
                 within=90,
                 every=1.0,
                 what="the queue drained",
@@ -313,8 +318,9 @@ def test_nothing_is_lost_when_parseable_and_the_collector_are_killed(
             collector.stop()
             sink.kill()
         arrived = sink.values(GENERATED)
-    # One scrape may have been read but not yet queued when the Collector was killed.
-    assert len(set(served) - set(arrived)) <= 1
+    # One scrape may have been read but not yet queued when the Collector was killed; one that took
+    # longer than the 250 ms of this test was served but not read, and the Collector says so.
+    assert len(set(served) - set(arrived)) <= 1 + timed_out(sink)
     assert set(arrived) <= set(served)
     assert len(arrived) == len(set(arrived))
     assert {r["headers"]["authorization"] for r in sink.requests()} == {"Basic ZnJvbTphLWZpbGU="}
