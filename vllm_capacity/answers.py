@@ -7,7 +7,8 @@ here; none of them computes. `answers.schema.json` beside this file is its shape
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from typing import Any
@@ -22,7 +23,7 @@ from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
 from vllm_capacity.verdicts.advice import advice
-from vllm_capacity.verdicts.cost import bill
+from vllm_capacity.verdicts.cost import Part, bill
 from vllm_capacity.verdicts.finding import Finding
 from vllm_capacity.verdicts.quality import ledger
 from vllm_capacity.verdicts.saturation import SaturationFit, engine_fits, saturation
@@ -42,6 +43,39 @@ _COUNTERS = (
 )
 
 
+@dataclass(frozen=True)
+class _Case:
+    """One part of a window, and the frames that several of its figures start from."""
+
+    window: Window
+    part: TimeRange
+    terms: Terms
+    tries: pl.DataFrame
+    fleet: pl.DataFrame  # engines with their billed hours
+    points: pl.DataFrame  # engine steps
+    fits: Sequence[SaturationFit]
+
+    def bill_parts(self) -> dict[str, Part]:
+        """The part of the bill of each engine, by name."""
+        return engine_parts(
+            self.window,
+            self.fleet,
+            part=self.part,
+            terms=self.terms,
+            capacities={fit.engine: fit.capacity for fit in self.fits},
+        )
+
+
+def _case(
+    window: Window, start: datetime | None, end: datetime | None, terms: Terms | None
+) -> _Case:
+    part = window.clamp(start, end)
+    tries = scrapes.attempts(window, end=part.end)
+    fleet = scrapes.billed_hours(scrapes.engines(window, part=part, tries=tries), tries, part=part)
+    points = steps.engine_steps(window, part=part, tries=tries)
+    return _Case(window, part, terms or Terms(), tries, fleet, points, engine_fits(points))
+
+
 def answer(
     window: Window,
     *,
@@ -54,50 +88,40 @@ def answer(
     Every key is always there; plain figures are null and estimates carry a reason where unknown.
     InputError where nothing of the window lies in the part.
     """
-    terms = terms or Terms()
-    part = window.clamp(start, end)
-    tries = scrapes.attempts(window, end=part.end)
-    fleet = scrapes.billed_hours(scrapes.engines(window, part=part, tries=tries), tries, part=part)
+    case = _case(window, start, end, terms)
+    part = case.part
     increases = traffic.counter_increases(window, _COUNTERS, part=part)
-    points = steps.engine_steps(window, part=part, tries=tries)
     output_rate = traffic.rate_per_second(increases, traffic.GENERATION_TOKENS)
-    fits = engine_fits(points)
-    limits = saturation(points, output_tokens_per_second=output_rate, fits=fits)
     restarts = scrapes.restarts(window, part=part)
     body: dict[str, Any] = {
         "window": {
             "start": iso(part.start),
             "end": iso(part.end),
             "hours": part.hours,
-            "engines": fleet.height,
+            "engines": case.fleet.height,
         },
         **_traffic(window, increases, restarts, part),
         "latency": latency.latency(window, part=part),
-        "slo": _slo(window, points, terms, part),
-        **_gauges(window, tries, part),
-        "failures": {
-            name: estimate.as_dict() for name, estimate in failures(window, part=part).items()
-        },
-        "saturation": limits,
-        "cost": _cost(window, fleet, fits, terms, part),
-        "advice": _advice(fits, traffic.prefix_cache_hit_ratio(increases)),
+        "slo": _slo(case),
+        **_gauges(case),
+        "failures": _told(failures(window, part=part)),
+        "saturation": saturation(case.points, output_tokens_per_second=output_rate, fits=case.fits),
+        "cost": _told(bill(case.bill_parts()).whole),
+        "advice": _advice(case.fits, traffic.prefix_cache_hit_ratio(increases)),
     }
-    findings = _quality(window, body, points, tries, restarts, fleet, part)
+    findings = _quality(case, body, restarts)
     body["quality"] = [finding.as_dict() for finding in findings]
     return _in_schema_order(body)
 
 
-def _quality(
-    window: Window,
-    body: dict[str, Any],
-    points: pl.DataFrame,
-    tries: pl.DataFrame,
-    restarts: list[scrapes.Restart],
-    fleet: pl.DataFrame,
-    part: TimeRange,
-) -> list[Finding]:
+def _quality(case: _Case, body: dict[str, Any], restarts: list[scrapes.Restart]) -> list[Finding]:
     facts = evidence.gather(
-        window, part=part, tries=tries, restarts=restarts, points=points, fleet=fleet
+        case.window,
+        part=case.part,
+        tries=case.tries,
+        restarts=restarts,
+        points=case.points,
+        fleet=case.fleet,
     )
     return ledger(
         facts,
@@ -142,32 +166,31 @@ def _count(value: float | None) -> float | None:
     return int(value) if value is not None and value.is_integer() else value
 
 
-def _gauges(window: Window, tries: pl.DataFrame, part: TimeRange) -> dict[str, Any]:
-    spreads = gauges.spreads(window, tries, part=part)
+def _gauges(case: _Case) -> dict[str, Any]:
+    spreads = gauges.spreads(case.window, case.tries, part=case.part)
     return {name: {"mean": s.mean, "max": s.max} for name, s in spreads.items()}
 
 
-def _slo(window: Window, points: pl.DataFrame, terms: Terms, part: TimeRange) -> dict[str, Any]:
+def _slo(case: _Case) -> dict[str, Any]:
+    terms = case.terms
     shares = {
         "ttft_attainment": (latency.TTFT, terms.ttft_slo_seconds, "--slo-ttft"),
         "itl_attainment": (latency.ITL, terms.itl_slo_seconds, "--slo-itl"),
     }
     answer: dict[str, Any] = {
-        name: _attained(window, metric, target, option, part).as_dict()
+        name: _attained(case, metric, target, option).as_dict()
         for name, (metric, target, option) in shares.items()
     }
     capacity = slo_capacity(
-        points, ttft_slo_seconds=terms.ttft_slo_seconds, itl_slo_seconds=terms.itl_slo_seconds
+        case.points, ttft_slo_seconds=terms.ttft_slo_seconds, itl_slo_seconds=terms.itl_slo_seconds
     )
     return {**answer, "capacity_output_tokens_per_second": capacity.as_dict()}
 
 
-def _attained(
-    window: Window, metric: str, target: float | None, option: str, part: TimeRange
-) -> Estimate:
+def _attained(case: _Case, metric: str, target: float | None, option: str) -> Estimate:
     if target is None:
         return Estimate.unknown(f"no target given: pass {option}")
-    observed = latency.merged(latency.histogram_increases(window, [metric], part=part))
+    observed = latency.merged(latency.histogram_increases(case.window, [metric], part=case.part))
     if observed is None:
         return Estimate.unknown(f"{metric} observed nothing in this part")
     low, high = attainment(observed.edges, observed.counts, target)
@@ -180,16 +203,8 @@ def _attained(
     return Estimate.known(low, (low + high) / 2, high, basis)
 
 
-def _cost(
-    window: Window,
-    fleet: pl.DataFrame,
-    fits: Sequence[SaturationFit],
-    terms: Terms,
-    part: TimeRange,
-) -> dict[str, Any]:
-    capacities = {fit.engine: fit.capacity for fit in fits}
-    parts = engine_parts(window, fleet, part=part, terms=terms, capacities=capacities)
-    return {name: figure.as_dict() for name, figure in bill(parts).whole.items()}
+def _told(figures: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: figure.as_dict() for name, figure in figures.items()}
 
 
 def cost_by(
@@ -205,22 +220,10 @@ def cost_by(
     Each holds every cost figure as an estimate; allocation and idle dollars of the parts add up to
     the whole's. InputError where no counter has the label.
     """
-    terms = terms or Terms()
-    part = window.clamp(start, end)
-    tries = scrapes.attempts(window, end=part.end)
-    fleet = scrapes.billed_hours(scrapes.engines(window, part=part, tries=tries), tries, part=part)
-    fits = engine_fits(steps.engine_steps(window, part=part, tries=tries))
-    capacities = {fit.engine: fit.capacity for fit in fits}
-    engines = engine_parts(window, fleet, part=part, terms=terms, capacities=capacities)
-    told = bill(grouped(window, engines, by=by, part=part))
-    return {
-        "by": by,
-        "whole": {name: figure.as_dict() for name, figure in told.whole.items()},
-        "parts": {
-            key: {name: figure.as_dict() for name, figure in figures.items()}
-            for key, figures in told.parts.items()
-        },
-    }
+    case = _case(window, start, end, terms)
+    told = bill(grouped(window, case.bill_parts(), by=by, part=case.part))
+    parts = {key: _told(figures) for key, figures in told.parts.items()}
+    return {"by": by, "whole": _told(told.whole), "parts": parts}
 
 
 def _advice(fits: Sequence[SaturationFit], hit_ratio: float | None) -> list[dict[str, Any]]:
