@@ -6,7 +6,7 @@ tests/otelcol.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +18,16 @@ from real_collector import CONFIG, Collector, collector_binary, eventually
 from recorded_vllm import RecordedVllm
 
 from tests.integration.real_parseable import ROOT, RealParseable, real_parseable
+from vllm_capacity.alerts import RULES, Rule, with_thresholds
+from vllm_capacity.errors import SourceError
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.probes import Chain, gather
-from vllm_capacity.live.provision import panels, provision_alerts, provision_dashboard
+from vllm_capacity.live.provision import (
+    Panel,
+    panels,
+    provision_alerts,
+    provision_dashboard,
+)
 from vllm_capacity.live.stack import INGEST_SECRET, READER_SECRET, Management, Names, initialise
 
 pytestmark = [pytest.mark.live, pytest.mark.collector]
@@ -57,20 +64,27 @@ def test_the_users_have_their_rights_and_no_others(running: Running) -> None:
     ]
 
 
-def test_init_and_provision_may_be_run_again(running: Running) -> None:
-    with httpx.Client(base_url=running.parseable.url, auth=ROOT, timeout=60) as client:
+def test_init_may_be_run_again_and_renews_passwords_when_told(running: Running) -> None:
+    ingest = running.secrets / INGEST_SECRET
+    with _administrator(running) as client:
         again = initialise(client, Names(), running.secrets)
-        management = Management(client)
-        board = panels("vllm_metrics")
-        first = [provision_dashboard(management, board, "vllm_metrics")]
-        first += provision_alerts(management, "vllm_metrics")
-        second = [provision_dashboard(management, board, "vllm_metrics")]
-        second += provision_alerts(management, "vllm_metrics")
-        titles = [alert["title"] for alert in management.records("/api/v1/alerts")]
+        before = ingest.read_text()
+        renewed = initialise(client, Names(), running.secrets, renew=True)
     assert sum("there already" in line for line in again) == 4
-    assert sum("created" in line for line in first) == 4
-    assert sum("there already" in line for line in second) == 4
-    assert len(titles) == len(set(titles)) == 3
+    assert ingest.read_text() != before
+    assert renewed[-2:] == running.said[-2:]
+
+
+def test_rules_wait_for_telemetry(running: Running) -> None:
+    with (
+        _administrator(running) as client,
+        pytest.raises(SourceError, match="no columns until telemetry has arrived"),
+    ):
+        provision_alerts(Management(client), "vllm_metrics")
+
+
+def _administrator(running: Running) -> httpx.Client:
+    return httpx.Client(base_url=running.parseable.url, auth=ROOT, timeout=60)
 
 
 def test_what_the_collector_scraped_is_there_and_the_doctor_is_content(
@@ -99,6 +113,28 @@ def test_what_the_collector_scraped_is_there_and_the_doctor_is_content(
         finally:
             collector.stop()
     assert [f for f in found if f.state != "ok"] == []
+
+
+def test_provision_may_be_run_again_and_brings_up_to_date(running: Running) -> None:
+    """After the test before it, which brought the telemetry."""
+    board, changed = panels("vllm_metrics"), with_thresholds({"waiting": 9.0})
+    with _administrator(running) as client:
+        management = Management(client)
+
+        def provisioned(shown: list[Panel], rules: Iterable[Rule]) -> str:
+            lines = [provision_dashboard(management, shown, "vllm_metrics")]
+            return "\n".join(lines + provision_alerts(management, "vllm_metrics", rules))
+
+        said = [provisioned(board, RULES) for _ in range(2)]
+        said += [provisioned(board[:1], changed) for _ in range(2)]
+        titles = [alert["title"] for alert in management.records("/api/v1/alerts")]
+        boards = management.records("/api/v1/dashboards")
+    assert said[0].count(": created") == 4
+    assert said[1].count("there already") == 4
+    assert said[2].count("brought up to date") == 2
+    assert said[3].count("there already") == 4
+    assert len(titles) == len(set(titles)) == 3
+    assert len(boards) == 1
 
 
 def _points(running: Running) -> int:

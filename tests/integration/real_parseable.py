@@ -15,12 +15,49 @@ import pytest
 ROOT = ("root", "root-password")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RealParseable:
-    """A running server: its address, and its store's root."""
+    """A server on `folder` that can be stopped and started again, its ports kept."""
 
-    url: str
-    store: Path
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.ports = _free_ports(3)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "data"
+
+    def start(self) -> None:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "P_ADDR": f"127.0.0.1:{self.ports[0]}",
+            "P_GRPC_PORT": str(self.ports[1]),
+            "P_FLIGHT_PORT": str(self.ports[2]),
+            "P_FS_DIR": str(self.store),
+            "P_STAGING_DIR": str(self.folder / "staging"),
+            "P_USERNAME": ROOT[0],
+            "P_PASSWORD": ROOT[1],
+            "P_CHECK_UPDATE": "false",
+            "P_SEND_ANONYMOUS_USAGE_DATA": "false",
+            "RUST_LOG": "warn",
+        }
+        command = [parseable_binary(), "local-store"]
+        with (self.folder / "parseable.log").open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: _is_ready(self.url), seconds=60)
+
+    def stop(self) -> None:
+        """As its container would be: asked to end, and waited for while it writes its files."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(timeout=120)
+        self.process = None
 
     def ingest(self, stream: str, body: str, *, path: str = "/v1/metrics") -> None:
         kind = "otel-metrics" if path.endswith("metrics") else "otel-traces"
@@ -48,29 +85,12 @@ def parseable_binary() -> str:
 @contextlib.contextmanager
 def real_parseable(folder: Path) -> Iterator[RealParseable]:
     """The server while it runs; ended at the end, its files left for whoever asks."""
-    ports = _free_ports(3)
-    environment = {
-        "PATH": os.environ["PATH"],
-        "P_ADDR": f"127.0.0.1:{ports[0]}",
-        "P_GRPC_PORT": str(ports[1]),
-        "P_FLIGHT_PORT": str(ports[2]),
-        "P_FS_DIR": str(folder / "data"),
-        "P_STAGING_DIR": str(folder / "staging"),
-        "P_USERNAME": ROOT[0],
-        "P_PASSWORD": ROOT[1],
-        "P_CHECK_UPDATE": "false",
-        "P_SEND_ANONYMOUS_USAGE_DATA": "false",
-        "RUST_LOG": "warn",
-    }
-    log = (folder / "parseable.log").open("wb")
-    command = [parseable_binary(), "local-store"]
-    with log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
-        try:
-            server = RealParseable(f"http://127.0.0.1:{ports[0]}", folder / "data")
-            wait_for(lambda: _is_ready(server.url), seconds=60)
-            yield server
-        finally:
-            process.terminate()
+    server = RealParseable(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def wait_for(is_done, *, seconds: float) -> None:

@@ -1,10 +1,11 @@
-"""A vLLM server's /metrics, played from a recording: each scrape gets the next recorded text."""
+"""A vLLM server's /metrics, played from a recording: scrape by scrape, or by the clock."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,12 +15,23 @@ RECORDING = Path(__file__).parents[1] / "data" / "collector" / "vllm_scrapes.jso
 class RecordedVllm:
     """Serves the recording on a loopback port; when it is used up, or `is_down`, answers 503.
 
-    `served` holds the texts that were answered completely, in order.
+    Each scrape gets the next text. With `pace_seconds` the clock turns the pages instead, from the
+    first scrape on, so that all who scrape at one time read the same; the last text then stays. An
+    empty text was a failed scrape, and is one here. `served` holds the texts that were answered
+    completely, in order.
     """
 
-    def __init__(self, *, scrapes: int | None = None) -> None:
-        with gzip.open(RECORDING, "rt") as lines:
+    def __init__(
+        self,
+        *,
+        scrapes: int | None = None,
+        recording: Path = RECORDING,
+        pace_seconds: float | None = None,
+    ) -> None:
+        with gzip.open(recording, "rt") as lines:
             self._texts = [json.loads(line)["text"] for line in lines][:scrapes]
+        self._pace_seconds = pace_seconds
+        self._began: float | None = None
         self.served: list[str] = []
         self.is_down = False
         self._turn = threading.Lock()
@@ -32,7 +44,22 @@ class RecordedVllm:
 
     @property
     def is_used_up(self) -> bool:
-        return len(self.served) >= len(self._texts)
+        return self._page() >= len(self._texts)
+
+    def _page(self) -> int:
+        if self._pace_seconds is None:
+            return len(self.served)
+        if self._began is None:
+            return 0
+        return int((time.monotonic() - self._began) / self._pace_seconds)
+
+    def _text(self) -> str:
+        """What a scrape finds now; empty where it fails."""
+        page = self._page()
+        if self._pace_seconds is not None:
+            self._began = self._began or time.monotonic()
+            page = min(page, len(self._texts) - 1)
+        return "" if self.is_down or page >= len(self._texts) else self._texts[page]
 
     def __enter__(self) -> RecordedVllm:
         self._thread.start()
@@ -52,10 +79,8 @@ class RecordedVllm:
 
             def do_GET(self) -> None:
                 with vllm._turn:
-                    if vllm.is_down or vllm.is_used_up:
-                        status, body = 503, b"no more"
-                    else:
-                        status, body = 200, vllm._texts[len(vllm.served)].encode()
+                    text = vllm._text()
+                    status, body = (200, text.encode()) if text else (503, b"no more")
                     self.send_response(status)
                     # what vLLM 0.32 sends, odd version included
                     self.send_header("Content-Type", "text/plain; version=1.0.0; charset=utf-8")

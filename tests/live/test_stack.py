@@ -177,6 +177,21 @@ def test_a_server_that_is_not_there_is_said_to_be() -> None:
         Management(client).streams()
 
 
+def test_rules_on_a_stream_without_telemetry_are_refused_with_what_to_do() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=[])
+        text = "Error: Failed to parse query: Schema error: No field named metric_name."
+        return httpx.Response(400, text=text)  # a 2.9.5's answer
+
+    transport = httpx.MockTransport(refuse)
+    with (
+        httpx.Client(base_url="http://parseable.test", transport=transport) as client,
+        pytest.raises(SourceError, match="no columns until telemetry has arrived"),
+    ):
+        provision_alerts(Management(client), "vllm_metrics")
+
+
 def test_three_alerts_are_parseables_and_three_are_ours(server: RecordedParseable) -> None:
     with server.client() as client:
         lines = provision_alerts(Management(client), "vllm_metrics")

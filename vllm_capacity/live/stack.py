@@ -66,7 +66,7 @@ class Management:
             return answer
         raise SourceError(
             f"{method} {path} on {self.client.base_url}: {answer.status_code}"
-            f" {answer.text.strip()[:300]!r}. {_remedy(answer.status_code)}"
+            f" {answer.text.strip()[:300]!r}. {_remedy(answer.status_code, answer.text)}"
         )
 
     def record(self, path: str) -> dict[str, Any]:
@@ -88,7 +88,12 @@ class Management:
         return {user["id"] for user in self.records("/api/v1/user")}
 
 
-def _remedy(status: int) -> str:
+def _remedy(status: int, text: str) -> str:
+    if "No field named" in text:
+        return (
+            "A stream has no columns until telemetry has arrived: let the Collector send a scrape "
+            "(`vllm-capacity doctor` names what stops it), then run this again."
+        )
     if status in (401, 403):
         return (
             "A wrong user or password is answered with 403: check PARSEABLE_ROOT_USER and "
