@@ -19,7 +19,7 @@ from recorded_vllm import RecordedVllm
 
 from tests.integration.real_parseable import ROOT, RealParseable, real_parseable
 from vllm_capacity.alerts import RULES, Rule, with_thresholds
-from vllm_capacity.errors import SourceError
+from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.probes import Chain, gather
 from vllm_capacity.live.provision import (
@@ -29,6 +29,8 @@ from vllm_capacity.live.provision import (
     provision_dashboard,
 )
 from vllm_capacity.live.stack import INGEST_SECRET, READER_SECRET, Management, Names, initialise
+from vllm_capacity.sources.parseable import Parseable
+from vllm_capacity.sources.parseable_sql import resolve
 
 pytestmark = [pytest.mark.live, pytest.mark.collector]
 
@@ -73,6 +75,16 @@ def test_init_may_be_run_again_and_renews_passwords_when_told(running: Running) 
     assert sum("there already" in line for line in again) == 4
     assert ingest.read_text() != before
     assert renewed[-2:] == running.said[-2:]
+
+
+def test_a_stream_that_is_empty_or_not_there_is_said_to_be(running: Running) -> None:
+    url = running.parseable.url
+    with httpx.Client(base_url=url, auth=running.reader, timeout=60) as client:
+        parseable = Parseable(client)
+        with pytest.raises(SourceError, match="is empty: nothing has come in yet"):
+            resolve("vllm_metrics", parseable.columns("vllm_metrics"))
+        with pytest.raises(InputError, match=r"no stream 'nope'.*there: vllm_metrics, vllm_traces"):
+            parseable.columns("nope")
 
 
 def test_rules_wait_for_telemetry(running: Running) -> None:

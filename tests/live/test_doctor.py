@@ -237,6 +237,14 @@ def _columns(old: str, new: str) -> Callable[[World], None]:
     return _set(schema=(200, SCHEMA.replace(f'"{old}"', f'"{new}"')))
 
 
+def _never_filled(world: World) -> None:
+    """As a 2.9.5 answers: no columns, and every query on one refused."""
+    world.schema = (200, '{"fields":[],"metadata":{}}')
+    for part, column in ((BATCHES, "p_timestamp"), (INSTANCES, "metric_name")):
+        said = f"Datafusion Error: Schema error: No field named {column}."
+        world.rows[part] = httpx.Response(400, text=said)
+
+
 UNTYPED = SCRAPE.replace("\nvllm:", "\nvllm_")
 BATCHES, INSTANCES = "group by p_timestamp", "metric_name = 'up'"
 NO_B = [{"instance": "vllm-a:8000", "tried": _ts(6), "scraped": _ts(6)}]
@@ -272,6 +280,7 @@ FAULTS = [
     pytest.param(_count(enqueue_failed=5), "queue-full", id="the queue is full"),
     pytest.param(_set(schema=(404, "Stream not found: x")), "stream-absent", id="stream absent"),
     pytest.param(_rows(BATCHES, []), "stream-empty", id="stream empty"),
+    pytest.param(_never_filled, "stream-empty", id="nothing ever came into the stream"),
     pytest.param(_rows(BATCHES, STALE), "stream-stale", id="stream stale"),
     pytest.param(
         lambda w: (_rows(BATCHES, [])(w), _set(info={"latestEventAt": "2026-11-24T07:00"})(w)),

@@ -8,8 +8,10 @@ import pytest
 
 from tests.standin.exports import export, gauge
 from tests.standin.server import Fault, Standin, User
+from tests.standin.tables import Stream
 from vllm_capacity.errors import CapacityError, InputError, SourceError
 from vllm_capacity.sources.parseable import Parseable
+from vllm_capacity.sources.parseable_sql import resolve
 from vllm_capacity.timerange import TimeRange
 
 NOW = datetime(2026, 11, 24, 8, 0, 30, tzinfo=UTC)
@@ -200,10 +202,21 @@ def test_no_message_holds_the_password():
     assert "hunter2" not in str(caught.value)
 
 
-def test_an_unknown_stream_names_those_there_are(server):
-    parseable, _ = server()
-    with pytest.raises(InputError, match="Streams there: s"):
+@pytest.mark.parametrize(
+    "user", [("root", "root-password"), ("reader", "secret")], ids=["administrator", "reader"]
+)
+def test_an_unknown_stream_names_those_there_are(server, user):
+    parseable, _ = server(*user)
+    with pytest.raises(InputError, match=r"no stream 'nope'.*Streams there: .*s"):
         parseable.columns("nope")
+
+
+def test_a_stream_that_nothing_came_into_has_no_columns(server, standin):
+    parseable, _ = server("root", "root-password")
+    standin.streams["new"] = Stream("otel-metrics")
+    assert parseable.columns("new") == {}
+    with pytest.raises(SourceError, match="'new' is empty: nothing has come in yet"):
+        resolve("new", parseable.columns("new"))
 
 
 def test_a_range_is_widened_to_whole_minutes(server):

@@ -289,6 +289,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not name:
             seen = [{"name": known} for known in streams if user.may("query", known)]
             return 200, "application/json", json.dumps(seen)
+        if user.role != "admin" and not user.may("query", name):
+            raise RefusedError(403, DENIED)
         if name not in streams:
             raise RefusedError(404, f"Stream not found: {name}")
         if what == "schema":
@@ -315,9 +317,11 @@ def _parts(data: bytes, size: int = 16_384) -> Iterable[bytes]:
 def _info(stream: Stream) -> dict:
     arrived = [batch.column("p_timestamp")[0].as_py() for batch in stream.batches]
     minutes = [moment.replace(second=0, microsecond=0).isoformat() for moment in sorted(arrived)]
-    seen = {"firstEventAt": f"{minutes[0]}+00:00", "latestEventAt": f"{minutes[-1]}+00:00"}
+    seen = {}
+    if minutes:
+        seen = {"firstEventAt": f"{minutes[0]}+00:00", "latestEventAt": f"{minutes[-1]}+00:00"}
     return {
-        **(seen if minutes else {}),
+        **seen,
         "streamType": "UserDefined",
         "logSource": [{"log_source_format": stream.log_source, "fields": []}],
         "telemetryType": stream.log_source.removeprefix("otel-"),

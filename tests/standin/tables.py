@@ -28,7 +28,8 @@ class Stream:
     batches: list[pa.Table] = field(default_factory=list)
 
     def schema(self) -> pa.Schema:
-        return pa.unify_schemas([batch.schema for batch in self.batches])
+        """All columns that ever came in; none before anything did."""
+        return pa.unify_schemas([pa.schema([]), *(batch.schema for batch in self.batches)])
 
     def table(self, start: datetime | None = None, end: datetime | None = None) -> pa.Table:
         """The rows that arrived in [start, end)."""

@@ -219,7 +219,8 @@ def unscraped(evidence: Evidence) -> list[Finding]:
     if reply is None or not evidence.vllm:
         return []
     if not reply.is_ok:
-        return [unknown("Collector", "replica-unscraped", reply.said)]
+        said = "nothing is in the stream" if "No field named" in reply.text else reply.said
+        return [unknown("Collector", "replica-unscraped", said)]
     rows = {str(row.get("instance")): row for row in reply.json() or []}
     scraped = {name for name, row in rows.items() if row.get("scraped")}
     missing = [t for t in map(_target, evidence.vllm) if not _is_among(t, scraped)]

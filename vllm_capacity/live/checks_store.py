@@ -122,7 +122,7 @@ def stream_checks(evidence: Evidence) -> list[Finding]:
         return []
     if not schema.is_ok:
         return [_absent(evidence.stream, schema)]
-    rows = _rows(evidence.batches)
+    rows = _rows(evidence.batches) if _fields(schema) else []
     if rows is None:
         return [_unreadable(evidence)]
     if not rows:
@@ -134,6 +134,12 @@ def stream_checks(evidence: Evidence) -> list[Finding]:
         _fresh(evidence, rows),
         _clocks(evidence, rows),
     ]
+
+
+def _fields(schema: Reply) -> list[dict[str, Any]]:
+    """The stream's columns; none until anything came in, and then every query is refused."""
+    body = schema.json()
+    return list(body.get("fields", [])) if isinstance(body, Mapping) else []
 
 
 def _unreadable(evidence: Evidence) -> Finding:
@@ -187,9 +193,7 @@ def _empty(evidence: Evidence) -> Finding:
 
 
 def _columns(schema: Reply, stream: str) -> Finding:
-    body = schema.json()
-    fields = body.get("fields", []) if isinstance(body, Mapping) else []
-    names = {str(item.get("name")) for item in fields}
+    names = {str(item.get("name")) for item in _fields(schema)}
     prefixed = {name.removeprefix("metric_") for name in names}
     missing = [name for name in _COLUMNS if name not in names and name not in prefixed]
     if missing:

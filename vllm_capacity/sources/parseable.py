@@ -64,12 +64,21 @@ class Parseable:
         return sorted(row["name"] for row in found if row["name"] not in _INTERNAL)
 
     def columns(self, stream: str) -> dict[str, str]:
-        """The columns of a stream and their sort (`arrow_type`); InputError if there is none."""
+        """The columns of a stream and their sort (`arrow_type`); none while it is empty.
+
+        InputError if there is no such stream, or none that this user may see: to a reader, both are
+        a 403.
+        """
         try:
             found = self._json("GET", f"/api/v1/logstream/{stream}/schema")
-        except InputError as error:
-            known = ", ".join(self.streams()) or "none that this user may see"
-            raise InputError(f"{error} Streams there: {known}.") from None
+        except (InputError, SourceError):
+            known = self.streams()  # refused, too, where the credentials are at fault
+            if stream in known:
+                raise
+            raise InputError(
+                f"There is no stream {stream!r} at {self.address}, or this user has no right to "
+                f"it. Streams there: {', '.join(known) or 'none that this user may see'}."
+            ) from None
         return {entry["name"]: arrow_type(entry["data_type"]) for entry in found["fields"]}
 
     def query(self, sql: str, arrivals: TimeRange) -> list[Row]:

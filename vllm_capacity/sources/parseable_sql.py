@@ -93,8 +93,13 @@ def duckdb_type(data_type: str) -> str:
 def resolve(stream: str, types: Mapping[str, str]) -> Columns:
     """How to read a stream with these columns (name → sort).
 
-    SourceError where it is no stream of OTel metrics.
+    SourceError where it is empty, or no stream of OTel metrics.
     """
+    if not types:
+        raise SourceError(
+            f"Stream {stream!r} is empty: nothing has come in yet. `vllm-capacity doctor` names "
+            "the first broken link between vLLM and Parseable."
+        )
     missing = [name for name in _REQUIRED if name not in types]
     if missing:
         raise SourceError(
