@@ -1,99 +1,130 @@
 """Back-test of the what-if on published pairs it has not seen: error, coverage, width, winner.
 
-Run it as `python bench/whatif_backtest.py`. Every saturated pair is asked in both directions, once
-with its whole model left out (of the calibration and of the look-up) and once with only its
-workload left out of the look-up. A winner is right where tokens per dollar rank the two GPUs as
-measured, at several providers' prices; each card's wins weigh half.
+Run it as `python bench/whatif_backtest.py`. Every pair is asked in both directions, with its whole
+model, its whole source or only its workload left out (of the fit and of the look-up). A winner is
+right where tokens per dollar rank the two GPUs as measured, at the price rows of every provider
+that offers both and at the medians of all offers; each card's wins weigh half.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 
-from whatif_calibration import fit, pairs, saturated_runs
+from whatif_calibration import fit
+from whatif_runs import (
+    HELD_BACK,
+    PAIRS_2024,
+    Pair,
+    light_pairs,
+    saturated_pairs,
+    saturated_runs,
+    source,
+    table_pairs,
+)
 
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.prices import offers
 from vllm_capacity.facts.throughput import Measurement, measurements
 from vllm_capacity.verdicts.published import Question
 from vllm_capacity.verdicts.roofline import Calibration
 from vllm_capacity.verdicts.whatif import what_if
 
 PREFER = {"H100-80GB": ("SXM",)}
-PRICES = {
-    "RunPod secure 2026-11": (1.79, 3.99),
-    "RunPod community 2026-11": (1.39, 2.69),
-    "AWS 2026-11": (3.43, 6.88),
-    "RunPod secure 2026-09": (1.59, 3.49),
-    "Azure 2026-11": (3.67, 6.98),
-}
+Asked = tuple[Measurement, Measurement, Estimate]
+"""What was measured on one GPU, on the other, and what was foreseen of it."""
 
 
-def question(one: Measurement, other: Measurement) -> Question:
-    return Question(
-        llm=find_llm(one.model),
-        dtype=one.dtype,
-        to_dtype=other.dtype,
-        from_gpu=find_gpu(one.gpu),
-        to_gpu=find_gpu(other.gpu),
-        gpus=one.gpus,
-        output_tokens_per_second=one.output_tokens_per_second,
-        input_tokens=one.input_tokens,
-        output_tokens=one.output_tokens,
-    )
+def answers(
+    pairs: Iterable[Pair], left_out: Callable[[Measurement], object] | None
+) -> Iterator[Asked]:
+    """Both directions of each pair, asked without the runs that share what `left_out` names."""
+    fits: dict[object, Calibration] = {}
+    for pair in pairs:
+        known, calibration = list(measurements()), Calibration()
+        if left_out is not None:
+            left = left_out(pair[0])
+            known = [run for run in known if left_out(run) != left]
+            if left_out is not workload and left not in fits:
+                fits[left] = fit(lambda run, left=left: left_out(run) == left)[0]
+            calibration = fits.get(left, calibration)
+        for one, other in (pair, pair[::-1]):
+            asked = Question(
+                llm=find_llm(one.model),
+                dtype=one.dtype,
+                to_dtype=other.dtype,
+                from_gpu=find_gpu(one.gpu),
+                to_gpu=find_gpu(other.gpu),
+                gpus=one.gpus,
+                output_tokens_per_second=one.output_tokens_per_second,
+                input_tokens=one.input_tokens,
+                output_tokens=one.output_tokens,
+            )
+            found = what_if(asked, published=known, prefer=PREFER, calibration=calibration)
+            yield one, other, found
 
 
-def back_test(name: str, cases: list[tuple]) -> None:
-    errors, widths, inside, refused = [], [], [], 0
-    wins: dict[bool, list[bool]] = {True: [], False: []}
-    for one, other, known, calibration in cases:
-        found = what_if(
-            question(one, other), published=known, prefer=PREFER, calibration=calibration
-        )
-        truth = other.output_tokens_per_second
-        if not found.is_known:
-            refused += 1
-            continue
-        errors.append(abs(found.mid / truth - 1))
-        widths.append(found.high / found.low)
-        inside.append(found.low <= truth <= found.high)
-        for small, large in PRICES.values():
-            to_large = other.gpu.startswith("H100")
-            worth = large / small if to_large else small / large
-            measured = truth / one.output_tokens_per_second > worth
-            foreseen = found.mid / one.output_tokens_per_second > worth
-            wins[measured == to_large].append(measured == foreseen)
-    balanced = statistics.mean(statistics.mean(side) for side in wins.values())
+def report(name: str, asked: Iterable[Asked]) -> None:
+    asked = list(asked)
+    known = [(one, other, found) for one, other, found in asked if found.is_known]
+    rates = [other.output_tokens_per_second for _, other, _ in known]
+    found = [answer for _, _, answer in known]
+    errors = [abs(answer.mid / rate - 1) for answer, rate in zip(found, rates, strict=True)]
+    inside = [answer.low <= rate <= answer.high for answer, rate in zip(found, rates, strict=True)]
     print(
-        f"{name}: {len(errors)} answered, {refused} refused; median error "
-        f"{statistics.median(errors):.1%}, inside {statistics.mean(inside):.0%}, "
-        f"median high/low {statistics.median(widths):.2f}, winner right {balanced:.0%} (balanced)"
+        f"{name}: {len(known)} answered, {len(asked) - len(known)} refused; median error "
+        f"{statistics.median(errors):.1%}, inside {statistics.mean(inside):.0%}, median high/low "
+        f"{statistics.median(answer.high / answer.low for answer in found):.2f}, "
+        f"winner right {winner_right(known):.0%} (balanced)"
     )
+
+
+def winner_right(asked: Iterable[Asked]) -> float:
+    """How often tokens per dollar rank the two as measured: the mean over the two cards' wins."""
+    wins: dict[str, list[bool]] = defaultdict(list)
+    for one, other, found in asked:
+        for worth in price_ratios(one.gpu, other.gpu):
+            measured = other.output_tokens_per_second / one.output_tokens_per_second > worth
+            foreseen = found.mid / one.output_tokens_per_second > worth
+            winner = other if measured else one
+            wins[winner.gpu.rsplit("-", 1)[0]].append(measured == foreseen)
+    return statistics.mean(statistics.mean(right) for right in wins.values())
+
+
+def price_ratios(one: str, other: str) -> list[float]:
+    """USD an hour of the other GPU over the one: each provider of both, and medians of all."""
+    by_provider = []
+    for gpu in (one, other):
+        rates: dict[str, list[float]] = defaultdict(list)
+        for row in offers(gpu):
+            rates[row.provider].append(row.usd_per_gpu_hour)
+            rates["all"].append(row.usd_per_gpu_hour)
+        by_provider.append({name: statistics.median(found) for name, found in rates.items()})
+    here, there = by_provider
+    return [there[name] / here[name] for name in sorted(here.keys() & there.keys())]
+
+
+def model(run: Measurement) -> str:
+    return run.model
+
+
+def workload(run: Measurement) -> str:
+    return run.workload
 
 
 def main() -> None:
-    runs = saturated_runs()
-    both = [*pairs(runs), *((other, one) for one, other in pairs(runs))]
-    without = {
-        model: fit([run for run in runs if run.model != model])
-        for model in {run.model for run in runs}
-    }
-    seen = measurements()
-    back_test(
-        "model left out",
-        [
-            (one, other, [run for run in seen if run.model != one.model], without[one.model])
-            for one, other in both
-        ],
-    )
-    back_test(
-        "workload left out",
-        [
-            (one, other, [run for run in seen if run.workload != one.workload], Calibration())
-            for one, other in both
-        ],
-    )
-    back_test("all seen", [(one, other, seen, Calibration()) for one, other in both])
+    saturated = saturated_pairs(saturated_runs())
+    report("model left out, saturated", answers(saturated, model))
+    report("source left out, saturated", answers(saturated, source))
+    report("workload left out, saturated", answers(saturated, workload))
+    report("model left out, light loads", answers(light_pairs(), model))
+    report("model left out, vLLM of 2024", answers(table_pairs(PAIRS_2024), model))
+    report("source left out, vLLM of 2024", answers(table_pairs(PAIRS_2024), source))
+    if HELD_BACK.exists():
+        report("held back from everything", answers(table_pairs(HELD_BACK), None))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,22 @@ def test_long_prompts_leave_room_for_few():
     assert saturated_batch(long, a100) < 5
 
 
+@pytest.mark.parametrize(
+    ("gpu", "prompt", "output", "running"),
+    [
+        # Rate × time per output token of data/published_throughput.csv: gpt-oss-120b on one GPU.
+        pytest.param("A100-80GB-SXM", 1998.0, 98.0, 52, id="A100, 2K prompts"),
+        pytest.param("A100-80GB-SXM", 3998.0, 134.0, 28, id="A100, 4K prompts"),
+        pytest.param("H100-80GB-SXM", 215.0, 196.0, 157, id="H100, chat"),
+        pytest.param("H100-80GB-SXM", 1998.0, 98.0, 28, id="H100, 2K prompts"),
+        pytest.param("H100-80GB-SXM", 3998.0, 134.0, 15, id="H100, 4K prompts"),
+    ],
+)
+def test_kv_room_holds_as_many_sequences_as_ran(gpu, prompt, output, running):
+    asked = job("gpt-oss-120b", "mxfp4", prompt=prompt, output=output)
+    assert saturated_batch(asked, machine(gpu)) == pytest.approx(running, rel=0.15)
+
+
 def test_weights_that_do_not_fit_leave_less_than_nothing():
     assert kv_room_bytes(job("Llama-3.1-70B-Instruct"), machine("A100-80GB-SXM")) < 0
 

@@ -13,8 +13,8 @@
    host does per token and request, which no GPU makes faster (but newer GPUs stand in newer hosts).
 
 Output tokens a second = O ÷ the sum. Usable shares of the data sheet come from `Calibration`,
-fitted by `bench/whatif_calibration.py` to published runs. Alone this is right within a factor of
-1.5; it serves as a *ratio* of two GPUs, in which shared errors cancel.
+fitted by `bench/whatif_calibration.py` to published runs and pairs. Alone this is right within a
+factor of 1.6; it serves as a *ratio* of two GPUs, in which shared errors cancel.
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ from vllm_capacity.facts.llms import Llm
 
 USABLE_MEMORY = 0.89
 """`gpu_memory_utilization` 0.9 of what the driver shows, which is 1 % under the nominal size."""
+FIXED_RESERVE_BYTES = 0.5 * GIB
+"""What the driver's context and the libraries take of that, whatever the model.
+
+By Little's law (rate × time per output token) the published runs of gpt-oss-120b that KV room
+limits had 28 and 52 sequences running on an A100 and 157, 28 and 15 on an H100: this gives 27, 53
+and 152, 32, 17.
+"""
 LEAST_ROOM_SHARE = 0.25
 """Of what the weights leave: a server that is short of room is started with smaller reserves."""
 OFFERED = 512.0
@@ -45,21 +52,21 @@ class Calibration:
     kernel reaches its share only where each expert gets many tokens: see `_TILE_TOKENS`.
     """
 
-    dense_ampere: float = 0.7
-    dense_hopper: float = 0.599
-    moe_ampere: float = 0.466
-    moe_hopper: float = 0.485
-    mxfp4_ampere: float = 0.444
-    mxfp4_hopper: float = 0.236
-    widened: float = 0.858
-    native_fp8: float = 0.833
-    bandwidth: float = 0.792
-    attention: float = 0.457
-    attention_sinks: float = 0.0912
-    step_seconds_per_layer: float = 0.000108
-    token_seconds: float = 3.44e-05
-    request_seconds: float = 0.00152
-    link: float = 0.478
+    dense_ampere: float = 0.637
+    dense_hopper: float = 0.585
+    moe_ampere: float = 0.465
+    moe_hopper: float = 0.475
+    mxfp4_ampere: float = 0.485
+    mxfp4_hopper: float = 0.256
+    widened: float = 0.853
+    native_fp8: float = 0.81
+    bandwidth: float = 0.748
+    attention: float = 0.448
+    attention_sinks: float = 0.0991
+    step_seconds_per_layer: float = 8.7e-05
+    token_seconds: float = 4.28e-05
+    request_seconds: float = 0.00156
+    link: float = 0.34
 
 
 FITTED_FAMILIES = ("Ampere", "Hopper")
@@ -73,11 +80,12 @@ _PRIOR_SHARES = {
     "Volta": (0.60, 0.45, 0.30),
     "Turing": (0.60, 0.45, 0.30),
 }
-OTHER_KERNELS = {"CDNA3": 0.7, "CDNA4": 0.7}
+OTHER_KERNELS = {"CDNA3": 0.5, "CDNA4": 0.5}
 """Architectures of another vendor, and what their kernels reach of the bandwidth ours do.
 
-Published 2024 runs of vLLM on MI300X (argonne-lcf/LLM-Inference-Bench, arXiv 2411.00136) reached
-half of what its data sheet says beside an A100; kernels have become better since, so in between.
+Published runs of vLLM on MI300X reached half of what its data sheet says beside an A100 in 2024
+(argonne-lcf/LLM-Inference-Bench, arXiv 2411.00136), and under half beside an H100 in August 2025
+(gpt-oss-20b, 4 to 16 clients: sariekr/gpu_conc).
 """
 _LINK_BYTES_PER_SECOND = {
     "Ampere": 300e9,
@@ -156,7 +164,7 @@ def kv_room_bytes(job: Job, machine: Machine, *, reserve_share: float = 1.0) -> 
     weights = llm.weights_bytes(job.dtype)
     if job.dtype == "mxfp4":
         weights *= 1.02 * math.ceil(llm.hidden_size / 256) * 256 / llm.hidden_size
-    reserve = GIB + 8 * machine.max_num_seqs * llm.vocab_size
+    reserve = FIXED_RESERVE_BYTES + 8 * machine.max_num_seqs * llm.vocab_size
     reserve += 32 * machine.tokens_per_step * llm.hidden_size
     beside_weights = machine.gpu.memory_bytes * USABLE_MEMORY - weights / job.gpus
     room = beside_weights - reserve_share * reserve

@@ -1,0 +1,142 @@
+"""The published runs that the what-if is fitted to and tested on, as pairs of two GPUs.
+
+Three kinds. *Saturated*: bursts and sweeps' peaks of `data/published_throughput.csv`. *Light*: the
+loads of those sweeps under a saturating one, and few held clients. *2024*: `whatif_pairs_2024.csv`,
+pairs of vLLM 0.5, whose host took several times as long per step and token (`OLD_HOST` of the fit).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from vllm_capacity.facts.gpus import find_gpu
+from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.throughput import Measurement, measurements
+from vllm_capacity.verdicts.roofline import (
+    Calibration,
+    Job,
+    Machine,
+    request_times,
+    saturated_batch,
+    sequences_that_fit,
+)
+
+PAIRS_2024 = Path(__file__).parent / "whatif_pairs_2024.csv"
+HELD_BACK = Path(__file__).parents[1] / "tests" / "verdicts" / "whatif_held_back.csv"
+SEQUENCES_2024 = 256
+"""The default `max_num_seqs` of vLLM 0.5, on every GPU."""
+
+Pair = tuple[Measurement, Measurement]
+
+
+def saturated_runs() -> list[Measurement]:
+    """One run for each model, type, GPU count and workload: the burst, or the sweep's peak."""
+    groups: dict[tuple[object, ...], list[Measurement]] = defaultdict(list)
+    for run in measurements():
+        if run.clients is None:
+            groups[run.model, run.dtype, run.gpu, run.gpus, run.workload].append(run)
+    peaks = []
+    for runs in groups.values():
+        rates = [run.output_tokens_per_second for run in runs]
+        rate = statistics.median(rates) if runs[0].is_burst else max(rates)
+        peaks.append(replace(runs[0], output_tokens_per_second=rate))
+    return peaks
+
+
+def saturated_pairs(runs: list[Measurement]) -> list[Pair]:
+    """Each A100 run with each H100 run of its model, GPU count and workload, types across."""
+    return [
+        (one, other)
+        for one in runs
+        for other in runs
+        if one.gpu.startswith("A100")
+        and other.gpu.startswith("H100")
+        and (one.model, one.gpus) == (other.model, other.gpus)
+        and one.workload[:12] == other.workload[:12]
+    ]
+
+
+def light_pairs() -> list[Pair]:
+    """Each A100 run with each H100 run of its load, where that load leaves a GPU to spare."""
+    groups: dict[tuple[object, ...], list[Measurement]] = defaultdict(list)
+    for run in measurements():
+        if run.clients is not None or run.offered_per_second <= 10:
+            groups[run.model, run.dtype, run.gpus, run.workload, run.load].append(run)
+    found = []
+    for runs in groups.values():
+        sides = [[run for run in runs if run.gpu.startswith(card)] for card in ("A100", "H100")]
+        if all(sides):
+            rates = [statistics.median(r.output_tokens_per_second for r in side) for side in sides]
+            one, other = (
+                replace(side[0], output_tokens_per_second=rate)
+                for side, rate in zip(sides, rates, strict=True)
+            )
+            found.append((one, other))
+    return found
+
+
+def table_pairs(path: Path) -> Iterator[Pair]:
+    """The pairs of a table of them, a row each."""
+    for row in pl.read_csv(path).iter_rows(named=True):
+        one, other = (
+            Measurement(
+                model=find_llm(row["model"]).model,
+                dtype=row["dtype"],
+                gpu=row[f"{side}_gpu"],
+                gpus=row["gpus"],
+                engine_version="",
+                workload=f"{row['input_tokens']}/{row['output_tokens']}",
+                input_tokens=float(row["input_tokens"]),
+                output_tokens=float(row["output_tokens"]),
+                load=row["load"],
+                output_tokens_per_second=float(row[f"{side}_output_tok_per_s"]),
+                source=row["source"],
+                date="",
+                note="",
+            )
+            for side in ("one", "other")
+        )
+        yield one, other
+
+
+def source(run: Measurement) -> str:
+    """Whose measurement it is: the first word of its source, a repository."""
+    return run.source.split()[0]
+
+
+def is_2024(run: Measurement) -> bool:
+    return "vLLM 0.5" in run.load or "vLLM of 2024" in run.load
+
+
+def predicted(run: Measurement, calibration: Calibration, old_host: float = 1.0) -> float:
+    """Output tokens a second by the arithmetic alone, at the batch that the run's load allows."""
+    span = find_gpu(run.gpu)
+    gpu = next((row for row in span.rows if row.form_factor == "SXM"), span.rows[0])
+    machine = Machine(gpu, gpu.tensor_tflops)
+    job = Job(find_llm(run.model), run.dtype, run.gpus, run.input_tokens, run.output_tokens)
+    if is_2024(run):
+        calibration = replace(
+            calibration,
+            step_seconds_per_layer=calibration.step_seconds_per_layer * old_host,
+            token_seconds=calibration.token_seconds * old_host,
+            request_seconds=calibration.request_seconds * old_host,
+        )
+    batch = _batch(run, job, machine)
+    times = request_times(job, machine, batch=batch, calibration=calibration)
+    return run.output_tokens / times.total
+
+
+def _batch(run: Measurement, job: Job, machine: Machine) -> float:
+    if "held sequences" in run.load:
+        return float(run.load.split()[0])
+    if is_2024(run):
+        tokens = run.input_tokens + run.output_tokens / 2
+        fit = sequences_that_fit(job, machine, tokens=tokens)
+        return max(1.0, min(0.92 * SEQUENCES_2024, fit))
+    return saturated_batch(job, machine, offered=650 if run.is_burst else 400)
