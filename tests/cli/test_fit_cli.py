@@ -69,6 +69,13 @@ def test_without_json_it_is_two_lines(tmp_path):
             HEAD + "1,fast\n", "line 2: output_tokens_per_second is 'fast'", id="no number"
         ),
         pytest.param(HEAD + "1,5\n-2,9\n", "line 3: running_requests is '-2'", id="negative"),
+        pytest.param(HEAD + "1,5\n2,inf\n", "line 3: output_tokens_per_second is 'inf'", id="inf"),
+        pytest.param(HEAD + "1,1e308\n", "at most 1e+12", id="past all measure"),
+        pytest.param(
+            "running_requests,output_tokens_per_second,kv_cache_ratio\n4,103,14.4\n",
+            "line 2: kv_cache_ratio is '14.4'; write a ratio of 0 to 1",
+            id="a percentage",
+        ),
         pytest.param("", "Cannot read", id="empty file"),
     ],
 )
@@ -76,6 +83,11 @@ def test_bad_files_are_input_errors(tmp_path, text, part_of_message):
     error = run(tmp_path, text, "--json").exception
     assert isinstance(error, InputError)
     assert part_of_message in str(error)
+
+
+def test_a_cell_that_is_not_a_number_by_name_is_empty(tmp_path):
+    result = run(tmp_path, HEAD + "4,NaN\n8,100\n", "--json")
+    assert "only 1 different load(s)" in result.stdout
 
 
 def test_a_missing_file_is_an_input_error(tmp_path):

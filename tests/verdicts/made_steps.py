@@ -31,12 +31,12 @@ QUIET = {
 }
 
 
-def made_steps(*changes: dict) -> pl.DataFrame:
-    """Consecutive steps of 20 s, each a quiet one with its changes."""
+def made_steps(*changes: dict, seconds: float = SECONDS) -> pl.DataFrame:
+    """Consecutive steps of 20 s or as many as given, each a quiet one with its changes."""
     rows = []
     for k, change in enumerate(changes):
-        start = START + timedelta(seconds=SECONDS * k)
-        times = {"start": start, "end": start + timedelta(seconds=SECONDS)}
+        start = START + timedelta(seconds=seconds * k)
+        times = {"start": start, "end": start + timedelta(seconds=seconds)}
         rows.append({**QUIET, **times, **change})
     return pl.DataFrame(rows, schema=STEP_SCHEMA)
 

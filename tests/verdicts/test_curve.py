@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
-from vllm_capacity.verdicts.curve import Loads, fitted_usl, foreseen_peak, kv_limit_running
+from vllm_capacity.verdicts.curve import Loads, foreseen_peak, kv_limit_running
+from vllm_capacity.verdicts.curve_fit import fitted_usl, fitted_usls
 
 LOADS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
 
@@ -16,6 +18,43 @@ def test_fitted_usl_finds_the_law_again(sigma, kappa):
     found = fitted_usl(Loads.of(LOADS, law(LOADS, sigma=sigma, kappa=kappa)))
     assert found is not None
     assert (found.rate, found.sigma, found.kappa) == pytest.approx((30, sigma, kappa), abs=2e-3)
+
+
+NOISE = np.random.default_rng(3)
+NOISY = [
+    Loads.of(
+        LOADS[:count],
+        law(LOADS[:count], sigma=sigma, kappa=kappa) * NOISE.lognormal(0, 0.05, count),
+        NOISE.uniform(0.01, 0.1, count),
+    )
+    for count in (2, 3, 6)
+    for sigma, kappa in ((0.0, 0.0), (0.05, 0.0), (0.4, 0.0), (0.02, 0.002))
+]
+
+
+def misfit(loads: Loads, theta) -> np.ndarray:
+    drag = 1 + theta[1] * (loads.running - 1) + theta[2] * loads.running * (loads.running - 1)
+    fitted = theta[0] + np.log(loads.running) - np.log(drag)
+    return (fitted - np.log(loads.output)) / np.hypot(0.02, loads.error)
+
+
+@pytest.mark.parametrize("loads", NOISY)
+def test_fitted_usl_is_the_least_squares_fit(loads):
+    found = fitted_usl(loads)
+    bounds = ([-np.inf, 0, 0], [np.inf, 1, 0.1])
+    theirs = least_squares(lambda theta: misfit(loads, theta), [3.4, 0.05, 1e-3], bounds=bounds)
+    ours = (misfit(loads, (np.log(found.rate), found.sigma, found.kappa)) ** 2).sum() / 2
+    assert ours <= theirs.cost * 1.001 + 1e-6
+    assert (0 <= found.sigma <= 1, 0 <= found.kappa <= 0.1) == (True, True)
+
+
+def test_many_fits_at_once_are_the_same_as_one_by_one():
+    unfit = Loads.of([4.0], [100.0])
+    sets = [*NOISY, unfit]
+    assert fitted_usls(sets)[-1] is None
+    for many, loads in zip(fitted_usls(sets)[:-1], NOISY, strict=True):
+        one = fitted_usl(loads)
+        assert many.output(LOADS) == pytest.approx(one.output(LOADS), rel=1e-3)
 
 
 def test_fitted_usl_needs_two_different_loads():
@@ -48,11 +87,19 @@ def test_a_curve_that_bends_is_foreseen():
     assert sight.low < law(64.0, sigma=0.2) < sight.high
 
 
+def test_a_peak_is_no_less_than_what_was_seen():
+    falling = Loads.of(LOADS, [30.0, 58.0, 110.0, 200.0, 300.0, 240.0])
+    sight = foreseen_peak(falling)
+    assert 0.96 * 300 < sight.low < 300
+    assert sight.mid == pytest.approx(300)
+    assert sight.high > 1.05 * 300
+
+
 def test_a_line_is_refused_and_says_how_far_to_go():
     sight = foreseen_peak(Loads.of(LOADS, 30 * LOADS))
     assert sight is not None
     assert not sight.is_answer
-    assert sight.high > 2.4 * sight.low
+    assert sight.high > 2.5 * sight.low
     assert sight.bend_running > 2 * LOADS[-1]
 
 

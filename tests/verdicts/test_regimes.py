@@ -59,6 +59,11 @@ def full(mean: float, most: float, **more: float) -> dict:
         ),
         pytest.param(full(0.5, 0.95, preemptions=4.0), "client-bound", id="full for a moment"),
         pytest.param(
+            queued(27, 300, 40, **full(0.63, 0.89, preemptions=55.0), **BELOW),
+            "kv-bound",
+            id="filling up within the step",
+        ),
+        pytest.param(
             queued(8, 180, 10), "scheduler-bound", id="a queue, and running at its ceiling"
         ),
         pytest.param(
@@ -110,12 +115,32 @@ def test_a_lone_flicker_belongs_to_the_limit_around_it():
     assert regimes(steps)["regime"].to_list() == ["scheduler-bound"]
 
 
-def test_flat_output_without_a_queue_is_said_to_be_decode():
-    lighter = [steady(8, 200) for _ in range(4)]
-    heavier = [steady(16, 202) for _ in range(4)]
+@pytest.mark.parametrize(
+    ("itl", "expected"),
+    [
+        pytest.param(0.1, "unknown", id="tokens came half as fast"),
+        pytest.param(0.051, "client-bound", id="tokens came as fast: more ran by chance"),
+        pytest.param(None, "unknown", id="not observed"),
+    ],
+)
+def test_flat_output_without_a_queue_is_decode_where_tokens_slow_down(itl, expected):
+    lighter = [steady(8, 200, itl_p95_seconds=0.05) for _ in range(4)]
+    heavier = [steady(16, 202, itl_p95_seconds=itl) for _ in range(4)]
     found = regimes(made_steps(*lighter, *heavier))
-    assert found["regime"].to_list() == ["client-bound", "unknown"]
-    assert found["evidence"][1].startswith("Decode-compute-bound")
+    assert found["regime"][-1] == expected
+    assert ("Decode-compute-bound" in found["evidence"][-1]) == (expected == "unknown")
+
+
+def test_one_scrape_at_the_maximum_is_no_ceiling():
+    thin = {"scrapes": 1, "prompt_tokens_per_second": 5000.0}
+    below = [queued(n, 170, 200, **thin) | BELOW for n in (26, 28, 25, 29)]
+    steps = made_steps(queued(32, 170, 195, **thin), *below, seconds=60)
+    assert set(regimes(steps)["regime"]) == {"prefill-bound"}
+
+
+def test_thinly_scraped_steps_stand_at_a_ceiling_together():
+    held = [queued(16, 150, 24, scrapes=1)] * 4
+    assert set(regimes(made_steps(*held, seconds=60))["regime"]) == {"scheduler-bound"}
 
 
 def test_no_steps_have_no_regimes():
@@ -127,6 +152,19 @@ def test_first_limit_is_that_of_the_busiest_quarter():
     (rows,) = engine_rows(steps).values()
     judged = judged_steps(rows)
     assert (window_regime(judged), first_limit(judged)) == ("client-bound", "scheduler-bound")
+
+
+@pytest.mark.parametrize(
+    ("limited", "expected"),
+    [
+        pytest.param(4, "scheduler-bound", id="a part of the busiest quarter"),
+        pytest.param(1, None, id="a moment"),
+    ],
+)
+def test_first_limit_of_a_long_window(limited, expected):
+    steps = made_steps(*[steady(4, 100)] * 60, *[queued(8, 180, 10)] * limited)
+    (rows,) = engine_rows(steps).values()
+    assert first_limit(judged_steps(rows)) == expected
 
 
 def test_the_worst_engine_speaks_for_the_fleet():

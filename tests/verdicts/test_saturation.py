@@ -47,7 +47,7 @@ def test_recorded_plateau_is_foreseen_from_its_lighter_half(sweep):
 @pytest.mark.parametrize(
     ("seconds", "load"),
     [
-        pytest.param(554, "11.3", id="up to 4 clients"),
+        pytest.param(554, "10.0", id="up to 4 clients"),
         pytest.param(734, "17.7", id="up to 8 clients"),
     ],
 )
@@ -111,6 +111,42 @@ def test_a_short_limit_is_no_plateau():
     found = capacity(saturation(made_steps(*[steady(4, 100)] * 4, queued(8, 150, 9))))
     assert found["mid"] is None
     assert "the server was the limit for 20 s" in found["reason"]
+
+
+def test_two_minutes_of_long_steps_are_a_plateau():
+    found = capacity(saturation(made_steps(steady(4, 100), *[queued(8, 150, 9)] * 4, seconds=60)))
+    assert found["basis"].startswith("mean of 2 steps (120 s)")
+    assert found["low"] < 150 < found["high"]
+
+
+def test_the_step_in_which_a_limit_sets_in_is_left_out_whatever_it_is_called():
+    setting_in = queued(4, 60, 9, at_ceiling_share=0.1)
+    full = {"kv_ratio_mean": 0.96, "kv_ratio_max": 1.0}
+    held = [queued(8, 150, 9, preemptions=3.0, **full)] * 3
+    (fit,) = engine_fits(made_steps(steady(4, 60), setting_in, *held, seconds=60))
+    assert [j.regime for j in fit.judged] == ["client-bound", "prefill-bound", *["kv-bound"] * 3]
+    assert fit.capacity.mid == 150
+
+
+def test_a_long_step_alone_is_a_load():
+    steps = made_steps(*[steady(n, 30 * n / (1 + n / 8)) for n in (1, 4, 16, 16)], seconds=60)
+    (fit,) = engine_fits(steps)
+    assert fit.levels.loads.running.tolist() == [1, 4, 16]
+
+
+def test_one_scrape_a_step_is_a_load_only_where_its_neighbours_agree():
+    single = {"scrapes": 1}
+    held = [steady(n, 30 * n / (1 + n / 8), **single) for n in (8, 8, 8, 8)]
+    chance = [steady(n, 50, **single) for n in (1, 3, 2, 5, 1)]
+    (fit,) = engine_fits(made_steps(*held, *chance, seconds=60))
+    assert fit.levels.loads.running.tolist() == [8]
+
+
+def test_load_between_scrapes_is_said_to_be_there():
+    unseen = {"running_mean": 0.0, "running_max": 0.0, "output_tokens_per_second": 1072.0}
+    found = capacity(saturation(made_steps(*[unseen] * 4)))
+    assert "up to 1,072 output tokens/s came out" in found["reason"]
+    assert "nothing ran" not in found["reason"]
 
 
 @pytest.mark.parametrize("flaw", ["has_gap", "has_restart"])

@@ -1,12 +1,15 @@
 """Peaks of published sweeps foreseen from their lighter loads.
 
-On the sweeps held back (C3, C4, A3, A4; tuned on C1, C2, A1, A2 and bench/saturation_sweeps.csv):
-6 cases, all answered, median error 8.2 %, mean 11.2 %, all inside their interval, which is 1.6 from
-end to end. On what it was tuned on: 40 cases, 75 % answered, 5.3 % median, 8.5 % mean, all inside,
-1.6. A case is a sweep cut where its load first reached half of the peak's, or its throughput half
-of the peak. `python bench/saturation_tuning.py` prints these figures.
+A case is a sweep cut where its load first reached half of the peak's (or its throughput half of the
+peak): `python bench/saturation_tuning.py --search 60` prints what is held to here. 31 cases cut by
+load, 97 % answered, median error 4.0 %, mean 7.3 % (90 % bootstrap interval 5.1–9.7 %), 97 %
+inside their interval, which is 1.35 from end to end; with constants of a search that never saw the
+source: 5.3 %, 7.3 %, 97 %, 1.35. Cut by throughput, far below the peak: 23 cases, 78 % answered,
+16.4 %, 17.6 %, 89 %, 2.0: such peaks are foreseen too low.
 """
 
+import random
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -24,13 +27,14 @@ TUNING = Path(__file__).resolve().parents[2] / "bench" / "saturation_tuning.py"
 def tuning():
     spec = spec_from_file_location("saturation_tuning", TUNING)
     module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look their annotations up
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="module")
-def held_back(tuning):
-    return {k: v for k, v in tuning.published_sweeps().items() if k not in tuning.TUNED_ON}
+def sweeps(tuning):
+    return tuning.published_sweeps() | tuning.other_sweeps()
 
 
 def fitted(loads: Loads, kept: int | None = None) -> dict:
@@ -43,58 +47,64 @@ def fitted(loads: Loads, kept: int | None = None) -> dict:
     return fit_points(points)["capacity_output_tokens_per_second"]
 
 
-def cases(sweeps, tuning):
+def cases(sweeps, tuning, by):
     for loads in sweeps.values():
-        for kept in tuning.cuts(loads):
+        for kept in tuning.cuts(loads, (by,)):
             yield fitted(loads, kept), float(loads.output.max())
 
 
-def test_held_back_peaks_are_foreseen(held_back, tuning):
-    answered = [(c, peak) for c, peak in cases(held_back, tuning) if c["mid"] is not None]
-    errors = [abs(c["mid"] / peak - 1) for c, peak in answered]
-    assert (len(answered), np.median(errors) < 0.09, np.mean(errors) < 0.12) == (6, True, True)
+def errors(answered):
+    return [abs(capacity["mid"] / peak - 1) for capacity, peak in answered]
 
 
-def test_held_back_peaks_lie_in_their_intervals(held_back, tuning):
-    inside = [c["low"] <= peak <= c["high"] for c, peak in cases(held_back, tuning)]
-    assert np.mean(inside) >= 0.85
+@pytest.mark.parametrize(
+    ("by", "least_answered", "median", "mean", "widest"),
+    [
+        pytest.param("load", 0.9, 0.06, 0.09, 1.5, id="half of the peak's load"),
+        pytest.param("throughput", 0.7, 0.18, 0.19, 2.1, id="half of the peak"),
+    ],
+)
+def test_peaks_are_foreseen(sweeps, tuning, by, least_answered, median, mean, widest):
+    found = list(cases(sweeps, tuning, by))
+    answered = [(capacity, peak) for capacity, peak in found if capacity["mid"] is not None]
+    assert len(answered) >= least_answered * len(found)
+    assert np.median(errors(answered)) <= median
+    assert np.mean(errors(answered)) <= mean
+    assert np.mean([c["low"] <= peak <= c["high"] for c, peak in answered]) >= 0.85
+    assert np.median([c["high"] / c["low"] for c, _ in answered]) <= widest
 
 
-def test_intervals_are_narrow_enough_to_act_on(held_back, tuning):
-    widths = [c["high"] / c["low"] for c, _ in cases(held_back, tuning)]
-    assert np.median(widths) <= 1.8
+def test_a_source_never_seen_is_foreseen_as_well(sweeps, tuning):
+    near = [tuning.variant(random.Random(k)) for k in range(6)]
+    told = tuning.summary(tuning.unseen(sweeps, [tuning.PRIOR, *near]))
+    assert (told["median error"] < 0.09, told["mean error"] < 0.11) == (True, True)
+    assert (told["coverage"] >= 0.85, told["answered"] >= 0.7) == (True, True)
 
 
-def test_all_sweeps_answered_bear_out_their_intervals(tuning):
-    sweeps = tuning.published_sweeps() | tuning.other_sweeps()
-    found = list(cases(sweeps, tuning))
-    answered = [(c, peak) for c, peak in found if c["mid"] is not None]
-    covered = np.mean([c["low"] <= peak <= c["high"] for c, peak in answered])
-    assert (len(answered) / len(found) >= 0.7, covered >= 0.85) == (True, True)
-
-
-def test_a_refusal_is_wide_by_its_own_words(tuning):
-    refused = [c for c, _ in cases(tuning.other_sweeps(), tuning) if c["mid"] is None]
+def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
+    refused = [c for c, _ in cases(sweeps, tuning, "throughput") if c["mid"] is None]
+    assert refused
     for answer in refused:
         low, high = answer["reason"].split("anywhere from ")[1].split(" tokens/s")[0].split(" to ")
         assert float(high.replace(",", "")) > 0.99 * WIDEST_ANSWER * float(low.replace(",", ""))
 
 
-def test_whole_sweeps_show_their_plateau_or_that_they_still_rise(held_back):
-    found = {name: (fitted(loads), loads.output.max()) for name, loads in held_back.items()}
-    errors = {
-        name: capacity["mid"] / peak - 1
-        for name, (capacity, peak) in found.items()
+def test_whole_sweeps_show_their_plateau_or_that_they_still_rise(tuning):
+    found = {name: (fitted(loads), loads) for name, loads in tuning.published_sweeps().items()}
+    held = {
+        name: capacity["mid"] / loads.output.max() - 1
+        for name, (capacity, loads) in found.items()
         if capacity["basis"].startswith("mean of")
     }
-    assert sorted(errors) == ["A3", "A4", "C3"]
-    assert max(map(abs, errors.values())) < 0.02
+    assert {"A3", "A4", "C3"} <= set(held)
+    assert "C4" not in held
+    assert max(map(abs, held.values())) < 0.05
 
 
 # A plateau of the loads first seen on it holds what heavier loads gave.
-def test_plateau_of_points_covers_heavier_loads(tuning):
+def test_plateau_of_points_covers_heavier_loads(sweeps):
     inside = []
-    for loads in (tuning.published_sweeps() | tuning.other_sweeps()).values():
+    for loads in sweeps.values():
         for kept in range(3, len(loads)):
             found = fitted(loads, kept)
             if found["basis"].startswith("mean of the"):
@@ -110,7 +120,7 @@ def test_plateau_of_points_covers_heavier_loads(tuning):
         pytest.param({1.0: 30.0, 2.0: 58.0}, "only 2 different load(s)", id="two loads"),
         pytest.param(
             {1.0: 30.0, 2.0: 60.0, 4.0: 120.0, 8.0: 240.0},
-            "It would take about 45.0 running requests, 5.6 × the heaviest load seen",
+            "It would take about 40.0 running requests, 5.0 × the heaviest load seen",
             id="a line",
         ),
     ],
@@ -142,5 +152,5 @@ def test_kv_ratios_cut_the_curve():
     }
     kv = pl.DataFrame({**table, "kv_cache_ratio": [0.14, 0.28, 0.43]})
     cut = fit_points(kv)["capacity_output_tokens_per_second"]
-    assert cut["low"] < 297 < cut["high"]
-    assert fit_points(pl.DataFrame(table))["capacity_output_tokens_per_second"]["mid"] is None
+    free = fit_points(pl.DataFrame(table))["capacity_output_tokens_per_second"]
+    assert cut["low"] < 297 < cut["high"] < free["high"]

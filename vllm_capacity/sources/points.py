@@ -10,13 +10,15 @@ from vllm_capacity.errors import InputError
 
 _REQUIRED = ("running_requests", "output_tokens_per_second")
 _OPTIONAL = ("requests_per_second", "ttft_p95_seconds", "itl_p95_seconds", "kv_cache_ratio")
+_MOST = 1e12
+_RATIO_SLACK = 1.001
 
 
 def read_points(path: Path) -> pl.DataFrame:
     """A CSV of loads as a frame: its required and optional columns as floats, others left out.
 
     An empty cell is null. Raises `InputError` where the file cannot be read, lacks a column, or
-    holds a cell that is no number or is negative.
+    holds a cell that is no number, is negative or past all measure, or a KV ratio above 1.
     """
     if path.is_dir():
         raise InputError(f"Cannot read {str(path)!r} as a CSV: it is a folder.")
@@ -42,11 +44,16 @@ def _numbers(texts: pl.Series, path: Path) -> pl.Series:
     bare = texts.str.strip_chars()
     bare = bare.set(bare == "", None)
     numbers = bare.cast(pl.Float64, strict=False)
-    is_bad = bare.is_not_null() & (numbers.is_null() | (numbers < 0).fill_null(False))
+    most = _RATIO_SLACK if texts.name == "kv_cache_ratio" else _MOST
+    is_wrong = (numbers < 0) | (numbers.is_not_nan() & (numbers > most))
+    is_bad = bare.is_not_null() & (numbers.is_null() | is_wrong.fill_null(value=False))
     if is_bad.any():
         row = int(is_bad.arg_true()[0])
+        wanted = "a ratio of 0 to 1 (vLLM's own gauge is one, not a percentage)"
+        if texts.name != "kv_cache_ratio":
+            wanted = f"a number that is not negative and at most {_MOST:g}"
         raise InputError(
             f"{str(path)!r}, line {row + 2}: {texts.name} is {texts[row]!r}; "
-            "write a number that is not negative, or leave the cell empty."
+            f"write {wanted}, or leave the cell empty."
         )
     return numbers

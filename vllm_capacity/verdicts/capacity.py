@@ -63,6 +63,13 @@ def too_light(judged: Sequence[Judged]) -> Estimate:
     """Unknown, with why no step of an engine is a point of a curve, and what load would be."""
     seen = [j for j in judged if j.step["running_mean"] is not None]
     most = max((j.step["running_max"] or 0.0 for j in seen), default=0.0)
+    output = max((j.step["output_tokens_per_second"] or 0.0 for j in seen), default=0.0)
+    if not most and output > 0:
+        return Estimate.unknown(
+            f"no scrape caught a request running, yet up to {output:,.0f} output tokens/s came "
+            "out: the load comes and goes between scrapes. It takes scrapes at shorter intervals, "
+            "or steady load for minutes, to see how many run"
+        )
     if not most:
         return Estimate.unknown(
             "nothing ran in the steps observed, so there is no load to judge by; it takes three "

@@ -13,20 +13,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts import regimes
 from vllm_capacity.verdicts.curve import Floats, Loads
 from vllm_capacity.verdicts.regimes import Judged, Row
 
+Indices = NDArray[np.int64]
+
 MIN_PLATEAU_SECONDS = 60.0
-_MIN_PLATEAU_STEPS = 3
+_MIN_PLATEAU_STEPS = 2
 _EDGE_STEPS = 4
 _BLOCK_SECONDS = 60.0
 _MINUTE_SCATTER, _LEAST_HALF_WIDTH = 0.10, 0.03
 _RESAMPLES = 1000
 _LOAD_BAND = 1.25
+_LONG_STEP_SECONDS = 45.0
 _MIN_RUNNING = 0.5
+_ENOUGH_SCRAPES = 3
 _CORRELATION = 1.5
 _OF_PEAK = 0.95
 _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
@@ -74,8 +79,9 @@ def curve_steps(judged: Sequence[Judged]) -> list[Judged]:
     """The usable steps in which something ran and tokens came out: the points of the curve.
 
     Steps whose load is poorly known are left out: a curve over such loads comes out too flat
-    (regression dilution), and would tell of a bend where there is none. The neighbours of a stalled
-    step are left out with it: the stall reaches into them.
+    (regression dilution), and would tell of a bend where there is none. Of a step of one or two
+    scrapes they tell nothing: it is judged with its neighbours. The neighbours of a stalled step
+    are left out with it: the stall reaches into them.
     """
     usual = usual_seconds([j.step for j in judged])
     stalled = {i + k for i, j in enumerate(judged) if j.cause == "stalled" for k in (-1, 0, 1)}
@@ -86,41 +92,92 @@ def curve_steps(judged: Sequence[Judged]) -> list[Judged]:
         and is_usable(j.step, usual_seconds=usual)
         and j.regime != regimes.IDLE
         and j.step["running_mean"] >= _MIN_RUNNING
-        and regimes.running_noise_ratio(j.step) <= regimes.MAX_RUNNING_NOISE
+        and _load_noise_ratio(judged, i) <= regimes.MAX_RUNNING_NOISE
         and j.step["output_tokens_per_second"] > 0
     ]
+
+
+def _load_noise_ratio(judged: Sequence[Judged], i: int) -> float:
+    """`running_noise_ratio` of a step; of a thinly scraped one, of it and its neighbours."""
+    step = judged[i].step
+    if step["scrapes"] >= _ENOUGH_SCRAPES:
+        return regimes.running_noise_ratio(step)
+    near = [j.step for j in judged[max(0, i - 1) : i + 2] if j.step["running_mean"] is not None]
+    scrapes = sum(other["scrapes"] for other in near)
+    pooled = {
+        "scrapes": scrapes,
+        "running_mean": sum(other["running_mean"] * other["scrapes"] for other in near) / scrapes,
+        "running_max": max(other["running_max"] for other in near),
+    }
+    return regimes.running_noise_ratio(pooled)
 
 
 def bands(rows: Sequence[Row]) -> list[list[Row]]:
     """Steps of like load (running within 1.25 ×) together, lightest first.
 
-    A band of a single step is left out where others have more: it is a change of load, not a load.
+    A band of a single step is left out where others have more, unless that step is long: it is a
+    change of load, not a load.
     """
     found: dict[int, list[Row]] = {}
     for row in rows:
         band = math.floor(math.log(row["running_mean"]) / math.log(_LOAD_BAND))
         found.setdefault(band, []).append(row)
-    most = max((len(band) for band in found.values()), default=0)
-    return [found[band] for band in sorted(found) if len(found[band]) >= min(2, most)]
+    least = min(2, max((len(band) for band in found.values()), default=0))
+    return [
+        found[band]
+        for band in sorted(found)
+        if len(found[band]) >= least
+        or (found[band][0]["end"] - found[band][0]["start"]).total_seconds() >= _LONG_STEP_SECONDS
+    ]
 
 
-def load_levels(points: Sequence[Judged]) -> Levels:
-    """Each band of steps as one load: medians, and the relative error of the median output."""
-    kept = bands([point.step for point in points])
-    running = [_median(rows, "running_mean") for rows in kept]
-    output = [_median(rows, "output_tokens_per_second") for rows in kept]
-    return Levels(
-        Loads.of(running, output, [_relative_error(rows) for rows in kept]),
-        np.asarray([_median(rows, "kv_ratio_mean") for rows in kept], float),
-        tuple(len(rows) for rows in kept),
+@dataclass(frozen=True)
+class Columns:
+    """What levels are made of, a value a step (`kv_ratio` nan: not observed), in order."""
+
+    running: Floats
+    output: Floats
+    kv_ratio: Floats
+    seconds: Floats
+
+    @classmethod
+    def of(cls, points: Sequence[Judged]) -> Columns:
+        """The columns of the points of a curve."""
+        names = ("running_mean", "output_tokens_per_second", "kv_ratio_mean")
+        running, output, kv_ratio = (
+            np.asarray([point.step[name] for point in points], float) for name in names
+        )
+        return cls(running, output, kv_ratio, np.asarray([point.seconds for point in points]))
+
+    def at(self, picks: Indices) -> Columns:
+        """Those of the picked steps."""
+        return Columns(
+            self.running[picks], self.output[picks], self.kv_ratio[picks], self.seconds[picks]
+        )
+
+
+def load_levels(points: Columns) -> Levels:
+    """Each band of steps (`bands`) as one load: medians, relative error of the median output."""
+    band = np.floor(np.log(points.running) / math.log(_LOAD_BAND))
+    _, own, counts = np.unique(band, return_inverse=True, return_counts=True)
+    longest = np.zeros(len(counts))
+    np.maximum.at(longest, own, points.seconds)
+    least = min(2, int(counts.max(initial=0)))
+    kept = (counts >= least) | (longest >= _LONG_STEP_SECONDS)
+    running, output, kv_ratio = (
+        _medians(column, own, len(counts))[kept]
+        for column in (points.running, points.output, points.kv_ratio)
     )
+    errors = _relative_errors(points.output, own, counts)[kept]
+    loads = Loads.of(running, output, errors)
+    return Levels(loads, kv_ratio, tuple(int(count) for count in counts[kept]))
 
 
 def plateau(judged: Sequence[Judged], *, seed: int = 0) -> Plateau | None:
     """The plateau of the steps in which the server was the limit; None under a minute of them.
 
-    The first and last step of a stretch are left out where a minute remains: load was changing in
-    them.
+    The first and last step of a stretch, whatever limited in it, are left out where a minute
+    remains: load was changing in them.
     """
     usual = usual_seconds([j.step for j in judged])
     held: list[Judged] = []
@@ -160,7 +217,16 @@ def points_plateau(loads: Loads) -> tuple[float, float, float] | None:
 
 
 def _limited_stretches(judged: Sequence[Judged]) -> list[list[Judged]]:
-    return [s for s in regimes.stretches(judged) if s[0].regime in regimes.LIMITS]
+    """Consecutive steps in which the server was the limit, by one cause after another."""
+    found: list[list[Judged]] = []
+    for stretch in regimes.stretches(judged):
+        if stretch[0].regime not in regimes.LIMITS:
+            continue
+        if found and found[-1][-1].step["end"] == stretch[0].step["start"]:
+            found[-1] += stretch
+        else:
+            found.append(list(stretch))
+    return found
 
 
 def _held(values: Floats, weights: Floats, basis: str, seed: int) -> Estimate:
@@ -187,15 +253,25 @@ def block_bootstrap(
     return float(low), float(high)
 
 
-def _median(rows: Sequence[Row], column: str) -> float:
-    seen = [row[column] for row in rows if row[column] is not None]
-    return float(np.median(seen)) if seen else math.nan
+def _medians(values: Floats, own: Indices, groups: int) -> Floats:
+    """The median of the seen values of each group; nan where none was."""
+    is_seen = np.isfinite(values)
+    counts = np.bincount(own[is_seen], minlength=groups)
+    order = np.lexsort((values[is_seen], own[is_seen]))
+    ordered = np.append(values[is_seen][order], math.nan)
+    starts = np.cumsum(counts) - counts
+    lower, upper = starts + np.maximum(counts - 1, 0) // 2, starts + counts // 2
+    middle = (
+        ordered[np.where(counts > 0, lower, -1)] + ordered[np.where(counts > 0, upper, -1)]
+    ) / 2
+    return np.asarray(middle)
 
 
-def _relative_error(rows: Sequence[Row]) -> float:
+def _relative_errors(output: Floats, own: Indices, counts: Indices) -> Floats:
     """Relative error of a load's output: scatter ÷ √steps, × 1.5 since neighbours are alike."""
-    output = np.asarray([row["output_tokens_per_second"] for row in rows])
-    if len(output) < 2:
-        return _MINUTE_SCATTER
-    scatter = float(output.std(ddof=1) / np.median(output))
-    return min(0.5, _CORRELATION * scatter / math.sqrt(len(output)))
+    groups = len(counts)
+    mean = np.bincount(own, weights=output, minlength=groups) / counts
+    squares = np.bincount(own, weights=(output - mean[own]) ** 2, minlength=groups)
+    scatter = np.sqrt(squares / np.maximum(counts - 1, 1)) / _medians(output, own, groups)
+    error = np.minimum(0.5, _CORRELATION * scatter / np.sqrt(counts))
+    return np.where(counts < 2, _MINUTE_SCATTER, error)

@@ -20,6 +20,7 @@ from vllm_capacity.verdicts.loads import points_plateau
 
 _KV_FULL_RATIO = 0.9
 _OF_PEAK = 0.95
+_SAME_LOAD, _LONG_TABLE = 1.08, 32
 _PLATEAU_LOW, _PLATEAU_HIGH = 0.96, 1.06
 _NO_NOW = "a table of loads has no present load to compare with its capacity"
 
@@ -28,8 +29,9 @@ def fit_points(points: pl.DataFrame) -> dict[str, Any]:
     """The saturation object for a frame of loads.
 
     Columns used: running_requests, output_tokens_per_second and, if there, kv_cache_ratio. Rows
-    without a load or an output are left out, and rows of one load are averaged. The headroom is
-    unknown and `regimes` empty: nothing here happened at a time.
+    without a load or an output are left out, and rows of one load are averaged; in a long table (a
+    row a scrape or so) loads within 8 % are one. The headroom is unknown and `regimes` empty:
+    nothing here happened at a time.
     """
     loads, kv_ratio = _loads(points)
     limit = kv_limit_running(loads.running, kv_ratio) if len(loads) else None
@@ -59,15 +61,33 @@ def _loads(points: pl.DataFrame) -> tuple[Loads, Floats]:
     has_kv = "kv_cache_ratio" in points.columns
     kv = pl.col("kv_cache_ratio") if has_kv else pl.lit(None, dtype=pl.Float64)
     kept = (
-        points.select(pl.col(running, output).cast(pl.Float64), kv=kv.cast(pl.Float64))
+        points.select(
+            pl.col(running, output).cast(pl.Float64), kv=kv.cast(pl.Float64).fill_nan(None)
+        )
         .filter(pl.col(running).is_finite() & pl.col(output).is_finite())
         .filter((pl.col(running) > 0) & (pl.col(output) > 0))
-        .group_by(running)
-        .agg(pl.col(output, "kv").mean())
         .sort(running)
     )
-    ratio = kept["kv"].fill_null(float("nan")).to_numpy()
-    return Loads.of(kept[running].to_numpy(), kept[output].to_numpy()), ratio
+    scatter = pl.col(output).std() / pl.col(output).mean() / pl.len().sqrt()
+    loads = (
+        kept.with_columns(load=pl.Series(_load_numbers(kept[running].to_list()), dtype=pl.Int64))
+        .group_by("load", maintain_order=True)
+        .agg(pl.col(running, output, "kv").mean(), error=scatter.fill_null(0.0).clip(0.0, 0.5))
+    )
+    columns = (loads[name].to_numpy() for name in (running, output, "error"))
+    return Loads.of(*columns), loads["kv"].fill_null(float("nan")).to_numpy()
+
+
+def _load_numbers(running: list[float]) -> list[int]:
+    """Which load each row belongs to, rows sorted: a load spans its lightest row's, or 8 % more."""
+    numbers: list[int] = []
+    first = 0.0
+    span = _SAME_LOAD if len(set(running)) > _LONG_TABLE else 1.0
+    for value in running:
+        is_new = not numbers or value > span * first
+        first = value if is_new else first
+        numbers.append((numbers[-1] if numbers else -1) + is_new)
+    return numbers
 
 
 def _held(

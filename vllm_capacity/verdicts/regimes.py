@@ -6,15 +6,18 @@ How a step of one engine is judged, the first that fits:
 2. Nothing ran, waited or came out: idle.
 3. The KV cache is full (mean ratio ≥ 0.9) while requests wait or are preempted: kv-bound. A mean of
    0.75 is enough where its peak reached 0.9 and requests were preempted, or waited below the
-   ceiling: what holds them back is room for the next one, and it flickers.
+   ceiling: what holds them back is room for the next one, and it flickers. Where they wait
+   below the ceiling and are preempted, a peak of 0.75 is enough: the cache filled within the step.
 4. Requests wait in at least half of the scrapes, and running stands at its own ceiling (within
    one of the window's maximum in ≥ 80 % of those scrapes, or at 95 % of it on average):
    scheduler-bound. `max_num_seqs` is not exported; its effect is. Where prompts outweigh the output
    ten times and running is few or not steadily up there, the ceiling is chance, and it is prefill.
+   A step of fewer than five scrapes is judged with the two steps before and after it.
 5. Requests wait, the cache is not full, running is below its ceiling: prefill-bound.
 6. Requests ran but no token came out: unknown (a frozen gauge or a hung engine).
-7. The queue is empty, and output has not grown although running has, by 1.4 ×: unknown, with
-   decode-compute-bound in the evidence: no vLLM metric tells that apart from a change of workload.
+7. The queue is empty, and output has not grown although running has, by 1.4 ×, and tokens came
+   more slowly: unknown, with decode-compute-bound in the evidence: no vLLM metric tells that apart
+   from a change of workload. Where tokens came as fast as ever, more ran by chance: so many arrive.
 8. Otherwise the client decides how much runs: client-bound.
 
 A lone step that has a queue, between two steps of one limit, is counted with them. Why not KV usage
@@ -25,7 +28,7 @@ causes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,11 +59,14 @@ _QUEUE_SHARE = 0.5
 _CEILING_SHARE = 0.8
 _NEAR_CEILING_RATIO, _HARD_CEILING = 0.95, 0.9
 _SMALL_CEILING = 3
+_ENOUGH_SCRAPES, _NEAR_STEPS = 5, 2
 _PROMPT_HEAVY = 10.0
 _FLAT_GROWTH = 1.05
+_SLOWER = 1.15
 _LIGHTER = 1.4
 _BAND = 1.2
 _MIN_BAND_STEPS = 3
+_LEAST_LIMITED_SHARE = 0.1
 _LEAST_FLAT_BAND = round(math.log(2.0) / math.log(_BAND))
 MAX_RUNNING_NOISE = 0.15
 """Above this `running_noise_ratio`, a step's load is too poorly known to be a point of a curve."""
@@ -96,8 +102,8 @@ def judged_steps(rows: Sequence[Row]) -> list[Judged]:
     ceiling = max((row["running_max"] or 0.0 for row in rows), default=0.0)
     flat = _flat_bands(rows)
     judged = []
-    for row in rows:
-        regime, cause = _regime(row, ceiling)
+    for row, share in zip(rows, _ceiling_shares(rows), strict=True):
+        regime, cause = _regime({**row, "at_ceiling_share": share}, ceiling)
         if regime == CLIENT and not row["waiting_share"] and _band(row["running_mean"]) in flat:
             regime, cause = UNKNOWN, "decode"
         judged.append(Judged(row, regime, cause))
@@ -136,14 +142,18 @@ def window_regime(judged: Sequence[Judged]) -> str:
 
 
 def first_limit(judged: Sequence[Judged]) -> str | None:
-    """The regime of most time in the busiest quarter of one engine's steps, if it is a limit.
+    """The limit of most time in the busiest quarter of one engine's steps; None for next to none.
 
-    Busy is running plus waiting; idle and unobserved steps are left out first.
+    Next to none is under a tenth of that quarter. Busy is running plus waiting; idle and unobserved
+    steps are left out first.
     """
     seen = [j for j in judged if j.regime != IDLE and j.step["running_mean"] is not None]
     seen.sort(key=lambda j: -(j.step["running_mean"] + (j.step["waiting_mean"] or 0.0)))
-    most = _most_time(seen[: math.ceil(len(seen) / 4)])
-    return most if most in LIMITS else None
+    busiest = seen[: math.ceil(len(seen) / 4)]
+    limited = [j for j in busiest if j.regime in LIMITS]
+    seconds = sum(j.seconds for j in limited)
+    is_brief = seconds < _LEAST_LIMITED_SHARE * sum(j.seconds for j in busiest)
+    return None if is_brief else _most_time(limited)
 
 
 def worst(names: Sequence[str]) -> str:
@@ -184,16 +194,16 @@ def _regime(row: Row, ceiling: float) -> tuple[str, str]:
 
 def _is_kv_bound(row: Row) -> bool:
     mean, peak = row["kv_ratio_mean"], row["kv_ratio_max"]
-    if mean is None:
+    if mean is None or peak < _KV_TIGHT_RATIO:
         return False
-    is_queued = bool(row["waiting_max"])
     is_preempting = bool(row["preemptions"])
     if mean >= _KV_FULL_RATIO:
-        return is_queued or is_preempting
-    if mean < _KV_TIGHT_RATIO or peak < _KV_FULL_RATIO:
-        return False
+        return is_preempting or bool(row["waiting_max"])
     is_below_ceiling = (row["at_ceiling_share"] or 0.0) < _CEILING_SHARE
-    return is_preempting or ((row["waiting_share"] or 0.0) >= _QUEUE_SHARE and is_below_ceiling)
+    is_held_back = (row["waiting_share"] or 0.0) >= _QUEUE_SHARE and is_below_ceiling
+    if mean >= _KV_TIGHT_RATIO and peak >= _KV_FULL_RATIO:
+        return is_preempting or is_held_back
+    return is_preempting and is_held_back
 
 
 def _queued_regime(row: Row, ceiling: float) -> tuple[str, str]:
@@ -214,6 +224,23 @@ def _is_at_ceiling(row: Row, ceiling: float) -> bool:
     if output is None or prompt is None or prompt < _PROMPT_HEAVY * output:
         return is_near or row["running_mean"] >= _NEAR_CEILING_RATIO * ceiling
     return is_near and ceiling > _SMALL_CEILING and row["running_mean"] >= _HARD_CEILING * ceiling
+
+
+def _ceiling_shares(rows: Sequence[Row]) -> list[float | None]:
+    """`at_ceiling_share` of each step; of a thinly scraped one, with the queued steps around it."""
+    shares = []
+    for i, row in enumerate(rows):
+        near = [row]
+        if row["at_ceiling_share"] is not None and row["scrapes"] < _ENOUGH_SCRAPES:
+            around = rows[max(0, i - _NEAR_STEPS) : i + _NEAR_STEPS + 1]
+            near = [other for other in around if other["at_ceiling_share"] is not None]
+        queued = [(other["waiting_share"] or 0.0) * other["scrapes"] for other in near]
+        if sum(queued) <= 0:
+            shares.append(row["at_ceiling_share"])
+            continue
+        pairs = zip(near, queued, strict=True)
+        shares.append(sum((r["at_ceiling_share"] or 0.0) * q for r, q in pairs) / sum(queued))
+    return shares
 
 
 def _joined_flickers(judged: list[Judged]) -> list[Judged]:
@@ -251,26 +278,42 @@ def _flat_bands(rows: Sequence[Row]) -> frozenset[int]:
     """The loads that, without a queue, gave no more than a lighter one.
 
     A load is a band of running, 1.2 × wide, of three clear steps or more; the median of its output
-    is compared with those of bands at least 1.4 × lighter, from two running requests on.
+    is compared with the best of those at least 1.4 × lighter, from two running requests on. Where
+    the time between tokens was observed at both, it has grown, too.
     """
-    outputs: dict[int, list[float]] = {}
+    seen: dict[int, list[Row]] = {}
     for row in rows:
-        band, output = _band(row["running_mean"]), row["output_tokens_per_second"]
+        band = _band(row["running_mean"])
         is_clear = running_noise_ratio(row) <= MAX_RUNNING_NOISE
-        if band is not None and output and is_clear and not row["waiting_share"]:
-            outputs.setdefault(band, []).append(output)
-    medians = {
-        band: sorted(values)[len(values) // 2]
-        for band, values in outputs.items()
-        if len(values) >= _MIN_BAND_STEPS
+        if band is not None and row["output_tokens_per_second"] and is_clear:
+            seen.setdefault(band, []).append(row)
+    loads = {
+        band: (_median(own, "output_tokens_per_second"), _median(own, "itl_p95_seconds"))
+        for band, own in ((band, _unqueued(own)) for band, own in seen.items())
+        if len(own) >= _MIN_BAND_STEPS
     }
+    return frozenset(band for band in loads if _is_flat(band, loads))
+
+
+def _is_flat(band: int, loads: Mapping[int, tuple[float, float]]) -> bool:
     distance = math.log(_LIGHTER) / math.log(_BAND)
-    flat = set()
-    for band, median in medians.items():
-        lighter = [m for other, m in medians.items() if band - other >= distance]
-        if lighter and band >= _LEAST_FLAT_BAND and median <= _FLAT_GROWTH * max(lighter):
-            flat.add(band)
-    return frozenset(flat)
+    lighter = [load for other, load in loads.items() if band - other >= distance]
+    if not lighter or band < _LEAST_FLAT_BAND:
+        return False
+    output, itl = loads[band]
+    best, best_itl = max(lighter)
+    is_slower = math.isnan(itl) or math.isnan(best_itl) or itl >= _SLOWER * best_itl
+    return output <= _FLAT_GROWTH * best and is_slower
+
+
+def _unqueued(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if not row["waiting_share"]]
+
+
+def _median(rows: Sequence[Row], column: str) -> float:
+    """The upper median of what was observed; nan for nothing."""
+    seen = sorted(row[column] for row in rows if row[column] is not None)
+    return float(seen[len(seen) // 2]) if seen else math.nan
 
 
 def _most_time(judged: Sequence[Judged]) -> str | None:

@@ -36,13 +36,15 @@ from vllm_capacity.verdicts.capacity import (
     too_light,
     too_short,
 )
-from vllm_capacity.verdicts.curve import (
-    FARTHEST_LOAD,
-    fitted_usl,
-    foreseen_peak,
-    kv_limit_running,
+from vllm_capacity.verdicts.curve import FARTHEST_LOAD, Loads, foreseen_peak, kv_limit_running
+from vllm_capacity.verdicts.curve_fit import fitted_usls
+from vllm_capacity.verdicts.loads import (
+    Columns,
+    Levels,
+    curve_steps,
+    load_levels,
+    plateau,
 )
-from vllm_capacity.verdicts.loads import Levels, curve_steps, load_levels, plateau
 from vllm_capacity.verdicts.regimes import Judged
 
 Schema = dict[str, DataTypeClass | pl.DataType]
@@ -107,7 +109,7 @@ class SaturationFit:
 
     @property
     def first_limit(self) -> str | None:
-        """What limited most of the busiest quarter of the steps, or None."""
+        """What limited longest in the busiest quarter of the steps, or None."""
         return regimes.first_limit(self.judged)
 
     def point_frame(self) -> pl.DataFrame:
@@ -121,15 +123,17 @@ class SaturationFit:
         From the lightest load to the KV limit, or the heaviest load where that is more or there is
         none. The band is a bootstrap in blocks of consecutive steps. Empty with nothing to fit.
         """
-        law = fitted_usl(self.levels.loads)
+        if len(self.levels.loads) < 2:
+            return pl.DataFrame(schema=CURVE_SCHEMA)
+        law, *again = fitted_usls([self.levels.loads, *self._resampled(seed)])
         if law is None:
             return pl.DataFrame(schema=CURVE_SCHEMA)
         heaviest = self.levels.loads.heaviest
         end = max(heaviest, min(self.kv_limit_running or 0.0, FARTHEST_LOAD * heaviest))
         grid = np.linspace(float(self.levels.loads.running[0]), end, _CURVE_POINTS)
-        again = [law.output(grid), *self._resampled(grid, seed)]
-        low, high = np.quantile(np.asarray(again), [0.05, 0.95], axis=0)
         mid = law.output(grid)
+        curves = [mid, *(other.output(grid) for other in again if other is not None)]
+        low, high = np.quantile(np.asarray(curves), [0.05, 0.95], axis=0)
         return pl.DataFrame(
             {
                 "running_requests": grid,
@@ -140,16 +144,19 @@ class SaturationFit:
             schema=CURVE_SCHEMA,
         )
 
-    def _resampled(self, grid: np.ndarray[Any, Any], seed: int) -> list[Any]:
-        rng, count = np.random.default_rng(seed), len(self.points)
-        curves = []
+    def _resampled(self, seed: int) -> list[Loads]:
+        """The loads of as many resamples, in blocks of consecutive points."""
+        count = len(self.points)
+        if not count:
+            return []
+        points = Columns.of(self.points)
+        rng = np.random.default_rng(seed)
+        found = []
         for _ in range(_CURVE_RESAMPLES):
             starts = rng.integers(0, count, -(-count // _BAND_BLOCK))
             picks = (starts[:, None] + np.arange(_BAND_BLOCK)).ravel()[:count] % count
-            law = fitted_usl(load_levels([self.points[i] for i in picks]).loads)
-            if law is not None:
-                curves.append(law.output(grid))
-        return curves
+            found.append(load_levels(points.at(picks)).loads)
+        return found
 
 
 def engine_fits(steps: pl.DataFrame, *, seed: int = 0) -> tuple[SaturationFit, ...]:
@@ -192,7 +199,7 @@ def saturation(
 
 def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationFit:
     points = curve_steps(judged)
-    levels = load_levels(points)
+    levels = load_levels(Columns.of(points))
     loads = levels.loads
     kv_limit = kv_limit_running(loads.running, levels.kv_ratio) if len(loads) else None
     held = plateau(judged, seed=seed)
