@@ -93,18 +93,6 @@ def test_thinned_minutes_are_the_rollup_of_the_whole(whole, thinned, tmp_path, v
     assert ours.select(kept).equals(theirs.select(kept))
 
 
-def test_a_thinned_pull_moves_two_percent_of_select_star(parseable, late, record_property):
-    before = parseable.traffic.wire_bytes
-    arrivals = TimeRange(PART.start, PART.end + late)
-    parseable.query(f"select * from {STREAM}", arrivals)
-    everything = parseable.traffic.wire_bytes - before
-    pull(parseable, Request(STREAM, PART, late=late))
-    moved = parseable.traffic.wire_bytes - before - everything
-    record_property("bytes of select *, compressed", everything)
-    record_property("bytes of a thinned pull, compressed", moved)
-    assert moved / everything < 0.02
-
-
 def test_its_files_give_what_it_answers(server, whole, late, record_property):
     store = open_store(str(server.store))
 

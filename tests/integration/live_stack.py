@@ -29,6 +29,7 @@ from vllm_capacity.live.provision import (
     provision_dashboard,
 )
 from vllm_capacity.live.stack import INGEST_SECRET, READER_SECRET, Management, Names, initialise
+from vllm_capacity.sources.asking import UNKEPT
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_sql import resolve
 
@@ -53,7 +54,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("stack")
     with (
         real_parseable(folder) as parseable,
-        httpx.Client(base_url=parseable.url, auth=ROOT, timeout=60) as client,
+        httpx.Client(base_url=parseable.url, auth=ROOT, timeout=60, limits=UNKEPT) as client,
     ):
         said = initialise(client, Names(), folder / "secrets", retention_days=30)
         yield Running(parseable, folder / "secrets", said)
@@ -96,7 +97,7 @@ def test_rules_wait_for_telemetry(running: Running) -> None:
 
 
 def _administrator(running: Running) -> httpx.Client:
-    return httpx.Client(base_url=running.parseable.url, auth=ROOT, timeout=60)
+    return httpx.Client(base_url=running.parseable.url, auth=ROOT, timeout=60, limits=UNKEPT)
 
 
 def test_what_the_collector_scraped_is_there_and_the_doctor_is_content(
@@ -176,7 +177,7 @@ def _findings(running: Running, vllm: RecordedVllm, collector: Collector) -> lis
         seen = len(vllm.served)
         eventually(lambda: len(vllm.served) >= seen + 3, within=60, what="three scrapes")
 
-    with httpx.Client(timeout=60) as client:
+    with httpx.Client(timeout=60, limits=UNKEPT) as client:
         evidence = gather(
             client,
             chain,

@@ -21,6 +21,7 @@ from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import Finding, first_broken
 from vllm_capacity.live.probes import Chain, gather
 from vllm_capacity.live.stack import INGEST_SECRET, READER_PROFILE
+from vllm_capacity.sources.asking import UNKEPT
 
 _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
 
@@ -90,7 +91,7 @@ def doctor(
         parseable=parseable or settings.get("url") or "http://127.0.0.1:8080",
         stream=stream,
     )
-    with httpx.Client(timeout=httpx.Timeout(20.0, connect=5.0)) as client:
+    with httpx.Client(timeout=httpx.Timeout(20.0, connect=5.0), limits=UNKEPT) as client:
         evidence = gather(
             client,
             chain if parseable != "none" else _without_parseable(chain),

@@ -13,6 +13,7 @@ from rich.status import Status
 
 from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.live.scrape import Journal, Progress, run, targets
+from vllm_capacity.sources.asking import UNKEPT
 from vllm_capacity.sources.exposition import provenance, read_scrapes
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.store import write_window
@@ -75,7 +76,10 @@ def _scrape_live(urls: tuple[str, ...], every: str, duration: str | None, journa
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     console = Console(stderr=True)
-    with httpx.Client(follow_redirects=True) as client, console.status("scraping") as status:
+    with (
+        httpx.Client(follow_redirects=True, limits=UNKEPT) as client,
+        console.status("scraping") as status,
+    ):
         done = run(
             targets(urls),
             client=client,

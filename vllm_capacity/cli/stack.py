@@ -14,6 +14,7 @@ import httpx
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.provision import panels, provision_alerts, provision_dashboard
 from vllm_capacity.live.stack import Management, Names, initialise
+from vllm_capacity.sources.asking import UNKEPT
 
 _ROOT_USER, _ROOT_PASSWORD = "PARSEABLE_ROOT_USER", "PARSEABLE_ROOT_PASSWORD"
 _URL = "http://127.0.0.1:8080"  # where compose-otel.yml publishes Parseable
@@ -143,7 +144,8 @@ def _administrator(url: str, env_file: Path) -> Iterator[httpx.Client]:
             "Parseable's administrator has the default password. Set another one "
             f"({_ROOT_PASSWORD}), restart Parseable, then run this again."
         )
-    with httpx.Client(base_url=url, auth=(user, password), timeout=30.0) as client:
+    auth = user, password
+    with httpx.Client(base_url=url, auth=auth, timeout=30.0, limits=UNKEPT) as client:
         yield client
 
 

@@ -14,6 +14,9 @@ from vllm_capacity.errors import SourceError
 _ATTEMPTS = 4
 # What a server says when it, or what stands before it, is not ready.
 BUSY = (429, 502, 503, 504)
+# For questions that are asked once: a kept connection may be closed just as it is used again, which
+# would look like a failure of the server.
+UNKEPT = httpx.Limits(max_keepalive_connections=0)
 _Answer = TypeVar("_Answer")
 
 
