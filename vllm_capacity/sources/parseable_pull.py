@@ -23,6 +23,7 @@ from vllm_capacity.facts.catalog import Kind, keeps, match
 from vllm_capacity.sources import parseable_queries as queries
 from vllm_capacity.sources.parquet import LATE, LOOKBACK, SKEW
 from vllm_capacity.sources.parseable import Parseable, Row
+from vllm_capacity.sources.parseable_minutes import unpacked
 from vllm_capacity.sources.parseable_queries import Group, Stream
 from vllm_capacity.sources.parseable_sql import resolve
 from vllm_capacity.timerange import TimeRange, iso
@@ -33,15 +34,6 @@ _WIDE = 12  # a family with more labels is asked for apart, lest all rows be gro
 _TEXTS = ("metric_name", "wire_kind", "instance", "job", "bounds")
 SCALARS: dict[str, Any] = {"ms": pl.Int64, "v": pl.Float64}
 HISTOGRAMS: dict[str, Any] = {"ms": pl.Int64, "s": pl.Float64, "b": pl.List(pl.Int64)}
-MINUTES: dict[str, Any] = {
-    **{name: pl.Int64 for name in ("m", "r", "t0", "t1", "n", "twins")},
-    **{name: pl.Float64 for name in ("lo", "hi", "total", "f", "l")},
-}
-MINUTE_HISTOGRAMS: dict[str, Any] = {
-    **{name: pl.Int64 for name in ("m", "r", "t0", "t1", "n", "twins")},
-    **{name: pl.Float64 for name in ("fs", "s")},
-    **{name: pl.List(pl.Int64) for name in ("fb", "b")},
-}
 ATTEMPTS: dict[str, Any] = {"m": pl.Int64, "at": pl.List(pl.Int64), "v": pl.List(pl.Float64)}
 
 
@@ -197,13 +189,16 @@ class _Walk:
     def _ask(
         self, part: Stream, group: Group, sql: str, schema: Mapping[str, Any] | None = None
     ) -> Part:
+        """An answer in the columns of `schema`; without one, thinned minutes."""
         arrivals = _arrivals(part.time_range, self.request.late)
-        payload = schema or (MINUTE_HISTOGRAMS if group.is_histogram else MINUTES)
-        texts = {name: pl.String for name in group.identity}
         question = "\n".join([self.server.address, sql, iso(arrivals.start), iso(arrivals.end)])
 
         def ask() -> pl.DataFrame:
-            return pl.DataFrame(self.server.query(sql, arrivals), schema={**texts, **payload})
+            rows = self.server.query(sql, arrivals)
+            if schema is None:
+                return unpacked(rows, group)
+            texts = {name: pl.String for name in group.identity}
+            return pl.DataFrame(rows, schema={**texts, **schema})
 
         frame = self.journal.frame(question, ask)
         self._step()

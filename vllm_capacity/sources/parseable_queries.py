@@ -5,7 +5,8 @@ minimum, maximum and sum of a gauge. A run ends where a counter drops (a histogr
 bucket). Window functions see the points in order of sample time; a point sent twice counts once.
 
 What can be told from the rest is not sent: a last state equal to the first, a maximum equal to the
-minimum, the sum of a constant. Times are milliseconds, Parseable's resolution, computed from the
+minimum, the sum of a constant, a series' labels more than once an hour; of buckets only the growth.
+Times are milliseconds, Parseable's resolution, computed from the
 epoch: a literal of a time, compared with any column, would be taken for a bound on the arrival.
 """
 
@@ -123,41 +124,81 @@ def attempts(stream: Stream) -> str:
 
 
 def thinned(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
-    """The group thinned. grain: one row per (series, run) and minute, or the whole range."""
+    """The group thinned. grain: one row per (series, run) and hour, or the whole range.
+
+    Its lists have an element a minute, in order: `parseable_minutes` unpacks them.
+    """
     names = ", ".join(quoted(name) for name in group.identity)
     series = f"over (partition by {names} order by ms)"
     lags = _HISTOGRAM_LAGS if group.is_histogram else _SCALAR_LAGS
     seen = ", ".join(f"lag({column}) {series} as previous_{column}" for column in lags)
     minute = "ms / 60000" if by_minute else str(_origin_minute(stream.time_range))
-    dropped = _dropped(group)
     running = series.replace(")", " rows between unbounded preceding and current row)")
-    payload = _HISTOGRAM_PAYLOAD if group.is_histogram else _SCALAR_PAYLOAD
+    kept = _HISTOGRAM_STATES if group.is_histogram else _SCALAR_STATES
     is_twin = "case when previous_ms = ms then 1 else 0 end"
+    sent = {**_SENT, **(_histogram_sent(group) if group.is_histogram else _SCALAR_SENT)}
+    columns = ", ".join(f"{expression} as {name}" for name, expression in sent.items())
     return (
         f"with points as (select *, {seen} from ({_points(stream, group)}) as raw), "
         f"runs as (select *, {minute} as m, {is_twin} as twin, "
-        f"sum(case when {dropped} then 1 else 0 end) {running} as r from points), "
+        f"sum(case when {_dropped(group)} then 1 else 0 end) {running} as r from points), "
         f"minutes as (select {names}, m, r, min(ms) as t0, max(ms) as t1, "
-        f"sum(1 - twin) as n, sum(twin) as twins, {payload[0]} from runs group by {names}, m, r) "
-        f"select {names}, m, nullif(r, 0) as r, t0 - m * 60000 as t0, "
-        f"nullif(t1, t0) - m * 60000 as t1, n, nullif(twins, 0) as twins, {payload[1]} "
-        f"from minutes order by {names}, m, r"  # neighbours alike: the answer compresses better
+        f"sum(1 - twin) as n, sum(twin) as twins, {kept} from runs group by {names}, m, r), "
+        f"states as (select *{_before_it(names) if group.is_histogram else ''} from minutes), "
+        f"sent as (select {names}, m, r, {columns} from states) "
+        f"select {names}, nullif(r, 0) as r, m / 60 as h, {_packed('m % 60')} as m, "
+        f"{', '.join(f'{_packed(name)} as {name}' for name in sent)} "
+        # neighbours alike: the answer compresses better
+        f"from sent group by {names}, r, m / 60 order by {names}, r"
     )
 
 
 _SCALAR_LAGS = ("ms", "v")
 _HISTOGRAM_LAGS = ("ms", "s", "b")
-_SCALAR_PAYLOAD = (
+_SCALAR_STATES = (
     "min(v) as lo, max(v) as hi, sum(case when twin = 0 then v else 0 end) as total, "
-    "first_value(v order by ms) as f, last_value(v order by ms) as l",
-    "lo, nullif(hi, lo) as hi, case when hi <> lo and wire_kind = 'gauge' then total end as total, "
-    "nullif(f, lo) as f, nullif(l, hi) as l",
+    "first_value(v order by ms) as f, last_value(v order by ms) as l"
 )
-_HISTOGRAM_PAYLOAD = (
+_HISTOGRAM_STATES = (
     "first_value(s order by ms) as fs, last_value(s order by ms) as s, "
-    "first_value(b order by ms) as fb, last_value(b order by ms) as b",
-    "fs, nullif(s, fs) as s, fb, case when b <> fb then b end as b",
+    "first_value(b order by ms) as fb, last_value(b order by ms) as b"
 )
+_SENT = {
+    "t0": "t0 - m * 60000",
+    "t1": "nullif(t1, t0) - m * 60000",
+    "n": "n",
+    "twins": "nullif(twins, 0)",
+}
+_SCALAR_SENT = {
+    "lo": "lo",
+    "hi": "nullif(hi, lo)",
+    "total": "case when hi <> lo and wire_kind = 'gauge' then total end",
+    "f": "nullif(f, lo)",
+    "l": "nullif(l, hi)",
+}
+
+
+def _histogram_sent(group: Group) -> dict[str, str]:
+    """Buckets as what they grew by: since the minute before (`fb`), and within the minute (`b`)."""
+    buckets = range(1, group.edges + 2)
+    since = ", ".join(f"fb[{i}] - coalesce(before[{i}], 0)" for i in buckets)
+    within = ", ".join(f"b[{i}] - fb[{i}]" for i in buckets)
+    own = "1, cast(cardinality(b) as bigint)"  # a family may have fewer buckets than the group
+    return {
+        "fs": "fs",
+        "s": "nullif(s, fs)",
+        "fb": f"array_slice(make_array({since}), {own})",
+        "b": f"case when b <> fb then array_slice(make_array({within}), {own}) end",
+    }
+
+
+def _before_it(names: str) -> str:
+    return f", lag(b) over (partition by {names}, r, m / 60 order by m) as before"
+
+
+def _packed(column: str) -> str:
+    """The column of a series' minutes as one list; nothing where all of it is null."""
+    return f"case when count({column}) > 0 then array_agg({column} order by m) end"
 
 
 def _dropped(group: Group) -> str:

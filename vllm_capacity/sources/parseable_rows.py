@@ -9,11 +9,10 @@ from typing import Any
 import polars as pl
 
 from vllm_capacity.sources.otlp import as_schema, series_of, serving
+from vllm_capacity.sources.parseable_minutes import MINUTE_HISTOGRAMS, MINUTES
 from vllm_capacity.sources.parseable_pull import (
     ATTEMPTS,
     HISTOGRAMS,
-    MINUTE_HISTOGRAMS,
-    MINUTES,
     SCALARS,
     Pulled,
 )

@@ -9,12 +9,8 @@ from typing import Any, Final
 import polars as pl
 
 from vllm_capacity.sources.otlp import Child, Wire
-from vllm_capacity.sources.parseable_pull import (
-    MINUTE_HISTOGRAMS,
-    MINUTES,
-    Part,
-    Pulled,
-)
+from vllm_capacity.sources.parseable_minutes import MINUTE_HISTOGRAMS, MINUTES
+from vllm_capacity.sources.parseable_pull import Part, Pulled
 from vllm_capacity.sources.parseable_queries import Group
 from vllm_capacity.telemetry.rows import INTAKE_SCHEMA
 
