@@ -186,3 +186,13 @@ def test_lab_gets_what_its_older_runtime_draws():
         NOTEBOOK_WIDTH,
         "svg",
     )
+
+
+def test_lab_shows_its_own_paper_under_a_chart_in_every_theme():
+    bundle, _ = theme.for_lab(spec_of(BY_NAME["queue"]))
+    assert bundle[theme.LAB_MIME]["background"] == "transparent"
+
+
+@pytest.mark.parametrize("colour", [theme.GRID, theme.SHADE, theme.INK, theme.SOFT, theme.PAPER])
+def test_what_is_no_data_has_the_page_s_colour_else_lab_s_else_one_of_its_own(colour):
+    assert re.fullmatch(r"var\(--\w+, var\(--jp-[\w-]+, #\w{6}\)\)", colour)

@@ -4,9 +4,13 @@ import polars as pl
 import pytest
 from answer_by_hand import ANSWER, STEPS, answer, estimate, unknown
 
+from vllm_capacity.figures import gauges, traffic
 from vllm_capacity.pages import charts
 from vllm_capacity.pages.load_curve import LoadCurve
 from vllm_capacity.pages.study import study
+from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
+from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.verdicts.saturation import STEP_SCHEMA
 
 CURVE = pl.DataFrame(
     {
@@ -18,14 +22,27 @@ CURVE = pl.DataFrame(
 )
 
 
+AGAINST = {
+    "output by requests": charts.saturation_curve,
+    "output by cache": charts.kv_saturation_curve,
+    "latency by requests": charts.latency_by_load,
+    "latency by cache": charts.latency_by_kv,
+    "preemptions by requests": charts.preemptions_by_load,
+    "preemptions by cache": charts.preemptions_by_kv,
+}
+each_against = pytest.mark.parametrize("draw", AGAINST.values(), ids=AGAINST)
+
+
 def fitted(**changes):
     own = {
         "engine": "r1/0",
         "engines": 1,
         "curve": CURVE,
-        "points": STEPS.select("ts", "running", "waiting", "output_tokens_per_second").head(50),
+        "points": STEPS.head(60),
+        "steps": pl.DataFrame(schema=STEP_SCHEMA),
         "capacity": estimate(150.0, 140.0, 160.0),
         "capacity_running": estimate(13.0),
+        "preemptions": 7.0,
         "left_out": 0,
     }
     return LoadCurve(**own | changes)
@@ -33,6 +50,10 @@ def fitted(**changes):
 
 def marks(spec):
     return [layer["mark"]["type"] for layer in spec["layer"]]
+
+
+def points(spec):
+    return next(each for each in spec["layer"] if each["mark"]["type"] == "point")
 
 
 def rows_of(spec, column):
@@ -43,38 +64,137 @@ def names(spec):
     return [row["name"] for rows in spec["datasets"].values() for row in rows if "name" in row]
 
 
+def subtitle(spec):
+    return spec["title"]["subtitle"]
+
+
 @pytest.fixture(scope="module")
 def replicas(examples):
     return study(str(examples / "vllm-two-replicas"))
 
 
-def test_fit_of_the_only_engine_is_drawn_over_the_points_of_the_window():
+def test_fit_is_drawn_over_the_points():
     spec = charts.saturation_curve(STEPS, ANSWER, fitted()).to_dict()
     without = charts.saturation_curve(STEPS, ANSWER).to_dict()
-    assert (set(marks(spec)) - set(marks(without)), rows_of(spec, "state")) == (
-        {"area", "line"},
-        rows_of(without, "state"),
-    )
+    assert set(marks(spec)) - set(marks(without)) == {"area", "line"}
 
 
-def test_fit_of_the_only_engine_leaves_the_subtitle_as_it_was():
-    drawn = [charts.saturation_curve(STEPS, ANSWER, fit).to_dict() for fit in (fitted(), None)]
-    assert len({each["title"]["subtitle"] for each in drawn}) == 1
+def test_only_engine_is_not_named():
+    assert subtitle(charts.saturation_curve(STEPS, ANSWER, fitted()).to_dict())[:6] == "Output"
 
 
 def test_steps_that_were_not_fitted_are_counted():
-    spec = charts.saturation_curve(STEPS, ANSWER, fitted(left_out=1)).to_dict()
-    assert spec["title"]["subtitle"].endswith("leaves out 1 step with a gap or a restart")
-
-
-def test_one_of_several_engines_is_named_and_drawn_with_its_own_points_and_capacity():
-    spec = charts.saturation_curve(STEPS, ANSWER, fitted(engines=2)).to_dict()
-    told = spec["title"]["subtitle"].startswith("Engine r1/0 alone, of 2 the nearest")
-    assert (told, "capacity 150 tokens/s" in names(spec), len(rows_of(spec, "state"))) == (
-        True,
-        True,
-        fitted().points.drop_nulls().height,
+    spec = charts.saturation_curve(STEPS, ANSWER, fitted(left_out=9)).to_dict()
+    assert subtitle(spec).endswith(
+        "; 5 steps with a gap or a restart left out; the curve's own finer steps leave out 9"
     )
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(fitted(curve=CURVE.clear(), left_out=9), id="without a curve"),
+        pytest.param(fitted(left_out=5), id="as many as are not drawn"),
+    ],
+)
+def test_steps_left_out_are_counted_once(engine):
+    spec = charts.saturation_curve(STEPS, ANSWER, engine).to_dict()
+    assert subtitle(spec).endswith("; 5 steps with a gap or a restart left out")
+
+
+@each_against
+def test_one_of_several_engines_is_named_and_drawn_alone(draw):
+    spec = draw(STEPS, ANSWER, engine=fitted(engines=2)).to_dict()
+    own = fitted().points.filter(~pl.col("is_gap") & ~pl.col("is_restart"))
+    table = spec["usermeta"]["vllm_capacity"]["table"]
+    told = subtitle(spec).startswith("Engine r1/0 alone, of 2 the nearest to its limit. ")
+    assert (told, len(table["rows"])) == (True, own.height)
+
+
+@each_against
+def test_several_engines_of_which_none_was_chosen_are_said_to_be_added(draw):
+    spec = draw(STEPS, answer(window__engines=3)).to_dict()
+    assert subtitle(spec).startswith("All 3 engines added up. ")
+
+
+def test_engine_drawn_alone_has_its_own_capacity():
+    spec = charts.saturation_curve(STEPS, ANSWER, fitted(engines=2)).to_dict()
+    assert {"capacity 150 tokens/s", "knee at 13.0"} < set(names(spec))
+
+
+def test_engine_drawn_alone_has_its_own_preemptions():
+    spec = charts.preemptions_by_load(STEPS, ANSWER, fitted(engines=2)).to_dict()
+    assert "7 preemptions in all" in subtitle(spec)
+
+
+def test_engine_drawn_alone_is_told_what_it_alone_holds_within_the_targets(replicas):
+    held = replicas.curve.told(replicas.answer, 2.0, 0.1)["slo"]
+    own = held["capacity_output_tokens_per_second"]
+    assert own["basis"].count("held at") == 1  # a sum over engines names the load of each
+
+
+@pytest.fixture
+def light_pair(tmp_path):
+    """Two engines too light to fit, r0 with one request, r1 with two; both preempt every 2 s."""
+    buffer, start = RowBuffer(), 1_795_492_800
+    for second in range(0, 60, 2):
+        at = (start + second) * 1_000_000
+        for instance, running, preempted in (("r0", 1.0, 3.0), ("r1", 2.0, 1.0)):
+            buffer.scrape(instance, at, is_up=True, seconds=None)
+            told = {gauges.RUNNING: running, traffic.PREEMPTIONS: preempted * second / 2}
+            for metric, value in told.items():
+                kind = "gauge" if metric == gauges.RUNNING else "counter"
+                key = SeriesKey(metric, kind, instance, "0", "m")
+                buffer.sample(buffer.series(key, exposed=metric), at, value)
+    return study(str(write_window(tmp_path / "pair", buffer.rows(), {"source": "test"})))
+
+
+def test_of_engines_too_light_to_fit_the_heavier_is_drawn_with_its_own_preemptions(light_pair):
+    drawn = light_pair.curve
+    told = (drawn.engine, drawn.curve.height, drawn.preemptions, light_pair.answer["preemptions"])
+    assert told == ("r1/0", 0, 29.0, 29 * 4)
+
+
+@pytest.mark.parametrize(
+    ("draw", "limit"),
+    [
+        pytest.param(charts.latency_by_load, "knee at 27.0", id="requests, at the knee"),
+        pytest.param(charts.latency_by_kv, "90\xa0% full", id="cache, where it is full"),
+    ],
+)
+def test_load_s_limit_is_a_named_rule(draw, limit):
+    assert limit in names(draw(STEPS, ANSWER).to_dict())
+
+
+def test_unknown_knee_has_no_rule():
+    of = answer(saturation__capacity_running_requests=unknown())
+    assert not names(charts.preemptions_by_load(STEPS, of).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("draw", "title"),
+    [
+        pytest.param(each, "KV cache in use" if name.endswith("cache") else "running requests")
+        for name, each in AGAINST.items()
+    ],
+    ids=AGAINST,
+)
+def test_figure_is_drawn_against_the_load_of_its_name(draw, title):
+    assert points(draw(STEPS, ANSWER).to_dict())["encoding"]["x"]["title"] == title
+
+
+@each_against
+def test_load_that_no_step_tells_is_said_to_be_the_reason(draw):
+    blind = STEPS.with_columns(
+        pl.lit(None, dtype=pl.Float64).alias(name) for name in ("running", "kv_cache_ratio_mean")
+    )
+    empty = draw(blind, ANSWER).to_dict()["usermeta"]["vllm_capacity"]["empty"]
+    assert empty.startswith("No step tells both")
+
+
+def test_no_preemption_lies_on_the_axis():
+    spec = charts.preemptions_by_load(STEPS.with_columns(preemptions=pl.lit(0.0)), ANSWER).to_dict()
+    assert points(spec)["encoding"]["y"]["scale"] == {"domain": [0, 1]}
 
 
 def test_engine_nearest_to_its_limit_is_the_one_its_cache_holds_back(replicas):
@@ -87,8 +207,14 @@ def test_curve_lies_in_its_band(replicas):
     assert curve.filter(~pl.col("mid").is_between("low", "high")).is_empty()
 
 
-def test_load_too_light_to_fit_has_no_curve(examples):
-    assert study(str(examples / "a100-gpt-oss-20b")).curve is None
+def test_load_too_light_to_fit_has_points_and_no_curve(examples):
+    light = study(str(examples / "a100-gpt-oss-20b"))
+    spec = charts.saturation_curve(light.steps, light.answer, light.curve).to_dict()
+    assert (light.curve.curve.height, "line" in marks(spec), "point" in marks(spec)) == (
+        0,
+        False,
+        True,
+    )
 
 
 def test_curve_is_fitted_once(replicas):
@@ -98,21 +224,20 @@ def test_curve_is_fitted_once(replicas):
 def test_target_has_the_colour_of_what_it_is_for():
     spec = charts.latency_by_load(STEPS, ANSWER, 2.0, 0.1).to_dict()
     rules = [layer["mark"]["color"] for layer in spec["layer"] if layer["mark"]["type"] == "rule"]
-    points = next(each for each in spec["layer"] if each["mark"]["type"] == "point")
-    scale = points["encoding"]["color"]["scale"]
-    assert (rules, scale["domain"]) == (scale["range"], ["first token", "between tokens"])
+    scale = points(spec)["encoding"]["color"]["scale"]
+    assert (rules[:2], scale["domain"]) == (scale["range"], ["first token", "between tokens"])
 
 
 def test_targets_are_drawn_with_their_values_and_what_they_are_for():
     spec = charts.latency_by_load(STEPS, ANSWER, 2.0, 0.1).to_dict()
-    assert set(names(spec)) == {
+    assert set(names(spec)) - {"knee at 27.0"} == {
         "target 2.00\xa0s, first token",
         "target 100\xa0ms, between tokens",
     }
 
 
-def test_latency_without_targets_has_no_rule():
-    assert set(marks(charts.latency_by_load(STEPS, ANSWER).to_dict())) == {"point"}
+def test_latency_without_targets_has_the_knee_s_rule_alone():
+    assert names(charts.latency_by_load(STEPS, ANSWER).to_dict()) == ["knee at 27.0"]
 
 
 @pytest.mark.parametrize(
@@ -128,16 +253,16 @@ def test_latency_without_targets_has_no_rule():
 )
 def test_latency_says_what_is_held_within_the_targets(held, said):
     of = answer(slo__capacity_output_tokens_per_second=held)
-    subtitle = charts.latency_by_load(STEPS, of).to_dict()["title"]["subtitle"]
-    assert subtitle == f"{said}; 5 steps with a gap or a restart left out"
+    spec = charts.latency_by_load(STEPS, of).to_dict()
+    assert subtitle(spec) == f"{said}; 5 steps with a gap or a restart left out"
 
 
-@pytest.mark.parametrize("draw", [charts.latency_by_load, charts.preemptions_by_load])
-def test_gaps_and_restarts_are_no_points(draw):
+@each_against
+def test_gaps_and_restarts_are_no_points_and_counted(draw):
     spec = draw(STEPS, ANSWER).to_dict()
-    undisturbed = STEPS.filter(~pl.col("is_gap") & ~pl.col("is_restart"))
     table = spec["usermeta"]["vllm_capacity"]["table"]
-    assert {len(rows_of(spec, "state")), len(table["rows"])} == {undisturbed.height, 95}
+    assert {len(rows_of(spec, "state")), len(table["rows"])} == {95}
+    assert "; 5 steps with a gap or a restart left out" in subtitle(spec)
 
 
 def test_preemptions_are_counted_a_minute():
@@ -155,4 +280,4 @@ def test_preemptions_are_counted_a_minute():
 )
 def test_preemptions_say_how_many_there_were(total, said):
     spec = charts.preemptions_by_load(STEPS, answer(preemptions=total)).to_dict()
-    assert spec["title"]["subtitle"].startswith(said)
+    assert subtitle(spec).startswith(said)

@@ -264,6 +264,11 @@ def test_hour_that_was_never_observed_is_an_outline_not_a_zero():
     assert "100 of 168 hours of the week were observed" in spec["title"]["subtitle"]
 
 
+def test_hours_that_idle_as_dearly_are_counted():
+    subtitle = spec_of(PLANS[3])["title"]["subtitle"]
+    assert "$2.00 in that hour, and as much in 4 others" in subtitle
+
+
 def test_hour_of_the_week_is_said_in_its_own_zone():
     spec = charts_plan.idle_by_hour(WEEK, ANSWER, time_zone="Europe/Berlin").to_dict()
     assert "hour of the day (Europe/Berlin)" in json.dumps(spec)

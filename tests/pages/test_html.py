@@ -61,6 +61,28 @@ EVERYWHERE = (
         id="the verdict",
     ),
     pytest.param(
+        piece(
+            Piece(
+                "tiles",
+                {
+                    "tiles": [
+                        {
+                            **dict.fromkeys(
+                                ("label", "figure", "value", "unit", "between", "basis", "reason"),
+                                HOSTILE,
+                            ),
+                            "is_known": True,
+                            "change": dict.fromkeys(("arrow", "words", "joins", "report"), HOSTILE),
+                        }
+                    ],
+                    "since": dict.fromkeys(("page", "window", "said"), HOSTILE),
+                },
+                "",
+            )
+        ),
+        id="tiles with their changes",
+    ),
+    pytest.param(
         piece(Piece("facts", {"facts": [{"name": HOSTILE, "value": HOSTILE}]}, "")), id="facts"
     ),
     pytest.param(code({CHART_MIME: hostile_chart(HOSTILE)}), id="a chart"),

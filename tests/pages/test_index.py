@@ -20,7 +20,11 @@ def write_page(folder: Path, name: str, start: str, *, model: str = "m") -> None
         "is_simulated": False,
     }
     verdict = {"sentences": ["It is so."], "quality": {"word": "good", "shape": "●", "why": ""}}
-    tiles = [{"label": "Cost", "value": "$1", "unit": "each"}]
+    change = {"arrow": "▲", "words": "up 12 % from $0.89", "joins": " since", "report": "then"}
+    tiles = [
+        {"label": "Cost", "value": "$1", "unit": "each"},
+        {"label": "Bill", "value": "$9", "unit": "in all", "change": change},
+    ]
     metadata = {"title": "Q?", "line": line, "verdict": verdict, "tiles": tiles}
     page = html.page_html(
         title="Q?", sections=[], runtime="", metadata=metadata, command="", made=""
@@ -39,6 +43,15 @@ def test_index_says_what_a_report_found(tmp_path: Path):
     write_page(tmp_path, "one", "2026-01-01T00:00:00Z")
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
     assert {"It is so.", "$1 each"} <= {tag.get_text() for tag in soup.select("p, dd")}
+
+
+def test_index_says_what_changed(tmp_path: Path):
+    write_page(tmp_path, "one", "2026-01-01T00:00:00Z")
+    soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
+    assert [tag.get_text() for tag in soup.select("dd")] == [
+        "$1 each",
+        "$9 in all (▲ up 12 % from $0.89)",
+    ]
 
 
 def test_index_shows_a_hostile_name_as_text(tmp_path: Path):

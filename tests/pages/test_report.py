@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.pages.index import report_metadata
@@ -100,6 +101,54 @@ def test_price_of_a_notebook_is_not_used_for_another_window(report, notebook):
         "there None [&#39;&#39;]",
         "there 2.0 [&#39;&#39;]",
     ]
+
+
+HALF = "2026-11-24T04:12:44Z"
+SHOWS = """from vllm_capacity import study, tiles, title_line
+from IPython.display import display
+asked = study("vllm-sweep", start=start, end=end, usd_per_hour=usd_per_hour)
+display(title_line(asked), tiles(asked))"""
+
+
+@pytest.fixture
+def halves(report, notebook, tmp_path):
+    """A report of the first half of the sweep, then one of the second."""
+    path = notebook(SHOWS)
+    made = nbformat.read(path, as_version=4)
+    made.cells[0].source += '\nstart: str = ""\nend: str = ""'
+    nbformat.write(made, path)
+    report(path, end=HALF)
+    return lambda **given: report(path, start=HALF, **given)
+
+
+def test_tiles_say_what_changed_since_the_report_before(halves):
+    soup = BeautifulSoup(halves().read_text(), "html.parser")
+    told = [each.get_text() for each in soup.select(".tile .change")]
+    assert (len(told), told[0]) == (
+        5,  # no target was given, so a sixth figure is not known
+        "▼ down 63\xa0% from $0.159 since the report to 04:12:44 UTC",
+    )
+    assert soup.select_one(".since a")["href"] == "vllm-sweep-asked-to-2026-11-24T04-12-44Z.html"
+
+
+def test_report_that_is_made_again_says_the_same(halves):
+    first, second = (report_metadata(halves(made_at=at)) for at in (EARLY, LATE))
+    assert first == second
+
+
+def test_money_is_not_compared_at_another_price(halves):
+    soup = BeautifulSoup(halves(usd_per_hour=1.0).read_text(), "html.parser")
+    told = [each.get_text() for each in soup.select(".tile .change")]
+    assert told[:3] == ["not compared: another price in the report to 04:12:44 UTC"] * 3
+    assert told[3].startswith("▲ up from 28")
+
+
+def test_report_before_is_named_after_its_page_was_replaced(halves, tmp_path):
+    halves()
+    folder = tmp_path / "reports"
+    (folder / "vllm-sweep-asked-to-2026-11-24T04-12-44Z.html").unlink()
+    soup = BeautifulSoup(halves().read_text(), "html.parser")
+    assert (len(soup.select(".tile .change")), soup.select(".since a")) == (5, [])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,12 @@ import altair as alt
 from vllm_capacity.pages.chart_parts import Answer
 from vllm_capacity.pages.charts_cost import cost_by_utilisation, cost_per_request
 from vllm_capacity.pages.charts_latency import between_tokens, first_token, queue, whole_answer
-from vllm_capacity.pages.charts_load import latency_by_load, preemptions_by_load
+from vllm_capacity.pages.charts_load import (
+    latency_by_kv,
+    latency_by_load,
+    preemptions_by_kv,
+    preemptions_by_load,
+)
 from vllm_capacity.pages.charts_saturation import (
     kv_cache,
     kv_saturation_curve,
@@ -34,8 +39,10 @@ __all__ = [
     "first_token",
     "kv_cache",
     "kv_saturation_curve",
+    "latency_by_kv",
     "latency_by_load",
     "outcomes",
+    "preemptions_by_kv",
     "preemptions_by_load",
     "queue",
     "readable_step_seconds",
@@ -74,7 +81,9 @@ CHARTS: tuple[Chart, ...] = (
     Chart("saturation_curve", saturation_curve),
     Chart("kv_saturation_curve", kv_saturation_curve),
     Chart("latency_by_load", latency_by_load),
+    Chart("latency_by_kv", latency_by_kv),
     Chart("preemptions_by_load", preemptions_by_load),
+    Chart("preemptions_by_kv", preemptions_by_kv),
     Chart("regimes", regimes),
     Chart("cost_per_request", cost_per_request, frame="costs"),
     Chart("cost_by_utilisation", cost_by_utilisation),

@@ -391,6 +391,9 @@ def _coming_found(hours: pl.DataFrame) -> str:
 def _idle_found(seen: pl.DataFrame, *, hours: int) -> str:
     most = seen.sort("idle_usd", descending=True, maintain_order=True).row(0, named=True)
     text = f"Most on {most['day']} from {most['hour']:02}:00: {usd(most['idle_usd'])} in that hour"
+    as_much = sum(usd(each) == usd(most["idle_usd"]) for each in seen["idle_usd"]) - 1
+    if as_much:
+        text += f", and as much in {words.plural(as_much, 'other')}"
     if seen.height == hours:
         return text
     return f"{text}; {count(seen.height)} of {count(hours)} hours of the week were observed"

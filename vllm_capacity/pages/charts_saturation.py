@@ -9,6 +9,18 @@ import altair as alt
 import polars as pl
 
 from vllm_capacity.pages import theme, words
+from vllm_capacity.pages.against_load import (
+    CLEAR_OF_POINTS,
+    KV_CACHE,
+    QUEUED,
+    RUNNING,
+    Load,
+    Shown,
+    fullest,
+    limit_of,
+    scatter,
+    shown,
+)
 from vllm_capacity.pages.chart_parts import (
     Answer,
     Column,
@@ -22,7 +34,6 @@ from vllm_capacity.pages.chart_parts import (
     table_of,
     titled,
 )
-from vllm_capacity.pages.charts_load import HEIGHT, scatter
 from vllm_capacity.pages.load_curve import LoadCurve
 from vllm_capacity.pages.numbers import count, instant, number, percent
 from vllm_capacity.pages.timeline import (
@@ -34,7 +45,6 @@ from vllm_capacity.pages.timeline import (
     time_axis,
     time_tooltip,
     whole_window,
-    with_milliseconds,
 )
 
 _REGIME_COLOURS = {
@@ -45,8 +55,7 @@ _REGIME_COLOURS = {
     "prefill-bound": theme.PREFILL,
     "unknown": theme.LINE,
 }
-_WAITING_AT_LEAST = 0.5
-_STATES = {"none waiting": theme.LOAD, "requests waiting": theme.LIMIT}
+HEIGHT = 280
 _NAMED_AT = 0.3
 _ROW_HEIGHT = 28
 
@@ -93,43 +102,35 @@ def kv_cache(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
 
 
 def saturation_curve(
-    steps: pl.DataFrame, answer: Answer, fitted: LoadCurve | None = None
+    steps: pl.DataFrame, answer: Answer, engine: LoadCurve | None = None
 ) -> alt.TopLevelMixin:
     """Output tokens a second against running requests, a point a step, with the capacity as a band.
 
     Read it left to right: the knee is where more requests bring no more tokens. The curve is fitted
-    to the steps, its shade is where it would lie on other draws of them; of several engines the one
-    nearest to its limit is drawn, alone. Without `fitted` there are the points alone.
-    Columns used: ts, running, output_tokens_per_second, waiting.
+    to the steps, its shade is where it would lie on other draws of them. Of several engines
+    `engine` is drawn, alone; without it, or where its load was too light to fit, there is no curve.
+    Steps with a gap or a restart are left out.
+    Columns used: ts, is_gap, is_restart, running, output_tokens_per_second, waiting.
     """
-    shown, told = steps, answer
-    if fitted is not None and fitted.engines > 1:
-        shown, told = fitted.points, fitted.told(answer)
-    return _against(
-        shown,
-        told,
-        Column("running", "running requests", number),
+    return _output(
+        shown(steps, answer, engine),
+        RUNNING,
         question="At what load does output stop rising?",
-        axis=alt.Axis(tickCount=8),
-        scale=alt.Scale(domainMin=0),
-        fitted=fitted,
+        fitted=engine,
     )
 
 
-def kv_saturation_curve(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
+def kv_saturation_curve(
+    steps: pl.DataFrame, answer: Answer, engine: LoadCurve | None = None
+) -> alt.TopLevelMixin:
     """Output tokens a second against KV-cache use, a point a step, with the capacity as a band.
 
-    Where points pile up at the right under a flat top, memory is what output waits for.
-    Columns used: ts, kv_cache_ratio_mean, output_tokens_per_second, waiting.
+    Where points pile up at the right under a flat top, memory is what output waits for. Steps with
+    a gap or a restart are left out. Of several engines `engine` is drawn, alone.
+    Columns used: ts, is_gap, is_restart, kv_cache_ratio_mean, output_tokens_per_second, waiting.
     """
-    return _against(
-        steps,
-        answer,
-        Column("kv_cache_ratio_mean", "KV cache in use", percent),
-        question="Does output stop rising when the KV cache is full?",
-        axis=alt.Axis(format=".0%", tickCount=6),
-        scale=alt.Scale(domain=[0, 1]),
-    )
+    question = "Does output stop rising when the KV cache is full?"
+    return _output(shown(steps, answer, engine), KV_CACHE, question=question)
 
 
 def regimes(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
@@ -204,66 +205,64 @@ def _regime_table(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"columns": columns, "rows": rows, "caption": "", "empty": "No rows."}
 
 
-def _against(
-    steps: pl.DataFrame,
-    answer: Answer,
-    load: Column,
-    *,
-    question: str,
-    axis: alt.Axis,
-    scale: alt.Scale,
-    fitted: LoadCurve | None = None,
+def _output(
+    of: Shown, load: Load, *, question: str, fitted: LoadCurve | None = None
 ) -> alt.TopLevelMixin:
     definition = "capacity_output_tokens_per_second"
-    usable = steps.drop_nulls([load.name, "output_tokens_per_second"])
+    usable = of.steps.drop_nulls([load.column.name, "output_tokens_per_second"])
     if usable.is_empty():
-        reason = "No step has both a load and an output rate."
+        reason = f"No step tells both an output rate and this load ({load.column.title})."
         return nothing(question=question, reason=reason, definition=definition)
-    x = alt.X("load:Q", title=load.title, axis=axis, scale=scale)
+    found = words.capacity_found(of.answer) + (fullest(of.answer) if load is KV_CACHE else "")
     columns = [
         START,
-        load,
+        load.column,
         Column("output_tokens_per_second", "output tokens/s", number),
         Column("waiting", "waiting", number),
     ]
     return titled(
         [
-            *_capacity(answer),
-            *(_knee(answer) if load.name == "running" else ()),
-            *_curve(fitted, x),
-            _points(usable, answer, load, x),
+            *_capacity(of.answer),
+            *limit_of(load, of),
+            *_curve(fitted, load.x),
+            _points(usable, load),
         ],
         question=question,
-        found=f"{_whose(fitted)}{words.capacity_found(answer)}{_unfitted(fitted)}",
+        found=f"{of.found(found)}{_unfitted(fitted, of)}",
         definition=definition,
         table=table_of(usable, columns),
         height=HEIGHT,
     )
 
 
-def _points(usable: pl.DataFrame, answer: Answer, load: Column, x: alt.X) -> alt.Chart:
+def _points(usable: pl.DataFrame, load: Load) -> alt.Chart:
     """A point a step, its colour and shape saying whether requests waited."""
-    free, queued = _STATES
-    waits = pl.col("waiting").fill_null(0.0) >= _WAITING_AT_LEAST
-    frame = with_milliseconds(usable, answer).select(
-        "t",
-        "output_tokens_per_second",
-        "waiting",
-        load=pl.col(load.name),
-        state=pl.when(waits).then(pl.lit(queued)).otherwise(pl.lit(free)),
+    return scatter(
+        usable.select(
+            "t",
+            "output_tokens_per_second",
+            "waiting",
+            load=load.column.name,
+            state=QUEUED.name,
+        ),
+        load,
+        y=alt.Y(
+            "output_tokens_per_second:Q",
+            title="output tokens/s",
+            axis=alt.Axis(labelPadding=CLEAR_OF_POINTS),
+            scale=alt.Scale(domainMin=0),
+        ),
+        states=QUEUED.colours,
+        tips=[
+            Tip("output_tokens_per_second", ",.1f", "output tokens/s"),
+            Tip("waiting", ",.1f", "waiting"),
+        ],
     )
-    tips = [
-        Tip("load", ".0%" if load.write is percent else ",.1f", load.title),
-        Tip("output_tokens_per_second", ",.1f", "output tokens/s"),
-        Tip("waiting", ",.1f", "waiting"),
-    ]
-    y = alt.Y("output_tokens_per_second:Q", title="output tokens/s", scale=alt.Scale(domainMin=0))
-    return scatter(frame, x=x, y=y, states=_STATES, tips=tips)
 
 
 def _curve(fitted: LoadCurve | None, x: alt.X) -> list[alt.Chart]:
     """The fitted curve in its band, named below its bend; nothing where there is no fit."""
-    if fitted is None:
+    if fitted is None or fitted.curve.is_empty():
         return []
     frame = rounded(fitted.curve.rename({"running_requests": "load"}))
     base = alt.Chart(frame).encode(x=x)
@@ -276,17 +275,11 @@ def _curve(fitted: LoadCurve | None, x: alt.X) -> list[alt.Chart]:
     ]
 
 
-def _whose(fitted: LoadCurve | None) -> str:
-    if fitted is None or fitted.engines == 1:
+def _unfitted(fitted: LoadCurve | None, of: Shown) -> str:
+    """What the curve was not fitted to, where its steps are finer than those drawn."""
+    if fitted is None or fitted.curve.is_empty() or fitted.left_out == of.left_out:
         return ""
-    return f"Engine {fitted.engine} alone, of {fitted.engines} the nearest to its limit. "
-
-
-def _unfitted(fitted: LoadCurve | None) -> str:
-    if fitted is None or not fitted.left_out:
-        return ""
-    steps = words.plural(fitted.left_out, "step")
-    return f"; the curve leaves out {steps} with a gap or a restart"
+    return f"; the curve's own finer steps leave out {count(fitted.left_out)}"
 
 
 def _capacity(answer: Answer) -> list[alt.Chart]:
@@ -302,16 +295,4 @@ def _capacity(answer: Answer) -> list[alt.Chart]:
         base.mark_rect(color=theme.LIMIT, opacity=0.15).encode(y=alt.Y("low:Q"), y2=alt.Y2("high")),
         rule.encode(y=alt.Y("mid:Q")),
         *labelled(base, Label(dx=4), colour=theme.LIMIT, x=None, y=alt.Y("high:Q")),
-    ]
-
-
-def _knee(answer: Answer) -> list[alt.Chart]:
-    running = answer["saturation"]["capacity_running_requests"]["mid"]
-    if running is None:
-        return []
-    base = alt.Chart(pl.DataFrame({"load": [running], "name": [f"knee at {number(running)}"]}))
-    text = base.mark_text(align="left", baseline="bottom", dx=4, dy=-6, color=theme.SOFT)
-    return [
-        base.mark_rule(color=theme.SOFT, strokeDash=[2, 3]).encode(x=alt.X("load:Q")),
-        text.encode(x=alt.X("load:Q"), y=alt.value(HEIGHT), text=alt.Text("name:N")),
     ]

@@ -57,6 +57,11 @@ _STEPS = (
     Query("scrape_increases", (traffic.GENERATION_TOKENS, traffic.PREEMPTIONS)),
     Query("gauge_samples", (gauges.RUNNING, gauges.WAITING, gauges.KV_CACHE)),
 )
+_LOAD = (
+    "Load is the mean of the running requests over the step, or of the KV-cache ratio. Of several "
+    "engines the one nearest to its limit is drawn, its own figures against its own load. Steps "
+    "with a gap or a restart are left out, and counted."
+)
 _QUANTILE = (
     "The growth of each bucket over the window, added over engines with the same bounds, then "
     "interpolated inside the bucket as PromQL does. The truth lies between the edges of that "
@@ -115,32 +120,29 @@ DEFINITIONS: tuple[Definition, ...] = (
         "The plateau of output tokens a second while the server, not its clients, is what "
         "limits; the knee is the lightest load that reaches it. The curve is a scalability law "
         "fitted to the steps, its shade a 90 % bootstrap band over blocks of them; it is no part "
-        "of the plateau. Steps with a gap or a restart are left out.",
+        f"of the plateau. {_LOAD}",
         _STEPS,
         "verdicts/saturation.py",
     ),
     Definition(
         "latency_by_load",
         "Latency against load",
-        "Each point is a step: the 95th percentile of its histogram's growth, against the mean of "
-        "the running requests, added over engines. Steps with a gap or a restart are left out.",
+        f"Each point is a step: the 95th percentile of its histogram's growth. {_LOAD}",
         (
-            Query("gauge_samples", (gauges.RUNNING,)),
+            Query("gauge_samples", (gauges.RUNNING, gauges.KV_CACHE)),
             Query("histogram_states", (latency.TTFT, latency.ITL), needs=_HISTOGRAM),
         ),
-        "figures/series.py",
+        "figures/steps.py",
     ),
     Definition(
         "preemptions_by_load",
         "Preemptions against load",
-        "Each point is a step: the growth of the counter ÷ the minutes of the step, added over "
-        "engines, against the mean of the running requests. Steps with a gap or a restart are left "
-        "out.",
+        f"Each point is a step: the growth of the counter ÷ the minutes of the step. {_LOAD}",
         (
             Query("scrape_increases", (traffic.PREEMPTIONS,)),
             Query("gauge_samples", (gauges.RUNNING, gauges.KV_CACHE)),
         ),
-        "figures/series.py",
+        "figures/steps.py",
     ),
     Definition(
         "regime",

@@ -50,33 +50,52 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile's place in the answer and its words; `small` writes what stands under the value."""
+    """A tile's place in the answer and its words.
+
+    `hangs_on` is the term it can be compared under only where that is the same: a key of the title
+    line's terms, or empty.
+    """
 
     label: str
     part: str
     figure: str
     unit: str
     write: Write
+    hangs_on: str = ""
 
 
+_RATES, _TTFT_TARGET = "rates", "ttft_slo_seconds"
 _TILES = (
-    _Tile("Cost of a request", "cost", "usd_per_request", "a request", usd),
+    _Tile("Cost of a request", "cost", "usd_per_request", "a request", usd, _RATES),
     _Tile(
-        "Cost of output", "cost", "usd_per_million_output_tokens", "per million output tokens", usd
+        "Cost of output",
+        "cost",
+        "usd_per_million_output_tokens",
+        "per million output tokens",
+        usd,
+        _RATES,
     ),
-    _Tile("Output for a dollar", "cost", "tokens_per_usd", "output tokens", number),
+    _Tile("Output for a dollar", "cost", "tokens_per_usd", "output tokens", number, _RATES),
     _Tile("Used of its capacity", "cost", "utilisation", "", percent),
     _Tile("Room before it is full", "saturation", "headroom_ratio", "", percent),
     _Tile(
-        "First tokens in time", "slo", "ttft_attainment", "of requests within the target", percent
+        "First tokens in time",
+        "slo",
+        "ttft_attainment",
+        "of requests within the target",
+        percent,
+        _TTFT_TARGET,
     ),
 )
 
 
 def title_line(asked: Study) -> Piece:
-    """Which servers and model, which window, at what price: the line under the title."""
+    """Which servers and model, which window, at what price: the line under the title.
+
+    `servers` and `terms` are not shown: they tell which reports may be compared (previous.py).
+    """
     window = asked.answer["window"]
-    models = _models(asked)
+    models = _names(asked, "model_name")
     content = {
         "window": asked.opened.name,
         "models": models,
@@ -87,6 +106,8 @@ def title_line(asked: Study) -> Piece:
         "hours": hours(window["hours"]),
         "price": _price(asked),
         "is_simulated": asked.opened.is_simulated,
+        "servers": _names(asked, "instance"),
+        "terms": {_RATES: _rates(asked), _TTFT_TARGET: asked.terms.ttft_slo_seconds},
     }
     text = (
         f"{asked.opened.name}: {', '.join(models) or 'no model named'}, {content['engines']}, "
@@ -168,8 +189,11 @@ def tile_contents(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _tile(tile: _Tile, estimate: Mapping[str, Any]) -> dict[str, Any]:
     made = {
+        **{end: estimate[end] for end in ("low", "mid", "high")},
         "label": tile.label,
         "figure": tile.figure,
+        "hangs_on": tile.hangs_on,
+        "writes": tile.write.__name__,
         "value": "not known",
         "unit": "",
         "between": "",
@@ -184,6 +208,7 @@ def _tile(tile: _Tile, estimate: Mapping[str, Any]) -> dict[str, Any]:
         write, unit = usd_per_thousand, f"per 1,000 requests · {usd(estimate['mid'])} each"
     return {
         **made,
+        "writes": write.__name__,
         "value": write(estimate["mid"]),
         "unit": unit,
         "between": between(estimate, write) or "counted, no interval",
@@ -198,11 +223,29 @@ def _tile_line(tile: Mapping[str, Any]) -> str:
     ]
 
 
-def _models(asked: Study) -> list[str]:
-    found = asked.opened.sql(
-        "select distinct model_name from series where model_name is not null order by model_name"
-    )
-    return [str(name) for name in found["model_name"].to_list()]
+def _names(asked: Study, column: str) -> list[str]:
+    """What the window's series call their models or servers, sorted."""
+    found = asked.opened.sql("select distinct model_name, instance from series").get_column(column)
+    return [str(name) for name in found.drop_nulls().unique().sort().to_list()]
+
+
+def _rates(asked: Study) -> list[list[float]]:
+    """What was paid: GPUs of an engine and the price of one for an hour, each rate once.
+
+    Rates, not a mean: of a fleet that grew at its old prices the price did not change. Empty where
+    no price is known.
+    """
+    terms = asked.terms
+    paid = [(terms.gpus_per_engine, terms.usd_per_gpu_hour)]
+    if terms.fleet:
+        parts = asked.bill_parts.values()
+        paid = [(part.usage.gpus_per_engine, part.usd_per_gpu_hour) for part in parts]
+    rates = {
+        tuple(float(f"{end:.6g}") for end in (gpus, price.low, price.mid, price.high))
+        for gpus, price in paid
+        if price and price.low is not None and price.mid is not None and price.high is not None
+    }
+    return [list(rate) for rate in sorted(rates)]
 
 
 def _price(asked: Study) -> str:

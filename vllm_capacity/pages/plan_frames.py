@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import altair as alt
+import polars as pl
+
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import choose_price, usual_forms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.pages import words
+from vllm_capacity.pages.charts_plan import demand_forecast, idle_by_hour
 from vllm_capacity.pages.elements import Piece, table
 from vllm_capacity.pages.estimate_words import NOT_KNOWN, line, reason, sure, value
-from vllm_capacity.pages.numbers import Write, between, count, number, percent, seconds, usd
+from vllm_capacity.pages.numbers import (
+    Write,
+    between,
+    count,
+    instant,
+    number,
+    percent,
+    seconds,
+    usd,
+)
 from vllm_capacity.pages.said import Said, said
+from vllm_capacity.pages.study import Study
+from vllm_capacity.verdicts.idle import idle_by_hour_of_week, savings
 from vllm_capacity.verdicts.options import Candidate, whatif_table
 from vllm_capacity.verdicts.published import Question
 from vllm_capacity.verdicts.runway import runways
@@ -31,6 +46,12 @@ _NEEDS: Sequence[tuple[str, str, Write]] = (
     ("dollars a month", "usd_per_month", usd),
 )
 _MORE_REPLICAS = 2
+_LEAST_HOURS = 24
+_WAYS = {
+    "off in the hours of the day that always idle": "schedule",
+    "off whenever nothing comes": "scale_to_zero",
+    "fewer replicas, always on": "consolidation",
+}
 
 
 def needs(plan: Told) -> Piece:
@@ -103,7 +124,10 @@ def demand_ahead(plan: Told) -> Piece:
     """Requests of the next day, hour by hour with measured intervals; or why there is none."""
     told = plan["forecast"]
     rows = [
-        [str(each["ts"]), *(number(each[end]) for end in ("low", "mid", "high"))]
+        [
+            f"{instant(each['ts']):%-d %b %H:%M}",
+            *(number(each[end]) for end in ("low", "mid", "high")),
+        ]
         for each in told["forecast"] or ()
     ]
     coverage = told["coverage_measured"]
@@ -115,6 +139,44 @@ def demand_ahead(plan: Told) -> Piece:
         caption=f"{told['method']}.{held}" if rows else "",
         empty=f"No forecast: {str(told['reason']).rstrip('.')}.",
     )
+
+
+def demand_seen_and_ahead(asked: Study, plan: Told) -> alt.TopLevelMixin | None:
+    """Requests an hour as a chart: those of the window, then those of the plan's forecast.
+
+    None under a day of whole hours: `demand_ahead` says in a line why there is no forecast.
+    """
+    told, seen = plan["forecast"], asked.hours.select("ts", "requests")
+    if seen.height < _LEAST_HOURS:
+        return None
+    ahead = pl.DataFrame(
+        told["forecast"] or [],
+        schema={"ts": pl.String, **{end: pl.Float64 for end in ("low", "mid", "high")}},
+    ).with_columns(pl.col("ts").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_zone="UTC"))
+    joined = seen.join(ahead, on="ts", how="full", coalesce=True).sort("ts")
+    return demand_forecast(joined, asked.answer, str(told["reason"]))
+
+
+def idle_hours(asked: Study) -> alt.TopLevelMixin | Said:
+    """What idle time cost by hour of the week as a chart; a line that says why under a day."""
+    if asked.hours.height < _LEAST_HOURS:
+        seen = words.plural(asked.hours.height, "whole hour")
+        return said(f"No picture of idle hours: {seen} in this window, a day of them is the least.")
+    return idle_by_hour(idle_by_hour_of_week(asked.hours), asked.answer)
+
+
+def idle_savings(asked: Study, policy: Policy) -> Piece | Said:
+    """Dollars a month that three ways out of idle time would have saved, or why nobody knows."""
+    found = savings(
+        asked.hours,
+        replicas=max(1, asked.answer["window"]["engines"]),
+        startup_lead_seconds=policy.startup_seconds,
+    )
+    ways = {name: getattr(found, way).as_dict() for name, way in _WAYS.items()}
+    if not any(each["mid"] is not None for each in ways.values()):
+        return said(f"What that would save is not known: {reason(ways[next(iter(ways))])}.")
+    rows = [line(name, each, usd) for name, each in ways.items()]
+    return table(["way", "dollars a month saved", "", "what it rests on"], rows, numeric=(1,))
 
 
 def gpu_options(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Any
 from vllm_capacity.errors import InputError
 from vllm_capacity.pages import html, vega
 from vllm_capacity.pages.execution import Progress, executed_notebook, read_cells
-from vllm_capacity.pages.index import write_index
+from vllm_capacity.pages.index import report_metadata, reports, write_index
 from vllm_capacity.pages.parameters import Parameter, declared_parameters, settled_parameters
+from vllm_capacity.pages.previous import report_before, told_since
 from vllm_capacity.pages.writing import only_writer, write_whole
 
 DEFAULT_NOTEBOOK = "cost-report.ipynb"
@@ -57,8 +58,11 @@ def write_report(
         sections = html.sections_of(ran.cells, chart_of=ahead.chart_of)
         if not any(section.blocks for section in sections):
             raise InputError(f"{order.notebook.name} shows nothing: no prose, chart or table.")
-        metadata = _metadata(ran.title, sections, made_at)
-        path = order.out / f"{_file_stem(order.notebook, metadata, parameters)}.html"
+        found = _metadata(order, ran.title, sections)
+        path = order.out / f"{_file_stem(order.notebook, found, parameters)}.html"
+        before = _before(found, path)
+        sections = _with_changes(sections, before)
+        metadata = {**_metadata(order, ran.title, sections), "previous": before}
         page = html.page_html(
             title=ran.title,
             sections=sections,
@@ -93,15 +97,11 @@ def _without_foreign_price(
     return {name: value for name, value in cleared.items() if name in defaults}
 
 
-def _metadata(title: str, sections: tuple[html.Section, ...], made_at: datetime) -> dict[str, Any]:
-    """What the index reads off a page: its question, window, verdict and tiles."""
-    pieces = {
-        block.content["kind"]: block.content["content"]
-        for section in reversed(sections)
-        for block in section.blocks
-        if block.kind == "piece"
-    }
+def _metadata(order: Order, title: str, sections: Sequence[html.Section]) -> dict[str, Any]:
+    """What the index and the next report read off a page: its window, verdict and tiles."""
+    pieces = _pieces(sections)
     return {
+        "notebook": order.notebook.name,
         "title": title,
         "line": pieces.get("title_line", {}),
         "verdict": pieces.get("verdict", {}),
@@ -109,13 +109,46 @@ def _metadata(title: str, sections: tuple[html.Section, ...], made_at: datetime)
     }
 
 
+def _pieces(sections: Sequence[html.Section]) -> dict[str, Any]:
+    """The content of the first piece of each kind."""
+    return {
+        block.content["kind"]: block.content["content"]
+        for section in reversed(sections)
+        for block in reversed(section.blocks)
+        if block.kind == "piece"
+    }
+
+
+def _before(now: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """The report to compare with among those in the folder of `path` (previous.py)."""
+    said = {page.name: report_metadata(page) for page in reports(path.parent)}
+    others = {name: metadata for name, metadata in said.items() if metadata}
+    return report_before(now, others, page=path.name)
+
+
+def _with_changes(
+    sections: Sequence[html.Section], before: Mapping[str, Any] | None
+) -> tuple[html.Section, ...]:
+    """The sections with what changed since the report before on every tile."""
+    line = _pieces(sections).get("title_line", {})
+
+    def told(block: html.Block) -> html.Block:
+        if block.kind != "piece" or block.content["kind"] != "tiles":
+            return block
+        content = told_since(block.content["content"], line, before)
+        return replace(block, content={**block.content, "content": content})
+
+    return tuple(replace(each, blocks=tuple(map(told, each.blocks))) for each in sections)
+
+
 def _file_stem(notebook: Path, metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
-    """The page's name: window, then notebook where it is not the report, then the part's start."""
+    """The page's name: window, then notebook where it is not the report, then the part's ends."""
     parts = [metadata["line"].get("window", notebook.stem)]
     if notebook.name != DEFAULT_NOTEBOOK and parts[0] != notebook.stem:
         parts.append(notebook.stem)
-    parts += [str(parameters[key]) for key in ("start", "end") if parameters.get(key)]
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-.")
+    start, end = (str(parameters.get(key) or "") for key in ("start", "end"))
+    parts += [start or ("to" if end else ""), end]  # a part up to an instant is not one from it
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(filter(None, parts))).strip("-.")
     return slug[:120] or "report"
 
 

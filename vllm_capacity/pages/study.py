@@ -24,6 +24,7 @@ from vllm_capacity.figures.series import per_step
 from vllm_capacity.pages.hourly import costs_by_part
 from vllm_capacity.pages.load_curve import LoadCurve, load_curve
 from vllm_capacity.pages.timeline import readable_step_seconds
+from vllm_capacity.planning import hours_seen
 from vllm_capacity.telemetry.window import Window, open_window
 from vllm_capacity.timerange import TimeRange, parse_instant
 from vllm_capacity.verdicts.cost import Part
@@ -55,7 +56,7 @@ class Study:
 
     @cached_property
     def curve(self) -> LoadCurve | None:
-        """The fitted curve of the engine nearest to its limit, or None (load_curve.py)."""
+        """Points and fitted curve of the engine nearest to its limit; None without an engine."""
         seconds = readable_step_seconds(self.answer)
         return load_curve(self.opened, part=self.part, step_seconds=seconds)
 
@@ -63,6 +64,11 @@ class Study:
     def costs(self) -> pl.DataFrame:
         """What each hour of the part cost (hourly.py)."""
         return costs_by_part(self.opened, part=self.part, terms=self.terms)
+
+    @cached_property
+    def hours(self) -> pl.DataFrame:
+        """What each whole hour of the clock in the part brought and cost (planning.py)."""
+        return hours_seen(self.opened, part=self.part, terms=self.terms, told=self.answer)
 
     @cached_property
     def bill_parts(self) -> dict[str, Part]:

@@ -24,8 +24,8 @@ LAB_MIME = "application/vnd.vega.v5+json"
 INK = "var(--ink, var(--jp-content-font-color1, #1a1a1a))"
 SOFT = "var(--soft, var(--jp-content-font-color2, #555555))"
 LINE = "var(--line, #8a8a8a)"
-GRID = "var(--grid, #e6e6e6)"
-SHADE = "var(--shade, #ececec)"
+GRID = "var(--grid, var(--jp-border-color3, #e6e6e6))"
+SHADE = "var(--shade, var(--jp-layout-color2, #ececec))"
 LOAD = "var(--load, #0072B2)"
 LIMIT = "var(--limit, #D55E00)"
 COST = "var(--cost, #009E73)"
@@ -112,6 +112,7 @@ def for_lab(spec: dict[str, Any], **_: object) -> tuple[dict[str, Any], dict[str
 
     vega = vl_convert.vegalite_to_vega(spec, vl_version=VEGALITE_VERSION)
     vega["$schema"] = "https://vega.github.io/schema/vega/v5.json"
+    vega["background"] = "transparent"  # in its dark theme Lab would lay a grey under the chart
     vega["usermeta"] = {"embedOptions": {"renderer": "svg", "actions": False}}
     return {LAB_MIME: vega, "text/plain": _words(spec)}, {}
 

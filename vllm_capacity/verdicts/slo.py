@@ -17,6 +17,7 @@ from vllm_capacity.verdicts.regimes import Judged, Row
 
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5
+_TERMS = {"ttft_p95_seconds": "p95 TTFT", "itl_p95_seconds": "p95 ITL"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _measured_loads(judged: Sequence[Judged], asked: dict[str, float]) -> list[_
 
 def _engine_capacity(judged: Sequence[Judged], asked: dict[str, float]) -> Estimate:
     loads = _measured_loads(judged, asked)
-    targets = " and ".join(f"{name} ≤ {slo:g}" for name, slo in asked.items())
+    targets = " and ".join(f"{_TERMS[name]} ≤ {slo:g} s" for name, slo in asked.items())
     if not loads:
         return Estimate.unknown(f"no load was seen with the latencies that {targets} asks for")
     first_miss = _first_miss(loads)

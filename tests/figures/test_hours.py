@@ -1,0 +1,70 @@
+"""Whole hours of the clock: what was counted in each, and which were not seen through."""
+
+from datetime import timedelta
+
+import polars as pl
+import pytest
+
+from tests.long_window import MONDAY, TOKENS_PER_REQUEST, long_window, requests_a_minute
+from vllm_capacity.figures import scrapes
+from vllm_capacity.figures.hours import engine_hours, whole_hours
+from vllm_capacity.timerange import TimeRange
+
+
+def at(hour: float):
+    return MONDAY + timedelta(hours=hour)
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory):
+    return long_window(tmp_path_factory.mktemp("w") / "w", days=1, gap=(at(9.5), at(10.25)))
+
+
+def rows(window, part):
+    tries = scrapes.attempts(window, end=part.end)
+    fleet = scrapes.engines(window, part=part, tries=tries)
+    return engine_hours(window, fleet, tries, part=part)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        pytest.param(1, 3, [1, 2], id="from hour to hour"),
+        pytest.param(0.9, 3.1, [1, 2], id="the ends of others left out"),
+        pytest.param(1.1, 1.9, [], id="none whole"),
+        pytest.param(1.1, 2.9, [], id="two halves are none"),
+        pytest.param(1, 2, [1], id="one"),
+    ],
+)
+def test_whole_hours(start, end, expected):
+    assert whole_hours(TimeRange(at(start), at(end))) == [at(hour) for hour in expected]
+
+
+def test_hour_counts_what_came_in_it(window):
+    found = rows(window, window.extent).filter(ts=at(12))
+    minutes = [at(12) + timedelta(minutes=m - 1) for m in range(60)]
+    came = sum(map(requests_a_minute, minutes))
+    assert found.select("requests", "generation_tokens", "billed_hours").rows() == [
+        (came, came * TOKENS_PER_REQUEST, pytest.approx(1.0))
+    ]
+
+
+def test_hour_in_which_nothing_came_counts_0(window):
+    assert rows(window, window.extent).filter(ts=at(3))["requests"].to_list() == [0.0]
+
+
+def test_hours_touched_by_a_long_gap_are_not_seen(window):
+    found = rows(window, window.extent).filter(~pl.col("is_seen"))
+    assert found["ts"].to_list() == [at(9), at(10)]
+
+
+def test_hours_of_a_gap_are_billed_all_the_same(window):
+    found = rows(window, window.extent).filter(
+        pl.col("ts").is_between(at(9), at(11), closed="left")
+    )
+    assert found["billed_hours"].sum() == pytest.approx(2.0)
+
+
+def test_part_without_a_whole_hour_has_no_row(window):
+    part = TimeRange(at(1.1), at(1.9))
+    assert rows(window, part).is_empty()
