@@ -221,7 +221,8 @@ def definitions_content(asked: Study, figures: Sequence[str] = ()) -> dict[str, 
     Each query stands once, with its text; a definition names it and what was bound to it.
     """
     chosen = [d for d in DEFINITIONS if not figures or d.figure in figures]
-    rows = {query: _rows(asked, query) for d in chosen for query in d.queries}
+    queries = dict.fromkeys(query for d in chosen for query in d.queries)
+    rows = {query: _rows(asked, query) for query in queries}
     names = list(dict.fromkeys(query.name for query in rows))
     return {
         "definitions": [

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from scipy.special import bdtr
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
@@ -153,6 +152,8 @@ def peak_over_mean(grid: Grid) -> Estimate:
     table = table[np.isfinite(table).all(axis=1) & (np.nan_to_num(table).sum(axis=1) > 0)]
     if len(table) < 60:
         return PEAK_PRIOR
+    from scipy.special import bdtr  # slow to import, and few commands get here
+
     peaks = np.sort(table.max(axis=1) / table.mean(axis=1))
     at_most = bdtr(np.arange(len(peaks)), len(peaks), 0.95)
     low, mid, high = peaks[np.minimum(np.searchsorted(at_most, [0.05, 0.5, 0.95]), len(peaks) - 1)]

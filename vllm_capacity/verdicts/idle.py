@@ -23,7 +23,6 @@ from itertools import product
 
 import numpy as np
 import polars as pl
-from scipy.special import stdtrit
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
@@ -231,6 +230,8 @@ def _a_month(day: Sequence[_Hour], usd: float) -> float:
 
 def _mean_over_days(saved: list[float], days: list[list[_Hour]], basis: str) -> Estimate:
     """The mean over days with its 90 % Student-t interval, inside nothing and the whole bill."""
+    from scipy.special import stdtrit  # slow to import, and few commands get here
+
     bill = float(np.mean([_a_month(day, sum(hour.cost_usd for hour in day)) for day in days]))
     mid = float(np.mean(saved))
     half = float(stdtrit(len(saved) - 1, 0.95) * np.std(saved, ddof=1) / math.sqrt(len(saved)))
