@@ -6,8 +6,8 @@ bucket). Window functions see the points in order of sample time; a point sent t
 
 What can be told from the rest is not sent: a last state equal to the first, a maximum equal to the
 minimum, the sum of a constant, a series' labels more than once an hour; of buckets only the growth.
-Times are milliseconds, Parseable's resolution, computed from the
-epoch: a literal of a time, compared with any column, would be taken for a bound on the arrival.
+Times are milliseconds, Parseable's resolution, computed from the epoch: a literal of a time,
+compared with any column, would be taken for a bound on the arrival.
 """
 
 from __future__ import annotations

@@ -118,17 +118,23 @@ def bands(rows: Sequence[Row]) -> list[list[Row]]:
     A band of a single step is left out where others have more, unless that step is long: it is a
     change of load, not a load.
     """
-    found: dict[int, list[Row]] = {}
-    for row in rows:
-        band = math.floor(math.log(row["running_mean"]) / math.log(_LOAD_BAND))
-        found.setdefault(band, []).append(row)
-    least = min(2, max((len(band) for band in found.values()), default=0))
+    running = np.asarray([row["running_mean"] for row in rows], float)
+    lengths = [(row["end"] - row["start"]).total_seconds() for row in rows]
+    own, _, is_load = _banded(running, np.asarray(lengths, float))
     return [
-        found[band]
-        for band in sorted(found)
-        if len(found[band]) >= least
-        or (found[band][0]["end"] - found[band][0]["start"]).total_seconds() >= _LONG_STEP_SECONDS
+        [row for row, group in zip(rows, own, strict=True) if group == band]
+        for band in np.flatnonzero(is_load)
     ]
+
+
+def _banded(running: Floats, seconds: Floats) -> tuple[Indices, Indices, NDArray[np.bool_]]:
+    """The band of each step; of each band, lightest first, its steps and whether it is a load."""
+    band = np.floor(np.log(running) / math.log(_LOAD_BAND))
+    _, own, counts = np.unique(band, return_inverse=True, return_counts=True)
+    longest = np.zeros(len(counts))
+    np.maximum.at(longest, own, seconds)
+    least = min(2, int(counts.max(initial=0)))
+    return own, counts, (counts >= least) | (longest >= _LONG_STEP_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -158,12 +164,7 @@ class Columns:
 
 def load_levels(points: Columns) -> Levels:
     """Each band of steps (`bands`) as one load: medians, relative error of the median output."""
-    band = np.floor(np.log(points.running) / math.log(_LOAD_BAND))
-    _, own, counts = np.unique(band, return_inverse=True, return_counts=True)
-    longest = np.zeros(len(counts))
-    np.maximum.at(longest, own, points.seconds)
-    least = min(2, int(counts.max(initial=0)))
-    kept = (counts >= least) | (longest >= _LONG_STEP_SECONDS)
+    own, counts, kept = _banded(points.running, points.seconds)
     running, output, kv_ratio = (
         _medians(column, own, len(counts))[kept]
         for column in (points.running, points.output, points.kv_ratio)
