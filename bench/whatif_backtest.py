@@ -18,6 +18,7 @@ from whatif_runs import (
     PAIRS_2024,
     Pair,
     light_pairs,
+    load_of,
     saturated_pairs,
     saturated_runs,
     source,
@@ -29,7 +30,7 @@ from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import offers
 from vllm_capacity.facts.throughput import Measurement, measurements
-from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.roofline import Calibration
 from vllm_capacity.verdicts.whatif import what_if
 
@@ -39,7 +40,10 @@ Asked = tuple[Measurement, Measurement, Estimate]
 
 
 def answers(
-    pairs: Iterable[Pair], left_out: Callable[[Measurement], object] | None
+    pairs: Iterable[Pair],
+    left_out: Callable[[Measurement], object] | None,
+    *,
+    is_load_told: bool = False,
 ) -> Iterator[Asked]:
     """Both directions of each pair, asked without the runs that share what `left_out` names."""
     fits: dict[object, Calibration] = {}
@@ -62,6 +66,7 @@ def answers(
                 output_tokens_per_second=one.output_tokens_per_second,
                 input_tokens=one.input_tokens,
                 output_tokens=one.output_tokens,
+                load=load_of(one) if is_load_told else Load(),
             )
             found = what_if(asked, published=known, prefer=PREFER, calibration=calibration)
             yield one, other, found
@@ -117,14 +122,21 @@ def workload(run: Measurement) -> str:
 
 def main() -> None:
     saturated = saturated_pairs(saturated_runs())
+    light, old = light_pairs(), list(table_pairs(PAIRS_2024))
+    held_back = list(table_pairs(HELD_BACK))
     report("model left out, saturated", answers(saturated, model))
     report("source left out, saturated", answers(saturated, source))
     report("workload left out, saturated", answers(saturated, workload))
-    report("model left out, light loads", answers(light_pairs(), model))
-    report("model left out, vLLM of 2024", answers(table_pairs(PAIRS_2024), model))
-    report("source left out, vLLM of 2024", answers(table_pairs(PAIRS_2024), source))
-    if HELD_BACK.exists():
-        report("held back from everything", answers(table_pairs(HELD_BACK), None))
+    for told in (False, True):
+        words = "the load told" if told else "the load not told"
+        report(f"model left out, light loads, {words}", answers(light, model, is_load_told=told))
+        report(f"model left out, vLLM of 2024, {words}", answers(old, model, is_load_told=told))
+        report(f"source left out, vLLM of 2024, {words}", answers(old, source, is_load_told=told))
+        report(
+            f"model left out, all of these, {words}",
+            answers([*saturated, *light, *old], model, is_load_told=told),
+        )
+        report(f"held back from everything, {words}", answers(held_back, None, is_load_told=told))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ pairs of vLLM 0.5, whose host took several times as long per step and token (`OL
 
 from __future__ import annotations
 
+import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import polars as pl
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.throughput import Measurement, measurements
+from vllm_capacity.verdicts.question import Load
 from vllm_capacity.verdicts.roofline import (
     Calibration,
     Job,
@@ -29,6 +32,7 @@ from vllm_capacity.verdicts.roofline import (
 
 PAIRS_2024 = Path(__file__).parent / "whatif_pairs_2024.csv"
 HELD_BACK = Path(__file__).parents[1] / "tests" / "verdicts" / "whatif_held_back.csv"
+_IN_FLIGHT = re.compile(r"(\d+) (?:held sequences|clients|ShareGPT prompts at once)")
 SEQUENCES_2024 = 256
 """The default `max_num_seqs` of vLLM 0.5, on every GPU."""
 
@@ -103,6 +107,15 @@ def table_pairs(path: Path) -> Iterator[Pair]:
             for side in ("one", "other")
         )
         yield one, other
+
+
+def load_of(run: Measurement) -> Load:
+    """The load as a question tells it: what came a second, or what was held or sent at once."""
+    if math.isfinite(run.offered_per_second):
+        return Load(requests_per_second=run.offered_per_second)
+    counted = _IN_FLIGHT.match(run.load)
+    clients = run.clients or (int(counted.group(1)) if counted else None)
+    return Load(clients=clients) if clients else Load(is_capacity=True)
 
 
 def source(run: Measurement) -> str:

@@ -63,6 +63,8 @@ def test_other_gpus_are_rows_and_rejected_ones_have_their_reason(sweep):
     assert any(row["reason"] for row in rows.values())
     known = [row for row in rows.values() if not row["reason"]]
     assert all(row["usd_per_month"]["low"] <= row["usd_per_month"]["high"] for row in known)
+    # The window's capacity is no light load, however far under the arithmetic it lies.
+    assert not any("light" in row["slo_output_tokens_per_second"]["basis"] for row in known)
 
 
 def test_nothing_served_is_unknown_with_its_reason(sweep):

@@ -29,7 +29,7 @@ from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost import Usage, bill
 from vllm_capacity.verdicts.forecast import forecast_demand
 from vllm_capacity.verdicts.options import Candidate, whatif_table
-from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.sizing import (
     Policy,
     month_usd,
@@ -233,6 +233,7 @@ def _options(case: _Case) -> dict[str, Any]:
         output_tokens_per_second=case.capacity.mid or 0.0,
         input_tokens=case.prompt_tokens.mid or 0.0,
         output_tokens=case.output_tokens.mid or 0.0,
+        load=Load(is_capacity=True),
     )
     wanted = (case.ask.from_gpu, *(case.ask.to_gpus or gpu_names()))
     spans = [find_gpu(gpu) for gpu in dict.fromkeys(wanted)]

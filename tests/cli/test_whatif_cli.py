@@ -60,6 +60,15 @@ def test_the_weight_type_asked_about_defaults_to_the_measured_one():
     assert same["low"] == same["high"] == 5180
 
 
+def test_the_load_that_was_measured_under_can_be_told():
+    served = json.loads(
+        run("--json", output_tokens_per_second="190", requests_per_second="1").stdout
+    )
+    assert served["mid"] == pytest.approx(190)
+    held = json.loads(run("--json", output_tokens_per_second="190", clients="1").stdout)
+    assert held["low"] > served["high"]
+
+
 def test_a_published_name_of_a_type_is_understood():
     named = run("--json", dtype="MXFP4 weights").stdout
     assert named == run("--json").stdout
@@ -73,6 +82,8 @@ def test_a_published_name_of_a_type_is_understood():
         pytest.param({"dtype": "purple"}, id="an unknown type"),
         pytest.param({"output_tokens_per_second": "0"}, id="nothing measured"),
         pytest.param({"gpus": "0"}, id="no GPU"),
+        pytest.param({"clients": "0"}, id="no client"),
+        pytest.param({"requests_per_second": "1"}, id="more was measured than came"),
     ],
 )
 def test_bad_input_is_an_input_error(changed):

@@ -22,7 +22,7 @@ from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.planning import Ask, plan
 from vllm_capacity.verdicts.forecast import forecast_demand
 from vllm_capacity.verdicts.options import Candidate, Option, whatif_table
-from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.question import Question
 from vllm_capacity.verdicts.sizing import Policy, replicas
 
 # Dense, mixture of experts, sliding windows, latent and linear attention: each has its arithmetic.

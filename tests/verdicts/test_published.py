@@ -5,7 +5,8 @@ import pytest
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.throughput import Measurement, measurements
-from vllm_capacity.verdicts.published import Question, correction, measured_ratio, pairs
+from vllm_capacity.verdicts.published import correction, measured_ratio, pairs
+from vllm_capacity.verdicts.question import Load, Question
 
 SLOW = Measurement(
     model="Qwen/Qwen3-8B",
@@ -40,6 +41,25 @@ def test_a_pair_answers_with_its_ratio():
     found = measured_ratio(ASKED, [SLOW, FAST])
     assert found.mid == pytest.approx(2050.0 * 2.5)
     assert found.low < found.mid < found.high
+
+
+@pytest.mark.parametrize(
+    ("told", "load", "answers"),
+    [
+        pytest.param(Load(is_capacity=True), "all at once", True, id="a burst is a capacity"),
+        pytest.param(Load(is_capacity=True), "Poisson 11", False, id="all was served: none"),
+        pytest.param(Load(is_capacity=True), "Poisson 50", True, id="more came than was served"),
+        pytest.param(Load(is_capacity=True), "16 concurrent", False, id="clients are none"),
+        pytest.param(Load(clients=16), "16 concurrent", True, id="as many clients"),
+        pytest.param(Load(clients=8), "16 concurrent", False, id="other clients"),
+        pytest.param(Load(requests_per_second=11.0), "Poisson 11", True, id="as much came"),
+        pytest.param(Load(requests_per_second=12.0), "Poisson 11", False, id="more came"),
+    ],
+)
+def test_a_pair_answers_only_for_the_load_that_is_told(told, load, answers):
+    published = [replace(run, load=load) for run in (SLOW, FAST)]
+    found = measured_ratio(replace(ASKED, load=told), published)
+    assert (found is not None) == answers
 
 
 @pytest.mark.parametrize(

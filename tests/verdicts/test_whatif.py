@@ -13,7 +13,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.whatif import Busy, what_if
 
 
@@ -69,6 +69,97 @@ def test_scaling_alone_holds_published_pairs(changed, truth):
     assert found.mid == pytest.approx(truth, rel=0.25)
     assert found.high / found.low < 2.5
     assert found.basis.startswith("scaled from")
+
+
+def published_light_loads():
+    """Both directions of published runs under one open load: the question with it, the truth."""
+    groups = {}
+    for run in measurements():
+        if run.offered_per_second <= 5:
+            groups.setdefault((run.model, run.dtype, run.offered_per_second), []).append(run)
+    for (model, dtype, rate), runs in groups.items():
+        for one in runs:
+            for other in runs:
+                if one.gpu[:4] != other.gpu[:4]:
+                    asked = question(
+                        llm=find_llm(model),
+                        dtype=dtype,
+                        to_dtype=dtype,
+                        from_gpu=find_gpu(one.gpu),
+                        to_gpu=find_gpu(other.gpu),
+                        output_tokens_per_second=one.output_tokens_per_second,
+                        input_tokens=one.input_tokens,
+                        output_tokens=one.output_tokens,
+                        load=Load(requests_per_second=rate),
+                    )
+                    yield asked, other.output_tokens_per_second
+
+
+def test_an_open_load_that_is_served_draws_the_same_rate():
+    found = [(what_if(asked), truth) for asked, truth in published_light_loads()]
+    assert len(found) >= 8
+    assert all(answer.low <= truth <= answer.high for answer, truth in found)
+    assert all(answer.mid == pytest.approx(truth, rel=0.05) for answer, truth in found)
+
+
+def test_no_gpu_serves_more_than_comes():
+    behind = question(load=Load(requests_per_second=8.0))  # asks for 2,048 tokens/s, 1,500 served
+    found = what_if(behind)
+    assert found.mid == pytest.approx(2048.0)
+    assert "8 requests/s ask for no more than 2048 tokens/s" in found.basis
+    assert what_if(question(load=Load(requests_per_second=100.0))).mid > 2048.0
+
+
+def test_a_slower_gpu_may_not_serve_what_comes():
+    asked = question(
+        from_gpu=find_gpu("H100-80GB-SXM"),
+        to_gpu=find_gpu("L40S-PCIe"),
+        output_tokens_per_second=3000.0,
+        load=Load(requests_per_second=3000.0 / 256),
+    )
+    found = what_if(asked)
+    assert found.high < 3000.0
+    assert what_if(replace(asked, to_gpu=find_gpu("H200-141GB-SXM"))).mid == 3000.0
+
+
+def test_held_clients_draw_the_more_the_faster_they_are_served():
+    pair = {
+        "llm": find_llm("gpt-oss-120b"), "dtype": "mxfp4", "to_dtype": "mxfp4",
+        "output_tokens_per_second": 335.0, "input_tokens": 229.5, "output_tokens": 216.9,
+    }  # fmt: skip
+    found = what_if(question(**pair, load=Load(clients=4)))
+    assert found.low <= 453.0 <= found.high
+    assert found.low > 335.0
+    assert "4 running (clients)" in found.basis
+
+
+def test_a_capacity_is_never_read_as_a_light_load():
+    light = question(output_tokens_per_second=60.0)
+    read, told = what_if(light), what_if(replace(light, load=Load(is_capacity=True)))
+    assert "the client limits" in read.basis
+    assert "limits" not in told.basis
+    assert told.mid > read.mid
+    assert told.mid / 60.0 == pytest.approx(what_if(question()).mid / 1500.0)
+
+
+def test_clients_served_far_slower_than_they_could_be_leave_the_same_rate_open():
+    found = what_if(question(output_tokens_per_second=150.0, load=Load(clients=64)))
+    assert "what else limits is not known" in found.basis
+    assert found.low < 150.0 < found.mid
+
+
+@pytest.mark.parametrize(
+    ("load", "says"),
+    [
+        pytest.param({"clients": 0.0}, "must be above 0; found 0", id="no client"),
+        pytest.param({"requests_per_second": math.inf}, "found inf", id="an endless load"),
+        pytest.param({"clients": 4, "requests_per_second": 2.0}, "Name one of them", id="both"),
+        pytest.param({"requests_per_second": 1.0}, "are 256 tokens/s, but 1500", id="too few"),
+    ],
+)
+def test_a_load_that_cannot_be_is_refused(load, says):
+    with pytest.raises(InputError, match=says):
+        question(load=Load(**load))
 
 
 def held_back():

@@ -10,7 +10,8 @@ from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm, weight_dtype
 from vllm_capacity.facts.prices import usual_forms
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.verdicts.published import Question
+from vllm_capacity.pages.numbers import number
+from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.whatif import what_if
 
 
@@ -24,6 +25,10 @@ from vllm_capacity.verdicts.whatif import what_if
 @click.option("--to-dtype", default=None, help="Weight type asked about; default: --dtype.")
 @click.option("--gpus", type=int, default=1, show_default=True, help="GPUs, on both sides.")
 @click.option("--to-gpu", required=True, help="Asked about: gpu-form_factor, or gpu-any.")
+@click.option("--clients", type=float, default=None, help="Requests a load test held in flight.")
+@click.option(
+    "--requests-per-second", type=float, default=None, help="Requests that came, of an open load."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
 def whatif(
     model: str,
@@ -35,11 +40,15 @@ def whatif(
     to_dtype: str | None,
     gpus: int,
     to_gpu: str,
+    clients: float | None,
+    requests_per_second: float | None,
     as_json: bool,
 ) -> None:
     """Output tokens a second on another GPU: low, mid, high, and what it rests on.
 
-    A refusal is an answer too: unknown, with its reason, exit status 0.
+    Say what load it was measured under where you know it (--clients or --requests-per-second): the
+    other GPU is then asked under the same. Else the rate itself has to tell a light load from a
+    full one. A refusal is an answer too: unknown, with its reason, exit status 0.
     """
     llm = find_llm(model)
     measured = llm.weights_dtype if dtype == "auto" else weight_dtype(dtype)
@@ -54,13 +63,15 @@ def whatif(
         output_tokens_per_second=output_tokens_per_second,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
+        load=Load(clients=clients, requests_per_second=requests_per_second),
     )
     prefer = {find_gpu(gpu).rows[0].gpu: usual_forms(gpu) for gpu in (from_gpu, to_gpu)}
     found = what_if(question, published=measurements(), prefer=prefer)
     if as_json:
         click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
-    elif found.is_known:
-        click.echo(f"{found.mid:.4g} output tokens/s ({found.low:.3g} to {found.high:.3g})")
-        click.echo(found.basis)
-    else:
+    elif found.low is None or found.mid is None or found.high is None:
         click.echo(f"unknown: {found.reason}")
+    else:
+        low, high = number(found.low, found.mid), number(found.high, found.mid)
+        click.echo(f"{number(found.mid)} output tokens/s ({low} to {high})")
+        click.echo(found.basis)

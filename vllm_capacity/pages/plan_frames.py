@@ -31,7 +31,7 @@ from vllm_capacity.pages.said import Said, said
 from vllm_capacity.pages.study import Study
 from vllm_capacity.verdicts.idle import idle_by_hour_of_week, savings
 from vllm_capacity.verdicts.options import Candidate, whatif_table
-from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.runway import runways
 from vllm_capacity.verdicts.sizing import Policy
 
@@ -211,6 +211,7 @@ def gpu_options(
             output_tokens_per_second=output_tokens_per_second,
             input_tokens=input_tokens,
             output_tokens=output_tokens,
+            load=Load(is_capacity=True),
         ),
         [_candidate(span, llm.weights_dtype) for span in spans],
         slo_capacity=Estimate.exact(output_tokens_per_second, basis),

@@ -14,7 +14,7 @@ from typing import Any
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.throughput import Measurement
-from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.question import Question
 from vllm_capacity.verdicts.sizing import Policy, month_usd, replicas
 from vllm_capacity.verdicts.whatif import Busy, what_if
 

@@ -14,45 +14,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu
-from vllm_capacity.facts.llms import Llm
 from vllm_capacity.facts.throughput import Measurement
-from vllm_capacity.verdicts.roofline import Job
+from vllm_capacity.verdicts.question import KEPT_UP, Load, Question
 
 SAME_LENGTHS = math.log(1.15)
 SAME_RATE = math.log(1.10)
 MEASURED_HALF_WIDTH = 0.08
 """Half the band of a measured pair, in logarithms: runs of one set-up repeat within a few %."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A measured rate on one GPU type, and the one asked about. `gpus` counts on both sides."""
-
-    llm: Llm
-    dtype: str
-    to_dtype: str
-    from_gpu: GpuSpan
-    to_gpu: GpuSpan
-    gpus: int
-    output_tokens_per_second: float
-    input_tokens: float
-    output_tokens: float
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot have been measured."""
-        numbers = (self.output_tokens_per_second, self.input_tokens, self.output_tokens)
-        if self.gpus < 1 or not all(math.isfinite(n) and n > 0 for n in numbers):
-            raise InputError(
-                "GPUs, the output rate and both token counts must be above 0; found "
-                f"{self.gpus}, {', '.join(f'{n:g}' for n in numbers)}."
-            )
-
-    def job(self, dtype: str) -> Job:
-        """The question's work at a weight type."""
-        return Job(self.llm, dtype, self.gpus, self.input_tokens, self.output_tokens)
 
 
 @dataclass(frozen=True)
@@ -90,7 +60,8 @@ def measured_ratio(asked: Question, published: Sequence[Measurement]) -> Estimat
             for flag in (True, False)
             if all(_with_async(side[key], flag) for side in (froms, tos))
         ]
-        near = [pair for pair in (*alike, _pair(froms[key], tos[key])) if _answers(pair, asked)]
+        every = (*alike, _pair(froms[key], tos[key]))
+        near = [pair for pair in every if _answers(pair, asked) and _is_under(pair.one, asked.load)]
         if near:
             return _measured(min(near, key=lambda pair: _apart(pair, asked)), asked)
     return None
@@ -116,6 +87,7 @@ def correction(
             output_tokens_per_second=run.output_tokens_per_second,
             input_tokens=run.input_tokens,
             output_tokens=run.output_tokens,
+            load=Load(),
         )
         mix = math.log(asked.input_tokens / asked.output_tokens)
         apart = abs(mix - math.log(run.input_tokens / run.output_tokens))
@@ -168,6 +140,17 @@ def _answers(pair: Pair, asked: Question) -> bool:
     )
     near = SAME_RATE + pair.log_spread / 2
     return _apart(pair, asked) <= near and all(abs(length) <= SAME_LENGTHS for length in lengths)
+
+
+def _is_under(run: Measurement, load: Load) -> bool:
+    """Whether a run was under the load that a question tells; True where it tells none."""
+    if load.clients is not None:
+        return run.clients == load.clients
+    if load.requests_per_second is not None:
+        return run.offered_per_second == load.requests_per_second
+    offered = run.offered_per_second * run.output_tokens
+    is_behind = run.clients is None and run.output_tokens_per_second < KEPT_UP * offered
+    return is_behind or not load.is_capacity
 
 
 def _apart(pair: Pair, asked: Question) -> float:

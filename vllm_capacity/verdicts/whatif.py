@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.throughput import Measurement
-from vllm_capacity.verdicts.published import Question, correction, measured_ratio
+from vllm_capacity.verdicts.published import correction, measured_ratio
+from vllm_capacity.verdicts.question import Question
 from vllm_capacity.verdicts.roofline import (
     FITTED_FAMILIES,
     OFFERED,
@@ -36,8 +37,8 @@ from vllm_capacity.verdicts.whatif_scaling import (
     Side,
     busy_log,
     light_share,
+    loaded_side,
     log_ratio,
-    saturated_side,
     sides,
 )
 
@@ -52,6 +53,8 @@ LIGHT_HALF_WIDTH = 0.22
 """The same under a light load, besides that the band then reaches to the same rate."""
 FULLY_LIGHT = 0.08
 """The lightness from which the band is that of a light load; from 0 it fades into it."""
+SERVED_HALF_WIDTH = 0.08
+"""Half the band, in logarithms, where all that comes is served: so far runs of one load differ."""
 UNFITTED_FACTOR = 1.25
 """How much wider where an architecture was never fitted."""
 OTHER_KERNELS_HALF_WIDTH = 0.60
@@ -92,9 +95,8 @@ def what_if(
         return Estimate.unknown(reason)
     if question.from_gpu == question.to_gpu and question.dtype == question.to_dtype:
         return Estimate.exact(question.output_tokens_per_second, "measured: the same GPU and type")
-    if found := measured_ratio(question, published):
-        return found
-    return _scaled(question, published, prefer or {}, cal, busy)
+    found = measured_ratio(question, published)
+    return _capped(found or _scaled(question, published, prefer or {}, cal, busy), question)
 
 
 def _scaled(
@@ -104,27 +106,25 @@ def _scaled(
     cal: Calibration,
     busy: Busy | None,
 ) -> Estimate:
-    measured = question.output_tokens_per_second
-    froms = list(sides(question.job(question.dtype), question.from_gpu, prefer, cal))
-    tos = list(sides(question.job(question.to_dtype), question.to_gpu, prefer, cal))
+    froms, tos = _both_sides(question, prefer, cal)
     same = question.from_gpu == question.to_gpu
     machines = [
         (one, other) for one in froms for other in tos if not same or one.machine == other.machine
     ]
-    ratios = [log_ratio(measured, one, other, cal) for one, other in machines]
+    ratios = [log_ratio(question, one, other, cal) for one, other in machines]
     if busy and busy.is_counted:
         used = busy.flops_ratio, busy.bandwidth_ratio
         counted = [busy_log(*used, one, other, cal) for one, other in machines]
         ratios = [(a + b) / 2 for a, b in zip(ratios, counted, strict=True)]
     middle = ratios[0]
-    lightness = light_share(measured, froms[0])
+    lightness = light_share(question, froms[0])
     shift, weight = correction(question, published, lambda q: _model_log(q, prefer, cal))
     shift *= 1 - lightness
     saturated = CORRECTED_HALF_WIDTH if weight >= 1 else HALF_WIDTH
     fade = min(lightness / FULLY_LIGHT, 1.0)
     half = (1 - fade) * saturated + fade * LIGHT_HALF_WIDTH
     down, up = _band(_widened(half, froms[0], tos[0]), ratios, gain=middle + shift, fade=fade)
-    mid = measured * math.exp(middle + shift)
+    mid = question.output_tokens_per_second * math.exp(middle + shift)
     words = [
         *_basis(question, froms[0], tos[0], weight=weight),
         *_dtype_words(question, froms[0], tos[0], cal, shift=shift),
@@ -153,9 +153,37 @@ def _widened(half: float, one: Side, other: Side) -> float:
 
 def _model_log(question: Question, prefer: Forms, cal: Calibration) -> float:
     """The logarithm of the roofline's ratio alone, at the middle of both spans."""
-    one = next(sides(question.job(question.dtype), question.from_gpu, prefer, cal))
-    other = next(sides(question.job(question.to_dtype), question.to_gpu, prefer, cal))
-    return log_ratio(question.output_tokens_per_second, one, other, cal)
+    froms, tos = _both_sides(question, prefer, cal)
+    return log_ratio(question, froms[0], tos[0], cal)
+
+
+def _both_sides(
+    question: Question, prefer: Forms, cal: Calibration
+) -> tuple[list[Side], list[Side]]:
+    """The machines that G and H stand for, at the clients that the question tells."""
+    asked = (question.dtype, question.from_gpu), (question.to_dtype, question.to_gpu)
+    clients = question.load.clients
+    here, there = (
+        list(sides(question.job(dtype), gpu, prefer, cal, clients=clients)) for dtype, gpu in asked
+    )
+    return here, there
+
+
+def _capped(found: Estimate, question: Question) -> Estimate:
+    """No more than an open load asks for, where the question tells one."""
+    offered = question.offered_tokens_per_second
+    if offered is None or found.low is None or found.mid is None or found.high is None:
+        return found
+    cap = question.output_tokens_per_second if question.is_kept_up else offered
+    if found.high <= cap:
+        return found
+    low, mid = min(found.low, cap * math.exp(-SERVED_HALF_WIDTH)), min(found.mid, cap)
+    words = (
+        f"{question.load.requests_per_second:g} requests/s ask for no more than {cap:.4g} tokens/s"
+    )
+    if found.low > cap:
+        words += f", and H could give {found.low:.3g} to {found.high:.3g}"
+    return Estimate.known(low, mid, cap * math.exp(SERVED_HALF_WIDTH), f"{words}; {found.basis}")
 
 
 def _basis(question: Question, one: Side, other: Side, *, weight: float) -> Iterator[str]:
@@ -164,21 +192,31 @@ def _basis(question: Question, one: Side, other: Side, *, weight: float) -> Iter
         f"{question.gpus} × {question.from_gpu.label} ({question.dtype}) to "
         f"{question.to_gpu.label} ({question.to_dtype})"
     )
-    yield f"{_side_words(one)}, then {_side_words(other)}"
+    clients = question.load.clients
+    yield f"{_side_words(one, clients)}, then {_side_words(other, clients)}"
     if weight:
         yield f"corrected by published pairs of this model at other lengths (weight {weight:.1f})"
-    if light_share(question.output_tokens_per_second, one):
-        yield (
-            f"light load: the arithmetic gives {one.rate:.0f} tokens/s on G at saturation, so the "
-            "client limits, and H is read between the same rate and as many clients"
-        )
+    if light_share(question, one):
+        yield _light_words(question, one)
     families = {side.machine.gpu.family for side in (one, other)}
     if not families <= set(FITTED_FAMILIES):
         named = ", ".join(sorted(families - set(FITTED_FAMILIES)))
         yield f"{named} was never fitted to runs: a prior, wider band"
 
 
-def _side_words(side: Side) -> str:
+def _light_words(question: Question, one: Side) -> str:
+    if not question.load.is_known:
+        return (
+            f"light load: the arithmetic gives {one.rate:.0f} tokens/s on G at saturation, so the "
+            "client limits, and H is read between the same rate and as many clients"
+        )
+    return (
+        f"the arithmetic gives {one.rate:.0f} tokens/s on G under that load: what else limits is "
+        "not known, and H is read between the same rate and the gain"
+    )
+
+
+def _side_words(side: Side, clients: float | None) -> str:
     times = side.times
     parts = {
         "compute": times.compute,
@@ -188,7 +226,9 @@ def _side_words(side: Side) -> str:
         "host and steps": times.host + times.overhead,
     }
     most = max(parts, key=lambda name: parts[name])
-    if times.batch >= 0.92 * side.machine.max_num_seqs:
+    if times.batch == clients:
+        limit = "clients"
+    elif times.batch >= 0.92 * side.machine.max_num_seqs:
         limit = "max_num_seqs"
     elif times.batch >= OFFERED:
         limit = "assumed load"
@@ -215,9 +255,9 @@ def _dtype_words(
     if kv_room_bytes(wide, machine) <= 0:
         yield "still faster than 16 bits, because those leave no KV room"
         return
-    measured, sixteen = question.output_tokens_per_second, saturated_side(wide, machine, cal)
-    gain = log_ratio(measured, one, other, cal)
-    if gain > log_ratio(measured, one, sixteen, cal):
+    sixteen = loaded_side(wide, machine, cal, clients=question.load.clients)
+    gain = log_ratio(question, one, other, cal)
+    if gain > log_ratio(question, one, sixteen, cal):
         yield f"still faster than 16 bits, because {_why_smaller_is_faster(sixteen, other)}"
     elif shift > 0 and gain + shift > 0 and question.from_gpu == question.to_gpu:
         yield "still faster than measured, because published pairs of this model say so"

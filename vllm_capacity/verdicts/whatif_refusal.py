@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vllm_capacity.facts.gpus import GIB, Gpu, gpus
-from vllm_capacity.verdicts.published import Question
+from vllm_capacity.verdicts.question import Question
 from vllm_capacity.verdicts.roofline import (
     Job,
     Machine,

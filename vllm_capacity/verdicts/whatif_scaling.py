@@ -1,5 +1,10 @@
 """The ratio that a what-if scales by: rate on H over rate on G, saturated, light, or as counted.
 
+Where the question tells how many clients were held, both sides are reckoned at that many running
+(`sides`), or as many of them as fit. Where it tells the requests a second that came, H is reckoned
+saturated, for `whatif` to cap at what came; a G that kept up with them may have had more to give
+(`spare_log`). Where it tells neither, the measured rate has to say what load it was:
+
 A rate of under `LIGHT_LOAD` of what the arithmetic says G could do is one that the client limits:
 of the published runs at saturation, their models left out of the fit, none lay lower. Then H
 serves the same clients, and there are two readings: an open load (users come as they come) draws
@@ -14,7 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_capacity.facts.gpus import GpuSpan, gpus
+from vllm_capacity.verdicts.question import Question
 from vllm_capacity.verdicts.roofline import (
+    OFFERED,
     Calibration,
     Job,
     Machine,
@@ -41,7 +48,7 @@ Forms = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Side:
-    """One machine of a span at saturation."""
+    """One machine of a span at saturation, or at the clients that a question tells."""
 
     machine: Machine
     job: Job
@@ -53,7 +60,9 @@ class Side:
         return self.job.output_tokens / self.times.total
 
 
-def sides(job: Job, span: GpuSpan, prefer: Forms, cal: Calibration) -> Iterator[Side]:
+def sides(
+    job: Job, span: GpuSpan, prefer: Forms, cal: Calibration, *, clients: float | None = None
+) -> Iterator[Side]:
     """The machines a span stands for, its middle first; unfit rows are left out."""
     fit = [row for row in span.rows if not impossible(job, row)]
     order = {form: place for place, form in enumerate(prefer.get(span.rows[0].gpu, ()))}
@@ -65,35 +74,51 @@ def sides(job: Job, span: GpuSpan, prefer: Forms, cal: Calibration) -> Iterator[
         if low != high:
             machines[-3:] = [machines[-2], machines[-3], machines[-1]]
     for machine in machines:
-        yield saturated_side(job, machine, cal)
+        yield loaded_side(job, machine, cal, clients=clients)
 
 
-def saturated_side(job: Job, machine: Machine, cal: Calibration) -> Side:
-    """A machine at a job, as many sequences running as it admits."""
-    batch = saturated_batch(job, machine)
+def loaded_side(job: Job, machine: Machine, cal: Calibration, *, clients: float | None) -> Side:
+    """A machine at a job, as many sequences running as it admits, of `clients` where told."""
+    batch = saturated_batch(job, machine, offered=clients or OFFERED)
     return Side(machine, job, request_times(job, machine, batch=batch, calibration=cal))
 
 
-def log_ratio(measured: float, one: Side, other: Side, cal: Calibration) -> float:
-    """The logarithm of the rate on H over the `measured` rate on G, between these two machines."""
+def log_ratio(question: Question, one: Side, other: Side, cal: Calibration) -> float:
+    """The logarithm of the rate on H over the measured rate on G, between these two machines."""
+    measured = question.output_tokens_per_second
     saturated = (1 - PLAIN_SHARE) * math.log(other.rate / one.rate)
-    saturated += PLAIN_SHARE * _plain_log(one, other)
-    lightness = light_share(measured, one)
+    saturated += PLAIN_SHARE * _plain_log(one, other) + spare_log(question, one)
+    lightness = light_share(question, one)
     if not lightness:
         return saturated
-    clients = _clients(measured, one, cal)
-    closed = _rate(one, clients, cal), _rate(other, min(clients, other.times.batch), cal)
+    closed = saturated
+    if not question.load.is_known:
+        clients = _clients(measured, one, cal)
+        there = _rate(other, min(clients, other.times.batch), cal)
+        closed = math.log(there / _rate(one, clients, cal))
     open_load = min(0.0, math.log(one.rate / measured) + saturated)
-    light = CLOSED_SHARE * math.log(closed[1] / closed[0]) + (1 - CLOSED_SHARE) * open_load
+    light = CLOSED_SHARE * closed + (1 - CLOSED_SHARE) * open_load
     return lightness * light + (1 - lightness) * saturated
 
 
-def light_share(measured: float, one: Side) -> float:
-    """How far a rate on G is read as the clients' doing: 0 from `LIGHT_LOAD`, 1 to `IDLE_LOAD`."""
-    share = measured / one.rate
+def light_share(question: Question, one: Side) -> float:
+    """How far a rate on G is read as the clients' doing: 0 from `LIGHT_LOAD`, 1 to `IDLE_LOAD`.
+
+    0 where the question tells that G gave all it could, or that it served all that came.
+    """
+    if question.load.is_capacity or question.is_kept_up:
+        return 0.0
+    share = question.output_tokens_per_second / one.rate
     if share >= LIGHT_LOAD:
         return 0.0
     return min(math.log(LIGHT_LOAD / share) / math.log(LIGHT_LOAD / IDLE_LOAD), 1.0)
+
+
+def spare_log(question: Question, one: Side) -> float:
+    """The logarithm of what G could do over what it did; 0 unless it kept up with an open load."""
+    if not question.is_kept_up:
+        return 0.0
+    return max(math.log(one.rate / question.output_tokens_per_second), 0.0)
 
 
 def busy_log(
