@@ -4,6 +4,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
+import polars.testing
 import pytest
 
 from vllm_capacity.answers import answer
@@ -35,6 +36,34 @@ from (
 ) join series using (series_id) where kind = 'counter'
 group by all order by series_id, minute
 """
+
+GROUPED = {
+    "minutes": """
+        select series_id, make_timestamptz((epoch_us(ts) // 60000000) * 60000000) as minute, run,
+            arg_min(value, ts) as first, arg_max(value, ts) as last, min(ts) as t0, max(ts) as t1,
+            count(*)::int as n, min(value) as min, max(value) as max, sum(value)::double as sum
+        from samples group by series_id, epoch_us(ts) // 60000000, run
+        order by series_id, minute, run
+    """,
+    "minute_histograms": """
+        select series_id, make_timestamptz((epoch_us(ts) // 60000000) * 60000000) as minute, run,
+            arg_min(count, ts) as first_count, arg_min(sum, ts) as first_sum,
+            arg_min(counts, ts) as first_counts, arg_max(count, ts) as count,
+            arg_max(sum, ts) as sum, arg_max(counts, ts) as counts, min(ts) as t0, max(ts) as t1,
+            count(*)::int as n
+        from histograms group by series_id, epoch_us(ts) // 60000000, run
+        order by series_id, minute, run
+    """,
+}
+"""The obvious way, which holds whatever the order of the rows."""
+
+
+@pytest.mark.parametrize("view", GROUPED)
+@pytest.mark.parametrize("name", ["vllm-restart", "vllm-sweep", "vllm-two-replicas"])
+def test_the_rows_are_those_that_grouping_gives(examples, name, view):
+    window = open_window(examples / name)
+    rows = window.sql(f"select * from {view} order by series_id, minute, run")
+    pl.testing.assert_frame_equal(rows, window.sql(GROUPED[view]), rel_tol=1e-12)
 
 
 @pytest.fixture
