@@ -66,6 +66,11 @@ def test_without_json_it_is_two_lines(tmp_path):
     [
         pytest.param("running_requests,tps\n1,2\n", "lacks output_tokens_per_second", id="column"),
         pytest.param(
+            "running_requests, running_requests,output_tokens_per_second\n1,2,3\n",
+            "running_requests more than once",
+            id="a column twice",
+        ),
+        pytest.param(
             HEAD + "1,fast\n", "line 2: output_tokens_per_second is 'fast'", id="no number"
         ),
         pytest.param(HEAD + "1,5\n-2,9\n", "line 3: running_requests is '-2'", id="negative"),
@@ -87,7 +92,7 @@ def test_bad_files_are_input_errors(tmp_path, text, part_of_message):
 
 def test_a_cell_that_is_not_a_number_by_name_is_empty(tmp_path):
     result = run(tmp_path, HEAD + "4,NaN\n8,100\n", "--json")
-    assert "only 1 different load(s)" in result.stdout
+    assert "only one load was seen" in result.stdout
 
 
 def test_a_missing_file_is_an_input_error(tmp_path):
@@ -98,4 +103,4 @@ def test_a_missing_file_is_an_input_error(tmp_path):
 def test_empty_cells_and_further_columns_are_no_trouble(tmp_path):
     text = " running_requests ,note,output_tokens_per_second,kv_cache_ratio\n4,a,100,\n8,,,0.3\n"
     result = run(tmp_path, text, "--json")
-    assert "only 1 different load(s)" in result.stdout
+    assert "only one load was seen" in result.stdout

@@ -108,6 +108,9 @@ def test_running_requests_of_vllm_bench_follow_from_littles_law(tmp_path):
         pytest.param({"mean_e2el_ms": 1000.0}, 26.66, id="a stated latency is taken"),
         pytest.param({"max_concurrency": 64}, 64.0, id="clients bound it"),
         pytest.param({"mean_tpot_ms": None}, None, id="no latency, no load"),
+        pytest.param(
+            {"mean_tpot_ms": None, "max_concurrency": 64}, 64.0, id="no latency, but clients"
+        ),
         pytest.param({"completed": 0}, None, id="nothing completed"),
     ],
 )
@@ -128,6 +131,7 @@ def test_running_requests(tmp_path, changed, running):
             id="from the detailed lists",
         ),
         pytest.param({"ttfts": [], "itls": [[]]}, None, None, id="empty lists"),
+        pytest.param({"ttfts": 5, "itls": [1, 2]}, None, None, id="no lists at all"),
     ],
 )
 def test_percentiles_are_those_of_the_run(tmp_path, changed, ttft, itl):
@@ -155,6 +159,14 @@ def test_a_run_that_generated_nothing_is_no_load(tmp_path):
         pytest.param('{"benchmarks": []}', "0 runs", id="no benchmark"),
         pytest.param("", "0 runs", id="empty"),
         pytest.param('{"benchmarks": [{}]}', "1 runs", id="a benchmark without metrics"),
+        pytest.param('{"benchmarks": [null, 1]}', "2 runs", id="benchmarks that are none"),
+        pytest.param('{"benchmarks": [{"metrics": [1]}]}', "1 runs", id="metrics that are none"),
+        pytest.param(
+            '{"request_throughput": 1, "output_throughput": 1%s}' % ("0" * 400),
+            "1 runs",
+            id="a number past all measure",
+        ),
+        pytest.param('{"a": 1%s}' % ("0" * 5000), "not JSON", id="a number of 5,000 digits"),
     ],
 )
 def test_a_file_of_another_format_is_refused(tmp_path, text, says):
@@ -162,6 +174,12 @@ def test_a_file_of_another_format_is_refused(tmp_path, text, says):
     path.write_text(text)
     with pytest.raises(ParseError, match=says):
         load_test_points(path)
+
+
+def test_a_byte_order_mark_is_no_matter(tmp_path):
+    path = written(tmp_path, bench_run())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(load_test_points(path)) == 1
 
 
 def test_a_missing_file_is_refused(tmp_path):

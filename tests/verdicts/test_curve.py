@@ -91,7 +91,7 @@ def test_a_peak_is_no_less_than_what_was_seen():
     falling = Loads.of(LOADS, [30.0, 58.0, 110.0, 200.0, 300.0, 240.0])
     sight = foreseen_peak(falling)
     assert 0.96 * 300 < sight.low < 300
-    assert sight.mid == pytest.approx(300)
+    assert sight.mid == pytest.approx(300, rel=0.01)
     assert sight.high > 1.05 * 300
 
 

@@ -116,8 +116,9 @@ def test_plateau_of_points_covers_heavier_loads(sweeps):
     ("points", "part_of_reason"),
     [
         pytest.param({}, "no load with throughput was given", id="no load"),
-        pytest.param({4.0: 100.0}, "only 1 different load(s)", id="one load"),
-        pytest.param({1.0: 30.0, 2.0: 58.0}, "only 2 different load(s)", id="two loads"),
+        pytest.param({4.0: 100.0}, "only one load was seen", id="one load"),
+        pytest.param({1.0: 30.0, 2.0: 58.0}, "only 2 loads were seen", id="two loads"),
+        pytest.param({7.0: 9.0, 8.0: 9.9, 9.0: 11.0}, "lie only 1.29 × apart", id="no span"),
         pytest.param(
             {1.0: 30.0, 2.0: 60.0, 4.0: 120.0, 8.0: 240.0},
             "It would take about 40.0 running requests, 5.0 × the heaviest load seen",

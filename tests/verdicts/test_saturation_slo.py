@@ -28,6 +28,32 @@ def test_slo_capacity(ttft, itl, expected):
     assert (found.low, found.mid, found.high) == pytest.approx(expected)
 
 
+def test_a_throughput_that_was_held_within_the_target_bounds_the_capacity_from_below():
+    falling = [(1, 30.0, 0.1), (4, 103.0, 0.3), (8, 179.0, 0.4), (16, 90.0, 0.45), (32, 60.0, 0.9)]
+    found = slo_capacity(loaded(falling), 0.5)
+    assert (found.low, found.mid, found.high) == (179.0, 179.0, 179.0)
+
+
+def test_more_load_is_not_asked_for_where_throughput_fell():
+    falling = [(1, 30.0, 0.1), (4, 103.0, 0.3), (8, 179.0, 0.4), (16, 90.0, 0.45)]
+    found = slo_capacity(loaded(falling), 0.5)
+    assert "at least 179 output tokens/s, and past 8.0 running requests" in found.reason
+
+
+def test_a_queue_that_drifts_without_growing_is_no_oversaturation():
+    rng = np.random.default_rng(3)
+    called = []
+    for _ in range(60):
+        drift = np.zeros(40)
+        for k in range(1, 40):
+            drift[k] = 0.8 * drift[k - 1] + rng.normal()
+        steps = made_steps(
+            *[steady(8, 179.0, waiting_mean=10 + d, ttft_p95_seconds=1 + 0.05 * d) for d in drift]
+        )
+        called.append(is_oversaturating(steps).is_oversaturating)
+    assert np.mean(called) <= 0.12
+
+
 @pytest.mark.parametrize(
     ("ttft", "itl", "part_of_reason"),
     [

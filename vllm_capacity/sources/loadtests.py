@@ -8,7 +8,8 @@ Two dialects, told apart by their content, not their name:
   ran, queueing at the server included.
 - `vllm bench serve --save-result` JSON: one flat object a run; `--append-result` puts several into
   a file, one after another. It has no running requests: they follow from Little's law, requests a
-  second × mean end-to-end latency. Percentiles are those the run asked for (`--metric-percentiles`,
+  second × mean end-to-end latency; without latencies they are the clients it held
+  (`max_concurrency`). Percentiles are those the run asked for (`--metric-percentiles`,
   99 by default): a p95 that was not asked for is taken from `--save-detailed` lists, else null. A
   p99 is never passed off as a p95.
 """
@@ -34,6 +35,7 @@ POINT_SCHEMA = {
 }
 """One row a run, in the units of the names; null where the file does not say."""
 
+_MOST = 1e12
 Point = dict[str, float | None]
 
 
@@ -54,7 +56,7 @@ def load_test_points(path: Path) -> pl.DataFrame:
 
 def guidellm_points(report: Mapping[str, Any]) -> list[Point]:
     """The points of a guidellm report, one a benchmark, in its order."""
-    return [_guidellm_point(run.get("metrics") or {}) for run in report.get("benchmarks") or []]
+    return [_guidellm_point(_mapping(run, "metrics")) for run in report.get("benchmarks") or []]
 
 
 def vllm_bench_point(result: Mapping[str, Any]) -> Point:
@@ -63,14 +65,14 @@ def vllm_bench_point(result: Mapping[str, Any]) -> Point:
     latency_ms = _mean_latency_ms(result)
     running = None if rate is None or latency_ms is None else rate * latency_ms / 1000
     clients = _number(result.get("max_concurrency"))
-    if running is not None and clients is not None:
-        running = min(running, clients)
+    if clients is not None:
+        running = clients if running is None else min(running, clients)
     return {
         "running_requests": running,
         "output_tokens_per_second": _number(result.get("output_throughput")),
         "requests_per_second": rate,
-        "ttft_p95_seconds": _p95_seconds(result, "p95_ttft_ms", result.get("ttfts")),
-        "itl_p95_seconds": _p95_seconds(result, "p95_itl_ms", _flat(result.get("itls"))),
+        "ttft_p95_seconds": _p95_seconds(result, "p95_ttft_ms", _list(result.get("ttfts"))),
+        "itl_p95_seconds": _p95_seconds(result, "p95_itl_ms", _itls(result)),
     }
 
 
@@ -89,7 +91,7 @@ def _points(found: Mapping[str, Any], path: Path) -> list[Point]:
 def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
     """The JSON objects of a file, one after another; a list is taken as its entries."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the load test {path}: {error}.") from None
     decoder, at = json.JSONDecoder(), 0
@@ -97,7 +99,7 @@ def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
         at = len(text) - len(rest)
         try:
             found, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, too
             raise ParseError(f"{path} is not JSON at character {at}: {error}.") from None
         for entry in found if isinstance(found, list) else [found]:
             if not isinstance(entry, dict):
@@ -119,11 +121,15 @@ def _guidellm_point(metrics: Mapping[str, Any]) -> Point:
     }
 
 
+def _mapping(holder: object, key: str) -> Mapping[str, Any]:
+    """What an object holds under a key, where both are objects; else nothing."""
+    found = holder.get(key) if isinstance(holder, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def _summary(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A metric's summary over finished requests; over all where the file has no such split."""
-    metric = metrics.get(name)
-    if not isinstance(metric, dict):
-        return {}
+    metric = _mapping(metrics, name)
     for status in ("successful", "total"):
         if isinstance(metric.get(status), dict):
             return dict(metric[status])
@@ -135,9 +141,7 @@ def _mean(metrics: Mapping[str, Any], name: str) -> float | None:
 
 
 def _percentile(metrics: Mapping[str, Any], name: str, key: str) -> float | None:
-    summary = _summary(metrics, name)
-    percentiles = summary.get("percentiles")
-    return _number(percentiles.get(key)) if isinstance(percentiles, dict) else None
+    return _number(_mapping(_summary(metrics, name), "percentiles").get(key))
 
 
 def _mean_latency_ms(result: Mapping[str, Any]) -> float | None:
@@ -154,22 +158,28 @@ def _mean_latency_ms(result: Mapping[str, Any]) -> float | None:
     return ttft + tpot * max(tokens / done - 1, 0.0)
 
 
-def _p95_seconds(
-    result: Mapping[str, Any], key: str, detailed: Sequence[float] | None
-) -> float | None:
+def _p95_seconds(result: Mapping[str, Any], key: str, detailed: Sequence[object]) -> float | None:
     stated = _number(result.get(key))
     if stated is not None:
         return stated / 1000
-    seconds = [value for value in detailed or [] if _number(value)]
+    seconds = [number for value in detailed if (number := _number(value))]
     return float(np.percentile(seconds, 95)) if seconds else None
 
 
-def _flat(lists: Sequence[Sequence[float]] | None) -> list[float]:
-    return [value for values in lists or [] for value in values or []]
+def _itls(result: Mapping[str, Any]) -> list[object]:
+    """Every inter-token latency of a detailed result, its requests' lists in one."""
+    return [value for values in _list(result.get("itls")) for value in _list(values)]
+
+
+def _list(cell: object) -> list[Any]:
+    return cell if isinstance(cell, list) else []
 
 
 def _number(cell: object) -> float | None:
-    """The cell as a finite number, else None: text, null, NaN and booleans are no numbers."""
+    """The cell as a number, else None: text, null, booleans and what is past all measure are none.
+
+    NaN and a negative figure, which no tool measures, are none either.
+    """
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         return None
-    return float(cell) if np.isfinite(cell) else None
+    return float(cell) if 0 <= cell <= _MOST else None

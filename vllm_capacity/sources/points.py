@@ -23,11 +23,14 @@ def read_points(path: Path) -> pl.DataFrame:
     if path.is_dir():
         raise InputError(f"Cannot read {str(path)!r} as a CSV: it is a folder.")
     try:
-        table = pl.read_csv(path, infer_schema_length=0)
+        table = pl.read_csv(path, infer_schema_length=0, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"Cannot read {str(path)!r} as a CSV: {reason}.") from None
-    table = table.rename({name: name.strip() for name in table.columns})
+    names = [name.strip() for name in table.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{str(path)!r} has {', '.join(twice)} more than once; keep one of each.")
+    table.columns = names
     missing = [name for name in _REQUIRED if name not in table.columns]
     if missing:
         raise InputError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts.curve import FARTHEST_LOAD, MIN_LOADS, Foresight, Loads
+from vllm_capacity.verdicts.curve import FARTHEST_LOAD, MIN_LOADS, MIN_SPAN, Foresight, Loads
 from vllm_capacity.verdicts.loads import MIN_PLATEAU_SECONDS
 from vllm_capacity.verdicts.regimes import LIMITS, Judged
 
@@ -134,8 +134,13 @@ def _load_needed(sight: Foresight, loads: Loads, kv_limit: float | None) -> floa
 def _too_few(loads: Loads) -> str:
     if not len(loads):
         return "no load with throughput was given; a bend takes three different loads or more"
+    count = len(np.unique(loads.running))
+    seen = "only one load was seen, of" if count == 1 else f"only {count} loads were seen, up to"
+    if count >= MIN_LOADS:
+        span = loads.heaviest / float(loads.running[0])
+        seen = f"the {count} loads seen lie only {span:.2f} × apart, up to"
     return (
-        f"only {len(np.unique(loads.running))} different load(s) were seen, the heaviest "
-        f"{loads.heaviest:,.1f} running requests; a bend takes {MIN_LOADS} or more, up to about "
-        f"{max(_LEAST_TELLING, 4 * loads.heaviest):,.0f} running requests"
+        f"{seen} {loads.heaviest:,.1f} running requests; a bend takes {MIN_LOADS} loads or more, "
+        f"{MIN_SPAN:g} × apart, up to about {max(_LEAST_TELLING, 4 * loads.heaviest):,.0f} running "
+        "requests"
     )

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.prices import NO_PRICE as NO_PRICE
 
-NO_PRICE = "no price given: pass --usd-per-hour or --price"
 OUTPUT_TOKEN_WEIGHT = 4.0
 """What an output token weighs against an input token where no seconds were measured (1:4)."""
 

@@ -13,7 +13,8 @@ Foreseeing the peak from lighter load, in words:
    preemptions.
 4. The weighed spread of X at those loads, and 5 % for what a sweep scatters (11 % with three loads,
    8 with five: few loads follow any curve), gives the interval; its median is the middle. A peak is
-   no less than what was seen, which bounds all of it. The low end is never above that, less what a
+   no less than what was seen, less its error, which bounds all of it; loads measured once err as
+   far as they scatter about the likeliest curve. The low end is never above that, less what a
    measurement errs (3 %): a ceiling of the scheduler shows only on reaching it. Since next to
    nothing lies below it, the high end is at 93 %; it is 6 % above what was seen, at least.
 5. Where high and low lie more than 2.5 × apart, that is no answer: the curve has not bent. The load
@@ -27,7 +28,7 @@ makes of it, it prints. `tests/verdicts/test_saturation_published.py` holds them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ MIN_SPAN = 1.5
 """How many times the lightest load the heaviest must be."""
 NEAR_KV_LIMIT = 2.0
 """Any loads will do where the KV cache is full by this many times the heaviest: a near bound."""
+SAME_LOAD = 1.08
+"""Loads within 8 % may be one load, measured again."""
 FARTHEST_LOAD = 5.0
 """How many times the heaviest load seen the peak may lie away."""
 
@@ -77,6 +80,11 @@ class Loads:
         e = np.zeros_like(n) if error is None else np.asarray(error, float)
         order = np.argsort(n, kind="stable")
         return cls(n[order], x[order], e[order])
+
+    def up_to(self, last: int) -> Loads:
+        """The loads up to and with that one."""
+        columns = (self.running, self.output, self.error)
+        return Loads(*(column[: last + 1] for column in columns))
 
     def __len__(self) -> int:
         return len(self.running)
@@ -143,6 +151,7 @@ def foreseen_peak(
     """The peak throughput that the loads let foresee; None where they are too few (`MIN_LOADS`)."""
     if not _is_enough(loads, kv_limit):
         return None
+    loads = replace(loads, error=_known_errors(loads, prior))
     weights, levels, bends, shapes = _candidates(loads, prior)
     reaches, reach_weights, losses = _reaches(loads.heaviest, kv_limit, prior.farthest)
     growth = _growth(bends[:, None], shapes[:, None], reaches[None, :])
@@ -171,6 +180,24 @@ def _is_enough(loads: Loads, kv_limit: float | None) -> bool:
     is_bounded = kv_limit is not None and kv_limit <= NEAR_KV_LIMIT * loads.heaviest
     spans = loads.heaviest / float(loads.running[0])
     return is_bounded or (len(np.unique(loads.running)) >= MIN_LOADS and spans >= MIN_SPAN)
+
+
+def _known_errors(loads: Loads, prior: Prior) -> Floats:
+    """The loads' errors; of loads measured once, how far loads scatter about the likeliest curve.
+
+    Only up to the highest output: no candidate falls, and a fall is no error.
+    """
+    rising = loads.up_to(int(np.argmax(loads.output)))
+    if len(rising) <= MIN_LOADS or (loads.error > 0).all():
+        return loads.error
+    weights, levels, bends, shapes = _candidates(rising, prior)
+    best = int(np.argmax(weights))
+    growth = _growth(bends[best], shapes[best], rising.running / rising.heaviest)
+    off = np.log(rising.output) - levels[best] - growth
+    precision = 1 / _errors(rising, prior) ** 2
+    spread = (off**2 * precision).sum() / precision.sum()
+    scatter = np.sqrt(spread * len(rising) / (len(rising) - 2))
+    return np.where(loads.error > 0, loads.error, scatter)
 
 
 def _candidates(loads: Loads, prior: Prior) -> tuple[Floats, Floats, Floats, Floats]:

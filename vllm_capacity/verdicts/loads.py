@@ -21,6 +21,7 @@ from vllm_capacity.verdicts.curve import Floats, Loads
 from vllm_capacity.verdicts.regimes import Judged, Row
 
 Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 MIN_PLATEAU_SECONDS = 60.0
 _MIN_PLATEAU_STEPS = 2
@@ -35,6 +36,7 @@ _ENOUGH_SCRAPES = 3
 _CORRELATION = 1.5
 _OF_PEAK = 0.95
 _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
+_LEAST_SPAN, _FLAT_GROWTH = 1.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -201,20 +203,21 @@ def plateau(judged: Sequence[Judged], *, seed: int = 0) -> Plateau | None:
     return Plateau(output, running, len(held), seconds)
 
 
-def points_plateau(loads: Loads) -> tuple[float, float, float] | None:
-    """Lowest, mean and highest output of the loads on a plateau; None where there is none.
+def on_plateau(loads: Loads) -> Mask | None:
+    """Which loads are on a plateau, within 5 % of the highest output; None where there is none.
 
-    A plateau is what loads hold that lie within 5 % of the highest output, where they are 1.4 ×
-    apart or three: from the lightest such load on, output no longer grows, whatever heavier loads
-    do to it.
+    A plateau is where the lightest of them and the heaviest load of all are 1.4 × apart: from it
+    on, output no longer grows, whatever heavier loads do to it. Short of that, three loads that are
+    10 % apart and over which output grows by less than the 0.3th power of load.
     """
-    peak = float(loads.output.max())
-    is_near = loads.output >= _OF_PEAK * peak
-    first = float(loads.running[int(np.argmax(is_near))])
-    near = loads.output[is_near]
-    if loads.heaviest < _PLATEAU_SPAN * first and len(near) < _PLATEAU_LOADS:
+    is_near = loads.output >= _OF_PEAK * float(loads.output.max())
+    running, output = loads.running[is_near], loads.output[is_near]
+    if loads.heaviest >= _PLATEAU_SPAN * running[0]:
+        return is_near
+    if len(running) < _PLATEAU_LOADS or running[-1] < _LEAST_SPAN * running[0]:
         return None
-    return float(near.min()), float(near.mean()), peak
+    growth = np.polyfit(np.log(running), np.log(output), 1)[0]
+    return is_near if growth <= _FLAT_GROWTH else None
 
 
 def _limited_stretches(judged: Sequence[Judged]) -> list[list[Judged]]:

@@ -2,11 +2,13 @@
 
 No queue and no scrape is in such a table, so no regime can be told but a full KV cache, where
 that is given. The capacity is the plateau that the loads reached, or the peak they let foresee
-(`curve.py`).
+(`curve.py`). A plateau of a few loads may still bend upwards, and a lone peak may stand between two
+loads that were tried: there the interval takes in what the curve lets foresee.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,23 @@ import polars as pl
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts import regimes
 from vllm_capacity.verdicts.capacity import foreseen, foreseen_running
-from vllm_capacity.verdicts.curve import Floats, Loads, foreseen_peak, kv_limit_running
-from vllm_capacity.verdicts.loads import points_plateau
+from vllm_capacity.verdicts.curve import (
+    PRIOR,
+    SAME_LOAD,
+    Floats,
+    Foresight,
+    Loads,
+    foreseen_peak,
+    kv_limit_running,
+)
+from vllm_capacity.verdicts.loads import Mask, on_plateau
 
 _KV_FULL_RATIO = 0.9
-_OF_PEAK = 0.95
-_SAME_LOAD, _LONG_TABLE = 1.08, 32
+_ROWS_A_LOAD = 1.5
+"""From so many rows a load on, rows within 8 % are one load; else each row is its own."""
 _PLATEAU_LOW, _PLATEAU_HIGH = 0.96, 1.06
+_MANY_LOADS = 4
+"""So many loads on a plateau show by themselves how far it scatters."""
 _NO_NOW = "a table of loads has no present load to compare with its capacity"
 
 
@@ -29,22 +41,22 @@ def fit_points(points: pl.DataFrame) -> dict[str, Any]:
     """The saturation object for a frame of loads.
 
     Columns used: running_requests, output_tokens_per_second and, if there, kv_cache_ratio. Rows
-    without a load or an output are left out, and rows of one load are averaged; in a long table (a
-    row a scrape or so) loads within 8 % are one. The headroom is unknown and `regimes` empty:
-    nothing here happened at a time.
+    without a load or an output are left out, and rows of one load are averaged: rows of the same
+    running requests, or within 8 % where the table has several rows for each such load (repeated
+    runs, a row a step). The headroom is unknown and `regimes` empty: nothing here happened at a
+    time.
     """
     loads, kv_ratio = _loads(points)
-    limit = kv_limit_running(loads.running, kv_ratio) if len(loads) else None
-    held = points_plateau(loads) if len(loads) else None
-    if held is None:
+    limit = _kv_limit(loads, kv_ratio) if len(loads) else None
+    near = on_plateau(loads) if len(loads) else None
+    if near is None:
         sight = foreseen_peak(loads, limit) if len(loads) else None
         capacity = foreseen(sight, loads, limit)
         running = foreseen_running(capacity, loads, limit)
         is_full = False
     else:
-        is_near = loads.output >= _OF_PEAK * loads.output.max()
-        capacity, running = _held(loads, held, is_near)
-        is_full = bool((kv_ratio[is_near] >= _KV_FULL_RATIO).all())
+        capacity, running = _held(loads, near, limit)
+        is_full = bool((kv_ratio[near] >= _KV_FULL_RATIO).all())
     return {
         "regime": regimes.KV if is_full else regimes.UNKNOWN,
         "first_limit": regimes.KV if is_full else None,
@@ -66,7 +78,7 @@ def _loads(points: pl.DataFrame) -> tuple[Loads, Floats]:
         )
         .filter(pl.col(running).is_finite() & pl.col(output).is_finite())
         .filter((pl.col(running) > 0) & (pl.col(output) > 0))
-        .sort(running)
+        .sort(running, output)
     )
     scatter = pl.col(output).std() / pl.col(output).mean() / pl.len().sqrt()
     loads = (
@@ -78,11 +90,22 @@ def _loads(points: pl.DataFrame) -> tuple[Loads, Floats]:
     return Loads.of(*columns), loads["kv"].fill_null(float("nan")).to_numpy()
 
 
+def _kv_limit(loads: Loads, kv_ratio: Floats) -> float | None:
+    """Where the KV cache would be full; no lighter than the heaviest load, which did run."""
+    limit = kv_limit_running(loads.running, kv_ratio)
+    return None if limit is None else max(limit, loads.heaviest)
+
+
 def _load_numbers(running: list[float]) -> list[int]:
     """Which load each row belongs to, rows sorted: a load spans its lightest row's, or 8 % more."""
+    merged = _numbered(running, SAME_LOAD)
+    is_repeated = bool(merged) and len(running) >= _ROWS_A_LOAD * (merged[-1] + 1)
+    return merged if is_repeated else _numbered(running, 1.0)
+
+
+def _numbered(running: list[float], span: float) -> list[int]:
     numbers: list[int] = []
     first = 0.0
-    span = _SAME_LOAD if len(set(running)) > _LONG_TABLE else 1.0
     for value in running:
         is_new = not numbers or value > span * first
         first = value if is_new else first
@@ -90,25 +113,60 @@ def _load_numbers(running: list[float]) -> list[int]:
     return numbers
 
 
-def _held(
-    loads: Loads, held: tuple[float, float, float], is_near: np.ndarray[Any, Any]
-) -> tuple[Estimate, Estimate]:
-    """Capacity and its load for loads that reached a plateau."""
-    low, mean, peak = held
-    plateau = loads.running[is_near]
+def _held(loads: Loads, near: Mask, limit: float | None) -> tuple[Estimate, Estimate]:
+    """Capacity and its load for loads that reached a plateau, or a lone peak and fell."""
+    output, plateau = loads.output[near], loads.running[near]
+    low, high = _PLATEAU_LOW * float(output.min()), _PLATEAU_HIGH * float(output.max())
+    last = int(np.flatnonzero(near)[-1])
+    beyond = float(loads.running[last + 1]) if last + 1 < len(loads) else None
+    is_lone = len(plateau) == 1
+    basis = _plateau_words(plateau)
+    if is_lone or (beyond is None and len(plateau) < _MANY_LOADS):
+        sight = _sight(loads, last, beyond, limit)
+        if is_lone and (sight is None or not sight.is_answer):
+            unknown = Estimate.unknown(_between(loads, last))
+            return unknown, unknown
+        if sight is not None:
+            low, high = min(low, sight.low), max(high, sight.high)
     knee = float(plateau[0])
     below = loads.running[loads.running < knee]
-    capacity = Estimate.known(
-        _PLATEAU_LOW * low,
-        mean,
-        _PLATEAU_HIGH * peak,
-        f"mean of the {len(plateau)} loads from {knee:,.1f} to {plateau[-1]:,.1f} running "
-        "requests, over which throughput grew by no more than 5 %",
-    )
     running = Estimate.known(
         float(below[-1]) if len(below) else knee,
         knee,
-        float(plateau[-1]),
-        "the lightest load that reached the plateau; between the next lighter and its heaviest",
+        beyond if is_lone and beyond is not None else float(plateau[-1]),
+        "the lightest load that reached it; between the next lighter and the heaviest that may",
     )
-    return capacity, running
+    return Estimate.known(low, float(output.mean()), high, basis), running
+
+
+def _sight(loads: Loads, last: int, beyond: float | None, limit: float | None) -> Foresight | None:
+    """What the loads up to the last on a plateau let foresee, short of a heavier one that fell."""
+    seen = loads.up_to(last)
+    if beyond is None:
+        return foreseen_peak(seen, limit)
+    farthest = min(PRIOR.farthest, beyond / seen.heaviest)
+    return foreseen_peak(seen, limit, prior=replace(PRIOR, farthest=farthest))
+
+
+def _plateau_words(plateau: Floats) -> str:
+    if len(plateau) == 1:
+        return (
+            f"the highest load, {plateau[0]:,.1f} running requests: heavier ones gave less; the "
+            "interval is what lies between the loads tried"
+        )
+    return (
+        f"mean of the {len(plateau)} loads from {plateau[0]:,.1f} to {plateau[-1]:,.1f} running "
+        "requests, over which throughput grew by no more than 5 %"
+    )
+
+
+def _between(loads: Loads, last: int) -> str:
+    """Why a lone peak is no answer, and which loads would tell."""
+    running, output = loads.running, loads.output
+    lighter = running[last - 1] if last else 0.0
+    return (
+        f"throughput rose to {output[last]:,.0f} output tokens/s at {running[last]:,.1f} running "
+        f"requests and was {output[last + 1]:,.0f} at {running[last + 1]:,.1f}: the peak lies "
+        f"somewhere between {lighter:,.1f} and {running[last + 1]:,.1f}, and it takes loads there, "
+        "or the heavier one again, to tell it"
+    )

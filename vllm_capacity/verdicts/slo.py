@@ -17,6 +17,8 @@ from vllm_capacity.verdicts.regimes import Judged, Row
 
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5
+_LEAST_STEPS = 3.0
+_FALLEN = 1.05
 _TERMS = {"ttft_p95_seconds": "p95 TTFT", "itl_p95_seconds": "p95 ITL"}
 
 
@@ -48,7 +50,8 @@ def slo_capacity(
 ) -> Estimate:
     """The highest throughput, output tokens/s, at which p95 TTFT and p95 ITL meet their targets.
 
-    Between the heaviest load that met them and the lightest that did not. A load is a band of
+    Between the heaviest load that met them and the lightest that did not, and no less than any load
+    that met them gave (throughput may fall with load). A load is a band of
     running requests, or all steps in which the server was the limit (there load shows in the queue,
     not in running); its p95 is the median of its steps'. Engines add up. Unknown where no target is
     given, every load met them (capacity lies higher) or none did. `steps` as in `STEP_SCHEMA`.
@@ -69,7 +72,9 @@ def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
 
     One-sided t-tests of the slopes of waiting requests and of p95 TTFT over time, per engine; the
     fleet is over-saturated where one engine is. A threshold on either alone would take a burst, or
-    a change of prompts, for it. None where every engine has fewer than five steps with both.
+    a change of prompts, for it. Steps that resemble their neighbours count for fewer: n (1 − r) ÷
+    (1 + r) of them, r the correlation of neighbours' residuals (Bayley and Hammersley 1946, for one
+    lag). None where every engine has fewer than five steps with both.
     """
     found = [_two_slopes(engine, rows) for engine, rows in regimes.engine_rows(steps).items()]
     known = [one for one in found if one.is_oversaturating is not None]
@@ -114,7 +119,9 @@ def _engine_capacity(judged: Sequence[Judged], asked: dict[str, float]) -> Estim
         )
     held, missed = loads[first_miss - 1], loads[first_miss]
     crossing = held.output + _crossing_share(held, missed) * (missed.output - held.output)
+    best = max(load.output for load in loads[:first_miss])
     low, mid, high = sorted((held.output, crossing, missed.output))
+    low, mid, high = max(low, best), max(mid, best), max(high, best)
     basis = (
         f"{targets}: held at {held.running:,.1f} running requests ({held.worst:.2f} × the target), "
         f"missed at {missed.running:,.1f} ({missed.worst:.2f} ×)"
@@ -137,10 +144,16 @@ def _never_missed(judged: Sequence[Judged], loads: Sequence[_Load], targets: str
     held = plateau(judged)
     if held is not None:
         return replace(held.output, basis=f"{targets} held up to saturation: {held.output.basis}")
-    best = max(load.output for load in loads)
+    best = max(loads, key=lambda load: load.output)
+    more = "more load would tell it"
+    if best.output > _FALLEN * loads[-1].output:
+        more = (
+            f"past {best.running:,.1f} running requests throughput fell: loads about there would "
+            "tell it"
+        )
     return Estimate.unknown(
         f"{targets} held at every load seen, up to {loads[-1].running:,.1f} running requests: "
-        f"the capacity is at least {best:,.0f} output tokens/s, and more load would tell it"
+        f"the capacity is at least {best.output:,.0f} output tokens/s, and {more}"
     )
 
 
@@ -178,8 +191,15 @@ def _slope(seconds: Floats, values: list[float]) -> tuple[float, float]:
         return 0.0, 1.0
     from scipy import stats  # half a second to import, and most commands never get here
 
-    fit = stats.linregress(seconds, values, alternative="greater")
-    return float(fit.slope), float(fit.pvalue)
+    series = np.asarray(values)
+    fit = stats.linregress(seconds, series)
+    rest = series - fit.slope * seconds - fit.intercept
+    alike = max(0.0, float(rest[1:] @ rest[:-1]) / float(rest @ rest)) if rest.any() else 0.0
+    steps = max(_LEAST_STEPS, len(rest) * (1 - alike) / (1 + alike))
+    if not fit.stderr:
+        return float(fit.slope), 0.0 if fit.slope > 0 else 1.0
+    t = fit.slope / fit.stderr * np.sqrt((steps - 2) / (len(rest) - 2))
+    return float(fit.slope), float(stats.t.sf(t, steps - 2))
 
 
 def _median(rows: Sequence[Row], column: str) -> float:
