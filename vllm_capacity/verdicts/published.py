@@ -61,7 +61,7 @@ def measured_ratio(asked: Question, published: Sequence[Measurement]) -> Estimat
             if all(_with_async(side[key], flag) for side in (froms, tos))
         ]
         every = (*alike, _pair(froms[key], tos[key]))
-        near = [pair for pair in every if _answers(pair, asked) and _is_under(pair.one, asked.load)]
+        near = [pair for pair in every if _answers(pair, asked) and _is_under(pair, asked.load)]
         if near:
             return _measured(min(near, key=lambda pair: _apart(pair, asked)), asked)
     return None
@@ -142,15 +142,19 @@ def _answers(pair: Pair, asked: Question) -> bool:
     return _apart(pair, asked) <= near and all(abs(length) <= SAME_LENGTHS for length in lengths)
 
 
-def _is_under(run: Measurement, load: Load) -> bool:
-    """Whether a run was under the load that a question tells; True where it tells none."""
+def _is_under(pair: Pair, load: Load) -> bool:
+    """Whether a pair was under the load that a question tells; True where it tells none."""
     if load.clients is not None:
-        return run.clients == load.clients
+        return pair.one.clients == load.clients
     if load.requests_per_second is not None:
-        return run.offered_per_second == load.requests_per_second
+        return pair.one.offered_per_second == load.requests_per_second
+    return not load.is_capacity or (_is_behind(pair.one) and _is_behind(pair.other))
+
+
+def _is_behind(run: Measurement) -> bool:
+    """Whether more came than was served: what was measured is what that GPU can do."""
     offered = run.offered_per_second * run.output_tokens
-    is_behind = run.clients is None and run.output_tokens_per_second < KEPT_UP * offered
-    return is_behind or not load.is_capacity
+    return run.clients is None and run.output_tokens_per_second < KEPT_UP * offered
 
 
 def _apart(pair: Pair, asked: Question) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from vllm_capacity.errors import InputError
@@ -10,6 +9,8 @@ from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.llms import Llm
 from vllm_capacity.verdicts.roofline import Job
 
+MOST, MOST_GPUS = 1e12, 1024
+"""Past all measure: no rate, count or replica is larger."""
 MOST_SERVED = 1.1
 """Of what an open load asks for, the most that may have been measured: lengths vary in a window."""
 
@@ -32,8 +33,10 @@ class Load:
     def __post_init__(self) -> None:
         """Refuse two loads at once, and none at all."""
         loads = [load for load in (self.clients, self.requests_per_second) if load is not None]
-        if not all(math.isfinite(load) and load > 0 for load in loads):
+        if not all(0 < load <= MOST for load in loads):
             raise InputError(f"Clients and requests/s must be above 0; found {loads[0]:g}.")
+        if self.clients is not None and self.clients < 1:
+            raise InputError(f"A load test holds one client or more; found {self.clients:g}.")
         if len(loads) + self.is_capacity > 1:
             raise InputError(
                 "A load is clients that are held busy, or requests/s that come; found both: "
@@ -64,10 +67,10 @@ class Question:
     def __post_init__(self) -> None:
         """Refuse what cannot have been measured."""
         numbers = (self.output_tokens_per_second, self.input_tokens, self.output_tokens)
-        if self.gpus < 1 or not all(math.isfinite(n) and n > 0 for n in numbers):
+        if not 1 <= self.gpus <= MOST_GPUS or not all(0 < n <= MOST for n in numbers):
             raise InputError(
-                "GPUs, the output rate and both token counts must be above 0; found "
-                f"{self.gpus}, {', '.join(f'{n:g}' for n in numbers)}."
+                f"There must be 1 to {MOST_GPUS} GPUs, and the output rate and both token counts "
+                f"be above 0; found {self.gpus:g}, {', '.join(f'{n:g}' for n in numbers)}."
             )
         offered = self.offered_tokens_per_second
         if offered is not None and self.output_tokens_per_second > MOST_SERVED * offered:

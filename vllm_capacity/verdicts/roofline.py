@@ -248,6 +248,8 @@ def is_native(dtype: str, gpu: Gpu) -> bool:
     """Whether the GPU multiplies that weight type itself, and need not widen it to 16 bits."""
     if dtype == "fp8":
         return gpu.has_fp8
+    if dtype == "int8":
+        return gpu.int8_dense_tops is not None
     if dtype == "nvfp4":
         return gpu.fp4_dense_tflops is not None
     return dtype in ("bf16", "fp32", "mxfp4")
@@ -259,6 +261,8 @@ def _usable_flops(job: Job, machine: Machine, cal: Calibration) -> float:
     share = _kind_share(job, gpu, cal)
     if dtype == "fp8" and is_native(dtype, gpu):
         peak, share = gpu.fp8_dense_tflops or 2 * peak, share * cal.native_fp8
+    elif dtype == "int8" and gpu.int8_dense_tops is not None:
+        peak, share = gpu.int8_dense_tops, share * cal.native_fp8
     elif dtype == "nvfp4" and gpu.fp4_dense_tflops is not None:
         peak, share = gpu.fp4_dense_tflops, share * cal.native_fp8**2
     elif dtype in ("fp8", "int8", "int4", "nvfp4"):

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.published import correction, measured_ratio
-from vllm_capacity.verdicts.question import Question
+from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.roofline import (
     FITTED_FAMILIES,
     OFFERED,
@@ -36,6 +36,7 @@ from vllm_capacity.verdicts.whatif_scaling import (
     Forms,
     Side,
     busy_log,
+    excess,
     light_share,
     loaded_side,
     log_ratio,
@@ -57,6 +58,9 @@ SERVED_HALF_WIDTH = 0.08
 """Half the band, in logarithms, where all that comes is served: so far runs of one load differ."""
 UNFITTED_FACTOR = 1.25
 """How much wider where an architecture was never fitted."""
+MOST_BELIEVED = 10.0
+"""A rate of more times the arithmetic is no such set-up; cached prompts can make up some of it."""
+_MAY_BE_NATIVE = ("fp8", "int8", "nvfp4")
 OTHER_KERNELS_HALF_WIDTH = 0.60
 """The same with another vendor's kernels, whatever the load."""
 SPAN_SHARE = 0.5
@@ -91,12 +95,61 @@ def what_if(
     what the measured engine says of itself: it then has half the say in the scaling.
     """
     cal = calibration or Calibration()
-    if reason := refusal(question):
+    if reason := refusal(question) or _unbelievable(question, prefer or {}, cal):
         return Estimate.unknown(reason)
     if question.from_gpu == question.to_gpu and question.dtype == question.to_dtype:
         return Estimate.exact(question.output_tokens_per_second, "measured: the same GPU and type")
+    found = _uncapped(question, published, prefer or {}, cal, busy)
+    if not is_native(question.to_dtype, question.to_gpu.rows[0]):
+        wide = replace(question, to_dtype="bf16")
+        sixteen = what_if(wide, published=published, prefer=prefer, busy=busy, calibration=cal)
+        words = _widened_words(question, found, sixteen, prefer or {}, cal)
+        found = replace(found, basis="; ".join([found.basis, *words]))
+    return _capped(found, question)
+
+
+def _unbelievable(question: Question, prefer: Forms, cal: Calibration) -> str:
+    """Why nothing can be scaled from a rate that G surely cannot give; empty where it may."""
+    measured = question.output_tokens_per_second
+    rate = max(side.rate for side in _both_sides(question, prefer, cal)[0])
+    if measured <= MOST_BELIEVED * rate:
+        return ""
+    return (
+        f"{measured:g} output tokens/s is more than {MOST_BELIEVED:g} × the {rate:.3g} that the "
+        f"arithmetic gives on {question.gpus} × {question.from_gpu.label}: nothing can be scaled "
+        "from it. Check the GPU and its count, the weight type, the token counts and the clients"
+    )
+
+
+def _uncapped(
+    question: Question,
+    published: Sequence[Measurement],
+    prefer: Forms,
+    cal: Calibration,
+    busy: Busy | None,
+) -> Estimate:
+    scaled = _scaled(question, published, prefer, cal, busy)
     found = measured_ratio(question, published)
-    return _capped(found or _scaled(question, published, prefer or {}, cal, busy), question)
+    if found is None:
+        return scaled
+    return found if question.load.is_known else _unless_light(found, question, published, scaled)
+
+
+def _unless_light(
+    found: Estimate, question: Question, published: Sequence[Measurement], scaled: Estimate
+) -> Estimate:
+    """A measured pair; where its load was a light one, so far as to hold what scaling gives.
+
+    Nobody said that the question's load is that one.
+    """
+    full = replace(question, load=Load(is_capacity=True))
+    if measured_ratio(full, published) or scaled.mid is None or found.low is None:
+        return found
+    low, mid, high = found.low, found.mid or found.low, found.high or found.low
+    words = "a light load; another one of that rate may scale as the arithmetic does"
+    return Estimate.known(
+        min(low, scaled.mid), mid, max(high, scaled.mid), f"{found.basis}; {words}"
+    )
 
 
 def _scaled(
@@ -122,24 +175,22 @@ def _scaled(
     shift *= 1 - lightness
     saturated = CORRECTED_HALF_WIDTH if weight >= 1 else HALF_WIDTH
     fade = min(lightness / FULLY_LIGHT, 1.0)
-    half = (1 - fade) * saturated + fade * LIGHT_HALF_WIDTH
+    half = (1 - fade) * saturated + fade * LIGHT_HALF_WIDTH + math.log(excess(question, froms[0]))
     down, up = _band(_widened(half, froms[0], tos[0]), ratios, gain=middle + shift, fade=fade)
     mid = question.output_tokens_per_second * math.exp(middle + shift)
-    words = [
-        *_basis(question, froms[0], tos[0], weight=weight),
-        *_dtype_words(question, froms[0], tos[0], cal, shift=shift),
-    ]
+    words = _basis(question, froms[0], tos[0], weight=weight)
     return Estimate.known(mid * math.exp(-down), mid, mid * math.exp(up), "; ".join(words))
 
 
 def _band(half: float, ratios: Sequence[float], *, gain: float, fade: float) -> tuple[float, float]:
     """How far the band reaches down and up from a gain, in logarithms.
 
-    It takes on part of a span (the first ratio is its middle), and reaches to the same rate as far
-    as the load is light.
+    It takes on part of a span (the first ratio is its middle) and holds each end of it, and reaches
+    to the same rate as far as the load is light.
     """
-    down = math.hypot(half, SPAN_SHARE * (ratios[0] - min(ratios)))
-    up = math.hypot(half, SPAN_SHARE * (max(ratios) - ratios[0]))
+    below, above = ratios[0] - min(ratios), max(ratios) - ratios[0]
+    down = max(math.hypot(half, SPAN_SHARE * below), below)
+    up = max(math.hypot(half, SPAN_SHARE * above), above)
     return down + fade * max(gain + 0.05 - down, 0.0), up + fade * max(0.05 - gain - up, 0.0)
 
 
@@ -195,9 +246,14 @@ def _basis(question: Question, one: Side, other: Side, *, weight: float) -> Iter
     clients = question.load.clients
     yield f"{_side_words(one, clients)}, then {_side_words(other, clients)}"
     if weight:
-        yield f"corrected by published pairs of this model at other lengths (weight {weight:.1f})"
+        yield f"corrected by published pairs of this model (weight {weight:.1f})"
     if light_share(question, one):
         yield _light_words(question, one)
+    if excess(question, one) > 1:
+        yield (
+            f"that is {question.output_tokens_per_second / one.rate:.1f} × what the arithmetic "
+            "gives on G: cached prompts, or another set-up than told? Hence the wider band"
+        )
     families = {side.machine.gpu.family for side in (one, other)}
     if not families <= set(FITTED_FAMILIES):
         named = ", ".join(sorted(families - set(FITTED_FAMILIES)))
@@ -237,30 +293,31 @@ def _side_words(side: Side, clients: float | None) -> str:
     return f"{side.machine.gpu.name}: {times.batch:.0f} running ({limit}), mostly {most}"
 
 
-def _dtype_words(
-    question: Question, one: Side, other: Side, cal: Calibration, *, shift: float
+def _widened_words(
+    question: Question, found: Estimate, sixteen: Estimate, prefer: Forms, cal: Calibration
 ) -> Iterator[str]:
     """What a weight type does on a GPU that cannot multiply it, and why it is faster where it is.
 
-    Faster than 16 bits on that GPU would be, or than what was measured on the same GPU.
+    Faster than `sixteen`, the answer for 16 bits on that GPU (or what was measured there).
     """
-    dtype, machine = question.to_dtype, other.machine
-    if is_native(dtype, machine.gpu):
-        return
-    yield (
-        f"{machine.gpu.name} has no {dtype} tensor cores: weights are widened to 16 bits, "
-        "no compute won"
-    )
+    dtype = question.to_dtype
+    froms, tos = _both_sides(question, prefer, cal)
+    one, other = froms[0], tos[0]
+    gpu = other.machine.gpu
+    if dtype in _MAY_BE_NATIVE:
+        yield f"{gpu.name} has no {dtype} tensor cores: weights widen to 16 bits, no compute won"
+    else:
+        yield f"vLLM widens {dtype} weights to 16 bits: no compute won"
     wide = question.job("bf16")
-    if kv_room_bytes(wide, machine) <= 0:
+    if kv_room_bytes(wide, other.machine) <= 0:
         yield "still faster than 16 bits, because those leave no KV room"
-        return
-    sixteen = loaded_side(wide, machine, cal, clients=question.load.clients)
-    gain = log_ratio(question, one, other, cal)
-    if gain > log_ratio(question, one, sixteen, cal):
-        yield f"still faster than 16 bits, because {_why_smaller_is_faster(sixteen, other)}"
-    elif shift > 0 and gain + shift > 0 and question.from_gpu == question.to_gpu:
-        yield "still faster than measured, because published pairs of this model say so"
+    elif sixteen.mid is not None and found.mid is not None and found.mid > sixteen.mid:
+        side = loaded_side(wide, other.machine, cal, clients=question.load.clients)
+        is_reckoned = log_ratio(question, one, other, cal) > log_ratio(question, one, side, cal)
+        why = "published pairs of this model say so"
+        if is_reckoned:
+            why = _why_smaller_is_faster(side, other)
+        yield f"still faster than 16 bits, because {why}"
 
 
 def _why_smaller_is_faster(sixteen: Side, other: Side) -> str:

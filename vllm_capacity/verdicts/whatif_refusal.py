@@ -36,6 +36,11 @@ def impossible(job: Job, gpu: Gpu) -> str:
         return f"{gpu.name} cannot run {job.dtype} weights: vLLM has no kernel before Ampere"
     if tensor_tflops_range(gpu, gpus()) is None:
         return f"no TFLOPS of {gpu.name} or of its architecture {gpu.family} in gpu_specs.csv"
+    if job.llm.attention_heads % min(job.gpus, job.llm.attention_heads):
+        return (
+            f"{job.gpus} GPUs do not divide the {job.llm.attention_heads} attention heads of "
+            f"{job.llm.model}: vLLM splits them evenly"
+        )
     weights = job.llm.weights_bytes(job.dtype) / job.gpus
     if weights > gpu.memory_bytes:
         return _too_heavy(job, gpu)
