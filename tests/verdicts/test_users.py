@@ -45,6 +45,16 @@ def test_published_users_lie_inside(model, dtype, gpu, tokens, published):
     assert found.mid == pytest.approx(published, rel=0.06)
 
 
+def test_gpus_that_do_not_divide_the_heads_serve_nobody():
+    found = users("Qwen3-8B", "bf16", "A100-80GB-SXM", 4096, gpus=3)
+    assert "3 GPUs do not divide the 32 attention heads" in found.reason
+
+
+def test_a_context_past_the_models_own_is_said():
+    found = users("gpt-oss-20b", "mxfp4", "H100-80GB-SXM", 1_000_000)
+    assert "past the model's own context of 131,072" in found.basis
+
+
 def test_an_fp8_cache_holds_twice_the_users():
     full = users("Llama-3.1-8B-Instruct", "bf16", "A100-80GB-SXM", 4096)
     half = users("Llama-3.1-8B-Instruct", "bf16", "A100-80GB-SXM", 4096, kv_dtype="fp8")

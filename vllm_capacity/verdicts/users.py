@@ -14,6 +14,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import GIB, GpuSpan
 from vllm_capacity.facts.llms import Llm
 from vllm_capacity.verdicts.roofline import Job, Machine, sequences_that_fit
+from vllm_capacity.verdicts.whatif_refusal import uneven
 
 BLOCK_TOKENS = 16
 
@@ -24,10 +25,14 @@ def users_that_fit(
     """How many sequences of that many tokens a KV cache holds at once, whole numbers.
 
     Low and high take the form factors of the span and a reserve of twice and of half of what vLLM's
-    profile run is reckoned to keep. Unknown where the weights do not fit or not one sequence does.
+    profile run is reckoned to keep. Unknown where the weights do not fit or not one sequence does,
+    or where the GPUs do not divide the attention heads. A context longer than the model's own is
+    reckoned all the same, and said.
     """
     if tokens < 1 or gpus < 1:
         raise InputError(f"Tokens and GPUs must be 1 or more, found {tokens} and {gpus}.")
+    if reason := uneven(llm, gpus):
+        return Estimate.unknown(reason)
     blocks = math.ceil(tokens / BLOCK_TOKENS) * BLOCK_TOKENS
     job = Job(llm, dtype, gpus, float(blocks), 1.0)
     shrink = llm.sequence_bytes(blocks) / llm.sequence_bytes(blocks, kv_dtype)
@@ -44,9 +49,10 @@ def users_that_fit(
             f"{weights:.1f} GiB of {dtype} weights a GPU leave {gpus} × {span.label} no KV room "
             f"for one sequence of {tokens:,} tokens"
         )
-    return Estimate.known(
-        low, mid, high, f"KV arithmetic on {gpus} × {span.label}, all at {tokens:,} tokens at once"
-    )
+    basis = f"KV arithmetic on {gpus} × {span.label}, all at {tokens:,} tokens at once"
+    if tokens > llm.max_context_tokens:
+        basis += f", which is past the model's own context of {llm.max_context_tokens:,}"
+    return Estimate.known(low, mid, high, basis)
 
 
 def reconciled_kv_tokens(cache_config: Mapping[str, str]) -> Estimate:

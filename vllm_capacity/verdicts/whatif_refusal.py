@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vllm_capacity.facts.gpus import GIB, Gpu, gpus
+from vllm_capacity.facts.llms import Llm
 from vllm_capacity.verdicts.question import Question
 from vllm_capacity.verdicts.roofline import (
     Job,
@@ -20,6 +21,8 @@ def refusal(question: Question) -> str:
     llm, context = question.llm, question.input_tokens + question.output_tokens
     if context > llm.max_context_tokens:
         return f"{context:g} tokens exceed the context of {llm.model} ({llm.max_context_tokens})"
+    if reason := uneven(llm, question.gpus):
+        return reason
     measured, asked = question.job(question.dtype), question.job(question.to_dtype)
     for reasons in (
         [impossible(measured, gpu) for gpu in question.from_gpu.rows],
@@ -30,17 +33,22 @@ def refusal(question: Question) -> str:
     return ""
 
 
+def uneven(llm: Llm, gpus: int) -> str:
+    """Why vLLM would not start on so many GPUs, with numbers; empty where it may."""
+    if gpus <= llm.attention_heads and llm.attention_heads % gpus == 0:
+        return ""
+    return (
+        f"{gpus} GPUs do not divide the {llm.attention_heads} attention heads of {llm.model}: "
+        "vLLM splits them evenly"
+    )
+
+
 def impossible(job: Job, gpu: Gpu) -> str:
     """Why a GPU cannot run a job at all, with numbers; empty where it may."""
     if gpu.family in ("Volta", "Turing") and job.dtype not in ("bf16", "fp32", "int8", "int4"):
         return f"{gpu.name} cannot run {job.dtype} weights: vLLM has no kernel before Ampere"
     if tensor_tflops_range(gpu, gpus()) is None:
         return f"no TFLOPS of {gpu.name} or of its architecture {gpu.family} in gpu_specs.csv"
-    if job.llm.attention_heads % min(job.gpus, job.llm.attention_heads):
-        return (
-            f"{job.gpus} GPUs do not divide the {job.llm.attention_heads} attention heads of "
-            f"{job.llm.model}: vLLM splits them evenly"
-        )
     weights = job.llm.weights_bytes(job.dtype) / job.gpus
     if weights > gpu.memory_bytes:
         return _too_heavy(job, gpu)
