@@ -95,6 +95,30 @@ def test_a_refusal_is_json_with_exit_0(tmp_path, stamps, args, said):
     assert said in told["reason"]
 
 
+@pytest.mark.parametrize(
+    ("time", "stamps", "head", "row"),
+    [
+        pytest.param(
+            "ts",
+            [f"2026-11-{day}T{hour:02}:00:00Z" for day in (24, 25) for hour in range(24)],
+            "from (UTC)",
+            "26 Nov 2026 00:00",
+            id="times that a person reads",
+        ),
+        pytest.param(
+            "ts_seconds", TEN_MINUTES, "from, as the file counts", "345,600", id="seconds as given"
+        ),
+    ],
+)
+def test_the_table_tells_times(tmp_path, time, stamps, head, row):
+    shown = ask(series(tmp_path, stamps, time=time), "--horizon", "2h").stdout
+    assert [shown.splitlines()[1].startswith(head), shown.splitlines()[2].startswith(row)] == [
+        True,
+        True,
+    ]
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_the_table_names_the_coverage_and_a_refusal_its_reason(tmp_path):
     shown = ask(series(tmp_path, TEN_MINUTES)).stdout
     assert "points lay inside" in " ".join(shown.split())
@@ -121,3 +145,13 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("vllm-capacity: Cannot read")
     assert done.stderr.count("\n") == 1
+
+
+def test_no_width_is_told_beside_a_mean_of_nothing(tmp_path):
+    rows = [f"{hour * 3600},{100 if hour < 24 * 11 else 0}" for hour in range(24 * 12)]
+    path = tmp_path / "stopped.csv"
+    path.write_text("\n".join(["ts_seconds,requests", *rows, ""]))
+    asked = [str(path), "--column", "requests", "--step", "1h", "--horizon", "3h"]
+    shown = CliRunner().invoke(forecast, asked, catch_exceptions=False).stdout
+    assert "of points lay inside" in shown
+    assert "mean width" not in shown

@@ -65,6 +65,8 @@ def test_intervals_hold_about_nine_in_ten_hours_and_say_so():
         pytest.param([5.0] * 48 + [None] * 30, HOUR, DAY, "last day", id="the last day missing"),
         pytest.param(([None] * 20 + [5.0] * 4) * 4, HOUR, DAY, "gaps", id="mostly gaps"),
         pytest.param([5.0] * 3, DAY, DAY, "under ten past errors", id="three daily rows"),
+        pytest.param([5.0] * 3, DAY, DAY, "11 days without gaps have ten", id="how many would do"),
+        pytest.param([5.0] * 4, 6 * HOUR, DAY, "1.25 days without", id="a day of quarter days"),
     ],
 )
 def test_refusals_have_a_reason_and_no_rows(values, grain_seconds, horizon_seconds, said):
@@ -134,7 +136,12 @@ def test_only_whole_steps_count(start, count, first_step, sums):
         pytest.param(0.0, [], id="an even grid"),
         pytest.param(2.0, [], id="rows a few seconds early or late"),
         pytest.param(2.0, [*range(100, 220)], id="two hours missing between them"),
-        pytest.param(0.0, [*range(1, 400, 2)], id="more rows missing than not"),
+        pytest.param(8.0, [], id="jobs an eighth of a row early or late"),
+        pytest.param(
+            0.0,
+            np.random.default_rng(3).permutation(np.arange(1, 599))[:330],
+            id="more rows missing than not",
+        ),
     ],
 )
 def test_the_grain_is_found_through_jitter_and_missing_rows(jitter_seconds, missing):
@@ -143,6 +150,60 @@ def test_the_grain_is_found_through_jitter_and_missing_rows(jitter_seconds, miss
     kept = np.setdiff1d(np.arange(600), missing)
     grid = demand_grid(stamps[kept], np.ones(len(kept)), step_seconds=600.0)
     assert (grid.grain_seconds, len(grid.rows)) == (60.0, 600)
+
+
+def late(row, seconds):
+    stamps = np.arange(1008) * 600.0
+    stamps[row] += seconds
+    return stamps
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [
+        pytest.param(late(500, 300.0), id="a row half its length late"),
+        pytest.param(late(500, 270.0), id="a row nearly half its length late"),
+        pytest.param(late(503, 400.0), id="the last row of an hour late"),
+        pytest.param(late(504, 300.0), id="the first row of an hour late"),
+        pytest.param(late(1007, 300.0), id="the last row late"),
+        pytest.param(late(500, -120.0), id="a row early"),
+    ],
+)
+def test_a_row_off_the_grid_changes_no_hour(stamps):
+    grid = demand_grid(stamps, np.full(len(stamps), 100.0), step_seconds=HOUR)
+    assert list(grid.values) == [600.0] * 168
+
+
+@pytest.mark.parametrize("extra", [0.0, 100.0])
+def test_a_row_more_than_expected_adds_its_count_and_no_more(extra):
+    stamps = np.sort(np.append(np.arange(1008) * 600.0, 299_700.0))
+    values = np.where(stamps == 299_700.0, extra, 100.0)
+    grid = demand_grid(stamps, values, step_seconds=HOUR)
+    assert (grid.values.sum(), grid.values[83]) == (168 * 600 + extra, 600 + extra)
+
+
+@pytest.mark.parametrize(
+    ("coarse", "fine", "said"),
+    [
+        pytest.param(720, 864, "most are 300 s apart, yet from row 1 ", id="mostly fine"),
+        pytest.param(900, 60, "most are 600 s apart, yet from row 900 ", id="mostly coarse"),
+    ],
+)
+def test_rows_that_change_their_distance_are_an_input_error(coarse, fine, said):
+    gaps = np.concatenate([np.full(coarse, 600.0), np.full(fine, 300.0)])
+    with pytest.raises(InputError, match=said):
+        demand_grid(np.cumsum(gaps) - 600.0, gaps / 6, step_seconds=HOUR)
+
+
+@pytest.mark.parametrize("grain", [60.05, 59.95])
+@pytest.mark.parametrize("step", [60.0, 600.0, HOUR, DAY])
+def test_a_clock_that_drifts_keeps_to_the_time(grain, step):
+    stamps = 1.79e9 + np.arange(20_160) * grain
+    grid = demand_grid(stamps, np.full(len(stamps), 100.0), step_seconds=step)
+    seen = grid.values[np.isfinite(grid.values)]
+    assert grid.end_seconds <= stamps[-1] + grain < grid.end_seconds + step + grain
+    assert seen == pytest.approx(100 * step / grain, rel=0.002)
+    assert len(seen) > 0.99 * len(grid.values)
 
 
 def test_an_unfinished_last_hour_is_forecast_whole():
@@ -207,6 +268,51 @@ def test_a_week_ahead_drifts_from_the_last_day_to_the_week():
     level[-24:] = 400.0
     ahead = blend(level, 24 * 7, 24)
     assert ahead[:24].mean() > 2 * ahead[-24:].mean() > 2 * 100
+
+
+@pytest.mark.parametrize("now", range(0, 24, 3))
+def test_a_service_that_sleeps_at_night_is_foreseen_at_any_hour(now):
+    hour = np.arange(24 * 12) % 24
+    mean = np.where((hour >= 9) & (hour < 18), 100.0, 0.0)
+    made = [np.random.default_rng(seed).poisson(mean) for seed in range(8)]
+    end = 24 * 10 + now
+    ahead = [forecast_demand(rows(values[:end])).frame["mid"].sum() for values in made]
+    assert np.mean(ahead) == pytest.approx(900, rel=0.08)
+
+
+def test_after_a_step_of_the_level_intervals_widen_and_say_so():
+    inside = []
+    for seed in range(6):
+        noisy, _ = daily_cycle(24 * 11, seed=seed)
+        noisy[24 * 10 - 3 :] *= 2
+        found = forecast_demand(rows(noisy[: 24 * 10]))
+        inside.append((found.frame["high"].to_numpy() >= noisy[24 * 10 :]).mean())
+        assert "here widened: the last two hours lie outside" in found.method
+    assert np.mean(inside) > 0.55
+
+
+def test_a_step_out_of_days_alike_to_the_digit_has_an_interval_too():
+    ends = forecast_demand(rows([600.0] * 240 + [300.0])).frame
+    assert (ends["low"] <= 300).all()
+    assert (ends["high"] >= 600).all()
+
+
+def test_without_a_step_intervals_are_as_measured():
+    assert "widened" not in forecast_demand(rows(daily_cycle(24 * 10)[0])).method
+
+
+def test_a_last_day_of_zeros_is_zero_and_has_no_relative_width():
+    values = np.append(daily_cycle(24 * 9)[0], np.zeros(24))
+    found = forecast_demand(rows(values))
+    assert (found.frame["mid"].sum(), found.width_ratio) == (0.0, None)
+
+
+def test_a_constant_series_is_foreseen_to_the_digit():
+    assert set(forecast_demand(rows([500.0] * 168)).frame["mid"]) == {500.0}
+
+
+def test_the_method_says_that_days_of_the_week_are_taken_as_alike():
+    assert "days of the week are taken as alike" in forecast_demand(rows([5.0] * 48)).method
 
 
 def test_time_columns_come_back_as_they_came():

@@ -55,6 +55,12 @@ def test_the_week_is_told_in_the_zone_asked_for():
     assert seen.select("weekday", "hour").rows() == [(1, 9)]
 
 
+@pytest.mark.parametrize("zone", ["Foo/Bar", "../UTC", "Europe"])
+def test_an_unknown_time_zone_is_an_input_error(zone):
+    with pytest.raises(InputError, match="No time zone"):
+        idle_by_hour_of_week(hours([0.5]), time_zone=zone)
+
+
 def test_nothing_observed_is_a_week_of_nulls():
     assert idle_by_hour_of_week(hours([]))["idle_usd"].null_count() == 168
 

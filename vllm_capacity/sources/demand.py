@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, time, timedelta, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -19,26 +20,35 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.timerange import parse_instant
 
 _GAPS = frozenset({"", "nan", "null", "none", "na"})
-_ISO_TAIL = re.compile(r"(Z|[+-]\d{2}:?\d{2})$", re.IGNORECASE)
+_ISO_TAIL = re.compile(r"\d{2}(Z|[+-]\d{2}(?::?\d{2})?)$", re.IGNORECASE)
+_DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
+_NUMBERED = re.compile(r"_duplicated_\d+$")
+_MOST = 1e12
 _EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 
 @dataclass(frozen=True)
 class Clock:
-    """How a file writes an instant: a number, `units_per_second`, or ISO text as its first is."""
+    """How a file writes an instant: a number, `units_per_second`, or ISO text as its latest is."""
 
     units_per_second: float | None
     separator: str = "T"
     tail: str = ""
+    is_date: bool = False
 
     def written(self, ts_seconds: float) -> float | int | str:
-        """The instant as the file would write it; whole numbers without a fraction."""
+        """The instant as the file would write it; whole numbers without a fraction.
+
+        A file of dates gets a time of day only where there is one.
+        """
         if self.units_per_second is not None:
             number = round(ts_seconds * self.units_per_second, 6)
             return int(number) if number == int(number) else number
         zone = _zone(self.tail)
         instant = datetime.fromtimestamp(0, UTC) + timedelta(seconds=round(ts_seconds, 6))
         local = instant.astimezone(zone).replace(tzinfo=None)
+        if self.is_date and local.time() == time():
+            return local.date().isoformat()
         return local.isoformat(sep=self.separator) + self.tail
 
 
@@ -55,31 +65,38 @@ class DemandSeries:
     time_column: str
 
 
+class _Row(NamedTuple):
+    line: int
+    stamp: str
+    cell: str
+
+
 def read_demand(path: Path, column: str) -> DemandSeries:
     """The series of `column`; `InputError` names the line of a bad, negative or doubled cell."""
     table = _text_table(path)
-    time_column = next((name for name in ("ts_seconds", "ts") if name in table.columns), None)
+    names = [name.strip() for name in table.columns]
+    time_column = next((name for name in ("ts_seconds", "ts") if name in names), None)
     if time_column is None:
         raise InputError(
-            f"{path} has neither a column ts_seconds nor ts; found: {', '.join(table.columns)}."
+            f"{path} has neither a column ts_seconds nor ts; found: {', '.join(names)}."
         )
-    if column not in table.columns or column == time_column:
-        others = ", ".join(name for name in table.columns if name != time_column) or "none"
+    if column not in names or column == time_column:
+        others = ", ".join(name for name in names if name != time_column) or "none"
         raise InputError(f"{path} has no column {column!r} of counts; found: {others}.")
-    stamps = [(cell or "").strip() for cell in table[time_column].to_list()]
-    clock = _clock(time_column, stamps)
-    ts_seconds = [_instant(cell, clock, path, line) for line, cell in enumerate(stamps, start=2)]
-    cells = table[column].to_list()
-    values = [_count(cell or "", column, path, line) for line, cell in enumerate(cells, start=2)]
+    rows = _rows(table, _place(time_column, names, path), _place(column, names, path))
+    units = _units(time_column, [row.stamp for row in rows])
+    ts_seconds = [_instant(row.stamp, units, path, row.line) for row in rows]
+    values = [_count(row.cell, column, path, row.line) for row in rows]
+    _check_unique(ts_seconds, rows, path)
+    latest = rows[ts_seconds.index(max(ts_seconds))].stamp if rows else ""
     schema = {"ts_seconds": pl.Float64(), "value": pl.Float64()}
     frame = pl.DataFrame({"ts_seconds": ts_seconds, "value": values}, schema=schema)
-    _check_unique(ts_seconds, stamps, path)
-    return DemandSeries(frame.sort("ts_seconds"), clock, time_column)
+    return DemandSeries(frame.sort("ts_seconds"), _clock(units, latest), time_column)
 
 
 def _text_table(path: Path) -> pl.DataFrame:
     try:
-        table = pl.read_csv(path.read_bytes(), infer_schema=False)
+        table = pl.read_csv(path.read_bytes(), infer_schema=False, glob=False)
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from None
     except pl.exceptions.NoDataError:
@@ -87,37 +104,62 @@ def _text_table(path: Path) -> pl.DataFrame:
     except pl.exceptions.PolarsError as error:
         first_line = str(error).splitlines()[0]
         raise InputError(f"{path} is not readable as CSV: {first_line}") from None
-    return table.rename({name: name.strip() for name in table.columns})
+    return table
 
 
-def _clock(time_column: str, stamps: list[str]) -> Clock:
-    first = next((cell for cell in stamps if cell), "")
-    number = _number(first)
+def _place(name: str, names: list[str], path: Path) -> int:
+    """Where the column stands; an error where two are called so (polars numbers the second)."""
+    alike = [other for other in names if _NUMBERED.sub("", other) == name]
+    if len(alike) > 1:
+        raise InputError(f"{path} has {len(alike)} columns {name!r}; keep or rename one of them.")
+    return names.index(name)
+
+
+def _rows(table: pl.DataFrame, stamp: int, count: int) -> list[_Row]:
+    """The rows with their line; blank lines, that is rows of nothing but empty cells, left out."""
+    lines = enumerate(table.iter_rows(), start=2)
+    cells = ((line, [(cell or "").strip() for cell in row]) for line, row in lines)
+    return [_Row(line, row[stamp], row[count]) for line, row in cells if any(row)]
+
+
+def _units(time_column: str, stamps: list[str]) -> float | None:
+    """How many of a file's units of time a second has; None where it writes ISO 8601."""
+    number = _number(next((stamp for stamp in stamps if stamp), ""))
     if time_column == "ts_seconds":
-        return Clock(1.0)
-    if number is not None:
-        units = (units for least, units in _EPOCH_UNITS if abs(number) >= least)
-        return Clock(next(units, 1.0))
-    tail = _ISO_TAIL.search(first)
-    return Clock(None, " " if " " in first else "T", tail.group(1) if tail else "")
+        return 1.0
+    if number is None:
+        return None
+    return next((units for least, units in _EPOCH_UNITS if abs(number) >= least), 1.0)
+
+
+def _clock(units: float | None, latest: str) -> Clock:
+    if units is not None:
+        return Clock(units)
+    tail = _ISO_TAIL.search(latest) if ":" in latest or "T" in latest.upper() else None
+    return Clock(
+        None,
+        " " if " " in latest else "T",
+        tail.group(1) if tail else "",
+        is_date=_DATE.fullmatch(latest) is not None,
+    )
 
 
 def _zone(tail: str) -> timezone:
     if tail in ("", "Z", "z"):
         return UTC
-    offset = timedelta(hours=int(tail[1:3]), minutes=int(tail[-2:]))
+    offset = timedelta(hours=int(tail[1:3]), minutes=int(tail[3:].lstrip(":") or 0))
     return timezone(-offset if tail[0] == "-" else offset)
 
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)  # 1_000 is a number to Python alone
     except ValueError:
         return None
 
 
-def _instant(cell: str, clock: Clock, path: Path, line: int) -> float:
-    if clock.units_per_second is None:
+def _instant(cell: str, units: float | None, path: Path, line: int) -> float:
+    if units is None:
         try:
             return parse_instant(cell).timestamp()
         except InputError as error:
@@ -127,30 +169,34 @@ def _instant(cell: str, clock: Clock, path: Path, line: int) -> float:
         raise InputError(
             f"{path}, line {line}: {cell!r} is no time in numbers like the rows before."
         )
-    return number / clock.units_per_second
+    return number / units
 
 
 def _count(cell: str, column: str, path: Path, line: int) -> float | None:
-    bare = cell.strip()
-    if bare.lower() in _GAPS:
+    if cell.lower() in _GAPS:
         return None
-    number = _number(bare)
+    number = _number(cell)
     if number is None or not math.isfinite(number):
-        raise InputError(f"{path}, line {line}: {bare!r} in column {column!r} is no number.")
+        raise InputError(f"{path}, line {line}: {cell!r} in column {column!r} is no number.")
     if number < 0:
         raise InputError(
-            f"{path}, line {line}: {bare} in column {column!r} is negative; demand counts from 0. "
+            f"{path}, line {line}: {cell} in column {column!r} is negative; demand counts from 0. "
             "Leave the cell empty where nothing was recorded."
+        )
+    if number > _MOST:
+        raise InputError(
+            f"{path}, line {line}: {cell} in column {column!r} is past all measure; {_MOST:g} a "
+            "row is the most."
         )
     return number
 
 
-def _check_unique(ts_seconds: list[float], stamps: list[str], path: Path) -> None:
+def _check_unique(ts_seconds: list[float], rows: list[_Row], path: Path) -> None:
     seen: dict[float, int] = {}
-    for line, instant in enumerate(ts_seconds, start=2):
+    for instant, row in zip(ts_seconds, rows, strict=True):
         if instant in seen:
             raise InputError(
-                f"{path}, line {line}: the time {stamps[line - 2]} was given already on line "
+                f"{path}, line {row.line}: the time {row.stamp} was given already on line "
                 f"{seen[instant]}. Sum rows of one time (say, of several replicas) into one first."
             )
-        seen[instant] = line
+        seen[instant] = row.line

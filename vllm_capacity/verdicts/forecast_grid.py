@@ -3,6 +3,10 @@
 A gap is a missing row, an empty value, or a collapse of the whole series under 5 % of its median of
 ±12 h: services do not stop for half an hour and resume where they were, recorders do. A collapse at
 the same time of most days, of three or more, is a schedule or a night, and stays.
+
+A row belongs to a step by its time, not by its number, so that neither a late row nor a clock that
+drifts moves the others. Counts are summed as they come; the distance of rows only tells how much of
+a step they cover, and so what is missing.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ DAY_SECONDS = 86_400.0
 _COLLAPSE_RATIO = 0.05
 _LEAST_OBSERVED_RATIO = 0.5
 _JITTER_RATIO = 0.25
+_MOST_OFF_RATIO = 0.1
+_REGIME_ROWS = 12
+_DRIFT_RATIO = 0.01
 
 
 @dataclass(frozen=True)
@@ -60,22 +67,34 @@ def demand_grid(ts_seconds: Floats, values: Floats, *, step_seconds: float) -> G
     is a gap. Rows coarser than the step, or off an even grid, are an `InputError`.
     """
     _check_step(step_seconds)
-    grain, index = _even_grid(ts_seconds, fallback_seconds=step_seconds)
-    per_step = _rows_per_step(grain, step_seconds)
-    rows = np.full(int(index[-1]) + 1 if len(index) else 0, np.nan)
-    rows[index] = values
-    rows[collapses(rows, grain)] = np.nan
-    first = float(ts_seconds[0]) if len(ts_seconds) else 0.0
-    into_step = round(((first - first % grain) % step_seconds) / grain) % per_step
-    skipped = (per_step - into_step) % per_step
-    whole = max(0, (len(rows) - skipped) // per_step)
-    table = rows[skipped : skipped + whole * per_step].reshape(whole, per_step)
+    grain = usual_gap_seconds(ts_seconds) or step_seconds
+    _check_ratio(grain, step_seconds)
+    phase = _phase(ts_seconds, grain) if _divides(grain, step_seconds) else 0.0
+    covers = _covers(ts_seconds, grain)
+    since = ts_seconds - phase
+    places = np.floor(since / grain + _JITTER_RATIO)
+    first, end = (places[0], places[-1] + 1) if len(places) else (0.0, 0.0)
+    index = (places - first).astype(np.int64)
+    rows = _sums(index, values, covers, count=int(end - first), width=grain, grain=grain)
+    lost = collapses(rows, grain)
+    rows[lost] = np.nan
+    # An end that is up to half a row short is whole: such is the jitter of scheduled jobs.
+    step_first = np.ceil((first - 0.5) * grain / step_seconds) + 0.0
+    step_end = max(step_first, np.floor((end + 0.5) * grain / step_seconds))
+    step_index = np.floor((since + _JITTER_RATIO * grain) / step_seconds) - step_first
     return Grid(
-        values=_step_sums(table),
-        start_seconds=first + skipped * grain,
+        values=_sums(
+            step_index.astype(np.int64),
+            np.where(lost[index], np.nan, values),
+            covers,
+            count=int(step_end - step_first),
+            width=step_seconds,
+            grain=grain,
+        ),
+        start_seconds=phase + step_first * step_seconds,
         step_seconds=step_seconds,
         rows=rows,
-        rows_start_seconds=first,
+        rows_start_seconds=phase + first * grain,
         grain_seconds=grain,
     )
 
@@ -94,6 +113,63 @@ def collapses(rows: Floats, grain_seconds: float) -> NDArray[np.bool_]:
     return np.asarray(low & ~is_habit[slot])
 
 
+def usual_gap_seconds(ts_seconds: Floats) -> float | None:
+    """The distance of neighbouring rows, jitter averaged out; None for under two rows.
+
+    Of several distances that each make up a tenth the finest, the others being rows missing.
+    `InputError` where rows are on no even grid, or change their distance for good.
+    """
+    gaps = np.diff(ts_seconds)
+    if len(gaps) == 0:
+        return None
+    usual = float(np.median(gaps))
+    for _ in range(8):
+        finer = gaps[gaps < (1 - _JITTER_RATIO) * usual]
+        if len(finer) <= _MOST_OFF_RATIO * len(gaps):
+            break
+        usual = float(np.median(finer))
+    if usual <= 0:
+        raise InputError("Most rows share their time with another. Sum rows of one time first.")
+    _check_even(ts_seconds, gaps, usual)
+    grain = float(gaps[np.abs(gaps - usual) <= _JITTER_RATIO * usual].mean())
+    # The true grain is a round one, if there is one that all the rows keep step with.
+    rounder = (round(grain, digits) for digits in (0, 1, 3))
+    return float(next((g for g in rounder if g > 0 and _is_kept(ts_seconds, g)), grain))
+
+
+def _direction(ts_seconds: Floats, grain: float) -> complex:
+    """Where rows stand inside a grain, as the mean of points on a circle."""
+    return complex(np.exp(2j * np.pi * (ts_seconds % grain) / grain).mean())
+
+
+def _is_kept(ts_seconds: Floats, grain: float) -> bool:
+    """Whether rows stay in one half of the grain or so, and do not drift through all of it."""
+    return abs(_direction(ts_seconds, grain)) >= 0.7
+
+
+def _check_even(ts_seconds: Floats, gaps: Floats, usual: float) -> None:
+    places = np.maximum(1.0, np.round(gaps / usual))
+    off = np.abs(gaps - places * usual) > _JITTER_RATIO * usual
+    if off.mean() > _MOST_OFF_RATIO:
+        raise InputError(
+            f"The rows are not on an even grid: {off.sum()} of {len(gaps)} are no whole number of "
+            f"{usual:.6g} s after the one before. Sum them into windows of one length first."
+        )
+    if len(gaps) < _REGIME_ROWS:
+        return
+    runs = np.lib.stride_tricks.sliding_window_view(gaps, _REGIME_ROWS)
+    finest, coarsest = runs.min(axis=1), runs.max(axis=1)
+    is_other = (coarsest < (1 - _JITTER_RATIO) * usual) | (finest > (1 + _JITTER_RATIO) * usual)
+    is_regime = is_other & (coarsest - finest <= _JITTER_RATIO * finest)
+    if is_regime.any():
+        row = int(np.argmax(is_regime))
+        raise InputError(
+            f"The rows change their distance: most are {usual:.6g} s apart, yet from row {row + 1} "
+            f"(at {ts_seconds[row]:.15g}) on {_REGIME_ROWS} or more are {gaps[row]:.6g} s apart, "
+            "so what is missing cannot be told. Sum them into windows of one length first."
+        )
+
+
 def _check_step(step_seconds: float) -> None:
     per_day = DAY_SECONDS / step_seconds
     if abs(per_day - round(per_day)) > 1e-6 or per_day < 1 - 1e-6:
@@ -102,51 +178,64 @@ def _check_step(step_seconds: float) -> None:
         )
 
 
-def _even_grid(ts_seconds: Floats, *, fallback_seconds: float) -> tuple[float, NDArray[np.int64]]:
-    """The rows' grain in seconds, and which place on that grid each row has."""
-    gaps = np.diff(ts_seconds)
-    if len(gaps) == 0:
-        return fallback_seconds, np.arange(len(ts_seconds), dtype=np.int64)
-    grain = _grain(gaps)
-    places = np.round(gaps / grain) if grain > 0 else np.zeros(len(gaps))
-    off = np.abs(gaps - places * grain) > _JITTER_RATIO * grain
-    if off.any() or (places < 1).any():
-        worst = int(np.argmax(off | (places < 1)))
-        raise InputError(
-            f"The rows are not on an even grid: most are {grain:g} s apart, yet after "
-            f"{ts_seconds[worst]:.15g} the next comes {gaps[worst]:g} s later. "
-            "Sum single events into windows of one length first."
-        )
-    return grain, np.concatenate([[0], np.cumsum(places)]).astype(np.int64)
-
-
-def _grain(gaps: Floats) -> float:
-    """The usual distance of neighbouring rows, jitter averaged out; the finer one of several."""
-    usual = float(np.median(gaps))
-    if gaps.min() < (1 - _JITTER_RATIO) * usual:
-        usual = float(gaps.min())
-    grain = float(gaps[np.abs(gaps - usual) <= _JITTER_RATIO * usual].mean())
-    return float(round(grain)) if abs(grain - round(grain)) < 0.001 * grain else grain
-
-
-def _rows_per_step(grain_seconds: float, step_seconds: float) -> int:
+def _check_ratio(grain_seconds: float, step_seconds: float) -> None:
     ratio = step_seconds / grain_seconds
-    if ratio < 1 - 1e-6:
+    if ratio < 1 - _DRIFT_RATIO:
         raise InputError(
             f"The rows are {grain_seconds:g} s apart, coarser than the step of {step_seconds:g} s. "
             f"Ask for a step of {grain_seconds:g} s or more."
         )
-    if abs(ratio - round(ratio)) > 0.01:
+    if abs(ratio - round(ratio)) > _DRIFT_RATIO * ratio:
         raise InputError(
             f"A step of {step_seconds:g} s is no whole number of rows of {grain_seconds:g} s."
         )
-    return round(ratio)
 
 
-def _step_sums(table: Floats) -> Floats:
-    """The sum of each line of rows, gaps at the mean of the rest; NaN where over half is gap."""
-    observed = np.isfinite(table)
-    share = observed.mean(axis=1) if table.size else np.zeros(len(table))
-    sums = np.where(observed, table, 0.0).sum(axis=1)
-    enough = share >= _LEAST_OBSERVED_RATIO
+def _divides(grain: float, step_seconds: float) -> bool:
+    ratio = step_seconds / grain
+    return abs(ratio - round(ratio)) <= 1e-6 * ratio
+
+
+def _phase(ts_seconds: Floats, grain: float) -> float:
+    """Where inside a grain rows stand; 0 where about on the clock, or nowhere in particular."""
+    if len(ts_seconds) == 0 or not _is_kept(ts_seconds, grain):
+        return 0.0
+    center = float(np.angle(_direction(ts_seconds, grain))) / (2 * np.pi) * grain
+    residuals = (ts_seconds - center + grain / 2) % grain - grain / 2
+    phase = center + float(np.median(residuals))
+    if np.ptp(residuals) > 1e-6 * grain + 1e-5:
+        phase = 0.0 if abs(phase) < _JITTER_RATIO * grain else float(round(phase))
+    phase = round(phase, 6)
+    return phase + grain if phase <= -_JITTER_RATIO * grain else phase
+
+
+def _covers(ts_seconds: Floats, grain: float) -> Floats:
+    """The seconds each row stands for: until the next, or its grain where the next is missing.
+
+    Two gaps that make up two grains are a late row between them, and nothing is missing.
+    """
+    gaps = np.append(np.diff(ts_seconds), grain)
+    following = np.append(gaps[1:], grain)
+    alone = np.clip(2 * grain - following, grain, np.maximum(gaps, grain))
+    return np.where(gaps <= 1.5 * grain, gaps, alone)
+
+
+def _sums(
+    index: NDArray[np.int64],
+    values: Floats,
+    covers: Floats,
+    *,
+    count: int,
+    width: float,
+    grain: float,
+) -> Floats:
+    """The sum of the values of each index from 0 to `count`, scaled to `width` seconds.
+
+    What is covered to within half a row is whole; NaN where less than half is.
+    """
+    seen = np.isfinite(values) & (index >= 0) & (index < count)
+    sums = np.bincount(index[seen], weights=values[seen], minlength=count)
+    share = np.bincount(index[seen], weights=covers[seen], minlength=count) / width
+    share = np.where(np.abs(share - 1) <= 0.5 * grain / width + 1e-9, 1.0, share)
+    enough = share >= _LEAST_OBSERVED_RATIO - 1e-9
     return np.where(enough, sums / np.where(enough, share, 1.0), np.nan)

@@ -4,7 +4,8 @@ Errors are pooled by how far ahead they were made (within 4 h, 24 h, then doubli
 horizon alone has too few. Of a pool's 5 % and 95 % quantiles the larger counts on both sides, for
 a few days may well have erred one way only; it is widened by 1 + 0.6/√days, because days, not
 hours, are what is independent here, and levels move: the bare quantiles held 79 % of the time on a
-service whose tenants step in and out. A band never narrows with the horizon.
+service whose tenants step in and out. A band never narrows with the horizon. Right after a step of
+the level it is as wide as the errors of the last two hours ask for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vllm_capacity.verdicts.forecast_model import Backtest, Floats
 NOMINAL_RATIO = 0.90
 _EDGES_HOURS = (4, 24, 48, 96, 192, 384, 768, 1536)
 _LEAST_ERRORS = 10
+_NEWEST_HOURS = 2.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,26 @@ def widening(days: float) -> float:
 def error_band(past: Backtest, steps_per_day: int) -> Band | None:
     """The band of every step of the back-test's horizon; None without ten errors anywhere."""
     return _band(past.errors, past.days, steps_per_day)
+
+
+def widened(past: Backtest, band: Band, steps_per_day: int) -> Band | None:
+    """The band as wide as the newest errors ask for; None where most of those lie inside it.
+
+    Over the truths of the last two hours and all forecasts made of them up to a day before: where
+    most lie outside, as after a step of the level, their 0.95 quantile in half-widths is the
+    factor. A forecast made now errs about as they did, whatever quieter days say.
+    """
+    newest = max(1, round(_NEWEST_HOURS * steps_per_day / 24))
+    ahead = np.arange(min(past.errors.shape[1], steps_per_day))
+    errors = np.abs(past.errors[:, ahead])
+    is_newest = past.origins[:, None] + ahead[None, :] > past.origins[-1] - newest
+    seen = is_newest & np.isfinite(errors)
+    half_widths = np.broadcast_to(np.maximum(band.half_width[ahead], 1e-9), errors.shape)
+    misses = errors[seen] / half_widths[seen]
+    if len(misses) == 0 or np.median(misses) <= 1:
+        return None
+    least = np.quantile(errors[seen], 0.95)  # days alike to the digit have no half-width to widen
+    return Band(np.maximum(band.half_width * np.quantile(misses, 0.95), least))
 
 
 def measured_coverage(past: Backtest, steps_per_day: int) -> float | None:

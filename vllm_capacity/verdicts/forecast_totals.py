@@ -17,7 +17,7 @@ import polars as pl
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.forecast import demand_arrays, refusal
-from vllm_capacity.verdicts.forecast_grid import DAY_SECONDS, Grid, demand_grid
+from vllm_capacity.verdicts.forecast_grid import DAY_SECONDS, Grid, demand_grid, usual_gap_seconds
 from vllm_capacity.verdicts.forecast_intervals import NOMINAL_RATIO
 from vllm_capacity.verdicts.forecast_model import Floats, blend, filled
 
@@ -34,8 +34,9 @@ def total_demand(series: pl.DataFrame, *, days: float, column: str = "requests")
     if not days >= 1:
         raise InputError(f"A total of {days:g} days was asked for; one day is the least.")
     ts_seconds, values = demand_arrays(series, column)
-    finest = float(np.median(np.diff(ts_seconds))) if len(ts_seconds) > 1 else 3600.0
-    grid = demand_grid(ts_seconds, values, step_seconds=max(3600.0, finest))
+    usual = usual_gap_seconds(ts_seconds) or 3600.0
+    step = 3600.0 if usual < 3600.0 * 1.01 else usual
+    grid = demand_grid(ts_seconds, values, step_seconds=step)
     reason = refusal(grid, DAY_SECONDS)
     recorded_days = grid.span_seconds / DAY_SECONDS
     if not reason and recorded_days < LEAST_DAYS:

@@ -122,7 +122,12 @@ def _observed(hours: pl.DataFrame, time_zone: str) -> pl.DataFrame:
             f"Hours of idle cost need cost_usd ≥ 0 and utilisation_ratio in 0..1; found "
             f"{bad['cost_usd'][0]} and {bad['utilisation_ratio'][0]} at {bad['ts'][0]}."
         )
-    local = pl.col("ts").dt.convert_time_zone(time_zone)
+    try:
+        local = pl.col("ts").dt.convert_time_zone(time_zone)
+    except pl.exceptions.ComputeError:
+        raise InputError(
+            f"No time zone {time_zone!r}; write it as the IANA list does: UTC, Europe/Berlin."
+        ) from None
     rows = rows.with_columns(
         weekday=local.dt.weekday(),
         hour=local.dt.hour(),
