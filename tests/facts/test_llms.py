@@ -74,6 +74,39 @@ def test_published_weights(model, dtype, gigabytes):
     assert find_llm(model).weights_bytes(dtype) / 1e9 == pytest.approx(gigabytes, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "gigabytes"),
+    [
+        pytest.param("Qwen/Qwen3-32B-FP8", "fp8", 34.3, id="the owner's FP8 build"),
+        pytest.param("Qwen/Qwen3-8B-AWQ", "int4", 6.1, id="AWQ"),
+        pytest.param(
+            "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic", "fp8", 9.08, id="someone's FP8"
+        ),
+        pytest.param("unsloth/gpt-oss-20b-BF16", "bf16", 41.8, id="16 bits of an MXFP4 model"),
+        pytest.param("Qwen3-30B-A3B-Instruct-2507", "bf16", 61.06, id="no type in the name"),
+    ],
+)
+def test_a_builds_name_says_its_weight_type(name, dtype, gigabytes):
+    llm = find_llm(name)
+    assert llm.weights_dtype == dtype
+    assert llm.weights_bytes() / 1e9 == pytest.approx(gigabytes, rel=0.03)
+
+
+def test_a_dated_variant_has_the_context_of_its_note():
+    assert find_llm("Qwen3-30B-A3B").max_context_tokens == 40_960
+    assert find_llm("Qwen/Qwen3-30B-A3B-Instruct-2507-FP8").max_context_tokens == 262_144
+
+
+def test_tensor_parallelism_repeats_heads_and_latents_but_not_states():
+    hybrid, latent = find_llm("Qwen3-Next-80B-A3B-Instruct"), find_llm("DeepSeek-V3")
+    growing = 8192 * hybrid.kv_bytes_per_token()
+    state = hybrid.kv_fixed_bytes_per_sequence()
+    copies = hybrid.kv_copies(8)
+    assert copies > 1
+    assert hybrid.stored_bytes(8192, 8) == pytest.approx(growing * copies + state)
+    assert latent.stored_bytes(8192, 8) == pytest.approx(8 * latent.sequence_bytes(8192))
+
+
 def test_an_fp8_cache_halves_windows_but_not_states():
     windows, states = find_llm("gpt-oss-20b"), find_llm("Qwen3-Next-80B-A3B-Instruct")
     assert windows.kv_fixed_bytes_per_sequence("fp8") == 1.5 * 2**20

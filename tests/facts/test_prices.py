@@ -1,8 +1,11 @@
+import re
+
 import pytest
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import gpu_names
 from vllm_capacity.facts.prices import (
+    NO_PRICE,
     choose_price,
     find_price,
     given_price,
@@ -25,11 +28,12 @@ def test_every_row_has_its_provenance(row):
 def test_the_rule_never_leaves_its_own_rows(gpu):
     chosen, rows = choose_price(gpu=gpu), offers(gpu)
     if not rows:
-        assert "--usd-per-hour" in chosen.reason
+        assert "gpu_prices.csv" in chosen.reason
+        assert "usd" not in chosen.reason  # a price of the window's own would not be this GPU's
         return
     rates = [row.usd_per_gpu_hour for row in rows]
     assert (chosen.low, chosen.high) == (min(rates), max(rates))
-    assert str(len(rows)) in chosen.basis
+    assert ("the only" if len(rows) == 1 else f"median of {len(rows)}") in chosen.basis
 
 
 def test_the_newest_row_of_an_offer_counts():
@@ -81,7 +85,24 @@ def test_an_impossible_rate_is_refused(rate):
 
 
 def test_no_price_says_what_to_pass():
-    assert choose_price().reason == "no price given: pass --usd-per-hour or --price"
+    assert choose_price().reason == NO_PRICE
+
+
+@pytest.mark.parametrize("option", ["--", "-p "])
+def test_no_price_names_what_every_way_in_calls_it(option):
+    assert "usd_per_hour" in NO_PRICE
+    assert option not in NO_PRICE  # neither the command line's nor the report's spelling alone
+
+
+def test_offers_that_differ_only_in_the_gpus_they_take_read_apart():
+    lambdas = [row for row in offers("H100-80GB-SXM") if row.provider == "Lambda"]
+    assert len({row.offer for row in lambdas}) == len(lambdas) > 1
+
+
+@pytest.mark.parametrize("row", prices(), ids=lambda row: row.key)
+def test_source_and_note_stand_alone_and_do_not_shout(row):
+    assert not row.source.startswith("same ")
+    assert not re.search(r"\b[A-Z]{4,} [A-Z]{3,}", row.note)
 
 
 def test_the_usual_form_factor_has_most_offers():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -18,6 +17,7 @@ import polars as pl
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.nearest import nearest
 from vllm_capacity.resources import shipped
 
 GIB = 2**30
@@ -136,9 +136,10 @@ def find_gpu(name: str) -> GpuSpan:
     if matching:
         return GpuSpan(f"{matching[0].gpu}-any", matching)
     known = {row.name.lower(): row.name for row in gpus()}
-    near = get_close_matches(asked, known, n=4, cutoff=0.4) or sorted(known)
+    near = [known[each] for each in nearest(asked, known)]
+    hint = f"; nearest: {', '.join(near)}" if near else ", and no name near it"
     raise InputError(
-        f"No GPU {name!r} in gpu_specs.csv; nearest: {', '.join(known[n] for n in near)}. "
+        f"No GPU {name!r} in data/gpu_specs.csv{hint}. "
         "Name it gpu-form_factor, or gpu-any for every form factor."
     )
 

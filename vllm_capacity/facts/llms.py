@@ -11,8 +11,7 @@ with the embedding and the output head at 2 bytes an element, as quantised check
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,6 +19,7 @@ import polars as pl
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GIB
+from vllm_capacity.facts.nearest import nearest
 from vllm_capacity.resources import shipped
 
 BYTES_PER_WEIGHT = {
@@ -46,6 +46,8 @@ _SUFFIXES = re.compile(
     r"-(instruct|it|chat|thinking|hf|bf16|fp8|fp8-dynamic|awq|gptq|int4|int8|nvfp4|mxfp4"
     r"|w4a16|w8a8|\d{4}|quantized\.w4a16|quantized\.w8a8|v0\.1)$"
 )
+
+_VARIANT_CONTEXT = re.compile(r"(\d{4}) variants: (\d+) context")
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,15 @@ class Llm:
             fixed *= min(tokens / self.sliding_window_tokens, 1.0)
         return tokens * self.kv_bytes_per_token(kv_dtype) + fixed
 
+    def stored_bytes(self, tokens: float, gpus: int) -> float:
+        """`sequence_bytes` as tensor parallelism over that many GPUs stores it, over all of them.
+
+        KV heads and latents may be repeated; the state of linear layers is split, never repeated.
+        """
+        whole, growing = self.sequence_bytes(tokens), tokens * self.kv_bytes_per_token()
+        repeated = growing if self.attention == "linear-hybrid" else whole
+        return whole + repeated * (self.kv_copies(gpus) - 1)
+
     def kv_copies(self, gpus: int) -> float:
         """How often tensor parallelism over that many GPUs stores each KV byte.
 
@@ -143,8 +154,10 @@ def llms() -> tuple[Llm, ...]:
 def find_llm(name: str) -> Llm:
     """The model of a name: as in the table, without its owner, or another of its builds.
 
-    "Qwen/Qwen3-30B-A3B-Instruct-2507" and "qwen3-30b-a3b" are one shape. A name that no row or
-    two rows answer to is an `InputError` with the nearest.
+    "Qwen/Qwen3-30B-A3B-Instruct-2507" and "qwen3-30b-a3b" are one shape. A build whose name says
+    its weight type (…-FP8, …-AWQ) has that type as its published one, and a dated variant the
+    context that the row's note gives it. A name that no row or two rows answer to is an
+    `InputError` with the nearest, where any is near.
     """
     asked = name.strip().lower()
     tests = (
@@ -155,12 +168,11 @@ def find_llm(name: str) -> Llm:
     for matches in tests:
         found = [row for row in llms() if matches(row)]
         if found:
-            return found[0]
+            return _build(found[0], asked)
     known = {_bare(row.model): row.model for row in llms()}
-    near = get_close_matches(_bare(asked), known, n=3, cutoff=0.4) or sorted(known)[:3]
-    raise InputError(
-        f"No model {name!r} in llms.csv; nearest: {', '.join(known[n] for n in near)}."
-    )
+    near = [known[each] for each in nearest(_bare(asked), known)]
+    hint = f"; nearest: {', '.join(near)}" if near else ", and no name near it"
+    raise InputError(f"No model {name!r} in data/llms.csv{hint}.")
 
 
 @cache
@@ -181,6 +193,20 @@ def kv_scale(kv_dtype: str) -> float:
     if dtype not in ("fp32", "bf16", "fp8", "int8"):
         raise InputError(f"vLLM keeps no KV cache as {kv_dtype!r}; use auto, bf16 or fp8.")
     return BYTES_PER_WEIGHT[dtype] / 2.0
+
+
+def _build(row: Llm, asked: str) -> Llm:
+    """The row as the build of that name has it."""
+    if _bare(row.model) == _bare(asked):
+        return row
+    own = _bare(asked).removeprefix(_plain(row.model))
+    dtype = next((each for each, words in _DTYPES if any(word in own for word in words)), "")
+    if dtype and dtype != row.weights_dtype:
+        row = replace(row, published_dtype=dtype, published_weight_gib=None)
+    for variant, tokens in _VARIANT_CONTEXT.findall(row.note):
+        if variant in own:
+            row = replace(row, max_context_tokens=int(tokens))
+    return row
 
 
 def _bare(model: str) -> str:

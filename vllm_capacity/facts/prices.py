@@ -29,6 +29,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import ANY_FORM, find_gpu
 from vllm_capacity.resources import shipped
 
+NO_PRICE = "no price given: give usd_per_hour, or as price a row of gpu_prices.csv"
 FRESH_DAYS = 183
 NO_OFFERS = ("model constant", "TCO model", "marketplace", "spot", "owned")
 """Words in a row's provider or tier that say it is no on-demand offer."""
@@ -52,9 +53,14 @@ class Price:
     @property
     def key(self) -> str:
         """The row's name, as `--price` takes it: GPU, provider, tier, minimum and date."""
+        return f"{self.gpu}-{self.form_factor} {self.offer} {self.date}"
+
+    @property
+    def offer(self) -> str:
+        """Whose offer it is: provider, tier, the GPUs it takes at least where above 1, region."""
         bulk = f" x{self.min_gpus}" if self.min_gpus > 1 else ""
         place = f" {self.region}" if self.region else ""
-        return f"{self.gpu}-{self.form_factor} {self.provider} {self.tier}{bulk}{place} {self.date}"
+        return f"{self.provider} {self.tier}{bulk}{place}"
 
     @property
     def is_offer(self) -> bool:
@@ -155,7 +161,7 @@ def choose_price(
     if row is not None:
         return find_price(row).usd
     if gpu is None:
-        return Estimate.unknown("no price given: pass --usd-per-hour or --price")
+        return Estimate.unknown(NO_PRICE)
     return spread(offers(gpu), gpu)
 
 
@@ -163,14 +169,19 @@ def spread(rows: Sequence[Price], gpu: str) -> Estimate:
     """The median of the rows with their cheapest and dearest as ends; unknown without rows."""
     if not rows:
         return Estimate.unknown(
-            f"no on-demand price of {gpu} in gpu_prices.csv: pass --usd-per-hour or --price"
+            f"no on-demand price of {gpu} in gpu_prices.csv: it takes a row there"
         )
     rates = [row.usd_per_gpu_hour for row in rows]
     dates = sorted(row.date for row in rows)
-    basis = (
-        f"median of {len(rows)} on-demand offers of {gpu} ({dates[0]} … {dates[-1]}), "
-        f"from {_named(min(rows, key=_rate))} to {_named(max(rows, key=_rate))}"
-    )
+    cheapest, dearest = _named(min(rows, key=_rate)), _named(max(rows, key=_rate))
+    if len(rows) == 1:
+        basis = f"the only on-demand offer of {gpu}: {cheapest} ({dates[0]})"
+    else:
+        dated = " … ".join(dict.fromkeys((dates[0], dates[-1])))
+        basis = (
+            f"median of {len(rows)} on-demand offers of {gpu} ({dated}), from {cheapest} to "
+            f"{dearest}"
+        )
     return Estimate.known(min(rates), statistics.median(rates), max(rates), basis)
 
 
@@ -179,7 +190,7 @@ def _rate(row: Price) -> float:
 
 
 def _named(row: Price) -> str:
-    return f"${row.usd_per_gpu_hour:g} {row.provider} {row.tier}"
+    return f"${row.usd_per_gpu_hour:g} {row.offer}"
 
 
 def _offer(row: Price) -> tuple[str, ...]:

@@ -175,7 +175,7 @@ def sequences_that_fit(
     job: Job, machine: Machine, *, tokens: float, reserve_share: float = 1.0
 ) -> float:
     """How many sequences of that many tokens the KV cache holds; 0 or less: none."""
-    each = job.llm.sequence_bytes(tokens) * job.llm.kv_copies(job.gpus) / job.gpus
+    each = job.llm.stored_bytes(tokens, job.gpus) / job.gpus
     return kv_room_bytes(job, machine, reserve_share=reserve_share) / each
 
 
@@ -193,7 +193,7 @@ def request_times(job: Job, machine: Machine, *, batch: float, calibration: Cali
     bandwidth = machine.gpu.bandwidth_bytes_per_second * cal.bandwidth * n
     bandwidth *= OTHER_KERNELS.get(machine.gpu.family, 1.0)
     touched = llm.weights_bytes(job.dtype) * touched_share(llm, tokens / steps)
-    sequence = llm.sequence_bytes(job.input_tokens + job.output_tokens / 2) * llm.kv_copies(n)
+    sequence = llm.stored_bytes(job.input_tokens + job.output_tokens / 2, n)
     host_speed = _HOST_SPEED.get(machine.gpu.family, 1.0)
     overhead = steps * cal.step_seconds_per_layer * llm.layers / host_speed
     flops = _usable_flops(job, machine, cal)
