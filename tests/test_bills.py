@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from vllm_capacity.answers import answer, cost_by
-from vllm_capacity.bills import Terms
+from vllm_capacity.bills import Terms, unlabelled
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import given_price
@@ -40,6 +40,22 @@ def test_a_replica_with_less_load_costs_more_a_request(two_replicas):
 def test_a_label_that_no_counter_has_is_an_error(two_replicas):
     with pytest.raises(InputError, match="no counter has that label"):
         cost_by(two_replicas, by="team", terms=PRICE)
+
+
+@pytest.mark.parametrize(
+    ("by", "without"),
+    [
+        pytest.param("engine", [], id="engines are no label"),
+        pytest.param("model", [], id="all have the model"),
+        pytest.param(
+            "finished_reason",
+            ["vllm:generation_tokens_total", "vllm:prompt_tokens_total"],
+            id="tokens have no reason",
+        ),
+    ],
+)
+def test_counters_without_the_label_are_named(two_replicas, by, without):
+    assert unlabelled(two_replicas, by=by, part=two_replicas.extent) == without
 
 
 def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_replicas, tmp_path):

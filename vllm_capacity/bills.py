@@ -141,12 +141,7 @@ def grouped(
     """
     if by == "engine":
         return dict(parts)
-    increases = traffic.counter_increases(window, COUNTERS, part=part)
-    if by in ("model", "instance"):
-        values = increases.get_column("model_name" if by == "model" else "instance").to_list()
-    else:
-        values = [json.loads(labels).get(by) for labels in increases.get_column("labels")]
-    labelled = increases.with_columns(pl.Series("by", values, dtype=pl.String)).drop_nulls("by")
+    labelled = _labelled(window, by, part).drop_nulls("by")
     if labelled.is_empty():
         raise InputError(
             f"Cannot group by {by!r}: no counter has that label. Try engine, instance, model, or "
@@ -157,6 +152,24 @@ def grouped(
         for key, share in _shares(labelled, name, whole).items():
             groups.setdefault(key, []).append(share)
     return {key: _one(shares) for key, shares in sorted(groups.items())}
+
+
+def unlabelled(window: Window, *, by: str, part: TimeRange) -> list[str]:
+    """The counters of the bill that the server has, but without the label: none can be shared."""
+    if by == "engine":
+        return []
+    each = _labelled(window, by, part).group_by("metric").agg(pl.col("by").is_null().all())
+    return sorted(each.filter("by").get_column("metric"))
+
+
+def _labelled(window: Window, by: str, part: TimeRange) -> pl.DataFrame:
+    """The increases of the bill's counters, their value of the label in `by`, null without it."""
+    increases = traffic.counter_increases(window, COUNTERS, part=part)
+    if by in ("model", "instance"):
+        values = increases.get_column("model_name" if by == "model" else "instance").to_list()
+    else:
+        values = [json.loads(labels).get(by) for labels in increases.get_column("labels")]
+    return increases.with_columns(pl.Series("by", values, dtype=pl.String))
 
 
 def _shares(labelled: pl.DataFrame, name: str, whole: Part) -> dict[str, Part]:

@@ -55,10 +55,12 @@ def test_results_of_a_load_test_are_points_too(tmp_path):
     assert found["capacity_output_tokens_per_second"]["mid"] == pytest.approx(297)
 
 
-def test_without_json_it_is_two_lines(tmp_path):
-    lines = run(tmp_path, HEAD + SATURATED).stdout.splitlines()
-    assert lines[0].startswith("capacity_output_tokens_per_second: 297.0 (")
-    assert len(lines) == 2
+def test_without_json_it_is_words(tmp_path):
+    said = run(tmp_path, HEAD + SATURATED).stdout
+    assert said.startswith("Capacity    297 output tokens/s    between ")
+    assert "\nreached at  27.0 running requests" in said
+    assert "This rests on: mean of the 3 loads" in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,16 @@ def test_nobody_fits_is_null_with_a_reason_and_exit_status_0():
     ("words", "says"),
     [
         pytest.param(("gpt-oss-20b",), "24,576 B a token", id="bytes in words"),
-        pytest.param(("gpt-oss-20b",), "unknown, users need --gpu", id="no users without a GPU"),
+        pytest.param(("gpt-oss-20b",), "not known users need --gpu", id="no users without a GPU"),
         pytest.param(
-            ("Qwen3-8B", "--gpu", "L4-PCIe", "--tokens", "1000"), "users: ", id="users in words"
+            ("gpt-oss-20b",),
+            "+ 3,145,728 B a request for its sliding windows, full from 128 tokens",
+            id="what a request takes beside its context",
+        ),
+        pytest.param(
+            ("Qwen3-8B", "--gpu", "L4-PCIe", "--tokens", "1000"),
+            "on 1 × L4-PCIe, all at 1,000 tokens at once",
+            id="users of what context on what GPU",
         ),
         pytest.param(
             ("Qwen3-8B", "--dtype", "fp8", "--kv-dtype", "fp8"), "73,728 B a token", id="FP8"
@@ -50,7 +57,7 @@ def test_nobody_fits_is_null_with_a_reason_and_exit_status_0():
     ],
 )
 def test_people_get_words(words, says):
-    assert says in run(*words).stdout
+    assert says in " ".join(run(*words).stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -58,6 +65,7 @@ def test_people_get_words(words, says):
     [
         pytest.param(("gpt-5",), id="an unknown model"),
         pytest.param(("Qwen3-8B", "--gpu", "H100", "--tokens", "1"), id="an unknown GPU"),
+        pytest.param(("Qwen3-8B", "--gpu", "H100"), id="an unknown GPU, no tokens"),
         pytest.param(("Qwen3-8B", "--kv-dtype", "int4"), id="a type no cache has"),
         pytest.param(("Qwen3-8B", "--gpus", "0"), id="no GPU"),
     ],

@@ -330,6 +330,44 @@ def test_columns_with_the_prefix_of_older_releases_are_expected() -> None:
     assert first_broken(world.findings()) is None
 
 
+@pytest.mark.parametrize(
+    ("plant", "check", "says"),
+    [
+        pytest.param(
+            _set(),
+            "configuration",
+            "Parseable takes what it sends, and its queue outlives a crash",
+            id="a configuration in order",
+        ),
+        pytest.param(
+            _set(after={**HEALTHY, "accepted": 2_000_500, "sent": 1_234_567}),
+            "not-scraping",
+            "2,000,000 points accepted just now",
+            id="millions of points in figures",
+        ),
+        pytest.param(
+            _set(after={**HEALTHY, "accepted": 700, "sent": 1_234_567}),
+            "export-refused",
+            "1,234,567 points sent",
+            id="millions of points sent",
+        ),
+        pytest.param(
+            _set(answer=_answer(engines=1)), "window-empty", "it holds 1 engine", id="one engine"
+        ),
+        pytest.param(
+            _set(), "replica-unscraped", "scraped: vllm-a:8000, vllm-b:8000", id="servers by name"
+        ),
+        pytest.param(_set(), "old-version", "it is version v2.9.5", id="Parseable's version"),
+    ],
+)
+def test_what_is_well_is_said_in_words(
+    plant: Callable[[World], None], check: str, says: str
+) -> None:
+    world = World()
+    plant(world)
+    assert [f.found for f in world.findings() if f.check == check] == [says]
+
+
 def test_an_absent_stream_is_not_created_by_looking() -> None:
     world = World()
     world.schema = (404, "Stream not found")

@@ -1,5 +1,7 @@
 """The terminal's face on real windows and on answers made up: what it says, and that it fits."""
 
+from datetime import UTC, datetime
+
 import pytest
 from answer_by_hand import ANSWER, answer, estimate, unknown
 from rich.cells import cell_len
@@ -9,9 +11,11 @@ from vllm_capacity.answers import cost_by
 from vllm_capacity.bills import Terms
 from vllm_capacity.facts.prices import given_price
 from vllm_capacity.pages import words
-from vllm_capacity.pages.terminal import cost_text, figures_text, plan_text
+from vllm_capacity.pages.terminal import cost_text, figures_text
+from vllm_capacity.pages.terminal_plan import plan_text
 from vllm_capacity.planning import Ask, plan
 from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange
 
 PRICED = Terms(usd_per_gpu_hour=given_price(0.5), ttft_slo_seconds=2.0)
 NAMES = ("vllm-sweep", "vllm-restart", "vllm-two-replicas", "a100-gpt-oss-20b")
@@ -24,8 +28,25 @@ HOURS = [
     {"ts": f"2026-11-24T{hour:02}:00:00Z", "low": 10.0, "mid": 20.0 + hour, "high": 60.0}
     for hour in range(24)
 ]
+PART = TimeRange(datetime(2026, 11, 24, tzinfo=UTC), datetime(2026, 11, 25, tzinfo=UTC))
+BILL = (
+    "allocation_usd",
+    "idle_usd",
+    "utilisation",
+    "usd_per_request",
+    "usd_per_million_output_tokens",
+)
+MISSING = {name: unknown("no price given") for name in ("allocation_usd", "usd_per_request")}
+OPTION = (
+    "slo_output_tokens_per_second",
+    "usd_per_gpu_hour",
+    "tokens_per_usd",
+    "replicas",
+    "usd_per_month",
+)
 PLAN = {
     "window": ANSWER["window"],
+    "policy": {"spare_replicas": 1},
     "demand_requests_per_second": estimate(3.2, 3.0, 3.4),
     "demand_output_tokens_per_second": estimate(356.0, 334.0, 378.0),
     "capacity_output_tokens_per_second": estimate(269.0, 265.0, 293.0),
@@ -57,8 +78,10 @@ def shown(examples):
         said = {"window_name": name, "is_simulated": window.is_simulated}
         made[name] = {
             "figures": figures_text(answer_of(window, terms=PRICED), **said),
-            "plan": plan_text(plan(window, ASK, terms=PRICED), **said),
-            "cost": cost_text(cost_by(window, by="engine", terms=PRICED), **said),
+            "plan": plan_text(plan(window, ASK, terms=PRICED), here=ASK.from_gpu, **said),
+            "cost": cost_text(
+                cost_by(window, by="engine", terms=PRICED), part=window.extent, **said
+            ),
         }
     return made
 
@@ -160,6 +183,11 @@ def test_width_is_the_readers():
     assert max(cell_len(line) for line in lines) <= 50
 
 
+def test_no_blank_line_ends_the_text(shown):
+    texts = [text for faces in shown.values() for text in faces.values()]
+    assert [text[-40:] for text in texts if text.endswith("\n\n") or text[-1] != "\n"] == []
+
+
 def test_environment_changes_nothing(monkeypatch):
     plain = figures_text(ANSWER, window_name="w")
     for name, value in {"FORCE_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}.items():
@@ -170,12 +198,13 @@ def test_environment_changes_nothing(monkeypatch):
 def test_plan_says_what_is_needed():
     text = flat(plan_text(PLAN, window_name="w"))
     for said in (
-        "Replicas 3 with spares",
+        "Replicas 3 (1 of them spare)",
         "Dollars $1,100 a month",
         "demand doubles 5 between 4 and 5",
         "None compared: pass --gpu",
-        "2 would do. Assumed: Poisson arrivals",
-        "2026-11-24T23:00:00Z 10 43 60",
+        "without spares, 2 replicas would be 66 % busy, and 95 % of requests would wait under "
+        "1.00 s; 2 would be the fewest for that, spares not counted. Assumed: Poisson arrivals",
+        "24 Nov 2026 23:00 10 43 60",
         "90 % lay inside such intervals",
     ):
         assert said in text
@@ -184,11 +213,15 @@ def test_plan_says_what_is_needed():
 @pytest.mark.parametrize(
     ("check", "says"),
     [
-        pytest.param({"wait_seconds": None, "is_within_limit": False}, "never settles", id="full"),
+        pytest.param(
+            {"wait_seconds": None, "is_within_limit": False}, "would never settle", id="full"
+        ),
         pytest.param(
             {"wait_seconds": 7.0, "is_within_limit": False}, "wait 7.00 s or more", id="too slow"
         ),
-        pytest.param({"replicas_needed": None}, "no number of them does", id="never enough"),
+        pytest.param(
+            {"replicas_needed": None}, "no number of replicas keeps 95 %", id="never enough"
+        ),
     ],
 )
 def test_queue_that_does_not_hold_says_so(check, says):
@@ -210,23 +243,115 @@ def test_refused_forecast_has_its_reason(shown):
     assert "No forecast: too short to forecast" in shown["vllm-sweep"]["plan"]
 
 
+def option(gpu, *, reason="", **figures):
+    known = {name: estimate(2e6 if name == "tokens_per_usd" else 3.0) for name in OPTION}
+    return {"gpu": gpu, "dtype": "bf16", "price_row": "a row", "reason": reason, **known, **figures}
+
+
+def compared(*options):
+    return {**PLAN, "options": list(options), "usd_per_month": unknown("no price given")}
+
+
+def refused(gpu, reason):
+    return option(gpu, reason=reason, tokens_per_usd=unknown(reason))
+
+
 def test_rejected_gpu_is_a_line_with_its_reason(shown):
     said = flat(shown["vllm-sweep"]["plan"])
-    assert "✗ T4-PCIe: T4-PCIe cannot run mxfp4 weights" in said
+    assert "✗ T4-PCIe: cannot run mxfp4 weights" in said
 
 
-def test_best_gpu_has_the_provenance_of_its_price(shown):
+@pytest.mark.parametrize(
+    ("reasons", "line"),
+    [
+        pytest.param(
+            {"A": "no price of A in the table", "B": "no price of B in the table"},
+            "✗ A, B: no price in the table\n",
+            id="the name inside",
+        ),
+        pytest.param(
+            {"A": "A cannot run it: too old", "B": "B cannot run it: too old"},
+            "✗ A, B: cannot run it: too old\n",
+            id="the name at the beginning",
+        ),
+        pytest.param(
+            {"A": "needs 40 GiB", "B": "needs 41 GiB"},
+            "✗ A: needs 40 GiB\n✗ B: needs 41 GiB\n",
+            id="two reasons are two lines",
+        ),
+    ],
+)
+def test_gpus_rejected_for_one_reason_share_a_line(reasons, line):
+    told = compared(*(refused(gpu, why) for gpu, why in reasons.items()))
+    assert line in plan_text(told)
+
+
+def test_option_tells_its_output_its_price_and_what_a_dollar_brings():
+    figures = {
+        "slo_output_tokens_per_second": estimate(298.0),
+        "usd_per_gpu_hour": estimate(2.5),
+        "tokens_per_usd": estimate(430_000.0, 224_000.0, 1_079_000.0),
+        "usd_per_month": estimate(5480.0),
+    }
+    text = flat(plan_text(compared(option("A100-80GB-SXM", **figures))))
+    assert "A100-80GB-SXM 298 $2.50 0.430 0.224 and 1.079 3 $5,480" in text
+
+
+@pytest.mark.parametrize(
+    ("here", "says"),
+    [
+        pytest.param("A", "Dollars $5,480 a month at the price of A below", id="its GPU is below"),
+        pytest.param("B", "Dollars not known no price given", id="its GPU is not below"),
+        pytest.param("", "Dollars not known no price given", id="its GPU is not known"),
+    ],
+)
+def test_dollars_without_a_price_are_those_of_the_table_below(here, says):
+    told = compared(option("A", usd_per_month=estimate(5480.0)))
+    assert says in flat(plan_text(told, here=here))
+
+
+def test_assumed_form_factor_is_a_note_below_the_table():
+    text = plan_text(compared(option("A100-80GB-any (form factor assumed: PCIe/SXM)")))
+    assert "A100-80GB-any: form factor assumed: PCIe/SXM\n" in text
+
+
+def test_own_and_best_other_gpu_have_the_provenance_of_their_price(shown):
     said = flat(shown["vllm-sweep"]["plan"])
     assert "Price of RTX-4090-PCIe: median of" in said
+    assert "Price of A100-80GB-PCIe: " in said
+    assert "Price of H100-80GB-SXM: " not in said
 
 
 def test_bill_has_a_row_a_part_and_the_whole(shown):
-    rows = shown["vllm-two-replicas"]["cost"].split("\n")[2:5]
-    named = {row.split()[0]: row.split()[1] for row in rows}
+    rows = [row.split() for row in shown["vllm-two-replicas"]["cost"].split("\n")]
+    named = {row[0]: row[1] for row in rows if len(row) > 1}
     assert [named[name] for name in ("r0/0", "r1/0", "whole")] == ["$0.0444", "$0.0444", "$0.0889"]
 
 
-def test_bill_without_a_price_says_why():
-    figures = {name: unknown("no price given") for name in ("allocation_usd", "usd_per_request")}
-    told = {"by": "model", "whole": figures, "parts": {"m": figures}}
-    assert "bill: not known: no price given" in cost_text(told)
+def billed(*, by="model", **figures):
+    whole = {name: estimate(1.0) for name in BILL} | figures
+    return {"by": by, "whole": whole, "parts": {"m": whole}}
+
+
+def test_bill_says_when_it_was_and_what_was_paid(shown):
+    said = flat(shown["vllm-two-replicas"]["cost"])
+    assert "24 Nov 2026 05:58:46 to 06:04:06 UTC (5.33 min)" in said
+    assert "$0.5/GPU-hour (given)" in said
+    assert "dollars per 1,000 requests" in flat(cost_text(billed(**MISSING), part=PART))
+
+
+def test_bill_without_a_price_says_why_once():
+    said = flat(cost_text(billed(**MISSING), part=PART))
+    assert "bill, dollars per 1,000 requests: not known: no price given" in said
+    assert said.count("no price given") == 2  # the line of the price, and the reason
+
+
+def test_counter_without_the_label_is_not_said_to_be_missing():
+    lacking = unknown("no generation-token counter")
+    told = billed(by="finished_reason", utilisation=lacking, idle_usd=lacking)
+    said = flat(cost_text(told, part=PART, unlabelled=["vllm:generation_tokens_total"]))
+    assert "no generation-token counter" not in said
+    assert (
+        "of it idle, used: not known: vllm:generation_tokens_total is counted without the label "
+        "finished_reason" in said
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
@@ -56,14 +57,29 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; a `CapacityError` ends it with one clear line and its exit code."""
+    """Run the command line; an error ends it with one clear line and its exit code."""
     try:
-        cli(standalone_mode=False)
-    except click.ClickException as error:
+        cli(prog_name="vllm-capacity", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
+    except click.ClickException as error:
+        _complain(error.format_message() + _help_hint(error), 2)
     except click.Abort:
         sys.exit(130)
     except CapacityError as error:
-        click.echo(f"vllm-capacity: {error}", err=True)
-        sys.exit(error.exit_code)
+        _complain(str(error), error.exit_code)
+    except OSError as error:  # a file that a verb could not read or write
+        _complain(f"{error.filename or 'Failed'}: {error.strerror or error}.", 2)
+
+
+def _help_hint(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    stop = "" if error.format_message().endswith((".", "?")) else "."
+    return f"{stop} Try '{context.command_path} --help'." if context else stop
+
+
+def _complain(message: str, exit_code: int) -> NoReturn:
+    """One line, whatever the message holds."""
+    click.echo(f"vllm-capacity: {' '.join(message.split())}", err=True)
+    sys.exit(exit_code)

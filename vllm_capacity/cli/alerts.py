@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from datetime import timedelta
 
@@ -11,15 +12,16 @@ import click
 from vllm_capacity.alerts import RULES, with_thresholds
 from vllm_capacity.alerts import alerts as outcomes
 from vllm_capacity.answers import answer
+from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.terms import one_window
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import parse_duration_seconds
 
-_MARKS = {"fired": "FIRED  ", "quiet": "quiet  ", "unknown": "unknown"}
 
-
-@click.command()
-@click.option("--window", "name", required=True, help="A window: a path, or a name.")
+@click.command(short_help="The alert rules on a window; exit code 1 when one fires.")
+@click.argument("argument", metavar="[WINDOW]", required=False)
+@click.option("--window", help="The window, if not given as WINDOW.")
 @click.option("--over", default="5m", show_default=True, help="The window's last 5m, 1h, or `all`.")
 @click.option(
     "--above",
@@ -29,24 +31,31 @@ _MARKS = {"fired": "FIRED  ", "quiet": "quiet  ", "unknown": "unknown"}
     help=f"Another threshold, for {', '.join(rule.name for rule in RULES)}.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
-def alerts(name: str, over: str, changes: tuple[str, ...], as_json: bool) -> None:
-    """Evaluate the alert rules on the end of a window; exit code 1 when one fires.
+def alerts(
+    argument: str | None, window: str | None, over: str, changes: tuple[str, ...], as_json: bool
+) -> None:
+    """Evaluate the alert rules on the end of WINDOW; exit code 1 when one fires.
+
+    WINDOW is a path, or a name.
 
     The rules that Parseable cannot evaluate (percentiles, counter rates), the others, and absence
     of data. A figure that is not known is told as unknown, and is never taken for 0.
     """
     rules = with_thresholds(_thresholds(changes))
-    window = open_window(name)
+    opened = open_window(one_window(argument, window))
     start = None
     if over != "all":
-        start = window.extent.end - timedelta(seconds=parse_duration_seconds(over))
-    figures = answer(window, start=start)
+        whole = opened.extent
+        seconds = min(parse_duration_seconds(over), whole.seconds)
+        start = whole.end - timedelta(seconds=seconds)
+    figures = answer(opened, start=start)
     found = outcomes(figures, rules)
     if as_json:
         click.echo(json.dumps([one.as_dict() for one in found], allow_nan=False, indent=2))
     else:
-        for one in found:
-            click.echo(f"{_MARKS[one.state]} {one.sentence}")
+        from vllm_capacity.pages.terminal_decide import alerts_text
+
+        click.echo(alerts_text(found, width=columns()), nl=False)
     if any(one.state == "fired" for one in found):
         sys.exit(1)
 
@@ -58,5 +67,7 @@ def _thresholds(changes: tuple[str, ...]) -> dict[str, float]:
         try:
             found[name] = float(number)
         except ValueError:
-            raise InputError(f"Cannot read --above {change!r}; try waiting=20.") from None
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            raise InputError(f"Cannot read --above {change!r}; try waiting=20.")
     return found

@@ -16,6 +16,8 @@ import httpx
 import yaml
 
 from vllm_capacity.cli.pull import read_settings
+from vllm_capacity.cli.reading import bounded, checked_url
+from vllm_capacity.cli.screen import columns
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import Finding, first_broken
@@ -26,7 +28,7 @@ from vllm_capacity.sources.asking import UNKEPT
 _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
 
 
-@click.command()
+@click.command(short_help="The first broken link from vLLM to a window, and its remedy.")
 @click.option(
     "--vllm",
     multiple=True,
@@ -41,8 +43,15 @@ _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
     show_default=True,
     help="The Collector's host; `none` leaves it out.",
 )
-@click.option("--collector-metrics-port", default=8888, show_default=True)
-@click.option("--collector-health-port", default=13133, show_default=True)
+@click.option(
+    "--collector-metrics-port",
+    default=8888,
+    show_default=True,
+    help="Where it tells its own metrics.",
+)
+@click.option(
+    "--collector-health-port", default=13133, show_default=True, help="Where it says it is well."
+)
 @click.option(
     "--collector-config",
     type=click.Path(path_type=Path),
@@ -50,13 +59,36 @@ _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
     show_default=True,
     help="Its configuration, read if it is there.",
 )
-@click.option("--parseable", envvar="PARSEABLE_URL", help="Or PARSEABLE_URL, or the profile's.")
-@click.option("--stream", envvar="PARSEABLE_STREAM", default="vllm_metrics", show_default=True)
-@click.option("--secrets", type=click.Path(path_type=Path), default=Path("secrets"))
+@click.option(
+    "--parseable",
+    envvar="PARSEABLE_URL",
+    help="Its URL (or PARSEABLE_URL, or the profile's); `none` leaves it out.",
+)
+@click.option(
+    "--stream",
+    envvar="PARSEABLE_STREAM",
+    default="vllm_metrics",
+    show_default=True,
+    help="Parseable's stream of metrics.",
+)
+@click.option(
+    "--secrets",
+    type=click.Path(path_type=Path),
+    default=Path("secrets"),
+    show_default=True,
+    help="Folder that `stack init` wrote.",
+)
 @click.option("--profile", type=click.Path(path_type=Path), help="The reader's settings file.")
 @click.option("--window", help="A window to look at, too.")
 @click.option("--usd-per-hour", type=float, help="Price of one GPU for an hour, for its cost.")
-@click.option("--wait", default=6.0, show_default=True, help="Seconds between two looks.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=6.0,
+    show_default=True,
+    callback=bounded,
+    help="Seconds between two looks.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
 def doctor(
     vllm: tuple[str, ...],
@@ -83,12 +115,12 @@ def doctor(
     has_collector = collector != "none"
     chain = Chain(
         vllm=tuple(_metrics_url(url) for url in vllm if url != "none"),
-        proxy=proxy and proxy.rstrip("/").removesuffix("/health") + "/health",
-        collector_metrics=f"http://{collector}:{collector_metrics_port}/metrics"
+        proxy=proxy and checked_url(proxy.rstrip("/").removesuffix("/health") + "/health"),
+        collector_metrics=checked_url(f"http://{collector}:{collector_metrics_port}/metrics")
         if has_collector
         else None,
         collector_health=f"http://{collector}:{collector_health_port}/" if has_collector else None,
-        parseable=parseable or settings.get("url") or "http://127.0.0.1:8080",
+        parseable=checked_url(parseable or settings.get("url") or "http://127.0.0.1:8080"),
         stream=stream,
     )
     with httpx.Client(timeout=httpx.Timeout(20.0, connect=5.0), limits=UNKEPT) as client:
@@ -121,13 +153,20 @@ def _tell(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
+        from vllm_capacity.pages.paper import Paper
+
+        paper = Paper(columns())
         for finding in findings:
-            click.echo(f"{_MARKS[finding.state]} {finding.link}: {finding.found}")
+            mark = f"{_MARKS[finding.state]} {finding.link}: "
+            paper.line(f"{mark}{finding.found}", indent=" " * 8)
+        paper.line("")
         if broken is None:
-            click.echo("No link that was looked at is broken.")
+            paper.line("No link that was looked at is broken.")
         else:
-            click.echo(f"\nFirst broken link: {broken.link} ({broken.check})")
-            click.echo(f"  found:  {broken.found}\n  remedy: {broken.remedy}")
+            paper.line(f"First broken link: {broken.link} ({broken.check})")
+            paper.line(f"  found:  {broken.found}", indent=" " * 10)
+            paper.line(f"  remedy: {broken.remedy}", indent=" " * 10)
+        click.echo(paper.text, nl=False)
     if broken is not None:
         sys.exit(1)
 
@@ -136,7 +175,7 @@ def _metrics_url(url: str) -> str:
     """A bare host:port means its /metrics."""
     full = url if "://" in url else f"http://{url}"
     has_path = "/" in full.partition("://")[2].rstrip("/")
-    return full if has_path else f"{full.rstrip('/')}/metrics"
+    return checked_url(full if has_path else f"{full.rstrip('/')}/metrics")
 
 
 def _without_parseable(chain: Chain) -> Chain:
@@ -177,6 +216,6 @@ def _config(path: Path) -> dict[str, Any] | None:
         return None
     try:
         parsed = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from None
     return parsed if isinstance(parsed, dict) else {}

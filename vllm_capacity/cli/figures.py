@@ -8,11 +8,13 @@ from typing import Any
 import click
 
 from vllm_capacity.answers import answer, cost_by
+from vllm_capacity.bills import unlabelled
+from vllm_capacity.cli.screen import columns
 from vllm_capacity.cli.terms import terms_of, terms_options
 from vllm_capacity.telemetry.window import open_window
 
 
-@click.command()
+@click.command(short_help="All figures and verdicts of a window, or of a part of it.")
 @click.argument("window")
 @terms_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -26,7 +28,10 @@ def figures(window: str, as_json: bool, **given: object) -> None:
         return
     from vllm_capacity.pages.terminal import figures_text  # charts and all: not for --json
 
-    click.echo(figures_text(told, window_name=opened.name, is_simulated=opened.is_simulated))
+    said = figures_text(
+        told, window_name=opened.name, is_simulated=opened.is_simulated, width=columns()
+    )
+    click.echo(said, nl=False)
 
 
 @click.command()
@@ -44,7 +49,17 @@ def cost(window: str, by: str, as_json: bool, **given: object) -> None:
         return
     from vllm_capacity.pages.terminal import cost_text
 
-    click.echo(cost_text(told, window_name=opened.name, is_simulated=opened.is_simulated))
+    part = opened.clamp(start, end)
+    said = cost_text(
+        told,
+        part=part,
+        window_name=opened.name,
+        is_simulated=opened.is_simulated,
+        price_note=terms.usd_per_gpu_hour.basis if terms.usd_per_gpu_hour else "",
+        unlabelled=unlabelled(opened, by=by, part=part),
+        width=columns(),
+    )
+    click.echo(said, nl=False)
 
 
 def as_text(told: dict[str, Any]) -> str:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from vllm_capacity.cli.screen import columns
+from vllm_capacity.pages.terminal_decide import forecast_text
 from vllm_capacity.sources.demand import Clock, read_demand
 from vllm_capacity.timerange import parse_duration_seconds
 from vllm_capacity.verdicts.forecast import Forecast, forecast_demand
 
 
-@click.command()
+@click.command(short_help="The demand ahead, from a CSV of the demand so far.")
 @click.argument("series", type=click.Path(path_type=Path), metavar="SERIES.csv")
 @click.option("--column", required=True, help="The column of counts, such as requests.")
 @click.option("--step", default="1h", show_default=True, help="Grain of the answer.")
@@ -35,10 +35,12 @@ def forecast(series: Path, column: str, step: str, horizon: str, as_json: bool) 
         step_seconds=parse_duration_seconds(step),
         horizon_seconds=parse_duration_seconds(horizon),
     )
+    told = _as_dict(result, demand.clock)
     if as_json:
-        click.echo(json.dumps(_as_dict(result, demand.clock), allow_nan=False))
+        click.echo(json.dumps(told, allow_nan=False))
     else:
-        _print_table(result, demand.clock, title=f"{column} a {step}, {horizon} ahead")
+        title = f"{column} each {step}, {horizon} ahead"
+        click.echo(forecast_text(told, title=title, width=columns()), nl=False)
 
 
 def _as_dict(result: Forecast, clock: Clock) -> dict[str, Any]:
@@ -54,24 +56,3 @@ def _as_dict(result: Forecast, clock: Clock) -> dict[str, Any]:
         "peak_over_mean": result.peak_over_mean.as_dict(),
         "reason": result.reason,
     }
-
-
-def _print_table(result: Forecast, clock: Clock, *, title: str) -> None:
-    console = Console()
-    if not result.is_known:
-        console.print(f"No forecast: {result.reason}.", highlight=False)
-        return
-    table = Table(title=title)
-    for name in ("ts", "low", "mid", "high"):
-        table.add_column(name, justify="right")
-    for row in result.frame.iter_rows(named=True):
-        ends = (f"{row[end]:,.4g}" for end in ("low", "mid", "high"))
-        table.add_row(str(clock.written(row["ts_seconds"])), *ends)
-    console.print(table)
-    coverage = result.coverage_measured
-    held = "unknown" if coverage is None else f"{coverage:.0%}"
-    console.print(
-        f"90 % intervals; in the back-test {held} of points lay inside. "
-        f"Mean width {result.width_ratio:.2f} of the mean.\n{result.method}.",
-        highlight=False,
-    )

@@ -7,20 +7,24 @@ from typing import Any
 
 import click
 
+from vllm_capacity.cli.screen import columns
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.facts.gpus import GIB, find_gpu
+from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import Llm, find_llm, weight_dtype
+from vllm_capacity.pages.terminal_decide import model_text
 from vllm_capacity.verdicts.users import users_that_fit
 
 
-@click.command("model")
+@click.command(short_help="What a model takes in memory, and how many users fit.")
 @click.argument("name")
 @click.option("--dtype", default="auto", help="Weight type; auto: as published.")
 @click.option("--kv-dtype", default="auto", help="KV cache type: auto (16 bits) or fp8.")
 @click.option("--gpu", default=None, help="gpu-form_factor, or gpu-any, to count users on.")
 @click.option("--gpus", type=int, default=1, show_default=True, help="GPUs of one replica.")
-@click.option("--tokens", type=int, default=None, help="Tokens of context a user holds.")
+@click.option(
+    "--tokens", type=click.IntRange(min=1), default=None, help="Tokens of context a user holds."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def model(
     name: str,
@@ -40,25 +44,15 @@ def model(
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
         return
-    click.echo(f"{llm.model}, weights as {chosen}: {facts['weights_bytes'] / GIB:.2f} GiB")
-    click.echo(
-        f"KV cache: {facts['kv_bytes_per_token']:,} B a token + "
-        f"{facts['kv_fixed_bytes_per_sequence']:,} B a sequence"
-    )
-    users = facts["users"]
-    click.echo(
-        f"users: {users['mid']:g} ({users['low']:g} to {users['high']:g})"
-        if users
-        else f"users: unknown, {facts['reason']}"
-    )
+    click.echo(model_text(facts, llm, width=columns()), nl=False)
 
 
 def _users(
     llm: Llm, dtype: str, kv_dtype: str, gpu: str | None, gpus: int, tokens: int | None
 ) -> Estimate:
-    if gpu is None or tokens is None:
+    span = None if gpu is None else find_gpu(gpu)
+    if span is None or tokens is None:
         return Estimate.unknown("users need --gpu and --tokens")
-    span = find_gpu(gpu)
     return users_that_fit(llm, dtype=dtype, kv_dtype=kv_dtype, span=span, gpus=gpus, tokens=tokens)
 
 

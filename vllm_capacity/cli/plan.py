@@ -5,27 +5,46 @@ from __future__ import annotations
 import click
 
 from vllm_capacity.cli.figures import as_text
-from vllm_capacity.cli.terms import terms_of, terms_options
+from vllm_capacity.cli.reading import bounded
+from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.terms import one_window, terms_of, terms_options
+from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.planning import Ask
 from vllm_capacity.planning import plan as plan_of
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.sizing import Policy
 
 
-@click.command()
-@click.option("--window", required=True, help="The measured window: a path, or a name.")
+@click.command(short_help="Which GPUs, how many, what a month costs, for a window's load.")
+@click.argument("argument", metavar="[WINDOW]", required=False)
+@click.option("--window", help="The measured window, if not given as WINDOW.")
 @click.option("--gpu", help="What it ran on, such as A100-80GB-PCIe; vLLM does not export it.")
-@click.option("--gpus", "to_gpus", help="GPUs to compare, by commas; all that are known.")
-@click.option("--model", help="The model's name in data/llms.csv, where the served name is none.")
+@click.option("--gpus", "to_gpus", help="GPUs to compare, by commas; else all that are known.")
+@click.option("--model", help="Its name in data/llms.csv, where the served name is none.")
 @click.option("--demand", type=float, help="Requests a second; else the p95 that was seen.")
 @click.option("--headroom", type=float, default=0.2, show_default=True, help="Kept free, 0..1.")
 @click.option("--spares", type=int, default=1, show_default=True, help="Replicas that may fail.")
-@click.option("--startup-seconds", type=float, default=300.0, show_default=True)
-@click.option("--growth-per-hour", type=float, default=0.0, help="Fastest rise of demand, 0..")
+@click.option(
+    "--startup-seconds",
+    type=float,
+    default=300.0,
+    callback=bounded,
+    show_default=True,
+    help="How long a replica takes to start.",
+)
+@click.option(
+    "--growth-per-hour",
+    type=float,
+    default=0.0,
+    callback=bounded,
+    show_default=True,
+    help="Fastest rise of demand an hour, 0.1 for 10 %.",
+)
 @terms_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def plan(
-    window: str,
+    argument: str | None,
+    window: str | None,
     gpu: str | None,
     to_gpus: str | None,
     model: str | None,
@@ -37,7 +56,10 @@ def plan(
     as_json: bool,
     **given: object,
 ) -> None:
-    """Which GPUs, how many, and what they cost a month, for the traffic of a window."""
+    """Which GPUs, how many, and what they cost a month, for the traffic of WINDOW.
+
+    WINDOW is a path, or a name.
+    """
     terms, start, end = terms_of(given)
     ask = Ask(
         demand_requests_per_second=demand,
@@ -46,11 +68,18 @@ def plan(
         model=model,
         policy=Policy(headroom, spares, startup_seconds, growth_per_hour),
     )
-    opened = open_window(window)
+    opened = open_window(one_window(argument, window))
     told = plan_of(opened, ask, start=start, end=end, terms=terms)
     if as_json:
         click.echo(as_text(told))
         return
-    from vllm_capacity.pages.terminal import plan_text
+    from vllm_capacity.pages.terminal_plan import plan_text
 
-    click.echo(plan_text(told, window_name=opened.name, is_simulated=opened.is_simulated))
+    said = plan_text(
+        told,
+        window_name=opened.name,
+        is_simulated=opened.is_simulated,
+        here=find_gpu(gpu).label if gpu else "",
+        width=columns(),
+    )
+    click.echo(said, nl=False)

@@ -10,11 +10,12 @@ from types import FrameType
 import click
 import httpx
 
+from vllm_capacity.cli.reading import bounded, checked_url
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.proxy import ProxyServer, Upstream
 
 
-@click.command()
+@click.command(short_help="Serve vLLM's metrics with underscores for colons.")
 @click.option(
     "--upstream",
     envvar="VLLM_METRICS_URL",
@@ -27,7 +28,15 @@ from vllm_capacity.live.proxy import ProxyServer, Upstream
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Certificates to trust instead of the system's. TLS is always verified.",
 )
-@click.option("--timeout", "patience", default=10.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout",
+    "patience",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    callback=bounded,
+    show_default=True,
+    help="Seconds to wait.",
+)
 def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
     """Serve vLLM's metrics with `_` for `:`, types kept, for what cannot take a colon.
 
@@ -35,11 +44,14 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
     """
     if not upstream.startswith(("http://", "https://")):
         raise InputError(f"The upstream {upstream!r} is no URL; try http://127.0.0.1:8000/metrics.")
-    trust = ssl.create_default_context(cafile=ca)
+    try:
+        trust = ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise InputError(f"{ca} holds no certificates to trust: expected PEM.") from None
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=8)
     timeout = httpx.Timeout(patience, connect=min(patience, 5.0), pool=patience)
     with httpx.Client(verify=trust, timeout=timeout, limits=limits) as client:
-        source = Upstream(client, upstream, deadline_seconds=3 * patience)
+        source = Upstream(client, checked_url(upstream), deadline_seconds=3 * patience)
         try:
             server = ProxyServer(_address(listen), source)
         except OSError as error:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vllm_capacity.cli.reading import checked_url
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
 from vllm_capacity.sources.parseable import Parseable
@@ -29,7 +29,7 @@ _TIMEOUT = httpx.Timeout(330.0, connect=10.0)  # Parseable gives a query 300 s
 _SETTINGS = ("url", "user", "password", "api_key")
 
 
-@click.command()
+@click.command(short_help="Telemetry out of Parseable or Prometheus into a window.")
 @click.option("--from", "origin", help="URL of a server, path or s3:// of a store's root.")
 @click.option("--stream", help="Parseable's stream; leave it out for Prometheus.")
 @click.option("--start", help="First sample time, ISO 8601 (UTC unless it says otherwise).")
@@ -94,7 +94,10 @@ def asked_range(
     if duration is not None:
         if start or end:
             raise InputError("Give either --last, or --start and --end.")
-        return last(duration, now=now)
+        try:
+            return last(duration, now=now)
+        except OverflowError:
+            raise InputError(f"--last {duration} goes back before all calendars.") from None
     if start is None and end is None:
         return None
     if start is None or end is None:
@@ -166,7 +169,7 @@ def prometheus_client(url: str, environment: Mapping[str, str]) -> Iterator[http
 
 
 def _refuse_password_in(url: str, prefix: str) -> None:
-    if urlsplit(url).password is not None or urlsplit(url).username is not None:
+    if httpx.URL(checked_url(url)).userinfo:
         raise InputError(
             f"A URL with a password is seen by everyone on this machine. Set {prefix}_USER and "
             f"{prefix}_PASSWORD instead."

@@ -17,13 +17,20 @@ from vllm_capacity.pages.report import DEFAULT_NOTEBOOK, EXAMPLES, Order, write_
 from vllm_capacity.resources import shipped
 
 
-@click.command()
+@click.command(short_help="Run a notebook on a window into one HTML page.")
 @click.option("--window", help="A window: its name, or the path of its folder.")
 @click.option(
     "--notebook",
     help=f"A notebook: its path, or the name of a shipped one. [default: {DEFAULT_NOTEBOOK}]",
 )
-@click.option("-p", "--parameter", "pairs", multiple=True, metavar="NAME=VALUE")
+@click.option(
+    "-p",
+    "--parameter",
+    "pairs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter of the notebook; may be given again.",
+)
 @click.option(
     "--examples", is_flag=True, help="The pages of the example windows; no other option but --out."
 )

@@ -11,6 +11,7 @@ import httpx
 from rich.console import Console
 from rich.status import Status
 
+from vllm_capacity.cli.reading import checked_url
 from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.live.scrape import Journal, Progress, run, targets
 from vllm_capacity.sources.asking import UNKEPT
@@ -21,7 +22,7 @@ from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import parse_duration_seconds
 
 
-@click.command()
+@click.command(short_help="Scrape vLLM's /metrics, or saved scrapes, into a window.")
 @click.argument("urls", nargs=-1, metavar="[URL]...")
 @click.option("--from", "saved", type=click.Path(path_type=Path), help="Import saved scrapes.")
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
@@ -81,7 +82,7 @@ def _scrape_live(urls: tuple[str, ...], every: str, duration: str | None, journa
         console.status("scraping") as status,
     ):
         done = run(
-            targets(urls),
+            targets(tuple(checked_url(url) for url in urls)),
             client=client,
             journal=Journal(journal),
             every_seconds=parse_duration_seconds(every),

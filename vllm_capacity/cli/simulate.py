@@ -14,11 +14,11 @@ from vllm_capacity.engine.scenarios import SCENARIOS, scenario
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.store import write_window
 
-_NAMES = "\n".join(f"  {known.name}: {known.about}" for known in SCENARIOS)
+_NAMES = "\n\n".join(f"{known.name}: {known.about}" for known in SCENARIOS)
 
 
 @click.command(
-    epilog=f"\b\nScenarios:\n{_NAMES}",
+    epilog=f"Scenarios:\n\n{_NAMES}",
     short_help="A simulated engine's window: example data, never telemetry.",
 )
 @click.argument("scenario_name", metavar="SCENARIO")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_capacity.cli.pull import asked_range, http_client, read_settings
+from vllm_capacity.cli.reading import bounded
 from vllm_capacity.errors import InputError
 from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
 from vllm_capacity.sources.parquet import open_store
@@ -29,10 +30,15 @@ from vllm_capacity.timerange import TimeRange, parse_duration_seconds, parse_ins
 _PIPED_WIDTH = 160
 
 
-@click.command()
+@click.command(short_help="Print a query that Parseable answers as it is, or list them.")
 @click.argument("name", required=False)
 @click.option("--stream", default="vllm_metrics", show_default=True, help="Parseable's stream.")
-@click.option("--usd-per-gpu-hour", type=click.FloatRange(min=0), help="The price in the query.")
+@click.option(
+    "--usd-per-gpu-hour",
+    type=click.FloatRange(min=0),
+    callback=bounded,
+    help="The price in the query.",
+)
 @click.option("--gpus-per-engine", type=click.IntRange(min=1), help="GPUs that an engine has.")
 def sql(
     name: str | None,
@@ -51,7 +57,7 @@ def sql(
     click.echo(text, nl=False)
 
 
-@click.command()
+@click.command(short_help="The slowest requests, and where their time went.")
 @click.option("--from", "origin", help="URL of a Parseable server, path or s3:// of its store.")
 @click.option("--stream", default="vllm_traces", show_default=True, help="The stream of spans.")
 @click.option("--start", help="Requests that began from then on, ISO 8601.")

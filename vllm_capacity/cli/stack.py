@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import httpx
 
+from vllm_capacity.cli.reading import bounded, checked_url
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.provision import panels, provision_alerts, provision_dashboard
 from vllm_capacity.live.stack import Management, Names, initialise
@@ -19,9 +20,15 @@ from vllm_capacity.sources.asking import UNKEPT
 _ROOT_USER, _ROOT_PASSWORD = "PARSEABLE_ROOT_USER", "PARSEABLE_ROOT_PASSWORD"
 _URL = "http://127.0.0.1:8080"  # where compose-otel.yml publishes Parseable
 
-_url = click.option("--parseable", envvar="PARSEABLE_URL", default=_URL, show_default=True)
+_url = click.option(
+    "--parseable", envvar="PARSEABLE_URL", default=_URL, show_default=True, help="Its URL."
+)
 _stream = click.option(
-    "--stream", envvar="PARSEABLE_STREAM", default="vllm_metrics", show_default=True
+    "--stream",
+    envvar="PARSEABLE_STREAM",
+    default="vllm_metrics",
+    show_default=True,
+    help="Its stream of metrics.",
 )
 _env_file = click.option(
     "--env-file",
@@ -37,14 +44,22 @@ def stack() -> None:
     """Set Parseable up: streams, users, dashboard, alerts."""
 
 
-@stack.command()
+@stack.command(short_help="Create streams, the users who write and who read, their secrets.")
 @_url
 @_stream
 @click.option(
-    "--traces-stream", envvar="PARSEABLE_TRACES_STREAM", default="vllm_traces", show_default=True
+    "--traces-stream",
+    envvar="PARSEABLE_TRACES_STREAM",
+    default="vllm_traces",
+    show_default=True,
+    help="Its stream of spans.",
 )
 @click.option(
-    "--secrets", type=click.Path(path_type=Path), default=Path("secrets"), show_default=True
+    "--secrets",
+    type=click.Path(path_type=Path),
+    default=Path("secrets"),
+    show_default=True,
+    help="Folder for the users' secrets.",
 )
 @click.option(
     "--targets",
@@ -78,10 +93,15 @@ def init(
         click.echo(line)
 
 
-@stack.command()
+@stack.command(short_help="Post the dashboard and the alert rules Parseable can evaluate.")
 @_url
 @_stream
-@click.option("--usd-per-gpu-hour", type=click.FloatRange(min=0), help="The price in the panel.")
+@click.option(
+    "--usd-per-gpu-hour",
+    type=click.FloatRange(min=0),
+    callback=bounded,
+    help="The price in the panel.",
+)
 @_env_file
 def provision(parseable: str, stream: str, usd_per_gpu_hour: float | None, env_file: Path) -> None:
     """Post the dashboard's eight panels and the alert rules that Parseable can evaluate.
@@ -97,7 +117,7 @@ def provision(parseable: str, stream: str, usd_per_gpu_hour: float | None, env_f
             click.echo(line)
 
 
-@stack.command()
+@stack.command(short_help="Exit 0 if every URL answers with success, else 1.")
 @click.argument("urls", nargs=-1, required=True)
 def healthy(urls: tuple[str, ...]) -> None:
     """Exit 0 if every URL answers with success, else 1: a health check from outside."""
@@ -105,7 +125,7 @@ def healthy(urls: tuple[str, ...]) -> None:
     with httpx.Client(timeout=5.0) as client:
         for url in urls:
             try:
-                said = str(client.get(url).status_code)
+                said = str(client.get(checked_url(url)).status_code)
             except httpx.HTTPError as error:
                 said = str(error) or type(error).__name__
             is_well &= said.startswith("2")
@@ -113,7 +133,7 @@ def healthy(urls: tuple[str, ...]) -> None:
     sys.exit(0 if is_well else 1)
 
 
-@stack.command()
+@stack.command(short_help="Exit 0 if every folder can be written to, else 2.")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 def writable(folders: tuple[Path, ...]) -> None:
     """Exit 0 if every folder can be written to: the volumes, before Parseable meets them."""
@@ -145,7 +165,7 @@ def _administrator(url: str, env_file: Path) -> Iterator[httpx.Client]:
             f"({_ROOT_PASSWORD}), restart Parseable, then run this again."
         )
     auth = user, password
-    with httpx.Client(base_url=url, auth=auth, timeout=30.0, limits=UNKEPT) as client:
+    with httpx.Client(base_url=checked_url(url), auth=auth, timeout=30.0, limits=UNKEPT) as client:
         yield client
 
 
@@ -153,6 +173,10 @@ def _read_env_file(path: Path) -> Mapping[str, str]:
     """NAME=value lines, as compose reads them: comments and quotes around a value are dropped."""
     if not path.exists():
         return {}
-    lines = (line.strip() for line in path.read_text().splitlines())
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not text: expected lines of NAME=value.") from None
+    lines = (line.strip() for line in text.splitlines())
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
     return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}

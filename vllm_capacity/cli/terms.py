@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vllm_capacity.bills import Terms
+from vllm_capacity.cli.reading import bounded
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import find_price, given_price
@@ -25,10 +26,34 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         help="Mapping file: GPUs and price of each instance, from when to when (CSV or YAML).",
     ),
-    click.option("--gpus-per-engine", type=float, default=1.0, show_default=True),
-    click.option("--slo-ttft", type=float, help="Target for the time to first token, seconds."),
-    click.option("--slo-itl", type=float, help="Target for the inter-token latency, seconds."),
+    click.option(
+        "--gpus-per-engine", type=float, default=1.0, show_default=True, help="GPUs of one engine."
+    ),
+    click.option(
+        "--slo-ttft",
+        type=float,
+        callback=bounded,
+        help="Target for the time to first token, seconds.",
+    ),
+    click.option(
+        "--slo-itl",
+        type=float,
+        callback=bounded,
+        help="Target for the inter-token latency, seconds.",
+    ),
 )
+
+
+def one_window(argument: str | None, option: str | None) -> str:
+    """The window that is named as WINDOW or with --window; InputError where not exactly once."""
+    if argument is not None and option is not None:
+        raise InputError(
+            f"The window is given twice: {argument!r}, and --window {option!r}. Give it once."
+        )
+    named = argument if option is None else option
+    if named is None:
+        raise InputError("Say which window, by its name or path: WINDOW, or --window WINDOW.")
+    return named
 
 
 def terms_options(command: Callable[..., Any]) -> Callable[..., Any]:

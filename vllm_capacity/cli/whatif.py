@@ -6,28 +6,60 @@ import json
 
 import click
 
+from vllm_capacity.cli.reading import bounded
+from vllm_capacity.cli.screen import columns
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm, weight_dtype
 from vllm_capacity.facts.prices import usual_forms
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.pages.numbers import number
+from vllm_capacity.pages.terminal_decide import whatif_text
 from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.whatif import what_if
 
 
-@click.command("whatif")
+@click.command(short_help="Output tokens a second on another GPU.")
 @click.option("--model", required=True, help="Model, as in data/llms.csv or as published.")
 @click.option("--from-gpu", required=True, help="Measured on: gpu-form_factor, or gpu-any.")
-@click.option("--output-tokens-per-second", type=float, required=True, help="Measured there.")
-@click.option("--input-tokens", type=float, required=True, help="Mean prompt tokens a request.")
-@click.option("--output-tokens", type=float, required=True, help="Mean output tokens a request.")
-@click.option("--dtype", default="auto", help="Weight type measured; auto: as published.")
+@click.option(
+    "--output-tokens-per-second",
+    type=float,
+    callback=bounded,
+    required=True,
+    help="Measured there.",
+)
+@click.option(
+    "--input-tokens",
+    type=float,
+    callback=bounded,
+    required=True,
+    help="Mean prompt tokens a request.",
+)
+@click.option(
+    "--output-tokens",
+    type=float,
+    callback=bounded,
+    required=True,
+    help="Mean output tokens a request.",
+)
+@click.option(
+    "--dtype", default="auto", show_default=True, help="Weight type measured; auto: as published."
+)
 @click.option("--to-dtype", default=None, help="Weight type asked about; default: --dtype.")
 @click.option("--gpus", type=int, default=1, show_default=True, help="GPUs, on both sides.")
 @click.option("--to-gpu", required=True, help="Asked about: gpu-form_factor, or gpu-any.")
-@click.option("--clients", type=float, default=None, help="Requests a load test held in flight.")
 @click.option(
-    "--requests-per-second", type=float, default=None, help="Requests that came, of an open load."
+    "--clients",
+    type=float,
+    callback=bounded,
+    default=None,
+    help="Requests a load test held in flight.",
+)
+@click.option(
+    "--requests-per-second",
+    type=float,
+    callback=bounded,
+    default=None,
+    help="Requests that came, of an open load.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
 def whatif(
@@ -48,7 +80,7 @@ def whatif(
 
     Say what load it was measured under where you know it (--clients or --requests-per-second): the
     other GPU is then asked under the same. Else the rate itself has to tell a light load from a
-    full one. A refusal is an answer too: unknown, with its reason, exit status 0.
+    full one. A refusal is an answer too: not known, with its reason, exit status 0.
     """
     llm = find_llm(model)
     measured = llm.weights_dtype if dtype == "auto" else weight_dtype(dtype)
@@ -69,9 +101,6 @@ def whatif(
     found = what_if(question, published=measurements(), prefer=prefer)
     if as_json:
         click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
-    elif found.low is None or found.mid is None or found.high is None:
-        click.echo(f"unknown: {found.reason}")
     else:
-        low, high = number(found.low, found.mid), number(found.high, found.mid)
-        click.echo(f"{number(found.mid)} output tokens/s ({low} to {high})")
-        click.echo(found.basis)
+        where = f"{llm.model}, weights as {asked}, on {gpus} × {question.to_gpu.label}"
+        click.echo(whatif_text(found.as_dict(), where=where, width=columns()), nl=False)

@@ -9,7 +9,7 @@ from vllm_capacity.live.finding import Finding, broken, fine
 
 
 def configuration(config: Mapping[str, Any]) -> Finding:
-    """The Collector's configuration against what Parseable and a crash demand of it."""
+    """The Collector's configuration: what Parseable takes, and what loses nothing in a crash."""
     faults = [fault for pipeline in _pipelines(config) for fault in _pipeline(config, *pipeline)]
     if faults:
         return broken(
@@ -18,7 +18,11 @@ def configuration(config: Mapping[str, Any]) -> Finding:
             "; ".join(dict.fromkeys(faults)),
             "Compare with the project's otel-config.yaml, which says why each line is there.",
         )
-    return fine("Collector", "configuration", "it is as Parseable and a crash demand")
+    return fine(
+        "Collector",
+        "configuration",
+        "Parseable takes what it sends, and its queue outlives a crash",
+    )
 
 
 def _pipelines(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

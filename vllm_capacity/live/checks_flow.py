@@ -143,7 +143,7 @@ def _scrapes(before: _Counts, after: _Counts) -> Finding:
         return broken(
             "Collector",
             "collector-refuses",
-            f"it refused {refused:g} points it had scraped, just now",
+            f"it refused {refused:,.0f} points it had scraped, just now",
             "Its memory limit is reached or its queue is full: raise OTELCOL_MEMORY_MIB or "
             "OTELCOL_QUEUE_ITEMS, or see why Parseable does not take the data.",
         )
@@ -151,11 +151,11 @@ def _scrapes(before: _Counts, after: _Counts) -> Finding:
         return broken(
             "Collector",
             "not-scraping",
-            f"the points it accepted stand at {later:g}",
+            f"the points it accepted stand at {later:,.0f}",
             "It has no target, or waits for its first scrape: VLLM_TARGETS must be a list such as "
             "[vllm:8000], or a file vllm*.yaml must lie in OTELCOL_TARGETS_DIR.",
         )
-    return fine("Collector", "not-scraping", f"{later - earlier:g} points accepted just now")
+    return fine("Collector", "not-scraping", f"{later - earlier:,.0f} points accepted just now")
 
 
 def export_checks(evidence: Evidence) -> list[Finding]:
@@ -175,7 +175,7 @@ def _failures(before: _Counts, after: _Counts) -> Finding:
         return broken(
             "Collector",
             "export-refused",
-            f"{failed:g} points were dropped, {sent:g} sent",
+            f"{failed:,.0f} points were dropped, {sent:,.0f} sent",
             _PERMANENT,
         )
     dropped = after.of("otelcol_exporter_enqueue_failed_metric_points") or 0.0
@@ -183,12 +183,12 @@ def _failures(before: _Counts, after: _Counts) -> Finding:
         return broken(
             "Collector",
             "queue-full",
-            f"{dropped:g} points did not fit into the queue",
+            f"{dropped:,.0f} points did not fit into the queue",
             "Bring Parseable back; then raise OTELCOL_QUEUE_ITEMS and OTELCOL_QUEUE_BYTES, or see "
             "whether the disk is full.",
         )
-    note = f", {failed:g} were dropped at some time" if failed else ""
-    return fine("Collector", "export-refused", f"{sent:g} points sent{note}")
+    note = f", {failed:,.0f} were dropped at some time" if failed else ""
+    return fine("Collector", "export-refused", f"{sent:,.0f} points sent{note}")
 
 
 def _queues(before: _Counts, after: _Counts) -> list[Finding]:
@@ -200,7 +200,7 @@ def _queues(before: _Counts, after: _Counts) -> list[Finding]:
 
 def _queue(exporter: str, earlier: float, size: float, capacity: float) -> Finding:
     ratio = size / capacity if capacity else 0.0
-    found = f"{exporter}: {size:g} of {capacity:g} wait ({ratio:.0%})"
+    found = f"{exporter}: {size:,.0f} of {capacity:,.0f} wait ({ratio:.0%})"
     if ratio < _FILLING_RATIO:
         return fine("Collector", "queue-filling", found)
     trend = "and it grows" if size > earlier else "though it shrinks"
@@ -226,7 +226,7 @@ def unscraped(evidence: Evidence) -> list[Finding]:
     missing = [t for t in map(_target, evidence.vllm) if not _is_among(t, scraped)]
     failing = sorted(set(rows) - scraped)
     if not missing and not failing:
-        return [fine("Collector", "replica-unscraped", f"{len(scraped)} servers are scraped")]
+        return [fine("Collector", "replica-unscraped", f"scraped: {', '.join(sorted(scraped))}")]
     named = ", ".join([*missing, *(f"{name} (every scrape failed)" for name in failing)])
     return [
         broken(

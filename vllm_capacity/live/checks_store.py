@@ -89,11 +89,11 @@ def _version(version: str) -> Finding:
         return broken(
             "Parseable",
             "old-version",
-            f"it is {version}: it loses histograms or names columns otherwise",
+            f"it is version {version}: it loses histograms or names columns otherwise",
             f"Use {'.'.join(map(str, _ADVISED))} or newer.",
         )
     advice = "" if numbers >= _ADVISED else f"; {'.'.join(map(str, _ADVISED))} is advised"
-    return fine("Parseable", "old-version", f"it is {version}{advice}")
+    return fine("Parseable", "old-version", f"it is version {version}{advice}")
 
 
 def ingest_checks(evidence: Evidence) -> list[Finding]:
@@ -231,7 +231,7 @@ def _fresh(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
             "Parseable", "stream-stale", "no row has a time", "See the columns of the stream."
         )
     age = (evidence.now - newest).total_seconds()
-    found = f"the newest sample is of {iso(newest)}, {age:.0f} s ago"
+    found = f"the newest sample is of {iso(newest)}, {age:,.0f} s ago"
     if age > _STALE_SECONDS:
         remedy = (
             "Scraping or exporting has stopped, or the Collector works off its queue after an "
@@ -250,7 +250,7 @@ def _clocks(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
         return broken(
             "Parseable",
             "clock-skew",
-            f"Parseable's clock is {ours:+.0f} s off this machine's",
+            f"Parseable's clock is {ours:+,.0f} s off this machine's",
             "Set both by NTP. Windows are asked for by Parseable's clock.",
         )
     if not delays:
@@ -260,10 +260,10 @@ def _clocks(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
         return fine("Parseable", "clock-skew", f"batches arrive {least:.1f} s after their samples")
     if least < 0:
         found = (
-            f"samples are dated {-least:.0f} s after their arrival: the Collector's clock is ahead"
+            f"samples are dated {-least:,.0f} s after their arrival: the Collector's clock is ahead"
         )
     else:
-        found = f"the quickest batch took {least:.0f} s: the Collector's clock is behind"
+        found = f"the quickest batch took {least:,.0f} s: the Collector's clock is behind"
     return broken(
         "Parseable",
         "clock-skew",

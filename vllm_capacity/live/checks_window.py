@@ -20,11 +20,15 @@ def window_checks(evidence: Evidence) -> list[Finding]:
         )
         return [broken("window", "window-empty", "the window holds no engine", remedy)]
     return [
-        fine("window", "window-empty", f"{answer['window']['engines']} engines"),
+        fine("window", "window-empty", f"it holds {_engines(answer['window']['engines'])}"),
         *_ledger(answer),
         _latency(answer),
         _price(answer),
     ]
+
+
+def _engines(count: int) -> str:
+    return f"{count:,} engine{'' if count == 1 else 's'}"
 
 
 def _ledger(answer: Mapping[str, Any]) -> list[Finding]:

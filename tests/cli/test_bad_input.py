@@ -1,0 +1,105 @@
+"""Whatever is wrong with what was given: one line on stderr, exit code 2, nothing on stdout."""
+
+import sys
+
+import pytest
+
+from vllm_capacity.cli import main
+
+WHATIF = "whatif --model gpt-oss-20b --from-gpu A100-80GB-SXM --to-gpu L4-PCIe --input-tokens 10"
+
+
+def run(monkeypatch, capsys, line):
+    monkeypatch.setattr(sys, "argv", ["vllm-capacity", *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    return ended.value.code, told.out, told.err
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        pytest.param("nosuch", "No such command 'nosuch'. Try 'vllm-capacity --help'", id="verb"),
+        pytest.param("figures", "Missing argument 'WINDOW'. Try", id="an argument lacking"),
+        pytest.param("figures a b", "extra argument (b). Try", id="an argument too many"),
+        pytest.param("figures vllm-sweep --usd-per-hour x", "not a valid float", id="no number"),
+        pytest.param("figures vllm-sweep --slo-ttft inf", "no number up to", id="no end"),
+        pytest.param("plan", "Say which window", id="plan of no window"),
+        pytest.param("alerts", "Say which window", id="alerts of no window"),
+        pytest.param("plan a --window b", "given twice: 'a', and --window 'b'", id="two windows"),
+        pytest.param("alerts a --window b", "given twice", id="alerts of two windows"),
+        pytest.param("plan vllm-sweep --startup-seconds nan", "no number", id="start-up"),
+        pytest.param("plan vllm-sweep --growth-per-hour inf", "no number", id="growth"),
+        pytest.param("alerts vllm-sweep --above waiting=nan", "try waiting=20", id="threshold"),
+        pytest.param("model Qwen3-8B --tokens -5", "not in the range", id="tokens"),
+        pytest.param(
+            f"{WHATIF} --output-tokens 9 --output-tokens-per-second 1e308",
+            "no number up to 1e+12",
+            id="a rate past all measure",
+        ),
+        pytest.param("fit nosuch.csv", "nosuch.csv", id="no such file"),
+        pytest.param("simulate idle --to FILE/x", "File exists", id="a file as a folder"),
+        pytest.param("scrape http://[::1 --for 1s --to FOLDER/x", "as a URL", id="scrape: no URL"),
+        pytest.param("pull --from http://[::1 --last 1h --to x", "as a URL", id="pull: no URL"),
+        pytest.param("pull --from http://a --last 9999999w --to x", "before all", id="long ago"),
+        pytest.param("stack healthy http://[::1", "as a URL", id="healthy: no URL"),
+        pytest.param("stack init --env-file FILE", "is not text", id="a binary env file"),
+        pytest.param("proxy --upstream http://[::1", "as a URL", id="proxy: no URL"),
+        pytest.param("proxy --upstream http://a --ca FILE", "no certificates", id="no certificate"),
+        pytest.param("doctor --vllm http://[::1 --wait 0", "as a URL", id="doctor: no URL"),
+        pytest.param("doctor --wait nan", "no number", id="doctor: a wait"),
+        pytest.param(
+            "doctor --vllm none --parseable none --collector none --collector-config FILE",
+            "is not YAML",
+            id="a binary configuration",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, line, says):
+    file = tmp_path / "binary"
+    file.write_bytes(b"\x93\xff\x00\n")
+    line = line.replace("FILE", str(file)).replace("FOLDER", str(tmp_path))
+    code, out, err = run(monkeypatch, capsys, line)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("vllm-capacity: ")
+    assert says in err
+
+
+def test_a_message_of_several_lines_is_told_in_one(monkeypatch, capsys, tmp_path):
+    config = tmp_path / "otel.yaml"
+    config.write_text("a: [1\nb: {")
+    line = "doctor --vllm none --parseable none --collector none --collector-config"
+    code, _, err = run(monkeypatch, capsys, f"{line} {config}")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("verb", ["plan", "alerts"])
+def test_the_window_is_an_argument_or_an_option(monkeypatch, capsys, verb):
+    told = []
+    for line in (f"{verb} nosuch", f"{verb} --window nosuch"):
+        told.append(run(monkeypatch, capsys, line))
+    assert told[0] == told[1]
+    assert "No window 'nosuch'" in told[0][2]
+
+
+def test_a_glob_in_a_windows_name_is_a_name(monkeypatch, capsys, tmp_path, examples):
+    (tmp_path / "w[1]").symlink_to(examples / "vllm-sweep")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(monkeypatch, capsys, "alerts w[1] --over all")
+    assert (code, out.count("FIRED")) == (1, 2)
+
+
+def test_alerts_are_told_in_three_digits(monkeypatch, capsys):
+    _, out, _ = run(monkeypatch, capsys, "alerts vllm-sweep --over all")
+    said = " ".join(out.split())
+    assert "FIRED p99 latency 44.3 s 10 s" in said
+    assert "quiet mean KV cache usage 0.473 0.9" in said
+
+
+@pytest.mark.parametrize("command", ["", "stack"])
+def test_no_line_of_the_list_of_commands_is_cut(monkeypatch, capsys, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["vllm-capacity", *command.split(), "--help"])
+    main()
+    assert "...\n" not in capsys.readouterr().out.replace("[ARGS]...\n", "")
