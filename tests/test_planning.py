@@ -9,6 +9,8 @@ from click.testing import CliRunner
 from vllm_capacity.bills import Terms
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import given_price
 from vllm_capacity.planning import Ask, plan
 from vllm_capacity.verdicts.sizing import Policy
@@ -41,6 +43,38 @@ def test_the_demand_that_is_not_given_is_the_one_that_was_seen(sweep):
     assert "p95" in seen["basis"]
 
 
+def test_demand_of_a_window_that_queued_is_called_what_was_served(sweep):
+    seen = plan(sweep, Ask(policy=BARE))["demand_requests_per_second"]
+    assert "7 of the 8 busiest, requests waited" in seen["basis"]
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        pytest.param(Terms(), "no latency target applied", id="none given"),
+        pytest.param(SLO, "p95 TTFT ≤ 2 s", id="the target that was applied"),
+    ],
+)
+def test_capacity_says_whether_a_target_was_applied(sweep, terms, said):
+    told = plan(sweep, Ask(policy=BARE), terms=terms)
+    assert said in told["capacity_output_tokens_per_second"]["basis"]
+    assert ("no latency" in told["replicas"]["basis"]) is (terms is not SLO)
+
+
+def test_queue_is_asked_with_the_places_that_the_targets_leave(sweep):
+    """Ten requests ran at the capacity within the targets; the 27 of the knee would wait little."""
+    asked = Ask(demand_requests_per_second=1.25, policy=BARE)
+    terms = Terms(ttft_slo_seconds=2.0, itl_slo_seconds=0.1)
+    check = plan(sweep, asked, terms=terms)["queue_check"]
+    assert (round(check["utilisation_ratio"], 1), check["is_within_limit"]) == (0.7, False)
+
+
+def test_longer_prompts_need_more_where_the_kv_cache_is_the_limit(modest):
+    cases = modest["sensitivity"]
+    assert cases["prompts double"]["mid"] > cases["now"]["mid"]
+    assert "× 0.547 (KV tokens a request" in cases["prompts double"]["basis"]
+
+
 def test_twice_the_demand_needs_more(modest):
     cases = modest["sensitivity"]
     assert cases["demand doubles"]["mid"] > cases["now"]["mid"]
@@ -53,7 +87,7 @@ def test_half_an_hour_is_too_short_to_forecast(modest):
 
 def test_without_the_gpu_no_other_can_be_compared(modest):
     assert modest["options"] == []
-    assert "--gpu" in modest["options_reason"]
+    assert "name it (gpu)" in modest["options_reason"]
 
 
 def test_other_gpus_are_rows_and_rejected_ones_have_their_reason(sweep):
@@ -65,6 +99,34 @@ def test_other_gpus_are_rows_and_rejected_ones_have_their_reason(sweep):
     assert all(row["usd_per_month"]["low"] <= row["usd_per_month"]["high"] for row in known)
     # The window's capacity is no light load, however far under the arithmetic it lies.
     assert not any("light" in row["slo_output_tokens_per_second"]["basis"] for row in known)
+
+
+def test_a_mapping_file_gives_the_gpus_and_the_price_of_more_replicas(sweep, tmp_path):
+    mapping = tmp_path / "fleet.csv"
+    mapping.write_text("instance,gpus_per_engine,usd_per_hour\n*,2,1.64\n")
+    told = plan(sweep, Ask(), terms=Terms(fleet=load_fleet(mapping)))
+    replicas = told["replicas"]["mid"]
+    assert told["gpus"]["mid"] == 2 * replicas
+    assert told["usd_per_month"]["mid"] == pytest.approx(2 * replicas * 1.64 * 730.5)
+
+
+def test_a_mapping_file_with_two_prices_leaves_the_month_unknown(two_replicas, tmp_path):
+    mapping = tmp_path / "fleet.csv"
+    names = two_replicas.sql("select distinct instance from series order by all").to_series()
+    rows = [f"{name},1,{1 + place}.0" for place, name in enumerate(names)]
+    mapping.write_text("\n".join(["instance,gpus_per_engine,usd_per_hour", *rows, ""]))
+    told = plan(two_replicas, Ask(), terms=Terms(fleet=load_fleet(mapping)))
+    assert told["gpus"]["mid"] == told["replicas"]["mid"]
+    assert "2 prices in force" in told["usd_per_month"]["reason"]
+
+
+def test_the_windows_own_gpu_costs_what_the_window_costs(sweep):
+    own = Estimate.exact(1.64, "asked")
+    asked = Ask(from_gpu="a100-80gb-sxm", model="openai/gpt-oss-20b", to_gpus=("A100-80GB-SXM",))
+    told = plan(sweep, asked, terms=Terms(usd_per_gpu_hour=own))
+    (row,) = told["options"]
+    assert row["usd_per_gpu_hour"]["mid"] == 1.64
+    assert row["usd_per_month"]["mid"] == told["usd_per_month"]["mid"]
 
 
 def test_nothing_served_is_unknown_with_its_reason(sweep):

@@ -174,8 +174,8 @@ def _gauges(case: _Case) -> dict[str, Any]:
 def _slo(case: _Case) -> dict[str, Any]:
     terms = case.terms
     shares = {
-        "ttft_attainment": (latency.TTFT, terms.ttft_slo_seconds, "--slo-ttft"),
-        "itl_attainment": (latency.ITL, terms.itl_slo_seconds, "--slo-itl"),
+        "ttft_attainment": (latency.TTFT, terms.ttft_slo_seconds, "ttft_slo_seconds (--slo-ttft)"),
+        "itl_attainment": (latency.ITL, terms.itl_slo_seconds, "itl_slo_seconds (--slo-itl)"),
     }
     answer: dict[str, Any] = {
         name: _attained(case, metric, target, option).as_dict()
@@ -189,7 +189,7 @@ def _slo(case: _Case) -> dict[str, Any]:
 
 def _attained(case: _Case, metric: str, target: float | None, option: str) -> Estimate:
     if target is None:
-        return Estimate.unknown(f"no target given: pass {option}")
+        return Estimate.unknown(f"no target given: give {option}")
     observed = latency.merged(latency.histogram_increases(case.window, [metric], part=case.part))
     if observed is None:
         return Estimate.unknown(f"{metric} observed nothing in this part")
@@ -197,7 +197,7 @@ def _attained(case: _Case, metric: str, target: float | None, option: str) -> Es
     assert low is not None  # something was observed
     assert high is not None
     is_exact = low == high
-    basis = f"{observed.count:g} observations of {metric}, target {target:g} s" + (
+    basis = f"{observed.count:,.0f} observations of {metric}, target {target:g} s" + (
         "" if is_exact else ", which lies between two bucket edges"
     )
     return Estimate.known(low, (low + high) / 2, high, basis)

@@ -7,35 +7,37 @@ and on verdicts that say what they rest on; what cannot be known is a row with a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
 
 from vllm_capacity.answers import answer
-from vllm_capacity.bills import Terms, engine_name
+from vllm_capacity.bills import Terms
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.fleet import engine_rate
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
 from vllm_capacity.facts.llms import find_llm
-from vllm_capacity.facts.prices import choose_price, usual_forms
+from vllm_capacity.facts.prices import NO_PRICE, choose_price, usual_forms
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.figures import latency, scrapes, traffic
-from vllm_capacity.figures.hours import HOUR, engine_hours, whole_hours
+from vllm_capacity.figures import latency, traffic
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost import Usage, bill
 from vllm_capacity.verdicts.forecast import forecast_demand
 from vllm_capacity.verdicts.options import Candidate, whatif_table
 from vllm_capacity.verdicts.question import Load, Question
+from vllm_capacity.verdicts.regimes import KV
 from vllm_capacity.verdicts.sizing import (
+    Change,
     Policy,
+    demand_seen,
     month_usd,
-    percentile_demand,
     queue_check,
     replicas,
+    running_within,
     sensitivity,
     usual_cases,
 )
@@ -45,19 +47,16 @@ _FLOPS = "vllm:estimated_flops_per_gpu_total"
 _BYTES = ("vllm:estimated_read_bytes_per_gpu_total", "vllm:estimated_write_bytes_per_gpu_total")
 _DEMAND_QUANTILE = 0.95
 _WAIT_LIMIT_SECONDS = 1.0
-_HOURS: dict[str, Any] = {
-    "ts": pl.Datetime("us", "UTC"),
-    **{name: pl.Float64 for name in ("requests", "cost_usd", "utilisation_ratio")},
-}
 
 
 @dataclass(frozen=True)
 class Ask:
     """What a plan is asked for.
 
-    `demand_requests_per_second` None: the 95th percentile of what the window saw. `from_gpu` is
-    what the window ran on, which vLLM does not export; without it other GPUs cannot be compared.
-    `model` names the model where the served name is none we know. `to_gpus` empty: every GPU known.
+    `demand_requests_per_second` None: the 95th percentile of what finished in the window.
+    `from_gpu` is what it ran on, which vLLM does not export; without it other GPUs cannot be
+    compared. `model` names the model where the served name is none we know. `to_gpus` empty: every
+    GPU known.
     """
 
     demand_requests_per_second: float | None = None
@@ -91,10 +90,11 @@ def plan(
     """
     terms = terms or Terms()
     told = told or answer(window, start=start, end=end, terms=terms)
-    case = _case(window, ask, window.clamp(start, end), terms, told)
+    part = window.clamp(start, end)
+    case = _case(window, ask, part, _in_force(terms, window, part), told)
     needed = replicas(case.demand, case.capacity, ask.policy)
     gpus = needed.scaled(case.terms.gpus_per_engine)
-    price = case.terms.usd_per_gpu_hour or Estimate.unknown("no price given: pass --usd-per-hour")
+    price = case.terms.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
     return {
         "window": case.told["window"],
         "policy": asdict(ask.policy),
@@ -117,6 +117,7 @@ class _Case:
 
     window: Window
     part: TimeRange
+    points: pl.DataFrame  # engine steps
     told: dict[str, Any]
     ask: Ask
     terms: Terms
@@ -127,12 +128,38 @@ class _Case:
     capacity: Estimate  # output tokens a second, of one engine
 
 
+def _in_force(terms: Terms, window: Window, part: TimeRange) -> Terms:
+    """The terms with the GPUs and the price that a mapping file has at the end of the part.
+
+    More replicas are bought at one price: where the file has several for the window's instances,
+    the price is unknown, and GPUs are their mean.
+    """
+    if not terms.fleet:
+        return terms
+    moment = TimeRange(part.end - timedelta(microseconds=1), part.end)
+    names = window.sql("select distinct instance from series order by instance").to_series()
+    rates = [engine_rate(terms.fleet, name, moment) for name in names.to_list()]
+    prices = {rate.usd_per_gpu_hour for rate in rates}
+    price = Estimate.unknown(
+        f"the mapping file has {len(prices)} prices in force at the end of the window; a plan is "
+        "of one: give usd_per_hour, or as price a row of gpu_prices.csv"
+    )
+    return replace(
+        terms,
+        fleet=(),
+        usd_per_gpu_hour=prices.pop() if len(prices) == 1 else price,
+        gpus_per_engine=sum(rate.gpus_per_engine for rate in rates) / max(1, len(rates)),
+    )
+
+
 def _case(window: Window, ask: Ask, part: TimeRange, terms: Terms, told: dict[str, Any]) -> _Case:
-    requests = _demand(ask, engine_steps(window, part=part))
+    points = engine_steps(window, part=part)
+    requests = _demand(ask, points)
     output = _mean_tokens(told, "generation")
     return _Case(
         window=window,
         part=part,
+        points=points,
         told=told,
         ask=ask,
         terms=terms,
@@ -157,12 +184,7 @@ def _demand(ask: Ask, points: pl.DataFrame) -> Estimate:
     if ask.demand_requests_per_second is not None:
         given = ask.demand_requests_per_second
         return Estimate.exact(given, f"{given:g} requests/s, as asked")
-    per_step = points.group_by("start").agg(
-        rate=pl.col("requests_per_second").sum(), seen=pl.col("requests_per_second").count()
-    )
-    rates = per_step.filter(pl.col("seen") > 0).sort("start").get_column("rate").to_list()
-    seen = percentile_demand(rates, _DEMAND_QUANTILE)
-    return seen.map(lambda rate: rate, f"finished requests/s, {seen.basis}")
+    return demand_seen(points, _DEMAND_QUANTILE)
 
 
 def _product(one: Estimate, other: Estimate, basis: str) -> Estimate:
@@ -175,18 +197,38 @@ def _product(one: Estimate, other: Estimate, basis: str) -> Estimate:
 
 
 def _capacity(told: dict[str, Any], terms: Terms) -> Estimate:
-    """Output tokens a second of one engine: under the targets where given, else at the knee."""
-    has_targets = terms.ttft_slo_seconds is not None or terms.itl_slo_seconds is not None
-    where = told["slo"] if has_targets else told["saturation"]
+    """Output tokens a second of one engine: under the targets where given, else at the knee.
+
+    Its basis names the targets, or says that none was applied.
+    """
+    where = told["slo"] if _has_targets(terms) else told["saturation"]
     whole = Estimate(**where["capacity_output_tokens_per_second"])
+    if whole.is_known and not _has_targets(terms):
+        whole = whole.scaled(1.0, f"{whole.basis}; no latency target applied")
     engines = max(1, told["window"]["engines"])
     return whole if engines == 1 else whole.scaled(1 / engines, f"{whole.basis}, ÷ {engines}")
 
 
+def _has_targets(terms: Terms) -> bool:
+    return terms.ttft_slo_seconds is not None or terms.itl_slo_seconds is not None
+
+
+def _running(case: _Case) -> float | None:
+    """Running requests of one engine at the capacity that the plan is made with; None: not known.
+
+    Within targets fewer run than at the knee. Engines may differ: their mean, as the capacity's.
+    """
+    terms, engines = case.terms, max(1, case.told["window"]["engines"])
+    running: float | None = case.told["saturation"]["capacity_running_requests"]["mid"]
+    if _has_targets(terms):
+        running = running_within(case.points, terms.ttft_slo_seconds, terms.itl_slo_seconds)
+    return None if running is None else running / engines
+
+
 def _queue(case: _Case, needed: Estimate) -> dict[str, Any] | None:
     """An M/G/c queue's view of the replicas without their spares; None where it cannot be asked."""
-    running = Estimate(**case.told["saturation"]["capacity_running_requests"])
-    known = [case.requests.mid, case.capacity.mid, case.output_tokens.mid, needed.mid, running.mid]
+    running = _running(case)
+    known = [case.requests.mid, case.capacity.mid, case.output_tokens.mid, needed.mid, running]
     figures = [figure for figure in known if figure is not None]
     if len(figures) < len(known):
         return None
@@ -194,7 +236,7 @@ def _queue(case: _Case, needed: Estimate) -> dict[str, Any] | None:
     check = queue_check(
         requests_per_second=requests,
         capacity_requests_per_second=capacity / output,
-        running_at_capacity=max(1.0, places / max(1, case.told["window"]["engines"])),
+        running_at_capacity=max(1.0, places),
         replicas=max(1, round(replicas_needed) - case.ask.policy.spare_replicas),
         wait_limit_seconds=_WAIT_LIMIT_SECONDS,
     )
@@ -208,10 +250,15 @@ def _sensitivity(case: _Case) -> dict[str, Any]:
         latency.sound_total([p for p in phases if p.metric == metric], case.part)
         for metric in metrics
     )
-    cases = {"demand doubles": (2.0, 1.0)}
+    cases = {"demand doubles": Change(demand=2.0)}
     if prefill is not None and decode is not None and prefill + decode > 0:
-        hit_ratio = case.told["prefix_cache_hit_ratio"]
-        cases = usual_cases(prefill_share=prefill / (prefill + decode), prefix_hit_ratio=hit_ratio)
+        cases = usual_cases(
+            prefill_share=prefill / (prefill + decode),
+            prefix_hit_ratio=case.told["prefix_cache_hit_ratio"],
+            prompt_tokens=case.prompt_tokens.mid,
+            output_tokens=case.output_tokens.mid,
+            is_kv_limited=case.told["saturation"]["first_limit"] == KV,
+        )
     found = sensitivity(case.demand, case.capacity, policy=case.ask.policy, cases=cases)
     return {name: estimate.as_dict() for name, estimate in found.items()}
 
@@ -236,10 +283,15 @@ def _options(case: _Case) -> dict[str, Any]:
         load=Load(is_capacity=True),
     )
     wanted = (case.ask.from_gpu, *(case.ask.to_gpus or gpu_names()))
-    spans = [find_gpu(gpu) for gpu in dict.fromkeys(wanted)]
+    spans = list({span.name: span for span in map(find_gpu, wanted)}.values())
     table = whatif_table(
         measured,
-        [_candidate(span, llm.weights_dtype) for span in spans],
+        [
+            _candidate(
+                span, llm.weights_dtype, case.terms.usd_per_gpu_hour if span == here else None
+            )
+            for span in spans
+        ],
         slo_capacity=case.capacity,
         demand=case.demand,
         policy=case.ask.policy,
@@ -250,8 +302,9 @@ def _options(case: _Case) -> dict[str, Any]:
     return {"model": llm.model, "options": [one.as_dict() for one in table], "options_reason": ""}
 
 
-def _candidate(span: GpuSpan, dtype: str) -> Candidate:
-    price = choose_price(gpu=span.name)
+def _candidate(span: GpuSpan, dtype: str, own: Estimate | None) -> Candidate:
+    """A GPU as an option, at the window's own price where it is what the window ran on."""
+    price = own or choose_price(gpu=span.name)
     return Candidate(span, dtype, price.basis or price.reason, price)
 
 
@@ -262,13 +315,13 @@ def _served_model(window: Window) -> str | None:
 
 def _no_comparison(case: _Case, name: str | None) -> str:
     if case.ask.from_gpu is None:
-        return "vLLM does not export what it runs on: pass --gpu to compare other GPUs with it"
+        return "vLLM does not export what it runs on: name it (gpu) to compare other GPUs with it"
     if name is None:
-        return "the window serves no model, or several: pass --model"
+        return "the window serves no model, or several: name one (model)"
     try:
         find_llm(name)
     except InputError as error:
-        return f"no shape is known of {name!r}: {error} Pass --model."
+        return f"no shape is known of {name!r}: {error} Name one that is (model)."
     for estimate in (case.prompt_tokens, case.output_tokens, case.capacity):
         if not estimate.mid:
             return estimate.reason or "nothing was served"
@@ -320,47 +373,3 @@ def _told(
     rows: Sequence[dict[str, Any]] | None, method: str, coverage: float | None, reason: str
 ) -> dict[str, Any]:
     return {"forecast": rows, "method": method, "coverage_measured": coverage, "reason": reason}
-
-
-def hours_seen(
-    window: Window, *, part: TimeRange, terms: Terms, told: dict[str, Any]
-) -> pl.DataFrame:
-    """What each whole hour of the clock (UTC) in the part brought, and what it cost; in order.
-
-    Columns: ts (its start), requests (finished), cost_usd, utilisation_ratio (0..1). Cost and use
-    are the bill's (verdicts/cost.py), an engine's capacity an even share of what `told`, the part's
-    answer, says of all. Null where an engine was not seen through the hour (figures/hours.py), or
-    where there is no price or no capacity. Empty where the part holds no whole hour.
-    """
-    tries = scrapes.attempts(window, end=part.end)
-    fleet = scrapes.engines(window, part=part, tries=tries)
-    capacity = Estimate(**told["saturation"]["capacity_output_tokens_per_second"])
-    each = capacity.scaled(1 / max(1, fleet.height))
-    by_hour = engine_hours(window, fleet, tries, part=part).partition_by("ts", as_dict=True)
-    rows = []
-    for start in whole_hours(part):
-        engines = by_hour.get((start,))
-        is_seen = engines is not None and bool(engines["is_seen"].all())
-        found = _hour_seen(engines, terms, each) if is_seen and engines is not None else None
-        rows.append((start, *(found or (None, None, None))))
-    return pl.DataFrame(rows, schema=_HOURS, orient="row")
-
-
-def _hour_seen(
-    engines: pl.DataFrame, terms: Terms, capacity: Estimate
-) -> tuple[float, float | None, float | None]:
-    """Requests, cost and use of one hour: its rows of figures/hours.py, `capacity` an engine's."""
-    parts = {}
-    for row in engines.iter_rows(named=True):
-        hours, tokens = row["billed_hours"], row["generation_tokens"]
-        usage = Usage(
-            billed_hours=hours,
-            successful_requests=None,
-            prompt_tokens=None,
-            generation_tokens=tokens,
-            output_tokens_per_second=tokens / hours / 3600,
-        )
-        times = {"billed_start": row["ts"], "billed_end": row["ts"] + HOUR}
-        parts[engine_name(row)] = terms.part({**row, **times}, usage, capacity)
-    whole = bill(parts).whole
-    return float(engines["requests"].sum()), whole["allocation_usd"].mid, whole["utilisation"].mid

@@ -157,6 +157,25 @@ def test_printed_page_cuts_no_table(chromium, page_path):
     assert cut == []
 
 
+def test_no_table_is_wider_than_a_phone_where_it_ends_in_words(chromium, page_path):
+    with Opened(chromium, page_path, width=390) as view:
+        view.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        cut = view.page.eval_on_selector_all(
+            ".wordy",
+            "all => all.filter(each => each.getBoundingClientRect().right > 391).length",
+        )
+    assert cut == 0
+
+
+@pytest.mark.parametrize(("width", "rows"), [(390, 6), (1000, 3), (1600, 3)])
+def test_charts_against_load_stand_in_pairs_where_there_is_room(chromium, page_path, width, rows):
+    with Opened(chromium, page_path, width=width) as view:
+        tops = view.page.eval_on_selector_all(
+            ".half", "all => all.map(each => Math.round(each.getBoundingClientRect().top))"
+        )
+    assert (len(tops), len(set(tops))) == (6, rows)
+
+
 def test_page_without_scripts_shows_stills(chromium, page_path):
     context = chromium.new_context(java_script_enabled=False, offline=True)
     page = context.new_page()

@@ -126,7 +126,7 @@ def _step(i: int) -> dict[str, Any]:
         "ts": START + STEP * i,
         "is_gap": is_gap,
         "is_restart": i == 44,
-        "running": running,
+        "running": None if is_gap else running,
         "waiting": max(0.0, i * 0.5 - 27),
         "kv_cache_ratio_mean": min(0.97, running / 28),
         "kv_cache_ratio_max": min(1.0, running / 26),

@@ -2,6 +2,7 @@ import ast
 import inspect
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -136,7 +137,71 @@ def test_target_is_drawn_with_its_value():
 def test_gap_is_one_shaded_span_and_a_restart_one_mark():
     spec = spec_of(BY_NAME["throughput"])
     rows = [row["name"] for rows in spec["datasets"].values() for row in rows if "name" in row]
-    assert sorted(rows) == ["no data", "restart"]
+    assert sorted(rows) == ["not scraped", "restart"]
+
+
+GAP_AT, SHORT_GAP = (40, 44), (80, 82)  # steps without a scrape, and steps that a gap touches
+
+
+def steps_with(*, restart=(-1, -1)):
+    """The steps of a second gap, that leaves each of its steps a scrape, and of a restart."""
+    at = pl.int_range(pl.len())
+    return STEPS.with_columns(
+        is_gap=pl.col("is_gap") | at.is_between(*SHORT_GAP, closed="left"),
+        is_restart=at.is_between(*restart, closed="left"),
+        output_tokens_per_second=pl.lit(5.0),
+    )
+
+
+def span_of(spec, name):
+    """From which step to which one a gap of that name is shaded."""
+    rows = [row for rows in spec["datasets"].values() for row in rows if row.get("name") == name]
+    starts = [timeline.milliseconds(ts) for ts in STEPS["ts"]]
+    return [(starts.index(row["t"]), starts.index(row["t_end"])) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "span"),
+    [
+        pytest.param("not scraped", GAP_AT, id="steps without a scrape, not those beside them"),
+        pytest.param("gap", SHORT_GAP, id="a gap that is shorter than a step"),
+    ],
+)
+def test_gap_is_shaded_where_nothing_was_scraped(name, span):
+    wider = steps_with().with_columns(
+        is_gap=pl.col("is_gap") | pl.int_range(pl.len()).is_in([GAP_AT[0] - 1, GAP_AT[1]])
+    )
+    assert span_of(charts.throughput(wider, ANSWER).to_dict(), name) == [span]
+
+
+@pytest.mark.parametrize(
+    ("restart", "drawn", "said"),
+    [
+        pytest.param((-1, -1), 100, True, id="a counter carries on over a gap"),
+        pytest.param(GAP_AT, 96, False, id="what was counted before a restart is lost, not zero"),
+    ],
+)
+@pytest.mark.parametrize("draw", [charts.throughput, charts.request_rate, charts.tokens])
+def test_rate_over_a_gap_is_its_mean_but_where_a_restart_hides_it(draw, restart, drawn, said):
+    spec = draw(steps_with(restart=restart), ANSWER).to_dict()
+    table = notes_of(spec)["table"]["rows"]
+    told = spec["title"]["subtitle"].endswith("; where nothing was scraped, its mean over the gap")
+    assert (sum(row[1] != "–" for row in table), told) == (drawn, said)
+
+
+@each_chart
+def test_no_name_of_a_line_lies_over_the_lines(chart):
+    lines = [each for each in spec_of(chart)["layer"] if each["mark"]["type"] == "line"]
+    named = [each for each in lines if "color" in each["encoding"]]
+    over_time = [each for each in lines if each["encoding"]["x"]["field"] == "t"]
+    assert named == (over_time if len(over_time) > 1 else [])
+
+
+@pytest.mark.parametrize("most", [None, 0.0018, 0.5])
+def test_cache_all_but_empty_is_told_not_drawn(most):
+    spec = charts.kv_cache(STEPS, answer(kv_cache_ratio={"mean": 0.001, "max": most})).to_dict()
+    empty = "0.10\xa0% full on average, 0.18\xa0% at most; 561 preemptions."
+    assert notes_of(spec).get("empty") == (empty if most == 0.0018 else None)
 
 
 def test_restart_over_several_steps_is_marked_once():
@@ -156,6 +221,48 @@ def test_failures_have_the_colour_of_limits():
     spec = spec_of(BY_NAME["outcomes"])
     scale = next(e["scale"] for e in encodings(spec, "color"))
     assert dict(zip(scale["domain"], scale["range"], strict=True))["error"] == theme.LIMIT
+
+
+def costs_of(*minutes):
+    """Costs of parts that begin at these minutes of the window of 25, a thousand dollars each."""
+    starts = [COSTS["ts"][0] + timedelta(minutes=each) for each in minutes]
+    return COSTS.head(len(minutes)).with_columns(
+        ts=pl.Series(starts), usd_per_request=pl.lit(1000.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("minutes", "bars"),
+    [
+        pytest.param((0, 6, 12, 18), 4, id="all as long"),
+        pytest.param((0, 7, 14, 21), 4, id="a last one of more than half"),
+        pytest.param((0, 6, 12, 18, 24), 4, id="a last one of less than half is no bar"),
+    ],
+)
+def test_part_that_is_cut_short_has_no_bar_but_a_row(minutes, bars):
+    spec = charts.cost_per_request(costs_of(*minutes), ANSWER).to_dict()
+    drawn = next(rows for rows in spec["datasets"].values() if "allocation_usd" in rows[0])
+    assert (len(drawn), len(notes_of(spec)["table"]["rows"])) == (bars, len(minutes))
+
+
+def test_course_of_two_parts_is_a_sentence():
+    notes = notes_of(charts.cost_per_request(costs_of(0, 10, 20.5), ANSWER).to_dict())
+    assert notes["empty"].endswith("; too short a window to tell its course.")
+
+
+@pytest.mark.parametrize(
+    ("used", "beside"),
+    [
+        pytest.param(0.2, ("left", "bottom"), id="right above it where there is room"),
+        pytest.param(0.8, ("right", "top"), id="left below it elsewhere"),
+    ],
+)
+def test_name_of_a_point_on_the_cost_curve_is_clear_of_the_curve(used, beside):
+    utilisation = {**ANSWER["cost"]["utilisation"], "mid": used}
+    spec = charts.cost_by_utilisation(STEPS, answer(cost__utilisation=utilisation)).to_dict()
+    names = [each["mark"] for each in spec["layer"] if each["mark"]["type"] == "text"]
+    placed = [(each["align"], each["baseline"]) for each in names]
+    assert placed == [beside, beside, ("right", "top"), ("right", "top")]
 
 
 def test_hour_without_a_request_has_no_bar():

@@ -5,7 +5,7 @@ import pytest
 from answer_by_hand import ANSWER, STEPS, answer, estimate, unknown
 
 from vllm_capacity.figures import gauges, traffic
-from vllm_capacity.pages import charts
+from vllm_capacity.pages import charts, theme
 from vllm_capacity.pages.load_curve import LoadCurve
 from vllm_capacity.pages.study import study
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
@@ -30,6 +30,7 @@ AGAINST = {
     "preemptions by requests": charts.preemptions_by_load,
     "preemptions by cache": charts.preemptions_by_kv,
 }
+TITLES = ("running requests, mean of a step", "KV cache in use, mean of a step")
 each_against = pytest.mark.parametrize("draw", AGAINST.values(), ids=AGAINST)
 
 
@@ -38,7 +39,7 @@ def fitted(**changes):
         "engine": "r1/0",
         "engines": 1,
         "curve": CURVE,
-        "points": STEPS.head(60),
+        "points": STEPS.tail(60),
         "steps": pl.DataFrame(schema=STEP_SCHEMA),
         "capacity": estimate(150.0, 140.0, 160.0),
         "capacity_running": estimate(13.0),
@@ -130,7 +131,7 @@ def test_engine_drawn_alone_has_its_own_preemptions():
 def test_engine_drawn_alone_is_told_what_it_alone_holds_within_the_targets(replicas):
     held = replicas.curve.told(replicas.answer, 2.0, 0.1)["slo"]
     own = held["capacity_output_tokens_per_second"]
-    assert own["basis"].count("held at") == 1  # a sum over engines names the load of each
+    assert own["basis"].count("met with") == 1  # a sum over engines names the load of each
 
 
 @pytest.fixture
@@ -173,10 +174,7 @@ def test_unknown_knee_has_no_rule():
 
 @pytest.mark.parametrize(
     ("draw", "title"),
-    [
-        pytest.param(each, "KV cache in use" if name.endswith("cache") else "running requests")
-        for name, each in AGAINST.items()
-    ],
+    [pytest.param(each, TITLES[name.endswith("cache")]) for name, each in AGAINST.items()],
     ids=AGAINST,
 )
 def test_figure_is_drawn_against_the_load_of_its_name(draw, title):
@@ -192,9 +190,71 @@ def test_load_that_no_step_tells_is_said_to_be_the_reason(draw):
     assert empty.startswith("No step tells both")
 
 
-def test_no_preemption_lies_on_the_axis():
-    spec = charts.preemptions_by_load(STEPS.with_columns(preemptions=pl.lit(0.0)), ANSWER).to_dict()
-    assert points(spec)["encoding"]["y"]["scale"] == {"domain": [0, 1]}
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [
+        pytest.param(0, "No request was preempted; ", id="none"),
+        pytest.param(
+            7,
+            "7 preemptions in all; the KV cache was 100\xa0% full at most, none of them in a step "
+            "that can be drawn; ",
+            id="in a gap alone",
+        ),
+    ],
+)
+@pytest.mark.parametrize("draw", [charts.preemptions_by_load, charts.preemptions_by_kv])
+def test_points_that_would_all_lie_on_the_axis_are_a_sentence(draw, total, said):
+    spec = draw(STEPS.with_columns(preemptions=pl.lit(0.0)), answer(preemptions=total)).to_dict()
+    assert spec["usermeta"]["vllm_capacity"]["empty"].startswith(said)
+
+
+@pytest.mark.parametrize("draw", [charts.kv_saturation_curve, charts.latency_by_kv])
+def test_cache_all_but_empty_is_a_sentence(draw):
+    of = answer(kv_cache_ratio={"mean": 0.001, "max": 0.0018})
+    empty = draw(STEPS, of).to_dict()["usermeta"]["vllm_capacity"]["empty"]
+    assert empty == "The KV cache was 0.18\xa0% full at most: it held nothing back."
+
+
+@each_against
+def test_chart_against_a_load_stands_beside_that_against_the_other(draw):
+    assert draw(STEPS, ANSWER).to_dict()["usermeta"]["vllm_capacity"]["half"]
+
+
+@pytest.fixture(scope="module")
+def sweep(examples):
+    return study(str(examples / "vllm-sweep"))
+
+
+def test_curve_ends_where_it_reaches_a_capacity_that_was_seen(sweep):
+    *before, last = sweep.curve.curve["mid"]
+    capacity = sweep.curve.capacity["mid"]
+    assert (max(before) <= capacity < last, last < 1.02 * capacity) == (True, True)
+
+
+def test_loads_that_let_no_capacity_be_told_have_no_curve(examples):
+    few = study(
+        str(examples / "vllm-sweep"), start="2026-11-24T04:00:00Z", end="2026-11-24T04:03:00Z"
+    )
+    spec = charts.saturation_curve(few.steps, few.answer, few.curve).to_dict()
+    assert (few.curve.capacity["mid"], few.curve.curve.height, "line" in marks(spec)) == (
+        None,
+        0,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("basis", "said"),
+    [
+        pytest.param("mean of 53 steps", True, id="seen"),
+        pytest.param("foreseen from 4 lighter loads", False, id="foreseen"),
+    ],
+)
+def test_capacity_that_was_seen_is_said_to_be_a_mean(basis, said):
+    capacity = estimate(300.0, 290.0, 310.0) | {"basis": basis}
+    of = answer(saturation__capacity_output_tokens_per_second=capacity)
+    found = subtitle(charts.saturation_curve(STEPS, of).to_dict())
+    assert ("the mean of steps that scatter about it" in found) == said
 
 
 def test_engine_nearest_to_its_limit_is_the_one_its_cache_holds_back(replicas):
@@ -221,11 +281,27 @@ def test_curve_is_fitted_once(replicas):
     assert replicas.curve is replicas.curve
 
 
-def test_target_has_the_colour_of_what_it_is_for():
+def test_target_has_the_colour_of_limits():
     spec = charts.latency_by_load(STEPS, ANSWER, 2.0, 0.1).to_dict()
     rules = [layer["mark"]["color"] for layer in spec["layer"] if layer["mark"]["type"] == "rule"]
-    scale = points(spec)["encoding"]["color"]["scale"]
-    assert (rules[:2], scale["domain"]) == (scale["range"], ["first token", "between tokens"])
+    assert rules[:2] == [theme.LIMIT] * 2
+
+
+@pytest.mark.parametrize(
+    ("loads", "waits", "place"),
+    [
+        pytest.param([9.0], [0.05], ("left", "bottom"), id="no point near"),
+        pytest.param([1.0, 10.0], [2.5, 9.0], ("left", "top"), id="points above its left end"),
+        pytest.param([1.0, 1.0, 10.0], [2.5, 1.5, 9.0], ("right", "bottom"), id="points at left"),
+    ],
+)
+def test_name_of_a_target_stands_where_fewest_points_lie(loads, waits, place):
+    rows = STEPS.head(len(loads)).with_columns(
+        running=pl.Series(loads), ttft_p95_seconds=pl.Series(waits), itl_p95_seconds=pl.lit(0.001)
+    )
+    spec = charts.latency_by_load(rows, ANSWER, 2.0).to_dict()
+    label = next(each["mark"] for each in spec["layer"] if each["mark"]["type"] == "text")
+    assert (label["align"], label["baseline"]) == place
 
 
 def test_targets_are_drawn_with_their_values_and_what_they_are_for():

@@ -43,6 +43,7 @@ OPTIONS = [
     option("L4-PCIe", estimate(200_000.0, 150_000.0, 300_000.0)),
     option("L40-PCIe", unknown(NO_PRICE), NO_PRICE),
 ]
+WORDS = {"lines", "words_at"}
 CASES = {
     "now": estimate(3.0),
     "demand doubles": estimate(5.0, 4.0, 6.0),
@@ -189,21 +190,31 @@ def test_best_gpu_stands_first_and_the_rejected_last():
     assert [row[0] for row in table] == gpus
 
 
-def test_rejected_gpu_is_a_line_with_its_reason():
-    spec = spec_of(PLANS[0])
-    names = [row["name"] for rows in spec["datasets"].values() for row in rows if "name" in row]
-    assert f"L40-PCIe: {NO_PRICE}" in names
-    assert "T4-PCIe: cannot run bf16 weights" in names
+def test_rejected_gpus_stand_under_their_reason_each_reason_once():
+    a40 = NO_PRICE.replace("L40", "A40")
+    spec = spec_of(PLANS[0], [*OPTIONS, option("A40-PCIe", unknown(a40), a40)])
+    said = [" ".join(row["lines"].split("\n")) for row in words_of(spec)]
+    assert said[3:] == [
+        "Rejected, cannot run bf16 weights: T4-PCIe",
+        "Rejected, no on-demand price of it in gpu_prices.csv: L40-PCIe, A40-PCIe",
+    ]
+
+
+def test_no_line_of_words_is_longer_than_a_phone_is_wide():
+    lines = [line for row in words_of(spec_of(PLANS[0])) for line in row["lines"].split("\n")]
+    assert max(len(line) for line in lines) <= 52
+
+
+def words_of(spec):
+    """The rows of words, from the top."""
+    rows = [row for rows in spec["datasets"].values() for row in rows if set(row) == WORDS]
+    return sorted(rows, key=lambda row: row["words_at"])
 
 
 def test_no_line_of_the_ranking_lies_on_another():
     spec = spec_of(PLANS[0])
-    places = {
-        row["name"]: row["words_at"]
-        for rows in spec["datasets"].values() for row in rows if "words_at" in row
-    }  # fmt: skip
-    assert sorted(places.values()) == [0.0, 34.0, 68.0, 102.0, 121.0]
-    assert spec["height"] == 140
+    assert [row["words_at"] for row in words_of(spec)] == [0.0, 34.0, 68.0, 102.0, 121.0]
+    assert spec["height"] == 155  # the last reason takes two lines
 
 
 def test_bar_has_its_interval_and_the_provenance_of_its_price():

@@ -12,6 +12,7 @@ from vllm_capacity.pages.chart_parts import nothing
 from vllm_capacity.pages.contract import CHART_MIME, PIECE_MIME
 from vllm_capacity.pages.elements import Piece, table
 
+ROLES = {"table", "rowgroup", "row", "columnheader", "cell"}
 HOSTILE = "</script><script>alert(1)</script><!-- " + "x" * 300
 
 
@@ -199,6 +200,68 @@ def test_chart_without_data_shows_its_reason_in_place():
         "Nothing ran.",
         [],
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "box", "said"),
+    [
+        pytest.param(20, ["scroll"], [], id="short: shown whole"),
+        pytest.param(
+            21,
+            ["scroll", "tall"],
+            ["21 rows: scroll the table for all of them."],
+            id="long: in a box that says so",
+        ),
+    ],
+)
+def test_long_table_says_that_it_scrolls(rows, box, said):
+    made = page(piece(table(["what", "value"], [["a", "1"]] * rows)))
+    soup = BeautifulSoup(made, "html.parser")
+    notes = [each.string for each in soup.select(".more")]
+    assert (soup.select_one(".scroll")["class"], notes) == (box, said)
+
+
+@pytest.mark.parametrize(
+    ("numeric", "roles"),
+    [
+        pytest.param(
+            (1,), {"table", "rowgroup", "row", "columnheader", "cell"}, id="ends in words"
+        ),
+        pytest.param((1, 2), set(), id="ends in numbers"),
+    ],
+)
+def test_table_that_a_phone_lays_out_row_by_row_keeps_its_roles_and_heads(numeric, roles):
+    made = table(["what", "value", "why"], [["a", "1", "so"]], numeric=numeric)
+    found = BeautifulSoup(page(piece(made)), "html.parser").select_one("table")
+    heads = [cell.get("data-head") for cell in found.select("td")]
+    assert (
+        {each["role"] for each in [found, *found.select("[role]")] if each.get("role")},
+        heads,
+    ) == (
+        roles,
+        ["what", "value", "why"] if roles else [None] * 3,
+    )
+
+
+def test_fold_that_is_not_printed_says_so():
+    notes = BeautifulSoup(
+        page(code({CHART_MIME: charts.queue(*_queue()).to_dict()})), "html.parser"
+    )
+    assert notes.select_one(".fold.long summary").get_text() == (
+        "The numbers behind it (100 rows): not printed, too many for paper"
+    )
+
+
+@pytest.mark.parametrize(
+    ("draw", "classes"),
+    [
+        pytest.param(charts.saturation_curve, ["chart", "half"], id="against a load"),
+        pytest.param(charts.queue, ["chart"], id="over time"),
+    ],
+)
+def test_chart_against_a_load_takes_half_the_width(draw, classes):
+    made = page(code({CHART_MIME: draw(*_queue()).to_dict()}))
+    assert BeautifulSoup(made, "html.parser").select_one("figure")["class"] == classes
 
 
 def test_json_cannot_end_its_script():

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from vllm_capacity import study
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.prices import find_price
 from vllm_capacity.pages import (
     capture_tables,
@@ -85,10 +86,53 @@ def test_plan_of_an_idle_part_says_why_there_is_none(idle):
         plan_frames.enough_until(planned, Policy(), growth_ratio_per_month=0.1),
         plan_frames.demand_ahead(planned),
         plan_frames.options(planned["options"], reason_for_none=planned["options_reason"]),
-        plan_frames.plan_verdict(planned, planned["options"], model="any"),
+        plan_frames.plan_verdict(planned, planned["options"], model="any", requests_per_second=1.0),
     ]
     assert [text for text in map(repr, shown) if not text or "None" in text] == []
-    assert "is not known" in repr(shown[-1])
+    assert "it is not known how many replicas it takes" in repr(shown[-1])
+
+
+WHAT_IS_KNOWN = {
+    "a capacity": (Estimate.exact(4, "sized"), "For this window's load (own, 3.20 requests/s) it"),
+    "none": (
+        Estimate.unknown("too light"),
+        "For this window's load (own, 3.20 requests/s) it is not known how many replicas it takes: "
+        "too light. Apart from this window",
+    ),
+}
+
+
+@pytest.mark.parametrize("known", WHAT_IS_KNOWN)
+def test_verdict_of_a_plan_names_the_model_and_the_load_of_each_half(known):
+    replicas, start = WHAT_IS_KNOWN[known]
+    planned = {
+        "model": "own",
+        "replicas": replicas.as_dict(),
+        "demand_requests_per_second": Estimate.exact(3.2, "seen").as_dict(),
+        "usd_per_month": Estimate.unknown("no price").as_dict(),
+        "forecast": {"forecast": None, "reason": "too short to forecast"},
+    }
+    option = {
+        "gpu": "L4",
+        "tokens_per_usd": Estimate.exact(1e6, "sheet").as_dict(),
+        "replicas": Estimate.exact(2, "sized").as_dict(),
+    }
+    text = repr(
+        plan_frames.plan_verdict(planned, [option], model="Other-8B", requests_per_second=40.0)
+    )
+    assert text.startswith(start)
+    assert "for Other-8B at 40.0 requests/s and from the rate measured elsewhere" in text
+    assert text.endswith("comes from L4, 2 of them, spares included.")
+
+
+def test_what_replicas_carry_is_said_to_leave_out_spares_and_headroom(sweep):
+    planned = plan(sweep, Ask())
+    policy = Policy(spare_replicas=2, headroom_ratio=0.3)
+    shown = plan_frames.enough_until(planned, policy, growth_ratio_per_month=0.1)
+    assert (
+        "without the 2 spares and with 30\xa0% of each other replica kept free"
+        in (shown.content["caption"])
+    )
 
 
 def test_claim_whose_price_is_another_is_told(examples):

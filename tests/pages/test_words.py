@@ -1,12 +1,26 @@
 import itertools
 
 import pytest
-from answer_by_hand import ANSWER, answer, estimate, unknown
+from answer_by_hand import ANSWER, answer, estimate, regime, unknown
 
 from vllm_capacity.pages import words
 from vllm_capacity.pages.numbers import seconds
 
 WHY = "the reason it is not known"
+IN_TIME = {"slo__ttft_attainment": estimate(0.99), "slo__itl_attainment": estimate(0.97)}
+NO_TARGET = {
+    "slo__ttft_attainment": unknown("no target given"),
+    "slo__itl_attainment": unknown("no target given"),
+    "slo__capacity_output_tokens_per_second": unknown("no latency target was given"),
+}
+
+
+def fleet(*stretches):
+    """Regimes over time, each as (engine, from minute, to minute, regime)."""
+    rows = [
+        {**regime(at, to, name, "seen"), "engine": engine} for engine, at, to, name in stretches
+    ]
+    return {"saturation__regimes": rows}
 
 
 def said(**changes):
@@ -42,10 +56,56 @@ def said(**changes):
             id="an unknown cost says why",
         ),
         pytest.param(
-            {},
+            NO_TARGET,
             "The server was used to 67 % (between 64 % and 69 %) of its capacity; $0.667 of the "
             "$2.00 bill paid for idle time.",
             id="idle dollars of the bill",
+        ),
+        pytest.param(
+            {},
+            "of its capacity, latency targets left aside; $0.667 of the $2.00 bill",
+            id="use of a capacity that the targets do not allow says so",
+        ),
+        pytest.param(
+            {},
+            "Within the latency targets it can hold only 220 (between 200 and 240) output "
+            "tokens/s, and it made 200 on average. Users waited: in time came 90 % (between 85 % "
+            "and 95 %) of first tokens and 80 % of tokens after the first, and a target asks for "
+            "95 %. Next:",
+            id="missed targets: what can be held within them, and who came late",
+        ),
+        pytest.param(
+            IN_TIME,
+            "it can hold only 220 (between 200 and 240) output tokens/s, and it made 200 on "
+            "average. Next:",
+            id="targets that were met below the capacity are told without late users",
+        ),
+        pytest.param(
+            {"slo__capacity_output_tokens_per_second": unknown(WHY)},
+            f"What it can hold within the latency targets is not known: {WHY}. Users waited:",
+            id="missed targets without a known capacity say why",
+        ),
+        pytest.param(
+            {"saturation__first_limit": None, "slo__itl_attainment": unknown("no target given")},
+            "Next: add a replica, or send it less: it misses its targets before it is full.",
+            id="what to do: no room within the targets",
+        ),
+        pytest.param(
+            fleet(("r0/0", 0, 25, "client-bound"), ("r1/0", 10, 25, "kv-bound")),
+            "Next: if they serve one model, balance the load first: r1/0 stood at the limit while "
+            "r0/0 had room. Only then give the KV cache more room",
+            id="what to do: one engine full beside one with room",
+        ),
+        pytest.param(
+            fleet(
+                ("r0/0", 0, 25, "idle"),
+                ("r2/0", 0, 25, "client-bound"),
+                ("r3/0", 0, 25, "client-bound"),
+                ("r4/0", 0, 25, "client-bound"),
+                ("r1/0", 10, 25, "kv-bound"),
+            ),
+            "while r0/0, r2/0 and 2 others had room",
+            id="what to do: of many engines with room a few are named",
         ),
         pytest.param(
             {"cost__idle_usd": unknown(WHY)},
@@ -126,7 +186,7 @@ def said(**changes):
             id="what to do: prefill",
         ),
         pytest.param(
-            {"saturation__first_limit": None},
+            {"saturation__first_limit": None, **IN_TIME},
             "Next: give it more requests, or run fewer servers",
             id="what to do: room left",
         ),
@@ -157,6 +217,37 @@ def said(**changes):
 )
 def test_verdict_says(changes, sentence):
     assert sentence in said(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "unsaid"),
+    [
+        pytest.param(NO_TARGET, "target", id="no target given, none spoken of"),
+        pytest.param(
+            {**IN_TIME, "slo__capacity_output_tokens_per_second": estimate(300.0)},
+            "target",
+            id="targets held up to saturation are no news",
+        ),
+        pytest.param({}, "balance", id="a lone engine has nobody to share with"),
+        pytest.param(
+            fleet(("r0/0", 0, 25, "kv-bound"), ("r1/0", 0, 25, "kv-bound")),
+            "balance",
+            id="engines that are all full",
+        ),
+        pytest.param(
+            fleet(("r0/0", 0, 10, "client-bound"), ("r1/0", 10, 25, "kv-bound")),
+            "balance",
+            id="an engine gone before the other was full",
+        ),
+        pytest.param(
+            fleet(("r0/0", 0, 25, "unknown"), ("r1/0", 10, 25, "kv-bound")),
+            "balance",
+            id="an engine of which nobody knows",
+        ),
+    ],
+)
+def test_verdict_does_not_say(changes, unsaid):
+    assert unsaid not in said(**changes)
 
 
 def _unknowns():
@@ -285,6 +376,13 @@ def test_latency_found(quantile, text):
             "$6.67 per million output tokens; how much of the capacity that used is not known: "
             + WHY,
             id="somewhere on the cost curve",
+        ),
+        pytest.param(
+            words.cost_per_request_found,
+            {},
+            "$1.00 per 1,000 requests over the whole window; fewer requests share the bill of a "
+            "quiet hour",
+            id="the cost of a request in the unit of the chart's axis",
         ),
         pytest.param(
             words.regime_found,

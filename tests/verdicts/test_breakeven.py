@@ -66,7 +66,14 @@ def test_an_unknown_knee_leaves_utilisation_unknown_for_its_reason():
 
 
 @pytest.mark.parametrize(
-    "broken", [{"gpus": 0}, {"input_tokens": -1}, {"input_tokens": 0, "output_tokens": 0}]
+    "broken",
+    [
+        {"gpus": 0},
+        {"gpus": float("nan")},
+        {"requests_per_hour": -5.0},
+        {"input_tokens": -1},
+        {"input_tokens": 0, "output_tokens": 0},
+    ],
 )
 def test_impossible_questions_are_refused(broken):
     with pytest.raises(InputError):

@@ -3,15 +3,18 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_steps import made_steps, steady
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.sizing import (
     Policy,
+    demand_seen,
     month_usd,
     percentile_demand,
     queue_check,
     replicas,
+    running_at,
     sensitivity,
     size,
     usual_cases,
@@ -99,7 +102,13 @@ def test_too_few_steps_for_an_upper_end_say_so():
 
 @pytest.mark.parametrize(
     "policy",
-    [{"headroom_ratio": 1.0}, {"headroom_ratio": -0.1}, {"spare_replicas": -1}],
+    [
+        {"headroom_ratio": 1.0},
+        {"headroom_ratio": -0.1},
+        {"spare_replicas": -1},
+        {"startup_seconds": float("nan")},
+        {"growth_per_hour": float("inf")},
+    ],
 )
 def test_an_impossible_policy_is_refused(policy):
     with pytest.raises(InputError):
@@ -115,6 +124,96 @@ def test_what_if_prompts_double_or_caching_is_off():
         "prompts double": 15,
         "prefix caching off": 15,
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts", "caching"),
+    [
+        pytest.param({}, 1 / 1.1, 1 / 1.1, id="where the KV cache is no limit, by time"),
+        pytest.param(
+            {"is_kv_limited": True}, (300 + 50) / (600 + 50), 200 / 350, id="where it is, by tokens"
+        ),
+        pytest.param(
+            {"is_kv_limited": True, "prefill_share": 1.0},
+            0.5,
+            0.5,
+            id="the tighter of the two: time",
+        ),
+        pytest.param(
+            {"is_kv_limited": True, "prompt_tokens": None}, 1 / 1.1, 1 / 1.1, id="tokens unknown"
+        ),
+    ],
+)
+def test_capacity_left_by_longer_prompts_and_without_caching(given, prompts, caching):
+    usual = {"prefill_share": 0.1, "prefix_hit_ratio": 0.5}
+    tokens = {"prompt_tokens": 300.0, "output_tokens": 100.0}
+    cases = usual_cases(**{**usual, **tokens, **given})
+    found = (cases["prompts double"].capacity, cases["prefix caching off"].capacity)
+    assert found == pytest.approx((prompts, caching))
+
+
+@pytest.mark.parametrize(
+    ("is_kv_limited", "said"),
+    [pytest.param(True, "KV tokens", id="KV"), pytest.param(False, "engine time", id="time")],
+)
+def test_a_case_says_what_its_capacity_rests_on(is_kv_limited, said):
+    cases = usual_cases(
+        prefill_share=0.1,
+        prefix_hit_ratio=None,
+        prompt_tokens=300.0,
+        output_tokens=100.0,
+        is_kv_limited=is_kv_limited,
+    )
+    found = sensitivity(exact(1000), exact(100), policy=Policy(0.0, 0), cases=cases)
+    assert said in found["prompts double"].basis
+    assert said not in found["now"].basis
+
+
+def steps(rows):
+    """One engine's steps, each (running, waiting, output tokens/s, requests/s)."""
+    return made_steps(
+        *(
+            steady(running, output, waiting_mean=waiting, requests_per_second=rate)
+            for running, waiting, output, rate in rows
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "warns"),
+    [
+        pytest.param([(4, 0, 80, 1.0)] * 30, False, id="nobody waited"),
+        pytest.param(
+            [(4, 0, 80, 1.0)] * 28 + [(20, 9, 200, 3.0)] * 2, True, id="a queue when most finished"
+        ),
+        pytest.param(
+            [(4, 9, 80, 1.0)] * 20 + [(20, 0, 200, 3.0)] * 10, False, id="a queue at other times"
+        ),
+    ],
+)
+def test_demand_that_a_queue_capped_says_so(rows, warns):
+    assert ("more may have been asked for" in demand_seen(steps(rows), 0.95).basis) is warns
+
+
+def test_demand_of_nothing_is_unknown():
+    assert demand_seen(steps([(0, 0, 0, None)]), 0.95).reason
+
+
+@pytest.mark.parametrize(
+    ("output", "running"),
+    [
+        pytest.param(80.0, 4.0, id="a load that was seen"),
+        pytest.param(120.0, 8.0, id="between two loads"),
+        pytest.param(500.0, 20.0, id="beyond all loads the nearest"),
+    ],
+)
+def test_running_requests_at_an_output(output, running):
+    seen = [(4, 0, 80, 1.0)] * 5 + [(12, 0, 160, 2.0)] * 5 + [(20, 0, 200, 3.0)] * 5
+    assert running_at(steps(seen), output) == pytest.approx(running)
+
+
+def test_no_load_no_running_requests():
+    assert running_at(steps([(0, 0, 0, None)]), 80.0) is None
 
 
 def test_caching_that_was_not_observed_is_no_case():

@@ -326,7 +326,7 @@ def test_a_light_published_pair_holds_what_scaling_gives_unless_the_load_is_told
         ),
         pytest.param(
             {"llm": find_llm("Qwen3-32B"), "input_tokens": 40_000.0, "output_tokens": 900.0},
-            "of one sequence of 40900 tokens",
+            "of one sequence of 40,900 tokens",
             id="no sequence fits",
         ),
         pytest.param({"input_tokens": 50_000.0}, "exceed the context", id="too long a context"),

@@ -51,7 +51,7 @@ def _http_share(increases: pl.DataFrame, status: str, blind_spot: str) -> Estima
     if not total:
         return Estimate.unknown(f"no answer on a generating path was counted by {HTTP_REQUESTS}")
     failed = float(rows.filter(pl.col("status") == status).get_column("increase").sum())
-    return Estimate.exact(failed / total, f"{failed:g} of {total:g} answers; {blind_spot}")
+    return Estimate.exact(failed / total, f"{failed:,.0f} of {total:,.0f} answers; {blind_spot}")
 
 
 def _error_share(increases: pl.DataFrame) -> Estimate:
@@ -62,7 +62,7 @@ def _error_share(increases: pl.DataFrame) -> Estimate:
     if not finished:
         return Estimate.unknown("no request finished")
     blind_spot = "blind to requests refused before the engine and to clients that left"
-    basis = f"{by_reason['error']:g} of {finished:g} finished requests; {blind_spot}"
+    basis = f"{by_reason['error']:,.0f} of {finished:,.0f} finished requests; {blind_spot}"
     return Estimate.exact(by_reason["error"] / finished, basis)
 
 
@@ -90,9 +90,9 @@ def _abandoned(window: Window, increases: pl.DataFrame, part: TimeRange) -> Esti
     at_start, at_end = (float(ends.get_column(name).sum()) for name in ("first", "last"))
     open_streams = sum(i.count for i in first) - finished
     basis = (
-        f"{open_streams:g} first tokens more than finished requests, {at_start:g} requests "
+        f"{open_streams:,.0f} first tokens more than finished requests, {at_start:,.0f} requests "
         "running at "
-        f"the start and {at_end:g} at the end; blind to clients that left before a first token"
+        f"the start and {at_end:,.0f} at the end; blind to clients that left before a first token"
     )
     low, mid, high = (
         max(0.0, open_streams + delta) for delta in (-at_end, at_start - at_end, at_start)

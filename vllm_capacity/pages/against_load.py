@@ -19,6 +19,7 @@ from vllm_capacity.pages.load_curve import LoadCurve
 from vllm_capacity.pages.numbers import number, percent
 from vllm_capacity.pages.timeline import time_tooltip, with_milliseconds
 
+EMPTY_RATIO = 0.02  # below it, points against a full cache's scale are all on the axis
 _FULL_RATIO = 0.9  # from here a regime may be called KV-cache-bound
 _WAITING_AT_LEAST = 0.5
 _SHAPES = ("circle", "triangle-up")
@@ -46,13 +47,13 @@ class Load:
 
 
 RUNNING = Load(
-    Column("running", "running requests", number),
+    Column("running", "running requests, mean of a step", number),
     format=",.1f",
     axis=alt.Axis(tickCount=8),
     scale=alt.Scale(domainMin=0, nice=True),
 )
 KV_CACHE = Load(
-    Column("kv_cache_ratio_mean", "KV cache in use", percent),
+    Column("kv_cache_ratio_mean", "KV cache in use, mean of a step", percent),
     format=".0%",
     axis=alt.Axis(format=".0%", tickCount=6),
     scale=alt.Scale(domain=[0, 1]),
@@ -106,10 +107,14 @@ class Shown:
     whose: str
     left_out: int
 
+    def told(self, text: str) -> str:
+        """The text, told of whom."""
+        return f"{self.whose}{text}"
+
     def found(self, text: str) -> str:
         """What was found, told of whom, and how many steps that leaves out."""
         if not self.left_out:
-            return f"{self.whose}{text}"
+            return self.told(text)
         steps = words.plural(self.left_out, "step")
         return f"{self.whose}{text}; {steps} with a gap or a restart left out"
 
@@ -168,6 +173,17 @@ def limit_of(load: Load, of: Shown) -> list[alt.Chart]:
         return []
     heaviest = max(of.steps[load.column.name].drop_nulls(), default=knee)
     return _rule(knee, f"knee at {number(knee)}", is_right=knee > heaviest / 2)
+
+
+def too_empty(load: Load, of: Shown) -> str:
+    """Why nothing can be read off an axis of this load; empty where something can.
+
+    A cache all but empty puts every point on the axis itself.
+    """
+    ratio = of.answer["kv_cache_ratio"]["max"]
+    if load is not KV_CACHE or ratio is None or ratio >= EMPTY_RATIO:
+        return ""
+    return of.told(f"The KV cache was {percent(ratio)} full at most: it held nothing back.")
 
 
 def fullest(answer: Answer) -> str:

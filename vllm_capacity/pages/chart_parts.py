@@ -65,18 +65,24 @@ def titled(
     definition: str,
     table: dict[str, Any] | None,
     height: int = HEIGHT,
+    half: bool = False,
 ) -> alt.TopLevelMixin:
-    """The layers as a chart with its question, what was found, its table, and its definition."""
+    """The layers as a chart with its question, what was found, its table, and its definition.
+
+    Where there is room, a `half` chart stands beside another.
+    """
     chart: alt.TopLevelMixin = alt.layer(*layers).properties(
         width=NOTEBOOK_WIDTH,
         height=height,
         title=alt.TitleParams(text=question, subtitle=found),
-        usermeta={"vllm_capacity": {"definition": definition, "table": table}},
+        usermeta={"vllm_capacity": {"definition": definition, "table": table, "half": half}},
     )
     return chart
 
 
-def nothing(*, question: str, reason: str, definition: str) -> alt.TopLevelMixin:
+def nothing(
+    *, question: str, reason: str, definition: str, half: bool = False
+) -> alt.TopLevelMixin:
     """In the place of a chart that has nothing to draw: why."""
     chart: alt.TopLevelMixin = (
         alt.Chart(pl.DataFrame({"reason": [reason]}))
@@ -86,7 +92,7 @@ def nothing(*, question: str, reason: str, definition: str) -> alt.TopLevelMixin
             width=NOTEBOOK_WIDTH,
             height=40,
             title=alt.TitleParams(text=question),
-            usermeta={"vllm_capacity": {"definition": definition, "empty": reason}},
+            usermeta={"vllm_capacity": {"definition": definition, "empty": reason, "half": half}},
         )
     )
     return chart
@@ -97,9 +103,10 @@ def labelled(
 ) -> list[alt.Chart]:
     """The column `name` as text, over a wider copy in the paper's colour that no line crosses.
 
-    Without `x` the text stands at the left edge.
+    Without `x` the text stands at the edge that it is aligned to.
     """
-    at = alt.value(0) if x is None else x
+    edge = alt.ExprRef("width") if label.align == "right" else 0
+    at = alt.value(edge) if x is None else x
     encoded = base.encode(x=at, y=y, text=alt.Text("name:N"))
     baseline: Literal["top", "bottom"] = "top" if label.below else "bottom"
     dy = 6 if label.below else -4

@@ -30,8 +30,10 @@ from vllm_capacity.pages.timeline import (
     with_milliseconds,
 )
 
+_BARS_AT_LEAST = 3
 _CURVE_POINTS = 60
 _TABLE_EVERY = 6
+_ROOM_AT_RIGHT = 0.5  # of the width, for a name to the right of its point
 _PER_THOUSAND = "format(datum.value * 1000, '$,.3~r')"
 
 
@@ -39,13 +41,18 @@ def cost_per_request(costs: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
     """Cost of a request hour by hour (or minutes by minutes in a short window).
 
     An hour is billed whether it was busy or not: tall bars are quiet hours. An hour without a
-    successful request has no cost each, and no bar.
+    successful request has no cost each, and no bar; nor has a last one cut to less than half of
+    the others, whose cost a handful of requests decides. The table has all of them.
     Columns used: ts, usd_per_request, allocation_usd, successful_requests.
     """
     question, definition = "What did a request cost as time went on?", "usd_per_request"
     if not has_values(costs, "usd_per_request"):
         reason = answer["cost"]["usd_per_request"]["reason"] or "no hour of it has a cost each"
         return nothing(question=question, reason=f"Not known: {reason}.", definition=definition)
+    whole = _without_stub(with_milliseconds(costs, answer))
+    if whole["usd_per_request"].count() < _BARS_AT_LEAST:
+        reason = f"{words.cost_per_request_found(answer)}; too short a window to tell its course."
+        return nothing(question=question, reason=reason, definition=definition)
     x = time_axis(answer)
     y = alt.Y(
         "usd_per_request:Q",
@@ -58,7 +65,7 @@ def cost_per_request(costs: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
         Tip("allocation_usd", "$.3r", "bill"),
     )
     named = [tip.column for tip in tips]
-    frame = with_milliseconds(costs, answer).select("t", "t_end", *named, zero=pl.lit(0.0))
+    frame = whole.select("t", "t_end", *named, zero=pl.lit(0.0))
     bars = (
         alt.Chart(rounded(frame))
         .mark_rect(color=theme.COST, stroke=theme.PAPER, strokeWidth=1)
@@ -108,9 +115,14 @@ def cost_by_utilisation(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixi
     )
     curve = _same_bill(knee["mid"], lightest=used["low"])
     line = alt.Chart(curve).mark_line(color=theme.COST, strokeWidth=2).encode(x=x, y=y)
-    here = _place(now["mid"], used, f"you are here: {usd(now['mid'])}", x=x, y=y)
+    name = f"you are here: {usd(now['mid'])}"
+    is_right = used["mid"] > _ROOM_AT_RIGHT
+    # The curve falls to the right: right above it or left below it a name is clear of it.
+    label = Label("right", below=True) if is_right else Label("left", dx=8)
+    here = _place(now["mid"], used, name, label, x=x, y=y)
     full = {"low": 1.0, "mid": 1.0, "high": 1.0}
-    there = _place(knee["mid"], full, f"full: {usd(knee['mid'])}", x=x, y=y)
+    name = f"full: {usd(knee['mid'])}"
+    there = _place(knee["mid"], full, name, Label("right", below=True), x=x, y=y)
     columns = [
         Column("utilisation", "share of capacity used", percent),
         Column("usd", "a million output tokens", usd),
@@ -125,8 +137,15 @@ def cost_by_utilisation(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixi
     )
 
 
+def _without_stub(costs: pl.DataFrame) -> pl.DataFrame:
+    """The rows without a last one that is shorter than half of the longest."""
+    length = pl.col("t_end") - pl.col("t")
+    is_last = pl.int_range(pl.len()) == pl.len() - 1
+    return costs.filter(~is_last | (2 * length >= length.max()))
+
+
 def _place(
-    dollars: float, used: Mapping[str, Any], name: str, *, x: alt.X, y: alt.Y
+    dollars: float, used: Mapping[str, Any], name: str, label: Label, *, x: alt.X, y: alt.Y
 ) -> list[alt.Chart]:
     """A named point on the curve, with the interval of its utilisation as a bar."""
     frame = pl.DataFrame(
@@ -146,7 +165,6 @@ def _place(
     base = alt.Chart(frame)
     bar = base.mark_rule(color=theme.COST, strokeWidth=5, opacity=0.35)
     dot = base.mark_point(filled=True, size=90, color=theme.COST, opacity=1)
-    label = Label("right" if used["mid"] > 0.6 else "left", dx=0 if used["mid"] > 0.6 else 8)
     return [
         bar.encode(x=alt.X("low:Q"), x2=alt.X2("high"), y=y),
         dot.encode(x=x, y=y, tooltip=[tip.tooltip for tip in tips]),

@@ -106,7 +106,7 @@ def _latency(
         answer,
         [
             Line(p95, "95 % under", theme.LOAD, band=True),
-            Line(p50, "half under", theme.SOFT, below=True),
+            Line(p50, "half under", theme.SOFT),
         ],
         unit="milliseconds" if in_ms else "seconds",
         axis=alt.Axis(labelExpr=_MILLISECONDS) if in_ms else None,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
+
 import altair as alt
 import polars as pl
 
@@ -19,6 +22,7 @@ from vllm_capacity.pages.against_load import (
     limit_of,
     scatter,
     shown,
+    too_empty,
 )
 from vllm_capacity.pages.chart_parts import (
     Answer,
@@ -40,6 +44,7 @@ HEIGHT = 240
 _FAMILIES = {"ttft_p95_seconds": "first token", "itl_p95_seconds": "between tokens"}
 _LATENCY_STATES = {"first token": theme.LOAD, "between tokens": theme.SOFT}
 _MS_A_MINUTE = 60_000
+_LABEL_SHARE, _LABEL_FACTOR = 0.5, 1.8  # what a label covers: of the width, of the amounts
 _DECADES = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
 
 
@@ -114,21 +119,28 @@ def _latency(
     kept = of.steps.drop_nulls(load.column.name)
     if not has_values(kept, *_FAMILIES):
         why = f"No step tells both a latency and this load ({load.column.title})."
-        return nothing(question=question, reason=why, definition=definition)
+        return nothing(question=question, reason=why, definition=definition, half=True)
+    if why := too_empty(load, of):
+        return nothing(question=question, reason=why, definition=definition, half=True)
+    waits = _waits(kept, load)
     limits = zip(_LATENCY_STATES, targets, strict=True)
-    rules = [layer for name, limit in limits if limit for layer in _target(name, limit)]
+    points = pl.concat(waits.values())
+    end = 1.0 if load is KV_CACHE else points["load"].max()
+    points = points.with_columns(at=pl.col("load") / end)
+    rules = [layer for name, limit in limits if limit for layer in _target(name, limit, points)]
     columns = [
         START,
         load.column,
         *(Column(column, f"{name}, 95 % under", seconds) for column, name in _FAMILIES.items()),
     ]
     return titled(
-        [*rules, *limit_of(load, of), *_latency_points(kept, load)],
+        [*_latency_points(waits, load), *rules, *limit_of(load, of)],
         question=question,
         found=of.found(f"{_held(of.answer)}{fullest(of.answer) if load is KV_CACHE else ''}"),
         definition=definition,
         table=table_of(kept, columns),
         height=HEIGHT,
+        half=True,
     )
 
 
@@ -139,7 +151,11 @@ def _preemptions(of: Shown, load: Load, state: State, *, question: str) -> alt.T
     kept = counted.drop_nulls([load.column.name, "preemptions_per_minute"])
     if kept.is_empty():
         why = f"No step tells both a count of preemptions and this load ({load.column.title})."
-        return nothing(question=question, reason=why, definition=definition)
+        return nothing(question=question, reason=why, definition=definition, half=True)
+    if kept["preemptions_per_minute"].sum() == 0:  # every point would lie on the axis
+        elsewhere = ", none of them in a step that can be drawn" if of.answer["preemptions"] else ""
+        reason = of.found(f"{_preempted(of.answer)}{elsewhere}")
+        return nothing(question=question, reason=f"{reason}.", definition=definition, half=True)
     columns = [
         START,
         load.column,
@@ -153,10 +169,21 @@ def _preemptions(of: Shown, load: Load, state: State, *, question: str) -> alt.T
         definition=definition,
         table=table_of(kept, columns),
         height=HEIGHT,
+        half=True,
     )
 
 
-def _latency_points(kept: pl.DataFrame, load: Load) -> list[alt.Chart]:
+def _waits(kept: pl.DataFrame, load: Load) -> dict[str, pl.DataFrame]:
+    """The points of each family of waits, by its name: t, load, amount (seconds), state."""
+    return {
+        name: kept.filter(pl.col(column) > 0).select(
+            "t", load=load.column.name, amount=column, state=pl.lit(name)
+        )
+        for column, name in _FAMILIES.items()
+    }
+
+
+def _latency_points(waits: Mapping[str, pl.DataFrame], load: Load) -> list[alt.Chart]:
     y = alt.Y(
         "amount:Q",
         title="seconds, 95 % under (log)",
@@ -165,20 +192,17 @@ def _latency_points(kept: pl.DataFrame, load: Load) -> list[alt.Chart]:
     )
     return [
         scatter(
-            kept.filter(pl.col(column) > 0).select(
-                "t", load=load.column.name, amount=column, state=pl.lit(name)
-            ),
+            points,
             load,
             y=y,
             states=_LATENCY_STATES,
             tips=[Tip("state", "", "wait"), Tip("amount", ",.3f", "95 % under (s)")],
         )
-        for column, name in _FAMILIES.items()
+        for points in waits.values()
     ]
 
 
 def _preemption_points(kept: pl.DataFrame, load: Load, state: State) -> alt.Chart:
-    any_preempted = kept["preemptions_per_minute"].sum() > 0  # else zero lies amid the axis
     return scatter(
         kept.select(
             "t",
@@ -193,7 +217,7 @@ def _preemption_points(kept: pl.DataFrame, load: Load, state: State) -> alt.Char
             "amount:Q",
             title="preemptions/min",
             axis=alt.Axis(labelPadding=CLEAR_OF_POINTS),
-            scale=alt.Scale(domainMin=0, nice=True) if any_preempted else alt.Scale(domain=[0, 1]),
+            scale=alt.Scale(domainMin=0, nice=True),
         ),
         states=state.colours,
         tips=[
@@ -204,12 +228,29 @@ def _preemption_points(kept: pl.DataFrame, load: Load, state: State) -> alt.Char
     )
 
 
-def _target(name: str, limit: float) -> list[alt.Chart]:
-    """A family's target as a labelled rule in the colour of its points."""
+def _target(name: str, limit: float, points: pl.DataFrame) -> list[alt.Chart]:
+    """A family's target as a rule, labelled at the end and on the side where fewest points lie."""
     base = alt.Chart(pl.DataFrame({"limit": [limit], "name": [f"target {seconds(limit)}, {name}"]}))
-    colour, y = _LATENCY_STATES[name], alt.Y("limit:Q")
-    rule = base.mark_rule(color=colour, strokeDash=[6, 3], strokeWidth=1.5).encode(y=y)
-    return [rule, *labelled(base, Label(dx=4), colour=colour, x=None, y=y)]
+    y = alt.Y("limit:Q")
+    rule = base.mark_rule(color=theme.LIMIT, strokeDash=[6, 3], strokeWidth=1.5).encode(y=y)
+    label = _clearest(limit, points)
+    return [rule, *labelled(base, label, colour=theme.LIMIT, x=None, y=y)]
+
+
+def _clearest(limit: float, points: pl.DataFrame) -> Label:
+    """The label of a rule at `limit` that hides the fewest points.
+
+    Columns used: amount, at (where on the axis, 0..1; nothing is near where that is no number).
+    """
+
+    def hidden(place: tuple[bool, bool]) -> int:
+        is_right, is_below = place
+        ends = (limit / _LABEL_FACTOR, limit) if is_below else (limit, limit * _LABEL_FACTOR)
+        is_near = pl.col("at") > 1 - _LABEL_SHARE if is_right else pl.col("at") < _LABEL_SHARE
+        return points.filter(is_near & pl.col("amount").is_between(*ends)).height
+
+    is_right, is_below = min(product((False, True), (False, True)), key=hidden)
+    return Label("right" if is_right else "left", below=is_below, dx=0 if is_right else 4)
 
 
 def _held(answer: Answer) -> str:

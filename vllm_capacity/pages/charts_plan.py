@@ -6,8 +6,7 @@ line with its reason: a row that went missing would look like one that was never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -29,6 +28,7 @@ from vllm_capacity.pages.chart_parts import (
     titled,
 )
 from vllm_capacity.pages.numbers import Write, between, count, number, percent, usd
+from vllm_capacity.pages.ranked_bars import Bars, ranked
 from vllm_capacity.pages.timeline import (
     POINTS_AT_MOST,
     time_axis,
@@ -37,11 +37,11 @@ from vllm_capacity.pages.timeline import (
     with_milliseconds,
 )
 
-_BAR_PIXELS, _LINE_PIXELS = 34, 19  # the height of a known row and of a rejected one
-_BAR_BELOW_WORDS = 24
+_MILLION = 1e6
 _DAY_PIXELS = 26
 _AMOUNTS = {key: pl.Float64 for key in ("low", "mid", "high")}
 _WORDS = {key: pl.String for key in ("name", "note")}
+_ROWS = {**_WORDS, **_AMOUNTS}
 _OPTIONS: dict[str, Any] = {
     **{key: pl.String for key in ("gpu", "dtype", "price_row")},
     **_WORDS,
@@ -69,28 +69,17 @@ _HOUR_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class _Bars:
-    """How rows of bars are drawn: the amount and what has it, the axis' format, colour, tips."""
-
-    amount: str
-    what: str
-    format: str
-    colour: str
-    tips: Sequence[Tip]
-
-
 def tokens_per_dollar(
     options: Sequence[Mapping[str, Any]], answer: Answer | None = None, reason: str = ""
 ) -> alt.TopLevelMixin:
-    """Output tokens for a dollar by GPU, best first, with intervals; rejected GPUs with the reason.
+    """Output tokens for a dollar by GPU, best first, with intervals; rejected GPUs by the reason.
 
     Bars whose intervals overlap may stand the other way round. `options` are the plan's rows;
     `reason` says why there are none.
     Columns used: gpu, dtype, price_row, usd_per_gpu_hour, tokens_per_usd, replicas, usd_per_month,
     reason.
     """
-    question, definition = "Which GPU gives the most output for a dollar?", "tokens_per_usd"
+    question, definition = "Which GPU gives the most output for a dollar?", "whatif"
     if not options:
         why = reason or "no other GPU was compared"
         return nothing(question=question, reason=f"Not known: {why}.", definition=definition)
@@ -119,8 +108,11 @@ def tokens_per_dollar(
         Column("price_row", "price", str),
         Column("note", "rejected because", str),
     ]
-    bars = _Bars("output tokens for a dollar", "GPU", "~s", theme.COST, tips)
-    layers, height = _ranked(frame, bars)
+    axis = alt.Axis(labelExpr=f"datum.value / {_MILLION:.0f}", tickCount=5)
+    bars = Bars("million output tokens for a dollar", "GPU", axis, theme.COST, tips)
+    refused = pl.DataFrame(_refused(rows), schema=_ROWS)
+    drawn = pl.concat([frame.filter(pl.col("note").is_null()), refused], how="diagonal")
+    layers, height = ranked(drawn, bars)
     return titled(
         layers,
         question=question,
@@ -140,7 +132,7 @@ def replicas_by_case(
     none. Columns used: low, mid, high, reason.
     """
     question = "How many replicas, if things change?"
-    definition = "capacity_output_tokens_per_second"
+    definition = "replicas"
     rows = [_case(name, estimate) for name, estimate in cases.items()]
     if all(row["note"] for row in rows):
         why = reason or next((row["note"] for row in rows), "no case was asked for")
@@ -159,8 +151,9 @@ def replicas_by_case(
         Column("high", "at most", count),
         Column("note", "not known because", str),
     ]
-    bars = _Bars("replicas, spares included", "case", "~d", theme.LOAD, tips)
-    layers, height = _ranked(frame, bars)
+    axis = alt.Axis(format="~d", tickCount=5, tickMinStep=1)
+    bars = Bars("replicas, spares included", "case", axis, theme.LOAD, tips)
+    layers, height = ranked(frame, bars)
     return titled(
         layers,
         question=question,
@@ -180,7 +173,7 @@ def demand_forecast(
     the latest are kept. Columns used: ts, requests (seen; null where not recorded, and ahead), low,
     mid, high (foreseen; null in the past).
     """
-    question, definition = "How many requests are coming?", "throughput"
+    question, definition = "How many requests are coming?", "forecast"
     why = reason or "nothing was recorded to forecast from"
     if not has_values(demand, "requests", "mid"):
         return nothing(question=question, reason=f"Not known: {why}.", definition=definition)
@@ -220,7 +213,7 @@ def idle_by_hour(
     `week`: the 168 rows of `verdicts.idle.idle_by_hour_of_week`, in `time_zone`.
     Columns used: weekday, hour, observed_hours, cost_usd, utilisation_ratio, idle_usd.
     """
-    question, definition = "When does the money idle?", "utilisation"
+    question, definition = "When does the money idle?", "idle"
     if not has_values(week, "idle_usd"):
         told = (answer or {}).get("cost", {}).get("idle_usd", {}).get("reason")
         why = reason or told or "no hour has both a bill and a known use"
@@ -262,7 +255,7 @@ def _option(row: Mapping[str, Any]) -> dict[str, Any]:
     """The plan's option with its estimates flat, the words over its bar, and why it has none."""
     worth, gpu = row["tokens_per_usd"], str(row["gpu"])
     note = None if worth["mid"] is not None else str(row["reason"] or worth["reason"])
-    said = _said(worth, number) if note is None else note.removeprefix(gpu).strip()
+    said = note.removeprefix(gpu).strip() if note else _said(worth, _millions)
     return {
         **{key: str(row[key]) for key in ("gpu", "dtype", "price_row")},
         **{key: worth[key] for key in _AMOUNTS},
@@ -270,6 +263,24 @@ def _option(row: Mapping[str, Any]) -> dict[str, Any]:
         "name": f"{gpu}: {said}",
         "note": note,
     }
+
+
+def _refused(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row a reason, over all the GPUs that it rejects: seventeen lines would say two things."""
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            reason = str(row["note"]).removeprefix(row["gpu"]).strip().replace(row["gpu"], "it")
+            by_reason.setdefault(reason, []).append(row["gpu"])
+    nothing = dict.fromkeys(_AMOUNTS)
+    return [
+        {"name": f"Rejected, {reason}: {', '.join(gpus)}", "note": reason, **nothing}
+        for reason, gpus in by_reason.items()
+    ]
+
+
+def _millions(amount: float, like: float | None = None) -> str:
+    return number(amount / _MILLION, None if like is None else like / _MILLION)
 
 
 def _case(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,59 +296,6 @@ def _case(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
 def _said(estimate: Mapping[str, Any], write: Write) -> str:
     interval = between(estimate, write)
     return f"{write(estimate['mid'])}{f' ({interval})' if interval else ''}"
-
-
-def _ranked(frame: pl.DataFrame, bars: _Bars) -> tuple[list[alt.Chart], int]:
-    """Downwards, a row of words over a bar with its interval, or of words alone; and the height.
-
-    Words stand over bars, not beside them, so that long names leave the bars room on a phone.
-    Columns used: name, low, mid, high (null where there is no bar), and those of the tips.
-    """
-    is_known = frame["mid"].is_not_null()
-    pixels = [_BAR_PIXELS if each else _LINE_PIXELS for each in is_known]
-    tops = pl.Series([float(sum(pixels[:place])) for place in range(len(pixels))])
-    placed = rounded(frame).with_columns(
-        zero=pl.lit(0.0), words_at=tops, bar_at=tops + _BAR_BELOW_WORDS
-    )
-    downwards = alt.Scale(domain=[0, sum(pixels)], reverse=True, nice=False)
-    unseen = alt.Axis(labels=False, grid=False, ticks=False, domain=False)
-
-    def x(column: str) -> alt.X:
-        axis = alt.Axis(format=bars.format, tickCount=5, tickMinStep=1)
-        scale = alt.Scale(domainMin=0, nice=True)
-        return alt.X(f"{column}:Q", title=bars.amount, axis=axis, scale=scale)
-
-    def y(column: str) -> alt.Y:
-        return alt.Y(f"{column}:Q", title=bars.what, scale=downwards, axis=unseen)
-
-    at = {"y": y("bar_at"), "tooltip": [tip.tooltip for tip in bars.tips]}
-    known = alt.Chart(placed.filter(is_known))
-    whole = known.mark_rule(color=bars.colour, strokeWidth=10, opacity=0.55)
-    interval = known.mark_rule(color=theme.INK, strokeWidth=1.5)
-    middle = known.mark_point(filled=True, size=40, color=theme.INK, opacity=1)
-    layers = [
-        whole.encode(x=x("zero"), x2=alt.X2("mid"), **at),
-        interval.encode(x=x("low"), x2=alt.X2("high"), **at),
-        middle.encode(x=x("mid"), **at),
-        _words(placed.filter(is_known), y, colour=theme.INK),
-        _words(placed.filter(~is_known), y, colour=theme.SOFT),
-    ]
-    return layers, sum(pixels)
-
-
-def _words(rows: pl.DataFrame, y: Callable[[str], alt.Y], *, colour: str) -> alt.Chart:
-    """The rows' words at the left edge, cut at the right one; the tooltip has the whole of them."""
-    made: alt.Chart = (
-        alt.Chart(rows.select("name", "words_at"))
-        .mark_text(align="left", baseline="top", dy=3, color=colour, limit=alt.ExprRef("width - 4"))
-        .encode(
-            x=alt.value(0),
-            y=y("words_at"),
-            text=alt.Text("name:N"),
-            tooltip=[Tip("name", "", "in full").tooltip],
-        )
-    )
-    return made
 
 
 def _demand_lines(frame: pl.DataFrame, x: alt.X, *, is_foreseen: bool) -> list[alt.Chart]:

@@ -11,6 +11,7 @@ import polars as pl
 from vllm_capacity.pages import theme, words
 from vllm_capacity.pages.against_load import (
     CLEAR_OF_POINTS,
+    EMPTY_RATIO,
     KV_CACHE,
     QUEUED,
     RUNNING,
@@ -20,6 +21,7 @@ from vllm_capacity.pages.against_load import (
     limit_of,
     scatter,
     shown,
+    too_empty,
 )
 from vllm_capacity.pages.chart_parts import (
     Answer,
@@ -70,12 +72,16 @@ def kv_cache(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
     if not has_values(steps, "kv_cache_ratio_mean"):
         reason = "The server did not say how full its KV cache was."
         return nothing(question=question, reason=reason, definition=definition)
+    most = answer["kv_cache_ratio"]["max"]
+    if most is not None and most < EMPTY_RATIO:  # a line that lies on the axis
+        reason = f"{words.kv_found(answer)}."
+        return nothing(question=question, reason=reason, definition=definition)
     layers = over_time(
         steps,
         answer,
         [
             Line("kv_cache_ratio_max", "highest", theme.SOFT),
-            Line("kv_cache_ratio_mean", "mean", theme.KV, below=True),
+            Line("kv_cache_ratio_mean", "mean", theme.KV),
         ],
         unit="KV cache in use",
         axis=alt.Axis(format=".0%"),
@@ -107,9 +113,9 @@ def saturation_curve(
     """Output tokens a second against running requests, a point a step, with the capacity as a band.
 
     Read it left to right: the knee is where more requests bring no more tokens. The curve is fitted
-    to the steps, its shade is where it would lie on other draws of them. Of several engines
-    `engine` is drawn, alone; without it, or where its load was too light to fit, there is no curve.
-    Steps with a gap or a restart are left out.
+    to the steps, its shade is where it would lie on other draws of them; it ends at the capacity.
+    Of several engines `engine` is drawn, alone; without it, or where the loads seen let no capacity
+    be told, there is no curve. Steps with a gap or a restart are left out.
     Columns used: ts, is_gap, is_restart, running, output_tokens_per_second, waiting.
     """
     return _output(
@@ -212,8 +218,11 @@ def _output(
     usable = of.steps.drop_nulls([load.column.name, "output_tokens_per_second"])
     if usable.is_empty():
         reason = f"No step tells both an output rate and this load ({load.column.title})."
-        return nothing(question=question, reason=reason, definition=definition)
-    found = words.capacity_found(of.answer) + (fullest(of.answer) if load is KV_CACHE else "")
+        return nothing(question=question, reason=reason, definition=definition, half=True)
+    if why := too_empty(load, of):
+        return nothing(question=question, reason=why, definition=definition, half=True)
+    found = f"{words.capacity_found(of.answer)}{_scattered(of.answer)}"
+    found += fullest(of.answer) if load is KV_CACHE else ""
     columns = [
         START,
         load.column,
@@ -232,6 +241,7 @@ def _output(
         definition=definition,
         table=table_of(usable, columns),
         height=HEIGHT,
+        half=True,
     )
 
 
@@ -273,6 +283,14 @@ def _curve(fitted: LoadCurve | None, x: alt.X) -> list[alt.Chart]:
         base.mark_line(color=theme.INK, strokeWidth=1.5).encode(y=alt.Y("mid:Q")),
         *labelled(alt.Chart(spot), label, colour=theme.INK, x=x, y=alt.Y("mid:Q")),
     ]
+
+
+def _scattered(answer: Answer) -> str:
+    """Why points lie outside the band of a capacity that was seen: it is that of their mean."""
+    capacity = answer["saturation"]["capacity_output_tokens_per_second"]
+    if capacity["mid"] is None or words.is_foreseen(capacity):
+        return ""
+    return ", the mean of steps that scatter about it"
 
 
 def _unfitted(fitted: LoadCurve | None, of: Shown) -> str:

@@ -21,11 +21,13 @@ from vllm_capacity.pages.numbers import count, number
 from vllm_capacity.pages.timeline import (
     START,
     Line,
+    over_gaps,
     over_time,
     time_axis,
     time_tooltip,
     whole_window,
     with_milliseconds,
+    without_lost,
 )
 
 _TOKENS = {
@@ -51,6 +53,7 @@ def throughput(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
     if not has_values(steps, "output_tokens_per_second"):
         reason = "No generated tokens were counted."
         return nothing(question=question, reason=reason, definition=definition)
+    steps = without_lost(steps, "output_tokens_per_second", "requests_per_second")
     layers = over_time(
         steps,
         answer,
@@ -69,7 +72,7 @@ def throughput(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
     return titled(
         layers,
         question=question,
-        found=words.throughput_found(answer),
+        found=f"{words.throughput_found(answer)}{over_gaps(steps)}",
         definition=definition,
         table=table_of(steps, columns),
     )
@@ -84,6 +87,7 @@ def request_rate(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
     if not has_values(steps, "requests_per_second"):
         reason = "No finished requests were counted."
         return nothing(question=question, reason=reason, definition=definition)
+    steps = without_lost(steps, "requests_per_second")
     layers = over_time(
         steps,
         answer,
@@ -94,7 +98,7 @@ def request_rate(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
     return titled(
         layers,
         question=question,
-        found=words.requests_found(answer),
+        found=f"{words.requests_found(answer)}{over_gaps(steps)}",
         definition=definition,
         table=table_of(steps, [START, Column("requests_per_second", "requests/s", number)]),
     )
@@ -110,6 +114,7 @@ def tokens(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
     if not has_values(steps, *_TOKENS):
         reason = "No tokens were counted."
         return nothing(question=question, reason=reason, definition="tokens")
+    steps = without_lost(steps, *_TOKENS)
     columns = [
         START,
         *(Column(name, f"{kind[0]} tokens/s", number) for name, kind in _TOKENS.items()),
@@ -117,7 +122,7 @@ def tokens(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
     return titled(
         _stacked(steps, answer, _TOKENS, unit="tokens/s"),
         question=question,
-        found=words.tokens_found(answer),
+        found=f"{words.tokens_found(answer)}{over_gaps(steps)}",
         definition="tokens",
         table=table_of(steps, columns),
     )
@@ -136,11 +141,12 @@ def outcomes(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
         return nothing(question=question, reason=reason, definition="requests")
     some = {name: kind for name, kind in _REASONS.items() if steps[name].sum() > 0}
     kinds = some or {"finished_stop": _REASONS["finished_stop"]}
+    steps = without_lost(steps, *kinds)
     columns = [START, *(Column(name, kind[0], count) for name, kind in kinds.items())]
     return titled(
         _stacked(steps, answer, kinds, unit="requests a step"),
         question=question,
-        found=words.outcomes_found(answer),
+        found=f"{words.outcomes_found(answer)}{over_gaps(steps)}",
         definition="requests",
         table=table_of(steps, columns),
     )

@@ -125,6 +125,60 @@ DEFINITIONS: tuple[Definition, ...] = (
         "verdicts/saturation.py",
     ),
     Definition(
+        "demand",
+        "Demand to plan for",
+        "Requests a second as asked; else the 95th percentile over the steps of finished requests "
+        "a second, added over engines: the busiest 5 % of steps lie above it. Times the mean "
+        "output tokens of a request. vLLM counts no arrivals: where requests waited, this is what "
+        "was served, and more may have been asked for.",
+        (
+            Query("scrape_increases", (traffic.REQUESTS,)),
+            Query("gauge_samples", (gauges.WAITING,)),
+            _OUTPUT,
+        ),
+        "verdicts/sizing.py",
+    ),
+    Definition(
+        "replicas",
+        "Replicas",
+        "Demand ÷ (capacity of one replica × (1 − the share kept free)), rounded up, plus spares. "
+        "The capacity is the highest output within the latency targets, or the plateau where none "
+        "is given. If prompts double or prefix caching is off, the capacity shrinks by the engine "
+        "time of a request or, where the KV cache is the first limit, by the KV tokens of a "
+        "request (prompt + half the output), whichever is worse; latencies are not judged anew.",
+        (Query("scrape_increases", (traffic.REQUESTS,)), _PROMPTS, *_STEPS),
+        "verdicts/sizing.py",
+    ),
+    Definition(
+        "whatif",
+        "Another GPU",
+        "The capacity of this window (or the rate given) × the ratio of published measurements of "
+        "the model on both GPUs where there are any; else × the ratio of the times that reading "
+        "prompts and writing output take by each card's data sheet. The band is the measured error "
+        "of that on models it was not fitted to. Output for a dollar is that ÷ the price: the "
+        "median of the on-demand offers, the cheapest and dearest as its ends. A GPU that cannot "
+        "serve the model, or has no price, stays with the reason.",
+        (_PROMPTS, *_STEPS),
+        "verdicts/whatif.py",
+    ),
+    Definition(
+        "forecast",
+        "Requests to come",
+        "The mean of the last day × the profile of the hours of the day × what the last hour stood "
+        "above it, fading. The interval is measured: by the errors of the same forecast on this "
+        "window's own past. Under a day of history there is none.",
+        (Query("scrape_increases", (traffic.REQUESTS,)),),
+        "verdicts/forecast.py",
+    ),
+    Definition(
+        "idle",
+        "Idle dollars by hour of the week",
+        f"{_BILL} Of each whole hour: the bill × (1 − output tokens a second ÷ capacity); then the "
+        "mean over the hours of the week that were observed.",
+        (_ATTEMPTS, _ENGINES, Query("scrape_increases", (traffic.GENERATION_TOKENS,)), *_STEPS),
+        "verdicts/idle.py",
+    ),
+    Definition(
         "latency_by_load",
         "Latency against load",
         f"Each point is a step: the 95th percentile of its histogram's growth. {_LOAD}",

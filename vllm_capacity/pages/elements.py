@@ -26,6 +26,7 @@ from vllm_capacity.pages.numbers import (
     usd_per_thousand,
 )
 from vllm_capacity.pages.study import Study
+from vllm_capacity.pages.words_targets import within_targets
 
 _CENT_USD = 0.01
 
@@ -184,7 +185,12 @@ def provenance(asked: Study) -> Piece:
 
 def tile_contents(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each tile shows of an answer, in page order: for any face."""
-    return [_tile(tile, answer[tile.part][tile.figure]) for tile in _TILES]
+    made = [_tile(tile, answer[tile.part][tile.figure]) for tile in _TILES]
+    targets = within_targets(answer)
+    for tile in made:
+        if targets and tile["figure"] == "headroom_ratio" and tile["is_known"]:
+            tile["basis"] = f"{tile['basis']}. {targets}"
+    return made
 
 
 def _tile(tile: _Tile, estimate: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,10 +40,12 @@ _NAMES = {
 class LoadCurve:
     """One engine's points and fitted curve, and what that engine alone can do and did.
 
-    `curve` has running_requests, low, mid, high (output tokens/s, band of 90 %), no row where its
-    load was too light to fit; `points` is that engine over time, at most 150 rows: the columns of
-    figures/series.py that charts against load draw. `steps` are those it was judged by, `left_out`
-    of them have a gap or a restart and were not fitted. `engines` is how many the window has.
+    `curve` has running_requests, low, mid, high (output tokens/s, band of 90 %), from the lightest
+    load to where it reaches the capacity: beyond, the law goes on to rise and output does not. It
+    has no row where the loads seen let no capacity be told. `points` is that engine over time, at
+    most 150 rows: the columns of figures/series.py that charts against load draw. `steps` are those
+    it was judged by, `left_out` of them have a gap or a restart and were not fitted. `engines` is
+    how many the window has.
     """
 
     engine: str
@@ -108,11 +110,20 @@ def _nearest(fits: Sequence[SaturationFit]) -> tuple[SaturationFit, pl.DataFrame
     """The engine nearest to its limit, with its curve; of those with a curve if there are any."""
     ordered = _nearest_first([fit for fit in fits if len(fit.levels.loads)])
     for fit in ordered:
-        curve = fit.curve_frame(seed=_SEED)
+        curve = _up_to_capacity(fit)
         if not curve.is_empty():
             return fit, curve
     fit = _nearest_first(fits)[0]
-    return fit, fit.curve_frame(seed=_SEED)
+    return fit, _up_to_capacity(fit)
+
+
+def _up_to_capacity(fit: SaturationFit) -> pl.DataFrame:
+    """The fitted curve as far as the capacity; no row where that is not known."""
+    curve, capacity = fit.curve_frame(seed=_SEED), fit.capacity.mid
+    if capacity is None:
+        return curve.clear()
+    is_beyond = (curve["mid"] > capacity).to_list()
+    return curve.head(is_beyond.index(True) + 1) if True in is_beyond else curve
 
 
 def _nearest_first(fits: Sequence[SaturationFit]) -> list[SaturationFit]:

@@ -113,10 +113,13 @@ def enough_until(plan: Told, policy: Policy, *, growth_ratio_per_month: float) -
             ]
         )
     growth = percent(growth_ratio_per_month)
+    spares = words.plural(policy.spare_replicas, "spare")
     return table(
-        ["replicas", "output tokens/s", "of the demand", "", f"enough, growing {growth} a month"],
+        ["replicas", "carried", "of the demand", "", f"enough, growing {growth} a month"],
         rows,
         numeric=(0, 1, 2),
+        caption=f"Carried: output tokens/s without the {spares} and with "
+        f"{percent(policy.headroom_ratio)} of each other replica kept free.",
     )
 
 
@@ -241,26 +244,48 @@ def options(rows: Sequence[Told], *, reason_for_none: str = "") -> Piece:
     )
 
 
-def plan_verdict(plan: Told, rows: Sequence[Told], *, model: str) -> Said:
-    """Which GPUs, how many, how sure that is, in one sentence. `rows` are options of `model`."""
-    replicas = plan["replicas"]
+def plan_verdict(
+    plan: Told, rows: Sequence[Told], *, model: str, requests_per_second: float
+) -> Said:
+    """How many replicas the window's load takes, then which GPU for a model; each with its load.
+
+    `rows` are options of `model` for `requests_per_second`: from a rate somebody measured, so known
+    where the window's own capacity is not.
+    """
+    return said(" ".join(filter(None, (_enough(plan), _best(rows, model, requests_per_second)))))
+
+
+def _enough(plan: Told) -> str:
+    replicas, rate = plan["replicas"], plan["demand_requests_per_second"]
+    load = [plan["model"] or "no model named"]
+    load += [] if rate["mid"] is None else [f"{number(rate['mid'])} requests/s"]
+    text = f"for this window's load ({', '.join(load)}) "
     if replicas["mid"] is None:
-        text = f"how many replicas it takes is not known: {reason(replicas)}"
-    else:
-        text = f"it takes {sure(replicas, count)} replicas, spares included"
-        if plan["usd_per_month"]["mid"] is not None:
-            text += f", for {sure(plan['usd_per_month'], usd)} a month"
-    known = [row for row in rows if row["tokens_per_usd"]["mid"] is not None]
-    if known:
-        best, *others = known
-        rivals = [row for row in others if _overlaps(row, best)]
-        text += f"; most output of {model} for a dollar comes from {best['gpu']}"
-        if rivals:
-            text += f", though {words.plural(len(rivals), 'other type')} may give as much"
+        return f"{text}it is not known how many replicas it takes: {reason(replicas)}."
+    text += f"it takes {sure(replicas, count)} replicas, spares included"
+    if plan["usd_per_month"]["mid"] is not None:
+        text += f", for {sure(plan['usd_per_month'], usd)} a month"
     told = plan["forecast"]
     if told["forecast"] is None:
         text += f"; for how long that is enough nobody can say from this window, {told['reason']}"
-    return said(f"{text}.")
+    return f"{text}."
+
+
+def _best(rows: Sequence[Told], model: str, requests_per_second: float) -> str:
+    known = [row for row in rows if row["tokens_per_usd"]["mid"] is not None]
+    if not known:
+        return ""
+    best, *others = known
+    rivals = [row for row in others if _overlaps(row, best)]
+    text = (
+        f"Apart from this window, for {model} at {number(requests_per_second)} requests/s and from "
+        f"the rate measured elsewhere, most output for a dollar comes from {best['gpu']}"
+    )
+    if best["replicas"]["mid"] is not None:
+        text += f", {sure(best['replicas'], count)} of them, spares included"
+    if rivals:
+        text += f", though {words.plural(len(rivals), 'other type')} may give as much"
+    return f"{text}."
 
 
 def _overlaps(row: Told, best: Told) -> bool:

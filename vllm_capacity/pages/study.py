@@ -21,10 +21,10 @@ from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import Price, find_price, given_price
 from vllm_capacity.figures import scrapes
 from vllm_capacity.figures.series import per_step
+from vllm_capacity.hourly import hours_seen
 from vllm_capacity.pages.hourly import costs_by_part
 from vllm_capacity.pages.load_curve import LoadCurve, load_curve
 from vllm_capacity.pages.timeline import readable_step_seconds
-from vllm_capacity.planning import hours_seen
 from vllm_capacity.telemetry.window import Window, open_window
 from vllm_capacity.timerange import TimeRange, parse_instant
 from vllm_capacity.verdicts.cost import Part

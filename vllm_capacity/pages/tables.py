@@ -102,7 +102,7 @@ def _priced(asked: Study, row: Price) -> list[str]:
     cost = bill({name: replace(part, usd_per_gpu_hour=row.usd) for name, part in parts}).whole
     source = "this page" if row == asked.price_row else row.source
     return [
-        f"{row.provider}, {row.tier} ({source})",
+        f"{row.offer} ({source})",
         row.date,
         usd(row.usd_per_gpu_hour),
         _written(cost["usd_per_request"].as_dict(), usd_per_thousand),

@@ -33,6 +33,7 @@ KV = "var(--kv, #CC79A7)"
 PREFILL = "var(--prefill, #E69F00)"
 SECOND = "var(--second, #56B4E9)"
 PAPER = "var(--paper, var(--jp-layout-color0, #ffffff))"
+LEFT_PIXELS = 46  # from the left edge of a picture to its plot
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 _AXIS: dict[str, Any] = {
@@ -58,12 +59,12 @@ CONFIG: dict[str, Any] = {
     # The title stands level above the axis (rotated text is hard to read), and every plot begins at
     # the same left edge, so that charts over time line up.
     "axisY": {
-        "minExtent": 46,
-        "maxExtent": 46,
+        "minExtent": LEFT_PIXELS,
+        "maxExtent": LEFT_PIXELS,
         "titleAngle": 0,
         "titleAlign": "left",
         "titleBaseline": "bottom",
-        "titleX": -46,
+        "titleX": -LEFT_PIXELS,
         "titleY": -10,
         "tickCount": 5,
         "domain": False,

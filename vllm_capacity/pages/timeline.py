@@ -6,6 +6,7 @@ reader's own zone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,23 +35,18 @@ _READABLE_STEPS_SECONDS = (
     *(3600.0, 7200.0, 10800.0, 21600.0, 43200.0, 86400.0, 604800.0),
 )
 _LONG_SECONDS = 1.5 * 86400.0
-_LATE_SHARE, _HIGH_SHARE = 0.7, 0.25
+_IS_UNSEEN = pl.col("is_gap") & pl.col("running").is_null()  # a step without any scrape
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line over time: its column, its name on the chart, its colour; `band` adds its bounds.
-
-    The name stands at the line's peak, `below` it where another line lies close above and the axis
-    not close below.
-    """
+    """One line over time: its column, its name on the chart, its colour; `band` adds its bounds."""
 
     column: str
     name: str
     colour: str
     dash: tuple[int, int] | None = None
     band: bool = False
-    below: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,7 @@ def over_time(
 ) -> list[alt.Chart]:
     """The layers of lines over the window's time; `unit` titles the axis of amounts.
 
+    Several lines are named in a legend: a name beside a line would lie over another one.
     Columns used: ts, is_gap and is_restart where present, those of the tips, and the lines'
     (with `_lower` and `_upper` where banded).
     """
@@ -88,14 +85,10 @@ def over_time(
     base = alt.Chart(frame).encode(x=x)
     layers = [whole_window(answer, x), *_gaps(steps, answer, x)]
     for line in lines:
-        layers += _drawn(base, line, unit=unit, axis=axis)
+        layers += _drawn(base, line, unit=unit, axis=axis, named=lines if len(lines) > 1 else ())
     peak = _peak(frame, lines)
     for limit in limits:
         layers += _limit(limit, is_top=limit.value >= peak)
-    if len(lines) > 1:
-        top = max([peak, *(limit.value for limit in limits)])
-        for line in lines:
-            layers += _named(frame, line, answer, x, top=top)
     layers += _restarts(steps, answer, x)
     dots = base.mark_point(filled=True, size=60, color=theme.INK)
     dots = dots.encode(y=alt.Y(f"{lines[0].column}:Q"))
@@ -161,7 +154,25 @@ def _timed(
     return rounded(with_milliseconds(steps, answer).select("t", *dict.fromkeys(named)))
 
 
-def _drawn(base: alt.Chart, line: Line, *, unit: str, axis: alt.Axis | None) -> list[alt.Chart]:
+def without_lost(steps: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """The frame with the columns null where a restart hides what was counted.
+
+    Over a gap a counter carries on, and its mean rate there is known; what was counted before a
+    restart inside the gap is lost, and the zero it begins again from is no rate.
+    """
+    is_lost = _IS_UNSEEN & pl.col("is_restart")
+    return steps.with_columns(pl.when(~is_lost).then(pl.col(name)).alias(name) for name in columns)
+
+
+def over_gaps(steps: pl.DataFrame) -> str:
+    """What a rate is where nothing was scraped, to end a sentence; empty where all was."""
+    is_spread = steps.select((_IS_UNSEEN & ~pl.col("is_restart")).any()).item()
+    return "; where nothing was scraped, its mean over the gap" if is_spread else ""
+
+
+def _drawn(
+    base: alt.Chart, line: Line, *, unit: str, axis: alt.Axis | None, named: Sequence[Line]
+) -> list[alt.Chart]:
     look = alt.Axis() if axis is None else axis
     scale = alt.Scale(domainMin=0, zero=True, nice=True)
 
@@ -174,6 +185,11 @@ def _drawn(base: alt.Chart, line: Line, *, unit: str, axis: alt.Axis | None) -> 
         strokeDash=list(line.dash) if line.dash else alt.Undefined,
         point=alt.OverlayMarkDef(size=8, color=line.colour, filled=True),
     ).encode(y=y(line.column))
+    if named:
+        colours = alt.Scale(domain=[n.name for n in named], range=[n.colour for n in named])
+        legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3)
+        colour = alt.Color("line:N", title=None, scale=colours, legend=legend)
+        stroke = stroke.transform_calculate(line=json.dumps(line.name)).encode(color=colour)
     if not line.band:
         return [stroke]
     band = base.mark_area(color=line.colour, opacity=0.2)
@@ -194,33 +210,24 @@ def _peak(frame: pl.DataFrame, lines: Sequence[Line]) -> float:
     return max([0.0, *(float(value) for value in values if isinstance(value, int | float))])
 
 
-def _named(
-    frame: pl.DataFrame, line: Line, answer: Answer, x: alt.X, *, top: float
-) -> list[alt.Chart]:
-    """The line's name at its peak, to the left of it where that is near the right edge."""
-    values = frame.filter(pl.col(line.column).is_not_null())
-    if values.is_empty():
-        return []
-    peak = values.sort(line.column, descending=True, maintain_order=True).head(1)
-    start, end = (milliseconds(instant(answer["window"][key])) for key in ("start", "end"))
-    is_late = peak["t"][0] > start + _LATE_SHARE * (end - start)
-    point = pl.DataFrame({"t": peak["t"], "peak": peak[line.column], "name": [line.name]})
-    is_high = peak[line.column][0] > _HIGH_SHARE * top
-    label = Label("right" if is_late else "left", line.below and is_high)
-    return labelled(alt.Chart(point), label, colour=line.colour, x=x, y=alt.Y("peak:Q"))
-
-
 def _gaps(steps: pl.DataFrame, answer: Answer, x: alt.X) -> list[alt.Chart]:
+    """The spans without a scrape, shaded and named; a gap inside a step or two is those steps.
+
+    A step that a gap only begins or ends in has scrapes of its own: its values are drawn, outside.
+    """
     if "is_gap" not in steps.columns or not steps["is_gap"].any():
         return []
-    block = (pl.col("is_gap") != pl.col("is_gap").shift(1)).fill_null(True).cum_sum()
+    has_unseen = _IS_UNSEEN.any().over(pl.col("is_gap").rle_id())
+    is_short = pl.col("is_gap") & ~has_unseen
+    name = pl.when(_IS_UNSEEN).then(pl.lit("not scraped")).when(is_short).then(pl.lit("gap"))
     spans = (
         with_milliseconds(steps, answer)
-        .with_columns(block=block)
-        .filter("is_gap")
-        .group_by("block", maintain_order=True)
-        .agg(t=pl.col("t").min(), t_end=pl.col("t_end").max())
-        .select("t", "t_end", name=pl.lit("no data"))
+        .with_columns(name=name)
+        .with_columns(span=pl.col("name").rle_id())
+        .drop_nulls("name")
+        .group_by("span", "name", maintain_order=True)
+        .agg(pl.col("t").min(), pl.col("t_end").max())
+        .select("t", "t_end", "name")
     )
     base = alt.Chart(spans).encode(x=x)
     text = base.mark_text(align="left", baseline="top", dx=3, dy=3, color=theme.SOFT)

@@ -30,7 +30,8 @@ _BUNDLE_MUST_NOT_HOLD = ("</script", "<!--")  # either would end or bend the scr
 class PageChart:
     """One chart as the page holds it. `empty` says why there is nothing to draw, else "".
 
-    `table` is the data behind it, to read and copy: {"columns": [...], "rows": [[...]]} or None.
+    `table` is the data behind it, to read and copy: {"columns": [...], "rows": [[...]]} or None. A
+    chart that `is_half` stands beside another where there is room.
     """
 
     question: str
@@ -41,6 +42,7 @@ class PageChart:
     spec: dict[str, Any]
     data: dict[str, dict[str, list[Any]]] = field(repr=False)
     still: str = field(repr=False)
+    is_half: bool = False
 
 
 ChartOf = Callable[[Mapping[str, Any], int], PageChart]
@@ -88,6 +90,7 @@ def page_chart(given: Mapping[str, Any], number: int) -> PageChart:
         spec=spec,
         data=data,
         still=still,
+        is_half=bool(notes.get("half", False)),
     )
 
 

@@ -7,18 +7,21 @@ is computed here; what is written was in the answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from vllm_capacity.pages.estimate_words import reason, sure
 from vllm_capacity.pages.numbers import (
     Write,
     between,
     count,
+    instant,
     number,
     percent,
     usd,
     usd_per_thousand,
 )
+from vllm_capacity.pages.words_targets import missed, within_targets
 
 Answer = Mapping[str, Any]
 
@@ -52,6 +55,7 @@ _NEXT = {
     "prompts are read sooner",
 }
 _CENT_USD = 0.01
+_NAMED = 3
 _FULL_RATIO = 0.95
 _WIDE = 3.0  # an interval whose ends differ by this factor is called wide
 
@@ -59,16 +63,19 @@ _WIDE = 3.0  # an interval whose ends differ by this factor is called wide
 def verdict(answer: Answer, *, is_simulated: bool = False) -> list[str]:
     """Four sentences: what a request costs, what was idle, what limits, what to do next.
 
-    One more, first, where the telemetry was simulated.
+    One more, first, where the telemetry was simulated; and one before the last where latency
+    targets were missed, or allow less than the server can do.
     """
     sentences = [SIMULATED] if is_simulated else []
-    return [*sentences, _cost(answer), _idle(answer), _limit(answer), _next(answer)]
+    within = within_targets(answer)
+    told = [_cost(answer), _idle(answer), _limit(answer), *([within] if within else [])]
+    return [*sentences, *told, _next(answer)]
 
 
 def _cost(answer: Answer) -> str:
     each = answer["cost"]["usd_per_request"]
     if each["mid"] is None:
-        return f"What a request cost is not known: {_reason(each)}."
+        return f"What a request cost is not known: {reason(each)}."
     text, write = f"A request cost {usd(each['mid'])}", usd
     if each["mid"] < _CENT_USD:
         text = f"1,000 requests cost {usd_per_thousand(each['mid'])} ({usd(each['mid'])} each)"
@@ -89,19 +96,20 @@ def _idle(answer: Answer) -> str:
     used, idle, bill = cost["utilisation"], cost.get("idle_usd"), cost["allocation_usd"]
     if used["mid"] is None:
         return (
-            f"How much of the bill was idle is not known, for its capacity is not: {_reason(used)}."
+            f"How much of the bill was idle is not known, for its capacity is not: {reason(used)}."
         )
     dollars = idle is not None and idle["mid"] is not None and bill["mid"] is not None
     if used["high"] == 0:
         paid = f" of {usd(bill['mid'])}" if dollars else ""
         return f"Nothing was generated: the whole bill{paid} was idle."
-    share = _with_interval(used, percent)
+    share = sure(used, percent)
+    aside = ", latency targets left aside" if within_targets(answer) else ""
     if used["mid"] >= _FULL_RATIO:
         return f"The server ran at {share} of its capacity; next to nothing of the bill was idle."
     rest = (
         f"{usd(idle['mid'])} of the {usd(bill['mid'])} bill" if dollars else "the rest of the bill"
     )
-    return f"The server was used to {share} of its capacity; {rest} paid for idle time."
+    return f"The server was used to {share} of its capacity{aside}; {rest} paid for idle time."
 
 
 def _limit(answer: Answer) -> str:
@@ -129,7 +137,7 @@ def _ceiling(saturation: Mapping[str, Any]) -> str:
     running = saturation["capacity_running_requests"]
     at = f" at {number(running['mid'])} running requests" if running["mid"] is not None else ""
     can = "It would probably do" if is_foreseen(capacity) else "It can do"
-    text = f". {can} {_with_interval(capacity, number)} output tokens/s{at}"
+    text = f". {can} {sure(capacity, number)} output tokens/s{at}"
     if headroom["mid"] is None:
         return text
     if headroom["mid"] < 1 - _FULL_RATIO:
@@ -145,14 +153,52 @@ def _next(answer: Answer) -> str:
         kinds = ", ".join(dict.fromkeys(str(row["check"]) for row in poor))
         return f"Next: mend the telemetry before deciding anything; not to be trusted: {kinds}."
     if first in _NEXT:
-        return f"Next: {_NEXT[first]}.{_gain(answer)}"
+        return f"Next: {_balance(saturation)}{_NEXT[first]}.{_gain(answer)}"
     if saturation["regime"] == "idle":
         return "Next: stop it when nobody asks, or let it share its machine."
     if cost["allocation_usd"]["mid"] is None:
         return "Next: give a price (usd_per_hour), so that the figures become dollars."
     if saturation["capacity_output_tokens_per_second"]["mid"] is None:
         return "Next: load it until requests wait, once; until then its capacity stays unknown."
+    if missed(answer):
+        return "Next: add a replica, or send it less: it misses its targets before it is full."
     return "Next: give it more requests, or run fewer servers; it has room."
+
+
+def _balance(saturation: Mapping[str, Any]) -> str:
+    """Advice to balance the load, where an engine was at its limit while another never was.
+
+    The other must have had room at that time: it was idle, or waited for clients.
+    """
+    rows = saturation["regimes"]
+    limited = [each for each in rows if each["regime"] in LIMITS]
+    full = {each["engine"] for each in limited}
+    free = {
+        each["engine"]
+        for each in rows
+        if each["engine"] not in full
+        and each["regime"] in ("idle", "client-bound")
+        and any(_overlap(each, other) for other in limited)
+    }
+    if not free:
+        return ""
+    return (
+        f"if they serve one model, balance the load first: {_listed(full)} stood at the limit "
+        f"while {_listed(free)} had room. Only then "
+    )
+
+
+def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    begun = max(instant(one["start"]), instant(other["start"]))
+    return begun < min(instant(one["end"]), instant(other["end"]))
+
+
+def _listed(names: Collection[str]) -> str:
+    """Up to three names, sorted; of more, the first two and how many others."""
+    ordered = sorted(names)
+    if len(ordered) > _NAMED:
+        ordered = [*ordered[: _NAMED - 1], f"{len(ordered) - _NAMED + 1} others"]
+    return " and ".join([", ".join(ordered[:-1]), ordered[-1]] if ordered[1:] else ordered)
 
 
 def _gain(answer: Answer) -> str:
@@ -161,9 +207,10 @@ def _gain(answer: Answer) -> str:
     if not known:
         return ""
     first = known[0]
-    share = _with_interval(first["effect"], percent)
+    share = sure(first["effect"], percent)
     if first["setting"] == "replicas":
-        return f" Running fewer engines would save {share} of the bill."
+        aside = ", latency targets left aside" if within_targets(answer) else ""
+        return f" Running fewer engines would save {share} of the bill{aside}."
     more = "twice the KV memory" if first["setting"] == "KV memory" else "that"
     return f" Foreseen: {more} brings {share} more output."
 
@@ -201,9 +248,9 @@ def capacity_found(answer: Answer) -> str:
         saturation["capacity_running_requests"],
     )
     if capacity["mid"] is None:
-        return f"No plateau was seen: {_reason(capacity)}"
+        return f"No plateau was seen: {reason(capacity)}"
     at = f" at {number(running['mid'])} running requests" if running["mid"] is not None else ""
-    level = f"{at}, at {_with_interval(capacity, number)} tokens/s"
+    level = f"{at}, at {sure(capacity, number)} tokens/s"
     if is_foreseen(capacity):
         return f"Not seen yet; from lighter load it is foreseen to stop rising{level}"
     return f"Output stops rising{level}"
@@ -230,7 +277,7 @@ def latency_found(answer: Answer, family: str, *, write: Write) -> str:
             low, high = (write(quantile[key], like=quantile["value"]) for key in ("lower", "upper"))
             text += f" (the histogram only says between {low} and {high})"
     if attained and attained["mid"] is not None:
-        text += f"; {_with_interval(attained, percent)} met the target"
+        text += f"; {sure(attained, percent)} met the target"
     return text
 
 
@@ -300,8 +347,9 @@ def cost_per_request_found(answer: Answer) -> str:
     """The whole window's cost of a request, in a sentence."""
     each = answer["cost"]["usd_per_request"]
     if each["mid"] is None:
-        return f"Over the whole window not known: {_reason(each)}"
-    return f"{usd(each['mid'])} over the whole window; a quiet hour costs as much as a busy one"
+        return f"Over the whole window not known: {reason(each)}"
+    text = f"{usd_per_thousand(each['mid'])} per 1,000 requests over the whole window"
+    return f"{text}; fewer requests share the bill of a quiet hour"
 
 
 def cost_found(answer: Answer) -> str:
@@ -310,23 +358,14 @@ def cost_found(answer: Answer) -> str:
     now, used = cost["usd_per_million_output_tokens"], cost["utilisation"]
     knee = cost.get("usd_per_million_output_tokens_at_knee")
     if now["mid"] is None:
-        return f"Not known: {_reason(now)}"
+        return f"Not known: {reason(now)}"
     text = f"{usd(now['mid'])} per million output tokens"
     if used["mid"] is None:
-        return f"{text}; how much of the capacity that used is not known: {_reason(used)}"
+        return f"{text}; how much of the capacity that used is not known: {reason(used)}"
     text += f" at {percent(used['mid'])} of capacity"
     if knee and knee["mid"] is not None:
         text += f"; {usd(knee['mid'])} if it were full"
     return text
-
-
-def _with_interval(estimate: Mapping[str, Any], write: Write) -> str:
-    interval = between(estimate, write)
-    return f"{write(estimate['mid'])} ({interval})" if interval else str(write(estimate["mid"]))
-
-
-def _reason(estimate: Mapping[str, Any]) -> str:
-    return str(estimate["reason"] or "no reason was recorded").rstrip(".")
 
 
 def _evidence(saturation: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.api_prices import ApiPrice
 
+_MOST = 1e12
+
 
 @dataclass(frozen=True)
 class BreakEven:
@@ -46,12 +48,19 @@ def break_even(
 
     `requests_per_hour` is today's demand on those GPUs: None or 0 leaves what needs it unknown.
     """
-    if min(input_tokens, output_tokens) < 0 or input_tokens + output_tokens <= 0 or gpus <= 0:
-        raise InputError("A break-even needs tokens a request and GPUs above 0.")
+    told = (input_tokens, output_tokens, gpus, requests_per_hour or 0.0)
+    if (
+        not all(0 <= number <= _MOST for number in told)
+        or not (input_tokens + output_tokens) * gpus
+    ):
+        raise InputError(
+            "A break-even needs tokens a request and GPUs above 0, and no negative demand; found "
+            f"{', '.join(f'{number:g}' for number in told)}."
+        )
     each = api.usd_per_request(input_tokens=input_tokens, output_tokens=output_tokens)
     if each <= 0:
         raise InputError(f"{api.basis} charges nothing for such a request: nothing breaks even.")
-    hourly = usd_per_gpu_hour.scaled(gpus, f"{gpus:g} GPUs × {usd_per_gpu_hour.basis}")
+    hourly = usd_per_gpu_hour.scaled(gpus, f"{gpus:g} GPU(s) × {usd_per_gpu_hour.basis}")
     per_hour = hourly.scaled(1 / each, f"{hourly.basis} ÷ ${each:.6g} a request at {api.basis}")
     own = _own_usd(hourly, requests_per_hour)
     return BreakEven(
@@ -84,7 +93,7 @@ def _own_usd(hourly: Estimate, requests_per_hour: float | None) -> Estimate:
 def _price(each: float, requests_per_hour: float | None, gpus: float, api: ApiPrice) -> Estimate:
     if not requests_per_hour:
         return Estimate.unknown("no requests in this window: no GPU price breaks even")
-    basis = f"{requests_per_hour:.4g} requests/h × ${each:.6g} at {api.basis} ÷ {gpus:g} GPUs"
+    basis = f"{requests_per_hour:.4g} requests/h × ${each:.6g} at {api.basis} ÷ {gpus:g} GPU(s)"
     return Estimate.exact(requests_per_hour * each / gpus, basis)
 
 

@@ -142,7 +142,9 @@ def utilisation(usage: Usage, capacity: Estimate) -> Estimate:
     if usage.is_idle or usage.output_tokens_per_second == 0:
         return Estimate.exact(0.0, "nothing was generated")
     if usage.output_tokens_per_second is None:
-        return Estimate.unknown("the output rate is not known: no generation-token counter")
+        return Estimate.unknown(
+            "the output rate is not known: generated tokens were not counted, or not by this label"
+        )
     rate = Estimate.exact(usage.output_tokens_per_second, "measured output tokens/s")
     ratio = rate.divided_by(
         capacity,
@@ -241,7 +243,9 @@ def _per(allocation: Estimate, count: float | None, what: str) -> Estimate:
     if not allocation.is_known:
         return allocation
     if count is None:
-        return Estimate.unknown(f"{what} were not counted in this window", allocation.basis)
+        return Estimate.unknown(
+            f"{what} were not counted in this window, or not by this label", allocation.basis
+        )
     if count == 0:
         return Estimate.unknown(
             f"no {what} in this window: its dollars are idle, not a cost each", allocation.basis

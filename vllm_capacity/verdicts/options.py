@@ -129,7 +129,7 @@ def _times(capacity: Estimate, ratio: Estimate) -> Estimate:
         (getattr(capacity, end) or 0.0) * (getattr(ratio, end) or 0.0)
         for end in ("low", "mid", "high")
     )
-    basis = f"SLO capacity ({capacity.basis}), scaled as throughput: {ratio.basis}"
+    basis = f"capacity ({capacity.basis}), scaled as throughput: {ratio.basis}"
     return Estimate.known(low, mid, high, basis)
 
 

@@ -9,15 +9,23 @@ that demand, stationary while it lasts: bursts inside a step wait longer than it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+import polars as pl
 
 from vllm_capacity.engine.queueing import Queue, servers_needed
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts import regimes
+from vllm_capacity.verdicts.loads import bands, curve_steps
+from vllm_capacity.verdicts.slo import slo_capacity
 
 MAX_REPLICAS = 1_000_000
 HOURS_A_MONTH = 730.5
+_LOAD = ("running_mean", "output_tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,26 @@ class Policy:
         """Refuse a policy that leaves no capacity or asks for negative things."""
         if not 0 <= self.headroom_ratio < 1:
             raise InputError(f"Headroom must be 0 up to below 1, found {self.headroom_ratio}.")
-        if min(self.spare_replicas, self.startup_seconds, self.growth_per_hour) < 0:
-            raise InputError(f"Spares, start-up and growth cannot be negative: {self}.")
+        asked = (self.spare_replicas, self.startup_seconds, self.growth_per_hour)
+        if not all(0 <= number <= MAX_REPLICAS for number in asked):
+            raise InputError(
+                f"Spares, start-up seconds and growth must be 0 to {MAX_REPLICAS:,}, found "
+                f"{', '.join(f'{number:.6g}' for number in asked)}."
+            )
 
     @property
     def lead_factor(self) -> float:
         """What demand may grow by while a replica starts."""
         return 1 + self.growth_per_hour * self.startup_seconds / 3600
+
+
+@dataclass(frozen=True)
+class Change:
+    """A case to size for: factors on demand and capacity, and what the capacity's rests on."""
+
+    demand: float = 1.0
+    capacity: float = 1.0
+    basis: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,34 @@ def percentile_demand(rates: Sequence[float | None], quantile: float) -> Estimat
         "; too few for its upper end: the highest seen stands for it" if beyond else ""
     )
     return Estimate.known(low, mid, high, basis)
+
+
+def demand_seen(steps: pl.DataFrame, quantile: float) -> Estimate:
+    """Requests a second that finished, at that quantile of the steps, added over engines.
+
+    vLLM counts no arrivals, so a queue caps this: where requests waited in the busiest steps, the
+    basis says that more may have been asked for. `steps` as in `STEP_SCHEMA`.
+    """
+    known = (
+        steps.drop_nulls("requests_per_second")
+        .group_by("start")
+        .agg(pl.col("requests_per_second", "waiting_mean").sum())
+        .sort("start")
+    )
+    rates: list[float] = known.get_column("requests_per_second").to_list()
+    seen = percentile_demand(rates, quantile)
+    queues: list[float] = known.get_column("waiting_mean").to_list()
+    busiest = [
+        queue for rate, queue in zip(rates, queues, strict=True) if rate >= (seen.mid or 0.0)
+    ]
+    queued = [queue for queue in busiest if queue >= 1]
+    basis = f"finished requests/s, {seen.basis}"
+    if queued:
+        basis += (
+            f"; in {len(queued)} of the {len(busiest)} busiest, requests waited (up to "
+            f"{max(queued):.0f}): this is what was served, more may have been asked for"
+        )
+    return seen.map(lambda rate: rate, basis)
 
 
 def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
@@ -140,35 +189,68 @@ def sensitivity(
     capacity: Estimate,
     *,
     policy: Policy,
-    cases: dict[str, tuple[float, float]],
+    cases: Mapping[str, Change],
 ) -> dict[str, Estimate]:
-    """Replicas in each named case, as factors on (demand, capacity); "now" is always among them."""
-    named = {"now": (1.0, 1.0), **cases}
-    return {
-        name: replicas(demand.scaled(more), capacity.scaled(able), policy)
-        for name, (more, able) in named.items()
-    }
+    """Replicas in each named case; "now" is always among them."""
+    found = {}
+    for name, change in {"now": Change(), **cases}.items():
+        basis = f"{capacity.basis} × {change.capacity:.3g} ({change.basis})"
+        able = capacity.scaled(change.capacity, basis) if change.basis else capacity
+        found[name] = replicas(demand.scaled(change.demand), able, policy)
+    return found
 
 
 def usual_cases(
-    *, prefill_share: float, prefix_hit_ratio: float | None
-) -> dict[str, tuple[float, float]]:
-    """The cases people ask for, as factors on demand and capacity.
+    *,
+    prefill_share: float,
+    prefix_hit_ratio: float | None,
+    prompt_tokens: float | None = None,
+    output_tokens: float | None = None,
+    is_kv_limited: bool = False,
+) -> dict[str, Change]:
+    """The cases people ask for. Neither longer prompts nor caching changes how many requests come.
 
-    `prefill_share` is the share of engine time that prompts take, 0..1. Prompts twice as long add
-    that share once more to the time a request takes; prefix caching off multiplies it by
-    1 ÷ (1 − hit ratio). Neither changes how many requests come.
+    *Time*, with `prefill_share` p of engine time spent on prompts, 0..1, and a share h of prompt
+    tokens found cached: prompts twice as long leave 1 ÷ (1 + p) of the capacity, caching off
+    1 ÷ (1 + p h ÷ (1 − h)).
+
+    *KV cache*, where it is what limits: a request holds its I prompt tokens and, on average over
+    its life, half of its O output tokens, so as many run at once as memory ÷ (I + O/2). Prompts
+    twice as long leave (I + O/2) ÷ (2 I + O/2); caching off, each cached token needing a block of
+    its own, ((1 − h) I + O/2) ÷ (I + O/2).
+
+    The tighter of the two counts. The KV share is a worst case: output falls in proportion to what
+    runs at once (less where the curve is flat), and every cached token was shared with a request
+    running at the same time. Latencies grow besides: no target is applied anew.
     """
     if not 0 <= prefill_share <= 1:
         raise InputError(f"The prefill share lies between 0 and 1, found {prefill_share}.")
+    tokens = (prompt_tokens, output_tokens) if is_kv_limited else (None, None)
     cases = {
-        "demand doubles": (2.0, 1.0),
-        "prompts double": (1.0, 1 / (1 + prefill_share)),
+        "demand doubles": Change(demand=2.0),
+        "prompts double": _tighter(1 / (1 + prefill_share), _kv_share(*tokens, 1.0, 2.0)),
     }
     if prefix_hit_ratio is not None and 0 <= prefix_hit_ratio < 1:
         more = prefill_share * prefix_hit_ratio / (1 - prefix_hit_ratio)
-        cases["prefix caching off"] = (1.0, 1 / (1 + more))
+        held = _kv_share(*tokens, 1 - prefix_hit_ratio, 1.0)
+        cases["prefix caching off"] = _tighter(1 / (1 + more), held)
     return cases
+
+
+def _kv_share(
+    prompt_tokens: float | None, output_tokens: float | None, before: float, after: float
+) -> float | None:
+    """KV tokens of a request before ÷ after, holding those times its prompt and half its output."""
+    if prompt_tokens is None or output_tokens is None or prompt_tokens + output_tokens <= 0:
+        return None
+    half = output_tokens / 2
+    return (before * prompt_tokens + half) / (after * prompt_tokens + half)
+
+
+def _tighter(time: float, kv: float | None) -> Change:
+    if kv is not None and kv < time:
+        return Change(capacity=kv, basis="KV tokens a request, before ÷ after, at worst")
+    return Change(capacity=time, basis="engine time a request, before ÷ after")
 
 
 @dataclass(frozen=True)
@@ -198,7 +280,8 @@ def queue_check(
 ) -> QueueCheck:
     """The check of a sizing by an M/G/c queue whose servers are running places of all replicas.
 
-    A place serves one request in (running at capacity ÷ capacity) seconds, by Little's law.
+    A place serves one request in (running at capacity ÷ capacity) seconds, by Little's law: both
+    must be of one load.
     """
     if min(capacity_requests_per_second, running_at_capacity) <= 0 or replicas < 1:
         raise InputError("A queue check needs capacity, running requests and replicas above 0.")
@@ -217,6 +300,41 @@ def queue_check(
         is_within_limit=wait is not None and wait <= wait_limit_seconds,
         replicas_needed=None if needed is None else math.ceil(needed / places),
     )
+
+
+def running_within(
+    steps: pl.DataFrame, ttft_slo_seconds: float | None, itl_slo_seconds: float | None
+) -> float | None:
+    """Running requests at the capacity within these targets, added over engines that have one."""
+    found = []
+    for engine in steps.partition_by("instance", "engine"):
+        able = slo_capacity(engine, ttft_slo_seconds, itl_slo_seconds).mid
+        found.append(None if able is None else running_at(engine, able))
+    known = [each for each in found if each is not None]
+    return sum(known) if known else None
+
+
+def running_at(steps: pl.DataFrame, output_tokens_per_second: float) -> float | None:
+    """Running requests at which one engine gives that output: straight lines between its loads.
+
+    Loads are those of the capacity within targets (slo.py): bands of like steps, and all steps in
+    which the server was the limit as one. The nearest load where no two enclose the output; None
+    without a load. `steps` are one engine's.
+    """
+    rows = next(iter(regimes.engine_rows(steps).values()), [])
+    seen = curve_steps(regimes.judged_steps(rows))
+    limited = [each.step for each in seen if each.regime in regimes.LIMITS]
+    groups = bands([each.step for each in seen if each.regime not in regimes.LIMITS])
+    loads = [
+        tuple(median(row[name] for row in group) for name in _LOAD)
+        for group in ([*groups, limited] if limited else groups)
+    ]
+    for (fewer, less), (more, most) in pairwise(loads):
+        if less < most and less <= output_tokens_per_second <= most:
+            share = (output_tokens_per_second - less) / (most - less)
+            return float(fewer + share * (more - fewer))
+    nearest = sorted(loads, key=lambda load: abs(load[1] - output_tokens_per_second))
+    return float(nearest[0][0]) if nearest else None
 
 
 def _whole(needed: float) -> int:

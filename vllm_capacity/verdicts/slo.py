@@ -123,8 +123,8 @@ def _engine_capacity(judged: Sequence[Judged], asked: dict[str, float]) -> Estim
     low, mid, high = sorted((held.output, crossing, missed.output))
     low, mid, high = max(low, best), max(mid, best), max(high, best)
     basis = (
-        f"{targets}: held at {held.running:,.1f} running requests ({held.worst:.2f} × the target), "
-        f"missed at {missed.running:,.1f} ({missed.worst:.2f} ×)"
+        f"{targets}: met with {held.running:,.1f} requests running (the nearest target used to "
+        f"{held.worst:.0%}), missed with {missed.running:,.1f} ({missed.worst:.0%} of it)"
     )
     return Estimate.known(low, mid, high, basis)
 

@@ -115,7 +115,7 @@ def _unbelievable(question: Question, prefer: Forms, cal: Calibration) -> str:
     if measured <= MOST_BELIEVED * rate:
         return ""
     return (
-        f"{measured:g} output tokens/s is more than {MOST_BELIEVED:g} × the {rate:.3g} that the "
+        f"{measured:,.6g} output tokens/s is more than {MOST_BELIEVED:g} × the {rate:,.3g} that "
         f"arithmetic gives on {question.gpus} × {question.from_gpu.label}: nothing can be scaled "
         "from it. Check the GPU and its count, the weight type, the token counts and the clients"
     )
@@ -239,7 +239,7 @@ def _capped(found: Estimate, question: Question) -> Estimate:
 
 def _basis(question: Question, one: Side, other: Side, *, weight: float) -> Iterator[str]:
     yield (
-        f"scaled from {question.output_tokens_per_second:g} output tokens/s measured on "
+        f"scaled from {question.output_tokens_per_second:,.6g} output tokens/s measured on "
         f"{question.gpus} × {question.from_gpu.label} ({question.dtype}) to "
         f"{question.to_gpu.label} ({question.to_dtype})"
     )

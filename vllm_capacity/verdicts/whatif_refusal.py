@@ -20,7 +20,9 @@ def refusal(question: Question) -> str:
     """
     llm, context = question.llm, question.input_tokens + question.output_tokens
     if context > llm.max_context_tokens:
-        return f"{context:g} tokens exceed the context of {llm.model} ({llm.max_context_tokens})"
+        return (
+            f"{context:,.0f} tokens exceed the context of {llm.model} ({llm.max_context_tokens:,})"
+        )
     if reason := uneven(llm, question.gpus):
         return reason
     measured, asked = question.job(question.dtype), question.job(question.to_dtype)
@@ -65,7 +67,7 @@ def _unfit(job: Job, gpu: Gpu) -> str:
         weights = job.llm.weights_bytes(job.dtype) / job.gpus / GIB
         return (
             f"beside {weights:.1f} GiB of {job.dtype} weights a GPU, {job.gpus} × {gpu.name} have "
-            f"KV room for {fit:.2f} of one sequence of {tokens:g} tokens"
+            f"KV room for {fit:.2f} of one sequence of {tokens:,.0f} tokens"
         )
     return ""
 

@@ -1,5 +1,6 @@
 "use strict";
 (function () {
+  document.documentElement.dataset.script = "";  // charts are drawn as wide as their place
   var held = JSON.parse(document.getElementById("charts").textContent);
 
   function rows(columns) {

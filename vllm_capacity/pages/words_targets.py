@@ -1,0 +1,51 @@
+"""What the latency targets leave of a server's capacity, and who came late, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_capacity.pages.estimate_words import reason, sure
+from vllm_capacity.pages.numbers import number, percent
+
+Answer = Mapping[str, Any]
+
+_PROMISED_RATIO = 0.95  # targets are of the 95th percentile (verdicts/slo.py)
+_ATTAINMENTS = {"ttft_attainment": "first tokens", "itl_attainment": "tokens after the first"}
+
+
+def within_targets(answer: Answer) -> str:
+    """What can be held within the latency targets, and who came late; empty where that is no news.
+
+    News is a target that fewer than 95 % met, or a capacity within the targets below the one
+    without. No target given: none.
+    """
+    held, able = (
+        answer[part]["capacity_output_tokens_per_second"] for part in ("slo", "saturation")
+    )
+    is_less = None not in (held["mid"], able["mid"]) and held["mid"] < able["mid"]
+    late = missed(answer)
+    if not is_less and not late:
+        return ""
+    text = f"What it can hold within the latency targets is not known: {reason(held)}"
+    if held["mid"] is not None:
+        only = "only " if is_less else ""
+        text = f"Within the latency targets it can hold {only}{sure(held, number)} output tokens/s"
+        made = answer["throughput"]["output_tokens_per_second"]
+        if made is not None:
+            text += f", and it made {number(made)} on average"
+    if not late:
+        return f"{text}."
+    shares = " and ".join(
+        f"{sure(answer['slo'][name], percent)} of {_ATTAINMENTS[name]}" for name in late
+    )
+    return f"{text}. Users waited: in time came {shares}, and a target asks for 95 %."
+
+
+def missed(answer: Answer) -> list[str]:
+    """The targets that fewer than 95 % met, by their key in the answer's `slo`."""
+    return [
+        name
+        for name in _ATTAINMENTS
+        if (share := answer["slo"][name]["mid"]) is not None and share < _PROMISED_RATIO
+    ]
