@@ -152,6 +152,6 @@ def test_no_width_is_told_beside_a_mean_of_nothing(tmp_path):
     path = tmp_path / "stopped.csv"
     path.write_text("\n".join(["ts_seconds,requests", *rows, ""]))
     asked = [str(path), "--column", "requests", "--step", "1h", "--horizon", "3h"]
-    shown = CliRunner().invoke(forecast, asked, catch_exceptions=False).stdout
+    shown = CliRunner().invoke(cli, ["forecast", *asked], catch_exceptions=False).stdout
     assert "of points lay inside" in shown
     assert "mean width" not in shown
