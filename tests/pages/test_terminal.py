@@ -233,6 +233,13 @@ def test_plan_without_a_queue_check_says_nothing_of_one():
     assert "Assumed" not in plan_text({**PLAN, "queue_check": None})
 
 
+def test_plan_says_what_its_demand_rests_on(shown):
+    text = " ".join(shown["vllm-sweep"]["plan"].split())
+    assert "The demand rests on: finished requests/s" in text
+    assert "more may have been asked for" in text
+    assert "no latency target applied" in text
+
+
 def test_long_forecast_is_cut_and_says_so():
     forecast = {**PLAN["forecast"], "forecast": HOURS * 2}
     text = plan_text({**PLAN, "forecast": forecast})

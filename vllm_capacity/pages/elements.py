@@ -26,7 +26,7 @@ from vllm_capacity.pages.numbers import (
     usd_per_thousand,
 )
 from vllm_capacity.pages.study import Study
-from vllm_capacity.pages.words_targets import within_targets
+from vllm_capacity.pages.words_targets import held_within
 
 _CENT_USD = 0.01
 
@@ -186,7 +186,7 @@ def provenance(asked: Study) -> Piece:
 def tile_contents(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each tile shows of an answer, in page order: for any face."""
     made = [_tile(tile, answer[tile.part][tile.figure]) for tile in _TILES]
-    targets = within_targets(answer)
+    targets = held_within(answer)
     for tile in made:
         if targets and tile["figure"] == "headroom_ratio" and tile["is_known"]:
             tile["basis"] = f"{tile['basis']}. {targets}"

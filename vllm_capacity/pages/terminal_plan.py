@@ -29,6 +29,12 @@ _NEEDS: tuple[tuple[str, str, str, Write], ...] = (
 )
 
 
+_REST_ON = {
+    "The demand": "demand_requests_per_second",
+    "What one engine holds": "capacity_output_tokens_per_second",
+}
+
+
 def plan_text(
     told: Mapping[str, Any],
     *,
@@ -48,10 +54,10 @@ def plan_text(
     rows.append(figure_row("Replicas", told["replicas"], count, f"({count(spares)} of them spare)"))
     rows.append(figure_row("GPUs", told["gpus"], count))
     paper.estimates([*rows, _dollars(told, here)])
-    held = told["capacity_output_tokens_per_second"]["basis"]
-    if held:
-        paper.line("")
-        paper.line(f"What one engine holds rests on: {held}.")
+    for named, key in _REST_ON.items():
+        if basis := told[key]["basis"]:
+            paper.line("")
+            paper.line(f"{named} rests on: {basis}.")
     _queue(paper, told)
     paper.heading("What if?")
     _cases(paper, told["sensitivity"])

@@ -20,26 +20,29 @@ def within_targets(answer: Answer) -> str:
     News is a target that fewer than 95 % met, or a capacity within the targets below the one
     without. No target given: none.
     """
+    late, held = missed(answer), held_within(answer)
+    if not held or not late:
+        return held
+    shares = " and ".join(
+        f"{sure(answer['slo'][name], percent)} of {_ATTAINMENTS[name]}" for name in late
+    )
+    return f"{held} Users waited: in time came {shares}, and a target asks for 95 %."
+
+
+def held_within(answer: Answer) -> str:
+    """The first sentence of `within_targets`: what can be held."""
     held, able = (
         answer[part]["capacity_output_tokens_per_second"] for part in ("slo", "saturation")
     )
     is_less = None not in (held["mid"], able["mid"]) and held["mid"] < able["mid"]
-    late = missed(answer)
-    if not is_less and not late:
+    if not is_less and not missed(answer):
         return ""
-    text = f"What it can hold within the latency targets is not known: {reason(held)}"
-    if held["mid"] is not None:
-        only = "only " if is_less else ""
-        text = f"Within the latency targets it can hold {only}{sure(held, number)} output tokens/s"
-        made = answer["throughput"]["output_tokens_per_second"]
-        if made is not None:
-            text += f", and it made {number(made)} on average"
-    if not late:
-        return f"{text}."
-    shares = " and ".join(
-        f"{sure(answer['slo'][name], percent)} of {_ATTAINMENTS[name]}" for name in late
-    )
-    return f"{text}. Users waited: in time came {shares}, and a target asks for 95 %."
+    if held["mid"] is None:
+        return f"What it can hold within the latency targets is not known: {reason(held)}."
+    only = "only " if is_less else ""
+    text = f"Within the latency targets it can hold {only}{sure(held, number)} output tokens/s"
+    made = answer["throughput"]["output_tokens_per_second"]
+    return f"{text}." if made is None else f"{text}, and it made {number(made)} on average."
 
 
 def missed(answer: Answer) -> list[str]:
