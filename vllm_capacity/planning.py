@@ -37,10 +37,10 @@ from vllm_capacity.verdicts.sizing import (
     month_usd,
     queue_check,
     replicas,
-    running_within,
     sensitivity,
     usual_cases,
 )
+from vllm_capacity.verdicts.slo import running_within
 from vllm_capacity.verdicts.whatif import Busy
 
 _FLOPS = "vllm:estimated_flops_per_gpu_total"

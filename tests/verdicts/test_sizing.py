@@ -14,11 +14,11 @@ from vllm_capacity.verdicts.sizing import (
     percentile_demand,
     queue_check,
     replicas,
-    running_at,
     sensitivity,
     size,
     usual_cases,
 )
+from vllm_capacity.verdicts.slo import running_at
 
 
 def exact(value):

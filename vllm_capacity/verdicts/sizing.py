@@ -11,21 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 
 import polars as pl
 
 from vllm_capacity.engine.queueing import Queue, servers_needed
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts import regimes
-from vllm_capacity.verdicts.loads import bands, curve_steps
-from vllm_capacity.verdicts.slo import slo_capacity
 
 MAX_REPLICAS = 1_000_000
 HOURS_A_MONTH = 730.5
-_LOAD = ("running_mean", "output_tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -300,41 +294,6 @@ def queue_check(
         is_within_limit=wait is not None and wait <= wait_limit_seconds,
         replicas_needed=None if needed is None else math.ceil(needed / places),
     )
-
-
-def running_within(
-    steps: pl.DataFrame, ttft_slo_seconds: float | None, itl_slo_seconds: float | None
-) -> float | None:
-    """Running requests at the capacity within these targets, added over engines that have one."""
-    found = []
-    for engine in steps.partition_by("instance", "engine"):
-        able = slo_capacity(engine, ttft_slo_seconds, itl_slo_seconds).mid
-        found.append(None if able is None else running_at(engine, able))
-    known = [each for each in found if each is not None]
-    return sum(known) if known else None
-
-
-def running_at(steps: pl.DataFrame, output_tokens_per_second: float) -> float | None:
-    """Running requests at which one engine gives that output: straight lines between its loads.
-
-    Loads are those of the capacity within targets (slo.py): bands of like steps, and all steps in
-    which the server was the limit as one. The nearest load where no two enclose the output; None
-    without a load. `steps` are one engine's.
-    """
-    rows = next(iter(regimes.engine_rows(steps).values()), [])
-    seen = curve_steps(regimes.judged_steps(rows))
-    limited = [each.step for each in seen if each.regime in regimes.LIMITS]
-    groups = bands([each.step for each in seen if each.regime not in regimes.LIMITS])
-    loads = [
-        tuple(median(row[name] for row in group) for name in _LOAD)
-        for group in ([*groups, limited] if limited else groups)
-    ]
-    for (fewer, less), (more, most) in pairwise(loads):
-        if less < most and less <= output_tokens_per_second <= most:
-            share = (output_tokens_per_second - less) / (most - less)
-            return float(fewer + share * (more - fewer))
-    nearest = sorted(loads, key=lambda load: abs(load[1] - output_tokens_per_second))
-    return float(nearest[0][0]) if nearest else None
 
 
 def _whole(needed: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -67,6 +68,35 @@ def slo_capacity(
     return fleet_sum(parts, "output tokens/s")
 
 
+def running_within(
+    steps: pl.DataFrame, ttft_slo_seconds: float | None, itl_slo_seconds: float | None
+) -> float | None:
+    """Running requests at the capacity within these targets, added over engines that have one."""
+    found = []
+    for engine in steps.partition_by("instance", "engine"):
+        able = slo_capacity(engine, ttft_slo_seconds, itl_slo_seconds).mid
+        found.append(None if able is None else running_at(engine, able))
+    known = [each for each in found if each is not None]
+    return sum(known) if known else None
+
+
+def running_at(steps: pl.DataFrame, output_tokens_per_second: float) -> float | None:
+    """Running requests at which one engine gives that output: straight lines between its loads.
+
+    The loads are those of `slo_capacity`, the nearest one where no two enclose the output; None
+    without a load. `steps` are one engine's.
+    """
+    rows = next(iter(regimes.engine_rows(steps).values()), [])
+    loads = _measured_loads(regimes.judged_steps(rows), {})
+    for lighter, heavier in pairwise(loads):
+        less, most = lighter.output, heavier.output
+        if less < most and less <= output_tokens_per_second <= most:
+            share = (output_tokens_per_second - less) / (most - less)
+            return lighter.running + share * (heavier.running - lighter.running)
+    nearest = min(loads, key=lambda load: abs(load.output - output_tokens_per_second), default=None)
+    return None if nearest is None else nearest.running
+
+
 def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
     """The two-slope test over the steps given: a queue and a TTFT that grow, each with p < 0.05.
 
@@ -88,10 +118,6 @@ def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
 def _measured_loads(judged: Sequence[Judged], asked: dict[str, float]) -> list[_Load]:
     """The loads of one engine, lightest first, that have every asked p95."""
     seen = [j for j in curve_steps(judged) if all(j.step[name] is not None for name in asked)]
-    limited = [j.step for j in seen if j.regime in regimes.LIMITS]
-    groups = bands([j.step for j in seen if j.regime not in regimes.LIMITS])
-    if limited:
-        groups.append(limited)
     return [
         _Load(
             len(band),
@@ -99,8 +125,17 @@ def _measured_loads(judged: Sequence[Judged], asked: dict[str, float]) -> list[_
             _median(band, "output_tokens_per_second"),
             tuple(_median(band, name) / slo for name, slo in asked.items()),
         )
-        for band in groups
+        for band in _groups(seen)
     ]
+
+
+def _groups(seen: Sequence[Judged]) -> list[list[Row]]:
+    """Steps by load: bands of like steps, then all in which the server was the limit as one."""
+    limited = [j.step for j in seen if j.regime in regimes.LIMITS]
+    groups = [
+        list(band) for band in bands([j.step for j in seen if j.regime not in regimes.LIMITS])
+    ]
+    return [*groups, limited] if limited else groups
 
 
 def _engine_capacity(judged: Sequence[Judged], asked: dict[str, float]) -> Estimate:
