@@ -122,7 +122,12 @@ def test_the_fewest_servers_hold_the_limit_and_one_less_does_not():
 
 
 def test_more_load_than_any_number_of_servers_can_bear_is_none():
-    assert servers_needed(Queue(20_000.0, 1.0, 1), q=0.5, limit_seconds=1.0) is None
+    assert servers_needed(Queue(200_000.0, 1.0, 1), q=0.5, limit_seconds=1.0) is None
+
+
+def test_a_great_load_takes_a_little_more_servers_than_it_keeps_busy():
+    needed = servers_needed(Queue(20_000.0, 1.0, 1), q=0.95, limit_seconds=0.01)
+    assert 20_000 < needed < 20_500
 
 
 @pytest.mark.parametrize(

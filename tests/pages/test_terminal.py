@@ -220,7 +220,7 @@ def test_plan_says_what_is_needed():
             {"wait_seconds": 7.0, "is_within_limit": False}, "wait 7.00 s or more", id="too slow"
         ),
         pytest.param(
-            {"replicas_needed": None}, "no number of replicas keeps 95 %", id="never enough"
+            {"replicas_needed": None}, "is past counting", id="never enough"
         ),
     ],
 )

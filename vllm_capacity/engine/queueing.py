@@ -12,13 +12,14 @@ M/G/c, with Cosmetatos' M/D/c as capped by Whitt, "Approximations for the GI/G/m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vllm_capacity.errors import InputError
 
 Method = Literal["kimura", "allen-cunneen"]
-_MOST_SERVERS = 10_000
+_MOST_SERVERS = 100_000
 
 
 def erlang_c(servers: int, offered_load: float) -> float:
@@ -140,19 +141,14 @@ def _constant_service_factor(servers: int, utilisation: float) -> float:
 def servers_needed(queue: Queue, *, q: float, limit_seconds: float) -> int | None:
     """The fewest servers, at this load, whose `q` quantile of the wait is within `limit_seconds`.
 
-    `queue.servers` does not matter. None where 10,000 are not enough.
+    `queue.servers` does not matter. None where 100,000 are not enough.
     """
     fewest = max(1, math.floor(queue.offered_load) + 1)
-    for servers in range(fewest, _MOST_SERVERS + 1):
-        tried = Queue(
-            queue.arrivals_per_second,
-            queue.service_mean_seconds,
-            servers,
-            queue.service_cv2,
-            queue.arrival_cv2,
-            queue.method,
-        )
-        wait = tried.wait_quantile_seconds(q)
-        if wait is not None and wait <= limit_seconds:
-            return servers
-    return None
+
+    def is_within(servers: int) -> bool:
+        wait = replace(queue, servers=servers).wait_quantile_seconds(q)
+        return wait is not None and wait <= limit_seconds
+
+    counts = range(fewest, _MOST_SERVERS + 1)
+    place = bisect_left(counts, True, key=is_within)  # more servers never wait longer
+    return counts[place] if place < len(counts) else None

@@ -97,7 +97,7 @@ def _queue(paper: Paper, told: Mapping[str, Any]) -> None:
     working = max(1, round(told["replicas"]["mid"]) - spares)
     needed = check["replicas_needed"]
     takes = (
-        f"no number of replicas keeps 95 % under {limit}"
+        f"how many would keep 95 % under {limit} is past counting"
         if needed is None
         else f"{count(needed)} would be the fewest for that"
     )
