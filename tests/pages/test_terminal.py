@@ -219,9 +219,7 @@ def test_plan_says_what_is_needed():
         pytest.param(
             {"wait_seconds": 7.0, "is_within_limit": False}, "wait 7.00 s or more", id="too slow"
         ),
-        pytest.param(
-            {"replicas_needed": None}, "is past counting", id="never enough"
-        ),
+        pytest.param({"replicas_needed": None}, "is past counting", id="never enough"),
     ],
 )
 def test_queue_that_does_not_hold_says_so(check, says):
