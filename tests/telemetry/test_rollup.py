@@ -66,6 +66,12 @@ def test_the_rows_are_those_that_grouping_gives(examples, name, view):
     pl.testing.assert_frame_equal(rows, window.sql(GROUPED[view]), rel_tol=1e-12)
 
 
+def test_a_folder_named_like_a_pattern_is_rolled_up(examples, tmp_path):
+    path = tmp_path / "w[1]"
+    shutil.copytree(examples / "vllm-restart", path, ignore=shutil.ignore_patterns(".rollup"))
+    assert len(computed(path)) == 2
+
+
 @pytest.fixture
 def copy(examples, tmp_path):
     target = tmp_path / "vllm-restart"

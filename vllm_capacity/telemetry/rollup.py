@@ -73,7 +73,7 @@ def _digest(source: Path) -> str:
 
 def _roll_hour(source: Path, target: Path, view: str) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
-    frame = pl.read_parquet(source)
+    frame = pl.read_parquet(source, glob=False)
     rolled = _minutes(frame) if view == "minutes" else _minute_histograms(frame)
     rolled.write_parquet(partial, compression="zstd")
     partial.replace(target)

@@ -31,7 +31,7 @@ class Load:
     is_capacity: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse two loads at once, and none at all."""
+        """Refuse two loads at once, and what is no load."""
         loads = [load for load in (self.clients, self.requests_per_second) if load is not None]
         if not all(0 < load <= MOST for load in loads):
             raise InputError(f"Clients and requests/s must be above 0; found {loads[0]:g}.")

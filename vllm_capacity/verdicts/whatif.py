@@ -128,11 +128,11 @@ def _uncapped(
     cal: Calibration,
     busy: Busy | None,
 ) -> Estimate:
-    scaled = _scaled(question, published, prefer, cal, busy)
     found = measured_ratio(question, published)
-    if found is None:
-        return scaled
-    return found if question.load.is_known else _unless_light(found, question, published, scaled)
+    if found and question.load.is_known:
+        return found
+    scaled = _scaled(question, published, prefer, cal, busy)
+    return _unless_light(found, question, published, scaled) if found else scaled
 
 
 def _unless_light(
