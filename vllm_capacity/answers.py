@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity.bills import Terms, engine_parts, grouped
+from vllm_capacity.bills import Terms, engine_parts, grouped, presence
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures import evidence, gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.failures import failures
@@ -54,6 +54,11 @@ class _Case:
     fleet: pl.DataFrame  # engines with their billed hours
     points: pl.DataFrame  # engine steps
     fits: Sequence[SaturationFit]
+
+    @property
+    def presence(self) -> dict[str, float]:
+        """The share of the part in which each engine was there, by name."""
+        return presence(self.fleet)
 
     def bill_parts(self) -> dict[str, Part]:
         """The part of the bill of each engine, by name."""
@@ -99,13 +104,19 @@ def answer(
             "end": iso(part.end),
             "hours": part.hours,
             "engines": case.fleet.height,
+            "mean_engines": sum(case.presence.values()),
         },
         **_traffic(window, increases, restarts, part),
         "latency": latency.latency(window, part=part),
         "slo": _slo(case),
         **_gauges(case),
         "failures": _told(failures(window, part=part)),
-        "saturation": saturation(case.points, output_tokens_per_second=output_rate, fits=case.fits),
+        "saturation": saturation(
+            case.points,
+            output_tokens_per_second=output_rate,
+            fits=case.fits,
+            presence=case.presence,
+        ),
         "cost": _told(bill(case.bill_parts()).whole),
         "advice": _advice(case.fits, traffic.prefix_cache_hit_ratio(increases)),
     }
@@ -182,7 +193,11 @@ def _slo(case: _Case) -> dict[str, Any]:
         for name, (metric, target, option) in shares.items()
     }
     capacity = slo_capacity(
-        case.points, ttft_slo_seconds=terms.ttft_slo_seconds, itl_slo_seconds=terms.itl_slo_seconds
+        case.points,
+        ttft_slo_seconds=terms.ttft_slo_seconds,
+        itl_slo_seconds=terms.itl_slo_seconds,
+        fits=case.fits,
+        presence=case.presence,
     )
     return {**answer, "capacity_output_tokens_per_second": capacity.as_dict()}
 

@@ -77,10 +77,15 @@ def engine_parts(
     terms: Terms,
     capacities: Mapping[str, Estimate],
 ) -> dict[str, Part]:
-    """The part of the bill of each engine of `fleet` (figures/scrapes.py), by name."""
+    """The part of the bill of each engine of `fleet` (figures/scrapes.py), by name.
+
+    An engine's capacity and its rate count for the share of the part in which it was there
+    (`presence`): so they add up over engines that replaced each other.
+    """
     increases = traffic.counter_increases(window, COUNTERS, part=part)
     busy = _busy_seconds(window, part)
     unknown = Estimate.unknown("the capacity of this engine was not judged")
+    there = presence(fleet)
     parts = {}
     for row in fleet.iter_rows(named=True):
         key = (row["instance"], row["engine"])
@@ -89,8 +94,29 @@ def engine_parts(
         )
         usage = _usage(own, row["hours"], busy.get(key, (None, None)))
         name = engine_name(row)
-        parts[name] = terms.part(row, usage, capacities.get(name, unknown))
+        share, rate = there[name], usage.output_tokens_per_second
+        parts[name] = terms.part(
+            row,
+            replace(usage, output_tokens_per_second=None if rate is None else rate * share),
+            capacities.get(name, unknown).scaled(share),
+        )
     return parts
+
+
+def presence(fleet: pl.DataFrame) -> dict[str, float]:
+    """The share of the fleet's billed time in which each engine was there, 0..1, by name.
+
+    The fleet's time is from the first engine's start to the last one's end, as they are billed: of
+    an engine that was there throughout, the share is 1. Empty for no engine.
+    """
+    if fleet.is_empty():
+        return {}
+    span = pl.col("billed_end").max() - pl.col("billed_start").min()
+    hours = fleet.select(span.dt.total_microseconds()).item() / 3.6e9
+    return {
+        engine_name(row): min(1.0, row["hours"] / hours) if hours else 1.0
+        for row in fleet.iter_rows(named=True)
+    }
 
 
 def _usage(increases: pl.DataFrame, hours: float, busy: tuple[float | None, float | None]) -> Usage:

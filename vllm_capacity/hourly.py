@@ -33,7 +33,7 @@ def hours_seen(
     tries = scrapes.attempts(window, end=part.end)
     fleet = scrapes.engines(window, part=part, tries=tries)
     capacity = Estimate(**told["saturation"]["capacity_output_tokens_per_second"])
-    each = capacity.scaled(1 / max(1, fleet.height))
+    each = capacity.scaled(1 / (told["window"]["mean_engines"] or 1.0))
     by_hour = engine_hours(window, fleet, tries, part=part).partition_by("ts", as_dict=True)
     rows = []
     for start in whole_hours(part):
@@ -56,9 +56,9 @@ def _hour_seen(
             successful_requests=None,
             prompt_tokens=None,
             generation_tokens=tokens,
-            output_tokens_per_second=tokens / hours / 3600,
+            output_tokens_per_second=tokens / 3600,
         )
         times = {"billed_start": row["ts"], "billed_end": row["ts"] + HOUR}
-        parts[engine_name(row)] = terms.part({**row, **times}, usage, capacity)
+        parts[engine_name(row)] = terms.part({**row, **times}, usage, capacity.scaled(hours))
     whole = bill(parts).whole
     return float(engines["requests"].sum()), whole["allocation_usd"].mid, whole["utilisation"].mid

@@ -166,7 +166,10 @@ def _case(window: Window, ask: Ask, part: TimeRange, terms: Terms, told: dict[st
         prompt_tokens=_mean_tokens(told, "prompt"),
         output_tokens=output,
         requests=requests,
-        demand=_product(requests, output, "requests/s × output tokens a request"),
+        demand=requests.times(
+            output,
+            f"requests/s × output tokens a request ({requests.basis}; {output.basis})",
+        ),
         capacity=_capacity(told, terms),
     )
 
@@ -187,15 +190,6 @@ def _demand(ask: Ask, points: pl.DataFrame) -> Estimate:
     return demand_seen(points, _DEMAND_QUANTILE)
 
 
-def _product(one: Estimate, other: Estimate, basis: str) -> Estimate:
-    if one.low is None or one.mid is None or one.high is None:
-        return one
-    if other.low is None or other.mid is None or other.high is None:
-        return other
-    rests = f"{basis} ({one.basis}; {other.basis})"
-    return Estimate.known(one.low * other.low, one.mid * other.mid, one.high * other.high, rests)
-
-
 def _capacity(told: dict[str, Any], terms: Terms) -> Estimate:
     """Output tokens a second of one engine: under the targets where given, else at the knee.
 
@@ -203,10 +197,10 @@ def _capacity(told: dict[str, Any], terms: Terms) -> Estimate:
     """
     where = told["slo"] if _has_targets(terms) else told["saturation"]
     whole = Estimate(**where["capacity_output_tokens_per_second"])
-    if whole.is_known and not _has_targets(terms):
+    if not whole.is_unknown and not _has_targets(terms):
         whole = whole.scaled(1.0, f"{whole.basis}; no latency target applied")
-    engines = max(1, told["window"]["engines"])
-    return whole if engines == 1 else whole.scaled(1 / engines, f"{whole.basis}, ÷ {engines}")
+    engines = told["window"]["mean_engines"] or 1.0
+    return whole if engines == 1 else whole.scaled(1 / engines, f"{whole.basis}, ÷ {engines:.3g}")
 
 
 def _has_targets(terms: Terms) -> bool:
@@ -218,7 +212,7 @@ def _running(case: _Case) -> float | None:
 
     Within targets fewer run than at the knee. Engines may differ: their mean, as the capacity's.
     """
-    terms, engines = case.terms, max(1, case.told["window"]["engines"])
+    terms, engines = case.terms, case.told["window"]["mean_engines"] or 1.0
     running: float | None = case.told["saturation"]["capacity_running_requests"]["mid"]
     if _has_targets(terms):
         running = running_within(case.points, terms.ttft_slo_seconds, terms.itl_slo_seconds)

@@ -26,6 +26,7 @@ QUIET = {
     "preemptions": 0.0,
     "ttft_p95_seconds": 0.2,
     "itl_p95_seconds": 0.05,
+    "itl_mean_seconds": None,
     "has_gap": False,
     "has_restart": False,
 }

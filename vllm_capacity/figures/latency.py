@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -159,6 +160,23 @@ def latency(window: Window, *, part: TimeRange) -> dict[str, dict[str, dict[str,
         name: quantiles(merged([i for i in increases if i.metric == metric]))
         for name, metric in names.items()
     }
+
+
+def mean_seconds(increase: Increase) -> float | None:
+    """The mean of what was observed, from the exact sum; None for nothing, or an impossible sum.
+
+    A sum must lie between what its own buckets allow, each observation at the lower or at the upper
+    edge of its bucket (vLLM #49135 adds uptime-sized values). The overflow bucket has no upper
+    edge.
+    """
+    if increase.count <= 0:
+        return None
+    counts, edges = np.asarray(increase.counts), np.asarray(increase.edges)
+    lowest = float(counts[1:] @ edges)
+    highest = math.inf if counts[-1] else float(counts[:-1] @ edges)
+    slack = 1e-6 * (1 + abs(increase.total))
+    is_sound = lowest - slack <= increase.total <= highest + slack
+    return increase.total / increase.count if is_sound else None
 
 
 def sound_total(increases: Sequence[Increase], part: TimeRange) -> float | None:

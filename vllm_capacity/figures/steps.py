@@ -273,7 +273,14 @@ def _latency_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
         window, [latency.TTFT, latency.ITL], part=part, step_seconds=grid.seconds
     )
     rows = [
-        (i.instance, i.engine, i.step, i.metric, bucket_quantile(i.edges, i.counts, 0.95))
+        (
+            i.instance,
+            i.engine,
+            i.step,
+            i.metric,
+            bucket_quantile(i.edges, i.counts, 0.95),
+            latency.mean_seconds(i),
+        )
         for i in increases
     ]
     frame = pl.DataFrame(
@@ -284,10 +291,13 @@ def _latency_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
             "step": pl.Int64,
             "metric": pl.String,
             "p95": pl.Float64,
+            "mean": pl.Float64,
         },
         orient="row",
     )
+    is_ttft, is_itl = (pl.col("metric") == name for name in (latency.TTFT, latency.ITL))
     return frame.group_by(_STEP).agg(
-        ttft_p95_seconds=pl.col("p95").filter(pl.col("metric") == latency.TTFT).max(),
-        itl_p95_seconds=pl.col("p95").filter(pl.col("metric") == latency.ITL).max(),
+        ttft_p95_seconds=pl.col("p95").filter(is_ttft).max(),
+        itl_p95_seconds=pl.col("p95").filter(is_itl).max(),
+        itl_mean_seconds=pl.col("mean").filter(is_itl).mean(),
     )

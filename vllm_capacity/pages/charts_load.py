@@ -35,7 +35,7 @@ from vllm_capacity.pages.chart_parts import (
     table_of,
     titled,
 )
-from vllm_capacity.pages.estimate_words import reason, sure
+from vllm_capacity.pages.estimate_words import is_unknown, reason, sure
 from vllm_capacity.pages.load_curve import LoadCurve
 from vllm_capacity.pages.numbers import number, percent, seconds
 from vllm_capacity.pages.timeline import START
@@ -255,7 +255,7 @@ def _clearest(limit: float, points: pl.DataFrame) -> Label:
 
 def _held(answer: Answer) -> str:
     held = answer["slo"]["capacity_output_tokens_per_second"]
-    if held["mid"] is None:
+    if is_unknown(held):
         return f"What it holds within the targets is not known: {reason(held)}"
     return f"Within the targets it holds {sure(held, number)} output tokens/s"
 

@@ -288,7 +288,7 @@ def _curve(fitted: LoadCurve | None, x: alt.X) -> list[alt.Chart]:
 def _scattered(answer: Answer) -> str:
     """Why points lie outside the band of a capacity that was seen: it is that of their mean."""
     capacity = answer["saturation"]["capacity_output_tokens_per_second"]
-    if capacity["mid"] is None or words.is_foreseen(capacity):
+    if capacity["mid"] is None or words.is_extrapolated(answer["saturation"]):
         return ""
     return ", the mean of steps that scatter about it"
 

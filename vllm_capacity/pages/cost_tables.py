@@ -8,7 +8,7 @@ from vllm_capacity.answers import cost_by
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.api_prices import given_api_price
 from vllm_capacity.pages.elements import Piece, table
-from vllm_capacity.pages.estimate_words import line, reason, sure, value
+from vllm_capacity.pages.estimate_words import is_unknown, line, reason, sure, value
 from vllm_capacity.pages.numbers import Write, number, percent, usd, usd_per_thousand
 from vllm_capacity.pages.said import Said, said
 from vllm_capacity.pages.study import Study
@@ -107,11 +107,11 @@ def cost_verdict(asked: Study) -> Said:
     if each["mid"] is None:
         return said(f"What a request costs is not known: {reason(each)}.")
     text = f"1,000 requests cost {sure(each, usd_per_thousand)}"
-    if used["mid"] is None:
+    if is_unknown(used):
         return said(f"{text}; how much of that is idle is not known: {reason(used)}.")
-    idle = Estimate(**used).map(lambda ratio: 1 - ratio).as_dict()
+    idle = Estimate(**used).map(lambda ratio: 1 - ratio, is_decreasing=True).as_dict()
     text += f", {sure(idle, percent)} of it for idle time"
-    if knee["mid"] is not None:
+    if not is_unknown(knee):
         text += f"; a full server would do them for {sure(knee, usd_per_thousand)}"
     return said(f"{text}.")
 

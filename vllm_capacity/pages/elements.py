@@ -13,6 +13,7 @@ from typing import Any
 from vllm_capacity.pages import words
 from vllm_capacity.pages.contract import PIECE_MIME
 from vllm_capacity.pages.definitions import definitions_content
+from vllm_capacity.pages.estimate_words import bound_word, is_unknown, value, why
 from vllm_capacity.pages.numbers import (
     Write,
     between,
@@ -205,20 +206,22 @@ def _tile(tile: _Tile, estimate: Mapping[str, Any]) -> dict[str, Any]:
         "between": "",
         "basis": "",
         "reason": "",
-        "is_known": estimate["mid"] is not None,
+        "is_known": not is_unknown(estimate),
     }
-    if estimate["mid"] is None:
+    if is_unknown(estimate):
         return {**made, "reason": str(estimate["reason"])}
     write, unit = tile.write, tile.unit
-    if unit == "a request" and estimate["mid"] < _CENT_USD:
-        write, unit = usd_per_thousand, f"per 1,000 requests · {usd(estimate['mid'])} each"
+    if unit == "a request" and (estimate["mid"] or estimate["low"] or 0.0) < _CENT_USD:
+        each = value(estimate, usd)
+        write, unit = usd_per_thousand, f"per 1,000 requests · {each} each"
+    beside = bound_word(estimate) or between(estimate, write) or "counted, no interval"
     return {
         **made,
         "writes": write.__name__,
-        "value": write(estimate["mid"]),
+        "value": value(estimate, write),
         "unit": unit,
-        "between": between(estimate, write) or "counted, no interval",
-        "basis": str(estimate["basis"]),
+        "between": beside,
+        "basis": why(estimate),
     }
 
 

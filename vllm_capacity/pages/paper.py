@@ -18,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_capacity.pages import words
-from vllm_capacity.pages.estimate_words import NOT_KNOWN, value
+from vllm_capacity.pages.estimate_words import NOT_KNOWN, is_bound, is_unknown, value
 from vllm_capacity.pages.numbers import Write, between
 
 _SAME = "for the same reason"
+_WITH_REASON = (NOT_KNOWN, "at least ", "at most ")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
@@ -111,17 +112,18 @@ def plain(text: object) -> str:
 
 
 def figure_row(label: str, figure: Mapping[str, Any], write: Write, unit: str = "") -> list[str]:
-    """An estimate as a row: label, value with its unit, interval; or label, not known, why."""
-    if figure["mid"] is None:
+    """An estimate as a row: label, value with its unit, interval; or why there is none."""
+    if is_unknown(figure):
         return [label, NOT_KNOWN, str(figure["reason"])]
-    return [label, f"{value(figure, write)} {unit}".strip(), between(figure, write)]
+    beside = str(figure["reason"]) if is_bound(figure) else between(figure, write)
+    return [label, f"{value(figure, write)} {unit}".strip(), beside]
 
 
 def told_once(rows: Iterable[Sequence[str]]) -> list[list[str]]:
     """The rows with a reason that the row above gave already told as such."""
     above, told = "", []
     for row in map(list, rows):
-        reason = row[-1] if row[-2] == NOT_KNOWN else ""
+        reason = row[-1] if row[-2].startswith(_WITH_REASON) else ""
         if reason and reason == above:
             row[-1] = _SAME
         above = reason

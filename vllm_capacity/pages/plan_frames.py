@@ -16,7 +16,14 @@ from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.pages import words
 from vllm_capacity.pages.charts_plan import demand_forecast, idle_by_hour
 from vllm_capacity.pages.elements import Piece, table
-from vllm_capacity.pages.estimate_words import NOT_KNOWN, line, reason, sure, value
+from vllm_capacity.pages.estimate_words import (
+    NOT_KNOWN,
+    is_unknown,
+    line,
+    reason,
+    sure,
+    value,
+)
 from vllm_capacity.pages.numbers import (
     Write,
     between,
@@ -260,10 +267,10 @@ def _enough(plan: Told) -> str:
     load = [plan["model"] or "no model named"]
     load += [] if rate["mid"] is None else [f"{number(rate['mid'])} requests/s"]
     text = f"for this window's load ({', '.join(load)}) "
-    if replicas["mid"] is None:
+    if is_unknown(replicas):
         return f"{text}it is not known how many replicas it takes: {reason(replicas)}."
     text += f"it takes {sure(replicas, count)} replicas, spares included"
-    if plan["usd_per_month"]["mid"] is not None:
+    if not is_unknown(plan["usd_per_month"]):
         text += f", for {sure(plan['usd_per_month'], usd)} a month"
     told = plan["forecast"]
     if told["forecast"] is None:

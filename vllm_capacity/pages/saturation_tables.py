@@ -9,7 +9,15 @@ import polars as pl
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.pages import words
 from vllm_capacity.pages.elements import Piece, table
-from vllm_capacity.pages.estimate_words import line, reason, sure, value, why
+from vllm_capacity.pages.estimate_words import (
+    is_bound,
+    is_unknown,
+    line,
+    reason,
+    sure,
+    value,
+    why,
+)
 from vllm_capacity.pages.numbers import Write, between, instant, number, percent, seconds
 from vllm_capacity.pages.said import Said, said
 from vllm_capacity.pages.study import Study
@@ -113,15 +121,17 @@ def saturation_verdict(asked: Study) -> Said:
     first = saturation["first_limit"]
     if held["mid"] is None:
         text = f"at what load it stops keeping up is not known: {reason(held)}"
+        if is_bound(held):
+            text = f"it holds {value(held, number)} output tokens/s; {text}"
     else:
-        stops = "would stop" if words.is_foreseen(held) else "stops"
+        stops = "would stop" if words.is_extrapolated(saturation) else "stops"
         at = "" if running["mid"] is None else f" at {sure(running, number)} running requests"
         text = f"it {stops} keeping up{at}, where it holds {sure(held, number)} output tokens/s"
     if first in words.LIMITS:
         text += f"; what stops it is {words.LIMITS[first]}"
     else:
         text += "; nothing in it was a limit in this window"
-    if within["mid"] is not None:
+    if not is_unknown(within):
         text += f"; within the targets it holds {sure(within, number)} output tokens/s"
     return said(f"{text}.")
 

@@ -10,6 +10,7 @@ from typing import Any
 from vllm_capacity.facts.prices import Price, offers
 from vllm_capacity.pages import words
 from vllm_capacity.pages.elements import Piece, table
+from vllm_capacity.pages.estimate_words import is_unknown, value
 from vllm_capacity.pages.numbers import Write, between, count, percent, usd, usd_per_thousand
 from vllm_capacity.pages.study import Study
 from vllm_capacity.verdicts.cost import bill
@@ -111,10 +112,10 @@ def _priced(asked: Study, row: Price) -> list[str]:
 
 
 def _written(estimate: Mapping[str, Any], write: Write, *, reason: bool = False) -> str:
-    if estimate["mid"] is None:
+    if is_unknown(estimate):
         return f"not known: {estimate['reason']}" if reason else "not known"
     interval = between(estimate, write)
-    return f"{write(estimate['mid'])}{f', {interval}' if interval else ''}"
+    return f"{value(estimate, write)}{f', {interval}' if interval else ''}"
 
 
 def _when(text: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_capacity.pages import words
 from vllm_capacity.pages.elements import tile_contents
-from vllm_capacity.pages.estimate_words import NOT_KNOWN, value
+from vllm_capacity.pages.estimate_words import NOT_KNOWN, is_bound, value
 from vllm_capacity.pages.numbers import (
     Write,
     between,
@@ -31,6 +31,7 @@ _BILL: tuple[tuple[str, str, Write], ...] = (
     ("dollars per\n1,000 requests", "usd_per_request", usd_per_thousand),
     ("dollars per M\noutput tokens", "usd_per_million_output_tokens", usd),
 )
+_KEYS = {head.replace("\n", " "): key for head, key, _ in _BILL}
 _RESTS_ON_OUTPUT = frozenset({"idle_usd", "utilisation", "usd_per_million_output_tokens"})
 _OUTPUT_TOKENS = "vllm:generation_tokens_total"
 
@@ -113,7 +114,10 @@ def _bill_notes(paper: Paper, told: Mapping[str, Any], unlabelled: Sequence[str]
             why = f"{_OUTPUT_TOKENS} is counted without the label {told['by']}"
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
-        paper.line(f"{', '.join(names)}: {NOT_KNOWN}: {why}", indent="  ")
+        are_bounds = all(is_bound(told["whole"][_KEYS[name]]) for name in names)
+        paper.line(
+            f"{', '.join(names)}: {'only bounded' if are_bounds else NOT_KNOWN}: {why}", indent="  "
+        )
 
 
 def window_line(window: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_capacity.pages.estimate_words import NOT_KNOWN, value
+from vllm_capacity.pages.estimate_words import NOT_KNOWN, is_unknown, value
 from vllm_capacity.pages.numbers import (
     Write,
     between,
@@ -110,8 +110,8 @@ def _queue(paper: Paper, told: Mapping[str, Any]) -> None:
 
 
 def _cases(paper: Paper, cases: Mapping[str, Mapping[str, Any]]) -> None:
-    known = {name: figure for name, figure in cases.items() if figure["mid"] is not None}
-    rows = [[name, count(each["mid"]), between(each, count)] for name, each in known.items()]
+    known = {name: figure for name, figure in cases.items() if not is_unknown(figure)}
+    rows = [[name, value(each, count), between(each, count)] for name, each in known.items()]
     if rows:
         paper.table(["case", "replicas", "between"], rows, numeric=(1,))
     unknown = {name: str(each["reason"]) for name, each in cases.items() if name not in known}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vllm_capacity.pages.estimate_words import reason, sure
+from vllm_capacity.pages.estimate_words import Told, is_bound, reason, sure, value
 from vllm_capacity.pages.numbers import (
     Write,
     between,
@@ -22,6 +22,7 @@ from vllm_capacity.pages.numbers import (
     usd_per_thousand,
 )
 from vllm_capacity.pages.words_targets import missed, within_targets
+from vllm_capacity.verdicts.saturation import EXTRAPOLATED
 
 Answer = Mapping[str, Any]
 
@@ -94,6 +95,8 @@ def _cost(answer: Answer) -> str:
 def _idle(answer: Answer) -> str:
     cost = answer["cost"]
     used, idle, bill = cost["utilisation"], cost.get("idle_usd"), cost["allocation_usd"]
+    if is_bound(used):
+        return _idle_at_least(used, idle, bill)
     if used["mid"] is None:
         return (
             f"How much of the bill was idle is not known, for its capacity is not: {reason(used)}."
@@ -110,6 +113,14 @@ def _idle(answer: Answer) -> str:
         f"{usd(idle['mid'])} of the {usd(bill['mid'])} bill" if dollars else "the rest of the bill"
     )
     return f"The server was used to {share} of its capacity{aside}; {rest} paid for idle time."
+
+
+def _idle_at_least(used: Told, idle: Told | None, bill: Told) -> str:
+    """What is known of idle time where the capacity is a lower bound, and so the use an upper."""
+    text = f"Utilization was {value(used, percent)}"
+    if idle is not None and is_bound(idle) and bill["mid"] is not None:
+        text += f": {value(idle, usd)} of the {usd(bill['mid'])} bill paid for idle time"
+    return f"{text}. How much exactly is not known: {reason(used)}."
 
 
 def _limit(answer: Answer) -> str:
@@ -132,11 +143,13 @@ def _ceiling(saturation: Mapping[str, Any]) -> str:
         saturation["capacity_output_tokens_per_second"],
         saturation["headroom_ratio"],
     )
+    if is_bound(capacity):
+        return f". It can do {value(capacity, number)} output tokens/s; how much more is not known"
     if capacity["mid"] is None:
         return "; how much it could do is not known"  # the sentence before says why
     running = saturation["capacity_running_requests"]
     at = f" at {number(running['mid'])} running requests" if running["mid"] is not None else ""
-    can = "It would probably do" if is_foreseen(capacity) else "It can do"
+    can = "It would probably do" if is_extrapolated(saturation) else "It can do"
     text = f". {can} {sure(capacity, number)} output tokens/s{at}"
     if headroom["mid"] is None:
         return text
@@ -248,17 +261,18 @@ def capacity_found(answer: Answer) -> str:
         saturation["capacity_running_requests"],
     )
     if capacity["mid"] is None:
-        return f"No plateau was seen: {reason(capacity)}"
+        seen = f"; {value(capacity, number)} tokens/s were held" if is_bound(capacity) else ""
+        return f"No plateau was seen: {reason(capacity)}{seen}"
     at = f" at {number(running['mid'])} running requests" if running["mid"] is not None else ""
     level = f"{at}, at {sure(capacity, number)} tokens/s"
-    if is_foreseen(capacity):
+    if is_extrapolated(saturation):
         return f"Not seen yet; from lighter load it is foreseen to stop rising{level}"
     return f"Output stops rising{level}"
 
 
-def is_foreseen(capacity: Mapping[str, Any]) -> bool:
+def is_extrapolated(saturation: Mapping[str, Any]) -> bool:
     """Whether a capacity was extrapolated from lighter load rather than seen as a plateau."""
-    return str(capacity["basis"]).find("foreseen") >= 0
+    return bool(saturation["capacity_kind"] == EXTRAPOLATED)
 
 
 def latency_found(answer: Answer, family: str, *, write: Write) -> str:
@@ -360,6 +374,8 @@ def cost_found(answer: Answer) -> str:
     if now["mid"] is None:
         return f"Not known: {reason(now)}"
     text = f"{usd(now['mid'])} per million output tokens"
+    if is_bound(used):
+        return f"{text} at {value(used, percent).removeprefix('at ')} of capacity"
     if used["mid"] is None:
         return f"{text}; how much of the capacity that used is not known: {reason(used)}"
     text += f" at {percent(used['mid'])} of capacity"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_capacity.pages.estimate_words import reason, sure
+from vllm_capacity.pages.estimate_words import is_unknown, reason, sure
 from vllm_capacity.pages.numbers import number, percent
 
 Answer = Mapping[str, Any]
@@ -37,7 +37,7 @@ def held_within(answer: Answer) -> str:
     is_less = None not in (held["mid"], able["mid"]) and held["mid"] < able["mid"]
     if not is_less and not missed(answer):
         return ""
-    if held["mid"] is None:
+    if is_unknown(held):
         return f"What it can hold within the latency targets is not known: {reason(held)}."
     only = "only " if is_less else ""
     text = f"Within the latency targets it can hold {only}{sure(held, number)} output tokens/s"

@@ -5,17 +5,18 @@ An unknown capacity says, in numbers, how much more load it would take to know i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, total
 from vllm_capacity.verdicts.curve import FARTHEST_LOAD, MIN_LOADS, MIN_SPAN, Foresight, Loads
-from vllm_capacity.verdicts.loads import MIN_PLATEAU_SECONDS
+from vllm_capacity.verdicts.loads import MIN_PLATEAU_SECONDS, Held
 from vllm_capacity.verdicts.regimes import LIMITS, Judged
 
 _KV_LOAD_WIDTH = 0.15
 _LEAST_TELLING = 8.0
+_FULL_MINUTE = 0.9
 
 
 def foreseen(sight: Foresight | None, loads: Loads, kv_limit: float | None) -> Estimate:
@@ -59,6 +60,25 @@ def foreseen_running(capacity: Estimate, loads: Loads, kv_limit: float | None) -
     )
 
 
+def steady(judged: Sequence[Judged]) -> Estimate:
+    """Unknown, since the load was steady: what it was, and what load would tell."""
+    most = max((j.running or 0.0 for j in judged), default=0.0)
+    return Estimate.unknown(
+        f"the load was steady: requests came at a rate that varied no more than chance, up to "
+        f"{most:,.1f} running requests. It takes different loads, one of them until requests wait, "
+        "to see where throughput ends"
+    )
+
+
+def unbent(loads: Loads) -> Estimate:
+    """Unknown, since tokens came as fast at the heaviest load as at light ones."""
+    return Estimate.unknown(
+        f"tokens came as fast at the heaviest load seen, {loads.heaviest:,.1f} running requests, "
+        "as at light ones: the limit is not near. It takes a load test up to where requests wait, "
+        f"past {FARTHEST_LOAD * loads.heaviest:,.0f} running requests perhaps"
+    )
+
+
 def too_light(judged: Sequence[Judged]) -> Estimate:
     """Unknown, with why no step of an engine is a point of a curve, and what load would be."""
     seen = [j for j in judged if j.step["running_mean"] is not None]
@@ -88,6 +108,12 @@ def too_short(unknown: Estimate, judged: Sequence[Judged]) -> Estimate:
     seconds = sum(j.seconds for j in judged if j.regime in LIMITS)
     if not seconds:
         return unknown
+    if seconds >= MIN_PLATEAU_SECONDS:
+        reason = (
+            f"in the {seconds:,.0f} s in which the server was the limit it gave far less than in "
+            f"its best minute, or was restarted: something else slowed it; {unknown.reason}"
+        )
+        return Estimate.unknown(reason)
     reason = (
         f"the server was the limit for {seconds:,.0f} s, and it takes {MIN_PLATEAU_SECONDS:.0f} s "
         f"without a gap or restart to measure what it holds; {unknown.reason}"
@@ -95,34 +121,77 @@ def too_short(unknown: Estimate, judged: Sequence[Judged]) -> Estimate:
     return Estimate.unknown(reason)
 
 
-def fleet_sum(parts: Sequence[tuple[str, Estimate]], unit: str) -> Estimate:
-    """The sum of engines' estimates, ends added for the widest interval; unknown where one is."""
+def fleet_sum(
+    parts: Mapping[str, Estimate], *, presence: Mapping[str, float] | None = None
+) -> Estimate:
+    """The sum of engines' estimates, each for the share of the window in which it was there.
+
+    Ends are added for the widest interval. Where an engine has but a lower bound, or nothing (which
+    is at least 0), the sum is "at least" too. `presence`: 0..1 by engine; without it each was there
+    throughout. Engines that replaced each other were never there together, and do not add up.
+    """
     if not parts:
         return Estimate.unknown("no engine was observed in this window")
+    shares = {engine: (presence or {}).get(engine, 1.0) for engine in parts}
+    scaled = {
+        engine: part if shares[engine] == 1 else part.scaled(shares[engine])
+        for engine, part in parts.items()
+    }
     if len(parts) == 1:
-        return parts[0][1]
-    missing = [f"{engine}: {part.reason}" for engine, part in parts if not part.is_known]
-    known = [part for _, part in parts if part.is_known]
-    low, mid, high = (sum(getattr(p, end) for p in known) for end in ("low", "mid", "high"))
-    if missing:
-        so_far = f" The {len(known)} others add up to {mid:,.0f} {unit}." if known else ""
-        return Estimate.unknown(
-            f"unknown for {len(missing)} of {len(parts)} engines. {' '.join(missing)}{so_far}"
-        )
-    bases = "; ".join(f"{engine}: {part.basis}" for engine, part in parts)
-    return Estimate.known(
-        low, mid, high, f"sum over {len(parts)} engines, each under its own load ({bases})"
-    )
+        return next(iter(scaled.values()))
+    weighed = ", for as long as it was there" if min(shares.values()) < 1 else ""
+    bases = "; ".join(f"{engine}: {part.basis}" for engine, part in parts.items() if part.basis)
+    basis = f"sum over {len(parts)} engines, each under its own load{weighed} ({bases})"
+    return total(scaled, basis)
 
 
 def headroom(rate: float | None, capacity: Estimate) -> Estimate:
-    """The share of the capacity that is left: 1 − output rate ÷ capacity; negative above it."""
+    """The share of the capacity that is left: 1 − output rate ÷ capacity; negative above it.
+
+    At least as much where the capacity is a lower bound.
+    """
     if rate is None:
         return Estimate.unknown("no output rate was observed in this window")
-    if not capacity.is_known:
+    if capacity.is_unknown or (capacity.is_bound and not capacity.low):
         return Estimate.unknown(f"the capacity is unknown: {capacity.reason}")
     basis = f"1 − {rate:,.1f} output tokens/s ÷ capacity ({capacity.basis})"
     return capacity.map(lambda most: 1 - rate / most, basis)
+
+
+def no_less(peak: Estimate, best: Held) -> Estimate:
+    """An extrapolated peak, no end of it under what the best minute held.
+
+    Unknown where even its high end was: the curve does not describe this server.
+    """
+    if peak.low is None or peak.mid is None or peak.high is None:
+        return peak
+    least = _FULL_MINUTE * best.output
+    if peak.high < least:
+        return Estimate.unknown(
+            f"the best minute held {best.output:,.0f} output tokens/s, more than the curve through "
+            f"all loads allows ({peak.high:,.0f}): something slowed the server at other times"
+        )
+    return Estimate.known(
+        max(peak.low, least), max(peak.mid, least), max(peak.high, least), peak.basis
+    )
+
+
+def held_at_least(best: Held | None, unknown: Estimate) -> tuple[Estimate, Estimate]:
+    """The best minute as lower bounds: of the capacity, and of the running requests it takes.
+
+    Both are `unknown` where there was no whole minute in which tokens came out.
+    """
+    if best is None or best.output <= 0:
+        return unknown, unknown
+    is_full = any(step.regime in LIMITS for step in best.steps)
+    share = _FULL_MINUTE if is_full else 1.0
+    basis = f"the best minute seen, from {best.start:%Y-%m-%d %H:%M:%S} UTC"
+    if is_full:
+        basis += f", less {1 - share:.0%} for what a minute at the limit scatters"
+    return (
+        Estimate.at_least(share * best.output, basis, unknown.reason),
+        Estimate.at_least(best.running, basis, unknown.reason),
+    )
 
 
 def _load_needed(sight: Foresight, loads: Loads, kv_limit: float | None) -> float:

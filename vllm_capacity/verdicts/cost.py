@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, total
 from vllm_capacity.facts.prices import NO_PRICE as NO_PRICE
 
 OUTPUT_TOKEN_WEIGHT = 4.0
@@ -46,7 +46,8 @@ class Usage:
 
     `billed_hours` are summed over the group's engines; `prefill_seconds` and `decode_seconds` are
     summed over requests. A count is None where its series does not exist, 0 where nothing happened.
-    `output_tokens_per_second` is the rate to compare with the group's capacity.
+    `output_tokens_per_second` is the rate to compare with the group's capacity: both are means over
+    the same time, so that those of engines add up.
     """
 
     billed_hours: float
@@ -157,8 +158,8 @@ def bill(parts: Mapping[str, Part]) -> Bill:
     """The cost of every part and of the whole, reconciled: money is added, never computed twice.
 
     The whole's allocation and idle dollars are the sums of the parts' (exact to the rounding of
-    one addition), its counts the sums of theirs. A sum with an unknown part is unknown and names
-    the part. No parts at all: an empty bill of unknown figures.
+    one addition), its counts the sums of theirs. A sum with an unknown part is a lower bound, or
+    unknown, and names the part. No parts at all: an empty bill of unknown figures.
     """
     found = {
         name: costs(
@@ -190,10 +191,10 @@ def shared_engine(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, Usage]
     Where nothing was used the hours are split evenly: somebody pays for an idle engine.
     """
     weights = _weights(shares)
-    total = math.fsum(weights.values())
+    all_weights = math.fsum(weights.values())
     names = list(shares)
     hours = {
-        name: whole.billed_hours * (weights[name] / total if total else 1 / len(names))
+        name: whole.billed_hours * (weights[name] / all_weights if all_weights else 1 / len(names))
         for name in names
     }
     if names:
@@ -240,7 +241,7 @@ def _figures(
 
 
 def _per(allocation: Estimate, count: float | None, what: str) -> Estimate:
-    if not allocation.is_known:
+    if allocation.is_unknown:
         return allocation
     if count is None:
         return Estimate.unknown(
@@ -259,11 +260,11 @@ def _per_million(allocation: Estimate, tokens: float | None, what: str) -> Estim
 
 def _tokens_per_usd(tokens: float | None, allocation: Estimate) -> Estimate:
     each = _per(allocation, tokens, "output tokens")
-    if not each.is_known:
+    if each.is_unknown:
         return each
     if each.low == 0:
         return Estimate.unknown("the allocation may be 0 USD: tokens a dollar have no bound")
-    return each.map(lambda usd: 1 / usd)
+    return each.map(lambda usd: 1 / usd, is_decreasing=True)
 
 
 def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
@@ -278,7 +279,7 @@ def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
         how = f"split by a stated weight: an output token counts {OUTPUT_TOKEN_WEIGHT:g} input ones"
     else:
         lacking = Estimate.unknown("neither prefill and decode seconds nor tokens were counted")
-        return (lacking, lacking) if allocation.is_known else (allocation, allocation)
+        return (allocation, allocation) if allocation.is_unknown else (lacking, lacking)
     inputs, outputs = (
         allocation.scaled(part, f"{allocation.basis}; {how}") for part in (share, 1 - share)
     )
@@ -289,33 +290,14 @@ def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
 
 
 def _idle(allocation: Estimate, used: Estimate) -> Estimate:
-    for part in (allocation, used):
-        if not part.is_known:
-            return part
-    usd, share = _numbers(allocation), _numbers(used)
-    return Estimate.known(
-        usd[0] * (1 - share[2]),
-        usd[1] * (1 - share[1]),
-        usd[2] * (1 - share[0]),
-        f"{allocation.basis} × (1 − utilisation)",
-    )
+    """The bill × what was not used; at least so much where the use is known as "at most"."""
+    unused = used.map(lambda share: 1 - share, is_decreasing=True)
+    return allocation.times(unused, f"{allocation.basis} × (1 − utilisation)")
 
 
 def _at_knee(each: Estimate, used: Estimate) -> Estimate:
     """The cost each if the same bill were run at capacity: the cost now × utilisation."""
-    for part in (each, used):
-        if not part.is_known:
-            return part
-    low, mid, high = (a * b for a, b in zip(_numbers(each), _numbers(used), strict=True))
-    return Estimate.known(low, mid, high, f"{each.basis} × utilisation ({used.basis})")
-
-
-def _numbers(estimate: Estimate) -> tuple[float, float, float]:
-    """Low, mid and high of a known estimate."""
-    low, mid, high = estimate.low, estimate.mid, estimate.high
-    if low is None or mid is None or high is None:
-        raise ValueError(f"an unknown estimate has no numbers: {estimate}")
-    return low, mid, high
+    return each.times(used, f"{each.basis} × utilisation ({used.basis})")
 
 
 def _summed(figure: str, parts: Mapping[str, Mapping[str, Estimate]]) -> Estimate:
@@ -325,14 +307,10 @@ def _summed(figure: str, parts: Mapping[str, Mapping[str, Estimate]]) -> Estimat
 
 
 def _sum(parts: Mapping[str, Estimate], basis: str) -> Estimate:
-    for name, part in parts.items():
-        if not part.is_known:
-            return Estimate.unknown(f"{name}: {part.reason}", part.basis)
     if len(parts) == 1:
         return next(iter(parts.values()))
-    low, mid, high = (math.fsum(ends) for ends in zip(*map(_numbers, parts.values()), strict=True))
-    bases = list(dict.fromkeys(part.basis for part in parts.values()))
-    return Estimate.known(low, mid, high, f"{basis}: {'; '.join(bases[:4])}")
+    bases = list(dict.fromkeys(part.basis for part in parts.values() if part.basis))
+    return total(parts, f"{basis}: {'; '.join(bases[:4])}")
 
 
 def _added(usages: list[Usage]) -> Usage:

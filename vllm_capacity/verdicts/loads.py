@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,11 @@ _MINUTE_SCATTER, _LEAST_HALF_WIDTH = 0.10, 0.03
 _RESAMPLES = 1000
 _LOAD_BAND = 1.25
 _LONG_STEP_SECONDS = 45.0
-_MIN_RUNNING = 0.5
+_MIN_RUNNING, _MIN_EXACT_RUNNING = 0.5, 0.1
 _ENOUGH_SCRAPES = 3
 _CORRELATION = 1.5
 _OF_PEAK = 0.95
+_HELD_SECONDS, _SLOWED = 60.0, 0.75
 _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
 _LEAST_SPAN, _FLAT_GROWTH = 1.1, 0.3
 
@@ -58,6 +60,16 @@ class Plateau:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a minute held on average: output tokens/s, running requests; its start and steps."""
+
+    output: float
+    running: float
+    start: datetime
+    steps: tuple[Judged, ...]
+
+
 def is_usable(step: Row, *, usual_seconds: float) -> bool:
     """Whether a step is whole and clean: no gap or restart, not cut short, load and output seen."""
     seconds = (step["end"] - step["start"]).total_seconds()
@@ -71,6 +83,12 @@ def is_usable(step: Row, *, usual_seconds: float) -> bool:
     )
 
 
+def usable_steps(judged: Sequence[Judged]) -> list[Judged]:
+    """The whole and clean steps (`is_usable`), those in which nothing ran included."""
+    usual = usual_seconds([j.step for j in judged])
+    return [j for j in judged if is_usable(j.step, usual_seconds=usual)]
+
+
 def usual_seconds(rows: Sequence[Row]) -> float:
     """The median length of the steps; 0 for none."""
     lengths = sorted((row["end"] - row["start"]).total_seconds() for row in rows)
@@ -81,9 +99,9 @@ def curve_steps(judged: Sequence[Judged]) -> list[Judged]:
     """The usable steps in which something ran and tokens came out: the points of the curve.
 
     Steps whose load is poorly known are left out: a curve over such loads comes out too flat
-    (regression dilution), and would tell of a bend where there is none. Of a step of one or two
-    scrapes they tell nothing: it is judged with its neighbours. The neighbours of a stalled step
-    are left out with it: the stall reaches into them.
+    (regression dilution), and would tell of a bend where there is none. A load by Little's law is
+    exact; one of gauges is not, and a step of one or two scrapes is judged with its neighbors. The
+    neighbors of a stalled step are left out with it: the stall reaches into them.
     """
     usual = usual_seconds([j.step for j in judged])
     stalled = {i + k for i, j in enumerate(judged) if j.cause == "stalled" for k in (-1, 0, 1)}
@@ -93,10 +111,17 @@ def curve_steps(judged: Sequence[Judged]) -> list[Judged]:
         if i not in stalled
         and is_usable(j.step, usual_seconds=usual)
         and j.regime != regimes.IDLE
-        and j.step["running_mean"] >= _MIN_RUNNING
-        and _load_noise_ratio(judged, i) <= regimes.MAX_RUNNING_NOISE
+        and _is_load_known(judged, i)
         and j.step["output_tokens_per_second"] > 0
     ]
+
+
+def _is_load_known(judged: Sequence[Judged], i: int) -> bool:
+    running = judged[i].running or 0.0
+    if judged[i].is_running_exact:
+        return running >= _MIN_EXACT_RUNNING
+    is_clear = _load_noise_ratio(judged, i) <= regimes.MAX_RUNNING_NOISE
+    return running >= _MIN_RUNNING and is_clear
 
 
 def _load_noise_ratio(judged: Sequence[Judged], i: int) -> float:
@@ -114,17 +139,16 @@ def _load_noise_ratio(judged: Sequence[Judged], i: int) -> float:
     return regimes.running_noise_ratio(pooled)
 
 
-def bands(rows: Sequence[Row]) -> list[list[Row]]:
+def bands(points: Sequence[Judged]) -> list[list[Judged]]:
     """Steps of like load (running within 1.25 ×) together, lightest first.
 
     A band of a single step is left out where others have more, unless that step is long: it is a
     change of load, not a load.
     """
-    running = np.asarray([row["running_mean"] for row in rows], float)
-    lengths = [(row["end"] - row["start"]).total_seconds() for row in rows]
-    own, _, is_load = _banded(running, np.asarray(lengths, float))
+    running = np.asarray([point.running for point in points], float)
+    own, _, is_load = _banded(running, np.asarray([point.seconds for point in points]))
     return [
-        [row for row, group in zip(rows, own, strict=True) if group == band]
+        [point for point, group in zip(points, own, strict=True) if group == band]
         for band in np.flatnonzero(is_load)
     ]
 
@@ -151,10 +175,11 @@ class Columns:
     @classmethod
     def of(cls, points: Sequence[Judged]) -> Columns:
         """The columns of the points of a curve."""
-        names = ("running_mean", "output_tokens_per_second", "kv_ratio_mean")
-        running, output, kv_ratio = (
+        names = ("output_tokens_per_second", "kv_ratio_mean")
+        output, kv_ratio = (
             np.asarray([point.step[name] for point in points], float) for name in names
         )
+        running = np.asarray([point.running for point in points], float)
         return cls(running, output, kv_ratio, np.asarray([point.seconds for point in points]))
 
     def at(self, picks: Indices) -> Columns:
@@ -176,18 +201,15 @@ def load_levels(points: Columns) -> Levels:
     return Levels(loads, kv_ratio, tuple(int(count) for count in counts[kept]))
 
 
-def plateau(judged: Sequence[Judged], *, seed: int = 0) -> Plateau | None:
+def plateau(judged: Sequence[Judged], *, best: Held | None = None, seed: int = 0) -> Plateau | None:
     """The plateau of the steps in which the server was the limit; None under a minute of them.
 
     The first and last step of a stretch, whatever limited in it, are left out where a minute
-    remains: load was changing in them.
+    remains: load was changing in them. So are the steps in which the server was slower than itself
+    (`slowed`, given its `best` minute).
     """
-    usual = usual_seconds([j.step for j in judged])
-    held: list[Judged] = []
-    for stretch in _limited_stretches(judged):
-        inner = stretch[1:-1] if len(stretch) >= _EDGE_STEPS else stretch
-        inner = inner if sum(j.seconds for j in inner) >= MIN_PLATEAU_SECONDS else stretch
-        held += [j for j in inner if is_usable(j.step, usual_seconds=usual)]
+    is_slow = {id(step) for step in slowed(judged, best)}
+    held = [j for j in _limited(judged) if id(j) not in is_slow]
     seconds = sum(j.seconds for j in held)
     if len(held) < _MIN_PLATEAU_STEPS or seconds < MIN_PLATEAU_SECONDS:
         return None
@@ -201,6 +223,82 @@ def plateau(judged: Sequence[Judged], *, seed: int = 0) -> Plateau | None:
         _held(np.asarray([j.step[name] for j in held]), weights, basis, seed) for name in columns
     )
     return Plateau(output, running, len(held), seconds)
+
+
+def slowed(judged: Sequence[Judged], best: Held | None) -> list[Judged]:
+    """The steps in which the server was the limit, yet gave far less than its best minute held.
+
+    Minutes below three quarters of it, two in a row or all of a stretch: something outside slowed
+    the server, or it was asked for something else. Either way they do not tell what it can do.
+    """
+    if best is None:
+        return []
+    found: list[Judged] = []
+    for stretch in _clean_stretches(judged):
+        minutes = _minutes(stretch)
+        is_low = [_mean_output(minute) < _SLOWED * best.output for minute in minutes]
+        for k, minute in enumerate(minutes):
+            is_low_beside = any(is_low[max(0, k - 1) : k] + is_low[k + 1 : k + 2])
+            if is_low[k] and (is_low_beside or len(minutes) == 1):
+                found += minute
+    return found
+
+
+def _limited(judged: Sequence[Judged]) -> list[Judged]:
+    return [step for stretch in _clean_stretches(judged) for step in stretch]
+
+
+def _clean_stretches(judged: Sequence[Judged]) -> list[list[Judged]]:
+    """The usable steps of each stretch in which the server was the limit, its edges left out."""
+    usual = usual_seconds([j.step for j in judged])
+    found = []
+    for stretch in _limited_stretches(judged):
+        inner = stretch[1:-1] if len(stretch) >= _EDGE_STEPS else stretch
+        inner = inner if sum(j.seconds for j in inner) >= MIN_PLATEAU_SECONDS else stretch
+        found.append([j for j in inner if is_usable(j.step, usual_seconds=usual)])
+    return [stretch for stretch in found if stretch]
+
+
+def _minutes(stretch: Sequence[Judged]) -> list[list[Judged]]:
+    """Consecutive steps in groups of a minute or more; what remains joins the last."""
+    groups: list[list[Judged]] = [[]]
+    for step in stretch:
+        if sum(j.seconds for j in groups[-1]) >= _HELD_SECONDS:
+            groups.append([])
+        groups[-1].append(step)
+    if len(groups) > 1 and sum(j.seconds for j in groups[-1]) < _HELD_SECONDS:
+        groups[-2] += groups.pop()
+    return groups
+
+
+def _mean_output(steps: Sequence[Judged]) -> float:
+    tokens = sum(j.step["output_tokens_per_second"] * j.seconds for j in steps)
+    return float(tokens / sum(j.seconds for j in steps))
+
+
+def best_minute(judged: Sequence[Judged]) -> Held | None:
+    """The minute in which most came out; None without a whole minute of clean steps.
+
+    The highest mean output of consecutive clean steps that make up a minute or more.
+    """
+    usual = usual_seconds([j.step for j in judged])
+    best: Held | None = None
+    run: list[Judged] = []
+    for step in judged:
+        follows = bool(run) and run[-1].step["end"] == step.step["start"]
+        run = [*run, step] if follows else [step]
+        if not is_usable(step.step, usual_seconds=usual):
+            run = []
+        while len(run) > 1 and sum(j.seconds for j in run[1:]) >= _HELD_SECONDS:
+            run = run[1:]
+        seconds = sum(j.seconds for j in run)
+        if seconds < _HELD_SECONDS:
+            continue
+        output = _mean_output(run)
+        if best is None or output > best.output:
+            running = sum((j.running or 0.0) * j.seconds for j in run) / seconds
+            best = Held(output, running, run[0].step["start"], tuple(run))
+    return best
 
 
 def on_plateau(loads: Loads) -> Mask | None:

@@ -76,11 +76,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Judged:
-    """One step of one engine with its regime, and the reason within the regime (`cause`)."""
+    """One step of one engine with its regime, and the reason within the regime (`cause`).
+
+    `running` is the mean number of running requests, by Little's law where it can be had
+    (`running_loads`), else the mean of the gauge; None where neither was observed.
+    """
 
     step: Row
     regime: str
     cause: str
+    running: float | None = None
+    is_running_exact: bool = False
 
     @property
     def seconds(self) -> float:
@@ -102,12 +108,40 @@ def judged_steps(rows: Sequence[Row]) -> list[Judged]:
     ceiling = max((row["running_max"] or 0.0 for row in rows), default=0.0)
     flat = _flat_bands(rows)
     judged = []
-    for row, share in zip(rows, _ceiling_shares(rows), strict=True):
+    shares, loads = _ceiling_shares(rows), running_loads(rows)
+    for row, share, load in zip(rows, shares, loads, strict=True):
         regime, cause = _regime({**row, "at_ceiling_share": share}, ceiling)
         if regime == CLIENT and not row["waiting_share"] and _band(row["running_mean"]) in flat:
             regime, cause = UNKNOWN, "decode"
-        judged.append(Judged(row, regime, cause))
+        running = row["running_mean"] if load is None else load
+        judged.append(Judged(row, regime, cause, running, load is not None))
     return _joined_flickers(judged)
+
+
+def running_loads(rows: Sequence[Row]) -> list[float | None]:
+    """The mean running requests of each step by Little's law; None where it cannot be had.
+
+    Output tokens/s × mean inter-token latency is the mean number of requests that decode, exactly:
+    both are sums over tokens, where the gauge is a few samples. Times how many run for each that
+    decodes (by the gauges of all steps together), which counts those whose prompt is being read.
+    """
+    decoding = [_decoding(row) for row in rows]
+    seen = [
+        (row["running_mean"] * row["scrapes"], each * row["scrapes"])
+        for row, each in zip(rows, decoding, strict=True)
+        if each is not None and row["running_mean"] is not None and row["scrapes"]
+    ]
+    ran, decoded = (sum(column) for column in zip(*seen, strict=True)) if seen else (0.0, 0.0)
+    if not ran or not decoded:
+        return [None] * len(rows)
+    return [None if each is None else each * ran / decoded for each in decoding]
+
+
+def _decoding(row: Row) -> float | None:
+    """Requests that decode, on average over the step: tokens/s × mean inter-token latency."""
+    if row["output_tokens_per_second"] is None or row["itl_mean_seconds"] is None:
+        return None
+    return float(row["output_tokens_per_second"] * row["itl_mean_seconds"])
 
 
 def regimes(steps: pl.DataFrame) -> pl.DataFrame:

@@ -5,11 +5,13 @@ Told in words:
 1. Every step of every engine gets a regime (`regimes.py`).
 2. Where the server was the limit for a minute or more, its capacity is what it held then: the
    plateau (`loads.py`). That is a measurement.
-3. Else the loads it saw are points of a curve (`curve.py`), and the peak is foreseen with the
-   interval its bend allows, cut where the KV cache would be full; or it is unknown, with how much
-   more load it would take to know.
-4. A fleet's capacity is the sum of its engines', known only where each is known: a sum over what
-   happened to be loaded is no capacity.
+3. Else, where the load varied by cause and throughput bent (`identifiable.py`), the loads it saw
+   are points of a curve (`curve.py`), and the peak is extrapolated with the interval its bend
+   allows, cut where the KV cache would be full.
+4. Else the capacity is at least what its best minute held, with how much more load it would take to
+   know more.
+5. A fleet's capacity is the sum of its engines', each for as long as it was there; a lower bound
+   where one of them is.
 
 Why not λ/σ of the fitted law: on a recorded sweep it says 434 to 557 tokens/s where the server held
 297. Why not the highest step: it is luck, and light load has a highest step too.
@@ -17,7 +19,7 @@ Why not λ/σ of the fitted law: on a recorded sweep it says 434 to 557 tokens/s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,17 +35,26 @@ from vllm_capacity.verdicts.capacity import (
     foreseen,
     foreseen_running,
     headroom,
+    held_at_least,
+    no_less,
+    steady,
     too_light,
     too_short,
+    unbent,
 )
 from vllm_capacity.verdicts.curve import FARTHEST_LOAD, Loads, foreseen_peak, kv_limit_running
 from vllm_capacity.verdicts.curve_fit import fitted_usls
+from vllm_capacity.verdicts.identifiable import blocks, has_bent, is_load_varied
 from vllm_capacity.verdicts.loads import (
     Columns,
+    Held,
     Levels,
+    best_minute,
     curve_steps,
     load_levels,
     plateau,
+    slowed,
+    usable_steps,
 )
 from vllm_capacity.verdicts.regimes import Judged
 
@@ -69,6 +80,7 @@ STEP_SCHEMA: Schema = {
     "preemptions": pl.Float64,
     "ttft_p95_seconds": pl.Float64,
     "itl_p95_seconds": pl.Float64,
+    "itl_mean_seconds": pl.Float64,
     "has_gap": pl.Boolean,
     "has_restart": pl.Boolean,
 }
@@ -81,6 +93,11 @@ CURVE_SCHEMA: Schema = {
     "mid": pl.Float64,
     "high": pl.Float64,
 }
+MEASURED, EXTRAPOLATED, BOUNDED, UNKNOWN = "measured", "extrapolated", "bounded", "unknown"
+KINDS = (MEASURED, EXTRAPOLATED, BOUNDED, UNKNOWN)
+"""How a capacity was found: a plateau that was held; a curve that bends; what was seen is a lower
+bound; not at all. Of a fleet, the least sure one of its engines."""
+
 _CURVE_POINTS, _CURVE_RESAMPLES = 40, 60
 _BAND_BLOCK = 3
 
@@ -89,8 +106,10 @@ _BAND_BLOCK = 3
 class SaturationFit:
     """One engine: its judged steps, the points and limits of its curve, and its capacity.
 
-    `kv_limit_running` is where the KV cache would be full, None if not told. `left_out` counts the
-    steps with a gap or restart, which no figure of the curve uses.
+    `kind` says how the capacity was found (`KINDS`), `best` is the best minute. `kv_limit_running`
+    is where the KV cache would be full, None if not told. `slowed` are the steps at the limit that
+    gave far less than the best minute. `left_out` counts the steps with a gap or restart, which no
+    figure of the curve uses.
     """
 
     engine: str
@@ -100,6 +119,9 @@ class SaturationFit:
     kv_limit_running: float | None
     capacity: Estimate
     capacity_running: Estimate
+    kind: str
+    best: Held | None
+    slowed: tuple[Judged, ...]
     left_out: int
 
     @property
@@ -173,17 +195,19 @@ def saturation(
     seed: int = 0,
     output_tokens_per_second: float | None = None,
     fits: Sequence[SaturationFit] | None = None,
+    presence: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The `saturation` object of the machine interface, for steps in the columns of `STEP_SCHEMA`.
 
     `headroom_ratio` = 1 − output rate ÷ capacity; the rate is the given one, else the mean over the
-    steps. `fits` saves fitting again what `engine_fits` has.
+    steps. `fits` saves fitting again what `engine_fits` has. `presence` is the share of the window
+    in which each engine was there, by its name; without it all were there throughout.
     """
     fits = engine_fits(steps, seed=seed) if fits is None else fits
-    capacity = fleet_sum([(f.engine, f.capacity) for f in fits], "output tokens/s")
+    capacity = fleet_sum({f.engine: f.capacity for f in fits}, presence=presence)
     rate = _output_rate(fits) if output_tokens_per_second is None else output_tokens_per_second
     limits = [limit for f in fits if (limit := f.first_limit) is not None]
-    running = fleet_sum([(f.engine, f.capacity_running) for f in fits], "running requests")
+    running = fleet_sum({f.engine: f.capacity_running for f in fits}, presence=presence)
     return {
         "regime": regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
         "first_limit": regimes.worst(limits) if limits else None,
@@ -191,6 +215,7 @@ def saturation(
             {**row, "start": iso(row["start"]), "end": iso(row["end"])}
             for row in regimes.regimes(steps).iter_rows(named=True)
         ],
+        "capacity_kind": max((f.kind for f in fits), key=KINDS.index, default=UNKNOWN),
         "capacity_output_tokens_per_second": capacity.as_dict(),
         "capacity_running_requests": running.as_dict(),
         "headroom_ratio": headroom(rate, capacity).as_dict(),
@@ -202,20 +227,52 @@ def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationF
     levels = load_levels(Columns.of(points))
     loads = levels.loads
     kv_limit = kv_limit_running(loads.running, levels.kv_ratio) if len(loads) else None
-    held = plateau(judged, seed=seed)
+    best = best_minute(judged)
+    held = plateau(judged, best=best, seed=seed)
     if held is not None:
-        capacity, running = held.output, held.running
-    elif len(loads):
-        capacity = foreseen(foreseen_peak(loads, kv_limit), loads, kv_limit)
-        running = foreseen_running(capacity, loads, kv_limit)
+        capacity, running, kind = held.output, held.running, MEASURED
     else:
-        capacity = running = too_light(judged)
-    if not capacity.is_known:
-        capacity, running = (too_short(one, judged) for one in (capacity, running))
+        capacity, running, kind = _not_reached(judged, loads, kv_limit, best)
     left_out = sum(bool(j.step["has_gap"] or j.step["has_restart"]) for j in judged)
     return SaturationFit(
-        engine, tuple(judged), tuple(points), levels, kv_limit, capacity, running, left_out
+        engine=engine,
+        judged=tuple(judged),
+        points=tuple(points),
+        levels=levels,
+        kv_limit_running=kv_limit,
+        capacity=capacity,
+        capacity_running=running,
+        kind=kind,
+        best=best,
+        slowed=tuple(slowed(judged, best)),
+        left_out=left_out,
     )
+
+
+def _not_reached(
+    judged: Sequence[Judged], loads: Loads, kv_limit: float | None, best: Held | None
+) -> tuple[Estimate, Estimate, str]:
+    """Capacity, its running requests and their kind, of an engine without a plateau."""
+    capacity = _extrapolated(judged, loads, kv_limit, best)
+    if capacity.is_known:
+        return capacity, foreseen_running(capacity, loads, kv_limit), EXTRAPOLATED
+    capacity, running = held_at_least(best, too_short(capacity, judged))
+    return capacity, running, BOUNDED if capacity.is_bound else UNKNOWN
+
+
+def _extrapolated(
+    judged: Sequence[Judged], loads: Loads, kv_limit: float | None, best: Held | None
+) -> Estimate:
+    """The peak by how the curve bends, where the window can tell it; else unknown, with why."""
+    if not len(loads):
+        return too_light(judged)
+    found = blocks(usable_steps(judged))
+    if found is None or not is_load_varied(found):
+        return steady(judged)
+    if not has_bent(found):
+        return unbent(loads)
+    peak = foreseen(foreseen_peak(loads, kv_limit), loads, kv_limit)
+    return peak if best is None else no_less(peak, best)
 
 
 def _output_rate(fits: Sequence[SaturationFit]) -> float | None:

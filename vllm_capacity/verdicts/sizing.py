@@ -166,16 +166,8 @@ def size(
 
 def month_usd(gpus: Estimate, usd_per_gpu_hour: Estimate) -> Estimate:
     """Dollars a month of 730.5 hours for GPUs that run throughout."""
-    for part in (gpus, usd_per_gpu_hour):
-        if not part.is_known:
-            return part
-    low, mid, high = (
-        (getattr(gpus, end) or 0.0) * (getattr(usd_per_gpu_hour, end) or 0.0) * HOURS_A_MONTH
-        for end in ("low", "mid", "high")
-    )
-    return Estimate.known(
-        low, mid, high, f"{HOURS_A_MONTH} h × {usd_per_gpu_hour.basis} × GPUs ({gpus.basis})"
-    )
+    basis = f"{HOURS_A_MONTH} h × {usd_per_gpu_hour.basis} × GPUs ({gpus.basis})"
+    return gpus.times(usd_per_gpu_hour, basis).scaled(HOURS_A_MONTH)
 
 
 def sensitivity(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,8 +13,9 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts import regimes
 from vllm_capacity.verdicts.capacity import fleet_sum
 from vllm_capacity.verdicts.curve import Floats
-from vllm_capacity.verdicts.loads import bands, curve_steps, plateau
+from vllm_capacity.verdicts.loads import bands, curve_steps
 from vllm_capacity.verdicts.regimes import Judged, Row
+from vllm_capacity.verdicts.saturation import MEASURED, SaturationFit, engine_fits
 
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5
@@ -48,24 +49,27 @@ def slo_capacity(
     steps: pl.DataFrame,
     ttft_slo_seconds: float | None = None,
     itl_slo_seconds: float | None = None,
+    *,
+    fits: Sequence[SaturationFit] | None = None,
+    presence: Mapping[str, float] | None = None,
 ) -> Estimate:
     """The highest throughput, output tokens/s, at which p95 TTFT and p95 ITL meet their targets.
 
     Between the heaviest load that met them and the lightest that did not, and no less than any load
-    that met them gave (throughput may fall with load). A load is a band of
+    that met them gave (throughput may fall with load); never more than the capacity without
+    targets. At least the highest that was seen where every load met them. A load is a band of
     running requests, or all steps in which the server was the limit (there load shows in the queue,
-    not in running); its p95 is the median of its steps'. Engines add up. Unknown where no target is
-    given, every load met them (capacity lies higher) or none did. `steps` as in `STEP_SCHEMA`.
+    not in running); its p95 is the median of its steps'. Engines add up, each for its `presence`
+    (`fleet_sum`). Unknown where no target is given, or none was met. `steps` as in `STEP_SCHEMA`;
+    `fits` saves fitting again what `engine_fits` has.
     """
     targets = {"ttft_p95_seconds": ttft_slo_seconds, "itl_p95_seconds": itl_slo_seconds}
     asked = {name: slo for name, slo in targets.items() if slo is not None}
     if not asked:
         return Estimate.unknown("no latency target was given")
-    parts = [
-        (engine, _engine_capacity(regimes.judged_steps(rows), asked))
-        for engine, rows in regimes.engine_rows(steps).items()
-    ]
-    return fleet_sum(parts, "output tokens/s")
+    fits = engine_fits(steps) if fits is None else fits
+    parts = {fit.engine: _engine_capacity(fit, asked) for fit in fits}
+    return fleet_sum(parts, presence=presence)
 
 
 def running_within(
@@ -121,7 +125,7 @@ def _measured_loads(judged: Sequence[Judged], asked: dict[str, float]) -> list[_
     return [
         _Load(
             len(band),
-            _median(band, "running_mean"),
+            float(np.median([point.running for point in band])),
             _median(band, "output_tokens_per_second"),
             tuple(_median(band, name) / slo for name, slo in asked.items()),
         )
@@ -129,23 +133,21 @@ def _measured_loads(judged: Sequence[Judged], asked: dict[str, float]) -> list[_
     ]
 
 
-def _groups(seen: Sequence[Judged]) -> list[list[Row]]:
+def _groups(seen: Sequence[Judged]) -> list[list[Judged]]:
     """Steps by load: bands of like steps, then all in which the server was the limit as one."""
-    limited = [j.step for j in seen if j.regime in regimes.LIMITS]
-    groups = [
-        list(band) for band in bands([j.step for j in seen if j.regime not in regimes.LIMITS])
-    ]
+    limited = [j for j in seen if j.regime in regimes.LIMITS]
+    groups = bands([j for j in seen if j.regime not in regimes.LIMITS])
     return [*groups, limited] if limited else groups
 
 
-def _engine_capacity(judged: Sequence[Judged], asked: dict[str, float]) -> Estimate:
-    loads = _measured_loads(judged, asked)
+def _engine_capacity(fit: SaturationFit, asked: dict[str, float]) -> Estimate:
+    loads = _measured_loads(fit.judged, asked)
     targets = " and ".join(f"{_TERMS[name]} ≤ {slo:g} s" for name, slo in asked.items())
     if not loads:
         return Estimate.unknown(f"no load was seen with the latencies that {targets} asks for")
     first_miss = _first_miss(loads)
     if first_miss == len(loads):
-        return _never_missed(judged, loads, targets)
+        return _never_missed(fit, loads, targets)
     if first_miss == 0:
         return Estimate.unknown(
             f"{targets} was missed already at the lightest load seen, {loads[0].running:,.1f} "
@@ -161,7 +163,7 @@ def _engine_capacity(judged: Sequence[Judged], asked: dict[str, float]) -> Estim
         f"{targets}: met with {held.running:,.1f} requests running (the nearest target used to "
         f"{held.worst:.0%}), missed with {missed.running:,.1f} ({missed.worst:.0%} of it)"
     )
-    return Estimate.known(low, mid, high, basis)
+    return Estimate.known(low, mid, high, basis).capped(fit.capacity)
 
 
 def _crossing_share(held: _Load, missed: _Load) -> float:
@@ -174,11 +176,10 @@ def _crossing_share(held: _Load, missed: _Load) -> float:
     return min(1.0, max(0.0, min(shares, default=0.0)))
 
 
-def _never_missed(judged: Sequence[Judged], loads: Sequence[_Load], targets: str) -> Estimate:
-    """The plateau, where the server reached it within its targets; else unknown, with the bound."""
-    held = plateau(judged)
-    if held is not None:
-        return replace(held.output, basis=f"{targets} held up to saturation: {held.output.basis}")
+def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> Estimate:
+    """The plateau, where the server reached it within its targets; else what was seen, at least."""
+    if fit.kind == MEASURED:
+        return replace(fit.capacity, basis=f"{targets} held up to saturation: {fit.capacity.basis}")
     best = max(loads, key=lambda load: load.output)
     more = "more load would tell it"
     if best.output > _FALLEN * loads[-1].output:
@@ -186,9 +187,11 @@ def _never_missed(judged: Sequence[Judged], loads: Sequence[_Load], targets: str
             f"past {best.running:,.1f} running requests throughput fell: loads about there would "
             "tell it"
         )
-    return Estimate.unknown(
-        f"{targets} held at every load seen, up to {loads[-1].running:,.1f} running requests: "
-        f"the capacity is at least {best.output:,.0f} output tokens/s, and {more}"
+    return Estimate.at_least(
+        best.output if fit.best is None else min(best.output, fit.best.output),
+        f"{targets} held at {best.running:,.1f} running requests",
+        f"{targets} held at every load seen, up to {loads[-1].running:,.1f} running requests; "
+        f"{more}",
     )
 
 
@@ -237,5 +240,5 @@ def _slope(seconds: Floats, values: list[float]) -> tuple[float, float]:
     return float(fit.slope), float(stats.t.sf(t, steps - 2))
 
 
-def _median(rows: Sequence[Row], column: str) -> float:
-    return float(np.median([row[column] for row in rows]))
+def _median(points: Sequence[Judged], column: str) -> float:
+    return float(np.median([point.step[column] for point in points]))

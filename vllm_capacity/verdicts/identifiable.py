@@ -1,0 +1,119 @@
+"""Whether a window can tell a capacity that it did not reach: its load varied, and output bent.
+
+A curve can be drawn through any scatter, and at a steady load the scatter is chance. Two things are
+proven before a peak is extrapolated:
+
+1. *The load varied by cause.* Requests that arrive at a constant rate finish in numbers that
+   scatter like a Poisson count. Finished requests in blocks of a minute or more scatter more than
+   that: chi-square dispersion test at about 0.1 %, and the rate itself varied by a fifth or more.
+2. *Throughput bent.* A token took longer at the heavy loads than at the light ones, by a seventh
+   at least and by more than blocks scatter: running requests ÷ output, each summed over blocks. Of
+   a lightly loaded server that ratio is flat, and it may be anywhere below its knee.
+
+Where either fails, what was seen is a lower bound, and no more than that can be known.
+Source: method.md §7; the index of dispersion, Cox and Lewis 1966, §6.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_capacity.verdicts.curve import Floats
+from vllm_capacity.verdicts.loads import Mask
+from vllm_capacity.verdicts.regimes import Judged
+
+_BLOCK_SECONDS = 60.0
+_LIFETIMES = 2.0
+_LEAST_COUNT = 5.0
+_MIN_BLOCKS = 3
+_SIGNIFICANT = 3.1
+_LEAST_VARIATION = 0.2
+_LEAST_BEND, _BEND_ERRORS = 1.15, 2.5
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Consecutive usable steps added up: seconds, requests that finished, running × s, tokens."""
+
+    seconds: Floats
+    requests: Floats
+    running_seconds: Floats
+    tokens: Floats
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+
+def blocks(steps: Sequence[Judged]) -> Blocks | None:
+    """Blocks of a minute, two request lifetimes and five requests or more; None for too little.
+
+    `steps` are usable ones of one engine, in time order; a block may span a hole.
+    """
+    seen = [
+        step
+        for step in steps
+        if step.step["requests_per_second"] is not None and step.running is not None
+    ]
+    columns = np.asarray(
+        [
+            (
+                one.seconds,
+                one.step["requests_per_second"] * one.seconds,
+                (one.running or 0.0) * one.seconds,
+                one.step["output_tokens_per_second"] * one.seconds,
+            )
+            for one in seen
+        ],
+        float,
+    ).reshape(len(seen), 4)
+    seconds, requests, running, _ = columns.sum(0)
+    if not requests:
+        return None
+    least = max(_BLOCK_SECONDS, _LIFETIMES * running / requests, _LEAST_COUNT * seconds / requests)
+    begun = np.cumsum(columns[:, 0]) - columns[:, 0]
+    _, firsts = np.unique(np.floor(begun / least), return_index=True)
+    if len(firsts) < _MIN_BLOCKS:
+        return None
+    return Blocks(*np.add.reduceat(columns, firsts, axis=0).T)
+
+
+def is_load_varied(found: Blocks) -> bool:
+    """Whether requests came at rates that differ by more than chance, and by enough to matter."""
+    expected = found.seconds * found.requests.sum() / found.seconds.sum()
+    freedom = len(found) - 1
+    dispersion = float(((found.requests - expected) ** 2 / expected).sum()) / freedom
+    # Wilson and Hilferty's cube root makes a chi-square normal.
+    ninth = 2 / (9 * freedom)
+    score = (dispersion ** (1 / 3) - (1 - ninth)) / math.sqrt(ninth)
+    variation = math.sqrt(max(0.0, dispersion - 1) / float(expected.mean()))
+    return score > _SIGNIFICANT and variation >= _LEAST_VARIATION
+
+
+def has_bent(found: Blocks) -> bool:
+    """Whether a token took clearly longer in the most loaded blocks than in the least loaded."""
+    is_busy = found.tokens > 0
+    running, tokens = found.running_seconds[is_busy], found.tokens[is_busy]
+    load = running / found.seconds[is_busy]
+    if len(load) < _MIN_BLOCKS:
+        return False
+    light, heavy = load <= np.quantile(load, 0.5), load >= np.quantile(load, 0.8)
+    growth = _step_time(running[heavy], tokens[heavy]) / _step_time(running[light], tokens[light])
+    error = math.hypot(_scatter(running, tokens, heavy), _scatter(running, tokens, light))
+    return growth >= _LEAST_BEND and growth >= 1 + _BEND_ERRORS * error * growth
+
+
+def _step_time(running_seconds: Floats, tokens: Floats) -> float:
+    """Seconds for each output token of a running request, over all blocks given."""
+    return float(running_seconds.sum() / tokens.sum())
+
+
+def _scatter(running_seconds: Floats, tokens: Floats, which: Mask) -> float:
+    """The relative standard error of `_step_time` over the blocks; 0 for a single one."""
+    each = running_seconds[which] / tokens[which]
+    if len(each) < 2:
+        return 0.0
+    return float(each.std(ddof=1) / each.mean() / math.sqrt(len(each)))
