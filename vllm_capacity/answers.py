@@ -139,6 +139,7 @@ def _quality(case: _Case, body: dict[str, Any], restarts: list[scrapes.Restart])
         body,
         lost_requests=losses.Lost(**body["requests"]["lost"]),
         lost_tokens=losses.Lost(**body["tokens"]["lost"]),
+        fits=case.fits,
     )
 
 

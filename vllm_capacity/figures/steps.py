@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
@@ -17,6 +18,7 @@ from vllm_capacity.timerange import TimeRange
 
 _ENGINE = ["instance", "engine"]
 _STEP = [*_ENGINE, "step"]
+_MINUTE_SECONDS = 59.5  # scrapes come a little late or early
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ def _rate_steps(
         return pl.col("amount").filter(own).sum() / pl.col("seconds").filter(own).max()
 
     is_preemption = pl.col("metric") == traffic.PREEMPTIONS
-    return steps.group_by(_STEP).agg(
+    rates = steps.group_by(_STEP).agg(
         output_tokens_per_second=rate(traffic.GENERATION_TOKENS),
         prompt_tokens_per_second=rate(traffic.PROMPT_TOKENS),
         requests_per_second=rate(traffic.REQUESTS),
@@ -266,6 +268,48 @@ def _rate_steps(
         .then(pl.col("amount").filter(is_preemption).sum())
         .otherwise(None),
     )
+    minutes = _best_minutes(increases, grid)
+    return rates.join(minutes, on=_STEP, how="left", nulls_equal=True)
+
+
+def _best_minutes(increases: pl.DataFrame, grid: Grid) -> pl.DataFrame:
+    """The highest mean output over a minute that ends in each step: instance, engine, step, rate.
+
+    A minute lies between two scrapes, whatever the steps: as short as they allow, but no shorter.
+    Null in steps before the first minute is over.
+    """
+    tokens = (
+        increases.filter(pl.col("metric") == traffic.GENERATION_TOKENS)
+        .drop_nulls(["ts_before", "increase"])
+        .group_by(*_ENGINE, "ts")
+        .agg(pl.col("increase").sum(), pl.col("ts_before").min())
+        .sort(*_ENGINE, "ts")
+    )
+    seconds = pl.col("ts").dt.epoch("us") / 1e6
+    rates = tokens.group_by(_ENGINE, maintain_order=True).agg(
+        pl.col("ts"),
+        rate=pl.struct(
+            ts=seconds, first=pl.col("ts_before").dt.epoch("us") / 1e6, increase=pl.col("increase")
+        ).map_batches(_minute_rates, return_dtype=pl.Float64),
+    )
+    return (
+        rates.explode("ts", "rate")
+        .with_columns(step=grid.of("ts"))
+        .group_by(_STEP)
+        .agg(best_minute_tokens_per_second=pl.col("rate").fill_nan(None).max())
+    )
+
+
+def _minute_rates(rows: pl.Series) -> pl.Series:
+    """The mean rate over the last minute or more at each scrape of one engine; nan before that."""
+    frame = rows.struct.unnest()
+    times = np.concatenate([frame["first"].to_numpy()[:1], frame["ts"].to_numpy()])
+    counted = np.concatenate([[0.0], np.cumsum(frame["increase"].to_numpy())])
+    begins = np.searchsorted(times, times[1:] - _MINUTE_SECONDS, side="right") - 1
+    known = begins >= 0
+    spans = times[1:] - times[begins]
+    rates = np.where(known, (counted[1:] - counted[begins]) / np.where(spans > 0, spans, 1), np.nan)
+    return pl.Series(rates)
 
 
 def _latency_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:

@@ -79,6 +79,14 @@ def unbent(loads: Loads) -> Estimate:
     )
 
 
+def uneven(running: float) -> Estimate:
+    """Unknown, since the loads seen do not lie on one server's curve."""
+    return Estimate.unknown(
+        f"at about {running:,.1f} running requests it gave less than lighter and heavier loads let "
+        "expect: something else slowed the server for a while, or it was asked for something else"
+    )
+
+
 def too_light(judged: Sequence[Judged]) -> Estimate:
     """Unknown, with why no step of an engine is a point of a curve, and what load would be."""
     seen = [j for j in judged if j.step["running_mean"] is not None]
@@ -109,11 +117,11 @@ def too_short(unknown: Estimate, judged: Sequence[Judged]) -> Estimate:
     if not seconds:
         return unknown
     if seconds >= MIN_PLATEAU_SECONDS:
-        reason = (
-            f"in the {seconds:,.0f} s in which the server was the limit it gave far less than in "
-            f"its best minute, or was restarted: something else slowed it; {unknown.reason}"
+        return Estimate.unknown(
+            f"requests waited for {seconds:,.0f} s in all, but only few, only now and then, after "
+            "a restart, or while the server gave far less than in its best minute; "
+            f"{unknown.reason}"
         )
-        return Estimate.unknown(reason)
     reason = (
         f"the server was the limit for {seconds:,.0f} s, and it takes {MIN_PLATEAU_SECONDS:.0f} s "
         f"without a gap or restart to measure what it holds; {unknown.reason}"
@@ -183,10 +191,9 @@ def held_at_least(best: Held | None, unknown: Estimate) -> tuple[Estimate, Estim
     """
     if best is None or best.output <= 0:
         return unknown, unknown
-    is_full = any(step.regime in LIMITS for step in best.steps)
-    share = _FULL_MINUTE if is_full else 1.0
-    basis = f"the best minute seen, from {best.start:%Y-%m-%d %H:%M:%S} UTC"
-    if is_full:
+    share = _FULL_MINUTE if best.is_limited else 1.0
+    basis = f"the best minute seen, up to {best.end:%Y-%m-%d %H:%M:%S} UTC"
+    if best.is_limited:
         basis += f", less {1 - share:.0%} for what a minute at the limit scatters"
     return (
         Estimate.at_least(share * best.output, basis, unknown.reason),

@@ -7,7 +7,8 @@ Foreseeing the peak from lighter load, in words:
 2. Each candidate (p, s) is weighed by how well it follows the measured loads, near ones most: an
    error of 2 % at the heaviest load, 20 % more for every factor e below it.
 3. Where the peak lies is unknown: between the heaviest load seen and 5 × that, the further the less
-   likely (by logarithm, as load^-0.7: half as likely at 2.7 × it). Where the KV usage per request
+   likely (by logarithm, as load^-0.7: half as likely at 2.7 × it); for windows up to 3 × that, all
+   about as likely. Where the KV usage per request
    tells at which load the cache is full, it lies there (95 % sure, less 12 % for every further
    heaviest load up to it: another limit may come first), and throughput is 6 ± 4 % lower for
    preemptions.
@@ -17,8 +18,8 @@ Foreseeing the peak from lighter load, in words:
    far as they scatter about the likeliest curve. The low end is never above that, less what a
    measurement errs (3 %): a ceiling of the scheduler shows only on reaching it. Since next to
    nothing lies below it, the high end is at 93 %; it is 6 % above what was seen, at least.
-5. Where high and low lie more than 2.5 × apart, that is no answer: the curve has not bent. The load
-   at which it would bend is then the answer.
+5. Where high and low lie more than 2.5 × apart (2 × for windows), that is no answer: the curve has
+   not bent. The load at which it would bend is then the answer.
 
 The constants of 2–5 were chosen by hand with `bench/saturation_tuning.py`: for errors, coverage and
 answers at cuts by load; what they make of each sweep, and what a search that never saw a source
@@ -35,8 +36,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-WIDEST_ANSWER = 2.5
-"""The largest interval, high ÷ low, that is still an answer."""
 KV_FULL_RATIO = 0.96
 """Mean KV usage of a server that the cache limits: it flickers below 1 as requests leave."""
 MIN_LOADS = 3
@@ -54,7 +53,6 @@ _BENDS = np.logspace(-1.5, 2.0, 71)
 _KV_LOAD_ERROR = 0.08
 _FEW_LOADS = 4.0
 _SEEN_ERROR, _HIGH = 0.03, 0.93
-_THINNING = -0.7
 _KV_DOUBT = 0.12
 _NORMAL = np.linspace(-2.4, 2.4, 9)
 _NORMAL_WEIGHTS = np.exp(-(_NORMAL**2) / 2) / np.exp(-(_NORMAL**2) / 2).sum()
@@ -99,20 +97,26 @@ class Loads:
 class Prior:
     """What is believed before a load is seen: the constants of the module's words 1 to 4.
 
-    `shapes` are (p, weight); `kv_loss` is the throughput lost to preemptions. All but `farthest`
-    are relative.
+    `shapes` are (p, weight); `kv_loss` is the throughput lost to preemptions; `thinning` is the
+    power of load by which a peak farther away is less likely; `widest` is the largest interval,
+    high ÷ low, that is still an answer. All but `farthest` and `thinning` are relative.
     """
 
     shapes: tuple[tuple[float, float], ...] = ((0.8, 1.0), (1.2, 1.0), (2.0, 0.5))
     near_error: float = 0.02
     error_per_e: float = 0.2
     farthest: float = FARTHEST_LOAD
+    thinning: float = -0.7
+    widest: float = 2.5
     scatter: float = 0.05
     kv_loss: float = 0.06
     kv_loss_error: float = 0.04
 
 
 PRIOR = Prior()
+"""For load tests: a few loads, some of them far from the peak."""
+WINDOW_PRIOR = Prior(farthest=3.0, thinning=0.2, widest=2.0, scatter=0.03)
+"""For windows: many loads, exactly known, of a server that somebody sized for its traffic."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def foreseen_peak(
         return None
     loads = replace(loads, error=_known_errors(loads, prior))
     weights, levels, bends, shapes = _candidates(loads, prior)
-    reaches, reach_weights, losses = _reaches(loads.heaviest, kv_limit, prior.farthest)
+    reaches, reach_weights, losses = _reaches(loads.heaviest, kv_limit, prior)
     growth = _growth(bends[:, None], shapes[:, None], reaches[None, :])
     error = np.sqrt(
         _scatter(loads, prior) ** 2
@@ -172,7 +176,7 @@ def foreseen_peak(
         float(np.exp(mid)),
         float(np.exp(high)),
         float(loads.heaviest / np.exp(bend)),
-        bool(high - low <= np.log(WIDEST_ANSWER)),
+        bool(high - low <= np.log(prior.widest)),
     )
 
 
@@ -241,12 +245,13 @@ def _growth(bend: Floats, shape: Floats, reach: Floats) -> Floats:
 
 
 def _reaches(
-    heaviest: float, kv_limit: float | None, farthest: float
+    heaviest: float, kv_limit: float | None, prior: Prior
 ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Where the peak may lie: × the heaviest load, weight, whether the KV cache sets it."""
-    if kv_limit is None or kv_limit >= farthest * heaviest:
-        free = np.exp(np.linspace(0, np.log(farthest), 13))
-        return free, free**_THINNING / (free**_THINNING).sum(), np.zeros(13, bool)
+    if kv_limit is None or kv_limit >= prior.farthest * heaviest:
+        free = np.exp(np.linspace(0, np.log(prior.farthest), 13))
+        likely = free**prior.thinning
+        return free, likely / likely.sum(), np.zeros(13, bool)
     reach = max(1.0, kv_limit / heaviest)
     free = np.exp(np.linspace(0, np.log(reach), 5))
     kv = np.maximum(1.0, reach * np.exp(_KV_LOAD_ERROR * _NORMAL))

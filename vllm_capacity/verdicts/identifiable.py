@@ -1,7 +1,7 @@
 """Whether a window can tell a capacity that it did not reach: its load varied, and output bent.
 
-A curve can be drawn through any scatter, and at a steady load the scatter is chance. Two things are
-proven before a peak is extrapolated:
+A curve can be drawn through any scatter, and at a steady load the scatter is chance. Three things
+are proven before a peak is extrapolated:
 
 1. *The load varied by cause.* Requests that arrive at a constant rate finish in numbers that
    scatter like a Poisson count. Finished requests in blocks of a minute or more scatter more than
@@ -10,7 +10,10 @@ proven before a peak is extrapolated:
    at least and by more than blocks scatter: running requests ÷ output, each summed over blocks. Of
    a lightly loaded server that ratio is flat, and it may be anywhere below its knee.
 
-Where either fails, what was seen is a lower bound, and no more than that can be known.
+3. *One server was seen.* Throughput is concave in load: no load gives less than lighter and
+   heavier ones let expect (`dipped`), or something outside slowed the server meanwhile.
+
+Where one fails, what was seen is a lower bound, and no more than that can be known.
 Source: method.md §7; the index of dispersion, Cox and Lewis 1966, §6.3.
 """
 
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_capacity.verdicts.curve import Floats
+from vllm_capacity.verdicts.curve import Floats, Loads
 from vllm_capacity.verdicts.loads import Mask
 from vllm_capacity.verdicts.regimes import Judged
 
@@ -33,6 +36,7 @@ _MIN_BLOCKS = 3
 _SIGNIFICANT = 3.1
 _LEAST_VARIATION = 0.2
 _LEAST_BEND, _BEND_ERRORS = 1.15, 2.5
+_LEAST_DIP, _DIP_ERRORS = 0.1, 1.5
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,40 @@ def has_bent(found: Blocks) -> bool:
     growth = _step_time(running[heavy], tokens[heavy]) / _step_time(running[light], tokens[light])
     error = math.hypot(_scatter(running, tokens, heavy), _scatter(running, tokens, light))
     return growth >= _LEAST_BEND and growth >= 1 + _BEND_ERRORS * error * growth
+
+
+def dipped(loads: Loads) -> float | None:
+    """The load at which output falls most below what its neighbors let expect; None for none.
+
+    Throughput is concave in load, so a load gives no less than the straight line between a lighter
+    and a heavier one. By a tenth and more than it scatters, that is no scatter: something outside
+    slowed the server while it had that load, and the curve is not one server's.
+    """
+    if len(loads) < _MIN_BLOCKS:
+        return None
+    running, output = _upper_hull(np.append(0, loads.running), np.append(0, loads.output))
+    ratio = loads.output / np.interp(loads.running, running, output)
+    short = ratio - (1 - _LEAST_DIP - _DIP_ERRORS * loads.error)
+    lowest = int(np.argmin(short))
+    return float(loads.running[lowest]) if short[lowest] < 0 else None
+
+
+def _upper_hull(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """The points of the smallest concave curve above all of them; x ascending."""
+    hull: list[tuple[float, float]] = []
+    for point in zip(x.tolist(), y.tolist(), strict=True):
+        while len(hull) > 1 and _is_under(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    ends = np.asarray(hull)
+    return ends[:, 0], ends[:, 1]
+
+
+def _is_under(
+    left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]
+) -> bool:
+    rise = (middle[1] - left[1]) * (right[0] - left[0])
+    return rise <= (right[1] - left[1]) * (middle[0] - left[0])
 
 
 def _step_time(running_seconds: Floats, tokens: Floats) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ _ENOUGH_SCRAPES = 3
 _CORRELATION = 1.5
 _OF_PEAK = 0.95
 _HELD_SECONDS, _SLOWED = 60.0, 0.75
+_QUEUE_OF_RUNNING, _LASTING_SCRAPES = 0.1, 6
 _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
 _LEAST_SPAN, _FLAT_GROWTH = 1.1, 0.3
 
@@ -62,12 +63,15 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Held:
-    """What a minute held on average: output tokens/s, running requests; its start and steps."""
+    """What a minute held on average, and when it ended at the latest.
+
+    `output` is tokens/s; `is_limited` whether the server was the limit in part of it.
+    """
 
     output: float
     running: float
-    start: datetime
-    steps: tuple[Judged, ...]
+    end: datetime
+    is_limited: bool
 
 
 def is_usable(step: Row, *, usual_seconds: float) -> bool:
@@ -209,9 +213,14 @@ def plateau(judged: Sequence[Judged], *, best: Held | None = None, seed: int = 0
     (`slowed`, given its `best` minute).
     """
     is_slow = {id(step) for step in slowed(judged, best)}
-    held = [j for j in _limited(judged) if id(j) not in is_slow]
+    stretches = [
+        [j for j in stretch if id(j) not in is_slow] for stretch in _clean_stretches(judged)
+    ]
+    held = [step for stretch in stretches for step in stretch]
     seconds = sum(j.seconds for j in held)
     if len(held) < _MIN_PLATEAU_STEPS or seconds < MIN_PLATEAU_SECONDS:
+        return None
+    if not _has_queue(stretches):
         return None
     basis = (
         f"mean of {len(held)} steps ({seconds:.0f} s) in which the server was the limit; "
@@ -223,6 +232,23 @@ def plateau(judged: Sequence[Judged], *, best: Held | None = None, seed: int = 0
         _held(np.asarray([j.step[name] for j in held]), weights, basis, seed) for name in columns
     )
     return Plateau(output, running, len(held), seconds)
+
+
+def _has_queue(stretches: Sequence[Sequence[Judged]]) -> bool:
+    """Whether the queue was more than chance: deep, lasting, or held back by the KV cache.
+
+    Near its limit a server has a few requests waiting now and then, while it still goes on rising.
+    Deep is a tenth of what ran; lasting, in six scrapes in a row or more for half of the time.
+    """
+    held = [step for stretch in stretches for step in stretch]
+    waiting = sum((j.step["waiting_mean"] or 0.0) * j.seconds for j in held)
+    running = sum(j.step["running_mean"] * j.seconds for j in held)
+    sure = [j for j in held if j.regime == regimes.KV]
+    for stretch in stretches:
+        if sum(j.step["scrapes"] for j in stretch) >= _LASTING_SCRAPES:
+            sure += [j for j in stretch if j.regime != regimes.KV]
+    is_lasting = sum(j.seconds for j in sure) >= sum(j.seconds for j in held) / 2
+    return waiting >= _QUEUE_OF_RUNNING * running or is_lasting
 
 
 def slowed(judged: Sequence[Judged], best: Held | None) -> list[Judged]:
@@ -244,10 +270,6 @@ def slowed(judged: Sequence[Judged], best: Held | None) -> list[Judged]:
     return found
 
 
-def _limited(judged: Sequence[Judged]) -> list[Judged]:
-    return [step for stretch in _clean_stretches(judged) for step in stretch]
-
-
 def _clean_stretches(judged: Sequence[Judged]) -> list[list[Judged]]:
     """The usable steps of each stretch in which the server was the limit, its edges left out."""
     usual = usual_seconds([j.step for j in judged])
@@ -267,7 +289,8 @@ def _minutes(stretch: Sequence[Judged]) -> list[list[Judged]]:
             groups.append([])
         groups[-1].append(step)
     if len(groups) > 1 and sum(j.seconds for j in groups[-1]) < _HELD_SECONDS:
-        groups[-2] += groups.pop()
+        rest = groups.pop()
+        groups[-1] += rest
     return groups
 
 
@@ -277,28 +300,20 @@ def _mean_output(steps: Sequence[Judged]) -> float:
 
 
 def best_minute(judged: Sequence[Judged]) -> Held | None:
-    """The minute in which most came out; None without a whole minute of clean steps.
-
-    The highest mean output of consecutive clean steps that make up a minute or more.
-    """
-    usual = usual_seconds([j.step for j in judged])
-    best: Held | None = None
-    run: list[Judged] = []
-    for step in judged:
-        follows = bool(run) and run[-1].step["end"] == step.step["start"]
-        run = [*run, step] if follows else [step]
-        if not is_usable(step.step, usual_seconds=usual):
-            run = []
-        while len(run) > 1 and sum(j.seconds for j in run[1:]) >= _HELD_SECONDS:
-            run = run[1:]
-        seconds = sum(j.seconds for j in run)
-        if seconds < _HELD_SECONDS:
-            continue
-        output = _mean_output(run)
-        if best is None or output > best.output:
-            running = sum((j.running or 0.0) * j.seconds for j in run) / seconds
-            best = Held(output, running, run[0].step["start"], tuple(run))
-    return best
+    """The minute in which most came out, by the clean step it ended in; None without one."""
+    ends = [j for j in usable_steps(judged) if j.step["best_minute_tokens_per_second"]]
+    if not ends:
+        return None
+    last = max(ends, key=lambda j: float(j.step["best_minute_tokens_per_second"]))
+    since = last.step["end"] - timedelta(seconds=_HELD_SECONDS + last.seconds)
+    within = [j for j in judged if since < j.step["end"] <= last.step["end"]]
+    return Held(
+        output=float(last.step["best_minute_tokens_per_second"]),
+        running=sum((j.running or 0.0) * j.seconds for j in within)
+        / sum(j.seconds for j in within),
+        end=last.step["end"],
+        is_limited=any(j.regime in regimes.LIMITS for j in within),
+    )
 
 
 def on_plateau(loads: Loads) -> Mask | None:

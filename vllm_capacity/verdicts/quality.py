@@ -5,13 +5,14 @@ A clean window has only `info` findings. Source: method.md §9.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.losses import Lost
-from vllm_capacity.verdicts import quality_scrapes, quality_series
+from vllm_capacity.verdicts import quality_scrapes, quality_series, quality_speed
 from vllm_capacity.verdicts.finding import Finding
+from vllm_capacity.verdicts.saturation import SaturationFit
 
 CHECKS = (
     "coverage",
@@ -25,6 +26,7 @@ CHECKS = (
     "missing",
     "bounds",
     "partial-step",
+    "slowed",
     "stale-gauge",
     "edge-bucket",
 )
@@ -36,6 +38,7 @@ def ledger(
     *,
     lost_requests: Lost,
     lost_tokens: Lost,
+    fits: Sequence[SaturationFit],
 ) -> list[Finding]:
     """Every finding, in the order of `CHECKS`. `figures` is the answer so far (answers.py)."""
     found = [
@@ -46,6 +49,7 @@ def ledger(
         *quality_scrapes.lagging(evidence),
         *quality_scrapes.partial_steps(evidence),
         *quality_scrapes.stale_gauges(evidence),
+        *quality_speed.slowed(fits),
         *quality_series.intake(evidence),
         *quality_series.lifetimes(evidence),
         *quality_series.features(evidence),

@@ -41,14 +41,22 @@ from vllm_capacity.verdicts.capacity import (
     too_light,
     too_short,
     unbent,
+    uneven,
 )
-from vllm_capacity.verdicts.curve import FARTHEST_LOAD, Loads, foreseen_peak, kv_limit_running
+from vllm_capacity.verdicts.curve import (
+    FARTHEST_LOAD,
+    WINDOW_PRIOR,
+    Loads,
+    foreseen_peak,
+    kv_limit_running,
+)
 from vllm_capacity.verdicts.curve_fit import fitted_usls
-from vllm_capacity.verdicts.identifiable import blocks, has_bent, is_load_varied
+from vllm_capacity.verdicts.identifiable import blocks, dipped, has_bent, is_load_varied
 from vllm_capacity.verdicts.loads import (
     Columns,
     Held,
     Levels,
+    bands,
     best_minute,
     curve_steps,
     load_levels,
@@ -75,6 +83,7 @@ STEP_SCHEMA: Schema = {
     "kv_ratio_mean": pl.Float64,
     "kv_ratio_max": pl.Float64,
     "output_tokens_per_second": pl.Float64,
+    "best_minute_tokens_per_second": pl.Float64,
     "requests_per_second": pl.Float64,
     "prompt_tokens_per_second": pl.Float64,
     "preemptions": pl.Float64,
@@ -85,7 +94,8 @@ STEP_SCHEMA: Schema = {
     "has_restart": pl.Boolean,
 }
 """A step of 10–60 s of one engine, a row each; null where not observed. Rates are means over the
-step, `at_ceiling_share` is of the scrapes that saw requests wait."""
+step, `at_ceiling_share` is of the scrapes that saw requests wait;
+`best_minute_tokens_per_second` is the highest mean output over a minute that ends in the step."""
 
 CURVE_SCHEMA: Schema = {
     "running_requests": pl.Float64,
@@ -107,8 +117,9 @@ class SaturationFit:
     """One engine: its judged steps, the points and limits of its curve, and its capacity.
 
     `kind` says how the capacity was found (`KINDS`), `best` is the best minute. `kv_limit_running`
-    is where the KV cache would be full, None if not told. `slowed` are the steps at the limit that
-    gave far less than the best minute. `left_out` counts the steps with a gap or restart, which no
+    is where the KV cache would be full, None if not told. `slowed` are the steps that gave far less
+    than they should have: at the limit, than the best minute; below it, than lighter and heavier
+    loads let expect. `left_out` counts the steps with a gap or restart, which no
     figure of the curve uses.
     """
 
@@ -244,9 +255,20 @@ def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationF
         capacity_running=running,
         kind=kind,
         best=best,
-        slowed=tuple(slowed(judged, best)),
+        slowed=tuple(slowed(judged, best) or _dip(points, loads)),
         left_out=left_out,
     )
+
+
+def _dip(points: Sequence[Judged], loads: Loads) -> list[Judged]:
+    """The steps of the load at which output fell below what its neighbors let expect."""
+    dip = dipped(loads)
+    band = next((b for b in bands(points) if dip and _median_running(b) == dip), [])
+    return list(band)
+
+
+def _median_running(band: Sequence[Judged]) -> float:
+    return float(np.median([point.running for point in band]))
 
 
 def _not_reached(
@@ -271,7 +293,10 @@ def _extrapolated(
         return steady(judged)
     if not has_bent(found):
         return unbent(loads)
-    peak = foreseen(foreseen_peak(loads, kv_limit), loads, kv_limit)
+    dip = dipped(loads)
+    if dip is not None:
+        return uneven(dip)
+    peak = foreseen(foreseen_peak(loads, kv_limit, prior=WINDOW_PRIOR), loads, kv_limit)
     return peak if best is None else no_less(peak, best)
 
 
