@@ -10,6 +10,10 @@ MOST = Estimate.at_most(8, "memory", "never seen")
 NOTHING = Estimate.unknown("not scraped")
 
 
+def added(*parts):
+    return total({f"r{k}": part for k, part in enumerate(parts)}, "")
+
+
 def ends(estimate):
     return estimate.low, estimate.mid, estimate.high
 
@@ -50,12 +54,12 @@ def ends(estimate):
             KNOWN.capped(Estimate.known(80, 95, 130, "")), (80, 95, 120), id="no end above a cap's"
         ),
         pytest.param(LEAST.capped(KNOWN), (50, None, None), id="a bound is not capped"),
-        pytest.param(total([KNOWN, KNOWN], ""), (180, 200, 240), id="two intervals added"),
-        pytest.param(total([KNOWN, LEAST], ""), (140, None, None), id="a bound makes a bound"),
-        pytest.param(total([KNOWN, NOTHING], ""), (90, None, None), id="unknown is at least 0"),
-        pytest.param(total([KNOWN, MOST], ""), (None, None, 128), id="at most, all of them"),
-        pytest.param(total([MOST, NOTHING], ""), (None,) * 3, id="no end counts"),
-        pytest.param(total([], ""), (None,) * 3, id="nothing to add"),
+        pytest.param(added(KNOWN, KNOWN), (180, 200, 240), id="two intervals added"),
+        pytest.param(added(KNOWN, LEAST), (140, None, None), id="a bound makes a bound"),
+        pytest.param(added(KNOWN, NOTHING), (90, None, None), id="unknown is at least 0"),
+        pytest.param(added(KNOWN, MOST), (None, None, 128), id="at most, all of them"),
+        pytest.param(added(MOST, NOTHING), (None,) * 3, id="no end counts"),
+        pytest.param(added(), (None,) * 3, id="nothing to add"),
     ],
 )
 def test_arithmetic(found, expected):
@@ -65,7 +69,7 @@ def test_arithmetic(found, expected):
 
 def test_a_bound_keeps_why_it_is_one():
     assert Estimate.exact(10, "rate").divided_by(LEAST, "").reason == "never loaded"
-    assert total([LEAST, LEAST, NOTHING], "").reason == "never loaded; not scraped"
+    assert added(LEAST, LEAST, NOTHING).reason == "r0, r1: never loaded. r2: not scraped"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def test_json_is_the_saturation_object(tmp_path):
         "regime",
         "first_limit",
         "regimes",
+        "capacity_kind",
         "capacity_output_tokens_per_second",
         "capacity_running_requests",
         "headroom_ratio",

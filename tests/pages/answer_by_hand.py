@@ -45,6 +45,7 @@ ANSWER: dict[str, Any] = {
         "end": "2026-11-24T08:25:00Z",
         "hours": 25 / 60,
         "engines": 1,
+        "mean_engines": 1.0,
     },
     "requests": {
         "finished": 2000,
@@ -80,6 +81,7 @@ ANSWER: dict[str, Any] = {
             regime(0, 14, "client-bound", "none waited"),
             regime(14, 25, "kv-bound", "KV 95 % full, 20 waited"),
         ],
+        "capacity_kind": "measured",
         "capacity_output_tokens_per_second": estimate(300.0, 290.0, 310.0),
         "capacity_running_requests": estimate(27.0, 25.0, 29.0),
         "headroom_ratio": estimate(0.333, 0.31, 0.355),

@@ -244,15 +244,14 @@ def test_loads_that_let_no_capacity_be_told_have_no_curve(examples):
 
 
 @pytest.mark.parametrize(
-    ("basis", "said"),
+    ("kind", "said"),
     [
-        pytest.param("mean of 53 steps", True, id="seen"),
-        pytest.param("foreseen from 4 lighter loads", False, id="foreseen"),
+        pytest.param("measured", True, id="measured"),
+        pytest.param("extrapolated", False, id="extrapolated"),
     ],
 )
-def test_capacity_that_was_seen_is_said_to_be_a_mean(basis, said):
-    capacity = estimate(300.0, 290.0, 310.0) | {"basis": basis}
-    of = answer(saturation__capacity_output_tokens_per_second=capacity)
+def test_capacity_that_was_seen_is_said_to_be_a_mean(kind, said):
+    of = answer(saturation__capacity_kind=kind)
     found = subtitle(charts.saturation_curve(STEPS, of).to_dict())
     assert ("the mean of steps that scatter about it" in found) == said
 

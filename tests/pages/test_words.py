@@ -166,13 +166,11 @@ def said(**changes):
         ),
         pytest.param(
             {
-                "saturation__capacity_output_tokens_per_second": {
-                    **estimate(300.0, 200.0, 400.0),
-                    "basis": "foreseen from 3 lighter loads",
-                }
+                "saturation__capacity_kind": "extrapolated",
+                "saturation__capacity_output_tokens_per_second": estimate(300.0, 200.0, 400.0),
             },
             "It would probably do 300",
-            id="a capacity foreseen is not called seen",
+            id="an extrapolated capacity is not called seen",
         ),
         pytest.param({}, "Next: give the KV cache more room", id="what to do: KV cache"),
         pytest.param(

@@ -45,16 +45,18 @@ def test_recorded_plateau_is_foreseen_from_its_lighter_half(sweep):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "load"),
+    ("seconds", "why", "held"),
     [
-        pytest.param(554, "10.0", id="up to 4 clients"),
-        pytest.param(734, "17.7", id="up to 8 clients"),
+        pytest.param(554, "tokens came as fast at the heaviest load", 102, id="up to 4 clients"),
+        pytest.param(734, "It would take about 17.4 running requests", 180, id="up to 8 clients"),
     ],
 )
-def test_too_light_a_load_is_refused_with_the_load_it_takes(sweep, seconds, load):
+def test_too_light_a_load_gives_what_was_held_as_a_lower_bound(sweep, seconds, why, held):
     found = capacity(saturation(first_seconds(sweep, seconds)))
-    assert found["mid"] is None
-    assert f"It would take about {load} running requests" in found["reason"]
+    assert (found["mid"], found["high"]) == (None, None)
+    assert why in found["reason"]
+    assert found["low"] == pytest.approx(held, rel=0.1)
+    assert found["low"] < HELD
 
 
 def test_an_almost_idle_gpu_has_no_known_capacity(examples):
@@ -79,12 +81,24 @@ def test_a_fleet_adds_up_and_says_so(two_replicas):
     assert found["basis"].startswith("sum over 2 engines, each under its own load")
 
 
-def test_a_fleet_with_an_unknown_engine_is_unknown():
-    parts = [("a/0", Estimate.known(90, 100, 110, "held")), ("b/0", Estimate.unknown("idle"))]
-    found = fleet_sum(parts, "output tokens/s")
-    assert found.reason == (
-        "unknown for 1 of 2 engines. b/0: idle The 1 others add up to 100 output tokens/s."
-    )
+def test_a_fleet_with_an_unknown_engine_is_at_least_what_the_others_are():
+    parts = {"a/0": Estimate.known(90, 100, 110, "held"), "b/0": Estimate.unknown("idle")}
+    found = fleet_sum(parts)
+    assert (found.low, found.mid, found.high) == (90, None, None)
+    assert found.reason == "b/0: idle"
+
+
+@pytest.mark.parametrize(
+    ("presence", "expected"),
+    [
+        pytest.param({}, 200, id="both there throughout"),
+        pytest.param({"a/0": 0.5, "b/0": 0.5}, 100, id="one replaced by the other half way"),
+        pytest.param({"b/0": 0.25}, 125, id="one scaled up for a quarter of the time"),
+    ],
+)
+def test_engines_count_for_as_long_as_they_were_there(presence, expected):
+    each = Estimate.known(90, 100, 110, "held")
+    assert fleet_sum({"a/0": each, "b/0": each}, presence=presence).mid == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +107,18 @@ def test_a_fleet_with_an_unknown_engine_is_unknown():
         pytest.param(60.0, Estimate.known(90, 100, 120, "held"), 0.4, id="room left"),
         pytest.param(110.0, Estimate.known(90, 100, 120, "held"), -0.1, id="above what was held"),
         pytest.param(60.0, Estimate.unknown("no bend"), None, id="unknown capacity"),
+        pytest.param(60.0, Estimate.at_least(100, "seen", "steady"), None, id="a lower bound"),
         pytest.param(None, Estimate.exact(100, "held"), None, id="no rate"),
     ],
 )
 def test_headroom(rate, most, expected):
     found = headroom(rate, most).mid
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_headroom_under_a_lower_bound_is_at_least():
+    found = headroom(60.0, Estimate.at_least(100, "seen", "steady"))
+    assert (found.low, found.mid, found.high) == (pytest.approx(0.4), None, None)
 
 
 def test_headroom_takes_the_rate_it_is_given():

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from vllm_capacity.verdicts.curve import WIDEST_ANSWER, Loads
+from vllm_capacity.verdicts.curve import PRIOR, Loads
 from vllm_capacity.verdicts.points import fit_points
 
 TUNING = Path(__file__).resolve().parents[2] / "bench" / "saturation_tuning.py"
@@ -86,7 +86,7 @@ def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
     assert refused
     for answer in refused:
         low, high = answer["reason"].split("anywhere from ")[1].split(" tokens/s")[0].split(" to ")
-        assert float(high.replace(",", "")) > 0.99 * WIDEST_ANSWER * float(low.replace(",", ""))
+        assert float(high.replace(",", "")) > 0.99 * PRIOR.widest * float(low.replace(",", ""))
 
 
 def test_whole_sweeps_show_their_plateau_or_that_they_still_rise(tuning):

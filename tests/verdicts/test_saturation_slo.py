@@ -4,6 +4,7 @@ import pytest
 from made_steps import made_steps, queued, steady
 
 from vllm_capacity.figures.steps import engine_steps
+from vllm_capacity.verdicts.saturation import engine_fits
 from vllm_capacity.verdicts.slo import is_oversaturating, slo_capacity
 
 LOADS = [(1, 30.0, 0.1), (2, 57.0, 0.15), (4, 103.0, 0.3), (8, 179.0, 0.6), (16, 264.0, 1.2)]
@@ -37,7 +38,8 @@ def test_a_throughput_that_was_held_within_the_target_bounds_the_capacity_from_b
 def test_more_load_is_not_asked_for_where_throughput_fell():
     falling = [(1, 30.0, 0.1), (4, 103.0, 0.3), (8, 179.0, 0.4), (16, 90.0, 0.45)]
     found = slo_capacity(loaded(falling), 0.5)
-    assert "at least 179 output tokens/s, and past 8.0 running requests" in found.reason
+    assert (found.low, found.high) == (179, None)
+    assert "past 8.0 running requests throughput fell" in found.reason
 
 
 def test_a_queue_that_drifts_without_growing_is_no_oversaturation():
@@ -58,13 +60,31 @@ def test_a_queue_that_drifts_without_growing_is_no_oversaturation():
     ("ttft", "itl", "part_of_reason"),
     [
         pytest.param(None, None, "no latency target", id="no target"),
-        pytest.param(5.0, None, "at least 264 output tokens/s", id="always met"),
         pytest.param(0.05, None, "missed already at the lightest load", id="never met"),
         pytest.param(0.45, 0.01, "missed already at the lightest load", id="one target never met"),
     ],
 )
 def test_slo_capacity_is_unknown(ttft, itl, part_of_reason):
     assert part_of_reason in slo_capacity(loaded(LOADS), ttft, itl).reason
+
+
+def test_slo_capacity_is_at_least_what_was_held_where_targets_were_always_met():
+    found = slo_capacity(loaded(LOADS), 5.0, None)
+    assert (found.low, found.mid, found.high) == (264, None, None)
+    assert "more load would tell it" in found.reason
+
+
+def test_slo_capacity_is_never_above_the_capacity():
+    held = [queued(8, 200, 4, ttft_p95_seconds=9.0) for _ in range(8)]
+    loads = [steady(n, 40.0 * n, ttft_p95_seconds=0.1 * n) for n in (1, 2, 4, 4) for _ in range(3)]
+    steps = made_steps(*loads, *held)
+    (fit,), found = engine_fits(steps), slo_capacity(steps, 1.0)
+    ends = zip((found.low, found.mid, found.high), _ends(fit.capacity), strict=True)
+    assert all(within <= most for within, most in ends)
+
+
+def _ends(estimate):
+    return estimate.low, estimate.mid, estimate.high
 
 
 def test_slo_capacity_met_at_saturation_is_the_plateau():

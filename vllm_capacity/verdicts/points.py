@@ -27,6 +27,7 @@ from vllm_capacity.verdicts.curve import (
     kv_limit_running,
 )
 from vllm_capacity.verdicts.loads import Mask, on_plateau
+from vllm_capacity.verdicts.saturation import EXTRAPOLATED, MEASURED, UNKNOWN
 
 _KV_FULL_RATIO = 0.9
 _ROWS_A_LOAD = 1.5
@@ -61,10 +62,17 @@ def fit_points(points: pl.DataFrame) -> dict[str, Any]:
         "regime": regimes.KV if is_full else regimes.UNKNOWN,
         "first_limit": regimes.KV if is_full else None,
         "regimes": [],
+        "capacity_kind": _kind(capacity, is_held=near is not None),
         "capacity_output_tokens_per_second": capacity.as_dict(),
         "capacity_running_requests": running.as_dict(),
         "headroom_ratio": Estimate.unknown(_NO_NOW).as_dict(),
     }
+
+
+def _kind(capacity: Estimate, *, is_held: bool) -> str:
+    if not capacity.is_known:
+        return UNKNOWN
+    return MEASURED if is_held else EXTRAPOLATED
 
 
 def _loads(points: pl.DataFrame) -> tuple[Loads, Floats]:

@@ -1,4 +1,4 @@
-"""What a window's own throughput says against it: times in which a server was slower than itself."""
+"""What a window's own throughput says against it: times in which a server was slowed."""
 
 from __future__ import annotations
 
