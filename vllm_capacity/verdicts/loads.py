@@ -254,19 +254,23 @@ def _has_queue(stretches: Sequence[Sequence[Judged]]) -> bool:
 def slowed(judged: Sequence[Judged], best: Held | None) -> list[Judged]:
     """The steps in which the server was the limit, yet gave far less than its best minute held.
 
-    Minutes below three quarters of it, two in a row or all of a stretch: something outside slowed
-    the server, or it was asked for something else. Either way they do not tell what it can do.
+    Minutes below three quarters of it, two in a row or all of a stretch, and steps below it in the
+    minutes beside: something outside slowed the server, or it was asked for something else. Either
+    way they do not tell what it can do.
     """
     if best is None:
         return []
+    least = _SLOWED * best.output
     found: list[Judged] = []
     for stretch in _clean_stretches(judged):
         minutes = _minutes(stretch)
-        is_low = [_mean_output(minute) < _SLOWED * best.output for minute in minutes]
+        is_low = [_mean_output(minute) < least for minute in minutes]
         for k, minute in enumerate(minutes):
             is_low_beside = any(is_low[max(0, k - 1) : k] + is_low[k + 1 : k + 2])
             if is_low[k] and (is_low_beside or len(minutes) == 1):
                 found += minute
+            elif is_low_beside:
+                found += [j for j in minute if j.step["output_tokens_per_second"] < least]
     return found
 
 

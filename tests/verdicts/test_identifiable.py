@@ -1,0 +1,106 @@
+"""A capacity is extrapolated only where the load varied by cause and throughput bent."""
+
+import numpy as np
+import pytest
+from made_steps import made_steps, queued, steady
+
+from vllm_capacity.verdicts.curve import Loads
+from vllm_capacity.verdicts.identifiable import blocks, dipped, has_bent, is_load_varied
+from vllm_capacity.verdicts.loads import usable_steps
+from vllm_capacity.verdicts.regimes import judged_steps
+from vllm_capacity.verdicts.saturation import BOUNDED, EXTRAPOLATED, engine_fits
+
+SECONDS = 20.0
+TOKENS_A_REQUEST = 100.0
+
+
+def served(arrivals_per_second, *, bend=16.0, seed=0):
+    """Steps of a server with step time ∝ 1 + N/bend whose arrivals are Poisson at those rates."""
+    rng = np.random.default_rng(seed)
+    steps = []
+    for rate in arrivals_per_second:
+        output = rng.poisson(rate * SECONDS) / SECONDS * TOKENS_A_REQUEST
+        # X = 30 N ÷ (1 + N/bend), the other way round.
+        running = output / max(1e-9, 30 - output / bend)
+        finished = rng.poisson(rate * SECONDS) / SECONDS
+        itl = running / output if output else None
+        more = {"requests_per_second": finished, "itl_mean_seconds": itl}
+        steps.append(steady(running, output, **more))
+    return made_steps(*steps, seconds=SECONDS)
+
+
+def found(steps):
+    rows = steps.rows(named=True)
+    return blocks(usable_steps(judged_steps(rows)))
+
+
+STEADY = [1.2] * 180
+RAMP = list(np.linspace(0.3, 3.4, 180))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_constant_rate_is_no_variation(seed):
+    assert not is_load_varied(found(served(STEADY, seed=seed)))
+
+
+@pytest.mark.parametrize(
+    ("rates", "bend", "expected"),
+    [
+        pytest.param(RAMP, 16.0, (True, True), id="a ramp of a server that bends"),
+        pytest.param(RAMP, 1e6, (True, False), id="a ramp of a server far from its limit"),
+        pytest.param([0.5] * 90 + [2.5] * 90, 16.0, (True, True), id="two loads"),
+    ],
+)
+def test_load_that_varied_and_output_that_bent(rates, bend, expected):
+    seen = found(served(rates, bend=bend))
+    assert (is_load_varied(seen), has_bent(seen)) == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_steady_load_gives_the_best_minute_as_a_lower_bound(seed):
+    steps = served(STEADY, seed=seed)
+    (fit,) = engine_fits(steps)
+    assert (fit.kind, fit.capacity.mid) == (BOUNDED, None)
+    assert fit.capacity.low == steps["best_minute_tokens_per_second"].max()
+    assert "the load was steady" in fit.capacity.reason
+
+
+def test_a_ramp_is_extrapolated():
+    (fit,) = engine_fits(served(RAMP))
+    assert fit.kind == EXTRAPOLATED
+    assert fit.capacity.low < 30 * 80 / (1 + 80 / 16) < fit.capacity.high
+
+
+def test_blocks_take_a_minute_and_five_requests():
+    seen = found(served([0.05] * 180))
+    assert seen.seconds.min() >= 60
+    assert seen.requests.sum() == pytest.approx(seen.seconds.sum() * 0.05, rel=0.5)
+
+
+def test_too_little_is_no_blocks():
+    assert found(served([1.0] * 4)) is None
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        pytest.param([30, 55, 90, 130, 160], None, id="concave"),
+        pytest.param([30, 55, 52, 130, 160], 4, id="slowed at one load"),
+        pytest.param([30, 55, 88, 130, 118], None, id="fallen past its peak"),
+    ],
+)
+def test_a_load_below_the_line_of_its_neighbors_is_told(output, expected):
+    assert dipped(Loads.of([1, 2, 4, 8, 16], output)) == expected
+
+
+def test_a_slowed_stretch_at_the_limit_is_left_out_of_the_plateau():
+    fast, slow = [queued(8, 300, 4)] * 12, [queued(8, 120, 9)] * 9
+    (fit,) = engine_fits(made_steps(*fast, *slow))
+    assert fit.capacity.mid == pytest.approx(300)
+    assert {step.step["output_tokens_per_second"] for step in fit.slowed} == {120}
+
+
+def test_a_queue_now_and_then_is_no_plateau():
+    steps = [queued(40, 300, 2, scrapes=1) if k % 3 else steady(30, 320) for k in range(18)]
+    (fit,) = engine_fits(made_steps(*steps, seconds=60))
+    assert fit.kind == BOUNDED
