@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.truth_server import loads
-from tests.truth_server.model import Arrivals, Clients, Slow
+from tests.truth_server.model import ITL, TTFT, Arrivals, Clients, Slow
 from tests.truth_server.servers import MIXES, PAIRS, SERVERS
 from tests.truth_server.truth import Truth, truths
 from tests.truth_server.windows import Life, Scraping, Served, write
@@ -22,6 +22,14 @@ MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 LEAD = -900.0  # servers run before the window begins
 _INTERVALS = (1.0, 2.0, 5.0, 5.0, 10.0, 15.0, 15.0, 15.0, 30.0, 60.0)
 Load = tuple[Arrivals | Clients, ...]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Latency targets on p95, seconds; None: none of that kind."""
+
+    ttft_seconds: float | None
+    itl_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,19 @@ class Case:
     scraping: Scraping
     lives: tuple[Life, ...]
     truth: Truth
+    targets: Targets
     engines: float = 1.0  # on average over the window
 
     @property
     def fleet_capacity(self) -> float:
         """Output tokens/s of all engines, weighted by how long each was there."""
         return self.truth.capacity * self.engines
+
+    @property
+    def fleet_slo_capacity(self) -> float:
+        """Output tokens/s of all engines at which the first target is missed."""
+        found = self.truth.within(self.targets.ttft_seconds, self.targets.itl_seconds)
+        return found * self.engines
 
     def write(self, path: Path) -> Served:
         return write(path, self.lives, seconds=self.seconds, scraping=self.scraping)
@@ -55,6 +70,7 @@ class _Draft:
     server: str
     mix: str
     truth: Truth
+    targets: Targets
     rng: np.random.Generator
     seed: int
 
@@ -255,7 +271,9 @@ def case(kind: str, number: int, seed: int = 0) -> Case:
     order = np.random.default_rng((seed, KINDS.index(kind), 10**6 + number // len(PAIRS)))
     server, mix = PAIRS[int(order.permutation(len(PAIRS))[number % len(PAIRS)])]
     own = int(rng.integers(2**31))
-    draft = _Draft(server, mix, truths()[server, mix], rng, own)
+    truth = truths()[server, mix]
+    targets = _targets(truth, np.random.default_rng((seed, own)))
+    draft = _Draft(server, mix, truth, targets, rng, own)
     if kind == "fleets":
         return _fleet(f"{kind}-{number:03d}", draft)
     made = _SHAPES[kind](draft)
@@ -270,7 +288,20 @@ def case(kind: str, number: int, seed: int = 0) -> Case:
         _scraping(draft, made.seconds),
         (life,),
         draft.truth,
+        draft.targets,
     )
+
+
+def _targets(truth: Truth, rng: np.random.Generator) -> Targets:
+    """A target on an edge of vLLM's buckets that is met lightly loaded and missed near capacity.
+
+    Of either latency; the loosest edge where a latency crosses none.
+    """
+    name, edges = [("ttft_p95", TTFT), ("itl_p95", ITL)][rng.integers(2)]
+    p95 = [getattr(level, name) for level in truth.open_levels]
+    crossed = [edge for edge in edges if p95[0] < edge < max(p95)]
+    target = float(rng.choice(crossed[:3])) if crossed else float(edges[-1])
+    return Targets(target, None) if name == "ttft_p95" else Targets(None, target)
 
 
 def _scraping(draft: _Draft, seconds: float) -> Scraping:
@@ -318,7 +349,7 @@ def _fleet(name: str, draft: _Draft) -> Case:
     alive = sum((seconds if one.end is None else one.end) - max(0.0, one.start) for one in lives)
     return Case(
         name, "fleets", f"{form}: {shapes[0].shape}", draft.server, draft.mix, seconds,
-        _scraping(draft, seconds), tuple(lives), draft.truth, alive / seconds,
+        _scraping(draft, seconds), tuple(lives), draft.truth, draft.targets, alive / seconds,
     )  # fmt: skip
 
 
