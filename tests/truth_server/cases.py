@@ -20,6 +20,7 @@ from tests.truth_server.windows import Life, Scraping, Served, write
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 LEAD = -900.0  # servers run before the window begins
+_MOST_REQUESTS = 60_000  # of a window of days
 _INTERVALS = (1.0, 2.0, 5.0, 5.0, 10.0, 15.0, 15.0, 15.0, 30.0, 60.0)
 Load = tuple[Arrivals | Clients, ...]
 
@@ -89,6 +90,10 @@ class _Draft:
     def knee(self) -> float:
         return self.truth.running_at_95
 
+    def within_reason(self, seconds: float, mean_share: float) -> float:
+        """So long, or shorter where that would be too many requests to simulate."""
+        return min(seconds, _MOST_REQUESTS / (mean_share * self.full))
+
     def pick(self, *values: float) -> float:
         return float(self.rng.choice(values))
 
@@ -121,7 +126,7 @@ def _constant(draft: _Draft) -> _Shaped:
 def _light(draft: _Draft) -> _Shaped:
     """Days at next to nothing."""
     share = draft.pick(0.003, 0.01, 0.03, 0.05)
-    seconds = draft.pick(0.25, 0.5, 1.0, 2.5) * DAY
+    seconds = draft.within_reason(draft.pick(0.25, 0.5, 1.0, 2.5) * DAY, share)
     return _Shaped(f"poisson {share:.1%}", seconds, draft.poisson(share, seconds))
 
 
@@ -156,8 +161,9 @@ def _varied(draft: _Draft) -> _Shaped:
     low, high = draft.between(0.02, 0.15), draft.pick(0.5, 0.7, 0.9, 1.1)
     form = draft.rng.choice(["ramp", "triangle", "diurnal", "clients"])
     if form == "diurnal":
-        seconds = draft.pick(1.0, 2.0) * DAY
-        load = draft.varying(loads.diurnal(low, high), high, seconds)
+        days = draft.pick(1.0, 2.0)
+        seconds = draft.within_reason(days * DAY, 0.4 * high)
+        load = draft.varying(loads.diurnal(low, high, seconds / days), high, seconds)
     elif form == "clients":
         levels = _levels(max(2.0, high * draft.knee))
         step = max(120.0, 4 * draft.answer_seconds)
@@ -225,12 +231,13 @@ def _spells(draft: _Draft) -> _Shaped:
 
 
 def _batch(draft: _Draft) -> _Shaped:
-    """A job of an hour or so every night beside a light day."""
-    seconds = 2 * DAY
-    jobs = [(day * DAY + 2 * HOUR, day * DAY + draft.pick(2.5, 3.0, 4.0) * HOUR) for day in (0, 1)]
+    """A job every night beside a light day; the nights are nearer where requests are many."""
     high = draft.pick(0.7, 1.3)
-    day = loads.diurnal(0.01, 0.2)
-    rate = lambda t: np.maximum(day(t), loads.spells(0.0, high, jobs)(t))  # noqa: E731
+    seconds = draft.within_reason(2 * DAY, 0.1 + 0.08 * high)
+    night = seconds / 48  # an hour of a day that is half the window
+    spans = [(2 * night, draft.pick(3.0, 4.0) * night), (26 * night, 28 * night)]
+    day, job = loads.diurnal(0.01, 0.2, seconds / 2), loads.spells(0.0, high, spans)
+    rate = lambda t: np.maximum(day(t), job(t))  # noqa: E731
     return _Shaped(f"nightly job {high:.0%}", seconds, draft.varying(rate, high, seconds))
 
 
@@ -306,7 +313,7 @@ def _targets(truth: Truth, rng: np.random.Generator) -> Targets:
 
 def _scraping(draft: _Draft, seconds: float) -> Scraping:
     interval = draft.pick(*_INTERVALS)
-    if seconds >= DAY / 4:
+    if seconds >= 5 * HOUR:
         interval = max(interval, 15.0)
     missed = draft.pick(0.0, 0.0, 0.02, 0.1)
     return Scraping(interval, draft.pick(0.0, 0.02, 0.1), missed, draft.seed)

@@ -24,7 +24,7 @@ from vllm_capacity.planning import Ask, plan
 
 USD_PER_HOUR = 2.0
 FIGURES = ("capacity", "slo_capacity", "headroom", "utilization", "idle_usd", "replicas")
-_ROUNDING, _HELD_SLACK = 1e-9, 1.02
+_ROUNDING, _HELD_SLACK, _FALLEN = 1e-9, 1.02, 0.97
 Row = dict[str, Any]
 
 
@@ -94,6 +94,7 @@ def row(made: Case, served: Served, found: Mapping[str, Row]) -> Row:
         "held": served.best_minute_fleet,
         "held_share": served.best_minute_fleet / made.fleet_capacity,
         "saturated_output": made.truth.saturated_output * made.engines,
+        "falls": made.truth.saturated_output < _FALLEN * made.truth.capacity,
         "running_mean": served.running_mean,
         "running_at_95": made.truth.running_at_95,
     }
