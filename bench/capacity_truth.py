@@ -91,7 +91,18 @@ def table(rows: Sequence[Row], *, by: str = "kind") -> str:
     groups = [(str(key), [row for row in rows if row[by] == key]) for key in keys]
     heads = (
         *("capacity", "cases", "two-sided", "inside", "high/low", "mid/truth", "mean log", "±3 %"),
-        *("at least", "true", "÷ held", "weak", "at most", "true", "unknown", "denied", "failed"),
+        *(
+            "at least",
+            "true",
+            "÷ held",
+            "weak",
+            "at most",
+            "true",
+            "unknown",
+            "denied",
+            "miscounted",
+            "failed",
+        ),
     )
     lines = [heads, *(_capacity_cells(kind, own) for kind, own in [*groups, ("all", rows)])]
     others = [
@@ -105,6 +116,7 @@ _NOTES = (
     "inside, mid/truth (median), mean log(mid/truth), ±3 % (mids that near) and high/low (median): "
     "of two-sided answers.\n÷ held: median of the bound by the best minute that was held; weak: "
     "bounds below 0.9 of it; denied: a minute held, or what is within targets, is above capacity.\n"
+    "miscounted: requests that are neither counted nor within what may be lost.\n"
     "Of the others, said counts one-sided answers, too."
 )
 
@@ -135,6 +147,7 @@ def _capacity_cells(kind: str, rows: Sequence[Row]) -> tuple[str, ...]:
         _right(most, "capacity"),
         _share(len(by_form["unknown"]), len(rows)),
         str(sum(bool(row["contradicted"]) for row in rows)),
+        str(sum(bool(row["miscounted"]) for row in rows)),
         str(sum(bool(row["failure"]) for row in rows)),
     )
 

@@ -300,15 +300,30 @@ def case(kind: str, number: int, seed: int = 0) -> Case:
 
 
 def _targets(truth: Truth, rng: np.random.Generator) -> Targets:
-    """A target on an edge of vLLM's buckets that is met lightly loaded and missed near capacity.
+    """A target of either latency, on an edge of vLLM's buckets, that a load clearly begins to miss.
 
-    Of either latency; the loosest edge where a latency crosses none.
+    Clearly: a target 8 % stricter or looser is missed at about the same load. The loosest edge,
+    which nothing misses, where there is no such one.
     """
-    name, edges = [("ttft_p95", TTFT), ("itl_p95", ITL)][rng.integers(2)]
-    p95 = [getattr(level, name) for level in truth.open_levels]
-    crossed = [edge for edge in edges if p95[0] < edge < max(p95)]
-    target = float(rng.choice(crossed[:3])) if crossed else float(edges[-1])
-    return Targets(target, None) if name == "ttft_p95" else Targets(None, target)
+    made, edges = [(_ttft_target, TTFT), (_itl_target, ITL)][rng.integers(2)]
+    clear = [edge for edge in edges if _is_clear(truth, made, edge)]
+    return made(float(rng.choice(clear)) if clear else edges[-1])
+
+
+def _ttft_target(seconds: float) -> Targets:
+    return Targets(seconds, None)
+
+
+def _itl_target(seconds: float) -> Targets:
+    return Targets(None, seconds)
+
+
+def _is_clear(truth: Truth, made: Callable[[float], Targets], edge: float) -> bool:
+    strict, loose = (
+        truth.within(targets.ttft_seconds, targets.itl_seconds)
+        for targets in (made(edge / 1.08), made(edge * 1.08))
+    )
+    return strict > 0 and loose <= min(1.3 * strict, 0.97 * truth.capacity)
 
 
 def _scraping(draft: _Draft, seconds: float) -> Scraping:

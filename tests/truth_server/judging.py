@@ -54,6 +54,7 @@ def estimates(path: Path, targets: Targets, *, with_plan: bool = True) -> dict[s
         "headroom": told["saturation"]["headroom_ratio"],
         "utilization": told["cost"]["utilisation"],
         "idle_usd": told["cost"]["idle_usd"],
+        "counts": told["tokens"] | {"requests": told["requests"]},
         "allocation_usd": told["cost"]["allocation_usd"],
     }
     if with_plan:
@@ -101,6 +102,7 @@ def row(made: Case, served: Served, found: Mapping[str, Row]) -> Row:
     for name in FIGURES:
         told |= _judged(name, found.get(name), truth[name])
     one = found.get("capacity") or {}
+    told["miscounted"] = _miscount(found.get("counts"), served)
     told["contradicted"] = _contradiction(one, found.get("slo_capacity") or {}, served)
     return {**told, "basis": one.get("basis", ""), "reason": one.get("reason", "")}
 
@@ -115,6 +117,16 @@ def _judged(name: str, found: Row | None, truth: float | None) -> Row:
         f"{name}_form": form(low, mid, high),
         f"{name}_right": is_right(low, high, truth),
     }
+
+
+def _miscount(counts: Row | None, served: Served) -> str:
+    """Requests that are neither counted nor within what may be lost; empty where all are."""
+    if counts is None or served.counted_requests is None:
+        return ""
+    finished, lost = counts["requests"]["finished"], counts["requests"]["lost"]
+    missing = served.counted_requests - finished
+    is_within = lost["high"] is None or lost["low"] <= missing <= lost["high"]
+    return "" if is_within else f"{missing:+,.0f} requests, lost {lost['low']} to {lost['high']}"
 
 
 def _contradiction(capacity: Row, slo_capacity: Row, served: Served) -> str:
