@@ -1,7 +1,10 @@
 """What the package says of a made-up window, held against its truth.
 
 A two-sided answer is right where its interval holds the truth; "at least" and "at most" where the
-truth is on that side.
+truth is on that side. `held` is the best minute of output, at most the capacity: when a burst
+drains, answers of prompts that were read before come faster than any load sustains (a half faster,
+where prompts are long). The capacity within latency targets is judged by Poisson load of a mean
+rate, where the package judges by moments: it is told, for comparison.
 """
 
 from __future__ import annotations
@@ -77,8 +80,8 @@ def row(made: Case, served: Served, found: Mapping[str, Row]) -> Row:
         "capacity": made.fleet_capacity,
         "slo_capacity": made.fleet_slo_capacity,
         "headroom": 1 - used,
-        "utilization": used,
-        "idle_usd": _times(found.get("allocation_usd"), 1 - used),
+        "utilization": min(1.0, used),
+        "idle_usd": _times(found.get("allocation_usd"), max(0.0, 1 - used)),
         "replicas": _replicas(found.get("demand"), made.truth.capacity),
     }
     told: Row = {
@@ -92,7 +95,7 @@ def row(made: Case, served: Served, found: Mapping[str, Row]) -> Row:
         "missed": made.scraping.missed,
         "output_rate": rate,
         "used": used,
-        "held": served.best_minute_fleet,
+        "held": min(served.best_minute_fleet, made.fleet_capacity),
         "held_share": served.best_minute_fleet / made.fleet_capacity,
         "saturated_output": made.truth.saturated_output * made.engines,
         "falls": made.truth.saturated_output < _FALLEN * made.truth.capacity,
@@ -103,7 +106,7 @@ def row(made: Case, served: Served, found: Mapping[str, Row]) -> Row:
         told |= _judged(name, found.get(name), truth[name])
     one = found.get("capacity") or {}
     told["miscounted"] = _miscount(found.get("counts"), served)
-    told["contradicted"] = _contradiction(one, found.get("slo_capacity") or {}, served)
+    told["contradicted"] = _contradiction(one, found.get("slo_capacity") or {}, told["held"])
     return {**told, "basis": one.get("basis", ""), "reason": one.get("reason", "")}
 
 
@@ -129,13 +132,13 @@ def _miscount(counts: Row | None, served: Served) -> str:
     return "" if is_within else f"{missing:+,.0f} requests, lost {lost['low']} to {lost['high']}"
 
 
-def _contradiction(capacity: Row, slo_capacity: Row, served: Served) -> str:
+def _contradiction(capacity: Row, slo_capacity: Row, held: float) -> str:
     """What the window itself says against its capacity; empty where nothing does."""
     most = capacity.get("high")
     if most is None:
         return ""
-    if served.best_minute_fleet > _HELD_SLACK * most:
-        return f"a minute of {served.best_minute_fleet:.4g} was held"
+    if held > _HELD_SLACK * most:
+        return f"a minute of {held:.4g} was held"
     within = slo_capacity.get("mid") or slo_capacity.get("low")
     return f"{within:.4g} is within targets" if within and within > _HELD_SLACK * most else ""
 

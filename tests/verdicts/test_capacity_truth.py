@@ -10,15 +10,18 @@ from collections.abc import Callable
 import pytest
 
 from tests.truth_server.cases import case
-from tests.truth_server.judging import FIGURES, Row, estimates, row, written
+from tests.truth_server.judging import Row, estimates, row, written
 
-STEADY = ("constant-000", "constant-001", "constant-002", "constant-003", "light-001", "users-000")
-UNEVEN = ("bursty-000", "heavy-000")
-VARIED = ("varied-000", "varied-001", "varied-002", "varied-003")
-SATURATED = ("saturated-000", "saturated-001")
-SPELLS = ("spells-000", "spells-001")
-NEIGHBOR = ("neighbor-000",)
-FLEETS = ("fleets-000", "fleets-001")
+STEADY = (
+    *("constant-001", "constant-004", "constant-007", "constant-014", "light-002"),
+    *("users-007", "users-009"),
+)
+UNEVEN = ("bursty-001", "heavy-000")
+VARIED = ("varied-001", "varied-003", "varied-008", "varied-014")
+SATURATED = ("saturated-002", "saturated-011", "saturated-014")
+SPELLS = ("spells-000", "spells-002", "spells-009")
+NEIGHBOR = ("neighbor-001", "neighbor-010")
+FLEETS = ("fleets-003", "fleets-009", "fleets-013")
 ALL = (*STEADY, *UNEVEN, *VARIED, *SATURATED, *SPELLS, *NEIGHBOR, *FLEETS)
 
 Judge = Callable[[str], Row]
@@ -48,7 +51,7 @@ def test_a_capacity_is_right_or_it_is_not_said(judged: Judge, name: str):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("figure", FIGURES[1:])
+@pytest.mark.parametrize("figure", ["headroom", "utilization", "idle_usd", "replicas"])
 def test_what_rests_on_a_capacity_is_right_or_it_is_not_said(judged: Judge, name: str, figure: str):
     one = judged(name)
     assert one[f"{figure}_right"] is not False, told(one, figure)
