@@ -95,11 +95,11 @@ def measured(server: Server, mix: Mix, seed: int = 101) -> Truth:
     """
     count, levels = 1.0, []
     while count <= 1.6 * server.max_num_seqs:
-        levels.append(_level(server, mix, round(count), seed, _GLANCE))
+        levels.append(level_of(server, mix, round(count), seed, _GLANCE))
         count = max(count + 1, count * 1.3)
     most = max(level.output for level in levels)
     levels = [
-        _level(server, mix, level.clients, seed, _MEASURED)
+        level_of(server, mix, level.clients, seed, _MEASURED)
         if level.output >= _NEAR * most
         else level
         for level in levels
@@ -136,7 +136,10 @@ def _p95(before: Sequence[int], after: Sequence[int]) -> float:
     return _FINE[min(int(np.searchsorted(counts, 0.95 * counts[-1])), len(_FINE) - 1)]
 
 
-def _level(server: Server, mix: Mix, clients: int, seed: int, measured_seconds: float) -> Level:
+def level_of(
+    server: Server, mix: Mix, clients: int, seed: int = 101, measured_seconds: float = _MEASURED
+) -> Level:
+    """What so many clients get, after a warm-up."""
     load = Clients(((0.0, clients),), stagger_seconds=5.0)
     engine = Engine(server, mix, [load], seed)
     next(iter(engine.run([_WARM])))
