@@ -4,7 +4,7 @@ A two-sided answer is right where its interval holds the truth; "at least" and "
 truth is on that side. `held` is the best minute of output, at most the capacity: when a burst
 drains, answers of prompts that were read before come faster than any load sustains (a half faster,
 where prompts are long). The capacity within latency targets is judged by Poisson load of a mean
-rate, where the package judges by moments: it is told, for comparison.
+rate, where the package judges by moments: an end may be a tenth beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vllm_capacity.planning import Ask, plan
 USD_PER_HOUR = 2.0
 FIGURES = ("capacity", "slo_capacity", "headroom", "utilization", "idle_usd", "replicas")
 _ROUNDING, _HELD_SLACK, _FALLEN = 1e-9, 1.02, 0.97
+_SLACK = {"slo_capacity": 0.1}
 Row = dict[str, Any]
 
 
@@ -118,7 +119,7 @@ def _judged(name: str, found: Row | None, truth: float | None) -> Row:
         f"{name}_mid": mid,
         f"{name}_high": high,
         f"{name}_form": form(low, mid, high),
-        f"{name}_right": is_right(low, high, truth),
+        f"{name}_right": is_right(low, high, truth, slack_ratio=_SLACK.get(name, _ROUNDING)),
     }
 
 
@@ -152,11 +153,17 @@ def form(low: float | None, mid: float | None, high: float | None) -> str:
     return "at least" if high is None else "at most"
 
 
-def is_right(low: float | None, high: float | None, truth: float | None) -> bool | None:
+def is_right(
+    low: float | None,
+    high: float | None,
+    truth: float | None,
+    *,
+    slack_ratio: float = _ROUNDING,
+) -> bool | None:
     """Whether the truth is on the side of the ends that are given; None where nothing is said."""
     if truth is None or (low is None and high is None):
         return None
-    slack = _ROUNDING * abs(truth)
+    slack = slack_ratio * abs(truth)
     return (low is None or low <= truth + slack) and (high is None or truth <= high + slack)
 
 
