@@ -21,7 +21,7 @@ VARIED = ("varied-001", "varied-003", "varied-008", "varied-014")
 SATURATED = ("saturated-002", "saturated-011", "saturated-014")
 SPELLS = ("spells-000", "spells-002", "spells-009")
 NEIGHBOR = ("neighbor-001", "neighbor-010")
-FLEETS = ("fleets-003", "fleets-009", "fleets-013")
+FLEETS = ("fleets-003", "fleets-005", "fleets-009")
 ALL = (*STEADY, *UNEVEN, *VARIED, *SATURATED, *SPELLS, *NEIGHBOR, *FLEETS)
 
 Judge = Callable[[str], Row]
