@@ -1,4 +1,4 @@
-"""Capacity, headroom, utilization, idle dollars and replicas, against servers whose truth is known.
+"""Capacity, headroom, money and replicas, against servers whose truth is known.
 
     python -m bench.capacity_truth [--quick] [--kinds constant,varied] [--cases N] [--seed S]
                                    [--keep FOLDER] [--csv FILE] [--names constant-003,…]
@@ -12,35 +12,21 @@ truth is on that side.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import shutil
 import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from tests.truth_server.cases import KINDS, Case, case
-from tests.truth_server.windows import Served
-from vllm_capacity import open_window
-from vllm_capacity.answers import answer
-from vllm_capacity.bills import Terms
-from vllm_capacity.estimate import Estimate
-from vllm_capacity.planning import Ask, plan
+from tests.truth_server.cases import KINDS, case
+from tests.truth_server.judging import FIGURES, Row, estimates, row, written
 
-USD_PER_HOUR = 2.0
 QUICK_CASES, USUAL_CASES = 10, 40
-FIGURES = ("capacity", "headroom", "utilization", "idle_usd", "replicas")
-_ROUNDING = 1e-9
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -53,11 +39,11 @@ def main() -> None:
     parser.add_argument("--names", help="only these cases, as the CSV names them")
     parser.add_argument("--keep", type=Path, help="a folder that keeps the windows")
     parser.add_argument("--csv", type=Path, help="a row a case")
+    parser.add_argument("--by", default="kind", help="a column of the CSV to group by (kind)")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--no-plan", action="store_true", help="leave out the replicas (quicker)")
     asked = parser.parse_args()
     names = _names(asked)
-    os.nice(10)
     with tempfile.TemporaryDirectory(prefix="capacity-truth-") as scratch:
         folder = asked.keep or Path(scratch)
         jobs = [
@@ -67,7 +53,7 @@ def main() -> None:
             rows = list(pool.map(_judged_case, jobs))
     if asked.csv:
         pl.DataFrame(rows, infer_schema_length=None).write_csv(asked.csv)
-    print(table(rows))
+    print(table(rows, by=asked.by))
 
 
 def _names(asked: argparse.Namespace) -> list[str]:
@@ -88,7 +74,7 @@ def _judged_case(job: tuple[str, int, Path, bool]) -> Row:
     path, served = written(made, folder)
     began = time.perf_counter()
     try:
-        found = estimates(path, with_plan=with_plan)
+        found = estimates(path, made.targets, with_plan=with_plan)
         failure = ""
     except Exception:
         found, failure = {}, traceback.format_exc(limit=-3)
@@ -99,123 +85,28 @@ def _judged_case(job: tuple[str, int, Path, bool]) -> Row:
     }
 
 
-def written(made: Case, folder: Path) -> tuple[Path, Served]:
-    """The window of a case, made on first use, and what its servers served."""
-    path, note = folder / made.name, folder / f"{made.name}.json"
-    if path.exists() and note.exists():
-        return path, Served(**json.loads(note.read_text()))
-    shutil.rmtree(path, ignore_errors=True)
-    served = made.write(path)
-    note.write_text(json.dumps(asdict(served)))
-    return path, served
-
-
-def estimates(path: Path, *, with_plan: bool = True) -> dict[str, Row]:
-    """The package's answers about one window, as estimates in dictionaries."""
-    window = open_window(path)
-    terms = Terms(usd_per_gpu_hour=Estimate.exact(USD_PER_HOUR, "given"))
-    told = answer(window, terms=terms)
-    found = {
-        "capacity": told["saturation"]["capacity_output_tokens_per_second"],
-        "headroom": told["saturation"]["headroom_ratio"],
-        "utilization": told["cost"]["utilisation"],
-        "idle_usd": told["cost"]["idle_usd"],
-        "allocation_usd": told["cost"]["allocation_usd"],
-    }
-    if with_plan:
-        planned = plan(window, Ask(), terms=terms, told=told)
-        found["replicas"] = planned["replicas"]
-        found["demand"] = planned["demand_output_tokens_per_second"]
-    return found
-
-
-def row(made: Case, served: Served, found: Mapping[str, Row]) -> Row:
-    """One case: its truth, the answers, and whether each is right."""
-    rate = served.output_tokens / served.seconds
-    used = rate / made.fleet_capacity
-    truth: dict[str, float | None] = {
-        "capacity": made.fleet_capacity,
-        "headroom": 1 - used,
-        "utilization": used,
-        "idle_usd": _times(found.get("allocation_usd"), 1 - used),
-        "replicas": _replicas(found.get("demand"), made.truth.capacity),
-    }
-    told: Row = {
-        "name": made.name,
-        "kind": made.kind,
-        "shape": made.shape,
-        "server": made.server,
-        "mix": made.mix,
-        "hours": made.seconds / 3600,
-        "scrape_seconds": made.scraping.interval,
-        "missed": made.scraping.missed,
-        "output_rate": rate,
-        "used": used,
-        "held": served.best_minute_fleet,
-        "held_share": served.best_minute_fleet / made.fleet_capacity,
-        "saturated_output": made.truth.saturated_output * made.engines,
-        "running_mean": served.running_mean,
-        "running_at_95": made.truth.running_at_95,
-    }
-    for name in FIGURES:
-        told |= _judged(name, found.get(name), truth[name])
-    one = found.get("capacity") or {}
-    return {**told, "basis": one.get("basis", ""), "reason": one.get("reason", "")}
-
-
-def _judged(name: str, found: Row | None, truth: float | None) -> Row:
-    low, mid, high = (found[end] if found else None for end in ("low", "mid", "high"))
-    return {
-        f"{name}_truth": truth,
-        f"{name}_low": low,
-        f"{name}_mid": mid,
-        f"{name}_high": high,
-        f"{name}_form": form(low, mid, high),
-        f"{name}_right": is_right(low, high, truth),
-    }
-
-
-def form(low: float | None, mid: float | None, high: float | None) -> str:
-    """How much an answer says: two-sided, at least, at most, or unknown."""
-    if low is not None and high is not None:
-        return "two-sided"
-    if low is None and high is None:
-        return "unknown" if mid is None else "point"
-    return "at least" if high is None else "at most"
-
-
-def is_right(low: float | None, high: float | None, truth: float | None) -> bool | None:
-    """Whether the truth is on the side of the ends that are given; None where nothing is said."""
-    if truth is None or (low is None and high is None):
-        return None
-    slack = _ROUNDING * abs(truth)
-    return (low is None or low <= truth + slack) and (high is None or truth <= high + slack)
-
-
-def _times(found: Row | None, share: float) -> float | None:
-    return None if not found or found["mid"] is None else found["mid"] * share
-
-
-def _replicas(demand: Row | None, capacity: float) -> float | None:
-    """Replicas for the demand the plan found, by the true capacity, under the usual policy."""
-    if not demand or demand["mid"] is None:
-        return None
-    policy = Ask().policy
-    each = capacity * (1 - policy.headroom_ratio)
-    return math.ceil(demand["mid"] * policy.lead_factor / each) + policy.spare_replicas
-
-
-def table(rows: Sequence[Row]) -> str:
-    """By kind: how often the capacity is answered, and how well; then the other figures."""
-    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
-    groups = [(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
+def table(rows: Sequence[Row], *, by: str = "kind") -> str:
+    """By group: how often the capacity is answered, and how well; then the other figures."""
+    keys = dict.fromkeys(row[by] for row in rows)
+    groups = [(str(key), [row for row in rows if row[by] == key]) for key in keys]
     heads = (
         *("capacity", "cases", "two-sided", "inside", "high/low", "mid/truth", "mean log", "±3 %"),
-        *("at least", "true", "÷ held", "weak", "at most", "true", "unknown", "failed"),
+        *(
+            "at least",
+            "true",
+            "÷ held",
+            "weak",
+            "at most",
+            "true",
+            "unknown",
+            "denied",
+            "miscounted",
+            "failed",
+        ),
     )
     lines = [heads, *(_capacity_cells(kind, own) for kind, own in [*groups, ("all", rows)])]
     others = [
-        ("others", *(f"{name} {what}" for name in FIGURES[1:] for what in ("answered", "right"))),
+        ("others", *(f"{name} {what}" for name in FIGURES[1:] for what in ("said", "right"))),
         *((kind, *_other_cells(own)) for kind, own in [*groups, ("all", rows)]),
     ]
     return f"{_aligned(lines)}\n\n{_aligned(others)}\n\n{_NOTES}"
@@ -224,7 +115,9 @@ def table(rows: Sequence[Row]) -> str:
 _NOTES = (
     "inside, mid/truth (median), mean log(mid/truth), ±3 % (mids that near) and high/low (median): "
     "of two-sided answers.\n÷ held: median of the bound by the best minute that was held; weak: "
-    "bounds below 0.9 of it.\nOf the others, answered counts one-sided answers, too."
+    "bounds below 0.9 of it; denied: a minute held, or what is within targets, is above capacity.\n"
+    "miscounted: requests that are neither counted nor within what may be lost.\n"
+    "Of the others, said counts one-sided answers, too."
 )
 
 
@@ -253,6 +146,8 @@ def _capacity_cells(kind: str, rows: Sequence[Row]) -> tuple[str, ...]:
         _share(len(most), len(rows)),
         _right(most, "capacity"),
         _share(len(by_form["unknown"]), len(rows)),
+        str(sum(bool(row["contradicted"]) for row in rows)),
+        str(sum(bool(row["miscounted"]) for row in rows)),
         str(sum(bool(row["failure"]) for row in rows)),
     )
 

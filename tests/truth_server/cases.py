@@ -13,15 +13,24 @@ from pathlib import Path
 import numpy as np
 
 from tests.truth_server import loads
-from tests.truth_server.model import Arrivals, Clients, Slow
+from tests.truth_server.model import ITL, TTFT, Arrivals, Clients, Slow
 from tests.truth_server.servers import MIXES, PAIRS, SERVERS
 from tests.truth_server.truth import Truth, truths
 from tests.truth_server.windows import Life, Scraping, Served, write
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 LEAD = -900.0  # servers run before the window begins
+_MOST_REQUESTS = 60_000  # of a window of days
 _INTERVALS = (1.0, 2.0, 5.0, 5.0, 10.0, 15.0, 15.0, 15.0, 30.0, 60.0)
 Load = tuple[Arrivals | Clients, ...]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Latency targets on p95, seconds; None: none of that kind."""
+
+    ttft_seconds: float | None
+    itl_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,19 @@ class Case:
     scraping: Scraping
     lives: tuple[Life, ...]
     truth: Truth
+    targets: Targets
     engines: float = 1.0  # on average over the window
 
     @property
     def fleet_capacity(self) -> float:
         """Output tokens/s of all engines, weighted by how long each was there."""
         return self.truth.capacity * self.engines
+
+    @property
+    def fleet_slo_capacity(self) -> float:
+        """Output tokens/s of all engines at which the first target is missed."""
+        found = self.truth.within(self.targets.ttft_seconds, self.targets.itl_seconds)
+        return found * self.engines
 
     def write(self, path: Path) -> Served:
         return write(path, self.lives, seconds=self.seconds, scraping=self.scraping)
@@ -55,6 +71,7 @@ class _Draft:
     server: str
     mix: str
     truth: Truth
+    targets: Targets
     rng: np.random.Generator
     seed: int
 
@@ -72,6 +89,10 @@ class _Draft:
     @property
     def knee(self) -> float:
         return self.truth.running_at_95
+
+    def within_reason(self, seconds: float, mean_share: float) -> float:
+        """So long, or shorter where that would be too many requests to simulate."""
+        return min(seconds, _MOST_REQUESTS / (mean_share * self.full))
 
     def pick(self, *values: float) -> float:
         return float(self.rng.choice(values))
@@ -105,7 +126,7 @@ def _constant(draft: _Draft) -> _Shaped:
 def _light(draft: _Draft) -> _Shaped:
     """Days at next to nothing."""
     share = draft.pick(0.003, 0.01, 0.03, 0.05)
-    seconds = draft.pick(0.25, 0.5, 1.0, 2.5) * DAY
+    seconds = draft.within_reason(draft.pick(0.25, 0.5, 1.0, 2.5) * DAY, share)
     return _Shaped(f"poisson {share:.1%}", seconds, draft.poisson(share, seconds))
 
 
@@ -140,8 +161,9 @@ def _varied(draft: _Draft) -> _Shaped:
     low, high = draft.between(0.02, 0.15), draft.pick(0.5, 0.7, 0.9, 1.1)
     form = draft.rng.choice(["ramp", "triangle", "diurnal", "clients"])
     if form == "diurnal":
-        seconds = draft.pick(1.0, 2.0) * DAY
-        load = draft.varying(loads.diurnal(low, high), high, seconds)
+        days = draft.pick(1.0, 2.0)
+        seconds = draft.within_reason(days * DAY, 0.4 * high)
+        load = draft.varying(loads.diurnal(low, high, seconds / days), high, seconds)
     elif form == "clients":
         levels = _levels(max(2.0, high * draft.knee))
         step = max(120.0, 4 * draft.answer_seconds)
@@ -209,12 +231,13 @@ def _spells(draft: _Draft) -> _Shaped:
 
 
 def _batch(draft: _Draft) -> _Shaped:
-    """A job of an hour or so every night beside a light day."""
-    seconds = 2 * DAY
-    jobs = [(day * DAY + 2 * HOUR, day * DAY + draft.pick(2.5, 3.0, 4.0) * HOUR) for day in (0, 1)]
+    """A job every night beside a light day; the nights are nearer where requests are many."""
     high = draft.pick(0.7, 1.3)
-    day = loads.diurnal(0.01, 0.2)
-    rate = lambda t: np.maximum(day(t), loads.spells(0.0, high, jobs)(t))  # noqa: E731
+    seconds = draft.within_reason(2 * DAY, 0.1 + 0.08 * high)
+    night = seconds / 48  # an hour of a day that is half the window
+    spans = [(2 * night, draft.pick(3.0, 4.0) * night), (26 * night, 28 * night)]
+    day, job = loads.diurnal(0.01, 0.2, seconds / 2), loads.spells(0.0, high, spans)
+    rate = lambda t: np.maximum(day(t), job(t))  # noqa: E731
     return _Shaped(f"nightly job {high:.0%}", seconds, draft.varying(rate, high, seconds))
 
 
@@ -255,7 +278,9 @@ def case(kind: str, number: int, seed: int = 0) -> Case:
     order = np.random.default_rng((seed, KINDS.index(kind), 10**6 + number // len(PAIRS)))
     server, mix = PAIRS[int(order.permutation(len(PAIRS))[number % len(PAIRS)])]
     own = int(rng.integers(2**31))
-    draft = _Draft(server, mix, truths()[server, mix], rng, own)
+    truth = truths()[server, mix]
+    targets = _targets(truth, np.random.default_rng((seed, own)))
+    draft = _Draft(server, mix, truth, targets, rng, own)
     if kind == "fleets":
         return _fleet(f"{kind}-{number:03d}", draft)
     made = _SHAPES[kind](draft)
@@ -270,12 +295,40 @@ def case(kind: str, number: int, seed: int = 0) -> Case:
         _scraping(draft, made.seconds),
         (life,),
         draft.truth,
+        draft.targets,
     )
+
+
+def _targets(truth: Truth, rng: np.random.Generator) -> Targets:
+    """A target of either latency, on an edge of vLLM's buckets, that a load clearly begins to miss.
+
+    Clearly: a target 8 % stricter or looser is missed at about the same load. The loosest edge,
+    which nothing misses, where there is no such one.
+    """
+    made, edges = [(_ttft_target, TTFT), (_itl_target, ITL)][rng.integers(2)]
+    clear = [edge for edge in edges if _is_clear(truth, made, edge)]
+    return made(float(rng.choice(clear)) if clear else edges[-1])
+
+
+def _ttft_target(seconds: float) -> Targets:
+    return Targets(seconds, None)
+
+
+def _itl_target(seconds: float) -> Targets:
+    return Targets(None, seconds)
+
+
+def _is_clear(truth: Truth, made: Callable[[float], Targets], edge: float) -> bool:
+    strict, loose = (
+        truth.within(targets.ttft_seconds, targets.itl_seconds)
+        for targets in (made(edge / 1.08), made(edge * 1.08))
+    )
+    return strict > 0 and loose <= min(1.3 * strict, 0.97 * truth.capacity)
 
 
 def _scraping(draft: _Draft, seconds: float) -> Scraping:
     interval = draft.pick(*_INTERVALS)
-    if seconds >= DAY / 4:
+    if seconds >= 5 * HOUR:
         interval = max(interval, 15.0)
     missed = draft.pick(0.0, 0.0, 0.02, 0.1)
     return Scraping(interval, draft.pick(0.0, 0.02, 0.1), missed, draft.seed)
@@ -318,7 +371,7 @@ def _fleet(name: str, draft: _Draft) -> Case:
     alive = sum((seconds if one.end is None else one.end) - max(0.0, one.start) for one in lives)
     return Case(
         name, "fleets", f"{form}: {shapes[0].shape}", draft.server, draft.mix, seconds,
-        _scraping(draft, seconds), tuple(lives), draft.truth, alive / seconds,
+        _scraping(draft, seconds), tuple(lives), draft.truth, draft.targets, alive / seconds,
     )  # fmt: skip
 
 

@@ -60,11 +60,11 @@ def triangle(low: float, high: float, start: float, end: float) -> Rate:
     return lambda t: high - (high - low) * np.clip(np.abs(t - middle) / half, 0, 1)
 
 
-def diurnal(low: float, high: float, peak_hour: float = 14.0) -> Rate:
-    """A day's wave: `low` at night, `high` at `peak_hour`."""
+def diurnal(low: float, high: float, day_seconds: float = DAY_SECONDS) -> Rate:
+    """A day's wave, or that of a shorter day: `low` at night, `high` early in the afternoon."""
 
     def rate(t: np.ndarray) -> np.ndarray:
-        wave = 0.5 + 0.5 * np.cos(2 * math.pi * (t / DAY_SECONDS - peak_hour / 24))
+        wave = 0.5 + 0.5 * np.cos(2 * math.pi * (t / day_seconds - 14 / 24))
         return low + (high - low) * wave**1.5
 
     return rate

@@ -14,7 +14,7 @@ import heapq
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -227,6 +227,7 @@ class Engine:
     seed: int = 0
     start: float = 0.0
     slow: Sequence[Slow] = ()
+    bounds: Mapping[str, Sequence[float]] = field(default_factory=lambda: BOUNDS)
     came: int = 0
     finished: int = 0
     busy_seconds: float = 0.0
@@ -250,7 +251,7 @@ class Engine:
         self.generation_tokens = self.prompt_tokens = self.stopped = self.cut = 0
         self.preemptions = 0
         self._gauges = (0, 0, 0.0)
-        self.histograms = {name: Histogram(BOUNDS[name]) for name in HISTOGRAMS}
+        self.histograms = {name: Histogram(self.bounds[name]) for name in HISTOGRAMS}
         self._ttft = self.histograms["time_to_first_token_seconds"]
         self._itl = self.histograms["inter_token_latency_seconds"]
         self._iteration = self.histograms["iteration_tokens_total"]

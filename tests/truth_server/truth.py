@@ -1,23 +1,32 @@
 """What each server holds at most with each mix: found by running it, not by looking at its law.
 
 Capacity: the highest output rate that a constant number of clients, each asking again as soon as it
-is answered, sustains for 25 minutes. `python -m tests.truth_server.truth` writes truths.json anew.
+is answered, sustains for 25 minutes. Within latency targets: the highest rate of Poisson arrivals
+whose p95 meet them. `python -m tests.truth_server.truth` writes truths.json anew.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.truth_server.model import Clients, Engine
+import numpy as np
+
+from tests.truth_server import loads
+from tests.truth_server.model import HISTOGRAMS, Clients, Engine
 from tests.truth_server.servers import MIXES, PAIRS, SERVERS, Mix, Server
 
 _FILE = Path(__file__).with_name("truths.json")
 _WARM, _GLANCE, _MEASURED = 200.0, 200.0, 1500.0
 _NEAR, _ALIKE = 0.93, 0.985
+_SHARES, _OPEN = (0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.0), 900.0
+_FINE = tuple(0.001 * 1.02**k for k in range(740))  # bounds 2 % apart, to 2,300 s
+_LATENCIES = ("time_to_first_token_seconds", "inter_token_latency_seconds")
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,16 @@ class Level:
 
 
 @dataclass(frozen=True)
+class OpenLevel:
+    """What Poisson arrivals at a share of the capacity got: output tokens/s, p95 in seconds."""
+
+    share: float
+    output: float
+    ttft_p95: float
+    itl_p95: float
+
+
+@dataclass(frozen=True)
 class Truth:
     """Capacity in output tokens/s and requests/s, and running requests at 95 % of it."""
 
@@ -38,11 +57,35 @@ class Truth:
     running_at_95: float
     requests_per_second: float
     levels: tuple[Level, ...]
+    open_levels: tuple[OpenLevel, ...] = ()
 
     @property
     def saturated_output(self) -> float:
         """What any overload gets; less than the capacity where throughput falls with load."""
         return self.levels[-1].output
+
+    def within(self, ttft_seconds: float | None = None, itl_seconds: float | None = None) -> float:
+        """Output tokens/s at which a p95 first misses its target; the capacity where none does.
+
+        Straight lines between levels, over the logarithm of the p95; below the lightest level, 0.
+        """
+        found = [self.capacity]
+        for target, name in ((ttft_seconds, "ttft_p95"), (itl_seconds, "itl_p95")):
+            if target is not None:
+                found.append(self._first_miss(target, name))
+        return min(found)
+
+    def _first_miss(self, target: float, name: str) -> float:
+        before: tuple[float, float] | None = None
+        for level in self.open_levels:
+            p95 = getattr(level, name)
+            if p95 > target:
+                if before is None:
+                    return 0.0
+                share = math.log(target / before[1]) / math.log(p95 / before[1])
+                return before[0] + share * (level.output - before[0])
+            before = level.output, p95
+        return self.capacity
 
 
 def measured(server: Server, mix: Mix, seed: int = 101) -> Truth:
@@ -52,11 +95,11 @@ def measured(server: Server, mix: Mix, seed: int = 101) -> Truth:
     """
     count, levels = 1.0, []
     while count <= 1.6 * server.max_num_seqs:
-        levels.append(_level(server, mix, round(count), seed, _GLANCE))
+        levels.append(level_of(server, mix, round(count), seed, _GLANCE))
         count = max(count + 1, count * 1.3)
     most = max(level.output for level in levels)
     levels = [
-        _level(server, mix, level.clients, seed, _MEASURED)
+        level_of(server, mix, level.clients, seed, _MEASURED)
         if level.output >= _NEAR * most
         else level
         for level in levels
@@ -65,10 +108,38 @@ def measured(server: Server, mix: Mix, seed: int = 101) -> Truth:
     alike = [level for level in levels if level.output >= _ALIKE * best]
     capacity = sum(level.output for level in alike) / len(alike)
     requests = sum(level.requests for level in alike) / len(alike)
-    return Truth(capacity, _running_at(levels, 0.95 * capacity), requests, tuple(levels))
+    return Truth(
+        capacity,
+        _running_at(levels, 0.95 * capacity),
+        requests,
+        tuple(levels),
+        tuple(_open_level(server, mix, share, requests, seed) for share in _SHARES),
+    )
 
 
-def _level(server: Server, mix: Mix, clients: int, seed: int, measured_seconds: float) -> Level:
+def _open_level(server: Server, mix: Mix, share: float, full: float, seed: int) -> OpenLevel:
+    rng = np.random.default_rng((seed, round(100 * share)))
+    end = _WARM + _OPEN
+    arrivals = loads.poisson(rng, share * full, 0.0, end)
+    engine = Engine(server, mix, [arrivals], seed, bounds=dict.fromkeys(HISTOGRAMS, _FINE))
+    before, after = engine.run([_WARM, end])
+    ttft, itl = (
+        _p95(before.histograms[i][0], after.histograms[i][0])
+        for i in map(HISTOGRAMS.index, _LATENCIES)
+    )
+    output = (after.generation_tokens - before.generation_tokens) / _OPEN
+    return OpenLevel(share, output, ttft, itl)
+
+
+def _p95(before: Sequence[int], after: Sequence[int]) -> float:
+    counts = np.cumsum(np.subtract(after, before))
+    return _FINE[min(int(np.searchsorted(counts, 0.95 * counts[-1])), len(_FINE) - 1)]
+
+
+def level_of(
+    server: Server, mix: Mix, clients: int, seed: int = 101, measured_seconds: float = _MEASURED
+) -> Level:
+    """What so many clients get, after a warm-up."""
     load = Clients(((0.0, clients),), stagger_seconds=5.0)
     engine = Engine(server, mix, [load], seed)
     next(iter(engine.run([_WARM])))
@@ -106,6 +177,7 @@ def truths() -> dict[tuple[str, str], Truth]:
             one["running_at_95"],
             one["requests_per_second"],
             tuple(Level(*level) for level in one["levels"]),
+            tuple(OpenLevel(*level) for level in one["open_levels"]),
         )
         for one in kept
     }
@@ -127,10 +199,15 @@ def _kept(pair: tuple[str, str]) -> str:
         "capacity": round(truth.capacity, 2),
         "running_at_95": round(truth.running_at_95, 2),
         "requests_per_second": round(truth.requests_per_second, 4),
-        "levels": [[round(value, 3) for value in astuple(level)] for level in truth.levels],
+        "levels": _rounded(truth.levels),
+        "open_levels": _rounded(truth.open_levels),
     }
     print(*pair, line["capacity"], line["running_at_95"], flush=True)
     return json.dumps(line)
+
+
+def _rounded(levels: Sequence[Level | OpenLevel]) -> list[list[float]]:
+    return [[round(value, 4) for value in astuple(level)] for level in levels]
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ class Served:
     best_minute_fleet: float
     running_mean: float
     lives_seconds: float  # of all lives, within the window
+    counted_tokens: int | None = None  # from each instance's first good scrape to its last, or end
+    counted_requests: int | None = None
 
 
 def write(
@@ -89,6 +91,7 @@ class _Seen:
     output_tokens: int
     requests: int
     running_seconds: float
+    counted: tuple[int, int]
 
 
 def _scrape_instance(
@@ -104,8 +107,8 @@ def _scrape_instance(
     missed = rng.random(len(times)) < scraping.missed
     columns = _Columns(buffer, lives[0])
     is_up = np.zeros(len(times), bool)
-    seen_at, seen_tokens = [], []
-    before, output, requests, running = 0, 0, 0, 0.0
+    seen_at, seen_tokens, good = [], [], []
+    before, ended, output, requests, running = 0, 0, 0, 0, 0.0
     for life in lives:
         end = seconds if life.end is None else min(life.end, seconds)
         inside = (times >= life.start) & (times < end)
@@ -120,9 +123,12 @@ def _scrape_instance(
             seen_at.append(float(at))
             seen_tokens.append(before + snapshot.generation_tokens)
             if not lost:
+                done = snapshot.stopped + snapshot.cut
+                good.append((before + snapshot.generation_tokens, ended + done))
                 columns.add(_us(float(at)), snapshot, life.start)
         last = next(iter(engine.run([end])))
         before += last.generation_tokens
+        ended += engine.finished
         output += last.generation_tokens - base[0]
         requests += engine.finished - base[1]
         running += engine.running_seconds - base[2]
@@ -131,7 +137,12 @@ def _scrape_instance(
         buffer.scrape(
             lives[0].instance, _us(float(at)), is_up=is_good, seconds=0.006 + 0.004 * rng.random()
         )
-    return _Seen(np.array(seen_at), np.array(seen_tokens, float), output, requests, running)
+    first_count = good[0] if good and lives[0].start < 0 else (0, 0)
+    last_count = (before, ended) if until < seconds or not good else good[-1]
+    counted = (last_count[0] - first_count[0], last_count[1] - first_count[1])
+    return _Seen(
+        np.array(seen_at), np.array(seen_tokens, float), output, requests, running, counted
+    )
 
 
 def _served(known: Sequence[_Seen], lives: Sequence[Life], seconds: float) -> Served:
@@ -152,6 +163,8 @@ def _served(known: Sequence[_Seen], lives: Sequence[Life], seconds: float) -> Se
         _best_minute(grid, together),
         sum(seen.running_seconds for seen in known) / seconds,
         alive,
+        sum(seen.counted[0] for seen in known),
+        sum(seen.counted[1] for seen in known),
     )
 
 

@@ -1,0 +1,55 @@
+"""The kept truths are those that the servers give, and say what latency targets leave of them."""
+
+import pytest
+
+from tests.truth_server.cases import case
+from tests.truth_server.judging import form, is_right
+from tests.truth_server.servers import MIXES, PAIRS, SERVERS
+from tests.truth_server.truth import OpenLevel, Truth, level_of, truths
+
+
+def test_a_kept_level_is_measured_again():
+    server, mix = "cpu-small", "tiny-fixed"
+    kept = truths()[server, mix].levels[-1]
+    again = level_of(SERVERS[server], MIXES[mix], kept.clients)
+    assert (again.output, again.running) == pytest.approx((kept.output, kept.running), rel=1e-3)
+
+
+def test_every_pair_has_a_truth():
+    assert set(truths()) == set(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("ttft", "itl", "expected"),
+    [
+        pytest.param(None, None, 100.0, id="no target leaves the capacity"),
+        pytest.param(9.0, None, 100.0, id="a target that nothing misses leaves it, too"),
+        pytest.param(None, 0.02, 50.0, id="where the p95 crosses the target"),
+        pytest.param(0.05, 0.02, 0.0, id="missed at the lightest load: nothing"),
+    ],
+)
+def test_the_capacity_within_targets(ttft, itl, expected):
+    levels = (OpenLevel(0.25, 25.0, 0.1, 0.01), OpenLevel(0.75, 75.0, 0.4, 0.04))
+    truth = Truth(100.0, 10.0, 1.0, (), levels)
+    assert truth.within(ttft, itl) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("ends", "truth", "expected"),
+    [
+        pytest.param((1.0, 2.0, 3.0), 3.0, ("two-sided", True), id="an end is inside"),
+        pytest.param((1.0, 2.0, 3.0), 3.1, ("two-sided", False), id="past an end"),
+        pytest.param((1.0, None, None), 9.0, ("at least", True), id="above what is at least"),
+        pytest.param((None, None, 3.0), 9.0, ("at most", False), id="above what is at most"),
+        pytest.param((None, None, None), 9.0, ("unknown", None), id="nothing said"),
+    ],
+)
+def test_how_an_answer_is_judged(ends, truth, expected):
+    low, mid, high = ends
+    assert (form(low, mid, high), is_right(low, high, truth)) == expected
+
+
+def test_a_case_is_the_same_each_time():
+    first, second = case("spells", 3), case("spells", 3)
+    assert first.shape == second.shape
+    assert first.lives[0].load[0].times.tolist() == second.lives[0].load[0].times.tolist()
