@@ -141,8 +141,13 @@ def _with_counter_runs(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFr
         (pl.col("value") < pl.col("value").shift(1).over("series_id"))
         & pl.col("series_id").is_in(counters.implode())
     ).fill_null(False)
-    run = has_dropped.cum_sum().over("series_id").cast(pl.Int32)
-    return samples.with_columns(run=run).select("series_id", "run", "ts", "value")
+    run = pl.col("has_dropped").cum_sum().over("series_id").cast(pl.Int32)
+    # Two steps: inside `over`, polars would copy the list of counters once for every series.
+    return (
+        samples.with_columns(has_dropped=has_dropped)
+        .with_columns(run=run)
+        .select("series_id", "run", "ts", "value")
+    )
 
 
 def _with_histogram_runs(histograms: pl.DataFrame) -> pl.DataFrame:
