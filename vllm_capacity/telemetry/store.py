@@ -26,6 +26,7 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.errors import WindowError
+from vllm_capacity.telemetry.clocks import with_true_times
 from vllm_capacity.telemetry.rows import Rows
 
 FORMAT = 1
@@ -57,7 +58,8 @@ def write_window(path: Path, rows: Rows, provenance: Mapping[str, object]) -> Pa
 
 
 def settle(rows: Rows) -> Rows:
-    """The rows deduplicated and sorted, `run` and `starts_at_zero` settled."""
+    """The rows deduplicated and sorted by true time, `run` and `starts_at_zero` settled."""
+    rows = with_true_times(rows)
     samples, dropped_samples = _deduplicate(rows.samples)
     histograms, dropped_histograms = _deduplicate(rows.histograms)
     samples = _with_counter_runs(samples, rows.series)
@@ -112,7 +114,7 @@ def _deduplicate(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         .filter(~pl.col("is_kept"))
         .select("series_id", "ts", "is_alias")
     )
-    return marked.filter("is_kept").drop("is_kept", "rank"), dropped
+    return marked.filter("is_kept").drop("is_kept", "rank", "arrival"), dropped
 
 
 def _dropped_notes(dropped: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
