@@ -10,9 +10,11 @@ wrong, and every counter that seems to fall would be taken for a restart. In wor
 3. In each block the order that contradicts the counters less is right. A contradiction is a counter
    that falls while its process did not start anew, or a process start that goes back. So rows that
    came late are sorted by their stamps, which are right, and nothing more happens to them.
-4. Where the other order is right, the clock was set. The scrapes on the shorter side of the step
-   are moved by its size, the usual interval taken to have passed between the two scrapes around it.
-   A step forward that a step back undoes is undone in both places.
+   Where rows came late and a clock was set in one block, both orders are wrong, and the counters
+   tell the third.
+4. Where the order by stamps is wrong, the clock was set. The scrapes on the shorter side of the
+   step are moved by its size, the usual interval taken to have passed between the two scrapes
+   around it. A step forward that a step back undoes is undone in both places.
 5. Where the order of arrival is not known and the counters do not settle it, most scrapes that
    agree are kept and the others left out.
 
@@ -23,7 +25,8 @@ it is: nothing tells its restarts from a clock.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +40,11 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+SteadyTime = tuple[str, int, int, int, int]
+"""Target, arrival, stamp, start of the run, and the seconds since by a steady clock, all in µs."""
+
 CHECK = "clock"
+_STEADY_US = 100_000  # how far the two clocks of a scraper may be apart
 _DAY_US = 86_400_000_000
 _STRAY_DISTANCE_US = 7 * _DAY_US
 _STRAY_SPANS = 10  # a stray lies this many times further off than the others span
@@ -60,6 +67,15 @@ class Correction:
     changed: pl.DataFrame
     notes: pl.DataFrame
 
+    def corrected(self, rows: Rows) -> Rows:
+        """The rows with this done, and noted."""
+        return replace(
+            rows,
+            samples=self.applied(rows.samples),
+            histograms=self.applied(rows.histograms),
+            intake=pl.concat([_still_late(rows.intake, self.changed), self.notes]),
+        )
+
     def applied(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows (with series_id, arrival, ts) moved to their true times, or gone."""
         if self.changed.is_empty():
@@ -79,18 +95,62 @@ class Correction:
         return kept.with_columns(ts=moved).select(frame.columns)
 
 
+def by_steady_clock(rows: Rows, told: Sequence[SteadyTime]) -> Rows:
+    """The rows at the times that a steady clock beside the one that was set tells of the scrapes.
+
+    `told`: target, arrival, stamp, when its run began, and what the steady clock counted since, in
+    microseconds. Where both agree to a tenth of a second the stamps stay; most others keep theirs.
+    """
+    schema = {"instance": pl.String, "arrival": pl.Int64, "ts": pl.Int64}
+    schema |= {"run_us": pl.Int64, "at_us": pl.Int64}
+    off = pl.col("run_us") + pl.col("at_us") - pl.col("ts")
+    usual_off = off.quantile(0.5, interpolation="lower").over("run_us").cast(pl.Int64)
+    counts_on = (pl.col("at_us").diff().over("run_us", "instance") > 0).fill_null(True)
+    moved = (
+        pl.DataFrame(told, schema=schema, orient="row")
+        .filter(counts_on.all().over("run_us"))
+        .with_columns(moved_us=off - usual_off)
+        .with_columns(is_off=pl.col("moved_us").abs() > _STEADY_US)
+        .filter(pl.col("is_off").any().over("run_us"))
+    )
+    if moved.is_empty():
+        return rows
+    changed = moved.select(
+        "instance",
+        "arrival",
+        pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"),
+        moved_us=pl.when("is_off").then("moved_us").otherwise(0),
+    )
+    named = rows.series.select("series_id", "metric", "kind", "instance").unique("series_id")
+    notes = pl.DataFrame(_steady_notes(changed), schema=INTAKE_SCHEMA)
+    return Correction(named, changed, notes).corrected(rows)
+
+
+def _steady_notes(changed: pl.DataFrame) -> list[dict[str, Any]]:
+    moved = changed.filter(pl.col("moved_us") != 0)
+    return [
+        _note(
+            instance,
+            own["ts"].min(),
+            own.height,
+            "the scraper's clock was set; scrapes it stamped up to "
+            f"{_seconds(own['moved_us'].abs().max())} s off were moved to where a clock that "
+            "nobody sets has them; no figure moves",
+        )
+        for (instance,), own in moved.group_by("instance", maintain_order=True)
+    ]
+
+
+def _seconds(microseconds: object) -> str:
+    return f"{int(str(microseconds)) / 1e6:,.1f}"
+
+
 def with_true_times(rows: Rows) -> Rows:
     """The rows in their true order, strays and contradictions left out, each with a note.
 
     Rows whose order of arrival and stamps agree come back as they are.
     """
-    found = correction(rows)
-    return Rows(
-        rows.series,
-        found.applied(rows.samples),
-        found.applied(rows.histograms),
-        pl.concat([_still_late(rows.intake, found.changed), found.notes]),
-    )
+    return correction(rows).corrected(rows)
 
 
 def correction(rows: Rows) -> Correction:
@@ -294,11 +354,24 @@ class _Scrapes:
             placed["value"].to_numpy(),
         )
 
+    @property
+    def _count(self) -> tuple[Floats, ...]:
+        """What grows with time in every scrape, the least first; nothing where not all tell."""
+        is_told = not (np.isnan(self.start).any() or np.isnan(self.total).any())
+        return (self.total, self.start) if is_told else ()
+
     def told_order(self) -> Integers:
         """The scrapes in order of arrival; of one arrival, as the counters of a process tell."""
-        is_told = not (np.isnan(self.start).any() or np.isnan(self.total).any())
-        keys = (self.total, self.start) if is_told else ()
-        return np.lexsort((self.ts_us, *keys, self.arrival))
+        return np.lexsort((self.ts_us, *self._count, self.arrival))
+
+    def counted_order(self, told: Integers, blocks: list[tuple[int, int]]) -> Integers:
+        """The told order, but in every block as the counters of a process tell."""
+        if not self._count:
+            return told
+        block = np.arange(told.size)
+        for start, end in blocks:
+            block[start:end] = start
+        return np.lexsort((self.ts_us, *self._count, block))
 
     def contradictions(self, order: Integers) -> Flags:
         """Whether a counter contradicts each scrape's place in the order, after the one before."""
@@ -344,25 +417,41 @@ def _judged(instance: str, own: _Frames) -> tuple[pl.DataFrame, list[dict[str, A
     """What has to change in the scrapes of one target, and the notes about it."""
     scrapes = _Scrapes.of(own)
     told = scrapes.told_order()
-    by_stamp = np.arange(told.size)
-    against_stamps, against_told = (scrapes.contradictions(each) for each in (by_stamp, told))
-    order, is_out = by_stamp.copy(), np.zeros(told.size, dtype=bool)
+    blocks = _blocks(scrapes.ts_us, told)
+    orders = (np.arange(told.size), told, scrapes.counted_order(told, blocks))
+    against = [scrapes.contradictions(each) for each in orders]
+    order, is_out = orders[0].copy(), np.zeros(told.size, dtype=bool)
     is_stepped = np.zeros(told.size, dtype=bool)
-    for start, end in _blocks(scrapes.ts_us, told):
-        inside, members = slice(start, end + 1), told[start:end]
-        still, gained = against_told[inside].sum(), against_stamps[inside].sum()
-        gained -= still
-        is_known = np.unique(scrapes.arrival[members]).size > 1
-        is_settled = is_known or (not still and start > 0 and scrapes.total[start - 1] > 0)
-        if gained > 0 and not is_settled:
+    for start, end in blocks:
+        found = [int(each[start : end + 1].sum()) for each in against]
+        best = _best(scrapes, found, start, end)
+        if best is None:
             is_out[_fewest_contradicting(scrapes, start, end)] = True
-        elif gained > 0 or (not gained and is_known and _has_twins(scrapes, members)):
+        elif best > 0:
+            members = orders[best][start:end]
             order[start:end], is_stepped[members] = members, True
     moved = np.zeros(told.size, dtype=np.int64)
     moved[order] = _moves(scrapes.ts_us[order], is_stepped[order])
-    return _changes(instance, scrapes, moved, is_out, is_stepped), _notes(
-        instance, scrapes, moved, is_out
-    )
+    changes = _changes(instance, scrapes, moved, is_out, is_stepped)
+    return changes, _notes(instance, scrapes, moved, is_out)
+
+
+def _best(scrapes: _Scrapes, found: list[int], start: int, end: int) -> int | None:
+    """Which order of a block is right: 0 by stamps, 1 as told, 2 as counted; None if none is.
+
+    `found` are the contradictions of each. Counters alone are believed where a scrape before the
+    block shows how far they were.
+    """
+    stamped, told, counted = found
+    is_known = np.unique(scrapes.arrival[start:end]).size > 1
+    if not is_known:
+        if stamped <= told:
+            return 0
+        return 1 if not told and start > 0 and scrapes.total[start - 1] > 0 else None
+    if not counted < min(stamped, told):
+        is_tie = stamped == told == 0 and _has_twins(scrapes, start, end)
+        return 1 if told < stamped or is_tie else 0
+    return 2
 
 
 def _blocks(ts_us: Integers, told: Integers) -> list[tuple[int, int]]:
@@ -375,10 +464,10 @@ def _blocks(ts_us: Integers, told: Integers) -> list[tuple[int, int]]:
     return [(start, end) for start, end in pairwise(edges) if end - start > 1]
 
 
-def _has_twins(scrapes: _Scrapes, members: Integers) -> bool:
+def _has_twins(scrapes: _Scrapes, start: int, end: int) -> bool:
     """Whether two scrapes of different counts have one stamp: the clock ran over it twice."""
-    stamps, totals = scrapes.ts_us[members], scrapes.total[members]
-    return bool(((np.diff(stamps) == 0) & (np.diff(totals) > 0)).any())
+    stamps, totals = scrapes.ts_us[start:end], scrapes.total[start:end]
+    return bool(((np.diff(stamps) == 0) & (np.diff(totals) != 0)).any())
 
 
 def _fewest_contradicting(scrapes: _Scrapes, start: int, end: int) -> Integers:
@@ -452,7 +541,7 @@ def _notes(
     for size in sorted({int(size) for size in moved} - {0}):
         own = scrapes.ts_us[moved == size]
         side = "behind" if size > 0 else "ahead of"
-        stood = f"{abs(size) / 1e6:,.1f} s {side} that of the others"
+        stood = f"{_seconds(abs(size))} s {side} that of the others"
         detail = (
             f"scrapes stamped by a clock that stood {stood} were moved by as much; "
             "counts are exact; times may be off by what passed at the step beyond one interval"
