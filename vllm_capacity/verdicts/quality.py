@@ -20,6 +20,7 @@ CHECKS = (
     "restart",
     "duplicate",
     "late",
+    "clock",
     "series",
     "renamed",
     "missing",
