@@ -27,6 +27,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -35,6 +36,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
+from vllm_capacity.timerange import iso
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -43,7 +45,8 @@ Flags = NDArray[np.bool_]
 SteadyTime = tuple[str, int, int, int, int]
 """Target, arrival, stamp, start of the run, and the seconds since by a steady clock, all in µs."""
 
-CHECK = "clock"
+_CHECK = "clock"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STEADY_US = 100_000  # how far the two clocks of a scraper may be apart
 _DAY_US = 86_400_000_000
 _STRAY_DISTANCE_US = 7 * _DAY_US
@@ -131,7 +134,7 @@ def _steady_notes(changed: pl.DataFrame) -> list[dict[str, Any]]:
     return [
         _note(
             instance,
-            own["ts"].min(),
+            own["ts"].sort()[0],
             own.height,
             "the scraper's clock was set; scrapes it stamped up to "
             f"{_seconds(own['moved_us'].abs().max())} s off were moved to where a clock that "
@@ -264,20 +267,18 @@ def _on_time(pulses: pl.DataFrame, strays: pl.DataFrame) -> pl.DataFrame:
 
 
 def _stray_notes(strays: pl.DataFrame) -> list[dict[str, Any]]:
-    return [
-        _note(
-            instance,
-            own["ts"].min(),
-            own.height,
-            "scrapes stamped more than a week from all others were left out",
-        )
-        for (instance,), own in strays.group_by("instance", maintain_order=True)
-    ]
+    notes = []
+    for (instance,), own in strays.group_by("instance", maintain_order=True):
+        stamps = own["ts"].sort().to_list()
+        detail = f"scrapes stamped {_span(stamps[0], stamps[-1])}, more than a week from all others"
+        # Where they are stamped is no part of the window: the note has no time.
+        notes.append(_note(instance, None, own.height, f"{detail}, were left out"))
+    return notes
 
 
-def _note(instance: object, ts: object, count: int, detail: str) -> dict[str, Any]:
+def _note(instance: object, ts: datetime | None, count: int, detail: str) -> dict[str, Any]:
     return {
-        "check": CHECK,
+        "check": _CHECK,
         "instance": instance,
         "ts": ts,
         "subject": instance,
@@ -539,26 +540,31 @@ def _notes(
 ) -> list[dict[str, Any]]:
     notes = []
     for size in sorted({int(size) for size in moved} - {0}):
-        own = scrapes.ts_us[moved == size]
+        own = scrapes.ts_us[moved == size] + size
         side = "behind" if size > 0 else "ahead of"
-        stood = f"{_seconds(abs(size))} s {side} that of the others"
         detail = (
-            f"scrapes stamped by a clock that stood {stood} were moved by as much; "
-            "counts are exact; times may be off by what passed at the step beyond one interval"
+            f"scrapes stamped by a clock that stood {_seconds(abs(size))} s {side} that of the "
+            "others were moved by as much; counts are exact; times may be off by what passed at "
+            "the step beyond one interval"
         )
         notes.append(_note(instance, _instant(own.min()), own.size, detail))
     if is_out.any():
         own = scrapes.ts_us[is_out]
         detail = (
-            "scrapes stamped in an order that the counters of their process contradict (a clock "
-            "was set) were left out; what these alone counted is in no figure"
+            f"scrapes stamped {_span(_instant(own.min()), _instant(own.max()))} in an order that "
+            "the counters of their process contradict (a clock was set) were left out; what these "
+            "alone counted is in no figure"
         )
-        notes.append(_note(instance, _instant(own.min()), own.size, detail))
+        notes.append(_note(instance, None, own.size, detail))
     return notes
 
 
-def _instant(ts_us: int) -> object:
-    return pl.Series([ts_us]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")[0]
+def _instant(ts_us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=int(ts_us))
+
+
+def _span(first: datetime, last: datetime) -> str:
+    return iso(first) if first == last else f"{iso(first)} … {iso(last)}"
 
 
 def _still_late(intake: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
