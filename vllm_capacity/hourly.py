@@ -36,7 +36,7 @@ def hours_seen(
     each = capacity.scaled(1 / (told["window"]["mean_engines"] or 1.0))
     by_hour = engine_hours(window, fleet, tries, part=part).partition_by("ts", as_dict=True)
     rows = []
-    for start in whole_hours(part):
+    for start in whole_hours(part, tries):
         engines = by_hour.get((start,))
         is_seen = engines is not None and bool(engines["is_seen"].all())
         found = _hour_seen(engines, terms, each) if is_seen and engines is not None else None

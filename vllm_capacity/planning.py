@@ -47,6 +47,7 @@ _FLOPS = "vllm:estimated_flops_per_gpu_total"
 _BYTES = ("vllm:estimated_read_bytes_per_gpu_total", "vllm:estimated_write_bytes_per_gpu_total")
 _DEMAND_QUANTILE = 0.95
 _WAIT_LIMIT_SECONDS = 1.0
+_LONG_GAP = timedelta(weeks=4)
 
 
 @dataclass(frozen=True)
@@ -350,12 +351,18 @@ def _forecast(window: Window, part: TimeRange) -> dict[str, Any]:
         .agg(requests=pl.col("increase").sum())
         .sort("ts")
     )
+    minutes = minutes.filter(pl.col("ts") >= _since_long_gap(minutes.get_column("ts")))
     if minutes.height < 2:
         return _told(None, "", None, "too short to forecast: no two minutes of requests")
     # A minute without a scrape is a row without a value: not recorded, which is not 0.
     found = forecast_demand(minutes.upsample("ts", every="1m"), column="requests")
     rows = _rows(found.frame) if found.is_known else None
     return _told(rows, found.method, found.coverage_measured, found.reason)
+
+
+def _since_long_gap(ts: pl.Series) -> datetime | None:
+    """When the last stretch without a gap of over four weeks begins; None for no time at all."""
+    return ts.filter((ts.diff() > _LONG_GAP).fill_null(True)).last()  # type: ignore[return-value]
 
 
 def _rows(frame: pl.DataFrame) -> Sequence[dict[str, Any]]:

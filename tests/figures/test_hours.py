@@ -37,7 +37,20 @@ def rows(window, part):
     ],
 )
 def test_whole_hours(start, end, expected):
-    assert whole_hours(TimeRange(at(start), at(end))) == [at(hour) for hour in expected]
+    part = TimeRange(at(start), at(end))
+    tries = pl.DataFrame({"ts": [part.start, part.end]})
+    assert whole_hours(part, tries) == [at(hour) for hour in expected]
+
+
+def test_a_year_in_which_nobody_asked_is_no_list_of_hours():
+    part = TimeRange(at(0), at(0) + timedelta(days=365))
+    found = whole_hours(part, pl.DataFrame({"ts": [part.start, part.end]}))
+    assert (found[0], found[-1], len(found)) == (at(0), part.end - timedelta(hours=1), 14 * 24)
+
+
+def test_a_weekend_in_which_nobody_asked_keeps_its_hours():
+    part = TimeRange(at(0), at(62))
+    assert len(whole_hours(part, pl.DataFrame({"ts": [part.start, part.end]}))) == 62
 
 
 def test_hour_counts_what_came_in_it(window):

@@ -57,7 +57,9 @@ def thinned(recorded):
 @pytest.mark.parametrize("table", ["series", "samples", "histograms"])
 def test_the_server_gives_what_its_files_give(whole, table):
     from_files = read_stream(open_store(str(RECORDED / "store")), STREAM, PART)
-    assert getattr(whole, table).equals(getattr(from_files, table))
+    ours, theirs = (getattr(rows, table) for rows in (whole, from_files))
+    # When a point arrived, only the files say.
+    assert ours.drop("arrival", strict=False).equals(theirs.drop("arrival", strict=False))
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,13 @@ def test_the_same_sample_twice_counts_once_and_is_noted():
     assert rows.intake.select("check", "subject", "count").rows() == [("duplicate", METRIC, 1)]
 
 
+def test_another_value_at_the_same_time_is_a_doubt():
+    buffer = counted([1, 2])
+    buffer.sample(key().series_id, T0 + SECOND, 5.0)
+    rows = settle(buffer.rows())
+    assert rows.intake.select("check", "subject", "count").rows() == [("clock", METRIC, 1)]
+
+
 def test_the_newest_of_two_names_in_one_scrape_counts():
     buffer = counted([1, 2])
     buffer.sample(key().series_id, T0 + SECOND, 99.0, rank=1)

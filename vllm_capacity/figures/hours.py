@@ -12,6 +12,7 @@ from vllm_capacity.timerange import TimeRange
 
 HOUR = timedelta(hours=1)
 _UNSEEN = timedelta(minutes=6)
+_NEAR = timedelta(days=7)
 _KEY = ("instance", "engine", "ts")
 
 
@@ -25,13 +26,13 @@ def engine_hours(
     scrapes counts for the hour of the later one; `is_seen` is False where that may be another: the
     server gave no answer for over six minutes that touch the hour. Empty without a whole hour.
     """
-    hours = pl.DataFrame({"ts": whole_hours(part)}, schema={"ts": pl.Datetime("us", "UTC")})
+    hours = pl.DataFrame({"ts": whole_hours(part, tries)}, schema={"ts": pl.Datetime("us", "UTC")})
     asked = _billed(tries).join(hours, on="ts", how="semi")
     rows = asked.join(fleet.select("instance", "engine"), on="instance")
     done = _done(window, part)
     return (
         rows.join(done, on=_KEY, how="left")
-        .join(_unseen(tries), on=["instance", "ts"], how="left")
+        .join(_unseen(tries, asked), on=["instance", "ts"], how="left")
         .select(
             *_KEY,
             "billed_hours",
@@ -42,11 +43,25 @@ def engine_hours(
     )
 
 
-def whole_hours(part: TimeRange) -> list[datetime]:
-    """The starts of the whole hours of the clock in the part."""
-    first = part.start.replace(minute=0, second=0, microsecond=0)
-    first += HOUR if first < part.start else timedelta(0)
-    return [first + HOUR * i for i in range(max(0, (part.end - first) // HOUR))]
+def whole_hours(part: TimeRange, tries: pl.DataFrame) -> list[datetime]:
+    """The starts of the whole hours of the clock in the part, in order.
+
+    Hours over a week from any attempt are left out: a year in which nobody asked is no list.
+    """
+    asked = tries.get_column("ts").sort()
+    is_new = (asked.diff() > 2 * _NEAR).fill_null(True)
+    firsts, lasts = asked.filter(is_new), asked.filter(is_new.shift(-1, fill_value=True))
+    return [
+        hour
+        for first, last in zip(firsts, lasts, strict=True)
+        for hour in _hours_in(max(part.start, first - _NEAR), min(part.end, last + _NEAR))
+    ]
+
+
+def _hours_in(start: datetime, end: datetime) -> list[datetime]:
+    first = start.replace(minute=0, second=0, microsecond=0)
+    first += HOUR if first < start else timedelta(0)
+    return [first + HOUR * i for i in range(max(0, (end - first) // HOUR))]
 
 
 def _hour(column: str = "ts") -> pl.Expr:
@@ -62,13 +77,19 @@ def _billed(tries: pl.DataFrame) -> pl.DataFrame:
     return by_hour.filter(pl.col("billed_hours") > 0)
 
 
-def _unseen(tries: pl.DataFrame) -> pl.DataFrame:
-    """The hours that a long time without an answer touches, by server."""
+def _unseen(tries: pl.DataFrame, asked: pl.DataFrame) -> pl.DataFrame:
+    """Those of the hours asked that a long time without an answer touches, by server."""
     good = tries.filter("is_good").sort("instance", "ts")
     steps = good.with_columns(before=pl.col("ts").shift().over("instance"))
     gaps = steps.filter(pl.col("ts") - pl.col("before") > _UNSEEN)
-    touched = gaps.select("instance", ts=pl.datetime_ranges(_hour("before"), _hour(), "1h"))
-    return touched.explode("ts").unique().with_columns(is_unseen=True)
+    touched = gaps.select("instance", ts=_hour("before"), until=_hour()).sort("ts")
+    return (
+        asked.select("instance", "ts")
+        .sort("ts")
+        .join_asof(touched, on="ts", by="instance", check_sortedness=False)
+        .filter(pl.col("ts") <= pl.col("until"))
+        .select("instance", "ts", is_unseen=True)
+    )
 
 
 def _done(window: Window, part: TimeRange) -> pl.DataFrame:

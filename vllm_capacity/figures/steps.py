@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -19,39 +21,73 @@ from vllm_capacity.timerange import TimeRange
 _ENGINE = ["instance", "engine"]
 _STEP = [*_ENGINE, "step"]
 _MINUTE_SECONDS = 59.5  # scrapes come a little late or early
+_MOST_EMPTY_STEPS = 120  # in a row that are steps of their own
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Even steps of a part; step k is [start + k·seconds, start + (k+1)·seconds)."""
+    """Even steps of a part; step k is [start + k·seconds, start + (k+1)·seconds).
+
+    `holes` are the first and last of those that are one long step here, in order: the steps are
+    then as many as the scrapes need, however long the part is.
+    """
 
     part: TimeRange
     seconds: float
+    holes: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of_scrapes(cls, part: TimeRange, seconds: float, tries: pl.DataFrame) -> Grid:
+        """A grid whose long times without an attempt of any target are one step each."""
+        even = cls(part, seconds)
+        inside = tries.filter((pl.col("ts") >= part.start) & (pl.col("ts") < part.end))
+        seen = inside.select(step=even.of("ts")).get_column("step").unique().sort().to_list()
+        pairs = pairwise([-1, *seen, even.count])
+        holes = [(a + 1, b - 1) for a, b in pairs if b - a - 1 > _MOST_EMPTY_STEPS]
+        return cls(part, seconds, tuple(holes))
+
+    @cached_property
+    def _evenly(self) -> pl.Series:
+        """At which even step each step begins, and the last one ends."""
+        begins = [0, *(last + 1 for _, last in self.holes)]
+        ends = [*(first + 1 for first, _ in self.holes), self.part.steps(self.seconds) + 1]
+        parts = [np.arange(a, b) for a, b in zip(begins, ends, strict=True)]
+        return pl.Series(np.concatenate(parts), dtype=pl.Int64)
 
     @property
     def count(self) -> int:
         """Steps; the last one holds the rest of the part."""
-        return self.part.steps(self.seconds)
+        return self._evenly.len() - 1 if self.holes else self.part.steps(self.seconds)
 
     @property
     def us(self) -> int:
-        """Length of a step in microseconds."""
+        """Length of an even step in microseconds."""
         return round(self.seconds * 1e6)
 
     def of(self, column: str) -> pl.Expr:
-        """The step of each instant."""
+        """The step of each instant; -1 before the part."""
         since = pl.col(column) - pl.lit(self.part.start).dt.convert_time_zone("UTC")
-        step = since.dt.total_microseconds().floordiv(self.us).cast(pl.Int64)
-        return step.clip(upper_bound=self.count - 1)
+        return self.placed(since.dt.total_microseconds().floordiv(self.us).cast(pl.Int64))
+
+    def placed(self, even: pl.Expr) -> pl.Expr:
+        """The step that an even step lies in; -1 before the part."""
+        if self.holes:
+            step = pl.lit(self._evenly).search_sorted(even, side="right").cast(pl.Int64) - 1
+        else:
+            step = even
+        return step.clip(lower_bound=-1, upper_bound=self.count - 1)
 
     def starts(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with `start` and `end` of its `step`."""
-        offset = pl.duration(microseconds=pl.col("step") * self.us)
-        start = pl.lit(self.part.start).dt.cast_time_unit("us").dt.convert_time_zone("UTC") + offset
+        """The frame with `start` and `end` of its `step`, from 0 on."""
+        start, end = (self._instant(pl.col("step") + ahead) for ahead in (0, 1))
         is_last = pl.col("step") == self.count - 1
-        end = start + pl.duration(microseconds=self.us)
         last = pl.lit(self.part.end).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
         return frame.with_columns(start=start, end=pl.when(is_last).then(last).otherwise(end))
+
+    def _instant(self, step: pl.Expr) -> pl.Expr:
+        even = pl.lit(self._evenly).gather(step) if self.holes else step
+        start = pl.lit(self.part.start).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
+        return start + pl.duration(microseconds=even * self.us)
 
 
 def natural_step_seconds(tries: pl.DataFrame) -> float:
@@ -103,6 +139,7 @@ def _spread(long: pl.DataFrame, grid: Grid) -> pl.DataFrame:
             step=pl.int_ranges(grid.of("ts_before"), grid.of("ts") + 1, dtype=pl.Int64)
         )
         .explode("step", empty_as_null=False)
+        .filter(pl.col("step") >= 0)
         .pipe(grid.starts)
         .with_columns(
             share_seconds=(
@@ -156,6 +193,8 @@ def engine_steps(
 ) -> pl.DataFrame:
     """The points of saturation, one row an (engine, step), in order.
 
+    A time of over 120 steps without an attempt is one step.
+
     Columns: `STEP_SCHEMA` of verdicts/saturation.py; null where a step has no sample. Empty where
     there is no engine.
     """
@@ -163,7 +202,7 @@ def engine_steps(
         tries = scrapes.attempts(window, end=part.end)
     if window.grain == "minute":
         step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
-    grid = Grid(part, step_seconds or natural_step_seconds(tries))
+    grid = Grid.of_scrapes(part, step_seconds or natural_step_seconds(tries), tries)
     gaps = scrapes.gaps(tries, part=part)
     fleet = scrapes.engines(window, part=part, tries=tries).select(*_ENGINE)
     skeleton = fleet.join(
@@ -340,7 +379,8 @@ def _latency_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
         orient="row",
     )
     is_ttft, is_itl = (pl.col("metric") == name for name in (latency.TTFT, latency.ITL))
-    return frame.group_by(_STEP).agg(
+    placed = frame.with_columns(step=grid.placed(pl.col("step")))
+    return placed.group_by(_STEP).agg(
         ttft_p95_seconds=pl.col("p95").filter(is_ttft).max(),
         itl_p95_seconds=pl.col("p95").filter(is_itl).max(),
         itl_mean_seconds=pl.col("mean").filter(is_itl).mean(),

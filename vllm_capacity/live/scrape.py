@@ -1,8 +1,10 @@
 """Scraping live targets on a fixed grid into a journal, and the journal into a window.
 
 The journal holds saved scrapes, one gzip member each: it can be read at any moment, and a kill
-loses at most the scrape under way. A grid point that comes while the scrape before it is still
-under way is a failed attempt, like an answer other than 200 and no answer at all.
+loses at most the scrapes under way. A grid point that comes while the scrape before it is still
+under way is a failed attempt, like an answer other than 200 and no answer at all. Beside the time
+of day each scrape has that of a clock which nobody sets: should the first be set, the second tells
+by how much.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ from vllm_capacity.sources.exposition import Scrape
 
 _LONGEST_TIMEOUT_SECONDS = 10.0
 _LARGEST_BODY_BYTES = 50_000_000
+_UNDER_WAY = "the scrape before was still under way"
 
 
 @dataclass(frozen=True)
@@ -59,29 +62,78 @@ def targets(urls: tuple[str, ...]) -> list[Target]:
 _EXAMPLE = "http://127.0.0.1:8000/metrics"
 
 
+def steady_seconds() -> float:
+    """A clock that is never set, from some moment on; it goes on while the machine sleeps."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
 @dataclass
 class Journal:
-    """Saved scrapes on disk, appended one gzip member at a time; safe to call from threads."""
+    """Saved scrapes on disk, appended one gzip member at a time; safe to call from threads.
+
+    Threads that append while another waits for the disk are written together: one wait for all.
+    """
 
     path: Path
+    _waiting: list[bytes] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _disk: threading.Lock = field(default_factory=threading.Lock)
 
-    def append(self, scrape: Scrape, error: str) -> None:
-        """Append one scrape and hand it to the operating system."""
-        row = {
-            "t": scrape.t_unix_seconds,
-            "dur": scrape.seconds,
-            "target": scrape.target,
-            "status": scrape.status,
-            "text": scrape.text,
-        }
-        member = gzip.compress(
-            (json.dumps(row | ({"err": error} if error else {})) + "\n").encode()
+    def append(self, *attempts: tuple[Scrape, str]) -> None:
+        """Append scrapes, each with its error or "", and wait until they are on the disk."""
+        members = b"".join(_member(scrape, error) for scrape, error in attempts)
+        with self._lock:
+            self._waiting.append(members)
+        with self._disk:
+            with self._lock:
+                batch, self._waiting = self._waiting, []
+            if not batch:
+                return  # whoever had the disk before has written it
+            with self.path.open("ab") as file:
+                file.write(b"".join(batch))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _member(scrape: Scrape, error: str) -> bytes:
+    """One scrape as a gzip member; packed lightly, for the journal goes when the window is made."""
+    row = {
+        "t": scrape.t_unix_seconds,
+        "run": scrape.run_unix_seconds,
+        "at": scrape.at_seconds,
+        "dur": scrape.seconds,
+        "target": scrape.target,
+        "status": scrape.status,
+        "text": scrape.text,
+    }
+    line = json.dumps(row | ({"err": error} if error else {})) + "\n"
+    return gzip.compress(line.encode(), compresslevel=1)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """The time of day, and the seconds of a run that a steady clock counts."""
+
+    run_unix_seconds: float = field(default_factory=time.time)
+    _began: float = field(default_factory=steady_seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return steady_seconds() - self._began
+
+    def attempt(self, target: Target) -> Scrape:
+        """An attempt that begins now, and has failed so far."""
+        return Scrape(
+            time.time(),
+            target.instance,
+            0,
+            "",
+            run_unix_seconds=self.run_unix_seconds,
+            at_seconds=self.seconds,
         )
-        with self._lock, self.path.open("ab") as file:
-            file.write(member)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
@@ -122,32 +174,38 @@ def run(
     tally = _Tally()
     pending: dict[str, Future[str]] = {}
     timeout = min(_LONGEST_TIMEOUT_SECONDS, every_seconds)
-    start, point = time.monotonic(), 0
+    clock, point = _Clock(), 0
 
     with ThreadPoolExecutor(max_workers=len(found)) as pool:
         while not stop.is_set() and (for_seconds is None or point * every_seconds < for_seconds):
+            missed = []
             for target in found:
                 before = pending.get(target.instance)
                 if before is not None and not before.done():
-                    error = "the scrape before was still under way"
-                    journal.append(Scrape(time.time(), target.instance, 0, ""), error)
-                    tally.count(error)
+                    missed.append((clock.attempt(target), _UNDER_WAY))
                     continue
                 if before is not None:
                     tally.count(before.result())
-                pending[target.instance] = pool.submit(_scrape, target, client, journal, timeout)
+                job = pool.submit(_scrape, target, client, journal, timeout, clock)
+                pending[target.instance] = job
+            if missed:
+                journal.append(*missed)
+            for _, error in missed:
+                tally.count(error)
             point += 1
             tell(tally.progress(point))
             # A fixed grid: the next point counts from the start, so delays do not add up.
-            stop.wait(max(0.0, start + point * every_seconds - time.monotonic()))
+            stop.wait(max(0.0, point * every_seconds - clock.seconds))
     for future in pending.values():
         tally.count(future.result())
     return tally.progress(point)
 
 
-def _scrape(target: Target, client: httpx.Client, journal: Journal, timeout: float) -> str:
+def _scrape(
+    target: Target, client: httpx.Client, journal: Journal, timeout: float, clock: _Clock
+) -> str:
     """One attempt, journalled; the error, or nothing."""
-    t, began = time.time(), time.monotonic()
+    attempt, began = clock.attempt(target), time.monotonic()
     status, text, error = 0, "", ""
     try:
         with client.stream("GET", target.url, timeout=timeout) as response:
@@ -161,5 +219,6 @@ def _scrape(target: Target, client: httpx.Client, journal: Journal, timeout: flo
             error = "" if status == 200 else f"HTTP {status}"
     except httpx.HTTPError as failure:
         status, text, error = 0, "", f"{type(failure).__name__}: {failure}"[:200]
-    journal.append(Scrape(t, target.instance, status, text, time.monotonic() - began), error)
+    seconds = time.monotonic() - began
+    journal.append((replace(attempt, status=status, text=text, seconds=seconds), error))
     return error

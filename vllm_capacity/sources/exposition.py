@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllm_capacity.errors import InputError, ParseError
 from vllm_capacity.facts.catalog import keeps
 from vllm_capacity.sources.otlp import Wire
+from vllm_capacity.telemetry.clocks import SteadyTime, by_steady_clock
 from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey
 
 Labels = tuple[tuple[str, str], ...]
@@ -31,13 +32,20 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class Scrape:
-    """One attempt to read a target's `/metrics`. `text` is empty where it failed."""
+    """One attempt to read a target's `/metrics`. `text` is empty where it failed.
+
+    `t_unix_seconds` is what the clock of the scraper said, which may be set in between. Where it
+    keeps a steady clock, too, `at_seconds` are counted by that since its run began, when the first
+    said `run_unix_seconds`.
+    """
 
     t_unix_seconds: float
     target: str
     status: int
     text: str
     seconds: float | None = None
+    run_unix_seconds: float | None = None
+    at_seconds: float | None = None
 
     @property
     def ts_us(self) -> int:
@@ -66,6 +74,11 @@ class ScrapeReader:
     failed: int = 0
     first_attempt_us: dict[str, int] = field(default_factory=dict)
     last_attempt_us: dict[str, int] = field(default_factory=dict)
+    _steady: list[SteadyTime] = field(default_factory=list)
+
+    def rows(self) -> Rows:
+        """The canonical rows of the scrapes, at the times that a steady clock tells, if any."""
+        return by_steady_clock(self.buffer.rows(), self._steady)
 
     def add(self, scrape: Scrape) -> None:
         """One scrape: its samples where it is good, `up` in any case."""
@@ -80,6 +93,12 @@ class ScrapeReader:
                 self._note(scrape, "unparsable scrape", str(error))
         self.buffer.scrape(scrape.target, scrape.ts_us, is_up=is_up, seconds=scrape.seconds)
         self.good, self.failed = self.good + is_up, self.failed + (not is_up)
+        if scrape.run_unix_seconds is not None and scrape.at_seconds is not None:
+            run_us, at_us = (
+                round(each * 1e6) for each in (scrape.run_unix_seconds, scrape.at_seconds)
+            )
+            arrival = self.good + self.failed
+            self._steady.append((scrape.target, arrival, scrape.ts_us, run_us, at_us))
         created = _created_times(families)
         for family in families:
             self._add_family(scrape, family, created)
@@ -238,7 +257,8 @@ def _state(edges: dict[float, float], count: float | None, total: float) -> _Sta
 def read_saved_scrapes(path: Path) -> Iterator[Scrape]:
     """The scrapes of a saved file: JSON lines, gzip or plain. A cut last line is left out.
 
-    One object a line: `t` Unix seconds, `target`, `status`, `text`; other keys are ignored.
+    One object a line: `t` Unix seconds, `target`, `status`, `text`; `dur`, `run` and `at` where it
+    has them; other keys are ignored.
     """
     lines = _lines(path)
     for number, line in enumerate(lines, start=1):
@@ -278,18 +298,26 @@ def _scrape_of(line: str, path: Path, number: int) -> Scrape | None:
     try:
         t, status = float(row["t"]), int(row["status"])
         target, text = str(row["target"]), str(row.get("text") or "")
-        seconds = row.get("dur")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(
             f"{path}, line {number}, is not a scrape: it needs t (Unix seconds), target and status."
         ) from None
     if not math.isfinite(t) or not 0 < t < 1e11:
         raise InputError(f"{path}, line {number}: t = {t} is not a time in Unix seconds.")
-    return Scrape(t, target, status, text, float(seconds) if _is_number(seconds) else None)
+    return Scrape(t, target, status, text, _number(row.get("dur")), *_steady_clock(row))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: object) -> float | None:
+    """The JSON value where it is a finite number, else None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None  # type: ignore[arg-type]
+
+
+def _steady_clock(row: Mapping[str, object]) -> tuple[float | None, float | None]:
+    """When its run began, and the seconds since by a steady clock; None where it keeps none."""
+    run, at = _number(row.get("run")), _number(row.get("at"))
+    is_kept = run is not None and at is not None and 0 < run < 1e11 and 0 <= at < 1e11
+    return (run, at) if is_kept else (None, None)
 
 
 def read_scrapes(path: Path) -> Rows:
@@ -301,7 +329,7 @@ def read_scrapes(path: Path) -> Rows:
     for scrape in read_saved_scrapes(path):
         reader.add(scrape)
     require_serving_series(reader, str(path))
-    return reader.buffer.rows()
+    return reader.rows()
 
 
 def provenance(rows: Rows, *, kind: str, origin: str) -> dict[str, object]:

@@ -39,6 +39,7 @@ POINT_COLUMNS = (
 )
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATE_SECONDS = 60  # a batch is sent after at most ten seconds; a minute means it had to wait
+AHEAD_SECONDS = 5  # nothing arrives before it was sampled, but for clocks that differ a little
 # What a scraper adds to every target, and a collector's own names for it: no labels of the server.
 _TARGET_LABELS = frozenset({"job", "instance", "le", "quantile", "__name__"})
 
@@ -151,6 +152,7 @@ def rows_from_points(
             connection,
             query_text("points_intake"),
             late_seconds=LATE_SECONDS,
+            ahead_seconds=AHEAD_SECONDS,
             since_seconds=since.timestamp(),
         )
     finally:

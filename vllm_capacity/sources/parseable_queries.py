@@ -22,6 +22,7 @@ from vllm_capacity.timerange import TimeRange
 _IDENTITY = ("metric_name", "wire_kind", "instance", "job")
 _KINDS = "metric_type in ('gauge', 'sum', 'histogram')"
 LATE_SECONDS = 60
+AHEAD_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def survey(stream: Stream) -> str:
 
 
 def findings(stream: Stream, metrics: Sequence[str]) -> str:
-    """What the ledger wants to know: stale, late and unreadable points.
+    """What the ledger wants to know: stale, late and unreadable points, and those ahead of arrival.
 
     grain: one row per instance.
     """
@@ -93,11 +94,14 @@ def findings(stream: Stream, metrics: Sequence[str]) -> str:
     stale, late = f"{fixed['flags']} <> 0", f"{fixed['flags']} = 0 and {lag} > {LATE_SECONDS}"
     unreadable = f"{fixed['flags']} = 0 and metric_type <> 'histogram' and {fixed['value']} is null"
     parts = [f"{fixed['instance']} as instance"]
-    for name, condition in (("stale", stale), ("late", late), ("unreadable", unreadable)):
+    ahead = f"{fixed['flags']} = 0 and {lag} < -{AHEAD_SECONDS}"
+    kinds = {"stale": stale, "late": late, "ahead": ahead, "unreadable": unreadable}
+    for name, condition in kinds.items():
         parts.append(f"sum(case when {condition} then 1 else 0 end) as {name}")
         parts.append(f"min(case when {condition} then {_ms(fixed['ts'])} end) as {name}_ms")
     parts.append(f"count(distinct case when {stale} then metric_name end) as stale_families")
     parts.append(f"cast(floor(max(case when {late} then {lag} end)) as bigint) as lag_seconds")
+    parts.append(f"cast(ceil(max(case when {ahead} then -{lag} end)) as bigint) as lead_seconds")
     return (
         f"select {', '.join(parts)} from {quoted(stream.name)} "
         f"where {_KINDS} and metric_name in ({literals(metrics)}) and {_within(stream)} "

@@ -25,6 +25,7 @@ from vllm_capacity.sources.parseable_series import (
     minute_histograms_of,
     minutes_of,
 )
+from vllm_capacity.telemetry.clocks import Correction, correction
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
@@ -105,12 +106,26 @@ def thinned_rows(pulled: Pulled) -> ThinnedRows:
     states = _ends(histograms, _STATE)
     samples = samples.unique(["series_id", "ms"], keep="first", maintain_order=True)
     rows = _rows(reader, samples, states, before)
-    settled = settle(rows)
+    clock, settled = correction(rows), settle(rows)
+    scalar_parts, histogram_parts = (
+        [_restamped(part, clock) for part in parts]
+        for parts in ([before[0], minutes], [before[1], histograms])
+    )
     return ThinnedRows(
         rows,
-        _with_run([before[0], minutes], settled.samples, MINUTES_SCHEMA),
-        _with_run([before[1], histograms], settled.histograms, MINUTE_HISTOGRAMS_SCHEMA),
+        _with_run(scalar_parts, settled.samples, MINUTES_SCHEMA),
+        _with_run(histogram_parts, settled.histograms, MINUTE_HISTOGRAMS_SCHEMA),
     )
+
+
+def _restamped(minutes: pl.DataFrame, clock: Correction) -> pl.DataFrame:
+    """The minutes, both their ends at their true times; gone where either was left out."""
+    for end in ("ms", "t1_ms"):
+        ts = instant(end).dt.replace_time_zone("UTC")
+        stamped = minutes.with_columns(ts=ts, arrival=pl.lit(None, pl.Int64))
+        moved = clock.applied(stamped).with_columns(pl.col("ts").dt.epoch("ms").alias(end))
+        minutes = moved.drop("ts", "arrival")
+    return minutes
 
 
 def _newest(minutes: pl.DataFrame) -> pl.DataFrame:

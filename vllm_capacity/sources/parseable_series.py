@@ -152,6 +152,13 @@ _FINDINGS = (
     ),
     ("late", "late", "arrival", "arrived up to {lag_seconds} s after it was sampled"),
     (
+        "ahead",
+        "clock",
+        "arrival",
+        "sampled up to {lead_seconds} s after it arrived: the clock of its Collector stands ahead "
+        "of the store's",
+    ),
+    (
         "unreadable",
         "coverage",
         "values",

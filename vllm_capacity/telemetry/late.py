@@ -43,7 +43,7 @@ def extend_window(path: Path, late: Rows) -> list[str]:
 
 
 def stored_rows(path: Path) -> Rows:
-    """The rows of a window, as a source would hand them over."""
+    """The rows of a window, as a source would hand them over that had them all at once."""
     frames = {
         name: pl.read_parquet(path / name / "*.parquet")
         if any((path / name).glob("*.parquet"))
@@ -54,7 +54,7 @@ def stored_rows(path: Path) -> Rows:
     samples, histograms = (
         pl.DataFrame(schema=empty[name])
         if frame is None
-        else frame.drop("run").with_columns(rank=pl.lit(0, pl.Int8))
+        else frame.drop("run").with_columns(rank=pl.lit(0, pl.Int8), arrival=pl.lit(0, pl.Int64))
         for name, frame in frames.items()
     )
     return Rows(

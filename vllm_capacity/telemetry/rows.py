@@ -13,7 +13,9 @@ hours pulled apart can be stitched.
 
 `samples` and `histograms` leave a source without `run` (the ordinal of the process life); the store
 settles it. `rank` says which spelling a row came from: 0 is vLLM's newest name of the concept.
-Where one scrape holds a concept under two names, the store keeps the lowest rank.
+Where one scrape holds a concept under two names, the store keeps the lowest rank. `arrival` is the
+order in which the scrape came in, null where the source does not know it: it tells a clock that was
+set back from rows that came late (clocks.py).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
@@ -48,6 +51,7 @@ SAMPLES_SCHEMA: dict[str, Any] = {
     "ts": UTC_MICROSECONDS,
     "value": pl.Float64,
     "rank": pl.Int8,
+    "arrival": pl.Int64,
 }
 HISTOGRAMS_SCHEMA: dict[str, Any] = {
     "series_id": pl.Int64,
@@ -56,6 +60,7 @@ HISTOGRAMS_SCHEMA: dict[str, Any] = {
     "sum": pl.Float64,
     "counts": pl.List(pl.Float64),
     "rank": pl.Int8,
+    "arrival": pl.Int64,
 }
 INTAKE_SCHEMA: dict[str, Any] = {
     "check": pl.String,  # a check of the ledger: duplicate, late, renamed, gap, …
@@ -108,6 +113,49 @@ class SeriesKey:
 
 
 @dataclass
+class _Columns:
+    """What samples and histogram states have in common, a typed array for each column."""
+
+    series_id: array[int] = field(default_factory=lambda: array("q"))
+    ts: array[int] = field(default_factory=lambda: array("q"))
+    rank: array[int] = field(default_factory=lambda: array("b"))
+    arrival: array[int] = field(default_factory=lambda: array("q"))
+
+    def append(self, series_id: int, ts_us: int, rank: int, arrival: int) -> None:
+        self.series_id.append(series_id)
+        self.ts.append(ts_us)
+        self.rank.append(rank)
+        self.arrival.append(arrival)
+
+    def frame(self, **more: pl.Series) -> pl.DataFrame:
+        columns = {
+            "series_id": pl.Series(self.series_id, dtype=pl.Int64),
+            "ts": _instants(pl.Series(self.ts, dtype=pl.Int64)),
+            **more,
+            "rank": pl.Series(self.rank, dtype=pl.Int8),
+            "arrival": pl.Series(self.arrival, dtype=pl.Int64),
+        }
+        return pl.DataFrame(columns)
+
+
+@dataclass
+class _Samples(_Columns):
+    value: array[float] = field(default_factory=lambda: array("d"))
+
+
+@dataclass
+class _Histograms(_Columns):
+    count: array[float] = field(default_factory=lambda: array("d"))
+    total: array[float] = field(default_factory=lambda: array("d"))
+    counts: array[float] = field(default_factory=lambda: array("d"))  # of all rows, end to end
+    ends: array[int] = field(default_factory=lambda: array("q", [0]))  # where a row's counts end
+
+
+def _instants(microseconds: pl.Series) -> pl.Series:
+    return microseconds.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+@dataclass
 class RowBuffer:
     """Collects rows one by one, in columns, for sources that read text rather than tables."""
 
@@ -116,11 +164,10 @@ class RowBuffer:
     _from_zero: set[int] = field(default_factory=set)
     _unread: set[int] = field(default_factory=set)  # registered, not one sample yet
     _older: set[int] = field(default_factory=set)  # there before their first readable sample
-    _samples: tuple[array[int], array[int], array[float], array[int]] = field(
-        default_factory=lambda: (array("q"), array("q"), array("d"), array("b"))
-    )
-    _histograms: list[tuple[int, int, float, float, list[float], int]] = field(default_factory=list)
+    _samples: _Samples = field(default_factory=_Samples)
+    _histograms: _Histograms = field(default_factory=_Histograms)
     _intake: list[tuple[str, str | None, int | None, str, str, int]] = field(default_factory=list)
+    _arrivals: int = 0
 
     def series(
         self, key: SeriesKey, *, exposed: str, rank: int = 0, starts_at_zero: bool = False
@@ -151,8 +198,8 @@ class RowBuffer:
                 self._older.add(series_id)
             return
         self._unread.discard(series_id)
-        for column, item in zip(self._samples, (series_id, ts_us, value, rank), strict=True):
-            column.append(item)  # type: ignore[attr-defined]
+        self._samples.append(series_id, ts_us, rank, self._arrivals)
+        self._samples.value.append(value)
 
     def histogram(
         self,
@@ -165,10 +212,19 @@ class RowBuffer:
         rank: int = 0,
     ) -> None:
         """One histogram state; `counts` per bucket, one longer than the bounds."""
-        self._histograms.append((series_id, ts_us, count, total, list(counts), rank))
+        own = self._histograms
+        own.append(series_id, ts_us, rank, self._arrivals)
+        own.count.append(count)
+        own.total.append(total)
+        own.counts.extend(counts)
+        own.ends.append(len(own.counts))
 
     def scrape(self, instance: str, ts_us: int, *, is_up: bool, seconds: float | None) -> None:
-        """One scrape attempt, good or failed: the `up` and `scrape_duration_seconds` samples."""
+        """One scrape attempt, good or failed: the `up` and `scrape_duration_seconds` samples.
+
+        What is collected until the next attempt arrived with it.
+        """
+        self._arrivals += 1
         up = SeriesKey("up", "gauge", instance)
         self.sample(self.series(up, exposed="up"), ts_us, float(is_up))
         if seconds is not None:
@@ -191,20 +247,7 @@ class RowBuffer:
 
     def rows(self) -> Rows:
         """Everything collected, as frames; the buffer stays as it is."""
-        ids, times, values, ranks = self._samples
-        samples = pl.DataFrame(
-            {
-                "series_id": pl.Series(ids, dtype=pl.Int64),
-                "ts": pl.Series(times, dtype=pl.Int64),
-                "value": pl.Series(values, dtype=pl.Float64),
-                "rank": pl.Series(ranks, dtype=pl.Int8),
-            }
-        ).with_columns(pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"))
-        histograms = pl.DataFrame(
-            self._histograms,
-            schema={**HISTOGRAMS_SCHEMA, "ts": pl.Int64},
-            orient="row",
-        ).with_columns(pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"))
+        samples, histograms = self._samples, self._histograms
         intake = pl.DataFrame(
             self._intake,
             schema={
@@ -214,7 +257,16 @@ class RowBuffer:
             },
             orient="row",
         ).with_columns(pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"))
-        return Rows(self._series_frame(), samples, histograms, intake)
+        return Rows(
+            self._series_frame(),
+            samples.frame(value=pl.Series(samples.value, dtype=pl.Float64)),
+            histograms.frame(
+                count=pl.Series(histograms.count, dtype=pl.Float64),
+                sum=pl.Series(histograms.total, dtype=pl.Float64),
+                counts=_lists(histograms.counts, histograms.ends),
+            ),
+            intake,
+        )
 
     def _series_frame(self) -> pl.DataFrame:
         frame = series_frame({k: self._exposed[i][1] for k, i in self._ids.items()})
@@ -227,6 +279,14 @@ class RowBuffer:
     def has_serving_series(self) -> bool:
         """Whether any series is more than a scrape's own bookkeeping."""
         return any(key.metric.startswith("vllm:") for key in self._ids)
+
+
+def _lists(flat: array[float], ends: array[int]) -> pl.Series:
+    """Rows of lists from their items laid end to end."""
+    import pyarrow as pa  # slow to import, and who reads a window needs no buffer
+
+    offsets, items = (pa.array(np.frombuffer(part, dtype=part.typecode)) for part in (ends, flat))
+    return pl.Series(pa.LargeListArray.from_arrays(offsets, items), dtype=pl.List(pl.Float64))
 
 
 def series_frame(exposed_by_key: Mapping[SeriesKey, str]) -> pl.DataFrame:

@@ -26,12 +26,17 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.errors import WindowError
+from vllm_capacity.telemetry.clocks import with_true_times
 from vllm_capacity.telemetry.rows import Rows
 
 FORMAT = 1
 TABLES = ("samples", "histograms")
 _DIFFERENCED = ("counter", "histogram")
 _BOOKKEEPING = ("up", "scrape_duration_seconds")
+_ALIAS = "an older name of the same concept, in the same scrape"
+_TWIN = "the same series and sample time, counted once"
+_OTHER = "the same series and sample time with different values, of which one was kept"
+_CHECK_OF = {_ALIAS: "renamed", _TWIN: "duplicate", _OTHER: "clock"}
 
 
 def write_window(path: Path, rows: Rows, provenance: Mapping[str, object]) -> Path:
@@ -57,9 +62,10 @@ def write_window(path: Path, rows: Rows, provenance: Mapping[str, object]) -> Pa
 
 
 def settle(rows: Rows) -> Rows:
-    """The rows deduplicated and sorted, `run` and `starts_at_zero` settled."""
-    samples, dropped_samples = _deduplicate(rows.samples)
-    histograms, dropped_histograms = _deduplicate(rows.histograms)
+    """The rows deduplicated and sorted by true time, `run` and `starts_at_zero` settled."""
+    rows = with_true_times(rows)
+    samples, dropped_samples = _deduplicate(rows.samples, "value")
+    histograms, dropped_histograms = _deduplicate(rows.histograms, "count")
     samples = _with_counter_runs(samples, rows.series)
     histograms = _with_histogram_runs(histograms)
     series = rows.series.unique("series_id", keep="first", maintain_order=True)
@@ -101,37 +107,40 @@ def write_hour(path: Path, part: pl.DataFrame) -> None:
     partial.replace(path)
 
 
-def _deduplicate(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _deduplicate(frame: pl.DataFrame, value: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """One row a (series, time), the newest spelling's; and (series, time, why) of the others."""
     ordered = frame.sort("series_id", "ts", "rank", maintain_order=True)
     is_first = pl.struct("series_id", "ts").is_first_distinct()
-    marked = ordered.with_columns(is_kept=is_first)
+    marked = ordered.with_columns(is_kept=is_first, is_other=pl.col(value) != pl.col(value).shift())
     best = pl.col("rank").min().over("series_id", "ts")
-    dropped = (
-        marked.with_columns(is_alias=pl.col("rank") > best)
-        .filter(~pl.col("is_kept"))
-        .select("series_id", "ts", "is_alias")
+    why = (
+        pl.when(pl.col("rank") > best)
+        .then(pl.lit(_ALIAS))
+        .when("is_other")
+        .then(pl.lit(_OTHER))
+        .otherwise(pl.lit(_TWIN))
     )
-    return marked.filter("is_kept").drop("is_kept", "rank"), dropped
+    dropped = (
+        marked.with_columns(why=why).filter(~pl.col("is_kept")).select("series_id", "ts", "why")
+    )
+    return marked.filter("is_kept").drop("is_kept", "is_other", "rank", "arrival"), dropped
 
 
 def _dropped_notes(dropped: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     """A ledger row per instance, metric and reason: duplicates, and older names of a concept."""
     return (
         dropped.join(series.select("series_id", "instance", "metric"), on="series_id")
-        .group_by("instance", "metric", "is_alias", maintain_order=True)
+        .group_by("instance", "metric", "why", maintain_order=True)
         .agg(count=pl.len().cast(pl.Int64), ts=pl.col("ts").min())
-        .sort("instance", "metric", "is_alias")
         .select(
-            check=pl.when("is_alias").then(pl.lit("renamed")).otherwise(pl.lit("duplicate")),
+            check=pl.col("why").replace_strict(_CHECK_OF),
             instance="instance",
             ts="ts",
             subject="metric",
-            detail=pl.when("is_alias")
-            .then(pl.lit("an older name of the same concept, in the same scrape"))
-            .otherwise(pl.lit("the same series and sample time, counted once")),
+            detail="why",
             count="count",
         )
+        .sort("instance", "subject", "check")
     )
 
 
@@ -141,8 +150,13 @@ def _with_counter_runs(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFr
         (pl.col("value") < pl.col("value").shift(1).over("series_id"))
         & pl.col("series_id").is_in(counters.implode())
     ).fill_null(False)
-    run = has_dropped.cum_sum().over("series_id").cast(pl.Int32)
-    return samples.with_columns(run=run).select("series_id", "run", "ts", "value")
+    run = pl.col("has_dropped").cum_sum().over("series_id").cast(pl.Int32)
+    # Two steps: inside `over`, polars would copy the list of counters once for every series.
+    return (
+        samples.with_columns(has_dropped=has_dropped)
+        .with_columns(run=run)
+        .select("series_id", "run", "ts", "value")
+    )
 
 
 def _with_histogram_runs(histograms: pl.DataFrame) -> pl.DataFrame:

@@ -27,6 +27,7 @@ _JITTER_RATIO = 0.25
 _MOST_OFF_RATIO = 0.1
 _REGIME_ROWS = 12
 _DRIFT_RATIO = 0.01
+_MOST_ROWS, _MOST_GAPS_RATIO = 1_000_000, 20
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def demand_grid(ts_seconds: Floats, values: Floats, *, step_seconds: float) -> G
     since = ts_seconds - phase
     places = np.floor(since / grain + _JITTER_RATIO)
     first, end = (places[0], places[-1] + 1) if len(places) else (0.0, 0.0)
+    _check_span(int(end - first), len(places), grain)
     index = (places - first).astype(np.int64)
     rows = _sums(index, values, covers, count=int(end - first), width=grain, grain=grain)
     lost = collapses(rows, grain)
@@ -175,6 +177,14 @@ def _check_step(step_seconds: float) -> None:
     if abs(per_day - round(per_day)) > 1e-6 or per_day < 1 - 1e-6:
         raise InputError(
             f"A step of {step_seconds:g} s does not divide a day evenly. Try 10m, 1h, 6h or 1d."
+        )
+
+
+def _check_span(grid_rows: int, rows: int, grain: float) -> None:
+    if grid_rows > max(_MOST_ROWS, _MOST_GAPS_RATIO * rows):
+        raise InputError(
+            f"The {rows:,} rows span {grid_rows * grain / DAY_SECONDS:,.0f} days: {grain:g} s "
+            f"apart would be {grid_rows:,} rows. Leave out those far from the others."
         )
 
 

@@ -21,6 +21,7 @@ CHECKS = (
     "restart",
     "duplicate",
     "late",
+    "clock",
     "series",
     "renamed",
     "missing",

@@ -20,6 +20,7 @@ _UNEVEN = 0.75  # an engine below this part of its fair share is named
 _INTAKE_EFFECTS = {
     "duplicate": "counted once: no figure moves",
     "late": "put back in order of sample time: no figure moves",
+    "clock": "rates and charts may bend around that time",
     "coverage": "left out as unreadable",
     "renamed": "older names of a concept beside the newest, which alone is counted: no figure "
     "moves",
@@ -34,7 +35,7 @@ def intake(evidence: Evidence) -> list[Finding]:
         named = ", ".join(subjects[:3]) + (" …" if len(subjects) > 3 else "")
         details = "; ".join(rows.get_column("detail").unique().sort().to_list()[:2])
         effect = f"{named}: {details}; {_INTAKE_EFFECTS.get(str(check), 'see the intake table')}."
-        is_doubt = check == "coverage" or "different values" in details
+        is_doubt = check in ("coverage", "clock") or "different values" in details
         count = int(rows.get_column("count").sum())
         first = rows.get_column("first_ts").min()
         when = iso(first) if isinstance(first, datetime) else None

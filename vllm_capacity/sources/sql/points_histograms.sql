@@ -7,7 +7,8 @@ select
     list_sum(points.counts)::double as count,
     points.sum,
     points.counts,
-    children.rank
+    children.rank,
+    epoch_us(points.arrived) as arrival
 from points
 join children using (identity)
 where

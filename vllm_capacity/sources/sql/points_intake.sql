@@ -1,7 +1,7 @@
 -- points_intake: what the border found: stale, late and unreadable points.
 -- grain: one row per (check, instance), unreadable ones per metric.
 -- params: $since_seconds, Unix time from which it is asked; $late_seconds, the lag between a sample
---   and its arrival from which it is late
+--   and its arrival from which it is late; $ahead_seconds, the lead from which a clock is wrong
 -- reads: points, children
 select
     'series' as "check",
@@ -32,6 +32,22 @@ where
     flags = 0
     and epoch(ts) >= $since_seconds
     and epoch(arrived) - epoch(ts) > $late_seconds
+group by instance
+union all
+select
+    'clock' as "check",
+    instance,
+    min(ts) as ts,
+    'arrival' as subject,
+    'sampled up to ' || ceil(max(epoch(ts) - epoch(arrived)))::bigint
+        || ' s after it arrived: the clock of its Collector stands ahead of the store''s' as detail,
+    count(*) as count
+from points
+join children using (identity)
+where
+    flags = 0
+    and epoch(ts) >= $since_seconds
+    and epoch(ts) - epoch(arrived) > $ahead_seconds
 group by instance
 union all
 select

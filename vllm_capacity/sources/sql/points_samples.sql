@@ -5,7 +5,8 @@ select
     children.series_id,
     points.ts,
     points.value * children.scale as value,
-    children.rank
+    children.rank,
+    epoch_us(points.arrived) as arrival
 from points
 join children using (identity)
 where

@@ -1,0 +1,255 @@
+"""A clock that was set is no restart and no late row: counts stay exact, and the ledger says it."""
+
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import pytest
+
+from vllm_capacity.answers import answer
+from vllm_capacity.figures import latency, scrapes, traffic
+from vllm_capacity.figures.steps import Grid, engine_steps
+from vllm_capacity.telemetry.late import extend_window
+from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey, microseconds
+from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange
+
+T0 = datetime(2026, 11, 24, 8, tzinfo=UTC)
+EVERY, COUNT, A_SCRAPE = 2.0, 100, 10
+TRUE_SECONDS = EVERY * (COUNT - 1)
+TRUE_REQUESTS = A_SCRAPE * (COUNT - 1)
+HOUR, YEAR = 3600.0, 365 * 86400.0
+SINCE_1970 = -T0.timestamp() + 100.0
+
+
+def scraped(buffer, stamp, *, done, started=-5000.0, instance="a:8000"):
+    """One good scrape, stamped that many seconds after T0, of a process that finished `done`."""
+    ts_us = microseconds(T0) + round(stamp * 1e6)
+    buffer.scrape(instance, ts_us, is_up=True, seconds=0.01)
+
+    def put(metric, kind, value, **labels):
+        key = SeriesKey(metric, kind, instance, "0", "m", tuple(labels.items()))
+        buffer.sample(buffer.series(key, exposed=metric), ts_us, value)
+
+    if started is not None:
+        key = SeriesKey("process_start_time_seconds", "gauge", instance)
+        start = T0.timestamp() + started
+        buffer.sample(buffer.series(key, exposed=key.metric), ts_us, start)
+    put(traffic.REQUESTS, "counter", float(done), finished_reason="stop")
+    put(traffic.GENERATION_TOKENS, "counter", 100.0 * done)
+    put("vllm:num_requests_running", "gauge", 3.0)
+    ttft = SeriesKey(latency.TTFT, "histogram", instance, "0", "m", bounds=(0.1, 1.0))
+    counts = [done // 2, done - done // 2, 0]
+    series_id = buffer.series(ttft, exposed=latency.TTFT)
+    buffer.histogram(series_id, ts_us, count=done, total=0.2 * done, counts=counts)
+
+
+def captured(stamp, order=range(COUNT), *, base=1000, a_scrape=A_SCRAPE, **told):
+    """Rows of the scrapes, in the order in which they came; `stamp` says what the clock said."""
+    buffer = RowBuffer()
+    for number in order:
+        stamped = stamp(number, EVERY * number)
+        scraped(buffer, stamped, done=base + a_scrape * number, **told)
+    return buffer.rows()
+
+
+def without_arrival(rows):
+    unknown = pl.lit(None, pl.Int64).alias("arrival")
+    return Rows(
+        rows.series,
+        rows.samples.with_columns(unknown),
+        rows.histograms.with_columns(unknown),
+        rows.intake,
+    )
+
+
+def found(rows, path):
+    """Requests, observations of a histogram, seconds, and the notes about clocks."""
+    window = open_window(write_window(path / "w", rows, {}))
+    whole = window.extent
+    increases = traffic.counter_increases(window, [traffic.REQUESTS], part=whole)
+    observed = latency.merged(latency.histogram_increases(window, [latency.TTFT], part=whole))
+    notes = window.sql("select * from intake where \"check\" = 'clock'")
+    return (
+        traffic.total(increases, traffic.REQUESTS),
+        None if observed is None else observed.count,
+        round(whole.seconds, 3),
+        notes,
+    )
+
+
+SET = [
+    pytest.param(lambda n, t: t - 5 * (n >= 50), 50, id="set back 5 s at one moment"),
+    pytest.param(lambda n, t: t - 4 * (n >= 50), 50, id="set back by two intervals to the digit"),
+    pytest.param(lambda n, t: t - 2 * (n >= 50), 50, id="set back by one interval to the digit"),
+    pytest.param(lambda n, t: t - HOUR * (n >= 60), 40, id="set back an hour"),
+    pytest.param(lambda n, t: t - HOUR * (n >= 95), 5, id="set back an hour near the end"),
+    pytest.param(lambda n, t: t + HOUR * (n < 10), 10, id="an hour ahead in the beginning"),
+    pytest.param(lambda n, t: t + HOUR * (50 <= n < 60), 10, id="ten scrapes an hour ahead"),
+    pytest.param(lambda n, t: t - HOUR * (50 <= n < 60), 10, id="ten scrapes an hour behind"),
+    pytest.param(lambda n, t: t + 60 * (50 <= n < 60), 10, id="ten scrapes a minute ahead"),
+    pytest.param(lambda n, t: t - 5 * (40 <= n < 70), 30, id="set back 5 s, and forward again"),
+]
+
+
+@pytest.mark.parametrize(("stamp", "moved"), SET)
+def test_a_clock_that_was_set_moves_no_count_and_no_duration(tmp_path, stamp, moved):
+    requests, observed, seconds, notes = found(captured(stamp), tmp_path)
+    assert (requests, observed, seconds) == (TRUE_REQUESTS, TRUE_REQUESTS, TRUE_SECONDS)
+    assert notes["count"].to_list() == [moved]
+
+
+@pytest.mark.parametrize(("stamp", "moved"), SET)
+def test_of_an_unknown_order_of_arrival_nothing_is_counted_twice(tmp_path, stamp, moved):
+    requests, observed, _, notes = found(without_arrival(captured(stamp)), tmp_path)
+    assert requests == observed
+    left_out = 0 if notes.is_empty() else int(notes["count"].sum())
+    assert TRUE_REQUESTS - A_SCRAPE * left_out <= requests <= TRUE_REQUESTS
+
+
+def test_two_clocks_that_are_set_are_told_apart(tmp_path):
+    rows = captured(lambda n, t: t - 5 * (n >= 30) - 5 * (n >= 60))
+    requests, _, seconds, notes = found(rows, tmp_path)
+    assert (requests, seconds) == (TRUE_REQUESTS, TRUE_SECONDS)
+    assert sorted(notes["count"].to_list()) == [30, 30]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param([*range(40), *range(50, 100), *range(40, 50)], id="a batch that came late"),
+        pytest.param([*range(50, 100), *range(50)], id="the earlier half came later"),
+        pytest.param([*range(100), *range(100)], id="everything came twice"),
+        pytest.param(sorted(range(COUNT), key=lambda n: n * 7919 % 101), id="in any order"),
+    ],
+)
+def test_rows_that_came_late_are_sorted_by_their_stamps(tmp_path, order):
+    requests, observed, seconds, notes = found(captured(lambda n, t: t, order), tmp_path)
+    assert (requests, observed, seconds) == (TRUE_REQUESTS, TRUE_REQUESTS, TRUE_SECONDS)
+    assert notes.is_empty()
+
+
+def test_late_rows_and_a_clock_that_was_set_among_them(tmp_path):
+    order = [*range(40), *range(50, 70), *range(40, 50), *range(70, 100)]
+    rows = captured(lambda n, t: t - 5 * (n >= 70), order)
+    assert found(rows, tmp_path)[:3] == (TRUE_REQUESTS, TRUE_REQUESTS, TRUE_SECONDS)
+
+
+def test_late_rows_added_to_a_window_are_late_and_no_clock(tmp_path):
+    path = write_window(tmp_path / "w", captured(lambda n, t: t, [*range(40), *range(60, 100)]), {})
+    extend_window(path, captured(lambda n, t: t, range(40, 60)))
+    window = open_window(path)
+    increases = traffic.counter_increases(window, [traffic.REQUESTS], part=window.extent)
+    assert traffic.total(increases, traffic.REQUESTS) == TRUE_REQUESTS
+    assert window.sql("select * from intake where \"check\" = 'clock'").is_empty()
+
+
+@pytest.mark.parametrize(
+    ("started", "restarted"),
+    [
+        pytest.param(-5000.0, EVERY * 50 - 1, id="the process says when it started"),
+        pytest.param(None, None, id="it does not"),
+    ],
+)
+def test_a_clock_that_is_set_at_a_restart_leaves_one_restart(tmp_path, started, restarted):
+    buffer = RowBuffer()
+    for number in range(COUNT):
+        is_new = number >= 50
+        done = A_SCRAPE * (number - 50) if is_new else 1000 + A_SCRAPE * number
+        stamp = EVERY * number - 5 * is_new
+        scraped(buffer, stamp, done=done, started=restarted if is_new else started)
+    requests, _, seconds, _ = found(buffer.rows(), tmp_path)
+    assert (requests, seconds) == (A_SCRAPE * 49 + A_SCRAPE * 49, TRUE_SECONDS)
+
+
+def test_without_process_start_and_order_of_arrival_a_fall_is_a_restart_as_ever(tmp_path):
+    rows = without_arrival(captured(lambda n, t: t if n < 50 else t + 100, started=None))
+    fallen = rows.samples.with_columns(
+        value=pl.when(pl.col("ts") > T0 + timedelta(seconds=150), pl.col("value") > 900)
+        .then(pl.col("value") - 900)
+        .otherwise("value")
+    )
+    changed = Rows(rows.series, fallen, rows.histograms, rows.intake)
+    assert found(changed, tmp_path)[3].is_empty()
+
+
+def test_one_of_two_targets_behind_a_clock_that_is_set(tmp_path):
+    buffer = RowBuffer()
+    for number in range(COUNT):
+        stamp, done = EVERY * number, 1000 + A_SCRAPE * number
+        scraped(buffer, stamp - 5 * (number >= 50), done=done)
+        scraped(buffer, stamp, done=done, instance="b:8000")
+    requests, _, seconds, notes = found(buffer.rows(), tmp_path)
+    assert (requests, seconds) == (2 * TRUE_REQUESTS, TRUE_SECONDS)
+    assert notes["instance"].to_list() == ["a:8000"]
+
+
+STRAYS = [
+    pytest.param(lambda n, t: SINCE_1970 if n == 50 else t, 1, id="1970"),
+    pytest.param(lambda n, t: t + YEAR if n == 50 else t, 1, id="a year ahead"),
+    pytest.param(lambda n, t: t + YEAR * 30 if n in (3, 50) else t, 2, id="twice far ahead"),
+    pytest.param(lambda n, t: t + SINCE_1970 if n < 20 else t, 20, id="1970 until a clock is set"),
+]
+
+
+@pytest.mark.parametrize(("stamp", "left_out"), STRAYS)
+@pytest.mark.parametrize("is_known", [True, False], ids=["in order of arrival", "in no order"])
+def test_stray_stamps_are_left_out_and_said(tmp_path, stamp, left_out, is_known):
+    rows = captured(stamp)
+    _, _, seconds, notes = found(rows if is_known else without_arrival(rows), tmp_path)
+    assert seconds <= TRUE_SECONDS
+    assert notes.select("count", "ts").rows() == [(left_out, None)]
+
+
+def test_a_stray_makes_no_other_scrape_late(tmp_path):
+    told = answer(open_window(write_window(tmp_path / "w", captured(STRAYS[1].values[0]), {})))
+    checks = {finding["check"]: finding["severity"] for finding in told["quality"]}
+    assert checks["clock"] == "warning"
+    assert "late" not in checks
+
+
+@pytest.mark.parametrize(
+    ("stamp", "days"),
+    [
+        pytest.param(lambda n, t: t + 3 * 86400 * (n >= 50), 3, id="a weekend without a scrape"),
+        pytest.param(lambda n, t: t + 90 * 86400 * (n >= 50), 90, id="two bursts, months apart"),
+        pytest.param(lambda n, t: t + n // 5 * 30 * 86400, 570, id="a burst a month"),
+    ],
+)
+def test_what_lies_apart_but_is_not_few_stays(tmp_path, stamp, days):
+    requests, _, seconds, notes = found(captured(stamp), tmp_path)
+    assert (requests, seconds) == (TRUE_REQUESTS, TRUE_SECONDS + days * 86400)
+    assert notes.is_empty()
+
+
+@pytest.mark.parametrize("days", [3, 365, 365 * 50])
+def test_the_steps_are_as_many_as_the_scrapes_need_however_far_they_lie_apart(tmp_path, days):
+    rows = captured(lambda n, t: t + days * 86400 * (n >= 50))
+    window = open_window(write_window(tmp_path / "w", rows, {}))
+    steps = engine_steps(window, part=window.extent)
+    assert steps.height <= 2 * COUNT
+    assert (steps["start"][1:] == steps["end"][:-1]).all()
+    assert (steps["start"][0], steps["end"][-1]) == (window.extent.start, window.extent.end)
+
+
+def test_a_hole_in_the_steps_is_one_gap_with_what_grew_over_it(tmp_path):
+    rows = captured(lambda n, t: t + 86400 * (n >= 50))
+    window = open_window(write_window(tmp_path / "w", rows, {}))
+    steps = engine_steps(window, part=window.extent)
+    (longest,) = steps.filter(pl.col("end") - pl.col("start") > timedelta(hours=1)).rows(named=True)
+    assert (longest["has_gap"], longest["scrapes"], longest["running_mean"]) == (True, 0, None)
+    seconds = (longest["end"] - longest["start"]).total_seconds()
+    grown = longest["output_tokens_per_second"] * seconds
+    assert grown == pytest.approx(100 * A_SCRAPE * seconds / (86400 + EVERY), rel=1e-6)
+
+
+def test_a_gap_of_hours_keeps_its_steps():
+    part = TimeRange(T0, T0 + timedelta(hours=2))
+    tries = pl.DataFrame({"ts": [part.start, part.end - timedelta(seconds=1)]})
+    assert Grid.of_scrapes(part, 60.0, tries) == Grid(part, 60.0)
+
+
+def test_a_window_with_strays_has_the_scrapes_of_the_others(tmp_path):
+    window = open_window(write_window(tmp_path / "w", captured(STRAYS[0].values[0]), {}))
+    tries = scrapes.attempts(window, end=window.extent.end)
+    assert (tries.height, window.extent.start) == (COUNT - 1, T0)
