@@ -156,34 +156,42 @@ def rows_from_points(
     finally:
         connection.unregister("children")
     return Rows(
-        series_of(children.values()),
+        series_of(children.values(), begin=since.astimezone(UTC).replace(tzinfo=None)),
         as_schema(samples, SAMPLES_SCHEMA),
         as_schema(histograms, HISTOGRAMS_SCHEMA),
         as_schema(intake, INTAKE_SCHEMA),
     )
 
 
-def series_of(children: Iterable[Child]) -> pl.DataFrame:
+def series_of(children: Iterable[Child], *, begin: datetime | None = None) -> pl.DataFrame:
     """The `series` table of these children, under the newest spelling of each.
 
-    A series starts at zero if its start time lies after the first point of its instance.
+    A series starts at zero if its start time lies in the capture, which begins at `begin` (naive
+    UTC) or with the first point of all.
     """
-    first: dict[str, datetime] = {}
-    exposed: dict[SeriesKey, str] = {}
-    born: set[int] = set()
     ordered = sorted(children, key=lambda child: -child.wire.rank)
+    exposed = {child.key: child.wire.exposed for child in ordered}
+    first: dict[str, datetime] = {}
     for child in ordered:
-        exposed[child.key] = child.wire.exposed
         if child.first is not None:
             known = first.setdefault(child.key.instance, child.first)
             first[child.key.instance] = min(known, child.first)
-    for child in ordered:
-        begun = first.get(child.key.instance)
-        if child.started is not None and begun is not None and child.started > begun:
-            born.add(child.key.series_id)
+    capture = max(begin or datetime.min, min(first.values(), default=datetime.min))
+    born = {c.key.series_id for c in ordered if _is_born(c, first.get(c.key.instance), capture)}
     ids = pl.Series(sorted(born), dtype=pl.Int64).implode()
     is_told = pl.col("series_id").is_in(ids)
     return series_frame(exposed).with_columns(starts_at_zero=pl.when(is_told).then(True))
+
+
+def _is_born(child: Child, scraped: datetime | None, capture: datetime) -> bool:
+    """Whether its start time says that it was born after `scraped`, or in the capture.
+
+    A collector that knows no start writes the time of the first point that it saw: such a one
+    tells only that the scrapes of the instance before it did not have the series.
+    """
+    if child.started is None or child.first is None or scraped is None:
+        return False
+    return child.started > scraped or capture <= child.started < child.first
 
 
 def read(connection: duckdb.DuckDBPyConnection, query: str, **params: float | str) -> pl.DataFrame:

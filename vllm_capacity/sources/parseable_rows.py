@@ -181,6 +181,7 @@ def _rows(
         as_schema(_in_time(scalars), SAMPLES_SCHEMA),
         as_schema(_in_time(counted), HISTOGRAMS_SCHEMA),
         as_schema(intake(reader, children), INTAKE_SCHEMA),
+        reader.pulled.start,
     )
 
 
