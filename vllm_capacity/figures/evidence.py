@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import polars as pl
 
 from vllm_capacity.figures import scrapes, traffic
-from vllm_capacity.figures.scrapes import Gap, Restart
+from vllm_capacity.figures.losses import Losses
+from vllm_capacity.figures.scrapes import Gap, Outage, Restart
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
@@ -19,7 +21,10 @@ _STALE_SECONDS = 60.0
 class Evidence:
     """Facts about one part of a window.
 
-    `tries`: instance, ts, is_good, inside the part. `lifetimes`: one row a series (lifetimes.sql).
+    `tries`: instance, ts, is_good, inside the part. `losses`: what restarts and outages may have
+    kept out of every figure. `asked_end`: the end that a source was asked for, where the part reaches
+    the end of what it gave. `shared`: addresses under which several processes answer in turn.
+    `lifetimes`: one row a series (lifetimes.sql).
     `intake`: what the border found (intake_notes.sql). `stale`: instance, engine, start, end, value
     of a gauge that stood above 0 while no token came. `finished_per_scrape`: the most requests that
     finished between two scrapes of an instance. `engines`: instance, engine, hours (billed),
@@ -28,8 +33,12 @@ class Evidence:
 
     part: TimeRange
     tries: pl.DataFrame
+    asked_end: datetime | None
+    shared: list[str]
     gaps: list[Gap]
     restarts: list[Restart]
+    outages: list[Outage]
+    losses: Losses
     lifetimes: pl.DataFrame
     intake: pl.DataFrame
     stale: pl.DataFrame
@@ -43,6 +52,8 @@ def gather(
     part: TimeRange,
     tries: pl.DataFrame,
     restarts: list[Restart],
+    outages: list[Outage],
+    losses: Losses,
     points: pl.DataFrame,
     fleet: pl.DataFrame,
 ) -> Evidence:
@@ -57,8 +68,12 @@ def gather(
     return Evidence(
         part=part,
         tries=tries.filter(pl.col("ts") >= part.start),
+        asked_end=window.asked_end if part.end >= window.extent.end else None,
+        shared=scrapes.shared_addresses(window),
         gaps=scrapes.gaps(tries, part=part),
         restarts=restarts,
+        outages=outages,
+        losses=losses,
         lifetimes=window.named_sql("figures", "lifetimes", end=part.end),
         intake=window.named_sql("figures", "intake_notes", start=part.start, end=part.end),
         stale=stale_gauges(points),

@@ -33,15 +33,20 @@ _LIVES: dict[str, Any] = {
     "instance": pl.String,
     "life": pl.Int32,
     "since": UTC_MICROSECONDS,
+    "until": UTC_MICROSECONDS,
     "started": UTC_MICROSECONDS,
+    "is_shared": pl.Boolean,
 }
+_Stretch = tuple[datetime, datetime, datetime]
 
 
 def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     """The processes that followed each other at each address; one row a process.
 
     Columns: instance, life (its ordinal, from 0), since (its samples are those from then on),
-    started (as it says, null where it does not). An address that never says is one process.
+    until (the last scrape that told its start), started (as it says), is_shared (several processes
+    answer there in turn: taken as one, for no order of theirs can be told). until and started are
+    null where a process does not say; an address that never says is one process.
     """
     known = series.select("series_id", "instance", "metric").unique("series_id")
     first = (
@@ -56,9 +61,7 @@ def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=_LIVES, orient="row").sort("instance", "life")
 
 
-def _told_starts(
-    samples: pl.DataFrame, known: pl.DataFrame
-) -> dict[str, list[tuple[datetime, datetime, datetime]]]:
+def _told_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_Stretch]]:
     """Every start that an address told, in order, by instance: (from, until, started).
 
     Several processes may tell theirs in one scrape (a server and its workers): the oldest counts.
@@ -74,11 +77,13 @@ def _told_starts(
     )
     is_new = (pl.col("started") - pl.col("started").shift(1)).abs() > SAME_START
     stretches = (
-        starts.with_columns(part=is_new.over("instance").fill_null(False).cum_sum().over("instance"))
+        starts.with_columns(
+            part=is_new.over("instance").fill_null(False).cum_sum().over("instance")
+        )
         .group_by("instance", "part", maintain_order=True)
         .agg(first=pl.col("ts").first(), last=pl.col("ts").last(), started=pl.col("started").last())
     )
-    found: dict[str, list[tuple[datetime, datetime, datetime]]] = {}
+    found: dict[str, list[_Stretch]] = {}
     for instance, _, first, last, started in stretches.iter_rows():
         found.setdefault(instance, []).append((first, last, started))
     return found
@@ -90,29 +95,28 @@ def _instant(seconds: str) -> pl.Expr:
 
 
 def _lives(
-    instance: str,
-    since: datetime,
-    told: dict[str, list[tuple[datetime, datetime, datetime]]],
-) -> Iterator[tuple[str, int, datetime, datetime | None]]:
+    instance: str, since: datetime, told: dict[str, list[_Stretch]]
+) -> Iterator[tuple[str, int, datetime, datetime | None, datetime | None, bool]]:
     """The rows of one address; samples from before the first start that it told are a life, too."""
     stretches = told.get(instance, [])
-    if not stretches or is_shared([started for _, _, started in stretches]):
-        yield instance, 0, since, None
+    is_shared = _comes_back([started for _, _, started in stretches])
+    if not stretches or is_shared:
+        yield instance, 0, since, None, None, is_shared
         return
-    first, _, started = stretches[0]
+    first, last, started = stretches[0]
     begun = min(first, started)
     life = 0
     if begun > since:
-        yield instance, 0, since, None
+        yield instance, 0, since, None, None, False
         life = 1
-    yield instance, life, max(begun, since), started
-    for (_, last, _), (first, _, started) in pairwise(stretches):
-        if started >= last - _CLOCKS_APART:
+    yield instance, life, max(begun, since), last, started, False
+    for (_, ended, _), (first, last, started) in pairwise(stretches):
+        if started >= ended - _CLOCKS_APART:
             life += 1
-            yield instance, life, first, started
+            yield instance, life, first, last, started, False
 
 
-def is_shared(starts: list[datetime]) -> bool:
+def _comes_back(starts: list[datetime]) -> bool:
     """Whether one of these starts, in the order in which they were told, comes back."""
     ordered = sorted(starts)
     return any(later - earlier <= SAME_START for earlier, later in pairwise(ordered))
@@ -138,18 +142,14 @@ def life_of_rows(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame)
     return pl.Series("life", found)
 
 
-def process_changes(
-    frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame
-) -> pl.Series:
+def process_changes(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame) -> pl.Series:
     """Per row, whether another process counted it than the row before it of the same series.
 
-    Rows are sorted by series and time. Never true of gauges, save of the start time itself.
+    Rows are sorted by series and time. Never true of gauges.
     """
     life = life_of_rows(frame, series, lives).to_numpy()
     ids = frame.get_column("series_id")
-    counted = series.filter(
-        pl.col("kind").is_in(DIFFERENCED) | (pl.col("metric") == PROCESS_START)
-    ).get_column("series_id")
+    counted = series.filter(pl.col("kind").is_in(DIFFERENCED)).get_column("series_id")
     changed = np.zeros(frame.height, dtype=bool)
     changed[1:] = (life[1:] != life[:-1]) & (ids.to_numpy()[1:] == ids.to_numpy()[:-1])
     return pl.Series("changed", changed) & ids.is_in(counted.implode())

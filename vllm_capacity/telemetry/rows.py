@@ -230,7 +230,10 @@ class RowBuffer:
 
     def _born(self) -> list[int]:
         """The series that were created in the capture, as their first scrapes say."""
-        first = (min(self._samples[1], default=None), min((h[1] for h in self._histograms), default=None))
+        first = (
+            min(self._samples[1], default=None),
+            min((h[1] for h in self._histograms), default=None),
+        )
         begin = min((moment for moment in first if moment is not None), default=0)
         return [
             series_id

@@ -80,6 +80,11 @@ class Window:
         """The start that was asked for of a source; what lies before it is a base, carried in."""
         return asked_instant(self.provenance, "start")
 
+    @property
+    def asked_end(self) -> datetime | None:
+        """The end that was asked for of a source, whether or not its data reach it."""
+        return asked_instant(self.provenance, "end")
+
     @cached_property
     def extent(self) -> TimeRange:
         """From the first scrape attempt of any target to just after the last one.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
 
 from vllm_capacity.figures import scrapes
 from vllm_capacity.figures.evidence import Evidence
-from vllm_capacity.figures.losses import Lost
+from vllm_capacity.figures.twins import usual_seconds
 from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.finding import Finding, amounts, span
 
@@ -86,22 +86,6 @@ def gaps(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def restarts(evidence: Evidence, lost_requests: Lost, lost_tokens: Lost) -> list[Finding]:
-    """Targets that started again from zero, and what that may have swallowed."""
-    found = []
-    for instance in sorted({restart.instance for restart in evidence.restarts}):
-        own = [restart for restart in evidence.restarts if restart.instance == instance]
-        moves = {"requests.finished": lost_requests.high, "tokens": lost_tokens.high}
-        effect = (
-            f"{instance}: started again from zero. What it counted after its last scrape is in no "
-            "figure: "
-            f"{amounts(moves)} over all restarts; requests in flight are in none either."
-        )
-        when = "; ".join(span(restart.before, restart.after) for restart in own)
-        found.append(Finding("restart", "warning", len(own), effect, when, moves))
-    return found
-
-
 def partial_steps(evidence: Evidence) -> list[Finding]:
     """A first or last minute that is not whole."""
     part = evidence.part
@@ -137,9 +121,13 @@ def stale_gauges(evidence: Evidence) -> list[Finding]:
 
 
 def lagging(evidence: Evidence) -> list[Finding]:
-    """Targets whose last good scrape lies well before the others', or that never gave one."""
+    """Targets whose last good scrape lies well before the end, or that never gave one.
+
+    One that is gone or down is in `outages` (quality_losses.py); this one answers after the part.
+    """
     found = []
-    tries = evidence.tries
+    down = [outage.instance for outage in evidence.outages]
+    tries = evidence.tries.filter(~pl.col("instance").is_in(down))
     last_good = tries.filter("is_good").group_by("instance").agg(last=pl.col("ts").max())
     for (instance,), own in tries.group_by("instance", maintain_order=True):
         last = last_good.filter(pl.col("instance") == instance).get_column("last")
@@ -151,7 +139,7 @@ def lagging(evidence: Evidence) -> list[Finding]:
             found.append(Finding("missing", "warning", own.height, effect))
             continue
         behind = (evidence.part.end - last[0]).total_seconds()
-        if behind > max(30.0, 5.0 * _usual_seconds(own)):
+        if behind > max(30.0, 5.0 * usual_seconds(own.get_column("ts"))):
             effect = (
                 f"{instance} lags: its last good scrape is {behind:.0f} s before the end, so the "
                 "newest load of it is in no figure."
@@ -160,6 +148,23 @@ def lagging(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def _usual_seconds(tries: pl.DataFrame) -> float:
-    steps = tries.get_column("ts").diff().drop_nulls().dt.total_microseconds() / 1e6
-    return float(steps.median() or 0.0)  # type: ignore[arg-type]
+def unreached_end(evidence: Evidence) -> list[Finding]:
+    """Telemetry that ends well before the end that its source was asked for."""
+    newest = evidence.tries.get_column("ts").max()
+    if evidence.asked_end is None or not isinstance(newest, datetime):
+        return []
+    missing = (evidence.asked_end - newest).total_seconds()
+    if missing <= longest_silence_seconds(evidence.tries):
+        return []
+    effect = (
+        f"asked for until {iso(evidence.asked_end)}, but the newest scrape is of {iso(newest)}, "
+        f"{missing:.0f} s before: what came in between is in no figure. Had it come in yet? Pull "
+        "again, or ask why nothing was stored."
+    )
+    return [Finding("coverage", "warning", 1, effect, span(newest, evidence.asked_end))]
+
+
+def longest_silence_seconds(tries: pl.DataFrame) -> float:
+    """How long no scrape may be there at an end before that is worth a word, in seconds."""
+    intervals = [usual_seconds(own.get_column("ts")) for _, own in tries.group_by("instance")]
+    return max(30.0, 5.0 * max(intervals, default=0.0))

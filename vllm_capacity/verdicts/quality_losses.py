@@ -1,0 +1,113 @@
+"""Ledger checks on processes: those that ended unread, and those whose counters cannot be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from vllm_capacity.figures.evidence import Evidence
+from vllm_capacity.figures.losses import Unread
+from vllm_capacity.verdicts.finding import Finding, amounts, span
+
+
+def restarts(evidence: Evidence) -> list[Finding]:
+    """Targets that started again from zero, and what that may have swallowed."""
+    found = []
+    for instance in sorted({restart.instance for restart in evidence.restarts}):
+        own = [restart for restart in evidence.restarts if restart.instance == instance]
+        unread = evidence.losses.of(instance, "restart")
+        moves = _moves(unread)
+        effect = (
+            f"{instance}: started again from zero. What it counted after its last scrape is in no "
+            f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+        )
+        when = "; ".join(span(restart.before, restart.after) for restart in own)
+        found.append(Finding("restart", "warning", len(own), effect, when, moves))
+    return found
+
+
+def outages(evidence: Evidence) -> list[Finding]:
+    """Targets that stopped answering, or being asked, and did not come back in the part.
+
+    A warning where it has been so for long enough that it is no single scrape that failed.
+    """
+    found = []
+    for outage in evidence.outages:
+        unread = evidence.losses.of(outage.instance, "outage")
+        moves = _moves(unread)
+        silent = (evidence.part.end - outage.last_good).total_seconds()
+        is_long = silent > max(30.0, 5.0 * outage.usual_seconds)
+        what = (
+            f"did not answer any more: its last {outage.failed} scrapes failed, over {silent:.0f} s"
+            if outage.failed
+            else f"was not scraped any more, for the last {silent:.0f} s"
+        )
+        effect = (
+            f"{outage.instance} {what}. What it counted after its last good scrape is in no "
+            f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+        )
+        severity = "warning" if is_long and outage.failed else "info"
+        when = span(outage.last_good, evidence.part.end)
+        found.append(Finding("outage", severity, max(1, outage.failed), effect, when, moves))
+    return found
+
+
+def late_targets(evidence: Evidence) -> list[Finding]:
+    """Targets that came in the middle of the part and do not say since when they count."""
+    found = []
+    for unread in evidence.losses.stretches:
+        if unread.why == "late":
+            moves = _moves([unread])
+            effect = (
+                f"{unread.instance} was first scraped {(unread.end - unread.start).total_seconds():.0f}"
+                " s after the start and does not say that it started since: it is counted from its "
+                f"first value, and what it counted before is in no figure: {amounts(moves)}."
+            )
+            when = span(unread.start, unread.end)
+            found.append(Finding("series", "warning", 1, effect, when, moves))
+    return found
+
+
+def shared_addresses(evidence: Evidence) -> list[Finding]:
+    """Addresses under which several processes answer in turn."""
+    return [
+        Finding(
+            "restart",
+            "error",
+            1,
+            f"{instance}: several processes answer under this address in turn (their start times "
+            "come and go), as behind a load balancer. Every change from one to the other reads as a "
+            "restart, so requests and tokens are counted several times: scrape each process under "
+            "its own address.",
+        )
+        for instance in evidence.shared
+    ]
+
+
+def _moves(unread: Sequence[Unread]) -> dict[str, float]:
+    return {
+        "requests.finished": sum(each.requests for each in unread),
+        "tokens": sum(each.tokens for each in unread),
+    }
+
+
+def _bound(unread: Sequence[Unread], evidence: Evidence) -> str:
+    """What the bound is made of, in words."""
+    seconds = sum(_seconds(each.start, each.end) for each in unread)
+    return (
+        f" (a bound, not an estimate: what ran and waited at the last scrape, and {seconds:.3g} s at "
+        f"{evidence.losses.basis})"
+    )
+
+
+def _in_flight(unread: Sequence[Unread]) -> str:
+    running = sum(each.running or 0.0 for each in unread)
+    waiting = sum(each.waiting or 0.0 for each in unread)
+    return (
+        f"{running:.0f} requests ran and {waiting:.0f} waited at the last scrape: those that had not "
+        "finished when it ended never did, and are in no figure either."
+    )
+
+
+def _seconds(start: datetime, end: datetime) -> float:
+    return max(0.0, (end - start).total_seconds())
