@@ -22,8 +22,8 @@ class Evidence:
     """Facts about one part of a window.
 
     `tries`: instance, ts, is_good, inside the part. `losses`: what restarts and outages may have
-    kept out of every figure. `asked_end`: the end that a source was asked for, where the part reaches
-    the end of what it gave. `shared`: addresses under which several processes answer in turn.
+    kept out of every figure. `asked_end`: the end that a source was asked for, where the part
+    reaches the end of what it gave. `shared`: addresses where several processes answer in turn.
     `lifetimes`: one row a series (lifetimes.sql).
     `intake`: what the border found (intake_notes.sql). `stale`: instance, engine, start, end, value
     of a gauge that stood above 0 while no token came. `finished_per_scrape`: the most requests that

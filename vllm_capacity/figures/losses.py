@@ -196,11 +196,9 @@ def _places(window: Window) -> float:
         most=pl.col("value").max(),
         held=pl.col("value").filter(full).sum() / pl.col("value_kv").filter(full).sum(),
     )
-    places = engines.select(
-        "instance", places=pl.max_horizontal("most", pl.col("held").fill_nan(0.0))
-    )
-    most = places.group_by("instance").agg(pl.col("places").sum()).get_column("places").max()
-    return max(1.0, float(most or 0.0))  # type: ignore[arg-type]
+    places = pl.max_horizontal("most", pl.col("held").fill_nan(0.0))
+    servers = engines.group_by("instance").agg(places=places.sum())
+    return max(1.0, float(servers.get_column("places").max() or 0.0))  # type: ignore[arg-type]
 
 
 def _after_last_scrape(
@@ -220,7 +218,7 @@ def _after_last_scrape(
 
 
 def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling) -> float:
-    """Prompt tokens of all requests that can have begun, and output tokens, one more per request."""
+    """Prompt tokens of all requests that can have begun, and output, one more token of each."""
     output = running + seconds * (found.output_tokens_per_second or 0.0)
     prompts = (requests + found.places) * found.prompt_tokens_per_request
     return output + max(prompts, seconds * (found.prompt_tokens_per_second or 0.0))
@@ -229,8 +227,8 @@ def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling
 def _late(window: Window, part: TimeRange, tries: pl.DataFrame) -> pl.DataFrame:
     """Targets first scraped well after the part began that do not say since when they count.
 
-    One row a target: instance, start, first (its first good scrape), requests and tokens that it had
-    counted by then.
+    One row a target: instance, start, first (its first good scrape), requests and tokens that it
+    had counted by then.
     """
     firsts = window.named_sql(
         "figures",

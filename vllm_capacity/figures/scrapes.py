@@ -210,11 +210,10 @@ def restarts(window: Window, *, part: TimeRange | None = None) -> list[Restart]:
     found: list[Restart] = []
     lives = {str(name): own for (name,), own in _lives(window).group_by("instance")}
     for instance in sorted({*falls, *lives}):
+        fallen = falls.get(instance, [])
         own = lives.get(instance)
-        told = [] if own is None else _process_restarts(instance, own, falls.get(instance, []))
-        rest = [
-            fall for fall in falls.get(instance, []) if not any(_explains(r, fall) for r in told)
-        ]
+        told = [] if own is None else _process_restarts(instance, own, fallen)
+        rest = [fall for fall in fallen if not any(_explains(r, fall) for r in told)]
         found += sorted([*told, *_fallen(instance, rest)], key=lambda restart: restart.after)
     return [r for r in found if part is None or part.start <= r.after < part.end]
 

@@ -68,9 +68,8 @@ def _one_grid(own: pl.DataFrame) -> pl.DataFrame:
         for ts in main.filter(~pl.col("is_good")).get_column("ts").to_list()
         if not _is_near(good, ts, near)
     ]
-    kept = pl.DataFrame(
-        {"ts": good + failed, "is_good": [True] * len(good) + [False] * len(failed)}
-    )
+    is_good = [True] * len(good) + [False] * len(failed)
+    kept = pl.DataFrame({"ts": [*good, *failed], "is_good": is_good})
     return kept.select(
         pl.lit(own.get_column("instance")[0]).alias("instance"),
         pl.col("ts").cast(own.schema["ts"]),

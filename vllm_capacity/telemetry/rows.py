@@ -230,11 +230,8 @@ class RowBuffer:
 
     def _born(self) -> list[int]:
         """The series that were created in the capture, as their first scrapes say."""
-        first = (
-            min(self._samples[1], default=None),
-            min((h[1] for h in self._histograms), default=None),
-        )
-        begin = min((moment for moment in first if moment is not None), default=0)
+        times = (self._samples[1], [row[1] for row in self._histograms])
+        begin = min(min(each) for each in times if len(each))
         return [
             series_id
             for series_id, (ts_us, created_us) in self._created.items()

@@ -8,9 +8,10 @@
       .rollup/                        minutes, computed on demand (rollup.py); safe to delete
 
 `run` is the ordinal of the process life of a series: +1 where a counter drops, where a histogram's
-count, sum or any bucket does, and where another process answers than before (processes.py). Inside a run everything is monotone, so the state of a
-series at a moment is its last row, and an increase over any range is a difference of two states.
-Settling it here, once, is what makes every later query exact and cheap.
+count, sum or any bucket does, and where another process answers than before (processes.py). Inside
+a run everything is monotone, so the state of a series at a moment is its last row, and an increase
+over any range is a difference of two states. Settling it here, once, is what makes every later
+query exact and cheap.
 """
 
 from __future__ import annotations

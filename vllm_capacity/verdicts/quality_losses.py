@@ -57,11 +57,11 @@ def late_targets(evidence: Evidence) -> list[Finding]:
     found = []
     for unread in evidence.losses.stretches:
         if unread.why == "late":
-            moves = _moves([unread])
+            moves, seconds = _moves([unread]), _seconds(unread.start, unread.end)
             effect = (
-                f"{unread.instance} was first scraped {(unread.end - unread.start).total_seconds():.0f}"
-                " s after the start and does not say that it started since: it is counted from its "
-                f"first value, and what it counted before is in no figure: {amounts(moves)}."
+                f"{unread.instance} was first scraped {seconds:.0f} s after the start and does not "
+                "say that it started since: it is counted from its first value, and what it "
+                f"counted before is in no figure: {amounts(moves)}."
             )
             when = span(unread.start, unread.end)
             found.append(Finding("series", "warning", 1, effect, when, moves))
@@ -76,7 +76,7 @@ def shared_addresses(evidence: Evidence) -> list[Finding]:
             "error",
             1,
             f"{instance}: several processes answer under this address in turn (their start times "
-            "come and go), as behind a load balancer. Every change from one to the other reads as a "
+            "come and go), as behind a load balancer. A change from one to another reads as a "
             "restart, so requests and tokens are counted several times: scrape each process under "
             "its own address.",
         )
@@ -95,8 +95,8 @@ def _bound(unread: Sequence[Unread], evidence: Evidence) -> str:
     """What the bound is made of, in words."""
     seconds = sum(_seconds(each.start, each.end) for each in unread)
     return (
-        f" (a bound, not an estimate: what ran and waited at the last scrape, and {seconds:.3g} s at "
-        f"{evidence.losses.basis})"
+        " (a bound, not an estimate: what ran and waited at the last scrape, and "
+        f"{seconds:.3g} s at {evidence.losses.basis})"
     )
 
 
@@ -104,8 +104,8 @@ def _in_flight(unread: Sequence[Unread]) -> str:
     running = sum(each.running or 0.0 for each in unread)
     waiting = sum(each.waiting or 0.0 for each in unread)
     return (
-        f"{running:.0f} requests ran and {waiting:.0f} waited at the last scrape: those that had not "
-        "finished when it ended never did, and are in no figure either."
+        f"{running:.0f} requests ran and {waiting:.0f} waited at the last scrape: those that had "
+        "not finished when it ended never did, and are in no figure either."
     )
 
 
