@@ -107,7 +107,7 @@ def losses(
 ) -> Losses:
     """What may be in no figure of the part; no stretch where every process was read to its end."""
     late = _late(window, part, tries)
-    if not (restarts or outages or late):
+    if late.is_empty() and not (restarts or outages):
         return Losses((), "")
     found = ceiling(window)
     load = gauges.gauge_samples(
