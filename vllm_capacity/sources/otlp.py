@@ -5,14 +5,15 @@ Parseable keeps a point as a row, its attributes and the resource's as columns, 
 tells them apart: no label of a Prometheus target holds one, every resource attribute does.
 
 `points` is the shape both readers bring their rows into (one row a data point):
-identity (a hash of everything that follows up to bounds), metric_name, wire_kind, instance, job,
-bounds, one column a label, then ts, arrived, started (naive UTC), value, count, sum, counts, flags.
+identity (a hash of name, kind, instance, job, bounds and labels), metric_name, wire_kind, instance,
+job, bounds, one column a label, then ts, arrived, started (naive UTC), value, count, sum, counts,
+flags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
@@ -22,6 +23,7 @@ import polars as pl
 
 from vllm_capacity.errors import SourceError
 from vllm_capacity.facts.catalog import Kind, Match, canonical_name, keeps, match
+from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
@@ -96,6 +98,16 @@ class Wire:
 def is_label(name: str) -> bool:
     """Whether an attribute is a label of the server's, rather than of the scraper or collector."""
     return "." not in name and name not in _TARGET_LABELS
+
+
+def of_job(key: SeriesKey, job: str, jobs: Collection[str]) -> SeriesKey:
+    """The identity, with its job if it is a scrape's own bookkeeping and several jobs scrape there.
+
+    What a server counts is the same whoever asks; how often it was asked is each job's own.
+    """
+    if key.metric not in BOOKKEEPING or len(jobs) < 2:
+        return key
+    return replace(key, labels=(*key.labels, ("job", job)))
 
 
 @dataclass(frozen=True)
@@ -217,8 +229,12 @@ def as_schema(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
 
 def _children(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> dict[int, Child]:
     """Every kept series among `points`, by identity."""
-    rows = read(connection, query_text("points_children")).iter_rows(named=True)
-    return {
+    rows = read(connection, query_text("points_children")).to_dicts()
+    jobs: dict[str, set[str]] = {}
+    for row in rows:
+        if row["metric_name"] == "up":
+            jobs.setdefault(row["instance"], set()).add(row["job"])
+    children = {
         row["identity"]: Child(
             wire := Wire.of(row["metric_name"], row["wire_kind"]),
             wire.key(
@@ -232,6 +248,10 @@ def _children(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> d
         )
         for row in rows
         if keeps(row["metric_name"])
+    }
+    return {
+        identity: replace(child, key=of_job(child.key, child.job, jobs.get(child.key.instance, ())))
+        for identity, child in children.items()
     }
 
 
