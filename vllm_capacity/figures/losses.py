@@ -2,13 +2,14 @@
 
 Nobody reads what a process counts between its last scrape and its end: where it starts again, where
 it never comes back, and, where it does not say since when it runs, before its first scrape. How
-much that is depends on load that nobody saw, so no rate of before bounds it. What does: requests
-that ran or waited at the last scrape, and for the time since then the most that a server can do,
-the greater of two rates:
+much that is depends on load that nobody saw, so no rate of before bounds it. What does, together:
 
-- the highest of any scrape interval of the window;
-- as many requests as find a place at a time, each as fast as the fastest stretch seen. Places: the
-  most that ran, or as many as the KV cache holds of requests like these.
+1. the requests that ran and waited at the last scrape, for they may have finished;
+2. the most that finished between any two scrapes of the window, for clients may all leave at once;
+3. for the time since then, what a server can do at most: as many requests as find a place at once
+   (as its KV cache holds of requests like these), each as fast as the fastest stretch seen, or the
+   highest rate of any minute where that is more. Where telemetry does not tell places or latencies,
+   the highest rate of any scrape interval.
 
 Low is 0: the process may have ended at once. Source: method.md §2.
 """
@@ -29,7 +30,6 @@ from vllm_capacity.timerange import TimeRange
 
 TOKENS = (traffic.GENERATION_TOKENS, traffic.PROMPT_TOKENS)
 _STRETCH = {latency.E2E: 20, latency.ITL: 200}  # observations that make a mean
-_LEAST_SECONDS = 1.0  # a shorter interval tells no rate
 _LEAST_KV_RATIO = 0.02  # a fuller cache tells how many requests it can hold
 
 
@@ -46,15 +46,30 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class Ceiling:
-    """The most that one server can have done, per second; None where no rate was ever seen."""
+class Pace:
+    """The most that one server counted between two scrapes, and that it can count per second.
 
-    requests_per_second: float | None
-    output_tokens_per_second: float | None
-    prompt_tokens_per_second: float | None
+    `per_second` is None where no rate was ever seen.
+    """
+
+    burst: float
+    per_second: float | None
+
+    def most(self, seconds: float) -> float:
+        """The most that it can count in that time."""
+        return self.burst + seconds * (self.per_second or 0.0)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The most that one server of the window can have done; `places` requests at a time."""
+
+    requests: Pace
+    output_tokens: Pace
+    prompt_tokens: Pace
     prompt_tokens_per_request: float
     places: float
-    basis: str  # of requests_per_second
+    basis: str  # of requests, in words
 
 
 @dataclass(frozen=True)
@@ -123,71 +138,78 @@ def losses(
 def ceiling(window: Window) -> Ceiling:
     """The most that one server of the window can have done, from all of the window."""
     increases = traffic.scrape_increases(window, [traffic.REQUESTS, *TOKENS], part=window.extent)
-    requests, output, prompt = (
-        _highest_rate(increases, metric) for metric in (traffic.REQUESTS, *TOKENS)
-    )
-    places = _places(window)
-    fastest = {
+    places, is_known = _places(window)
+    seconds = {
         metric: window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
         for metric, least in _STRETCH.items()
     }
-    by_places = {
-        metric: places / frame.get_column("seconds")[0] if not frame.is_empty() else None
-        for metric, frame in fastest.items()
+    able = {
+        metric: places / frame.get_column("seconds")[0]
+        for metric, frame in seconds.items()
+        if is_known and not frame.is_empty()
     }
+    requests = _pace(increases, traffic.REQUESTS, able.get(latency.E2E))
     finished, read = (traffic.total(increases, m) for m in (traffic.REQUESTS, TOKENS[1]))
     return Ceiling(
-        _most(requests, by_places[latency.E2E]),
-        _most(output, by_places[latency.ITL]),
-        prompt,
+        requests,
+        _pace(increases, TOKENS[0], able.get(latency.ITL)),
+        _pace(increases, TOKENS[1], 0.0 if latency.E2E in able else None),
         (read or 0.0) / finished if finished else 0.0,
         places,
-        _basis(requests, by_places[latency.E2E], places),
+        _basis(requests, places if latency.E2E in able else None),
     )
 
 
-def _basis(seen: float | None, by_places: float | None, places: float) -> str:
-    if seen is None and by_places is None:
-        return "no rate was ever seen, so more than these may have been lost"
-    if (by_places or 0.0) > (seen or 0.0):
-        return (
-            f"{by_places:.3g} requests/s, if {places:.0f} at a time were each as fast as the "
-            "fastest stretch"
-        )
-    return f"{seen:.3g} requests/s, the highest rate of any scrape interval"
+def _basis(requests: Pace, places: float | None) -> str:
+    if requests.per_second is None:
+        return "no rate at all, for none was seen: more may have been lost"
+    how = (
+        "the highest rate of any scrape interval"
+        if places is None
+        else f"{places:.0f} at a time as fast as the fastest stretch, or the best minute"
+    )
+    return f"{requests.per_second:.3g} requests/s ({how})"
 
 
-def _most(*rates: float | None) -> float | None:
-    return max((rate for rate in rates if rate is not None), default=None)
-
-
-def _highest_rate(increases: pl.DataFrame, metric: str) -> float | None:
-    """The highest rate of one target over any scrape interval, per second."""
-    rows = increases.filter(pl.col("metric") == metric).drop_nulls(["ts_before", "increase"])
-    rates = (
-        rows.group_by("instance", "ts")
+def _pace(increases: pl.DataFrame, metric: str, able: float | None) -> Pace:
+    """The pace of a counter; `able` is the rate that places allow, None where that is unknown."""
+    rows = (
+        increases.filter(pl.col("metric") == metric)
+        .drop_nulls(["ts_before", "increase"])
+        .group_by("instance", "ts")
         .agg(pl.col("increase").sum(), pl.col("ts_before").max())
-        .select(
-            "increase", seconds=(pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() / 1e6
-        )
-        .filter(pl.col("seconds") >= _LEAST_SECONDS)
-        .select(pl.col("increase") / pl.col("seconds"))
-        .to_series()
     )
-    return None if rates.is_empty() else float(rates.max())  # type: ignore[arg-type]
+    if able is None:
+        long = (pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() >= 1e6
+        return Pace(_highest(rows, pl.col("increase")) or 0.0, _highest(rows.filter(long), _RATE))
+    minutes = rows.group_by("instance", pl.col("ts").dt.truncate("1m").alias("minute")).agg(
+        pl.col("increase").sum(), pl.col("ts").max(), pl.col("ts_before").min()
+    )
+    rate = _highest(minutes, _RATE) or 0.0
+    return Pace(_highest(rows, pl.col("increase")) or 0.0, max(able, rate) or None)
 
 
-def _places(window: Window) -> float:
-    """Requests that one server can run at a time: what ran at most, or what its KV cache holds."""
+_RATE = pl.col("increase") / ((pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() / 1e6)
+
+
+def _highest(rows: pl.DataFrame, what: pl.Expr) -> float | None:
+    found = rows.select(what.max()).item()
+    return None if found is None else float(found)
+
+
+def _places(window: Window) -> tuple[float, bool]:
+    """Requests that one server can run at a time, and whether telemetry tells.
+
+    It does where a cache in use tells how many it would hold; else it is the most that ran.
+    """
     metrics = [gauges.RUNNING, gauges.KV_CACHE]
     samples = gauges.gauge_samples(window, metrics, part=window.extent)
-    by_metric = [
+    running, kv_cache = (
         samples.filter(pl.col("metric") == metric)
         .group_by("instance", "engine", "ts")
         .agg(pl.col("value").max())
         for metric in metrics
-    ]
-    running, kv_cache = by_metric
+    )
     both = running.join(
         kv_cache, on=["instance", "engine", "ts"], how="left", nulls_equal=True, suffix="_kv"
     )
@@ -196,9 +218,12 @@ def _places(window: Window) -> float:
         most=pl.col("value").max(),
         held=pl.col("value").filter(full).sum() / pl.col("value_kv").filter(full).sum(),
     )
-    places = pl.max_horizontal("most", pl.col("held").fill_nan(0.0))
-    servers = engines.group_by("instance").agg(places=places.sum())
-    return max(1.0, float(servers.get_column("places").max() or 0.0))  # type: ignore[arg-type]
+    held = pl.col("held").fill_nan(None)
+    servers = engines.group_by("instance").agg(
+        places=pl.max_horizontal("most", held).sum(), is_known=held.is_not_null().any()
+    )
+    most = servers.get_column("places").max()
+    return max(1.0, float(most or 0.0)), bool(servers.get_column("is_known").any())  # type: ignore[arg-type]
 
 
 def _after_last_scrape(
@@ -212,16 +237,16 @@ def _after_last_scrape(
         for metric in (gauges.RUNNING, gauges.WAITING)
     )
     seconds = max(0.0, (end - start).total_seconds())
-    requests = running + waiting + seconds * (found.requests_per_second or 0.0)
+    requests = running + waiting + found.requests.most(seconds)
     tokens = _most_tokens(seconds, running, requests, found)
     return Unread(instance, why, start, end, running, waiting, requests, tokens)
 
 
 def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling) -> float:
     """Prompt tokens of all requests that can have begun, and output, one more token of each."""
-    output = running + seconds * (found.output_tokens_per_second or 0.0)
     prompts = (requests + found.places) * found.prompt_tokens_per_request
-    return output + max(prompts, seconds * (found.prompt_tokens_per_second or 0.0))
+    output = running + found.output_tokens.most(seconds)
+    return output + max(prompts, found.prompt_tokens.most(seconds))
 
 
 def _late(window: Window, part: TimeRange, tries: pl.DataFrame) -> pl.DataFrame:
@@ -258,7 +283,7 @@ def _before_first_scrape(row: dict[str, object], found: Ceiling) -> Unread:
     assert isinstance(first, datetime)
     seconds = (first - start).total_seconds()
     requests, tokens = float(str(row["requests"])), float(str(row["tokens"]))
-    if found.requests_per_second is not None:
-        requests = min(requests, found.places + seconds * found.requests_per_second)
+    if found.requests.per_second is not None:
+        requests = min(requests, found.places + found.requests.most(seconds))
         tokens = min(tokens, _most_tokens(seconds, found.places, requests, found))
     return Unread(str(row["instance"]), "late", start, first, None, None, requests, tokens)

@@ -95,8 +95,8 @@ def _bound(unread: Sequence[Unread], evidence: Evidence) -> str:
     """What the bound is made of, in words."""
     seconds = sum(_seconds(each.start, each.end) for each in unread)
     return (
-        " (a bound, not an estimate: what ran and waited at the last scrape, and "
-        f"{seconds:.3g} s at {evidence.losses.basis})"
+        " (a bound, not an estimate: what ran and waited at the last scrape, the most that ever "
+        f"finished between two scrapes, and {seconds:.3g} s at {evidence.losses.basis})"
     )
 
 

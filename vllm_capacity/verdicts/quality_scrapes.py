@@ -148,23 +148,21 @@ def lagging(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def unreached_end(evidence: Evidence) -> list[Finding]:
-    """Telemetry that ends well before the end that its source was asked for."""
-    newest = evidence.tries.get_column("ts").max()
-    if evidence.asked_end is None or not isinstance(newest, datetime):
+def unreached_end(tries: pl.DataFrame, asked_end: datetime | None) -> list[Finding]:
+    """Telemetry that ends well before the end that its source was asked for.
+
+    None where no end was asked for.
+    """
+    newest = tries.get_column("ts").max()
+    if asked_end is None or not isinstance(newest, datetime):
         return []
-    missing = (evidence.asked_end - newest).total_seconds()
-    if missing <= longest_silence_seconds(evidence.tries):
+    intervals = [usual_seconds(own.get_column("ts")) for _, own in tries.group_by("instance")]
+    missing = (asked_end - newest).total_seconds()
+    if missing <= max(30.0, 5.0 * max(intervals, default=0.0)):
         return []
     effect = (
-        f"asked for until {iso(evidence.asked_end)}, but the newest scrape is of {iso(newest)}, "
+        f"asked for until {iso(asked_end)}, but the newest scrape is of {iso(newest)}, "
         f"{missing:.0f} s before: what came in between is in no figure. Had it come in yet? Pull "
         "again, or ask why nothing was stored."
     )
-    return [Finding("coverage", "warning", 1, effect, span(newest, evidence.asked_end))]
-
-
-def longest_silence_seconds(tries: pl.DataFrame) -> float:
-    """How long no scrape may be there at an end before that is worth a word, in seconds."""
-    intervals = [usual_seconds(own.get_column("ts")) for _, own in tries.group_by("instance")]
-    return max(30.0, 5.0 * max(intervals, default=0.0))
+    return [Finding("coverage", "warning", 1, effect, span(newest, asked_end))]
