@@ -90,7 +90,8 @@ def _mean(gauge: str) -> Callable[[Answer], Observed]:
 def _failures(answer: Answer) -> Observed:
     """Requests that certainly failed: engine errors, rejections, and what restarts swallowed.
 
-    HTTP 5xx answers are known as a share only, and may be some of these: alone they exceed 0.
+    HTTP 5xx answers are known as a share only, and may be some of these: alone they exceed 0. Where
+    none is known, but a process ended, it is unknown: nobody read what failed in it by then.
     """
     requests, seen = answer["requests"], answer["failures"]
     if requests["finished"] is None:

@@ -91,7 +91,7 @@ def pull_prometheus(
 
 
 def unreached_end(target: Path) -> str | None:
-    """That the window at `target` ends well before the end it was asked for; None if it does not."""
+    """That the window at `target` ends well before the end it was asked for; else None."""
     window = open_window(target)
     tries = scrapes.attempts(window, end=window.extent.end)
     found = quality_scrapes.unreached_end(tries, window.asked_end)
