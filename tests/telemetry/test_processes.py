@@ -124,6 +124,16 @@ def test_two_processes_in_turn_under_one_address_are_an_error_of_the_ledger(tmp_
     assert (shared["check"], shared["severity"]) == ("restart", "error")
 
 
+def test_a_start_that_lies_before_the_last_scrape_is_a_doubt(tmp_path):
+    buffer = RowBuffer()
+    for i in range(20):
+        read(buffer, 2 * i, OLD if i < 10 else OLD - 500, 100.0 + i)
+    window = window_of(tmp_path, buffer.rows())
+    [doubt] = [f for f in answer(window)["quality"] if f["check"] == "restart"]
+    assert (doubt["severity"], increase(window)) == ("warning", 19.0)
+    assert "before its last scrape" in doubt["effect"]
+
+
 def two_pods(first_b, started_b, *, tells=True):
     """Pod a all the time, pod b from its first scrape on; a counts 10, b 5 every 10 s."""
     buffer = RowBuffer()

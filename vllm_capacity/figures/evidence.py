@@ -23,7 +23,7 @@ class Evidence:
 
     `tries`: instance, ts, is_good, inside the part. `losses`: what restarts and outages may have
     kept out of every figure. `asked_end`: the end that a source was asked for, where the part
-    reaches the end of what it gave. `shared`: addresses where several processes answer in turn.
+    reaches the end of what it gave. `doubtful`: targets whose starts tell no order of processes.
     `lifetimes`: one row a series (lifetimes.sql).
     `intake`: what the border found (intake_notes.sql). `stale`: instance, engine, start, end, value
     of a gauge that stood above 0 while no token came. `finished_per_scrape`: the most requests that
@@ -34,7 +34,7 @@ class Evidence:
     part: TimeRange
     tries: pl.DataFrame
     asked_end: datetime | None
-    shared: list[str]
+    doubtful: dict[str, str]
     gaps: list[Gap]
     restarts: list[Restart]
     outages: list[Outage]
@@ -69,7 +69,7 @@ def gather(
         part=part,
         tries=tries.filter(pl.col("ts") >= part.start),
         asked_end=window.asked_end if part.end >= window.extent.end else None,
-        shared=scrapes.shared_addresses(window),
+        doubtful=scrapes.doubtful_addresses(window),
         gaps=scrapes.gaps(tries, part=part),
         restarts=restarts,
         outages=outages,

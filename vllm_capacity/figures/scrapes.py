@@ -218,10 +218,10 @@ def restarts(window: Window, *, part: TimeRange | None = None) -> list[Restart]:
     return [r for r in found if part is None or part.start <= r.after < part.end]
 
 
-def shared_addresses(window: Window) -> list[str]:
-    """The targets under whose address several processes answer in turn, as their starts say."""
-    lives = processes.process_lives(*_starts(window))
-    return lives.filter("is_shared").get_column("instance").to_list()
+def doubtful_addresses(window: Window) -> dict[str, str]:
+    """The targets whose starts tell no order of processes, and why (telemetry/processes.py)."""
+    lives = processes.process_lives(*_starts(window)).drop_nulls("doubt")
+    return dict(lives.select("instance", "doubt").iter_rows())
 
 
 def _lives(window: Window) -> pl.DataFrame:

@@ -6,10 +6,12 @@ begin again from 0, whether or not one of them was seen to fall. What is no rest
 
 - a start time of 0, which says nothing;
 - a change within 2 s: some exporters compute the start from two clocks, and it jitters;
-- a start that lies long before the last sample of the process before it: nothing can have ended
-  then, so somebody has set a clock;
-- a start that comes back: several processes answer under one address in turn. No order of theirs
-  can be told (the ledger names such an address, verdicts/quality_series.py).
+- a start that lies long before the last sample of the process before it: that one had not ended
+  then, so a clock was set, or another process took over that had been there all along;
+- a start that comes back: several processes answer under one address in turn.
+
+In the last two no order of processes can be told, and counters are taken as they are: the ledger
+names such an address (verdicts/quality_losses.py).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _LIVES: dict[str, Any] = {
     "since": UTC_MICROSECONDS,
     "until": UTC_MICROSECONDS,
     "started": UTC_MICROSECONDS,
-    "is_shared": pl.Boolean,
+    "doubt": pl.String,
 }
 _Stretch = tuple[datetime, datetime, datetime]
 
@@ -44,9 +46,10 @@ def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     """The processes that followed each other at each address; one row a process.
 
     Columns: instance, life (its ordinal, from 0), since (its samples are those from then on),
-    until (the last scrape that told its start), started (as it says), is_shared (several processes
-    answer there in turn: taken as one, for no order of theirs can be told). until and started are
-    null where a process does not say; an address that never says is one process.
+    until (the last scrape that told its start), started (as it says), doubt (`in turn`: several
+    processes answer there in turn, taken as one; `no order`: a later start lies before its end).
+    until and started are null where a process does not say; an address that never says is one
+    process.
     """
     known = series.select("series_id", "instance", "metric").unique("series_id")
     first = (
@@ -96,24 +99,29 @@ def _instant(seconds: str) -> pl.Expr:
 
 def _lives(
     instance: str, since: datetime, told: dict[str, list[_Stretch]]
-) -> Iterator[tuple[str, int, datetime, datetime | None, datetime | None, bool]]:
+) -> Iterator[tuple[str, int, datetime, datetime | None, datetime | None, str | None]]:
     """The rows of one address; samples from before the first start that it told are a life, too."""
     stretches = told.get(instance, [])
-    is_shared = _comes_back([started for _, _, started in stretches])
-    if not stretches or is_shared:
-        yield instance, 0, since, None, None, is_shared
+    is_in_turn = _comes_back([started for _, _, started in stretches])
+    if not stretches or is_in_turn:
+        yield instance, 0, since, None, None, "in turn" if is_in_turn else None
         return
-    first, last, started = stretches[0]
-    begun = min(first, started)
     life = 0
-    if begun > since:
-        yield instance, 0, since, None, None, False
+    if min(stretches[0][0], stretches[0][2]) > since:
+        yield instance, 0, since, None, None, None
         life = 1
-    yield instance, life, max(begun, since), last, started, False
-    for (_, ended, _), (first, last, started) in pairwise(stretches):
-        if started >= ended - _CLOCKS_APART:
-            life += 1
-            yield instance, life, first, last, started, False
+        since = min(stretches[0][0], stretches[0][2])
+    kept = [(since, *stretches[0][1:])]
+    is_ordered = True
+    for first, last, started in stretches[1:]:
+        if started >= kept[-1][1] - _CLOCKS_APART:
+            kept.append((first, last, started))
+        else:
+            is_ordered = False
+            kept[-1] = (kept[-1][0], last, kept[-1][2])
+    for begun, last, started in kept:
+        yield instance, life, begun, last, started, None if is_ordered else "no order"
+        life += 1
 
 
 def _comes_back(starts: list[datetime]) -> bool:

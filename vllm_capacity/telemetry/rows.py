@@ -231,7 +231,7 @@ class RowBuffer:
     def _born(self) -> list[int]:
         """The series that were created in the capture, as their first scrapes say."""
         times = (self._samples[1], [row[1] for row in self._histograms])
-        begin = min(min(each) for each in times if len(each))
+        begin = min((min(each) for each in times if len(each)), default=0)
         return [
             series_id
             for series_id, (ts_us, created_us) in self._created.items()

@@ -39,7 +39,7 @@ def ledger(evidence: Evidence, figures: Mapping[str, Any]) -> list[Finding]:
         *quality_losses.restarts(evidence),
         *quality_losses.outages(evidence),
         *quality_losses.late_targets(evidence),
-        *quality_losses.shared_addresses(evidence),
+        *quality_losses.doubtful_addresses(evidence),
         *quality_scrapes.unreached_end(evidence.tries, evidence.asked_end),
         *quality_scrapes.lagging(evidence),
         *quality_scrapes.partial_steps(evidence),

@@ -68,20 +68,29 @@ def late_targets(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def shared_addresses(evidence: Evidence) -> list[Finding]:
-    """Addresses under which several processes answer in turn."""
+def doubtful_addresses(evidence: Evidence) -> list[Finding]:
+    """Targets under whose address other processes answer than one after another."""
     return [
-        Finding(
-            "restart",
-            "error",
-            1,
-            f"{instance}: several processes answer under this address in turn (their start times "
-            "come and go), as behind a load balancer. A change from one to another reads as a "
-            "restart, so requests and tokens are counted several times: scrape each process under "
-            "its own address.",
-        )
-        for instance in evidence.shared
+        Finding("restart", severity, 1, f"{instance}: {effect}")
+        for instance, doubt in sorted(evidence.doubtful.items())
+        for severity, effect in [_DOUBTS[doubt]]
     ]
+
+
+_DOUBTS = {
+    "in turn": (
+        "error",
+        "several processes answer under this address in turn (their start times come and go), as "
+        "behind a load balancer. A change from one to another reads as a restart, so requests and "
+        "tokens are counted several times: scrape each process under its own address.",
+    ),
+    "no order": (
+        "warning",
+        "its start time changed to one that lies before its last scrape. Either a clock was set, "
+        "and no figure moves, or another process took over that had been there all along: then "
+        "what counters show at the change is not what was done, and requests and tokens are wrong.",
+    ),
+}
 
 
 def _moves(unread: Sequence[Unread]) -> dict[str, float]:
