@@ -124,6 +124,32 @@ def test_two_processes_in_turn_under_one_address_are_an_error_of_the_ledger(tmp_
     assert (shared["check"], shared["severity"]) == ("restart", "error")
 
 
+def test_two_processes_that_say_no_start_are_an_error_where_counters_keep_falling(tmp_path):
+    buffer = RowBuffer()
+    for i in range(20):
+        read(buffer, 2 * i, None, (1000.0, 800.0)[i % 2] + i)
+    told = answer(window_of(tmp_path, buffer.rows()))
+    [restart] = [f for f in told["quality"] if f["check"] == "restart"]
+    assert (restart["severity"], restart["count"]) == ("error", 10)
+
+
+@pytest.mark.parametrize(
+    ("started_b", "count_b", "expected"),
+    [
+        pytest.param(OLD, lambda t: 10.0 * t, 1, id="one process under two names"),
+        pytest.param(OLD, lambda t: 10.0 * t - 60, 0, id="started at once, another count"),
+        pytest.param(OLD + 0.01, lambda t: 10.0 * t, 0, id="another start"),
+    ],
+)
+def test_one_process_under_two_names_is_an_error(tmp_path, started_b, count_b, expected):
+    buffer = RowBuffer()
+    for i in range(20):
+        read(buffer, 10 * i, OLD, 100.0 * i, instance="10.0.0.1:8000")
+        read(buffer, 10 * i + 4, started_b, count_b(10 * i + 4), instance="llm.example")
+    told = answer(window_of(tmp_path, buffer.rows()))
+    assert sum("are one process" in f["effect"] for f in told["quality"]) == expected
+
+
 def test_a_start_that_lies_before_the_last_scrape_is_a_doubt(tmp_path):
     buffer = RowBuffer()
     for i in range(20):

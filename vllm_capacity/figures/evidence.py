@@ -24,6 +24,7 @@ class Evidence:
     `tries`: instance, ts, is_good, inside the part. `losses`: what restarts and outages may have
     kept out of every figure. `asked_end`: the end that a source was asked for, where the part
     reaches the end of what it gave. `doubtful`: targets whose starts tell no order of processes.
+    `same`: pairs of targets that are one process.
     `lifetimes`: one row a series (lifetimes.sql).
     `intake`: what the border found (intake_notes.sql). `stale`: instance, engine, start, end, value
     of a gauge that stood above 0 while no token came. `finished_per_scrape`: the most requests that
@@ -35,6 +36,7 @@ class Evidence:
     tries: pl.DataFrame
     asked_end: datetime | None
     doubtful: dict[str, str]
+    same: list[tuple[str, str]]
     gaps: list[Gap]
     restarts: list[Restart]
     outages: list[Outage]
@@ -70,6 +72,7 @@ def gather(
         tries=tries.filter(pl.col("ts") >= part.start),
         asked_end=window.asked_end if part.end >= window.extent.end else None,
         doubtful=scrapes.doubtful_addresses(window),
+        same=window.named_sql("figures", "same_processes", metric=traffic.GENERATION_TOKENS).rows(),
         gaps=scrapes.gaps(tries, part=part),
         restarts=restarts,
         outages=outages,

@@ -34,6 +34,7 @@ from vllm_capacity.telemetry.processes import (
     with_births,
 )
 from vllm_capacity.telemetry.rows import Rows
+from vllm_capacity.timerange import iso
 
 FORMAT = 1
 TABLES = ("samples", "histograms")
@@ -90,7 +91,8 @@ def fill_folder(folder: Path, rows: Rows, provenance: Mapping[str, object]) -> N
         "samples": rows.samples.height,
         "histograms": rows.histograms.height,
     }
-    note = {"format": FORMAT, "grain": "scrape", **provenance, "counts": counts}
+    asked = {"start": iso(rows.begin)} if rows.begin else {}
+    note = {"format": FORMAT, "grain": "scrape", **asked, **provenance, "counts": counts}
     (folder / "window.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
 
 

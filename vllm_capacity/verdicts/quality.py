@@ -40,6 +40,7 @@ def ledger(evidence: Evidence, figures: Mapping[str, Any]) -> list[Finding]:
         *quality_losses.outages(evidence),
         *quality_losses.late_targets(evidence),
         *quality_losses.doubtful_addresses(evidence),
+        *quality_losses.same_processes(evidence),
         *quality_scrapes.unreached_end(evidence.tries, evidence.asked_end),
         *quality_scrapes.lagging(evidence),
         *quality_scrapes.partial_steps(evidence),

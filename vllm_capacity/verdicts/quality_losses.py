@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+import polars as pl
+
 from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.losses import Unread
 from vllm_capacity.verdicts.finding import Finding, amounts, span
+
+_OFTEN, _OFTEN_RATIO = 5, 0.2
+_OFTEN_EFFECT = (
+    "So many restarts for so few scrapes look like several processes that answer under one address "
+    "in turn, as behind a load balancer: then each change counts one of them again."
+)
 
 
 def restarts(evidence: Evidence) -> list[Finding]:
@@ -22,7 +30,13 @@ def restarts(evidence: Evidence) -> list[Finding]:
             f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
         )
         when = "; ".join(span(restart.before, restart.after) for restart in own)
-        found.append(Finding("restart", "warning", len(own), effect, when, moves))
+        good = evidence.tries.filter((pl.col("instance") == instance) & pl.col("is_good")).height
+        is_known = instance in evidence.doubtful
+        is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * good
+        if is_often:
+            effect = f"{effect} {_OFTEN_EFFECT}"
+        severity = "error" if is_often else "warning"
+        found.append(Finding("restart", severity, len(own), effect, when, moves))
     return found
 
 
@@ -91,6 +105,21 @@ _DOUBTS = {
         "what counters show at the change is not what was done, and requests and tokens are wrong.",
     ),
 }
+
+
+def same_processes(evidence: Evidence) -> list[Finding]:
+    """Targets that are one process under two names."""
+    return [
+        Finding(
+            "duplicate",
+            "error",
+            1,
+            f"{one} and {other} are one process (the same start, and one count that grows through "
+            "the scrapes of both): requests, tokens, throughput and cost count it twice. Scrape it "
+            "under one name.",
+        )
+        for one, other in evidence.same
+    ]
 
 
 def _moves(unread: Sequence[Unread]) -> dict[str, float]:
