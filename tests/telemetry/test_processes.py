@@ -114,6 +114,26 @@ def test_a_jittering_start_is_no_restart_for_the_ledger(tmp_path):
     } == (set())
 
 
+@pytest.mark.parametrize(
+    ("fallen", "expected"),
+    [
+        pytest.param(0, 1469 - 600, id="nothing fell: nothing tells a restart"),
+        pytest.param(1, 1469 - 600, id="one counter that falls alone is its own matter"),
+        pytest.param(2, 13 + 1469, id="two that fall at once are a new process, for all"),
+    ],
+)
+def test_a_server_that_tells_no_start(tmp_path, fallen, expected):
+    buffer = RowBuffer()
+    for i, value in enumerate((600.0, 613.0, 1438.0, 1469.0)):
+        read(buffer, 30 * i, None, value)
+        for number, name in enumerate(("vllm:prompt_tokens_total", "vllm:num_preemptions_total")):
+            key = SeriesKey(name, "counter", "vllm", "0", "m")
+            other = 50.0 + i if i < 2 or number >= fallen else 1.0 + i
+            ts_us = round((T0 + 30 * i) * 1e6)
+            buffer.sample(buffer.series(key, exposed=name), ts_us, other)
+    assert increase(window_of(tmp_path, buffer.rows())) == expected
+
+
 def test_two_processes_in_turn_under_one_address_are_an_error_of_the_ledger(tmp_path):
     buffer = RowBuffer()
     for i in range(20):

@@ -12,6 +12,9 @@ begin again from 0, whether or not one of them was seen to fall. What is no rest
 
 In the last two no order of processes can be told, and counters are taken as they are: the ledger
 names such an address (verdicts/quality_losses.py).
+
+A server may not say when it started (with several API servers, vLLM does not). There, counters of
+two metrics or more that fall in one scrape tell a new process.
 """
 
 from __future__ import annotations
@@ -40,16 +43,19 @@ _LIVES: dict[str, Any] = {
     "doubt": pl.String,
 }
 _Stretch = tuple[datetime, datetime, datetime]
+_Life = tuple[str, int, datetime, datetime | None, datetime | None, str | None]
+_AT_ONCE = 2  # one counter that falls alone is no restart of the others
 
 
 def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     """The processes that followed each other at each address; one row a process.
 
+    `samples` are sorted by series and time.
+
     Columns: instance, life (its ordinal, from 0), since (its samples are those from then on),
     until (the last scrape that told its start), started (as it says), doubt (`in turn`: several
     processes answer there in turn, taken as one; `no order`: a later start lies before its end).
-    until and started are null where a process does not say; an address that never says is one
-    process.
+    until and started are null where a process does not say.
     """
     known = series.select("series_id", "instance", "metric").unique("series_id")
     first = (
@@ -60,7 +66,16 @@ def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("since").min())
     )
     told = _told_starts(samples, known)
-    rows = [row for instance, since in first.iter_rows() for row in _lives(instance, since, told)]
+    fallen = _falls(samples, series.filter(~pl.col("instance").is_in(list(told))))
+    rows = [
+        row
+        for instance, since in first.iter_rows()
+        for row in (
+            _lives(instance, since, told[instance])
+            if instance in told
+            else _silent_lives(instance, [since, *fallen.get(instance, [])])
+        )
+    ]
     return pl.DataFrame(rows, schema=_LIVES, orient="row").sort("instance", "life")
 
 
@@ -97,14 +112,33 @@ def _instant(seconds: str) -> pl.Expr:
     return pl.from_epoch(micros, time_unit="us").dt.replace_time_zone("UTC")
 
 
-def _lives(
-    instance: str, since: datetime, told: dict[str, list[_Stretch]]
-) -> Iterator[tuple[str, int, datetime, datetime | None, datetime | None, str | None]]:
+def _falls(samples: pl.DataFrame, series: pl.DataFrame) -> dict[str, list[datetime]]:
+    """When counters of two metrics or more fell in one scrape, by instance, in order."""
+    counters = series.filter(pl.col("kind") == "counter").select("series_id", "instance", "metric")
+    fell = (
+        samples.join(counters, on="series_id", maintain_order="left")
+        .filter(pl.col("value") < pl.col("value").shift(1).over("series_id"))
+        .group_by("instance", "ts")
+        .agg(pl.col("metric").n_unique())
+        .filter(pl.col("metric") >= _AT_ONCE)
+        .sort("instance", "ts")
+    )
+    found: dict[str, list[datetime]] = {}
+    for instance, ts in fell.select("instance", "ts").iter_rows():
+        found.setdefault(instance, []).append(ts)
+    return found
+
+
+def _silent_lives(instance: str, begins: list[datetime]) -> Iterator[_Life]:
+    """The rows of an address that tells no start: a life from each of these times on."""
+    for life, since in enumerate(begins):
+        yield instance, life, since, None, None, None
+
+
+def _lives(instance: str, since: datetime, stretches: list[_Stretch]) -> Iterator[_Life]:
     """The rows of one address; samples from before the first start that it told are a life, too."""
-    stretches = told.get(instance, [])
-    is_in_turn = _comes_back([started for _, _, started in stretches])
-    if not stretches or is_in_turn:
-        yield instance, 0, since, None, None, "in turn" if is_in_turn else None
+    if _comes_back([started for _, _, started in stretches]):
+        yield instance, 0, since, None, None, "in turn"
         return
     life = 0
     if min(stretches[0][0], stretches[0][2]) > since:

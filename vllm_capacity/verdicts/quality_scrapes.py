@@ -11,6 +11,7 @@ import polars as pl
 from vllm_capacity.figures import scrapes
 from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.twins import usual_seconds
+from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.finding import Finding, amounts, span
 
@@ -72,14 +73,22 @@ def jitter(evidence: Evidence) -> list[Finding]:
 def gaps(evidence: Evidence) -> list[Finding]:
     """Times without a good scrape, per target."""
     found = []
+    starts = evidence.lifetimes.filter(pl.col("metric") == PROCESS_START)
+    told = set(starts.get_column("instance"))
     for instance in sorted({gap.instance for gap in evidence.gaps}):
         own = [gap for gap in evidence.gaps if gap.instance == instance]
         seconds = sum(gap.seconds for gap in own)
+        unless = (
+            ""
+            if instance in told
+            else " (unless the server, which does not say when it started, began anew in it, and had "
+            "counted more than before by its next scrape)"
+        )
         effect = (
-            f"{instance}: {seconds:.0f} s without a good scrape. Totals are exact over it, the "
-            "growth is "
-            "booked in the minute of the next scrape; rates and charts spread it and mark it; "
-            "running.mean, waiting.mean and kv_cache_ratio.mean leave it out (see coverage)."
+            f"{instance}: {seconds:.0f} s without a good scrape. Totals are exact over it{unless}, "
+            "the growth is booked in the minute of the next scrape; rates and charts spread it and "
+            "mark it; running.mean, waiting.mean and kv_cache_ratio.mean leave it out (see "
+            "coverage)."
         )
         when = "; ".join(span(gap.start, gap.end) for gap in own)
         found.append(Finding("gap", "warning", len(own), effect, when))
