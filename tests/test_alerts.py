@@ -31,7 +31,12 @@ def answer(**changes: Any) -> dict[str, Any]:
             "rejected": {"mid": changes.get("rejected", 0.0)},
             "http_5xx_ratio": {"mid": changes.get("http_5xx", 0.0)},
         },
+        "quality": changes.get("quality", []),
     }
+
+
+def noted(check: str, severity: str = "warning") -> list[dict[str, Any]]:
+    return [{"check": check, "severity": severity}]
 
 
 SILENT = answer(
@@ -74,6 +79,30 @@ SILENT = answer(
             ["no-data"],
             ["e2e-p99", "ttft-p95", "kv-cache", "waiting", "failures"],
             id="silence is an alert of its own and no zero",
+        ),
+        pytest.param(
+            answer(quality=noted("outage")),
+            ["no-data"],
+            ["failures"],
+            id="a server that does not answer any more, beside others that do",
+        ),
+        pytest.param(
+            answer(quality=noted("outage", "info")),
+            [],
+            ["failures"],
+            id="the very last scrape failed, or a pod was taken away: no silence",
+        ),
+        pytest.param(
+            answer(quality=noted("restart")),
+            [],
+            ["failures"],
+            id="what failed in a process that ended is not known to be none",
+        ),
+        pytest.param(
+            answer(rejected=3.0, quality=noted("restart")),
+            ["failures"],
+            [],
+            id="some failed for sure, whatever else did",
         ),
         pytest.param(
             answer(e2e_p99=(None, None), ttft_p95=(None, None)),

@@ -90,7 +90,8 @@ def _mean(gauge: str) -> Callable[[Answer], Observed]:
 def _failures(answer: Answer) -> Observed:
     """Requests that certainly failed: engine errors, rejections, and what restarts swallowed.
 
-    HTTP 5xx answers are known as a share only, and may be some of these: alone they exceed 0.
+    HTTP 5xx answers are known as a share only, and may be some of these: alone they exceed 0. Where
+    none is known, but a process ended, it is unknown: nobody read what failed in it by then.
     """
     requests, seen = answer["requests"], answer["failures"]
     if requests["finished"] is None:
@@ -99,12 +100,30 @@ def _failures(answer: Answer) -> Observed:
     total = float(errors + (seen["rejected"]["mid"] or 0.0) + (requests["lost"]["low"] or 0.0))
     if not total and (seen["http_5xx_ratio"]["mid"] or 0.0) > 0:
         return Observed(None, exceeds=0.0)
+    if not total and any(one["check"] in ("restart", "outage") for one in _ledger(answer)):
+        return Observed(
+            None,
+            reason="a server ended, and what failed in it after its last scrape is not counted",
+        )
     return Observed(total)
 
 
 def _silence(answer: Answer) -> Observed:
-    """1 where not one sample of a running engine came in, else 0: never unknown."""
-    return Observed(float(answer["running"]["mean"] is None))
+    """Servers that do not answer any more, 1 where no sample of a running engine came in at all.
+
+    Never unknown. A single scrape that failed at the end is no silence (`info` in the ledger).
+    """
+    if answer["running"]["mean"] is None:
+        return Observed(1.0)
+    down = [
+        one for one in _ledger(answer) if one["check"] == "outage" and one["severity"] != "info"
+    ]
+    return Observed(float(len(down)))
+
+
+def _ledger(answer: Answer) -> Sequence[Mapping[str, Any]]:
+    found: Sequence[Mapping[str, Any]] = answer.get("quality", ())
+    return found
 
 
 RULES = (

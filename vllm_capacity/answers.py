@@ -98,6 +98,8 @@ def answer(
     increases = traffic.counter_increases(window, _COUNTERS, part=part)
     output_rate = traffic.rate_per_second(increases, traffic.GENERATION_TOKENS)
     restarts = scrapes.restarts(window, part=part)
+    outages = scrapes.outages(window, part=part, tries=case.tries)
+    lost = losses.losses(window, part=part, tries=case.tries, restarts=restarts, outages=outages)
     body: dict[str, Any] = {
         "window": {
             "start": iso(part.start),
@@ -106,7 +108,7 @@ def answer(
             "engines": case.fleet.height,
             "mean_engines": sum(case.presence.values()),
         },
-        **_traffic(window, increases, restarts, part),
+        **_traffic(increases, lost),
         "latency": latency.latency(window, part=part),
         "slo": _slo(case),
         **_gauges(case),
@@ -120,47 +122,46 @@ def answer(
         "cost": _told(bill(case.bill_parts()).whole),
         "advice": _advice(case.fits, traffic.prefix_cache_hit_ratio(increases)),
     }
-    findings = _quality(case, body, restarts)
+    findings = _quality(case, body, restarts, outages, lost)
     body["quality"] = [finding.as_dict() for finding in findings]
     return _in_schema_order(body)
 
 
-def _quality(case: _Case, body: dict[str, Any], restarts: list[scrapes.Restart]) -> list[Finding]:
+def _quality(
+    case: _Case,
+    body: dict[str, Any],
+    restarts: list[scrapes.Restart],
+    outages: list[scrapes.Outage],
+    lost: losses.Losses,
+) -> list[Finding]:
     facts = evidence.gather(
         case.window,
         part=case.part,
         tries=case.tries,
         restarts=restarts,
+        outages=outages,
+        losses=lost,
         points=case.points,
         fleet=case.fleet,
     )
-    return ledger(
-        facts,
-        body,
-        lost_requests=losses.Lost(**body["requests"]["lost"]),
-        lost_tokens=losses.Lost(**body["tokens"]["lost"]),
-        fits=case.fits,
-    )
+    return ledger(facts, body, fits=case.fits)
 
 
-def _traffic(
-    window: Window, increases: pl.DataFrame, restarts: list[scrapes.Restart], part: TimeRange
-) -> dict[str, Any]:
+def _traffic(increases: pl.DataFrame, lost: losses.Losses) -> dict[str, Any]:
     by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
-    tokens = [traffic.GENERATION_TOKENS, traffic.PROMPT_TOKENS]
     has_requests = bool(by_reason)
     return {
         "requests": {
             "finished": _count(sum(by_reason.values())) if has_requests else None,
             "successful": _count(traffic.successful(by_reason)),
             "by_reason": {reason: _count(n) for reason, n in by_reason.items()},
-            "lost": losses.lost(window, [traffic.REQUESTS], restarts, part=part).as_dict(),
+            "lost": lost.requests.as_dict(),
         },
         "tokens": {
             "prompt": _count(traffic.total(increases, traffic.PROMPT_TOKENS)),
             "prompt_computed": _count(traffic.prompt_tokens_computed(increases)),
             "generation": _count(traffic.total(increases, traffic.GENERATION_TOKENS)),
-            "lost": losses.lost(window, tokens, restarts, part=part).as_dict(),
+            "lost": lost.tokens.as_dict(),
         },
         "throughput": {
             "output_tokens_per_second": traffic.rate_per_second(

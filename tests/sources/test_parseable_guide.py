@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
+from tests.standin.exports import counter, export
 from tests.standin.recorded import recorded_server
-from tests.standin.server import RECORDED
+from tests.standin.server import RECORDED, Standin
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import InputError
 from vllm_capacity.figures.latency import E2E, TTFT, histogram_increases, merged, quantiles
@@ -146,6 +147,58 @@ def test_the_cost_of_a_request_is_the_bill_over_the_successful_ones(server, wind
     requests = successful.get_column("increase").sum()
     assert row["successful_requests"] == requests
     assert row["usd_per_request"] == pytest.approx(hours * 2 * 2.5 / requests)
+
+
+def test_without_a_price_there_are_no_dollars(server):
+    row = ask(server, "cost_per_hour").to_dicts()[0]
+    assert row["gpu_hours"] > 0
+    assert not {"usd", "usd_per_request"} & row.keys()  # the server leaves nulls out
+
+
+def test_the_command_asks_for_the_price():
+    asked = CliRunner().invoke(cli, ["sql", "cost_per_hour"], standalone_mode=False)
+    assert isinstance(asked.exception, InputError)
+    assert "--usd-per-gpu-hour" in str(asked.exception)
+
+
+def rates(*samples):
+    """What `tokens_per_minute` says of (seconds, tokens so far, engine) from 08:00 on."""
+    standin = Standin()
+    for seconds, value, engine in samples:
+        ts = DAY + timedelta(seconds=seconds)
+        point = counter(GENERATION_TOKENS, ts, value, engine=engine)
+        standin.ingest("vllm_metrics", "/v1/metrics", export(point), arrived=ts)
+    part = TimeRange(DAY, DAY + timedelta(minutes=10))
+    with (
+        standin,
+        httpx.Client(base_url=standin.url, auth=("root", "root-password")) as client,
+    ):
+        found = Parseable(client).query(guide_query("tokens_per_minute"), part)
+    columns = ("tokens", "seconds", "tokens_per_second")
+    return [tuple(row.get(column) for column in columns) for row in found]
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        pytest.param(
+            [(0, 0, "0"), (30, 300, "0"), (55, 550, "0")], [(550, 55, 10)], id="a minute at 10/s"
+        ),
+        pytest.param(
+            [(0, 0, "0"), (150, 1500, "0")], [(1500, 150, 10)], id="after a gap the rate is its own"
+        ),
+        pytest.param(
+            [(0, 0, "0"), (0, 0, "1"), (50, 500, "0"), (50, 250, "1")],
+            [(750, 50, 15)],
+            id="rates of engines add up",
+        ),
+        pytest.param(
+            [(0, 900, "0"), (50, 100, "0")], [(100, 50, None)], id="no rate across a restart"
+        ),
+    ],
+)
+def test_tokens_a_second_are_over_the_time_they_took(samples, expected):
+    assert rates(*samples) == expected
 
 
 @pytest.mark.parametrize("query", GUIDE_QUERIES, ids=lambda query: query.name)

@@ -133,6 +133,24 @@ def test_a_restart_within_a_minute_makes_two_rows():
     assert minutes.select("run", "first", "last", "n").rows() == [(0, 10, 12, 2), (1, 3, 5, 2)]
 
 
+def test_a_restart_that_is_overtaken_within_a_minute_makes_two_rows():
+    start = "process_start_time_seconds"
+    seen = ((2, 10, at(7, 0)), (4, 12, at(7, 0)), (6, 30, at(8, 0, 5)), (8, 35, at(8, 0, 5)))
+    exports = [
+        export(
+            counter(TOKENS, at(8, 0, s), v),
+            gauge(start, at(8, 0, s), began.timestamp()),
+            buckets(at(8, 0, s), (v, 0, 0), float(v)),
+        )
+        for s, v, began in seen
+    ]
+    found = thinned_of(*exports)
+    counters = found.minutes.filter(pl.col("first") < 1000).select("run", "first", "last", "n")
+    assert counters.rows() == [(0, 10, 12, 2), (1, 30, 35, 2)]
+    histograms = found.minute_histograms.select("run", "first_count", "count", "n")
+    assert histograms.rows() == [(0, 10, 12, 2), (1, 30, 35, 2)]
+
+
 def test_a_histogram_restarts_when_any_bucket_drops_though_its_count_grew():
     exports = [
         export(buckets(at(8, 0, 2), (5, 0, 0), 1.0)),

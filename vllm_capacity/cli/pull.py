@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vllm_capacity.cli.reading import checked_url
 from vllm_capacity.errors import InputError
-from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
+from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server, unreached_end
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import Request, Step
 from vllm_capacity.sources.prometheus import Prometheus
@@ -84,6 +84,8 @@ def pull(
         request = Request(stream, part, is_long if is_full is None else not is_full, delay)
         with http_client(origin, settings) as client, progress_bar() as progress:
             pull_server(Parseable(client), request, target, progress=progress)
+    if missing := unreached_end(target):
+        click.echo(missing, err=True)
     click.echo(str(target))
 
 

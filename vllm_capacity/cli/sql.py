@@ -51,6 +51,11 @@ def sql(
         for query in GUIDE_QUERIES:
             click.echo(f"{query.name:22}{query.title}")
         return
+    if name == "cost_per_hour" and usd_per_gpu_hour is None:
+        raise InputError(
+            "cost_per_hour needs the price of a GPU-hour: give --usd-per-gpu-hour (and "
+            "--gpus-per-engine, where an engine has more than one)."
+        )
     text = guide_query(
         name, stream=stream, usd_per_gpu_hour=usd_per_gpu_hour, gpus_per_engine=gpus_per_engine
     )

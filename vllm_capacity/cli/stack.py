@@ -100,7 +100,7 @@ def init(
     "--usd-per-gpu-hour",
     type=click.FloatRange(min=0),
     callback=bounded,
-    help="The price in the panel.",
+    help="The price in the panel; without it, the panel shows no dollars.",
 )
 @_env_file
 def provision(parseable: str, stream: str, usd_per_gpu_hour: float | None, env_file: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import polars as pl
 
 from vllm_capacity.figures import scrapes, traffic
-from vllm_capacity.figures.scrapes import Gap, Restart
+from vllm_capacity.figures.losses import Losses
+from vllm_capacity.figures.scrapes import Gap, Outage, Restart
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
@@ -19,7 +21,11 @@ _STALE_SECONDS = 60.0
 class Evidence:
     """Facts about one part of a window.
 
-    `tries`: instance, ts, is_good, inside the part. `lifetimes`: one row a series (lifetimes.sql).
+    `tries`: instance, ts, is_good, inside the part. `losses`: what restarts and outages may have
+    kept out of every figure. `asked_end`: the end that a source was asked for, where the part
+    reaches the end of what it gave. `doubtful`: targets whose starts tell no order of processes.
+    `same`: pairs of targets that are one process.
+    `lifetimes`: one row a series (lifetimes.sql).
     `intake`: what the border found (intake_notes.sql). `stale`: instance, engine, start, end, value
     of a gauge that stood above 0 while no token came. `finished_per_scrape`: the most requests that
     finished between two scrapes of an instance. `engines`: instance, engine, hours (billed),
@@ -28,8 +34,13 @@ class Evidence:
 
     part: TimeRange
     tries: pl.DataFrame
+    asked_end: datetime | None
+    doubtful: dict[str, str]
+    same: list[tuple[str, str]]
     gaps: list[Gap]
     restarts: list[Restart]
+    outages: list[Outage]
+    losses: Losses
     lifetimes: pl.DataFrame
     intake: pl.DataFrame
     stale: pl.DataFrame
@@ -43,6 +54,8 @@ def gather(
     part: TimeRange,
     tries: pl.DataFrame,
     restarts: list[Restart],
+    outages: list[Outage],
+    losses: Losses,
     points: pl.DataFrame,
     fleet: pl.DataFrame,
 ) -> Evidence:
@@ -57,8 +70,13 @@ def gather(
     return Evidence(
         part=part,
         tries=tries.filter(pl.col("ts") >= part.start),
+        asked_end=window.asked_end if part.end >= window.extent.end else None,
+        doubtful=scrapes.doubtful_addresses(window),
+        same=window.named_sql("figures", "same_processes", metric=traffic.GENERATION_TOKENS).rows(),
         gaps=scrapes.gaps(tries, part=part),
         restarts=restarts,
+        outages=outages,
+        losses=losses,
         lifetimes=window.named_sql("figures", "lifetimes", end=part.end),
         intake=window.named_sql("figures", "intake_notes", start=part.start, end=part.end),
         stale=stale_gauges(points),

@@ -1,24 +1,36 @@
-"""What restarts may have swallowed: counted by the server after its last scrape, and never read.
+"""What servers may have counted that nobody read: bounds of what is in no figure.
 
-Between the last good scrape before a restart and the start of the new process, the old one may have
-gone on at the rate it had. Low is 0 (it may have died at once), high is that rate times that time.
-Source: method.md §2.
+Nobody reads what a process counts between its last scrape and its end: where it starts again, where
+it never comes back, and, where it does not say since when it runs, before its first scrape. How
+much that is depends on load that nobody saw, so no rate of before bounds it. What does, together:
+
+1. the requests that ran and waited at the last scrape, for they may have finished;
+2. the most that finished between any two scrapes of the window, for clients may all leave at once;
+3. for the time since then, what a server can do at most: as many requests as find a place at once
+   (as its KV cache holds of requests like these), each as fast as the fastest stretch seen, or the
+   highest rate of any minute where that is more. Where telemetry does not tell places or latencies,
+   the highest rate of any scrape interval.
+
+Low is 0: the process may have ended at once. Source: method.md §2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 
-from vllm_capacity.figures import traffic
-from vllm_capacity.figures.scrapes import Restart
+from vllm_capacity.figures import gauges, latency, traffic
+from vllm_capacity.figures.scrapes import GAP_FACTOR, Outage, Restart
+from vllm_capacity.figures.twins import usual_seconds
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-_TRAILING_SECONDS = (10.0, 60.0, 300.0)
+TOKENS = (traffic.GENERATION_TOKENS, traffic.PROMPT_TOKENS)
+_STRETCH = {latency.E2E: 20, latency.ITL: 200}  # observations that make a mean
+_LEAST_KV_RATIO = 0.02  # a fuller cache tells how many requests it can hold
 
 
 @dataclass(frozen=True)
@@ -33,29 +45,245 @@ class Lost:
         return {"low": self.low, "high": self.high}
 
 
-def lost(
-    window: Window, metrics: Sequence[str], restarts: Sequence[Restart], *, part: TimeRange
-) -> Lost:
-    """Bounds of what the restarts may have swallowed of these counters; 0 without a restart."""
-    high = 0.0
-    for restart in restarts:
-        seconds = ((restart.started or restart.after) - restart.before).total_seconds()
-        high += _rate_before(window, metrics, restart) * max(seconds, 0.0)
-    return Lost(0.0, high)
+@dataclass(frozen=True)
+class Pace:
+    """The most that one server counted between two scrapes, and that it can count per second.
+
+    `per_second` is None where no rate was ever seen.
+    """
+
+    burst: float
+    per_second: float | None
+
+    def most(self, seconds: float) -> float:
+        """The most that it can count in that time."""
+        return self.burst + seconds * (self.per_second or 0.0)
 
 
-def _rate_before(window: Window, metrics: Sequence[str], restart: Restart) -> float:
-    """The highest of the trailing mean rates of the instance before its last scrape, per second."""
-    start = restart.before - timedelta(seconds=max(_TRAILING_SECONDS))
-    before = TimeRange(start, restart.before + timedelta(microseconds=1))
-    rows = traffic.scrape_increases(window, metrics, part=before).filter(
-        pl.col("instance") == restart.instance
+@dataclass(frozen=True)
+class Ceiling:
+    """The most that one server of the window can have done; `places` requests at a time."""
+
+    requests: Pace
+    output_tokens: Pace
+    prompt_tokens: Pace
+    prompt_tokens_per_request: float
+    places: float
+    basis: str  # of requests, in words
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A stretch in which a server may have counted and nobody read it, and bounds of how much.
+
+    `running` and `waiting` are requests at the last scrape before it; both None for a server whose
+    first scrape ends the stretch. `why` is restart, outage or late.
+    """
+
+    instance: str
+    why: str
+    start: datetime
+    end: datetime
+    running: float | None
+    waiting: float | None
+    requests: float
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Everything of a part that may be in no figure, and what the bounds rest on."""
+
+    stretches: tuple[Unread, ...]
+    basis: str
+
+    @property
+    def requests(self) -> Lost:
+        """Bounds of finished requests."""
+        return Lost(0.0, sum(each.requests for each in self.stretches))
+
+    @property
+    def tokens(self) -> Lost:
+        """Bounds of prompt and output tokens together."""
+        return Lost(0.0, sum(each.tokens for each in self.stretches))
+
+    def of(self, instance: str, why: str) -> list[Unread]:
+        """The stretches of one target and kind, in order."""
+        return [one for one in self.stretches if (one.instance, one.why) == (instance, why)]
+
+
+def losses(
+    window: Window,
+    *,
+    part: TimeRange,
+    tries: pl.DataFrame,
+    restarts: Sequence[Restart],
+    outages: Sequence[Outage],
+) -> Losses:
+    """What may be in no figure of the part; no stretch where every process was read to its end."""
+    late = _late(window, part, tries)
+    if late.is_empty() and not (restarts or outages):
+        return Losses((), "")
+    found = ceiling(window)
+    load = gauges.gauge_samples(
+        window, [gauges.RUNNING, gauges.WAITING], part=TimeRange(window.extent.start, part.end)
     )
-    rates = []
-    for seconds in _TRAILING_SECONDS:
-        recent = rows.filter(pl.col("ts") > restart.before - timedelta(seconds=seconds))
-        base = recent.get_column("ts_before").min()
-        if isinstance(base, datetime):  # the increases span from there, whatever the grain
-            covered = (restart.before - base).total_seconds()
-            rates.append(float(recent.get_column("increase").sum()) / covered)
-    return max(rates, default=0.0)
+    spells = [(r.instance, "restart", r.before, r.started or r.after) for r in restarts]
+    spells += [(o.instance, "outage", o.last_good, o.end) for o in outages]
+    unread = [_after_last_scrape(spell, load, found) for spell in spells]
+    unread += [_before_first_scrape(row, found) for row in late.iter_rows(named=True)]
+    return Losses(tuple(sorted(unread, key=lambda one: (one.instance, one.start))), found.basis)
+
+
+def ceiling(window: Window) -> Ceiling:
+    """The most that one server of the window can have done, from all of the window."""
+    increases = traffic.scrape_increases(window, [traffic.REQUESTS, *TOKENS], part=window.extent)
+    places, is_known = _places(window)
+    seconds = {
+        metric: window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
+        for metric, least in _STRETCH.items()
+    }
+    able = {
+        metric: places / frame.get_column("seconds")[0]
+        for metric, frame in seconds.items()
+        if is_known and not frame.is_empty()
+    }
+    requests = _pace(increases, traffic.REQUESTS, able.get(latency.E2E))
+    finished, read = (traffic.total(increases, m) for m in (traffic.REQUESTS, TOKENS[1]))
+    return Ceiling(
+        requests,
+        _pace(increases, TOKENS[0], able.get(latency.ITL)),
+        _pace(increases, TOKENS[1], 0.0 if latency.E2E in able else None),
+        (read or 0.0) / finished if finished else 0.0,
+        places,
+        _basis(requests, places if latency.E2E in able else None),
+    )
+
+
+def _basis(requests: Pace, places: float | None) -> str:
+    if requests.per_second is None:
+        return "no rate at all, for none was seen: more may have been lost"
+    how = (
+        "the highest rate of any scrape interval"
+        if places is None
+        else f"{places:.0f} at a time as fast as the fastest stretch, or the best minute"
+    )
+    return f"{requests.per_second:.3g} requests/s ({how})"
+
+
+def _pace(increases: pl.DataFrame, metric: str, able: float | None) -> Pace:
+    """The pace of a counter; `able` is the rate that places allow, None where that is unknown."""
+    rows = (
+        increases.filter(pl.col("metric") == metric)
+        .drop_nulls(["ts_before", "increase"])
+        .group_by("instance", "ts")
+        .agg(pl.col("increase").sum(), pl.col("ts_before").max())
+    )
+    if able is None:
+        long = (pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() >= 1e6
+        return Pace(_highest(rows, pl.col("increase")) or 0.0, _highest(rows.filter(long), _RATE))
+    minutes = rows.group_by("instance", pl.col("ts").dt.truncate("1m").alias("minute")).agg(
+        pl.col("increase").sum(), pl.col("ts").max(), pl.col("ts_before").min()
+    )
+    rate = _highest(minutes, _RATE) or 0.0
+    return Pace(_highest(rows, pl.col("increase")) or 0.0, max(able, rate) or None)
+
+
+_RATE = pl.col("increase") / ((pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() / 1e6)
+
+
+def _highest(rows: pl.DataFrame, what: pl.Expr) -> float | None:
+    found = rows.select(what.max()).item()
+    return None if found is None else float(found)
+
+
+def _places(window: Window) -> tuple[float, bool]:
+    """Requests that one server can run at a time, and whether telemetry tells.
+
+    It does where a cache in use tells how many it would hold; else it is the most that ran.
+    """
+    metrics = [gauges.RUNNING, gauges.KV_CACHE]
+    samples = gauges.gauge_samples(window, metrics, part=window.extent)
+    running, kv_cache = (
+        samples.filter(pl.col("metric") == metric)
+        .group_by("instance", "engine", "ts")
+        .agg(pl.col("value").max())
+        for metric in metrics
+    )
+    both = running.join(
+        kv_cache, on=["instance", "engine", "ts"], how="left", nulls_equal=True, suffix="_kv"
+    )
+    full = pl.col("value_kv") >= _LEAST_KV_RATIO
+    engines = both.group_by("instance", "engine").agg(
+        most=pl.col("value").max(),
+        held=pl.col("value").filter(full).sum() / pl.col("value_kv").filter(full).sum(),
+    )
+    held = pl.col("held").fill_nan(None)
+    servers = engines.group_by("instance").agg(
+        places=pl.max_horizontal("most", held).sum(), is_known=held.is_not_null().any()
+    )
+    most = servers.get_column("places").max()
+    return max(1.0, float(most or 0.0)), bool(servers.get_column("is_known").any())  # type: ignore[arg-type]
+
+
+def _after_last_scrape(
+    spell: tuple[str, str, datetime, datetime], load: pl.DataFrame, found: Ceiling
+) -> Unread:
+    instance, why, start, end = spell
+    own = load.filter((pl.col("instance") == instance) & (pl.col("ts") <= start)).sort("ts")
+    last = own.group_by("metric", "engine", "labels").agg(pl.col("value").last())
+    running, waiting = (
+        float(last.filter(pl.col("metric") == metric).get_column("value").sum())
+        for metric in (gauges.RUNNING, gauges.WAITING)
+    )
+    seconds = max(0.0, (end - start).total_seconds())
+    requests = running + waiting + found.requests.most(seconds)
+    tokens = _most_tokens(seconds, running, requests, found)
+    return Unread(instance, why, start, end, running, waiting, requests, tokens)
+
+
+def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling) -> float:
+    """Prompt tokens of all requests that can have begun, and output, one more token of each."""
+    prompts = (requests + found.places) * found.prompt_tokens_per_request
+    output = running + found.output_tokens.most(seconds)
+    return output + max(prompts, found.prompt_tokens.most(seconds))
+
+
+def _late(window: Window, part: TimeRange, tries: pl.DataFrame) -> pl.DataFrame:
+    """Targets first scraped well after the part began that do not say since when they count.
+
+    One row a target: instance, start, first (its first good scrape), requests and tokens that it
+    had counted by then.
+    """
+    firsts = window.named_sql(
+        "figures",
+        "first_values",
+        metrics=[traffic.REQUESTS, *TOKENS],
+        start=part.start,
+        end=part.end,
+    ).filter(~pl.col("starts_at_zero") & (pl.col("first_value") > 0))
+    is_request = pl.col("metric") == traffic.REQUESTS
+    by_target = firsts.group_by("instance", maintain_order=True).agg(
+        first=pl.col("first_ts").min(),
+        requests=pl.col("first_value").filter(is_request).sum(),
+        tokens=pl.col("first_value").filter(~is_request).sum(),
+    )
+    inside = tries.filter(pl.col("ts") >= part.start)
+    intervals = [usual_seconds(own.get_column("ts")) for _, own in inside.group_by("instance")]
+    usual = max(intervals, default=0.0)
+    since = pl.lit(part.start, pl.Datetime("us", "UTC"))
+    seconds = (pl.col("first") - since).dt.total_microseconds() / 1e6
+    return by_target.filter(seconds > GAP_FACTOR * usual).with_columns(start=since)
+
+
+def _before_first_scrape(row: dict[str, object], found: Ceiling) -> Unread:
+    """What it counted since the part began: at most all of it, or what it can have done."""
+    start, first = row["start"], row["first"]
+    assert isinstance(start, datetime)
+    assert isinstance(first, datetime)
+    seconds = (first - start).total_seconds()
+    requests, tokens = float(str(row["requests"])), float(str(row["tokens"]))
+    if found.requests.per_second is not None:
+        requests = min(requests, found.places + found.requests.most(seconds))
+        tokens = min(tokens, _most_tokens(seconds, found.places, requests, found))
+    return Unread(str(row["instance"]), "late", start, first, None, None, requests, tokens)

@@ -6,11 +6,13 @@ Everything about time that other figures need: the scrape interval, gaps, restar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
 
+from vllm_capacity.figures.twins import merged, usual_seconds
+from vllm_capacity.telemetry import processes
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
@@ -43,9 +45,29 @@ class Restart:
     started: datetime | None  # when the new process says it started
 
 
+@dataclass(frozen=True)
+class Outage:
+    """A target that gave no good scrape any more until the end of a part."""
+
+    instance: str
+    last_good: datetime
+    end: datetime  # until when it may have gone on
+    failed: int  # scrapes that failed since; 0 where nobody asked it any more
+    usual_seconds: float  # between its scrapes
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return (self.end - self.last_good).total_seconds()
+
+
 def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
-    """Every scrape attempt before `end`: instance, ts, is_good; sorted by instance and time."""
-    return window.named_sql("figures", "attempts", end=end)
+    """Every scrape attempt before `end`: instance, ts, is_good; sorted by instance and time.
+
+    Of a target that several jobs scrape, the attempts of one; those of the others count only where
+    that one had no answer (figures/twins.py).
+    """
+    return merged(window.named_sql("figures", "attempts", end=end))
 
 
 def engines(window: Window, *, part: TimeRange, tries: pl.DataFrame) -> pl.DataFrame:
@@ -141,34 +163,111 @@ def gaps(tries: pl.DataFrame, *, part: TimeRange) -> list[Gap]:
     return found
 
 
-def restarts(window: Window, *, part: TimeRange) -> list[Restart]:
-    """The restarts of every target whose first scrape after it lies in the part, in order.
+def outages(window: Window, *, part: TimeRange, tries: pl.DataFrame) -> list[Outage]:
+    """The targets that answered in the part, and then not once more until its end, in order.
 
-    Found by value: each series that fell narrows the restart to the time since its sample before.
-    Falls that one restart explains are one (a labelled child may reappear long after it).
+    One that failed to the end may have gone on until then; one that was not asked any more, while
+    others were, until it would have been. A target whose same process answers after the part has
+    only a gap there.
     """
-    falls = window.named_sql("figures", "run_starts")
-    starts = window.sql(
-        "select instance, ts, value from samples join series using (series_id) "
-        "where metric = 'process_start_time_seconds' order by ts"
-    )
+    returned = _returned(window, part)
+    intervals = [usual_seconds(own.get_column("ts")) for _, own in tries.group_by("instance")]
+    fleet = max(intervals, default=0.0)
+    found = []
+    for (instance,), own in tries.group_by("instance", maintain_order=True):
+        last_good = own.filter("is_good").get_column("ts").max()
+        if not isinstance(last_good, datetime) or last_good < part.start:
+            continue
+        usual = usual_seconds(own.get_column("ts")) or fleet
+        failed = own.filter(pl.col("ts") > last_good).height
+        end = part.end
+        if not failed:
+            end = min(end, last_good + timedelta(seconds=GAP_FACTOR * usual))
+        silent_seconds = (part.end - last_good).total_seconds()
+        is_silent = failed or (usual > 0 and silent_seconds > GAP_FACTOR * usual)
+        if is_silent and str(instance) not in returned:
+            found.append(Outage(str(instance), last_good, end, failed, usual))
+    return found
+
+
+def _returned(window: Window, part: TimeRange) -> set[str]:
+    """The targets that answer after the part, by the process that they had at its end."""
+    later = window.named_sql("figures", "good_after", end=part.end).get_column("instance")
+    replaced = {r.instance for r in restarts(window) if r.before < part.end <= r.after}
+    return set(later.to_list()) - replaced
+
+
+def restarts(window: Window, *, part: TimeRange | None = None) -> list[Restart]:
+    """The restarts whose first scrape after it lies in the part (or any), by target, in order.
+
+    Found by value, each fall of a counter narrowing it to the time since the sample before, and by
+    the start that a process tells. Falls that one restart explains are one: a labelled child may
+    reappear long after it.
+    """
+    falls: dict[str, list[tuple[datetime, datetime]]] = {}
+    for instance, before, after in window.named_sql("figures", "run_starts").iter_rows():
+        falls.setdefault(instance, []).append((before, after))
     found: list[Restart] = []
-    for (instance,), own in falls.group_by("instance", maintain_order=True):
-        last_point: datetime | None = None
-        for before, after in own.select("ts_before", "ts").iter_rows():
-            if last_point is None or before >= last_point:
-                last_point = after
-                if part.start <= after < part.end:
-                    found.append(Restart(str(instance), before, after, None))
-    return [_with_start(r, starts) for r in found]
+    lives = {str(name): own for (name,), own in _lives(window).group_by("instance")}
+    for instance in sorted({*falls, *lives}):
+        fallen = falls.get(instance, [])
+        own = lives.get(instance)
+        told = [] if own is None else _process_restarts(instance, own, fallen)
+        rest = [fall for fall in fallen if not any(_explains(r, fall) for r in told)]
+        found += sorted([*told, *_fallen(instance, rest)], key=lambda restart: restart.after)
+    return [r for r in found if part is None or part.start <= r.after < part.end]
 
 
-def _with_start(restart: Restart, starts: pl.DataFrame) -> Restart:
-    told = starts.filter(
-        (pl.col("instance") == restart.instance) & (pl.col("ts") >= restart.after)
-    ).get_column("value")
-    if told.is_empty():
-        return restart
-    started = datetime.fromtimestamp(told[0], tz=restart.after.tzinfo)
-    is_between = restart.before <= started <= restart.after
-    return Restart(restart.instance, restart.before, restart.after, started if is_between else None)
+def doubtful_addresses(window: Window) -> dict[str, str]:
+    """The targets whose starts tell no order of processes, and why (telemetry/processes.py)."""
+    lives = processes.process_lives(*_starts(window)).drop_nulls("doubt")
+    return dict(lives.select("instance", "doubt").iter_rows())
+
+
+def _lives(window: Window) -> pl.DataFrame:
+    """The processes of each target that say when they started (telemetry/processes.py)."""
+    return processes.process_lives(*_starts(window)).drop_nulls("started").sort("instance", "life")
+
+
+def _starts(window: Window) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The start times that processes told, and their series."""
+    return window.named_sql("figures", "process_starts"), window.sql("select * from series")
+
+
+def _process_restarts(
+    instance: str, lives: pl.DataFrame, falls: list[tuple[datetime, datetime]]
+) -> list[Restart]:
+    """The restarts between processes; one before the first of them only where a counter fell."""
+    found = []
+    ended: datetime | None = None
+    for since, until, started in lives.select("since", "until", "started").iter_rows():
+        is_first = ended is None
+        bases = [
+            before
+            for before, after in falls
+            if before < since <= after and (not is_first or before < started)
+        ]
+        if ended is not None:
+            bases.append(ended)
+        if bases:
+            before = max(bases)
+            is_between = before <= started <= since
+            found.append(Restart(instance, before, since, started if is_between else None))
+        ended = until
+    return found
+
+
+def _explains(restart: Restart, fall: tuple[datetime, datetime]) -> bool:
+    return fall[0] < restart.after <= fall[1]
+
+
+def _fallen(instance: str, falls: list[tuple[datetime, datetime]]) -> list[Restart]:
+    """The fewest restarts that explain these falls, each in (before, after]."""
+    found: list[Restart] = []
+    for before, after in sorted(falls, key=lambda fall: (fall[1], fall[0])):
+        if found and before < found[-1].after:
+            last = found[-1]
+            found[-1] = Restart(instance, max(last.before, before), last.after, None)
+        else:
+            found.append(Restart(instance, before, after, None))
+    return found

@@ -13,13 +13,16 @@ from datetime import timedelta
 from pathlib import Path
 
 from vllm_capacity.errors import WindowError
+from vllm_capacity.figures import scrapes
 from vllm_capacity.sources.parquet import LATE, open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import Journal, Request, Step, pull
 from vllm_capacity.sources.parseable_rows import ThinnedRows, thinned_rows, whole_rows
 from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
 from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange, iso
+from vllm_capacity.verdicts import quality_scrapes
 
 
 def pull_files(
@@ -85,6 +88,14 @@ def pull_prometheus(
     )
     note = {"source": "Prometheus", "origin": server.address, "grain": "scrape"}
     return write_window(target, rows, note | _asked(time_range))
+
+
+def unreached_end(target: Path) -> str | None:
+    """That the window at `target` ends well before the end it was asked for; else None."""
+    window = open_window(target)
+    tries = scrapes.attempts(window, end=window.extent.end)
+    found = quality_scrapes.unreached_end(tries, window.asked_end)
+    return found[0].effect if found else None
 
 
 def write_thinned(target: Path, thinned: ThinnedRows, note: dict[str, object]) -> Path:

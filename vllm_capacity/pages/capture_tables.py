@@ -163,11 +163,20 @@ def capture_verdict(asked: Study) -> Said:
     if lost and finished:
         parts.append(
             f"up to {count(lost)} more ({percent(lost / finished)}) may have been lost in "
-            f"{words.plural(_found(asked, 'restart'), 'restart')}"
+            f"{_endings(asked)}"
         )
     else:
         parts.append("none can have been lost in a restart")
     return said(f"{_VERDICTS[word]}: {', '.join(parts)}.")
+
+
+def _endings(asked: Study) -> str:
+    """The restarts, and the servers that did not answer to the end, as they are counted."""
+    checks = [row["check"] for row in asked.answer["quality"]]
+    parts = [words.plural(_found(asked, "restart"), "restart")] if "restart" in checks else []
+    if "outage" in checks:
+        parts.append(f"{words.plural(checks.count('outage'), 'server')} that stopped answering")
+    return " and ".join(parts) or "targets that were first scraped late"
 
 
 def _scraped(asked: Study) -> list[_Scraped]:

@@ -72,7 +72,6 @@ class ScrapeReader:
     buffer: RowBuffer = field(default_factory=RowBuffer)
     good: int = 0
     failed: int = 0
-    first_attempt_us: dict[str, int] = field(default_factory=dict)
     last_attempt_us: dict[str, int] = field(default_factory=dict)
     _steady: list[SteadyTime] = field(default_factory=list)
 
@@ -114,7 +113,6 @@ class ScrapeReader:
                 instance=scrape.target,
                 ts_us=scrape.ts_us,
             )
-        self.first_attempt_us.setdefault(scrape.target, scrape.ts_us)
         self.last_attempt_us[scrape.target] = max(newest, scrape.ts_us)
 
     def _note(self, scrape: Scrape, subject: str, detail: str) -> None:
@@ -167,11 +165,10 @@ class ScrapeReader:
     def _register(
         self, key: SeriesKey, wire: Wire, scrape: Scrape, created_seconds: float | None
     ) -> int:
-        first_us = self.first_attempt_us[scrape.target]
-        is_born_inside = created_seconds is not None and created_seconds * 1e6 > first_us
-        return self.buffer.series(
-            key, exposed=wire.exposed, rank=wire.rank, starts_at_zero=is_born_inside
-        )
+        series_id = self.buffer.series(key, exposed=wire.exposed, rank=wire.rank)
+        if created_seconds is not None and math.isfinite(created_seconds):
+            self.buffer.created(series_id, scrape.ts_us, round(created_seconds * 1e6))
+        return series_id
 
 
 def _wire(family: Family) -> Wire:

@@ -17,7 +17,8 @@ from vllm_capacity.sources.parseable_sql import quoted
 
 _STREAM: Final = '"vllm_metrics"'
 _LATENCY: Final = "e2e_request_latency_seconds"
-_PRICE: Final = "select 1.64 as usd_per_gpu_hour, 1 as gpus_per_engine"
+_NO_PRICE: Final = "cast(null as double)"
+_PRICE: Final = f"select {_NO_PRICE} as usd_per_gpu_hour, 1 as gpus_per_engine"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class GuideQuery:
 
     @property
     def text(self) -> str:
-        """The SQL, on the stream and at the price that stand in its file."""
+        """The SQL as it stands in its file: on the stream `vllm_metrics`, without a price."""
         if not self.histogram:
             return query_text(f"parseable/{self.name}")
         text = query_text("parseable/latency").replace(_LATENCY, self.histogram)
@@ -66,13 +67,16 @@ def guide_query(
     usd_per_gpu_hour: float | None = None,
     gpus_per_engine: int | None = None,
 ) -> str:
-    """The SQL of that name, for this stream and price; InputError names the ones there are."""
+    """The SQL of that name, for this stream and price; InputError names the ones there are.
+
+    Without a price, dollars are null in the answer.
+    """
     known = {query.name: query for query in GUIDE_QUERIES}
     if name not in known:
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"No query {name!r}; {hint}There are: {', '.join(known)}.")
     text = known[name].text.replace(_STREAM, quoted(stream))
-    price = 1.64 if usd_per_gpu_hour is None else usd_per_gpu_hour
+    price = _NO_PRICE if usd_per_gpu_hour is None else usd_per_gpu_hour
     gpus = 1 if gpus_per_engine is None else gpus_per_engine
     return text.replace(_PRICE, f"select {price} as usd_per_gpu_hour, {gpus} as gpus_per_engine")

@@ -5,14 +5,15 @@ Parseable keeps a point as a row, its attributes and the resource's as columns, 
 tells them apart: no label of a Prometheus target holds one, every resource attribute does.
 
 `points` is the shape both readers bring their rows into (one row a data point):
-identity (a hash of everything that follows up to bounds), metric_name, wire_kind, instance, job,
-bounds, one column a label, then ts, arrived, started (naive UTC), value, count, sum, counts, flags.
+identity (a hash of name, kind, instance, job, bounds and labels), metric_name, wire_kind, instance,
+job, bounds, one column a label, then ts, arrived, started (naive UTC), value, count, sum, counts,
+flags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
@@ -22,6 +23,7 @@ import polars as pl
 
 from vllm_capacity.errors import SourceError
 from vllm_capacity.facts.catalog import Kind, Match, canonical_name, keeps, match
+from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
@@ -99,6 +101,16 @@ def is_label(name: str) -> bool:
     return "." not in name and name not in _TARGET_LABELS
 
 
+def of_job(key: SeriesKey, job: str, jobs: Collection[str]) -> SeriesKey:
+    """The identity, with its job if it is a scrape's own bookkeeping and several jobs scrape there.
+
+    What a server counts is the same whoever asks; how often it was asked is each job's own.
+    """
+    if key.metric not in BOOKKEEPING or len(jobs) < 2:
+        return key
+    return replace(key, labels=(*key.labels, ("job", job)))
+
+
 @dataclass(frozen=True)
 class Child:
     """One series as it is on the wire: what it is, where it comes from, since when it is there.
@@ -158,34 +170,42 @@ def rows_from_points(
     finally:
         connection.unregister("children")
     return Rows(
-        series_of(children.values()),
+        series_of(children.values(), begin=since.astimezone(UTC).replace(tzinfo=None)),
         as_schema(samples, SAMPLES_SCHEMA),
         as_schema(histograms, HISTOGRAMS_SCHEMA),
         as_schema(intake, INTAKE_SCHEMA),
     )
 
 
-def series_of(children: Iterable[Child]) -> pl.DataFrame:
+def series_of(children: Iterable[Child], *, begin: datetime | None = None) -> pl.DataFrame:
     """The `series` table of these children, under the newest spelling of each.
 
-    A series starts at zero if its start time lies after the first point of its instance.
+    A series starts at zero if its start time lies in the capture, which begins at `begin` (naive
+    UTC) or with the first point of all.
     """
-    first: dict[str, datetime] = {}
-    exposed: dict[SeriesKey, str] = {}
-    born: set[int] = set()
     ordered = sorted(children, key=lambda child: -child.wire.rank)
+    exposed = {child.key: child.wire.exposed for child in ordered}
+    first: dict[str, datetime] = {}
     for child in ordered:
-        exposed[child.key] = child.wire.exposed
         if child.first is not None:
             known = first.setdefault(child.key.instance, child.first)
             first[child.key.instance] = min(known, child.first)
-    for child in ordered:
-        begun = first.get(child.key.instance)
-        if child.started is not None and begun is not None and child.started > begun:
-            born.add(child.key.series_id)
+    capture = max(begin or datetime.min, min(first.values(), default=datetime.min))
+    born = {c.key.series_id for c in ordered if _is_born(c, first.get(c.key.instance), capture)}
     ids = pl.Series(sorted(born), dtype=pl.Int64).implode()
     is_told = pl.col("series_id").is_in(ids)
     return series_frame(exposed).with_columns(starts_at_zero=pl.when(is_told).then(True))
+
+
+def _is_born(child: Child, scraped: datetime | None, capture: datetime) -> bool:
+    """Whether its start time says that it was born after `scraped`, or in the capture.
+
+    A collector that knows no start writes the time of the first point that it saw: such a one
+    tells only that the scrapes of the instance before it did not have the series.
+    """
+    if child.started is None or child.first is None or scraped is None:
+        return False
+    return child.started > scraped or capture <= child.started < child.first
 
 
 def read(connection: duckdb.DuckDBPyConnection, query: str, **params: float | str) -> pl.DataFrame:
@@ -211,8 +231,12 @@ def as_schema(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
 
 def _children(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> dict[int, Child]:
     """Every kept series among `points`, by identity."""
-    rows = read(connection, query_text("points_children")).iter_rows(named=True)
-    return {
+    rows = read(connection, query_text("points_children")).to_dicts()
+    jobs: dict[str, set[str]] = {}
+    for row in rows:
+        if row["metric_name"] == "up":
+            jobs.setdefault(row["instance"], set()).add(row["job"])
+    children = {
         row["identity"]: Child(
             wire := Wire.of(row["metric_name"], row["wire_kind"]),
             wire.key(
@@ -226,6 +250,10 @@ def _children(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> d
         )
         for row in rows
         if keeps(row["metric_name"])
+    }
+    return {
+        identity: replace(child, key=of_job(child.key, child.job, jobs.get(child.key.instance, ())))
+        for identity, child in children.items()
     }
 
 

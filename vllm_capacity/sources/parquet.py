@@ -107,7 +107,7 @@ def cut(rows: Rows, time_range: TimeRange) -> Rows:
     if ids.is_empty():
         raise SourceError(f"Nothing was sampled{_during(time_range)}.")
     series = rows.series.filter(pl.col("series_id").is_in(ids.implode()))
-    return Rows(series, samples, histograms, rows.intake)
+    return Rows(series, samples, histograms, rows.intake, time_range.start)
 
 
 def _cut(frame: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:

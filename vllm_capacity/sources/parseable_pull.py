@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,11 @@ class Part:
 class Pulled:
     """Everything a pull brought: thinned and whole answers, states before the start, findings.
 
-    `bounds` are those of families whose series all have the same, by name.
+    `start` is that of the range; `bounds` are those of families whose series all have the same, by
+    name.
     """
 
+    start: datetime
     thinned: list[Part]
     whole: list[Part]
     before: list[Part]
@@ -120,6 +122,7 @@ def pull(
     metrics = [row["metric_name"] for row in surveyed]
     walk.total = 1 + len(groups) + len(hours(request.time_range)) * (len(groups) + 1)
     return Pulled(
+        start=request.time_range.start,
         before=list(walk.before(stream, groups)),
         thinned=list(walk.thinned(stream, groups)) if request.is_thinned else [],
         whole=[] if request.is_thinned else list(walk.whole(stream, groups)),

@@ -2,7 +2,9 @@
 
 Thinning keeps, per series, minute and run, what a rollup keeps: first and last state, n, and the
 minimum, maximum and sum of a gauge. A run ends where a counter drops (a histogram: its sum or any
-bucket). Window functions see the points in order of sample time; a point sent twice counts once.
+bucket), and where another process answers than before: a counter may have been overtaken, unseen,
+within the minute. Window functions see the points in order of sample time; a point sent twice
+counts once.
 
 What can be told from the rest is not sent: a last state equal to the first, a maximum equal to the
 minimum, the sum of a constant, a series' labels more than once an hour; of buckets only the growth.
@@ -15,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_capacity.sources.parseable_sql import Columns, literals, quoted
+from vllm_capacity.sources.parseable_sql import Columns, literal, literals, quoted
+from vllm_capacity.telemetry.processes import PROCESS_START, SAME_START
 from vllm_capacity.telemetry.rows import microseconds
 from vllm_capacity.timerange import TimeRange
 
@@ -143,7 +146,7 @@ def thinned(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
     sent = {**_SENT, **(_histogram_sent(group) if group.is_histogram else _SCALAR_SENT)}
     columns = ", ".join(f"{expression} as {name}" for name, expression in sent.items())
     return (
-        f"with points as (select *, {seen} from ({_points(stream, group)}) as raw), "
+        f"with points as (select *, {seen} from ({_with_start(stream, group)}) as raw), "
         f"runs as (select *, {minute} as m, {is_twin} as twin, "
         f"sum(case when {_dropped(group)} then 1 else 0 end) {running} as r from points), "
         f"minutes as (select {names}, m, r, min(ms) as t0, max(ms) as t1, "
@@ -157,8 +160,8 @@ def thinned(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
     )
 
 
-_SCALAR_LAGS = ("ms", "v")
-_HISTOGRAM_LAGS = ("ms", "s", "b")
+_SCALAR_LAGS = ("ms", "started", "v")
+_HISTOGRAM_LAGS = ("ms", "started", "s", "b")
 _SCALAR_STATES = (
     "min(v) as lo, max(v) as hi, sum(case when twin = 0 then v else 0 end) as total, "
     "first_value(v order by ms) as f, last_value(v order by ms) as l"
@@ -207,10 +210,24 @@ def _packed(column: str) -> str:
 
 def _dropped(group: Group) -> str:
     """The condition that a new run begins at a point."""
+    is_other = f"abs(started - previous_started) > {SAME_START.total_seconds():g}"
     if not group.is_histogram:
-        return "wire_kind = 'counter' and v < previous_v"
+        counts = "wire_kind = 'counter'"
+        is_told = f"({counts} or metric_name = {literal(PROCESS_START)}) and {is_other}"
+        return f"{counts} and v < previous_v or coalesce({is_told}, false)"
     buckets = [f"b[{i}] < previous_b[{i}]" for i in range(1, group.edges + 2)]
-    return " or ".join(f"coalesce({part}, false)" for part in ("s < previous_s", *buckets))
+    parts = ("s < previous_s", is_other, *buckets)
+    return " or ".join(f"coalesce({part}, false)" for part in parts)
+
+
+def _with_start(stream: Stream, group: Group) -> str:
+    """The points of a group, and with each when the process `started` that answered that scrape."""
+    starts = _points(stream, Group((PROCESS_START,), ()))
+    told = f"select instance, ms, min(v) as started from ({starts}) as told group by instance, ms"
+    return (
+        f"select own.*, starts.started from ({_points(stream, group)}) as own left join ({told}) "
+        "as starts on own.instance = starts.instance and own.ms = starts.ms"
+    )
 
 
 def _points(stream: Stream, group: Group) -> str:

@@ -196,6 +196,7 @@ def _rows(
         as_schema(_in_time(scalars), SAMPLES_SCHEMA),
         as_schema(_in_time(counted), HISTOGRAMS_SCHEMA),
         as_schema(intake(reader, children), INTAKE_SCHEMA),
+        reader.pulled.start,
     )
 
 
@@ -208,13 +209,14 @@ def _with_run(
 ) -> pl.DataFrame:
     """The minutes in the rollup's columns, their run the one that the store settled for `t0`.
 
-    The point before the start may lie in the first minute: then both are one.
+    The point before the start may lie in the first minute, and two jobs may have scraped a server
+    in the same one: then both are one.
     """
     begun = settled.select("series_id", "run", ms=pl.col("ts").dt.epoch("ms"))
     minutes = pl.concat([part.select(parts[0].columns) for part in parts])
     is_state = "counts" in schema
     merged = [_merged(n, is_state=is_state) for n in minutes.columns if n in _MERGED]
-    clock = {"t0": pl.col("ms").first(), "t1": pl.col("t1_ms").last()}
+    clock = {"t0": pl.col("ms").first(), "t1": pl.col("t1_ms").max()}
     named = (
         minutes.join(begun, on=["series_id", "ms"])
         .with_columns(minute=pl.col("ms") // MINUTE_MS * MINUTE_MS)
@@ -236,4 +238,4 @@ def _merged(column: str, *, is_state: bool) -> pl.Expr:
         return pl.when(value.is_not_null().all()).then(value.sum())
     if column in ("n", "min", "max"):
         return {"n": value.sum(), "min": value.min(), "max": value.max()}[column]
-    return value.first() if column.startswith("first") else value.last()
+    return value.first() if column.startswith("first") else value.sort_by("t1_ms").last()

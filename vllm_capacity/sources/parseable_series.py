@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import polars as pl
 
-from vllm_capacity.sources.otlp import Child, Wire
+from vllm_capacity.sources.otlp import Child, Wire, of_job
 from vllm_capacity.sources.parseable_minutes import MINUTE_HISTOGRAMS, MINUTES
 from vllm_capacity.sources.parseable_pull import Part, Pulled
 from vllm_capacity.sources.parseable_queries import Group
@@ -71,7 +72,19 @@ class Reader:
             text = row["bounds"] if group.has_bounds else self.pulled.bounds[row["metric_name"]]
             bounds = tuple(float(edge) for edge in (text or "").split(",") if edge)
         labels = {name: row[name] for name in group.labels if row[name] is not None}
-        return Child(wire, wire.key(row["instance"], labels, bounds), row["job"])
+        key = wire.key(row["instance"], labels, bounds)
+        return Child(wire, of_job(key, row["job"], self.jobs.get(key.instance, ())), row["job"])
+
+    @cached_property
+    def jobs(self) -> dict[str, set[str]]:
+        """The jobs that scrape each instance, as its `up` tells."""
+        found: dict[str, set[str]] = {}
+        pulled = self.pulled
+        for part in (*pulled.attempts, *pulled.whole, *pulled.thinned, *pulled.before):
+            up = part.frame.filter(pl.col("metric_name") == "up")
+            for instance, job in up.select("instance", "job").unique().iter_rows():
+                found.setdefault(instance, set()).add(job)
+        return found
 
 
 def minutes_of(answers: pl.DataFrame) -> pl.DataFrame:

@@ -132,7 +132,8 @@ def resolve(stream: str, types: Mapping[str, str]) -> Columns:
 
 def duckdb_projection(columns: Columns) -> str:
     """The select list that turns rows of the store's files into `points`."""
-    identity = [columns.fixed[name] for name in ("metric_name", "wire_kind", "instance", "bounds")]
+    told = ("metric_name", "wire_kind", "instance", "job", "bounds")
+    identity = [columns.fixed[name] for name in told]
     chosen = {
         "identity": f"hash({', '.join([*identity, *columns.labels.values()])})",
         **columns.fixed,

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from vllm_capacity.facts.catalog import keeps
-from vllm_capacity.sources.otlp import Child, Wire, as_schema, series_of, serving
+from vllm_capacity.sources.otlp import Child, Wire, as_schema, of_job, series_of, serving
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
@@ -68,7 +68,9 @@ class _Known:
         instance = labels.get("instance", "")
         added = self.targets.get(instance, set())
         own = {k: v for k, v in labels.items() if (k, v) not in added}
-        child = Child(wire, wire.key(instance, own, bounds), labels.get("job", ""))
+        job = labels.get("job", "")
+        jobs = {value for name, value in added if name == "job"}
+        child = Child(wire, of_job(wire.key(instance, own, bounds), job, jobs), job)
         self.children[child.key.series_id] = child
         return child.key.series_id
 

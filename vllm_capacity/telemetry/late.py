@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ import polars as pl
 from vllm_capacity.errors import WindowError
 from vllm_capacity.telemetry.rows import HISTOGRAMS_SCHEMA, SAMPLES_SCHEMA, Rows
 from vllm_capacity.telemetry.store import TABLES, fill_folder, settle
+from vllm_capacity.telemetry.window import asked_instant
 
 
 def extend_window(path: Path, late: Rows) -> list[str]:
@@ -24,7 +26,7 @@ def extend_window(path: Path, late: Rows) -> list[str]:
     note = json.loads((path / "window.json").read_text())
     if note.get("grain", "scrape") != "scrape":
         raise WindowError(f"{path} holds minutes, not samples: pull it again instead.")
-    settled = settle(_joined(stored_rows(path), late))
+    settled = settle(_joined(stored_rows(path), late, begin=asked_instant(note, "start")))
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     before = staging.with_name(f"{staging.name}.before")
     try:
@@ -65,7 +67,7 @@ def stored_rows(path: Path) -> Rows:
     )
 
 
-def _joined(stored: Rows, late: Rows) -> Rows:
+def _joined(stored: Rows, late: Rows, *, begin: datetime | None) -> Rows:
     """Both together. Where a late row is a series' first, its birth is to be settled anew."""
     older = pl.concat(
         [late.samples.select("series_id", "ts"), late.histograms.select("series_id", "ts")]
@@ -88,6 +90,7 @@ def _joined(stored: Rows, late: Rows) -> Rows:
         pl.concat([stored.samples.select(list(SAMPLES_SCHEMA)), late.samples]),
         pl.concat([stored.histograms.select(list(HISTOGRAMS_SCHEMA)), late.histograms]),
         pl.concat([stored.intake, late.intake]),
+        begin,
     )
 
 

@@ -33,6 +33,8 @@ import numpy as np
 import polars as pl
 
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
+_CLOCKS_APART_US = 2_000_000  # a series created later than that after its scrape was not
+_FAR_US, _FAR_SPANS = 7 * 86_400_000_000, 10
 
 SERIES_SCHEMA: dict[str, Any] = {
     "series_id": pl.Int64,
@@ -74,12 +76,17 @@ INTAKE_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Rows:
-    """What a source hands over: four frames in the schemas above."""
+    """What a source hands over: four frames in the schemas above.
+
+    `begin` is the start that was asked for: what was sampled before it was carried in, as the base
+    of the first increase. None where all there is was taken.
+    """
 
     series: pl.DataFrame
     samples: pl.DataFrame
     histograms: pl.DataFrame
     intake: pl.DataFrame
+    begin: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class RowBuffer:
 
     _ids: dict[SeriesKey, int] = field(default_factory=dict)
     _exposed: dict[int, tuple[int, str]] = field(default_factory=dict)
-    _from_zero: set[int] = field(default_factory=set)
+    _created: dict[int, tuple[int, int]] = field(default_factory=dict)  # (of which scrape, when)
     _unread: set[int] = field(default_factory=set)  # registered, not one sample yet
     _older: set[int] = field(default_factory=set)  # there before their first readable sample
     _samples: _Samples = field(default_factory=_Samples)
@@ -169,23 +176,21 @@ class RowBuffer:
     _intake: list[tuple[str, str | None, int | None, str, str, int]] = field(default_factory=list)
     _arrivals: int = 0
 
-    def series(
-        self, key: SeriesKey, *, exposed: str, rank: int = 0, starts_at_zero: bool = False
-    ) -> int:
-        """The id of a series, registered on first use.
-
-        `starts_at_zero` counts only then: whether the wire says that it was created inside the
-        capture (`…_created`, an OTLP start time).
-        """
+    def series(self, key: SeriesKey, *, exposed: str, rank: int = 0) -> int:
+        """The id of a series, registered on first use."""
         series_id = self._ids.get(key)
         if series_id is None:
             series_id = self._ids[key] = key.series_id
-            if starts_at_zero:
-                self._from_zero.add(series_id)
             self._unread.add(series_id)
         if series_id not in self._exposed or rank < self._exposed[series_id][0]:
             self._exposed[series_id] = (rank, exposed)
         return series_id
+
+    def created(self, series_id: int, ts_us: int, created_us: int) -> None:
+        """What the scrape at `ts_us` says of when the series was created (`…_created`)."""
+        earliest = self._created.get(series_id)
+        if earliest is None or ts_us < earliest[0]:
+            self._created[series_id] = (ts_us, created_us)
 
     def sample(self, series_id: int, ts_us: int, value: float, rank: int = 0) -> None:
         """One sample. NaN and infinity are no observation and are dropped.
@@ -270,15 +275,38 @@ class RowBuffer:
 
     def _series_frame(self) -> pl.DataFrame:
         frame = series_frame({k: self._exposed[i][1] for k, i in self._ids.items()})
-        told = {**dict.fromkeys(self._from_zero, True), **dict.fromkeys(self._older, False)}
+        told = {**dict.fromkeys(self._born(), True), **dict.fromkeys(self._older, False)}
         ids = frame.get_column("series_id").to_list()
         return frame.with_columns(
             pl.Series("starts_at_zero", [told.get(i) for i in ids], dtype=pl.Boolean)
         )
 
+    def _born(self) -> list[int]:
+        """The series that were created in the capture, as their first scrapes say."""
+        begin = _begin_us(np.concatenate([self._samples.ts, self._histograms.ts]))
+        return [
+            series_id
+            for series_id, (ts_us, created_us) in self._created.items()
+            if begin <= created_us <= ts_us + _CLOCKS_APART_US
+        ]
+
     def has_serving_series(self) -> bool:
         """Whether any series is more than a scrape's own bookkeeping."""
         return any(key.metric.startswith("vllm:") for key in self._ids)
+
+
+def _begin_us(times: np.ndarray) -> int:
+    """When the capture begins, in microseconds; stamps far before all others do not count.
+
+    A clock that was not set yet says 1970, and what was created since then is no birth
+    (clocks.py leaves such stamps out).
+    """
+    if not times.size:
+        return 0
+    seen = np.unique(times)
+    steps, spans = np.diff(seen), seen[-1] - seen[1:]
+    is_far = (steps > _FAR_US) & (steps > _FAR_SPANS * spans)
+    return int(seen[np.flatnonzero(is_far).max(initial=-1) + 1])
 
 
 def _lists(flat: array[float], ends: array[int]) -> pl.Series:

@@ -7,10 +7,11 @@
       histograms/2026-11-24T08.parquet
       .rollup/                        minutes, computed on demand (rollup.py); safe to delete
 
-`run` is the ordinal of the process life of a series: +1 where a counter drops, or where a
-histogram's count, sum or any bucket does. Inside a run everything is monotone, so the state of a
-series at a moment is its last row, and an increase over any range is a difference of two states.
-Settling it here, once, is what makes every later query exact and cheap.
+`run` is the ordinal of the process life of a series: +1 where a counter drops, where a histogram's
+count, sum or any bucket does, and where another process answers than before (processes.py). Inside
+a run everything is monotone, so the state of a series at a moment is its last row, and an increase
+over any range is a difference of two states. Settling it here, once, is what makes every later
+query exact and cheap.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ import polars as pl
 
 from vllm_capacity.errors import WindowError
 from vllm_capacity.telemetry.clocks import with_true_times
+from vllm_capacity.telemetry.processes import (
+    DIFFERENCED,
+    process_changes,
+    process_lives,
+    with_births,
+)
 from vllm_capacity.telemetry.rows import Rows
+from vllm_capacity.timerange import iso
 
 FORMAT = 1
 TABLES = ("samples", "histograms")
-_DIFFERENCED = ("counter", "histogram")
-_BOOKKEEPING = ("up", "scrape_duration_seconds")
 _ALIAS = "an older name of the same concept, in the same scrape"
 _TWIN = "the same series and sample time, counted once"
 _OTHER = "the same series and sample time with different values, of which one was kept"
@@ -66,14 +72,16 @@ def settle(rows: Rows) -> Rows:
     rows = with_true_times(rows)
     samples, dropped_samples = _deduplicate(rows.samples, "value")
     histograms, dropped_histograms = _deduplicate(rows.histograms, "count")
-    samples = _with_counter_runs(samples, rows.series)
-    histograms = _with_histogram_runs(histograms)
     series = rows.series.unique("series_id", keep="first", maintain_order=True)
-    series = _with_births(series, samples, histograms)
+    lives = process_lives(samples, series)
+    samples = _with_counter_runs(samples, series, process_changes(samples, series, lives))
+    histograms = _with_histogram_runs(histograms, process_changes(histograms, series, lives))
+    seen = pl.concat([samples.select("series_id", "ts"), histograms.select("series_id", "ts")])
+    series = with_births(series, seen, lives, begin=rows.begin)
     intake = pl.concat(
         [rows.intake, _dropped_notes(pl.concat([dropped_samples, dropped_histograms]), series)]
     )
-    return Rows(series, samples, histograms, intake)
+    return Rows(series, samples, histograms, intake, rows.begin)
 
 
 def fill_folder(folder: Path, rows: Rows, provenance: Mapping[str, object]) -> None:
@@ -89,7 +97,8 @@ def fill_folder(folder: Path, rows: Rows, provenance: Mapping[str, object]) -> N
         "samples": rows.samples.height,
         "histograms": rows.histograms.height,
     }
-    note = {"format": FORMAT, "grain": "scrape", **provenance, "counts": counts}
+    asked = {"start": iso(rows.begin)} if rows.begin else {}
+    note = {"format": FORMAT, "grain": "scrape", **asked, **provenance, "counts": counts}
     (folder / "window.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
 
 
@@ -144,12 +153,14 @@ def _dropped_notes(dropped: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _with_counter_runs(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
-    counters = series.filter(pl.col("kind").is_in(_DIFFERENCED)).get_column("series_id")
+def _with_counter_runs(
+    samples: pl.DataFrame, series: pl.DataFrame, is_other_process: pl.Series
+) -> pl.DataFrame:
+    counters = series.filter(pl.col("kind").is_in(DIFFERENCED)).get_column("series_id")
     has_dropped = (
         (pl.col("value") < pl.col("value").shift(1).over("series_id"))
         & pl.col("series_id").is_in(counters.implode())
-    ).fill_null(False)
+    ).fill_null(False) | is_other_process
     run = pl.col("has_dropped").cum_sum().over("series_id").cast(pl.Int32)
     # Two steps: inside `over`, polars would copy the list of counters once for every series.
     return (
@@ -159,8 +170,9 @@ def _with_counter_runs(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFr
     )
 
 
-def _with_histogram_runs(histograms: pl.DataFrame) -> pl.DataFrame:
+def _with_histogram_runs(histograms: pl.DataFrame, is_other_process: pl.Series) -> pl.DataFrame:
     has_dropped = pl.Series("drop", _histogram_drops(histograms), dtype=pl.Boolean)
+    has_dropped = (has_dropped | is_other_process).alias("drop")
     run = pl.col("drop").cum_sum().over("series_id").cast(pl.Int32)
     return (
         histograms.with_columns(has_dropped)
@@ -191,56 +203,3 @@ def _histogram_drops(histograms: pl.DataFrame) -> np.ndarray:
     drops |= np.add.reduceat(fallen, np.concatenate(([0], ends[:-1]))) > 0
     same = np.concatenate(([False], ids[1:] == ids[:-1]))
     return drops & same
-
-
-def _with_births(
-    series: pl.DataFrame, samples: pl.DataFrame, histograms: pl.DataFrame
-) -> pl.DataFrame:
-    """`starts_at_zero`: the first sample counts from 0, because the series was born in the capture.
-
-    Either the source says so, or the process started after the instance's first attempt, or an
-    earlier good scrape of the instance did not have the series (labelled children appear on first
-    use).
-    """
-    seen = pl.concat([samples.select("series_id", "ts"), histograms.select("series_id", "ts")])
-    first = seen.group_by("series_id").agg(first=pl.col("ts").min())
-    known = series.select("series_id", "metric", "instance", "kind").join(first, on="series_id")
-    attempt = known.group_by("instance").agg(attempt=pl.col("first").min())
-    good = (
-        known.filter(~pl.col("metric").is_in(_BOOKKEEPING))
-        .group_by("instance")
-        .agg(good=pl.col("first").min())
-    )
-    started = _process_starts(samples, known)
-    born = (
-        known.join(attempt, on="instance")
-        .join(good, on="instance", how="left")
-        .join(started, on="instance", how="left")
-        .select(
-            "series_id",
-            born=pl.col("kind").is_in(_DIFFERENCED)
-            & (
-                (pl.col("first") > pl.col("good")) | (pl.col("started") > pl.col("attempt"))
-            ).fill_null(False),
-        )
-    )
-    return (
-        series.join(born, on="series_id", how="left")
-        .with_columns(starts_at_zero=pl.coalesce("starts_at_zero", "born").fill_null(False))
-        .drop("born")
-    )
-
-
-def _process_starts(samples: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-    """When the first process of each instance started, where it says so: instance, started."""
-    starts = known.filter(pl.col("metric") == "process_start_time_seconds")
-    return (
-        samples.join(starts.select("series_id", "instance"), on="series_id")
-        .group_by("instance")
-        .agg(started=pl.col("value").sort_by("ts").first())
-        .with_columns(
-            started=pl.from_epoch(
-                (pl.col("started") * 1e6).cast(pl.Int64), time_unit="us"
-            ).dt.replace_time_zone("UTC")
-        )
-    )

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -22,7 +23,7 @@ from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.resources import shipped
 from vllm_capacity.telemetry import rollup
 from vllm_capacity.telemetry.store import TABLES
-from vllm_capacity.timerange import TimeRange
+from vllm_capacity.timerange import TimeRange, parse_instant
 
 _EMPTY = {
     "samples": "select 0::bigint as series_id, 0::int as run, now()::timestamptz as ts, "
@@ -74,16 +75,30 @@ class Window:
         """The answer of a shipped query, `package`/sql/`name`.sql."""
         return self.sql(query_text(package, name), **params)
 
+    @property
+    def begin(self) -> datetime | None:
+        """The start that was asked for of a source; what lies before it is a base, carried in."""
+        return asked_instant(self.provenance, "start")
+
+    @property
+    def asked_end(self) -> datetime | None:
+        """The end that was asked for of a source, whether or not its data reach it."""
+        return asked_instant(self.provenance, "end")
+
     @cached_property
     def extent(self) -> TimeRange:
-        """From the first scrape attempt of any target to just after the last one."""
+        """From the first scrape attempt of any target to just after the last one.
+
+        It never begins before the start that was asked for.
+        """
         row = self.sql(
             "select min(ts) as first, max(ts) as last from (select ts from samples union "
             "all select ts from histograms)"
         ).row(0, named=True)
-        return TimeRange(
-            row["first"].astimezone(UTC), row["last"].astimezone(UTC) + timedelta(microseconds=1)
-        )
+        first, end = row["first"].astimezone(UTC), row["last"].astimezone(UTC)
+        is_asked = self.begin is not None and first < self.begin <= end
+        start = self.begin if is_asked and self.begin is not None else first
+        return TimeRange(start, end + timedelta(microseconds=1))
 
     def clamp(self, start: datetime | None, end: datetime | None) -> TimeRange:
         """The part [start, end) of the window; times outside the capture are clamped to it.
@@ -105,6 +120,20 @@ class Window:
     def _ensure_rollup(self) -> bool:
         rollup.make_views(self.path, self.connection)
         return True
+
+
+def asked_instant(provenance: Mapping[str, Any], name: str) -> datetime | None:
+    """The `start` or `end` that a window's provenance says was asked for; None where it does not.
+
+    WindowError where it says something else than a time.
+    """
+    text = provenance.get(name)
+    if text is None:
+        return None
+    try:
+        return parse_instant(str(text))
+    except InputError as error:
+        raise WindowError(f"window.json says {name}: {text!r}. {error}") from None
 
 
 def query_text(package: str, name: str) -> str:

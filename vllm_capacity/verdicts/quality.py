@@ -9,8 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vllm_capacity.figures.evidence import Evidence
-from vllm_capacity.figures.losses import Lost
-from vllm_capacity.verdicts import quality_scrapes, quality_series, quality_speed
+from vllm_capacity.verdicts import (
+    quality_losses,
+    quality_scrapes,
+    quality_series,
+    quality_speed,
+)
 from vllm_capacity.verdicts.finding import Finding
 from vllm_capacity.verdicts.saturation import SaturationFit
 
@@ -19,6 +23,7 @@ CHECKS = (
     "jitter",
     "gap",
     "restart",
+    "outage",
     "duplicate",
     "late",
     "clock",
@@ -34,19 +39,19 @@ CHECKS = (
 
 
 def ledger(
-    evidence: Evidence,
-    figures: Mapping[str, Any],
-    *,
-    lost_requests: Lost,
-    lost_tokens: Lost,
-    fits: Sequence[SaturationFit],
+    evidence: Evidence, figures: Mapping[str, Any], *, fits: Sequence[SaturationFit]
 ) -> list[Finding]:
     """Every finding, in the order of `CHECKS`. `figures` is the answer so far (answers.py)."""
     found = [
         *quality_scrapes.coverage(evidence, figures),
         *quality_scrapes.jitter(evidence),
         *quality_scrapes.gaps(evidence),
-        *quality_scrapes.restarts(evidence, lost_requests, lost_tokens),
+        *quality_losses.restarts(evidence),
+        *quality_losses.outages(evidence),
+        *quality_losses.late_targets(evidence),
+        *quality_losses.doubtful_addresses(evidence),
+        *quality_losses.same_processes(evidence),
+        *quality_scrapes.unreached_end(evidence.tries, evidence.asked_end),
         *quality_scrapes.lagging(evidence),
         *quality_scrapes.partial_steps(evidence),
         *quality_scrapes.stale_gauges(evidence),
@@ -56,6 +61,7 @@ def ledger(
         *quality_series.features(evidence),
         *quality_series.renamed(evidence),
         *quality_series.servers(evidence),
+        *quality_series.jobs(evidence),
         *quality_series.missing(evidence),
         *quality_series.bounds(evidence),
         *quality_series.imbalance(evidence),

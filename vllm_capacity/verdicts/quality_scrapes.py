@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
 
 from vllm_capacity.figures import scrapes
 from vllm_capacity.figures.evidence import Evidence
-from vllm_capacity.figures.losses import Lost
+from vllm_capacity.figures.twins import usual_seconds
+from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.finding import Finding, amounts, span
 
@@ -72,33 +73,25 @@ def jitter(evidence: Evidence) -> list[Finding]:
 def gaps(evidence: Evidence) -> list[Finding]:
     """Times without a good scrape, per target."""
     found = []
+    starts = evidence.lifetimes.filter(pl.col("metric") == PROCESS_START)
+    told = set(starts.get_column("instance"))
     for instance in sorted({gap.instance for gap in evidence.gaps}):
         own = [gap for gap in evidence.gaps if gap.instance == instance]
         seconds = sum(gap.seconds for gap in own)
+        unless = (
+            ""
+            if instance in told
+            else " (unless the server, which does not say when it started, began anew in it, and "
+            "had counted more than before by its next scrape)"
+        )
         effect = (
-            f"{instance}: {seconds:.0f} s without a good scrape. Totals are exact over it, the "
-            "growth is "
-            "booked in the minute of the next scrape; rates and charts spread it and mark it; "
-            "running.mean, waiting.mean and kv_cache_ratio.mean leave it out (see coverage)."
+            f"{instance}: {seconds:.0f} s without a good scrape. Totals are exact over it{unless}, "
+            "the growth is booked in the minute of the next scrape; rates and charts spread it and "
+            "mark it; running.mean, waiting.mean and kv_cache_ratio.mean leave it out (see "
+            "coverage)."
         )
         when = "; ".join(span(gap.start, gap.end) for gap in own)
         found.append(Finding("gap", "warning", len(own), effect, when))
-    return found
-
-
-def restarts(evidence: Evidence, lost_requests: Lost, lost_tokens: Lost) -> list[Finding]:
-    """Targets that started again from zero, and what that may have swallowed."""
-    found = []
-    for instance in sorted({restart.instance for restart in evidence.restarts}):
-        own = [restart for restart in evidence.restarts if restart.instance == instance]
-        moves = {"requests.finished": lost_requests.high, "tokens": lost_tokens.high}
-        effect = (
-            f"{instance}: started again from zero. What it counted after its last scrape is in no "
-            "figure: "
-            f"{amounts(moves)} over all restarts; requests in flight are in none either."
-        )
-        when = "; ".join(span(restart.before, restart.after) for restart in own)
-        found.append(Finding("restart", "warning", len(own), effect, when, moves))
     return found
 
 
@@ -137,9 +130,13 @@ def stale_gauges(evidence: Evidence) -> list[Finding]:
 
 
 def lagging(evidence: Evidence) -> list[Finding]:
-    """Targets whose last good scrape lies well before the others', or that never gave one."""
+    """Targets whose last good scrape lies well before the end, or that never gave one.
+
+    One that is gone or down is in `outages` (quality_losses.py); this one answers after the part.
+    """
     found = []
-    tries = evidence.tries
+    down = [outage.instance for outage in evidence.outages]
+    tries = evidence.tries.filter(~pl.col("instance").is_in(down))
     last_good = tries.filter("is_good").group_by("instance").agg(last=pl.col("ts").max())
     for (instance,), own in tries.group_by("instance", maintain_order=True):
         last = last_good.filter(pl.col("instance") == instance).get_column("last")
@@ -151,7 +148,7 @@ def lagging(evidence: Evidence) -> list[Finding]:
             found.append(Finding("missing", "warning", own.height, effect))
             continue
         behind = (evidence.part.end - last[0]).total_seconds()
-        if behind > max(30.0, 5.0 * _usual_seconds(own)):
+        if behind > max(30.0, 5.0 * usual_seconds(own.get_column("ts"))):
             effect = (
                 f"{instance} lags: its last good scrape is {behind:.0f} s before the end, so the "
                 "newest load of it is in no figure."
@@ -160,6 +157,21 @@ def lagging(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def _usual_seconds(tries: pl.DataFrame) -> float:
-    steps = tries.get_column("ts").diff().drop_nulls().dt.total_microseconds() / 1e6
-    return float(steps.median() or 0.0)  # type: ignore[arg-type]
+def unreached_end(tries: pl.DataFrame, asked_end: datetime | None) -> list[Finding]:
+    """Telemetry that ends well before the end that its source was asked for.
+
+    None where no end was asked for.
+    """
+    newest = tries.get_column("ts").max()
+    if asked_end is None or not isinstance(newest, datetime):
+        return []
+    intervals = [usual_seconds(own.get_column("ts")) for _, own in tries.group_by("instance")]
+    missing = (asked_end - newest).total_seconds()
+    if missing <= max(30.0, 5.0 * max(intervals, default=0.0)):
+        return []
+    effect = (
+        f"asked for until {iso(asked_end)}, but the newest scrape is of {iso(newest)}, "
+        f"{missing:.0f} s before: what came in between is in no figure. Had it come in yet? Pull "
+        "again, or ask why nothing was stored."
+    )
+    return [Finding("coverage", "warning", 1, effect, span(newest, asked_end))]

@@ -11,6 +11,7 @@ import polars as pl
 
 from vllm_capacity.facts import catalog
 from vllm_capacity.figures.evidence import Evidence
+from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.finding import Finding
 
@@ -46,28 +47,28 @@ def intake(evidence: Evidence) -> list[Finding]:
 def lifetimes(evidence: Evidence) -> list[Finding]:
     """Counters older than the capture, born or gone in it, or grown past 2^53."""
     life = evidence.lifetimes.filter(pl.col("kind").is_in(["counter", "histogram"]))
-    ends = evidence.lifetimes.group_by("instance").agg(last_seen=pl.col("last_ts").max())
+    told = evidence.lifetimes.filter(~pl.col("metric").is_in(BOOKKEEPING))
+    ends = told.group_by("instance").agg(last_seen=pl.col("last_ts").max())
     life = life.join(ends, on="instance")
     found = []
     inside = pl.col("first_ts") >= evidence.part.start
     born = life.filter(inside & pl.col("starts_at_zero"))
     if born.height:
         effect = (
-            "appeared inside the capture, after a scrape without them or with their process: "
-            "counted from "
-            "0, so their first value is in the figures."
+            "appeared inside the capture, after a scrape without them or with a process that "
+            "started in it: counted from 0, so their first value is in the figures."
         )
         found.append(_about("series", "info", born, effect))
     older = life.filter(inside & ~pl.col("starts_at_zero") & (pl.col("first_value") > 0))
     if older.height:
         effect = (
-            "were already counting when the capture began: counted from their first value; what "
-            "came "
+            "were already counting at their first scrape: counted from that value; what came "
             "before is in no figure."
         )
         found.append(_about("series", "info", older, effect))
     gone = life.filter(pl.col("last_ts") < pl.col("last_seen") - timedelta(seconds=120))
     gone = gone.filter(pl.col("last_ts") >= evidence.part.start)
+    gone = gone.filter(~_ended_with_process(evidence))
     if gone.height:
         effect = (
             "vanished while their target was still scraped: what they counted after that is "
@@ -78,6 +79,34 @@ def lifetimes(evidence: Evidence) -> list[Finding]:
     if huge.height:
         effect = "passed 2^53: the exposition's floats no longer tell neighbouring integers apart."
         found.append(_about("series", "error", huge, effect))
+    return found
+
+
+def _ended_with_process(evidence: Evidence) -> pl.Expr:
+    """Whether a series was last seen in the last scrapes of a process: it ended with that."""
+    is_over = pl.lit(False)
+    for restart in evidence.restarts:
+        is_last = pl.col("last_ts").is_between(
+            restart.before - timedelta(seconds=120), restart.after, closed="left"
+        )
+        is_over = is_over | ((pl.col("instance") == restart.instance) & is_last)
+    return is_over
+
+
+def jobs(evidence: Evidence) -> list[Finding]:
+    """Targets that several scrape jobs found."""
+    up = evidence.lifetimes.filter(
+        (pl.col("metric") == "up") & (pl.col("last_ts") >= evidence.part.start)
+    )
+    found = []
+    for (instance,), own in up.group_by("instance", maintain_order=True):
+        if own.height > 1:
+            names = sorted(json.loads(text).get("job", "?") for text in own.get_column("labels"))
+            effect = (
+                f"{instance} is scraped by {len(names)} jobs ({', '.join(names)}): one process, "
+                "counted once; its scrapes are judged by those of one job. No figure moves."
+            )
+            found.append(Finding("duplicate", "info", len(names), effect))
     return found
 
 

@@ -1,15 +1,15 @@
--- attempts: every scrape attempt and whether it was good.
--- grain: one row per (instance, attempt) before $end. Where a source left no `up`, the times of the
+-- attempts: every scrape attempt, whether it was good, and by whom (source).
+-- grain: one row per (instance, source, attempt) before $end. Where a source left no `up`, the times of the
 -- samples themselves are the attempts, all good.
 -- params: $end.
 with watched as (
-    select instance, ts, value > 0 as is_good
+    select instance, ts, value > 0 as is_good, labels as source
     from samples
     join series using (series_id)
     where metric = 'up' and ts < $end
 ),
 unwatched as (
-    select distinct instance, ts, true as is_good
+    select distinct instance, ts, true as is_good, '' as source
     from samples
     join series using (series_id)
     where
@@ -17,7 +17,7 @@ unwatched as (
         and metric not in ('up', 'scrape_duration_seconds')
         and instance not in (select instance from watched)
 )
-select instance, ts, is_good from watched
+select instance, ts, is_good, source from watched
 union all
-select instance, ts, is_good from unwatched
-order by instance, ts
+select instance, ts, is_good, source from unwatched
+order by instance, ts, source

@@ -3,6 +3,8 @@
 -- params: $metrics (list), $start, $end.
 -- A state is the last sample of a run on one side of $start; an increase is state minus state before it.
 -- Anchored: the base is the last sample before $start, so increases of adjoining parts add up.
+-- base_ts is when the target was last scraped before $start: a child that was away for longer by then
+-- (its process ended, or never had it) does not stretch the time that the increases took.
 with wanted as (
     select series_id, metric, instance, engine, model_name, labels, starts_at_zero
     from series
@@ -24,11 +26,13 @@ states as (
 ),
 stepped as (
     select
-        *,
+        states.*,
         lag(last) over before as last_before,
         lag(run) over before as run_before,
-        lag(t1) over before as ts_before
+        lag(t1) over before as ts_before,
+        max(t1) filter (not is_inside) over (partition by instance) as target_before
     from states
+    join wanted using (series_id)
     window before as (partition by series_id order by run, is_inside)
 )
 select
@@ -41,7 +45,7 @@ select
             else last
         end
     )::double as increase,
-    min(coalesce(ts_before, t0)) as base_ts,
+    min(case when ts_before < $start then target_before else coalesce(ts_before, t0) end) as base_ts,
     max(t1) as last_ts
 from stepped
 join wanted using (series_id)

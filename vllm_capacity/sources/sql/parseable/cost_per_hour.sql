@@ -1,10 +1,10 @@
 -- cost_per_hour: what a successful request cost, by hour, in US dollars, idle time included.
 -- grain: one row per hour.
--- The price of a GPU-hour and the GPUs of an engine stand in the first lines: put yours there. A target
--- is billed from scrape attempt to scrape attempt, failed ones too: a GPU that is down is still paid.
--- No request, no cost per request: null, and the dollars are shown all the same.
+-- The price of a GPU-hour and the GPUs of an engine stand in the first lines; without a price the
+-- dollars are null. A target is billed from scrape attempt to scrape attempt, failed ones too: a GPU
+-- that is down is still paid. No request, no cost per request: null, and the dollars are shown all the same.
 with price as (
-    select 1.64 as usd_per_gpu_hour, 1 as gpus_per_engine
+    select cast(null as double) as usd_per_gpu_hour, 1 as gpus_per_engine
 ),
 attempts as (
     select

@@ -1,8 +1,15 @@
--- tokens_per_minute: prompt and generated tokens, by minute; tokens a second on average.
+-- tokens_per_minute: prompt and generated tokens, by minute, and tokens a second.
 -- grain: one row per (minute, kind of token).
--- Differences of counters, not their sums: see requests_per_minute.
+-- Differences of counters, not their sums: see requests_per_minute. What a counter grew by is booked
+-- in the minute of the later sample; `seconds` is the time that it took. Where samples are missing
+-- that is longer than the minute, and the rate is that of all this time. Null: a server restarted,
+-- and since when the new one counts is not in these rows.
 with samples as (
     select
+        metric_name,
+        "service.instance.id" as target,
+        model_name,
+        engine,
         time_unix_nano as ts,
         case
             when metric_name in ('vllm:prompt_tokens_total', 'vllm_prompt_tokens_total')
@@ -13,7 +20,11 @@ with samples as (
         lag(data_point_value) over (
             partition by metric_name, "service.instance.id", model_name, engine
             order by time_unix_nano
-        ) as previous
+        ) as previous,
+        lag(time_unix_nano) over (
+            partition by metric_name, "service.instance.id", model_name, engine
+            order by time_unix_nano
+        ) as previous_ts
     from "vllm_metrics"
     where
         metric_name in (
@@ -21,14 +32,26 @@ with samples as (
             'vllm:generation_tokens_total', 'vllm_generation_tokens_total'
         )
         and coalesce(data_point_flags, 0) = 0
+),
+by_engine as (
+    select
+        date_trunc('minute', ts) as minute,
+        tokens_of,
+        sum(case when value >= previous then value - previous else value end) as tokens,
+        sum(date_part('epoch', ts) - date_part('epoch', previous_ts)) as seconds,
+        max(case when value < previous then 1 else 0 end) as has_restart
+    from samples
+    where previous is not null
+    group by date_trunc('minute', ts), tokens_of, metric_name, target, model_name, engine
 )
 select
-    date_trunc('minute', ts) as minute,
+    minute,
     tokens_of,
-    sum(case when value >= previous then value - previous else value end) as tokens,
-    sum(case when value >= previous then value - previous else value end) / 60
-        as tokens_per_second
-from samples
-where previous is not null
-group by date_trunc('minute', ts), tokens_of
+    sum(tokens) as tokens,
+    max(seconds) as seconds,
+    case
+        when max(has_restart) = 0 then sum(tokens / nullif(seconds, 0))
+    end as tokens_per_second
+from by_engine
+group by minute, tokens_of
 order by minute, tokens_of

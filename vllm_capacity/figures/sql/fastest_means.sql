@@ -1,0 +1,41 @@
+-- fastest_means: how fast servers were at their fastest: the least mean of the wanted histograms.
+-- grain: one row per metric: over stretches of $least observations or more, else over all there are.
+-- params: $metrics (list), $least.
+with wanted as (
+    select series_id, metric
+    from series
+    where list_contains($metrics, metric) and kind = 'histogram'
+),
+stepped as (
+    select
+        series_id,
+        metric,
+        run,
+        count,
+        count - lag(count) over scrapes as observed,
+        sum - lag(sum) over scrapes as seconds
+    from histograms
+    join wanted using (series_id)
+    window scrapes as (partition by series_id, run order by ts)
+),
+stretches as (
+    select
+        metric,
+        series_id,
+        run,
+        floor(count / $least) as stretch,
+        sum(observed) as observed,
+        sum(seconds) as seconds
+    from stepped
+    where observed > 0 and seconds > 0
+    group by all
+)
+select
+    metric,
+    coalesce(
+        min(seconds / observed) filter (where observed >= $least),
+        sum(seconds) / sum(observed)
+    ) as seconds
+from stretches
+group by metric
+order by metric

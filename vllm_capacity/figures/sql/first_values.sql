@@ -1,0 +1,16 @@
+-- first_values: where the wanted counters of each target begin, and what they had counted by then.
+-- grain: one row per series that has samples from $start to $end, and none before.
+-- params: $metrics (list), $start, $end.
+select
+    series_id,
+    metric,
+    instance,
+    starts_at_zero,
+    min(ts) as first_ts,
+    arg_min(value, ts) as first_value
+from samples
+join series using (series_id)
+where list_contains($metrics, metric) and kind = 'counter' and ts < $end
+group by series_id, metric, instance, starts_at_zero
+having min(ts) >= $start
+order by metric, instance, series_id

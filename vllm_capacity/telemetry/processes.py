@@ -1,0 +1,272 @@
+"""Which process a sample came from, and which series were born within the capture.
+
+An address outlives its process: a server is restarted behind it, a pod is replaced. A process says
+when it started (`process_start_time_seconds`); where that changes, all counters of the address
+begin again from 0, whether or not one of them was seen to fall. What is no restart:
+
+- a start time of 0, which says nothing;
+- a change within 2 s: some exporters compute the start from two clocks, and it jitters;
+- a start that lies long before the last sample of the process before it: that one had not ended
+  then, so a clock was set, or another process took over that had been there all along;
+- a start that comes back: several processes answer under one address in turn.
+
+In the last two no order of processes can be told, and counters are taken as they are: the ledger
+names such an address (verdicts/quality_losses.py).
+
+A server may not say when it started (with several API servers, vLLM does not). There, counters of
+two metrics or more that fall in one scrape tell a new process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from vllm_capacity.telemetry.rows import UTC_MICROSECONDS
+
+PROCESS_START = "process_start_time_seconds"
+BOOKKEEPING = ("up", "scrape_duration_seconds")
+DIFFERENCED = ("counter", "histogram")
+SAME_START = timedelta(seconds=2)
+_CLOCKS_APART = timedelta(minutes=5)  # how far the clocks of a target and its scraper may differ
+_LIVES: dict[str, Any] = {
+    "instance": pl.String,
+    "life": pl.Int32,
+    "since": UTC_MICROSECONDS,
+    "until": UTC_MICROSECONDS,
+    "started": UTC_MICROSECONDS,
+    "doubt": pl.String,
+}
+_Stretch = tuple[datetime, datetime, datetime]
+_Life = tuple[str, int, datetime, datetime | None, datetime | None, str | None]
+_AT_ONCE = 2  # one counter that falls alone is no restart of the others
+
+
+def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    """The processes that followed each other at each address; one row a process.
+
+    `samples` are sorted by series and time.
+
+    Columns: instance, life (its ordinal, from 0), since (its samples are those from then on),
+    until (the last scrape that told its start), started (as it says), doubt (`in turn`: several
+    processes answer there in turn, taken as one; `no order`: a later start lies before its end).
+    until and started are null where a process does not say.
+    """
+    known = series.select("series_id", "instance", "metric").unique("series_id")
+    first = (
+        samples.group_by("series_id")
+        .agg(since=pl.col("ts").min())
+        .join(known, on="series_id")
+        .group_by("instance")
+        .agg(pl.col("since").min())
+    )
+    told = _told_starts(samples, known)
+    fallen = _falls(samples, series.filter(~pl.col("instance").is_in(list(told))))
+    rows = [
+        row
+        for instance, since in first.iter_rows()
+        for row in (
+            _lives(instance, since, told[instance])
+            if instance in told
+            else _silent_lives(instance, [since, *fallen.get(instance, [])])
+        )
+    ]
+    return pl.DataFrame(rows, schema=_LIVES, orient="row").sort("instance", "life")
+
+
+def _told_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_Stretch]]:
+    """Every start that an address told, in order, by instance: (from, until, started).
+
+    Several processes may tell theirs in one scrape (a server and its workers): the oldest counts.
+    """
+    own = known.filter(pl.col("metric") == PROCESS_START).select("series_id", "instance")
+    starts = (
+        samples.join(own, on="series_id")
+        .filter((pl.col("value") > 0) & (pl.col("value") < 1e11))
+        .group_by("instance", "ts")
+        .agg(pl.col("value").min())
+        .sort("instance", "ts")
+        .with_columns(started=_instant("value"))
+    )
+    is_new = (pl.col("started") - pl.col("started").shift(1)).abs() > SAME_START
+    stretches = (
+        starts.with_columns(
+            part=is_new.over("instance").fill_null(False).cum_sum().over("instance")
+        )
+        .group_by("instance", "part", maintain_order=True)
+        .agg(first=pl.col("ts").first(), last=pl.col("ts").last(), started=pl.col("started").last())
+    )
+    found: dict[str, list[_Stretch]] = {}
+    for instance, _, first, last, started in stretches.iter_rows():
+        found.setdefault(instance, []).append((first, last, started))
+    return found
+
+
+def _instant(seconds: str) -> pl.Expr:
+    micros = (pl.col(seconds) * 1e6).round().cast(pl.Int64)
+    return pl.from_epoch(micros, time_unit="us").dt.replace_time_zone("UTC")
+
+
+def _falls(samples: pl.DataFrame, series: pl.DataFrame) -> dict[str, list[datetime]]:
+    """When counters of two metrics or more fell in one scrape, by instance, in order."""
+    counters = series.filter(pl.col("kind") == "counter").select("series_id", "instance", "metric")
+    fell = (
+        samples.join(counters, on="series_id", maintain_order="left")
+        .filter(pl.col("value") < pl.col("value").shift(1).over("series_id"))
+        .group_by("instance", "ts")
+        .agg(pl.col("metric").n_unique())
+        .filter(pl.col("metric") >= _AT_ONCE)
+        .sort("instance", "ts")
+    )
+    found: dict[str, list[datetime]] = {}
+    for instance, ts in fell.select("instance", "ts").iter_rows():
+        found.setdefault(instance, []).append(ts)
+    return found
+
+
+def _silent_lives(instance: str, begins: list[datetime]) -> Iterator[_Life]:
+    """The rows of an address that tells no start: a life from each of these times on."""
+    for life, since in enumerate(begins):
+        yield instance, life, since, None, None, None
+
+
+def _lives(instance: str, since: datetime, stretches: list[_Stretch]) -> Iterator[_Life]:
+    """The rows of one address; samples from before the first start that it told are a life, too."""
+    if _comes_back([started for _, _, started in stretches]):
+        yield instance, 0, since, None, None, "in turn"
+        return
+    life = 0
+    if min(stretches[0][0], stretches[0][2]) > since:
+        yield instance, 0, since, None, None, None
+        life = 1
+        since = min(stretches[0][0], stretches[0][2])
+    kept = [(since, *stretches[0][1:])]
+    is_ordered = True
+    for first, last, started in stretches[1:]:
+        if started >= kept[-1][1] - _CLOCKS_APART:
+            kept.append((first, last, started))
+        else:
+            is_ordered = False
+            kept[-1] = (kept[-1][0], last, kept[-1][2])
+    for begun, last, started in kept:
+        yield instance, life, begun, last, started, None if is_ordered else "no order"
+        life += 1
+
+
+def _comes_back(starts: list[datetime]) -> bool:
+    """Whether one of these starts, in the order in which they were told, comes back."""
+    ordered = sorted(starts)
+    return any(later - earlier <= SAME_START for earlier, later in pairwise(ordered))
+
+
+def life_of_rows(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame) -> pl.Series:
+    """The life that each row (series_id, ts) belongs to, in the order of the rows."""
+    found = np.zeros(frame.height, dtype=np.int32)
+    later = lives.filter(pl.col("life") > 0)
+    if not later.is_empty():
+        owners = series.select("series_id", "instance").unique("series_id")
+        keyed = (
+            frame.select("series_id", "ts")
+            .with_row_index("row")
+            .join(owners.join(later, on="instance", how="semi"), on="series_id")
+            .sort("ts")
+        )
+        begun = later.select("instance", "life", ts="since").sort("ts")
+        lived = keyed.join_asof(
+            begun, on="ts", by="instance", strategy="backward", check_sortedness=False
+        )
+        found[lived.get_column("row").to_numpy()] = lived.get_column("life").fill_null(0).to_numpy()
+    return pl.Series("life", found)
+
+
+def process_changes(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame) -> pl.Series:
+    """Per row, whether another process counted it than the row before it of the same series.
+
+    Rows are sorted by series and time. Never true of gauges.
+    """
+    life = life_of_rows(frame, series, lives).to_numpy()
+    ids = frame.get_column("series_id")
+    counted = series.filter(pl.col("kind").is_in(DIFFERENCED)).get_column("series_id")
+    changed = np.zeros(frame.height, dtype=bool)
+    changed[1:] = (life[1:] != life[:-1]) & (ids.to_numpy()[1:] == ids.to_numpy()[:-1])
+    return pl.Series("changed", changed) & ids.is_in(counted.implode())
+
+
+def with_births(
+    series: pl.DataFrame,
+    rows: pl.DataFrame,
+    lives: pl.DataFrame,
+    *,
+    begin: datetime | None = None,
+) -> pl.DataFrame:
+    """`starts_at_zero` settled: whether the first sample of a series counts from 0.
+
+    `rows` are (series_id, ts) of all samples. What was sampled before `begin` was carried in as a
+    base: its series do not begin in the capture. Of the others, those do that the source says so
+    of, those whose process started in the capture, and those that an earlier good scrape of the
+    same process did not have (labelled children appear on first use).
+    """
+    since = pl.lit(begin, UTC_MICROSECONDS) if begin else pl.lit(rows.get_column("ts").min())
+    spans = (
+        rows.with_columns(life_of_rows(rows, series, lives))
+        .group_by("series_id", "life")
+        .agg(
+            first=pl.col("ts").min(),
+            inside=pl.col("ts").filter(pl.col("ts") >= since).min(),
+            last=pl.col("ts").max(),
+        )
+        .join(series.select("series_id", "metric", "instance", "kind"), on="series_id")
+    )
+    process = _scraped(spans).join(lives, on=["instance", "life"], how="left")
+    born = (
+        spans.select("series_id", "instance", "life", "kind", "first")
+        .sort("first")
+        .unique("series_id", keep="first", maintain_order=True)
+        .join(process, on=["instance", "life"], how="left")
+        .select("series_id", is_carried=pl.col("first") < since, is_born=_is_born(since))
+    )
+    return (
+        series.join(born, on="series_id", how="left")
+        .with_columns(
+            starts_at_zero=~pl.col("is_carried").fill_null(False)
+            & pl.coalesce("starts_at_zero", "is_born").fill_null(False)
+        )
+        .drop("is_carried", "is_born")
+    )
+
+
+def _scraped(spans: pl.DataFrame) -> pl.DataFrame:
+    """When each process was scraped, and until when the one before it: a row a process.
+
+    Columns: instance, life, good (its first good scrape), good_inside (of the capture), ended.
+    """
+    return (
+        spans.filter(~pl.col("metric").is_in(BOOKKEEPING))
+        .group_by("instance", "life")
+        .agg(
+            good=pl.col("first").min(),
+            good_inside=pl.col("inside").min(),
+            last=pl.col("last").max(),
+        )
+        .sort("instance", "life")
+        .with_columns(ended=pl.col("last").shift(1).over("instance"))
+        .drop("last")
+    )
+
+
+def _is_born(begin: pl.Expr) -> pl.Expr:
+    """Whether a first sample (kind, first) of a process (`_scraped`, started) counts from 0."""
+    # What was carried in is a scrape of this process only where its start says so.
+    was_without = (pl.col("good_inside") < pl.col("first")).fill_null(False) | (
+        (pl.col("started") <= pl.col("good")) & (pl.col("good") < pl.col("first"))
+    ).fill_null(False)
+    is_young = (pl.col("started") >= begin) & (pl.col("started") <= pl.col("first") + SAME_START)
+    follows = pl.col("ended") >= begin
+    return pl.col("kind").is_in(DIFFERENCED) & (
+        was_without | is_young.fill_null(False) | follows.fill_null(False)
+    )

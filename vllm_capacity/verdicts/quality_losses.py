@@ -1,0 +1,151 @@
+"""Ledger checks on processes: those that ended unread, and those whose counters cannot be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import polars as pl
+
+from vllm_capacity.figures.evidence import Evidence
+from vllm_capacity.figures.losses import Unread
+from vllm_capacity.verdicts.finding import Finding, amounts, span
+
+_OFTEN, _OFTEN_RATIO = 5, 0.2
+_OFTEN_EFFECT = (
+    "So many restarts for so few scrapes look like several processes that answer under one address "
+    "in turn, as behind a load balancer: then each change counts one of them again."
+)
+
+
+def restarts(evidence: Evidence) -> list[Finding]:
+    """Targets that started again from zero, and what that may have swallowed."""
+    found = []
+    for instance in sorted({restart.instance for restart in evidence.restarts}):
+        own = [restart for restart in evidence.restarts if restart.instance == instance]
+        unread = evidence.losses.of(instance, "restart")
+        moves = _moves(unread)
+        effect = (
+            f"{instance}: started again from zero. What it counted after its last scrape is in no "
+            f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+        )
+        when = "; ".join(span(restart.before, restart.after) for restart in own)
+        good = evidence.tries.filter((pl.col("instance") == instance) & pl.col("is_good")).height
+        is_known = instance in evidence.doubtful
+        is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * good
+        if is_often:
+            effect = f"{effect} {_OFTEN_EFFECT}"
+        severity = "error" if is_often else "warning"
+        found.append(Finding("restart", severity, len(own), effect, when, moves))
+    return found
+
+
+def outages(evidence: Evidence) -> list[Finding]:
+    """Targets that stopped answering, or being asked, and did not come back in the part.
+
+    A warning where it has been so for long enough that it is no single scrape that failed.
+    """
+    found = []
+    for outage in evidence.outages:
+        unread = evidence.losses.of(outage.instance, "outage")
+        moves = _moves(unread)
+        silent = (evidence.part.end - outage.last_good).total_seconds()
+        is_long = silent > max(30.0, 5.0 * outage.usual_seconds)
+        what = (
+            f"did not answer any more: its last {outage.failed} scrapes failed, over {silent:.0f} s"
+            if outage.failed
+            else f"was not scraped any more, for the last {silent:.0f} s"
+        )
+        effect = (
+            f"{outage.instance} {what}. What it counted after its last good scrape is in no "
+            f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+        )
+        severity = "warning" if is_long and outage.failed else "info"
+        when = span(outage.last_good, evidence.part.end)
+        found.append(Finding("outage", severity, max(1, outage.failed), effect, when, moves))
+    return found
+
+
+def late_targets(evidence: Evidence) -> list[Finding]:
+    """Targets that came in the middle of the part and do not say since when they count."""
+    found = []
+    for unread in evidence.losses.stretches:
+        if unread.why == "late":
+            moves, seconds = _moves([unread]), _seconds(unread.start, unread.end)
+            effect = (
+                f"{unread.instance} was first scraped {seconds:.0f} s after the start and does not "
+                "say that it started since: it is counted from its first value, and what it "
+                f"counted before is in no figure: {amounts(moves)}."
+            )
+            when = span(unread.start, unread.end)
+            found.append(Finding("series", "warning", 1, effect, when, moves))
+    return found
+
+
+def doubtful_addresses(evidence: Evidence) -> list[Finding]:
+    """Targets under whose address other processes answer than one after another."""
+    return [
+        Finding("restart", severity, 1, f"{instance}: {effect}")
+        for instance, doubt in sorted(evidence.doubtful.items())
+        for severity, effect in [_DOUBTS[doubt]]
+    ]
+
+
+_DOUBTS = {
+    "in turn": (
+        "error",
+        "several processes answer under this address in turn (their start times come and go), as "
+        "behind a load balancer. A change from one to another reads as a restart, so requests and "
+        "tokens are counted several times: scrape each process under its own address.",
+    ),
+    "no order": (
+        "warning",
+        "its start time changed to one that lies before its last scrape. Either a clock was set, "
+        "and no figure moves, or another process took over that had been there all along: then "
+        "what counters show at the change is not what was done, and requests and tokens are wrong.",
+    ),
+}
+
+
+def same_processes(evidence: Evidence) -> list[Finding]:
+    """Targets that are one process under two names."""
+    return [
+        Finding(
+            "duplicate",
+            "error",
+            1,
+            f"{one} and {other} are one process (the same start, and one count that grows through "
+            "the scrapes of both): requests, tokens, throughput and cost count it twice. Scrape it "
+            "under one name.",
+        )
+        for one, other in evidence.same
+    ]
+
+
+def _moves(unread: Sequence[Unread]) -> dict[str, float]:
+    return {
+        "requests.finished": sum(each.requests for each in unread),
+        "tokens": sum(each.tokens for each in unread),
+    }
+
+
+def _bound(unread: Sequence[Unread], evidence: Evidence) -> str:
+    """What the bound is made of, in words."""
+    seconds = sum(_seconds(each.start, each.end) for each in unread)
+    return (
+        " (a bound, not an estimate: what ran and waited at the last scrape, the most that ever "
+        f"finished between two scrapes, and {seconds:.3g} s at {evidence.losses.basis})"
+    )
+
+
+def _in_flight(unread: Sequence[Unread]) -> str:
+    running = sum(each.running or 0.0 for each in unread)
+    waiting = sum(each.waiting or 0.0 for each in unread)
+    return (
+        f"{running:.0f} requests ran and {waiting:.0f} waited at the last scrape: those that had "
+        "not finished when it ended never did, and are in no figure either."
+    )
+
+
+def _seconds(start: datetime, end: datetime) -> float:
+    return max(0.0, (end - start).total_seconds())
