@@ -50,7 +50,7 @@ def run(monkeypatch, capsys, line):
         pytest.param("doctor --vllm http://[::1 --wait 0", "as a URL", id="doctor: no URL"),
         pytest.param("doctor --wait nan", "no number", id="doctor: a wait"),
         pytest.param(
-            "doctor --vllm none --parseable none --collector none --collector-config FILE",
+            "doctor --vllm none --parseable none --collector-config FILE",
             "is not YAML",
             id="a binary configuration",
         ),
@@ -59,6 +59,7 @@ def run(monkeypatch, capsys, line):
 def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, line, says):
     file = tmp_path / "binary"
     file.write_bytes(b"\x93\xff\x00\n")
+    file.chmod(0o600)
     line = line.replace("FILE", str(file)).replace("FOLDER", str(tmp_path))
     code, out, err = run(monkeypatch, capsys, line)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -69,7 +70,7 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, line, says):
 def test_a_message_of_several_lines_is_told_in_one(monkeypatch, capsys, tmp_path):
     config = tmp_path / "otel.yaml"
     config.write_text("a: [1\nb: {")
-    line = "doctor --vllm none --parseable none --collector none --collector-config"
+    line = "doctor --vllm none --parseable none --collector-config"
     code, _, err = run(monkeypatch, capsys, f"{line} {config}")
     assert (code, err.count("\n")) == (2, 1)
 

@@ -76,6 +76,7 @@ def parseable(recorded: RecordedParseable) -> Iterator[str]:
 def _env_file(folder: Path) -> None:
     text = f"PARSEABLE_ROOT_USER={ROOT[0]}\nPARSEABLE_ROOT_PASSWORD='{ROOT[1]}'\n"
     (folder / ".env").write_text(text)
+    (folder / ".env").chmod(0o600)
 
 
 def test_stack_init_writes_secrets_and_tells_none(tmp_path: Path) -> None:

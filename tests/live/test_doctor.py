@@ -6,7 +6,7 @@ import base64
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ class World:
         }
     )
     answer: dict[str, Any] | None = None
+    streams: tuple[str, ...] = ("vllm_metrics",)
     secret: str = INGEST
     writes: list[str] = field(default_factory=list)
 
@@ -154,6 +155,8 @@ class World:
             return httpx.Response(403, text=self.refusal)
         if path == "/api/v1/about":
             return httpx.Response(200, json=self.about)
+        if path == "/api/v1/logstream":
+            return httpx.Response(200, json=[{"name": name} for name in ("pstats", *self.streams)])
         if path.endswith("/schema"):
             return httpx.Response(self.schema[0], text=self.schema[1])
         if path.endswith("/info"):
@@ -414,7 +417,7 @@ def test_an_empty_chain_has_no_findings() -> None:
 def test_a_replica_is_known_under_another_name_of_this_machine(target: str, scraped: str) -> None:
     world = World()
     world.rows[INSTANCES] = [{"instance": scraped, "tried": _ts(6), "scraped": _ts(6)}]
-    chain = Chain(vllm=(target,), parseable=CHAIN.parseable)
+    chain = replace(CHAIN, vllm=(target,), proxy=None)
 
     def route(request: httpx.Request) -> httpx.Response:
         if request.url.host in ("127.0.0.1", "localhost"):

@@ -84,12 +84,17 @@ def _open_output() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line; an error ends it with one clear line and its exit code."""
+    run(cli)
+
+
+def run(command: click.Command) -> None:
+    """Run a command on argv as `main` does."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         _check_encoding(sys.argv[1:])
-        cli(prog_name="vllm-capacity", standalone_mode=False)
+        command(prog_name="vllm-capacity", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)

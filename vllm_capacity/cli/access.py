@@ -6,6 +6,7 @@ a URL is seen in the list of processes, in histories and in messages.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.live.stack import is_sendable, read_secret
 from vllm_capacity.sources.asking import without_credentials
 
+_LOGIN = re.compile(r"[^/@]*:[^/@]*@")
 METRICS = "VLLM_METRICS"
 """The prefix of the variables that hold the credentials for servers' /metrics."""
 METRICS_SETTINGS = ("user", "password", "token")
@@ -45,6 +47,29 @@ def checked_url(url: str, *, variables: str = "") -> str:
             f"A password in the URL {shown} is seen by everyone on this machine; {instead} instead."
         )
     return url
+
+
+def is_server(origin: str) -> bool:
+    """Whether telemetry is to come from an http(s) URL; False: from files, at a path or s3://.
+
+    InputError for a URL of another kind, and for s3:// with credentials in it.
+    """
+    scheme = origin.partition("://")[0].lower() if "://" in origin else ""
+    if scheme not in ("", "http", "https", "s3"):
+        raise InputError(
+            f"Cannot read from {without_credentials(origin)}: give http://, https://, s3:// or the "
+            "path of a folder."
+        )
+    if scheme == "s3" and "@" in origin:
+        raise InputError(
+            f"Credentials for {without_credentials(origin)} come from AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY; leave them out of the URL."
+        )
+    if not scheme and _LOGIN.match(origin):
+        raise InputError(
+            f"Cannot read from {without_credentials(origin)}: give http:// or https://."
+        )
+    return scheme in ("http", "https")
 
 
 def metrics_url(text: str) -> str:

@@ -14,7 +14,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vllm_capacity.cli.access import checked_url, client, read_settings
+from vllm_capacity.cli.access import checked_url, client, is_server, read_settings
 from vllm_capacity.cli.reading import FILE, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
@@ -70,7 +70,7 @@ def pull(
         )
     part = asked_range(start, end, duration, now=datetime.now(UTC))
     delay = timedelta(seconds=parse_duration_seconds(late))
-    if not origin.startswith(("http://", "https://")):
+    if not is_server(origin):
         if stream is None:
             raise InputError(f"Say which --stream of the store {origin} to pull.")
         pull_files(origin, stream, target, part, late=delay)

@@ -81,6 +81,7 @@ def scrape(
     except NoTelemetryError as error:
         journal.unlink()  # nothing is lost with it, and it would block the next run
         raise SourceError(_fruitless(error, done)) from None
+    click.echo(f"{done.good} good and {done.failed} failed scrapes.", err=True)
     journal.unlink()
 
 
@@ -120,7 +121,6 @@ def _scrape_live(
         )
     if not done.points:
         raise SourceError("Stopped before the first scrape; nothing was written.")
-    click.echo(f"{done.good} good and {done.failed} failed scrapes.", err=True)
     return done
 
 

@@ -12,7 +12,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from vllm_capacity.cli.access import read_settings
+from vllm_capacity.cli.access import is_server, read_settings
 from vllm_capacity.cli.pull import asked_range, http_client
 from vllm_capacity.cli.reading import FILE, bounded, stream_name
 from vllm_capacity.errors import InputError
@@ -105,7 +105,7 @@ def _traces(
     late: timedelta,
     settings: dict[str, str],
 ) -> pl.DataFrame:
-    if not origin.startswith(("http://", "https://")):
+    if not is_server(origin):
         return traces_from_files(open_store(origin), stream, part, late=late)
     if part is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import threading
 import time
@@ -139,7 +140,8 @@ def run(
             point += 1
             tell(tally.progress(point))
             # A fixed grid: the next point counts from the start, so delays do not add up.
-            stop.wait(max(0.0, start + point * every_seconds - time.monotonic()))
+            due = min(point * every_seconds, for_seconds or math.inf)
+            stop.wait(max(0.0, start + due - time.monotonic()))
     for future in pending.values():
         tally.count(future.result())
     return tally.progress(point)

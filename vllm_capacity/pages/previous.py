@@ -158,7 +158,17 @@ def _is_complete(report: Told) -> bool:
         and set(report) >= {"notebook", "title"}
         and isinstance(tiles, Sequence)
         and all(set(tile) >= {"figure", *_NUMBERS} for tile in tiles)
+        and _is_time(line["start"])
+        and _is_time(line["end"])
     )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        instant(text)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _is_before(then: tuple[datetime, datetime], now: tuple[datetime, datetime]) -> bool:
