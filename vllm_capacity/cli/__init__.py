@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from vllm_capacity.errors import CapacityError, InputError
 DEBUG = "VLLM_CAPACITY_DEBUG"
 _BUG = 70
 _LONGEST = 2_000
+_CREDENTIALS = re.compile(r"(?<=\w)://[^\s/@]*@")
 
 _MODULES = {
     "alerts": "alerts",
@@ -144,8 +146,8 @@ def _help_hint(error: click.ClickException) -> str:
 
 
 def _complain(message: str, exit_code: int) -> NoReturn:
-    """One line, whatever the message holds and however long it is."""
-    said = " ".join(message.split())
+    """One line, whatever the message holds and however long it is, with no password of a URL."""
+    said = _CREDENTIALS.sub("://", " ".join(message.split()))
     if len(said) > _LONGEST:
         said = f"{said[: _LONGEST // 2]} … {said[-_LONGEST // 2 :]}"
     with suppress(OSError):  # a stderr that is full: the exit code is all that can be told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -31,9 +32,10 @@ from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import Finding, first_broken
 from vllm_capacity.live.probes import Chain, gather
 from vllm_capacity.live.stack import INGEST_SECRET, READER_PROFILE, read_secret
-from vllm_capacity.sources.asking import UNKEPT
+from vllm_capacity.sources.asking import UNKEPT, without_credentials
 
 _URL = "http://127.0.0.1:8080"  # where compose-otel.yml publishes Parseable
+_HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]")
 _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
 
 
@@ -131,12 +133,8 @@ def doctor(
     chain = Chain(
         vllm=tuple(metrics_url(url) for url in vllm if url != "none"),
         proxy=_health_url(proxy) if proxy is not None and proxy != "none" else None,
-        collector_metrics=checked_url(f"http://{collector}:{collector_metrics_port}/metrics")
-        if has_collector
-        else None,
-        collector_health=checked_url(f"http://{collector}:{collector_health_port}/")
-        if has_collector
-        else None,
+        collector_metrics=_collector_url(collector, collector_metrics_port, "/metrics"),
+        collector_health=_collector_url(collector, collector_health_port, "/"),
         parseable=checked_url(store, variables="PARSEABLE") if store != "none" else None,
         stream=stream,
     )
@@ -189,6 +187,18 @@ def _tell(findings: list[Finding], *, as_json: bool) -> None:
         click.echo(paper.text, nl=False)
     if broken is not None:
         sys.exit(1)
+
+
+def _collector_url(host: str, port: int, path: str) -> str | None:
+    """A page of the Collector's; None where it is to be left out."""
+    if host == "none":
+        return None
+    if not _HOST.fullmatch(host):
+        raise InputError(
+            f"The Collector's host {without_credentials(host)!r} is none: give its name or address "
+            "alone, such as 127.0.0.1; its ports have options of their own."
+        )
+    return checked_url(f"http://{host}:{port}{path}")
 
 
 def _health_url(proxy: str) -> str:
