@@ -37,6 +37,9 @@ def ended(monkeypatch, capsys, failure):
         pytest.param(
             PermissionError(13, "Permission denied", "x"), 2, "x: Permission", id="a file"
         ),
+        pytest.param(
+            RuntimeError("IO: No space (os error 28)"), 2, "No space left", id="a native library's"
+        ),
         pytest.param(KeyError("secret"), 70, "a bug in vllm-capacity (KeyError in", id="a bug"),
         pytest.param(RecursionError(), 70, "a bug", id="a bug without end"),
         pytest.param(Panic(), 70, "a bug", id="a panic"),

@@ -23,6 +23,7 @@ from vllm_capacity.errors import CapacityError, InputError
 DEBUG = "VLLM_CAPACITY_DEBUG"
 _BUG = 70
 _LONGEST = 2_000
+_SYSTEM_ERROR = re.compile(r"\(os error (\d{1,3})\)")
 _CREDENTIALS = re.compile(r"(?<=\w)://[^\s/@]*@")
 
 _MODULES = {
@@ -111,6 +112,9 @@ def run(command: click.Command) -> None:
     except SystemExit:
         raise
     except BaseException as error:  # a panic in a native library is no Exception
+        found = _SYSTEM_ERROR.search(str(error))
+        if found:  # how Rust's libraries tell of a full disk and the like
+            _complain(f"Failed: {os.strerror(int(found[1]))}.", 2)
         _complain(_bug(error), _BUG)
 
 

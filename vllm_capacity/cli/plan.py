@@ -76,10 +76,11 @@ def plan(
     WINDOW is a path, or a name.
     """
     terms, start, end = terms_of(given)
+    here = find_gpu(gpu).label if gpu is not None else ""
     ask = Ask(
         demand_requests_per_second=demand,
         from_gpu=gpu,
-        to_gpus=tuple(name.strip() for name in to_gpus.split(",")) if to_gpus else (),
+        to_gpus=() if to_gpus is None else tuple(name.strip() for name in to_gpus.split(",")),
         model=model,
         policy=Policy(headroom, spares, startup_seconds, growth_per_hour),
     )
@@ -94,7 +95,7 @@ def plan(
         told,
         window_name=opened.name,
         is_simulated=opened.is_simulated,
-        here=find_gpu(gpu).label if gpu else "",
+        here=here,
         width=columns(),
     )
     click.echo(said, nl=False)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_capacity.cli.access import checked_url, client, is_server, read_settings
-from vllm_capacity.cli.reading import FILE, stream_name
+from vllm_capacity.cli.reading import FILE, local_path, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
 from vllm_capacity.sources.parseable import Parseable
@@ -35,7 +35,14 @@ _TIMEOUT = httpx.Timeout(330.0, connect=10.0)  # Parseable gives a query 300 s
 @click.option("--start", help="First sample time, ISO 8601 (UTC unless it says otherwise).")
 @click.option("--end", help="Sample time to stop before.")
 @click.option("--last", "duration", help="Instead of --start and --end: the last 24h, 90m, 7d.")
-@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The window.")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    type=click.Path(path_type=Path),
+    callback=local_path,
+    help="The window.",
+)
 @click.option(
     "--full/--thinned",
     "is_full",
@@ -92,7 +99,7 @@ def asked_range(
 ) -> TimeRange | None:
     """The range that the options name, None where they name none; InputError if they disagree."""
     if duration is not None:
-        if start or end:
+        if start is not None or end is not None:
             raise InputError("Give either --last, or --start and --end.")
         return last(duration, now=now)
     if start is None and end is None:

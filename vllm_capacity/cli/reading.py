@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+_URL = re.compile(r"\w+:/")
 _STREAM = re.compile(r"[A-Za-z0-9_-]+")
 _LEAST, _MOST = 1e-12, 1e12
 
@@ -28,6 +29,13 @@ class _File(click.Path):
 
 
 FILE = _File()
+
+
+def local_path(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    """An option's path to write to: neither blank nor a URL; for `callback`."""
+    if value is not None and (not str(value).strip() or _URL.match(str(value))):
+        raise click.BadParameter(f"{str(value)!r} is no path on this machine.", param=option)
+    return value
 
 
 def stream_name(_: click.Context, option: click.Parameter, value: str | None) -> str | None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.status import Status
 
 from vllm_capacity.cli.access import METRICS, METRICS_SETTINGS, client, metrics_url, read_settings
-from vllm_capacity.cli.reading import FILE
+from vllm_capacity.cli.reading import FILE, local_path
 from vllm_capacity.errors import InputError, NoTelemetryError, SourceError, WindowError
 from vllm_capacity.live.scrape import Journal, Progress, Target, run, targets
 from vllm_capacity.sources.asking import UNKEPT
@@ -32,7 +32,13 @@ _LEAST_SECONDS = 0.01
 @click.option("--for", "duration", help="How long, such as 1h; without it until Ctrl-C.")
 @click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
 @click.option("--about", help="A sentence on what was captured, kept with the window.")
-@click.option("--to", "to", type=click.Path(path_type=Path), help="The window; it must not exist.")
+@click.option(
+    "--to",
+    "to",
+    type=click.Path(path_type=Path),
+    callback=local_path,
+    help="The window; it must not exist.",
+)
 @click.option(
     "--into", type=click.Path(path_type=Path), help="Or, with --from: add late scrapes to this one."
 )
