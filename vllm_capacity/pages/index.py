@@ -10,12 +10,13 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
-
-from jsonschema import Draft202012Validator
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm_capacity.pages import html
 from vllm_capacity.pages.writing import write_whole
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
 
 _METADATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
 INDEX = "index.html"
@@ -96,4 +97,6 @@ def report_metadata(path: Path) -> dict[str, Any] | None:
 
 @cache
 def _shape() -> Draft202012Validator:
+    from jsonschema import Draft202012Validator  # a start of the command line need not wait for it
+
     return Draft202012Validator(_SHAPE)
