@@ -27,6 +27,7 @@ from vllm_capacity.verdicts.cost import (
     shared_engine,
 )
 
+_MOST_GPUS = 100_000
 COUNTERS = (traffic.REQUESTS, traffic.PROMPT_TOKENS, traffic.GENERATION_TOKENS)
 
 
@@ -45,8 +46,11 @@ class Terms:
     fleet: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.gpus_per_engine <= 0:
-            raise InputError(f"GPUs per engine must be above 0, not {self.gpus_per_engine:g}.")
+        if not 0 < self.gpus_per_engine <= _MOST_GPUS:
+            raise InputError(
+                f"GPUs per engine must be above 0, and {_MOST_GPUS:,} at most, not "
+                f"{self.gpus_per_engine:g}."
+            )
         for name in ("ttft_slo_seconds", "itl_slo_seconds"):
             target = getattr(self, name)
             if target is not None and not target > 0:

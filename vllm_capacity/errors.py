@@ -3,6 +3,7 @@
     CapacityError                 exit 2
     ├── InputError                what was given cannot be used (file, argument, parameter)
     │   ├── WindowError           no such window, damaged, or it exists already
+    │   ├── NoTelemetryError      scrapes without one series of a server we know
     │   ├── ParseError            a line of someone's format that is not of that format
     │   └── MetricError           a name the catalogue does not know
     └── SourceError    exit 3     a server or store failed, or refused us
@@ -24,6 +25,10 @@ class InputError(CapacityError):
 
 class WindowError(InputError):
     """A window that is not there, is damaged, or is in the way."""
+
+
+class NoTelemetryError(InputError):
+    """Scrapes without one series of a server we know."""
 
 
 class ParseError(InputError):

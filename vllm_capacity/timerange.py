@@ -9,6 +9,9 @@ from datetime import UTC, datetime, timedelta
 from vllm_capacity.errors import InputError
 
 _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_LONGEST_SECONDS = 36525 * 86400.0
+# Between these no offset from UTC and no look before or after leaves the calendar.
+_YEARS = range(1900, 2200)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 
@@ -52,18 +55,23 @@ def iso(instant: datetime) -> str:
 
 
 def parse_instant(text: str) -> datetime:
-    """An aware UTC instant from ISO 8601; without an offset it is UTC. Fractions are honoured."""
+    """An aware UTC instant from ISO 8601; without an offset it is UTC. Fractions are honoured.
+
+    InputError for what is no time, or lies outside 1900 to 2199.
+    """
     try:
         instant = datetime.fromisoformat(text.strip())
     except ValueError:
         raise InputError(
             f"Cannot read {text!r} as a time. Use ISO 8601, for example 2026-11-24T08:14:00Z."
         ) from None
+    if instant.year not in _YEARS:
+        raise InputError(f"The time {text!r} lies outside the years {_YEARS[0]} to {_YEARS[-1]}.")
     return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def parse_duration_seconds(text: str) -> float:
-    """Seconds from "2s", "90m", "24h", "1h30m", "7d"; always positive."""
+    """Seconds from "2s", "90m", "24h", "1h30m", "7d"; always positive, and a century at most."""
     bare = text.strip().lower()
     parts = _DURATION.findall(bare)
     if not parts or "".join(number + unit for number, unit in parts) != bare:
@@ -71,6 +79,8 @@ def parse_duration_seconds(text: str) -> float:
     seconds = sum(float(number) * _UNITS_SECONDS[unit] for number, unit in parts)
     if seconds <= 0:
         raise InputError(f"The duration {text!r} must be longer than nothing.")
+    if seconds > _LONGEST_SECONDS:
+        raise InputError(f"The duration {text!r} is longer than a hundred years.")
     return float(seconds)
 
 

@@ -29,10 +29,16 @@ class Served(BaseHTTPRequestHandler):
         if self.path.startswith("/flaky") and self.asked % 3 == 0:
             self.send_error(503)
             return
+        if self.path.startswith("/other"):
+            self.answer(b"# TYPE other gauge\nother 1\n")
+            return
         body = (
             "# TYPE vllm:generation_tokens_total counter\n"
             f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {self.asked}\n'
         ).encode()
+        self.answer(body)
+
+    def answer(self, body):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -125,7 +131,7 @@ def test_a_kill_loses_at_most_one_scrape(tmp_path, server):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        pytest.param(["ftp://x"], "not an http", id="no http URL"),
+        pytest.param(["ftp://x"], "not http:// or https://", id="no http URL"),
         pytest.param(["a:1", "a:1"], "given twice", id="one target twice"),
         pytest.param([], "Give either", id="neither URL nor file"),
         pytest.param(["a:1", "--every", "soon"], "Cannot read 'soon'", id="no duration"),
@@ -139,11 +145,20 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, says):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_that_answers_is_no_window(tmp_path):
+def test_a_dead_target_ends_with_its_cause_and_leaves_nothing(tmp_path):
     done = run("127.0.0.1:9", "--every", "100ms", "--for", "300ms", "--to", tmp_path / "w")
-    assert done.returncode == 2
-    assert "holds no vLLM series (0 good and 3 failed scrapes)" in done.stderr
-    assert not (tmp_path / "w").exists()
+    assert done.returncode == 3
+    assert "No scrape was answered (3 tried): ConnectError" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_is_no_vllm_ends_with_its_cause_and_leaves_nothing(tmp_path, server):
+    done = run(
+        f"http://{server}/other", "--every", "100ms", "--for", "300ms", "--to", tmp_path / "w"
+    )
+    assert done.returncode == 3
+    assert "holds no vLLM series (3 good and 0 failed scrapes)" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_import_must_not_hit_an_existing_window(tmp_path):

@@ -91,6 +91,8 @@ class RecordedParseable:
             case "GET", "user":
                 names = [{"id": name, "method": "native"} for name in (*self.users, ROOT[0])]
                 return httpx.Response(200, json=names)
+            case "GET", "role", name:  # as its source answers: no rights where there is no role
+                return httpx.Response(200, json=self.roles.get(name, []))
             case "PUT", "role", name:
                 self.roles[name] = body
                 return self.answer("PUT", "/api/v1/role/vllm_reader")

@@ -76,6 +76,7 @@ def parseable(recorded: RecordedParseable) -> Iterator[str]:
 def _env_file(folder: Path) -> None:
     text = f"PARSEABLE_ROOT_USER={ROOT[0]}\nPARSEABLE_ROOT_PASSWORD='{ROOT[1]}'\n"
     (folder / ".env").write_text(text)
+    (folder / ".env").chmod(0o600)
 
 
 def test_stack_init_writes_secrets_and_tells_none(tmp_path: Path) -> None:
@@ -140,6 +141,66 @@ def test_doctor_uses_the_secrets_that_init_wrote(tmp_path: Path) -> None:
         after = json.loads(run(*arguments, cwd=tmp_path).stdout)
     assert [f["state"] for f in findings if f["check"] == "wrong-password"] == ["ok"]
     assert [f["state"] for f in after if f["check"] == "wrong-password"] == ["broken"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "page"),
+    [
+        ("", ""),
+        ("", "/metrics"),
+        ("http://", "/"),
+        ("http://", "/health"),
+        ("http://", "/proxy/metrics"),
+    ],
+)
+def test_doctor_asks_the_proxy_for_its_health_whichever_page_was_named(
+    tmp_path: Path, scheme: str, page: str
+) -> None:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Health)) as url:
+        proxy = f"{scheme}{url.removeprefix('http://')}{page}"
+        nobody = ("--vllm", "none", "--collector", "none", "--parseable", "none")
+        outcome = run("doctor", *nobody, "--proxy", proxy, "--json", cwd=tmp_path)
+    assert [f["state"] for f in json.loads(outcome.stdout)] == ["ok"], outcome.stderr
+
+
+def test_stack_init_refuses_an_env_file_that_others_can_read(tmp_path: Path) -> None:
+    _env_file(tmp_path)
+    (tmp_path / ".env").chmod(0o644)
+    outcome = run("stack", "init", cwd=tmp_path)
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert "others can read it (mode 0644): chmod 600 it" in outcome.stderr
+
+
+def test_renewed_passwords_come_with_who_must_read_them(tmp_path: Path) -> None:
+    _env_file(tmp_path)
+    with parseable(RecordedParseable()) as url:
+        run("stack", "init", "--parseable", url, cwd=tmp_path)
+        outcome = run("stack", "init", "--renew", "--parseable", url, cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "The Collector reads secrets/ingest_authorization only when it starts" in outcome.stdout
+    assert "The reporter reads secrets/reader_password before each pull" in outcome.stdout
+    assert outcome.stdout.endswith("stream vllm_metrics: nothing was being written to it\n")
+
+
+def test_a_right_is_taken_away_by_its_name_alone(tmp_path: Path) -> None:
+    recorded = RecordedParseable()
+    _env_file(tmp_path)
+    with parseable(recorded) as url:
+        words = ("stack", "init", "--parseable", url)
+        for more in ((), ("--stream", "other"), ("--revoke", "other")):
+            assert run(*words, *more, cwd=tmp_path).returncode == 0
+            streams = [r["resource"]["stream"] for r in recorded.roles["vllm_ingestor"]]
+            assert {"vllm_metrics", "vllm_traces"} <= set(streams)
+            assert ("other" in streams) is (more == ("--stream", "other"))
 
 
 @pytest.mark.parametrize(

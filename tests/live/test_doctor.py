@@ -6,7 +6,7 @@ import base64
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import pytest
 import yaml
 from recorded_parseable import recorded
 
+from vllm_capacity.live.checks_config import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import Finding, first_broken
-from vllm_capacity.live.probes import Chain, gather
+from vllm_capacity.live.probes import Chain, ask, gather
 
 NOW = datetime(2026, 11, 24, 8, 20, 30, tzinfo=UTC)
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,7 @@ class World:
         }
     )
     answer: dict[str, Any] | None = None
+    streams: tuple[str, ...] = ("vllm_metrics",)
     secret: str = INGEST
     writes: list[str] = field(default_factory=list)
 
@@ -154,6 +156,8 @@ class World:
             return httpx.Response(403, text=self.refusal)
         if path == "/api/v1/about":
             return httpx.Response(200, json=self.about)
+        if path == "/api/v1/logstream":
+            return httpx.Response(200, json=[{"name": name} for name in ("pstats", *self.streams)])
         if path.endswith("/schema"):
             return httpx.Response(self.schema[0], text=self.schema[1])
         if path.endswith("/info"):
@@ -162,16 +166,16 @@ class World:
         [rows] = [rows for part, rows in self.rows.items() if part in query]
         return rows if isinstance(rows, httpx.Response) else httpx.Response(200, json=rows)
 
-    def findings(self) -> list[Finding]:
+    def findings(self, chain: Chain = CHAIN, **given: Any) -> list[Finding]:
         with httpx.Client(transport=httpx.MockTransport(self), trust_env=False) as client:
             evidence = gather(
                 client,
-                CHAIN,
+                chain,
                 clock=lambda: NOW,
                 pause=lambda: None,
                 reader=httpx.BasicAuth(*READER),
-                ingest_authorization=self.secret,
-                collector_config=self.config,
+                ingest_authorization=given.get("secret", self.secret),
+                collector_config=given.get("config", self.config),
                 answer=self.answer,
             )
         return diagnosis(evidence)
@@ -396,6 +400,95 @@ def test_without_credentials_the_stream_is_not_looked_at() -> None:
     assert (login.state, "PARSEABLE_USER" in login.found) == ("unknown", True)
 
 
+def test_a_mistyped_stream_is_not_to_be_created_blindly() -> None:
+    """To a reader a stream that is not there and one it must not read look the same."""
+    world = World(streams=("vllm_metrics", "vllm_traces"))
+    world.schema = (403, "")
+    [finding] = [f for f in world.findings() if f.check == "no-right"]
+    assert finding.remedy.startswith("Is the name right")
+    assert "It may read vllm_metrics, vllm_traces." in finding.remedy
+    assert "takes none away" in finding.remedy
+
+
+def test_without_a_collector_nothing_is_claimed_of_one() -> None:
+    alone = replace(CHAIN, collector_metrics=None, collector_health=None)
+    world = World()
+    for part, rows in ((BATCHES, AHEAD), (INSTANCES, NO_B)):
+        world.rows[part] = rows
+    findings = world.findings(alone, secret=None, config=None)
+    told = json.dumps([finding.as_dict() for finding in findings if finding.check != "clock-skew"])
+    assert "Collector" not in told
+    [skew] = [f for f in findings if f.check == "clock-skew"]
+    assert (skew.state, "Collector" in skew.found) == ("broken", False)
+
+
+@pytest.mark.parametrize(
+    ("config", "environment", "seconds"),
+    [
+        pytest.param({}, {}, 15.0, id="no configuration"),
+        pytest.param(CONFIG, {}, 15.0, id="the project's own: an export each 10 s"),
+        pytest.param(CONFIG, {"VLLM_SCRAPE_INTERVAL": "60s"}, 75.0, id="scraped each minute"),
+        pytest.param({"x": [{"flush_timeout": "2m"}]}, {}, 150.0, id="exported each two minutes"),
+        pytest.param({"scrape_interval": "${env:X}"}, {}, 15.0, id="a variable that is not set"),
+        pytest.param({"scrape_interval": ["soon"], "flush_timeout": 5}, {}, 15.0, id="no duration"),
+    ],
+)
+def test_the_look_is_longer_than_a_scrape_and_an_export(
+    config: dict[str, Any], environment: dict[str, str], seconds: float
+) -> None:
+    """A shorter one alternates between broken and ok, as an export falls into it or not."""
+    assert longest_wait_seconds(config, environment) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("service: 5", id="no service"),
+        pytest.param("service: {pipelines: {metrics: [a]}}", id="a list for a pipeline"),
+        pytest.param(
+            "service: {pipelines: {5: {exporters: [otlphttp, 6], processors: [7]}}}\n"
+            "exporters: {otlphttp: {headers: [a], sending_queue: 5, retry_on_failure: true}}",
+            id="values of other kinds",
+        ),
+        pytest.param(
+            "a: &a [x, x]\n"
+            + "".join(
+                f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else '*a'] * 9)}]\n" for i in range(40)
+            ),
+            id="aliases of aliases",
+        ),
+    ],
+)
+def test_a_configuration_of_another_shape_is_looked_at_without_falling(text: str) -> None:
+    world = World(config=yaml.safe_load(text))
+    assert first_broken(world.findings()) is None or world.findings()[0]
+    assert longest_wait_seconds(world.config or {}, {}) == 15.0
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        pytest.param(INGEST + "\r", id="a carriage return"),
+        pytest.param(INGEST + "\nX: y", id="a second header"),
+        pytest.param(INGEST + "\N{LATIN SMALL LETTER E WITH ACUTE}", id="no ASCII"),
+    ],
+)
+def test_a_secret_that_cannot_be_sent_is_not_shown(secret: str) -> None:
+    findings = World(secret=secret).findings()
+    [finding] = [f for f in findings if f.check == "ingest-password"]
+    assert finding.state == "broken"
+    assert INGEST not in json.dumps([f.as_dict() for f in findings])
+
+
+def test_an_odd_date_is_no_time() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Date": "garbage"}, text="[" * 100_000)
+
+    with httpx.Client(transport=httpx.MockTransport(answer), trust_env=False) as client:
+        reply = ask(client, "GET", "http://x.test")
+    assert (reply.is_ok, reply.server_time, reply.json()) == (True, None, None)
+
+
 def test_an_empty_chain_has_no_findings() -> None:
     with httpx.Client(transport=httpx.MockTransport(World()), trust_env=False) as client:
         assert diagnosis(gather(client, Chain(), clock=lambda: NOW, pause=lambda: None)) == []
@@ -414,7 +507,7 @@ def test_an_empty_chain_has_no_findings() -> None:
 def test_a_replica_is_known_under_another_name_of_this_machine(target: str, scraped: str) -> None:
     world = World()
     world.rows[INSTANCES] = [{"instance": scraped, "tried": _ts(6), "scraped": _ts(6)}]
-    chain = Chain(vllm=(target,), parseable=CHAIN.parseable)
+    chain = replace(CHAIN, vllm=(target,), proxy=None)
 
     def route(request: httpx.Request) -> httpx.Response:
         if request.url.host in ("127.0.0.1", "localhost"):

@@ -1,5 +1,8 @@
+import json
+import os
 from pathlib import Path
 
+import pytest
 from bs4 import BeautifulSoup
 
 from vllm_capacity.pages import html
@@ -65,6 +68,49 @@ def test_index_leaves_out_pages_that_are_no_reports(tmp_path: Path):
     (tmp_path / "odd.html").write_text('<script type="application/json" id="report">{</script>')
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
     assert (soup.select("article"), "no report in this folder" in soup.get_text()) == ([], True)
+
+
+def damaged(metadata: object) -> str:
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    return f'<script type="application/json" id="report">{text}</script>'
+
+
+LINE = {"window": "w", "start": "2026-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param({"line": 5}, id="a number for a line"),
+        pytest.param({"line": {"models": 5}}, id="a number for models"),
+        pytest.param({"line": {"start": 5}}, id="a number for a time"),
+        pytest.param({"line": LINE, "verdict": {"sentences": ["a"]}}, id="half a verdict"),
+        pytest.param({"line": LINE, "verdict": [1]}, id="a list for a verdict"),
+        pytest.param({"line": LINE, "tiles": 5}, id="a number for tiles"),
+        pytest.param({"line": LINE, "tiles": [5]}, id="numbers for tiles"),
+        pytest.param({"line": LINE, "tiles": [{"low": "x"}]}, id="text for a number"),
+        pytest.param('{"line": {}, "tiles": [{"low": 1e999}]}', id="a number past all measure"),
+        pytest.param({"line": LINE, "previous": {"line": 5}}, id="a report before of that kind"),
+        pytest.param([1], id="a list"),
+        pytest.param("[" * 200_000, id="nested without end"),
+        pytest.param("9" * 10_000, id="a number of 10,000 digits"),
+    ],
+)
+def test_index_leaves_out_what_is_not_of_a_reports_shape(tmp_path: Path, metadata: object):
+    write_page(tmp_path, "one", "2026-01-01T00:00:00Z")
+    (tmp_path / "foreign.html").write_text(damaged(metadata))
+    soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
+    assert [link["href"] for link in soup.select("h2 a")] == ["one.html"]
+
+
+def test_index_leaves_out_what_is_no_file(tmp_path: Path):
+    write_page(tmp_path, "one", "2026-01-01T00:00:00Z")
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "gone.html").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.html")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.html")).write_text(damaged({"line": LINE}))
+    soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
+    assert [link["href"] for link in soup.select("h2 a")] == ["one.html"]
 
 
 def test_index_is_no_report_itself(tmp_path: Path):

@@ -68,6 +68,15 @@ def page_before(reports, *, now=None, page="now.html"):
             id="of two that end together the one that starts later",
         ),
         pytest.param({"a.html": report(1)}, None, id="a later window is none"),
+        pytest.param({"a.html": report(-1, start="soon")}, None, id="a start that is no time"),
+        pytest.param(
+            {"a.html": report(-1, start="0001-01-01T00:00:00+14:00")},
+            None,
+            id="before the calendar",
+        ),
+        pytest.param(
+            {"a.html": report(-1, tiles=[tile(1.0) | {"low": None}])}, None, id="half an interval"
+        ),
         pytest.param({"a.html": report(0)}, None, id="the same window is none"),
         pytest.param({"a.html": report(-0.5)}, None, id="a window that overlaps is none"),
         pytest.param(

@@ -1,18 +1,30 @@
 """The command line: one module per verb group, loaded only when its verb is used.
 
 The only place that reads the clock, the environment and argv. Results go to stdout, everything else
-to stderr. Exit codes: 0 done, 1 an alert or check fired, 2 bad input, 3 a source failed.
+to stderr. Exit codes: 0 done, 1 an alert or check fired, 2 bad input, 3 a source failed, 70 a bug
+of ours, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
+import os
+import re
 import sys
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import click
 
-from vllm_capacity.errors import CapacityError
+from vllm_capacity.errors import CapacityError, InputError
+
+DEBUG = "VLLM_CAPACITY_DEBUG"
+_BUG = 70
+_LONGEST = 2_000
+_SYSTEM_ERROR = re.compile(r"\(os error (\d{1,3})\)")
+_CREDENTIALS = re.compile(r"(?<=\w)://[^\s/@]*@")
 
 _MODULES = {
     "alerts": "alerts",
@@ -38,6 +50,14 @@ _MODULES = {
 class _LazyGroup(click.Group):
     """A group that imports a verb's module only when that verb is asked for: a fast start."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:  # noqa: ANN401
+        with _open_output():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> object:
+        with _open_output():
+            return super().invoke(ctx)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_MODULES)
 
@@ -56,21 +76,71 @@ def cli() -> None:
     """Capacity and cost planning for self-hosted LLM inference on vLLM."""
 
 
+@contextmanager
+def _open_output() -> Iterator[None]:
+    """A pipe that its reader closed as an error of ours: click's exit code for it is an alert's."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise InputError("Standard output was closed before everything was written.") from None
+
+
 def main() -> None:
     """Run the command line; an error ends it with one clear line and its exit code."""
+    run(cli)
+
+
+def run(command: click.Command) -> None:
+    """Run a command on argv as `main` does."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        cli(prog_name="vllm-capacity", standalone_mode=False)
+        _check_encoding(sys.argv[1:])
+        command(prog_name="vllm-capacity", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
         _complain(error.format_message() + _help_hint(error), 2)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except CapacityError as error:
         _complain(str(error), error.exit_code)
     except OSError as error:  # a file that a verb could not read or write
         _complain(f"{error.filename or 'Failed'}: {error.strerror or error}.", 2)
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic in a native library is no Exception
+        found = _SYSTEM_ERROR.search(str(error))
+        if found:  # how Rust's libraries tell of a full disk and the like
+            _complain(f"Failed: {os.strerror(int(found[1]))}.", 2)
+        _complain(_bug(error), _BUG)
+
+
+def _check_encoding(words: Sequence[str]) -> None:
+    """Refuse bytes that are no UTF-8: neither DuckDB nor polars nor a URL can carry them."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"The argument {word!r} is not UTF-8.") from None
+
+
+def _bug(error: BaseException) -> str:
+    """How to report an error that nobody foresaw; its message may hold a secret, so not that."""
+    if os.environ.get(DEBUG):
+        import traceback
+
+        traceback.print_exception(error)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_globals.get('__name__')}, line {trace.tb_lineno}" if trace else "?"
+    return (
+        f"This is a bug in vllm-capacity ({type(error).__name__} in {place}). Please report it, "
+        f"with what {DEBUG}=1 shows of the same command, after removing what is private."
+    )
 
 
 def _help_hint(error: click.ClickException) -> str:
@@ -80,6 +150,22 @@ def _help_hint(error: click.ClickException) -> str:
 
 
 def _complain(message: str, exit_code: int) -> NoReturn:
-    """One line, whatever the message holds."""
-    click.echo(f"vllm-capacity: {' '.join(message.split())}", err=True)
+    """One line, whatever the message holds and however long it is, with no password of a URL."""
+    said = _CREDENTIALS.sub("://", " ".join(message.split()))
+    if len(said) > _LONGEST:
+        said = f"{said[: _LONGEST // 2]} … {said[-_LONGEST // 2 :]}"
+    with suppress(OSError):  # a stderr that is full: the exit code is all that can be told
+        click.echo(f"vllm-capacity: {said}", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        _let_go(stream)
     sys.exit(exit_code)
+
+
+def _let_go(stream: io.TextIOBase | Any) -> None:  # noqa: ANN401
+    """What a stream cannot take is dropped, or the interpreter would complain of it at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (AttributeError, ValueError):
+        pass  # closed from the start

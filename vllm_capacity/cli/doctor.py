@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,27 @@ import click
 import httpx
 import yaml
 
-from vllm_capacity.cli.pull import read_settings
-from vllm_capacity.cli.reading import bounded, checked_url
+from vllm_capacity.cli.access import (
+    METRICS,
+    METRICS_SETTINGS,
+    auth_of,
+    checked_url,
+    client,
+    metrics_url,
+    read_settings,
+)
+from vllm_capacity.cli.reading import FILE, bounded, stream_name
 from vllm_capacity.cli.screen import columns
 from vllm_capacity.errors import InputError
+from vllm_capacity.live.checks_config import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import Finding, first_broken
 from vllm_capacity.live.probes import Chain, gather
-from vllm_capacity.live.stack import INGEST_SECRET, READER_PROFILE
-from vllm_capacity.sources.asking import UNKEPT
+from vllm_capacity.live.stack import INGEST_SECRET, READER_PROFILE, read_secret
+from vllm_capacity.sources.asking import UNKEPT, without_credentials
 
+_URL = "http://127.0.0.1:8080"  # where compose-otel.yml publishes Parseable
+_HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]")
 _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
 
 
@@ -36,7 +47,7 @@ _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
     show_default=True,
     help="A server's /metrics; once for each replica.",
 )
-@click.option("--proxy", help="The proxy's address, if there is one.")
+@click.option("--proxy", help="The proxy's address, HOST:PORT or a URL, if there is one.")
 @click.option(
     "--collector",
     default="127.0.0.1",
@@ -54,7 +65,7 @@ _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
 )
 @click.option(
     "--collector-config",
-    type=click.Path(path_type=Path),
+    type=FILE,
     default=Path("otel-config.yaml"),
     show_default=True,
     help="Its configuration, read if it is there.",
@@ -69,6 +80,7 @@ _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
     envvar="PARSEABLE_STREAM",
     default="vllm_metrics",
     show_default=True,
+    callback=stream_name,
     help="Parseable's stream of metrics.",
 )
 @click.option(
@@ -78,16 +90,19 @@ _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
     show_default=True,
     help="Folder that `stack init` wrote.",
 )
-@click.option("--profile", type=click.Path(path_type=Path), help="The reader's settings file.")
+@click.option("--profile", type=FILE, help="The reader's settings file.")
 @click.option("--window", help="A window to look at, too.")
-@click.option("--usd-per-hour", type=float, help="Price of one GPU for an hour, for its cost.")
+@click.option(
+    "--usd-per-hour",
+    type=float,
+    callback=bounded,
+    help="Price of one GPU for an hour, for its cost.",
+)
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
-    default=6.0,
-    show_default=True,
     callback=bounded,
-    help="Seconds between two looks.",
+    help="Seconds between two looks; as a rule longer than the Collector's scrapes and exports.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
 def doctor(
@@ -103,7 +118,7 @@ def doctor(
     profile: Path | None,
     window: str | None,
     usd_per_hour: float | None,
-    wait: float,
+    wait: float | None,
     as_json: bool,
 ) -> None:
     """Walk vLLM → Collector → Parseable → window; name the first broken link and its remedy.
@@ -112,26 +127,29 @@ def doctor(
     PARSEABLE_USER and PARSEABLE_PASSWORD, or the profile that `stack init` wrote.
     """
     settings = _settings(profile, secrets)
+    metrics = read_settings(os.environ, None, prefix=METRICS, names=METRICS_SETTINGS)
     has_collector = collector != "none"
+    store = parseable or settings.get("url") or _URL
     chain = Chain(
-        vllm=tuple(_metrics_url(url) for url in vllm if url != "none"),
-        proxy=proxy and checked_url(proxy.rstrip("/").removesuffix("/health") + "/health"),
-        collector_metrics=checked_url(f"http://{collector}:{collector_metrics_port}/metrics")
-        if has_collector
-        else None,
-        collector_health=f"http://{collector}:{collector_health_port}/" if has_collector else None,
-        parseable=checked_url(parseable or settings.get("url") or "http://127.0.0.1:8080"),
+        vllm=tuple(metrics_url(url) for url in vllm if url != "none"),
+        proxy=_health_url(proxy) if proxy is not None and proxy != "none" else None,
+        collector_metrics=_collector_url(collector, collector_metrics_port, "/metrics"),
+        collector_health=_collector_url(collector, collector_health_port, "/"),
+        parseable=checked_url(store, variables="PARSEABLE") if store != "none" else None,
         stream=stream,
     )
-    with httpx.Client(timeout=httpx.Timeout(20.0, connect=5.0), limits=UNKEPT) as client:
+    config = _config(collector_config) if has_collector else None
+    pause = longest_wait_seconds(config or {}, os.environ) if wait is None else wait
+    with client(timeout=httpx.Timeout(20.0, connect=5.0), limits=UNKEPT) as asking:
         evidence = gather(
-            client,
-            chain if parseable != "none" else _without_parseable(chain),
+            asking,
+            chain,
             clock=lambda: datetime.now(UTC),
-            pause=lambda: time.sleep(wait),
-            reader=_reader(settings),
-            ingest_authorization=_ingest(secrets),
-            collector_config=_config(collector_config),
+            pause=lambda: time.sleep(pause),
+            metrics=auth_of(metrics),
+            reader=auth_of(settings),
+            ingest_authorization=_ingest(secrets) if has_collector else None,
+            collector_config=config,
             answer=_answer(window, usd_per_hour) if window else None,
         )
     _tell(diagnosis(evidence), as_json=as_json)
@@ -171,15 +189,22 @@ def _tell(findings: list[Finding], *, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _metrics_url(url: str) -> str:
-    """A bare host:port means its /metrics."""
-    full = url if "://" in url else f"http://{url}"
-    has_path = "/" in full.partition("://")[2].rstrip("/")
-    return checked_url(full if has_path else f"{full.rstrip('/')}/metrics")
+def _collector_url(host: str, port: int, path: str) -> str | None:
+    """A page of the Collector's; None where it is to be left out."""
+    if host == "none":
+        return None
+    if not _HOST.fullmatch(host):
+        raise InputError(
+            f"The Collector's host {without_credentials(host)!r} is none: give its name or address "
+            "alone, such as 127.0.0.1; its ports have options of their own."
+        )
+    return checked_url(f"http://{host}:{port}{path}")
 
 
-def _without_parseable(chain: Chain) -> Chain:
-    return Chain(chain.vllm, chain.proxy, chain.collector_metrics, chain.collector_health)
+def _health_url(proxy: str) -> str:
+    """The proxy's /health, whichever of its pages was named."""
+    bare = metrics_url(proxy).rstrip("/").removesuffix("/health")
+    return f"{bare.removesuffix('/metrics').removesuffix('/proxy')}/health"
 
 
 def _settings(profile: Path | None, secrets: Path) -> dict[str, str]:
@@ -187,27 +212,9 @@ def _settings(profile: Path | None, secrets: Path) -> dict[str, str]:
     return read_settings(os.environ, profile or (shipped if shipped.exists() else None))
 
 
-class _ApiKey(httpx.Auth):
-    """An API key in the place of user and password."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers["X-API-KEY"] = self._key
-        yield request
-
-
-def _reader(settings: Mapping[str, str]) -> httpx.Auth | None:
-    if settings.get("api_key"):
-        return _ApiKey(settings["api_key"])
-    user, password = settings.get("user"), settings.get("password")
-    return httpx.BasicAuth(user, password) if user and password else None
-
-
 def _ingest(secrets: Path) -> str | None:
     path = secrets / INGEST_SECRET
-    return path.read_text() if path.exists() else None
+    return read_secret(path) if path.exists() else None
 
 
 def _config(path: Path) -> dict[str, Any] | None:
@@ -216,6 +223,6 @@ def _config(path: Path) -> dict[str, Any] | None:
         return None
     try:
         parsed = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is not YAML: {error}") from None
     return parsed if isinstance(parsed, dict) else {}

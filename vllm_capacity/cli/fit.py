@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vllm_capacity.cli.reading import FILE
 from vllm_capacity.cli.screen import columns
 from vllm_capacity.pages.terminal_decide import fit_text
 from vllm_capacity.sources.loadtests import load_test_points
@@ -15,7 +16,7 @@ from vllm_capacity.verdicts.points import fit_points
 
 
 @click.command(short_help="The capacity that a table of loads shows or lets foresee.")
-@click.argument("points", type=click.Path(path_type=Path))
+@click.argument("points", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print the saturation object as JSON.")
 def fit(points: Path, as_json: bool) -> None:
     """Fit POINTS, a table of loads, and print the capacity it shows or lets foresee.

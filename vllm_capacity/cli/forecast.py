@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vllm_capacity.cli.reading import FILE
 from vllm_capacity.cli.screen import columns
 from vllm_capacity.pages.terminal_decide import forecast_text
 from vllm_capacity.sources.demand import Clock, read_demand
@@ -16,7 +17,7 @@ from vllm_capacity.verdicts.forecast import Forecast, forecast_demand
 
 
 @click.command(short_help="The demand ahead, from a CSV of the demand so far.")
-@click.argument("series", type=click.Path(path_type=Path), metavar="SERIES.csv")
+@click.argument("series", type=FILE, metavar="SERIES.csv")
 @click.option("--column", required=True, help="The column of counts, such as requests.")
 @click.option("--step", default="1h", show_default=True, help="Grain of the answer.")
 @click.option("--horizon", default="24h", show_default=True, help="How far ahead.")

@@ -23,7 +23,7 @@ from vllm_capacity.verdicts.users import users_that_fit
 @click.option("--gpu", default=None, help="gpu-form_factor, or gpu-any, to count users on.")
 @click.option("--gpus", type=int, default=1, show_default=True, help="GPUs of one replica.")
 @click.option(
-    "--tokens", type=click.IntRange(min=1), default=None, help="Tokens of context a user holds."
+    "--tokens", type=click.IntRange(1, 10**12), default=None, help="Tokens of context a user holds."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def model(

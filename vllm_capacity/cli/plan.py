@@ -12,7 +12,7 @@ from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.planning import Ask
 from vllm_capacity.planning import plan as plan_of
 from vllm_capacity.telemetry.window import open_window
-from vllm_capacity.verdicts.sizing import Policy
+from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
 
 
 @click.command(short_help="Which GPUs, how many, what a month costs, for a window's load.")
@@ -21,9 +21,24 @@ from vllm_capacity.verdicts.sizing import Policy
 @click.option("--gpu", help="What it ran on, such as A100-80GB-PCIe; vLLM does not export it.")
 @click.option("--gpus", "to_gpus", help="GPUs to compare, by commas; else all that are known.")
 @click.option("--model", help="Its name in data/llms.csv, where the served name is none.")
-@click.option("--demand", type=float, help="Requests a second; else the p95 that was seen.")
-@click.option("--headroom", type=float, default=0.2, show_default=True, help="Kept free, 0..1.")
-@click.option("--spares", type=int, default=1, show_default=True, help="Replicas that may fail.")
+@click.option(
+    "--demand", type=float, callback=bounded, help="Requests a second; else the p95 that was seen."
+)
+@click.option(
+    "--headroom",
+    type=float,
+    callback=bounded,
+    default=0.2,
+    show_default=True,
+    help="Kept free, 0..1.",
+)
+@click.option(
+    "--spares",
+    type=click.IntRange(0, MAX_REPLICAS),
+    default=1,
+    show_default=True,
+    help="Replicas that may fail.",
+)
 @click.option(
     "--startup-seconds",
     type=float,
@@ -61,10 +76,11 @@ def plan(
     WINDOW is a path, or a name.
     """
     terms, start, end = terms_of(given)
+    here = find_gpu(gpu).label if gpu is not None else ""
     ask = Ask(
         demand_requests_per_second=demand,
         from_gpu=gpu,
-        to_gpus=tuple(name.strip() for name in to_gpus.split(",")) if to_gpus else (),
+        to_gpus=() if to_gpus is None else tuple(name.strip() for name in to_gpus.split(",")),
         model=model,
         policy=Policy(headroom, spares, startup_seconds, growth_per_hour),
     )
@@ -79,7 +95,7 @@ def plan(
         told,
         window_name=opened.name,
         is_simulated=opened.is_simulated,
-        here=find_gpu(gpu).label if gpu else "",
+        here=here,
         width=columns(),
     )
     click.echo(said, nl=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import ssl
 from pathlib import Path
@@ -10,7 +11,8 @@ from types import FrameType
 import click
 import httpx
 
-from vllm_capacity.cli.reading import bounded, checked_url
+from vllm_capacity.cli.access import METRICS, METRICS_SETTINGS, checked_url, client, read_settings
+from vllm_capacity.cli.reading import FILE, bounded
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.proxy import ProxyServer, Upstream
 
@@ -25,7 +27,7 @@ from vllm_capacity.live.proxy import ProxyServer, Upstream
 @click.option("--listen", default="127.0.0.1:9090", show_default=True, help="HOST:PORT.")
 @click.option(
     "--ca",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Certificates to trust instead of the system's. TLS is always verified.",
 )
 @click.option(
@@ -41,21 +43,26 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
     """Serve vLLM's metrics with `_` for `:`, types kept, for what cannot take a colon.
 
     The Collector, Parseable and Prometheus need no proxy. /metrics, /health, /proxy/metrics.
+    Credentials for vLLM's /metrics come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or
+    VLLM_METRICS_TOKEN.
     """
-    if not upstream.startswith(("http://", "https://")):
-        raise InputError(f"The upstream {upstream!r} is no URL; try http://127.0.0.1:8000/metrics.")
+    checked_url(upstream, variables=METRICS)
+    settings = read_settings(os.environ, None, prefix=METRICS, names=METRICS_SETTINGS)
     try:
         trust = ssl.create_default_context(cafile=ca)
     except ssl.SSLError:
         raise InputError(f"{ca} holds no certificates to trust: expected PEM.") from None
+    except OSError as error:
+        raise InputError(f"Cannot read {ca}: {error.strerror}.") from None
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=8)
     timeout = httpx.Timeout(patience, connect=min(patience, 5.0), pool=patience)
-    with httpx.Client(verify=trust, timeout=timeout, limits=limits) as client:
-        source = Upstream(client, checked_url(upstream), deadline_seconds=3 * patience)
+    with client(settings, verify=trust, timeout=timeout, limits=limits) as asking:
+        source = Upstream(asking, upstream, deadline_seconds=3 * patience)
         try:
             server = ProxyServer(_address(listen), source)
-        except OSError as error:
-            raise InputError(f"Cannot listen on {listen}: {error.strerror}.") from None
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or "there is no such host"
+            raise InputError(f"Cannot listen on {listen}: {why}.") from None
         signal.signal(signal.SIGTERM, _interrupt)
         with server:
             host, port = server.server_address[:2]
@@ -68,7 +75,7 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
 
 def _address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise InputError(f"Cannot listen on {listen!r}: give HOST:PORT, such as 127.0.0.1:9090.")
     return host.strip("[]"), int(port)
 

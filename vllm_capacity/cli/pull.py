@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,7 +14,8 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vllm_capacity.cli.reading import checked_url
+from vllm_capacity.cli.access import checked_url, client, is_server, read_settings
+from vllm_capacity.cli.reading import FILE, local_path, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server, unreached_end
 from vllm_capacity.sources.parseable import Parseable
@@ -26,16 +25,24 @@ from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, par
 
 _THINNED_FROM = timedelta(hours=3)
 _TIMEOUT = httpx.Timeout(330.0, connect=10.0)  # Parseable gives a query 300 s
-_SETTINGS = ("url", "user", "password", "api_key")
 
 
 @click.command(short_help="Telemetry out of Parseable or Prometheus into a window.")
 @click.option("--from", "origin", help="URL of a server, path or s3:// of a store's root.")
-@click.option("--stream", help="Parseable's stream; leave it out for Prometheus.")
+@click.option(
+    "--stream", callback=stream_name, help="Parseable's stream; leave it out for Prometheus."
+)
 @click.option("--start", help="First sample time, ISO 8601 (UTC unless it says otherwise).")
 @click.option("--end", help="Sample time to stop before.")
 @click.option("--last", "duration", help="Instead of --start and --end: the last 24h, 90m, 7d.")
-@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The window.")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    type=click.Path(path_type=Path),
+    callback=local_path,
+    help="The window.",
+)
 @click.option(
     "--full/--thinned",
     "is_full",
@@ -43,7 +50,7 @@ _SETTINGS = ("url", "user", "password", "api_key")
     help="Every sample, or first and last states a minute. From 3 h on: thinned.",
 )
 @click.option("--late", default="2h", show_default=True, help="How late samples may have arrived.")
-@click.option("--profile", type=click.Path(path_type=Path), help="Settings file of mode 0600.")
+@click.option("--profile", type=FILE, help="Settings file of mode 0600.")
 def pull(
     origin: str | None,
     stream: str | None,
@@ -70,7 +77,7 @@ def pull(
         )
     part = asked_range(start, end, duration, now=datetime.now(UTC))
     delay = timedelta(seconds=parse_duration_seconds(late))
-    if not origin.startswith(("http://", "https://")):
+    if not is_server(origin):
         if stream is None:
             raise InputError(f"Say which --stream of the store {origin} to pull.")
         pull_files(origin, stream, target, part, late=delay)
@@ -94,12 +101,9 @@ def asked_range(
 ) -> TimeRange | None:
     """The range that the options name, None where they name none; InputError if they disagree."""
     if duration is not None:
-        if start or end:
+        if start is not None or end is not None:
             raise InputError("Give either --last, or --start and --end.")
-        try:
-            return last(duration, now=now)
-        except OverflowError:
-            raise InputError(f"--last {duration} goes back before all calendars.") from None
+        return last(duration, now=now)
     if start is None and end is None:
         return None
     if start is None or end is None:
@@ -107,75 +111,27 @@ def asked_range(
     return TimeRange(parse_instant(start), parse_instant(end))
 
 
-def read_settings(environment: Mapping[str, str], profile: Path | None) -> dict[str, str]:
-    """URL and credentials: the profile's, over which the environment's `PARSEABLE_…` win.
-
-    A profile is TOML with url, user, password, api_key, readable by its owner alone; InputError
-    otherwise.
-    """
-    found = _read_profile(profile) if profile else {}
-    for name in _SETTINGS:
-        value = environment.get(f"PARSEABLE_{name.upper()}")
-        if value:
-            found[name] = value
-    return found
-
-
-def _read_profile(path: Path) -> dict[str, str]:
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            raise InputError(
-                f"{path} holds a password and others can read it (mode {mode:04o}): chmod 600 it."
-            )
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"Cannot read the profile {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise InputError(f"The profile {path} is not TOML: expected lines like user = …") from None
-    unknown = sorted(set(content) - set(_SETTINGS))
-    if unknown:
-        raise InputError(
-            f"The profile {path} has {', '.join(unknown)}; it may hold {', '.join(_SETTINGS)}."
-        )
-    return {name: str(value) for name, value in content.items()}
-
-
 @contextmanager
 def http_client(url: str, settings: Mapping[str, str]) -> Iterator[httpx.Client]:
     """A client for a Parseable server; InputError where the URL holds a password or none is set."""
-    _refuse_password_in(url, "PARSEABLE")
-    key = settings.get("api_key")
-    user, password = settings.get("user"), settings.get("password")
-    if not key and not (user and password):
+    checked_url(url, variables="PARSEABLE")
+    if not settings.get("api_key") and not (settings.get("user") and settings.get("password")):
         raise InputError(
             f"No credentials for {url}. Set PARSEABLE_USER and PARSEABLE_PASSWORD, or "
             "PARSEABLE_API_KEY, or write a --profile of mode 0600."
         )
-    auth = None if key or not user or not password else httpx.BasicAuth(user, password)
-    headers = {"X-API-KEY": key} if key else {}
-    with httpx.Client(base_url=url, auth=auth, headers=headers, timeout=_TIMEOUT) as client:
-        yield client
+    with client(settings, base_url=url, timeout=_TIMEOUT) as opened:
+        yield opened
 
 
 @contextmanager
 def prometheus_client(url: str, environment: Mapping[str, str]) -> Iterator[httpx.Client]:
     """A client for a Prometheus, with the credentials of the environment if there are any."""
-    _refuse_password_in(url, "PROMETHEUS")
-    user, password = (environment.get(f"PROMETHEUS_{name}") for name in ("USER", "PASSWORD"))
-    token = environment.get("PROMETHEUS_TOKEN")
-    auth = httpx.BasicAuth(user, password) if user and password else None
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(base_url=url, auth=auth, headers=headers, timeout=_TIMEOUT) as client:
-        yield client
-
-
-def _refuse_password_in(url: str, prefix: str) -> None:
-    if httpx.URL(checked_url(url)).userinfo:
-        raise InputError(
-            f"A URL with a password is seen by everyone on this machine. Set {prefix}_USER and "
-            f"{prefix}_PASSWORD instead."
-        )
+    checked_url(url, variables="PROMETHEUS")
+    names = ("user", "password", "token")
+    settings = read_settings(environment, None, prefix="PROMETHEUS", names=names)
+    with client(settings, base_url=url, timeout=_TIMEOUT) as opened:
+        yield opened
 
 
 @contextmanager

@@ -1,27 +1,56 @@
-"""What click's own types let through: numbers past all measure, and addresses that are none."""
+"""What click's own types let through: numbers past all measure, files that never end."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import click
 
-from vllm_capacity.errors import InputError
+_URL = re.compile(r"\w+:/")
+_STREAM = re.compile(r"[A-Za-z0-9_-]+")
+_LEAST, _MOST = 1e-12, 1e12
 
-_MOST = 1e12
+
+class _File(click.Path):
+    """A path at which there may be a file: no pipe or device, which may never end."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ANN401  as in click
+        path = Path(str(super().convert(value, param, ctx)))
+        if not str(value).strip():
+            self.fail("An empty name is no file.", param, ctx)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            self.fail(f"{path} is a pipe, socket or device; a file was expected.", param, ctx)
+        return path
+
+
+FILE = _File()
+
+
+def local_path(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    """An option's path to write to: neither blank nor a URL; for `callback`."""
+    if value is not None and (not str(value).strip() or _URL.match(str(value))):
+        raise click.BadParameter(f"{str(value)!r} is no path on this machine.", param=option)
+    return value
+
+
+def stream_name(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """An option's name of a stream, of the letters that Parseable allows; for `callback`."""
+    if value is not None and not _STREAM.fullmatch(value):
+        raise click.BadParameter(
+            f"{value!r} is no name of a stream: letters, digits, - and _.", param=option
+        )
+    return value
 
 
 def bounded(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
     """An option's number, where it is one and within reason; for click's `callback`."""
-    if value is not None and not abs(value) <= _MOST:
-        raise click.BadParameter(f"{value} is no number up to {_MOST:g}.", param=option)
-    return value
-
-
-def checked_url(url: str) -> str:
-    """The URL, where it can be read as one."""
-    import httpx  # a start of the command line need not wait for it
-
-    try:
-        httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise InputError(f"Cannot read {url!r} as a URL: {error}.") from None
-    return url
+    if value is None or value == 0 or _LEAST <= abs(value) <= _MOST:
+        return value
+    if abs(value) < _LEAST:
+        raise click.BadParameter(f"{value} is neither 0 nor {_LEAST:g} or more.", param=option)
+    raise click.BadParameter(f"{value} is no number up to {_MOST:g}.", param=option)

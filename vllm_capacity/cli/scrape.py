@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
 
 import click
-import httpx
 from rich.console import Console
 from rich.status import Status
 
-from vllm_capacity.cli.reading import checked_url
-from vllm_capacity.errors import InputError, WindowError
-from vllm_capacity.live.scrape import Journal, Progress, run, targets
+from vllm_capacity.cli.access import METRICS, METRICS_SETTINGS, client, metrics_url, read_settings
+from vllm_capacity.cli.reading import FILE, local_path
+from vllm_capacity.errors import InputError, NoTelemetryError, SourceError, WindowError
+from vllm_capacity.live.scrape import Journal, Progress, Target, run, targets
 from vllm_capacity.sources.asking import UNKEPT
 from vllm_capacity.sources.exposition import provenance, read_scrapes
 from vllm_capacity.telemetry.late import extend_window
@@ -21,14 +22,23 @@ from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import parse_duration_seconds
 
+_LEAST_SECONDS = 0.01
+
 
 @click.command(short_help="Scrape vLLM's /metrics, or saved scrapes, into a window.")
 @click.argument("urls", nargs=-1, metavar="[URL]...")
-@click.option("--from", "saved", type=click.Path(path_type=Path), help="Import saved scrapes.")
+@click.option("--from", "saved", type=FILE, help="Import saved scrapes.")
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
 @click.option("--for", "duration", help="How long, such as 1h; without it until Ctrl-C.")
+@click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
 @click.option("--about", help="A sentence on what was captured, kept with the window.")
-@click.option("--to", "to", type=click.Path(path_type=Path), help="The window; it must not exist.")
+@click.option(
+    "--to",
+    "to",
+    type=click.Path(path_type=Path),
+    callback=local_path,
+    help="The window; it must not exist.",
+)
 @click.option(
     "--into", type=click.Path(path_type=Path), help="Or, with --from: add late scrapes to this one."
 )
@@ -37,6 +47,7 @@ def scrape(
     saved: Path | None,
     every: str,
     duration: str | None,
+    profile: Path | None,
     about: str | None,
     to: Path | None,
     into: Path | None,
@@ -45,6 +56,8 @@ def scrape(
 
     Every scrape is appended to a journal beside the window first; Ctrl-C makes the window of what
     is there. A run that was killed is rescued by `scrape --from WINDOW.journal --to WINDOW`.
+    Credentials come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or VLLM_METRICS_TOKEN, or a
+    profile; never from a URL.
     """
     if bool(urls) == (saved is not None):
         raise InputError(
@@ -66,31 +79,55 @@ def scrape(
             f"{journal} is left from a run that was cut. Rescue it with "
             f"`vllm-capacity scrape --from {journal} --to {to}`, or remove it."
         )
+    found = targets(tuple(metrics_url(url) for url in urls))
     to.parent.mkdir(parents=True, exist_ok=True)
-    _scrape_live(urls, every, duration, journal)
-    _import(journal, to, kind="scraped /metrics", about=about)
+    done = _scrape_live(found, every, duration, journal, profile)
+    try:
+        _import(journal, to, kind="scraped /metrics", about=about)
+    except NoTelemetryError as error:
+        journal.unlink()  # nothing is lost with it, and it would block the next run
+        raise SourceError(_fruitless(error, done)) from None
+    click.echo(f"{done.good} good and {done.failed} failed scrapes.", err=True)
     journal.unlink()
 
 
-def _scrape_live(urls: tuple[str, ...], every: str, duration: str | None, journal: Path) -> None:
+def _fruitless(error: NoTelemetryError, done: Progress) -> str:
+    if done.good:
+        return f"{error} Last error: {done.last_error}" if done.last_error else str(error)
+    return (
+        f"No scrape was answered ({done.failed} tried): {done.last_error}. Is the server running, "
+        "and is this its /metrics?"
+    )
+
+
+def _scrape_live(
+    found: list[Target], every: str, duration: str | None, journal: Path, profile: Path | None
+) -> Progress:
+    every_seconds = parse_duration_seconds(every)
+    if every_seconds < _LEAST_SECONDS:
+        raise InputError(f"--every {every} is too short; {_LEAST_SECONDS:g}s is the least.")
+    for_seconds = parse_duration_seconds(duration) if duration is not None else None
+    settings = read_settings(os.environ, profile, prefix=METRICS, names=METRICS_SETTINGS)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     console = Console(stderr=True)
     with (
-        httpx.Client(follow_redirects=True, limits=UNKEPT) as client,
+        client(settings, follow_redirects=True, limits=UNKEPT) as asking,
         console.status("scraping") as status,
     ):
         done = run(
-            targets(tuple(checked_url(url) for url in urls)),
-            client=client,
+            found,
+            client=asking,
             journal=Journal(journal),
-            every_seconds=parse_duration_seconds(every),
-            for_seconds=parse_duration_seconds(duration) if duration else None,
+            every_seconds=every_seconds,
+            for_seconds=for_seconds,
             stop=stop,
             tell=lambda progress: _tell(status, progress),
         )
-    click.echo(f"{done.good} good and {done.failed} failed scrapes.", err=True)
+    if not done.points:
+        raise SourceError("Stopped before the first scrape; nothing was written.")
+    return done
 
 
 def _tell(status: Status, progress: Progress) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from vllm_capacity.cli.reading import local_path
 from vllm_capacity.engine.runs import Outcome, provenance, run_scenario
 from vllm_capacity.engine.scenarios import SCENARIOS, scenario
 from vllm_capacity.errors import InputError
@@ -27,6 +28,7 @@ _NAMES = "\n\n".join(f"{known.name}: {known.about}" for known in SCENARIOS)
     "target",
     type=click.Path(path_type=Path),
     required=True,
+    callback=local_path,
     help="The window folder to write; a name ending in .jsonl or .jsonl.gz gets saved scrapes.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Other random numbers, same scenario.")
@@ -34,6 +36,7 @@ _NAMES = "\n\n".join(f"{known.name}: {known.about}" for known in SCENARIOS)
     "--requests",
     "requests_path",
     type=click.Path(path_type=Path),
+    callback=local_path,
     help="Also write what happened to every request, as Parquet: the truth behind the metrics.",
 )
 def simulate(

@@ -12,8 +12,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from vllm_capacity.cli.pull import asked_range, http_client, read_settings
-from vllm_capacity.cli.reading import bounded
+from vllm_capacity.cli.access import is_server, read_settings
+from vllm_capacity.cli.pull import asked_range, http_client
+from vllm_capacity.cli.reading import FILE, bounded, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
 from vllm_capacity.sources.parquet import open_store
@@ -64,14 +65,20 @@ def sql(
 
 @click.command(short_help="The slowest requests, and where their time went.")
 @click.option("--from", "origin", help="URL of a Parseable server, path or s3:// of its store.")
-@click.option("--stream", default="vllm_traces", show_default=True, help="The stream of spans.")
+@click.option(
+    "--stream",
+    default="vllm_traces",
+    show_default=True,
+    callback=stream_name,
+    help="The stream of spans.",
+)
 @click.option("--start", help="Requests that began from then on, ISO 8601.")
 @click.option("--end", help="Requests that began before then.")
 @click.option("--last", "duration", help="Instead of --start and --end: the last 24h, 90m, 7d.")
 @click.option("--slowest", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--window", help="A window of that time: says in which regime the engines were.")
 @click.option("--late", default="2h", show_default=True, help="How late spans may have arrived.")
-@click.option("--profile", type=click.Path(path_type=Path), help="Settings file of mode 0600.")
+@click.option("--profile", type=FILE, help="Settings file of mode 0600.")
 def traces(
     origin: str | None,
     stream: str,
@@ -103,7 +110,7 @@ def _traces(
     late: timedelta,
     settings: dict[str, str],
 ) -> pl.DataFrame:
-    if not origin.startswith(("http://", "https://")):
+    if not is_server(origin):
         return traces_from_files(open_store(origin), stream, part, late=late)
     if part is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 
 import click
 import httpx
 
-from vllm_capacity.cli.reading import bounded, checked_url
+from vllm_capacity.cli.access import checked_url, client, secret
+from vllm_capacity.cli.reading import FILE, bounded, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.provision import panels, provision_alerts, provision_dashboard
-from vllm_capacity.live.stack import Management, Names, initialise
+from vllm_capacity.live.stack import (
+    INGEST_SECRET,
+    READER_SECRET,
+    Management,
+    Names,
+    initialise,
+    newest_arrival,
+    read_secret,
+    writing_goes_on,
+)
 from vllm_capacity.sources.asking import UNKEPT
 
 _ROOT_USER, _ROOT_PASSWORD = "PARSEABLE_ROOT_USER", "PARSEABLE_ROOT_PASSWORD"
+_LOOK_SECONDS = 2.0
 _URL = "http://127.0.0.1:8080"  # where compose-otel.yml publishes Parseable
 
 _url = click.option(
@@ -28,11 +41,12 @@ _stream = click.option(
     envvar="PARSEABLE_STREAM",
     default="vllm_metrics",
     show_default=True,
+    callback=stream_name,
     help="Its stream of metrics.",
 )
 _env_file = click.option(
     "--env-file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     default=Path(".env"),
     show_default=True,
     help=f"Where {_ROOT_USER} and {_ROOT_PASSWORD} are, if not in the environment.",
@@ -52,6 +66,7 @@ def stack() -> None:
     envvar="PARSEABLE_TRACES_STREAM",
     default="vllm_traces",
     show_default=True,
+    callback=stream_name,
     help="Its stream of spans.",
 )
 @click.option(
@@ -70,6 +85,20 @@ def stack() -> None:
 )
 @click.option("--retention-days", type=click.IntRange(1, 36500), help="Delete what is older.")
 @click.option("--renew", is_flag=True, help="Give both users new passwords.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    callback=bounded,
+    show_default=True,
+    help="With --renew: how many seconds to wait until the stream is written to again.",
+)
+@click.option(
+    "--revoke",
+    multiple=True,
+    metavar="STREAM",
+    help="Take both users' rights to another stream away; may be given again.",
+)
 @_env_file
 def init(
     parseable: str,
@@ -79,18 +108,44 @@ def init(
     targets: Path,
     retention_days: int | None,
     renew: bool,
+    wait: float,
+    revoke: tuple[str, ...],
     env_file: Path,
 ) -> None:
     """Create streams, the Collector's user (writes only), the notebooks' user (reads only).
 
-    Their secrets go into files of mode 0600 in --secrets. May be run again at any time.
+    Their secrets go into files of mode 0600 in --secrets. May be run again at any time: rights to
+    other streams stay. After --renew, restart the Collector; the command waits for it to write.
     """
     names = Names(metrics_stream=stream, traces_stream=traces_stream)
-    with _administrator(parseable, env_file) as client:
-        done = initialise(client, names, secrets, renew=renew, retention_days=retention_days)
-    targets.mkdir(exist_ok=True)
-    for line in [*done, f"folder {targets}: for vllm*.yaml, dcgm*.yaml, node*.yaml"]:
-        click.echo(line)
+    with _administrator(parseable, env_file) as admin:
+        before = newest_arrival(admin, stream) if renew else None
+        done = initialise(
+            admin, names, secrets, renew=renew, retention_days=retention_days, revoke=revoke
+        )
+        targets.mkdir(exist_ok=True)
+        for line in [*done, f"folder {targets}: for vllm*.yaml, dcgm*.yaml, node*.yaml"]:
+            click.echo(line)
+        if renew:
+            _tell_renewed(secrets)
+            looks = math.ceil(wait / _LOOK_SECONDS)
+            click.echo(
+                writing_goes_on(
+                    admin, stream, before=before, looks=looks, pause=lambda: sleep(_LOOK_SECONDS)
+                )
+            )
+
+
+def _tell_renewed(secrets: Path) -> None:
+    click.echo(
+        f"The Collector reads {secrets / INGEST_SECRET} only when it starts: restart it now "
+        "(docker compose -f compose-otel.yml restart collector). What it sends with the old "
+        "password is dropped."
+    )
+    click.echo(
+        f"The reporter reads {secrets / READER_SECRET} before each pull. Notebooks and shells with "
+        "PARSEABLE_PASSWORD in their environment need the new one."
+    )
 
 
 @stack.command(short_help="Post the dashboard and the alert rules Parseable can evaluate.")
@@ -110,8 +165,8 @@ def provision(parseable: str, stream: str, usd_per_gpu_hour: float | None, env_f
     evaluate are named; `vllm-capacity alerts` evaluates all of them on a window.
     """
     board = panels(stream, usd_per_gpu_hour)
-    with _administrator(parseable, env_file) as client:
-        management = Management(client)
+    with _administrator(parseable, env_file) as admin:
+        management = Management(admin)
         click.echo(provision_dashboard(management, board, stream))
         for line in provision_alerts(management, stream):
             click.echo(line)
@@ -122,10 +177,11 @@ def provision(parseable: str, stream: str, usd_per_gpu_hour: float | None, env_f
 def healthy(urls: tuple[str, ...]) -> None:
     """Exit 0 if every URL answers with success, else 1: a health check from outside."""
     is_well = True
-    with httpx.Client(timeout=5.0) as client:
-        for url in urls:
+    checked = [checked_url(url) for url in urls]
+    with client(timeout=5.0) as asking:
+        for url in checked:
             try:
-                said = str(client.get(checked_url(url)).status_code)
+                said = str(asking.get(url).status_code)
             except httpx.HTTPError as error:
                 said = str(error) or type(error).__name__
             is_well &= said.startswith("2")
@@ -152,8 +208,12 @@ def writable(folders: tuple[Path, ...]) -> None:
 @contextmanager
 def _administrator(url: str, env_file: Path) -> Iterator[httpx.Client]:
     """A client with the administrator's credentials, which come by environment or file only."""
-    settings = {**_read_env_file(env_file), **os.environ}
-    user, password = settings.get(_ROOT_USER), settings.get(_ROOT_PASSWORD)
+    checked_url(url, variables="PARSEABLE_ROOT")
+    names = (_ROOT_USER, _ROOT_PASSWORD)
+    settings = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if len(settings) < len(names):
+        settings = {**_read_env_file(env_file), **settings}
+    user, password = (secret(name, settings.get(name, "")) for name in names)
     if not user or not password:
         raise InputError(
             f"Set {_ROOT_USER} and {_ROOT_PASSWORD} in the environment or in {env_file} (mode "
@@ -164,19 +224,18 @@ def _administrator(url: str, env_file: Path) -> Iterator[httpx.Client]:
             "Parseable's administrator has the default password. Set another one "
             f"({_ROOT_PASSWORD}), restart Parseable, then run this again."
         )
-    auth = user, password
-    with httpx.Client(base_url=checked_url(url), auth=auth, timeout=30.0, limits=UNKEPT) as client:
-        yield client
+    root = {"user": user, "password": password}
+    with client(root, base_url=url, timeout=30.0, limits=UNKEPT) as admin:
+        yield admin
 
 
 def _read_env_file(path: Path) -> Mapping[str, str]:
-    """NAME=value lines, as compose reads them: comments and quotes around a value are dropped."""
+    """NAME=value lines, as compose reads them: comments and quotes around a value are dropped.
+
+    InputError where others can read the file: it holds the administrator's password.
+    """
     if not path.exists():
         return {}
-    try:
-        text = path.read_text()
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not text: expected lines of NAME=value.") from None
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in read_secret(path).split("\n"))
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
     return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}

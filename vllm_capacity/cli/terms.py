@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import click
 
 from vllm_capacity.bills import Terms
-from vllm_capacity.cli.reading import bounded
+from vllm_capacity.cli.reading import FILE, bounded
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import find_price, given_price
@@ -19,15 +18,22 @@ from vllm_capacity.timerange import parse_instant
 _OPTIONS = (
     click.option("--start", help="Begin of a part, ISO 8601; without an offset it is UTC."),
     click.option("--end", help="End of the part; a sample at it is outside."),
-    click.option("--usd-per-hour", type=float, help="Price of one GPU for an hour."),
+    click.option(
+        "--usd-per-hour", type=float, callback=bounded, help="Price of one GPU for an hour."
+    ),
     click.option("--price", help="A row of data/gpu_prices.csv, by words of it."),
     click.option(
         "--fleet",
-        type=click.Path(path_type=Path),
+        type=FILE,
         help="Mapping file: GPUs and price of each instance, from when to when (CSV or YAML).",
     ),
     click.option(
-        "--gpus-per-engine", type=float, default=1.0, show_default=True, help="GPUs of one engine."
+        "--gpus-per-engine",
+        type=float,
+        callback=bounded,
+        default=1.0,
+        show_default=True,
+        help="GPUs of one engine.",
     ),
     click.option(
         "--slo-ttft",
@@ -81,5 +87,9 @@ def terms_of(given: Mapping[str, Any]) -> tuple[Terms, datetime | None, datetime
         itl_slo_seconds=given["slo_itl"],
         fleet=load_fleet(given["fleet"]) if given["fleet"] is not None else (),
     )
-    start, end = (given[name] and parse_instant(given[name]) for name in ("start", "end"))
+    start, end = (_instant(given[name]) for name in ("start", "end"))
     return terms, start, end
+
+
+def _instant(text: str | None) -> datetime | None:
+    return None if text is None else parse_instant(text)

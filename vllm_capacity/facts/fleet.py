@@ -26,6 +26,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.prices import find_price, given_price
 from vllm_capacity.timerange import TimeRange, iso, parse_instant
 
+_MOST_GPUS = 100_000
 _COLUMNS = {"instance", "gpus_per_engine", "price", "usd_per_hour", "from", "until"}
 
 
@@ -65,7 +66,7 @@ def load_fleet(path: Path) -> tuple[Rule, ...]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the mapping file {path}: {error}.") from None
-    rows = _csv_rows(text) if path.suffix == ".csv" else _yaml_rows(text, path)
+    rows = _csv_rows(text, path) if path.suffix == ".csv" else _yaml_rows(text, path)
     if not rows:
         raise InputError(f"The mapping file {path} has no rules.")
     return tuple(_rule(row, f"{path}, rule {place}") for place, row in enumerate(rows, 1))
@@ -114,14 +115,21 @@ def _mean_rate(stretches: Sequence[tuple[float, Rule]]) -> Rate:
     )
 
 
-def _csv_rows(text: str) -> list[Mapping[str, Any]]:
-    return list(csv.DictReader(StringIO(text)))
+def _csv_rows(text: str, path: Path) -> list[Mapping[str, Any]]:
+    try:
+        return list(csv.DictReader(StringIO(text)))
+    except csv.Error as error:
+        raise InputError(f"The mapping file {path} is not CSV: {error}.") from None
 
 
 def _yaml_rows(text: str, path: Path) -> list[Mapping[str, Any]]:
     try:
         rows = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise InputError(
+            f"The mapping file {path} is nested too deeply for a list of rules."
+        ) from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a date or number that is none
         raise InputError(f"The mapping file {path} is not YAML: {error}.") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"The mapping file {path} must be a list of rules.")
@@ -134,6 +142,8 @@ def _rule(row: Mapping[str, Any], where: str) -> Rule:
             f"{where}: unknown column {', '.join(sorted(unknown))}; "
             f"known are {', '.join(sorted(_COLUMNS))}."
         )
+    if nested := [key for key, cell in row.items() if isinstance(cell, list | dict | set)]:
+        raise InputError(f"{where}: {nested[0]} must be one value.")
     pattern, price, usd = row.get("instance"), row.get("price"), row.get("usd_per_hour")
     if not pattern or (price in (None, "")) == (usd in (None, "")):
         raise InputError(f"{where}: needs an instance, and either a price row or usd_per_hour.")
@@ -141,10 +151,18 @@ def _rule(row: Mapping[str, Any], where: str) -> Rule:
     if start and end and end <= start:
         raise InputError(f"{where}: until must lie after from.")
     gpus = _number(row.get("gpus_per_engine") or 1, "gpus_per_engine", where)
-    if gpus <= 0:
-        raise InputError(f"{where}: gpus_per_engine must be above 0.")
-    rate = find_price(str(price)).usd if price else given_price(_number(usd, "usd_per_hour", where))
+    if not 0 < gpus <= _MOST_GPUS:
+        raise InputError(f"{where}: gpus_per_engine must be above 0, {_MOST_GPUS:,} at most.")
+    rate = find_price(str(price)).usd if price else _given(usd, where)
     return Rule(str(pattern), gpus, rate, start, end)
+
+
+def _given(usd: object, where: str) -> Estimate:
+    number = _number(usd, "usd_per_hour", where)
+    try:
+        return given_price(number)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _instant(cell: object) -> datetime | None:
@@ -155,6 +173,6 @@ def _instant(cell: object) -> datetime | None:
 
 def _number(cell: object, column: str, where: str) -> float:
     try:
-        return float(str(cell))
+        return float(str(cell))  # a yes or no of YAML is no number
     except ValueError:
         raise InputError(f"{where}: {column} must be a number, found {cell!r}.") from None

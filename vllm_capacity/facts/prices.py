@@ -29,6 +29,8 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import ANY_FORM, find_gpu
 from vllm_capacity.resources import shipped
 
+_MOST_USD = 1e6
+
 NO_PRICE = "no price given: give usd_per_hour, or as price a row of gpu_prices.csv"
 FRESH_DAYS = 183
 NO_OFFERS = ("model constant", "TCO model", "marketplace", "spot", "owned")
@@ -83,9 +85,11 @@ def prices() -> tuple[Price, ...]:
 
 
 def given_price(usd_per_hour: float) -> Estimate:
-    """The user's own rate per GPU-hour, exact."""
-    if not 0 <= usd_per_hour < float("inf"):
-        raise InputError(f"--usd-per-hour must be 0 or more, found {usd_per_hour}.")
+    """The user's own rate per GPU-hour, exact; InputError where it is none."""
+    if not 0 <= usd_per_hour <= _MOST_USD:
+        raise InputError(
+            f"--usd-per-hour must be 0 or more, {_MOST_USD:g} at most, found {usd_per_hour}."
+        )
     return Estimate.exact(usd_per_hour, f"${usd_per_hour:g}/GPU-hour (given)")
 
 

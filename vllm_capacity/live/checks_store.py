@@ -121,7 +121,7 @@ def stream_checks(evidence: Evidence) -> list[Finding]:
     if schema is None or evidence.about is None or not evidence.about.is_ok:
         return []
     if not schema.is_ok:
-        return [_absent(evidence.stream, schema)]
+        return [_absent(evidence, schema)]
     rows = _rows(evidence.batches) if _fields(schema) else []
     if rows is None:
         return [_unreadable(evidence)]
@@ -146,28 +146,42 @@ def _unreadable(evidence: Evidence) -> Finding:
     """A query is refused with 400 where the user has no right to the stream."""
     said = _said(evidence.batches)
     if "does not have access" in said:
-        return _no_right(evidence.stream, said)
+        return _no_right(evidence, said)
     return unknown("Parseable", "stream-empty", said)
 
 
-def _no_right(stream: str, said: str) -> Finding:
+def _no_right(evidence: Evidence, said: str) -> Finding:
+    """To a reader, a mistyped name and a stream that it must not read look the same."""
+    stream, seen = evidence.stream, _visible(evidence)
+    streams = f"It may read {', '.join(seen)}. " if seen else ""
     return broken(
         "Parseable",
         "no-right",
-        f"the reader has no right to {stream}: {said}",
-        "Give its role the stream: `vllm-capacity stack init --stream NAME`.",
+        f"the reader has no right to {stream}, or there is no such stream: {said}",
+        f"Is the name right, and that of the Collector (PARSEABLE_STREAM)? {streams}If it is, "
+        f"`vllm-capacity stack init --stream {stream}` adds the right, and takes none away.",
     )
 
 
-def _absent(stream: str, schema: Reply) -> Finding:
+def _visible(evidence: Evidence) -> list[str]:
+    """The streams that the reader sees, Parseable's own left out."""
+    listed = evidence.streams.json() if evidence.streams is not None else None
+    rows = listed if isinstance(listed, list) else []
+    names = {str(row.get("name")) for row in rows if isinstance(row, Mapping)}
+    return sorted(names - {"pstats", "pmeta"})
+
+
+def _absent(evidence: Evidence, schema: Reply) -> Finding:
+    stream = evidence.stream
     if schema.status in (401, 403):
-        return _no_right(stream, schema.said)
+        return _no_right(evidence, schema.said)
     return broken(
         "Parseable",
         "stream-absent",
         f"there is no stream {stream}: {schema.said}",
-        "The first export that Parseable takes creates it, and so does `vllm-capacity stack init`. "
-        "Is PARSEABLE_STREAM the same here and at the Collector? Names keep their case.",
+        "Is the name right, and that of the Collector (PARSEABLE_STREAM)? Names keep their case. "
+        "The first export that Parseable takes creates a stream, and so does `vllm-capacity stack "
+        f"init --stream {stream}`.",
     )
 
 
@@ -180,7 +194,7 @@ def _empty(evidence: Evidence) -> Finding:
             "Parseable",
             "stream-stale",
             f"nothing has come into {evidence.stream} for a quarter of an hour; last {last}",
-            "Is the Collector running, and can it reach Parseable? See its findings above.",
+            f"Is {evidence.writer} running, and can it reach Parseable? See its findings, if any.",
         )
     return broken(
         "Parseable",
@@ -234,8 +248,8 @@ def _fresh(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
     found = f"the newest sample is of {iso(newest)}, {age:,.0f} s ago"
     if age > _STALE_SECONDS:
         remedy = (
-            "Scraping or exporting has stopped, or the Collector works off its queue after an "
-            "outage (then this grows less by itself): see its findings."
+            f"Scraping or exporting has stopped, or {evidence.writer} works off a queue after an "
+            "outage (then this grows less by itself)."
         )
         return broken("Parseable", "stream-stale", found, remedy)
     return fine("Parseable", "stream-stale", found)
@@ -260,16 +274,17 @@ def _clocks(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
         return fine("Parseable", "clock-skew", f"batches arrive {least:.1f} s after their samples")
     if least < 0:
         found = (
-            f"samples are dated {-least:,.0f} s after their arrival: the Collector's clock is ahead"
+            f"samples are dated {-least:,.0f} s after their arrival: "
+            f"the clock of {evidence.writer} is ahead"
         )
     else:
-        found = f"the quickest batch took {least:,.0f} s: the Collector's clock is behind"
+        found = f"the quickest batch took {least:,.0f} s: the clock of {evidence.writer} is behind"
     return broken(
         "Parseable",
         "clock-skew",
         found,
-        "Set the clocks of the Collector's and Parseable's machines by NTP. A Collector that works "
-        "off its queue also looks as if it were behind: look again when the queue is empty.",
+        "Set the clocks of both machines by NTP. A Collector that works off its queue also looks "
+        "as if its clock were behind: look again when the queue is empty.",
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import httpx
 
+from vllm_capacity.live.stack import is_sendable
 from vllm_capacity.sources.parseable_sql import quoted
 from vllm_capacity.timerange import iso
 
@@ -49,7 +50,7 @@ class Reply:
         """The parsed body; None if it is not JSON."""
         try:
             return json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
 
@@ -81,12 +82,18 @@ class Evidence:
     about: Reply | None = None
     default_login: Reply | None = None
     ingest: Reply | None = None
+    streams: Reply | None = None
     schema: Reply | None = None
     info: Reply | None = None
     payloads: Reply | None = None
     batches: Reply | None = None
     instances: Reply | None = None
     answer: Mapping[str, Any] | None = None
+
+    @property
+    def writer(self) -> str:
+        """Who writes to the stream, as far as anybody looked."""
+        return "whatever writes to it" if self.collector_health is None else "the Collector"
 
 
 def ask(
@@ -110,9 +117,17 @@ def ask(
                     return Reply(url, error=f"more than {_MOST_BYTES} bytes")
     except httpx.HTTPError as error:
         return Reply(url, error=str(error) or type(error).__name__)
-    date = answer.headers.get("Date")
-    server_time = parsedate_to_datetime(date) if date else None
+    server_time = _time(answer.headers.get("Date"))
     return Reply(url, answer.status_code, text.decode(errors="replace"), "", server_time)
+
+
+def _time(date: str | None) -> datetime | None:
+    """A Date header's instant; None where there is none, or none to be read."""
+    try:
+        found = parsedate_to_datetime(date) if date else None
+    except ValueError:
+        return None
+    return found.replace(tzinfo=UTC) if found is not None and found.tzinfo is None else found
 
 
 def gather(
@@ -121,14 +136,18 @@ def gather(
     *,
     clock: Callable[[], datetime],
     pause: Callable[[], None],
+    metrics: httpx.Auth | None = None,
     reader: httpx.Auth | None = None,
     ingest_authorization: str | None = None,
     collector_config: Mapping[str, Any] | None = None,
     answer: Mapping[str, Any] | None = None,
 ) -> Evidence:
-    """The evidence on the whole chain. `pause` lies between two looks at the Collector."""
+    """The evidence on the whole chain. `pause` lies between two looks at the Collector.
+
+    `metrics` are the credentials for vLLM's /metrics, `reader` those for Parseable's streams.
+    """
     before = _asked(client, chain.collector_metrics)
-    vllm = tuple(ask(client, "GET", url) for url in chain.vllm)
+    vllm = tuple(ask(client, "GET", url, auth=metrics) for url in chain.vllm)
     proxy = _asked(client, chain.proxy)
     health = _asked(client, chain.collector_health)
     if before is not None and before.is_ok:
@@ -186,7 +205,8 @@ def _with_parseable(
         info=ask(client, "GET", f"{stream}/info", auth=reader),
         payloads=queried["payloads"],
         batches=queried["batches"],
-        instances=queried["instances"],
+        streams=ask(client, "GET", f"{base}/api/v1/logstream", auth=reader),
+        instances=queried["instances"] if chain.collector_metrics is not None else None,
         ingest=_export(client, base, chain.stream, ingest_authorization) if schema.is_ok else None,
     )
 
@@ -196,9 +216,9 @@ def _export(
 ) -> Reply | None:
     if authorization is None:
         return None
-    if authorization != authorization.strip():
-        # not tried: the error would show the secret
-        return Reply(f"{base}/v1/metrics", error="the secret has space around it, sent as it is")
+    if not is_sendable(authorization):  # not tried: the error would show the secret
+        said = "the secret has space around it, or a character that no header can carry"
+        return Reply(f"{base}/v1/metrics", error=said)
     headers = {
         "Authorization": authorization,
         "X-P-Stream": stream,

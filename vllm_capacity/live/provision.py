@@ -98,7 +98,7 @@ def provision_alerts(
 
     Targets that someone added to an alert stay when its query or threshold is brought up to date.
     """
-    listed = management.records("/api/v1/alerts?limit=1000")
+    listed = management.records("/api/v1/alerts?limit=1000", "title", "created", "id")
     return [_provision_alert(management, stream, rule, listed) for rule in rules]
 
 
@@ -170,7 +170,7 @@ def provision_dashboard(management: Management, panels: Iterable[Panel], stream:
     """A line: the dashboard was created, is there already, or was brought up to date."""
     body = dashboard_body(panels, stream)
     title = body["title"]
-    listed = management.records("/api/v1/dashboards")
+    listed = management.records("/api/v1/dashboards", "title", "dashboardId")
     ids = [board["dashboardId"] for board in listed if board["title"] == title]
     if not ids:
         management.call("POST", "/api/v1/dashboards", body=body)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import threading
 import time
@@ -195,7 +196,8 @@ def run(
             point += 1
             tell(tally.progress(point))
             # A fixed grid: the next point counts from the start, so delays do not add up.
-            stop.wait(max(0.0, point * every_seconds - clock.seconds))
+            due = min(point * every_seconds, for_seconds or math.inf)
+            stop.wait(max(0.0, due - clock.seconds))
     for future in pending.values():
         tally.count(future.result())
     return tally.progress(point)

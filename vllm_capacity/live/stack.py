@@ -1,7 +1,8 @@
 """Sets a Parseable up for the stack: streams, an ingestor, a reader, their secrets as files.
 
-Everything may be run again: what is there already is left as it is. Parseable itself makes up the
-passwords and tells them once; they go into files of mode 0600 and nowhere else.
+Everything may be run again: what is there already is left as it is, and rights are only added to a
+role, unless taking one away is asked for by name. Parseable itself makes up the passwords and tells
+them once; they go into files of mode 0600 and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +19,14 @@ from typing import Any, Final
 import httpx
 
 from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.sources.parseable_sql import quoted
 
 INGEST_SECRET: Final = "ingest_authorization"
 READER_SECRET: Final = "reader_password"
 READER_PROFILE: Final = "reader.toml"
 _INGEST_ROLE: Final = "vllm_ingestor"
 _READER_ROLE: Final = "vllm_reader"
+_ROLES: Final = ((_INGEST_ROLE, "ingestor"), (_READER_ROLE, "reader"))
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Names:
     traces_stream: str = "vllm_traces"
     ingest_user: str = "collector"
     reader_user: str = "planner"
+
+    def __post_init__(self) -> None:
+        if self.metrics_stream == self.traces_stream:
+            raise InputError(f"Metrics and spans need two streams, not both {self.traces_stream}.")
 
     @property
     def log_sources(self) -> Mapping[str, str]:
@@ -69,23 +77,56 @@ class Management:
             f" {answer.text.strip()[:300]!r}. {_remedy(answer.status_code, answer.text)}"
         )
 
+    def read(self, path: str) -> Any:  # noqa: ANN401  JSON may be anything
+        """What a GET of the path answers; SourceError where that is no JSON."""
+        try:
+            return self.call("GET", path).json()
+        except (ValueError, RecursionError):
+            raise self._strange(path) from None
+
     def record(self, path: str) -> dict[str, Any]:
         """The object that a GET of the path answers."""
-        answer = self.call("GET", path).json()
-        return answer if isinstance(answer, dict) else {}
+        answer = self.read(path)
+        if not isinstance(answer, dict):
+            raise self._strange(path)
+        return answer
 
-    def records(self, path: str) -> list[dict[str, Any]]:
-        """The list of objects that a GET of the path answers."""
-        answer = self.call("GET", path).json()
-        return answer if isinstance(answer, list) else []
+    def records(self, path: str, *keys: str) -> list[dict[str, Any]]:
+        """The list of objects, each with these keys, that a GET of the path answers."""
+        answer = self.read(path)
+        if not isinstance(answer, list) or not all(
+            isinstance(each, dict) and each.keys() >= set(keys) for each in answer
+        ):
+            raise self._strange(path)
+        return answer
 
     def streams(self) -> set[str]:
         """The names of the streams that this user sees."""
-        return {stream["name"] for stream in self.records("/api/v1/logstream")}
+        return {str(stream["name"]) for stream in self.records("/api/v1/logstream", "name")}
 
     def users(self) -> set[str]:
         """The names of all users."""
-        return {user["id"] for user in self.records("/api/v1/user")}
+        return {str(user["id"]) for user in self.records("/api/v1/user", "id")}
+
+    def rights(self, role: str) -> list[dict[str, Any]]:
+        """The rights of a role; none where there is no such role.
+
+        SourceError where the answer is no list of rights: they could not be kept.
+        """
+        found = self.read(f"/api/v1/role/{role}")
+        rights = found.get("privileges") if isinstance(found, dict) else found
+        if not isinstance(rights, list) or not all(isinstance(right, dict) for right in rights):
+            raise SourceError(
+                f"Parseable tells the rights of the role {role} in a form that is not known here. "
+                "Nothing was changed: they would be lost. Add the stream to the role by hand."
+            )
+        return rights
+
+    def _strange(self, path: str) -> SourceError:
+        return SourceError(
+            f"{self.client.base_url} does not answer {path} as Parseable does. Is PARSEABLE_URL "
+            "right?"
+        )
 
 
 def _remedy(status: int, text: str) -> str:
@@ -111,22 +152,25 @@ def initialise(
     *,
     renew: bool = False,
     retention_days: int | None = None,
+    revoke: Sequence[str] = (),
 ) -> list[str]:
     """Streams, roles, users and secret files; a line for each thing done or found.
 
-    `renew` gives both users new passwords. `client` is an administrator's.
+    `renew` gives both users new passwords; `revoke` names streams to which both lose their rights.
+    `client` is an administrator's.
     """
     management = Management(client)
     done = [f"Parseable {management.record('/api/v1/about').get('version')} answers"]
     _check_secrets(management.users(), names, secrets, renew=renew)
+    roles = [_Role(name, privilege, management.rights(name)) for name, privilege in _ROLES]
+    _check_revoked(revoke, names, roles)
     existing = management.streams()
     for stream, log_source in names.log_sources.items():
         done.append(_create_stream(management, stream, log_source, is_there=stream in existing))
         if retention_days is not None:
             done.append(_retain(management, stream, retention_days))
     done += [
-        _put_role(management, _INGEST_ROLE, "ingestor", names),
-        _put_role(management, _READER_ROLE, "reader", names),
+        *(_put_role(management, role, names, revoke) for role in roles),
         _give_user(management, names.ingest_user, _INGEST_ROLE, secrets / INGEST_SECRET, renew),
         _give_user(management, names.reader_user, _READER_ROLE, secrets / READER_SECRET, renew),
         _write_profile(client, names.reader_user, secrets),
@@ -134,13 +178,34 @@ def initialise(
     return done + verify(client, names, secrets)
 
 
+@dataclass(frozen=True)
+class _Role:
+    """A role, the privilege it gives, and the rights that it has now."""
+
+    name: str
+    privilege: str
+    rights: list[dict[str, Any]]
+
+    def right(self, stream: str) -> dict[str, Any]:
+        return {"privilege": self.privilege, "resource": {"stream": stream}}
+
+
+def _check_revoked(revoke: Sequence[str], names: Names, roles: Sequence[_Role]) -> None:
+    """Before anything is changed: only rights that exist, and not those that are being given."""
+    for stream in revoke:
+        if stream in names.log_sources:
+            raise InputError(f"The stream {stream} is both to be set up and to be revoked.")
+        if not any(role.right(stream) in role.rights for role in roles):
+            raise InputError(f"No role of the stack has a right to the stream {stream!r}.")
+
+
 def _write_profile(client: httpx.Client, user: str, secrets: Path) -> str:
     """The reader's settings as `vllm-capacity pull --profile` takes them."""
     path = secrets / READER_PROFILE
-    password = (secrets / READER_SECRET).read_text().strip()
+    password = read_secret(secrets / READER_SECRET).strip()
     settings = {"url": str(client.base_url).rstrip("/"), "user": user, "password": password}
     text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         write_secret(path, text)
     return f"profile {path}: for `vllm-capacity pull --profile` and `doctor`"
 
@@ -177,12 +242,16 @@ def _retain(management: Management, stream: str, days: int) -> str:
     return f"stream {stream}: kept for {days} days"
 
 
-def _put_role(management: Management, role: str, privilege: str, names: Names) -> str:
-    rights = [
-        {"privilege": privilege, "resource": {"stream": stream}} for stream in names.log_sources
-    ]
-    management.call("PUT", f"/api/v1/role/{role}", body=rights)
-    return f"role {role}: {privilege} of {', '.join(names.log_sources)}"
+def _put_role(management: Management, role: _Role, names: Names, revoke: Sequence[str]) -> str:
+    """The role with the rights it had, but for those revoked, and those to these streams."""
+    gone = [role.right(stream) for stream in revoke]
+    kept = [right for right in role.rights if right not in gone]
+    new = [right for right in map(role.right, names.log_sources) if right not in kept]
+    if kept + new != role.rights:
+        management.call("PUT", f"/api/v1/role/{role.name}", body=kept + new)
+    lost = f", no longer of {', '.join(revoke)}" if len(kept) < len(role.rights) else ""
+    streams = (str((right.get("resource") or {}).get("stream", "all")) for right in kept + new)
+    return f"role {role.name}: {role.privilege} of {', '.join(streams)}{lost}"
 
 
 def _give_user(management: Management, user: str, role: str, secret: Path, renew: bool) -> str:
@@ -220,17 +289,82 @@ def write_secret(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def read_secret(path: Path) -> str:
+    """The text of a file that its owner alone can read; InputError otherwise."""
+    try:
+        if path.stat().st_mode & 0o077:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            raise InputError(
+                f"{path} holds a password and others can read it (mode {mode:04o}): chmod 600 it."
+            )
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not text.") from None
+
+
+def is_sendable(text: str) -> bool:
+    """Whether a header can carry the text as it is; else the error of sending it shows it."""
+    return bool(text) and text == text.strip() and text.isascii() and text.isprintable()
+
+
+def newest_arrival(client: httpx.Client, stream: str) -> str | None:
+    """When something last came into the stream, of the last quarter of an hour; None if nothing.
+
+    Parseable's own text for the time, which sorts as the times do.
+    """
+    body = {
+        "query": f"select max(p_timestamp) as newest from {quoted(stream)}",
+        "startTime": "15m",
+        "endTime": "now",
+    }
+    try:
+        rows = Management(client).call("POST", "/api/v1/query", body=body).json()
+    except (SourceError, ValueError):
+        return None  # a stream without columns yet refuses every query
+    is_row = isinstance(rows, list) and rows and isinstance(rows[0], dict)
+    newest = rows[0].get("newest") if is_row else None
+    return str(newest) if newest else None
+
+
+def writing_goes_on(
+    client: httpx.Client,
+    stream: str,
+    *,
+    before: str | None,
+    looks: int,
+    pause: Callable[[], None],
+) -> str:
+    """A line: something has come into the stream since `before`, the newest arrival then.
+
+    SourceError where nothing has after that many looks. Nothing before: nothing to go on.
+    """
+    if before is None:
+        return f"stream {stream}: nothing was being written to it"
+    for _ in range(looks):
+        newest = newest_arrival(client, stream)
+        if newest is not None and newest > before:
+            return f"checked: {stream} is being written to"
+        pause()
+    raise SourceError(
+        f"Nothing has been written to {stream} since the new password. The Collector drops what is "
+        "refused: restart it now. `vllm-capacity doctor` tells when it writes again."
+    )
+
+
 def verify(client: httpx.Client, names: Names, secrets: Path) -> list[str]:
     """A line for each right that the two users have and have not; SourceError if it is otherwise.
 
     Nothing is written: the export that is tried holds no point.
     """
-    reader = basic_authorization(names.reader_user, (secrets / READER_SECRET).read_text().strip())
-    ingestor = (secrets / INGEST_SECRET).read_text()
-    if ingestor != ingestor.strip():
+    password = read_secret(secrets / READER_SECRET).strip()
+    reader = basic_authorization(names.reader_user, password)
+    ingestor = read_secret(secrets / INGEST_SECRET)
+    if not is_sendable(ingestor):
         raise InputError(
-            f"{secrets / INGEST_SECRET} has a newline or space at an end, which the Collector "
-            "would send as part of the header: remove it."
+            f"{secrets / INGEST_SECRET} has a newline or space at an end, or a character that no "
+            "header can carry, and the Collector would send it as it is: remove it."
         )
     stream, found = names.metrics_stream, []
     for user, authorization, should_write in (
@@ -268,8 +402,11 @@ def _export(client: httpx.Client, authorization: str, stream: str) -> httpx.Resp
 
 
 def _query(client: httpx.Client, authorization: str, stream: str) -> httpx.Response:
-    query = f'select count(1) as n from "{stream}"'
-    body = {"query": query, "startTime": "1m", "endTime": "now"}
+    body = {
+        "query": f"select count(1) as n from {quoted(stream)}",
+        "startTime": "1m",
+        "endTime": "now",
+    }
     return _post(client, "/api/v1/query", {"Authorization": authorization}, body)
 
 

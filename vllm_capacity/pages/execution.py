@@ -97,7 +97,7 @@ def read_cells(notebook: Path) -> list[Mapping[str, Any]]:
         return list(read.cells)
     except FileNotFoundError:
         raise errors.InputError(f"There is no notebook {notebook}.") from None
-    except (nbformat.reader.NotJSONError, ValidationError, AttributeError, KeyError):
+    except (ValueError, ValidationError, AttributeError, KeyError, TypeError, RecursionError):
         raise errors.InputError(f"{notebook} is not a Jupyter notebook.") from None
 
 

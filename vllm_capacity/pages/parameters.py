@@ -43,7 +43,7 @@ def declared_parameters(notebook: Path) -> tuple[Parameter, ...]:
 
     try:
         found = papermill.inspect_notebook(str(notebook))
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
             f"The parameters of {notebook.name} cannot be read: {error} Save it once in JupyterLab."
         ) from error

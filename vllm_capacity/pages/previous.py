@@ -157,8 +157,22 @@ def _is_complete(report: Told) -> bool:
         and set(line) >= _LINE
         and set(report) >= {"notebook", "title"}
         and isinstance(tiles, Sequence)
-        and all(set(tile) >= {"figure", *_NUMBERS} for tile in tiles)
+        and all(set(tile) >= {"figure", *_NUMBERS} and _has_ends(tile) for tile in tiles)
+        and _is_time(line["start"])
+        and _is_time(line["end"])
     )
+
+
+def _has_ends(tile: Told) -> bool:
+    return tile["mid"] is None or None not in (tile["low"], tile["high"])
+
+
+def _is_time(text: str) -> bool:
+    try:
+        instant(text)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _is_before(then: tuple[datetime, datetime], now: tuple[datetime, datetime]) -> bool:

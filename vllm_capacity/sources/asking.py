@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -12,6 +13,7 @@ import tenacity
 from vllm_capacity.errors import SourceError
 
 _ATTEMPTS = 4
+_CREDENTIALS = re.compile(r"^([a-zA-Z][\w+.-]*://)?.*@", re.DOTALL)
 # What a server says when it, or what stands before it, is not ready.
 BUSY = (429, 502, 503, 504)
 # For questions that are asked once: a kept connection may be closed just as it is used again, which
@@ -34,6 +36,11 @@ def again(ask: Callable[[], _Answer], pause: Callable[[float], None]) -> _Answer
         reraise=True,
     )
     return attempts(ask)
+
+
+def without_credentials(url: str) -> str:
+    """The URL as it may be shown: without what stands before an @, even where it is no URL."""
+    return _CREDENTIALS.sub(r"\1", url)
 
 
 def address(client: httpx.Client) -> str:

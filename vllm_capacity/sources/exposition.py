@@ -19,7 +19,7 @@ from pathlib import Path
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_capacity.errors import InputError, ParseError
+from vllm_capacity.errors import InputError, NoTelemetryError, ParseError
 from vllm_capacity.facts.catalog import keeps
 from vllm_capacity.sources.otlp import Wire
 from vllm_capacity.telemetry.clocks import SteadyTime, by_steady_clock
@@ -336,11 +336,11 @@ def provenance(rows: Rows, *, kind: str, origin: str) -> dict[str, object]:
 
 
 def require_serving_series(reader: ScrapeReader, origin: str) -> None:
-    """InputError unless the scrapes hold a series of a serving framework we know."""
+    """NoTelemetryError unless the scrapes hold a series of a serving framework we know."""
     if reader.good + reader.failed == 0:
-        raise InputError(f"{origin} holds no scrape at all.")
+        raise NoTelemetryError(f"{origin} holds no scrape at all.")
     if not reader.buffer.has_serving_series():
-        raise InputError(
+        raise NoTelemetryError(
             f"{origin} holds no vLLM series ({reader.good} good and {reader.failed} failed "
             "scrapes). "
             "Check that the target is vLLM's /metrics and that --disable-log-stats is off."

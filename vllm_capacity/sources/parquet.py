@@ -225,6 +225,8 @@ def _s3_store(root: str) -> Store:
         raise InputError(
             "Reading s3:// needs s3fs. Install it with: pip install 'vllm-capacity[s3]'."
         ) from None
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
     # No caches: the store is alive, and the environment may name another server next time.
     bucket = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
 
@@ -233,7 +235,7 @@ def _s3_store(root: str) -> Store:
             return [str(path).rsplit("/", 1)[-1] for path in bucket.ls(folder, detail=False)]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, BotoCoreError) as error:
             raise SourceError(
                 f"Could not list {folder}: {error}. Credentials come from AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY and, for another server than AWS, AWS_ENDPOINT_URL."

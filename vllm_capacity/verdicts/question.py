@@ -70,7 +70,7 @@ class Question:
         if not 1 <= self.gpus <= MOST_GPUS or not all(0 < n <= MOST for n in numbers):
             raise InputError(
                 f"There must be 1 to {MOST_GPUS} GPUs, and the output rate and both token counts "
-                f"be above 0; found {self.gpus:g}, {', '.join(f'{n:g}' for n in numbers)}."
+                f"be above 0; found {self.gpus}, {', '.join(f'{n:g}' for n in numbers)}."
             )
         offered = self.offered_tokens_per_second
         if offered is not None and self.output_tokens_per_second > MOST_SERVED * offered:

@@ -1,0 +1,163 @@
+"""How servers are reached: addresses without credentials, secrets that a header can carry, clients.
+
+A secret comes from the environment or from a file that only its owner can read, never from a URL:
+a URL is seen in the list of processes, in histories and in messages.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.live.stack import is_sendable, read_secret
+from vllm_capacity.sources.asking import without_credentials
+
+_LOGIN = re.compile(r"[^/@]*:[^/@]*@")
+METRICS = "VLLM_METRICS"
+"""The prefix of the variables that hold the credentials for servers' /metrics."""
+METRICS_SETTINGS = ("user", "password", "token")
+
+
+def checked_url(url: str, *, variables: str = "") -> str:
+    """The http or https URL; InputError for what is none, and for one that holds credentials.
+
+    `variables`: the prefix of the environment variables in which credentials are to be given.
+    """
+    shown = without_credentials(url)
+    try:
+        parsed = httpx.URL(url)
+        parsed.host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        why = f": {error}" if shown == url else ""  # an error shows what it could not read
+        raise InputError(f"Cannot read {shown!r} as a URL{why}.") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InputError(f"Cannot read {shown!r} as a URL: not http:// or https:// and a host.")
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise InputError(f"Cannot read {shown!r} as a URL: there is no port {parsed.port}.")
+    if parsed.userinfo:
+        instead = f"set {variables}_USER and {variables}_PASSWORD" if variables else "leave it out"
+        raise InputError(
+            f"A password in the URL {shown} is seen by everyone on this machine; {instead} instead."
+        )
+    return url
+
+
+def is_server(origin: str) -> bool:
+    """Whether telemetry is to come from an http(s) URL; False: from files, at a path or s3://.
+
+    InputError for a URL of another kind, and for s3:// with credentials in it.
+    """
+    scheme = origin.partition("://")[0].lower() if "://" in origin else ""
+    if scheme not in ("", "http", "https", "s3"):
+        raise InputError(
+            f"Cannot read from {without_credentials(origin)}: give http://, https://, s3:// or the "
+            "path of a folder."
+        )
+    if scheme == "s3" and "@" in origin:
+        raise InputError(
+            f"Credentials for {without_credentials(origin)} come from AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY; leave them out of the URL."
+        )
+    if not scheme and _LOGIN.match(origin):
+        raise InputError(
+            f"Cannot read from {without_credentials(origin)}: give http:// or https://."
+        )
+    return scheme in ("http", "https")
+
+
+def metrics_url(text: str) -> str:
+    """The URL of a server's metrics; a bare host:port gets http:// and /metrics."""
+    url = text if "://" in text else f"http://{text}"
+    parsed = httpx.URL(checked_url(url, variables=METRICS))
+    return str(parsed.copy_with(path="/metrics")) if parsed.path == "/" else url
+
+
+def read_settings(
+    environment: Mapping[str, str],
+    profile: Path | None,
+    *,
+    prefix: str = "PARSEABLE",
+    names: Sequence[str] = ("url", "user", "password", "api_key"),
+) -> dict[str, str]:
+    """What a profile holds under `names`, over which the environment's `PREFIX_NAME` win.
+
+    A profile is TOML, readable by its owner alone; InputError otherwise.
+    """
+    found = _read_profile(profile, names) if profile else {}
+    for name in names:
+        variable = f"{prefix}_{name.upper()}"
+        if environment.get(variable):
+            found[name] = secret(variable, environment[variable])
+    return found
+
+
+def _read_profile(path: Path, names: Sequence[str]) -> dict[str, str]:
+    try:
+        content = tomllib.loads(read_secret(path))
+    except (tomllib.TOMLDecodeError, RecursionError):
+        raise InputError(f"The profile {path} is not TOML: expected lines like user = …") from None
+    unknown = sorted(set(content) - set(names))
+    if unknown:
+        raise InputError(
+            f"The profile {path} has {', '.join(unknown)}; it may hold {', '.join(names)}."
+        )
+    for name, value in content.items():
+        if not isinstance(value, str | int):
+            raise InputError(f"The profile {path} must hold text as {name}.")
+    return {name: secret(f"{path}: {name}", str(value)) for name, value in content.items()}
+
+
+def secret(name: str, value: str) -> str:
+    """The value without space around it; InputError, which does not show it, if it is unusable.
+
+    A stray line break would otherwise be shown, with the whole secret, by the error of sending it.
+    """
+    bare = value.strip().strip("\ufeff")
+    is_header = name.lower().endswith(("api_key", "token"))
+    if not (is_sendable(bare) if is_header else bare.isprintable()):
+        raise InputError(
+            f"{name} holds a line break or another character that cannot be sent. Set it again."
+        )
+    return bare
+
+
+class _Header(httpx.Auth):
+    """A header in the place of user and password."""
+
+    def __init__(self, name: str, value: str) -> None:
+        self._name, self._value = name, value
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers[self._name] = self._value
+        yield request
+
+
+def auth_of(settings: Mapping[str, str]) -> httpx.Auth | None:
+    """The credentials that settings hold: api_key, token, or user and password; None without."""
+    if settings.get("api_key"):
+        return _Header("X-API-KEY", settings["api_key"])
+    if settings.get("token"):
+        return _Header("Authorization", f"Bearer {settings['token']}")
+    user, password = settings.get("user"), settings.get("password")
+    return httpx.BasicAuth(user, password) if user and password else None
+
+
+@contextmanager
+def client(settings: Mapping[str, str] | None = None, **how: Any) -> Iterator[httpx.Client]:  # noqa: ANN401
+    """A client with the credentials of `settings`, if any; `how` is what httpx.Client takes."""
+    try:
+        opened = httpx.Client(auth=auth_of(settings or {}), **how)
+    except (ValueError, ImportError, httpx.InvalidURL):
+        raise InputError(
+            "Cannot use the proxy that the environment names: look at HTTP_PROXY, HTTPS_PROXY and "
+            "ALL_PROXY."
+        ) from None
+    with opened:
+        yield opened
