@@ -17,9 +17,9 @@ import polars as pl
 from vllm_capacity.engine.queueing import Queue, servers_needed
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.timerange import HOURS_PER_MONTH
 
 MAX_REPLICAS = 1_000_000
-HOURS_A_MONTH = 730.5
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,11 @@ def month_usd(gpus: Estimate, usd_per_gpu_hour: Estimate) -> Estimate:
         if not part.is_known:
             return part
     low, mid, high = (
-        (getattr(gpus, end) or 0.0) * (getattr(usd_per_gpu_hour, end) or 0.0) * HOURS_A_MONTH
+        (getattr(gpus, end) or 0.0) * (getattr(usd_per_gpu_hour, end) or 0.0) * HOURS_PER_MONTH
         for end in ("low", "mid", "high")
     )
     return Estimate.known(
-        low, mid, high, f"{HOURS_A_MONTH} h × {usd_per_gpu_hour.basis} × GPUs ({gpus.basis})"
+        low, mid, high, f"{HOURS_PER_MONTH} h × {usd_per_gpu_hour.basis} × GPUs ({gpus.basis})"
     )
 
 
