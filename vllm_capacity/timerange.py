@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 from vllm_capacity.errors import InputError
 
+HOURS_PER_MONTH = 730.5  # 365.25 days × 24 h ÷ 12: every dollar figure per month uses it
+
 _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _LONGEST_SECONDS = 36525 * 86400.0
 # Between these no offset from UTC and no look before or after leaves the calendar.

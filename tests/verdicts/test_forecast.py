@@ -287,7 +287,7 @@ def test_after_a_step_of_the_level_intervals_widen_and_say_so():
         noisy[24 * 10 - 3 :] *= 2
         found = forecast_demand(rows(noisy[: 24 * 10]))
         inside.append((found.frame["high"].to_numpy() >= noisy[24 * 10 :]).mean())
-        assert "here widened: the last two hours lie outside" in found.method
+        assert "intervals widened, because demand in the last two hours" in found.method
     assert np.mean(inside) > 0.55
 
 
@@ -309,10 +309,6 @@ def test_a_last_day_of_zeros_is_zero_and_has_no_relative_width():
 
 def test_a_constant_series_is_foreseen_to_the_digit():
     assert set(forecast_demand(rows([500.0] * 168)).frame["mid"]) == {500.0}
-
-
-def test_the_method_says_that_days_of_the_week_are_taken_as_alike():
-    assert "days of the week are taken as alike" in forecast_demand(rows([5.0] * 48)).method
 
 
 def test_time_columns_come_back_as_they_came():

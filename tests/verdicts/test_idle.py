@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.verdicts.idle import HOURS_PER_MONTH, idle_by_hour_of_week, savings
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.timerange import HOURS_PER_MONTH
+from vllm_capacity.verdicts.idle import idle_by_hour_of_week, savings
+from vllm_capacity.verdicts.sizing import month_usd
 
 MONDAY = datetime(2026, 11, 23, tzinfo=UTC)
 SCHEMA = {"ts": pl.Datetime("us", "UTC"), "cost_usd": pl.Float64, "utilisation_ratio": pl.Float64}
@@ -70,6 +73,11 @@ def test_a_schedule_saves_the_hours_idle_every_day():
     assert found.hours_off == tuple(range(8))
     assert found.schedule.mid == pytest.approx(8 / 24 * 2.0 * HOURS_PER_MONTH)
     assert "0 of 40 hours switched off were busy" in found.schedule.basis
+
+
+def test_a_month_saved_is_as_long_as_a_month_planned():
+    planned = month_usd(Estimate.exact(1, "one GPU"), Estimate.exact(2.0, "a price"))
+    assert saved(NIGHT_OFF * 5).schedule.mid == pytest.approx(8 / 24 * planned.mid)
 
 
 def test_a_schedule_is_judged_on_days_it_was_not_drawn_from():

@@ -1,9 +1,7 @@
 """Demand of the next hours or days with intervals measured on its own past, or why there is none.
 
-Method and why it: `forecast_model`. What a gap is: `forecast_grid`. How the intervals are
-measured: `forecast_intervals`. No claim about days of the week is made: published demand of LLM
-services is no better foreseen from last week's same hour than from yesterday's, and two weeks
-hold not one error of such a forecast to measure an interval with.
+Method and why it: `forecast_model`; days of the week, and when they are used: `forecast_week`. What
+a gap is: `forecast_grid`. How the intervals are measured: `forecast_intervals`.
 
 Why not statsforecast: a day ahead, at the same origins of three published services (ServeGen
 m-large and m-small, BurstGPT), the MASE of this blend is 0.97 / 1.41 / 0.65, 1.01 in the mean. Of
@@ -25,23 +23,15 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.forecast_grid import DAY_SECONDS, Grid, demand_grid
 from vllm_capacity.verdicts.forecast_intervals import (
     error_band,
-    measured_coverage,
+    stated_coverage,
     widened,
 )
-from vllm_capacity.verdicts.forecast_model import (
-    Backtest,
-    Floats,
-    backtest,
-    blend,
-    error_count,
-    filled,
-    offset,
-)
+from vllm_capacity.verdicts.forecast_model import Backtest, Floats, error_count, offset
+from vllm_capacity.verdicts.forecast_week import best_pattern
 
-METHOD = (
-    "fixed blend: mean of the last 24 h × hour-of-day profile of up to 7 days × what the last hour "
-    "stood above it, fading in a day; days of the week are taken as alike; 90 % intervals from its "
-    "own back-tested errors"
+_METHOD = (
+    "mean of the last 24 h × hour-of-day profile × how far the last hour was above or below it, "
+    "fading over a day; 90 % intervals from the errors of this method on the series' own past"
 )
 PEAK_PRIOR = Estimate.known(
     1.29,
@@ -52,8 +42,8 @@ PEAK_PRIOR = Estimate.known(
 )
 _LEAST_MEAN_RATIO = 0.01
 _WIDENED = (
-    ", here widened: the last two hours lie outside what was foreseen for them, and how often "
-    "intervals hold right after such a step is not measured"
+    "; intervals widened, because demand in the last two hours was outside its own forecast: how "
+    "often intervals hold right after such a step was not measured"
 )
 
 
@@ -62,10 +52,12 @@ class Forecast:
     """Demand ahead, or the `reason` why there is none.
 
     `frame`: one row a step ahead: ts_seconds (or ts, as it was given), low, mid, high, in the
-    unit of the series a step; empty where refused. `coverage_measured`: the share, 0..1, of
-    back-test points inside intervals that had not seen them. `width_ratio`: mean width of the
-    intervals over mean demand forecast, None where that is under 1 % of the series' mean.
-    `peak_over_mean`: how far a short peak stands above its hour's mean (p95 of hours).
+    unit of the series a step; empty where refused. `method` says how it was made, and whether days
+    of the week were told apart. `coverage_measured`: the share of points, 0..1, to expect inside
+    the intervals, measured in the back-test and drawn towards 90 % where that was short
+    (`stated_coverage`). `width_ratio`: mean width of the intervals over mean demand forecast, None
+    where that is under 1 % of the series' mean. `peak_over_mean`: how far a short peak stands above
+    its hour's mean (p95 of hours).
     """
 
     frame: pl.DataFrame
@@ -101,14 +93,14 @@ def forecast_demand(
     reason = refusal(grid, horizon_seconds)
     if reason:
         return _refused(series, grid, peak, reason)
-    past = backtest(grid.values, horizon, grid.steps_per_day)
+    pattern = best_pattern(grid.values, horizon, grid.steps_per_day)
+    history, past = pattern.history, pattern.past
     band = error_band(past, grid.steps_per_day)
     if band is None:
         return _refused(series, grid, peak, _too_few_errors(grid, horizon, past))
-    history = filled(grid.values, grid.steps_per_day)
     wider = widened(past, band, grid.steps_per_day)
     low, mid, high = _ends(
-        blend(history, horizon, grid.steps_per_day),
+        pattern.expected(history, horizon, grid.steps_per_day),
         (wider or band).half_width,
         extra=offset(history, grid.steps_per_day),
         usual=float(history.mean()),
@@ -116,8 +108,9 @@ def forecast_demand(
     frame = _stamped(series, [low, mid, high], grid)
     is_near_zero = mid.mean() <= _LEAST_MEAN_RATIO * history.mean()
     width = None if is_near_zero else float((high - low).mean() / mid.mean())
-    coverage = measured_coverage(past, grid.steps_per_day)
-    return Forecast(frame, METHOD + (_WIDENED if wider else ""), coverage, width, peak, "")
+    method = f"{_METHOD}; days of the week are {pattern.days_of_week}{_WIDENED if wider else ''}"
+    coverage = stated_coverage(past, grid.steps_per_day)
+    return Forecast(frame, method, coverage, width, peak, "")
 
 
 def _ends(
@@ -153,7 +146,7 @@ def _too_few_errors(grid: Grid, horizon: int, past: Backtest) -> str:
 
 
 def _refused(series: pl.DataFrame, grid: Grid, peak: Estimate, reason: str) -> Forecast:
-    return Forecast(_stamped(series, [], grid), METHOD, None, None, peak, reason)
+    return Forecast(_stamped(series, [], grid), _METHOD, None, None, peak, reason)
 
 
 def demand_arrays(series: pl.DataFrame, column: str) -> tuple[Floats, Floats]:

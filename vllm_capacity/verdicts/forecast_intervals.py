@@ -6,6 +6,12 @@ a few days may well have erred one way only; it is widened by 1 + 0.6/√days, b
 hours, are what is independent here, and levels move: the bare quantiles held 79 % of the time on a
 service whose tenants step in and out. A band never narrows with the horizon. Right after a step of
 the level it is as wide as the errors of the last two hours ask for.
+
+What share of points to expect inside is stated with care: on three published services and 46 of
+their tenants, the share measured over one or two weeks did not tell which of them would hold (0.96
+or more was measured for 311 forecasts, which held 0.94; under 0.90 for 23, which held 0.99; one
+service held 0.85 of its last quarter after 0.97). So the nominal 90 % counts as ten days of
+measurement beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ NOMINAL_RATIO = 0.90
 _EDGES_HOURS = (4, 24, 48, 96, 192, 384, 768, 1536)
 _LEAST_ERRORS = 10
 _NEWEST_HOURS = 2.0
+_NOMINAL_DAYS = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,18 @@ def widened(past: Backtest, band: Band, steps_per_day: int) -> Band | None:
         return None
     least = np.quantile(errors[seen], 0.95)  # days alike to the digit have no half-width to widen
     return Band(np.maximum(band.half_width * np.quantile(misses, 0.95), least))
+
+
+def stated_coverage(past: Backtest, steps_per_day: int) -> float | None:
+    """The share of points to expect inside the band, 0..1: as measured, drawn towards the nominal.
+
+    None where nothing could be measured.
+    """
+    measured = measured_coverage(past, steps_per_day)
+    if measured is None:
+        return None
+    weighed = measured * past.days + NOMINAL_RATIO * _NOMINAL_DAYS
+    return weighed / (past.days + _NOMINAL_DAYS)
 
 
 def measured_coverage(past: Backtest, steps_per_day: int) -> float | None:

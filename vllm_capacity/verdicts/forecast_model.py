@@ -3,8 +3,8 @@
 1. **Level**: the mean of the last 24 h. Past the first day it drifts back to the geometric mean of
    the days of the last week, e-folding in three days.
 2. **Shape**: the hour-of-day profile of up to seven days, averaged on a log scale (one burst does
-   not become a pattern), each day weighing 0.9 of the next one, then shrunk by n/(n + ½) for n
-   days: one day's shape is half noise.
+   not become a pattern), each day weighing 0.9 of the next one, then shrunk by how well the days
+   agree on it (James and Stein's factor; ⅔ of a single day's): where they do not, it is flat.
 3. **Persistence**: 60 % of what the last hour stood above or below that, e-folding in a day. Both
    are raised by a tenth of the level first: two requests in place of one at night are no surge.
 
@@ -19,12 +19,14 @@ logarithmic (uselessly wide after bursts): of the three it had the best interval
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Expected = Callable[[Floats, int, int], Floats]  # history, horizon, steps per day → demand ahead
 
 PROFILE_DAYS = 7
 DAY_DECAY = 0.9
@@ -34,6 +36,7 @@ BACKTEST_DAYS = 56
 _OFFSET_RATIO = 0.02
 _MAX_LOG_DEVIATION = 1.5
 _NOISE_RATIO = 0.1
+_SHARE_OF_ONE_DAY = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,23 @@ def _profile(recent: Floats, days: int, steps_per_day: int, extra: float) -> Flo
         return np.ones(steps_per_day)
     logs = np.log(recent.reshape(days, steps_per_day) + extra)
     weights = DAY_DECAY ** np.arange(days, dtype=float)[::-1]
-    shape = np.average(logs - logs.mean(axis=1, keepdims=True), axis=0, weights=weights)
-    raised = np.exp(shape * days / (days + 0.5))
+    shapes = logs - logs.mean(axis=1, keepdims=True)
+    raised = np.exp(shrunk(shapes, weights, one_share=_SHARE_OF_ONE_DAY))
     profile = np.maximum((1 + _OFFSET_RATIO) * raised / raised.mean() - _OFFSET_RATIO, 0.0)
     return np.asarray(profile / profile.mean())
+
+
+def shrunk(shapes: Floats, weights: Floats, *, one_share: float) -> Floats:
+    """The mean of the rows of `shapes`, times the share of its variance that is no noise, 0..1.
+
+    The noise is how far rows differ, each of mean 0; one row cannot tell, and keeps `one_share`.
+    """
+    mean = np.average(shapes, axis=0, weights=weights)
+    if len(shapes) == 1:
+        return np.asarray(one_share * mean)
+    rows = weights.sum() ** 2 / (weights**2).sum()
+    noise = float(shapes.var(axis=0, ddof=1).mean()) / rows
+    return np.asarray(mean * max(0.0, 1 - noise / max(float((mean**2).mean()), 1e-12)))
 
 
 def _levels(
@@ -123,8 +139,8 @@ def _levels(
     return np.asarray(np.maximum(levels, 0.0))
 
 
-def _origins(steps: int, steps_per_day: int) -> NDArray[np.int64]:
-    warm_up = max(1, min(steps_per_day, steps // 4))
+def _origins(steps: int, steps_per_day: int, first: int = 0) -> NDArray[np.int64]:
+    warm_up = max(1, first, min(steps_per_day, steps // 4))
     first = max(warm_up, steps - BACKTEST_DAYS * steps_per_day)
     stride = max(1, steps_per_day // 24)
     return np.arange(steps - 1, first - 1, -stride, dtype=np.int64)[::-1]
@@ -135,19 +151,27 @@ def error_count(steps: int, horizon: int, steps_per_day: int) -> int:
     return int(np.minimum(horizon, steps - _origins(steps, steps_per_day)).sum())
 
 
-def backtest(values: Floats, horizon: int, steps_per_day: int) -> Backtest:
-    """The blend's errors at hourly origins of the series' last eight weeks, gaps not scored.
+def backtest(
+    values: Floats,
+    history: Floats,
+    horizon: int,
+    steps_per_day: int,
+    *,
+    expected: Expected = blend,
+    first: int = 0,
+) -> Backtest:
+    """The errors of `expected` at hourly origins of the last eight weeks, gaps not scored.
 
-    The first origin stands a day in (a quarter of the series, if that is less), so early origins
-    know less than the forecast itself does: errors are a little on the wide side.
+    `history` is `values` with its gaps filled. The first origin stands a day in (a quarter of the
+    series, if that is less), or at `first` where that is later, so early origins know less than
+    the forecast itself does: errors are a little on the wide side.
     """
-    steps, history = len(values), filled(values, steps_per_day)
-    warm_up = max(1, min(steps_per_day, steps // 4))
-    origins = _origins(steps, steps_per_day)
+    steps = len(values)
+    origins = _origins(steps, steps_per_day, first)
     errors = np.full((len(origins), horizon), np.nan)
     for row, origin in enumerate(origins):
-        truth = values[origin : origin + horizon]
-        expected = blend(history[:origin], len(truth), steps_per_day)
-        extra = offset(history[:origin], steps_per_day)
-        errors[row, : len(truth)] = np.sqrt(truth + extra) - np.sqrt(expected + extra)
-    return Backtest(origins, errors, (steps - warm_up) / steps_per_day)
+        truth, known = values[origin : origin + horizon], history[:origin]
+        extra = offset(known, steps_per_day)
+        ahead = expected(known, len(truth), steps_per_day)
+        errors[row, : len(truth)] = np.sqrt(truth + extra) - np.sqrt(ahead + extra)
+    return Backtest(origins, errors, (steps - int(origins[0])) / steps_per_day)

@@ -19,7 +19,8 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.forecast import demand_arrays, refusal
 from vllm_capacity.verdicts.forecast_grid import DAY_SECONDS, Grid, demand_grid, usual_gap_seconds
 from vllm_capacity.verdicts.forecast_intervals import NOMINAL_RATIO
-from vllm_capacity.verdicts.forecast_model import Floats, blend, filled
+from vllm_capacity.verdicts.forecast_model import Floats
+from vllm_capacity.verdicts.forecast_week import Pattern, best_pattern
 
 LEAST_DAYS = 3.0
 _ORIGINS_PER_DAY = 4
@@ -51,24 +52,29 @@ def total_demand(series: pl.DataFrame, *, days: float, column: str = "requests")
 
 def _total(grid: Grid, days: float) -> Estimate:
     per_day = grid.steps_per_day
-    history = filled(grid.values, per_day)
-    block_days = max(1, min(int(days), int(len(history) / per_day - 1) // 4))
-    errors = _block_errors(grid.values, history, block_days * per_day, per_day)
+    longest = max(1, min(int(days), int(len(grid.values) / per_day - 1) // 4))
+    pattern = best_pattern(grid.values, longest * per_day, per_day)
+    block_days = max(1, min(longest, int(pattern.past.days) // 2))
+    errors = _block_errors(grid.values, pattern, block_days * per_day, per_day)
     if len(errors) < 2:
         return Estimate.unknown(
             "too many gaps: no two whole blocks of the past to measure totals by"
         )
-    blocks = max(1.0, (len(history) / per_day - 1) / block_days)
+    blocks = max(1.0, pattern.past.days / block_days)
     factor = float((1 + 1 / np.sqrt(blocks)) * np.sqrt(max(1.0, days / block_days)))
     lower, upper = _ends(errors)
-    mid = float(blend(history, round(days * per_day), per_day).sum())
+    mid = float(pattern.expected(pattern.history, round(days * per_day), per_day).sum())
     root = np.sqrt(mid)
     scale = root * factor
     low = min(mid, max(0.0, root + scale * lower) ** 2)
     high = max(mid, (root + scale * upper) ** 2)
     stretched = f", spread × √({days:g}/{block_days})" if days > block_days else ""
     return Estimate.known(
-        low, mid, high, f"back-tested totals of {block_days} d, {len(errors)} origins{stretched}"
+        low,
+        mid,
+        high,
+        f"back-tested totals of {block_days} d, {len(errors)} origins{stretched}; days of the week "
+        f"are {pattern.days_of_week}",
     )
 
 
@@ -82,16 +88,17 @@ def _ends(errors: Floats) -> tuple[float, float]:
     return float(min(lower, -upper / 2, 0.0)), float(max(upper, -lower / 2, 0.0))
 
 
-def _block_errors(values: Floats, history: Floats, block: int, per_day: int) -> Floats:
+def _block_errors(values: Floats, pattern: Pattern, block: int, per_day: int) -> Floats:
     """Relative errors of past totals on the root scale: √(truth/forecast) − 1, one an origin.
 
     Over recorded steps only; a block recorded to less than three quarters is passed over.
     """
     errors = []
-    for origin in range(per_day, len(values) - block + 1, max(1, per_day // _ORIGINS_PER_DAY)):
+    first, stride = int(pattern.past.origins[0]), max(1, per_day // _ORIGINS_PER_DAY)
+    for origin in range(first, len(values) - block + 1, stride):
         truth = values[origin : origin + block]
         seen = np.isfinite(truth)
-        expected = blend(history[:origin], block, per_day)
+        expected = pattern.expected(pattern.history[:origin], block, per_day)
         if seen.mean() >= 0.75 and expected[seen].sum() > 0:
             errors.append(np.sqrt(truth[seen].sum() / expected[seen].sum()) - 1)
     return np.array(errors)

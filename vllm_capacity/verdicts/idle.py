@@ -1,7 +1,7 @@
 """Money spent on idle GPUs by hour of week, and what three ways out of it would have saved.
 
-Each saving replays the observed hours under a rule, in dollars a month of 730 h; its interval is
-the Student-t one over observed days, so that a fleet seen on few or uneven days gets a wide one.
+Each saving replays the observed hours under a rule, in dollars per month of 730.5 h; its interval
+is the Student-t one over observed days, so that a fleet seen on few or uneven days gets a wide one.
 
 - *Schedule*: off in those hours of the day that stood idle on every other day. Each day is judged
 by a schedule drawn from the others, so a saving is never claimed on the days that suggested it. -
@@ -26,8 +26,8 @@ import polars as pl
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.timerange import HOURS_PER_MONTH
 
-HOURS_PER_MONTH = 730.0
 IDLE_RATIO = 0.02
 LEAST_DAYS = 3
 _LEAST_HOURS_OF_DAY = 12

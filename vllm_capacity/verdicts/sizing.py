@@ -17,9 +17,9 @@ import polars as pl
 from vllm_capacity.engine.queueing import Queue, servers_needed
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.timerange import HOURS_PER_MONTH
 
 MAX_REPLICAS = 1_000_000
-HOURS_A_MONTH = 730.5
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def size(
 
 def month_usd(gpus: Estimate, usd_per_gpu_hour: Estimate) -> Estimate:
     """Dollars a month of 730.5 hours for GPUs that run throughout."""
-    basis = f"{HOURS_A_MONTH} h × {usd_per_gpu_hour.basis} × GPUs ({gpus.basis})"
-    return gpus.times(usd_per_gpu_hour, basis).scaled(HOURS_A_MONTH)
+    basis = f"{HOURS_PER_MONTH} h × {usd_per_gpu_hour.basis} × GPUs ({gpus.basis})"
+    return gpus.times(usd_per_gpu_hour, basis).scaled(HOURS_PER_MONTH)
 
 
 def sensitivity(

@@ -1,0 +1,210 @@
+"""Days of the week: simulated demand with quieter weekends, whose truth is known."""
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_capacity.verdicts.forecast import forecast_demand
+from vllm_capacity.verdicts.forecast_intervals import stated_coverage
+from vllm_capacity.verdicts.forecast_model import Backtest, blend, filled
+from vllm_capacity.verdicts.forecast_totals import total_demand
+from vllm_capacity.verdicts.forecast_week import best_pattern, weekly_blend
+
+HOUR = 3600.0
+DAY, WEEK = 24, 168
+SATURDAY = 5 * DAY
+
+
+def demand(
+    weeks, *, dip=0.4, noise=0.1, growth=0.0, missing=0.0, holidays=(), swing=0.6, seed=0, start=0
+):
+    """Requests an hour from `start` hours past Monday 00:00, and the same without gaps.
+
+    `dip`: how much quieter weekends are; `growth`: a week; `holidays`: days like weekends.
+    """
+    random = np.random.default_rng(seed)
+    hour = np.arange(weeks * WEEK) + start
+    is_quiet = (hour % WEEK >= SATURDAY) | np.isin(hour // DAY, list(holidays))
+    mean = 1000 * (1 + swing * np.sin(2 * np.pi * (hour % DAY - 9) / DAY))
+    mean = mean * np.where(is_quiet, 1 - dip, 1.0) * (1 + growth) ** (hour / WEEK)
+    truth = mean * np.exp(random.normal(0, noise, len(hour)) - noise**2 / 2)
+    return np.where(random.random(len(hour)) < missing, np.nan, truth), truth
+
+
+def rows(values, step_seconds=HOUR):
+    starts = np.arange(len(values)) * step_seconds
+    frame = pl.DataFrame({"ts_seconds": starts, "requests": np.asarray(values, dtype=float)})
+    return frame.with_columns(pl.col("requests").fill_nan(None))
+
+
+def weekly_naive(history, horizon):
+    """The same hour of the last week that was recorded."""
+    known = history.copy()
+    for i in np.flatnonzero(~np.isfinite(known)):
+        known[i] = known[i - WEEK] if i >= WEEK else np.nanmean(history)
+    return np.resize(known[-WEEK:], horizon)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param({"dip": 0.2}, id="weekends a fifth quieter"),
+        pytest.param({"dip": 0.4}, id="weekends two fifths quieter"),
+        pytest.param({"dip": 0.7}, id="weekends two thirds quieter"),
+        pytest.param({"dip": 0.4, "noise": 0.02}, id="hardly any noise"),
+        pytest.param({"dip": 0.4, "noise": 0.3}, id="much noise"),
+        pytest.param({"dip": 0.4, "growth": 0.1}, id="growing by a tenth a week"),
+        pytest.param({"dip": 0.4, "missing": 0.1}, id="a tenth of the hours missing"),
+        pytest.param({"dip": 0.4, "holidays": [8, 30]}, id="two holidays"),
+        pytest.param({"dip": 0.4, "swing": 0.0}, id="days flat"),
+        pytest.param({"dip": 0.4, "start": 61}, id="from a Wednesday noon on"),
+    ],
+)
+def test_a_week_ahead_of_five_weeks_the_error_is_below_the_weekly_naives(made):
+    seen, truth = demand(6, **made)
+    history, ahead = seen[: 5 * WEEK], truth[5 * WEEK :]
+    result = forecast_demand(rows(history), horizon_seconds=WEEK * HOUR)
+    error = np.abs(result.frame["mid"].to_numpy() - ahead).mean()
+    assert error < np.abs(weekly_naive(history, WEEK) - ahead).mean()
+    assert "days of the week are told apart, by 5 weeks" in result.method
+
+
+def test_a_day_ahead_it_is_too_at_any_hour_of_the_week():
+    errors = []
+    for seed in range(3):
+        _, truth = demand(7, seed=seed)
+        for origin in range(5 * WEEK, 6 * WEEK, 7):
+            history, ahead = truth[:origin], truth[origin : origin + DAY]
+            foreseen = weekly_blend(history, DAY, DAY), weekly_naive(history, DAY)
+            errors.append([np.abs(each - ahead).mean() for each in foreseen])
+    ours, naive = np.mean(errors, axis=0)
+    assert ours < 0.9 * naive
+
+
+@pytest.mark.parametrize(
+    ("made", "hours", "said"),
+    [
+        pytest.param({}, 335, "as alike (under two weeks of history)", id="an hour short"),
+        pytest.param({}, 336, "told apart, by 2 weeks", id="two weeks with weekends"),
+        pytest.param({"dip": 0.0}, 840, "as alike (a weekly pattern was no better", id="all alike"),
+        pytest.param({"growth": 0.2, "dip": 0.0}, 840, "as alike", id="growth is no week"),
+        pytest.param({"missing": 0.3}, 336, "told apart, by 2 weeks", id="a third missing"),
+    ],
+)
+def test_days_of_the_week_are_used_where_the_past_asks_for_it(made, hours, said):
+    seen, _ = demand(6, **made)
+    assert said in forecast_demand(rows(seen[:hours])).method
+
+
+@pytest.mark.parametrize(("weeks", "seeds"), [(2, range(6)), (5, range(2))])
+def test_without_a_weekly_pattern_little_is_lost(weeks, seeds):
+    errors = []
+    for seed in seeds:
+        _, truth = demand(weeks + 1, dip=0.0, noise=0.2, seed=seed)
+        history, ahead = truth[: weeks * WEEK], truth[weeks * WEEK :][:DAY]
+        pattern = best_pattern(history, DAY, DAY)
+        foreseen = pattern.expected(pattern.history, DAY, DAY), blend(history, DAY, DAY)
+        errors.append([np.abs(each - ahead).mean() for each in foreseen])
+    ours, daily = np.mean(errors, axis=0)
+    assert ours < 1.05 * daily
+
+
+def test_one_week_alike_to_the_digit_is_repeated():
+    values = np.tile(np.repeat([6.0, 6.0, 6.0, 6.0, 6.0, 2.0, 3.0], DAY), 5)
+    ahead = forecast_demand(rows(values), horizon_seconds=WEEK * HOUR).frame["mid"].to_numpy()
+    assert ahead == pytest.approx(values[:WEEK], rel=0.02, abs=0.35)
+
+
+def test_a_burst_week_is_not_taken_for_a_pattern():
+    seen, _ = demand(2, dip=0.0)
+    seen[WEEK + 40 : WEEK + 50] *= 20
+    assert "taken as alike" in forecast_demand(rows(seen)).method
+
+
+def test_intervals_follow_the_week_and_hold():
+    inside, widths = [], []
+    for seed in range(3):
+        _, truth = demand(6, seed=seed)
+        origin = 5 * WEEK + 31 * seed
+        result = forecast_demand(rows(truth[:origin]))
+        low, high = result.frame["low"].to_numpy(), result.frame["high"].to_numpy()
+        inside.append(((truth[origin:][:DAY] >= low) & (truth[origin:][:DAY] <= high)).mean())
+        widths.append(result.width_ratio)
+    assert np.mean(inside) >= 0.85
+    assert max(widths) < 0.6
+
+
+def test_a_saturday_that_was_not_recorded_is_filled_from_the_saturday_before():
+    seen, truth = demand(3)
+    seen[WEEK + SATURDAY : WEEK + SATURDAY + DAY] = np.nan
+    pattern = best_pattern(seen[: 2 * WEEK], WEEK, DAY)
+    saturday = pattern.expected(pattern.history, WEEK, DAY)[SATURDAY : SATURDAY + DAY]
+    assert saturday.sum() == pytest.approx(truth[2 * WEEK :][SATURDAY:][:DAY].sum(), rel=0.15)
+
+
+@pytest.mark.parametrize(("hours", "per_day"), [(6, 4), (24, 1)])
+def test_longer_steps_have_weekends_too(hours, per_day):
+    _, truth = demand(5)
+    steps = truth.reshape(-1, hours).sum(axis=1)
+    series = rows(steps, hours * HOUR)
+    result = forecast_demand(series, step_seconds=hours * HOUR, horizon_seconds=WEEK * HOUR)
+    days = result.frame["mid"].to_numpy().reshape(7, per_day).sum(axis=1)
+    assert days[5:].mean() / days[:5].mean() == pytest.approx(0.6, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("hours", "true"),
+    [
+        pytest.param(5 * WEEK - 2 * DAY, 14_400, id="a Saturday"),
+        pytest.param(5 * WEEK, 24_000, id="a Monday"),
+    ],
+)
+def test_a_days_total_knows_the_day(hours, true):
+    total = total_demand(rows(demand(5)[0][:hours]), days=1)
+    assert total.mid == pytest.approx(true, rel=0.12)
+    assert total.low <= true <= total.high
+    assert (total.high - total.low) / total.mid < 0.6
+    assert "days of the week are told apart" in total.basis
+
+
+@pytest.mark.parametrize(
+    ("by_day", "stated"),
+    [
+        pytest.param([1] * 10, 0.95, id="ten days that all held"),
+        pytest.param([1] * 50, 0.983, id="fifty days that all held"),
+        pytest.param([1, 1, 1, 9, 1], 0.867, id="five days of which one did not"),
+        pytest.param([np.nan] * 5, None, id="nothing measured"),
+    ],
+)
+def test_a_coverage_measured_on_few_days_is_stated_with_care(by_day, stated):
+    errors = np.repeat(np.asarray(by_day, dtype=float), DAY)[:, None]
+    found = stated_coverage(Backtest(np.arange(len(errors)), errors, float(len(by_day))), DAY)
+    assert found == (stated if stated is None else pytest.approx(stated, abs=0.001))
+
+
+values_of_two_weeks = st.lists(
+    st.one_of(st.none(), st.just(0.0), st.floats(0, 1e9, allow_nan=False)),
+    min_size=56,
+    max_size=120,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(values_of_two_weeks)
+def test_any_two_weeks_are_answered_in_order_or_refused(values):
+    values = [np.nan if value is None else value for value in values]
+    result = forecast_demand(rows(values, 6 * HOUR), step_seconds=6 * HOUR)
+    ends = result.frame.select("low", "mid", "high").to_numpy()
+    assert result.is_known != bool(result.reason)
+    assert np.isfinite(ends).all()
+    assert (np.diff(ends, axis=1) >= 0).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.floats(1e-3, 1e6), st.integers(0, 99))
+def test_the_unit_of_demand_does_not_matter_to_a_week(factor, seed):
+    history = filled(demand(3, seed=seed)[0], DAY)
+    plain = weekly_blend(history, WEEK, DAY)
+    assert weekly_blend(history * factor, WEEK, DAY) == pytest.approx(plain * factor, rel=1e-6)

@@ -1,0 +1,160 @@
+"""The blend with days of the week, and whether the recorded demand asks for it.
+
+1. **Hour-of-week profile**: the logarithm of demand over up to eight whole weeks, less each week's
+   mean and a steady growth, averaged over the weeks. It has three parts: the hours of the day, what
+   a day of the week adds to them, smoothed over five hours, and what is left hour by hour. Each
+   part is shrunk by how well the weeks agree on it (James and Stein's factor): where they do not
+   agree nothing remains, and the forecast is that of the daily blend.
+2. **Forecast**: the daily blend of demand divided by that profile, times the profile of the hours
+   ahead. Level and persistence are those of `forecast_model`, so growth is followed.
+3. **Choice**: from two whole weeks on, and only where this forecast had errors at least 5 % smaller
+   than the daily blend's at the same past origins, by more than one standard error of the
+   difference over days, and its intervals come out narrower. (A service of bursts had the smaller
+   errors but, for want of its quiet first week, intervals twice as wide.) Origins stand in the
+   later half of the weeks, a week in at the earliest.
+
+Why not statsforecast: over nine kinds of simulated demand (five weeks, weekends 0–70 % quieter,
+noise, growth, gaps, holidays), the error of this forecast was 0.55–0.82 of the weekly seasonal
+naive's a day ahead and 0.72–0.87 a week ahead. Of statsforecast 2.1.1, MSTL with AutoETS had
+0.59–0.93 and 0.82–0.91 at 0.7 s a fit, hundreds of which a back-test takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_capacity.verdicts.forecast_intervals import error_band
+from vllm_capacity.verdicts.forecast_model import (
+    Backtest,
+    Expected,
+    Floats,
+    backtest,
+    blend,
+    filled,
+    offset,
+    shrunk,
+)
+
+LEAST_WEEKS = 2
+_MOST_WEEKS = 8
+_SMOOTHED_HOURS = 5
+_SHARES_OF_ONE_WEEK = (0.9, 0.5, 0.0)
+_LEAST_GAIN = 0.05
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The forecast that suits a series: how it is made, from what, and how wrong it was before.
+
+    `history` has its gaps filled. `days_of_week` says in words whether they are used, and why.
+    """
+
+    expected: Expected
+    history: Floats
+    past: Backtest
+    days_of_week: str
+
+
+def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
+    """The daily blend, or the weekly one where that was measurably better on the series' own past.
+
+    `values` are whole steps, NaN in gaps; errors are measured up to `horizon` steps ahead.
+    """
+    week = 7 * steps_per_day
+    weeks = len(values) // week
+    history = filled(values, steps_per_day)
+    past = backtest(values, history, horizon, steps_per_day)
+    if weeks < LEAST_WEEKS:
+        return Pattern(blend, history, past, "taken as alike (under two weeks of history)")
+    weekly_history = filled(_filled_from_last_week(values, week), steps_per_day)
+    weekly = backtest(
+        values,
+        weekly_history,
+        horizon,
+        steps_per_day,
+        expected=weekly_blend,
+        first=max(1, weeks // 2) * week,
+    )
+    gain = _gain(past, weekly, steps_per_day)
+    if gain < _LEAST_GAIN or not _is_narrower(weekly, past, steps_per_day):
+        why = "taken as alike (a weekly pattern was no better in the back-test)"
+        return Pattern(blend, history, past, why)
+    seen = min(weeks, _MOST_WEEKS)
+    used = f"told apart, by {seen} weeks (the error in the back-test was {gain:.0%} lower so)"
+    return Pattern(weekly_blend, weekly_history, weekly, used)
+
+
+def weekly_blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
+    """Demand expected in each of the next `horizon` steps, in the unit of `history` (no gaps).
+
+    Under a whole week of history it is the daily blend's.
+    """
+    week = 7 * steps_per_day
+    if len(history) < week:
+        return blend(history, horizon, steps_per_day)
+    profile = np.exp(_week_profile(history, steps_per_day))
+    ahead = profile[np.arange(horizon) % week]
+    return np.asarray(blend(history[-week:] / profile, horizon, steps_per_day) * ahead)
+
+
+def _week_profile(history: Floats, steps_per_day: int) -> Floats:
+    """The logarithm of the shape of a week from the next step on, mean 0."""
+    week = 7 * steps_per_day
+    weeks = min(_MOST_WEEKS, len(history) // week)
+    logs = np.log(history[-weeks * week :] + offset(history, steps_per_day)).reshape(weeks, week)
+    levels = logs.mean(axis=1, keepdims=True)
+    growth = (levels[-1] - levels[0]) / (max(1, weeks - 1) * week)
+    shapes = logs - levels - growth * (np.arange(week) - (week - 1) / 2)
+    hours_of_day = np.tile(shapes.reshape(weeks, 7, steps_per_day).mean(axis=1), (1, 7))
+    rest = shapes - hours_of_day
+    smooth = _smoothed(rest.ravel(), _SMOOTHED_HOURS * steps_per_day // 24)
+    days_of_week = smooth.reshape(weeks, week)
+    parts = zip((hours_of_day, days_of_week, rest - days_of_week), _SHARES_OF_ONE_WEEK, strict=True)
+    means = [shrunk(part, np.ones(weeks), one_share=share) for part, share in parts]
+    return np.asarray(np.sum(means, axis=0) - np.mean(means) * len(means))
+
+
+def _smoothed(values: Floats, steps: int) -> Floats:
+    """The mean over an odd number of steps around each; the ends are repeated outwards."""
+    around = steps // 2
+    if around == 0:
+        return values
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(values, around, mode="edge"), 2 * around + 1
+    )
+    return np.asarray(windows.mean(axis=1))
+
+
+def _filled_from_last_week(values: Floats, week: int) -> Floats:
+    """The series with gaps taken from seven days before, where that was recorded."""
+    out = values.copy()
+    for i in np.flatnonzero(~np.isfinite(out)):
+        if i >= week:
+            out[i] = out[i - week]
+    return out
+
+
+def _gain(daily: Backtest, weekly: Backtest, steps_per_day: int) -> float:
+    """How much smaller the weekly errors were, 0..1; 0 unless by more than one standard error.
+
+    Errors are compared in pairs, averaged over each day of truth: days are what is independent.
+    """
+    daily_errors = np.abs(daily.errors[np.isin(daily.origins, weekly.origins)])
+    weekly_errors = np.abs(weekly.errors)
+    seen = np.isfinite(daily_errors) & np.isfinite(weekly_errors)
+    ahead = np.arange(weekly_errors.shape[1])
+    days = ((weekly.origins[:, None] + ahead - weekly.origins[0]) // steps_per_day)[seen]
+    counts = np.bincount(days)
+    sums = np.bincount(days, weights=(daily_errors - weekly_errors)[seen])
+    better = sums[counts > 0] / counts[counts > 0]
+    if len(better) < 2 or better.mean() <= better.std(ddof=1) / np.sqrt(len(better)):
+        return 0.0
+    return float(1 - weekly_errors[seen].mean() / daily_errors[seen].mean())
+
+
+def _is_narrower(one: Backtest, other: Backtest, steps_per_day: int) -> bool:
+    bands = [error_band(past, steps_per_day) for past in (one, other)]
+    widths = [band.half_width.mean() if band else np.inf for band in bands]
+    return bool(widths[0] < widths[1])
