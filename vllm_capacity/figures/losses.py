@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import ceil
+from typing import Any
 
 import polars as pl
 
@@ -77,7 +79,8 @@ class Unread:
     """A stretch in which a server may have counted and nobody read it, and bounds of how much.
 
     `running` and `waiting` are requests at the last scrape before it; both None for a server whose
-    first scrape ends the stretch. `why` is restart, outage or late.
+    first scrape ends the stretch. `why` is restart, outage or late. The bounds, `requests` and
+    `tokens`, are whole numbers, as counts are.
     """
 
     instance: str
@@ -86,8 +89,8 @@ class Unread:
     end: datetime
     running: float | None
     waiting: float | None
-    requests: float
-    tokens: float
+    requests: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,12 @@ class Losses:
     @property
     def requests(self) -> Lost:
         """Bounds of finished requests."""
-        return Lost(0.0, sum(each.requests for each in self.stretches))
+        return Lost(0.0, float(sum(each.requests for each in self.stretches)))
 
     @property
     def tokens(self) -> Lost:
         """Bounds of prompt and output tokens together."""
-        return Lost(0.0, sum(each.tokens for each in self.stretches))
+        return Lost(0.0, float(sum(each.tokens for each in self.stretches)))
 
     def of(self, instance: str, why: str) -> list[Unread]:
         """The stretches of one target and kind, in order."""
@@ -125,12 +128,12 @@ def losses(
     if late.is_empty() and not (restarts or outages):
         return Losses((), "")
     found = ceiling(window)
-    load = gauges.gauge_samples(
-        window, [gauges.RUNNING, gauges.WAITING], part=TimeRange(window.extent.start, part.end)
-    )
     spells = [(r.instance, "restart", r.before, r.started or r.after) for r in restarts]
     spells += [(o.instance, "outage", o.last_good, o.end) for o in outages]
-    unread = [_after_last_scrape(spell, load, found) for spell in spells]
+    unread = [
+        _after_last_scrape(row, found)
+        for row in _with_load(window, part, spells).iter_rows(named=True)
+    ]
     unread += [_before_first_scrape(row, found) for row in late.iter_rows(named=True)]
     return Losses(tuple(sorted(unread, key=lambda one: (one.instance, one.start))), found.basis)
 
@@ -226,20 +229,39 @@ def _places(window: Window) -> tuple[float, bool]:
     return max(1.0, float(most or 0.0)), bool(servers.get_column("is_known").any())  # type: ignore[arg-type]
 
 
-def _after_last_scrape(
-    spell: tuple[str, str, datetime, datetime], load: pl.DataFrame, found: Ceiling
-) -> Unread:
-    instance, why, start, end = spell
-    own = load.filter((pl.col("instance") == instance) & (pl.col("ts") <= start)).sort("ts")
-    last = own.group_by("metric", "engine", "labels").agg(pl.col("value").last())
-    running, waiting = (
-        float(last.filter(pl.col("metric") == metric).get_column("value").sum())
-        for metric in (gauges.RUNNING, gauges.WAITING)
-    )
+def _with_load(
+    window: Window, part: TimeRange, spells: Sequence[tuple[str, str, datetime, datetime]]
+) -> pl.DataFrame:
+    """The spells with what ran and waited at the last scrape before each, over its engines.
+
+    Columns: instance, why, start, end, running, waiting (null where it was not observed).
+    """
+    instant = pl.Datetime("us", "UTC")
+    texts = {"instance": pl.String, "why": pl.String}
+    schema: dict[str, Any] = {**texts, "start": instant, "end": instant}
+    frame = pl.DataFrame(spells, schema=schema, orient="row").sort("start")
+    whole = TimeRange(window.extent.start, part.end)
+    load = gauges.gauge_samples(window, [gauges.RUNNING, gauges.WAITING], part=whole)
+    for name, metric in (("running", gauges.RUNNING), ("waiting", gauges.WAITING)):
+        own = load.filter(pl.col("metric") == metric).group_by("instance", start="ts")
+        frame = frame.join_asof(
+            own.agg(pl.col("value").sum().alias(name)).sort("start"),
+            on="start",
+            by="instance",
+            check_sortedness=False,
+        )
+    return frame.sort("instance", "start")
+
+
+def _after_last_scrape(row: dict[str, Any], found: Ceiling) -> Unread:
+    start, end = row["start"], row["end"]
+    running, waiting = row["running"] or 0.0, row["waiting"] or 0.0
     seconds = max(0.0, (end - start).total_seconds())
     requests = running + waiting + found.requests.most(seconds)
     tokens = _most_tokens(seconds, running, requests, found)
-    return Unread(instance, why, start, end, running, waiting, requests, tokens)
+    return Unread(
+        row["instance"], row["why"], start, end, running, waiting, _up(requests), _up(tokens)
+    )
 
 
 def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling) -> float:
@@ -276,14 +298,17 @@ def _late(window: Window, part: TimeRange, tries: pl.DataFrame) -> pl.DataFrame:
     return by_target.filter(seconds > GAP_FACTOR * usual).with_columns(start=since)
 
 
-def _before_first_scrape(row: dict[str, object], found: Ceiling) -> Unread:
+def _before_first_scrape(row: dict[str, Any], found: Ceiling) -> Unread:
     """What it counted since the part began: at most all of it, or what it can have done."""
     start, first = row["start"], row["first"]
-    assert isinstance(start, datetime)
-    assert isinstance(first, datetime)
     seconds = (first - start).total_seconds()
-    requests, tokens = float(str(row["requests"])), float(str(row["tokens"]))
+    requests, tokens = row["requests"], row["tokens"]
     if found.requests.per_second is not None:
         requests = min(requests, found.places + found.requests.most(seconds))
         tokens = min(tokens, _most_tokens(seconds, found.places, requests, found))
-    return Unread(str(row["instance"]), "late", start, first, None, None, requests, tokens)
+    return Unread(row["instance"], "late", start, first, None, None, _up(requests), _up(tokens))
+
+
+def _up(bound: float) -> int:
+    """The next whole number; the last digits of a sum of floats depend on its order."""
+    return ceil(round(bound, 6))

@@ -11,6 +11,7 @@ from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.losses import Unread
 from vllm_capacity.verdicts.finding import Finding, amounts, span
 
+_TOLD = 20  # restarts told one by one
 _OFTEN, _OFTEN_RATIO = 5, 0.2
 _OFTEN_EFFECT = (
     "So many restarts for so few scrapes look like several processes that answer under one address "
@@ -29,7 +30,8 @@ def restarts(evidence: Evidence) -> list[Finding]:
             f"{instance}: started again from zero. What it counted after its last scrape is in no "
             f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
         )
-        when = "; ".join(span(restart.before, restart.after) for restart in own)
+        told = [span(restart.before, restart.after) for restart in own[:_TOLD]]
+        when = "; ".join([*told, *([f"and {len(own) - _TOLD} more"] if len(own) > _TOLD else [])])
         good = evidence.tries.filter((pl.col("instance") == instance) & pl.col("is_good")).height
         is_known = instance in evidence.doubtful
         is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * good
@@ -124,8 +126,8 @@ def same_processes(evidence: Evidence) -> list[Finding]:
 
 def _moves(unread: Sequence[Unread]) -> dict[str, float]:
     return {
-        "requests.finished": sum(each.requests for each in unread),
-        "tokens": sum(each.tokens for each in unread),
+        "requests.finished": float(sum(each.requests for each in unread)),
+        "tokens": float(sum(each.tokens for each in unread)),
     }
 
 

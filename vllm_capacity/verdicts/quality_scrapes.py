@@ -70,6 +70,12 @@ def jitter(evidence: Evidence) -> list[Finding]:
     return found
 
 
+_UNLESS_OVERTAKEN = (
+    " (unless the server, which does not say when it started, did so in it and had counted more "
+    "than before by the next scrape)"
+)
+
+
 def gaps(evidence: Evidence) -> list[Finding]:
     """Times without a good scrape, per target."""
     found = []
@@ -78,12 +84,7 @@ def gaps(evidence: Evidence) -> list[Finding]:
     for instance in sorted({gap.instance for gap in evidence.gaps}):
         own = [gap for gap in evidence.gaps if gap.instance == instance]
         seconds = sum(gap.seconds for gap in own)
-        unless = (
-            ""
-            if instance in told
-            else " (unless the server, which does not say when it started, began anew in it, and "
-            "had counted more than before by its next scrape)"
-        )
+        unless = "" if instance in told else _UNLESS_OVERTAKEN
         effect = (
             f"{instance}: {seconds:.0f} s without a good scrape. Totals are exact over it{unless}, "
             "the growth is booked in the minute of the next scrape; rates and charts spread it and "

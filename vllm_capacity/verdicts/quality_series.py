@@ -68,7 +68,7 @@ def lifetimes(evidence: Evidence) -> list[Finding]:
         found.append(_about("series", "info", older, effect))
     gone = life.filter(pl.col("last_ts") < pl.col("last_seen") - timedelta(seconds=120))
     gone = gone.filter(pl.col("last_ts") >= evidence.part.start)
-    gone = gone.filter(~_ended_with_process(evidence))
+    gone = gone.join(_ended_with_process(gone, evidence), on="series_id", how="anti")
     if gone.height:
         effect = (
             "vanished while their target was still scraped: what they counted after that is "
@@ -82,15 +82,20 @@ def lifetimes(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def _ended_with_process(evidence: Evidence) -> pl.Expr:
-    """Whether a series was last seen in the last scrapes of a process: it ended with that."""
-    is_over = pl.lit(False)
-    for restart in evidence.restarts:
-        is_last = pl.col("last_ts").is_between(
-            restart.before - timedelta(seconds=120), restart.after, closed="left"
-        )
-        is_over = is_over | ((pl.col("instance") == restart.instance) & is_last)
-    return is_over
+def _ended_with_process(life: pl.DataFrame, evidence: Evidence) -> pl.DataFrame:
+    """Those series that were last seen in the last scrapes of a process: they ended with that."""
+    ends = pl.DataFrame(
+        [(restart.instance, restart.before, restart.after) for restart in evidence.restarts],
+        schema={
+            "instance": pl.String,
+            "before": pl.Datetime("us", "UTC"),
+            "after": pl.Datetime("us", "UTC"),
+        },
+        orient="row",
+    )
+    since = pl.col("before") - timedelta(seconds=120)
+    is_last = pl.col("last_ts").is_between(since, pl.col("after"), closed="left")
+    return life.join(ends, on="instance").filter(is_last).select("series_id").unique()
 
 
 def jobs(evidence: Evidence) -> list[Finding]:
