@@ -216,6 +216,7 @@ def test_a_day_is_cut_at_the_hours():
 
 
 LONG = TimeRange(at(2, 0), at(10, 0))
+LATER = at(23, 0)
 
 
 def long_server():
@@ -238,12 +239,12 @@ def test_a_killed_pull_goes_on_where_it_stopped(tmp_path):
     request = Request("s", LONG)
     with long_server() as standin:
         with asked(standin) as server:
-            pull_server(server, request, tmp_path / "at-once")
+            pull_server(server, request, tmp_path / "at-once", now=LATER)
             everything = server.traffic.wire_bytes
         with asked(standin) as server, pytest.raises(KeyboardInterrupt):
-            pull_server(server, request, tmp_path / "w", progress=interrupt_at_half)
+            pull_server(server, request, tmp_path / "w", now=LATER, progress=interrupt_at_half)
         with asked(standin) as server:
-            pull_server(server, request, tmp_path / "w")
+            pull_server(server, request, tmp_path / "w", now=LATER)
             again = server.traffic.wire_bytes
     assert again < 0.6 * everything
     assert sorted(path.name for path in tmp_path.iterdir()) == ["at-once", "w"]
@@ -264,13 +265,13 @@ def test_a_server_that_fails_midway_leaves_no_window(tmp_path):
         text = "Execution Error: out of memory"
         standin.faults.append(Fault("/api/v1/query", times=99, status=500, text=text))
         with pytest.raises(SourceError, match="out of memory"):
-            pull_server(server, Request("s", LONG), tmp_path / "w")
+            pull_server(server, Request("s", LONG), tmp_path / "w", now=LATER)
     assert not (tmp_path / "w").exists()
 
 
 def test_a_thinned_window_says_so(tmp_path):
     with long_server() as standin, asked(standin) as server:
-        window = open_window(pull_server(server, Request("s", LONG), tmp_path / "w"))
+        window = open_window(pull_server(server, Request("s", LONG), tmp_path / "w", now=LATER))
     assert window.grain == "minute"
     assert window.provenance["origin"] == server.address
     assert pl.read_parquet(tmp_path / "w" / "minutes.parquet").height == 2 * 48

@@ -1,5 +1,6 @@
 """Hours computed apart, cached under the hash of what they came from, stitched exactly."""
 
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 
@@ -81,7 +82,7 @@ def copy(examples, tmp_path):
 
 def computed(path):
     window = open_window(path)
-    return rollup.make_views(window.path, window.connection)
+    return rollup.make_views(window.manifest, window.connection)
 
 
 def test_increases_from_the_rollup_are_those_from_the_samples(copy):
@@ -94,6 +95,13 @@ def test_an_hour_is_computed_once(copy):
     assert computed(copy) == []
 
 
+def count_samples(path):
+    """Make the window of format 1 say what it holds now."""
+    note = json.loads((path / "window.json").read_text())
+    note["counts"]["samples"] = pl.scan_parquet(path / "samples").select(pl.len()).collect().item()
+    (path / "window.json").write_text(json.dumps(note))
+
+
 def test_changed_data_makes_exactly_the_hours_it_touches_new(examples, tmp_path):
     path = tmp_path / "w"
     shutil.copytree(examples / "vllm-sweep", path, ignore=shutil.ignore_patterns(".rollup"))
@@ -101,10 +109,12 @@ def test_changed_data_makes_exactly_the_hours_it_touches_new(examples, tmp_path)
     later = hour.with_name("2026-11-24T05.parquet")
     frame = pl.read_parquet(hour)
     frame.with_columns(pl.col("ts") + pl.duration(hours=1)).write_parquet(later)
+    count_samples(path)
     computed(path)
     frame.head(frame.height - 1).with_columns(pl.col("ts") + pl.duration(hours=1)).write_parquet(
         later
     )
+    count_samples(path)
     again = computed(path)
     assert [p.name.rpartition("-")[0] for p in again] == ["minutes-2026-11-24T05"]
 
