@@ -35,6 +35,7 @@ from vllm_capacity.telemetry.rows import HISTOGRAMS_SCHEMA, SAMPLES_SCHEMA, Rows
 from vllm_capacity.telemetry.store import parts_of, settle, write_part
 
 _PATIENCE_SECONDS = 600.0
+_HASH_DIGITS = 12
 
 
 def extend_window(path: Path, late: Rows) -> list[str]:
@@ -113,7 +114,7 @@ def _as_listed(held: Manifest, folder: Path) -> Manifest:
     """The window as one that lists its files: an older one gets its list before anything else."""
     if held.provenance["format"] == FORMAT:
         return held
-    files = tuple(replace(file, blake2b=digest(held.path / file.name)) for file in held.files)
+    files = tuple(replace(file, sha256=digest(held.path / file.name)) for file in held.files)
     write_note(held.path, held.provenance, files, through=folder)
     return replace(held, files=files)
 
@@ -133,7 +134,7 @@ def _written(path: Path, folder: Path, table: str, name: str, part: pl.DataFrame
     """A new file of a window, named by what is in it: no file ever becomes another."""
     partial = folder / "part.parquet"
     write_part(partial, part)
-    named = f"{name}.{digest(partial)}.parquet"
+    named = f"{name}.{digest(partial)[:_HASH_DIGITS]}.parquet"
     (path / named).parent.mkdir(exist_ok=True)
     partial.replace(path / named)
     return as_listed(path, table, named, rows=part.height)

@@ -34,6 +34,7 @@ from vllm_capacity.telemetry.manifest import (
     read_part,
 )
 
+_HASH_DIGITS = 24
 _MINUTE_MICROSECONDS = 60_000_000
 _EMPTY = {
     "minutes": "select 0::bigint as series_id, now()::timestamptz as minute, 0::int as run, "
@@ -117,7 +118,8 @@ def _kept_hours(
     shown, computed = [], []
     pin = None
     for hour in hours:
-        name = f"{view}-{hour.plain.rpartition('/')[2]}-{check_hash(window.path, hour)}"
+        source = check_hash(window.path, hour)[:_HASH_DIGITS]
+        name = f"{view}-{Path(hour.plain).name}-{source}"
         good = next((path for path in there.get(name, ()) if _is_whole(path)), None)
         if good is None:
             pin = pin or _begin(folder)
@@ -130,7 +132,7 @@ def _kept_hours(
 def _is_whole(kept: Path) -> bool:
     """Whether a kept hour is as it was written: the end of its name is its hash."""
     with suppress(OSError):
-        return kept.is_file() and digest(kept) == kept.name.split(".")[-2]
+        return kept.is_file() and digest(kept)[:_HASH_DIGITS] == kept.name.split(".")[-2]
     return False
 
 
@@ -148,7 +150,7 @@ def _keep(folder: Path, name: str, rolled: pl.DataFrame) -> Path:
     os.close(handle)
     try:
         rolled.write_parquet(partial, compression="zstd")
-        target = folder / f"{name}.{digest(Path(partial))}.parquet"
+        target = folder / f"{name}.{digest(Path(partial))[:_HASH_DIGITS]}.parquet"
         Path(partial).replace(target)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
