@@ -62,7 +62,9 @@ def write_report(
         if not any(section.blocks for section in sections):
             raise InputError(f"{order.notebook.name} shows nothing: no prose, chart or table.")
         found = _metadata(order, ran.title, sections)
-        path = order.out / f"{_file_stem(order.notebook, found, parameters)}.html"
+        part = (str(parameters.get(key) or "") for key in ("start", "end"))
+        stem = page_stem(order.notebook, found["line"].get("window", ""), *part)
+        path = order.out / f"{stem}.html"
         before = _before(found, path)
         sections = _with_changes(sections, before)
         metadata = {**_metadata(order, ran.title, sections), "previous": before}
@@ -144,15 +146,13 @@ def _with_changes(
     return tuple(replace(each, blocks=tuple(map(told, each.blocks))) for each in sections)
 
 
-def _file_stem(notebook: Path, metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
-    """The page's name: window, then notebook where it is not the report, then the part's ends.
+def page_stem(notebook: Path, window: str, start: str = "", end: str = "") -> str:
+    """The name of a page without its suffix: window, notebook unless the report, the part's ends.
 
     A plain window, whole, in a shipped notebook is named by just that. Any other name says less
     than it stands for, and ends in a hash of it: no two pages share a name.
     """
-    window = metadata["line"].get("window") or ""
     stem = "" if notebook.name == DEFAULT_NOTEBOOK else notebook.stem
-    start, end = (str(parameters.get(key) or "") for key in ("start", "end"))
     stems = {path.stem for path in shipped("notebooks").glob("*.ipynb")}
     # A part up to an instant is not one from it.
     name = "-".join(filter(None, (window, stem, start or ("to" if end else ""), end)))

@@ -76,16 +76,23 @@ class Manifest:
 
 
 def read_manifest(
-    path: Path, connection: duckdb.DuckDBPyConnection, *, verify: bool = False
+    path: Path,
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    verify: bool = False,
+    hashed_at_once_bytes: int = _HASHED_AT_ONCE_BYTES,
 ) -> Manifest:
-    """What the window at `path` holds, checked; with `verify`, every byte of it.
+    """What the window at `path` holds, checked; every byte of it with `verify`, or in a small one.
 
     WindowError for what is no window, one of another format, and one that is damaged.
     """
     while True:
         text = _text(path)
         try:
-            return _checked(path, _note(text, path), connection, verify=verify)
+            found = _checked(path, _note(text, path), connection)
+            size = sum(file.bytes for file in found.files)
+            _check_hashes(found, all_of_them=verify or size <= hashed_at_once_bytes)
+            return found
         except WindowError:
             if _text(path) == text:  # else it was replaced meanwhile
                 raise
@@ -194,9 +201,7 @@ def _note(text: str, path: Path) -> dict[str, Any]:
     return note
 
 
-def _checked(
-    path: Path, note: dict[str, Any], connection: duckdb.DuckDBPyConnection, *, verify: bool
-) -> Manifest:
+def _checked(path: Path, note: dict[str, Any], connection: duckdb.DuckDBPyConnection) -> Manifest:
     has_list = note["format"] == FORMAT
     files = _listed(path, note.pop("files", None)) if has_list else _found(path)
     _check_tables(path, note["grain"], files)
@@ -207,11 +212,13 @@ def _checked(
     if has_list and not (path / WORKPLACE).exists():  # else a writer's, who may have been killed
         for extra in unlisted(path, files):
             raise damaged(path, f"{extra.relative_to(path)} is not one of its files")
-    verify = verify or sum(file.bytes for file in files) <= _HASHED_AT_ONCE_BYTES
-    for file in files:
-        if verify or file.table in SINGLE:
-            check_hash(path, file)
     return Manifest(path, note, tuple(files))
+
+
+def _check_hashes(window: Manifest, *, all_of_them: bool) -> None:
+    for file in window.files:
+        if all_of_them or file.table in SINGLE:
+            check_hash(window.path, file)
 
 
 def _listed(path: Path, files: object) -> list[File]:
