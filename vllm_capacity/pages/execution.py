@@ -121,7 +121,7 @@ def _own_sockets() -> Iterator[Config]:
 
     Nobody else on the machine can reach them, and two runs in one folder do not meet.
     """
-    with scratch("vllm-capacity-") as folder:
+    with scratch("vllm-capacity-kernel-") as folder:
         yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
 
 
