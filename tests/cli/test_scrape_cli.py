@@ -124,8 +124,51 @@ def test_a_kill_loses_at_most_one_scrape(tmp_path, server):
     assert asked - kept <= 1
     again = run(server, "--for", "1s", "--to", tmp_path / "w")
     assert (again.returncode, "Rescue it with" in again.stderr) == (2, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.journal"]
     rescued = run("--from", journal, "--to", tmp_path / "w")
     assert rescued.returncode == 0, rescued.stderr
+
+
+def test_a_running_capture_is_not_taken_for_one_that_was_cut(tmp_path, server):
+    first = start(server, "--every", "100ms", "--to", tmp_path / "w")
+    wait_for_scrapes(tmp_path / "w.journal", 2)
+    for more in ([server, "--for", "1s"], ["--from", tmp_path / "w.journal"]):
+        done = run(*more, "--to", tmp_path / "w")
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+        assert "Another run is writing" in done.stderr
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == 0, said
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_of_two_captures_started_together_one_is_made(tmp_path, server):
+    both = [start(server, "--every", "100ms", "--for", "3s", "--to", tmp_path / "w") for _ in "ab"]
+    said = [each.communicate(timeout=60)[1] for each in both]
+    assert sorted(each.returncode for each in both) in ([0, 2], [0, 3]), said
+    up = "select count(*) from samples join series using (series_id) where metric = 'up'"
+    assert open_window(tmp_path / "w").sql(up).item() <= 30
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_a_journal_without_a_scrape_is_in_nobodys_way(tmp_path, server):
+    (tmp_path / "w.journal").touch()
+    done = run(server, "--every", "100ms", "--for", "300ms", "--to", tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next(tmp_path):
+    saved = tmp_path / "s.jsonl"
+    text = "# TYPE vllm:x gauge\nvllm:x 1\n"
+    saved.write_text(json.dumps({"t": 1.0, "target": "v", "status": 200, "text": text}) + "\n")
+    staged = tmp_path / ".w.writing" / "window" / "samples"
+    staged.mkdir(parents=True)
+    (staged / "half.parquet").write_bytes(b"PAR1")
+    (tmp_path / ".w.writing" / ".lock").touch()
+    done = run("--from", saved, "--to", tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.jsonl", "w"]
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,10 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Window]:
             with httpx.Client(base_url=parseable.url, auth=ROOT, timeout=120) as client:
                 server = Parseable(client)
                 wait_for(lambda: _has_all(server, part), seconds=180)
-                pull_server(server, Request(STREAM, part, is_thinned=False), folder / "whole")
-                pull_server(server, Request(STREAM, part), folder / "thinned")
+                pull_server(
+                    server, Request(STREAM, part, is_thinned=False), folder / "whole", now=part.end
+                )
+                pull_server(server, Request(STREAM, part), folder / "thinned", now=part.end)
             whole = open_window(folder / "whole")
             wait_for(lambda: _are_flushed(parseable.store, part, whole), seconds=240)
             pull_files(str(parseable.store), STREAM, folder / "files", part)

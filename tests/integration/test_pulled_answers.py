@@ -41,7 +41,9 @@ def windows(tmp_path_factory):
     ):
         server = Parseable(client)
         for name, is_thinned in (("whole", False), ("thinned", True)):
-            pull_server(server, Request("vllm_metrics", PART, is_thinned), folder / name)
+            pull_server(
+                server, Request("vllm_metrics", PART, is_thinned), folder / name, now=PART.end
+            )
     return {name: open_window(folder / name) for name in ("files", "whole", "thinned")}
 
 

@@ -61,7 +61,7 @@ def ended(run: subprocess.Popen) -> tuple[int, list[str]]:
 
 def is_being_written(reports: Path) -> bool:
     try:
-        with (reports / ".report.lock").open() as lock:
+        with (reports / ".report" / ".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

@@ -128,7 +128,8 @@ def test_tiles_say_what_changed_since_the_report_before(halves):
         5,  # no target was given, so a sixth figure is not known
         "▼ down 63\xa0% from $0.159 since the report to 04:12:44 UTC",
     )
-    assert soup.select_one(".since a")["href"] == "vllm-sweep-asked-to-2026-11-24T04-12-44Z.html"
+    page = soup.select_one(".since a")["href"]
+    assert re.fullmatch(r"vllm-sweep-asked-to-2026-11-24T04-12-44Z-[0-9a-f]{8}\.html", page)
 
 
 def test_report_that_is_made_again_says_the_same(halves):
@@ -146,7 +147,8 @@ def test_money_is_not_compared_at_another_price(halves):
 def test_report_before_is_named_after_its_page_was_replaced(halves, tmp_path):
     halves()
     folder = tmp_path / "reports"
-    (folder / "vllm-sweep-asked-to-2026-11-24T04-12-44Z.html").unlink()
+    (before,) = folder.glob("vllm-sweep-asked-to-2026-11-24T04-12-44Z-*.html")
+    before.unlink()
     soup = BeautifulSoup(halves().read_text(), "html.parser")
     assert (len(soup.select(".tile .change")), soup.select(".since a")) == (5, [])
 
@@ -182,10 +184,11 @@ def test_failed_run_is_told_and_writes_nothing(report, notebook, tmp_path, sourc
 
 
 def test_failed_run_leaves_the_page_before_it(report, notebook, tmp_path):
-    before = report(notebook("print('good')")).read_bytes()
+    page = report(notebook("print('good')"))
+    before = page.read_bytes()
     with pytest.raises(InputError):
         report(notebook("1 / 0"))
-    assert (tmp_path / "reports" / "asked.html").read_bytes() == before
+    assert page.read_bytes() == before
 
 
 def test_wrong_parameter_stops_before_anything_runs(report, notebook, tmp_path):

@@ -36,13 +36,15 @@ def test_second_writer_is_turned_away_until_the_first_has_ended(tmp_path: Path):
         pass
 
 
-def test_killed_writer_leaves_no_lock(tmp_path: Path):
+def test_killed_writer_leaves_no_lock_and_no_part_of_a_page(tmp_path: Path):
     program = (
         "import os, sys, pathlib\n"
         "from vllm_capacity.pages.writing import only_writer\n"
         "with only_writer(pathlib.Path(sys.argv[1])):\n"
+        "    pathlib.Path(sys.argv[1], '.page.html.x.vllm-capacity').touch()\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     with only_writer(tmp_path):
         assert killed.returncode == -9
+    assert list(tmp_path.iterdir()) == []

@@ -236,6 +236,7 @@ def test_a_day_is_cut_at_the_hours():
 
 
 LONG = TimeRange(at(2, 0), at(10, 0))
+LATER = at(23, 0)
 
 
 def long_server():
@@ -258,12 +259,12 @@ def test_a_killed_pull_goes_on_where_it_stopped(tmp_path):
     request = Request("s", LONG)
     with long_server() as standin:
         with asked(standin) as server:
-            pull_server(server, request, tmp_path / "at-once")
+            pull_server(server, request, tmp_path / "at-once", now=LATER)
             everything = server.traffic.wire_bytes
         with asked(standin) as server, pytest.raises(KeyboardInterrupt):
-            pull_server(server, request, tmp_path / "w", progress=interrupt_at_half)
+            pull_server(server, request, tmp_path / "w", now=LATER, progress=interrupt_at_half)
         with asked(standin) as server:
-            pull_server(server, request, tmp_path / "w")
+            pull_server(server, request, tmp_path / "w", now=LATER)
             again = server.traffic.wire_bytes
     assert again < 0.6 * everything
     assert sorted(path.name for path in tmp_path.iterdir()) == ["at-once", "w"]
@@ -272,6 +273,43 @@ def test_a_killed_pull_goes_on_where_it_stopped(tmp_path):
         for name in ("w", "at-once")
     )
     assert ours.equals(theirs)
+
+
+def test_what_was_not_over_when_it_was_asked_for_is_asked_for_again(tmp_path):
+    standin = Standin()
+    more = [export(counter(TOKENS, at(8, minute), float(minute))) for minute in range(40)]
+    for body in more[:10]:
+        standin.ingest("s", "/v1/metrics", body, arrived=at(8, 10))
+    request = Request("s", TimeRange(at(8, 0), at(9, 0)), is_thinned=False)
+    with standin, asked(standin) as server:
+        with pytest.raises(KeyboardInterrupt):
+            pull_server(server, request, tmp_path / "w", now=at(8, 10), progress=interrupt_at_2)
+        for body in more[10:]:
+            standin.ingest("s", "/v1/metrics", body, arrived=at(8, 40))
+        window = open_window(pull_server(server, request, tmp_path / "w", now=at(8, 40)))
+    assert window.sql("select max(value) from samples").item() == 39
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def interrupt_at_2(step):
+    if step.done == 2:
+        raise KeyboardInterrupt
+
+
+def test_damaged_answers_are_asked_for_again(tmp_path):
+    request = Request("s", LONG)
+    with long_server() as standin, asked(standin) as server:
+        with pytest.raises(KeyboardInterrupt):
+            pull_server(server, request, tmp_path / "w", now=LATER, progress=interrupt_at_half)
+        answers = sorted((tmp_path / ".w.writing" / "answers").glob("*.parquet"))
+        answers[0].write_bytes(answers[0].read_bytes()[:-100])
+        answers[1].write_bytes(answers[2].read_bytes())
+        answers[3].write_bytes(b"")
+        ours = open_window(pull_server(server, request, tmp_path / "w", now=LATER))
+        theirs = open_window(pull_server(server, request, tmp_path / "at-once", now=LATER))
+        for view in ("minutes", "minute_histograms"):
+            query = f"select * from {view} order by all"
+            assert ours.sql(query).equals(theirs.sql(query))
 
 
 def interrupt_at_half(step):
@@ -284,13 +322,13 @@ def test_a_server_that_fails_midway_leaves_no_window(tmp_path):
         text = "Execution Error: out of memory"
         standin.faults.append(Fault("/api/v1/query", times=99, status=500, text=text))
         with pytest.raises(SourceError, match="out of memory"):
-            pull_server(server, Request("s", LONG), tmp_path / "w")
+            pull_server(server, Request("s", LONG), tmp_path / "w", now=LATER)
     assert not (tmp_path / "w").exists()
 
 
 def test_a_thinned_window_says_so(tmp_path):
     with long_server() as standin, asked(standin) as server:
-        window = open_window(pull_server(server, Request("s", LONG), tmp_path / "w"))
+        window = open_window(pull_server(server, Request("s", LONG), tmp_path / "w", now=LATER))
     assert window.grain == "minute"
     assert window.provenance["origin"] == server.address
     assert pl.read_parquet(tmp_path / "w" / "minutes.parquet").height == 2 * 48

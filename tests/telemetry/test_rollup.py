@@ -1,6 +1,10 @@
 """Hours computed apart, cached under the hash of what they came from, stitched exactly."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -81,7 +85,7 @@ def copy(examples, tmp_path):
 
 def computed(path):
     window = open_window(path)
-    return rollup.make_views(window.path, window.connection)
+    return rollup.make_views(window.manifest, window.connection)
 
 
 def test_increases_from_the_rollup_are_those_from_the_samples(copy):
@@ -94,6 +98,13 @@ def test_an_hour_is_computed_once(copy):
     assert computed(copy) == []
 
 
+def count_samples(path):
+    """Make the window of format 1 say what it holds now."""
+    note = json.loads((path / "window.json").read_text())
+    note["counts"]["samples"] = pl.scan_parquet(path / "samples").select(pl.len()).collect().item()
+    (path / "window.json").write_text(json.dumps(note))
+
+
 def test_changed_data_makes_exactly_the_hours_it_touches_new(examples, tmp_path):
     path = tmp_path / "w"
     shutil.copytree(examples / "vllm-sweep", path, ignore=shutil.ignore_patterns(".rollup"))
@@ -101,10 +112,12 @@ def test_changed_data_makes_exactly_the_hours_it_touches_new(examples, tmp_path)
     later = hour.with_name("2026-11-24T05.parquet")
     frame = pl.read_parquet(hour)
     frame.with_columns(pl.col("ts") + pl.duration(hours=1)).write_parquet(later)
+    count_samples(path)
     computed(path)
     frame.head(frame.height - 1).with_columns(pl.col("ts") + pl.duration(hours=1)).write_parquet(
         later
     )
+    count_samples(path)
     again = computed(path)
     assert [p.name.rpartition("-")[0] for p in again] == ["minutes-2026-11-24T05"]
 
@@ -113,6 +126,75 @@ def test_a_window_that_cannot_be_written_is_still_rolled_up(copy, monkeypatch, t
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     (copy / ".rollup").write_text("in the way")
     assert open_window(copy).sql("select count(*) as n from minutes").item() > 0
+
+
+def minutes_of(path):
+    return open_window(path).sql("select * from minutes order by series_id, minute, run")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(cut, id="cut short"),
+        pytest.param(lambda path: path.write_bytes(b""), id="empty"),
+        pytest.param(
+            lambda path: pl.read_parquet(path).with_columns(last=-1.0).write_parquet(path),
+            id="other values",
+        ),
+        pytest.param(lambda path: (path.unlink(), os.mkfifo(path)), id="a pipe"),
+    ],
+)
+def test_a_kept_hour_that_was_damaged_is_computed_anew(copy, damage):
+    before = minutes_of(copy)
+    (kept,) = (copy / ".rollup").glob("minutes-*.parquet")
+    damage(kept)
+    assert minutes_of(copy).equals(before)
+
+
+def test_what_a_killed_run_left_among_the_hours_is_removed(copy):
+    (copy / ".rollup").mkdir()
+    (copy / ".rollup" / ".minutes-2026-11-24T04-0.x.partial").touch()
+    minutes_of(copy)
+    assert [path for path in (copy / ".rollup").iterdir() if path.name.startswith(".")] == []
+
+
+ELSEWHERE = """
+import sys
+from vllm_capacity.telemetry.window import open_window
+print(open_window(sys.argv[1]).sql("select count(*) as n from minutes").item())
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "is_used"),
+    [
+        pytest.param(lambda folder: None, True, id="not there yet"),
+        pytest.param(lambda folder: folder.mkdir(mode=0o700), True, id="this user's"),
+        pytest.param(lambda folder: folder.mkdir(mode=0o777), False, id="open to others"),
+        pytest.param(lambda folder: folder.symlink_to(folder.parent), False, id="a link"),
+        pytest.param(lambda folder: folder.write_text("x"), False, id="a file"),
+    ],
+)
+def test_only_a_private_folder_among_the_temporary_ones_is_used(copy, tmp_path, make, is_used):
+    expected = minutes_of(copy).height
+    shutil.rmtree(copy / ".rollup")
+    (copy / ".rollup").write_text("in the way")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    own = temporary / f"vllm-capacity-rollup-{os.getuid()}"
+    make(own)
+    told = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(copy)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    assert int(told.stdout) == expected
+    assert any(temporary.rglob("minutes-*.parquet")) is is_used
 
 
 def late_scrapes(window, start, end):

@@ -13,15 +13,20 @@ from vllm_capacity.cli.screen import columns
 from vllm_capacity.cli.terms import terms_of, terms_options
 from vllm_capacity.telemetry.window import open_window
 
+_verify = click.option(
+    "--verify", is_flag=True, help="First check every byte of the window against its hashes."
+)
+
 
 @click.command(short_help="All figures and verdicts of a window, or of a part of it.")
 @click.argument("window")
 @terms_options
+@_verify
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def figures(window: str, as_json: bool, **given: object) -> None:
+def figures(window: str, verify: bool, as_json: bool, **given: object) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
     terms, start, end = terms_of(given)
-    opened = open_window(window)
+    opened = open_window(window, verify=verify)
     told = answer(opened, start=start, end=end, terms=terms)
     if as_json:
         click.echo(as_text(told))
@@ -37,12 +42,13 @@ def figures(window: str, as_json: bool, **given: object) -> None:
 @click.command()
 @click.argument("window")
 @terms_options
+@_verify
 @click.option("--by", default="engine", show_default=True, help="engine, instance, model, a label.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def cost(window: str, by: str, as_json: bool, **given: object) -> None:
+def cost(window: str, verify: bool, by: str, as_json: bool, **given: object) -> None:
     """The bill of WINDOW shared out; the parts add up to the whole."""
     terms, start, end = terms_of(given)
-    opened = open_window(window)
+    opened = open_window(window, verify=verify)
     told = cost_by(opened, by=by, start=start, end=end, terms=terms)
     if as_json:
         click.echo(as_text(told))

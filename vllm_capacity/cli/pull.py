@@ -75,7 +75,8 @@ def pull(
         raise InputError(
             "Say where to pull --from: a URL, a folder, or s3://…, or set PARSEABLE_URL."
         )
-    part = asked_range(start, end, duration, now=datetime.now(UTC))
+    now = datetime.now(UTC)
+    part = asked_range(start, end, duration, now=now)
     delay = timedelta(seconds=parse_duration_seconds(late))
     if not is_server(origin):
         if stream is None:
@@ -90,7 +91,7 @@ def pull(
         is_long = part.seconds >= _THINNED_FROM.total_seconds()
         request = Request(stream, part, is_long if is_full is None else not is_full, delay)
         with http_client(origin, settings) as client, progress_bar() as progress:
-            pull_server(Parseable(client), request, target, progress=progress)
+            pull_server(Parseable(client), request, target, now=now, progress=progress)
     if missing := unreached_end(target):
         click.echo(missing, err=True)
     click.echo(str(target))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -13,13 +15,13 @@ from rich.status import Status
 
 from vllm_capacity.cli.access import METRICS, METRICS_SETTINGS, client, metrics_url, read_settings
 from vllm_capacity.cli.reading import FILE, local_path
-from vllm_capacity.errors import InputError, NoTelemetryError, SourceError, WindowError
+from vllm_capacity.errors import InputError, NoTelemetryError, SourceError
 from vllm_capacity.live.scrape import Journal, Progress, Target, run, targets
 from vllm_capacity.sources.asking import UNKEPT
 from vllm_capacity.sources.exposition import provenance, read_scrapes
 from vllm_capacity.telemetry.late import extend_window
-from vllm_capacity.telemetry.store import write_window
-from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.telemetry.store import Place, put_window, reserved
+from vllm_capacity.telemetry.window import window_path
 from vllm_capacity.timerange import parse_duration_seconds
 
 _LEAST_SECONDS = 0.01
@@ -68,27 +70,46 @@ def scrape(
         return
     if to is None:
         raise InputError("Say with --to where the window goes.")
-    if to.exists():
-        raise WindowError(f"{to} exists already. Choose another name, or remove it first.")
     if saved is not None:
-        _import(saved, to, kind="saved scrapes", about=about)
+        with reserved(to) as place:
+            _import(saved, place, kind="saved scrapes", about=about)
         return
+    found = targets(tuple(metrics_url(url) for url in urls))
     journal = to.with_name(f"{to.name}.journal")
-    if journal.exists():
+    with reserved(to) as place, _claimed(journal, to):
+        done = _scrape_live(found, every, duration, journal, profile)
+        try:
+            _import(journal, place, kind="scraped /metrics", about=about)
+        except NoTelemetryError as error:
+            journal.unlink()  # nothing is lost with it, and it would block the next run
+            raise SourceError(_fruitless(error, done)) from None
+        click.echo(f"{done.good} good and {done.failed} failed scrapes.", err=True)
+        journal.unlink()
+
+
+@contextmanager
+def _claimed(journal: Path, to: Path) -> Iterator[None]:
+    """Make the journal anew; InputError where there is one, whose run cannot be running any more.
+
+    A journal without a single scrape rescues nothing: it goes.
+    """
+    _remove_empty(journal)
+    try:
+        journal.open("xb").close()
+    except FileExistsError:
         raise InputError(
             f"{journal} is left from a run that was cut. Rescue it with "
             f"`vllm-capacity scrape --from {journal} --to {to}`, or remove it."
-        )
-    found = targets(tuple(metrics_url(url) for url in urls))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    done = _scrape_live(found, every, duration, journal, profile)
+        ) from None
     try:
-        _import(journal, to, kind="scraped /metrics", about=about)
-    except NoTelemetryError as error:
-        journal.unlink()  # nothing is lost with it, and it would block the next run
-        raise SourceError(_fruitless(error, done)) from None
-    click.echo(f"{done.good} good and {done.failed} failed scrapes.", err=True)
-    journal.unlink()
+        yield
+    finally:
+        _remove_empty(journal)
+
+
+def _remove_empty(journal: Path) -> None:
+    if journal.exists() and journal.stat().st_size == 0:
+        journal.unlink()
 
 
 def _fruitless(error: NoTelemetryError, done: Progress) -> str:
@@ -138,12 +159,12 @@ def _tell(status: Status, progress: Progress) -> None:
 def _add(saved: Path | None, into: Path, to: Path | None) -> None:
     if saved is None or to is not None:
         raise InputError("--into goes with --from, and without --to.")
-    changed = extend_window(open_window(into).path, read_scrapes(saved))
+    changed = extend_window(window_path(into), read_scrapes(saved))
     click.echo(f"Added to {into}; hours that changed: {', '.join(changed) or 'none'}.", err=True)
 
 
-def _import(saved: Path, to: Path, *, kind: str, about: str | None) -> None:
+def _import(saved: Path, place: Place, *, kind: str, about: str | None) -> None:
     rows = read_scrapes(saved)
     note = provenance(rows, kind=kind, origin=saved.name)
-    write_window(to, rows, note | ({"about": about} if about else {}))
-    click.echo(f"Wrote {to}: {rows.series.height} series.", err=True)
+    put_window(place, rows, note | ({"about": about} if about else {}))
+    click.echo(f"Wrote {place.path}: {rows.series.height} series.", err=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -13,7 +12,7 @@ from vllm_capacity.cli.reading import local_path
 from vllm_capacity.engine.runs import Outcome, provenance, run_scenario
 from vllm_capacity.engine.scenarios import SCENARIOS, scenario
 from vllm_capacity.errors import InputError
-from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.telemetry.store import reserved, write_window
 
 _NAMES = "\n\n".join(f"{known.name}: {known.about}" for known in SCENARIOS)
 
@@ -66,20 +65,16 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
     text = "".join(lines).encode()
     # mtime 0: the same scenario and seed give the same bytes.
     body = gzip.compress(text, mtime=0) if path.suffix == ".gz" else text
-    _write_whole(path, body)
+    _write_whole(path, lambda partial: partial.write_bytes(body))
 
 
 def _write_requests(path: Path, outcome: Outcome) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        partial = Path(folder) / path.name
-        outcome.requests.write_parquet(partial)
-        partial.replace(path)
+    _write_whole(path, outcome.requests.write_parquet)
 
 
-def _write_whole(path: Path, body: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        partial = Path(folder) / path.name
-        partial.write_bytes(body)
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    with reserved(path) as place:
+        place.staging.mkdir()
+        partial = place.staging / path.name
+        write(partial)
         partial.replace(path)

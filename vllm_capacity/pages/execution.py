@@ -7,7 +7,6 @@ which is most of the run. The page is written once, at the end, by us.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from traitlets.config import Config
 
 from vllm_capacity import errors
+from vllm_capacity.holding import scratch
 from vllm_capacity.pages.contract import RENDERER_VARIABLE
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _own_sockets() -> Iterator[Config]:
 
     Nobody else on the machine can reach them, and two runs in one folder do not meet.
     """
-    with tempfile.TemporaryDirectory(prefix="vllm-capacity-") as folder:
+    with scratch("vllm-capacity-kernel-") as folder:
         yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
 
 

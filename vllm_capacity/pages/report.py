@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -18,8 +19,10 @@ from vllm_capacity.pages.index import report_metadata, reports, write_index
 from vllm_capacity.pages.parameters import Parameter, declared_parameters, settled_parameters
 from vllm_capacity.pages.previous import report_before, told_since
 from vllm_capacity.pages.writing import only_writer, write_whole
+from vllm_capacity.resources import shipped
 
 DEFAULT_NOTEBOOK = "cost-report.ipynb"
+_LONGEST = 120
 
 EXAMPLES: tuple[Mapping[str, object], ...] = (
     {"window": "vllm-sweep"},
@@ -59,7 +62,9 @@ def write_report(
         if not any(section.blocks for section in sections):
             raise InputError(f"{order.notebook.name} shows nothing: no prose, chart or table.")
         found = _metadata(order, ran.title, sections)
-        path = order.out / f"{_file_stem(order.notebook, found, parameters)}.html"
+        part = (str(parameters.get(key) or "") for key in ("start", "end"))
+        stem = page_stem(order.notebook, found["line"].get("window", ""), *part)
+        path = order.out / f"{stem}.html"
         before = _before(found, path)
         sections = _with_changes(sections, before)
         metadata = {**_metadata(order, ran.title, sections), "previous": before}
@@ -141,15 +146,32 @@ def _with_changes(
     return tuple(replace(each, blocks=tuple(map(told, each.blocks))) for each in sections)
 
 
-def _file_stem(notebook: Path, metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
-    """The page's name: window, then notebook where it is not the report, then the part's ends."""
-    parts = [metadata["line"].get("window", notebook.stem)]
-    if notebook.name != DEFAULT_NOTEBOOK and parts[0] != notebook.stem:
-        parts.append(notebook.stem)
-    start, end = (str(parameters.get(key) or "") for key in ("start", "end"))
-    parts += [start or ("to" if end else ""), end]  # a part up to an instant is not one from it
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(filter(None, parts))).strip("-.")
-    return slug[:120] or "report"
+def page_stem(notebook: Path, window: str, start: str = "", end: str = "") -> str:
+    """The name of a page without its suffix: window, notebook unless the report, the part's ends.
+
+    A plain window, whole, in a shipped notebook is named by just that. Any other name says less
+    than it stands for, and ends in a hash of it: no two pages share a name.
+    """
+    stem = "" if notebook.name == DEFAULT_NOTEBOOK else notebook.stem
+    stems = {path.stem for path in shipped("notebooks").glob("*.ipynb")}
+    # A part up to an instant is not one from it.
+    name = "-".join(filter(None, (window, stem, start or ("to" if end else ""), end)))
+    if not start and not end and stem in {"", *stems} and _is_plain(window, stems):
+        return name
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:_LONGEST].rstrip("-.")
+    meant = repr((window, stem, start, end)).encode()
+    return f"{slug or 'report'}-{hashlib.blake2b(meant, digest_size=4).hexdigest()}"
+
+
+def _is_plain(window: str, stems: Iterable[str]) -> bool:
+    """Whether the name can be a file's as it stands, and be no other page's."""
+    return (
+        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", window) is not None
+        and len(window) <= _LONGEST
+        and window.casefold() != "index"
+        and not window.endswith(tuple(f"-{stem}" for stem in stems))
+        and re.search(r"-[0-9a-f]{8}$", window) is None
+    )
 
 
 def _command(order: Order) -> str:

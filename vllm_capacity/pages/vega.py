@@ -18,8 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vllm_capacity.errors import SourceError
 from vllm_capacity.pages.contract import CHART_MIME, HOVER, NOTEBOOK_WIDTH, VEGALITE_VERSION
-from vllm_capacity.pages.writing import write_whole
+from vllm_capacity.pages.writing import only_writer, write_whole
 
 _ID = re.compile(r'(\bid="|url\(#|href="#)([\w-]+)')
 _EXPORT = "window.vegaEmbed = vegaEmbed;"
@@ -63,7 +64,8 @@ def runtime(cache: Path | None) -> str:
     if any(text in script for text in _BUNDLE_MUST_NOT_HOLD):
         raise ValueError("the Vega bundle of this vl-convert cannot stand inside a script element")
     if kept is not None:
-        with suppress(OSError):  # a cache that cannot be written only costs time
+        # A cache that cannot be written, or that another run is writing, only costs time.
+        with suppress(OSError, SourceError), only_writer(kept.parent):
             write_whole(kept, script)
     return script
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vllm_capacity.errors import SourceError
+from vllm_capacity.holding import workplace
+
+_PARTIAL = ".vllm-capacity"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -18,7 +19,7 @@ def write_whole(path: Path, text: str) -> None:
     The folder is made where it is missing. A crash leaves at most a hidden temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -37,15 +38,14 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; SourceError at once where another run holds it.
 
     The operating system lets go of the lock when its holder ends, however it ends, so a crash
-    never blocks the next run.
+    never blocks the next run, which removes what the crash left there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".report.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SourceError(
-                f"Another report is being written into {folder}; nothing was done. "
-                "Try again when it has finished."
-            ) from None
+    busy = (
+        f"Another report is being written into {folder}; nothing was done. "
+        "Try again when it has finished."
+    )
+    with workplace(folder / ".report", busy=busy):
+        for left in folder.glob(f".*{_PARTIAL}"):
+            left.unlink(missing_ok=True)
         yield

@@ -4,7 +4,8 @@
 2. Families of one shape are asked for together, an hour of sample time at a time. What arrives late
    lies outside the hour by arrival, so each question is padded there and cut by sample time.
 3. The last state before the start comes along, one row a series.
-4. Every answer is kept in a journal before the next is asked for: a pull that was killed goes on.
+4. Every answer that can no longer grow is kept in a journal before the next is asked for: a pull
+   that was killed goes on.
 """
 
 from __future__ import annotations
@@ -48,24 +49,36 @@ class Step:
 
 @dataclass(frozen=True)
 class Journal:
-    """Answers kept on disk under the hash of their question; without a folder, nowhere."""
+    """Answers kept on disk under the hash of their question; without a folder, nowhere.
+
+    Only an answer that can no longer grow is kept: all that it asks for had arrived by `now`, when
+    the pull began. The end of a file's name is the hash of its bytes.
+    """
 
     folder: Path | None = None
+    now: datetime | None = None
 
-    def frame(self, question: str, ask: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    def frame(
+        self, question: str, arrivals: TimeRange, ask: Callable[[], pl.DataFrame]
+    ) -> pl.DataFrame:
         """The answer to a question: the kept one, else asked for and kept, whole or not at all."""
-        if self.folder is None:
+        if self.folder is None or self.now is None or self.now < arrivals.end + SKEW:
             return ask()
-        name = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
-        kept = self.folder / f"{name}.parquet"
-        if kept.exists():
-            return pl.read_parquet(kept)
+        name = _hash(question.encode())
+        for kept in self.folder.glob(f"{name}.*.parquet"):
+            content = kept.read_bytes()
+            if kept.name.split(".")[1] == _hash(content):
+                return pl.read_parquet(content)
         frame = ask()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".partial")
+        self.folder.mkdir(exist_ok=True)
+        partial = self.folder / "answer.partial"
         frame.write_parquet(partial, compression="zstd")
-        partial.replace(kept)
+        partial.replace(self.folder / f"{name}.{_hash(partial.read_bytes())}.parquet")
         return frame
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,7 @@ class _Walk:
             texts = {name: pl.String for name in group.identity}
             return pl.DataFrame(rows, schema={**texts, **schema})
 
-        frame = self.journal.frame(question, ask)
+        frame = self.journal.frame(question, arrivals, ask)
         self._step()
         return Part(group, frame)
 

@@ -1,70 +1,90 @@
-"""Late data: rows that arrive after a window was written change exactly the hours they touch."""
+"""Late data: rows that arrive after a window was written change exactly the hours they touch.
+
+The window stays where it is. Hours that changed are written beside the old ones under new names,
+then `window.json` is replaced: that is the moment the window changes, and a reader sees all of it
+or nothing. The old files go when nobody reads them any more.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import polars as pl
 
 from vllm_capacity.errors import WindowError
+from vllm_capacity.holding import alone, workplace
+from vllm_capacity.telemetry.manifest import (
+    FORMAT,
+    TABLES,
+    WORKPLACE,
+    File,
+    Manifest,
+    as_listed,
+    digest,
+    read_list,
+    read_manifest,
+    read_part,
+    unlisted,
+    write_note,
+)
 from vllm_capacity.telemetry.rows import HISTOGRAMS_SCHEMA, SAMPLES_SCHEMA, Rows
-from vllm_capacity.telemetry.store import TABLES, fill_folder, settle
+from vllm_capacity.telemetry.store import parts_of, settle, write_part
 from vllm_capacity.telemetry.window import asked_instant
+
+_PATIENCE_SECONDS = 600.0
+_HASH_DIGITS = 12
 
 
 def extend_window(path: Path, late: Rows) -> list[str]:
     """Add rows that came late to the window at `path`; the hours whose data changed, in order.
 
-    The window is replaced by a new one, whole: hours that did not change are the same files, and so
-    keep their rollup. A window pulled by the minute takes no samples: WindowError.
+    Runs that add at the same time take turns; SourceError after ten minutes in which another did
+    not end. Hours that did not change are the same files, and so keep their rollup. A window pulled
+    by the minute takes no samples: WindowError.
     """
-    note = json.loads((path / "window.json").read_text())
-    if note.get("grain", "scrape") != "scrape":
-        raise WindowError(f"{path} holds minutes, not samples: pull it again instead.")
-    settled = settle(_joined(stored_rows(path), late, begin=asked_instant(note, "start")))
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    before = staging.with_name(f"{staging.name}.before")
-    try:
-        fill_folder(staging, settled, {k: v for k, v in note.items() if k != "counts"})
-        changed = _keep_unchanged(path, staging)
-        staging.chmod(0o755)
-        path.replace(before)
-        staging.replace(path)
-    except BaseException:
-        if before.exists() and not path.exists():
-            before.replace(path)
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    shutil.rmtree(before)
-    return changed
+    busy = f"Another run has been adding to {path} for long; nothing was done. Try again later."
+    place = workplace(path / WORKPLACE, busy=busy, patience_seconds=_PATIENCE_SECONDS)
+    with place as folder, duckdb.connect() as connection:
+        held = read_manifest(path, connection, verify=True)
+        if held.provenance["grain"] != "scrape":
+            raise WindowError(f"{path} holds minutes, not samples: pull it again instead.")
+        held = _as_listed(held, folder)
+        try:
+            _remove_unlisted(path, folder)
+            begin = asked_instant(held.provenance, "start")
+            settled = settle(_joined(_rows_of(held), late, begin=begin))
+            files = list(_files_of(settled, held, folder))
+            write_note(path, held.provenance, files, through=folder)
+        finally:
+            _remove_unlisted(path, folder)
+    changed = {file for file in files if file not in held.files and file.table in TABLES}
+    return sorted({Path(file.plain).name for file in changed})
 
 
 def stored_rows(path: Path) -> Rows:
-    """The rows of a window, as a source would hand them over that had them all at once."""
-    frames = {
-        name: pl.read_parquet(path / name / "*.parquet")
-        if any((path / name).glob("*.parquet"))
-        else None
-        for name in TABLES
-    }
-    empty = {"samples": SAMPLES_SCHEMA, "histograms": HISTOGRAMS_SCHEMA}
-    samples, histograms = (
-        pl.DataFrame(schema=empty[name])
-        if frame is None
-        else frame.drop("run").with_columns(rank=pl.lit(0, pl.Int8), arrival=pl.lit(0, pl.Int64))
-        for name, frame in frames.items()
-    )
-    return Rows(
-        pl.read_parquet(path / "series.parquet"),
-        samples,
-        histograms,
-        pl.read_parquet(path / "intake.parquet"),
-    )
+    """The rows of a window, as a source would hand them over."""
+    with duckdb.connect() as connection:
+        return _rows_of(read_manifest(path, connection))
+
+
+def _rows_of(held: Manifest) -> Rows:
+    samples = _joined_hours(held, "samples", SAMPLES_SCHEMA)
+    histograms = _joined_hours(held, "histograms", HISTOGRAMS_SCHEMA)
+    (series,), (intake,) = (held.frames(table) for table in ("series", "intake"))
+    return Rows(series, samples, histograms, intake)
+
+
+def _joined_hours(held: Manifest, table: str, schema: dict[str, Any]) -> pl.DataFrame:
+    hours = [
+        hour.with_columns(rank=pl.lit(0, pl.Int8), arrival=pl.lit(0, pl.Int64)).select(list(schema))
+        for hour in held.frames(table)
+    ]
+    return pl.concat([pl.DataFrame(schema=schema), *hours])
 
 
 def _joined(stored: Rows, late: Rows, *, begin: datetime | None) -> Rows:
@@ -94,16 +114,44 @@ def _joined(stored: Rows, late: Rows, *, begin: datetime | None) -> Rows:
     )
 
 
-def _keep_unchanged(path: Path, staging: Path) -> list[str]:
-    """Put the old file back wherever an hour holds the same rows; the hours that do not."""
-    changed = []
-    for new in sorted(staging.glob("*/*.parquet")):
-        old = path / new.parent.name / new.name
-        if old.exists() and pl.read_parquet(old).equals(pl.read_parquet(new)):
-            new.unlink()
-            os.link(old, new)
+def _as_listed(held: Manifest, folder: Path) -> Manifest:
+    """The window as one that lists its files: an older one gets its list before anything else."""
+    if held.provenance["format"] == FORMAT:
+        return held
+    files = tuple(replace(file, sha256=digest(held.path / file.name)) for file in held.files)
+    write_note(held.path, held.provenance, files, through=folder)
+    return replace(held, files=files)
+
+
+def _files_of(settled: Rows, held: Manifest, folder: Path) -> Iterable[File]:
+    """The files of the settled rows: the old one wherever it holds the same, else a new one."""
+    path, old = held.path, {file.plain: file for file in held.files}
+    for table, name, part in parts_of(settled):
+        before = old.get(name)
+        if before is not None and read_part(path, path / before.name).equals(part):
+            yield before
         else:
-            changed.append(new.stem)
-    if (path / ".rollup").is_dir():
-        shutil.copytree(path / ".rollup", staging / ".rollup", copy_function=os.link)
-    return sorted(set(changed))
+            yield _written(path, folder, table, name, part)
+
+
+def _written(path: Path, folder: Path, table: str, name: str, part: pl.DataFrame) -> File:
+    """A new file of a window, named by what is in it: no file ever becomes another."""
+    partial = folder / "part.parquet"
+    write_part(partial, part)
+    named = f"{name}.{digest(partial)[:_HASH_DIGITS]}.parquet"
+    (path / named).parent.mkdir(exist_ok=True)
+    partial.replace(path / named)
+    return as_listed(path, table, named, rows=part.height)
+
+
+def _remove_unlisted(path: Path, folder: Path) -> None:
+    """Remove what is no part of the window, unless somebody is reading it: then the next run does.
+
+    What is left in the workplace says so until then.
+    """
+    with alone(path) as is_unread:
+        if not is_unread:
+            (folder / "replaced").touch()
+            return
+        for file in [*unlisted(path, read_list(path)), *folder.glob("[!.]*")]:
+            file.unlink()

@@ -1,9 +1,10 @@
 """The minute rollup: the last state of every series in every minute and run, an hour at a time.
 
 Hours are computed apart and kept beside the window in `.rollup/`, each under the hash of the hour
-file it came from: an hour whose data did not change is never computed again, and late data makes
-exactly the hours it touches new. Stitching is exact because a row is a state, not an increase:
-increases are taken on read, across hour borders like across minutes.
+file it came from and its own: an hour whose data did not change is never computed again, late data
+makes exactly the hours it touches new, and a kept hour that was damaged is computed anew. Stitching
+is exact because a row is a state, not an increase: increases are taken on read, across hour borders
+like across minutes.
 
 An hour file lies sorted by series and time, so a minute of a series and run is a stretch of rows:
 its states are the rows at both ends, taken by position. That is half the work of grouping them.
@@ -11,17 +12,30 @@ its states are the rows at both ends, taken by position. That is half the work o
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import polars as pl
 
+from vllm_capacity.holding import Pin, alone, is_private
+from vllm_capacity.telemetry.manifest import (
+    MINUTES,
+    TABLES,
+    File,
+    Manifest,
+    as_pattern,
+    check_hash,
+    digest,
+    read_part,
+)
+
+_HASH_DIGITS = 24
 _MINUTE_MICROSECONDS = 60_000_000
-_SHAPES = {"samples": "minutes", "histograms": "minute_histograms"}
 _EMPTY = {
     "minutes": "select 0::bigint as series_id, now()::timestamptz as minute, 0::int as run, "
     "0::double as first, 0::double as last, now()::timestamptz as t0, now()::timestamptz as t1, "
@@ -34,49 +48,119 @@ _EMPTY = {
 }
 
 
-def make_views(path: Path, connection: duckdb.DuckDBPyConnection) -> list[Path]:
-    """Create the views `minutes` and `minute_histograms`; returns the hours computed just now."""
+def make_views(window: Manifest, connection: duckdb.DuckDBPyConnection) -> list[Path]:
+    """Create the views `minutes` and `minute_histograms`; returns the hours computed just now.
+
+    WindowError where a file is not as it was written: here each is read whole anyway.
+    """
+    if window.provenance["grain"] == "minute":  # a thinned window came with its minutes
+        for file in window.files:
+            if file.table in MINUTES:
+                check_hash(window.path, file)
+                _show(connection, file.table, [window.path / file.name])
+        return []
+    folder = _folder(window.path)
     computed: list[Path] = []
-    for table, view in _SHAPES.items():
-        pulled = path / f"{view}.parquet"
-        if pulled.exists():  # a thinned window came with its minutes
-            connection.read_parquet(str(pulled)).to_view(view, replace=True)
-            continue
-        hours = []
-        for source in sorted((path / table).glob("*.parquet")):
-            target = _cache(path) / f"{view}-{source.stem}-{_digest(source)}.parquet"
-            if not target.exists():
-                _roll_hour(source, target, view)
-                computed.append(target)
-            hours.append(str(target))
-        if hours:
-            connection.read_parquet(hours).to_view(view, replace=True)
+    for table, view in zip(TABLES, MINUTES, strict=True):
+        hours = [file for file in window.files if file.table == table]
+        if folder is not None:
+            shown, new = _kept_hours(window, hours, view, folder)
+            _show(connection, view, shown)
+            computed += new
         else:
-            connection.sql(_EMPTY[view]).to_view(view, replace=True)
+            _show_in_memory(connection, view, [_rolled(window, hour, view) for hour in hours])
     return computed
 
 
-def _cache(path: Path) -> Path:
-    """Beside the window; where that cannot be written, a folder of the user's own."""
+def _show(connection: duckdb.DuckDBPyConnection, view: str, paths: Iterable[Path]) -> None:
+    names = [as_pattern(path) for path in paths]
+    shown = connection.read_parquet(names) if names else connection.sql(_EMPTY[view])
+    shown.to_view(view, replace=True)
+
+
+def _show_in_memory(
+    connection: duckdb.DuckDBPyConnection, view: str, hours: list[pl.DataFrame]
+) -> None:
+    empty = pl.DataFrame(connection.sql(_EMPTY[view]))
+    frame = pl.concat(hours) if hours else empty
+    connection.register("rolled", frame)
+    connection.execute(f"create or replace table {view} as select * from rolled")
+    connection.unregister("rolled")
+
+
+def _folder(path: Path) -> Path | None:
+    """Where hours are kept: beside the window; where that cannot be written, in a private folder.
+
+    None where that cannot be written either, or is not this user's alone.
+    """
     beside = path / ".rollup"
-    try:
+    own = Path(tempfile.gettempdir()) / f"vllm-capacity-rollup-{os.getuid()}"
+    with suppress(OSError):
         beside.mkdir(exist_ok=True)
-    except OSError:
-        beside = Path(tempfile.gettempdir()) / f"vllm-capacity-rollup-{os.getuid()}"
-        beside.mkdir(exist_ok=True, mode=0o700)
-    return beside
+    if _is_writable(beside):
+        return beside
+    with suppress(OSError):
+        own.mkdir(mode=0o700, exist_ok=True)
+    return own if is_private(own) and _is_writable(own) else None
 
 
-def _digest(source: Path) -> str:
-    return hashlib.blake2b(source.read_bytes(), digest_size=12).hexdigest()
+def _is_writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def _roll_hour(source: Path, target: Path, view: str) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    frame = pl.read_parquet(source, glob=False)
-    rolled = _minutes(frame) if view == "minutes" else _minute_histograms(frame)
-    rolled.write_parquet(partial, compression="zstd")
-    partial.replace(target)
+def _kept_hours(
+    window: Manifest, hours: list[File], view: str, folder: Path
+) -> tuple[list[Path], list[Path]]:
+    """The rolled hours as files in `folder`, in order; and those of them that were computed now."""
+    there: dict[str, list[Path]] = {}
+    for path in folder.glob(f"{view}-*.*.parquet"):
+        there.setdefault(path.name.partition(".")[0], []).append(path)
+    shown, computed = [], []
+    pin = None
+    for hour in hours:
+        source = check_hash(window.path, hour)[:_HASH_DIGITS]
+        name = f"{view}-{Path(hour.plain).name}-{source}"
+        good = next((path for path in there.get(name, ()) if _is_whole(path)), None)
+        if good is None:
+            pin = pin or _begin(folder)
+            good = _keep(folder, name, _rolled(window, hour, view))
+            computed.append(good)
+        shown.append(good)
+    return shown, computed
+
+
+def _is_whole(kept: Path) -> bool:
+    """Whether a kept hour is as it was written: the end of its name is its hash."""
+    with suppress(OSError):
+        return kept.is_file() and digest(kept)[:_HASH_DIGITS] == kept.name.split(".")[-2]
+    return False
+
+
+def _begin(folder: Path) -> Pin:
+    """Say that hours are being written; where nobody else does, remove what killed runs left."""
+    with alone(folder) as is_unused:
+        if is_unused:
+            for path in folder.glob(".*.partial"):
+                path.unlink(missing_ok=True)
+    return Pin(folder)
+
+
+def _keep(folder: Path, name: str, rolled: pl.DataFrame) -> Path:
+    handle, partial = tempfile.mkstemp(prefix=f".{name}.", suffix=".partial", dir=folder)
+    os.close(handle)
+    try:
+        rolled.write_parquet(partial, compression="zstd")
+        target = folder / f"{name}.{digest(Path(partial))[:_HASH_DIGITS]}.parquet"
+        Path(partial).replace(target)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _rolled(window: Manifest, hour: File, view: str) -> pl.DataFrame:
+    frame = read_part(window.path, window.path / hour.name)
+    return _minutes(frame) if view == "minutes" else _minute_histograms(frame)
 
 
 def _minutes(samples: pl.DataFrame) -> pl.DataFrame:

@@ -1,11 +1,14 @@
 """The window folder: rows become Parquet, whole or not at all, and `run` is settled by value.
 
     WINDOW/
-      window.json                     provenance: source, versions, scrape intervals, counts
+      window.json                     provenance: source, versions, scrape intervals; the files
       series.parquet, intake.parquet
       samples/2026-11-24T08.parquet   a file an hour, sorted by series and time
       histograms/2026-11-24T08.parquet
       .rollup/                        minutes, computed on demand (rollup.py); safe to delete
+
+Which files are the window's, `window.json` says (manifest.py): rows that came late are in files
+with a hash in their names, `2026-11-24T08.0f3a….parquet` (late.py).
 
 `run` is the ordinal of the process life of a series: +1 where a counter drops, where a histogram's
 count, sum or any bucket does, and where another process answers than before (processes.py). Inside
@@ -16,18 +19,19 @@ query exact and cheap.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from vllm_capacity.errors import WindowError
+from vllm_capacity.holding import workplace
 from vllm_capacity.telemetry.clocks import with_true_times
+from vllm_capacity.telemetry.manifest import TABLES, WORKPLACE, as_listed, write_note
 from vllm_capacity.telemetry.processes import (
     DIFFERENCED,
     process_changes,
@@ -37,34 +41,87 @@ from vllm_capacity.telemetry.processes import (
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.timerange import iso
 
-FORMAT = 1
-TABLES = ("samples", "histograms")
 _ALIAS = "an older name of the same concept, in the same scrape"
 _TWIN = "the same series and sample time, counted once"
 _OTHER = "the same series and sample time with different values, of which one was kept"
 _CHECK_OF = {_ALIAS: "renamed", _TWIN: "duplicate", _OTHER: "clock"}
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a window is to be: its path, and a hidden folder beside it to make it in.
+
+    `answers` is for what a source has said so far: it outlives a run that did not end well.
+    """
+
+    path: Path
+    folder: Path
+
+    @property
+    def answers(self) -> Path:
+        """Kept until the window is there."""
+        return self.folder / "answers"
+
+    @property
+    def staging(self) -> Path:
+        """The window before it is whole."""
+        return self.folder / "window"
+
+
+@contextmanager
+def reserved(path: Path) -> Iterator[Place]:
+    """Hold the place of a window that is to be made at `path`, for this run alone.
+
+    WindowError where something is there, SourceError where another run is making it. What a killed
+    run left is removed, but for its answers; those go when the window is there.
+    """
+    require_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"Another run is writing {path}; nothing was done. Try again when it has finished."
+    with workplace(path.with_name(f".{path.name}{WORKPLACE}"), busy=busy) as folder:
+        place = Place(path, folder)
+        shutil.rmtree(place.staging, ignore_errors=True)
+        try:
+            require_free(path)
+            yield place
+        finally:
+            shutil.rmtree(place.staging, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(place.answers, ignore_errors=True)
+
+
+def require_free(path: Path) -> None:
+    """WindowError if there is something at `path` already."""
+    if path.exists():
+        raise WindowError(f"{path} exists already. Choose another name, or remove it first.")
+
+
 def write_window(path: Path, rows: Rows, provenance: Mapping[str, object]) -> Path:
     """Write a window folder at `path`, which must not exist, and return it.
 
     Duplicates are dropped, the newest spelling of a concept wins, `run` and `starts_at_zero` are
-    settled. WindowError where `path` is taken or nothing was sampled; then nothing is left behind.
+    settled. WindowError where `path` is taken or nothing was sampled, SourceError where another run
+    is writing there; then nothing is left behind.
     """
-    if path.exists():
-        raise WindowError(f"{path} exists already. Choose another name, or remove it first.")
+    with reserved(path) as place:
+        return put_window(place, rows, provenance)
+
+
+def put_window(
+    place: Place,
+    rows: Rows,
+    provenance: Mapping[str, object],
+    minutes: Mapping[str, pl.DataFrame] | None = None,
+) -> Path:
+    """Write a window at a reserved place, whole or not at all, and return its path.
+
+    As `write_window`; `minutes` are the tables that a thinned window has beside its samples.
+    """
     if rows.samples.is_empty() and rows.histograms.is_empty():
-        raise WindowError(f"Nothing to write to {path}: there is not one sample.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        fill_folder(staging, settle(rows), provenance)
-        staging.chmod(0o755)
-        staging.replace(path)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return path
+        raise WindowError(f"Nothing to write to {place.path}: there is not one sample.")
+    place.staging.mkdir()
+    fill_folder(place.staging, settle(rows), provenance, minutes or {})
+    return place.staging.replace(place.path)
 
 
 def settle(rows: Rows) -> Rows:
@@ -84,22 +141,34 @@ def settle(rows: Rows) -> Rows:
     return Rows(series, samples, histograms, intake, rows.begin)
 
 
-def fill_folder(folder: Path, rows: Rows, provenance: Mapping[str, object]) -> None:
-    """Write settled rows and their provenance as the files of a window."""
-    rows.series.write_parquet(folder / "series.parquet", compression="zstd")
-    rows.intake.write_parquet(folder / "intake.parquet", compression="zstd")
-    for name, frame in (("samples", rows.samples), ("histograms", rows.histograms)):
+def fill_folder(
+    folder: Path,
+    rows: Rows,
+    provenance: Mapping[str, object],
+    minutes: Mapping[str, pl.DataFrame],
+) -> None:
+    """Write settled rows, the minutes beside them and their provenance as the files of a window."""
+    for name in TABLES:
         (folder / name).mkdir()
-        for hour, part in by_hour(frame):
-            write_hour(folder / name / f"{hour}.parquet", part)
-    counts = {
-        "series": rows.series.height,
-        "samples": rows.samples.height,
-        "histograms": rows.histograms.height,
-    }
+    parts = [*parts_of(rows), *((name, name, frame) for name, frame in minutes.items())]
+    files = []
+    for table, name, part in parts:
+        write_part(folder / f"{name}.parquet", part)
+        files.append(as_listed(folder, table, f"{name}.parquet", rows=part.height))
     asked = {"start": iso(rows.begin)} if rows.begin else {}
-    note = {"format": FORMAT, "grain": "scrape", **asked, **provenance, "counts": counts}
-    (folder / "window.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
+    write_note(folder, {**asked, **provenance}, files, through=folder)
+
+
+def write_part(path: Path, part: pl.DataFrame) -> None:
+    """One file of a window."""
+    part.write_parquet(path, compression="zstd", compression_level=9, statistics=True)
+
+
+def parts_of(rows: Rows) -> Iterator[tuple[str, str, pl.DataFrame]]:
+    """What becomes a file: its table, its path in a window without a suffix, its rows."""
+    yield from (("series", "series", rows.series), ("intake", "intake", rows.intake))
+    for table, frame in (("samples", rows.samples), ("histograms", rows.histograms)):
+        yield from ((table, f"{table}/{hour}", part) for hour, part in by_hour(frame))
 
 
 def by_hour(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
@@ -107,13 +176,6 @@ def by_hour(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     hours = frame.with_columns(hour=pl.col("ts").dt.strftime("%Y-%m-%dT%H"))
     parts = hours.partition_by("hour", as_dict=True, include_key=False)
     return sorted((str(key[0]), part) for key, part in parts.items())
-
-
-def write_hour(path: Path, part: pl.DataFrame) -> None:
-    """One hour of a table, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_parquet(partial, compression="zstd", compression_level=9, statistics=True)
-    partial.replace(path)
 
 
 def _deduplicate(frame: pl.DataFrame, value: str) -> tuple[pl.DataFrame, pl.DataFrame]:

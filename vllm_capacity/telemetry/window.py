@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,9 +19,17 @@ import polars as pl
 from polars import selectors
 
 from vllm_capacity.errors import InputError, WindowError
+from vllm_capacity.holding import Pin
 from vllm_capacity.resources import shipped
 from vllm_capacity.telemetry import rollup
-from vllm_capacity.telemetry.store import TABLES
+from vllm_capacity.telemetry.manifest import (
+    SINGLE,
+    TABLES,
+    Manifest,
+    as_pattern,
+    damaged,
+    read_manifest,
+)
 from vllm_capacity.timerange import TimeRange, parse_instant
 
 _EMPTY = {
@@ -37,9 +44,19 @@ _EMPTY = {
 class Window:
     """A window of telemetry. Ask it with `sql`, or through the package's figures."""
 
-    path: Path
+    manifest: Manifest
     connection: duckdb.DuckDBPyConnection
-    provenance: dict[str, Any]
+    pin: Pin
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.manifest.path
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What `window.json` says of where the telemetry came from."""
+        return self.manifest.provenance
 
     @property
     def name(self) -> str:
@@ -118,7 +135,7 @@ class Window:
 
     @cached_property
     def _ensure_rollup(self) -> bool:
-        rollup.make_views(self.path, self.connection)
+        rollup.make_views(self.manifest, self.connection)
         return True
 
 
@@ -141,32 +158,32 @@ def query_text(package: str, name: str) -> str:
     return files(f"vllm_capacity.{package}").joinpath("sql", f"{name}.sql").read_text()
 
 
-def open_window(name_or_path: str | Path) -> Window:
-    """The window at that path, or of that name.
+def open_window(name_or_path: str | Path, *, verify: bool = False) -> Window:
+    """The window at that path, or of that name; with `verify`, the hash of every file is checked.
 
     A name is looked for from the working folder upward in data/windows, then data/examples, then
-    among the shipped ones. WindowError, with the names there are, where there is none.
+    among the shipped ones. WindowError, with the names there are, where there is none, and for a
+    window that is not as it was written.
     """
-    path = _find(str(name_or_path))
-    note = path / "window.json"
-    try:
-        provenance = json.loads(note.read_text())
-    except (OSError, ValueError):
-        raise WindowError(f"{path} is not a window: it has no readable window.json.") from None
+    path = window_path(name_or_path)
     connection = duckdb.connect(":memory:")
     connection.execute("set TimeZone = 'UTC'")
+    pin = Pin(path)
+    manifest = read_manifest(path, connection, verify=verify)
     try:
-        for table in ("series", "intake"):
-            connection.read_parquet(str(path / f"{table}.parquet")).to_view(table)
-        for table in TABLES:
-            hours = sorted(str(p) for p in (path / table).glob("*.parquet"))
-            if hours:
-                connection.read_parquet(hours).to_view(table)
+        for table in (*SINGLE, *TABLES):
+            if paths := manifest.paths(table):
+                connection.read_parquet([as_pattern(each) for each in paths]).to_view(table)
             else:
                 connection.sql(_EMPTY[table]).to_view(table)
     except duckdb.Error as error:
-        raise WindowError(f"The window {path} is damaged: {error}") from error
-    return Window(path, connection, provenance)
+        raise damaged(path, str(error).splitlines()[0]) from error
+    return Window(manifest, connection, pin)
+
+
+def window_path(name_or_path: str | Path) -> Path:
+    """The folder of the window at that path, or of that name, looked for as `open_window` does."""
+    return _find(str(name_or_path))
 
 
 def _find(name_or_path: str) -> Path:

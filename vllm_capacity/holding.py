@@ -1,0 +1,165 @@
+"""Who may write where: one writer of a place at a time, and nothing removed under a reader.
+
+Both are locks of the operating system (`flock`), which end with their holder however it ends: a
+killed run never blocks the next one, and what it left behind is told from what is in use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from vllm_capacity.errors import SourceError
+
+_LOCK = ".lock"
+_POLL_SECONDS = 0.05
+_TURN_SECONDS = 0.5  # a lock that is just being handed over is not held
+_CLEANING_SECONDS = 5.0  # far longer than anyone takes to remove a few files
+_Got = TypeVar("_Got")
+
+
+@contextmanager
+def workplace(
+    folder: Path, *, busy: str, patience_seconds: float = _TURN_SECONDS
+) -> Iterator[Path]:
+    """Hold a hidden folder to work in, made where it is missing; one run at a time.
+
+    SourceError with the message `busy` where another run still holds it after
+    `patience_seconds`. The folder goes afterwards, unless something was left in it on purpose;
+    what a killed run left in it is for the next holder to judge.
+    """
+    lock = folder / _LOCK
+    handle = _patiently(lambda: _held(lock), patience_seconds)
+    if handle is None:
+        raise SourceError(busy)
+    try:
+        yield folder
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: whoever comes next makes another
+        with suppress(OSError):
+            folder.rmdir()
+        os.close(handle)
+
+
+class Pin:
+    """Keeps others from removing files of a folder, until it is closed or nobody refers to it.
+
+    Where the file system has no locks, it does nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._handle = _opened(folder)
+        self.close = weakref.finalize(self, os.close, self._handle)
+        with suppress(OSError):
+            _patiently(lambda: _flocked(self._handle, fcntl.LOCK_SH), _CLEANING_SECONDS)
+
+    def is_on(self, folder: Path) -> bool:
+        """Whether that path is still the folder that was pinned."""
+        return _is_at(self._handle, folder)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Whether nobody has pinned the folder; inside, nobody can."""
+    handle = _opened(folder)
+    try:
+        has_lock = False
+        with suppress(OSError):  # no locks here: nobody knows
+            has_lock = _flocked(handle, fcntl.LOCK_EX) is not None
+        yield has_lock
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A private folder among the temporary ones; those that killed runs left are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}????????"):
+        _remove_if_left(left)
+    folder, pin = _pinned_scratch(prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        pin.close()
+
+
+def is_private(folder: Path) -> bool:
+    """Whether it is a folder of this user's that nobody else can read or write, and no link."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return is_own and not stat.S_IMODE(found.st_mode) & 0o077
+
+
+def _pinned_scratch(prefix: str) -> tuple[Path, Pin]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        with suppress(FileNotFoundError):  # another run took it for one that was left
+            pin = Pin(folder)
+            if pin.is_on(folder):
+                return folder, pin
+
+
+def _remove_if_left(folder: Path) -> None:
+    with suppress(OSError):
+        if is_private(folder):
+            with alone(folder) as is_left:
+                if is_left:
+                    shutil.rmtree(folder)
+
+
+def _held(lock: Path) -> int | None:
+    """The descriptor that holds a lock file, None while another run has it."""
+    lock.parent.mkdir(exist_ok=True)
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError:  # its holder is just removing the folder
+        return None
+    try:
+        if _flocked(handle, fcntl.LOCK_EX) and _is_at(handle, lock):
+            return handle
+    except OSError:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _opened(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _flocked(handle: int, kind: int) -> bool | None:
+    """True with the lock, None where another has it; OSError where there are no locks."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _patiently(attempt: Callable[[], _Got | None], seconds: float) -> _Got | None:
+    """What the attempt gives, tried again while it gives None."""
+    end = time.monotonic() + seconds
+    while (got := attempt()) is None and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+    return got
