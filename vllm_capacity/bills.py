@@ -28,6 +28,7 @@ from vllm_capacity.verdicts.cost import (
 )
 
 _MOST_GPUS = 100_000
+_THROUGHOUT = 0.995
 COUNTERS = (traffic.REQUESTS, traffic.PROMPT_TOKENS, traffic.GENERATION_TOKENS)
 
 
@@ -111,16 +112,17 @@ def presence(fleet: pl.DataFrame) -> dict[str, float]:
     """The share of the fleet's billed time in which each engine was there, 0..1, by name.
 
     The fleet's time is from the first engine's start to the last one's end, as they are billed: of
-    an engine that was there throughout, the share is 1. Empty for no engine.
+    an engine that was there throughout, the share is 1, give or take a scrape. Empty for no engine.
     """
     if fleet.is_empty():
         return {}
     span = pl.col("billed_end").max() - pl.col("billed_start").min()
     hours = fleet.select(span.dt.total_microseconds()).item() / 3.6e9
-    return {
-        engine_name(row): min(1.0, row["hours"] / hours) if hours else 1.0
+    shares = {
+        engine_name(row): row["hours"] / hours if hours else 1.0
         for row in fleet.iter_rows(named=True)
     }
+    return {name: 1.0 if share > _THROUGHOUT else share for name, share in shares.items()}
 
 
 def _usage(increases: pl.DataFrame, hours: float, busy: tuple[float | None, float | None]) -> Usage:
