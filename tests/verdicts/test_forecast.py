@@ -108,6 +108,12 @@ def test_grains_that_do_not_fit_are_input_errors(
         )
 
 
+def test_rows_far_from_all_others_are_an_input_error():
+    stamps = np.array([100.0, *(1.7e9 + 60 * np.arange(100))])
+    with pytest.raises(InputError, match="Leave out those far from the others"):
+        demand_grid(stamps, np.ones(101), step_seconds=3600.0)
+
+
 def test_single_events_are_an_input_error():
     stamps = np.cumsum(np.random.default_rng(1).exponential(1.0, 500))
     events = pl.DataFrame({"ts_seconds": stamps, "requests": np.ones(500)})

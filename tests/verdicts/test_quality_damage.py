@@ -17,6 +17,7 @@ from vllm_capacity.telemetry.window import open_window
 
 START = datetime(2026, 11, 24, 4, 9, 0, tzinfo=UTC)
 END = datetime(2026, 11, 24, 4, 20, 0, tzinfo=UTC)
+UNKNOWN = {"rank": pl.lit(0, pl.Int8), "arrival": pl.lit(None, pl.Int64)}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def good(sweep):
     histograms = sweep.sql(f"select * from histograms {inside}", start=START, end=END)
     return Rows(
         sweep.sql("select * from series").with_columns(starts_at_zero=pl.lit(None, pl.Boolean)),
-        samples.drop("run").with_columns(rank=pl.lit(0, pl.Int8)),
-        histograms.drop("run").with_columns(rank=pl.lit(0, pl.Int8)),
+        samples.drop("run").with_columns(**UNKNOWN),
+        histograms.drop("run").with_columns(**UNKNOWN),
         pl.DataFrame(schema=INTAKE_SCHEMA),
     )
 

@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllm_capacity.errors import InputError, NoTelemetryError, ParseError
 from vllm_capacity.facts.catalog import keeps
 from vllm_capacity.sources.otlp import Wire
-from vllm_capacity.telemetry.clocks import SteadyTime, by_steady_clock
 from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey
+from vllm_capacity.telemetry.steady import SteadyTime, by_steady_clock
 
 Labels = tuple[tuple[str, str], ...]
 

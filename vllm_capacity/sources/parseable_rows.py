@@ -25,7 +25,7 @@ from vllm_capacity.sources.parseable_series import (
     minute_histograms_of,
     minutes_of,
 )
-from vllm_capacity.telemetry.clocks import Correction, correction
+from vllm_capacity.telemetry.clocks import correction
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
@@ -33,6 +33,7 @@ from vllm_capacity.telemetry.rows import (
     UTC_MICROSECONDS,
     Rows,
 )
+from vllm_capacity.telemetry.stamps import Correction
 from vllm_capacity.telemetry.store import settle
 
 # The columns of the rollup's two tables.

@@ -1,0 +1,275 @@
+"""The true order of one target's scrapes, from their stamps, their arrival and their counters."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vllm_capacity.telemetry.stamps import (
+    CHANGE_SCHEMA,
+    PROCESS_START,
+    Frames,
+    instant_of,
+    note,
+    seconds,
+    span_of,
+)
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+_LONGER_RATIO = 1.25  # of the usual interval: what may be a step forward
+_UNDONE_RATIO = 0.02  # how well a step back undoes a step forward, as a share of the step
+
+
+def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+    """What has to change in the scrapes of one target, and the notes about it."""
+    scrapes = Scrapes.of(own)
+    told = scrapes.told_order()
+    blocks = _blocks(scrapes.ts_us, told)
+    orders = (np.arange(told.size), told, scrapes.counted_order(told, blocks))
+    against = [scrapes.contradictions(each) for each in orders]
+    order, is_out = orders[0].copy(), np.zeros(told.size, dtype=bool)
+    is_stepped = np.zeros(told.size, dtype=bool)
+    for start, end in blocks:
+        found = [int(each[start : end + 1].sum()) for each in against]
+        best = _best(scrapes, found, start, end)
+        if best is None:
+            is_out[_fewest_contradicting(scrapes, start, end)] = True
+        elif best > 0:
+            members = orders[best][start:end]
+            order[start:end], is_stepped[members] = members, True
+    moved = np.zeros(told.size, dtype=np.int64)
+    moved[order] = _moves(scrapes.ts_us[order], is_stepped[order])
+    changes = _changes(instance, scrapes, moved, is_out, is_stepped)
+    return changes, _notes(instance, scrapes, moved, is_out)
+
+
+def _best(scrapes: Scrapes, found: list[int], start: int, end: int) -> int | None:
+    """Which order of a block is right: 0 by stamps, 1 as told, 2 as counted; None if none is.
+
+    `found` are the contradictions of each. Counters alone are believed where a scrape before the
+    block shows how far they were.
+    """
+    stamped, told, counted = found
+    is_known = np.unique(scrapes.arrival[start:end]).size > 1
+    if not is_known:
+        if stamped <= told:
+            return 0
+        return 1 if not told and start > 0 and scrapes.total[start - 1] > 0 else None
+    if not counted < min(stamped, told):
+        is_tie = stamped == told == 0 and _has_twins(scrapes, start, end)
+        return 1 if told < stamped or is_tie else 0
+    return 2
+
+
+@dataclass(frozen=True)
+class Scrapes:
+    """The scrapes of one target by their stamps, and what its counters say of their order.
+
+    `total` is the sum of the counters that every scrape has, `start` that of its process; a failed
+    scrape has those of the one before, nan where none tells. The readings are one a row: series,
+    scrape (its place here) and value, the process start among them.
+    """
+
+    ts_us: Integers
+    arrival: Integers
+    start: Floats
+    total: Floats
+    series: Integers
+    scrape: Integers
+    value: Floats
+
+    @classmethod
+    def of(cls, own: Frames) -> Scrapes:
+        """The scrapes of the target; failed ones only where the order of arrival is known."""
+        readings = _readings(own)
+        totals = _totals(readings)
+        attempts = pl.concat([f.select("arrival", "ts") for f in (own.samples, own.histograms)])
+        if attempts["arrival"].n_unique() == 1:
+            attempts = totals.select("arrival", "ts")
+        scrapes = attempts.unique().sort("ts", "arrival").with_row_index("scrape")
+        starts = readings.filter(pl.col("metric") == PROCESS_START).unique(["arrival", "ts"])
+        told = (
+            scrapes.join(totals, on=["arrival", "ts"], how="left")
+            .join(starts.select("arrival", "ts", start="value"), on=["arrival", "ts"], how="left")
+            .sort("scrape")
+            .with_columns(pl.col("total", "start").forward_fill().backward_fill().over("arrival"))
+        )
+        placed = readings.join(scrapes, on=["arrival", "ts"])
+        return cls(
+            told["ts"].dt.epoch("us").to_numpy(),
+            told["arrival"].to_numpy(),
+            told["start"].fill_null(np.nan).to_numpy(),
+            told["total"].fill_null(np.nan).to_numpy(),
+            placed["series_id"].to_numpy(),
+            placed["scrape"].cast(pl.Int64).to_numpy(),
+            placed["value"].to_numpy(),
+        )
+
+    @property
+    def _count(self) -> tuple[Floats, ...]:
+        """What grows with time in every scrape, the least first; nothing where not all tell."""
+        is_told = not (np.isnan(self.start).any() or np.isnan(self.total).any())
+        return (self.total, self.start) if is_told else ()
+
+    def told_order(self) -> Integers:
+        """The scrapes in order of arrival; of one arrival, as the counters of a process tell."""
+        return np.lexsort((self.ts_us, *self._count, self.arrival))
+
+    def counted_order(self, told: Integers, blocks: list[tuple[int, int]]) -> Integers:
+        """The told order, but in every block as the counters of a process tell."""
+        if not self._count:
+            return told
+        block = np.arange(told.size)
+        for start, end in blocks:
+            block[start:end] = start
+        return np.lexsort((self.ts_us, *self._count, block))
+
+    def contradictions(self, order: Integers) -> Flags:
+        """Whether a counter contradicts each scrape's place in the order, after the one before."""
+        place = np.empty(order.size, dtype=np.int64)
+        place[order] = np.arange(order.size)
+        rows = np.lexsort((place[self.scrape], self.series))
+        series, scrape, value = self.series[rows], self.scrape[rows], self.value[rows]
+        is_new = self.start[scrape[1:]] > self.start[scrape[:-1]]
+        fell = (series[1:] == series[:-1]) & (value[1:] < value[:-1]) & ~is_new
+        found = np.zeros(order.size + 1, dtype=bool)
+        found[place[scrape[1:][fell]]] = True
+        return found
+
+
+def _readings(own: Frames) -> pl.DataFrame:
+    """What only grows in a process: metric, series_id, arrival, ts, value; the newest spelling."""
+    grows = (pl.col("kind") == "counter") | (pl.col("metric") == PROCESS_START)
+    columns = ["series_id", "arrival", "ts", "rank", "value"]
+    states = own.histograms.rename({"count": "value"}).select(columns)
+    return (
+        pl.concat([own.samples.select(columns), states])
+        .join(
+            own.series.filter(grows | (pl.col("kind") == "histogram")).select(
+                "series_id", "metric"
+            ),
+            on="series_id",
+        )
+        .sort("rank")
+        .unique(["series_id", "arrival", "ts"], keep="first", maintain_order=True)
+        .drop("rank")
+    )
+
+
+def _totals(readings: pl.DataFrame) -> pl.DataFrame:
+    """The sum of those counters that every scrape has: arrival, ts, total."""
+    counters = readings.filter(pl.col("metric") != PROCESS_START)
+    often = pl.len().over("series_id")
+    everywhere = counters.filter(often == often.max())
+    return everywhere.group_by("arrival", "ts").agg(total=pl.col("value").sum())
+
+
+def _blocks(ts_us: Integers, told: Integers) -> list[tuple[int, int]]:
+    """Where the told order and the stamps disagree: [start, end) of places in either order."""
+    stamps = ts_us[told]
+    newest = np.maximum.accumulate(stamps)
+    oldest_behind = np.minimum.accumulate(stamps[::-1])[::-1]
+    cuts = np.flatnonzero(newest[:-1] < oldest_behind[1:]) + 1
+    edges = [0, *cuts.tolist(), told.size]
+    return [(start, end) for start, end in pairwise(edges) if end - start > 1]
+
+
+def _has_twins(scrapes: Scrapes, start: int, end: int) -> bool:
+    """Whether two scrapes of different counts have one stamp: the clock ran over it twice."""
+    stamps, totals = scrapes.ts_us[start:end], scrapes.total[start:end]
+    return bool(((np.diff(stamps) == 0) & (np.diff(totals) != 0)).any())
+
+
+def _fewest_contradicting(scrapes: Scrapes, start: int, end: int) -> Integers:
+    """The scrapes of a block to leave out, so that those left agree with their stamps."""
+    keys = list(zip(scrapes.start[start:end], scrapes.total[start:end], strict=True))
+    return start + np.setdiff1d(np.arange(end - start), _longest_rise(keys))
+
+
+def _longest_rise(keys: list[tuple[float, float]]) -> Integers:
+    """The places of a longest run of keys, not all adjacent, in which none falls."""
+    tops: list[tuple[float, float]] = []
+    ends: list[int] = []
+    before = [-1] * len(keys)
+    for place, key in enumerate(keys):
+        length = bisect_right(tops, key)
+        before[place] = ends[length - 1] if length else -1
+        tops[length:], ends[length:] = [key, *tops[length + 1 :]], [place, *ends[length + 1 :]]
+    found, place = [], ends[-1] if ends else -1
+    while place >= 0:
+        found.append(place)
+        place = before[place]
+    return np.array(found[::-1], dtype=np.int64)
+
+
+def _moves(ts_us: Integers, is_stepped: Flags) -> Integers:
+    """By how much to move each stamp, of scrapes in their true order, so that time never falls.
+
+    0 for all where no clock was set. Most scrapes stay where they are.
+    """
+    steps = np.diff(ts_us)
+    back = np.flatnonzero((steps <= 0) & is_stepped[1:] & is_stepped[:-1])
+    if not back.size:
+        return np.zeros(ts_us.size, dtype=np.int64)
+    usual = int(np.median(steps[steps > 0])) if (steps > 0).any() else 0
+    excess = np.zeros(ts_us.size, dtype=np.int64)
+    ahead = [int(i) for i in np.flatnonzero(steps > _LONGER_RATIO * usual)]
+    for i in back:
+        size = usual - int(steps[i])
+        excess[i + 1] = size
+        slack = max(usual, int(_UNDONE_RATIO * size))
+        undone = [j for j in ahead if abs(int(steps[j]) - usual - size) <= slack]
+        if undone:
+            j = min(undone, key=lambda place: abs(place - i))
+            ahead.remove(j)
+            excess[j + 1] = -size if steps[j] > size else usual - int(steps[j])
+    moved = np.cumsum(excess)
+    sizes, members = np.unique(moved, return_counts=True)
+    return np.asarray(moved - sizes[members.argmax()])
+
+
+def _changes(
+    instance: str, scrapes: Scrapes, moved: Integers, is_out: Flags, is_stepped: Flags
+) -> pl.DataFrame:
+    """The scrapes that are moved, left out, or no longer to be called late."""
+    frame = pl.DataFrame(
+        {
+            "instance": [instance] * moved.size,
+            "arrival": scrapes.arrival,
+            "ts": pl.Series(scrapes.ts_us).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
+            "moved_us": moved,
+        },
+        schema=CHANGE_SCHEMA,
+    ).with_columns(moved_us=pl.when(~pl.Series(is_out)).then("moved_us"))
+    return frame.filter(pl.Series(is_out | is_stepped | (moved != 0)))
+
+
+def _notes(instance: str, scrapes: Scrapes, moved: Integers, is_out: Flags) -> list[dict[str, Any]]:
+    notes = []
+    for size in sorted({int(size) for size in moved} - {0}):
+        own = scrapes.ts_us[moved == size] + size
+        side = "behind" if size > 0 else "ahead of"
+        detail = (
+            f"scrapes stamped by a clock that stood {seconds(abs(size))} s {side} that of the "
+            "others were moved by as much; counts are exact; times may be off by what passed at "
+            "the step beyond one interval"
+        )
+        notes.append(note(instance, instant_of(own.min()), own.size, detail))
+    if is_out.any():
+        own = scrapes.ts_us[is_out]
+        span = span_of(instant_of(own.min()), instant_of(own.max()))
+        detail = (
+            f"scrapes stamped {span} in an order that the counters of their process contradict (a "
+            "clock was set) were left out; what these alone counted is in no figure"
+        )
+        notes.append(note(instance, None, own.size, detail))
+    return notes

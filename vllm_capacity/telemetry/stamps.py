@@ -1,0 +1,153 @@
+"""The stamps of scrapes: which there are, what is to change in them, and how the ledger is told.
+
+A scrape is known by its target, its order of arrival (0 where the source does not know it) and the
+time it was stamped with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.telemetry.rows import UTC_MICROSECONDS, Rows
+from vllm_capacity.timerange import iso
+
+KEY = ["instance", "arrival", "ts"]
+PROCESS_START = "process_start_time_seconds"
+CHANGE_SCHEMA: dict[str, Any] = {
+    "instance": pl.String,
+    "arrival": pl.Int64,
+    "ts": UTC_MICROSECONDS,
+    "moved_us": pl.Int64,  # null: left out
+}
+_CHECK = "clock"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What to change in the stamps of scrapes, and the notes about it.
+
+    `changed`: instance, arrival, ts (as stamped), moved_us; null there where the scrape is left
+    out. A scrape that does not move is in it only if it is no late one, as its stamp has it.
+    """
+
+    series: pl.DataFrame
+    changed: pl.DataFrame
+    notes: pl.DataFrame
+
+    def corrected(self, rows: Rows) -> Rows:
+        """The rows with this done, and noted."""
+        return replace(
+            rows,
+            samples=self.applied(rows.samples),
+            histograms=self.applied(rows.histograms),
+            intake=pl.concat([_still_late(rows.intake, self.changed), self.notes]),
+        )
+
+    def applied(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The rows (with series_id, arrival, ts) moved to their true times, or gone."""
+        if self.changed.is_empty():
+            return frame
+        marked = (
+            frame.with_columns(arrival=pl.col("arrival").fill_null(0))
+            .join(self.series.select("series_id", "instance"), on="series_id", how="left")
+            .join(
+                self.changed.with_columns(is_out=pl.col("moved_us").is_null()),
+                on=KEY,
+                how="left",
+                maintain_order="left",
+            )
+        )
+        kept = marked.filter(pl.col("is_out").fill_null(False).not_())
+        moved = pl.col("ts") + pl.duration(microseconds=pl.col("moved_us").fill_null(0))
+        return kept.with_columns(ts=moved).select(frame.columns)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Samples and histograms with the order of their arrival, and what their series are."""
+
+    series: pl.DataFrame
+    samples: pl.DataFrame
+    histograms: pl.DataFrame
+
+    def of(self, instance: str) -> Frames:
+        """Those of one target."""
+        own = self.series.filter(pl.col("instance") == instance)
+        return Frames(
+            own,
+            self.samples.join(own.select("series_id"), on="series_id", how="semi"),
+            self.histograms.join(own.select("series_id"), on="series_id", how="semi"),
+        )
+
+    def without(self, scrapes: pl.DataFrame) -> Frames:
+        """These but for some scrapes (instance, arrival, ts)."""
+        samples, histograms = (
+            frame.join(self.series.select("series_id", "instance"), on="series_id")
+            .join(scrapes, on=KEY, how="anti")
+            .drop("instance")
+            for frame in (self.samples, self.histograms)
+        )
+        return Frames(self.series, samples, histograms)
+
+
+def with_arrival(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with an order of arrival, 0 where the source does not know it."""
+    return frame.with_columns(pl.col("arrival").fill_null(0))
+
+
+def pulses_of(known: Frames) -> pl.DataFrame:
+    """The scrapes of every target, as its most frequent series tells them: instance, arrival, ts.
+
+    That is `up` where the source has it. In order of arrival, then of stamps.
+    """
+    frequent = (
+        known.samples.group_by("series_id")
+        .len()
+        .join(known.series, on="series_id")
+        .sort("len", "metric", descending=True)
+        .unique("instance", keep="first", maintain_order=True)
+    )
+    own = known.samples.join(frequent.select("series_id", "instance"), on="series_id")
+    return own.select(KEY).sort("instance", "arrival", "ts")
+
+
+def note(instance: str, ts: datetime | None, count: int, detail: str) -> dict[str, Any]:
+    """A row of the ledger about scrapes of a target."""
+    return {
+        "check": _CHECK,
+        "instance": instance,
+        "ts": ts,
+        "subject": instance,
+        "detail": detail,
+        "count": count,
+    }
+
+
+def instant_of(ts_us: int) -> datetime:
+    """Microseconds since the epoch as an instant."""
+    return _EPOCH + timedelta(microseconds=int(ts_us))
+
+
+def span_of(first: datetime, last: datetime) -> str:
+    """From one stamp to another, or the only one, as the ledger shows it."""
+    return iso(first) if first == last else f"{iso(first)} … {iso(last)}"
+
+
+def seconds(microseconds: int) -> str:
+    """A length in seconds as the ledger shows it."""
+    return f"{microseconds / 1e6:,.1f}"
+
+
+def _still_late(intake: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
+    """The notes of the border, but for scrapes that did not come late: their clock was set."""
+    own = changed.select("instance", "ts").unique()
+    is_about_scrape = (pl.col("check") == "late") & (pl.col("subject") == pl.col("instance"))
+    mistaken = intake.filter(is_about_scrape).join(own, on=["instance", "ts"], how="semi")
+    return intake.join(
+        mistaken.select("check", "instance", "ts"), on=["check", "instance", "ts"], how="anti"
+    )

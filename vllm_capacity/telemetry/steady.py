@@ -1,0 +1,62 @@
+"""Scrapes at the times of a clock that nobody sets, where the scraper kept one beside its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
+from vllm_capacity.telemetry.stamps import Correction, note, seconds
+
+SteadyTime = tuple[str, int, int, int, int]
+"""Target, arrival, stamp, start of the run, and the seconds since by a steady clock, all in µs."""
+
+_STEADY_US = 100_000  # how far the two clocks of a scraper may be apart
+
+
+def by_steady_clock(rows: Rows, told: Sequence[SteadyTime]) -> Rows:
+    """The rows at the times that a steady clock beside the one that was set tells of the scrapes.
+
+    `told`: target, arrival, stamp, when its run began, and what the steady clock counted since, in
+    microseconds. Where both agree to a tenth of a second the stamps stay; most others keep theirs.
+    """
+    schema = {"instance": pl.String, "arrival": pl.Int64, "ts": pl.Int64}
+    schema |= {"run_us": pl.Int64, "at_us": pl.Int64}
+    off = pl.col("run_us") + pl.col("at_us") - pl.col("ts")
+    usual_off = off.quantile(0.5, interpolation="lower").over("run_us").cast(pl.Int64)
+    counts_on = (pl.col("at_us").diff().over("run_us", "instance") > 0).fill_null(True)
+    moved = (
+        pl.DataFrame(told, schema=schema, orient="row")
+        .filter(counts_on.all().over("run_us"))
+        .with_columns(moved_us=off - usual_off)
+        .with_columns(is_off=pl.col("moved_us").abs() > _STEADY_US)
+        .filter(pl.col("is_off").any().over("run_us"))
+    )
+    if moved.is_empty():
+        return rows
+    changed = moved.select(
+        "instance",
+        "arrival",
+        pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"),
+        moved_us=pl.when("is_off").then("moved_us").otherwise(0),
+    )
+    named = rows.series.select("series_id", "metric", "kind", "instance").unique("series_id")
+    notes = pl.DataFrame(_steady_notes(changed), schema=INTAKE_SCHEMA)
+    return Correction(named, changed, notes).corrected(rows)
+
+
+def _steady_notes(changed: pl.DataFrame) -> list[dict[str, Any]]:
+    moved = changed.filter(pl.col("moved_us") != 0)
+    return [
+        note(
+            str(instance),
+            own["ts"].sort()[0],
+            own.height,
+            "the scraper's clock was set; scrapes it stamped up to "
+            f"{seconds(own['moved_us'].abs().sort()[-1])} s off were moved to where a clock that "
+            "nobody sets has them; no figure moves",
+        )
+        for (instance,), own in moved.group_by("instance", maintain_order=True)
+    ]

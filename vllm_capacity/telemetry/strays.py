@@ -1,0 +1,65 @@
+"""Stray stamps: a handful of scrapes far from all others, such as 1970 or a year ahead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from vllm_capacity.telemetry.stamps import CHANGE_SCHEMA, KEY, PROCESS_START, Frames, note, span_of
+
+_DAY_SECONDS = 86_400
+_DISTANCE_US = 7 * _DAY_SECONDS * 1_000_000
+_SPANS = 10  # a stray lies this many times further off than the others span
+_MOST, _MOST_SHARE = 10, 0.25
+
+
+def strays_of(known: Frames, pulses: pl.DataFrame) -> pl.DataFrame:
+    """The scrapes whose stamps lie far from all others, as changes that leave them out.
+
+    They are few, or say themselves that their process started days after them.
+    """
+    nothing = pl.DataFrame(schema=CHANGE_SCHEMA)
+    times = pulses.sort("ts")
+    stamps = times["ts"].dt.epoch("us").to_numpy()
+    island = np.cumsum(np.diff(stamps, prepend=stamps[:1]) > _DISTANCE_US)
+    if not island.size or not island[-1]:
+        return nothing
+    main = stamps[island == np.bincount(island).argmax()]
+    distance = np.maximum(main[0] - stamps, stamps - main[-1])
+    far = times.with_columns(island=pl.Series(island)).filter(
+        pl.Series(distance > max(_DISTANCE_US, _SPANS * int(main[-1] - main[0])))
+    )
+    crowds = far.group_by("island", "instance").len().filter(pl.col("len") > _MOST)
+    few = far.join(crowds.select("island").unique(), on="island", how="anti")
+    strays = pl.concat([few, far.join(_before_birth(known), on=KEY, how="semi")]).unique()
+    if strays.height > _MOST_SHARE * times.height:
+        return nothing
+    return strays.select(*KEY, moved_us=pl.lit(None, pl.Int64)).sort(KEY)
+
+
+def _before_birth(known: Frames) -> pl.DataFrame:
+    """The scrapes stamped days before the process they scraped says it started."""
+    starts = known.series.filter(pl.col("metric") == PROCESS_START).select("series_id", "instance")
+    told = known.samples.join(starts, on="series_id")
+    return told.filter(pl.col("ts").dt.epoch("s") + _DAY_SECONDS < pl.col("value")).select(KEY)
+
+
+def on_time(pulses: pl.DataFrame, strays: pl.DataFrame) -> pl.DataFrame:
+    """The scrapes of targets with strays that came late after none but a stray."""
+    own = pulses.join(strays, on="instance", how="semi")
+    is_on_time = pl.col("ts") >= pl.col("ts").cum_max().over("instance")
+    return own.filter(is_on_time).select(*KEY, moved_us=pl.lit(0, pl.Int64))
+
+
+def stray_notes(strays: pl.DataFrame) -> list[dict[str, Any]]:
+    """What the ledger is told of the strays, a row a target."""
+    notes = []
+    for (instance,), own in strays.group_by("instance", maintain_order=True):
+        stamps = own["ts"].sort().to_list()
+        span = span_of(stamps[0], stamps[-1])
+        detail = f"scrapes stamped {span}, more than a week from all others, were left out"
+        # Where they are stamped is no part of the window: the note has no time.
+        notes.append(note(str(instance), None, own.height, detail))
+    return notes
