@@ -24,6 +24,7 @@ from vllm_capacity.live.finding import Finding, first_broken
 from vllm_capacity.live.probes import Chain, gather
 from vllm_capacity.live.stack import INGEST_SECRET, READER_PROFILE
 from vllm_capacity.sources.asking import UNKEPT
+from vllm_capacity.sources.wire import client
 
 _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
 
@@ -123,9 +124,9 @@ def doctor(
         parseable=checked_url(parseable or settings.get("url") or "http://127.0.0.1:8080"),
         stream=stream,
     )
-    with httpx.Client(timeout=httpx.Timeout(20.0, connect=5.0), limits=UNKEPT) as client:
+    with client(timeout=httpx.Timeout(20.0, connect=5.0), limits=UNKEPT) as asking:
         evidence = gather(
-            client,
+            asking,
             chain if parseable != "none" else _without_parseable(chain),
             clock=lambda: datetime.now(UTC),
             pause=lambda: time.sleep(wait),

@@ -13,6 +13,7 @@ import httpx
 from vllm_capacity.cli.reading import bounded, checked_url
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.proxy import ProxyServer, Upstream
+from vllm_capacity.sources.wire import client
 
 
 @click.command(short_help="Serve vLLM's metrics with underscores for colons.")
@@ -35,23 +36,23 @@ from vllm_capacity.live.proxy import ProxyServer, Upstream
     default=10.0,
     callback=bounded,
     show_default=True,
-    help="Seconds to wait.",
+    help="Seconds that the upstream's whole answer may take.",
 )
 def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
     """Serve vLLM's metrics with `_` for `:`, types kept, for what cannot take a colon.
 
     The Collector, Parseable and Prometheus need no proxy. /metrics, /health, /proxy/metrics.
     """
-    if not upstream.startswith(("http://", "https://")):
-        raise InputError(f"The upstream {upstream!r} is no URL; try http://127.0.0.1:8000/metrics.")
+    if not upstream.startswith(("http://", "https://")):  # it may hold a password: not shown
+        raise InputError("The upstream is no URL; try http://127.0.0.1:8000/metrics.")
     try:
         trust = ssl.create_default_context(cafile=ca)
     except ssl.SSLError:
         raise InputError(f"{ca} holds no certificates to trust: expected PEM.") from None
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=8)
     timeout = httpx.Timeout(patience, connect=min(patience, 5.0), pool=patience)
-    with httpx.Client(verify=trust, timeout=timeout, limits=limits) as client:
-        source = Upstream(client, checked_url(upstream), deadline_seconds=3 * patience)
+    with client(verify=trust, timeout=timeout, limits=limits) as asking:
+        source = Upstream(asking, checked_url(upstream))
         try:
             server = ProxyServer(_address(listen), source)
         except OSError as error:
@@ -59,7 +60,7 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
         signal.signal(signal.SIGTERM, _interrupt)
         with server:
             host, port = server.server_address[:2]
-            click.echo(f"http://{host!s}:{port}/metrics serves {upstream}", err=True)
+            click.echo(f"http://{host!s}:{port}/metrics serves {source.address}", err=True)
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

@@ -22,10 +22,14 @@ from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import Request, Step
 from vllm_capacity.sources.prometheus import Prometheus
+from vllm_capacity.sources.wire import client
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 
 _THINNED_FROM = timedelta(hours=3)
-_TIMEOUT = httpx.Timeout(330.0, connect=10.0)  # Parseable gives a query 300 s
+# Parseable gives a query 300 s; the rest is for its answer to come over the wire.
+_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_MOST_BYTES = 2 * 1024**3  # of one answer: an hour of every sample of a large fleet
+_KEPT = httpx.Limits(max_keepalive_connections=1)
 _SETTINGS = ("url", "user", "password", "api_key")
 
 
@@ -77,13 +81,13 @@ def pull(
     elif part is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
     elif stream is None:
-        with prometheus_client(origin, os.environ) as client, progress_bar() as progress:
-            pull_prometheus(Prometheus(client), part, target, progress=progress)
+        with prometheus_client(origin, os.environ) as asking, progress_bar() as progress:
+            pull_prometheus(Prometheus(asking), part, target, progress=progress)
     else:
         is_long = part.seconds >= _THINNED_FROM.total_seconds()
         request = Request(stream, part, is_long if is_full is None else not is_full, delay)
-        with http_client(origin, settings) as client, progress_bar() as progress:
-            pull_server(Parseable(client), request, target, progress=progress)
+        with http_client(origin, settings) as asking, progress_bar() as progress:
+            pull_server(Parseable(asking), request, target, progress=progress)
     click.echo(str(target))
 
 
@@ -152,8 +156,8 @@ def http_client(url: str, settings: Mapping[str, str]) -> Iterator[httpx.Client]
         )
     auth = None if key or not user or not password else httpx.BasicAuth(user, password)
     headers = {"X-API-KEY": key} if key else {}
-    with httpx.Client(base_url=url, auth=auth, headers=headers, timeout=_TIMEOUT) as client:
-        yield client
+    with _asking(url, auth, headers) as asking:
+        yield asking
 
 
 @contextmanager
@@ -164,8 +168,19 @@ def prometheus_client(url: str, environment: Mapping[str, str]) -> Iterator[http
     token = environment.get("PROMETHEUS_TOKEN")
     auth = httpx.BasicAuth(user, password) if user and password else None
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(base_url=url, auth=auth, headers=headers, timeout=_TIMEOUT) as client:
-        yield client
+    with _asking(url, auth, headers) as asking:
+        yield asking
+
+
+def _asking(url: str, auth: httpx.Auth | None, headers: Mapping[str, str]) -> httpx.Client:
+    return client(
+        base_url=url,
+        auth=auth,
+        headers=headers,
+        timeout=_TIMEOUT,
+        most_bytes=_MOST_BYTES,
+        limits=_KEPT,
+    )
 
 
 def _refuse_password_in(url: str, prefix: str) -> None:

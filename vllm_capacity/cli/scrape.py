@@ -7,15 +7,16 @@ import threading
 from pathlib import Path
 
 import click
-import httpx
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from vllm_capacity.cli.reading import checked_url
-from vllm_capacity.errors import InputError, WindowError
+from vllm_capacity.errors import InputError, WindowError, plain
 from vllm_capacity.live.scrape import Journal, Progress, run, targets
 from vllm_capacity.sources.asking import UNKEPT
 from vllm_capacity.sources.exposition import provenance, read_scrapes
+from vllm_capacity.sources.wire import client
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
@@ -74,28 +75,31 @@ def scrape(
 
 def _scrape_live(urls: tuple[str, ...], every: str, duration: str | None, journal: Path) -> None:
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     console = Console(stderr=True)
     with (
-        httpx.Client(follow_redirects=True, limits=UNKEPT) as client,
+        client(follow_redirects=True, limits=UNKEPT, stop=stop) as asking,
         console.status("scraping") as status,
     ):
         done = run(
             targets(tuple(checked_url(url) for url in urls)),
-            client=client,
+            client=asking,
             journal=Journal(journal),
             every_seconds=parse_duration_seconds(every),
             for_seconds=parse_duration_seconds(duration) if duration else None,
             stop=stop,
             tell=lambda progress: _tell(status, progress),
         )
+    for number, handler in before.items():  # what follows can be ended, too
+        signal.signal(number, handler)
     click.echo(f"{done.good} good and {done.failed} failed scrapes.", err=True)
 
 
 def _tell(status: Status, progress: Progress) -> None:
     error = f"; last error: {progress.last_error}" if progress.last_error else ""
-    status.update(f"{progress.good} good, {progress.failed} failed{error}")
+    # A Text: what a server sent is no markup.
+    status.update(Text(plain(f"{progress.good} good, {progress.failed} failed{error}")))
 
 
 def _add(saved: Path | None, into: Path, to: Path | None) -> None:

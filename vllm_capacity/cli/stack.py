@@ -16,6 +16,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.live.provision import panels, provision_alerts, provision_dashboard
 from vllm_capacity.live.stack import Management, Names, initialise
 from vllm_capacity.sources.asking import UNKEPT
+from vllm_capacity.sources.wire import client
 
 _ROOT_USER, _ROOT_PASSWORD = "PARSEABLE_ROOT_USER", "PARSEABLE_ROOT_PASSWORD"
 _URL = "http://127.0.0.1:8080"  # where compose-otel.yml publishes Parseable
@@ -86,8 +87,8 @@ def init(
     Their secrets go into files of mode 0600 in --secrets. May be run again at any time.
     """
     names = Names(metrics_stream=stream, traces_stream=traces_stream)
-    with _administrator(parseable, env_file) as client:
-        done = initialise(client, names, secrets, renew=renew, retention_days=retention_days)
+    with _administrator(parseable, env_file) as asking:
+        done = initialise(asking, names, secrets, renew=renew, retention_days=retention_days)
     targets.mkdir(exist_ok=True)
     for line in [*done, f"folder {targets}: for vllm*.yaml, dcgm*.yaml, node*.yaml"]:
         click.echo(line)
@@ -110,8 +111,8 @@ def provision(parseable: str, stream: str, usd_per_gpu_hour: float | None, env_f
     evaluate are named; `vllm-capacity alerts` evaluates all of them on a window.
     """
     board = panels(stream, usd_per_gpu_hour)
-    with _administrator(parseable, env_file) as client:
-        management = Management(client)
+    with _administrator(parseable, env_file) as asking:
+        management = Management(asking)
         click.echo(provision_dashboard(management, board, stream))
         for line in provision_alerts(management, stream):
             click.echo(line)
@@ -122,10 +123,10 @@ def provision(parseable: str, stream: str, usd_per_gpu_hour: float | None, env_f
 def healthy(urls: tuple[str, ...]) -> None:
     """Exit 0 if every URL answers with success, else 1: a health check from outside."""
     is_well = True
-    with httpx.Client(timeout=5.0) as client:
+    with client(timeout=5.0) as asking:
         for url in urls:
             try:
-                said = str(client.get(checked_url(url)).status_code)
+                said = str(asking.get(checked_url(url)).status_code)
             except httpx.HTTPError as error:
                 said = str(error) or type(error).__name__
             is_well &= said.startswith("2")
@@ -165,8 +166,8 @@ def _administrator(url: str, env_file: Path) -> Iterator[httpx.Client]:
             f"({_ROOT_PASSWORD}), restart Parseable, then run this again."
         )
     auth = user, password
-    with httpx.Client(base_url=checked_url(url), auth=auth, timeout=30.0, limits=UNKEPT) as client:
-        yield client
+    with client(base_url=checked_url(url), auth=auth, timeout=30.0, limits=UNKEPT) as asking:
+        yield asking
 
 
 def _read_env_file(path: Path) -> Mapping[str, str]:

@@ -53,7 +53,7 @@ def pull_server(
     """
     require_free(target)
     partial = target.with_name(f".{target.name}.partial")
-    version = server.about()["version"]
+    version = server.about().version
     pulled = pull(server, request, journal=Journal(partial), progress=progress)
     note = {
         "source": "Parseable server",
