@@ -60,6 +60,8 @@ def whole_text(content: bytes, content_type: str = "") -> str:
         text = content.decode()
     except UnicodeDecodeError:
         raise ParseError("Not Prometheus text: it is not UTF-8.") from None
+    if "\0" in text:
+        raise ParseError("Not Prometheus text: it holds zero bytes.")
     _require_end(text, content_type)
     return text
 

@@ -186,9 +186,12 @@ class _Transport(httpx.BaseTransport):
         with _as_httpx():
             found = self._pool(url).handle_request(asked)
         headers = httpx.Headers(found.headers)
-        if not _leads_somewhere(url, headers):
-            found.close()
-            raise httpx.RemoteProtocolError("it redirects to what is no URL")
+        if "Location" in headers:
+            try:
+                headers["Location"] = _target(url, headers["Location"])
+            except (httpx.InvalidURL, ValueError):
+                found.close()
+                raise httpx.RemoteProtocolError("it redirects to what is no URL") from None
         counted = [0]
         response = httpx.Response(
             found.status,
@@ -245,12 +248,12 @@ def _set_deadline(request: httpx.Request) -> None:
     }
 
 
-def _leads_somewhere(url: httpx.URL, headers: httpx.Headers) -> bool:
-    """Whether a redirect leads to a URL: httpx trips over one that does not, followed or not."""
-    try:
-        return bool(url.join(headers.get("Location", "")))
-    except (httpx.InvalidURL, ValueError):  # ValueError: a host that no name server can know
-        return False
+def _target(url: httpx.URL, location: str) -> str:
+    """Where a redirect leads; ValueError or httpx.InvalidURL where httpx would trip over it."""
+    to = url.join(location)
+    if to.scheme not in ("http", "https") or not to.host:  # a host may be unreadable, too
+        raise ValueError(location)
+    return str(to)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from vllm_capacity.verdicts.finding import Finding
 
 CHECKS = (
     "coverage",
+    "failed",
     "jitter",
     "gap",
     "restart",

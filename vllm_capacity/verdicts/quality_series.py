@@ -21,6 +21,7 @@ _INTAKE_EFFECTS = {
     "duplicate": "counted once: no figure moves",
     "late": "put back in order of sample time: no figure moves",
     "coverage": "left out as unreadable",
+    "failed": "counted among the scrapes that are missing",
     "renamed": "older names of a concept beside the newest, which alone is counted: no figure "
     "moves",
 }
