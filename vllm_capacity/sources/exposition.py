@@ -275,10 +275,10 @@ def _state(edges: dict[float, float], count: float | None, total: float) -> _Sta
     cumulative = [edges[edge] for edge in ordered]
     if (
         math.inf not in edges
-        or not all(x >= 0 for x in cumulative)
-        or math.isnan(sum(ordered[:-1]))
+        or not all(map(math.isfinite, edges.keys() - {math.inf}))
+        or not all(0 <= x < math.inf for x in cumulative)  # a NaN is neither
     ):
-        return None  # a NaN compares as false, too
+        return None
     # A bucket below its predecessor is raised to it, as Prometheus does.
     raised = list(accumulate(cumulative, max))
     per_bucket = [raised[0], *(b - a for a, b in pairwise(raised))]

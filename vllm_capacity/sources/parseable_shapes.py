@@ -154,16 +154,14 @@ def _identity(group: Group) -> dict[str, Any]:
 
 
 ATTEMPTS: Final = _rows({**_IDENTITY, "m": Integer, "at": list[Integer], "v": list[float | None]})
+FINDING_COLUMNS: Final = (
+    *("stale", "stale_ms", "stale_families", "late", "late_ms", "lag_seconds"),
+    *("unreadable", "unreadable_ms"),
+)
 FINDINGS: Final = _rows(
     {
         "instance": NotRequired[str | None],
-        **dict.fromkeys(
-            (
-                *("stale", "stale_ms", "stale_families", "late", "late_ms", "lag_seconds"),
-                *("unreadable", "unreadable_ms"),
-            ),
-            NotRequired[Integer | None],
-        ),
+        **dict.fromkeys(FINDING_COLUMNS, NotRequired[Integer | None]),
     }
 )
 SPANS: Final = _rows(

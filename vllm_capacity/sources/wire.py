@@ -44,7 +44,7 @@ def client(
     `verify` replaces the system's certificates. An answer of more than `most_bytes`, decompressed,
     is an error. `stop`, once set, ends exchanges that wait for an answer.
     """
-    transport = _Transport(verify or httpx.create_ssl_context(), limits, most_bytes, stop)
+    transport = _Transport(verify, limits, most_bytes, stop)
     return httpx.Client(transport=transport, timeout=timeout, **settings)
 
 
@@ -158,16 +158,16 @@ class _Transport(httpx.BaseTransport):
 
     def __init__(
         self,
-        trust: ssl.SSLContext,
+        verify: ssl.SSLContext | None,
         limits: httpx.Limits,
         most_bytes: int,
         stop: threading.Event | None,
     ) -> None:
-        self._trust = trust
+        self._verify = verify
         self._limits = limits
         self._most_bytes = most_bytes
         self._stop = stop
-        self._pools: dict[str, httpcore.ConnectionPool] = {}
+        self._pools: dict[tuple[str, str], httpcore.ConnectionPool] = {}
         self._lock = threading.Lock()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -208,13 +208,15 @@ class _Transport(httpx.BaseTransport):
         if proxy and proxy_bypass(url.host):
             proxy = ""
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = self._made(proxy)
-            return self._pools[proxy]
+            if (url.scheme, proxy) not in self._pools:
+                self._pools[url.scheme, proxy] = self._made(url.scheme, proxy)
+            return self._pools[url.scheme, proxy]
 
-    def _made(self, proxy: str) -> httpcore.ConnectionPool:
+    def _made(self, scheme: str, proxy: str) -> httpcore.ConnectionPool:
+        # Reading the system's certificates takes longer than an answer: only where they are needed.
+        trust = None if scheme == "http" else self._verify or httpx.create_ssl_context()
         settings: dict[str, Any] = {
-            "ssl_context": self._trust,
+            "ssl_context": trust,
             "max_connections": self._limits.max_connections,
             "max_keepalive_connections": self._limits.max_keepalive_connections,
             "keepalive_expiry": self._limits.keepalive_expiry,
