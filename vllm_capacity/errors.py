@@ -12,11 +12,31 @@ A message says what was asked, what was found, and what to try. Unknown figures 
 they are an `Estimate` with a reason, or None.
 """
 
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+"
+)
+
+
+def plain(text: object) -> str:
+    """What others wrote, fit for a message: no character that moves the cursor or the reading.
+
+    Control characters, which begin a terminal's escapes, marks that turn the direction of the text,
+    and halves of surrogate pairs, which cannot be written, become spaces.
+    """
+    return _CONTROL.sub(" ", str(text))
+
 
 class CapacityError(Exception):
     """Root of this package's errors; the command line prints one line of it, no traceback."""
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(plain(message))
 
 
 class InputError(CapacityError):

@@ -118,11 +118,18 @@ def test_the_count_stands_in_for_a_missing_inf_bucket():
     assert rows_of(text).histograms["counts"].to_list() == [[3.0, 2.0, 1.0]]
 
 
-@pytest.mark.parametrize("value", ["NaN", "-1"])
+@pytest.mark.parametrize("value", ["NaN", "-1", "+Inf"])
 def test_buckets_that_make_no_histogram_are_left_out_and_noted(value):
     rows = rows_of(
         HISTOGRAM.replace('le="0.1",model_name="m"} 3.0', f'le="0.1",model_name="m"}} {value}')
     )
+    assert rows.histograms.is_empty()
+    assert rows.intake["subject"].to_list() == ["vllm:time_to_first_token_seconds"]
+
+
+@pytest.mark.parametrize("edge", ["abc", "NaN", "-Inf", ""])
+def test_a_bucket_without_a_bound_makes_no_histogram(edge):
+    rows = rows_of(HISTOGRAM.replace('le="0.5"', f'le="{edge}"'))
     assert rows.histograms.is_empty()
     assert rows.intake["subject"].to_list() == ["vllm:time_to_first_token_seconds"]
 

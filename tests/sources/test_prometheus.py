@@ -71,7 +71,9 @@ def test_an_hour_boundary_sample_that_comes_twice_counts_once():
         if request.url.path.endswith("metadata"):
             return httpx.Response(404)
         result = [{"metric": series, "values": values}]
-        return httpx.Response(200, json={"status": "success", "data": {"result": result}})
+        return httpx.Response(
+            200, json={"status": "success", "data": {"resultType": "matrix", "result": result}}
+        )
 
     with answering(handler) as client:
         rows = read_prometheus(Prometheus(client, pause=lambda seconds: None), PART)

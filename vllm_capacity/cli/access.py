@@ -17,6 +17,7 @@ import httpx
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.stack import is_sendable, read_secret
+from vllm_capacity.sources import wire
 from vllm_capacity.sources.asking import without_credentials
 
 _LOGIN = re.compile(r"[^/@]*:[^/@]*@")
@@ -151,9 +152,9 @@ def auth_of(settings: Mapping[str, str]) -> httpx.Auth | None:
 
 @contextmanager
 def client(settings: Mapping[str, str] | None = None, **how: Any) -> Iterator[httpx.Client]:  # noqa: ANN401
-    """A client with the credentials of `settings`, if any; `how` is what httpx.Client takes."""
+    """A client with the credentials of `settings`, if any; `how` is what wire.client takes."""
     try:
-        opened = httpx.Client(auth=auth_of(settings or {}), **how)
+        opened = wire.client(auth=auth_of(settings or {}), **how)
     except (ValueError, ImportError, httpx.InvalidURL):
         raise InputError(
             "Cannot use the proxy that the environment names: look at HTTP_PROXY, HTTPS_PROXY and "

@@ -37,7 +37,7 @@ from vllm_capacity.live.proxy import ProxyServer, Upstream
     default=10.0,
     callback=bounded,
     show_default=True,
-    help="Seconds to wait.",
+    help="Seconds that the upstream's whole answer may take.",
 )
 def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
     """Serve vLLM's metrics with `_` for `:`, types kept, for what cannot take a colon.
@@ -57,7 +57,7 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=8)
     timeout = httpx.Timeout(patience, connect=min(patience, 5.0), pool=patience)
     with client(settings, verify=trust, timeout=timeout, limits=limits) as asking:
-        source = Upstream(asking, upstream, deadline_seconds=3 * patience)
+        source = Upstream(asking, upstream)
         try:
             server = ProxyServer(_address(listen), source)
         except (OSError, UnicodeError) as error:
@@ -66,7 +66,7 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
         signal.signal(signal.SIGTERM, _interrupt)
         with server:
             host, port = server.server_address[:2]
-            click.echo(f"http://{host!s}:{port}/metrics serves {upstream}", err=True)
+            click.echo(f"http://{host!s}:{port}/metrics serves {source.address}", err=True)
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

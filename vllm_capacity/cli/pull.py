@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,7 +24,10 @@ from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 
 _THINNED_FROM = timedelta(hours=3)
-_TIMEOUT = httpx.Timeout(330.0, connect=10.0)  # Parseable gives a query 300 s
+# Parseable gives a query 300 s; the rest is for its answer to come over the wire.
+_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_MOST_BYTES = 2 * 1024**3  # of one answer: an hour of every sample of a large fleet
+_KEPT = httpx.Limits(max_keepalive_connections=1)
 
 
 @click.command(short_help="Telemetry out of Parseable or Prometheus into a window.")
@@ -85,13 +88,13 @@ def pull(
     elif part is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
     elif stream is None:
-        with prometheus_client(origin, os.environ) as client, progress_bar() as progress:
-            pull_prometheus(Prometheus(client), part, target, progress=progress)
+        with prometheus_client(origin, os.environ) as asking, progress_bar() as progress:
+            pull_prometheus(Prometheus(asking), part, target, progress=progress)
     else:
         is_long = part.seconds >= _THINNED_FROM.total_seconds()
         request = Request(stream, part, is_long if is_full is None else not is_full, delay)
-        with http_client(origin, settings) as client, progress_bar() as progress:
-            pull_server(Parseable(client), request, target, now=now, progress=progress)
+        with http_client(origin, settings) as asking, progress_bar() as progress:
+            pull_server(Parseable(asking), request, target, now=now, progress=progress)
     if missing := unreached_end(target):
         click.echo(missing, err=True)
     click.echo(str(target))
@@ -121,7 +124,7 @@ def http_client(url: str, settings: Mapping[str, str]) -> Iterator[httpx.Client]
             f"No credentials for {url}. Set PARSEABLE_USER and PARSEABLE_PASSWORD, or "
             "PARSEABLE_API_KEY, or write a --profile of mode 0600."
         )
-    with client(settings, base_url=url, timeout=_TIMEOUT) as opened:
+    with _asking(url, settings) as opened:
         yield opened
 
 
@@ -131,8 +134,12 @@ def prometheus_client(url: str, environment: Mapping[str, str]) -> Iterator[http
     checked_url(url, variables="PROMETHEUS")
     names = ("user", "password", "token")
     settings = read_settings(environment, None, prefix="PROMETHEUS", names=names)
-    with client(settings, base_url=url, timeout=_TIMEOUT) as opened:
+    with _asking(url, settings) as opened:
         yield opened
+
+
+def _asking(url: str, settings: Mapping[str, str]) -> AbstractContextManager[httpx.Client]:
+    return client(settings, base_url=url, timeout=_TIMEOUT, most_bytes=_MOST_BYTES, limits=_KEPT)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from vllm_capacity.cli.access import METRICS, METRICS_SETTINGS, client, metrics_url, read_settings
 from vllm_capacity.cli.reading import FILE, local_path
-from vllm_capacity.errors import InputError, NoTelemetryError, SourceError
+from vllm_capacity.errors import InputError, NoTelemetryError, SourceError, plain
 from vllm_capacity.live.scrape import Journal, Progress, Target, run, targets
 from vllm_capacity.sources.asking import UNKEPT
 from vllm_capacity.sources.exposition import provenance, read_scrapes
@@ -130,11 +131,11 @@ def _scrape_live(
     for_seconds = parse_duration_seconds(duration) if duration is not None else None
     settings = read_settings(os.environ, profile, prefix=METRICS, names=METRICS_SETTINGS)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     console = Console(stderr=True)
     with (
-        client(settings, follow_redirects=True, limits=UNKEPT) as asking,
+        client(settings, follow_redirects=True, limits=UNKEPT, stop=stop) as asking,
         console.status("scraping") as status,
     ):
         done = run(
@@ -146,6 +147,8 @@ def _scrape_live(
             stop=stop,
             tell=lambda progress: _tell(status, progress),
         )
+    for number, handler in before.items():  # what follows can be ended, too
+        signal.signal(number, handler)
     if not done.points:
         raise SourceError("Stopped before the first scrape; nothing was written.")
     return done
@@ -153,7 +156,8 @@ def _scrape_live(
 
 def _tell(status: Status, progress: Progress) -> None:
     error = f"; last error: {progress.last_error}" if progress.last_error else ""
-    status.update(f"{progress.good} good, {progress.failed} failed{error}")
+    # A Text: what a server sent is no markup.
+    status.update(Text(plain(f"{progress.good} good, {progress.failed} failed{error}")))
 
 
 def _add(saved: Path | None, into: Path, to: Path | None) -> None:

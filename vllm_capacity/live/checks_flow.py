@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import Metric
 
+from vllm_capacity.errors import ParseError
 from vllm_capacity.live.checks_config import configuration
 from vllm_capacity.live.finding import Finding, broken, fine, unknown
 from vllm_capacity.live.probes import Evidence, Reply
+from vllm_capacity.sources.exposition import parse_families
+from vllm_capacity.sources.parseable_shapes import Instance
 
 _FILLING_RATIO: Final = 0.5
 _SAMPLE = re.compile(r"^(?:ray_)?vllm[:_]", re.MULTILINE)
@@ -101,17 +104,27 @@ def collector_checks(evidence: Evidence) -> list[Finding]:
     if health is not None:
         found.append(fine("Collector", "collector-down", health.said))
     if after is not None and evidence.collector_before is not None:
-        found.append(_scrapes(_Counts(evidence.collector_before), _Counts(after)))
+        looks = _looks(evidence)
+        found.append(_scrapes(*looks) if looks else _no_metrics(after))
     return found
+
+
+def _no_metrics(reply: Reply) -> Finding:
+    return broken(
+        "Collector",
+        "collector-down",
+        f"{reply.url} answers, but not with metrics",
+        "Is that the Collector's own metrics port (--collector-metrics-port)?",
+    )
 
 
 class _Counts:
     """The Collector's own metrics, summed over all but the named labels."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, families: list[Metric]) -> None:
         self._samples = [
             (sample.name.removesuffix("_total"), sample.labels, sample.value)
-            for family in text_string_to_metric_families(reply.text)
+            for family in families
             for sample in family.samples
         ]
 
@@ -127,10 +140,24 @@ class _Counts:
     def queues(self) -> dict[str, tuple[float, float]]:
         """(size, capacity) by exporter."""
         return {
-            has["exporter"]: (value, self.of("otelcol_exporter_queue_capacity", **has) or 0.0)
+            has.get("exporter", ""): (
+                value,
+                self.of("otelcol_exporter_queue_capacity", **has) or 0.0,
+            )
             for name, has, value in self._samples
             if name == "otelcol_exporter_queue_size"
         }
+
+
+def _looks(evidence: Evidence) -> tuple[_Counts, _Counts] | None:
+    """The Collector's metrics at both looks; None where either holds none."""
+    before, after = evidence.collector_before, evidence.collector_after
+    if before is None or after is None or not (before.is_ok and after.is_ok):
+        return None
+    try:
+        return _Counts(parse_families(before.text)), _Counts(parse_families(after.text))
+    except ParseError:
+        return None
 
 
 def _scrapes(before: _Counts, after: _Counts) -> Finding:
@@ -160,10 +187,10 @@ def _scrapes(before: _Counts, after: _Counts) -> Finding:
 
 def export_checks(evidence: Evidence) -> list[Finding]:
     """What it scrapes is sent and taken, and its queue does not fill."""
-    before, after = evidence.collector_before, evidence.collector_after
-    if before is None or after is None or not (before.is_ok and after.is_ok):
+    looks = _looks(evidence)
+    if looks is None:
         return []
-    earlier, later = _Counts(before), _Counts(after)
+    earlier, later = looks
     return [_failures(earlier, later), *_queues(earlier, later)]
 
 
@@ -221,8 +248,11 @@ def unscraped(evidence: Evidence) -> list[Finding]:
     if not reply.is_ok:
         said = "nothing is in the stream" if "No field named" in reply.text else reply.said
         return [unknown("Collector", "replica-unscraped", said)]
-    rows = {str(row.get("instance")): row for row in reply.json() or []}
-    scraped = {name for name, row in rows.items() if row.get("scraped")}
+    told = reply.body(list[Instance])
+    if told is None:
+        return [unknown("Collector", "replica-unscraped", f"not the rows asked for: {reply.said}")]
+    rows = {str(row.instance): row for row in told}
+    scraped = {name for name, row in rows.items() if row.scraped}
     missing = [t for t in map(_target, evidence.vllm) if not _is_among(t, scraped)]
     failing = sorted(set(rows) - scraped)
     if not missing and not failing:

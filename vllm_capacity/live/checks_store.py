@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from vllm_capacity.errors import CapacityError
 from vllm_capacity.live.finding import Finding, broken, fine, unknown
 from vllm_capacity.live.probes import Evidence, Reply
+from vllm_capacity.sources import parseable_shapes as shapes
 from vllm_capacity.timerange import iso, parse_instant
 
+_Told = TypeVar("_Told")
 _OLDEST: Final = (2, 5, 9)
 _ADVISED: Final = (2, 9, 2)
 _STALE_SECONDS: Final = 60.0
@@ -76,13 +77,13 @@ def _login(about: Reply) -> list[Finding]:
         ]
     if not about.is_ok:
         return [broken("Parseable", "wrong-password", about.said, "Look at Parseable's log.")]
-    body = about.json()
-    version = str(body.get("version", "")) if isinstance(body, Mapping) else ""
+    told = about.body(shapes.About)
+    version = told.version if told is not None else ""
     return [fine("Parseable", "wrong-password", "the reader gets in"), _version(version)]
 
 
 def _version(version: str) -> Finding:
-    numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
+    numbers = tuple(map(int, re.findall(r"\d{1,9}", version)[:3]))
     if not numbers:
         return unknown("Parseable", "old-version", f"its version {version!r} cannot be read")
     if numbers < _OLDEST:
@@ -122,7 +123,7 @@ def stream_checks(evidence: Evidence) -> list[Finding]:
         return []
     if not schema.is_ok:
         return [_absent(evidence, schema)]
-    rows = _rows(evidence.batches) if _fields(schema) else []
+    rows = _body(evidence.batches, list[shapes.Batch]) if _fields(schema) else []
     if rows is None:
         return [_unreadable(evidence)]
     if not rows:
@@ -136,10 +137,10 @@ def stream_checks(evidence: Evidence) -> list[Finding]:
     ]
 
 
-def _fields(schema: Reply) -> list[dict[str, Any]]:
+def _fields(schema: Reply) -> list[shapes.Column]:
     """The stream's columns; none until anything came in, and then every query is refused."""
-    body = schema.json()
-    return list(body.get("fields", [])) if isinstance(body, Mapping) else []
+    told = schema.body(shapes.Schema)
+    return told.fields if told is not None else []
 
 
 def _unreadable(evidence: Evidence) -> Finding:
@@ -165,9 +166,8 @@ def _no_right(evidence: Evidence, said: str) -> Finding:
 
 def _visible(evidence: Evidence) -> list[str]:
     """The streams that the reader sees, Parseable's own left out."""
-    listed = evidence.streams.json() if evidence.streams is not None else None
-    rows = listed if isinstance(listed, list) else []
-    names = {str(row.get("name")) for row in rows if isinstance(row, Mapping)}
+    rows = (evidence.streams and evidence.streams.body(list[dict[str, Any]])) or []
+    names = {str(row.get("name")) for row in rows}
     return sorted(names - {"pstats", "pmeta"})
 
 
@@ -187,8 +187,8 @@ def _absent(evidence: Evidence, schema: Reply) -> Finding:
 
 def _empty(evidence: Evidence) -> Finding:
     """Never filled, or not lately: the info tells which."""
-    info = evidence.info.json() if evidence.info is not None and evidence.info.is_ok else {}
-    last = info.get("latestEventAt") if isinstance(info, Mapping) else None
+    info = _body(evidence.info, shapes.Info)
+    last = info.latest_event_at if info is not None else None
     if last:
         return broken(
             "Parseable",
@@ -207,7 +207,7 @@ def _empty(evidence: Evidence) -> Finding:
 
 
 def _columns(schema: Reply, stream: str) -> Finding:
-    names = {str(item.get("name")) for item in _fields(schema)}
+    names = {column.name for column in _fields(schema)}
     prefixed = {name.removeprefix("metric_") for name in names}
     missing = [name for name in _COLUMNS if name not in names and name not in prefixed]
     if missing:
@@ -223,10 +223,10 @@ def _columns(schema: Reply, stream: str) -> Finding:
 
 def _values(evidence: Evidence) -> Finding:
     """OTLP integers lose their value on the way into Parseable; doubles do not."""
-    rows = _rows(evidence.payloads)
+    rows = _body(evidence.payloads, list[shapes.Payload])
     if rows is None:
         return unknown("Parseable", "values-lost", _said(evidence.payloads))
-    hollow = [str(row["metric_type"]) for row in rows if row["points"] and not row["filled"]]
+    hollow = [row.metric_type for row in rows if row.points and not row.filled]
     if hollow:
         return broken(
             "Parseable",
@@ -238,8 +238,8 @@ def _values(evidence: Evidence) -> Finding:
     return fine("Parseable", "values-lost", "gauges and sums carry their values")
 
 
-def _fresh(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
-    newest = max(filter(None, (_instant(row.get("newest")) for row in rows)), default=None)
+def _fresh(evidence: Evidence, rows: list[shapes.Batch]) -> Finding:
+    newest = max(filter(None, (_instant(row.newest) for row in rows)), default=None)
     if newest is None:
         return broken(
             "Parseable", "stream-stale", "no row has a time", "See the columns of the stream."
@@ -255,9 +255,9 @@ def _fresh(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
     return fine("Parseable", "stream-stale", found)
 
 
-def _clocks(evidence: Evidence, rows: list[dict[str, Any]]) -> Finding:
+def _clocks(evidence: Evidence, rows: list[shapes.Batch]) -> Finding:
     """A batch cannot arrive before its newest sample was taken, nor, without a queue, late."""
-    pairs = [(_instant(row.get("arrived")), _instant(row.get("newest"))) for row in rows]
+    pairs = [(_instant(row.arrived), _instant(row.newest)) for row in rows]
     delays = [(a - n).total_seconds() for a, n in pairs if a is not None and n is not None]
     ours = _offset(evidence)
     if ours is not None and abs(ours) > _SKEW_SECONDS * 5:
@@ -295,23 +295,20 @@ def _offset(evidence: Evidence) -> float | None:
     return (evidence.about.server_time - evidence.now).total_seconds()
 
 
-def _rows(reply: Reply | None) -> list[dict[str, Any]] | None:
-    """The rows of a query's reply; None where it failed."""
-    if reply is None or not reply.is_ok:
-        return None
-    body = reply.json()
-    return body if isinstance(body, list) else None
+def _body(reply: Reply | None, shape: type[_Told]) -> _Told | None:
+    """What a reply holds; None where there is none, it failed, or it is of another shape."""
+    return None if reply is None else reply.body(shape)
 
 
 def _said(reply: Reply | None) -> str:
     return "not asked" if reply is None else reply.said
 
 
-def _instant(text: object) -> datetime | None:
+def _instant(text: str | None) -> datetime | None:
     """Parseable's times carry no zone and are UTC."""
-    if not isinstance(text, str):
+    if text is None:
         return None
     try:
         return parse_instant(text).astimezone(UTC)
-    except CapacityError:
+    except (CapacityError, OverflowError):
         return None

@@ -6,21 +6,23 @@ is only tried on a stream that exists, since it would create it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
+import msgspec
 
+from vllm_capacity.errors import plain
 from vllm_capacity.live.stack import is_sendable
+from vllm_capacity.sources.asking import shown
 from vllm_capacity.sources.parseable_sql import quoted
 from vllm_capacity.timerange import iso
 
 _RECENT_MINUTES: Final = 15
-_MOST_BYTES: Final = 64 * 1024 * 1024
+_Body = TypeVar("_Body")
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,17 @@ class Reply:
     def said(self) -> str:
         """What came back, in a few words."""
         if self.status is None:
-            return f"{self.url} does not answer ({self.error})"
-        text = " ".join(self.text.split())[:160]
+            return f"{self.url} does not answer ({plain(self.error)})"
+        text = " ".join(plain(self.text[:1000]).split())[:160]
         return f"{self.url} answers {self.status}" + (f" {text!r}" if text else "")
 
-    def json(self) -> Any:  # noqa: ANN401  (what a server sends is of any shape)
-        """The parsed body; None if it is not JSON."""
+    def body(self, shape: type[_Body]) -> _Body | None:
+        """The answer, where it is good and JSON of that shape; else None."""
+        if not self.is_ok:
+            return None
         try:
-            return json.loads(self.text)
-        except (ValueError, RecursionError):
+            return msgspec.json.decode(self.text, type=shape)
+        except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
             return None
 
 
@@ -106,19 +110,13 @@ def ask(
     auth: httpx.Auth | None = None,
 ) -> Reply:
     """The reply to one request; a failure is a reply, too."""
+    at = shown(url)
     try:
-        with client.stream(
-            method, url, headers=headers, json=body, auth=auth or httpx.Auth()
-        ) as answer:
-            text = b""
-            for piece in answer.iter_bytes():
-                text += piece
-                if len(text) > _MOST_BYTES:
-                    return Reply(url, error=f"more than {_MOST_BYTES} bytes")
+        answer = client.request(method, url, headers=headers, json=body, auth=auth or httpx.Auth())
     except httpx.HTTPError as error:
-        return Reply(url, error=str(error) or type(error).__name__)
-    server_time = _time(answer.headers.get("Date"))
-    return Reply(url, answer.status_code, text.decode(errors="replace"), "", server_time)
+        return Reply(at, error=str(error) or type(error).__name__)
+    text = answer.content.decode(errors="replace")
+    return Reply(at, answer.status_code, text, "", _time(answer.headers.get("Date")))
 
 
 def _time(date: str | None) -> datetime | None:
@@ -188,7 +186,7 @@ def _with_parseable(
         liveness=ask(client, "GET", f"{base}/api/v1/liveness"),
         default_login=ask(client, "GET", about, auth=httpx.BasicAuth("admin", "admin")),
     )
-    if reader is None:
+    if reader is None or not (evidence.liveness and evidence.liveness.is_ok):
         return evidence
     schema = ask(client, "GET", f"{stream}/schema", auth=reader)
     recent = _recent(evidence.now)

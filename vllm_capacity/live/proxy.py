@@ -4,29 +4,42 @@ The Collector, Parseable and Prometheus take the colon: they need no proxy. Wher
 name must change in the HELP, TYPE and UNIT lines and in the samples alike, or every type is lost.
 
 Paths: /metrics (the upstream's, renamed), /health (200 only if the upstream answers with metrics
-now), /proxy/metrics (the proxy's own). Bodies are streamed: memory does not grow with their size.
+now), /proxy/metrics (the proxy's own). Bodies are streamed: memory does not grow with their size,
+nor threads with the connections. No client is told the upstream's credentials.
 """
 
 from __future__ import annotations
 
+import io
 import re
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from vllm_capacity.errors import plain
+from vllm_capacity.sources.asking import shown
+from vllm_capacity.sources.exposition import ACCEPT
 
 _NAME = re.compile(rb"^(# (?:HELP|TYPE|UNIT) )?([A-Za-z_:][A-Za-z0-9_:]*)", re.MULTILINE)
 _METRICS = re.compile(
     rb"^(# (HELP|TYPE) \S+ |[A-Za-z_:][A-Za-z0-9_:]*(\{.*\})? [-+.0-9eEaINnf]+\s)", re.MULTILINE
 )
 _LONGEST_HELD: Final = 64 * 1024
-# Classic text only: some client libraries write wrong TYPE lines when OpenMetrics is negotiated.
-_ACCEPT: Final = {"Accept": "text/plain;version=0.0.4", "Accept-Encoding": "gzip"}
+_LONGEST_REQUEST_BODY: Final = 64 * 1024
+_TEXT: Final = "text/plain; version=0.0.4"
+_BUSY: Final = b"Too many clients at a time; try again.\n"
+_REFUSAL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BUSY), _BUSY)
+)
 
 
 def renamed(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -59,49 +72,44 @@ def _underscored(match: re.Match[bytes]) -> bytes:
 
 
 class Upstream:
-    """The vLLM server behind the proxy. `client` settles TLS and timeouts; this, the deadline."""
+    """The vLLM server behind the proxy. `client` settles TLS, and how long an answer may take."""
 
-    def __init__(self, client: httpx.Client, url: str, *, deadline_seconds: float = 30.0) -> None:
-        self.url = url
+    def __init__(self, client: httpx.Client, url: str) -> None:
+        self.address = shown(url)
+        self._url = url
         self._client = client
-        self._deadline_seconds = deadline_seconds
 
     @contextmanager
     def metrics(self) -> Iterator[tuple[str, Iterator[bytes]]]:
         """The content type and the pieces; httpx.HTTPError at once or between pieces."""
-        started = time.monotonic()
-        with self._client.stream("GET", self.url, headers=_ACCEPT) as response:
+        with self._client.stream("GET", self._url, headers=ACCEPT) as response:
             if response.status_code != httpx.codes.OK:
                 raise httpx.HTTPError(f"it answered {response.status_code}")
-
-            def pieces() -> Iterator[bytes]:
-                # As they come, not collected to a size: a dripping upstream must meet the deadline.
-                for piece in response.iter_bytes():
-                    if time.monotonic() - started > self._deadline_seconds:
-                        raise httpx.HTTPError(f"not complete after {self._deadline_seconds:g} s")
-                    yield piece
-
-            yield response.headers.get("Content-Type", "text/plain; version=0.0.4"), pieces()
+            kind = response.headers.get("Content-Type", "")
+            is_fit = kind and kind.isascii() and kind.isprintable()
+            yield kind if is_fit else _TEXT, response.iter_bytes()
 
     def complaint(self) -> str:
         """Why the upstream gives no metrics now; empty if it does."""
-        start = b""
+        start, looked = b"", 0
         try:
             with self.metrics() as (_, pieces):
                 for piece in pieces:
                     start += piece
-                    if _METRICS.search(start):
-                        return ""
+                    if len(start) >= 2 * looked:  # not at every one of a thousand tiny pieces
+                        looked = len(start)
+                        if _METRICS.search(start):
+                            return ""
                     if len(start) > _LONGEST_HELD:
                         break
         except httpx.HTTPError as error:
-            return f"{self.url}: {reason(error)}"
-        return f"{self.url} answers, but not with metrics"
+            return f"{self.address}: {reason(error)}"
+        return "" if _METRICS.search(start) else f"{self.address} answers, but not with metrics"
 
 
 def reason(error: httpx.HTTPError) -> str:
     """What went wrong, in words: some of httpx's errors have no text."""
-    return str(error) or type(error).__name__
+    return plain(error).strip() or type(error).__name__
 
 
 class ProxyServer(ThreadingHTTPServer):
@@ -137,27 +145,99 @@ class ProxyServer(ThreadingHTTPServer):
             self.requests.labels(outcome)
         super().__init__(address, _Handler)
 
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """A thread for the connection, where there is a place: settled before anything is read."""
+        if not self.places.acquire(blocking=False):
+            self.requests.labels("busy").inc()
+            _refuse(request)
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self.places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Serve the connection, and give its place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """One line on stderr, and none where it is only that a client has left."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            said = plain(f"{type(error).__name__}: {error}")
+            print(f"vllm-capacity: a request failed: {said}", file=sys.stderr)
+
+
+def _refuse(connection: socket.socket) -> None:
+    connection.setblocking(False)
+    with suppress(OSError):
+        connection.send(_REFUSAL)
+        connection.recv(_LONGEST_REQUEST_BODY)  # what is left unread would reset the connection
+
+
+class _Input(io.RawIOBase):
+    """What a client sends, until a moment: one that drips its request meets it, too."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.until = 0.0
+        self._connection = connection
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401  any writable buffer
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "vllm-capacity-proxy"
-    timeout = 30  # a client that does not read or write for so long is let go
+    timeout = 10  # seconds for a whole request to come, and for each piece of an answer to go
     server: ProxyServer
 
+    def setup(self) -> None:
+        super().setup()
+        self._input = _Input(self.connection)
+        self.rfile = io.BufferedReader(self._input)
+
+    def handle_one_request(self) -> None:
+        self._input.until = time.monotonic() + self.timeout
+        super().handle_one_request()
+
     def do_GET(self) -> None:
+        if not self._has_body_read():
+            self.close_connection = True
+            self._answer(400, "A request here has no body, or a short one of a known length.")
+            return
+        self.connection.settimeout(self.timeout)
         path = self.path.partition("?")[0]
         if path == "/proxy/metrics":
             self._answer(200, generate_latest(self.server.registry).decode())
-        elif path not in ("/metrics", "/health"):
-            self._answer(404, "The paths are /metrics, /health and /proxy/metrics.")
-        elif not self.server.places.acquire(blocking=False):
-            self.server.requests.labels("busy").inc()
-            self._answer(503, "Too many clients at a time; try again.")
+        elif path == "/metrics":
+            self._metrics()
+        elif path == "/health":
+            self._health()
         else:
-            try:
-                self._metrics() if path == "/metrics" else self._health()
-            finally:
-                self.server.places.release()
+            self._answer(404, "The paths are /metrics, /health and /proxy/metrics.")
+
+    def _has_body_read(self) -> bool:
+        """Reads past the request's body, which would be taken for the next request; or cannot."""
+        lengths = self.headers.get_all("Content-Length", ["0"])
+        length = lengths[0].strip()
+        if "Transfer-Encoding" in self.headers or len(lengths) > 1 or not length.isdecimal():
+            return False
+        if len(length) > 5 or int(length) > _LONGEST_REQUEST_BODY:
+            return False
+        return len(self.rfile.read(int(length))) == int(length)
 
     def _health(self) -> None:
         complaint = self.server.upstream.complaint()
@@ -184,7 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
             if is_begun:  # too late for a status: without the last chunk the client sees the cut
                 self.close_connection = True
                 return "cut"
-            self._answer(502, f"{self.server.upstream.url}: {reason(error)}")
+            self._answer(502, f"{self.server.upstream.address}: {reason(error)}")
             return "upstream_failed"
         except OSError:
             self.close_connection = True
@@ -194,24 +274,30 @@ class _Handler(BaseHTTPRequestHandler):
     def _begin(self, content_type: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", content_type)
-        if self.request_version == "HTTP/1.0":
-            self.close_connection = True
-        else:
+        if self._is_chunked:
             self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.close_connection = True
         self.end_headers()
 
     def _send(self, piece: bytes) -> None:
-        """One piece; the empty one ends the body. HTTP/1.0 knows no chunks, only the end."""
-        is_chunked = self.request_version != "HTTP/1.0"
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
+        """One piece; the empty one ends the body."""
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
         self.server.bytes.inc(len(piece))
 
+    @property
+    def _is_chunked(self) -> bool:
+        """HTTP/1.0 and older know no chunks, only the end."""
+        return self.request_version not in ("HTTP/0.9", "HTTP/1.0")
+
     def _answer(self, status: int, text: str) -> None:
-        body = text.encode() + b"\n"
+        body = text.encode(errors="replace") + b"\n"
         with suppress(OSError):  # nobody is left to be told
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
+            if self.close_connection:
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body)
 

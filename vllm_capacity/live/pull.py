@@ -55,7 +55,7 @@ def pull_server(
     can still grow on the server, and so is asked for again.
     """
     with reserved(target) as place:
-        version = server.about()["version"]
+        version = server.about().version
         journal = Journal(place.answers, now)
         pulled = pull(server, request, journal=journal, progress=progress)
         note = {

@@ -23,11 +23,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from vllm_capacity.errors import InputError
-from vllm_capacity.sources.exposition import Scrape
+from vllm_capacity.errors import InputError, ParseError, plain
+from vllm_capacity.sources.exposition import ACCEPT, Scrape, whole_text
 
 _LONGEST_TIMEOUT_SECONDS = 10.0
-_LARGEST_BODY_BYTES = 50_000_000
 _UNDER_WAY = "the scrape before was still under way"
 
 
@@ -210,17 +209,14 @@ def _scrape(
     attempt, began = clock.attempt(target), time.monotonic()
     status, text, error = 0, "", ""
     try:
-        with client.stream("GET", target.url, timeout=timeout) as response:
-            status = response.status_code
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > _LARGEST_BODY_BYTES or time.monotonic() - began > timeout:
-                    raise httpx.ReadTimeout("too large or too slow")
-            text = body.decode("utf-8", errors="replace") if status == 200 else ""
-            error = "" if status == 200 else f"HTTP {status}"
-    except httpx.HTTPError as failure:
-        status, text, error = 0, "", f"{type(failure).__name__}: {failure}"[:200]
+        response = client.get(target.url, timeout=timeout, headers=ACCEPT)
+        status = response.status_code
+        if status == httpx.codes.OK:
+            text = whole_text(response.content, response.headers.get("Content-Type", ""))
+        else:
+            error = f"HTTP {status}"
+    except (httpx.HTTPError, ParseError) as failure:
+        status, text, error = 0, "", plain(f"{type(failure).__name__}: {failure}")[:200]
     seconds = time.monotonic() - began
     journal.append((replace(attempt, status=status, text=text, seconds=seconds), error))
     return error

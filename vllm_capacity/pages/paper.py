@@ -6,7 +6,6 @@ move the reader's cursor.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vllm_capacity.errors import plain
 from vllm_capacity.pages import words
 from vllm_capacity.pages.estimate_words import NOT_KNOWN, is_bound, is_unknown, value
 from vllm_capacity.pages.numbers import Write, between
 
 _SAME = "for the same reason"
 _WITH_REASON = (NOT_KNOWN, "at least ", "at most ")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,6 @@ class Paper:
             legacy_windows=False,
         )
         console.print(shown, markup=False, highlight=False, emoji=False)
-
-
-def plain(text: object) -> str:
-    """The text without a character that could move the cursor."""
-    return _CONTROL.sub(" ", str(text))
 
 
 def figure_row(label: str, figure: Mapping[str, Any], write: Write, unit: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import httpx
+import msgspec
 import tenacity
 
 from vllm_capacity.errors import SourceError
@@ -43,24 +44,49 @@ def without_credentials(url: str) -> str:
     return _CREDENTIALS.sub(r"\1", url)
 
 
+def decoded(content: bytes, shape: type[_Answer], *, at: str, dialect: str) -> _Answer:
+    """The JSON of an answer, in the shape that its dialect has; SourceError where it is another.
+
+    Keys that the shape does not name are left out.
+    """
+    try:
+        return msgspec.json.decode(content, type=shape)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise SourceError(
+            f"{at} does not answer as {dialect} does: {error}. Is it {dialect}, and is the URL "
+            "its root?"
+        ) from None
+
+
+def shown(url: str | httpx.URL) -> str:
+    """A URL as a message may show it: without user, password, query and fragment."""
+    bare = httpx.URL(url).copy_with(userinfo=b"", query=None, fragment=None)
+    return str(bare).rstrip("/")
+
+
 def address(client: httpx.Client) -> str:
     """Where a client's server is, for messages and notes: without credentials."""
-    return str(client.base_url.copy_with(userinfo=b"")).rstrip("/")
+    return shown(client.base_url)
 
 
 @contextmanager
 def accidents(at: str) -> Iterator[None]:
-    """Turns what happens on the wire into a `TransientError` that says what to look at."""
+    """Turns what happens on the wire into an error that says what to look at.
+
+    `TransientError` where asking again may help, which it does not where the time was up.
+    """
     try:
         yield
+    except httpx.ConnectTimeout as error:
+        raise TransientError(f"Nothing answers at {at} in time. Is the URL right?") from error
     except httpx.TimeoutException as error:
-        raise TransientError(f"{at} did not answer in time. Ask for a shorter range.") from error
+        raise SourceError(f"{at} did not answer in time. Ask for a shorter range.") from error
     except httpx.RemoteProtocolError as error:
         raise TransientError(
-            f"{at} cut its answer short: the query failed midway, or the server stopped. "
-            "See its log."
+            f"{at} cut its answer short ({error}): the query failed midway, or the server "
+            "stopped. See its log."
         ) from error
-    except (httpx.TransportError, httpx.DecodingError) as error:
+    except httpx.HTTPError as error:
         raise TransientError(
             f"Nothing usable answers at {at} ({error}). Is it running, and is the URL right?"
         ) from error

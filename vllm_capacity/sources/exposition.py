@@ -1,42 +1,47 @@
 """Prometheus' text exposition, as vLLM writes it, into canonical rows.
 
-One scrape is good or failed as a whole, as in Prometheus itself: text that does not parse, and an
-answer other than 200, leave `up` 0 and nothing else. Classic text counts buckets cumulatively
-(`le`); behind this border they are per bucket.
+One scrape is good or failed as a whole, as in Prometheus itself: text that does not parse or was
+cut short, and an answer other than 200, leave `up` 0 and nothing else. Classic text counts buckets
+cumulatively (`le`); behind this border they are per bucket.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Final
 
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_capacity.errors import InputError, NoTelemetryError, ParseError
+from vllm_capacity.errors import InputError, NoTelemetryError, ParseError, plain
 from vllm_capacity.facts.catalog import keeps
+from vllm_capacity.sources.gzip_members import Damage, is_gzip, pieces
 from vllm_capacity.sources.otlp import Wire
 from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey
 from vllm_capacity.telemetry.steady import SteadyTime, by_steady_clock
 
 Labels = tuple[tuple[str, str], ...]
 
-_GZIP_MAGIC = b"\x1f\x8b"
+# Classic text first: some client libraries write wrong TYPE lines when OpenMetrics is negotiated.
+ACCEPT: Final = {"Accept": "text/plain;version=0.0.4;q=1,*/*;q=0.1"}
+_OPEN_METRICS: Final = "application/openmetrics-text"
+_READ_BYTES: Final = 1024 * 1024
+_LONGEST_LINE_BYTES: Final = 512 * 1024 * 1024  # a saved scrape of over a million series
 
 
 @dataclass(frozen=True)
 class Scrape:
-    """One attempt to read a target's `/metrics`. `text` is empty where it failed.
+    """One attempt to read a target's `/metrics`.
 
-    `t_unix_seconds` is what the clock of the scraper said, which may be set in between. Where it
-    keeps a steady clock, too, `at_seconds` are counted by that since its run began, when the first
-    said `run_unix_seconds`.
+    Where it failed, `text` is empty and `error`, if it is known, says why. `t_unix_seconds` is what
+    the clock of the scraper said, which may be set in between. Where it keeps a steady clock, too,
+    `at_seconds` are counted by that since its run began, when the first said `run_unix_seconds`.
     """
 
     t_unix_seconds: float
@@ -46,6 +51,7 @@ class Scrape:
     seconds: float | None = None
     run_unix_seconds: float | None = None
     at_seconds: float | None = None
+    error: str = ""
 
     @property
     def ts_us(self) -> int:
@@ -53,14 +59,42 @@ class Scrape:
         return round(self.t_unix_seconds * 1_000_000)
 
 
+def whole_text(content: bytes, content_type: str = "") -> str:
+    """The text of an answer's body; ParseError where it is no text, or was cut short."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ParseError("Not Prometheus text: it is not UTF-8.") from None
+    if "\0" in text:
+        raise ParseError("Not Prometheus text: it holds zero bytes.")
+    _require_end(text, content_type)
+    return text
+
+
+def _require_end(text: str, content_type: str = "") -> None:
+    """ParseError unless the text ends as its format says: "1150" may have been going to be 1150000.
+
+    Classic text ends with a line feed, OpenMetrics with `# EOF`.
+    """
+    is_ended = text.rstrip("\n").endswith("\n# EOF")
+    if content_type.lower().startswith(_OPEN_METRICS) and not is_ended:
+        raise ParseError("Not whole Prometheus text: it was cut short, its # EOF is missing.")
+    if text and not text.endswith("\n") and not is_ended:
+        raise ParseError("Not whole Prometheus text: it was cut short in its last line.")
+
+
 def parse_families(text: str) -> list[Family]:
-    """The metric families of one exposition; ParseError where any line is not of the format."""
+    """The metric families of one exposition; ParseError where any line is not of the format.
+
+    ParseError, too, where it ends in the middle of a line, or holds no metric.
+    """
+    _require_end(text)
     try:
         families = list(text_string_to_metric_families(text))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         # The library signals a broken line by any of these, depending on where it is broken.
         raise ParseError(f"Not Prometheus text: {error}") from error
-    if text.strip() and not families:
+    if not families:
         raise ParseError("Not Prometheus text: there is no metric in it.")
     return families
 
@@ -83,13 +117,15 @@ class ScrapeReader:
         """One scrape: its samples where it is good, `up` in any case."""
         self._settle_order(scrape)
         families: list[Family] = []
-        is_up = scrape.status == 200
+        is_up = scrape.status == 200 and not scrape.error
         if is_up:
             try:
                 families = parse_families(scrape.text)
             except ParseError as error:
                 is_up = False
                 self._note(scrape, "unparsable scrape", str(error))
+        else:
+            self._note(scrape, "failed scrape", scrape.error or _cause(scrape.status), "failed")
         self.buffer.scrape(scrape.target, scrape.ts_us, is_up=is_up, seconds=scrape.seconds)
         self.good, self.failed = self.good + is_up, self.failed + (not is_up)
         if scrape.run_unix_seconds is not None and scrape.at_seconds is not None:
@@ -115,11 +151,15 @@ class ScrapeReader:
             )
         self.last_attempt_us[scrape.target] = max(newest, scrape.ts_us)
 
-    def _note(self, scrape: Scrape, subject: str, detail: str) -> None:
+    def lost(self, damage: Damage) -> None:
+        """Takes in that a stretch of the saved file cannot be read."""
+        self.buffer.note("coverage", subject="saved scrapes", detail=str(damage))
+
+    def _note(self, scrape: Scrape, subject: str, detail: str, check: str = "coverage") -> None:
         self.buffer.note(
-            "coverage",
+            check,
             subject=subject,
-            detail=detail[:300],
+            detail=plain(detail)[:300],
             instance=scrape.target,
             ts_us=scrape.ts_us,
         )
@@ -171,6 +211,10 @@ class ScrapeReader:
         return series_id
 
 
+def _cause(status: int) -> str:
+    return f"HTTP {status}" if status else "no answer"
+
+
 def _wire(family: Family) -> Wire:
     # The parser takes `_total` off a counter's family name; at /metrics it is there.
     is_bare = family.type == "counter" and not family.name.endswith("_total")
@@ -215,7 +259,10 @@ def _histogram_states(
         if sample.name.endswith("_bucket"):
             edges = buckets.setdefault(labels, {})
             edge = _edge(sample.labels.get("le"))
-            edges[edge] = edges.get(edge, 0.0) + sample.value
+            # The same bucket told twice with different counts is none that can be used.
+            edges[edge] = (
+                sample.value if edges.get(edge, sample.value) == sample.value else math.nan
+            )
         elif sample.name.endswith("_sum"):
             sums[labels] = sample.value
         elif sample.name.endswith("_count"):
@@ -241,53 +288,96 @@ def _state(edges: dict[float, float], count: float | None, total: float) -> _Sta
     cumulative = [edges[edge] for edge in ordered]
     if (
         math.inf not in edges
-        or not all(x >= 0 for x in cumulative)
-        or math.isnan(sum(ordered[:-1]))
+        or not all(map(math.isfinite, edges.keys() - {math.inf}))
+        or not all(0 <= x < math.inf for x in cumulative)  # a NaN is neither
     ):
-        return None  # a NaN compares as false, too
+        return None
     # A bucket below its predecessor is raised to it, as Prometheus does.
     raised = list(accumulate(cumulative, max))
     per_bucket = [raised[0], *(b - a for a, b in pairwise(raised))]
     return _State(tuple(ordered[:-1]), per_bucket, total)
 
 
-def read_saved_scrapes(path: Path) -> Iterator[Scrape]:
-    """The scrapes of a saved file: JSON lines, gzip or plain. A cut last line is left out.
+def read_saved_scrapes(
+    path: Path, *, lost: Callable[[Damage], None] = lambda damage: None
+) -> Iterator[Scrape]:
+    """The scrapes of a saved file: JSON lines, gzip or plain.
 
     One object a line: `t` Unix seconds, `target`, `status`, `text`; `dur`, `run` and `at` where it
-    has them; other keys are ignored.
+    has them; other keys are ignored. What is damaged or cut is left out, and `lost` is told of it.
     """
-    lines = _lines(path)
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path, lost), start=1):
         if line.strip():
-            scrape = _scrape_of(line, path, number)
-            if scrape is not None:
-                yield scrape
+            yield _scrape_of(line, path, number)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, lost: Callable[[Damage], None]) -> Iterator[bytes]:
+    """The lines that are whole; `lost` is told of those that damage or the end of the file cuts."""
+    pending = bytearray()
+    for piece in _pieces(path):
+        if isinstance(piece, Damage):
+            pending.clear()
+            lost(piece)
+            continue
+        pending += piece
+        if b"\n" in piece:
+            *lines, rest = bytes(pending).split(b"\n")
+            yield from lines
+            pending = bytearray(rest)
+        if len(pending) > _LONGEST_LINE_BYTES:
+            raise InputError(f"{path} is not saved scrapes: a line of it is endless.")
+    if pending and _is_whole(pending, path):
+        yield bytes(pending)
+    elif pending:
+        lost(Damage(path.name, "its last line is cut short; it is left out"))
+
+
+def _pieces(path: Path) -> Iterator[bytes | Damage]:
     if not path.is_file():
         raise InputError(f"No saved scrapes at {path}: there is no such file.")
-    with path.open("rb") as raw:
-        is_gzip = raw.read(2) == _GZIP_MAGIC
-    opener = gzip.open if is_gzip else open
+    if is_gzip(path):
+        yield from pieces(path)
+        return
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            yield piece
+
+
+def _is_whole(line: bytes | bytearray, path: Path) -> bool:
+    """Whether a line without its end is all of it; InputError where it is no text at all."""
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            yield from file
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        return  # a file cut short: what came before the cut is good
+        getincrementaldecoder("utf-8")().decode(line)  # a last character may be cut, too
+        json.loads(line)
     except UnicodeDecodeError:
-        raise InputError(
-            f"{path} is not saved scrapes: it is not text. Expected JSON lines, gzip or plain."
-        ) from None
+        raise _no_text(path) from None
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
-def _scrape_of(line: str, path: Path, number: int) -> Scrape | None:
+def _no_text(path: Path) -> InputError:
+    return InputError(
+        f"{path} is not saved scrapes: it is not text. Expected JSON lines, gzip or plain."
+    )
+
+
+def _complaint(text: str, content_type: str) -> str:
+    """Why a saved text is none to rest on; nothing where it is."""
+    try:
+        whole_text(text.encode(), content_type)
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold
+        return "Not Prometheus text: it is not UTF-8."
+    except ParseError as error:
+        return str(error)
+    return ""
+
+
+def _scrape_of(line: bytes, path: Path, number: int) -> Scrape:
     try:
         row = json.loads(line)
-    except ValueError:
-        if not line.endswith("\n"):
-            return None  # the last line of a file cut short
+    except UnicodeDecodeError:
+        raise _no_text(path) from None
+    except (ValueError, RecursionError):
         raise InputError(
             f"{path}, line {number}, is not a JSON object. Expected one scrape a line: "
             '{"t": Unix seconds, "target": …, "status": 200, "text": "…"}.'
@@ -295,13 +385,17 @@ def _scrape_of(line: str, path: Path, number: int) -> Scrape | None:
     try:
         t, status = float(row["t"]), int(row["status"])
         target, text = str(row["target"]), str(row.get("text") or "")
+        error, kind = str(row.get("err") or ""), str(row.get("ctype") or "")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(
             f"{path}, line {number}, is not a scrape: it needs t (Unix seconds), target and status."
         ) from None
     if not math.isfinite(t) or not 0 < t < 1e11:
         raise InputError(f"{path}, line {number}: t = {t} is not a time in Unix seconds.")
-    return Scrape(t, target, status, text, _number(row.get("dur")), *_steady_clock(row))
+    if status == 200 and not error:
+        error = _complaint(text, kind)
+    steady = _steady_clock(row)
+    return Scrape(t, target, status, text, _number(row.get("dur")), *steady, error)
 
 
 def _number(value: object) -> float | None:
@@ -323,7 +417,7 @@ def read_scrapes(path: Path) -> Rows:
     InputError where the file is no such file, or not one of its scrapes holds a vLLM series.
     """
     reader = ScrapeReader()
-    for scrape in read_saved_scrapes(path):
+    for scrape in read_saved_scrapes(path, lost=reader.lost):
         reader.add(scrape)
     require_serving_series(reader, str(path))
     return reader.rows()

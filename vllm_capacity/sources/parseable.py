@@ -9,7 +9,6 @@ The client comes from outside, with address, credentials and time-outs; it is as
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,12 +19,22 @@ from typing import Any, TypeVar
 import httpx
 
 from vllm_capacity.errors import InputError, SourceError
-from vllm_capacity.sources.asking import BUSY, TransientError, accidents, address, again
+from vllm_capacity.sources import parseable_shapes as shapes
+from vllm_capacity.sources.asking import (
+    BUSY,
+    TransientError,
+    accidents,
+    address,
+    again,
+    decoded,
+)
 from vllm_capacity.sources.parseable_sql import arrow_type
+from vllm_capacity.sources.wire import wire_bytes
 from vllm_capacity.timerange import TimeRange
 
 _INTERNAL = frozenset({"pstats", "pmeta"})
 _MINUTE = timedelta(minutes=1)
+_QUESTION_SECONDS = 60.0  # for what is asked about the server; a query has the client's own time
 Row = dict[str, Any]
 _Answer = TypeVar("_Answer")
 
@@ -51,17 +60,14 @@ class Parseable:
         """Where it is, for messages and notes: without credentials."""
         return address(self.client)
 
-    def about(self) -> Row:
-        """What the server says of itself; `version` among it."""
-        found = self._json("GET", "/api/v1/about")
-        if not isinstance(found, dict) or "version" not in found:
-            raise SourceError(f"{self.address} answers, but not as Parseable does. Check the URL.")
-        return found
+    def about(self) -> shapes.About:
+        """What the server says of itself."""
+        return self._get("/api/v1/about", shapes.About)
 
     def streams(self) -> list[str]:
         """The names of the streams this user may see, Parseable's own left out."""
-        found = self._json("GET", "/api/v1/logstream")
-        return sorted(row["name"] for row in found if row["name"] not in _INTERNAL)
+        found = self._get("/api/v1/logstream", list[shapes.Named])
+        return sorted(stream.name for stream in found if stream.name not in _INTERNAL)
 
     def columns(self, stream: str) -> dict[str, str]:
         """The columns of a stream and their sort (`arrow_type`); none while it is empty.
@@ -70,7 +76,7 @@ class Parseable:
         a 403.
         """
         try:
-            found = self._json("GET", f"/api/v1/logstream/{stream}/schema")
+            found = self._get(f"/api/v1/logstream/{stream}/schema", shapes.Schema)
         except (InputError, SourceError):
             known = self.streams()  # refused, too, where the credentials are at fault
             if stream in known:
@@ -79,12 +85,13 @@ class Parseable:
                 f"There is no stream {stream!r} at {self.address}, or this user has no right to "
                 f"it. Streams there: {', '.join(known) or 'none that this user may see'}."
             ) from None
-        return {entry["name"]: arrow_type(entry["data_type"]) for entry in found["fields"]}
+        return {column.name: arrow_type(column.data_type) for column in found.fields}
 
-    def query(self, sql: str, arrivals: TimeRange) -> list[Row]:
+    def query(self, sql: str, arrivals: TimeRange, rows: type[list[Row]] = list[Row]) -> list[Row]:
         """The rows of a query over what arrived in the range, widened to whole minutes.
 
-        The whole answer or a SourceError: one that was cut short is asked for again, then refused.
+        The whole answer, in the shape `rows`, or a SourceError: one that was cut short is
+        asked for again, then refused.
         """
         body = {
             "query": sql,
@@ -92,56 +99,70 @@ class Parseable:
             "endTime": _rfc3339(_floor(arrivals.end + _MINUTE - timedelta(microseconds=1))),
         }
         flags = {"fields": "true", "streaming": "true"}
-        return self._again(lambda: self._rows("/api/v1/query", flags, body))
+        return self._again(lambda: self._rows("/api/v1/query", flags, body, rows))
 
-    def _json(self, method: str, path: str) -> Any:  # noqa: ANN401  JSON may be anything
-        def ask() -> Any:  # noqa: ANN401
-            with self._open(method, path) as response:
-                try:
-                    return json.loads(response.read())
-                except ValueError:
-                    raise SourceError(
-                        f"{self.address}{path} does not answer in JSON. Is it a Parseable server?"
-                    ) from None
+    def _get(self, path: str, shape: type[_Answer]) -> _Answer:
+        def ask() -> _Answer:
+            with self._open("GET", path, seconds=_QUESTION_SECONDS) as response:
+                return self._decoded(response.read(), shape)
 
         return self._again(ask)
 
-    def _rows(self, path: str, flags: dict[str, str], body: Row) -> list[Row]:
+    def _rows(
+        self, path: str, flags: dict[str, str], body: Row, rows: type[list[Row]]
+    ) -> list[Row]:
         with self._open("POST", path, flags=flags, body=body) as response:
-            head, *rows = _ndjson(response)
-        if not isinstance(head, dict) or "fields" not in head:
-            raise SourceError(f"{self.address}{path} does not stream rows as Parseable does.")
-        return [row for batch in rows for row in batch]
+            head, *batches = _lines(response) or [b""]
+        self._decoded(head, shapes.Head)
+        return [each for batch in batches for each in self._decoded(batch, rows)]
+
+    def _decoded(self, content: bytes, shape: type[_Answer]) -> _Answer:
+        return decoded(content, shape, at=self.address, dialect="Parseable")
 
     @contextmanager
     def _open(
-        self, method: str, path: str, *, flags: Row | None = None, body: Row | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        flags: Row | None = None,
+        body: Row | None = None,
+        seconds: float | None = None,
     ) -> Iterator[httpx.Response]:
-        """A good response, to be read within; every failure as one of our errors."""
+        """A good response, to be read within; every failure as one of our errors.
+
+        Without `seconds` it has the client's own time.
+        """
+        timeout = self.client.timeout if seconds is None else httpx.Timeout(seconds)
         with (
             accidents(self.address),
-            self.client.stream(method, path, params=flags, json=body) as response,
+            self.client.stream(method, path, params=flags, json=body, timeout=timeout) as response,
         ):
             if response.status_code != 200:
                 response.read()
                 raise _refusal(response, self.address)
             yield response
             self.traffic.answers += 1
-            self.traffic.wire_bytes += response.num_bytes_downloaded
+            self.traffic.wire_bytes += wire_bytes(response)
 
     def _again(self, ask: Callable[[], _Answer]) -> _Answer:
         # Safe: nothing here changes anything. What the server decided is not asked again.
         return again(ask, self.pause)
 
 
-def _ndjson(response: httpx.Response) -> Iterator[Any]:
+def _lines(response: httpx.Response) -> list[bytes]:
     """The lines of a streamed answer; a last line without its end was cut off."""
-    pending = ""
-    for text in response.iter_text():
-        *lines, pending = (pending + text).split("\n")
-        yield from (json.loads(line) for line in lines if line)
+    lines: list[bytes] = []
+    pending = bytearray()
+    for piece in response.iter_bytes():
+        pending += piece
+        if b"\n" in piece:
+            *whole, rest = bytes(pending).split(b"\n")
+            lines += filter(None, whole)
+            pending = bytearray(rest)
     if pending:
         raise TransientError("The server's answer ends in the middle of a line: it was cut short.")
+    return lines
 
 
 def _refusal(response: httpx.Response, address: str) -> SourceError | InputError:

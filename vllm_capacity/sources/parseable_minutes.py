@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.sources.parseable_queries import Group
+from vllm_capacity.sources.parseable_shapes import require_even
 
 # The columns of a minute, beside those that tell the series apart.
 MINUTES: dict[str, Any] = {
@@ -30,6 +31,8 @@ def unpacked(rows: Sequence[dict[str, Any]], group: Group) -> pl.DataFrame:
     schema = MINUTE_HISTOGRAMS if group.is_histogram else MINUTES
     texts = {name: pl.String for name in group.identity}
     lists = {name: pl.List(sort) for name, sort in schema.items() if name != "r"}
+    for row in rows:
+        require_even(row.get(name) for name in lists)
     if group.is_histogram:
         rows = [{**row, **_states(row)} for row in rows]
     packed = pl.DataFrame(rows, schema={**texts, "r": pl.Int64, "h": pl.Int64, **lists})
@@ -45,6 +48,7 @@ def unpacked(rows: Sequence[dict[str, Any]], group: Group) -> pl.DataFrame:
 
 def _states(row: dict[str, Any]) -> dict[str, Any]:
     """The first and last buckets of each minute of a row, of what they grew by."""
+    require_even([*row["fb"], *(row.get("b") or [])])
     since = np.asarray(row["fb"], np.int64)
     grown = row.get("b") or [None] * len(since)
     within = np.asarray([np.zeros_like(since[0]) if g is None else g for g in grown], np.int64)

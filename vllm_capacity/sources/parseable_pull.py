@@ -22,6 +22,7 @@ import polars as pl
 from vllm_capacity.errors import SourceError
 from vllm_capacity.facts.catalog import Kind, keeps, match
 from vllm_capacity.sources import parseable_queries as queries
+from vllm_capacity.sources import parseable_shapes as shapes
 from vllm_capacity.sources.parquet import LATE, LOOKBACK, SKEW
 from vllm_capacity.sources.parseable import Parseable, Row
 from vllm_capacity.sources.parseable_minutes import unpacked
@@ -175,46 +176,53 @@ class _Walk:
         start = stream.time_range.start
         earlier = stream.during(TimeRange(start - LOOKBACK, start))
         for group in groups:
-            yield self._ask(earlier, group, queries.thinned(earlier, group, by_minute=False))
+            yield self._minutes(earlier, group, queries.thinned(earlier, group, by_minute=False))
 
     def thinned(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
         for hour in hours(stream.time_range):
             part = stream.during(hour)
             for group in groups:
-                yield self._ask(part, group, queries.thinned(part, group))
+                yield self._minutes(part, group, queries.thinned(part, group))
 
     def whole(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
         for hour in hours(stream.time_range):
             part = stream.during(hour)
             for group in groups:
-                schema = HISTOGRAMS if group.is_histogram else SCALARS
-                yield self._ask(part, group, queries.whole(part, group), schema)
+                sql, shape = queries.whole(part, group), shapes.points(group)
+                yield self._ask(part, group, sql, shape, _points_frame)
 
     def attempts(self, stream: Stream) -> Iterator[Part]:
         for hour in hours(stream.time_range):
             part = stream.during(hour)
-            yield self._ask(part, Group(("up",), ()), queries.attempts(part), ATTEMPTS)
+            group = Group(("up",), ())
+            yield self._ask(part, group, queries.attempts(part), shapes.ATTEMPTS, _attempts_frame)
 
     def findings(self, stream: Stream, metrics: list[str]) -> list[Row]:
         found = self.server.query(
-            queries.findings(stream, metrics), _arrivals(stream.time_range, self.request.late)
+            queries.findings(stream, metrics),
+            _arrivals(stream.time_range, self.request.late),
+            shapes.FINDINGS,
         )
         self._step()
         return found
 
+    def _minutes(self, part: Stream, group: Group, sql: str) -> Part:
+        return self._ask(part, group, sql, shapes.minutes(group), unpacked)
+
     def _ask(
-        self, part: Stream, group: Group, sql: str, schema: Mapping[str, Any] | None = None
+        self,
+        part: Stream,
+        group: Group,
+        sql: str,
+        shape: type[list[Row]],
+        framed: Callable[[list[Row], Group], pl.DataFrame],
     ) -> Part:
-        """An answer in the columns of `schema`; without one, thinned minutes."""
+        """An answer whose rows have a shape, as `framed` makes a frame of them."""
         arrivals = _arrivals(part.time_range, self.request.late)
         question = "\n".join([self.server.address, sql, iso(arrivals.start), iso(arrivals.end)])
 
         def ask() -> pl.DataFrame:
-            rows = self.server.query(sql, arrivals)
-            if schema is None:
-                return unpacked(rows, group)
-            texts = {name: pl.String for name in group.identity}
-            return pl.DataFrame(rows, schema={**texts, **schema})
+            return framed(self.server.query(sql, arrivals, shape), group)
 
         frame = self.journal.frame(question, arrivals, ask)
         self._step()
@@ -225,6 +233,17 @@ class _Walk:
         self.progress(Step(self.done, max(self.total, self.done), self.server.traffic.wire_bytes))
 
 
+def _points_frame(rows: list[Row], group: Group) -> pl.DataFrame:
+    payload = HISTOGRAMS if group.is_histogram else SCALARS
+    return pl.DataFrame(rows, schema={**dict.fromkeys(group.identity, pl.String), **payload})
+
+
+def _attempts_frame(rows: list[Row], group: Group) -> pl.DataFrame:
+    for row in rows:
+        shapes.require_even((row["at"], row["v"]))
+    return pl.DataFrame(rows, schema={**dict.fromkeys(group.identity, pl.String), **ATTEMPTS})
+
+
 def _arrivals(part: TimeRange, late: timedelta) -> TimeRange:
     return TimeRange(part.start - SKEW, part.end + late)
 
@@ -232,7 +251,8 @@ def _arrivals(part: TimeRange, late: timedelta) -> TimeRange:
 def _survey(server: Parseable, stream: Stream, request: Request) -> list[Row]:
     """The families of the range that are kept; SourceError where there is none."""
     arrivals = _arrivals(request.time_range, request.late)
-    found = server.query(queries.survey(stream), arrivals)
+    shape = shapes.survey(len(stream.columns.labels))
+    found = server.query(queries.survey(stream), arrivals, shape)
     kept = [row for row in found if keeps(row["metric_name"])]
     if not kept:
         part = f"{iso(request.time_range.start)} to {iso(request.time_range.end)}"

@@ -13,6 +13,7 @@ from vllm_capacity.sources.otlp import Child, Wire, of_job
 from vllm_capacity.sources.parseable_minutes import MINUTE_HISTOGRAMS, MINUTES
 from vllm_capacity.sources.parseable_pull import Part, Pulled
 from vllm_capacity.sources.parseable_queries import Group
+from vllm_capacity.sources.parseable_shapes import FINDING_COLUMNS
 from vllm_capacity.telemetry.rows import INTAKE_SCHEMA
 
 COUNTS: Final = pl.List(pl.Float64)
@@ -145,7 +146,7 @@ def intake(reader: Reader, children: Iterable[Child]) -> pl.DataFrame:
             "detail": detail.format(**row),
             "count": row[column],
         }
-        for row in reader.pulled.findings
+        for row in ({**_NONE, **told} for told in reader.pulled.findings)
         if row.get("instance") in instances
         for column, check, subject, detail in _FINDINGS
         if row.get(column)
@@ -178,6 +179,9 @@ _FINDINGS = (
         "the value of the point was lost on its way into the store",
     ),
 )
+
+
+_NONE: Final = dict.fromkeys(FINDING_COLUMNS)  # a null has no key in an answer
 
 
 def _twins(reader: Reader) -> pl.DataFrame:

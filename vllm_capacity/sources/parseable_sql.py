@@ -74,8 +74,9 @@ def arrow_type(data_type: object) -> str:
     """The sort of column an Arrow type of `/schema` makes: number, list, empty list, time, text."""
     if isinstance(data_type, Mapping):
         if "List" in data_type:
-            item = data_type["List"].get("data_type")
-            return _EMPTY_LIST if item == "Null" else _LIST
+            item = data_type["List"]
+            is_empty = isinstance(item, Mapping) and item.get("data_type") == "Null"
+            return _EMPTY_LIST if is_empty else _LIST
         return _TIME if "Timestamp" in data_type else _TEXT
     return _TEXT if data_type in ("Utf8", "LargeUtf8", "Utf8View") else _NUMBER
 

@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Generic, Literal, TypeVar
 
 import httpx
+import msgspec
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.sources.asking import BUSY, TransientError, accidents, address, again
+from vllm_capacity.sources.asking import BUSY, TransientError, accidents, address, again, decoded
 from vllm_capacity.sources.parquet import LOOKBACK, cut
 from vllm_capacity.sources.prometheus_rows import (
     HISTOGRAM_PARTS,
     Families,
+    Series,
     SeriesReader,
     families,
 )
@@ -29,6 +31,44 @@ from vllm_capacity.timerange import TimeRange
 
 _SLICE = timedelta(hours=1)
 _TOGETHER = 8  # scalar families asked for in one query
+_QUESTION_SECONDS = 60.0  # for what is asked about the server; a query has the client's own time
+_Data = TypeVar("_Data")
+_Answer = TypeVar("_Answer")
+
+
+class _Success(msgspec.Struct, Generic[_Data]):
+    """A good answer. `warnings`: what is in it may not be all there is (Thanos, Mimir)."""
+
+    status: Literal["success"]
+    data: _Data
+    warnings: list[str] | None = None
+
+
+class _Refusal(msgspec.Struct):
+    """What else it says."""
+
+    error: str = ""
+
+
+class _Declared(msgspec.Struct):
+    """What a family was declared as."""
+
+    type: str
+
+
+class _Matrix(msgspec.Struct, rename="camel"):
+    """The raw samples of a range."""
+
+    result_type: Literal["matrix"]
+    result: list[Series]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw samples, and the server's warnings that there may be more than these."""
+
+    series: list[Series]
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -45,21 +85,22 @@ class Prometheus:
 
     def names(self, part: TimeRange) -> list[str]:
         """The metric names with samples in the range."""
-        found = self._data(
+        found = self._get(
             "/api/v1/label/__name__/values",
             {"start": _seconds(part.start), "end": _seconds(part.end)},
+            list[str],
         )
         return sorted(found)
 
     def kinds(self) -> dict[str, str]:
         """What each family was declared as; empty for a server that does not keep it."""
         try:
-            found = self._data("/api/v1/metadata", {})
+            found = self._get("/api/v1/metadata", {}, dict[str, list[_Declared]])
         except SourceError:
             return {}  # Thanos and Mimir may not have it; names and the catalogue must do
-        return {name: entries[0]["type"] for name, entries in found.items() if entries}
+        return {name: entries[0].type for name, entries in found.items() if entries}
 
-    def samples(self, names: Sequence[str], part: TimeRange) -> list[dict[str, Any]]:
+    def samples(self, names: Sequence[str], part: TimeRange) -> Samples:
         """The raw samples of these metrics in [start, end): Prometheus' `matrix`.
 
         Ranges are open at the left in Prometheus 3 and closed before: there, the last sample of the
@@ -67,47 +108,55 @@ class Prometheus:
         """
         escaped = "|".join(re.escape(name).replace("\\", "\\\\") for name in names)
         length_ms = int(part.seconds * 1000)
-        found = self._data(
-            "/api/v1/query",
-            {
-                "query": f'{{__name__=~"{escaped}"}}[{length_ms}ms]',
-                "time": _seconds(part.end - timedelta(milliseconds=1)),
-            },
+        question = {
+            "query": f'{{__name__=~"{escaped}"}}[{length_ms}ms]',
+            "time": _seconds(part.end - timedelta(milliseconds=1)),
+        }
+        found = self._asked(
+            lambda: self.client.post("/api/v1/query", data=question), _Success[_Matrix]
         )
-        return list(found["result"])
+        return Samples(found.data.result, found.warnings or [])
 
-    def _data(self, path: str, params: Mapping[str, str]) -> Any:  # noqa: ANN401  JSON
-        def ask() -> Any:  # noqa: ANN401
+    def _get(self, path: str, params: Mapping[str, str], data: type[_Data]) -> _Data:
+        def ask() -> httpx.Response:
+            return self.client.get(path, params=params, timeout=_QUESTION_SECONDS)
+
+        return self._asked(ask, _Success[data]).data  # type: ignore[valid-type]
+
+    def _asked(self, ask: Callable[[], httpx.Response], shape: type[_Answer]) -> _Answer:
+        def answered() -> _Answer:
             with accidents(self.address):
-                if path.endswith("/query"):
-                    response = self.client.post(path, data=dict(params))
-                else:
-                    response = self.client.get(path, params=params)
-            return _content(response, self.address)
+                response = ask()
+            _require_success(response, self.address)
+            return decoded(response.content, shape, at=self.address, dialect="Prometheus")
 
-        return again(ask, self.pause)
+        return again(answered, self.pause)
 
 
-def _content(response: httpx.Response, at: str) -> Any:  # noqa: ANN401
-    """What a good answer holds; everything else as an error that says what to do."""
+def _require_success(response: httpx.Response, at: str) -> None:
+    """Every status but 200 as an error that says what to do."""
     status = response.status_code
+    if status == 200:
+        return
     if status in (401, 403):
         raise SourceError(
             f"{at} refused the credentials ({status}). Set PROMETHEUS_USER and "
             "PROMETHEUS_PASSWORD, or PROMETHEUS_TOKEN."
         )
-    try:
-        answer = response.json()
-    except ValueError:
-        answer = {}
-    text = " ".join(str(answer.get("error") or response.text).split())[:300]
+    text = " ".join(_reason(response).split())[:300]
     if status in BUSY:
         raise TransientError(f"{at} is not ready ({status}): {text}")
     if status == 422:
         raise SourceError(f"{at} could not run the query: {text}. Ask for a shorter range.")
-    if status != 200 or answer.get("status") != "success":
-        raise SourceError(f"{at} does not answer as Prometheus does ({status}): {text}")
-    return answer["data"]
+    raise SourceError(f"{at} does not answer as Prometheus does ({status}): {text}")
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        said = msgspec.json.decode(response.content, type=_Refusal).error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        said = ""
+    return said or response.text
 
 
 def read_prometheus(
@@ -125,7 +174,9 @@ def read_prometheus(
     questions = list(_questions(found, wide))
     reader = SeriesReader(found)
     for done, (names, part) in enumerate(questions, start=1):
-        reader.add(server.samples(names, part))
+        found_samples = server.samples(names, part)
+        reader.add(found_samples.series)
+        reader.warn(found_samples.warnings)
         progress(done, len(questions))
     return cut(reader.rows(), time_range)
 

@@ -7,12 +7,16 @@ how it is told from the server's own labels.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import polars as pl
 
+from vllm_capacity.errors import SourceError, plain
 from vllm_capacity.facts.catalog import keeps
 from vllm_capacity.sources.otlp import Child, Wire, as_schema, of_job, series_of, serving
 from vllm_capacity.telemetry.rows import (
@@ -33,6 +37,14 @@ _STATES: dict[str, Any] = {
     "counts": pl.List(pl.Float64),
 }
 _Labels = tuple[tuple[str, str], ...]
+_UnixSeconds = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]
+
+
+class Series(msgspec.Struct):
+    """One series of an answer: its labels, and its samples as (Unix seconds, number as text)."""
+
+    metric: dict[str, str]
+    values: list[tuple[_UnixSeconds, str]] = []
 
 
 @dataclass(frozen=True)
@@ -82,24 +94,32 @@ class SeriesReader:
     found: Families
     _labels: dict[tuple[str, _Labels], int] = field(default_factory=dict)
     _frames: list[pl.DataFrame] = field(default_factory=list)
+    _warnings: Counter[str] = field(default_factory=Counter)
 
-    def add(self, matrix: list[dict[str, Any]]) -> None:
-        """Take in the answer of a query."""
+    def add(self, matrix: Sequence[Series]) -> None:
+        """Take in the answer of a query; SourceError where a series is none of Prometheus'."""
         for series in matrix:
-            labels = dict(series["metric"])
-            name = labels.pop("__name__")
+            labels = dict(series.metric)
+            name = labels.pop("__name__", "")
+            if not name or (name.endswith("_bucket") and _edge(labels.get("le")) is None):
+                raise SourceError(
+                    f"Prometheus answers with a series that has no name or bound: {series.metric}"
+                )
             child = self._labels.setdefault(
                 (name, tuple(sorted(labels.items()))), len(self._labels)
             )
-            times, values = zip(*series["values"], strict=True)
             frame = pl.DataFrame(
                 {
-                    "ms": [round(float(moment) * 1000) for moment in times],
-                    "value": [float(value) for value in values],
+                    "ms": [round(moment * 1000) for moment, _ in series.values],
+                    "value": [_number(value) for _, value in series.values],
                 },
                 schema={"ms": pl.Int64, "value": pl.Float64},
             )
             self._frames.append(frame.select(pl.lit(child, pl.Int64).alias("child"), "ms", "value"))
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Take in that an answer may not hold all there is, for the ledger."""
+        self._warnings.update(warnings)
 
     def rows(self) -> Rows:
         """Everything taken in, as canonical rows, a sample that came twice counted once."""
@@ -121,8 +141,15 @@ class SeriesReader:
             series_of(own.values()),
             as_schema(samples, SAMPLES_SCHEMA),
             as_schema(states, HISTOGRAMS_SCHEMA),
-            pl.DataFrame(schema=INTAKE_SCHEMA),
+            self._intake(),
         )
+
+    def _intake(self) -> pl.DataFrame:
+        notes = [
+            ("coverage", None, None, "partial answer", plain(warning)[:300], count)
+            for warning, count in self._warnings.items()
+        ]
+        return pl.DataFrame(notes, schema=INTAKE_SCHEMA, orient="row")
 
     def _target_labels(self) -> dict[str, set[tuple[str, str]]]:
         """What the scraper puts on every series of a target, by instance."""
@@ -170,7 +197,7 @@ class SeriesReader:
         for (name, labels), child in self._labels.items():
             bare = tuple(item for item in labels if item[0] != "le")
             if name == f"{base}_bucket":
-                edge = float(dict(labels)["le"])
+                edge = _edge(dict(labels)["le"])
                 buckets.append((child, groups.setdefault(bare, len(groups)), edge))
             elif name == f"{base}_sum":
                 sums.append((child, groups.setdefault(bare, len(groups))))
@@ -192,6 +219,22 @@ class SeriesReader:
         total = raw.join(totals, on="child").select("group", "ms", sum="value")
         joined = per_scrape.join(total, on=["group", "ms"], how="left")
         return joined.with_columns(count=pl.col("counts").list.sum()), list(groups)
+
+
+def _edge(text: str | None) -> float | None:
+    """The bound of a bucket; None where there is none to be read."""
+    try:
+        edge = float(text or "")
+    except ValueError:
+        return None
+    return None if math.isnan(edge) else edge
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SourceError(f"Prometheus answers with the value {text!r}, no number.") from None
 
 
 def _kind(declared: str) -> str:

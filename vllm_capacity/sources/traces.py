@@ -17,6 +17,7 @@ import duckdb
 import polars as pl
 
 from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.sources import parseable_shapes as shapes
 from vllm_capacity.sources.otlp import read
 from vllm_capacity.sources.parquet import LATE, SKEW, Store, stream_files
 from vllm_capacity.sources.parseable import Parseable
@@ -64,7 +65,7 @@ def traces_from_server(
     sql = _query(quoted(stream), server.columns(stream), stream, time_range)
     # A span is sent when its request is done, and late by as much again as the queue was cut off.
     arrivals = TimeRange(time_range.start - SKEW, time_range.end + late)
-    return _traces(pl.DataFrame(server.query(sql, arrivals), schema=_ANSWER))
+    return _traces(pl.DataFrame(server.query(sql, arrivals, shapes.SPANS), schema=_ANSWER))
 
 
 def traces_from_files(

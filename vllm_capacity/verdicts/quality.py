@@ -20,6 +20,7 @@ from vllm_capacity.verdicts.saturation import SaturationFit
 
 CHECKS = (
     "coverage",
+    "failed",
     "jitter",
     "gap",
     "restart",

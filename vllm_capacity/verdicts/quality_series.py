@@ -23,6 +23,7 @@ _INTAKE_EFFECTS = {
     "late": "put back in order of sample time: no figure moves",
     "clock": "rates and charts may bend around that time",
     "coverage": "left out as unreadable",
+    "failed": "counted among the scrapes that are missing",
     "renamed": "older names of a concept beside the newest, which alone is counted: no figure "
     "moves",
 }

@@ -1,0 +1,113 @@
+"""Reads gzip files member by member, and on behind a damaged one.
+
+A journal is appended a member a scrape, so that damage in the middle costs what it hits and no
+more. A member is handed on only after its checksum was seen to be right; of the last one, cut off
+in mid-air, what can be read. What is left out is told, as a `Damage` in its place.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+_MAGIC: Final = b"\x1f\x8b\x08"  # and the one method of compression there is
+_GZIP: Final = 31  # zlib's number for a gzip header and trailer
+_READ_BYTES: Final = 64 * 1024
+_MOST_AT_ONCE: Final = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A stretch of a file that cannot be read, told in words."""
+
+    file: str
+    told: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.told}"
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the file begins as a gzip file does."""
+    with path.open("rb") as file:
+        return file.read(2) == _MAGIC[:2]
+
+
+def pieces(path: Path) -> Iterator[bytes | Damage]:
+    """The decompressed bytes in pieces, and a `Damage` wherever some are missing."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = 0
+        while start < size:
+            end = _end(file, start)
+            if end is not None:
+                yield from _content(file, start)
+                start = end
+                continue
+            following = _following(file, start + 1)
+            if following is None and start + len(_MAGIC) <= size and _is_cut(file, start):
+                yield from _content(file, start)
+                yield Damage(path.name, f"cut short at byte {size:,}; what came after is lost")
+                return
+            start, begun = following or size, start
+            yield Damage(
+                path.name, f"bytes {begun:,} to {start:,} are damaged; the scrapes there are lost"
+            )
+
+
+def _end(file: BinaryIO, start: int) -> int | None:
+    """Where a member that begins here ends; None where it is damaged or cut."""
+    member = zlib.decompressobj(_GZIP)
+    try:
+        for _ in _decompressed(member, file, start):
+            pass
+    except zlib.error:
+        return None
+    return file.tell() - len(member.unused_data) if member.eof else None
+
+
+def _is_cut(file: BinaryIO, start: int) -> bool:
+    """Whether a member begins here and is sound as far as the file goes."""
+    try:
+        for _ in _decompressed(zlib.decompressobj(_GZIP), file, start):
+            pass
+    except zlib.error:
+        return False
+    return True
+
+
+def _content(file: BinaryIO, start: int) -> Iterator[bytes]:
+    return _decompressed(zlib.decompressobj(_GZIP), file, start)
+
+
+def _decompressed(member: zlib._Decompress, file: BinaryIO, start: int) -> Iterator[bytes]:
+    """What a member holds, in pieces; zlib.error where it is damaged."""
+    file.seek(start)
+    while not member.eof:
+        data = file.read(_READ_BYTES)
+        if not data:
+            return
+        while data and not member.eof:
+            yield member.decompress(data, _MOST_AT_ONCE)
+            data = member.unconsumed_tail
+
+
+def _following(file: BinaryIO, start: int) -> int | None:
+    """Where the next whole member begins, at `start` or later; None where there is none."""
+    kept = b""
+    while True:
+        file.seek(start + len(kept))
+        data = file.read(_READ_BYTES)
+        if not data:
+            return None
+        block = kept + data
+        at = block.find(_MAGIC)
+        while at >= 0:
+            if _end(file, start + at) is not None:
+                return start + at
+            at = block.find(_MAGIC, at + 1)
+        kept = block[-(len(_MAGIC) - 1) :]
+        start += len(block) - len(kept)

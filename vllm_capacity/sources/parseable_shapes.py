@@ -1,0 +1,179 @@
+"""The shapes of what Parseable answers: every one is checked against them where it enters.
+
+Rows stay dictionaries, in the columns that were asked for; others are left out. DataFusion writes
+no key for a null, so a column that may be null may be absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import GenericAlias
+from typing import Annotated, Any, Final, NotRequired, TypedDict
+
+import msgspec
+
+from vllm_capacity.errors import SourceError
+from vllm_capacity.sources.parseable_queries import Group
+
+Rows = list[dict[str, Any]]
+# Times in milliseconds are multiplied by a thousand later on, in 64 bits.
+Integer = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+_Hours = Annotated[int, msgspec.Meta(ge=0, le=24 * 366 * 8000)]  # since the epoch
+_Integers = NotRequired[list[Integer | None] | None]
+_Floats = NotRequired[list[float | None] | None]
+
+
+class About(msgspec.Struct):
+    """What the server says of itself."""
+
+    version: str
+
+
+class Named(msgspec.Struct):
+    """A stream in the list of streams."""
+
+    name: str
+
+
+class Column(msgspec.Struct):
+    """A column of a stream; its Arrow type as Arrow's JSON has it."""
+
+    name: str
+    data_type: str | dict[str, Any]
+
+
+class Schema(msgspec.Struct):
+    """The columns of a stream."""
+
+    fields: list[Column]
+
+
+class Head(msgspec.Struct):
+    """The first line of a streamed answer."""
+
+    fields: list[str]
+
+
+class Payload(msgspec.Struct):
+    """How many points of a type there are lately, and how many of them have a value."""
+
+    metric_type: str
+    points: int
+    filled: int
+
+
+class Batch(msgspec.Struct):
+    """When a batch arrived, and its newest sample time."""
+
+    arrived: str | None = None
+    newest: str | None = None
+
+
+class Instance(msgspec.Struct):
+    """A target of the stream: when it was last tried, and last scraped well."""
+
+    instance: str | None = None
+    tried: str | None = None
+    scraped: str | None = None
+
+
+class Info(msgspec.Struct, rename="camel"):
+    """What is kept of a stream beside its columns."""
+
+    latest_event_at: str | None = None
+
+
+_IDENTITY: Final = {
+    "metric_name": str,
+    "wire_kind": str,
+    "instance": str,
+    "job": str,
+}
+_SCALARS: Final = {
+    "m": list[Integer],
+    "t0": list[Integer],
+    "n": list[Integer],
+    **dict.fromkeys(("t1", "twins"), _Integers),
+    **dict.fromkeys(("lo", "hi", "total", "f", "l"), _Floats),
+}
+_HISTOGRAMS: Final = {
+    "m": list[Integer],
+    "t0": list[Integer],
+    "n": list[Integer],
+    "fb": list[list[Integer]],
+    **dict.fromkeys(("t1", "twins"), _Integers),
+    **dict.fromkeys(("fs", "s"), _Floats),
+    "b": NotRequired[list[list[Integer] | None] | None],
+}
+
+
+def survey(labels: int) -> type[Rows]:
+    """The answer to `parseable_queries.survey` on a stream with that many labels."""
+    return _rows(
+        {
+            "metric_name": str,
+            "wire_kind": str,
+            "points": Integer,
+            "edges": NotRequired[Integer | None],
+            **dict.fromkeys(("lowest_bounds", "highest_bounds"), NotRequired[str | None]),
+            **{f"l{index}": NotRequired[Integer | None] for index in range(labels)},
+        }
+    )
+
+
+def minutes(group: Group) -> type[Rows]:
+    """The answer to `parseable_queries.thinned`: lists with an element a minute."""
+    packed = _HISTOGRAMS if group.is_histogram else _SCALARS
+    return _rows({**_identity(group), "r": NotRequired[Integer | None], "h": _Hours, **packed})
+
+
+def points(group: Group) -> type[Rows]:
+    """The answer to `parseable_queries.whole`: a row a point."""
+    number = NotRequired[float | None]
+    value = {"s": number, "b": list[Integer]} if group.is_histogram else {"v": number}
+    return _rows({**_identity(group), "ms": Integer, **value})
+
+
+def _rows(columns: Mapping[str, Any]) -> type[Rows]:
+    made: Any = TypedDict  # with columns that only the run knows
+    rows: type[Rows] = GenericAlias(list, (made("Row", dict(columns)),))  # type: ignore[assignment]
+    return rows
+
+
+def require_even(lists: Iterable[Sequence[object] | None]) -> None:
+    """SourceError unless these lists of a row, those that are there, are of one length."""
+    if len({len(each) for each in lists if each is not None}) > 1:
+        raise SourceError(
+            "Parseable does not answer as it was asked: lists of one row differ in length."
+        )
+
+
+def _identity(group: Group) -> dict[str, Any]:
+    texts = {name: NotRequired[str | None] for name in group.identity}
+    return {**texts, **_IDENTITY}
+
+
+ATTEMPTS: Final = _rows({**_IDENTITY, "m": Integer, "at": list[Integer], "v": list[float | None]})
+FINDING_COLUMNS: Final = (
+    *("stale", "stale_ms", "stale_families", "late", "late_ms", "lag_seconds"),
+    *("unreadable", "unreadable_ms"),
+)
+FINDINGS: Final = _rows(
+    {
+        "instance": NotRequired[str | None],
+        **dict.fromkeys(FINDING_COLUMNS, NotRequired[Integer | None]),
+    }
+)
+SPANS: Final = _rows(
+    {
+        "start_ms": Integer,
+        **dict.fromkeys(("trace_id", "request_id", "service"), NotRequired[str | None]),
+        **dict.fromkeys(
+            (
+                *("e2e_seconds", "ttft_seconds", "queue_seconds", "prefill_seconds"),
+                *("decode_seconds", "prompt_tokens", "completion_tokens"),
+            ),
+            NotRequired[float | None],
+        ),
+    }
+)
