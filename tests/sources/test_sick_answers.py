@@ -141,10 +141,10 @@ def spoiling(seed):
     return spoil
 
 
-def complaint(ask, *args):
+def complaint(ask, *args, **more):
     """What is said; only errors of ours are caught."""
     try:
-        ask(*args)
+        ask(*args, **more)
     except CapacityError as error:
         return str(error)
     return ""
@@ -154,7 +154,8 @@ def pulled(healthy, nth, spoil, folder, *, is_thinned):
     transport = httpx.MockTransport(Sick(healthy, nth, spoil))
     with httpx.Client(base_url="http://p", auth=AUTH, transport=transport) as client:
         server = Parseable(client, pause=lambda seconds: None)
-        return complaint(pull_server, server, Request("s", PART, is_thinned), folder / "w")
+        request = Request("s", PART, is_thinned)
+        return complaint(pull_server, server, request, folder / "w", now=PART.end)
 
 
 @pytest.fixture(scope="module")

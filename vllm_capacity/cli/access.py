@@ -153,12 +153,5 @@ def auth_of(settings: Mapping[str, str]) -> httpx.Auth | None:
 @contextmanager
 def client(settings: Mapping[str, str] | None = None, **how: Any) -> Iterator[httpx.Client]:  # noqa: ANN401
     """A client with the credentials of `settings`, if any; `how` is what wire.client takes."""
-    try:
-        opened = wire.client(auth=auth_of(settings or {}), **how)
-    except (ValueError, ImportError, httpx.InvalidURL):
-        raise InputError(
-            "Cannot use the proxy that the environment names: look at HTTP_PROXY, HTTPS_PROXY and "
-            "ALL_PROXY."
-        ) from None
-    with opened:
+    with wire.client(auth=auth_of(settings or {}), **how) as opened:
         yield opened

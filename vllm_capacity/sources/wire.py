@@ -21,6 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
+from vllm_capacity.errors import InputError
 from vllm_capacity.sources.asking import UNKEPT
 
 _MOST_BYTES: Final = 64 * 1024 * 1024
@@ -37,15 +38,17 @@ def client(
     verify: ssl.SSLContext | None = None,
     most_bytes: int = _MOST_BYTES,
     stop: threading.Event | None = None,
+    transport: httpx.BaseTransport | None = None,
     **settings: Any,  # noqa: ANN401  whatever else httpx.Client takes
 ) -> httpx.Client:
     """A client whose `timeout` (its `read`) is the time for a whole exchange.
 
     `verify` replaces the system's certificates. An answer of more than `most_bytes`, decompressed,
-    is an error. `stop`, once set, ends exchanges that wait for an answer.
+    is an error. `stop`, once set, ends exchanges that wait for an answer. Another `transport` has
+    its own bounds. InputError, when something is asked, where the environment's proxy is none.
     """
-    transport = _Transport(verify, limits, most_bytes, stop)
-    return httpx.Client(transport=transport, timeout=timeout, **settings)
+    bounded = transport or _Transport(verify, limits, most_bytes, stop)
+    return httpx.Client(transport=bounded, timeout=timeout, **settings)
 
 
 def wire_bytes(response: httpx.Response) -> int:
@@ -224,7 +227,13 @@ class _Transport(httpx.BaseTransport):
         }
         if not proxy:
             return httpcore.ConnectionPool(**settings)
-        via = httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
+        try:
+            via = httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
+        except (ValueError, httpx.InvalidURL):  # it may hold a password: not shown
+            raise InputError(
+                "Cannot use the proxy that the environment names: look at HTTP_PROXY, HTTPS_PROXY "
+                "and ALL_PROXY."
+            ) from None
         if via.url.scheme not in ("http", "https"):
             raise httpx.UnsupportedProtocol(f"the proxy {via.url.scheme}://… is not an HTTP proxy")
         at = httpcore.URL(
