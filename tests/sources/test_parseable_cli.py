@@ -58,9 +58,26 @@ def profile(tmp_path, url):
 def test_a_pull_with_the_settings_of_a_profile_and_its_secret_is_nowhere(tmp_path, profile):
     target = tmp_path / "w"
     done = invoke("--stream", "s", *HOUR, "--to", str(target), "--profile", str(profile))
-    assert (done.exit_code, done.output.strip()) == (0, str(target))
+    assert (done.exit_code, done.stdout.strip()) == (0, str(target))
     written = b"".join(path.read_bytes() for path in target.rglob("*") if path.is_file())
     assert SECRET.encode() not in written
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        pytest.param(
+            "2026-11-24T08:30:00Z", "asked for until 2026-11-24T08:30:00Z", id="half an hour"
+        ),
+        pytest.param("2026-11-24T08:00:10Z", "", id="an end that was reached"),
+    ],
+)
+def test_a_pull_whose_end_was_not_reached_says_so(tmp_path, profile, end, said):
+    asked = ("--stream", "s", "--start", "2026-11-24T07:30:00Z", "--end", end)
+    done = invoke(*asked, "--to", str(tmp_path / "w"), "--profile", str(profile))
+    assert done.exit_code == 0
+    assert done.stderr.startswith(said)
+    assert bool(done.stderr) == bool(said)
 
 
 def test_a_pull_with_the_settings_of_the_environment(tmp_path, url):
