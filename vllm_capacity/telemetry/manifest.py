@@ -209,10 +209,18 @@ def _checked(path: Path, note: dict[str, Any], connection: duckdb.DuckDBPyConnec
     held = _row_counts(path, sized, connection)
     files = [replace(file, rows=_rows(path, file, held, has_list=has_list)) for file in sized]
     _check_counts(path, note["counts"], files)
-    if has_list and not (path / WORKPLACE).exists():  # else a writer's, who may have been killed
-        for extra in unlisted(path, files):
-            raise damaged(path, f"{extra.relative_to(path)} is not one of its files")
+    if has_list:
+        _check_extras(path, unlisted(path, files))
     return Manifest(path, note, tuple(files))
+
+
+def _check_extras(path: Path, extras: list[Path]) -> None:
+    """WindowError for a file that was put there; those of a writer, running or killed, are none."""
+    if (path / WORKPLACE).exists():
+        return
+    for extra in extras:
+        if extra.exists():  # a writer that has just ended took its own along
+            raise damaged(path, f"{extra.relative_to(path)} is not one of its files")
 
 
 def _check_hashes(window: Manifest, *, all_of_them: bool) -> None:
