@@ -48,42 +48,44 @@ _LEAST_GAIN = 0.05
 class Pattern:
     """The forecast that suits a series: how it is made, from what, and how wrong it was before.
 
-    `history` has its gaps filled. `days_of_week` says in words whether they are used, and why.
+    `history` has its gaps filled. `week` says in words whether a weekly pattern is used, and why.
     """
 
     expected: Expected
     history: Floats
     past: Backtest
-    days_of_week: str
+    week: str
 
 
 def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
     """The daily blend, or the weekly one where that was measurably better on the series' own past.
 
-    `values` are whole steps, NaN in gaps; errors are measured up to `horizon` steps ahead.
+    `values` are whole steps, NaN in gaps. Errors are measured up to `horizon` steps ahead; the two
+    are compared over a day at least, lest the same series be told two ways.
     """
     week = 7 * steps_per_day
-    weeks = len(values) // week
+    weeks, compared = len(values) // week, max(horizon, steps_per_day)
     history = filled(values, steps_per_day)
-    past = backtest(values, history, horizon, steps_per_day)
+    past = backtest(values, history, compared, steps_per_day)
     if weeks < LEAST_WEEKS:
-        return Pattern(blend, history, past, "taken as alike (under two weeks of history)")
+        why = "no weekly pattern, for under two weeks of history"
+        return Pattern(blend, history, past.within(horizon), why)
     weekly_history = filled(_filled_from_last_week(values, week), steps_per_day)
     weekly = backtest(
         values,
         weekly_history,
-        horizon,
+        compared,
         steps_per_day,
         expected=weekly_blend,
         first=max(1, weeks // 2) * week,
     )
     gain = _gain(past, weekly, steps_per_day)
     if gain < _LEAST_GAIN or not _is_narrower(weekly, past, steps_per_day):
-        why = "taken as alike (a weekly pattern was no better in the back-test)"
-        return Pattern(blend, history, past, why)
+        why = "no weekly pattern, for it did not make the back-test better"
+        return Pattern(blend, history, past.within(horizon), why)
     seen = min(weeks, _MOST_WEEKS)
-    used = f"told apart, by {seen} weeks (the error in the back-test was {gain:.0%} lower so)"
-    return Pattern(weekly_blend, weekly_history, weekly, used)
+    used = f"weekly pattern of {seen} weeks (back-test error {gain * 100:.0f} % lower than without)"
+    return Pattern(weekly_blend, weekly_history, weekly.within(horizon), used)
 
 
 def weekly_blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
