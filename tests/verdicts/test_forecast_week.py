@@ -111,10 +111,22 @@ def test_without_a_weekly_pattern_little_is_lost(weeks, seeds):
     assert ours < 1.05 * daily
 
 
-def test_one_week_alike_to_the_digit_is_repeated():
-    values = np.tile(np.repeat([6.0, 6.0, 6.0, 6.0, 6.0, 2.0, 3.0], DAY), 5)
+@pytest.mark.parametrize(
+    "days", [[6.0, 6.0, 6.0, 6.0, 6.0, 2.0, 3.0], [500.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+)
+def test_weeks_alike_to_the_digit_are_repeated(days):
+    values = np.tile(np.repeat(days, DAY), 5)
     ahead = forecast_demand(rows(values), horizon_seconds=WEEK * HOUR).frame["mid"].to_numpy()
-    assert ahead == pytest.approx(values[:WEEK], rel=0.02, abs=0.35)
+    assert ahead == pytest.approx(values[:WEEK], rel=1e-6, abs=1e-6)
+
+
+def test_a_monday_after_an_empty_weekend_is_a_working_day():
+    hour = np.arange(5 * WEEK)
+    is_open = (hour % WEEK < SATURDAY) & (hour % DAY >= 9) & (hour % DAY < 18)
+    calls = np.random.default_rng(0).poisson(np.where(is_open, 100.0, 0.0)).astype(float)
+    found = forecast_demand(rows(calls))
+    assert found.frame["mid"].sum() == pytest.approx(900, rel=0.05)
+    assert found.width_ratio < 0.6
 
 
 def test_a_burst_week_is_not_taken_for_a_pattern():

@@ -91,14 +91,16 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
 def weekly_blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
     """Demand expected in each of the next `horizon` steps, in the unit of `history` (no gaps).
 
-    Under a whole week of history it is the daily blend's.
+    Under a whole week of history it is the daily blend's. Demand is raised by the offset while it
+    is divided by the profile: an empty weekend is then at its usual level, not at none.
     """
     week = 7 * steps_per_day
     if len(history) < week:
         return blend(history, horizon, steps_per_day)
     profile = np.exp(_week_profile(history, steps_per_day))
-    ahead = profile[np.arange(horizon) % week]
-    return np.asarray(blend(history[-week:] / profile, horizon, steps_per_day) * ahead)
+    extra = offset(history, steps_per_day)
+    level = blend((history[-week:] + extra) / profile, horizon, steps_per_day)
+    return np.asarray(np.maximum(level * profile[np.arange(horizon) % week] - extra, 0.0))
 
 
 def _week_profile(history: Floats, steps_per_day: int) -> Floats:
@@ -119,12 +121,12 @@ def _week_profile(history: Floats, steps_per_day: int) -> Floats:
 
 
 def _smoothed(values: Floats, steps: int) -> Floats:
-    """The mean over an odd number of steps around each; the ends are repeated outwards."""
+    """The mean over an odd number of steps around each; the end of the weeks meets their start."""
     around = steps // 2
     if around == 0:
         return values
     windows = np.lib.stride_tricks.sliding_window_view(
-        np.pad(values, around, mode="edge"), 2 * around + 1
+        np.pad(values, around, mode="wrap"), 2 * around + 1
     )
     return np.asarray(windows.mean(axis=1))
 
