@@ -25,7 +25,11 @@ RATIOS = {  # how often each side is measured
     "imports": 3,
     "pull": 3,
 }
-TRIALS = ("saturation_tuning", "whatif_backtest")  # accuracy, told in their own words
+TRIALS = (
+    "saturation_tuning",
+    "whatif_backtest",
+    "forecast_backtest",
+)  # accuracy, told in their own words
 PACKAGES = (
     *("vllm-capacity", "duckdb", "polars", "pyarrow", "altair", "vl-convert-python"),
     *("papermill", "nbconvert", "nbclient", "prometheus-client", "httpx"),

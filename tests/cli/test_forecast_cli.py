@@ -57,7 +57,7 @@ def test_every_key_is_there(tmp_path):
     assert set(told["forecast"][0]) == {"ts", "low", "mid", "high"}
     assert 0.5 < told["coverage_measured"] <= 1
     assert told["peak_over_mean"]["basis"].startswith("p95 of 10 min peaks")
-    assert (told["reason"], "blend" in told["method"]) == ("", True)
+    assert (told["reason"], "hour-of-day profile" in told["method"]) == ("", True)
 
 
 def test_finer_rows_are_summed(tmp_path):
@@ -82,7 +82,7 @@ def test_times_come_out_as_they_went_in(tmp_path, clock, expected):
 @pytest.mark.parametrize(
     ("stamps", "args", "said"),
     [
-        pytest.param(TEN_MINUTES[:143], (), "a day is the least", id="under a day"),
+        pytest.param(TEN_MINUTES[:143], (), "24 h are needed", id="under a day"),
         pytest.param(
             TEN_MINUTES, ("--horizon", "7d"), "168 h ahead", id="further than it goes back"
         ),
@@ -121,7 +121,7 @@ def test_the_table_tells_times(tmp_path, time, stamps, head, row):
 
 def test_the_table_names_the_coverage_and_a_refusal_its_reason(tmp_path):
     shown = ask(series(tmp_path, TEN_MINUTES)).stdout
-    assert "points lay inside" in " ".join(shown.split())
+    assert "of points inside" in " ".join(shown.split())
     assert "No forecast: too short" in ask(series(tmp_path, TEN_MINUTES[:9])).stdout
 
 
@@ -153,5 +153,5 @@ def test_no_width_is_told_beside_a_mean_of_nothing(tmp_path):
     path.write_text("\n".join(["ts_seconds,requests", *rows, ""]))
     asked = [str(path), "--column", "requests", "--step", "1h", "--horizon", "3h"]
     shown = CliRunner().invoke(cli, ["forecast", *asked], catch_exceptions=False).stdout
-    assert "of points lay inside" in shown
+    assert "of points inside" in " ".join(shown.split())
     assert "mean width" not in shown

@@ -205,7 +205,7 @@ def test_plan_says_what_is_needed():
         "without spares, 2 replicas would be 66 % busy, and 95 % of requests would wait under "
         "1.00 s; 2 would be the fewest for that, spares not counted. Assumed: Poisson arrivals",
         "24 Nov 2026 23:00 10 43 60",
-        "90 % lay inside such intervals",
+        "Coverage expected from the back-test: 90 % of hours inside",
     ):
         assert said in text
 

@@ -64,8 +64,8 @@ def test_intervals_hold_about_nine_in_ten_hours_and_say_so():
         pytest.param([5.0] * 72, HOUR, 7 * DAY, "168 h ahead", id="further ahead than back"),
         pytest.param([5.0] * 48 + [None] * 30, HOUR, DAY, "last day", id="the last day missing"),
         pytest.param(([None] * 20 + [5.0] * 4) * 4, HOUR, DAY, "gaps", id="mostly gaps"),
-        pytest.param([5.0] * 3, DAY, DAY, "under ten past errors", id="three daily rows"),
-        pytest.param([5.0] * 3, DAY, DAY, "11 days without gaps have ten", id="how many would do"),
+        pytest.param([5.0] * 3, DAY, DAY, "needs ten past errors", id="three daily rows"),
+        pytest.param([5.0] * 3, DAY, DAY, "bring 11 days without gaps", id="how many would do"),
         pytest.param([5.0] * 4, 6 * HOUR, DAY, "1.25 days without", id="a day of quarter days"),
     ],
 )
@@ -377,8 +377,8 @@ def test_a_month_from_two_weeks_is_wider_than_a_day_and_says_what_it_rests_on():
 @pytest.mark.parametrize(
     ("hours", "said"),
     [
-        pytest.param(20, "a day is the least", id="under a day"),
-        pytest.param(60, "three are the least", id="two days and a half"),
+        pytest.param(20, "24 h are needed", id="under a day"),
+        pytest.param(60, "three are needed", id="two days and a half"),
     ],
 )
 def test_a_total_is_refused_from_too_little(hours, said):

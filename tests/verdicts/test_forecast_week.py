@@ -68,7 +68,7 @@ def test_a_week_ahead_of_five_weeks_the_error_is_below_the_weekly_naives(made):
     result = forecast_demand(rows(history), horizon_seconds=WEEK * HOUR)
     error = np.abs(result.frame["mid"].to_numpy() - ahead).mean()
     assert error < np.abs(weekly_naive(history, WEEK) - ahead).mean()
-    assert "days of the week are told apart, by 5 weeks" in result.method
+    assert "; weekly pattern of 5 weeks" in result.method
 
 
 def test_a_day_ahead_it_is_too_at_any_hour_of_the_week():
@@ -86,11 +86,11 @@ def test_a_day_ahead_it_is_too_at_any_hour_of_the_week():
 @pytest.mark.parametrize(
     ("made", "hours", "said"),
     [
-        pytest.param({}, 335, "as alike (under two weeks of history)", id="an hour short"),
-        pytest.param({}, 336, "told apart, by 2 weeks", id="two weeks with weekends"),
-        pytest.param({"dip": 0.0}, 840, "as alike (a weekly pattern was no better", id="all alike"),
-        pytest.param({"growth": 0.2, "dip": 0.0}, 840, "as alike", id="growth is no week"),
-        pytest.param({"missing": 0.3}, 336, "told apart, by 2 weeks", id="a third missing"),
+        pytest.param({}, 335, "no weekly pattern, for under two weeks", id="an hour short"),
+        pytest.param({}, 336, "; weekly pattern of 2 weeks", id="two weeks with weekends"),
+        pytest.param({"dip": 0.0}, 840, "no weekly pattern, for it did not", id="all alike"),
+        pytest.param({"growth": 0.2, "dip": 0.0}, 840, "no weekly pattern", id="growth is no week"),
+        pytest.param({"missing": 0.3}, 336, "; weekly pattern of 2 weeks", id="a third missing"),
     ],
 )
 def test_days_of_the_week_are_used_where_the_past_asks_for_it(made, hours, said):
@@ -111,16 +111,28 @@ def test_without_a_weekly_pattern_little_is_lost(weeks, seeds):
     assert ours < 1.05 * daily
 
 
-def test_one_week_alike_to_the_digit_is_repeated():
-    values = np.tile(np.repeat([6.0, 6.0, 6.0, 6.0, 6.0, 2.0, 3.0], DAY), 5)
+@pytest.mark.parametrize(
+    "days", [[6.0, 6.0, 6.0, 6.0, 6.0, 2.0, 3.0], [500.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+)
+def test_weeks_alike_to_the_digit_are_repeated(days):
+    values = np.tile(np.repeat(days, DAY), 5)
     ahead = forecast_demand(rows(values), horizon_seconds=WEEK * HOUR).frame["mid"].to_numpy()
-    assert ahead == pytest.approx(values[:WEEK], rel=0.02, abs=0.35)
+    assert ahead == pytest.approx(values[:WEEK], rel=1e-6, abs=1e-6)
+
+
+def test_a_monday_after_an_empty_weekend_is_a_working_day():
+    hour = np.arange(5 * WEEK)
+    is_open = (hour % WEEK < SATURDAY) & (hour % DAY >= 9) & (hour % DAY < 18)
+    calls = np.random.default_rng(0).poisson(np.where(is_open, 100.0, 0.0)).astype(float)
+    found = forecast_demand(rows(calls))
+    assert found.frame["mid"].sum() == pytest.approx(900, rel=0.05)
+    assert found.width_ratio < 0.6
 
 
 def test_a_burst_week_is_not_taken_for_a_pattern():
     seen, _ = demand(2, dip=0.0)
     seen[WEEK + 40 : WEEK + 50] *= 20
-    assert "taken as alike" in forecast_demand(rows(seen)).method
+    assert "no weekly pattern" in forecast_demand(rows(seen)).method
 
 
 def test_intervals_follow_the_week_and_hold():
@@ -154,6 +166,14 @@ def test_longer_steps_have_weekends_too(hours, per_day):
     assert days[5:].mean() / days[:5].mean() == pytest.approx(0.6, abs=0.05)
 
 
+@pytest.mark.parametrize("hours_ahead", [6, 48])
+def test_how_far_ahead_is_asked_does_not_decide_on_the_week(hours_ahead):
+    seen, _ = demand(5, missing=0.1, holidays=[8, 30])
+    steps = rows(np.nansum(seen.reshape(-1, 6), axis=1), 6 * HOUR)
+    result = forecast_demand(steps, step_seconds=6 * HOUR, horizon_seconds=hours_ahead * HOUR)
+    assert "; weekly pattern of 5 weeks" in result.method
+
+
 @pytest.mark.parametrize(
     ("hours", "true"),
     [
@@ -166,7 +186,7 @@ def test_a_days_total_knows_the_day(hours, true):
     assert total.mid == pytest.approx(true, rel=0.12)
     assert total.low <= true <= total.high
     assert (total.high - total.low) / total.mid < 0.6
-    assert "days of the week are told apart" in total.basis
+    assert "; weekly pattern of" in total.basis
 
 
 @pytest.mark.parametrize(

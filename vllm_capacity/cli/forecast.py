@@ -40,7 +40,7 @@ def forecast(series: Path, column: str, step: str, horizon: str, as_json: bool) 
     if as_json:
         click.echo(json.dumps(told, allow_nan=False))
     else:
-        title = f"{column} each {step}, {horizon} ahead"
+        title = f"{column} per {step}, next {horizon}"
         click.echo(forecast_text(told, title=title, width=columns()), nl=False)
 
 

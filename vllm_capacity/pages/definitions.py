@@ -164,9 +164,10 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "forecast",
         "Requests to come",
-        "The mean of the last day × the profile of the hours of the day × what the last hour stood "
-        "above it, fading. The interval is measured: by the errors of the same forecast on this "
-        "window's own past. Under a day of history there is none.",
+        "The mean of the last day × the profile of the hours of the day × how far the last hour "
+        "was above or below it, fading; from two weeks of history on also × a profile of the week, "
+        "where that made the back-test better. The interval comes from the errors of the same "
+        "forecast on this window's own past. It needs at least 24 h of history.",
         (Query("scrape_increases", (traffic.REQUESTS,)),),
         "verdicts/forecast.py",
     ),

@@ -141,7 +141,9 @@ def demand_ahead(plan: Told) -> Piece:
         for each in told["forecast"] or ()
     ]
     coverage = told["coverage_measured"]
-    held = "" if coverage is None else f" In the back-test {percent(coverage)} lay inside."
+    held = ""
+    if coverage is not None:
+        held = f" Coverage expected from the back-test: {percent(coverage)} of hours."
     return table(
         ["hour (UTC)", "at least", "requests", "at most"],
         rows,

@@ -77,11 +77,11 @@ def forecast_text(told: Mapping[str, Any], *, title: str, width: int = 80) -> st
     ]
     paper.table([head, "at least", "most likely", "at most"], cells, numeric=(1, 2, 3))
     covered = told["coverage_measured"]
-    held = "an unknown share" if covered is None else percent(covered)
+    held = "unknown" if covered is None else f"{percent(covered)} of points inside"
     wide = told["width_ratio"]
-    width_told = "" if wide is None else f" Their mean width is {percent(wide)} of the mean."
+    width_told = "" if wide is None else f" Mean width: {percent(wide)} of the mean forecast."
     paper.line("")
-    paper.line(f"90 % intervals; in the back-test {held} of points lay inside.{width_told}")
+    paper.line(f"90 % intervals; coverage expected from the back-test: {held}.{width_told}")
     paper.line(f"Method: {told['method']}")
     return paper.text
 

@@ -196,5 +196,5 @@ def _forecast(paper: Paper, told: Mapping[str, Any]) -> None:
         paper.line(f"and {count(len(rows) - _HOURS_SHOWN)} more")
     covered = told["coverage_measured"]
     if covered is not None:
-        paper.line(f"Of past hours, {percent(covered)} lay inside such intervals.")
+        paper.line(f"Coverage expected from the back-test: {percent(covered)} of hours inside.")
     paper.line(f"Method: {told['method']}")

@@ -31,7 +31,7 @@ from vllm_capacity.verdicts.forecast_week import best_pattern
 
 _METHOD = (
     "mean of the last 24 h × hour-of-day profile × how far the last hour was above or below it, "
-    "fading over a day; 90 % intervals from the errors of this method on the series' own past"
+    "fading over a day; 90 % intervals from the errors this method made on the same series before"
 )
 PEAK_PRIOR = Estimate.known(
     1.29,
@@ -52,8 +52,8 @@ class Forecast:
     """Demand ahead, or the `reason` why there is none.
 
     `frame`: one row a step ahead: ts_seconds (or ts, as it was given), low, mid, high, in the
-    unit of the series a step; empty where refused. `method` says how it was made, and whether days
-    of the week were told apart. `coverage_measured`: the share of points, 0..1, to expect inside
+    unit of the series a step; empty where refused. `method` says how it was made, and whether with
+    a weekly pattern. `coverage_measured`: the share of points, 0..1, to expect inside
     the intervals, measured in the back-test and drawn towards 90 % where that was short
     (`stated_coverage`). `width_ratio`: mean width of the intervals over mean demand forecast, None
     where that is under 1 % of the series' mean. `peak_over_mean`: how far a short peak stands above
@@ -108,7 +108,7 @@ def forecast_demand(
     frame = _stamped(series, [low, mid, high], grid)
     is_near_zero = mid.mean() <= _LEAST_MEAN_RATIO * history.mean()
     width = None if is_near_zero else float((high - low).mean() / mid.mean())
-    method = f"{_METHOD}; days of the week are {pattern.days_of_week}{_WIDENED if wider else ''}"
+    method = f"{_METHOD}; {pattern.week}{_WIDENED if wider else ''}"
     coverage = stated_coverage(past, grid.steps_per_day)
     return Forecast(frame, method, coverage, width, peak, "")
 
@@ -139,9 +139,9 @@ def _too_few_errors(grid: Grid, horizon: int, past: Backtest) -> str:
     enough = next(n for n in range(1, 100 * per_day) if error_count(n, horizon, per_day) >= 10)
     days = max(enough, horizon) / per_day
     return (
-        f"too short to forecast in steps of {grid.step_seconds / 3600:g} h: under ten past errors "
-        f"({np.isfinite(past.errors).sum()}) to measure an interval by; {days:g} days without gaps "
-        "have ten, or ask for a shorter step"
+        f"too short to forecast in steps of {grid.step_seconds / 3600:g} h: an interval needs ten "
+        f"past errors, and there are {np.isfinite(past.errors).sum()}; bring {days:g} days without "
+        "gaps, or ask for a shorter step"
     )
 
 
@@ -168,17 +168,16 @@ def refusal(grid: Grid, horizon_seconds: float) -> str:
     if not recorded.any():
         return "nothing to forecast from: no row holds a value"
     if grid.span_seconds < DAY_SECONDS:
-        return f"too short to forecast: the rows span {hours:.1f} h, a day is the least"
+        return f"too short to forecast: the rows span {hours:.1f} h, and 24 h are needed"
     if horizon_seconds > grid.span_seconds:
         return (
             f"too short to forecast {horizon_seconds / 3600:g} h ahead: the rows span "
-            f"{hours:.1f} h, and no error that far ahead could be measured; ask for less, or bring "
-            "as much history"
+            f"{hours:.1f} h, so no error that far ahead can be measured; ask for a shorter horizon"
         )
     if recorded.mean() < 0.5:
-        return f"too many gaps: {recorded.mean():.0%} of the rows hold a value, half is the least"
+        return f"too many gaps: {recorded.mean():.0%} of the rows hold a value, half are needed"
     if not last_day.any():
-        return "nothing recent to forecast from: the last day is one recording gap"
+        return "nothing recent to forecast from: the last day was not recorded"
     if not np.nansum(grid.rows):
         return "nothing to forecast from: every row is zero"
     return ""

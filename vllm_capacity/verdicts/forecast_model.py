@@ -52,6 +52,10 @@ class Backtest:
     errors: Floats
     days: float
 
+    def within(self, horizon: int) -> Backtest:
+        """The errors of forecasts up to `horizon` steps ahead."""
+        return Backtest(self.origins, self.errors[:, :horizon], self.days)
+
 
 def filled(values: Floats, steps_per_day: int) -> Floats:
     """The series with each gap taken from 24 h before, else 24 h after, else the median.

@@ -42,8 +42,8 @@ def total_demand(series: pl.DataFrame, *, days: float, column: str = "requests")
     recorded_days = grid.span_seconds / DAY_SECONDS
     if not reason and recorded_days < LEAST_DAYS:
         reason = (
-            f"too short for a total: the rows span {recorded_days:.1f} days, and three are the "
-            "least to see by how much whole days miss"
+            f"too short for a total: the rows span {recorded_days:.1f} days, and three are needed "
+            "to measure how far off totals of whole days are"
         )
     if reason:
         return Estimate.unknown(reason)
@@ -73,8 +73,7 @@ def _total(grid: Grid, days: float) -> Estimate:
         low,
         mid,
         high,
-        f"back-tested totals of {block_days} d, {len(errors)} origins{stretched}; days of the week "
-        f"are {pattern.days_of_week}",
+        f"back-tested totals of {block_days} d, {len(errors)} origins{stretched}; {pattern.week}",
     )
 
 

@@ -48,55 +48,59 @@ _LEAST_GAIN = 0.05
 class Pattern:
     """The forecast that suits a series: how it is made, from what, and how wrong it was before.
 
-    `history` has its gaps filled. `days_of_week` says in words whether they are used, and why.
+    `history` has its gaps filled. `week` says in words whether a weekly pattern is used, and why.
     """
 
     expected: Expected
     history: Floats
     past: Backtest
-    days_of_week: str
+    week: str
 
 
 def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
     """The daily blend, or the weekly one where that was measurably better on the series' own past.
 
-    `values` are whole steps, NaN in gaps; errors are measured up to `horizon` steps ahead.
+    `values` are whole steps, NaN in gaps. Errors are measured up to `horizon` steps ahead; the two
+    are compared over a day at least, lest the same series be told two ways.
     """
     week = 7 * steps_per_day
-    weeks = len(values) // week
+    weeks, compared = len(values) // week, max(horizon, steps_per_day)
     history = filled(values, steps_per_day)
-    past = backtest(values, history, horizon, steps_per_day)
+    past = backtest(values, history, compared, steps_per_day)
     if weeks < LEAST_WEEKS:
-        return Pattern(blend, history, past, "taken as alike (under two weeks of history)")
+        why = "no weekly pattern, for under two weeks of history"
+        return Pattern(blend, history, past.within(horizon), why)
     weekly_history = filled(_filled_from_last_week(values, week), steps_per_day)
     weekly = backtest(
         values,
         weekly_history,
-        horizon,
+        compared,
         steps_per_day,
         expected=weekly_blend,
         first=max(1, weeks // 2) * week,
     )
     gain = _gain(past, weekly, steps_per_day)
     if gain < _LEAST_GAIN or not _is_narrower(weekly, past, steps_per_day):
-        why = "taken as alike (a weekly pattern was no better in the back-test)"
-        return Pattern(blend, history, past, why)
+        why = "no weekly pattern, for it did not make the back-test better"
+        return Pattern(blend, history, past.within(horizon), why)
     seen = min(weeks, _MOST_WEEKS)
-    used = f"told apart, by {seen} weeks (the error in the back-test was {gain:.0%} lower so)"
-    return Pattern(weekly_blend, weekly_history, weekly, used)
+    used = f"weekly pattern of {seen} weeks (back-test error {gain * 100:.0f} % lower than without)"
+    return Pattern(weekly_blend, weekly_history, weekly.within(horizon), used)
 
 
 def weekly_blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
     """Demand expected in each of the next `horizon` steps, in the unit of `history` (no gaps).
 
-    Under a whole week of history it is the daily blend's.
+    Under a whole week of history it is the daily blend's. Demand is raised by the offset while it
+    is divided by the profile: an empty weekend is then at its usual level, not at none.
     """
     week = 7 * steps_per_day
     if len(history) < week:
         return blend(history, horizon, steps_per_day)
     profile = np.exp(_week_profile(history, steps_per_day))
-    ahead = profile[np.arange(horizon) % week]
-    return np.asarray(blend(history[-week:] / profile, horizon, steps_per_day) * ahead)
+    extra = offset(history, steps_per_day)
+    level = blend((history[-week:] + extra) / profile, horizon, steps_per_day)
+    return np.asarray(np.maximum(level * profile[np.arange(horizon) % week] - extra, 0.0))
 
 
 def _week_profile(history: Floats, steps_per_day: int) -> Floats:
@@ -117,12 +121,12 @@ def _week_profile(history: Floats, steps_per_day: int) -> Floats:
 
 
 def _smoothed(values: Floats, steps: int) -> Floats:
-    """The mean over an odd number of steps around each; the ends are repeated outwards."""
+    """The mean over an odd number of steps around each; the end of the weeks meets their start."""
     around = steps // 2
     if around == 0:
         return values
     windows = np.lib.stride_tricks.sliding_window_view(
-        np.pad(values, around, mode="edge"), 2 * around + 1
+        np.pad(values, around, mode="wrap"), 2 * around + 1
     )
     return np.asarray(windows.mean(axis=1))
 
