@@ -134,6 +134,16 @@ def test_a_bucket_without_a_bound_makes_no_histogram(edge):
     assert rows.intake["subject"].to_list() == ["vllm:time_to_first_token_seconds"]
 
 
+@pytest.mark.parametrize("start", ["1e300", "-5", "NaN", "1.7e12"])
+def test_a_start_of_the_process_that_is_no_time_is_left_out_and_noted(start):
+    rows = rows_of(
+        counter(1)
+        + f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {start}\n"
+    )
+    assert values(rows, "process_start_time_seconds") == []
+    assert rows.intake["subject"].to_list() == ["process_start_time_seconds"]
+
+
 def test_labels_with_quotes_backslashes_newlines_and_braces_survive():
     hostile = 'a "b" \\ } <script>\n'
     escaped = hostile.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -6,8 +6,8 @@ import zlib
 
 import httpx
 import pytest
-from raw_server import CHUNKED, chunk, dripping, good, raw_server, saying
 
+from tests.standin.raw import CHUNKED, chunk, dripping, good, raw_server, saying
 from vllm_capacity.sources.wire import client, wire_bytes
 
 TEXT = b"# TYPE a gauge\na 1\n" * 20

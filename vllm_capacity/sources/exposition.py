@@ -30,6 +30,7 @@ Labels = tuple[tuple[str, str], ...]
 
 # Classic text first: some client libraries write wrong TYPE lines when OpenMetrics is negotiated.
 ACCEPT: Final = {"Accept": "text/plain;version=0.0.4;q=1,*/*;q=0.1"}
+_PROCESS_START: Final = "process_start_time_seconds"
 _OPEN_METRICS: Final = "application/openmetrics-text"
 _READ_BYTES: Final = 1024 * 1024
 _LONGEST_LINE_BYTES: Final = 512 * 1024 * 1024  # a saved scrape of over a million series
@@ -179,6 +180,9 @@ class ScrapeReader:
                     key = wire.key(scrape.target, sample.labels)
                     series_id = self._register(key, wire, scrape, born)
                     value = float(sample.value) * wire.scale
+                    if wire.exposed == _PROCESS_START and not _is_time(value):
+                        self._note(scrape, wire.exposed, f"{value:g} is no time a process started")
+                        continue
                     self.buffer.sample(series_id, scrape.ts_us, value, wire.rank)
 
     def _add_histograms(
@@ -390,12 +394,17 @@ def _scrape_of(line: bytes, path: Path, number: int) -> Scrape:
         raise InputError(
             f"{path}, line {number}, is not a scrape: it needs t (Unix seconds), target and status."
         ) from None
-    if not math.isfinite(t) or not 0 < t < 1e11:
+    if not _is_time(t):
         raise InputError(f"{path}, line {number}: t = {t} is not a time in Unix seconds.")
     if status == 200 and not error:
         error = _complaint(text, kind)
     steady = _steady_clock(row)
     return Scrape(t, target, status, text, _number(row.get("dur")), *steady, error)
+
+
+def _is_time(seconds: float) -> bool:
+    """Whether it can be a time in Unix seconds; milliseconds cannot, nor NaN."""
+    return 0 < seconds < 1e11
 
 
 def _number(value: object) -> float | None:
@@ -407,7 +416,7 @@ def _number(value: object) -> float | None:
 def _steady_clock(row: Mapping[str, object]) -> tuple[float | None, float | None]:
     """When its run began, and the seconds since by a steady clock; None where it keeps none."""
     run, at = _number(row.get("run")), _number(row.get("at"))
-    is_kept = run is not None and at is not None and 0 < run < 1e11 and 0 <= at < 1e11
+    is_kept = run is not None and at is not None and _is_time(run) and 0 <= at < 1e11
     return (run, at) if is_kept else (None, None)
 
 

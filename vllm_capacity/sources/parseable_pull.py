@@ -194,8 +194,9 @@ class _Walk:
     def attempts(self, stream: Stream) -> Iterator[Part]:
         for hour in hours(stream.time_range):
             part = stream.during(hour)
-            group = Group(("up",), ())
-            yield self._ask(part, group, queries.attempts(part), shapes.ATTEMPTS, _attempts_frame)
+            yield self._ask(
+                part, shapes.UP, queries.attempts(part), shapes.ATTEMPTS, _attempts_frame
+            )
 
     def findings(self, stream: Stream, metrics: list[str]) -> list[Row]:
         found = self.server.query(

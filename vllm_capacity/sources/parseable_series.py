@@ -13,7 +13,7 @@ from vllm_capacity.sources.otlp import Child, Wire, of_job
 from vllm_capacity.sources.parseable_minutes import MINUTE_HISTOGRAMS, MINUTES
 from vllm_capacity.sources.parseable_pull import Part, Pulled
 from vllm_capacity.sources.parseable_queries import Group
-from vllm_capacity.sources.parseable_shapes import FINDING_COLUMNS
+from vllm_capacity.sources.parseable_shapes import FINDING_COLUMNS, bounds_of
 from vllm_capacity.telemetry.rows import INTAKE_SCHEMA
 
 COUNTS: Final = pl.List(pl.Float64)
@@ -71,7 +71,7 @@ class Reader:
         bounds = None
         if group.is_histogram:
             text = row["bounds"] if group.has_bounds else self.pulled.bounds[row["metric_name"]]
-            bounds = tuple(float(edge) for edge in (text or "").split(",") if edge)
+            bounds = bounds_of(text)
         labels = {name: row[name] for name in group.labels if row[name] is not None}
         key = wire.key(row["instance"], labels, bounds)
         return Child(wire, of_job(key, row["job"], self.jobs.get(key.instance, ())), row["job"])

@@ -6,9 +6,11 @@ no key for a null, so a column that may be null may be absent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from types import GenericAlias
-from typing import Annotated, Any, Final, NotRequired, TypedDict
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -83,12 +85,7 @@ class Info(msgspec.Struct, rename="camel"):
     latest_event_at: str | None = None
 
 
-_IDENTITY: Final = {
-    "metric_name": str,
-    "wire_kind": str,
-    "instance": str,
-    "job": str,
-}
+_Kind = Literal["counter", "gauge", "histogram"]
 _SCALARS: Final = {
     "m": list[Integer],
     "t0": list[Integer],
@@ -112,7 +109,7 @@ def survey(labels: int) -> type[Rows]:
     return _rows(
         {
             "metric_name": str,
-            "wire_kind": str,
+            "wire_kind": _Kind,
             "points": Integer,
             "edges": NotRequired[Integer | None],
             **dict.fromkeys(("lowest_bounds", "highest_bounds"), NotRequired[str | None]),
@@ -140,6 +137,18 @@ def _rows(columns: Mapping[str, Any]) -> type[Rows]:
     return rows
 
 
+def bounds_of(text: str | None) -> tuple[float, ...]:
+    """The bounds of a histogram, as text; none of none. SourceError where they do not ascend."""
+    try:
+        bounds = tuple(float(edge) for edge in (text or "").split(",") if edge)
+    except ValueError:
+        bounds = (math.nan,)
+    is_ascending = all(before < after for before, after in pairwise(bounds))
+    if not is_ascending or not all(map(math.isfinite, bounds)):
+        raise SourceError(f"Parseable answers with {text!r} as the bounds of a histogram.")
+    return bounds
+
+
 def require_even(lists: Iterable[Sequence[object] | None]) -> None:
     """SourceError unless these lists of a row, those that are there, are of one length."""
     if len({len(each) for each in lists if each is not None}) > 1:
@@ -150,10 +159,14 @@ def require_even(lists: Iterable[Sequence[object] | None]) -> None:
 
 def _identity(group: Group) -> dict[str, Any]:
     texts = {name: NotRequired[str | None] for name in group.identity}
-    return {**texts, **_IDENTITY}
+    asked = {"metric_name": Literal[group.metrics], "wire_kind": _Kind}
+    return {**texts, **asked, "instance": str, "job": str}
 
 
-ATTEMPTS: Final = _rows({**_IDENTITY, "m": Integer, "at": list[Integer], "v": list[float | None]})
+UP: Final = Group(("up",), ())
+ATTEMPTS: Final = _rows(
+    {**_identity(UP), "m": Integer, "at": list[Integer], "v": list[float | None]}
+)
 FINDING_COLUMNS: Final = (
     *("stale", "stale_ms", "stale_families", "late", "late_ms", "lag_seconds"),
     *("unreadable", "unreadable_ms"),
