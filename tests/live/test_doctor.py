@@ -486,7 +486,7 @@ def test_an_odd_date_is_no_time() -> None:
 
     with httpx.Client(transport=httpx.MockTransport(answer), trust_env=False) as client:
         reply = ask(client, "GET", "http://x.test")
-    assert (reply.is_ok, reply.server_time, reply.json()) == (True, None, None)
+    assert (reply.is_ok, reply.server_time, reply.body(list)) == (True, None, None)
 
 
 def test_an_empty_chain_has_no_findings() -> None:

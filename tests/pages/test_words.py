@@ -47,7 +47,7 @@ def said(**changes):
         ),
         pytest.param(
             {"requests__lost": {"low": 0, "high": 84.2}},
-            "Up to 84 requests lost in restarts would make it less.",
+            "Up to 84 requests that finished unseen before a server restarted or died would make",
             id="requests lost in restarts are owned up to",
         ),
         pytest.param(
@@ -359,7 +359,8 @@ def test_latency_found(quantile, text):
         pytest.param(
             words.outcomes_found,
             {"requests__lost": {"low": 0, "high": 12}},
-            "1,990 of 2,000 finished requests succeeded; up to 12 more were lost in restarts",
+            "1,990 of 2,000 finished requests succeeded; up to 12 more may have "
+            "finished unseen before a server restarted or died",
             id="requests lost in restarts",
         ),
         pytest.param(

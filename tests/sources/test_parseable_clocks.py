@@ -51,7 +51,7 @@ def pulled(way, standin, path):
         auth = ("root", "root-password")
         client = stack.enter_context(httpx.Client(base_url=standin.url, auth=auth, timeout=60))
         request = Request("s", PART, is_thinned=way == "thinned")
-        return pull_server(Parseable(client), request, path / "w")
+        return pull_server(Parseable(client), request, path / "w", now=request.time_range.end)
 
 
 @pytest.mark.parametrize(

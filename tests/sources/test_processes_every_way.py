@@ -73,7 +73,8 @@ def windows_of(found: list[Scrape], folder, asked=ASKED) -> dict:
         httpx.Client(base_url=standin.url, auth=("root", "root-password"), timeout=60) as client,
     ):
         for name, is_thinned in ((WAYS[0], False), (WAYS[1], True)):
-            pull_server(Parseable(client), Request("s", asked, is_thinned), folder / name)
+            request = Request("s", asked, is_thinned)
+            pull_server(Parseable(client), request, folder / name, now=asked.end)
         store = write_store(standin.streams, folder / "store")
     pull_files(str(store), "s", folder / "files", asked)
     with httpx.Client(base_url="http://prom", transport=prometheus(found)) as client:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import polars as pl
 import pytest
 
 from vllm_capacity.answers import answer
@@ -272,8 +273,8 @@ def test_settling_again_changes_nothing():
     again = settle(
         Rows(
             rows.series,
-            rows.samples.drop("run").with_columns(rank=0),
-            rows.histograms.drop("run").with_columns(rank=0),
+            rows.samples.drop("run").with_columns(rank=0, arrival=pl.lit(0, pl.Int64)),
+            rows.histograms.drop("run").with_columns(rank=0, arrival=pl.lit(0, pl.Int64)),
             rows.intake,
             rows.begin,
         )

@@ -123,7 +123,7 @@ def _time(date: str | None) -> datetime | None:
     """A Date header's instant; None where there is none, or none to be read."""
     try:
         found = parsedate_to_datetime(date) if date else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return found.replace(tzinfo=UTC) if found is not None and found.tzinfo is None else found
 

@@ -84,7 +84,10 @@ def _cost(answer: Answer) -> str:
     interval = between(each, write)
     lost = answer["requests"]["lost"]["high"]
     if lost:
-        missing = f"Up to {plural(lost, 'request')} lost in restarts would make it less"
+        missing = (
+            f"Up to {plural(lost, 'request')} that finished unseen before a server restarted or "
+            "died would make it less"
+        )
         return f"{text}{f', {interval}' if interval else ''}. {missing}."
     if not interval:
         return f"{text}. That is counted, not estimated: it is as sure as the price."
@@ -353,7 +356,8 @@ def outcomes_found(answer: Answer) -> str:
     finished, successful = count(requests["finished"]), count(requests["successful"])
     text = f"{successful} of {finished} finished requests succeeded"
     if requests["lost"]["high"]:
-        text += f"; up to {count(requests['lost']['high'])} more were lost in restarts"
+        unseen = count(requests["lost"]["high"])
+        text += f"; up to {unseen} more may have finished unseen before a server restarted or died"
     return text
 
 
