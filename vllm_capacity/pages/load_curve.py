@@ -53,6 +53,7 @@ class LoadCurve:
     curve: pl.DataFrame
     points: pl.DataFrame
     steps: pl.DataFrame
+    capacity_kind: str
     capacity: Mapping[str, Any]
     capacity_running: Mapping[str, Any]
     preemptions: float | None
@@ -66,6 +67,7 @@ class LoadCurve:
     ) -> dict[str, Any]:
         """The answer with this engine's own figures in the place of the whole window's."""
         own = {
+            "capacity_kind": self.capacity_kind,
             "capacity_output_tokens_per_second": self.capacity,
             "capacity_running_requests": self.capacity_running,
         }
@@ -99,6 +101,7 @@ def load_curve(window: Window, *, part: TimeRange, step_seconds: float) -> LoadC
         curve=curve,
         points=_own(points, fit.engine).select(**_NAMES),
         steps=steps,
+        capacity_kind=fit.kind,
         capacity=fit.capacity.as_dict(),
         capacity_running=fit.capacity_running.as_dict(),
         preemptions=_preemptions(window, part, steps),
