@@ -41,6 +41,7 @@ def fitted(**changes):
         "curve": CURVE,
         "points": STEPS.tail(60),
         "steps": pl.DataFrame(schema=STEP_SCHEMA),
+        "capacity_kind": "measured",
         "capacity": estimate(150.0, 140.0, 160.0),
         "capacity_running": estimate(13.0),
         "preemptions": 7.0,

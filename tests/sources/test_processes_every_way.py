@@ -110,7 +110,8 @@ def prometheus(found: list[Scrape]) -> httpx.MockTransport:
             if re.fullmatch(names, json.loads(key)["__name__"])
         ]
         kept = [one for one in result if one["values"]]
-        return httpx.Response(200, json={"status": "success", "data": {"result": kept}})
+        data = {"resultType": "matrix", "result": kept}
+        return httpx.Response(200, json={"status": "success", "data": data})
 
     return httpx.MockTransport(handler)
 
