@@ -80,7 +80,7 @@ def test_a_word_that_is_no_utf_8_is_refused():
     assert "is not UTF-8" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["sql", "cost_per_hour"], ["--help"], ["sql", "--help"]])
+@pytest.mark.parametrize("words", [["sql", "tokens_per_minute"], ["--help"], ["sql", "--help"]])
 def test_a_reader_that_went_away_is_no_alert(words):
     """Click ends with 1 where a pipe is closed: what `alerts` says when one fired."""
     reads, writes = os.pipe()

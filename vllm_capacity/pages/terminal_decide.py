@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from vllm_capacity.alerts import Alert
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import GIB
 from vllm_capacity.facts.llms import Llm
 from vllm_capacity.pages.numbers import count, number, percent, seconds
@@ -55,7 +56,7 @@ def model_text(told: Mapping[str, Any], llm: Llm, *, width: int = 80) -> str:
         if llm.attention == "mixed":
             what = f"its sliding windows, full from {count(llm.sliding_window_tokens or 0)} tokens"
         rows.append(["", f"+ {count(fixed)} B a request", f"for {what}"])
-    users = told["users"] or {"mid": None, "reason": told["reason"]}
+    users = told["users"] or Estimate.unknown(told["reason"]).as_dict()
     paper.estimates([*rows, figure_row("Users at once", users, count)])
     _basis(paper, told["users_basis"])
     paper.line(f"Shape from {told['source']}", indent="  ")

@@ -169,7 +169,7 @@ ATTEMPTS: Final = _rows(
 )
 FINDING_COLUMNS: Final = (
     *("stale", "stale_ms", "stale_families", "late", "late_ms", "lag_seconds"),
-    *("unreadable", "unreadable_ms"),
+    *("ahead", "ahead_ms", "lead_seconds", "unreadable", "unreadable_ms"),
 )
 FINDINGS: Final = _rows(
     {
