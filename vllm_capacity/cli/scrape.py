@@ -15,9 +15,10 @@ from vllm_capacity.cli.reading import checked_url
 from vllm_capacity.errors import InputError, WindowError, plain
 from vllm_capacity.live.scrape import Journal, Progress, run, targets
 from vllm_capacity.sources.asking import UNKEPT
-from vllm_capacity.sources.exposition import provenance, read_scrapes
+from vllm_capacity.sources.exposition import DAMAGED, provenance, read_scrapes
 from vllm_capacity.sources.wire import client
 from vllm_capacity.telemetry.late import extend_window
+from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import parse_duration_seconds
@@ -105,12 +106,21 @@ def _tell(status: Status, progress: Progress) -> None:
 def _add(saved: Path | None, into: Path, to: Path | None) -> None:
     if saved is None or to is not None:
         raise InputError("--into goes with --from, and without --to.")
-    changed = extend_window(open_window(into).path, read_scrapes(saved))
+    changed = extend_window(open_window(into).path, _read(saved))
     click.echo(f"Added to {into}; hours that changed: {', '.join(changed) or 'none'}.", err=True)
 
 
 def _import(saved: Path, to: Path, *, kind: str, about: str | None) -> None:
-    rows = read_scrapes(saved)
+    rows = _read(saved)
     note = provenance(rows, kind=kind, origin=saved.name)
     write_window(to, rows, note | ({"about": about} if about else {}))
     click.echo(f"Wrote {to}: {rows.series.height} series.", err=True)
+
+
+def _read(saved: Path) -> Rows:
+    """The rows of saved scrapes; what is damaged in the file is told on stderr, too."""
+    rows = read_scrapes(saved)
+    for subject, detail in rows.intake.select("subject", "detail").iter_rows():
+        if subject == DAMAGED:
+            click.echo(f"vllm-capacity: {detail}", err=True)
+    return rows
