@@ -232,3 +232,20 @@ def test_late_scrapes_are_added_to_a_window(tmp_path):
     told = answer(open_window(tmp_path / "w"))
     assert told["tokens"]["generation"] == 10
     assert not [f for f in told["quality"] if f["check"] == "gap"]
+
+
+def test_damage_in_saved_scrapes_is_said_and_read_past(tmp_path):
+    text = "# TYPE vllm:generation_tokens_total counter\nvllm:generation_tokens_total {}\n"
+    rows = [
+        {"t": 1e9 + t, "target": "v", "status": 200, "text": text.format(t)} for t in range(0, 8, 2)
+    ]
+    members = [gzip.compress((json.dumps(row) + "\n").encode()) for row in rows]
+    members[1] = members[1][:30] + b"\xff" + members[1][31:]
+    saved = tmp_path / "s.journal"
+    saved.write_bytes(b"".join(members))
+    done = run("--from", saved, "--to", tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    assert "vllm-capacity: s.journal: bytes " in done.stderr
+    told = answer(open_window(tmp_path / "w"))
+    assert told["tokens"]["generation"] == 6
+    assert [q["severity"] for q in told["quality"] if "are damaged" in q["effect"]] == ["warning"]

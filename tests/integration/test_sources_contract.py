@@ -50,7 +50,7 @@ def from_prometheus(tmp_path_factory):
 
 def has_failed(server):
     found = server.samples(["up"], around(datetime.now(UTC)))
-    return any(value == "0" for series in found for _, value in series["values"])
+    return any(value == "0" for series in found.series for _, value in series.values)
 
 
 @pytest.fixture(scope="module")

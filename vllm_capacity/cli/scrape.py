@@ -19,8 +19,9 @@ from vllm_capacity.cli.reading import FILE, local_path
 from vllm_capacity.errors import InputError, NoTelemetryError, SourceError, plain
 from vllm_capacity.live.scrape import Journal, Progress, Target, run, targets
 from vllm_capacity.sources.asking import UNKEPT
-from vllm_capacity.sources.exposition import provenance, read_scrapes
+from vllm_capacity.sources.exposition import DAMAGED, provenance, read_scrapes
 from vllm_capacity.telemetry.late import extend_window
+from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.telemetry.store import Place, put_window, reserved
 from vllm_capacity.telemetry.window import window_path
 from vllm_capacity.timerange import parse_duration_seconds
@@ -163,12 +164,21 @@ def _tell(status: Status, progress: Progress) -> None:
 def _add(saved: Path | None, into: Path, to: Path | None) -> None:
     if saved is None or to is not None:
         raise InputError("--into goes with --from, and without --to.")
-    changed = extend_window(window_path(into), read_scrapes(saved))
+    changed = extend_window(window_path(into), _read(saved))
     click.echo(f"Added to {into}; hours that changed: {', '.join(changed) or 'none'}.", err=True)
 
 
 def _import(saved: Path, place: Place, *, kind: str, about: str | None) -> None:
-    rows = read_scrapes(saved)
+    rows = _read(saved)
     note = provenance(rows, kind=kind, origin=saved.name)
     put_window(place, rows, note | ({"about": about} if about else {}))
     click.echo(f"Wrote {place.path}: {rows.series.height} series.", err=True)
+
+
+def _read(saved: Path) -> Rows:
+    """The rows of saved scrapes; what is damaged in the file is told on stderr, too."""
+    rows = read_scrapes(saved)
+    for subject, detail in rows.intake.select("subject", "detail").iter_rows():
+        if subject == DAMAGED:
+            click.echo(f"vllm-capacity: {detail}", err=True)
+    return rows

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vllm_capacity.errors import plain
+
 Link = Literal["vLLM", "proxy", "Collector", "Parseable", "window"]
 State = Literal["ok", "broken", "unknown"]
 
@@ -32,17 +34,17 @@ class Finding:
 
 def fine(link: Link, check: str, found: str) -> Finding:
     """A check that found nothing wrong."""
-    return Finding(link, check, "ok", found)
+    return Finding(link, check, "ok", plain(found))
 
 
 def broken(link: Link, check: str, found: str, remedy: str) -> Finding:
     """A check that found its fault."""
-    return Finding(link, check, "broken", found, remedy)
+    return Finding(link, check, "broken", plain(found), plain(remedy))
 
 
 def unknown(link: Link, check: str, found: str) -> Finding:
     """A check that could not be made, and why."""
-    return Finding(link, check, "unknown", found)
+    return Finding(link, check, "unknown", plain(found))
 
 
 def first_broken(findings: list[Finding]) -> Finding | None:

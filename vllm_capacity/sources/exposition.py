@@ -30,6 +30,7 @@ Labels = tuple[tuple[str, str], ...]
 
 # Classic text first: some client libraries write wrong TYPE lines when OpenMetrics is negotiated.
 ACCEPT: Final = {"Accept": "text/plain;version=0.0.4;q=1,*/*;q=0.1"}
+DAMAGED: Final = "saved scrapes"  # what a finding on damage in their file is about
 _PROCESS_START: Final = "process_start_time_seconds"
 _OPEN_METRICS: Final = "application/openmetrics-text"
 _READ_BYTES: Final = 1024 * 1024
@@ -154,7 +155,7 @@ class ScrapeReader:
 
     def lost(self, damage: Damage) -> None:
         """Takes in that a stretch of the saved file cannot be read."""
-        self.buffer.note("coverage", subject="saved scrapes", detail=str(damage))
+        self.buffer.note("coverage", subject=DAMAGED, detail=plain(damage))
 
     def _note(self, scrape: Scrape, subject: str, detail: str, check: str = "coverage") -> None:
         self.buffer.note(
@@ -307,8 +308,9 @@ def read_saved_scrapes(
 ) -> Iterator[Scrape]:
     """The scrapes of a saved file: JSON lines, gzip or plain.
 
-    One object a line: `t` Unix seconds, `target`, `status`, `text`; `dur`, `run` and `at` where it
-    has them; other keys are ignored. What is damaged or cut is left out, and `lost` is told of it.
+    One object a line: `t` Unix seconds, `target`, `status`, `text`, and, if known, `dur` (seconds),
+    `run` and `at` (a steady clock), `ctype` (the content type) and `err` (why it failed); other
+    keys are ignored. What is damaged or cut is left out, and `lost` is told of it.
     """
     for number, line in enumerate(_lines(path, lost), start=1):
         if line.strip():
