@@ -178,4 +178,5 @@ def backtest(
         extra = offset(known, steps_per_day)
         ahead = expected(known, len(truth), steps_per_day)
         errors[row, : len(truth)] = np.sqrt(truth + extra) - np.sqrt(ahead + extra)
-    return Backtest(origins, errors, (steps - int(origins[0])) / steps_per_day)
+    days = (steps - int(origins[0])) / steps_per_day if len(origins) else 0.0
+    return Backtest(origins, errors, days)
