@@ -31,6 +31,7 @@ ANSWERS = {
     "/": "{}",
     "/api/v1/liveness": "",
     "/api/v1/about": {"version": "v2.9.5"},
+    "/api/v1/logstream": [{"name": "s"}],
     "/api/v1/logstream/s/schema": {
         "fields": [{"name": name, "data_type": "Utf8"} for name in COLUMNS]
     },
