@@ -1,6 +1,7 @@
 from datetime import timedelta
 
 import numpy as np
+import polars as pl
 import pytest
 from made_steps import made_steps, queued, steady
 
@@ -225,3 +226,15 @@ def test_plateau_interval_covers_the_whole_stretch(request, name, engine, second
         part = saturation(own.slice(k, length))
         hits.append(capacity(part)["low"] <= whole <= capacity(part)["high"])
     assert np.mean(hits) >= 0.85
+
+
+def test_a_bound_beside_an_idle_engine_is_called_a_bound():
+    idle = {"running_mean": 0.0, "running_max": 0.0, "output_tokens_per_second": 0.0}
+    steps = pl.concat(
+        [
+            made_steps(*[steady(4, 100)] * 6),
+            made_steps(*[{**idle, "instance": "idle"}] * 6),
+        ]
+    )
+    found = saturation(steps)
+    assert (found["capacity_kind"], capacity(found)["low"]) == ("bounded", 100)

@@ -106,7 +106,7 @@ CURVE_SCHEMA: Schema = {
 MEASURED, EXTRAPOLATED, BOUNDED, UNKNOWN = "measured", "extrapolated", "bounded", "unknown"
 KINDS = (MEASURED, EXTRAPOLATED, BOUNDED, UNKNOWN)
 """How a capacity was found: a plateau that was held; a curve that bends; what was seen is a lower
-bound; not at all. Of a fleet, the least sure one of its engines."""
+bound; not at all. Of a fleet, the least sure one of its engines, or that it is a bound."""
 
 _CURVE_POINTS, _CURVE_RESAMPLES = 40, 60
 _BAND_BLOCK = 3
@@ -226,11 +226,18 @@ def saturation(
             {**row, "start": iso(row["start"]), "end": iso(row["end"])}
             for row in regimes.regimes(steps).iter_rows(named=True)
         ],
-        "capacity_kind": max((f.kind for f in fits), key=KINDS.index, default=UNKNOWN),
+        "capacity_kind": _fleet_kind(capacity, fits),
         "capacity_output_tokens_per_second": capacity.as_dict(),
         "capacity_running_requests": running.as_dict(),
         "headroom_ratio": headroom(rate, capacity).as_dict(),
     }
+
+
+def _fleet_kind(capacity: Estimate, fits: Sequence[SaturationFit]) -> str:
+    """How the sum was found: a bound where it is one, though nothing is known of an idle engine."""
+    if capacity.is_bound:
+        return BOUNDED
+    return max((f.kind for f in fits), key=KINDS.index, default=UNKNOWN)
 
 
 def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationFit:
