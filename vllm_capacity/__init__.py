@@ -10,8 +10,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vllm_capacity.answers import answer
-    from vllm_capacity.bills import Terms
     from vllm_capacity.errors import CapacityError, InputError, SourceError
     from vllm_capacity.estimate import Estimate
     from vllm_capacity.figures.histogram import bucket_quantile
@@ -36,10 +34,8 @@ __all__ = [
     "InputError",
     "SourceError",
     "Study",
-    "Terms",
     "TimeRange",
     "Window",
-    "answer",
     "bucket_quantile",
     "charts",
     "definitions",
@@ -58,8 +54,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "answers": ("answer",),
-    "bills": ("Terms",),
     "errors": ("CapacityError", "InputError", "SourceError"),
     "estimate": ("Estimate",),
     "figures.histogram": ("bucket_quantile",),

@@ -155,15 +155,14 @@ def doctor(
     _tell(diagnosis(evidence), as_json=as_json)
 
 
-def _answer(window: str, usd_per_hour: float | None) -> dict[str, Any]:
+def _answer(window: str, usd_per_hour: float | None) -> Answer:
     """The window's answer; what computes it is loaded only when it is asked for."""
-    from vllm_capacity.answers import answer
-    from vllm_capacity.bills import Terms
-    from vllm_capacity.facts.prices import given_price
+    from vllm_capacity.analysis import Analysis
+    from vllm_capacity.assumptions import Assumptions, pricing
     from vllm_capacity.telemetry.window import open_window
 
-    price = None if usd_per_hour is None else given_price(usd_per_hour)
-    return answer(open_window(window), terms=Terms(usd_per_gpu_hour=price))
+    assumed = Assumptions(pricing(usd_per_hour))
+    return Analysis.of(open_window(window), assumptions=assumed).answer
 
 
 def _tell(findings: list[Finding], *, as_json: bool) -> None:

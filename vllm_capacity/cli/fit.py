@@ -29,6 +29,6 @@ def fit(points: Path, as_json: bool) -> None:
     is_result = points.suffix.lower() in (".json", ".jsonl")
     found = fit_points(load_test_points(points) if is_result else read_points(points))
     if as_json:
-        click.echo(json.dumps(found, allow_nan=False))
+        click.echo(json.dumps(found.as_dict(), allow_nan=False))
         return
     click.echo(fit_text(found, width=columns()), nl=False)

@@ -65,7 +65,7 @@ def _facts(llm: Llm, dtype: str, kv_dtype: str, users: Estimate) -> dict[str, An
         "kv_fixed_bytes_per_sequence": round(llm.kv_fixed_bytes_per_sequence(kv_dtype)),
         "weights_bytes": round(llm.weights_bytes(dtype)),
         "users": counted if users.is_known else None,
-        "users_basis": users.basis,
+        "users_basis": list(users.basis),
         "source": f"{llm.source} ({llm.date})",
         "note": llm.note,
         "reason": users.reason,

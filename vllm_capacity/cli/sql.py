@@ -120,14 +120,11 @@ def _traces(
 
 def _regimes(window: str) -> pl.DataFrame:
     """The regimes of a window's engines: start, end, engine, regime."""
-    from vllm_capacity.answers import answer  # only this option needs all of it
+    from vllm_capacity.analysis import Analysis  # only this option needs all of it
     from vllm_capacity.telemetry.window import open_window
 
-    found = answer(open_window(window))["saturation"]["regimes"]
-    rows = [
-        (parse_instant(r["start"]), parse_instant(r["end"]), r["engine"], r["regime"])
-        for r in found
-    ]
+    found = Analysis.of(open_window(window)).saturation.regimes
+    rows = [(each.start, each.end, each.engine, each.regime) for each in found]
     times = pl.Datetime("us", "UTC")
     schema: dict[str, Any] = {"start": times, "end": times, "engine": pl.String}
     schema["regime"] = pl.String

@@ -6,19 +6,17 @@ would bend where none of them does. So the one nearest to its limit is drawn, al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import polars as pl
 
-from vllm_capacity.figures.steps import engine_steps
-from vllm_capacity.figures.traffic import PREEMPTIONS, counter_increases, total
-from vllm_capacity.telemetry.window import Window
-from vllm_capacity.timerange import TimeRange
+from vllm_capacity.answer import Answer
+from vllm_capacity.assumptions import Slo
+from vllm_capacity.figures.traffic import PREEMPTIONS, total
 from vllm_capacity.verdicts import regimes
-from vllm_capacity.verdicts.saturation import SaturationFit, engine_fits
-from vllm_capacity.verdicts.slo import slo_capacity
+from vllm_capacity.verdicts.saturation import SaturationFit
+from vllm_capacity.verdicts.slo import slo_throughput
 
 _SEED = 0
 _NAMES = {
@@ -48,64 +46,65 @@ class LoadCurve:
     how many the window has.
     """
 
-    engine: str
+    fit: SaturationFit
     engines: int
     curve: pl.DataFrame
     points: pl.DataFrame
     steps: pl.DataFrame
-    capacity_kind: str
-    capacity: Mapping[str, Any]
-    capacity_running: Mapping[str, Any]
     preemptions: float | None
-    left_out: int
 
-    def told(
-        self,
-        answer: Mapping[str, Any],
-        ttft_slo_seconds: float | None = None,
-        itl_slo_seconds: float | None = None,
-    ) -> dict[str, Any]:
+    @property
+    def engine(self) -> str:
+        """Its name."""
+        return self.fit.engine
+
+    @property
+    def left_out(self) -> int:
+        """Its steps with a gap or a restart."""
+        return self.fit.left_out
+
+    def of(self, answer: Answer, slo: Slo) -> Answer:
         """The answer with this engine's own figures in the place of the whole window's."""
-        own = {
-            "capacity_kind": self.capacity_kind,
-            "capacity_output_tokens_per_second": self.capacity,
-            "capacity_running_requests": self.capacity_running,
-        }
-        held = slo_capacity(self.steps, ttft_slo_seconds, itl_slo_seconds).as_dict()
-        fullest = {"max": self.points["kv_cache_ratio_max"].max()}
-        return {
-            **answer,
-            "saturation": {**answer["saturation"], **own},
-            "slo": {**answer["slo"], "capacity_output_tokens_per_second": held},
-            "preemptions": self.preemptions,
-            "kv_cache_ratio": {**answer["kv_cache_ratio"], **fullest},
-        }
+        own = replace(
+            answer.saturation,
+            capacity_kind=self.fit.kind,
+            capacity_output_tokens_per_second=self.fit.capacity,
+            capacity_running_requests=self.fit.capacity_running,
+        )
+        within = slo_throughput([self.fit], slo)
+        fullest: float | None = self.points["kv_cache_ratio_max"].max()  # type: ignore[assignment]
+        return replace(
+            answer,
+            saturation=own,
+            slo=replace(answer.slo, throughput_output_tokens_per_second=within),
+            preemptions=self.preemptions,
+            kv_cache_ratio=replace(answer.kv_cache_ratio, max=fullest),
+        )
 
 
-def load_curve(window: Window, *, part: TimeRange, step_seconds: float) -> LoadCurve | None:
+def load_curve(
+    fits: Sequence[SaturationFit],
+    judged: pl.DataFrame,
+    points: pl.DataFrame,
+    counters: pl.DataFrame,
+) -> LoadCurve | None:
     """The points and the curve of the engine nearest to its limit; None where there is no engine.
 
     Nearest is the most limiting regime, then the heaviest load. An engine that cannot be fitted is
-    chosen only where none can, and has no curve. `step_seconds` is the grain of its points.
+    chosen only where none can, and has no curve. `judged` are the steps that `fits` were made of,
+    `points` the same at the grain of charts, `counters` the increases of figures/traffic.py.
     """
-    judged = engine_steps(window, part=part)
-    fits = engine_fits(judged)
     if not fits:
         return None
     fit, curve = _nearest(fits)
-    points = engine_steps(window, part=part, step_seconds=step_seconds)
     steps = _own(judged, fit.engine)
     return LoadCurve(
-        engine=fit.engine,
+        fit=fit,
         engines=len(fits),
         curve=curve,
         points=_own(points, fit.engine).select(**_NAMES),
         steps=steps,
-        capacity_kind=fit.kind,
-        capacity=fit.capacity.as_dict(),
-        capacity_running=fit.capacity_running.as_dict(),
-        preemptions=_preemptions(window, part, steps),
-        left_out=fit.left_out,
+        preemptions=_preemptions(counters, steps),
     )
 
 
@@ -145,9 +144,8 @@ def _own(steps: pl.DataFrame, engine: str) -> pl.DataFrame:
     return pl.DataFrame(regimes.engine_rows(steps)[engine], schema=steps.schema)
 
 
-def _preemptions(window: Window, part: TimeRange, steps: pl.DataFrame) -> float | None:
-    """The exact growth of the engine's counter over the part; None where it has none."""
-    increases = counter_increases(window, [PREEMPTIONS], part=part)
+def _preemptions(increases: pl.DataFrame, steps: pl.DataFrame) -> float | None:
+    """The exact growth of the engine's counter; None where it has none."""
     engine = ["instance", "engine"]
     own = increases.join(steps.head(1).select(engine), on=engine, how="semi", nulls_equal=True)
     return total(own, PREEMPTIONS)
