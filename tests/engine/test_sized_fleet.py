@@ -34,7 +34,7 @@ from vllm_capacity.engine.workload import (
     recorded,
     sampled,
 )
-from vllm_capacity.planning import Ask, plan
+from vllm_capacity.plan import Ask, plan
 from vllm_capacity.telemetry.rows import RowBuffer
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import Window, open_window

@@ -170,7 +170,7 @@ def _tell(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
-        from vllm_capacity.pages.paper import Paper
+        from vllm_capacity.render.paper import Paper
 
         paper = Paper(columns())
         for finding in findings:

@@ -30,7 +30,7 @@ def figures(window: str, verify: bool, as_json: bool, **given: object) -> None:
     if as_json:
         click.echo(as_text(answer))
         return
-    from vllm_capacity.pages.terminal import figures_text  # charts and all: not for --json
+    from vllm_capacity.render.terminal import figures_text  # charts and all: not for --json
 
     text = figures_text(
         answer, window_name=opened.name, is_simulated=opened.is_simulated, width=columns()
@@ -53,7 +53,7 @@ def cost(window: str, verify: bool, by: str, as_json: bool, **given: object) -> 
         body = {"by": by, "whole": bill.whole, "parts": bill.parts}
         click.echo(as_text({**body, "schema_version": SCHEMA_VERSION}))
         return
-    from vllm_capacity.pages.terminal import cost_text
+    from vllm_capacity.render.terminal import cost_text
 
     price = analysis.assumptions.pricing.usd_per_gpu_hour
     text = cost_text(

@@ -12,7 +12,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import Llm, find_llm, weight_dtype
-from vllm_capacity.pages.terminal_decide import model_text
+from vllm_capacity.render.terminal_decide import model_text
 from vllm_capacity.verdicts.users import users_that_fit
 
 

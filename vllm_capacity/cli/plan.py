@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
+from vllm_capacity.cli.assumed import analysis_of, assumption_options, one_window
 from vllm_capacity.cli.figures import as_text
 from vllm_capacity.cli.reading import bounded
 from vllm_capacity.cli.screen import columns
-from vllm_capacity.cli.assumed import analysis_of, assumption_options, one_window
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.plan import PlanRequest
 from vllm_capacity.plan import plan as plan_of
@@ -88,7 +88,7 @@ def plan(
     if as_json:
         click.echo(as_text(found))
         return
-    from vllm_capacity.pages.terminal_plan import plan_text
+    from vllm_capacity.render.terminal_plan import plan_text
 
     text = plan_text(
         found,

@@ -26,7 +26,7 @@ from vllm_capacity.sources.traces import (
     where_time_went,
     with_regimes,
 )
-from vllm_capacity.timerange import TimeRange, parse_duration_seconds, parse_instant
+from vllm_capacity.timerange import TimeRange, parse_duration_seconds
 
 _PIPED_WIDTH = 160
 
