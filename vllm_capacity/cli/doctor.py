@@ -15,7 +15,11 @@ import click
 import httpx
 import yaml
 
-from vllm_capacity.cli.access import (
+from vllm_capacity.answer import Answer
+from vllm_capacity.cli.reading import FILE, bounded, stream_name
+from vllm_capacity.cli.screen import columns
+from vllm_capacity.errors import InputError
+from vllm_capacity.live.access import (
     METRICS,
     METRICS_SETTINGS,
     auth_of,
@@ -24,9 +28,6 @@ from vllm_capacity.cli.access import (
     metrics_url,
     read_settings,
 )
-from vllm_capacity.cli.reading import FILE, bounded, stream_name
-from vllm_capacity.cli.screen import columns
-from vllm_capacity.errors import InputError
 from vllm_capacity.live.checks_config import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import Finding, first_broken

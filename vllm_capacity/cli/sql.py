@@ -12,10 +12,11 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from vllm_capacity.cli.access import is_server, read_settings
-from vllm_capacity.cli.pull import asked_range, http_client
+from vllm_capacity.cli.pull import asked_range
 from vllm_capacity.cli.reading import FILE, bounded, stream_name
 from vllm_capacity.errors import InputError
+from vllm_capacity.live.access import is_server, read_settings
+from vllm_capacity.live.pull import parseable_client
 from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
 from vllm_capacity.sources.parquet import open_store
 from vllm_capacity.sources.parseable import Parseable
@@ -114,7 +115,7 @@ def _traces(
         return traces_from_files(open_store(origin), stream, part, late=late)
     if part is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
-    with http_client(origin, settings) as client:
+    with parseable_client(origin, settings) as client:
         return traces_from_server(Parseable(client), stream, part, late=late)
 
 

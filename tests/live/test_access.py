@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from vllm_capacity.cli import main
-from vllm_capacity.cli.access import checked_url, client, is_server, metrics_url, secret
+from vllm_capacity.live.access import checked_url, client, is_server, metrics_url, secret
 from vllm_capacity.errors import InputError
 from vllm_capacity.sources.asking import without_credentials
 
