@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures.failures import Failures
 from vllm_capacity.figures.gauges import Gauge
 from vllm_capacity.figures.latency import Latency
@@ -75,7 +75,7 @@ class Throughput(Record):
 
 
 @dataclass(frozen=True)
-class SloVerdict(Record):
+class SloVerdict(Figures):
     """How well the latency targets were met, and the throughput that meets them.
 
     `ttft_attainment` and `itl_attainment` are the shares of observations within the target, 0..1.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 from vllm_capacity.record import Record
@@ -189,24 +190,66 @@ class Estimate(Record):
         return self.low, self.mid, self.high
 
     def __str__(self) -> str:
-        """The figure in a line: `298 (288 to 308, 90 %)`, `at least 50`, or `unknown: why`."""
-        unit = f" {self.unit}".rstrip()
+        """The figure in a line: `298 tokens/s (288 to 308, 90 %)`, `at least 50`, or why not."""
         if self.is_unknown:
             return f"unknown: {self.reason}"
         if self.mid is None:
             side, end = ("at most", self.high) if self.low is None else ("at least", self.low)
-            return f"{side} {end:.4g}{unit}"
+            return f"{side} {self._written(end)}{self._per}"
         if self.low == self.high:
-            return f"{self.mid:.4g}{unit}"
+            return f"{self._written(self.mid)}{self._per}"
         sure = "" if self.confidence is None else f", {100 * self.confidence:g} %"
-        return f"{self.mid:.4g}{unit} ({self.low:.4g} to {self.high:.4g}{sure})"
+        ends = f"{self._written(self.low)} to {self._written(self.high)}"
+        return f"{self._written(self.mid)}{self._per} ({ends}{sure})"
 
     def __repr__(self) -> str:
         """The figure with its kind and its sources, or why only a bound is known."""
         if self.is_unknown:
             return str(self)
-        rest = f" Only a bound: {self.reason}" if self.is_bound else ""
-        return f"{self} [{self.kind}] {self.sources}{'.' if rest else ''}{rest}"
+        rest = f". Only a bound: {self.reason}" if self.is_bound else ""
+        return f"{self} [{self.kind}] {self.sources}{rest}"
+
+    @property
+    def _per(self) -> str:
+        """The unit as it stands after the number; a dollar sign stands before it."""
+        unit = self.unit.removeprefix("USD").strip()
+        return f" {unit}" if unit else ""
+
+    def _written(self, value: float | None) -> str:
+        number = f"{value:,.0f}" if abs(value or 0.0) >= 1000 else f"{value:.3g}"
+        return f"${number}" if self.unit.startswith("USD") else number
+
+
+_UNITS = (
+    (r"tokens_per_usd", "tokens per USD"),
+    (r"usd_per_request.*", "USD per request"),
+    (r"usd_per_million_.*", "USD per million tokens"),
+    (r"usd_per_gpu_hour", "USD per GPU-hour"),
+    (r"usd_per_month", "USD per month"),
+    (r".*_usd", "USD"),
+    (r".*output_tokens_per_second", "output tokens/s"),
+    (r".*requests_per_second", "requests/s"),
+    (r".*running_requests", "running requests"),
+    (r"rejected|abandoned", "requests"),
+    (r"replicas|gpus", ""),
+)
+
+
+@dataclass(frozen=True)
+class Figures(Record):
+    """A result that holds estimates: each gets the unit that its name ends with."""
+
+    def __post_init__(self) -> None:
+        """Units, for whoever reads an estimate by itself."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, Estimate) and not value.unit:
+                object.__setattr__(self, one.name, replace(value, unit=unit_of(one.name)))
+
+
+def unit_of(name: str) -> str:
+    """The unit of a figure by its name, as a person reads it; empty for a pure number."""
+    return next((unit for pattern, unit in _UNITS if re.fullmatch(pattern, name)), "")
 
 
 def total(parts: Mapping[str, Estimate], *basis: str) -> Estimate:

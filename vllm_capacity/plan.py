@@ -17,7 +17,7 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import SCHEMA_VERSION, Answer, WindowExtent
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.estimate import Estimate, Figures, Kind
 from vllm_capacity.facts.fleet import engine_rate
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
 from vllm_capacity.facts.llms import find_llm
@@ -96,7 +96,7 @@ class DemandAhead(Record):
 
 
 @dataclass(frozen=True)
-class Plan(Record):
+class Plan(Figures):
     """How many replicas, which GPU instead, for what money, how long; every field always there.
 
     Demand is of all replicas, capacity of one engine (within the targets where given).

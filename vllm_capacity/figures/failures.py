@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures import gauges, latency, traffic
-from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
@@ -22,7 +21,7 @@ _GENERATES = "completions|responses|messages|generate|embeddings|score|rerank"
 
 
 @dataclass(frozen=True)
-class Failures(Record):
+class Failures(Figures):
     """What can be known of failures, each unknown where its series do not exist.
 
     `http_5xx_ratio` and `http_4xx_ratio` of answers on generating paths, `error_ratio` of finished

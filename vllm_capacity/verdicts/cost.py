@@ -19,16 +19,15 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate, total
+from vllm_capacity.estimate import Estimate, Figures, total
 from vllm_capacity.facts.prices import NO_PRICE as NO_PRICE
-from vllm_capacity.record import Record
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """What an output token weighs against an input token where no seconds were measured (1:4)."""
 
 
 @dataclass(frozen=True)
-class Costs(Record):
+class Costs(Figures):
     """Every cost figure of one group of engines, or of all; each known with its basis, or why not.
 
     USD, USD per request or per million tokens, tokens per USD; `utilization` is a ratio, 0..1.

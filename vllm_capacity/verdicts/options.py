@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.throughput import Measurement
-from vllm_capacity.record import Record
 from vllm_capacity.verdicts.question import Question
 from vllm_capacity.verdicts.sizing import Policy, month_usd, replicas
 from vllm_capacity.verdicts.whatif import Busy, what_if
@@ -30,7 +29,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Option(Record):
+class Option(Figures):
     """One row of the table. `reason` is empty for an option that can be had, else why not."""
 
     gpu: str

@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 from polars.datatypes import DataTypeClass
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts import regimes
 from vllm_capacity.verdicts.capacity import (
@@ -125,7 +125,7 @@ class Stretch(Record):
 
 
 @dataclass(frozen=True)
-class Saturation(Record):
+class Saturation(Figures):
     """What limits the server, how much it can do, and how much room is left.
 
     `regime` is that of most busy time, `bottleneck` what limited it longest in its busiest quarter,
