@@ -17,10 +17,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from vllm_capacity.answers import answer
+
 from tests.truth_server.cases import Case, Targets
 from tests.truth_server.windows import Served
 from vllm_capacity import open_window
-from vllm_capacity.answers import answer
 from vllm_capacity.bills import Terms
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.plan import Ask, plan

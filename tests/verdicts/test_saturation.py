@@ -79,7 +79,7 @@ def test_a_fleet_adds_up_and_says_so(two_replicas):
     fits = engine_fits(steps)
     found = capacity(saturation(steps, fits=fits))
     assert found["mid"] == pytest.approx(sum(fit.capacity.mid for fit in fits))
-    assert found["basis"].startswith("sum over 2 engines, each under its own load")
+    assert "; ".join(found["basis"]).startswith("sum over 2 engines, each under its own load")
 
 
 def test_a_fleet_with_an_unknown_engine_is_at_least_what_the_others_are():
@@ -136,7 +136,7 @@ def test_a_short_limit_is_no_plateau():
 
 def test_two_minutes_of_long_steps_are_a_plateau():
     found = capacity(saturation(made_steps(steady(4, 100), *[queued(8, 150, 9)] * 4, seconds=60)))
-    assert found["basis"].startswith("mean of 2 steps (120 s)")
+    assert "; ".join(found["basis"]).startswith("mean of 2 steps (120 s)")
     assert found["low"] < 150 < found["high"]
 
 
