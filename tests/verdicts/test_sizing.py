@@ -7,6 +7,7 @@ from made_steps import made_steps, steady
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts.saturation import engine_fits
 from vllm_capacity.verdicts.sizing import (
     Policy,
     demand_seen,
@@ -62,14 +63,11 @@ def test_an_unknown_stays_unknown_with_its_reason(demand, capacity, says):
 
 
 def test_dollars_a_month():
-    gpus = replicas(exact(800), exact(100), Policy(0.2, 0)).scaled(2)
-    assert gpus.mid == 20
-    assert month_usd(gpus, exact(1.5)).mid == pytest.approx(20 * 1.5 * 730.5)
+    assert month_usd(exact(20), exact(1.5)).mid == pytest.approx(20 * 1.5 * 730.5)
 
 
-def test_without_a_price_dollars_a_month_are_unknown_for_that_reason():
-    gpus = replicas(exact(10), exact(1), Policy())
-    assert month_usd(gpus, Estimate.unknown("no price")).reason == "no price"
+def test_without_a_price_a_month_says_why():
+    assert month_usd(exact(10), Estimate.unknown("no price")).reason == "no price"
 
 
 @pytest.mark.parametrize(
@@ -199,11 +197,13 @@ def test_demand_of_nothing_is_unknown():
 )
 def test_running_requests_at_an_output(output, running):
     seen = [(4, 0, 80, 1.0)] * 5 + [(12, 0, 160, 2.0)] * 5 + [(20, 0, 200, 3.0)] * 5
-    assert running_at(steps(seen), output) == pytest.approx(running)
+    (fit,) = engine_fits(steps(seen))
+    assert running_at(fit, output) == pytest.approx(running)
 
 
 def test_no_load_no_running_requests():
-    assert running_at(steps([(0, 0, 0, None)]), 80.0) is None
+    (fit,) = engine_fits(steps([(0, 0, 0, None)]))
+    assert running_at(fit, 80.0) is None
 
 
 def test_caching_that_was_not_observed_is_no_case():
