@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
+from inspect import cleandoc
+from typing import Any, ClassVar
 
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures.failures import Failures
@@ -119,3 +120,16 @@ class Answer(Record):
     advice: tuple[Advice, ...]
     quality: tuple[Finding, ...]
     schema_version: int = SCHEMA_VERSION
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the answer, made from its types: what `answers.schema.json` holds."""
+    import msgspec  # not needed to make an answer
+
+    made = msgspec.json.schema(Answer)
+    for one in made["$defs"].values():
+        one["description"] = cleandoc(one.get("description", ""))
+        if "properties" in one:
+            one["required"] = list(one["properties"])  # a default is no reason to leave one out
+    title = "What vllm-capacity says of one window"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **made}
