@@ -25,7 +25,7 @@ from vllm_capacity.verdicts.saturation import Saturation
 SCHEMA_VERSION = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WindowExtent(Record):
     """The time that was judged, and the engines in it.
 
@@ -40,7 +40,7 @@ class WindowExtent(Record):
     mean_engines: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Requests(Record):
     """Requests that finished, in all and by vLLM's reason; None where they are not counted.
 
@@ -54,7 +54,7 @@ class Requests(Record):
     lost: Lost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tokens(Record):
     """Prompt tokens (all, and those not taken from a cache) and output tokens; None: not counted.
 
@@ -67,7 +67,7 @@ class Tokens(Record):
     lost: Lost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Throughput(Record):
     """Mean rates over the window; None where not counted."""
 
@@ -75,7 +75,7 @@ class Throughput(Record):
     requests_per_second: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SloVerdict(Figures):
     """How well the latency targets were met, and the throughput that meets them.
 
@@ -96,7 +96,7 @@ class SloVerdict(Figures):
         return self.throughput_output_tokens_per_second
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer(Record):
     """Everything that is said of one window, or of a part of it.
 
