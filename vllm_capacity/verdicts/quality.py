@@ -58,6 +58,7 @@ def ledger(
         *quality_scrapes.stale_gauges(evidence),
         *quality_speed.slowed(fits),
         *quality_series.intake(evidence),
+        *quality_series.relabelled(evidence),
         *quality_series.lifetimes(evidence),
         *quality_series.features(evidence),
         *quality_series.renamed(evidence),
