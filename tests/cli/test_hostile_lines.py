@@ -161,6 +161,13 @@ LINES = [
     pytest.param(f"proxy --upstream {DEAD} --listen ..:1", 2, "Cannot listen", id="no address"),
     pytest.param(f"proxy --upstream {DEAD} --listen h:²", 2, "HOST:PORT", id="a power of a port"),
     pytest.param(f"proxy --upstream {DEAD} --ca FOLDER", 2, "Cannot read", id="no certificates"),
+    pytest.param(f"scrape {DEAD} --to '' --for 1s", 2, "exists already", id="no name of a window"),
+    pytest.param(f"scrape {DEAD} --to / --for 1s", 2, "exists already", id="the root as a window"),
+    *(
+        pytest.param(f"{line} http://user:sekret@h/", 2, "h", id=f"{line} a URL for a path")
+        for line in ("figures vllm-restart --fleet", "forecast", "fit")
+    ),
+    pytest.param("fit http://user:sek/ret@h/", 2, "h", id="a password with a slash"),
 ]
 
 
@@ -198,6 +205,7 @@ def test_a_hostile_line_is_answered_in_one(monkeypatch, capsys, folder, line, co
     out, err = capsys.readouterr()
     assert (ended.value.code, out, err.count("\n")) == (code, "", 1), err
     assert says in err
+    assert "sek" not in err
     assert len(err) < 3_000
 
 

@@ -22,7 +22,7 @@ from vllm_capacity.sources.asking import UNKEPT
 from vllm_capacity.sources.exposition import DAMAGED, provenance, read_scrapes
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.rows import Rows
-from vllm_capacity.telemetry.store import Place, put_window, reserved
+from vllm_capacity.telemetry.store import Place, put_window, require_free, reserved
 from vllm_capacity.telemetry.window import window_path
 from vllm_capacity.timerange import parse_duration_seconds
 
@@ -77,6 +77,7 @@ def scrape(
             _import(saved, place, kind="saved scrapes", about=about)
         return
     found = targets(tuple(metrics_url(url) for url in urls))
+    require_free(to)
     journal = to.with_name(f"{to.name}.journal")
     with reserved(to) as place, _claimed(journal, to):
         done = _scrape_live(found, every, duration, journal, profile)

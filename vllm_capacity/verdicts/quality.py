@@ -49,6 +49,7 @@ def ledger(
         *quality_scrapes.gaps(evidence),
         *quality_losses.restarts(evidence),
         *quality_losses.outages(evidence),
+        *quality_losses.contradicted(evidence),
         *quality_losses.late_targets(evidence),
         *quality_losses.doubtful_addresses(evidence),
         *quality_losses.same_processes(evidence),
