@@ -121,6 +121,7 @@ LINES = [
         )
     ),
     pytest.param("fit FOLDER/pipe.yaml", 2, "pipe, socket or device", id="fit: a pipe"),
+    pytest.param("fit ~", 2, "No such file", id="fit: a home that no shell made a path"),
     pytest.param("fit FOLDER/deep.json", 2, "is not JSON", id="fit: nested without end"),
     pytest.param("forecast FOLDER/future.csv --column requests", 2, "outside", id="year 9999"),
     pytest.param("forecast FOLDER/past.csv --column requests", 2, "outside", id="year 1"),
