@@ -10,12 +10,11 @@ from __future__ import annotations
 import polars as pl
 
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.metrics import HTTP_REQUESTS, REJECTIONS
 from vllm_capacity.figures import gauges, latency, traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-HTTP_REQUESTS = "http_requests_total"
-REJECTIONS = "vllm:admission_rejections_total"
 # What answers with tokens; the rest (health, models, tokenize …) says nothing about serving.
 _GENERATES = "completions|responses|messages|generate|embeddings|score|rerank"
 

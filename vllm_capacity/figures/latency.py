@@ -10,6 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from vllm_capacity.facts.metrics import DECODE as DECODE
+from vllm_capacity.facts.metrics import E2E as E2E
+from vllm_capacity.facts.metrics import ITL as ITL
+from vllm_capacity.facts.metrics import PREFILL as PREFILL
+from vllm_capacity.facts.metrics import TTFT as TTFT
 from vllm_capacity.figures.histogram import (
     bucket_quantile,
     merge,
@@ -18,12 +23,6 @@ from vllm_capacity.figures.histogram import (
 )
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-
-TTFT = "vllm:time_to_first_token_seconds"
-ITL = "vllm:inter_token_latency_seconds"
-E2E = "vllm:e2e_request_latency_seconds"
-PREFILL = "vllm:request_prefill_time_seconds"
-DECODE = "vllm:request_decode_time_seconds"
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 

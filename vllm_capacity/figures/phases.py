@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_capacity.facts.metrics import DECODE, PREFILL, QUEUE
 from vllm_capacity.figures import latency
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-QUEUE = "vllm:request_queue_time_seconds"
-PHASES = {"queue": QUEUE, "prefill": latency.PREFILL, "decode": latency.DECODE}
+PHASES = {"queue": QUEUE, "prefill": PREFILL, "decode": DECODE}
 
 
 @dataclass(frozen=True)

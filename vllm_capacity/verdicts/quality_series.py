@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity.facts import catalog
+from vllm_capacity.facts import metrics as catalog
 from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.timerange import iso
