@@ -1,15 +1,19 @@
 """Tables read into dataclasses, and what is suggested for a name nobody knows."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import pytest
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.gpus import find_gpu
-from vllm_capacity.facts.llms import find_llm
-from vllm_capacity.facts.prices import find_price
+from vllm_capacity.facts.gpus import Architecture, Gpu, find_gpu
+from vllm_capacity.facts.llms import Llm, find_llm
+from vllm_capacity.facts.metrics import Equivalent, Metric
+from vllm_capacity.facts.prices import Price, find_price
 from vllm_capacity.facts.tables import Count, Day, Positive, Text, read_rows, suggest
+from vllm_capacity.facts.throughput import Measurement
 
 
 class Color(StrEnum):
@@ -157,3 +161,28 @@ def test_at_most_four_are_suggested():
 def test_error_names_what_is_near(find, asked, says):
     with pytest.raises(InputError, match=says):
         find(asked)
+
+
+TABLES = {
+    "gpu_architectures.csv": Architecture,
+    "gpu_prices.csv": Price,
+    "gpu_specs.csv": Gpu,
+    "llms.csv": Llm,
+    "metric_equivalents.csv": Equivalent,
+    "published_throughput.csv": Measurement,
+    "vllm_metrics.csv": Metric,
+}
+DATA = Path(__file__).parents[2] / "data"
+
+
+def test_every_table_has_its_dataclass():
+    assert {path.name for path in DATA.glob("*.csv")} == set(TABLES)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_readme_counts_a_tables_rows_and_names_its_dataclass(table):
+    readme = (DATA / "README.md").read_text(encoding="utf-8")
+    rows = read_rows(TABLES[table], DATA / table)
+    assert re.search(rf"^\| `{table}` \| {len(rows)} \|", readme, re.M)
+    assert f"**`{table}`** (`facts/" in readme
+    assert f"`{TABLES[table].__name__}`)" in readme
