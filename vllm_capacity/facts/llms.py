@@ -1,11 +1,11 @@
 """Model shapes: what a token of context and a copy of the weights take, in bytes.
 
-KV cache a token, at 2 bytes an element: 2 × layers × kv_heads × head_dim × 2 for (grouped-query)
+KV cache per token, at 2 bytes per element: 2 × layers × kv_heads × head_dim × 2 for (grouped-query)
 attention; layers × (kv_lora_rank + qk_rope_head_dim) × 2 for MLA. Sliding-window layers stop
 growing at the window, and linear layers hold a state: both are the fixed bytes per sequence, not
 bytes per token. `data/llms.csv` holds the results with their shape and source; the tests recompute
 them. Weights are the published files at the published type, else parameters × the type's bytes,
-with the embedding and the output head at 2 bytes an element, as quantised checkpoints keep them.
+with the embedding and the output head at 2 bytes per element, as quantized checkpoints keep them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BYTES_PER_WEIGHT = {
     "nvfp4": 0.5625,
     "int4": 0.52,
 }
-"""Bytes an element of a linear layer, scales of its groups included."""
+"""Bytes per element of a linear layer, scales of its groups included."""
 
 _DTYPES = (
     ("fp32", ("fp32", "float32")),

@@ -87,7 +87,8 @@ def given_price(usd_per_hour: float) -> Estimate:
     """The user's own rate per GPU-hour, exact; InputError where it is none."""
     if not 0 <= usd_per_hour <= _MOST_USD:
         raise InputError(
-            f"--usd-per-hour must be 0 or more, {_MOST_USD:g} at most, found {usd_per_hour}."
+            f"The price per GPU-hour must be 0 or more and at most {_MOST_USD:,.0f} USD; found "
+            f"{usd_per_hour}."
         )
     return Estimate.exact(usd_per_hour, f"${usd_per_hour:g}/GPU-hour (given)")
 

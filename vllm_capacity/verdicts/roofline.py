@@ -4,11 +4,11 @@
    `max_num_seqs` rows, its activations for `max_num_batched_tokens`), is KV cache. KV cache ÷ the
    bytes of a sequence of the mean length is how many sequences run.
 2. *Batch* N = the least of that, of `max_num_seqs` and of the offered concurrency. vLLM's own
-   defaults: 1,024 sequences and 8,192 tokens a step on GPUs from 70 GiB that are no A100, else 256
-   and 2,048. This is why an H100 admits a burst that an A100 queues.
-3. *Steps a request* = max(O ÷ N, (I + O) ÷ tokens a step): decoding or prefilling sets the pace.
-4. *Core*: compute (2 × active parameters a token ÷ usable FLOPS) and weight reads (the experts that
-   a step's tokens touch ÷ usable bandwidth) overlap: a 4-norm of the two.
+   defaults: 1,024 sequences and 8,192 tokens per step on GPUs from 70 GiB that are no A100, else
+   256 and 2,048. This is why an H100 admits a burst that an A100 queues.
+3. *Steps per request* = max(O ÷ N, (I + O) ÷ tokens per step): decoding or prefilling limits.
+4. *Core*: compute (2 × active parameters per token ÷ usable FLOPS) and weight reads (the experts
+   that a step's tokens touch ÷ usable bandwidth) overlap: a 4-norm of the two.
 5. Added: attention over the prompt, KV reads, step overhead, all-reduce between GPUs, and what the
    host does per token and request, which no GPU makes faster (but newer GPUs stand in newer hosts).
 
@@ -273,7 +273,7 @@ def _attention_seconds(job: Job, machine: Machine, cal: Calibration) -> float:
 
 
 def _reduce_seconds(job: Job, machine: Machine, cal: Calibration) -> float:
-    """All-reduce seconds a token: two a layer, over NVLink or its like, else over PCIe."""
+    """All-reduce seconds per token: two per layer, over NVLink or its like, else over PCIe."""
     if job.gpus == 1:
         return 0.0
     sent = 2 * job.llm.layers * job.llm.hidden_size * 2 * 2 * (job.gpus - 1) / job.gpus

@@ -1,4 +1,4 @@
-"""What another GPU would do: output tokens a second on H, from a measurement on G.
+"""What another GPU would do: output tokens per second on H, from a measurement on G.
 
 1. *Refuse* where the domain ends (`whatif_refusal`): the weights do not fit, no sequence fits
    beside them, the GPU cannot run the weight type, the context is too long.
@@ -87,7 +87,7 @@ def what_if(
     busy: Busy | None = None,
     calibration: Calibration | None = None,
 ) -> Estimate:
-    """Output tokens a second on the asked GPU: an interval with its basis, or the refusal's reason.
+    """Output tokens per second on the asked GPU: an interval with its basis, or why not.
 
     `published` are the runs to look up and to correct by. Of a span of form factors, the first that
     `prefer` names for that GPU gives the middle (else the one with the most bandwidth). `busy` is
