@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from vllm_capacity.engine.families import Family, Labels, families
 from vllm_capacity.engine.stats import Histogram, Stats
-from vllm_capacity.facts.catalog import Kind, keeps, match
+from vllm_capacity.facts.metrics import Kind, keeps, match
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
 
 _SCRAPE_SECONDS = 0.008  # what a scrape of vLLM took in the median of the recorded sweep

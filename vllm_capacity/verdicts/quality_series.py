@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from vllm_capacity.facts import catalog
+from vllm_capacity.facts import metrics as catalog
 from vllm_capacity.figures import losses, traffic
 from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.latency import Latency, Quantile
