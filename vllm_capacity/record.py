@@ -32,7 +32,7 @@ class Record:
 
     def __repr__(self) -> str:
         """A line per field, nested results in short: what a person wants to see first."""
-        names = [one.name for one in fields(self)]  # type: ignore[arg-type]
+        names = _names(self)
         width = max(map(len, names), default=0)
         lines = [f"  {name:<{width}}  {_brief(getattr(self, name))}" for name in names]
         return "\n".join([type(self).__name__, *lines])
@@ -40,8 +40,8 @@ class Record:
     def _repr_html_(self) -> str:
         """The same as a table."""
         rows = "".join(
-            f"<tr><th>{escape(one.name)}</th><td>{escape(_brief(getattr(self, one.name)))}</td></tr>"
-            for one in fields(self)  # type: ignore[arg-type]
+            f"<tr><th>{escape(name)}</th><td>{escape(_brief(getattr(self, name)))}</td></tr>"
+            for name in _names(self)
         )
         return f'<table class="mathjax_ignore tex2jax_ignore">{rows}</table>'
 
@@ -89,5 +89,5 @@ def deprecated(what: str, instead: str) -> None:
     warnings.warn(f"{what} is deprecated; use {instead}", DeprecationWarning, stacklevel=3)
 
 
-def _names(record: Record) -> frozenset[str]:
-    return frozenset(field.name for field in fields(record))  # type: ignore[arg-type]
+def _names(record: Record) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(record))  # type: ignore[arg-type]

@@ -157,7 +157,7 @@ class Quantile(Record):
             return "nothing was observed"
         if self.estimate is None or self.upper is None:
             return f"more than {self.lower:.4g} s"
-        return f"{self.estimate:.4g} s ({self.lower:.4g} to {self.upper:.4g} s)"
+        return f"{self.estimate:.3g} s ({self.lower:.3g} to {self.upper:.3g} s)"
 
 
 @dataclass(frozen=True, repr=False)
