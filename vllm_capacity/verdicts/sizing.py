@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from vllm_capacity.engine.queueing import Queue, servers_needed
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.timerange import HOURS_PER_MONTH
+from vllm_capacity.verdicts.queueing import Queue, servers_needed
 
 MAX_REPLICAS = 1_000_000
 
