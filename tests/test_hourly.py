@@ -9,7 +9,7 @@ from tests.long_window import MONDAY, long_window
 from vllm_capacity.answers import answer
 from vllm_capacity.bills import Terms
 from vllm_capacity.facts.prices import given_price
-from vllm_capacity.hourly import hours_seen
+from vllm_capacity.costs_by_time import hours_seen
 from vllm_capacity.telemetry.window import open_window
 
 PRICED = Terms(usd_per_gpu_hour=given_price(2.0))

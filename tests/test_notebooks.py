@@ -19,9 +19,9 @@ import pytest
 from renew_notebooks import STRIPPED
 
 from vllm_capacity import study
-from vllm_capacity.pages.contract import PIECE_MIME
-from vllm_capacity.pages.parameters import declared_parameters
-from vllm_capacity.pages.report import Order, write_report
+from vllm_capacity.render.report.contract import PIECE_MIME
+from vllm_capacity.render.report.parameters import declared_parameters
+from vllm_capacity.render.report.write import Order, write_report
 
 TESTS = Path(__file__).resolve().parent
 NOTEBOOKS = TESTS.parent / "notebooks"

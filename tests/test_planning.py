@@ -12,7 +12,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import given_price
-from vllm_capacity.planning import Ask, plan
+from vllm_capacity.plan import Ask, plan
 from vllm_capacity.verdicts.sizing import Policy
 
 SLO = Terms(usd_per_gpu_hour=given_price(0.1), ttft_slo_seconds=2.0)

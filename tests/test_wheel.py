@@ -9,10 +9,10 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-
 from vllm_capacity.answers import answer
-from vllm_capacity.pages.index import report_metadata
-from vllm_capacity.pages.report import EXAMPLES
+
+from vllm_capacity.render.report.index import report_metadata
+from vllm_capacity.render.report.write import EXAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "otel-config.yaml", "compose-otel.yml")

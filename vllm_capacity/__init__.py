@@ -10,14 +10,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vllm_capacity.answers import answer
-    from vllm_capacity.bills import Terms
     from vllm_capacity.errors import CapacityError, InputError, SourceError
     from vllm_capacity.estimate import Estimate
     from vllm_capacity.figures.histogram import bucket_quantile
     from vllm_capacity.figures.series import per_step
-    from vllm_capacity.pages import charts
-    from vllm_capacity.pages.elements import (
+    from vllm_capacity.render import charts
+    from vllm_capacity.render.sections.elements import (
         definitions,
         provenance,
         table,
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
         title_line,
         verdict,
     )
-    from vllm_capacity.pages.study import Study, study
-    from vllm_capacity.pages.tables import failures, first_changes, ledger, other_prices
+    from vllm_capacity.render.sections.tables import failures, first_changes, ledger, other_prices
+    from vllm_capacity.render.study import Study, study
     from vllm_capacity.telemetry.window import Window, open_window
     from vllm_capacity.timerange import TimeRange
 
@@ -36,10 +34,8 @@ __all__ = [
     "InputError",
     "SourceError",
     "Study",
-    "Terms",
     "TimeRange",
     "Window",
-    "answer",
     "bucket_quantile",
     "charts",
     "definitions",
@@ -58,8 +54,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "answers": ("answer",),
-    "bills": ("Terms",),
     "errors": ("CapacityError", "InputError", "SourceError"),
     "estimate": ("Estimate",),
     "figures.histogram": ("bucket_quantile",),

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vllm_capacity.answer import Answer
 from vllm_capacity.errors import InputError
 
-Answer = Mapping[str, Any]
 State = Literal["fired", "quiet", "unknown"]
 
 
@@ -71,8 +71,8 @@ class Alert:
 
 def _quantile(metric: str, quantile: str) -> Callable[[Answer], Observed]:
     def observe(answer: Answer) -> Observed:
-        figure = answer["latency"][metric][quantile]
-        value, lower = figure["value"], figure["lower"]
+        figure = getattr(getattr(answer.latency, metric), quantile)
+        value, lower = figure.value, figure.lower
         if value is not None or lower is None:
             return Observed(value, reason="nothing was observed")
         return Observed(None, lower, f"beyond the last bucket's edge, {lower:g} s")
@@ -82,7 +82,7 @@ def _quantile(metric: str, quantile: str) -> Callable[[Answer], Observed]:
 
 def _mean(gauge: str) -> Callable[[Answer], Observed]:
     def observe(answer: Answer) -> Observed:
-        return Observed(answer[gauge]["mean"], reason="no samples")
+        return Observed(getattr(answer, gauge).mean, reason="no samples")
 
     return observe
 
@@ -93,14 +93,14 @@ def _failures(answer: Answer) -> Observed:
     HTTP 5xx answers are known as a share only, and may be some of these: alone they exceed 0. Where
     none is known, but a process ended, it is unknown: nobody read what failed in it by then.
     """
-    requests, seen = answer["requests"], answer["failures"]
-    if requests["finished"] is None:
+    requests, seen = answer.requests, answer.failures
+    if requests.finished is None:
         return Observed(None, reason="the server exports no finished requests")
-    errors = requests["by_reason"].get("error", 0.0)
-    total = float(errors + (seen["rejected"]["mid"] or 0.0) + (requests["lost"]["low"] or 0.0))
-    if not total and (seen["http_5xx_ratio"]["mid"] or 0.0) > 0:
+    errors = requests.by_reason.get("error", 0.0)
+    total = float(errors + (seen.rejected.mid or 0.0) + (requests.lost.low or 0.0))
+    if not total and (seen.http_5xx_ratio.mid or 0.0) > 0:
         return Observed(None, exceeds=0.0)
-    if not total and any(one["check"] in ("restart", "outage") for one in _ledger(answer)):
+    if not total and any(one.check in ("restart", "outage") for one in answer.quality):
         return Observed(
             None,
             reason="a server ended, and what failed in it after its last scrape is not counted",
@@ -113,17 +113,10 @@ def _silence(answer: Answer) -> Observed:
 
     Never unknown. A single scrape that failed at the end is no silence (`info` in the ledger).
     """
-    if answer["running"]["mean"] is None:
+    if answer.running.mean is None:
         return Observed(1.0)
-    down = [
-        one for one in _ledger(answer) if one["check"] == "outage" and one["severity"] != "info"
-    ]
+    down = [one for one in answer.quality if one.check == "outage" and one.severity != "info"]
     return Observed(float(len(down)))
-
-
-def _ledger(answer: Answer) -> Sequence[Mapping[str, Any]]:
-    found: Sequence[Mapping[str, Any]] = answer.get("quality", ())
-    return found
 
 
 RULES = (

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 
 import polars as pl
 
+from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.facts.fleet import Rule, engine_rate
+from vllm_capacity.facts.fleet import engine_rate
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
@@ -27,46 +28,20 @@ from vllm_capacity.verdicts.cost import (
     shared_engine,
 )
 
-_MOST_GPUS = 100_000
 _THROUGHOUT = 0.995
 COUNTERS = (traffic.REQUESTS, traffic.PROMPT_TOKENS, traffic.GENERATION_TOKENS)
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What telemetry cannot know: prices, the GPUs of an engine, the targets to meet.
-
-    `fleet` (a mapping file's rules) takes the place of one price and one GPU count for all.
-    `usd_per_gpu_hour` None and no fleet leave every money figure unknown.
-    """
-
-    usd_per_gpu_hour: Estimate | None = None
-    gpus_per_engine: float = 1.0
-    ttft_slo_seconds: float | None = None
-    itl_slo_seconds: float | None = None
-    fleet: tuple[Rule, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gpus_per_engine <= _MOST_GPUS:
-            raise InputError(
-                f"GPUs per engine must be above 0, and {_MOST_GPUS:,} at most, not "
-                f"{self.gpus_per_engine:g}."
-            )
-        for name in ("ttft_slo_seconds", "itl_slo_seconds"):
-            target = getattr(self, name)
-            if target is not None and not target > 0:
-                raise InputError(f"{name} must be above 0 seconds, not {target:g}.")
-
-    def part(self, row: Mapping[str, object], usage: Usage, capacity: Estimate) -> Part:
-        """One engine's part of the bill, under its own rate."""
-        price = self.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
-        gpus = self.gpus_per_engine
-        if self.fleet:
-            start, end = row["billed_start"], row["billed_end"]
-            billed = TimeRange(start, max(end, start + timedelta(microseconds=1)))  # type: ignore[arg-type, operator, call-overload]
-            rate = engine_rate(self.fleet, str(row["instance"]), billed)
-            price, gpus = rate.usd_per_gpu_hour, rate.gpus_per_engine
-        return Part(replace(usage, gpus_per_engine=gpus), price, capacity)
+def priced(row: Mapping[str, object], usage: Usage, capacity: Estimate, pricing: Pricing) -> Part:
+    """One engine's part of the bill, under the rate that was in force while it was billed."""
+    price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
+    gpus = pricing.gpus_per_engine
+    if pricing.rules:
+        start, end = row["billed_start"], row["billed_end"]
+        billed = TimeRange(start, max(end, start + timedelta(microseconds=1)))  # type: ignore[arg-type, operator, call-overload]
+        rate = engine_rate(pricing.rules, str(row["instance"]), billed)
+        price, gpus = rate.usd_per_gpu_hour, rate.gpus_per_engine
+    return Part(replace(usage, gpus_per_engine=gpus), price, capacity)
 
 
 def engine_name(row: Mapping[str, object]) -> str:
@@ -79,7 +54,7 @@ def engine_parts(
     fleet: pl.DataFrame,
     *,
     part: TimeRange,
-    terms: Terms,
+    pricing: Pricing,
     capacities: Mapping[str, Estimate],
 ) -> dict[str, Part]:
     """The part of the bill of each engine of `fleet` (figures/scrapes.py), by name.
@@ -100,10 +75,11 @@ def engine_parts(
         usage = _usage(own, row["hours"], busy.get(key, (None, None)))
         name = engine_name(row)
         share, rate = there[name], usage.output_tokens_per_second
-        parts[name] = terms.part(
+        parts[name] = priced(
             row,
             replace(usage, output_tokens_per_second=None if rate is None else rate * share),
             capacities.get(name, unknown).scaled(share),
+            pricing,
         )
     return parts
 
@@ -221,7 +197,7 @@ def _one(shares: Sequence[Part]) -> Part:
         return shares[0]
     whole = bill({str(number): share for number, share in enumerate(shares)})
     usage = whole.usage
-    allocation = whole.whole["allocation_usd"]
+    allocation = whole.whole.allocation_usd
     price = allocation.scaled(1 / usage.gpu_hours) if usage.gpu_hours else allocation
     basis = f"the mean rate of {len(shares)} engines"
     known = price if not price.is_known else price.map(lambda usd: usd, basis)

@@ -3,65 +3,110 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+
+from vllm_capacity.record import Record
 
 _Ends = tuple[float | None, float | None, float | None]
 _END_NAMES = ("low", "mid", "high")
+CONFIDENCE = 0.9
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Kind(StrEnum):
+    """How a figure came about, the surest first. A result is as sure as the least of its parts."""
+
+    COUNTED = "counted"
+    """Exact: counters and clocks."""
+    GIVEN = "given"
+    """Somebody said so: a price, a demand, a target."""
+    BOUNDED = "bounded"
+    """Hard bounds, or one of them: the truth lies inside whatever the chance."""
+    ESTIMATED = "estimated"
+    """From what was measured, with an interval that holds the truth as often as `confidence`."""
+    ASSUMED = "assumed"
+    """By a rule or a list that nothing measured here confirms."""
+    EXTRAPOLATED = "extrapolated"
+    """Beyond what was measured: another load, another GPU, another time."""
+
+
+_ORDER = {kind: place for place, kind in enumerate(Kind)}
+
+
+@dataclass(frozen=True, repr=False)
+class Estimate(Record):
     """An interval `low` ≤ `mid` ≤ `high`, one bound alone, or unknown.
 
     *Known*: three numbers with their `basis`. *Bounded*: `low` alone ("at least") or `high` alone
     ("at most"), with the basis of the bound and, as `reason`, why no more than a bound is known.
     *Unknown*: no number, and a reason. All three are one type, so that no reason and no bound is
-    lost on the way to the page. Build it with `known`, `exact`, `at_least`, `at_most` or `unknown`.
+    lost on the way to the page. Build it with `known`, `between`, `exact`, `at_least`, `at_most` or
+    `unknown`.
+
+    `basis` are its sources, one by one. `confidence` is how often such an interval holds the truth
+    (0.9), None where its ends are hard bounds or there is nothing to doubt. `kind` is None where
+    nothing is known. `unit` is how a person reads it ("USD", "s", "/s"), empty for a pure number.
     """
 
     low: float | None
     mid: float | None
     high: float | None
-    basis: str = ""
+    basis: tuple[str, ...] = ()
     reason: str = ""
+    kind: Kind | None = None
+    confidence: float | None = None
+    unit: str = ""
 
     def __post_init__(self) -> None:
         numbers = [n for n in (self.low, self.mid, self.high) if n is not None]
         if not all(math.isfinite(n) for n in numbers):
-            raise ValueError(f"an estimate's numbers are finite: {self}")
+            raise ValueError(f"an estimate's numbers are finite: {numbers}")
         if self.mid is not None and len(numbers) < 3:
-            raise ValueError(f"an estimate with a middle has both ends: {self}")
+            raise ValueError(f"an estimate with a middle has both ends: {numbers}")
         if self.mid is None and (len(numbers) > 1 or not self.reason):
-            raise ValueError(f"an estimate without a middle has a reason and one bound: {self}")
+            raise ValueError(f"an estimate without a middle has a reason and one bound: {numbers}")
         if numbers != sorted(numbers):
-            raise ValueError(f"an estimate is ordered low <= mid <= high: {self}")
+            raise ValueError(f"an estimate is ordered low <= mid <= high: {numbers}")
 
     @classmethod
-    def known(cls, low: float, mid: float, high: float, basis: str) -> Estimate:
-        """An interval; ValueError where the three are not in order."""
-        return cls(float(low), float(mid), float(high), basis=basis)
+    def known(
+        cls,
+        low: float,
+        mid: float,
+        high: float,
+        *basis: str,
+        kind: Kind = Kind.ESTIMATED,
+        confidence: float | None = CONFIDENCE,
+    ) -> Estimate:
+        """An interval that holds the truth nine times in ten; ValueError where not in order."""
+        return cls(float(low), float(mid), float(high), basis, "", kind, confidence)
 
     @classmethod
-    def exact(cls, value: float, basis: str) -> Estimate:
-        """A figure counted, not estimated: low = mid = high."""
-        return cls.known(value, value, value, basis)
+    def between(cls, low: float, mid: float, high: float, *basis: str) -> Estimate:
+        """Hard bounds: the truth lies between `low` and `high` for certain."""
+        return cls.known(low, mid, high, *basis, kind=Kind.BOUNDED, confidence=None)
 
     @classmethod
-    def at_least(cls, low: float, basis: str, reason: str) -> Estimate:
+    def exact(cls, value: float, *basis: str, kind: Kind = Kind.COUNTED) -> Estimate:
+        """A figure counted or given, not estimated: low = mid = high."""
+        return cls.known(value, value, value, *basis, kind=kind, confidence=None)
+
+    @classmethod
+    def at_least(cls, low: float, *basis: str, reason: str) -> Estimate:
         """A lower bound and what it rests on; `reason`: why no more than that is known."""
-        return cls(float(low), None, None, basis=basis, reason=reason)
+        return cls(float(low), None, None, basis, reason, Kind.BOUNDED)
 
     @classmethod
-    def at_most(cls, high: float, basis: str, reason: str) -> Estimate:
+    def at_most(cls, high: float, *basis: str, reason: str) -> Estimate:
         """An upper bound and what it rests on; `reason`: why no more than that is known."""
-        return cls(None, None, float(high), basis=basis, reason=reason)
+        return cls(None, None, float(high), basis, reason, Kind.BOUNDED)
 
     @classmethod
-    def unknown(cls, reason: str, basis: str = "") -> Estimate:
+    def unknown(cls, reason: str, *basis: str) -> Estimate:
         """No figure, and why."""
-        return cls(None, None, None, basis=basis, reason=reason)
+        return cls(None, None, None, basis, reason)
 
     @property
     def is_known(self) -> bool:
@@ -78,45 +123,59 @@ class Estimate:
         """Whether there is no number at all."""
         return self.low is None and self.high is None
 
+    @property
+    def sources(self) -> str:
+        """What it rests on, in one line; empty where nothing is recorded."""
+        return "; ".join(self.basis)
+
     def map(
-        self,
-        function: Callable[[float], float],
-        basis: str | None = None,
-        *,
-        is_decreasing: bool = False,
+        self, function: Callable[[float], float], *basis: str, is_decreasing: bool = False
     ) -> Estimate:
         """The estimate under a monotone function; a decreasing one swaps the ends. Unknown stays.
 
-        `is_decreasing` need only be told of a function that may meet a bound: of an interval the
-        order shows by itself.
+        `basis` are further sources that the function brings in. `is_decreasing` need only be told
+        of a function that may meet a bound: of an interval the order shows by itself.
         """
-        told = self.basis if basis is None else basis
+        sources = _merged(self.basis, basis)
         if self.low is not None and self.mid is not None and self.high is not None:
             low, high = sorted((function(self.low), function(self.high)))
-            return Estimate.known(low, function(self.mid), high, told)
+            ends = (float(low), float(function(self.mid)), float(high))
+            return Estimate(*ends, sources, "", self.kind, self.confidence)
         low_end, high_end = (None if n is None else function(n) for n in (self.low, self.high))
         if is_decreasing:
             low_end, high_end = high_end, low_end
-        return Estimate(low_end, None, high_end, basis=told, reason=self.reason)
+        return Estimate(low_end, None, high_end, sources, self.reason, self.kind, self.confidence)
 
-    def scaled(self, factor: float, basis: str | None = None) -> Estimate:
+    def scaled(self, factor: float, *basis: str) -> Estimate:
         """The estimate times an exactly known factor, which is not negative."""
-        return self.map(lambda value: value * factor, basis)
+        return self.map(lambda value: value * factor, *basis)
 
-    def times(self, other: Estimate, basis: str) -> Estimate:
+    def inverse(self, *basis: str) -> Estimate:
+        """1 ÷ the estimate, of what cannot be negative; unknown where it may be zero.
+
+        An upper bound becomes a lower one. Of a lower bound of 0 nothing is known.
+        """
+        return Estimate.exact(1.0).divided_by(self, *basis)
+
+    def plus(self, other: Estimate) -> Estimate:
+        """The sum with another estimate of what cannot be negative (`total`)."""
+        return total({"one part": self, "another": other})
+
+    def times(self, other: Estimate, *basis: str) -> Estimate:
         """The product of two non-negative estimates; a bound where either has one on that side."""
-        return _paired(self, other._ends, lambda one, two: one * two, basis, other.reason)
+        return _paired(self, other, other._ends, lambda one, two: one * two, basis)
 
-    def divided_by(self, other: Estimate, basis: str) -> Estimate:
+    def divided_by(self, other: Estimate, *basis: str) -> Estimate:
         """The ratio of two non-negative estimates, ends paired for the widest interval.
 
         A lower bound of the divisor is an upper bound of the ratio, and the other way round.
         Unknown where no end can be told: either is unknown, or the divisor may be zero.
         """
+        sources = _merged(self.basis, other.basis, basis)
         if other.low is not None and other.low <= 0 and not self.is_unknown:
-            return Estimate.unknown(f"the divisor may be zero ({other.basis})", basis)
+            return Estimate.unknown(f"the divisor may be zero ({other.sources})", *sources)
         inverse = other.high, other.mid, other.low
-        return _paired(self, inverse, lambda one, two: one / two, basis, other.reason)
+        return _paired(self, other, inverse, lambda one, two: one / two, basis)
 
     def capped(self, most: Estimate) -> Estimate:
         """The interval, no end of it above the same end of `most`; a bound or unknown stays."""
@@ -124,46 +183,114 @@ class Estimate:
             return self
         pairs = zip(self._ends, most._ends, strict=True)
         low, mid, high = (min(a, b) for a, b in pairs if a is not None and b is not None)
-        return Estimate.known(low, mid, high, self.basis)
+        return replace(self, low=low, mid=mid, high=high)
 
     @property
     def _ends(self) -> _Ends:
         return self.low, self.mid, self.high
 
-    def as_dict(self) -> dict[str, Any]:
-        """The five keys of the machine interface; null where unknown."""
-        return {
-            "low": self.low,
-            "mid": self.mid,
-            "high": self.high,
-            "basis": self.basis,
-            "reason": self.reason,
-        }
+    def __str__(self) -> str:
+        """The figure in a line: `298 tokens/s (288 to 308, 90 %)`, `at least 50`, or why not."""
+        if self.is_unknown:
+            return f"unknown: {self.reason}"
+        if self.mid is None:
+            side, end = ("at most", self.high) if self.low is None else ("at least", self.low)
+            return f"{side} {self._written(end)}{self._per}"
+        if self.low == self.high:
+            return f"{self._written(self.mid)}{self._per}"
+        sure = "" if self.confidence is None else f", {100 * self.confidence:g} %"
+        ends = f"{self._written(self.low)} to {self._written(self.high)}"
+        return f"{self._written(self.mid)}{self._per} ({ends}{sure})"
+
+    def __repr__(self) -> str:
+        """The figure with its kind and its sources, or why only a bound is known."""
+        if self.is_unknown:
+            return str(self)
+        rest = f". Only a bound: {self.reason}" if self.is_bound else ""
+        return f"{self} [{self.kind}] {self.sources}{rest}"
+
+    @property
+    def _per(self) -> str:
+        """The unit as it stands after the number; a dollar sign stands before it."""
+        unit = self.unit.removeprefix("USD").strip()
+        return f" {unit}" if unit else ""
+
+    def _written(self, value: float | None) -> str:
+        number = f"{value:,.0f}" if abs(value or 0.0) >= 1000 else f"{value:.3g}"
+        return f"${number}" if self.unit.startswith("USD") else number
 
 
-def total(parts: Mapping[str, Estimate], basis: str) -> Estimate:
+_UNITS = (
+    (r"tokens_per_usd", "tokens per USD"),
+    (r"usd_per_request.*", "USD per request"),
+    (r"usd_per_million_.*", "USD per million tokens"),
+    (r"usd_per_gpu_hour", "USD per GPU-hour"),
+    (r"usd_per_month", "USD per month"),
+    (r".*_usd", "USD"),
+    (r".*output_tokens_per_second", "output tokens/s"),
+    (r".*requests_per_second", "requests/s"),
+    (r".*running_requests", "running requests"),
+    (r"rejected|abandoned", "requests"),
+    (r"replicas|gpus", ""),
+)
+
+
+@dataclass(frozen=True)
+class Figures(Record):
+    """A result that holds estimates: each gets the unit that its name ends with."""
+
+    def __post_init__(self) -> None:
+        """Units, for whoever reads an estimate by itself."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, Estimate) and not value.unit:
+                object.__setattr__(self, one.name, replace(value, unit=unit_of(one.name)))
+
+
+def unit_of(name: str) -> str:
+    """The unit of a figure by its name, as a person reads it; empty for a pure number."""
+    return next((unit for pattern, unit in _UNITS if re.fullmatch(pattern, name)), "")
+
+
+def total(parts: Mapping[str, Estimate], *basis: str) -> Estimate:
     """The sum of named estimates of what cannot be negative; ends added for the widest interval.
 
     Where a part has no upper end the sum is "at least" what the parts are at least, a part of which
     nothing is known being at least 0; where one has no lower end but all have an upper one, "at
     most". The reason names each part that is not known. Unknown where no end of the sum can be
-    told, and for no parts.
+    told, and for no parts. `basis` comes before the sources of the parts.
     """
     if not parts:
-        return Estimate.unknown("there is nothing to add up", basis)
+        return Estimate.unknown("there is nothing to add up", *basis)
+    sources = _merged(basis, *(part.basis for part in parts.values()))
+    kind = _least_sure(part.kind for part in parts.values())
+    confidence = _lowest(part.confidence for part in parts.values())
     if all(part.is_known for part in parts.values()):
         low, mid, high = (
             math.fsum(getattr(part, end) for part in parts.values()) for end in _END_NAMES
         )
-        return Estimate.known(low, mid, high, basis)
+        return Estimate(low, mid, high, sources, "", kind, confidence)
     reason = _named_reasons(parts)
     lows = [part.low for part in parts.values() if part.low is not None]
     highs = [part.high for part in parts.values() if part.high is not None]
     if len(highs) == len(parts):
-        return Estimate.at_most(math.fsum(highs), basis, reason)
+        return Estimate(None, None, math.fsum(highs), sources, reason, kind, confidence)
     if lows:
-        return Estimate.at_least(math.fsum(lows), basis, reason)
-    return Estimate.unknown(reason, basis)
+        return Estimate(math.fsum(lows), None, None, sources, reason, kind, confidence)
+    return Estimate.unknown(reason, *sources)
+
+
+def _merged(*lists: Iterable[str]) -> tuple[str, ...]:
+    """Sources of several lists in order, each once."""
+    return tuple(dict.fromkeys(source for sources in lists for source in sources if source))
+
+
+def _least_sure(kinds: Iterable[Kind | None]) -> Kind | None:
+    return max((kind for kind in kinds if kind is not None), key=_ORDER.__getitem__, default=None)
+
+
+def _lowest(confidences: Iterable[float | None]) -> float | None:
+    return min((each for each in confidences if each is not None), default=None)
 
 
 def _named_reasons(parts: Mapping[str, Estimate]) -> str:
@@ -177,10 +304,10 @@ def _named_reasons(parts: Mapping[str, Estimate]) -> str:
 
 def _paired(
     one: Estimate,
-    other: _Ends,
+    other: Estimate,
+    other_ends: _Ends,
     function: Callable[[float, float], float],
-    basis: str,
-    other_reason: str,
+    basis: tuple[str, ...],
 ) -> Estimate:
     """An estimate and the ends that meet its own under a function: what is known of each end.
 
@@ -188,9 +315,16 @@ def _paired(
     """
     low, mid, high = (
         None if a is None or b is None else function(a, b)
-        for a, b in zip(one._ends, other, strict=True)
+        for a, b in zip(one._ends, other_ends, strict=True)
+    )
+    sources = _merged(one.basis, other.basis, basis)
+    kind, confidence = (
+        _least_sure((one.kind, other.kind)),
+        _lowest((one.confidence, other.confidence)),
     )
     if low is not None and mid is not None and high is not None:
-        return Estimate(low, mid, high, basis=basis)
+        return Estimate(low, mid, high, sources, "", kind, confidence)
+    if low is None and high is None:
+        return Estimate.unknown(one.reason or other.reason, *sources)
     # Both ends without a middle cannot be: each of the two is an interval or has one bound.
-    return Estimate(low, None, high, basis=basis, reason=one.reason or other_reason)
+    return Estimate(low, None, high, sources, one.reason or other.reason, kind, confidence)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.integration.real_lab import real_lab
-from vllm_capacity.pages.theme import LAB_MIME
+from vllm_capacity.render.charts.theme import LAB_MIME
 from vllm_capacity.resources import shipped
 
 pytestmark = pytest.mark.browser

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from vllm_capacity.pages.report import Order, write_report
+from vllm_capacity.render.report.write import Order, write_report
 from vllm_capacity.resources import shipped
 from vllm_capacity.sources.exposition import provenance, read_scrapes
 from vllm_capacity.telemetry.store import write_window

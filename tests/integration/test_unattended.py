@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.integration.real_prometheus import wait_until
-from vllm_capacity.pages.index import report_metadata
+from vllm_capacity.render.report.index import report_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 CLONE = "/path/to/vllm_capacity"  # as the README calls it

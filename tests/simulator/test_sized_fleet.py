@@ -16,10 +16,10 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-
 from vllm_capacity.answers import answer
+
 from vllm_capacity.bills import Terms
-from vllm_capacity.planning import Ask, plan
+from vllm_capacity.plan import Ask, plan
 from vllm_capacity.telemetry.rows import RowBuffer
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import Window, open_window

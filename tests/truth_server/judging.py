@@ -23,7 +23,7 @@ from vllm_capacity import open_window
 from vllm_capacity.answers import answer
 from vllm_capacity.bills import Terms
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.planning import Ask, plan
+from vllm_capacity.plan import Ask, plan
 
 USD_PER_HOUR = 2.0
 FIGURES = ("capacity", "slo_capacity", "headroom", "utilization", "idle_usd", "replicas")

@@ -19,7 +19,7 @@ from vllm_capacity.facts.gpus import find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.prices import given_price
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.planning import Ask, plan
+from vllm_capacity.plan import Ask, plan
 from vllm_capacity.verdicts.forecast import forecast_demand
 from vllm_capacity.verdicts.options import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.question import Question

@@ -11,9 +11,9 @@ import click
 
 from vllm_capacity.alerts import RULES, with_thresholds
 from vllm_capacity.alerts import alerts as outcomes
-from vllm_capacity.answers import answer
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.cli.assumed import one_window
 from vllm_capacity.cli.screen import columns
-from vllm_capacity.cli.terms import one_window
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import parse_duration_seconds
@@ -48,12 +48,11 @@ def alerts(
         whole = opened.extent
         seconds = min(parse_duration_seconds(over), whole.seconds)
         start = whole.end - timedelta(seconds=seconds)
-    figures = answer(opened, start=start)
-    found = outcomes(figures, rules)
+    found = outcomes(Analysis.of(opened, start).answer, rules)
     if as_json:
         click.echo(json.dumps([one.as_dict() for one in found], allow_nan=False, indent=2))
     else:
-        from vllm_capacity.pages.terminal_decide import alerts_text
+        from vllm_capacity.render.terminal_decide import alerts_text
 
         click.echo(alerts_text(found, width=columns()), nl=False)
     if any(one.state == "fired" for one in found):

@@ -15,7 +15,11 @@ import click
 import httpx
 import yaml
 
-from vllm_capacity.cli.access import (
+from vllm_capacity.answer import Answer
+from vllm_capacity.cli.reading import FILE, bounded, stream_name
+from vllm_capacity.cli.screen import columns
+from vllm_capacity.errors import InputError
+from vllm_capacity.live.access import (
     METRICS,
     METRICS_SETTINGS,
     auth_of,
@@ -24,9 +28,6 @@ from vllm_capacity.cli.access import (
     metrics_url,
     read_settings,
 )
-from vllm_capacity.cli.reading import FILE, bounded, stream_name
-from vllm_capacity.cli.screen import columns
-from vllm_capacity.errors import InputError
 from vllm_capacity.live.checks_config import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import Finding, first_broken
@@ -155,15 +156,14 @@ def doctor(
     _tell(diagnosis(evidence), as_json=as_json)
 
 
-def _answer(window: str, usd_per_hour: float | None) -> dict[str, Any]:
+def _answer(window: str, usd_per_hour: float | None) -> Answer:
     """The window's answer; what computes it is loaded only when it is asked for."""
-    from vllm_capacity.answers import answer
-    from vllm_capacity.bills import Terms
-    from vllm_capacity.facts.prices import given_price
+    from vllm_capacity.analysis import Analysis
+    from vllm_capacity.assumptions import Assumptions, pricing
     from vllm_capacity.telemetry.window import open_window
 
-    price = None if usd_per_hour is None else given_price(usd_per_hour)
-    return answer(open_window(window), terms=Terms(usd_per_gpu_hour=price))
+    assumed = Assumptions(pricing(usd_per_hour))
+    return Analysis.of(open_window(window), assumptions=assumed).answer
 
 
 def _tell(findings: list[Finding], *, as_json: bool) -> None:
@@ -171,7 +171,7 @@ def _tell(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
-        from vllm_capacity.pages.paper import Paper
+        from vllm_capacity.render.paper import Paper
 
         paper = Paper(columns())
         for finding in findings:

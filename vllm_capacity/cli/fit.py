@@ -9,7 +9,7 @@ import click
 
 from vllm_capacity.cli.reading import FILE
 from vllm_capacity.cli.screen import columns
-from vllm_capacity.pages.terminal_decide import fit_text
+from vllm_capacity.render.terminal_decide import fit_text
 from vllm_capacity.sources.loadtests import load_test_points
 from vllm_capacity.sources.points import read_points
 from vllm_capacity.verdicts.points import fit_points
@@ -29,6 +29,6 @@ def fit(points: Path, as_json: bool) -> None:
     is_result = points.suffix.lower() in (".json", ".jsonl")
     found = fit_points(load_test_points(points) if is_result else read_points(points))
     if as_json:
-        click.echo(json.dumps(found, allow_nan=False))
+        click.echo(json.dumps(found.as_dict(), allow_nan=False))
         return
     click.echo(fit_text(found, width=columns()), nl=False)

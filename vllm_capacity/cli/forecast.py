@@ -10,7 +10,7 @@ import click
 
 from vllm_capacity.cli.reading import FILE
 from vllm_capacity.cli.screen import columns
-from vllm_capacity.pages.terminal_decide import forecast_text
+from vllm_capacity.render.terminal_decide import forecast_text
 from vllm_capacity.sources.demand import Clock, read_demand
 from vllm_capacity.timerange import parse_duration_seconds
 from vllm_capacity.verdicts.forecast import Forecast, forecast_demand

@@ -12,7 +12,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import Llm, find_llm, weight_dtype
-from vllm_capacity.pages.terminal_decide import model_text
+from vllm_capacity.render.terminal_decide import model_text
 from vllm_capacity.verdicts.users import users_that_fit
 
 
@@ -65,7 +65,7 @@ def _facts(llm: Llm, dtype: str, kv_dtype: str, users: Estimate) -> dict[str, An
         "kv_fixed_bytes_per_sequence": round(llm.kv_fixed_bytes_per_sequence(kv_dtype)),
         "weights_bytes": round(llm.weights_bytes(dtype)),
         "users": counted if users.is_known else None,
-        "users_basis": users.basis,
+        "users_basis": list(users.basis),
         "source": f"{llm.source} ({llm.date})",
         "note": llm.note,
         "reason": users.reason,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
+from vllm_capacity.cli.assumed import analysis_of, assumption_options, one_window
 from vllm_capacity.cli.figures import as_text
 from vllm_capacity.cli.reading import bounded
 from vllm_capacity.cli.screen import columns
-from vllm_capacity.cli.terms import one_window, terms_of, terms_options
 from vllm_capacity.facts.gpus import find_gpu
-from vllm_capacity.planning import Ask
-from vllm_capacity.planning import plan as plan_of
+from vllm_capacity.plan import PlanRequest
+from vllm_capacity.plan import plan as plan_of
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
 
@@ -55,7 +55,7 @@ from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
     show_default=True,
     help="Fastest rise of demand an hour, 0.1 for 10 %.",
 )
-@terms_options
+@assumption_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def plan(
     argument: str | None,
@@ -75,9 +75,8 @@ def plan(
 
     WINDOW is a path, or a name.
     """
-    terms, start, end = terms_of(given)
     here = find_gpu(gpu).label if gpu is not None else ""
-    ask = Ask(
+    request = PlanRequest(
         demand_requests_per_second=demand,
         from_gpu=gpu,
         to_gpus=() if to_gpus is None else tuple(name.strip() for name in to_gpus.split(",")),
@@ -85,17 +84,17 @@ def plan(
         policy=Policy(headroom, spares, startup_seconds, growth_per_hour),
     )
     opened = open_window(one_window(argument, window))
-    told = plan_of(opened, ask, start=start, end=end, terms=terms)
+    found = plan_of(analysis_of(opened, given), request)
     if as_json:
-        click.echo(as_text(told))
+        click.echo(as_text(found))
         return
-    from vllm_capacity.pages.terminal_plan import plan_text
+    from vllm_capacity.render.terminal_plan import plan_text
 
-    said = plan_text(
-        told,
+    text = plan_text(
+        found,
         window_name=opened.name,
         is_simulated=opened.is_simulated,
         here=here,
         width=columns(),
     )
-    click.echo(said, nl=False)
+    click.echo(text, nl=False)

@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.pages.execution import Progress
-from vllm_capacity.pages.parameters import given_parameters
-from vllm_capacity.pages.report import DEFAULT_NOTEBOOK, EXAMPLES, Order, write_report
+from vllm_capacity.render.report.execution import Progress
+from vllm_capacity.render.report.parameters import given_parameters
+from vllm_capacity.render.report.write import DEFAULT_NOTEBOOK, EXAMPLES, Order, write_report
 from vllm_capacity.resources import shipped
 
 

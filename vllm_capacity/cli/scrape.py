@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -14,19 +12,15 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from vllm_capacity.cli.access import METRICS, METRICS_SETTINGS, client, metrics_url, read_settings
 from vllm_capacity.cli.reading import FILE, local_path
-from vllm_capacity.errors import InputError, NoTelemetryError, SourceError, plain
-from vllm_capacity.live.scrape import Journal, Progress, Target, run, targets
-from vllm_capacity.sources.asking import UNKEPT
-from vllm_capacity.sources.exposition import DAMAGED, provenance, read_scrapes
+from vllm_capacity.errors import InputError, plain
+from vllm_capacity.live.capture import Captured, capture, import_scrapes
+from vllm_capacity.live.scrape import Progress
+from vllm_capacity.sources.exposition import DAMAGED, read_scrapes
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.rows import Rows
-from vllm_capacity.telemetry.store import Place, put_window, reserved
 from vllm_capacity.telemetry.window import window_path
 from vllm_capacity.timerange import parse_duration_seconds
-
-_LEAST_SECONDS = 0.01
 
 
 @click.command(short_help="Scrape vLLM's /metrics, or saved scrapes, into a window.")
@@ -73,86 +67,51 @@ def scrape(
     if to is None:
         raise InputError("Say with --to where the window goes.")
     if saved is not None:
-        with reserved(to) as place:
-            _import(saved, place, kind="saved scrapes", about=about)
+        _say(import_scrapes(saved, to, read=_read, about=about))
         return
-    found = targets(tuple(metrics_url(url) for url in urls))
-    journal = to.with_name(f"{to.name}.journal")
-    with reserved(to) as place, _claimed(journal, to):
-        done = _scrape_live(found, every, duration, journal, profile)
-        try:
-            _import(journal, place, kind="scraped /metrics", about=about)
-        except NoTelemetryError as error:
-            journal.unlink()  # nothing is lost with it, and it would block the next run
-            raise SourceError(_fruitless(error, done)) from None
-        click.echo(f"{done.good} good and {done.failed} failed scrapes.", err=True)
-        journal.unlink()
-
-
-@contextmanager
-def _claimed(journal: Path, to: Path) -> Iterator[None]:
-    """Make the journal anew; InputError where there is one, whose run cannot be running any more.
-
-    A journal without a single scrape rescues nothing: it goes.
-    """
-    _remove_empty(journal)
-    try:
-        journal.open("xb").close()
-    except FileExistsError:
-        raise InputError(
-            f"{journal} is left from a run that was cut. Rescue it with "
-            f"`vllm-capacity scrape --from {journal} --to {to}`, or remove it."
-        ) from None
-    try:
-        yield
-    finally:
-        _remove_empty(journal)
-
-
-def _remove_empty(journal: Path) -> None:
-    if journal.exists() and journal.stat().st_size == 0:
-        journal.unlink()
-
-
-def _fruitless(error: NoTelemetryError, done: Progress) -> str:
-    if done.good:
-        return f"{error} Last error: {done.last_error}" if done.last_error else str(error)
-    return (
-        f"No scrape was answered ({done.failed} tried): {done.last_error}. Is the server running, "
-        "and is this its /metrics?"
-    )
+    done = _scrape_live(urls, to, every, duration, profile, about)
+    _say(done)
+    if done.progress is not None:
+        seen = done.progress
+        click.echo(f"{seen.good} good and {seen.failed} failed scrapes.", err=True)
 
 
 def _scrape_live(
-    found: list[Target], every: str, duration: str | None, journal: Path, profile: Path | None
-) -> Progress:
-    every_seconds = parse_duration_seconds(every)
-    if every_seconds < _LEAST_SECONDS:
-        raise InputError(f"--every {every} is too short; {_LEAST_SECONDS:g}s is the least.")
-    for_seconds = parse_duration_seconds(duration) if duration is not None else None
-    settings = read_settings(os.environ, profile, prefix=METRICS, names=METRICS_SETTINGS)
+    urls: tuple[str, ...],
+    to: Path,
+    every: str,
+    duration: str | None,
+    profile: Path | None,
+    about: str | None,
+) -> Captured:
     stop = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+
+    def let_go() -> None:
+        """What follows the last scrape can be ended, too."""
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
     console = Console(stderr=True)
-    with (
-        client(settings, follow_redirects=True, limits=UNKEPT, stop=stop) as asking,
-        console.status("scraping") as status,
-    ):
-        done = run(
-            found,
-            client=asking,
-            journal=Journal(journal),
-            every_seconds=every_seconds,
-            for_seconds=for_seconds,
+    with console.status("scraping") as status:
+        return capture(
+            urls,
+            to,
+            every_seconds=parse_duration_seconds(every),
+            for_seconds=None if duration is None else parse_duration_seconds(duration),
+            environment=os.environ,
+            read=_read,
+            profile=profile,
+            about=about,
             stop=stop,
             tell=lambda progress: _tell(status, progress),
+            scraped=let_go,
         )
-    for number, handler in before.items():  # what follows can be ended, too
-        signal.signal(number, handler)
-    if not done.points:
-        raise SourceError("Stopped before the first scrape; nothing was written.")
-    return done
+
+
+def _say(done: Captured) -> None:
+    click.echo(f"Wrote {done.path}: {done.series} series.", err=True)
 
 
 def _tell(status: Status, progress: Progress) -> None:
@@ -166,13 +125,6 @@ def _add(saved: Path | None, into: Path, to: Path | None) -> None:
         raise InputError("--into goes with --from, and without --to.")
     changed = extend_window(window_path(into), _read(saved))
     click.echo(f"Added to {into}; hours that changed: {', '.join(changed) or 'none'}.", err=True)
-
-
-def _import(saved: Path, place: Place, *, kind: str, about: str | None) -> None:
-    rows = _read(saved)
-    note = provenance(rows, kind=kind, origin=saved.name)
-    put_window(place, rows, note | ({"about": about} if about else {}))
-    click.echo(f"Wrote {place.path}: {rows.series.height} series.", err=True)
 
 
 def _read(saved: Path) -> Rows:

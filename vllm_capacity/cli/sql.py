@@ -12,10 +12,11 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from vllm_capacity.cli.access import is_server, read_settings
-from vllm_capacity.cli.pull import asked_range, http_client
+from vllm_capacity.cli.pull import asked_range
 from vllm_capacity.cli.reading import FILE, bounded, stream_name
 from vllm_capacity.errors import InputError
+from vllm_capacity.live.access import is_server, read_settings
+from vllm_capacity.live.pull import parseable_client
 from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
 from vllm_capacity.sources.parquet import open_store
 from vllm_capacity.sources.parseable import Parseable
@@ -26,7 +27,7 @@ from vllm_capacity.sources.traces import (
     where_time_went,
     with_regimes,
 )
-from vllm_capacity.timerange import TimeRange, parse_duration_seconds, parse_instant
+from vllm_capacity.timerange import TimeRange, parse_duration_seconds
 
 _PIPED_WIDTH = 160
 
@@ -114,20 +115,17 @@ def _traces(
         return traces_from_files(open_store(origin), stream, part, late=late)
     if part is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
-    with http_client(origin, settings) as client:
+    with parseable_client(origin, settings) as client:
         return traces_from_server(Parseable(client), stream, part, late=late)
 
 
 def _regimes(window: str) -> pl.DataFrame:
     """The regimes of a window's engines: start, end, engine, regime."""
-    from vllm_capacity.answers import answer  # only this option needs all of it
+    from vllm_capacity.analysis import Analysis  # only this option needs all of it
     from vllm_capacity.telemetry.window import open_window
 
-    found = answer(open_window(window))["saturation"]["regimes"]
-    rows = [
-        (parse_instant(r["start"]), parse_instant(r["end"]), r["engine"], r["regime"])
-        for r in found
-    ]
+    found = Analysis.of(open_window(window)).saturation.regimes
+    rows = [(each.start, each.end, each.engine, each.regime) for each in found]
     times = pl.Datetime("us", "UTC")
     schema: dict[str, Any] = {"start": times, "end": times, "engine": pl.String}
     schema["regime"] = pl.String

@@ -12,7 +12,7 @@ from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm, weight_dtype
 from vllm_capacity.facts.prices import usual_forms
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.pages.terminal_decide import whatif_text
+from vllm_capacity.render.terminal_decide import whatif_text
 from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.whatif import what_if
 

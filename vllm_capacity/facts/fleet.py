@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.prices import find_price, given_price
 from vllm_capacity.timerange import TimeRange, iso, parse_instant
 
@@ -109,10 +109,11 @@ def _mean_rate(stretches: Sequence[tuple[float, Rule]]) -> Rate:
         math.fsum(weight * rate for weight, rate in zip(weights, rates, strict=True))
         for rates in ends
     )
-    named = "; ".join(f"{length:.4g} h at {r.usd_per_gpu_hour.basis}" for length, r in stretches)
-    return Rate(
-        gpu_hours / hours, Estimate.known(low, mid, high, f"mean over GPU-hours of: {named}")
+    named = "; ".join(f"{length:.4g} h at {r.usd_per_gpu_hour.sources}" for length, r in stretches)
+    mean = Estimate.known(
+        low, mid, high, f"mean over GPU-hours of: {named}", kind=Kind.GIVEN, confidence=None
     )
+    return Rate(gpu_hours / hours, mean)
 
 
 def _csv_rows(text: str, path: Path) -> list[Mapping[str, Any]]:

@@ -25,7 +25,7 @@ from typing import Any
 import polars as pl
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.gpus import ANY_FORM, find_gpu
 from vllm_capacity.resources import shipped
 
@@ -74,7 +74,7 @@ class Price:
     def usd(self) -> Estimate:
         """The row's rate, exact, its basis naming the row and its source."""
         basis = f"${self.usd_per_gpu_hour:g}/GPU-hour ({self.key}; {_short(self.source)})"
-        return Estimate.exact(self.usd_per_gpu_hour, basis)
+        return Estimate.exact(self.usd_per_gpu_hour, basis, kind=Kind.GIVEN)
 
 
 @cache
@@ -90,7 +90,7 @@ def given_price(usd_per_hour: float) -> Estimate:
         raise InputError(
             f"--usd-per-hour must be 0 or more, {_MOST_USD:g} at most, found {usd_per_hour}."
         )
-    return Estimate.exact(usd_per_hour, f"${usd_per_hour:g}/GPU-hour (given)")
+    return Estimate.exact(usd_per_hour, f"${usd_per_hour:g}/GPU-hour (given)", kind=Kind.GIVEN)
 
 
 def find_price(name: str) -> Price:
@@ -186,7 +186,8 @@ def spread(rows: Sequence[Price], gpu: str) -> Estimate:
             f"median of {len(rows)} on-demand offers of {gpu} ({dated}), from {cheapest} to "
             f"{dearest}"
         )
-    return Estimate.known(min(rates), statistics.median(rates), max(rates), basis)
+    low, mid, high = min(rates), statistics.median(rates), max(rates)
+    return Estimate.known(low, mid, high, basis, kind=Kind.ASSUMED, confidence=None)
 
 
 def _rate(row: Price) -> float:

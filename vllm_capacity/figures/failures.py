@@ -7,51 +7,63 @@ at admission, and an estimate of streams that clients left. Source: method.md §
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import polars as pl
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures import gauges, latency, traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-HTTP_REQUESTS = "http_requests_total"
-REJECTIONS = "vllm:admission_rejections_total"
 # What answers with tokens; the rest (health, models, tokenize …) says nothing about serving.
 _GENERATES = "completions|responses|messages|generate|embeddings|score|rerank"
 
 
-def failures(window: Window, *, part: TimeRange) -> dict[str, Estimate]:
-    """What can be known of failures in the part.
+@dataclass(frozen=True)
+class Failures(Figures):
+    """What can be known of failures, each unknown where its series do not exist.
 
     `http_5xx_ratio` and `http_4xx_ratio` of answers on generating paths, `error_ratio` of finished
-    requests, `rejected` and `abandoned` in requests. Unknown where the series do not exist.
+    requests, `rejected` and `abandoned` in requests.
     """
-    metrics = [HTTP_REQUESTS, traffic.REQUESTS, REJECTIONS]
-    increases = traffic.counter_increases(window, metrics, part=part)
-    return {
-        "http_5xx_ratio": _http_share(
+
+    http_5xx_ratio: Estimate
+    http_4xx_ratio: Estimate
+    error_ratio: Estimate
+    rejected: Estimate
+    abandoned: Estimate
+
+
+def failures(window: Window, *, part: TimeRange) -> Failures:
+    """What can be known of failures in the part."""
+    increases = traffic.counter_increases(window, traffic.COUNTERS, part=part)
+    return Failures(
+        http_5xx_ratio=_http_share(
             increases, "5xx", "a lower bound: a stream that breaks after its head counts as 2xx"
         ),
-        "http_4xx_ratio": _http_share(
+        http_4xx_ratio=_http_share(
             increases, "4xx", "errors of the clients: bad parameters, unknown model, too long"
         ),
-        "error_ratio": _error_share(increases),
-        "rejected": _rejected(increases),
-        "abandoned": _abandoned(window, increases, part),
-    }
+        error_ratio=_error_share(increases),
+        rejected=_rejected(increases),
+        abandoned=_abandoned(window, increases, part),
+    )
 
 
 def _http_share(increases: pl.DataFrame, status: str, blind_spot: str) -> Estimate:
-    rows = increases.filter(pl.col("metric") == HTTP_REQUESTS).with_columns(
+    rows = increases.filter(pl.col("metric") == traffic.HTTP_REQUESTS).with_columns(
         handler=pl.col("labels").str.json_path_match("$.handler"),
         status=pl.col("labels").str.json_path_match("$.status"),
     )
     rows = rows.filter(pl.col("handler").str.contains(_GENERATES))
     total = float(rows.get_column("increase").sum())
     if not total:
-        return Estimate.unknown(f"no answer on a generating path was counted by {HTTP_REQUESTS}")
+        return Estimate.unknown(
+            f"no answer on a generating path was counted by {traffic.HTTP_REQUESTS}"
+        )
     failed = float(rows.filter(pl.col("status") == status).get_column("increase").sum())
-    return Estimate.exact(failed / total, f"{failed:,.0f} of {total:,.0f} answers; {blind_spot}")
+    return Estimate.exact(failed / total, f"{failed:,.0f} of {total:,.0f} answers", blind_spot)
 
 
 def _error_share(increases: pl.DataFrame) -> Estimate:
@@ -62,12 +74,12 @@ def _error_share(increases: pl.DataFrame) -> Estimate:
     if not finished:
         return Estimate.unknown("no request finished")
     blind_spot = "blind to requests refused before the engine and to clients that left"
-    basis = f"{by_reason['error']:,.0f} of {finished:,.0f} finished requests; {blind_spot}"
-    return Estimate.exact(by_reason["error"] / finished, basis)
+    counted = f"{by_reason['error']:,.0f} of {finished:,.0f} finished requests"
+    return Estimate.exact(by_reason["error"] / finished, counted, blind_spot)
 
 
 def _rejected(increases: pl.DataFrame) -> Estimate:
-    rejected = traffic.total(increases, REJECTIONS)
+    rejected = traffic.total(increases, traffic.REJECTIONS)
     if rejected is None:
         return Estimate.unknown("this vLLM does not count rejections (it does from 0.32 on)")
     return Estimate.exact(rejected, "refused at admission; a proxy's own refusals are not in it")
@@ -90,11 +102,11 @@ def _abandoned(window: Window, increases: pl.DataFrame, part: TimeRange) -> Esti
     at_start, at_end = (float(ends.get_column(name).sum()) for name in ("first", "last"))
     open_streams = sum(i.count for i in first) - finished
     basis = (
-        f"{open_streams:,.0f} first tokens more than finished requests, {at_start:,.0f} requests "
-        "running at "
-        f"the start and {at_end:,.0f} at the end; blind to clients that left before a first token"
+        f"{open_streams:,.0f} first tokens more than finished requests",
+        f"{at_start:,.0f} requests running at the start and {at_end:,.0f} at the end",
+        "blind to clients that left before a first token",
     )
     low, mid, high = (
         max(0.0, open_streams + delta) for delta in (-at_end, at_start - at_end, at_start)
     )
-    return Estimate.known(low, mid, high, basis)
+    return Estimate.between(low, mid, high, *basis)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from vllm_capacity.figures.scrapes import hold_seconds
+from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
@@ -21,11 +22,20 @@ KV_CACHE = "vllm:kv_cache_usage_perc"
 
 
 @dataclass(frozen=True)
-class Spread:
+class Gauge(Record):
     """Mean and maximum of a gauge; both None where it was not observed."""
 
     mean: float | None
     max: float | None
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """`running` and `waiting` requests, summed over engines; `kv_cache_ratio`, over all of them."""
+
+    running: Gauge
+    waiting: Gauge
+    kv_cache_ratio: Gauge
 
 
 def gauge_samples(window: Window, metrics: list[str], *, part: TimeRange) -> pl.DataFrame:
@@ -35,7 +45,7 @@ def gauge_samples(window: Window, metrics: list[str], *, part: TimeRange) -> pl.
     )
 
 
-def spreads(window: Window, tries: pl.DataFrame, *, part: TimeRange) -> dict[str, Spread]:
+def gauges(window: Window, tries: pl.DataFrame, *, part: TimeRange) -> Gauges:
     """`running` and `waiting`, summed over engines, and `kv_cache_ratio`, pooled over them.
 
     In a thinned window they come from its minutes; the maximum of a sum over several engines is
@@ -43,18 +53,18 @@ def spreads(window: Window, tries: pl.DataFrame, *, part: TimeRange) -> dict[str
     """
     if window.grain == "minute":
         minutes = gauge_minutes(window, [RUNNING, WAITING, KV_CACHE], part=part)
-        return {
-            "running": _summed_minutes(minutes, RUNNING),
-            "waiting": _summed_minutes(minutes, WAITING),
-            "kv_cache_ratio": _of_minutes(minutes.filter(pl.col("metric") == KV_CACHE)),
-        }
+        return Gauges(
+            running=_summed_minutes(minutes, RUNNING),
+            waiting=_summed_minutes(minutes, WAITING),
+            kv_cache_ratio=_of_minutes(minutes.filter(pl.col("metric") == KV_CACHE)),
+        )
     samples = gauge_samples(window, [RUNNING, WAITING, KV_CACHE], part=part)
     inside = tries.filter(pl.col("ts") >= part.start)
-    return {
-        "running": spread(summed(samples, inside, RUNNING)),
-        "waiting": spread(summed(samples, inside, WAITING)),
-        "kv_cache_ratio": pooled(samples, KV_CACHE),
-    }
+    return Gauges(
+        running=gauge_of(summed(samples, inside, RUNNING)),
+        waiting=gauge_of(summed(samples, inside, WAITING)),
+        kv_cache_ratio=pooled(samples, KV_CACHE),
+    )
 
 
 def gauge_minutes(window: Window, metrics: list[str], *, part: TimeRange) -> pl.DataFrame:
@@ -64,20 +74,20 @@ def gauge_minutes(window: Window, metrics: list[str], *, part: TimeRange) -> pl.
     )
 
 
-def _of_minutes(minutes: pl.DataFrame) -> Spread:
+def _of_minutes(minutes: pl.DataFrame) -> Gauge:
     if minutes.is_empty():
-        return Spread(None, None)
+        return Gauge(None, None)
     mean = minutes.select((pl.col("value") * pl.col("n")).sum() / pl.col("n").sum()).item()
-    return Spread(float(mean), float(minutes.get_column("max").max()))  # type: ignore[arg-type]
+    return Gauge(float(mean), float(minutes.get_column("max").max()))  # type: ignore[arg-type]
 
 
-def _summed_minutes(minutes: pl.DataFrame, metric: str) -> Spread:
+def _summed_minutes(minutes: pl.DataFrame, metric: str) -> Gauge:
     rows = minutes.filter(pl.col("metric") == metric)
     engines = [_of_minutes(own) for _, own in rows.group_by("instance", "engine")]
     if not engines:
-        return Spread(None, None)
+        return Gauge(None, None)
     most = engines[0].max if len(engines) == 1 else None
-    return Spread(sum(engine.mean or 0.0 for engine in engines), most)
+    return Gauge(sum(engine.mean or 0.0 for engine in engines), most)
 
 
 def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.DataFrame:
@@ -104,21 +114,21 @@ def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.Dat
     return total.with_columns(hold_seconds=hold_seconds(total.get_column("ts")))
 
 
-def spread(rows: pl.DataFrame) -> Spread:
+def gauge_of(rows: pl.DataFrame) -> Gauge:
     """Mean (by the time each value held) and maximum of a frame with value and hold_seconds."""
     if rows.is_empty():
-        return Spread(None, None)
+        return Gauge(None, None)
     value, weight = rows.get_column("value"), rows.get_column("hold_seconds")
     whole = float(weight.sum())
     mean = float((value * weight).sum()) / whole if whole > 0 else float(value.sum()) / len(value)
-    return Spread(mean, float(value.max()))  # type: ignore[arg-type]
+    return Gauge(mean, float(value.max()))  # type: ignore[arg-type]
 
 
-def pooled(samples: pl.DataFrame, metric: str) -> Spread:
+def pooled(samples: pl.DataFrame, metric: str) -> Gauge:
     """Mean and maximum of a gauge over engines and time, never summed: for ratios."""
     rows = samples.filter(pl.col("metric") == metric)
     parts = [
         own.with_columns(hold_seconds=hold_seconds(own.get_column("ts")))
         for _, own in rows.group_by("instance", "engine", "labels", maintain_order=True)
     ]
-    return spread(pl.concat(parts)) if parts else Spread(None, None)
+    return gauge_of(pl.concat(parts)) if parts else Gauge(None, None)

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from vllm_capacity.figures.histogram import (
     bucket_quantile,
@@ -16,14 +17,20 @@ from vllm_capacity.figures.histogram import (
     quantile_bounds,
     quantile_estimate,
 )
+from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
 TTFT = "vllm:time_to_first_token_seconds"
 ITL = "vllm:inter_token_latency_seconds"
 E2E = "vllm:e2e_request_latency_seconds"
+QUEUE = "vllm:request_queue_time_seconds"
 PREFILL = "vllm:request_prefill_time_seconds"
 DECODE = "vllm:request_decode_time_seconds"
+
+HISTOGRAMS = (TTFT, ITL, E2E, QUEUE, PREFILL, DECODE)
+STEP_HISTOGRAMS = (TTFT, ITL, E2E)
+"""The histograms that figures read: over a whole part, and step by step."""
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -54,17 +61,20 @@ def histogram_increases(
     Without `step_seconds` the part is one step, 0. Across a restart the whole state of the new run
     counts. Source: method.md §4.
     """
+    usual = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
+    asked = usual if set(metrics) <= set(usual) else tuple(metrics)
     states = window.named_sql(
         "figures",
         "histogram_states",
-        metrics=list(metrics),
+        metrics=list(asked),
         start=part.start,
         end=part.end,
         step_us=round((step_seconds or part.seconds + 1) * 1e6),
         last_step=part.steps(step_seconds) - 1 if step_seconds else 0,
     )
     increases: list[Increase] = []
-    for _, series in states.group_by("series_id", maintain_order=True):
+    own = states.filter(pl.col("metric").is_in(list(metrics)))
+    for _, series in own.group_by("series_id", maintain_order=True):
         increases.extend(_series_increases(list(series.iter_rows(named=True))))
     return increases
 
@@ -129,37 +139,85 @@ def merged(increases: Sequence[Increase]) -> Distribution | None:
     return Distribution(tuple(edges), tuple(counts), total if np.isfinite(total) else None)
 
 
-def quantiles(distribution: Distribution | None) -> dict[str, dict[str, float | None]]:
-    """p50, p95 and p99, each {value, lower, upper, estimate}, in the unit of the edges.
+@dataclass(frozen=True)
+class Quantile(Record):
+    """A quantile in seconds: `value` is PromQL's, None in the overflow bucket.
 
-    `value` is PromQL's interpolation, None in the overflow bucket; `lower` and `upper` are the
-    edges of the bucket, between which the truth lies; `estimate` uses the sum and the neighbouring
-    buckets too. All None where nothing was observed.
+    `lower` and `upper` are the edges of its bucket, between which the truth lies; `estimate` uses
+    the sum and the neighboring buckets too. All None where nothing was observed.
     """
+
+    value: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    estimate: float | None = None
+
+    def __str__(self) -> str:
+        """The estimate with the bounds of its bucket: `16.2 s (10 to 20 s)`."""
+        if self.lower is None:
+            return "nothing was observed"
+        if self.estimate is None or self.upper is None:
+            return f"more than {self.lower:.4g} s"
+        return f"{self.estimate:.4g} s ({self.lower:.4g} to {self.upper:.4g} s)"
+
+
+@dataclass(frozen=True)
+class Quantiles(Record):
+    """Quantiles of one latency, in seconds."""
+
+    p50: Quantile = Quantile()
+    p95: Quantile = Quantile()
+    p99: Quantile = Quantile()
+
+
+@dataclass(frozen=True)
+class Latency(Record):
+    """Quantiles of TTFT, inter-token and end-to-end latency, over all engines."""
+
+    ttft_seconds: Quantiles
+    itl_seconds: Quantiles
+    e2e_seconds: Quantiles
+
+    @property
+    def ttft(self) -> Quantiles:
+        """Time to first token."""
+        return self.ttft_seconds
+
+    @property
+    def itl(self) -> Quantiles:
+        """Inter-token latency."""
+        return self.itl_seconds
+
+    @property
+    def e2e(self) -> Quantiles:
+        """End-to-end latency of a request."""
+        return self.e2e_seconds
+
+
+def quantiles(distribution: Distribution | None) -> Quantiles:
+    """p50, p95 and p99, in the unit of the edges; all None where nothing was observed."""
     if distribution is None:
-        nothing = dict.fromkeys(("value", "lower", "upper", "estimate"))
-        return {name: dict(nothing) for name in QUANTILES}
+        return Quantiles()
     edges, counts = distribution.edges, distribution.counts
-    answer: dict[str, dict[str, float | None]] = {}
-    for name, q in QUANTILES.items():
-        lower, upper = quantile_bounds(edges, counts, q)
-        answer[name] = {
-            "value": bucket_quantile(edges, counts, q),
-            "lower": lower,
-            "upper": upper,
-            "estimate": quantile_estimate(edges, counts, distribution.total, q),
+    return Quantiles(
+        **{
+            name: Quantile(
+                bucket_quantile(edges, counts, q),
+                *quantile_bounds(edges, counts, q),
+                quantile_estimate(edges, counts, distribution.total, q),
+            )
+            for name, q in QUANTILES.items()
         }
-    return answer
+    )
 
 
-def latency(window: Window, *, part: TimeRange) -> dict[str, dict[str, dict[str, float | None]]]:
+def latency(increases: Sequence[Increase]) -> Latency:
     """Quantiles of TTFT, inter-token and end-to-end latency, in seconds, over all engines."""
-    names = {"ttft_seconds": TTFT, "itl_seconds": ITL, "e2e_seconds": E2E}
-    increases = histogram_increases(window, list(names.values()), part=part)
-    return {
-        name: quantiles(merged([i for i in increases if i.metric == metric]))
-        for name, metric in names.items()
-    }
+    ttft, itl, e2e = (
+        quantiles(merged([i for i in increases if i.metric == metric]))
+        for metric in (TTFT, ITL, E2E)
+    )
+    return Latency(ttft, itl, e2e)
 
 
 def mean_seconds(increase: Increase) -> float | None:

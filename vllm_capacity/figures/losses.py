@@ -27,6 +27,7 @@ import polars as pl
 from vllm_capacity.figures import gauges, latency, traffic
 from vllm_capacity.figures.scrapes import GAP_FACTOR, Outage, Restart
 from vllm_capacity.figures.twins import usual_seconds
+from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
@@ -36,15 +37,11 @@ _LEAST_KV_RATIO = 0.02  # a fuller cache tells how many requests it can hold
 
 
 @dataclass(frozen=True)
-class Lost:
+class Lost(Record):
     """Bounds of what is in no figure, in the unit of the counter."""
 
     low: float
     high: float
-
-    def as_dict(self) -> dict[str, float]:
-        """The two keys of the machine interface."""
-        return {"low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)

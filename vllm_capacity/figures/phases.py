@@ -8,8 +8,7 @@ from vllm_capacity.figures import latency
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-QUEUE = "vllm:request_queue_time_seconds"
-PHASES = {"queue": QUEUE, "prefill": latency.PREFILL, "decode": latency.DECODE}
+PHASES = {"queue": latency.QUEUE, "prefill": latency.PREFILL, "decode": latency.DECODE}
 
 
 @dataclass(frozen=True)

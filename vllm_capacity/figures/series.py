@@ -17,6 +17,20 @@ FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 CHART_QUANTILES = {"p50": 0.5, "p95": 0.95}
 
 
+POINTS_AT_MOST = 150  # more make a page slow to draw
+_READABLE_STEPS_SECONDS = (
+    *(10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0),
+    *(3600.0, 7200.0, 10800.0, 21600.0, 43200.0, 86400.0, 604800.0),
+)
+
+
+def readable_step_seconds(part: TimeRange) -> float:
+    """The shortest round step that cuts the time range into at most 150 points."""
+    length = part.hours * 3600
+    fitting = [s for s in _READABLE_STEPS_SECONDS if length <= s * POINTS_AT_MOST]
+    return fitting[0] if fitting else _READABLE_STEPS_SECONDS[-1]
+
+
 def per_step(window: Window, *, part: TimeRange, step_seconds: float) -> pl.DataFrame:
     """What the charts draw, one row a step, in order.
 

@@ -22,6 +22,29 @@ OLD_PREFIX_QUERIES = "vllm:gpu_prefix_cache_queries_total"
 OLD_PREFIX_HITS = "vllm:gpu_prefix_cache_hits_total"
 # What a step of the window is told by.
 STEP_COUNTERS = (GENERATION_TOKENS, PROMPT_TOKENS, REQUESTS, PREEMPTIONS)
+HTTP_REQUESTS = "http_requests_total"
+REJECTIONS = "vllm:admission_rejections_total"
+ESTIMATED_FLOPS = "vllm:estimated_flops_per_gpu_total"
+ESTIMATED_READ_BYTES = "vllm:estimated_read_bytes_per_gpu_total"
+ESTIMATED_WRITE_BYTES = "vllm:estimated_write_bytes_per_gpu_total"
+COUNTERS = (
+    REQUESTS,
+    GENERATION_TOKENS,
+    PROMPT_TOKENS,
+    PROMPT_TOKENS_BY_SOURCE,
+    PROMPT_TOKENS_CACHED,
+    PREEMPTIONS,
+    PREFIX_QUERIES,
+    PREFIX_HITS,
+    OLD_PREFIX_QUERIES,
+    OLD_PREFIX_HITS,
+    HTTP_REQUESTS,
+    REJECTIONS,
+    ESTIMATED_FLOPS,
+    ESTIMATED_READ_BYTES,
+    ESTIMATED_WRITE_BYTES,
+)
+"""Every counter that a figure is made of."""
 SUCCESSFUL_REASONS = ("stop", "length", "repetition")
 
 
@@ -33,9 +56,12 @@ def counter_increases(window: Window, metrics: Sequence[str], *, part: TimeRange
     it lies between. No row where nothing was observed. Source: method.md §2; PromQL's `increase …
     anchored`.
     """
-    return window.named_sql(
-        "figures", "counter_increase", metrics=list(metrics), start=part.start, end=part.end
+    # Every analysis asks for several of these: all at once is one pass over the samples.
+    asked = COUNTERS if set(metrics) <= set(COUNTERS) else tuple(metrics)
+    found = window.named_sql(
+        "figures", "counter_increase", metrics=list(asked), start=part.start, end=part.end
     )
+    return found.filter(pl.col("metric").is_in(list(metrics)))
 
 
 def scrape_increases(window: Window, metrics: Sequence[str], *, part: TimeRange) -> pl.DataFrame:
@@ -44,9 +70,11 @@ def scrape_increases(window: Window, metrics: Sequence[str], *, part: TimeRange)
     One row a (series, scrape) in the part: metric, instance, engine, model_name, labels, ts_before,
     ts, increase; null on a first scrape that has no base.
     """
-    return window.named_sql(
-        "figures", "scrape_increases", metrics=list(metrics), start=part.start, end=part.end
+    asked = STEP_COUNTERS if set(metrics) <= set(STEP_COUNTERS) else tuple(metrics)
+    found = window.named_sql(
+        "figures", "scrape_increases", metrics=list(asked), start=part.start, end=part.end
     )
+    return found.filter(pl.col("metric").is_in(list(metrics)))
 
 
 def total(increases: pl.DataFrame, metric: str) -> float | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from vllm_capacity.answer import Answer
 from vllm_capacity.live.finding import Finding, broken, fine, unknown
 from vllm_capacity.live.probes import Evidence
 
@@ -14,7 +12,7 @@ def window_checks(evidence: Evidence) -> list[Finding]:
     answer = evidence.answer
     if answer is None:
         return []
-    if not answer["window"]["engines"]:
+    if not answer.window.engines:
         remedy = (
             "Pull another time range, or the right stream: there is no vLLM series in this one."
         )
@@ -31,25 +29,25 @@ def _engines(count: int) -> str:
     return f"{count:,} engine{'' if count == 1 else 's'}"
 
 
-def _ledger(answer: Mapping[str, Any]) -> list[Finding]:
+def _ledger(answer: Answer) -> list[Finding]:
     """Latency or tokens that look wrong have their reason in the ledger."""
-    errors = [item for item in answer["quality"] if item["severity"] == "error"]
+    errors = [item for item in answer.quality if item.severity == "error"]
     if not errors:
         return [fine("window", "figures-doubtful", "the data-quality ledger has no error")]
-    found = "; ".join(f"{item['check']}: {item['effect']}" for item in errors)
+    found = "; ".join(f"{item.check}: {item.effect}" for item in errors)
     remedy = "Figures that rest on this cannot be trusted: capture again, or another part."
     return [broken("window", "figures-doubtful", found, remedy)]
 
 
-def _latency(answer: Mapping[str, Any]) -> Finding:
-    value = answer["latency"]["e2e_seconds"]["p99"]
-    if value["value"] is None and value["lower"] is None:
+def _latency(answer: Answer) -> Finding:
+    value = answer.latency.e2e.p99
+    if value.value is None and value.lower is None:
         return unknown("window", "no-latency", "no request finished in this window")
     return fine("window", "no-latency", "latencies are known, with their bounds")
 
 
-def _price(answer: Mapping[str, Any]) -> Finding:
-    cost = answer["cost"]["allocation_usd"]
-    if cost["mid"] is None:
-        return unknown("window", "no-price", f"cost is unknown: {cost['reason']}")
-    return fine("window", "no-price", f"cost rests on: {cost['basis']}")
+def _price(answer: Answer) -> Finding:
+    cost = answer.cost.total
+    if cost.mid is None:
+        return unknown("window", "no-price", f"cost is unknown: {cost.reason}")
+    return fine("window", "no-price", f"cost rests on: {cost.sources}")

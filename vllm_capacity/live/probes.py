@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import httpx
 import msgspec
 
+from vllm_capacity.answer import Answer
 from vllm_capacity.errors import plain
 from vllm_capacity.live.stack import is_sendable
 from vllm_capacity.sources.asking import shown
@@ -92,7 +93,7 @@ class Evidence:
     payloads: Reply | None = None
     batches: Reply | None = None
     instances: Reply | None = None
-    answer: Mapping[str, Any] | None = None
+    answer: Answer | None = None
 
     @property
     def writer(self) -> str:
@@ -138,7 +139,7 @@ def gather(
     reader: httpx.Auth | None = None,
     ingest_authorization: str | None = None,
     collector_config: Mapping[str, Any] | None = None,
-    answer: Mapping[str, Any] | None = None,
+    answer: Answer | None = None,
 ) -> Evidence:
     """The evidence on the whole chain. `pause` lies between two looks at the Collector.
 

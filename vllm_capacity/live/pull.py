@@ -7,11 +7,17 @@ so that a pull that was killed goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import httpx
+
+from vllm_capacity.errors import InputError
 from vllm_capacity.figures import scrapes
+from vllm_capacity.live.access import checked_url, client, is_server, read_settings
 from vllm_capacity.sources.parquet import LATE, open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import Journal, Request, Step, pull
@@ -21,6 +27,92 @@ from vllm_capacity.telemetry.store import put_window, reserved
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange, iso
 from vllm_capacity.verdicts import quality_scrapes
+
+_THINNED_FROM = timedelta(hours=3)
+# Parseable gives a query 300 s; the rest is for its answer to come over the wire.
+_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_MOST_BYTES = 2 * 1024**3  # of one answer: an hour of every sample of a large fleet
+_KEPT = httpx.Limits(max_keepalive_connections=1)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to pull: from where, which time, and how.
+
+    `origin` is the URL of a server, or a path or s3:// of a store's root; empty: PARSEABLE_URL.
+    `stream` is Parseable's; None for a Prometheus. `is_full` None: every sample under 3 h, thinned
+    from there on. `late` is how late samples may have arrived.
+    """
+
+    origin: str | None
+    stream: str | None
+    time_range: TimeRange | None
+    is_full: bool | None = None
+    late: timedelta = LATE
+    profile: Path | None = None
+
+
+def pull_window(
+    order: Order,
+    target: Path,
+    *,
+    environment: Mapping[str, str],
+    now: datetime,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Path:
+    """The window written at `target`, from whatever kind of source the order names.
+
+    Credentials come from `environment` or the order's profile. InputError for an order that cannot
+    be filled, SourceError where the source does not answer; then no window is left.
+    """
+    settings = read_settings(environment, order.profile)
+    origin, stream, part = order.origin or settings.get("url"), order.stream, order.time_range
+    if not origin:
+        raise InputError(
+            "Say where to pull --from: a URL, a folder, or s3://…, or set PARSEABLE_URL."
+        )
+    if not is_server(origin):
+        if stream is None:
+            raise InputError(f"Say which --stream of the store {origin} to pull.")
+        return pull_files(origin, stream, target, part, late=order.late)
+    if part is None:
+        raise InputError("Say which time: --last 24h, or --start and --end.")
+    if stream is None:
+        with prometheus_client(origin, environment) as asking:
+            return pull_prometheus(Prometheus(asking), part, target, progress=progress)
+    is_thinned = part.seconds >= _THINNED_FROM.total_seconds()
+    if order.is_full is not None:
+        is_thinned = not order.is_full
+    request = Request(stream, part, is_thinned, order.late)
+    with parseable_client(origin, settings) as asking:
+        return pull_server(Parseable(asking), request, target, now=now, progress=progress)
+
+
+@contextmanager
+def parseable_client(url: str, settings: Mapping[str, str]) -> Iterator[httpx.Client]:
+    """A client for a Parseable server; InputError where the URL holds a password or none is set."""
+    checked_url(url, variables="PARSEABLE")
+    if not settings.get("api_key") and not (settings.get("user") and settings.get("password")):
+        raise InputError(
+            f"No credentials for {url}. Set PARSEABLE_USER and PARSEABLE_PASSWORD, or "
+            "PARSEABLE_API_KEY, or write a --profile of mode 0600."
+        )
+    with _asking(url, settings) as opened:
+        yield opened
+
+
+@contextmanager
+def prometheus_client(url: str, environment: Mapping[str, str]) -> Iterator[httpx.Client]:
+    """A client for a Prometheus, with the credentials of the environment if there are any."""
+    checked_url(url, variables="PROMETHEUS")
+    names = ("user", "password", "token")
+    settings = read_settings(environment, None, prefix="PROMETHEUS", names=names)
+    with _asking(url, settings) as opened:
+        yield opened
+
+
+def _asking(url: str, settings: Mapping[str, str]) -> AbstractContextManager[httpx.Client]:
+    return client(settings, base_url=url, timeout=_TIMEOUT, most_bytes=_MOST_BYTES, limits=_KEPT)
 
 
 def pull_files(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib.resources import files
@@ -47,6 +47,8 @@ class Window:
     manifest: Manifest
     connection: duckdb.DuckDBPyConnection
     pin: Pin
+    answers: dict[object, pl.DataFrame] | None = None
+    """What was asked and answered already, where that is kept (`remembering`)."""
 
     @property
     def path(self) -> Path:
@@ -90,7 +92,19 @@ class Window:
 
     def named_sql(self, package: str, name: str, **params: object) -> pl.DataFrame:
         """The answer of a shipped query, `package`/sql/`name`.sql."""
-        return self.sql(query_text(package, name), **params)
+        if self.answers is None:
+            return self.sql(query_text(package, name), **params)
+        key = (package, name, repr(sorted(params.items())))
+        if key not in self.answers:
+            self.answers[key] = self.sql(query_text(package, name), **params)
+        return self.answers[key]
+
+    def remembering(self) -> Window:
+        """The same window, which asks DuckDB each shipped query but once.
+
+        It holds every answer for as long as it lives: for one analysis, not for a service.
+        """
+        return replace(self, answers={})
 
     @property
     def begin(self) -> datetime | None:
@@ -108,10 +122,7 @@ class Window:
 
         It never begins before the start that was asked for.
         """
-        row = self.sql(
-            "select min(ts) as first, max(ts) as last from (select ts from samples union "
-            "all select ts from histograms)"
-        ).row(0, named=True)
+        row = self.named_sql("figures", "extent").row(0, named=True)
         first, end = row["first"].astimezone(UTC), row["last"].astimezone(UTC)
         is_asked = self.begin is not None and first < self.begin <= end
         start = self.begin if is_asked and self.begin is not None else first

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.record import Record
 from vllm_capacity.verdicts import regimes
 from vllm_capacity.verdicts.curve import PRIOR, Loads, foreseen_peak
 from vllm_capacity.verdicts.regimes import Judged
@@ -40,7 +41,7 @@ _NO_LOSS = replace(PRIOR, kv_loss=0.0)
 
 
 @dataclass(frozen=True)
-class Advice:
+class Advice(Record):
     """One setting to change: on which engine (or "fleet"), why, and what it would bring.
 
     `effect` is the share of throughput to gain; for replicas, the share of the bill to save.
@@ -65,7 +66,7 @@ def advice(
 
 
 def _engine_advice(fit: SaturationFit, hit_ratio: float | None) -> list[Advice]:
-    limit = fit.first_limit
+    limit = fit.bottleneck
     limited = [j for j in fit.judged if j.regime == limit]
     busy = sum(j.seconds for j in fit.judged if j.regime != regimes.IDLE)
     seconds = sum(j.seconds for j in limited)
@@ -122,9 +123,8 @@ def _gain(
         float(np.clip(end / fit.capacity.mid - 1, 0.0, proportional))
         for end in (sight.low, sight.mid, sight.high)
     )
-    return Estimate.known(
-        low, mid, high, f"the curve from {running:,.1f} to {target:,.1f} running requests"
-    )
+    basis = f"the curve from {running:,.1f} to {target:,.1f} running requests"
+    return Estimate.known(low, mid, high, basis, kind=Kind.EXTRAPOLATED)
 
 
 def _idle_replicas(fits: Sequence[SaturationFit]) -> list[Advice]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.api_prices import ApiPrice
 
 _MOST = 1e12
@@ -60,8 +60,8 @@ def break_even(
     each = api.usd_per_request(input_tokens=input_tokens, output_tokens=output_tokens)
     if each <= 0:
         raise InputError(f"{api.basis} charges nothing for such a request: nothing breaks even.")
-    hourly = usd_per_gpu_hour.scaled(gpus, f"{gpus:g} GPU(s) × {usd_per_gpu_hour.basis}")
-    per_hour = hourly.scaled(1 / each, f"{hourly.basis} ÷ ${each:.6g} a request at {api.basis}")
+    hourly = usd_per_gpu_hour.scaled(gpus, f"{gpus:g} GPU(s)")
+    per_hour = hourly.scaled(1 / each, f"${each:.6g} per request at {api.basis}")
     own = _own_usd(hourly, requests_per_hour)
     return BreakEven(
         api_usd_per_request=each,
@@ -78,23 +78,26 @@ def _utilisation(per_hour: Estimate, capacity: Estimate, output_tokens: float) -
     if output_tokens == 0:
         return Estimate.unknown("requests without output have no capacity in output tokens")
     able = capacity.scaled(3600 / output_tokens)
-    return per_hour.divided_by(able, f"{per_hour.basis} ÷ capacity ({capacity.basis})")
+    return per_hour.divided_by(able)
 
 
 def _own_usd(hourly: Estimate, requests_per_hour: float | None) -> Estimate:
     if not hourly.is_known:
         return hourly
     if not requests_per_hour:
-        return Estimate.unknown("no requests in this window: no cost a request to compare")
-    basis = f"{hourly.basis} ÷ {requests_per_hour:.4g} requests/h"
-    return hourly.map(lambda usd: usd / requests_per_hour, basis)
+        return Estimate.unknown("no requests in this window: no cost per request to compare")
+    return hourly.map(lambda usd: usd / requests_per_hour, f"{requests_per_hour:.4g} requests/h")
 
 
 def _price(each: float, requests_per_hour: float | None, gpus: float, api: ApiPrice) -> Estimate:
     if not requests_per_hour:
         return Estimate.unknown("no requests in this window: no GPU price breaks even")
-    basis = f"{requests_per_hour:.4g} requests/h × ${each:.6g} at {api.basis} ÷ {gpus:g} GPU(s)"
-    return Estimate.exact(requests_per_hour * each / gpus, basis)
+    sources = (
+        f"{requests_per_hour:.4g} requests/h",
+        f"${each:.6g} at {api.basis}",
+        f"{gpus:g} GPU(s)",
+    )
+    return Estimate.exact(requests_per_hour * each / gpus, *sources, kind=Kind.GIVEN)
 
 
 def _is_below(own: Estimate, each: float) -> bool | None:

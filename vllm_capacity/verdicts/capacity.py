@@ -6,10 +6,11 @@ An unknown capacity says, in numbers, how much more load it would take to know i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from vllm_capacity.estimate import Estimate, total
+from vllm_capacity.estimate import Estimate, Kind, total
 from vllm_capacity.verdicts.curve import FARTHEST_LOAD, MIN_LOADS, MIN_SPAN, Foresight, Loads
 from vllm_capacity.verdicts.loads import MIN_PLATEAU_SECONDS, Held
 from vllm_capacity.verdicts.regimes import LIMITS, Judged
@@ -32,8 +33,9 @@ def foreseen(sight: Foresight | None, loads: Loads, kv_limit: float | None) -> E
             sight.low,
             sight.mid,
             sight.high,
-            f"foreseen from {len(loads)} lighter loads, up to {heaviest}, "
+            f"extrapolated from {len(loads)} lighter loads, up to {heaviest}, "
             f"by how the curve bends{cut}",
+            kind=Kind.EXTRAPOLATED,
         )
     need = _load_needed(sight, loads, kv_limit)
     return Estimate.unknown(
@@ -57,6 +59,7 @@ def foreseen_running(capacity: Estimate, loads: Loads, kv_limit: float | None) -
         kv_limit,
         kv_limit * (1 + _KV_LOAD_WIDTH),
         "running requests at which the KV cache would be full, by its use per running request",
+        kind=Kind.EXTRAPOLATED,
     )
 
 
@@ -148,9 +151,11 @@ def fleet_sum(
     if len(parts) == 1:
         return next(iter(scaled.values()))
     weighed = ", for as long as it was there" if min(shares.values()) < 1 else ""
-    bases = "; ".join(f"{engine}: {part.basis}" for engine, part in parts.items() if part.basis)
-    basis = f"sum over {len(parts)} engines, each under its own load{weighed} ({bases})"
-    return total(scaled, basis)
+    named = {
+        engine: replace(part, basis=(f"{engine}: {part.sources}",) if part.basis else ())
+        for engine, part in scaled.items()
+    }
+    return total(named, f"sum over {len(parts)} engines, each under its own load{weighed}")
 
 
 def headroom(rate: float | None, capacity: Estimate) -> Estimate:
@@ -162,8 +167,7 @@ def headroom(rate: float | None, capacity: Estimate) -> Estimate:
         return Estimate.unknown("no output rate was observed in this window")
     if capacity.is_unknown or (capacity.is_bound and not capacity.low):
         return Estimate.unknown(f"the capacity is unknown: {capacity.reason}")
-    basis = f"1 − {rate:,.1f} output tokens/s ÷ capacity ({capacity.basis})"
-    return capacity.map(lambda most: 1 - rate / most, basis)
+    return capacity.map(lambda most: 1 - rate / most, f"{rate:,.1f} output tokens/s measured")
 
 
 def no_less(peak: Estimate, best: Held) -> Estimate:
@@ -179,9 +183,8 @@ def no_less(peak: Estimate, best: Held) -> Estimate:
             f"the best minute held {best.output:,.0f} output tokens/s, more than the curve through "
             f"all loads allows ({peak.high:,.0f}): something slowed the server at other times"
         )
-    return Estimate.known(
-        max(peak.low, least), max(peak.mid, least), max(peak.high, least), peak.basis
-    )
+    low, mid, high = (max(end, least) for end in (peak.low, peak.mid, peak.high))
+    return replace(peak, low=low, mid=mid, high=high)
 
 
 def held_at_least(best: Held | None, unknown: Estimate) -> tuple[Estimate, Estimate]:
@@ -196,8 +199,8 @@ def held_at_least(best: Held | None, unknown: Estimate) -> tuple[Estimate, Estim
     if best.is_limited:
         basis += f", less {1 - share:.0%} for what a minute at the limit scatters"
     return (
-        Estimate.at_least(share * best.output, basis, unknown.reason),
-        Estimate.at_least(best.running, basis, unknown.reason),
+        Estimate.at_least(share * best.output, basis, reason=unknown.reason),
+        Estimate.at_least(best.running, basis, reason=unknown.reason),
     )
 
 

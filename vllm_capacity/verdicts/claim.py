@@ -75,8 +75,7 @@ def usd_per_request_at(bound: Bound, usd_per_gpu_hour: Estimate) -> Estimate:
     run = bound.run
     return usd_per_gpu_hour.scaled(
         1 / (3600 * bound.requests_per_second),
-        f"{usd_per_gpu_hour.basis} ÷ {bound.requests_per_second:.4g} requests/s as published "
-        f"({run.source}, {run.date})",
+        f"{bound.requests_per_second:.4g} requests/s as published ({run.source}, {run.date})",
     )
 
 

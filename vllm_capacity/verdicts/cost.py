@@ -1,11 +1,11 @@
 """What a window cost: the bill shared out over what it delivered, each figure with its basis.
 
-Definitions. *GPU-hours* = billed hours × GPUs an engine. *Allocation* = GPU-hours × price: what
+Definitions. *GPU-hours* = billed hours × GPUs per engine. *Allocation* = GPU-hours × price: what
 the bill says, idle included. Every per-request and per-million figure charges the whole
 allocation to the requests or tokens it names, so `usd_per_million_output_tokens` and
 `usd_per_million_total_tokens` are two readings of one bill and are never added. The two `_split`
 figures share the allocation between input and output, and do add up to it. *Usage cost* =
-allocation × utilisation; the rest is idle. Compare allocation with API prices, never usage cost.
+allocation × utilization; the rest is idle. Compare allocation with API prices, never usage cost.
 
 Why prices are one `Estimate`: a price chosen by a rule is a spread, one given by the user is
 exact, and a price that changed within the window is a mean over its hours. All three read alike.
@@ -15,29 +15,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate, total
+from vllm_capacity.estimate import Estimate, Figures, total
 from vllm_capacity.facts.prices import NO_PRICE as NO_PRICE
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """What an output token weighs against an input token where no seconds were measured (1:4)."""
 
-_MONEY = (
-    "allocation_usd",
-    "usd_per_request",
-    "usd_per_million_output_tokens",
-    "usd_per_million_total_tokens",
-    "tokens_per_usd",
-    "usd_per_million_input_tokens_split",
-    "usd_per_million_output_tokens_split",
-    "idle_usd",
-    "usd_per_request_at_knee",
-    "usd_per_million_output_tokens_at_knee",
-)
-MONEY_FIGURES = _MONEY
-FIGURES = (*_MONEY[:5], "utilisation", *_MONEY[5:])
+
+@dataclass(frozen=True)
+class Costs(Figures):
+    """Every cost figure of one group of engines, or of all; each known with its basis, or why not.
+
+    USD, USD per request or per million tokens, tokens per USD; `utilization` is a ratio, 0..1.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {"utilisation": "utilization"}
+
+    allocation_usd: Estimate
+    usd_per_request: Estimate
+    usd_per_million_output_tokens: Estimate
+    usd_per_million_total_tokens: Estimate
+    tokens_per_usd: Estimate
+    utilization: Estimate
+    usd_per_million_input_tokens_split: Estimate
+    usd_per_million_output_tokens_split: Estimate
+    idle_usd: Estimate
+    usd_per_request_at_knee: Estimate
+    usd_per_million_output_tokens_at_knee: Estimate
+
+    @property
+    def per_request(self) -> Estimate:
+        """USD per successful request."""
+        return self.usd_per_request
+
+    @property
+    def total(self) -> Estimate:
+        """The whole bill, USD."""
+        return self.allocation_usd
+
+
+FIGURES = tuple(field.name for field in fields(Costs))
+MONEY_FIGURES = tuple(name for name in FIGURES if name != "utilization")
 
 
 @dataclass(frozen=True)
@@ -73,11 +95,11 @@ class Usage:
         if any(n is not None and not (math.isfinite(n) and n >= 0) for n in numbers):
             raise InputError(f"What was used cannot be negative or infinite: {self}.")
         if not (math.isfinite(self.gpus_per_engine) and self.gpus_per_engine > 0):
-            raise InputError(f"GPUs an engine must be above 0, found {self.gpus_per_engine}.")
+            raise InputError(f"GPUs per engine must be above 0, found {self.gpus_per_engine}.")
 
     @property
     def gpu_hours(self) -> float:
-        """Billed hours × GPUs an engine."""
+        """Billed hours × GPUs per engine."""
         return self.billed_hours * self.gpus_per_engine
 
     @property
@@ -97,28 +119,26 @@ class Part:
 
 @dataclass(frozen=True)
 class Bill:
-    """The figures of every part and of the whole; `whole["allocation_usd"]` is the parts' sum.
+    """The figures of every part and of the whole; `whole.allocation_usd` is the parts' sum.
 
     `usage` and `capacity` are those of the whole.
     """
 
-    parts: dict[str, dict[str, Estimate]]
-    whole: dict[str, Estimate]
+    parts: dict[str, Costs]
+    whole: Costs
     usage: Usage
     capacity: Estimate
 
 
-def costs(
-    usage: Usage, *, usd_per_gpu_hour: Estimate | None, capacity: Estimate
-) -> dict[str, Estimate]:
-    """Every cost figure of the use, keyed as in `FIGURES`; each known with its basis, or why not.
+def costs(usage: Usage, *, usd_per_gpu_hour: Estimate | None, capacity: Estimate) -> Costs:
+    """Every cost figure of the use; each known with its basis, or why not.
 
-    `capacity` is the group's output tokens a second at the knee. Without a price every money
-    figure is unknown for that reason and utilisation still stands. An idle window has no cost per
+    `capacity` is the group's output tokens per second at the knee. Without a price every money
+    figure is unknown for that reason and utilization still stands. An idle window has no cost per
     token or request; its idle dollars are its whole allocation.
     """
     allocation = allocation_usd(usage, usd_per_gpu_hour)
-    return _figures(usage, allocation, utilisation(usage, capacity), capacity)
+    return _figures(usage, allocation, utilization(usage, capacity))
 
 
 def allocation_usd(usage: Usage, usd_per_gpu_hour: Estimate | None) -> Estimate:
@@ -128,16 +148,16 @@ def allocation_usd(usage: Usage, usd_per_gpu_hour: Estimate | None) -> Estimate:
     if not usd_per_gpu_hour.is_known:
         return usd_per_gpu_hour
     if usd_per_gpu_hour.low is not None and usd_per_gpu_hour.low < 0:
-        raise InputError(f"A price cannot be negative: {usd_per_gpu_hour.basis}.")
-    gpus = f"{usage.gpus_per_engine:g} GPU{'' if usage.gpus_per_engine == 1 else 's'} an engine"
-    basis = f"{usage.billed_hours:.4g} billed hours × {gpus} × {usd_per_gpu_hour.basis}"
+        raise InputError(f"A price cannot be negative: {usd_per_gpu_hour.sources}.")
+    gpus = f"{usage.gpus_per_engine:g} GPU{'' if usage.gpus_per_engine == 1 else 's'} per engine"
+    basis = f"{usage.billed_hours:.4g} billed hours × {gpus}"
     return usd_per_gpu_hour.scaled(usage.gpu_hours, basis)
 
 
-def utilisation(usage: Usage, capacity: Estimate) -> Estimate:
+def utilization(usage: Usage, capacity: Estimate) -> Estimate:
     """Output rate ÷ capacity at the knee, 0..1.
 
-    Cut at 1: a rate above the foreseen capacity says that the capacity is at least that rate.
+    Cut at 1: a rate above the extrapolated capacity says that the capacity is at least that rate.
     Nothing generated is exactly 0, whatever the capacity.
     """
     if usage.is_idle or usage.output_tokens_per_second == 0:
@@ -146,11 +166,8 @@ def utilisation(usage: Usage, capacity: Estimate) -> Estimate:
         return Estimate.unknown(
             "the output rate is not known: generated tokens were not counted, or not by this label"
         )
-    rate = Estimate.exact(usage.output_tokens_per_second, "measured output tokens/s")
-    ratio = rate.divided_by(
-        capacity,
-        f"{usage.output_tokens_per_second:.4g} output tokens/s ÷ capacity ({capacity.basis})",
-    )
+    rate = usage.output_tokens_per_second
+    ratio = Estimate.exact(rate, f"{rate:.4g} output tokens/s measured").divided_by(capacity)
     return ratio.map(lambda value: min(value, 1.0))
 
 
@@ -171,16 +188,13 @@ def bill(parts: Mapping[str, Part]) -> Bill:
     }
     if not found:
         nothing = Estimate.unknown("no engine was billed in this window")
-        return Bill({}, dict.fromkeys(FIGURES, nothing), _added([]), nothing)
-    allocation = _summed("allocation_usd", found)
-    idle = _summed("idle_usd", found)
+        return Bill({}, Costs(*(nothing for _ in FIGURES)), _added([]), nothing)
+    allocation = _sum({name: each.allocation_usd for name, each in found.items()})
+    idle = _sum({name: each.idle_usd for name, each in found.items()})
     usage = _added([part.usage for part in parts.values()])
-    capacity = _sum(
-        {name: part.capacity_output_tokens_per_second for name, part in parts.items()},
-        f"sum of the capacities of {len(parts)} parts",
-    )
-    whole = _figures(usage, allocation, utilisation(usage, capacity), capacity)
-    return Bill(found, {**whole, "idle_usd": idle}, usage, capacity)
+    capacity = _sum({name: part.capacity_output_tokens_per_second for name, part in parts.items()})
+    whole = _figures(usage, allocation, utilization(usage, capacity))
+    return Bill(found, replace(whole, idle_usd=idle), usage, capacity)
 
 
 def shared_engine(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, Usage]:
@@ -206,38 +220,26 @@ def shared_engine(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, Usage]
     }
 
 
-def repriced(
-    usage: Usage, *, rows: Mapping[str, Estimate], capacity: Estimate
-) -> dict[str, dict[str, Estimate]]:
-    """The same use under every price of `rows`: what another list would have charged."""
-    return {
-        name: costs(usage, usd_per_gpu_hour=price, capacity=capacity)
-        for name, price in rows.items()
-    }
-
-
-def _figures(
-    usage: Usage, allocation: Estimate, used: Estimate, capacity: Estimate
-) -> dict[str, Estimate]:
+def _figures(usage: Usage, allocation: Estimate, used: Estimate) -> Costs:
     total_tokens = _plus(usage.prompt_tokens, usage.generation_tokens)
     per_request = _per(allocation, usage.successful_requests, "successful requests")
     per_output = _per_million(allocation, usage.generation_tokens, "output tokens")
     input_split, output_split = _split(usage, allocation)
-    return {
-        "allocation_usd": allocation,
-        "usd_per_request": per_request,
-        "usd_per_million_output_tokens": per_output,
-        "usd_per_million_total_tokens": _per_million(
+    return Costs(
+        allocation_usd=allocation,
+        usd_per_request=per_request,
+        usd_per_million_output_tokens=per_output,
+        usd_per_million_total_tokens=_per_million(
             allocation, total_tokens, "input and output tokens"
         ),
-        "tokens_per_usd": _tokens_per_usd(usage.generation_tokens, allocation),
-        "utilisation": used,
-        "usd_per_million_input_tokens_split": input_split,
-        "usd_per_million_output_tokens_split": output_split,
-        "idle_usd": _idle(allocation, used),
-        "usd_per_request_at_knee": _at_knee(per_request, used),
-        "usd_per_million_output_tokens_at_knee": _at_knee(per_output, used),
-    }
+        tokens_per_usd=_tokens_per_usd(usage.generation_tokens, allocation),
+        utilization=used,
+        usd_per_million_input_tokens_split=input_split,
+        usd_per_million_output_tokens_split=output_split,
+        idle_usd=_idle(allocation, used),
+        usd_per_request_at_knee=per_request.times(used, "× utilization"),
+        usd_per_million_output_tokens_at_knee=per_output.times(used, "× utilization"),
+    )
 
 
 def _per(allocation: Estimate, count: float | None, what: str) -> Estimate:
@@ -245,13 +247,13 @@ def _per(allocation: Estimate, count: float | None, what: str) -> Estimate:
         return allocation
     if count is None:
         return Estimate.unknown(
-            f"{what} were not counted in this window, or not by this label", allocation.basis
+            f"{what} were not counted in this window, or not by this label", *allocation.basis
         )
     if count == 0:
         return Estimate.unknown(
-            f"no {what} in this window: its dollars are idle, not a cost each", allocation.basis
+            f"no {what} in this window, so no cost for each can be given", *allocation.basis
         )
-    return allocation.map(lambda usd: usd / count, f"{allocation.basis} ÷ {count:,.0f} {what}")
+    return allocation.map(lambda usd: usd / count, f"{count:,.0f} {what}")
 
 
 def _per_million(allocation: Estimate, tokens: float | None, what: str) -> Estimate:
@@ -263,8 +265,8 @@ def _tokens_per_usd(tokens: float | None, allocation: Estimate) -> Estimate:
     if each.is_unknown:
         return each
     if each.low == 0:
-        return Estimate.unknown("the allocation may be 0 USD: tokens a dollar have no bound")
-    return each.map(lambda usd: 1 / usd, is_decreasing=True)
+        return Estimate.unknown("the allocation may be 0 USD: tokens per dollar have no bound")
+    return each.inverse()
 
 
 def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
@@ -280,9 +282,7 @@ def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
     else:
         lacking = Estimate.unknown("neither prefill and decode seconds nor tokens were counted")
         return (allocation, allocation) if allocation.is_unknown else (lacking, lacking)
-    inputs, outputs = (
-        allocation.scaled(part, f"{allocation.basis}; {how}") for part in (share, 1 - share)
-    )
+    inputs, outputs = (allocation.scaled(part, how) for part in (share, 1 - share))
     return (
         _per_million(inputs, usage.prompt_tokens, "input tokens"),
         _per_million(outputs, usage.generation_tokens, "output tokens"),
@@ -292,25 +292,13 @@ def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
 def _idle(allocation: Estimate, used: Estimate) -> Estimate:
     """The bill × what was not used; at least so much where the use is known as "at most"."""
     unused = used.map(lambda share: 1 - share, is_decreasing=True)
-    return allocation.times(unused, f"{allocation.basis} × (1 − utilisation)")
+    return allocation.times(unused, "× (1 − utilization)")
 
 
-def _at_knee(each: Estimate, used: Estimate) -> Estimate:
-    """The cost each if the same bill were run at capacity: the cost now × utilisation."""
-    return each.times(used, f"{each.basis} × utilisation ({used.basis})")
-
-
-def _summed(figure: str, parts: Mapping[str, Mapping[str, Estimate]]) -> Estimate:
-    return _sum(
-        {name: figures[figure] for name, figures in parts.items()}, f"sum of {len(parts)} parts"
-    )
-
-
-def _sum(parts: Mapping[str, Estimate], basis: str) -> Estimate:
+def _sum(parts: Mapping[str, Estimate]) -> Estimate:
     if len(parts) == 1:
         return next(iter(parts.values()))
-    bases = list(dict.fromkeys(part.basis for part in parts.values() if part.basis))
-    return total(parts, f"{basis}: {'; '.join(bases[:4])}")
+    return total(parts, f"sum of {len(parts)} parts")
 
 
 def _added(usages: list[Usage]) -> Usage:

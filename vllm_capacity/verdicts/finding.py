@@ -5,36 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import ClassVar
 
+from vllm_capacity.record import Record
 from vllm_capacity.timerange import iso
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Record):
     """What a check found: how bad, how often, when, and which figures it can move by how much.
 
     `info` is a fact to know, `warning` a doubt about a figure, `error` a figure not to be trusted.
-    `moves` gives the most it can move a figure, in that figure's unit; empty where it moves none.
+    `max_effect` gives the most it can move a figure, in that figure's unit; empty where none.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"moves": "max_effect"}
 
     check: str
     severity: str
     count: int
     effect: str
     when: str | None = None
-    moves: Mapping[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The keys of the machine interface, and `moves`."""
-        return {
-            "check": self.check,
-            "severity": self.severity,
-            "count": self.count,
-            "effect": self.effect,
-            "when": self.when,
-            "moves": dict(self.moves),
-        }
+    max_effect: Mapping[str, float] = field(default_factory=dict)
 
 
 def span(start: datetime, end: datetime) -> str:
@@ -42,6 +34,6 @@ def span(start: datetime, end: datetime) -> str:
     return f"{iso(start)} … {iso(end)}"
 
 
-def amounts(moves: Mapping[str, float]) -> str:
+def amounts(max_effect: Mapping[str, float]) -> str:
     """The figures that a finding moves, in words."""
-    return "; ".join(f"{figure} by at most {amount:.3g}" for figure, amount in moves.items())
+    return "; ".join(f"{figure} by at most {amount:.3g}" for figure, amount in max_effect.items())

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.verdicts.forecast_grid import DAY_SECONDS, Grid, demand_grid
 from vllm_capacity.verdicts.forecast_intervals import (
     error_band,
@@ -39,6 +39,8 @@ PEAK_PRIOR = Estimate.known(
     1.47,
     "p95 of a 10 min peak over its hour's mean on three published LLM services "
     "(ServeGen 2025: m-small 1.29, deepseek-r1 1.44, m-large 1.47)",
+    kind=Kind.ASSUMED,
+    confidence=None,
 )
 _LEAST_MEAN_RATIO = 0.01
 _WIDENED = (

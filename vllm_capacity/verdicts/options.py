@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.question import Question
@@ -30,7 +29,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Option:
+class Option(Figures):
     """One row of the table. `reason` is empty for an option that can be had, else why not."""
 
     gpu: str
@@ -43,14 +42,6 @@ class Option:
     replicas: Estimate
     usd_per_month: Estimate
     reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row for JSON: estimates as their five keys."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            name: value.as_dict() if isinstance(value, Estimate) else value
-            for name, value in fields.items()
-        }
 
 
 def whatif_table(
@@ -99,10 +90,10 @@ def _option(
     policy: Policy,
 ) -> Option:
     ratio = there.scaled(1 / asked.output_tokens_per_second)
-    capacity = _times(slo_capacity, ratio)
+    capacity = _scaled(slo_capacity, ratio)
     gpus = replicas(demand, capacity, policy).scaled(asked.gpus)
     hourly = candidate.usd_per_gpu_hour.scaled(asked.gpus)
-    per_token = hourly.divided_by(capacity.scaled(3600), f"{hourly.basis} ÷ {capacity.basis}")
+    per_token = hourly.divided_by(capacity.scaled(3600))
     reason = next(
         (part.reason for part in (ratio, slo_capacity, candidate.usd_per_gpu_hour) if part.reason),
         "",
@@ -121,24 +112,18 @@ def _option(
     )
 
 
-def _times(capacity: Estimate, ratio: Estimate) -> Estimate:
-    for part in (ratio, capacity):
-        if not part.is_known:
-            return part
-    low, mid, high = (
-        (getattr(capacity, end) or 0.0) * (getattr(ratio, end) or 0.0)
-        for end in ("low", "mid", "high")
-    )
-    basis = f"capacity ({capacity.basis}), scaled as throughput: {ratio.basis}"
-    return Estimate.known(low, mid, high, basis)
+def _scaled(capacity: Estimate, ratio: Estimate) -> Estimate:
+    """The capacity times how much more the other GPU gives; not known where it is but a bound."""
+    unknown = next((part for part in (ratio, capacity) if not part.is_known), None)
+    return unknown or capacity.times(ratio)
 
 
 def _inverse(per_token: Estimate) -> Estimate:
     if per_token.low is None:
         return per_token
     if per_token.low <= 0:
-        return Estimate.unknown("the price may be 0 USD: tokens a dollar have no bound")
-    return per_token.map(lambda usd: 1 / usd)
+        return Estimate.unknown("the price may be 0 USD: tokens per dollar have no bound")
+    return per_token.inverse()
 
 
 def _order(option: Option) -> tuple[bool, float, str, str]:

@@ -9,7 +9,6 @@ loads that were tried: there the interval takes in what the curve lets foresee.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,7 +26,7 @@ from vllm_capacity.verdicts.curve import (
     kv_limit_running,
 )
 from vllm_capacity.verdicts.loads import Mask, on_plateau
-from vllm_capacity.verdicts.saturation import EXTRAPOLATED, MEASURED, UNKNOWN
+from vllm_capacity.verdicts.saturation import EXTRAPOLATED, MEASURED, UNKNOWN, Saturation
 
 _KV_FULL_RATIO = 0.9
 _ROWS_A_LOAD = 1.5
@@ -38,8 +37,8 @@ _MANY_LOADS = 4
 _NO_NOW = "a table of loads has no present load to compare with its capacity"
 
 
-def fit_points(points: pl.DataFrame) -> dict[str, Any]:
-    """The saturation object for a frame of loads.
+def fit_points(points: pl.DataFrame) -> Saturation:
+    """The verdict on saturation for a frame of loads.
 
     Columns used: running_requests, output_tokens_per_second and, if there, kv_cache_ratio. Rows
     without a load or an output are left out, and rows of one load are averaged: rows of the same
@@ -58,15 +57,15 @@ def fit_points(points: pl.DataFrame) -> dict[str, Any]:
     else:
         capacity, running = _held(loads, near, limit)
         is_full = bool((kv_ratio[near] >= _KV_FULL_RATIO).all())
-    return {
-        "regime": regimes.KV if is_full else regimes.UNKNOWN,
-        "first_limit": regimes.KV if is_full else None,
-        "regimes": [],
-        "capacity_kind": _kind(capacity, is_held=near is not None),
-        "capacity_output_tokens_per_second": capacity.as_dict(),
-        "capacity_running_requests": running.as_dict(),
-        "headroom_ratio": Estimate.unknown(_NO_NOW).as_dict(),
-    }
+    return Saturation(
+        regime=regimes.KV if is_full else regimes.UNKNOWN,
+        bottleneck=regimes.KV if is_full else None,
+        regimes=(),
+        capacity_kind=_kind(capacity, is_held=near is not None),
+        capacity_output_tokens_per_second=capacity,
+        capacity_running_requests=running,
+        headroom_ratio=Estimate.unknown(_NO_NOW),
+    )
 
 
 def _kind(capacity: Estimate, *, is_held: bool) -> str:

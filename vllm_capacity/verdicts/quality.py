@@ -5,10 +5,11 @@ A clean window has only `info` findings. Source: method.md §9.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from vllm_capacity.figures.evidence import Evidence
+from vllm_capacity.figures.gauges import Gauges
+from vllm_capacity.figures.latency import Latency
 from vllm_capacity.verdicts import (
     quality_losses,
     quality_scrapes,
@@ -40,11 +41,11 @@ CHECKS = (
 
 
 def ledger(
-    evidence: Evidence, figures: Mapping[str, Any], *, fits: Sequence[SaturationFit]
+    evidence: Evidence, *, gauges: Gauges, latency: Latency, fits: Sequence[SaturationFit]
 ) -> list[Finding]:
-    """Every finding, in the order of `CHECKS`. `figures` is the answer so far (answers.py)."""
+    """Every finding, in the order of `CHECKS`. `gauges` and `latency` are the window's."""
     found = [
-        *quality_scrapes.coverage(evidence, figures),
+        *quality_scrapes.coverage(evidence, gauges),
         *quality_scrapes.jitter(evidence),
         *quality_scrapes.gaps(evidence),
         *quality_losses.restarts(evidence),
@@ -66,12 +67,6 @@ def ledger(
         *quality_series.missing(evidence),
         *quality_series.bounds(evidence),
         *quality_series.imbalance(evidence),
-        *quality_series.edge_buckets(figures["latency"]),
+        *quality_series.edge_buckets(latency),
     ]
     return sorted(found, key=lambda finding: CHECKS.index(finding.check))
-
-
-def word(findings: Iterable[Finding]) -> str:
-    """Good, usable or poor: the ledger in a word."""
-    worst = {finding.severity for finding in findings}
-    return "poor" if "error" in worst else "usable" if "warning" in worst else "good"

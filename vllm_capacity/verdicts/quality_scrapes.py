@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
 import polars as pl
 
 from vllm_capacity.figures import scrapes
 from vllm_capacity.figures.evidence import Evidence
+from vllm_capacity.figures.gauges import Gauges
 from vllm_capacity.figures.twins import usual_seconds
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.timerange import iso
@@ -19,7 +18,7 @@ _GAUGES = ("running", "waiting", "kv_cache_ratio")
 _COARSE_SECONDS = 5.0
 
 
-def coverage(evidence: Evidence, figures: Mapping[str, Any]) -> list[Finding]:
+def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
     """Scrapes that failed or were never made, out of those an even grid would hold."""
     failed = evidence.tries.filter(~pl.col("is_good")).height
     tried = evidence.tries.height
@@ -32,7 +31,8 @@ def coverage(evidence: Evidence, figures: Mapping[str, Any]) -> list[Finding]:
     share = (failed + absent) / (tried + absent)
     moves = {}
     for name in _GAUGES:
-        mean, most = figures[name]["mean"], figures[name]["max"]
+        gauge = getattr(gauges, name)
+        mean, most = gauge.mean, gauge.max
         if mean is not None and most is not None:
             moves[f"{name}.mean"] = share * max(most - mean, mean)
     severity = "info" if share <= 0.01 else "warning" if share <= 0.2 else "error"

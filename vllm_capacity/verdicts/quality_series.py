@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import fields
 from datetime import datetime, timedelta
-from typing import Any
 
 import polars as pl
 
 from vllm_capacity.facts import catalog
 from vllm_capacity.figures.evidence import Evidence
+from vllm_capacity.figures.latency import Latency, Quantile
 from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.finding import Finding
@@ -193,21 +193,24 @@ def bounds(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def edge_buckets(latency: Mapping[str, Any]) -> list[Finding]:
+def edge_buckets(latency: Latency) -> list[Finding]:
     """Quantiles in the first bucket (a bound, not a measurement) or in the overflow bucket."""
     found = []
-    for name, quantiles in latency.items():
-        over = [q for q, v in quantiles.items() if v["lower"] is not None and v["upper"] is None]
-        first = [q for q, v in quantiles.items() if v["upper"] is not None and v["lower"] <= 0]
+    for family in fields(latency):
+        name = family.name
+        quantiles: dict[str, Quantile] = vars(getattr(latency, name))
+        known = {q: v for q, v in quantiles.items() if v.lower is not None}
+        over = [q for q, v in known.items() if v.upper is None]
+        first = [q for q, v in known.items() if v.upper is not None and (v.lower or 0.0) <= 0]
         if over:
-            edge = quantiles[over[0]]["lower"]
+            edge = quantiles[over[0]].lower
             effect = (
                 f"latency.{name} {', '.join(over)}: above the last edge, {edge:g} s; no value "
                 "known."
             )
             found.append(Finding("edge-bucket", "warning", len(over), effect))
         if first:
-            edge = quantiles[first[0]]["upper"]
+            edge = quantiles[first[0]].upper or 0.0
             effect = (
                 f"latency.{name} {', '.join(first)}: in the first bucket, so all that is known is "
                 "at most "

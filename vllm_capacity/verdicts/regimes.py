@@ -175,7 +175,7 @@ def window_regime(judged: Sequence[Judged]) -> str:
     return _most_time([j for j in seen if j.regime != IDLE]) or IDLE
 
 
-def first_limit(judged: Sequence[Judged]) -> str | None:
+def bottleneck(judged: Sequence[Judged]) -> str | None:
     """The limit of most time in the busiest quarter of one engine's steps; None for next to none.
 
     Next to none is under a tenth of that quarter. Busy is running plus waiting; idle and unobserved

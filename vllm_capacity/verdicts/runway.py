@@ -45,7 +45,7 @@ def runways(
     for count in counts:
         working = count - policy.spare_replicas
         carried = _carried(capacity, working, policy)
-        times = carried.divided_by(demand, f"{carried.basis} ÷ demand ({demand.basis})")
+        times = carried.divided_by(demand)
         found.append(Runway(count, carried, times, _months(times, growth_ratio_per_month)))
     return tuple(found)
 
@@ -54,7 +54,7 @@ def _carried(capacity: Estimate, working: int, policy: Policy) -> Estimate:
     if working < 1:
         return Estimate.exact(0.0, f"all are spares ({policy.spare_replicas})")
     share = (1 - policy.headroom_ratio) / policy.lead_factor
-    return capacity.scaled(working * share, f"{working} × {share:.3g} × {capacity.basis}")
+    return capacity.scaled(working * share, f"{working} replicas at {share:.3g} of their capacity")
 
 
 def _months(times: Estimate, growth: float) -> Estimate:
@@ -62,5 +62,5 @@ def _months(times: Estimate, growth: float) -> Estimate:
         return Estimate.unknown("demand is taken not to grow")
     if times.low is not None and times.low <= 0:
         return Estimate.unknown("they carry nothing")
-    basis = f"demand growing by {growth:.0%} a month"
+    basis = f"demand growing by {growth:.0%} per month"
     return times.map(lambda ratio: math.log(ratio) / math.log1p(growth), basis)

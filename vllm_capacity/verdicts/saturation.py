@@ -21,14 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
 from polars.datatypes import DataTypeClass
 
-from vllm_capacity.estimate import Estimate
-from vllm_capacity.timerange import iso
+from vllm_capacity.estimate import Estimate, Figures
+from vllm_capacity.record import Record
 from vllm_capacity.verdicts import regimes
 from vllm_capacity.verdicts.capacity import (
     fleet_sum,
@@ -113,6 +114,41 @@ _BAND_BLOCK = 3
 
 
 @dataclass(frozen=True)
+class Stretch(Record):
+    """Consecutive steps of one engine under one regime, and one sentence with the numbers."""
+
+    start: datetime
+    end: datetime
+    engine: str
+    regime: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Saturation(Figures):
+    """What limits the server, how much it can do, and how much room is left.
+
+    `regime` is that of most busy time, `bottleneck` what limited it longest in its busiest quarter,
+    None where nothing did. `capacity_kind` is one of `KINDS`.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {"first_limit": "bottleneck"}
+
+    regime: str
+    bottleneck: str | None
+    regimes: tuple[Stretch, ...]
+    capacity_kind: str
+    capacity_output_tokens_per_second: Estimate
+    capacity_running_requests: Estimate
+    headroom_ratio: Estimate
+
+    @property
+    def capacity(self) -> Estimate:
+        """Output tokens per second that it can do at most."""
+        return self.capacity_output_tokens_per_second
+
+
+@dataclass(frozen=True)
 class SaturationFit:
     """One engine: its judged steps, the points and limits of its curve, and its capacity.
 
@@ -141,14 +177,9 @@ class SaturationFit:
         return regimes.window_regime(self.judged)
 
     @property
-    def first_limit(self) -> str | None:
+    def bottleneck(self) -> str | None:
         """What limited longest in the busiest quarter of the steps, or None."""
-        return regimes.first_limit(self.judged)
-
-    def point_frame(self) -> pl.DataFrame:
-        """The steps of the curve, in the columns of `STEP_SCHEMA` and `regime`."""
-        rows = [{**point.step, "regime": point.regime} for point in self.points]
-        return pl.DataFrame(rows, schema={**STEP_SCHEMA, "regime": pl.String})
+        return regimes.bottleneck(self.judged)
 
     def curve_frame(self, *, seed: int = 0) -> pl.DataFrame:
         """The fitted law with its 90 % band: running_requests, low, mid, high (output tokens/s).
@@ -207,8 +238,8 @@ def saturation(
     output_tokens_per_second: float | None = None,
     fits: Sequence[SaturationFit] | None = None,
     presence: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """The `saturation` object of the machine interface, for steps in the columns of `STEP_SCHEMA`.
+) -> Saturation:
+    """The verdict on what limits the server, for steps in the columns of `STEP_SCHEMA`.
 
     `headroom_ratio` = 1 − output rate ÷ capacity; the rate is the given one, else the mean over the
     steps. `fits` saves fitting again what `engine_fits` has. `presence` is the share of the window
@@ -217,20 +248,17 @@ def saturation(
     fits = engine_fits(steps, seed=seed) if fits is None else fits
     capacity = fleet_sum({f.engine: f.capacity for f in fits}, presence=presence)
     rate = _output_rate(fits) if output_tokens_per_second is None else output_tokens_per_second
-    limits = [limit for f in fits if (limit := f.first_limit) is not None]
+    limits = [limit for f in fits if (limit := f.bottleneck) is not None]
     running = fleet_sum({f.engine: f.capacity_running for f in fits}, presence=presence)
-    return {
-        "regime": regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
-        "first_limit": regimes.worst(limits) if limits else None,
-        "regimes": [
-            {**row, "start": iso(row["start"]), "end": iso(row["end"])}
-            for row in regimes.regimes(steps).iter_rows(named=True)
-        ],
-        "capacity_kind": _fleet_kind(capacity, fits),
-        "capacity_output_tokens_per_second": capacity.as_dict(),
-        "capacity_running_requests": running.as_dict(),
-        "headroom_ratio": headroom(rate, capacity).as_dict(),
-    }
+    return Saturation(
+        regime=regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
+        bottleneck=regimes.worst(limits) if limits else None,
+        regimes=tuple(Stretch(**row) for row in regimes.regimes(steps).iter_rows(named=True)),
+        capacity_kind=_fleet_kind(capacity, fits),
+        capacity_output_tokens_per_second=capacity,
+        capacity_running_requests=running,
+        headroom_ratio=headroom(rate, capacity),
+    )
 
 
 def _fleet_kind(capacity: Estimate, fits: Sequence[SaturationFit]) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import polars as pl
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.record import Record
 from vllm_capacity.timerange import HOURS_PER_MONTH
 from vllm_capacity.verdicts.queueing import Queue, servers_needed
 
@@ -23,7 +25,7 @@ MAX_REPLICAS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Record):
     """How careful to be: headroom 0..1, spare replicas, start-up and growth.
 
     `growth_per_hour` is the demand's fastest rise as a share of itself an hour.
@@ -58,17 +60,6 @@ class Change:
     demand: float = 1.0
     capacity: float = 1.0
     basis: str = ""
-
-
-@dataclass(frozen=True)
-class Sizing:
-    """Replicas by capacity alone, with spares, and the GPUs and dollars they take."""
-
-    replicas: Estimate
-    spare_replicas: int
-    gpus: Estimate
-    usd_per_month: Estimate
-    demand: Estimate
 
 
 def percentile_demand(rates: Sequence[float | None], quantile: float) -> Estimate:
@@ -113,13 +104,13 @@ def demand_seen(steps: pl.DataFrame, quantile: float) -> Estimate:
         queue for rate, queue in zip(rates, queues, strict=True) if rate >= (seen.mid or 0.0)
     ]
     queued = [queue for queue in busiest if queue >= 1]
-    basis = f"finished requests/s, {seen.basis}"
+    basis = ["finished requests per second"]
     if queued:
-        basis += (
-            f"; in {len(queued)} of the {len(busiest)} busiest, requests waited (up to "
+        basis.append(
+            f"in {len(queued)} of the {len(busiest)} busiest, requests waited (up to "
             f"{max(queued):.0f}): this is what was served, more may have been asked for"
         )
-    return seen.map(lambda rate: rate, basis)
+    return seen.map(lambda rate: rate, *basis)
 
 
 def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
@@ -130,44 +121,20 @@ def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
     """
     each = capacity.scaled(1 - policy.headroom_ratio)
     load = demand.scaled(policy.lead_factor)
-    basis = (
-        f"{demand.basis} ÷ ({capacity.basis} × {1 - policy.headroom_ratio:g}), rounded up, "
-        f"+ {policy.spare_replicas} spare"
-    )
+    basis = [f"{policy.headroom_ratio:.0%} headroom", f"{policy.spare_replicas} spare"]
     if policy.lead_factor > 1:
-        basis += f", grown {policy.lead_factor - 1:.1%} while a replica starts"
-    ratio = load.divided_by(each, basis)
+        basis.append(
+            f"demand {policy.lead_factor - 1:.1%} higher by the time a replica has started"
+        )
+    ratio = load.divided_by(each, *basis)
     if ratio.high is not None and ratio.high > MAX_REPLICAS:
-        return Estimate.unknown(f"more than {MAX_REPLICAS:,} replicas: {basis}")
+        return Estimate.unknown(f"more than {MAX_REPLICAS:,} replicas: {ratio.sources}")
     return ratio.map(lambda needed: _whole(needed) + policy.spare_replicas)
-
-
-def size(
-    demand: Estimate,
-    capacity: Estimate,
-    *,
-    policy: Policy,
-    gpus_per_replica: int = 1,
-    usd_per_gpu_hour: Estimate,
-) -> Sizing:
-    """Replicas, GPUs and dollars a month for a demand; each unknown for its own reason."""
-    if gpus_per_replica < 1:
-        raise InputError(f"A replica needs at least one GPU, found {gpus_per_replica}.")
-    found = replicas(demand, capacity, policy)
-    gpus = found.scaled(gpus_per_replica, f"{found.basis}, × {gpus_per_replica} GPUs a replica")
-    return Sizing(
-        replicas=found,
-        spare_replicas=policy.spare_replicas,
-        gpus=gpus,
-        usd_per_month=month_usd(gpus, usd_per_gpu_hour),
-        demand=demand,
-    )
 
 
 def month_usd(gpus: Estimate, usd_per_gpu_hour: Estimate) -> Estimate:
     """Dollars a month of 730.5 hours for GPUs that run throughout."""
-    basis = f"{HOURS_PER_MONTH} h × {usd_per_gpu_hour.basis} × GPUs ({gpus.basis})"
-    return gpus.times(usd_per_gpu_hour, basis).scaled(HOURS_PER_MONTH)
+    return gpus.times(usd_per_gpu_hour, f"{HOURS_PER_MONTH} h per month").scaled(HOURS_PER_MONTH)
 
 
 def sensitivity(
@@ -180,8 +147,11 @@ def sensitivity(
     """Replicas in each named case; "now" is always among them."""
     found = {}
     for name, change in {"now": Change(), **cases}.items():
-        basis = f"{capacity.basis} × {change.capacity:.3g} ({change.basis})"
-        able = capacity.scaled(change.capacity, basis) if change.basis else capacity
+        able = capacity
+        if change.basis:
+            able = capacity.scaled(
+                change.capacity, f"capacity × {change.capacity:.3g}: {change.basis}"
+            )
         found[name] = replicas(demand.scaled(change.demand), able, policy)
     return found
 
@@ -240,17 +210,20 @@ def _tighter(time: float, kv: float | None) -> Change:
 
 
 @dataclass(frozen=True)
-class QueueCheck:
+class QueueCheck(Record):
     """What an M/G/c queue says of a number of replicas at a demand.
 
     `wait_seconds` is the wait at the asked quantile, None where the queue never settles;
     `replicas_needed` the fewest that hold the limit, spares not counted.
     """
 
-    utilisation_ratio: float
+    renamed: ClassVar[Mapping[str, str]] = {"utilisation_ratio": "utilization_ratio"}
+
+    utilization_ratio: float
     wait_seconds: float | None
     is_within_limit: bool
     replicas_needed: int | None
+    wait_limit_seconds: float
     assumes: str = "Poisson arrivals, stationary, first come first served (Kimura's M/G/c)"
 
 
@@ -281,10 +254,11 @@ def queue_check(
     wait = queue.wait_quantile_seconds(quantile)
     needed = servers_needed(queue, q=quantile, limit_seconds=wait_limit_seconds)
     return QueueCheck(
-        utilisation_ratio=queue.utilisation_ratio,
+        utilization_ratio=queue.utilisation_ratio,
         wait_seconds=wait,
         is_within_limit=wait is not None and wait <= wait_limit_seconds,
         replicas_needed=None if needed is None else math.ceil(needed / places),
+        wait_limit_seconds=wait_limit_seconds,
     )
 
 

@@ -9,19 +9,19 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
+from vllm_capacity.assumptions import SLO_LABELS, Slo
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts import regimes
 from vllm_capacity.verdicts.capacity import fleet_sum
 from vllm_capacity.verdicts.curve import Floats
 from vllm_capacity.verdicts.loads import bands, curve_steps
 from vllm_capacity.verdicts.regimes import Judged, Row
-from vllm_capacity.verdicts.saturation import MEASURED, SaturationFit, engine_fits
+from vllm_capacity.verdicts.saturation import MEASURED, SaturationFit
 
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5
 _LEAST_STEPS = 3.0
 _FALLEN = 1.05
-_TERMS = {"ttft_p95_seconds": "p95 TTFT", "itl_p95_seconds": "p95 ITL"}
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,10 @@ class _Load:
         return max(self.ratios)
 
 
-def slo_capacity(
-    steps: pl.DataFrame,
-    ttft_slo_seconds: float | None = None,
-    itl_slo_seconds: float | None = None,
+def slo_throughput(
+    fits: Sequence[SaturationFit],
+    slo: Slo,
     *,
-    fits: Sequence[SaturationFit] | None = None,
     presence: Mapping[str, float] | None = None,
 ) -> Estimate:
     """The highest throughput, output tokens/s, at which p95 TTFT and p95 ITL meet their targets.
@@ -60,38 +58,32 @@ def slo_capacity(
     targets. At least the highest that was seen where every load met them. A load is a band of
     running requests, or all steps in which the server was the limit (there load shows in the queue,
     not in running); its p95 is the median of its steps'. Engines add up, each for its `presence`
-    (`fleet_sum`). Unknown where no target is given, or none was met. `steps` as in `STEP_SCHEMA`;
-    `fits` saves fitting again what `engine_fits` has.
+    (`fleet_sum`). Unknown where no target is given, or none was met.
     """
-    targets = {"ttft_p95_seconds": ttft_slo_seconds, "itl_p95_seconds": itl_slo_seconds}
-    asked = {name: slo for name, slo in targets.items() if slo is not None}
+    asked = slo.targets
     if not asked:
         return Estimate.unknown("no latency target was given")
-    fits = engine_fits(steps) if fits is None else fits
-    parts = {fit.engine: _engine_capacity(fit, asked) for fit in fits}
+    parts = {fit.engine: _engine_throughput(fit, asked) for fit in fits}
     return fleet_sum(parts, presence=presence)
 
 
-def running_within(
-    steps: pl.DataFrame, ttft_slo_seconds: float | None, itl_slo_seconds: float | None
-) -> float | None:
-    """Running requests at the capacity within these targets, added over engines that have one."""
+def running_within(fits: Sequence[SaturationFit], slo: Slo) -> float | None:
+    """Running requests at the throughput within these targets, over engines that have one."""
     found = []
-    for engine in steps.partition_by("instance", "engine"):
-        able = slo_capacity(engine, ttft_slo_seconds, itl_slo_seconds).mid
-        found.append(None if able is None else running_at(engine, able))
+    for fit in fits:
+        able = slo_throughput([fit], slo).mid
+        found.append(None if able is None else running_at(fit, able))
     known = [each for each in found if each is not None]
     return sum(known) if known else None
 
 
-def running_at(steps: pl.DataFrame, output_tokens_per_second: float) -> float | None:
+def running_at(fit: SaturationFit, output_tokens_per_second: float) -> float | None:
     """Running requests at which one engine gives that output: straight lines between its loads.
 
-    The loads are those of `slo_capacity`, the nearest one where no two enclose the output; None
-    without a load. `steps` are one engine's.
+    The loads are those of `slo_throughput`, the nearest one where no two enclose the output; None
+    without a load.
     """
-    rows = next(iter(regimes.engine_rows(steps).values()), [])
-    loads = _measured_loads(regimes.judged_steps(rows), {})
+    loads = _measured_loads(fit.judged, {})
     for lighter, heavier in pairwise(loads):
         less, most = lighter.output, heavier.output
         if less < most and less <= output_tokens_per_second <= most:
@@ -140,9 +132,9 @@ def _groups(seen: Sequence[Judged]) -> list[list[Judged]]:
     return [*groups, limited] if limited else groups
 
 
-def _engine_capacity(fit: SaturationFit, asked: dict[str, float]) -> Estimate:
+def _engine_throughput(fit: SaturationFit, asked: dict[str, float]) -> Estimate:
     loads = _measured_loads(fit.judged, asked)
-    targets = " and ".join(f"{_TERMS[name]} ≤ {slo:g} s" for name, slo in asked.items())
+    targets = " and ".join(f"{SLO_LABELS[name]} ≤ {slo:g} s" for name, slo in asked.items())
     if not loads:
         return Estimate.unknown(f"no load was seen with the latencies that {targets} asks for")
     first_miss = _first_miss(loads)
@@ -179,7 +171,7 @@ def _crossing_share(held: _Load, missed: _Load) -> float:
 def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> Estimate:
     """The plateau, where the server reached it within its targets; else what was seen, at least."""
     if fit.kind == MEASURED:
-        return replace(fit.capacity, basis=f"{targets} held up to saturation: {fit.capacity.basis}")
+        return replace(fit.capacity, basis=(f"{targets} met up to saturation", *fit.capacity.basis))
     best = max(loads, key=lambda load: load.output)
     more = "more load would tell it"
     if best.output > _FALLEN * loads[-1].output:
@@ -189,9 +181,9 @@ def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> E
         )
     return Estimate.at_least(
         best.output if fit.best is None else min(best.output, fit.best.output),
-        f"{targets} held at {best.running:,.1f} running requests",
-        f"{targets} held at every load seen, up to {loads[-1].running:,.1f} running requests; "
-        f"{more}",
+        f"{targets} met at {best.running:,.1f} running requests",
+        reason=f"{targets} met at every load seen, up to {loads[-1].running:,.1f} running "
+        f"requests; {more}",
     )
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.gpus import GIB, GpuSpan
 from vllm_capacity.facts.llms import Llm
 from vllm_capacity.verdicts.roofline import Job, Machine, sequences_that_fit
@@ -52,7 +52,7 @@ def users_that_fit(
     basis = f"KV arithmetic on {gpus} × {span.label}, all at {tokens:,} tokens at once"
     if tokens > llm.max_context_tokens:
         basis += f", which is past the model's own context of {llm.max_context_tokens:,}"
-    return Estimate.known(low, mid, high, basis)
+    return Estimate.known(low, mid, high, basis, kind=Kind.ASSUMED, confidence=None)
 
 
 def reconciled_kv_tokens(cache_config: Mapping[str, str]) -> Estimate:

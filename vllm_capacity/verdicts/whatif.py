@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.published import correction, measured_ratio
 from vllm_capacity.verdicts.question import Load, Question
@@ -104,7 +104,7 @@ def what_if(
         wide = replace(question, to_dtype="bf16")
         sixteen = what_if(wide, published=published, prefer=prefer, busy=busy, calibration=cal)
         words = _widened_words(question, found, sixteen, prefer or {}, cal)
-        found = replace(found, basis="; ".join([found.basis, *words]))
+        found = replace(found, basis=(*found.basis, *words))
     return _capped(found, question)
 
 
@@ -147,8 +147,12 @@ def _unless_light(
         return found
     low, mid, high = found.low, found.mid or found.low, found.high or found.low
     words = "a light load; another one of that rate may scale as the arithmetic does"
-    return Estimate.known(
-        min(low, scaled.mid), mid, max(high, scaled.mid), f"{found.basis}; {words}"
+    return replace(
+        found,
+        low=min(low, scaled.mid),
+        mid=mid,
+        high=max(high, scaled.mid),
+        basis=(*found.basis, words),
     )
 
 
@@ -179,7 +183,8 @@ def _scaled(
     down, up = _band(_widened(half, froms[0], tos[0]), ratios, gain=middle + shift, fade=fade)
     mid = question.output_tokens_per_second * math.exp(middle + shift)
     words = _basis(question, froms[0], tos[0], weight=weight)
-    return Estimate.known(mid * math.exp(-down), mid, mid * math.exp(up), "; ".join(words))
+    low, high = mid * math.exp(-down), mid * math.exp(up)
+    return Estimate.known(low, mid, high, *words, kind=Kind.EXTRAPOLATED)
 
 
 def _band(half: float, ratios: Sequence[float], *, gain: float, fade: float) -> tuple[float, float]:
@@ -234,7 +239,8 @@ def _capped(found: Estimate, question: Question) -> Estimate:
     )
     if found.low > cap:
         words += f", and H could give {found.low:.3g} to {found.high:.3g}"
-    return Estimate.known(low, mid, cap * math.exp(SERVED_HALF_WIDTH), f"{words}; {found.basis}")
+    high = cap * math.exp(SERVED_HALF_WIDTH)
+    return replace(found, low=low, mid=mid, high=high, basis=(words, *found.basis))
 
 
 def _basis(question: Question, one: Side, other: Side, *, weight: float) -> Iterator[str]:

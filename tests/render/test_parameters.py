@@ -1,0 +1,111 @@
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.render.report.parameters import (
+    Parameter,
+    declared_parameters,
+    given_parameters,
+    settled_parameters,
+)
+
+PYTHON = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+DECLARED = tuple(
+    Parameter(name, annotation, "", "")
+    for name, annotation in (
+        ("window", "str"),
+        ("gpus_per_engine", "float"),
+        ("count", "int"),
+        ("is_strict", "bool"),
+        ("usd_per_hour", "Optional[float]"),
+        ("names", "list"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        pytest.param("window", "a=b", "a=b", id="text stays as it is"),
+        pytest.param("window", "", "", id="empty text is text"),
+        pytest.param("gpus_per_engine", "2", 2.0, id="a whole number is a float"),
+        pytest.param("gpus_per_engine", 2, 2.0, id="so is an int of a caller"),
+        pytest.param("count", "-3", -3, id="an int"),
+        pytest.param("is_strict", "Yes", True, id="yes"),
+        pytest.param("is_strict", "0", False, id="0 is no"),
+        pytest.param("usd_per_hour", "1.64", 1.64, id="an optional that is there"),
+        pytest.param("usd_per_hour", "none", None, id="an optional that is not"),
+        pytest.param("usd_per_hour", None, None, id="None of a caller"),
+    ],
+)
+def test_value_is_read_in_the_declared_type(name, given, value):
+    settled = settled_parameters(DECLARED, {name: given}, notebook="n.ipynb")[name]
+    assert (settled, type(settled)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        pytest.param("windw", "x", "Did you mean window?", id="misspelt: the nearest is named"),
+        pytest.param("zzz", "x", "It has: window, gpus_per_engine", id="unknown: all are named"),
+        pytest.param("x=1;print(2);y", "5", "has no parameter", id="a name is never code"),
+        pytest.param("gpus_per_engine", "two", "'two' is not one", id="no float"),
+        pytest.param("gpus_per_engine", "nan", "'nan' is not one", id="NaN is no price"),
+        pytest.param("gpus_per_engine", "inf", "'inf' is not one", id="nor is infinity"),
+        pytest.param("gpus_per_engine", True, "True is not one", id="a bool is no number"),
+        pytest.param("count", "1.5", "'1.5' is not one", id="no int"),
+        pytest.param("count", "", "'' is not one", id="nothing is no int"),
+        pytest.param("is_strict", "maybe", "'maybe' is not one", id="no bool"),
+        pytest.param("window", 3, "3 is not one", id="a number is no text"),
+        pytest.param("names", "[1]", "only int, float, str", id="a type not to be set"),
+    ],
+)
+def test_wrong_parameter_is_told(name, given, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        settled_parameters(DECLARED, {name: given}, notebook="n.ipynb")
+
+
+def test_notebook_without_parameters_takes_none():
+    with pytest.raises(InputError, match="declares no parameters"):
+        settled_parameters((), {"window": "x"}, notebook="n.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        pytest.param(["window"], "write -p name=value", id="no equals sign"),
+        pytest.param(["a b=1"], "write -p name=value", id="no identifier"),
+        pytest.param(["a=1", "a=2"], "given twice", id="twice"),
+    ],
+)
+def test_wrong_pair_is_told(pairs, said):
+    with pytest.raises(InputError, match=said):
+        given_parameters(pairs)
+
+
+def test_pairs_are_split_at_the_first_equals_sign():
+    assert given_parameters(["note=a=b", "n=1"]) == {"note": "a=b", "n": "1"}
+
+
+def test_parameters_are_those_the_notebook_declares(tmp_path: Path):
+    cell = nbformat.v4.new_code_cell(
+        'window: str = "x"  # its name\nusd_per_hour: "Optional[float]" = None  # dollars',
+        metadata={"tags": ["parameters"]},
+    )
+    path = tmp_path / "n.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=PYTHON), path)
+    assert declared_parameters(path) == (
+        Parameter("window", "str", '"x"', "its name"),
+        Parameter("usd_per_hour", "Optional[float]", "None", "dollars"),
+    )
+
+
+def test_notebook_without_a_kernel_is_told(tmp_path: Path):
+    cell = nbformat.v4.new_code_cell("n: int = 1", metadata={"tags": ["parameters"]})
+    path = tmp_path / "n.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    with pytest.raises(InputError, match="No kernel name found"):
+        declared_parameters(path)

@@ -1,0 +1,258 @@
+"""Which report this one is compared with, and what a tile says of the change."""
+
+import copy
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from vllm_capacity.render.numbers import hours, span
+from vllm_capacity.render.report.previous import change, report_before, told_since
+
+DAY = datetime(2026, 11, 24, tzinfo=UTC)
+PRICE = [[1.0, 0.1, 0.1, 0.1]]
+
+
+def report(day=0.0, *, length=1.0, tiles=(), previous=None, **line):
+    """A report of the window that starts on that day and is that many days long."""
+    start, end = DAY + timedelta(days=day), DAY + timedelta(days=day + length)
+    told = {
+        "models": ["m"],
+        "servers": ["a:8000"],
+        "terms": {"rates": PRICE, "ttft_slo_seconds": 2.0},
+        "price": "$0.100 per GPU-hour",
+        "is_simulated": False,
+        "start": start.isoformat(),
+        "end": end.isoformat(),
+        "span": span(start, end),
+        "hours": hours(length * 24),
+    }
+    return {
+        "notebook": "cost-report.ipynb",
+        "title": "What?",
+        "line": {**told, **line},
+        "tiles": list(tiles),
+        "previous": previous,
+    }
+
+
+def tile(mid, low=None, high=None, *, writes="usd", figure="usd_per_request", hangs_on=""):
+    return {
+        "figure": figure,
+        "low": mid if low is None else low,
+        "mid": mid,
+        "high": mid if high is None else high,
+        "writes": writes,
+        "hangs_on": hangs_on,
+        "label": "Cost",
+    }
+
+
+def page_before(reports, *, now=None, page="now.html"):
+    found = report_before(now or report(), reports, page=page)
+    return None if found is None else (found["page"], found["line"]["end"][:10])
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        pytest.param({}, None, id="an empty folder"),
+        pytest.param({"a.html": report(-1)}, ("a.html", "2026-11-24"), id="the day before"),
+        pytest.param(
+            {"a.html": report(-2), "b.html": report(-1), "c.html": report(-3)},
+            ("b.html", "2026-11-24"),
+            id="of several the one that ends latest",
+        ),
+        pytest.param(
+            {"a.html": report(-1), "b.html": report(-3, length=3.0)},
+            ("a.html", "2026-11-24"),
+            id="of two that end together the one that starts later",
+        ),
+        pytest.param({"a.html": report(1)}, None, id="a later window is none"),
+        pytest.param({"a.html": report(-1, start="soon")}, None, id="a start that is no time"),
+        pytest.param(
+            {"a.html": report(-1, start="0001-01-01T00:00:00+14:00")},
+            None,
+            id="before the calendar",
+        ),
+        pytest.param(
+            {"a.html": report(-1, tiles=[tile(1.0) | {"low": None}])}, None, id="half an interval"
+        ),
+        pytest.param({"a.html": report(0)}, None, id="the same window is none"),
+        pytest.param({"a.html": report(-0.5)}, None, id="a window that overlaps is none"),
+        pytest.param(
+            {"a.html": report(-1, length=1.01)},
+            ("a.html", "2026-11-24"),
+            id="windows that overlap by a quarter of an hour of a day follow each other",
+        ),
+        pytest.param({"a.html": report(-1, models=["n"])}, None, id="another model"),
+        pytest.param({"a.html": report(-1, servers=["b:8000"])}, None, id="other servers"),
+        pytest.param(
+            {"a.html": report(-1, servers=["a:8000", "b:8000"])},
+            ("a.html", "2026-11-24"),
+            id="a fleet that shrank",
+        ),
+        pytest.param({"a.html": report(-1, is_simulated=True)}, None, id="a simulated window"),
+        pytest.param({"a.html": {**report(-1), "title": "Else?"}}, None, id="another title"),
+        pytest.param({"a.html": {**report(-1), "notebook": "x"}}, None, id="another notebook"),
+        pytest.param(
+            {"a.html": {"title": "What?", "line": {"start": "2026-11-23T00:00:00Z"}, "tiles": []}},
+            None,
+            id="a report of an older version",
+        ),
+        pytest.param(
+            {"now.html": report(-1)},
+            ("", "2026-11-24"),
+            id="the page about to be replaced, where its window is an earlier one",
+        ),
+        pytest.param(
+            {"now.html": report(0, previous=report(-1))},
+            ("", "2026-11-24"),
+            id="what the same window was compared with the first time",
+        ),
+        pytest.param(
+            {"now.html": report(0, previous=report(-1)), "a.html": report(-1)},
+            ("a.html", "2026-11-24"),
+            id="of the same window, the page that is still there",
+        ),
+        pytest.param(
+            {"now.html": report(-1, previous=report(-2))},
+            ("", "2026-11-24"),
+            id="the replaced page before what it was compared with",
+        ),
+    ],
+)
+def test_report_before(reports, expected):
+    assert page_before(reports) == expected
+
+
+def test_run_that_is_repeated_finds_what_it_found():
+    folder = {"prod.html": report(-1, tiles=[tile(1.0)])}
+    first = report_before(report(), folder, page="prod.html")
+    second = report_before(report(), {"prod.html": report(previous=first)}, page="prod.html")
+    assert (second, "previous" in first) == (first, False)
+
+
+def test_finding_the_report_before_changes_none():
+    folder = {"a.html": report(-1, tiles=[tile(1.0)])}
+    kept = copy.deepcopy(folder)
+    report_before(report(), folder, page="b.html")
+    assert folder == kept
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "expected"),
+    [
+        pytest.param(tile(1.12), tile(1.0), "▲ up 12 % from $1.00 since", id="up"),
+        pytest.param(tile(0.5), tile(1.0), "▼ down 50 % from $1.00 since", id="down"),
+        pytest.param(tile(1.0), tile(0.0), "▲ up from $0 since", id="from nothing"),
+        pytest.param(tile(1.0001), tile(1.0), "about the same as in", id="written alike"),
+        pytest.param(tile(0.0), tile(0.0), "about the same as in", id="nothing, twice"),
+        pytest.param(
+            tile(1.02, 0.9, 1.1),
+            tile(0.98, 0.8, 1.0),
+            "no clear change: $0.980 → $1.02 since",
+            id="intervals that overlap",
+        ),
+        pytest.param(
+            tile(1.02, 0.9, 1.1),
+            tile(0.98),
+            "no clear change: $0.980 → $1.02 since",
+            id="a counted figure inside the interval",
+        ),
+        pytest.param(
+            tile(1.02, 0.9, 1.1), tile(1.02, 0.5, 3.0), "about the same as in", id="both, alike"
+        ),
+        pytest.param(
+            tile(2.0, 1.5, 2.5),
+            tile(1.0, 0.8, 1.4),
+            "▲ up 100 % from $1.00 since",
+            id="intervals apart",
+        ),
+        pytest.param(
+            tile(0.89, 0.87, 0.93, writes="percent"),
+            tile(0.28, 0.2, 0.4),
+            "▲ up from 28 % since",
+            id="a share has no percentage of itself",
+        ),
+        pytest.param(
+            tile(0.002, writes="usd_per_thousand"),
+            tile(0.02),
+            "▼ down 90 % from $20.00 since",
+            id="under a cent, as the tile writes it now",
+        ),
+        pytest.param(tile(1.0), tile(None), "not known before, in", id="not known before"),
+        pytest.param(tile(None), tile(1.0), None, id="not known now"),
+        pytest.param(tile(1.0), None, None, id="no such figure before"),
+    ],
+)
+def test_change(now, then, expected):
+    assert _text(change(now, then)) == expected
+
+
+def _text(told):
+    if told is None:
+        return None
+    return f"{told['arrow']} {told['words']}{told['joins']}".strip().replace("\xa0", " ")
+
+
+def told(now, before):
+    folder = {"then.html": before}
+    found = report_before(now, folder, page="now.html")
+    return told_since({"tiles": now["tiles"]}, now["line"], found)
+
+
+@pytest.mark.parametrize(
+    ("term", "value", "expected"),
+    [
+        pytest.param("rates", [[1.0, 2.0, 2.0, 2.0]], "another price", id="a price"),
+        pytest.param("ttft_slo_seconds", 1.0, "another target", id="a target"),
+    ],
+)
+def test_what_hangs_on_a_term_is_compared_under_the_same_only(term, value, expected):
+    figures = [tile(1.0, hangs_on=term), tile(2.0, figure="utilisation")]
+    terms = {"rates": PRICE, "ttft_slo_seconds": 2.0}
+    then = report(-1, tiles=[tile(9.0), tile(1.0, figure="utilisation")], terms=terms)
+    now = report(tiles=figures, terms={**terms, term: value})
+    changes = [_text(each["change"]) for each in told(now, then)["tiles"]]
+    assert changes == [f"not compared: {expected} in", "▲ up 100 % from $1.00 since"]
+
+
+@pytest.mark.parametrize(
+    ("day", "length", "expected"),
+    [
+        pytest.param(-1, 1.0, "the report to 00:00:00 UTC", id="ended this very day"),
+        pytest.param(-2, 1.25, "the report to 23 Nov 06:00 UTC", id="another day"),
+        pytest.param(-400, 1.0, "the report to 21 Oct 2025 00:00 UTC", id="another year"),
+    ],
+)
+def test_report_before_is_named_by_its_end(day, length, expected):
+    now = report(length=0.5, tiles=[tile(2.0)])
+    content = told(now, report(day, length=length, tiles=[tile(1.0)]))
+    assert content["tiles"][0]["change"]["report"] == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        pytest.param({}, ".", id="nothing else differs"),
+        pytest.param(
+            {"terms": {"rates": [], "ttft_slo_seconds": 2.0}, "price": "no price given"},
+            ", at another price: no price given.",
+            id="the price",
+        ),
+        pytest.param(
+            {"servers": ["a:8000", "b:8000"]},
+            ". It had 2 servers, this one 1, 1 of them the same.",
+            id="the servers",
+        ),
+    ],
+)
+def test_what_else_differed_is_said_once(line, expected):
+    since = told(report(tiles=[tile(2.0)]), report(-1, tiles=[tile(1.0)], **line))["since"]
+    window = "23 Nov 2026 00:00 to 24 Nov 2026 00:00 UTC (24.0 h)"
+    assert since == {"page": "then.html", "window": window, "said": expected}
+
+
+def test_first_report_says_nothing_of_a_change():
+    content = {"tiles": [tile(1.0)]}
+    assert told_since(content, report()["line"], None) == content

@@ -1,0 +1,240 @@
+"""Whole report runs: real notebooks, real kernels, the committed windows."""
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from vllm_capacity.errors import InputError, SourceError, WindowError
+from vllm_capacity.render.report.files import only_writer
+from vllm_capacity.render.report.index import report_metadata
+from vllm_capacity.render.report.write import EXAMPLES, Order, write_report
+from vllm_capacity.resources import shipped
+
+PYTHON = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+NOTEBOOK = shipped("notebooks/cost-report.ipynb")
+EARLY, LATE = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def report(tmp_path: Path, cache: Path):
+    """A run of a notebook into tmp_path/reports; the steps of its progress in `report.steps`."""
+
+    def run(notebook: Path, *, made_at: datetime = EARLY, **parameters: object) -> Path:
+        order = Order(notebook=notebook, parameters=parameters, out=tmp_path / "reports")
+        run.steps = []
+        return write_report(
+            order,
+            made_at=made_at,
+            cache=cache,
+            progress=lambda done, total: run.steps.append((done, total)),
+        )
+
+    return run
+
+
+@pytest.fixture
+def notebook(tmp_path: Path):
+    def made(*sources: str) -> Path:
+        parameters = nbformat.v4.new_code_cell(
+            'window: str = "here"\nusd_per_hour: "Optional[float]" = 0.5\nprice_note: str = "mine"',
+            metadata={"tags": ["parameters"]},
+        )
+        cells = [parameters, *(nbformat.v4.new_code_cell(source) for source in sources)]
+        path = tmp_path / "asked.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), path)
+        return path
+
+    return made
+
+
+def written(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "reports").glob("[!.]*"))
+
+
+def test_two_reports_of_a_window_differ_in_one_line(report):
+    first = report(NOTEBOOK, made_at=EARLY).read_text().splitlines()
+    second = report(NOTEBOOK, made_at=LATE).read_text().splitlines()
+    differing = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+    assert [re.sub(r"[\d:-]+", "", a) for a, _ in differing] == [
+        re.sub(r"[\d:-]+", "", b) for _, b in differing
+    ]
+    assert len(differing) == 1
+
+
+def test_page_says_what_the_answer_says(report):
+    said = report_metadata(report(NOTEBOOK))
+    tiles = {tile["figure"]: (tile["value"], tile["is_known"]) for tile in said["tiles"]}
+    assert tiles == {
+        "usd_per_request": ("$0.0171", True),
+        "usd_per_million_output_tokens": ("$0.154", True),
+        "tokens_per_usd": ("6,500,000", True),
+        "utilisation": ("61\xa0%", True),
+        "headroom_ratio": ("39\xa0%", True),
+        "ttft_attainment": ("54\xa0%", True),
+    }
+
+
+def test_progress_counts_every_cell(report, notebook):
+    report(notebook("1", "2"), window="there")
+    assert report.steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_price_of_a_notebook_is_not_used_for_another_window(report, notebook):
+    shows = notebook("print(window, usd_per_hour, [price_note])")
+    pages = [
+        report(shows).read_text(),
+        report(shows, window="there").read_text(),
+        report(shows, window="there", usd_per_hour="2").read_text(),
+    ]
+    shown = [re.search(r"<pre>(.*)</pre>", page)[1] for page in pages]
+    assert shown == [
+        "here 0.5 [&#39;mine&#39;]",
+        "there None [&#39;&#39;]",
+        "there 2.0 [&#39;&#39;]",
+    ]
+
+
+HALF = "2026-11-24T04:12:44Z"
+SHOWS = """from vllm_capacity import study, tiles, title_line
+from IPython.display import display
+asked = study("vllm-sweep", start=start, end=end, usd_per_hour=usd_per_hour)
+display(title_line(asked), tiles(asked))"""
+
+
+@pytest.fixture
+def halves(report, notebook, tmp_path):
+    """A report of the first half of the sweep, then one of the second."""
+    path = notebook(SHOWS)
+    made = nbformat.read(path, as_version=4)
+    made.cells[0].source += '\nstart: str = ""\nend: str = ""'
+    nbformat.write(made, path)
+    report(path, end=HALF)
+    return lambda **given: report(path, start=HALF, **given)
+
+
+def test_tiles_say_what_changed_since_the_report_before(halves):
+    soup = BeautifulSoup(halves().read_text(), "html.parser")
+    told = [each.get_text() for each in soup.select(".tile .change")]
+    assert (len(told), told[0]) == (
+        5,  # no target was given, so a sixth figure is not known
+        "▼ down 63\xa0% from $0.159 since the report to 04:12:44 UTC",
+    )
+    page = soup.select_one(".since a")["href"]
+    assert re.fullmatch(r"vllm-sweep-asked-to-2026-11-24T04-12-44Z-[0-9a-f]{8}\.html", page)
+
+
+def test_report_that_is_made_again_says_the_same(halves):
+    first, second = (report_metadata(halves(made_at=at)) for at in (EARLY, LATE))
+    assert first == second
+
+
+def test_money_is_not_compared_at_another_price(halves):
+    soup = BeautifulSoup(halves(usd_per_hour=1.0).read_text(), "html.parser")
+    told = [each.get_text() for each in soup.select(".tile .change")]
+    assert told[:3] == ["not compared: another price in the report to 04:12:44 UTC"] * 3
+    assert told[3].startswith("▲ up from 28")
+
+
+def test_report_before_is_named_after_its_page_was_replaced(halves, tmp_path):
+    halves()
+    folder = tmp_path / "reports"
+    (before,) = folder.glob("vllm-sweep-asked-to-2026-11-24T04-12-44Z-*.html")
+    before.unlink()
+    soup = BeautifulSoup(halves().read_text(), "html.parser")
+    assert (len(soup.select(".tile .change")), soup.select(".since a")) == (5, [])
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "said"),
+    [
+        pytest.param(
+            "raise RuntimeError('one\\ntwo')",
+            InputError,
+            r"asked.ipynb stopped in cell 1: RuntimeError: one$",
+            id="a failing cell, in one line",
+        ),
+        pytest.param(
+            "from vllm_capacity import open_window; open_window('nowhere')",
+            WindowError,
+            r"No window 'nowhere'",
+            id="an error of ours, as ours",
+        ),
+        pytest.param(
+            "import os; os._exit(1)",
+            InputError,
+            r"its Python process died",
+            id="a kernel that dies",
+        ),
+        pytest.param("x = 1", InputError, r"shows nothing", id="a notebook that shows nothing"),
+    ],
+)
+def test_failed_run_is_told_and_writes_nothing(report, notebook, tmp_path, source, error, said):
+    with pytest.raises(error, match=said):
+        report(notebook(source))
+    assert written(tmp_path) == []
+
+
+def test_failed_run_leaves_the_page_before_it(report, notebook, tmp_path):
+    page = report(notebook("print('good')"))
+    before = page.read_bytes()
+    with pytest.raises(InputError):
+        report(notebook("1 / 0"))
+    assert page.read_bytes() == before
+
+
+def test_wrong_parameter_stops_before_anything_runs(report, notebook, tmp_path):
+    with pytest.raises(InputError, match="Did you mean window"):
+        report(notebook("open('ran', 'w')"), windw="x")
+    assert (report.steps, (tmp_path / "reports").exists()) == ([], False)
+
+
+def test_report_being_written_turns_another_away(report, notebook, tmp_path):
+    with only_writer(tmp_path / "reports"), pytest.raises(SourceError, match="nothing was done"):
+        report(notebook("1"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param("{", "is not a Jupyter notebook", id="no JSON"),
+        pytest.param("{}", "is not a Jupyter notebook", id="JSON of something else"),
+        pytest.param(None, "There is no notebook", id="no file"),
+    ],
+)
+def test_what_is_no_notebook_is_told(report, tmp_path, content, said):
+    path = tmp_path / "x.ipynb"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=said):
+        report(path)
+
+
+def test_page_names_the_command_that_makes_it_again(report, notebook):
+    page = report(notebook("1"), window="there", price_note="it's mine").read_text()
+    command = re.search(r"<footer>.*?<code>(.*?)</code>", page, re.DOTALL)[1]
+    assert command == (
+        "vllm-capacity report --notebook asked.ipynb --window there "
+        "-p &#39;price_note=it&#39;&#34;&#39;&#34;&#39;s mine&#39;"
+    )
+
+
+def test_examples_name_windows_and_parameters_there_are(examples):
+    assert [(examples / str(each["window"])).is_dir() for each in EXAMPLES] == [True, True]
+
+
+def test_shipped_notebook_is_thin_and_stripped():
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    outputs = [cell for cell in cells if cell.cell_type == "code" and cell.outputs]
+    heading = re.match(r"# .*\?$", cells[0].source)
+    odd = re.search(r"^\s*(def |class |%|!)", code, re.MULTILINE)
+    assert (bool(heading), odd, outputs, all(cell.id for cell in cells)) == (True, None, [], True)

@@ -1,0 +1,173 @@
+"""From every tile of the page to its definition, its SQL and its rows, and back to its figure.
+
+Nothing is taken from the package but the page: the SQL text and what is bound to it are read off
+its HTML, asked of the window, and the figure is worked out again by hand.
+"""
+
+import json
+import re
+from datetime import datetime
+
+import polars as pl
+import pytest
+from bs4 import BeautifulSoup
+
+from vllm_capacity.render.charts import CHARTS
+from vllm_capacity.render.report import page as html
+from vllm_capacity.render.sections.definitions import DEFINITIONS
+from vllm_capacity.render.sections.elements import definitions, tiles
+from vllm_capacity.render.study import study
+
+USD_PER_HOUR, TTFT_TARGET = 0.1, 2.5
+STEP_SECONDS = 10
+
+
+@pytest.fixture(scope="module")
+def asked(examples):
+    return study(
+        str(examples / "vllm-sweep"), usd_per_hour=USD_PER_HOUR, ttft_slo_seconds=TTFT_TARGET
+    )
+
+
+@pytest.fixture(scope="module")
+def page(asked):
+    outputs = [
+        {"output_type": "display_data", "data": piece._repr_mimebundle_(), "metadata": {}}
+        for piece in (tiles(asked), definitions(asked))
+    ]
+    cell = {"cell_type": "code", "source": "", "outputs": outputs}
+    made = html.page_html(
+        title="",
+        sections=html.sections_of([cell]),
+        runtime="",
+        metadata={},
+        command="",
+        made="",
+    )
+    return BeautifulSoup(made, "html.parser")
+
+
+@pytest.fixture(scope="module")
+def rows_of(asked, page):
+    """The frames behind a tile, by query name: asked of the window with what stands on the page."""
+
+    def rows(figure: str) -> dict[str, pl.DataFrame]:
+        link = page.select_one(f'.tile[data-figure="{figure}"] a')["href"]
+        found = {}
+        for behind in page.select(f"{link} .rows"):
+            text = page.select_one(behind.select_one("p a")["href"]).select_one("code").get_text()
+            bound = json.loads(behind["data-bound"])
+            for name in {"start", "end"} & set(bound):
+                bound[name] = datetime.fromisoformat(bound[name])
+            found[behind["data-query"]] = asked.opened.sql(text, **bound)
+        return found
+
+    return rows
+
+
+def bill(rows):
+    times = rows["attempts"]["ts"]
+    hours = (times.max() - times.min()).total_seconds() / 3600
+    return hours * rows["engines"].height * USD_PER_HOUR
+
+
+def increase(rows):
+    return rows["counter_increase"]["increase"].sum()
+
+
+def output_rate(rows):
+    grown = rows["counter_increase"]
+    return increase(rows) / (grown["last_ts"].max() - grown["base_ts"].min()).total_seconds()
+
+
+def capacity(rows):
+    """Mean output of the ten-second steps in which requests waited and the KV cache was full."""
+    gauges = rows["gauge_samples"]
+    start = gauges["ts"].min()
+    step = pl.col("ts").sub(start).dt.total_seconds().floordiv(STEP_SECONDS).alias("step")
+    value = pl.col("value")
+    kv, waiting = (
+        pl.col("metric") == f"vllm:{name}"
+        for name in ("kv_cache_usage_perc", "num_requests_waiting")
+    )
+    full = (
+        gauges.group_by(step)
+        .agg(
+            kv=value.filter(kv).mean(),
+            peak=value.filter(kv).max(),
+            waiting=value.filter(waiting).mean(),
+        )
+        .filter((pl.col("kv") >= 0.75) & (pl.col("peak") >= 0.9) & (pl.col("waiting") > 0))
+    )
+    grown = rows["scrape_increases"].filter(pl.col("metric") == "vllm:generation_tokens_total")
+    rate = grown.group_by(step).agg(
+        rate=pl.col("increase").sum()
+        / (pl.col("ts") - pl.col("ts_before")).sum().dt.total_seconds(fractional=True)
+    )
+    return rate.join(full, on="step")["rate"].mean()
+
+
+def within_target(rows):
+    state = rows["histogram_states"].row(0, named=True)
+    grown = [b - a for a, b in zip(state["first_counts"], state["counts"], strict=True)]
+    place = state["bounds"].index(TTFT_TARGET)
+    return sum(grown[: place + 1]) / sum(grown)
+
+
+def successful(rows):
+    ended = rows["counter_increase"].with_columns(
+        reason=pl.col("labels").str.json_path_match("$.finished_reason")
+    )
+    return ended.filter(pl.col("reason").is_in(["stop", "length", "repetition"]))["increase"].sum()
+
+
+BY_HAND = {
+    "usd_per_request": lambda rows: bill(rows) / successful(rows) * 1000,  # shown for a thousand
+    "usd_per_million_output_tokens": lambda rows: bill(rows) / increase(rows) * 1e6,
+    "tokens_per_usd": lambda rows: increase(rows) / bill(rows),
+    "utilisation": lambda rows: output_rate(rows) / capacity(rows) * 100,
+    "headroom_ratio": lambda rows: (1 - output_rate(rows) / capacity(rows)) * 100,
+    "ttft_attainment": lambda rows: within_target(rows) * 100,
+}
+
+
+@pytest.mark.parametrize("figure", BY_HAND)
+def test_tile_can_be_worked_out_from_its_rows(page, rows_of, figure):
+    tile = page.select_one(f'.tile[data-figure="{figure}"] .value')
+    shown = float(re.sub(r"[^\d.]", "", tile.find(string=True, recursive=False)))
+    # The capacity is taken here from plain steps, so what hangs on it agrees to a few percent.
+    tolerance = 0.03 if figure in ("utilisation", "headroom_ratio") else 0.005
+    assert shown == pytest.approx(BY_HAND[figure](rows_of(figure)), rel=tolerance)
+
+
+def test_every_tile_is_worked_out_here(page):
+    assert {tile["data-figure"] for tile in page.select(".tile")} == set(BY_HAND)
+
+
+def test_every_link_leads_to_a_place_on_the_page(page):
+    links = {link["href"] for link in page.select("a[href^='#how-'], a[href^='#sql-']")}
+    assert [link for link in links if page.select_one(link) is None] == []
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=[chart.name for chart in CHARTS])
+def test_chart_links_to_a_definition(asked, chart):
+    notes = chart(asked.frames, asked.answer).to_dict()["usermeta"]["vllm_capacity"]
+    assert (notes["definition"] in {d.figure for d in DEFINITIONS}, notes.get("empty")) == (
+        True,
+        None,
+    )
+
+
+def test_rows_shown_are_counted(page):
+    for behind in page.select(".rows"):
+        said = int(re.match(r"[\s]*([\d,]+) rows", behind.p.get_text())[1].replace(",", ""))
+        assert len(behind.select("tbody tr")) == min(said, 8)
+
+
+def test_hours_cost_together_what_the_window_cost(asked):
+    whole = asked.answer["cost"]["allocation_usd"]["mid"]
+    parts = asked.costs
+    assert (parts["allocation_usd"].sum(), parts["successful_requests"].sum()) == (
+        pytest.approx(whole, rel=1e-9),
+        asked.answer["requests"]["successful"],
+    )

@@ -1,0 +1,22 @@
+"""Every number of the machine interface, on every example window, is what it was: to the last bit.
+
+The numbers were kept before the code was rebuilt (tests/kept/cases.py), under the keys of the
+interface's first version: `vllm_capacity/interface.py` maps the keys of today to those.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from kept.cases import COMMANDS, HERE, WINDOWS, found, numbers
+
+from vllm_capacity.interface import version_1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_every_number_is_kept(window: str, command: str) -> None:
+    kept = json.loads(HERE.joinpath(f"{window}.json").read_text())[command]
+    told = found(window, command)
+    assert numbers(told if isinstance(told, list) else version_1(told)) == kept

@@ -1,0 +1,341 @@
+"""One window, one time range, one set of assumptions: everything that is made of them, once.
+
+Every frame, fit and figure is a cached property, so nothing is asked of the window or computed
+twice, and each can be looked at. `answer` is all of it as one typed object; the JSON of
+`vllm-capacity figures`, the page, the terminal, the index and the alerts show what is there, and
+none of them computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Self
+
+import polars as pl
+
+from vllm_capacity.answer import (
+    Answer,
+    Requests,
+    SloVerdict,
+    Throughput,
+    Tokens,
+    WindowExtent,
+)
+from vllm_capacity.assumptions import SLO_OPTIONS, Assumptions
+from vllm_capacity.bills import engine_parts, grouped, presence
+from vllm_capacity.costs_by_time import costs_by_hour, costs_by_part
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures import evidence, gauges, latency, losses, scrapes, steps, traffic
+from vllm_capacity.figures.failures import failures
+from vllm_capacity.figures.histogram import attainment
+from vllm_capacity.figures.series import per_step, readable_step_seconds
+from vllm_capacity.load_curve import LoadCurve, load_curve
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.advice import advice
+from vllm_capacity.verdicts.cost import Bill, Part, bill
+from vllm_capacity.verdicts.finding import Finding
+from vllm_capacity.verdicts.quality import ledger
+from vllm_capacity.verdicts.saturation import Saturation, SaturationFit, engine_fits, saturation
+from vllm_capacity.verdicts.slo import slo_throughput
+
+_HISTOGRAM_OF = {"ttft_p95_seconds": latency.TTFT, "itl_p95_seconds": latency.ITL}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A window (asked each query once), its time range, and what is assumed of it."""
+
+    window: Window
+    time_range: TimeRange
+    assumptions: Assumptions = field(default_factory=Assumptions)
+
+    def __post_init__(self) -> None:
+        """Keep what the window answers, for as long as this analysis lives."""
+        if self.window.answers is None:
+            object.__setattr__(self, "window", self.window.remembering())
+
+    @classmethod
+    def of(
+        cls,
+        window: Window,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        assumptions: Assumptions | None = None,
+    ) -> Self:
+        """The analysis of the window, or of what of it lies in [start, end).
+
+        InputError where nothing of it does.
+        """
+        return cls(window, window.clamp(start, end), assumptions or Assumptions())
+
+    # --- frames ---------------------------------------------------------------------------------
+
+    @cached_property
+    def attempts(self) -> pl.DataFrame:
+        """Scrape attempts up to the end of the time range: instance, ts, is_good."""
+        return scrapes.attempts(self.window, end=self.time_range.end)
+
+    @cached_property
+    def engines(self) -> pl.DataFrame:
+        """The engines with their billed hours: one row per engine (figures/scrapes.py)."""
+        found = scrapes.engines(self.window, part=self.time_range, tries=self.attempts)
+        return scrapes.billed_hours(found, self.attempts, part=self.time_range)
+
+    @property
+    def instances(self) -> list[str]:
+        """The targets of the whole window, by name."""
+        names = self.window.named_sql("figures", "instances").get_column("instance")
+        return list(names.to_list())
+
+    @property
+    def served_model(self) -> str | None:
+        """The model that the whole window served; None where it is none, or several."""
+        names = self.window.named_sql("figures", "models").get_column("model_name")
+        return str(names.item()) if names.len() == 1 else None
+
+    @cached_property
+    def presence(self) -> dict[str, float]:
+        """The share of the time range in which each engine was there, by name."""
+        return presence(self.engines)
+
+    @cached_property
+    def steps(self) -> pl.DataFrame:
+        """One row per engine and step of 10 to 60 s: what saturation is judged by."""
+        return steps.engine_steps(self.window, part=self.time_range, tries=self.attempts)
+
+    @cached_property
+    def counters(self) -> pl.DataFrame:
+        """The exact increase of every counter series over the time range (figures/traffic.py)."""
+        return traffic.counter_increases(self.window, traffic.COUNTERS, part=self.time_range)
+
+    @cached_property
+    def histograms(self) -> list[latency.Increase]:
+        """The exact increase of every latency histogram over the time range."""
+        return latency.histogram_increases(self.window, latency.HISTOGRAMS, part=self.time_range)
+
+    @cached_property
+    def series(self) -> pl.DataFrame:
+        """The time range as charts draw it, all engines together: at most 150 rows, in order."""
+        return per_step(self.window, part=self.time_range, step_seconds=self.readable_step_seconds)
+
+    @property
+    def readable_step_seconds(self) -> float:
+        """The shortest round step that cuts the time range into at most 150 points."""
+        return readable_step_seconds(self.time_range)
+
+    @cached_property
+    def costs(self) -> pl.DataFrame:
+        """What each hour, or another round length, cost (costs_by_time.py)."""
+        return costs_by_part(
+            self.window,
+            self.engines,
+            self.attempts,
+            part=self.time_range,
+            pricing=self.assumptions.pricing,
+        )
+
+    @cached_property
+    def hours(self) -> pl.DataFrame:
+        """What each whole hour of the clock brought and cost (costs_by_time.py)."""
+        each = self.saturation.capacity.scaled(1 / (sum(self.presence.values()) or 1.0))
+        return costs_by_hour(
+            self.window,
+            self.engines,
+            self.attempts,
+            part=self.time_range,
+            pricing=self.assumptions.pricing,
+            capacity=each,
+        )
+
+    # --- fits and verdicts ----------------------------------------------------------------------
+
+    @cached_property
+    def fits(self) -> tuple[SaturationFit, ...]:
+        """The capacity of each engine, with the points it was judged by."""
+        return engine_fits(self.steps)
+
+    @cached_property
+    def load_curve(self) -> LoadCurve | None:
+        """Points and curve of the engine nearest to its limit; None without an engine."""
+        points = steps.engine_steps(
+            self.window,
+            part=self.time_range,
+            step_seconds=self.readable_step_seconds,
+            tries=self.attempts,
+        )
+        return load_curve(self.fits, self.steps, points, self.counters)
+
+    @cached_property
+    def restarts(self) -> list[scrapes.Restart]:
+        """Where a process ended and another began under its address."""
+        return scrapes.restarts(self.window, part=self.time_range)
+
+    @cached_property
+    def outages(self) -> list[scrapes.Outage]:
+        """The targets that answered, and then not once more."""
+        return scrapes.outages(self.window, part=self.time_range, tries=self.attempts)
+
+    @cached_property
+    def losses(self) -> losses.Losses:
+        """What servers may have counted that no scrape read."""
+        return losses.losses(
+            self.window,
+            part=self.time_range,
+            tries=self.attempts,
+            restarts=self.restarts,
+            outages=self.outages,
+        )
+
+    @cached_property
+    def bill_parts(self) -> dict[str, Part]:
+        """The part of the bill of each engine, by name."""
+        return engine_parts(
+            self.window,
+            self.engines,
+            part=self.time_range,
+            pricing=self.assumptions.pricing,
+            capacities={fit.engine: fit.capacity for fit in self.fits},
+        )
+
+    @cached_property
+    def bill(self) -> Bill:
+        """The bill by engine; its parts add up to the whole."""
+        return bill(self.bill_parts)
+
+    def bill_by(self, group: str) -> Bill:
+        """The bill by `engine`, `instance`, `model` or any label of vLLM's counters.
+
+        Allocation and idle dollars of the parts add up to the whole's. InputError where no counter
+        has the label.
+        """
+        parts = grouped(self.window, self.bill_parts, by=group, part=self.time_range)
+        return bill(parts)
+
+    @cached_property
+    def gauges(self) -> gauges.Gauges:
+        """Running and waiting requests and KV-cache usage over the time range."""
+        return gauges.gauges(self.window, self.attempts, part=self.time_range)
+
+    @cached_property
+    def latency(self) -> latency.Latency:
+        """Quantiles of TTFT, inter-token and end-to-end latency."""
+        return latency.latency(self.histograms)
+
+    @cached_property
+    def saturation(self) -> Saturation:
+        """What limits the server, how much it can do, how much room is left."""
+        return saturation(
+            self.steps,
+            output_tokens_per_second=self.throughput.output_tokens_per_second,
+            fits=self.fits,
+            presence=self.presence,
+        )
+
+    @cached_property
+    def throughput(self) -> Throughput:
+        """Mean output tokens and requests per second."""
+        rates = (
+            traffic.rate_per_second(self.counters, metric)
+            for metric in (traffic.GENERATION_TOKENS, traffic.REQUESTS)
+        )
+        return Throughput(*rates)
+
+    @cached_property
+    def slo(self) -> SloVerdict:
+        """How well the latency targets were met, and the throughput that meets them."""
+        within = slo_throughput(self.fits, self.assumptions.slo, presence=self.presence)
+        return SloVerdict(
+            self._attainment("ttft_p95_seconds"), self._attainment("itl_p95_seconds"), within
+        )
+
+    @cached_property
+    def quality(self) -> tuple[Finding, ...]:
+        """What is wrong with the telemetry, and how much it can move which figure."""
+        facts = evidence.gather(
+            self.window,
+            part=self.time_range,
+            tries=self.attempts,
+            restarts=self.restarts,
+            outages=self.outages,
+            losses=self.losses,
+            points=self.steps,
+            fleet=self.engines,
+        )
+        return tuple(ledger(facts, gauges=self.gauges, latency=self.latency, fits=self.fits))
+
+    @cached_property
+    def answer(self) -> Answer:
+        """Every figure and verdict, typed: the machine interface."""
+        hit_ratio = traffic.prefix_cache_hit_ratio(self.counters)
+        return Answer(
+            window=WindowExtent(
+                self.time_range.start,
+                self.time_range.end,
+                self.time_range.hours,
+                self.engines.height,
+                sum(self.presence.values()),
+            ),
+            requests=_requests(self.counters, self.losses),
+            tokens=_tokens(self.counters, self.losses),
+            throughput=self.throughput,
+            latency=self.latency,
+            slo=self.slo,
+            running=self.gauges.running,
+            waiting=self.gauges.waiting,
+            kv_cache_ratio=self.gauges.kv_cache_ratio,
+            preemptions=_count(traffic.total(self.counters, traffic.PREEMPTIONS)),
+            prefix_cache_hit_ratio=hit_ratio,
+            failures=failures(self.window, part=self.time_range),
+            saturation=self.saturation,
+            cost=self.bill.whole,
+            advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio),
+            quality=self.quality,
+        )
+
+    def _attainment(self, name: str) -> Estimate:
+        """The share of observations within a target, between the edges of its bucket."""
+        target, metric = getattr(self.assumptions.slo, name), _HISTOGRAM_OF[name]
+        if target is None:
+            return Estimate.unknown(f"no target given: give {name} ({SLO_OPTIONS[name]})")
+        observed = latency.merged([i for i in self.histograms if i.metric == metric])
+        if observed is None:
+            return Estimate.unknown(f"{metric} observed nothing in this time range")
+        low, high = attainment(observed.edges, observed.counts, target)
+        if low is None or high is None:
+            return Estimate.unknown(f"{metric} observed nothing in this time range")
+        counted = f"{observed.count:,.0f} observations of {metric}"
+        if low == high:
+            return Estimate.exact(low, counted, f"target {target:g} s")
+        between = f"target {target:g} s, which lies between two bucket edges"
+        return Estimate.between(low, (low + high) / 2, high, counted, between)
+
+
+def _requests(increases: pl.DataFrame, lost: losses.Losses) -> Requests:
+    by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
+    return Requests(
+        finished=_count(sum(by_reason.values())) if by_reason else None,
+        successful=_count(traffic.successful(by_reason)),
+        by_reason={reason: _whole(n) for reason, n in by_reason.items()},
+        lost=lost.requests,
+    )
+
+
+def _tokens(increases: pl.DataFrame, lost: losses.Losses) -> Tokens:
+    return Tokens(
+        prompt=_count(traffic.total(increases, traffic.PROMPT_TOKENS)),
+        prompt_computed=_count(traffic.prompt_tokens_computed(increases)),
+        generation=_count(traffic.total(increases, traffic.GENERATION_TOKENS)),
+        lost=lost.tokens,
+    )
+
+
+def _count(value: float | None) -> float | None:
+    """A count as an integer where it is one, as it should be."""
+    return None if value is None else _whole(value)
+
+
+def _whole(value: float) -> float:
+    return int(value) if value.is_integer() else value

@@ -1,0 +1,403 @@
+"""The Python door: open, scrape or pull a window, analyze it, look at what comes out.
+
+    >>> import vllm_capacity as vc
+    >>> w = vc.open("vllm-sweep")
+    >>> a = w["2026-11-24T04:05":"2026-11-24T04:20"].analyze(price=1.64)
+    >>> a.saturation.bottleneck
+    'kv-bound'
+
+Texts are understood as on the command line: names and paths, ISO times, durations, prices. What
+cannot be understood ends with the same kind of error, an `InputError` of one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity import analysis
+from vllm_capacity import plan as planning
+from vllm_capacity.assumptions import Assumptions, Slo, pricing
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.plan import Plan, PlanRequest
+from vllm_capacity.record import plain
+from vllm_capacity.telemetry import window as telemetry
+from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
+from vllm_capacity.verdicts.forecast import Forecast
+from vllm_capacity.verdicts.question import Load, Question
+from vllm_capacity.verdicts.saturation import Saturation
+from vllm_capacity.verdicts.sizing import Policy
+
+Instant = str | datetime | None
+Duration = str | float | timedelta
+
+
+@dataclass(frozen=True, repr=False)
+class Window:
+    """A window of telemetry, or a time range of it: `w["08:10":"08:20"]`.
+
+    Ask it with `sql`, or `analyze` it under a price and latency targets.
+    """
+
+    opened: telemetry.Window
+    time_range: TimeRange
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.opened.name
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.opened.path
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether a simulator made the telemetry."""
+        return self.opened.is_simulated
+
+    def sql(self, query: str, **params: object) -> pl.DataFrame:
+        """The answer of DuckDB to a query over the whole window's views.
+
+        Views: samples, histograms, series, intake. `$name` in the query is bound to the argument
+        `name`. InputError for a query that DuckDB refuses.
+        """
+        return self.opened.sql(query, **params)
+
+    def __getitem__(self, times: slice) -> Window:
+        """The part between two times; a time of day alone is of the window's first day (UTC).
+
+        InputError where nothing of the window lies in it.
+        """
+        if not isinstance(times, slice) or times.step is not None:
+            raise InputError(f'A window is cut by two times, w["08:10":"08:20"], not {times!r}.')
+        start, end = (_instant(each, self.time_range.start) for each in (times.start, times.stop))
+        first = max(filter(None, (start, self.time_range.start)))
+        until = min(filter(None, (end, self.time_range.end)))
+        return Window(self.opened, self.opened.clamp(first, until))
+
+    def analyze(
+        self,
+        *,
+        price: float | str | None = None,
+        slo: Slo | None = None,
+        gpus_per_engine: float = 1.0,
+        price_rules: str | Path | None = None,
+        price_note: str = "",
+    ) -> Analysis:
+        """The analysis of this time range under these assumptions.
+
+        `price`: USD per GPU-hour, or words of a row of gpu_prices.csv; `price_rules`: a mapping
+        file, in its place. Without a price money stays unknown. InputError for what is no price,
+        target or GPU count.
+        """
+        if slo is not None and not isinstance(slo, Slo):
+            raise InputError(f"slo is a vc.Slo(ttft_p95_seconds=…), not {slo!r}.")
+        assumed = Assumptions(
+            pricing(
+                price, gpus_per_engine=gpus_per_engine, price_rules=price_rules, note=price_note
+            ),
+            slo or Slo(),
+        )
+        return Analysis(self.opened.remembering(), self.time_range, assumed)
+
+    def __repr__(self) -> str:
+        """Name, models, engines and time in a line."""
+        found = self.sql("select distinct instance, engine from series where engine is not null")
+        models = self.sql("select distinct model_name from series where model_name is not null")
+        names = ", ".join(sorted(models.get_column("model_name"))) or "no model named"
+        engines = f"{found.height} engine{'' if found.height == 1 else 's'}"
+        made = " · SIMULATED" if self.is_simulated else ""
+        return f"{self.name} · {names} · {engines} · {_span(self.time_range)}{made}"
+
+
+@dataclass(frozen=True, repr=False)
+class Analysis(analysis.Analysis):
+    """A time range of a window under a price and targets: figures, verdicts, frames and charts.
+
+    Everything is computed when it is first looked at, once.
+    """
+
+    @property
+    def capacity(self) -> Estimate:
+        """Output tokens per second that the server can do at most."""
+        return self.saturation.capacity
+
+    @cached_property
+    def charts(self) -> Any:  # noqa: ANN401  a method per chart
+        """The charts, by name: `a.charts.saturation()`."""
+        from vllm_capacity.render.charts import Charts
+
+        return Charts(self)
+
+    def plan(
+        self,
+        *,
+        requests_per_second: float | None = None,
+        gpu: str | None = None,
+        gpus: Sequence[str] = (),
+        model: str | None = None,
+        policy: Policy | None = None,
+    ) -> Plan:
+        """How many replicas, which GPU instead, for how much money.
+
+        `requests_per_second` None: what the window asked for (p95). `gpu` is what it ran on, which
+        vLLM does not export; `gpus` what to compare it with (all known ones without), `model` the
+        model's name where the served one is none we know. InputError for names that are not known.
+        """
+        request = PlanRequest(
+            demand_requests_per_second=requests_per_second,
+            from_gpu=gpu,
+            to_gpus=tuple(gpus),
+            model=model,
+            policy=policy or Policy(),
+        )
+        return planning.plan(self, request)
+
+    def explain(self, figure: str) -> Any:  # noqa: ANN401  shown by its repr
+        """How a figure is made: `a.explain("cost.per_request")`.
+
+        Its definition, the function that makes it with file and line, the queries, and the first
+        rows they give. InputError, with the nearest names, for a figure that there is not.
+        """
+        from vllm_capacity.render.sections.definitions import explanation
+
+        return explanation(self, figure)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The answer as JSON (`answers.schema.json`); written whole to `path`, if one is given."""
+        text = json.dumps(plain(self.answer), allow_nan=False, indent=2)
+        if path is not None:
+            from vllm_capacity.render.report.files import write_whole
+
+            write_whole(Path(path), text + "\n")
+        return text
+
+    def to_html(self, path: str | Path) -> Path:
+        """One HTML page with figures, charts and tables, written whole to `path`; its path.
+
+        It runs the report's notebook, so it takes some seconds.
+        """
+        from vllm_capacity.render.report.write import write_page
+
+        return write_page(self, Path(path), made_at=datetime.now(UTC))
+
+    def __repr__(self) -> str:
+        """The answer in a few lines."""
+        found = self.answer
+        lines = [
+            f"{self.window.name} · {_span(self.time_range)}",
+            f"cost per request   {found.cost.per_request}",
+            f"utilization        {found.cost.utilization}",
+            f"capacity           {found.saturation.capacity}",
+            f"bottleneck         {found.saturation.bottleneck or 'none seen'}",
+            f"p95 TTFT           {found.latency.ttft.p95}",
+            f"p95 ITL            {found.latency.itl.p95}",
+            f"quality findings   {len(found.quality)}",
+        ]
+        return "\n".join(lines)
+
+    def __dir__(self) -> Iterable[str]:
+        """What is for users."""
+        return sorted(name for name in super().__dir__() if not name.startswith("_"))
+
+
+def open(name_or_path: str | Path) -> Window:
+    """The window of that name or path.
+
+    A name is looked for in data/windows and data/examples from here upward, then among the shipped
+    windows. WindowError, with the names there are, where there is none.
+    """
+    if not isinstance(name_or_path, str | Path):
+        raise InputError(f"A window is named by text or a path, not by {name_or_path!r}.")
+    opened = telemetry.open_window(name_or_path)
+    return Window(opened, opened.extent)
+
+
+def scrape(
+    *urls: str,
+    to: str | Path,
+    every: Duration = "2s",
+    duration: Duration,
+    about: str | None = None,
+) -> Window:
+    """Scrape the /metrics of these servers for so long, into a new window at `to`.
+
+    Credentials come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or VLLM_METRICS_TOKEN.
+    InputError where `to` is there already, SourceError where no scrape was answered.
+    """
+    from vllm_capacity.live.capture import capture
+    from vllm_capacity.sources.exposition import read_scrapes
+
+    capture(
+        urls,
+        Path(to),
+        every_seconds=_seconds(every),
+        for_seconds=_seconds(duration),
+        environment=os.environ,
+        read=read_scrapes,
+        about=about,
+    )
+    return open(to)
+
+
+def pull(
+    origin: str | None = None,
+    *,
+    to: str | Path,
+    stream: str | None = None,
+    start: Instant = None,
+    end: Instant = None,
+    last: Duration | None = None,
+    full: bool | None = None,
+) -> Window:
+    """Pull telemetry into a new window at `to`: from Parseable (`stream`), its files, or Prometheus.
+
+    Give `start` and `end`, or `last` ("24h"). Credentials come from the environment, as SECURITY.md
+    says. `full`: every sample, or (False) first and last states per minute; by length without it.
+    InputError for what cannot be asked, SourceError where the source does not answer.
+    """
+    from vllm_capacity.live.pull import Order, pull_window
+
+    now = datetime.now(UTC)
+    part = _asked(start, end, last, now)
+    pull_window(Order(origin, stream, part, full), Path(to), environment=os.environ, now=now)
+    return open(to)
+
+
+def what_if(
+    *,
+    model: str,
+    from_gpu: str,
+    to_gpu: str,
+    output_tokens_per_second: float,
+    input_tokens: float,
+    output_tokens: float,
+    gpus: int = 1,
+    dtype: str | None = None,
+    to_dtype: str | None = None,
+    clients: float | None = None,
+    requests_per_second: float | None = None,
+) -> Estimate:
+    """Output tokens per second on another GPU, from a throughput measured on one.
+
+    `clients` or `requests_per_second`: the load it was measured under. Unknown, with the reason,
+    where no honest answer can be given; InputError for names that are not known.
+    """
+    from vllm_capacity.facts.gpus import find_gpu
+    from vllm_capacity.facts.llms import find_llm, weight_dtype
+    from vllm_capacity.facts.prices import usual_forms
+    from vllm_capacity.facts.throughput import measurements
+    from vllm_capacity.verdicts.whatif import what_if as asked
+
+    llm = find_llm(model)
+    measured = llm.weights_dtype if dtype is None else weight_dtype(dtype)
+    question = Question(
+        llm=llm,
+        dtype=measured,
+        to_dtype=measured if to_dtype is None else weight_dtype(to_dtype),
+        from_gpu=find_gpu(from_gpu),
+        to_gpu=find_gpu(to_gpu),
+        gpus=gpus,
+        output_tokens_per_second=output_tokens_per_second,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        load=Load(clients=clients, requests_per_second=requests_per_second),
+    )
+    prefer = {find_gpu(gpu).rows[0].gpu: usual_forms(gpu) for gpu in (from_gpu, to_gpu)}
+    return asked(question, published=measurements(), prefer=prefer)
+
+
+def fit(loads: pl.DataFrame | str | Path) -> Saturation:
+    """The capacity that a table of loads shows, or lets extrapolate.
+
+    A frame or CSV with running_requests and output_tokens_per_second (and kv_cache_ratio), or the
+    JSON results of guidellm or `vllm bench serve`. InputError for a table without them.
+    """
+    from vllm_capacity.sources.loadtests import load_test_points
+    from vllm_capacity.sources.points import read_points
+    from vllm_capacity.verdicts.points import fit_points
+
+    if isinstance(loads, pl.DataFrame):
+        return fit_points(loads)
+    path = Path(loads)
+    is_result = path.suffix.lower() in (".json", ".jsonl")
+    return fit_points(load_test_points(path) if is_result else read_points(path))
+
+
+def forecast(
+    series: str | Path,
+    column: str = "requests",
+    *,
+    step: Duration = "1h",
+    horizon: Duration = "24h",
+) -> Forecast:
+    """The demand ahead, from a CSV with ts (or ts_seconds) and a column of counts.
+
+    Without a forecast, its `reason`; InputError for a file that is no such table.
+    """
+    from vllm_capacity.sources.demand import read_demand
+    from vllm_capacity.verdicts.forecast import forecast_demand
+
+    demand = read_demand(Path(series), column)
+    return forecast_demand(
+        demand.frame,
+        column="value",
+        step_seconds=_seconds(step),
+        horizon_seconds=_seconds(horizon),
+    )
+
+
+def _seconds(duration: Duration) -> float:
+    if isinstance(duration, timedelta):
+        return duration.total_seconds()
+    if isinstance(duration, str):
+        return parse_duration_seconds(duration)
+    if isinstance(duration, bool) or not isinstance(duration, int | float):
+        raise InputError(f"A duration is text such as '90m', or seconds, not {duration!r}.")
+    return float(duration)
+
+
+def _instant(time: Instant, day: datetime) -> datetime | None:
+    """An instant from text; a time of day alone belongs to `day`."""
+    if time is None:
+        return None
+    if isinstance(time, datetime):
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    if not isinstance(time, str):
+        raise InputError(f"A time is ISO 8601 text, or a datetime, not {time!r}.")
+    is_of_day = "-" not in time and "T" not in time and ":" in time
+    return parse_instant(f"{day:%Y-%m-%d}T{time}" if is_of_day else time)
+
+
+def _asked(
+    start: Instant, end: Instant, duration: Duration | None, now: datetime
+) -> TimeRange | None:
+    if duration is not None:
+        if start is not None or end is not None:
+            raise InputError("Give either last, or start and end.")
+        text = duration if isinstance(duration, str) else f"{_seconds(duration):g}s"
+        return last(text, now=now)
+    first, until = _instant(start, now), _instant(end, now)
+    if first is None and until is None:
+        return None
+    if first is None or until is None:
+        raise InputError("Give start and end together (or last).")
+    return TimeRange(first, until)
+
+
+def _span(part: TimeRange) -> str:
+    first, until = part.start, part.end
+    if first.date() == until.date():
+        return f"{first:%-d %b %Y %H:%M}–{until:%H:%M} UTC"
+    return f"{first:%-d %b %Y %H:%M} to {until:%-d %b %Y %H:%M} UTC"

@@ -1,0 +1,88 @@
+"""The options that say what telemetry cannot know: prices, GPUs, targets, the time range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import SLO_LABELS, SLO_OPTIONS, Assumptions, Slo, pricing
+from vllm_capacity.cli.reading import FILE, bounded
+from vllm_capacity.errors import InputError
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import parse_instant
+
+_OPTIONS = (
+    click.option("--start", help="Start time, ISO 8601; UTC without an offset."),
+    click.option("--end", help="End time; a sample at it is outside."),
+    click.option(
+        "--usd-per-hour", type=float, callback=bounded, help="Price of one GPU for an hour."
+    ),
+    click.option("--price", help="A row of data/gpu_prices.csv, matched by words in it."),
+    click.option(
+        "--fleet",
+        type=FILE,
+        help="Mapping file: GPUs and price of each instance, from when to when (CSV or YAML).",
+    ),
+    click.option(
+        "--gpus-per-engine",
+        type=float,
+        callback=bounded,
+        default=1.0,
+        show_default=True,
+        help="GPUs of one engine.",
+    ),
+    *(
+        click.option(
+            option,
+            name,
+            type=float,
+            callback=bounded,
+            help=f"Target for {SLO_LABELS[name]}, seconds.",
+        )
+        for name, option in SLO_OPTIONS.items()
+    ),
+)
+
+
+def one_window(argument: str | None, option: str | None) -> str:
+    """The window that is named as WINDOW or with --window; InputError where not exactly once."""
+    if argument is not None and option is not None:
+        raise InputError(
+            f"The window is given twice: {argument!r}, and --window {option!r}. Give it once."
+        )
+    named = argument if option is None else option
+    if named is None:
+        raise InputError("Say which window, by its name or path: WINDOW, or --window WINDOW.")
+    return named
+
+
+def assumption_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options above, on a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def assumptions_of(given: Mapping[str, Any]) -> Assumptions:
+    """What these options assume; InputError where a price is given twice."""
+    ways = [name for name in ("usd_per_hour", "price", "fleet") if given[name] is not None]
+    if len(ways) > 1:
+        named = " and ".join("--" + way.replace("_", "-") for way in ways)
+        raise InputError(f"The price is given by {named}; give it one way.")
+    price = given["price"] if given["usd_per_hour"] is None else given["usd_per_hour"]
+    return Assumptions(
+        pricing(price, gpus_per_engine=given["gpus_per_engine"], price_rules=given["fleet"]),
+        Slo(**{one.name: given[one.name] for one in fields(Slo)}),
+    )
+
+
+def analysis_of(opened: Window, given: Mapping[str, Any]) -> Analysis:
+    """The analysis of a window that these options ask for."""
+    start, end = (
+        None if given[name] is None else parse_instant(given[name]) for name in ("start", "end")
+    )
+    return Analysis.of(opened, start, end, assumptions_of(given))

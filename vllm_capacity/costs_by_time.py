@@ -1,0 +1,148 @@
+"""What a window cost over time: by round parts for the chart, by clock hour for idle hours.
+
+Each part is charged as the whole is (bills.py): its own billed hours, its own exact counts. So the
+parts' bills add up to the whole's.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from vllm_capacity.assumptions import Pricing
+from vllm_capacity.bills import engine_name, priced
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures import scrapes, traffic
+from vllm_capacity.figures.hours import HOUR, engine_hours, whole_hours
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.cost import Part, Usage, bill
+
+_PARTS_AT_MOST = 48
+_HOUR_FROM_HOURS = 6.0
+_READABLE_PARTS_HOURS = (1 / 12, 1 / 4, 1.0, 2.0, 4.0, 12.0, 24.0, 168.0)
+_INSTANT = pl.Datetime("us", "UTC")
+_PART_SCHEMA: dict[str, Any] = {
+    "ts": _INSTANT,
+    **{name: pl.Float64 for name in ("successful_requests", "allocation_usd", "usd_per_request")},
+}
+_HOUR_SCHEMA: dict[str, Any] = {
+    "ts": _INSTANT,
+    **{name: pl.Float64 for name in ("requests", "cost_usd", "utilization_ratio")},
+}
+
+
+def costs_by_part(
+    window: Window,
+    engines: pl.DataFrame,
+    attempts: pl.DataFrame,
+    *,
+    part: TimeRange,
+    pricing: Pricing,
+) -> pl.DataFrame:
+    """One row per hour of the time range (or a round length that gives 48 rows at most), in order.
+
+    Columns: ts (its start), successful_requests, allocation_usd, usd_per_request; null where
+    unknown.
+    """
+    increases = traffic.scrape_increases(window, [traffic.REQUESTS], part=part)
+    rows = [
+        _part_row(cut, engines, attempts, _within(increases, cut), pricing) for cut in _cuts(part)
+    ]
+    return pl.DataFrame(rows, schema=_PART_SCHEMA, orient="row")
+
+
+def _part_row(
+    cut: TimeRange,
+    engines: pl.DataFrame,
+    attempts: pl.DataFrame,
+    increases: pl.DataFrame,
+    pricing: Pricing,
+) -> tuple[datetime, float | None, float | None, float | None]:
+    known = attempts.filter(pl.col("ts") < cut.end)
+    tried = known.filter(pl.col("ts") >= cut.start).select("instance").unique()
+    there = engines.select("instance", "engine", "model_name").join(
+        tried, on="instance", how="semi"
+    )
+    usages = {}
+    for row in scrapes.billed_hours(there, known, part=cut).iter_rows(named=True):
+        own = increases.filter(
+            (pl.col("instance") == row["instance"]) & pl.col("engine").eq_missing(row["engine"])
+        )
+        by_reason = traffic.total_by_label(own, traffic.REQUESTS, "finished_reason")
+        usage = Usage(row["hours"], traffic.successful(by_reason), None, None)
+        unknown = Estimate.unknown("a part's capacity is not asked for")
+        usages[engine_name(row)] = priced(row, usage, unknown, pricing)
+    charged = bill(usages)
+    cost, each = charged.whole.allocation_usd.mid, charged.whole.usd_per_request.mid
+    return cut.start, charged.usage.successful_requests, cost, each
+
+
+def _within(increases: pl.DataFrame, cut: TimeRange) -> pl.DataFrame:
+    known = increases.drop_nulls("increase")
+    return known.filter((pl.col("ts") >= cut.start) & (pl.col("ts") < cut.end))
+
+
+def _cuts(part: TimeRange) -> list[TimeRange]:
+    """The time range cut at even steps from its start; the last one perhaps shorter."""
+    step = timedelta(hours=_part_hours(part.hours))
+    count = max(1, -((part.start - part.end) // step))
+    starts = [part.start + step * i for i in range(count)]
+    return [TimeRange(start, min(start + step, part.end)) for start in starts]
+
+
+def _part_hours(hours: float) -> float:
+    """An hour where the window has several and not too many, else the nearest round length."""
+    if _HOUR_FROM_HOURS <= hours <= _PARTS_AT_MOST:
+        return 1.0
+    fitting = [each for each in _READABLE_PARTS_HOURS if hours / each <= _PARTS_AT_MOST]
+    return fitting[0] if fitting else _READABLE_PARTS_HOURS[-1]
+
+
+def costs_by_hour(
+    window: Window,
+    engines: pl.DataFrame,
+    attempts: pl.DataFrame,
+    *,
+    part: TimeRange,
+    pricing: Pricing,
+    capacity: Estimate,
+) -> pl.DataFrame:
+    """What each whole hour of the clock (UTC) in the time range brought and cost, in order.
+
+    Columns: ts (its start), requests (finished), cost_usd, utilization_ratio (0..1). Cost and use
+    are the bill's (verdicts/cost.py); `capacity` is that of one engine, output tokens per second.
+    Null where an engine was not seen through the hour (figures/hours.py), or where there is no
+    price or no capacity. Empty where the time range holds no whole hour.
+    """
+    frame = engine_hours(window, engines, attempts, part=part)
+    by_hour = frame.partition_by("ts", as_dict=True)
+    rows = []
+    for start in whole_hours(part, attempts):
+        own = by_hour.get((start,))
+        is_seen = own is not None and bool(own["is_seen"].all())
+        found = _hour(own, pricing, capacity) if is_seen and own is not None else None
+        rows.append((start, *(found or (None, None, None))))
+    return pl.DataFrame(rows, schema=_HOUR_SCHEMA, orient="row")
+
+
+def _hour(
+    engines: pl.DataFrame, pricing: Pricing, capacity: Estimate
+) -> tuple[float, float | None, float | None]:
+    """Requests, cost and utilization of one hour: its rows of figures/hours.py."""
+    parts: dict[str, Part] = {}
+    for row in engines.iter_rows(named=True):
+        hours, tokens = row["billed_hours"], row["generation_tokens"]
+        usage = Usage(
+            billed_hours=hours,
+            successful_requests=None,
+            prompt_tokens=None,
+            generation_tokens=tokens,
+            output_tokens_per_second=tokens / 3600,
+        )
+        times = {"billed_start": row["ts"], "billed_end": row["ts"] + HOUR}
+        parts[engine_name(row)] = priced({**row, **times}, usage, capacity.scaled(hours), pricing)
+    whole = bill(parts).whole
+    return float(engines["requests"].sum()), whole.allocation_usd.mid, whole.utilization.mid

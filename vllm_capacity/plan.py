@@ -1,0 +1,402 @@
+"""The plan of a window: how many replicas, which GPU instead, for what money, how long.
+
+Everything rests on the answer of the window (its capacity, under the targets where they are given)
+and on verdicts that say what they rest on; what cannot be known is a row with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+
+import polars as pl
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.answer import SCHEMA_VERSION, Answer, WindowExtent
+from vllm_capacity.assumptions import Pricing
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate, Figures, Kind
+from vllm_capacity.facts.fleet import engine_rate
+from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
+from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.prices import NO_PRICE, choose_price, usual_forms
+from vllm_capacity.facts.throughput import measurements
+from vllm_capacity.figures import latency, traffic
+from vllm_capacity.record import Record
+from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.forecast import forecast_demand
+from vllm_capacity.verdicts.options import Candidate, Option, whatif_table
+from vllm_capacity.verdicts.question import Load, Question
+from vllm_capacity.verdicts.regimes import KV
+from vllm_capacity.verdicts.sizing import (
+    Change,
+    Policy,
+    QueueCheck,
+    demand_seen,
+    month_usd,
+    queue_check,
+    replicas,
+    sensitivity,
+    usual_cases,
+)
+from vllm_capacity.verdicts.slo import running_within
+from vllm_capacity.verdicts.whatif import Busy
+
+_BYTES = (traffic.ESTIMATED_READ_BYTES, traffic.ESTIMATED_WRITE_BYTES)
+_DEMAND_QUANTILE = 0.95
+_WAIT_LIMIT_SECONDS = 1.0
+_LONG_GAP = timedelta(weeks=4)
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a plan is asked for.
+
+    `demand_requests_per_second` None: the 95th percentile of what finished in the window.
+    `from_gpu` is what it ran on, which vLLM does not export; without it other GPUs cannot be
+    compared. `model` names the model where the served name is none we know. `to_gpus` empty: every
+    GPU known.
+    """
+
+    demand_requests_per_second: float | None = None
+    from_gpu: str | None = None
+    to_gpus: tuple[str, ...] = ()
+    model: str | None = None
+    policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self) -> None:
+        demand = self.demand_requests_per_second
+        if demand is not None and not 0 < demand < float("inf"):
+            raise InputError(f"The demand must be above 0 requests per second, not {demand:g}.")
+
+
+@dataclass(frozen=True)
+class Ahead(Record):
+    """Requests of one hour to come, with a 90 % interval."""
+
+    ts: datetime
+    low: float
+    mid: float
+    high: float
+
+
+@dataclass(frozen=True)
+class DemandAhead(Record):
+    """Requests per hour over the next day, or why there is no forecast.
+
+    `coverage_measured` is the share of hours, 0..1, to expect inside the intervals.
+    """
+
+    forecast: tuple[Ahead, ...] | None
+    method: str
+    coverage_measured: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan(Figures):
+    """How many replicas, which GPU instead, for what money, how long; every field always there.
+
+    Demand is of all replicas, capacity of one engine (within the targets where given).
+    `queue_check` is None where it cannot be asked. `options` are other GPUs, best tokens per dollar
+    first, rejected ones last with their reason; `options_reason` is why there are none.
+    """
+
+    window: WindowExtent
+    policy: Policy
+    demand_requests_per_second: Estimate
+    demand_output_tokens_per_second: Estimate
+    capacity_output_tokens_per_second: Estimate
+    replicas: Estimate
+    gpus: Estimate
+    usd_per_month: Estimate
+    queue_check: QueueCheck | None
+    sensitivity: Mapping[str, Estimate]
+    model: str | None
+    options: tuple[Option, ...]
+    options_reason: str
+    forecast: DemandAhead
+    schema_version: int = SCHEMA_VERSION
+
+
+def plan(analysis: Analysis, request: PlanRequest | None = None) -> Plan:
+    """The plan of a window under its assumptions: how many replicas for how much money."""
+    return _Planning(analysis, request or PlanRequest()).plan
+
+
+@dataclass(frozen=True)
+class _Planning:
+    """One analysis under one request, and what every part of the plan starts from."""
+
+    analysis: Analysis
+    request: PlanRequest
+
+    @cached_property
+    def plan(self) -> Plan:
+        """All of it."""
+        needed = replicas(self.demand, self.capacity, self.request.policy)
+        gpus = needed.scaled(self.pricing.gpus_per_engine)
+        price = self.pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
+        model, options, reason = _options(self)
+        return Plan(
+            window=self.answer.window,
+            policy=self.request.policy,
+            demand_requests_per_second=self.requests,
+            demand_output_tokens_per_second=self.demand,
+            capacity_output_tokens_per_second=self.capacity,
+            replicas=needed,
+            gpus=gpus,
+            usd_per_month=month_usd(gpus, price),
+            queue_check=_queue(self, needed),
+            sensitivity=_sensitivity(self),
+            model=model,
+            options=options,
+            options_reason=reason,
+            forecast=_forecast(self.analysis),
+        )
+
+    @property
+    def answer(self) -> Answer:
+        """The answer of the window."""
+        return self.analysis.answer
+
+    @cached_property
+    def pricing(self) -> Pricing:
+        """The GPUs and the price that are in force at the end of the window."""
+        return _in_force(self.analysis)
+
+    @property
+    def is_within_targets(self) -> bool:
+        """Whether latency targets were given."""
+        return bool(self.analysis.assumptions.slo.targets)
+
+    @cached_property
+    def prompt_tokens(self) -> Estimate:
+        """Prompt tokens per request."""
+        return _mean_tokens(self.answer, "prompt")
+
+    @cached_property
+    def output_tokens(self) -> Estimate:
+        """Output tokens per request."""
+        return _mean_tokens(self.answer, "generation")
+
+    @cached_property
+    def requests(self) -> Estimate:
+        """Requests per second to plan for."""
+        given = self.request.demand_requests_per_second
+        if given is not None:
+            return Estimate.exact(given, f"{given:g} requests/s, as asked", kind=Kind.GIVEN)
+        return demand_seen(self.analysis.steps, _DEMAND_QUANTILE)
+
+    @cached_property
+    def demand(self) -> Estimate:
+        """Output tokens per second to plan for, of all replicas."""
+        return self.requests.times(self.output_tokens)
+
+    @cached_property
+    def capacity(self) -> Estimate:
+        """Output tokens per second of one engine: within the targets where given, else at the knee.
+
+        Its basis names the targets, or says that none was applied.
+        """
+        whole = self.answer.saturation.capacity
+        if self.is_within_targets:
+            whole = self.answer.slo.throughput
+        elif not whole.is_unknown:
+            whole = whole.scaled(1.0, "no latency target applied")
+        engines = self.answer.window.mean_engines or 1.0
+        return whole if engines == 1 else whole.scaled(1 / engines, f"÷ {engines:.3g} engines")
+
+    @cached_property
+    def running(self) -> float | None:
+        """Running requests of one engine at that capacity; None: not known.
+
+        Within targets fewer run than at the knee. Engines may differ: their mean, as the
+        capacity's.
+        """
+        running = self.answer.saturation.capacity_running_requests.mid
+        if self.is_within_targets:
+            running = running_within(self.analysis.fits, self.analysis.assumptions.slo)
+        return None if running is None else running / (self.answer.window.mean_engines or 1.0)
+
+
+def _in_force(analysis: Analysis) -> Pricing:
+    """The pricing with the GPUs and the price that a mapping file has at the end of the window.
+
+    More replicas are bought at one price: where the file has several for the window's instances,
+    the price is unknown, and GPUs are their mean.
+    """
+    pricing, end = analysis.assumptions.pricing, analysis.time_range.end
+    if not pricing.rules:
+        return pricing
+    moment = TimeRange(end - timedelta(microseconds=1), end)
+    rates = [engine_rate(pricing.rules, name, moment) for name in analysis.instances]
+    prices = {rate.usd_per_gpu_hour for rate in rates}
+    price = Estimate.unknown(
+        f"the mapping file has {len(prices)} prices in force at the end of the window; a plan has "
+        "one: give usd_per_hour, or as price a row of gpu_prices.csv"
+    )
+    return replace(
+        pricing,
+        rules=(),
+        usd_per_gpu_hour=prices.pop() if len(prices) == 1 else price,
+        gpus_per_engine=sum(rate.gpus_per_engine for rate in rates) / max(1, len(rates)),
+    )
+
+
+def _mean_tokens(answer: Answer, kind: str) -> Estimate:
+    """Tokens of a kind for each finished request; unknown where none finished."""
+    finished, tokens = answer.requests.finished, getattr(answer.tokens, kind)
+    if not finished or tokens is None:
+        return Estimate.unknown("no request finished in this window")
+    basis = f"{tokens:,.0f} {kind} tokens ÷ {finished:,.0f} finished requests"
+    return Estimate.exact(tokens / finished, basis)
+
+
+def _queue(case: _Planning, needed: Estimate) -> QueueCheck | None:
+    """An M/G/c queue's view of the replicas without their spares; None where it cannot be asked."""
+    known = [
+        case.requests.mid,
+        case.capacity.mid,
+        case.output_tokens.mid,
+        needed.mid,
+        case.running,
+    ]
+    figures = [figure for figure in known if figure is not None]
+    if len(figures) < len(known):
+        return None
+    requests, capacity, output, replicas_needed, places = figures
+    return queue_check(
+        requests_per_second=requests,
+        capacity_requests_per_second=capacity / output,
+        running_at_capacity=max(1.0, places),
+        replicas=max(1, round(replicas_needed) - case.request.policy.spare_replicas),
+        wait_limit_seconds=_WAIT_LIMIT_SECONDS,
+    )
+
+
+def _sensitivity(case: _Planning) -> dict[str, Estimate]:
+    phases = case.analysis.histograms
+    prefill, decode = (
+        latency.sound_total([p for p in phases if p.metric == metric], case.analysis.time_range)
+        for metric in (latency.PREFILL, latency.DECODE)
+    )
+    cases = {"demand doubles": Change(demand=2.0)}
+    if prefill is not None and decode is not None and prefill + decode > 0:
+        cases = usual_cases(
+            prefill_share=prefill / (prefill + decode),
+            prefix_hit_ratio=case.answer.prefix_cache_hit_ratio,
+            prompt_tokens=case.prompt_tokens.mid,
+            output_tokens=case.output_tokens.mid,
+            is_kv_limited=case.answer.saturation.bottleneck == KV,
+        )
+    return sensitivity(case.demand, case.capacity, policy=case.request.policy, cases=cases)
+
+
+def _options(case: _Planning) -> tuple[str | None, tuple[Option, ...], str]:
+    """The model, the options, and why there are none, empty where there are."""
+    name = case.request.model or case.analysis.served_model
+    reason = _no_comparison(case, name)
+    if name is None or case.request.from_gpu is None or reason:
+        return name, (), reason
+    llm, here = find_llm(name), find_gpu(case.request.from_gpu)
+    measured = Question(
+        llm=llm,
+        dtype=llm.weights_dtype,
+        to_dtype=llm.weights_dtype,
+        from_gpu=here,
+        to_gpu=here,
+        gpus=max(1, round(case.pricing.gpus_per_engine)),
+        output_tokens_per_second=case.capacity.mid or 0.0,
+        input_tokens=case.prompt_tokens.mid or 0.0,
+        output_tokens=case.output_tokens.mid or 0.0,
+        load=Load(is_capacity=True),
+    )
+    wanted = (case.request.from_gpu, *(case.request.to_gpus or gpu_names()))
+    spans = list({span.name: span for span in map(find_gpu, wanted)}.values())
+    table = whatif_table(
+        measured,
+        [
+            _candidate(
+                span, llm.weights_dtype, case.pricing.usd_per_gpu_hour if span == here else None
+            )
+            for span in spans
+        ],
+        slo_capacity=case.capacity,
+        demand=case.demand,
+        policy=case.request.policy,
+        published=measurements(),
+        prefer={span.rows[0].gpu: usual_forms(span.rows[0].gpu) for span in spans},
+        busy=_busy(case, here),
+    )
+    return llm.model, table, ""
+
+
+def _candidate(span: GpuSpan, dtype: str, own: Estimate | None) -> Candidate:
+    """A GPU as an option, at the window's own price where it is what the window ran on."""
+    price = own or choose_price(gpu=span.name)
+    return Candidate(span, dtype, price.sources or price.reason, price)
+
+
+def _no_comparison(case: _Planning, name: str | None) -> str:
+    if case.request.from_gpu is None:
+        return "vLLM does not export what it runs on: name it (gpu) to compare other GPUs with it"
+    if name is None:
+        return "the window serves no model, or several: name one (model)"
+    try:
+        find_llm(name)
+    except InputError as error:
+        return f"no shape is known of {name!r}: {error} Name one that is (model)."
+    for estimate in (case.prompt_tokens, case.output_tokens, case.capacity):
+        if not estimate.mid:
+            return estimate.reason or "nothing was served"
+    return ""
+
+
+def _busy(case: _Planning, here: GpuSpan) -> Busy | None:
+    """MFU and MBU at capacity, from vLLM's counters: work a token × tokens a second ÷ the sheet.
+
+    None where the counters stand at 0 (the option is off) or the form factor is not known.
+    """
+    increases = case.analysis.counters
+    tokens, rate = case.answer.tokens.generation, case.capacity.mid
+    gpu = here.rows[0]
+    if not tokens or rate is None or len(here.rows) > 1 or gpu.tensor_tflops is None:
+        return None
+    flops = traffic.total(increases, traffic.ESTIMATED_FLOPS) or 0.0
+    moved = sum(traffic.total(increases, name) or 0.0 for name in _BYTES)
+    busy = Busy(
+        flops / tokens * rate / (gpu.tensor_tflops * 1e12),
+        moved / tokens * rate / gpu.bandwidth_bytes_per_second,
+    )
+    return busy if busy.is_counted else None
+
+
+def _forecast(analysis: Analysis) -> DemandAhead:
+    """Requests per hour over the next day, as the `forecast` command gives it."""
+    increases = traffic.scrape_increases(
+        analysis.window, [traffic.REQUESTS], part=analysis.time_range
+    )
+    minutes = (
+        increases.drop_nulls("increase")
+        .group_by(ts=pl.col("ts").dt.truncate("1m"))
+        .agg(requests=pl.col("increase").sum())
+        .sort("ts")
+    )
+    minutes = minutes.filter(pl.col("ts") >= _since_long_gap(minutes.get_column("ts")))
+    if minutes.height < 2:
+        return DemandAhead(None, "", None, "too short to forecast: no two minutes of requests")
+    # A minute without a scrape is a row without a value: not recorded, which is not 0.
+    found = forecast_demand(minutes.upsample("ts", every="1m"), column="requests")
+    rows = None
+    if found.is_known:
+        hours = found.frame.select("ts", "low", "mid", "high")
+        rows = tuple(Ahead(**hour) for hour in hours.iter_rows(named=True))
+    return DemandAhead(rows, found.method, found.coverage_measured, found.reason)
+
+
+def _since_long_gap(ts: pl.Series) -> datetime | None:
+    """When the last stretch without a gap of over four weeks begins; None for no time at all."""
+    return ts.filter((ts.diff() > _LONG_GAP).fill_null(True)).last()  # type: ignore[return-value]

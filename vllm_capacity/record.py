@@ -1,0 +1,63 @@
+"""Frozen dataclasses of results: what they have in common at the border to JSON and to a person.
+
+A result is read by its attributes. `as_dict` is the only way from a result to a `dict`, and the
+JSON of every verb is made by it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from datetime import datetime
+from enum import Enum
+from typing import Any, ClassVar
+
+from vllm_capacity.timerange import iso
+
+
+class Record:
+    """A base for frozen dataclasses that are results.
+
+    `renamed` are keys of the machine interface's first version and the attribute that holds them
+    since.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, ready for JSON: nested results as objects, instants as ISO 8601."""
+        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+    def __getitem__(self, key: str) -> Any:  # noqa: ANN401  whatever the field holds
+        """A field by its key, as in the dictionaries of earlier releases; deprecated."""
+        name = self.renamed.get(key, key)
+        if name not in _names(self):
+            raise KeyError(key)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Not iterable: `__getitem__` alone would make it so by position."""
+        raise TypeError(f"{type(self).__name__} is not iterable; read its attributes")
+
+
+def plain(value: object) -> Any:  # noqa: ANN401  what JSON has
+    """A value as JSON has it: objects, lists, texts, numbers, booleans and null."""
+    if isinstance(value, Record):
+        return value.as_dict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, datetime):
+        return iso(value)
+    return value.value if isinstance(value, Enum) else value
+
+
+def deprecated(what: str, instead: str) -> None:
+    """Say that a caller used what the next release no longer has."""
+    warnings.warn(f"{what} is deprecated; use {instead}", DeprecationWarning, stacklevel=3)
+
+
+def _names(record: Record) -> frozenset[str]:
+    return frozenset(field.name for field in fields(record))  # type: ignore[arg-type]

@@ -1,0 +1,137 @@
+"""How charts look, and how they get from a notebook to a screen that has no network.
+
+Colours are CSS variables with a fall-back, so that one picture serves light, dark, print and a page
+without scripts. They work for constant colours and ordinal ranges only: an interpolated scale needs
+real colours, and so does a canvas (the renderer is SVG everywhere).
+
+Why a renderer of our own: JupyterLab draws up to Vega 5 and knows nothing of Altair 6's Vega-Lite
+6, Altair's default takes its scripts from a network, and its HTML lets a `</script>` in the data
+break out. In Lab a chart is therefore sent as compiled Vega, whose older runtime draws it; in a
+report run, where the page brings the runtime, as Vega-Lite.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import altair as alt
+
+from vllm_capacity.render.report.contract import CHART_MIME, RENDERER_VARIABLE, VEGALITE_VERSION
+
+LAB_MIME = "application/vnd.vega.v5+json"
+
+INK = "var(--ink, var(--jp-content-font-color1, #1a1a1a))"
+SOFT = "var(--soft, var(--jp-content-font-color2, #555555))"
+LINE = "var(--line, #8a8a8a)"
+GRID = "var(--grid, var(--jp-border-color3, #e6e6e6))"
+SHADE = "var(--shade, var(--jp-layout-color2, #ececec))"
+LOAD = "var(--load, #0072B2)"
+LIMIT = "var(--limit, #D55E00)"
+COST = "var(--cost, #009E73)"
+KV = "var(--kv, #CC79A7)"
+PREFILL = "var(--prefill, #E69F00)"
+SECOND = "var(--second, #56B4E9)"
+PAPER = "var(--paper, var(--jp-layout-color0, #ffffff))"
+LEFT_PIXELS = 46  # from the left edge of a picture to its plot
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+_AXIS: dict[str, Any] = {
+    "labelColor": SOFT,
+    "titleColor": SOFT,
+    "labelFont": FONT,
+    "titleFont": FONT,
+    "labelFontSize": 12,
+    "titleFontSize": 12,
+    "titleFontWeight": "normal",
+    "domainColor": LINE,
+    "tickColor": LINE,
+    "gridColor": GRID,
+}
+
+CONFIG: dict[str, Any] = {
+    "background": None,
+    "font": FONT,
+    "padding": {"left": 4, "top": 4, "right": 16, "bottom": 4},
+    "view": {"stroke": None},
+    "axis": _AXIS,
+    "axisX": {"grid": False, "labelAngle": 0, "labelOverlap": True, "labelFlush": False},
+    # The title stands level above the axis (rotated text is hard to read), and every plot begins at
+    # the same left edge, so that charts over time line up.
+    "axisY": {
+        "minExtent": LEFT_PIXELS,
+        "maxExtent": LEFT_PIXELS,
+        "titleAngle": 0,
+        "titleAlign": "left",
+        "titleBaseline": "bottom",
+        "titleX": -LEFT_PIXELS,
+        "titleY": -10,
+        "tickCount": 5,
+        "domain": False,
+        "ticks": False,
+    },
+    "legend": {
+        "orient": "top",
+        "direction": "horizontal",
+        "titleColor": SOFT,
+        "labelColor": INK,
+        "labelFont": FONT,
+        "labelFontSize": 12,
+        "labelLimit": 320,
+        "symbolSize": 100,
+        "offset": 24,  # clear of the title of the y axis
+        "layout": {"top": {"anchor": "start"}},
+    },
+    "title": {
+        "anchor": "start",
+        "color": INK,
+        "subtitleColor": SOFT,
+        "font": FONT,
+        "subtitleFont": FONT,
+        "fontSize": 16,
+        "subtitleFontSize": 13,
+        "subtitlePadding": 6,
+        "offset": 14,
+    },
+    "text": {"font": FONT, "fontSize": 12, "color": INK},
+}
+
+
+@alt.theme.register("vllm-capacity", enable=True)
+def _theme() -> alt.theme.ThemeConfig:
+    return {"config": CONFIG}  # type: ignore[typeddict-item]
+
+
+def for_page(spec: dict[str, Any], **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The mime bundle of a chart in a report run: Vega-Lite, drawn by the page."""
+    return {CHART_MIME: spec, "text/plain": _words(spec)}, {}
+
+
+def for_lab(spec: dict[str, Any], **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The mime bundle of a chart in JupyterLab: Vega 5, drawn by Lab itself, offline."""
+    import vl_convert
+
+    vega = vl_convert.vegalite_to_vega(spec, vl_version=VEGALITE_VERSION)
+    vega["$schema"] = "https://vega.github.io/schema/vega/v5.json"
+    vega["background"] = "transparent"  # in its dark theme Lab would lay a grey under the chart
+    vega["usermeta"] = {"embedOptions": {"renderer": "svg", "actions": False}}
+    return {LAB_MIME: vega, "text/plain": _words(spec)}, {}
+
+
+def _words(spec: dict[str, Any]) -> str:
+    title = spec.get("title") or "A chart"
+    if isinstance(title, str):
+        return title
+    return f"{title.get('text', '')} {title.get('subtitle', '')}".strip()
+
+
+def enable() -> None:
+    """Make Altair draw our way: the theme, and the renderer of the place we run in."""
+    alt.theme.enable("vllm-capacity")
+    alt.renderers.register("vllm-capacity-page", for_page)
+    alt.renderers.register("vllm-capacity-lab", for_lab)
+    where = os.environ.get(RENDERER_VARIABLE, "lab")
+    alt.renderers.enable(f"vllm-capacity-{'page' if where == 'page' else 'lab'}")
+
+
+enable()

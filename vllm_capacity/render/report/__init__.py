@@ -1,0 +1,1 @@
+"""A notebook run into one HTML page, and the index over the pages of a folder."""

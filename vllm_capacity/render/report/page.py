@@ -1,0 +1,226 @@
+"""From what a notebook put out to one HTML file that needs nothing else.
+
+The page lets no script run but its own two, named by hash in its policy; nothing it shows is taken
+as markup. Text of telemetry (a model's name is whatever its operator typed) passes through Jinja's
+autoescape; Markdown loses its raw HTML; HTML that an analyst's cell made keeps its tables only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import mistune
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vllm_capacity.render.report.contract import CHART_MIME, PIECE_MIME
+from vllm_capacity.render.report.vega import ChartOf, PageChart, page_chart
+
+_UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+_TABLE_TAGS = frozenset({"table", "thead", "tbody", "tfoot", "tr", "th", "td", "caption", "p", "b"})
+_HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One thing on the page, in its order: prose, a chart, a piece of ours, text or a table."""
+
+    kind: str
+    content: Any
+
+
+@dataclass(frozen=True)
+class Section:
+    """What stands under one question. The first has no heading: it is the first screen."""
+
+    anchor: str
+    heading: str
+    blocks: tuple[Block, ...]
+
+
+def page_html(
+    *,
+    title: str,
+    sections: Sequence[Section],
+    runtime: str,
+    metadata: Mapping[str, Any],
+    command: str,
+    made: str,
+) -> str:
+    """The whole page. `made` is its one line that differs between two runs of the same window."""
+    charts = [b.content for s in sections for b in s.blocks if b.kind == "chart"]
+    boot = _template_text("boot.js")
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            sections=sections,
+            defined=_defined(sections),
+            policy=_policy(runtime, boot),
+            style=Markup(_template_text("page.css")),
+            runtime=Markup(runtime),
+            boot=Markup(boot),
+            charts=inert_json(_payload(charts)),
+            metadata=inert_json(metadata),
+            command=command,
+            made=made,
+        )
+    )
+
+
+def index_html(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The page over reports: (file name, what the report says of itself) each. It has no script."""
+    return (
+        _environment()
+        .get_template("index.html.j2")
+        .render(
+            rows=rows,
+            policy=_policy(),
+            style=Markup(_template_text("page.css")),
+        )
+    )
+
+
+def piece_html(piece: Mapping[str, Any]) -> str:
+    """One piece as HTML with its style, for JupyterLab."""
+    template = _environment().get_template("piece.html.j2")
+    return template.render(
+        block=Block("piece", piece),
+        style=Markup(_template_text("piece.css")),
+    )
+
+
+def sections_of(
+    cells: Sequence[Mapping[str, Any]], *, chart_of: ChartOf = page_chart
+) -> tuple[Section, ...]:
+    """The cells' prose and outputs as sections, cut at second-level headings. Code is left out.
+
+    `chart_of` gives the parts of a chart by its spec and its number on the page.
+    """
+    made: list[Section] = []
+    heading, blocks, charts = "", [], 0
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            first, *parts = _HEADING.split(cell["source"])
+            blocks += _prose(first)
+            for next_heading, prose in zip(parts[::2], parts[1::2], strict=True):
+                made.append(_section(heading, blocks))
+                heading, blocks = next_heading.strip(), _prose(prose)
+        elif cell["cell_type"] == "code":
+            for output in cell.get("outputs", []):
+                block = _block(output, charts, chart_of)
+                if block is not None:
+                    blocks.append(block)
+                    charts += block.kind == "chart"
+    made.append(_section(heading, blocks))
+    return tuple(section for section in made if section.blocks or section.heading)
+
+
+def inert_json(value: Mapping[str, Any]) -> Markup:
+    """JSON that cannot end or bend the script element it stands in; keys sorted."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.translate(_UNSAFE))
+
+
+def markdown_html(text: str) -> str:
+    """Markdown as HTML, with raw HTML in it shown as the text it is, and no pictures."""
+    return str(_markdown()(text))
+
+
+def _section(heading: str, blocks: list[Block]) -> Section:
+    anchor = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+    return Section(anchor, heading, tuple(blocks))
+
+
+def _prose(source: str) -> list[Block]:
+    without_title = re.sub(r"\A\s*# .*$", "", source, count=1, flags=re.MULTILINE).strip()
+    return [Block("prose", Markup(markdown_html(without_title)))] if without_title else []
+
+
+def _block(output: Mapping[str, Any], charts: int, chart_of: ChartOf) -> Block | None:
+    """The block of a cell's output, by the richest form of it that is safe; None for no output."""
+    if output["output_type"] == "stream":
+        shown = output["text"].strip() if output["name"] == "stdout" else ""
+        return Block("text", shown) if shown else None
+    data = output.get("data", {})
+    if PIECE_MIME in data:
+        return Block("piece", data[PIECE_MIME])
+    if CHART_MIME in data:
+        return Block("chart", chart_of(data[CHART_MIME], charts))
+    if "text/markdown" in data:
+        return Block("prose", Markup(markdown_html(data["text/markdown"])))
+    if "text/html" in data:
+        return Block("table", Markup(_tables_only(data["text/html"])))
+    return Block("text", data["text/plain"]) if "text/plain" in data else None
+
+
+def _tables_only(html: str) -> str:
+    import bleach  # type: ignore[import-untyped]  # comes with nbconvert
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup(html, "html.parser")
+    for element in soup(["style", "script"]):
+        element.decompose()
+    return str(bleach.clean(str(soup), tags=_TABLE_TAGS, attributes={}, strip=True))
+
+
+def _defined(sections: Sequence[Section]) -> frozenset[str]:
+    """The figures whose definition stands on the page: only they are linked to."""
+    pieces = [b.content for s in sections for b in s.blocks if b.kind == "piece"]
+    found = [p["content"]["definitions"] for p in pieces if p["kind"] == "definitions"]
+    return frozenset(each["figure"] for definitions in found for each in definitions)
+
+
+def _payload(charts: Sequence[PageChart]) -> dict[str, Any]:
+    data = {name: columns for chart in charts for name, columns in chart.data.items()}
+    return {"data": data, "specs": [None if chart.empty else chart.spec for chart in charts]}
+
+
+def _policy(*scripts: str) -> str:
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts) or "'none'"
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("vllm_capacity.render"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+class _NoPictures(mistune.HTMLRenderer):
+    """Markdown's HTML with a picture's words in its place: a page asks for nothing outside."""
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return text
+
+
+@cache
+def _markdown() -> mistune.Markdown:
+    markdown = mistune.create_markdown(renderer=_NoPictures(escape=True), plugins=["table"])
+    assert isinstance(markdown, mistune.Markdown)
+    return markdown
+
+
+def _template_text(name: str) -> str:
+    return (files("vllm_capacity.render") / "templates" / name).read_text(encoding="utf-8")

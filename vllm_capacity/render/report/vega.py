@@ -1,0 +1,159 @@
+"""What a page needs to draw charts with the network cut: the runtime, the data, the stills.
+
+A chart crosses to the page in three parts. Its *data* is stored once a page, by the content hash
+that Altair names it with, in columns. Its *spec* is drawn live by the runtime, with tooltips. Its
+*still* is an SVG for print and for readers without scripts; it has no hover layer, whose invisible
+points would make most of its size.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vllm_capacity.errors import SourceError
+from vllm_capacity.render.report.contract import CHART_MIME, HOVER, NOTEBOOK_WIDTH, VEGALITE_VERSION
+from vllm_capacity.render.report.files import only_writer, write_whole
+
+_ID = re.compile(r'(\bid="|url\(#|href="#)([\w-]+)')
+_EXPORT = "window.vegaEmbed = vegaEmbed;"
+_BUNDLE_MUST_NOT_HOLD = ("</script", "<!--")  # either would end or bend the script element
+
+
+@dataclass(frozen=True)
+class PageChart:
+    """One chart as the page holds it. `empty` says why there is nothing to draw, else "".
+
+    `table` is the data behind it, to read and copy: {"columns": [...], "rows": [[...]]} or None. A
+    chart that `is_half` stands beside another where there is room.
+    """
+
+    question: str
+    found: str
+    definition: str
+    empty: str
+    table: dict[str, Any] | None
+    spec: dict[str, Any]
+    data: dict[str, dict[str, list[Any]]] = field(repr=False)
+    still: str = field(repr=False)
+    is_half: bool = False
+
+
+ChartOf = Callable[[Mapping[str, Any], int], PageChart]
+
+
+def runtime(cache: Path | None) -> str:
+    """The script that draws: Vega, Vega-Lite and Vega-Embed with its expression interpreter.
+
+    Made once by vl-convert and kept in `cache`, under the converter's version, for it takes
+    seconds; without a cache folder, or where that cannot be written, made each time.
+    """
+    import vl_convert
+
+    kept = None if cache is None else cache / f"vega-{version('vl-convert-python')}.js"
+    if kept is not None and kept.is_file():
+        return kept.read_text(encoding="utf-8")
+    script = str(vl_convert.javascript_bundle(_EXPORT, VEGALITE_VERSION))
+    if any(text in script for text in _BUNDLE_MUST_NOT_HOLD):
+        raise ValueError("the Vega bundle of this vl-convert cannot stand inside a script element")
+    if kept is not None:
+        # A cache that cannot be written, or that another run is writing, only costs time.
+        with suppress(OSError, SourceError), only_writer(kept.parent):
+            write_whole(kept, script)
+    return script
+
+
+def page_chart(given: Mapping[str, Any], number: int) -> PageChart:
+    """The parts of a Vega-Lite spec made by our charts; `number` keeps ids apart on one page."""
+    spec = copy.deepcopy(dict(given))
+    title = spec.pop("title", None) or {}
+    if isinstance(title, str):
+        title = {"text": title}
+    notes = (spec.pop("usermeta", None) or {}).get("vllm_capacity", {})
+    empty = str(notes.get("empty", ""))
+    still = "" if empty else _still(spec, number)
+    if _is_single(spec):  # only such a view can be as wide as what holds it
+        spec["width"] = "container"
+        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    data = {name: _columns(rows) for name, rows in spec.pop("datasets", {}).items()}
+    return PageChart(
+        question=_one_line(title.get("text", "")),
+        found=_one_line(title.get("subtitle", "")),
+        definition=str(notes.get("definition", "")),
+        empty=empty,
+        table=notes.get("table"),
+        spec=spec,
+        data=data,
+        still=still,
+        is_half=bool(notes.get("half", False)),
+    )
+
+
+class ChartsAhead:
+    """Charts taken apart in a thread while the notebook still runs, in the order they are seen."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._parts: list[tuple[Mapping[str, Any], Future[PageChart]]] = []
+
+    def see(self, cell: Mapping[str, Any]) -> None:
+        """Begin with the charts among a cell's outputs."""
+        for output in cell.get("outputs", []):
+            if CHART_MIME in output.get("data", {}):
+                spec, number = output["data"][CHART_MIME], len(self._parts)
+                self._parts.append((spec, self._pool.submit(page_chart, spec, number)))
+
+    def chart_of(self, spec: Mapping[str, Any], number: int) -> PageChart:
+        """The parts of the chart of that number; taken apart now if it was not seen so."""
+        if number < len(self._parts) and self._parts[number][0] == spec:
+            return self._parts[number][1].result()
+        return page_chart(spec, number)
+
+    def __enter__(self) -> ChartsAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _still(spec: dict[str, Any], number: int) -> str:
+    import vl_convert
+
+    shown = _without_hover(spec)
+    if shown.get("width") == "container":
+        shown["width"] = NOTEBOOK_WIDTH
+    svg = vl_convert.vegalite_to_svg(shown, vl_version=VEGALITE_VERSION, allowed_base_urls=[])
+    return _ID.sub(lambda match: f"{match[1]}s{number}-{match[2]}", str(svg))
+
+
+def _without_hover(spec: dict[str, Any]) -> dict[str, Any]:
+    def kept(part: dict[str, Any]) -> bool:
+        return not str(part.get("name", "")).startswith(HOVER)
+
+    shown = copy.deepcopy(spec)
+    shown["params"] = [each for each in shown.get("params", []) if kept(each)]
+    for parts in ("layer", "hconcat", "vconcat", "concat"):
+        if parts in shown:
+            shown[parts] = [_without_hover(each) for each in shown[parts] if kept(each)]
+    return shown
+
+
+def _is_single(spec: Mapping[str, Any]) -> bool:
+    facets = {"row", "column", "facet"} & set(spec.get("encoding", {}))
+    return ("layer" in spec or "mark" in spec) and not facets
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _one_line(text: object) -> str:
+    return " ".join(text) if isinstance(text, list) else str(text)

@@ -1,0 +1,1 @@
+"""The tables and sentences of a page, a module per question."""
