@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from kept.cases import COMMANDS, HERE, WINDOWS, found, numbers
 
+from tests.kept.cases import COMMANDS, HERE, WINDOWS, found, numbers
 from vllm_capacity.interface import version_1
 
 

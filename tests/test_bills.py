@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vllm_capacity.answers import answer, cost_by
-from vllm_capacity.bills import Terms, unlabelled
+from tests.answering import answer, assumed, cost_by
+from vllm_capacity.bills import unlabelled
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import given_price
 
-PRICE = Terms(usd_per_gpu_hour=given_price(1.64))
+PRICE = assumed(usd_per_gpu_hour=given_price(1.64))
 ADDED = ("allocation_usd", "idle_usd")
 
 
@@ -67,7 +67,7 @@ def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_r
         f"r0,1,4,{middle},\n"
         "r1,2,3,,\n"
     )
-    told = cost_by(two_replicas, by="instance", terms=Terms(fleet=load_fleet(mapping)))
+    told = cost_by(two_replicas, by="instance", terms=assumed(fleet=load_fleet(mapping)))
     paid = {name: part["allocation_usd"]["mid"] for name, part in told["parts"].items()}
     before = (datetime(2026, 11, 24, 6, 1, tzinfo=UTC) - two_replicas.extent.start).total_seconds()
     assert paid["r1"] == pytest.approx(320 / 3600 * 2 * 3, rel=1e-3)
@@ -77,5 +77,5 @@ def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_r
 def test_hours_that_no_rule_covers_leave_the_money_unknown(two_replicas, tmp_path):
     mapping = tmp_path / "fleet.csv"
     mapping.write_text("instance,gpus_per_engine,usd_per_hour\nr0,1,2\n")
-    told = cost_by(two_replicas, by="instance", terms=Terms(fleet=load_fleet(mapping)))
+    told = cost_by(two_replicas, by="instance", terms=assumed(fleet=load_fleet(mapping)))
     assert "no rule for r1" in told["whole"]["allocation_usd"]["reason"]

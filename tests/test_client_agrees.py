@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.figures import latency
 
 TRUTH = Path(__file__).parent / "truth"

@@ -5,13 +5,13 @@ import pytest
 from vllm_capacity.estimate import Estimate, total
 
 KNOWN = Estimate.known(90, 100, 120, "measured")
-LEAST = Estimate.at_least(50, "best minute", "never loaded")
-MOST = Estimate.at_most(8, "memory", "never seen")
+LEAST = Estimate.at_least(50, "best minute", reason="never loaded")
+MOST = Estimate.at_most(8, "memory", reason="never seen")
 NOTHING = Estimate.unknown("not scraped")
 
 
 def added(*parts):
-    return total({f"r{k}": part for k, part in enumerate(parts)}, "")
+    return total({f"r{k}": part for k, part in enumerate(parts)})
 
 
 def ends(estimate):
@@ -34,24 +34,22 @@ def ends(estimate):
             id="falling swaps the side",
         ),
         pytest.param(
-            Estimate.exact(10, "rate").divided_by(LEAST, ""),
+            Estimate.exact(10, "rate").divided_by(LEAST),
             (None, None, 0.2),
             id="a rate over a capacity of at least 50 is at most 0.2",
         ),
-        pytest.param(KNOWN.divided_by(MOST, ""), (90 / 8, None, None), id="over at most: at least"),
+        pytest.param(KNOWN.divided_by(MOST), (90 / 8, None, None), id="over at most: at least"),
+        pytest.param(KNOWN.divided_by(KNOWN), (0.75, 1.0, 120 / 90), id="two intervals, widest"),
+        pytest.param(LEAST.divided_by(LEAST), (None,) * 3, id="two lower bounds: no ratio"),
+        pytest.param(LEAST.divided_by(MOST), (6.25, None, None), id="at least over at most"),
         pytest.param(
-            KNOWN.divided_by(KNOWN, ""), (0.75, 1.0, 120 / 90), id="two intervals, widest"
+            KNOWN.divided_by(Estimate.known(0, 1, 2)), (None,) * 3, id="over what may be 0"
         ),
-        pytest.param(LEAST.divided_by(LEAST, ""), (None,) * 3, id="two lower bounds: no ratio"),
-        pytest.param(LEAST.divided_by(MOST, ""), (6.25, None, None), id="at least over at most"),
+        pytest.param(KNOWN.times(LEAST), (4500, None, None), id="times at least"),
+        pytest.param(KNOWN.times(MOST), (None, None, 960), id="times at most"),
+        pytest.param(KNOWN.times(NOTHING), (None,) * 3, id="times unknown"),
         pytest.param(
-            KNOWN.divided_by(Estimate.known(0, 1, 2, ""), ""), (None,) * 3, id="over what may be 0"
-        ),
-        pytest.param(KNOWN.times(LEAST, ""), (4500, None, None), id="times at least"),
-        pytest.param(KNOWN.times(MOST, ""), (None, None, 960), id="times at most"),
-        pytest.param(KNOWN.times(NOTHING, ""), (None,) * 3, id="times unknown"),
-        pytest.param(
-            KNOWN.capped(Estimate.known(80, 95, 130, "")), (80, 95, 120), id="no end above a cap's"
+            KNOWN.capped(Estimate.known(80, 95, 130)), (80, 95, 120), id="no end above a cap's"
         ),
         pytest.param(LEAST.capped(KNOWN), (50, None, None), id="a bound is not capped"),
         pytest.param(added(KNOWN, KNOWN), (180, 200, 240), id="two intervals added"),
@@ -68,7 +66,7 @@ def test_arithmetic(found, expected):
 
 
 def test_a_bound_keeps_why_it_is_one():
-    assert Estimate.exact(10, "rate").divided_by(LEAST, "").reason == "never loaded"
+    assert Estimate.exact(10, "rate").divided_by(LEAST).reason == "never loaded"
     assert added(LEAST, LEAST, NOTHING).reason == "r0, r1: never loaded. r2: not scraped"
 
 
@@ -83,7 +81,7 @@ def test_a_bound_keeps_why_it_is_one():
 )
 def test_what_no_estimate_is(numbers):
     with pytest.raises(ValueError, match="estimate"):
-        Estimate(*numbers, basis="b", reason="r")
+        Estimate(*numbers, basis=("b",), reason="r")
 
 
 def test_a_bound_has_a_reason():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.errors import CapacityError
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader, parse_families, read_scrapes
 from vllm_capacity.telemetry.store import write_window

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.telemetry.window import open_window
 

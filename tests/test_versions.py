@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window

@@ -9,8 +9,8 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from vllm_capacity.answers import answer
 
+from tests.answering import answer
 from vllm_capacity.render.report.index import report_metadata
 from vllm_capacity.render.report.write import EXAMPLES
 

@@ -56,7 +56,7 @@ def test_every_key_is_there(tmp_path):
     }  # fmt: skip
     assert set(told["forecast"][0]) == {"ts", "low", "mid", "high"}
     assert 0.5 < told["coverage_measured"] <= 1
-    assert told["peak_over_mean"]["basis"].startswith("p95 of 10 min peaks")
+    assert "; ".join(told["peak_over_mean"]["basis"]).startswith("p95 of 10 min peaks")
     assert (told["reason"], "hour-of-day profile" in told["method"]) == ("", True)
 
 

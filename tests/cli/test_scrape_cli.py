@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.sources.exposition import read_saved_scrapes
 from vllm_capacity.telemetry.window import open_window
 

@@ -32,13 +32,13 @@ def test_a_price_change_within_the_window_is_a_mean_over_its_hours(tmp_path, nam
     rate = engine_rate(load_fleet(written(tmp_path, name, text)), "a1:8000", DAY)
     assert rate.gpus_per_engine == 2
     assert rate.usd_per_gpu_hour.mid * 24 == pytest.approx(6 * 1.5 + 18 * 2.5)
-    assert "6 h at $1.5" in rate.usd_per_gpu_hour.basis
+    assert "6 h at $1.5" in rate.usd_per_gpu_hour.sources
 
 
 def test_a_row_of_the_price_list_keeps_its_provenance(tmp_path):
     rate = engine_rate(load_fleet(written(tmp_path, "fleet.csv", CSV)), "b7:8000", DAY)
     assert rate.usd_per_gpu_hour.mid == 1.79
-    assert "RunPod secure 2026-11-09" in rate.usd_per_gpu_hour.basis
+    assert "RunPod secure 2026-11-09" in rate.usd_per_gpu_hour.sources
 
 
 def test_a_change_of_gpus_keeps_the_bill_exact(tmp_path):

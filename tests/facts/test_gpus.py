@@ -41,7 +41,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name):
 def test_a_span_is_an_interval_and_says_that_it_assumes():
     bandwidth = find_gpu("A100-80GB-any").figure("mem_bw_tb_s")
     assert (bandwidth.low, bandwidth.high) == (1.935, 2.039)
-    assert "form factor assumed" in bandwidth.basis
+    assert "form factor assumed" in bandwidth.sources
 
 
 def test_an_empty_cell_is_unknown_and_not_zero():

@@ -33,7 +33,7 @@ def test_the_rule_never_leaves_its_own_rows(gpu):
         return
     rates = [row.usd_per_gpu_hour for row in rows]
     assert (chosen.low, chosen.high) == (min(rates), max(rates))
-    assert ("the only" if len(rows) == 1 else f"median of {len(rows)}") in chosen.basis
+    assert ("the only" if len(rows) == 1 else f"median of {len(rows)}") in chosen.sources
 
 
 def test_the_newest_row_of_an_offer_counts():

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from tests.answering import answer
 from tests.telemetry.served import REQUESTS, T0, Process, process, scraped
-from vllm_capacity.answers import answer
 from vllm_capacity.figures import losses, scrapes, traffic
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
@@ -172,7 +172,7 @@ def test_a_server_that_stays_dead_has_a_bound_and_is_named(tmp_path):
     assert "dies did not answer any more" in outage["effect"]
     assert stretch.running > 0
     assert f"{stretch.running:.0f} requests ran and 0 waited at the last" in outage["effect"]
-    assert outage["moves"]["requests.finished"] == stretch.requests > stretch.running
+    assert outage["max_effect"]["requests.finished"] == stretch.requests > stretch.running
 
 
 def test_a_dead_server_is_not_still_scraped(tmp_path):

@@ -21,9 +21,9 @@ import pytest
 from real_collector import Collector, collector_binary
 from recorded_vllm import RecordedVllm
 
+from tests.answering import answer
 from tests.integration.real_parseable import ROOT, real_parseable, wait_for
 from tests.integration.real_prometheus import real_prometheus
-from vllm_capacity.answers import answer
 from vllm_capacity.figures.latency import E2E, ITL, TTFT, histogram_increases
 from vllm_capacity.figures.traffic import (
     GENERATION_TOKENS,

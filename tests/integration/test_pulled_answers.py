@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
+from tests.answering import answer
 from tests.standin.recorded import recorded_server
 from tests.standin.server import RECORDED
-from vllm_capacity.answers import answer
 from vllm_capacity.figures.latency import E2E, ITL, TTFT, histogram_increases, latency
 from vllm_capacity.figures.traffic import (
     GENERATION_TOKENS,

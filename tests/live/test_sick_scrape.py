@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.answering import answer
 from tests.standin.raw import CHUNKED, chunk, good, raw_server, saying
-from vllm_capacity.answers import answer
 from vllm_capacity.telemetry.window import open_window
 
 TEXT = b'# TYPE vllm:generation_tokens_total counter\nvllm:generation_tokens_total{engine="0"} 7\n'

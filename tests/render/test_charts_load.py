@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 from answer_by_hand import ANSWER, STEPS, answer, estimate, unknown
-from vllm_capacity.load_curve import LoadCurve
 
 from vllm_capacity.figures import gauges, traffic
+from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render import charts
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.study import study

@@ -3,11 +3,11 @@
 from datetime import timedelta
 
 import pytest
-from vllm_capacity.plan import Ask, plan
 
 from vllm_capacity import study
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.prices import find_price
+from vllm_capacity.plan import Ask, plan
 from vllm_capacity.render.sections import capture as capture_tables
 from vllm_capacity.render.sections import claim as claim_tables
 from vllm_capacity.render.sections import cost as cost_tables

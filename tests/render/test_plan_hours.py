@@ -1,10 +1,10 @@
 """The plan hour by hour: charts where a window has days, a line that says why where it has not."""
 
 import pytest
-from vllm_capacity.plan import Ask, plan
 
 from tests.long_window import long_window
 from vllm_capacity import study
+from vllm_capacity.plan import Ask, plan
 from vllm_capacity.render.sections.plan import demand_seen_and_ahead, idle_hours, idle_savings
 from vllm_capacity.verdicts.sizing import Policy
 

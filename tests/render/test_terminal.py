@@ -7,10 +7,10 @@ from answer_by_hand import ANSWER, answer, estimate, unknown
 from rich.cells import cell_len
 from vllm_capacity.answers import answer as answer_of
 from vllm_capacity.answers import cost_by
-from vllm_capacity.plan import Ask, plan
 
 from vllm_capacity.bills import Terms
 from vllm_capacity.facts.prices import given_price
+from vllm_capacity.plan import Ask, plan
 from vllm_capacity.render.prose import verdict as words
 from vllm_capacity.render.terminal import cost_text, figures_text
 from vllm_capacity.render.terminal_plan import plan_text

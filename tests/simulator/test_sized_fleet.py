@@ -16,10 +16,10 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from vllm_capacity.answers import answer
 
-from vllm_capacity.bills import Terms
-from vllm_capacity.plan import Ask, plan
+from tests.answering import answer, assumed, plan
+from vllm_capacity.assumptions import Assumptions
+from vllm_capacity.plan import PlanRequest
 from vllm_capacity.telemetry.rows import RowBuffer
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import Window, open_window
@@ -44,8 +44,8 @@ from vllm_simulator.workload import (
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "demand"
 LENGTHS = replace(CPU_LENGTHS, cancel_ratio=0.0)
 # Edges of vLLM's buckets, so that the share of requests that met them is known exactly.
-SLO = Terms(ttft_slo_seconds=1.0, itl_slo_seconds=0.1)
-TTFT_SLO = Terms(ttft_slo_seconds=2.5)
+SLO = assumed(ttft_slo_seconds=1.0, itl_slo_seconds=0.1)
+TTFT_SLO = assumed(ttft_slo_seconds=2.5)
 BARE = Policy(headroom_ratio=0.0, spare_replicas=0)
 CAREFUL = Policy(headroom_ratio=0.2, spare_replicas=1)
 AHEAD = pl.col("ts_seconds") >= 1800
@@ -97,7 +97,7 @@ class Fleet:
         return all(each["low"] >= 0.95 for each in asked if each["mid"] is not None)
 
 
-def tried(requests: list[Request], replicas: int, terms: Terms, path: Path) -> Fleet:
+def tried(requests: list[Request], replicas: int, terms: Assumptions, path: Path) -> Fleet:
     """The requests on that many replicas, behind a router that picks the least loaded.
 
     The router's choice is replayed engine by engine, to be scraped as a fleet is.
@@ -135,13 +135,13 @@ def poisson(rate, seconds, seed):
     ],
 )
 def test_replicas_sized_for_a_steady_demand_keep_the_targets(measured, terms, rate, tmp_path):
-    told = plan(measured, Ask(demand_requests_per_second=rate, policy=CAREFUL), terms=terms)
+    told = plan(measured, PlanRequest(demand_requests_per_second=rate, policy=CAREFUL), terms=terms)
     working = round(told["replicas"]["mid"]) - CAREFUL.spare_replicas
     assert tried(poisson(rate, 200, seed=5), working, terms, tmp_path / "w").keeps
 
 
 def test_one_replica_fewer_than_it_takes_breaks_the_target(measured, tmp_path):
-    asked = Ask(demand_requests_per_second=12.0, policy=BARE)
+    asked = PlanRequest(demand_requests_per_second=12.0, policy=BARE)
     needed = round(plan(measured, asked, terms=TTFT_SLO)["replicas"]["mid"])
     demand = poisson(12.0, 240, seed=5)
     enough, fewer = (
@@ -181,7 +181,7 @@ def sized(measured) -> Sized:
     history, day = series.head(8 * 144), series.tail(144)
     found = forecast_demand(history)
     demand = found.frame["high"].max() / 3600 * found.peak_over_mean.mid
-    asked = Ask(demand_requests_per_second=demand, policy=CAREFUL)
+    asked = PlanRequest(demand_requests_per_second=demand, policy=CAREFUL)
     return Sized(day, plan(measured, asked, terms=SLO))
 
 
@@ -206,7 +206,7 @@ def test_replicas_sized_on_a_forecast_keep_the_targets_through_the_day(sized, tm
 
 def test_forecast_never_asks_for_fewer_than_the_day_needed(measured, sized):
     came = sized.day["requests"].max() / 600
-    needed = plan(measured, Ask(demand_requests_per_second=came, policy=CAREFUL), terms=SLO)
+    needed = plan(measured, PlanRequest(demand_requests_per_second=came, policy=CAREFUL), terms=SLO)
     assert sized.told["replicas"]["mid"] >= needed["replicas"]["mid"]
 
 
@@ -273,7 +273,7 @@ def test_queue_and_replay_agree_on_the_fewest_replicas():
     ],
 )
 def test_queue_and_replay_agree_on_a_plan(measured, more, is_enough):
-    told = plan(measured, Ask(demand_requests_per_second=12.0, policy=BARE), terms=TTFT_SLO)
+    told = plan(measured, PlanRequest(demand_requests_per_second=12.0, policy=BARE), terms=TTFT_SLO)
     count = round(told["replicas"]["mid"]) + more
     output_tokens = told["demand_output_tokens_per_second"]["mid"] / 12.0
     check = queue_check(
@@ -296,14 +296,14 @@ def test_replicas_sized_on_half_an_hour_of_a_real_service_keep_the_targets_in_th
         arrival_seconds=pl.col("ts_seconds") / 4
     )
     past, ahead = (trace.filter(each) for each in (~AHEAD, AHEAD))
-    terms = Terms(ttft_slo_seconds=1.0, itl_slo_seconds=0.1)
+    terms = assumed(ttft_slo_seconds=1.0, itl_slo_seconds=0.1)
     asked = [Request(0.0, *row) for row in past.select("prompt_tokens", "output_tokens").rows()]
     clients = (2, 8, 16, 32, 64, 96, 160, 224)
     known = ladder(A100_SERVER, recorded([asked] * len(clients)), clients, 60)
     window = window_of(tmp_path / "ladder", run_scenario(known).rows, provenance(known))
     minutes = past.group_by(pl.col("arrival_seconds") // 15).len()["len"] / 15
     demand = percentile_demand(minutes.to_list(), 0.95).mid
-    told = plan(window, Ask(demand_requests_per_second=demand, policy=BARE), terms=terms)
+    told = plan(window, PlanRequest(demand_requests_per_second=demand, policy=BARE), terms=terms)
     needed = round(told["replicas"]["mid"])
     enough, fewer = (
         replay(ahead.head(4500), A100_SERVER, replicas=count) for count in (needed, needed - 1)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.errors import InputError
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader, read_scrapes
 from vllm_capacity.telemetry.store import write_window

@@ -13,10 +13,10 @@ import httpx
 import polars as pl
 import pytest
 
+from tests.answering import answer
 from tests.standin.exports import counter, export, gauge
 from tests.standin.server import Standin
 from tests.standin.store import write_store
-from vllm_capacity.answers import answer
 from vllm_capacity.figures import scrapes, traffic
 from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
 from vllm_capacity.sources.parseable import Parseable

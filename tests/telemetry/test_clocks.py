@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.figures import latency, scrapes, traffic
 from vllm_capacity.figures.steps import Grid, engine_steps
 from vllm_capacity.telemetry.late import extend_window

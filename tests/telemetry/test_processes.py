@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.figures import latency, scrapes, traffic
 from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey
 from vllm_capacity.telemetry.store import settle, write_window
@@ -215,7 +215,7 @@ def test_a_pod_that_does_not_say_since_when_it_runs_is_a_doubt_with_a_bound(tmp_
     [doubt] = [f for f in told["quality"] if "does not say that it started" in f["effect"]]
     assert doubt["severity"] == "warning"
     assert told["tokens"]["generation"] == 290 + 95
-    assert told["tokens"]["lost"]["high"] == doubt["moves"]["tokens"] == 49
+    assert told["tokens"]["lost"]["high"] == doubt["max_effect"]["tokens"] == 49
 
 
 def carried(begin, *scraped, labelled=()):

@@ -11,7 +11,7 @@ import polars as pl
 import polars.testing
 import pytest
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.telemetry import rollup
 from vllm_capacity.telemetry.late import extend_window, stored_rows
 from vllm_capacity.telemetry.rows import Rows

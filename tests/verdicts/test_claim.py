@@ -40,7 +40,7 @@ def test_full_gpu_costs_59_times_less_a_request():
     bound = published_bound(measurements(), **GUIDE)
     full = usd_per_request_at(bound, Estimate.exact(1.64, "list"))
     assert 0.001005 / full.mid == pytest.approx(58.8, abs=0.1)
-    assert "as published" in full.basis
+    assert "as published" in full.sources
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.verdicts.forecast import PEAK_PRIOR, forecast_demand
 from vllm_capacity.verdicts.forecast_grid import collapses, demand_grid
 from vllm_capacity.verdicts.forecast_model import blend, filled
-from vllm_capacity.verdicts.forecast_totals import total_demand
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -365,27 +364,3 @@ def test_the_unit_of_demand_does_not_matter(hours, factor, seed):
     plain = forecast_demand(rows(noisy)).frame["high"].to_numpy()
     scaled = forecast_demand(rows(noisy * factor)).frame["high"].to_numpy()
     assert scaled == pytest.approx(plain * factor, rel=1e-4)
-
-
-def test_a_month_from_two_weeks_is_wider_than_a_day_and_says_what_it_rests_on():
-    noisy, mean = daily_cycle(24 * 14, noise=0.3)
-    day, month = (total_demand(rows(noisy), days=days) for days in (1, 30))
-    assert month.low < 30 * 24 * mean.mean() < month.high
-    assert (month.high - month.low) / month.mid > (day.high - day.low) / day.mid
-    assert "spread × √(30/3)" in month.basis
-
-
-@pytest.mark.parametrize(
-    ("hours", "said"),
-    [
-        pytest.param(20, "24 h are needed", id="under a day"),
-        pytest.param(60, "three are needed", id="two days and a half"),
-    ],
-)
-def test_a_total_is_refused_from_too_little(hours, said):
-    assert said in total_demand(rows(daily_cycle(hours)[0]), days=30).reason
-
-
-def test_a_total_of_nothing_ahead_is_an_input_error():
-    with pytest.raises(InputError, match="one day is the least"):
-        total_demand(rows([1.0] * 100), days=0)

@@ -14,7 +14,6 @@ import polars as pl
 import pytest
 
 from vllm_capacity.verdicts.forecast import forecast_demand
-from vllm_capacity.verdicts.forecast_totals import total_demand
 
 pytestmark = pytest.mark.shared
 
@@ -176,16 +175,3 @@ def test_ten_minute_steps_cover_too():
         both = result.frame.join(series, on="ts_seconds", how="inner")
         inside.append(both["requests"].is_between(both["low"], both["high"]).mean())
     assert np.mean(inside) >= 0.85
-
-
-def test_totals_of_three_days_lie_inside_their_intervals():
-    inside = []
-    for name in ("m-large", "m-small"):
-        truth = hourly(name)
-        for origin in range(120, len(truth) - 72, 24):
-            total = total_demand(
-                recorded(name).filter(pl.col("ts_seconds") < origin * HOUR), days=3
-            )
-            true = np.nanmean(truth[origin : origin + 72]) * 72
-            inside.append(total.low <= true <= total.high)
-    assert np.mean(inside) >= 0.8

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from vllm_capacity.verdicts.forecast import forecast_demand
 from vllm_capacity.verdicts.forecast_intervals import stated_coverage
 from vllm_capacity.verdicts.forecast_model import Backtest, blend, filled
-from vllm_capacity.verdicts.forecast_totals import total_demand
 from vllm_capacity.verdicts.forecast_week import best_pattern, weekly_blend
 
 HOUR = 3600.0
@@ -172,21 +171,6 @@ def test_how_far_ahead_is_asked_does_not_decide_on_the_week(hours_ahead):
     steps = rows(np.nansum(seen.reshape(-1, 6), axis=1), 6 * HOUR)
     result = forecast_demand(steps, step_seconds=6 * HOUR, horizon_seconds=hours_ahead * HOUR)
     assert "; weekly pattern of 5 weeks" in result.method
-
-
-@pytest.mark.parametrize(
-    ("hours", "true"),
-    [
-        pytest.param(5 * WEEK - 2 * DAY, 14_400, id="a Saturday"),
-        pytest.param(5 * WEEK, 24_000, id="a Monday"),
-    ],
-)
-def test_a_days_total_knows_the_day(hours, true):
-    total = total_demand(rows(demand(5)[0][:hours]), days=1)
-    assert total.mid == pytest.approx(true, rel=0.12)
-    assert total.low <= true <= total.high
-    assert (total.high - total.low) / total.mid < 0.6
-    assert "; weekly pattern of" in total.basis
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from vllm_capacity.verdicts.idle import idle_by_hour_of_week, savings
 from vllm_capacity.verdicts.sizing import month_usd
 
 MONDAY = datetime(2026, 11, 23, tzinfo=UTC)
-SCHEMA = {"ts": pl.Datetime("us", "UTC"), "cost_usd": pl.Float64, "utilisation_ratio": pl.Float64}
+SCHEMA = {"ts": pl.Datetime("us", "UTC"), "cost_usd": pl.Float64, "utilization_ratio": pl.Float64}
 
 
 def hours(ratios, cost_usd=2.0, start=MONDAY):
     """One row an hour from Monday on; a ratio of None is an hour not observed."""
     stamps = [start + timedelta(hours=i) for i in range(len(ratios))]
-    columns = {"ts": stamps, "cost_usd": [cost_usd] * len(ratios), "utilisation_ratio": ratios}
+    columns = {"ts": stamps, "cost_usd": [cost_usd] * len(ratios), "utilization_ratio": ratios}
     return pl.DataFrame(columns, schema=SCHEMA)
 
 
@@ -30,7 +30,7 @@ def saved(ratios, *, replicas=4, lead=1800.0, target=0.8, **kwargs):
         hours(ratios, **kwargs),
         replicas=replicas,
         startup_lead_seconds=lead,
-        target_utilisation_ratio=target,
+        target_utilization_ratio=target,
     )
 
 
@@ -45,7 +45,7 @@ def test_the_week_has_168_rows_and_hours_never_seen_are_null():
 def test_an_hour_seen_in_two_weeks_is_their_mean():
     table = idle_by_hour_of_week(hours([0.0] + [1.0] * 167 + [0.5]))
     first = table.row(0, named=True)
-    assert (first["observed_hours"], first["utilisation_ratio"], first["idle_usd"]) == (
+    assert (first["observed_hours"], first["utilization_ratio"], first["idle_usd"]) == (
         2,
         0.25,
         1.5,
@@ -72,7 +72,7 @@ def test_a_schedule_saves_the_hours_idle_every_day():
     found = saved(NIGHT_OFF * 5)
     assert found.hours_off == tuple(range(8))
     assert found.schedule.mid == pytest.approx(8 / 24 * 2.0 * HOURS_PER_MONTH)
-    assert "0 of 40 hours switched off were busy" in found.schedule.basis
+    assert "0 of 40 hours switched off were busy" in found.schedule.sources
 
 
 def test_a_month_saved_is_as_long_as_a_month_planned():
@@ -84,7 +84,7 @@ def test_a_schedule_is_judged_on_days_it_was_not_drawn_from():
     woken = NIGHT_OFF * 4 + [0.6, *NIGHT_OFF[1:]]
     found = saved(woken)
     assert found.hours_off == tuple(range(1, 8))
-    assert "1 of 36 hours switched off were busy" in found.schedule.basis
+    assert "1 of 36 hours switched off were busy" in found.schedule.sources
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_one_replica_is_not_consolidated():
 def test_a_busy_fleet_saves_exactly_nothing_and_says_why():
     found = saved([0.5] * 24 * 5)
     assert (found.schedule.mid, found.scale_to_zero.mid) == (0.0, 0.0)
-    assert "stood idle on every day" in found.schedule.basis
-    assert "without load longer than" in found.scale_to_zero.basis
+    assert "stood idle on every day" in found.schedule.sources
+    assert "without load longer than" in found.scale_to_zero.sources
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_too_few_days_are_refused(ratios):
 @pytest.mark.parametrize(
     ("given_hours", "options", "said"),
     [
-        pytest.param(hours([1.2]), {}, "utilisation_ratio in 0..1", id="over 100 %"),
+        pytest.param(hours([1.2]), {}, "utilization_ratio in 0..1", id="over 100 %"),
         pytest.param(hours([0.5], cost_usd=-1.0), {}, "cost_usd ≥ 0", id="a negative bill"),
         pytest.param(
             pl.concat([hours([0.5]), hours([0.5])]), {}, "one row an hour", id="an hour twice"
@@ -160,7 +160,7 @@ def test_too_few_days_are_refused(ratios):
             hours([0.5]), {"startup_lead_seconds": -1.0}, "lead of 0 s or more", id="a lead back"
         ),
         pytest.param(
-            hours([0.5]), {"target_utilisation_ratio": 0.0}, "target in", id="a target of nothing"
+            hours([0.5]), {"target_utilization_ratio": 0.0}, "target in", id="a target of nothing"
         ),
     ],
 )

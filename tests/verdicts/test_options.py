@@ -26,7 +26,7 @@ MEASURED = Question(
 
 def candidate(gpu, *, dtype="bf16", price=None):
     chosen = choose_price(gpu=gpu) if price is None else Estimate.exact(price, f"${price}")
-    return Candidate(find_gpu(gpu), dtype, chosen.basis, chosen)
+    return Candidate(find_gpu(gpu), dtype, chosen.sources, chosen)
 
 
 def table(*candidates, slo=None, demand=10_000.0):
@@ -79,7 +79,7 @@ def test_an_unknown_slo_capacity_rejects_all_for_that_reason():
 
 def test_the_basis_names_the_price():
     (option,) = table(candidate("H100-80GB-SXM"))
-    assert "offers of H100-80GB-SXM" in option.usd_per_request.basis
+    assert "offers of H100-80GB-SXM" in option.usd_per_request.sources
 
 
 def test_rows_are_json():

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_capacity.bills import Terms
+from tests.answering import assumed, plan
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.prices import given_price
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.plan import Ask, plan
+from vllm_capacity.plan import PlanRequest
 from vllm_capacity.verdicts.forecast import forecast_demand
 from vllm_capacity.verdicts.options import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.question import Question
@@ -211,13 +211,13 @@ def test_the_same_history_gets_the_same_forecast(seed):
     assert first.coverage_measured == second.coverage_measured
 
 
-ASK = Ask(
+ASK = PlanRequest(
     demand_requests_per_second=5.0,
     from_gpu="A100-80GB-PCIe",
     model="openai/gpt-oss-20b",
     to_gpus=("H100-80GB-SXM", "L40S-PCIe", "T4-PCIe"),
 )
-TERMS = Terms(usd_per_gpu_hour=given_price(1.0), ttft_slo_seconds=2.0)
+TERMS = assumed(usd_per_gpu_hour=given_price(1.0), ttft_slo_seconds=2.0)
 ESTIMATES = ("replicas", "gpus", "usd_per_month")
 
 

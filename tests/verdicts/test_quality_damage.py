@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from vllm_capacity.answers import answer
+from tests.answering import answer
 from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows, SeriesKey, series_frame
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
@@ -65,7 +65,7 @@ def on_both(rows, change):
 
 
 def check_claims(before, after, found):
-    for path, most in found["moves"].items():
+    for path, most in found["max_effect"].items():
         if path in ("tokens", "requests.finished"):
             continue
         assert abs(figure(after, path) - figure(before, path)) <= most, path
@@ -140,7 +140,7 @@ def test_a_restart(good, before, told, lost_scrapes):
         gone = figure(before, path) - figure(after, path)
         lost = figure(after, path.partition(".")[0] + ".lost")
         assert lost["low"] <= gone <= lost["high"], path
-    assert found["moves"]["requests.finished"] == after["requests"]["lost"]["high"]
+    assert found["max_effect"]["requests.finished"] == after["requests"]["lost"]["high"]
 
 
 def test_renamed_families_are_read_under_their_old_names(good, before, told):

@@ -52,7 +52,7 @@ def test_gpus_that_do_not_divide_the_heads_serve_nobody():
 
 def test_a_context_past_the_models_own_is_said():
     found = users("gpt-oss-20b", "mxfp4", "H100-80GB-SXM", 1_000_000)
-    assert "past the model's own context of 131,072" in found.basis
+    assert "past the model's own context of 131,072" in found.sources
 
 
 def test_an_fp8_cache_holds_twice_the_users():
@@ -64,7 +64,7 @@ def test_an_fp8_cache_holds_twice_the_users():
 def test_a_form_factor_that_is_not_stated_widens_the_count():
     any_form = users("Qwen3-8B", "bf16", "A100-80GB-any", 4096)
     assert any_form.low <= any_form.mid <= any_form.high
-    assert "form factor assumed" in any_form.basis
+    assert "form factor assumed" in any_form.sources
 
 
 @pytest.mark.parametrize(

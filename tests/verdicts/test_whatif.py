@@ -68,7 +68,7 @@ def test_scaling_alone_holds_published_pairs(changed, truth):
     assert found.low <= truth <= found.high
     assert found.mid == pytest.approx(truth, rel=0.25)
     assert found.high / found.low < 2.5
-    assert found.basis.startswith("scaled from")
+    assert found.sources.startswith("scaled from")
 
 
 def published_light_loads():
@@ -106,7 +106,7 @@ def test_no_gpu_serves_more_than_comes():
     behind = question(load=Load(requests_per_second=8.0))  # asks for 2,048 tokens/s, 1,500 served
     found = what_if(behind)
     assert found.mid == pytest.approx(2048.0)
-    assert "8 requests/s ask for no more than 2048 tokens/s" in found.basis
+    assert "8 requests/s ask for no more than 2048 tokens/s" in found.sources
     assert what_if(question(load=Load(requests_per_second=100.0))).mid > 2048.0
 
 
@@ -130,21 +130,21 @@ def test_held_clients_draw_the_more_the_faster_they_are_served():
     found = what_if(question(**pair, load=Load(clients=4)))
     assert found.low <= 453.0 <= found.high
     assert found.low > 335.0
-    assert "4 running (clients)" in found.basis
+    assert "4 running (clients)" in found.sources
 
 
 def test_a_capacity_is_never_read_as_a_light_load():
     light = question(output_tokens_per_second=60.0)
     read, told = what_if(light), what_if(replace(light, load=Load(is_capacity=True)))
-    assert "the client limits" in read.basis
-    assert "limits" not in told.basis
+    assert "the client limits" in read.sources
+    assert "limits" not in told.sources
     assert told.mid > read.mid
     assert told.mid / 60.0 == pytest.approx(what_if(question()).mid / 1500.0)
 
 
 def test_clients_served_far_slower_than_they_could_be_leave_the_same_rate_open():
     found = what_if(question(output_tokens_per_second=150.0, load=Load(clients=64)))
-    assert "what else limits is not known" in found.basis
+    assert "what else limits is not known" in found.sources
     assert found.low < 150.0 < found.mid
 
 
@@ -205,9 +205,9 @@ def test_a_published_pair_answers_first_and_is_named():
     found = what_if(asked, published=measurements())
     assert found.mid == pytest.approx(9064, rel=0.02)
     assert found.high / found.low < 1.3
-    assert found.basis.startswith("measured: openai/gpt-oss-20b")
-    assert "ShareGPT" in found.basis
-    assert "2025-11-04" in found.basis
+    assert found.sources.startswith("measured: openai/gpt-oss-20b")
+    assert "ShareGPT" in found.sources
+    assert "2025-11-04" in found.sources
 
 
 def test_other_lengths_of_a_published_model_correct_the_scaling():
@@ -215,14 +215,14 @@ def test_other_lengths_of_a_published_model_correct_the_scaling():
         **GPT_OSS, output_tokens_per_second=600.0, input_tokens=3000.0, output_tokens=100.0
     )
     bare, corrected = what_if(asked), what_if(asked, published=measurements())
-    assert "corrected by published pairs" in corrected.basis
+    assert "corrected by published pairs" in corrected.sources
     assert corrected.high / corrected.low < bare.high / bare.low
 
 
 def test_fp8_on_ampere_is_not_faster_and_says_why():
     found = what_if(question(to_gpu=find_gpu("A100-80GB-SXM"), to_dtype="fp8"))
     assert found.mid < 1500.0
-    assert "no fp8 tensor cores" in found.basis
+    assert "no fp8 tensor cores" in found.sources
 
 
 def test_fp8_on_ampere_is_faster_only_with_a_reason():
@@ -234,7 +234,7 @@ def test_fp8_on_ampere_is_faster_only_with_a_reason():
     )
     found = what_if(asked)
     assert found.mid > 1500.0
-    assert "leave KV room for" in found.basis
+    assert "leave KV room for" in found.sources
 
 
 @pytest.mark.parametrize("llm", llms(), ids=lambda llm: llm.model)
@@ -245,7 +245,7 @@ def test_fp8_on_an_a100_is_never_faster_without_saying_why(llm):
             question(llm=llm, from_gpu=a100, to_gpu=a100, to_dtype="fp8", gpus=gpu_count)
         )
         if found.is_known and found.mid > 1500.0:
-            assert "still faster than 16 bits, because" in found.basis
+            assert "still faster than 16 bits, because" in found.sources
 
 
 @pytest.mark.parametrize("rate", [50.0, 4000.0], ids=["a light load", "a heavy load"])
@@ -264,7 +264,7 @@ def test_fp8_is_never_faster_than_16_bits_on_another_a100_without_saying_why(llm
             for dtype in ("bf16", "fp8")
         )
         if wide.is_known and narrow.is_known and narrow.mid > wide.mid:
-            assert "still faster than 16 bits, because" in narrow.basis
+            assert "still faster than 16 bits, because" in narrow.sources
 
 
 def test_fp8_that_only_published_pairs_make_faster_says_so():
@@ -279,12 +279,12 @@ def test_fp8_that_only_published_pairs_make_faster_says_so():
         for dtype in ("bf16", "fp8")
     )
     assert narrow.mid > wide.mid
-    assert "because published pairs of this model say so" in narrow.basis
+    assert "because published pairs of this model say so" in narrow.sources
 
 
 def test_int8_is_multiplied_where_the_data_sheet_has_it():
     int8, fp8 = (what_if(question(to_dtype=dtype)) for dtype in ("int8", "fp8"))
-    assert "widen" not in int8.basis + fp8.basis
+    assert "widen" not in int8.sources + fp8.sources
     assert int8.mid == pytest.approx(fp8.mid, rel=0.05)
 
 
@@ -304,7 +304,7 @@ def test_a_rate_past_the_arithmetic_widens_the_band_and_one_far_past_it_is_refus
         what_if(question(output_tokens_per_second=rate)) for rate in (1500.0, 6000.0, 60_000.0)
     )
     assert high.high / high.low > 1.3 * usual.high / usual.low
-    assert "× what the arithmetic gives on G" in high.basis
+    assert "× what the arithmetic gives on G" in high.sources
     assert "nothing can be scaled from it" in absurd.reason
 
 
@@ -314,7 +314,7 @@ def test_a_light_published_pair_holds_what_scaling_gives_unless_the_load_is_told
     )  # fmt: skip
     loose = what_if(asked, published=measurements())
     told = what_if(replace(asked, load=Load(requests_per_second=10)), published=measurements())
-    assert loose.basis.startswith("measured:")
+    assert loose.sources.startswith("measured:")
     assert loose.high > 1.5 * told.high
 
 
@@ -358,7 +358,7 @@ def test_a_span_of_form_factors_widens_the_band():
     spanned = what_if(question(to_gpu=find_gpu("H100-80GB-any")), prefer={"H100-80GB": ("SXM",)})
     assert spanned.mid == one.mid
     assert spanned.high / spanned.low > one.high / one.low
-    assert "form factor assumed" in spanned.basis
+    assert "form factor assumed" in spanned.sources
 
 
 def test_another_type_on_the_same_gpu_stays_in_its_form_factor():
@@ -381,7 +381,7 @@ def test_another_vendors_kernels_widen_the_band_most():
 def test_an_architecture_that_was_never_fitted_widens_the_band():
     fitted, prior = what_if(question()), what_if(question(to_gpu=find_gpu("L40S-PCIe")))
     assert prior.high / prior.low > fitted.high / fitted.low
-    assert "never fitted" in prior.basis
+    assert "never fitted" in prior.sources
 
 
 def test_under_a_light_load_a_faster_gpu_serves_hardly_more():
@@ -389,7 +389,7 @@ def test_under_a_light_load_a_faster_gpu_serves_hardly_more():
     heavy = what_if(question(output_tokens_per_second=1500.0))
     assert 60.0 <= light.mid < 60.0 * heavy.mid / 1500.0
     assert light.low < 60.0
-    assert "the client limits" in light.basis
+    assert "the client limits" in light.sources
 
 
 def test_what_the_engine_says_of_itself_has_half_the_say():

@@ -5,14 +5,13 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
+from tests.answering import answer, assumed
 from tests.long_window import MONDAY, long_window
-from vllm_capacity.answers import answer
-from vllm_capacity.bills import Terms
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.facts.prices import given_price
-from vllm_capacity.costs_by_time import hours_seen
 from vllm_capacity.telemetry.window import open_window
 
-PRICED = Terms(usd_per_gpu_hour=given_price(2.0))
+PRICED = assumed(usd_per_gpu_hour=given_price(2.0))
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,7 @@ def week_day(tmp_path_factory):
 
 
 def hours(window, terms=PRICED):
-    told = answer(window, terms=terms)
-    return hours_seen(window, part=window.extent, terms=terms, told=told)
+    return Analysis.of(window, assumptions=terms).hours
 
 
 def test_an_hour_costs_what_its_own_bill_says(examples):
@@ -44,17 +42,17 @@ def test_use_of_an_hour_is_its_output_over_the_capacity(week_day):
     capacity = told["saturation"]["capacity_output_tokens_per_second"]["mid"]
     row = hours(week_day).filter(ts=MONDAY + timedelta(hours=15)).row(0, named=True)
     expected = row["requests"] * 100 / 3600 / capacity
-    assert row["utilisation_ratio"] == pytest.approx(expected)
+    assert row["utilization_ratio"] == pytest.approx(expected)
 
 
 def test_hour_that_was_not_seen_through_is_no_zero(week_day):
     empty = hours(week_day).filter(pl.col("requests").is_null())
     assert empty["ts"].to_list() == [MONDAY + timedelta(hours=hour) for hour in (9, 10)]
-    assert empty["cost_usd"].null_count() == empty["utilisation_ratio"].null_count() == 2
+    assert empty["cost_usd"].null_count() == empty["utilization_ratio"].null_count() == 2
 
 
 def test_without_a_price_the_hours_still_have_their_requests(week_day):
-    found = hours(week_day, terms=Terms())
+    found = hours(week_day, terms=assumed())
     assert (found["cost_usd"].null_count(), found["requests"].null_count()) == (24, 2)
 
 
