@@ -14,11 +14,11 @@ from tests.figures.small_windows import (
 from vllm_capacity.figures.gauges import (
     RUNNING,
     WAITING,
-    Spread,
+    Gauge,
+    gauge_of,
     gauge_samples,
+    gauges,
     pooled,
-    spread,
-    spreads,
     summed,
 )
 
@@ -69,31 +69,31 @@ def test_sum_over_engines(rows, tries, expected):
 @pytest.mark.parametrize(
     ("values", "holds", "expected"),
     [
-        pytest.param([1, 4], [10, 10], Spread(2.5, 4), id="held alike: the plain mean"),
-        pytest.param([1, 4], [10, 5], Spread((10 + 20) / 15, 4), id="weighted by its time"),
-        pytest.param([2, 4], [0, 0], Spread(3, 4), id="no time at all: the plain mean"),
-        pytest.param([], [], Spread(None, None), id="not observed is not 0"),
-        pytest.param([0, 0], [1, 1], Spread(0, 0), id="observed to be 0"),
+        pytest.param([1, 4], [10, 10], Gauge(2.5, 4), id="held alike: the plain mean"),
+        pytest.param([1, 4], [10, 5], Gauge((10 + 20) / 15, 4), id="weighted by its time"),
+        pytest.param([2, 4], [0, 0], Gauge(3, 4), id="no time at all: the plain mean"),
+        pytest.param([], [], Gauge(None, None), id="not observed is not 0"),
+        pytest.param([0, 0], [1, 1], Gauge(0, 0), id="observed to be 0"),
     ],
 )
 def test_mean_and_maximum(values, holds, expected):
     columns = {"value": values, "hold_seconds": holds}
     schema = dict.fromkeys(columns, pl.Float64)
-    assert spread(pl.DataFrame(columns, schema=schema)) == expected
+    assert gauge_of(pl.DataFrame(columns, schema=schema)) == expected
 
 
 def test_ratios_are_pooled_over_engines_not_summed():
     rows = [("a", engine, s, v) for engine, v in (("0", 0.2), ("1", 0.8)) for s in (0, 10, 20)]
-    assert pooled(samples(*rows), RUNNING) == Spread(pytest.approx(0.5), 0.8)
+    assert pooled(samples(*rows), RUNNING) == Gauge(pytest.approx(0.5), 0.8)
 
 
 def test_a_longer_interval_does_not_bend_the_mean(tmp_path):
     """1 running for 100 s, scraped every 10 s; then 3 for 200 s, scraped every 20 s."""
     times = [*range(0, 100, 10), *range(100, 320, 20)]
     window = small_window(tmp_path, gauge(RUNNING, {s: 1 if s < 100 else 3 for s in times}))
-    found = spreads(window, attempts(a=times), part=part(0, 400))["running"]
+    found = gauges(window, attempts(a=times), part=part(0, 400)).running
     last = (10 + 20) / 2  # the last value holds for the median interval
-    assert found == Spread(pytest.approx((100 + 3 * (200 + last)) / (300 + last)), 3)
+    assert found == Gauge(pytest.approx((100 + 3 * (200 + last)) / (300 + last)), 3)
 
 
 def test_a_part_has_the_samples_from_its_start_to_before_its_end(tmp_path):
@@ -104,5 +104,5 @@ def test_a_part_has_the_samples_from_its_start_to_before_its_end(tmp_path):
 
 def test_what_no_engine_tells_is_unknown(tmp_path):
     window = small_window(tmp_path, gauge(RUNNING, {0: 1, 10: 1}))
-    found = spreads(window, attempts(a=[0, 10]), part=part(0, 20))
-    assert (found["waiting"], found["kv_cache_ratio"]) == (Spread(None, None),) * 2
+    found = gauges(window, attempts(a=[0, 10]), part=part(0, 20))
+    assert (found.waiting, found.kv_cache_ratio) == (Gauge(None, None),) * 2

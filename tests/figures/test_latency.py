@@ -4,9 +4,11 @@ import pytest
 
 from tests.figures.small_windows import histogram, part, small_window
 from vllm_capacity.figures.latency import (
+    E2E,
     TTFT,
     Distribution,
     Increase,
+    Quantile,
     histogram_increases,
     latency,
     mean_seconds,
@@ -108,11 +110,11 @@ def test_total_that_can_be_right(increases, expected):
 
 
 def test_the_overflow_bucket_bounds_a_quantile_on_one_side_only():
-    p50 = quantiles(Distribution((1.0,), (1, 9), None))["p50"]
-    assert (p50["value"], p50["lower"], p50["upper"]) == (None, 1, None)
+    p50 = quantiles(Distribution((1.0,), (1, 9), None)).p50
+    assert (p50.value, p50.lower, p50.upper) == (None, 1, None)
 
 
 def test_a_latency_that_was_not_observed_is_unknown(window):
-    found = latency(window, part=part(0, 40))
-    assert found["ttft_seconds"]["p50"]["value"] is not None
-    assert found["e2e_seconds"]["p50"] == dict.fromkeys(("value", "lower", "upper", "estimate"))
+    found = latency(histogram_increases(window, [TTFT, E2E], part=part(0, 40)))
+    assert found.ttft.p50.value is not None
+    assert found.e2e.p50 == Quantile()
