@@ -60,6 +60,10 @@ renew: $(STAMP)  ## the notebooks again, their kept outputs with them
 	@echo "==> Running the notebooks and keeping their outputs"
 	@$(BIN)/python tests/renew_notebooks.py
 
+schema: $(STAMP)  ## answers.schema.json anew from the types
+	@$(BIN)/python -c "import json; from vllm_capacity.answer import schema; print(json.dumps(schema(), indent=2))" \
+		> vllm_capacity/answers.schema.json
+
 test-live: $(STAMP)  ## the source tests against a real Parseable (PARSEABLE_BIN)
 	@test -n "$(PARSEABLE_BIN)" || { echo "Set PARSEABLE_BIN to a parseable binary, 2.9.2 or newer."; exit 2; }
 	@echo "==> Live tests against $(PARSEABLE_BIN)"

@@ -35,7 +35,7 @@ from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.advice import advice
-from vllm_capacity.verdicts.cost import Bill, Part, bill
+from vllm_capacity.verdicts.cost import Bill, Costs, Part, bill
 from vllm_capacity.verdicts.finding import Finding
 from vllm_capacity.verdicts.quality import ledger
 from vllm_capacity.verdicts.saturation import Saturation, SaturationFit, engine_fits, saturation
@@ -251,6 +251,11 @@ class Analysis:
             self._attainment("ttft_p95_seconds"), self._attainment("itl_p95_seconds"), within
         )
 
+    @property
+    def cost(self) -> Costs:
+        """What the time range cost: the whole bill, and per request and token."""
+        return self.bill.whole
+
     @cached_property
     def quality(self) -> tuple[Finding, ...]:
         """What is wrong with the telemetry, and how much it can move which figure."""
@@ -290,7 +295,7 @@ class Analysis:
             prefix_cache_hit_ratio=hit_ratio,
             failures=failures(self.window, part=self.time_range),
             saturation=self.saturation,
-            cost=self.bill.whole,
+            cost=self.cost,
             advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio),
             quality=self.quality,
         )

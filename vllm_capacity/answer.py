@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
+from inspect import cleandoc
+from typing import Any, ClassVar
 
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures.failures import Failures
@@ -24,7 +25,7 @@ from vllm_capacity.verdicts.saturation import Saturation
 SCHEMA_VERSION = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WindowExtent(Record):
     """The time that was judged, and the engines in it.
 
@@ -39,7 +40,7 @@ class WindowExtent(Record):
     mean_engines: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Requests(Record):
     """Requests that finished, in all and by vLLM's reason; None where they are not counted.
 
@@ -53,7 +54,7 @@ class Requests(Record):
     lost: Lost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tokens(Record):
     """Prompt tokens (all, and those not taken from a cache) and output tokens; None: not counted.
 
@@ -66,7 +67,7 @@ class Tokens(Record):
     lost: Lost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Throughput(Record):
     """Mean rates over the window; None where not counted."""
 
@@ -74,7 +75,7 @@ class Throughput(Record):
     requests_per_second: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SloVerdict(Figures):
     """How well the latency targets were met, and the throughput that meets them.
 
@@ -95,7 +96,7 @@ class SloVerdict(Figures):
         return self.throughput_output_tokens_per_second
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer(Record):
     """Everything that is said of one window, or of a part of it.
 
@@ -119,3 +120,16 @@ class Answer(Record):
     advice: tuple[Advice, ...]
     quality: tuple[Finding, ...]
     schema_version: int = SCHEMA_VERSION
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the answer, made from its types: what `answers.schema.json` holds."""
+    import msgspec  # not needed to make an answer
+
+    made = msgspec.json.schema(Answer)
+    for one in made["$defs"].values():
+        one["description"] = cleandoc(one.get("description", ""))
+        if "properties" in one:
+            one["required"] = list(one["properties"])  # a default is no reason to leave one out
+    title = "What vllm-capacity says of one window"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **made}

@@ -67,12 +67,15 @@ class PlanRequest:
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
+        """InputError for a demand that is none, and for a GPU that is in no table."""
+        for name in filter(None, (self.from_gpu, *self.to_gpus)):
+            find_gpu(name)
         demand = self.demand_requests_per_second
         if demand is not None and not 0 < demand < float("inf"):
             raise InputError(f"The demand must be above 0 requests per second, not {demand:g}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ahead(Record):
     """Requests of one hour to come, with a 90 % interval."""
 
@@ -82,7 +85,7 @@ class Ahead(Record):
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DemandAhead(Record):
     """Requests per hour over the next day, or why there is no forecast.
 
@@ -95,7 +98,7 @@ class DemandAhead(Record):
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(Figures):
     """How many replicas, which GPU instead, for what money, how long; every field always there.
 

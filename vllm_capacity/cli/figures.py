@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from vllm_capacity.answer import SCHEMA_VERSION
 from vllm_capacity.bills import unlabelled
+from vllm_capacity.cli.as_json import as_text, json_options
 from vllm_capacity.cli.assumed import analysis_of, assumption_options
 from vllm_capacity.cli.screen import columns
-from vllm_capacity.record import plain
 from vllm_capacity.telemetry.window import open_window
 
 _verify = click.option(
@@ -22,13 +20,13 @@ _verify = click.option(
 @click.argument("window")
 @assumption_options
 @_verify
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def figures(window: str, verify: bool, as_json: bool, **given: object) -> None:
+@json_options
+def figures(window: str, verify: bool, as_json: bool, schema_version: str, **given: object) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
     opened = open_window(window, verify=verify)
     answer = analysis_of(opened, given).answer
     if as_json:
-        click.echo(as_text(answer))
+        click.echo(as_text(answer, schema_version))
         return
     from vllm_capacity.render.terminal import figures_text  # charts and all: not for --json
 
@@ -43,15 +41,17 @@ def figures(window: str, verify: bool, as_json: bool, **given: object) -> None:
 @assumption_options
 @_verify
 @click.option("--by", default="engine", show_default=True, help="engine, instance, model, a label.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def cost(window: str, verify: bool, by: str, as_json: bool, **given: object) -> None:
+@json_options
+def cost(
+    window: str, verify: bool, by: str, as_json: bool, schema_version: str, **given: object
+) -> None:
     """The bill of WINDOW shared out; the parts add up to the whole."""
     opened = open_window(window, verify=verify)
     analysis = analysis_of(opened, given)
     bill = analysis.bill_by(by)
     if as_json:
         body = {"by": by, "whole": bill.whole, "parts": bill.parts}
-        click.echo(as_text({**body, "schema_version": SCHEMA_VERSION}))
+        click.echo(as_text({**body, "schema_version": SCHEMA_VERSION}, schema_version))
         return
     from vllm_capacity.render.terminal import cost_text
 
@@ -67,8 +67,3 @@ def cost(window: str, verify: bool, by: str, as_json: bool, **given: object) -> 
         width=columns(),
     )
     click.echo(text, nl=False)
-
-
-def as_text(result: object) -> str:
-    """A result as JSON; a number that is not finite is a defect, and raises."""
-    return json.dumps(plain(result), allow_nan=False, indent=2)

@@ -21,7 +21,7 @@ WAITING = "vllm:num_requests_waiting"
 KV_CACHE = "vllm:kv_cache_usage_perc"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gauge(Record):
     """Mean and maximum of a gauge; both None where it was not observed."""
 

@@ -139,7 +139,7 @@ def merged(increases: Sequence[Increase]) -> Distribution | None:
     return Distribution(tuple(edges), tuple(counts), total if np.isfinite(total) else None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Quantile(Record):
     """A quantile in seconds: `value` is PromQL's, None in the overflow bucket.
 
@@ -161,7 +161,7 @@ class Quantile(Record):
         return f"{self.estimate:.4g} s ({self.lower:.4g} to {self.upper:.4g} s)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Quantiles(Record):
     """Quantiles of one latency, in seconds."""
 
@@ -170,7 +170,7 @@ class Quantiles(Record):
     p99: Quantile = Quantile()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Latency(Record):
     """Quantiles of TTFT, inter-token and end-to-end latency, over all engines."""
 

@@ -36,7 +36,7 @@ _STRETCH = {latency.E2E: 20, latency.ITL: 200}  # observations that make a mean
 _LEAST_KV_RATIO = 0.02  # a fuller cache tells how many requests it can hold
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lost(Record):
     """Bounds of what is in no figure, in the unit of the counter."""
 

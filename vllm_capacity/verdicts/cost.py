@@ -26,7 +26,7 @@ OUTPUT_TOKEN_WEIGHT = 4.0
 """What an output token weighs against an input token where no seconds were measured (1:4)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Costs(Figures):
     """Every cost figure of one group of engines, or of all; each known with its basis, or why not.
 
