@@ -10,7 +10,6 @@ from zipfile import ZipFile
 
 import pytest
 
-from tests.answering import answer
 from vllm_capacity.render.report.index import report_metadata
 from vllm_capacity.render.report.write import EXAMPLES
 
@@ -104,9 +103,9 @@ def test_what_is_shipped_is_found_inside_the_installed_package(environment, tmp_
     assert found == installed.resolve()
 
 
-def test_figures_of_the_installed_package_are_those_of_the_clone(environment, tmp_path, sweep):
+def test_figures_of_the_installed_package_are_those_of_the_clone(environment, tmp_path, answer_of):
     ran = done("vllm-capacity", "figures", "vllm-sweep", "--json", cwd=tmp_path, env=environment)
-    assert json.loads(ran.stdout) == answer(sweep)
+    assert json.loads(ran.stdout) == answer_of("vllm-sweep")
 
 
 def test_the_installed_simulator_writes_a_window(environment, tmp_path):

@@ -39,14 +39,14 @@ def steps(tmp_path_factory):
 
 
 def test_one_row_per_step_from_its_start(steps):
-    assert [seconds_of(ts) for ts in steps.get_column("ts")] == [0, 20, 40]
+    assert [seconds_of(ts) for ts in steps.get_column("start")] == [0, 20, 40]
 
 
 @pytest.mark.parametrize(
     ("column", "expected"),
     [
-        pytest.param("running", [2 + 2, 5 + 2, 0 + 2], id="gauges are added up over engines"),
-        pytest.param("waiting", [1, 1, 1], id="a gauge of one of them"),
+        pytest.param("running_mean", [2 + 2, 5 + 2, 0 + 2], id="gauges are added up over engines"),
+        pytest.param("waiting_mean", [1, 1, 1], id="a gauge of one of them"),
         pytest.param(
             "kv_cache_ratio_mean",
             [pytest.approx(x) for x in (0.3, 0.5, 0.2)],

@@ -174,8 +174,8 @@ def steps(tmp_path_factory):
         ("waiting_mean", [0, 1]),
         ("waiting_share", [0, 0.5]),
         ("at_ceiling_share", [None, 1]),
-        ("kv_ratio_mean", [pytest.approx(0.3), pytest.approx(0.8)]),
-        ("kv_ratio_max", [0.4, 0.9]),
+        ("kv_cache_ratio_mean", [pytest.approx(0.3), pytest.approx(0.8)]),
+        ("kv_cache_ratio_max", [0.4, 0.9]),
         ("output_tokens_per_second", [100 / 5, (40 + 60) / 10]),
         ("requests_per_second", [1 / 5, 3 / 10]),
         ("prompt_tokens_per_second", [None, None]),
@@ -184,8 +184,8 @@ def steps(tmp_path_factory):
         ("itl_p95_seconds", [pytest.approx(0.95), pytest.approx(1.95)]),
         ("ttft_p95_seconds", [None, None]),
         ("best_minute_tokens_per_second", [None, None]),
-        ("has_gap", [False, False]),
-        ("has_restart", [False, False]),
+        ("is_gap", [False, False]),
+        ("is_restart", [False, False]),
     ],
 )
 def test_what_a_step_says(steps, column, expected):
