@@ -131,7 +131,7 @@ display(title_line(asked), tiles(asked))"""
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory, cache):
-    """A folder with a notebook and its reports of both halves of the sweep; the second page's name."""
+    """A notebook's folder with reports of both halves of the sweep; the second page's name."""
     folder = tmp_path_factory.mktemp("halves")
     path = notebook_in(folder, SHOWS, more='\nstart: str = ""\nend: str = ""')
     report = Runs(folder / "reports", cache)
