@@ -44,7 +44,7 @@ from vllm_capacity.verdicts.sizing import (
 from vllm_capacity.verdicts.slo import running_within
 from vllm_capacity.verdicts.whatif import Busy
 
-_BYTES = (traffic.ESTIMATED_READ_BYTES, traffic.ESTIMATED_WRITE_BYTES)
+_BYTES = (traffic.READ_BYTES, traffic.WRITE_BYTES)
 _DEMAND_QUANTILE = 0.95
 _WAIT_LIMIT_SECONDS = 1.0
 _LONG_GAP = timedelta(weeks=4)
@@ -368,7 +368,7 @@ def _busy(case: _Planning, here: GpuSpan) -> Busy | None:
     gpu = here.rows[0]
     if not tokens or rate is None or len(here.rows) > 1 or gpu.tensor_tflops is None:
         return None
-    flops = traffic.total(increases, traffic.ESTIMATED_FLOPS) or 0.0
+    flops = traffic.total(increases, traffic.FLOPS) or 0.0
     moved = sum(traffic.total(increases, name) or 0.0 for name in _BYTES)
     busy = Busy(
         flops / tokens * rate / (gpu.tensor_tflops * 1e12),

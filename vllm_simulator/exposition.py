@@ -20,7 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from vllm_capacity.facts.catalog import Kind, keeps, match
+from vllm_capacity.facts.metrics import Kind, keeps, match
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
 from vllm_simulator.families import Family, Labels, families
 from vllm_simulator.stats import Histogram, Stats

@@ -4,9 +4,9 @@ from dataclasses import fields
 import pytest
 from click.testing import CliRunner
 
-from vllm_capacity.estimate import Estimate
 from vllm_capacity.cli.whatif import whatif
 from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
 
 ASKED = {
     "--model": "openai/gpt-oss-20b",

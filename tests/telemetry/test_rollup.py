@@ -12,6 +12,7 @@ import polars.testing
 import pytest
 
 from tests.answering import answer
+from tests.telemetry.windows import of_format_1
 from vllm_capacity.telemetry import rollup
 from vllm_capacity.telemetry.late import extend_window, stored_rows
 from vllm_capacity.telemetry.rows import Rows
@@ -108,6 +109,7 @@ def count_samples(path):
 def test_changed_data_makes_exactly_the_hours_it_touches_new(examples, tmp_path):
     path = tmp_path / "w"
     shutil.copytree(examples / "vllm-sweep", path, ignore=shutil.ignore_patterns(".rollup"))
+    of_format_1(path)
     hour = path / "samples" / "2026-11-24T04.parquet"
     later = hour.with_name("2026-11-24T05.parquet")
     frame = pl.read_parquet(hour)

@@ -11,6 +11,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from vllm_capacity.facts.metrics import DECODE as DECODE
+from vllm_capacity.facts.metrics import E2E as E2E
+from vllm_capacity.facts.metrics import ITL as ITL
+from vllm_capacity.facts.metrics import PREFILL as PREFILL
+from vllm_capacity.facts.metrics import QUEUE as QUEUE
+from vllm_capacity.facts.metrics import TTFT as TTFT
 from vllm_capacity.figures.histogram import (
     bucket_quantile,
     merge,
@@ -20,13 +26,6 @@ from vllm_capacity.figures.histogram import (
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-
-TTFT = "vllm:time_to_first_token_seconds"
-ITL = "vllm:inter_token_latency_seconds"
-E2E = "vllm:e2e_request_latency_seconds"
-QUEUE = "vllm:request_queue_time_seconds"
-PREFILL = "vllm:request_prefill_time_seconds"
-DECODE = "vllm:request_decode_time_seconds"
 
 HISTOGRAMS = (TTFT, ITL, E2E, QUEUE, PREFILL, DECODE)
 STEP_HISTOGRAMS = (TTFT, ITL, E2E)

@@ -13,10 +13,10 @@ from typing import Literal
 import altair as alt
 import polars as pl
 
+from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import Answer, Column, Tip, rounded
 from vllm_capacity.render.charts.time import time_tooltip, with_milliseconds
-from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render.numbers import number, percent
 from vllm_capacity.render.prose import verdict as words
 

@@ -8,6 +8,7 @@ from itertools import product
 import altair as alt
 import polars as pl
 
+from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.against_load import (
     CLEAR_OF_POINTS,
@@ -36,7 +37,6 @@ from vllm_capacity.render.charts.base import (
     titled,
 )
 from vllm_capacity.render.charts.time import START
-from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render.numbers import number, percent, seconds
 from vllm_capacity.render.prose import verdict as words
 from vllm_capacity.render.prose.estimates import is_unknown, reason, sure

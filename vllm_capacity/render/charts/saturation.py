@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.against_load import (
     CLEAR_OF_POINTS,
@@ -46,7 +47,6 @@ from vllm_capacity.render.charts.time import (
     time_tooltip,
     whole_window,
 )
-from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render.numbers import count, instant, number, percent
 from vllm_capacity.render.prose import verdict as words
 

@@ -242,5 +242,5 @@ def _mean_running(asked: Study) -> str:
     mean = asked.answer["running"]["mean"]
     if mean is None:
         return "not observed"
-    moved = [row["moves"].get("running.mean", 0.0) for row in asked.answer["quality"]]
+    moved = [row["max_effect"].get("running.mean", 0.0) for row in asked.answer["quality"]]
     return f"{number(mean)}, off by at most {number(sum(moved), like=mean)}"

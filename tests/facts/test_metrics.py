@@ -2,16 +2,17 @@
 
 import csv
 import gzip
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_capacity.errors import MetricError
-from vllm_capacity.facts.catalog import (
+from vllm_capacity.facts import metrics as catalog
+from vllm_capacity.facts.metrics import (
     CORE,
-    METRICS,
+    FEATURES,
     Across,
     Kind,
     canonical_name,
@@ -19,10 +20,11 @@ from vllm_capacity.facts.catalog import (
     framework,
     keeps,
     match,
-    metric,
 )
 
 TESTS = Path(__file__).parents[1]
+PACKAGE = Path(catalog.__file__).parents[1]
+METRICS = catalog.metrics()
 RECORDED = {  # release and engine of each recorded scrape
     "metrics_vllm_0.32.0.txt.gz": ("0.32.0", "V1"),
     "metrics_vllm_0.9.2_v1.txt.gz": ("0.9.2", "V1"),
@@ -236,14 +238,34 @@ def test_the_parsers_own_family_names_are_recognised(file):
     assert all(match(family.name) for family in known)
 
 
-def test_a_name_without_prefix_is_found():
-    assert metric("num_requests_running").name == "vllm:num_requests_running"
-    assert metric("gpu_cache_usage_perc").name == "vllm:kv_cache_usage_perc"
+NAMED = [name for name, value in vars(catalog).items() if name.isupper() and isinstance(value, str)]
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(MetricError, match=r"'vllm:kv_cache_usage'.*vllm:kv_cache_usage_perc"):
-        metric("vllm:kv_cache_usage")
+@pytest.mark.parametrize("constant", NAMED)
+def test_a_name_that_figures_use_is_a_row(constant):
+    name = getattr(catalog, constant)
+    assert name in {entry.name for entry in METRICS}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.sql")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_families_named_in_a_query_are_known(path):
+    named = re.findall(r"'(vllm[:_]\w+)'", path.read_text())
+    assert [name for name in named if match(name) is None] == []
+
+
+def test_figures_take_their_names_from_the_catalogue():
+    written = [path for path in (PACKAGE / "figures").glob("*.py") if "vllm:" in path.read_text()]
+    assert written == []
+
+
+@pytest.mark.parametrize("entry", METRICS, ids=lambda entry: entry.name)
+def test_the_feature_of_a_family_is_the_one_its_name_says(entry):
+    assert entry.feature in {"", *(item.name for item in FEATURES)}
+    by_name = feature(entry.name)
+    if by_name:
+        assert entry.feature == by_name.name
 
 
 @pytest.mark.parametrize(
