@@ -356,6 +356,42 @@ INTAKE_NOTES = (
     ),
 )
 
+CONTRADICTED = (
+    Case(
+        "contradicted",
+        "the scrapes left out of each target, of whatever time, with their reasons side by side",
+        "instance detail scrapes",
+        [("a", "one; two", 5), ("b", "one", 7)],
+        intake=[
+            *(("contradicted", "a", 0, "x", "two", 3), ("contradicted", "a", 99, "x", "one", 2)),
+            *(("contradicted", "b", None, "x", "one", 7), ("late", "a", 0, "x", "one", 9)),
+        ],
+    ),
+)
+
+RELABELLED = (
+    Case(
+        "relabelled",
+        "alike changes of the part added up, and what the counters had counted by the first",
+        "check instance metric detail count first_ts at_most",
+        [
+            ("relabelled", "a", TOKENS, "d", 3, 10, 8 + 2),
+            ("respelled", "a", RUNNING, "d", 1, 20, None),
+        ],
+        {"start": 10, "end": 30},
+        series=[counter(1), counter(2), counter(3, instance="b"), gauge(4), counter(5, REQUESTS)],
+        samples=[
+            *((1, 0, 0, 5), (1, 0, 10, 8), (1, 0, 20, 99), (2, 0, 5, 2), (2, 0, 20, 4)),
+            *((3, 0, 5, 50), (4, 0, 5, 60), (5, 0, 5, 70)),
+        ],
+        intake=[
+            *(("relabelled", "a", 10, TOKENS, "d", 1), ("relabelled", "a", 20, TOKENS, "d", 2)),
+            *(("relabelled", "a", 0, TOKENS, "d", 9), ("relabelled", "a", 30, TOKENS, "d", 9)),
+            *(("respelled", "a", 20, RUNNING, "d", 1), ("late", "a", 20, TOKENS, "d", 9)),
+        ],
+    ),
+)
+
 LIFETIMES = (
     Case(
         "lifetimes",
@@ -499,6 +535,8 @@ CASES = (
     *GOOD_AFTER,
     *HISTOGRAM_STATES,
     *INTAKE_NOTES,
+    *CONTRADICTED,
+    *RELABELLED,
     *LIFETIMES,
     *PROCESS_STARTS,
     *RUN_STARTS,
