@@ -15,11 +15,11 @@ from typing import ClassVar
 
 import polars as pl
 
-from vllm_capacity.engine.queueing import Queue, servers_needed
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.record import Record
 from vllm_capacity.timerange import HOURS_PER_MONTH
+from vllm_capacity.verdicts.queueing import Queue, servers_needed
 
 MAX_REPLICAS = 1_000_000
 

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import polars as pl
 
-from vllm_capacity.engine import config as c
-from vllm_capacity.engine.core import Engine
-from vllm_capacity.engine.workload import Workload
 from vllm_capacity.errors import InputError
+from vllm_simulator import config as c
+from vllm_simulator.core import Engine
+from vllm_simulator.workload import Workload
 
 Routing = Literal["least-loaded", "round-robin"]
 
@@ -43,34 +43,34 @@ class RequestLog:
     frontend_seconds: float
     _rows: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def of(self, replica: int) -> Callable[[c.Sequence], None]:
+    def of(self, replica: int) -> Callable[[c.EngineRequest], None]:
         """The callback of one replica."""
-        return lambda seq: self._rows.append(self._row(replica, seq))
+        return lambda request: self._rows.append(self._row(replica, request))
 
     def frame(self) -> pl.DataFrame:
         """One row a request, columns `REQUESTS_SCHEMA`, by arrival; empty without requests."""
         frame = pl.DataFrame(self._rows, schema=REQUESTS_SCHEMA, orient="row")
         return frame.sort("arrival_seconds", "end_seconds", maintain_order=True)
 
-    def _row(self, replica: int, seq: c.Sequence) -> tuple[Any, ...]:
-        request = seq.request
-        is_finished = seq.generated == request.output_tokens
-        since = request.arrival_seconds - self.frontend_seconds
-        decode = None if seq.first_at is None else seq.last_at - seq.first_at
-        is_many = decode is not None and seq.generated > 1
+    def _row(self, replica: int, request: c.EngineRequest) -> tuple[Any, ...]:
+        spec = request.spec
+        is_finished = request.generated == spec.output_tokens
+        since = spec.arrival_seconds - self.frontend_seconds
+        decode = None if request.first_at is None else request.last_at - request.first_at
+        is_many = decode is not None and request.generated > 1
         return (
             replica,
-            request.arrival_seconds,
-            seq.last_at,
-            request.prompt_tokens,
-            seq.generated,
-            seq.cached_tokens,
-            seq.preemptions,
-            None if seq.scheduled_at is None else seq.scheduled_at - seq.queued_at,
-            None if seq.first_at is None else seq.first_at - since,
-            decode / (seq.generated - 1) if is_many and decode is not None else None,
-            seq.last_at - since if is_finished else None,
-            request.finish_reason if is_finished else "cancelled",
+            spec.arrival_seconds,
+            request.last_at,
+            spec.prompt_tokens,
+            request.generated,
+            request.cached_tokens,
+            request.preemptions,
+            None if request.scheduled_at is None else request.scheduled_at - request.queued_at,
+            None if request.first_at is None else request.first_at - since,
+            decode / (request.generated - 1) if is_many and decode is not None else None,
+            request.last_at - since if is_finished else None,
+            spec.finish_reason if is_finished else "cancelled",
         )
 
 

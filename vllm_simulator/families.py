@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vllm_capacity.engine.config import EngineConfig
-from vllm_capacity.engine.stats import Histogram, Stats
+from vllm_simulator.config import EngineConfig
+from vllm_simulator.stats import Histogram, Stats
 
 Labels = Mapping[str, str]
 HANDLER = "/v1/chat/completions"

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_capacity.engine.config import EngineConfig, Request, StepTime
-from vllm_capacity.engine.core import Engine
-from vllm_capacity.engine.scenarios import CPU_LENGTHS, CPU_SERVER
-from vllm_capacity.engine.workload import Arrivals, poisson_requests
+from vllm_simulator.config import EngineConfig, Request, StepTime
+from vllm_simulator.core import Engine
+from vllm_simulator.scenarios import CPU_LENGTHS, CPU_SERVER
+from vllm_simulator.workload import Arrivals, poisson_requests
 
 END = 10_000.0
 PLAIN = EngineConfig("m", 100, StepTime(0.03, 0.001, 0.0005), max_model_len=1000)

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from vllm_capacity.engine.queueing import Queue, erlang_c, servers_needed
 from vllm_capacity.errors import InputError
+from vllm_capacity.verdicts.queueing import Queue, erlang_c, servers_needed
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 
-from vllm_capacity.engine.config import EngineConfig, Request, StepTime
-from vllm_capacity.engine.workload import (
+from vllm_capacity.errors import InputError
+from vllm_simulator.config import EngineConfig, Request, StepTime
+from vllm_simulator.workload import (
     Arrivals,
     ClosedLoop,
     Lengths,
@@ -19,7 +20,6 @@ from vllm_capacity.engine.workload import (
     poisson_requests,
     sampled,
 )
-from vllm_capacity.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ trace at its end.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence as Values
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from vllm_capacity.engine.config import EngineConfig, Sequence
+from vllm_simulator.config import EngineConfig, EngineRequest
 
 # Upper bounds in vLLM 0.32, seconds or tokens; +Inf implied.
 REQUEST_LATENCY_SECONDS = (
@@ -46,7 +46,7 @@ def token_bounds(max_model_len: int) -> tuple[float, ...]:
 class Histogram:
     """Counts per bucket (not cumulative, the overflow bucket last) and the sum of the values."""
 
-    def __init__(self, bounds: Values[float]) -> None:
+    def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
@@ -118,37 +118,37 @@ class Stats:
         self.request_n = Histogram(REQUEST_N)
         self.request_preemptions = Histogram(PREEMPTIONS)
 
-    def admitted(self, seq: Sequence) -> None:
+    def admitted(self, request: EngineRequest) -> None:
         """At a request's first scheduling: what was looked up in the prefix cache, and found."""
         if self.config.enable_prefix_caching:
-            self.prefix_queries += seq.request.prompt_tokens
-            self.prefix_hits += seq.cached_tokens
+            self.prefix_queries += request.spec.prompt_tokens
+            self.prefix_hits += request.cached_tokens
 
-    def first_token(self, seq: Sequence, ttft_seconds: float) -> None:
+    def first_token(self, request: EngineRequest, ttft_seconds: float) -> None:
         """At a request's first output: its time, and its whole prompt at once."""
         self.ttft.observe(ttft_seconds)
-        self.prompt_tokens += seq.request.prompt_tokens
-        self.prompt_tokens_cached += seq.cached_tokens
+        self.prompt_tokens += request.spec.prompt_tokens
+        self.prompt_tokens_cached += request.cached_tokens
 
-    def finish(self, seq: Sequence) -> None:
+    def finish(self, request: EngineRequest) -> None:
         """At a request's finish: the families that are observed once a request."""
-        request, generated = seq.request, seq.generated
-        assert seq.scheduled_at is not None
-        assert seq.first_at is not None
-        reason = request.finish_reason
+        spec, generated = request.spec, request.generated
+        assert request.scheduled_at is not None
+        assert request.first_at is not None
+        reason = spec.finish_reason
         self.finished[reason] = self.finished.get(reason, 0) + 1
         self.http_ok += 1
-        decode = seq.last_at - seq.first_at
-        self.e2e.observe(seq.last_at - request.arrival_seconds + self.config.frontend_seconds)
-        self.queue.observe(seq.scheduled_at - seq.queued_at)
-        self.prefill.observe(seq.first_at - seq.scheduled_at)
+        decode = request.last_at - request.first_at
+        self.e2e.observe(request.last_at - spec.arrival_seconds + self.config.frontend_seconds)
+        self.queue.observe(request.scheduled_at - request.queued_at)
+        self.prefill.observe(request.first_at - request.scheduled_at)
         self.decode.observe(decode)
-        self.inference.observe(seq.last_at - seq.scheduled_at)
+        self.inference.observe(request.last_at - request.scheduled_at)
         self.time_per_output_token.observe(decode / (generated - 1) if generated > 1 else 0.0)
-        self.request_prompt_tokens.observe(request.prompt_tokens)
+        self.request_prompt_tokens.observe(spec.prompt_tokens)
         self.request_generation_tokens.observe(generated)
         self.request_max_generation_tokens.observe(generated)
-        self.request_max_tokens.observe(request.max_tokens or request.output_tokens)
-        self.request_computed_tokens.observe(request.prompt_tokens - seq.cached_tokens)
+        self.request_max_tokens.observe(spec.max_tokens or spec.output_tokens)
+        self.request_computed_tokens.observe(spec.prompt_tokens - request.cached_tokens)
         self.request_n.observe(1)
-        self.request_preemptions.observe(seq.preemptions)
+        self.request_preemptions.observe(request.preemptions)

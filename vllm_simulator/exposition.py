@@ -20,10 +20,10 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from vllm_capacity.engine.families import Family, Labels, families
-from vllm_capacity.engine.stats import Histogram, Stats
 from vllm_capacity.facts.metrics import Kind, keeps, match
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
+from vllm_simulator.families import Family, Labels, families
+from vllm_simulator.stats import Histogram, Stats
 
 _SCRAPE_SECONDS = 0.008  # what a scrape of vLLM took in the median of the recorded sweep
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from vllm_capacity.engine.config import Request
 from vllm_capacity.errors import InputError
+from vllm_simulator.config import Request
 
 
 class Workload(Protocol):

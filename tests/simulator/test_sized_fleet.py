@@ -19,13 +19,19 @@ from polars.testing import assert_frame_equal
 
 from tests.answering import answer, assumed, plan
 from vllm_capacity.assumptions import Assumptions
-from vllm_capacity.engine.config import EngineConfig, Request, StepTime
-from vllm_capacity.engine.exposition import record
-from vllm_capacity.engine.queueing import Queue, servers_needed
-from vllm_capacity.engine.runs import provenance, run_scenario
-from vllm_capacity.engine.scenarios import A100_SERVER, CPU_LENGTHS, CPU_SERVER, Scenario
-from vllm_capacity.engine.simulate import replay, simulate
-from vllm_capacity.engine.workload import (
+from vllm_capacity.plan import PlanRequest
+from vllm_capacity.telemetry.rows import RowBuffer
+from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.telemetry.window import Window, open_window
+from vllm_capacity.verdicts.forecast import forecast_demand
+from vllm_capacity.verdicts.queueing import Queue, servers_needed
+from vllm_capacity.verdicts.sizing import Policy, percentile_demand, queue_check
+from vllm_simulator.config import EngineConfig, Request, StepTime
+from vllm_simulator.exposition import record
+from vllm_simulator.runs import provenance, run_scenario
+from vllm_simulator.scenarios import A100_SERVER, CPU_LENGTHS, CPU_SERVER, Scenario
+from vllm_simulator.simulate import replay, simulate
+from vllm_simulator.workload import (
     Arrivals,
     ClosedLoop,
     OpenLoop,
@@ -34,12 +40,6 @@ from vllm_capacity.engine.workload import (
     recorded,
     sampled,
 )
-from vllm_capacity.plan import PlanRequest
-from vllm_capacity.telemetry.rows import RowBuffer
-from vllm_capacity.telemetry.store import write_window
-from vllm_capacity.telemetry.window import Window, open_window
-from vllm_capacity.verdicts.forecast import forecast_demand
-from vllm_capacity.verdicts.sizing import Policy, percentile_demand, queue_check
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "demand"
 LENGTHS = replace(CPU_LENGTHS, cancel_ratio=0.0)

@@ -19,7 +19,7 @@ from typing import Literal
 from vllm_capacity.errors import InputError
 
 Method = Literal["kimura", "allen-cunneen"]
-_MOST_SERVERS = 100_000
+_MAX_SERVERS = 100_000
 
 
 def erlang_c(servers: int, offered_load: float) -> float:
@@ -149,6 +149,6 @@ def servers_needed(queue: Queue, *, q: float, limit_seconds: float) -> int | Non
         wait = replace(queue, servers=servers).wait_quantile_seconds(q)
         return wait is not None and wait <= limit_seconds
 
-    counts = range(fewest, _MOST_SERVERS + 1)
+    counts = range(fewest, _MAX_SERVERS + 1)
     place = bisect_left(counts, True, key=is_within)  # more servers never wait longer
     return counts[place] if place < len(counts) else None

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vllm_capacity.engine.config import EngineConfig, Request, Sequence, check_request
-from vllm_capacity.engine.scheduler import Batch, Scheduler
-from vllm_capacity.engine.stats import Gauges, Stats
+from vllm_simulator.config import EngineConfig, EngineRequest, Request, check_request
+from vllm_simulator.scheduler import Batch, Scheduler
+from vllm_simulator.stats import Gauges, Stats
 
-_MIN_LEAP_STEPS = 8  # below, a vectorised leap costs more than the steps it saves
+_MIN_LEAP_STEPS = 8  # below, a vectorized leap costs more than the steps it saves
 
 
 FollowUp = Callable[[Request, float], Request | None]
@@ -66,7 +66,7 @@ class Engine:
         *,
         seed: int = 0,
         follow_up: FollowUp = nothing_more,
-        on_end: Callable[[Sequence], None] | None = None,
+        on_end: Callable[[EngineRequest], None] | None = None,
         can_leap: bool = True,
     ) -> None:
         self.config = config
@@ -78,7 +78,7 @@ class Engine:
         self._on_end = on_end
         self._can_leap = can_leap
         self._inbox: list[tuple[float, int, Request]] = []
-        self._deadlines: list[tuple[float, int, Sequence]] = []
+        self._deadlines: list[tuple[float, int, EngineRequest]] = []
         self._pending: tuple[float, Batch] | None = None
         self._submitted = 0
         self._accepted = 0
@@ -122,27 +122,27 @@ class Engine:
 
     def _accept_arrivals(self) -> None:
         while self._inbox and self._inbox[0][0] <= self.clock:
-            _, _, request = heapq.heappop(self._inbox)
+            _, _, spec = heapq.heappop(self._inbox)
             self._accepted += 1
-            seq = Sequence(request, self._accepted, request.prompt_tokens, queued_at=self.clock)
-            self.scheduler.waiting.append(seq)
-            if request.cancel_after_seconds is not None:
-                deadline = request.arrival_seconds + request.cancel_after_seconds
-                heapq.heappush(self._deadlines, (deadline, self._accepted, seq))
+            request = EngineRequest(spec, self._accepted, spec.prompt_tokens, queued_at=self.clock)
+            self.scheduler.waiting.append(request)
+            if spec.cancel_after_seconds is not None:
+                deadline = spec.arrival_seconds + spec.cancel_after_seconds
+                heapq.heappush(self._deadlines, (deadline, self._accepted, request))
 
     def _drop_cancelled(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= self.clock:
-            _, _, seq = heapq.heappop(self._deadlines)
-            if not seq.is_done:
-                self.scheduler.remove(seq)
-                self._end(seq)
+            _, _, request = heapq.heappop(self._deadlines)
+            if not request.is_done:
+                self.scheduler.remove(request)
+                self._end(request)
                 self._snapshot()
 
     def _begin_step(self) -> None:
         batch = self.scheduler.schedule()
-        for seq in batch.admitted:
-            seq.scheduled_at = self.clock
-            self.stats.admitted(seq)
+        for request in batch.admitted:
+            request.scheduled_at = self.clock
+            self.stats.admitted(request)
         mean = self.config.step_time.seconds(
             batch.decodes + len(batch.prefills), batch.prefill_tokens, batch.context_tokens
         )
@@ -159,47 +159,47 @@ class Engine:
             stats.itl.observe(seconds, batch.decodes)
         ended = scheduler.finished()
         outputs, computed_tokens = batch.decodes, 0
-        for seq, tokens in batch.prefills:
-            seq.computed += tokens
-            if seq.computed == seq.total:  # else a chunk of a prompt: no output yet
+        for request, tokens in batch.prefills:
+            request.computed += tokens
+            if request.computed == request.total:  # else a chunk of a prompt: no output yet
                 outputs += 1
-                computed_tokens += self._first_token(seq)
-                if seq.generated == seq.request.output_tokens:
-                    scheduler.remove(seq)
-                    ended.append(seq)
+                computed_tokens += self._first_token(request)
+                if request.generated == request.spec.output_tokens:
+                    scheduler.remove(request)
+                    ended.append(request)
                 else:
-                    scheduler.start_decoding(seq)
+                    scheduler.start_decoding(request)
         stats.preemptions += batch.preemptions
         if outputs:
             stats.generation_tokens += outputs
             stats.iteration_tokens.observe(outputs + computed_tokens)
-        for seq in ended:
-            stats.finish(seq)
-            self._end(seq)
+        for request in ended:
+            stats.finish(request)
+            self._end(request)
         self._snapshot()
 
-    def _first_token(self, seq: Sequence) -> int:
+    def _first_token(self, request: EngineRequest) -> int:
         """Book the token that ends a prefill; the prompt tokens it counts as computed.
 
         After a preemption it is an ordinary token, late, and recomputing counts nowhere.
         """
         computed_tokens = 0
-        if seq.first_at is None:
-            seq.first_at = self.clock
-            since_arrival = self.clock - seq.request.arrival_seconds
-            self.stats.first_token(seq, since_arrival + self.config.frontend_seconds)
-            computed_tokens = seq.request.prompt_tokens - seq.cached_tokens
+        if request.first_at is None:
+            request.first_at = self.clock
+            since_arrival = self.clock - request.spec.arrival_seconds
+            self.stats.first_token(request, since_arrival + self.config.frontend_seconds)
+            computed_tokens = request.spec.prompt_tokens - request.cached_tokens
         else:
-            self.stats.itl.observe(self.clock - seq.last_at)
-        seq.last_at = self.clock
-        seq.generated += 1
-        seq.total += 1
+            self.stats.itl.observe(self.clock - request.last_at)
+        request.last_at = self.clock
+        request.generated += 1
+        request.total += 1
         return computed_tokens
 
-    def _end(self, seq: Sequence) -> None:
+    def _end(self, request: EngineRequest) -> None:
         if self._on_end is not None:
-            self._on_end(seq)
-        following = self._follow_up(seq.request, self.clock)
+            self._on_end(request)
+        following = self._follow_up(request.spec, self.clock)
         if following is not None:
             self.submit(following)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_capacity.engine.config import Request
-from vllm_capacity.engine.core import Engine
-from vllm_capacity.engine.exposition import exposition_text, record, saved_scrape
-from vllm_capacity.engine.scenarios import CPU_SERVER
-from vllm_capacity.engine.stats import Histogram, token_bounds
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader
 from vllm_capacity.telemetry.rows import RowBuffer
+from vllm_simulator.config import Request
+from vllm_simulator.core import Engine
+from vllm_simulator.exposition import exposition_text, record, saved_scrape
+from vllm_simulator.scenarios import CPU_SERVER
+from vllm_simulator.stats import Histogram, token_bounds
 
 RECORDED = Path(__file__).parents[1] / "data" / "metrics_vllm_0.32.0.txt.gz"
 BORN, NOW = 1_795_492_741.0, 1_795_492_800.0

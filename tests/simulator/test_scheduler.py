@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_capacity.engine.config import EngineConfig, Request, Sequence, StepTime, check_request
-from vllm_capacity.engine.scheduler import Batch, Scheduler
 from vllm_capacity.errors import InputError
+from vllm_simulator.config import EngineConfig, EngineRequest, Request, StepTime, check_request
+from vllm_simulator.scheduler import Batch, Scheduler
 
 STEP = StepTime(0.03, 0.001, 0.0005)
 
@@ -23,12 +23,12 @@ def config(**changes):
 
 
 def waiting(scheduler: Scheduler, *sizes: tuple[int, int], prefix: int | None = None):
-    sequences = []
+    requests = []
     for prompt, output in sizes:
         request = Request(0.0, prompt, output, prefix=prefix, prefix_tokens=prompt if prefix else 0)
-        sequences.append(Sequence(request, len(scheduler.waiting) + 1, prompt))
-        scheduler.waiting.append(sequences[-1])
-    return sequences
+        requests.append(EngineRequest(request, len(scheduler.waiting) + 1, prompt))
+        scheduler.waiting.append(requests[-1])
+    return requests
 
 
 def step(scheduler: Scheduler) -> Batch:
@@ -36,12 +36,12 @@ def step(scheduler: Scheduler) -> Batch:
     batch = scheduler.schedule()
     scheduler.end_step(1, scheduler.clock + 1.0)
     scheduler.finished()
-    for seq, tokens in batch.prefills:
-        seq.computed += tokens
-        if seq.computed == seq.total:
-            seq.generated += 1
-            seq.total += 1
-            scheduler.start_decoding(seq)
+    for request, tokens in batch.prefills:
+        request.computed += tokens
+        if request.computed == request.total:
+            request.generated += 1
+            request.total += 1
+            scheduler.start_decoding(request)
     return batch
 
 
@@ -112,22 +112,22 @@ def test_without_prefix_caching_nothing_is_found():
 
 def test_sliding_window_layers_hold_blocks_up_to_their_window_only():
     scheduler = Scheduler(config(num_gpu_blocks=21, sliding_blocks=2, max_num_batched_tokens=20))
-    (seq,) = waiting(scheduler, (4, 20))
+    (request,) = waiting(scheduler, (4, 20))
     step(scheduler)
-    assert (len(seq.blocks), len(seq.side_blocks)) == (1, 1)
+    assert (len(request.blocks), len(request.side_blocks)) == (1, 1)
     for _ in range(9):
         step(scheduler)
-    assert (len(seq.blocks), len(seq.side_blocks)) == (4, 2)
+    assert (len(request.blocks), len(request.side_blocks)) == (4, 2)
 
 
 def test_everything_is_free_again_when_everybody_has_finished():
     scheduler = Scheduler(config(num_gpu_blocks=7))
-    sequences = waiting(scheduler, (6, 9), (3, 9), (5, 2), (9, 4))
+    requests = waiting(scheduler, (6, 9), (3, 9), (5, 2), (9, 4))
     for _ in range(200):
         step(scheduler)
-    assert all(seq.is_done for seq in sequences)
+    assert all(request.is_done for request in requests)
     assert (scheduler.pool.free, scheduler.decoding, scheduler.context_tokens) == (6, 0, 0)
-    assert [seq.generated for seq in sequences] == [9, 9, 2, 4]
+    assert [request.generated for request in requests] == [9, 9, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_everything_is_free_again_when_everybody_has_finished():
     [
         pytest.param({"num_gpu_blocks": 1}, "null block", id="the null block alone is no cache"),
         pytest.param({"max_num_seqs": 0}, "max_num_seqs", id="nobody may run"),
-        pytest.param({"max_num_batched_tokens": 3}, "below", id="less budget than sequences"),
+        pytest.param({"max_num_batched_tokens": 3}, "below", id="less budget than requests"),
     ],
 )
 def test_an_engine_that_could_not_run_is_refused(changes, message):

@@ -6,11 +6,11 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_capacity.engine.config import Request
-from vllm_capacity.engine.core import Engine
-from vllm_capacity.engine.scenarios import CPU_SERVER
-from vllm_capacity.engine.simulate import simulate
-from vllm_capacity.engine.workload import ClosedLoop, Phase, recorded
+from vllm_simulator.config import Request
+from vllm_simulator.core import Engine
+from vllm_simulator.scenarios import CPU_SERVER
+from vllm_simulator.simulate import simulate
+from vllm_simulator.workload import ClosedLoop, Phase, recorded
 
 HERE = Path(__file__).parent
 CLIENTS = (1, 2, 4, 8, 16, 32, 48, 64)

@@ -39,7 +39,7 @@ class EngineConfig:
 
     `num_gpu_blocks` includes the null block, as vLLM reports it. `sliding_blocks` is what a
     sequence holds beside its growing blocks, once long enough, for layers with a sliding window.
-    `frontend_seconds` is what tokenising, queues between processes and detokenising add to a
+    `frontend_seconds` is what tokenizing, queues between processes and detokenizing add to a
     request's first token and to its end.
     """
 
@@ -146,10 +146,13 @@ def check_request(request: Request, config: EngineConfig) -> None:
 
 
 @dataclass(eq=False, slots=True)
-class Sequence:
-    """A request inside the engine. Times are seconds on the simulation's clock."""
+class EngineRequest:
+    """A request inside the engine, and how far it has got.
 
-    request: Request
+    Times are seconds on the simulation's clock.
+    """
+
+    spec: Request
     uid: int
     total: int  # prompt and generated tokens so far
     blocks: list[int] = field(default_factory=list)
