@@ -47,7 +47,7 @@ def cost_per_request(analysis: Analysis) -> Chart:
     of the others, whose cost a handful of requests decides. The table has all of them.
     Columns used: start, end, usd_per_request, allocation_usd, successful_requests, is_stub.
     """
-    panel, costs = Panel("Cost per request over time", "usd_per_request"), analysis.costs
+    panel, costs = Panel("Cost per request over time", "cost_over_time"), analysis.costs
     if not has_values(costs, "usd_per_request"):
         per_request = analysis.answer.cost.per_request
         why = per_request.reason or "there is no part of the window for which it is known"
