@@ -1,56 +1,27 @@
 """Whole report runs: real notebooks, real kernels, the committed windows."""
 
 import re
-import shutil
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+import vllm_capacity as vc
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, Pricing
 from vllm_capacity.errors import InputError, SourceError, WindowError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.fleet import Rule
 from vllm_capacity.render.report.files import only_writer
-from vllm_capacity.render.report.index import report_metadata
-from vllm_capacity.render.report.write import EXAMPLES, Order, write_report
+from vllm_capacity.render.report.metadata import page_metadata
+from vllm_capacity.render.report.write import EXAMPLES, Order, write_page, write_report
 from vllm_capacity.resources import shipped
 
 PYTHON = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
 NOTEBOOK = shipped("notebooks/cost-report.ipynb")
 EARLY, LATE = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
-
-
-@dataclass
-class Runs:
-    """Runs of notebooks into one folder; `steps` is the progress that the newest one told."""
-
-    out: Path
-    cache: Path
-    steps: list[tuple[int, int]] = field(default_factory=list)
-
-    def __call__(self, notebook: Path, *, made_at: datetime = EARLY, **parameters: object) -> Path:
-        self.steps.clear()
-        return write_report(
-            Order(notebook=notebook, parameters=parameters, out=self.out),
-            made_at=made_at,
-            cache=self.cache,
-            progress=lambda done, total: self.steps.append((done, total)),
-        )
-
-
-def notebook_in(folder: Path, *sources: str, more: str = "") -> Path:
-    """A notebook of these cells after its parameters."""
-    parameters = nbformat.v4.new_code_cell(
-        'window: str = "here"\nusd_per_hour: "Optional[float]" = 0.5\nprice_note: str = "mine"'
-        + more,
-        metadata={"tags": ["parameters"]},
-    )
-    cells = [parameters, *(nbformat.v4.new_code_cell(source) for source in sources)]
-    path = folder / "asked.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), path)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -59,30 +30,44 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def report(tmp_path: Path, cache: Path) -> Runs:
-    return Runs(tmp_path / "reports", cache)
+def report(tmp_path: Path, cache: Path):
+    """A run of a notebook into tmp_path/reports; the steps of its progress in `report.steps`."""
+
+    def run(notebook: Path, *, made_at: datetime = EARLY, **parameters: object) -> Path:
+        order = Order(notebook=notebook, parameters=parameters, out=tmp_path / "reports")
+        run.steps = []
+        return write_report(
+            order,
+            made_at=made_at,
+            cache=cache,
+            progress=lambda done, total: run.steps.append((done, total)),
+        )
+
+    return run
 
 
 @pytest.fixture
 def notebook(tmp_path: Path):
-    return partial(notebook_in, tmp_path)
+    def made(*sources: str) -> Path:
+        parameters = nbformat.v4.new_code_cell(
+            'window: str = "here"\nusd_per_hour: "Optional[float]" = 0.5\nprice_note: str = "mine"',
+            metadata={"tags": ["parameters"]},
+        )
+        cells = [parameters, *(nbformat.v4.new_code_cell(source) for source in sources)]
+        path = tmp_path / "asked.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), path)
+        return path
+
+    return made
 
 
 def written(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "reports").glob("[!.]*"))
 
 
-@pytest.fixture(scope="module")
-def twice(tmp_path_factory, cache):
-    """The page of the shipped notebook, made early and made late, and what the first one says."""
-    report = Runs(tmp_path_factory.mktemp("twice"), cache)
-    page = report(NOTEBOOK, made_at=EARLY)
-    early, said = page.read_text(), report_metadata(page)
-    return early, report(NOTEBOOK, made_at=LATE).read_text(), said
-
-
-def test_two_reports_of_a_window_differ_in_one_line(twice):
-    first, second = (page.splitlines() for page in twice[:2])
+def test_two_reports_of_a_window_differ_in_one_line(report):
+    first = report(NOTEBOOK, made_at=EARLY).read_text().splitlines()
+    second = report(NOTEBOOK, made_at=LATE).read_text().splitlines()
     differing = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
     assert [re.sub(r"[\d:-]+", "", a) for a, _ in differing] == [
         re.sub(r"[\d:-]+", "", b) for _, b in differing
@@ -90,16 +75,35 @@ def test_two_reports_of_a_window_differ_in_one_line(twice):
     assert len(differing) == 1
 
 
-def test_page_says_what_the_answer_says(twice):
-    tiles = {tile["figure"]: (tile["value"], tile["is_known"]) for tile in twice[2]["tiles"]}
+def test_page_says_what_the_answer_says(report):
+    metadata = page_metadata(report(NOTEBOOK))
+    tiles = {tile.figure: (tile.value, tile.is_known) for tile in metadata.tiles}
     assert tiles == {
         "usd_per_request": ("$0.0171", True),
         "usd_per_million_output_tokens": ("$0.154", True),
         "tokens_per_usd": ("6,500,000", True),
-        "utilisation": ("61\xa0%", True),
+        "utilization": ("61\xa0%", True),
         "headroom_ratio": ("39\xa0%", True),
         "ttft_attainment": ("54\xa0%", True),
     }
+
+
+def test_page_of_an_analysis_says_the_same(tmp_path):
+    given = {"price": 0.1, "slo": vc.Slo(2.0, 0.1), "price_note": "assumed"}
+    analysis = vc.open("vllm-sweep").analyze(**given)
+    found = page_metadata(write_page(analysis, tmp_path / "sweep.html", made_at=EARLY))
+    cost = analysis.answer.cost.usd_per_request
+    assert [tile.mid for tile in found.tiles if tile.figure == "usd_per_request"] == [cost.mid]
+    assert found.line.price == "$0.100 per GPU-hour (assumed)"
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.html"]
+
+
+def test_page_of_prices_from_a_mapping_file_is_refused(sweep, tmp_path):
+    rules = (Rule("vllm", 1.0, Estimate.exact(1.0, "given"), None, None),)
+    analysis = Analysis.of(sweep, assumptions=Assumptions(Pricing(rules=rules)))
+    with pytest.raises(InputError, match="a number, or as a row"):
+        write_page(analysis, tmp_path / "sweep.html", made_at=EARLY)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_counts_every_cell(report, notebook):
@@ -123,70 +127,55 @@ def test_price_of_a_notebook_is_not_used_for_another_window(report, notebook):
 
 
 HALF = "2026-11-24T04:12:44Z"
-SHOWS = """from vllm_capacity import study, tiles, title_line
+SHOWS = """import vllm_capacity as vc
 from IPython.display import display
-asked = study("vllm-sweep", start=start, end=end, usd_per_hour=usd_per_hour)
-display(title_line(asked), tiles(asked))"""
-
-
-@pytest.fixture(scope="module")
-def reported(tmp_path_factory, cache):
-    """A notebook's folder with reports of both halves of the sweep; the second page's name."""
-    folder = tmp_path_factory.mktemp("halves")
-    path = notebook_in(folder, SHOWS, more='\nstart: str = ""\nend: str = ""')
-    report = Runs(folder / "reports", cache)
-    report(path, end=HALF)
-    return folder, report(path, start=HALF).name
+from vllm_capacity.render.sections.header import tiles, title_line
+whole = vc.open("vllm-sweep")
+analysis = whole[start or None : end or None].analyze(price=usd_per_hour)
+display(title_line(analysis), tiles(analysis))"""
 
 
 @pytest.fixture
-def halves(reported, report, tmp_path):
-    """A copy of both, in which the second half can be run again; the page there is of it."""
-    folder, name = reported
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    return partial(report, tmp_path / "asked.ipynb", start=HALF), tmp_path / "reports" / name
-
-
-def changes(page: Path) -> list[str]:
-    soup = BeautifulSoup(page.read_text(), "html.parser")
-    return [each.get_text() for each in soup.select(".tile .change")]
-
-
-def before(page: Path) -> list[str]:
-    """The page that changes are counted from, where it is named."""
-    soup = BeautifulSoup(page.read_text(), "html.parser")
-    return [each["href"] for each in soup.select(".since a")]
+def halves(report, notebook, tmp_path):
+    """A report of the first half of the sweep, then one of the second."""
+    path = notebook(SHOWS)
+    made = nbformat.read(path, as_version=4)
+    made.cells[0].source += '\nstart: str = ""\nend: str = ""'
+    nbformat.write(made, path)
+    report(path, end=HALF)
+    return lambda **given: report(path, start=HALF, **given)
 
 
 def test_tiles_say_what_changed_since_the_report_before(halves):
-    _, page = halves
-    told = changes(page)
-    assert (len(told), told[0]) == (
+    soup = BeautifulSoup(halves().read_text(), "html.parser")
+    changes = [each.get_text() for each in soup.select(".tile .change")]
+    assert (len(changes), changes[0]) == (
         5,  # no target was given, so a sixth figure is not known
         "▼ down 63\xa0% from $0.159 since the report to 04:12:44 UTC",
     )
-    [named] = before(page)
-    assert re.fullmatch(r"vllm-sweep-asked-to-2026-11-24T04-12-44Z-[0-9a-f]{8}\.html", named)
+    page = soup.select_one(".since a")["href"]
+    assert re.fullmatch(r"vllm-sweep-asked-to-2026-11-24T04-12-44Z-[0-9a-f]{8}\.html", page)
 
 
 def test_report_that_is_made_again_says_the_same(halves):
-    again, page = halves
-    first = report_metadata(page)
-    assert report_metadata(again(made_at=LATE)) == first
+    first, second = (page_metadata(halves(made_at=at)) for at in (EARLY, LATE))
+    assert first == second
 
 
 def test_money_is_not_compared_at_another_price(halves):
-    again, _ = halves
-    told = changes(again(usd_per_hour=1.0))
-    assert told[:3] == ["not compared: another price in the report to 04:12:44 UTC"] * 3
-    assert told[3].startswith("▲ up from 28")
+    soup = BeautifulSoup(halves(usd_per_hour=1.0).read_text(), "html.parser")
+    changes = [each.get_text() for each in soup.select(".tile .change")]
+    assert changes[:3] == ["not compared: another price in the report to 04:12:44 UTC"] * 3
+    assert changes[3].startswith("▲ up from 28")
 
 
-def test_report_before_is_named_after_its_page_was_replaced(halves):
-    again, page = halves
-    page.with_name(before(page)[0]).unlink()
-    made = again()
-    assert (len(changes(made)), before(made)) == (5, [])
+def test_report_before_is_named_after_its_page_was_replaced(halves, tmp_path):
+    halves()
+    folder = tmp_path / "reports"
+    (before,) = folder.glob("vllm-sweep-asked-to-2026-11-24T04-12-44Z-*.html")
+    before.unlink()
+    soup = BeautifulSoup(halves().read_text(), "html.parser")
+    assert (len(soup.select(".tile .change")), soup.select(".since a")) == (5, [])
 
 
 @pytest.mark.parametrize(
