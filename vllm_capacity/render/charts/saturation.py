@@ -403,7 +403,8 @@ def _unfitted(curve: pl.DataFrame, scatter: LoadScatter) -> str:
     """What the curve was not fitted to, where its steps are finer than those drawn."""
     if curve.is_empty() or scatter.curve.left_out == scatter.left_out:
         return ""
-    return f"; {count(scatter.curve.left_out)} of the finer steps that the curve is fitted to"
+    finer = count(scatter.curve.left_out)
+    return f"; of the finer steps that the curve is fitted to, {finer}"
 
 
 def _latency_points(steps: pl.DataFrame, load: LoadAxis) -> pl.DataFrame:
