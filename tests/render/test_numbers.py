@@ -1,7 +1,8 @@
-from functools import partial
+from datetime import datetime
 
 import pytest
 
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.render import numbers
 
 
@@ -18,7 +19,7 @@ from vllm_capacity.render import numbers
         pytest.param(numbers.usd, 29.7, "$29.70", id="ten cents are written with both digits"),
         pytest.param(numbers.usd, 0.001004, "$0.00100", id="a tenth of a cent"),
         pytest.param(numbers.usd, -1.5, "-$1.50", id="a negative amount"),
-        pytest.param(numbers.usd_per_thousand, 0.001355, "$1.35", id="told for a thousand"),
+        pytest.param(numbers.usd_per_thousand, 0.001355, "$1.35", id="for a thousand"),
         pytest.param(numbers.percent, 0.6068, "61\xa0%", id="no decimals from 10 %"),
         pytest.param(numbers.percent, 0.017, "1.7\xa0%", id="one below 10 %"),
         pytest.param(numbers.percent, 0.0018, "0.18\xa0%", id="two below 1 %"),
@@ -48,7 +49,7 @@ def test_number_takes_the_place_of_its_figure(write, value, like, text):
 
 
 def _estimate(low, mid, high):
-    return {"low": low, "mid": mid, "high": high}
+    return Estimate(low, mid, high, (), "" if mid else "nothing was seen")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def _estimate(low, mid, high):
     ],
 )
 def test_interval_is_written(estimate, text):
-    assert numbers.between(estimate, partial(numbers.number)) == text
+    assert numbers.between(estimate, numbers.number) == text
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_interval_is_written(estimate, text):
             "2026-11-24T08:00:00Z",
             "2026-11-24T09:30:05+00:00",
             "24 Nov 2026 08:00:00 to 09:30:05 UTC",
-            id="one day is said once",
+            id="one day is given once",
         ),
         pytest.param(
             "2026-11-24T23:00:00+01:00",
@@ -82,4 +83,4 @@ def test_interval_is_written(estimate, text):
     ],
 )
 def test_span_is_written(start, end, text):
-    assert numbers.span(start, end) == text
+    assert numbers.span(datetime.fromisoformat(start), datetime.fromisoformat(end)) == text

@@ -7,15 +7,21 @@ ms or s) it shares, so that an interval is written to the same place as the figu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Protocol
+
+from vllm_capacity.estimate import Estimate
 
 _SIGNIFICANT = 3
 _CENT_USD = 0.01
 _SPACE = "\N{NO-BREAK SPACE}"  # a line must not end between a number and its unit
 
-Write = Callable[..., str]
+
+class Write(Protocol):
+    """A function that writes a number, to the places of `like`."""
+
+    def __call__(self, value: float, /, like: float | None = None) -> str:
+        """The number as text, with its unit if it has one."""
 
 
 def number(value: float, like: float | None = None) -> str:
@@ -40,7 +46,7 @@ def usd(value: float, like: float | None = None) -> str:
 
 
 def usd_per_thousand(value: float, like: float | None = None) -> str:
-    """A price below a cent, told for a thousand pieces: $1.00 of $0.001."""
+    """A price below a cent, for a thousand pieces: $1.00 of $0.001."""
     return usd(value * 1000, None if like is None else like * 1000)
 
 
@@ -68,28 +74,27 @@ def hours(value: float) -> str:
     return f"{number(value * 3600)} s"
 
 
-def between(estimate: Mapping[str, Any], write: Write) -> str:
+def between(estimate: Estimate, write: Write) -> str:
     """`between a and b` of a known estimate; empty where exact or where both ends read alike."""
-    low, mid, high = (estimate[key] for key in ("low", "mid", "high"))
-    if mid is None or low == high:
+    low, mid, high = estimate.low, estimate.mid, estimate.high
+    if low is None or mid is None or high is None or low == high:
         return ""
     ends = write(low, like=mid), write(high, like=mid)
     return "" if ends[0] == ends[1] else f"between {ends[0]} and {ends[1]}"
 
 
-def instant(text: str | datetime) -> datetime:
-    """An aware UTC datetime from an answer's ISO 8601 text."""
-    value = datetime.fromisoformat(text) if isinstance(text, str) else text
-    return value.astimezone(UTC)
+def instant(at: datetime) -> datetime:
+    """The time in UTC."""
+    return at.astimezone(UTC)
 
 
-def moment(text: str | datetime) -> str:
+def moment(at: datetime) -> str:
     """A time a person reads: 24 Nov 2026 08:14:05 UTC."""
-    return f"{instant(text):%-d %b %Y %H:%M:%S} UTC"
+    return f"{instant(at):%-d %b %Y %H:%M:%S} UTC"
 
 
-def span(start: str | datetime, end: str | datetime) -> str:
-    """Two times a person reads, the day said once where it is the same."""
+def span(start: datetime, end: datetime) -> str:
+    """Two times a person reads, the day given once where it is the same."""
     first, last = instant(start), instant(end)
     if first.date() == last.date():
         return f"{first:%-d %b %Y %H:%M:%S} to {last:%H:%M:%S} UTC"

@@ -2,63 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.numbers import Write, between
 
-Told = Mapping[str, Any]
 NOT_KNOWN = "not known"
 
 
-def is_unknown(estimate: Told) -> bool:
-    """Whether there is no number at all, not even a bound."""
-    return estimate["low"] is None and estimate["high"] is None
-
-
-def is_bound(estimate: Told) -> bool:
-    """Whether there is a lower or an upper bound and no more."""
-    return estimate["mid"] is None and not is_unknown(estimate)
-
-
-def bound_word(estimate: Told) -> str:
+def bound_word(estimate: Estimate) -> str:
     """What kind of bound it is, empty where it is none."""
-    if not is_bound(estimate):
+    if not estimate.is_bound:
         return ""
-    return "upper bound" if estimate["low"] is None else "lower bound"
+    return "upper bound" if estimate.low is None else "lower bound"
 
 
-def value(estimate: Told, write: Write) -> str:
+def value(estimate: Estimate, write: Write) -> str:
     """Its middle, "at least" or "at most" its bound, or that it is not known."""
-    if is_unknown(estimate):
-        return NOT_KNOWN
-    if estimate["mid"] is not None:
-        return write(estimate["mid"])
-    if estimate["low"] is not None:
-        return f"at least {write(estimate['low'])}"
-    return f"at most {write(estimate['high'])}"
+    if estimate.mid is not None:
+        return write(estimate.mid)
+    if estimate.low is not None:
+        return f"at least {write(estimate.low)}"
+    return NOT_KNOWN if estimate.high is None else f"at most {write(estimate.high)}"
 
 
-def sure(estimate: Told, write: Write) -> str:
+def sure(estimate: Estimate, write: Write) -> str:
     """Its middle with its interval in brackets, where it has one; a bound as in `value`."""
     interval = between(estimate, write)
     return f"{value(estimate, write)}{f' ({interval})' if interval else ''}"
 
 
-def why(estimate: Told) -> str:
+def why(estimate: Estimate) -> str:
     """What it rests on, or why it is not known; of a bound, both."""
-    if is_bound(estimate):
-        return f"{estimate['basis']}; no more is known, because {estimate['reason']}"
-    return str(estimate["reason"] if is_unknown(estimate) else estimate["basis"])
+    if estimate.is_bound:
+        return f"{estimate.sources}; no more is known, because {estimate.reason}"
+    return estimate.reason if estimate.is_unknown else estimate.sources
 
 
-def reason(estimate: Told) -> str:
+def reason(estimate: Estimate) -> str:
     """Why it is not known, to stand inside a sentence."""
-    return str(estimate["reason"] or "no reason was recorded").rstrip(".")
+    return (estimate.reason or "no reason was recorded").rstrip(".")
 
 
-def line(name: str, estimate: Told, write: Write, unit: str = "") -> list[str]:
+def line(name: str, estimate: Estimate, write: Write, unit: str = "") -> list[str]:
     """A row of a table: name, value with its unit, interval, why."""
     shown = value(estimate, write)
-    with_unit = shown if is_unknown(estimate) else f"{shown} {unit}".strip()
+    with_unit = shown if estimate.is_unknown else f"{shown} {unit}".strip()
     return [name, with_unit, between(estimate, write), why(estimate)]
