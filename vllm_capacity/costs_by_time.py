@@ -25,7 +25,7 @@ _HOUR_FROM_HOURS = 6.0
 _READABLE_PARTS_HOURS = (1 / 12, 1 / 4, 1.0, 2.0, 4.0, 12.0, 24.0, 168.0)
 _INSTANT = pl.Datetime("us", "UTC")
 _PART_SCHEMA: dict[str, Any] = {
-    "ts": _INSTANT,
+    **{name: _INSTANT for name in ("start", "end")},
     **{name: pl.Float64 for name in ("successful_requests", "allocation_usd", "usd_per_request")},
 }
 _HOUR_SCHEMA: dict[str, Any] = {
@@ -44,14 +44,18 @@ def costs_by_part(
 ) -> pl.DataFrame:
     """One row per hour of the time range (or a round length that gives 48 rows at most), in order.
 
-    Columns: ts (its start), successful_requests, allocation_usd, usd_per_request; null where
-    unknown.
+    Columns: start, end, successful_requests, allocation_usd, usd_per_request (null where unknown),
+    and is_stub: a last part shorter than half of the longest, whose cost per request a handful of
+    requests decides.
     """
     increases = traffic.scrape_increases(window, [traffic.REQUESTS], part=part)
     rows = [
         _part_row(cut, engines, attempts, _within(increases, cut), pricing) for cut in _cuts(part)
     ]
-    return pl.DataFrame(rows, schema=_PART_SCHEMA, orient="row")
+    length = pl.col("end") - pl.col("start")
+    return pl.DataFrame(rows, schema=_PART_SCHEMA, orient="row").with_columns(
+        is_stub=2 * length < length.max()
+    )
 
 
 def _part_row(
@@ -60,7 +64,7 @@ def _part_row(
     attempts: pl.DataFrame,
     increases: pl.DataFrame,
     pricing: Pricing,
-) -> tuple[datetime, float | None, float | None, float | None]:
+) -> tuple[datetime, datetime, float | None, float | None, float | None]:
     known = attempts.filter(pl.col("ts") < cut.end)
     tried = known.filter(pl.col("ts") >= cut.start).select("instance").unique()
     there = engines.select("instance", "engine", "model_name").join(
@@ -77,7 +81,7 @@ def _part_row(
         usages[engine_name(row)] = priced(row, usage, unknown, pricing)
     charged = bill(usages)
     cost, each = charged.whole.allocation_usd.mid, charged.whole.usd_per_request.mid
-    return cut.start, charged.usage.successful_requests, cost, each
+    return cut.start, cut.end, charged.usage.successful_requests, cost, each
 
 
 def _within(increases: pl.DataFrame, cut: TimeRange) -> pl.DataFrame:

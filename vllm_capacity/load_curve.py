@@ -19,19 +19,6 @@ from vllm_capacity.verdicts.saturation import SaturationFit
 from vllm_capacity.verdicts.slo import slo_throughput
 
 _SEED = 0
-_NAMES = {
-    "ts": "start",
-    "is_gap": "has_gap",
-    "is_restart": "has_restart",
-    "running": "running_mean",
-    "waiting": "waiting_mean",
-    "kv_cache_ratio_mean": "kv_ratio_mean",
-    "kv_cache_ratio_max": "kv_ratio_max",
-    "output_tokens_per_second": "output_tokens_per_second",
-    "preemptions": "preemptions",
-    "ttft_p95_seconds": "ttft_p95_seconds",
-    "itl_p95_seconds": "itl_p95_seconds",
-}
 
 
 @dataclass(frozen=True)
@@ -40,10 +27,10 @@ class LoadCurve:
 
     `curve` has running_requests, low, mid, high (output tokens/s, band of 90 %), from the lightest
     load to where it reaches the capacity: beyond, the law goes on to rise and output does not. It
-    has no row where the loads seen let no capacity be told. `points` is that engine over time, at
-    most 150 rows: the columns of figures/series.py that charts against load draw. `steps` are those
-    it was judged by, `left_out` of them have a gap or a restart and were not fitted. `engines` is
-    how many the window has.
+    has no row where the loads seen let no capacity be told. `points` are that engine's steps at the
+    grain of charts, at most 150 rows: `STEP_SCHEMA` of verdicts/saturation.py and
+    preemptions_per_minute. `steps` are those it was judged by, `left_out` of them have a gap or a
+    restart and were not fitted. `engines` is how many the window has.
     """
 
     fit: SaturationFit
@@ -102,7 +89,9 @@ def load_curve(
         fit=fit,
         engines=len(fits),
         curve=curve,
-        points=_own(points, fit.engine).select(**_NAMES),
+        points=_own(points, fit.engine).with_columns(
+            preemptions_per_minute=pl.col("preemptions") / _minutes()
+        ),
         steps=steps,
         preemptions=_preemptions(counters, steps),
     )
@@ -142,6 +131,11 @@ def _nearest_first(fits: Sequence[SaturationFit]) -> list[SaturationFit]:
 
 def _own(steps: pl.DataFrame, engine: str) -> pl.DataFrame:
     return pl.DataFrame(regimes.engine_rows(steps)[engine], schema=steps.schema)
+
+
+def _minutes() -> pl.Expr:
+    """The length of each step."""
+    return (pl.col("end") - pl.col("start")).dt.total_microseconds() / 60e6
 
 
 def _preemptions(increases: pl.DataFrame, steps: pl.DataFrame) -> float | None:

@@ -237,7 +237,7 @@ def test_a_hole_in_the_steps_is_one_gap_with_what_grew_over_it(tmp_path):
     window = open_window(write_window(tmp_path / "w", rows, {}))
     steps = engine_steps(window, part=window.extent)
     (longest,) = steps.filter(pl.col("end") - pl.col("start") > timedelta(hours=1)).rows(named=True)
-    assert (longest["has_gap"], longest["scrapes"], longest["running_mean"]) == (True, 0, None)
+    assert (longest["is_gap"], longest["scrapes"], longest["running_mean"]) == (True, 0, None)
     seconds = (longest["end"] - longest["start"]).total_seconds()
     grown = longest["output_tokens_per_second"] * seconds
     assert grown == pytest.approx(100 * A_SCRAPE * seconds / (86400 + EVERY), rel=1e-6)

@@ -18,8 +18,8 @@ QUIET = {
     "waiting_max": 0.0,
     "waiting_share": 0.0,
     "at_ceiling_share": None,
-    "kv_ratio_mean": 0.2,
-    "kv_ratio_max": 0.3,
+    "kv_cache_ratio_mean": 0.2,
+    "kv_cache_ratio_max": 0.3,
     "output_tokens_per_second": 100.0,
     "requests_per_second": 1.0,
     "prompt_tokens_per_second": 200.0,
@@ -27,8 +27,8 @@ QUIET = {
     "ttft_p95_seconds": 0.2,
     "itl_p95_seconds": 0.05,
     "itl_mean_seconds": None,
-    "has_gap": False,
-    "has_restart": False,
+    "is_gap": False,
+    "is_restart": False,
 }
 
 

@@ -7,14 +7,14 @@ from vllm_capacity.verdicts.advice import advice
 from vllm_capacity.verdicts.saturation import engine_fits
 
 LIGHTER = [
-    steady(n, 300 * n / (n + 10), kv_ratio_mean=0.02 * n, kv_ratio_max=0.02 * n)
+    steady(n, 300 * n / (n + 10), kv_cache_ratio_mean=0.02 * n, kv_cache_ratio_max=0.02 * n)
     for n in (1, 2, 4, 6)
     for _ in range(3)
 ]
 BELOW = {"at_ceiling_share": 0.1}
 PREFILL = queued(4, 20, 10, running_max=9, prompt_tokens_per_second=5000, **BELOW)
-SCHEDULER = queued(8, 133, 20, kv_ratio_mean=0.16, kv_ratio_max=0.2)
-KV = queued(20, 200, 20, kv_ratio_mean=0.95, kv_ratio_max=1.0, preemptions=5, **BELOW)
+SCHEDULER = queued(8, 133, 20, kv_cache_ratio_mean=0.16, kv_cache_ratio_max=0.2)
+KV = queued(20, 200, 20, kv_cache_ratio_mean=0.95, kv_cache_ratio_max=1.0, preemptions=5, **BELOW)
 
 
 def advised(*changes, **more):

@@ -17,7 +17,7 @@ from vllm_capacity.verdicts.regimes import (
 IDLE = {
     "running_mean": 0.0,
     "running_max": 0.0,
-    "kv_ratio_mean": 0.0,
+    "kv_cache_ratio_mean": 0.0,
     "output_tokens_per_second": 0.0,
 }
 NOTHING = {
@@ -27,8 +27,8 @@ NOTHING = {
     "waiting_mean": None,
     "waiting_max": None,
     "waiting_share": None,
-    "kv_ratio_mean": None,
-    "kv_ratio_max": None,
+    "kv_cache_ratio_mean": None,
+    "kv_cache_ratio_max": None,
     "output_tokens_per_second": None,
     "preemptions": None,
 }
@@ -37,7 +37,7 @@ LONG_PROMPTS = {"prompt_tokens_per_second": 5000.0}
 
 
 def full(mean: float, most: float, **more: float) -> dict:
-    return {"kv_ratio_mean": mean, "kv_ratio_max": most, **more}
+    return {"kv_cache_ratio_mean": mean, "kv_cache_ratio_max": most, **more}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def full(mean: float, most: float, **more: float) -> dict:
         ),
         pytest.param({"waiting_share": 0.3, **BELOW}, "client-bound", id="a queue now and then"),
         pytest.param(
-            queued(8, 180, 10, kv_ratio_mean=None, kv_ratio_max=None),
+            queued(8, 180, 10, kv_cache_ratio_mean=None, kv_cache_ratio_max=None),
             "unknown",
             id="a queue, but KV was not observed",
         ),

@@ -66,7 +66,7 @@ def test_same_server_after_a_restart_is_foreseen_alike(restarted):
     steps = engine_steps(restarted, part=restarted.extent)
     (fit,) = engine_fits(steps)
     assert fit.capacity.low < HELD < fit.capacity.high
-    assert fit.left_out == steps.filter(steps["has_gap"] | steps["has_restart"]).height > 0
+    assert fit.left_out == steps.filter(steps["is_gap"] | steps["is_restart"]).height > 0
 
 
 def test_a_fleet_adds_up_and_says_so(two_replicas):
@@ -139,7 +139,7 @@ def test_two_minutes_of_long_steps_are_a_plateau():
 
 def test_the_step_in_which_a_limit_sets_in_is_left_out_whatever_it_is_called():
     setting_in = queued(4, 60, 9, at_ceiling_share=0.1)
-    full = {"kv_ratio_mean": 0.96, "kv_ratio_max": 1.0}
+    full = {"kv_cache_ratio_mean": 0.96, "kv_cache_ratio_max": 1.0}
     held = [queued(8, 150, 9, preemptions=3.0, **full)] * 3
     (fit,) = engine_fits(made_steps(steady(4, 60), setting_in, *held, seconds=60))
     assert [j.regime for j in fit.judged] == ["client-bound", "prefill-bound", *["kv-bound"] * 3]
@@ -167,7 +167,7 @@ def test_load_between_scrapes_is_said_to_be_there():
     assert "nothing ran" not in found.reason
 
 
-@pytest.mark.parametrize("flaw", ["has_gap", "has_restart"])
+@pytest.mark.parametrize("flaw", ["is_gap", "is_restart"])
 def test_flawed_steps_are_left_out_and_counted(flaw):
     held = [queued(8, 200 + k % 3, 4) for k in range(8)]
     held[3] = {**held[3], "output_tokens_per_second": 9000.0, flaw: True}

@@ -32,13 +32,14 @@ def readable_step_seconds(part: TimeRange) -> float:
 
 
 def per_step(window: Window, *, part: TimeRange, step_seconds: float) -> pl.DataFrame:
-    """What the charts draw, one row a step, in order.
+    """What the charts draw, one row per step, in order.
 
-    Columns: ts (the start of the step), is_gap, is_restart, and, null where not observed:
-    running, waiting (summed over engines, mean over the step), kv_cache_ratio_mean,
-    kv_cache_ratio_max, output_tokens_per_second, prompt_tokens_per_second, requests_per_second,
-    preemptions, finished_stop … finished_repetition (requests in the step), and for ttft, itl and
-    e2e: X_p50_seconds, X_p95_seconds, each with _lower and _upper.
+    Columns: start, end, is_gap, is_restart, and, null where not observed: running_mean,
+    waiting_mean (summed over engines), kv_cache_ratio_mean, kv_cache_ratio_max,
+    output_tokens_per_second, prompt_tokens_per_second, requests_per_second, preemptions,
+    finished_stop … finished_repetition (requests in the step), and for ttft, itl and e2e:
+    X_p50_seconds, X_p95_seconds, each with _lower and _upper. A quantity that the steps of one
+    engine have too (figures/steps.py) has the same name there.
     """
     tries = scrapes.attempts(window, end=part.end)
     grid = Grid(part, step_seconds)
@@ -46,7 +47,7 @@ def per_step(window: Window, *, part: TimeRange, step_seconds: float) -> pl.Data
     touched = (
         marks(grid, gaps, scrapes.restarts(window, part=part))
         .group_by("step")
-        .agg(is_gap=pl.col("has_gap").any(), is_restart=pl.col("has_restart").any())
+        .agg(pl.col("is_gap").any(), pl.col("is_restart").any())
     )
     steps = pl.DataFrame({"step": range(grid.count)}, schema={"step": pl.Int64})
     for frame in (
@@ -59,8 +60,7 @@ def per_step(window: Window, *, part: TimeRange, step_seconds: float) -> pl.Data
     return (
         grid.starts(steps.sort("step"))
         .with_columns(pl.col("is_gap", "is_restart").fill_null(False))
-        .rename({"start": "ts"})
-        .drop("step", "end")
+        .drop("step")
     )
 
 
@@ -73,7 +73,7 @@ def _gauges(window: Window, part: TimeRange, grid: Grid, tries: pl.DataFrame) ->
         .group_by(step=grid.of("ts"))
         .agg(kv_cache_ratio_mean=pl.col("value").mean(), kv_cache_ratio_max=pl.col("value").max())
     )
-    for name, metric in (("running", gauges.RUNNING), ("waiting", gauges.WAITING)):
+    for name, metric in (("running_mean", gauges.RUNNING), ("waiting_mean", gauges.WAITING)):
         summed = gauges.summed(samples, inside, metric)
         mean = summed.group_by(step=grid.of("ts")).agg(pl.col("value").mean().alias(name))
         frame = frame.join(mean, on="step", how="full", coalesce=True)

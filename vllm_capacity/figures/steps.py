@@ -161,7 +161,7 @@ def _spread(long: pl.DataFrame, grid: Grid) -> pl.DataFrame:
 def marks(
     grid: Grid, gaps: Sequence[scrapes.Gap], restarts: Sequence[scrapes.Restart]
 ) -> pl.DataFrame:
-    """The steps that a gap or a restart touches: instance, step, has_gap, has_restart."""
+    """The steps that a gap or a restart touches: instance, step, is_gap, is_restart."""
     rows = [(g.instance, g.start, g.end, True, False) for g in gaps]
     rows += [(r.instance, r.before, r.after, False, True) for r in restarts]
     frame = pl.DataFrame(
@@ -170,8 +170,8 @@ def marks(
             "instance": pl.String,
             "from": pl.Datetime("us", "UTC"),
             "to": pl.Datetime("us", "UTC"),
-            "has_gap": pl.Boolean,
-            "has_restart": pl.Boolean,
+            "is_gap": pl.Boolean,
+            "is_restart": pl.Boolean,
         },
         orient="row",
     )
@@ -179,7 +179,7 @@ def marks(
         frame.with_columns(step=pl.int_ranges(grid.of("from"), grid.of("to") + 1, dtype=pl.Int64))
         .explode("step", empty_as_null=False)
         .group_by("instance", "step")
-        .agg(pl.col("has_gap").any(), pl.col("has_restart").any())
+        .agg(pl.col("is_gap").any(), pl.col("is_restart").any())
         .sort("instance", "step")
     )
 
@@ -218,7 +218,7 @@ def engine_steps(
             how="left",
         )
         .with_columns(
-            pl.col("has_gap", "has_restart").fill_null(False),
+            pl.col("is_gap", "is_restart").fill_null(False),
             pl.col("scrapes").fill_null(0),
         )
     )
@@ -226,7 +226,11 @@ def engine_steps(
 
 
 def _gauge_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
-    names = {"running": gauges.RUNNING, "waiting": gauges.WAITING, "kv_ratio": gauges.KV_CACHE}
+    names = {
+        "running": gauges.RUNNING,
+        "waiting": gauges.WAITING,
+        "kv_cache_ratio": gauges.KV_CACHE,
+    }
     if window.grain == "minute":
         return _minute_gauge_steps(window, part, grid, names)
     samples = gauges.gauge_samples(window, list(names.values()), part=part)
@@ -250,8 +254,8 @@ def _gauge_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
             waiting_max=pl.col("waiting").max(),
             waiting_share=pl.col("is_waiting").mean(),
             at_ceiling_share=pl.col("at_ceiling").filter("is_waiting").mean(),
-            kv_ratio_mean=pl.col("kv_ratio").mean(),
-            kv_ratio_max=pl.col("kv_ratio").max(),
+            kv_cache_ratio_mean=pl.col("kv_cache_ratio").mean(),
+            kv_cache_ratio_max=pl.col("kv_cache_ratio").max(),
         )
     )
 

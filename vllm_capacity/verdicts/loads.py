@@ -78,8 +78,8 @@ def is_usable(step: Row, *, usual_seconds: float) -> bool:
     """Whether a step is whole and clean: no gap or restart, not cut short, load and output seen."""
     seconds = (step["end"] - step["start"]).total_seconds()
     return (
-        not step["has_gap"]
-        and not step["has_restart"]
+        not step["is_gap"]
+        and not step["is_restart"]
         and bool(step["scrapes"])
         and seconds >= usual_seconds / 2
         and step["running_mean"] is not None
@@ -179,7 +179,7 @@ class Columns:
     @classmethod
     def of(cls, points: Sequence[Judged]) -> Columns:
         """The columns of the points of a curve."""
-        names = ("output_tokens_per_second", "kv_ratio_mean")
+        names = ("output_tokens_per_second", "kv_cache_ratio_mean")
         output, kv_ratio = (
             np.asarray([point.step[name] for point in points], float) for name in names
         )

@@ -227,7 +227,7 @@ def _regime(row: Row, ceiling: float) -> tuple[str, str]:
 
 
 def _is_kv_bound(row: Row) -> bool:
-    mean, peak = row["kv_ratio_mean"], row["kv_ratio_max"]
+    mean, peak = row["kv_cache_ratio_mean"], row["kv_cache_ratio_max"]
     if mean is None or peak < _KV_TIGHT_RATIO:
         return False
     is_preempting = bool(row["preemptions"])
@@ -241,7 +241,7 @@ def _is_kv_bound(row: Row) -> bool:
 
 
 def _queued_regime(row: Row, ceiling: float) -> tuple[str, str]:
-    if row["kv_ratio_mean"] is None:
+    if row["kv_cache_ratio_mean"] is None:
         return UNKNOWN, "kv-unobserved"
     return (SCHEDULER, "scheduler") if _is_at_ceiling(row, ceiling) else (PREFILL, "prefill")
 
@@ -285,7 +285,7 @@ def _joined_flickers(judged: list[Judged]) -> list[Judged]:
         if before.regime != after.regime or before.regime not in LIMITS:
             continue
         is_limited = bool(this.step["waiting_share"]) or (
-            before.regime == KV and (this.step["kv_ratio_max"] or 0.0) >= _KV_FULL_RATIO
+            before.regime == KV and (this.step["kv_cache_ratio_max"] or 0.0) >= _KV_FULL_RATIO
         )
         if this.regime in (CLIENT, *LIMITS) and is_limited:
             joined[i] = replace(this, regime=before.regime, cause=before.cause)
@@ -361,7 +361,7 @@ def _evidence(stretch: Sequence[Judged]) -> str:
     """One sentence with the numbers that made a stretch what it is."""
     running, waiting = _mean(stretch, "running_mean"), _mean(stretch, "waiting_mean")
     output = _mean(stretch, "output_tokens_per_second")
-    kv, kv_peak = _mean(stretch, "kv_ratio_mean"), _peak(stretch, "kv_ratio_max")
+    kv, kv_peak = _mean(stretch, "kv_cache_ratio_mean"), _peak(stretch, "kv_cache_ratio_max")
     share, at_ceiling = _mean(stretch, "waiting_share"), _mean(stretch, "at_ceiling_share")
     preempted = sum(j.step["preemptions"] or 0.0 for j in stretch)
     ran = f"{_n(running)} requests ran on average (at most {_n(_peak(stretch, 'running_max'), 0)})"

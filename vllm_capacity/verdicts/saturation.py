@@ -81,8 +81,8 @@ STEP_SCHEMA: Schema = {
     "waiting_max": pl.Float64,
     "waiting_share": pl.Float64,
     "at_ceiling_share": pl.Float64,
-    "kv_ratio_mean": pl.Float64,
-    "kv_ratio_max": pl.Float64,
+    "kv_cache_ratio_mean": pl.Float64,
+    "kv_cache_ratio_max": pl.Float64,
     "output_tokens_per_second": pl.Float64,
     "best_minute_tokens_per_second": pl.Float64,
     "requests_per_second": pl.Float64,
@@ -91,8 +91,8 @@ STEP_SCHEMA: Schema = {
     "ttft_p95_seconds": pl.Float64,
     "itl_p95_seconds": pl.Float64,
     "itl_mean_seconds": pl.Float64,
-    "has_gap": pl.Boolean,
-    "has_restart": pl.Boolean,
+    "is_gap": pl.Boolean,
+    "is_restart": pl.Boolean,
 }
 """A step of 10–60 s of one engine, a row each; null where not observed. Rates are means over the
 step, `at_ceiling_share` is of the scrapes that saw requests wait;
@@ -279,7 +279,7 @@ def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationF
         capacity, running, kind = held.output, held.running, MEASURED
     else:
         capacity, running, kind = _not_reached(judged, loads, kv_limit, best)
-    left_out = sum(bool(j.step["has_gap"] or j.step["has_restart"]) for j in judged)
+    left_out = sum(bool(j.step["is_gap"] or j.step["is_restart"]) for j in judged)
     return SaturationFit(
         engine=engine,
         judged=tuple(judged),
