@@ -4,10 +4,10 @@ Each saving replays the observed hours under a rule, in dollars per month of 730
 is the Student-t one over observed days, so that a fleet seen on few or uneven days gets a wide one.
 
 - *Schedule*: off in those hours of the day that stood idle on every other day. Each day is judged
-by a schedule drawn from the others, so a saving is never claimed on the days that suggested it. -
-*Scale to zero*: off in every hour without any load, back before it ends: the start-up lead is
-paid. - *Consolidation*: as many replicas as the busiest hours need at a target utilisation,
-always on.
+by a schedule drawn from the others, so a saving is never claimed on the days that suggested it.
+- *Scale to zero*: off in every hour without any load, back before it ends: the start-up lead is
+paid.
+- *Consolidation*: as many replicas as the busiest hours need at a target utilization, always on.
 
 Why hours of the day and not of the week for the schedule: each hour of a week comes once a week,
 and two of them prove no habit. The table by hour of week says what was, not what will be.
@@ -49,15 +49,15 @@ class _Hour:
     day: int
     hour: int
     cost_usd: float
-    utilisation_ratio: float
+    utilization_ratio: float
 
 
 def idle_by_hour_of_week(hours: pl.DataFrame, *, time_zone: str = "UTC") -> pl.DataFrame:
     """Mean idle cost of each hour of the week: 168 rows, Monday 00 h first, in `time_zone`.
 
-    `hours`: one row an hour: ts (aware), cost_usd, utilisation_ratio (0..1; null: not observed).
-    Columns: weekday (1 is Monday), hour, observed_hours, cost_usd, utilisation_ratio, idle_usd =
-    cost × (1 − utilisation), all means; null where that hour was never observed, not 0.
+    `hours`: one row per hour: ts (aware), cost_usd, utilization_ratio (0..1; null: not observed).
+    Columns: weekday (1 is Monday), hour, observed_hours, cost_usd, utilization_ratio, idle_usd =
+    cost × (1 − utilization), all means; null where that hour was never observed, not 0.
     """
     observed = _observed(hours, time_zone)
     week = pl.DataFrame(
@@ -68,8 +68,8 @@ def idle_by_hour_of_week(hours: pl.DataFrame, *, time_zone: str = "UTC") -> pl.D
     means = observed.group_by("weekday", "hour").agg(
         observed_hours=pl.len().cast(pl.Int64),
         cost_usd=pl.col("cost_usd").mean(),
-        utilisation_ratio=pl.col("utilisation_ratio").mean(),
-        idle_usd=(pl.col("cost_usd") * (1 - pl.col("utilisation_ratio"))).mean(),
+        utilization_ratio=pl.col("utilization_ratio").mean(),
+        idle_usd=(pl.col("cost_usd") * (1 - pl.col("utilization_ratio"))).mean(),
     )
     table = week.join(means, on=["weekday", "hour"], how="left").sort("weekday", "hour")
     return table.with_columns(pl.col("observed_hours").fill_null(0))
@@ -80,7 +80,7 @@ def savings(
     *,
     replicas: int,
     startup_lead_seconds: float,
-    target_utilisation_ratio: float = 0.8,
+    target_utilization_ratio: float = 0.8,
     time_zone: str = "UTC",
 ) -> Savings:
     """What a schedule, scale-to-zero and consolidation would have saved; `hours` as above.
@@ -88,11 +88,11 @@ def savings(
     All unknown under three days with half their hours observed. A saving of exactly nothing is 0,
     with what stood in its way as the basis.
     """
-    if replicas < 1 or startup_lead_seconds < 0 or not 0 < target_utilisation_ratio <= 1:
+    if replicas < 1 or startup_lead_seconds < 0 or not 0 < target_utilization_ratio <= 1:
         raise InputError(
             f"Savings need at least one replica (got {replicas}), a start-up lead of 0 s or more "
             f"(got {startup_lead_seconds:g}) and a target in (0, 1] "
-            f"(got {target_utilisation_ratio:g})."
+            f"(got {target_utilization_ratio:g})."
         )
     days = _days(_observed(hours, time_zone))
     if len(days) < LEAST_DAYS:
@@ -104,23 +104,23 @@ def savings(
     return Savings(
         _schedule(days),
         _scale_to_zero(days, startup_lead_seconds / 3600),
-        _consolidation(days, replicas, target_utilisation_ratio),
+        _consolidation(days, replicas, target_utilization_ratio),
         _idle_hours(days),
     )
 
 
 def _observed(hours: pl.DataFrame, time_zone: str) -> pl.DataFrame:
-    """The rows with both figures, checked, with local weekday, hour and day; one row an hour."""
-    rows = hours.drop_nulls(["cost_usd", "utilisation_ratio"]).sort("ts")
+    """The rows with both figures, checked, with local weekday, hour and day; one row per hour."""
+    rows = hours.drop_nulls(["cost_usd", "utilization_ratio"]).sort("ts")
     bad = rows.filter(
         (pl.col("cost_usd") < 0)
         | ~pl.col("cost_usd").is_finite()
-        | ~pl.col("utilisation_ratio").is_between(0, 1)
+        | ~pl.col("utilization_ratio").is_between(0, 1)
     )
     if not bad.is_empty():
         raise InputError(
-            f"Hours of idle cost need cost_usd ≥ 0 and utilisation_ratio in 0..1; found "
-            f"{bad['cost_usd'][0]} and {bad['utilisation_ratio'][0]} at {bad['ts'][0]}."
+            f"Hours of idle cost need cost_usd ≥ 0 and utilization_ratio in 0..1; found "
+            f"{bad['cost_usd'][0]} and {bad['utilization_ratio'][0]} at {bad['ts'][0]}."
         )
     try:
         local = pl.col("ts").dt.convert_time_zone(time_zone)
@@ -144,7 +144,7 @@ def _observed(hours: pl.DataFrame, time_zone: str) -> pl.DataFrame:
 
 def _days(observed: pl.DataFrame) -> list[list[_Hour]]:
     """The observed hours day by day, without days of which half or more is missing."""
-    columns = ["stamp", "day", "hour", "cost_usd", "utilisation_ratio"]
+    columns = ["stamp", "day", "hour", "cost_usd", "utilization_ratio"]
     by_day: dict[int, list[_Hour]] = defaultdict(list)
     for row in observed.select(columns).iter_rows():
         by_day[row[1]].append(_Hour(*row))
@@ -155,7 +155,7 @@ def _idle_hours(days: Sequence[Sequence[_Hour]]) -> tuple[int, ...]:
     """The hours of the day that stood idle each time they were observed, at least twice."""
     seen: dict[int, list[float]] = defaultdict(list)
     for hour in (hour for day in days for hour in day):
-        seen[hour.hour].append(hour.utilisation_ratio)
+        seen[hour.hour].append(hour.utilization_ratio)
     return tuple(
         sorted(h for h, ratios in seen.items() if len(ratios) >= 2 and max(ratios) <= IDLE_RATIO)
     )
@@ -167,7 +167,7 @@ def _schedule(days: list[list[_Hour]]) -> Estimate:
         off = set(_idle_hours(days[:i] + days[i + 1 :]))
         idle = [hour for hour in day if hour.hour in off]
         off_hours += len(idle)
-        busy_hours += sum(hour.utilisation_ratio > IDLE_RATIO for hour in idle)
+        busy_hours += sum(hour.utilization_ratio > IDLE_RATIO for hour in idle)
         saved.append(_a_month(day, sum(hour.cost_usd for hour in idle)))
     if not off_hours:
         return Estimate.exact(0.0, "no hour of the day stood idle on every day")
@@ -201,7 +201,7 @@ def _hours_left_idle(hours: list[_Hour]) -> dict[int, int]:
     """For each hour, how many hours without load follow from it on, itself included."""
     left: dict[int, int] = {}
     for hour in reversed(hours):
-        is_empty = hour.utilisation_ratio == 0
+        is_empty = hour.utilization_ratio == 0
         left[hour.stamp] = left.get(hour.stamp + 1, 0) + 1 if is_empty else 0
     return left
 
@@ -210,7 +210,7 @@ def _consolidation(days: list[list[_Hour]], replicas: int, target_ratio: float) 
     """The saving of as many replicas as the p95, p99 and highest hour need: high, mid and low."""
     if replicas == 1:
         return Estimate.unknown("one replica cannot be consolidated; see the schedule instead")
-    ratios = np.array([hour.utilisation_ratio for day in days for hour in day])
+    ratios = np.array([hour.utilization_ratio for day in days for hour in day])
     cost = float(np.mean([_a_month(day, sum(hour.cost_usd for hour in day)) for day in days]))
     peaks = np.quantile(ratios, [1.0, 0.99, 0.95])
     needed = [_replicas_needed(float(peak), replicas, target_ratio) for peak in peaks]
@@ -220,7 +220,7 @@ def _consolidation(days: list[list[_Hour]], replicas: int, target_ratio: float) 
         mid,
         high,
         f"{needed[0]} / {needed[1]} / {needed[2]} of {replicas} replicas carry the highest / p99 / "
-        f"p95 hour at {target_ratio:.0%} utilisation; failures and start-up not counted",
+        f"p95 hour at {target_ratio:.0%} utilization; failures and start-up not counted",
     )
 
 
