@@ -22,6 +22,8 @@ from vllm_capacity.verdicts.finding import Finding
 from vllm_capacity.verdicts.saturation import Saturation
 
 SCHEMA_VERSION = 2
+ATTAINMENT_GOAL = 0.95
+"""The share of observations that is to be within a target: targets are of the 95th percentile."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ class SloVerdict(Figures):
     def throughput(self) -> Estimate:
         """The most output tokens per second at which every target is met."""
         return self.throughput_output_tokens_per_second
+
+    @property
+    def missed(self) -> dict[str, Estimate]:
+        """The attainments below the goal, by the name of their field; empty without a target."""
+        found = {"ttft_attainment": self.ttft_attainment, "itl_attainment": self.itl_attainment}
+        return {
+            name: share
+            for name, share in found.items()
+            if share.mid is not None and share.mid < ATTAINMENT_GOAL
+        }
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ def count(value: float, like: float | None = None) -> str:
     return f"{round(value):,}"
 
 
+def plural(amount: float, noun: str) -> str:
+    """A count with its noun: 1 engine, 2 engines."""
+    return f"{count(amount)} {noun}{'' if amount == 1 else 's'}"
+
+
 def usd(value: float, like: float | None = None) -> str:
     """Dollars: $1.64 · $1,230 · $0.00101."""
     sign = "-" if value < 0 else ""

@@ -123,6 +123,18 @@ class Stretch(Record):
     regime: str
     evidence: str
 
+    def overlaps(self, other: Stretch) -> bool:
+        """Whether the two have time in common."""
+        return max(self.start, other.start) < min(self.end, other.end)
+
+
+@dataclass(frozen=True)
+class Imbalance:
+    """Engines that were at a limit, and those that had room at the same time and were never."""
+
+    limited: tuple[str, ...]
+    free: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Saturation(Figures):
@@ -146,6 +158,23 @@ class Saturation(Figures):
     def capacity(self) -> Estimate:
         """Output tokens per second that it can do at most."""
         return self.capacity_output_tokens_per_second
+
+    @property
+    def imbalance(self) -> Imbalance | None:
+        """The engines between which load could be balanced; None where there are none.
+
+        An engine has room where it was idle, or had fewer requests than it could take.
+        """
+        limited = [each for each in self.regimes if each.regime in regimes.LIMITS]
+        names = {each.engine for each in limited}
+        free = {
+            each.engine
+            for each in self.regimes
+            if each.engine not in names
+            and each.regime in (regimes.IDLE, regimes.CLIENT)
+            and any(each.overlaps(other) for other in limited)
+        }
+        return Imbalance(tuple(sorted(names)), tuple(sorted(free))) if free else None
 
 
 @dataclass(frozen=True)

@@ -1,400 +1,277 @@
-"""The sentences of the page, written from an answer by rules.
+"""The verdict on a window in a few sentences, written from its answer by rules.
 
-Every rule takes the answer (the object of the machine interface) and gives back whole sentences: a
-figure that is unknown makes a sentence that says so and why, never a sentence with a blank. Nothing
-is computed here; what is written was in the answer.
+A figure that is unknown makes a sentence that says so and why, never a sentence with a blank.
+Nothing is computed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Sequence
 
+from vllm_capacity.answer import ATTAINMENT_GOAL, Answer
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.numbers import (
     Write,
     between,
-    count,
-    instant,
     number,
     percent,
+    plural,
     usd,
     usd_per_thousand,
 )
-from vllm_capacity.render.prose.estimates import Told, is_bound, reason, sure, value
-from vllm_capacity.render.prose.targets import missed, within_targets
-from vllm_capacity.verdicts.saturation import EXTRAPOLATED
-
-Answer = Mapping[str, Any]
+from vllm_capacity.render.prose.estimates import reason, sure, value
+from vllm_capacity.verdicts.advice import KV_MEMORY, REPLICAS
+from vllm_capacity.verdicts.regimes import CLIENT, IDLE, KV, PREFILL, SCHEDULER, UNKNOWN
+from vllm_capacity.verdicts.saturation import EXTRAPOLATED, Saturation
 
 SIMULATED = "These figures come from a simulation, not from the telemetry of a server."
 
 REGIMES = {
-    "idle": "idle",
-    "client-bound": "waiting for clients",
-    "scheduler-bound": "scheduler-bound",
-    "kv-bound": "KV-cache-bound",
-    "prefill-bound": "prefill-bound",
-    "unknown": "not known",
+    IDLE: "idle",
+    CLIENT: "enough capacity",
+    SCHEDULER: "scheduler-bound",
+    KV: "KV-cache-bound",
+    PREFILL: "prefill-bound",
+    UNKNOWN: "unknown",
 }
-SHAPES = {"good": "●", "usable": "▲", "poor": "■"}
 LIMITS = {
-    "scheduler-bound": "the number of requests it lets run at once (max_num_seqs)",
-    "kv-bound": "the memory of its KV cache",
-    "prefill-bound": "the reading of prompts (prefill)",
+    SCHEDULER: "the limit on concurrent requests (max_num_seqs)",
+    KV: "KV-cache memory",
+    PREFILL: "prefill (processing prompts)",
 }
-_SIGNS = {
-    "scheduler-bound": "requests waited while running requests stood at their ceiling and the KV "
-    "cache had room",
-    "kv-bound": "the KV cache was full while requests waited or were preempted",
-    "prefill-bound": "requests waited although neither the KV cache nor the running batch was full",
+SIGNS = {
+    SCHEDULER: "requests waited while running requests were at their limit and the KV cache had "
+    "room",
+    KV: "the KV cache was full while requests waited or were preempted",
+    PREFILL: "requests waited although neither the KV cache nor the running batch was full",
 }
 _NEXT = {
-    "scheduler-bound": "raise max_num_seqs: the KV cache has room for more requests at once",
-    "kv-bound": "give the KV cache more room (gpu_memory_utilization, a shorter max_model_len, "
-    "an FP8 cache) or add a replica; more requests to this server only wait longer",
-    "prefill-bound": "raise max_num_batched_tokens or make prompts share prefixes, so that "
-    "prompts are read sooner",
+    SCHEDULER: "raise max_num_seqs: the KV cache has room for more concurrent requests",
+    KV: "give the KV cache more memory (a higher gpu_memory_utilization, a shorter max_model_len, "
+    "an FP8 KV cache) or add a replica; more requests to this server would only wait longer",
+    PREFILL: "raise max_num_batched_tokens, or let prompts share prefixes, so that prompts are "
+    "processed sooner",
 }
+SHAPES = {"good": "●", "usable": "▲", "poor": "■"}
+POOR = frozenset({"error"})
+USABLE = frozenset({"warning"})
+
+_ATTAINMENTS = {"ttft_attainment": "first tokens (TTFT)", "itl_attainment": "later tokens (ITL)"}
 _CENT_USD = 0.01
 _NAMED = 3
 _FULL_RATIO = 0.95
-_WIDE = 3.0  # an interval whose ends differ by this factor is called wide
+_WIDE = 3.0  # an interval whose ends differ by this factor is called rough
 
 
 def verdict(answer: Answer, *, is_simulated: bool = False) -> list[str]:
-    """Four sentences: what a request costs, what was idle, what limits, what to do next.
+    """Four sentences: cost per request, utilization, bottleneck and headroom, what to do next.
 
     One more, first, where the telemetry was simulated; and one before the last where latency
     targets were missed, or allow less than the server can do.
     """
     sentences = [SIMULATED] if is_simulated else []
     within = within_targets(answer)
-    told = [_cost(answer), _idle(answer), _limit(answer), *([within] if within else [])]
-    return [*sentences, *told, _next(answer)]
+    body = [_cost(answer), _utilization(answer), _bottleneck(answer)]
+    return [*sentences, *body, *([within] if within else []), _next(answer)]
 
 
-def _cost(answer: Answer) -> str:
-    each = answer["cost"]["usd_per_request"]
-    if each["mid"] is None:
-        return f"What a request cost is not known: {reason(each)}."
-    text, write = f"A request cost {usd(each['mid'])}", usd
-    if each["mid"] < _CENT_USD:
-        text = f"1,000 requests cost {usd_per_thousand(each['mid'])} ({usd(each['mid'])} each)"
-        write = usd_per_thousand
-    interval = between(each, write)
-    lost = answer["requests"]["lost"]["high"]
-    if lost:
-        missing = (
-            f"Up to {plural(lost, 'request')} that finished unseen before a server restarted or "
-            "died would make it less"
-        )
-        return f"{text}{f', {interval}' if interval else ''}. {missing}."
-    if not interval:
-        return f"{text}. That is counted, not estimated: it is as sure as the price."
-    is_wide = each["low"] <= 0 or each["high"] / each["low"] > _WIDE
-    return f"{text}, {interval}{': take it as a rough figure' if is_wide else ''}."
+def within_targets(answer: Answer) -> str:
+    """What can be served within the latency targets, and the SLO attainment; empty where no news.
 
-
-def _idle(answer: Answer) -> str:
-    cost = answer["cost"]
-    used, idle, bill = cost["utilisation"], cost.get("idle_usd"), cost["allocation_usd"]
-    if is_bound(used):
-        return _idle_at_least(used, idle, bill)
-    if used["mid"] is None:
-        return (
-            f"How much of the bill was idle is not known, for its capacity is not: {reason(used)}."
-        )
-    dollars = idle is not None and idle["mid"] is not None and bill["mid"] is not None
-    if used["high"] == 0:
-        paid = f" of {usd(bill['mid'])}" if dollars else ""
-        return f"Nothing was generated: the whole bill{paid} was idle."
-    share = sure(used, percent)
-    aside = ", latency targets left aside" if within_targets(answer) else ""
-    if used["mid"] >= _FULL_RATIO:
-        return f"The server ran at {share} of its capacity; next to nothing of the bill was idle."
-    rest = (
-        f"{usd(idle['mid'])} of the {usd(bill['mid'])} bill" if dollars else "the rest of the bill"
-    )
-    return f"The server was used to {share} of its capacity{aside}; {rest} paid for idle time."
-
-
-def _idle_at_least(used: Told, idle: Told | None, bill: Told) -> str:
-    """What is known of idle time where the capacity is a lower bound, and so the use an upper."""
-    text = f"Utilization was {value(used, percent)}"
-    if idle is not None and is_bound(idle) and bill["mid"] is not None:
-        text += f": {value(idle, usd)} of the {usd(bill['mid'])} bill paid for idle time"
-    return f"{text}. How much exactly is not known: {reason(used)}."
-
-
-def _limit(answer: Answer) -> str:
-    saturation = answer["saturation"]
-    first, regime = saturation["first_limit"], saturation["regime"]
-    if first in LIMITS:
-        return (
-            f"What limits it first is {LIMITS[first]}: at its busiest, {_SIGNS[first]}"
-            f"{_ceiling(saturation)}."
-        )
-    if regime == "idle":
-        return "Nothing limited it: it was idle."
-    if regime == "client-bound":
-        return f"Nothing in the server limited it: it waited for clients{_ceiling(saturation)}."
-    return f"What limits it is not known{_evidence(saturation)}."
-
-
-def _ceiling(saturation: Mapping[str, Any]) -> str:
-    capacity, headroom = (
-        saturation["capacity_output_tokens_per_second"],
-        saturation["headroom_ratio"],
-    )
-    if is_bound(capacity):
-        return f". It can do {value(capacity, number)} output tokens/s; how much more is not known"
-    if capacity["mid"] is None:
-        return "; how much it could do is not known"  # the sentence before says why
-    running = saturation["capacity_running_requests"]
-    at = f" at {number(running['mid'])} running requests" if running["mid"] is not None else ""
-    can = "It would probably do" if is_extrapolated(saturation) else "It can do"
-    text = f". {can} {sure(capacity, number)} output tokens/s{at}"
-    if headroom["mid"] is None:
-        return text
-    if headroom["mid"] < 1 - _FULL_RATIO:
-        return f"{text}, and the window as a whole ran there"
-    return f"{text}; over the whole window it ran {percent(headroom['mid'])} below that"
-
-
-def _next(answer: Answer) -> str:
-    saturation, cost = answer["saturation"], answer["cost"]
-    first = saturation["first_limit"]
-    poor = [row for row in answer["quality"] if row["severity"] in POOR]
-    if poor:
-        kinds = ", ".join(dict.fromkeys(str(row["check"]) for row in poor))
-        return f"Next: mend the telemetry before deciding anything; not to be trusted: {kinds}."
-    if first in _NEXT:
-        return f"Next: {_balance(saturation)}{_NEXT[first]}.{_gain(answer)}"
-    if saturation["regime"] == "idle":
-        return "Next: stop it when nobody asks, or let it share its machine."
-    if cost["allocation_usd"]["mid"] is None:
-        return "Next: give a price (usd_per_hour), so that the figures become dollars."
-    if saturation["capacity_output_tokens_per_second"]["mid"] is None:
-        return "Next: load it until requests wait, once; until then its capacity stays unknown."
-    if missed(answer):
-        return "Next: add a replica, or send it less: it misses its targets before it is full."
-    return "Next: give it more requests, or run fewer servers; it has room."
-
-
-def _balance(saturation: Mapping[str, Any]) -> str:
-    """Advice to balance the load, where an engine was at its limit while another never was.
-
-    The other must have had room at that time: it was idle, or waited for clients.
+    News is a target that fewer than 95 % met, or a throughput within the targets below the one
+    without. No target given: none.
     """
-    rows = saturation["regimes"]
-    limited = [each for each in rows if each["regime"] in LIMITS]
-    full = {each["engine"] for each in limited}
-    free = {
-        each["engine"]
-        for each in rows
-        if each["engine"] not in full
-        and each["regime"] in ("idle", "client-bound")
-        and any(_overlap(each, other) for other in limited)
-    }
-    if not free:
-        return ""
-    return (
-        f"if they serve one model, balance the load first: {_listed(full)} stood at the limit "
-        f"while {_listed(free)} had room. Only then "
+    missed, served = answer.slo.missed, served_within(answer)
+    if not served or not missed:
+        return served
+    shares = " and ".join(
+        f"{sure(share, percent)} of {_ATTAINMENTS[name]}" for name, share in missed.items()
     )
+    goal = percent(ATTAINMENT_GOAL)
+    return f"{served} SLO attainment: {shares} arrived within the target (goal: {goal})."
 
 
-def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    begun = max(instant(one["start"]), instant(other["start"]))
-    return begun < min(instant(one["end"]), instant(other["end"]))
-
-
-def _listed(names: Collection[str]) -> str:
-    """Up to three names, sorted; of more, the first two and how many others."""
-    ordered = sorted(names)
-    if len(ordered) > _NAMED:
-        ordered = [*ordered[: _NAMED - 1], f"{len(ordered) - _NAMED + 1} others"]
-    return " and ".join([", ".join(ordered[:-1]), ordered[-1]] if ordered[1:] else ordered)
-
-
-def _gain(answer: Answer) -> str:
-    """What the first piece of advice would bring, where that is known."""
-    known = [each for each in answer["advice"] if each["effect"]["mid"] is not None]
-    if not known:
+def served_within(answer: Answer) -> str:
+    """The first sentence of `within_targets`: what can be served."""
+    within, able = answer.slo.throughput, answer.saturation.capacity
+    is_less = within.mid is not None and able.mid is not None and within.mid < able.mid
+    if not is_less and not answer.slo.missed:
         return ""
-    first = known[0]
-    share = sure(first["effect"], percent)
-    if first["setting"] == "replicas":
-        aside = ", latency targets left aside" if within_targets(answer) else ""
-        return f" Running fewer engines would save {share} of the bill{aside}."
-    more = "twice the KV memory" if first["setting"] == "KV memory" else "that"
-    return f" Foreseen: {more} brings {share} more output."
+    if within.is_unknown:
+        return f"What it can serve within the latency targets is not known: {reason(within)}."
+    text = f"Within the latency targets it can serve {sure(within, number)} output tokens/s"
+    served = answer.throughput.output_tokens_per_second
+    return f"{text}." if served is None else f"{text}; it served {number(served)} on average."
 
 
 def quality_word(answer: Answer) -> tuple[str, str]:
     """The quality of the telemetry as (word, why): good, usable or poor, by the worst finding."""
-    findings = answer["quality"]
     for word, levels in (("poor", POOR), ("usable", USABLE)):
-        rows = [row for row in findings if row["severity"] in levels]
+        rows = [each for each in answer.quality if each.severity in levels]
         if rows:
-            kinds = ", ".join(dict.fromkeys(str(row["check"]) for row in rows))
-            return word, f"{plural(len(rows), 'finding')}: {kinds}"
-    return "good", "nothing found that moves a figure"
+            return word, f"{plural(len(rows), 'finding')}: {_named([each.check for each in rows])}"
+    return "good", "no problem affects the figures"
 
 
-POOR = frozenset({"error"})
-USABLE = frozenset({"warning"})
-
-
-def regime_found(answer: Answer) -> str:
-    """What the regime strip shows, in a sentence."""
-    saturation = answer["saturation"]
-    if saturation["first_limit"] in LIMITS:
-        return (
-            f"First limit: {LIMITS[saturation['first_limit']]}; {_SIGNS[saturation['first_limit']]}"
-        )
-    return f"Most of the time: {REGIMES[saturation['regime']]}"
-
-
-def capacity_found(answer: Answer) -> str:
-    """What the saturation curve shows: where output stopped rising, or that it did not."""
-    saturation = answer["saturation"]
-    capacity, running = (
-        saturation["capacity_output_tokens_per_second"],
-        saturation["capacity_running_requests"],
-    )
-    if capacity["mid"] is None:
-        seen = f"; {value(capacity, number)} tokens/s were held" if is_bound(capacity) else ""
-        return f"No plateau was seen: {reason(capacity)}{seen}"
-    at = f" at {number(running['mid'])} running requests" if running["mid"] is not None else ""
-    level = f"{at}, at {sure(capacity, number)} tokens/s"
-    if is_extrapolated(saturation):
-        return f"Not seen yet; from lighter load it is foreseen to stop rising{level}"
-    return f"Output stops rising{level}"
-
-
-def is_extrapolated(saturation: Mapping[str, Any]) -> bool:
+def is_extrapolated(saturation: Saturation) -> bool:
     """Whether a capacity was extrapolated from lighter load rather than seen as a plateau."""
-    return bool(saturation["capacity_kind"] == EXTRAPOLATED)
+    return saturation.capacity_kind == EXTRAPOLATED
 
 
-def latency_found(answer: Answer, family: str, *, write: Write) -> str:
-    """The whole window's p95 of a latency family, with its bounds, and what was met of the SLO."""
-    quantile = answer["latency"][family]["p95"]
-    attained = answer["slo"].get(family.replace("_seconds", "_attainment"))
-    if quantile["value"] is None:
-        text = (
-            f"The slowest 5 % took more than {write(quantile['lower'])}"
-            if quantile["lower"] is not None
-            else "Nothing was observed in this window"
+def _cost(answer: Answer) -> str:
+    each = answer.cost.usd_per_request
+    if each.low is None or each.mid is None or each.high is None:
+        return f"The cost per request is not known: {reason(each)}."
+    text, write = _per_request(each.mid)
+    interval = between(each, write)
+    text += f", {interval}" if interval else ""
+    if answer.requests.lost.high:
+        unseen = plural(answer.requests.lost.high, "request")
+        return (
+            f"{text}. Up to {unseen} that finished unseen before a server restarted or died would "
+            "make it less."
         )
-    else:
-        text = f"95 % of them within {write(quantile['value'])}"
-        if quantile["lower"] is not None and quantile["upper"] is not None:
-            low, high = (write(quantile[key], like=quantile["value"]) for key in ("lower", "upper"))
-            text += f" (the histogram only says between {low} and {high})"
-    if attained and attained["mid"] is not None:
-        text += f"; {sure(attained, percent)} met the target"
-    return text
+    if each.low == each.high:
+        return f"{text}. Exact count; the only uncertainty is the GPU price."
+    is_wide = each.low <= 0 or each.high / each.low > _WIDE
+    return f"{text}{': a rough figure' if is_wide else ''}."
 
 
-def queue_found(answer: Answer) -> str:
-    """Running and waiting requests over the window, in a sentence."""
-    running, waiting = answer["running"], answer["waiting"]
-    if running["max"] is None:
-        return "The server did not say how many requests ran"
-    text = f"{number(running['mean'])} ran on average, {count(running['max'])} at most"
-    if waiting["max"] is None:
-        return text
-    if waiting["max"] == 0:
-        return f"{text}; none ever waited"
-    return f"{text}; up to {count(waiting['max'])} waited"
+def _per_request(each: float) -> tuple[str, Write]:
+    """The sentence so far, and how to write further amounts of it."""
+    if each >= _CENT_USD:
+        return f"The cost per request is {usd(each)}", usd
+    thousand = usd_per_thousand(each)
+    return f"The cost per request is {usd(each)}, or {thousand} per 1,000", usd_per_thousand
 
 
-def kv_found(answer: Answer) -> str:
-    """KV-cache use and preemptions over the window, in a sentence."""
-    kv, preemptions = answer["kv_cache_ratio"], answer["preemptions"]
-    if kv["max"] is None:
-        return "The server did not say how full its KV cache was"
-    text = f"{percent(kv['mean'])} full on average, {percent(kv['max'])} at most"
-    if preemptions:
-        text += f"; {plural(preemptions, 'preemption')}"
-    return text
+def _utilization(answer: Answer) -> str:
+    cost = answer.cost
+    used, idle, bill = cost.utilization, cost.idle_usd, cost.allocation_usd
+    if used.is_unknown:
+        return f"Utilization, and so the unused share of the bill, is not known: {reason(used)}."
+    if used.mid is None:
+        return _utilization_bound(used, idle, bill)
+    if used.high == 0:
+        paid = f" of {usd(bill.mid)}" if bill.mid is not None else ""
+        return f"Utilization was 0: nothing was generated, and the whole bill{paid} was idle cost."
+    aside = ", ignoring latency targets" if within_targets(answer) else ""
+    text = f"Utilization was {sure(used, percent)} of capacity{aside}"
+    if used.mid >= _FULL_RATIO:
+        return f"{text}; almost all of the bill bought capacity that was used."
+    rest = "the rest of the bill"
+    if idle.mid is not None and bill.mid is not None:
+        rest = f"{usd(idle.mid)} of the {usd(bill.mid)} bill"
+    return f"{text}; {rest} bought capacity nobody used."
 
 
-def throughput_found(answer: Answer) -> str:
-    """The window's mean output rate, in a sentence."""
-    output = answer["throughput"]["output_tokens_per_second"]
-    if output is None:
-        return "No tokens were counted"
-    return f"{number(output)} output tokens/s on average"
+def _utilization_bound(used: Estimate, idle: Estimate, bill: Estimate) -> str:
+    """What is known where the capacity is a lower bound, and so utilization an upper one."""
+    text = f"Utilization was {value(used, percent)} of capacity"
+    if idle.is_bound and bill.mid is not None:
+        text += f": {value(idle, usd)} of the {usd(bill.mid)} bill bought capacity nobody used"
+    return f"{text}. How much exactly is not known: {reason(used)}."
 
 
-def requests_found(answer: Answer) -> str:
-    """Finished requests of the window and their mean rate, in a sentence."""
-    finished, rate = answer["requests"]["finished"], answer["throughput"]["requests_per_second"]
-    if finished is None:
-        return "No finished requests were counted"
-    text = f"{count(finished)} in all"
-    return text if rate is None else f"{text}, {number(rate)} requests/s on average"
+def _bottleneck(answer: Answer) -> str:
+    saturation = answer.saturation
+    first, capacity = saturation.bottleneck, _capacity(saturation)
+    if first in LIMITS:
+        return f"The first bottleneck is {LIMITS[first]}: at peak load, {SIGNS[first]}. {capacity}"
+    if saturation.regime == IDLE:
+        return "There was no bottleneck: the server was idle."
+    if saturation.regime == CLIENT:
+        return f"There was no bottleneck: the server had capacity for more requests. {capacity}"
+    return f"The bottleneck is not known{_evidence(saturation)}."
 
 
-def tokens_found(answer: Answer) -> str:
-    """Tokens of the window by kind, in a sentence."""
-    tokens, hit = answer["tokens"], answer["prefix_cache_hit_ratio"]
-    if tokens["generation"] is None or tokens["prompt"] is None:
-        return "Tokens were not counted"
-    text = f"{count(tokens['prompt'])} prompt tokens in, {count(tokens['generation'])} out"
-    return text if hit is None else f"{text}; {percent(hit)} of prompts came from the prefix cache"
+def _capacity(saturation: Saturation) -> str:
+    """The capacity and the headroom, or that the capacity is not known (utilization says why)."""
+    capacity, headroom = saturation.capacity, saturation.headroom_ratio
+    if capacity.is_unknown:
+        return "Capacity is not known."
+    if capacity.mid is None:
+        bound = value(capacity, number)
+        return f"Capacity is {bound} output tokens/s; how much exactly is not known."
+    running = saturation.capacity_running_requests.mid
+    at = f" at {number(running)} running requests" if running is not None else ""
+    how = ", extrapolated from lighter load" if is_extrapolated(saturation) else ""
+    text = f"Capacity is {sure(capacity, number)} output tokens/s{at}{how}"
+    if headroom.mid is None:
+        return f"{text}."
+    if headroom.mid < 1 - _FULL_RATIO:
+        return f"{text}; there was no headroom over the whole window."
+    return f"{text}; headroom over the whole window was {percent(headroom.mid)}."
 
 
-def outcomes_found(answer: Answer) -> str:
-    """How requests ended, in a sentence."""
-    requests = answer["requests"]
-    if requests["finished"] is None:
-        return "No finished requests were counted"
-    finished, successful = count(requests["finished"]), count(requests["successful"])
-    text = f"{successful} of {finished} finished requests succeeded"
-    if requests["lost"]["high"]:
-        unseen = count(requests["lost"]["high"])
-        text += f"; up to {unseen} more may have finished unseen before a server restarted or died"
-    return text
-
-
-def cost_per_request_found(answer: Answer) -> str:
-    """The whole window's cost of a request, in a sentence."""
-    each = answer["cost"]["usd_per_request"]
-    if each["mid"] is None:
-        return f"Over the whole window not known: {reason(each)}"
-    text = f"{usd_per_thousand(each['mid'])} per 1,000 requests over the whole window"
-    return f"{text}; fewer requests share the bill of a quiet hour"
-
-
-def cost_found(answer: Answer) -> str:
-    """Where the window stands on the cost curve, in a sentence."""
-    cost = answer["cost"]
-    now, used = cost["usd_per_million_output_tokens"], cost["utilisation"]
-    knee = cost.get("usd_per_million_output_tokens_at_knee")
-    if now["mid"] is None:
-        return f"Not known: {reason(now)}"
-    text = f"{usd(now['mid'])} per million output tokens"
-    if is_bound(used):
-        return f"{text} at {value(used, percent).removeprefix('at ')} of capacity"
-    if used["mid"] is None:
-        return f"{text}; how much of the capacity that used is not known: {reason(used)}"
-    text += f" at {percent(used['mid'])} of capacity"
-    if knee and knee["mid"] is not None:
-        text += f"; {usd(knee['mid'])} if it were full"
-    return text
-
-
-def _evidence(saturation: Mapping[str, Any]) -> str:
-    for each in saturation["regimes"]:
-        if each["regime"] == saturation["regime"] and each["evidence"]:
-            return f" ({str(each['evidence']).rstrip('.')})"
+def _evidence(saturation: Saturation) -> str:
+    for each in saturation.regimes:
+        if each.regime == saturation.regime and each.evidence:
+            return f" ({each.evidence.rstrip('.')})"
     return ""
 
 
-def plural(amount: float, noun: str) -> str:
-    """A count with its noun: 1 engine, 2 engines."""
-    return f"{count(amount)} {noun}{'' if amount == 1 else 's'}"
+def _next(answer: Answer) -> str:
+    saturation = answer.saturation
+    errors = [each.check for each in answer.quality if each.severity in POOR]
+    if errors:
+        return (
+            "Next: fix the telemetry before deciding anything; it has errors that make figures "
+            f"unreliable: {_named(errors)}."
+        )
+    if saturation.bottleneck in _NEXT:
+        advice = f"{_balance(saturation)}{_NEXT[saturation.bottleneck]}"
+        return f"Next: {advice}.{_gain(answer)}"
+    if saturation.regime == IDLE:
+        return "Next: stop the server while nobody uses it, or let it share its machine."
+    if answer.cost.allocation_usd.mid is None:
+        return "Next: give a GPU price, which turns these figures into dollars."
+    if saturation.capacity.mid is None:
+        return (
+            "Next: run one load test up to the point where requests queue; until then the capacity "
+            "stays unknown."
+        )
+    if answer.slo.missed:
+        return (
+            "Next: add a replica or send it fewer requests: it misses its latency targets below "
+            "its capacity."
+        )
+    return "Next: send it more requests or run fewer servers; there is headroom."
+
+
+def _balance(saturation: Saturation) -> str:
+    """Advice to balance the load, where one engine was at a limit while another had room."""
+    found = saturation.imbalance
+    if found is None:
+        return ""
+    return (
+        f"balance the load first, if these engines serve one model: {_listed(found.limited)} "
+        f"reached the limit while {_listed(found.free)} had room. Only then "
+    )
+
+
+def _gain(answer: Answer) -> str:
+    """What the first piece of advice would bring, where that is known."""
+    known = [each for each in answer.advice if each.effect.is_known]
+    if not known:
+        return ""
+    first = known[0]
+    share = sure(first.effect, percent)
+    if first.setting == REPLICAS:
+        aside = " (ignoring latency targets)" if within_targets(answer) else ""
+        return f" Running fewer engines would save {share} of the bill{aside}."
+    change = "doubling KV memory" if first.setting == KV_MEMORY else "that"
+    return f" Expected: {change} gives about {share} more output."
+
+
+def _named(checks: Sequence[str]) -> str:
+    """The names of checks, each once."""
+    return ", ".join(dict.fromkeys(checks))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Up to three names; of more, the first two and how many others."""
+    shown = list(names)
+    if len(shown) > _NAMED:
+        shown = [*shown[: _NAMED - 1], f"{len(shown) - _NAMED + 1} others"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown)

@@ -1,0 +1,139 @@
+"""What each chart shows, in a sentence: its subtitle. Nothing is computed here."""
+
+from __future__ import annotations
+
+from vllm_capacity.answer import Answer
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures.latency import Quantiles
+from vllm_capacity.render.numbers import (
+    Write,
+    count,
+    number,
+    percent,
+    plural,
+    usd,
+    usd_per_thousand,
+)
+from vllm_capacity.render.prose.estimates import reason, sure, value
+from vllm_capacity.render.prose.verdict import LIMITS, REGIMES, SIGNS, is_extrapolated
+
+
+def regime_found(answer: Answer) -> str:
+    """What the regime strip shows."""
+    first, regime = answer.saturation.bottleneck, answer.saturation.regime
+    if first in LIMITS:
+        return f"First bottleneck: {LIMITS[first]}; {SIGNS[first]}"
+    return f"Most of the time: {REGIMES[regime]}"
+
+
+def capacity_found(answer: Answer) -> str:
+    """What the saturation curve shows: where output levels off, or that it does not."""
+    capacity, running = answer.saturation.capacity, answer.saturation.capacity_running_requests.mid
+    if capacity.mid is None:
+        held = f" ({value(capacity, number)} tokens/s)" if capacity.is_bound else ""
+        return f"Capacity not known{held}: {reason(capacity)}"
+    at = f" at {number(running)} running requests" if running is not None else ""
+    level = f"output levels off{at}, at {sure(capacity, number)} tokens/s"
+    if is_extrapolated(answer.saturation):
+        return f"Not reached in this window; extrapolated from lighter load, {level}"
+    return f"O{level[1:]}"
+
+
+def latency_found(quantiles: Quantiles, attainment: Estimate | None, *, write: Write) -> str:
+    """The whole window's p95 of a latency with its bounds, and the SLO attainment, if any."""
+    p95 = quantiles.p95
+    if p95.value is not None:
+        text = f"p95 {write(p95.value)}"
+        if p95.lower is not None and p95.upper is not None:
+            low, high = (write(end, like=p95.value) for end in (p95.lower, p95.upper))
+            text += f" (its histogram bucket: {low} to {high})"
+    elif p95.lower is not None:
+        text = f"p95 above {write(p95.lower)}, the last histogram bucket"
+    else:
+        text = "Nothing was observed in this window"
+    if attainment is None or attainment.mid is None:
+        return text
+    return f"{text}; {sure(attainment, percent)} within the target"
+
+
+def queue_found(answer: Answer) -> str:
+    """Running and waiting requests over the window."""
+    running, waiting = answer.running, answer.waiting
+    if running.mean is None:
+        return "The server did not export how many requests ran"
+    text = f"{number(running.mean)} running on average"
+    if running.max is not None:
+        text += f", {count(running.max)} at most"
+    if waiting.max is None:
+        return text
+    return f"{text}; {f'up to {count(waiting.max)}' if waiting.max else 'none'} waiting"
+
+
+def kv_found(answer: Answer) -> str:
+    """KV-cache usage and preemptions over the window."""
+    kv = answer.kv_cache_ratio
+    if kv.mean is None or kv.max is None:
+        return "The server did not export how full its KV cache was"
+    text = f"{percent(kv.mean)} full on average, {percent(kv.max)} at most"
+    return f"{text}; {plural(answer.preemptions, 'preemption')}" if answer.preemptions else text
+
+
+def throughput_found(answer: Answer) -> str:
+    """The window's mean output rate."""
+    output = answer.throughput.output_tokens_per_second
+    if output is None:
+        return "No tokens were counted"
+    return f"{number(output)} output tokens/s on average"
+
+
+def requests_found(answer: Answer) -> str:
+    """Finished requests of the window and their mean rate."""
+    finished, rate = answer.requests.finished, answer.throughput.requests_per_second
+    if finished is None:
+        return "No finished requests were counted"
+    text = f"{count(finished)} finished"
+    return text if rate is None else f"{text}, {number(rate)} requests/s on average"
+
+
+def tokens_found(answer: Answer) -> str:
+    """Tokens of the window by kind."""
+    tokens, hit = answer.tokens, answer.prefix_cache_hit_ratio
+    if tokens.generation is None or tokens.prompt is None:
+        return "Tokens were not counted"
+    text = f"{count(tokens.prompt)} prompt tokens, {count(tokens.generation)} output tokens"
+    return text if hit is None else f"{text}; prefix cache hit rate {percent(hit)}"
+
+
+def outcomes_found(answer: Answer) -> str:
+    """How requests ended."""
+    requests = answer.requests
+    if requests.finished is None or requests.successful is None:
+        return "No finished requests were counted"
+    finished, successful = count(requests.finished), count(requests.successful)
+    text = f"{successful} of {finished} finished requests succeeded"
+    if requests.lost.high:
+        unseen = count(requests.lost.high)
+        text += f"; up to {unseen} more may have finished unseen before a server restarted or died"
+    return text
+
+
+def cost_per_request_found(answer: Answer) -> str:
+    """The whole window's cost per request, in the unit of the chart's axis."""
+    each = answer.cost.usd_per_request
+    if each.mid is None:
+        return f"Over the whole window not known: {reason(each)}"
+    text = f"{usd_per_thousand(each.mid)} per 1,000 requests over the whole window"
+    return f"{text}; in a quiet hour fewer requests share the bill"
+
+
+def cost_found(answer: Answer) -> str:
+    """Where the window lies on the curve of cost against utilization."""
+    now, used = answer.cost.usd_per_million_output_tokens, answer.cost.utilization
+    at_knee = answer.cost.usd_per_million_output_tokens_at_knee.mid
+    if now.mid is None:
+        return f"Not known: {reason(now)}"
+    text = f"{usd(now.mid)} per million output tokens"
+    if used.is_unknown:
+        return f"{text}; utilization not known: {reason(used)}"
+    text += f" at a utilization of {value(used, percent)}"
+    return text if at_knee is None else f"{text}; {usd(at_knee)} at full utilization"
