@@ -9,7 +9,7 @@ character that moves its cursor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import StringIO
@@ -179,7 +179,9 @@ class Figure:
     unit: str = ""
 
 
-def figures_table(figures: Iterable[Figure], *, caption: str = "", empty: str = "No rows.") -> Table:
+def figures_table(
+    figures: Iterable[Figure], *, caption: str = "", empty: str = "No rows."
+) -> Table:
     """Estimates one per row: value, interval, and what each rests on or why it is not known.
 
     What a row shares with the one above is not told again, save in the data.
@@ -222,9 +224,7 @@ def _since(above: Estimate | None, found: Estimate) -> str:
     size = len(above.basis)
     for start in range(len(found.basis) - size + 1 if size and above.is_known else 0):
         if found.basis[start : start + size] == above.basis:
-            return "; ".join(
-                [*found.basis[:start], "the line above", *found.basis[start + size :]]
-            )
+            return "; ".join([*found.basis[:start], "the line above", *found.basis[start + size :]])
     return found.sources
 
 
@@ -279,7 +279,9 @@ class _Layout:
         notes = [index for index, column in columns if column.is_note and self.has_notes]
         others = [index for index, column in columns if not column.is_note]
         every = sorted([*others, *notes])
-        return (every, []) if self._room([self._natural(i) for i in every]) >= 0 else (others, notes)
+        return (
+            (every, []) if self._room([self._natural(i) for i in every]) >= 0 else (others, notes)
+        )
 
     def _widths(self, shown: Sequence[int]) -> list[int]:
         """As wide as the cells; too wide, heads are wrapped first, then columns of words."""
