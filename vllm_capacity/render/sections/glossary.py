@@ -1,0 +1,530 @@
+"""What every figure means, the functions that make it, and the rows they make it of.
+
+A definition names function objects, never files: files, lines and SQL are read off the functions,
+so that they cannot be out of date.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from textwrap import dedent
+
+import polars as pl
+
+from vllm_capacity import bills, costs_by_time
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.figures import (
+    failures,
+    gauges,
+    histogram,
+    latency,
+    losses,
+    scrapes,
+    series,
+    steps,
+    traffic,
+)
+from vllm_capacity.telemetry.window import query_text
+from vllm_capacity.verdicts import (
+    advice,
+    capacity,
+    cost,
+    forecast,
+    idle,
+    loads,
+    options,
+    quality,
+    regimes,
+    saturation,
+    sizing,
+    slo,
+)
+
+Function = Callable[..., object]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that a figure is made of: the function that reads them, and of which metrics."""
+
+    read: Function
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def query(self) -> str:
+        """The shipped query that the function asks, by name."""
+        return _query_of(self.read)
+
+    def bound(self, analysis: Analysis) -> dict[str, object]:
+        """What is bound to the parameters of the query for this analysis."""
+        part = analysis.time_range
+        values: dict[str, object] = {
+            "metrics": list(self.metrics),
+            "start": part.start,
+            "end": part.end,
+            "step_us": round(part.seconds * 1e6) + 1,  # one step holds the whole time range
+            "last_step": 0,
+        }
+        needed = set(re.findall(r"\$(\w+)", query_text("figures", self.query)))
+        return {name: value for name, value in values.items() if name in needed}
+
+    def rows(self, analysis: Analysis) -> pl.DataFrame:
+        """The rows, as the window answers the query."""
+        return analysis.window.named_sql("figures", self.query, **self.bound(analysis))
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One figure: what it is, the functions that make it, and the rows they make it of.
+
+    `paths` are the attributes of an answer that hold it (of a plan, after `plan.`); none for what
+    only a chart shows.
+    """
+
+    figure: str
+    title: str
+    text: str
+    made_by: tuple[Function, ...]
+    read: tuple[Source, ...]
+    paths: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What is read, each query once, of all metrics that the figure takes from it."""
+        metrics: dict[Function, list[str]] = {}
+        for source in self.read:
+            metrics.setdefault(source.read, []).extend(source.metrics)
+        return tuple(Source(read, tuple(dict.fromkeys(names))) for read, names in metrics.items())
+
+
+@cache
+def _query_of(function: Function) -> str:
+    """The name of the one shipped query that a function asks, read off its source."""
+    tree = ast.parse(dedent(inspect.getsource(function)))
+    asked = [
+        call.args[1].value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "named_sql"
+        and isinstance(call.args[1], ast.Constant)
+    ]
+    if len(asked) != 1:
+        raise ValueError(f"{function.__name__} asks {len(asked)} queries, not one")
+    return str(asked[0])
+
+
+_ATTEMPTS = Source(scrapes.attempts)
+_ENGINES = Source(scrapes.engines)
+_RESTARTS = Source(scrapes.restarts)
+
+
+def _increase(*metrics: str) -> Source:
+    """Exact increases of counters over the whole time range."""
+    return Source(traffic.counter_increases, metrics)
+
+
+def _growth(*metrics: str) -> Source:
+    """Increases of counters from scrape to scrape."""
+    return Source(traffic.scrape_increases, metrics)
+
+
+def _samples(*metrics: str) -> Source:
+    return Source(gauges.gauge_samples, metrics)
+
+
+def _buckets(*metrics: str) -> Source:
+    return Source(latency.histogram_increases, metrics)
+
+
+_BILLED = (_ATTEMPTS, _ENGINES)
+_BILL = (scrapes.billed_hours, bills.engine_parts, cost.bill)
+_STEPS = (
+    _growth(traffic.GENERATION_TOKENS, traffic.PREEMPTIONS),
+    _samples(gauges.RUNNING, gauges.WAITING, gauges.KV_CACHE),
+)
+_TOKENS = (traffic.PROMPT_TOKENS, traffic.GENERATION_TOKENS)
+_BILL_TEXT = (
+    "The bill is billed hours × GPUs per engine × price per GPU-hour. An engine is billed from its "
+    "target's last scrape attempt before the window (or its first inside) to the last before the "
+    "end, including idle time and failed scrapes."
+)
+_LOAD_TEXT = (
+    "Load is the mean number of running requests in a step, or the mean KV-cache usage. With "
+    "several engines, the one nearest to its limit is drawn against its own load. Steps with a gap "
+    "or a restart are left out."
+)
+_QUANTILE_TEXT = (
+    "The increase of each histogram bucket over the window, added over engines with the same "
+    "buckets, then interpolated inside a bucket as PromQL's histogram_quantile does. The true "
+    "value lies between the edges of that bucket."
+)
+_ATTAINMENT_TEXT = (
+    "SLO attainment: the share of {what} within the target. Exact where the target is the edge of "
+    "a histogram bucket, an interval where it lies inside one. The goal is 95 %: targets are p95."
+)
+
+DEFINITIONS: tuple[Definition, ...] = (
+    Definition(
+        "usd_per_request",
+        "Cost per request",
+        f"{_BILL_TEXT} It is divided by the successful requests: those that finished with the "
+        "reason stop, length or repetition.",
+        _BILL,
+        (*_BILLED, _increase(traffic.REQUESTS)),
+        ("cost.usd_per_request", "cost.per_request"),
+    ),
+    Definition(
+        "usd_per_million_output_tokens",
+        "Cost per million output tokens",
+        f"{_BILL_TEXT} The whole bill, prompts included, is charged to the output tokens.",
+        _BILL,
+        (*_BILLED, _increase(traffic.GENERATION_TOKENS)),
+        ("cost.usd_per_million_output_tokens",),
+    ),
+    Definition(
+        "tokens_per_usd",
+        "Tokens per dollar",
+        f"{_BILL_TEXT} Output tokens divided by it.",
+        _BILL,
+        (*_BILLED, _increase(traffic.GENERATION_TOKENS)),
+        ("cost.tokens_per_usd",),
+    ),
+    Definition(
+        "allocation_usd",
+        "The bill",
+        f"{_BILL_TEXT} The bills of all engines are added.",
+        (*_BILL, cost.allocation_usd),
+        _BILLED,
+        ("cost.allocation_usd", "cost.total"),
+    ),
+    Definition(
+        "usd_per_million_total_tokens",
+        "Cost per million tokens, input and output",
+        f"{_BILL_TEXT} The whole bill is divided by prompt and output tokens together. The two "
+        "split figures share the bill between input and output tokens by measured prefill and "
+        "decode seconds, else by a weight of 1:4; they add up to the bill.",
+        _BILL,
+        (*_BILLED, _increase(*_TOKENS), _buckets(latency.PREFILL, latency.DECODE)),
+        (
+            "cost.usd_per_million_total_tokens",
+            "cost.usd_per_million_input_tokens_split",
+            "cost.usd_per_million_output_tokens_split",
+        ),
+    ),
+    Definition(
+        "utilization",
+        "Utilization",
+        "Output tokens per second (increase of the counter ÷ time between its first and last "
+        "scrape) divided by the capacity, 1 at most.",
+        (cost.utilization, traffic.rate_per_second),
+        (_increase(traffic.GENERATION_TOKENS), *_STEPS),
+        ("cost.utilization",),
+    ),
+    Definition(
+        "idle_usd",
+        "Idle cost",
+        "The bill × (1 − utilization): what was paid for capacity that nobody used. The cost at "
+        "the knee is the cost × utilization: what it would be at full utilization.",
+        (cost.bill, cost.utilization),
+        (*_BILLED, _increase(traffic.GENERATION_TOKENS), *_STEPS),
+        (
+            "cost.idle_usd",
+            "cost.usd_per_request_at_knee",
+            "cost.usd_per_million_output_tokens_at_knee",
+        ),
+    ),
+    Definition(
+        "cost_over_time",
+        "Cost per request over time",
+        f"Each part of the window is billed by itself. {_BILL_TEXT} Parts are hours, or a round "
+        "length that gives 48 of them at most; their bills add up to the whole.",
+        (costs_by_time.costs_by_part, bills.priced, cost.bill),
+        (*_BILLED, _growth(traffic.REQUESTS)),
+    ),
+    Definition(
+        "headroom_ratio",
+        "Headroom",
+        "1 − output tokens per second ÷ capacity.",
+        (capacity.headroom, traffic.rate_per_second),
+        (_increase(traffic.GENERATION_TOKENS), *_STEPS),
+        ("saturation.headroom_ratio",),
+    ),
+    Definition(
+        "ttft_attainment",
+        "TTFT within target",
+        _ATTAINMENT_TEXT.format(what="requests whose time to first token (TTFT) was"),
+        (histogram.attainment,),
+        (_buckets(latency.TTFT),),
+        ("slo.ttft_attainment",),
+    ),
+    Definition(
+        "itl_attainment",
+        "ITL within target",
+        _ATTAINMENT_TEXT.format(what="inter-token latencies (ITL)"),
+        (histogram.attainment,),
+        (_buckets(latency.ITL),),
+        ("slo.itl_attainment", "slo.missed"),
+    ),
+    Definition(
+        "slo_throughput",
+        "Throughput within the latency targets",
+        "The highest output tokens per second at which p95 TTFT and p95 ITL meet their targets: "
+        "between the heaviest load that met them and the lightest that did not, and never above "
+        "the capacity.",
+        (slo.slo_throughput,),
+        (*_STEPS, _buckets(latency.TTFT, latency.ITL)),
+        ("slo.throughput_output_tokens_per_second", "slo.throughput"),
+    ),
+    Definition(
+        "capacity_output_tokens_per_second",
+        "Capacity",
+        "The plateau of output tokens per second while the server, not its clients, is the limit; "
+        "its knee is the lightest load that reaches it. Where no plateau was reached, the peak is "
+        "extrapolated from lighter loads, or the best minute is a lower bound. The drawn curve is "
+        "a scalability law fitted to the steps, its band a 90 % bootstrap over blocks of them; the "
+        f"plateau does not rest on it. {_LOAD_TEXT}",
+        (saturation.engine_fits, loads.plateau, capacity.fleet_sum),
+        _STEPS,
+        (
+            "saturation.capacity_output_tokens_per_second",
+            "saturation.capacity",
+            "saturation.capacity_kind",
+            "saturation.capacity_running_requests",
+        ),
+    ),
+    Definition(
+        "regime",
+        "Bottleneck",
+        "Every step of every engine is judged by its running and waiting requests, KV-cache usage "
+        "and preemptions; the evidence is listed with each judgement. The bottleneck is the limit "
+        "of most time in the busiest quarter of the steps.",
+        (regimes.judged_steps, regimes.window_regime, regimes.bottleneck),
+        _STEPS,
+        (
+            "saturation.regime",
+            "saturation.bottleneck",
+            "saturation.regimes",
+            "saturation.imbalance",
+        ),
+    ),
+    Definition(
+        "advice",
+        "What to change first",
+        "Settings that held throughput back for 5 % of the busy time or more, each with what it "
+        "would bring: how far the fitted curve still rises to the load that the change allows.",
+        (advice.advice,),
+        _STEPS,
+        ("advice",),
+    ),
+    Definition(
+        "latency_by_load",
+        "Latency against load",
+        f"Each point is a step: p95 of its histogram's increase. {_LOAD_TEXT}",
+        (steps.engine_steps,),
+        (_samples(gauges.RUNNING, gauges.KV_CACHE), _buckets(latency.TTFT, latency.ITL)),
+    ),
+    Definition(
+        "preemptions_by_load",
+        "Preemptions against load",
+        f"Each point is a step: increase of the counter ÷ minutes of the step. {_LOAD_TEXT}",
+        (steps.engine_steps,),
+        (_growth(traffic.PREEMPTIONS), _samples(gauges.RUNNING, gauges.KV_CACHE)),
+    ),
+    Definition(
+        "throughput",
+        "Throughput: output tokens and requests per second",
+        "Over time: the increase of the counter between scrapes ÷ the time between them, added "
+        "over engines; over a gap the increase is spread evenly, and the gap is marked. The mean "
+        "over the window is the exact increase ÷ the time between the first and the last scrape.",
+        (traffic.rate_per_second, series.per_step),
+        (
+            _increase(traffic.GENERATION_TOKENS, traffic.REQUESTS),
+            _growth(traffic.GENERATION_TOKENS, traffic.REQUESTS),
+        ),
+        ("throughput",),
+    ),
+    Definition(
+        "tokens",
+        "Tokens by kind",
+        "The exact increase of the prompt and generation counters. Prompt tokens include those "
+        "found in the prefix cache.",
+        (traffic.total, traffic.prompt_tokens_computed),
+        (_increase(*_TOKENS),),
+        ("tokens",),
+    ),
+    Definition(
+        "requests",
+        "How requests ended",
+        "The exact increase of the counter of finished requests, by reason. Requests whose client "
+        "went away and requests that were refused are not counted by vLLM.",
+        (traffic.total_by_label, traffic.successful),
+        (_increase(traffic.REQUESTS),),
+        ("requests",),
+    ),
+    Definition(
+        "lost",
+        "Requests and tokens that no scrape saw",
+        "What a process can have counted after its last scrape before it ended, or before its "
+        "first: bounds from its running and waiting requests and the fastest rate in the window.",
+        (losses.losses,),
+        (_ATTEMPTS, _RESTARTS, _growth(traffic.REQUESTS, *_TOKENS)),
+        ("requests.lost", "tokens.lost"),
+    ),
+    Definition(
+        "failures",
+        "Failures",
+        "HTTP answers by status, requests that ended with an engine error, rejections at "
+        "admission, and streams with a first token that never finished. vLLM has no total of "
+        "received requests, so there is no single failure rate.",
+        (failures.failures,),
+        (
+            _increase(traffic.HTTP_REQUESTS, traffic.REQUESTS, traffic.REJECTIONS),
+            _buckets(latency.TTFT),
+            _samples(gauges.RUNNING),
+        ),
+        ("failures",),
+    ),
+    Definition(
+        "queue",
+        "Running and waiting requests",
+        "At each scrape the newest sample of every engine, added; means are weighted by how long a "
+        "sample holds.",
+        (gauges.summed, gauges.gauge_of),
+        (_samples(gauges.RUNNING, gauges.WAITING),),
+        ("running", "waiting"),
+    ),
+    Definition(
+        "kv_cache_ratio",
+        "KV-cache usage",
+        "Blocks held by live requests ÷ all blocks, 0 to 1; mean and maximum over engines, never "
+        "added.",
+        (gauges.pooled,),
+        (_samples(gauges.KV_CACHE),),
+        ("kv_cache_ratio",),
+    ),
+    Definition(
+        "preemptions",
+        "Preemptions",
+        "The exact increase of the counter: requests that were put back into the queue because the "
+        "KV cache was full.",
+        (traffic.total,),
+        (_increase(traffic.PREEMPTIONS),),
+        ("preemptions",),
+    ),
+    Definition(
+        "prefix_cache_hit_ratio",
+        "Prefix-cache hit rate",
+        "Prompt tokens found in the prefix cache ÷ prompt tokens looked up.",
+        (traffic.prefix_cache_hit_ratio,),
+        (_increase(traffic.PREFIX_QUERIES, traffic.PREFIX_HITS),),
+        ("prefix_cache_hit_ratio",),
+    ),
+    Definition(
+        "ttft_seconds",
+        "Time to first token (TTFT)",
+        _QUANTILE_TEXT,
+        (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
+        (_buckets(latency.TTFT),),
+        ("latency.ttft_seconds", "latency.ttft"),
+    ),
+    Definition(
+        "itl_seconds",
+        "Inter-token latency (ITL)",
+        _QUANTILE_TEXT,
+        (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
+        (_buckets(latency.ITL),),
+        ("latency.itl_seconds", "latency.itl"),
+    ),
+    Definition(
+        "e2e_seconds",
+        "End-to-end latency (E2E)",
+        _QUANTILE_TEXT,
+        (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
+        (_buckets(latency.E2E),),
+        ("latency.e2e_seconds", "latency.e2e"),
+    ),
+    Definition(
+        "window",
+        "Window",
+        "The time that was judged, and the engines in it: pairs of a target and vLLM's engine "
+        "label. The mean counts each engine for the share of the billed time in which it was up.",
+        (scrapes.engines, bills.presence),
+        _BILLED,
+        ("window",),
+    ),
+    Definition(
+        "quality",
+        "Quality of the telemetry",
+        "Checks of the scrapes and of the series, each with the most it can move a figure.",
+        (quality.ledger,),
+        (_ATTEMPTS, _RESTARTS),
+        ("quality",),
+    ),
+    Definition(
+        "demand",
+        "Demand to plan for",
+        "Requests per second as asked for; else p95 over the steps of finished requests per "
+        "second, added over engines. Times the mean output tokens per request. vLLM counts no "
+        "arrivals: where requests waited, this is what was served, and demand may be higher.",
+        (sizing.demand_seen,),
+        (_growth(traffic.REQUESTS), _samples(gauges.WAITING), _increase(*_TOKENS)),
+        ("plan.demand_requests_per_second", "plan.demand_output_tokens_per_second"),
+    ),
+    Definition(
+        "replicas",
+        "Replicas",
+        "Demand ÷ (capacity of one replica × (1 − headroom)), rounded up, plus spares. The "
+        "capacity is the throughput within the latency targets, or the plateau where no target is "
+        "given. If prompts double or prefix caching is off, the capacity shrinks by the engine "
+        "time per request or, where the KV cache is the bottleneck, by the KV tokens per request "
+        "(prompt + half the output), whichever is worse; latencies are not judged again.",
+        (sizing.replicas, sizing.month_usd, sizing.sensitivity),
+        (_growth(traffic.REQUESTS), _increase(*_TOKENS), *_STEPS),
+        (
+            "plan.replicas",
+            "plan.gpus",
+            "plan.usd_per_month",
+            "plan.capacity_output_tokens_per_second",
+            "plan.sensitivity",
+            "plan.queue_check",
+        ),
+    ),
+    Definition(
+        "whatif",
+        "Another GPU",
+        "The capacity of this window (or the rate given) × the ratio of published measurements of "
+        "the model on both GPUs, where there are any; else × the ratio of the times that prefill "
+        "and decode take by each card's data sheet. The band is the measured error of that on "
+        "models it was not fitted to. Tokens per dollar is that ÷ the price: the median of the "
+        "on-demand offers, with the cheapest and the dearest as its ends. A GPU that cannot serve "
+        "the model, or has no price, is listed with the reason.",
+        (options.whatif_table,),
+        (_increase(*_TOKENS), *_STEPS),
+        ("plan.options",),
+    ),
+    Definition(
+        "forecast",
+        "Forecast of requests",
+        "The mean of the last day × the profile of the hours of the day × how far the last hour "
+        "was above or below it, fading; from two weeks of history on also × a profile of the week, "
+        "where that made the back-test better. The interval comes from the errors of the same "
+        "forecast on this window's own past. It needs at least 24 h of data.",
+        (forecast.forecast_demand,),
+        (_growth(traffic.REQUESTS),),
+        ("plan.forecast",),
+    ),
+    Definition(
+        "idle",
+        "Idle cost by hour of the week",
+        f"{_BILL_TEXT} Of each whole hour: the bill × (1 − output tokens per second ÷ capacity); "
+        "then the mean over the hours of the week that were observed.",
+        (costs_by_time.costs_by_hour, idle.idle_by_hour_of_week),
+        (*_BILLED, _growth(traffic.GENERATION_TOKENS), *_STEPS),
+    ),
+)
