@@ -24,7 +24,7 @@ from vllm_capacity.answer import (
     WindowExtent,
 )
 from vllm_capacity.assumptions import SLO_OPTIONS, Assumptions
-from vllm_capacity.bills import engine_parts, grouped, presence
+from vllm_capacity.bills import engine_parts, grouped, presence, unlabelled
 from vllm_capacity.costs_by_time import costs_by_hour, costs_by_part
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
@@ -40,7 +40,7 @@ from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.advice import advice
 from vllm_capacity.verdicts.breakeven import BreakEven, break_even
-from vllm_capacity.verdicts.claim import Bound, published_bound
+from vllm_capacity.verdicts.claim import Bound, FullUse, published_bound, usd_per_request_at
 from vllm_capacity.verdicts.cost import NO_PRICE, Bill, Part, bill
 from vllm_capacity.verdicts.finding import Finding
 from vllm_capacity.verdicts.idle import Savings, savings
@@ -100,10 +100,15 @@ class Analysis:
         return list(names.to_list())
 
     @property
+    def models(self) -> list[str]:
+        """The models that the whole window names, by name."""
+        names = self.window.named_sql("figures", "models").get_column("model_name")
+        return list(names.to_list())
+
+    @property
     def served_model(self) -> str | None:
         """The model that the whole window served; None where it is none, or several."""
-        names = self.window.named_sql("figures", "models").get_column("model_name")
-        return str(names.item()) if names.len() == 1 else None
+        return self.models[0] if len(self.models) == 1 else None
 
     @cached_property
     def presence(self) -> dict[str, float]:
@@ -198,6 +203,18 @@ class Analysis:
         """How often each target was scraped, and answered."""
         return scrapes.scrape_counts(self.attempts, part=self.time_range)
 
+    @property
+    def all_scrapes(self) -> scrapes.ScrapeCount:
+        """The scrapes of all targets together; their usual interval is that of the quickest."""
+        found = self.scrape_counts
+        return scrapes.ScrapeCount(
+            "all targets",
+            sum(each.attempts for each in found),
+            sum(each.good for each in found),
+            sum(each.missed for each in found),
+            min((each.usual_seconds for each in found), default=0.0),
+        )
+
     @cached_property
     def interruptions(self) -> list[scrapes.Interruption]:
         """Gaps and restarts, by target and time."""
@@ -248,6 +265,23 @@ class Analysis:
         """
         parts = grouped(self.window, self.bill_parts, by=group, part=self.time_range)
         return bill(parts)
+
+    def unlabelled(self, group: str) -> list[str]:
+        """The counters of the bill that the servers have, but without that label."""
+        return unlabelled(self.window, by=group, part=self.time_range)
+
+    @property
+    def rates(self) -> list[tuple[float, Estimate]]:
+        """What was paid: GPUs per engine and the price of one for an hour, per engine or for all.
+
+        Rates, not a mean: of a fleet that grew at its old prices the price did not change.
+        """
+        pricing = self.assumptions.pricing
+        if not pricing.rules:
+            price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
+            return [(pricing.gpus_per_engine, price)]
+        parts = self.bill_parts.values()
+        return [(part.usage.gpus_per_engine, part.usd_per_gpu_hour) for part in parts]
 
     def bill_at(self, usd_per_gpu_hour: Estimate) -> Bill:
         """The bill of the same use at one other price, for all engines."""
@@ -300,6 +334,15 @@ class Analysis:
             requests_per_second=rate,
         )
 
+    @cached_property
+    def full_use(self) -> FullUse | None:
+        """What a request would cost on a GPU as full as in the published run; None without one."""
+        bound, price = self.published_bound, self.assumptions.pricing.usd_per_gpu_hour
+        if bound is None or price is None:
+            return None
+        full = usd_per_request_at(bound, price)
+        return FullUse(bound, full, self.bill.whole.usd_per_request.divided_by(full))
+
     def savings(self, policy: Policy) -> Savings:
         """What three ways out of idle hours would have saved, USD per month."""
         return savings(
@@ -318,6 +361,17 @@ class Analysis:
         """Where the time of a finished request went: queue, prefill, decode, by these names."""
         found = phases.phases(self.window, part=self.time_range)
         return {each.name: each for each in found}
+
+    @property
+    def first_token_phase(self) -> tuple[str, float] | None:
+        """The longer of queue and prefill, and its share of both, 0..1; None where not observed."""
+        means = {name: self.phases[name].mean_seconds for name in ("queue", "prefill")}
+        known = {name: mean for name, mean in means.items() if mean is not None}
+        whole = sum(known.values())
+        if len(known) < len(means) or not whole:
+            return None
+        name = "queue" if known["queue"] > known["prefill"] else "prefill"
+        return name, known[name] / whole
 
     @cached_property
     def latency(self) -> latency.Latency:

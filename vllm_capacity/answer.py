@@ -107,7 +107,10 @@ class Throughput(Record):
 
 @dataclass(frozen=True)
 class Amount:
-    """How much came: in all, per second, and per finished request; None where not counted."""
+    """How much came: in all, per second, and per finished request; None where not counted.
+
+    Of requests themselves `per_request` is None.
+    """
 
     total: float | None
     per_second: float | None
@@ -184,7 +187,7 @@ class Answer(Record):
     def traffic(self) -> dict[str, Amount]:
         """Finished requests, prompt tokens and output tokens, by these names."""
         rate = self.throughput.requests_per_second
-        found = {"finished requests": Amount(self.requests.finished, rate, 1.0)}
+        found = {"finished requests": Amount(self.requests.finished, rate, None)}
         for name, total, each in (
             ("prompt tokens", self.tokens.prompt, self.prompt_tokens_per_request.mid),
             ("output tokens", self.tokens.generation, self.output_tokens_per_request.mid),

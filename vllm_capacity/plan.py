@@ -123,6 +123,13 @@ class Plan(Figures):
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def working_replicas(self) -> int | None:
+        """The replicas without their spares, one at least; None where it is not known how many."""
+        if self.replicas.mid is None:
+            return None
+        return max(1, round(self.replicas.mid) - self.policy.spare_replicas)
+
+    @property
     def comparable(self) -> tuple[Option, ...]:
         """The options whose tokens per dollar are known, best first."""
         return tuple(option for option in self.options if option.is_comparable)

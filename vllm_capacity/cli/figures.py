@@ -7,7 +7,6 @@ import json
 import click
 
 from vllm_capacity.answer import SCHEMA_VERSION
-from vllm_capacity.bills import unlabelled
 from vllm_capacity.cli.assumed import analysis_of, assumption_options
 from vllm_capacity.cli.screen import columns
 from vllm_capacity.record import plain
@@ -26,16 +25,13 @@ _verify = click.option(
 def figures(window: str, verify: bool, as_json: bool, **given: object) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
     opened = open_window(window, verify=verify)
-    answer = analysis_of(opened, given).answer
+    analysis = analysis_of(opened, given)
     if as_json:
-        click.echo(as_text(answer))
+        click.echo(as_text(analysis.answer))
         return
-    from vllm_capacity.render.terminal import figures_text  # charts and all: not for --json
+    from vllm_capacity.render.terminal import figures_text  # rich and all: not for --json
 
-    text = figures_text(
-        answer, window_name=opened.name, is_simulated=opened.is_simulated, width=columns()
-    )
-    click.echo(text, nl=False)
+    click.echo(figures_text(analysis, width=columns()), nl=False)
 
 
 @click.command()
@@ -48,25 +44,14 @@ def cost(window: str, verify: bool, by: str, as_json: bool, **given: object) -> 
     """The bill of WINDOW shared out; the parts add up to the whole."""
     opened = open_window(window, verify=verify)
     analysis = analysis_of(opened, given)
-    bill = analysis.bill_by(by)
     if as_json:
+        bill = analysis.bill_by(by)
         body = {"by": by, "whole": bill.whole, "parts": bill.parts}
         click.echo(as_text({**body, "schema_version": SCHEMA_VERSION}))
         return
     from vllm_capacity.render.terminal import cost_text
 
-    price = analysis.assumptions.pricing.usd_per_gpu_hour
-    text = cost_text(
-        bill,
-        by=by,
-        part=analysis.time_range,
-        window_name=opened.name,
-        is_simulated=opened.is_simulated,
-        price_note=price.sources if price else "",
-        unlabelled=unlabelled(opened, by=by, part=analysis.time_range),
-        width=columns(),
-    )
-    click.echo(text, nl=False)
+    click.echo(cost_text(analysis, by=by, width=columns()), nl=False)
 
 
 def as_text(result: object) -> str:

@@ -105,9 +105,9 @@ class ScrapeCount:
         return self.attempts - self.good
 
     @property
-    def good_ratio(self) -> float:
-        """Answered ÷ expected, 0..1."""
-        return self.good / self.expected
+    def good_ratio(self) -> float | None:
+        """Answered ÷ expected, 0..1; None where none was expected."""
+        return self.good / self.expected if self.expected else None
 
 
 def attempts(window: Window, *, end: datetime) -> pl.DataFrame:

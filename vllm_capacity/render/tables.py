@@ -9,16 +9,17 @@ character that moves its cursor.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from io import StringIO
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
 from rich.cells import cell_len
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text as Line
 
@@ -31,6 +32,7 @@ from vllm_capacity.render.prose import estimates
 Value = str | float | datetime | Estimate | None
 
 DASH = "–"
+_SAME = "for the same reason"
 _GAP = "  "
 _INDENT = 4
 _LEAST_TEXT = 12  # columns of a terminal that a column of words keeps
@@ -87,11 +89,21 @@ class Table:
             raise ValueError(f"a row has one cell per column: {len(self.columns)} of them")
 
     @property
+    def shown(self) -> tuple[Column, ...]:
+        """The columns that a reader sees: those with any text."""
+        return tuple(self.columns[index] for index in self._texted)
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """What a reader sees of each row, under the columns `shown`."""
+        return [[row[index].text for index in self._texted] for row in self.rows]
+
+    @property
     def content(self) -> dict[str, Any]:
         """The table as the page's template takes it: plain JSON, every cell as text."""
         return {
-            "columns": [{"title": each.title, "numeric": each.is_numeric} for each in self.columns],
-            "rows": [[cell.text for cell in row] for row in self.rows],
+            "columns": [{"title": each.title, "numeric": each.is_numeric} for each in self.shown],
+            "rows": self.texts,
             "caption": self.caption,
             "empty": self.empty,
         }
@@ -117,10 +129,9 @@ class Table:
         caption = f"{_markdown(self.caption)}\n\n" if self.caption else ""
         if not self.rows:
             return f"{caption}{_markdown(self.empty)}\n"
-        heads = [column.title for column in self.columns]
-        lines = [heads, *([cell.text for cell in row] for row in self.rows)]
+        lines = [[column.title for column in self.shown], *self.texts]
         head, *body = (f"| {' | '.join(map(_markdown, cells))} |" for cells in lines)
-        rule = "|".join(" ---: " if column.is_numeric else " --- " for column in self.columns)
+        rule = "|".join(" ---: " if column.is_numeric else " --- " for column in self.shown)
         return caption + "\n".join([head, f"|{rule}|", *body]) + "\n"
 
     def to_csv(self) -> str:
@@ -140,10 +151,20 @@ class Table:
 
         Notes stand below their row where the table would be wider.
         """
-        return _Layout(self, width, has_notes=notes).text
+        caption = wrapped(self.caption, width) if self.caption else ""
+        if not self.rows:
+            return caption + wrapped(self.empty, width)
+        return caption + _Layout(self.shown, self.texts, width, has_notes=notes).text
 
     def __repr__(self) -> str:
         return self.to_text().rstrip("\n")
+
+    @property
+    def _texted(self) -> list[int]:
+        columns = range(len(self.columns))
+        if not self.rows:
+            return list(columns)
+        return [index for index in columns if any(row[index].text for row in self.rows)]
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
         return Element("table", self.content, repr(self))._repr_mimebundle_()
@@ -179,12 +200,10 @@ class Figure:
     unit: str = ""
 
 
-def figures_table(
-    figures: Iterable[Figure], *, caption: str = "", empty: str = "No rows."
-) -> Table:
+def figures_table(figures: Iterable[Figure], *, caption: str = "", empty: str = "") -> Table:
     """Estimates one per row: value, interval, and what each rests on or why it is not known.
 
-    What a row shares with the one above is not told again, save in the data.
+    What a row rests on names earlier rows in the place of their sources; the data have them all.
     """
     columns = (
         Column("figure", "figure"),
@@ -193,15 +212,26 @@ def figures_table(
         Column("basis", "basis", is_note=True),
     )
     rows: list[tuple[Value | Cell, ...]] = []
-    above: Estimate | None = None
+    above: list[Figure] = []
     for each in figures:
         found = each.estimate
         shown = estimates.value(found, each.write)
         shown = shown if found.is_unknown else f"{shown} {each.unit}".rstrip()
-        basis = Cell(_since(above, found), estimates.why(found))
+        basis = Cell(_basis(found, above), estimates.why(found))
         rows.append((each.label, Cell(shown, found), interval(found, each.write), basis))
-        above = found
-    return table(columns, rows, caption=caption, empty=empty)
+        above.append(each)
+    return reasons_once(table(columns, rows, caption=caption, empty=empty))
+
+
+def reasons_once(whole: Table) -> Table:
+    """The table with a note that is the same as in the row above written as such."""
+    notes = {index for index, column in enumerate(whole.columns) if column.is_note}
+    rows = list(whole.rows[:1])
+    for above, row in pairwise(whole.rows):
+        same = {index for index in notes if row[index].text == above[index].text != ""}
+        cells = (replace(c, text=_SAME) if index in same else c for index, c in enumerate(row))
+        rows.append(tuple(cells))
+    return replace(whole, rows=tuple(rows))
 
 
 def interval(estimate: Estimate, write: Write) -> str:
@@ -209,23 +239,33 @@ def interval(estimate: Estimate, write: Write) -> str:
     return between(estimate, write).removeprefix("between ").replace(" and ", " to ")
 
 
+def written(value: float | None, write: Write, like: float | None = None) -> Cell:
+    """A number as `write` has it, to the places of `like`; a dash for None."""
+    return Cell(DASH) if value is None else Cell(write(value, like), value)
+
+
 def with_interval(estimate: Estimate, write: Write) -> Cell:
     """An estimate in one cell: its value, its interval in brackets where it has one."""
     return Cell(estimates.sure(estimate, write), estimate)
 
 
-def _since(above: Estimate | None, found: Estimate) -> str:
-    """What an estimate rests on, the sources or the reason of the one above named as such."""
-    if above is None:
-        return estimates.why(found)
+def _basis(found: Estimate, above: Sequence[Figure]) -> str:
+    """What an estimate rests on: rows above by their label, and further sources; or why not."""
     if not found.is_known:
-        is_same = not above.is_known and above.reason == found.reason
-        return "for the same reason" if is_same else estimates.why(found)
-    size = len(above.basis)
-    for start in range(len(found.basis) - size + 1 if size and above.is_known else 0):
-        if found.basis[start : start + size] == above.basis:
-            return "; ".join([*found.basis[:start], "the line above", *found.basis[start + size :]])
-    return found.sources
+        return estimates.why(found)
+    sources = list(found.basis)
+    for row in sorted(above, key=lambda row: len(row.estimate.basis), reverse=True):
+        _replace(sources, row.estimate.basis, f"“{row.label}”")
+    return "; ".join(sources)
+
+
+def _replace(sources: list[str], part: Sequence[str], name: str) -> None:
+    """Put the name in the place of the part, where the sources hold it as a run."""
+    size = len(part)
+    for start in range(len(sources) - size + 1 if size else 0):
+        if sources[start : start + size] == list(part):
+            sources[start : start + size] = [name]
+            return
 
 
 def _data(name: str, values: Sequence[Value]) -> dict[str, list[Any]]:
@@ -251,37 +291,34 @@ def _markdown(text: str) -> str:
 class _Layout:
     """A table set in lines: how wide each column is, and where its notes stand."""
 
-    table: Table
+    columns: tuple[Column, ...]
+    rows: Sequence[Sequence[str]]
     width: int
     has_notes: bool
 
     @property
     def text(self) -> str:
-        """All lines, none with spaces at its end."""
-        parts = [self.table.caption] if self.table.caption else []
-        if not self.table.rows:
-            return wrapped(" ".join([*parts, self.table.empty]), self.width)
+        """Heads, a rule and the rows; no line with spaces at its end."""
         beside, below = self._places
         widths = self._widths(beside)
-        columns = [self.table.columns[index] for index in beside]
+        columns = [self.columns[index] for index in beside]
         heads = _row(columns, [each.title for each in columns], widths, vertical="bottom")
         rule = _GAP.join("─" * width for width in widths)
-        lines = [*map(wrapped, parts), heads, f"{rule}\n"]
-        for row in self.table.rows:
-            lines.append(_row(columns, [row[index].text for index in beside], widths))
-            lines += [self._note(row[index].text) for index in below if row[index].text]
+        lines = [heads, f"{rule}\n"]
+        for row in self.rows:
+            lines.append(_row(columns, [row[index] for index in beside], widths))
+            lines += [_note(row[index], self.width) for index in below if row[index]]
         return "".join(lines)
 
     @property
     def _places(self) -> tuple[list[int], list[int]]:
         """The columns beside each other and those below the row."""
-        columns = list(enumerate(self.table.columns))
+        columns = list(enumerate(self.columns))
         notes = [index for index, column in columns if column.is_note and self.has_notes]
         others = [index for index, column in columns if not column.is_note]
         every = sorted([*others, *notes])
-        return (
-            (every, []) if self._room([self._natural(i) for i in every]) >= 0 else (others, notes)
-        )
+        is_wide = self._room([self._natural(index) for index in every]) < 0
+        return (others, notes) if is_wide else (every, [])
 
     def _widths(self, shown: Sequence[int]) -> list[int]:
         """As wide as the cells; too wide, heads are wrapped first, then columns of words."""
@@ -300,33 +337,43 @@ class _Layout:
         return self.width - sum(widths) - len(_GAP) * (len(widths) - 1)
 
     def _natural(self, index: int) -> int:
-        return max(cell_len(plain(self.table.columns[index].title)), self._cells(index))
+        return max(cell_len(plain(self.columns[index].title)), self._cells(index))
 
     def _least_head(self, index: int) -> int:
         """With its title wrapped."""
-        words = plain(self.table.columns[index].title).split()
+        words = plain(self.columns[index].title).split()
         return max([self._cells(index), *map(cell_len, words)])
 
     def _least(self, index: int) -> int:
         """Words wrapped as well; numbers never are."""
         least = self._least_head(index)
-        return least if self.table.columns[index].is_numeric else min(least, _LEAST_TEXT)
+        return least if self.columns[index].is_numeric else min(least, _LEAST_TEXT)
 
     def _cells(self, index: int) -> int:
-        return max(cell_len(plain(row[index].text)) for row in self.table.rows)
-
-    def _note(self, text: str) -> str:
-        return _printed(Padding(Line(plain(text)), (0, 0, 0, _INDENT)), self.width)
+        return max(cell_len(plain(row[index])) for row in self.rows)
 
 
 def wrapped(text: str, width: int = 80, *, indent: int = 0) -> str:
     """A paragraph as lines up to `width`; those after the first are indented."""
-    if not indent:
-        return _printed(Line(plain(text)), width)
-    first, *rest = Line(plain(text)).wrap(_console(width), width - indent)
-    again = Line(" ").join(rest) if rest else None
-    lines = _printed(first, width)
-    return lines if again is None else lines + _printed(Padding(again, (0, 0, 0, indent)), width)
+    lines = _lines(text, width, after=" " * indent)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _note(text: str, width: int) -> str:
+    margin = " " * _INDENT
+    return "".join(f"{line}\n" for line in _lines(text, width, before=margin, after=margin))
+
+
+def _lines(text: str, width: int, *, before: str = "", after: str = "") -> list[str]:
+    """Unlike rich, textwrap leaves a number and its unit, joined by a no-break space, on a line."""
+    lines = textwrap.wrap(
+        plain(text),
+        width,
+        initial_indent=before,
+        subsequent_indent=after,
+        break_on_hyphens=False,
+    )
+    return lines or [""]
 
 
 def _row(
@@ -340,20 +387,14 @@ def _row(
             overflow="fold",
             vertical=vertical,  # type: ignore[arg-type]
         )
-    grid.add_row(*(Line(plain(cell)) for cell in cells))
+    lines = [_lines(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    grid.add_row(*(Line("\n".join(each)) for each in lines))
     return _printed(grid, sum(widths) + len(_GAP) * len(widths))
 
 
-def _printed(shown: Grid | Line | Padding, width: int) -> str:
-    console = _console(width)
-    with console.capture() as found:
-        console.print(shown, markup=False, highlight=False, emoji=False)
-    return "".join(f"{line.rstrip(' ')}\n" for line in found.get().splitlines())
-
-
-def _console(width: int) -> Console:
+def _printed(shown: Grid, width: int) -> str:
     # Everything is said here, so that the console asks the environment for nothing.
-    return Console(
+    console = Console(
         file=StringIO(),
         width=width,
         height=100,
@@ -364,3 +405,6 @@ def _console(width: int) -> Console:
         no_color=True,
         legacy_windows=False,
     )
+    with console.capture() as found:
+        console.print(shown, markup=False, highlight=False, emoji=False)
+    return "".join(f"{line.rstrip(' ')}\n" for line in found.get().split("\n")[:-1])

@@ -59,6 +59,11 @@ class Comparison:
         return Decimal(repr(float(self.found))).quantize(exponent)
 
     @property
+    def change_ratio(self) -> float | None:
+        """What was found ÷ what was published − 1."""
+        return None if self.found is None else self.found / self.published - 1
+
+    @property
     def is_reproduced(self) -> bool:
         """Whether the two agree in all digits that were published."""
         return self.rounded is not None and self.rounded == Decimal(repr(float(self.published)))
@@ -71,6 +76,15 @@ class Bound:
     run: Measurement
     requests_per_second: float
     used_ratio: float
+
+
+@dataclass(frozen=True)
+class FullUse:
+    """A GPU used as in a published run: what a request would cost, and how much less that is."""
+
+    bound: Bound
+    usd_per_request: Estimate
+    times_less: Estimate
 
 
 def implied_usd_per_gpu_hour(usd_per_request: float, requests: float, gpu_hours: float) -> float:
