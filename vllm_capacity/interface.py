@@ -21,6 +21,14 @@ RENAMED: Mapping[str, str] = {
 }
 """Version 1 to version 2, by the end of the path; `*` is any one key or index."""
 
+RENAMED_PARAMETERS: Mapping[str, str] = {
+    "usd_per_hour": "price",
+    "fleet": "price_rules",
+    "ttft_slo_seconds": "ttft_p95_seconds",
+    "itl_slo_seconds": "itl_p95_seconds",
+}
+"""Parameters of notebooks, and terms of their pages, of an earlier release to those since."""
+
 _NEW_IN_2 = ("schema_version",)
 _NEW_IN_ESTIMATES = ("kind", "confidence", "unit")
 _OLD = {new: old for old, new in RENAMED.items()}

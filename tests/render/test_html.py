@@ -3,18 +3,21 @@ import hashlib
 import json
 import re
 
+import altair as alt
+import polars as pl
 import pytest
-from answer_by_hand import ANSWER
+from answer_by_hand import STEPS
 from bs4 import BeautifulSoup
 
-from vllm_capacity.render import charts
-from vllm_capacity.render.charts.base import nothing
 from vllm_capacity.render.report import page as html
-from vllm_capacity.render.report.contract import CHART_MIME, PIECE_MIME
-from vllm_capacity.render.sections.elements import Piece, table
+from vllm_capacity.render.report.contract import CHART_MIME, HOVER, PIECE_MIME
+from vllm_capacity.render.report.metadata import Line, Metadata
 
 ROLES = {"table", "rowgroup", "row", "columnheader", "cell"}
 HOSTILE = "</script><script>alert(1)</script><!-- " + "x" * 300
+
+
+PIECE = {"kind": "facts", "content": {"facts": []}}
 
 
 def code(*bundles):
@@ -26,8 +29,29 @@ def markdown(source):
     return {"cell_type": "markdown", "source": source}
 
 
-def piece(made: Piece):
-    return code(made._repr_mimebundle_())
+def piece(kind, **content):
+    return code({PIECE_MIME: {"kind": kind, "content": content}})
+
+
+def table(heads, rows, *, numeric=(), caption=""):
+    columns = [{"title": head, "numeric": i in numeric} for i, head in enumerate(heads)]
+    return piece("table", columns=columns, rows=rows, caption=caption, empty="No rows.")
+
+
+def chart(**notes):
+    """A line with a layer for the pointer, as our charts have it."""
+    base = alt.Chart(STEPS.select("start", "waiting_mean")).encode(x="start:T", y="waiting_mean:Q")
+    hover = base.mark_point().properties(name=f"{HOVER}_points")
+    own = {"definition": "queue", "table": None, **notes}
+    return (
+        alt.layer(base.mark_line(), hover)
+        .properties(
+            width=760,
+            title=alt.TitleParams(text="Did requests queue?", subtitle="Some did"),
+            usermeta={"vllm_capacity": own},
+        )
+        .to_dict()
+    )
 
 
 def page(*cells):
@@ -35,61 +59,70 @@ def page(*cells):
         title="What?",
         sections=html.sections_of(cells),
         runtime="window.vegaEmbed = 1;",
-        metadata={"title": HOSTILE},
+        metadata=Metadata(Line(HOSTILE), title=HOSTILE),
         command="vllm-capacity report",
         made="Made now.",
     )
 
 
 def hostile_chart(name):
-    import altair as alt
-    import polars as pl
-
     frame = pl.DataFrame({"x": [1.0, 2.0], "model": [name, name]})
     chart = alt.Chart(frame).mark_point().encode(x="x:Q", color="model:N")
     return chart.properties(width=300, title=name).to_dict()
 
 
 EVERYWHERE = (
-    pytest.param(piece(table([HOSTILE], [[HOSTILE]], caption=HOSTILE)), id="a table"),
+    pytest.param(table([HOSTILE], [[HOSTILE]], caption=HOSTILE), id="a table"),
     pytest.param(
         piece(
-            Piece(
-                "verdict",
-                {"sentences": [HOSTILE], "quality": {"word": "good", "shape": "●", "why": HOSTILE}},
-                "",
-            )
+            "verdict",
+            sentences=[HOSTILE],
+            quality={"word": "good", "shape": "●", "why": HOSTILE},
         ),
         id="the verdict",
     ),
     pytest.param(
         piece(
-            Piece(
-                "tiles",
+            "tiles",
+            tiles=[
                 {
-                    "tiles": [
-                        {
-                            **dict.fromkeys(
-                                ("label", "figure", "value", "unit", "between", "basis", "reason"),
-                                HOSTILE,
-                            ),
-                            "is_known": True,
-                            "change": dict.fromkeys(("arrow", "words", "joins", "report"), HOSTILE),
-                        }
-                    ],
-                    "since": dict.fromkeys(("page", "window", "said"), HOSTILE),
-                },
-                "",
-            )
+                    **dict.fromkeys(
+                        ("label", "figure", "value", "unit", "between", "basis", "reason"), HOSTILE
+                    ),
+                    "is_known": True,
+                    "change": dict.fromkeys(("arrow", "words", "joins", "report"), HOSTILE),
+                }
+            ],
+            since=dict.fromkeys(("page", "window", "differences"), HOSTILE),
         ),
         id="tiles with their changes",
     ),
+    pytest.param(piece("facts", facts=[{"name": HOSTILE, "value": HOSTILE}]), id="facts"),
     pytest.param(
-        piece(Piece("facts", {"facts": [{"name": HOSTILE, "value": HOSTILE}]}, "")), id="facts"
+        piece(
+            "definitions",
+            definitions=[
+                {
+                    **dict.fromkeys(("figure", "title", "text"), HOSTILE),
+                    "made_by": [{"name": HOSTILE, "file": HOSTILE, "line": 1}],
+                    "rows": [
+                        {
+                            "query": HOSTILE,
+                            "bound": {HOSTILE: HOSTILE},
+                            "count": 1,
+                            "columns": [HOSTILE],
+                            "cells": [[HOSTILE]],
+                        }
+                    ],
+                }
+            ],
+            queries=[{"name": HOSTILE, "text": HOSTILE}],
+        ),
+        id="definitions",
     ),
     pytest.param(code({CHART_MIME: hostile_chart(HOSTILE)}), id="a chart"),
     pytest.param(
-        code({CHART_MIME: nothing(question="?", reason=HOSTILE, definition="d").to_dict()}),
+        code({CHART_MIME: chart(empty=HOSTILE)}),
         id="a chart without data",
     ),
     pytest.param(code({"text/markdown": f"**{HOSTILE}**"}), id="a Markdown output"),
@@ -150,7 +183,7 @@ def test_sections_are_cut_at_the_questions():
         pytest.param({"output_type": "stream", "name": "stdout", "text": " \n"}, None, id="blank"),
         pytest.param({"output_type": "display_data", "data": {}}, None, id="nothing shown"),
         pytest.param(
-            {"output_type": "display_data", "data": {PIECE_MIME: {}, "text/html": "x"}},
+            {"output_type": "display_data", "data": {PIECE_MIME: PIECE, "text/html": "x"}},
             "piece",
             id="a piece of ours before its HTML",
         ),
@@ -174,7 +207,7 @@ def test_table_of_an_analyst_loses_its_style_and_links():
 
 
 def test_chart_crosses_with_its_words_and_its_data_once():
-    spec = charts.queue(*_queue()).to_dict()
+    spec = chart()
     made = page(code({CHART_MIME: spec}, {CHART_MIME: spec}))
     soup = BeautifulSoup(made, "html.parser")
     held = json.loads(soup.find("script", id="charts").string)
@@ -187,7 +220,7 @@ def test_chart_crosses_with_its_words_and_its_data_once():
 
 
 def test_still_has_no_hover_layer_and_ids_of_its_own():
-    spec = charts.queue(*_queue()).to_dict()
+    spec = chart()
     soup = BeautifulSoup(page(code({CHART_MIME: spec}, {CHART_MIME: spec})), "html.parser")
     ids = [tag["id"] for tag in soup.select(".still [id]")]
     hovering = soup.select(".still .hover_points_marks, .still [class*=hover]")
@@ -195,7 +228,7 @@ def test_still_has_no_hover_layer_and_ids_of_its_own():
 
 
 def test_chart_without_data_shows_its_reason_in_place():
-    spec = nothing(question="Why?", reason="Nothing ran.", definition="queue").to_dict()
+    spec = chart(empty="Nothing ran.")
     soup = BeautifulSoup(page(code({CHART_MIME: spec})), "html.parser")
     assert (soup.select_one(".nothing").string, soup.select(".live, .still")) == (
         "Nothing ran.",
@@ -216,7 +249,7 @@ def test_chart_without_data_shows_its_reason_in_place():
     ],
 )
 def test_long_table_says_that_it_scrolls(rows, box, said):
-    made = page(piece(table(["what", "value"], [["a", "1"]] * rows)))
+    made = page(table(["what", "value"], [["a", "1"]] * rows))
     soup = BeautifulSoup(made, "html.parser")
     notes = [each.string for each in soup.select(".more")]
     assert (soup.select_one(".scroll")["class"], notes) == (box, said)
@@ -233,7 +266,7 @@ def test_long_table_says_that_it_scrolls(rows, box, said):
 )
 def test_table_that_a_phone_lays_out_row_by_row_keeps_its_roles_and_heads(numeric, roles):
     made = table(["what", "value", "why"], [["a", "1", "so"]], numeric=numeric)
-    found = BeautifulSoup(page(piece(made)), "html.parser").select_one("table")
+    found = BeautifulSoup(page(made), "html.parser").select_one("table")
     heads = [cell.get("data-head") for cell in found.select("td")]
     assert (
         {each["role"] for each in [found, *found.select("[role]")] if each.get("role")},
@@ -245,23 +278,22 @@ def test_table_that_a_phone_lays_out_row_by_row_keeps_its_roles_and_heads(numeri
 
 
 def test_fold_that_is_not_printed_says_so():
-    notes = BeautifulSoup(
-        page(code({CHART_MIME: charts.queue(*_queue()).to_dict()})), "html.parser"
-    )
+    behind = {"columns": [{"title": "n", "numeric": True}], "rows": [["1"]] * 100, "caption": ""}
+    notes = BeautifulSoup(page(code({CHART_MIME: chart(table=behind)})), "html.parser")
     assert notes.select_one(".fold.long summary").get_text() == (
         "The numbers behind it (100 rows): not printed, too many for paper"
     )
 
 
 @pytest.mark.parametrize(
-    ("draw", "classes"),
+    ("half", "classes"),
     [
-        pytest.param(charts.saturation_curve, ["chart", "half"], id="against a load"),
-        pytest.param(charts.queue, ["chart"], id="over time"),
+        pytest.param(True, ["chart", "half"], id="against a load"),
+        pytest.param(False, ["chart"], id="over time"),
     ],
 )
-def test_chart_against_a_load_takes_half_the_width(draw, classes):
-    made = page(code({CHART_MIME: draw(*_queue()).to_dict()}))
+def test_chart_against_a_load_takes_half_the_width(half, classes):
+    made = page(code({CHART_MIME: chart(half=half)}))
     assert BeautifulSoup(made, "html.parser").select_one("figure")["class"] == classes
 
 
@@ -271,9 +303,3 @@ def test_json_cannot_end_its_script():
         None,
         {"a": "</script><!--&\u2028"},
     )
-
-
-def _queue():
-    from answer_by_hand import STEPS
-
-    return STEPS, ANSWER

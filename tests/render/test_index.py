@@ -2,11 +2,13 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from bs4 import BeautifulSoup
 
 from vllm_capacity.render.report import page as html
-from vllm_capacity.render.report.index import report_metadata, write_index
+from vllm_capacity.render.report.index import write_index
+from vllm_capacity.render.report.metadata import Metadata, page_metadata
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -28,7 +30,8 @@ def write_page(folder: Path, name: str, start: str, *, model: str = "m") -> None
         {"label": "Cost", "value": "$1", "unit": "each"},
         {"label": "Bill", "value": "$9", "unit": "in all", "change": change},
     ]
-    metadata = {"title": "Q?", "line": line, "verdict": verdict, "tiles": tiles}
+    said = {"title": "Q?", "line": line, "verdict": verdict, "tiles": tiles}
+    metadata = msgspec.convert(said, Metadata)
     page = html.page_html(
         title="Q?", sections=[], runtime="", metadata=metadata, command="", made=""
     )
@@ -89,10 +92,10 @@ LINE = {"window": "w", "start": "2026-01-01T00:00:00Z"}
         pytest.param({"line": LINE, "tiles": 5}, id="a number for tiles"),
         pytest.param({"line": LINE, "tiles": [5]}, id="numbers for tiles"),
         pytest.param({"line": LINE, "tiles": [{"low": "x"}]}, id="text for a number"),
-        pytest.param('{"line": {}, "tiles": [{"low": 1e999}]}', id="a number past all measure"),
+        pytest.param('{"line": {}, "tiles": [{"low": 1e999}]}', id="a number beyond any float"),
         pytest.param({"line": LINE, "previous": {"line": 5}}, id="a report before of that kind"),
         pytest.param([1], id="a list"),
-        pytest.param("[" * 200_000, id="nested without end"),
+        pytest.param("[" * 200_000, id="nested too deep"),
         pytest.param("9" * 10_000, id="a number of 10,000 digits"),
     ],
 )
@@ -117,4 +120,32 @@ def test_index_is_no_report_itself(tmp_path: Path):
     write_page(tmp_path, "one", "2026-01-01T00:00:00Z")
     write_index(tmp_path)
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
-    assert (len(soup.select("article")), report_metadata(tmp_path / "index.html")) == (1, None)
+    assert (len(soup.select("article")), page_metadata(tmp_path / "index.html")) == (1, None)
+
+
+OLD = {
+    "line": {**LINE, "terms": {"rates": [[1.0, 0.1, 0.1, 0.1]], "ttft_slo_seconds": 2.0}},
+    "tiles": [
+        {"figure": "utilisation", "mid": 0.5},
+        {"figure": "ttft_attainment", "mid": 0.9, "hangs_on": "ttft_slo_seconds"},
+    ],
+    "previous": {"line": LINE, "tiles": [{"figure": "utilisation", "mid": 0.4}]},
+}
+
+
+def test_page_of_an_earlier_release_is_read_under_today_s_names(tmp_path: Path):
+    page = tmp_path / "old.html"
+    page.write_text(damaged(OLD))
+    found = page_metadata(page)
+    assert [tile.figure for tile in found.tiles] == ["utilization", "ttft_attainment"]
+    assert (found.tiles[1].hangs_on, found.line.term("ttft_p95_seconds")) == (
+        "ttft_p95_seconds",
+        2.0,
+    )
+    assert found.previous.tiles[0].figure == "utilization"
+
+
+def test_page_without_verdict_and_line_is_listed_by_its_name(tmp_path: Path):
+    (tmp_path / "bare.html").write_text(damaged({"line": {}, "verdict": {}, "title": "T"}))
+    soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
+    assert [link.get_text() for link in soup.select("h2 a")] == ["bare.html"]

@@ -1,12 +1,14 @@
 """Which report this one is compared with, and what a tile says of the change."""
 
-import copy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from vllm_capacity.render.numbers import hours, span
-from vllm_capacity.render.report.previous import change, report_before, told_since
+from vllm_capacity.render.report.metadata import Metadata, Tile, Tiles
+from vllm_capacity.render.report.previous import change, previous_report, with_changes
 
 DAY = datetime(2026, 11, 24, tzinfo=UTC)
 PRICE = [[1.0, 0.1, 0.1, 0.1]]
@@ -15,10 +17,10 @@ PRICE = [[1.0, 0.1, 0.1, 0.1]]
 def report(day=0.0, *, length=1.0, tiles=(), previous=None, **line):
     """A report of the window that starts on that day and is that many days long."""
     start, end = DAY + timedelta(days=day), DAY + timedelta(days=day + length)
-    told = {
+    whole = {
         "models": ["m"],
         "servers": ["a:8000"],
-        "terms": {"rates": PRICE, "ttft_slo_seconds": 2.0},
+        "terms": {"rates": PRICE, "ttft_p95_seconds": 2.0},
         "price": "$0.100 per GPU-hour",
         "is_simulated": False,
         "start": start.isoformat(),
@@ -26,30 +28,18 @@ def report(day=0.0, *, length=1.0, tiles=(), previous=None, **line):
         "span": span(start, end),
         "hours": hours(length * 24),
     }
-    return {
-        "notebook": "cost-report.ipynb",
-        "title": "What?",
-        "line": {**told, **line},
-        "tiles": list(tiles),
-        "previous": previous,
-    }
+    said = {"notebook": "cost-report.ipynb", "title": "What?", "line": {**whole, **line}}
+    return replace(msgspec.convert(said, Metadata), tiles=tuple(tiles), previous=previous)
 
 
 def tile(mid, low=None, high=None, *, writes="usd", figure="usd_per_request", hangs_on=""):
-    return {
-        "figure": figure,
-        "low": mid if low is None else low,
-        "mid": mid,
-        "high": mid if high is None else high,
-        "writes": writes,
-        "hangs_on": hangs_on,
-        "label": "Cost",
-    }
+    low, high = mid if low is None else low, mid if high is None else high
+    return Tile(figure, "Cost", low=low, mid=mid, high=high, writes=writes, hangs_on=hangs_on)
 
 
 def page_before(reports, *, now=None, page="now.html"):
-    found = report_before(now or report(), reports, page=page)
-    return None if found is None else (found["page"], found["line"]["end"][:10])
+    found = previous_report(now or report(), reports, page=page)
+    return None if found is None else (found.page, found.line.end[:10])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +65,9 @@ def page_before(reports, *, now=None, page="now.html"):
             id="before the calendar",
         ),
         pytest.param(
-            {"a.html": report(-1, tiles=[tile(1.0) | {"low": None}])}, None, id="half an interval"
+            {"a.html": report(-1, tiles=[replace(tile(1.0), low=None)])},
+            None,
+            id="half an interval",
         ),
         pytest.param({"a.html": report(0)}, None, id="the same window is none"),
         pytest.param({"a.html": report(-0.5)}, None, id="a window that overlaps is none"),
@@ -92,12 +84,12 @@ def page_before(reports, *, now=None, page="now.html"):
             id="a fleet that shrank",
         ),
         pytest.param({"a.html": report(-1, is_simulated=True)}, None, id="a simulated window"),
-        pytest.param({"a.html": {**report(-1), "title": "Else?"}}, None, id="another title"),
-        pytest.param({"a.html": {**report(-1), "notebook": "x"}}, None, id="another notebook"),
+        pytest.param({"a.html": replace(report(-1), title="Else?")}, None, id="another title"),
+        pytest.param({"a.html": replace(report(-1), notebook="x")}, None, id="another notebook"),
         pytest.param(
-            {"a.html": {"title": "What?", "line": {"start": "2026-11-23T00:00:00Z"}, "tiles": []}},
+            {"a.html": report(-1, terms=None)},
             None,
-            id="a report of an older version",
+            id="a report of an older version, which says less",
         ),
         pytest.param(
             {"now.html": report(-1)},
@@ -127,16 +119,9 @@ def test_report_before(reports, expected):
 
 def test_run_that_is_repeated_finds_what_it_found():
     folder = {"prod.html": report(-1, tiles=[tile(1.0)])}
-    first = report_before(report(), folder, page="prod.html")
-    second = report_before(report(), {"prod.html": report(previous=first)}, page="prod.html")
-    assert (second, "previous" in first) == (first, False)
-
-
-def test_finding_the_report_before_changes_none():
-    folder = {"a.html": report(-1, tiles=[tile(1.0)])}
-    kept = copy.deepcopy(folder)
-    report_before(report(), folder, page="b.html")
-    assert folder == kept
+    first = previous_report(report(), folder, page="prod.html")
+    second = previous_report(report(), {"prod.html": report(previous=first)}, page="prod.html")
+    assert (second, first.previous) == (first, None)
 
 
 @pytest.mark.parametrize(
@@ -189,31 +174,30 @@ def test_change(now, then, expected):
     assert _text(change(now, then)) == expected
 
 
-def _text(told):
-    if told is None:
+def _text(found):
+    if found is None:
         return None
-    return f"{told['arrow']} {told['words']}{told['joins']}".strip().replace("\xa0", " ")
+    return f"{found.arrow} {found.words}{found.joins}".strip().replace("\xa0", " ")
 
 
-def told(now, before):
-    folder = {"then.html": before}
-    found = report_before(now, folder, page="now.html")
-    return told_since({"tiles": now["tiles"]}, now["line"], found)
+def changed(now, before):
+    found = previous_report(now, {"then.html": before}, page="now.html")
+    return with_changes(Tiles(now.tiles), now.line, found)
 
 
 @pytest.mark.parametrize(
     ("term", "value", "expected"),
     [
         pytest.param("rates", [[1.0, 2.0, 2.0, 2.0]], "another price", id="a price"),
-        pytest.param("ttft_slo_seconds", 1.0, "another target", id="a target"),
+        pytest.param("ttft_p95_seconds", 1.0, "another target", id="a target"),
     ],
 )
 def test_what_hangs_on_a_term_is_compared_under_the_same_only(term, value, expected):
-    figures = [tile(1.0, hangs_on=term), tile(2.0, figure="utilisation")]
-    terms = {"rates": PRICE, "ttft_slo_seconds": 2.0}
-    then = report(-1, tiles=[tile(9.0), tile(1.0, figure="utilisation")], terms=terms)
+    figures = [tile(1.0, hangs_on=term), tile(2.0, figure="utilization")]
+    terms = {"rates": PRICE, "ttft_p95_seconds": 2.0}
+    then = report(-1, tiles=[tile(9.0), tile(1.0, figure="utilization")], terms=terms)
     now = report(tiles=figures, terms={**terms, term: value})
-    changes = [_text(each["change"]) for each in told(now, then)["tiles"]]
+    changes = [_text(each.change) for each in changed(now, then).tiles]
     assert changes == [f"not compared: {expected} in", "▲ up 100 % from $1.00 since"]
 
 
@@ -227,8 +211,8 @@ def test_what_hangs_on_a_term_is_compared_under_the_same_only(term, value, expec
 )
 def test_report_before_is_named_by_its_end(day, length, expected):
     now = report(length=0.5, tiles=[tile(2.0)])
-    content = told(now, report(day, length=length, tiles=[tile(1.0)]))
-    assert content["tiles"][0]["change"]["report"] == expected
+    found = changed(now, report(day, length=length, tiles=[tile(1.0)]))
+    assert found.tiles[0].change.report == expected
 
 
 @pytest.mark.parametrize(
@@ -236,7 +220,7 @@ def test_report_before_is_named_by_its_end(day, length, expected):
     [
         pytest.param({}, ".", id="nothing else differs"),
         pytest.param(
-            {"terms": {"rates": [], "ttft_slo_seconds": 2.0}, "price": "no price given"},
+            {"terms": {"rates": [], "ttft_p95_seconds": 2.0}, "price": "no price given"},
             ", at another price: no price given.",
             id="the price",
         ),
@@ -248,11 +232,11 @@ def test_report_before_is_named_by_its_end(day, length, expected):
     ],
 )
 def test_what_else_differed_is_said_once(line, expected):
-    since = told(report(tiles=[tile(2.0)]), report(-1, tiles=[tile(1.0)], **line))["since"]
+    since = changed(report(tiles=[tile(2.0)]), report(-1, tiles=[tile(1.0)], **line)).since
     window = "23 Nov 2026 00:00 to 24 Nov 2026 00:00 UTC (24.0 h)"
-    assert since == {"page": "then.html", "window": window, "said": expected}
+    assert (since.page, since.window, since.differences) == ("then.html", window, expected)
 
 
 def test_first_report_says_nothing_of_a_change():
-    content = {"tiles": [tile(1.0)]}
-    assert told_since(content, report()["line"], None) == content
+    tiles = Tiles((tile(1.0),))
+    assert with_changes(tiles, report().line, None) == tiles

@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.render.report.files import only_writer
-from vllm_capacity.render.report.index import report_metadata
+from vllm_capacity.render.report.metadata import page_metadata
 from vllm_capacity.render.report.write import EXAMPLES, Order, write_report
 from vllm_capacity.resources import shipped
 
@@ -71,7 +71,7 @@ def test_two_reports_of_a_window_differ_in_one_line(report):
 
 
 def test_page_says_what_the_answer_says(report):
-    said = report_metadata(report(NOTEBOOK))
+    said = page_metadata(report(NOTEBOOK))
     tiles = {tile["figure"]: (tile["value"], tile["is_known"]) for tile in said["tiles"]}
     assert tiles == {
         "usd_per_request": ("$0.0171", True),
@@ -133,7 +133,7 @@ def test_tiles_say_what_changed_since_the_report_before(halves):
 
 
 def test_report_that_is_made_again_says_the_same(halves):
-    first, second = (report_metadata(halves(made_at=at)) for at in (EARLY, LATE))
+    first, second = (page_metadata(halves(made_at=at)) for at in (EARLY, LATE))
     assert first == second
 
 

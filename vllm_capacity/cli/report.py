@@ -11,8 +11,7 @@ from pathlib import Path
 import click
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.render.report.execution import Progress
-from vllm_capacity.render.report.parameters import given_parameters
+from vllm_capacity.render.report.run import Progress, given_parameters
 from vllm_capacity.render.report.write import DEFAULT_NOTEBOOK, EXAMPLES, Order, write_report
 from vllm_capacity.resources import shipped
 

@@ -1,4 +1,4 @@
-"""From what a notebook put out to one HTML file that needs nothing else.
+"""From the outputs of a notebook to one HTML file that needs nothing else.
 
 The page lets no script run but its own two, named by hash in its policy; nothing it shows is taken
 as markup. Text of telemetry (a model's name is whatever its operator typed) passes through Jinja's
@@ -11,17 +11,19 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Literal
 
 import mistune
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vllm_capacity.render.report.contract import CHART_MIME, PIECE_MIME
+from vllm_capacity.render.report.contract import CHART_MIME, PIECE_MIME, JsonObject
+from vllm_capacity.render.report.metadata import Metadata
 from vllm_capacity.render.report.vega import ChartOf, PageChart, page_chart
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -30,11 +32,19 @@ _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
+class PieceData:
+    """A piece of ours as it crossed from the kernel: its kind (a macro of the template)."""
+
+    kind: str
+    content: object
+
+
+@dataclass(frozen=True)
 class Block:
     """One thing on the page, in its order: prose, a chart, a piece of ours, text or a table."""
 
-    kind: str
-    content: Any
+    kind: Literal["prose", "chart", "piece", "text", "table"]
+    content: str | PageChart | PieceData
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,13 @@ def page_html(
     title: str,
     sections: Sequence[Section],
     runtime: str,
-    metadata: Mapping[str, Any],
+    metadata: Metadata,
     command: str,
     made: str,
 ) -> str:
     """The whole page. `made` is its one line that differs between two runs of the same window."""
-    charts = [b.content for s in sections for b in s.blocks if b.kind == "chart"]
+    contents = [block.content for section in sections for block in section.blocks]
+    charts = [content for content in contents if isinstance(content, PageChart)]
     boot = _template_text("boot.js")
     return (
         _environment()
@@ -70,14 +81,14 @@ def page_html(
             runtime=Markup(runtime),
             boot=Markup(boot),
             charts=inert_json(_payload(charts)),
-            metadata=inert_json(metadata),
+            metadata=inert_json(msgspec.to_builtins(metadata)),
             command=command,
             made=made,
         )
     )
 
 
-def index_html(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+def index_html(rows: Sequence[tuple[str, Metadata]]) -> str:
     """The page over reports: (file name, what the report says of itself) each. It has no script."""
     return (
         _environment()
@@ -90,24 +101,25 @@ def index_html(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     )
 
 
-def piece_html(piece: Mapping[str, Any]) -> str:
-    """One piece as HTML with its style, for JupyterLab."""
+def piece_html(piece: JsonObject) -> str:
+    """One piece (its kind, its content) as HTML with its style, for JupyterLab."""
     template = _environment().get_template("piece.html.j2")
     return template.render(
-        block=Block("piece", piece),
+        block=Block("piece", PieceData(piece["kind"], piece["content"])),
         style=Markup(_template_text("piece.css")),
     )
 
 
 def sections_of(
-    cells: Sequence[Mapping[str, Any]], *, chart_of: ChartOf = page_chart
+    cells: Sequence[JsonObject], *, chart_of: ChartOf = page_chart
 ) -> tuple[Section, ...]:
     """The cells' prose and outputs as sections, cut at second-level headings. Code is left out.
 
     `chart_of` gives the parts of a chart by its spec and its number on the page.
     """
     made: list[Section] = []
-    heading, blocks, charts = "", [], 0
+    blocks: list[Block] = []
+    heading, charts = "", 0
     for cell in cells:
         if cell["cell_type"] == "markdown":
             first, *parts = _HEADING.split(cell["source"])
@@ -125,7 +137,7 @@ def sections_of(
     return tuple(section for section in made if section.blocks or section.heading)
 
 
-def inert_json(value: Mapping[str, Any]) -> Markup:
+def inert_json(value: JsonObject) -> Markup:
     """JSON that cannot end or bend the script element it stands in; keys sorted."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.translate(_UNSAFE))
@@ -146,14 +158,15 @@ def _prose(source: str) -> list[Block]:
     return [Block("prose", Markup(markdown_html(without_title)))] if without_title else []
 
 
-def _block(output: Mapping[str, Any], charts: int, chart_of: ChartOf) -> Block | None:
+def _block(output: JsonObject, charts: int, chart_of: ChartOf) -> Block | None:
     """The block of a cell's output, by the richest form of it that is safe; None for no output."""
     if output["output_type"] == "stream":
         shown = output["text"].strip() if output["name"] == "stdout" else ""
         return Block("text", shown) if shown else None
     data = output.get("data", {})
     if PIECE_MIME in data:
-        return Block("piece", data[PIECE_MIME])
+        piece = data[PIECE_MIME]
+        return Block("piece", PieceData(piece["kind"], piece["content"]))
     if CHART_MIME in data:
         return Block("chart", chart_of(data[CHART_MIME], charts))
     if "text/markdown" in data:
@@ -174,13 +187,27 @@ def _tables_only(html: str) -> str:
 
 
 def _defined(sections: Sequence[Section]) -> frozenset[str]:
-    """The figures whose definition stands on the page: only they are linked to."""
-    pieces = [b.content for s in sections for b in s.blocks if b.kind == "piece"]
-    found = [p["content"]["definitions"] for p in pieces if p["kind"] == "definitions"]
-    return frozenset(each["figure"] for definitions in found for each in definitions)
+    """The figures whose definition is on the page: only they are linked to."""
+    found = [
+        msgspec.convert(block.content.content, _Definitions)
+        for section in sections
+        for block in section.blocks
+        if isinstance(block.content, PieceData) and block.content.kind == "definitions"
+    ]
+    return frozenset(each.figure for piece in found for each in piece.definitions)
 
 
-def _payload(charts: Sequence[PageChart]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Definition:
+    figure: str
+
+
+@dataclass(frozen=True)
+class _Definitions:
+    definitions: tuple[_Definition, ...]
+
+
+def _payload(charts: Sequence[PageChart]) -> JsonObject:
     data = {name: columns for chart in charts for name, columns in chart.data.items()}
     return {"data": data, "specs": [None if chart.empty else chart.spec for chart in charts]}
 
@@ -200,7 +227,7 @@ def _digest(script: str) -> str:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("vllm_capacity.render"),
+        loader=PackageLoader("vllm_capacity.render.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -223,4 +250,4 @@ def _markdown() -> mistune.Markdown:
 
 
 def _template_text(name: str) -> str:
-    return (files("vllm_capacity.render") / "templates" / name).read_text(encoding="utf-8")
+    return (files("vllm_capacity.render.report") / "templates" / name).read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """What a page needs to draw charts with the network cut: the runtime, the data, the stills.
 
-A chart crosses to the page in three parts. Its *data* is stored once a page, by the content hash
+A chart crosses to the page in three parts. Its *data* is stored once per page, by the content hash
 that Altair names it with, in columns. Its *spec* is drawn live by the runtime, with tooltips. Its
 *still* is an SVG for print and for readers without scripts; it has no hover layer, whose invisible
 points would make most of its size.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,8 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.render.report.contract import CHART_MIME, HOVER, NOTEBOOK_WIDTH, VEGALITE_VERSION
+from vllm_capacity.render.report.contract import (
+    CHART_MIME,
+    HOVER,
+    NOTEBOOK_WIDTH,
+    VEGALITE_VERSION,
+    JsonObject,
+)
 from vllm_capacity.render.report.files import only_writer, write_whole
+
+Spec = dict[str, Any]
+"""A Vega-Lite specification, or a part of one."""
 
 _ID = re.compile(r'(\bid="|url\(#|href="#)([\w-]+)')
 _EXPORT = "window.vegaEmbed = vegaEmbed;"
@@ -39,14 +48,14 @@ class PageChart:
     found: str
     definition: str
     empty: str
-    table: dict[str, Any] | None
-    spec: dict[str, Any]
-    data: dict[str, dict[str, list[Any]]] = field(repr=False)
+    table: JsonObject | None
+    spec: Spec
+    data: dict[str, dict[str, list[object]]] = field(repr=False)
     still: str = field(repr=False)
     is_half: bool = False
 
 
-ChartOf = Callable[[Mapping[str, Any], int], PageChart]
+ChartOf = Callable[[JsonObject, int], PageChart]
 
 
 def runtime(cache: Path | None) -> str:
@@ -70,7 +79,7 @@ def runtime(cache: Path | None) -> str:
     return script
 
 
-def page_chart(given: Mapping[str, Any], number: int) -> PageChart:
+def page_chart(given: JsonObject, number: int) -> PageChart:
     """The parts of a Vega-Lite spec made by our charts; `number` keeps ids apart on one page."""
     spec = copy.deepcopy(dict(given))
     title = spec.pop("title", None) or {}
@@ -101,16 +110,16 @@ class ChartsAhead:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._parts: list[tuple[Mapping[str, Any], Future[PageChart]]] = []
+        self._parts: list[tuple[JsonObject, Future[PageChart]]] = []
 
-    def see(self, cell: Mapping[str, Any]) -> None:
+    def see(self, cell: JsonObject) -> None:
         """Begin with the charts among a cell's outputs."""
         for output in cell.get("outputs", []):
             if CHART_MIME in output.get("data", {}):
                 spec, number = output["data"][CHART_MIME], len(self._parts)
                 self._parts.append((spec, self._pool.submit(page_chart, spec, number)))
 
-    def chart_of(self, spec: Mapping[str, Any], number: int) -> PageChart:
+    def chart_of(self, spec: JsonObject, number: int) -> PageChart:
         """The parts of the chart of that number; taken apart now if it was not seen so."""
         if number < len(self._parts) and self._parts[number][0] == spec:
             return self._parts[number][1].result()
@@ -123,7 +132,7 @@ class ChartsAhead:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _still(spec: dict[str, Any], number: int) -> str:
+def _still(spec: Spec, number: int) -> str:
     import vl_convert
 
     shown = _without_hover(spec)
@@ -133,8 +142,8 @@ def _still(spec: dict[str, Any], number: int) -> str:
     return _ID.sub(lambda match: f"{match[1]}s{number}-{match[2]}", str(svg))
 
 
-def _without_hover(spec: dict[str, Any]) -> dict[str, Any]:
-    def kept(part: dict[str, Any]) -> bool:
+def _without_hover(spec: Spec) -> Spec:
+    def kept(part: Spec) -> bool:
         return not str(part.get("name", "")).startswith(HOVER)
 
     shown = copy.deepcopy(spec)
@@ -145,12 +154,12 @@ def _without_hover(spec: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _is_single(spec: Mapping[str, Any]) -> bool:
+def _is_single(spec: JsonObject) -> bool:
     facets = {"row", "column", "facet"} & set(spec.get("encoding", {}))
     return ("layer" in spec or "mark" in spec) and not facets
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def _columns(rows: list[Spec]) -> dict[str, list[object]]:
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 

@@ -10,24 +10,42 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+import msgspec
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.render.report import page as html
 from vllm_capacity.render.report import vega
-from vllm_capacity.render.report.execution import Progress, executed_notebook, read_cells
 from vllm_capacity.render.report.files import only_writer, write_whole
-from vllm_capacity.render.report.index import report_metadata, reports, write_index
-from vllm_capacity.render.report.parameters import (
-    Parameter,
-    declared_parameters,
-    settled_parameters,
+from vllm_capacity.render.report.index import write_index
+from vllm_capacity.render.report.metadata import (
+    Line,
+    Metadata,
+    Tiles,
+    Verdict,
+    page_metadata,
+    pages,
+    renamed,
 )
-from vllm_capacity.render.report.previous import report_before, told_since
+from vllm_capacity.render.report.previous import previous_report, with_changes
+from vllm_capacity.render.report.run import (
+    Parameter,
+    Progress,
+    Value,
+    checked_parameters,
+    declared_parameters,
+    executed_notebook,
+    read_cells,
+)
 from vllm_capacity.resources import shipped
+from vllm_capacity.timerange import iso
 
 DEFAULT_NOTEBOOK = "cost-report.ipynb"
 _LONGEST = 120
+_PRICES = ("usd_per_hour", "price", "fleet", "price_rules")
+"""Parameters that give a price, one instead of the other."""
 
 EXAMPLES: tuple[Mapping[str, object], ...] = (
     {"window": "vllm-sweep"},
@@ -49,6 +67,15 @@ class Order:
     out: Path
 
 
+@dataclass(frozen=True)
+class _Laid:
+    """A notebook that was run, as the sections of a page, with what the page says of itself."""
+
+    sections: tuple[html.Section, ...]
+    metadata: Metadata
+    parameters: Mapping[str, Value]
+
+
 def write_report(
     order: Order, *, made_at: datetime, cache: Path | None, progress: Progress
 ) -> Path:
@@ -57,33 +84,95 @@ def write_report(
     Nothing is written where anything fails: parameters are checked before the notebook runs, and
     the page is replaced only by a finished one. SourceError where another run is writing there.
     """
+    parameters = _checked(order)
+    with only_writer(order.out):
+        laid = _laid_out(order.notebook, parameters, progress)
+        start, end = (str(parameters.get(key) or "") for key in ("start", "end"))
+        stem = page_stem(order.notebook, laid.metadata.line.window, start, end)
+        path = order.out / f"{stem}.html"
+        laid = _with_previous(laid, path)
+        write_whole(path, _page(laid, order, made_at=made_at, cache=cache))
+        write_index(order.out)
+    return path
+
+
+def write_page(analysis: Analysis, path: Path, *, made_at: datetime) -> Path:
+    """Write the page of an analysis to `path`, whole, by the report's notebook; its path.
+
+    InputError where the notebook cannot be given the price: one that is an interval, or a mapping
+    file's.
+    """
+    notebook = shipped(f"notebooks/{DEFAULT_NOTEBOOK}")
+    order = Order(notebook, _parameters_of(analysis), path.parent)
+    laid = _laid_out(notebook, _checked(order), lambda done, total: None)
+    write_whole(path, _page(_with_previous(laid, path), order, made_at=made_at, cache=None))
+    return path
+
+
+def _checked(order: Order) -> dict[str, Value]:
+    """The parameters to run the notebook with."""
     read_cells(order.notebook)
     declared = declared_parameters(order.notebook)
     given = {**_without_foreign_price(declared, order.parameters), **order.parameters}
-    parameters = settled_parameters(declared, given, notebook=order.notebook.name)
-    with only_writer(order.out), vega.ChartsAhead() as ahead:
-        ran = executed_notebook(order.notebook, parameters, progress=progress, seen=ahead.see)
+    return checked_parameters(declared, given, notebook=order.notebook.name)
+
+
+def _laid_out(notebook: Path, parameters: Mapping[str, Value], progress: Progress) -> _Laid:
+    """Run the notebook and lay out what it shows; InputError where that is nothing."""
+    with vega.ChartsAhead() as ahead:
+        ran = executed_notebook(notebook, parameters, progress=progress, seen=ahead.see)
         sections = html.sections_of(ran.cells, chart_of=ahead.chart_of)
-        if not any(section.blocks for section in sections):
-            raise InputError(f"{order.notebook.name} shows nothing: no prose, chart or table.")
-        found = _metadata(order, ran.title, sections)
-        part = (str(parameters.get(key) or "") for key in ("start", "end"))
-        stem = page_stem(order.notebook, found["line"].get("window", ""), *part)
-        path = order.out / f"{stem}.html"
-        before = _before(found, path)
-        sections = _with_changes(sections, before)
-        metadata = {**_metadata(order, ran.title, sections), "previous": before}
-        page = html.page_html(
-            title=ran.title,
-            sections=sections,
-            runtime=vega.runtime(cache),
-            metadata=metadata,
-            command=_command(order),
-            made=_made(made_at),
-        )
-        write_whole(path, page)
-        write_index(order.out)
-    return path
+    if not any(section.blocks for section in sections):
+        raise InputError(f"{notebook.name} shows nothing: no prose, chart or table.")
+    pieces = _pieces(sections)
+    said = Metadata(
+        line=msgspec.convert(pieces.get("title_line", {}), Line),
+        notebook=notebook.name,
+        title=ran.title,
+        verdict=msgspec.convert(pieces.get("verdict", {}), Verdict),
+        tiles=msgspec.convert(pieces.get("tiles", {}), Tiles).tiles,
+    )
+    return _Laid(sections, renamed(said), parameters)
+
+
+def _pieces(sections: Sequence[html.Section]) -> dict[str, object]:
+    """The content of the first piece of each kind."""
+    return {
+        block.content.kind: block.content.content
+        for section in reversed(sections)
+        for block in reversed(section.blocks)
+        if isinstance(block.content, html.PieceData)
+    }
+
+
+def _with_previous(laid: _Laid, path: Path) -> _Laid:
+    """The same with what changed since the previous report in the folder of `path`, if any."""
+    found = {page.name: page_metadata(page) for page in pages(path.parent)}
+    others = {name: metadata for name, metadata in found.items() if metadata}
+    before = previous_report(laid.metadata, others, page=path.name)
+    changed = with_changes(Tiles(laid.metadata.tiles), laid.metadata.line, before)
+    metadata = replace(laid.metadata, tiles=changed.tiles, previous=before)
+
+    def shown(block: html.Block) -> html.Block:
+        if not isinstance(block.content, html.PieceData) or block.content.kind != "tiles":
+            return block
+        return replace(block, content=html.PieceData("tiles", changed))
+
+    sections = tuple(
+        replace(section, blocks=tuple(map(shown, section.blocks))) for section in laid.sections
+    )
+    return replace(laid, sections=sections, metadata=metadata)
+
+
+def _page(laid: _Laid, order: Order, *, made_at: datetime, cache: Path | None) -> str:
+    return html.page_html(
+        title=laid.metadata.title,
+        sections=laid.sections,
+        runtime=vega.runtime(cache),
+        metadata=laid.metadata,
+        command=_command(order),
+        made=_made(made_at),
+    )
 
 
 def _made(at: datetime) -> str:
@@ -91,64 +180,43 @@ def _made(at: datetime) -> str:
     return f"Made {at:%Y-%m-%d %H:%M:%S} UTC by vllm-capacity {version('vllm-capacity')}."
 
 
+def _parameters_of(analysis: Analysis) -> dict[str, object]:
+    """The notebook's parameters that make this analysis, as text."""
+    part, whole, slo = analysis.time_range, analysis.window.extent, analysis.assumptions.slo
+    times = {} if part == whole else {"start": iso(part.start), "end": iso(part.end)}
+    targets = {name: f"{seconds!r}" for name, seconds in slo.targets.items()}
+    window = str(analysis.window.path.resolve())
+    return {"window": window, **times, **_price_of(analysis.assumptions.pricing), **targets}
+
+
+def _price_of(pricing: Pricing) -> dict[str, object]:
+    gpus: dict[str, object] = {"gpus_per_engine": f"{pricing.gpus_per_engine!r}"}
+    price = pricing.usd_per_gpu_hour
+    if pricing.row is not None:
+        return {"price": pricing.row.key, **gpus}
+    if pricing.rules or (price is not None and (price.mid is None or price.low != price.high)):
+        raise InputError(
+            "A page takes its price as a number, or as a row of gpu_prices.csv; with a mapping "
+            "file, `vllm-capacity report` makes it."
+        )
+    if price is None:
+        return gpus
+    return {"usd_per_hour": f"{price.mid!r}", "price_note": pricing.note, **gpus}
+
+
 def _without_foreign_price(
     declared: Sequence[Parameter], given: Mapping[str, object]
 ) -> dict[str, object]:
     """What takes the price out of a notebook whose default price is that of its default window.
 
-    A price belongs to a machine: asked for another window, or given a price of another kind, the
-    notebook's own must not be used in silence. Empty where it may stay, or has none.
+    A price belongs to a machine: with another window, or with another price, the notebook's own
+    must not be used in silence. Empty where it may stay, or has none.
     """
     defaults = {each.name: each.default.strip("\"'") for each in declared}
     is_its_own = given.get("window", defaults.get("window")) == defaults.get("window")
-    if is_its_own and not (given.get("price") or given.get("fleet")):
+    if is_its_own and not any(given.get(name) for name in _PRICES):
         return {}
-    cleared = {"usd_per_hour": None, "price_note": ""}
-    return {name: value for name, value in cleared.items() if name in defaults}
-
-
-def _metadata(order: Order, title: str, sections: Sequence[html.Section]) -> dict[str, Any]:
-    """What the index and the next report read off a page: its window, verdict and tiles."""
-    pieces = _pieces(sections)
-    return {
-        "notebook": order.notebook.name,
-        "title": title,
-        "line": pieces.get("title_line", {}),
-        "verdict": pieces.get("verdict", {}),
-        "tiles": pieces.get("tiles", {}).get("tiles", []),
-    }
-
-
-def _pieces(sections: Sequence[html.Section]) -> dict[str, Any]:
-    """The content of the first piece of each kind."""
-    return {
-        block.content["kind"]: block.content["content"]
-        for section in reversed(sections)
-        for block in reversed(section.blocks)
-        if block.kind == "piece"
-    }
-
-
-def _before(now: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
-    """The report to compare with among those in the folder of `path` (previous.py)."""
-    said = {page.name: report_metadata(page) for page in reports(path.parent)}
-    others = {name: metadata for name, metadata in said.items() if metadata}
-    return report_before(now, others, page=path.name)
-
-
-def _with_changes(
-    sections: Sequence[html.Section], before: Mapping[str, Any] | None
-) -> tuple[html.Section, ...]:
-    """The sections with what changed since the report before on every tile."""
-    line = _pieces(sections).get("title_line", {})
-
-    def told(block: html.Block) -> html.Block:
-        if block.kind != "piece" or block.content["kind"] != "tiles":
-            return block
-        content = told_since(block.content["content"], line, before)
-        return replace(block, content={**block.content, "content": content})
-
-    return tuple(replace(each, blocks=tuple(map(told, each.blocks))) for each in sections)
+    return {name: "" for name in (*_PRICES, "price_note") if name in defaults}
 
 
 def page_stem(notebook: Path, window: str, start: str = "", end: str = "") -> str:

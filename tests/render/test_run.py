@@ -5,11 +5,11 @@ import nbformat
 import pytest
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.render.report.parameters import (
+from vllm_capacity.render.report.run import (
     Parameter,
+    checked_parameters,
     declared_parameters,
     given_parameters,
-    settled_parameters,
 )
 
 PYTHON = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
@@ -22,6 +22,9 @@ DECLARED = tuple(
         ("is_strict", "bool"),
         ("usd_per_hour", "Optional[float]"),
         ("names", "list"),
+        ("ttft_slo_seconds", "float"),
+        ("price", "str"),
+        ("fleet", "str"),
     )
 )
 
@@ -42,8 +45,8 @@ DECLARED = tuple(
     ],
 )
 def test_value_is_read_in_the_declared_type(name, given, value):
-    settled = settled_parameters(DECLARED, {name: given}, notebook="n.ipynb")[name]
-    assert (settled, type(settled)) == (value, type(value))
+    checked = checked_parameters(DECLARED, {name: given}, notebook="n.ipynb")[name]
+    assert (checked, type(checked)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
@@ -61,16 +64,32 @@ def test_value_is_read_in_the_declared_type(name, given, value):
         pytest.param("is_strict", "maybe", "'maybe' is not one", id="no bool"),
         pytest.param("window", 3, "3 is not one", id="a number is no text"),
         pytest.param("names", "[1]", "only int, float, str", id="a type not to be set"),
+        pytest.param("gpus_per_engine", "0", "must be above 0", id="no GPU"),
+        pytest.param("ttft_slo_seconds", "-1", "must be above 0 seconds", id="no target"),
+        pytest.param("price", "Z9000 of nobody", "Z9000", id="no row of the price list"),
+        pytest.param("price_rules", "/nowhere.csv", "/nowhere.csv", id="no mapping file"),
     ],
 )
 def test_wrong_parameter_is_told(name, given, said):
     with pytest.raises(InputError, match=re.escape(said)):
-        settled_parameters(DECLARED, {name: given}, notebook="n.ipynb")
+        checked_parameters(DECLARED, {name: given}, notebook="n.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("given", "declared"),
+    [
+        pytest.param("ttft_p95_seconds", "ttft_slo_seconds", id="today's name, an older notebook"),
+        pytest.param("itl_slo_seconds", "itl_p95_seconds", id="an older name, today's notebook"),
+    ],
+)
+def test_parameter_is_found_under_another_release_s_name(given, declared):
+    cell = (Parameter(declared, "float", "2.0", ""),)
+    assert checked_parameters(cell, {given: "1.5"}, notebook="n.ipynb") == {declared: 1.5}
 
 
 def test_notebook_without_parameters_takes_none():
     with pytest.raises(InputError, match="declares no parameters"):
-        settled_parameters((), {"window": "x"}, notebook="n.ipynb")
+        checked_parameters((), {"window": "x"}, notebook="n.ipynb")
 
 
 @pytest.mark.parametrize(

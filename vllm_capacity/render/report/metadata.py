@@ -1,0 +1,205 @@
+"""What a page says of itself, as JSON inside it: what the index and the next report read.
+
+Pages of earlier releases say less, and by other names: they are read all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.interface import RENAMED, RENAMED_PARAMETERS
+from vllm_capacity.timerange import TimeRange, parse_instant
+
+_METADATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
+INDEX = "index.html"
+_RENAMED_FIGURES = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
+
+Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+Rate = tuple[float, ...]
+Term = Number | tuple[Rate, ...] | None
+"""What a figure hangs on: a latency target in seconds, or the rates that were paid."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The line under the title: which servers and model, when, at what price.
+
+    None where a page does not say it. `start` and `end` are ISO 8601; `span` and `hours` are as
+    shown. `terms` are compared before figures that hang on them.
+    """
+
+    window: str = ""
+    models: tuple[str, ...] | None = None
+    engines: str = ""
+    span: str | None = None
+    hours: str | None = None
+    start: str = ""
+    end: str = ""
+    price: str | None = None
+    is_simulated: bool | None = None
+    servers: tuple[str, ...] | None = None
+    terms: Mapping[str, Term] | None = None
+
+    def term(self, name: str) -> Term:
+        """A term by its name; None where there is none."""
+        return (self.terms or {}).get(name)
+
+    @property
+    def time_range(self) -> TimeRange | None:
+        """The window's time range; None where the page gives none, or none that can be."""
+        try:
+            return TimeRange(parse_instant(self.start), parse_instant(self.end))
+        except InputError:
+            return None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it says all that a comparison with another takes."""
+        needed = (
+            *(self.models, self.servers, self.terms, self.price, self.is_simulated),
+            *(self.span, self.hours, self.time_range),
+        )
+        return None not in needed
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The quality of the telemetry in a word, with its shape."""
+
+    word: str
+    shape: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in a few sentences; both None where a page has no verdict."""
+
+    sentences: tuple[str, ...] | None = None
+    quality: Quality | None = None
+
+    def __post_init__(self) -> None:
+        if (self.sentences is None) != (self.quality is None):
+            raise ValueError("a verdict has sentences and the quality of the telemetry")
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a figure stands against the previous report: an arrow or none, words, what joins them.
+
+    `joins` leads over to `report`, the name of the previous report.
+    """
+
+    words: str
+    joins: str = ""
+    arrow: str = ""
+    report: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure of the first screen as it is shown, and its numbers.
+
+    `writes` names how its numbers are written (render/numbers.py), `hangs_on` the term under which
+    alone it can be compared.
+    """
+
+    figure: str = ""
+    label: str = ""
+    value: str = ""
+    unit: str = ""
+    between: str = ""
+    basis: str = ""
+    reason: str = ""
+    is_known: bool = True
+    writes: str = ""
+    hangs_on: str = ""
+    low: Number | None = None
+    mid: Number | None = None
+    high: Number | None = None
+    change: Change | None = None
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether its interval is whole, or there is no figure."""
+        return self.mid is None or None not in (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Since:
+    """The previous report in full: its page, if it is still there, its window, what differed."""
+
+    page: str
+    window: str
+    differences: str
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The figures of the first screen; `since` where they say what changed."""
+
+    tiles: tuple[Tile, ...] = ()
+    since: Since | None = None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a report says of itself. `previous` is the report it was compared with, if any.
+
+    `page` is that report's file, empty where it is no longer there.
+    """
+
+    line: Line
+    notebook: str = ""
+    title: str = ""
+    page: str = ""
+    verdict: Verdict | None = None
+    tiles: tuple[Tile, ...] = ()
+    previous: Metadata | None = None
+
+    @property
+    def by_figure(self) -> dict[str, Tile]:
+        """Its tiles by figure."""
+        return {tile.figure: tile for tile in self.tiles}
+
+
+def pages(folder: Path) -> list[Path]:
+    """The HTML files of a folder beside its index, by name."""
+    return sorted(path for path in folder.glob("*.html") if path.name != INDEX and path.is_file())
+
+
+def page_metadata(path: Path) -> Metadata | None:
+    """What a page says of itself, under today's names; None for a file that is no report."""
+    try:
+        path.name.encode()  # the index could not link to a name that is no text
+        found = _METADATA.search(path.read_text(encoding="utf-8", errors="replace"))
+        return renamed(msgspec.json.decode(found[1], type=Metadata)) if found else None
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        return None
+
+
+def renamed(read: Metadata) -> Metadata:
+    """The same under today's names of figures and terms."""
+    terms = read.line.terms
+    line = replace(read.line, terms=None if terms is None else _by_new_names(terms))
+    tiles = tuple(
+        replace(
+            tile,
+            figure=_RENAMED_FIGURES.get(tile.figure, tile.figure),
+            hangs_on=RENAMED_PARAMETERS.get(tile.hangs_on, tile.hangs_on),
+        )
+        for tile in read.tiles
+    )
+    previous = None if read.previous is None else renamed(read.previous)
+    return replace(read, line=line, tiles=tiles, previous=previous)
+
+
+def _by_new_names(terms: Mapping[str, Term]) -> dict[str, Term]:
+    return {RENAMED_PARAMETERS.get(name, name): term for name, term in terms.items()}

@@ -1,0 +1,288 @@
+"""A notebook run with checked parameters, in a process of its own; nothing is written.
+
+papermill accepts an unknown parameter with no more than a log line, and pastes parameter *names*
+into the notebook as code. So names, values and assumptions are checked here, before anything runs.
+
+Why `output_path=None`: papermill otherwise writes and re-validates the whole notebook twice per
+cell, which is most of the run. The page is written once, at the end, by us.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traitlets.config import Config
+
+from vllm_capacity import errors
+from vllm_capacity.assumptions import Slo, pricing
+from vllm_capacity.errors import InputError
+from vllm_capacity.holding import scratch
+from vllm_capacity.interface import RENAMED_PARAMETERS
+from vllm_capacity.render.report.contract import RENDERER_VARIABLE, JsonObject
+
+if TYPE_CHECKING:
+    from papermill.exceptions import PapermillExecutionError
+
+Value = int | float | str | bool | None
+Progress = Callable[[int, int], None]
+Seen = Callable[[JsonObject], None]
+
+_CELL_SECONDS = 1800
+_OURS = {
+    name: error
+    for name, error in vars(errors).items()
+    if isinstance(error, type) and issubclass(error, errors.CapacityError)
+}
+_OPTIONAL = re.compile(r"(?:typing\.)?Optional\[(\w+)\]")
+_TRUE = frozenset({"true", "yes", "1", "on"})
+_FALSE = frozenset({"false", "no", "0", "off"})
+_NONE = frozenset({"", "none", "null"})
+_TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter a notebook declares. `annotation` is as written there, `default` is source."""
+
+    name: str
+    annotation: str
+    default: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What came out of a run: the cells in order, as nbformat has them, and its title."""
+
+    cells: tuple[JsonObject, ...]
+    title: str
+
+
+def declared_parameters(notebook: Path) -> tuple[Parameter, ...]:
+    """The parameters of a notebook's cell tagged `parameters`, in its order; empty without one.
+
+    InputError for a notebook that names no kernel: papermill then knows no language to read.
+    """
+    import papermill
+
+    try:
+        found = papermill.inspect_notebook(str(notebook))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"The parameters of {notebook.name} cannot be read: {error} Save it once in JupyterLab."
+        ) from error
+    return tuple(
+        Parameter(name, str(each["inferred_type_name"]), str(each["default"]), str(each["help"]))
+        for name, each in found.items()
+    )
+
+
+def checked_parameters(
+    declared: Sequence[Parameter], given: Mapping[str, object], *, notebook: str
+) -> dict[str, Value]:
+    """The given values in the declared types; text is read, other values must be of the type.
+
+    A name of an earlier release stands for its new one. InputError for a name that is unknown or no
+    identifier, for a value of another type, and for a price or a target that there is not.
+    """
+    by_name = {parameter.name: parameter for parameter in declared}
+    checked: dict[str, Value] = {}
+    for name, value in given.items():
+        declared_name = next((each for each in _names(name) if each in by_name), None)
+        if declared_name is None:
+            raise InputError(_unknown(name, list(by_name), notebook))
+        checked[declared_name] = _typed(by_name[declared_name], value)
+    _check_assumptions(checked)
+    return checked
+
+
+def given_parameters(pairs: Sequence[str]) -> dict[str, str]:
+    """`name=value` pairs of a command line as a mapping; a name given twice is an error."""
+    given: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip()
+        if not equals or not name.isidentifier():
+            raise InputError(f"Cannot read the parameter {pair!r}; write -p name=value.")
+        if name in given:
+            raise InputError(f"The parameter {name} is given twice.")
+        given[name] = value
+    return given
+
+
+def executed_notebook(
+    notebook: Path, parameters: Mapping[str, Value], *, progress: Progress, seen: Seen
+) -> Executed:
+    """The notebook run from top to bottom with these (checked) parameters.
+
+    `progress` gets (code cells done, of how many), `seen` gets each cell when it has run. A cell
+    that raises one of this package's errors raises it here again; any other error becomes an
+    InputError that names the cell.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    done = 0
+
+    def cell_done(cell: JsonObject, **_: object) -> None:
+        nonlocal done
+        done += 1
+        seen(cell)
+        progress(done, total)
+
+    total = sum(cell["cell_type"] == "code" for cell in read_cells(notebook))
+    total += bool(parameters)  # papermill adds a cell for them
+    progress(0, total)
+    with _page_renderer(), _own_sockets() as sockets:
+        try:
+            ran = papermill.execute_notebook(
+                str(notebook),
+                None,
+                parameters=dict(parameters),
+                progress_bar=False,
+                execution_timeout=_CELL_SECONDS,
+                on_cell_executed=cell_done,
+                config=sockets,
+                shutdown_kernel="immediate",  # a kernel asked politely complains on our stderr
+            )
+        except PapermillExecutionError as error:
+            raise _as_ours(error, notebook) from None
+        except DeadKernelError:
+            raise InputError(
+                f"{notebook.name}: its Python process died, perhaps because it ran out of memory. "
+                "Try a shorter part of the window (-p start=…, -p end=…)."
+            ) from None
+    return Executed(tuple(ran.cells), _title(ran.cells, notebook))
+
+
+def read_cells(notebook: Path) -> list[JsonObject]:
+    """The cells of a notebook file; InputError where it is not one."""
+    import nbformat
+    from jsonschema import ValidationError
+
+    try:
+        read = nbformat.read(str(notebook), as_version=4)  # type: ignore[no-untyped-call]
+        return list(read.cells)
+    except FileNotFoundError:
+        raise InputError(f"There is no notebook {notebook}.") from None
+    except (ValueError, ValidationError, AttributeError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{notebook} is not a Jupyter notebook.") from None
+
+
+@contextmanager
+def _page_renderer() -> Iterator[None]:
+    """The kernel's environment says that a page will draw its charts; ours is put back after."""
+    before = os.environ.get(RENDERER_VARIABLE)
+    os.environ[RENDERER_VARIABLE] = "page"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[RENDERER_VARIABLE]
+        else:
+            os.environ[RENDERER_VARIABLE] = before
+
+
+@contextmanager
+def _own_sockets() -> Iterator[Config]:
+    """Settings that let the kernel talk over sockets in a folder of this run, not over ports.
+
+    Nobody else on the machine can reach them, and two runs in one folder do not meet.
+    """
+    with scratch("vllm-capacity-kernel-") as folder:
+        yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+
+
+def _as_ours(error: PapermillExecutionError, notebook: Path) -> errors.CapacityError:
+    lines = str(error.evalue).strip().splitlines() or ["no message"]
+    if error.ename in _OURS:
+        return _OURS[error.ename](lines[0])
+    return InputError(
+        f"{notebook.name} stopped in cell {error.cell_index}: {error.ename}: {lines[0]}"
+    )
+
+
+def _title(cells: Sequence[JsonObject], notebook: Path) -> str:
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            for line in cell["source"].splitlines():
+                if line.startswith("# "):
+                    return str(line[2:].strip())
+    return notebook.stem
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """A parameter's name, as given and as notebooks of another release declare it."""
+    earlier = (old for old, new in RENAMED_PARAMETERS.items() if new == name)
+    return (name, *filter(None, (RENAMED_PARAMETERS.get(name),)), *earlier)
+
+
+def _check_assumptions(checked: Mapping[str, Value]) -> None:
+    """InputError for prices, GPU counts and targets that the assumptions do not allow."""
+    given: dict[str, Any] = {
+        RENAMED_PARAMETERS.get(name, name): value
+        for name, value in checked.items()
+        if value is not None and value != ""
+    }
+    Slo(**{one.name: given[one.name] for one in fields(Slo) if one.name in given})
+    pricing(
+        given.get("price"),
+        gpus_per_engine=given.get("gpus_per_engine", 1.0),
+        price_rules=given.get("price_rules"),
+    )
+
+
+def _unknown(name: str, known: list[str], notebook: str) -> str:
+    if not known:
+        return f"{notebook} declares no parameters, so {name!r} cannot be set."
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"{notebook} has no parameter {name!r}. {hint}It has: {', '.join(known)}."
+
+
+def _typed(parameter: Parameter, value: object) -> Value:
+    annotation = parameter.annotation.strip("\"' ")
+    optional = _OPTIONAL.fullmatch(annotation)
+    bare = optional.group(1) if optional else annotation
+    if bare not in _TYPES:
+        raise InputError(
+            f"The parameter {parameter.name} is declared {annotation}; only int, float, str, "
+            "bool and Optional of them can be set from outside."
+        )
+    if optional and (value is None or (isinstance(value, str) and value.lower() in _NONE)):
+        return None
+    try:
+        return _read(bare, value) if isinstance(value, str) else _checked(bare, value)
+    except ValueError:
+        raise InputError(
+            f"The parameter {parameter.name} is declared {annotation}; {value!r} is not one."
+        ) from None
+
+
+def _read(bare: str, text: str) -> Value:
+    if bare == "str":
+        return text
+    if bare == "bool":
+        if text.lower() in _TRUE | _FALSE:
+            return text.lower() in _TRUE
+        raise ValueError(text)
+    return _checked(bare, _TYPES[bare](text))
+
+
+def _checked(bare: str, value: object) -> Value:
+    if bare == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, Value) or type(value) is not _TYPES[bare]:
+        raise ValueError(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(value)
+    return value
