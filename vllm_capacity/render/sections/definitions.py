@@ -16,7 +16,6 @@ from textwrap import fill, indent
 
 import polars as pl
 
-import vllm_capacity
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError
 from vllm_capacity.record import Record, plain
@@ -27,7 +26,6 @@ from vllm_capacity.timerange import iso
 _ROWS_SHOWN = 8
 _CELL_LETTERS = 80
 _WIDTH = 100
-_PACKAGE = Path(vllm_capacity.__file__).parent
 _PLAN = "plan."
 _FIGURES: Mapping[str, Definition] = {each.figure: each for each in DEFINITIONS}
 _BY_PATH: Mapping[str, Definition] = {
@@ -48,8 +46,10 @@ class Place(Record):
     @classmethod
     def of(cls, function: Function) -> Place:
         """The place of a function of this package."""
-        file = Path(inspect.getsourcefile(function) or "").relative_to(_PACKAGE.parent)
-        return cls(function.__name__, file.as_posix(), inspect.getsourcelines(function)[1])
+        file = Path(inspect.getsourcefile(function) or "")
+        depth = function.__module__.count(".") + (2 if file.name == "__init__.py" else 1)
+        line = inspect.getsourcelines(function)[1]
+        return cls(function.__name__, "/".join(file.parts[-depth:]), line)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.file}:{self.line})"
