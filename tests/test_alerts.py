@@ -127,7 +127,7 @@ def test_a_sentence_has_its_number_and_its_threshold() -> None:
 
 def test_a_bound_is_said_to_be_one() -> None:
     [slow] = [a for a in alerts(answer(e2e_p99=(None, 60.0))) if a.rule.name == "e2e-p99"]
-    assert slow.sentence == "p99 latency: more than 60 s; threshold 10 s"
+    assert slow.sentence == "p99 E2E latency: more than 60 s; threshold 10 s"
 
 
 def test_thresholds_can_be_moved() -> None:

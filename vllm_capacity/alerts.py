@@ -1,4 +1,4 @@
-"""The alert rules, and which of them an answer fires: the guide's five, and absence of data.
+"""The alert rules, and which of them an answer fires: latency, KV cache, queue, failures, no data.
 
 "No data" is never read as 0: a rule whose figure is unknown is `unknown`, neither quiet nor fired,
 and when there are no samples at all the rule for that fires. The rules are data; Parseable, which
@@ -88,10 +88,10 @@ def _mean(gauge: str) -> Callable[[Answer], Observed]:
 
 
 def _failures(answer: Answer) -> Observed:
-    """Requests that certainly failed: engine errors, rejections, and what restarts swallowed.
+    """Requests that certainly failed: engine errors, rejections, and those lost in restarts.
 
     HTTP 5xx answers are known as a share only, and may be some of these: alone they exceed 0. Where
-    none is known, but a process ended, it is unknown: nobody read what failed in it by then.
+    none is known, but a process ended, it is unknown: no scrape saw what failed in it by then.
     """
     requests, seen = answer.requests, answer.failures
     if requests.finished is None:
@@ -109,9 +109,9 @@ def _failures(answer: Answer) -> Observed:
 
 
 def _silence(answer: Answer) -> Observed:
-    """Servers that do not answer any more, 1 where no sample of a running engine came in at all.
+    """Servers that no longer answer, or 1 where there is no sample of a running engine at all.
 
-    Never unknown. A single scrape that failed at the end is no silence (`info` in the ledger).
+    Never unknown. A single scrape that failed at the end does not count (an `info` finding).
     """
     if answer.running.mean is None:
         return Observed(1.0)
@@ -120,8 +120,8 @@ def _silence(answer: Answer) -> Observed:
 
 
 RULES = (
-    Rule("e2e-p99", "p99 latency", "s", 10.0, _quantile("e2e_seconds", "p99")),
-    Rule("ttft-p95", "p95 time to first token", "s", 5.0, _quantile("ttft_seconds", "p95")),
+    Rule("e2e-p99", "p99 E2E latency", "s", 10.0, _quantile("e2e_seconds", "p99")),
+    Rule("ttft-p95", "p95 TTFT", "s", 5.0, _quantile("ttft_seconds", "p95")),
     Rule("kv-cache", "mean KV cache usage", "", 0.9, _mean("kv_cache_ratio")),
     Rule("waiting", "mean requests waiting", "requests", 50.0, _mean("waiting")),
     Rule("failures", "failed requests", "requests", 0.0, _failures),

@@ -196,9 +196,9 @@ def test_three_alerts_are_parseables_and_three_are_ours(server: RecordedParseabl
     with server.client() as client:
         lines = provision_alerts(Management(client), "vllm_metrics")
     assert lines == [
-        "alert p99 latency: not in Parseable (a percentile of a histogram);"
+        "alert p99 E2E latency: not in Parseable (a percentile of a histogram);"
         " `vllm-capacity alerts` evaluates it",
-        "alert p95 time to first token: not in Parseable (a percentile of a histogram);"
+        "alert p95 TTFT: not in Parseable (a percentile of a histogram);"
         " `vllm-capacity alerts` evaluates it",
         "alert vLLM mean KV cache usage (vllm_metrics): created",
         "alert vLLM mean requests waiting (vllm_metrics): created",
