@@ -8,7 +8,7 @@ none of them computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Self
@@ -24,10 +24,14 @@ from vllm_capacity.answer import (
     WindowExtent,
 )
 from vllm_capacity.assumptions import SLO_OPTIONS, Assumptions
-from vllm_capacity.bills import engine_parts, grouped, presence
+from vllm_capacity.bills import engine_parts, grouped, presence, unlabelled
 from vllm_capacity.costs_by_time import costs_by_hour, costs_by_part
+from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.figures import evidence, gauges, latency, losses, scrapes, steps, traffic
+from vllm_capacity.facts.api_prices import given_api_price
+from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.throughput import measurements
+from vllm_capacity.figures import evidence, gauges, latency, losses, phases, scrapes, steps, traffic
 from vllm_capacity.figures.failures import failures
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.series import per_step, readable_step_seconds
@@ -35,12 +39,17 @@ from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.advice import advice
-from vllm_capacity.verdicts.cost import Bill, Costs, Part, bill
+from vllm_capacity.verdicts.breakeven import BreakEven, break_even
+from vllm_capacity.verdicts.claim import Bound, FullUse, published_bound, usd_per_request_at
+from vllm_capacity.verdicts.cost import NO_PRICE, Bill, Costs, Part, bill
 from vllm_capacity.verdicts.finding import Finding
+from vllm_capacity.verdicts.idle import Savings, savings
 from vllm_capacity.verdicts.quality import ledger
 from vllm_capacity.verdicts.saturation import Saturation, SaturationFit, engine_fits, saturation
-from vllm_capacity.verdicts.slo import slo_throughput
+from vllm_capacity.verdicts.sizing import Policy
+from vllm_capacity.verdicts.slo import Oversaturation, is_oversaturating, slo_throughput
 
+_LIGHT_SHARE = 0.5
 _HISTOGRAM_OF = {"ttft_p95_seconds": latency.TTFT, "itl_p95_seconds": latency.ITL}
 
 
@@ -91,10 +100,15 @@ class Analysis:
         return list(names.to_list())
 
     @property
+    def models(self) -> list[str]:
+        """The models that the whole window names, by name."""
+        names = self.window.named_sql("figures", "models").get_column("model_name")
+        return list(names.to_list())
+
+    @property
     def served_model(self) -> str | None:
         """The model that the whole window served; None where it is none, or several."""
-        names = self.window.named_sql("figures", "models").get_column("model_name")
-        return str(names.item()) if names.len() == 1 else None
+        return self.models[0] if len(self.models) == 1 else None
 
     @cached_property
     def presence(self) -> dict[str, float]:
@@ -169,6 +183,44 @@ class Analysis:
         return load_curve(self.fits, self.steps, points, self.counters)
 
     @cached_property
+    def light_fits(self) -> dict[str, SaturationFit]:
+        """What the lighter steps alone let extrapolate, by engine.
+
+        Lighter are the steps with at most half of the most requests that ran in any: the time range
+        as it would be before its server was ever full.
+        """
+        most = pl.col("running_mean").max().over("instance", "engine")
+        lighter = self.steps.filter(pl.col("running_mean") <= _LIGHT_SHARE * most)
+        return {fit.engine: fit for fit in engine_fits(lighter)}
+
+    @cached_property
+    def oversaturation(self) -> Oversaturation:
+        """Whether queue and TTFT both grew over the time range."""
+        return is_oversaturating(self.steps)
+
+    @cached_property
+    def scrape_counts(self) -> list[scrapes.ScrapeCount]:
+        """How often each target was scraped, and answered."""
+        return scrapes.scrape_counts(self.attempts, part=self.time_range)
+
+    @property
+    def all_scrapes(self) -> scrapes.ScrapeCount:
+        """The scrapes of all targets together; their usual interval is that of the quickest."""
+        found = self.scrape_counts
+        return scrapes.ScrapeCount(
+            "all targets",
+            sum(each.attempts for each in found),
+            sum(each.good for each in found),
+            sum(each.missed for each in found),
+            min((each.usual_seconds for each in found), default=0.0),
+        )
+
+    @cached_property
+    def interruptions(self) -> list[scrapes.Interruption]:
+        """Gaps and restarts, by target and time."""
+        return scrapes.interruptions(self.attempts, self.restarts, part=self.time_range)
+
+    @cached_property
     def restarts(self) -> list[scrapes.Restart]:
         """Where a process ended and another began under its address."""
         return scrapes.restarts(self.window, part=self.time_range)
@@ -214,10 +266,112 @@ class Analysis:
         parts = grouped(self.window, self.bill_parts, by=group, part=self.time_range)
         return bill(parts)
 
+    def unlabelled(self, group: str) -> list[str]:
+        """The counters of the bill that the servers have, but without that label."""
+        return unlabelled(self.window, by=group, part=self.time_range)
+
+    @property
+    def rates(self) -> list[tuple[float, Estimate]]:
+        """What was paid: GPUs per engine and the price of one for an hour, per engine or for all.
+
+        Rates, not a mean: of a fleet that grew at its old prices the price did not change.
+        """
+        pricing = self.assumptions.pricing
+        if not pricing.rules:
+            price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
+            return [(pricing.gpus_per_engine, price)]
+        parts = self.bill_parts.values()
+        return [(part.usage.gpus_per_engine, part.usd_per_gpu_hour) for part in parts]
+
+    def bill_at(self, usd_per_gpu_hour: Estimate) -> Bill:
+        """The bill of the same use at one other price, for all engines."""
+        parts = self.bill_parts.items()
+        return bill(
+            {name: replace(part, usd_per_gpu_hour=usd_per_gpu_hour) for name, part in parts}
+        )
+
+    def break_even(
+        self, usd_per_million_input: float, usd_per_million_output: float
+    ) -> BreakEven | None:
+        """Where own GPUs and an API at these prices cost the same; None where nothing was served.
+
+        InputError for a price that there is not.
+        """
+        found, pricing = self.answer, self.assumptions.pricing
+        prompt = found.prompt_tokens_per_request.mid
+        output = found.output_tokens_per_request.mid
+        rate = found.throughput.requests_per_hour
+        if prompt is None or output is None or not rate:
+            return None
+        return break_even(
+            given_api_price(usd_per_million_input, usd_per_million_output),
+            input_tokens=prompt,
+            output_tokens=output,
+            usd_per_gpu_hour=pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE),
+            gpus=found.window.engines * pricing.gpus_per_engine,
+            capacity_output_tokens_per_second=found.saturation.capacity,
+            requests_per_hour=rate,
+        )
+
+    @cached_property
+    def published_bound(self) -> Bound | None:
+        """The published run that is like this one, as what its GPU can do; None without one.
+
+        Only a row of the price list says which GPU it is.
+        """
+        found, row = self.answer, self.assumptions.pricing.row
+        prompt = found.prompt_tokens_per_request.mid
+        output = found.output_tokens_per_request.mid
+        rate, model = found.throughput.requests_per_second, _listed_model(self.served_model)
+        if row is None or model is None or not rate or prompt is None or output is None:
+            return None
+        return published_bound(
+            measurements(),
+            model=model,
+            gpu=row.gpu,
+            input_tokens=prompt,
+            output_tokens=output,
+            requests_per_second=rate,
+        )
+
+    @cached_property
+    def full_use(self) -> FullUse | None:
+        """What a request would cost on a GPU as full as in the published run; None without one."""
+        bound, price = self.published_bound, self.assumptions.pricing.usd_per_gpu_hour
+        if bound is None or price is None:
+            return None
+        full = usd_per_request_at(bound, price)
+        return FullUse(bound, full, self.bill.whole.usd_per_request.divided_by(full))
+
+    def savings(self, policy: Policy) -> Savings:
+        """What three ways out of idle hours would have saved, USD per month."""
+        return savings(
+            self.hours,
+            replicas=max(1, self.answer.window.engines),
+            startup_lead_seconds=policy.startup_seconds,
+        )
+
     @cached_property
     def gauges(self) -> gauges.Gauges:
         """Running and waiting requests and KV-cache usage over the time range."""
         return gauges.gauges(self.window, self.attempts, part=self.time_range)
+
+    @cached_property
+    def phases(self) -> dict[str, phases.Phase]:
+        """Where the time of a finished request went: queue, prefill, decode, by these names."""
+        found = phases.phases(self.window, part=self.time_range)
+        return {each.name: each for each in found}
+
+    @property
+    def first_token_phase(self) -> tuple[str, float] | None:
+        """The longer of queue and prefill, and its share of both, 0..1; None where not observed."""
+        means = {name: self.phases[name].mean_seconds for name in ("queue", "prefill")}
+        known = {name: mean for name, mean in means.items() if mean is not None}
+        whole = sum(known.values())
+        if len(known) < len(means) or not whole:
+            return None
+        name = "queue" if known["queue"] > known["prefill"] else "prefill"
+        return name, known[name] / whole
 
     @cached_property
     def latency(self) -> latency.Latency:
@@ -316,6 +470,14 @@ class Analysis:
             return Estimate.exact(low, counted, f"target {target:g} s")
         between = f"target {target:g} s, which lies between two bucket edges"
         return Estimate.between(low, (low + high) / 2, high, counted, between)
+
+
+def _listed_model(name: str | None) -> str | None:
+    """The model's name in llms.csv; None where it has none there."""
+    try:
+        return None if name is None else find_llm(name).model
+    except InputError:
+        return None
 
 
 def _requests(increases: pl.DataFrame, lost: losses.Losses) -> Requests:

@@ -55,6 +55,11 @@ class Requests(Record):
     by_reason: Mapping[str, float]
     lost: Lost
 
+    @property
+    def lost_ratio(self) -> float | None:
+        """The most that may be missing ÷ what was counted; None where nothing was."""
+        return self.lost.high / self.finished if self.finished else None
+
 
 @dataclass(frozen=True, repr=False)
 class Tokens(Record):
@@ -68,6 +73,17 @@ class Tokens(Record):
     generation: float | None
     lost: Lost
 
+    @property
+    def total(self) -> float | None:
+        """Prompt and output tokens; None where either is not counted."""
+        known = self.prompt is not None and self.generation is not None
+        return (self.prompt or 0) + (self.generation or 0) if known else None
+
+    @property
+    def lost_ratio(self) -> float | None:
+        """The most that may be missing ÷ what was counted; None where nothing was."""
+        return self.lost.high / self.total if self.total else None
+
 
 @dataclass(frozen=True, repr=False)
 class Throughput(Record):
@@ -75,6 +91,31 @@ class Throughput(Record):
 
     output_tokens_per_second: float | None
     requests_per_second: float | None
+
+    @property
+    def requests_per_hour(self) -> float | None:
+        """Finished requests per hour, at this rate."""
+        return None if self.requests_per_second is None else self.requests_per_second * 3600
+
+    @property
+    def requests_per_day(self) -> Estimate:
+        """Finished requests per day, if this rate lasted all day."""
+        if self.requests_per_second is None:
+            return Estimate.unknown("finished requests were not counted in this window")
+        basis = "the mean rate of this window, all day long"
+        return Estimate.exact(self.requests_per_second * 86_400, basis)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much came: in all, per second, and per finished request; None where not counted.
+
+    Of requests themselves `per_request` is None.
+    """
+
+    total: float | None
+    per_second: float | None
+    per_request: float | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,6 +173,44 @@ class Answer(Record):
     advice: tuple[Advice, ...]
     quality: tuple[Finding, ...]
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def prompt_tokens_per_request(self) -> Estimate:
+        """Prompt tokens ÷ finished requests; unknown where none finished."""
+        return self._per_request("prompt", self.tokens.prompt)
+
+    @property
+    def output_tokens_per_request(self) -> Estimate:
+        """Output tokens ÷ finished requests; unknown where none finished."""
+        return self._per_request("generation", self.tokens.generation)
+
+    @property
+    def traffic(self) -> dict[str, Amount]:
+        """Finished requests, prompt tokens and output tokens, by these names."""
+        rate = self.throughput.requests_per_second
+        found = {"finished requests": Amount(self.requests.finished, rate, None)}
+        for name, total, each in (
+            ("prompt tokens", self.tokens.prompt, self.prompt_tokens_per_request.mid),
+            ("output tokens", self.tokens.generation, self.output_tokens_per_request.mid),
+        ):
+            per_second = None if each is None or rate is None else each * rate
+            found[name] = Amount(total, per_second, each)
+        return found
+
+    def findings(self, check: str) -> int:
+        """How often a check of the quality of the telemetry found something; 0 for never."""
+        return sum(each.count for each in self.quality if each.check == check)
+
+    def max_effect(self, figure: str) -> float:
+        """The most that all findings together can move a figure, in its unit: `running.mean`."""
+        return sum(each.max_effect.get(figure, 0.0) for each in self.quality)
+
+    def _per_request(self, kind: str, tokens: float | None) -> Estimate:
+        finished = self.requests.finished
+        if not finished or tokens is None:
+            return Estimate.unknown("no request finished in this window")
+        basis = f"{tokens:,.0f} {kind} tokens ÷ {finished:,.0f} finished requests"
+        return Estimate.exact(tokens / finished, basis)
 
 
 def schema() -> dict[str, Any]:

@@ -6,7 +6,7 @@ and on verdicts that say what they rest on; what cannot be known is a row with a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -30,6 +30,7 @@ from vllm_capacity.verdicts.forecast import forecast_demand
 from vllm_capacity.verdicts.options import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.regimes import KV
+from vllm_capacity.verdicts.runway import Runway, runways
 from vllm_capacity.verdicts.sizing import (
     Change,
     Policy,
@@ -48,6 +49,7 @@ _BYTES = (traffic.READ_BYTES, traffic.WRITE_BYTES)
 _DEMAND_QUANTILE = 0.95
 _WAIT_LIMIT_SECONDS = 1.0
 _LONG_GAP = timedelta(weeks=4)
+_MORE_REPLICAS = 2
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,38 @@ class Plan(Figures):
     forecast: DemandAhead
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def working_replicas(self) -> int | None:
+        """The replicas without their spares, one at least; None where it is not known how many."""
+        if self.replicas.mid is None:
+            return None
+        return max(1, round(self.replicas.mid) - self.policy.spare_replicas)
+
+    @property
+    def comparable(self) -> tuple[Option, ...]:
+        """The options whose tokens per dollar are known, best first."""
+        return tuple(option for option in self.options if option.is_comparable)
+
+    def option(self, gpu: str) -> Option | None:
+        """The option of that GPU, by its label; None where it is not among them."""
+        return next((option for option in self.options if option.gpu == gpu), None)
+
+    def runways(self, growth_ratio_per_month: float) -> tuple[Runway, ...]:
+        """What numbers of replicas carry, and for how long: up to two more than are needed.
+
+        Empty where it is not known how many are. InputError for a growth below 0.
+        """
+        if self.replicas.mid is None:
+            return ()
+        most = round(self.replicas.mid) + _MORE_REPLICAS
+        return runways(
+            self.demand_output_tokens_per_second,
+            self.capacity_output_tokens_per_second,
+            policy=self.policy,
+            counts=range(self.policy.spare_replicas + 1, most + 1),
+            growth_ratio_per_month=growth_ratio_per_month,
+        )
+
 
 def plan(analysis: Analysis, request: PlanRequest | None = None) -> Plan:
     """The plan of a window under its assumptions: how many replicas for how much money."""
@@ -178,12 +212,12 @@ class _Planning:
     @cached_property
     def prompt_tokens(self) -> Estimate:
         """Prompt tokens per request."""
-        return _mean_tokens(self.answer, "prompt")
+        return self.answer.prompt_tokens_per_request
 
     @cached_property
     def output_tokens(self) -> Estimate:
         """Output tokens per request."""
-        return _mean_tokens(self.answer, "generation")
+        return self.answer.output_tokens_per_request
 
     @cached_property
     def requests(self) -> Estimate:
@@ -249,15 +283,6 @@ def _in_force(analysis: Analysis) -> Pricing:
     )
 
 
-def _mean_tokens(answer: Answer, kind: str) -> Estimate:
-    """Tokens of a kind for each finished request; unknown where none finished."""
-    finished, tokens = answer.requests.finished, getattr(answer.tokens, kind)
-    if not finished or tokens is None:
-        return Estimate.unknown("no request finished in this window")
-    basis = f"{tokens:,.0f} {kind} tokens ÷ {finished:,.0f} finished requests"
-    return Estimate.exact(tokens / finished, basis)
-
-
 def _queue(case: _Planning, needed: Estimate) -> QueueCheck | None:
     """An M/G/c queue's view of the replicas without their spares; None where it cannot be asked."""
     known = [
@@ -304,37 +329,115 @@ def _options(case: _Planning) -> tuple[str | None, tuple[Option, ...], str]:
     reason = _no_comparison(case, name)
     if name is None or case.request.from_gpu is None or reason:
         return name, (), reason
-    llm, here = find_llm(name), find_gpu(case.request.from_gpu)
-    measured = Question(
+    here = find_gpu(case.request.from_gpu)
+    measured = _measured(
+        name,
+        here,
+        gpus=max(1, round(case.pricing.gpus_per_engine)),
+        output_tokens_per_second=case.capacity.mid or 0.0,
+        input_tokens=case.prompt_tokens.mid or 0.0,
+        output_tokens=case.output_tokens.mid or 0.0,
+    )
+    wanted = (case.request.from_gpu, *(case.request.to_gpus or gpu_names()))
+    table = _compared(
+        measured,
+        wanted,
+        capacity=case.capacity,
+        demand=case.demand,
+        policy=case.request.policy,
+        own_price=case.pricing.usd_per_gpu_hour,
+        busy=_busy(case, here),
+    )
+    return measured.llm.model, table, ""
+
+
+def gpu_options(
+    *,
+    model: str,
+    gpu: str,
+    output_tokens_per_second: float,
+    input_tokens: float,
+    output_tokens: float,
+    measured_by: str,
+    requests_per_second: float,
+    policy: Policy | None = None,
+    gpus: int = 1,
+) -> tuple[Option, ...]:
+    """Every GPU known as an option, from a rate that somebody measured, as a plan's `options`.
+
+    The rate is of `gpus` GPUs of that type serving requests of those mean lengths; `measured_by`
+    says whose it is and under what load, and is in the basis of every option. InputError for names
+    that are not known.
+    """
+    here = find_gpu(gpu)
+    basis = f"{output_tokens_per_second:,.4g} output tokens/s on {here.label}: {measured_by}"
+    demand = f"{requests_per_second:,.4g} requests/s × {output_tokens:,.4g} output tokens"
+    return _compared(
+        _measured(
+            model,
+            here,
+            gpus=gpus,
+            output_tokens_per_second=output_tokens_per_second,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+        ),
+        gpu_names(),
+        capacity=Estimate.exact(output_tokens_per_second, basis, kind=Kind.GIVEN),
+        demand=Estimate.exact(requests_per_second * output_tokens, demand, kind=Kind.GIVEN),
+        policy=policy or Policy(),
+    )
+
+
+def _measured(
+    model: str,
+    here: GpuSpan,
+    *,
+    gpus: int,
+    output_tokens_per_second: float,
+    input_tokens: float,
+    output_tokens: float,
+) -> Question:
+    """What was measured, at capacity, as the question of what another GPU would do."""
+    llm = find_llm(model)
+    return Question(
         llm=llm,
         dtype=llm.weights_dtype,
         to_dtype=llm.weights_dtype,
         from_gpu=here,
         to_gpu=here,
-        gpus=max(1, round(case.pricing.gpus_per_engine)),
-        output_tokens_per_second=case.capacity.mid or 0.0,
-        input_tokens=case.prompt_tokens.mid or 0.0,
-        output_tokens=case.output_tokens.mid or 0.0,
+        gpus=gpus,
+        output_tokens_per_second=output_tokens_per_second,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
         load=Load(is_capacity=True),
     )
-    wanted = (case.request.from_gpu, *(case.request.to_gpus or gpu_names()))
-    spans = list({span.name: span for span in map(find_gpu, wanted)}.values())
-    table = whatif_table(
+
+
+def _compared(
+    measured: Question,
+    names: Iterable[str],
+    *,
+    capacity: Estimate,
+    demand: Estimate,
+    policy: Policy,
+    own_price: Estimate | None = None,
+    busy: Busy | None = None,
+) -> tuple[Option, ...]:
+    """The GPUs of these names as options; `own_price` is that of the GPU that was measured."""
+    spans = list({span.name: span for span in map(find_gpu, names)}.values())
+    return whatif_table(
         measured,
         [
-            _candidate(
-                span, llm.weights_dtype, case.pricing.usd_per_gpu_hour if span == here else None
-            )
+            _candidate(span, measured.dtype, own_price if span == measured.from_gpu else None)
             for span in spans
         ],
-        slo_capacity=case.capacity,
-        demand=case.demand,
-        policy=case.request.policy,
+        slo_capacity=capacity,
+        demand=demand,
+        policy=policy,
         published=measurements(),
         prefer={span.rows[0].gpu: usual_forms(span.rows[0].gpu) for span in spans},
-        busy=_busy(case, here),
+        busy=busy,
     )
-    return llm.model, table, ""
 
 
 def _candidate(span: GpuSpan, dtype: str, own: Estimate | None) -> Candidate:

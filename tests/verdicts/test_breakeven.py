@@ -31,9 +31,9 @@ def test_requests_a_day_that_break_even():
     assert found().requests_per_day.mid == pytest.approx(2.0 / 0.0002 * 24)
 
 
-def test_utilisation_that_breaks_even():
-    assert found().utilisation.mid == pytest.approx(10_000 / (1000 * 3600 / 250))
-    assert found().utilisation.low < found().utilisation.high
+def test_utilization_that_breaks_even():
+    assert found().utilization.mid == pytest.approx(10_000 / (1000 * 3600 / 250))
+    assert found().utilization.low < found().utilization.high
 
 
 def test_price_that_breaks_even():
@@ -60,9 +60,9 @@ def test_an_idle_window_has_no_price_that_breaks_even_but_a_demand():
     assert idle.requests_per_day.is_known
 
 
-def test_an_unknown_knee_leaves_utilisation_unknown_for_its_reason():
+def test_an_unknown_knee_leaves_utilization_unknown_for_its_reason():
     unknown = found(capacity_output_tokens_per_second=Estimate.unknown("it does not bend"))
-    assert unknown.utilisation.reason == "it does not bend"
+    assert unknown.utilization.reason == "it does not bend"
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_a_higher_price_never_breaks_even_earlier(price, factor):
         found(usd_per_gpu_hour=Estimate.exact(value, "a row")) for value in (price, price * factor)
     )
     assert dear.requests_per_day.mid >= cheap.requests_per_day.mid
-    assert dear.utilisation.mid >= cheap.utilisation.mid
+    assert dear.utilization.mid >= cheap.utilization.mid

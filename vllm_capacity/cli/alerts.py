@@ -52,7 +52,7 @@ def alerts(
     if as_json:
         click.echo(json.dumps([one.as_dict() for one in found], allow_nan=False, indent=2))
     else:
-        from vllm_capacity.render.terminal_decide import alerts_text
+        from vllm_capacity.render.terminal import alerts_text
 
         click.echo(alerts_text(found, width=columns()), nl=False)
     if any(one.state == "fired" for one in found):

@@ -171,22 +171,28 @@ def _tell(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
-        from vllm_capacity.render.paper import Paper
-
-        paper = Paper(columns())
-        for finding in findings:
-            mark = f"{_MARKS[finding.state]} {finding.link}: "
-            paper.line(f"{mark}{finding.found}", indent=" " * 8)
-        paper.line("")
-        if broken is None:
-            paper.line("No link that was looked at is broken.")
-        else:
-            paper.line(f"First broken link: {broken.link} ({broken.check})")
-            paper.line(f"  found:  {broken.found}", indent=" " * 10)
-            paper.line(f"  remedy: {broken.remedy}", indent=" " * 10)
-        click.echo(paper.text, nl=False)
+        click.echo(_report(findings, broken), nl=False)
     if broken is not None:
         sys.exit(1)
+
+
+def _report(findings: list[Finding], broken: Finding | None) -> str:
+    """What was found of each link, then the first one that is broken and its remedy."""
+    from vllm_capacity.render.tables import wrapped
+
+    width = columns()
+    lines = [
+        wrapped(f"{_MARKS[each.state]} {each.link}: {each.found}", width, indent=8)
+        for each in findings
+    ]
+    if broken is None:
+        return "".join([*lines, "\n", "No link that was looked at is broken.\n"])
+    remedy = [
+        wrapped(f"First broken link: {broken.link} ({broken.check})", width),
+        wrapped(f"  found:  {broken.found}", width, indent=10),
+        wrapped(f"  remedy: {broken.remedy}", width, indent=10),
+    ]
+    return "".join([*lines, "\n", *remedy])
 
 
 def _collector_url(host: str, port: int, path: str) -> str | None:

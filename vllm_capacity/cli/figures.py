@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from vllm_capacity.answer import SCHEMA_VERSION
-from vllm_capacity.bills import unlabelled
 from vllm_capacity.cli.as_json import as_text, json_options
 from vllm_capacity.cli.assumed import analysis_of, assumption_options
 from vllm_capacity.cli.screen import columns
@@ -24,16 +23,13 @@ _verify = click.option(
 def figures(window: str, verify: bool, as_json: bool, schema_version: str, **given: object) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
     opened = open_window(window, verify=verify)
-    answer = analysis_of(opened, given).answer
+    analysis = analysis_of(opened, given)
     if as_json:
-        click.echo(as_text(answer, schema_version))
+        click.echo(as_text(analysis.answer, schema_version))
         return
-    from vllm_capacity.render.terminal import figures_text  # charts and all: not for --json
+    from vllm_capacity.render.terminal import figures_text  # rich and all: not for --json
 
-    text = figures_text(
-        answer, window_name=opened.name, is_simulated=opened.is_simulated, width=columns()
-    )
-    click.echo(text, nl=False)
+    click.echo(figures_text(analysis, width=columns()), nl=False)
 
 
 @click.command()
@@ -48,22 +44,11 @@ def cost(
     """The bill of WINDOW shared out; the parts add up to the whole."""
     opened = open_window(window, verify=verify)
     analysis = analysis_of(opened, given)
-    bill = analysis.bill_by(by)
     if as_json:
+        bill = analysis.bill_by(by)
         body = {"by": by, "whole": bill.whole, "parts": bill.parts}
         click.echo(as_text({**body, "schema_version": SCHEMA_VERSION}, schema_version))
         return
     from vllm_capacity.render.terminal import cost_text
 
-    price = analysis.assumptions.pricing.usd_per_gpu_hour
-    text = cost_text(
-        bill,
-        by=by,
-        part=analysis.time_range,
-        window_name=opened.name,
-        is_simulated=opened.is_simulated,
-        price_note=price.sources if price else "",
-        unlabelled=unlabelled(opened, by=by, part=analysis.time_range),
-        width=columns(),
-    )
-    click.echo(text, nl=False)
+    click.echo(cost_text(analysis, by=by, width=columns()), nl=False)

@@ -10,7 +10,7 @@ import click
 
 from vllm_capacity.cli.reading import FILE
 from vllm_capacity.cli.screen import columns
-from vllm_capacity.render.terminal_decide import forecast_text
+from vllm_capacity.render.terminal import forecast_text
 from vllm_capacity.sources.demand import Clock, read_demand
 from vllm_capacity.timerange import parse_duration_seconds
 from vllm_capacity.verdicts.forecast import Forecast, forecast_demand
@@ -36,12 +36,11 @@ def forecast(series: Path, column: str, step: str, horizon: str, as_json: bool) 
         step_seconds=parse_duration_seconds(step),
         horizon_seconds=parse_duration_seconds(horizon),
     )
-    told = _as_dict(result, demand.clock)
     if as_json:
-        click.echo(json.dumps(told, allow_nan=False))
-    else:
-        title = f"{column} per {step}, next {horizon}"
-        click.echo(forecast_text(told, title=title, width=columns()), nl=False)
+        click.echo(json.dumps(_as_dict(result, demand.clock), allow_nan=False))
+        return
+    title = f"{column} per {step}, next {horizon}"
+    click.echo(forecast_text(result, demand.clock, title=title, width=columns()), nl=False)
 
 
 def _as_dict(result: Forecast, clock: Clock) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import Llm, find_llm, weight_dtype
-from vllm_capacity.render.terminal_decide import model_text
+from vllm_capacity.render.terminal import model_text
 from vllm_capacity.verdicts.users import users_that_fit
 
 
@@ -40,11 +40,12 @@ def model(
     chosen = llm.weights_dtype if dtype == "auto" else weight_dtype(dtype)
     if gpus < 1:
         raise InputError(f"--gpus must be 1 or more, found {gpus}.")
-    facts = _facts(llm, chosen, kv_dtype, _users(llm, chosen, kv_dtype, gpu, gpus, tokens))
+    fit = _users(llm, chosen, kv_dtype, gpu, gpus, tokens)
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        click.echo(json.dumps(_facts(llm, chosen, kv_dtype, fit), ensure_ascii=False))
         return
-    click.echo(model_text(facts, llm, width=columns()), nl=False)
+    text = model_text(llm, dtype=chosen, kv_dtype=kv_dtype, users=fit, width=columns())
+    click.echo(text, nl=False)
 
 
 def _users(

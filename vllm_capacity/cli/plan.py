@@ -85,17 +85,11 @@ def plan(
         policy=Policy(headroom, spares, startup_seconds, growth_per_hour),
     )
     opened = open_window(one_window(argument, window))
-    found = plan_of(analysis_of(opened, given), request)
+    analysis = analysis_of(opened, given)
+    found = plan_of(analysis, request)
     if as_json:
         click.echo(as_text(found, schema_version))
         return
-    from vllm_capacity.render.terminal_plan import plan_text
+    from vllm_capacity.render.terminal import plan_text
 
-    text = plan_text(
-        found,
-        window_name=opened.name,
-        is_simulated=opened.is_simulated,
-        here=here,
-        width=columns(),
-    )
-    click.echo(text, nl=False)
+    click.echo(plan_text(analysis, found, here=here, width=columns()), nl=False)

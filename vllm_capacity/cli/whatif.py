@@ -12,7 +12,7 @@ from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm, weight_dtype
 from vllm_capacity.facts.prices import usual_forms
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.render.terminal_decide import whatif_text
+from vllm_capacity.render.terminal import whatif_text
 from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.whatif import what_if
 
@@ -103,4 +103,4 @@ def whatif(
         click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
     else:
         where = f"{llm.model}, weights as {asked}, on {gpus} × {question.to_gpu.label}"
-        click.echo(whatif_text(found.as_dict(), where=where, width=columns()), nl=False)
+        click.echo(whatif_text(found, where=where, width=columns()), nl=False)

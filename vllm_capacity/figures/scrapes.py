@@ -5,6 +5,7 @@ Everything about time that other figures need: the scrape interval, gaps, restar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -59,6 +60,54 @@ class Outage:
     def seconds(self) -> float:
         """Length in seconds."""
         return (self.end - self.last_good).total_seconds()
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """A gap, or a restart in which no scrape was missed, between two good scrapes of a target.
+
+    `failed` attempts were made in between, none where nobody asked. `started` is when the new
+    process says it did, where it says.
+    """
+
+    instance: str
+    start: datetime
+    end: datetime
+    failed: int
+    is_gap: bool
+    is_restart: bool
+    started: datetime | None
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return (self.end - self.start).total_seconds()
+
+
+@dataclass(frozen=True)
+class ScrapeCount:
+    """How often a target was scraped, and answered; `missed` more an even grid would have had."""
+
+    instance: str
+    attempts: int
+    good: int
+    missed: int
+    usual_seconds: float
+
+    @property
+    def expected(self) -> int:
+        """The attempts that an even grid would have had."""
+        return self.attempts + self.missed
+
+    @property
+    def failed(self) -> int:
+        """The attempts without an answer."""
+        return self.attempts - self.good
+
+    @property
+    def good_ratio(self) -> float | None:
+        """Answered ÷ expected, 0..1; None where none was expected."""
+        return self.good / self.expected if self.expected else None
 
 
 def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
@@ -124,6 +173,19 @@ def usual_intervals(seconds: np.ndarray) -> np.ndarray:
     return usual
 
 
+def scrape_counts(tries: pl.DataFrame, *, part: TimeRange) -> list[ScrapeCount]:
+    """How often each target was scraped in the part, by target; those that never were left out."""
+    found = []
+    for (instance,), own in tries.group_by("instance", maintain_order=True):
+        inside = own.filter(pl.col("ts") >= part.start)
+        ts = inside.get_column("ts")
+        steps = ts.diff().drop_nulls().dt.total_microseconds() / 1e6
+        usual = float(steps.median() or 0.0)  # type: ignore[arg-type]
+        good = inside.filter("is_good").height
+        found.append(ScrapeCount(str(instance), inside.height, good, absent(ts), usual))
+    return [each for each in found if each.attempts]
+
+
 def absent(ts: pl.Series) -> int:
     """How many attempts an even grid would have had between these; judged step by step."""
     if ts.len() < 3:
@@ -161,6 +223,38 @@ def gaps(tries: pl.DataFrame, *, part: TimeRange) -> list[Gap]:
             if gap.end >= part.start and gap.start < part.end:
                 found.append(gap)
     return found
+
+
+def interruptions(
+    tries: pl.DataFrame, found: Sequence[Restart], *, part: TimeRange
+) -> list[Interruption]:
+    """The gaps of every target and the restarts outside gaps, by target and time."""
+    found_gaps = gaps(tries, part=part)
+    rows = []
+    for gap in found_gaps:
+        inside = tries.filter(
+            (pl.col("instance") == gap.instance)
+            & (pl.col("ts") > gap.start)
+            & (pl.col("ts") < gap.end)
+        )
+        own = [each for each in found if _covers(gap, each)]
+        started = own[0].started if own else None
+        ends = gap.instance, gap.start, gap.end
+        rows.append(Interruption(*ends, inside.height, True, bool(own), started))
+    rows += [
+        Interruption(each.instance, each.before, each.after, 0, False, True, each.started)
+        for each in found
+        if not any(_covers(gap, each) for gap in found_gaps)
+    ]
+    return sorted(rows, key=lambda each: (each.instance, each.start, each.end))
+
+
+def _covers(gap: Gap, restart: Restart) -> bool:
+    return (
+        gap.instance == restart.instance
+        and gap.start <= restart.before
+        and restart.after <= gap.end
+    )
 
 
 def outages(window: Window, *, part: TimeRange, tries: pl.DataFrame) -> list[Outage]:

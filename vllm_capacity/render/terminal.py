@@ -1,142 +1,240 @@
-"""The terminal's face of a window: verdict, tiles and ledger of an answer, and a bill, as text.
+"""What a terminal shows of a window, a bill, a plan and the results of the smaller verbs.
 
-The same sentences and tiles as the page, in its order.
+The same sentences and tables as the page, in its order, as lines up to a width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime
 
-from vllm_capacity.render.numbers import (
-    Write,
-    between,
-    count,
-    hours,
-    percent,
-    span,
-    usd,
-    usd_per_thousand,
+from vllm_capacity.alerts import Alert
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.gpus import GIB
+from vllm_capacity.facts.llms import Llm
+from vllm_capacity.plan import Plan
+from vllm_capacity.render.numbers import count, number, percent, seconds
+from vllm_capacity.render.prose import verdict as prose
+from vllm_capacity.render.sections.cost import bill_table
+from vllm_capacity.render.sections.header import price_text, tile_table, window_line
+from vllm_capacity.render.sections.plan import (
+    forecast_table,
+    gpu_table,
+    method_text,
+    queue_check,
+    rejected_table,
+    sensitivity_table,
+    sizing_table,
 )
-from vllm_capacity.render.paper import Paper, told_once
-from vllm_capacity.render.prose import verdict as words
-from vllm_capacity.render.prose.estimates import NOT_KNOWN, is_bound, value
-from vllm_capacity.render.sections.elements import tile_contents
-from vllm_capacity.timerange import TimeRange
-
-_BILL: tuple[tuple[str, str, Write], ...] = (
-    ("bill", "allocation_usd", usd),
-    ("of it\nidle", "idle_usd", usd),
-    ("used", "utilisation", percent),
-    ("dollars per\n1,000 requests", "usd_per_request", usd_per_thousand),
-    ("dollars per M\noutput tokens", "usd_per_million_output_tokens", usd),
+from vllm_capacity.render.sections.quality import quality_table
+from vllm_capacity.render.tables import (
+    Cell,
+    Column,
+    Figure,
+    Table,
+    figures_table,
+    table,
+    wrapped,
 )
-_KEYS = {head.replace("\n", " "): key for head, key, _ in _BILL}
-_RESTS_ON_OUTPUT = frozenset({"idle_usd", "utilisation", "usd_per_million_output_tokens"})
-_OUTPUT_TOKENS = "vllm:generation_tokens_total"
+from vllm_capacity.sources.demand import Clock
+from vllm_capacity.verdicts.forecast import Forecast
+from vllm_capacity.verdicts.saturation import Saturation
+
+_WIDTH = 80
 
 
-def figures_text(
-    answer: Mapping[str, Any],
-    *,
-    window_name: str,
-    price_note: str = "",
-    is_simulated: bool = False,
-    width: int = 80,
-    is_colourful: bool = False,
-) -> str:
-    """An answer as text: title line, verdict, tiles, the ledger; no line wider than `width`."""
-    paper = Paper(width, is_colourful)
-    paper.title(window_name)
-    paper.line(window_line(answer["window"]))
-    paper.line(f"Price: {price_note or _price(answer['cost']['allocation_usd'])}")
-    paper.line("")
-    for sentence in words.verdict(answer, is_simulated=is_simulated):
-        paper.line(sentence)
-    paper.line("")
-    tiles = tile_contents(answer)
-    paper.table(["figure", "value", "between"], told_once(_tile_row(tile) for tile in tiles))
-    word, why = words.quality_word(answer)
-    paper.heading(f"Can I trust this? {words.SHAPES[word]} {word}: {why}")
-    for found in answer["quality"]:
-        times = f" ({count(found['count'])})" if found["count"] > 1 else ""
-        paper.line(
-            f"{_severity_shape(found['severity'])} {found['check']}{times}: {found['effect']}",
-            indent="  ",
-        )
-    return paper.text
+def figures_text(analysis: Analysis, *, width: int = _WIDTH) -> str:
+    """A window: title lines, verdict, the figures of the tiles, quality of the telemetry."""
+    sentences = prose.verdict(analysis.answer, is_simulated=analysis.window.is_simulated)
+    return _page(
+        _paragraphs(_title(analysis), width),
+        _paragraphs(sentences, width),
+        tile_table(analysis).to_text(width),
+        "Can I trust this?\n" + quality_table(analysis).to_text(width),
+    )
 
 
-def cost_text(
-    told: Mapping[str, Any],
-    *,
-    part: TimeRange,
-    window_name: str = "",
-    is_simulated: bool = False,
-    price_note: str = "",
-    unlabelled: Sequence[str] = (),
-    width: int = 80,
-    is_colourful: bool = False,
-) -> str:
-    """A bill (`cost_by` of answers.py) as text: a row a part, then the whole they add up to.
+def cost_text(analysis: Analysis, *, by: str = "engine", width: int = _WIDTH) -> str:
+    """The bill of a window: a row per group, then the whole they add up to.
 
-    `part` is the time it is for; `unlabelled` the counters that do not have the label it is by.
+    InputError where no counter has the label `by`.
     """
-    paper = Paper(width, is_colourful)
-    paper.title(window_name, is_simulated=is_simulated)
-    paper.line(f"{span(part.start, part.end)} ({hours(part.hours)})")
-    paper.line(f"Price: {price_note or _price(told['whole']['allocation_usd'])}")
-    paper.line("")
-    parts = {**told["parts"], "whole": told["whole"]}
+    title = [*_title(analysis), *_simulated(analysis)]
+    return _page(_paragraphs(title, width), bill_table(analysis, by).to_text(width))
+
+
+def plan_text(analysis: Analysis, plan: Plan, *, here: str = "", width: int = _WIDTH) -> str:
+    """What is needed, under which doubts, on which GPUs, for how long.
+
+    `here` is the GPU that the window ran on, as options name it; empty where nobody said.
+    """
+    title = [*_title(analysis), *_simulated(analysis)]
+    return _page(
+        _paragraphs(title, width),
+        sizing_table(plan, here).to_text(width),
+        _paragraphs(queue_check(plan).sentences, width),
+        "What if?\n" + sensitivity_table(plan).to_text(width),
+        "Which GPUs?\n" + _gpus(plan, here, width),
+        "For how long is it enough?\n" + forecast_table(plan).to_text(width),
+    )
+
+
+def fit_text(found: Saturation, *, width: int = _WIDTH) -> str:
+    """The capacity that a table of loads shows or lets extrapolate, and what it rests on."""
+    figures = (
+        Figure("capacity", found.capacity, number, "output tokens/s"),
+        Figure("reached at", found.capacity_running_requests, number, "running requests"),
+    )
+    limit = prose.LIMITS.get(found.bottleneck or "")
+    bottleneck = wrapped(f"The first bottleneck is {limit}.", width) if limit else ""
+    return _page(figures_table(figures).to_text(width), bottleneck)
+
+
+def whatif_text(found: Estimate, *, where: str, width: int = _WIDTH) -> str:
+    """Output tokens per second of a model on another GPU, `where`; or why they are not known."""
+    figures = (Figure("output", found, number, "tokens/s"),)
+    return figures_table(figures, caption=where).to_text(width)
+
+
+def model_text(llm: Llm, *, dtype: str, kv_dtype: str, users: Estimate, width: int = _WIDTH) -> str:
+    """What a model takes in memory, and how many users fit, of what context on which GPU."""
+    columns = (
+        Column("figure", "figure"),
+        Column("value", "value", is_numeric=True),
+        Column("unit", "unit"),
+    )
     rows = [
-        [name, *(value(figures[key], write) for _, key, write in _BILL)]
-        for name, figures in parts.items()
+        (f"weights as {dtype}", _number(llm.weights_bytes(dtype) / GIB), "GiB"),
+        ("KV cache", _count(llm.kv_bytes_per_token(kv_dtype)), "bytes per token of context"),
     ]
-    heads = [str(told["by"]), *(head for head, _, _ in _BILL)]
-    paper.table(heads, rows, numeric=range(1, len(heads)), whole=range(1, len(heads)))
-    paper.line("")
-    _bill_notes(paper, told, unlabelled)
-    return paper.text
+    fixed = llm.kv_fixed_bytes_per_sequence(kv_dtype)
+    if fixed:
+        rows.append((f"plus {_fixed(llm)}", _count(fixed), "bytes per request"))
+    memory = table(columns, rows, caption=llm.model)
+    fit = figures_table([Figure("concurrent users", users, count)])
+    source = wrapped(f"Shape from {llm.source} ({llm.date})", width, indent=2)
+    return _page(memory.to_text(width), fit.to_text(width), source)
 
 
-def _bill_notes(paper: Paper, told: Mapping[str, Any], unlabelled: Sequence[str]) -> None:
-    """The intervals of the whole, and a reason once for all figures that are unknown for it."""
-    reasons: dict[str, list[str]] = {}
-    for head, key, write in _BILL:
-        figure, name = told["whole"][key], head.replace("\n", " ")
-        if figure["mid"] is not None:
-            interval = between(figure, write)
-            if interval:
-                paper.line(f"{name}, of the whole: {interval}", indent="  ")
-            continue
-        why = str(figure["reason"])
-        if _OUTPUT_TOKENS in unlabelled and key in _RESTS_ON_OUTPUT:
-            why = f"{_OUTPUT_TOKENS} is counted without the label {told['by']}"
-        reasons.setdefault(why, []).append(name)
-    for why, names in reasons.items():
-        are_bounds = all(is_bound(told["whole"][_KEYS[name]]) for name in names)
-        paper.line(
-            f"{', '.join(names)}: {'only bounded' if are_bounds else NOT_KNOWN}: {why}", indent="  "
+def forecast_text(found: Forecast, clock: Clock, *, title: str, width: int = _WIDTH) -> str:
+    """The demand ahead, a row per step, with what its intervals have held before.
+
+    Times are written as `clock` has them in the file.
+    """
+    if not found.is_known:
+        return wrapped(title, width) + wrapped(f"No forecast: {found.reason}.", width)
+    steps = found.frame
+    stamps = [clock.written(each) for each in steps["ts_seconds"]]
+    head, times = _times(stamps)
+    columns = (
+        Column(head, "start"),
+        Column("at least", "low", is_numeric=True),
+        Column("most likely", "mid", is_numeric=True),
+        Column("at most", "high", is_numeric=True),
+    )
+    rows = [
+        (time, *(Cell(number(end, like=ends[1]), end) for end in ends))
+        for time, ends in zip(times, steps.select("low", "mid", "high").iter_rows(), strict=True)
+    ]
+    width_ratio = found.width_ratio
+    wide = "" if width_ratio is None else f" Mean width: {percent(width_ratio)} of the forecast."
+    method = f"90 % intervals.{wide} {method_text(found.method, found.coverage_measured)}"
+    return _page(table(columns, rows, caption=title).to_text(width), wrapped(method, width))
+
+
+def alerts_text(found: Sequence[Alert], *, width: int = _WIDTH) -> str:
+    """Every rule with its state, what was found, and the threshold."""
+    return alert_table(found).to_text(width)
+
+
+def alert_table(found: Sequence[Alert]) -> Table:
+    """Every rule with its state, what was found, and the threshold; one row per rule."""
+    columns = (
+        Column("state", "state"),
+        Column("alert", "alert"),
+        Column("found", "found"),
+        Column("fires above", "above"),
+    )
+    rows = [
+        (
+            Cell(one.state.upper() if one.state == "fired" else one.state, one.state),
+            one.rule.title,
+            _observed(one),
+            Cell(f"{one.rule.above:,g} {one.rule.unit}".rstrip(), one.rule.above),
         )
+        for one in found
+    ]
+    return table(columns, rows)
 
 
-def window_line(window: Mapping[str, Any]) -> str:
-    """When it was, for how long, of how many engines."""
-    when = span(window["start"], window["end"])
-    return f"{when} ({hours(window['hours'])}), {words.plural(window['engines'], 'engine')}"
+def _title(analysis: Analysis) -> list[str]:
+    price = f"Price: {price_text(analysis)}"
+    return [analysis.window.name, window_line(analysis), price]
 
 
-def _price(bill: Mapping[str, Any]) -> str:
-    return f"{NOT_KNOWN}: {bill['reason']}" if bill["mid"] is None else str(bill["basis"])
+def _simulated(analysis: Analysis) -> list[str]:
+    return [prose.SIMULATED] if analysis.window.is_simulated else []
 
 
-def _tile_row(tile: Mapping[str, Any]) -> list[str]:
-    value = f"{tile['value']} {tile['unit']}".strip()
-    return [tile["label"], value, tile["between"] if tile["is_known"] else tile["reason"]]
+def _page(*parts: str) -> str:
+    """The parts that are not empty, an empty line between any two."""
+    return "\n".join(part for part in parts if part)
 
 
-def _severity_shape(severity: str) -> str:
-    for word, levels in (("poor", words.POOR), ("usable", words.USABLE)):
-        if severity in levels:
-            return words.SHAPES[word]
-    return words.SHAPES["good"]
+def _paragraphs(sentences: Sequence[str], width: int) -> str:
+    return "".join(wrapped(each, width) for each in sentences)
+
+
+def _gpus(plan: Plan, here: str, width: int) -> str:
+    """The GPUs compared, the prices of the own and of the best other one, those not compared."""
+    if not plan.options:
+        return wrapped(f"None compared: {plan.options_reason}", width)
+    known = plan.comparable
+    own = [each for each in known if each.gpu == here]
+    best = [each for each in known if each.gpu != here][:1]
+    prices = [f"Price of {each.gpu}: {each.price_row}" for each in (*own, *best)]
+    compared = f"{plan.model}, weights as {known[0].dtype}\n" if known else ""
+    return _page(
+        compared + gpu_table(plan.options).to_text(width, notes=False),
+        "".join(wrapped(each, width, indent=2) for each in prices),
+        rejected_table(plan.options).to_text(width) if len(known) < len(plan.options) else "",
+    )
+
+
+def _fixed(llm: Llm) -> str:
+    """What a request holds whatever its length."""
+    if llm.attention == "mixed":
+        return f"sliding windows, full from {count(llm.sliding_window_tokens or 0)} tokens"
+    return "state of its linear layers"
+
+
+def _number(value: float) -> Cell:
+    return Cell(number(value), value)
+
+
+def _count(value: float) -> Cell:
+    return Cell(count(value), value)
+
+
+def _observed(one: Alert) -> Cell:
+    seen, unit = one.observed, one.rule.unit
+    if one.state == "unknown":
+        return Cell(f"not known: {seen.reason}")
+    if seen.value is not None:
+        return Cell(_with_unit(seen.value, unit), seen.value)
+    return Cell(f"more than {_with_unit(seen.exceeds or 0.0, unit)}")
+
+
+def _with_unit(value: float, unit: str) -> str:
+    return seconds(value) if unit == "s" else f"{number(value)} {unit}".rstrip()
+
+
+def _times(stamps: Sequence[float | str]) -> tuple[str, list[str]]:
+    """The head of a column of times, and its cells: numbers stay as the file counts them."""
+    moments = [datetime.fromisoformat(stamp) for stamp in stamps if isinstance(stamp, str)]
+    if not moments:
+        return "from, as the file counts", [f"{stamp:,}" for stamp in stamps]
+    form = "%-d %b %Y %H:%M:%S" if any(each.second for each in moments) else "%-d %b %Y %H:%M"
+    zone = moments[0].tzname()
+    return f"from ({zone})" if zone else "from", [f"{each:{form}}" for each in moments]

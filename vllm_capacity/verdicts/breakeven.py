@@ -1,7 +1,7 @@
-"""Own GPUs or an API: the demand, the utilisation and the price at which both cost the same.
+"""Own GPUs or an API: the demand, the utilization and the price at which both cost the same.
 
 An API is paid by the request, a GPU by the hour. So they break even at dollars an hour ÷ what the
-API charges a request; that over the requests an hour at the knee is the break-even utilisation. It
+API charges a request; that over the requests per hour at the knee is the break-even utilization. It
 is the *allocation* cost, idle hours included, that is compared: usage cost would flatter the GPU.
 """
 
@@ -20,14 +20,14 @@ _MOST = 1e12
 class BreakEven:
     """Where own GPUs and an API cost the same, and which is cheaper now.
 
-    `utilisation` may exceed 1: then no demand that the GPUs can serve makes them cheaper.
+    `utilization` may exceed 1: then no demand that the GPUs can serve makes them cheaper.
     `usd_per_gpu_hour` is the GPU price that would break even at today's demand. `is_own_cheaper` is
     None where the interval does not decide.
     """
 
     api_usd_per_request: float
     requests_per_day: Estimate
-    utilisation: Estimate
+    utilization: Estimate
     usd_per_gpu_hour: Estimate
     own_usd_per_request: Estimate
     is_own_cheaper: bool | None
@@ -66,7 +66,7 @@ def break_even(
     return BreakEven(
         api_usd_per_request=each,
         requests_per_day=per_hour.scaled(24),
-        utilisation=_utilisation(per_hour, capacity_output_tokens_per_second, output_tokens),
+        utilization=_utilization(per_hour, capacity_output_tokens_per_second, output_tokens),
         usd_per_gpu_hour=_price(each, requests_per_hour, gpus, api),
         own_usd_per_request=own,
         is_own_cheaper=_is_below(own, each),
@@ -74,7 +74,7 @@ def break_even(
     )
 
 
-def _utilisation(per_hour: Estimate, capacity: Estimate, output_tokens: float) -> Estimate:
+def _utilization(per_hour: Estimate, capacity: Estimate, output_tokens: float) -> Estimate:
     if output_tokens == 0:
         return Estimate.unknown("requests without output have no capacity in output tokens")
     able = capacity.scaled(3600 / output_tokens)

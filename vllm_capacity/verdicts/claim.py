@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
@@ -23,12 +24,67 @@ SAME_LENGTHS = math.log(1.15)
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What was published of a run: its length, its requests, their rate, and what one cost.
+
+    One GPU ran for all those hours.
+    """
+
+    hours: float
+    requests: float
+    requests_per_hour: float
+    usd_per_request: float
+
+    @property
+    def usd_per_gpu_hour(self) -> float:
+        """The price of a GPU-hour that the published cost per request rests on."""
+        return implied_usd_per_gpu_hour(self.usd_per_request, self.requests, self.hours)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published figure beside the same one found, which is None where it is not known."""
+
+    name: str
+    published: float
+    found: float | None
+
+    @property
+    def rounded(self) -> Decimal | None:
+        """What was found, with as many digits as the published figure was printed with."""
+        if self.found is None:
+            return None
+        printed = Decimal(repr(float(self.published))).normalize()
+        exponent = Decimal(1).scaleb(min(int(printed.as_tuple().exponent), 0))
+        return Decimal(repr(float(self.found))).quantize(exponent)
+
+    @property
+    def change_ratio(self) -> float | None:
+        """What was found ÷ what was published − 1."""
+        return None if self.found is None else self.found / self.published - 1
+
+    @property
+    def is_reproduced(self) -> bool:
+        """Whether the two agree in all digits that were published."""
+        return self.rounded is not None and self.rounded == Decimal(repr(float(self.published)))
+
+
+@dataclass(frozen=True)
 class Bound:
     """A published run as what the GPU can do, and the window's rate as a share of it, 0..1."""
 
     run: Measurement
     requests_per_second: float
     used_ratio: float
+
+
+@dataclass(frozen=True)
+class FullUse:
+    """A GPU used as in a published run: what a request would cost, and how much less that is."""
+
+    bound: Bound
+    usd_per_request: Estimate
+    times_less: Estimate
 
 
 def implied_usd_per_gpu_hour(usd_per_request: float, requests: float, gpu_hours: float) -> float:

@@ -62,6 +62,11 @@ class Costs(Figures):
         """The whole bill, USD."""
         return self.allocation_usd
 
+    @property
+    def idle_ratio(self) -> Estimate:
+        """The share of the bill for capacity that nobody used: 1 − utilization."""
+        return self.utilization.map(lambda share: 1 - share, is_decreasing=True)
+
 
 FIGURES = tuple(field.name for field in fields(Costs))
 MONEY_FIGURES = tuple(name for name in FIGURES if name != "utilization")

@@ -43,6 +43,18 @@ class Option(Figures):
     usd_per_month: Estimate
     reason: str
 
+    @property
+    def is_comparable(self) -> bool:
+        """Whether its tokens per dollar are known."""
+        return self.tokens_per_usd.is_known
+
+    def may_equal(self, other: Option) -> bool:
+        """Whether the intervals of their tokens per dollar overlap."""
+        one, two = self.tokens_per_usd, other.tokens_per_usd
+        if one.low is None or one.high is None or two.low is None or two.high is None:
+            return False
+        return one.low <= two.high and two.low <= one.high
+
 
 def whatif_table(
     measured: Question,

@@ -123,9 +123,28 @@ class Stretch(Record):
     regime: str
     evidence: str
 
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return (self.end - self.start).total_seconds()
+
     def overlaps(self, other: Stretch) -> bool:
         """Whether the two have time in common."""
         return max(self.start, other.start) < min(self.end, other.end)
+
+
+@dataclass(frozen=True)
+class RegimeTime:
+    """How long one engine was in one regime, and what its longest stretch there was judged by.
+
+    `share_ratio` is of all time of that engine that was judged, 0..1.
+    """
+
+    engine: str
+    regime: str
+    seconds: float
+    share_ratio: float
+    evidence: str
 
 
 @dataclass(frozen=True)
@@ -176,6 +195,22 @@ class Saturation(Figures):
         }
         return Imbalance(tuple(sorted(names)), tuple(sorted(free))) if free else None
 
+    @property
+    def regime_times(self) -> tuple[RegimeTime, ...]:
+        """The time in each regime, by engine, the longest first; empty where no step was judged."""
+        groups: dict[tuple[str, str], list[Stretch]] = {}
+        whole: dict[str, float] = {}
+        for each in self.regimes:
+            groups.setdefault((each.engine, each.regime), []).append(each)
+            whole[each.engine] = whole.get(each.engine, 0.0) + each.seconds
+        found = []
+        for (engine, regime), own in groups.items():
+            seconds = sum(each.seconds for each in own)
+            share = seconds / whole[engine] if whole[engine] else 0.0
+            longest = max(own, key=lambda each: each.seconds)
+            found.append(RegimeTime(engine, regime, seconds, share, longest.evidence))
+        return tuple(sorted(found, key=lambda each: (each.engine, -each.seconds, each.regime)))
+
 
 @dataclass(frozen=True)
 class SaturationFit:
@@ -204,6 +239,11 @@ class SaturationFit:
     def regime(self) -> str:
         """The regime of most non-idle time."""
         return regimes.window_regime(self.judged)
+
+    @property
+    def heaviest_running(self) -> float | None:
+        """The most requests that ran in a step of the curve, on average; None without one."""
+        return max((point.step["running_mean"] for point in self.points), default=None)
 
     @property
     def bottleneck(self) -> str | None:

@@ -1,138 +1,194 @@
-"""What a request costs and how much of it is idle: tables beside the charts of money."""
+"""What a request costs and how much of it is idle; other prices; what to change first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from vllm_capacity.answers import cost_by
-from vllm_capacity.estimate import Estimate
-from vllm_capacity.facts.api_prices import given_api_price
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.facts.prices import Price, offers
+from vllm_capacity.figures.traffic import GENERATION_TOKENS
+from vllm_capacity.render.elements import Text, text
 from vllm_capacity.render.numbers import Write, number, percent, usd, usd_per_thousand
-from vllm_capacity.render.prose.estimates import is_unknown, line, reason, sure, value
-from vllm_capacity.render.sections.elements import Piece, table
-from vllm_capacity.render.study import Study
-from vllm_capacity.render.text import Said, said
-from vllm_capacity.verdicts.breakeven import BreakEven, break_even
+from vllm_capacity.render.prose.estimates import NOT_KNOWN, reason, sure, value, why
+from vllm_capacity.render.tables import (
+    Cell,
+    Column,
+    Figure,
+    Table,
+    Value,
+    figures_table,
+    interval,
+    table,
+    with_interval,
+)
+from vllm_capacity.verdicts.cost import Costs
 
-_LINES: Mapping[str, tuple[str, Write]] = {
-    "allocation_usd": ("the bill, idle time included", usd),
-    "idle_usd": ("of it, paid for idle time", usd),
-    "utilisation": ("used of the capacity", percent),
-    "usd_per_request": ("1,000 requests", usd_per_thousand),
-    "usd_per_request_at_knee": ("1,000 requests, were it full", usd_per_thousand),
-    "usd_per_million_output_tokens": ("a million output tokens, all charged to output", usd),
-    "usd_per_million_output_tokens_at_knee": ("the same, were it full", usd),
-    "usd_per_million_total_tokens": ("a million tokens, input or output", usd),
-    "usd_per_million_input_tokens_split": ("a million input tokens, bill split", usd),
-    "usd_per_million_output_tokens_split": ("a million output tokens, bill split", usd),
-    "tokens_per_usd": ("output tokens for a dollar", number),
-}
+_COSTS: tuple[tuple[str, str, Write], ...] = (
+    ("allocation_usd", "bill, idle time included", usd),
+    ("idle_usd", "idle cost, part of the bill", usd),
+    ("utilization", "utilization", percent),
+    ("usd_per_request", "1,000 requests", usd_per_thousand),
+    ("usd_per_request_at_knee", "1,000 requests at capacity", usd_per_thousand),
+    ("usd_per_million_output_tokens", "million output tokens, all charged to output", usd),
+    ("usd_per_million_output_tokens_at_knee", "the same at capacity", usd),
+    ("usd_per_million_total_tokens", "million tokens, input or output", usd),
+    ("usd_per_million_input_tokens_split", "million input tokens, bill split", usd),
+    ("usd_per_million_output_tokens_split", "million output tokens, bill split", usd),
+    ("tokens_per_usd", "output tokens per dollar", number),
+)
+_BILL: tuple[tuple[str, str, Write], ...] = (
+    ("allocation_usd", "bill", usd),
+    ("idle_usd", "idle cost", usd),
+    ("utilization", "utilization", percent),
+    ("usd_per_request", "per 1,000 requests", usd_per_thousand),
+    ("usd_per_million_output_tokens", "per million output tokens", usd),
+)
+_RESTS_ON_OUTPUT = frozenset({"idle_usd", "utilization", "usd_per_million_output_tokens"})
 _CHEAPER = {
-    True: "the own server is cheaper",
+    True: "own GPUs are cheaper",
     False: "the API is cheaper",
-    None: "which is cheaper cannot be told",
+    None: "the difference is too uncertain to say which is cheaper",
 }
 
 
-def bill_lines(asked: Study) -> Piece:
+def cost_table(analysis: Analysis) -> Table:
     """Every cost figure of the window: value, interval, and what it rests on or why it is not."""
-    cost = asked.answer["cost"]
-    return table(
-        ["what", "dollars, or as said", "", "what it rests on"],
-        [line(name, cost[figure], write) for figure, (name, write) in _LINES.items()],
-        numeric=(1,),
-    )
+    cost = analysis.answer.cost
+    return figures_table(Figure(label, getattr(cost, name), write) for name, label, write in _COSTS)
 
 
-def bill_by(asked: Study, by: str) -> Piece:
-    """The bill by engine, instance, model or any label; last, the whole that they add up to."""
-    found = cost_by(
-        asked.opened, by=by, start=asked.part.start, end=asked.part.end, terms=asked.terms
+def bill_table(analysis: Analysis, by: str = "engine") -> Table:
+    """The bill by engine, instance, model or any label; last, the whole that they add up to.
+
+    InputError where no counter has the label.
+    """
+    bill = analysis.bill_by(by)
+    columns = (
+        Column(by, "group"),
+        *(Column(title, name, write, is_numeric=True) for name, title, write in _BILL),
     )
-    shown: Mapping[str, Write] = {
-        "allocation_usd": usd,
-        "idle_usd": usd,
-        "utilisation": percent,
-        "usd_per_request": usd_per_thousand,
-        "usd_per_million_output_tokens": usd,
-    }
+    groups = [*sorted(bill.parts.items()), ("whole", bill.whole)]
+    rows = [(name, *(getattr(costs, each) for each, _, _ in _BILL)) for name, costs in groups]
+    return table(columns, rows, caption=_notes(bill.whole, by, analysis.unlabelled(by)))
+
+
+def other_prices(analysis: Analysis) -> Table:
+    """The same window at other offers for its GPU, cheapest first, and at its own price.
+
+    Empty, saying why, where the price is no row of the price list: only a row says which GPU it is.
+    """
+    columns = (
+        Column("price list row", "price"),
+        Column("date", "date"),
+        Column("per GPU-hour", "usd_per_gpu_hour", usd, is_numeric=True),
+        Column("per 1,000 requests", "usd_per_request", is_numeric=True),
+        Column("per million output tokens", "usd_per_million_output_tokens", usd, is_numeric=True),
+    )
+    own = analysis.assumptions.pricing.row
+    if own is None:
+        empty = (
+            "No other price is compared: that takes a GPU named by a row of the price list (the "
+            "parameter price)."
+        )
+        return table(columns, [], empty=empty)
+    others = {each.key: each for each in (*offers(f"{own.gpu}-{own.form_factor}"), own)}
+    ordered = sorted(others.values(), key=lambda each: (each.usd_per_gpu_hour, each.key))
+    return table(columns, [_at_price(analysis, each, is_own=each == own) for each in ordered])
+
+
+def first_changes(analysis: Analysis) -> Table:
+    """What to change first, before buying a GPU: the setting, its bounded effect, its evidence."""
+    columns = (
+        Column("change", "setting"),
+        Column("engine", "engine"),
+        Column("gain", "gain"),
+        Column("evidence", "evidence", is_note=True),
+    )
     rows = [
-        [name, *(value(figures[figure], write) for figure, write in shown.items())]
-        for name, figures in (*sorted(found["parts"].items()), ("the whole", found["whole"]))
+        (each.setting, each.engine, _gain(each.effect), each.evidence)
+        for each in analysis.answer.advice
     ]
-    titles = [by, "bill", "idle", "used", "1,000 requests", "a million output tokens"]
-    return table(titles, rows, numeric=(1, 2, 3, 4, 5))
+    return table(columns, rows, empty="No setting of the server limited throughput in this window.")
 
 
-def against_api(
-    asked: Study, *, usd_per_million_input: float, usd_per_million_output: float, note: str
-) -> Piece:
-    """The own server against an API's price for the same requests, and where both cost the same."""
-    found = _break_even(asked, usd_per_million_input, usd_per_million_output)
+def break_even_table(
+    analysis: Analysis,
+    *,
+    usd_per_million_input: float,
+    usd_per_million_output: float,
+    note: str,
+) -> Table:
+    """Own GPUs against an API's price for the same requests, and where both cost the same.
+
+    `note` says whose price it is. InputError for a price that there is not.
+    """
+    found = analysis.break_even(usd_per_million_input, usd_per_million_output)
     if found is None:
-        return table(["what"], [], empty=_NO_REQUESTS)
-    rates = f"{usd(usd_per_million_input)} / {usd(usd_per_million_output)} a million in / out"
-    requests = asked.answer["throughput"]["requests_per_second"]
-    today = Estimate.exact(requests * 86_400, "this window's requests, all day long")
-    lines: list[tuple[str, Estimate, Write]] = [
-        ("1,000 requests, here", found.own_usd_per_request, usd_per_thousand),
-        ("requests a day, here", today, number),
-        ("requests a day at which both cost the same", found.requests_per_day, number),
-        ("that is, used of the capacity", found.utilisation, percent),
-        ("dollars a GPU-hour at which both cost the same", found.usd_per_gpu_hour, usd),
-    ]
-    rows = [
-        [
-            "1,000 requests, from the API",
-            usd_per_thousand(found.api_usd_per_request),
-            "",
-            f"{rates}: {note}",
-        ]
-    ]
-    rows += [line(name, estimate.as_dict(), write) for name, estimate, write in lines]
-    return table(
-        ["what", "value", "", "what it rests on"],
-        rows,
-        numeric=(1,),
-        caption=f"In this window {_CHEAPER[found.is_own_cheaper]}.",
+        empty = "No request finished in this window: there is nothing to compare with an API."
+        return figures_table((), empty=empty)
+    prices = f"{usd(usd_per_million_input)} / {usd(usd_per_million_output)} per million in / out"
+    api = Estimate.exact(found.api_usd_per_request, f"{prices}: {note}", kind=Kind.GIVEN)
+    today = analysis.throughput.requests_per_day
+    figures = (
+        Figure("1,000 requests, from the API", api, usd_per_thousand),
+        Figure("1,000 requests, own GPUs", found.own_usd_per_request, usd_per_thousand),
+        Figure("requests per day, in this window", today, number),
+        Figure("requests per day at break-even", found.requests_per_day, number),
+        Figure("utilization at break-even", found.utilization, percent),
+        Figure("price per GPU-hour at break-even", found.usd_per_gpu_hour, usd),
+    )
+    return figures_table(figures, caption=f"In this window {_CHEAPER[found.is_own_cheaper]}.")
+
+
+def cost_verdict(analysis: Analysis) -> Text:
+    """What a request costs and how much of that is idle cost, in one sentence."""
+    cost = analysis.answer.cost
+    each, idle, knee = cost.usd_per_request, cost.idle_ratio, cost.usd_per_request_at_knee
+    if each.mid is None:
+        return text(f"The cost per request is not known: {reason(each)}.")
+    sentence = f"1,000 requests cost {sure(each, usd_per_thousand)}"
+    if idle.is_unknown:
+        return text(f"{sentence}; the idle share is not known: {reason(idle)}.")
+    sentence += f", {sure(idle, percent)} of it idle cost"
+    if not knee.is_unknown:
+        sentence += f"; at capacity they would cost {sure(knee, usd_per_thousand)}"
+    return text(f"{sentence}.")
+
+
+def _notes(whole: Costs, by: str, unlabelled: Sequence[str]) -> str:
+    """The intervals of the whole, and a reason once for all figures that are unknown for it."""
+    intervals = []
+    reasons: dict[str, list[str]] = {}
+    for name, title, write in _BILL:
+        found = getattr(whole, name)
+        if found.is_known:
+            ends = interval(found, write)
+            intervals += [f"{title} {ends}"] if ends else []
+            continue
+        because = found.reason
+        if GENERATION_TOKENS in unlabelled and name in _RESTS_ON_OUTPUT:
+            because = f"{GENERATION_TOKENS} is counted without the label {by}"
+        bound = "only bounded" if found.is_bound else NOT_KNOWN
+        reasons.setdefault(f"{bound}: {because}", []).append(title)
+    notes = [f"The whole: {', '.join(intervals)}"] if intervals else []
+    notes += [f"{', '.join(titles)}: {because}" for because, titles in reasons.items()]
+    return ". ".join(f"{note[:1].upper()}{note[1:]}" for note in notes)
+
+
+def _at_price(analysis: Analysis, row: Price, *, is_own: bool) -> tuple[Value | Cell, ...]:
+    cost = analysis.bill_at(row.usd).whole
+    source = "used here" if is_own else row.source
+    return (
+        f"{row.offer} ({source})",
+        row.date,
+        row.usd_per_gpu_hour,
+        with_interval(cost.usd_per_request, usd_per_thousand),
+        with_interval(cost.usd_per_million_output_tokens, usd),
     )
 
 
-def cost_verdict(asked: Study) -> Said:
-    """What a request costs and how much of that is idle, in one sentence."""
-    cost = asked.answer["cost"]
-    each, used, knee = (
-        cost[name] for name in ("usd_per_request", "utilisation", "usd_per_request_at_knee")
-    )
-    if each["mid"] is None:
-        return said(f"What a request costs is not known: {reason(each)}.")
-    text = f"1,000 requests cost {sure(each, usd_per_thousand)}"
-    if is_unknown(used):
-        return said(f"{text}; how much of that is idle is not known: {reason(used)}.")
-    idle = Estimate(**used).map(lambda ratio: 1 - ratio, is_decreasing=True).as_dict()
-    text += f", {sure(idle, percent)} of it for idle time"
-    if not is_unknown(knee):
-        text += f"; a full server would do them for {sure(knee, usd_per_thousand)}"
-    return said(f"{text}.")
-
-
-_NO_REQUESTS = "No request finished in this window: there is nothing to compare with an API."
-
-
-def _break_even(asked: Study, usd_input: float, usd_output: float) -> BreakEven | None:
-    answer = asked.answer
-    finished, tokens = answer["requests"]["finished"], answer["tokens"]
-    rate = answer["throughput"]["requests_per_second"]
-    if not finished or not rate or None in (tokens["prompt"], tokens["generation"]):
-        return None
-    return break_even(
-        given_api_price(usd_input, usd_output),
-        input_tokens=tokens["prompt"] / finished,
-        output_tokens=tokens["generation"] / finished,
-        usd_per_gpu_hour=asked.terms.usd_per_gpu_hour or Estimate.unknown("no price was given"),
-        gpus=answer["window"]["engines"] * asked.terms.gpus_per_engine,
-        capacity_output_tokens_per_second=Estimate(
-            **answer["saturation"]["capacity_output_tokens_per_second"]
-        ),
-        requests_per_hour=3600 * rate,
-    )
+def _gain(effect: Estimate) -> Cell:
+    if effect.is_unknown:
+        return Cell(f"{value(effect, percent)}: {why(effect)}", effect)
+    return with_interval(effect, percent)

@@ -1,120 +1,140 @@
-"""How long users waited, and for what: tables beside the charts of latency, and a verdict."""
+"""Traffic, latency and failures: tables beside the charts, and a verdict."""
 
 from __future__ import annotations
 
-from vllm_capacity.figures.phases import Phase, phases
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import SLO_LABELS
+from vllm_capacity.render.elements import Text, text
 from vllm_capacity.render.numbers import Write, count, number, percent, seconds
-from vllm_capacity.render.prose.estimates import line, sure
-from vllm_capacity.render.sections.elements import Piece, table
-from vllm_capacity.render.study import Study
-from vllm_capacity.render.text import Said, said
+from vllm_capacity.render.prose.estimates import sure, why
+from vllm_capacity.render.tables import (
+    Column,
+    Figure,
+    Table,
+    figures_table,
+    interval,
+    table,
+    written,
+)
 
 _LATENCIES = {
-    "ttft_seconds": "first token",
-    "itl_seconds": "between two tokens",
-    "e2e_seconds": "whole answer",
-}
-_TARGETS = {
-    "ttft": ("first token", "ttft_slo_seconds"),
-    "itl": ("between two tokens", "itl_slo_seconds"),
+    "time to first token (TTFT)": "ttft_seconds",
+    "inter-token latency (ITL)": "itl_seconds",
+    "end-to-end latency (E2E)": "e2e_seconds",
 }
 _PHASES = {
-    "queue": "waiting for a place among the running requests",
-    "prefill": "reading the prompt, up to the first token",
-    "decode": "writing the answer, from the first token to the last",
+    "queue": "queue: waiting for a place among the running requests",
+    "prefill": "prefill: processing the prompt, up to the first token",
+    "decode": "decode: generating, from the first token to the last",
 }
+_FAILURES: tuple[tuple[str, str, Write], ...] = (
+    ("http_5xx_ratio", "answers with HTTP 5xx", percent),
+    ("http_4xx_ratio", "answers with HTTP 4xx", percent),
+    ("error_ratio", "finished with an engine error", percent),
+    ("rejected", "requests rejected at admission", count),
+    ("abandoned", "requests that clients abandoned", count),
+)
 
 
-def work(asked: Study) -> Piece:
-    """How much came: requests and tokens, in all, a second, and a request; exact counts."""
-    answer = asked.answer
-    finished, rate = answer["requests"]["finished"], answer["throughput"]["requests_per_second"]
-    kinds = {
-        "prompt tokens": answer["tokens"]["prompt"],
-        "output tokens": answer["tokens"]["generation"],
-    }
-    rows = [["finished requests", _or_dash(finished, count), _or_dash(rate, number), "1"]]
-    for kind, tokens in kinds.items():
-        is_known = None not in (tokens, finished, rate) and finished
-        each = tokens / finished if is_known else None
-        per_second = each * rate if is_known else None
-        rows.append(
-            [kind, _or_dash(tokens, count), _or_dash(per_second, number), _or_dash(each, number)]
-        )
-    return table(["what", "in all", "a second", "a request, on average"], rows, numeric=(1, 2, 3))
-
-
-def quantiles(asked: Study) -> Piece:
-    """p50, p95 and p99 of each latency: as PromQL would say, the bounds, and the best guess."""
-    rows = []
-    for family, name in _LATENCIES.items():
-        for quantile, found in asked.answer["latency"][family].items():
-            like = found["value"] or found["lower"]
-            shown = (found[key] for key in ("lower", "upper", "value", "estimate"))
-            rows.append([name, quantile, *(_or_dash(each, seconds, like=like) for each in shown)])
-    return table(
-        ["how long", "quantile", "at least", "at most", "as PromQL interpolates", "best guess"],
-        rows,
-        numeric=(2, 3, 4, 5),
+def traffic_table(analysis: Analysis) -> Table:
+    """How much came: requests and tokens, in all, per second, and per request; exact counts."""
+    columns = (
+        Column("", "quantity"),
+        Column("in all", "total", count, is_numeric=True),
+        Column("per second", "per_second", number, is_numeric=True),
+        Column("per request, on average", "per_request", number, is_numeric=True),
     )
-
-
-def waits(asked: Study) -> Piece:
-    """Where the time of a finished request went, on average: queue, prefill, decode."""
     rows = [
-        [
-            _PHASES[each.name],
-            _or_dash(each.mean_seconds, seconds),
-            _or_dash(each.share_ratio, percent),
-        ]
-        for each in _phases(asked)
+        (name, each.total, each.per_second, each.per_request)
+        for name, each in analysis.answer.traffic.items()
     ]
-    return table(["phase", "a request, on average", "of all the time"], rows, numeric=(1, 2))
+    return table(columns, rows)
 
 
-def promises(asked: Study) -> Piece:
-    """The share of first tokens, and of gaps between tokens, that came within their target."""
+def latency_table(analysis: Analysis) -> Table:
+    """p50, p95 and p99 of each latency: the best estimate, its bounds, and PromQL's value."""
+    columns = (
+        Column("latency", "latency"),
+        Column("quantile", "quantile"),
+        Column("best estimate", "estimate_seconds", is_numeric=True),
+        Column("at least", "low_seconds", is_numeric=True),
+        Column("at most", "high_seconds", is_numeric=True),
+        Column("by PromQL", "promql_seconds", is_numeric=True),
+    )
     rows = []
-    for short, (name, term) in _TARGETS.items():
-        target, met = getattr(asked.terms, term), asked.answer["slo"][f"{short}_attainment"]
-        shown = "none given" if target is None else seconds(target)
-        _, *estimate = line(name, met, percent)
-        rows.append([name, shown, *estimate])
-    return table(["how long", "target", "met it", "", "what it rests on"], rows, numeric=(1, 2))
+    for name, family in _LATENCIES.items():
+        found = getattr(analysis.answer.latency, family)
+        for quantile in ("p50", "p95", "p99"):
+            each = getattr(found, quantile)
+            like = each.value or each.lower
+            shown = (each.estimate, each.lower, each.upper, each.value)
+            rows.append((name, quantile, *(written(one, seconds, like) for one in shown)))
+    return table(columns, rows)
 
 
-def latency_verdict(asked: Study) -> Said:
+def latency_breakdown(analysis: Analysis) -> Table:
+    """Where the time of a finished request went, on average: queue, prefill, decode."""
+    columns = (
+        Column("phase", "phase"),
+        Column("per request, on average", "mean_seconds", seconds, is_numeric=True),
+        Column("share of all time", "share_ratio", percent, is_numeric=True),
+    )
+    phases = analysis.phases
+    rows = [
+        (label, phases[name].mean_seconds, phases[name].share_ratio)
+        for name, label in _PHASES.items()
+    ]
+    return table(columns, rows)
+
+
+def slo_table(analysis: Analysis) -> Table:
+    """SLO attainment: the share of first tokens, and of later ones, within their target."""
+    columns = (
+        Column("latency", "latency"),
+        Column("target", "target_seconds", seconds, is_numeric=True),
+        Column("within target", "attainment", percent, is_numeric=True),
+        Column("interval"),
+        Column("basis", "basis", is_note=True),
+    )
+    slo, met = analysis.assumptions.slo, analysis.answer.slo
+    found = {"ttft_p95_seconds": met.ttft_attainment, "itl_p95_seconds": met.itl_attainment}
+    rows = [
+        (SLO_LABELS[name], slo.targets.get(name), each, interval(each, percent), why(each))
+        for name, each in found.items()
+    ]
+    return table(columns, rows)
+
+
+def failure_table(analysis: Analysis) -> Table:
+    """What can be known of failures, each with its blind spot; what cannot, with the reason."""
+    found = analysis.answer.failures
+    return figures_table(Figure(label, getattr(found, name), w) for name, label, w in _FAILURES)
+
+
+def latency_verdict(analysis: Analysis) -> Text:
     """How long users waited, how sure that is, and what they waited for, in one sentence."""
-    ttft = asked.answer["latency"]["ttft_seconds"]
-    half, most = ttft["p50"], ttft["p95"]
-    if half["estimate"] is None:
-        return said("No first token was observed: how long users wait is not known.")
-    parts = [f"half of all first tokens came within {seconds(half['estimate'])}"]
-    if most["estimate"] is None:
-        parts.append(f"the slowest 5 % took more than {seconds(most['lower'])}")
+    ttft = analysis.answer.latency.ttft
+    half, most = ttft.p50, ttft.p95
+    if half.estimate is None:
+        return text("No first token was observed, so TTFT is not known.")
+    parts = [f"half of all first tokens arrived within {seconds(half.estimate)}"]
+    if most.estimate is None or most.lower is None or most.upper is None:
+        parts.append(f"the slowest 5 % took more than {seconds(most.lower or 0.0)}")
     else:
-        low, high = (seconds(most[key], like=most["estimate"]) for key in ("lower", "upper"))
-        parts.append(f"95 % within {seconds(most['estimate'])} (surely between {low} and {high})")
-    met = asked.answer["slo"]["ttft_attainment"]
-    if met["mid"] is not None:
-        target = seconds(asked.terms.ttft_slo_seconds or 0.0)
-        parts.append(f"{sure(met, percent)} met the target of {target}")
-    return said(f"{', '.join(parts)}{_waited_for(asked)}.")
+        low, high = (seconds(end, most.estimate) for end in (most.lower, most.upper))
+        parts.append(f"95 % within {seconds(most.estimate)} (certainly between {low} and {high})")
+    met = analysis.answer.slo.ttft_attainment
+    target = analysis.assumptions.slo.ttft_p95_seconds
+    if met.mid is not None and target is not None:
+        parts.append(f"{sure(met, percent)} met the target of {seconds(target)}")
+    return text(f"{', '.join(parts)}{_cause(analysis)}.")
 
 
-def _waited_for(asked: Study) -> str:
-    means = {each.name: each.mean_seconds for each in _phases(asked)}
-    queue, prefill = means["queue"], means["prefill"]
-    if queue is None or prefill is None or not queue + prefill:
+def _cause(analysis: Analysis) -> str:
+    """What most of the wait for a first token was for; empty where that is not known."""
+    longest = analysis.first_token_phase
+    if longest is None:
         return ""
-    name = "a place" if queue > prefill else "their prompt to be read"
-    share = max(queue, prefill) / (queue + prefill)
-    return f"; {percent(share)} of the wait for a first token was for {name}"
-
-
-def _phases(asked: Study) -> tuple[Phase, ...]:
-    return phases(asked.opened, part=asked.part)
-
-
-def _or_dash(value: float | None, write: Write, like: float | None = None) -> str:
-    return "–" if value is None else write(value, like)
+    name, share = longest
+    where = "in the queue" if name == "queue" else "in prefill"
+    return f"; {percent(share)} of the time to a first token was spent {where}"

@@ -1,335 +1,284 @@
-"""Which GPUs, how many, and for how long: a plan (planning.py) as tables and a sentence."""
+"""Which GPUs, how many, and for how long: a plan as tables and sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime
 
-import altair as alt
-import polars as pl
-
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
-from vllm_capacity.facts.llms import find_llm
-from vllm_capacity.facts.prices import choose_price, usual_forms
-from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.render.charts.plan import demand_forecast, idle_by_hour
+from vllm_capacity.plan import Plan
+from vllm_capacity.render.elements import Text, text
 from vllm_capacity.render.numbers import (
     Write,
-    between,
     count,
-    instant,
     number,
     percent,
+    plural,
     seconds,
     usd,
 )
-from vllm_capacity.render.prose import verdict as words
-from vllm_capacity.render.prose.estimates import (
-    NOT_KNOWN,
-    is_unknown,
-    line,
-    reason,
-    sure,
-    value,
+from vllm_capacity.render.prose.estimates import reason, sure, value
+from vllm_capacity.render.tables import (
+    Cell,
+    Column,
+    Figure,
+    Table,
+    figures_table,
+    interval,
+    table,
 )
-from vllm_capacity.render.sections.elements import Piece, table
-from vllm_capacity.render.study import Study
-from vllm_capacity.render.text import Said, said
-from vllm_capacity.verdicts.idle import idle_by_hour_of_week, savings
-from vllm_capacity.verdicts.options import Candidate, whatif_table
-from vllm_capacity.verdicts.question import Load, Question
-from vllm_capacity.verdicts.runway import runways
+from vllm_capacity.verdicts.options import Option
 from vllm_capacity.verdicts.sizing import Policy
 
-Told = Mapping[str, Any]
-
-_NEEDS: Sequence[tuple[str, str, Write]] = (
-    ("requests a second to serve", "demand_requests_per_second", number),
-    ("output tokens a second, that is", "demand_output_tokens_per_second", number),
-    ("output tokens a second of one replica", "capacity_output_tokens_per_second", number),
-    ("replicas, spares included", "replicas", count),
-    ("GPUs", "gpus", count),
-    ("dollars a month", "usd_per_month", usd),
+_NEEDS: tuple[tuple[str, str, Write, str], ...] = (
+    ("demand", "demand_requests_per_second", number, "requests/s"),
+    ("demand, as output", "demand_output_tokens_per_second", number, "output tokens/s"),
+    ("capacity of a replica", "capacity_output_tokens_per_second", number, "output tokens/s"),
+    ("replicas, spares included", "replicas", count, ""),
+    ("GPUs", "gpus", count, ""),
+    ("cost per month", "usd_per_month", usd, ""),
 )
-_MORE_REPLICAS = 2
-_LEAST_HOURS = 24
 _WAYS = {
-    "off in the hours of the day that always idle": "schedule",
-    "off whenever nothing comes": "scale_to_zero",
+    "off in hours of the day that are always idle": "schedule",
+    "off whenever there are no requests": "scale_to_zero",
     "fewer replicas, always on": "consolidation",
 }
+_MILLION = 1e6
 
 
-def needs(plan: Told) -> Piece:
-    """What is asked, what one replica holds, and how many of them that takes."""
-    rows, above = [], ""
-    for name, figure, write in _NEEDS:
-        *shown, why = line(name, plan[figure], write)
-        rows.append([*shown, why.replace(above, "the line above") if above else why])
-        above = why
-    return table(["what", "value", "", "what it rests on"], rows, numeric=(1,))
+def sizing_table(plan: Plan, here: str = "") -> Table:
+    """Demand, the capacity of a replica, and how many replicas, GPUs and dollars that takes.
+
+    Without a price of its own, the cost is at the price of the option for the GPU `here`.
+    """
+    figures = [Figure(label, getattr(plan, name), w, unit) for label, name, w, unit in _NEEDS]
+    option = plan.option(here)
+    if option is not None and not plan.usd_per_month.is_known and option.usd_per_month.is_known:
+        label = f"cost per month, at a listed price of {_name(option)}"
+        figures[-1] = Figure(label, option.usd_per_month, usd)
+    return figures_table(figures)
 
 
-def queueing(plan: Told) -> Said:
+def queue_check(plan: Plan) -> Text:
     """What a queue says of these replicas without their spares, in a sentence."""
-    check = plan["queue_check"]
+    check = plan.queue_check
     if check is None:
-        return said("A queue cannot be asked: demand, capacity or running requests are not known.")
-    limit = seconds(check["wait_limit_seconds"])
-    busy = f"without their spares they are {percent(check['utilisation_ratio'])} busy"
-    if check["wait_seconds"] is None:
-        waits = "and the queue never settles"
-    else:
-        waits = f"and 95 % of requests wait {seconds(check['wait_seconds'])} for a place at most"
-    verdict = "within" if check["is_within_limit"] else "not within"
-    return said(f"{busy} {waits}, {verdict} the limit of {limit}. Assumed: {check['assumes']}.")
-
-
-def cases(plan: Told) -> Piece:
-    """How many replicas it takes if demand, prompts or caching turn out otherwise."""
-    rows = [
-        [name, value(each, count), between(each, count), "" if each["mid"] else reason(each)]
-        for name, each in plan["sensitivity"].items()
-    ]
-    return table(["if", "replicas", "", ""], rows, numeric=(1,))
-
-
-def enough_until(plan: Told, policy: Policy, *, growth_ratio_per_month: float) -> Piece:
-    """What a number of replicas carries, as a multiple of the demand, and until when."""
-    needed = plan["replicas"]["mid"]
-    if needed is None:
-        return table(["replicas"], [], empty=f"Not known: {reason(plan['replicas'])}.")
-    found = runways(
-        Estimate(**plan["demand_output_tokens_per_second"]),
-        Estimate(**plan["capacity_output_tokens_per_second"]),
-        policy=policy,
-        counts=range(policy.spare_replicas + 1, round(needed) + _MORE_REPLICAS + 1),
-        growth_ratio_per_month=growth_ratio_per_month,
-    )
-    rows = []
-    for each in found:
-        times, months = each.times_demand.as_dict(), each.months.as_dict()
-        rows.append(
-            [
-                count(each.replicas),
-                value(each.carried.as_dict(), number),
-                f"{value(times, number)} times",
-                between(times, number),
-                _months(months),
-            ]
+        return text(
+            "No queue check: demand, capacity or running requests at capacity are not known."
         )
-    growth = percent(growth_ratio_per_month)
-    spares = words.plural(policy.spare_replicas, "spare")
-    return table(
-        ["replicas", "carried", "of the demand", "", f"enough, growing {growth} a month"],
-        rows,
-        numeric=(0, 1, 2),
-        caption=f"Carried: output tokens/s without the {spares} and with "
-        f"{percent(policy.headroom_ratio)} of each other replica kept free.",
+    limit = seconds(check.wait_limit_seconds)
+    working = plan.working_replicas or 1
+    replicas = f"{plural(working, 'replica')} without spares"
+    busy = f"{replicas} would be {percent(check.utilization_ratio)} busy"
+    if check.wait_seconds is None:
+        waits = "and the queue would grow without end"
+    else:
+        verdict = "within" if check.is_within_limit else "not within"
+        waits = (
+            f"and 95 % of requests would wait at most {seconds(check.wait_seconds)}, {verdict} the "
+            f"limit of {limit}"
+        )
+    fewest = "no number of replicas keeps that limit"
+    if check.replicas_needed is not None:
+        fewest = f"the fewest replicas within the limit are {count(check.replicas_needed)}"
+    return text(f"queue check: {busy}, {waits}; {fewest}. Assumed: {check.assumes}.")
+
+
+def sensitivity_table(plan: Plan) -> Table:
+    """How many replicas it takes if demand, prompts or caching turn out otherwise."""
+    columns = (
+        Column("case", "case"),
+        Column("replicas", "replicas", count, is_numeric=True),
+        Column("interval"),
+        Column("why not known", "reason", is_note=True),
     )
-
-
-def demand_ahead(plan: Told) -> Piece:
-    """Requests of the next day, hour by hour with measured intervals; or why there is none."""
-    told = plan["forecast"]
     rows = [
-        [
-            f"{instant(each['ts']):%-d %b %H:%M}",
-            *(number(each[end]) for end in ("low", "mid", "high")),
-        ]
-        for each in told["forecast"] or ()
+        (name, each, interval(each, count), reason(each) if each.is_unknown else "")
+        for name, each in plan.sensitivity.items()
     ]
-    coverage = told["coverage_measured"]
-    held = ""
-    if coverage is not None:
-        held = f" Coverage expected from the back-test: {percent(coverage)} of hours."
+    return table(columns, rows)
+
+
+def runway_table(plan: Plan, *, growth_ratio_per_month: float) -> Table:
+    """What a number of replicas carries, as a multiple of the demand, and until when."""
+    growth, policy = percent(growth_ratio_per_month), plan.policy
+    columns = (
+        Column("replicas", "replicas", count, is_numeric=True),
+        Column("carried", "carried_output_tokens_per_second", number, is_numeric=True),
+        Column("times the demand", "times_demand", number, is_numeric=True),
+        Column("interval"),
+        Column(f"enough for, at {growth} growth per month", "months"),
+    )
+    rows = [
+        (
+            each.replicas,
+            each.carried,
+            each.times_demand,
+            interval(each.times_demand, number),
+            Cell(_months(each.months), each.months),
+        )
+        for each in plan.runways(growth_ratio_per_month)
+    ]
     return table(
-        ["hour (UTC)", "at least", "requests", "at most"],
+        columns,
         rows,
-        numeric=(1, 2, 3),
-        caption=f"{told['method']}.{held}" if rows else "",
-        empty=f"No forecast: {str(told['reason']).rstrip('.')}.",
+        caption=f"Carried: output tokens/s without the {plural(policy.spare_replicas, 'spare')} "
+        f"and with {percent(policy.headroom_ratio)} of each other replica kept free.",
+        empty=f"It is not known how long replicas are enough: {reason(plan.replicas)}.",
     )
 
 
-def demand_seen_and_ahead(asked: Study, plan: Told) -> alt.TopLevelMixin | None:
-    """Requests an hour as a chart: those of the window, then those of the plan's forecast.
-
-    None under a day of whole hours: `demand_ahead` says in a line why there is no forecast.
-    """
-    told, seen = plan["forecast"], asked.hours.select("ts", "requests")
-    if seen.height < _LEAST_HOURS:
-        return None
-    ahead = pl.DataFrame(
-        told["forecast"] or [],
-        schema={"ts": pl.String, **{end: pl.Float64 for end in ("low", "mid", "high")}},
-    ).with_columns(pl.col("ts").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_zone="UTC"))
-    joined = seen.join(ahead, on="ts", how="full", coalesce=True).sort("ts")
-    return demand_forecast(joined, asked.answer, str(told["reason"]))
-
-
-def idle_hours(asked: Study) -> alt.TopLevelMixin | Said:
-    """What idle time cost by hour of the week as a chart; a line that says why under a day."""
-    if asked.hours.height < _LEAST_HOURS:
-        seen = words.plural(asked.hours.height, "whole hour")
-        return said(f"No picture of idle hours: {seen} in this window, a day of them is the least.")
-    return idle_by_hour(idle_by_hour_of_week(asked.hours), asked.answer)
-
-
-def idle_savings(asked: Study, policy: Policy) -> Piece | Said:
-    """Dollars a month that three ways out of idle time would have saved, or why nobody knows."""
-    found = savings(
-        asked.hours,
-        replicas=max(1, asked.answer["window"]["engines"]),
-        startup_lead_seconds=policy.startup_seconds,
+def forecast_table(plan: Plan) -> Table:
+    """Requests of the next day, hour by hour with measured intervals; or why there is none."""
+    forecast = plan.forecast
+    columns = (
+        Column("hour from (UTC)", "start", _hour),
+        Column("at least", "low", number, is_numeric=True),
+        Column("requests", "mid", number, is_numeric=True),
+        Column("at most", "high", number, is_numeric=True),
     )
-    ways = {name: getattr(found, way).as_dict() for name, way in _WAYS.items()}
-    if not any(each["mid"] is not None for each in ways.values()):
-        return said(f"What that would save is not known: {reason(ways[next(iter(ways))])}.")
-    rows = [line(name, each, usd) for name, each in ways.items()]
-    return table(["way", "dollars a month saved", "", "what it rests on"], rows, numeric=(1,))
-
-
-def gpu_options(
-    *,
-    model: str,
-    gpu: str,
-    output_tokens_per_second: float,
-    input_tokens: float,
-    output_tokens: float,
-    measured_by: str,
-    requests_per_second: float,
-    policy: Policy,
-    gpus: int = 1,
-) -> list[dict[str, Any]]:
-    """Every GPU known as an option, from a rate that somebody measured; rows as a plan's `options`.
-
-    The rate is of `gpus` GPUs of that type serving requests of those mean lengths; `measured_by`
-    says whose it is and under what load, and stands in what every option rests on.
-    """
-    llm, here = find_llm(model), find_gpu(gpu)
-    spans = [find_gpu(name) for name in gpu_names()]
-    basis = f"{number(output_tokens_per_second)} output tokens/s on {here.label}: {measured_by}"
-    asked = f"{number(requests_per_second)} requests/s × {number(output_tokens)} output tokens"
-    found = whatif_table(
-        Question(
-            llm=llm,
-            dtype=llm.weights_dtype,
-            to_dtype=llm.weights_dtype,
-            from_gpu=here,
-            to_gpu=here,
-            gpus=gpus,
-            output_tokens_per_second=output_tokens_per_second,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            load=Load(is_capacity=True),
-        ),
-        [_candidate(span, llm.weights_dtype) for span in spans],
-        slo_capacity=Estimate.exact(output_tokens_per_second, basis),
-        demand=Estimate.exact(requests_per_second * output_tokens, asked),
-        policy=policy,
-        published=measurements(),
-        prefer={span.rows[0].gpu: usual_forms(span.rows[0].gpu) for span in spans},
-    )
-    return [each.as_dict() for each in found]
-
-
-def options(rows: Sequence[Told], *, reason_for_none: str = "") -> Piece:
-    """The options of a plan, best tokens per dollar first; rejected ones last, with the reason."""
+    rows = [(each.ts, each.low, each.mid, each.high) for each in forecast.forecast or ()]
     return table(
-        [
-            "GPU",
-            "output tokens/s",
-            "dollars a GPU-hour",
-            "million output tokens for a dollar",
-            "replicas",
-            "a month",
-            "why not, or whose price",
-        ],
-        [_option(row) for row in rows],
-        numeric=(4, 5),
-        empty=f"No other GPU is compared: {reason_for_none.rstrip('.')}.",
+        columns,
+        rows,
+        caption=method_text(forecast.method, forecast.coverage_measured) if rows else "",
+        empty=f"No forecast: {forecast.reason.rstrip('.')}.",
     )
+
+
+def method_text(method: str, coverage_ratio: float | None) -> str:
+    """How a forecast was made, and how often its intervals can be expected to hold."""
+    if coverage_ratio is None:
+        return f"Method: {method}."
+    held = percent(coverage_ratio)
+    return f"Method: {method}. Coverage expected from the back-test: {held} of points."
+
+
+def savings_table(analysis: Analysis, policy: Policy) -> Table:
+    """Dollars per month that three ways out of idle time would have saved, or why not known."""
+    found = analysis.savings(policy)
+    ways = [Figure(label, getattr(found, name), usd) for label, name in _WAYS.items()]
+    if any(each.estimate.is_known for each in ways):
+        return figures_table(ways, caption="Savings, dollars per month.")
+    because = reason(ways[0].estimate)
+    return figures_table((), empty=f"Savings are not known: {because}.")
+
+
+def gpu_table(options: Sequence[Option]) -> Table:
+    """The GPUs of a plan that can be compared, most tokens per dollar first."""
+    columns = (
+        Column("GPU", "gpu"),
+        Column("output tokens/s", "output_tokens_per_second", number, is_numeric=True),
+        Column("$ per GPU-hour", "usd_per_gpu_hour", usd, is_numeric=True),
+        Column("M tokens per $", "tokens_per_usd", _millions, is_numeric=True),
+        Column("interval"),
+        Column("replicas", "replicas", count, is_numeric=True),
+        Column("$ per month", "usd_per_month", usd, is_numeric=True),
+        Column("price, and what is assumed", "price", is_note=True),
+    )
+    rows = [
+        (
+            Cell(_name(each), each.gpu),
+            each.slo_output_tokens_per_second,
+            each.usd_per_gpu_hour,
+            each.tokens_per_usd,
+            interval(each.tokens_per_usd, _millions),
+            each.replicas,
+            each.usd_per_month,
+            "; ".join(filter(None, (each.price_row, _assumed(each)))),
+        )
+        for each in options
+        if each.is_comparable
+    ]
+    return table(columns, rows, empty="No GPU can be compared.")
+
+
+def rejected_table(options: Sequence[Option]) -> Table:
+    """The GPUs that cannot be compared, by the reason, which many share."""
+    groups: dict[str, list[str]] = {}
+    for each in options:
+        if not each.is_comparable:
+            groups.setdefault(_why_not(each), []).append(_name(each))
+    rows = [(because, ", ".join(names)) for because, names in groups.items()]
+    columns = (Column("not compared", "reason"), Column("GPUs", "gpus", is_note=True))
+    return table(columns, rows, empty="Every GPU could be compared.")
 
 
 def plan_verdict(
-    plan: Told, rows: Sequence[Told], *, model: str, requests_per_second: float
-) -> Said:
+    plan: Plan, options: Sequence[Option], *, model: str, requests_per_second: float
+) -> Text:
     """How many replicas the window's load takes, then which GPU for a model; each with its load.
 
-    `rows` are options of `model` for `requests_per_second`: from a rate somebody measured, so known
+    `options` are of `model` for `requests_per_second`: from a rate somebody measured, so known
     where the window's own capacity is not.
     """
-    return said(" ".join(filter(None, (_enough(plan), _best(rows, model, requests_per_second)))))
+    return text(" ".join(filter(None, (_enough(plan), _best(options, model, requests_per_second)))))
 
 
-def _enough(plan: Told) -> str:
-    replicas, rate = plan["replicas"], plan["demand_requests_per_second"]
-    load = [plan["model"] or "no model named"]
-    load += [] if rate["mid"] is None else [f"{number(rate['mid'])} requests/s"]
-    text = f"for this window's load ({', '.join(load)}) "
-    if is_unknown(replicas):
-        return f"{text}it is not known how many replicas it takes: {reason(replicas)}."
-    text += f"it takes {sure(replicas, count)} replicas, spares included"
-    if not is_unknown(plan["usd_per_month"]):
-        text += f", for {sure(plan['usd_per_month'], usd)} a month"
-    told = plan["forecast"]
-    if told["forecast"] is None:
-        text += f"; for how long that is enough nobody can say from this window, {told['reason']}"
-    return f"{text}."
+def _enough(plan: Plan) -> str:
+    replicas, rate = plan.replicas, plan.demand_requests_per_second
+    load = [plan.model or "no model named"]
+    load += [] if rate.mid is None else [f"{number(rate.mid)} requests/s"]
+    sentence = f"for this window's load ({', '.join(load)}), "
+    if replicas.is_unknown:
+        return f"{sentence}it is not known how many replicas are needed: {reason(replicas)}."
+    sentence += f"{sure(replicas, count)} replicas are needed, spares included"
+    if not plan.usd_per_month.is_unknown:
+        sentence += f", at {sure(plan.usd_per_month, usd)} per month"
+    if plan.forecast.forecast is None:
+        because = plan.forecast.reason.rstrip(".")
+        sentence += f"; for how long that is enough is not known: {because}"
+    return f"{sentence}."
 
 
-def _best(rows: Sequence[Told], model: str, requests_per_second: float) -> str:
-    known = [row for row in rows if row["tokens_per_usd"]["mid"] is not None]
+def _best(options: Sequence[Option], model: str, requests_per_second: float) -> str:
+    known = [option for option in options if option.is_comparable]
     if not known:
         return ""
     best, *others = known
-    rivals = [row for row in others if _overlaps(row, best)]
-    text = (
-        f"Apart from this window, for {model} at {number(requests_per_second)} requests/s and from "
-        f"the rate measured elsewhere, most output for a dollar comes from {best['gpu']}"
+    rivals = [option for option in others if option.may_equal(best)]
+    sentence = (
+        f"For {model} at {number(requests_per_second)} requests/s, from the rate measured "
+        f"elsewhere, {best.gpu} gives the most tokens per dollar"
     )
-    if best["replicas"]["mid"] is not None:
-        text += f", {sure(best['replicas'], count)} of them, spares included"
+    if best.replicas.is_known:
+        sentence += f", with {sure(best.replicas, count)} replicas, spares included"
     if rivals:
-        text += f", though {words.plural(len(rivals), 'other type')} may give as much"
-    return f"{text}."
+        sentence += f", though {plural(len(rivals), 'other type')} may give as many"
+    return f"{sentence}."
 
 
-def _overlaps(row: Told, best: Told) -> bool:
-    return bool(row["tokens_per_usd"]["high"] >= best["tokens_per_usd"]["low"])
+def _name(option: Option) -> str:
+    return option.gpu.partition(" (")[0]
 
 
-def _option(row: Told) -> list[str]:
-    shown: Sequence[tuple[str, Write]] = (
-        ("slo_output_tokens_per_second", number),
-        ("usd_per_gpu_hour", usd),
-        ("tokens_per_usd", _millions),
-    )
-    return [
-        str(row["gpu"]),
-        *(sure(row[figure], write) for figure, write in shown),
-        value(row["replicas"], count),
-        value(row["usd_per_month"], usd),
-        str(row["reason"] or row["price_row"]),
-    ]
+def _assumed(option: Option) -> str:
+    """What the GPU's label says beside its name: which form factors are assumed."""
+    return option.gpu.partition(" (")[2].rstrip(")")
+
+
+def _why_not(option: Option) -> str:
+    """The reason without the GPU's name, so that GPUs share it."""
+    name = _name(option)
+    because = option.reason or option.tokens_per_usd.reason
+    return because.removeprefix(f"{name} ").replace(f" of {name}", "")
 
 
 def _millions(tokens: float, like: float | None = None) -> str:
-    return number(tokens / 1e6, None if like is None else like / 1e6)
+    return number(tokens / _MILLION, None if like is None else like / _MILLION)
 
 
-def _candidate(span: GpuSpan, dtype: str) -> Candidate:
-    price = choose_price(gpu=span.name)
-    return Candidate(span, dtype, price.basis or price.reason, price)
+def _hour(at: datetime) -> str:
+    return f"{at:%-d %b %Y %H:%M}"
 
 
-def _months(months: Told) -> str:
-    if months["mid"] is None:
-        return NOT_KNOWN if not months["reason"] else reason(months)
-    if months["high"] < 0:
-        return "not today"
-    if months["low"] < 0:
-        return f"perhaps not today, {number(months['high'])} months at most"
-    return f"{number(months['mid'])} months ({between(months, number)})"
+def _months(months: Estimate) -> str:
+    if months.low is None or months.high is None:
+        return reason(months) if months.is_unknown else value(months, number)
+    if months.high < 0:
+        return "already too few"
+    if months.low < 0:
+        return f"perhaps already too few, {number(months.high)} months at most"
+    ends = interval(months, number)
+    return f"{number(months.mid or 0.0)} months{f' ({ends})' if ends else ''}"

@@ -1,0 +1,259 @@
+"""The top and the foot of a page: title line, verdict, tiles; provenance and definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.answer import Answer
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.record import Record, plain
+from vllm_capacity.render.elements import Element
+from vllm_capacity.render.numbers import (
+    Write,
+    between,
+    count,
+    hours,
+    moment,
+    number,
+    percent,
+    plural,
+    span,
+    usd,
+    usd_per_thousand,
+)
+from vllm_capacity.render.prose import verdict as prose
+from vllm_capacity.render.prose.estimates import bound_word, value, why
+from vllm_capacity.render.sections.definitions import shown_definitions
+from vllm_capacity.render.tables import Cell, Column, Table, interval, reasons_once, table
+
+_CENT_USD = 0.01
+_RATES, _TTFT_TARGET = "rates", "ttft_slo_seconds"
+
+
+@dataclass(frozen=True)
+class TitleLine(Record):
+    """Which servers and model, which window, at what price.
+
+    `servers` and `terms` are not shown: they tell which reports may be compared.
+    """
+
+    window: str
+    models: tuple[str, ...]
+    engines: str
+    span: str
+    start: datetime
+    end: datetime
+    hours: str
+    price: str
+    is_simulated: bool
+    servers: tuple[str, ...]
+    terms: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Tile(Record):
+    """One figure of the first screen, as text and as numbers.
+
+    `writes` names the function of render/numbers.py that wrote it. `hangs_on` is the key of the
+    title line's `terms` that has to be the same where two reports are compared, or empty.
+    """
+
+    figure: str
+    label: str
+    low: float | None
+    mid: float | None
+    high: float | None
+    hangs_on: str
+    writes: str
+    value: str
+    unit: str
+    between: str
+    basis: str
+    reason: str
+    is_known: bool
+
+
+def title_line(analysis: Analysis) -> Element:
+    """Which servers and model, which window, at what price: the line under the title."""
+    extent, window = analysis.answer.window, analysis.window
+    slo = analysis.assumptions.slo
+    line = TitleLine(
+        window=window.name,
+        models=tuple(analysis.models),
+        engines=plural(extent.engines, "engine"),
+        span=span(extent.start, extent.end),
+        start=extent.start,
+        end=extent.end,
+        hours=hours(extent.hours),
+        price=price_text(analysis),
+        is_simulated=window.is_simulated,
+        servers=tuple(analysis.instances),
+        terms={_RATES: _rates(analysis), _TTFT_TARGET: slo.ttft_p95_seconds},
+    )
+    named = ", ".join(line.models) or "no model named"
+    text = f"{line.window}: {named}, {line.engines}, {line.span} ({line.hours}), {line.price}"
+    return Element("title_line", line.as_dict(), text)
+
+
+def verdict(analysis: Analysis) -> Element:
+    """The answer in a few sentences, with the quality of the telemetry as a word and a shape."""
+    sentences = prose.verdict(analysis.answer, is_simulated=analysis.window.is_simulated)
+    word, because = prose.quality_word(analysis.answer)
+    quality = {"word": word, "shape": prose.SHAPES[word], "why": because}
+    text = "\n".join([*sentences, f"Telemetry: {word} ({because})"])
+    return Element("verdict", {"sentences": sentences, "quality": quality}, text)
+
+
+def tiles(analysis: Analysis) -> Element:
+    """The six figures of the first screen, each with its interval and basis or its reason."""
+    made = [tile.as_dict() for tile in tiles_of(analysis.answer)]
+    return Element("tiles", {"tiles": made}, repr(tile_table(analysis)))
+
+
+def tile_table(analysis: Analysis) -> Table:
+    """The figures of the tiles as a table: value, interval, and why one is not known."""
+    columns = (
+        Column("figure", "figure"),
+        Column("value", "value"),
+        Column("interval"),
+        Column("why not known", "reason", is_note=True),
+    )
+    rows = []
+    for each in _figures(analysis.answer):
+        tile = _tile(each)
+        shown = Cell(f"{tile.value} {tile.unit}".strip(), each.estimate)
+        beside = interval(each.estimate, each.write) or tile.between
+        rows.append((tile.label, shown, beside, tile.reason))
+    return reasons_once(table(columns, rows))
+
+
+def tiles_of(answer: Answer) -> tuple[Tile, ...]:
+    """What each tile shows of an answer, in page order."""
+    return tuple(map(_tile, _figures(answer)))
+
+
+def provenance(analysis: Analysis) -> Element:
+    """Where the figures come from: source, rows, coverage of the window, versions."""
+    extent, note = analysis.answer.window, analysis.window.provenance
+    facts = [
+        ("window", analysis.window.name),
+        ("source", _plain(note.get("source", "not recorded"))),
+        ("from", moment(extent.start)),
+        ("to", moment(extent.end)),
+        ("length", hours(extent.hours)),
+        ("price", price_text(analysis)),
+        ("GPUs per engine", number(analysis.assumptions.pricing.gpus_per_engine)),
+        *((f"rows of {name}", count(rows)) for name, rows in sorted(note["counts"].items())),
+    ]
+    shown = {"source", "counts", "simulated"}
+    facts += [(name, _plain(each)) for name, each in sorted(note.items()) if name not in shown]
+    if analysis.window.is_simulated:
+        facts.insert(1, ("kind", "simulated, not measured"))
+    content = {"facts": [{"name": name, "value": text} for name, text in facts]}
+    return Element("facts", content, "\n".join(f"{name}: {text}" for name, text in facts))
+
+
+def definitions(analysis: Analysis) -> Element:
+    """How each figure is computed: its definition, its functions, its queries and their rows."""
+    shown = shown_definitions(analysis)
+    lines = [f"{each.title}: {each.text}" for each in shown.definitions]
+    return Element("definitions", plain(shown), "\n".join(lines))
+
+
+def price_text(analysis: Analysis) -> str:
+    """What a GPU-hour is taken to cost, and whose price that is."""
+    pricing = analysis.assumptions.pricing
+    if pricing.rules:
+        return "prices by instance, from a mapping file"
+    price = pricing.usd_per_gpu_hour
+    if price is None or price.mid is None:
+        return "no price given"
+    interval = between(price, usd)
+    text = f"{usd(price.mid)} per GPU-hour{f', {interval}' if interval else ''}"
+    return f"{text} ({pricing.note or 'as given'})"
+
+
+def window_line(analysis: Analysis) -> str:
+    """When it was, for how long, of how many engines."""
+    extent = analysis.answer.window
+    when = span(extent.start, extent.end)
+    return f"{when} ({hours(extent.hours)}), {plural(extent.engines, 'engine')}"
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure of the first screen, how it is written, and what is added to its basis."""
+
+    name: str
+    label: str
+    estimate: Estimate
+    write: Write
+    unit: str = ""
+    hangs_on: str = ""
+    note: str = ""
+
+
+def _figures(answer: Answer) -> tuple[_Figure, ...]:
+    cost, headroom = answer.cost, answer.saturation.headroom_ratio
+    each, million = cost.usd_per_request, "usd_per_million_output_tokens"
+    met, used = answer.slo.ttft_attainment, cost.utilization
+    within = prose.served_within(answer)
+    return (
+        _Figure("usd_per_request", "Cost per request", each, *_per_request(each), _RATES),
+        _Figure(million, "Cost per million output tokens", getattr(cost, million), usd, "", _RATES),
+        _Figure("tokens_per_usd", "Tokens per dollar", cost.tokens_per_usd, number, "", _RATES),
+        _Figure("utilization", "Utilization", used, percent, "of capacity"),
+        _Figure("headroom_ratio", "Headroom", headroom, percent, "of capacity", note=within),
+        _Figure("ttft_attainment", "TTFT within target", met, percent, "of requests", _TTFT_TARGET),
+    )
+
+
+def _per_request(each: Estimate) -> tuple[Write, str]:
+    """How a cost per request is written, and its unit: below a cent, for a thousand."""
+    if each.is_unknown or (each.mid or each.low or 0.0) >= _CENT_USD:
+        return usd, ""
+    return usd_per_thousand, f"per 1,000 · {value(each, usd)} each"
+
+
+def _tile(figure: _Figure) -> Tile:
+    estimate, write = figure.estimate, figure.write
+    is_known = not estimate.is_unknown
+    basis = why(estimate) if is_known else ""
+    interval = bound_word(estimate) or between(estimate, write) or "exact"
+    return Tile(
+        figure=figure.name,
+        label=figure.label,
+        low=estimate.low,
+        mid=estimate.mid,
+        high=estimate.high,
+        hangs_on=figure.hangs_on,
+        writes=getattr(write, "__name__", ""),
+        value=value(estimate, write),
+        unit=figure.unit if is_known else "",
+        between=interval if is_known else "",
+        basis=f"{basis}. {figure.note}" if basis and figure.note else basis,
+        reason="" if is_known else estimate.reason,
+        is_known=is_known,
+    )
+
+
+def _rates(analysis: Analysis) -> list[list[float]]:
+    """Each rate once, to six digits; empty where no price is known."""
+    rates = {
+        tuple(float(f"{end:.6g}") for end in (gpus, price.low, price.mid, price.high))
+        for gpus, price in analysis.rates
+        if price.low is not None and price.mid is not None and price.high is not None
+    }
+    return [list(rate) for rate in sorted(rates)]
+
+
+def _plain(value: object) -> str:
+    """A value of the provenance note as text a person reads."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(each) for each in value)
+    return str(value)
