@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vllm_capacity.estimate import Estimate
     from vllm_capacity.figures.histogram import bucket_quantile
     from vllm_capacity.plan import Plan
+    from vllm_capacity.render import charts
+    from vllm_capacity.render import sections as tables
     from vllm_capacity.verdicts.sizing import Policy
 
 __all__ = [
@@ -38,11 +40,13 @@ __all__ = [
     "Window",
     "alerts",
     "bucket_quantile",
+    "charts",
     "fit",
     "forecast",
     "open",
     "pull",
     "scrape",
+    "tables",
     "what_if",
 ]
 
@@ -58,6 +62,7 @@ _HOMES = {
     "verdicts.sizing": ("Policy",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {"charts": "render.charts", "tables": "render.sections"}
 _RENAMED = {"open_window": "open"}  # for one release
 
 
@@ -70,9 +75,13 @@ def __getattr__(name: str) -> object:
         from vllm_capacity.telemetry.window import open_window
 
         return open_window
+    if name in _MODULES:
+        found: object = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        globals()[name] = found
+        return found
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    found = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     globals()[name] = found
     return found
 
