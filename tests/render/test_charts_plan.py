@@ -23,8 +23,27 @@ from charts_by_hand import (
     spec_of,
 )
 
+from tests.long_window import long_window
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, pricing
+from vllm_capacity.plan import plan
 from vllm_capacity.render import charts
 from vllm_capacity.render.report.vega import page_chart
+from vllm_capacity.telemetry.window import open_window
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory):
+    """Four days that come and go, of a telemetry made up."""
+    path = tmp_path_factory.mktemp("w") / "w"
+    long_window(path, days=4)
+    return Analysis.of(open_window(path), assumptions=Assumptions(pricing(2.0)))
+
+
+@pytest.fixture(scope="module")
+def planned(days):
+    return plan(days)
+
 
 TEXT = {"lines", "text_at"}
 
@@ -163,3 +182,15 @@ def test_idle_money_that_is_unknown_has_the_reason_of_the_bill():
     unpriced = HOURS.with_columns(cost_usd=None)
     of = analysis(answer=answer(cost__idle_usd=unknown("no price given")), hours=unpriced)
     assert notes_of(charts.idle_by_hour(of).to_dict())["empty"] == "Not known: no price given."
+
+
+def test_days_are_drawn_with_what_is_expected(days, planned):
+    rows = notes_of(charts.demand_forecast(days, planned).to_dict())["table"]["rows"]
+    is_observed, is_expected = ([row[column] != "–" for row in rows] for column in (1, 3))
+    assert (len(rows), sum(is_observed), sum(is_expected)) == (96 + 24, 96, 24)
+
+
+def test_hours_of_the_week_are_those_of_the_days(days):
+    spec = charts.idle_by_hour(days).to_dict()
+    assert caption(spec).endswith("96 of 168 hours of the week were observed")
+    assert len(notes_of(spec)["table"]["rows"]) == 96
