@@ -35,7 +35,7 @@ from vllm_capacity.render.numbers import count, number, percent, plural, usd
 from vllm_capacity.render.prose.estimates import reason, sure
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.idle import idle_by_hour_of_week
-from vllm_capacity.verdicts.options import Option, rivals
+from vllm_capacity.verdicts.options import Option
 
 _MILLION = 1e6
 _DAY_PIXELS = 26
@@ -78,8 +78,8 @@ def tokens_per_dollar(plan: Plan | Sequence[Option]) -> Chart:
     options, why = (plan.options, plan.options_reason) if isinstance(plan, Plan) else (plan, "")
     if not options:
         return panel.empty(f"Not known: {(why or 'no other GPU was compared').rstrip('.')}.")
-    known = [each for each in options if each.tokens_per_usd.is_known]
-    rejected = [each for each in options if not each.tokens_per_usd.is_known]
+    known = [each for each in options if each.is_comparable]
+    rejected = [each for each in options if not each.is_comparable]
     ranking = _option_frame([*known, *rejected])
     drawn = pl.concat([ranking.head(len(known)), _grouped(rejected)], how="diagonal")
     axis = alt.Axis(labelExpr=f"datum.value / {_MILLION:.0f}", tickCount=5)
@@ -227,7 +227,7 @@ def _option_frame(options: Sequence[Option]) -> pl.DataFrame:
         "replicas": [each.replicas.mid for each in options],
         "usd_per_month": [each.usd_per_month.mid for each in options],
         "name": [f"{each.gpu}: {sure(each.tokens_per_usd, _millions)}" for each in options],
-        "note": [None if each.tokens_per_usd.is_known else _why_rejected(each) for each in options],
+        "note": [None if each.is_comparable else _why_rejected(each) for each in options],
         **_ends(each.tokens_per_usd for each in options),
     }
     return pl.DataFrame(columns, schema_overrides=_OPTIONS)
@@ -321,7 +321,7 @@ def _best_found(known: Sequence[Option], *, rejected: int) -> str:
     best, *others = known
     parts = [f"{best.gpu}: {sure(best.tokens_per_usd, number)} output tokens per dollar"]
     if others:
-        overlapping = count(len(rivals(known)))
+        overlapping = count(sum(each.may_equal(best) for each in others))
         parts.append(f"the intervals of {overlapping} of {count(len(others))} others overlap it")
     return "; ".join([*parts, refused] if refused else parts)
 
