@@ -14,7 +14,7 @@ import polars as pl
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.series import POINTS_AT_MOST
-from vllm_capacity.plan import DemandAhead, Plan
+from vllm_capacity.plan import Plan
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     Bars,
@@ -34,6 +34,7 @@ from vllm_capacity.render.charts.time import milliseconds, time_axis, time_toolt
 from vllm_capacity.render.numbers import count, number, percent, plural, usd
 from vllm_capacity.render.prose.estimates import reason, sure
 from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.forecast import DemandAhead
 from vllm_capacity.verdicts.idle import idle_by_hour_of_week
 from vllm_capacity.verdicts.options import Option
 
@@ -158,22 +159,22 @@ def replicas_by_case(plan: Plan) -> Chart:
     )
 
 
-def demand_forecast(analysis: Analysis, plan: Plan) -> Chart:
+def demand_forecast(analysis: Analysis) -> Chart:
     """Requests per hour: what was observed, and what is expected with its 90 % interval.
 
     A history without a forecast is drawn alone, with the reason. At most 150 hours: the latest are
     kept. Nothing is drawn under a day of whole hours.
     Columns used: ts, requests (of the analysis' hours); ts, low, mid, high (of the forecast).
     """
-    panel, hours = Panel("Demand forecast: requests per hour", "forecast"), analysis.hours
+    panel = Panel("Demand forecast: requests per hour", "forecast")
+    hours, ahead = analysis.hours, analysis.demand_ahead
     if hours.height < _LEAST_HOURS:
         return panel.empty(_TOO_SHORT.format(plural(hours.height, "whole hour")))
-    demand = _demand(hours, plan.forecast).tail(POINTS_AT_MOST)
-    if not demand["requests"].count() and not plan.forecast.forecast:
-        return panel.empty(f"Not known: {plan.forecast.reason.rstrip('.')}.")
-    time_range = TimeRange(
-        *demand.select(pl.col("ts").first(), pl.col("ts").last().alias("end")).row(0)
-    )
+    demand = _demand(hours, ahead).tail(POINTS_AT_MOST)
+    if not demand["requests"].count() and not ahead.forecast:
+        return panel.empty(f"Not known: {ahead.reason.rstrip('.')}.")
+    times = demand["ts"].to_list()
+    time_range = TimeRange(times[0], times[-1])
     x = time_axis(time_range)
     frame = rounded(demand.select(*_DEMAND, t=milliseconds("ts")))
     tips = [Tip(name, ",.0f", title).tooltip for name, title in _DEMAND.items()]
@@ -188,7 +189,7 @@ def demand_forecast(analysis: Analysis, plan: Plan) -> Chart:
             *_demand_lines(frame, x),
             pointer(rules, [time_tooltip(), *tips], key="t", shown=0.5),
         ],
-        caption=_expected_found(plan.forecast),
+        caption=_expected_found(ahead),
         table=table_of(demand, columns),
     )
 
