@@ -9,6 +9,7 @@ COPY pyproject.toml README.md LICENSE otel-config.yaml compose-otel.yml ./
 COPY data data
 COPY notebooks notebooks
 COPY vllm_capacity vllm_capacity
+COPY vllm_simulator vllm_simulator
 RUN /opt/venv/bin/pip install --no-deps --no-build-isolation .
 
 FROM python:3.11.14-slim-bookworm

@@ -1,22 +1,24 @@
 # Every target says what it is about to do. `make` alone lists them.
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.ready
+PYTHONS ?= 3.11 3.12 3.13 3.14
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
 WINDOW ?= vllm-sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lab check bench renew test-live lock
+.PHONY: help setup report test tests test-pythons lab check bench renew test-live lock
 
 help:  ## what there is
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## .venv with every dependency, pinned by hash
 
 $(STAMP): requirements.lock pyproject.toml
-	@echo "==> Setting up .venv (once; about 1.7 GB of packages)"
+	@echo "==> Setting up $(VENV) (once; about 1.7 GB of packages)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "This needs Python 3.11 or newer; '$(PYTHON)' is not. Install it, or: make PYTHON=/path/to/python3.11"; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo "Python cannot make virtual environments here. On Debian: apt-get install python3-venv"; exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -26,9 +28,21 @@ report: $(STAMP)  ## recorded telemetry of a real vLLM → reports/index.html
 	@echo "==> Running the cost report on the recorded windows; the pages go to reports/"
 	@$(BIN)/vllm-capacity report --examples --out reports
 
-test: check  ## everything: checks, tests, notebooks
-	@echo "==> Tests, then the notebooks"
+test: check tests  ## everything: checks, tests, notebooks
+
+tests: $(STAMP)
+	@echo "==> Tests and notebooks"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-pythons:  ## the tests on each of Python 3.11 to 3.14 that is installed
+	@for version in $(PYTHONS); do \
+	  if python$$version -c "" 2>/dev/null; then \
+	    echo "==> Python $$version, in .venv-$$version"; \
+	    $(MAKE) --no-print-directory tests PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+	  else \
+	    echo "==> Python $$version is not installed here: left out"; \
+	  fi; \
+	done
 
 lab: $(STAMP)  ## JupyterLab on notebooks/
 	@echo "==> JupyterLab on notebooks/ (Ctrl-C ends it)"
@@ -45,6 +59,10 @@ bench: $(STAMP)  ## side-by-side ratios → bench/RESULTS.md
 renew: $(STAMP)  ## the notebooks again, their kept outputs with them
 	@echo "==> Running the notebooks and keeping their outputs"
 	@$(BIN)/python tests/renew_notebooks.py
+
+schema: $(STAMP)  ## answers.schema.json anew from the types
+	@$(BIN)/python -c "import json; from vllm_capacity.answer import schema; print(json.dumps(schema(), indent=2))" \
+		> vllm_capacity/answers.schema.json
 
 test-live: $(STAMP)  ## the source tests against a real Parseable (PARSEABLE_BIN)
 	@test -n "$(PARSEABLE_BIN)" || { echo "Set PARSEABLE_BIN to a parseable binary, 2.9.2 or newer."; exit 2; }

@@ -53,12 +53,11 @@ def published_sweeps() -> dict[str, Loads]:
     table = pl.read_csv(shipped("data/published_throughput.csv"), infer_schema_length=None)
     sweeps = table.filter(pl.col("source").str.contains("2606.11690")).with_columns(
         sweep=pl.col("source").str.extract(r"config (\w+)"),
-        tpot_ms=pl.col("note").str.extract(r"TPOT ([\d.]+) ms").cast(pl.Float64),
     )
-    latency = pl.col("mean_ttft_ms") + pl.col("tpot_ms") * pl.col("mean_output_tokens")
-    sweeps = sweeps.with_columns(running=pl.col("requests_per_s") * latency / 1000)
+    latency = pl.col("mean_ttft_ms") + pl.col("median_tpot_ms") * pl.col("output_tokens")
+    sweeps = sweeps.with_columns(running=pl.col("requests_per_second") * latency / 1000)
     return {
-        str(name): Loads.of(rows["running"].to_numpy(), rows["output_tok_per_s"].to_numpy())
+        str(name): Loads.of(rows["running"].to_numpy(), rows["output_tokens_per_second"].to_numpy())
         for (name,), rows in sweeps.group_by("sweep", maintain_order=True)
     }
 

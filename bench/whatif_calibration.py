@@ -1,7 +1,8 @@
 """Fit of the what-if's usable shares to published runs, and what it predicts of models left out.
 
-Run it as `python bench/whatif_calibration.py`. It prints the fitted `Calibration` (to be written
-into `vllm_capacity/verdicts/roofline.py` by hand) and, for each pair of GPUs, how far the ratio is
+Run it as `python bench/whatif_calibration.py`. It prints the fitted `Calibration` (its
+`kernel_shares` go into `data/gpu_architectures.csv` and the rest into
+`vllm_capacity/verdicts/roofline.py`, by hand) and, for each pair of GPUs, how far the ratio is
 off when its model is left out of the fit. Runs weigh in by their rate, at a spread of a factor of
 1.6 (2024: 4), and pairs by their ratio, at 12 % (2024: 20 %): the ratio is what is asked.
 """
@@ -10,8 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -29,27 +29,28 @@ from whatif_runs import (
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.roofline import Calibration
 
-PRIOR = Calibration(
-    dense_ampere=0.75,
-    dense_hopper=0.58,
-    moe_ampere=0.55,
-    moe_hopper=0.45,
-    mxfp4_ampere=0.55,
-    mxfp4_hopper=0.32,
-    widened=0.8,
-    native_fp8=0.8,
-    bandwidth=0.75,
-    attention=0.45,
-    attention_sinks=0.12,
-    step_seconds_per_layer=0.004 / 32,
-    token_seconds=30e-6,
-    request_seconds=0.0015,
-    link=0.5,
-)
+KINDS = ("dense", "moe", "mxfp4")
+PRIOR = {
+    "dense Ampere": 0.75,
+    "dense Hopper": 0.58,
+    "moe Ampere": 0.55,
+    "moe Hopper": 0.45,
+    "mxfp4 Ampere": 0.55,
+    "mxfp4 Hopper": 0.32,
+    "widened": 0.8,
+    "native_fp8": 0.8,
+    "bandwidth": 0.75,
+    "attention": 0.45,
+    "attention_sinks": 0.12,
+    "step_seconds_per_layer": 0.004 / 32,
+    "token_seconds": 30e-6,
+    "request_seconds": 0.0015,
+    "link": 0.5,
+}
 """What is known before any of these runs: kernels' usual shares of peak, MBU 0.6-0.8."""
-SPREAD = dict.fromkeys(asdict(PRIOR), 0.3) | {
-    "dense_ampere": 0.15,
-    "dense_hopper": 0.15,
+SPREAD = dict.fromkeys(PRIOR, 0.3) | {
+    "dense Ampere": 0.15,
+    "dense Hopper": 0.15,
     "widened": 0.15,
     "native_fp8": 0.15,
     "bandwidth": 0.1,
@@ -68,12 +69,12 @@ def fit(leave_out: Callable[[Measurement], bool] = lambda run: False) -> tuple[C
     """The calibration that fits best to what is not left out, and the host factor of 2024."""
     runs = [run for run in saturated_runs() if not leave_out(run)]
     old = [pair for pair in table_pairs(PAIRS_2024) if not leave_out(pair[0])]
-    names = list(asdict(PRIOR))
-    start = np.log([*(asdict(PRIOR)[name] for name in names), OLD_HOST])
-    spread = np.array([*(SPREAD[name] for name in names), OLD_HOST_SPREAD])
+    start = np.log([*PRIOR.values(), OLD_HOST])
+    spread = np.array([*(SPREAD[name] for name in PRIOR), OLD_HOST_SPREAD])
 
     def residuals(logs: np.ndarray) -> np.ndarray:
-        calibration, host = _calibration(logs)
+        shares, host = _shares(logs)
+        calibration = calibration_of(shares)
         errors = [2.0 * _off(run, calibration, 1.0) for run in runs]
         errors += [error(pair, calibration) / 0.12 for pair in saturated_pairs(runs)]
         errors += [0.7 * _off(run, calibration, host) for pair in old for run in pair]
@@ -83,9 +84,8 @@ def fit(leave_out: Callable[[Measurement], bool] = lambda run: False) -> tuple[C
         ]
         return np.array([*robust, *((logs - start) / spread)])
 
-    calibration, host = _calibration(least_squares(residuals, start).x)
-    rounded = {name: float(f"{share:.3g}") for name, share in asdict(calibration).items()}
-    return Calibration(**rounded), host
+    shares, host = _shares(least_squares(residuals, start).x)
+    return calibration_of({name: float(f"{share:.3g}") for name, share in shares.items()}), host
 
 
 def error(pair: Pair, calibration: Calibration, old_host: float = 1.0) -> float:
@@ -98,9 +98,22 @@ def _off(run: Measurement, calibration: Calibration, old_host: float) -> float:
     return math.log(predicted(run, calibration, old_host) / run.output_tokens_per_second)
 
 
-def _calibration(logs: np.ndarray) -> tuple[Calibration, float]:
+def calibration_of(shares: Mapping[str, float]) -> Calibration:
+    """The calibration of shares that are named as in `PRIOR`."""
+    by_kernel = {name for name in shares if " " in name}
+    fitted = {name.split()[1] for name in by_kernel}
+    return Calibration(
+        kernel_shares={
+            architecture: tuple(shares[f"{kind} {architecture}"] for kind in KINDS)
+            for architecture in sorted(fitted)
+        },
+        **{name: share for name, share in shares.items() if name not in by_kernel},
+    )
+
+
+def _shares(logs: np.ndarray) -> tuple[dict[str, float], float]:
     *shares, host = map(float, np.exp(logs))
-    return Calibration(**dict(zip(asdict(PRIOR), shares, strict=True))), host
+    return dict(zip(PRIOR, shares, strict=True)), host
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ pairs of vLLM 0.5, whose host took several times as long per step and token (`OL
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -32,7 +31,6 @@ from vllm_capacity.verdicts.roofline import (
 
 PAIRS_2024 = Path(__file__).parent / "whatif_pairs_2024.csv"
 HELD_BACK = Path(__file__).parents[1] / "tests" / "verdicts" / "whatif_held_back.csv"
-_IN_FLIGHT = re.compile(r"(\d+) (?:held sequences|clients|ShareGPT prompts at once)")
 SEQUENCES_2024 = 256
 """The default `max_num_seqs` of vLLM 0.5, on every GPU."""
 
@@ -70,7 +68,7 @@ def light_pairs() -> list[Pair]:
     """Each A100 run with each H100 run of its load, where that load leaves a GPU to spare."""
     groups: dict[tuple[object, ...], list[Measurement]] = defaultdict(list)
     for run in measurements():
-        if run.clients is not None or run.offered_per_second <= 10:
+        if run.clients is not None or run.offered_requests_per_second <= 10:
             groups[run.model, run.dtype, run.gpus, run.workload, run.load].append(run)
     found = []
     for runs in groups.values():
@@ -99,6 +97,8 @@ def table_pairs(path: Path) -> Iterator[Pair]:
                 input_tokens=float(row["input_tokens"]),
                 output_tokens=float(row["output_tokens"]),
                 load=row["load"],
+                clients=row["clients"],
+                offered_requests_per_second=row["offered_requests_per_second"] or math.inf,
                 output_tokens_per_second=float(row[f"{side}_output_tok_per_s"]),
                 source=row["source"],
                 date="",
@@ -110,12 +110,10 @@ def table_pairs(path: Path) -> Iterator[Pair]:
 
 
 def load_of(run: Measurement) -> Load:
-    """The load as a question tells it: what came a second, or what was held or sent at once."""
-    if math.isfinite(run.offered_per_second):
-        return Load(requests_per_second=run.offered_per_second)
-    counted = _IN_FLIGHT.match(run.load)
-    clients = run.clients or (int(counted.group(1)) if counted else None)
-    return Load(clients=clients) if clients else Load(is_capacity=True)
+    """The load as a question tells it: what came per second, or what was held or sent at once."""
+    if math.isfinite(run.offered_requests_per_second):
+        return Load(requests_per_second=run.offered_requests_per_second)
+    return Load(clients=run.clients) if run.clients else Load(is_capacity=True)
 
 
 def source(run: Measurement) -> str:
@@ -147,7 +145,7 @@ def predicted(run: Measurement, calibration: Calibration, old_host: float = 1.0)
 
 def _batch(run: Measurement, job: Job, machine: Machine) -> float:
     if "held sequences" in run.load:
-        return float(run.load.split()[0])
+        return float(run.clients)
     if is_2024(run):
         tokens = run.input_tokens + run.output_tokens / 2
         fit = sequences_that_fit(job, machine, tokens=tokens)

@@ -1,9 +1,14 @@
-"""What several tests lean on: the committed windows and who may be asked for them."""
+"""What several tests lean on: the committed windows, their answers, and whom tests may ask."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.answering import answer
+from vllm_capacity.assumptions import Assumptions
 from vllm_capacity.telemetry.window import Window, open_window
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +33,17 @@ def restarted(examples: Path) -> Window:
 @pytest.fixture(scope="session")
 def two_replicas(examples: Path) -> Window:
     return open_window(examples / "vllm-two-replicas")
+
+
+@pytest.fixture(scope="session")
+def answer_of(examples: Path) -> Callable[..., dict[str, Any]]:
+    """The whole answer of an example window, by its name and what is assumed; each made once."""
+
+    @cache
+    def made(name: str, terms: Assumptions | None = None) -> dict[str, Any]:
+        return answer(open_window(examples / name), terms=terms)
+
+    return made
 
 
 def pytest_collection_modifyitems(config, items):

@@ -6,37 +6,37 @@ from typing import Any
 
 import pytest
 
+from tests.render.answer_by_hand import answer as made
+from tests.render.answer_by_hand import estimate, finding, unknown
 from vllm_capacity.alerts import RULES, alerts, with_thresholds
+from vllm_capacity.answer import Answer
 from vllm_capacity.errors import InputError
+from vllm_capacity.figures.gauges import Gauge
+from vllm_capacity.figures.latency import Quantile
+from vllm_capacity.figures.losses import Lost
+from vllm_capacity.verdicts.finding import Finding
 
 
-def answer(**changes: Any) -> dict[str, Any]:
+def answer(**changes: Any) -> Answer:
     """A healthy answer, but for what is changed; `e2e_p99` and `ttft_p95` are (value, lower)."""
-    e2e = changes.get("e2e_p99", (4.0, 2.5))
-    ttft = changes.get("ttft_p95", (1.2, 1.0))
-    return {
-        "latency": {
-            "e2e_seconds": {"p99": {"value": e2e[0], "lower": e2e[1]}},
-            "ttft_seconds": {"p95": {"value": ttft[0], "lower": ttft[1]}},
-        },
-        "kv_cache_ratio": {"mean": changes.get("kv", 0.4)},
-        "waiting": {"mean": changes.get("waiting", 0.0)},
-        "running": {"mean": changes.get("running", 3.0)},
-        "requests": {
-            "finished": changes.get("finished", 100),
-            "by_reason": changes.get("by_reason", {"stop": 100}),
-            "lost": {"low": changes.get("lost", 0), "high": 7},
-        },
-        "failures": {
-            "rejected": {"mid": changes.get("rejected", 0.0)},
-            "http_5xx_ratio": {"mid": changes.get("http_5xx", 0.0)},
-        },
-        "quality": changes.get("quality", []),
-    }
+    rejected, http_5xx = changes.get("rejected", 0.0), changes.get("http_5xx", 0.0)
+    return made(
+        latency__e2e_seconds__p99=Quantile(*changes.get("e2e_p99", (4.0, 2.5))),
+        latency__ttft_seconds__p95=Quantile(*changes.get("ttft_p95", (1.2, 1.0))),
+        kv_cache_ratio=Gauge(changes.get("kv", 0.4), 1.0),
+        waiting=Gauge(changes.get("waiting", 0.0), 45.0),
+        running=Gauge(changes.get("running", 3.0), 40.0),
+        requests__finished=changes.get("finished", 100),
+        requests__by_reason=changes.get("by_reason", {"stop": 100}),
+        requests__lost=Lost(changes.get("lost", 0), 7),
+        failures__rejected=unknown() if rejected is None else estimate(rejected),
+        failures__http_5xx_ratio=unknown() if http_5xx is None else estimate(http_5xx),
+        quality=changes.get("quality", ()),
+    )
 
 
-def noted(check: str, severity: str = "warning") -> list[dict[str, Any]]:
-    return [{"check": check, "severity": severity}]
+def noted(check: str, severity: str = "warning") -> tuple[Finding, ...]:
+    return (finding(check, severity),)
 
 
 SILENT = answer(
@@ -112,7 +112,7 @@ SILENT = answer(
         ),
     ],
 )
-def test_alerts(given: dict[str, Any], fired: list[str], unknown: list[str]) -> None:
+def test_alerts(given: Answer, fired: list[str], unknown: list[str]) -> None:
     outcomes = alerts(given)
     by_state = {
         state: [o.rule.name for o in outcomes if o.state == state] for state in ("fired", "unknown")

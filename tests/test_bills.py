@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.answering import answer, assumed, cost_by
+from tests.answering import assumed, cost_by
 from vllm_capacity.bills import unlabelled
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.fleet import load_fleet
@@ -25,8 +25,8 @@ def test_the_parts_add_up_to_the_whole(request, name, by):
 
 
 @pytest.mark.parametrize("by", ["engine", "instance", "model", "finished_reason"])
-def test_every_grouping_has_the_same_whole(two_replicas, by):
-    whole = answer(two_replicas, terms=PRICE)["cost"]["allocation_usd"]["mid"]
+def test_every_grouping_has_the_same_whole(two_replicas, answer_of, by):
+    whole = answer_of("vllm-two-replicas", PRICE)["cost"]["allocation_usd"]["mid"]
     told = cost_by(two_replicas, by=by, terms=PRICE)
     assert told["whole"]["allocation_usd"]["mid"] == pytest.approx(whole, rel=1e-12)
 

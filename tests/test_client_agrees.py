@@ -10,7 +10,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.answering import answer
 from vllm_capacity.figures import latency
 
 TRUTH = Path(__file__).parent / "truth"
@@ -23,8 +22,8 @@ def log():
 
 
 @pytest.fixture(scope="module")
-def told(sweep):
-    return answer(sweep)
+def told(answer_of):
+    return answer_of("vllm-sweep")
 
 
 def test_finished_is_every_sequence_of_an_ok_request(log, told):
@@ -56,9 +55,9 @@ def test_the_share_of_bad_requests_is_the_clients(log, told):
     assert share == pytest.approx(refused / log.height, rel=0.02)
 
 
-def test_what_the_restart_swallowed_lies_within_its_bounds(restarted):
+def test_what_the_restart_swallowed_lies_within_its_bounds(answer_of):
     finished = pl.read_parquet(TRUTH / "restart_client.parquet").filter(pl.col("status") == "ok")
-    requests = answer(restarted)["requests"]
+    requests = answer_of("vllm-restart")["requests"]
     gone = finished.get_column("n").sum() - requests["finished"]
     assert gone > 0
     assert requests["lost"]["low"] <= gone <= requests["lost"]["high"]
@@ -92,7 +91,8 @@ def test_the_clients_quantiles_lie_within_the_bounds(sweep, log, start, end, nam
         inside = inside.select(pl.col("e2e_s").repeat_by("n").explode(empty_as_null=False))
     values = inside.get_column(f"{name}_s").drop_nulls().to_list()
     part = sweep.clamp(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC))
-    figures = latency.latency(sweep, part=part)[f"{name}_seconds"]
+    increases = latency.histogram_increases(sweep, latency.HISTOGRAMS, part=part)
+    figures = getattr(latency.latency(increases), f"{name}_seconds")
     for quantile, q in latency.QUANTILES.items():
-        bounds, truth = figures[quantile], nearest_rank(values, q)
-        assert bounds["lower"] - NOISE_SECONDS <= truth <= bounds["upper"] + NOISE_SECONDS, quantile
+        bounds, truth = getattr(figures, quantile), nearest_rank(values, q)
+        assert bounds.lower - NOISE_SECONDS <= truth <= bounds.upper + NOISE_SECONDS, quantile

@@ -20,7 +20,7 @@ from renew_notebooks import STRIPPED
 
 from vllm_capacity import study
 from vllm_capacity.render.report.contract import PIECE_MIME
-from vllm_capacity.render.report.parameters import declared_parameters
+from vllm_capacity.render.report.run import declared_parameters
 from vllm_capacity.render.report.write import Order, write_report
 
 TESTS = Path(__file__).resolve().parent

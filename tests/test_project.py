@@ -43,6 +43,14 @@ def test_the_lock_names_no_address():
     assert not re.search(r"://|index-url|find-links", LOCK)
 
 
+def test_the_oldest_python_that_is_asked_for_was_tested_and_is_what_the_checks_assume():
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    named = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))
+    assert f">={named[0]}" == PROJECT["requires-python"]
+    assert whole["tool"]["mypy"]["python_version"] == named[0]
+    assert whole["tool"]["ruff"]["target-version"] == f"py{named[0].replace('.', '')}"
+
+
 @pytest.mark.parametrize("command", ["make report", "make test"])
 def test_the_readme_shows_the_two_commands_on_its_first_screen(command):
     first_screen = (ROOT / "README.md").read_text().splitlines()[:20]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.answering import answer
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.telemetry.window import open_window
 
@@ -84,17 +83,17 @@ def test_every_quantile_to_a_millionth(examples, capture, start, told):
                 assert ours[quantile]["value"] == expected, (name, instance, quantile)
 
 
-def test_the_answer_reads_the_same_figures(sweep):
+def test_the_answer_reads_the_same_figures(answer_of):
     told = json.loads((TRUTH / "prometheus_answers_sweep.json").read_text())["whole"]
-    result = answer(sweep)
+    result = answer_of("vllm-sweep")
     anchored = {k: v["anchored"] for k, v in told["counters"]["request_success"].items()}
     assert result["requests"]["by_reason"] == anchored
     assert result["tokens"]["generation"] == told["counters"]["generation_tokens"]["_"]["anchored"]
 
 
-def test_gauges_agree_with_avg_and_max_over_time(sweep):
+def test_gauges_agree_with_avg_and_max_over_time(answer_of):
     told = json.loads((TRUTH / "prometheus_answers_sweep.json").read_text())["whole"]["gauges"]
-    result = answer(sweep)
+    result = answer_of("vllm-sweep")
     ours = {"running": "running", "waiting": "waiting", "kv_cache_ratio": "kv_cache_usage"}
     for name, theirs in ours.items():
         assert result[name]["max"] == told[theirs]["_"]["max"]

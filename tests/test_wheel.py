@@ -10,13 +10,12 @@ from zipfile import ZipFile
 
 import pytest
 
-from tests.answering import answer
-from vllm_capacity.render.report.index import report_metadata
+from vllm_capacity.render.report.metadata import page_metadata
 from vllm_capacity.render.report.write import EXAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "otel-config.yaml", "compose-otel.yml")
-FOLDERS = ("vllm_capacity", "data", "notebooks")
+FOLDERS = ("vllm_capacity", "vllm_simulator", "data", "notebooks")
 LEFT_BEHIND = (  # what a clone in use holds beside its sources
     "data/examples/vllm-sweep/.rollup/minutes-2026-11-24T04-0.parquet",
     "data/windows/my-server/samples/2026-11-24T04.parquet",
@@ -86,6 +85,13 @@ def test_every_table_notebook_and_window_the_package_names_is_shipped(shipped_na
     assert {*tables, *notebooks, *windows} - shipped_names == set()
 
 
+@pytest.mark.parametrize("package", ["vllm_capacity", "vllm_simulator"])
+def test_every_module_and_query_of_both_packages_is_in_the_wheel(wheel, package):
+    sources = [*(ROOT / package).rglob("*.py"), *(ROOT / package).rglob("*.sql")]
+    expected = {path.relative_to(ROOT).as_posix() for path in sources}
+    assert expected - set(ZipFile(wheel).namelist()) == set()
+
+
 def test_the_wheel_is_small(wheel):
     assert wheel.stat().st_size < 3_000_000
 
@@ -97,15 +103,20 @@ def test_what_is_shipped_is_found_inside_the_installed_package(environment, tmp_
     assert found == installed.resolve()
 
 
-def test_figures_of_the_installed_package_are_those_of_the_clone(environment, tmp_path, sweep):
+def test_figures_of_the_installed_package_are_those_of_the_clone(environment, tmp_path, answer_of):
     ran = done("vllm-capacity", "figures", "vllm-sweep", "--json", cwd=tmp_path, env=environment)
-    assert json.loads(ran.stdout) == answer(sweep)
+    assert json.loads(ran.stdout) == answer_of("vllm-sweep")
+
+
+def test_the_installed_simulator_writes_a_window(environment, tmp_path):
+    done("vllm-capacity", "simulate", "idle", "--to", "made", cwd=tmp_path, env=environment)
+    assert json.loads((tmp_path / "made" / "window.json").read_text())["simulated"] is True
 
 
 def test_report_of_the_installed_package_needs_an_empty_folder_only(environment, tmp_path):
     ran = done("vllm-capacity", "report", cwd=tmp_path, env=environment)
     page = tmp_path / ran.stdout.strip()
-    assert report_metadata(page)["line"]["window"] == "vllm-sweep"
+    assert page_metadata(page).line.window == "vllm-sweep"
     assert sorted(path.name for path in page.parent.glob("[!.]*")) == [
         "index.html",
         "vllm-sweep.html",

@@ -1,7 +1,11 @@
 """Capacity and cost planning for self-hosted LLM inference on vLLM.
 
-The names a notebook needs. Each is loaded when it is first used, so that the command line starts
-fast.
+    >>> import vllm_capacity as vc
+    >>> a = vc.open("vllm-sweep").analyze(price=1.64, slo=vc.Slo(ttft_p95_seconds=2.0))
+    >>> a.saturation.bottleneck
+    'kv-bound'
+
+Each name is loaded when it is first used, so that the command line starts fast.
 """
 
 from __future__ import annotations
@@ -10,82 +14,77 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vllm_capacity.alerts import alerts
+    from vllm_capacity.answer import Answer
+    from vllm_capacity.api import Analysis, Window, fit, forecast, open, pull, scrape, what_if
+    from vllm_capacity.assumptions import Pricing, Slo
     from vllm_capacity.errors import CapacityError, InputError, SourceError
     from vllm_capacity.estimate import Estimate
     from vllm_capacity.figures.histogram import bucket_quantile
-    from vllm_capacity.figures.series import per_step
+    from vllm_capacity.plan import Plan
     from vllm_capacity.render import charts
-    from vllm_capacity.render.sections.elements import (
-        definitions,
-        provenance,
-        table,
-        tiles,
-        title_line,
-        verdict,
-    )
-    from vllm_capacity.render.sections.tables import failures, first_changes, ledger, other_prices
-    from vllm_capacity.render.study import Study, study
-    from vllm_capacity.telemetry.window import Window, open_window
-    from vllm_capacity.timerange import TimeRange
+    from vllm_capacity.render import sections as tables
+    from vllm_capacity.verdicts.sizing import Policy
 
 __all__ = [
+    "Analysis",
+    "Answer",
     "CapacityError",
     "Estimate",
     "InputError",
+    "Plan",
+    "Policy",
+    "Pricing",
+    "Slo",
     "SourceError",
-    "Study",
-    "TimeRange",
     "Window",
+    "alerts",
     "bucket_quantile",
     "charts",
-    "definitions",
-    "failures",
-    "first_changes",
-    "ledger",
-    "open_window",
-    "other_prices",
-    "per_step",
-    "provenance",
-    "study",
-    "table",
-    "tiles",
-    "title_line",
-    "verdict",
+    "fit",
+    "forecast",
+    "open",
+    "pull",
+    "scrape",
+    "tables",
+    "what_if",
 ]
 
 _HOMES = {
+    "alerts": ("alerts",),
+    "answer": ("Answer",),
+    "api": ("Analysis", "Window", "fit", "forecast", "open", "pull", "scrape", "what_if"),
+    "assumptions": ("Pricing", "Slo"),
     "errors": ("CapacityError", "InputError", "SourceError"),
     "estimate": ("Estimate",),
     "figures.histogram": ("bucket_quantile",),
-    "figures.series": ("per_step",),
-    "pages.elements": (
-        "definitions",
-        "provenance",
-        "table",
-        "tiles",
-        "title_line",
-        "verdict",
-    ),
-    "pages.tables": ("failures", "first_changes", "ledger", "other_prices"),
-    "pages.study": ("Study", "study"),
-    "telemetry.window": ("Window", "open_window"),
-    "timerange": ("TimeRange",),
+    "plan": ("Plan",),
+    "verdicts.sizing": ("Policy",),
 }
-_MODULES = {"charts": "pages.charts"}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {"charts": "render.charts", "tables": "render.sections"}
+_RENAMED = {"open_window": "open"}  # for one release
 
 
 def __getattr__(name: str) -> object:
     """The exported name, imported from its home now and kept."""
+    if name in _RENAMED:
+        from vllm_capacity.record import deprecated
+
+        deprecated(f"vllm_capacity.{name}", f"vllm_capacity.{_RENAMED[name]}")
+        from vllm_capacity.telemetry.window import open_window
+
+        return open_window
     if name in _MODULES:
         found: object = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-    elif name in _HOME_OF:
-        found = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    else:
+        globals()[name] = found
+        return found
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return __all__

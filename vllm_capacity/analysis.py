@@ -41,8 +41,9 @@ from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.advice import advice
 from vllm_capacity.verdicts.breakeven import BreakEven, break_even
 from vllm_capacity.verdicts.claim import Bound, FullUse, published_bound, usd_per_request_at
-from vllm_capacity.verdicts.cost import NO_PRICE, Bill, Part, bill
+from vllm_capacity.verdicts.cost import NO_PRICE, Bill, Costs, Part, bill
 from vllm_capacity.verdicts.finding import Finding
+from vllm_capacity.verdicts.forecast import DemandAhead, demand_ahead
 from vllm_capacity.verdicts.idle import Savings, savings
 from vllm_capacity.verdicts.quality import ledger
 from vllm_capacity.verdicts.saturation import Saturation, SaturationFit, engine_fits, saturation
@@ -314,6 +315,12 @@ class Analysis:
         )
 
     @cached_property
+    def demand_ahead(self) -> DemandAhead:
+        """Requests per hour over the day after the time range, or why there is no forecast."""
+        requests = [traffic.REQUESTS]
+        return demand_ahead(traffic.scrape_increases(self.window, requests, part=self.time_range))
+
+    @cached_property
     def published_bound(self) -> Bound | None:
         """The published run that is like this one, as what its GPU can do; None without one.
 
@@ -405,6 +412,11 @@ class Analysis:
             self._attainment("ttft_p95_seconds"), self._attainment("itl_p95_seconds"), within
         )
 
+    @property
+    def cost(self) -> Costs:
+        """What the time range cost: the whole bill, and per request and token."""
+        return self.bill.whole
+
     @cached_property
     def quality(self) -> tuple[Finding, ...]:
         """What is wrong with the telemetry, and how much it can move which figure."""
@@ -444,7 +456,7 @@ class Analysis:
             prefix_cache_hit_ratio=hit_ratio,
             failures=failures(self.window, part=self.time_range),
             saturation=self.saturation,
-            cost=self.bill.whole,
+            cost=self.cost,
             advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio),
             quality=self.quality,
         )

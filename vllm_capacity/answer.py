@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
+from inspect import cleandoc
+from typing import Any, ClassVar
 
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures.failures import Failures
@@ -26,7 +27,7 @@ ATTAINMENT_GOAL = 0.95
 """The share of observations that is to be within a target: targets are of the 95th percentile."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WindowExtent(Record):
     """The time that was judged, and the engines in it.
 
@@ -41,7 +42,7 @@ class WindowExtent(Record):
     mean_engines: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Requests(Record):
     """Requests that finished, in all and by vLLM's reason; None where they are not counted.
 
@@ -60,7 +61,7 @@ class Requests(Record):
         return self.lost.high / self.finished if self.finished else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tokens(Record):
     """Prompt tokens (all, and those not taken from a cache) and output tokens; None: not counted.
 
@@ -84,7 +85,7 @@ class Tokens(Record):
         return self.lost.high / self.total if self.total else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Throughput(Record):
     """Mean rates over the window; None where not counted."""
 
@@ -117,7 +118,7 @@ class Amount:
     per_request: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SloVerdict(Figures):
     """How well the latency targets were met, and the throughput that meets them.
 
@@ -148,7 +149,7 @@ class SloVerdict(Figures):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer(Record):
     """Everything that is said of one window, or of a part of it.
 
@@ -210,3 +211,16 @@ class Answer(Record):
             return Estimate.unknown("no request finished in this window")
         basis = f"{tokens:,.0f} {kind} tokens ÷ {finished:,.0f} finished requests"
         return Estimate.exact(tokens / finished, basis)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the answer, made from its types: what `answers.schema.json` holds."""
+    import msgspec  # not needed to make an answer
+
+    made = msgspec.json.schema(Answer)
+    for one in made["$defs"].values():
+        one["description"] = cleandoc(one.get("description", ""))
+        if "properties" in one:
+            one["required"] = list(one["properties"])  # a default is no reason to leave one out
+    title = "What vllm-capacity says of one window"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **made}

@@ -261,10 +261,11 @@ def pull(
     last: Duration | None = None,
     full: bool | None = None,
 ) -> Window:
-    """Pull telemetry into a new window at `to`: from Parseable (`stream`), its files, or Prometheus.
+    """Pull telemetry into a new window at `to`: from Parseable, its files, or a Prometheus.
 
-    Give `start` and `end`, or `last` ("24h"). Credentials come from the environment, as SECURITY.md
-    says. `full`: every sample, or (False) first and last states per minute; by length without it.
+    `stream` is Parseable's. Give `start` and `end`, or `last` ("24h"). Credentials come from the
+    environment, as SECURITY.md says. `full`: every sample, or (False) first and last states per
+    minute; by length without it.
     InputError for what cannot be asked, SourceError where the source does not answer.
     """
     from vllm_capacity.live.pull import Order, pull_window

@@ -4,8 +4,7 @@
     ├── InputError                what was given cannot be used (file, argument, parameter)
     │   ├── WindowError           no such window, damaged, or it exists already
     │   ├── NoTelemetryError      scrapes without one series of a server we know
-    │   ├── ParseError            a line of someone's format that is not of that format
-    │   └── MetricError           a name the catalogue does not know
+    │   └── ParseError            a line of someone's format that is not of that format
     └── SourceError    exit 3     a server or store failed, or refused us
 
 A message says what was asked, what was found, and what to try. Unknown figures are no errors:
@@ -53,10 +52,6 @@ class NoTelemetryError(InputError):
 
 class ParseError(InputError):
     """Text that is not of the format it claims to be."""
-
-
-class MetricError(InputError):
-    """A metric the catalogue does not know."""
 
 
 class SourceError(CapacityError):

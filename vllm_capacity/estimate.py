@@ -235,7 +235,7 @@ _UNITS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Figures(Record):
     """A result that holds estimates: each gets the unit that its name ends with."""
 

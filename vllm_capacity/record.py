@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from datetime import datetime
 from enum import Enum
+from html import escape
 from typing import Any, ClassVar
 
 from vllm_capacity.timerange import iso
@@ -28,6 +29,21 @@ class Record:
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, ready for JSON: nested results as objects, instants as ISO 8601."""
         return {field.name: plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        """A line per field, nested results in short: what a person wants to see first."""
+        names = _names(self)
+        width = max(map(len, names), default=0)
+        lines = [f"  {name:<{width}}  {_brief(getattr(self, name))}" for name in names]
+        return "\n".join([type(self).__name__, *lines])
+
+    def _repr_html_(self) -> str:
+        """The same as a table."""
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(_brief(getattr(self, name)))}</td></tr>"
+            for name in _names(self)
+        )
+        return f'<table class="mathjax_ignore tex2jax_ignore">{rows}</table>'
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401  whatever the field holds
         """A field by its key, as in the dictionaries of earlier releases; deprecated."""
@@ -54,10 +70,24 @@ def plain(value: object) -> Any:  # noqa: ANN401  what JSON has
     return value.value if isinstance(value, Enum) else value
 
 
+def _brief(value: object) -> str:
+    """A value in one line of a repr."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_brief(each)}" for key, each in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return f"{len(value)} rows" if value else "none"
+    if isinstance(value, Record) and type(value).__str__ is Record.__str__:
+        inner = (f"{one.name} {_brief(getattr(value, one.name))}" for one in fields(value))  # type: ignore[arg-type]
+        return ", ".join(inner)
+    if isinstance(value, datetime):
+        return iso(value)
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
 def deprecated(what: str, instead: str) -> None:
     """Say that a caller used what the next release no longer has."""
     warnings.warn(f"{what} is deprecated; use {instead}", DeprecationWarning, stacklevel=3)
 
 
-def _names(record: Record) -> frozenset[str]:
-    return frozenset(field.name for field in fields(record))  # type: ignore[arg-type]
+def _names(record: Record) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(record))  # type: ignore[arg-type]

@@ -5,8 +5,8 @@ import json
 import jsonschema
 import pytest
 from click.testing import CliRunner
-from vllm_capacity.answers import schema
 
+from vllm_capacity.answer import schema
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import CapacityError
 

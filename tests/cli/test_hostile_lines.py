@@ -74,7 +74,7 @@ LINES = [
             ("plan", "--start", "0001-01-01T00:00:00+14:00", "outside the years"),
             ("figures", "--end", "9999-12-31T23:59:59-14:00", "outside the years"),
             ("figures", "--usd-per-hour", "1.7976931348623157e308", "no number up to"),
-            ("figures", "--usd-per-hour", "1e9", "1e+06 at most"),
+            ("figures", "--usd-per-hour", "1e9", "at most 1,000,000 USD"),
             ("figures", "--gpus-per-engine", "nan", "no number up to"),
             ("figures", "--gpus-per-engine", "1e9", "GPUs per engine"),
             ("plan", "--demand", "1e308", "no number up to"),
@@ -92,7 +92,7 @@ LINES = [
             ("early.csv", "outside the years"),
             ("late.csv", "outside the years"),
             ("nan.csv", "gpus_per_engine must be above 0"),
-            ("price.csv", "rule 1: --usd-per-hour"),
+            ("price.csv", "rule 1: The price per GPU-hour"),
             ("month.yaml", "is not YAML"),
             ("digits.yaml", "is not YAML"),
             ("yes.yaml", "must be a number"),
@@ -121,12 +121,13 @@ LINES = [
         )
     ),
     pytest.param("fit FOLDER/pipe.yaml", 2, "pipe, socket or device", id="fit: a pipe"),
+    pytest.param("fit ~", 2, "No such file", id="fit: a home that no shell made a path"),
     pytest.param("fit FOLDER/deep.json", 2, "is not JSON", id="fit: nested without end"),
     pytest.param("forecast FOLDER/future.csv --column requests", 2, "outside", id="year 9999"),
     pytest.param("forecast FOLDER/past.csv --column requests", 2, "outside", id="year 1"),
     pytest.param("forecast FOLDER/pipe.yaml --column requests", 2, "pipe", id="forecast: a pipe"),
     pytest.param("scrape --from FOLDER/pipe.yaml --to FOLDER/w", 2, "pipe", id="scrape: a pipe"),
-    pytest.param("scrape a:1 --every 0.001ms --to FOLDER/w", 2, "too short", id="no interval"),
+    pytest.param("scrape a:1 --every 0.001ms --to FOLDER/w", 2, "is the least", id="no interval"),
     pytest.param("scrape a:1 --for '' --to FOLDER/w", 2, "as a duration", id="for: empty"),
     pytest.param("scrape a:1 --for 1s --to s3://b/w", 2, "no path on this", id="to a bucket"),
     pytest.param("simulate idle --to s3://b/w", 2, "no path on this", id="simulate: to a bucket"),
@@ -161,6 +162,13 @@ LINES = [
     pytest.param(f"proxy --upstream {DEAD} --listen ..:1", 2, "Cannot listen", id="no address"),
     pytest.param(f"proxy --upstream {DEAD} --listen h:²", 2, "HOST:PORT", id="a power of a port"),
     pytest.param(f"proxy --upstream {DEAD} --ca FOLDER", 2, "Cannot read", id="no certificates"),
+    pytest.param(f"scrape {DEAD} --to '' --for 1s", 2, "exists already", id="no name of a window"),
+    pytest.param(f"scrape {DEAD} --to / --for 1s", 2, "exists already", id="the root as a window"),
+    *(
+        pytest.param(f"{line} http://user:sekret@h/", 2, "h", id=f"{line} a URL for a path")
+        for line in ("figures vllm-restart --fleet", "forecast", "fit")
+    ),
+    pytest.param("fit http://user:sek/ret@h/", 2, "h", id="a password with a slash"),
 ]
 
 
@@ -198,6 +206,7 @@ def test_a_hostile_line_is_answered_in_one(monkeypatch, capsys, folder, line, co
     out, err = capsys.readouterr()
     assert (ended.value.code, out, err.count("\n")) == (code, "", 1), err
     assert says in err
+    assert "sek" not in err
     assert len(err) < 3_000
 
 

@@ -1,10 +1,12 @@
 import json
+from dataclasses import fields
 
 import pytest
 from click.testing import CliRunner
 
 from vllm_capacity.cli.whatif import whatif
 from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
 
 ASKED = {
     "--model": "openai/gpt-oss-20b",
@@ -26,7 +28,7 @@ def test_json_is_an_estimate():
     result = run("--json")
     answer = json.loads(result.stdout)
     assert result.exit_code == 0
-    assert set(answer) == {"low", "mid", "high", "basis", "reason"}
+    assert set(answer) == {field.name for field in fields(Estimate)}
     assert answer["low"] < answer["mid"] < answer["high"]
 
 

@@ -1,21 +1,9 @@
+import math
+
 import pytest
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.api_prices import (
-    ApiPrice,
-    given_api_price,
-    load_api_prices,
-    newest_api_price,
-)
-
-HEAD = "provider,model,usd_per_million_input,usd_per_million_output,source,date\n"
-
-
-def test_the_newest_row_counts(tmp_path):
-    path = tmp_path / "api.csv"
-    path.write_text(HEAD + "P,m,0.10,0.50,page,2026-01-01\nP,m,0.05,0.20,page,2026-09-01\n")
-    row = newest_api_price(load_api_prices(path), provider="p", model="M")
-    assert row == ApiPrice("P", "m", 0.05, 0.20, "page", "2026-09-01")
+from vllm_capacity.facts.api_prices import given_api_price
 
 
 def test_a_request_is_charged_for_both_kinds_of_token():
@@ -24,22 +12,18 @@ def test_a_request_is_charged_for_both_kinds_of_token():
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("per_input", "per_output"),
     [
-        pytest.param("provider,model\nP,m\n", "lack", id="columns missing"),
-        pytest.param(HEAD, "every row", id="no rows"),
-        pytest.param(HEAD + "P,m,x,1,page,2026\n", "numbers", id="no number"),
-        pytest.param(HEAD + "P,m,0,0,page,2026\n", "both 0", id="free"),
+        pytest.param(0.0, 0.0, id="free"),
+        pytest.param(-1.0, 2.0, id="negative"),
+        pytest.param(math.nan, 2.0, id="no number"),
+        pytest.param(1.0, math.inf, id="endless"),
     ],
 )
-def test_a_broken_price_file_is_refused(tmp_path, text, says):
-    path = tmp_path / "api.csv"
-    path.write_text(text)
-    with pytest.raises(InputError, match=says):
-        load_api_prices(path)
+def test_what_is_no_price_is_refused(per_input, per_output):
+    with pytest.raises(InputError, match="API prices must be 0 or more"):
+        given_api_price(per_input, per_output)
 
 
-def test_an_unknown_model_is_refused_with_what_there_is():
-    rows = (ApiPrice("P", "m", 1.0, 2.0, "page", "2026"),)
-    with pytest.raises(InputError, match="the file has P m"):
-        newest_api_price(rows, provider="P", model="other")
+def test_a_price_says_that_it_was_given():
+    assert given_api_price(0.05, 0.2).basis == "API $0.05/$0.2 per M in/out (given)"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_capacity.facts.catalog import METRICS, framework, match
-from vllm_capacity.facts.frameworks import EQUIVALENTS
+from vllm_capacity.facts.metrics import equivalents, framework, match, metrics
 
+EQUIVALENTS = equivalents()
 PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "data" / "other-frameworks"
 SCRAPES = {
     "sglang": ("sglang-dynamo-worker-scrape.txt", "sglang-docs.txt"),
@@ -95,7 +95,7 @@ def test_kinds_agree_with_the_concept(server):
 
 
 def test_every_entry_names_a_family_of_the_catalogue():
-    assert {entry.metric for entry in EQUIVALENTS} <= {entry.name for entry in METRICS}
+    assert {entry.metric for entry in EQUIVALENTS} <= {entry.name for entry in metrics()}
 
 
 def test_no_framework_says_one_concept_twice_at_one_rank():

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.gpus import find_gpu, gpu_names, gpus
+from vllm_capacity.facts.gpus import architectures, find_gpu, gpu_names, gpus
 
 
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
@@ -38,21 +40,19 @@ def test_an_unknown_name_is_refused_with_the_nearest(name):
         find_gpu(name)
 
 
-def test_a_span_is_an_interval_and_says_that_it_assumes():
-    bandwidth = find_gpu("A100-80GB-any").figure("mem_bw_tb_s")
-    assert (bandwidth.low, bandwidth.high) == (1.935, 2.039)
-    assert "form factor assumed" in bandwidth.sources
+def test_a_span_says_that_its_form_factor_is_assumed():
+    assert find_gpu("A100-80GB-any").label == "A100-80GB-any (form factor assumed: PCIe/SXM)"
 
 
 def test_an_empty_cell_is_unknown_and_not_zero():
-    assert not find_gpu("RTX-4090-PCIe").figure("bf16_dense_tflops").is_known
+    assert find_gpu("RTX-4090-PCIe").rows[0].bf16_dense_tflops is None
 
 
 @pytest.mark.parametrize(
     ("name", "tflops"),
     [
         pytest.param("H100-80GB-SXM", 989.0, id="as stated"),
-        pytest.param("V100-16GB-SXM", 125.0, id="from the note, which says FP16 tensor"),
+        pytest.param("V100-16GB-SXM", 125.0, id="FP16 where there is no BF16"),
         pytest.param("RTX-A6000-PCIe", 154.85, id="half of INT8"),
         pytest.param("A10G-PCIe", None, id="nothing to go by"),
     ],
@@ -66,3 +66,28 @@ def test_sixteen_bit_tflops(name, tflops):
 )
 def test_fp8_tensor_cores(name, has):
     assert find_gpu(name).rows[0].has_fp8 is has
+
+
+@pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
+def test_every_gpu_has_an_architecture_that_is_known(gpu):
+    assert gpu.architecture.architecture == gpu.family
+
+
+def test_an_architecture_belongs_to_a_gpu_of_the_table():
+    assert set(architectures()) == {gpu.family for gpu in gpus()}
+
+
+@pytest.mark.parametrize("row", architectures().values(), ids=lambda row: row.architecture)
+def test_rows_of_an_architecture_agree_with_its_gpus(row):
+    assert row.pcie_bytes_per_second < (row.link_bytes_per_second or float("inf"))
+    if not row.has_fp8:
+        assert all(gpu.fp8_dense_tflops is None for gpu in gpus() if gpu.architecture == row)
+
+
+def test_an_architecture_without_a_row_is_refused_with_the_known_ones():
+    rubin = replace(find_gpu("B200-180GB-SXM").rows[0], gpu="R100", arch="Rubin sm110")
+    with pytest.raises(
+        InputError,
+        match=r"R100-SXM has the architecture 'Rubin', .*gpu_architectures.csv.*known: Ada",
+    ):
+        _ = rubin.architecture

@@ -16,10 +16,15 @@ import pytest
 import yaml
 from recorded_parseable import recorded
 
+from tests.render.answer_by_hand import answer as made
+from tests.render.answer_by_hand import unknown
+from vllm_capacity.answer import Answer
+from vllm_capacity.figures.latency import Quantile
 from vllm_capacity.live.checks_config import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import Finding, first_broken
 from vllm_capacity.live.probes import Chain, ask, gather
+from vllm_capacity.verdicts.finding import Finding as Doubt
 
 NOW = datetime(2026, 11, 24, 8, 20, 30, tzinfo=UTC)
 ROOT = Path(__file__).parents[2]
@@ -103,7 +108,7 @@ class World:
             ],
         }
     )
-    answer: dict[str, Any] | None = None
+    answer: Answer | None = None
     streams: tuple[str, ...] = ("vllm_metrics",)
     secret: str = INGEST
     writes: list[str] = field(default_factory=list)
@@ -181,14 +186,13 @@ class World:
         return diagnosis(evidence)
 
 
-def _answer(**changes: Any) -> dict[str, Any]:
-    unknown_cost = {"mid": None, "reason": "no price given", "basis": ""}
-    return {
-        "window": {"engines": changes.get("engines", 2)},
-        "quality": changes.get("quality", []),
-        "latency": {"e2e_seconds": {"p99": {"value": 3.0, "lower": 2.5}}},
-        "cost": {"allocation_usd": unknown_cost},
-    }
+def _answer(**changes: Any) -> Answer:
+    return made(
+        window__engines=changes.get("engines", 2),
+        quality=changes.get("quality", ()),
+        latency__e2e_seconds__p99=Quantile(3.0, 2.5),
+        cost__allocation_usd=unknown(),
+    )
 
 
 def _set(**changes: Any) -> Callable[[World], None]:
@@ -257,7 +261,7 @@ STALE = [{"arrived": _ts(200), "newest": _ts(204)}]
 AHEAD = [{"arrived": _ts(12), "newest": _ts(-18)}, {"arrived": _ts(2), "newest": _ts(-28)}]
 BEHIND = [{"arrived": _ts(-80), "newest": _ts(12)}]
 HOLLOW = [{"metric_type": "sum", "points": 90, "filled": 0}]
-DOUBT = [{"check": "coverage", "severity": "error", "effect": "half is missing", "count": 1}]
+DOUBT = (Doubt("coverage", "error", 1, "half is missing"),)
 
 FAULTS = [
     pytest.param(_set(down={"vllm-b"}), "no-metrics", id="vLLM is down"),

@@ -1,95 +1,64 @@
 """The charts against load: whose points and whose curve they show, and what they leave out."""
 
+import re
+
 import polars as pl
 import pytest
-from answer_by_hand import ANSWER, STEPS, answer, estimate, unknown
+from answer_by_hand import STEPS, analysis, unknown
+from charts_by_hand import AGAINST_LOAD, CURVE, caption, fitted, marks, names, notes_of, rows_with
 
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, Slo
+from vllm_capacity.errors import InputError
 from vllm_capacity.figures import gauges, traffic
-from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render import charts
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.study import study
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
 from vllm_capacity.telemetry.store import write_window
-from vllm_capacity.verdicts.saturation import STEP_SCHEMA
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange, parse_instant
 
-CURVE = pl.DataFrame(
-    {
-        "running_requests": [float(n) for n in range(1, 28)],
-        "low": [280 * n / (n + 9) for n in range(1, 28)],
-        "mid": [300 * n / (n + 9) for n in range(1, 28)],
-        "high": [320 * n / (n + 9) for n in range(1, 28)],
-    }
-)
-
-
-AGAINST = {
-    "output by requests": charts.saturation_curve,
-    "output by cache": charts.kv_saturation_curve,
-    "latency by requests": charts.latency_by_load,
-    "latency by cache": charts.latency_by_kv,
-    "preemptions by requests": charts.preemptions_by_load,
-    "preemptions by cache": charts.preemptions_by_kv,
+AXES = {
+    "concurrency": "concurrency: running requests, mean per step",
+    "kv-usage": "KV-cache usage, mean per step",
 }
-TITLES = ("running requests, mean of a step", "KV cache in use, mean of a step")
-each_against = pytest.mark.parametrize("draw", AGAINST.values(), ids=AGAINST)
+each_axis = pytest.mark.parametrize("axis", AXES)
+each_chart = pytest.mark.parametrize("draw", [charts.CHARTS[name] for name in AGAINST_LOAD])
+FIVE_LEFT_OUT = "; 5 steps with a gap or a restart left out"
 
 
-def fitted(**changes):
-    own = {
-        "engine": "r1/0",
-        "engines": 1,
-        "curve": CURVE,
-        "points": STEPS.tail(60),
-        "steps": pl.DataFrame(schema=STEP_SCHEMA),
-        "capacity_kind": "measured",
-        "capacity": estimate(150.0, 140.0, 160.0),
-        "capacity_running": estimate(13.0),
-        "preemptions": 7.0,
-        "left_out": 0,
-    }
-    return LoadCurve(**own | changes)
-
-
-def marks(spec):
-    return [layer["mark"]["type"] for layer in spec["layer"]]
+def spec_of(draw, axis="concurrency", **made):
+    """The chart of the analysis by hand, with these of its properties."""
+    return draw(analysis(**{"load_curve": fitted()} | made), axis=axis).to_dict()
 
 
 def points(spec):
     return next(each for each in spec["layer"] if each["mark"]["type"] == "point")
 
 
-def rows_of(spec, column):
-    return next(rows for rows in spec["datasets"].values() if column in rows[0])
-
-
-def names(spec):
-    return [row["name"] for rows in spec["datasets"].values() for row in rows if "name" in row]
-
-
-def subtitle(spec):
-    return spec["title"]["subtitle"]
-
-
 @pytest.fixture(scope="module")
-def replicas(examples):
-    return study(str(examples / "vllm-two-replicas"))
+def replicas(two_replicas):
+    return Analysis.of(two_replicas)
 
 
 def test_fit_is_drawn_over_the_points():
-    spec = charts.saturation_curve(STEPS, ANSWER, fitted()).to_dict()
-    without = charts.saturation_curve(STEPS, ANSWER).to_dict()
+    spec = spec_of(charts.saturation)
+    without = spec_of(charts.saturation, load_curve=fitted(curve=CURVE.clear()))
     assert set(marks(spec)) - set(marks(without)) == {"area", "line"}
 
 
+def test_fit_is_of_concurrency_alone():
+    assert "line" not in marks(spec_of(charts.saturation, "kv-usage"))
+
+
 def test_only_engine_is_not_named():
-    assert subtitle(charts.saturation_curve(STEPS, ANSWER, fitted()).to_dict())[:6] == "Output"
+    assert caption(spec_of(charts.saturation)).startswith("Output levels off")
 
 
 def test_steps_that_were_not_fitted_are_counted():
-    spec = charts.saturation_curve(STEPS, ANSWER, fitted(left_out=9)).to_dict()
-    assert subtitle(spec).endswith(
-        "; 5 steps with a gap or a restart left out; the curve's own finer steps leave out 9"
+    spec = spec_of(charts.saturation, load_curve=fitted(left_out=9))
+    assert caption(spec).endswith(
+        f"{FIVE_LEFT_OUT}; of the finer steps that the curve is fitted to, 9"
     )
 
 
@@ -101,39 +70,48 @@ def test_steps_that_were_not_fitted_are_counted():
     ],
 )
 def test_steps_left_out_are_counted_once(engine):
-    spec = charts.saturation_curve(STEPS, ANSWER, engine).to_dict()
-    assert subtitle(spec).endswith("; 5 steps with a gap or a restart left out")
+    assert caption(spec_of(charts.saturation, load_curve=engine)).endswith(FIVE_LEFT_OUT)
 
 
-@each_against
-def test_one_of_several_engines_is_named_and_drawn_alone(draw):
-    spec = draw(STEPS, ANSWER, engine=fitted(engines=2)).to_dict()
-    own = fitted().points.filter(~pl.col("is_gap") & ~pl.col("is_restart"))
-    table = spec["usermeta"]["vllm_capacity"]["table"]
-    told = subtitle(spec).startswith("Engine r1/0 alone, of 2 the nearest to its limit. ")
-    assert (told, len(table["rows"])) == (True, own.height)
+@each_chart
+@each_axis
+def test_one_of_several_engines_is_named_and_drawn_alone(draw, axis):
+    spec = spec_of(draw, axis, load_curve=fitted(engines=2, points=STEPS.tail(60)))
+    own = STEPS.tail(60).filter(~pl.col("is_gap") & ~pl.col("is_restart"))
+    is_told = caption(spec).startswith("Only engine r1/0 is drawn: of 2, it is the nearest to")
+    assert (is_told, len(notes_of(spec)["table"]["rows"])) == (True, own.height)
 
 
-@each_against
-def test_several_engines_of_which_none_was_chosen_are_said_to_be_added(draw):
-    spec = draw(STEPS, answer(window__engines=3)).to_dict()
-    assert subtitle(spec).startswith("All 3 engines added up. ")
+@each_chart
+@each_axis
+def test_window_without_an_engine_says_so(draw, axis):
+    notes = notes_of(spec_of(draw, axis, load_curve=None))
+    assert notes["empty"] == "No engine reported to this window."
 
 
-def test_engine_drawn_alone_has_its_own_capacity():
-    spec = charts.saturation_curve(STEPS, ANSWER, fitted(engines=2)).to_dict()
-    assert {"capacity 150 tokens/s", "knee at 13.0"} < set(names(spec))
+@each_chart
+def test_axis_that_there_is_not_is_told_from_those_there_are(draw):
+    with pytest.raises(InputError, match="'load' of load; give 'concurrency' or 'kv-usage'"):
+        spec_of(draw, "load")
 
 
-def test_engine_drawn_alone_has_its_own_preemptions():
-    spec = charts.preemptions_by_load(STEPS, ANSWER, fitted(engines=2)).to_dict()
-    assert "7 preemptions in all" in subtitle(spec)
+def test_engine_has_its_own_capacity():
+    assert {"capacity 150 tokens/s", "knee at 13.0"} < set(names(spec_of(charts.saturation)))
 
 
-def test_engine_drawn_alone_is_told_what_it_alone_holds_within_the_targets(replicas):
-    held = replicas.curve.told(replicas.answer, 2.0, 0.1)["slo"]
-    own = held["capacity_output_tokens_per_second"]
-    assert own["basis"].count("met with") == 1  # a sum over engines names the load of each
+def test_engine_has_its_own_preemptions():
+    assert "7 preemptions in all" in caption(spec_of(charts.preemptions_by_load))
+
+
+def test_unknown_capacity_draws_no_band():
+    engine = fitted(capacity=unknown(), capacity_running=unknown(), curve=CURVE.clear())
+    assert set(marks(spec_of(charts.saturation, load_curve=engine))) == {"point"}
+
+
+def test_engine_is_told_what_it_alone_serves_within_the_targets(replicas):
+    of = replicas.load_curve.of(replicas.answer, Slo(2.0, 0.1))
+    named = [each for each in of.slo.throughput.basis if "met with" in each]
+    assert len(named) == 1  # a sum over engines names the load of each
 
 
 @pytest.fixture
@@ -144,148 +122,141 @@ def light_pair(tmp_path):
         at = (start + second) * 1_000_000
         for instance, running, preempted in (("r0", 1.0, 3.0), ("r1", 2.0, 1.0)):
             buffer.scrape(instance, at, is_up=True, seconds=None)
-            told = {gauges.RUNNING: running, traffic.PREEMPTIONS: preempted * second / 2}
-            for metric, value in told.items():
+            values = {gauges.RUNNING: running, traffic.PREEMPTIONS: preempted * second / 2}
+            for metric, value in values.items():
                 kind = "gauge" if metric == gauges.RUNNING else "counter"
                 key = SeriesKey(metric, kind, instance, "0", "m")
                 buffer.sample(buffer.series(key, exposed=metric), at, value)
-    return study(str(write_window(tmp_path / "pair", buffer.rows(), {"source": "test"})))
+    return Analysis.of(
+        open_window(write_window(tmp_path / "pair", buffer.rows(), {"source": "test"}))
+    )
 
 
 def test_of_engines_too_light_to_fit_the_heavier_is_drawn_with_its_own_preemptions(light_pair):
-    drawn = light_pair.curve
-    told = (drawn.engine, drawn.curve.height, drawn.preemptions, light_pair.answer["preemptions"])
-    assert told == ("r1/0", 0, 29.0, 29 * 4)
+    drawn = light_pair.load_curve
+    found = (drawn.engine, drawn.curve.height, drawn.preemptions, light_pair.answer.preemptions)
+    assert found == ("r1/0", 0, 29.0, 29 * 4)
 
 
 @pytest.mark.parametrize(
-    ("draw", "limit"),
+    ("axis", "limit"),
     [
-        pytest.param(charts.latency_by_load, "knee at 27.0", id="requests, at the knee"),
-        pytest.param(charts.latency_by_kv, "90\xa0% full", id="cache, where it is full"),
+        pytest.param("concurrency", "knee at 13.0", id="requests, at the knee"),
+        pytest.param("kv-usage", "90\xa0% full", id="cache, where it is full"),
     ],
 )
-def test_load_s_limit_is_a_named_rule(draw, limit):
-    assert limit in names(draw(STEPS, ANSWER).to_dict())
+@each_chart
+def test_limit_of_the_load_is_a_named_rule(draw, axis, limit):
+    assert limit in names(spec_of(draw, axis))
 
 
 def test_unknown_knee_has_no_rule():
-    of = answer(saturation__capacity_running_requests=unknown())
-    assert not names(charts.preemptions_by_load(STEPS, of).to_dict())
+    engine = fitted(capacity_running=unknown())
+    assert not names(spec_of(charts.preemptions_by_load, load_curve=engine))
 
 
-@pytest.mark.parametrize(
-    ("draw", "title"),
-    [pytest.param(each, TITLES[name.endswith("cache")]) for name, each in AGAINST.items()],
-    ids=AGAINST,
-)
-def test_figure_is_drawn_against_the_load_of_its_name(draw, title):
-    assert points(draw(STEPS, ANSWER).to_dict())["encoding"]["x"]["title"] == title
+@each_chart
+@each_axis
+def test_figure_is_drawn_against_the_load_that_was_asked_for(draw, axis):
+    assert points(spec_of(draw, axis))["encoding"]["x"]["title"] == AXES[axis]
 
 
-@each_against
-def test_load_that_no_step_tells_is_said_to_be_the_reason(draw):
+@each_chart
+@each_axis
+def test_load_that_no_step_tells_is_said_to_be_the_reason(draw, axis):
     blind = STEPS.with_columns(
-        pl.lit(None, dtype=pl.Float64).alias(name) for name in ("running", "kv_cache_ratio_mean")
+        pl.lit(None, dtype=pl.Float64).alias(name)
+        for name in ("running_mean", "kv_cache_ratio_mean")
     )
-    empty = draw(blind, ANSWER).to_dict()["usermeta"]["vllm_capacity"]["empty"]
-    assert empty.startswith("No step tells both")
+    empty = notes_of(spec_of(draw, axis, load_curve=fitted(points=blind)))["empty"]
+    assert empty.startswith("No data for this chart: no step has both ")
+    assert empty.endswith(f" and its load ({AXES[axis]}).")
 
 
 @pytest.mark.parametrize(
-    ("total", "said"),
+    ("total", "caption"),
     [
         pytest.param(0, "No request was preempted; ", id="none"),
         pytest.param(
             7,
-            "7 preemptions in all; the KV cache was 100\xa0% full at most, none of them in a step "
-            "that can be drawn; ",
+            "7 preemptions in all; KV-cache usage peaked at 100\xa0%, none of them in a step that "
+            "can be drawn; ",
             id="in a gap alone",
         ),
     ],
 )
-@pytest.mark.parametrize("draw", [charts.preemptions_by_load, charts.preemptions_by_kv])
-def test_points_that_would_all_lie_on_the_axis_are_a_sentence(draw, total, said):
-    spec = draw(STEPS.with_columns(preemptions=pl.lit(0.0)), answer(preemptions=total)).to_dict()
-    assert spec["usermeta"]["vllm_capacity"]["empty"].startswith(said)
+@each_axis
+def test_points_that_would_all_lie_on_the_axis_are_a_sentence(axis, total, caption):
+    still = STEPS.with_columns(preemptions_per_minute=pl.lit(0.0))
+    engine = fitted(points=still, preemptions=total)
+    spec = spec_of(charts.preemptions_by_load, axis, load_curve=engine)
+    assert notes_of(spec)["empty"].startswith(caption)
 
 
-@pytest.mark.parametrize("draw", [charts.kv_saturation_curve, charts.latency_by_kv])
+@pytest.mark.parametrize("draw", [charts.saturation, charts.latency_by_load])
 def test_cache_all_but_empty_is_a_sentence(draw):
-    of = answer(kv_cache_ratio={"mean": 0.001, "max": 0.0018})
-    empty = draw(STEPS, of).to_dict()["usermeta"]["vllm_capacity"]["empty"]
-    assert empty == "The KV cache was 0.18\xa0% full at most: it held nothing back."
+    unused = STEPS.with_columns(kv_cache_ratio_max=pl.lit(0.0018))
+    empty = notes_of(spec_of(draw, "kv-usage", load_curve=fitted(points=unused)))["empty"]
+    assert empty == "KV-cache usage peaked at 0.18\xa0%: it was no bottleneck."
 
 
-@each_against
-def test_chart_against_a_load_stands_beside_that_against_the_other(draw):
-    assert draw(STEPS, ANSWER).to_dict()["usermeta"]["vllm_capacity"]["half"]
+@each_chart
+@each_axis
+def test_chart_against_one_load_stands_beside_that_against_the_other(draw, axis):
+    assert notes_of(spec_of(draw, axis))["half"]
 
 
-@pytest.fixture(scope="module")
-def sweep(examples):
-    return study(str(examples / "vllm-sweep"))
+def test_curve_lies_in_its_band(replicas):
+    curve = replicas.load_curve.curve
+    assert curve.filter(~pl.col("mid").is_between("low", "high")).is_empty()
+
+
+def test_engine_nearest_to_its_limit_is_the_one_its_cache_holds_back(replicas):
+    curve = replicas.load_curve
+    assert (curve.engine, curve.engines, curve.points.height <= 150) == ("r1/0", 2, True)
+
+
+def test_load_too_light_to_fit_has_points_and_no_curve(examples):
+    light = Analysis.of(open_window(examples / "a100-gpt-oss-20b"))
+    drawn = marks(charts.saturation(light).to_dict())
+    assert (light.load_curve.curve.height, "line" in drawn, "point" in drawn) == (0, False, True)
 
 
 def test_curve_ends_where_it_reaches_a_capacity_that_was_seen(sweep):
-    *before, last = sweep.curve.curve["mid"]
-    capacity = sweep.curve.capacity["mid"]
+    found = Analysis.of(sweep).load_curve
+    *before, last = found.curve["mid"]
+    capacity = found.fit.capacity.mid
     assert (max(before) <= capacity < last, last < 1.02 * capacity) == (True, True)
 
 
-def test_loads_that_let_no_capacity_be_told_have_no_curve(examples):
-    few = study(
-        str(examples / "vllm-sweep"), start="2026-11-24T04:00:00Z", end="2026-11-24T04:03:00Z"
-    )
-    spec = charts.saturation_curve(few.steps, few.answer, few.curve).to_dict()
-    assert (few.curve.capacity["mid"], few.curve.curve.height, "line" in marks(spec)) == (
-        None,
-        0,
-        False,
-    )
+def test_loads_that_let_no_capacity_be_told_have_no_curve(sweep):
+    start, end = (parse_instant(f"2026-11-24T04:0{minute}:00Z") for minute in (0, 3))
+    few = Analysis(sweep, TimeRange(start, end))
+    drawn = marks(charts.saturation(few).to_dict())
+    curve = few.load_curve
+    assert (curve.fit.capacity.mid, curve.curve.height, "line" in drawn) == (None, 0, False)
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "is_told"),
     [
         pytest.param("measured", True, id="measured"),
         pytest.param("extrapolated", False, id="extrapolated"),
     ],
 )
-def test_capacity_that_was_seen_is_said_to_be_a_mean(kind, said):
-    of = answer(saturation__capacity_kind=kind)
-    found = subtitle(charts.saturation_curve(STEPS, of).to_dict())
-    assert ("the mean of steps that scatter about it" in found) == said
+def test_capacity_that_was_seen_is_said_to_be_a_mean(kind, is_told):
+    found = caption(spec_of(charts.saturation, load_curve=fitted(kind=kind)))
+    assert ("it is a mean, so that steps lie above and below it" in found) == is_told
 
 
-def test_engine_nearest_to_its_limit_is_the_one_its_cache_holds_back(replicas):
-    curve = replicas.curve
-    assert (curve.engine, curve.engines, curve.points.height <= 150) == ("r1/0", 2, True)
+def within(ttft_p95_seconds=None, itl_p95_seconds=None):
+    return Assumptions(slo=Slo(ttft_p95_seconds, itl_p95_seconds))
 
 
-def test_curve_lies_in_its_band(replicas):
-    curve = replicas.curve.curve
-    assert curve.filter(~pl.col("mid").is_between("low", "high")).is_empty()
-
-
-def test_load_too_light_to_fit_has_points_and_no_curve(examples):
-    light = study(str(examples / "a100-gpt-oss-20b"))
-    spec = charts.saturation_curve(light.steps, light.answer, light.curve).to_dict()
-    assert (light.curve.curve.height, "line" in marks(spec), "point" in marks(spec)) == (
-        0,
-        False,
-        True,
-    )
-
-
-def test_curve_is_fitted_once(replicas):
-    assert replicas.curve is replicas.curve
-
-
-def test_target_has_the_colour_of_limits():
-    spec = charts.latency_by_load(STEPS, ANSWER, 2.0, 0.1).to_dict()
+def test_target_has_the_color_of_limits():
+    spec = spec_of(charts.latency_by_load, assumptions=within(2.0, 0.1))
     rules = [layer["mark"]["color"] for layer in spec["layer"] if layer["mark"]["type"] == "rule"]
-    assert rules[:2] == [theme.LIMIT] * 2
+    assert rules[-2:] == [theme.LIMIT] * 2
 
 
 @pytest.mark.parametrize(
@@ -298,63 +269,64 @@ def test_target_has_the_colour_of_limits():
 )
 def test_name_of_a_target_stands_where_fewest_points_lie(loads, waits, place):
     rows = STEPS.head(len(loads)).with_columns(
-        running=pl.Series(loads), ttft_p95_seconds=pl.Series(waits), itl_p95_seconds=pl.lit(0.001)
+        running_mean=pl.Series(loads),
+        ttft_p95_seconds=pl.Series(waits),
+        itl_p95_seconds=pl.lit(0.001),
     )
-    spec = charts.latency_by_load(rows, ANSWER, 2.0).to_dict()
+    engine = fitted(points=rows, capacity_running=unknown())
+    spec = spec_of(charts.latency_by_load, load_curve=engine, assumptions=within(2.0))
     label = next(each["mark"] for each in spec["layer"] if each["mark"]["type"] == "text")
     assert (label["align"], label["baseline"]) == place
 
 
 def test_targets_are_drawn_with_their_values_and_what_they_are_for():
-    spec = charts.latency_by_load(STEPS, ANSWER, 2.0, 0.1).to_dict()
-    assert set(names(spec)) - {"knee at 27.0"} == {
-        "target 2.00\xa0s, first token",
-        "target 100\xa0ms, between tokens",
+    spec = spec_of(charts.latency_by_load, assumptions=within(2.0, 0.1))
+    assert set(names(spec)) - {"knee at 13.0"} == {
+        "TTFT target 2.00\xa0s",
+        "ITL target 100\xa0ms",
     }
 
 
 def test_latency_without_targets_has_the_knee_s_rule_alone():
-    assert names(charts.latency_by_load(STEPS, ANSWER).to_dict()) == ["knee at 27.0"]
+    assert names(spec_of(charts.latency_by_load)) == ["knee at 13.0"]
+
+
+def test_throughput_within_the_targets_that_is_not_known_says_why():
+    why = "Throughput within the latency targets not known: no latency target was given"
+    assert caption(spec_of(charts.latency_by_load)) == f"{why}{FIVE_LEFT_OUT}"
+
+
+def test_throughput_within_the_targets_is_told(sweep):
+    of = Analysis.of(sweep, assumptions=within(2.0))
+    found = caption(charts.latency_by_load(of).to_dict())
+    assert re.match("It can serve 2.* output tokens/s within the latency targets$", found)
+
+
+@each_chart
+@each_axis
+def test_gaps_and_restarts_are_no_points_and_counted(draw, axis):
+    spec = spec_of(draw, axis)
+    rows = notes_of(spec)["table"]["rows"]
+    assert {len(rows_with(spec, "state")), len(rows)} == {95}
+    assert FIVE_LEFT_OUT in caption(spec)
+
+
+def test_preemptions_are_counted_per_minute(sweep):
+    points = Analysis.of(sweep).load_curve.points.drop_nulls("preemptions")
+    minutes = (points["end"] - points["start"]).dt.total_microseconds() / 60e6
+    assert (points["preemptions_per_minute"] * minutes).to_list() == pytest.approx(
+        points["preemptions"].to_list()
+    )
 
 
 @pytest.mark.parametrize(
-    ("held", "said"),
-    [
-        pytest.param(estimate(220.0), "Within the targets it holds 220 output tokens/s", id="held"),
-        pytest.param(
-            unknown("no target given"),
-            "What it holds within the targets is not known: no target given",
-            id="not known says why",
-        ),
-    ],
-)
-def test_latency_says_what_is_held_within_the_targets(held, said):
-    of = answer(slo__capacity_output_tokens_per_second=held)
-    spec = charts.latency_by_load(STEPS, of).to_dict()
-    assert subtitle(spec) == f"{said}; 5 steps with a gap or a restart left out"
-
-
-@each_against
-def test_gaps_and_restarts_are_no_points_and_counted(draw):
-    spec = draw(STEPS, ANSWER).to_dict()
-    table = spec["usermeta"]["vllm_capacity"]["table"]
-    assert {len(rows_of(spec, "state")), len(table["rows"])} == {95}
-    assert "; 5 steps with a gap or a restart left out" in subtitle(spec)
-
-
-def test_preemptions_are_counted_a_minute():
-    rows = rows_of(charts.preemptions_by_load(STEPS, ANSWER).to_dict(), "amount")
-    assert {row["amount"] for row in rows} == {0.0, 12.0}  # three in a step of 15 s
-
-
-@pytest.mark.parametrize(
-    ("total", "said"),
+    ("total", "found"),
     [
         pytest.param(561, "561 preemptions in all", id="counted"),
         pytest.param(0, "No request was preempted", id="none"),
         pytest.param(None, "Preemptions were not counted", id="not counted is not none"),
     ],
 )
-def test_preemptions_say_how_many_there_were(total, said):
-    spec = charts.preemptions_by_load(STEPS, answer(preemptions=total)).to_dict()
-    assert subtitle(spec).startswith(said)
+def test_preemptions_say_how_many_there_were(total, found):
+    spec = spec_of(charts.preemptions_by_load, load_curve=fitted(preemptions=total))
+    assert caption(spec).startswith(found)

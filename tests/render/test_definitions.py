@@ -105,12 +105,17 @@ def answer_paths(kind, prefix=""):
             yield from answer_paths(value, f"{prefix}{field.name}.")
 
 
+def is_property(member):
+    return isinstance(member, property)
+
+
 def aliases():
     """Every property of an answer and of the results in it."""
+    yield from (name for name, _ in inspect.getmembers(Answer, is_property))
     for name in (f.name for f in fields(Answer)):
         value = getattr(ANSWER, name)
         if isinstance(value, Record):
-            found = inspect.getmembers(type(value), lambda each: isinstance(each, property))
+            found = inspect.getmembers(type(value), is_property)
             yield from (f"{name}.{each}" for each, _ in found)
 
 

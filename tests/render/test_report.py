@@ -8,10 +8,15 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+import vllm_capacity as vc
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, Pricing
 from vllm_capacity.errors import InputError, SourceError, WindowError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.fleet import Rule
 from vllm_capacity.render.report.files import only_writer
 from vllm_capacity.render.report.metadata import page_metadata
-from vllm_capacity.render.report.write import EXAMPLES, Order, write_report
+from vllm_capacity.render.report.write import EXAMPLES, Order, write_page, write_report
 from vllm_capacity.resources import shipped
 
 PYTHON = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
@@ -71,16 +76,34 @@ def test_two_reports_of_a_window_differ_in_one_line(report):
 
 
 def test_page_says_what_the_answer_says(report):
-    said = page_metadata(report(NOTEBOOK))
-    tiles = {tile["figure"]: (tile["value"], tile["is_known"]) for tile in said["tiles"]}
+    metadata = page_metadata(report(NOTEBOOK))
+    tiles = {tile.figure: (tile.value, tile.is_known) for tile in metadata.tiles}
     assert tiles == {
         "usd_per_request": ("$0.0171", True),
         "usd_per_million_output_tokens": ("$0.154", True),
         "tokens_per_usd": ("6,500,000", True),
-        "utilisation": ("61\xa0%", True),
+        "utilization": ("61\xa0%", True),
         "headroom_ratio": ("39\xa0%", True),
         "ttft_attainment": ("54\xa0%", True),
     }
+
+
+def test_page_of_an_analysis_says_the_same(tmp_path):
+    given = {"price": 0.1, "slo": vc.Slo(2.0, 0.1), "price_note": "assumed"}
+    analysis = vc.open("vllm-sweep").analyze(**given)
+    found = page_metadata(write_page(analysis, tmp_path / "sweep.html", made_at=EARLY))
+    cost = analysis.answer.cost.usd_per_request
+    assert [tile.mid for tile in found.tiles if tile.figure == "usd_per_request"] == [cost.mid]
+    assert found.line.price == "$0.100 per GPU-hour (assumed)"
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.html"]
+
+
+def test_page_of_prices_from_a_mapping_file_is_refused(sweep, tmp_path):
+    rules = (Rule("vllm", 1.0, Estimate.exact(1.0, "given"), None, None),)
+    analysis = Analysis.of(sweep, assumptions=Assumptions(Pricing(rules=rules)))
+    with pytest.raises(InputError, match="a number, or as a row"):
+        write_page(analysis, tmp_path / "sweep.html", made_at=EARLY)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_counts_every_cell(report, notebook):
@@ -104,10 +127,12 @@ def test_price_of_a_notebook_is_not_used_for_another_window(report, notebook):
 
 
 HALF = "2026-11-24T04:12:44Z"
-SHOWS = """from vllm_capacity import study, tiles, title_line
+SHOWS = """import vllm_capacity as vc
 from IPython.display import display
-asked = study("vllm-sweep", start=start, end=end, usd_per_hour=usd_per_hour)
-display(title_line(asked), tiles(asked))"""
+from vllm_capacity.render.sections.header import tiles, title_line
+whole = vc.open("vllm-sweep")
+analysis = whole[start or None : end or None].analyze(price=usd_per_hour)
+display(title_line(analysis), tiles(analysis))"""
 
 
 @pytest.fixture
@@ -123,8 +148,8 @@ def halves(report, notebook, tmp_path):
 
 def test_tiles_say_what_changed_since_the_report_before(halves):
     soup = BeautifulSoup(halves().read_text(), "html.parser")
-    told = [each.get_text() for each in soup.select(".tile .change")]
-    assert (len(told), told[0]) == (
+    changes = [each.get_text() for each in soup.select(".tile .change")]
+    assert (len(changes), changes[0]) == (
         5,  # no target was given, so a sixth figure is not known
         "▼ down 63\xa0% from $0.159 since the report to 04:12:44 UTC",
     )
@@ -139,9 +164,9 @@ def test_report_that_is_made_again_says_the_same(halves):
 
 def test_money_is_not_compared_at_another_price(halves):
     soup = BeautifulSoup(halves(usd_per_hour=1.0).read_text(), "html.parser")
-    told = [each.get_text() for each in soup.select(".tile .change")]
-    assert told[:3] == ["not compared: another price in the report to 04:12:44 UTC"] * 3
-    assert told[3].startswith("▲ up from 28")
+    changes = [each.get_text() for each in soup.select(".tile .change")]
+    assert changes[:3] == ["not compared: another price in the report to 04:12:44 UTC"] * 3
+    assert changes[3].startswith("▲ up from 28")
 
 
 def test_report_before_is_named_after_its_page_was_replaced(halves, tmp_path):

@@ -7,40 +7,44 @@ its HTML, asked of the window, and the figure is worked out again by hand.
 import json
 import re
 from datetime import datetime
+from inspect import signature
 
 import polars as pl
 import pytest
 from bs4 import BeautifulSoup
 
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, Slo, pricing
+from vllm_capacity.plan import plan
 from vllm_capacity.render.charts import CHARTS
 from vllm_capacity.render.report import page as html
-from vllm_capacity.render.sections.definitions import DEFINITIONS
-from vllm_capacity.render.sections.elements import definitions, tiles
-from vllm_capacity.render.study import study
+from vllm_capacity.render.report.metadata import Line, Metadata
+from vllm_capacity.render.sections.glossary import DEFINITIONS
+from vllm_capacity.render.sections.header import definitions, tiles
+from vllm_capacity.telemetry.window import open_window
 
 USD_PER_HOUR, TTFT_TARGET = 0.1, 2.5
 STEP_SECONDS = 10
 
 
 @pytest.fixture(scope="module")
-def asked(examples):
-    return study(
-        str(examples / "vllm-sweep"), usd_per_hour=USD_PER_HOUR, ttft_slo_seconds=TTFT_TARGET
-    )
+def analysis(examples):
+    assumed = Assumptions(pricing(USD_PER_HOUR), Slo(TTFT_TARGET))
+    return Analysis.of(open_window(examples / "vllm-sweep"), assumptions=assumed)
 
 
 @pytest.fixture(scope="module")
-def page(asked):
+def page(analysis):
     outputs = [
-        {"output_type": "display_data", "data": piece._repr_mimebundle_(), "metadata": {}}
-        for piece in (tiles(asked), definitions(asked))
+        {"output_type": "display_data", "data": element._repr_mimebundle_(), "metadata": {}}
+        for element in (tiles(analysis), definitions(analysis))
     ]
     cell = {"cell_type": "code", "source": "", "outputs": outputs}
     made = html.page_html(
         title="",
         sections=html.sections_of([cell]),
         runtime="",
-        metadata={},
+        metadata=Metadata(Line()),
         command="",
         made="",
     )
@@ -48,7 +52,7 @@ def page(asked):
 
 
 @pytest.fixture(scope="module")
-def rows_of(asked, page):
+def rows_of(analysis, page):
     """The frames behind a tile, by query name: asked of the window with what stands on the page."""
 
     def rows(figure: str) -> dict[str, pl.DataFrame]:
@@ -59,7 +63,7 @@ def rows_of(asked, page):
             bound = json.loads(behind["data-bound"])
             for name in {"start", "end"} & set(bound):
                 bound[name] = datetime.fromisoformat(bound[name])
-            found[behind["data-query"]] = asked.opened.sql(text, **bound)
+            found[behind["data-query"]] = analysis.window.sql(text, **bound)
         return found
 
     return rows
@@ -125,7 +129,7 @@ BY_HAND = {
     "usd_per_request": lambda rows: bill(rows) / successful(rows) * 1000,  # shown for a thousand
     "usd_per_million_output_tokens": lambda rows: bill(rows) / increase(rows) * 1e6,
     "tokens_per_usd": lambda rows: increase(rows) / bill(rows),
-    "utilisation": lambda rows: output_rate(rows) / capacity(rows) * 100,
+    "utilization": lambda rows: output_rate(rows) / capacity(rows) * 100,
     "headroom_ratio": lambda rows: (1 - output_rate(rows) / capacity(rows)) * 100,
     "ttft_attainment": lambda rows: within_target(rows) * 100,
 }
@@ -136,7 +140,7 @@ def test_tile_can_be_worked_out_from_its_rows(page, rows_of, figure):
     tile = page.select_one(f'.tile[data-figure="{figure}"] .value')
     shown = float(re.sub(r"[^\d.]", "", tile.find(string=True, recursive=False)))
     # The capacity is taken here from plain steps, so what hangs on it agrees to a few percent.
-    tolerance = 0.03 if figure in ("utilisation", "headroom_ratio") else 0.005
+    tolerance = 0.03 if figure in ("utilization", "headroom_ratio") else 0.005
     assert shown == pytest.approx(BY_HAND[figure](rows_of(figure)), rel=tolerance)
 
 
@@ -149,13 +153,17 @@ def test_every_link_leads_to_a_place_on_the_page(page):
     assert [link for link in links if page.select_one(link) is None] == []
 
 
-@pytest.mark.parametrize("chart", CHARTS, ids=[chart.name for chart in CHARTS])
-def test_chart_links_to_a_definition(asked, chart):
-    notes = chart(asked.frames, asked.answer).to_dict()["usermeta"]["vllm_capacity"]
-    assert (notes["definition"] in {d.figure for d in DEFINITIONS}, notes.get("empty")) == (
-        True,
-        None,
-    )
+@pytest.fixture(scope="module")
+def drawn_from(analysis):
+    """What a chart may be drawn from, by the name of its argument."""
+    return {"analysis": analysis, "plan": plan(analysis)}
+
+
+@pytest.mark.parametrize("draw", CHARTS.values(), ids=CHARTS)
+def test_chart_links_to_a_definition(drawn_from, draw):
+    names = [name for name in signature(draw).parameters if name in drawn_from]
+    notes = draw(*(drawn_from[name] for name in names)).to_dict()["usermeta"]["vllm_capacity"]
+    assert notes["definition"] in {each.figure for each in DEFINITIONS}
 
 
 def test_rows_shown_are_counted(page):
@@ -164,10 +172,9 @@ def test_rows_shown_are_counted(page):
         assert len(behind.select("tbody tr")) == min(said, 8)
 
 
-def test_hours_cost_together_what_the_window_cost(asked):
-    whole = asked.answer["cost"]["allocation_usd"]["mid"]
-    parts = asked.costs
+def test_hours_cost_together_what_the_window_cost(analysis):
+    whole, parts = analysis.answer, analysis.costs
     assert (parts["allocation_usd"].sum(), parts["successful_requests"].sum()) == (
-        pytest.approx(whole, rel=1e-9),
-        asked.answer["requests"]["successful"],
+        pytest.approx(whole.cost.total.mid, rel=1e-9),
+        whole.requests.successful,
     )

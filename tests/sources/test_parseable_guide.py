@@ -215,7 +215,7 @@ def test_there_are_eight_panels():
 
 
 def test_an_unknown_query_names_those_there_are():
-    with pytest.raises(InputError, match="did you mean latency"):
+    with pytest.raises(InputError, match="nearest: latency"):
         guide_query("latencies")
 
 

@@ -107,6 +107,53 @@ def test_of_an_unknown_order_of_arrival_nothing_is_counted_twice(tmp_path, stamp
     assert TRUE_REQUESTS - A_SCRAPE * left_out <= requests <= TRUE_REQUESTS
 
 
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        pytest.param(lambda n, t: t - HOUR * (n >= 50), id="half of all an hour behind"),
+        pytest.param(lambda n, t: t - HOUR * (n >= 30), id="most an hour behind"),
+        pytest.param(lambda n, t: t - HOUR * (50 <= n < 60), id="ten an hour behind"),
+        pytest.param(lambda n, t: t - HOUR * (n >= 99), id="the last an hour behind"),
+        pytest.param(lambda n, t: t + HOUR * (n < 1), id="the first an hour ahead"),
+        pytest.param(lambda n, t: t - 151.3 * (n >= 50), id="both halves among each other"),
+    ],
+)
+def test_counters_that_go_on_tell_an_order_that_nothing_else_tells(tmp_path, stamp):
+    requests, observed, seconds, notes = found(without_arrival(captured(stamp)), tmp_path)
+    assert (requests, observed, seconds) == (TRUE_REQUESTS, TRUE_REQUESTS, TRUE_SECONDS)
+    assert notes.height == 1
+
+
+def test_counters_that_fall_to_far_below_where_they_began_do_not_tell_an_order(tmp_path):
+    buffer = RowBuffer()
+    for number in range(COUNT):
+        done = 5 + A_SCRAPE * (number - 50) if number >= 50 else 1000 + A_SCRAPE * number
+        scraped(buffer, EVERY * number, done=done)
+    window = open_window(write_window(tmp_path / "w", without_arrival(buffer.rows()), {}))
+    told = answer(window)
+    assert [f["severity"] for f in told["quality"] if f["check"] == "clock"] == ["error"]
+
+
+@pytest.mark.parametrize("back", [50, HOUR])
+def test_a_clock_set_back_in_a_gap_leaves_a_gap_and_no_leap_of_rates(tmp_path, back):
+    order = [*range(45), *range(60, 100)]
+    rows = captured(lambda n, t: t - back * (n >= 60), order)
+    requests, _, seconds, _ = found(rows, tmp_path)
+    assert (requests, seconds) == (TRUE_REQUESTS, TRUE_SECONDS)
+    assert "gap" in {each["check"] for each in answer(open_window(tmp_path / "w"))["quality"]}
+
+
+def test_what_was_left_out_has_a_bound_and_is_an_error(tmp_path):
+    order = [*range(60), *range(61, 100)]
+    rows = without_arrival(captured(lambda n, t: t - HOUR * (n >= 60), order))
+    window = open_window(write_window(tmp_path / "w", rows, {}))
+    told = answer(window)
+    [clock] = [each for each in told["quality"] if each["check"] == "clock"]
+    assert clock["severity"] == "error"
+    counted = told["requests"]["finished"]
+    assert counted < TRUE_REQUESTS <= counted + told["requests"]["lost"]["high"]
+
+
 def test_two_clocks_that_are_set_are_told_apart(tmp_path):
     rows = captured(lambda n, t: t - 5 * (n >= 30) - 5 * (n >= 60))
     requests, _, seconds, notes = found(rows, tmp_path)

@@ -73,6 +73,10 @@ OLD = -9000.0
         pytest.param([(0, 0, 5), (30, OLD, 7), (60, 0, 9)], 4, id="a start of 0 says nothing"),
         pytest.param([(0, None, 5), (30, None, 3)], 3, id="without a start, by value"),
         pytest.param(
+            [(0, 1e300, 5), (30, OLD, 7), (60, 9e10, 9)], 4, id="starts that no clock can tell"
+        ),
+        pytest.param([(0, -1e300, 5), (30, 9.2e12, 7)], 2, id="nothing but such starts"),
+        pytest.param(
             [(0, OLD, 5), (30, 10, 50), (60, 35, 90)], 140, id="two restarts, both overtaken"
         ),
         pytest.param(

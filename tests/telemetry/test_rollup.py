@@ -12,6 +12,7 @@ import polars.testing
 import pytest
 
 from tests.answering import answer
+from tests.telemetry.windows import of_format_1
 from vllm_capacity.telemetry import rollup
 from vllm_capacity.telemetry.late import extend_window, stored_rows
 from vllm_capacity.telemetry.rows import Rows
@@ -108,6 +109,7 @@ def count_samples(path):
 def test_changed_data_makes_exactly_the_hours_it_touches_new(examples, tmp_path):
     path = tmp_path / "w"
     shutil.copytree(examples / "vllm-sweep", path, ignore=shutil.ignore_patterns(".rollup"))
+    of_format_1(path)
     hour = path / "samples" / "2026-11-24T04.parquet"
     later = hour.with_name("2026-11-24T05.parquet")
     frame = pl.read_parquet(hour)
@@ -213,7 +215,9 @@ def late_scrapes(window, start, end):
     return part(inside), part(~inside)
 
 
-def test_late_data_change_exactly_the_hours_they_touch_and_give_the_same_figures(sweep, tmp_path):
+def test_late_data_change_exactly_the_hours_they_touch_and_give_the_same_figures(
+    sweep, answer_of, tmp_path
+):
     start = datetime(2026, 11, 24, 4, 10, tzinfo=UTC)
     late, early = late_scrapes(sweep, start, start + timedelta(minutes=3))
     path = write_window(tmp_path / "w", early, {})
@@ -224,7 +228,7 @@ def test_late_data_change_exactly_the_hours_they_touch_and_give_the_same_figures
     again.sql("select count(*) from minutes")
     new = {p.name for p in (path / ".rollup").iterdir()} - before
     assert {name.rpartition("-")[0][-13:] for name in new} == {"2026-11-24T04"}
-    told, whole = (answer(window) for window in (again, sweep))
+    told, whole = answer(again), answer_of("vllm-sweep")
     for part in ("requests", "tokens", "latency", "running", "kv_cache_ratio", "preemptions"):
         assert told[part] == whole[part], part
     assert [p.name for p in tmp_path.iterdir()] == ["w"]

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.answering import assumed, plan
+from tests.answering import assumed
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.prices import given_price
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.plan import PlanRequest
+from vllm_capacity.plan import PlanRequest, plan
 from vllm_capacity.verdicts.forecast import forecast_demand
 from vllm_capacity.verdicts.options import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.question import Question
@@ -217,22 +218,26 @@ ASK = PlanRequest(
     model="openai/gpt-oss-20b",
     to_gpus=("H100-80GB-SXM", "L40S-PCIe", "T4-PCIe"),
 )
-TERMS = assumed(usd_per_gpu_hour=given_price(1.0), ttft_slo_seconds=2.0)
+TERMS = {"usd_per_gpu_hour": given_price(1.0), "ttft_slo_seconds": 2.0}
 ESTIMATES = ("replicas", "gpus", "usd_per_month")
+
+
+def planned_for(window, request, **terms):
+    return plan(Analysis.of(window, assumptions=assumed(**TERMS | terms)), request)
 
 
 @pytest.fixture(scope="module")
 def planned(sweep):
-    return plan(sweep, ASK, terms=TERMS)
+    return planned_for(sweep, ASK)
 
 
 def test_plan_of_a_window_is_the_same_twice(sweep, planned):
-    assert plan(sweep, ASK, terms=TERMS) == planned
+    assert planned_for(sweep, ASK) == planned
 
 
 def test_other_gpus_of_a_plan_do_not_depend_on_the_order_asked(sweep, planned):
     turned = replace(ASK, to_gpus=ASK.to_gpus[::-1])
-    assert plan(sweep, turned, terms=TERMS) == planned
+    assert planned_for(sweep, turned) == planned
 
 
 @pytest.mark.parametrize(
@@ -246,9 +251,9 @@ def test_other_gpus_of_a_plan_do_not_depend_on_the_order_asked(sweep, planned):
     ],
 )
 def test_plan_that_asks_for_more_never_takes_less(sweep, planned, ask, terms):
-    more = plan(sweep, replace(ASK, **ask), terms=replace(TERMS, **terms))
+    more = planned_for(sweep, replace(ASK, **ask), **terms)
     for figure in ESTIMATES:
-        assert never_less(Estimate(**planned[figure]), Estimate(**more[figure]))
+        assert never_less(getattr(planned, figure), getattr(more, figure))
 
 
 def test_sample_of_models_has_every_kind_of_attention():

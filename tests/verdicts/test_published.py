@@ -23,6 +23,7 @@ SLOW = Measurement(
     date="2026-11-24",
     note="",
 )
+OFFERED_11 = {"offered_requests_per_second": 11.0}
 FAST = replace(SLOW, gpu="H100-80GB-any", output_tokens_per_second=5000.0)
 ASKED = Question(
     llm=find_llm("Qwen3-8B"),
@@ -46,18 +47,23 @@ def test_a_pair_answers_with_its_ratio():
 @pytest.mark.parametrize(
     ("told", "load", "answers"),
     [
-        pytest.param(Load(is_capacity=True), "all at once", True, id="a burst is a capacity"),
-        pytest.param(Load(is_capacity=True), "Poisson 11", False, id="all was served: none"),
-        pytest.param(Load(is_capacity=True), "Poisson 50", True, id="more came than was served"),
-        pytest.param(Load(is_capacity=True), "16 concurrent", False, id="clients are none"),
-        pytest.param(Load(clients=16), "16 concurrent", True, id="as many clients"),
-        pytest.param(Load(clients=8), "16 concurrent", False, id="other clients"),
-        pytest.param(Load(requests_per_second=11.0), "Poisson 11", True, id="as much came"),
-        pytest.param(Load(requests_per_second=12.0), "Poisson 11", False, id="more came"),
+        pytest.param(Load(is_capacity=True), {}, True, id="a burst is a capacity"),
+        pytest.param(Load(is_capacity=True), OFFERED_11, False, id="all was served: none"),
+        pytest.param(
+            Load(is_capacity=True),
+            {"offered_requests_per_second": 50.0},
+            True,
+            id="more came than was served",
+        ),
+        pytest.param(Load(is_capacity=True), {"clients": 16}, False, id="clients are none"),
+        pytest.param(Load(clients=16), {"clients": 16}, True, id="as many clients"),
+        pytest.param(Load(clients=8), {"clients": 16}, False, id="other clients"),
+        pytest.param(Load(requests_per_second=11.0), OFFERED_11, True, id="as much came"),
+        pytest.param(Load(requests_per_second=12.0), OFFERED_11, False, id="more came"),
     ],
 )
 def test_a_pair_answers_only_for_the_load_that_is_told(told, load, answers):
-    published = [replace(run, load=load) for run in (SLOW, FAST)]
+    published = [replace(run, **load) for run in (SLOW, FAST)]
     found = measured_ratio(replace(ASKED, load=told), published)
     assert (found is not None) == answers
 
@@ -82,7 +88,12 @@ def test_what_is_no_pair_answers_nothing(asked, published):
 
 def test_of_several_loads_at_a_rate_the_heaviest_speaks():
     loads = [
-        replace(run, load=f"Poisson {rate} req/s", output_tokens_per_second=tokens)
+        replace(
+            run,
+            load=f"Poisson {rate} req/s",
+            offered_requests_per_second=float(rate),
+            output_tokens_per_second=tokens,
+        )
         for run, rate, tokens in (
             (SLOW, 10, 2000.0),
             (FAST, 10, 2100.0),
@@ -95,8 +106,8 @@ def test_of_several_loads_at_a_rate_the_heaviest_speaks():
 
 def test_runs_with_the_same_flags_are_compared():
     flagged = [
-        replace(SLOW, note="--async-scheduling", output_tokens_per_second=2060.0),
-        replace(FAST, note="--async-scheduling", output_tokens_per_second=6180.0),
+        replace(SLOW, async_scheduling=True, output_tokens_per_second=2060.0),
+        replace(FAST, async_scheduling=True, output_tokens_per_second=6180.0),
     ]
     assert measured_ratio(ASKED, [SLOW, FAST, *flagged]).mid == pytest.approx(2050.0 * 3)
 

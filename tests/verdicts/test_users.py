@@ -1,14 +1,9 @@
 import pytest
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
-from vllm_capacity.verdicts.users import (
-    reconciled_kv_tokens,
-    reconciled_users,
-    users_that_fit,
-)
+from vllm_capacity.verdicts.users import users_that_fit
 
 
 def users(model, dtype, gpu, tokens, *, gpus=1, kv_dtype="auto"):
@@ -84,40 +79,3 @@ def test_where_nobody_fits_the_reason_has_numbers(model, gpu, tokens):
 def test_impossible_questions_are_refused(tokens, gpus):
     with pytest.raises(InputError):
         users("Qwen3-8B", "bf16", "L4-PCIe", tokens, gpus=gpus)
-
-
-@pytest.mark.parametrize(
-    ("labels", "tokens"),
-    [
-        pytest.param({"kv_cache_size_tokens": "376832"}, 376_832, id="stated"),
-        pytest.param({"num_gpu_blocks": "100", "block_size": "16"}, 1600, id="blocks"),
-        pytest.param(
-            {"kv_cache_size_tokens": "None", "num_gpu_blocks": "10", "block_size": "32"},
-            320,
-            id="stated as nothing",
-        ),
-        pytest.param({"block_size": "16"}, None, id="no blocks"),
-        pytest.param({"num_gpu_blocks": "x", "block_size": "16"}, None, id="no number"),
-        pytest.param({}, None, id="no labels"),
-    ],
-)
-def test_what_the_running_server_says(labels, tokens):
-    assert reconciled_kv_tokens(labels).mid == tokens
-
-
-def test_server_arithmetic_and_slo_stand_side_by_side():
-    found = reconciled_users(
-        {"kv_cache_size_tokens": "376832"},
-        tokens=1152,
-        reckoned=users("Qwen3-8B", "bf16", "H100-80GB-SXM", 1152),
-        slo_running=Estimate.exact(80, "silybench: most users within its SLO"),
-    )
-    assert found["server"].mid == pytest.approx(327.1, abs=0.1)
-    assert 0.9 < found["server_ratio"].low <= found["server_ratio"].high < 1.1
-    assert found["slo_ratio"].mid == pytest.approx(0.24, abs=0.01)
-
-
-def test_without_an_slo_its_users_are_unknown():
-    found = reconciled_users({}, tokens=100, reckoned=Estimate.exact(10, "arithmetic"))
-    assert not found["slo"].is_known
-    assert not found["server"].is_known

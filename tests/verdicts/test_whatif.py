@@ -75,8 +75,10 @@ def published_light_loads():
     """Both directions of published runs under one open load: the question with it, the truth."""
     groups = {}
     for run in measurements():
-        if run.offered_per_second <= 5:
-            groups.setdefault((run.model, run.dtype, run.offered_per_second), []).append(run)
+        if run.offered_requests_per_second <= 5:
+            groups.setdefault((run.model, run.dtype, run.offered_requests_per_second), []).append(
+                run
+            )
     for (model, dtype, rate), runs in groups.items():
         for one in runs:
             for other in runs:
@@ -342,6 +344,14 @@ def test_where_the_domain_ends_the_reason_has_numbers(changed, says):
     found = what_if(question(**changed))
     assert not found.is_known
     assert says in found.reason
+
+
+@pytest.mark.parametrize("side", ["from_gpu", "to_gpu"])
+def test_a_gpu_of_an_unknown_architecture_is_refused(side):
+    rubin = replace(find_gpu("B200-180GB-SXM").rows[0], gpu="R100", arch="Rubin sm110")
+    found = what_if(question(**{side: GpuSpan(rubin.name, (rubin,))}))
+    assert "R100-SXM has the architecture 'Rubin'" in found.reason
+    assert "gpu_architectures.csv does not describe; known: Ada, Ampere" in found.reason
 
 
 @pytest.mark.parametrize(

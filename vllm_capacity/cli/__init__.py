@@ -24,7 +24,7 @@ DEBUG = "VLLM_CAPACITY_DEBUG"
 _BUG = 70
 _LONGEST = 2_000
 _SYSTEM_ERROR = re.compile(r"\(os error (\d{1,3})\)")
-_CREDENTIALS = re.compile(r"(?<=\w)://[^\s/@]*@")
+_CREDENTIALS = re.compile(r"(?<=\w):/{1,3}\S*@")  # of a URL taken for a path, one slash is left
 
 _MODULES = {
     "alerts": "alerts",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from vllm_capacity.answer import SCHEMA_VERSION
+from vllm_capacity.cli.as_json import as_text, json_options
 from vllm_capacity.cli.assumed import analysis_of, assumption_options
 from vllm_capacity.cli.screen import columns
-from vllm_capacity.record import plain
 from vllm_capacity.telemetry.window import open_window
 
 _verify = click.option(
@@ -21,13 +19,13 @@ _verify = click.option(
 @click.argument("window")
 @assumption_options
 @_verify
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def figures(window: str, verify: bool, as_json: bool, **given: object) -> None:
+@json_options
+def figures(window: str, verify: bool, as_json: bool, schema_version: str, **given: object) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
     opened = open_window(window, verify=verify)
     analysis = analysis_of(opened, given)
     if as_json:
-        click.echo(as_text(analysis.answer))
+        click.echo(as_text(analysis.answer, schema_version))
         return
     from vllm_capacity.render.terminal import figures_text  # rich and all: not for --json
 
@@ -39,21 +37,18 @@ def figures(window: str, verify: bool, as_json: bool, **given: object) -> None:
 @assumption_options
 @_verify
 @click.option("--by", default="engine", show_default=True, help="engine, instance, model, a label.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def cost(window: str, verify: bool, by: str, as_json: bool, **given: object) -> None:
+@json_options
+def cost(
+    window: str, verify: bool, by: str, as_json: bool, schema_version: str, **given: object
+) -> None:
     """The bill of WINDOW shared out; the parts add up to the whole."""
     opened = open_window(window, verify=verify)
     analysis = analysis_of(opened, given)
     if as_json:
         bill = analysis.bill_by(by)
         body = {"by": by, "whole": bill.whole, "parts": bill.parts}
-        click.echo(as_text({**body, "schema_version": SCHEMA_VERSION}))
+        click.echo(as_text({**body, "schema_version": SCHEMA_VERSION}, schema_version))
         return
     from vllm_capacity.render.terminal import cost_text
 
     click.echo(cost_text(analysis, by=by, width=columns()), nl=False)
-
-
-def as_text(result: object) -> str:
-    """A result as JSON; a number that is not finite is a defect, and raises."""
-    return json.dumps(plain(result), allow_nan=False, indent=2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from vllm_capacity.cli.as_json import as_text, json_options
 from vllm_capacity.cli.assumed import analysis_of, assumption_options, one_window
-from vllm_capacity.cli.figures import as_text
 from vllm_capacity.cli.reading import bounded
 from vllm_capacity.cli.screen import columns
 from vllm_capacity.facts.gpus import find_gpu
@@ -56,7 +56,7 @@ from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
     help="Fastest rise of demand an hour, 0.1 for 10 %.",
 )
 @assumption_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_options
 def plan(
     argument: str | None,
     window: str | None,
@@ -69,6 +69,7 @@ def plan(
     startup_seconds: float,
     growth_per_hour: float,
     as_json: bool,
+    schema_version: str,
     **given: object,
 ) -> None:
     """Which GPUs, how many, and what they cost a month, for the traffic of WINDOW.
@@ -87,7 +88,7 @@ def plan(
     analysis = analysis_of(opened, given)
     found = plan_of(analysis, request)
     if as_json:
-        click.echo(as_text(found))
+        click.echo(as_text(found, schema_version))
         return
     from vllm_capacity.render.terminal import plan_text
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from vllm_capacity.cli.reading import local_path
-from vllm_capacity.engine.runs import Outcome, provenance, run_scenario
-from vllm_capacity.engine.scenarios import SCENARIOS, scenario
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.store import reserved, write_window
+from vllm_simulator.runs import Outcome, provenance, run_scenario
+from vllm_simulator.scenarios import SCENARIOS, scenario
 
-_NAMES = "\n\n".join(f"{known.name}: {known.about}" for known in SCENARIOS)
+_NAMES = "\n\n".join(f"{chosen.name}: {chosen.about}" for chosen in SCENARIOS)
 
 
 @click.command(
@@ -45,20 +45,20 @@ def simulate(
 
     The result is labelled as simulated wherever it is shown.
     """
-    known = scenario(scenario_name)
+    chosen = scenario(scenario_name)
     for path in (target, requests_path):
         if path is not None and path.exists():
             raise InputError(f"{path} exists already. Choose another name, or remove it first.")
     is_text = target.name.endswith((".jsonl", ".jsonl.gz"))
-    outcome = run_scenario(known, seed=seed, as_text=is_text)
+    outcome = run_scenario(chosen, seed=seed, as_text=is_text)
     if outcome.rows is not None:
-        write_window(target, outcome.rows, provenance(known, seed))
+        write_window(target, outcome.rows, provenance(chosen, seed))
     else:
         _write_lines(target, outcome.lines)
     if requests_path is not None:
         _write_requests(requests_path, outcome)
     ended = outcome.requests.height
-    click.echo(f"{target}: simulated, {len(known.scrape_times)} scrapes, {ended} requests ended")
+    click.echo(f"{target}: simulated, {len(chosen.scrape_times)} scrapes, {ended} requests ended")
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

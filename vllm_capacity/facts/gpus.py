@@ -1,4 +1,4 @@
-"""Hardware: what each GPU and form factor has, and which rows a name stands for.
+"""Hardware: what each GPU, form factor and architecture has, and which rows a name stands for.
 
 A GPU is named `gpu-form_factor`, as in `A100-80GB-SXM`. `A100-80GB-any` (and the bare
 `A100-80GB`) spans every form factor of that GPU: a figure read from it is an interval, and the
@@ -8,41 +8,67 @@ the table is unknown, not zero.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
-
-import polars as pl
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
-from vllm_capacity.facts.nearest import nearest
+from vllm_capacity.facts.tables import Day, Positive, Share, Text, read_rows, suggest
 from vllm_capacity.resources import shipped
 
 GIB = 2**30
-_FP16_NOTE = re.compile(r"FP16 tensor (\d+) TFLOPS")
 ANY_FORM = ("any", "(not stated)")
 """What a row says where the form factor is not known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What the GPUs of one architecture share; a row of `data/gpu_architectures.csv`.
+
+    The shares are what kernels reach of a data sheet: of the dense 16-bit peak for dense, MoE and
+    MXFP4 layers, and of the bandwidth that kernels on NVIDIA's GPUs reach. `is_fitted`: they were
+    fitted to published runs; else they are assumed. `host_speed` says how much faster the hosts
+    that these GPUs are sold with are than those of Ampere. Link rates are those of one direction
+    between two GPUs; None without a link faster than PCIe.
+    """
+
+    architecture: Text
+    vendor: Text
+    is_fitted: bool
+    dense_share: Share
+    moe_share: Share
+    mxfp4_share: Share
+    bandwidth_share: Share
+    host_speed: Positive
+    link_bytes_per_second: Positive | None = None
+    pcie_bytes_per_second: Positive
+    has_bridged_pcie_pairs: bool
+    has_fp8: bool
+    runs_fp8_and_fp4_weights: bool
+    has_fast_attention_sinks: bool
+    source: Text
+    date: Day
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gpu:
     """One GPU in one form factor; TFLOPS are dense, None where no source gives them."""
 
-    gpu: str
-    form_factor: str
-    arch: str
-    memory_gib: float
-    mem_bw_tb_s: float
-    bf16_dense_tflops: float | None
-    fp8_dense_tflops: float | None
-    fp4_dense_tflops: float | None
-    int8_dense_tops: float | None
-    tdp_w: float | None
-    source: str
-    date: str
-    note: str
+    gpu: Text
+    form_factor: Text
+    arch: Text
+    memory_gib: Positive
+    mem_bw_tb_s: Positive
+    bf16_dense_tflops: Positive | None = None
+    fp16_dense_tflops: Positive | None = None
+    fp8_dense_tflops: Positive | None = None
+    fp4_dense_tflops: Positive | None = None
+    int8_dense_tops: Positive | None = None
+    tdp_w: Positive | None = None
+    source: Text
+    date: Day
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -53,6 +79,18 @@ class Gpu:
     def family(self) -> str:
         """The architecture's first word, such as Ampere, Hopper, Ada, Blackwell or CDNA3."""
         return self.arch.split()[0]
+
+    @property
+    def architecture(self) -> Architecture:
+        """What its architecture is known for; InputError where the table does not have it."""
+        known = architectures()
+        if self.family not in known:
+            raise InputError(
+                f"{self.name} has the architecture {self.family!r}, which "
+                f"data/gpu_architectures.csv does not describe; known: {', '.join(sorted(known))}. "
+                "Add a row for it."
+            )
+        return known[self.family]
 
     @property
     def memory_bytes(self) -> float:
@@ -66,22 +104,21 @@ class Gpu:
 
     @property
     def tensor_tflops(self) -> float | None:
-        """Dense 16-bit TFLOPS: BF16, else FP16 from the row's note, else half of INT8 or FP8.
+        """Dense 16-bit TFLOPS: BF16, else FP16, else half of INT8 or FP8.
 
         Half, because every row that has both an 8-bit and a BF16 figure has them 2 to 1 (B300 and
         GB300, whose INT8 units are cut, state BF16). None where the row gives nothing to go by.
         """
-        if self.bf16_dense_tflops is not None:
-            return self.bf16_dense_tflops
-        if noted := _FP16_NOTE.search(self.note):
-            return float(noted.group(1))
+        sixteen_bit = self.bf16_dense_tflops or self.fp16_dense_tflops
+        if sixteen_bit is not None:
+            return sixteen_bit
         eight_bit = self.int8_dense_tops or self.fp8_dense_tflops
         return None if eight_bit is None else eight_bit / 2
 
     @property
     def has_fp8(self) -> bool:
         """Whether it has FP8 tensor cores: it multiplies FP8, and need not widen it first."""
-        return self.fp8_dense_tflops is not None or self.family in ("Hopper", "Ada", "Blackwell")
+        return self.fp8_dense_tflops is not None or self.architecture.has_fp8
 
 
 @dataclass(frozen=True)
@@ -104,23 +141,18 @@ class GpuSpan:
         forms = "/".join(row.form_factor for row in self.rows)
         return f"{self.name} (form factor assumed: {forms})"
 
-    def figure(self, column: str) -> Estimate:
-        """A column over the span as an interval, its middle the mean of the two ends.
 
-        Unknown where no row has it; where only some have it, over those that do.
-        """
-        found = [v for row in self.rows if (v := getattr(row, column)) is not None]
-        if not found:
-            return Estimate.unknown(f"{column} of {self.label} is in no source")
-        low, high = min(found), max(found)
-        return Estimate.known(low, (low + high) / 2, high, f"gpu_specs.csv, {self.label}")
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """Every row of `data/gpu_architectures.csv`, by its name."""
+    rows = read_rows(Architecture, shipped("data/gpu_architectures.csv"))
+    return {row.architecture: row for row in rows}
 
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
     """Every row of `data/gpu_specs.csv`, in its order."""
-    frame = pl.read_csv(shipped("data/gpu_specs.csv"), infer_schema=False)
-    return tuple(_gpu(row) for row in frame.iter_rows(named=True))
+    return read_rows(Gpu, shipped("data/gpu_specs.csv"))
 
 
 def find_gpu(name: str) -> GpuSpan:
@@ -135,11 +167,9 @@ def find_gpu(name: str) -> GpuSpan:
     matching = tuple(row for row in gpus() if row.gpu.lower() == bare)
     if matching:
         return GpuSpan(f"{matching[0].gpu}-any", matching)
-    known = {row.name.lower(): row.name for row in gpus()}
-    near = [known[each] for each in nearest(asked, known)]
-    hint = f"; nearest: {', '.join(near)}" if near else ", and no name near it"
+    near = suggest(asked, (row.name for row in gpus()))
     raise InputError(
-        f"No GPU {name!r} in data/gpu_specs.csv{hint}. "
+        f"No GPU {name!r} in data/gpu_specs.csv{near}. "
         "Name it gpu-form_factor, or gpu-any for every form factor."
     )
 
@@ -147,25 +177,3 @@ def find_gpu(name: str) -> GpuSpan:
 def gpu_names() -> tuple[str, ...]:
     """Every `gpu-form_factor`, sorted."""
     return tuple(sorted(row.name for row in gpus()))
-
-
-def _gpu(row: dict[str, Any]) -> Gpu:
-    return Gpu(
-        gpu=row["gpu"],
-        form_factor=row["form_factor"],
-        arch=row["arch"],
-        memory_gib=float(row["memory_gib"]),
-        mem_bw_tb_s=float(row["mem_bw_tb_s"]),
-        bf16_dense_tflops=_number(row["bf16_dense_tflops"]),
-        fp8_dense_tflops=_number(row["fp8_dense_tflops"]),
-        fp4_dense_tflops=_number(row["fp4_dense_tflops"]),
-        int8_dense_tops=_number(row["int8_dense_tops"]),
-        tdp_w=_number(row["tdp_w"]),
-        source=row["source"] or "",
-        date=row["date"] or "",
-        note=row["note"] or "",
-    )
-
-
-def _number(cell: str | None) -> float | None:
-    return float(cell) if cell else None

@@ -1,11 +1,11 @@
 """Model shapes: what a token of context and a copy of the weights take, in bytes.
 
-KV cache a token, at 2 bytes an element: 2 × layers × kv_heads × head_dim × 2 for (grouped-query)
+KV cache per token, at 2 bytes per element: 2 × layers × kv_heads × head_dim × 2 for (grouped-query)
 attention; layers × (kv_lora_rank + qk_rope_head_dim) × 2 for MLA. Sliding-window layers stop
 growing at the window, and linear layers hold a state: both are the fixed bytes per sequence, not
 bytes per token. `data/llms.csv` holds the results with their shape and source; the tests recompute
 them. Weights are the published files at the published type, else parameters × the type's bytes,
-with the embedding and the output head at 2 bytes an element, as quantised checkpoints keep them.
+with the embedding and the output head at 2 bytes per element, as quantized checkpoints keep them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
-
-import polars as pl
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GIB
-from vllm_capacity.facts.nearest import nearest
+from vllm_capacity.facts.tables import Count, Day, Positive, Text, read_rows, suggest
 from vllm_capacity.resources import shipped
 
 BYTES_PER_WEIGHT = {
@@ -31,7 +28,7 @@ BYTES_PER_WEIGHT = {
     "nvfp4": 0.5625,
     "int4": 0.52,
 }
-"""Bytes an element of a linear layer, scales of its groups included."""
+"""Bytes per element of a linear layer, scales of its groups included."""
 
 _DTYPES = (
     ("fp32", ("fp32", "float32")),
@@ -47,38 +44,44 @@ _SUFFIXES = re.compile(
     r"|w4a16|w8a8|\d{4}|quantized\.w4a16|quantized\.w8a8|v0\.1)$"
 )
 
-_VARIANT_CONTEXT = re.compile(r"(\d{4}) variants: (\d+) context")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Llm:
-    """One model's shape; a row of `data/llms.csv`. Parameters are in billions."""
+    """One model's shape; a row of `data/llms.csv`. Parameters are in billions.
 
-    model: str
-    params_total_b: float
-    params_active_b: float
-    layers: int
-    hidden_size: int
-    attention_heads: int
-    kv_heads: int | None
-    head_dim: int | None
-    attention: str
-    full_attention_layers: int | None
-    sliding_layers: int
-    sliding_window_tokens: int | None
-    kv_lora_rank: int | None
-    qk_rope_head_dim: int | None
-    experts: int
-    experts_per_token: int
-    vocab_size: int
-    published_dtype: str
-    published_weight_gib: float | None
-    kv_bytes_per_token_bf16: int
-    kv_fixed_bytes_per_sequence_bf16: int
-    max_context_tokens: int
-    source: str
-    date: str
-    note: str
+    `attention_sinks` marks models whose attention has learned sinks. A build whose name ends in
+    `dated_variant` has `dated_variant_context_tokens` of context.
+    """
+
+    model: Text
+    params_total_b: Positive
+    params_active_b: Positive
+    layers: Count
+    hidden_size: Count
+    attention_heads: Count
+    kv_heads: Count | None = None
+    head_dim: Count | None = None
+    attention: Text
+    attention_sinks: bool
+    full_attention_layers: Count | None = None
+    sliding_layers: Count = 0
+    sliding_window_tokens: Count | None = None
+    kv_lora_rank: Count | None = None
+    qk_rope_head_dim: Count | None = None
+    experts: Count = 0
+    experts_per_token: Count = 0
+    vocab_size: Count
+    tied_embeddings: bool
+    published_dtype: Text
+    published_weight_gib: Positive | None = None
+    kv_bytes_per_token_bf16: Count
+    kv_fixed_bytes_per_sequence_bf16: Count = 0
+    max_context_tokens: Count
+    dated_variant: str = ""
+    dated_variant_context_tokens: Count | None = None
+    source: Text
+    date: Day
+    note: str = ""
 
     @property
     def weights_dtype(self) -> str:
@@ -93,8 +96,7 @@ class Llm:
     @property
     def embedding_params(self) -> float:
         """Elements of the embedding and of an untied output head together."""
-        tied = "tied embedding" in self.note
-        return (1 if tied else 2) * self.vocab_size * self.hidden_size
+        return (1 if self.tied_embeddings else 2) * self.vocab_size * self.hidden_size
 
     def weights_bytes(self, dtype: str = "auto") -> float:
         """Bytes of one copy of the weights at a type; `auto` is the published one."""
@@ -147,16 +149,15 @@ class Llm:
 @cache
 def llms() -> tuple[Llm, ...]:
     """Every row of `data/llms.csv`, in its order."""
-    frame = pl.read_csv(shipped("data/llms.csv"), infer_schema=False)
-    return tuple(_llm(row) for row in frame.iter_rows(named=True))
+    return read_rows(Llm, shipped("data/llms.csv"))
 
 
 def find_llm(name: str) -> Llm:
     """The model of a name: as in the table, without its owner, or another of its builds.
 
     "Qwen/Qwen3-30B-A3B-Instruct-2507" and "qwen3-30b-a3b" are one shape. A build whose name says
-    its weight type (…-FP8, …-AWQ) has that type as its published one, and a dated variant the
-    context that the row's note gives it. A name that no row or two rows answer to is an
+    its weight type (…-FP8, …-AWQ) has that type as its published one, and a dated variant its own
+    context. A name that no row or two rows answer to is an
     `InputError` with the nearest, where any is near.
     """
     asked = name.strip().lower()
@@ -169,10 +170,8 @@ def find_llm(name: str) -> Llm:
         found = [row for row in llms() if matches(row)]
         if found:
             return _build(found[0], asked)
-    known = {_bare(row.model): row.model for row in llms()}
-    near = [known[each] for each in nearest(_bare(asked), known)]
-    hint = f"; nearest: {', '.join(near)}" if near else ", and no name near it"
-    raise InputError(f"No model {name!r} in data/llms.csv{hint}.")
+    near = suggest(asked, (row.model for row in llms()), compared=_bare)
+    raise InputError(f"No model {name!r} in data/llms.csv{near}.")
 
 
 @cache
@@ -203,9 +202,9 @@ def _build(row: Llm, asked: str) -> Llm:
     dtype = next((each for each, words in _DTYPES if any(word in own for word in words)), "")
     if dtype and dtype != row.weights_dtype:
         row = replace(row, published_dtype=dtype, published_weight_gib=None)
-    for variant, tokens in _VARIANT_CONTEXT.findall(row.note):
-        if variant in own:
-            row = replace(row, max_context_tokens=int(tokens))
+    context = row.dated_variant_context_tokens
+    if context is not None and row.dated_variant in own:
+        row = replace(row, max_context_tokens=context)
     return row
 
 
@@ -219,41 +218,3 @@ def _plain(model: str) -> str:
     while (shorter := _SUFFIXES.sub("", bare)) != bare:
         bare = shorter
     return bare
-
-
-def _llm(row: dict[str, Any]) -> Llm:
-    return Llm(
-        model=row["model"],
-        params_total_b=float(row["params_total_b"]),
-        params_active_b=float(row["params_active_b"]),
-        layers=int(row["layers"]),
-        hidden_size=int(row["hidden_size"]),
-        attention_heads=int(row["attention_heads"]),
-        kv_heads=_count(row["kv_heads"]),
-        head_dim=_count(row["head_dim"]),
-        attention=row["attention"],
-        full_attention_layers=_count(row["full_attention_layers"]),
-        sliding_layers=_count(row["sliding_layers"]) or 0,
-        sliding_window_tokens=_count(row["sliding_window_tokens"]),
-        kv_lora_rank=_count(row["kv_lora_rank"]),
-        qk_rope_head_dim=_count(row["qk_rope_head_dim"]),
-        experts=_count(row["experts"]) or 0,
-        experts_per_token=_count(row["experts_per_token"]) or 0,
-        vocab_size=int(row["vocab_size"]),
-        published_dtype=row["weight_dtype_as_published"],
-        published_weight_gib=_amount(row["weight_gib_as_published"]),
-        kv_bytes_per_token_bf16=int(row["kv_bytes_per_token_bf16"]),
-        kv_fixed_bytes_per_sequence_bf16=_count(row["kv_fixed_bytes_per_sequence_bf16"]) or 0,
-        max_context_tokens=int(row["max_context_tokens"]),
-        source=row["source"],
-        date=row["date"],
-        note=row["note"] or "",
-    )
-
-
-def _count(cell: str | None) -> int | None:
-    return int(cell) if cell else None
-
-
-def _amount(cell: str | None) -> float | None:
-    return float(cell) if cell else None

@@ -18,15 +18,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from difflib import get_close_matches
 from functools import cache
-from typing import Any
+from typing import Annotated
 
-import polars as pl
+import msgspec
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.gpus import ANY_FORM, find_gpu
+from vllm_capacity.facts.tables import Count, Day, Text, read_rows, suggest
 from vllm_capacity.resources import shipped
 
 _MOST_USD = 1e6
@@ -37,20 +37,20 @@ NO_OFFERS = ("model constant", "TCO model", "marketplace", "spot", "owned")
 """Words in a row's provider or tier that say it is no on-demand offer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Price:
     """One row of `data/gpu_prices.csv`, in USD per GPU-hour."""
 
-    gpu: str
-    form_factor: str
-    provider: str
-    tier: str
-    usd_per_gpu_hour: float
-    min_gpus: int
-    region: str
-    source: str
-    date: str
-    note: str
+    gpu: Text
+    form_factor: Text
+    provider: Text
+    tier: Text
+    usd_per_gpu_hour: Annotated[float, msgspec.Meta(ge=0, le=_MOST_USD)]
+    min_gpus: Count = 1
+    region: str = ""
+    source: Text
+    date: Day
+    note: str = ""
 
     @property
     def key(self) -> str:
@@ -80,15 +80,15 @@ class Price:
 @cache
 def prices() -> tuple[Price, ...]:
     """Every row of `data/gpu_prices.csv`, in its order."""
-    frame = pl.read_csv(shipped("data/gpu_prices.csv"), infer_schema=False)
-    return tuple(_price(row) for row in frame.iter_rows(named=True))
+    return read_rows(Price, shipped("data/gpu_prices.csv"))
 
 
 def given_price(usd_per_hour: float) -> Estimate:
     """The user's own rate per GPU-hour, exact; InputError where it is none."""
     if not 0 <= usd_per_hour <= _MOST_USD:
         raise InputError(
-            f"--usd-per-hour must be 0 or more, {_MOST_USD:g} at most, found {usd_per_hour}."
+            f"The price per GPU-hour must be 0 or more and at most {_MOST_USD:,.0f} USD; found "
+            f"{usd_per_hour}."
         )
     return Estimate.exact(usd_per_hour, f"${usd_per_hour:g}/GPU-hour (given)", kind=Kind.GIVEN)
 
@@ -111,11 +111,8 @@ def find_price(name: str) -> Price:
     if found:
         listed = "; ".join(sorted(row.key for row in found)[:6])
         raise InputError(f"Price {name!r} names {len(found)} rows: {listed}. Add words.")
-    near = get_close_matches(asked, keyed, n=3, cutoff=0.2) or sorted(keyed)[:3]
-    raise InputError(
-        f"No price row {name!r} in gpu_prices.csv; nearest: "
-        f"{'; '.join(keyed[key].key for key in near)}."
-    )
+    near = suggest(asked, (row.key for row in prices()))
+    raise InputError(f"No price row {name!r} in gpu_prices.csv{near}.")
 
 
 def offers(gpu: str) -> tuple[Price, ...]:
@@ -210,18 +207,3 @@ def _day(text: str) -> date:
 
 def _short(source: str) -> str:
     return source if len(source) <= 80 else f"{source[:77]}…"
-
-
-def _price(row: dict[str, Any]) -> Price:
-    return Price(
-        gpu=row["gpu"],
-        form_factor=row["form_factor"],
-        provider=row["provider"],
-        tier=row["tier"],
-        usd_per_gpu_hour=float(row["usd_per_gpu_hour"]),
-        min_gpus=int(row["min_gpus"] or 1),
-        region=row["region"] or "",
-        source=row["source"],
-        date=row["date"],
-        note=row["note"] or "",
-    )

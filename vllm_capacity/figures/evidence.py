@@ -26,10 +26,13 @@ class Evidence:
     reaches the end of what it gave. `doubtful`: targets whose starts tell no order of processes.
     `same`: pairs of targets that are one process.
     `lifetimes`: one row a series (lifetimes.sql).
-    `intake`: what the border found (intake_notes.sql). `stale`: instance, engine, start, end, value
-    of a gauge that stood above 0 while no token came. `finished_per_scrape`: the most requests that
-    finished between two scrapes of an instance. `engines`: instance, engine, hours (billed),
-    output_tokens.
+    `intake`: what the border found (intake_notes.sql).
+    `contradicted`: scrapes left out because a clock was set (contradicted.sql).
+    `relabelled`: series that went on under other labels, and how much higher a counter would be if
+    they were new ones (relabelled.sql).
+    `stale`: instance, engine, start, end, value of a gauge that stood above 0 while no token came.
+    `finished_per_scrape`: the most requests that finished between two scrapes of an instance.
+    `engines`: instance, engine, hours (billed), output_tokens.
     """
 
     part: TimeRange
@@ -43,6 +46,8 @@ class Evidence:
     losses: Losses
     lifetimes: pl.DataFrame
     intake: pl.DataFrame
+    contradicted: pl.DataFrame
+    relabelled: pl.DataFrame
     stale: pl.DataFrame
     finished_per_scrape: dict[str, float]
     engines: pl.DataFrame
@@ -79,6 +84,8 @@ def gather(
         losses=losses,
         lifetimes=window.named_sql("figures", "lifetimes", end=part.end),
         intake=window.named_sql("figures", "intake_notes", start=part.start, end=part.end),
+        contradicted=window.named_sql("figures", "contradicted"),
+        relabelled=window.named_sql("figures", "relabelled", start=part.start, end=part.end),
         stale=stale_gauges(points),
         finished_per_scrape={name: value or 0.0 for name, value in most.iter_rows()},
         engines=_with_output(window, fleet, part),

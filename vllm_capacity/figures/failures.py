@@ -20,7 +20,7 @@ from vllm_capacity.timerange import TimeRange
 _GENERATES = "completions|responses|messages|generate|embeddings|score|rerank"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Failures(Figures):
     """What can be known of failures, each unknown where its series do not exist.
 

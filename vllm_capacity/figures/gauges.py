@@ -11,17 +11,16 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from vllm_capacity.facts.metrics import KV_CACHE as KV_CACHE
+from vllm_capacity.facts.metrics import RUNNING as RUNNING
+from vllm_capacity.facts.metrics import WAITING as WAITING
 from vllm_capacity.figures.scrapes import hold_seconds
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-RUNNING = "vllm:num_requests_running"
-WAITING = "vllm:num_requests_waiting"
-KV_CACHE = "vllm:kv_cache_usage_perc"
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gauge(Record):
     """Mean and maximum of a gauge; both None where it was not observed."""
 

@@ -11,6 +11,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from vllm_capacity.facts.metrics import DECODE as DECODE
+from vllm_capacity.facts.metrics import E2E as E2E
+from vllm_capacity.facts.metrics import ITL as ITL
+from vllm_capacity.facts.metrics import PREFILL as PREFILL
+from vllm_capacity.facts.metrics import QUEUE as QUEUE
+from vllm_capacity.facts.metrics import TTFT as TTFT
 from vllm_capacity.figures.histogram import (
     bucket_quantile,
     merge,
@@ -20,13 +26,6 @@ from vllm_capacity.figures.histogram import (
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-
-TTFT = "vllm:time_to_first_token_seconds"
-ITL = "vllm:inter_token_latency_seconds"
-E2E = "vllm:e2e_request_latency_seconds"
-QUEUE = "vllm:request_queue_time_seconds"
-PREFILL = "vllm:request_prefill_time_seconds"
-DECODE = "vllm:request_decode_time_seconds"
 
 HISTOGRAMS = (TTFT, ITL, E2E, QUEUE, PREFILL, DECODE)
 STEP_HISTOGRAMS = (TTFT, ITL, E2E)
@@ -139,7 +138,7 @@ def merged(increases: Sequence[Increase]) -> Distribution | None:
     return Distribution(tuple(edges), tuple(counts), total if np.isfinite(total) else None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Quantile(Record):
     """A quantile in seconds: `value` is PromQL's, None in the overflow bucket.
 
@@ -158,10 +157,10 @@ class Quantile(Record):
             return "nothing was observed"
         if self.estimate is None or self.upper is None:
             return f"more than {self.lower:.4g} s"
-        return f"{self.estimate:.4g} s ({self.lower:.4g} to {self.upper:.4g} s)"
+        return f"{self.estimate:.3g} s ({self.lower:.3g} to {self.upper:.3g} s)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Quantiles(Record):
     """Quantiles of one latency, in seconds."""
 
@@ -170,7 +169,7 @@ class Quantiles(Record):
     p99: Quantile = Quantile()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Latency(Record):
     """Quantiles of TTFT, inter-token and end-to-end latency, over all engines."""
 

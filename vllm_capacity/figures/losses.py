@@ -1,8 +1,9 @@
 """What servers may have counted that nobody read: bounds of what is in no figure.
 
 Nobody reads what a process counts between its last scrape and its end: where it starts again, where
-it never comes back, and, where it does not say since when it runs, before its first scrape. How
-much that is depends on load that nobody saw, so no rate of before bounds it. What does, together:
+it never comes back, and, where it does not say since when it runs, before its first scrape. Nor is
+read what scrapes told that were left out because a clock was set. How much that is depends on load
+that nobody saw, so no rate of before bounds it. What does, together:
 
 1. the requests that ran and waited at the last scrape, for they may have finished;
 2. the most that finished between any two scrapes of the window, for clients may all leave at once;
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
 
@@ -36,7 +37,7 @@ _STRETCH = {latency.E2E: 20, latency.ITL: 200}  # observations that make a mean
 _LEAST_KV_RATIO = 0.02  # a fuller cache tells how many requests it can hold
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lost(Record):
     """Bounds of what is in no figure, in the unit of the counter."""
 
@@ -76,7 +77,8 @@ class Unread:
     """A stretch in which a server may have counted and nobody read it, and bounds of how much.
 
     `running` and `waiting` are requests at the last scrape before it; both None for a server whose
-    first scrape ends the stretch. `why` is restart, outage or late. The bounds, `requests` and
+    first scrape ends the stretch. `why` is restart, outage, late, or clock (scrapes left out, for a
+    clock was set: somewhere in the window, for as long as they took). The bounds, `requests` and
     `tokens`, are whole numbers, as counts are.
     """
 
@@ -122,11 +124,16 @@ def losses(
 ) -> Losses:
     """What may be in no figure of the part; no stretch where every process was read to its end."""
     late = _late(window, part, tries)
-    if late.is_empty() and not (restarts or outages):
+    out = window.named_sql("figures", "contradicted")
+    if late.is_empty() and out.is_empty() and not (restarts or outages):
         return Losses((), "")
     found = ceiling(window)
     spells = [(r.instance, "restart", r.before, r.started or r.after) for r in restarts]
     spells += [(o.instance, "outage", o.last_good, o.end) for o in outages]
+    for instance, _, scrapes in out.iter_rows():
+        usual = usual_seconds(tries.filter(pl.col("instance") == instance).get_column("ts"))
+        taken = timedelta(seconds=(scrapes + 1) * usual)
+        spells.append((instance, "clock", part.start, part.start + taken))
     unread = [
         _after_last_scrape(row, found)
         for row in _with_load(window, part, spells).iter_rows(named=True)

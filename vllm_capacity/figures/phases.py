@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_capacity.facts.metrics import DECODE, PREFILL, QUEUE
 from vllm_capacity.figures import latency
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-PHASES = {"queue": latency.QUEUE, "prefill": latency.PREFILL, "decode": latency.DECODE}
+PHASES = {"queue": QUEUE, "prefill": PREFILL, "decode": DECODE}
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,26 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from vllm_capacity.facts.metrics import FLOPS as FLOPS
+from vllm_capacity.facts.metrics import GENERATION_TOKENS as GENERATION_TOKENS
+from vllm_capacity.facts.metrics import HTTP_REQUESTS as HTTP_REQUESTS
+from vllm_capacity.facts.metrics import OLD_PREFIX_HITS as OLD_PREFIX_HITS
+from vllm_capacity.facts.metrics import OLD_PREFIX_QUERIES as OLD_PREFIX_QUERIES
+from vllm_capacity.facts.metrics import PREEMPTIONS as PREEMPTIONS
+from vllm_capacity.facts.metrics import PREFIX_HITS as PREFIX_HITS
+from vllm_capacity.facts.metrics import PREFIX_QUERIES as PREFIX_QUERIES
+from vllm_capacity.facts.metrics import PROMPT_TOKENS as PROMPT_TOKENS
+from vllm_capacity.facts.metrics import PROMPT_TOKENS_BY_SOURCE as PROMPT_TOKENS_BY_SOURCE
+from vllm_capacity.facts.metrics import PROMPT_TOKENS_CACHED as PROMPT_TOKENS_CACHED
+from vllm_capacity.facts.metrics import READ_BYTES as READ_BYTES
+from vllm_capacity.facts.metrics import REJECTIONS as REJECTIONS
+from vllm_capacity.facts.metrics import REQUESTS as REQUESTS
+from vllm_capacity.facts.metrics import WRITE_BYTES as WRITE_BYTES
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-REQUESTS = "vllm:request_success_total"
-GENERATION_TOKENS = "vllm:generation_tokens_total"
-PROMPT_TOKENS = "vllm:prompt_tokens_total"
-PROMPT_TOKENS_BY_SOURCE = "vllm:prompt_tokens_by_source_total"
-PROMPT_TOKENS_CACHED = "vllm:prompt_tokens_cached_total"
-PREEMPTIONS = "vllm:num_preemptions_total"
-PREFIX_QUERIES = "vllm:prefix_cache_queries_total"
-PREFIX_HITS = "vllm:prefix_cache_hits_total"
-# Before 0.9.2 in blocks: never to be added to the newer pair, but their ratio is as sound.
-OLD_PREFIX_QUERIES = "vllm:gpu_prefix_cache_queries_total"
-OLD_PREFIX_HITS = "vllm:gpu_prefix_cache_hits_total"
 # What a step of the window is told by.
 STEP_COUNTERS = (GENERATION_TOKENS, PROMPT_TOKENS, REQUESTS, PREEMPTIONS)
-HTTP_REQUESTS = "http_requests_total"
-REJECTIONS = "vllm:admission_rejections_total"
-ESTIMATED_FLOPS = "vllm:estimated_flops_per_gpu_total"
-ESTIMATED_READ_BYTES = "vllm:estimated_read_bytes_per_gpu_total"
-ESTIMATED_WRITE_BYTES = "vllm:estimated_write_bytes_per_gpu_total"
 COUNTERS = (
     REQUESTS,
     GENERATION_TOKENS,
@@ -40,9 +39,9 @@ COUNTERS = (
     OLD_PREFIX_HITS,
     HTTP_REQUESTS,
     REJECTIONS,
-    ESTIMATED_FLOPS,
-    ESTIMATED_READ_BYTES,
-    ESTIMATED_WRITE_BYTES,
+    FLOPS,
+    READ_BYTES,
+    WRITE_BYTES,
 )
 """Every counter that a figure is made of."""
 SUCCESSFUL_REASONS = ("stop", "length", "repetition")

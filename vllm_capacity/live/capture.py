@@ -14,7 +14,7 @@ from vllm_capacity.live.scrape import Journal, Progress, run, targets
 from vllm_capacity.sources.asking import UNKEPT
 from vllm_capacity.sources.exposition import provenance
 from vllm_capacity.telemetry.rows import Rows
-from vllm_capacity.telemetry.store import Place, put_window, reserved
+from vllm_capacity.telemetry.store import Place, put_window, require_free, reserved
 
 LEAST_SECONDS = 0.01
 Read = Callable[[Path], Rows]
@@ -54,6 +54,7 @@ def capture(
     found = targets(tuple(metrics_url(url) for url in urls))
     settings = read_settings(environment, profile, prefix=METRICS, names=METRICS_SETTINGS)
     ends = stop or threading.Event()
+    require_free(to)
     journal = to.with_name(f"{to.name}.journal")
     with reserved(to) as place, _claimed(journal, to):
         with client(settings, follow_redirects=True, limits=UNKEPT, stop=ends) as asking:

@@ -20,7 +20,7 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_capacity.errors import InputError, NoTelemetryError, ParseError, plain
-from vllm_capacity.facts.catalog import keeps
+from vllm_capacity.facts.metrics import keeps
 from vllm_capacity.sources.gzip_members import Damage, is_gzip, pieces
 from vllm_capacity.sources.otlp import Wire
 from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey

@@ -8,10 +8,10 @@ here counters are differenced, restarts included, and quantiles come from the bu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Final
 
 from vllm_capacity.errors import InputError
+from vllm_capacity.facts.tables import suggest
 from vllm_capacity.sources.otlp import query_text
 from vllm_capacity.sources.parseable_sql import quoted
 
@@ -73,9 +73,8 @@ def guide_query(
     """
     known = {query.name: query for query in GUIDE_QUERIES}
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"No query {name!r}; {hint}There are: {', '.join(known)}.")
+        near = suggest(name, known)
+        raise InputError(f"No query {name!r}{near}. There are: {', '.join(known)}.")
     text = known[name].text.replace(_STREAM, quoted(stream))
     price = _NO_PRICE if usd_per_gpu_hour is None else usd_per_gpu_hour
     gpus = 1 if gpus_per_engine is None else gpus_per_engine

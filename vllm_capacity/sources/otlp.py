@@ -22,7 +22,7 @@ import duckdb
 import polars as pl
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.facts.catalog import Kind, Match, canonical_name, keeps, match
+from vllm_capacity.facts.metrics import Kind, Match, canonical_name, keeps, match
 from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,

@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.facts.catalog import Kind, keeps, match
+from vllm_capacity.facts.metrics import Kind, keeps, match
 from vllm_capacity.sources import parseable_queries as queries
 from vllm_capacity.sources import parseable_shapes as shapes
 from vllm_capacity.sources.parquet import LATE, LOOKBACK, SKEW

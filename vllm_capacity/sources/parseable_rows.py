@@ -107,7 +107,7 @@ def thinned_rows(pulled: Pulled) -> ThinnedRows:
     states = _ends(histograms, _STATE)
     samples = samples.unique(["series_id", "ms"], keep="first", maintain_order=True)
     rows = _rows(reader, samples, states, before)
-    clock, settled = correction(rows), settle(rows)
+    clock, settled = correction(rows), settle(rows, is_thinned=True)
     scalar_parts, histogram_parts = (
         [_restamped(part, clock) for part in parts]
         for parts in ([before[0], minutes], [before[1], histograms])

@@ -23,7 +23,7 @@ def read_points(path: Path) -> pl.DataFrame:
     if path.is_dir():
         raise InputError(f"Cannot read {str(path)!r} as a CSV: it is a folder.")
     try:
-        table = pl.read_csv(path, infer_schema_length=0, glob=False)
+        table = pl.read_csv(path.read_bytes(), infer_schema_length=0, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"Cannot read {str(path)!r} as a CSV: {reason}.") from None

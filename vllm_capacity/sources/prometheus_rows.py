@@ -17,7 +17,7 @@ import msgspec
 import polars as pl
 
 from vllm_capacity.errors import SourceError, plain
-from vllm_capacity.facts.catalog import keeps
+from vllm_capacity.facts.metrics import keeps
 from vllm_capacity.sources.otlp import Child, Wire, as_schema, of_job, series_of, serving
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,

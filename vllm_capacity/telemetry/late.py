@@ -32,6 +32,7 @@ from vllm_capacity.telemetry.manifest import (
     unlisted,
     write_note,
 )
+from vllm_capacity.telemetry.relabelled import without_repeats
 from vllm_capacity.telemetry.rows import HISTOGRAMS_SCHEMA, SAMPLES_SCHEMA, Rows
 from vllm_capacity.telemetry.store import parts_of, settle, write_part
 from vllm_capacity.telemetry.window import asked_instant
@@ -57,7 +58,8 @@ def extend_window(path: Path, late: Rows) -> list[str]:
         try:
             _remove_unlisted(path, folder)
             begin = asked_instant(held.provenance, "start")
-            settled = settle(_joined(_rows_of(held), late, begin=begin))
+            stored = _rows_of(held)
+            settled = settle(_joined(stored, without_repeats(late, stored), begin=begin))
             files = list(_files_of(settled, held, folder))
             write_note(path, held.provenance, files, through=folder)
         finally:

@@ -4,7 +4,7 @@ An address outlives its process: a server is restarted behind it, a pod is repla
 when it started (`process_start_time_seconds`); where that changes, all counters of the address
 begin again from 0, whether or not one of them was seen to fall. What is no restart:
 
-- a start time of 0, which says nothing;
+- a start time of 0, or one a year after the scrape that told it, which says nothing;
 - a change within 2 s: some exporters compute the start from two clocks, and it jitters;
 - a start that lies long before the last sample of the process before it: that one had not ended
   then, so a clock was set, or another process took over that had been there all along;
@@ -33,6 +33,7 @@ PROCESS_START = "process_start_time_seconds"
 BOOKKEEPING = ("up", "scrape_duration_seconds")
 DIFFERENCED = ("counter", "histogram")
 SAME_START = timedelta(seconds=2)
+_NO_START = 366 * 86_400  # seconds; a start so long after its scrape says nothing
 _CLOCKS_APART = timedelta(minutes=5)  # how far the clocks of a target and its scraper may differ
 _LIVES: dict[str, Any] = {
     "instance": pl.String,
@@ -87,7 +88,7 @@ def _told_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_
     own = known.filter(pl.col("metric") == PROCESS_START).select("series_id", "instance")
     starts = (
         samples.join(own, on="series_id")
-        .filter((pl.col("value") > 0) & (pl.col("value") < 1e11))
+        .filter((pl.col("value") > 0) & (pl.col("value") < pl.col("ts").dt.epoch("s") + _NO_START))
         .group_by("instance", "ts")
         .agg(pl.col("value").min())
         .sort("instance", "ts")
@@ -108,7 +109,7 @@ def _told_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_
 
 
 def _instant(seconds: str) -> pl.Expr:
-    micros = (pl.col(seconds) * 1e6).round().cast(pl.Int64)
+    micros = (pl.col(seconds) * 1e6).round().cast(pl.Int64, strict=False)
     return pl.from_epoch(micros, time_unit="us").dt.replace_time_zone("UTC")
 
 

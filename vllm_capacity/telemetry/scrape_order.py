@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.stamps import (
     CHANGE_SCHEMA,
+    CONTRADICTED,
     PROCESS_START,
     Frames,
     instant_of,
@@ -26,6 +27,7 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 _LONGER_RATIO = 1.25  # of the usual interval: what may be a step forward
+_LEAP_RATIO = 3.0  # of the most ever counted in an interval: more was counted in several
 _UNDONE_RATIO = 0.02  # how well a step back undoes a step forward, as a share of the step
 
 
@@ -47,7 +49,7 @@ def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any
             members = orders[best][start:end]
             order[start:end], is_stepped[members] = members, True
     moved = np.zeros(told.size, dtype=np.int64)
-    moved[order] = _moves(scrapes.ts_us[order], is_stepped[order])
+    moved[order] = _moves(scrapes.ts_us[order], is_stepped[order], scrapes.grown(order))
     changes = _changes(instance, scrapes, moved, is_out, is_stepped)
     return changes, _notes(instance, scrapes, moved, is_out)
 
@@ -56,14 +58,15 @@ def _best(scrapes: Scrapes, found: list[int], start: int, end: int) -> int | Non
     """Which order of a block is right: 0 by stamps, 1 as told, 2 as counted; None if none is.
 
     `found` are the contradictions of each. Counters alone are believed where a scrape before the
-    block shows how far they were.
+    block shows how far they were, or where they go on as usual at every step back of the clock.
     """
     stamped, told, counted = found
     is_known = np.unique(scrapes.arrival[start:end]).size > 1
     if not is_known:
         if stamped <= told:
             return 0
-        return 1 if not told and start > 0 and scrapes.total[start - 1] > 0 else None
+        is_later = start > 0 and scrapes.total[start - 1] > 0
+        return 1 if not told and (is_later or _goes_on(scrapes, start, end)) else None
     if not counted < min(stamped, told):
         is_tie = stamped == told == 0 and _has_twins(scrapes, start, end)
         return 1 if told < stamped or is_tie else 0
@@ -119,6 +122,11 @@ class Scrapes:
         """What grows with time in every scrape, the least first; nothing where not all tell."""
         is_told = not (np.isnan(self.start).any() or np.isnan(self.total).any())
         return (self.total, self.start) if is_told else ()
+
+    def grown(self, order: Integers) -> Floats:
+        """How much was counted between the scrapes in that order; nan where a process changed."""
+        grown = np.diff(self.total[order])
+        return np.where(np.diff(self.start[order]) == 0, grown, np.nan)
 
     def told_order(self) -> Integers:
         """The scrapes in order of arrival; of one arrival, as the counters of a process tell."""
@@ -189,6 +197,21 @@ def _has_twins(scrapes: Scrapes, start: int, end: int) -> bool:
     return bool(((np.diff(stamps) == 0) & (np.diff(totals) != 0)).any())
 
 
+def _goes_on(scrapes: Scrapes, start: int, end: int) -> bool:
+    """Whether one process counted a block, in the order of its counters, without a leap.
+
+    Where the stamps fall in that order, as much was counted as between two scrapes elsewhere. After
+    a restart it would be chance if the old counters began where the new ones ended.
+    """
+    order = start + np.lexsort((scrapes.ts_us[start:end], scrapes.total[start:end]))
+    is_one_process = np.unique(scrapes.start[start:end]).size == 1
+    grown = np.diff(scrapes.total[order])
+    is_back = np.diff(scrapes.ts_us[order]) <= 0
+    if not is_one_process or is_back.all() or not is_back.any():
+        return False
+    return bool(grown[is_back].max() <= grown[~is_back].max())
+
+
 def _fewest_contradicting(scrapes: Scrapes, start: int, end: int) -> Integers:
     """The scrapes of a block to leave out, so that those left agree with their stamps."""
     keys = list(zip(scrapes.start[start:end], scrapes.total[start:end], strict=True))
@@ -211,20 +234,23 @@ def _longest_rise(keys: list[tuple[float, float]]) -> Integers:
     return np.array(found[::-1], dtype=np.int64)
 
 
-def _moves(ts_us: Integers, is_stepped: Flags) -> Integers:
+def _moves(ts_us: Integers, is_stepped: Flags, grown: Floats) -> Integers:
     """By how much to move each stamp, of scrapes in their true order, so that time never falls.
 
-    0 for all where no clock was set. Most scrapes stay where they are.
+    0 for all where no clock was set. Most scrapes stay where they are. At a step back the usual
+    interval has passed; longer where far more was counted (`grown`) than ever in such an interval,
+    for then scrapes are missing there.
     """
     steps = np.diff(ts_us)
     back = np.flatnonzero((steps <= 0) & is_stepped[1:] & is_stepped[:-1])
     if not back.size:
         return np.zeros(ts_us.size, dtype=np.int64)
     usual = int(np.median(steps[steps > 0])) if (steps > 0).any() else 0
+    most = np.nanmax(grown, initial=0.0, where=(steps > 0) & (steps <= _LONGER_RATIO * usual))
     excess = np.zeros(ts_us.size, dtype=np.int64)
     ahead = [int(i) for i in np.flatnonzero(steps > _LONGER_RATIO * usual)]
     for i in back:
-        size = usual - int(steps[i])
+        size = _passed(usual, float(grown[i]), float(most)) - int(steps[i])
         excess[i + 1] = size
         slack = max(usual, int(_UNDONE_RATIO * size))
         undone = [j for j in ahead if abs(int(steps[j]) - usual - size) <= slack]
@@ -235,6 +261,13 @@ def _moves(ts_us: Integers, is_stepped: Flags) -> Integers:
     moved = np.cumsum(excess)
     sizes, members = np.unique(moved, return_counts=True)
     return np.asarray(moved - sizes[members.argmax()])
+
+
+def _passed(usual: int, grown: float, most: float) -> int:
+    """What passed at a step: the usual interval, or what so much takes at the highest rate seen."""
+    if not most > 0 or not grown > _LEAP_RATIO * most:
+        return usual
+    return int(usual * grown / most)
 
 
 def _changes(
@@ -269,7 +302,7 @@ def _notes(instance: str, scrapes: Scrapes, moved: Integers, is_out: Flags) -> l
         span = span_of(instant_of(own.min()), instant_of(own.max()))
         detail = (
             f"scrapes stamped {span} in an order that the counters of their process contradict (a "
-            "clock was set) were left out; what these alone counted is in no figure"
+            "clock was set) were left out"
         )
-        notes.append(note(instance, None, own.size, detail))
+        notes.append({**note(instance, None, own.size, detail), "check": CONTRADICTED})
     return notes

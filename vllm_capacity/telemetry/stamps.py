@@ -23,6 +23,8 @@ CHANGE_SCHEMA: dict[str, Any] = {
     "ts": UTC_MICROSECONDS,
     "moved_us": pl.Int64,  # null: left out
 }
+CONTRADICTED = "contradicted"
+"""The check of a note about scrapes left out because counters contradict their stamps."""
 _CHECK = "clock"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -54,9 +54,10 @@ def _steady_notes(changed: pl.DataFrame) -> list[dict[str, Any]]:
             str(instance),
             own["ts"].sort()[0],
             own.height,
-            "the scraper's clock was set; scrapes it stamped up to "
+            "the scraper's clock was set, or its machine was paused; scrapes it stamped up to "
             f"{seconds(own['moved_us'].abs().sort()[-1])} s off were moved to where a clock that "
-            "nobody sets has them; no figure moves",
+            "nobody sets has them; counts are exact; if the machine was paused, hours are missing "
+            "as much and rates are too high by it",
         )
         for (instance,), own in moved.group_by("instance", maintain_order=True)
     ]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ from vllm_capacity.telemetry.processes import (
     process_lives,
     with_births,
 )
+from vllm_capacity.telemetry.relabelled import with_relabelled
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.timerange import iso
 
@@ -120,17 +121,25 @@ def put_window(
     if rows.samples.is_empty() and rows.histograms.is_empty():
         raise WindowError(f"Nothing to write to {place.path}: there is not one sample.")
     place.staging.mkdir()
-    fill_folder(place.staging, settle(rows), provenance, minutes or {})
+    fill_folder(place.staging, settle(rows, is_thinned=bool(minutes)), provenance, minutes or {})
     return place.staging.replace(place.path)
 
 
-def settle(rows: Rows) -> Rows:
-    """The rows deduplicated and sorted by true time, `run` and `starts_at_zero` settled."""
+def settle(rows: Rows, *, is_thinned: bool = False) -> Rows:
+    """The rows deduplicated and sorted by true time, `run` and `starts_at_zero` settled.
+
+    Of thinned rows, not every scrape is there: then none can be told to lack a series that goes on
+    under other labels.
+    """
     rows = with_true_times(rows)
     samples, dropped_samples = _deduplicate(rows.samples, "value")
     histograms, dropped_histograms = _deduplicate(rows.histograms, "count")
     series = rows.series.unique("series_id", keep="first", maintain_order=True)
     lives = process_lives(samples, series)
+    if not is_thinned:
+        told = with_relabelled(Rows(series, samples, histograms, rows.intake, rows.begin), lives)
+        series, samples, histograms = told.series, told.samples, told.histograms
+        rows = replace(rows, intake=told.intake)
     samples = _with_counter_runs(samples, series, process_changes(samples, series, lives))
     histograms = _with_histogram_runs(histograms, process_changes(histograms, series, lives))
     seen = pl.concat([samples.select("series_id", "ts"), histograms.select("series_id", "ts")])

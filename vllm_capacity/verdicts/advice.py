@@ -40,7 +40,7 @@ _MIN_LIMITED_SHARE = 0.05
 _NO_LOSS = replace(PRIOR, kv_loss=0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Advice(Record):
     """One setting to change: on which engine (or "fleet"), why, and what it would bring.
 

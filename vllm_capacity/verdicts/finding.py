@@ -11,7 +11,7 @@ from vllm_capacity.record import Record
 from vllm_capacity.timerange import iso
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Finding(Record):
     """What a check found: how bad, how often, when, and which figures it can move by how much.
 

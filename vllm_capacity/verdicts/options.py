@@ -28,7 +28,7 @@ class Candidate:
     usd_per_gpu_hour: Estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Option(Figures):
     """One row of the table. `reason` is empty for an option that can be had, else why not."""
 

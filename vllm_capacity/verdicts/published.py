@@ -114,7 +114,9 @@ def _shared(
     tos: Mapping[tuple[str, str], list[Measurement]],
 ) -> list[tuple[str, str]]:
     """The workloads and loads of both sides, heaviest load first."""
-    return sorted(set(froms) & set(tos), key=lambda key: (-froms[key][0].offered_per_second, key))
+    return sorted(
+        set(froms) & set(tos), key=lambda key: (-froms[key][0].offered_requests_per_second, key)
+    )
 
 
 def _pair(froms: Sequence[Measurement], tos: Sequence[Measurement]) -> Pair:
@@ -130,7 +132,7 @@ def _pair(froms: Sequence[Measurement], tos: Sequence[Measurement]) -> Pair:
 
 def _with_async(runs: Sequence[Measurement], flag: bool) -> list[Measurement]:
     """The runs with (or without) asynchronous scheduling: the flag that moves throughput most."""
-    return [run for run in runs if ("--async-scheduling" in run.note) == flag]
+    return [run for run in runs if run.async_scheduling == flag]
 
 
 def _answers(pair: Pair, asked: Question) -> bool:
@@ -147,13 +149,13 @@ def _is_under(pair: Pair, load: Load) -> bool:
     if load.clients is not None:
         return pair.one.clients == load.clients
     if load.requests_per_second is not None:
-        return pair.one.offered_per_second == load.requests_per_second
+        return pair.one.offered_requests_per_second == load.requests_per_second
     return not load.is_capacity or (_is_behind(pair.one) and _is_behind(pair.other))
 
 
 def _is_behind(run: Measurement) -> bool:
     """Whether more came than was served: what was measured is what that GPU can do."""
-    offered = run.offered_per_second * run.output_tokens
+    offered = run.offered_requests_per_second * run.output_tokens
     return run.clients is None and run.output_tokens_per_second < KEPT_UP * offered
 
 

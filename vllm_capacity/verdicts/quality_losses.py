@@ -68,6 +68,20 @@ def outages(evidence: Evidence) -> list[Finding]:
     return found
 
 
+def contradicted(evidence: Evidence) -> list[Finding]:
+    """Targets with scrapes left out because a clock was set and their order is unknown."""
+    found = []
+    for instance, detail, scrapes in evidence.contradicted.iter_rows():
+        unread = evidence.losses.of(instance, "clock")
+        moves = _moves(unread)
+        effect = (
+            f"{instance}: {detail}. What only these counted is in no figure, nor is their time: "
+            f"{amounts(moves)}{_bound(unread, evidence)}."
+        )
+        found.append(Finding("clock", "error", scrapes, effect, None, moves))
+    return found
+
+
 def late_targets(evidence: Evidence) -> list[Finding]:
     """Targets that came in the middle of the part and do not say since when they count."""
     found = []

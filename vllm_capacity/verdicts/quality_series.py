@@ -8,12 +8,14 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from vllm_capacity.facts import catalog
+from vllm_capacity.facts import metrics as catalog
+from vllm_capacity.figures import losses, traffic
 from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.latency import Latency, Quantile
 from vllm_capacity.telemetry.processes import BOOKKEEPING
+from vllm_capacity.telemetry.relabelled import SURE
 from vllm_capacity.timerange import iso
-from vllm_capacity.verdicts.finding import Finding
+from vllm_capacity.verdicts.finding import Finding, amounts
 
 _EXACT_UP_TO = 2.0**53
 _UNEVEN = 0.75  # an engine below this part of its fair share is named
@@ -43,6 +45,40 @@ def intake(evidence: Evidence) -> list[Finding]:
         when = iso(first) if isinstance(first, datetime) else None
         found.append(Finding(str(check), "warning" if is_doubt else "info", count, effect, when))
     return found
+
+
+def relabelled(evidence: Evidence) -> list[Finding]:
+    """Series that went on under other labels: a fact where the old ones came back, else a doubt."""
+    found = []
+    groups = evidence.relabelled.group_by("instance", "check", maintain_order=True)
+    for (instance, check), rows in groups:
+        details = rows.get_column("detail").unique().sort().to_list()
+        moves = {} if check == SURE else _moved_if_new(rows)
+        effect = (
+            f"{instance}: {_some(rows.get_column('metric'))} vanished, and series with other "
+            f"labels appeared in the same scrape ({'; '.join(details[:3])}). "
+        )
+        effect += _ONE_SERIES if check == SURE else f"{_LIKELY_ONE}{amounts(moves) or 'unknown'}."
+        first = rows.get_column("first_ts").min()
+        when = iso(first) if isinstance(first, datetime) else None
+        severity = "info" if check == SURE else "warning"
+        found.append(Finding("series", severity, rows.height, effect, when, moves))
+    return found
+
+
+_ONE_SERIES = "The old labels came back, so both are one series: no figure moves."
+_LIKELY_ONE = (
+    "They are counted as one series that goes on, or from their first value where it is not clear "
+    "which goes on as which. If they were new series that count from 0, these would be higher: "
+)
+
+
+def _moved_if_new(rows: pl.DataFrame) -> dict[str, float]:
+    """By how much figures would be higher if relabelled series were new ones."""
+    most = dict(rows.group_by("metric").agg(pl.col("at_most").max()).drop_nulls().iter_rows())
+    figures = {"requests.finished": (traffic.REQUESTS,), "tokens": losses.TOKENS}
+    moves = {name: sum(most.get(m, 0.0) for m in metrics) for name, metrics in figures.items()}
+    return {name: amount for name, amount in moves.items() if amount}
 
 
 def lifetimes(evidence: Evidence) -> list[Finding]:
@@ -117,11 +153,16 @@ def jobs(evidence: Evidence) -> list[Finding]:
 
 
 def _about(check: str, severity: str, life: pl.DataFrame, effect: str) -> Finding:
-    metrics = life.get_column("metric").unique().sort().to_list()
-    named = ", ".join(metrics[:4]) + (f" and {len(metrics) - 4} more" if len(metrics) > 4 else "")
+    named = _some(life.get_column("metric"))
     first = life.get_column("first_ts").min()
     when = iso(first) if isinstance(first, datetime) else None
     return Finding(check, severity, life.height, f"{named} {effect}", when)
+
+
+def _some(metrics: pl.Series) -> str:
+    """The first few of these metrics by name, and how many more."""
+    names = metrics.unique().sort().to_list()
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def features(evidence: Evidence) -> list[Finding]:

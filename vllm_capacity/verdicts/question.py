@@ -82,7 +82,7 @@ class Question:
 
     @property
     def offered_tokens_per_second(self) -> float | None:
-        """Output tokens a second that an open load asks for; None where the load is another."""
+        """Output tokens per second that an open load asks for; None where the load is another."""
         rate = self.load.requests_per_second
         return None if rate is None else rate * self.output_tokens
 

@@ -52,8 +52,10 @@ REGIME_SCHEMA: dict[str, DataTypeClass | pl.DataType] = {
     "evidence": pl.String,
 }
 
+KV_FULL_RATIO = 0.9
+"""From here on the KV cache counts as full, where requests wait or are preempted."""
+
 _SEVERITY = (IDLE, CLIENT, UNKNOWN, SCHEDULER, PREFILL, KV)
-_KV_FULL_RATIO = 0.9
 _KV_TIGHT_RATIO = 0.75
 _QUEUE_SHARE = 0.5
 _CEILING_SHARE = 0.8
@@ -231,11 +233,11 @@ def _is_kv_bound(row: Row) -> bool:
     if mean is None or peak < _KV_TIGHT_RATIO:
         return False
     is_preempting = bool(row["preemptions"])
-    if mean >= _KV_FULL_RATIO:
+    if mean >= KV_FULL_RATIO:
         return is_preempting or bool(row["waiting_max"])
     is_below_ceiling = (row["at_ceiling_share"] or 0.0) < _CEILING_SHARE
     is_held_back = (row["waiting_share"] or 0.0) >= _QUEUE_SHARE and is_below_ceiling
-    if mean >= _KV_TIGHT_RATIO and peak >= _KV_FULL_RATIO:
+    if mean >= _KV_TIGHT_RATIO and peak >= KV_FULL_RATIO:
         return is_preempting or is_held_back
     return is_preempting and is_held_back
 
@@ -285,7 +287,7 @@ def _joined_flickers(judged: list[Judged]) -> list[Judged]:
         if before.regime != after.regime or before.regime not in LIMITS:
             continue
         is_limited = bool(this.step["waiting_share"]) or (
-            before.regime == KV and (this.step["kv_cache_ratio_max"] or 0.0) >= _KV_FULL_RATIO
+            before.regime == KV and (this.step["kv_cache_ratio_max"] or 0.0) >= KV_FULL_RATIO
         )
         if this.regime in (CLIENT, *LIMITS) and is_limited:
             joined[i] = replace(this, regime=before.regime, cause=before.cause)

@@ -4,23 +4,25 @@
    `max_num_seqs` rows, its activations for `max_num_batched_tokens`), is KV cache. KV cache ÷ the
    bytes of a sequence of the mean length is how many sequences run.
 2. *Batch* N = the least of that, of `max_num_seqs` and of the offered concurrency. vLLM's own
-   defaults: 1,024 sequences and 8,192 tokens a step on GPUs from 70 GiB that are no A100, else 256
-   and 2,048. This is why an H100 admits a burst that an A100 queues.
-3. *Steps a request* = max(O ÷ N, (I + O) ÷ tokens a step): decoding or prefilling sets the pace.
-4. *Core*: compute (2 × active parameters a token ÷ usable FLOPS) and weight reads (the experts that
-   a step's tokens touch ÷ usable bandwidth) overlap: a 4-norm of the two.
+   defaults: 1,024 sequences and 8,192 tokens per step on GPUs from 70 GiB that are no A100, else
+   256 and 2,048. This is why an H100 admits a burst that an A100 queues.
+3. *Steps per request* = max(O ÷ N, (I + O) ÷ tokens per step): decoding or prefilling limits.
+4. *Core*: compute (2 × active parameters per token ÷ usable FLOPS) and weight reads (the experts
+   that a step's tokens touch ÷ usable bandwidth) overlap: a 4-norm of the two.
 5. Added: attention over the prompt, KV reads, step overhead, all-reduce between GPUs, and what the
    host does per token and request, which no GPU makes faster (but newer GPUs stand in newer hosts).
 
-Output tokens a second = O ÷ the sum. Usable shares of the data sheet come from `Calibration`,
-fitted by `bench/whatif_calibration.py` to published runs and pairs. Alone this is right within a
-factor of 1.6; it serves as a *ratio* of two GPUs, in which shared errors cancel.
+Output tokens per second = O ÷ the sum. Usable shares of the data sheet come from `Calibration` and
+`data/gpu_architectures.csv`, fitted by `bench/whatif_calibration.py` to published runs and pairs.
+Alone this is right within a factor of 1.6; it serves as a *ratio* of two GPUs, in which shared
+errors cancel.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from vllm_capacity.facts.gpus import GIB, Gpu
 from vllm_capacity.facts.llms import Llm
@@ -45,19 +47,13 @@ _TILE_TOKENS = 32.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """Usable shares of a data sheet, and host seconds.
+    """Usable shares of a data sheet, and host seconds, that hold on every architecture.
 
-    `dense`, `moe` and `mxfp4` are shares of the dense 16-bit peak for the three kinds of kernel, by
-    architecture. Ampere and Hopper are fitted, the others are priors (the answer says so). A `moe`
-    kernel reaches its share only where each expert gets many tokens: see `_TILE_TOKENS`.
+    `kernel_shares` replaces the dense, MoE and MXFP4 shares of `data/gpu_architectures.csv`, by
+    architecture: those of another fit.
     """
 
-    dense_ampere: float = 0.637
-    dense_hopper: float = 0.585
-    moe_ampere: float = 0.465
-    moe_hopper: float = 0.475
-    mxfp4_ampere: float = 0.485
-    mxfp4_hopper: float = 0.256
+    kernel_shares: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     widened: float = 0.853
     native_fp8: float = 0.81
     bandwidth: float = 0.748
@@ -67,35 +63,6 @@ class Calibration:
     token_seconds: float = 4.28e-05
     request_seconds: float = 0.00156
     link: float = 0.34
-
-
-FITTED_FAMILIES = ("Ampere", "Hopper")
-_HOST_SPEED = {"Ada": 1.15, "Hopper": 1.3, "Blackwell": 1.4, "CDNA3": 1.3, "CDNA4": 1.4}
-"""How much faster the processors are that newer GPUs are sold beside, against Ampere's time."""
-_PRIOR_SHARES = {
-    "Ada": (0.60, 0.45, 0.30),
-    "Blackwell": (0.55, 0.40, 0.30),
-    "CDNA3": (0.30, 0.20, 0.15),
-    "CDNA4": (0.30, 0.20, 0.15),
-    "Volta": (0.60, 0.45, 0.30),
-    "Turing": (0.60, 0.45, 0.30),
-}
-OTHER_KERNELS = {"CDNA3": 0.5, "CDNA4": 0.5}
-"""Architectures of another vendor, and what their kernels reach of the bandwidth ours do.
-
-Published runs of vLLM on MI300X reached half of what its data sheet says beside an A100 in 2024
-(argonne-lcf/LLM-Inference-Bench, arXiv 2411.00136), and under half beside an H100 in August 2025
-(gpt-oss-20b, 4 to 16 clients: sariekr/gpu_conc).
-"""
-_LINK_BYTES_PER_SECOND = {
-    "Ampere": 300e9,
-    "Hopper": 450e9,
-    "Blackwell": 900e9,
-    "CDNA3": 448e9,
-    "CDNA4": 538e9,
-    "Volta": 150e9,
-}
-_PCIE_BYTES_PER_SECOND = {"Hopper": 64e9, "Blackwell": 64e9}
 
 
 @dataclass(frozen=True)
@@ -191,10 +158,10 @@ def request_times(job: Job, machine: Machine, *, batch: float, calibration: Cali
     tokens = job.input_tokens + job.output_tokens
     steps = max(job.output_tokens / batch, tokens / machine.tokens_per_step)
     bandwidth = machine.gpu.bandwidth_bytes_per_second * cal.bandwidth * n
-    bandwidth *= OTHER_KERNELS.get(machine.gpu.family, 1.0)
+    bandwidth *= machine.gpu.architecture.bandwidth_share
     touched = llm.weights_bytes(job.dtype) * touched_share(llm, tokens / steps)
     sequence = llm.stored_bytes(job.input_tokens + job.output_tokens / 2, n)
-    host_speed = _HOST_SPEED.get(machine.gpu.family, 1.0)
+    host_speed = machine.gpu.architecture.host_speed
     overhead = steps * cal.step_seconds_per_layer * llm.layers / host_speed
     flops = _usable_flops(job, machine, cal)
     return Times(
@@ -258,7 +225,7 @@ def is_native(dtype: str, gpu: Gpu) -> bool:
 def _usable_flops(job: Job, machine: Machine, cal: Calibration) -> float:
     gpu, dtype = machine.gpu, job.dtype
     peak = machine.tensor_tflops
-    share = _kind_share(job, gpu, cal)
+    share = _kernel_share(job, gpu, cal)
     if dtype == "fp8" and is_native(dtype, gpu):
         peak, share = gpu.fp8_dense_tflops or 2 * peak, share * cal.native_fp8
     elif dtype == "int8" and gpu.int8_dense_tops is not None:
@@ -277,33 +244,36 @@ def usable_share(job: Job, machine: Machine, cal: Calibration) -> float:
     return _usable_flops(job, machine, cal) / (machine.tensor_tflops * 1e12 * job.gpus)
 
 
-def _kind_share(job: Job, gpu: Gpu, cal: Calibration) -> float:
-    kind = 2 if job.dtype == "mxfp4" else 1 if job.llm.is_moe else 0
-    fitted = {
-        "Ampere": (cal.dense_ampere, cal.moe_ampere, cal.mxfp4_ampere),
-        "Hopper": (cal.dense_hopper, cal.moe_hopper, cal.mxfp4_hopper),
-    }
-    return {**_PRIOR_SHARES, **fitted}[gpu.family][kind]
+def _kernel_share(job: Job, gpu: Gpu, cal: Calibration) -> float:
+    """The share of the dense 16-bit peak that kernels of the job's kind reach.
+
+    MoE kernels reach theirs only where each expert gets many tokens: see `_TILE_TOKENS`.
+    """
+    row = gpu.architecture
+    stated = (row.dense_share, row.moe_share, row.mxfp4_share)
+    dense, moe, mxfp4 = cal.kernel_shares.get(row.architecture, stated)
+    if job.dtype == "mxfp4":
+        return mxfp4
+    return moe if job.llm.is_moe else dense
 
 
 def _attention_seconds(job: Job, machine: Machine, cal: Calibration) -> float:
     """Attention of the whole prompt to itself.
 
-    Models with attention sinks (gpt-oss) run before Hopper on a kernel that reaches far less.
+    Attention with sinks (gpt-oss) runs before Hopper on a kernel that reaches far less.
     """
     llm, mean_context = job.llm, job.input_tokens / 2
     width = 4.0 * llm.attention_heads * (llm.head_dim or 128)
     full = (llm.full_attention_layers or 0) * mean_context
     window = llm.sliding_layers * min(mean_context, llm.sliding_window_tokens or 0)
-    has_sinks = "gpt-oss" in llm.model
-    old = machine.gpu.family in ("Ampere", "Turing", "Volta", "Ada")
-    share = cal.attention_sinks if has_sinks and old else cal.attention
+    is_slow = llm.attention_sinks and not machine.gpu.architecture.has_fast_attention_sinks
+    share = cal.attention_sinks if is_slow else cal.attention
     flops = job.input_tokens * width * (full + window)
     return flops / (machine.tensor_tflops * 1e12 * share * job.gpus)
 
 
 def _reduce_seconds(job: Job, machine: Machine, cal: Calibration) -> float:
-    """All-reduce seconds a token: two a layer, over NVLink or its like, else over PCIe."""
+    """All-reduce seconds per token: two per layer, over NVLink or its like, else over PCIe."""
     if job.gpus == 1:
         return 0.0
     sent = 2 * job.llm.layers * job.llm.hidden_size * 2 * 2 * (job.gpus - 1) / job.gpus
@@ -312,10 +282,10 @@ def _reduce_seconds(job: Job, machine: Machine, cal: Calibration) -> float:
 
 def _link_bytes_per_second(gpu: Gpu, gpus: int) -> float:
     """What two GPUs exchange; a pair of PCIe cards that take a bridge may or may not have one."""
-    fast = _LINK_BYTES_PER_SECOND.get(gpu.family)
-    slow = _PCIE_BYTES_PER_SECOND.get(gpu.family, 32e9)
+    row = gpu.architecture
+    fast, slow = row.link_bytes_per_second, row.pcie_bytes_per_second
     if fast is None:
         return slow
     if gpu.form_factor == "PCIe":
-        return math.sqrt(fast * slow) if gpus == 2 and gpu.family in FITTED_FAMILIES else slow
+        return math.sqrt(fast * slow) if gpus == 2 and row.has_bridged_pcie_pairs else slow
     return fast

@@ -113,7 +113,7 @@ _CURVE_POINTS, _CURVE_RESAMPLES = 40, 60
 _BAND_BLOCK = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stretch(Record):
     """Consecutive steps of one engine under one regime, and one sentence with the numbers."""
 
@@ -155,7 +155,7 @@ class Imbalance:
     free: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Saturation(Figures):
     """What limits the server, how much it can do, and how much room is left.
 

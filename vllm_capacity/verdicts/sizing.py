@@ -15,16 +15,16 @@ from typing import ClassVar
 
 import polars as pl
 
-from vllm_capacity.engine.queueing import Queue, servers_needed
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.record import Record
 from vllm_capacity.timerange import HOURS_PER_MONTH
+from vllm_capacity.verdicts.queueing import Queue, servers_needed
 
 MAX_REPLICAS = 1_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Policy(Record):
     """How careful to be: headroom 0..1, spare replicas, start-up and growth.
 
@@ -209,7 +209,7 @@ def _tighter(time: float, kv: float | None) -> Change:
     return Change(capacity=time, basis="engine time a request, before ÷ after")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QueueCheck(Record):
     """What an M/G/c queue says of a number of replicas at a demand.
 

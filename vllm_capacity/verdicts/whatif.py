@@ -1,4 +1,4 @@
-"""What another GPU would do: output tokens a second on H, from a measurement on G.
+"""What another GPU would do: output tokens per second on H, from a measurement on G.
 
 1. *Refuse* where the domain ends (`whatif_refusal`): the weights do not fit, no sequence fits
    beside them, the GPU cannot run the weight type, the context is too long.
@@ -24,9 +24,7 @@ from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.published import correction, measured_ratio
 from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.roofline import (
-    FITTED_FAMILIES,
     OFFERED,
-    OTHER_KERNELS,
     Calibration,
     is_native,
     kv_room_bytes,
@@ -61,7 +59,8 @@ UNFITTED_FACTOR = 1.25
 MOST_BELIEVED = 10.0
 """A rate of more times the arithmetic is no such set-up; cached prompts can make up some of it."""
 _MAY_BE_NATIVE = ("fp8", "int8", "nvfp4")
-OTHER_KERNELS_HALF_WIDTH = 0.60
+FITTED_VENDOR = "NVIDIA"
+OTHER_VENDOR_HALF_WIDTH = 0.60
 """The same with another vendor's kernels, whatever the load."""
 SPAN_SHARE = 0.5
 """How much of a span's distance the band takes on: its ends are no likelier than its middle."""
@@ -88,7 +87,7 @@ def what_if(
     busy: Busy | None = None,
     calibration: Calibration | None = None,
 ) -> Estimate:
-    """Output tokens a second on the asked GPU: an interval with its basis, or the refusal's reason.
+    """Output tokens per second on the asked GPU: an interval with its basis, or why not.
 
     `published` are the runs to look up and to correct by. Of a span of form factors, the first that
     `prefer` names for that GPU gives the middle (else the one with the most bandwidth). `busy` is
@@ -201,10 +200,10 @@ def _band(half: float, ratios: Sequence[float], *, gain: float, fade: float) -> 
 
 def _widened(half: float, one: Side, other: Side) -> float:
     """Half a band, wider for an architecture that no run was fitted to."""
-    families = {side.machine.gpu.family for side in (one, other)}
-    if families & set(OTHER_KERNELS):
-        return max(half, OTHER_KERNELS_HALF_WIDTH)
-    return half if families <= set(FITTED_FAMILIES) else half * UNFITTED_FACTOR
+    architectures = [side.machine.gpu.architecture for side in (one, other)]
+    if any(row.vendor != FITTED_VENDOR for row in architectures):
+        return max(half, OTHER_VENDOR_HALF_WIDTH)
+    return half if all(row.is_fitted for row in architectures) else half * UNFITTED_FACTOR
 
 
 def _model_log(question: Question, prefer: Forms, cal: Calibration) -> float:
@@ -260,10 +259,10 @@ def _basis(question: Question, one: Side, other: Side, *, weight: float) -> Iter
             f"that is {question.output_tokens_per_second / one.rate:.1f} × what the arithmetic "
             "gives on G: cached prompts, or another set-up than told? Hence the wider band"
         )
-    families = {side.machine.gpu.family for side in (one, other)}
-    if not families <= set(FITTED_FAMILIES):
-        named = ", ".join(sorted(families - set(FITTED_FAMILIES)))
-        yield f"{named} was never fitted to runs: a prior, wider band"
+    architectures = (side.machine.gpu.architecture for side in (one, other))
+    unfitted = {row.architecture for row in architectures if not row.is_fitted}
+    if unfitted:
+        yield f"{', '.join(sorted(unfitted))} was never fitted to runs: a prior, wider band"
 
 
 def _light_words(question: Question, one: Side) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GIB, Gpu, gpus
 from vllm_capacity.facts.llms import Llm
 from vllm_capacity.verdicts.question import Question
@@ -47,7 +48,12 @@ def uneven(llm: Llm, gpus: int) -> str:
 
 def impossible(job: Job, gpu: Gpu) -> str:
     """Why a GPU cannot run a job at all, with numbers; empty where it may."""
-    if gpu.family in ("Volta", "Turing") and job.dtype not in ("bf16", "fp32", "int8", "int4"):
+    try:
+        architecture = gpu.architecture
+    except InputError as unknown:  # a reason in the table of options, not the end of the table
+        return str(unknown).rstrip(".")
+    is_narrow_float = job.dtype in ("fp8", "mxfp4", "nvfp4")
+    if is_narrow_float and not architecture.runs_fp8_and_fp4_weights:
         return f"{gpu.name} cannot run {job.dtype} weights: vLLM has no kernel before Ampere"
     if tensor_tflops_range(gpu, gpus()) is None:
         return f"no TFLOPS of {gpu.name} or of its architecture {gpu.family} in gpu_specs.csv"

@@ -1,9 +1,9 @@
 """The ratio that a what-if scales by: rate on H over rate on G, saturated, light, or as counted.
 
 Where the question tells how many clients were held, both sides are reckoned at that many running
-(`sides`), or as many of them as fit. Where it tells the requests a second that came, H is reckoned
-saturated, for `whatif` to cap at what came; a G that kept up with them may have had more to give
-(`spare_log`). Where it tells neither, the measured rate has to say what load it was:
+(`sides`), or as many of them as fit. Where it tells the requests per second that came, H is
+reckoned saturated, for `whatif` to cap at what came; a G that kept up with them may have had more
+to give (`spare_log`). Where it tells neither, the measured rate has to say what load it was:
 
 A rate of under `LIGHT_LOAD` of what the arithmetic says G could do is one that the client limits:
 of the published runs at saturation, their models left out of the fit, none lay lower. Then H
@@ -58,7 +58,7 @@ class Side:
 
     @property
     def rate(self) -> float:
-        """Output tokens a second by the arithmetic."""
+        """Output tokens per second by the arithmetic."""
         return self.job.output_tokens / self.times.total
 
 

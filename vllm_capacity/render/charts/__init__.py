@@ -1,90 +1,67 @@
-"""Every chart we draw: one function, one question each. To add one, write it and name it in CHARTS.
+"""Every chart we draw: one function, one question each. To add one, write the function.
 
-A chart is drawn from a small tidy frame and the window's answer. `frame` says which one: `steps`
-(`figures.series.per_step`) or `costs` (the cost of each hour). None of them computes a figure.
+The charts are the public functions of the modules named in `_MODULES`. A chart takes the analysis
+(or the plan) that it draws; none of them computes a figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import TYPE_CHECKING
 
-import altair as alt
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.plan import Plan
+from vllm_capacity.render.charts import cost as _cost
+from vllm_capacity.render.charts import latency as _latency
+from vllm_capacity.render.charts import plan as _plan
+from vllm_capacity.render.charts import saturation as _saturation
+from vllm_capacity.render.charts import traffic as _traffic
+from vllm_capacity.render.charts.base import Chart
 
-from vllm_capacity.render.charts.base import Answer
-from vllm_capacity.render.charts.cost import cost_by_utilisation, cost_per_request
-from vllm_capacity.render.charts.latency import between_tokens, first_token, queue, whole_answer
-from vllm_capacity.render.charts.load import (
-    latency_by_kv,
-    latency_by_load,
-    preemptions_by_kv,
-    preemptions_by_load,
-)
-from vllm_capacity.render.charts.saturation import (
-    kv_cache,
-    kv_saturation_curve,
-    regimes,
-    saturation_curve,
-)
-from vllm_capacity.render.charts.time import readable_step_seconds
-from vllm_capacity.render.charts.traffic import outcomes, request_rate, throughput, tokens
+Draw = Callable[..., Chart]
 
-__all__ = [
-    "CHARTS",
-    "Chart",
-    "between_tokens",
-    "cost_by_utilisation",
-    "cost_per_request",
-    "first_token",
-    "kv_cache",
-    "kv_saturation_curve",
-    "latency_by_kv",
-    "latency_by_load",
-    "outcomes",
-    "preemptions_by_kv",
-    "preemptions_by_load",
-    "queue",
-    "readable_step_seconds",
-    "regimes",
-    "request_rate",
-    "saturation_curve",
-    "throughput",
-    "tokens",
-    "whole_answer",
-]
+_MODULES = (_traffic, _latency, _saturation, _cost, _plan)
+CHARTS: Mapping[str, Draw] = {
+    name: draw
+    for module in _MODULES
+    for name, draw in vars(module).items()
+    if inspect.isfunction(draw) and draw.__module__ == module.__name__ and name[0] != "_"
+}
+"""Every chart by its name, in the order of the report."""
+
+globals().update(CHARTS)  # `charts.saturation` is the chart; its module has the same name
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Draw:
+        """A chart, for a reader of types: the names are not written here a second time."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A chart in the registry: its name, the function that draws it, the frame it draws."""
-
-    name: str
-    draw: Callable[..., alt.TopLevelMixin]
-    frame: Literal["steps", "costs"] = "steps"
-
-    def __call__(self, frames: dict[str, Any], answer: Answer) -> alt.TopLevelMixin:
-        """The chart of these frames (by name) and this answer."""
-        return self.draw(frames[self.frame], answer)
+def charts_of(drawn: type[Analysis] | type[Plan]) -> Mapping[str, Draw]:
+    """The charts whose first argument is an `Analysis`, or a `Plan`, by name."""
+    first = drawn.__name__.lower()
+    return {
+        name: draw
+        for name, draw in CHARTS.items()
+        if next(iter(inspect.signature(draw).parameters)) == first
+    }
 
 
-CHARTS: tuple[Chart, ...] = (
-    Chart("throughput", throughput),
-    Chart("request_rate", request_rate),
-    Chart("tokens", tokens),
-    Chart("outcomes", outcomes),
-    Chart("first_token", first_token),
-    Chart("between_tokens", between_tokens),
-    Chart("whole_answer", whole_answer),
-    Chart("queue", queue),
-    Chart("kv_cache", kv_cache),
-    Chart("saturation_curve", saturation_curve),
-    Chart("kv_saturation_curve", kv_saturation_curve),
-    Chart("latency_by_load", latency_by_load),
-    Chart("latency_by_kv", latency_by_kv),
-    Chart("preemptions_by_load", preemptions_by_load),
-    Chart("preemptions_by_kv", preemptions_by_kv),
-    Chart("regimes", regimes),
-    Chart("cost_per_request", cost_per_request, frame="costs"),
-    Chart("cost_by_utilisation", cost_by_utilisation),
-)
+class Charts:
+    """The charts of one analysis or of one plan, as methods: `Charts(analysis).saturation()`."""
+
+    def __init__(self, drawn: Analysis | Plan) -> None:
+        self._drawn = drawn
+
+    def __getattr__(self, name: str) -> Draw:
+        """The chart of that name, drawn from what was given."""
+        known = charts_of(Plan if isinstance(self._drawn, Plan) else Analysis)
+        if name not in known:
+            raise AttributeError(f"No chart {name!r}; there are {', '.join(known)}.")
+        return MethodType(known[name], self._drawn)
+
+    def __dir__(self) -> list[str]:
+        """The names of the charts."""
+        known = charts_of(Plan if isinstance(self._drawn, Plan) else Analysis)
+        return sorted([*super().__dir__(), *known])

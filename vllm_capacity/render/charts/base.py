@@ -1,41 +1,101 @@
-"""What every chart of ours has: a question, what was found, a table, a pointer; or a reason.
+"""What every chart has: a title, a caption, the table behind it, a definition; or a reason.
 
-A chart's title (its question), subtitle (what was found) and the table behind it travel with the
-spec, in `title` and in `usermeta`, so that the page can write them as text: Vega does not wrap
-lines.
+A chart's title, its caption (what was found) and its table travel with the spec, in `title` and in
+`usermeta`, so that the page can write them as text: Vega does not wrap lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from textwrap import wrap
+from typing import Literal
 
 import altair as alt
 import polars as pl
 
 from vllm_capacity.render.charts import theme
+from vllm_capacity.render.charts.theme import VegaSpec
 from vllm_capacity.render.report.contract import HOVER, NOTEBOOK_WIDTH
 
-Answer = Mapping[str, Any]
+Chart = alt.TopLevelMixin
 
 HEIGHT = 200
+_EMPTY_HEIGHT = 40
 _SIGNIFICANT = 6
+_LINE_PIXELS, _BAR_PIXELS, _ROOM_PIXELS = 15, 15, 4  # of a line of text, of a bar, under a row
+_BAR_BELOW_TEXT = 9
+_LINE_LETTERS = 52  # what a line of text has room for on a phone
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Where a chart stands: its title, and the figure whose definition it links to.
+
+    Where there is room, a `half` panel stands beside another.
+    """
+
+    title: str
+    definition: str
+    half: bool = False
+
+    def chart(
+        self,
+        layers: Sequence[alt.Chart],
+        *,
+        caption: str,
+        table: VegaSpec,
+        height: int = HEIGHT,
+    ) -> Chart:
+        """The layers as one chart, with its caption and the table behind it."""
+        return self._placed(
+            alt.layer(*layers),
+            height=height,
+            title=alt.TitleParams(text=self.title, subtitle=caption),
+            notes={"table": table},
+        )
+
+    def empty(self, reason: str) -> Chart:
+        """In the place of a chart that has nothing to draw: the reason, a sentence."""
+        text = (
+            alt.Chart(pl.DataFrame({"reason": [reason]}))
+            .mark_text(align="left", color=theme.SOFT, fontSize=14)
+            .encode(x=alt.value(0), text=alt.Text("reason:N"))
+        )
+        title = alt.TitleParams(text=self.title)
+        return self._placed(text, height=_EMPTY_HEIGHT, title=title, notes={"empty": reason})
+
+    def _placed(
+        self,
+        chart: alt.Chart | alt.LayerChart | alt.FacetChart,
+        *,
+        height: int,
+        title: alt.TitleParams,
+        notes: VegaSpec,
+    ) -> Chart:
+        own = {"definition": self.definition, "half": self.half, **notes}
+        placed: Chart = chart.properties(
+            width=NOTEBOOK_WIDTH,
+            height=height,
+            title=title,
+            usermeta={"vllm_capacity": own},
+        )
+        return placed
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table under a chart: the frame's, its head with the unit, its writing."""
+    """A column of the table under a chart: the frame's, its head with the unit, its format."""
 
     name: str
     title: str
-    write: Callable[[Any], str]
+    write: Callable[..., str]
 
 
 @dataclass(frozen=True)
 class Tip:
-    """A line of a tooltip: the frame's column, a D3 format (none for text), its words."""
+    """A line of a tooltip: the frame's column, a D3 format (none for text), its label."""
 
     column: str
     format: str
@@ -57,51 +117,10 @@ class Label:
     dx: float = 0
 
 
-def titled(
-    layers: Sequence[alt.Chart],
-    *,
-    question: str,
-    found: str,
-    definition: str,
-    table: dict[str, Any] | None,
-    height: int = HEIGHT,
-    half: bool = False,
-) -> alt.TopLevelMixin:
-    """The layers as a chart with its question, what was found, its table, and its definition.
-
-    Where there is room, a `half` chart stands beside another.
-    """
-    chart: alt.TopLevelMixin = alt.layer(*layers).properties(
-        width=NOTEBOOK_WIDTH,
-        height=height,
-        title=alt.TitleParams(text=question, subtitle=found),
-        usermeta={"vllm_capacity": {"definition": definition, "table": table, "half": half}},
-    )
-    return chart
-
-
-def nothing(
-    *, question: str, reason: str, definition: str, half: bool = False
-) -> alt.TopLevelMixin:
-    """In the place of a chart that has nothing to draw: why."""
-    chart: alt.TopLevelMixin = (
-        alt.Chart(pl.DataFrame({"reason": [reason]}))
-        .mark_text(align="left", color=theme.SOFT, fontSize=14)
-        .encode(x=alt.value(0), text=alt.Text("reason:N"))
-        .properties(
-            width=NOTEBOOK_WIDTH,
-            height=40,
-            title=alt.TitleParams(text=question),
-            usermeta={"vllm_capacity": {"definition": definition, "empty": reason, "half": half}},
-        )
-    )
-    return chart
-
-
 def labelled(
-    base: alt.Chart, label: Label, *, colour: str, x: alt.X | None, y: alt.Y
+    base: alt.Chart, label: Label, *, color: str, x: alt.X | None, y: alt.Y
 ) -> list[alt.Chart]:
-    """The column `name` as text, over a wider copy in the paper's colour that no line crosses.
+    """The column `name` as text, over a wider copy in the paper's color that no line crosses.
 
     Without `x` the text stands at the edge that it is aligned to.
     """
@@ -111,13 +130,20 @@ def labelled(
     baseline: Literal["top", "bottom"] = "top" if label.below else "bottom"
     dy = 6 if label.below else -4
 
-    def text(**look: Any) -> alt.Chart:  # noqa: ANN401  a mark's many options
+    def text(color: str, halo_pixels: float = 0) -> alt.Chart:
         made: alt.Chart = encoded.mark_text(
-            align=label.align, baseline=baseline, dx=label.dx, dy=dy, fontWeight=600, **look
+            align=label.align,
+            baseline=baseline,
+            dx=label.dx,
+            dy=dy,
+            fontWeight=600,
+            color=color,
+            stroke=color if halo_pixels else alt.Undefined,
+            strokeWidth=halo_pixels or alt.Undefined,
         )
         return made
 
-    return [text(color=theme.PAPER, stroke=theme.PAPER, strokeWidth=4), text(color=colour)]
+    return [text(theme.PAPER, halo_pixels=4), text(color)]
 
 
 def pointer(
@@ -151,7 +177,7 @@ def rounded(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col(pl.Float64).round_sig_figs(_SIGNIFICANT))
 
 
-def table_of(frame: pl.DataFrame, columns: Sequence[Column]) -> dict[str, Any]:
+def table_of(frame: pl.DataFrame, columns: Sequence[Column]) -> VegaSpec:
     """The table behind a chart, as text cells; what was not observed is a dash."""
     cells = [
         [
@@ -160,10 +186,87 @@ def table_of(frame: pl.DataFrame, columns: Sequence[Column]) -> dict[str, Any]:
         ]
         for row in frame.select([column.name for column in columns]).iter_rows()
     ]
-    heads = [{"title": column.title, "numeric": i > 0} for i, column in enumerate(columns)]
+    heads = [
+        {"title": column.title, "numeric": frame.schema[column.name].is_numeric()}
+        for column in columns
+    ]
     return {"columns": heads, "rows": cells, "caption": "", "empty": "No rows."}
 
 
 def clock(value: datetime) -> str:
     """A step's start in a table."""
     return f"{value:%-d %b %H:%M:%S}"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """How ranked bars are drawn: the titles of both axes, the labels of amounts, color, tips."""
+
+    amount: str
+    what: str
+    axis: alt.Axis
+    color: str
+    tips: Sequence[Tip]
+
+
+def ranked(frame: pl.DataFrame, bars: Bars) -> tuple[list[alt.Chart], int]:
+    """Downwards, a row of text over a bar with its interval, or of text alone; and the height.
+
+    Text stands over bars, not beside them, so that long names leave the bars room on a phone; and
+    in lines that a phone has room for.
+    Columns used: name, low, mid, high (null where there is no bar), and those of the tips.
+    """
+    is_known = frame["mid"].is_not_null()
+    lines = [wrap(name, _LINE_LETTERS, break_on_hyphens=False) for name in frame["name"]]
+    text_pixels = [len(each) * _LINE_PIXELS for each in lines]
+    pixels = [
+        text + _ROOM_PIXELS + (_BAR_PIXELS if known else 0)
+        for text, known in zip(text_pixels, is_known, strict=True)
+    ]
+    tops = pl.Series([float(sum(pixels[:place])) for place in range(len(pixels))])
+    placed = rounded(frame).with_columns(
+        lines=pl.Series(["\n".join(each) for each in lines]),
+        zero=pl.lit(0.0),
+        text_at=tops,
+        bar_at=tops + pl.Series(text_pixels) + _BAR_BELOW_TEXT,
+    )
+    downwards = alt.Scale(domain=[0, sum(pixels)], reverse=True, nice=False)
+    unseen = alt.Axis(labels=False, grid=False, ticks=False, domain=False)
+
+    def y(column: str) -> alt.Y:
+        return alt.Y(f"{column}:Q", title=bars.what, scale=downwards, axis=unseen)
+
+    layers = [
+        *_bars(placed.filter(is_known), bars, y("bar_at")),
+        _bar_text(placed.filter(is_known), y("text_at"), color=theme.INK),
+        _bar_text(placed.filter(~is_known), y("text_at"), color=theme.SOFT),
+    ]
+    return layers, sum(pixels)
+
+
+def _bars(rows: pl.DataFrame, bars: Bars, y: alt.Y) -> list[alt.Chart]:
+    """A bar per row up to its middle, with its interval as a line and its middle as a point."""
+
+    def x(column: str) -> alt.X:
+        scale = alt.Scale(domainMin=0, nice=True)
+        return alt.X(f"{column}:Q", title=bars.amount, axis=bars.axis, scale=scale)
+
+    base = alt.Chart(rows).encode(y=y, tooltip=[tip.tooltip for tip in bars.tips])
+    whole = base.mark_rule(color=bars.color, strokeWidth=10, opacity=0.55)
+    interval = base.mark_rule(color=theme.INK, strokeWidth=1.5)
+    middle = base.mark_point(filled=True, size=40, color=theme.INK, opacity=1)
+    return [
+        whole.encode(x=x("zero"), x2=alt.X2("mid")),
+        interval.encode(x=x("low"), x2=alt.X2("high")),
+        middle.encode(x=x("mid")),
+    ]
+
+
+def _bar_text(rows: pl.DataFrame, y: alt.Y, *, color: str) -> alt.Chart:
+    """The rows' text, from the left edge of the picture on: left of the bars, too, is room."""
+    made: alt.Chart = (
+        alt.Chart(rows.select("lines", "text_at"))
+        .mark_text(align="left", baseline="top", dy=3, color=color, lineBreak="\n")
+        .encode(x=alt.value(-theme.LEFT_PIXELS), y=y, text=alt.Text("lines:N"))
+    )
+    return made

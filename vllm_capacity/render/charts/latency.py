@@ -1,123 +1,128 @@
-"""Charts of waiting: how long users waited, and how many were waiting."""
+"""Charts of latency: how long users waited, and how many requests were queued."""
 
 from __future__ import annotations
 
-import altair as alt
-import polars as pl
+from dataclasses import dataclass
 
+import altair as alt
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures.latency import Quantiles
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.charts.base import (
-    Answer,
-    Column,
-    Tip,
-    has_values,
-    nothing,
-    table_of,
-    titled,
-)
+from vllm_capacity.render.charts.base import Chart, Column, Panel, Tip, has_values, table_of
 from vllm_capacity.render.charts.time import START, Limit, Line, over_time
 from vllm_capacity.render.numbers import number, seconds
-from vllm_capacity.render.prose import verdict as words
+from vllm_capacity.render.prose import captions
 
-_QUESTIONS = {
-    "ttft": "How long until the first token?",
-    "itl": "How long between one token and the next?",
-    "e2e": "How long until the whole answer?",
-}
 _MILLISECONDS = "format(datum.value * 1000, ',')"
 
 
-def first_token(
-    steps: pl.DataFrame, answer: Answer, slo_seconds: float | None = None
-) -> alt.TopLevelMixin:
-    """Time to first token over time: median and p95, its bounds as a band, the SLO as a rule.
+@dataclass(frozen=True)
+class _Latency:
+    """A latency: its name in columns, its quantiles over the window, and its target, if any."""
+
+    name: str
+    title: str
+    quantiles: Quantiles
+    attainment: Estimate | None = None
+    target_seconds: float | None = None
+    is_in_ms: bool = False
+
+
+def ttft(analysis: Analysis) -> Chart:
+    """Time to first token over time: p50 and p95, its bounds as a band, the target as a rule.
 
     The truth lies inside the band: a histogram knows no more than the edges of its buckets.
-    Columns used: ts, ttft_p50_seconds, ttft_p95_seconds and its _lower and _upper.
+    Columns used: start, end, ttft_p50_seconds, ttft_p95_seconds and its _lower and _upper.
     """
-    return _latency(steps, answer, "ttft", slo_seconds)
+    latency = _Latency(
+        "ttft",
+        "Time to first token (TTFT) over time",
+        analysis.answer.latency.ttft,
+        analysis.answer.slo.ttft_attainment,
+        analysis.assumptions.slo.ttft_p95_seconds,
+    )
+    return _over_time(analysis, latency)
 
 
-def between_tokens(
-    steps: pl.DataFrame, answer: Answer, slo_seconds: float | None = None
-) -> alt.TopLevelMixin:
-    """Inter-token latency over time: median and p95, its bounds as a band, the SLO as a rule.
+def itl(analysis: Analysis) -> Chart:
+    """Inter-token latency over time: p50 and p95, its bounds as a band, the target as a rule.
 
-    Columns used: ts, itl_p50_seconds, itl_p95_seconds and its _lower and _upper.
+    Columns used: start, end, itl_p50_seconds, itl_p95_seconds and its _lower and _upper.
     """
-    return _latency(steps, answer, "itl", slo_seconds)
+    latency = _Latency(
+        "itl",
+        "Inter-token latency (ITL) over time",
+        analysis.answer.latency.itl,
+        analysis.answer.slo.itl_attainment,
+        analysis.assumptions.slo.itl_p95_seconds,
+        # Tokens are tens of milliseconds apart: in seconds their axis would read 0.0 throughout.
+        is_in_ms=True,
+    )
+    return _over_time(analysis, latency)
 
 
-def whole_answer(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
-    """End-to-end latency over time: median and p95, its bounds as a band.
+def e2e_latency(analysis: Analysis) -> Chart:
+    """End-to-end latency over time: p50 and p95, its bounds as a band.
 
-    Columns used: ts, e2e_p50_seconds, e2e_p95_seconds and its _lower and _upper.
+    Columns used: start, end, e2e_p50_seconds, e2e_p95_seconds and its _lower and _upper.
     """
-    return _latency(steps, answer, "e2e", None)
+    title = "End-to-end (E2E) latency over time"
+    return _over_time(analysis, _Latency("e2e", title, analysis.answer.latency.e2e))
 
 
-def queue(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
+def queue(analysis: Analysis) -> Chart:
     """Requests running and waiting over time, summed over engines.
 
     Read it for the moment when running stands still and waiting begins: that is the ceiling.
-    Columns used: ts, running, waiting.
+    Columns used: start, end, running_mean, waiting_mean.
     """
-    question = "Did requests queue?"
-    if not has_values(steps, "running", "waiting"):
-        reason = "The server did not say how many requests ran or waited."
-        return nothing(question=question, reason=reason, definition="queue")
+    panel = Panel("Did requests queue?", "queue")
+    steps = analysis.series
+    if not has_values(steps, "running_mean", "waiting_mean"):
+        return panel.empty("The server did not say how many requests ran or waited.")
     layers = over_time(
         steps,
-        answer,
+        analysis.time_range,
         [
-            Line("running", "running", theme.LOAD),
-            Line("waiting", "waiting", theme.LIMIT, dash=(4, 3)),
+            Line("running_mean", "running", theme.LOAD),
+            Line("waiting_mean", "waiting", theme.LIMIT, dash=(4, 3)),
         ],
         unit="requests",
-        tips=[Tip("running", ",.1f", "running"), Tip("waiting", ",.1f", "waiting")],
+        tips=[Tip("running_mean", ",.1f", "running"), Tip("waiting_mean", ",.1f", "waiting")],
     )
-    columns = [START, Column("running", "running", number), Column("waiting", "waiting", number)]
-    return titled(
-        layers,
-        question=question,
-        found=words.queue_found(answer),
-        definition="queue",
-        table=table_of(steps, columns),
+    columns = [
+        START,
+        Column("running_mean", "running", number),
+        Column("waiting_mean", "waiting", number),
+    ]
+    return panel.chart(
+        layers, caption=captions.queue_found(analysis.answer), table=table_of(steps, columns)
     )
 
 
-def _latency(
-    steps: pl.DataFrame, answer: Answer, family: str, slo_seconds: float | None
-) -> alt.TopLevelMixin:
-    p50, p95 = f"{family}_p50_seconds", f"{family}_p95_seconds"
-    question, definition = _QUESTIONS[family], f"{family}_seconds"
+def _over_time(analysis: Analysis, latency: _Latency) -> Chart:
+    panel, steps = Panel(latency.title, f"{latency.name}_seconds"), analysis.series
+    p50, p95 = f"{latency.name}_p50_seconds", f"{latency.name}_p95_seconds"
     if not has_values(steps, p50, p95, f"{p95}_lower"):
-        reason = "Nothing was observed: no histogram of it grew in this window."
-        return nothing(question=question, reason=reason, definition=definition)
+        return panel.empty("Nothing was observed: its histogram did not grow in this window.")
     named = {
-        p50: "half under",
-        p95: "95 % under",
-        f"{p95}_lower": "95 %: at least",
-        f"{p95}_upper": "95 %: at most",
+        p50: "p50",
+        p95: "p95",
+        f"{p95}_lower": "p95, at least",
+        f"{p95}_upper": "p95, at most",
     }
-    # Tokens are tens of milliseconds apart: in seconds their axis would read 0.0 throughout.
-    in_ms = family == "itl"
+    target = latency.target_seconds
     layers = over_time(
         steps,
-        answer,
-        [
-            Line(p95, "95 % under", theme.LOAD, band=True),
-            Line(p50, "half under", theme.SOFT),
-        ],
-        unit="milliseconds" if in_ms else "seconds",
-        axis=alt.Axis(labelExpr=_MILLISECONDS) if in_ms else None,
+        analysis.time_range,
+        [Line(p95, "p95", theme.LOAD, band=True), Line(p50, "p50", theme.SOFT)],
+        unit="milliseconds" if latency.is_in_ms else "seconds",
+        axis=alt.Axis(labelExpr=_MILLISECONDS) if latency.is_in_ms else None,
         tips=[Tip(column, ",.3f", f"{name} (s)") for column, name in named.items()],
-        limits=[Limit(slo_seconds, f"target {seconds(slo_seconds)}")] if slo_seconds else [],
+        limits=[] if target is None else [Limit(target, f"p95 target {seconds(target)}")],
     )
-    return titled(
-        layers,
-        question=question,
-        found=words.latency_found(answer, definition, write=seconds),
-        definition=definition,
-        table=table_of(steps, [START, *(Column(c, name, seconds) for c, name in named.items())]),
-    )
+    caption = captions.latency_found(latency.quantiles, latency.attainment, write=seconds)
+    columns = [START, *(Column(name, title, seconds) for name, title in named.items())]
+    return panel.chart(layers, caption=caption, table=table_of(steps, columns))

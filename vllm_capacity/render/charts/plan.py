@@ -1,150 +1,152 @@
-"""Charts of the plan: which GPU, how many replicas, how much is coming, when money idles.
+"""Charts of the plan: which GPU, how many replicas, how much is coming, when paid GPUs idle.
 
-They draw the plan's own rows (planning.py). What cannot be had or known stays on the chart as a
-line with its reason: a row that went missing would look like one that was never asked for.
+What cannot be had or known stays on the chart as a line with its reason: a row that went missing
+would look like one that was never asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import altair as alt
 import polars as pl
 
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures.series import POINTS_AT_MOST
+from vllm_capacity.plan import Plan
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
-    Answer,
+    Bars,
+    Chart,
     Column,
     Label,
+    Panel,
     Tip,
     clock,
-    has_values,
     labelled,
-    nothing,
     pointer,
+    ranked,
     rounded,
     table_of,
-    titled,
 )
-from vllm_capacity.render.charts.ranked_bars import Bars, ranked
-from vllm_capacity.render.charts.time import (
-    POINTS_AT_MOST,
-    time_axis,
-    time_tooltip,
-    whole_window,
-    with_milliseconds,
-)
-from vllm_capacity.render.numbers import Write, between, count, number, percent, usd
-from vllm_capacity.render.prose import verdict as words
+from vllm_capacity.render.charts.time import milliseconds, time_axis, time_tooltip, whole_window
+from vllm_capacity.render.numbers import count, number, percent, plural, usd
+from vllm_capacity.render.prose.estimates import reason, sure
+from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.forecast import DemandAhead
+from vllm_capacity.verdicts.idle import idle_by_hour_of_week
+from vllm_capacity.verdicts.options import Option
 
 _MILLION = 1e6
 _DAY_PIXELS = 26
-_AMOUNTS = {key: pl.Float64 for key in ("low", "mid", "high")}
-_WORDS = {key: pl.String for key in ("name", "note")}
-_ROWS = {**_WORDS, **_AMOUNTS}
-_OPTIONS: dict[str, Any] = {
-    **{key: pl.String for key in ("gpu", "dtype", "price_row")},
-    **_WORDS,
-    **_AMOUNTS,
-    **{key: pl.Float64 for key in ("usd_per_gpu_hour", "replicas", "usd_per_month")},
+_LEAST_HOURS = 24
+_TOO_SHORT = "Needs at least 24 h of data; this window has {}."
+_ENDS = {"low": pl.Float64, "mid": pl.Float64, "high": pl.Float64}
+_OPTIONS = {
+    **{name: pl.String for name in ("gpu", "dtype", "price_row", "name", "note")},
+    **_ENDS,
+    **{name: pl.Float64 for name in ("usd_per_gpu_hour", "replicas", "usd_per_month")},
 }
-_CASES: dict[str, Any] = {"case": pl.String, **_WORDS, **_AMOUNTS}
-_SEEN_AND_FORESEEN = {"requests": "seen", "low": "at least", "mid": "foreseen", "high": "at most"}
+_CASES = {**{name: pl.String for name in ("case", "name", "note")}, **_ENDS}
+_DEMAND = {"requests": "observed", "low": "at least", "mid": "expected", "high": "at most"}
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _HOUR_TIPS = (
     Tip("day", "", "day"),
     Tip("hour", ".0f", "hour from"),
-    Tip("idle_usd", "$,.3~r", "idle dollars an hour"),
-    Tip("cost_usd", "$,.3~r", "bill an hour"),
-    Tip("utilisation_ratio", ".0%", "used"),
+    Tip("idle_usd", "$,.3~r", "idle dollars per hour"),
+    Tip("cost_usd", "$,.3~r", "bill per hour"),
+    Tip("utilization_ratio", ".0%", "utilization"),
     Tip("observed_hours", ".0f", "hours observed"),
 )
 _HOUR_COLUMNS = (
     Column("day", "day", str),
     Column("hour", "hour from", str),
-    Column("idle_usd", "idle dollars an hour", usd),
-    Column("cost_usd", "bill an hour", usd),
-    Column("utilisation_ratio", "used", percent),
+    Column("idle_usd", "idle dollars per hour", usd),
+    Column("cost_usd", "bill per hour", usd),
+    Column("utilization_ratio", "utilization", percent),
     Column("observed_hours", "hours observed", count),
 )
 
 
-def tokens_per_dollar(
-    options: Sequence[Mapping[str, Any]], answer: Answer | None = None, reason: str = ""
-) -> alt.TopLevelMixin:
-    """Output tokens for a dollar by GPU, best first, with intervals; rejected GPUs by the reason.
+def tokens_per_dollar(plan: Plan | Sequence[Option]) -> Chart:
+    """Output tokens per dollar by GPU, best first, with intervals; rejected GPUs by the reason.
 
-    Bars whose intervals overlap may stand the other way round. `options` are the plan's rows;
-    `reason` says why there are none.
-    Columns used: gpu, dtype, price_row, usd_per_gpu_hour, tokens_per_usd, replicas, usd_per_month,
-    reason.
+    Of a plan, or of options by themselves. Bars whose intervals overlap may stand the other way
+    round. Columns used: none; the options.
     """
-    question, definition = "Which GPU gives the most output for a dollar?", "whatif"
+    panel = Panel("Which GPU gives the most output tokens per dollar?", "whatif")
+    options, why = (plan.options, plan.options_reason) if isinstance(plan, Plan) else (plan, "")
     if not options:
-        why = reason or "no other GPU was compared"
-        return nothing(question=question, reason=f"Not known: {why}.", definition=definition)
-    rows = [_option(row) for row in options]
-    known = sorted((row for row in rows if not row["note"]), key=lambda row: -float(row["mid"]))
-    frame = pl.DataFrame([*known, *(row for row in rows if row["note"])], schema=_OPTIONS)
+        return panel.empty(f"Not known: {(why or 'no other GPU was compared').rstrip('.')}.")
+    known = [each for each in options if each.is_comparable]
+    rejected = [each for each in options if not each.is_comparable]
+    ranking = _option_frame([*known, *rejected])
+    drawn = pl.concat([ranking.head(len(known)), _grouped(rejected)], how="diagonal")
+    axis = alt.Axis(labelExpr=f"datum.value / {_MILLION:.0f}", tickCount=5)
     tips = (
         Tip("gpu", "", "GPU"),
         Tip("dtype", "", "weights"),
-        Tip("mid", ",.3~r", "output tokens for a dollar"),
+        Tip("mid", ",.3~r", "output tokens per dollar"),
         Tip("low", ",.3~r", "at least"),
         Tip("high", ",.3~r", "at most"),
-        Tip("usd_per_gpu_hour", "$.3r", "a GPU-hour"),
+        Tip("usd_per_gpu_hour", "$.3r", "per GPU-hour"),
         Tip("price_row", "", "price"),
         Tip("replicas", ",.0f", "replicas"),
-        Tip("usd_per_month", "$,.3~r", "a month"),
+        Tip("usd_per_month", "$,.3~r", "per month"),
     )
+    bars = Bars("million output tokens per dollar", "GPU", axis, theme.COST, tips)
+    layers, height = ranked(drawn, bars)
     columns = [
         Column("gpu", "GPU", str),
-        Column("mid", "output tokens for a dollar", number),
+        Column("mid", "output tokens per dollar", number),
         Column("low", "at least", number),
         Column("high", "at most", number),
-        Column("usd_per_gpu_hour", "a GPU-hour", usd),
+        Column("usd_per_gpu_hour", "per GPU-hour", usd),
         Column("replicas", "replicas", count),
-        Column("usd_per_month", "a month", usd),
+        Column("usd_per_month", "per month", usd),
         Column("price_row", "price", str),
         Column("note", "rejected because", str),
     ]
-    axis = alt.Axis(labelExpr=f"datum.value / {_MILLION:.0f}", tickCount=5)
-    bars = Bars("million output tokens for a dollar", "GPU", axis, theme.COST, tips)
-    refused = pl.DataFrame(_refused(rows), schema=_ROWS)
-    drawn = pl.concat([frame.filter(pl.col("note").is_null()), refused], how="diagonal")
-    layers, height = ranked(drawn, bars)
-    return titled(
+    return panel.chart(
         layers,
-        question=question,
-        found=_best_found(known, rejected=len(rows) - len(known)),
-        definition=definition,
-        table=table_of(frame, columns),
+        caption=_best_found(known, rejected=len(rejected)),
+        table=table_of(ranking, columns),
         height=height,
     )
 
 
-def replicas_by_case(
-    cases: Mapping[str, Mapping[str, Any]], answer: Answer | None = None, reason: str = ""
-) -> alt.TopLevelMixin:
-    """Replicas in each case asked for, with intervals; spares are among them.
+def replicas_by_case(plan: Plan) -> Chart:
+    """Replicas in each case of the plan's sensitivity, with intervals; spares are among them.
 
-    `cases`: the plan's sensitivity, an estimate by the case's name. `reason` says why there are
-    none. Columns used: low, mid, high, reason.
+    Columns used: none; the plan's sensitivity.
     """
-    question = "How many replicas, if things change?"
-    definition = "replicas"
-    rows = [_case(name, estimate) for name, estimate in cases.items()]
-    if all(row["note"] for row in rows):
-        why = reason or next((row["note"] for row in rows), "no case was asked for")
-        return nothing(question=question, reason=f"Not known: {why}.", definition=definition)
-    frame = pl.DataFrame(rows, schema=_CASES)
+    panel, cases = (
+        Panel("How many replicas are needed if things change?", "replicas"),
+        plan.sensitivity,
+    )
+    known = {name: needed for name, needed in cases.items() if needed.is_known}
+    if not known:
+        why = next((reason(each) for each in cases.values()), "no case was asked for")
+        return panel.empty(f"Not known: {why}.")
+    frame = pl.DataFrame(
+        {
+            "case": list(cases),
+            "name": [f"{name}: {_figure_or_reason(each)}" for name, each in cases.items()],
+            "note": [None if each.is_known else reason(each) for each in cases.values()],
+            **_ends(cases.values()),
+        },
+        schema=_CASES,
+    )
     tips = (
         Tip("case", "", "case"),
         Tip("mid", ",.0f", "replicas"),
         Tip("low", ",.0f", "at least"),
         Tip("high", ",.0f", "at most"),
     )
+    axis = alt.Axis(format="~d", tickCount=5, tickMinStep=1)
+    bars = Bars("replicas, spares included", "case", axis, theme.LOAD, tips)
+    layers, height = ranked(frame, bars)
     columns = [
         Column("case", "case", str),
         Column("mid", "replicas", count),
@@ -152,199 +154,194 @@ def replicas_by_case(
         Column("high", "at most", count),
         Column("note", "not known because", str),
     ]
-    axis = alt.Axis(format="~d", tickCount=5, tickMinStep=1)
-    bars = Bars("replicas, spares included", "case", axis, theme.LOAD, tips)
-    layers, height = ranked(frame, bars)
-    return titled(
-        layers,
-        question=question,
-        found=_cases_found([row for row in rows if not row["note"]]),
-        definition=definition,
-        table=table_of(frame, columns),
-        height=height,
+    return panel.chart(
+        layers, caption=_cases_found(known), table=table_of(frame, columns), height=height
     )
 
 
-def demand_forecast(
-    demand: pl.DataFrame, answer: Answer | None = None, reason: str = ""
-) -> alt.TopLevelMixin:
-    """Requests an hour: what was seen, and what is foreseen with its 90 % interval.
+def demand_forecast(analysis: Analysis) -> Chart:
+    """Requests per hour: what was observed, and what is expected with its 90 % interval.
 
-    A history without a forecast is drawn alone, with `reason` as what was found. At most 150 hours:
-    the latest are kept. Columns used: ts, requests (seen; null where not recorded, and ahead), low,
-    mid, high (foreseen; null in the past).
+    A history without a forecast is drawn alone, with the reason. At most 150 hours: the latest are
+    kept. Nothing is drawn under a day of whole hours.
+    Columns used: ts, requests (of the analysis' hours); ts, low, mid, high (of the forecast).
     """
-    question, definition = "How many requests are coming?", "forecast"
-    why = reason or "nothing was recorded to forecast from"
-    if not has_values(demand, "requests", "mid"):
-        return nothing(question=question, reason=f"Not known: {why}.", definition=definition)
-    hours = demand.sort("ts").tail(POINTS_AT_MOST)
-    spanned = {"window": {"start": hours["ts"].min(), "end": hours["ts"].max()}}
-    x = time_axis(spanned)
-    frame = rounded(with_milliseconds(hours, spanned).select("t", *_SEEN_AND_FORESEEN))
-    is_foreseen = has_values(hours, "mid")
-    tips = [Tip(name, ",.0f", title).tooltip for name, title in _SEEN_AND_FORESEEN.items()]
+    panel = Panel("Demand forecast: requests per hour", "forecast")
+    hours, ahead = analysis.hours, analysis.demand_ahead
+    if hours.height < _LEAST_HOURS:
+        return panel.empty(_TOO_SHORT.format(plural(hours.height, "whole hour")))
+    demand = _demand(hours, ahead).tail(POINTS_AT_MOST)
+    if not demand["requests"].count() and not ahead.forecast:
+        return panel.empty(f"Not known: {ahead.reason.rstrip('.')}.")
+    times = demand["ts"].to_list()
+    time_range = TimeRange(times[0], times[-1])
+    x = time_axis(time_range)
+    frame = rounded(demand.select(*_DEMAND, t=milliseconds("ts")))
+    tips = [Tip(name, ",.0f", title).tooltip for name, title in _DEMAND.items()]
     rules = alt.Chart(frame).mark_rule(color=theme.INK).encode(x=x)
     columns = [
         Column("ts", "hour from (UTC)", clock),
-        *(Column(name, title, count) for name, title in _SEEN_AND_FORESEEN.items()),
+        *(Column(name, title, count) for name, title in _DEMAND.items()),
     ]
-    return titled(
+    return panel.chart(
         [
-            whole_window(spanned, x),
-            *_demand_lines(frame, x, is_foreseen=is_foreseen),
+            whole_window(time_range, x),
+            *_demand_lines(frame, x),
             pointer(rules, [time_tooltip(), *tips], key="t", shown=0.5),
         ],
-        question=question,
-        found=_coming_found(hours) if is_foreseen else f"No forecast: {why}",
-        definition=definition,
-        table=table_of(hours, columns),
+        caption=_expected_found(ahead),
+        table=table_of(demand, columns),
     )
 
 
-def idle_by_hour(
-    week: pl.DataFrame,
-    answer: Answer | None = None,
-    reason: str = "",
-    *,
-    time_zone: str = "UTC",
-) -> alt.TopLevelMixin:
+def idle_by_hour(analysis: Analysis, *, time_zone: str = "UTC") -> Chart:
     """What idle time cost in each hour of the week: the stronger, the more; an outline: never seen.
 
-    `week`: the 168 rows of `verdicts.idle.idle_by_hour_of_week`, in `time_zone`.
-    Columns used: weekday, hour, observed_hours, cost_usd, utilisation_ratio, idle_usd.
+    The hours of the week are those of `time_zone`. Nothing is drawn under a day of whole hours.
+    Columns used: weekday, hour, observed_hours, cost_usd, utilization_ratio, idle_usd.
     """
-    question, definition = "When does the money idle?", "idle"
-    if not has_values(week, "idle_usd"):
-        told = (answer or {}).get("cost", {}).get("idle_usd", {}).get("reason")
-        why = reason or told or "no hour has both a bill and a known use"
-        return nothing(question=question, reason=f"Not known: {why}.", definition=definition)
-    days = pl.col("weekday").cast(pl.Int64).replace_strict(dict(enumerate(_DAYS, start=1)))
-    frame = week.with_columns(day=days)
-    hours = alt.Axis(values=list(range(0, 24, 3)))
-    at = {
-        "x": alt.X("hour:O", title=f"hour of the day ({time_zone})", axis=hours),
-        "y": alt.Y("day:O", title="day of the week", sort=list(_DAYS)),
-    }
-    # Opacity, not a range of colours: so the colour stays a variable, right on dark paper too.
-    strength = alt.Opacity(
-        "idle_usd:Q",
-        title="idle dollars an hour",
-        scale=alt.Scale(domainMin=0, range=[0.06, 1.0]),
-        legend=alt.Legend(
-            format="$,.3~r", tickCount=4, symbolType="square", symbolFillColor=theme.COST
-        ),
+    panel, hours = Panel("When are paid GPUs idle?", "idle"), analysis.hours
+    if hours.height < _LEAST_HOURS:
+        return panel.empty(_TOO_SHORT.format(plural(hours.height, "whole hour")))
+    week = idle_by_hour_of_week(hours, time_zone=time_zone).with_columns(
+        day=pl.col("weekday").cast(pl.Int64).replace_strict(dict(enumerate(_DAYS, start=1)))
     )
-    seen = rounded(frame.filter(pl.col("idle_usd").is_not_null()))
-    never = alt.Chart(frame.filter(pl.col("idle_usd").is_null()).select("day", "hour"))
-    outlines = never.mark_rect(fillOpacity=0, stroke=theme.GRID, strokeWidth=1)
-    cells = alt.Chart(seen).mark_rect(color=theme.COST)
-    return titled(
-        [
-            outlines.encode(**at),
-            cells.encode(**at, opacity=strength, tooltip=[tip.tooltip for tip in _HOUR_TIPS]),
-        ],
-        question=question,
-        found=_idle_found(seen, hours=week.height),
-        definition=definition,
-        table=table_of(frame.filter(pl.col("observed_hours") > 0), _HOUR_COLUMNS),
+    seen = week.drop_nulls("idle_usd")
+    if seen.is_empty():
+        why = analysis.answer.cost.idle_usd.reason or "no hour has both a bill and a utilization"
+        return panel.empty(f"Not known: {why.rstrip('.')}.")
+    return panel.chart(
+        _week_cells(week, time_zone),
+        caption=_idle_found(seen, hours=week.height),
+        table=table_of(week.filter(pl.col("observed_hours") > 0), _HOUR_COLUMNS),
         height=len(_DAYS) * _DAY_PIXELS,
     )
 
 
-def _option(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan's option with its estimates flat, the words over its bar, and why it has none."""
-    worth, gpu = row["tokens_per_usd"], str(row["gpu"])
-    note = None if worth["mid"] is not None else str(row["reason"] or worth["reason"])
-    said = note.removeprefix(gpu).strip() if note else _said(worth, _millions)
-    return {
-        **{key: str(row[key]) for key in ("gpu", "dtype", "price_row")},
-        **{key: worth[key] for key in _AMOUNTS},
-        **{key: row[key]["mid"] for key in ("usd_per_gpu_hour", "replicas", "usd_per_month")},
-        "name": f"{gpu}: {said}",
-        "note": note,
+def _option_frame(options: Sequence[Option]) -> pl.DataFrame:
+    """One row per option: its estimates, the text over its bar, and why it has none."""
+    columns = {
+        "gpu": [each.gpu for each in options],
+        "dtype": [each.dtype for each in options],
+        "price_row": [each.price_row for each in options],
+        "usd_per_gpu_hour": [each.usd_per_gpu_hour.mid for each in options],
+        "replicas": [each.replicas.mid for each in options],
+        "usd_per_month": [each.usd_per_month.mid for each in options],
+        "name": [f"{each.gpu}: {sure(each.tokens_per_usd, _millions)}" for each in options],
+        "note": [None if each.is_comparable else _why_rejected(each) for each in options],
+        **_ends(each.tokens_per_usd for each in options),
     }
+    return pl.DataFrame(columns, schema_overrides=_OPTIONS)
 
 
-def _refused(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a reason, over all the GPUs that it rejects: seventeen lines would say two things."""
+def _grouped(rejected: Iterable[Option]) -> pl.DataFrame:
+    """One row per reason, with all the GPUs that it rejects: many would say one thing."""
     by_reason: dict[str, list[str]] = {}
-    for row in rows:
-        if row["note"]:
-            reason = str(row["note"]).removeprefix(row["gpu"]).strip().replace(row["gpu"], "it")
-            by_reason.setdefault(reason, []).append(row["gpu"])
-    nothing = dict.fromkeys(_AMOUNTS)
-    return [
-        {"name": f"Rejected, {reason}: {', '.join(gpus)}", "note": reason, **nothing}
-        for reason, gpus in by_reason.items()
-    ]
+    for each in rejected:
+        why = _why_rejected(each).removeprefix(each.gpu).strip().replace(each.gpu, "it")
+        by_reason.setdefault(why, []).append(each.gpu)
+    names = [f"Rejected, {why}: {', '.join(gpus)}" for why, gpus in by_reason.items()]
+    return pl.DataFrame({"name": names}, schema={"name": pl.String})
+
+
+def _why_rejected(option: Option) -> str:
+    return option.reason or reason(option.tokens_per_usd)
+
+
+def _ends(estimates: Iterable[Estimate]) -> dict[str, list[float | None]]:
+    """The low, mid and high of the estimates, by column."""
+    rows = [(each.low, each.mid, each.high) for each in estimates]
+    return {end: [row[place] for row in rows] for place, end in enumerate(_ENDS)}
 
 
 def _millions(amount: float, like: float | None = None) -> str:
     return number(amount / _MILLION, None if like is None else like / _MILLION)
 
 
-def _case(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
-    note = None if estimate["mid"] is not None else str(estimate["reason"])
-    return {
-        "case": name,
-        **{key: estimate[key] for key in _AMOUNTS},
-        "name": f"{name}: {_said(estimate, count) if note is None else note}",
-        "note": note,
-    }
+def _figure_or_reason(estimate: Estimate) -> str:
+    return sure(estimate, count) if estimate.is_known else reason(estimate)
 
 
-def _said(estimate: Mapping[str, Any], write: Write) -> str:
-    interval = between(estimate, write)
-    return f"{write(estimate['mid'])}{f' ({interval})' if interval else ''}"
+def _demand(hours: pl.DataFrame, ahead: DemandAhead) -> pl.DataFrame:
+    """The hours observed and those expected, in order: ts, requests, low, mid, high."""
+    rows = [(each.ts, each.low, each.mid, each.high) for each in ahead.forecast or ()]
+    expected = pl.DataFrame(rows, schema={"ts": hours.schema["ts"], **_ENDS}, orient="row")
+    observed = hours.select("ts", "requests")
+    return observed.join(expected, on="ts", how="full", coalesce=True).sort("ts")
 
 
-def _demand_lines(frame: pl.DataFrame, x: alt.X, *, is_foreseen: bool) -> list[alt.Chart]:
+def _demand_lines(frame: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
+    """What was observed as a line; what is expected dashed, in its band; each named at its peak."""
     base = alt.Chart(frame).encode(x=x)
 
     def y(column: str) -> alt.Y:
         scale = alt.Scale(domainMin=0, zero=True, nice=True)
-        return alt.Y(f"{column}:Q", title="requests an hour", scale=scale)
+        return alt.Y(f"{column}:Q", title="requests per hour", scale=scale)
 
     dots = alt.OverlayMarkDef(size=8, color=theme.INK, filled=True)
     seen = base.mark_line(color=theme.INK, strokeWidth=2, point=dots).encode(y=y("requests"))
     band = base.mark_area(color=theme.LOAD, opacity=0.2).encode(y=y("high"), y2=alt.Y2("low"))
     ahead = base.mark_line(color=theme.LOAD, strokeWidth=2, strokeDash=[6, 3]).encode(y=y("mid"))
-    layers = [band, ahead, seen] if is_foreseen else [seen]
-    for column, colour in (("requests", theme.INK), ("mid", theme.LOAD)):
+    layers = [band, ahead, seen] if frame["mid"].count() else [seen]
+    for column, color in (("requests", theme.INK), ("mid", theme.LOAD)):
         peak = frame.drop_nulls(column).sort(column, descending=True, maintain_order=True).head(1)
         if not peak.is_empty():
-            point = peak.select("t", column, name=pl.lit(_SEEN_AND_FORESEEN[column]))
+            point = peak.select("t", column, name=pl.lit(_DEMAND[column]))
             label = Label("right" if column == "mid" else "left")
-            layers += labelled(alt.Chart(point), label, colour=colour, x=x, y=y(column))
+            layers += labelled(alt.Chart(point), label, color=color, x=x, y=y(column))
     return layers
 
 
-def _best_found(known: Sequence[Mapping[str, Any]], *, rejected: int) -> str:
-    refused = f"{words.plural(rejected, 'GPU')} rejected, with the reason" if rejected else ""
+def _week_cells(week: pl.DataFrame, time_zone: str) -> list[alt.Chart]:
+    """A cell per hour of the week, as strong as its idle dollars; an outline where never seen."""
+    hours = alt.Axis(values=list(range(0, 24, 3)))
+    at: Mapping[str, alt.X | alt.Y] = {
+        "x": alt.X("hour:O", title=f"hour of the day ({time_zone})", axis=hours),
+        "y": alt.Y("day:O", title="day of the week", sort=list(_DAYS)),
+    }
+    # Opacity, not a range of colors: so the color stays a variable, right on dark paper too.
+    strength = alt.Opacity(
+        "idle_usd:Q",
+        title="idle dollars per hour",
+        scale=alt.Scale(domainMin=0, range=[0.06, 1.0]),
+        legend=alt.Legend(
+            format="$,.3~r", tickCount=4, symbolType="square", symbolFillColor=theme.COST
+        ),
+    )
+    never = alt.Chart(week.filter(pl.col("idle_usd").is_null()).select("day", "hour"))
+    outlines = never.mark_rect(fillOpacity=0, stroke=theme.GRID, strokeWidth=1)
+    cells = alt.Chart(rounded(week.drop_nulls("idle_usd"))).mark_rect(color=theme.COST)
+    tips = [tip.tooltip for tip in _HOUR_TIPS]
+    return [outlines.encode(**at), cells.encode(**at, opacity=strength, tooltip=tips)]
+
+
+def _best_found(known: Sequence[Option], *, rejected: int) -> str:
+    refused = f"{plural(rejected, 'GPU')} rejected, with the reason" if rejected else ""
     if not known:
-        return f"None can be told: {refused}"
+        return f"None can be compared: {refused}"
     best, *others = known
-    rivals = sum(each["high"] >= best["low"] for each in others)
-    parts = [f"{best['gpu']}: {_said(best, number)} output tokens for a dollar"]
+    parts = [f"{best.gpu}: {sure(best.tokens_per_usd, number)} output tokens per dollar"]
     if others:
-        parts.append(f"by the intervals {count(rivals)} of {count(len(others))} others may beat it")
+        overlapping = count(sum(each.may_equal(best) for each in others))
+        parts.append(f"the intervals of {overlapping} of {count(len(others))} others overlap it")
     return "; ".join([*parts, refused] if refused else parts)
 
 
-def _cases_found(known: Sequence[Mapping[str, Any]]) -> str:
-    now = next((row for row in known if row["case"] == "now"), known[0])
-    most = max(known, key=lambda row: float(row["mid"]))
-    text = f"{_said(now, count)} in the case “{now['case']}”"
-    if most["mid"] == now["mid"]:
-        return f"{text}; no case takes more"
-    return f"{text}; {_said(most, count)} in the case “{most['case']}”"
+def _cases_found(known: Mapping[str, Estimate]) -> str:
+    now = "now" if "now" in known else next(iter(known))
+    most = max(known, key=lambda name: known[name].mid or 0.0)
+    text = f"{sure(known[now], count)} in the case “{now}”"
+    if known[most].mid == known[now].mid:
+        return f"{text}; no case needs more"
+    return f"{text}; {sure(known[most], count)} in the case “{most}”"
 
 
-def _coming_found(hours: pl.DataFrame) -> str:
-    ahead = hours.drop_nulls("mid").sort("mid", descending=True, maintain_order=True)
-    peak = ahead.row(0, named=True)
-    return f"Most are foreseen in the hour from {peak['ts']:%-d %b %H:%M} UTC: {_said(peak, count)}"
+def _expected_found(ahead: DemandAhead) -> str:
+    if not ahead.forecast:
+        return f"No forecast: {ahead.reason.rstrip('.')}"
+    peak = max(ahead.forecast, key=lambda hour: hour.mid)
+    expected = sure(Estimate.known(peak.low, peak.mid, peak.high), count)
+    return f"The busiest hour is expected from {peak.ts:%-d %b %H:%M} UTC: {expected} requests"
 
 
 def _idle_found(seen: pl.DataFrame, *, hours: int) -> str:
@@ -352,7 +349,7 @@ def _idle_found(seen: pl.DataFrame, *, hours: int) -> str:
     text = f"Most on {most['day']} from {most['hour']:02}:00: {usd(most['idle_usd'])} in that hour"
     as_much = sum(usd(each) == usd(most["idle_usd"]) for each in seen["idle_usd"]) - 1
     if as_much:
-        text += f", and as much in {words.plural(as_much, 'other')}"
+        text += f", and as much in {plural(as_much, 'other')}"
     if seen.height == hours:
         return text
     return f"{text}; {count(seen.height)} of {count(hours)} hours of the week were observed"

@@ -1,90 +1,140 @@
-"""Charts of limits: what the server was short of, and at what load."""
+"""Charts of limits: what the server was short of, and at what load.
+
+Output, latency and preemptions are drawn against either measure of load (load_scatter.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import product
 
 import altair as alt
 import polars as pl
 
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.answer import Answer
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.charts.against_load import (
-    CLEAR_OF_POINTS,
-    EMPTY_RATIO,
-    KV_CACHE,
-    QUEUED,
-    RUNNING,
-    Load,
-    Shown,
-    fullest,
-    limit_of,
-    scatter,
-    shown,
-    too_empty,
-)
 from vllm_capacity.render.charts.base import (
-    Answer,
+    Chart,
     Column,
     Label,
+    Panel,
     Tip,
     clock,
     has_values,
     labelled,
-    nothing,
     rounded,
     table_of,
-    titled,
+)
+from vllm_capacity.render.charts.load_scatter import (
+    CLEAR_OF_POINTS,
+    CONCURRENCY,
+    EMPTY_RATIO,
+    FULL,
+    KV_USAGE,
+    QUEUED,
+    LoadAxis,
+    LoadName,
+    LoadScatter,
+    fullest,
+    load_axis,
 )
 from vllm_capacity.render.charts.time import (
     START,
     Limit,
     Line,
-    milliseconds,
     over_time,
     time_axis,
     time_tooltip,
     whole_window,
+    with_milliseconds,
 )
-from vllm_capacity.load_curve import LoadCurve
-from vllm_capacity.render.numbers import count, instant, number, percent
-from vllm_capacity.render.prose import verdict as words
+from vllm_capacity.render.numbers import count, number, percent, plural, seconds
+from vllm_capacity.render.prose import captions
+from vllm_capacity.render.prose.estimates import reason, sure
+from vllm_capacity.render.prose.verdict import REGIMES, is_extrapolated
+from vllm_capacity.verdicts import regimes as judged
+from vllm_capacity.verdicts.saturation import Stretch
 
-_REGIME_COLOURS = {
-    "idle": theme.SHADE,
-    "client-bound": theme.LOAD,
-    "scheduler-bound": theme.LIMIT,
-    "kv-bound": theme.KV,
-    "prefill-bound": theme.PREFILL,
-    "unknown": theme.LINE,
+_REGIME_COLORS = {
+    judged.IDLE: theme.SHADE,
+    judged.CLIENT: theme.LOAD,
+    judged.SCHEDULER: theme.LIMIT,
+    judged.KV: theme.KV,
+    judged.PREFILL: theme.PREFILL,
+    judged.UNKNOWN: theme.LINE,
 }
-HEIGHT = 280
-_NAMED_AT = 0.3
-_ROW_HEIGHT = 28
+_STRIP_HEIGHT = 40  # of the only engine
+_ROW_HEIGHT, _NAME_SHARE = 38, 0.45  # of one of several engines; how much of it is for its name
+_CURVE_HEIGHT, _SCATTER_HEIGHT = 280, 240
+_LEGEND_COLUMNS = 2  # what a phone has room for
+_NAMED_AT = 0.3  # of the fitted curve, from its left end: there it is still steep
+_LABEL_SHARE, _LABEL_FACTOR = 0.5, 1.8  # what a label covers: of the width, of the amounts
+_DECADES = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
+_NO_ENGINE = "No engine reported to this window."
+_TTFT, _ITL = "TTFT", "ITL"
+_LATENCIES = {"ttft_p95_seconds": _TTFT, "itl_p95_seconds": _ITL}
+_LATENCY_COLORS = {_TTFT: theme.LOAD, _ITL: theme.SOFT}
+_OUTPUT_TITLES: Mapping[LoadName, str] = {
+    "concurrency": "At what concurrency does output level off?",
+    "kv-usage": "Does a full KV cache limit output?",
+}
+_LATENCY_TITLES: Mapping[LoadName, str] = {
+    "concurrency": "At what concurrency does latency rise?",
+    "kv-usage": "Does a full KV cache raise latency?",
+}
+_PREEMPTION_TITLES: Mapping[LoadName, str] = {
+    "concurrency": "At what concurrency are requests preempted?",
+    "kv-usage": "How full is the KV cache at preemption?",
+}
 
 
-def kv_cache(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
+def regimes(analysis: Analysis) -> Chart:
+    """What held each engine back, over time: a strip per engine, a color per bottleneck.
+
+    Columns used: none; the answer's regimes with their evidence.
+    """
+    panel = Panel("What was the bottleneck, and when?", "regime")
+    stretches = analysis.answer.saturation.regimes
+    if not stretches:
+        return panel.empty("No step of this window could be judged.")
+    frame = _regime_frame(stretches)
+    x, engines = time_axis(analysis.time_range), frame["engine"].n_unique()
+    columns = [
+        START,
+        Column("end", "to (UTC)", clock),
+        Column("engine", "engine", str),
+        Column("regime", "bottleneck", str),
+        Column("evidence", "evidence", str),
+    ]
+    return panel.chart(
+        [whole_window(analysis.time_range, x), _strips(frame, x, _engine_axis(engines))],
+        caption=captions.regime_found(analysis.answer),
+        table=table_of(frame, columns),
+        height=round(_ROW_HEIGHT * (engines + _NAME_SHARE)) if engines > 1 else _STRIP_HEIGHT,
+    )
+
+
+def kv_cache(analysis: Analysis) -> Chart:
     """How full the KV cache was over time: mean and highest engine, with full as a rule.
 
     Full alone is no trouble; full while requests wait or are preempted is.
-    Columns used: ts, kv_cache_ratio_mean, kv_cache_ratio_max, preemptions.
+    Columns used: start, end, kv_cache_ratio_mean, kv_cache_ratio_max, preemptions.
     """
-    question, definition = "How full was the KV cache?", "kv_cache_ratio"
+    panel, steps = Panel("How full was the KV cache?", "kv_cache_ratio"), analysis.series
     if not has_values(steps, "kv_cache_ratio_mean"):
-        reason = "The server did not say how full its KV cache was."
-        return nothing(question=question, reason=reason, definition=definition)
-    most = answer["kv_cache_ratio"]["max"]
+        return panel.empty("The server did not say how full its KV cache was.")
+    caption, most = captions.kv_found(analysis.answer), analysis.answer.kv_cache_ratio.max
     if most is not None and most < EMPTY_RATIO:  # a line that lies on the axis
-        reason = f"{words.kv_found(answer)}."
-        return nothing(question=question, reason=reason, definition=definition)
+        return panel.empty(f"{caption}.")
     layers = over_time(
         steps,
-        answer,
+        analysis.time_range,
         [
             Line("kv_cache_ratio_max", "highest", theme.SOFT),
             Line("kv_cache_ratio_mean", "mean", theme.KV),
         ],
-        unit="KV cache in use",
+        unit="KV-cache usage",
         axis=alt.Axis(format=".0%"),
         tips=[
             Tip("kv_cache_ratio_mean", ".0%", "mean"),
@@ -99,219 +149,359 @@ def kv_cache(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
         Column("kv_cache_ratio_max", "highest", percent),
         Column("preemptions", "preemptions", count),
     ]
-    return titled(
-        layers,
-        question=question,
-        found=words.kv_found(answer),
-        definition=definition,
-        table=table_of(steps, columns),
-    )
+    return panel.chart(layers, caption=caption, table=table_of(steps, columns))
 
 
-def saturation_curve(
-    steps: pl.DataFrame, answer: Answer, engine: LoadCurve | None = None
-) -> alt.TopLevelMixin:
-    """Output tokens a second against running requests, a point a step, with the capacity as a band.
+def saturation(analysis: Analysis, *, axis: LoadName = "concurrency") -> Chart:
+    """Output tokens per second against load, a point per step, with the capacity as a band.
 
-    Read it left to right: the knee is where more requests bring no more tokens. The curve is fitted
-    to the steps, its shade is where it would lie on other draws of them; it ends at the capacity.
-    Of several engines `engine` is drawn, alone; without it, or where the loads seen let no capacity
-    be told, there is no curve. Steps with a gap or a restart are left out.
-    Columns used: ts, is_gap, is_restart, running, output_tokens_per_second, waiting.
+    Read it left to right: the knee is where more requests bring no more tokens. Against concurrency
+    a curve is fitted to the steps; its shade is where it would lie on other draws of them, and it
+    ends at the capacity. There is none where the loads seen let no capacity be told. Against KV
+    usage, points that pile up at the right under a flat top say that memory is what output waits
+    for. Of several engines the one nearest to its limit is drawn, alone. Steps with a gap or a
+    restart are left out.
+    Columns used: start, end, is_gap, is_restart, running_mean, waiting_mean,
+    kv_cache_ratio_mean, output_tokens_per_second.
     """
-    return _output(
-        shown(steps, answer, engine),
-        RUNNING,
-        question="At what load does output stop rising?",
-        fitted=engine,
-    )
-
-
-def kv_saturation_curve(
-    steps: pl.DataFrame, answer: Answer, engine: LoadCurve | None = None
-) -> alt.TopLevelMixin:
-    """Output tokens a second against KV-cache use, a point a step, with the capacity as a band.
-
-    Where points pile up at the right under a flat top, memory is what output waits for. Steps with
-    a gap or a restart are left out. Of several engines `engine` is drawn, alone.
-    Columns used: ts, is_gap, is_restart, kv_cache_ratio_mean, output_tokens_per_second, waiting.
-    """
-    question = "Does output stop rising when the KV cache is full?"
-    return _output(shown(steps, answer, engine), KV_CACHE, question=question)
-
-
-def regimes(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
-    """What held each engine back, over time: a strip an engine, a colour and a word a regime.
-
-    Columns used: none of `steps`; the answer's regimes with their evidence.
-    """
-    question, definition = "What held it back, and when?", "regime"
-    found = answer["saturation"]["regimes"]
-    if not found:
-        reason = "No step of this window could be judged."
-        return nothing(question=question, reason=reason, definition=definition)
-    frame = _regime_frame(found)
-    colours = {words.REGIMES[key]: colour for key, colour in _REGIME_COLOURS.items()}
-    seen = [name for name in colours if name in frame["regime"].to_list()]
-    engines = frame["engine"].n_unique()
-    x = time_axis(answer)
-    rows = alt.Axis(labels=engines > 1, labelLimit=44, ticks=False, domain=False)
-    tips = [Tip("regime", "", "regime"), Tip("engine", "", "engine"), Tip("evidence", "", "why")]
-    strip = (
-        alt.Chart(frame)
-        .mark_rect(stroke=theme.PAPER, strokeWidth=1)
-        .encode(
-            x=x,
-            x2=alt.X2("t_end"),
-            y=alt.Y("engine:N", title="engine" if engines > 1 else None, axis=rows),
-            color=alt.Color(
-                "regime:N",
-                title=None,
-                scale=alt.Scale(domain=seen, range=[colours[name] for name in seen]),
-            ),
-            tooltip=[time_tooltip("from (UTC)"), *(tip.tooltip for tip in tips)],
-        )
-    )
-    return titled(
-        [whole_window(answer, x), strip],
-        question=question,
-        found=words.regime_found(answer),
-        definition=definition,
-        table=_regime_table(found),
-        height=_ROW_HEIGHT * engines + 12,
-    )
-
-
-def _regime_frame(found: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    rows = [
-        {
-            "t": milliseconds(instant(each["start"])),
-            "t_end": milliseconds(instant(each["end"])),
-            "engine": str(each["engine"]),
-            "regime": words.REGIMES[each["regime"]],
-            "evidence": str(each["evidence"]),
-        }
-        for each in found
-    ]
-    return pl.DataFrame(rows)
-
-
-def _regime_table(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    heads = ("from (UTC)", "to (UTC)", "engine", "regime", "evidence")
-    rows = [
-        [
-            clock(instant(each["start"])),
-            clock(instant(each["end"])),
-            str(each["engine"]),
-            words.REGIMES[each["regime"]],
-            str(each["evidence"]),
-        ]
-        for each in found
-    ]
-    columns = [{"title": head, "numeric": False} for head in heads]
-    return {"columns": columns, "rows": rows, "caption": "", "empty": "No rows."}
-
-
-def _output(
-    of: Shown, load: Load, *, question: str, fitted: LoadCurve | None = None
-) -> alt.TopLevelMixin:
-    definition = "capacity_output_tokens_per_second"
-    usable = of.steps.drop_nulls([load.column.name, "output_tokens_per_second"])
-    if usable.is_empty():
-        reason = f"No step tells both an output rate and this load ({load.column.title})."
-        return nothing(question=question, reason=reason, definition=definition, half=True)
-    if why := too_empty(load, of):
-        return nothing(question=question, reason=why, definition=definition, half=True)
-    found = f"{words.capacity_found(of.answer)}{_scattered(of.answer)}"
-    found += fullest(of.answer) if load is KV_CACHE else ""
+    load = load_axis(axis)
+    panel = Panel(_OUTPUT_TITLES[axis], "capacity_output_tokens_per_second", half=True)
+    if analysis.load_curve is None:
+        return panel.empty(_NO_ENGINE)
+    scatter = LoadScatter.of(analysis, analysis.load_curve, load)
+    steps = scatter.steps.drop_nulls([load.column.name, "output_tokens_per_second"])
+    if why := scatter.why_empty(steps, "an output rate"):
+        return panel.empty(why)
+    curve = scatter.curve.curve if load is CONCURRENCY else scatter.curve.curve.clear()
     columns = [
         START,
         load.column,
         Column("output_tokens_per_second", "output tokens/s", number),
-        Column("waiting", "waiting", number),
+        Column("waiting_mean", "waiting", number),
     ]
-    return titled(
+    return panel.chart(
         [
-            *_capacity(of.answer),
-            *limit_of(load, of),
-            *_curve(fitted, load.x),
-            _points(usable, load),
+            *_capacity(scatter.answer),
+            *scatter.limit,
+            *_fitted(curve, load),
+            _throughput_points(scatter, steps),
         ],
-        question=question,
-        found=f"{of.found(found)}{_unfitted(fitted, of)}",
-        definition=definition,
-        table=table_of(usable, columns),
-        height=HEIGHT,
-        half=True,
+        caption=f"{scatter.captioned(_saturated(scatter))}{_unfitted(curve, scatter)}",
+        table=table_of(steps, columns),
+        height=_CURVE_HEIGHT,
     )
 
 
-def _points(usable: pl.DataFrame, load: Load) -> alt.Chart:
-    """A point a step, its colour and shape saying whether requests waited."""
-    return scatter(
-        usable.select(
+def latency_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -> Chart:
+    """p95 TTFT and inter-token latency against load, the targets as rules.
+
+    Read it left to right: the knee is where the points leave the floor. Against KV usage, points
+    that leave the floor at the right edge alone say that memory is what users wait for. The axis of
+    amounts is logarithmic, so that seconds and milliseconds share it. Steps with a gap or a restart
+    are left out, and so is a p95 beyond the histogram's last edge. Of several engines the one
+    nearest to its limit is drawn, alone.
+    Columns used: start, end, is_gap, is_restart, running_mean, kv_cache_ratio_mean,
+    ttft_p95_seconds, itl_p95_seconds.
+    """
+    load = load_axis(axis)
+    panel = Panel(_LATENCY_TITLES[axis], "latency_by_load", half=True)
+    if analysis.load_curve is None:
+        return panel.empty(_NO_ENGINE)
+    scatter = LoadScatter.of(analysis, analysis.load_curve, load)
+    steps = scatter.steps.drop_nulls(load.column.name)
+    if not has_values(steps, *_LATENCIES):
+        steps = steps.clear()
+    if why := scatter.why_empty(steps, "a latency"):
+        return panel.empty(why)
+    points = _latency_points(steps, load)
+    slo = analysis.assumptions.slo
+    targets = {_TTFT: slo.ttft_p95_seconds, _ITL: slo.itl_p95_seconds}
+    rules = [
+        layer
+        for name, target_seconds in targets.items()
+        if target_seconds is not None
+        for layer in _target(name, target_seconds, points)
+    ]
+    columns = [
+        START,
+        load.column,
+        *(Column(column, f"p95 {name}", seconds) for column, name in _LATENCIES.items()),
+    ]
+    return panel.chart(
+        [*scatter.limit, *_latency_layers(scatter, points), *rules],
+        caption=scatter.captioned(f"{_within(scatter.answer)}{scatter.fullest_on_kv_axis}"),
+        table=table_of(steps, columns),
+        height=_SCATTER_HEIGHT,
+    )
+
+
+def preemptions_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -> Chart:
+    """Preemptions per minute against load, a point per step.
+
+    A preempted request loses its place in the KV cache and is computed again: from the load where
+    the points leave zero, part of the work is done twice. Color and shape say how full the cache
+    was; against KV usage, whether requests waited. Points above zero left of a full cache say that
+    room for the next request ran out before the cache was full on average: it flickers within a
+    step. Steps with a gap or a restart are left out. Of several engines the one nearest to its
+    limit is drawn, alone.
+    Columns used: start, end, is_gap, is_restart, running_mean, waiting_mean, kv_cache_ratio_mean,
+    kv_cache_ratio_max, preemptions_per_minute.
+    """
+    load = load_axis(axis)
+    panel = Panel(_PREEMPTION_TITLES[axis], "preemptions_by_load", half=True)
+    if analysis.load_curve is None:
+        return panel.empty(_NO_ENGINE)
+    scatter = LoadScatter.of(analysis, analysis.load_curve, load)
+    steps = scatter.steps.drop_nulls([load.column.name, "preemptions_per_minute"])
+    if steps.is_empty():
+        return panel.empty(scatter.why_empty(steps, "a count of preemptions"))
+    caption = _preempted(scatter.answer)
+    if not (steps["preemptions_per_minute"] > 0).any():  # every point would lie on the axis
+        elsewhere = (
+            ", none of them in a step that can be drawn" if scatter.answer.preemptions else ""
+        )
+        return panel.empty(f"{scatter.captioned(f'{caption}{elsewhere}')}.")
+    columns = [
+        START,
+        load.column,
+        Column("preemptions_per_minute", "preemptions/min", number),
+        Column("kv_cache_ratio_max", "KV-cache usage, highest", percent),
+    ]
+    return panel.chart(
+        [*scatter.limit, _preemption_points(scatter, steps)],
+        caption=scatter.captioned(caption),
+        table=table_of(steps, columns),
+        height=_SCATTER_HEIGHT,
+    )
+
+
+def _regime_frame(stretches: Sequence[Stretch]) -> pl.DataFrame:
+    """One row per stretch: start, end, t, t_end, engine, regime (as it is called), evidence."""
+    frame = pl.DataFrame(
+        {
+            "start": [each.start for each in stretches],
+            "end": [each.end for each in stretches],
+            "engine": [each.engine for each in stretches],
+            "regime": [REGIMES[each.regime] for each in stretches],
+            "evidence": [each.evidence for each in stretches],
+        }
+    )
+    return with_milliseconds(frame)
+
+
+def _engine_axis(engines: int) -> alt.Y:
+    """A row per engine; where there are several, each has its name over its strip.
+
+    Not beside it: names of engines are long, and begin alike.
+    """
+    if engines <= 1:
+        return alt.Y("engine:N", title=None, axis=alt.Axis(labels=False, ticks=False, domain=False))
+    names = alt.Axis(
+        labelAlign="left",
+        labelPadding=0,
+        labelOffset=-_ROW_HEIGHT / 2,
+        labelLimit=0,
+        ticks=False,
+        domain=False,
+    )
+    return alt.Y("engine:N", title="engine", axis=names, scale=alt.Scale(padding=_NAME_SHARE))
+
+
+def _strips(frame: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
+    """A strip per engine, in the color of its bottleneck at the time."""
+    colors = {REGIMES[regime]: color for regime, color in _REGIME_COLORS.items()}
+    seen = [name for name in colors if name in frame["regime"].to_list()]
+    tips = [
+        Tip("regime", "", "bottleneck"),
+        Tip("engine", "", "engine"),
+        Tip("evidence", "", "why"),
+    ]
+    strips: alt.Chart = (
+        alt.Chart(frame.select("t", "t_end", "engine", "regime", "evidence"))
+        .mark_rect()  # without a stroke, which would cover what is narrower than it
+        .encode(
+            x=x,
+            x2=alt.X2("t_end"),
+            y=y,
+            color=alt.Color(
+                "regime:N",
+                title=None,
+                legend=alt.Legend(columns=_LEGEND_COLUMNS),
+                scale=alt.Scale(domain=seen, range=[colors[name] for name in seen]),
+            ),
+            tooltip=[time_tooltip("from (UTC)"), *(tip.tooltip for tip in tips)],
+        )
+    )
+    return strips
+
+
+def _throughput_points(scatter: LoadScatter, steps: pl.DataFrame) -> alt.Chart:
+    """A point per step, its color and shape saying whether requests waited."""
+    return scatter.points(
+        steps.select(
             "t",
             "output_tokens_per_second",
-            "waiting",
-            load=load.column.name,
+            "waiting_mean",
+            load=scatter.load.column.name,
             state=QUEUED.name,
         ),
-        load,
         y=alt.Y(
             "output_tokens_per_second:Q",
             title="output tokens/s",
             axis=alt.Axis(labelPadding=CLEAR_OF_POINTS),
             scale=alt.Scale(domainMin=0),
         ),
-        states=QUEUED.colours,
+        colors=QUEUED.colors,
         tips=[
             Tip("output_tokens_per_second", ",.1f", "output tokens/s"),
-            Tip("waiting", ",.1f", "waiting"),
+            Tip("waiting_mean", ",.1f", "waiting"),
         ],
     )
 
 
-def _curve(fitted: LoadCurve | None, x: alt.X) -> list[alt.Chart]:
+def _fitted(curve: pl.DataFrame, load: LoadAxis) -> list[alt.Chart]:
     """The fitted curve in its band, named below its bend; nothing where there is no fit."""
-    if fitted is None or fitted.curve.is_empty():
+    if curve.is_empty():
         return []
-    frame = rounded(fitted.curve.rename({"running_requests": "load"}))
+    frame, x = rounded(curve.rename({"running_requests": "load"})), load.x
     base = alt.Chart(frame).encode(x=x)
     spot = frame[round(_NAMED_AT * frame.height)].with_columns(name=pl.lit("fitted curve"))
     label = Label(below=True, dx=8)
     return [
         base.mark_area(color=theme.INK, opacity=0.15).encode(y=alt.Y("low:Q"), y2=alt.Y2("high")),
         base.mark_line(color=theme.INK, strokeWidth=1.5).encode(y=alt.Y("mid:Q")),
-        *labelled(alt.Chart(spot), label, colour=theme.INK, x=x, y=alt.Y("mid:Q")),
+        *labelled(alt.Chart(spot), label, color=theme.INK, x=x, y=alt.Y("mid:Q")),
     ]
-
-
-def _scattered(answer: Answer) -> str:
-    """Why points lie outside the band of a capacity that was seen: it is that of their mean."""
-    capacity = answer["saturation"]["capacity_output_tokens_per_second"]
-    if capacity["mid"] is None or words.is_extrapolated(answer["saturation"]):
-        return ""
-    return ", the mean of steps that scatter about it"
-
-
-def _unfitted(fitted: LoadCurve | None, of: Shown) -> str:
-    """What the curve was not fitted to, where its steps are finer than those drawn."""
-    if fitted is None or fitted.curve.is_empty() or fitted.left_out == of.left_out:
-        return ""
-    return f"; the curve's own finer steps leave out {count(fitted.left_out)}"
 
 
 def _capacity(answer: Answer) -> list[alt.Chart]:
     """The capacity as a labelled rule in the band of its interval; nothing where unknown."""
-    capacity = answer["saturation"]["capacity_output_tokens_per_second"]
-    if capacity["mid"] is None:
+    capacity = answer.saturation.capacity
+    if capacity.mid is None:
         return []
-    name = f"capacity {number(capacity['mid'])} tokens/s"
-    ends = {key: [capacity[key]] for key in ("low", "mid", "high")}
+    name = f"capacity {number(capacity.mid)} tokens/s"
+    ends = {"low": [capacity.low], "mid": [capacity.mid], "high": [capacity.high]}
     base = alt.Chart(pl.DataFrame({**ends, "name": [name]}))
     rule = base.mark_rule(color=theme.LIMIT, strokeDash=[6, 3], strokeWidth=1.5)
     return [
         base.mark_rect(color=theme.LIMIT, opacity=0.15).encode(y=alt.Y("low:Q"), y2=alt.Y2("high")),
         rule.encode(y=alt.Y("mid:Q")),
-        *labelled(base, Label(dx=4), colour=theme.LIMIT, x=None, y=alt.Y("high:Q")),
+        *labelled(base, Label(dx=4), color=theme.LIMIT, x=None, y=alt.Y("high:Q")),
     ]
+
+
+def _saturated(scatter: LoadScatter) -> str:
+    """Where output stopped rising; points lie outside the band of a capacity that was measured."""
+    found = captions.capacity_found(scatter.answer)
+    saturation = scatter.answer.saturation
+    if saturation.capacity.is_known and not is_extrapolated(saturation):
+        found += "; it is a mean, so that steps lie above and below it"
+    return f"{found}{scatter.fullest_on_kv_axis}"
+
+
+def _unfitted(curve: pl.DataFrame, scatter: LoadScatter) -> str:
+    """What the curve was not fitted to, where its steps are finer than those drawn."""
+    if curve.is_empty() or scatter.curve.left_out == scatter.left_out:
+        return ""
+    finer = count(scatter.curve.left_out)
+    return f"; of the finer steps that the curve is fitted to, {finer}"
+
+
+def _latency_points(steps: pl.DataFrame, load: LoadAxis) -> pl.DataFrame:
+    """The points of both latencies: t, load, amount (seconds), state (which of the two), at.
+
+    `at` is where on the axis a point lies, 0..1; no number where all of them lie at 0.
+    """
+    points = pl.concat(
+        steps.filter(pl.col(column) > 0).select(
+            "t", load=load.column.name, amount=column, state=pl.lit(name)
+        )
+        for column, name in _LATENCIES.items()
+    )
+    end = pl.lit(1.0) if load is KV_USAGE else pl.col("load").max()
+    return points.with_columns(at=pl.col("load") / end)
+
+
+def _latency_layers(scatter: LoadScatter, points: pl.DataFrame) -> list[alt.Chart]:
+    y = alt.Y(
+        "amount:Q",
+        title="p95, seconds (log)",
+        axis=alt.Axis(format="~g", values=_DECADES, labelPadding=CLEAR_OF_POINTS),
+        scale=alt.Scale(type="log", nice=True),
+    )
+    return [
+        scatter.points(
+            points.filter(pl.col("state") == name).drop("at"),
+            y=y,
+            colors=_LATENCY_COLORS,
+            tips=[Tip("state", "", "latency"), Tip("amount", ",.3f", "p95 (s)")],
+        )
+        for name in _LATENCY_COLORS
+    ]
+
+
+def _target(name: str, target_seconds: float, points: pl.DataFrame) -> list[alt.Chart]:
+    """A latency's target as a rule, labelled at the end and on the side where fewest points lie."""
+    text = f"{name} target {seconds(target_seconds)}"
+    base = alt.Chart(pl.DataFrame({"limit": [target_seconds], "name": [text]}))
+    y = alt.Y("limit:Q")
+    rule = base.mark_rule(color=theme.LIMIT, strokeDash=[6, 3], strokeWidth=1.5).encode(y=y)
+    label = _clearest(target_seconds, points)
+    return [rule, *labelled(base, label, color=theme.LIMIT, x=None, y=y)]
+
+
+def _clearest(limit: float, points: pl.DataFrame) -> Label:
+    """The label of a rule at `limit` that hides the fewest points. Columns used: amount, at."""
+
+    def hidden(place: tuple[bool, bool]) -> int:
+        is_right, is_below = place
+        ends = (limit / _LABEL_FACTOR, limit) if is_below else (limit, limit * _LABEL_FACTOR)
+        is_near = pl.col("at") > 1 - _LABEL_SHARE if is_right else pl.col("at") < _LABEL_SHARE
+        return points.filter(is_near & pl.col("amount").is_between(*ends)).height
+
+    is_right, is_below = min(product((False, True), (False, True)), key=hidden)
+    return Label("right" if is_right else "left", below=is_below, dx=0 if is_right else 4)
+
+
+def _preemption_points(scatter: LoadScatter, steps: pl.DataFrame) -> alt.Chart:
+    state = FULL if scatter.load is CONCURRENCY else QUEUED
+    return scatter.points(
+        steps.select(
+            "t",
+            "kv_cache_ratio_max",
+            "waiting_mean",
+            load=scatter.load.column.name,
+            amount="preemptions_per_minute",
+            state=state.name,
+        ),
+        y=alt.Y(
+            "amount:Q",
+            title="preemptions/min",
+            axis=alt.Axis(labelPadding=CLEAR_OF_POINTS),
+            scale=alt.Scale(domainMin=0, nice=True),
+        ),
+        colors=state.colors,
+        tips=[
+            Tip("amount", ",.1f", "preemptions/min"),
+            Tip("kv_cache_ratio_max", ".0%", "KV-cache usage, highest"),
+            Tip("waiting_mean", ",.1f", "waiting"),
+        ],
+    )
+
+
+def _within(answer: Answer) -> str:
+    """The throughput that meets the latency targets, or why it is not known."""
+    throughput = answer.slo.throughput
+    if throughput.is_unknown:
+        return f"Throughput within the latency targets not known: {reason(throughput)}"
+    return f"It can serve {sure(throughput, number)} output tokens/s within the latency targets"
+
+
+def _preempted(answer: Answer) -> str:
+    preemptions = answer.preemptions
+    if preemptions is None:
+        return "Preemptions were not counted over the whole window"
+    text = "No request was preempted"
+    if preemptions:
+        text = f"{plural(preemptions, 'preemption')} in all"
+    return f"{text}{fullest(answer)}"

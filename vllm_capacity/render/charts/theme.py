@@ -1,8 +1,8 @@
 """How charts look, and how they get from a notebook to a screen that has no network.
 
-Colours are CSS variables with a fall-back, so that one picture serves light, dark, print and a page
-without scripts. They work for constant colours and ordinal ranges only: an interpolated scale needs
-real colours, and so does a canvas (the renderer is SVG everywhere).
+Colors are CSS variables with a fall-back, so that one picture serves light, dark, print and a page
+without scripts. They work for constant colors and ordinal ranges only: an interpolated scale needs
+real colors, and so does a canvas (the renderer is SVG everywhere).
 
 Why a renderer of our own: JupyterLab draws up to Vega 5 and knows nothing of Altair 6's Vega-Lite
 6, Altair's default takes its scripts from a network, and its HTML lets a `</script>` in the data
@@ -13,11 +13,13 @@ report run, where the page brings the runtime, as Vega-Lite.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import altair as alt
 
 from vllm_capacity.render.report.contract import CHART_MIME, RENDERER_VARIABLE, VEGALITE_VERSION
+
+VegaSpec = dict[str, object]
+"""A part of a Vega or Vega-Lite specification, or of what travels with it: JSON."""
 
 LAB_MIME = "application/vnd.vega.v5+json"
 
@@ -36,7 +38,7 @@ PAPER = "var(--paper, var(--jp-layout-color0, #ffffff))"
 LEFT_PIXELS = 46  # from the left edge of a picture to its plot
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-_AXIS: dict[str, Any] = {
+_AXIS: VegaSpec = {
     "labelColor": SOFT,
     "titleColor": SOFT,
     "labelFont": FONT,
@@ -49,7 +51,7 @@ _AXIS: dict[str, Any] = {
     "gridColor": GRID,
 }
 
-CONFIG: dict[str, Any] = {
+CONFIG: VegaSpec = {
     "background": None,
     "font": FONT,
     "padding": {"left": 4, "top": 4, "right": 16, "bottom": 4},
@@ -102,12 +104,12 @@ def _theme() -> alt.theme.ThemeConfig:
     return {"config": CONFIG}  # type: ignore[typeddict-item]
 
 
-def for_page(spec: dict[str, Any], **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
+def for_page(spec: VegaSpec, **_: object) -> tuple[VegaSpec, VegaSpec]:
     """The mime bundle of a chart in a report run: Vega-Lite, drawn by the page."""
-    return {CHART_MIME: spec, "text/plain": _words(spec)}, {}
+    return {CHART_MIME: spec, "text/plain": _text(spec)}, {}
 
 
-def for_lab(spec: dict[str, Any], **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
+def for_lab(spec: VegaSpec, **_: object) -> tuple[VegaSpec, VegaSpec]:
     """The mime bundle of a chart in JupyterLab: Vega 5, drawn by Lab itself, offline."""
     import vl_convert
 
@@ -115,14 +117,15 @@ def for_lab(spec: dict[str, Any], **_: object) -> tuple[dict[str, Any], dict[str
     vega["$schema"] = "https://vega.github.io/schema/vega/v5.json"
     vega["background"] = "transparent"  # in its dark theme Lab would lay a grey under the chart
     vega["usermeta"] = {"embedOptions": {"renderer": "svg", "actions": False}}
-    return {LAB_MIME: vega, "text/plain": _words(spec)}, {}
+    return {LAB_MIME: vega, "text/plain": _text(spec)}, {}
 
 
-def _words(spec: dict[str, Any]) -> str:
+def _text(spec: VegaSpec) -> str:
+    """The title and the caption, for a reader without pictures."""
     title = spec.get("title") or "A chart"
-    if isinstance(title, str):
-        return title
-    return f"{title.get('text', '')} {title.get('subtitle', '')}".strip()
+    if isinstance(title, dict):
+        return f"{title.get('text', '')} {title.get('subtitle', '')}".strip()
+    return str(title)
 
 
 def enable() -> None:

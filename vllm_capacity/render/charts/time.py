@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC
 
 import altair as alt
 import polars as pl
@@ -17,7 +17,6 @@ import polars as pl
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     HEIGHT,
-    Answer,
     Column,
     Label,
     Tip,
@@ -26,25 +25,24 @@ from vllm_capacity.render.charts.base import (
     pointer,
     rounded,
 )
-from vllm_capacity.render.numbers import instant
+from vllm_capacity.timerange import TimeRange
 
-START = Column("ts", "from (UTC)", clock)
-POINTS_AT_MOST = 150  # more make a page slow to draw
-_READABLE_STEPS_SECONDS = (
-    *(10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0),
-    *(3600.0, 7200.0, 10800.0, 21600.0, 43200.0, 86400.0, 604800.0),
+START = Column("start", "from (UTC)", clock)
+_LONG_HOURS = 36.0
+_TIME_LABELS = (  # a midnight is labelled with its date, another time as finely as it needs
+    "utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
+    "utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : '%-d %b')"
 )
-_LONG_SECONDS = 1.5 * 86400.0
-_IS_UNSEEN = pl.col("is_gap") & pl.col("running").is_null()  # a step without any scrape
+_IS_UNSEEN = pl.col("is_gap") & pl.col("running_mean").is_null()  # a step without any scrape
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line over time: its column, its name on the chart, its colour; `band` adds its bounds."""
+    """One line over time: its column, its name on the chart, its color; `band` adds its bounds."""
 
     column: str
     name: str
-    colour: str
+    color: str
     dash: tuple[int, int] | None = None
     band: bool = False
 
@@ -57,16 +55,9 @@ class Limit:
     name: str
 
 
-def readable_step_seconds(answer: Answer) -> float:
-    """The shortest round step that cuts the answer's window into at most 150 points."""
-    length = answer["window"]["hours"] * 3600
-    fitting = [s for s in _READABLE_STEPS_SECONDS if length <= s * POINTS_AT_MOST]
-    return fitting[0] if fitting else _READABLE_STEPS_SECONDS[-1]
-
-
 def over_time(
     steps: pl.DataFrame,
-    answer: Answer,
+    time_range: TimeRange,
     lines: Sequence[Line],
     *,
     unit: str,
@@ -74,48 +65,46 @@ def over_time(
     limits: Sequence[Limit] = (),
     axis: alt.Axis | None = None,
 ) -> list[alt.Chart]:
-    """The layers of lines over the window's time; `unit` titles the axis of amounts.
+    """The layers of lines over the time range; `unit` titles the axis of amounts.
 
     Several lines are named in a legend: a name beside a line would lie over another one.
-    Columns used: ts, is_gap and is_restart where present, those of the tips, and the lines'
+    Columns used: start, end, is_gap, is_restart, running_mean, those of the tips, and the lines'
     (with `_lower` and `_upper` where banded).
     """
-    frame = _timed(steps, answer, lines, tips)
-    x = time_axis(answer)
+    frame = _timed(steps, lines, tips)
+    x = time_axis(time_range)
     base = alt.Chart(frame).encode(x=x)
-    layers = [whole_window(answer, x), *_gaps(steps, answer, x)]
+    layers = [whole_window(time_range, x), *unscraped(steps, x)]
     for line in lines:
         layers += _drawn(base, line, unit=unit, axis=axis, named=lines if len(lines) > 1 else ())
     peak = _peak(frame, lines)
     for limit in limits:
         layers += _limit(limit, is_top=limit.value >= peak)
-    layers += _restarts(steps, answer, x)
+    layers += restarts(steps, x)
     dots = base.mark_point(filled=True, size=60, color=theme.INK)
     dots = dots.encode(y=alt.Y(f"{lines[0].column}:Q"))
     return [*layers, pointer(dots, [time_tooltip(), *(tip.tooltip for tip in tips)], key="t")]
 
 
-def whole_window(answer: Answer, x: alt.X) -> alt.Chart:
-    """An unseen layer that makes the time axis span the window, whatever the data spans.
+def whole_window(time_range: TimeRange, x: alt.X) -> alt.Chart:
+    """An unseen layer that makes the time axis span the time range, whatever the data spans.
 
     Why not a stated domain: Vega-Lite 6.4 spoils a time scale on which several layers state one.
     """
-    ends = [milliseconds(instant(answer["window"][key])) for key in ("start", "end")]
-    layer: alt.Chart = (
-        alt.Chart(pl.DataFrame({"t": ends})).mark_point(opacity=0, size=0).encode(x=x)
-    )
+    ends = pl.DataFrame({"ts": [time_range.start, time_range.end]}).select(t=milliseconds("ts"))
+    layer: alt.Chart = alt.Chart(ends).mark_point(opacity=0, size=0).encode(x=x)
     return layer
 
 
-def time_axis(answer: Answer) -> alt.X:
+def time_axis(time_range: TimeRange) -> alt.X:
     """The x axis that all charts over time share, in UTC; it spans what `whole_window` holds."""
-    first, last = (instant(answer["window"][key]) for key in ("start", "end"))
-    is_long = (last - first).total_seconds() > _LONG_SECONDS
+    is_long = time_range.hours > _LONG_HOURS
+    first = time_range.start.astimezone(UTC)
     return alt.X(
         "t:T",
         scale=alt.Scale(type="utc", nice=False),
         axis=alt.Axis(
-            format="%-d %b" if is_long else "%H:%M",
+            labelExpr=_TIME_LABELS,
             tickCount=6,
             title=f"time (UTC), {'from ' if is_long else ''}{first:%-d %b %Y}",
             titleAlign="left",
@@ -131,27 +120,20 @@ def time_tooltip(title: str = "time (UTC)") -> alt.Tooltip:
     )
 
 
-def milliseconds(moment: datetime) -> int:
-    """Milliseconds since the epoch."""
-    return round(moment.timestamp() * 1000)
+def milliseconds(column: str) -> pl.Expr:
+    """The instants of the column in milliseconds since the epoch."""
+    return pl.col(column).dt.epoch("ms")
 
 
-def with_milliseconds(steps: pl.DataFrame, answer: Answer) -> pl.DataFrame:
-    """The frame with `t` and `t_end`, its steps' edges in milliseconds since the epoch.
-
-    A step ends where the next begins, the last one with the window.
-    """
-    t = pl.col("ts").dt.epoch("ms")
-    end = milliseconds(instant(answer["window"]["end"]))
-    return steps.with_columns(t=t, t_end=t.shift(-1).fill_null(end))
+def with_milliseconds(steps: pl.DataFrame) -> pl.DataFrame:
+    """The frame with `t` and `t_end`, its `start` and `end` in milliseconds since the epoch."""
+    return steps.with_columns(t=milliseconds("start"), t_end=milliseconds("end"))
 
 
-def _timed(
-    steps: pl.DataFrame, answer: Answer, lines: Sequence[Line], tips: Sequence[Tip]
-) -> pl.DataFrame:
+def _timed(steps: pl.DataFrame, lines: Sequence[Line], tips: Sequence[Tip]) -> pl.DataFrame:
     named = [*(line.column for line in lines), *(tip.column for tip in tips)]
     named += [f"{line.column}{end}" for line in lines if line.band for end in ("_lower", "_upper")]
-    return rounded(with_milliseconds(steps, answer).select("t", *dict.fromkeys(named)))
+    return rounded(with_milliseconds(steps).select("t", *dict.fromkeys(named)))
 
 
 def without_lost(steps: pl.DataFrame, *columns: str) -> pl.DataFrame:
@@ -180,19 +162,19 @@ def _drawn(
         return alt.Y(f"{column}:Q", title=unit, axis=look, scale=scale)
 
     stroke = base.mark_line(
-        color=line.colour,
+        color=line.color,
         strokeWidth=2,
         strokeDash=list(line.dash) if line.dash else alt.Undefined,
-        point=alt.OverlayMarkDef(size=8, color=line.colour, filled=True),
+        point=alt.OverlayMarkDef(size=8, color=line.color, filled=True),
     ).encode(y=y(line.column))
     if named:
-        colours = alt.Scale(domain=[n.name for n in named], range=[n.colour for n in named])
+        colors = alt.Scale(domain=[n.name for n in named], range=[n.color for n in named])
         legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3)
-        colour = alt.Color("line:N", title=None, scale=colours, legend=legend)
-        stroke = stroke.transform_calculate(line=json.dumps(line.name)).encode(color=colour)
+        color = alt.Color("line:N", title=None, scale=colors, legend=legend)
+        stroke = stroke.transform_calculate(line=json.dumps(line.name)).encode(color=color)
     if not line.band:
         return [stroke]
-    band = base.mark_area(color=line.colour, opacity=0.2)
+    band = base.mark_area(color=line.color, opacity=0.2)
     return [band.encode(y=y(f"{line.column}_upper"), y2=alt.Y2(f"{line.column}_lower")), stroke]
 
 
@@ -201,7 +183,7 @@ def _limit(limit: Limit, *, is_top: bool) -> list[alt.Chart]:
     y = alt.Y("limit:Q")
     rule = base.mark_rule(color=theme.LIMIT, strokeDash=[6, 3], strokeWidth=1.5).encode(y=y)
     label = Label(below=is_top, dx=4)
-    return [rule, *labelled(base, label, colour=theme.LIMIT, x=None, y=y)]
+    return [rule, *labelled(base, label, color=theme.LIMIT, x=None, y=y)]
 
 
 def _peak(frame: pl.DataFrame, lines: Sequence[Line]) -> float:
@@ -210,18 +192,18 @@ def _peak(frame: pl.DataFrame, lines: Sequence[Line]) -> float:
     return max([0.0, *(float(value) for value in values if isinstance(value, int | float))])
 
 
-def _gaps(steps: pl.DataFrame, answer: Answer, x: alt.X) -> list[alt.Chart]:
+def unscraped(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
     """The spans without a scrape, shaded and named; a gap inside a step or two is those steps.
 
     A step that a gap only begins or ends in has scrapes of its own: its values are drawn, outside.
     """
-    if "is_gap" not in steps.columns or not steps["is_gap"].any():
+    if not steps["is_gap"].any():
         return []
     has_unseen = _IS_UNSEEN.any().over(pl.col("is_gap").rle_id())
     is_short = pl.col("is_gap") & ~has_unseen
     name = pl.when(_IS_UNSEEN).then(pl.lit("not scraped")).when(is_short).then(pl.lit("gap"))
     spans = (
-        with_milliseconds(steps, answer)
+        with_milliseconds(steps)
         .with_columns(name=name)
         .with_columns(span=pl.col("name").rle_id())
         .drop_nulls("name")
@@ -237,11 +219,12 @@ def _gaps(steps: pl.DataFrame, answer: Answer, x: alt.X) -> list[alt.Chart]:
     ]
 
 
-def _restarts(steps: pl.DataFrame, answer: Answer, x: alt.X) -> list[alt.Chart]:
-    if "is_restart" not in steps.columns or not steps["is_restart"].any():
+def restarts(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
+    """A named mark at each restart; one over several steps is one, at the last of them."""
+    if not steps["is_restart"].any():
         return []
     is_last = pl.col("is_restart") & ~pl.col("is_restart").shift(-1).fill_null(False)
-    spots = with_milliseconds(steps, answer).filter(is_last)
+    spots = with_milliseconds(steps).filter(is_last)
     base = alt.Chart(spots.select("t", name=pl.lit("restart"))).encode(x=x)
     text = base.mark_text(align="left", baseline="bottom", dx=3, dy=-3, color=theme.INK)
     return [

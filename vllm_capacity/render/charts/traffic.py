@@ -1,63 +1,77 @@
-"""Charts of load: what came in, what went out, how it ended."""
+"""Charts of traffic: what came in, what went out, how it ended."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import altair as alt
 import polars as pl
 
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
-    Answer,
+    Chart,
     Column,
+    Panel,
     Tip,
     has_values,
-    nothing,
     pointer,
     rounded,
     table_of,
-    titled,
 )
 from vllm_capacity.render.charts.time import (
     START,
     Line,
     over_gaps,
     over_time,
+    restarts,
     time_axis,
     time_tooltip,
+    unscraped,
     whole_window,
     with_milliseconds,
     without_lost,
 )
 from vllm_capacity.render.numbers import count, number
-from vllm_capacity.render.prose import verdict as words
+from vllm_capacity.render.prose import captions
+from vllm_capacity.timerange import TimeRange
+
+
+@dataclass(frozen=True)
+class _Share:
+    """One part of a stack: its name in the legend, its color."""
+
+    name: str
+    color: str
+
 
 _TOKENS = {
-    "prompt_tokens_per_second": ("prompt", theme.SECOND),
-    "output_tokens_per_second": ("output", theme.LOAD),
+    "prompt_tokens_per_second": _Share("prompt", theme.SECOND),
+    "output_tokens_per_second": _Share("output", theme.LOAD),
 }
 _REASONS = {
-    "finished_stop": ("stop", theme.LOAD),
-    "finished_length": ("length limit", theme.SECOND),
-    "finished_repetition": ("repetition", theme.SOFT),
-    "finished_abort": ("aborted", theme.PREFILL),
-    "finished_error": ("error", theme.LIMIT),
+    "finished_stop": _Share("stop", theme.LOAD),
+    "finished_length": _Share("length limit", theme.SECOND),
+    "finished_repetition": _Share("repetition", theme.SOFT),
+    "finished_abort": _Share("aborted", theme.PREFILL),
+    "finished_error": _Share("error", theme.LIMIT),
 }
 
 
-def throughput(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
-    """Output tokens a second over time.
+def throughput(analysis: Analysis) -> Chart:
+    """Output tokens per second over time.
 
     Read it for the ceiling: where the line stays flat while the queue grows, the server is full.
-    Columns used: ts, output_tokens_per_second, requests_per_second.
+    Columns used: start, end, output_tokens_per_second, requests_per_second.
     """
-    question, definition = "How much did the server put out?", "throughput"
-    if not has_values(steps, "output_tokens_per_second"):
-        reason = "No generated tokens were counted."
-        return nothing(question=question, reason=reason, definition=definition)
-    steps = without_lost(steps, "output_tokens_per_second", "requests_per_second")
+    panel = Panel("Throughput over time", "throughput")
+    if not has_values(analysis.series, "output_tokens_per_second"):
+        return panel.empty("No generated tokens were counted.")
+    steps = without_lost(analysis.series, "output_tokens_per_second", "requests_per_second")
     layers = over_time(
         steps,
-        answer,
+        analysis.time_range,
         [Line("output_tokens_per_second", "output", theme.LOAD)],
         unit="output tokens/s",
         tips=[
@@ -70,113 +84,112 @@ def throughput(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
         Column("output_tokens_per_second", "output tokens/s", number),
         Column("requests_per_second", "requests/s", number),
     ]
-    return titled(
+    return panel.chart(
         layers,
-        question=question,
-        found=f"{words.throughput_found(answer)}{over_gaps(steps)}",
-        definition=definition,
+        caption=f"{captions.throughput_found(analysis.answer)}{over_gaps(steps)}",
         table=table_of(steps, columns),
     )
 
 
-def request_rate(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
-    """Requests finished a second over time.
+def request_rate(analysis: Analysis) -> Chart:
+    """Requests finished per second over time.
 
-    Columns used: ts, requests_per_second.
+    Columns used: start, end, requests_per_second.
     """
-    question, definition = "How many requests did it finish?", "throughput"
-    if not has_values(steps, "requests_per_second"):
-        reason = "No finished requests were counted."
-        return nothing(question=question, reason=reason, definition=definition)
-    steps = without_lost(steps, "requests_per_second")
+    panel = Panel("Finished requests over time", "throughput")
+    if not has_values(analysis.series, "requests_per_second"):
+        return panel.empty("No finished requests were counted.")
+    steps = without_lost(analysis.series, "requests_per_second")
     layers = over_time(
         steps,
-        answer,
+        analysis.time_range,
         [Line("requests_per_second", "requests", theme.LOAD)],
         unit="requests/s",
         tips=[Tip("requests_per_second", ",.2f", "requests/s")],
     )
-    return titled(
+    return panel.chart(
         layers,
-        question=question,
-        found=f"{words.requests_found(answer)}{over_gaps(steps)}",
-        definition=definition,
+        caption=f"{captions.requests_found(analysis.answer)}{over_gaps(steps)}",
         table=table_of(steps, [START, Column("requests_per_second", "requests/s", number)]),
     )
 
 
-def tokens(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
-    """Prompt and output tokens a second, stacked.
+def tokens(analysis: Analysis) -> Chart:
+    """Prompt and output tokens per second, stacked.
 
     Read it for the mix: prompts cost prefill, output costs decoding steps.
-    Columns used: ts, prompt_tokens_per_second, output_tokens_per_second.
+    Columns used: start, end, prompt_tokens_per_second, output_tokens_per_second.
     """
-    question = "What were the tokens: prompts read, or output written?"
-    if not has_values(steps, *_TOKENS):
-        reason = "No tokens were counted."
-        return nothing(question=question, reason=reason, definition="tokens")
-    steps = without_lost(steps, *_TOKENS)
+    panel = Panel("How many prompt and output tokens?", "tokens")
+    if not has_values(analysis.series, *_TOKENS):
+        return panel.empty("No tokens were counted.")
+    steps = without_lost(analysis.series, *_TOKENS)
     columns = [
         START,
-        *(Column(name, f"{kind[0]} tokens/s", number) for name, kind in _TOKENS.items()),
+        *(Column(name, f"{share.name} tokens/s", number) for name, share in _TOKENS.items()),
     ]
-    return titled(
-        _stacked(steps, answer, _TOKENS, unit="tokens/s"),
-        question=question,
-        found=f"{words.tokens_found(answer)}{over_gaps(steps)}",
-        definition="tokens",
+    return panel.chart(
+        _stacked(steps, analysis.time_range, _TOKENS, unit="tokens/s"),
+        caption=f"{captions.tokens_found(analysis.answer)}{over_gaps(steps)}",
         table=table_of(steps, columns),
     )
 
 
-def outcomes(steps: pl.DataFrame, answer: Answer) -> alt.TopLevelMixin:
-    """Finished requests a step by how they ended, stacked; failures in the colour of limits.
+def outcomes(analysis: Analysis) -> Chart:
+    """Finished requests per step by how they ended, stacked; failures in the color of limits.
 
     vLLM counts no request whose client went away, and none it refused: those are not here.
-    Columns used: ts, finished_stop, finished_length, finished_repetition, finished_abort,
+    Columns used: start, end, finished_stop, finished_length, finished_repetition, finished_abort,
     finished_error.
     """
-    question = "How did requests end, and how many failed?"
-    if not has_values(steps, *_REASONS):
-        reason = "No finished requests were counted."
-        return nothing(question=question, reason=reason, definition="requests")
-    some = {name: kind for name, kind in _REASONS.items() if steps[name].sum() > 0}
-    kinds = some or {"finished_stop": _REASONS["finished_stop"]}
-    steps = without_lost(steps, *kinds)
-    columns = [START, *(Column(name, kind[0], count) for name, kind in kinds.items())]
-    return titled(
-        _stacked(steps, answer, kinds, unit="requests a step"),
-        question=question,
-        found=f"{words.outcomes_found(answer)}{over_gaps(steps)}",
-        definition="requests",
+    panel = Panel("How did requests end, and how many failed?", "requests")
+    if not has_values(analysis.series, *_REASONS):
+        return panel.empty("No finished requests were counted.")
+    some = {name: share for name, share in _REASONS.items() if analysis.series[name].sum() > 0}
+    shares = some or {"finished_stop": _REASONS["finished_stop"]}
+    steps = without_lost(analysis.series, *shares)
+    columns = [START, *(Column(name, share.name, count) for name, share in shares.items())]
+    return panel.chart(
+        _stacked(steps, analysis.time_range, shares, unit="requests per step"),
+        caption=f"{captions.outcomes_found(analysis.answer)}{over_gaps(steps)}",
         table=table_of(steps, columns),
     )
 
 
 def _stacked(
-    steps: pl.DataFrame, answer: Answer, kinds: dict[str, tuple[str, str]], *, unit: str
+    steps: pl.DataFrame, time_range: TimeRange, shares: Mapping[str, _Share], *, unit: str
 ) -> list[alt.Chart]:
-    frame = rounded(with_milliseconds(steps, answer).select("t", *kinds))
-    names = {column: name for column, (name, _) in kinds.items()}
-    order = {column: place for place, column in enumerate(kinds)}
-    long = frame.unpivot(on=list(kinds), index="t", variable_name="column").select(
+    """Areas over time on top of each other, `shares` by the column of each, the lowest first."""
+    frame = rounded(with_milliseconds(steps).select("t", *shares))
+    names = {column: share.name for column, share in shares.items()}
+    order = {column: place for place, column in enumerate(shares)}
+    long = frame.unpivot(on=list(shares), index="t", variable_name="column").select(
         "t",
         "value",
         kind=pl.col("column").replace_strict(names),
         order=pl.col("column").replace_strict(order),
     )
-    x = time_axis(answer)
-    colours = alt.Scale(domain=list(names.values()), range=[each for _, each in kinds.values()])
+    x = time_axis(time_range)
+    colors = alt.Scale(
+        domain=[share.name for share in shares.values()],
+        range=[share.color for share in shares.values()],
+    )
     stack = (
         alt.Chart(long)
         .mark_area(interpolate="step-after", opacity=0.85)
         .encode(
             x=x,
             y=alt.Y("value:Q", title=unit, stack="zero"),
-            color=alt.Color("kind:N", title=None, scale=colours),
+            color=alt.Color("kind:N", title=None, scale=colors),
             order=alt.Order("order:Q"),
         )
     )
     tips = [time_tooltip(), *(Tip(column, ",.3~r", name).tooltip for column, name in names.items())]
     rules = alt.Chart(frame).mark_rule(color=theme.INK).encode(x=x)
-    return [whole_window(answer, x), stack, pointer(rules, tips, key="t", shown=0.5)]
+    return [
+        whole_window(time_range, x),
+        *unscraped(steps, x),
+        stack,
+        *restarts(steps, x),
+        pointer(rules, tips, key="t", shown=0.5),
+    ]

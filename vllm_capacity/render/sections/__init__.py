@@ -1,1 +1,109 @@
-"""The tables and sentences of a page, a module per question."""
+"""The tables and sentences of a page, a module per question: `vc.tables` in a notebook.
+
+Each function takes an analysis, or a plan, and gives back something that JupyterLab, a page and a
+terminal show.
+"""
+
+from vllm_capacity.render.sections.claim import (
+    Claim,
+    claim_at_prices,
+    claim_table,
+    claim_verdict,
+    gpu_use_table,
+    implied_price,
+)
+from vllm_capacity.render.sections.cost import (
+    bill_table,
+    break_even_table,
+    cost_table,
+    cost_verdict,
+    first_changes,
+    other_prices,
+)
+from vllm_capacity.render.sections.header import (
+    definitions,
+    provenance,
+    tiles,
+    title_line,
+    verdict,
+)
+from vllm_capacity.render.sections.latency import (
+    failure_table,
+    latency_breakdown,
+    latency_table,
+    latency_verdict,
+    slo_table,
+    traffic_table,
+)
+from vllm_capacity.render.sections.plan import (
+    forecast_table,
+    gpu_table,
+    plan_verdict,
+    queue_check,
+    rejected_table,
+    runway_table,
+    savings_table,
+    sensitivity_table,
+    sizing_table,
+)
+from vllm_capacity.render.sections.quality import (
+    capture_verdict,
+    captures_compared,
+    interruption_table,
+    loss_table,
+    quality_table,
+    scrape_table,
+)
+from vllm_capacity.render.sections.saturation import (
+    capacity_table,
+    extrapolation_table,
+    oversaturation,
+    regime_table,
+    saturation_verdict,
+)
+
+__all__ = [
+    "Claim",
+    "bill_table",
+    "break_even_table",
+    "capacity_table",
+    "capture_verdict",
+    "captures_compared",
+    "claim_at_prices",
+    "claim_table",
+    "claim_verdict",
+    "cost_table",
+    "cost_verdict",
+    "definitions",
+    "extrapolation_table",
+    "failure_table",
+    "first_changes",
+    "forecast_table",
+    "gpu_table",
+    "gpu_use_table",
+    "implied_price",
+    "interruption_table",
+    "latency_breakdown",
+    "latency_table",
+    "latency_verdict",
+    "loss_table",
+    "other_prices",
+    "oversaturation",
+    "plan_verdict",
+    "provenance",
+    "quality_table",
+    "queue_check",
+    "regime_table",
+    "rejected_table",
+    "runway_table",
+    "saturation_verdict",
+    "savings_table",
+    "scrape_table",
+    "sensitivity_table",
+    "sizing_table",
+    "slo_table",
+    "tiles",
+    "title_line",
+    "traffic_table",
+    "verdict",
+]

@@ -235,6 +235,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         (*_BILLED, _increase(traffic.GENERATION_TOKENS), *_STEPS),
         (
             "cost.idle_usd",
+            "cost.idle_ratio",
             "cost.usd_per_request_at_knee",
             "cost.usd_per_million_output_tokens_at_knee",
         ),
@@ -311,6 +312,7 @@ DEFINITIONS: tuple[Definition, ...] = (
             "saturation.bottleneck",
             "saturation.regimes",
             "saturation.imbalance",
+            "saturation.regime_times",
         ),
     ),
     Definition(
@@ -353,10 +355,10 @@ DEFINITIONS: tuple[Definition, ...] = (
         "tokens",
         "Tokens by kind",
         "The exact increase of the prompt and generation counters. Prompt tokens include those "
-        "found in the prefix cache.",
+        "found in the prefix cache. Tokens per request are divided by the finished requests.",
         (traffic.total, traffic.prompt_tokens_computed),
         (_increase(*_TOKENS),),
-        ("tokens",),
+        ("tokens", "prompt_tokens_per_request", "output_tokens_per_request", "traffic"),
     ),
     Definition(
         "requests",

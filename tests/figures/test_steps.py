@@ -1,0 +1,205 @@
+"""Steps: where instants fall, how increases are booked, and a small window cut into them."""
+
+import polars as pl
+import pytest
+
+from tests.figures.small_windows import (
+    at,
+    attempts,
+    counter,
+    gauge,
+    histogram,
+    part,
+    seconds_of,
+    small_window,
+)
+from vllm_capacity.figures.gauges import KV_CACHE, RUNNING, WAITING
+from vllm_capacity.figures.latency import ITL, TTFT
+from vllm_capacity.figures.scrapes import Gap, Restart
+from vllm_capacity.figures.steps import (
+    Grid,
+    booked,
+    engine_steps,
+    marks,
+    natural_step_seconds,
+)
+from vllm_capacity.figures.traffic import GENERATION_TOKENS, PREEMPTIONS, REQUESTS
+
+
+def steps_of(grid, *seconds):
+    frame = pl.DataFrame({"ts": [at(s) for s in seconds]}, schema={"ts": pl.Datetime("us", "UTC")})
+    return frame.select(step=grid.of("ts")).get_column("step").to_list()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        pytest.param(-0.001, -1, id="before the part"),
+        pytest.param(0, 0, id="its start is inside"),
+        pytest.param(9.999999, 0, id="just before a border"),
+        pytest.param(10, 1, id="a border belongs to the step it begins"),
+        pytest.param(34, 3, id="a rest over half a step is a step"),
+        pytest.param(99, 3, id="what comes later is in the last"),
+    ],
+)
+def test_step_of_an_instant(seconds, expected):
+    assert steps_of(Grid(part(0, 36), 10), seconds) == [expected]
+
+
+def borders(grid):
+    frame = grid.starts(pl.DataFrame({"step": range(grid.count)}, schema={"step": pl.Int64}))
+    return [(seconds_of(a), seconds_of(b)) for a, b in frame.select("start", "end").iter_rows()]
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        pytest.param(30, [(0, 10), (10, 20), (20, 30)], id="even"),
+        pytest.param(34, [(0, 10), (10, 20), (20, 34)], id="a rest under half a step is added"),
+        pytest.param(36, [(0, 10), (10, 20), (20, 30), (30, 36)], id="a longer one is its own"),
+        pytest.param(3, [(0, 3)], id="a part shorter than a step"),
+    ],
+)
+def test_borders_of_steps(end, expected):
+    assert borders(Grid(part(0, end), 10)) == expected
+
+
+def test_a_long_time_without_an_attempt_is_one_step():
+    grid = Grid.of_scrapes(part(0, 2000), 10, attempts(a=[5, 15, 1995]))
+    assert borders(grid) == [(0, 10), (10, 20), (20, 1990), (1990, 2000)]
+    assert steps_of(grid, 5, 19, 20, 1000, 1989, 1990) == [0, 1, 2, 2, 2, 3]
+
+
+def test_a_shorter_one_keeps_its_steps():
+    grid = Grid.of_scrapes(part(0, 1220), 10, attempts(a=[5, 1215]))
+    assert (grid.count, grid.holes) == (122, ())
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        pytest.param(1, 10, id="10 s at least"),
+        pytest.param(5, 25, id="five scrapes"),
+        pytest.param(30, 60, id="60 s at most"),
+    ],
+)
+def test_length_of_a_step(interval, expected):
+    assert natural_step_seconds(attempts(a=range(0, 10 * interval, interval))) == expected
+
+
+def test_one_scrape_tells_no_length():
+    assert natural_step_seconds(attempts(a=[0])) == 10
+
+
+def increases(*rows):
+    """Increases of one engine's tokens: (from, to, amount)."""
+    told = [("a", "0", GENERATION_TOKENS, "{}", at(b), at(t), float(n)) for b, t, n in rows]
+    texts = dict.fromkeys(("instance", "engine", "metric", "labels"), pl.String)
+    instants = dict.fromkeys(("ts_before", "ts"), pl.Datetime("us", "UTC"))
+    schema = {**texts, **instants, "increase": pl.Float64}
+    return pl.DataFrame(told, schema=schema, orient="row")
+
+
+@pytest.mark.parametrize(
+    ("rows", "gaps", "expected"),
+    [
+        pytest.param(
+            [(0, 5, 10), (5, 12, 7)],
+            [],
+            [(0, 10, 5), (1, 7, 7)],
+            id="whole in the step of the later scrape",
+        ),
+        pytest.param(
+            [(5, 35, 60)],
+            [Gap("a", at(5), at(35), 5)],
+            [(0, 10, 5), (1, 20, 10), (2, 20, 10), (3, 10, 5)],
+            id="across a gap spread evenly over its time",
+        ),
+        pytest.param(
+            [(-20, 10, 60)],
+            [Gap("a", at(-20), at(10), 5)],
+            [(0, 20, 10), (1, 0, 0)],
+            id="of a gap that began before the part only what lies in it",
+        ),
+        pytest.param(
+            [(5, 35, 60)],
+            [Gap("b", at(5), at(35), 5)],
+            [(3, 60, 30)],
+            id="another target's gap spreads nothing",
+        ),
+    ],
+)
+def test_booking(rows, gaps, expected):
+    found = booked(increases(*rows), Grid(part(0, 40), 10), gaps)
+    assert found.select("step", "amount", "seconds").rows() == expected
+
+
+def test_steps_that_a_gap_or_a_restart_touches():
+    found = marks(
+        Grid(part(0, 40), 10),
+        [Gap("a", at(5), at(15), 2)],
+        [Restart("a", at(12), at(14), None), Restart("b", at(38), at(39), None)],
+    )
+    assert found.rows() == [
+        ("a", 0, True, False),
+        ("a", 1, True, True),
+        ("b", 3, False, True),
+    ]
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """Two steps of 10 s of one engine, scraped at 0, 5, 10 and 15 s."""
+    itl = {0: ([0, 0], 0.0), 5: ([4, 0], 2.0), 15: ([4, 4], 8.0)}
+    window = small_window(
+        tmp_path_factory.mktemp("steps"),
+        gauge(RUNNING, {0: 1, 5: 3, 10: 4, 15: 4}),
+        gauge(WAITING, {0: 0, 5: 0, 10: 2, 15: 0}),
+        gauge(KV_CACHE, {0: 0.2, 5: 0.4, 10: 0.9, 15: 0.7}),
+        counter(GENERATION_TOKENS, {0: 100, 5: 200, 10: 240, 15: 300}),
+        counter(REQUESTS, {0: 1, 5: 2, 10: 2, 15: 5}, finished_reason="stop"),
+        counter(PREEMPTIONS, {0: 0, 5: 0, 10: 1, 15: 1}),
+        histogram(ITL, (1.0, 2.0), {s: ([*c, 0], t) for s, (c, t) in itl.items()}),
+        histogram(TTFT, (1.0,), {0: ([0, 0], 0.0), 15: ([0, 3], 9.0)}),
+    )
+    return engine_steps(window, part=part(0, 20), step_seconds=10)
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("scrapes", [2, 2]),
+        ("running_mean", [2, 4]),
+        ("running_max", [3, 4]),
+        ("waiting_mean", [0, 1]),
+        ("waiting_share", [0, 0.5]),
+        ("at_ceiling_share", [None, 1]),
+        ("kv_cache_ratio_mean", [pytest.approx(0.3), pytest.approx(0.8)]),
+        ("kv_cache_ratio_max", [0.4, 0.9]),
+        ("output_tokens_per_second", [100 / 5, (40 + 60) / 10]),
+        ("requests_per_second", [1 / 5, 3 / 10]),
+        ("prompt_tokens_per_second", [None, None]),
+        ("preemptions", [0, 1]),
+        ("itl_mean_seconds", [2 / 4, 6 / 4]),
+        ("itl_p95_seconds", [pytest.approx(0.95), pytest.approx(1.95)]),
+        ("ttft_p95_seconds", [None, None]),
+        ("best_minute_tokens_per_second", [None, None]),
+        ("is_gap", [False, False]),
+        ("is_restart", [False, False]),
+    ],
+)
+def test_what_a_step_says(steps, column, expected):
+    assert steps.get_column(column).to_list() == expected
+
+
+def test_the_best_minute_lies_between_two_scrapes(tmp_path):
+    """30 tokens/s for a minute, then nothing for one."""
+    tokens = {s: 30.0 * min(s, 60) for s in range(0, 130, 10)}
+    window = small_window(tmp_path, counter(GENERATION_TOKENS, tokens))
+    found = engine_steps(window, part=part(0, 130), step_seconds=60)
+    assert found.get_column("best_minute_tokens_per_second").to_list() == [None, 30]
+
+
+def test_a_window_without_an_engine_has_no_steps(tmp_path):
+    window = small_window(tmp_path, gauge("process_start_time_seconds", {0: 1}, engine=None))
+    assert engine_steps(window, part=part(0, 20)).is_empty()

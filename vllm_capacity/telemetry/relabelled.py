@@ -1,0 +1,275 @@
+"""Series that go on under other labels: a label was spelled otherwise in some scrapes of a process.
+
+A relabelling rule changes, a pod label is edited, `model_name` is spelled in another way: then
+counters of a process vanish, and others appear in the same scrape. These are no births, though an
+earlier scrape of the process was without them. In words:
+
+1. Where a counter or histogram vanishes from one scrape to the next, and another of the same metric
+   and target appears in that next scrape, they are paired: those whose labels differ least.
+2. A pair is one series if no scrape has both and what they count together never falls while the
+   process lives. All its samples then belong to the series that was seen first.
+3. A series that appeared so, is no clear continuation, and does not begin below all those that
+   vanished, counts from its first value: rather what it counted in one interval is in no figure
+   than all that its process ever counted is in them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vllm_capacity.telemetry.processes import DIFFERENCED, life_of_rows
+from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
+
+SURE, UNSURE = "respelled", "relabelled"
+_PLACE = ["instance", "metric", "kind", "scrape"]
+_MOST_COMPARED = 10_000  # pairs of one metric in one scrape; beyond, none is told from the others
+_UNTIED = "counted from its first value"
+_Labels = frozenset[tuple[str, str]]
+_Place = tuple[str, str, str, int]
+_Integers = NDArray[np.int64]
+
+
+def with_relabelled(rows: Rows, lives: pl.DataFrame) -> Rows:
+    """The rows with every series that went on under other labels as one, each with a note.
+
+    `lives` are the processes (processes.py); addresses behind which several answer in turn are left
+    as they are. Rows in which no series vanishes as another appears come back as they are.
+    """
+    in_turn = lives.filter(pl.col("doubt") == "in turn")
+    counted = rows.series.filter(pl.col("kind").is_in(DIFFERENCED))
+    seen = _seen(rows, counted.join(in_turn, on="instance", how="anti"))
+    gone, come = _changes(seen, rows.series, lives)
+    if gone.is_empty():
+        return rows
+    involved = pl.concat([gone, come]).select("series_id").unique()
+    own = seen.join(involved, on="series_id", how="semi")
+    own = own.with_columns(life_of_rows(own, rows.series, lives))
+    told = _Relabelling(_histories(own, rows.series.join(involved, on="series_id", how="semi")))
+    vanished = _by_place(gone)
+    for place, appeared in sorted(_by_place(come).items(), key=lambda item: item[0][-1]):
+        told.settle(place[-1], vanished[place], appeared)
+    return told.applied(rows, own)
+
+
+def without_repeats(late: Rows, stored: Rows) -> Rows:
+    """The late rows without those that `stored` holds already, as a series that goes on.
+
+    That is a series that is not stored, of a metric of which one went on under other labels, if all
+    it says was said: the same values at the same times.
+    """
+    noted = stored.intake.filter(pl.col("check").is_in([SURE, UNSURE]))
+    keys = noted.select("instance", metric="subject").unique()
+    fresh = late.series.join(stored.series, on="series_id", how="anti").join(
+        keys, on=["instance", "metric"], how="semi"
+    )
+    if fresh.is_empty():
+        return late
+    held = _seen(stored, stored.series.join(keys, on=["instance", "metric"], how="semi"))
+    said = ["instance", "metric", "kind", "ts", "value"]
+    own = _seen(late, fresh)
+    told = own.join(own.join(held, on=said, how="anti"), on="series_id", how="anti")
+    return replace(
+        late,
+        series=late.series.join(told, on="series_id", how="anti"),
+        samples=late.samples.join(told, on="series_id", how="anti", maintain_order="left"),
+        histograms=late.histograms.join(told, on="series_id", how="anti", maintain_order="left"),
+    )
+
+
+def _seen(rows: Rows, owners: pl.DataFrame) -> pl.DataFrame:
+    """The rows of these series with the scrape of their target, counted from 0; sorted."""
+    states = rows.histograms.select("series_id", "ts", value="count")
+    return (
+        pl.concat([rows.samples.select("series_id", "ts", "value"), states])
+        .join(owners.select("series_id", "instance", "metric", "kind"), on="series_id")
+        .with_columns(scrape=pl.col("ts").rank("dense").over("instance").cast(pl.Int64))
+        .sort("series_id", "scrape")
+    )
+
+
+def _changes(
+    seen: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows after which a series vanished and such with which one appeared, in the same scrapes.
+
+    `scrape` is that scrape in both. Only what one process did: what it did not count any more, the
+    next one may well count.
+    """
+    scrape = pl.col("scrape")
+    goes_on = (scrape.shift(-1).over("series_id") == scrape + 1).fill_null(False)
+    went_on = (scrape.shift(1).over("series_id") == scrape - 1).fill_null(False)
+    gone = seen.filter(~goes_on).with_columns(scrape + 1)
+    come = seen.filter(~went_on)
+    gone, come = gone.join(come, on=_PLACE, how="semi"), come.join(gone, on=_PLACE, how="semi")
+    gone, come = (each.with_columns(life_of_rows(each, series, lives)) for each in (gone, come))
+    place = [*_PLACE, "life"]
+    return gone.join(come, on=place, how="semi"), come.join(gone, on=place, how="semi")
+
+
+def _by_place(rows: pl.DataFrame) -> dict[_Place, dict[int, float]]:
+    """Values by series, for each metric of a target and scrape."""
+    found: dict[_Place, dict[int, float]] = {}
+    for *place, series_id, value in rows.select(*_PLACE, "series_id", "value").iter_rows():
+        found.setdefault((place[0], place[1], place[2], place[3]), {})[series_id] = value
+    return found
+
+
+@dataclass(frozen=True)
+class _History:
+    """What one series counted: a value and the life of its process for each scrape, in order.
+
+    `labels` and `bounds` tell it from others of its metric; `is_born` where the source says that it
+    began in the capture.
+    """
+
+    labels: _Labels
+    bounds: tuple[float, ...]
+    is_born: bool
+    scrapes: _Integers
+    values: NDArray[np.float64]
+    lives: _Integers
+
+    def joined(self, later: _History) -> _History | None:
+        """Both as one series; None where they cannot be: a scrape has both, or a count falls."""
+        if later.is_born and not self.is_born:
+            return None
+        scrapes = np.concatenate([self.scrapes, later.scrapes])
+        order = np.argsort(scrapes, kind="stable")
+        scrapes = scrapes[order]
+        values = np.concatenate([self.values, later.values])[order]
+        lives = np.concatenate([self.lives, later.lives])[order]
+        falls = (np.diff(values) < 0) & (np.diff(lives) == 0)
+        if (np.diff(scrapes) == 0).any() or falls.any():
+            return None
+        return replace(self, scrapes=scrapes, values=values, lives=lives)
+
+
+def _histories(own: pl.DataFrame, series: pl.DataFrame) -> dict[int, _History]:
+    """The history of each of these series."""
+    columns = ["series_id", "engine", "model_name", "labels", "bounds", "starts_at_zero"]
+    told = {row["series_id"]: row for row in series.select(columns).iter_rows(named=True)}
+    found = {}
+    for (series_id,), rows in own.group_by("series_id"):
+        row = told[series_id]
+        named = {"engine": row["engine"], "model_name": row["model_name"]}
+        labels = {**json.loads(row["labels"]), **{k: v for k, v in named.items() if v is not None}}
+        found[row["series_id"]] = _History(
+            frozenset(labels.items()),
+            tuple(row["bounds"] or ()),
+            bool(row["starts_at_zero"]),
+            rows["scrape"].to_numpy(),
+            rows["value"].to_numpy(),
+            rows["life"].cast(pl.Int64).to_numpy(),
+        )
+    return found
+
+
+@dataclass
+class _Relabelling:
+    """Which series go on as which (`into`), and which count from their first value (`untied`)."""
+
+    histories: dict[int, _History]
+    into: dict[int, int] = field(default_factory=dict)
+    untied: set[int] = field(default_factory=set)
+
+    def settle(self, scrape: int, vanished: dict[int, float], appeared: dict[int, float]) -> None:
+        """Settle one metric of a target in one scrape, in order; both are values by series."""
+        for old, new in list(self._pairs(vanished, appeared)):
+            self._join(self.root(old), self.root(new))
+        least = min(vanished.values())
+        for new, value in appeared.items():
+            is_first = scrape == self.histories[new].scrapes[0]
+            if new not in self.into and is_first and value >= least:
+                self.untied.add(new)
+
+    def root(self, series_id: int) -> int:
+        """The series that this one goes on as; itself where it is none that went on."""
+        while series_id in self.into:
+            series_id = self.into[series_id]
+        return series_id
+
+    def _join(self, one: int, other: int) -> None:
+        first, later = sorted((one, other), key=lambda each: self.histories[each].scrapes[0])
+        joined = self.histories[first].joined(self.histories[later]) if first != later else None
+        if joined is not None:
+            self.into[later], self.histories[first] = first, joined
+
+    def _pairs(
+        self, vanished: dict[int, float], appeared: dict[int, float]
+    ) -> Iterator[tuple[int, int]]:
+        """The pairs whose labels differ least, each the only such one on both sides."""
+        if len(vanished) * len(appeared) > _MOST_COMPARED:
+            return
+        apart = {
+            (old, new): len(self.histories[old].labels ^ self.histories[new].labels)
+            for old in vanished
+            for new in appeared
+            if self.histories[old].bounds == self.histories[new].bounds
+        }
+        for (old, new), distance in apart.items():
+            rivals = (d for (o, n), d in apart.items() if (o == old) != (n == new))
+            if all(distance < rival for rival in rivals):
+                yield old, new
+
+    def applied(self, rows: Rows, own: pl.DataFrame) -> Rows:
+        """The rows with this done, and noted; `own` are those of the series involved."""
+        moved = {series_id: self.root(series_id) for series_id in self.into}
+        is_untied = pl.col("series_id").is_in(list(self.untied))
+        is_moved = pl.col("series_id").is_in(list(moved))
+        notes = [*self._joined_notes(own, moved), *self._untied_notes(own)]
+        series = rows.series.with_columns(
+            starts_at_zero=pl.when(is_untied).then(False).otherwise("starts_at_zero")
+        )
+        return replace(
+            rows,
+            series=series.filter(~is_moved),
+            samples=_renumbered(rows.samples, moved),
+            histograms=_renumbered(rows.histograms, moved),
+            intake=pl.concat([rows.intake, pl.DataFrame(notes, schema=INTAKE_SCHEMA)]),
+        )
+
+    def _joined_notes(self, own: pl.DataFrame, moved: dict[int, int]) -> Iterator[dict[str, Any]]:
+        """One for each series that another goes on as: sure where the spelling came back."""
+        for series_id, root in moved.items():
+            rows, before = (own.filter(pl.col("series_id") == each) for each in (series_id, root))
+            other, usual = self.histories[series_id].labels, self.histories[root].labels
+            came_back = before["ts"].max() > rows["ts"].max()  # type: ignore[operator]
+            yield _note(
+                SURE if came_back else UNSURE,
+                rows,
+                f"{_spelled(other - usual)} for {_spelled(usual - other)}",
+            )
+
+    def _untied_notes(self, own: pl.DataFrame) -> Iterator[dict[str, Any]]:
+        for series_id in self.untied:
+            yield _note(UNSURE, own.filter(pl.col("series_id") == series_id), _UNTIED)
+
+
+def _note(check: str, rows: pl.DataFrame, detail: str) -> dict[str, Any]:
+    """A note about the rows of one series."""
+    return {
+        "check": check,
+        "instance": rows["instance"][0],
+        "ts": rows["ts"].min(),
+        "subject": rows["metric"][0],
+        "detail": detail,
+        "count": rows.height,
+    }
+
+
+def _spelled(labels: _Labels) -> str:
+    return ", ".join(f'{name}="{value}"' for name, value in sorted(labels)) or "no such label"
+
+
+def _renumbered(frame: pl.DataFrame, moved: dict[int, int]) -> pl.DataFrame:
+    """The rows under the series that they go on as, sorted by series and time."""
+    if not moved:
+        return frame
+    return frame.with_columns(pl.col("series_id").replace(moved)).sort("series_id", "ts")

@@ -1,0 +1,265 @@
+"""vLLM V1's scheduler: who gets how many tokens in the next step, and who is thrown out.
+
+In words, as `vllm/v1/core/sched/scheduler.py` does it:
+
+1. Running requests first, in order of admission: each gets the tokens it still has to compute (one
+   when decoding), within `max_num_batched_tokens`.
+2. Where the blocks for that are missing, the request admitted last is preempted: its blocks are
+   freed, its progress is forgotten, and it goes back to the *front* of the queue (recompute; there
+   is no swapping).
+3. Only in a step without a preemption, waiting requests are admitted, first come first served,
+   while there is a slot (`max_num_seqs`), budget, and room for the whole prompt. Long prompts are
+   computed in chunks. What the prefix cache still holds of a prompt is not computed, but its last
+   token is.
+
+Two things follow that make this fast. A prompt in chunks takes all the budget there is, so there
+is at most one, admitted last; everybody else decodes, one token in every step. So a decoding
+request is not touched step by step: when it needs its next block, and when it will have finished,
+is known as soon as it starts to decode.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+
+from vllm_simulator.blocks import BlockPool, Content
+from vllm_simulator.config import EngineConfig, EngineRequest
+
+_Due = tuple[int, int, int, EngineRequest]  # step, admission, life of the entry, whose
+
+
+@dataclass
+class Batch:
+    """The work of one step: decoding requests (one token each) and prefills (request, tokens)."""
+
+    decodes: int
+    prefills: list[tuple[EngineRequest, int]] = field(default_factory=list)
+    prefill_tokens: int = 0
+    context_tokens: int = 0
+    preemptions: int = 0
+    admitted: list[EngineRequest] = field(default_factory=list)  # scheduled for the first time
+
+
+class Scheduler:
+    """The queue and the running requests of one engine.
+
+    `step` counts the steps that have ended, the last of them at `clock`.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.pool = BlockPool(config.usable_blocks)
+        self.waiting: deque[EngineRequest] = deque()
+        self.running: dict[int, EngineRequest] = {}  # by admission, in its order
+        self.decoding = 0
+        self.context_tokens = 0  # of the decoding ones
+        self.step = 0
+        self.clock = 0.0
+        self._partial: EngineRequest | None = None
+        self._admissions = 0
+        self._block_due: list[_Due] = []
+        self._finish_due: list[_Due] = []
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether the next step is one token for everybody who runs, and nobody waits."""
+        return self._partial is None and not self.waiting
+
+    def schedule(self) -> Batch:
+        """The next step's work."""
+        preemptions = self._grow_decoding()
+        budget = self.config.max_num_batched_tokens - self.decoding
+        batch = Batch(self.decoding, context_tokens=self.context_tokens, preemptions=preemptions)
+        if self._partial is not None:
+            budget = self._continue_prefill(self._partial, batch, budget)
+        if self.waiting and not batch.preemptions:
+            self._admit_waiting(batch, budget)
+        return batch
+
+    def end_step(self, steps: int, clock: float) -> None:
+        """Every decoding request has got `steps` more tokens, the last at `clock`."""
+        self.step += steps
+        self.clock = clock
+        self.context_tokens += steps * self.decoding
+
+    def start_decoding(self, request: EngineRequest) -> None:
+        """Its prompt is computed and a token given: from the next step on it gets one a step."""
+        request.is_decoding = True
+        request.counted_step = self.step
+        self.decoding += 1
+        self.context_tokens += request.total
+        left = request.spec.output_tokens - request.generated
+        heapq.heappush(
+            self._finish_due, (self.step + left, request.admission, request.life, request)
+        )
+        room = len(request.blocks) * self.config.block_size - request.total
+        heapq.heappush(
+            self._block_due, (self.step + room + 2, request.admission, request.life, request)
+        )
+
+    def finished(self) -> list[EngineRequest]:
+        """The decoding requests whose last token came with the step just ended, taken out."""
+        ended = []
+        while self._next_finish() <= self.step:
+            request = heapq.heappop(self._finish_due)[-1]
+            self.remove(request)
+            ended.append(request)
+        return ended
+
+    def remove(self, request: EngineRequest) -> None:
+        """Take a request out of the engine, wherever it is, and free what it holds."""
+        request.is_done = True
+        if request.admission in self.running:
+            del self.running[request.admission]
+            self._release(request)
+        else:
+            self.waiting.remove(request)
+
+    def steps_without_event(self, wanted: int) -> int:
+        """How many of the `wanted` decode steps pass without a finish or a lack of blocks."""
+        steps = min(wanted, self._next_finish() - self.step - 1)
+        blocks = 1 + (self.config.sliding_blocks > 0)
+        most = (steps // self.config.block_size + 1) * blocks * self.decoding
+        return steps if most <= self.pool.free else 0
+
+    def grow_through(self, step: int) -> None:
+        """The blocks that decoding up to and including `step` takes; there are enough."""
+        while self._block_due and self._block_due[0][0] <= step:
+            due, admission, life, request = heapq.heappop(self._block_due)
+            if life == request.life:
+                self._add_block(request)
+                again = due + self.config.block_size
+                heapq.heappush(self._block_due, (again, admission, life, request))
+
+    def _next_finish(self) -> int:
+        while self._finish_due:
+            step, _, life, request = self._finish_due[0]
+            if life == request.life:
+                return step
+            heapq.heappop(self._finish_due)
+        return self.step + 1_000_000
+
+    def _grow_decoding(self) -> int:
+        """Blocks for those whose next token needs one, oldest first; how many were preempted."""
+        step, preemptions = self.step + 1, 0
+        while self._block_due and self._block_due[0][0] <= step:
+            due, admission, life, request = heapq.heappop(self._block_due)
+            if life != request.life:
+                continue
+            while self.pool.free < 1 + self._side_blocks(request, len(request.blocks) + 1):
+                preemptions += 1
+                if self._preempt_last() is request:
+                    break
+            if life == request.life:
+                self._add_block(request)
+                again = due + self.config.block_size
+                heapq.heappush(self._block_due, (again, admission, life, request))
+        return preemptions
+
+    def _add_block(self, request: EngineRequest) -> None:
+        self._publish(request, len(request.blocks))
+        side = self._side_blocks(request, len(request.blocks) + 1)
+        request.blocks += self.pool.take(1)
+        request.side_blocks += self.pool.take(side)
+
+    def _continue_prefill(self, request: EngineRequest, batch: Batch, budget: int) -> int:
+        tokens = min(request.total - request.computed, budget)
+        if not self._grow(request, tokens):  # it is the last admitted: nobody else to preempt
+            self._preempt_last()
+            batch.preemptions += 1
+            return budget
+        self._partial = None
+        self._add(batch, request, tokens)
+        return budget - tokens
+
+    def _grow(self, request: EngineRequest, tokens: int) -> bool:
+        size = self.config.block_size
+        blocks = -(-(request.computed + tokens) // size)
+        needed, side = blocks - len(request.blocks), self._side_blocks(request, blocks)
+        if needed + side > self.pool.free:
+            return False
+        request.blocks += self.pool.take(needed)
+        request.side_blocks += self.pool.take(side)
+        self._publish(request, (request.computed + tokens) // size)
+        return True
+
+    def _admit_waiting(self, batch: Batch, budget: int) -> None:
+        while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:
+            request = self.waiting[0]
+            hit = self._cached_blocks(request)
+            needed = self.config.blocks_for(request.total) - len(hit)
+            if needed + self.pool.free_among(hit) > self.pool.free:
+                return
+            self.waiting.popleft()
+            self.pool.hold(hit)
+            request.blocks = hit
+            request.published = len(hit)
+            request.computed = len(hit) * self.config.block_size
+            tokens = min(request.total - request.computed, budget)
+            self._grow(request, tokens)
+            self._admissions += 1
+            request.admission = self._admissions
+            if request.scheduled_at is None:
+                request.cached_tokens = request.computed
+                batch.admitted.append(request)
+            self.running[request.admission] = request
+            self._add(batch, request, tokens)
+            budget -= tokens
+
+    def _add(self, batch: Batch, request: EngineRequest, tokens: int) -> None:
+        batch.prefills.append((request, tokens))
+        batch.prefill_tokens += tokens
+        batch.context_tokens += request.computed + tokens
+        if request.computed + tokens < request.total:
+            self._partial = request
+
+    def _cached_blocks(self, request: EngineRequest) -> list[int]:
+        if not self.config.enable_prefix_caching:
+            return []
+        last = (request.total - 1) // self.config.block_size
+        return self.pool.cached(self._content(request, index) for index in range(last))
+
+    def _content(self, request: EngineRequest, index: int) -> Content:
+        spec = request.spec
+        is_shared = (index + 1) * self.config.block_size <= spec.prefix_tokens
+        if spec.prefix is not None and is_shared:
+            return (-1 - spec.prefix, index)
+        return (request.uid, index)
+
+    def _publish(self, request: EngineRequest, full_blocks: int) -> None:
+        if self.config.enable_prefix_caching:
+            for index in range(request.published, full_blocks):
+                self.pool.publish(request.blocks[index], self._content(request, index))
+        request.published = max(request.published, full_blocks)
+
+    def _side_blocks(self, request: EngineRequest, blocks: int) -> int:
+        return min(blocks, self.config.sliding_blocks) - len(request.side_blocks)
+
+    def _preempt_last(self) -> EngineRequest:
+        _, request = self.running.popitem()
+        self._release(request)
+        request.computed = request.published = 0
+        request.preemptions += 1
+        self.waiting.appendleft(request)
+        return request
+
+    def _release(self, request: EngineRequest) -> None:
+        """Free a running request's blocks, its tokens counted up to now."""
+        if request.is_decoding:
+            gained = self.step - request.counted_step
+            request.total += gained
+            request.generated += gained
+            request.computed = request.total - 1
+            request.last_at = self.clock
+            self.decoding -= 1
+            self.context_tokens -= request.total
+            request.is_decoding = False
+        if self._partial is request:
+            self._partial = None
+        request.life += 1
+        self._publish(request, request.computed // self.config.block_size)
+        self.pool.release(request.side_blocks)
+        self.pool.release(request.blocks)
+        request.blocks, request.side_blocks = [], []
