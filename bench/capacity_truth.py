@@ -24,7 +24,7 @@ from pathlib import Path
 import polars as pl
 
 from tests.truth_server.cases import KINDS, case
-from tests.truth_server.judging import FIGURES, Row, estimates, row, written
+from tests.truth_server.judging import FIGURES, Row, answers, row, written
 
 QUICK_CASES, USUAL_CASES = 10, 40
 
@@ -74,10 +74,9 @@ def _judged_case(job: tuple[str, int, Path, bool]) -> Row:
     path, served = written(made, folder)
     began = time.perf_counter()
     try:
-        found = estimates(path, made.targets, with_plan=with_plan)
-        failure = ""
+        found, failure = answers(path, made.targets, with_plan=with_plan), ""
     except Exception:
-        found, failure = {}, traceback.format_exc(limit=-3)
+        found, failure = None, traceback.format_exc(limit=-3)
     return {
         **row(made, served, found),
         "seconds_asked": time.perf_counter() - began,

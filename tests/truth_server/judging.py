@@ -13,23 +13,37 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tests.truth_server.cases import Case, Targets
 from tests.truth_server.windows import Served
-from vllm_capacity import open_window
-from vllm_capacity.answers import answer
-from vllm_capacity.bills import Terms
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.answer import Requests
+from vllm_capacity.assumptions import Assumptions, Slo, pricing
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.plan import Ask, plan
+from vllm_capacity.plan import PlanRequest, plan
+from vllm_capacity.telemetry.window import open_window
 
 USD_PER_HOUR = 2.0
-FIGURES = ("capacity", "slo_capacity", "headroom", "utilization", "idle_usd", "replicas")
+FIGURES = ("capacity", "slo_throughput", "headroom", "utilization", "idle_usd", "replicas")
 _ROUNDING, _HELD_SLACK, _FALLEN = 1e-9, 1.02, 0.97
-_SLACK = {"slo_capacity": 0.1}
+_SLACK = {"slo_throughput": 0.1}
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The package's answers about one window: estimates by name, and what was counted.
+
+    `allocation_usd` and `demand` (output tokens/s) are the plain numbers that truths rest on.
+    """
+
+    estimates: Mapping[str, Estimate]
+    requests: Requests
+    allocation_usd: float | None
+    demand: float | None
 
 
 def written(made: Case, folder: Path) -> tuple[Path, Served]:
@@ -43,47 +57,38 @@ def written(made: Case, folder: Path) -> tuple[Path, Served]:
     return path, served
 
 
-def estimates(path: Path, targets: Targets, *, with_plan: bool = True) -> dict[str, Row]:
-    """The package's answers about one window, as estimates in dictionaries."""
-    window = open_window(path)
-    terms = Terms(
-        usd_per_gpu_hour=Estimate.exact(USD_PER_HOUR, "given"),
-        ttft_slo_seconds=targets.ttft_seconds,
-        itl_slo_seconds=targets.itl_seconds,
-    )
-    told = answer(window, terms=terms)
+def answers(path: Path, targets: Targets, *, with_plan: bool = True) -> Found:
+    """The package's answers about one window."""
+    priced = Assumptions(pricing(USD_PER_HOUR), Slo(targets.ttft_seconds, targets.itl_seconds))
+    analysis = Analysis.of(open_window(path), assumptions=priced)
+    told = analysis.answer
     found = {
-        "capacity": told["saturation"]["capacity_output_tokens_per_second"],
-        "slo_capacity": told["slo"]["capacity_output_tokens_per_second"],
-        "headroom": told["saturation"]["headroom_ratio"],
-        "utilization": told["cost"]["utilisation"],
-        "idle_usd": told["cost"]["idle_usd"],
-        "counts": told["tokens"] | {"requests": told["requests"]},
-        "allocation_usd": told["cost"]["allocation_usd"],
+        "capacity": told.saturation.capacity,
+        "slo_throughput": told.slo.throughput,
+        "headroom": told.saturation.headroom_ratio,
+        "utilization": told.cost.utilization,
+        "idle_usd": told.cost.idle_usd,
     }
+    demand = None
     if with_plan:
-        planned = plan(
-            window,
-            Ask(),
-            terms=replace(terms, ttft_slo_seconds=None, itl_slo_seconds=None),
-            told=told,
-        )
-        found["replicas"] = planned["replicas"]
-        found["demand"] = planned["demand_output_tokens_per_second"]
-    return found
+        planned = plan(replace(analysis, assumptions=replace(priced, slo=Slo())))
+        found["replicas"] = planned.replicas
+        demand = planned.demand_output_tokens_per_second.mid
+    return Found(found, told.requests, told.cost.allocation_usd.mid, demand)
 
 
-def row(made: Case, served: Served, found: Mapping[str, Row]) -> Row:
-    """One case: its truth, the answers, and whether each is right."""
+def row(made: Case, served: Served, found: Found | None) -> Row:
+    """One case: its truth, the answers (None: it failed), and whether each is right."""
     rate = served.output_tokens / served.seconds
     used = rate / made.fleet_capacity
+    allocation, demand = (found.allocation_usd, found.demand) if found else (None, None)
     truth: dict[str, float | None] = {
         "capacity": made.fleet_capacity,
-        "slo_capacity": made.fleet_slo_capacity,
+        "slo_throughput": made.fleet_slo_capacity,
         "headroom": 1 - used,
         "utilization": min(1.0, used),
-        "idle_usd": _times(found.get("allocation_usd"), max(0.0, 1 - used)),
-        "replicas": _replicas(found.get("demand"), made.truth.capacity),
+        "idle_usd": None if allocation is None else allocation * max(0.0, 1 - used),
+        "replicas": _replicas(demand, made.truth.capacity),
     }
     told: Row = {
         "name": made.name,
@@ -103,16 +108,21 @@ def row(made: Case, served: Served, found: Mapping[str, Row]) -> Row:
         "running_mean": served.running_mean,
         "running_at_95": made.truth.running_at_95,
     }
+    estimates = found.estimates if found else {}
     for name in FIGURES:
-        told |= _judged(name, found.get(name), truth[name])
-    one = found.get("capacity") or {}
-    told["miscounted"] = _miscount(found.get("counts"), served)
-    told["contradicted"] = _contradiction(one, found.get("slo_capacity") or {}, told["held"])
-    return {**told, "basis": one.get("basis", ""), "reason": one.get("reason", "")}
+        told |= _judged(name, estimates.get(name), truth[name])
+    told["miscounted"] = _miscount(found.requests, served) if found else ""
+    told["contradicted"] = _contradiction(estimates, told["held"])
+    capacity = estimates.get("capacity")
+    return {
+        **told,
+        "basis": capacity.sources if capacity else "",
+        "reason": capacity.reason if capacity else "",
+    }
 
 
-def _judged(name: str, found: Row | None, truth: float | None) -> Row:
-    low, mid, high = (found[end] if found else None for end in ("low", "mid", "high"))
+def _judged(name: str, found: Estimate | None, truth: float | None) -> Row:
+    low, mid, high = (found.low, found.mid, found.high) if found else (None, None, None)
     return {
         f"{name}_truth": truth,
         f"{name}_low": low,
@@ -123,25 +133,25 @@ def _judged(name: str, found: Row | None, truth: float | None) -> Row:
     }
 
 
-def _miscount(counts: Row | None, served: Served) -> str:
+def _miscount(counted: Requests, served: Served) -> str:
     """Requests that are neither counted nor within what may be lost; empty where all are."""
-    if counts is None or served.counted_requests is None:
+    if served.counted_requests is None:
         return ""
-    finished, lost = counts["requests"]["finished"], counts["requests"]["lost"]
-    missing = served.counted_requests - finished
-    is_within = lost["high"] is None or lost["low"] <= missing <= lost["high"]
-    return "" if is_within else f"{missing:+,.0f} requests, lost {lost['low']} to {lost['high']}"
+    lost, missing = counted.lost, served.counted_requests - (counted.finished or 0.0)
+    is_within = lost.low <= missing <= lost.high
+    return "" if is_within else f"{missing:+,.0f} requests, lost {lost.low} to {lost.high}"
 
 
-def _contradiction(capacity: Row, slo_capacity: Row, held: float) -> str:
+def _contradiction(found: Mapping[str, Estimate], held: float) -> str:
     """What the window itself says against its capacity; empty where nothing does."""
-    most = capacity.get("high")
-    if most is None:
+    capacity, within_targets = found.get("capacity"), found.get("slo_throughput")
+    if capacity is None or capacity.high is None:
         return ""
-    if held > _HELD_SLACK * most:
+    if held > _HELD_SLACK * capacity.high:
         return f"a minute of {held:.4g} was held"
-    within = slo_capacity.get("mid") or slo_capacity.get("low")
-    return f"{within:.4g} is within targets" if within and within > _HELD_SLACK * most else ""
+    within = (within_targets.mid or within_targets.low) if within_targets else None
+    is_above = within is not None and within > _HELD_SLACK * capacity.high
+    return f"{within:.4g} is within targets" if is_above else ""
 
 
 def form(low: float | None, mid: float | None, high: float | None) -> str:
@@ -167,14 +177,10 @@ def is_right(
     return (low is None or low <= truth + slack) and (high is None or truth <= high + slack)
 
 
-def _times(found: Row | None, share: float) -> float | None:
-    return None if not found or found["mid"] is None else found["mid"] * share
-
-
-def _replicas(demand: Row | None, capacity: float) -> float | None:
+def _replicas(demand: float | None, capacity: float) -> float | None:
     """Replicas for the demand the plan found, by the true capacity, under the usual policy."""
-    if not demand or demand["mid"] is None:
+    if demand is None:
         return None
-    policy = Ask().policy
+    policy = PlanRequest().policy
     each = capacity * (1 - policy.headroom_ratio)
-    return math.ceil(demand["mid"] * policy.lead_factor / each) + policy.spare_replicas
+    return math.ceil(demand * policy.lead_factor / each) + policy.spare_replicas

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.truth_server.cases import case
-from tests.truth_server.judging import Row, estimates, row, written
+from tests.truth_server.judging import Row, answers, row, written
 
 STEADY = (
     *("constant-001", "constant-004", "constant-007", "constant-014", "light-002"),
@@ -38,7 +38,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judge:
             kind, number = name.rsplit("-", 1)
             made = case(kind, int(number))
             path, served = written(made, folder)
-            known[name] = row(made, served, estimates(path, made.targets))
+            known[name] = row(made, served, answers(path, made.targets))
         return known[name]
 
     return judge

@@ -6,8 +6,8 @@ from made_steps import made_steps, queued, steady
 
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.verdicts.regimes import (
+    bottleneck,
     engine_rows,
-    first_limit,
     judged_steps,
     regimes,
     window_regime,
@@ -147,11 +147,11 @@ def test_no_steps_have_no_regimes():
     assert regimes(made_steps()).is_empty()
 
 
-def test_first_limit_is_that_of_the_busiest_quarter():
+def test_bottleneck_is_that_of_the_busiest_quarter():
     steps = made_steps(*[steady(4, 100)] * 9, *[queued(8, 180, 10)] * 3)
     (rows,) = engine_rows(steps).values()
     judged = judged_steps(rows)
-    assert (window_regime(judged), first_limit(judged)) == ("client-bound", "scheduler-bound")
+    assert (window_regime(judged), bottleneck(judged)) == ("client-bound", "scheduler-bound")
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_first_limit_is_that_of_the_busiest_quarter():
         pytest.param(1, None, id="a moment"),
     ],
 )
-def test_first_limit_of_a_long_window(limited, expected):
+def test_bottleneck_of_a_long_window(limited, expected):
     steps = made_steps(*[steady(4, 100)] * 60, *[queued(8, 180, 10)] * limited)
     (rows,) = engine_rows(steps).values()
-    assert first_limit(judged_steps(rows)) == expected
+    assert bottleneck(judged_steps(rows)) == expected
 
 
 def test_the_worst_engine_speaks_for_the_fleet():

@@ -22,27 +22,22 @@ def first_seconds(window, seconds):
     return engine_steps(window, part=part)
 
 
-def capacity(found):
-    return found["capacity_output_tokens_per_second"]
-
-
 @pytest.mark.parametrize("step_seconds", [10.0, 20.0, 30.0, 60.0])
 def test_recorded_plateau(sweep, step_seconds):
     found = saturation(engine_steps(sweep, part=sweep.extent, step_seconds=step_seconds))
-    assert capacity(found)["mid"] == pytest.approx(HELD, rel=0.05)
-    assert capacity(found)["low"] >= 0.85 * capacity(found)["mid"]
-    assert capacity(found)["high"] <= 1.15 * capacity(found)["mid"]
-    assert found["capacity_running_requests"]["mid"] == pytest.approx(27, abs=1)
-    assert (found["regime"], found["first_limit"]) == ("client-bound", "kv-bound")
+    assert found.capacity.mid == pytest.approx(HELD, rel=0.05)
+    assert found.capacity.low >= 0.85 * found.capacity.mid
+    assert found.capacity.high <= 1.15 * found.capacity.mid
+    assert found.capacity_running_requests.mid == pytest.approx(27, abs=1)
+    assert (found.regime, found.bottleneck) == ("client-bound", "kv-bound")
 
 
 def test_recorded_plateau_is_foreseen_from_its_lighter_half(sweep):
     found = saturation(first_seconds(sweep, 914))  # up to 16 clients
-    assert capacity(found)["low"] < HELD < capacity(found)["high"]
-    assert (
-        found["capacity_running_requests"]["low"] < 27 < found["capacity_running_requests"]["high"]
-    )
-    assert found["first_limit"] is None
+    assert found.capacity.low < HELD < found.capacity.high
+    running = found.capacity_running_requests
+    assert running.low < 27 < running.high
+    assert found.bottleneck is None
 
 
 @pytest.mark.parametrize(
@@ -53,18 +48,18 @@ def test_recorded_plateau_is_foreseen_from_its_lighter_half(sweep):
     ],
 )
 def test_too_light_a_load_gives_what_was_held_as_a_lower_bound(sweep, seconds, why, held):
-    found = capacity(saturation(first_seconds(sweep, seconds)))
-    assert (found["mid"], found["high"]) == (None, None)
-    assert why in found["reason"]
-    assert found["low"] == pytest.approx(held, rel=0.1)
-    assert found["low"] < HELD
+    found = saturation(first_seconds(sweep, seconds)).capacity
+    assert (found.mid, found.high) == (None, None)
+    assert why in found.reason
+    assert found.low == pytest.approx(held, rel=0.1)
+    assert found.low < HELD
 
 
 def test_an_almost_idle_gpu_has_no_known_capacity(examples):
     window = open_window(examples / "a100-gpt-oss-20b")
-    found = capacity(saturation(engine_steps(window, part=window.extent)))
-    assert found["mid"] is None
-    assert "running requests" in found["reason"]
+    found = saturation(engine_steps(window, part=window.extent)).capacity
+    assert found.mid is None
+    assert "running requests" in found.reason
 
 
 def test_same_server_after_a_restart_is_foreseen_alike(restarted):
@@ -77,9 +72,9 @@ def test_same_server_after_a_restart_is_foreseen_alike(restarted):
 def test_a_fleet_adds_up_and_says_so(two_replicas):
     steps = engine_steps(two_replicas, part=two_replicas.extent)
     fits = engine_fits(steps)
-    found = capacity(saturation(steps, fits=fits))
-    assert found["mid"] == pytest.approx(sum(fit.capacity.mid for fit in fits))
-    assert found["basis"].startswith("sum over 2 engines, each under its own load")
+    found = saturation(steps, fits=fits).capacity
+    assert found.mid == pytest.approx(sum(fit.capacity.mid for fit in fits))
+    assert found.sources.startswith("sum over 2 engines, each under its own load")
 
 
 def test_a_fleet_with_an_unknown_engine_is_at_least_what_the_others_are():
@@ -108,7 +103,9 @@ def test_engines_count_for_as_long_as_they_were_there(presence, expected):
         pytest.param(60.0, Estimate.known(90, 100, 120, "held"), 0.4, id="room left"),
         pytest.param(110.0, Estimate.known(90, 100, 120, "held"), -0.1, id="above what was held"),
         pytest.param(60.0, Estimate.unknown("no bend"), None, id="unknown capacity"),
-        pytest.param(60.0, Estimate.at_least(100, "seen", "steady"), None, id="a lower bound"),
+        pytest.param(
+            60.0, Estimate.at_least(100, "seen", reason="steady"), None, id="a lower bound"
+        ),
         pytest.param(None, Estimate.exact(100, "held"), None, id="no rate"),
     ],
 )
@@ -118,26 +115,26 @@ def test_headroom(rate, most, expected):
 
 
 def test_headroom_under_a_lower_bound_is_at_least():
-    found = headroom(60.0, Estimate.at_least(100, "seen", "steady"))
+    found = headroom(60.0, Estimate.at_least(100, "seen", reason="steady"))
     assert (found.low, found.mid, found.high) == (pytest.approx(0.4), None, None)
 
 
 def test_headroom_takes_the_rate_it_is_given():
     steps = made_steps(*[queued(8, 200, 4)] * 6)
     found = saturation(steps, output_tokens_per_second=50.0)
-    assert found["headroom_ratio"]["mid"] == pytest.approx(0.75)
+    assert found.headroom_ratio.mid == pytest.approx(0.75)
 
 
 def test_a_short_limit_is_no_plateau():
-    found = capacity(saturation(made_steps(*[steady(4, 100)] * 4, queued(8, 150, 9))))
-    assert found["mid"] is None
-    assert "the server was the limit for 20 s" in found["reason"]
+    found = saturation(made_steps(*[steady(4, 100)] * 4, queued(8, 150, 9))).capacity
+    assert found.mid is None
+    assert "the server was the limit for 20 s" in found.reason
 
 
 def test_two_minutes_of_long_steps_are_a_plateau():
-    found = capacity(saturation(made_steps(steady(4, 100), *[queued(8, 150, 9)] * 4, seconds=60)))
-    assert found["basis"].startswith("mean of 2 steps (120 s)")
-    assert found["low"] < 150 < found["high"]
+    found = saturation(made_steps(steady(4, 100), *[queued(8, 150, 9)] * 4, seconds=60)).capacity
+    assert found.sources.startswith("mean of 2 steps (120 s)")
+    assert found.low < 150 < found.high
 
 
 def test_the_step_in_which_a_limit_sets_in_is_left_out_whatever_it_is_called():
@@ -165,9 +162,9 @@ def test_one_scrape_a_step_is_a_load_only_where_its_neighbours_agree():
 
 def test_load_between_scrapes_is_said_to_be_there():
     unseen = {"running_mean": 0.0, "running_max": 0.0, "output_tokens_per_second": 1072.0}
-    found = capacity(saturation(made_steps(*[unseen] * 4)))
-    assert "up to 1,072 output tokens/s came out" in found["reason"]
-    assert "nothing ran" not in found["reason"]
+    found = saturation(made_steps(*[unseen] * 4)).capacity
+    assert "up to 1,072 output tokens/s came out" in found.reason
+    assert "nothing ran" not in found.reason
 
 
 @pytest.mark.parametrize("flaw", ["has_gap", "has_restart"])
@@ -181,8 +178,8 @@ def test_flawed_steps_are_left_out_and_counted(flaw):
 
 def test_without_steps_everything_is_unknown():
     found = saturation(made_steps())
-    assert (found["regime"], found["first_limit"], found["regimes"]) == ("unknown", None, [])
-    assert capacity(found)["reason"]
+    assert (found.regime, found.bottleneck, found.regimes) == ("unknown", None, ())
+    assert found.capacity.reason
 
 
 def test_the_same_steps_give_the_same_numbers(sweep):
@@ -197,7 +194,6 @@ def test_the_curve_has_a_band_around_it(sweep):
     assert (curve["mid"] <= curve["high"]).all()
     at_16 = np.interp(15.6, curve["running_requests"], curve["mid"])
     assert at_16 == pytest.approx(264, rel=0.08)
-    assert fit.point_frame().height == len(fit.points)
 
 
 def test_nothing_to_fit_is_an_empty_curve():
@@ -224,7 +220,7 @@ def test_plateau_interval_covers_the_whole_stretch(request, name, engine, second
     whole, length, hits = fit.capacity.mid, seconds // 10, []
     for k in range(0, own.height - length + 1):
         part = saturation(own.slice(k, length))
-        hits.append(capacity(part)["low"] <= whole <= capacity(part)["high"])
+        hits.append(part.capacity.low <= whole <= part.capacity.high)
     assert np.mean(hits) >= 0.85
 
 
@@ -237,4 +233,4 @@ def test_a_bound_beside_an_idle_engine_is_called_a_bound():
         ]
     )
     found = saturation(steps)
-    assert (found["capacity_kind"], capacity(found)["low"]) == ("bounded", 100)
+    assert (found.capacity_kind, found.capacity.low) == ("bounded", 100)

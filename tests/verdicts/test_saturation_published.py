@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.curve import PRIOR, Loads
 from vllm_capacity.verdicts.points import fit_points
 
@@ -37,14 +38,14 @@ def sweeps(tuning):
     return tuning.published_sweeps() | tuning.other_sweeps()
 
 
-def fitted(loads: Loads, kept: int | None = None) -> dict:
+def fitted(loads: Loads, kept: int | None = None) -> Estimate:
     points = pl.DataFrame(
         {
             "running_requests": loads.running[:kept],
             "output_tokens_per_second": loads.output[:kept],
         }
     )
-    return fit_points(points)["capacity_output_tokens_per_second"]
+    return fit_points(points).capacity
 
 
 def cases(sweeps, tuning, by):
@@ -54,7 +55,7 @@ def cases(sweeps, tuning, by):
 
 
 def errors(answered):
-    return [abs(capacity["mid"] / peak - 1) for capacity, peak in answered]
+    return [abs(capacity.mid / peak - 1) for capacity, peak in answered]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def errors(answered):
 )
 def test_peaks_are_foreseen(sweeps, tuning, by, least_answered, median, mean, widest):
     found = list(cases(sweeps, tuning, by))
-    answered = [(capacity, peak) for capacity, peak in found if capacity["mid"] is not None]
+    answered = [(capacity, peak) for capacity, peak in found if capacity.mid is not None]
     assert len(answered) >= least_answered * len(found)
     assert np.median(errors(answered)) <= median
     assert np.mean(errors(answered)) <= mean
@@ -85,16 +86,16 @@ def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
     refused = [c for c, _ in cases(sweeps, tuning, "throughput") if c["mid"] is None]
     assert refused
     for answer in refused:
-        low, high = answer["reason"].split("anywhere from ")[1].split(" tokens/s")[0].split(" to ")
+        low, high = answer.reason.split("anywhere from ")[1].split(" tokens/s")[0].split(" to ")
         assert float(high.replace(",", "")) > 0.99 * PRIOR.widest * float(low.replace(",", ""))
 
 
 def test_whole_sweeps_show_their_plateau_or_that_they_still_rise(tuning):
     found = {name: (fitted(loads), loads) for name, loads in tuning.published_sweeps().items()}
     held = {
-        name: capacity["mid"] / loads.output.max() - 1
+        name: capacity.mid / loads.output.max() - 1
         for name, (capacity, loads) in found.items()
-        if capacity["basis"].startswith("mean of")
+        if capacity.sources.startswith("mean of")
     }
     assert {"A3", "A4", "C3"} <= set(held)
     assert "C4" not in held
@@ -107,8 +108,8 @@ def test_plateau_of_points_covers_heavier_loads(sweeps):
     for loads in sweeps.values():
         for kept in range(3, len(loads)):
             found = fitted(loads, kept)
-            if found["basis"].startswith("mean of the"):
-                inside.append(found["low"] <= loads.output.max() <= found["high"])
+            if found.sources.startswith("mean of the"):
+                inside.append(found.low <= loads.output.max() <= found.high)
     assert np.mean(inside) >= 0.85
 
 
@@ -141,9 +142,9 @@ def test_a_full_cache_is_the_regime_of_a_table():
             }
         )
     )
-    assert (found["regime"], found["first_limit"]) == ("kv-bound", "kv-bound")
-    assert found["capacity_output_tokens_per_second"]["mid"] == pytest.approx(297)
-    assert found["capacity_running_requests"]["mid"] == 27.0
+    assert (found.regime, found.bottleneck) == ("kv-bound", "kv-bound")
+    assert found.capacity.mid == pytest.approx(297)
+    assert found.capacity_running_requests.mid == 27.0
 
 
 def test_kv_ratios_cut_the_curve():
@@ -152,6 +153,6 @@ def test_kv_ratios_cut_the_curve():
         "output_tokens_per_second": [103.0, 180.0, 230.0],
     }
     kv = pl.DataFrame({**table, "kv_cache_ratio": [0.14, 0.28, 0.43]})
-    cut = fit_points(kv)["capacity_output_tokens_per_second"]
-    free = fit_points(pl.DataFrame(table))["capacity_output_tokens_per_second"]
-    assert cut["low"] < 297 < cut["high"] < free["high"]
+    cut = fit_points(kv).capacity
+    free = fit_points(pl.DataFrame(table)).capacity
+    assert cut.low < 297 < cut.high < free.high

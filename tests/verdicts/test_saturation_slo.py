@@ -3,11 +3,17 @@ import polars as pl
 import pytest
 from made_steps import made_steps, queued, steady
 
+from vllm_capacity.assumptions import Slo
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.verdicts.saturation import engine_fits
-from vllm_capacity.verdicts.slo import is_oversaturating, slo_capacity
+from vllm_capacity.verdicts.slo import is_oversaturating, slo_throughput
 
 LOADS = [(1, 30.0, 0.1), (2, 57.0, 0.15), (4, 103.0, 0.3), (8, 179.0, 0.6), (16, 264.0, 1.2)]
+
+
+def within(steps, ttft=None, itl=None):
+    """The throughput within these targets, seconds, of the engines of some steps."""
+    return slo_throughput(engine_fits(steps), Slo(ttft, itl))
 
 
 def loaded(loads, **more):
@@ -24,20 +30,20 @@ def loaded(loads, **more):
         pytest.param(0.45, 0.06, (103.0, 141.0, 179.0), id="both targets, one binds"),
     ],
 )
-def test_slo_capacity(ttft, itl, expected):
-    found = slo_capacity(loaded(LOADS), ttft, itl)
+def test_slo_throughput(ttft, itl, expected):
+    found = within(loaded(LOADS), ttft, itl)
     assert (found.low, found.mid, found.high) == pytest.approx(expected)
 
 
 def test_a_throughput_that_was_held_within_the_target_bounds_the_capacity_from_below():
     falling = [(1, 30.0, 0.1), (4, 103.0, 0.3), (8, 179.0, 0.4), (16, 90.0, 0.45), (32, 60.0, 0.9)]
-    found = slo_capacity(loaded(falling), 0.5)
+    found = within(loaded(falling), 0.5)
     assert (found.low, found.mid, found.high) == (179.0, 179.0, 179.0)
 
 
 def test_more_load_is_not_asked_for_where_throughput_fell():
     falling = [(1, 30.0, 0.1), (4, 103.0, 0.3), (8, 179.0, 0.4), (16, 90.0, 0.45)]
-    found = slo_capacity(loaded(falling), 0.5)
+    found = within(loaded(falling), 0.5)
     assert (found.low, found.high) == (179, None)
     assert "past 8.0 running requests throughput fell" in found.reason
 
@@ -64,21 +70,21 @@ def test_a_queue_that_drifts_without_growing_is_no_oversaturation():
         pytest.param(0.45, 0.01, "missed already at the lightest load", id="one target never met"),
     ],
 )
-def test_slo_capacity_is_unknown(ttft, itl, part_of_reason):
-    assert part_of_reason in slo_capacity(loaded(LOADS), ttft, itl).reason
+def test_slo_throughput_is_unknown(ttft, itl, part_of_reason):
+    assert part_of_reason in within(loaded(LOADS), ttft, itl).reason
 
 
-def test_slo_capacity_is_at_least_what_was_held_where_targets_were_always_met():
-    found = slo_capacity(loaded(LOADS), 5.0, None)
+def test_slo_throughput_is_at_least_what_was_held_where_targets_were_always_met():
+    found = within(loaded(LOADS), 5.0, None)
     assert (found.low, found.mid, found.high) == (264, None, None)
     assert "more load would tell it" in found.reason
 
 
-def test_slo_capacity_is_never_above_the_capacity():
+def test_slo_throughput_is_never_above_the_capacity():
     held = [queued(8, 200, 4, ttft_p95_seconds=9.0) for _ in range(8)]
     loads = [steady(n, 40.0 * n, ttft_p95_seconds=0.1 * n) for n in (1, 2, 4, 4) for _ in range(3)]
     steps = made_steps(*loads, *held)
-    (fit,), found = engine_fits(steps), slo_capacity(steps, 1.0)
+    (fit,), found = engine_fits(steps), within(steps, 1.0)
     ends = zip((found.low, found.mid, found.high), _ends(fit.capacity), strict=True)
     assert all(within <= most for within, most in ends)
 
@@ -87,17 +93,17 @@ def _ends(estimate):
     return estimate.low, estimate.mid, estimate.high
 
 
-def test_slo_capacity_met_at_saturation_is_the_plateau():
+def test_slo_throughput_met_at_saturation_is_the_plateau():
     held = [queued(8, 200, 2, ttft_p95_seconds=0.5) for _ in range(8)]
-    assert slo_capacity(made_steps(*held), 1.0).mid == pytest.approx(200)
+    assert within(made_steps(*held), 1.0).mid == pytest.approx(200)
 
 
-def test_slo_capacity_of_steps_without_latency_is_unknown():
-    assert slo_capacity(made_steps({"ttft_p95_seconds": None}), 1.0).reason
+def test_slo_throughput_of_steps_without_latency_is_unknown():
+    assert within(made_steps({"ttft_p95_seconds": None}), 1.0).reason
 
 
-def test_recorded_slo_capacity_lies_between_its_loads(sweep):
-    found = slo_capacity(engine_steps(sweep, part=sweep.extent), 2.0, 0.2)
+def test_recorded_slo_throughput_lies_between_its_loads(sweep):
+    found = within(engine_steps(sweep, part=sweep.extent), 2.0, 0.2)
     assert 255 < found.low < found.mid < found.high < 300
 
 
@@ -106,9 +112,9 @@ def test_slo_interval_covers_the_loads_between():
     dense = [(n, 300 * n / (n + 10), 0.02 * n) for n in 1.3 ** np.arange(1, 14)]
     hits = []
     for slo in np.linspace(0.06, 0.4, 20):
-        truth = slo_capacity(loaded(dense), slo).mid
+        truth = within(loaded(dense), slo).mid
         for first in (0, 1):
-            thin = slo_capacity(loaded(dense[first::2]), slo)
+            thin = within(loaded(dense[first::2]), slo)
             hits.append(thin.is_known and thin.low <= truth <= thin.high)
     assert np.mean(hits) >= 0.85
 

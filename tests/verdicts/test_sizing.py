@@ -7,6 +7,7 @@ from made_steps import made_steps, steady
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts.saturation import engine_fits
 from vllm_capacity.verdicts.sizing import (
     Policy,
     demand_seen,
@@ -15,7 +16,6 @@ from vllm_capacity.verdicts.sizing import (
     queue_check,
     replicas,
     sensitivity,
-    size,
     usual_cases,
 )
 from vllm_capacity.verdicts.slo import running_at
@@ -63,23 +63,11 @@ def test_an_unknown_stays_unknown_with_its_reason(demand, capacity, says):
 
 
 def test_dollars_a_month():
-    found = size(
-        exact(800),
-        exact(100),
-        policy=Policy(0.2, 0),
-        gpus_per_replica=2,
-        usd_per_gpu_hour=exact(1.5),
-    )
-    assert found.gpus.mid == 20
-    assert found.usd_per_month.mid == pytest.approx(20 * 1.5 * 730.5)
+    assert month_usd(exact(20), exact(1.5)).mid == pytest.approx(20 * 1.5 * 730.5)
 
 
-def test_without_a_price_the_gpus_still_stand():
-    found = size(
-        exact(10), exact(1), policy=Policy(), usd_per_gpu_hour=Estimate.unknown("no price")
-    )
-    assert found.gpus.is_known
-    assert found.usd_per_month.reason == "no price"
+def test_without_a_price_a_month_says_why():
+    assert month_usd(exact(10), Estimate.unknown("no price")).reason == "no price"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +85,7 @@ def test_demand_at_a_percentile(rates, quantile, expected):
 
 
 def test_too_few_steps_for_an_upper_end_say_so():
-    assert "too few" in percentile_demand([1.0, 2.0, 3.0], 0.95).basis
+    assert "too few" in percentile_demand([1.0, 2.0, 3.0], 0.95).sources
 
 
 @pytest.mark.parametrize(
@@ -165,8 +153,8 @@ def test_a_case_says_what_its_capacity_rests_on(is_kv_limited, said):
         is_kv_limited=is_kv_limited,
     )
     found = sensitivity(exact(1000), exact(100), policy=Policy(0.0, 0), cases=cases)
-    assert said in found["prompts double"].basis
-    assert said not in found["now"].basis
+    assert said in found["prompts double"].sources
+    assert said not in found["now"].sources
 
 
 def steps(rows):
@@ -192,7 +180,7 @@ def steps(rows):
     ],
 )
 def test_demand_that_a_queue_capped_says_so(rows, warns):
-    assert ("more may have been asked for" in demand_seen(steps(rows), 0.95).basis) is warns
+    assert ("more may have been asked for" in demand_seen(steps(rows), 0.95).sources) is warns
 
 
 def test_demand_of_nothing_is_unknown():
@@ -209,11 +197,13 @@ def test_demand_of_nothing_is_unknown():
 )
 def test_running_requests_at_an_output(output, running):
     seen = [(4, 0, 80, 1.0)] * 5 + [(12, 0, 160, 2.0)] * 5 + [(20, 0, 200, 3.0)] * 5
-    assert running_at(steps(seen), output) == pytest.approx(running)
+    (fit,) = engine_fits(steps(seen))
+    assert running_at(fit, output) == pytest.approx(running)
 
 
 def test_no_load_no_running_requests():
-    assert running_at(steps([(0, 0, 0, None)]), 80.0) is None
+    (fit,) = engine_fits(steps([(0, 0, 0, None)]))
+    assert running_at(fit, 80.0) is None
 
 
 def test_caching_that_was_not_observed_is_no_case():
