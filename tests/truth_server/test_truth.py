@@ -49,6 +49,21 @@ def test_how_an_answer_is_judged(ends, truth, expected):
     assert (form(low, mid, high), is_right(low, high, truth)) == expected
 
 
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        pytest.param((62.0, 64.0, 66.0), True, id="what an overload gets"),
+        pytest.param((98.0, 100.0, 102.0), True, id="the peak"),
+        pytest.param((70.0, 80.0, 90.0), True, id="in between"),
+        pytest.param((50.0, 55.0, 60.0), False, id="less than an overload gets"),
+        pytest.param((101.0, None, None), False, id="at least more than the peak"),
+    ],
+)
+def test_a_server_that_falls_past_its_peak_has_two_truths(ends, expected):
+    low, _, high = ends
+    assert is_right(low, high, 100.0, 64.0) is expected
+
+
 def test_a_case_is_the_same_each_time():
     first, second = case("spells", 3), case("spells", 3)
     assert first.shape == second.shape

@@ -18,7 +18,11 @@ def within(steps, ttft=None, itl=None):
 
 def loaded(loads, **more):
     return made_steps(
-        *[steady(n, x, ttft_p95_seconds=t, **more) for n, x, t in loads for _ in range(3)]
+        *[
+            steady(n, x, prompt_tokens_per_second=2 * x, ttft_p95_seconds=t, **more)
+            for n, x, t in loads
+            for _ in range(3)
+        ]
     )
 
 
