@@ -6,8 +6,9 @@ number of clients can get the peak, and open arrivals no more than an overload g
 that formed once never clears. Either is a capacity, and an answer is right where it holds one of
 the two or what lies between. `held` is the best minute of output, at most the capacity: when a
 burst drains, answers of prompts that were read before come faster than any load sustains (a half
-faster, where prompts are long). The capacity within latency targets is judged by Poisson load of a
-mean rate, where the package judges by moments: an end may be a tenth beside it.
+faster, where prompts are long). The throughput within latency targets has two truths, too, by
+Poisson arrivals (no more than an overload gets) and by a constant number of clients; where the
+package judges by moments, an end may be a tenth beside them.
 """
 
 from __future__ import annotations
@@ -89,7 +90,10 @@ def row(made: Case, served: Served, found: Found | None) -> Row:
     used, used_at_most = rate / most, rate / least
     truth: dict[str, tuple[float | None, float | None]] = {
         "capacity": (most, least),
-        "slo_throughput": (made.fleet_slo_capacity, None),
+        "slo_throughput": (
+            min(least, made.fleet_within(is_closed=False)),
+            made.fleet_within(is_closed=True),
+        ),
         "headroom": (1 - used, 1 - used_at_most),
         "utilization": (min(1.0, used), min(1.0, used_at_most)),
         "idle_usd": (_idle(allocation, used), _idle(allocation, used_at_most)),

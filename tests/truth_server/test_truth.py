@@ -5,7 +5,7 @@ import pytest
 from tests.truth_server.cases import case
 from tests.truth_server.judging import form, is_right
 from tests.truth_server.servers import MIXES, PAIRS, SERVERS
-from tests.truth_server.truth import OpenLevel, Truth, level_of, truths
+from tests.truth_server.truth import LatencyLevel, Truth, level_of, truths
 
 
 def test_a_kept_level_is_measured_again():
@@ -29,7 +29,7 @@ def test_every_pair_has_a_truth():
     ],
 )
 def test_the_capacity_within_targets(ttft, itl, expected):
-    levels = (OpenLevel(0.25, 25.0, 0.1, 0.01), OpenLevel(0.75, 75.0, 0.4, 0.04))
+    levels = (LatencyLevel(0.25, 25.0, 0.1, 0.01), LatencyLevel(0.75, 75.0, 0.4, 0.04))
     truth = Truth(100.0, 10.0, 1.0, (), levels)
     assert truth.within(ttft, itl) == pytest.approx(expected)
 

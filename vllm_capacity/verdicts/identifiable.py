@@ -111,7 +111,7 @@ def is_load_lasting(found: Blocks) -> bool:
     rates = found.requests / found.seconds
     off = rates - rates.mean()
     correlation = float(off[1:] @ off[:-1]) / float(off @ off)
-    return correlation + 1 / math.sqrt(len(rates)) >= _LEAST_CORRELATION
+    return correlation + 1.64 / math.sqrt(len(rates)) >= _LEAST_CORRELATION
 
 
 def has_bent(found: Blocks) -> bool:
