@@ -337,7 +337,7 @@ def _clean_stretches(judged: Sequence[Judged]) -> list[list[Judged]]:
     usual = usual_seconds([j.step for j in judged])
     found = []
     for first, last in _limited_spans(judged):
-        begins, ends = first + _is_beside(judged, first - 1), last - _is_beside(judged, last)
+        begins, ends = first + _is_beside(judged, first - 1), last - _is_beside(judged, last - 1)
         inner = judged[max(begins, first + 1) : min(ends, last - 1)]
         if sum(j.seconds for j in inner) < MIN_PLATEAU_SECONDS:
             inner = judged[begins:ends]
