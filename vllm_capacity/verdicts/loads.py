@@ -474,7 +474,7 @@ def _is_limited_throughout(step: Judged) -> bool:
     """
     if step.regime not in regimes.LIMITS:
         return False
-    is_full = step.regime == regimes.KV and step.step["kv_ratio_mean"] >= _KV_FULL_RATIO
+    is_full = step.regime == regimes.KV and step.step["kv_cache_ratio_mean"] >= _KV_FULL_RATIO
     return is_full or (step.step["waiting_share"] or 0.0) >= _ALWAYS
 
 

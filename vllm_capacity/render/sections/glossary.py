@@ -73,7 +73,7 @@ class Source:
         """What is bound to the parameters of the query for this analysis."""
         part = analysis.time_range
         values: dict[str, object] = {
-            "metrics": list(_ASKED_TOGETHER.get(self.read, self.metrics)),
+            "metrics": list(self.metrics),
             "start": part.start,
             "end": part.end,
             "step_us": round((part.seconds + 1) * 1e6),  # one step holds the whole time range
@@ -84,7 +84,10 @@ class Source:
 
     def rows(self, analysis: Analysis) -> pl.DataFrame:
         """The rows of these metrics, as the window answers the query."""
-        found = analysis.window.named_sql("figures", self.query, **self.bound(analysis))
+        bound = self.bound(analysis)
+        if self.metrics:
+            bound["metrics"] = list(_ASKED_TOGETHER.get(self.read, self.metrics))
+        found = analysis.window.named_sql("figures", self.query, **bound)
         return found.filter(pl.col("metric").is_in(self.metrics)) if self.metrics else found
 
 
