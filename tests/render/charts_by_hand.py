@@ -194,4 +194,4 @@ def marks(spec: Spec) -> list[str]:
 
 
 def caption(spec: Spec) -> str:
-    return spec["title"]["subtitle"]
+    return " ".join(spec["title"]["subtitle"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from textwrap import dedent
@@ -48,6 +48,15 @@ from vllm_capacity.verdicts import (
 Function = Callable[..., object]
 
 
+# An analysis asks for all of these at once: the same question is not asked again for its rows.
+_ASKED_TOGETHER: Mapping[Function, Sequence[str]] = {
+    traffic.counter_increases: traffic.COUNTERS,
+    traffic.scrape_increases: traffic.STEP_COUNTERS,
+    latency.histogram_increases: latency.HISTOGRAMS,
+    gauges.gauge_samples: gauges.GAUGES,
+}
+
+
 @dataclass(frozen=True)
 class Source:
     """Rows that a figure is made of: the function that reads them, and of which metrics."""
@@ -64,18 +73,19 @@ class Source:
         """What is bound to the parameters of the query for this analysis."""
         part = analysis.time_range
         values: dict[str, object] = {
-            "metrics": list(self.metrics),
+            "metrics": list(_ASKED_TOGETHER.get(self.read, self.metrics)),
             "start": part.start,
             "end": part.end,
-            "step_us": round(part.seconds * 1e6) + 1,  # one step holds the whole time range
+            "step_us": round((part.seconds + 1) * 1e6),  # one step holds the whole time range
             "last_step": 0,
         }
         needed = set(re.findall(r"\$(\w+)", query_text("figures", self.query)))
         return {name: value for name, value in values.items() if name in needed}
 
     def rows(self, analysis: Analysis) -> pl.DataFrame:
-        """The rows, as the window answers the query."""
-        return analysis.window.named_sql("figures", self.query, **self.bound(analysis))
+        """The rows of these metrics, as the window answers the query."""
+        found = analysis.window.named_sql("figures", self.query, **self.bound(analysis))
+        return found.filter(pl.col("metric").is_in(self.metrics)) if self.metrics else found
 
 
 @dataclass(frozen=True)
