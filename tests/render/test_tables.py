@@ -64,7 +64,7 @@ def test_text_has_heads_a_rule_and_notes_below_their_row():
         "Engines.\n"
         "engine  p95 TTFT  since  shown only\n"
         "──────  ────────  ─────  ──────────\n"
-        "r0/0      500\xa0ms  08:00  a\n"
+        "r0/0      500 ms  08:00  a\n"
         "    none waited none waited none waited none waited none\n"
         "    waited none waited\n"
         "r1/0           –  –      b\n"
@@ -99,7 +99,7 @@ def test_any_text_fits_the_width_on_printable_lines(cells, width):
 
 def test_number_and_its_unit_stay_on_a_line():
     text = table([Column("what", "what")], [["it took about 500\xa0ms"]]).to_text(16)
-    assert "500\xa0ms" in text
+    assert text.endswith("it took about\n500 ms\n")
 
 
 def test_head_is_wrapped_before_a_number():
@@ -223,7 +223,8 @@ def test_frame_becomes_a_table_by_the_names_of_its_columns():
 
 def test_figures_have_value_interval_and_basis():
     shown = figures_table([Figure("capacity", KNOWN, number, "output tokens/s")])
-    assert shown.texts == [["capacity", "2.00 output tokens/s", "1.00 to 4.00", "a plateau"]]
+    row = ["capacity", "2.00 output tokens/s", "1.00\xa0to\xa04.00", "a plateau"]
+    assert shown.texts == [row]
 
 
 @pytest.mark.parametrize(
@@ -238,10 +239,11 @@ def test_figures_have_value_interval_and_basis():
             [
                 ("a", sources("x")),
                 ("b", sources("x", "y")),
+                ("b again", sources("x", "y")),
                 ("c", sources("x", "y", "z")),
             ],
-            ["x", "“a”; y", "“b”; z"],
-            id="the longest of several",
+            ["x", "“a”; y", "“b”", "“b”; z"],
+            id="the longest of several, and of equals the first",
         ),
         pytest.param(
             [("a", Estimate.unknown("no price")), ("b", Estimate.unknown("no price"))],

@@ -32,10 +32,11 @@ from vllm_capacity.render.prose import estimates
 Value = str | float | datetime | Estimate | None
 
 DASH = "–"
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _SAME = "for the same reason"
 _GAP = "  "
 _INDENT = 4
-_LEAST_TEXT = 12  # columns of a terminal that a column of words keeps
+_LONGEST_WORD = 20  # in columns of a terminal; longer ones may be cut
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|~&$]|:(?=//)|(?<=www)\.")
 _BLOCK = re.compile(r"^(\s*\d*)([#+.)-])")  # what makes a heading or a list of a paragraph
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
@@ -238,7 +239,8 @@ def reasons_once(whole: Table) -> Table:
 
 def interval(estimate: Estimate, write: Write) -> str:
     """The ends of a known estimate, as its own column shows them; empty where they read alike."""
-    return between(estimate, write).removeprefix("between ").replace(" and ", " to ")
+    ends = between(estimate, write).removeprefix("between ").split(" and ")
+    return f"{_NO_BREAK}to{_NO_BREAK}".join(ends)
 
 
 def written(value: float | None, write: Write, like: float | None = None) -> Cell:
@@ -254,7 +256,7 @@ def with_interval(estimate: Estimate, write: Write) -> Cell:
 def _basis(found: Estimate, above: Sequence[Figure]) -> str:
     """What an estimate rests on, and why no more is known; rows above by their label."""
     sources = list(found.basis)
-    for row in sorted(reversed(above), key=lambda row: len(row.estimate.basis), reverse=True):
+    for row in sorted(above, key=lambda row: len(row.estimate.basis), reverse=True):
         _replace(sources, row.estimate.basis, f"“{row.label}”")
     if found.is_known:
         return "; ".join(sources)
@@ -348,13 +350,16 @@ class _Layout:
 
     def _least_head(self, index: int) -> int:
         """With its title wrapped."""
-        words = plain(self.columns[index].title).split()
+        words = plain(self.columns[index].title).split(" ")
         return max([self._cells(index), *map(cell_len, words)])
 
     def _least(self, index: int) -> int:
         """Words wrapped as well; numbers never are."""
-        least = self._least_head(index)
-        return least if self.columns[index].is_numeric else min(least, _LEAST_TEXT)
+        if self.columns[index].is_numeric:
+            return self._least_head(index)
+        texts = (self.columns[index].title, *(row[index] for row in self.rows))
+        words = (word for text in texts for word in plain(text).split(" "))
+        return min(max(map(cell_len, words)), _LONGEST_WORD)
 
     def _cells(self, index: int) -> int:
         return max(cell_len(plain(row[index])) for row in self.rows)
@@ -372,7 +377,10 @@ def _note(text: str, width: int) -> str:
 
 
 def _lines(text: str, width: int, *, before: str = "", after: str = "") -> list[str]:
-    """Unlike rich, textwrap leaves a number and its unit, joined by a no-break space, on a line."""
+    """The text wrapped between words; what a no-break space joins stays on a line, by a plain one.
+
+    By textwrap, because rich breaks lines at no-break spaces too.
+    """
     lines = textwrap.wrap(
         plain(text),
         width,
@@ -380,7 +388,7 @@ def _lines(text: str, width: int, *, before: str = "", after: str = "") -> list[
         subsequent_indent=after,
         break_on_hyphens=False,
     )
-    return lines or [""]
+    return [line.replace(_NO_BREAK, " ") for line in lines] or [""]
 
 
 def _row(
