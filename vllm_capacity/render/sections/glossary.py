@@ -48,7 +48,7 @@ from vllm_capacity.verdicts import (
 Function = Callable[..., object]
 
 
-# An analysis asks for all of these at once: the same question is not asked again for its rows.
+# An analysis asks for all of these at once: what they answered is not asked again for its rows.
 _ASKED_TOGETHER: Mapping[Function, Sequence[str]] = {
     traffic.counter_increases: traffic.COUNTERS,
     traffic.scrape_increases: traffic.STEP_COUNTERS,
@@ -70,7 +70,7 @@ class Source:
         return _query_of(self.read)
 
     def bound(self, analysis: Analysis) -> dict[str, object]:
-        """What is bound to the parameters of the query for this analysis."""
+        """What to bind to the parameters of the query to get these rows."""
         part = analysis.time_range
         values: dict[str, object] = {
             "metrics": list(self.metrics),
@@ -83,10 +83,10 @@ class Source:
         return {name: value for name, value in values.items() if name in needed}
 
     def rows(self, analysis: Analysis) -> pl.DataFrame:
-        """The rows of these metrics, as the window answers the query."""
+        """The rows that the query gives, out of what the analysis has asked already."""
         bound = self.bound(analysis)
-        if self.metrics:
-            bound["metrics"] = list(_ASKED_TOGETHER.get(self.read, self.metrics))
+        if self.read in _ASKED_TOGETHER:
+            bound["metrics"] = list(_ASKED_TOGETHER[self.read])
         found = analysis.window.named_sql("figures", self.query, **bound)
         return found.filter(pl.col("metric").is_in(self.metrics)) if self.metrics else found
 
