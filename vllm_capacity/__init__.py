@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vllm_capacity.errors import CapacityError, InputError, SourceError
     from vllm_capacity.estimate import Estimate
     from vllm_capacity.figures.histogram import bucket_quantile
-    from vllm_capacity.plan import Plan
+    from vllm_capacity.plan import Plan, gpu_options
     from vllm_capacity.render import charts
     from vllm_capacity.render import sections as tables
     from vllm_capacity.verdicts.sizing import Policy
@@ -43,6 +43,7 @@ __all__ = [
     "charts",
     "fit",
     "forecast",
+    "gpu_options",
     "open",
     "pull",
     "scrape",
@@ -58,7 +59,7 @@ _HOMES = {
     "errors": ("CapacityError", "InputError", "SourceError"),
     "estimate": ("Estimate",),
     "figures.histogram": ("bucket_quantile",),
-    "plan": ("Plan",),
+    "plan": ("Plan", "gpu_options"),
     "verdicts.sizing": ("Policy",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
