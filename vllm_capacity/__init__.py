@@ -24,17 +24,22 @@ if TYPE_CHECKING:
     from vllm_capacity.plan import Plan, gpu_options
     from vllm_capacity.render import charts
     from vllm_capacity.render import sections as tables
+    from vllm_capacity.resources import shipped
+    from vllm_capacity.verdicts.curve import Prior
+    from vllm_capacity.verdicts.roofline import Calibration
     from vllm_capacity.verdicts.sizing import Policy
 
 __all__ = [
     "Analysis",
     "Answer",
+    "Calibration",
     "CapacityError",
     "Estimate",
     "InputError",
     "Plan",
     "Policy",
     "Pricing",
+    "Prior",
     "Slo",
     "SourceError",
     "Window",
@@ -47,6 +52,7 @@ __all__ = [
     "open",
     "pull",
     "scrape",
+    "shipped",
     "tables",
     "what_if",
 ]
@@ -60,6 +66,9 @@ _HOMES = {
     "estimate": ("Estimate",),
     "figures.histogram": ("bucket_quantile",),
     "plan": ("Plan", "gpu_options"),
+    "resources": ("shipped",),
+    "verdicts.curve": ("Prior",),
+    "verdicts.roofline": ("Calibration",),
     "verdicts.sizing": ("Policy",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
