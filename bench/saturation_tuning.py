@@ -1,6 +1,8 @@
 """How the constants of `verdicts/curve.py` were chosen, and how they do on published sweeps.
 
-Run it from the repository root: `python bench/saturation_tuning.py [--search N]`. Each sweep is cut
+Run it from the repository root: `python bench/saturation_tuning.py [--search N] [--write]`. With
+--write the tables that `notebooks/07-how-saturation-was-tuned.ipynb` reads are written to data/:
+`saturation_loads.csv`, `saturation_cuts.csv`, `saturation_tuning.csv`. Each sweep is cut
 where its load first reached half of the load of its peak, and where its throughput first reached
 half of its peak; the peak is foreseen from what is left. The sweeps: those of
 data/published_throughput.csv (arXiv 2606.11690) and of bench/saturation_sweeps.csv.
@@ -27,6 +29,15 @@ from vllm_capacity.verdicts.curve import PRIOR, Foresight, Loads, Prior, foresee
 MIN_LOADS_KEPT = 3
 LOAD, OUTPUT = "load", "throughput"
 _RESAMPLES = 2000
+NEIGHBORS: Mapping[str, tuple[float, ...]] = {
+    "near_error": (0.005, 0.01, 0.02, 0.03, 0.05),
+    "error_per_e": (0.1, 0.15, 0.2, 0.25, 0.3),
+    "farthest": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
+    "thinning": (0.0, -0.35, -0.7, -1.0, -1.4),
+    "scatter": (0.02, 0.035, 0.05, 0.07, 0.1),
+    "widest": (1.5, 2.0, 2.5, 3.0, 4.0),
+}
+"""What each constant is tried at, the others staying as they are in use."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +163,79 @@ def unseen(sweeps: Mapping[str, Loads], tried: Sequence[Prior]) -> list[Case]:
     return told
 
 
+def load_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
+    """One row per sweep and load: sweep, source, running_requests, output_tokens_per_second."""
+    return pl.concat(
+        pl.DataFrame(
+            {"running_requests": loads.running, "output_tokens_per_second": loads.output}
+        ).select(pl.lit(name).alias("sweep"), pl.lit(source(name)).alias("source"), pl.all())
+        for name, loads in sweeps.items()
+    )
+
+
+def cut_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
+    """One row per cut of a sweep: the loads kept, what they let expect, and the peak that was.
+
+    `low`, `mid`, `high` and `peak` are output tokens/s; `cut` is what half of the peak's was kept.
+    """
+    rows = [
+        {
+            "sweep": name,
+            "source": source(name),
+            "cut": by,
+            "loads_kept": kept,
+            "low": case.sight.low,
+            "mid": case.sight.mid,
+            "high": case.sight.high,
+            "is_answer": case.sight.is_answer,
+            "peak": case.peak,
+        }
+        for name, loads in sweeps.items()
+        for by in (LOAD, OUTPUT)
+        for kept in cuts(loads, (by,))
+        for case in cases({name: loads}, by=(by,))
+    ]
+    return pl.DataFrame(rows)
+
+
+def tuning_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
+    """One row per constant, value and cut: what that value gives (`summary`), others as in use."""
+    rows = [
+        {"constant": name, "value": value, "is_in_use": value == getattr(PRIOR, name), "cut": by}
+        | {
+            key.replace(" / ", "_over_").replace(" ", "_"): figure
+            for key, figure in summary(
+                list(cases(sweeps, replace(PRIOR, **{name: value}), by=(by,)))
+            ).items()
+        }
+        for name, values in NEIGHBORS.items()
+        for value in values
+        for by in (LOAD, OUTPUT)
+    ]
+    return pl.DataFrame(rows).rename({"from": "mean_error_low", "to": "mean_error_high"})
+
+
+def write_tables(sweeps: Mapping[str, Loads], folder: Path) -> None:
+    """The tables of notebook 07, as CSV."""
+    tables = {
+        "saturation_loads": load_rows(sweeps),
+        "saturation_cuts": cut_rows(sweeps),
+        "saturation_tuning": tuning_rows(sweeps),
+    }
+    for name, table in tables.items():
+        table.write_csv(folder / f"{name}.csv", float_precision=6)
+
+
 def main() -> None:
     """Print how the constants in use do; with --search, what a search does on unseen sources."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--search", type=int, default=0, metavar="N")
-    tries = parser.parse_args().search
+    parser.add_argument("--write", action="store_true", help="write the tables of notebook 07")
+    asked = parser.parse_args()
+    tries = asked.search
     sweeps = published_sweeps() | other_sweeps()
+    if asked.write:
+        write_tables(sweeps, shipped("data"))
     print("in use", PRIOR)
     for by in (LOAD, OUTPUT):
         _tell(f"in use, cut by {by}", list(cases(sweeps, by=(by,))))

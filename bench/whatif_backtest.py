@@ -1,6 +1,8 @@
 """Back-test of the what-if on published pairs it has not seen: error, coverage, width, winner.
 
-Run it as `python bench/whatif_backtest.py`. Every pair is asked in both directions, with its whole
+Run it as `python bench/whatif_backtest.py [--write]`. With --write it writes the answers with the
+model left out to `data/whatif_backtest.csv`, which `notebooks/08-how-another-gpu-is-scaled.ipynb`
+reads, and stops. Every pair is asked in both directions, with its whole
 model, its whole source or only its workload left out (of the fit and of the look-up). A winner is
 right where tokens per dollar rank the two GPUs as measured, at the price rows of every provider
 that offers both and at the medians of all offers; each card's wins weigh half.
@@ -8,10 +10,12 @@ that offers both and at the medians of all offers; each card's wins weigh half.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
+import polars as pl
 from whatif_calibration import fit
 from whatif_runs import (
     HELD_BACK,
@@ -30,6 +34,7 @@ from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import offers
 from vllm_capacity.facts.throughput import Measurement, measurements
+from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.roofline import Calibration
 from vllm_capacity.verdicts.whatif import what_if
@@ -120,7 +125,55 @@ def workload(run: Measurement) -> str:
     return run.workload
 
 
+def answer_rows(group: str, asked: Iterable[Asked], *, is_load_told: bool) -> pl.DataFrame:
+    """One row per pair and direction: what was measured, what was expected; output tokens/s."""
+    rows = [
+        {
+            "group": group,
+            "is_load_told": is_load_told,
+            "model": one.model,
+            "from_gpu": one.gpu,
+            "to_gpu": other.gpu,
+            "gpus": one.gpus,
+            "dtype": one.dtype,
+            "to_dtype": other.dtype,
+            "measured_from": one.output_tokens_per_second,
+            "measured_to": other.output_tokens_per_second,
+            "low": found.low,
+            "mid": found.mid,
+            "high": found.high,
+        }
+        for one, other, found in asked
+    ]
+    return pl.DataFrame(rows)
+
+
+def write_table() -> None:
+    """The answers with the whole model left out, as `data/whatif_backtest.csv`."""
+    groups = {
+        "saturated": saturated_pairs(saturated_runs()),
+        "light load": light_pairs(),
+        "vLLM of 2024": list(table_pairs(PAIRS_2024)),
+    }
+    held_back = list(table_pairs(HELD_BACK))
+    tables = [
+        answer_rows(name, answers(pairs, model, is_load_told=told), is_load_told=told)
+        for told in (False, True)
+        for name, pairs in groups.items()
+    ]
+    tables += [
+        answer_rows("held back", answers(held_back, None, is_load_told=told), is_load_told=told)
+        for told in (False, True)
+    ]
+    pl.concat(tables).write_csv(shipped("data") / "whatif_backtest.csv", float_precision=6)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true", help="write the table of notebook 08")
+    if parser.parse_args().write:
+        write_table()
+        return
     saturated = saturated_pairs(saturated_runs())
     light, old = light_pairs(), list(table_pairs(PAIRS_2024))
     held_back = list(table_pairs(HELD_BACK))

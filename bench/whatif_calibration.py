@@ -1,19 +1,23 @@
 """Fit of the what-if's usable shares to published runs, and what it predicts of models left out.
 
-Run it as `python bench/whatif_calibration.py`. It prints the fitted `Calibration` (its
+Run it as `python bench/whatif_calibration.py [--write]`. It prints the fitted `Calibration` (its
 `kernel_shares` go into `data/gpu_architectures.csv` and the rest into
 `vllm_capacity/verdicts/roofline.py`, by hand) and, for each pair of GPUs, how far the ratio is
-off when its model is left out of the fit. Runs weigh in by their rate, at a spread of a factor of
-1.6 (2024: 4), and pairs by their ratio, at 12 % (2024: 20 %): the ratio is what is asked.
+off when its model is left out of the fit. With --write it writes `data/whatif_shares.csv`, which
+`notebooks/08-how-another-gpu-is-scaled.ipynb` reads, and stops. Runs weigh in by their rate, at a
+spread of a factor of 1.6 (2024: 4), and pairs by their ratio, at 12 % (2024: 20 %): the ratio is
+what is asked.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import polars as pl
 from scipy.optimize import least_squares
 from whatif_runs import (
     PAIRS_2024,
@@ -27,6 +31,7 @@ from whatif_runs import (
 )
 
 from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.roofline import Calibration
 
 KINDS = ("dense", "moe", "mxfp4")
@@ -116,7 +121,46 @@ def _shares(logs: np.ndarray) -> tuple[dict[str, float], float]:
     return dict(zip(PRIOR, shares, strict=True)), host
 
 
+def shares_of(calibration: Calibration) -> dict[str, float]:
+    """The shares of a calibration, named as in `PRIOR`."""
+    kernels = {
+        f"{kind} {architecture}": share
+        for architecture, shares in calibration.kernel_shares.items()
+        for kind, share in zip(KINDS, shares, strict=True)
+    }
+    return {name: kernels.get(name) or getattr(calibration, name) for name in PRIOR}
+
+
+def share_rows() -> pl.DataFrame:
+    """One row per share and model left out of the fit, or "none": prior, spread, fitted value.
+
+    `spread_log` is the standard deviation of the prior, in logarithms.
+    """
+    pairs = [*saturated_pairs(saturated_runs()), *table_pairs(PAIRS_2024)]
+    models = sorted({one.model for one, _ in pairs})
+    fits = {"none": fit()[0]} | {
+        left: fit(lambda run, left=left: run.model == left)[0] for left in models
+    }
+    rows = [
+        {
+            "model_left_out": left,
+            "share": name,
+            "prior": PRIOR[name],
+            "spread_log": SPREAD[name],
+            "fitted": value,
+        }
+        for left, calibration in fits.items()
+        for name, value in shares_of(calibration).items()
+    ]
+    return pl.DataFrame(rows)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true", help="write the table of notebook 08")
+    if parser.parse_args().write:
+        share_rows().write_csv(shipped("data") / "whatif_shares.csv")
+        return
     print(*fit())
     pairs = [*saturated_pairs(saturated_runs()), *table_pairs(PAIRS_2024)]
     for name, of in (("model", lambda run: run.model), ("source", source)):

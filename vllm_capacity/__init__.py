@@ -21,20 +21,25 @@ if TYPE_CHECKING:
     from vllm_capacity.errors import CapacityError, InputError, SourceError
     from vllm_capacity.estimate import Estimate
     from vllm_capacity.figures.histogram import bucket_quantile
-    from vllm_capacity.plan import Plan
+    from vllm_capacity.plan import Plan, gpu_options
     from vllm_capacity.render import charts
     from vllm_capacity.render import sections as tables
+    from vllm_capacity.resources import shipped
+    from vllm_capacity.verdicts.curve import Prior
+    from vllm_capacity.verdicts.roofline import Calibration
     from vllm_capacity.verdicts.sizing import Policy
 
 __all__ = [
     "Analysis",
     "Answer",
+    "Calibration",
     "CapacityError",
     "Estimate",
     "InputError",
     "Plan",
     "Policy",
     "Pricing",
+    "Prior",
     "Slo",
     "SourceError",
     "Window",
@@ -43,9 +48,11 @@ __all__ = [
     "charts",
     "fit",
     "forecast",
+    "gpu_options",
     "open",
     "pull",
     "scrape",
+    "shipped",
     "tables",
     "what_if",
 ]
@@ -58,7 +65,10 @@ _HOMES = {
     "errors": ("CapacityError", "InputError", "SourceError"),
     "estimate": ("Estimate",),
     "figures.histogram": ("bucket_quantile",),
-    "plan": ("Plan",),
+    "plan": ("Plan", "gpu_options"),
+    "resources": ("shipped",),
+    "verdicts.curve": ("Prior",),
+    "verdicts.roofline": ("Calibration",),
     "verdicts.sizing": ("Policy",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

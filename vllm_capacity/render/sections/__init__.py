@@ -4,6 +4,7 @@ Each function takes an analysis, or a plan, and gives back something that Jupyte
 terminal show.
 """
 
+from vllm_capacity.render.elements import text
 from vllm_capacity.render.sections.claim import (
     claim_at_prices,
     claim_table,
@@ -102,6 +103,7 @@ __all__ = [
     "sensitivity_table",
     "sizing_table",
     "slo_table",
+    "text",
     "tiles",
     "title_line",
     "traffic_table",
