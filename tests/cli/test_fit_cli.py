@@ -22,7 +22,7 @@ def test_json_is_the_saturation_object(tmp_path):
     found = json.loads(result.stdout)
     assert set(found) == {
         "regime",
-        "first_limit",
+        "bottleneck",
         "regimes",
         "capacity_kind",
         "capacity_output_tokens_per_second",

@@ -10,7 +10,7 @@ import pytest
 from recorded_parseable import ROOT, RecordedParseable
 
 from vllm_capacity.alerts import RULES, with_thresholds
-from vllm_capacity.cli.pull import read_settings
+from vllm_capacity.live.access import read_settings
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.live.provision import (
     Panel,
