@@ -28,9 +28,10 @@ def _alone(what: str, day: Path) -> tuple[float, float]:
 
 
 def _main(what: str, day: str) -> None:
-    from vllm_capacity import answer, open_window
+    from vllm_capacity.analysis import Analysis
+    from vllm_capacity.telemetry.window import open_window
 
-    action = scan if what == "scan" else lambda path: answer(open_window(path))
+    action = scan if what == "scan" else lambda path: Analysis.of(open_window(path)).answer
     print(json.dumps([cpu_seconds(lambda: action(Path(day))), peak_megabytes()]))
 
 

@@ -126,7 +126,7 @@ def _capacity_cells(kind: str, rows: Sequence[Row]) -> tuple[str, ...]:
         for form in ("two-sided", "at least", "at most", "unknown")
     }
     both, least, most = by_form["two-sided"], by_form["at least"], by_form["at most"]
-    ratios = [row["capacity_mid"] / row["capacity_truth"] for row in both if row["capacity_mid"]]
+    ratios = [_ratio(row) for row in both if row["capacity_mid"]]
     widths = [row["capacity_high"] / row["capacity_low"] for row in both if row["capacity_low"]]
     held = [row["capacity_low"] / row["held"] for row in least if row["held"]]
     return (
@@ -149,6 +149,12 @@ def _capacity_cells(kind: str, rows: Sequence[Row]) -> tuple[str, ...]:
         str(sum(bool(row["miscounted"]) for row in rows)),
         str(sum(bool(row["failure"]) for row in rows)),
     )
+
+
+def _ratio(row: Row) -> float:
+    """The middle by the truth; by the nearer one where throughput falls past a peak."""
+    mid, most, least = (row[f"capacity_{name}"] for name in ("mid", "truth", "least"))
+    return float(mid / min(most, max(least, mid)))
 
 
 def _other_cells(rows: Sequence[Row]) -> Iterable[str]:

@@ -52,6 +52,7 @@ def _repeated_samples(sweep: Window, times: int, shift: np.timedelta64) -> pl.Da
             ts=pl.col("ts") + k * shift,
             value=pl.col("value") + (k % LIFE) * pl.col("growth"),
             rank=pl.lit(0, pl.Int8),
+            arrival=pl.lit(None, pl.Int64),
         )
         for k in range(times)
     ]
@@ -84,6 +85,7 @@ def _repeated_histograms(sweep: Window, times: int, shift: np.timedelta64) -> pl
                     sum=pl.col("sum") + lives * total,
                     counts=pl.Series(states + lives * buckets).arr.to_list(),
                     rank=pl.lit(0, pl.Int8),
+                    arrival=pl.lit(None, pl.Int64),
                 )
             )
     return pl.concat(parts).cast(HISTOGRAMS_SCHEMA)

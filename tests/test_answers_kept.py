@@ -10,13 +10,11 @@ import json
 
 import pytest
 
-from tests.kept.cases import COMMANDS, HERE, WINDOWS, found, numbers
-from vllm_capacity.interface import version_1
+from tests.kept.cases import COMMANDS, HERE, WINDOWS, kept_numbers
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("window", WINDOWS)
 def test_every_number_is_kept(window: str, command: str) -> None:
     kept = json.loads(HERE.joinpath(f"{window}.json").read_text())[command]
-    told = found(window, command)
-    assert numbers(told if isinstance(told, list) else version_1(told)) == kept
+    assert kept_numbers(window, command) == kept

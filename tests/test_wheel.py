@@ -10,7 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from vllm_capacity.render.report.index import report_metadata
+from vllm_capacity.render.report.metadata import page_metadata
 from vllm_capacity.render.report.write import EXAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,7 +116,7 @@ def test_the_installed_simulator_writes_a_window(environment, tmp_path):
 def test_report_of_the_installed_package_needs_an_empty_folder_only(environment, tmp_path):
     ran = done("vllm-capacity", "report", cwd=tmp_path, env=environment)
     page = tmp_path / ran.stdout.strip()
-    assert report_metadata(page)["line"]["window"] == "vllm-sweep"
+    assert page_metadata(page).line.window == "vllm-sweep"
     assert sorted(path.name for path in page.parent.glob("[!.]*")) == [
         "index.html",
         "vllm-sweep.html",

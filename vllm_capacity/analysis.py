@@ -43,6 +43,7 @@ from vllm_capacity.verdicts.breakeven import BreakEven, break_even
 from vllm_capacity.verdicts.claim import Bound, FullUse, published_bound, usd_per_request_at
 from vllm_capacity.verdicts.cost import NO_PRICE, Bill, Costs, Part, bill
 from vllm_capacity.verdicts.finding import Finding
+from vllm_capacity.verdicts.forecast import DemandAhead, demand_ahead
 from vllm_capacity.verdicts.idle import Savings, savings
 from vllm_capacity.verdicts.quality import ledger
 from vllm_capacity.verdicts.saturation import Saturation, SaturationFit, engine_fits, saturation
@@ -312,6 +313,12 @@ class Analysis:
             capacity_output_tokens_per_second=found.saturation.capacity,
             requests_per_hour=rate,
         )
+
+    @cached_property
+    def demand_ahead(self) -> DemandAhead:
+        """Requests per hour over the day after the time range, or why there is no forecast."""
+        requests = [traffic.REQUESTS]
+        return demand_ahead(traffic.scrape_increases(self.window, requests, part=self.time_range))
 
     @cached_property
     def published_bound(self) -> Bound | None:

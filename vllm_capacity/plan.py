@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
-
-import polars as pl
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import SCHEMA_VERSION, Answer, WindowExtent
@@ -24,9 +22,8 @@ from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import NO_PRICE, choose_price, usual_forms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import latency, traffic
-from vllm_capacity.record import Record
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.forecast import forecast_demand
+from vllm_capacity.verdicts.forecast import DemandAhead
 from vllm_capacity.verdicts.options import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.regimes import KV
@@ -48,7 +45,6 @@ from vllm_capacity.verdicts.whatif import Busy
 _BYTES = (traffic.READ_BYTES, traffic.WRITE_BYTES)
 _DEMAND_QUANTILE = 0.95
 _WAIT_LIMIT_SECONDS = 1.0
-_LONG_GAP = timedelta(weeks=4)
 _MORE_REPLICAS = 2
 
 
@@ -75,29 +71,6 @@ class PlanRequest:
         demand = self.demand_requests_per_second
         if demand is not None and not 0 < demand < float("inf"):
             raise InputError(f"The demand must be above 0 requests per second, not {demand:g}.")
-
-
-@dataclass(frozen=True, repr=False)
-class Ahead(Record):
-    """Requests of one hour to come, with a 90 % interval."""
-
-    ts: datetime
-    low: float
-    mid: float
-    high: float
-
-
-@dataclass(frozen=True, repr=False)
-class DemandAhead(Record):
-    """Requests per hour over the next day, or why there is no forecast.
-
-    `coverage_measured` is the share of hours, 0..1, to expect inside the intervals.
-    """
-
-    forecast: tuple[Ahead, ...] | None
-    method: str
-    coverage_measured: float | None
-    reason: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -191,7 +164,7 @@ class _Planning:
             model=model,
             options=options,
             options_reason=reason,
-            forecast=_forecast(self.analysis),
+            forecast=self.analysis.demand_ahead,
         )
 
     @property
@@ -478,31 +451,3 @@ def _busy(case: _Planning, here: GpuSpan) -> Busy | None:
         moved / tokens * rate / gpu.bandwidth_bytes_per_second,
     )
     return busy if busy.is_counted else None
-
-
-def _forecast(analysis: Analysis) -> DemandAhead:
-    """Requests per hour over the next day, as the `forecast` command gives it."""
-    increases = traffic.scrape_increases(
-        analysis.window, [traffic.REQUESTS], part=analysis.time_range
-    )
-    minutes = (
-        increases.drop_nulls("increase")
-        .group_by(ts=pl.col("ts").dt.truncate("1m"))
-        .agg(requests=pl.col("increase").sum())
-        .sort("ts")
-    )
-    minutes = minutes.filter(pl.col("ts") >= _since_long_gap(minutes.get_column("ts")))
-    if minutes.height < 2:
-        return DemandAhead(None, "", None, "too short to forecast: no two minutes of requests")
-    # A minute without a scrape is a row without a value: not recorded, which is not 0.
-    found = forecast_demand(minutes.upsample("ts", every="1m"), column="requests")
-    rows = None
-    if found.is_known:
-        hours = found.frame.select("ts", "low", "mid", "high")
-        rows = tuple(Ahead(**hour) for hour in hours.iter_rows(named=True))
-    return DemandAhead(rows, found.method, found.coverage_measured, found.reason)
-
-
-def _since_long_gap(ts: pl.Series) -> datetime | None:
-    """When the last stretch without a gap of over four weeks begins; None for no time at all."""
-    return ts.filter((ts.diff() > _LONG_GAP).fill_null(True)).last()  # type: ignore[return-value]

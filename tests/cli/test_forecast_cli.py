@@ -112,7 +112,7 @@ def test_a_refusal_is_json_with_exit_0(tmp_path, stamps, args, said):
 )
 def test_the_table_tells_times(tmp_path, time, stamps, head, row):
     shown = ask(series(tmp_path, stamps, time=time), "--horizon", "2h").stdout
-    assert [shown.splitlines()[1].startswith(head), shown.splitlines()[2].startswith(row)] == [
+    assert [shown.splitlines()[1].startswith(head), shown.splitlines()[3].startswith(row)] == [
         True,
         True,
     ]

@@ -39,11 +39,11 @@ def test_nobody_fits_is_null_with_a_reason_and_exit_status_0():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        pytest.param(("gpt-oss-20b",), "24,576 B a token", id="bytes in words"),
+        pytest.param(("gpt-oss-20b",), "24,576 bytes per token", id="bytes in words"),
         pytest.param(("gpt-oss-20b",), "not known users need --gpu", id="no users without a GPU"),
         pytest.param(
             ("gpt-oss-20b",),
-            "+ 3,145,728 B a request for its sliding windows, full from 128 tokens",
+            "3,145,728 bytes per request",
             id="what a request takes beside its context",
         ),
         pytest.param(
@@ -52,7 +52,7 @@ def test_nobody_fits_is_null_with_a_reason_and_exit_status_0():
             id="users of what context on what GPU",
         ),
         pytest.param(
-            ("Qwen3-8B", "--dtype", "fp8", "--kv-dtype", "fp8"), "73,728 B a token", id="FP8"
+            ("Qwen3-8B", "--dtype", "fp8", "--kv-dtype", "fp8"), "73,728 bytes per token", id="FP8"
         ),
     ],
 )

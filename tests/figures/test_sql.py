@@ -515,6 +515,16 @@ WHOLE = (
         series=[gauge(1, instance="b"), counter(2), gauge(3)],
     ),
     Case(
+        "series",
+        "every series with its labels and bounds, whether or not it has a sample",
+        "series_id metric kind instance engine labels bounds",
+        [
+            (1, TOKENS, "counter", "a", "0", '{"x": "1"}', [1.0]),
+            (2, "up", "gauge", "b", None, "{}", [1.0]),
+        ],
+        series=[counter(1, labels='{"x": "1"}'), up(2, "b")],
+    ),
+    Case(
         "models",
         "each model once; a series that names none does not count",
         "model_name",

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.integration.real_prometheus import wait_until
-from vllm_capacity.render.report.index import report_metadata
+from vllm_capacity.render.report.metadata import page_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 CLONE = "/path/to/vllm_capacity"  # as the README calls it
@@ -83,7 +83,7 @@ def test_the_line_names_a_window_there_is(examples):
 def test_the_line_as_written_makes_the_page_and_the_index(clone):
     assert ended(started(clone)) == (0, [])
     assert set(written(clone)) == {f"{WINDOW}.html", "index.html"}
-    assert report_metadata(clone / "reports" / f"{WINDOW}.html")["line"]["window"] == WINDOW
+    assert page_metadata(clone / "reports" / f"{WINDOW}.html").line.window == WINDOW
     assert {path.name for path in clone.iterdir()} == CLEAN
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from vllm_capacity.cli import cli
+from vllm_capacity.interface import version_1
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent.parent / "data" / "examples"
@@ -42,6 +43,12 @@ def found(window: str, command: str) -> dict[str, Any]:
     return told
 
 
+def kept_numbers(window: str, command: str) -> dict[str, float | None]:
+    """Every number that the command says, under the keys of the interface's first version."""
+    told = found(window, command)
+    return numbers(told if isinstance(told, list) else version_1(told))
+
+
 def numbers(value: Any, path: str = "") -> dict[str, float | None]:
     """Every number, null and boolean below a value, by its path."""
     if isinstance(value, str):
@@ -55,5 +62,5 @@ def numbers(value: Any, path: str = "") -> dict[str, float | None]:
 
 if __name__ == "__main__":
     for window in WINDOWS:
-        kept = {name: numbers(found(window, name)) for name in COMMANDS}
+        kept = {name: kept_numbers(window, name) for name in COMMANDS}
         HERE.joinpath(f"{window}.json").write_text(json.dumps(kept, indent=0) + "\n")

@@ -25,10 +25,11 @@ from answer_by_hand import (
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.load_curve import LoadCurve
-from vllm_capacity.plan import Ahead, DemandAhead, Plan
+from vllm_capacity.plan import Plan
 from vllm_capacity.render.charts import charts_of
 from vllm_capacity.render.charts.base import Chart
 from vllm_capacity.verdicts.curve import Loads
+from vllm_capacity.verdicts.forecast import Ahead, DemandAhead
 from vllm_capacity.verdicts.loads import Levels
 from vllm_capacity.verdicts.options import Option
 from vllm_capacity.verdicts.saturation import STEP_SCHEMA, SaturationFit
@@ -117,6 +118,7 @@ AHEAD = DemandAhead(
     coverage_measured=0.9,
     reason="",
 )
+NONE_AHEAD = DemandAhead(None, "", None, "the reason")
 PLAN = Plan(
     window=ANSWER.window,
     policy=Policy(),
@@ -133,20 +135,21 @@ PLAN = Plan(
     options_reason="",
     forecast=AHEAD,
 )
-FULL = analysis(load_curve=fitted(), hours=HOURS)
+FULL = analysis(load_curve=fitted(), hours=HOURS, demand_ahead=AHEAD)
 NOTHING = analysis(
     answer=answer(saturation__regimes=(), **{path: unknown("the reason") for path in ESTIMATES}),
     series=emptied(STEPS),
     costs=emptied(COSTS),
     load_curve=fitted(points=emptied(STEPS), curve=CURVE.clear()),
     hours=HOURS.clear(),
+    demand_ahead=NONE_AHEAD,
 )
 NO_PLAN = replace(
     PLAN,
     sensitivity={"now": unknown("the reason")},
     options=(),
     options_reason="the reason",
-    forecast=DemandAhead(None, "", None, "the reason"),
+    forecast=NONE_AHEAD,
 )
 
 
@@ -155,8 +158,6 @@ def _charts() -> dict[str, Callable[[Analysis, Plan], Chart]]:
     made: dict[str, Callable[[Analysis, Plan], Chart]] = {}
     for name, draw in charts_of(Analysis).items():
         made[name] = lambda of, plan, draw=draw: draw(of)
-        if name == "demand_forecast":
-            made[name] = lambda of, plan, draw=draw: draw(of, plan)
         if name in AGAINST_LOAD:
             made[f"{name}, KV"] = lambda of, plan, draw=draw: draw(of, axis="kv-usage")
     for name, draw in charts_of(Plan).items():
@@ -193,4 +194,4 @@ def marks(spec: Spec) -> list[str]:
 
 
 def caption(spec: Spec) -> str:
-    return spec["title"]["subtitle"]
+    return " ".join(spec["title"]["subtitle"])

@@ -8,7 +8,17 @@ from datetime import timedelta
 import polars as pl
 import pytest
 from answer_by_hand import ANSWER, COSTS, STEPS, analysis, answer, estimate
-from charts_by_hand import CHARTS, FULL, NO_PLAN, NOTHING, PLAN, notes_of, rows_with, spec_of
+from charts_by_hand import (
+    CHARTS,
+    FULL,
+    NO_PLAN,
+    NOTHING,
+    PLAN,
+    caption,
+    notes_of,
+    rows_with,
+    spec_of,
+)
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, Slo
@@ -206,7 +216,7 @@ def test_gap_is_shaded_where_nothing_was_scraped(draw, name, span):
 def test_rate_over_a_gap_is_its_mean_but_where_a_restart_hides_it(draw, restart, drawn, is_told):
     spec = draw(analysis(series=steps_with(restart=restart))).to_dict()
     table = notes_of(spec)["table"]["rows"]
-    told = spec["title"]["subtitle"].endswith("; where nothing was scraped, its mean over the gap")
+    told = caption(spec).endswith("; where nothing was scraped, its mean over the gap")
     assert (sum(row[1] != "–" for row in table), told) == (drawn, is_told)
 
 

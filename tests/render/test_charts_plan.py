@@ -23,8 +23,21 @@ from charts_by_hand import (
     spec_of,
 )
 
+from tests.long_window import long_window
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, pricing
 from vllm_capacity.render import charts
 from vllm_capacity.render.report.vega import page_chart
+from vllm_capacity.telemetry.window import open_window
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory):
+    """Four days that come and go, of a telemetry made up."""
+    path = tmp_path_factory.mktemp("w") / "w"
+    long_window(path, days=4)
+    return Analysis.of(open_window(path), assumptions=Assumptions(pricing(2.0)))
+
 
 TEXT = {"lines", "text_at"}
 
@@ -108,7 +121,7 @@ def test_cases_that_all_need_the_same_say_so():
 def test_forecast_keeps_its_band_and_the_latest_hours():
     before = HOURS.with_columns(ts=HOURS["ts"].dt.offset_by("-100h"))
     hours = pl.concat([before, HOURS])
-    spec = charts.demand_forecast(analysis(hours=hours), PLAN).to_dict()
+    spec = charts.demand_forecast(analysis(hours=hours, demand_ahead=AHEAD)).to_dict()
     rows = rows_with(spec, "requests", "low", "high")
     assert (len(rows), sum(row["mid"] is not None for row in rows)) == (150, 24)
     assert "area" in marks(spec)
@@ -122,7 +135,7 @@ def test_caption_of_a_forecast_is_its_busiest_hour():
 
 def test_history_without_a_forecast_is_drawn_and_says_why():
     refused = replace(AHEAD, forecast=None, reason="the rows span 20 h")
-    spec = charts.demand_forecast(FULL, replace(PLAN, forecast=refused)).to_dict()
+    spec = charts.demand_forecast(analysis(hours=HOURS, demand_ahead=refused)).to_dict()
     assert caption(spec) == "No forecast: the rows span 20 h"
     assert "area" not in marks(spec)
 
@@ -136,8 +149,8 @@ def test_history_without_a_forecast_is_drawn_and_says_why():
     ],
 )
 def test_a_day_of_hours_is_the_least(hours, empty):
-    of = analysis(hours=HOURS.head(hours))
-    drawn = [charts.demand_forecast(of, PLAN), charts.idle_by_hour(of)]
+    of = analysis(hours=HOURS.head(hours), demand_ahead=AHEAD)
+    drawn = [charts.demand_forecast(of), charts.idle_by_hour(of)]
     assert {notes_of(each.to_dict()).get("empty") for each in drawn} == {empty}
 
 
@@ -163,3 +176,15 @@ def test_idle_money_that_is_unknown_has_the_reason_of_the_bill():
     unpriced = HOURS.with_columns(cost_usd=None)
     of = analysis(answer=answer(cost__idle_usd=unknown("no price given")), hours=unpriced)
     assert notes_of(charts.idle_by_hour(of).to_dict())["empty"] == "Not known: no price given."
+
+
+def test_days_are_drawn_with_what_is_expected(days):
+    rows = notes_of(charts.demand_forecast(days).to_dict())["table"]["rows"]
+    is_observed, is_expected = ([row[column] != "–" for row in rows] for column in (1, 3))
+    assert (len(rows), sum(is_observed), sum(is_expected)) == (96 + 24, 96, 24)
+
+
+def test_hours_of_the_week_are_those_of_the_days(days):
+    spec = charts.idle_by_hour(days).to_dict()
+    assert caption(spec).endswith("96 of 168 hours of the week were observed")
+    assert len(notes_of(spec)["table"]["rows"]) == 96

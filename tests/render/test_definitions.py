@@ -9,6 +9,7 @@ from operator import attrgetter
 
 import pytest
 from answer_by_hand import ANSWER
+from polars.testing import assert_frame_equal
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer
@@ -24,6 +25,7 @@ from vllm_capacity.render.sections.definitions import (
     shown_definitions,
 )
 from vllm_capacity.render.sections.glossary import DEFINITIONS
+from vllm_capacity.telemetry.window import open_window, query_text
 from vllm_capacity.verdicts.idle import idle_by_hour_of_week
 
 ASSUMED = Assumptions(Pricing(Estimate.exact(1.64, "given")), Slo(2.0, 0.1))
@@ -49,8 +51,6 @@ MADE = {
 @pytest.fixture(scope="module")
 def analysed(examples):
     """A fresh analysis of a quarter of an hour of the sweep, in which the server was full."""
-    from vllm_capacity.telemetry.window import open_window
-
     window = open_window(examples / "vllm-sweep")
     start = window.extent.start + timedelta(minutes=10)
 
@@ -105,12 +105,17 @@ def answer_paths(kind, prefix=""):
             yield from answer_paths(value, f"{prefix}{field.name}.")
 
 
+def is_property(member):
+    return isinstance(member, property)
+
+
 def aliases():
     """Every property of an answer and of the results in it."""
+    yield from (name for name, _ in inspect.getmembers(Answer, is_property))
     for name in (f.name for f in fields(Answer)):
         value = getattr(ANSWER, name)
         if isinstance(value, Record):
-            found = inspect.getmembers(type(value), lambda each: isinstance(each, property))
+            found = inspect.getmembers(type(value), is_property)
             yield from (f"{name}.{each}" for each, _ in found)
 
 
@@ -181,6 +186,13 @@ def test_unknown_figure_is_named_with_the_nearest(path, hint):
 def test_part_that_a_figure_does_not_have_is_told(analysed):
     with pytest.raises(InputError, match=r"no figure 'latency\.ttft\.p96'"):
         explanation(analysed(), "latency.ttft.p96")
+
+
+def test_rows_are_those_that_the_shown_query_gives(analysed):
+    analysis = analysed()
+    for source in {source for definition in DEFINITIONS for source in definition.sources}:
+        again = analysis.window.sql(query_text("figures", source.query), **source.bound(analysis))
+        assert_frame_equal(source.rows(analysis), again)
 
 
 def test_each_query_is_shown_once(analysed):

@@ -188,8 +188,8 @@ def changed(now, before):
 @pytest.mark.parametrize(
     ("term", "value", "expected"),
     [
-        pytest.param("rates", [[1.0, 2.0, 2.0, 2.0]], "another price", id="a price"),
-        pytest.param("ttft_p95_seconds", 1.0, "another target", id="a target"),
+        pytest.param("rates", [[1.0, 2.0, 2.0, 2.0]], "a different price", id="a price"),
+        pytest.param("ttft_p95_seconds", 1.0, "a different target", id="a target"),
     ],
 )
 def test_what_hangs_on_a_term_is_compared_under_the_same_only(term, value, expected):
@@ -204,9 +204,9 @@ def test_what_hangs_on_a_term_is_compared_under_the_same_only(term, value, expec
 @pytest.mark.parametrize(
     ("day", "length", "expected"),
     [
-        pytest.param(-1, 1.0, "the report to 00:00:00 UTC", id="ended this very day"),
-        pytest.param(-2, 1.25, "the report to 23 Nov 06:00 UTC", id="another day"),
-        pytest.param(-400, 1.0, "the report to 21 Oct 2025 00:00 UTC", id="another year"),
+        pytest.param(-1, 1.0, "the report ending 00:00:00 UTC", id="ended this very day"),
+        pytest.param(-2, 1.25, "the report ending 23 Nov 06:00 UTC", id="another day"),
+        pytest.param(-400, 1.0, "the report ending 21 Oct 2025 00:00 UTC", id="another year"),
     ],
 )
 def test_report_before_is_named_by_its_end(day, length, expected):
@@ -221,12 +221,12 @@ def test_report_before_is_named_by_its_end(day, length, expected):
         pytest.param({}, ".", id="nothing else differs"),
         pytest.param(
             {"terms": {"rates": [], "ttft_p95_seconds": 2.0}, "price": "no price given"},
-            ", at another price: no price given.",
+            ", at a different price: no price given.",
             id="the price",
         ),
         pytest.param(
             {"servers": ["a:8000", "b:8000"]},
-            ". It had 2 servers, this one 1, 1 of them the same.",
+            ". It had 2 servers, this one has 1, 1 in both.",
             id="the servers",
         ),
     ],

@@ -151,7 +151,7 @@ def test_tiles_say_what_changed_since_the_report_before(halves):
     changes = [each.get_text() for each in soup.select(".tile .change")]
     assert (len(changes), changes[0]) == (
         5,  # no target was given, so a sixth figure is not known
-        "▼ down 63\xa0% from $0.159 since the report to 04:12:44 UTC",
+        "▼ down 63\xa0% from $0.159 since the report ending 04:12:44 UTC",
     )
     page = soup.select_one(".since a")["href"]
     assert re.fullmatch(r"vllm-sweep-asked-to-2026-11-24T04-12-44Z-[0-9a-f]{8}\.html", page)
@@ -165,7 +165,7 @@ def test_report_that_is_made_again_says_the_same(halves):
 def test_money_is_not_compared_at_another_price(halves):
     soup = BeautifulSoup(halves(usd_per_hour=1.0).read_text(), "html.parser")
     changes = [each.get_text() for each in soup.select(".tile .change")]
-    assert changes[:3] == ["not compared: another price in the report to 04:12:44 UTC"] * 3
+    assert changes[:3] == ["not compared: a different price in the report ending 04:12:44 UTC"] * 3
     assert changes[3].startswith("▲ up from 28")
 
 

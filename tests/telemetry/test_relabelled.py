@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.answering import answer
 
+from tests.answering import answer
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey

@@ -54,11 +54,13 @@ class Case:
         """Output tokens/s of all engines, weighted by how long each was there."""
         return self.truth.capacity * self.engines
 
-    @property
-    def fleet_slo_capacity(self) -> float:
-        """Output tokens/s of all engines at which the first target is missed."""
-        found = self.truth.within(self.targets.ttft_seconds, self.targets.itl_seconds)
-        return found * self.engines
+    def fleet_within(self, *, is_closed: bool) -> float:
+        """Output tokens/s of all engines at which the first target is missed.
+
+        By Poisson arrivals, or by a constant number of clients, which is calmer.
+        """
+        ttft, itl = self.targets.ttft_seconds, self.targets.itl_seconds
+        return self.truth.within(ttft, itl, is_closed=is_closed) * self.engines
 
     def write(self, path: Path) -> Served:
         return write(path, self.lives, seconds=self.seconds, scraping=self.scraping)

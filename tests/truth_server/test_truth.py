@@ -5,7 +5,7 @@ import pytest
 from tests.truth_server.cases import case
 from tests.truth_server.judging import form, is_right
 from tests.truth_server.servers import MIXES, PAIRS, SERVERS
-from tests.truth_server.truth import OpenLevel, Truth, level_of, truths
+from tests.truth_server.truth import LatencyLevel, Truth, level_of, truths
 
 
 def test_a_kept_level_is_measured_again():
@@ -29,7 +29,7 @@ def test_every_pair_has_a_truth():
     ],
 )
 def test_the_capacity_within_targets(ttft, itl, expected):
-    levels = (OpenLevel(0.25, 25.0, 0.1, 0.01), OpenLevel(0.75, 75.0, 0.4, 0.04))
+    levels = (LatencyLevel(0.25, 25.0, 0.1, 0.01), LatencyLevel(0.75, 75.0, 0.4, 0.04))
     truth = Truth(100.0, 10.0, 1.0, (), levels)
     assert truth.within(ttft, itl) == pytest.approx(expected)
 
@@ -47,6 +47,21 @@ def test_the_capacity_within_targets(ttft, itl, expected):
 def test_how_an_answer_is_judged(ends, truth, expected):
     low, mid, high = ends
     assert (form(low, mid, high), is_right(low, high, truth)) == expected
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        pytest.param((62.0, 64.0, 66.0), True, id="what an overload gets"),
+        pytest.param((98.0, 100.0, 102.0), True, id="the peak"),
+        pytest.param((70.0, 80.0, 90.0), True, id="in between"),
+        pytest.param((50.0, 55.0, 60.0), False, id="less than an overload gets"),
+        pytest.param((101.0, None, None), False, id="at least more than the peak"),
+    ],
+)
+def test_a_server_that_falls_past_its_peak_has_two_truths(ends, expected):
+    low, _, high = ends
+    assert is_right(low, high, 100.0, 64.0) is expected
 
 
 def test_a_case_is_the_same_each_time():

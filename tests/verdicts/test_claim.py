@@ -8,6 +8,8 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.verdicts.claim import (
+    Claim,
+    Comparison,
     implied_usd_per_gpu_hour,
     published_bound,
     usd_per_request_at,
@@ -63,3 +65,30 @@ def test_bound_is_the_upper_middle_of_several_runs():
     runs = [replace(like, output_tokens_per_second=rate) for rate in (500.0, 100.0, 300.0, 200.0)]
     bound = published_bound(runs, **{**GUIDE, "output_tokens": 100.0})
     assert bound.requests_per_second == 3.0
+
+
+@pytest.mark.parametrize(
+    ("published", "found", "rounded", "is_reproduced"),
+    [
+        pytest.param(1631, 1631.111, "1631", True, id="to the unit"),
+        pytest.param(0.001005, 0.00100545, "0.001005", True, id="to the printed place"),
+        pytest.param(0.001005, 0.00110, "0.001100", False, id="another price"),
+        pytest.param(3.15, 3.1549, "3.15", True, id="rounded, not cut"),
+        pytest.param(3.15, None, None, False, id="not known is not reproduced"),
+    ],
+)
+def test_figure_agrees_where_it_rounds_to_the_published_digits(
+    published, found, rounded, is_reproduced
+):
+    both = Comparison("figure", published, found)
+    shown = None if both.rounded is None else str(both.rounded)
+    assert (shown, both.is_reproduced) == (rounded, is_reproduced)
+
+
+def test_change_is_a_share_of_the_published():
+    assert Comparison("figure", 2.0, 3.0).change_ratio == 0.5
+    assert Comparison("figure", 2.0, None).change_ratio is None
+
+
+def test_claim_of_the_worked_example_implies_its_price():
+    assert Claim(3.15, 5138, 1631, 0.001005).usd_per_gpu_hour == pytest.approx(1.6393, abs=1e-4)

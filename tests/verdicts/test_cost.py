@@ -13,6 +13,7 @@ from vllm_capacity.verdicts.cost import (
     Part,
     Usage,
     bill,
+    cost_by_utilization,
     costs,
     shared_engine,
 )
@@ -207,3 +208,27 @@ def test_an_engine_shared_by_labels_is_billed_once(whole, shares):
     assert math.fsum(share.billed_hours for share in split.values()) == pytest.approx(
         whole.billed_hours, rel=1e-12, abs=1e-12
     )
+
+
+def test_cost_by_utilization_is_the_same_bill_spread_over_other_tokens():
+    found = costs(BUSY, usd_per_gpu_hour=dollars(2.0), capacity=Estimate.exact(100.0, "given"))
+    curve = cost_by_utilization(found)
+    full = found.usd_per_million_output_tokens_at_knee.mid
+    bills = curve["utilization"] * curve["usd_per_million_output_tokens"]
+    assert bills.to_list() == pytest.approx([full] * 60)
+    assert (curve["utilization"][0], curve["utilization"][-1]) == pytest.approx((0.25, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("usd_per_gpu_hour", "capacity", "usage"),
+    [
+        pytest.param(None, KNEE, BUSY, id="no price"),
+        pytest.param(dollars(2.0), NO_KNEE, BUSY, id="no capacity"),
+        pytest.param(dollars(2.0), KNEE, Usage(2.0, 0, 0, 0), id="nothing was generated"),
+    ],
+)
+def test_cost_by_utilization_has_no_row_where_a_part_of_it_is_not_known(
+    usd_per_gpu_hour, capacity, usage
+):
+    found = costs(usage, usd_per_gpu_hour=usd_per_gpu_hour, capacity=capacity)
+    assert cost_by_utilization(found).is_empty()

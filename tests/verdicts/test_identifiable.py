@@ -5,7 +5,14 @@ import pytest
 from made_steps import made_steps, queued, steady
 
 from vllm_capacity.verdicts.curve import Loads
-from vllm_capacity.verdicts.identifiable import blocks, dipped, has_bent, is_load_varied
+from vllm_capacity.verdicts.identifiable import (
+    blocks,
+    dipped,
+    has_bent,
+    is_easing,
+    is_load_lasting,
+    is_load_varied,
+)
 from vllm_capacity.verdicts.loads import usable_steps
 from vllm_capacity.verdicts.regimes import judged_steps
 from vllm_capacity.verdicts.saturation import BOUNDED, EXTRAPOLATED, engine_fits
@@ -69,6 +76,48 @@ def test_a_ramp_is_extrapolated():
     (fit,) = engine_fits(served(RAMP))
     assert fit.kind == EXTRAPOLATED
     assert fit.capacity.low < 30 * 80 / (1 + 80 / 16) < fit.capacity.high
+
+
+BURSTS = list(np.random.default_rng(4).permutation([0.4] * 40 + [3.2] * 20).repeat(3))
+WAVES = list(1.8 + 1.4 * np.sin(np.linspace(0, 4 * np.pi, 180)))
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        pytest.param(BURSTS, False, id="bursts of a minute"),
+        pytest.param(RAMP, True, id="a ramp"),
+        pytest.param(WAVES, True, id="waves"),
+        pytest.param([0.5] * 9 + [2.5] * 9, True, id="two loads of three minutes"),
+    ],
+)
+def test_loads_that_last_no_longer_than_a_block_are_bursts(rates, expected):
+    assert is_load_lasting(found(served(rates))) == expected
+
+
+def test_bursts_give_the_best_minute_as_a_lower_bound():
+    (fit,) = engine_fits(served(BURSTS))
+    assert (fit.kind, fit.capacity.mid) == (BOUNDED, None)
+    assert "the load came in bursts" in fit.capacity.reason
+
+
+RUNNING = 1.5 ** np.arange(12)
+
+
+@pytest.mark.parametrize(
+    ("step_times", "expected"),
+    [
+        pytest.param(10 + RUNNING, False, id="a request more costs as much at any load"),
+        pytest.param(10 + RUNNING**1.5, False, id="more and more"),
+        pytest.param(
+            6 + 30 * (1 - 0.94**RUNNING) + 0.05 * RUNNING,
+            True,
+            id="less, once all experts are read",
+        ),
+    ],
+)
+def test_a_curve_that_straightens_again_does_not_end_near(step_times, expected):
+    assert is_easing(Loads.of(RUNNING, RUNNING / step_times)) == expected
 
 
 def test_blocks_take_a_minute_and_five_requests():

@@ -1,3 +1,4 @@
+import math
 from datetime import timedelta
 
 import numpy as np
@@ -146,6 +147,67 @@ def test_the_step_in_which_a_limit_sets_in_is_left_out_whatever_it_is_called():
     assert fit.capacity.mid == 150
 
 
+def test_a_step_at_an_end_of_a_stretch_is_not_at_the_limit_throughout():
+    spell = [queued(8, 150, 9), *[queued(8, 200, 9)] * 4, queued(8, 150, 9)]
+    (fit,) = engine_fits(made_steps(*[steady(4, 60), *spell] * 2, steady(4, 60)))
+    assert fit.capacity.mid == pytest.approx(200)
+    assert fit.capacity.sources.startswith("mean of 8 steps")
+
+
+def test_a_queue_in_part_of_the_scrapes_is_no_plateau():
+    half = [queued(8, 150, 9, waiting_share=0.6)] * 12
+    (fit,) = engine_fits(made_steps(*[steady(4, 60)] * 3, *half))
+    assert (fit.kind, fit.capacity.mid) == ("bounded", None)
+
+
+def with_prompts(step, prompt_tokens_per_second):
+    return {**step, "prompt_tokens_per_second": prompt_tokens_per_second}
+
+
+def test_of_one_minute_at_the_limit_the_best_is_taken_not_the_mean_with_its_ends():
+    spell = [with_prompts(queued(8, x, 9), 2 * x) for x in (150, 200, 150)]
+    (fit,) = engine_fits(
+        made_steps(*[with_prompts(steady(4, 60), 120)] * 3, *spell, steady(4, 60), seconds=30)
+    )
+    assert fit.capacity.sources.startswith("the best minute of 90 s in which the server")
+    assert fit.capacity.low < 200 < fit.capacity.high
+
+
+def test_a_minute_counts_for_no_more_output_than_its_prompts_go_with():
+    mixed = [with_prompts(queued(8, 200, 9), 400.0)] * 12
+    drain = [with_prompts(queued(8, 300, 1), 40.0)] * 3
+    (fit,) = engine_fits(made_steps(*mixed, *drain))
+    assert fit.best.output < 250
+
+
+@pytest.mark.parametrize(
+    ("waiting", "share"),
+    [
+        pytest.param(0.0, 1.0, id="below the limit all of it"),
+        pytest.param(1.0, 1 - 1 / math.sqrt(60), id="at the limit less its scatter"),
+    ],
+)
+def test_a_bound_is_the_best_minute_less_luck(waiting, share):
+    steps = [steady(4, 100 + k, waiting_max=waiting) for k in range(6)]
+    (fit,) = engine_fits(
+        made_steps(*[with_prompts(s, 2 * s["output_tokens_per_second"]) for s in steps])
+    )
+    assert fit.capacity.low == pytest.approx(share * 105, rel=0.02)
+
+
+def test_no_peak_lies_past_the_load_at_which_the_server_held_requests_back():
+    rng = np.random.default_rng(0)
+    loads = [n for n in np.linspace(1, 12, 40) for _ in range(3)]
+    rising = [
+        steady(n, 30 * n / (1 + n / 16) * rng.normal(1, 0.02), requests_per_second=n / 4)
+        for n in loads
+    ]
+    (free,) = engine_fits(made_steps(*rising))
+    (held,) = engine_fits(made_steps(*rising, queued(13, 215, 9, requests_per_second=3.0)))
+    assert (free.kind, held.kind) == ("extrapolated", "extrapolated")
+    assert held.capacity.high < 0.85 * free.capacity.high
+
+
 def test_a_long_step_alone_is_a_load():
     steps = made_steps(*[steady(n, 30 * n / (1 + n / 8)) for n in (1, 4, 16, 16)], seconds=60)
     (fit,) = engine_fits(steps)
@@ -201,7 +263,8 @@ def test_nothing_to_fit_is_an_empty_curve():
     assert fit.curve_frame().is_empty()
 
 
-# Coverage: how often the interval of some minutes at saturation holds what all of them held.
+# Coverage: how often the interval of some minutes at saturation (or "at least", where steps between
+# them leave less than a minute) holds what all of them held.
 @pytest.mark.parametrize(
     ("name", "engine", "seconds"),
     [
@@ -220,7 +283,8 @@ def test_plateau_interval_covers_the_whole_stretch(request, name, engine, second
     whole, length, hits = fit.capacity.mid, seconds // 10, []
     for k in range(0, own.height - length + 1):
         part = saturation(own.slice(k, length))
-        hits.append(part.capacity.low <= whole <= part.capacity.high)
+        low, high = part.capacity.low, part.capacity.high
+        hits.append(low <= whole <= (math.inf if high is None else high))
     assert np.mean(hits) >= 0.85
 
 

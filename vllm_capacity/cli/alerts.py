@@ -39,7 +39,7 @@ def alerts(
     WINDOW is a path, or a name.
 
     The rules that Parseable cannot evaluate (percentiles, counter rates), the others, and absence
-    of data. A figure that is not known is told as unknown, and is never taken for 0.
+    of data. A figure that is not known is shown as unknown, and never taken for 0.
     """
     rules = with_thresholds(_thresholds(changes))
     opened = open_window(one_window(argument, window))

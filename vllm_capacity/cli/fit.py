@@ -15,11 +15,11 @@ from vllm_capacity.sources.points import read_points
 from vllm_capacity.verdicts.points import fit_points
 
 
-@click.command(short_help="The capacity that a table of loads shows or lets foresee.")
+@click.command(short_help="The capacity that a table of loads shows, or lets extrapolate.")
 @click.argument("points", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print the saturation object as JSON.")
 def fit(points: Path, as_json: bool) -> None:
-    """Fit POINTS, a table of loads, and print the capacity it shows or lets foresee.
+    """Fit POINTS, a table of loads, and print the capacity it shows, or lets extrapolate.
 
     POINTS is a CSV, or the JSON results of `guidellm benchmark` or `vllm bench serve`.
 

@@ -1,4 +1,4 @@
-"""`plan`: replicas, other GPUs and dollars a month for a window's traffic."""
+"""`plan`: replicas, other GPUs and dollars per month for a window's traffic."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
 
 
-@click.command(short_help="Which GPUs, how many, what a month costs, for a window's load.")
+@click.command(short_help="GPUs, replicas and cost per month for a window's load.")
 @click.argument("argument", metavar="[WINDOW]", required=False)
 @click.option("--window", help="The measured window, if not given as WINDOW.")
 @click.option("--gpu", help="What it ran on, such as A100-80GB-PCIe; vLLM does not export it.")
 @click.option("--gpus", "to_gpus", help="GPUs to compare, by commas; else all that are known.")
 @click.option("--model", help="Its name in data/llms.csv, where the served name is none.")
 @click.option(
-    "--demand", type=float, callback=bounded, help="Requests a second; else the p95 that was seen."
+    "--demand",
+    type=float,
+    callback=bounded,
+    help="Requests per second; default: the p95 that was seen.",
 )
 @click.option(
     "--headroom",
@@ -53,7 +56,7 @@ from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
     default=0.0,
     callback=bounded,
     show_default=True,
-    help="Fastest rise of demand an hour, 0.1 for 10 %.",
+    help="Fastest rise of demand per hour; 0.1 is 10 %.",
 )
 @assumption_options
 @json_options
@@ -72,7 +75,7 @@ def plan(
     schema_version: str,
     **given: object,
 ) -> None:
-    """Which GPUs, how many, and what they cost a month, for the traffic of WINDOW.
+    """Which GPUs, how many, and what they cost per month, for the traffic of WINDOW.
 
     WINDOW is a path, or a name.
     """

@@ -17,7 +17,7 @@ from vllm_capacity.verdicts.question import Load, Question
 from vllm_capacity.verdicts.whatif import what_if
 
 
-@click.command(short_help="Output tokens a second on another GPU.")
+@click.command(short_help="Output tokens per second on another GPU.")
 @click.option("--model", required=True, help="Model, as in data/llms.csv or as published.")
 @click.option("--from-gpu", required=True, help="Measured on: gpu-form_factor, or gpu-any.")
 @click.option(
@@ -32,19 +32,19 @@ from vllm_capacity.verdicts.whatif import what_if
     type=float,
     callback=bounded,
     required=True,
-    help="Mean prompt tokens a request.",
+    help="Mean prompt tokens per request.",
 )
 @click.option(
     "--output-tokens",
     type=float,
     callback=bounded,
     required=True,
-    help="Mean output tokens a request.",
+    help="Mean output tokens per request.",
 )
 @click.option(
     "--dtype", default="auto", show_default=True, help="Weight type measured; auto: as published."
 )
-@click.option("--to-dtype", default=None, help="Weight type asked about; default: --dtype.")
+@click.option("--to-dtype", default=None, help="Weight type on the other GPU; default: --dtype.")
 @click.option("--gpus", type=int, default=1, show_default=True, help="GPUs, on both sides.")
 @click.option("--to-gpu", required=True, help="Asked about: gpu-form_factor, or gpu-any.")
 @click.option(
@@ -76,7 +76,7 @@ def whatif(
     requests_per_second: float | None,
     as_json: bool,
 ) -> None:
-    """Output tokens a second on another GPU: low, mid, high, and what it rests on.
+    """Output tokens per second on another GPU: low, mid, high, and what it rests on.
 
     Say what load it was measured under where you know it (--clients or --requests-per-second): the
     other GPU is then asked under the same. Else the rate itself has to tell a light load from a

@@ -19,6 +19,9 @@ from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
+GAUGES = (RUNNING, WAITING, KV_CACHE)
+"""Every gauge that a figure is made of."""
+
 
 @dataclass(frozen=True, repr=False)
 class Gauge(Record):
@@ -39,9 +42,11 @@ class Gauges:
 
 def gauge_samples(window: Window, metrics: list[str], *, part: TimeRange) -> pl.DataFrame:
     """The samples in the part: metric, instance, engine, model_name, labels, ts, value."""
-    return window.named_sql(
-        "figures", "gauge_samples", metrics=metrics, start=part.start, end=part.end
+    asked = GAUGES if set(metrics) <= set(GAUGES) else metrics
+    found = window.named_sql(
+        "figures", "gauge_samples", metrics=list(asked), start=part.start, end=part.end
     )
+    return found.filter(pl.col("metric").is_in(metrics))
 
 
 def gauges(window: Window, tries: pl.DataFrame, *, part: TimeRange) -> Gauges:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -151,10 +152,15 @@ def _require_histogram(edges: Sequence[float], counts: Sequence[float]) -> None:
             f"{len(edges)} edges need {len(edges) + 1} counts, the last for what lies above; "
             f"there are {len(counts)}."
         )
-    if not all(count >= 0 and math.isfinite(count) for count in counts):
+    if not math.isfinite(sum(counts)) or min(counts) < 0:
         raise InputError(f"Counts per bucket must be finite and not negative: {list(counts)}.")
-    if not all(math.isfinite(edge) for edge in edges) or any(a >= b for a, b in pairwise(edges)):
+    if not _is_ascending(tuple(edges)):
         raise InputError(f"Edges must be finite and ascend: {list(edges)}.")
+
+
+@lru_cache(maxsize=1024)  # a window has few sets of edges and very many histograms
+def _is_ascending(edges: tuple[float, ...]) -> bool:
+    return all(map(math.isfinite, edges)) and all(a < b for a, b in pairwise(edges))
 
 
 def _floor(edges: Sequence[float]) -> float:

@@ -325,7 +325,7 @@ def _lives(window: Window) -> pl.DataFrame:
 
 def _starts(window: Window) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The start times that processes told, and their series."""
-    return window.named_sql("figures", "process_starts"), window.sql("select * from series")
+    return window.named_sql("figures", "process_starts"), window.named_sql("figures", "series")
 
 
 def _process_restarts(

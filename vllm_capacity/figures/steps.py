@@ -300,7 +300,8 @@ def _rate_steps(
 
     def rate(metric: str) -> pl.Expr:
         own = pl.col("metric") == metric
-        return pl.col("amount").filter(own).sum() / pl.col("seconds").filter(own).max()
+        rate = pl.col("amount").filter(own).sum() / pl.col("seconds").filter(own).max()
+        return rate.fill_nan(None)  # a gap that ends where the step begins takes no time of it
 
     is_preemption = pl.col("metric") == traffic.PREEMPTIONS
     rates = steps.group_by(_STEP).agg(

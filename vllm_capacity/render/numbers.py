@@ -88,19 +88,14 @@ def between(estimate: Estimate, write: Write) -> str:
     return "" if ends[0] == ends[1] else f"between {ends[0]} and {ends[1]}"
 
 
-def instant(at: datetime) -> datetime:
-    """The time in UTC."""
-    return at.astimezone(UTC)
-
-
 def moment(at: datetime) -> str:
     """A time a person reads: 24 Nov 2026 08:14:05 UTC."""
-    return f"{instant(at):%-d %b %Y %H:%M:%S} UTC"
+    return f"{at.astimezone(UTC):%-d %b %Y %H:%M:%S} UTC"
 
 
 def span(start: datetime, end: datetime) -> str:
     """Two times a person reads, the day given once where it is the same."""
-    first, last = instant(start), instant(end)
+    first, last = start.astimezone(UTC), end.astimezone(UTC)
     if first.date() == last.date():
         return f"{first:%-d %b %Y %H:%M:%S} to {last:%H:%M:%S} UTC"
     return f"{first:%-d %b %Y %H:%M} to {last:%-d %b %Y %H:%M} UTC"

@@ -32,11 +32,13 @@ from vllm_capacity.render.prose import estimates
 Value = str | float | datetime | Estimate | None
 
 DASH = "–"
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _SAME = "for the same reason"
 _GAP = "  "
 _INDENT = 4
-_LEAST_TEXT = 12  # columns of a terminal that a column of words keeps
+_LONGEST_WORD = 20  # in columns of a terminal; longer ones may be cut
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|~&$]|:(?=//)|(?<=www)\.")
+_BLOCK = re.compile(r"^(\s*\d*)([#+.)-])")  # what makes a heading or a list of a paragraph
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 _CSV_TIME = "%Y-%m-%dT%H:%M:%S%.fZ"
 
@@ -51,7 +53,7 @@ class Column:
 
     title: str
     name: str = ""
-    write: Callable[[Any], str] = str
+    write: Callable[..., str] = str
     is_numeric: bool = False
     is_note: bool = False
 
@@ -126,9 +128,10 @@ class Table:
 
     def to_markdown(self) -> str:
         """The table in GitHub's Markdown; nothing in a cell is markup."""
-        caption = f"{_markdown(self.caption)}\n\n" if self.caption else ""
+        caption, empty = (_BLOCK.sub(r"\1\\\2", _markdown(t)) for t in (self.caption, self.empty))
+        caption = f"{caption}\n\n" if caption else ""
         if not self.rows:
-            return f"{caption}{_markdown(self.empty)}\n"
+            return f"{caption}{empty}\n"
         lines = [[column.title for column in self.shown], *self.texts]
         head, *body = (f"| {' | '.join(map(_markdown, cells))} |" for cells in lines)
         rule = "|".join(" ---: " if column.is_numeric else " --- " for column in self.shown)
@@ -220,7 +223,7 @@ def figures_table(figures: Iterable[Figure], *, caption: str = "", empty: str = 
         basis = Cell(_basis(found, above), estimates.why(found))
         rows.append((each.label, Cell(shown, found), interval(found, each.write), basis))
         above.append(each)
-    return reasons_once(table(columns, rows, caption=caption, empty=empty))
+    return table(columns, rows, caption=caption, empty=empty)
 
 
 def reasons_once(whole: Table) -> Table:
@@ -236,7 +239,8 @@ def reasons_once(whole: Table) -> Table:
 
 def interval(estimate: Estimate, write: Write) -> str:
     """The ends of a known estimate, as its own column shows them; empty where they read alike."""
-    return between(estimate, write).removeprefix("between ").replace(" and ", " to ")
+    ends = between(estimate, write).removeprefix("between ").split(" and ")
+    return f"{_NO_BREAK}to{_NO_BREAK}".join(ends)
 
 
 def written(value: float | None, write: Write, like: float | None = None) -> Cell:
@@ -250,13 +254,17 @@ def with_interval(estimate: Estimate, write: Write) -> Cell:
 
 
 def _basis(found: Estimate, above: Sequence[Figure]) -> str:
-    """What an estimate rests on: rows above by their label, and further sources; or why not."""
-    if not found.is_known:
-        return estimates.why(found)
+    """What an estimate rests on, and why no more is known; rows above by their label."""
     sources = list(found.basis)
     for row in sorted(above, key=lambda row: len(row.estimate.basis), reverse=True):
         _replace(sources, row.estimate.basis, f"“{row.label}”")
-    return "; ".join(sources)
+    if found.is_known:
+        return "; ".join(sources)
+    same = next((row.label for row in above if row.estimate.reason == found.reason), "")
+    if found.is_unknown:
+        return f"for the same reason as “{same}”" if same else found.reason
+    why = f"for the same reason as for “{same}”" if same else f"because {found.reason}"
+    return "; ".join([*sources, f"no more is known, {why}"])
 
 
 def _replace(sources: list[str], part: Sequence[str], name: str) -> None:
@@ -269,18 +277,19 @@ def _replace(sources: list[str], part: Sequence[str], name: str) -> None:
 
 
 def _data(name: str, values: Sequence[Value]) -> dict[str, list[Any]]:
+    """The values as columns of data: one, or four of estimates (three where none has a unit)."""
     if not any(isinstance(value, Estimate) for value in values):
         return {name: list(values)}
-    exact = Estimate.exact
-    known = [exact(value) if isinstance(value, int | float) else value for value in values]
-    found = [each if isinstance(each, Estimate) else None for each in known]
-    columns = {
-        name: [each and each.mid for each in found],
-        f"{name}_low": [each and each.low for each in found],
-        f"{name}_high": [each and each.high for each in found],
-        f"{name}_unit": [(each and each.unit) or None for each in found],
+    numbers = [
+        Estimate.exact(value) if isinstance(value, int | float) else value for value in values
+    ]
+    found = [each if isinstance(each, Estimate) else None for each in numbers]
+    columns: dict[str, list[Any]] = {
+        f"{name}{end and '_'}{end}": [each and getattr(each, end or "mid") for each in found]
+        for end in ("", "low", "high", "unit")
     }
-    return columns if any(columns[f"{name}_unit"]) else dict(list(columns.items())[:3])
+    units = columns.pop(f"{name}_unit")
+    return {**columns, f"{name}_unit": units} if any(units) else columns
 
 
 def _markdown(text: str) -> str:
@@ -341,13 +350,16 @@ class _Layout:
 
     def _least_head(self, index: int) -> int:
         """With its title wrapped."""
-        words = plain(self.columns[index].title).split()
+        words = plain(self.columns[index].title).split(" ")
         return max([self._cells(index), *map(cell_len, words)])
 
     def _least(self, index: int) -> int:
         """Words wrapped as well; numbers never are."""
-        least = self._least_head(index)
-        return least if self.columns[index].is_numeric else min(least, _LEAST_TEXT)
+        if self.columns[index].is_numeric:
+            return self._least_head(index)
+        texts = (self.columns[index].title, *(row[index] for row in self.rows))
+        words = (word for text in texts for word in plain(text).split(" "))
+        return min(max(map(cell_len, words)), _LONGEST_WORD)
 
     def _cells(self, index: int) -> int:
         return max(cell_len(plain(row[index])) for row in self.rows)
@@ -365,7 +377,10 @@ def _note(text: str, width: int) -> str:
 
 
 def _lines(text: str, width: int, *, before: str = "", after: str = "") -> list[str]:
-    """Unlike rich, textwrap leaves a number and its unit, joined by a no-break space, on a line."""
+    """The text wrapped between words; what a no-break space joins stays on a line, by a plain one.
+
+    By textwrap, because rich breaks lines at no-break spaces too.
+    """
     lines = textwrap.wrap(
         plain(text),
         width,
@@ -373,7 +388,7 @@ def _lines(text: str, width: int, *, before: str = "", after: str = "") -> list[
         subsequent_indent=after,
         break_on_hyphens=False,
     )
-    return lines or [""]
+    return [line.replace(_NO_BREAK, " ") for line in lines] or [""]
 
 
 def _row(

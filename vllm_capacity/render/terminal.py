@@ -33,6 +33,7 @@ from vllm_capacity.render.tables import (
     Column,
     Figure,
     Table,
+    Value,
     figures_table,
     table,
     wrapped,
@@ -104,7 +105,7 @@ def model_text(llm: Llm, *, dtype: str, kv_dtype: str, users: Estimate, width: i
         Column("value", "value", is_numeric=True),
         Column("unit", "unit"),
     )
-    rows = [
+    rows: list[tuple[str | Cell, ...]] = [
         (f"weights as {dtype}", _number(llm.weights_bytes(dtype) / GIB), "GiB"),
         ("KV cache", _count(llm.kv_bytes_per_token(kv_dtype)), "bytes per token of context"),
     ]
@@ -133,8 +134,8 @@ def forecast_text(found: Forecast, clock: Clock, *, title: str, width: int = _WI
         Column("most likely", "mid", is_numeric=True),
         Column("at most", "high", is_numeric=True),
     )
-    rows = [
-        (time, *(Cell(number(end, like=ends[1]), end) for end in ends))
+    rows: list[list[Value | Cell]] = [
+        [time, *(Cell(number(end, like=ends[1]), end) for end in ends)]
         for time, ends in zip(times, steps.select("low", "mid", "high").iter_rows(), strict=True)
     ]
     width_ratio = found.width_ratio

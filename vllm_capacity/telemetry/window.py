@@ -104,7 +104,10 @@ class Window:
 
         It holds every answer for as long as it lives: for one analysis, not for a service.
         """
-        return replace(self, answers={})
+        found = replace(self, answers={})
+        if "extent" in vars(self):
+            vars(found)["extent"] = self.extent  # known already
+        return found
 
     @property
     def begin(self) -> datetime | None:

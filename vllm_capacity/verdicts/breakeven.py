@@ -1,8 +1,8 @@
 """Own GPUs or an API: the demand, the utilization and the price at which both cost the same.
 
-An API is paid by the request, a GPU by the hour. So they break even at dollars an hour ÷ what the
-API charges a request; that over the requests per hour at the knee is the break-even utilization. It
-is the *allocation* cost, idle hours included, that is compared: usage cost would flatter the GPU.
+An API is paid per request, a GPU per hour. So they break even at dollars per hour ÷ what the API
+charges per request; that over the requests per hour at capacity is the break-even utilization. The
+*allocation* cost is compared, idle hours included: usage cost would flatter the GPU.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def break_even(
     capacity_output_tokens_per_second: Estimate,
     requests_per_hour: float | None,
 ) -> BreakEven:
-    """The break-even of a deployment against an API price, for mean lengths a request.
+    """The break-even of a deployment against an API price, for mean lengths per request.
 
     `requests_per_hour` is today's demand on those GPUs: None or 0 leaves what needs it unknown.
     """
-    told = (input_tokens, output_tokens, gpus, requests_per_hour or 0.0)
+    given = (input_tokens, output_tokens, gpus, requests_per_hour or 0.0)
     if (
-        not all(0 <= number <= _MOST for number in told)
+        not all(0 <= number <= _MOST for number in given)
         or not (input_tokens + output_tokens) * gpus
     ):
         raise InputError(
-            "A break-even needs tokens a request and GPUs above 0, and no negative demand; found "
-            f"{', '.join(f'{number:g}' for number in told)}."
+            "A break-even needs tokens per request and GPUs above 0, and no negative demand; found "
+            f"{', '.join(f'{number:g}' for number in given)}."
         )
     each = api.usd_per_request(input_tokens=input_tokens, output_tokens=output_tokens)
     if each <= 0:

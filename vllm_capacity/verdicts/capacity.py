@@ -73,12 +73,31 @@ def steady(judged: Sequence[Judged]) -> Estimate:
     )
 
 
+def bursts(judged: Sequence[Judged]) -> Estimate:
+    """Unknown, since no load lasted: it came in bursts."""
+    most = max((j.running or 0.0 for j in judged), default=0.0)
+    return Estimate.unknown(
+        f"the load came in bursts, up to {most:,.1f} running requests, none of which lasted. It "
+        "takes loads that last for minutes, one of them until requests wait, to see where "
+        "throughput ends"
+    )
+
+
 def unbent(loads: Loads) -> Estimate:
     """Unknown, since tokens came as fast at the heaviest load as at light ones."""
     return Estimate.unknown(
         f"tokens came as fast at the heaviest load seen, {loads.heaviest:,.1f} running requests, "
         "as at light ones: the limit is not near. It takes a load test up to where requests wait, "
         f"past {FARTHEST_LOAD * loads.heaviest:,.0f} running requests perhaps"
+    )
+
+
+def easing(loads: Loads) -> Estimate:
+    """Unknown, since throughput bent at light load and straightened again."""
+    return Estimate.unknown(
+        f"each further request, up to {loads.heaviest:,.1f} running, slowed tokens less than the "
+        "ones before, as with a mixture of experts far below its limit. It takes a load test up to "
+        "where requests wait"
     )
 
 
@@ -177,7 +196,7 @@ def no_less(peak: Estimate, best: Held) -> Estimate:
     """
     if peak.low is None or peak.mid is None or peak.high is None:
         return peak
-    least = _FULL_MINUTE * best.output
+    least = min(best.sure, _FULL_MINUTE * best.output)
     if peak.high < least:
         return Estimate.unknown(
             f"the best minute held {best.output:,.0f} output tokens/s, more than the curve through "
@@ -194,12 +213,11 @@ def held_at_least(best: Held | None, unknown: Estimate) -> tuple[Estimate, Estim
     """
     if best is None or best.output <= 0:
         return unknown, unknown
-    share = _FULL_MINUTE if best.is_limited else 1.0
     basis = f"the best minute seen, up to {best.end:%Y-%m-%d %H:%M:%S} UTC"
     if best.is_limited:
-        basis += f", less {1 - share:.0%} for what a minute at the limit scatters"
+        basis += f", less {best.scatter:.0%} for what a minute at the limit scatters"
     return (
-        Estimate.at_least(share * best.output, basis, reason=unknown.reason),
+        Estimate.at_least(best.sure, basis, reason=unknown.reason),
         Estimate.at_least(best.running, basis, reason=unknown.reason),
     )
 

@@ -1,6 +1,6 @@
 """Claims that others published, held against a window: their price, and the most a GPU was seen do.
 
-*Implied price*: dollars a request × requests ÷ GPU-hours. It tells which price list a published
+*Implied price*: dollars per request × requests ÷ GPU-hours. It tells which price list a published
 cost rests on. *Published bound*: where a window is too lightly loaded to show its own capacity, the
 throughput that others measured for the same model on the same GPU bounds its use from below. It is
 named as published wherever it is shown: another machine, another load, mostly without any latency
@@ -127,7 +127,7 @@ def published_bound(
 
 
 def usd_per_request_at(bound: Bound, usd_per_gpu_hour: Estimate) -> Estimate:
-    """What a request would cost on a GPU that did the published rate all hour long."""
+    """What a request would cost on a GPU that kept the published rate all the time."""
     run = bound.run
     return usd_per_gpu_hour.scaled(
         1 / (3600 * bound.requests_per_second),
@@ -136,7 +136,7 @@ def usd_per_request_at(bound: Bound, usd_per_gpu_hour: Estimate) -> Estimate:
 
 
 def _rate(run: Measurement) -> float:
-    """The run's requests a second: its output tokens a second ÷ output tokens a request."""
+    """The run's requests per second: its output tokens per second ÷ output tokens per request."""
     return run.output_tokens_per_second / run.output_tokens
 
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.record import Record
 from vllm_capacity.verdicts.forecast_grid import DAY_SECONDS, Grid, demand_grid
 from vllm_capacity.verdicts.forecast_intervals import (
     error_band,
@@ -43,6 +45,7 @@ PEAK_PRIOR = Estimate.known(
     confidence=None,
 )
 _LEAST_MEAN_RATIO = 0.01
+_LONG_GAP = timedelta(weeks=4)
 _WIDENED = (
     "; intervals widened, because demand in the last two hours was outside its own forecast: how "
     "often intervals hold right after such a step was not measured"
@@ -73,6 +76,29 @@ class Forecast:
     def is_known(self) -> bool:
         """Whether there is a forecast."""
         return not self.frame.is_empty()
+
+
+@dataclass(frozen=True, repr=False)
+class Ahead(Record):
+    """Requests of one hour to come, with a 90 % interval."""
+
+    ts: datetime
+    low: float
+    mid: float
+    high: float
+
+
+@dataclass(frozen=True, repr=False)
+class DemandAhead(Record):
+    """Requests per hour over the next day, or why there is no forecast.
+
+    `coverage_measured` is the share of hours, 0..1, to expect inside the intervals.
+    """
+
+    forecast: tuple[Ahead, ...] | None
+    method: str
+    coverage_measured: float | None
+    reason: str
 
 
 def forecast_demand(
@@ -230,3 +256,32 @@ def _stamped(series: pl.DataFrame, columns: list[Floats], grid: Grid) -> pl.Data
     zone = kind.time_zone if isinstance(kind, pl.Datetime) else None
     ts = (pl.col("ts_seconds") * 1e6).round().cast(pl.Int64).cast(pl.Datetime("us", zone))
     return frame.select(ts.cast(kind).alias("ts"), "low", "mid", "high")
+
+
+def demand_ahead(increases: pl.DataFrame) -> DemandAhead:
+    """Requests per hour over the next day, as the `forecast` command gives it.
+
+    `increases` are those of finished requests at each scrape (figures/traffic.py). Refused, with
+    the reason, where they are too short, or have no pattern.
+    """
+    minutes = (
+        increases.drop_nulls("increase")
+        .group_by(ts=pl.col("ts").dt.truncate("1m"))
+        .agg(requests=pl.col("increase").sum())
+        .sort("ts")
+    )
+    minutes = minutes.filter(pl.col("ts") >= _since_long_gap(minutes.get_column("ts")))
+    if minutes.height < 2:
+        return DemandAhead(None, "", None, "too short to forecast: no two minutes of requests")
+    # A minute without a scrape is a row without a value: not recorded, which is not 0.
+    found = forecast_demand(minutes.upsample("ts", every="1m"), column="requests")
+    rows = None
+    if found.is_known:
+        hours = found.frame.select("ts", "low", "mid", "high")
+        rows = tuple(Ahead(**hour) for hour in hours.iter_rows(named=True))
+    return DemandAhead(rows, found.method, found.coverage_measured, found.reason)
+
+
+def _since_long_gap(ts: pl.Series) -> datetime | None:
+    """When the last stretch without a gap of over four weeks begins; None for no time at all."""
+    return ts.filter((ts.diff() > _LONG_GAP).fill_null(True)).last()  # type: ignore[return-value]

@@ -1,16 +1,18 @@
 """Whether a window can tell a capacity that it did not reach: its load varied, and output bent.
 
-A curve can be drawn through any scatter, and at a steady load the scatter is chance. Three things
+A curve can be drawn through any scatter, and at a steady load the scatter is chance. Five things
 are proven before a peak is extrapolated:
 
 1. *The load varied by cause.* Requests that arrive at a constant rate finish in numbers that
    scatter like a Poisson count. Finished requests in blocks of a minute or more scatter more than
    that: chi-square dispersion test at about 0.1 %, and the rate itself varied by a fifth or more.
-2. *Throughput bent.* A token took longer at the heavy loads than at the light ones, by a seventh
+2. *Each load lasted* (`is_load_lasting`), or what ran and what came out do not belong together.
+3. *Throughput bent.* A token took longer at the heavy loads than at the light ones, by a seventh
    at least and by more than blocks scatter: running requests ÷ output, each summed over blocks. Of
    a lightly loaded server that ratio is flat, and it may be anywhere below its knee.
-
-3. *One server was seen.* Throughput is concave in load: no load gives less than lighter and
+4. *It bends towards a limit*: each further request slows tokens no less than those before
+   (`is_easing`).
+5. *One server was seen.* Throughput is concave in load: no load gives less than lighter and
    heavier ones let expect (`dipped`), or something outside slowed the server meanwhile.
 
 Where one fails, what was seen is a lower bound, and no more than that can be known.
@@ -35,6 +37,8 @@ _LEAST_COUNT = 5.0
 _MIN_BLOCKS = 3
 _SIGNIFICANT = 3.1
 _LEAST_VARIATION = 0.2
+_LEAST_CORRELATION = 0.5
+_LIGHT, _EASING, _MIN_LOADS_A_PART = 1 / 3, 0.6, 3
 _LEAST_BEND, _BEND_ERRORS = 1.15, 2.5
 _LEAST_DIP, _DIP_ERRORS = 0.1, 1.5
 
@@ -97,6 +101,19 @@ def is_load_varied(found: Blocks) -> bool:
     return score > _SIGNIFICANT and variation >= _LEAST_VARIATION
 
 
+def is_load_lasting(found: Blocks) -> bool:
+    """Whether a block's rate of requests may resemble that of the block before it.
+
+    Loads that last no longer than a block are bursts: prompts are read first and answered later,
+    so that what runs and what comes out at one time do not belong together. They make any server
+    look bent.
+    """
+    rates = found.requests / found.seconds
+    off = rates - rates.mean()
+    correlation = float(off[1:] @ off[:-1]) / float(off @ off)
+    return correlation + 1.64 / math.sqrt(len(rates)) >= _LEAST_CORRELATION
+
+
 def has_bent(found: Blocks) -> bool:
     """Whether a token took clearly longer in the most loaded blocks than in the least loaded."""
     is_busy = found.tokens > 0
@@ -108,6 +125,25 @@ def has_bent(found: Blocks) -> bool:
     growth = _step_time(running[heavy], tokens[heavy]) / _step_time(running[light], tokens[light])
     error = math.hypot(_scatter(running, tokens, heavy), _scatter(running, tokens, light))
     return growth >= _LEAST_BEND and growth >= 1 + _BEND_ERRORS * error * growth
+
+
+def is_easing(loads: Loads) -> bool:
+    """Whether each further request slows tokens far less at heavy loads than it did at light ones.
+
+    That is no approach to a limit, where it slows them as much or more. A mixture of experts does
+    so until every step reads all of them, and what comes after cannot be told from there.
+    """
+    step_times = loads.running / loads.output
+    is_light = loads.running <= loads.heaviest * _LIGHT
+    is_heavy = ~is_light
+    is_light[is_heavy.argmax()] = True  # the parts share the load between them
+    if is_light.sum() < _MIN_LOADS_A_PART or is_heavy.sum() < _MIN_LOADS_A_PART:
+        return False
+    light, heavy = (
+        float(np.polyfit(loads.running[part], step_times[part], 1)[0])
+        for part in (is_light, is_heavy)
+    )
+    return heavy < _EASING * light
 
 
 def dipped(loads: Loads) -> float | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -26,7 +26,6 @@ Mask = NDArray[np.bool_]
 
 MIN_PLATEAU_SECONDS = 60.0
 _MIN_PLATEAU_STEPS = 2
-_EDGE_STEPS = 4
 _BLOCK_SECONDS = 60.0
 _MINUTE_SCATTER, _LEAST_HALF_WIDTH = 0.10, 0.03
 _RESAMPLES = 1000
@@ -40,6 +39,9 @@ _HELD_SECONDS, _SLOWED = 60.0, 0.75
 _QUEUE_OF_RUNNING, _LASTING_SCRAPES = 0.1, 6
 _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
 _LEAST_SPAN, _FLAT_GROWTH = 1.1, 0.3
+_KV_FULL_RATIO, _ALWAYS = 0.9, 0.9
+_LEAST_SCATTER, _MOST_SCATTER = 0.05, 0.2
+_MANY_PREEMPTED, _PREEMPTION_LOSS = 1.0, 0.10
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,32 @@ class Plateau:
 class Held:
     """What a minute held on average, and when it ended at the latest.
 
-    `output` is tokens/s; `is_limited` whether the server was the limit in part of it.
+    `output` is tokens/s, no more than the prompts read in that minute go with (`best_minute`), of
+    `requests` that finished in it; `is_limited` whether requests waited in part of it.
     """
 
     output: float
     running: float
     end: datetime
     is_limited: bool
+    requests: float
+
+    @property
+    def sure(self) -> float:
+        """What the server can do at least, output tokens/s.
+
+        Of minutes below the limit the best one is what was asked. At the limit it is the luckiest
+        of many: they scatter as their requests do, one ÷ √requests, 5 % at least.
+        """
+        if not self.is_limited:
+            return self.output
+        return self.output * (1 - self.scatter)
+
+    @property
+    def scatter(self) -> float:
+        """How far one minute at the limit may lie above the mean, as a share of it."""
+        scatter = 1 / math.sqrt(self.requests) if self.requests else _MOST_SCATTER
+        return min(_MOST_SCATTER, max(_LEAST_SCATTER, scatter))
 
 
 def is_usable(step: Row, *, usual_seconds: float) -> bool:
@@ -208,9 +229,10 @@ def load_levels(points: Columns) -> Levels:
 def plateau(judged: Sequence[Judged], *, best: Held | None = None, seed: int = 0) -> Plateau | None:
     """The plateau of the steps in which the server was the limit; None under a minute of them.
 
-    The first and last step of a stretch, whatever limited in it, are left out where a minute
-    remains: load was changing in them. So are the steps in which the server was slower than itself
-    (`slowed`, given its `best` minute).
+    Left out are steps at the ends of a stretch (`_clean_stretches`) and those in which the server
+    was slower than itself (`slowed`, given its `best` minute). The high end is no less than that
+    minute shows (`Held.sure`), and a tenth above the mean where most requests were preempted: a
+    load just short of the cache saves the work that is done twice.
     """
     is_slow = {id(step) for step in slowed(judged, best)}
     stretches = [
@@ -219,19 +241,50 @@ def plateau(judged: Sequence[Judged], *, best: Held | None = None, seed: int = 0
     held = [step for stretch in stretches for step in stretch]
     seconds = sum(j.seconds for j in held)
     if len(held) < _MIN_PLATEAU_STEPS or seconds < MIN_PLATEAU_SECONDS:
-        return None
+        return _brief_plateau(judged, best)
     if not _has_queue(stretches):
         return None
     basis = (
         f"mean of {len(held)} steps ({seconds:.0f} s) in which the server was the limit; "
         "90 % interval by block bootstrap"
     )
-    weights = np.asarray([j.seconds for j in held])
-    columns = ("output_tokens_per_second", "running_mean")
     output, running = (
-        _held(np.asarray([j.step[name] for j in held]), weights, basis, seed) for name in columns
+        _held(held, name, basis, seed) for name in ("output_tokens_per_second", "running_mean")
     )
-    return Plateau(output, running, len(held), seconds)
+    return Plateau(_no_less(output, held, best), running, len(held), seconds)
+
+
+def _no_less(output: Estimate, held: Sequence[Judged], best: Held | None) -> Estimate:
+    """The plateau's output, its high end raised to what less or luckier load was seen to give."""
+    mid, high = output.mid or 0.0, output.high or 0.0
+    preempted = sum(j.step["preemptions"] or 0.0 for j in held)
+    if preempted >= _MANY_PREEMPTED * _total(held, "requests_per_second"):
+        high = max(high, mid * (1 + _PREEMPTION_LOSS))
+    return replace(output, high=high if best is None else max(high, best.sure))
+
+
+def _brief_plateau(judged: Sequence[Judged], best: Held | None) -> Plateau | None:
+    """The best minute, where the server was the limit for a minute on end but for its edges.
+
+    Its edges would lower a mean; of one or two minutes the best is hardly luck.
+    """
+    if best is None or not best.is_limited:
+        return None
+    spans = [judged[first:last] for first, last in _limited_spans(judged)]
+    longest = max(spans, key=lambda span: sum(j.seconds for j in span), default=[])
+    seconds = sum(j.seconds for j in longest)
+    is_within = any(j.step["start"] < best.end <= j.step["end"] for j in longest)
+    if seconds < MIN_PLATEAU_SECONDS or not is_within or not _has_queue([longest]):
+        return None
+    basis = f"the best minute of {seconds:.0f} s in which the server was the limit"
+    output, running = (
+        Estimate.known(middle * (1 - spread), middle, middle * (1 + spread), basis)
+        for middle, spread in (
+            (best.output, max(best.scatter, _MINUTE_SCATTER)),
+            (best.running, _MINUTE_SCATTER),
+        )
+    )
+    return Plateau(output, running, len(longest), seconds)
 
 
 def _has_queue(stretches: Sequence[Sequence[Judged]]) -> bool:
@@ -275,14 +328,28 @@ def slowed(judged: Sequence[Judged], best: Held | None) -> list[Judged]:
 
 
 def _clean_stretches(judged: Sequence[Judged]) -> list[list[Judged]]:
-    """The usable steps of each stretch in which the server was the limit, its edges left out."""
+    """The usable steps of each stretch in which the server was the limit throughout.
+
+    The step at an end of a stretch is left out: requests waited in its scrapes, but not necessarily
+    before the first of them or after the last. Where the observation itself begins or ends there,
+    the stretch may go on, and the step stays if there is no minute without it.
+    """
     usual = usual_seconds([j.step for j in judged])
     found = []
-    for stretch in _limited_stretches(judged):
-        inner = stretch[1:-1] if len(stretch) >= _EDGE_STEPS else stretch
-        inner = inner if sum(j.seconds for j in inner) >= MIN_PLATEAU_SECONDS else stretch
+    for first, last in _limited_spans(judged):
+        begins, ends = first + _is_beside(judged, first - 1), last - _is_beside(judged, last - 1)
+        inner = judged[max(begins, first + 1) : min(ends, last - 1)]
+        if sum(j.seconds for j in inner) < MIN_PLATEAU_SECONDS:
+            inner = judged[begins:ends]
         found.append([j for j in inner if is_usable(j.step, usual_seconds=usual)])
     return [stretch for stretch in found if stretch]
+
+
+def _is_beside(judged: Sequence[Judged], before: int) -> bool:
+    """Whether the step after that one follows it without a hole, and both are there."""
+    if not 0 <= before < len(judged) - 1:
+        return False
+    return bool(judged[before].step["end"] == judged[before + 1].step["start"])
 
 
 def _minutes(stretch: Sequence[Judged]) -> list[list[Judged]]:
@@ -304,20 +371,58 @@ def _mean_output(steps: Sequence[Judged]) -> float:
 
 
 def best_minute(judged: Sequence[Judged]) -> Held | None:
-    """The minute in which most came out, by the clean step it ended in; None without one."""
-    ends = [j for j in usable_steps(judged) if j.step["best_minute_tokens_per_second"]]
+    """The minute in which most was held, by the clean step it ended in; None without one.
+
+    Output goes on for a while when prompts no longer come: answers of prompts that were read before
+    come faster than any load sustains. So a minute counts for no more output than its prompts go
+    with, at the window's ratio of prompt to output tokens; where no request waited, for no less
+    than chance explains (prompts scatter as 2 √(2 ÷ requests)).
+    """
+    usable = usable_steps(judged)
+    ends = [j for j in usable if j.step["best_minute_tokens_per_second"]]
     if not ends:
         return None
-    last = max(ends, key=lambda j: float(j.step["best_minute_tokens_per_second"]))
+    prompts_per_output = _prompts_per_output(usable)
+    held = [_held_minute(judged, last, prompts_per_output) for last in ends]
+    return max(held, key=lambda minute: minute.output)
+
+
+def _held_minute(judged: Sequence[Judged], last: Judged, prompts_per_output: float) -> Held:
     since = last.step["end"] - timedelta(seconds=_HELD_SECONDS + last.seconds)
     within = [j for j in judged if since < j.step["end"] <= last.step["end"]]
+    seconds = sum(j.seconds for j in within)
+    requests = _total(within, "requests_per_second") * _HELD_SECONDS / seconds
+    is_limited = any(j.step["waiting_max"] for j in within)
+    if is_limited:
+        balance = min(map(_prompts_per_output, (within, within[-_shortest(within) :])))
+    else:
+        chance = 2 * math.sqrt(2 / requests) if requests else math.inf
+        balance = _prompts_per_output(within) * (1 + chance)
+    balance = balance / prompts_per_output if prompts_per_output else 1.0
     return Held(
-        output=float(last.step["best_minute_tokens_per_second"]),
-        running=sum((j.running or 0.0) * j.seconds for j in within)
-        / sum(j.seconds for j in within),
+        output=float(last.step["best_minute_tokens_per_second"]) * min(1.0, balance),
+        running=sum((j.running or 0.0) * j.seconds for j in within) / seconds,
         end=last.step["end"],
-        is_limited=any(j.regime in regimes.LIMITS for j in within),
+        is_limited=is_limited,
+        requests=requests,
     )
+
+
+def _shortest(steps: Sequence[Judged]) -> int:
+    """How many of the last steps make up a minute."""
+    ends = np.cumsum([j.seconds for j in reversed(steps)])
+    return 1 + int(np.searchsorted(ends[:-1], _HELD_SECONDS))
+
+
+def _prompts_per_output(steps: Sequence[Judged]) -> float:
+    """Prompt tokens for each output token over these steps; 0 where neither was observed."""
+    output = _total(steps, "output_tokens_per_second")
+    return _total(steps, "prompt_tokens_per_second") / output if output else 0.0
+
+
+def _total(steps: Sequence[Judged], rate: str) -> float:
+    """What a rate adds up to over the steps that have it."""
+    return float(sum((j.step[rate] or 0.0) * j.seconds for j in steps))
 
 
 def on_plateau(loads: Loads) -> Mask | None:
@@ -337,26 +442,57 @@ def on_plateau(loads: Loads) -> Mask | None:
     return is_near if growth <= _FLAT_GROWTH else None
 
 
-def _limited_stretches(judged: Sequence[Judged]) -> list[list[Judged]]:
-    """Consecutive steps in which the server was the limit, by one cause after another."""
-    found: list[list[Judged]] = []
-    for stretch in regimes.stretches(judged):
-        if stretch[0].regime not in regimes.LIMITS:
+def _limited_spans(judged: Sequence[Judged]) -> list[tuple[int, int]]:
+    """Where the server was the limit in every scrape: first and last + 1 of consecutive steps.
+
+    A lone step in between, in which it was the limit in part, does not end a span.
+    """
+    spans: list[tuple[int, int]] = []
+    for i, step in enumerate(judged):
+        if not _is_limited_throughout(step):
             continue
-        if found and found[-1][-1].step["end"] == stretch[0].step["start"]:
-            found[-1] += stretch
+        last = spans[-1][1] if spans else -1
+        is_on = last == i or (last == i - 1 and judged[i - 1].regime in regimes.LIMITS)
+        if is_on and all(_is_beside(judged, k) for k in range(last - 1, i)):
+            spans[-1] = spans[-1][0], i + 1
         else:
-            found.append(list(stretch))
-    return found
+            spans.append((i, i + 1))
+    return spans
 
 
-def _held(values: Floats, weights: Floats, basis: str, seed: int) -> Estimate:
-    mean = float(np.average(values, weights=weights))
-    block = max(1, math.ceil(_BLOCK_SECONDS / float(np.median(weights))))
+def ceiling(judged: Sequence[Judged]) -> float | None:
+    """The most requests that ran where scheduler or cache held more back; None where never."""
+    limits = (regimes.SCHEDULER, regimes.KV)
+    held = [j for j in judged if j.regime in limits and _is_limited_throughout(j)]
+    return max((float(j.step["running_max"]) for j in held), default=None)
+
+
+def _is_limited_throughout(step: Judged) -> bool:
+    """Whether the server, by whatever limit, set the pace in all of the step.
+
+    A full cache is enough: with it, the queue flickers as requests leave.
+    """
+    if step.regime not in regimes.LIMITS:
+        return False
+    is_full = step.regime == regimes.KV and step.step["kv_cache_ratio_mean"] >= _KV_FULL_RATIO
+    return is_full or (step.step["waiting_share"] or 0.0) >= _ALWAYS
+
+
+def _held(held: Sequence[Judged], name: str, basis: str, seed: int) -> Estimate:
+    """The mean of a column over the steps; requests that live long make fewer independent minutes.
+
+    Blocks are as long as a request lives, a minute at least.
+    """
+    values = np.asarray([j.step[name] for j in held])
+    weights = np.asarray([j.seconds for j in held])
+    mean, seconds = float(np.average(values, weights=weights)), float(weights.sum())
+    requests = _total(held, "requests_per_second")
+    lifetime = _total(held, "running_mean") / requests if requests else 0.0
+    block_seconds = min(seconds, max(_BLOCK_SECONDS, lifetime))
+    block = max(1, math.ceil(block_seconds / float(np.median(weights))))
     low, high = block_bootstrap(values, weights, block=min(block, len(values)), seed=seed)
-    least = mean * max(
-        _LEAST_HALF_WIDTH, _MINUTE_SCATTER / math.sqrt(float(weights.sum()) / _BLOCK_SECONDS)
-    )
+    scatter = _MINUTE_SCATTER / math.sqrt(seconds / block_seconds)
+    least = mean * max(_LEAST_HALF_WIDTH, scatter)
     return Estimate.known(min(low, mean - least), mean, max(high, mean + least), basis)
 
 

@@ -92,19 +92,6 @@ def whatif_table(
     return tuple(sorted(options, key=_order))
 
 
-def rivals(options: Sequence[Option]) -> tuple[Option, ...]:
-    """The options that may give as many tokens per dollar as the first: their intervals overlap.
-
-    `options` are in the order of `whatif_table`; those of which no interval is known are no rivals.
-    Empty where fewer than two are known.
-    """
-    known = [each for each in options if each.tokens_per_usd.is_known]
-    if not known:
-        return ()
-    least = known[0].tokens_per_usd.low or 0.0
-    return tuple(each for each in known[1:] if (each.tokens_per_usd.high or 0.0) >= least)
-
-
 def _option(
     asked: Question,
     candidate: Candidate,

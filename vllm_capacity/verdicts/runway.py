@@ -40,7 +40,7 @@ def runways(
 ) -> tuple[Runway, ...]:
     """A runway of each number of replicas, spares included; demand and capacity in one unit."""
     if not growth_ratio_per_month >= 0:
-        raise InputError(f"Growth a month must be 0 or more, not {growth_ratio_per_month:g}.")
+        raise InputError(f"Growth per month must be 0 or more, not {growth_ratio_per_month:g}.")
     found = []
     for count in counts:
         working = count - policy.spare_replicas

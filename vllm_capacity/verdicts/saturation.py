@@ -20,7 +20,7 @@ Why not λ/σ of the fitted law: on a recorded sweep it says 434 to 557 tokens/s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar
 
@@ -32,6 +32,8 @@ from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts import regimes
 from vllm_capacity.verdicts.capacity import (
+    bursts,
+    easing,
     fleet_sum,
     foreseen,
     foreseen_running,
@@ -48,17 +50,26 @@ from vllm_capacity.verdicts.curve import (
     FARTHEST_LOAD,
     WINDOW_PRIOR,
     Loads,
+    Prior,
     foreseen_peak,
     kv_limit_running,
 )
 from vllm_capacity.verdicts.curve_fit import fitted_usls
-from vllm_capacity.verdicts.identifiable import blocks, dipped, has_bent, is_load_varied
+from vllm_capacity.verdicts.identifiable import (
+    blocks,
+    dipped,
+    has_bent,
+    is_easing,
+    is_load_lasting,
+    is_load_varied,
+)
 from vllm_capacity.verdicts.loads import (
     Columns,
     Held,
     Levels,
     bands,
     best_minute,
+    ceiling,
     curve_steps,
     load_levels,
     plateau,
@@ -395,13 +406,27 @@ def _extrapolated(
     found = blocks(usable_steps(judged))
     if found is None or not is_load_varied(found):
         return steady(judged)
+    if not is_load_lasting(found):
+        return bursts(judged)
     if not has_bent(found):
         return unbent(loads)
     dip = dipped(loads)
     if dip is not None:
         return uneven(dip)
-    peak = foreseen(foreseen_peak(loads, kv_limit, prior=WINDOW_PRIOR), loads, kv_limit)
+    if is_easing(loads):
+        return easing(loads)
+    sight = foreseen_peak(loads, kv_limit, prior=_prior(judged, loads))
+    peak = foreseen(sight, loads, kv_limit)
     return peak if best is None else no_less(peak, best)
+
+
+def _prior(judged: Sequence[Judged], loads: Loads) -> Prior:
+    """The usual prior; no peak lies past the load at which the server held requests back."""
+    most = ceiling(judged)
+    if most is None:
+        return WINDOW_PRIOR
+    farthest = min(WINDOW_PRIOR.farthest, max(1.0, most / loads.heaviest))
+    return replace(WINDOW_PRIOR, farthest=farthest)
 
 
 def _output_rate(fits: Sequence[SaturationFit]) -> float | None:

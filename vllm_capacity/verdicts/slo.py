@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from datetime import datetime, timedelta
+from itertools import pairwise, takewhile
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,8 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts import regimes
 from vllm_capacity.verdicts.capacity import fleet_sum
 from vllm_capacity.verdicts.curve import Floats
-from vllm_capacity.verdicts.loads import bands, curve_steps
+from vllm_capacity.verdicts.identifiable import blocks, is_load_lasting, is_load_varied
+from vllm_capacity.verdicts.loads import bands, curve_steps, usable_steps
 from vllm_capacity.verdicts.regimes import Judged, Row
 from vllm_capacity.verdicts.saturation import MEASURED, SaturationFit
 
@@ -22,6 +24,8 @@ _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5
 _LEAST_STEPS = 3.0
 _FALLEN = 1.05
+_CLEAR, _ALMOST_ALL = 0.7, 0.9
+_MORE, _WIDEST = 1.05, 2.0
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,28 @@ class Oversaturation:
 
 @dataclass(frozen=True)
 class _Load:
+    """Steps of like load: `met` is the share of them that met every target."""
+
     steps: int
     running: float
     output: float
     ratios: tuple[float, ...]
+    met: float
 
     @property
     def worst(self) -> float:
         """The larger of p95 ÷ target: above 1 a target is missed."""
         return max(self.ratios)
+
+    @property
+    def is_clearly_met(self) -> bool:
+        """Whether most of its steps met the targets: more than noise of a p95 explains."""
+        return self.met >= _CLEAR
+
+    @property
+    def is_clearly_missed(self) -> bool:
+        """Whether few of its steps met them."""
+        return self.met <= 1 - _CLEAR
 
 
 def slo_throughput(
@@ -111,18 +128,46 @@ def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
     return Oversaturation(bool(guilty), " ".join(one.evidence for one in guilty or known))
 
 
-def _measured_loads(judged: Sequence[Judged], asked: dict[str, float]) -> list[_Load]:
-    """The loads of one engine, lightest first, that have every asked p95."""
-    seen = [j for j in curve_steps(judged) if all(j.step[name] is not None for name in asked)]
-    return [
-        _Load(
-            len(band),
-            float(np.median([point.running for point in band])),
-            _median(band, "output_tokens_per_second"),
-            tuple(_median(band, name) / slo for name, slo in asked.items()),
-        )
-        for band in _groups(seen)
-    ]
+def _measured_loads(judged: Sequence[Judged], asked: Mapping[str, float]) -> list[_Load]:
+    """The loads of one engine, lightest first, that have every asked p95.
+
+    Steps in the wake of a limit (`_wakes`) are no loads.
+    """
+    wakes = _wakes(judged)
+    settled = [j for j in curve_steps(judged) if id(j) not in wakes]
+    seen = [j for j in settled if all(j.step[name] is not None for name in asked)]
+    return [_load(band, asked) for band in _groups(seen)]
+
+
+def _load(steps: Sequence[Judged], asked: Mapping[str, float]) -> _Load:
+    met = [all(j.step[name] <= slo for name, slo in asked.items()) for j in steps]
+    return _Load(
+        len(steps),
+        float(np.median([j.running for j in steps])),
+        _median(steps, "output_tokens_per_second"),
+        tuple(_median(steps, name) / slo for name, slo in asked.items()),
+        sum(met) / len(met),
+    )
+
+
+def _wakes(judged: Sequence[Judged]) -> frozenset[int]:
+    """The identities of steps just before a limit set in, or less than a lifetime after it.
+
+    The former is not at the limit throughout. In the latter run requests that waited, and no
+    prompts come between their tokens.
+    """
+    limited = [j for j in judged if j.regime in regimes.LIMITS]
+    finished = sum((j.step["requests_per_second"] or 0.0) * j.seconds for j in limited)
+    ran = sum((j.running or 0.0) * j.seconds for j in limited)
+    lifetime = timedelta(seconds=ran / finished if finished else 0.0)
+    found = {id(before) for before, after in pairwise(judged) if after.regime in regimes.LIMITS}
+    ended: datetime | None = None
+    for step in judged:
+        if step.regime in regimes.LIMITS:
+            ended = step.step["end"]
+        elif ended is not None and step.step["start"] <= ended + lifetime:
+            found.add(id(step))
+    return frozenset(found - {id(step) for step in limited})
 
 
 def _groups(seen: Sequence[Judged]) -> list[list[Judged]]:
@@ -132,30 +177,91 @@ def _groups(seen: Sequence[Judged]) -> list[list[Judged]]:
     return [*groups, limited] if limited else groups
 
 
-def _engine_throughput(fit: SaturationFit, asked: dict[str, float]) -> Estimate:
+def _engine_throughput(fit: SaturationFit, asked: Mapping[str, float]) -> Estimate:
     loads = _measured_loads(fit.judged, asked)
     targets = " and ".join(f"{SLO_LABELS[name]} ≤ {slo:g} s" for name, slo in asked.items())
     if not loads:
         return Estimate.unknown(f"no load was seen with the latencies that {targets} asks for")
-    first_miss = _first_miss(loads)
-    if first_miss == len(loads):
+    split = _first_miss(loads)
+    if split == len(loads):
         return _never_missed(fit, loads, targets)
-    if first_miss == 0:
-        return Estimate.unknown(
-            f"{targets} was missed already at the lightest load seen, {loads[0].running:,.1f} "
-            f"running requests and {loads[0].output:,.0f} output tokens/s: "
-            f"{loads[0].worst:.1f} × the target"
-        )
-    held, missed = loads[first_miss - 1], loads[first_miss]
-    crossing = held.output + _crossing_share(held, missed) * (missed.output - held.output)
-    best = max(load.output for load in loads[:first_miss])
-    low, mid, high = sorted((held.output, crossing, missed.output))
-    low, mid, high = max(low, best), max(mid, best), max(high, best)
+    if split == 0:
+        return _one_load(fit, asked, targets) or _always_missed(loads, targets)
+    return _one_load(fit, asked, targets) or _between(fit, loads, split, targets)
+
+
+def _one_load(fit: SaturationFit, asked: Mapping[str, float], targets: str) -> Estimate | None:
+    """What a steady or bursty load tells; None where loads differed by cause, and lasted.
+
+    Its busy moments are those in which many requests happened to come at once, which a steady load
+    of that rate would not bring: all of it is one load, its mean.
+    """
+    found = blocks(usable_steps(fit.judged))
+    is_varied = found is not None and is_load_varied(found)
+    if found is None or (is_varied and is_load_lasting(found)):
+        return None
+    steps = [j for j in curve_steps(fit.judged) if all(j.step[name] is not None for name in asked)]
+    load = _load(steps, asked)
+    seconds = sum(j.seconds for j in steps)
+    mean = sum(j.step["output_tokens_per_second"] * j.seconds for j in steps) / seconds
+    told = (
+        f"{'it came in bursts' if is_varied else 'the load was steady'}, {mean:,.0f} output "
+        f"tokens/s on average, and {load.met:.0%} of its steps met {targets}; it takes loads that "
+        "differ, and last, to tell more"
+    )
+    if load.met >= _ALMOST_ALL:
+        return Estimate.at_least(mean, f"{targets} met at the mean load", reason=told)
+    if load.is_clearly_missed and not is_varied:
+        return Estimate.at_most(mean, f"{targets} missed at the mean load", reason=told)
+    return Estimate.unknown(told)
+
+
+def _always_missed(loads: Sequence[_Load], targets: str) -> Estimate:
+    lightest = loads[0]
+    return Estimate.unknown(
+        f"{targets} was missed already at the lightest load seen, {lightest.running:,.1f} running "
+        f"requests and {lightest.output:,.0f} output tokens/s: {lightest.worst:.1f} × the target"
+    )
+
+
+def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: str) -> Estimate:
+    """From the heaviest load below every miss to the lightest one above every hit.
+
+    Loads that part of their steps met are neither. At least the former where the latter gave no
+    more output (then it was not load that missed), or lies more than 2 × away.
+    """
+    held, missed = loads[split - 1], loads[split]
     basis = (
         f"{targets}: met with {held.running:,.1f} requests running (the nearest target used to "
         f"{held.worst:.0%}), missed with {missed.running:,.1f} ({missed.worst:.0%} of it)"
     )
-    return Estimate.known(low, mid, high, basis).capped(fit.capacity)
+    best = max((load.output for load in _below_every_miss(loads)), default=0.0)
+    above = [load.output for load in _above_every_hit(loads) if load.output > _MORE * best]
+    if not best:
+        return Estimate.unknown(f"{basis}, but the loads in between contradict each other")
+    if not above or above[0] > _WIDEST * best:
+        reason = f"{basis}: it takes loads in between to tell more"
+        return Estimate.at_least(_capped(best, fit), f"{targets} met", reason=reason)
+    crossing = held.output + _crossing_share(held, missed) * (missed.output - held.output)
+    mid = min(above[0], max(best, crossing))
+    return Estimate.known(best, mid, above[0], basis).capped(fit.capacity)
+
+
+def _below_every_miss(loads: Sequence[_Load]) -> list[_Load]:
+    """The loads that met the targets, lighter than the lightest that missed them."""
+    lighter = takewhile(lambda load: not load.is_clearly_missed, loads)
+    return [load for load in lighter if load.is_clearly_met]
+
+
+def _above_every_hit(loads: Sequence[_Load]) -> list[_Load]:
+    """The loads that missed the targets, heavier than the heaviest that met them."""
+    heavier = list(takewhile(lambda load: not load.is_clearly_met, reversed(loads)))
+    return [load for load in reversed(heavier) if load.is_clearly_missed]
+
+
+def _capped(output: float, fit: SaturationFit) -> float:
+    """A bound that was held within the targets: no more than the engine can do at all."""
+    return output if fit.capacity.high is None else min(output, fit.capacity.high)
 
 
 def _crossing_share(held: _Load, missed: _Load) -> float:

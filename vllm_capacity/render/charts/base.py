@@ -22,11 +22,12 @@ from vllm_capacity.render.report.contract import HOVER, NOTEBOOK_WIDTH
 Chart = alt.TopLevelMixin
 
 HEIGHT = 200
-_EMPTY_HEIGHT = 40
+_REASON_PIXELS = 20  # of a line of the reason
 _SIGNIFICANT = 6
 _LINE_PIXELS, _BAR_PIXELS, _ROOM_PIXELS = 15, 15, 4  # of a line of text, of a bar, under a row
 _BAR_BELOW_TEXT = 9
 _LINE_LETTERS = 52  # what a line of text has room for on a phone
+_CAPTION_LETTERS = 105  # and in a notebook
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,20 @@ class Panel:
         return self._placed(
             alt.layer(*layers),
             height=height,
-            title=alt.TitleParams(text=self.title, subtitle=caption),
+            title=alt.TitleParams(text=self.title, subtitle=_lines(caption)),
             notes={"table": table},
         )
 
     def empty(self, reason: str) -> Chart:
         """In the place of a chart that has nothing to draw: the reason, a sentence."""
+        lines = _lines(reason)
         text = (
-            alt.Chart(pl.DataFrame({"reason": [reason]}))
-            .mark_text(align="left", color=theme.SOFT, fontSize=14)
-            .encode(x=alt.value(0), text=alt.Text("reason:N"))
+            alt.Chart(pl.DataFrame({"reason": ["\n".join(lines)]}))
+            .mark_text(align="left", baseline="top", color=theme.SOFT, fontSize=14, lineBreak="\n")
+            .encode(x=alt.value(0), y=alt.value(0), text=alt.Text("reason:N"))
         )
-        title = alt.TitleParams(text=self.title)
-        return self._placed(text, height=_EMPTY_HEIGHT, title=title, notes={"empty": reason})
+        title, height = alt.TitleParams(text=self.title), _REASON_PIXELS * len(lines)
+        return self._placed(text, height=height, title=title, notes={"empty": reason})
 
     def _placed(
         self,
@@ -165,6 +167,11 @@ def pointer(
         .properties(name=f"{HOVER}_points")
     )
     return seen
+
+
+def _lines(text: str) -> list[str]:
+    """The text in lines that a notebook has room for: Vega does not break them; a page does."""
+    return wrap(text, _CAPTION_LETTERS, break_on_hyphens=False)
 
 
 def has_values(frame: pl.DataFrame, *columns: str) -> bool:

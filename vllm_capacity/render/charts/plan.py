@@ -14,7 +14,7 @@ import polars as pl
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.series import POINTS_AT_MOST
-from vllm_capacity.plan import DemandAhead, Plan
+from vllm_capacity.plan import Plan
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     Bars,
@@ -34,8 +34,9 @@ from vllm_capacity.render.charts.time import milliseconds, time_axis, time_toolt
 from vllm_capacity.render.numbers import count, number, percent, plural, usd
 from vllm_capacity.render.prose.estimates import reason, sure
 from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.forecast import DemandAhead
 from vllm_capacity.verdicts.idle import idle_by_hour_of_week
-from vllm_capacity.verdicts.options import Option, rivals
+from vllm_capacity.verdicts.options import Option
 
 _MILLION = 1e6
 _DAY_PIXELS = 26
@@ -78,8 +79,8 @@ def tokens_per_dollar(plan: Plan | Sequence[Option]) -> Chart:
     options, why = (plan.options, plan.options_reason) if isinstance(plan, Plan) else (plan, "")
     if not options:
         return panel.empty(f"Not known: {(why or 'no other GPU was compared').rstrip('.')}.")
-    known = [each for each in options if each.tokens_per_usd.is_known]
-    rejected = [each for each in options if not each.tokens_per_usd.is_known]
+    known = [each for each in options if each.is_comparable]
+    rejected = [each for each in options if not each.is_comparable]
     ranking = _option_frame([*known, *rejected])
     drawn = pl.concat([ranking.head(len(known)), _grouped(rejected)], how="diagonal")
     axis = alt.Axis(labelExpr=f"datum.value / {_MILLION:.0f}", tickCount=5)
@@ -158,22 +159,22 @@ def replicas_by_case(plan: Plan) -> Chart:
     )
 
 
-def demand_forecast(analysis: Analysis, plan: Plan) -> Chart:
+def demand_forecast(analysis: Analysis) -> Chart:
     """Requests per hour: what was observed, and what is expected with its 90 % interval.
 
     A history without a forecast is drawn alone, with the reason. At most 150 hours: the latest are
     kept. Nothing is drawn under a day of whole hours.
     Columns used: ts, requests (of the analysis' hours); ts, low, mid, high (of the forecast).
     """
-    panel, hours = Panel("Demand forecast: requests per hour", "forecast"), analysis.hours
+    panel = Panel("Demand forecast: requests per hour", "forecast")
+    hours, ahead = analysis.hours, analysis.demand_ahead
     if hours.height < _LEAST_HOURS:
         return panel.empty(_TOO_SHORT.format(plural(hours.height, "whole hour")))
-    demand = _demand(hours, plan.forecast).tail(POINTS_AT_MOST)
-    if not demand["requests"].count() and not plan.forecast.forecast:
-        return panel.empty(f"Not known: {plan.forecast.reason.rstrip('.')}.")
-    time_range = TimeRange(
-        *demand.select(pl.col("ts").first(), pl.col("ts").last().alias("end")).row(0)
-    )
+    demand = _demand(hours, ahead).tail(POINTS_AT_MOST)
+    if not demand["requests"].count() and not ahead.forecast:
+        return panel.empty(f"Not known: {ahead.reason.rstrip('.')}.")
+    times = demand["ts"].to_list()
+    time_range = TimeRange(times[0], times[-1])
     x = time_axis(time_range)
     frame = rounded(demand.select(*_DEMAND, t=milliseconds("ts")))
     tips = [Tip(name, ",.0f", title).tooltip for name, title in _DEMAND.items()]
@@ -188,7 +189,7 @@ def demand_forecast(analysis: Analysis, plan: Plan) -> Chart:
             *_demand_lines(frame, x),
             pointer(rules, [time_tooltip(), *tips], key="t", shown=0.5),
         ],
-        caption=_expected_found(plan.forecast),
+        caption=_expected_found(ahead),
         table=table_of(demand, columns),
     )
 
@@ -227,7 +228,7 @@ def _option_frame(options: Sequence[Option]) -> pl.DataFrame:
         "replicas": [each.replicas.mid for each in options],
         "usd_per_month": [each.usd_per_month.mid for each in options],
         "name": [f"{each.gpu}: {sure(each.tokens_per_usd, _millions)}" for each in options],
-        "note": [None if each.tokens_per_usd.is_known else _why_rejected(each) for each in options],
+        "note": [None if each.is_comparable else _why_rejected(each) for each in options],
         **_ends(each.tokens_per_usd for each in options),
     }
     return pl.DataFrame(columns, schema_overrides=_OPTIONS)
@@ -321,7 +322,7 @@ def _best_found(known: Sequence[Option], *, rejected: int) -> str:
     best, *others = known
     parts = [f"{best.gpu}: {sure(best.tokens_per_usd, number)} output tokens per dollar"]
     if others:
-        overlapping = count(len(rivals(known)))
+        overlapping = count(sum(each.may_equal(best) for each in others))
         parts.append(f"the intervals of {overlapping} of {count(len(others))} others overlap it")
     return "; ".join([*parts, refused] if refused else parts)
 

@@ -123,9 +123,10 @@ def for_lab(spec: VegaSpec, **_: object) -> tuple[VegaSpec, VegaSpec]:
 def _text(spec: VegaSpec) -> str:
     """The title and the caption, for a reader without pictures."""
     title = spec.get("title") or "A chart"
-    if isinstance(title, dict):
-        return f"{title.get('text', '')} {title.get('subtitle', '')}".strip()
-    return str(title)
+    if not isinstance(title, dict):
+        return str(title)
+    caption = title.get("subtitle") or ""
+    return f"{title.get('text', '')} {caption if isinstance(caption, str) else ' '.join(caption)}"
 
 
 def enable() -> None:

@@ -47,7 +47,7 @@ _WRITES: Mapping[str, Write] = {
     "usd": usd,
     "usd_per_thousand": usd_per_thousand,
 }
-_OTHER_PRICE, _OTHER_TARGET = "another price", "another target"
+_OTHER_PRICE, _OTHER_TARGET = "a different price", "a different target"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def with_changes(tiles: Tiles, line: Line, before: Metadata | None) -> Tiles:
     if before is None:
         return tiles
     then = before.by_figure
-    report = f"the report to {_when(before.line, line)}"
+    report = f"the report ending {_when(before.line, line)}"
     made = []
     for tile in tiles.tiles:
         otherwise = _otherwise(tile, line, before.line)
@@ -174,12 +174,12 @@ def _otherwise(tile: Tile, line: Line, then: Line) -> str:
 
 def _since(line: Line, before: Metadata) -> Since:
     then = before.line
-    price = "" if line.term(RATES) == then.term(RATES) else f", at another price: {then.price}"
+    price = "" if line.term(RATES) == then.term(RATES) else f", at a different price: {then.price}"
     notes = [price]
     here, there = _servers(line), _servers(then)
     if here != there:
         had, kept = plural(len(there), "server"), len(here & there)
-        notes.append(f"It had {had}, this one {len(here)}, {kept} of them the same")
+        notes.append(f"It had {had}, this one has {len(here)}, {kept} in both")
     differences = "".join(f"{note}. " for note in notes).rstrip()
     return Since(before.page, f"{then.span} ({then.hours})", differences)
 

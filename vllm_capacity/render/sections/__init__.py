@@ -6,7 +6,6 @@ terminal show.
 
 from vllm_capacity.render.elements import text
 from vllm_capacity.render.sections.claim import (
-    Claim,
     claim_at_prices,
     claim_table,
     claim_verdict,
@@ -62,6 +61,7 @@ from vllm_capacity.render.sections.saturation import (
     regime_table,
     saturation_verdict,
 )
+from vllm_capacity.verdicts.claim import Claim
 
 __all__ = [
     "Claim",

@@ -25,16 +25,16 @@ from vllm_capacity.render.tables import (
 from vllm_capacity.verdicts.cost import Costs
 
 _COSTS: tuple[tuple[str, str, Write], ...] = (
-    ("allocation_usd", "bill, idle time included", usd),
-    ("idle_usd", "idle cost, part of the bill", usd),
+    ("allocation_usd", "bill, idle included", usd),
+    ("idle_usd", "idle cost, of the bill", usd),
     ("utilization", "utilization", percent),
-    ("usd_per_request", "1,000 requests", usd_per_thousand),
-    ("usd_per_request_at_knee", "1,000 requests at capacity", usd_per_thousand),
-    ("usd_per_million_output_tokens", "million output tokens, all charged to output", usd),
-    ("usd_per_million_output_tokens_at_knee", "the same at capacity", usd),
-    ("usd_per_million_total_tokens", "million tokens, input or output", usd),
-    ("usd_per_million_input_tokens_split", "million input tokens, bill split", usd),
-    ("usd_per_million_output_tokens_split", "million output tokens, bill split", usd),
+    ("usd_per_request", "cost per 1,000 requests", usd_per_thousand),
+    ("usd_per_request_at_knee", "cost per 1,000 requests at capacity", usd_per_thousand),
+    ("usd_per_million_output_tokens", "cost per million output tokens", usd),
+    ("usd_per_million_output_tokens_at_knee", "cost per million output tokens at capacity", usd),
+    ("usd_per_million_total_tokens", "cost per million tokens, input and output", usd),
+    ("usd_per_million_input_tokens_split", "cost per million input tokens, bill split", usd),
+    ("usd_per_million_output_tokens_split", "cost per million output tokens, bill split", usd),
     ("tokens_per_usd", "output tokens per dollar", number),
 )
 _BILL: tuple[tuple[str, str, Write], ...] = (
@@ -84,6 +84,7 @@ def other_prices(analysis: Analysis) -> Table:
         Column("per GPU-hour", "usd_per_gpu_hour", usd, is_numeric=True),
         Column("per 1,000 requests", "usd_per_request", is_numeric=True),
         Column("per million output tokens", "usd_per_million_output_tokens", usd, is_numeric=True),
+        Column("source", "source", is_note=True),
     )
     own = analysis.assumptions.pricing.row
     if own is None:
@@ -178,13 +179,13 @@ def _notes(whole: Costs, by: str, unlabelled: Sequence[str]) -> str:
 
 def _at_price(analysis: Analysis, row: Price, *, is_own: bool) -> tuple[Value | Cell, ...]:
     cost = analysis.bill_at(row.usd).whole
-    source = "used here" if is_own else row.source
     return (
-        f"{row.offer} ({source})",
+        f"{row.offer}{' (used here)' if is_own else ''}",
         row.date,
         row.usd_per_gpu_hour,
         with_interval(cost.usd_per_request, usd_per_thousand),
         with_interval(cost.usd_per_million_output_tokens, usd),
+        row.source,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from textwrap import dedent
@@ -48,6 +48,15 @@ from vllm_capacity.verdicts import (
 Function = Callable[..., object]
 
 
+# An analysis asks for all of these at once: what they answered is not asked again for its rows.
+_ASKED_TOGETHER: Mapping[Function, Sequence[str]] = {
+    traffic.counter_increases: traffic.COUNTERS,
+    traffic.scrape_increases: traffic.STEP_COUNTERS,
+    latency.histogram_increases: latency.HISTOGRAMS,
+    gauges.gauge_samples: gauges.GAUGES,
+}
+
+
 @dataclass(frozen=True)
 class Source:
     """Rows that a figure is made of: the function that reads them, and of which metrics."""
@@ -61,21 +70,25 @@ class Source:
         return _query_of(self.read)
 
     def bound(self, analysis: Analysis) -> dict[str, object]:
-        """What is bound to the parameters of the query for this analysis."""
+        """What to bind to the parameters of the query to get these rows."""
         part = analysis.time_range
         values: dict[str, object] = {
             "metrics": list(self.metrics),
             "start": part.start,
             "end": part.end,
-            "step_us": round(part.seconds * 1e6) + 1,  # one step holds the whole time range
+            "step_us": round((part.seconds + 1) * 1e6),  # one step holds the whole time range
             "last_step": 0,
         }
         needed = set(re.findall(r"\$(\w+)", query_text("figures", self.query)))
         return {name: value for name, value in values.items() if name in needed}
 
     def rows(self, analysis: Analysis) -> pl.DataFrame:
-        """The rows, as the window answers the query."""
-        return analysis.window.named_sql("figures", self.query, **self.bound(analysis))
+        """The rows that the query gives, out of what the analysis has asked already."""
+        bound = self.bound(analysis)
+        if self.read in _ASKED_TOGETHER:
+            bound["metrics"] = list(_ASKED_TOGETHER[self.read])
+        found = analysis.window.named_sql("figures", self.query, **bound)
+        return found.filter(pl.col("metric").is_in(self.metrics)) if self.metrics else found
 
 
 @dataclass(frozen=True)
@@ -235,6 +248,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         (*_BILLED, _increase(traffic.GENERATION_TOKENS), *_STEPS),
         (
             "cost.idle_usd",
+            "cost.idle_ratio",
             "cost.usd_per_request_at_knee",
             "cost.usd_per_million_output_tokens_at_knee",
         ),
@@ -311,6 +325,7 @@ DEFINITIONS: tuple[Definition, ...] = (
             "saturation.bottleneck",
             "saturation.regimes",
             "saturation.imbalance",
+            "saturation.regime_times",
         ),
     ),
     Definition(
@@ -353,10 +368,10 @@ DEFINITIONS: tuple[Definition, ...] = (
         "tokens",
         "Tokens by kind",
         "The exact increase of the prompt and generation counters. Prompt tokens include those "
-        "found in the prefix cache.",
+        "found in the prefix cache. Tokens per request are divided by the finished requests.",
         (traffic.total, traffic.prompt_tokens_computed),
         (_increase(*_TOKENS),),
-        ("tokens",),
+        ("tokens", "prompt_tokens_per_request", "output_tokens_per_request", "traffic"),
     ),
     Definition(
         "requests",

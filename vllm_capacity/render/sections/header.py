@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+
+import msgspec
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.record import Record, plain
+from vllm_capacity.record import plain
 from vllm_capacity.render.elements import Element
 from vllm_capacity.render.numbers import (
     Write,
@@ -26,91 +27,54 @@ from vllm_capacity.render.numbers import (
 )
 from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.render.prose.estimates import bound_word, value, why
+from vllm_capacity.render.report.metadata import Line, Quality, Rate, Tile, Tiles, Verdict
+from vllm_capacity.render.report.previous import RATES
 from vllm_capacity.render.sections.definitions import shown_definitions
 from vllm_capacity.render.tables import Cell, Column, Table, interval, reasons_once, table
+from vllm_capacity.timerange import iso
 
 _CENT_USD = 0.01
-_RATES, _TTFT_TARGET = "rates", "ttft_slo_seconds"
-
-
-@dataclass(frozen=True)
-class TitleLine(Record):
-    """Which servers and model, which window, at what price.
-
-    `servers` and `terms` are not shown: they tell which reports may be compared.
-    """
-
-    window: str
-    models: tuple[str, ...]
-    engines: str
-    span: str
-    start: datetime
-    end: datetime
-    hours: str
-    price: str
-    is_simulated: bool
-    servers: tuple[str, ...]
-    terms: Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class Tile(Record):
-    """One figure of the first screen, as text and as numbers.
-
-    `writes` names the function of render/numbers.py that wrote it. `hangs_on` is the key of the
-    title line's `terms` that has to be the same where two reports are compared, or empty.
-    """
-
-    figure: str
-    label: str
-    low: float | None
-    mid: float | None
-    high: float | None
-    hangs_on: str
-    writes: str
-    value: str
-    unit: str
-    between: str
-    basis: str
-    reason: str
-    is_known: bool
+_TTFT_TARGET = "ttft_p95_seconds"
 
 
 def title_line(analysis: Analysis) -> Element:
-    """Which servers and model, which window, at what price: the line under the title."""
+    """Which servers and model, which window, at what price: the line under the title.
+
+    `servers` and `terms` are not shown: they tell which reports may be compared.
+    """
     extent, window = analysis.answer.window, analysis.window
-    slo = analysis.assumptions.slo
-    line = TitleLine(
+    target = analysis.assumptions.slo.ttft_p95_seconds
+    line = Line(
         window=window.name,
         models=tuple(analysis.models),
         engines=plural(extent.engines, "engine"),
         span=span(extent.start, extent.end),
-        start=extent.start,
-        end=extent.end,
         hours=hours(extent.hours),
+        start=iso(extent.start),
+        end=iso(extent.end),
         price=price_text(analysis),
         is_simulated=window.is_simulated,
         servers=tuple(analysis.instances),
-        terms={_RATES: _rates(analysis), _TTFT_TARGET: slo.ttft_p95_seconds},
+        terms={RATES: _rates(analysis), _TTFT_TARGET: target},
     )
-    named = ", ".join(line.models) or "no model named"
+    named = ", ".join(analysis.models) or "no model named"
     text = f"{line.window}: {named}, {line.engines}, {line.span} ({line.hours}), {line.price}"
-    return Element("title_line", line.as_dict(), text)
+    return Element("title_line", msgspec.to_builtins(line), text)
 
 
 def verdict(analysis: Analysis) -> Element:
     """The answer in a few sentences, with the quality of the telemetry as a word and a shape."""
     sentences = prose.verdict(analysis.answer, is_simulated=analysis.window.is_simulated)
     word, because = prose.quality_word(analysis.answer)
-    quality = {"word": word, "shape": prose.SHAPES[word], "why": because}
+    found = Verdict(tuple(sentences), Quality(word, prose.SHAPES[word], because))
     text = "\n".join([*sentences, f"Telemetry: {word} ({because})"])
-    return Element("verdict", {"sentences": sentences, "quality": quality}, text)
+    return Element("verdict", msgspec.to_builtins(found), text)
 
 
 def tiles(analysis: Analysis) -> Element:
     """The six figures of the first screen, each with its interval and basis or its reason."""
-    made = [tile.as_dict() for tile in tiles_of(analysis.answer)]
-    return Element("tiles", {"tiles": made}, repr(tile_table(analysis)))
+    shown = Tiles(tiles_of(analysis.answer))
+    return Element("tiles", msgspec.to_builtins(shown), repr(tile_table(analysis)))
 
 
 def tile_table(analysis: Analysis) -> Table:
@@ -145,7 +109,7 @@ def provenance(analysis: Analysis) -> Element:
         ("to", moment(extent.end)),
         ("length", hours(extent.hours)),
         ("price", price_text(analysis)),
-        ("GPUs per engine", number(analysis.assumptions.pricing.gpus_per_engine)),
+        ("GPUs per engine", f"{analysis.assumptions.pricing.gpus_per_engine:g}"),
         *((f"rows of {name}", count(rows)) for name, rows in sorted(note["counts"].items())),
     ]
     shown = {"source", "counts", "simulated"}
@@ -202,9 +166,9 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
     met, used = answer.slo.ttft_attainment, cost.utilization
     within = prose.served_within(answer)
     return (
-        _Figure("usd_per_request", "Cost per request", each, *_per_request(each), _RATES),
-        _Figure(million, "Cost per million output tokens", getattr(cost, million), usd, "", _RATES),
-        _Figure("tokens_per_usd", "Tokens per dollar", cost.tokens_per_usd, number, "", _RATES),
+        _Figure("usd_per_request", "Cost per request", each, *_per_request(each), RATES),
+        _Figure(million, "Cost per million output tokens", getattr(cost, million), usd, "", RATES),
+        _Figure("tokens_per_usd", "Tokens per dollar", cost.tokens_per_usd, number, "", RATES),
         _Figure("utilization", "Utilization", used, percent, "of capacity"),
         _Figure("headroom_ratio", "Headroom", headroom, percent, "of capacity", note=within),
         _Figure("ttft_attainment", "TTFT within target", met, percent, "of requests", _TTFT_TARGET),
@@ -240,14 +204,14 @@ def _tile(figure: _Figure) -> Tile:
     )
 
 
-def _rates(analysis: Analysis) -> list[list[float]]:
+def _rates(analysis: Analysis) -> tuple[Rate, ...]:
     """Each rate once, to six digits; empty where no price is known."""
     rates = {
         tuple(float(f"{end:.6g}") for end in (gpus, price.low, price.mid, price.high))
         for gpus, price in analysis.rates
         if price.low is not None and price.mid is not None and price.high is not None
     }
-    return [list(rate) for rate in sorted(rates)]
+    return tuple(sorted(rates))
 
 
 def _plain(value: object) -> str:

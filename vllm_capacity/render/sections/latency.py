@@ -39,7 +39,7 @@ _FAILURES: tuple[tuple[str, str, Write], ...] = (
 def traffic_table(analysis: Analysis) -> Table:
     """How much came: requests and tokens, in all, per second, and per request; exact counts."""
     columns = (
-        Column("", "quantity"),
+        Column("quantity", "quantity"),
         Column("in all", "total", count, is_numeric=True),
         Column("per second", "per_second", number, is_numeric=True),
         Column("per request, on average", "per_request", number, is_numeric=True),

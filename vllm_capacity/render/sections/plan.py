@@ -55,8 +55,7 @@ def sizing_table(plan: Plan, here: str = "") -> Table:
     figures = [Figure(label, getattr(plan, name), w, unit) for label, name, w, unit in _NEEDS]
     option = plan.option(here)
     if option is not None and not plan.usd_per_month.is_known and option.usd_per_month.is_known:
-        label = f"cost per month, at a listed price of {_name(option)}"
-        figures[-1] = Figure(label, option.usd_per_month, usd)
+        figures[-1] = Figure("cost per month, at a list price", option.usd_per_month, usd)
     return figures_table(figures)
 
 
@@ -152,7 +151,7 @@ def method_text(method: str, coverage_ratio: float | None) -> str:
     if coverage_ratio is None:
         return f"Method: {method}."
     held = percent(coverage_ratio)
-    return f"Method: {method}. Coverage expected from the back-test: {held} of points."
+    return f"Method: {method}. Coverage expected from the back-test: {held} of points inside."
 
 
 def savings_table(analysis: Analysis, policy: Policy) -> Table:

@@ -103,7 +103,7 @@ def loss_table(analysis: Analysis) -> Table:
     """What was counted, exactly, and the most that may be missing of it."""
     requests, tokens = analysis.answer.requests, analysis.answer.tokens
     columns = (
-        Column("", "quantity"),
+        Column("quantity", "quantity"),
         Column("counted", "counted", count, is_numeric=True),
         Column("missing, at least", "missing_low", count, is_numeric=True),
         Column("missing, at most", "missing_high", count, is_numeric=True),
@@ -129,7 +129,7 @@ def loss_table(analysis: Analysis) -> Table:
 def captures_compared(analysis: Analysis, other: Analysis) -> Table:
     """Two windows beside each other: how complete they are, and how far that can move a figure."""
     columns = (
-        Column("", "quantity"),
+        Column("quantity", "quantity"),
         Column(analysis.window.name, "first", is_numeric=True),
         Column(other.window.name, "second", is_numeric=True),
     )

@@ -1,0 +1,3 @@
+-- series: every series of the window, with its labels.
+-- grain: one row per series_id.
+select * from series
