@@ -3,7 +3,6 @@
 import inspect
 import sys
 from dataclasses import fields, is_dataclass
-from datetime import timedelta
 from functools import cache
 from operator import attrgetter
 
@@ -28,7 +27,7 @@ from vllm_capacity.render.sections.glossary import DEFINITIONS
 from vllm_capacity.telemetry.window import open_window, query_text
 from vllm_capacity.verdicts.idle import idle_by_hour_of_week
 
-ASSUMED = Assumptions(Pricing(Estimate.exact(1.64, "given")), Slo(2.0, 0.1))
+ASSUMED = Assumptions(Pricing(Estimate.exact(1.64, "given")), Slo(2.0))
 ANSWERED = attrgetter("answer")
 REQUEST = PlanRequest(from_gpu="A100-80GB-SXM", model="openai/gpt-oss-20b")
 MADE = {
@@ -50,12 +49,11 @@ MADE = {
 
 @pytest.fixture(scope="module")
 def analysed(examples):
-    """A fresh analysis of a quarter of an hour of the sweep, in which the server was full."""
+    """A fresh analysis of the sweep, in which the server was light and full."""
     window = open_window(examples / "vllm-sweep")
-    start = window.extent.start + timedelta(minutes=10)
 
     def fresh():
-        return Analysis.of(window.remembering(), start, start + timedelta(minutes=15), ASSUMED)
+        return Analysis.of(window.remembering(), assumptions=ASSUMED)
 
     return fresh
 
