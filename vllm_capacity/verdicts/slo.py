@@ -26,7 +26,7 @@ _MIN_SLOPE_STEPS = 5
 _LEAST_STEPS = 3.0
 _FALLEN = 1.05
 _CLEAR, _ALMOST_ALL = 0.7, 0.9
-_MORE, _WIDEST = 1.05, 2.0
+_MORE, _WIDEST = 1.05, 2.5
 _CHANGE = 0.25
 
 
@@ -248,7 +248,7 @@ def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: st
     """From the heaviest load below every miss to the lightest one above every hit.
 
     Loads that part of their steps met are neither. At least the former where the latter gave no
-    more output (then it was not load that missed), or lies more than 2 × away.
+    more output (then it was not load that missed), or lies more than 2.5 × away.
     """
     held, missed = loads[split - 1], loads[split]
     basis = (
