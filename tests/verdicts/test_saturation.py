@@ -195,6 +195,14 @@ def test_a_bound_is_the_best_minute_less_luck(waiting, share):
     assert fit.capacity.low == pytest.approx(share * 105, rel=0.02)
 
 
+def test_a_minute_that_gave_as_much_as_the_limit_is_at_the_limit_too():
+    waiting = [with_prompts(queued(8, 200, 2, waiting_share=0.6), 400)] * 6
+    lucky = [with_prompts(steady(8, 215), 430)] * 3
+    (fit,) = engine_fits(made_steps(*waiting, *lucky))
+    assert (fit.kind, fit.best.is_limited) == ("bounded", True)
+    assert fit.capacity.low < 0.9 * 215
+
+
 def test_no_peak_lies_past_the_load_at_which_the_server_held_requests_back():
     rng = np.random.default_rng(0)
     loads = [n for n in np.linspace(1, 12, 40) for _ in range(3)]

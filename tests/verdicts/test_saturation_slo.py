@@ -68,6 +68,14 @@ def test_what_runs_in_the_wake_of_a_limit_is_no_load():
     assert found.low == 57.0
 
 
+def test_a_step_in_which_the_load_changed_is_no_load():
+    light = [load(4, 103.0, ttft_p95_seconds=0.1)] * 12
+    heavy = [load(64, 300.0, ttft_p95_seconds=0.9)] * 12
+    changes = [load(34, 200.0, ttft_p95_seconds=0.9)]
+    found = within(made_steps(*[*light, *changes, *heavy, *changes] * 3), 0.45)
+    assert (found.low, found.high) == (103.0, None)
+
+
 def test_a_miss_below_a_load_that_met_the_targets_leaves_but_a_bound():
     slowed = load(3, 80.0, ttft_p95_seconds=0.9)
     steps = [load(n, x, ttft_p95_seconds=t) for n, x, t in LOADS for _ in range(6)]

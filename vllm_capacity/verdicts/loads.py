@@ -41,6 +41,7 @@ _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
 _LEAST_SPAN, _FLAT_GROWTH = 1.1, 0.3
 _KV_FULL_RATIO, _ALWAYS = 0.9, 0.9
 _LEAST_SCATTER, _MOST_SCATTER = 0.05, 0.2
+_NEAR_LIMIT = 0.9
 _MANY_PREEMPTED, _PREEMPTION_LOSS = 1.0, 0.10
 
 
@@ -67,8 +68,9 @@ class Plateau:
 class Held:
     """What a minute held on average, and when it ended at the latest.
 
-    `output` is tokens/s, no more than the prompts read in that minute go with (`best_minute`), of
-    `requests` that finished in it; `is_limited` whether requests waited in part of it.
+    `output` is tokens/s, no more than the prompts read in that minute go with (`best_minute`);
+    `peak` is that of the minute wherever it begins, `requests` how many finished in it.
+    `is_limited`: requests waited in part of it, or no less came out than while they did.
     """
 
     output: float
@@ -76,6 +78,7 @@ class Held:
     end: datetime
     is_limited: bool
     requests: float
+    peak: float
 
     @property
     def sure(self) -> float:
@@ -277,13 +280,11 @@ def _brief_plateau(judged: Sequence[Judged], best: Held | None) -> Plateau | Non
     if seconds < MIN_PLATEAU_SECONDS or not is_within or not _has_queue([longest]):
         return None
     basis = f"the best minute of {seconds:.0f} s in which the server was the limit"
-    output, running = (
-        Estimate.known(middle * (1 - spread), middle, middle * (1 + spread), basis)
-        for middle, spread in (
-            (best.output, max(best.scatter, _MINUTE_SCATTER)),
-            (best.running, _MINUTE_SCATTER),
-        )
-    )
+    spread = max(best.scatter, _MINUTE_SCATTER)
+    low, high = best.output * (1 - spread), best.peak * (1 + spread)
+    output = Estimate.known(low, (best.output + best.peak) / 2, high, basis)
+    least, most = (best.running * (1 + sign * _MINUTE_SCATTER) for sign in (-1, 1))
+    running = Estimate.known(least, best.running, most, basis)
     return Plateau(output, running, len(longest), seconds)
 
 
@@ -313,7 +314,7 @@ def slowed(judged: Sequence[Judged], best: Held | None) -> list[Judged]:
     """
     if best is None:
         return []
-    least = _SLOWED * best.output
+    least = _SLOWED * best.peak
     found: list[Judged] = []
     for stretch in _clean_stretches(judged):
         minutes = _minutes(stretch)
@@ -366,8 +367,7 @@ def _minutes(stretch: Sequence[Judged]) -> list[list[Judged]]:
 
 
 def _mean_output(steps: Sequence[Judged]) -> float:
-    tokens = sum(j.step["output_tokens_per_second"] * j.seconds for j in steps)
-    return float(tokens / sum(j.seconds for j in steps))
+    return _total(steps, "output_tokens_per_second") / sum(j.seconds for j in steps)
 
 
 def best_minute(judged: Sequence[Judged]) -> Held | None:
@@ -376,32 +376,47 @@ def best_minute(judged: Sequence[Judged]) -> Held | None:
     Output goes on for a while when prompts no longer come: answers of prompts that were read before
     come faster than any load sustains. So a minute counts for no more output than its prompts go
     with, at the window's ratio of prompt to output tokens; where no request waited, for no less
-    than chance explains (prompts scatter as 2 √(2 ÷ requests)).
+    than chance explains (prompts scatter as 2 √(2 ÷ requests)). At the limit it is a minute of
+    whole steps: of all that begin anywhere the best is luck.
     """
     usable = usable_steps(judged)
     ends = [j for j in usable if j.step["best_minute_tokens_per_second"]]
     if not ends:
         return None
     prompts_per_output = _prompts_per_output(usable)
-    held = [_held_minute(judged, last, prompts_per_output) for last in ends]
+    limited = [j for j in usable if j.regime in regimes.LIMITS]
+    at_limit = _mean_output(limited) if limited else math.inf
+    held = [_held_minute(judged, last, prompts_per_output, at_limit) for last in ends]
     return max(held, key=lambda minute: minute.output)
 
 
-def _held_minute(judged: Sequence[Judged], last: Judged, prompts_per_output: float) -> Held:
+def _held_minute(
+    judged: Sequence[Judged], last: Judged, prompts_per_output: float, at_limit: float
+) -> Held:
+    """The minute that ends in a step; `at_limit` is the output while requests waited.
+
+    It was at the limit where requests waited, or where no less came out than when they do; where
+    far more came out, the server was slowed when they did.
+    """
+    output = float(last.step["best_minute_tokens_per_second"])
     since = last.step["end"] - timedelta(seconds=_HELD_SECONDS + last.seconds)
     within = [j for j in judged if since < j.step["end"] <= last.step["end"]]
     seconds = sum(j.seconds for j in within)
     requests = _total(within, "requests_per_second") * _HELD_SECONDS / seconds
-    is_limited = any(j.step["waiting_max"] for j in within)
+    is_near = _NEAR_LIMIT * at_limit <= output <= at_limit / _SLOWED
+    is_limited = is_near or any(j.step["waiting_max"] for j in within)
+    chance = 2 * math.sqrt(2 / requests) if requests else math.inf
+    peak = output
     if is_limited:
-        balance = min(map(_prompts_per_output, (within, within[-_shortest(within) :])))
-    else:
-        chance = 2 * math.sqrt(2 / requests) if requests else math.inf
-        balance = _prompts_per_output(within) * (1 + chance)
-    balance = balance / prompts_per_output if prompts_per_output else 1.0
+        within, chance = within[-_shortest(within) :], 0.0
+        output = min(output, _mean_output(within))
+    balance = _prompts_per_output(within) / prompts_per_output if prompts_per_output else 1.0
+    balance = min(1.0, balance * (1 + chance))
     return Held(
-        output=float(last.step["best_minute_tokens_per_second"]) * min(1.0, balance),
-        running=sum((j.running or 0.0) * j.seconds for j in within) / seconds,
+        output=output * balance,
+        peak=peak * balance,
+        running=sum((j.running or 0.0) * j.seconds for j in within)
+        / sum(j.seconds for j in within),
         end=last.step["end"],
         is_limited=is_limited,
         requests=requests,

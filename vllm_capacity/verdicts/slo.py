@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -25,7 +26,8 @@ _MIN_SLOPE_STEPS = 5
 _LEAST_STEPS = 3.0
 _FALLEN = 1.05
 _CLEAR, _ALMOST_ALL = 0.7, 0.9
-_MORE, _WIDEST = 1.05, 2.0
+_MORE, _WIDEST = 1.05, 2.5
+_CHANGE = 0.25
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ def slo_throughput(
 ) -> Estimate:
     """The highest throughput, output tokens/s, at which p95 TTFT and p95 ITL meet their targets.
 
-    Between the heaviest load that met them and the lightest that did not, and no less than any load
-    that met them gave (throughput may fall with load); never more than the capacity without
-    targets. At least the highest that was seen where every load met them. A load is a band of
-    running requests, or all steps in which the server was the limit (there load shows in the queue,
-    not in running); its p95 is the median of its steps'. Engines add up, each for its `presence`
-    (`fleet_sum`). Unknown where no target is given, or none was met.
+    Between the heaviest load below which every load met them, and the lightest above which none
+    did; no less than any load that met them gave (throughput may fall with load), and never more
+    than the capacity without targets. At least the former where the latter is far, gives no more,
+    or was not seen. A load is a band of running requests, or all steps in which the server was the
+    limit (there load shows in the queue, not in running); its p95 is the median of its steps'.
+    A load that is steady, or comes in bursts, is one load: at least or at most its mean. Engines
+    add up, each for its `presence` (`fleet_sum`). Unknown where no target is given, or none was
+    met.
     """
     asked = slo.targets
     if not asked:
@@ -131,10 +135,10 @@ def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
 def _measured_loads(judged: Sequence[Judged], asked: Mapping[str, float]) -> list[_Load]:
     """The loads of one engine, lightest first, that have every asked p95.
 
-    Steps in the wake of a limit (`_wakes`) are no loads.
+    Steps in the wake of a limit (`_wakes`), or in which load changed (`_changes`), are no loads.
     """
-    wakes = _wakes(judged)
-    settled = [j for j in curve_steps(judged) if id(j) not in wakes]
+    unsettled = _wakes(judged) | _changes(judged)
+    settled = [j for j in curve_steps(judged) if id(j) not in unsettled]
     seen = [j for j in settled if all(j.step[name] is not None for name in asked)]
     return [_load(band, asked) for band in _groups(seen)]
 
@@ -168,6 +172,22 @@ def _wakes(judged: Sequence[Judged]) -> frozenset[int]:
         elif ended is not None and step.step["start"] <= ended + lifetime:
             found.add(id(step))
     return frozenset(found - {id(step) for step in limited})
+
+
+def _changes(judged: Sequence[Judged]) -> frozenset[int]:
+    """The identities of steps whose load is far from that of a neighbor, by more than chance.
+
+    Such a step is light in one part and heavy in another: its p95 is that of the latter, its
+    throughput of neither.
+    """
+    found = set()
+    for before, after in pairwise(judged):
+        for one, other in ((before, after), (after, before)):
+            least, most = sorted((one.running or 0.0, other.running or 0.0))
+            own = one.running or 0.0
+            if most - least > _CHANGE * own + 2 * math.sqrt(own):
+                found.add(id(one))
+    return frozenset(found)
 
 
 def _groups(seen: Sequence[Judged]) -> list[list[Judged]]:
@@ -210,7 +230,7 @@ def _one_load(fit: SaturationFit, asked: Mapping[str, float], targets: str) -> E
         "differ, and last, to tell more"
     )
     if load.met >= _ALMOST_ALL:
-        return Estimate.at_least(mean, f"{targets} met at the mean load", reason=told)
+        return Estimate.at_least(_capped(mean, fit), f"{targets} met at the mean load", reason=told)
     if load.is_clearly_missed and not is_varied:
         return Estimate.at_most(mean, f"{targets} missed at the mean load", reason=told)
     return Estimate.unknown(told)
@@ -228,7 +248,7 @@ def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: st
     """From the heaviest load below every miss to the lightest one above every hit.
 
     Loads that part of their steps met are neither. At least the former where the latter gave no
-    more output (then it was not load that missed), or lies more than 2 × away.
+    more output (then it was not load that missed), or lies more than 2.5 × away.
     """
     held, missed = loads[split - 1], loads[split]
     basis = (
@@ -260,7 +280,9 @@ def _above_every_hit(loads: Sequence[_Load]) -> list[_Load]:
 
 
 def _capped(output: float, fit: SaturationFit) -> float:
-    """A bound that was held within the targets: no more than the engine can do at all."""
+    """A lower bound within the targets: no more than the engine is sure to do without any."""
+    if fit.capacity.is_bound and fit.capacity.low is not None:
+        return min(output, fit.capacity.low)
     return output if fit.capacity.high is None else min(output, fit.capacity.high)
 
 
@@ -286,7 +308,7 @@ def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> E
             "tell it"
         )
     return Estimate.at_least(
-        best.output if fit.best is None else min(best.output, fit.best.output),
+        _capped(best.output, fit),
         f"{targets} met at {best.running:,.1f} running requests",
         reason=f"{targets} met at every load seen, up to {loads[-1].running:,.1f} running "
         f"requests; {more}",
