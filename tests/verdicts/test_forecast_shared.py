@@ -97,7 +97,7 @@ def replay(name, last_quarter=False):
     rows = []
     origins = SERVICES[name].origins
     if last_quarter:
-        origins = range(len(truth) * 3 // 4, len(truth) - DAY_HOURS + 1, 12)
+        origins = range(len(truth) * 3 // 4, len(truth) - DAY_HOURS + 1, 6)
     for origin in origins:
         result = forecast_demand(series.filter(pl.col("ts_seconds") < origin * HOUR))
         ahead = truth[origin : origin + DAY_HOURS]

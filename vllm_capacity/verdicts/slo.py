@@ -247,8 +247,9 @@ def _always_missed(loads: Sequence[_Load], targets: str) -> Estimate:
 def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: str) -> Estimate:
     """From the heaviest load below every miss to the lightest one above every hit.
 
-    Loads that part of their steps met are neither. At least the former where the latter gave no
-    more output (then it was not load that missed), or lies more than 2.5 × away.
+    Loads that part of their steps met are neither. Where the latter gave no more output, up to the
+    capacity without targets. At least the former where neither end is known, or they lie more than
+    2.5 × apart.
     """
     held, missed = loads[split - 1], loads[split]
     basis = (
@@ -259,12 +260,13 @@ def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: st
     above = [load.output for load in _above_every_hit(loads) if load.output > _MORE * best]
     if not best:
         return Estimate.unknown(f"{basis}, but the loads in between contradict each other")
-    if not above or above[0] > _WIDEST * best:
+    high = above[0] if above else fit.capacity.high
+    if high is None or high > _WIDEST * best:
         reason = f"{basis}: it takes loads in between to tell more"
         return Estimate.at_least(_capped(best, fit), f"{targets} met", reason=reason)
     crossing = held.output + _crossing_share(held, missed) * (missed.output - held.output)
-    mid = min(above[0], max(best, crossing))
-    return Estimate.known(best, mid, above[0], basis).capped(fit.capacity)
+    high = max(high, best)
+    return Estimate.known(best, min(high, max(best, crossing)), high, basis).capped(fit.capacity)
 
 
 def _below_every_miss(loads: Sequence[_Load]) -> list[_Load]:

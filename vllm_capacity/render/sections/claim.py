@@ -82,7 +82,7 @@ def implied_price(analysis: Analysis, claim: Claim) -> Text:
 def claim_at_prices(analysis: Analysis, claim: Claim, rows: Sequence[str]) -> Table:
     """The same run at each named row of the price list, against the published cost.
 
-    InputError for a name that is no row.
+    An empty name is left out; InputError for a name that is no row.
     """
     columns = (
         Column("per GPU-hour", "usd_per_gpu_hour", usd, is_numeric=True),
@@ -93,7 +93,8 @@ def claim_at_prices(analysis: Analysis, claim: Claim, rows: Sequence[str]) -> Ta
         Column("against the published", "change_ratio", _change, is_numeric=True),
         Column("source", "source", is_note=True),
     )
-    return table(columns, [_at_price(analysis, claim, find_price(name)) for name in rows])
+    found = [_at_price(analysis, claim, find_price(name)) for name in rows if name]
+    return table(columns, found, empty="No row of the price list was named.")
 
 
 def gpu_use_table(analysis: Analysis) -> Table:
