@@ -1,11 +1,11 @@
 """How the constants of `verdicts/curve.py` were chosen, and how they do on published sweeps.
 
 Run it from the repository root: `python bench/saturation_tuning.py [--search N] [--write]`. With
---write the tables that `notebooks/07-how-saturation-was-tuned.ipynb` reads are written to data/:
-`saturation_loads.csv`, `saturation_cuts.csv`, `saturation_tuning.csv`. Each sweep is cut
-where its load first reached half of the load of its peak, and where its throughput first reached
-half of its peak; the peak is foreseen from what is left. The sweeps: those of
-data/published_throughput.csv (arXiv 2606.11690) and of bench/saturation_sweeps.csv.
+--write the tables that notebook 07 reads are written to data/tuning/: `saturation_loads.csv`,
+`saturation_cuts.csv`, `saturation_tuning.csv`. Each sweep is cut where its load first reached half
+of the load of its peak, and where its throughput first reached half of its peak; the peak is
+foreseen from what is left. The sweeps: those of data/published_throughput.csv (arXiv 2606.11690)
+and of bench/saturation_sweeps.csv.
 
 The constants in use were chosen by hand with all of them in sight. With --search N, N neighbours
 are tried, and each source is foreseen with the best of those on all other sources: that tells what
@@ -235,7 +235,7 @@ def main() -> None:
     tries = asked.search
     sweeps = published_sweeps() | other_sweeps()
     if asked.write:
-        write_tables(sweeps, shipped("data"))
+        write_tables(sweeps, shipped("data/tuning"))
     print("in use", PRIOR)
     for by in (LOAD, OUTPUT):
         _tell(f"in use, cut by {by}", list(cases(sweeps, by=(by,))))

@@ -1,11 +1,11 @@
 """Back-test of the what-if on published pairs it has not seen: error, coverage, width, winner.
 
 Run it as `python bench/whatif_backtest.py [--write]`. With --write it writes the answers with the
-model left out to `data/whatif_backtest.csv`, which `notebooks/08-how-another-gpu-is-scaled.ipynb`
-reads, and stops. Every pair is asked in both directions, with its whole
-model, its whole source or only its workload left out (of the fit and of the look-up). A winner is
-right where tokens per dollar rank the two GPUs as measured, at the price rows of every provider
-that offers both and at the medians of all offers; each card's wins weigh half.
+model left out to `data/tuning/whatif_backtest.csv`, which notebook 08 reads, and stops. Every pair
+is asked in both directions, with its whole model, its whole source or only its workload left out
+(of the fit and of the look-up). A winner is right where tokens per dollar rank the two GPUs as
+measured, at the price rows of every provider that offers both and at the medians of all offers;
+each card's wins weigh half.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def answer_rows(group: str, asked: Iterable[Asked], *, is_load_told: bool) -> pl
 
 
 def write_table() -> None:
-    """The answers with the whole model left out, as `data/whatif_backtest.csv`."""
+    """The answers with the whole model left out, as `data/tuning/whatif_backtest.csv`."""
     groups = {
         "saturated": saturated_pairs(saturated_runs()),
         "light load": light_pairs(),
@@ -165,7 +165,7 @@ def write_table() -> None:
         answer_rows("held back", answers(held_back, None, is_load_told=told), is_load_told=told)
         for told in (False, True)
     ]
-    pl.concat(tables).write_csv(shipped("data") / "whatif_backtest.csv", float_precision=6)
+    pl.concat(tables).write_csv(shipped("data/tuning") / "whatif_backtest.csv", float_precision=6)
 
 
 def main() -> None:

@@ -2,11 +2,10 @@
 
 Run it as `python bench/whatif_calibration.py [--write]`. It prints the fitted `Calibration` (its
 `kernel_shares` go into `data/gpu_architectures.csv` and the rest into
-`vllm_capacity/verdicts/roofline.py`, by hand) and, for each pair of GPUs, how far the ratio is
-off when its model is left out of the fit. With --write it writes `data/whatif_shares.csv`, which
-`notebooks/08-how-another-gpu-is-scaled.ipynb` reads, and stops. Runs weigh in by their rate, at a
-spread of a factor of 1.6 (2024: 4), and pairs by their ratio, at 12 % (2024: 20 %): the ratio is
-what is asked.
+`vllm_capacity/verdicts/roofline.py`, by hand) and, for each pair of GPUs, how far the ratio is off
+when its model is left out of the fit. With --write it writes `data/tuning/whatif_shares.csv`, which
+notebook 08 reads, and stops. Runs weigh in by their rate, at a spread of a factor of 1.6 (2024: 4),
+and pairs by their ratio, at 12 % (2024: 20 %): the ratio is what is asked.
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true", help="write the table of notebook 08")
     if parser.parse_args().write:
-        share_rows().write_csv(shipped("data") / "whatif_shares.csv")
+        share_rows().write_csv(shipped("data/tuning") / "whatif_shares.csv")
         return
     print(*fit())
     pairs = [*saturated_pairs(saturated_runs()), *table_pairs(PAIRS_2024)]

@@ -34,6 +34,7 @@ DRAWS = ("a.charts.", "b.charts.", "vc.charts.", "alt.", "base = alt.")
 IMPORTS = {"vllm_capacity", "altair", "numpy", "polars"}
 BY_HAND = re.compile("by-hand-.+")
 MOST_BY_HAND_LINES = 12
+ROW = "A100-80GB-PCIe RunPod secure, on-demand 2025"
 MOST_BYTES = 300_000
 MOST_LINES = 30
 
@@ -251,13 +252,25 @@ def cache(tmp_path_factory):
 
 @pytest.mark.parametrize("path", OF_WINDOWS, ids=lambda path: path.stem)
 def test_notebook_makes_a_page_of_any_other_window(path, tmp_path, cache):
-    page = write_report(
-        Order(notebook=path, parameters={"window": "vllm-two-replicas"}, out=tmp_path),
+    page = page_of_two_replicas(path, tmp_path, cache, price=ROW)
+    assert page.name == f"vllm-two-replicas-{path.stem}.html"
+
+
+def test_a_claim_is_held_against_another_window_only_at_a_price_that_is_named(tmp_path, cache):
+    (path,) = NOTEBOOKS.glob("06*.ipynb")
+    with pytest.raises(vc.InputError, match="name one by price"):
+        page_of_two_replicas(path, tmp_path, cache)
+
+
+def page_of_two_replicas(path, out, cache, **parameters):
+    declared = {parameter.name for parameter in declared_parameters(path)}
+    given = {name: value for name, value in parameters.items() if name in declared}
+    return write_report(
+        Order(notebook=path, parameters={"window": "vllm-two-replicas", **given}, out=out),
         made_at=datetime(2026, 1, 1, tzinfo=UTC),
         cache=cache,
         progress=lambda done, total: None,
     )
-    assert page.name == f"vllm-two-replicas-{path.stem}.html"
 
 
 def test_restart_is_shown_as_it_was():
@@ -404,17 +417,17 @@ def number_of(written: str) -> float:
 
 
 def interval_holds(written: str, truth: float) -> bool:
-    low, high = (number_of(end) for end in written.split(" to "))
+    low, high = (number_of(end) for end in re.split(r"\sto\s", written))
     return low <= truth <= high
 
 
 def test_bill_shown_is_hours_times_price_and_its_split_adds_up_to_it(sweep):
     rows = {row[0]: number_of(row[1]) for row in pieces("04")["cost-table"] if row[1][0] == "$"}
     tokens = vc.open("vllm-sweep").analyze().answer.tokens
-    bill = rows["bill, idle time included"]
+    bill = rows["bill, idle included"]
     split = (
-        rows["million input tokens, bill split"] * tokens.prompt
-        + rows["million output tokens, bill split"] * tokens.generation
+        rows["cost per million input tokens, bill split"] * tokens.prompt
+        + rows["cost per million output tokens, bill split"] * tokens.generation
     ) / 1e6
     assert bill == pytest.approx(sweep.extent.hours * 0.10, rel=0.005)
     assert split == pytest.approx(bill, rel=0.01)

@@ -79,7 +79,8 @@ def test_file_is_shipped(shipped_names, name):
 
 
 def test_every_table_notebook_and_window_the_package_names_is_shipped(shipped_names):
-    tables = [path.relative_to(ROOT).as_posix() for path in (ROOT / "data").glob("*.csv")]
+    paths = [*(ROOT / "data").glob("*.csv"), *(ROOT / "data" / "tuning").glob("*.csv")]
+    tables = [path.relative_to(ROOT).as_posix() for path in paths]
     notebooks = [f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")]
     windows = [f"data/examples/{each['window']}/window.json" for each in EXAMPLES]
     assert {*tables, *notebooks, *windows} - shipped_names == set()

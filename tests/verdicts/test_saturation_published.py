@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.curve import PRIOR, Loads
 from vllm_capacity.verdicts.points import fit_points
 
+TABLES = Path(__file__).resolve().parents[2] / "data" / "tuning"
 TUNING = Path(__file__).resolve().parents[2] / "bench" / "saturation_tuning.py"
 
 
@@ -156,3 +158,16 @@ def test_kv_ratios_cut_the_curve():
     cut = fit_points(kv).capacity
     free = fit_points(pl.DataFrame(table)).capacity
     assert cut.low < 297 < cut.high < free.high
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        pytest.param("saturation_loads", "load_rows", id="the sweeps"),
+        pytest.param("saturation_cuts", "cut_rows", id="their cuts, by the constants in use"),
+        pytest.param("saturation_tuning", "tuning_rows", id="the neighbors of the constants"),
+    ],
+)
+def test_committed_tables_of_the_tuning_are_those_of_the_code(tuning, sweeps, name, rows):
+    written = pl.read_csv(TABLES / f"{name}.csv")
+    assert_frame_equal(written, getattr(tuning, rows)(sweeps), abs_tol=1e-6, rel_tol=1e-6)
