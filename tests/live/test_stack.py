@@ -10,8 +10,8 @@ import pytest
 from recorded_parseable import ROOT, RecordedParseable
 
 from vllm_capacity.alerts import RULES, with_thresholds
-from vllm_capacity.live.access import read_settings
 from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.live.access import read_settings
 from vllm_capacity.live.provision import (
     Panel,
     alert_body,
