@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vllm_capacity.verdicts.forecast import forecast_demand
+from vllm_capacity.verdicts.demand.forecast import forecast_demand
 
 HOUR, DAY, WEEK = 3600.0, 24, 168
 WEEKS = 5

@@ -1,4 +1,4 @@
-"""How the constants of `verdicts/curve.py` were chosen, and how they do on published sweeps.
+"""How the constants of verdicts/saturation/curve.py were chosen, and how they do on sweeps.
 
 Run it from the repository root: `python bench/saturation_tuning.py [--search N] [--write]`. With
 --write the tables that notebook 07 reads are written to data/tuning/: `saturation_loads.csv`,
@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.resources import shipped
-from vllm_capacity.verdicts.curve import PRIOR, Foresight, Loads, Prior, foreseen_peak
+from vllm_capacity.verdicts.saturation.curve import PRIOR, Foresight, Loads, Prior, foreseen_peak
 
 MIN_LOADS_KEPT = 3
 LOAD, OUTPUT = "load", "throughput"

@@ -35,9 +35,9 @@ from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import offers
 from vllm_capacity.facts.throughput import Measurement, measurements
 from vllm_capacity.resources import shipped
-from vllm_capacity.verdicts.question import Load, Question
-from vllm_capacity.verdicts.roofline import Calibration
-from vllm_capacity.verdicts.whatif import what_if
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.roofline import Calibration
+from vllm_capacity.verdicts.hardware.what_if import what_if
 
 PREFER = {"H100-80GB": ("SXM",)}
 Asked = tuple[Measurement, Measurement, Estimate]

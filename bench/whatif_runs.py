@@ -19,8 +19,8 @@ import polars as pl
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.throughput import Measurement, measurements
-from vllm_capacity.verdicts.question import Load
-from vllm_capacity.verdicts.roofline import (
+from vllm_capacity.verdicts.hardware.question import Load
+from vllm_capacity.verdicts.hardware.roofline import (
     Calibration,
     Job,
     Machine,

@@ -13,8 +13,8 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rule
 from vllm_capacity.figures.losses import Lost
 from vllm_capacity.plan import PlanRequest, gpu_options, plan
-from vllm_capacity.verdicts.options import Option
-from vllm_capacity.verdicts.saturation import RegimeTime, Saturation, Stretch
+from vllm_capacity.verdicts.hardware.compare import Option
+from vllm_capacity.verdicts.saturation.fit import RegimeTime, Saturation, Stretch
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 UNKNOWN = Estimate.unknown("not asked for")

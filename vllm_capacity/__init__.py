@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vllm_capacity.render import charts
     from vllm_capacity.render import sections as tables
     from vllm_capacity.resources import shipped
-    from vllm_capacity.verdicts.curve import Prior
-    from vllm_capacity.verdicts.roofline import Calibration
+    from vllm_capacity.verdicts.hardware.roofline import Calibration
+    from vllm_capacity.verdicts.saturation.curve import Prior
     from vllm_capacity.verdicts.sizing import Policy
 
 __all__ = [
@@ -67,8 +67,8 @@ _HOMES = {
     "figures.histogram": ("bucket_quantile",),
     "plan": ("Plan", "gpu_options"),
     "resources": ("shipped",),
-    "verdicts.curve": ("Prior",),
-    "verdicts.roofline": ("Calibration",),
+    "verdicts.saturation.curve": ("Prior",),
+    "verdicts.hardware.roofline": ("Calibration",),
     "verdicts.sizing": ("Policy",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -38,17 +38,17 @@ from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.advice import advice
-from vllm_capacity.verdicts.breakeven import BreakEven, break_even
-from vllm_capacity.verdicts.claim import Bound, FullUse, published_bound, usd_per_request_at
-from vllm_capacity.verdicts.cost import NO_PRICE, Bill, Costs, Part, bill
-from vllm_capacity.verdicts.finding import Finding
-from vllm_capacity.verdicts.forecast import DemandAhead, demand_ahead
-from vllm_capacity.verdicts.idle import Savings, savings
-from vllm_capacity.verdicts.quality import ledger
-from vllm_capacity.verdicts.saturation import Saturation, SaturationFit, engine_fits, saturation
+from vllm_capacity.verdicts.cost.bill import NO_PRICE, Bill, Costs, Part, bill
+from vllm_capacity.verdicts.cost.break_even import BreakEven, break_even
+from vllm_capacity.verdicts.cost.claim import Bound, FullUse, published_bound, usd_per_request_at
+from vllm_capacity.verdicts.cost.idle import Savings, savings
+from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
+from vllm_capacity.verdicts.quality.finding import Finding
+from vllm_capacity.verdicts.quality.report import ledger
+from vllm_capacity.verdicts.saturation.advice import advice
+from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
+from vllm_capacity.verdicts.saturation.slo import Oversaturation, is_oversaturating, slo_throughput
 from vllm_capacity.verdicts.sizing import Policy
-from vllm_capacity.verdicts.slo import Oversaturation, is_oversaturating, slo_throughput
 
 _LIGHT_SHARE = 0.5
 _HISTOGRAM_OF = {"ttft_p95_seconds": latency.TTFT, "itl_p95_seconds": latency.ITL}

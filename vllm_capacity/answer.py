@@ -17,10 +17,10 @@ from vllm_capacity.figures.gauges import Gauge
 from vllm_capacity.figures.latency import Latency
 from vllm_capacity.figures.losses import Lost
 from vllm_capacity.record import Record
-from vllm_capacity.verdicts.advice import Advice
-from vllm_capacity.verdicts.cost import Costs
-from vllm_capacity.verdicts.finding import Finding
-from vllm_capacity.verdicts.saturation import Saturation
+from vllm_capacity.verdicts.cost.bill import Costs
+from vllm_capacity.verdicts.quality.finding import Finding
+from vllm_capacity.verdicts.saturation.advice import Advice
+from vllm_capacity.verdicts.saturation.fit import Saturation
 
 SCHEMA_VERSION = 2
 ATTAINMENT_GOAL = 0.95

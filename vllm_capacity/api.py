@@ -32,9 +32,9 @@ from vllm_capacity.plan import Plan, PlanRequest
 from vllm_capacity.record import plain
 from vllm_capacity.telemetry import window as telemetry
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
-from vllm_capacity.verdicts.forecast import Forecast
-from vllm_capacity.verdicts.question import Load, Question
-from vllm_capacity.verdicts.saturation import Saturation
+from vllm_capacity.verdicts.demand.forecast import Forecast
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.saturation.fit import Saturation
 from vllm_capacity.verdicts.sizing import Policy
 
 Instant = str | datetime | None
@@ -299,7 +299,7 @@ def what_if(
     from vllm_capacity.facts.llms import find_llm, weight_dtype
     from vllm_capacity.facts.prices import usual_forms
     from vllm_capacity.facts.throughput import measurements
-    from vllm_capacity.verdicts.whatif import what_if as asked
+    from vllm_capacity.verdicts.hardware.what_if import what_if as asked
 
     llm = find_llm(model)
     measured = llm.weights_dtype if dtype is None else weight_dtype(dtype)
@@ -327,7 +327,7 @@ def fit(loads: pl.DataFrame | str | Path) -> Saturation:
     """
     from vllm_capacity.sources.loadtests import load_test_points
     from vllm_capacity.sources.points import read_points
-    from vllm_capacity.verdicts.points import fit_points
+    from vllm_capacity.verdicts.saturation.load_test import fit_points
 
     if isinstance(loads, pl.DataFrame):
         return fit_points(loads)
@@ -348,7 +348,7 @@ def forecast(
     Without a forecast, its `reason`; InputError for a file that is no such table.
     """
     from vllm_capacity.sources.demand import read_demand
-    from vllm_capacity.verdicts.forecast import forecast_demand
+    from vllm_capacity.verdicts.demand.forecast import forecast_demand
 
     demand = read_demand(Path(series), column)
     return forecast_demand(

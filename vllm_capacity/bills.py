@@ -20,7 +20,7 @@ from vllm_capacity.facts.fleet import engine_rate
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost import (
+from vllm_capacity.verdicts.cost.bill import (
     NO_PRICE,
     Part,
     Usage,
@@ -145,7 +145,7 @@ def grouped(
     """The parts of the bill by `engine`, `instance`, `model`, or any label of vLLM's counters.
 
     Engines of one group are added; an engine with several values of the label is shared out by
-    what each value used (verdicts/cost.py). InputError where no counter has the label.
+    what each value used (verdicts/cost/bill.py). InputError where no counter has the label.
     """
     if by == "engine":
         return dict(parts)

@@ -18,7 +18,7 @@ from vllm_capacity.figures import scrapes, traffic
 from vllm_capacity.figures.hours import HOUR, engine_hours, whole_hours
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost import Part, Usage, bill
+from vllm_capacity.verdicts.cost.bill import Part, Usage, bill
 
 _PARTS_AT_MOST = 48
 _HOUR_FROM_HOURS = 6.0
@@ -117,7 +117,7 @@ def costs_by_hour(
     """What each whole hour of the clock (UTC) in the time range brought and cost, in order.
 
     Columns: ts (its start), requests (finished), cost_usd, utilization_ratio (0..1). Cost and use
-    are the bill's (verdicts/cost.py); `capacity` is that of one engine, output tokens per second.
+    are the bill's (verdicts/cost/bill.py); `capacity` is that of one engine, output tokens/s.
     Null where an engine was not seen through the hour (figures/hours.py), or where there is no
     price or no capacity. Empty where the time range holds no whole hour.
     """

@@ -14,9 +14,9 @@ import polars as pl
 from vllm_capacity.answer import Answer
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.figures.traffic import PREEMPTIONS, total
-from vllm_capacity.verdicts import regimes
-from vllm_capacity.verdicts.saturation import SaturationFit
-from vllm_capacity.verdicts.slo import slo_throughput
+from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.fit import SaturationFit
+from vllm_capacity.verdicts.saturation.slo import slo_throughput
 
 _SEED = 0
 
@@ -28,7 +28,7 @@ class LoadCurve:
     `curve` has running_requests, low, mid, high (output tokens/s, band of 90 %), from the lightest
     load to where it reaches the capacity: beyond, the law goes on to rise and output does not. It
     has no row where the loads seen let no capacity be told. `points` are that engine's steps at the
-    grain of charts, at most 150 rows: `STEP_SCHEMA` of verdicts/saturation.py and
+    grain of charts, at most 150 rows: `STEP_SCHEMA` of verdicts/saturation/fit.py and
     preemptions_per_minute. `steps` are those it was judged by, `left_out` of them have a gap or a
     restart and were not fitted. `engines` is how many the window has.
     """

@@ -23,11 +23,13 @@ from vllm_capacity.facts.prices import NO_PRICE, choose_price, usual_forms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.forecast import DemandAhead
-from vllm_capacity.verdicts.options import Candidate, Option, whatif_table
-from vllm_capacity.verdicts.question import Load, Question
-from vllm_capacity.verdicts.regimes import KV
+from vllm_capacity.verdicts.demand.forecast import DemandAhead
+from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.what_if import Busy
 from vllm_capacity.verdicts.runway import Runway, runways
+from vllm_capacity.verdicts.saturation.regimes import KV
+from vllm_capacity.verdicts.saturation.slo import running_within
 from vllm_capacity.verdicts.sizing import (
     Change,
     Policy,
@@ -39,8 +41,6 @@ from vllm_capacity.verdicts.sizing import (
     sensitivity,
     usual_cases,
 )
-from vllm_capacity.verdicts.slo import running_within
-from vllm_capacity.verdicts.whatif import Busy
 
 _BYTES = (traffic.READ_BYTES, traffic.WRITE_BYTES)
 _DEMAND_QUANTILE = 0.95

@@ -45,8 +45,8 @@ from vllm_capacity.facts import metrics
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import choose_price
-from vllm_capacity.verdicts.question import Question
-from vllm_capacity.verdicts.whatif import what_if
+from vllm_capacity.verdicts.hardware.question import Question
+from vllm_capacity.verdicts.hardware.what_if import what_if
 
 def rate(gpu, model="newcomer-8b"):
     found = what_if(Question(

@@ -22,9 +22,9 @@ from vllm_capacity.figures.gauges import Gauge
 from vllm_capacity.figures.latency import Latency, Quantile, Quantiles
 from vllm_capacity.figures.losses import Lost
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost import Costs
-from vllm_capacity.verdicts.finding import Finding
-from vllm_capacity.verdicts.saturation import Saturation, Stretch
+from vllm_capacity.verdicts.cost.bill import Costs
+from vllm_capacity.verdicts.quality.finding import Finding
+from vllm_capacity.verdicts.saturation.fit import Saturation, Stretch
 
 START = datetime(2026, 11, 24, 8, tzinfo=UTC)
 END = START + timedelta(minutes=25)

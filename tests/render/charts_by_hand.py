@@ -28,11 +28,11 @@ from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.plan import Plan
 from vllm_capacity.render.charts import charts_of
 from vllm_capacity.render.charts.base import Chart
-from vllm_capacity.verdicts.curve import Loads
-from vllm_capacity.verdicts.forecast import Ahead, DemandAhead
-from vllm_capacity.verdicts.loads import Levels
-from vllm_capacity.verdicts.options import Option
-from vllm_capacity.verdicts.saturation import STEP_SCHEMA, SaturationFit
+from vllm_capacity.verdicts.demand.forecast import Ahead, DemandAhead
+from vllm_capacity.verdicts.hardware.compare import Option
+from vllm_capacity.verdicts.saturation.curve import Loads
+from vllm_capacity.verdicts.saturation.fit import STEP_SCHEMA, SaturationFit
+from vllm_capacity.verdicts.saturation.loads import Levels
 from vllm_capacity.verdicts.sizing import Policy
 
 Spec = dict[str, Any]

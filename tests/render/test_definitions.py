@@ -25,7 +25,7 @@ from vllm_capacity.render.sections.definitions import (
 )
 from vllm_capacity.render.sections.glossary import DEFINITIONS
 from vllm_capacity.telemetry.window import open_window, query_text
-from vllm_capacity.verdicts.idle import idle_by_hour_of_week
+from vllm_capacity.verdicts.cost.idle import idle_by_hour_of_week
 
 ASSUMED = Assumptions(Pricing(Estimate.exact(1.64, "given")), Slo(2.0))
 ANSWERED = attrgetter("answer")
@@ -150,7 +150,7 @@ def test_explanation_has_all_that_is_asked_for(analysed):
     assert [place.name for place in found.definition.made_by] == ["headroom", "rate_per_second"]
     assert set(found.queries) == set(found.rows) > {"counter_increase"}
     assert all(found.queries[name] and not found.rows[name].is_empty() for name in found.rows)
-    assert "vllm_capacity/verdicts/capacity.py:" in repr(found)
+    assert "vllm_capacity/verdicts/saturation/capacity.py:" in repr(found)
     assert "counter_increase" in found._repr_html_()
 
 

@@ -18,7 +18,7 @@ from vllm_capacity.render.sections import claim as claims
 from vllm_capacity.render.sections import cost, header, latency, quality, saturation
 from vllm_capacity.render.sections import plan as plans
 from vllm_capacity.telemetry.window import open_window
-from vllm_capacity.verdicts.claim import Claim
+from vllm_capacity.verdicts.cost.claim import Claim
 from vllm_capacity.verdicts.sizing import Policy
 
 CLAIM = Claim(3.15, 5138, 1631, 0.001005)

@@ -16,7 +16,7 @@ from snapshot import assert_same
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.losses import Lost
 from vllm_capacity.render.prose import verdict as prose
-from vllm_capacity.verdicts.advice import Advice
+from vllm_capacity.verdicts.saturation.advice import Advice
 
 WHY = "the reason it is not known"
 IN_TIME = {"slo__ttft_attainment": estimate(0.99), "slo__itl_attainment": estimate(0.97)}

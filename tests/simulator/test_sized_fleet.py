@@ -23,7 +23,7 @@ from vllm_capacity.plan import PlanRequest
 from vllm_capacity.telemetry.rows import RowBuffer
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import Window, open_window
-from vllm_capacity.verdicts.forecast import forecast_demand
+from vllm_capacity.verdicts.demand.forecast import forecast_demand
 from vllm_capacity.verdicts.queueing import Queue, servers_needed
 from vllm_capacity.verdicts.sizing import Policy, percentile_demand, queue_check
 from vllm_simulator.config import EngineConfig, Request, StepTime

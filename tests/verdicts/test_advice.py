@@ -3,8 +3,8 @@ import pytest
 from made_steps import made_steps, queued, steady
 
 from vllm_capacity.figures.steps import engine_steps
-from vllm_capacity.verdicts.advice import advice
-from vllm_capacity.verdicts.saturation import engine_fits
+from vllm_capacity.verdicts.saturation.advice import advice
+from vllm_capacity.verdicts.saturation.fit import engine_fits
 
 LIGHTER = [
     steady(n, 300 * n / (n + 10), kv_cache_ratio_mean=0.02 * n, kv_cache_ratio_max=0.02 * n)

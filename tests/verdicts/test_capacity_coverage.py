@@ -17,8 +17,8 @@ from vllm_capacity.assumptions import Slo
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.telemetry.window import open_window
-from vllm_capacity.verdicts.saturation import engine_fits
-from vllm_capacity.verdicts.slo import slo_throughput
+from vllm_capacity.verdicts.saturation.fit import engine_fits
+from vllm_capacity.verdicts.saturation.slo import slo_throughput
 
 SEED = 11
 NUMBERS = {

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts.cost import (
+from vllm_capacity.verdicts.cost.bill import (
     FIGURES,
     MONEY_FIGURES,
     NO_PRICE,

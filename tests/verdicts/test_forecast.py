@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.verdicts.forecast import PEAK_PRIOR, forecast_demand
-from vllm_capacity.verdicts.forecast_grid import collapses, demand_grid
-from vllm_capacity.verdicts.forecast_model import blend, filled
+from vllm_capacity.verdicts.demand.forecast import PEAK_PRIOR, forecast_demand
+from vllm_capacity.verdicts.demand.history import collapses, demand_grid
+from vllm_capacity.verdicts.demand.model import blend, filled
 
 HOUR = 3600.0
 DAY = 24 * HOUR

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from vllm_capacity.verdicts.forecast_intervals import error_band, measured_coverage
-from vllm_capacity.verdicts.forecast_model import Backtest
+from vllm_capacity.verdicts.demand.intervals import error_band, measured_coverage
+from vllm_capacity.verdicts.demand.model import Backtest
 
 
 def made(by_day):

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from vllm_capacity.verdicts.forecast import forecast_demand
+from vllm_capacity.verdicts.demand.forecast import forecast_demand
 
 pytestmark = pytest.mark.shared
 

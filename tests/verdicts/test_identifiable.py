@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from made_steps import made_steps, queued, steady
 
-from vllm_capacity.verdicts.curve import Loads
-from vllm_capacity.verdicts.identifiable import (
+from vllm_capacity.verdicts.saturation.curve import Loads
+from vllm_capacity.verdicts.saturation.fit import BOUNDED, EXTRAPOLATED, engine_fits
+from vllm_capacity.verdicts.saturation.identifiable import (
     blocks,
     dipped,
     has_bent,
@@ -13,9 +14,8 @@ from vllm_capacity.verdicts.identifiable import (
     is_load_lasting,
     is_load_varied,
 )
-from vllm_capacity.verdicts.loads import usable_steps
-from vllm_capacity.verdicts.regimes import judged_steps
-from vllm_capacity.verdicts.saturation import BOUNDED, EXTRAPOLATED, engine_fits
+from vllm_capacity.verdicts.saturation.loads import usable_steps
+from vllm_capacity.verdicts.saturation.regimes import judged_steps
 
 SECONDS = 20.0
 TOKENS_A_REQUEST = 100.0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.timerange import HOURS_PER_MONTH
-from vllm_capacity.verdicts.idle import idle_by_hour_of_week, savings
+from vllm_capacity.verdicts.cost.idle import idle_by_hour_of_week, savings
 from vllm_capacity.verdicts.sizing import month_usd
 
 MONDAY = datetime(2026, 11, 23, tzinfo=UTC)

@@ -7,8 +7,8 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.prices import choose_price
-from vllm_capacity.verdicts.options import Candidate, whatif_table
-from vllm_capacity.verdicts.question import Question
+from vllm_capacity.verdicts.hardware.compare import Candidate, whatif_table
+from vllm_capacity.verdicts.hardware.question import Question
 from vllm_capacity.verdicts.sizing import Policy, replicas
 
 MEASURED = Question(

@@ -21,9 +21,9 @@ from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.prices import given_price
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.plan import PlanRequest, plan
-from vllm_capacity.verdicts.forecast import forecast_demand
-from vllm_capacity.verdicts.options import Candidate, Option, whatif_table
-from vllm_capacity.verdicts.question import Question
+from vllm_capacity.verdicts.demand.forecast import forecast_demand
+from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table
+from vllm_capacity.verdicts.hardware.question import Question
 from vllm_capacity.verdicts.sizing import Policy, replicas
 
 # Dense, mixture of experts, sliding windows, latent and linear attention: each has its arithmetic.

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from vllm_capacity.verdicts.points import fit_points
+from vllm_capacity.verdicts.saturation.load_test import fit_points
 
 RATE, BEND = 30.0, 0.05
 LOADS = np.array([1.0, 2.0, 4.0, 8.0, 16.0])

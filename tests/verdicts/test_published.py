@@ -5,8 +5,8 @@ import pytest
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.throughput import Measurement, measurements
-from vllm_capacity.verdicts.published import correction, measured_ratio, pairs
-from vllm_capacity.verdicts.question import Load, Question
+from vllm_capacity.verdicts.hardware.published import correction, measured_ratio, pairs
+from vllm_capacity.verdicts.hardware.question import Load, Question
 
 SLOW = Measurement(
     model="Qwen/Qwen3-8B",

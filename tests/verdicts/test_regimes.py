@@ -5,7 +5,7 @@ import pytest
 from made_steps import made_steps, queued, steady
 
 from vllm_capacity.figures.steps import engine_steps
-from vllm_capacity.verdicts.regimes import (
+from vllm_capacity.verdicts.saturation.regimes import (
     bottleneck,
     engine_rows,
     judged_steps,

@@ -2,7 +2,7 @@ import pytest
 
 from vllm_capacity.facts.gpus import find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm
-from vllm_capacity.verdicts.roofline import (
+from vllm_capacity.verdicts.hardware.roofline import (
     Calibration,
     Job,
     Machine,

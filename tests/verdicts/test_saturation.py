@@ -10,8 +10,8 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.capacity import fleet_sum, headroom
-from vllm_capacity.verdicts.saturation import engine_fits, saturation
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom
+from vllm_capacity.verdicts.saturation.fit import engine_fits, saturation
 
 HELD = 297.0
 """Output tokens/s that the recorded sweep held from 32 clients on, by its own summary."""

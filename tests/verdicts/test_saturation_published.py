@@ -19,8 +19,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts.curve import PRIOR, Loads
-from vllm_capacity.verdicts.points import fit_points
+from vllm_capacity.verdicts.saturation.curve import PRIOR, Loads
+from vllm_capacity.verdicts.saturation.load_test import fit_points
 
 TABLES = Path(__file__).resolve().parents[2] / "data" / "tuning"
 TUNING = Path(__file__).resolve().parents[2] / "bench" / "saturation_tuning.py"

@@ -5,8 +5,8 @@ from made_steps import made_steps, queued, steady
 
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.figures.steps import engine_steps
-from vllm_capacity.verdicts.saturation import engine_fits
-from vllm_capacity.verdicts.slo import is_oversaturating, slo_throughput
+from vllm_capacity.verdicts.saturation.fit import engine_fits
+from vllm_capacity.verdicts.saturation.slo import is_oversaturating, slo_throughput
 
 LOADS = [(1, 30.0, 0.1), (2, 57.0, 0.15), (4, 103.0, 0.3), (8, 179.0, 0.6), (16, 264.0, 1.2)]
 

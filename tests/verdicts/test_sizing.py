@@ -7,7 +7,8 @@ from made_steps import made_steps, steady
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts.saturation import engine_fits
+from vllm_capacity.verdicts.saturation.fit import engine_fits
+from vllm_capacity.verdicts.saturation.slo import running_at
 from vllm_capacity.verdicts.sizing import (
     Policy,
     demand_seen,
@@ -18,7 +19,6 @@ from vllm_capacity.verdicts.sizing import (
     sensitivity,
     usual_cases,
 )
-from vllm_capacity.verdicts.slo import running_at
 
 
 def exact(value):

@@ -13,8 +13,8 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.verdicts.question import Load, Question
-from vllm_capacity.verdicts.whatif import Busy, what_if
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.what_if import Busy, what_if
 
 
 def question(**changed):

@@ -10,8 +10,8 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.verdicts.question import Question
-from vllm_capacity.verdicts.whatif import what_if
+from vllm_capacity.verdicts.hardware.question import Question
+from vllm_capacity.verdicts.hardware.what_if import what_if
 
 BASELINE = Path(__file__).parent / "whatif_baseline.json"
 

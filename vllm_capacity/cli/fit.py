@@ -12,7 +12,7 @@ from vllm_capacity.cli.screen import columns
 from vllm_capacity.render.terminal import fit_text
 from vllm_capacity.sources.loadtests import load_test_points
 from vllm_capacity.sources.points import read_points
-from vllm_capacity.verdicts.points import fit_points
+from vllm_capacity.verdicts.saturation.load_test import fit_points
 
 
 @click.command(short_help="The capacity that a table of loads shows, or lets extrapolate.")

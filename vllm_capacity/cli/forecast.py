@@ -13,7 +13,7 @@ from vllm_capacity.cli.screen import columns
 from vllm_capacity.render.terminal import forecast_text
 from vllm_capacity.sources.demand import Clock, read_demand
 from vllm_capacity.timerange import parse_duration_seconds
-from vllm_capacity.verdicts.forecast import Forecast, forecast_demand
+from vllm_capacity.verdicts.demand.forecast import Forecast, forecast_demand
 
 
 @click.command(short_help="The demand ahead, from a CSV of the demand so far.")

@@ -13,8 +13,8 @@ from vllm_capacity.facts.llms import find_llm, weight_dtype
 from vllm_capacity.facts.prices import usual_forms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.render.terminal import whatif_text
-from vllm_capacity.verdicts.question import Load, Question
-from vllm_capacity.verdicts.whatif import what_if
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.what_if import what_if
 
 
 @click.command(short_help="Output tokens per second on another GPU.")

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import polars as pl
+from polars.datatypes import DataTypeClass
 
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
 from vllm_capacity.figures.histogram import bucket_quantile
@@ -22,6 +23,38 @@ _ENGINE = ["instance", "engine"]
 _STEP = [*_ENGINE, "step"]
 _MINUTE_SECONDS = 59.5  # scrapes come a little late or early
 _MOST_EMPTY_STEPS = 120  # in a row that are steps of their own
+
+
+Schema = dict[str, DataTypeClass | pl.DataType]
+
+STEP_SCHEMA: Schema = {
+    "instance": pl.String,
+    "engine": pl.String,
+    "start": pl.Datetime("us", "UTC"),
+    "end": pl.Datetime("us", "UTC"),
+    "scrapes": pl.Int64,
+    "running_mean": pl.Float64,
+    "running_max": pl.Float64,
+    "waiting_mean": pl.Float64,
+    "waiting_max": pl.Float64,
+    "waiting_share": pl.Float64,
+    "at_ceiling_share": pl.Float64,
+    "kv_cache_ratio_mean": pl.Float64,
+    "kv_cache_ratio_max": pl.Float64,
+    "output_tokens_per_second": pl.Float64,
+    "best_minute_tokens_per_second": pl.Float64,
+    "requests_per_second": pl.Float64,
+    "prompt_tokens_per_second": pl.Float64,
+    "preemptions": pl.Float64,
+    "ttft_p95_seconds": pl.Float64,
+    "itl_p95_seconds": pl.Float64,
+    "itl_mean_seconds": pl.Float64,
+    "is_gap": pl.Boolean,
+    "is_restart": pl.Boolean,
+}
+"""A step of 10–60 s of one engine, a row each; null where not observed. Rates are means over the
+step, `at_ceiling_share` is of the scrapes that saw requests wait;
+`best_minute_tokens_per_second` is the highest mean output over a minute that ends in the step."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +228,7 @@ def engine_steps(
 
     A time of over 120 steps without an attempt is one step.
 
-    Columns: `STEP_SCHEMA` of verdicts/saturation.py; null where a step has no sample. Empty where
-    there is no engine.
+    Columns: `STEP_SCHEMA`; null where a step has no sample. Empty where there is no engine.
     """
     if tries is None:
         tries = scrapes.attempts(window, end=part.end)

@@ -26,7 +26,7 @@ from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
 from vllm_capacity.telemetry.store import put_window, reserved
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange, iso
-from vllm_capacity.verdicts import quality_scrapes
+from vllm_capacity.verdicts.quality import scrapes as quality_scrapes
 
 _THINNED_FROM = timedelta(hours=3)
 # Parseable gives a query 300 s; the rest is for its answer to come over the wire.

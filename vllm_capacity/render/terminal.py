@@ -39,8 +39,8 @@ from vllm_capacity.render.tables import (
     wrapped,
 )
 from vllm_capacity.sources.demand import Clock
-from vllm_capacity.verdicts.forecast import Forecast
-from vllm_capacity.verdicts.saturation import Saturation
+from vllm_capacity.verdicts.demand.forecast import Forecast
+from vllm_capacity.verdicts.saturation.fit import Saturation
 
 _WIDTH = 80
 

@@ -21,7 +21,7 @@ from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import Column, Tip, rounded
 from vllm_capacity.render.charts.time import time_tooltip, with_milliseconds
 from vllm_capacity.render.numbers import number, percent, plural
-from vllm_capacity.verdicts.regimes import KV_FULL_RATIO
+from vllm_capacity.verdicts.saturation.regimes import KV_FULL_RATIO
 
 LoadName = Literal["concurrency", "kv-usage"]
 

@@ -34,9 +34,9 @@ from vllm_capacity.render.charts.time import milliseconds, time_axis, time_toolt
 from vllm_capacity.render.numbers import count, number, percent, plural, usd
 from vllm_capacity.render.prose.estimates import reason, sure
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.forecast import DemandAhead
-from vllm_capacity.verdicts.idle import idle_by_hour_of_week
-from vllm_capacity.verdicts.options import Option
+from vllm_capacity.verdicts.cost.idle import idle_by_hour_of_week
+from vllm_capacity.verdicts.demand.forecast import DemandAhead
+from vllm_capacity.verdicts.hardware.compare import Option
 
 _MILLION = 1e6
 _DAY_PIXELS = 26

@@ -53,8 +53,8 @@ from vllm_capacity.render.numbers import count, number, percent, plural, seconds
 from vllm_capacity.render.prose import captions
 from vllm_capacity.render.prose.estimates import reason, sure
 from vllm_capacity.render.prose.verdict import REGIMES, is_extrapolated
-from vllm_capacity.verdicts import regimes as judged
-from vllm_capacity.verdicts.saturation import Stretch
+from vllm_capacity.verdicts.saturation import regimes as judged
+from vllm_capacity.verdicts.saturation.fit import Stretch
 
 _REGIME_COLORS = {
     judged.IDLE: theme.SHADE,

@@ -20,9 +20,9 @@ from vllm_capacity.render.numbers import (
     usd_per_thousand,
 )
 from vllm_capacity.render.prose.estimates import reason, sure, value
-from vllm_capacity.verdicts.advice import KV_MEMORY, REPLICAS
-from vllm_capacity.verdicts.regimes import CLIENT, IDLE, KV, PREFILL, SCHEDULER, UNKNOWN
-from vllm_capacity.verdicts.saturation import EXTRAPOLATED, Saturation
+from vllm_capacity.verdicts.saturation.advice import KV_MEMORY, REPLICAS
+from vllm_capacity.verdicts.saturation.fit import EXTRAPOLATED, Saturation
+from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, KV, PREFILL, SCHEDULER, UNKNOWN
 
 SIMULATED = "These figures come from a simulation, not from the telemetry of a server."
 

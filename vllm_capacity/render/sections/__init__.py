@@ -61,7 +61,7 @@ from vllm_capacity.render.sections.saturation import (
     regime_table,
     saturation_verdict,
 )
-from vllm_capacity.verdicts.claim import Claim
+from vllm_capacity.verdicts.cost.claim import Claim
 
 __all__ = [
     "Claim",

@@ -25,7 +25,7 @@ from vllm_capacity.render.tables import (
     figures_table,
     table,
 )
-from vllm_capacity.verdicts.claim import Claim, Comparison
+from vllm_capacity.verdicts.cost.claim import Claim, Comparison
 
 _NO_BOUND = "no published run has this model, GPU and mean lengths"
 _SAME = 0.0005

@@ -22,7 +22,7 @@ from vllm_capacity.render.tables import (
     table,
     with_interval,
 )
-from vllm_capacity.verdicts.cost import Costs
+from vllm_capacity.verdicts.cost.bill import Costs
 
 _COSTS: tuple[tuple[str, str, Write], ...] = (
     ("allocation_usd", "bill, idle included", usd),

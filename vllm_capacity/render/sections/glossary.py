@@ -30,20 +30,14 @@ from vllm_capacity.figures import (
     traffic,
 )
 from vllm_capacity.telemetry.window import query_text
-from vllm_capacity.verdicts import (
-    advice,
-    capacity,
-    cost,
-    forecast,
-    idle,
-    loads,
-    options,
-    quality,
-    regimes,
-    saturation,
-    sizing,
-    slo,
-)
+from vllm_capacity.verdicts import sizing
+from vllm_capacity.verdicts.cost import bill as cost
+from vllm_capacity.verdicts.cost import idle
+from vllm_capacity.verdicts.demand import forecast
+from vllm_capacity.verdicts.hardware import compare as options
+from vllm_capacity.verdicts.quality import report as quality
+from vllm_capacity.verdicts.saturation import advice, capacity, loads, regimes, slo
+from vllm_capacity.verdicts.saturation import fit as saturation
 
 Function = Callable[..., object]
 

@@ -28,7 +28,7 @@ from vllm_capacity.render.tables import (
     interval,
     table,
 )
-from vllm_capacity.verdicts.options import Option
+from vllm_capacity.verdicts.hardware.compare import Option
 from vllm_capacity.verdicts.sizing import Policy
 
 _NEEDS: tuple[tuple[str, str, Write, str], ...] = (

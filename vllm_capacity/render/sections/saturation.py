@@ -17,7 +17,7 @@ from vllm_capacity.render.tables import (
     interval,
     table,
 )
-from vllm_capacity.verdicts.saturation import SaturationFit
+from vllm_capacity.verdicts.saturation.fit import SaturationFit
 
 _OVERSATURATION = {
     True: "The server was falling behind: queue and TTFT both grew over time",

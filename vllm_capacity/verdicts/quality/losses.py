@@ -9,7 +9,7 @@ import polars as pl
 
 from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.losses import Unread
-from vllm_capacity.verdicts.finding import Finding, amounts, span
+from vllm_capacity.verdicts.quality.finding import Finding, amounts, span
 
 _TOLD = 20  # restarts told one by one
 _OFTEN, _OFTEN_RATIO = 5, 0.2

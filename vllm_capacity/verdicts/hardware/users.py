@@ -12,8 +12,8 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.gpus import GIB, GpuSpan
 from vllm_capacity.facts.llms import Llm
-from vllm_capacity.verdicts.roofline import Job, Machine, sequences_that_fit
-from vllm_capacity.verdicts.whatif_refusal import uneven
+from vllm_capacity.verdicts.hardware.refusal import uneven
+from vllm_capacity.verdicts.hardware.roofline import Job, Machine, sequences_that_fit
 
 BLOCK_TOKENS = 16
 

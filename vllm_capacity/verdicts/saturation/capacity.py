@@ -11,9 +11,15 @@ from dataclasses import replace
 import numpy as np
 
 from vllm_capacity.estimate import Estimate, Kind, total
-from vllm_capacity.verdicts.curve import FARTHEST_LOAD, MIN_LOADS, MIN_SPAN, Foresight, Loads
-from vllm_capacity.verdicts.loads import MIN_PLATEAU_SECONDS, Held
-from vllm_capacity.verdicts.regimes import LIMITS, Judged
+from vllm_capacity.verdicts.saturation.curve import (
+    FARTHEST_LOAD,
+    MIN_LOADS,
+    MIN_SPAN,
+    Foresight,
+    Loads,
+)
+from vllm_capacity.verdicts.saturation.loads import MIN_PLATEAU_SECONDS, Held
+from vllm_capacity.verdicts.saturation.regimes import LIMITS, Judged
 
 _KV_LOAD_WIDTH = 0.15
 _LEAST_TELLING = 8.0

@@ -13,13 +13,13 @@ import polars as pl
 
 from vllm_capacity.assumptions import SLO_LABELS, Slo
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts import regimes
-from vllm_capacity.verdicts.capacity import fleet_sum
-from vllm_capacity.verdicts.curve import Floats
-from vllm_capacity.verdicts.identifiable import blocks, is_load_lasting, is_load_varied
-from vllm_capacity.verdicts.loads import bands, curve_steps, usable_steps
-from vllm_capacity.verdicts.regimes import Judged, Row
-from vllm_capacity.verdicts.saturation import MEASURED, SaturationFit
+from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum
+from vllm_capacity.verdicts.saturation.curve import Floats
+from vllm_capacity.verdicts.saturation.fit import MEASURED, SaturationFit
+from vllm_capacity.verdicts.saturation.identifiable import blocks, is_load_lasting, is_load_varied
+from vllm_capacity.verdicts.saturation.loads import bands, curve_steps, usable_steps
+from vllm_capacity.verdicts.saturation.regimes import Judged, Row
 
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5

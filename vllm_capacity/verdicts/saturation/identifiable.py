@@ -27,9 +27,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_capacity.verdicts.curve import Floats, Loads
-from vllm_capacity.verdicts.loads import Mask
-from vllm_capacity.verdicts.regimes import Judged
+from vllm_capacity.verdicts.saturation.curve import Floats, Loads
+from vllm_capacity.verdicts.saturation.loads import Mask
+from vllm_capacity.verdicts.saturation.regimes import Judged
 
 _BLOCK_SECONDS = 60.0
 _LIFETIMES = 2.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_capacity.verdicts.curve import PRIOR, Floats, Loads
+from vllm_capacity.verdicts.saturation.curve import PRIOR, Floats, Loads
 
 _LEAST, _MOST = np.array([0.0, 0.0]), np.array([1.0, 0.1])
 _STEPS = 60

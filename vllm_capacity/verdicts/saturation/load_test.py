@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts import regimes
-from vllm_capacity.verdicts.capacity import foreseen, foreseen_running
-from vllm_capacity.verdicts.curve import (
+from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.capacity import foreseen, foreseen_running
+from vllm_capacity.verdicts.saturation.curve import (
     PRIOR,
     SAME_LOAD,
     Floats,
@@ -25,8 +25,8 @@ from vllm_capacity.verdicts.curve import (
     foreseen_peak,
     kv_limit_running,
 )
-from vllm_capacity.verdicts.loads import Mask, on_plateau
-from vllm_capacity.verdicts.saturation import EXTRAPOLATED, MEASURED, UNKNOWN, Saturation
+from vllm_capacity.verdicts.saturation.fit import EXTRAPOLATED, MEASURED, UNKNOWN, Saturation
+from vllm_capacity.verdicts.saturation.loads import Mask, on_plateau
 
 _KV_FULL_RATIO = 0.9
 _ROWS_A_LOAD = 1.5

@@ -15,7 +15,7 @@ from vllm_capacity.figures.latency import Latency, Quantile
 from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.relabelled import SURE
 from vllm_capacity.timerange import iso
-from vllm_capacity.verdicts.finding import Finding, amounts
+from vllm_capacity.verdicts.quality.finding import Finding, amounts
 
 _EXACT_UP_TO = 2.0**53
 _UNEVEN = 0.75  # an engine below this part of its fair share is named

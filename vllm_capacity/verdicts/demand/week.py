@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_capacity.verdicts.forecast_intervals import error_band
-from vllm_capacity.verdicts.forecast_model import (
+from vllm_capacity.verdicts.demand.intervals import error_band
+from vllm_capacity.verdicts.demand.model import (
     Backtest,
     Expected,
     Floats,

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts import regimes
-from vllm_capacity.verdicts.curve import Floats, Loads
-from vllm_capacity.verdicts.regimes import Judged, Row
+from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.curve import Floats, Loads
+from vllm_capacity.verdicts.saturation.regimes import Judged, Row
 
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]

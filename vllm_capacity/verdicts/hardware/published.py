@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu
 from vllm_capacity.facts.throughput import Measurement
-from vllm_capacity.verdicts.question import KEPT_UP, Load, Question
+from vllm_capacity.verdicts.hardware.question import KEPT_UP, Load, Question
 
 SAME_LENGTHS = math.log(1.15)
 SAME_RATE = math.log(1.10)

@@ -21,16 +21,16 @@ from dataclasses import dataclass, replace
 
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.throughput import Measurement
-from vllm_capacity.verdicts.published import correction, measured_ratio
-from vllm_capacity.verdicts.question import Load, Question
-from vllm_capacity.verdicts.roofline import (
+from vllm_capacity.verdicts.hardware.published import correction, measured_ratio
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.refusal import refusal
+from vllm_capacity.verdicts.hardware.roofline import (
     OFFERED,
     Calibration,
     is_native,
     kv_room_bytes,
 )
-from vllm_capacity.verdicts.whatif_refusal import refusal
-from vllm_capacity.verdicts.whatif_scaling import (
+from vllm_capacity.verdicts.hardware.scaling import (
     Forms,
     Side,
     busy_log,

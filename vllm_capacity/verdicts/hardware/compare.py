@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.throughput import Measurement
-from vllm_capacity.verdicts.question import Question
+from vllm_capacity.verdicts.hardware.question import Question
+from vllm_capacity.verdicts.hardware.what_if import Busy, what_if
 from vllm_capacity.verdicts.sizing import Policy, month_usd, replicas
-from vllm_capacity.verdicts.whatif import Busy, what_if
 
 
 @dataclass(frozen=True)

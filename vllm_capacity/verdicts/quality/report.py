@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.gauges import Gauges
 from vllm_capacity.figures.latency import Latency
-from vllm_capacity.verdicts import (
-    quality_losses,
-    quality_scrapes,
-    quality_series,
-    quality_speed,
-)
-from vllm_capacity.verdicts.finding import Finding
-from vllm_capacity.verdicts.saturation import SaturationFit
+from vllm_capacity.verdicts.quality import losses as quality_losses
+from vllm_capacity.verdicts.quality import scrapes as quality_scrapes
+from vllm_capacity.verdicts.quality import series as quality_series
+from vllm_capacity.verdicts.quality import speed as quality_speed
+from vllm_capacity.verdicts.quality.finding import Finding
+from vllm_capacity.verdicts.saturation.fit import SaturationFit
 
 CHECKS = (
     "coverage",

@@ -26,12 +26,13 @@ from typing import ClassVar
 
 import numpy as np
 import polars as pl
-from polars.datatypes import DataTypeClass
 
 from vllm_capacity.estimate import Estimate, Figures
+from vllm_capacity.figures.steps import STEP_SCHEMA as STEP_SCHEMA
+from vllm_capacity.figures.steps import Schema
 from vllm_capacity.record import Record
-from vllm_capacity.verdicts import regimes
-from vllm_capacity.verdicts.capacity import (
+from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.capacity import (
     bursts,
     easing,
     fleet_sum,
@@ -46,7 +47,7 @@ from vllm_capacity.verdicts.capacity import (
     unbent,
     uneven,
 )
-from vllm_capacity.verdicts.curve import (
+from vllm_capacity.verdicts.saturation.curve import (
     FARTHEST_LOAD,
     WINDOW_PRIOR,
     Loads,
@@ -54,8 +55,7 @@ from vllm_capacity.verdicts.curve import (
     foreseen_peak,
     kv_limit_running,
 )
-from vllm_capacity.verdicts.curve_fit import fitted_usls
-from vllm_capacity.verdicts.identifiable import (
+from vllm_capacity.verdicts.saturation.identifiable import (
     blocks,
     dipped,
     has_bent,
@@ -63,7 +63,7 @@ from vllm_capacity.verdicts.identifiable import (
     is_load_lasting,
     is_load_varied,
 )
-from vllm_capacity.verdicts.loads import (
+from vllm_capacity.verdicts.saturation.loads import (
     Columns,
     Held,
     Levels,
@@ -76,38 +76,8 @@ from vllm_capacity.verdicts.loads import (
     slowed,
     usable_steps,
 )
-from vllm_capacity.verdicts.regimes import Judged
-
-Schema = dict[str, DataTypeClass | pl.DataType]
-
-STEP_SCHEMA: Schema = {
-    "instance": pl.String,
-    "engine": pl.String,
-    "start": pl.Datetime("us", "UTC"),
-    "end": pl.Datetime("us", "UTC"),
-    "scrapes": pl.Int64,
-    "running_mean": pl.Float64,
-    "running_max": pl.Float64,
-    "waiting_mean": pl.Float64,
-    "waiting_max": pl.Float64,
-    "waiting_share": pl.Float64,
-    "at_ceiling_share": pl.Float64,
-    "kv_cache_ratio_mean": pl.Float64,
-    "kv_cache_ratio_max": pl.Float64,
-    "output_tokens_per_second": pl.Float64,
-    "best_minute_tokens_per_second": pl.Float64,
-    "requests_per_second": pl.Float64,
-    "prompt_tokens_per_second": pl.Float64,
-    "preemptions": pl.Float64,
-    "ttft_p95_seconds": pl.Float64,
-    "itl_p95_seconds": pl.Float64,
-    "itl_mean_seconds": pl.Float64,
-    "is_gap": pl.Boolean,
-    "is_restart": pl.Boolean,
-}
-"""A step of 10–60 s of one engine, a row each; null where not observed. Rates are means over the
-step, `at_ceiling_share` is of the scrapes that saw requests wait;
-`best_minute_tokens_per_second` is the highest mean output over a minute that ends in the step."""
+from vllm_capacity.verdicts.saturation.regimes import Judged
+from vllm_capacity.verdicts.saturation.usl import fitted_usls
 
 CURVE_SCHEMA: Schema = {
     "running_requests": pl.Float64,

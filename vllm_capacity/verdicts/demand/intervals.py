@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_capacity.verdicts.forecast_model import Backtest, Floats
+from vllm_capacity.verdicts.demand.model import Backtest, Floats
 
 NOMINAL_RATIO = 0.90
 _EDGES_HOURS = (4, 24, 48, 96, 192, 384, 768, 1536)

@@ -19,8 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_capacity.facts.gpus import GpuSpan, gpus
-from vllm_capacity.verdicts.question import Question
-from vllm_capacity.verdicts.roofline import (
+from vllm_capacity.verdicts.hardware.question import Question
+from vllm_capacity.verdicts.hardware.refusal import impossible
+from vllm_capacity.verdicts.hardware.roofline import (
     OFFERED,
     Calibration,
     Job,
@@ -31,7 +32,6 @@ from vllm_capacity.verdicts.roofline import (
     tensor_tflops_range,
     usable_share,
 )
-from vllm_capacity.verdicts.whatif_refusal import impossible
 
 PLAIN_SHARE = 0.15
 """How far the scaling leans on the plain ratio of data sheets: what no term above foresees."""

@@ -12,7 +12,7 @@ from vllm_capacity.figures.gauges import Gauges
 from vllm_capacity.figures.twins import usual_seconds
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.timerange import iso
-from vllm_capacity.verdicts.finding import Finding, amounts, span
+from vllm_capacity.verdicts.quality.finding import Finding, amounts, span
 
 _GAUGES = ("running", "waiting", "kv_cache_ratio")
 _COARSE_SECONDS = 5.0

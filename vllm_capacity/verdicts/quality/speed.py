@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_capacity.verdicts.finding import Finding, span
-from vllm_capacity.verdicts.regimes import Judged
-from vllm_capacity.verdicts.saturation import SaturationFit
+from vllm_capacity.verdicts.quality.finding import Finding, span
+from vllm_capacity.verdicts.saturation.fit import SaturationFit
+from vllm_capacity.verdicts.saturation.regimes import Judged
 
 
 def slowed(fits: Sequence[SaturationFit]) -> list[Finding]:

@@ -23,10 +23,10 @@ import numpy as np
 
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.record import Record
-from vllm_capacity.verdicts import regimes
-from vllm_capacity.verdicts.curve import PRIOR, Loads, foreseen_peak
-from vllm_capacity.verdicts.regimes import Judged
-from vllm_capacity.verdicts.saturation import SaturationFit
+from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.curve import PRIOR, Loads, foreseen_peak
+from vllm_capacity.verdicts.saturation.fit import SaturationFit
+from vllm_capacity.verdicts.saturation.regimes import Judged
 
 MAX_NUM_SEQS = "max_num_seqs"
 KV_MEMORY = "KV memory"

@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.verdicts.forecast_model import Floats
+from vllm_capacity.verdicts.demand.model import Floats
 
 DAY_SECONDS = 86_400.0
 _COLLAPSE_RATIO = 0.05

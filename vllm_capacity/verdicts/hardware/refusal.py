@@ -5,8 +5,8 @@ from __future__ import annotations
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GIB, Gpu, gpus
 from vllm_capacity.facts.llms import Llm
-from vllm_capacity.verdicts.question import Question
-from vllm_capacity.verdicts.roofline import (
+from vllm_capacity.verdicts.hardware.question import Question
+from vllm_capacity.verdicts.hardware.roofline import (
     Job,
     Machine,
     sequences_that_fit,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.llms import Llm
-from vllm_capacity.verdicts.roofline import Job
+from vllm_capacity.verdicts.hardware.roofline import Job
 
 MOST, MOST_GPUS = 1e12, 1024
 """Past all measure: no rate, count or replica is larger."""

@@ -1,0 +1,1 @@
+"""Demand ahead, with intervals measured on the same series."""

@@ -1,0 +1,1 @@
+"""Other GPUs: what they would do, and which serve a model."""

@@ -1,0 +1,1 @@
+"""What is wrong with the telemetry, and how much it can move which figure."""
