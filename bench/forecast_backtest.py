@@ -92,8 +92,8 @@ def tried(kind: Kind, horizon: int) -> Sequence[float]:
                 rows.with_columns(pl.col("requests").fill_nan(None)), horizon_seconds=horizon * HOUR
             )
             low, mid, high = (found.frame[end].to_numpy() for end in ("low", "mid", "high"))
-            foreseen = (mid, *(repeated(history, period, horizon) for period in (WEEK, DAY)))
-            errors.append([np.abs(each - ahead).mean() for each in foreseen])
+            extrapolated = (mid, *(repeated(history, period, horizon) for period in (WEEK, DAY)))
+            errors.append([np.abs(each - ahead).mean() for each in extrapolated])
             inside = ((low <= ahead) & (ahead <= high)).mean()
             shares.append([inside, found.coverage_measured, found.width_ratio])
     ours, weekly, daily = np.sum(errors, axis=0)

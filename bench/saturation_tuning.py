@@ -24,7 +24,13 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.resources import shipped
-from vllm_capacity.verdicts.saturation.curve import PRIOR, Foresight, Loads, Prior, foreseen_peak
+from vllm_capacity.verdicts.saturation.curve import (
+    PRIOR,
+    Loads,
+    PeakEstimate,
+    Prior,
+    extrapolated_peak,
+)
 
 MIN_LOADS_KEPT = 3
 LOAD, OUTPUT = "load", "throughput"
@@ -45,18 +51,18 @@ class Case:
     """A sweep cut to its lighter loads, what they let foresee, and the peak that was."""
 
     sweep: str
-    sight: Foresight
+    peak_estimate: PeakEstimate
     peak: float
 
     @property
     def error(self) -> float:
         """How far the middle lies from the peak, as a share of it."""
-        return abs(self.sight.mid / self.peak - 1)
+        return abs(self.peak_estimate.mid / self.peak - 1)
 
     @property
     def is_inside(self) -> bool:
         """Whether the interval holds the peak."""
-        return self.sight.low <= self.peak <= self.sight.high
+        return self.peak_estimate.low <= self.peak <= self.peak_estimate.high
 
 
 def published_sweeps() -> dict[str, Loads]:
@@ -105,15 +111,15 @@ def cases(
     """What every cut of every sweep lets foresee, and the peak that was."""
     for name, loads in sweeps.items():
         for kept in cuts(loads, by):
-            part = Loads(loads.running[:kept], loads.output[:kept], loads.error[:kept])
-            sight = foreseen_peak(part, prior=prior)
-            if sight is not None:
-                yield Case(name, sight, float(loads.output.max()))
+            time_range = Loads(loads.running[:kept], loads.output[:kept], loads.error[:kept])
+            peak_estimate = extrapolated_peak(time_range, prior=prior)
+            if peak_estimate is not None:
+                yield Case(name, peak_estimate, float(loads.output.max()))
 
 
 def summary(found: Sequence[Case]) -> dict[str, float]:
     """Cases, answered, errors with a 90 % bootstrap interval of their mean, coverage, width."""
-    answered = [case for case in found if case.sight.is_answer]
+    answered = [case for case in found if case.peak_estimate.is_answer]
     errors = np.asarray([case.error for case in answered])
     picks = np.random.default_rng(0).integers(0, len(errors), (_RESAMPLES, len(errors)))
     low, high = np.quantile(errors[picks].mean(1), [0.05, 0.95])
@@ -125,7 +131,9 @@ def summary(found: Sequence[Case]) -> dict[str, float]:
         "from": float(low),
         "to": float(high),
         "coverage": float(np.mean([case.is_inside for case in answered])),
-        "high / low": float(np.median([c.sight.high / c.sight.low for c in answered])),
+        "high / low": float(
+            np.median([c.peak_estimate.high / c.peak_estimate.low for c in answered])
+        ),
     }
 
 
@@ -184,10 +192,10 @@ def cut_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
             "source": source(name),
             "cut": by,
             "loads_kept": kept,
-            "low": case.sight.low,
-            "mid": case.sight.mid,
-            "high": case.sight.high,
-            "is_answer": case.sight.is_answer,
+            "low": case.peak_estimate.low,
+            "mid": case.peak_estimate.mid,
+            "high": case.peak_estimate.high,
+            "is_answer": case.peak_estimate.is_answer,
             "peak": case.peak,
         }
         for name, loads in sweeps.items()
@@ -232,16 +240,16 @@ def main() -> None:
     parser.add_argument("--search", type=int, default=0, metavar="N")
     parser.add_argument("--write", action="store_true", help="write the tables of notebook 07")
     asked = parser.parse_args()
-    tries = asked.search
+    attempts = asked.search
     sweeps = published_sweeps() | other_sweeps()
     if asked.write:
         write_tables(sweeps, shipped("data/tuning"))
     print("in use", PRIOR)
     for by in (LOAD, OUTPUT):
         _tell(f"in use, cut by {by}", list(cases(sweeps, by=(by,))))
-    if tries:
+    if attempts:
         rng = random.Random(0)
-        tried = [PRIOR, *(variant(rng) for _ in range(tries))]
+        tried = [PRIOR, *(variant(rng) for _ in range(attempts))]
         _tell("each source unseen by a search, cut by load", unseen(sweeps, tried))
 
 

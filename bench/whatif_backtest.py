@@ -98,9 +98,9 @@ def winner_right(asked: Iterable[Asked]) -> float:
     for one, other, found in asked:
         for worth in price_ratios(one.gpu, other.gpu):
             measured = other.output_tokens_per_second / one.output_tokens_per_second > worth
-            foreseen = found.mid / one.output_tokens_per_second > worth
+            extrapolated = found.mid / one.output_tokens_per_second > worth
             winner = other if measured else one
-            wins[winner.gpu.rsplit("-", 1)[0]].append(measured == foreseen)
+            wins[winner.gpu.rsplit("-", 1)[0]].append(measured == extrapolated)
     return statistics.mean(statistics.mean(right) for right in wins.values())
 
 

@@ -4,8 +4,9 @@ Run it as `python bench/whatif_calibration.py [--write]`. It prints the fitted `
 `kernel_shares` go into `data/gpu_architectures.csv` and the rest into
 `vllm_capacity/verdicts/hardware/roofline.py`, by hand) and, for each pair of GPUs, how far the
 ratio is off when its model is left out of the fit. With --write it writes
-`data/tuning/whatif_shares.csv`, which notebook 08 reads, and stops. Runs weigh in by their rate, at a spread of a factor of 1.6 (2024: 4),
-and pairs by their ratio, at 12 % (2024: 20 %): the ratio is what is asked.
+`data/tuning/whatif_shares.csv`, which notebook 08 reads, and stops. Runs weigh in by their rate,
+at a spread of a factor of 1.6 (2024: 4), and pairs by their ratio, at 12 % (2024: 20 %): the ratio
+is what is asked.
 """
 
 from __future__ import annotations

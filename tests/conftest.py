@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config, items):
     """Tests on other people's recordings run only where those are."""
     if SHARED.is_dir():
         return
-    absent = [item for item in items if item.get_closest_marker("shared")]
-    if absent:
-        config.hook.pytest_deselected(items=absent)
-        items[:] = [item for item in items if item not in absent]
+    missed = [item for item in items if item.get_closest_marker("shared")]
+    if missed:
+        config.hook.pytest_deselected(items=missed)
+        items[:] = [item for item in items if item not in missed]

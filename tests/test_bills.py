@@ -19,7 +19,7 @@ ADDED = ("allocation_usd", "idle_usd")
 def test_the_parts_add_up_to_the_whole(request, name, by):
     told = cost_by(request.getfixturevalue(name), by=by, terms=PRICE)
     for figure in ADDED:
-        parts = [part[figure]["mid"] for part in told["parts"].values()]
+        parts = [time_range[figure]["mid"] for time_range in told["parts"].values()]
         if None not in parts:
             assert sum(parts) == pytest.approx(told["whole"][figure]["mid"], rel=1e-12)
 
@@ -55,7 +55,7 @@ def test_a_label_that_no_counter_has_is_an_error(two_replicas):
     ],
 )
 def test_counters_without_the_label_are_named(two_replicas, by, without):
-    assert unlabelled(two_replicas, by=by, part=two_replicas.extent) == without
+    assert unlabelled(two_replicas, by=by, time_range=two_replicas.extent) == without
 
 
 def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_replicas, tmp_path):
@@ -68,7 +68,7 @@ def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_r
         "r1,2,3,,\n"
     )
     told = cost_by(two_replicas, by="instance", terms=assumed(fleet=load_fleet(mapping)))
-    paid = {name: part["allocation_usd"]["mid"] for name, part in told["parts"].items()}
+    paid = {name: time_range["allocation_usd"]["mid"] for name, time_range in told["parts"].items()}
     before = (datetime(2026, 11, 24, 6, 1, tzinfo=UTC) - two_replicas.extent.start).total_seconds()
     assert paid["r1"] == pytest.approx(320 / 3600 * 2 * 3, rel=1e-3)
     assert paid["r0"] == pytest.approx((before * 2 + (320 - before) * 4) / 3600, rel=1e-3)

@@ -90,8 +90,8 @@ def test_the_clients_quantiles_lie_within_the_bounds(sweep, log, start, end, nam
         inside = inside.filter(pl.col("status") == "ok")
         inside = inside.select(pl.col("e2e_s").repeat_by("n").explode(empty_as_null=False))
     values = inside.get_column(f"{name}_s").drop_nulls().to_list()
-    part = sweep.clamp(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC))
-    increases = latency.histogram_increases(sweep, latency.HISTOGRAMS, part=part)
+    time_range = sweep.clamp(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC))
+    increases = latency.histogram_increases(sweep, latency.HISTOGRAMS, time_range=time_range)
     figures = getattr(latency.latency(increases), f"{name}_seconds")
     for quantile, q in latency.QUANTILES.items():
         bounds, truth = getattr(figures, quantile), nearest_rank(values, q)

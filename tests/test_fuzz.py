@@ -60,11 +60,11 @@ def complaint(function, *args):
 
 def assert_finite(value):
     if isinstance(value, dict):
-        for part in value.values():
-            assert_finite(part)
+        for time_range in value.values():
+            assert_finite(time_range)
     elif isinstance(value, list):
-        for part in value:
-            assert_finite(part)
+        for time_range in value:
+            assert_finite(time_range)
     elif isinstance(value, float):
         assert math.isfinite(value)
 

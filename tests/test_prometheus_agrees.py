@@ -54,8 +54,8 @@ def part_of(capture, examples, start, told):
 
 @pytest.mark.parametrize(("capture", "start", "told"), spans())
 def test_every_counter_to_the_last_digit(examples, capture, start, told):
-    window, part = part_of(capture, examples, start, told)
-    increases = traffic.counter_increases(window, list(COUNTERS.values()), part=part)
+    window, time_range = part_of(capture, examples, start, told)
+    increases = traffic.counter_increases(window, list(COUNTERS.values()), time_range=time_range)
     ours = {}
     for row in increases.iter_rows(named=True):
         reason = json.loads(row["labels"]).get("finished_reason", "")
@@ -63,7 +63,7 @@ def test_every_counter_to_the_last_digit(examples, capture, start, told):
     theirs = {}
     for name, metric in COUNTERS.items():
         for key, figures in told["counters"][name].items():
-            labels = [part for part in key.split(",") if part != "_"]
+            labels = [time_range for time_range in key.split(",") if time_range != "_"]
             instance = labels.pop() if labels and labels[-1] in ("r0", "r1") else "vllm"
             theirs[metric, labels[0] if labels else "", instance] = figures["anchored"]
     assert ours == theirs
@@ -71,8 +71,10 @@ def test_every_counter_to_the_last_digit(examples, capture, start, told):
 
 @pytest.mark.parametrize(("capture", "start", "told"), spans())
 def test_every_quantile_to_a_millionth(examples, capture, start, told):
-    window, part = part_of(capture, examples, start, told)
-    increases = latency.histogram_increases(window, list(HISTOGRAMS.values()), part=part)
+    window, time_range = part_of(capture, examples, start, told)
+    increases = latency.histogram_increases(
+        window, list(HISTOGRAMS.values()), time_range=time_range
+    )
     for name, metric in HISTOGRAMS.items():
         for instance, figures in told["quantiles"][name]["anchored"].items():
             own = [i for i in increases if i.metric == metric and instance in ("_", i.instance)]

@@ -44,7 +44,7 @@ from vllm_capacity.verdicts.cost.claim import Bound, FullUse, published_bound, u
 from vllm_capacity.verdicts.cost.idle import Savings, savings
 from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
 from vllm_capacity.verdicts.quality.finding import Finding
-from vllm_capacity.verdicts.quality.report import ledger
+from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.saturation.advice import advice
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.slo import Oversaturation, is_oversaturating, slo_throughput
@@ -91,8 +91,8 @@ class Analysis:
     @cached_property
     def engines(self) -> pl.DataFrame:
         """The engines with their billed hours: one row per engine (figures/scrapes.py)."""
-        found = scrapes.engines(self.window, part=self.time_range, tries=self.attempts)
-        return scrapes.billed_hours(found, self.attempts, part=self.time_range)
+        found = scrapes.engines(self.window, time_range=self.time_range, attempts=self.attempts)
+        return scrapes.billed_hours(found, self.attempts, time_range=self.time_range)
 
     @property
     def instances(self) -> list[str]:
@@ -119,22 +119,26 @@ class Analysis:
     @cached_property
     def steps(self) -> pl.DataFrame:
         """One row per engine and step of 10 to 60 s: what saturation is judged by."""
-        return steps.engine_steps(self.window, part=self.time_range, tries=self.attempts)
+        return steps.engine_steps(self.window, time_range=self.time_range, attempts=self.attempts)
 
     @cached_property
     def counters(self) -> pl.DataFrame:
         """The exact increase of every counter series over the time range (figures/traffic.py)."""
-        return traffic.counter_increases(self.window, traffic.COUNTERS, part=self.time_range)
+        return traffic.counter_increases(self.window, traffic.COUNTERS, time_range=self.time_range)
 
     @cached_property
     def histograms(self) -> list[latency.Increase]:
         """The exact increase of every latency histogram over the time range."""
-        return latency.histogram_increases(self.window, latency.HISTOGRAMS, part=self.time_range)
+        return latency.histogram_increases(
+            self.window, latency.HISTOGRAMS, time_range=self.time_range
+        )
 
     @cached_property
     def series(self) -> pl.DataFrame:
         """The time range as charts draw it, all engines together: at most 150 rows, in order."""
-        return per_step(self.window, part=self.time_range, step_seconds=self.readable_step_seconds)
+        return per_step(
+            self.window, time_range=self.time_range, step_seconds=self.readable_step_seconds
+        )
 
     @property
     def readable_step_seconds(self) -> float:
@@ -148,7 +152,7 @@ class Analysis:
             self.window,
             self.engines,
             self.attempts,
-            part=self.time_range,
+            time_range=self.time_range,
             pricing=self.assumptions.pricing,
         )
 
@@ -160,7 +164,7 @@ class Analysis:
             self.window,
             self.engines,
             self.attempts,
-            part=self.time_range,
+            time_range=self.time_range,
             pricing=self.assumptions.pricing,
             capacity=each,
         )
@@ -177,9 +181,9 @@ class Analysis:
         """Points and curve of the engine nearest to its limit; None without an engine."""
         points = steps.engine_steps(
             self.window,
-            part=self.time_range,
+            time_range=self.time_range,
             step_seconds=self.readable_step_seconds,
-            tries=self.attempts,
+            attempts=self.attempts,
         )
         return load_curve(self.fits, self.steps, points, self.counters)
 
@@ -202,7 +206,7 @@ class Analysis:
     @cached_property
     def scrape_counts(self) -> list[scrapes.ScrapeCount]:
         """How often each target was scraped, and answered."""
-        return scrapes.scrape_counts(self.attempts, part=self.time_range)
+        return scrapes.scrape_counts(self.attempts, time_range=self.time_range)
 
     @property
     def all_scrapes(self) -> scrapes.ScrapeCount:
@@ -213,31 +217,31 @@ class Analysis:
             sum(each.attempts for each in found),
             sum(each.good for each in found),
             sum(each.missed for each in found),
-            min((each.usual_seconds for each in found), default=0.0),
+            min((each.median_seconds for each in found), default=0.0),
         )
 
     @cached_property
     def interruptions(self) -> list[scrapes.Interruption]:
         """Gaps and restarts, by target and time."""
-        return scrapes.interruptions(self.attempts, self.restarts, part=self.time_range)
+        return scrapes.interruptions(self.attempts, self.restarts, time_range=self.time_range)
 
     @cached_property
     def restarts(self) -> list[scrapes.Restart]:
         """Where a process ended and another began under its address."""
-        return scrapes.restarts(self.window, part=self.time_range)
+        return scrapes.restarts(self.window, time_range=self.time_range)
 
     @cached_property
     def outages(self) -> list[scrapes.Outage]:
         """The targets that answered, and then not once more."""
-        return scrapes.outages(self.window, part=self.time_range, tries=self.attempts)
+        return scrapes.outages(self.window, time_range=self.time_range, attempts=self.attempts)
 
     @cached_property
     def losses(self) -> losses.Losses:
         """What servers may have counted that no scrape read."""
         return losses.losses(
             self.window,
-            part=self.time_range,
-            tries=self.attempts,
+            time_range=self.time_range,
+            attempts=self.attempts,
             restarts=self.restarts,
             outages=self.outages,
         )
@@ -248,7 +252,7 @@ class Analysis:
         return engine_parts(
             self.window,
             self.engines,
-            part=self.time_range,
+            time_range=self.time_range,
             pricing=self.assumptions.pricing,
             capacities={fit.engine: fit.capacity for fit in self.fits},
         )
@@ -264,12 +268,12 @@ class Analysis:
         Allocation and idle dollars of the parts add up to the whole's. InputError where no counter
         has the label.
         """
-        parts = grouped(self.window, self.bill_parts, by=group, part=self.time_range)
+        parts = grouped(self.window, self.bill_parts, by=group, time_range=self.time_range)
         return bill(parts)
 
     def unlabelled(self, group: str) -> list[str]:
         """The counters of the bill that the servers have, but without that label."""
-        return unlabelled(self.window, by=group, part=self.time_range)
+        return unlabelled(self.window, by=group, time_range=self.time_range)
 
     @property
     def rates(self) -> list[tuple[float, Estimate]]:
@@ -282,13 +286,18 @@ class Analysis:
             price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
             return [(pricing.gpus_per_engine, price)]
         parts = self.bill_parts.values()
-        return [(part.usage.gpus_per_engine, part.usd_per_gpu_hour) for part in parts]
+        return [
+            (time_range.usage.gpus_per_engine, time_range.usd_per_gpu_hour) for time_range in parts
+        ]
 
     def bill_at(self, usd_per_gpu_hour: Estimate) -> Bill:
         """The bill of the same use at one other price, for all engines."""
         parts = self.bill_parts.items()
         return bill(
-            {name: replace(part, usd_per_gpu_hour=usd_per_gpu_hour) for name, part in parts}
+            {
+                name: replace(time_range, usd_per_gpu_hour=usd_per_gpu_hour)
+                for name, time_range in parts
+            }
         )
 
     def break_even(
@@ -318,7 +327,9 @@ class Analysis:
     def demand_ahead(self) -> DemandAhead:
         """Requests per hour over the day after the time range, or why there is no forecast."""
         requests = [traffic.REQUESTS]
-        return demand_ahead(traffic.scrape_increases(self.window, requests, part=self.time_range))
+        return demand_ahead(
+            traffic.scrape_increases(self.window, requests, time_range=self.time_range)
+        )
 
     @cached_property
     def published_bound(self) -> Bound | None:
@@ -361,12 +372,12 @@ class Analysis:
     @cached_property
     def gauges(self) -> gauges.Gauges:
         """Running and waiting requests and KV-cache usage over the time range."""
-        return gauges.gauges(self.window, self.attempts, part=self.time_range)
+        return gauges.gauges(self.window, self.attempts, time_range=self.time_range)
 
     @cached_property
     def phases(self) -> dict[str, phases.Phase]:
         """Where the time of a finished request went: queue, prefill, decode, by these names."""
-        found = phases.phases(self.window, part=self.time_range)
+        found = phases.phases(self.window, time_range=self.time_range)
         return {each.name: each for each in found}
 
     @property
@@ -422,15 +433,17 @@ class Analysis:
         """What is wrong with the telemetry, and how much it can move which figure."""
         facts = evidence.gather(
             self.window,
-            part=self.time_range,
-            tries=self.attempts,
+            time_range=self.time_range,
+            attempts=self.attempts,
             restarts=self.restarts,
             outages=self.outages,
             losses=self.losses,
             points=self.steps,
             fleet=self.engines,
         )
-        return tuple(ledger(facts, gauges=self.gauges, latency=self.latency, fits=self.fits))
+        return tuple(
+            quality_report(facts, gauges=self.gauges, latency=self.latency, fits=self.fits)
+        )
 
     @cached_property
     def answer(self) -> Answer:
@@ -454,7 +467,7 @@ class Analysis:
             kv_cache_ratio=self.gauges.kv_cache_ratio,
             preemptions=_count(traffic.total(self.counters, traffic.PREEMPTIONS)),
             prefix_cache_hit_ratio=hit_ratio,
-            failures=failures(self.window, part=self.time_range),
+            failures=failures(self.window, time_range=self.time_range),
             saturation=self.saturation,
             cost=self.cost,
             advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio),

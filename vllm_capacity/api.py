@@ -271,8 +271,8 @@ def pull(
     from vllm_capacity.live.pull import Order, pull_window
 
     now = datetime.now(UTC)
-    part = _asked(start, end, last, now)
-    pull_window(Order(origin, stream, part, full), Path(to), environment=os.environ, now=now)
+    time_range = _asked(start, end, last, now)
+    pull_window(Order(origin, stream, time_range, full), Path(to), environment=os.environ, now=now)
     return open(to)
 
 
@@ -299,7 +299,7 @@ def what_if(
     from vllm_capacity.facts.llms import find_llm, weight_dtype
     from vllm_capacity.facts.prices import usual_forms
     from vllm_capacity.facts.throughput import measurements
-    from vllm_capacity.verdicts.hardware.what_if import what_if as asked
+    from vllm_capacity.verdicts.hardware.what_if import what_if as wanted
 
     llm = find_llm(model)
     measured = llm.weights_dtype if dtype is None else weight_dtype(dtype)
@@ -316,7 +316,7 @@ def what_if(
         load=Load(clients=clients, requests_per_second=requests_per_second),
     )
     prefer = {find_gpu(gpu).rows[0].gpu: usual_forms(gpu) for gpu in (from_gpu, to_gpu)}
-    return asked(question, published=measurements(), prefer=prefer)
+    return wanted(question, published=measurements(), prefer=prefer)
 
 
 def fit(loads: pl.DataFrame | str | Path) -> Saturation:
@@ -397,8 +397,8 @@ def _asked(
     return TimeRange(first, until)
 
 
-def _span(part: TimeRange) -> str:
-    first, until = part.start, part.end
+def _span(time_range: TimeRange) -> str:
+    first, until = time_range.start, time_range.end
     if first.date() == until.date():
         return f"{first:%-d %b %Y %H:%M}–{until:%H:%M} UTC"
     return f"{first:%-d %b %Y %H:%M} to {until:%-d %b %Y %H:%M} UTC"

@@ -50,7 +50,7 @@ SLO_OPTIONS: Mapping[str, str] = {one.name: one.metadata["option"] for one in fi
 
 @dataclass(frozen=True)
 class Pricing:
-    """What a GPU-hour costs, and how many GPUs an engine has.
+    """What a GPU-hour costs, and how many GPUs per engine has.
 
     `rules` (of a mapping file) take the place of one price and one GPU count for all. Without a
     price and rules every money figure is unknown. `note` says whose price it is; `row` is its row

@@ -16,7 +16,7 @@ import polars as pl
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.facts.fleet import engine_rate
+from vllm_capacity.facts.fleet import rate_in_force
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
@@ -39,7 +39,7 @@ def priced(row: Mapping[str, object], usage: Usage, capacity: Estimate, pricing:
     if pricing.rules:
         start, end = row["billed_start"], row["billed_end"]
         billed = TimeRange(start, max(end, start + timedelta(microseconds=1)))  # type: ignore[arg-type, operator, call-overload]
-        rate = engine_rate(pricing.rules, str(row["instance"]), billed)
+        rate = rate_in_force(pricing.rules, str(row["instance"]), billed)
         price, gpus = rate.usd_per_gpu_hour, rate.gpus_per_engine
     return Part(replace(usage, gpus_per_engine=gpus), price, capacity)
 
@@ -53,7 +53,7 @@ def engine_parts(
     window: Window,
     fleet: pl.DataFrame,
     *,
-    part: TimeRange,
+    time_range: TimeRange,
     pricing: Pricing,
     capacities: Mapping[str, Estimate],
 ) -> dict[str, Part]:
@@ -62,8 +62,8 @@ def engine_parts(
     An engine's capacity and its rate count for the share of the part in which it was there
     (`presence`): so they add up over engines that replaced each other.
     """
-    increases = traffic.counter_increases(window, COUNTERS, part=part)
-    busy = _busy_seconds(window, part)
+    increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
+    busy = _busy_seconds(window, time_range)
     unknown = Estimate.unknown("the capacity of this engine was not judged")
     there = presence(fleet)
     parts = {}
@@ -115,15 +115,17 @@ def _usage(increases: pl.DataFrame, hours: float, busy: tuple[float | None, floa
 
 
 def _busy_seconds(
-    window: Window, part: TimeRange
+    window: Window, time_range: TimeRange
 ) -> dict[tuple[str, str | None], tuple[float | None, float | None]]:
     """Prefill and decode seconds of each engine, summed over requests; None where unsound."""
-    increases = latency.histogram_increases(window, [latency.PREFILL, latency.DECODE], part=part)
+    increases = latency.histogram_increases(
+        window, [latency.PREFILL, latency.DECODE], time_range=time_range
+    )
     engines = {(i.instance, i.engine) for i in increases}
     return {
         engine: (
-            _seconds(increases, engine, latency.PREFILL, part),
-            _seconds(increases, engine, latency.DECODE, part),
+            _seconds(increases, engine, latency.PREFILL, time_range),
+            _seconds(increases, engine, latency.DECODE, time_range),
         )
         for engine in engines
     }
@@ -133,14 +135,14 @@ def _seconds(
     increases: Sequence[latency.Increase],
     engine: tuple[str, str | None],
     metric: str,
-    part: TimeRange,
+    time_range: TimeRange,
 ) -> float | None:
     own = [i for i in increases if (i.instance, i.engine) == engine and i.metric == metric]
-    return latency.sound_total(own, part) if own else None
+    return latency.sound_total(own, time_range) if own else None
 
 
 def grouped(
-    window: Window, parts: Mapping[str, Part], *, by: str, part: TimeRange
+    window: Window, parts: Mapping[str, Part], *, by: str, time_range: TimeRange
 ) -> dict[str, Part]:
     """The parts of the bill by `engine`, `instance`, `model`, or any label of vLLM's counters.
 
@@ -149,7 +151,7 @@ def grouped(
     """
     if by == "engine":
         return dict(parts)
-    labelled = _labelled(window, by, part).drop_nulls("by")
+    labelled = _labelled(window, by, time_range).drop_nulls("by")
     if labelled.is_empty():
         raise InputError(
             f"Cannot group by {by!r}: no counter has that label. Try engine, instance, model, or "
@@ -162,17 +164,17 @@ def grouped(
     return {key: _one(shares) for key, shares in sorted(groups.items())}
 
 
-def unlabelled(window: Window, *, by: str, part: TimeRange) -> list[str]:
+def unlabelled(window: Window, *, by: str, time_range: TimeRange) -> list[str]:
     """The counters of the bill that the server has, but without the label: none can be shared."""
     if by == "engine":
         return []
-    each = _labelled(window, by, part).group_by("metric").agg(pl.col("by").is_null().all())
+    each = _labelled(window, by, time_range).group_by("metric").agg(pl.col("by").is_null().all())
     return sorted(each.filter("by").get_column("metric"))
 
 
-def _labelled(window: Window, by: str, part: TimeRange) -> pl.DataFrame:
+def _labelled(window: Window, by: str, time_range: TimeRange) -> pl.DataFrame:
     """The increases of the bill's counters, their value of the label in `by`, null without it."""
-    increases = traffic.counter_increases(window, COUNTERS, part=part)
+    increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
     if by in ("model", "instance"):
         values = increases.get_column("model_name" if by == "model" else "instance").to_list()
     else:

@@ -39,7 +39,7 @@ def costs_by_part(
     engines: pl.DataFrame,
     attempts: pl.DataFrame,
     *,
-    part: TimeRange,
+    time_range: TimeRange,
     pricing: Pricing,
 ) -> pl.DataFrame:
     """One row per hour of the time range (or a round length that gives 48 rows at most), in order.
@@ -48,9 +48,10 @@ def costs_by_part(
     and is_stub: a last part shorter than half of the longest, whose cost per request a handful of
     requests decides.
     """
-    increases = traffic.scrape_increases(window, [traffic.REQUESTS], part=part)
+    increases = traffic.scrape_increases(window, [traffic.REQUESTS], time_range=time_range)
     rows = [
-        _part_row(cut, engines, attempts, _within(increases, cut), pricing) for cut in _cuts(part)
+        _part_row(cut, engines, attempts, _within(increases, cut), pricing)
+        for cut in _cuts(time_range)
     ]
     length = pl.col("end") - pl.col("start")
     return pl.DataFrame(rows, schema=_PART_SCHEMA, orient="row").with_columns(
@@ -71,7 +72,7 @@ def _part_row(
         tried, on="instance", how="semi"
     )
     usages = {}
-    for row in scrapes.billed_hours(there, known, part=cut).iter_rows(named=True):
+    for row in scrapes.billed_hours(there, known, time_range=cut).iter_rows(named=True):
         own = increases.filter(
             (pl.col("instance") == row["instance"]) & pl.col("engine").eq_missing(row["engine"])
         )
@@ -89,12 +90,12 @@ def _within(increases: pl.DataFrame, cut: TimeRange) -> pl.DataFrame:
     return known.filter((pl.col("ts") >= cut.start) & (pl.col("ts") < cut.end))
 
 
-def _cuts(part: TimeRange) -> list[TimeRange]:
+def _cuts(time_range: TimeRange) -> list[TimeRange]:
     """The time range cut at even steps from its start; the last one perhaps shorter."""
-    step = timedelta(hours=_part_hours(part.hours))
-    count = max(1, -((part.start - part.end) // step))
-    starts = [part.start + step * i for i in range(count)]
-    return [TimeRange(start, min(start + step, part.end)) for start in starts]
+    step = timedelta(hours=_part_hours(time_range.hours))
+    count = max(1, -((time_range.start - time_range.end) // step))
+    starts = [time_range.start + step * i for i in range(count)]
+    return [TimeRange(start, min(start + step, time_range.end)) for start in starts]
 
 
 def _part_hours(hours: float) -> float:
@@ -110,7 +111,7 @@ def costs_by_hour(
     engines: pl.DataFrame,
     attempts: pl.DataFrame,
     *,
-    part: TimeRange,
+    time_range: TimeRange,
     pricing: Pricing,
     capacity: Estimate,
 ) -> pl.DataFrame:
@@ -121,10 +122,10 @@ def costs_by_hour(
     Null where an engine was not seen through the hour (figures/hours.py), or where there is no
     price or no capacity. Empty where the time range holds no whole hour.
     """
-    frame = engine_hours(window, engines, attempts, part=part)
+    frame = engine_hours(window, engines, attempts, time_range=time_range)
     by_hour = frame.partition_by("ts", as_dict=True)
     rows = []
-    for start in whole_hours(part, attempts):
+    for start in whole_hours(time_range, attempts):
         own = by_hour.get((start,))
         is_seen = own is not None and bool(own["is_seen"].all())
         found = _hour(own, pricing, capacity) if is_seen and own is not None else None

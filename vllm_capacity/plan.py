@@ -16,7 +16,7 @@ from vllm_capacity.answer import SCHEMA_VERSION, Answer, WindowExtent
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, Kind
-from vllm_capacity.facts.fleet import engine_rate
+from vllm_capacity.facts.fleet import rate_in_force
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import NO_PRICE, choose_price, usual_forms
@@ -26,7 +26,7 @@ from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.demand.forecast import DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.what_if import Busy
+from vllm_capacity.verdicts.hardware.what_if import GpuUtilization
 from vllm_capacity.verdicts.runway import Runway, runways
 from vllm_capacity.verdicts.saturation.regimes import KV
 from vllm_capacity.verdicts.saturation.slo import running_within
@@ -242,7 +242,7 @@ def _in_force(analysis: Analysis) -> Pricing:
     if not pricing.rules:
         return pricing
     moment = TimeRange(end - timedelta(microseconds=1), end)
-    rates = [engine_rate(pricing.rules, name, moment) for name in analysis.instances]
+    rates = [rate_in_force(pricing.rules, name, moment) for name in analysis.instances]
     prices = {rate.usd_per_gpu_hour for rate in rates}
     price = Estimate.unknown(
         f"the mapping file has {len(prices)} prices in force at the end of the window; a plan has "
@@ -394,7 +394,7 @@ def _compared(
     demand: Estimate,
     policy: Policy,
     own_price: Estimate | None = None,
-    busy: Busy | None = None,
+    busy: GpuUtilization | None = None,
 ) -> tuple[Option, ...]:
     """The GPUs of these names as options; `own_price` is that of the GPU that was measured."""
     spans = list({span.name: span for span in map(find_gpu, names)}.values())
@@ -434,8 +434,8 @@ def _no_comparison(case: _Planning, name: str | None) -> str:
     return ""
 
 
-def _busy(case: _Planning, here: GpuSpan) -> Busy | None:
-    """MFU and MBU at capacity, from vLLM's counters: work a token × tokens a second ÷ the sheet.
+def _busy(case: _Planning, here: GpuSpan) -> GpuUtilization | None:
+    """MFU and MBU at capacity, from vLLM's counters: work a token × tokens per second ÷ the sheet.
 
     None where the counters stand at 0 (the option is off) or the form factor is not known.
     """
@@ -446,7 +446,7 @@ def _busy(case: _Planning, here: GpuSpan) -> Busy | None:
         return None
     flops = traffic.total(increases, traffic.FLOPS) or 0.0
     moved = sum(traffic.total(increases, name) or 0.0 for name in _BYTES)
-    busy = Busy(
+    busy = GpuUtilization(
         flops / tokens * rate / (gpu.tensor_tflops * 1e12),
         moved / tokens * rate / gpu.bandwidth_bytes_per_second,
     )

@@ -50,6 +50,7 @@ class Record:
         name = self.renamed.get(key, key)
         if name not in _names(self):
             raise KeyError(key)
+        deprecated(f"{type(self).__name__}[{key!r}]", f"the attribute {name}")
         return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:

@@ -57,7 +57,7 @@ def iso(instant: datetime) -> str:
 
 
 def parse_instant(text: str) -> datetime:
-    """An aware UTC instant from ISO 8601; without an offset it is UTC. Fractions are honoured.
+    """An aware UTC instant from ISO 8601; without an offset it is UTC. Fractions are honored.
 
     InputError for what is no time, or lies outside 1900 to 2199.
     """

@@ -120,7 +120,7 @@ def answer(case, window):
             for labels, (edges, counts) in _histograms(case, window).items()
         }
     metric = metric_of(case)
-    increases = counter_increases(window, [metric], part=part_of(case))
+    increases = counter_increases(window, [metric], time_range=part_of(case))
     if case["fn"] == "increase":
         return dict(increases.select("labels", "increase").iter_rows())
     return {
@@ -131,17 +131,17 @@ def answer(case, window):
 
 def _resets(case, window):
     """How often each counter fell in the part: the runs that the store settled, counted."""
-    part = part_of(case)
+    time_range = part_of(case)
     runs = window.sql(
         "select labels, ts, run from samples join series using (series_id) "
         "where metric = $metric and ts < $end order by labels, ts",
         metric=metric_of(case),
-        end=part.end,
+        end=time_range.end,
     )
     found = {}
     for (labels,), series in runs.partition_by("labels", as_dict=True).items():
-        inside = series.filter(series["ts"] >= part.start)["run"].to_list()
-        before = series.filter(series["ts"] < part.start)["run"].to_list()
+        inside = series.filter(series["ts"] >= time_range.start)["run"].to_list()
+        before = series.filter(series["ts"] < time_range.start)["run"].to_list()
         anchor = before[-1:] if case["modifier"] == "anchored" else []
         if inside:
             found[str(labels)] = float(inside[-1] - [*anchor, *inside][0])
@@ -159,7 +159,7 @@ def _histograms(case, window):
         }
     by = (case["aggregate"] or {}).get("by")
     groups = defaultdict(list)
-    for increase in histogram_increases(window, [metric_of(case)], part=part_of(case)):
+    for increase in histogram_increases(window, [metric_of(case)], time_range=part_of(case)):
         labels = json.loads(increase.instance)
         kept = {name: labels[name] for name in by if name != "le"} if by else labels
         groups[json.dumps(kept, sort_keys=True)].append((increase.edges, increase.counts))

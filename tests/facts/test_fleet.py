@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.fleet import engine_rate, load_fleet
+from vllm_capacity.facts.fleet import load_fleet, rate_in_force
 from vllm_capacity.timerange import TimeRange
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -29,14 +29,14 @@ def written(folder, name, text):
 
 @pytest.mark.parametrize(("name", "text"), [("fleet.csv", CSV), ("fleet.yaml", YAML)])
 def test_a_price_change_within_the_window_is_a_mean_over_its_hours(tmp_path, name, text):
-    rate = engine_rate(load_fleet(written(tmp_path, name, text)), "a1:8000", DAY)
+    rate = rate_in_force(load_fleet(written(tmp_path, name, text)), "a1:8000", DAY)
     assert rate.gpus_per_engine == 2
     assert rate.usd_per_gpu_hour.mid * 24 == pytest.approx(6 * 1.5 + 18 * 2.5)
     assert "6 h at $1.5" in rate.usd_per_gpu_hour.sources
 
 
 def test_a_row_of_the_price_list_keeps_its_provenance(tmp_path):
-    rate = engine_rate(load_fleet(written(tmp_path, "fleet.csv", CSV)), "b7:8000", DAY)
+    rate = rate_in_force(load_fleet(written(tmp_path, "fleet.csv", CSV)), "b7:8000", DAY)
     assert rate.usd_per_gpu_hour.mid == 1.79
     assert "RunPod secure 2026-11-09" in rate.usd_per_gpu_hour.sources
 
@@ -47,14 +47,14 @@ def test_a_change_of_gpus_keeps_the_bill_exact(tmp_path):
         "x,1,2.0,,2026-11-01T12:00:00Z\n"
         "x,4,3.0,2026-11-01T12:00:00Z,\n"
     )
-    rate = engine_rate(load_fleet(written(tmp_path, "fleet.csv", text)), "x", DAY)
+    rate = rate_in_force(load_fleet(written(tmp_path, "fleet.csv", text)), "x", DAY)
     usd = 24 * rate.gpus_per_engine * rate.usd_per_gpu_hour.mid
     assert usd == pytest.approx(12 * 1 * 2.0 + 12 * 4 * 3.0)
 
 
 def test_uncovered_hours_are_named(tmp_path):
     text = "instance,usd_per_hour,from\na*:8000,1.5,2026-11-01T06:00:00Z\n"
-    rate = engine_rate(load_fleet(written(tmp_path, "fleet.csv", text)), "a1:8000", DAY)
+    rate = rate_in_force(load_fleet(written(tmp_path, "fleet.csv", text)), "a1:8000", DAY)
     assert "from 2026-11-01T00:00:00Z to 2026-11-01T06:00:00Z" in rate.usd_per_gpu_hour.reason
 
 

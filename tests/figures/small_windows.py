@@ -28,7 +28,7 @@ def at(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
-def part(start: float, end: float) -> TimeRange:
+def time_range(start: float, end: float) -> TimeRange:
     return TimeRange(at(start), at(end))
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.figures.small_windows import counter, gauge, histogram, part, small_window
+from tests.figures.small_windows import counter, gauge, histogram, small_window, time_range
 from vllm_capacity.figures.failures import failures
 from vllm_capacity.figures.gauges import RUNNING
 from vllm_capacity.figures.latency import TTFT
 from vllm_capacity.figures.traffic import HTTP_REQUESTS, REJECTIONS, REQUESTS
 
-ALL = part(0, 100)
+ALL = time_range(0, 100)
 CHAT = "/v1/chat/completions"
 
 
@@ -25,7 +25,7 @@ def first_tokens(count):
 
 
 def mid_of(tmp_path, name, *lines):
-    return getattr(failures(small_window(tmp_path, *lines), part=ALL), name).mid
+    return getattr(failures(small_window(tmp_path, *lines), time_range=ALL), name).mid
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_failures_that_are_counted(tmp_path, name, lines, expected):
 )
 def test_streams_that_clients_left(tmp_path, running, first, ended, expected):
     lines = [gauge(RUNNING, running), first_tokens(first), finished(ended)]
-    found = failures(small_window(tmp_path, *lines), part=ALL).abandoned
+    found = failures(small_window(tmp_path, *lines), time_range=ALL).abandoned
     assert (found.low, found.mid, found.high) == expected
 
 

@@ -7,9 +7,9 @@ from tests.figures.small_windows import (
     at,
     attempts,
     gauge,
-    part,
     seconds_of,
     small_window,
+    time_range,
 )
 from vllm_capacity.figures.gauges import (
     RUNNING,
@@ -62,8 +62,8 @@ def over_time(frame):
         pytest.param([], {"a": [0]}, [], id="not observed"),
     ],
 )
-def test_sum_over_engines(rows, tries, expected):
-    assert over_time(summed(samples(*rows), attempts(**tries), RUNNING)) == expected
+def test_sum_over_engines(rows, attempts, expected):
+    assert over_time(summed(samples(*rows), attempts(**attempts), RUNNING)) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_a_longer_interval_does_not_bend_the_mean(tmp_path):
     """1 running for 100 s, scraped every 10 s; then 3 for 200 s, scraped every 20 s."""
     times = [*range(0, 100, 10), *range(100, 320, 20)]
     window = small_window(tmp_path, gauge(RUNNING, {s: 1 if s < 100 else 3 for s in times}))
-    found = gauges(window, attempts(a=times), part=part(0, 400)).running
+    found = gauges(window, attempts(a=times), time_range=time_range(0, 400)).running
     last = (10 + 20) / 2  # the last value holds for the median interval
     assert found == Gauge(pytest.approx((100 + 3 * (200 + last)) / (300 + last)), 3)
 
 
 def test_a_part_has_the_samples_from_its_start_to_before_its_end(tmp_path):
     window = small_window(tmp_path, gauge(RUNNING, {0: 1, 10: 2, 20: 3}), gauge(WAITING, {10: 9}))
-    found = gauge_samples(window, [RUNNING], part=part(10, 20))
+    found = gauge_samples(window, [RUNNING], time_range=time_range(10, 20))
     assert over_time(found) == [(10, 2)]
 
 
 def test_what_no_engine_tells_is_unknown(tmp_path):
     window = small_window(tmp_path, gauge(RUNNING, {0: 1, 10: 1}))
-    found = gauges(window, attempts(a=[0, 10]), part=part(0, 20))
+    found = gauges(window, attempts(a=[0, 10]), time_range=time_range(0, 20))
     assert (found.waiting, found.kv_cache_ratio) == (Gauge(None, None),) * 2

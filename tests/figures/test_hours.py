@@ -20,10 +20,10 @@ def window(tmp_path_factory):
     return long_window(tmp_path_factory.mktemp("w") / "w", days=1, gap=(at(9.5), at(10.25)))
 
 
-def rows(window, part):
-    tries = scrapes.attempts(window, end=part.end)
-    fleet = scrapes.engines(window, part=part, tries=tries)
-    return engine_hours(window, fleet, tries, part=part)
+def rows(window, time_range):
+    attempts = scrapes.attempts(window, end=time_range.end)
+    fleet = scrapes.engines(window, time_range=time_range, attempts=attempts)
+    return engine_hours(window, fleet, attempts, time_range=time_range)
 
 
 @pytest.mark.parametrize(
@@ -37,20 +37,26 @@ def rows(window, part):
     ],
 )
 def test_whole_hours(start, end, expected):
-    part = TimeRange(at(start), at(end))
-    tries = pl.DataFrame({"ts": [part.start, part.end]})
-    assert whole_hours(part, tries) == [at(hour) for hour in expected]
+    time_range = TimeRange(at(start), at(end))
+    attempts = pl.DataFrame({"ts": [time_range.start, time_range.end]})
+    assert whole_hours(time_range, attempts) == [at(hour) for hour in expected]
 
 
 def test_a_year_in_which_nobody_asked_is_no_list_of_hours():
-    part = TimeRange(at(0), at(0) + timedelta(days=365))
-    found = whole_hours(part, pl.DataFrame({"ts": [part.start, part.end]}))
-    assert (found[0], found[-1], len(found)) == (at(0), part.end - timedelta(hours=1), 14 * 24)
+    time_range = TimeRange(at(0), at(0) + timedelta(days=365))
+    found = whole_hours(time_range, pl.DataFrame({"ts": [time_range.start, time_range.end]}))
+    assert (found[0], found[-1], len(found)) == (
+        at(0),
+        time_range.end - timedelta(hours=1),
+        14 * 24,
+    )
 
 
 def test_a_weekend_in_which_nobody_asked_keeps_its_hours():
-    part = TimeRange(at(0), at(62))
-    assert len(whole_hours(part, pl.DataFrame({"ts": [part.start, part.end]}))) == 62
+    time_range = TimeRange(at(0), at(62))
+    assert (
+        len(whole_hours(time_range, pl.DataFrame({"ts": [time_range.start, time_range.end]}))) == 62
+    )
 
 
 def test_hour_counts_what_came_in_it(window):
@@ -79,5 +85,5 @@ def test_hours_of_a_gap_are_billed_all_the_same(window):
 
 
 def test_part_without_a_whole_hour_has_no_row(window):
-    part = TimeRange(at(1.1), at(1.9))
-    assert rows(window, part).is_empty()
+    time_range = TimeRange(at(1.1), at(1.9))
+    assert rows(window, time_range).is_empty()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.figures.small_windows import histogram, part, small_window
+from tests.figures.small_windows import histogram, small_window, time_range
 from vllm_capacity.figures.latency import (
     E2E,
     TTFT,
@@ -38,12 +38,12 @@ def window(tmp_path_factory):
     ],
 )
 def test_increase_of_a_part(window, start, end, counts, total):
-    [found] = histogram_increases(window, [TTFT], part=part(start, end))
+    [found] = histogram_increases(window, [TTFT], time_range=time_range(start, end))
     assert (found.counts, found.total) == (counts, total)
 
 
 def test_increase_of_each_step(window):
-    found = histogram_increases(window, [TTFT], part=part(0, 40), step_seconds=20)
+    found = histogram_increases(window, [TTFT], time_range=time_range(0, 40), step_seconds=20)
     assert [(i.step, i.counts) for i in found] == [(0, (1, 1)), (1, (2, 2))]
 
 
@@ -106,7 +106,7 @@ def test_mean_of_a_sum_that_can_be_right(counts, total, expected):
     ],
 )
 def test_total_that_can_be_right(increases, expected):
-    assert sound_total(increases, part(0, 10)) == expected
+    assert sound_total(increases, time_range(0, 10)) == expected
 
 
 def test_the_overflow_bucket_bounds_a_quantile_on_one_side_only():
@@ -115,6 +115,6 @@ def test_the_overflow_bucket_bounds_a_quantile_on_one_side_only():
 
 
 def test_a_latency_that_was_not_observed_is_unknown(window):
-    found = latency(histogram_increases(window, [TTFT, E2E], part=part(0, 40)))
+    found = latency(histogram_increases(window, [TTFT, E2E], time_range=time_range(0, 40)))
     assert found.ttft.p50.value is not None
     assert found.e2e.p50 == Quantile()

@@ -23,20 +23,20 @@ def window_of(tmp_path, addresses, grids, **settings):
     return open_window(write_window(tmp_path / "w", scraped(addresses, grids, **settings), {}))
 
 
-def lost_of(window, part=None):
-    part = part or window.extent
-    tries = scrapes.attempts(window, end=part.end)
+def lost_of(window, time_range=None):
+    time_range = time_range or window.extent
+    attempts = scrapes.attempts(window, end=time_range.end)
     return losses.losses(
         window,
-        part=part,
-        tries=tries,
-        restarts=scrapes.restarts(window, part=part),
-        outages=scrapes.outages(window, part=part, tries=tries),
+        time_range=time_range,
+        attempts=attempts,
+        restarts=scrapes.restarts(window, time_range=time_range),
+        outages=scrapes.outages(window, time_range=time_range, attempts=attempts),
     )
 
 
 def counted(window):
-    rows = traffic.counter_increases(window, [REQUESTS], part=window.extent)
+    rows = traffic.counter_increases(window, [REQUESTS], time_range=window.extent)
     return traffic.total(rows, REQUESTS)
 
 
@@ -161,13 +161,13 @@ def dying(tmp_path, *, grids=None):
     return window_of(tmp_path, pods, grids or {"dies": times, "stays": times})
 
 
-def ledger(window, check, **part):
-    return [f for f in answer(window, **part)["quality"] if f["check"] == check]
+def quality_report(window, check, **time_range):
+    return [f for f in answer(window, **time_range)["quality"] if f["check"] == check]
 
 
 def test_a_server_that_stays_dead_has_a_bound_and_is_named(tmp_path):
     window = dying(tmp_path)
-    [outage], [stretch] = ledger(window, "outage"), lost_of(window).stretches
+    [outage], [stretch] = quality_report(window, "outage"), lost_of(window).stretches
     assert (outage["severity"], outage["count"]) == ("warning", 40)
     assert "dies did not answer any more" in outage["effect"]
     assert stretch.running > 0
@@ -176,7 +176,9 @@ def test_a_server_that_stays_dead_has_a_bound_and_is_named(tmp_path):
 
 
 def test_a_dead_server_is_not_still_scraped(tmp_path):
-    assert "still scraped" not in " ".join(f["effect"] for f in ledger(dying(tmp_path), "series"))
+    assert "still scraped" not in " ".join(
+        f["effect"] for f in quality_report(dying(tmp_path), "series")
+    )
 
 
 def test_a_pod_that_nobody_asks_any_more_is_bounded_by_its_next_scrape(tmp_path):
@@ -184,7 +186,7 @@ def test_a_pod_that_nobody_asks_any_more_is_bounded_by_its_next_scrape(tmp_path)
     window = dying(tmp_path, grids={"dies": [t for t in times if t < 600], "stays": times})
     [stretch] = lost_of(window).stretches
     assert (stretch.why, stretch.start, stretch.end) == ("outage", at(585), at(585 + 2.5 * 15))
-    [outage] = ledger(window, "outage")
+    [outage] = quality_report(window, "outage")
     assert outage["severity"] == "info"
 
 
@@ -215,5 +217,5 @@ def test_without_a_rate_the_ledger_says_that_the_bound_is_none(tmp_path):
     rng = np.random.default_rng(5)
     pods = {"a": [process(rng, -500, 10.0, 4.0)]}
     window = window_of(tmp_path, pods, {"a": [0.0, 15.0, 30.0, 45.0]})
-    [outage] = ledger(window, "outage")
+    [outage] = quality_report(window, "outage")
     assert "no rate at all, for none was seen: more may have been lost" in outage["effect"]

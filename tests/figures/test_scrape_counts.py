@@ -22,7 +22,7 @@ def at(seconds):
     return START + timedelta(seconds=seconds)
 
 
-def tries(good, failed=(), target="r0"):
+def attempts(good, failed=(), target="r0"):
     rows = [(target, at(s), True) for s in good] + [(target, at(s), False) for s in failed]
     schema = {"instance": pl.String, "ts": pl.Datetime("us", "UTC"), "is_good": pl.Boolean}
     return pl.DataFrame(rows, schema=schema, orient="row").sort("instance", "ts")
@@ -35,21 +35,21 @@ SILENT = [s for s in EVEN if s not in (40, 50, 60)]
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        pytest.param(tries(EVEN), [ScrapeCount("r0", 10, 10, 0, 10.0)], id="all answered"),
+        pytest.param(attempts(EVEN), [ScrapeCount("r0", 10, 10, 0, 10.0)], id="all answered"),
         pytest.param(
-            tries(SILENT), [ScrapeCount("r0", 7, 7, 3, 10.0)], id="nobody asked for a while"
+            attempts(SILENT), [ScrapeCount("r0", 7, 7, 3, 10.0)], id="nobody asked for a while"
         ),
         pytest.param(
-            tries(SILENT, failed=(40, 50, 60)),
+            attempts(SILENT, failed=(40, 50, 60)),
             [ScrapeCount("r0", 10, 7, 0, 10.0)],
             id="asked, and no answer",
         ),
-        pytest.param(tries([-20, -10]), [], id="only before the time range"),
-        pytest.param(tries([]), [], id="never"),
+        pytest.param(attempts([-20, -10]), [], id="only before the time range"),
+        pytest.param(attempts([]), [], id="never"),
     ],
 )
 def test_scrapes_are_counted_per_target(made, expected):
-    assert scrape_counts(made, part=PART) == expected
+    assert scrape_counts(made, time_range=PART) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,27 +70,27 @@ BETWEEN = Restart("r0", at(10), at(20), None)
 @pytest.mark.parametrize(
     ("made", "restarts", "expected"),
     [
-        pytest.param(tries(EVEN), [], [], id="none"),
+        pytest.param(attempts(EVEN), [], [], id="none"),
         pytest.param(
-            tries(SILENT),
+            attempts(SILENT),
             [],
             [Interruption("r0", at(30), at(70), 0, True, False, None)],
             id="nobody asked",
         ),
         pytest.param(
-            tries(SILENT, failed=(40, 50, 60)),
+            attempts(SILENT, failed=(40, 50, 60)),
             [WITHIN],
             [Interruption("r0", at(30), at(70), 3, True, True, at(65))],
             id="a restart behind failed scrapes",
         ),
         pytest.param(
-            tries(EVEN),
+            attempts(EVEN),
             [BETWEEN],
             [Interruption("r0", at(10), at(20), 0, False, True, None)],
             id="a restart between two scrapes",
         ),
         pytest.param(
-            tries(SILENT),
+            attempts(SILENT),
             [WITHIN, BETWEEN],
             [
                 Interruption("r0", at(10), at(20), 0, False, True, None),
@@ -101,4 +101,4 @@ BETWEEN = Restart("r0", at(10), at(20), None)
     ],
 )
 def test_interruptions_are_gaps_and_the_restarts_outside_them(made, restarts, expected):
-    assert interruptions(made, restarts, part=PART) == expected
+    assert interruptions(made, restarts, time_range=PART) == expected

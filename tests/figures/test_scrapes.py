@@ -10,9 +10,9 @@ from tests.figures.small_windows import (
     attempts,
     counter,
     gauge,
-    part,
     seconds_of,
     small_window,
+    time_range,
     up,
 )
 from vllm_capacity.figures import scrapes
@@ -36,13 +36,13 @@ def times(*seconds):
     ],
 )
 def test_usual_interval_around_each_step(steps, expected):
-    found = scrapes.usual_intervals(np.array(steps, dtype=float))
+    found = scrapes.median_intervals(np.array(steps, dtype=float))
     np.testing.assert_array_equal(found, expected)
 
 
 def test_ten_steps_either_side_are_looked_at():
     steps = np.array([1.0] * 15 + [9.0] * 15)
-    assert scrapes.usual_intervals(steps)[[13, 14, 15, 16]].tolist() == [1, 5, 5, 9]
+    assert scrapes.median_intervals(steps)[[13, 14, 15, 16]].tolist() == [1, 5, 5, 9]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_ten_steps_either_side_are_looked_at():
     ],
 )
 def test_attempts_that_an_even_grid_would_have_had(seconds, expected):
-    assert scrapes.absent(times(*seconds)) == expected
+    assert scrapes.missed(times(*seconds)) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_how_long_a_value_holds(seconds, expected):
     ],
 )
 def test_gaps(tries, whole, expected):
-    found = scrapes.gaps(attempts(a=tries), part=part(*whole))
+    found = scrapes.gaps(attempts(a=tries), time_range=time_range(*whole))
     assert [(seconds_of(g.start), seconds_of(g.end), g.interval_seconds) for g in found] == expected
 
 
 def test_gaps_are_each_targets_own():
     tries = attempts(a=[0, 10, 20, 50, 60], b=range(0, 70, 10))
-    assert [gap.instance for gap in scrapes.gaps(tries, part=part(0, 70))] == ["a"]
+    assert [gap.instance for gap in scrapes.gaps(tries, time_range=time_range(0, 70))] == ["a"]
 
 
 FLEET = pl.DataFrame(
@@ -109,7 +109,7 @@ FLEET = pl.DataFrame(
     ],
 )
 def test_billed_hours(tries, start, expected):
-    found = scrapes.billed_hours(FLEET, attempts(**tries), part=part(start, 4000))
+    found = scrapes.billed_hours(FLEET, attempts(**tries), time_range=time_range(start, 4000))
     assert found.get_column("hours").to_list() == expected
 
 
@@ -119,7 +119,7 @@ def test_engines_are_those_of_the_targets_tried_in_the_part(tmp_path):
         *(gauge("vllm:num_requests_running", {0: 1, 10: 1}, engine=e) for e in ("0", "1")),
         gauge("vllm:num_requests_running", {0: 1}, instance="b"),
     )
-    found = scrapes.engines(window, part=part(5, 20), tries=attempts(a=[0, 10], b=[0]))
+    found = scrapes.engines(window, time_range=time_range(5, 20), tries=attempts(a=[0, 10], b=[0]))
     assert found.rows() == [("a", "0", "m"), ("a", "1", "m")]
 
 
@@ -149,24 +149,24 @@ def served(tmp_path, values, tried, **others):
 def test_outages(tmp_path, tried, others, expected):
     values = {s: s for s in tried if s >= 0}
     window, tries = served(tmp_path, values, tried, **others)
-    found = scrapes.outages(window, part=part(0, 50), tries=tries)
+    found = scrapes.outages(window, time_range=time_range(0, 50), tries=tries)
     told = [(seconds_of(o.last_good), seconds_of(o.end), o.failed) for o in found]
     assert told == expected
-    assert {o.usual_seconds for o in found} <= {10}
+    assert {o.median_seconds for o in found} <= {10}
 
 
 def test_a_target_that_answers_after_the_part_had_only_a_gap(tmp_path):
     tried = [0, 10, 20, -30, -40, 60]
     window, tries = served(tmp_path, {0: 1, 10: 2, 20: 3, 60: 4}, tried)
     before = tries.filter(pl.col("ts") < at(50))
-    assert scrapes.outages(window, part=part(0, 50), tries=before) == []
+    assert scrapes.outages(window, time_range=time_range(0, 50), tries=before) == []
 
 
 def test_a_target_that_another_process_answers_for_after_the_part_had_an_outage(tmp_path):
     tried = [0, 10, 20, -30, -40, 60]
     window, tries = served(tmp_path, {0: 1, 10: 2, 20: 3, 60: 1}, tried)
     before = tries.filter(pl.col("ts") < at(50))
-    [outage] = scrapes.outages(window, part=part(0, 50), tries=before)
+    [outage] = scrapes.outages(window, time_range=time_range(0, 50), tries=before)
     assert seconds_of(outage.last_good) == 20
 
 
@@ -189,7 +189,10 @@ def test_restarts(tmp_path, began, expected):
 
 def test_a_restart_belongs_to_the_part_of_its_first_scrape_after(tmp_path):
     window = small_window(tmp_path, counter(GENERATION_TOKENS, {0: 5, 10: 9, 20: 2}))
-    found = [len(scrapes.restarts(window, part=part(*p))) for p in ((0, 20), (20, 30), (0, 30))]
+    found = [
+        len(scrapes.restarts(window, time_range=time_range(*p)))
+        for p in ((0, 20), (20, 30), (0, 30))
+    ]
     assert found == [0, 1, 1]
 
 

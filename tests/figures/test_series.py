@@ -6,9 +6,9 @@ from tests.figures.small_windows import (
     counter,
     gauge,
     histogram,
-    part,
     seconds_of,
     small_window,
+    time_range,
 )
 from vllm_capacity.figures.gauges import KV_CACHE, RUNNING, WAITING
 from vllm_capacity.figures.latency import TTFT
@@ -35,7 +35,7 @@ def steps(tmp_path_factory):
         histogram(TTFT, (1.0, 2.0), {0: ([0, 0, 0], 0.0), 10: ([2, 0, 0], 1.0)}),
         histogram(TTFT, (1.0, 2.0), {0: ([0, 0, 0], 0.0), 10: ([0, 2, 0], 3.0)}, instance="b"),
     )
-    return per_step(window, part=part(0, 60), step_seconds=20)
+    return per_step(window, time_range=time_range(0, 60), step_seconds=20)
 
 
 def test_one_row_per_step_from_its_start(steps):
@@ -80,6 +80,6 @@ def test_the_steps_of_a_gap_share_what_was_counted_across_it(tmp_path):
     """10 tokens/s all along, not scraped from 20 to 80 s."""
     times = [0, 10, 20, 80, 90, 100]
     window = small_window(tmp_path, counter(GENERATION_TOKENS, {s: 10 * s for s in times}))
-    found = per_step(window, part=part(0, 100), step_seconds=20)
+    found = per_step(window, time_range=time_range(0, 100), step_seconds=20)
     assert found.get_column("output_tokens_per_second").to_list() == [10] * 5
     assert found.get_column("is_gap").to_list() == [False, True, True, True, True]

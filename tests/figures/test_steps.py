@@ -9,16 +9,16 @@ from tests.figures.small_windows import (
     counter,
     gauge,
     histogram,
-    part,
     seconds_of,
     small_window,
+    time_range,
 )
 from vllm_capacity.figures.gauges import KV_CACHE, RUNNING, WAITING
 from vllm_capacity.figures.latency import ITL, TTFT
 from vllm_capacity.figures.scrapes import Gap, Restart
 from vllm_capacity.figures.steps import (
     Grid,
-    booked,
+    bin_increases,
     engine_steps,
     marks,
     natural_step_seconds,
@@ -43,7 +43,7 @@ def steps_of(grid, *seconds):
     ],
 )
 def test_step_of_an_instant(seconds, expected):
-    assert steps_of(Grid(part(0, 36), 10), seconds) == [expected]
+    assert steps_of(Grid(time_range(0, 36), 10), seconds) == [expected]
 
 
 def borders(grid):
@@ -61,17 +61,17 @@ def borders(grid):
     ],
 )
 def test_borders_of_steps(end, expected):
-    assert borders(Grid(part(0, end), 10)) == expected
+    assert borders(Grid(time_range(0, end), 10)) == expected
 
 
 def test_a_long_time_without_an_attempt_is_one_step():
-    grid = Grid.of_scrapes(part(0, 2000), 10, attempts(a=[5, 15, 1995]))
+    grid = Grid.of_scrapes(time_range(0, 2000), 10, attempts(a=[5, 15, 1995]))
     assert borders(grid) == [(0, 10), (10, 20), (20, 1990), (1990, 2000)]
     assert steps_of(grid, 5, 19, 20, 1000, 1989, 1990) == [0, 1, 2, 2, 2, 3]
 
 
 def test_a_shorter_one_keeps_its_steps():
-    grid = Grid.of_scrapes(part(0, 1220), 10, attempts(a=[5, 1215]))
+    grid = Grid.of_scrapes(time_range(0, 1220), 10, attempts(a=[5, 1215]))
     assert (grid.count, grid.holes) == (122, ())
 
 
@@ -130,13 +130,13 @@ def increases(*rows):
     ],
 )
 def test_booking(rows, gaps, expected):
-    found = booked(increases(*rows), Grid(part(0, 40), 10), gaps)
+    found = bin_increases(increases(*rows), Grid(time_range(0, 40), 10), gaps)
     assert found.select("step", "amount", "seconds").rows() == expected
 
 
 def test_steps_that_a_gap_or_a_restart_touches():
     found = marks(
-        Grid(part(0, 40), 10),
+        Grid(time_range(0, 40), 10),
         [Gap("a", at(5), at(15), 2)],
         [Restart("a", at(12), at(14), None), Restart("b", at(38), at(39), None)],
     )
@@ -162,7 +162,7 @@ def steps(tmp_path_factory):
         histogram(ITL, (1.0, 2.0), {s: ([*c, 0], t) for s, (c, t) in itl.items()}),
         histogram(TTFT, (1.0,), {0: ([0, 0], 0.0), 15: ([0, 3], 9.0)}),
     )
-    return engine_steps(window, part=part(0, 20), step_seconds=10)
+    return engine_steps(window, time_range=time_range(0, 20), step_seconds=10)
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,10 @@ def test_the_best_minute_lies_between_two_scrapes(tmp_path):
     """30 tokens/s for a minute, then nothing for one."""
     tokens = {s: 30.0 * min(s, 60) for s in range(0, 130, 10)}
     window = small_window(tmp_path, counter(GENERATION_TOKENS, tokens))
-    found = engine_steps(window, part=part(0, 130), step_seconds=60)
+    found = engine_steps(window, time_range=time_range(0, 130), step_seconds=60)
     assert found.get_column("best_minute_tokens_per_second").to_list() == [None, 30]
 
 
 def test_a_window_without_an_engine_has_no_steps(tmp_path):
     window = small_window(tmp_path, gauge("process_start_time_seconds", {0: 1}, engine=None))
-    assert engine_steps(window, part=part(0, 20)).is_empty()
+    assert engine_steps(window, time_range=time_range(0, 20)).is_empty()

@@ -15,6 +15,6 @@ def test_a_gap_that_ends_where_a_step_begins_leaves_it_without_a_rate(tmp_path):
     life = Life("gpu", SERVERS["cpu-small"], MIXES["tiny-fixed"], load, 0, -60.0)
     write(tmp_path / "w", [life], seconds=1200.0, scraping=Scraping(60.0, 0.0, 0.3, seed=2))
     window = open_window(tmp_path / "w")
-    rates = engine_steps(window, part=window.extent).select(pl.col("^.*_per_second$"))
+    rates = engine_steps(window, time_range=window.extent).select(pl.col("^.*_per_second$"))
     assert rates.select(pl.all().null_count().min()).item(0, 0) > 0
     assert not rates.select(pl.any_horizontal(pl.all().is_nan().any())).item()

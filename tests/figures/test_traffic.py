@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from tests.figures.small_windows import at, counter, part, small_window
+from tests.figures.small_windows import at, counter, small_window, time_range
 from vllm_capacity.figures import traffic
 from vllm_capacity.figures.traffic import (
     GENERATION_TOKENS,
@@ -53,13 +53,13 @@ def window(tmp_path_factory):
     ],
 )
 def test_increases_of_a_part(window, start, end, stop, abort):
-    increases = traffic.counter_increases(window, [REQUESTS], part=part(start, end))
+    increases = traffic.counter_increases(window, [REQUESTS], time_range=time_range(start, end))
     found = traffic.total_by_label(increases, REQUESTS, "finished_reason")
     assert found == {k: v for k, v in (("abort", abort), ("stop", stop)) if v is not None}
 
 
 def test_increases_from_scrape_to_scrape(window):
-    found = traffic.scrape_increases(window, [REQUESTS], part=part(5, 40))
+    found = traffic.scrape_increases(window, [REQUESTS], time_range=time_range(5, 40))
     stop = found.filter(pl.col("labels").str.contains("stop"))
     expected = [(at(0), at(10), 4.0), (at(10), at(20), 6.0), (at(20), at(30), 1.0)]
     assert stop.select("ts_before", "ts", "increase").rows() == expected

@@ -37,7 +37,7 @@ def test_a_thinned_pull_moves_two_percent_of_select_star(
 ) -> None:
     rows = repeated_rows(HOURS * 3600)
     ts = rows.samples.get_column("ts")
-    part = TimeRange(ts.min(), ts.max())
+    time_range = TimeRange(ts.min(), ts.max())
     folder = tmp_path_factory.mktemp("hours")
     with (
         real_parseable(folder) as server,
@@ -49,13 +49,13 @@ def test_a_thinned_pull_moves_two_percent_of_select_star(
         count = rows.samples.height + rows.histograms.height
         wait_for(lambda: _rows_in_files(server.store) == count, seconds=300)
         parseable = Parseable(client)
-        late = datetime.now(UTC) - part.start + timedelta(hours=1)
+        late = datetime.now(UTC) - time_range.start + timedelta(hours=1)
         moved = []
         for ask in (
             lambda: parseable.query(
-                f"select * from {STREAM}", TimeRange(part.start, part.end + late)
+                f"select * from {STREAM}", TimeRange(time_range.start, time_range.end + late)
             ),
-            lambda: pull(parseable, Request(STREAM, part, late=late)),
+            lambda: pull(parseable, Request(STREAM, time_range, late=late)),
         ):
             before = parseable.traffic.wire_bytes
             ask()

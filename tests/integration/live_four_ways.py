@@ -84,19 +84,24 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Window]:
             parseable.start()
             assert scraper.wait(timeout=seconds + 120) == 0
             ended = datetime.now(UTC)
-            part = TimeRange(began, ended)
+            time_range = TimeRange(began, ended)
             with httpx.Client(base_url=parseable.url, auth=ROOT, timeout=120) as client:
                 server = Parseable(client)
-                wait_for(lambda: _has_all(server, part), seconds=180)
+                wait_for(lambda: _has_all(server, time_range), seconds=180)
                 pull_server(
-                    server, Request(STREAM, part, is_thinned=False), folder / "whole", now=part.end
+                    server,
+                    Request(STREAM, time_range, is_thinned=False),
+                    folder / "whole",
+                    now=time_range.end,
                 )
-                pull_server(server, Request(STREAM, part), folder / "thinned", now=part.end)
+                pull_server(
+                    server, Request(STREAM, time_range), folder / "thinned", now=time_range.end
+                )
             whole = open_window(folder / "whole")
-            wait_for(lambda: _are_flushed(parseable.store, part, whole), seconds=240)
-            pull_files(str(parseable.store), STREAM, folder / "files", part)
+            wait_for(lambda: _are_flushed(parseable.store, time_range, whole), seconds=240)
+            pull_files(str(parseable.store), STREAM, folder / "files", time_range)
             with httpx.Client(base_url=prometheus, timeout=120) as client:
-                pull_prometheus(Prometheus(client), part, folder / "prometheus")
+                pull_prometheus(Prometheus(client), time_range, folder / "prometheus")
         finally:
             collector.stop()
             if scraper.poll() is None:
@@ -111,25 +116,25 @@ def _scraper(vllm: RecordedVllm, to: Path, seconds: float) -> subprocess.Popen[b
     return subprocess.Popen([*command, *options])
 
 
-def _has_all(server: Parseable, part: TimeRange) -> bool:
+def _has_all(server: Parseable, time_range: TimeRange) -> bool:
     """Whether what was sampled up to the end has arrived: the newest, and no more of the older."""
 
     def told() -> tuple[str, int]:
         sql = f"select max(time_unix_nano) as newest, count(1) as n from {STREAM}"
-        sql += f" where time_unix_nano < '{part.end:%Y-%m-%dT%H:%M:%S}'"
-        first = server.query(sql, TimeRange(part.start, datetime.now(UTC)))[0]
+        sql += f" where time_unix_nano < '{time_range.end:%Y-%m-%dT%H:%M:%S}'"
+        first = server.query(sql, TimeRange(time_range.start, datetime.now(UTC)))[0]
         return str(first["newest"]), int(first["n"])
 
     newest, count = told()
-    nearly = part.end - timedelta(seconds=2 * INTERVAL_SECONDS)
+    nearly = time_range.end - timedelta(seconds=2 * INTERVAL_SECONDS)
     if newest < f"{nearly:%Y-%m-%dT%H:%M:%S}":
         return False
     time.sleep(15)
     return told() == (newest, count)
 
 
-def _are_flushed(store: Path, part: TimeRange, whole: Window) -> bool:
-    rows = read_stream(open_store(str(store)), STREAM, part)
+def _are_flushed(store: Path, time_range: TimeRange, whole: Window) -> bool:
+    rows = read_stream(open_store(str(store)), STREAM, time_range)
     return rows.samples.height == whole.sql("select count(*) as n from samples").item()
 
 
@@ -153,10 +158,12 @@ def test_a_thinned_pull_gives_whole_minutes_the_same_figures(
     windows: dict[str, Window], minutes: TimeRange
 ) -> None:
     whole, thinned = (windows[name] for name in ("whole", "thinned"))
-    counters = [counter_increases(one, COUNTERS, part=minutes) for one in (whole, thinned)]
+    counters = [counter_increases(one, COUNTERS, time_range=minutes) for one in (whole, thinned)]
     assert counters[0].height > 5
     assert counters[1].equals(counters[0])
-    told = [histogram_increases(one, [TTFT, ITL, E2E], part=minutes) for one in (whole, thinned)]
+    told = [
+        histogram_increases(one, [TTFT, ITL, E2E], time_range=minutes) for one in (whole, thinned)
+    ]
     assert told[1] == told[0]
 
 
@@ -173,13 +180,13 @@ def test_two_scrapers_agree_within_one_intervals_increase(
 
 
 def _increase(window: Window, metric: str) -> float:
-    return total(counter_increases(window, [metric], part=window.extent), metric) or 0.0
+    return total(counter_increases(window, [metric], time_range=window.extent), metric) or 0.0
 
 
 def _largest_step(window: Window, metric: str) -> float:
     if window.grain == "minute":
         return 0.0
-    steps = scrape_increases(window, [metric], part=window.extent).get_column("increase")
+    steps = scrape_increases(window, [metric], time_range=window.extent).get_column("increase")
     return float(steps.max() or 0.0)
 
 
@@ -188,11 +195,15 @@ def test_nothing_is_lost_but_what_was_never_scraped(
 ) -> None:
     """Parseable's outage leaves no gap; the Collector's kill leaves one of seconds."""
     window = windows["whole"]
-    tries = window.sql("select ts from samples join series using (series_id) where metric = 'up'")
-    steps = tries.get_column("ts").unique().sort().diff().drop_nulls().dt.total_milliseconds() / 1e3
+    attempts = window.sql(
+        "select ts from samples join series using (series_id) where metric = 'up'"
+    )
+    steps = (
+        attempts.get_column("ts").unique().sort().diff().drop_nulls().dt.total_milliseconds() / 1e3
+    )
     record_property("Parseable was down, s", f"{OUTAGE_SECONDS:.0f}")
     record_property("longest time between two scrapes over it, s", f"{steps.max():.1f}")
     assert (steps > 3 * INTERVAL_SECONDS).sum() <= 1
     assert steps.max() < OUTAGE_SECONDS / 3
-    ledger = answer(window)["quality"]
-    assert "restart" in {finding["check"] for finding in ledger}
+    quality_report = answer(window)["quality"]
+    assert "restart" in {finding["check"] for finding in quality_report}

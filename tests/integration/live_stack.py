@@ -29,7 +29,7 @@ from vllm_capacity.live.provision import (
     provision_dashboard,
 )
 from vllm_capacity.live.stack import INGEST_SECRET, READER_SECRET, Management, Names, initialise
-from vllm_capacity.sources.asking import UNKEPT
+from vllm_capacity.sources.http import NO_KEEPALIVE
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_sql import resolve
 
@@ -54,7 +54,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("stack")
     with (
         real_parseable(folder) as parseable,
-        httpx.Client(base_url=parseable.url, auth=ROOT, timeout=60, limits=UNKEPT) as client,
+        httpx.Client(base_url=parseable.url, auth=ROOT, timeout=60, limits=NO_KEEPALIVE) as client,
     ):
         said = initialise(client, Names(), folder / "secrets", retention_days=30)
         yield Running(parseable, folder / "secrets", said)
@@ -97,7 +97,7 @@ def test_rules_wait_for_telemetry(running: Running) -> None:
 
 
 def _administrator(running: Running) -> httpx.Client:
-    return httpx.Client(base_url=running.parseable.url, auth=ROOT, timeout=60, limits=UNKEPT)
+    return httpx.Client(base_url=running.parseable.url, auth=ROOT, timeout=60, limits=NO_KEEPALIVE)
 
 
 def test_what_the_collector_scraped_is_there_and_the_doctor_is_content(
@@ -177,7 +177,7 @@ def _findings(running: Running, vllm: RecordedVllm, collector: Collector) -> lis
         seen = len(vllm.served)
         eventually(lambda: len(vllm.served) >= seen + 3, within=60, what="three scrapes")
 
-    with httpx.Client(timeout=60, limits=UNKEPT) as client:
+    with httpx.Client(timeout=60, limits=NO_KEEPALIVE) as client:
         evidence = gather(
             client,
             chain,

@@ -60,7 +60,8 @@ def test_the_server_and_its_files_give_the_same_answer(windows):
 def test_a_thinned_window_has_the_counters_of_the_whole(windows):
     metrics = [REQUESTS, GENERATION_TOKENS, PROMPT_TOKENS, PREEMPTIONS]
     whole, thinned = (
-        counter_increases(windows[name], metrics, part=MINUTES) for name in ("whole", "thinned")
+        counter_increases(windows[name], metrics, time_range=MINUTES)
+        for name in ("whole", "thinned")
     )
     assert whole.height > 20
     assert thinned.equals(whole)
@@ -70,7 +71,7 @@ def test_a_thinned_window_has_the_counters_of_the_whole(windows):
 def test_a_thinned_window_has_the_histograms_of_the_whole(windows, step_seconds):
     whole, thinned = (
         histogram_increases(
-            windows[name], [TTFT, ITL, E2E], part=MINUTES, step_seconds=step_seconds
+            windows[name], [TTFT, ITL, E2E], time_range=MINUTES, step_seconds=step_seconds
         )
         for name in ("whole", "thinned")
     )
@@ -79,7 +80,7 @@ def test_a_thinned_window_has_the_histograms_of_the_whole(windows, step_seconds)
 
 
 def test_a_thinned_window_has_the_quantiles_of_the_whole(windows):
-    whole, thinned = (latency(windows[name], part=MINUTES) for name in ("whole", "thinned"))
+    whole, thinned = (latency(windows[name], time_range=MINUTES) for name in ("whole", "thinned"))
     assert whole["ttft_seconds"]["p95"]["value"] == pytest.approx(17.26, abs=0.01)
     assert thinned == whole
 

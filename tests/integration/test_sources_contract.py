@@ -85,16 +85,16 @@ def parseable(attempts, from_prometheus):
 
 
 @pytest.fixture(scope="module")
-def part(attempts):
+def time_range(attempts):
     return TimeRange(attempts[0][0], attempts[-1][0] + timedelta(seconds=1))
 
 
 @pytest.fixture(scope="module")
-def from_server(parseable, part):
+def from_server(parseable, time_range):
     with httpx.Client(base_url=parseable.url, auth=("root", "root-password")) as client:
         server = Parseable(client, **NO_WAIT)
-        whole = whole_rows(pull(server, Request("vllm", part, is_thinned=False)))
-        return whole, thinned_rows(pull(server, Request("vllm", part)))
+        whole = whole_rows(pull(server, Request("vllm", time_range, is_thinned=False)))
+        return whole, thinned_rows(pull(server, Request("vllm", time_range)))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from vllm_capacity.cli import main
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.access import checked_url, client, is_server, metrics_url, secret
-from vllm_capacity.sources.asking import without_credentials
+from vllm_capacity.sources.http import without_credentials
 
 SECRET = "s3cr3t"
 LOGIN = {"PARSEABLE_USER": "u", "PARSEABLE_PASSWORD": "p"}

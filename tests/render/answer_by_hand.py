@@ -109,10 +109,10 @@ ANSWER = Answer(
     quality=(finding("jitter", "info", 3),),
 )
 ESTIMATES = tuple(
-    f"{part}__{name.name}"
-    for part in ("cost", "saturation", "slo")
-    for name in fields(getattr(ANSWER, part))
-    if isinstance(getattr(getattr(ANSWER, part), name.name), Estimate)
+    f"{time_range}__{name.name}"
+    for time_range in ("cost", "saturation", "slo")
+    for name in fields(getattr(ANSWER, time_range))
+    if isinstance(getattr(getattr(ANSWER, time_range), name.name), Estimate)
 )
 """The path of every estimate of `cost`, `saturation` and `slo`."""
 

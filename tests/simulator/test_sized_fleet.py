@@ -222,7 +222,7 @@ def served(count):
     return tokens, 0.03 * tokens
 
 
-def foreseen(replicas, busy_ratio, count=4000):
+def extrapolated(replicas, busy_ratio, count=4000):
     """The queue of Poisson arrivals that keep the places so busy."""
     _, seconds = served(count)
     rate = busy_ratio * 8 * replicas / seconds.mean()
@@ -249,14 +249,14 @@ def waits(replicas, rate, count=4000):
     ],
 )
 def test_wait_is_that_of_a_queue_whose_servers_are_the_running_places(replicas, busy_ratio):
-    queue = foreseen(replicas, busy_ratio)
+    queue = extrapolated(replicas, busy_ratio)
     seen = waits(replicas, queue.arrivals_per_second)
     assert seen.mean() == pytest.approx(queue.wait_mean_seconds, rel=0.25)
     assert seen.quantile(0.95) == pytest.approx(queue.wait_quantile_seconds(0.95), rel=0.25)
 
 
 def test_queue_and_replay_agree_on_the_fewest_replicas():
-    queue = foreseen(3, 0.85)
+    queue = extrapolated(3, 0.85)
     fewest = -(-servers_needed(queue, q=0.95, limit_seconds=0.5) // 8)
     enough, fewer = (
         waits(count, queue.arrivals_per_second, 3000).quantile(0.95)

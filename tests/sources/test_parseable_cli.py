@@ -170,5 +170,5 @@ def test_the_environment_wins_over_the_profile(profile):
 
 
 def test_the_last_hour_ends_now():
-    part = asked_range(None, None, "1h", now=NOW)
-    assert (part.end, part.seconds) == (NOW, 3600)
+    time_range = asked_range(None, None, "1h", now=NOW)
+    assert (time_range.end, time_range.seconds) == (NOW, 3600)

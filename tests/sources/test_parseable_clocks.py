@@ -68,8 +68,8 @@ def pulled(way, standin, path):
 def test_counts_are_exact(tmp_path, way, stamp):
     window = open_window(pulled(way, stream(stamp), tmp_path))
     whole = window.extent
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], part=whole)
-    observed = latency.merged(latency.histogram_increases(window, [latency.TTFT], part=whole))
+    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=whole)
+    observed = latency.merged(latency.histogram_increases(window, [latency.TTFT], time_range=whole))
     assert traffic.total(increases, traffic.REQUESTS) == TRUTH
     assert observed is not None
     assert observed.count == TRUTH

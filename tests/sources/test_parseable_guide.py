@@ -51,7 +51,7 @@ def ask(server, name, **settings):
 
 def by_minute(window, metric):
     """What a counter grew by, by minute of the later sample and the label's value."""
-    found = scrape_increases(window, [metric], part=window.extent)
+    found = scrape_increases(window, [metric], time_range=window.extent)
     return (
         found.filter(pl.col("increase").is_not_null())
         .group_by(
@@ -91,8 +91,8 @@ def test_failures(server, window):
 @pytest.mark.parametrize(("name", "metric"), [("latency", E2E), ("time_to_first_token", TTFT)])
 def test_quantiles(server, window, name, metric):
     start = DAY + timedelta(minutes=15)
-    part = TimeRange(start, ALL.end)
-    found = histogram_increases(window, [metric], part=part, step_seconds=60)
+    time_range = TimeRange(start, ALL.end)
+    found = histogram_increases(window, [metric], time_range=time_range, step_seconds=60)
     theirs = {parse_instant(row["minute"]): row for row in ask(server, name).to_dicts()}
     compared = 0
     for step in sorted({increase.step for increase in found}):
@@ -168,12 +168,12 @@ def rates(*samples):
         ts = DAY + timedelta(seconds=seconds)
         point = counter(GENERATION_TOKENS, ts, value, engine=engine)
         standin.ingest("vllm_metrics", "/v1/metrics", export(point), arrived=ts)
-    part = TimeRange(DAY, DAY + timedelta(minutes=10))
+    time_range = TimeRange(DAY, DAY + timedelta(minutes=10))
     with (
         standin,
         httpx.Client(base_url=standin.url, auth=("root", "root-password")) as client,
     ):
-        found = Parseable(client).query(guide_query("tokens_per_minute"), part)
+        found = Parseable(client).query(guide_query("tokens_per_minute"), time_range)
     columns = ("tokens", "seconds", "tokens_per_second")
     return [tuple(row.get(column) for column in columns) for row in found]
 

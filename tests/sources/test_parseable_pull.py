@@ -93,11 +93,11 @@ def test_every_scrape_attempt_is_in_a_thinned_pull(whole, thinned):
 
 
 def test_a_thinned_pull_moves_two_percent_of_select_star(recorded):
-    part = TimeRange(at(8, 14), at(8, 19))
+    time_range = TimeRange(at(8, 14), at(8, 19))
     before = recorded.traffic.wire_bytes
-    recorded.query(f"select * from {STREAM}", part)
+    recorded.query(f"select * from {STREAM}", time_range)
     everything = recorded.traffic.wire_bytes - before
-    pull(recorded, Request(STREAM, part))
+    pull(recorded, Request(STREAM, time_range))
     moved = recorded.traffic.wire_bytes - before - everything
     assert moved / everything < 0.02
 
@@ -120,9 +120,9 @@ def server_of(*exports, arrived=None):
 TWO_MINUTES = TimeRange(at(8, 0), at(8, 2))
 
 
-def thinned_of(*exports, part=TWO_MINUTES, **settings):
+def thinned_of(*exports, time_range=TWO_MINUTES, **settings):
     with server_of(*exports, **settings) as standin, asked(standin) as server:
-        return thinned_rows(pull(server, Request("s", part)))
+        return thinned_rows(pull(server, Request("s", time_range)))
 
 
 def test_a_restart_within_a_minute_makes_two_rows():
@@ -227,7 +227,7 @@ def test_a_label_may_hold_a_quote():
 def test_a_range_without_any_series_is_said():
     day_before = TimeRange(at(8, 0) - timedelta(days=1), at(8, 1) - timedelta(days=1))
     with pytest.raises(SourceError, match="no vLLM series sampled from 2026-11-23"):
-        thinned_of(export(counter(TOKENS, at(8, 0, 2), 1.0)), part=day_before)
+        thinned_of(export(counter(TOKENS, at(8, 0, 2), 1.0)), time_range=day_before)
 
 
 def test_a_day_is_cut_at_the_hours():
@@ -265,8 +265,8 @@ def test_a_killed_pull_goes_on_where_it_stopped(tmp_path):
             pull_server(server, request, tmp_path / "w", now=LATER, progress=interrupt_at_half)
         with asked(standin) as server:
             pull_server(server, request, tmp_path / "w", now=LATER)
-            again = server.traffic.wire_bytes
-    assert again < 0.6 * everything
+            with_retries = server.traffic.wire_bytes
+    assert with_retries < 0.6 * everything
     assert sorted(path.name for path in tmp_path.iterdir()) == ["at-once", "w"]
     ours, theirs = (
         open_window(tmp_path / name).sql("select * from minutes order by all")

@@ -117,7 +117,7 @@ def prometheus(found: list[Scrape]) -> httpx.MockTransport:
 
 
 def increase(window, metric):
-    rows = traffic.counter_increases(window, [metric], part=window.extent)
+    rows = traffic.counter_increases(window, [metric], time_range=window.extent)
     return traffic.total(rows, metric)
 
 
@@ -173,7 +173,7 @@ def overtaken(tmp_path_factory):
 def test_a_restart_that_was_overtaken_counts_the_new_process_whole(overtaken, way):
     window = overtaken[way]
     assert increase(window, TOKENS) == 300.0 + 1438.0 + 90.0
-    [restart] = scrapes.restarts(window, part=window.extent)
+    [restart] = scrapes.restarts(window, time_range=window.extent)
     assert restart.started == START + timedelta(seconds=310)
 
 
@@ -206,8 +206,8 @@ def test_two_jobs_of_one_pod_are_one_target(twice, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_the_interval_of_a_pod_that_two_jobs_scrape_is_that_of_one(twice, way):
     window = twice[way]
-    tries = scrapes.attempts(window, end=window.extent.end)
-    steps = tries.get_column("ts").diff().drop_nulls().unique()
+    attempts = scrapes.attempts(window, end=window.extent.end)
+    steps = attempts.get_column("ts").diff().drop_nulls().unique()
     assert steps.to_list() == [timedelta(seconds=30)]
 
 

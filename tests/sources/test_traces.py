@@ -34,9 +34,9 @@ def traces():
     return traces_from_files(open_store(STORE), "vllm_traces")
 
 
-def asked(standin, stream, part, **settings):
+def asked(standin, stream, time_range, **settings):
     with httpx.Client(base_url=standin.url, auth=("root", "root-password")) as client:
-        return traces_from_server(Parseable(client), stream, part, **settings)
+        return traces_from_server(Parseable(client), stream, time_range, **settings)
 
 
 def test_a_span_tells_where_the_time_of_its_request_went(traces):

@@ -67,8 +67,8 @@ def found(rows, path):
     """Requests, observations of a histogram, seconds, and the notes about clocks."""
     window = open_window(write_window(path / "w", rows, {}))
     whole = window.extent
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], part=whole)
-    observed = latency.merged(latency.histogram_increases(window, [latency.TTFT], part=whole))
+    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=whole)
+    observed = latency.merged(latency.histogram_increases(window, [latency.TTFT], time_range=whole))
     notes = window.sql("select * from intake where \"check\" = 'clock'")
     return (
         traffic.total(increases, traffic.REQUESTS),
@@ -186,7 +186,7 @@ def test_late_rows_added_to_a_window_are_late_and_no_clock(tmp_path):
     path = write_window(tmp_path / "w", captured(lambda n, t: t, [*range(40), *range(60, 100)]), {})
     extend_window(path, captured(lambda n, t: t, range(40, 60)))
     window = open_window(path)
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], part=window.extent)
+    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=window.extent)
     assert traffic.total(increases, traffic.REQUESTS) == TRUE_REQUESTS
     assert window.sql("select * from intake where \"check\" = 'clock'").is_empty()
 
@@ -273,7 +273,7 @@ def test_what_lies_apart_but_is_not_few_stays(tmp_path, stamp, days):
 def test_the_steps_are_as_many_as_the_scrapes_need_however_far_they_lie_apart(tmp_path, days):
     rows = captured(lambda n, t: t + days * 86400 * (n >= 50))
     window = open_window(write_window(tmp_path / "w", rows, {}))
-    steps = engine_steps(window, part=window.extent)
+    steps = engine_steps(window, time_range=window.extent)
     assert steps.height <= 2 * COUNT
     assert (steps["start"][1:] == steps["end"][:-1]).all()
     assert (steps["start"][0], steps["end"][-1]) == (window.extent.start, window.extent.end)
@@ -282,7 +282,7 @@ def test_the_steps_are_as_many_as_the_scrapes_need_however_far_they_lie_apart(tm
 def test_a_hole_in_the_steps_is_one_gap_with_what_grew_over_it(tmp_path):
     rows = captured(lambda n, t: t + 86400 * (n >= 50))
     window = open_window(write_window(tmp_path / "w", rows, {}))
-    steps = engine_steps(window, part=window.extent)
+    steps = engine_steps(window, time_range=window.extent)
     (longest,) = steps.filter(pl.col("end") - pl.col("start") > timedelta(hours=1)).rows(named=True)
     assert (longest["is_gap"], longest["scrapes"], longest["running_mean"]) == (True, 0, None)
     seconds = (longest["end"] - longest["start"]).total_seconds()
@@ -292,11 +292,11 @@ def test_a_hole_in_the_steps_is_one_gap_with_what_grew_over_it(tmp_path):
 
 def test_a_gap_of_hours_keeps_its_steps():
     part = TimeRange(T0, T0 + timedelta(hours=2))
-    tries = pl.DataFrame({"ts": [part.start, part.end - timedelta(seconds=1)]})
-    assert Grid.of_scrapes(part, 60.0, tries) == Grid(part, 60.0)
+    attempts = pl.DataFrame({"ts": [part.start, part.end - timedelta(seconds=1)]})
+    assert Grid.of_scrapes(part, 60.0, attempts) == Grid(part, 60.0)
 
 
 def test_a_window_with_strays_has_the_scrapes_of_the_others(tmp_path):
     window = open_window(write_window(tmp_path / "w", captured(STRAYS[0].values[0]), {}))
-    tries = scrapes.attempts(window, end=window.extent.end)
-    assert (tries.height, window.extent.start) == (COUNT - 1, T0)
+    attempts = scrapes.attempts(window, end=window.extent.end)
+    assert (attempts.height, window.extent.start) == (COUNT - 1, T0)

@@ -45,7 +45,7 @@ def window_of(tmp_path, rows, note=None):
 
 
 def increase(window):
-    rows = traffic.counter_increases(window, [METRIC], part=window.extent)
+    rows = traffic.counter_increases(window, [METRIC], time_range=window.extent)
     return traffic.total(rows, METRIC)
 
 
@@ -96,7 +96,7 @@ def test_a_histogram_that_was_overtaken_begins_again_too(tmp_path):
     for seconds, started, value in ((0, OLD, 600), (30, OLD, 613), (90, 40, 1438)):
         read(buffer, seconds, started, float(value), with_histogram=True)
     window = window_of(tmp_path, buffer.rows())
-    [grown] = latency.histogram_increases(window, [TTFT], part=window.extent)
+    [grown] = latency.histogram_increases(window, [TTFT], time_range=window.extent)
     assert (grown.count, grown.total) == (1451.0, 6.5 + 719.0)
 
 
@@ -105,7 +105,7 @@ def test_a_restart_is_told_once_and_with_its_start(tmp_path):
     for seconds, started, value in ((0, OLD, 600), (30, OLD, 613), (90, 40, 1438), (120, 40, 9999)):
         read(buffer, seconds, started, float(value), with_histogram=True)
     window = window_of(tmp_path, buffer.rows())
-    found = scrapes.restarts(window, part=window.extent)
+    found = scrapes.restarts(window, time_range=window.extent)
     assert found == [scrapes.Restart("vllm", at(30), at(90), at(40))]
 
 

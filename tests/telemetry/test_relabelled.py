@@ -61,9 +61,9 @@ def put(buffer, ts_us, done, started, reasons, *, model, labels, bounds, engine)
 
 def found(window):
     """Requests and observations of a histogram."""
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], part=window.extent)
+    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=window.extent)
     observed = latency.merged(
-        latency.histogram_increases(window, [latency.TTFT], part=window.extent)
+        latency.histogram_increases(window, [latency.TTFT], time_range=window.extent)
     )
     return traffic.total(increases, traffic.REQUESTS), observed and observed.count
 
@@ -112,7 +112,7 @@ def test_each_of_several_children_goes_on_as_itself(tmp_path, spelled, started):
     rows = captured(spelled, started=started, reasons=("stop", "length", "abort"))
     window = open_window(write_window(tmp_path / "w", rows, {}))
     assert found(window) == (3 * TRUE_REQUESTS, TRUE_REQUESTS)
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], part=window.extent)
+    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=window.extent)
     assert increases["increase"].to_list() == [TRUE_REQUESTS] * 3
 
 
@@ -153,7 +153,7 @@ def test_where_it_is_not_clear_which_goes_on_nothing_counts_from_0(tmp_path):
 def test_other_buckets_in_one_scrape_count_nothing_from_0(tmp_path):
     rows = captured(lambda n: {"bounds": (0.2, 2.0)} if n == 30 else {})
     window = open_window(write_window(tmp_path / "w", rows, {}))
-    grown = latency.histogram_increases(window, [latency.TTFT], part=window.extent)
+    grown = latency.histogram_increases(window, [latency.TTFT], time_range=window.extent)
     assert sum(each.count for each in grown) == TRUE_REQUESTS
 
 

@@ -33,7 +33,7 @@ def counted(values, *, up=None, start=0):
 
 
 def increase(window):
-    rows = traffic.counter_increases(window, [METRIC], part=window.extent)
+    rows = traffic.counter_increases(window, [METRIC], time_range=window.extent)
     return traffic.total(rows, METRIC)
 
 

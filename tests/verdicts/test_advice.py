@@ -81,6 +81,6 @@ def test_one_engine_is_never_spared():
 
 
 def test_recorded_sweep_wants_kv_memory_first(sweep):
-    found = advice(engine_fits(engine_steps(sweep, part=sweep.extent)))
+    found = advice(engine_fits(engine_steps(sweep, time_range=sweep.extent)))
     assert [one.setting for one in found] == ["KV memory"]
     assert 0 <= found[0].effect.low < found[0].effect.high < 1

@@ -73,7 +73,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
             made = case(kind, number, SEED)
             path, served = written(made, folder)
             window = open_window(path)
-            fits = engine_fits(engine_steps(window, part=window.extent))
+            fits = engine_fits(engine_steps(window, time_range=window.extent))
             slo = Slo(made.targets.ttft_seconds, made.targets.itl_seconds)
             held = min(served.best_minute, made.truth.capacity)
             known[kind, number] = Judged(made, held, fits[0].capacity, slo_throughput(fits, slo))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from vllm_capacity.verdicts.saturation.curve import Loads, foreseen_peak, kv_limit_running
+from vllm_capacity.verdicts.saturation.curve import Loads, extrapolated_peak, kv_limit_running
 from vllm_capacity.verdicts.saturation.usl import fitted_usl, fitted_usls
 
 LOADS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
@@ -81,38 +81,38 @@ def test_kv_limit_running(kv_ratio, expected):
 
 def test_a_curve_that_bends_is_foreseen():
     seen = LOADS[:5]
-    sight = foreseen_peak(Loads.of(seen, law(seen, sigma=0.2)))
-    assert sight is not None
-    assert sight.is_answer
-    assert sight.low < law(64.0, sigma=0.2) < sight.high
+    peak_estimate = extrapolated_peak(Loads.of(seen, law(seen, sigma=0.2)))
+    assert peak_estimate is not None
+    assert peak_estimate.is_answer
+    assert peak_estimate.low < law(64.0, sigma=0.2) < peak_estimate.high
 
 
 def test_a_peak_is_no_less_than_what_was_seen():
     falling = Loads.of(LOADS, [30.0, 58.0, 110.0, 200.0, 300.0, 240.0])
-    sight = foreseen_peak(falling)
-    assert 0.96 * 300 < sight.low < 300
-    assert sight.mid == pytest.approx(300, rel=0.01)
-    assert sight.high > 1.05 * 300
+    peak_estimate = extrapolated_peak(falling)
+    assert 0.96 * 300 < peak_estimate.low < 300
+    assert peak_estimate.mid == pytest.approx(300, rel=0.01)
+    assert peak_estimate.high > 1.05 * 300
 
 
 def test_a_line_is_refused_and_says_how_far_to_go():
-    sight = foreseen_peak(Loads.of(LOADS, 30 * LOADS))
-    assert sight is not None
-    assert not sight.is_answer
-    assert sight.high > 2.5 * sight.low
-    assert sight.bend_running > 2 * LOADS[-1]
+    peak_estimate = extrapolated_peak(Loads.of(LOADS, 30 * LOADS))
+    assert peak_estimate is not None
+    assert not peak_estimate.is_answer
+    assert peak_estimate.high > 2.5 * peak_estimate.low
+    assert peak_estimate.bend_running > 2 * LOADS[-1]
 
 
 def test_the_kv_limit_cuts_a_line():
-    sight = foreseen_peak(Loads.of(LOADS, 30 * LOADS), kv_limit=40.0)
-    assert sight is not None
-    assert sight.is_answer
-    assert sight.low < 30 * 40 * 0.94 < sight.high
+    peak_estimate = extrapolated_peak(Loads.of(LOADS, 30 * LOADS), kv_limit=40.0)
+    assert peak_estimate is not None
+    assert peak_estimate.is_answer
+    assert peak_estimate.low < 30 * 40 * 0.94 < peak_estimate.high
 
 
 def test_a_nearer_kv_limit_never_foresees_more():
     loads = Loads.of(LOADS, law(LOADS))
-    mids = [foreseen_peak(loads, kv_limit=limit).mid for limit in (32.0, 40.0, 60.0, 100.0)]
+    mids = [extrapolated_peak(loads, kv_limit=limit).mid for limit in (32.0, 40.0, 60.0, 100.0)]
     assert mids == sorted(mids)
 
 
@@ -126,5 +126,5 @@ def test_a_nearer_kv_limit_never_foresees_more():
     ],
 )
 def test_what_it_takes_to_foresee(running, kv_limit, is_foreseen):
-    sight = foreseen_peak(Loads.of(running, law(running)), kv_limit)
-    assert (sight is not None) == is_foreseen
+    peak_estimate = extrapolated_peak(Loads.of(running, law(running)), kv_limit)
+    assert (peak_estimate is not None) == is_foreseen

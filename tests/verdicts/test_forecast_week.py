@@ -76,8 +76,8 @@ def test_a_day_ahead_it_is_too_at_any_hour_of_the_week():
         _, truth = demand(7, seed=seed)
         for origin in range(5 * WEEK, 6 * WEEK, 7):
             history, ahead = truth[:origin], truth[origin : origin + DAY]
-            foreseen = weekly_blend(history, DAY, DAY), weekly_naive(history, DAY)
-            errors.append([np.abs(each - ahead).mean() for each in foreseen])
+            extrapolated = weekly_blend(history, DAY, DAY), weekly_naive(history, DAY)
+            errors.append([np.abs(each - ahead).mean() for each in extrapolated])
     ours, naive = np.mean(errors, axis=0)
     assert ours < 0.9 * naive
 
@@ -104,8 +104,8 @@ def test_without_a_weekly_pattern_little_is_lost(weeks, seeds):
         _, truth = demand(weeks + 1, dip=0.0, noise=0.2, seed=seed)
         history, ahead = truth[: weeks * WEEK], truth[weeks * WEEK :][:DAY]
         pattern = best_pattern(history, DAY, DAY)
-        foreseen = pattern.expected(pattern.history, DAY, DAY), blend(history, DAY, DAY)
-        errors.append([np.abs(each - ahead).mean() for each in foreseen])
+        extrapolated = pattern.expected(pattern.history, DAY, DAY), blend(history, DAY, DAY)
+        errors.append([np.abs(each - ahead).mean() for each in extrapolated])
     ours, daily = np.mean(errors, axis=0)
     assert ours < 1.05 * daily
 

@@ -15,7 +15,7 @@ from vllm_capacity.verdicts.queueing import Queue, erlang_c, servers_needed
 @pytest.mark.parametrize(
     ("servers", "load", "expected"),
     [
-        pytest.param(1, 0.7, 0.7, id="one server: its utilisation"),
+        pytest.param(1, 0.7, 0.7, id="one server: its utilization"),
         pytest.param(2, 1.0, 1 / 3, id="two servers half busy: a third"),
         pytest.param(5, 4.0, 0.5541, id="tabulated: 5 servers, 4 erlangs"),
         pytest.param(10, 8.0, 0.4092, id="tabulated: 10 servers, 8 erlangs"),

@@ -185,7 +185,7 @@ def within(found: pl.DataFrame, start: datetime, end: datetime) -> set[str]:
 
 @pytest.mark.parametrize("step_seconds", [10.0, 20.0, 30.0])
 def test_recorded_sweep(sweep, step_seconds):
-    found = regimes(engine_steps(sweep, part=sweep.extent, step_seconds=step_seconds))
+    found = regimes(engine_steps(sweep, time_range=sweep.extent, step_seconds=step_seconds))
     seen = {}
     for nth, clients in enumerate(SWEEP_REGIMES):
         began = SWEEP_BEGAN + timedelta(seconds=30 + 180 * nth)
@@ -195,12 +195,12 @@ def test_recorded_sweep(sweep, step_seconds):
 
 
 def test_recorded_sweep_is_idle_before_and_after(sweep):
-    found = regimes(engine_steps(sweep, part=sweep.extent))["regime"]
+    found = regimes(engine_steps(sweep, time_range=sweep.extent))["regime"]
     assert (found[0], found[-1]) == ("idle", "idle")
 
 
 def test_recorded_replicas_only_the_small_one_becomes_kv_bound(two_replicas):
-    found = regimes(engine_steps(two_replicas, part=two_replicas.extent))
+    found = regimes(engine_steps(two_replicas, time_range=two_replicas.extent))
     kv_bound = found.filter(pl.col("regime") == "kv-bound")
     assert kv_bound["engine"].to_list() == ["r1/0"]
     late = two_replicas.extent.start + timedelta(seconds=205)
@@ -209,6 +209,6 @@ def test_recorded_replicas_only_the_small_one_becomes_kv_bound(two_replicas):
 
 
 def test_recorded_restart_is_not_seen_as_load(restarted):
-    found = regimes(engine_steps(restarted, part=restarted.extent))
+    found = regimes(engine_steps(restarted, time_range=restarted.extent))
     down = restarted.extent.start + timedelta(seconds=285)
     assert within(found, down, down + timedelta(seconds=40)) == {"unknown"}

@@ -19,13 +19,13 @@ HELD = 297.0
 
 def first_seconds(window, seconds):
     start = window.extent.start
-    part = TimeRange(start, start + timedelta(seconds=seconds))
-    return engine_steps(window, part=part)
+    time_range = TimeRange(start, start + timedelta(seconds=seconds))
+    return engine_steps(window, time_range=time_range)
 
 
 @pytest.mark.parametrize("step_seconds", [10.0, 20.0, 30.0, 60.0])
 def test_recorded_plateau(sweep, step_seconds):
-    found = saturation(engine_steps(sweep, part=sweep.extent, step_seconds=step_seconds))
+    found = saturation(engine_steps(sweep, time_range=sweep.extent, step_seconds=step_seconds))
     assert found.capacity.mid == pytest.approx(HELD, rel=0.05)
     assert found.capacity.low >= 0.85 * found.capacity.mid
     assert found.capacity.high <= 1.15 * found.capacity.mid
@@ -58,20 +58,20 @@ def test_too_light_a_load_gives_what_was_held_as_a_lower_bound(sweep, seconds, w
 
 def test_an_almost_idle_gpu_has_no_known_capacity(examples):
     window = open_window(examples / "a100-gpt-oss-20b")
-    found = saturation(engine_steps(window, part=window.extent)).capacity
+    found = saturation(engine_steps(window, time_range=window.extent)).capacity
     assert found.mid is None
     assert "running requests" in found.reason
 
 
 def test_same_server_after_a_restart_is_foreseen_alike(restarted):
-    steps = engine_steps(restarted, part=restarted.extent)
+    steps = engine_steps(restarted, time_range=restarted.extent)
     (fit,) = engine_fits(steps)
     assert fit.capacity.low < HELD < fit.capacity.high
     assert fit.left_out == steps.filter(steps["is_gap"] | steps["is_restart"]).height > 0
 
 
 def test_a_fleet_adds_up_and_says_so(two_replicas):
-    steps = engine_steps(two_replicas, part=two_replicas.extent)
+    steps = engine_steps(two_replicas, time_range=two_replicas.extent)
     fits = engine_fits(steps)
     found = saturation(steps, fits=fits).capacity
     assert found.mid == pytest.approx(sum(fit.capacity.mid for fit in fits))
@@ -253,12 +253,12 @@ def test_without_steps_everything_is_unknown():
 
 
 def test_the_same_steps_give_the_same_numbers(sweep):
-    steps = engine_steps(sweep, part=sweep.extent)
+    steps = engine_steps(sweep, time_range=sweep.extent)
     assert saturation(steps, seed=3) == saturation(steps, seed=3)
 
 
 def test_the_curve_has_a_band_around_it(sweep):
-    (fit,) = engine_fits(engine_steps(sweep, part=sweep.extent, step_seconds=30.0))
+    (fit,) = engine_fits(engine_steps(sweep, time_range=sweep.extent, step_seconds=30.0))
     curve = fit.curve_frame()
     assert (curve["low"] <= curve["mid"]).all()
     assert (curve["mid"] <= curve["high"]).all()
@@ -284,14 +284,14 @@ def test_nothing_to_fit_is_an_empty_curve():
 )
 def test_plateau_interval_covers_the_whole_stretch(request, name, engine, seconds):
     window = request.getfixturevalue(name)
-    steps = engine_steps(window, part=window.extent)
+    steps = engine_steps(window, time_range=window.extent)
     (fit,) = (f for f in engine_fits(steps) if f.engine == engine)
     limited = [j.step["start"] for j in fit.judged if j.regime == "kv-bound"][1:-1]
     own = steps.filter((steps["instance"] == engine.split("/")[0]) & steps["start"].is_in(limited))
     whole, length, hits = fit.capacity.mid, seconds // 10, []
     for k in range(0, own.height - length + 1):
-        part = saturation(own.slice(k, length))
-        low, high = part.capacity.low, part.capacity.high
+        time_range = saturation(own.slice(k, length))
+        low, high = time_range.capacity.low, time_range.capacity.high
         hits.append(low <= whole <= (math.inf if high is None else high))
     assert np.mean(hits) >= 0.85
 

@@ -152,7 +152,7 @@ def test_slo_throughput_of_steps_without_latency_is_unknown():
 
 
 def test_recorded_slo_throughput_lies_between_its_loads(sweep):
-    found = within(engine_steps(sweep, part=sweep.extent), 2.0, 0.2)
+    found = within(engine_steps(sweep, time_range=sweep.extent), 2.0, 0.2)
     assert 255 < found.low < found.mid < found.high < 300
 
 

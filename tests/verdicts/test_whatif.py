@@ -14,7 +14,7 @@ from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.what_if import Busy, what_if
+from vllm_capacity.verdicts.hardware.what_if import GpuUtilization, what_if
 
 
 def question(**changed):
@@ -403,13 +403,13 @@ def test_under_a_light_load_a_faster_gpu_serves_hardly_more():
 
 
 def test_what_the_engine_says_of_itself_has_half_the_say():
-    compute_bound = what_if(question(), busy=Busy(0.6, 0.2))
-    memory_bound = what_if(question(), busy=Busy(0.1, 0.75))
+    compute_bound = what_if(question(), busy=GpuUtilization(0.6, 0.2))
+    memory_bound = what_if(question(), busy=GpuUtilization(0.1, 0.75))
     assert compute_bound.mid > memory_bound.mid
 
 
 def test_counters_that_never_moved_change_nothing():
-    assert what_if(question(), busy=Busy(0.0, 0.0)) == what_if(question())
+    assert what_if(question(), busy=GpuUtilization(0.0, 0.0)) == what_if(question())
 
 
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)

@@ -151,11 +151,11 @@ def _help_hint(error: click.ClickException) -> str:
 
 def _complain(message: str, exit_code: int) -> NoReturn:
     """One line, whatever the message holds and however long it is, with no password of a URL."""
-    said = _CREDENTIALS.sub("://", " ".join(message.split()))
-    if len(said) > _LONGEST:
-        said = f"{said[: _LONGEST // 2]} … {said[-_LONGEST // 2 :]}"
+    text = _CREDENTIALS.sub("://", " ".join(message.split()))
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
     with suppress(OSError):  # a stderr that is full: the exit code is all that can be told
-        click.echo(f"vllm-capacity: {said}", err=True)
+        click.echo(f"vllm-capacity: {text}", err=True)
     for stream in (sys.stdout, sys.stderr):
         _let_go(stream)
     sys.exit(exit_code)

@@ -33,7 +33,7 @@ from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import Finding, first_broken
 from vllm_capacity.live.probes import Chain, gather
 from vllm_capacity.live.stack import INGEST_SECRET, READER_PROFILE, read_secret
-from vllm_capacity.sources.asking import UNKEPT, without_credentials
+from vllm_capacity.sources.http import NO_KEEPALIVE, without_credentials
 
 _URL = "http://127.0.0.1:8080"  # where compose-otel.yml publishes Parseable
 _HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]")
@@ -141,7 +141,7 @@ def doctor(
     )
     config = _config(collector_config) if has_collector else None
     pause = longest_wait_seconds(config or {}, os.environ) if wait is None else wait
-    with client(timeout=httpx.Timeout(20.0, connect=5.0), limits=UNKEPT) as asking:
+    with client(timeout=httpx.Timeout(20.0, connect=5.0), limits=NO_KEEPALIVE) as asking:
         evidence = gather(
             asking,
             chain,

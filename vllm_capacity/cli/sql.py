@@ -96,9 +96,9 @@ def traces(
     origin = origin or settings.get("url")
     if not origin:
         raise InputError("Say where to read --from: a URL, a folder, or s3://…")
-    part = asked_range(start, end, duration, now=datetime.now(UTC))
+    time_range = asked_range(start, end, duration, now=datetime.now(UTC))
     delay = timedelta(seconds=parse_duration_seconds(late))
-    found = _traces(origin, stream, part, delay, settings)
+    found = _traces(origin, stream, time_range, delay, settings)
     if window is not None:
         found = with_regimes(found, _regimes(window))
     _show(found, slowest)
@@ -107,16 +107,16 @@ def traces(
 def _traces(
     origin: str,
     stream: str,
-    part: TimeRange | None,
+    time_range: TimeRange | None,
     late: timedelta,
     settings: dict[str, str],
 ) -> pl.DataFrame:
     if not is_server(origin):
-        return traces_from_files(open_store(origin), stream, part, late=late)
-    if part is None:
+        return traces_from_files(open_store(origin), stream, time_range, late=late)
+    if time_range is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
     with parseable_client(origin, settings) as client:
-        return traces_from_server(Parseable(client), stream, part, late=late)
+        return traces_from_server(Parseable(client), stream, time_range, late=late)
 
 
 def _regimes(window: str) -> pl.DataFrame:

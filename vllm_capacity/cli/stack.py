@@ -27,7 +27,7 @@ from vllm_capacity.live.stack import (
     read_secret,
     writing_goes_on,
 )
-from vllm_capacity.sources.asking import UNKEPT
+from vllm_capacity.sources.http import NO_KEEPALIVE
 
 _ROOT_USER, _ROOT_PASSWORD = "PARSEABLE_ROOT_USER", "PARSEABLE_ROOT_PASSWORD"
 _LOOK_SECONDS = 2.0
@@ -181,11 +181,11 @@ def healthy(urls: tuple[str, ...]) -> None:
     with client(timeout=5.0) as asking:
         for url in checked:
             try:
-                said = str(asking.get(url).status_code)
+                text = str(asking.get(url).status_code)
             except httpx.HTTPError as error:
-                said = str(error) or type(error).__name__
-            is_well &= said.startswith("2")
-            click.echo(f"{url}: {said}", err=True)
+                text = str(error) or type(error).__name__
+            is_well &= text.startswith("2")
+            click.echo(f"{url}: {text}", err=True)
     sys.exit(0 if is_well else 1)
 
 
@@ -225,7 +225,7 @@ def _administrator(url: str, env_file: Path) -> Iterator[httpx.Client]:
             f"({_ROOT_PASSWORD}), restart Parseable, then run this again."
         )
     root = {"user": user, "password": password}
-    with client(root, base_url=url, timeout=30.0, limits=UNKEPT) as admin:
+    with client(root, base_url=url, timeout=30.0, limits=NO_KEEPALIVE) as admin:
         yield admin
 
 

@@ -84,11 +84,11 @@ def whatif(
     """
     llm = find_llm(model)
     measured = llm.weights_dtype if dtype == "auto" else weight_dtype(dtype)
-    asked = measured if to_dtype in (None, "auto") else weight_dtype(to_dtype or "")
+    wanted = measured if to_dtype in (None, "auto") else weight_dtype(to_dtype or "")
     question = Question(
         llm=llm,
         dtype=measured,
-        to_dtype=asked,
+        to_dtype=wanted,
         from_gpu=find_gpu(from_gpu),
         to_gpu=find_gpu(to_gpu),
         gpus=gpus,
@@ -102,5 +102,5 @@ def whatif(
     if as_json:
         click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
     else:
-        where = f"{llm.model}, weights as {asked}, on {gpus} × {question.to_gpu.label}"
+        where = f"{llm.model}, weights as {wanted}, on {gpus} × {question.to_gpu.label}"
         click.echo(whatif_text(found, where=where, width=columns()), nl=False)

@@ -72,7 +72,7 @@ def load_fleet(path: Path) -> tuple[Rule, ...]:
     return tuple(_rule(row, f"{path}, rule {place}") for place, row in enumerate(rows, 1))
 
 
-def engine_rate(rules: Sequence[Rule], instance: str, billed: TimeRange) -> Rate:
+def rate_in_force(rules: Sequence[Rule], instance: str, billed: TimeRange) -> Rate:
     """The GPUs and the price of an instance over its billed time.
 
     A change within it gives the mean over GPU-hours, its basis naming every stretch.

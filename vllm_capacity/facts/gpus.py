@@ -157,17 +157,17 @@ def gpus() -> tuple[Gpu, ...]:
 
 def find_gpu(name: str) -> GpuSpan:
     """The rows a name stands for; case is ignored. A name nobody knows is an `InputError`."""
-    asked = name.strip().lower()
+    wanted = name.strip().lower()
     for row in gpus():
-        if row.name.lower() == asked:
+        if row.name.lower() == wanted:
             return GpuSpan(row.name, (row,))
-    bare = asked
+    bare = wanted
     for form in ANY_FORM:
         bare = bare.removesuffix(f"-{form}")
     matching = tuple(row for row in gpus() if row.gpu.lower() == bare)
     if matching:
         return GpuSpan(f"{matching[0].gpu}-any", matching)
-    near = suggest(asked, (row.name for row in gpus()))
+    near = suggest(wanted, (row.name for row in gpus()))
     raise InputError(
         f"No GPU {name!r} in data/gpu_specs.csv{near}. "
         "Name it gpu-form_factor, or gpu-any for every form factor."

@@ -160,26 +160,26 @@ def find_llm(name: str) -> Llm:
     context. A name that no row or two rows answer to is an
     `InputError` with the nearest, where any is near.
     """
-    asked = name.strip().lower()
+    wanted = name.strip().lower()
     tests = (
-        lambda row: row.model.lower() == asked,
-        lambda row: _bare(row.model) == _bare(asked),
-        lambda row: _plain(row.model) == _plain(asked),
+        lambda row: row.model.lower() == wanted,
+        lambda row: _bare(row.model) == _bare(wanted),
+        lambda row: _plain(row.model) == _plain(wanted),
     )
     for matches in tests:
         found = [row for row in llms() if matches(row)]
         if found:
-            return _build(found[0], asked)
-    near = suggest(asked, (row.model for row in llms()), compared=_bare)
+            return _build(found[0], wanted)
+    near = suggest(wanted, (row.model for row in llms()), compared=_bare)
     raise InputError(f"No model {name!r} in data/llms.csv{near}.")
 
 
 @cache
 def weight_dtype(text: str) -> str:
     """The weight type a text names, as in `BYTES_PER_WEIGHT`: "float16" is "bf16" (2 bytes)."""
-    asked = text.strip().lower()
+    wanted = text.strip().lower()
     for dtype, words in _DTYPES:
-        if any(word in asked for word in words):
+        if any(word in wanted for word in words):
             return dtype
     raise InputError(f"No weight type {text!r}; use one of {', '.join(BYTES_PER_WEIGHT)} or auto.")
 
@@ -194,11 +194,11 @@ def kv_scale(kv_dtype: str) -> float:
     return BYTES_PER_WEIGHT[dtype] / 2.0
 
 
-def _build(row: Llm, asked: str) -> Llm:
+def _build(row: Llm, wanted: str) -> Llm:
     """The row as the build of that name has it."""
-    if _bare(row.model) == _bare(asked):
+    if _bare(row.model) == _bare(wanted):
         return row
-    own = _bare(asked).removeprefix(_plain(row.model))
+    own = _bare(wanted).removeprefix(_plain(row.model))
     dtype = next((each for each, words in _DTYPES if any(word in own for word in words)), "")
     if dtype and dtype != row.weights_dtype:
         row = replace(row, published_dtype=dtype, published_weight_gib=None)

@@ -189,7 +189,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "sleep mode",
         ("sleep_mode_", "rl_weight_update_"),
-        ("throughput", "kv_cache_ratio", "saturation.regime", "cost.utilisation"),
+        ("throughput", "kv_cache_ratio", "saturation.regime", "cost.utilization"),
         "a sleeping or reloading engine is billed and serves nothing; its gauges stand still",
     ),
 )

@@ -100,10 +100,10 @@ def find_price(name: str) -> Price:
     Several offers: an `InputError` that lists them.
     """
     keyed = {row.key.lower(): row for row in prices()}
-    asked = " ".join(name.lower().split())
-    if asked in keyed:
-        return keyed[asked]
-    words = asked.split()
+    wanted = " ".join(name.lower().split())
+    if wanted in keyed:
+        return keyed[wanted]
+    words = wanted.split()
     found = [row for key, row in keyed.items() if words and all(word in key for word in words)]
     offers = {_offer(row) for row in found}
     if len(offers) == 1:
@@ -111,7 +111,7 @@ def find_price(name: str) -> Price:
     if found:
         listed = "; ".join(sorted(row.key for row in found)[:6])
         raise InputError(f"Price {name!r} names {len(found)} rows: {listed}. Add words.")
-    near = suggest(asked, (row.key for row in prices()))
+    near = suggest(wanted, (row.key for row in prices()))
     raise InputError(f"No price row {name!r} in gpu_prices.csv{near}.")
 
 

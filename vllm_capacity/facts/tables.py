@@ -90,7 +90,9 @@ def _value(cell: str, hint: object, field: Field[Any], *, where: str) -> object:
         raise InputError(f"{where}: {field.name} is {cell!r}. {error}.") from None
 
 
-def suggest(asked: str, names: Iterable[str], *, compared: Callable[[str], str] = str.lower) -> str:
+def suggest(
+    wanted: str, names: Iterable[str], *, compared: Callable[[str], str] = str.lower
+) -> str:
     """The end of a message about a name nobody knows: the nearest names, or that none is near.
 
     At most four, the likeliest first: names that hold what was asked, else names of a family that
@@ -98,28 +100,28 @@ def suggest(asked: str, names: Iterable[str], *, compared: Callable[[str], str] 
     at, in lower case.
     """
     shown = {compared(name): name for name in names}
-    near = [shown[name] for name in _nearest(compared(asked), list(shown))]
+    near = [shown[name] for name in _nearest(compared(wanted), list(shown))]
     if not near:
         return ", and no name near it"
     # Price rows have commas in their names.
     return f"; nearest: {('; ' if any(',' in name for name in near) else ', ').join(near)}"
 
 
-def _nearest(asked: str, known: Sequence[str]) -> Iterator[str]:
+def _nearest(wanted: str, known: Sequence[str]) -> Iterator[str]:
     for found in (
-        [name for name in known if asked and asked in name],
-        [name for name in known if _names_family_of(asked, name)],
+        [name for name in known if wanted and wanted in name],
+        [name for name in known if _names_family_of(wanted, name)],
     ):
         if found:
-            likeness = {name: SequenceMatcher(None, asked, name).ratio() for name in found}
+            likeness = {name: SequenceMatcher(None, wanted, name).ratio() for name in found}
             yield from sorted(found, key=lambda name: -likeness[name])[:_SUGGESTED]
             return
-    yield from get_close_matches(asked, known, n=_SUGGESTED)
+    yield from get_close_matches(wanted, known, n=_SUGGESTED)
 
 
-def _names_family_of(asked: str, name: str) -> bool:
+def _names_family_of(wanted: str, name: str) -> bool:
     family = _words(name)[:1]
-    return any(_is_prefix(word, first) for first in family for word in _words(asked))
+    return any(_is_prefix(word, first) for first in family for word in _words(wanted))
 
 
 def _is_prefix(one: str, other: str) -> bool:

@@ -4,8 +4,8 @@ In vLLM's 10 to 20 s bucket of time to first token, a straight line said 17 s of
 11.8 s. A histogram knows more than one bucket's count. In words:
 
 1. The cumulative counts at the edges are exact. A monotone cubic through them (Fritsch and Butland
-   1984, as in SciPy's PCHIP) spreads each bucket's observations as its neighbours suggest: towards
-   the fuller neighbour, away from an empty one.
+   1984, as in SciPy's PCHIP) spreads each bucket's observations as its neighbors suggest: towards
+   the fuller neighbor, away from an empty one.
 2. The sum is known too. If that sum is possible at all (between the least and the most the buckets
    allow: vLLM #49135 poisons sums), the density in every bucket is multiplied by one and the same
    power of x, so that the mean comes out right and every bucket keeps its count.
@@ -81,7 +81,7 @@ def _monotone_cubic(knots: Floats, heights: Floats, xs: Floats) -> Floats:
 
 
 def _slopes(widths: Floats, secants: Floats) -> Floats:
-    """The cubic's slope at every knot: weighted harmonic means of the neighbouring secants."""
+    """The cubic's slope at every knot: weighted harmonic means of the neighboring secants."""
     if len(widths) == 1:
         return np.repeat(secants, 2)
     left, right = 2 * widths[1:] + widths[:-1], widths[1:] + 2 * widths[:-1]

@@ -25,7 +25,7 @@ class Evidence:
     kept out of every figure. `asked_end`: the end that a source was asked for, where the part
     reaches the end of what it gave. `doubtful`: targets whose starts tell no order of processes.
     `same`: pairs of targets that are one process.
-    `lifetimes`: one row a series (lifetimes.sql).
+    `lifetimes`: one row per series (lifetimes.sql).
     `intake`: what the border found (intake_notes.sql).
     `contradicted`: scrapes left out because a clock was set (contradicted.sql).
     `relabelled`: series that went on under other labels, and how much higher a counter would be if
@@ -35,8 +35,8 @@ class Evidence:
     `engines`: instance, engine, hours (billed), output_tokens.
     """
 
-    part: TimeRange
-    tries: pl.DataFrame
+    time_range: TimeRange
+    attempts: pl.DataFrame
     asked_end: datetime | None
     doubtful: dict[str, str]
     same: list[tuple[str, str]]
@@ -56,8 +56,8 @@ class Evidence:
 def gather(
     window: Window,
     *,
-    part: TimeRange,
-    tries: pl.DataFrame,
+    time_range: TimeRange,
+    attempts: pl.DataFrame,
     restarts: list[Restart],
     outages: list[Outage],
     losses: Losses,
@@ -69,31 +69,35 @@ def gather(
     `points` are its engine steps (figures/steps.py), `fleet` its engines with their billed hours
     (figures/scrapes.py).
     """
-    increases = traffic.scrape_increases(window, [traffic.REQUESTS], part=part)
+    increases = traffic.scrape_increases(window, [traffic.REQUESTS], time_range=time_range)
     per_scrape = increases.group_by("instance", "ts").agg(pl.col("increase").sum())
     most = per_scrape.group_by("instance").agg(pl.col("increase").max()).sort("instance")
     return Evidence(
-        part=part,
-        tries=tries.filter(pl.col("ts") >= part.start),
-        asked_end=window.asked_end if part.end >= window.extent.end else None,
+        time_range=time_range,
+        attempts=attempts.filter(pl.col("ts") >= time_range.start),
+        asked_end=window.asked_end if time_range.end >= window.extent.end else None,
         doubtful=scrapes.doubtful_addresses(window),
         same=window.named_sql("figures", "same_processes", metric=traffic.GENERATION_TOKENS).rows(),
-        gaps=scrapes.gaps(tries, part=part),
+        gaps=scrapes.gaps(attempts, time_range=time_range),
         restarts=restarts,
         outages=outages,
         losses=losses,
-        lifetimes=window.named_sql("figures", "lifetimes", end=part.end),
-        intake=window.named_sql("figures", "intake_notes", start=part.start, end=part.end),
+        lifetimes=window.named_sql("figures", "lifetimes", end=time_range.end),
+        intake=window.named_sql(
+            "figures", "intake_notes", start=time_range.start, end=time_range.end
+        ),
         contradicted=window.named_sql("figures", "contradicted"),
-        relabelled=window.named_sql("figures", "relabelled", start=part.start, end=part.end),
+        relabelled=window.named_sql(
+            "figures", "relabelled", start=time_range.start, end=time_range.end
+        ),
         stale=stale_gauges(points),
         finished_per_scrape={name: value or 0.0 for name, value in most.iter_rows()},
-        engines=_with_output(window, fleet, part),
+        engines=_with_output(window, fleet, time_range),
     )
 
 
-def _with_output(window: Window, fleet: pl.DataFrame, part: TimeRange) -> pl.DataFrame:
-    grown = traffic.counter_increases(window, [traffic.GENERATION_TOKENS], part=part)
+def _with_output(window: Window, fleet: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
+    grown = traffic.counter_increases(window, [traffic.GENERATION_TOKENS], time_range=time_range)
     output = grown.group_by("instance", "engine").agg(output_tokens=pl.col("increase").sum())
     return fleet.join(output, on=["instance", "engine"], how="left").sort("instance", "engine")
 
@@ -101,7 +105,7 @@ def _with_output(window: Window, fleet: pl.DataFrame, part: TimeRange) -> pl.Dat
 def stale_gauges(points: pl.DataFrame) -> pl.DataFrame:
     """Spells of a minute or more in which requests are said to run while no token comes.
 
-    One row a spell: instance, engine, start, end, value (mean running in it). Source: method.md §3.
+    One row per spell: instance, engine, start, end, value (mean running in it).
     """
     still = (pl.col("running_mean") > 0) & (pl.col("output_tokens_per_second") == 0)
     spells: list[dict[str, Any]] = []

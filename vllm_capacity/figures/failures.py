@@ -2,7 +2,7 @@
 
 vLLM exports no total of received requests and no failure counter, so there is no failure rate to
 subtract out. What can be known: HTTP answers, requests the engine ended with an error, rejections
-at admission, and an estimate of streams that clients left. Source: method.md §5.
+at admission, and an estimate of streams that clients left.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Failures(Figures):
     abandoned: Estimate
 
 
-def failures(window: Window, *, part: TimeRange) -> Failures:
+def failures(window: Window, *, time_range: TimeRange) -> Failures:
     """What can be known of failures in the part."""
-    increases = traffic.counter_increases(window, traffic.COUNTERS, part=part)
+    increases = traffic.counter_increases(window, traffic.COUNTERS, time_range=time_range)
     return Failures(
         http_5xx_ratio=_http_share(
             increases, "5xx", "a lower bound: a stream that breaks after its head counts as 2xx"
@@ -47,7 +47,7 @@ def failures(window: Window, *, part: TimeRange) -> Failures:
         ),
         error_ratio=_error_share(increases),
         rejected=_rejected(increases),
-        abandoned=_abandoned(window, increases, part),
+        abandoned=_abandoned(window, increases, time_range),
     )
 
 
@@ -85,17 +85,18 @@ def _rejected(increases: pl.DataFrame) -> Estimate:
     return Estimate.exact(rejected, "refused at admission; a proxy's own refusals are not in it")
 
 
-def _abandoned(window: Window, increases: pl.DataFrame, part: TimeRange) -> Estimate:
+def _abandoned(window: Window, increases: pl.DataFrame, time_range: TimeRange) -> Estimate:
     """Streams with a first token that never finished: first tokens − finished − still in flight.
 
     In flight at either end is between nothing and all that ran there. Valid over parts long against
-    a request. Source: vllm-metrics.md §3; vLLM counts a client's disconnect nowhere.
+    a request.
+    Source: vLLM counts a client's disconnect nowhere.
     """
-    first = latency.histogram_increases(window, [latency.TTFT], part=part)
+    first = latency.histogram_increases(window, [latency.TTFT], time_range=time_range)
     finished = traffic.total(increases, traffic.REQUESTS)
     if not first or finished is None:
         return Estimate.unknown("needs time_to_first_token_seconds and request_success_total")
-    running = gauges.gauge_samples(window, [gauges.RUNNING], part=part).sort("ts")
+    running = gauges.gauge_samples(window, [gauges.RUNNING], time_range=time_range).sort("ts")
     ends = running.group_by("instance", "engine").agg(
         first=pl.col("value").first(), last=pl.col("value").last()
     )

@@ -40,30 +40,30 @@ class Gauges:
     kv_cache_ratio: Gauge
 
 
-def gauge_samples(window: Window, metrics: list[str], *, part: TimeRange) -> pl.DataFrame:
+def gauge_samples(window: Window, metrics: list[str], *, time_range: TimeRange) -> pl.DataFrame:
     """The samples in the part: metric, instance, engine, model_name, labels, ts, value."""
-    asked = GAUGES if set(metrics) <= set(GAUGES) else metrics
+    wanted = GAUGES if set(metrics) <= set(GAUGES) else metrics
     found = window.named_sql(
-        "figures", "gauge_samples", metrics=list(asked), start=part.start, end=part.end
+        "figures", "gauge_samples", metrics=list(wanted), start=time_range.start, end=time_range.end
     )
     return found.filter(pl.col("metric").is_in(metrics))
 
 
-def gauges(window: Window, tries: pl.DataFrame, *, part: TimeRange) -> Gauges:
+def gauges(window: Window, attempts: pl.DataFrame, *, time_range: TimeRange) -> Gauges:
     """`running` and `waiting`, summed over engines, and `kv_cache_ratio`, pooled over them.
 
     In a thinned window they come from its minutes; the maximum of a sum over several engines is
     then not known, for their maxima need not fall together.
     """
     if window.grain == "minute":
-        minutes = gauge_minutes(window, [RUNNING, WAITING, KV_CACHE], part=part)
+        minutes = gauge_minutes(window, [RUNNING, WAITING, KV_CACHE], time_range=time_range)
         return Gauges(
             running=_summed_minutes(minutes, RUNNING),
             waiting=_summed_minutes(minutes, WAITING),
             kv_cache_ratio=_of_minutes(minutes.filter(pl.col("metric") == KV_CACHE)),
         )
-    samples = gauge_samples(window, [RUNNING, WAITING, KV_CACHE], part=part)
-    inside = tries.filter(pl.col("ts") >= part.start)
+    samples = gauge_samples(window, [RUNNING, WAITING, KV_CACHE], time_range=time_range)
+    inside = attempts.filter(pl.col("ts") >= time_range.start)
     return Gauges(
         running=gauge_of(summed(samples, inside, RUNNING)),
         waiting=gauge_of(summed(samples, inside, WAITING)),
@@ -71,10 +71,10 @@ def gauges(window: Window, tries: pl.DataFrame, *, part: TimeRange) -> Gauges:
     )
 
 
-def gauge_minutes(window: Window, metrics: list[str], *, part: TimeRange) -> pl.DataFrame:
+def gauge_minutes(window: Window, metrics: list[str], *, time_range: TimeRange) -> pl.DataFrame:
     """Gauges by minute: metric, instance, engine, labels, ts, n, value (mean), max."""
     return window.named_sql(
-        "figures", "gauge_minutes", metrics=metrics, start=part.start, end=part.end
+        "figures", "gauge_minutes", metrics=metrics, start=time_range.start, end=time_range.end
     )
 
 

@@ -53,23 +53,27 @@ class Increase:
 
 
 def histogram_increases(
-    window: Window, metrics: Sequence[str], *, part: TimeRange, step_seconds: float | None = None
+    window: Window,
+    metrics: Sequence[str],
+    *,
+    time_range: TimeRange,
+    step_seconds: float | None = None,
 ) -> list[Increase]:
     """The exact increase of each histogram, one entry a (series, step) with a sample in it.
 
     Without `step_seconds` the part is one step, 0. Across a restart the whole state of the new run
-    counts. Source: method.md §4.
+    counts.
     """
     usual = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
-    asked = usual if set(metrics) <= set(usual) else tuple(metrics)
+    wanted = usual if set(metrics) <= set(usual) else tuple(metrics)
     states = window.named_sql(
         "figures",
         "histogram_states",
-        metrics=list(asked),
-        start=part.start,
-        end=part.end,
-        step_us=round((step_seconds or part.seconds + 1) * 1e6),
-        last_step=part.steps(step_seconds) - 1 if step_seconds else 0,
+        metrics=list(wanted),
+        start=time_range.start,
+        end=time_range.end,
+        step_us=round((step_seconds or time_range.seconds + 1) * 1e6),
+        last_step=time_range.steps(step_seconds) - 1 if step_seconds else 0,
     )
     increases: list[Increase] = []
     own = states.filter(pl.col("metric").is_in(list(metrics)))
@@ -236,7 +240,7 @@ def mean_seconds(increase: Increase) -> float | None:
     return increase.total / increase.count if is_sound else None
 
 
-def sound_total(increases: Sequence[Increase], part: TimeRange) -> float | None:
+def sound_total(increases: Sequence[Increase], time_range: TimeRange) -> float | None:
     """The seconds that latency histograms observed in the part; None where they cannot be right.
 
     They cannot below zero, nor above the part's length times the observations: vLLM #49135 adds
@@ -245,5 +249,5 @@ def sound_total(increases: Sequence[Increase], part: TimeRange) -> float | None:
     if not increases:
         return None
     total = sum(increase.total for increase in increases)
-    longest = sum(increase.count for increase in increases) * part.seconds
+    longest = sum(increase.count for increase in increases) * time_range.seconds
     return total if 0 <= total <= longest else None

@@ -12,7 +12,7 @@ that nobody saw, so no rate of before bounds it. What does, together:
    highest rate of any minute where that is more. Where telemetry does not tell places or latencies,
    the highest rate of any scrape interval.
 
-Low is 0: the process may have ended at once. Source: method.md §2.
+Low is 0: the process may have ended at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import polars as pl
 
 from vllm_capacity.figures import gauges, latency, traffic
 from vllm_capacity.figures.scrapes import GAP_FACTOR, Outage, Restart
-from vllm_capacity.figures.twins import usual_seconds
+from vllm_capacity.figures.twins import median_seconds
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
@@ -117,13 +117,13 @@ class Losses:
 def losses(
     window: Window,
     *,
-    part: TimeRange,
-    tries: pl.DataFrame,
+    time_range: TimeRange,
+    attempts: pl.DataFrame,
     restarts: Sequence[Restart],
     outages: Sequence[Outage],
 ) -> Losses:
     """What may be in no figure of the part; no stretch where every process was read to its end."""
-    late = _late(window, part, tries)
+    late = _late(window, time_range, attempts)
     out = window.named_sql("figures", "contradicted")
     if late.is_empty() and out.is_empty() and not (restarts or outages):
         return Losses((), "")
@@ -131,12 +131,12 @@ def losses(
     spells = [(r.instance, "restart", r.before, r.started or r.after) for r in restarts]
     spells += [(o.instance, "outage", o.last_good, o.end) for o in outages]
     for instance, _, scrapes in out.iter_rows():
-        usual = usual_seconds(tries.filter(pl.col("instance") == instance).get_column("ts"))
+        usual = median_seconds(attempts.filter(pl.col("instance") == instance).get_column("ts"))
         taken = timedelta(seconds=(scrapes + 1) * usual)
-        spells.append((instance, "clock", part.start, part.start + taken))
+        spells.append((instance, "clock", time_range.start, time_range.start + taken))
     unread = [
         _after_last_scrape(row, found)
-        for row in _with_load(window, part, spells).iter_rows(named=True)
+        for row in _with_load(window, time_range, spells).iter_rows(named=True)
     ]
     unread += [_before_first_scrape(row, found) for row in late.iter_rows(named=True)]
     return Losses(tuple(sorted(unread, key=lambda one: (one.instance, one.start))), found.basis)
@@ -144,7 +144,9 @@ def losses(
 
 def ceiling(window: Window) -> Ceiling:
     """The most that one server of the window can have done, from all of the window."""
-    increases = traffic.scrape_increases(window, [traffic.REQUESTS, *TOKENS], part=window.extent)
+    increases = traffic.scrape_increases(
+        window, [traffic.REQUESTS, *TOKENS], time_range=window.extent
+    )
     places, is_known = _places(window)
     seconds = {
         metric: window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
@@ -210,7 +212,7 @@ def _places(window: Window) -> tuple[float, bool]:
     It does where a cache in use tells how many it would hold; else it is the most that ran.
     """
     metrics = [gauges.RUNNING, gauges.KV_CACHE]
-    samples = gauges.gauge_samples(window, metrics, part=window.extent)
+    samples = gauges.gauge_samples(window, metrics, time_range=window.extent)
     running, kv_cache = (
         samples.filter(pl.col("metric") == metric)
         .group_by("instance", "engine", "ts")
@@ -234,7 +236,7 @@ def _places(window: Window) -> tuple[float, bool]:
 
 
 def _with_load(
-    window: Window, part: TimeRange, spells: Sequence[tuple[str, str, datetime, datetime]]
+    window: Window, time_range: TimeRange, spells: Sequence[tuple[str, str, datetime, datetime]]
 ) -> pl.DataFrame:
     """The spells with what ran and waited at the last scrape before each, over its engines.
 
@@ -244,8 +246,8 @@ def _with_load(
     texts = {"instance": pl.String, "why": pl.String}
     schema: dict[str, Any] = {**texts, "start": instant, "end": instant}
     frame = pl.DataFrame(spells, schema=schema, orient="row").sort("start")
-    whole = TimeRange(window.extent.start, part.end)
-    load = gauges.gauge_samples(window, [gauges.RUNNING, gauges.WAITING], part=whole)
+    whole = TimeRange(window.extent.start, time_range.end)
+    load = gauges.gauge_samples(window, [gauges.RUNNING, gauges.WAITING], time_range=whole)
     for name, metric in (("running", gauges.RUNNING), ("waiting", gauges.WAITING)):
         own = load.filter(pl.col("metric") == metric).group_by("instance", start="ts")
         frame = frame.join_asof(
@@ -275,18 +277,18 @@ def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling
     return output + max(prompts, found.prompt_tokens.most(seconds))
 
 
-def _late(window: Window, part: TimeRange, tries: pl.DataFrame) -> pl.DataFrame:
+def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame) -> pl.DataFrame:
     """Targets first scraped well after the part began that do not say since when they count.
 
-    One row a target: instance, start, first (its first good scrape), requests and tokens that it
+    One row per target: instance, start, first (its first good scrape), requests and tokens that it
     had counted by then.
     """
     firsts = window.named_sql(
         "figures",
         "first_values",
         metrics=[traffic.REQUESTS, *TOKENS],
-        start=part.start,
-        end=part.end,
+        start=time_range.start,
+        end=time_range.end,
     ).filter(~pl.col("starts_at_zero") & (pl.col("first_value") > 0))
     is_request = pl.col("metric") == traffic.REQUESTS
     by_target = firsts.group_by("instance", maintain_order=True).agg(
@@ -294,10 +296,10 @@ def _late(window: Window, part: TimeRange, tries: pl.DataFrame) -> pl.DataFrame:
         requests=pl.col("first_value").filter(is_request).sum(),
         tokens=pl.col("first_value").filter(~is_request).sum(),
     )
-    inside = tries.filter(pl.col("ts") >= part.start)
-    intervals = [usual_seconds(own.get_column("ts")) for _, own in inside.group_by("instance")]
+    inside = attempts.filter(pl.col("ts") >= time_range.start)
+    intervals = [median_seconds(own.get_column("ts")) for _, own in inside.group_by("instance")]
     usual = max(intervals, default=0.0)
-    since = pl.lit(part.start, pl.Datetime("us", "UTC"))
+    since = pl.lit(time_range.start, pl.Datetime("us", "UTC"))
     seconds = (pl.col("first") - since).dt.total_microseconds() / 1e6
     return by_target.filter(seconds > GAP_FACTOR * usual).with_columns(start=since)
 

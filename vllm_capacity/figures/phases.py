@@ -26,19 +26,19 @@ class Phase:
     share_ratio: float | None
 
 
-def phases(window: Window, *, part: TimeRange) -> tuple[Phase, ...]:
+def phases(window: Window, *, time_range: TimeRange) -> tuple[Phase, ...]:
     """Queue, prefill and decode of the requests that finished in the part, in this order.
 
     Means are exact (a histogram's sum ÷ its count). What a preempted request waits again counts in
     the phase it was thrown back from: for vLLM the queue ends when a request is first scheduled.
     """
-    increases = latency.histogram_increases(window, list(PHASES.values()), part=part)
+    increases = latency.histogram_increases(window, list(PHASES.values()), time_range=time_range)
     totals: dict[str, float | None] = {}
     counts: dict[str, float] = {}
     for name, metric in PHASES.items():
         own = [each for each in increases if each.metric == metric]
         counts[name] = sum(each.count for each in own)
-        totals[name] = latency.sound_total(own, part) if counts[name] else None
+        totals[name] = latency.sound_total(own, time_range) if counts[name] else None
     known = [total for total in totals.values() if total is not None]
     whole = sum(known) if len(known) == len(totals) else 0.0
     return tuple(

@@ -12,12 +12,12 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 
-from vllm_capacity.figures.twins import merged, usual_seconds
+from vllm_capacity.figures.twins import median_seconds, merged
 from vllm_capacity.telemetry import processes
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-GAP_FACTOR = 2.5  # method.md §2: a gap is longer than this × the median interval around it
+GAP_FACTOR = 2.5  # a gap is longer than this × the median interval around it
 _NEIGHBOURS = 10
 
 
@@ -54,7 +54,7 @@ class Outage:
     last_good: datetime
     end: datetime  # until when it may have gone on
     failed: int  # scrapes that failed since; 0 where nobody asked it any more
-    usual_seconds: float  # between its scrapes
+    median_seconds: float  # between its scrapes
 
     @property
     def seconds(self) -> float:
@@ -92,7 +92,7 @@ class ScrapeCount:
     attempts: int
     good: int
     missed: int
-    usual_seconds: float
+    median_seconds: float
 
     @property
     def expected(self) -> int:
@@ -119,31 +119,34 @@ def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
     return merged(window.named_sql("figures", "attempts", end=end))
 
 
-def engines(window: Window, *, part: TimeRange, tries: pl.DataFrame) -> pl.DataFrame:
-    """The engines of the part: instance, engine, model_name; one row an engine.
+def engines(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) -> pl.DataFrame:
+    """The engines of the part: instance, engine, model_name; one row per engine.
 
     An engine is a pair of target and `engine` label. It belongs to the part where its target was
     tried in it and it had been seen before its end.
     """
-    seen = window.named_sql("figures", "engines", end=part.end)
-    tried = tries.filter(pl.col("ts") >= part.start).select("instance").unique()
+    seen = window.named_sql("figures", "engines", end=time_range.end)
+    tried = attempts.filter(pl.col("ts") >= time_range.start).select("instance").unique()
     return seen.join(tried, on="instance", how="semi").select("instance", "engine", "model_name")
 
 
-def billed_hours(fleet: pl.DataFrame, tries: pl.DataFrame, *, part: TimeRange) -> pl.DataFrame:
-    """Hours that each engine was there to be paid for, one row an engine.
+def billed_hours(
+    fleet: pl.DataFrame, attempts: pl.DataFrame, *, time_range: TimeRange
+) -> pl.DataFrame:
+    """Hours that each engine was there to be paid for, one row per engine.
 
     Columns: instance, engine, model_name, hours, billed_start, billed_end.
 
     From its target's last attempt before the part (else its first inside) to its last before the
-    end; failed attempts and restarts count, for the GPU is paid while vLLM is down. Source:
-    method.md §6.
+    end; failed attempts and restarts count, for the GPU is paid while vLLM is down.
     """
     before = (
-        tries.filter(pl.col("ts") < part.start).group_by("instance").agg(base=pl.col("ts").max())
+        attempts.filter(pl.col("ts") < time_range.start)
+        .group_by("instance")
+        .agg(base=pl.col("ts").max())
     )
     inside = (
-        tries.filter(pl.col("ts") >= part.start)
+        attempts.filter(pl.col("ts") >= time_range.start)
         .group_by("instance")
         .agg(first=pl.col("ts").min(), last=pl.col("ts").max())
     )
@@ -156,7 +159,7 @@ def billed_hours(fleet: pl.DataFrame, tries: pl.DataFrame, *, part: TimeRange) -
     return fleet.join(hours, on="instance", how="left").with_columns(pl.col("hours").fill_null(0.0))
 
 
-def usual_intervals(seconds: np.ndarray) -> np.ndarray:
+def median_intervals(seconds: np.ndarray) -> np.ndarray:
     """For each step between scrapes, the median of the ten steps either side of it, in seconds.
 
     NaN where there is no other step to compare with.
@@ -173,25 +176,25 @@ def usual_intervals(seconds: np.ndarray) -> np.ndarray:
     return usual
 
 
-def scrape_counts(tries: pl.DataFrame, *, part: TimeRange) -> list[ScrapeCount]:
+def scrape_counts(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[ScrapeCount]:
     """How often each target was scraped in the part, by target; those that never were left out."""
     found = []
-    for (instance,), own in tries.group_by("instance", maintain_order=True):
-        inside = own.filter(pl.col("ts") >= part.start)
+    for (instance,), own in attempts.group_by("instance", maintain_order=True):
+        inside = own.filter(pl.col("ts") >= time_range.start)
         ts = inside.get_column("ts")
         steps = ts.diff().drop_nulls().dt.total_microseconds() / 1e6
         usual = float(steps.median() or 0.0)  # type: ignore[arg-type]
         good = inside.filter("is_good").height
-        found.append(ScrapeCount(str(instance), inside.height, good, absent(ts), usual))
+        found.append(ScrapeCount(str(instance), inside.height, good, missed(ts), usual))
     return [each for each in found if each.attempts]
 
 
-def absent(ts: pl.Series) -> int:
+def missed(ts: pl.Series) -> int:
     """How many attempts an even grid would have had between these; judged step by step."""
     if ts.len() < 3:
         return 0
     steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-    usual = usual_intervals(steps)
+    usual = median_intervals(steps)
     ratio = np.divide(steps, usual, out=np.ones_like(steps), where=usual > 0)
     return int(np.maximum(0, np.round(ratio) - 1).sum())
 
@@ -204,35 +207,35 @@ def hold_seconds(ts: pl.Series) -> pl.Series:
     if ts.len() < 2:
         return pl.Series([1.0] * ts.len(), dtype=pl.Float64)
     steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-    usual = usual_intervals(steps)
+    usual = median_intervals(steps)
     capped = np.where(np.isnan(usual), steps, np.minimum(steps, GAP_FACTOR * usual))
     return pl.Series(np.concatenate([capped, [np.median(steps)]]))
 
 
-def gaps(tries: pl.DataFrame, *, part: TimeRange) -> list[Gap]:
+def gaps(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[Gap]:
     """The gaps of every target that touch the part, in order."""
     found: list[Gap] = []
-    for (instance,), own in tries.filter("is_good").group_by("instance", maintain_order=True):
+    for (instance,), own in attempts.filter("is_good").group_by("instance", maintain_order=True):
         ts = own.get_column("ts")
         if ts.len() < 3:
             continue
         steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-        usual = usual_intervals(steps)
+        usual = median_intervals(steps)
         for i in np.flatnonzero(steps > GAP_FACTOR * usual):
             gap = Gap(str(instance), ts[int(i)], ts[int(i) + 1], float(usual[i]))
-            if gap.end >= part.start and gap.start < part.end:
+            if gap.end >= time_range.start and gap.start < time_range.end:
                 found.append(gap)
     return found
 
 
 def interruptions(
-    tries: pl.DataFrame, found: Sequence[Restart], *, part: TimeRange
+    attempts: pl.DataFrame, found: Sequence[Restart], *, time_range: TimeRange
 ) -> list[Interruption]:
     """The gaps of every target and the restarts outside gaps, by target and time."""
-    found_gaps = gaps(tries, part=part)
+    found_gaps = gaps(attempts, time_range=time_range)
     rows = []
     for gap in found_gaps:
-        inside = tries.filter(
+        inside = attempts.filter(
             (pl.col("instance") == gap.instance)
             & (pl.col("ts") > gap.start)
             & (pl.col("ts") < gap.end)
@@ -257,41 +260,41 @@ def _covers(gap: Gap, restart: Restart) -> bool:
     )
 
 
-def outages(window: Window, *, part: TimeRange, tries: pl.DataFrame) -> list[Outage]:
+def outages(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) -> list[Outage]:
     """The targets that answered in the part, and then not once more until its end, in order.
 
     One that failed to the end may have gone on until then; one that was not asked any more, while
     others were, until it would have been. A target whose same process answers after the part has
     only a gap there.
     """
-    returned = _returned(window, part)
-    intervals = [usual_seconds(own.get_column("ts")) for _, own in tries.group_by("instance")]
+    returned = _returned(window, time_range)
+    intervals = [median_seconds(own.get_column("ts")) for _, own in attempts.group_by("instance")]
     fleet = max(intervals, default=0.0)
     found = []
-    for (instance,), own in tries.group_by("instance", maintain_order=True):
+    for (instance,), own in attempts.group_by("instance", maintain_order=True):
         last_good = own.filter("is_good").get_column("ts").max()
-        if not isinstance(last_good, datetime) or last_good < part.start:
+        if not isinstance(last_good, datetime) or last_good < time_range.start:
             continue
-        usual = usual_seconds(own.get_column("ts")) or fleet
+        usual = median_seconds(own.get_column("ts")) or fleet
         failed = own.filter(pl.col("ts") > last_good).height
-        end = part.end
+        end = time_range.end
         if not failed:
             end = min(end, last_good + timedelta(seconds=GAP_FACTOR * usual))
-        silent_seconds = (part.end - last_good).total_seconds()
+        silent_seconds = (time_range.end - last_good).total_seconds()
         is_silent = failed or (usual > 0 and silent_seconds > GAP_FACTOR * usual)
         if is_silent and str(instance) not in returned:
             found.append(Outage(str(instance), last_good, end, failed, usual))
     return found
 
 
-def _returned(window: Window, part: TimeRange) -> set[str]:
+def _returned(window: Window, time_range: TimeRange) -> set[str]:
     """The targets that answer after the part, by the process that they had at its end."""
-    later = window.named_sql("figures", "good_after", end=part.end).get_column("instance")
-    replaced = {r.instance for r in restarts(window) if r.before < part.end <= r.after}
+    later = window.named_sql("figures", "good_after", end=time_range.end).get_column("instance")
+    replaced = {r.instance for r in restarts(window) if r.before < time_range.end <= r.after}
     return set(later.to_list()) - replaced
 
 
-def restarts(window: Window, *, part: TimeRange | None = None) -> list[Restart]:
+def restarts(window: Window, *, time_range: TimeRange | None = None) -> list[Restart]:
     """The restarts whose first scrape after it lies in the part (or any), by target, in order.
 
     Found by value, each fall of a counter narrowing it to the time since the sample before, and by
@@ -306,10 +309,10 @@ def restarts(window: Window, *, part: TimeRange | None = None) -> list[Restart]:
     for instance in sorted({*falls, *lives}):
         fallen = falls.get(instance, [])
         own = lives.get(instance)
-        told = [] if own is None else _process_restarts(instance, own, fallen)
-        rest = [fall for fall in fallen if not any(_explains(r, fall) for r in told)]
-        found += sorted([*told, *_fallen(instance, rest)], key=lambda restart: restart.after)
-    return [r for r in found if part is None or part.start <= r.after < part.end]
+        result = [] if own is None else _process_restarts(instance, own, fallen)
+        rest = [fall for fall in fallen if not any(_explains(r, fall) for r in result)]
+        found += sorted([*result, *_fallen(instance, rest)], key=lambda restart: restart.after)
+    return [r for r in found if time_range is None or time_range.start <= r.after < time_range.end]
 
 
 def doubtful_addresses(window: Window) -> dict[str, str]:

@@ -8,7 +8,7 @@ import polars as pl
 
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
 from vllm_capacity.figures.histogram import bucket_quantile, quantile_bounds
-from vllm_capacity.figures.steps import Grid, booked, marks
+from vllm_capacity.figures.steps import Grid, bin_increases, marks
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
@@ -24,14 +24,14 @@ _READABLE_STEPS_SECONDS = (
 )
 
 
-def readable_step_seconds(part: TimeRange) -> float:
+def readable_step_seconds(time_range: TimeRange) -> float:
     """The shortest round step that cuts the time range into at most 150 points."""
-    length = part.hours * 3600
+    length = time_range.hours * 3600
     fitting = [s for s in _READABLE_STEPS_SECONDS if length <= s * POINTS_AT_MOST]
     return fitting[0] if fitting else _READABLE_STEPS_SECONDS[-1]
 
 
-def per_step(window: Window, *, part: TimeRange, step_seconds: float) -> pl.DataFrame:
+def per_step(window: Window, *, time_range: TimeRange, step_seconds: float) -> pl.DataFrame:
     """What the charts draw, one row per step, in order.
 
     Columns: start, end, is_gap, is_restart, and, null where not observed: running_mean,
@@ -41,20 +41,20 @@ def per_step(window: Window, *, part: TimeRange, step_seconds: float) -> pl.Data
     X_p50_seconds, X_p95_seconds, each with _lower and _upper. A quantity that the steps of one
     engine have too (figures/steps.py) has the same name there.
     """
-    tries = scrapes.attempts(window, end=part.end)
-    grid = Grid(part, step_seconds)
-    gaps = scrapes.gaps(tries, part=part)
+    attempts = scrapes.attempts(window, end=time_range.end)
+    grid = Grid(time_range, step_seconds)
+    gaps = scrapes.gaps(attempts, time_range=time_range)
     touched = (
-        marks(grid, gaps, scrapes.restarts(window, part=part))
+        marks(grid, gaps, scrapes.restarts(window, time_range=time_range))
         .group_by("step")
         .agg(pl.col("is_gap").any(), pl.col("is_restart").any())
     )
     steps = pl.DataFrame({"step": range(grid.count)}, schema={"step": pl.Int64})
     for frame in (
         touched,
-        _gauges(window, part, grid, tries),
-        _rates(window, part, grid, gaps),
-        _latencies(window, part, grid),
+        _gauges(window, time_range, grid, attempts),
+        _rates(window, time_range, grid, gaps),
+        _latencies(window, time_range, grid),
     ):
         steps = steps.join(frame, on="step", how="left")
     return (
@@ -64,10 +64,12 @@ def per_step(window: Window, *, part: TimeRange, step_seconds: float) -> pl.Data
     )
 
 
-def _gauges(window: Window, part: TimeRange, grid: Grid, tries: pl.DataFrame) -> pl.DataFrame:
+def _gauges(
+    window: Window, time_range: TimeRange, grid: Grid, attempts: pl.DataFrame
+) -> pl.DataFrame:
     names = [gauges.RUNNING, gauges.WAITING, gauges.KV_CACHE]
-    samples = gauges.gauge_samples(window, names, part=part)
-    inside = tries.filter(pl.col("ts") >= part.start)
+    samples = gauges.gauge_samples(window, names, time_range=time_range)
+    inside = attempts.filter(pl.col("ts") >= time_range.start)
     frame = (
         samples.filter(pl.col("metric") == gauges.KV_CACHE)
         .group_by(step=grid.of("ts"))
@@ -81,10 +83,10 @@ def _gauges(window: Window, part: TimeRange, grid: Grid, tries: pl.DataFrame) ->
 
 
 def _rates(
-    window: Window, part: TimeRange, grid: Grid, gaps: Sequence[scrapes.Gap]
+    window: Window, time_range: TimeRange, grid: Grid, gaps: Sequence[scrapes.Gap]
 ) -> pl.DataFrame:
-    increases = traffic.scrape_increases(window, traffic.STEP_COUNTERS, part=part)
-    steps = booked(increases, grid, gaps)
+    increases = traffic.scrape_increases(window, traffic.STEP_COUNTERS, time_range=time_range)
+    steps = bin_increases(increases, grid, gaps)
     rates = {
         "output_tokens_per_second": traffic.GENERATION_TOKENS,
         "prompt_tokens_per_second": traffic.PROMPT_TOKENS,
@@ -113,9 +115,9 @@ def _joined(frame: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
     return frame.join(other, on="step", how="left")
 
 
-def _latencies(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
+def _latencies(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFrame:
     increases = latency.histogram_increases(
-        window, list(LATENCIES.values()), part=part, step_seconds=grid.seconds
+        window, list(LATENCIES.values()), time_range=time_range, step_seconds=grid.seconds
     )
     by_step: dict[int, dict[str, float | None]] = {}
     for name, metric in LATENCIES.items():

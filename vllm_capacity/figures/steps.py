@@ -65,32 +65,34 @@ class Grid:
     then as many as the scrapes need, however long the part is.
     """
 
-    part: TimeRange
+    time_range: TimeRange
     seconds: float
     holes: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of_scrapes(cls, part: TimeRange, seconds: float, tries: pl.DataFrame) -> Grid:
+    def of_scrapes(cls, time_range: TimeRange, seconds: float, attempts: pl.DataFrame) -> Grid:
         """A grid whose long times without an attempt of any target are one step each."""
-        even = cls(part, seconds)
-        inside = tries.filter((pl.col("ts") >= part.start) & (pl.col("ts") < part.end))
+        even = cls(time_range, seconds)
+        inside = attempts.filter(
+            (pl.col("ts") >= time_range.start) & (pl.col("ts") < time_range.end)
+        )
         seen = inside.select(step=even.of("ts")).get_column("step").unique().sort().to_list()
         pairs = pairwise([-1, *seen, even.count])
         holes = [(a + 1, b - 1) for a, b in pairs if b - a - 1 > _MOST_EMPTY_STEPS]
-        return cls(part, seconds, tuple(holes))
+        return cls(time_range, seconds, tuple(holes))
 
     @cached_property
     def _evenly(self) -> pl.Series:
         """At which even step each step begins, and the last one ends."""
         begins = [0, *(last + 1 for _, last in self.holes)]
-        ends = [*(first + 1 for first, _ in self.holes), self.part.steps(self.seconds) + 1]
+        ends = [*(first + 1 for first, _ in self.holes), self.time_range.steps(self.seconds) + 1]
         parts = [np.arange(a, b) for a, b in zip(begins, ends, strict=True)]
         return pl.Series(np.concatenate(parts), dtype=pl.Int64)
 
     @property
     def count(self) -> int:
         """Steps; the last one holds the rest of the part."""
-        return self._evenly.len() - 1 if self.holes else self.part.steps(self.seconds)
+        return self._evenly.len() - 1 if self.holes else self.time_range.steps(self.seconds)
 
     @property
     def us(self) -> int:
@@ -99,7 +101,7 @@ class Grid:
 
     def of(self, column: str) -> pl.Expr:
         """The step of each instant; -1 before the part."""
-        since = pl.col(column) - pl.lit(self.part.start).dt.convert_time_zone("UTC")
+        since = pl.col(column) - pl.lit(self.time_range.start).dt.convert_time_zone("UTC")
         return self.placed(since.dt.total_microseconds().floordiv(self.us).cast(pl.Int64))
 
     def placed(self, even: pl.Expr) -> pl.Expr:
@@ -114,26 +116,26 @@ class Grid:
         """The frame with `start` and `end` of its `step`, from 0 on."""
         start, end = (self._instant(pl.col("step") + ahead) for ahead in (0, 1))
         is_last = pl.col("step") == self.count - 1
-        last = pl.lit(self.part.end).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
+        last = pl.lit(self.time_range.end).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
         return frame.with_columns(start=start, end=pl.when(is_last).then(last).otherwise(end))
 
     def _instant(self, step: pl.Expr) -> pl.Expr:
         even = pl.lit(self._evenly).gather(step) if self.holes else step
-        start = pl.lit(self.part.start).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
+        start = pl.lit(self.time_range.start).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
         return start + pl.duration(microseconds=even * self.us)
 
 
-def natural_step_seconds(tries: pl.DataFrame) -> float:
+def natural_step_seconds(attempts: pl.DataFrame) -> float:
     """Five scrapes a step, but 10 s at least and 60 s at most."""
     steps = (
-        tries.select(d=pl.col("ts").diff().over("instance").dt.total_microseconds() / 1e6)
+        attempts.select(d=pl.col("ts").diff().over("instance").dt.total_microseconds() / 1e6)
         .get_column("d")
         .drop_nulls()
     )
     return min(60.0, max(10.0, 5.0 * float(steps.median() or 2.0)))  # type: ignore[arg-type]
 
 
-def booked(increases: pl.DataFrame, grid: Grid, gaps: Sequence[scrapes.Gap]) -> pl.DataFrame:
+def bin_increases(increases: pl.DataFrame, grid: Grid, gaps: Sequence[scrapes.Gap]) -> pl.DataFrame:
     """Increases and the seconds they took, by step.
 
     Columns: instance, engine, metric, labels, step, amount, seconds.
@@ -220,32 +222,34 @@ def marks(
 def engine_steps(
     window: Window,
     *,
-    part: TimeRange,
+    time_range: TimeRange,
     step_seconds: float | None = None,
-    tries: pl.DataFrame | None = None,
+    attempts: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """The points of saturation, one row an (engine, step), in order.
+    """The points of saturation, one row per (engine, step), in order.
 
     A time of over 120 steps without an attempt is one step.
 
     Columns: `STEP_SCHEMA`; null where a step has no sample. Empty where there is no engine.
     """
-    if tries is None:
-        tries = scrapes.attempts(window, end=part.end)
+    if attempts is None:
+        attempts = scrapes.attempts(window, end=time_range.end)
     if window.grain == "minute":
         step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
-    grid = Grid.of_scrapes(part, step_seconds or natural_step_seconds(tries), tries)
-    gaps = scrapes.gaps(tries, part=part)
-    fleet = scrapes.engines(window, part=part, tries=tries).select(*_ENGINE)
+    grid = Grid.of_scrapes(time_range, step_seconds or natural_step_seconds(attempts), attempts)
+    gaps = scrapes.gaps(attempts, time_range=time_range)
+    fleet = scrapes.engines(window, time_range=time_range, attempts=attempts).select(*_ENGINE)
     skeleton = fleet.join(
         pl.DataFrame({"step": range(grid.count)}, schema={"step": pl.Int64}), how="cross"
     )
     wide = (
-        skeleton.join(_gauge_steps(window, part, grid), on=_STEP, how="left", nulls_equal=True)
-        .join(_rate_steps(window, part, grid, gaps), on=_STEP, how="left", nulls_equal=True)
-        .join(_latency_steps(window, part, grid), on=_STEP, how="left", nulls_equal=True)
+        skeleton.join(
+            _gauge_steps(window, time_range, grid), on=_STEP, how="left", nulls_equal=True
+        )
+        .join(_rate_steps(window, time_range, grid, gaps), on=_STEP, how="left", nulls_equal=True)
+        .join(_latency_steps(window, time_range, grid), on=_STEP, how="left", nulls_equal=True)
         .join(
-            marks(grid, gaps, scrapes.restarts(window, part=part)),
+            marks(grid, gaps, scrapes.restarts(window, time_range=time_range)),
             on=["instance", "step"],
             how="left",
         )
@@ -257,15 +261,15 @@ def engine_steps(
     return grid.starts(wide).sort(*_ENGINE, "step").drop("step")
 
 
-def _gauge_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
+def _gauge_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFrame:
     names = {
         "running": gauges.RUNNING,
         "waiting": gauges.WAITING,
         "kv_cache_ratio": gauges.KV_CACHE,
     }
     if window.grain == "minute":
-        return _minute_gauge_steps(window, part, grid, names)
-    samples = gauges.gauge_samples(window, list(names.values()), part=part)
+        return _minute_gauge_steps(window, time_range, grid, names)
+    samples = gauges.gauge_samples(window, list(names.values()), time_range=time_range)
     short = {metric: name for name, metric in names.items()}
     wide = samples.with_columns(pl.col("metric").replace(short)).pivot(
         "metric", index=[*_ENGINE, "ts"], values="value", aggregate_function="max"
@@ -293,10 +297,10 @@ def _gauge_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
 
 
 def _minute_gauge_steps(
-    window: Window, part: TimeRange, grid: Grid, names: dict[str, str]
+    window: Window, time_range: TimeRange, grid: Grid, names: dict[str, str]
 ) -> pl.DataFrame:
     """The same from a thinned window's minutes, where most shares of scrapes are not known."""
-    minutes = gauges.gauge_minutes(window, list(names.values()), part=part)
+    minutes = gauges.gauge_minutes(window, list(names.values()), time_range=time_range)
     own = {name: pl.col("metric") == metric for name, metric in names.items()}
     means = {
         f"{name}_mean": (pl.col("value") * pl.col("n")).filter(is_own).sum()
@@ -325,10 +329,10 @@ def _minute_share(is_waiting: pl.Expr) -> pl.Expr:
 
 
 def _rate_steps(
-    window: Window, part: TimeRange, grid: Grid, gaps: Sequence[scrapes.Gap]
+    window: Window, time_range: TimeRange, grid: Grid, gaps: Sequence[scrapes.Gap]
 ) -> pl.DataFrame:
-    increases = traffic.scrape_increases(window, traffic.STEP_COUNTERS, part=part)
-    steps = booked(increases, grid, gaps)
+    increases = traffic.scrape_increases(window, traffic.STEP_COUNTERS, time_range=time_range)
+    steps = bin_increases(increases, grid, gaps)
 
     def rate(metric: str) -> pl.Expr:
         own = pl.col("metric") == metric
@@ -388,9 +392,9 @@ def _minute_rates(rows: pl.Series) -> pl.Series:
     return pl.Series(rates)
 
 
-def _latency_steps(window: Window, part: TimeRange, grid: Grid) -> pl.DataFrame:
+def _latency_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFrame:
     increases = latency.histogram_increases(
-        window, [latency.TTFT, latency.ITL], part=part, step_seconds=grid.seconds
+        window, [latency.TTFT, latency.ITL], time_range=time_range, step_seconds=grid.seconds
     )
     rows = [
         (

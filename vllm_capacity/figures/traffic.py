@@ -47,31 +47,44 @@ COUNTERS = (
 SUCCESSFUL_REASONS = ("stop", "length", "repetition")
 
 
-def counter_increases(window: Window, metrics: Sequence[str], *, part: TimeRange) -> pl.DataFrame:
+def counter_increases(
+    window: Window, metrics: Sequence[str], *, time_range: TimeRange
+) -> pl.DataFrame:
     """The exact (anchored) increase of each counter series over the part.
 
-    One row a series with a sample in the part: series_id, metric, instance, engine, model_name,
+    One row per series with a sample in the part: series_id, metric, instance, engine, model_name,
     labels, starts_at_zero, increase (in the counter's unit), base_ts and last_ts, the two scrapes
-    it lies between. No row where nothing was observed. Source: method.md §2; PromQL's `increase …
+    it lies between. No row where nothing was observed.
+    Source: PromQL's `increase …
     anchored`.
     """
     # Every analysis asks for several of these: all at once is one pass over the samples.
-    asked = COUNTERS if set(metrics) <= set(COUNTERS) else tuple(metrics)
+    wanted = COUNTERS if set(metrics) <= set(COUNTERS) else tuple(metrics)
     found = window.named_sql(
-        "figures", "counter_increase", metrics=list(asked), start=part.start, end=part.end
+        "figures",
+        "counter_increase",
+        metrics=list(wanted),
+        start=time_range.start,
+        end=time_range.end,
     )
     return found.filter(pl.col("metric").is_in(list(metrics)))
 
 
-def scrape_increases(window: Window, metrics: Sequence[str], *, part: TimeRange) -> pl.DataFrame:
+def scrape_increases(
+    window: Window, metrics: Sequence[str], *, time_range: TimeRange
+) -> pl.DataFrame:
     """The increase of each counter from scrape to scrape.
 
-    One row a (series, scrape) in the part: metric, instance, engine, model_name, labels, ts_before,
-    ts, increase; null on a first scrape that has no base.
+    One row per (series, scrape) in the part: metric, instance, engine, model_name, labels,
+    ts_before, ts, increase; null on a first scrape that has no base.
     """
-    asked = STEP_COUNTERS if set(metrics) <= set(STEP_COUNTERS) else tuple(metrics)
+    wanted = STEP_COUNTERS if set(metrics) <= set(STEP_COUNTERS) else tuple(metrics)
     found = window.named_sql(
-        "figures", "scrape_increases", metrics=list(asked), start=part.start, end=part.end
+        "figures",
+        "scrape_increases",
+        metrics=list(wanted),
+        start=time_range.start,
+        end=time_range.end,
     )
     return found.filter(pl.col("metric").is_in(list(metrics)))
 

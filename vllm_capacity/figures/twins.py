@@ -19,18 +19,18 @@ _EVEN = 0.75  # steps in turn closer than that are jitter of one grid
 _STEADY = 0.1  # two steps together differ by less than that from the interval of one job
 
 
-def usual_seconds(ts: pl.Series) -> float:
+def median_seconds(ts: pl.Series) -> float:
     """The median time between these scrapes, in seconds; 0 where there is only one."""
     steps = ts.diff().drop_nulls().dt.total_microseconds() / 1e6
     return float(steps.median() or 0.0)  # type: ignore[arg-type]
 
 
-def merged(tries: pl.DataFrame) -> pl.DataFrame:
+def merged(attempts: pl.DataFrame) -> pl.DataFrame:
     """Attempts (instance, ts, is_good, source) on one grid a target: instance, ts, is_good."""
-    frames = [tries.select("instance", "ts", "is_good").clear()]
-    for _, own in tries.group_by("instance", maintain_order=True):
-        told = own if own.get_column("source").n_unique() > 1 else _by_turns(own)
-        kept = _one_grid(told) if told.get_column("source").n_unique() > 1 else told
+    frames = [attempts.select("instance", "ts", "is_good").clear()]
+    for _, own in attempts.group_by("instance", maintain_order=True):
+        result = own if own.get_column("source").n_unique() > 1 else _by_turns(own)
+        kept = _one_grid(result) if result.get_column("source").n_unique() > 1 else result
         frames.append(kept.select("instance", "ts", "is_good"))
     return pl.concat(frames)
 
@@ -58,7 +58,7 @@ def _one_grid(own: pl.DataFrame) -> pl.DataFrame:
     )
     is_main = pl.col("source") == answers.get_column("source")[0]
     main = own.filter(is_main)
-    near = usual_seconds(main.get_column("ts")) / 2
+    near = median_seconds(main.get_column("ts")) / 2
     good = main.filter("is_good").get_column("ts").to_list()
     for ts in own.filter(pl.col("is_good") & ~is_main).get_column("ts").to_list():
         if not _is_near(good, ts, near):

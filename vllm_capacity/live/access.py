@@ -18,7 +18,7 @@ import httpx
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.stack import is_sendable, read_secret
 from vllm_capacity.sources import wire
-from vllm_capacity.sources.asking import without_credentials
+from vllm_capacity.sources.http import without_credentials
 
 _LOGIN = re.compile(r"[^/@]*:[^/@]*@")
 METRICS = "VLLM_METRICS"

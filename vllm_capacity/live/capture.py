@@ -11,8 +11,8 @@ from pathlib import Path
 from vllm_capacity.errors import InputError, NoTelemetryError, SourceError
 from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, client, metrics_url, read_settings
 from vllm_capacity.live.scrape import Journal, Progress, run, targets
-from vllm_capacity.sources.asking import UNKEPT
 from vllm_capacity.sources.exposition import provenance
+from vllm_capacity.sources.http import NO_KEEPALIVE
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.telemetry.store import Place, put_window, require_free, reserved
 
@@ -57,7 +57,7 @@ def capture(
     require_free(to)
     journal = to.with_name(f"{to.name}.journal")
     with reserved(to) as place, _claimed(journal, to):
-        with client(settings, follow_redirects=True, limits=UNKEPT, stop=ends) as asking:
+        with client(settings, follow_redirects=True, limits=NO_KEEPALIVE, stop=ends) as asking:
             done = run(
                 found,
                 client=asking,

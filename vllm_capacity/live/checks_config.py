@@ -48,16 +48,16 @@ def _values(config: object, name: str) -> Iterator[str]:
     """What is set under a name, anywhere in the configuration; each part looked at once."""
     parts, seen = [config], set[int]()
     while parts:
-        part = parts.pop()
-        if id(part) in seen:
+        time_range = parts.pop()
+        if id(time_range) in seen:
             continue  # what YAML's aliases repeat, they may repeat a billion times
-        seen.add(id(part))
-        if isinstance(part, list):
-            parts += part
-        elif isinstance(part, Mapping):
-            parts += part.values()
-            if name in part:
-                yield _text(part[name])
+        seen.add(id(time_range))
+        if isinstance(time_range, list):
+            parts += time_range
+        elif isinstance(time_range, Mapping):
+            parts += time_range.values()
+            if name in time_range:
+                yield _text(time_range[name])
 
 
 def _seconds(text: str, environment: Mapping[str, str]) -> float | None:
@@ -110,14 +110,14 @@ def _exporter(exporter: Mapping[str, Any], signal: str) -> list[str]:
     return [fault for fault, is_there in checks.items() if is_there]
 
 
-def _mapping(part: object) -> Mapping[str, Any]:
+def _mapping(time_range: object) -> Mapping[str, Any]:
     """The part where it is a mapping; a file of another shape holds nothing there."""
-    return part if isinstance(part, Mapping) else {}
+    return time_range if isinstance(time_range, Mapping) else {}
 
 
-def _texts(part: object) -> list[str]:
-    return [_text(each) for each in part] if isinstance(part, list) else []
+def _texts(time_range: object) -> list[str]:
+    return [_text(each) for each in time_range] if isinstance(time_range, list) else []
 
 
-def _text(part: object) -> str:
-    return str(part) if isinstance(part, str | int | float) else ""
+def _text(time_range: object) -> str:
+    return str(time_range) if isinstance(time_range, str | int | float) else ""

@@ -246,12 +246,12 @@ def unscraped(evidence: Evidence) -> list[Finding]:
     if reply is None or not evidence.vllm:
         return []
     if not reply.is_ok:
-        said = "nothing is in the stream" if "No field named" in reply.text else reply.said
-        return [unknown("Collector", "replica-unscraped", said)]
-    told = reply.body(list[Instance])
-    if told is None:
+        sentence = "nothing is in the stream" if "No field named" in reply.text else reply.said
+        return [unknown("Collector", "replica-unscraped", sentence)]
+    result = reply.body(list[Instance])
+    if result is None:
         return [unknown("Collector", "replica-unscraped", f"not the rows asked for: {reply.said}")]
-    rows = {str(row.instance): row for row in told}
+    rows = {str(row.instance): row for row in result}
     scraped = {name for name, row in rows.items() if row.scraped}
     missing = [t for t in map(_target, evidence.vllm) if not _is_among(t, scraped)]
     failing = sorted(set(rows) - scraped)

@@ -77,8 +77,8 @@ def _login(about: Reply) -> list[Finding]:
         ]
     if not about.is_ok:
         return [broken("Parseable", "wrong-password", about.said, "Look at Parseable's log.")]
-    told = about.body(shapes.About)
-    version = told.version if told is not None else ""
+    result = about.body(shapes.About)
+    version = result.version if result is not None else ""
     return [fine("Parseable", "wrong-password", "the reader gets in"), _version(version)]
 
 
@@ -139,26 +139,26 @@ def stream_checks(evidence: Evidence) -> list[Finding]:
 
 def _fields(schema: Reply) -> list[shapes.Column]:
     """The stream's columns; none until anything came in, and then every query is refused."""
-    told = schema.body(shapes.Schema)
-    return told.fields if told is not None else []
+    result = schema.body(shapes.Schema)
+    return result.fields if result is not None else []
 
 
 def _unreadable(evidence: Evidence) -> Finding:
     """A query is refused with 400 where the user has no right to the stream."""
-    said = _said(evidence.batches)
-    if "does not have access" in said:
-        return _no_right(evidence, said)
-    return unknown("Parseable", "stream-empty", said)
+    sentence = _said(evidence.batches)
+    if "does not have access" in sentence:
+        return _no_right(evidence, sentence)
+    return unknown("Parseable", "stream-empty", sentence)
 
 
-def _no_right(evidence: Evidence, said: str) -> Finding:
+def _no_right(evidence: Evidence, sentence: str) -> Finding:
     """To a reader, a mistyped name and a stream that it must not read look the same."""
     stream, seen = evidence.stream, _visible(evidence)
     streams = f"It may read {', '.join(seen)}. " if seen else ""
     return broken(
         "Parseable",
         "no-right",
-        f"the reader has no right to {stream}, or there is no such stream: {said}",
+        f"the reader has no right to {stream}, or there is no such stream: {sentence}",
         f"Is the name right, and that of the Collector (PARSEABLE_STREAM)? {streams}If it is, "
         f"`vllm-capacity stack init --stream {stream}` adds the right, and takes none away.",
     )

@@ -18,7 +18,7 @@ import msgspec
 from vllm_capacity.answer import Answer
 from vllm_capacity.errors import plain
 from vllm_capacity.live.stack import is_sendable
-from vllm_capacity.sources.asking import shown
+from vllm_capacity.sources.http import shown
 from vllm_capacity.sources.parseable_sql import quoted
 from vllm_capacity.timerange import iso
 
@@ -216,8 +216,8 @@ def _export(
     if authorization is None:
         return None
     if not is_sendable(authorization):  # not tried: the error would show the secret
-        said = "the secret has space around it, or a character that no header can carry"
-        return Reply(f"{base}/v1/metrics", error=said)
+        sentence = "the secret has space around it, or a character that no header can carry"
+        return Reply(f"{base}/v1/metrics", error=sentence)
     headers = {
         "Authorization": authorization,
         "X-P-Stream": stream,

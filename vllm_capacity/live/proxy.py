@@ -25,8 +25,8 @@ import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from vllm_capacity.errors import plain
-from vllm_capacity.sources.asking import shown
 from vllm_capacity.sources.exposition import ACCEPT
+from vllm_capacity.sources.http import shown
 
 _NAME = re.compile(rb"^(# (?:HELP|TYPE|UNIT) )?([A-Za-z_:][A-Za-z0-9_:]*)", re.MULTILINE)
 _METRICS = re.compile(
@@ -169,8 +169,8 @@ class ProxyServer(ThreadingHTTPServer):
         """One line on stderr, and none where it is only that a client has left."""
         error = sys.exception()
         if not isinstance(error, OSError):
-            said = plain(f"{type(error).__name__}: {error}")
-            print(f"vllm-capacity: a request failed: {said}", file=sys.stderr)
+            sentence = plain(f"{type(error).__name__}: {error}")
+            print(f"vllm-capacity: a request failed: {sentence}", file=sys.stderr)
 
 
 def _refuse(connection: socket.socket) -> None:

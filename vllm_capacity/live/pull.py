@@ -66,7 +66,7 @@ def pull_window(
     be filled, SourceError where the source does not answer; then no window is left.
     """
     settings = read_settings(environment, order.profile)
-    origin, stream, part = order.origin or settings.get("url"), order.stream, order.time_range
+    origin, stream, time_range = order.origin or settings.get("url"), order.stream, order.time_range
     if not origin:
         raise InputError(
             "Say where to pull --from: a URL, a folder, or s3://…, or set PARSEABLE_URL."
@@ -74,16 +74,16 @@ def pull_window(
     if not is_server(origin):
         if stream is None:
             raise InputError(f"Say which --stream of the store {origin} to pull.")
-        return pull_files(origin, stream, target, part, late=order.late)
-    if part is None:
+        return pull_files(origin, stream, target, time_range, late=order.late)
+    if time_range is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
     if stream is None:
         with prometheus_client(origin, environment) as asking:
-            return pull_prometheus(Prometheus(asking), part, target, progress=progress)
-    is_thinned = part.seconds >= _THINNED_FROM.total_seconds()
+            return pull_prometheus(Prometheus(asking), time_range, target, progress=progress)
+    is_thinned = time_range.seconds >= _THINNED_FROM.total_seconds()
     if order.is_full is not None:
         is_thinned = not order.is_full
-    request = Request(stream, part, is_thinned, order.late)
+    request = Request(stream, time_range, is_thinned, order.late)
     with parseable_client(origin, settings) as asking:
         return pull_server(Parseable(asking), request, target, now=now, progress=progress)
 
@@ -187,8 +187,8 @@ def pull_prometheus(
 def unreached_end(target: Path) -> str | None:
     """That the window at `target` ends well before the end it was asked for; else None."""
     window = open_window(target)
-    tries = scrapes.attempts(window, end=window.extent.end)
-    found = quality_scrapes.unreached_end(tries, window.asked_end)
+    attempts = scrapes.attempts(window, end=window.extent.end)
+    found = quality_scrapes.unreached_end(attempts, window.asked_end)
     return found[0].effect if found else None
 
 

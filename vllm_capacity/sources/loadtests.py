@@ -33,7 +33,7 @@ POINT_SCHEMA = {
     "ttft_p95_seconds": pl.Float64,
     "itl_p95_seconds": pl.Float64,
 }
-"""One row a run, in the units of the names; null where the file does not say."""
+"""One row per run, in the units of the names; null where the file does not say."""
 
 _MOST = 1e12
 Point = dict[str, float | None]

@@ -4,7 +4,7 @@ A collector turns a scrape into points: name, kind, attributes, and a resource f
 Parseable keeps a point as a row, its attributes and the resource's as columns, side by side. A dot
 tells them apart: no label of a Prometheus target holds one, every resource attribute does.
 
-`points` is the shape both readers bring their rows into (one row a data point):
+`points` is the shape both readers bring their rows into (one row per data point):
 identity (a hash of name, kind, instance, job, bounds and labels), metric_name, wire_kind, instance,
 job, bounds, one column a label, then ts, arrived, started (naive UTC), value, count, sum, counts,
 flags.

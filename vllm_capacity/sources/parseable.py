@@ -20,13 +20,13 @@ import httpx
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.sources import parseable_shapes as shapes
-from vllm_capacity.sources.asking import (
+from vllm_capacity.sources.http import (
     BUSY,
     TransientError,
-    accidents,
     address,
-    again,
     decoded,
+    transport_errors,
+    with_retries,
 )
 from vllm_capacity.sources.parseable_sql import arrow_type
 from vllm_capacity.sources.wire import wire_bytes
@@ -135,7 +135,7 @@ class Parseable:
         """
         timeout = self.client.timeout if seconds is None else httpx.Timeout(seconds)
         with (
-            accidents(self.address),
+            transport_errors(self.address),
             self.client.stream(method, path, params=flags, json=body, timeout=timeout) as response,
         ):
             if response.status_code != 200:
@@ -147,7 +147,7 @@ class Parseable:
 
     def _again(self, ask: Callable[[], _Answer]) -> _Answer:
         # Safe: nothing here changes anything. What the server decided is not asked again.
-        return again(ask, self.pause)
+        return with_retries(ask, self.pause)
 
 
 def _lines(response: httpx.Response) -> list[bytes]:

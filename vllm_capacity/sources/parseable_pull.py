@@ -3,7 +3,7 @@
 1. The stream's columns are read, then surveyed: which families, with which labels and bounds.
 2. Families of one shape are asked for together, an hour of sample time at a time. What arrives late
    lies outside the hour by arrival, so each question is padded there and cut by sample time.
-3. The last state before the start comes along, one row a series.
+3. The last state before the start comes along, one row per series.
 4. Every answer that can no longer grow is kept in a journal before the next is asked for: a pull
    that was killed goes on.
 """
@@ -180,22 +180,26 @@ class _Walk:
 
     def thinned(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
         for hour in hours(stream.time_range):
-            part = stream.during(hour)
+            time_range = stream.during(hour)
             for group in groups:
-                yield self._minutes(part, group, queries.thinned(part, group))
+                yield self._minutes(time_range, group, queries.thinned(time_range, group))
 
     def whole(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
         for hour in hours(stream.time_range):
-            part = stream.during(hour)
+            time_range = stream.during(hour)
             for group in groups:
-                sql, shape = queries.whole(part, group), shapes.points(group)
-                yield self._ask(part, group, sql, shape, _points_frame)
+                sql, shape = queries.whole(time_range, group), shapes.points(group)
+                yield self._ask(time_range, group, sql, shape, _points_frame)
 
     def attempts(self, stream: Stream) -> Iterator[Part]:
         for hour in hours(stream.time_range):
-            part = stream.during(hour)
+            time_range = stream.during(hour)
             yield self._ask(
-                part, shapes.UP, queries.attempts(part), shapes.ATTEMPTS, _attempts_frame
+                time_range,
+                shapes.UP,
+                queries.attempts(time_range),
+                shapes.ATTEMPTS,
+                _attempts_frame,
             )
 
     def findings(self, stream: Stream, metrics: list[str]) -> list[Row]:
@@ -207,19 +211,19 @@ class _Walk:
         self._step()
         return found
 
-    def _minutes(self, part: Stream, group: Group, sql: str) -> Part:
-        return self._ask(part, group, sql, shapes.minutes(group), unpacked)
+    def _minutes(self, time_range: Stream, group: Group, sql: str) -> Part:
+        return self._ask(time_range, group, sql, shapes.minutes(group), unpacked)
 
     def _ask(
         self,
-        part: Stream,
+        time_range: Stream,
         group: Group,
         sql: str,
         shape: type[list[Row]],
         framed: Callable[[list[Row], Group], pl.DataFrame],
     ) -> Part:
         """An answer whose rows have a shape, as `framed` makes a frame of them."""
-        arrivals = _arrivals(part.time_range, self.request.late)
+        arrivals = _arrivals(time_range.time_range, self.request.late)
         question = "\n".join([self.server.address, sql, iso(arrivals.start), iso(arrivals.end)])
 
         def ask() -> pl.DataFrame:
@@ -245,8 +249,8 @@ def _attempts_frame(rows: list[Row], group: Group) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={**dict.fromkeys(group.identity, pl.String), **ATTEMPTS})
 
 
-def _arrivals(part: TimeRange, late: timedelta) -> TimeRange:
-    return TimeRange(part.start - SKEW, part.end + late)
+def _arrivals(time_range: TimeRange, late: timedelta) -> TimeRange:
+    return TimeRange(time_range.start - SKEW, time_range.end + late)
 
 
 def _survey(server: Parseable, stream: Stream, request: Request) -> list[Row]:
@@ -256,9 +260,10 @@ def _survey(server: Parseable, stream: Stream, request: Request) -> list[Row]:
     found = server.query(queries.survey(stream), arrivals, shape)
     kept = [row for row in found if keeps(row["metric_name"])]
     if not kept:
-        part = f"{iso(request.time_range.start)} to {iso(request.time_range.end)}"
+        time_range = f"{iso(request.time_range.start)} to {iso(request.time_range.end)}"
         raise SourceError(
-            f"Stream {stream.name!r} at {server.address} holds no vLLM series sampled from {part}"
+            f"Stream {stream.name!r} at {server.address} holds no vLLM series sampled from "
+            + time_range
             + (f", but {len(found)} other families." if found else ", nor anything else.")
         )
     return kept

@@ -155,7 +155,7 @@ def thinned(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
         f"sent as (select {names}, m, r, {columns} from states) "
         f"select {names}, nullif(r, 0) as r, m / 60 as h, {_packed('m % 60')} as m, "
         f"{', '.join(f'{_packed(name)} as {name}' for name in sent)} "
-        # neighbours alike: the answer compresses better
+        # neighbors alike: the answer compresses better
         f"from sent group by {names}, r, m / 60 order by {names}, r"
     )
 
@@ -217,15 +217,15 @@ def _dropped(group: Group) -> str:
         return f"{counts} and v < previous_v or coalesce({is_told}, false)"
     buckets = [f"b[{i}] < previous_b[{i}]" for i in range(1, group.edges + 2)]
     parts = ("s < previous_s", is_other, *buckets)
-    return " or ".join(f"coalesce({part}, false)" for part in parts)
+    return " or ".join(f"coalesce({time_range}, false)" for time_range in parts)
 
 
 def _with_start(stream: Stream, group: Group) -> str:
     """The points of a group, and with each when the process `started` that answered that scrape."""
     starts = _points(stream, Group((PROCESS_START,), ()))
-    told = f"select instance, ms, min(v) as started from ({starts}) as told group by instance, ms"
+    result = f"select instance, ms, min(v) as started from ({starts}) as told group by instance, ms"
     return (
-        f"select own.*, starts.started from ({_points(stream, group)}) as own left join ({told}) "
+        f"select own.*, starts.started from ({_points(stream, group)}) as own left join ({result}) "
         "as starts on own.instance = starts.instance and own.ms = starts.ms"
     )
 
@@ -253,8 +253,10 @@ def _points(stream: Stream, group: Group) -> str:
 
 def _within(stream: Stream) -> str:
     """Sampled within the range, in whole milliseconds; never a literal of a time."""
-    ts, part = _ms(stream.columns.fixed["ts"]), stream.time_range
-    first, last = (-(-microseconds(moment) // 1000) for moment in (part.start, part.end))
+    ts, time_range = _ms(stream.columns.fixed["ts"]), stream.time_range
+    first, last = (
+        -(-microseconds(moment) // 1000) for moment in (time_range.start, time_range.end)
+    )
     return f"{ts} >= {first} and {ts} < {last}"
 
 
@@ -262,8 +264,8 @@ def _ms(time: str) -> str:
     return f"cast(round(date_part('epoch', {time}) * 1000) as bigint)"
 
 
-def _origin_minute(part: TimeRange) -> int:
-    return microseconds(part.start) // 60_000_000
+def _origin_minute(time_range: TimeRange) -> int:
+    return microseconds(time_range.start) // 60_000_000
 
 
 def _bounds_text(columns: Columns) -> str:

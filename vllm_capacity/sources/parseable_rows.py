@@ -109,7 +109,7 @@ def thinned_rows(pulled: Pulled) -> ThinnedRows:
     rows = _rows(reader, samples, states, before)
     clock, settled = correction(rows), settle(rows, is_thinned=True)
     scalar_parts, histogram_parts = (
-        [_restamped(part, clock) for part in parts]
+        [_restamped(time_range, clock) for time_range in parts]
         for parts in ([before[0], minutes], [before[1], histograms])
     )
     return ThinnedRows(
@@ -214,7 +214,7 @@ def _with_run(
     in the same one: then both are one.
     """
     begun = settled.select("series_id", "run", ms=pl.col("ts").dt.epoch("ms"))
-    minutes = pl.concat([part.select(parts[0].columns) for part in parts])
+    minutes = pl.concat([time_range.select(parts[0].columns) for time_range in parts])
     is_state = "counts" in schema
     merged = [_merged(n, is_state=is_state) for n in minutes.columns if n in _MERGED]
     clock = {"t0": pl.col("ms").first(), "t1": pl.col("t1_ms").max()}

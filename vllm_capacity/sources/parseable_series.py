@@ -37,9 +37,9 @@ class Reader:
     ) -> pl.DataFrame:
         """The parts of one sort as one frame: series_id, rank, scale, then the payload."""
         by_group: dict[Group, list[pl.DataFrame]] = {}
-        for part in parts:
-            if part.group.is_histogram == is_histogram:
-                by_group.setdefault(part.group, []).append(part.frame)
+        for time_range in parts:
+            if time_range.group.is_histogram == is_histogram:
+                by_group.setdefault(time_range.group, []).append(time_range.frame)
         known = {"series_id": pl.Int64, "rank": pl.Int8, "scale": pl.Float64, **payload}
         frames = [
             self._identified(group, pl.concat(frames)).select(list(known))
@@ -81,8 +81,8 @@ class Reader:
         """The jobs that scrape each instance, as its `up` tells."""
         found: dict[str, set[str]] = {}
         pulled = self.pulled
-        for part in (*pulled.attempts, *pulled.whole, *pulled.thinned, *pulled.before):
-            up = part.frame.filter(pl.col("metric_name") == "up")
+        for time_range in (*pulled.attempts, *pulled.whole, *pulled.thinned, *pulled.before):
+            up = time_range.frame.filter(pl.col("metric_name") == "up")
             for instance, job in up.select("instance", "job").unique().iter_rows():
                 found.setdefault(instance, set()).add(job)
         return found
@@ -146,7 +146,7 @@ def intake(reader: Reader, children: Iterable[Child]) -> pl.DataFrame:
             "detail": detail.format(**row),
             "count": row[column],
         }
-        for row in ({**_NONE, **told} for told in reader.pulled.findings)
+        for row in ({**_NONE, **result} for result in reader.pulled.findings)
         if row.get("instance") in instances
         for column, check, subject, detail in _FINDINGS
         if row.get(column)

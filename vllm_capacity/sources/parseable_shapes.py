@@ -159,8 +159,8 @@ def require_even(lists: Iterable[Sequence[object] | None]) -> None:
 
 def _identity(group: Group) -> dict[str, Any]:
     texts = {name: NotRequired[str | None] for name in group.identity}
-    asked = {"metric_name": Literal[group.metrics], "wire_kind": _Kind}
-    return {**texts, **asked, "instance": str, "job": str}
+    wanted = {"metric_name": Literal[group.metrics], "wire_kind": _Kind}
+    return {**texts, **wanted, "instance": str, "job": str}
 
 
 UP: Final = Group(("up",), ())

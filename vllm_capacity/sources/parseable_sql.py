@@ -133,8 +133,8 @@ def resolve(stream: str, types: Mapping[str, str]) -> Columns:
 
 def duckdb_projection(columns: Columns) -> str:
     """The select list that turns rows of the store's files into `points`."""
-    told = ("metric_name", "wire_kind", "instance", "job", "bounds")
-    identity = [columns.fixed[name] for name in told]
+    result = ("metric_name", "wire_kind", "instance", "job", "bounds")
+    identity = [columns.fixed[name] for name in result]
     chosen = {
         "identity": f"hash({', '.join([*identity, *columns.labels.values()])})",
         **columns.fixed,

@@ -17,7 +17,14 @@ import httpx
 import msgspec
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.sources.asking import BUSY, TransientError, accidents, address, again, decoded
+from vllm_capacity.sources.http import (
+    BUSY,
+    TransientError,
+    address,
+    decoded,
+    transport_errors,
+    with_retries,
+)
 from vllm_capacity.sources.parquet import LOOKBACK, cut
 from vllm_capacity.sources.prometheus_rows import (
     HISTOGRAM_PARTS,
@@ -83,11 +90,11 @@ class Prometheus:
         """Where it is, for messages and notes: without credentials."""
         return address(self.client)
 
-    def names(self, part: TimeRange) -> list[str]:
+    def names(self, time_range: TimeRange) -> list[str]:
         """The metric names with samples in the range."""
         found = self._get(
             "/api/v1/label/__name__/values",
-            {"start": _seconds(part.start), "end": _seconds(part.end)},
+            {"start": _seconds(time_range.start), "end": _seconds(time_range.end)},
             list[str],
         )
         return sorted(found)
@@ -100,17 +107,17 @@ class Prometheus:
             return {}  # Thanos and Mimir may not have it; names and the catalogue must do
         return {name: entries[0].type for name, entries in found.items() if entries}
 
-    def samples(self, names: Sequence[str], part: TimeRange) -> Samples:
+    def samples(self, names: Sequence[str], time_range: TimeRange) -> Samples:
         """The raw samples of these metrics in [start, end): Prometheus' `matrix`.
 
         Ranges are open at the left in Prometheus 3 and closed before: there, the last sample of the
         hour before may come twice.
         """
         escaped = "|".join(re.escape(name).replace("\\", "\\\\") for name in names)
-        length_ms = int(part.seconds * 1000)
+        length_ms = int(time_range.seconds * 1000)
         question = {
             "query": f'{{__name__=~"{escaped}"}}[{length_ms}ms]',
-            "time": _seconds(part.end - timedelta(milliseconds=1)),
+            "time": _seconds(time_range.end - timedelta(milliseconds=1)),
         }
         found = self._asked(
             lambda: self.client.post("/api/v1/query", data=question), _Success[_Matrix]
@@ -125,12 +132,12 @@ class Prometheus:
 
     def _asked(self, ask: Callable[[], httpx.Response], shape: type[_Answer]) -> _Answer:
         def answered() -> _Answer:
-            with accidents(self.address):
+            with transport_errors(self.address):
                 response = ask()
             _require_success(response, self.address)
             return decoded(response.content, shape, at=self.address, dialect="Prometheus")
 
-        return again(answered, self.pause)
+        return with_retries(answered, self.pause)
 
 
 def _require_success(response: httpx.Response, at: str) -> None:
@@ -153,10 +160,10 @@ def _require_success(response: httpx.Response, at: str) -> None:
 
 def _reason(response: httpx.Response) -> str:
     try:
-        said = msgspec.json.decode(response.content, type=_Refusal).error
+        sentence = msgspec.json.decode(response.content, type=_Refusal).error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        said = ""
-    return said or response.text
+        sentence = ""
+    return sentence or response.text
 
 
 def read_prometheus(
@@ -173,8 +180,8 @@ def read_prometheus(
     found = families(server.names(wide), server.kinds())
     questions = list(_questions(found, wide))
     reader = SeriesReader(found)
-    for done, (names, part) in enumerate(questions, start=1):
-        found_samples = server.samples(names, part)
+    for done, (names, time_range) in enumerate(questions, start=1):
+        found_samples = server.samples(names, time_range)
         reader.add(found_samples.series)
         reader.warn(found_samples.warnings)
         progress(done, len(questions))
@@ -188,9 +195,9 @@ def _questions(found: Families, wide: TimeRange) -> Iterator[tuple[list[str], Ti
     together += [[base + suffix for suffix in HISTOGRAM_PARTS] for base in found.histograms]
     start = wide.start
     while start < wide.end:
-        part = TimeRange(start, min(start + _SLICE, wide.end))
-        yield from ((names, part) for names in together)
-        start = part.end
+        time_range = TimeRange(start, min(start + _SLICE, wide.end))
+        yield from ((names, time_range) for names in together)
+        start = time_range.end
 
 
 def _seconds(moment: datetime) -> str:

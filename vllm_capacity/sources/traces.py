@@ -93,7 +93,7 @@ _ANSWER: Final[dict[str, Any]] = {
 def _query(
     table: str, columns: Mapping[str, str], stream: str, time_range: TimeRange | None
 ) -> str:
-    """One row a request span; a stream without spans of vLLM's is a SourceError."""
+    """One row per request span; a stream without spans of vLLM's is a SourceError."""
     if "span_name" not in columns or _NUMBERS["e2e_seconds"] not in columns:
         raise SourceError(
             f"Stream {stream!r} holds no request spans of vLLM's. Start vLLM with "
@@ -130,11 +130,11 @@ def _traces(answer: pl.DataFrame) -> pl.DataFrame:
 def where_time_went(traces: pl.DataFrame, *, slowest: int) -> pl.DataFrame:
     """The share of each phase in the time of all requests, and of the slowest ones.
 
-    One row a phase: phase, all_ratio, slowest_ratio, 0 to 1. Null where nothing was traced.
+    One row per phase: phase, all_ratio, slowest_ratio, 0 to 1. Null where nothing was traced.
     """
     rows = []
     for phase in PHASES:
-        shares = [_share(part, phase) for part in (traces, traces.head(slowest))]
+        shares = [_share(time_range, phase) for time_range in (traces, traces.head(slowest))]
         rows.append((phase.removesuffix("_seconds"), *shares))
     schema = {"phase": pl.String, "all_ratio": pl.Float64, "slowest_ratio": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
@@ -142,8 +142,8 @@ def where_time_went(traces: pl.DataFrame, *, slowest: int) -> pl.DataFrame:
 
 def _share(traces: pl.DataFrame, phase: str) -> float | None:
     known = traces.drop_nulls(["e2e_seconds", phase])
-    total, part = (float(known.get_column(name).sum()) for name in ("e2e_seconds", phase))
-    return part / total if total else None
+    total, time_range = (float(known.get_column(name).sum()) for name in ("e2e_seconds", phase))
+    return time_range / total if total else None
 
 
 def with_regimes(traces: pl.DataFrame, regimes: pl.DataFrame) -> pl.DataFrame:

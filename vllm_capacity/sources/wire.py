@@ -22,7 +22,7 @@ import httpcore
 import httpx
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.sources.asking import UNKEPT
+from vllm_capacity.sources.http import NO_KEEPALIVE
 
 _MOST_BYTES: Final = 64 * 1024 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
@@ -34,7 +34,7 @@ _NOT_PASSED_ON: Final = (b"content-encoding", b"content-length", b"set-cookie")
 def client(
     *,
     timeout: float | httpx.Timeout = 20.0,
-    limits: httpx.Limits = UNKEPT,
+    limits: httpx.Limits = NO_KEEPALIVE,
     verify: ssl.SSLContext | None = None,
     most_bytes: int = _MOST_BYTES,
     stop: threading.Event | None = None,
@@ -177,7 +177,7 @@ class _Transport(httpx.BaseTransport):
         _set_deadline(request)
         request.headers["Accept-Encoding"] = "gzip"
         url = request.url
-        asked = httpcore.Request(
+        wanted = httpcore.Request(
             method=request.method,
             url=httpcore.URL(
                 scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
@@ -187,7 +187,7 @@ class _Transport(httpx.BaseTransport):
             extensions=request.extensions,
         )
         with _as_httpx():
-            found = self._pool(url).handle_request(asked)
+            found = self._pool(url).handle_request(wanted)
         headers = httpx.Headers(found.headers)
         if "Location" in headers:
             try:

@@ -77,9 +77,9 @@ def _suspects(known: Frames, pulses: pl.DataFrame) -> list[str]:
 
 def _falling(known: Frames, instances: pl.DataFrame) -> list[str]:
     """Those of the targets that tell their process start, and have a counter that falls."""
-    told = known.series.filter(pl.col("metric") == PROCESS_START).join(instances, on="instance")
+    result = known.series.filter(pl.col("metric") == PROCESS_START).join(instances, on="instance")
     counters = known.series.filter(pl.col("kind") == "counter")
-    counters = counters.join(told, on="instance", how="semi")
+    counters = counters.join(result, on="instance", how="semi")
     falls = (
         known.samples.join(counters.select("series_id", "instance"), on="series_id")
         .sort("series_id", "ts", "rank")

@@ -49,7 +49,7 @@ _AT_ONCE = 2  # one counter that falls alone is no restart of the others
 
 
 def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
-    """The processes that followed each other at each address; one row a process.
+    """The processes that followed each other at each address; one row per process.
 
     `samples` are sorted by series and time.
 
@@ -66,14 +66,14 @@ def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
         .group_by("instance")
         .agg(pl.col("since").min())
     )
-    told = _told_starts(samples, known)
-    fallen = _falls(samples, series.filter(~pl.col("instance").is_in(list(told))))
+    result = _told_starts(samples, known)
+    fallen = _falls(samples, series.filter(~pl.col("instance").is_in(list(result))))
     rows = [
         row
         for instance, since in first.iter_rows()
         for row in (
-            _lives(instance, since, told[instance])
-            if instance in told
+            _lives(instance, since, result[instance])
+            if instance in result
             else _silent_lives(instance, [since, *fallen.get(instance, [])])
         )
     ]
@@ -97,7 +97,7 @@ def _told_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_
     is_new = (pl.col("started") - pl.col("started").shift(1)).abs() > SAME_START
     stretches = (
         starts.with_columns(
-            part=is_new.over("instance").fill_null(False).cum_sum().over("instance")
+            time_range=is_new.over("instance").fill_null(False).cum_sum().over("instance")
         )
         .group_by("instance", "part", maintain_order=True)
         .agg(first=pl.col("ts").first(), last=pl.col("ts").last(), started=pl.col("started").last())

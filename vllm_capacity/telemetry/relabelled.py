@@ -51,11 +51,11 @@ def with_relabelled(rows: Rows, lives: pl.DataFrame) -> Rows:
     involved = pl.concat([gone, come]).select("series_id").unique()
     own = seen.join(involved, on="series_id", how="semi")
     own = own.with_columns(life_of_rows(own, rows.series, lives))
-    told = _Relabelling(_histories(own, rows.series.join(involved, on="series_id", how="semi")))
+    result = _Relabelling(_histories(own, rows.series.join(involved, on="series_id", how="semi")))
     vanished = _by_place(gone)
     for place, appeared in sorted(_by_place(come).items(), key=lambda item: item[0][-1]):
-        told.settle(place[-1], vanished[place], appeared)
-    return told.applied(rows, own)
+        result.settle(place[-1], vanished[place], appeared)
+    return result.applied(rows, own)
 
 
 def without_repeats(late: Rows, stored: Rows) -> Rows:
@@ -72,14 +72,14 @@ def without_repeats(late: Rows, stored: Rows) -> Rows:
     if fresh.is_empty():
         return late
     held = _seen(stored, stored.series.join(keys, on=["instance", "metric"], how="semi"))
-    said = ["instance", "metric", "kind", "ts", "value"]
+    text = ["instance", "metric", "kind", "ts", "value"]
     own = _seen(late, fresh)
-    told = own.join(own.join(held, on=said, how="anti"), on="series_id", how="anti")
+    result = own.join(own.join(held, on=text, how="anti"), on="series_id", how="anti")
     return replace(
         late,
-        series=late.series.join(told, on="series_id", how="anti"),
-        samples=late.samples.join(told, on="series_id", how="anti", maintain_order="left"),
-        histograms=late.histograms.join(told, on="series_id", how="anti", maintain_order="left"),
+        series=late.series.join(result, on="series_id", how="anti"),
+        samples=late.samples.join(result, on="series_id", how="anti", maintain_order="left"),
+        histograms=late.histograms.join(result, on="series_id", how="anti", maintain_order="left"),
     )
 
 
@@ -154,10 +154,10 @@ class _History:
 def _histories(own: pl.DataFrame, series: pl.DataFrame) -> dict[int, _History]:
     """The history of each of these series."""
     columns = ["series_id", "engine", "model_name", "labels", "bounds", "starts_at_zero"]
-    told = {row["series_id"]: row for row in series.select(columns).iter_rows(named=True)}
+    result = {row["series_id"]: row for row in series.select(columns).iter_rows(named=True)}
     found = {}
     for (series_id,), rows in own.group_by("series_id"):
-        row = told[series_id]
+        row = result[series_id]
         named = {"engine": row["engine"], "model_name": row["model_name"]}
         labels = {**json.loads(row["labels"]), **{k: v for k, v in named.items() if v is not None}}
         found[row["series_id"]] = _History(

@@ -275,10 +275,10 @@ class RowBuffer:
 
     def _series_frame(self) -> pl.DataFrame:
         frame = series_frame({k: self._exposed[i][1] for k, i in self._ids.items()})
-        told = {**dict.fromkeys(self._born(), True), **dict.fromkeys(self._older, False)}
+        result = {**dict.fromkeys(self._born(), True), **dict.fromkeys(self._older, False)}
         ids = frame.get_column("series_id").to_list()
         return frame.with_columns(
-            pl.Series("starts_at_zero", [told.get(i) for i in ids], dtype=pl.Boolean)
+            pl.Series("starts_at_zero", [result.get(i) for i in ids], dtype=pl.Boolean)
         )
 
     def _born(self) -> list[int]:

@@ -34,12 +34,12 @@ _UNDONE_RATIO = 0.02  # how well a step back undoes a step forward, as a share o
 def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
     """What has to change in the scrapes of one target, and the notes about it."""
     scrapes = Scrapes.of(own)
-    told = scrapes.told_order()
-    blocks = _blocks(scrapes.ts_us, told)
-    orders = (np.arange(told.size), told, scrapes.counted_order(told, blocks))
+    result = scrapes.told_order()
+    blocks = _blocks(scrapes.ts_us, result)
+    orders = (np.arange(result.size), result, scrapes.counted_order(result, blocks))
     against = [scrapes.contradictions(each) for each in orders]
-    order, is_out = orders[0].copy(), np.zeros(told.size, dtype=bool)
-    is_stepped = np.zeros(told.size, dtype=bool)
+    order, is_out = orders[0].copy(), np.zeros(result.size, dtype=bool)
+    is_stepped = np.zeros(result.size, dtype=bool)
     for start, end in blocks:
         found = [int(each[start : end + 1].sum()) for each in against]
         best = _best(scrapes, found, start, end)
@@ -48,7 +48,7 @@ def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any
         elif best > 0:
             members = orders[best][start:end]
             order[start:end], is_stepped[members] = members, True
-    moved = np.zeros(told.size, dtype=np.int64)
+    moved = np.zeros(result.size, dtype=np.int64)
     moved[order] = _moves(scrapes.ts_us[order], is_stepped[order], scrapes.grown(order))
     changes = _changes(instance, scrapes, moved, is_out, is_stepped)
     return changes, _notes(instance, scrapes, moved, is_out)
@@ -60,16 +60,16 @@ def _best(scrapes: Scrapes, found: list[int], start: int, end: int) -> int | Non
     `found` are the contradictions of each. Counters alone are believed where a scrape before the
     block shows how far they were, or where they go on as usual at every step back of the clock.
     """
-    stamped, told, counted = found
+    stamped, result, counted = found
     is_known = np.unique(scrapes.arrival[start:end]).size > 1
     if not is_known:
-        if stamped <= told:
+        if stamped <= result:
             return 0
         is_later = start > 0 and scrapes.total[start - 1] > 0
-        return 1 if not told and (is_later or _goes_on(scrapes, start, end)) else None
-    if not counted < min(stamped, told):
-        is_tie = stamped == told == 0 and _has_twins(scrapes, start, end)
-        return 1 if told < stamped or is_tie else 0
+        return 1 if not result and (is_later or _goes_on(scrapes, start, end)) else None
+    if not counted < min(stamped, result):
+        is_tie = stamped == result == 0 and _has_twins(scrapes, start, end)
+        return 1 if result < stamped or is_tie else 0
     return 2
 
 
@@ -100,7 +100,7 @@ class Scrapes:
             attempts = totals.select("arrival", "ts")
         scrapes = attempts.unique().sort("ts", "arrival").with_row_index("scrape")
         starts = readings.filter(pl.col("metric") == PROCESS_START).unique(["arrival", "ts"])
-        told = (
+        result = (
             scrapes.join(totals, on=["arrival", "ts"], how="left")
             .join(starts.select("arrival", "ts", start="value"), on=["arrival", "ts"], how="left")
             .sort("scrape")
@@ -108,10 +108,10 @@ class Scrapes:
         )
         placed = readings.join(scrapes, on=["arrival", "ts"])
         return cls(
-            told["ts"].dt.epoch("us").to_numpy(),
-            told["arrival"].to_numpy(),
-            told["start"].fill_null(np.nan).to_numpy(),
-            told["total"].fill_null(np.nan).to_numpy(),
+            result["ts"].dt.epoch("us").to_numpy(),
+            result["arrival"].to_numpy(),
+            result["start"].fill_null(np.nan).to_numpy(),
+            result["total"].fill_null(np.nan).to_numpy(),
             placed["series_id"].to_numpy(),
             placed["scrape"].cast(pl.Int64).to_numpy(),
             placed["value"].to_numpy(),
@@ -132,11 +132,11 @@ class Scrapes:
         """The scrapes in order of arrival; of one arrival, as the counters of a process tell."""
         return np.lexsort((self.ts_us, *self._count, self.arrival))
 
-    def counted_order(self, told: Integers, blocks: list[tuple[int, int]]) -> Integers:
+    def counted_order(self, result: Integers, blocks: list[tuple[int, int]]) -> Integers:
         """The told order, but in every block as the counters of a process tell."""
         if not self._count:
-            return told
-        block = np.arange(told.size)
+            return result
+        block = np.arange(result.size)
         for start, end in blocks:
             block[start:end] = start
         return np.lexsort((self.ts_us, *self._count, block))
@@ -181,13 +181,13 @@ def _totals(readings: pl.DataFrame) -> pl.DataFrame:
     return everywhere.group_by("arrival", "ts").agg(total=pl.col("value").sum())
 
 
-def _blocks(ts_us: Integers, told: Integers) -> list[tuple[int, int]]:
+def _blocks(ts_us: Integers, result: Integers) -> list[tuple[int, int]]:
     """Where the told order and the stamps disagree: [start, end) of places in either order."""
-    stamps = ts_us[told]
+    stamps = ts_us[result]
     newest = np.maximum.accumulate(stamps)
     oldest_behind = np.minimum.accumulate(stamps[::-1])[::-1]
     cuts = np.flatnonzero(newest[:-1] < oldest_behind[1:]) + 1
-    edges = [0, *cuts.tolist(), told.size]
+    edges = [0, *cuts.tolist(), result.size]
     return [(start, end) for start, end in pairwise(edges) if end - start > 1]
 
 

@@ -16,7 +16,7 @@ SteadyTime = tuple[str, int, int, int, int]
 _STEADY_US = 100_000  # how far the two clocks of a scraper may be apart
 
 
-def by_steady_clock(rows: Rows, told: Sequence[SteadyTime]) -> Rows:
+def by_steady_clock(rows: Rows, result: Sequence[SteadyTime]) -> Rows:
     """The rows at the times that a steady clock beside the one that was set tells of the scrapes.
 
     `told`: target, arrival, stamp, when its run began, and what the steady clock counted since, in
@@ -28,7 +28,7 @@ def by_steady_clock(rows: Rows, told: Sequence[SteadyTime]) -> Rows:
     usual_off = off.quantile(0.5, interpolation="lower").over("run_us").cast(pl.Int64)
     counts_on = (pl.col("at_us").diff().over("run_us", "instance") > 0).fill_null(True)
     moved = (
-        pl.DataFrame(told, schema=schema, orient="row")
+        pl.DataFrame(result, schema=schema, orient="row")
         .filter(counts_on.all().over("run_us"))
         .with_columns(moved_us=off - usual_off)
         .with_columns(is_off=pl.col("moved_us").abs() > _STEADY_US)

@@ -137,9 +137,9 @@ def settle(rows: Rows, *, is_thinned: bool = False) -> Rows:
     series = rows.series.unique("series_id", keep="first", maintain_order=True)
     lives = process_lives(samples, series)
     if not is_thinned:
-        told = with_relabelled(Rows(series, samples, histograms, rows.intake, rows.begin), lives)
-        series, samples, histograms = told.series, told.samples, told.histograms
-        rows = replace(rows, intake=told.intake)
+        result = with_relabelled(Rows(series, samples, histograms, rows.intake, rows.begin), lives)
+        series, samples, histograms = result.series, result.samples, result.histograms
+        rows = replace(rows, intake=result.intake)
     samples = _with_counter_runs(samples, series, process_changes(samples, series, lives))
     histograms = _with_histogram_runs(histograms, process_changes(histograms, series, lives))
     seen = pl.concat([samples.select("series_id", "ts"), histograms.select("series_id", "ts")])
@@ -164,8 +164,8 @@ def fill_folder(
     for table, name, part in parts:
         write_part(folder / f"{name}.parquet", part)
         files.append(as_listed(folder, table, f"{name}.parquet", rows=part.height))
-    asked = {"start": iso(rows.begin)} if rows.begin else {}
-    write_note(folder, {**asked, **provenance}, files, through=folder)
+    wanted = {"start": iso(rows.begin)} if rows.begin else {}
+    write_note(folder, {**wanted, **provenance}, files, through=folder)
 
 
 def write_part(path: Path, part: pl.DataFrame) -> None:
@@ -188,7 +188,7 @@ def by_hour(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 
 def _deduplicate(frame: pl.DataFrame, value: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """One row a (series, time), the newest spelling's; and (series, time, why) of the others."""
+    """One row per (series, time), the newest spelling's; and (series, time, why) of the others."""
     ordered = frame.sort("series_id", "ts", "rank", maintain_order=True)
     is_first = pl.struct("series_id", "ts").is_first_distinct()
     marked = ordered.with_columns(is_kept=is_first, is_other=pl.col(value) != pl.col(value).shift())

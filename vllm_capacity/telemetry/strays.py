@@ -42,8 +42,8 @@ def strays_of(known: Frames, pulses: pl.DataFrame) -> pl.DataFrame:
 def _before_birth(known: Frames) -> pl.DataFrame:
     """The scrapes stamped days before the process they scraped says it started."""
     starts = known.series.filter(pl.col("metric") == PROCESS_START).select("series_id", "instance")
-    told = known.samples.join(starts, on="series_id")
-    return told.filter(pl.col("ts").dt.epoch("s") + _DAY_SECONDS < pl.col("value")).select(KEY)
+    result = known.samples.join(starts, on="series_id")
+    return result.filter(pl.col("ts").dt.epoch("s") + _DAY_SECONDS < pl.col("value")).select(KEY)
 
 
 def on_time(pulses: pl.DataFrame, strays: pl.DataFrame) -> pl.DataFrame:

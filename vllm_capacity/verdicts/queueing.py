@@ -77,14 +77,14 @@ class Queue:
         return self.arrivals_per_second * self.service_mean_seconds
 
     @property
-    def utilisation_ratio(self) -> float:
+    def utilization_ratio(self) -> float:
         """Offered load over slots; from 1 up there is no steady state."""
         return self.offered_load / self.servers
 
     @property
     def is_stable(self) -> bool:
         """Whether the queue settles at all."""
-        return self.utilisation_ratio < 1.0
+        return self.utilization_ratio < 1.0
 
     @property
     def wait_probability(self) -> float:
@@ -125,17 +125,17 @@ class Queue:
     def _kimura_seconds(self, exponential: float) -> float:
         if exponential == 0:
             return 0.0
-        constant = exponential * _constant_service_factor(self.servers, self.utilisation_ratio)
+        constant = exponential * _constant_service_factor(self.servers, self.utilization_ratio)
         if self.service_cv2 > 1:  # the interpolation holds up to 1; beyond, Allen-Cunneen
             return exponential * (1 + self.service_cv2) / 2
         weights = 2 * self.service_cv2 / exponential + (1 - self.service_cv2) / constant
         return (1 + self.service_cv2) / weights
 
 
-def _constant_service_factor(servers: int, utilisation: float) -> float:
+def _constant_service_factor(servers: int, utilization: float) -> float:
     """M/D/c's mean wait over M/M/c's (Cosmetatos 1975, capped as in Whitt 1993); 1/2 for c = 1."""
-    excess = (1 - utilisation) * (servers - 1) * (math.sqrt(4 + 5 * servers) - 2)
-    return (1 + min(0.24, excess / (16 * servers * utilisation))) / 2
+    excess = (1 - utilization) * (servers - 1) * (math.sqrt(4 + 5 * servers) - 2)
+    return (1 + min(0.24, excess / (16 * servers * utilization))) / 2
 
 
 def servers_needed(queue: Queue, *, q: float, limit_seconds: float) -> int | None:

@@ -40,11 +40,11 @@ class Policy(Record):
         """Refuse a policy that leaves no capacity or asks for negative things."""
         if not 0 <= self.headroom_ratio < 1:
             raise InputError(f"Headroom must be 0 up to below 1, found {self.headroom_ratio}.")
-        asked = (self.spare_replicas, self.startup_seconds, self.growth_per_hour)
-        if not all(0 <= number <= MAX_REPLICAS for number in asked):
+        wanted = (self.spare_replicas, self.startup_seconds, self.growth_per_hour)
+        if not all(0 <= number <= MAX_REPLICAS for number in wanted):
             raise InputError(
                 f"Spares, start-up seconds and growth must be 0 to {MAX_REPLICAS:,}, found "
-                f"{', '.join(f'{number:.6g}' for number in asked)}."
+                f"{', '.join(f'{number:.6g}' for number in wanted)}."
             )
 
     @property
@@ -86,7 +86,7 @@ def percentile_demand(rates: Sequence[float | None], quantile: float) -> Estimat
 
 
 def demand_seen(steps: pl.DataFrame, quantile: float) -> Estimate:
-    """Requests a second that finished, at that quantile of the steps, added over engines.
+    """Requests per second that finished, at that quantile of the steps, added over engines.
 
     vLLM counts no arrivals, so a queue caps this: where requests waited in the busiest steps, the
     basis says that more may have been asked for. `steps` as in `STEP_SCHEMA`.
@@ -133,7 +133,7 @@ def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
 
 
 def month_usd(gpus: Estimate, usd_per_gpu_hour: Estimate) -> Estimate:
-    """Dollars a month of 730.5 hours for GPUs that run throughout."""
+    """Dollars per month of 730.5 hours for GPUs that run throughout."""
     return gpus.times(usd_per_gpu_hour, f"{HOURS_PER_MONTH} h per month").scaled(HOURS_PER_MONTH)
 
 
@@ -205,7 +205,7 @@ def _kv_share(
 
 def _tighter(time: float, kv: float | None) -> Change:
     if kv is not None and kv < time:
-        return Change(capacity=kv, basis="KV tokens a request, before ÷ after, at worst")
+        return Change(capacity=kv, basis="KV tokens per request, before ÷ after, at worst")
     return Change(capacity=time, basis="engine time a request, before ÷ after")
 
 
@@ -254,7 +254,7 @@ def queue_check(
     wait = queue.wait_quantile_seconds(quantile)
     needed = servers_needed(queue, q=quantile, limit_seconds=wait_limit_seconds)
     return QueueCheck(
-        utilization_ratio=queue.utilisation_ratio,
+        utilization_ratio=queue.utilization_ratio,
         wait_seconds=wait,
         is_within_limit=wait is not None and wait <= wait_limit_seconds,
         replicas_needed=None if needed is None else math.ceil(needed / places),

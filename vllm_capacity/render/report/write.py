@@ -125,14 +125,14 @@ def _laid_out(notebook: Path, parameters: Mapping[str, Value], progress: Progres
     if not any(section.blocks for section in sections):
         raise InputError(f"{notebook.name} shows nothing: no prose, chart or table.")
     pieces = _pieces(sections)
-    said = Metadata(
+    text = Metadata(
         line=msgspec.convert(pieces.get("title_line", {}), Line),
         notebook=notebook.name,
         title=ran.title,
         verdict=msgspec.convert(pieces.get("verdict", {}), Verdict),
         tiles=msgspec.convert(pieces.get("tiles", {}), Tiles).tiles,
     )
-    return _Laid(sections, renamed(said), parameters)
+    return _Laid(sections, renamed(text), parameters)
 
 
 def _pieces(sections: Sequence[html.Section]) -> dict[str, object]:
@@ -182,8 +182,10 @@ def _made(at: datetime) -> str:
 
 def _parameters_of(analysis: Analysis) -> dict[str, object]:
     """The notebook's parameters that make this analysis, as text."""
-    part, whole, slo = analysis.time_range, analysis.window.extent, analysis.assumptions.slo
-    times = {} if part == whole else {"start": iso(part.start), "end": iso(part.end)}
+    time_range, whole, slo = analysis.time_range, analysis.window.extent, analysis.assumptions.slo
+    times = (
+        {} if time_range == whole else {"start": iso(time_range.start), "end": iso(time_range.end)}
+    )
     targets = {name: f"{seconds!r}" for name, seconds in slo.targets.items()}
     window = str(analysis.window.path.resolve())
     return {"window": window, **times, **_price_of(analysis.assumptions.pricing), **targets}

@@ -65,12 +65,12 @@ class Source:
 
     def bound(self, analysis: Analysis) -> dict[str, object]:
         """What to bind to the parameters of the query to get these rows."""
-        part = analysis.time_range
+        time_range = analysis.time_range
         values: dict[str, object] = {
             "metrics": list(self.metrics),
-            "start": part.start,
-            "end": part.end,
-            "step_us": round((part.seconds + 1) * 1e6),  # one step holds the whole time range
+            "start": time_range.start,
+            "end": time_range.end,
+            "step_us": round((time_range.seconds + 1) * 1e6),  # one step holds the whole time range
             "last_step": 0,
         }
         needed = set(re.findall(r"\$(\w+)", query_text("figures", self.query)))
@@ -113,7 +113,7 @@ class Definition:
 def _query_of(function: Function) -> str:
     """The name of the one shipped query that a function asks, read off its source."""
     tree = ast.parse(dedent(inspect.getsource(function)))
-    asked = [
+    wanted = [
         call.args[1].value
         for call in ast.walk(tree)
         if isinstance(call, ast.Call)
@@ -121,9 +121,9 @@ def _query_of(function: Function) -> str:
         and call.func.attr == "named_sql"
         and isinstance(call.args[1], ast.Constant)
     ]
-    if len(asked) != 1:
-        raise ValueError(f"{function.__name__} asks {len(asked)} queries, not one")
-    return str(asked[0])
+    if len(wanted) != 1:
+        raise ValueError(f"{function.__name__} asks {len(wanted)} queries, not one")
+    return str(wanted[0])
 
 
 _ATTEMPTS = Source(scrapes.attempts)
@@ -471,7 +471,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "quality",
         "Quality of the telemetry",
         "Checks of the scrapes and of the series, each with the most it can move a figure.",
-        (quality.ledger,),
+        (quality.quality_report,),
         (_ATTEMPTS, _RESTARTS),
         ("quality",),
     ),

@@ -64,7 +64,7 @@ def scrape_table(analysis: Analysis) -> Table:
     rows = [
         (
             each.instance,
-            each.usual_seconds,
+            each.median_seconds,
             each.expected,
             each.good,
             each.failed,

@@ -137,7 +137,7 @@ def _observed(hours: pl.DataFrame, time_zone: str) -> pl.DataFrame:
     twice = rows.filter(pl.col("stamp").is_duplicated())
     if not twice.is_empty():
         raise InputError(
-            f"Idle cost has one row an hour; {twice['ts'][0]} and {twice['ts'][1]} share one."
+            f"Idle cost has one row per hour; {twice['ts'][0]} and {twice['ts'][1]} share one."
         )
     return rows
 

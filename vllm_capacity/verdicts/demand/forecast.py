@@ -56,7 +56,7 @@ _WIDENED = (
 class Forecast:
     """Demand ahead, or the `reason` why there is none.
 
-    `frame`: one row a step ahead: ts_seconds (or ts, as it was given), low, mid, high, in the
+    `frame`: one row per step ahead: ts_seconds (or ts, as it was given), low, mid, high, in the
     unit of the series a step; empty where refused. `method` says how it was made, and whether with
     a weekly pattern. `coverage_measured`: the share of points, 0..1, to expect inside
     the intervals, measured in the back-test and drawn towards 90 % where that was short

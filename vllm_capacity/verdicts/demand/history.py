@@ -116,7 +116,7 @@ def collapses(rows: Floats, grain_seconds: float) -> NDArray[np.bool_]:
 
 
 def usual_gap_seconds(ts_seconds: Floats) -> float | None:
-    """The distance of neighbouring rows, jitter averaged out; None for under two rows.
+    """The distance of neighboring rows, jitter averaged out; None for under two rows.
 
     Of several distances that each make up a tenth the finest, the others being rows missing.
     `InputError` where rows are on no even grid, or change their distance for good.

@@ -41,7 +41,7 @@ _SHARE_OF_ONE_DAY = 2 / 3
 
 @dataclass(frozen=True)
 class Backtest:
-    """Errors the blend made before: one row an origin, one column a step ahead.
+    """Errors the blend made before: one row per origin, one column a step ahead.
 
     `errors` are truth minus forecast on the square-root scale, NaN where the truth is a gap or
     still ahead; `origins` are indices into the series; `days` is the time from the first origin to

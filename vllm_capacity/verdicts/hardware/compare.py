@@ -14,7 +14,7 @@ from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.hardware.question import Question
-from vllm_capacity.verdicts.hardware.what_if import Busy, what_if
+from vllm_capacity.verdicts.hardware.what_if import GpuUtilization, what_if
 from vllm_capacity.verdicts.sizing import Policy, month_usd, replicas
 
 
@@ -65,7 +65,7 @@ def whatif_table(
     policy: Policy,
     published: Sequence[Measurement] = (),
     prefer: Mapping[str, Sequence[str]] | None = None,
-    busy: Busy | None = None,
+    busy: GpuUtilization | None = None,
 ) -> tuple[Option, ...]:
     """The options, best tokens per dollar first, rejected ones last; ties by name.
 
@@ -93,7 +93,7 @@ def whatif_table(
 
 
 def _option(
-    asked: Question,
+    wanted: Question,
     candidate: Candidate,
     there: Estimate,
     *,
@@ -101,10 +101,10 @@ def _option(
     demand: Estimate,
     policy: Policy,
 ) -> Option:
-    ratio = there.scaled(1 / asked.output_tokens_per_second)
+    ratio = there.scaled(1 / wanted.output_tokens_per_second)
     capacity = _scaled(slo_capacity, ratio)
-    gpus = replicas(demand, capacity, policy).scaled(asked.gpus)
-    hourly = candidate.usd_per_gpu_hour.scaled(asked.gpus)
+    gpus = replicas(demand, capacity, policy).scaled(wanted.gpus)
+    hourly = candidate.usd_per_gpu_hour.scaled(wanted.gpus)
     per_token = hourly.divided_by(capacity.scaled(3600))
     reason = next(
         (part.reason for part in (ratio, slo_capacity, candidate.usd_per_gpu_hour) if part.reason),
@@ -117,7 +117,7 @@ def _option(
         usd_per_gpu_hour=candidate.usd_per_gpu_hour,
         slo_output_tokens_per_second=capacity,
         tokens_per_usd=_inverse(per_token),
-        usd_per_request=per_token.scaled(asked.output_tokens),
+        usd_per_request=per_token.scaled(wanted.output_tokens),
         replicas=replicas(demand, capacity, policy),
         usd_per_month=month_usd(gpus, candidate.usd_per_gpu_hour),
         reason=reason,

@@ -35,25 +35,25 @@ class Pair:
     log_spread: float
 
 
-def pairs(asked: Question, published: Sequence[Measurement]) -> Iterator[Pair]:
+def pairs(wanted: Question, published: Sequence[Measurement]) -> Iterator[Pair]:
     """The published pairs of a question's model, GPUs, types and count, heaviest load first.
 
     One pair a workload and load, of the medians over whatever flags both sides were run with.
     """
-    froms = _grouped(asked, asked.from_gpu, asked.dtype, published)
-    tos = _grouped(asked, asked.to_gpu, asked.to_dtype, published)
+    froms = _grouped(wanted, wanted.from_gpu, wanted.dtype, published)
+    tos = _grouped(wanted, wanted.to_gpu, wanted.to_dtype, published)
     for key in _shared(froms, tos):
         yield _pair(froms[key], tos[key])
 
 
-def measured_ratio(asked: Question, published: Sequence[Measurement]) -> Estimate | None:
+def measured_ratio(wanted: Question, published: Sequence[Measurement]) -> Estimate | None:
     """The measured rate × a published pair's ratio, where a pair answers the question; else None.
 
     Of several loads at that rate the heaviest speaks: there the server limits, not the client. Of
     runs with other flags, those that both sides were run with and that come nearest to the rate.
     """
-    froms = _grouped(asked, asked.from_gpu, asked.dtype, published)
-    tos = _grouped(asked, asked.to_gpu, asked.to_dtype, published)
+    froms = _grouped(wanted, wanted.from_gpu, wanted.dtype, published)
+    tos = _grouped(wanted, wanted.to_gpu, wanted.to_dtype, published)
     for key in _shared(froms, tos):
         alike = [
             _pair(*(_with_async(side[key], flag) for side in (froms, tos)))
@@ -61,14 +61,14 @@ def measured_ratio(asked: Question, published: Sequence[Measurement]) -> Estimat
             if all(_with_async(side[key], flag) for side in (froms, tos))
         ]
         every = (*alike, _pair(froms[key], tos[key]))
-        near = [pair for pair in every if _answers(pair, asked) and _is_under(pair, asked.load)]
+        near = [pair for pair in every if _answers(pair, wanted) and _is_under(pair, wanted.load)]
         if near:
-            return _measured(min(near, key=lambda pair: _apart(pair, asked)), asked)
+            return _measured(min(near, key=lambda pair: _apart(pair, wanted)), wanted)
     return None
 
 
 def correction(
-    asked: Question, published: Sequence[Measurement], model_log: Callable[[Question], float]
+    wanted: Question, published: Sequence[Measurement], model_log: Callable[[Question], float]
 ) -> tuple[float, float]:
     """What the model's published pairs add to the logarithm of its ratio, and their weight.
 
@@ -77,19 +77,19 @@ def correction(
     """
     total = weight = 0.0
     seen: set[str] = set()
-    for pair in pairs(asked, published):
+    for pair in pairs(wanted, published):
         if pair.one.clients is not None or pair.one.workload in seen:
             continue
         seen.add(pair.one.workload)
         run = pair.one
         there = replace(
-            asked,
+            wanted,
             output_tokens_per_second=run.output_tokens_per_second,
             input_tokens=run.input_tokens,
             output_tokens=run.output_tokens,
             load=Load(),
         )
-        mix = math.log(asked.input_tokens / asked.output_tokens)
+        mix = math.log(wanted.input_tokens / wanted.output_tokens)
         apart = abs(mix - math.log(run.input_tokens / run.output_tokens))
         near = math.exp(-apart / 2)
         total += near * (pair.log_ratio - model_log(there))
@@ -98,12 +98,12 @@ def correction(
 
 
 def _grouped(
-    asked: Question, span: GpuSpan, dtype: str, published: Sequence[Measurement]
+    wanted: Question, span: GpuSpan, dtype: str, published: Sequence[Measurement]
 ) -> dict[tuple[str, str], list[Measurement]]:
     """The runs that speak for one side of a question, by workload and load."""
     groups: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
     for run in published:
-        same = (run.model, run.dtype, run.gpus) == (asked.llm.model, dtype, asked.gpus)
+        same = (run.model, run.dtype, run.gpus) == (wanted.llm.model, dtype, wanted.gpus)
         if same and _overlap(find_gpu(run.gpu), span):
             groups[run.workload, run.load].append(run)
     return groups
@@ -135,13 +135,13 @@ def _with_async(runs: Sequence[Measurement], flag: bool) -> list[Measurement]:
     return [run for run in runs if run.async_scheduling == flag]
 
 
-def _answers(pair: Pair, asked: Question) -> bool:
+def _answers(pair: Pair, wanted: Question) -> bool:
     lengths = (
-        math.log(asked.input_tokens / pair.one.input_tokens),
-        math.log(asked.output_tokens / pair.one.output_tokens),
+        math.log(wanted.input_tokens / pair.one.input_tokens),
+        math.log(wanted.output_tokens / pair.one.output_tokens),
     )
     near = SAME_RATE + pair.log_spread / 2
-    return _apart(pair, asked) <= near and all(abs(length) <= SAME_LENGTHS for length in lengths)
+    return _apart(pair, wanted) <= near and all(abs(length) <= SAME_LENGTHS for length in lengths)
 
 
 def _is_under(pair: Pair, load: Load) -> bool:
@@ -159,15 +159,15 @@ def _is_behind(run: Measurement) -> bool:
     return run.clients is None and run.output_tokens_per_second < KEPT_UP * offered
 
 
-def _apart(pair: Pair, asked: Question) -> float:
+def _apart(pair: Pair, wanted: Question) -> float:
     """How far the asked rate lies from the pair's, in logarithms."""
-    return abs(math.log(asked.output_tokens_per_second / pair.one.output_tokens_per_second))
+    return abs(math.log(wanted.output_tokens_per_second / pair.one.output_tokens_per_second))
 
 
-def _measured(pair: Pair, asked: Question) -> Estimate:
+def _measured(pair: Pair, wanted: Question) -> Estimate:
     half = math.hypot(MEASURED_HALF_WIDTH, pair.log_spread / 2)
     ratio = math.exp(pair.log_ratio)
-    mid = asked.output_tokens_per_second * ratio
+    mid = wanted.output_tokens_per_second * ratio
     return Estimate.known(mid * math.exp(-half), mid, mid * math.exp(half), _words(pair, ratio))
 
 

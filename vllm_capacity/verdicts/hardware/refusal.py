@@ -26,10 +26,10 @@ def refusal(question: Question) -> str:
         )
     if reason := uneven(llm, question.gpus):
         return reason
-    measured, asked = question.job(question.dtype), question.job(question.to_dtype)
+    measured, wanted = question.job(question.dtype), question.job(question.to_dtype)
     for reasons in (
         [impossible(measured, gpu) for gpu in question.from_gpu.rows],
-        [impossible(asked, gpu) or _unfit(asked, gpu) for gpu in question.to_gpu.rows],
+        [impossible(wanted, gpu) or _unfit(wanted, gpu) for gpu in question.to_gpu.rows],
     ):
         if all(reasons):
             return reasons[0]

@@ -89,8 +89,8 @@ def log_ratio(question: Question, one: Side, other: Side, cal: Calibration) -> f
     """The logarithm of the rate on H over the measured rate on G, between these two machines."""
     measured = question.output_tokens_per_second
     saturated = (1 - PLAIN_SHARE) * math.log(other.rate / one.rate)
-    saturated += PLAIN_SHARE * _plain_log(one, other) + spare_log(question, one)
-    lightness = light_share(question, one)
+    saturated += PLAIN_SHARE * _plain_log(one, other) + headroom_log(question, one)
+    lightness = light_load_weight(question, one)
     if not lightness:
         return saturated
     closed = saturated
@@ -103,7 +103,7 @@ def log_ratio(question: Question, one: Side, other: Side, cal: Calibration) -> f
     return lightness * light + (1 - lightness) * saturated
 
 
-def light_share(question: Question, one: Side) -> float:
+def light_load_weight(question: Question, one: Side) -> float:
     """How far a rate on G is read as the clients' doing: 0 from `LIGHT_LOAD`, 1 to `IDLE_LOAD`.
 
     0 where the question tells that G gave all it could, or that it served all that came.
@@ -121,14 +121,14 @@ def excess(question: Question, one: Side) -> float:
     return max(question.output_tokens_per_second / one.rate / MOST_OVER, 1.0)
 
 
-def spare_log(question: Question, one: Side) -> float:
+def headroom_log(question: Question, one: Side) -> float:
     """The logarithm of what G could do over what it did; 0 unless it kept up with an open load."""
     if not question.is_kept_up:
         return 0.0
     return max(math.log(one.rate / question.output_tokens_per_second), 0.0)
 
 
-def busy_log(
+def utilization_log(
     flops_ratio: float, bandwidth_ratio: float, one: Side, other: Side, cal: Calibration
 ) -> float:
     """The logarithm of the ratio where the engine says what it was busy with, at the same batch.

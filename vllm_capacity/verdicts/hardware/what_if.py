@@ -33,12 +33,12 @@ from vllm_capacity.verdicts.hardware.roofline import (
 from vllm_capacity.verdicts.hardware.scaling import (
     Forms,
     Side,
-    busy_log,
     excess,
-    light_share,
+    light_load_weight,
     loaded_side,
     log_ratio,
     sides,
+    utilization_log,
 )
 
 HALF_WIDTH = 0.37
@@ -67,7 +67,7 @@ SPAN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Busy:
+class GpuUtilization:
     """How much of its GPU's data sheet the measured engine used, 0..1 (estimated_*_per_gpu)."""
 
     flops_ratio: float
@@ -84,7 +84,7 @@ def what_if(
     *,
     published: Sequence[Measurement] = (),
     prefer: Mapping[str, Sequence[str]] | None = None,
-    busy: Busy | None = None,
+    busy: GpuUtilization | None = None,
     calibration: Calibration | None = None,
 ) -> Estimate:
     """Output tokens per second on the asked GPU: an interval with its basis, or why not.
@@ -125,7 +125,7 @@ def _uncapped(
     published: Sequence[Measurement],
     prefer: Forms,
     cal: Calibration,
-    busy: Busy | None,
+    busy: GpuUtilization | None,
 ) -> Estimate:
     found = measured_ratio(question, published)
     if found and question.load.is_known:
@@ -160,7 +160,7 @@ def _scaled(
     published: Sequence[Measurement],
     prefer: Forms,
     cal: Calibration,
-    busy: Busy | None,
+    busy: GpuUtilization | None,
 ) -> Estimate:
     froms, tos = _both_sides(question, prefer, cal)
     same = question.from_gpu == question.to_gpu
@@ -170,10 +170,10 @@ def _scaled(
     ratios = [log_ratio(question, one, other, cal) for one, other in machines]
     if busy and busy.is_counted:
         used = busy.flops_ratio, busy.bandwidth_ratio
-        counted = [busy_log(*used, one, other, cal) for one, other in machines]
+        counted = [utilization_log(*used, one, other, cal) for one, other in machines]
         ratios = [(a + b) / 2 for a, b in zip(ratios, counted, strict=True)]
     middle = ratios[0]
-    lightness = light_share(question, froms[0])
+    lightness = light_load_weight(question, froms[0])
     shift, weight = correction(question, published, lambda q: _model_log(q, prefer, cal))
     shift *= 1 - lightness
     saturated = CORRECTED_HALF_WIDTH if weight >= 1 else HALF_WIDTH
@@ -216,10 +216,10 @@ def _both_sides(
     question: Question, prefer: Forms, cal: Calibration
 ) -> tuple[list[Side], list[Side]]:
     """The machines that G and H stand for, at the clients that the question tells."""
-    asked = (question.dtype, question.from_gpu), (question.to_dtype, question.to_gpu)
+    wanted = (question.dtype, question.from_gpu), (question.to_dtype, question.to_gpu)
     clients = question.load.clients
     here, there = (
-        list(sides(question.job(dtype), gpu, prefer, cal, clients=clients)) for dtype, gpu in asked
+        list(sides(question.job(dtype), gpu, prefer, cal, clients=clients)) for dtype, gpu in wanted
     )
     return here, there
 
@@ -252,7 +252,7 @@ def _basis(question: Question, one: Side, other: Side, *, weight: float) -> Iter
     yield f"{_side_words(one, clients)}, then {_side_words(other, clients)}"
     if weight:
         yield f"corrected by published pairs of this model (weight {weight:.1f})"
-    if light_share(question, one):
+    if light_load_weight(question, one):
         yield _light_words(question, one)
     if excess(question, one) > 1:
         yield (

@@ -30,9 +30,9 @@ def restarts(evidence: Evidence) -> list[Finding]:
             f"{instance}: started again from zero. What it counted after its last scrape is in no "
             f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
         )
-        told = [span(restart.before, restart.after) for restart in own[:_TOLD]]
-        when = "; ".join([*told, *([f"and {len(own) - _TOLD} more"] if len(own) > _TOLD else [])])
-        good = evidence.tries.filter((pl.col("instance") == instance) & pl.col("is_good")).height
+        result = [span(restart.before, restart.after) for restart in own[:_TOLD]]
+        when = "; ".join([*result, *([f"and {len(own) - _TOLD} more"] if len(own) > _TOLD else [])])
+        good = evidence.attempts.filter((pl.col("instance") == instance) & pl.col("is_good")).height
         is_known = instance in evidence.doubtful
         is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * good
         if is_often:
@@ -51,8 +51,8 @@ def outages(evidence: Evidence) -> list[Finding]:
     for outage in evidence.outages:
         unread = evidence.losses.of(outage.instance, "outage")
         moves = _moves(unread)
-        silent = (evidence.part.end - outage.last_good).total_seconds()
-        is_long = silent > max(30.0, 5.0 * outage.usual_seconds)
+        silent = (evidence.time_range.end - outage.last_good).total_seconds()
+        is_long = silent > max(30.0, 5.0 * outage.median_seconds)
         what = (
             f"did not answer any more: its last {outage.failed} scrapes failed, over {silent:.0f} s"
             if outage.failed
@@ -63,7 +63,7 @@ def outages(evidence: Evidence) -> list[Finding]:
             f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
         )
         severity = "warning" if is_long and outage.failed else "info"
-        when = span(outage.last_good, evidence.part.end)
+        when = span(outage.last_good, evidence.time_range.end)
         found.append(Finding("outage", severity, max(1, outage.failed), effect, when, moves))
     return found
 

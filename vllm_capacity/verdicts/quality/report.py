@@ -1,6 +1,6 @@
 """The data-quality ledger: what is wrong with the telemetry, and how much it can move which figure.
 
-A clean window has only `info` findings. Source: method.md §9.
+A clean window has only `info` findings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHECKS = (
 )
 
 
-def ledger(
+def quality_report(
     evidence: Evidence, *, gauges: Gauges, latency: Latency, fits: Sequence[SaturationFit]
 ) -> list[Finding]:
     """Every finding, in the order of `CHECKS`. `gauges` and `latency` are the window's."""
@@ -52,7 +52,7 @@ def ledger(
         *quality_losses.late_targets(evidence),
         *quality_losses.doubtful_addresses(evidence),
         *quality_losses.same_processes(evidence),
-        *quality_scrapes.unreached_end(evidence.tries, evidence.asked_end),
+        *quality_scrapes.unreached_end(evidence.attempts, evidence.asked_end),
         *quality_scrapes.lagging(evidence),
         *quality_scrapes.partial_steps(evidence),
         *quality_scrapes.stale_gauges(evidence),

@@ -9,7 +9,7 @@ import polars as pl
 from vllm_capacity.figures import scrapes
 from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.gauges import Gauges
-from vllm_capacity.figures.twins import usual_seconds
+from vllm_capacity.figures.twins import median_seconds
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.quality.finding import Finding, amounts, span
@@ -20,15 +20,15 @@ _COARSE_SECONDS = 5.0
 
 def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
     """Scrapes that failed or were never made, out of those an even grid would hold."""
-    failed = evidence.tries.filter(~pl.col("is_good")).height
-    tried = evidence.tries.height
-    absent = sum(
-        scrapes.absent(own.get_column("ts"))
-        for _, own in evidence.tries.group_by("instance", maintain_order=True)
+    failed = evidence.attempts.filter(~pl.col("is_good")).height
+    tried = evidence.attempts.height
+    missed = sum(
+        scrapes.missed(own.get_column("ts"))
+        for _, own in evidence.attempts.group_by("instance", maintain_order=True)
     )
-    if not failed + absent:
+    if not failed + missed:
         return []
-    share = (failed + absent) / (tried + absent)
+    share = (failed + missed) / (tried + missed)
     moves = {}
     for name in _GAUGES:
         gauge = getattr(gauges, name)
@@ -37,16 +37,16 @@ def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
             moves[f"{name}.mean"] = share * max(most - mean, mean)
     severity = "info" if share <= 0.01 else "warning" if share <= 0.2 else "error"
     effect = (
-        f"{failed + absent} of {tried + absent} scrapes missing ({share:.1%}): {failed} failed, "
-        f"{absent} never made. Counters stay exact; {amounts(moves) or 'no gauge was observed'}."
+        f"{failed + missed} of {tried + missed} scrapes missing ({share:.1%}): {failed} failed, "
+        f"{missed} never made. Counters stay exact; {amounts(moves) or 'no gauge was observed'}."
     )
-    return [Finding("coverage", severity, failed + absent, effect, None, moves)]
+    return [Finding("coverage", severity, failed + missed, effect, None, moves)]
 
 
 def jitter(evidence: Evidence) -> list[Finding]:
     """How even the scrapes are, whether the interval changed, and what a coarse one cannot see."""
     found = []
-    for (instance,), own in evidence.tries.group_by("instance", maintain_order=True):
+    for (instance,), own in evidence.attempts.group_by("instance", maintain_order=True):
         steps = own.get_column("ts").diff().drop_nulls().dt.total_microseconds() / 1e6
         if steps.len() < 4:
             continue
@@ -80,11 +80,11 @@ def gaps(evidence: Evidence) -> list[Finding]:
     """Times without a good scrape, per target."""
     found = []
     starts = evidence.lifetimes.filter(pl.col("metric") == PROCESS_START)
-    told = set(starts.get_column("instance"))
+    result = set(starts.get_column("instance"))
     for instance in sorted({gap.instance for gap in evidence.gaps}):
         own = [gap for gap in evidence.gaps if gap.instance == instance]
         seconds = sum(gap.seconds for gap in own)
-        unless = "" if instance in told else _UNLESS_OVERTAKEN
+        unless = "" if instance in result else _UNLESS_OVERTAKEN
         effect = (
             f"{instance}: {seconds:.0f} s without a good scrape. Totals are exact over it{unless}, "
             "the growth is booked in the minute of the next scrape; rates and charts spread it and "
@@ -98,10 +98,10 @@ def gaps(evidence: Evidence) -> list[Finding]:
 
 def partial_steps(evidence: Evidence) -> list[Finding]:
     """A first or last minute that is not whole."""
-    part = evidence.part
+    time_range = evidence.time_range
     cut = [
         edge
-        for edge in (part.start, part.end - timedelta(microseconds=1))
+        for edge in (time_range.start, time_range.end - timedelta(microseconds=1))
         if edge.second or edge.microsecond
     ]
     if not cut:
@@ -119,7 +119,7 @@ def stale_gauges(evidence: Evidence) -> list[Finding]:
     found = []
     for row in evidence.stale.iter_rows(named=True):
         seconds = (row["end"] - row["start"]).total_seconds()
-        moves = {"running.mean": row["value"] * seconds / evidence.part.seconds}
+        moves = {"running.mean": row["value"] * seconds / evidence.time_range.seconds}
         effect = (
             f"{row['instance']}/{row['engine']}: {row['value']:.3g} requests said to run for "
             f"{seconds:.0f} s "
@@ -137,9 +137,9 @@ def lagging(evidence: Evidence) -> list[Finding]:
     """
     found = []
     down = [outage.instance for outage in evidence.outages]
-    tries = evidence.tries.filter(~pl.col("instance").is_in(down))
-    last_good = tries.filter("is_good").group_by("instance").agg(last=pl.col("ts").max())
-    for (instance,), own in tries.group_by("instance", maintain_order=True):
+    attempts = evidence.attempts.filter(~pl.col("instance").is_in(down))
+    last_good = attempts.filter("is_good").group_by("instance").agg(last=pl.col("ts").max())
+    for (instance,), own in attempts.group_by("instance", maintain_order=True):
         last = last_good.filter(pl.col("instance") == instance).get_column("last")
         if last.is_empty():
             effect = (
@@ -148,8 +148,8 @@ def lagging(evidence: Evidence) -> list[Finding]:
             )
             found.append(Finding("missing", "warning", own.height, effect))
             continue
-        behind = (evidence.part.end - last[0]).total_seconds()
-        if behind > max(30.0, 5.0 * usual_seconds(own.get_column("ts"))):
+        behind = (evidence.time_range.end - last[0]).total_seconds()
+        if behind > max(30.0, 5.0 * median_seconds(own.get_column("ts"))):
             effect = (
                 f"{instance} lags: its last good scrape is {behind:.0f} s before the end, so the "
                 "newest load of it is in no figure."
@@ -158,15 +158,15 @@ def lagging(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def unreached_end(tries: pl.DataFrame, asked_end: datetime | None) -> list[Finding]:
+def unreached_end(attempts: pl.DataFrame, asked_end: datetime | None) -> list[Finding]:
     """Telemetry that ends well before the end that its source was asked for.
 
     None where no end was asked for.
     """
-    newest = tries.get_column("ts").max()
+    newest = attempts.get_column("ts").max()
     if asked_end is None or not isinstance(newest, datetime):
         return []
-    intervals = [usual_seconds(own.get_column("ts")) for _, own in tries.group_by("instance")]
+    intervals = [median_seconds(own.get_column("ts")) for _, own in attempts.group_by("instance")]
     missing = (asked_end - newest).total_seconds()
     if missing <= max(30.0, 5.0 * max(intervals, default=0.0)):
         return []

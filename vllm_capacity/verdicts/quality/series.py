@@ -84,11 +84,11 @@ def _moved_if_new(rows: pl.DataFrame) -> dict[str, float]:
 def lifetimes(evidence: Evidence) -> list[Finding]:
     """Counters older than the capture, born or gone in it, or grown past 2^53."""
     life = evidence.lifetimes.filter(pl.col("kind").is_in(["counter", "histogram"]))
-    told = evidence.lifetimes.filter(~pl.col("metric").is_in(BOOKKEEPING))
-    ends = told.group_by("instance").agg(last_seen=pl.col("last_ts").max())
+    result = evidence.lifetimes.filter(~pl.col("metric").is_in(BOOKKEEPING))
+    ends = result.group_by("instance").agg(last_seen=pl.col("last_ts").max())
     life = life.join(ends, on="instance")
     found = []
-    inside = pl.col("first_ts") >= evidence.part.start
+    inside = pl.col("first_ts") >= evidence.time_range.start
     born = life.filter(inside & pl.col("starts_at_zero"))
     if born.height:
         effect = (
@@ -104,7 +104,7 @@ def lifetimes(evidence: Evidence) -> list[Finding]:
         )
         found.append(_about("series", "info", older, effect))
     gone = life.filter(pl.col("last_ts") < pl.col("last_seen") - timedelta(seconds=120))
-    gone = gone.filter(pl.col("last_ts") >= evidence.part.start)
+    gone = gone.filter(pl.col("last_ts") >= evidence.time_range.start)
     gone = gone.join(_ended_with_process(gone, evidence), on="series_id", how="anti")
     if gone.height:
         effect = (
@@ -114,7 +114,7 @@ def lifetimes(evidence: Evidence) -> list[Finding]:
         found.append(_about("series", "warning", gone, effect))
     huge = life.filter(pl.col("last_value") > _EXACT_UP_TO)
     if huge.height:
-        effect = "passed 2^53: the exposition's floats no longer tell neighbouring integers apart."
+        effect = "passed 2^53: the exposition's floats no longer tell neighboring integers apart."
         found.append(_about("series", "error", huge, effect))
     return found
 
@@ -138,7 +138,7 @@ def _ended_with_process(life: pl.DataFrame, evidence: Evidence) -> pl.DataFrame:
 def jobs(evidence: Evidence) -> list[Finding]:
     """Targets that several scrape jobs found."""
     up = evidence.lifetimes.filter(
-        (pl.col("metric") == "up") & (pl.col("last_ts") >= evidence.part.start)
+        (pl.col("metric") == "up") & (pl.col("last_ts") >= evidence.time_range.start)
     )
     found = []
     for (instance,), own in up.group_by("instance", maintain_order=True):
@@ -204,19 +204,19 @@ def missing(evidence: Evidence) -> list[Finding]:
     life = evidence.lifetimes
     for (instance,), own in life.group_by("instance", maintain_order=True):
         there = set(own.get_column("metric"))
-        absent = [name for name in catalog.CORE if name not in there]
-        if absent:
+        missed = [name for name in catalog.CORE if name not in there]
+        if missed:
             effect = (
-                f"{instance} has no {', '.join(absent)}: the figures from them are unknown there."
+                f"{instance} has no {', '.join(missed)}: the figures from them are unknown there."
             )
-            found.append(Finding("missing", "warning", len(absent), effect))
+            found.append(Finding("missing", "warning", len(missed), effect))
     return found
 
 
 def bounds(evidence: Evidence) -> list[Finding]:
     """Histograms of one metric with unequal bucket bounds."""
     histograms = evidence.lifetimes.filter(
-        (pl.col("kind") == "histogram") & (pl.col("last_ts") >= evidence.part.start)
+        (pl.col("kind") == "histogram") & (pl.col("last_ts") >= evidence.time_range.start)
     )
     found = []
     for (metric,), own in histograms.group_by("metric", maintain_order=True):

@@ -24,7 +24,7 @@ import numpy as np
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.saturation import regimes
-from vllm_capacity.verdicts.saturation.curve import PRIOR, Loads, foreseen_peak
+from vllm_capacity.verdicts.saturation.curve import PRIOR, Loads, extrapolated_peak
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.regimes import Judged
 
@@ -115,13 +115,13 @@ def _gain(
         [*own.output[is_lighter], fit.capacity.mid * (1 + loss)],
         [*own.error[is_lighter], doubt],
     )
-    sight = foreseen_peak(loads, target, prior=_NO_LOSS)
-    if sight is None:
+    peak_estimate = extrapolated_peak(loads, target, prior=_NO_LOSS)
+    if peak_estimate is None:
         return Estimate.unknown("too few lighter loads were seen to tell how the curve bends")
     proportional = target / running - 1
     low, mid, high = (
         float(np.clip(end / fit.capacity.mid - 1, 0.0, proportional))
-        for end in (sight.low, sight.mid, sight.high)
+        for end in (peak_estimate.low, peak_estimate.mid, peak_estimate.high)
     )
     basis = f"the curve from {running:,.1f} to {target:,.1f} running requests"
     return Estimate.known(low, mid, high, basis, kind=Kind.EXTRAPOLATED)

@@ -15,8 +15,8 @@ from vllm_capacity.verdicts.saturation.curve import (
     FARTHEST_LOAD,
     MIN_LOADS,
     MIN_SPAN,
-    Foresight,
     Loads,
+    PeakEstimate,
 )
 from vllm_capacity.verdicts.saturation.loads import MIN_PLATEAU_SECONDS, Held
 from vllm_capacity.verdicts.saturation.regimes import LIMITS, Judged
@@ -26,32 +26,35 @@ _LEAST_TELLING = 8.0
 _FULL_MINUTE = 0.9
 
 
-def foreseen(sight: Foresight | None, loads: Loads, kv_limit: float | None) -> Estimate:
+def extrapolated(
+    peak_estimate: PeakEstimate | None, loads: Loads, kv_limit: float | None
+) -> Estimate:
     """The peak foreseen from lighter load as an estimate, or how much more load it would take."""
-    if sight is None:
+    if peak_estimate is None:
         return Estimate.unknown(_too_few(loads))
     cut = ""
     if kv_limit is not None and kv_limit < FARTHEST_LOAD * loads.heaviest:
         cut = f", cut where the KV cache would be full, at {kv_limit:,.1f} running requests"
     heaviest = f"{loads.heaviest:,.1f} running requests and {loads.output[-1]:,.0f} output tokens/s"
-    if sight.is_answer:
+    if peak_estimate.is_answer:
         return Estimate.known(
-            sight.low,
-            sight.mid,
-            sight.high,
+            peak_estimate.low,
+            peak_estimate.mid,
+            peak_estimate.high,
             f"extrapolated from {len(loads)} lighter loads, up to {heaviest}, "
             f"by how the curve bends{cut}",
             kind=Kind.EXTRAPOLATED,
         )
-    need = _load_needed(sight, loads, kv_limit)
+    need = _load_needed(peak_estimate, loads, kv_limit)
     return Estimate.unknown(
         f"throughput has not bent enough yet: from the loads seen (up to {heaviest}) the peak "
-        f"could lie anywhere from {sight.low:,.0f} to {sight.high:,.0f} tokens/s. It would take "
+        f"could lie anywhere from {peak_estimate.low:,.0f} to {peak_estimate.high:,.0f} tokens/s. "
+        "It would take "
         f"about {need:,.1f} running requests, {need / loads.heaviest:.1f} × the heaviest load seen."
     )
 
 
-def foreseen_running(capacity: Estimate, loads: Loads, kv_limit: float | None) -> Estimate:
+def extrapolated_running(capacity: Estimate, loads: Loads, kv_limit: float | None) -> Estimate:
     """Where the foreseen peak lies: known only where the KV cache ends the curve."""
     if not capacity.is_known:
         return Estimate.unknown(capacity.reason)
@@ -228,9 +231,9 @@ def held_at_least(best: Held | None, unknown: Estimate) -> tuple[Estimate, Estim
     )
 
 
-def _load_needed(sight: Foresight, loads: Loads, kv_limit: float | None) -> float:
+def _load_needed(peak_estimate: PeakEstimate, loads: Loads, kv_limit: float | None) -> float:
     most = FARTHEST_LOAD * loads.heaviest
-    bend = min(most, max(1.5 * loads.heaviest, sight.bend_running))
+    bend = min(most, max(1.5 * loads.heaviest, peak_estimate.bend_running))
     return bend if kv_limit is None else max(1.1 * loads.heaviest, min(bend, kv_limit))
 
 

@@ -120,7 +120,7 @@ WINDOW_PRIOR = Prior(farthest=3.0, thinning=0.2, widest=2.0, scatter=0.03)
 
 
 @dataclass(frozen=True)
-class Foresight:
+class PeakEstimate:
     """The peak foreseen, tokens/s: its interval, its median, and what it takes to see it.
 
     `bend_running` is the load at which the curve would have lost half of its growth; `is_answer`
@@ -149,9 +149,9 @@ def kv_limit_running(running: Floats, kv_ratio: Floats) -> float | None:
     return KV_FULL_RATIO / per_request if per_request > 0 else None
 
 
-def foreseen_peak(
+def extrapolated_peak(
     loads: Loads, kv_limit: float | None = None, *, prior: Prior = PRIOR
-) -> Foresight | None:
+) -> PeakEstimate | None:
     """The peak throughput that the loads let foresee; None where they are too few (`MIN_LOADS`)."""
     if not _is_enough(loads, kv_limit):
         return None
@@ -171,7 +171,7 @@ def foreseen_peak(
     low, mid, high = _quantiles(spread.ravel(), mass.ravel(), (0.05, 0.5, _HIGH))
     low, high = min(low, seen - _SEEN_ERROR), max(high, seen + 2 * _SEEN_ERROR)
     (bend,) = _quantiles(np.log(bends), weights, (0.5,))
-    return Foresight(
+    return PeakEstimate(
         float(np.exp(low)),
         float(np.exp(mid)),
         float(np.exp(high)),

@@ -35,9 +35,9 @@ from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.capacity import (
     bursts,
     easing,
+    extrapolated,
+    extrapolated_running,
     fleet_sum,
-    foreseen,
-    foreseen_running,
     headroom,
     held_at_least,
     no_less,
@@ -52,7 +52,7 @@ from vllm_capacity.verdicts.saturation.curve import (
     WINDOW_PRIOR,
     Loads,
     Prior,
-    foreseen_peak,
+    extrapolated_peak,
     kv_limit_running,
 )
 from vllm_capacity.verdicts.saturation.identifiable import (
@@ -362,7 +362,7 @@ def _not_reached(
     """Capacity, its running requests and their kind, of an engine without a plateau."""
     capacity = _extrapolated(judged, loads, kv_limit, best)
     if capacity.is_known:
-        return capacity, foreseen_running(capacity, loads, kv_limit), EXTRAPOLATED
+        return capacity, extrapolated_running(capacity, loads, kv_limit), EXTRAPOLATED
     capacity, running = held_at_least(best, too_short(capacity, judged))
     return capacity, running, BOUNDED if capacity.is_bound else UNKNOWN
 
@@ -385,8 +385,8 @@ def _extrapolated(
         return uneven(dip)
     if is_easing(loads):
         return easing(loads)
-    sight = foreseen_peak(loads, kv_limit, prior=_prior(judged, loads))
-    peak = foreseen(sight, loads, kv_limit)
+    peak_estimate = extrapolated_peak(loads, kv_limit, prior=_prior(judged, loads))
+    peak = extrapolated(peak_estimate, loads, kv_limit)
     return peak if best is None else no_less(peak, best)
 
 

@@ -16,7 +16,7 @@ are proven before a peak is extrapolated:
    heavier ones let expect (`dipped`), or something outside slowed the server meanwhile.
 
 Where one fails, what was seen is a lower bound, and no more than that can be known.
-Source: method.md §7; the index of dispersion, Cox and Lewis 1966, §6.3.
+Source: the index of dispersion, Cox and Lewis 1966, §6.3.
 """
 
 from __future__ import annotations

@@ -15,14 +15,14 @@ import polars as pl
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.saturation import regimes
-from vllm_capacity.verdicts.saturation.capacity import foreseen, foreseen_running
+from vllm_capacity.verdicts.saturation.capacity import extrapolated, extrapolated_running
 from vllm_capacity.verdicts.saturation.curve import (
     PRIOR,
     SAME_LOAD,
     Floats,
-    Foresight,
     Loads,
-    foreseen_peak,
+    PeakEstimate,
+    extrapolated_peak,
     kv_limit_running,
 )
 from vllm_capacity.verdicts.saturation.fit import EXTRAPOLATED, MEASURED, UNKNOWN, Saturation
@@ -50,9 +50,9 @@ def fit_points(points: pl.DataFrame) -> Saturation:
     limit = _kv_limit(loads, kv_ratio) if len(loads) else None
     near = on_plateau(loads) if len(loads) else None
     if near is None:
-        sight = foreseen_peak(loads, limit) if len(loads) else None
-        capacity = foreseen(sight, loads, limit)
-        running = foreseen_running(capacity, loads, limit)
+        peak_estimate = extrapolated_peak(loads, limit) if len(loads) else None
+        capacity = extrapolated(peak_estimate, loads, limit)
+        running = extrapolated_running(capacity, loads, limit)
         is_full = False
     else:
         capacity, running = _held(loads, near, limit)
@@ -129,12 +129,12 @@ def _held(loads: Loads, near: Mask, limit: float | None) -> tuple[Estimate, Esti
     is_lone = len(plateau) == 1
     basis = _plateau_words(plateau)
     if is_lone or (beyond is None and len(plateau) < _MANY_LOADS):
-        sight = _sight(loads, last, beyond, limit)
-        if is_lone and (sight is None or not sight.is_answer):
+        peak_estimate = _sight(loads, last, beyond, limit)
+        if is_lone and (peak_estimate is None or not peak_estimate.is_answer):
             unknown = Estimate.unknown(_between(loads, last))
             return unknown, unknown
-        if sight is not None:
-            low, high = min(low, sight.low), max(high, sight.high)
+        if peak_estimate is not None:
+            low, high = min(low, peak_estimate.low), max(high, peak_estimate.high)
     knee = float(plateau[0])
     below = loads.running[loads.running < knee]
     running = Estimate.known(
@@ -146,13 +146,15 @@ def _held(loads: Loads, near: Mask, limit: float | None) -> tuple[Estimate, Esti
     return Estimate.known(low, float(output.mean()), high, basis), running
 
 
-def _sight(loads: Loads, last: int, beyond: float | None, limit: float | None) -> Foresight | None:
+def _sight(
+    loads: Loads, last: int, beyond: float | None, limit: float | None
+) -> PeakEstimate | None:
     """What the loads up to the last on a plateau let foresee, short of a heavier one that fell."""
     seen = loads.up_to(last)
     if beyond is None:
-        return foreseen_peak(seen, limit)
+        return extrapolated_peak(seen, limit)
     farthest = min(PRIOR.farthest, beyond / seen.heaviest)
-    return foreseen_peak(seen, limit, prior=replace(PRIOR, farthest=farthest))
+    return extrapolated_peak(seen, limit, prior=replace(PRIOR, farthest=farthest))
 
 
 def _plateau_words(plateau: Floats) -> str:

@@ -98,14 +98,14 @@ class Held:
         return min(_MOST_SCATTER, max(_LEAST_SCATTER, scatter))
 
 
-def is_usable(step: Row, *, usual_seconds: float) -> bool:
+def is_usable(step: Row, *, median_seconds: float) -> bool:
     """Whether a step is whole and clean: no gap or restart, not cut short, load and output seen."""
     seconds = (step["end"] - step["start"]).total_seconds()
     return (
         not step["is_gap"]
         and not step["is_restart"]
         and bool(step["scrapes"])
-        and seconds >= usual_seconds / 2
+        and seconds >= median_seconds / 2
         and step["running_mean"] is not None
         and step["output_tokens_per_second"] is not None
     )
@@ -113,11 +113,11 @@ def is_usable(step: Row, *, usual_seconds: float) -> bool:
 
 def usable_steps(judged: Sequence[Judged]) -> list[Judged]:
     """The whole and clean steps (`is_usable`), those in which nothing ran included."""
-    usual = usual_seconds([j.step for j in judged])
-    return [j for j in judged if is_usable(j.step, usual_seconds=usual)]
+    usual = median_seconds([j.step for j in judged])
+    return [j for j in judged if is_usable(j.step, median_seconds=usual)]
 
 
-def usual_seconds(rows: Sequence[Row]) -> float:
+def median_seconds(rows: Sequence[Row]) -> float:
     """The median length of the steps; 0 for none."""
     lengths = sorted((row["end"] - row["start"]).total_seconds() for row in rows)
     return float(lengths[len(lengths) // 2]) if lengths else 0.0
@@ -131,13 +131,13 @@ def curve_steps(judged: Sequence[Judged]) -> list[Judged]:
     exact; one of gauges is not, and a step of one or two scrapes is judged with its neighbors. The
     neighbors of a stalled step are left out with it: the stall reaches into them.
     """
-    usual = usual_seconds([j.step for j in judged])
+    usual = median_seconds([j.step for j in judged])
     stalled = {i + k for i, j in enumerate(judged) if j.cause == "stalled" for k in (-1, 0, 1)}
     return [
         j
         for i, j in enumerate(judged)
         if i not in stalled
-        and is_usable(j.step, usual_seconds=usual)
+        and is_usable(j.step, median_seconds=usual)
         and j.regime != regimes.IDLE
         and _is_load_known(judged, i)
         and j.step["output_tokens_per_second"] > 0
@@ -153,7 +153,7 @@ def _is_load_known(judged: Sequence[Judged], i: int) -> bool:
 
 
 def _load_noise_ratio(judged: Sequence[Judged], i: int) -> float:
-    """`running_noise_ratio` of a step; of a thinly scraped one, of it and its neighbours."""
+    """`running_noise_ratio` of a step; of a thinly scraped one, of it and its neighbors."""
     step = judged[i].step
     if step["scrapes"] >= _ENOUGH_SCRAPES:
         return regimes.running_noise_ratio(step)
@@ -335,14 +335,14 @@ def _clean_stretches(judged: Sequence[Judged]) -> list[list[Judged]]:
     before the first of them or after the last. Where the observation itself begins or ends there,
     the stretch may go on, and the step stays if there is no minute without it.
     """
-    usual = usual_seconds([j.step for j in judged])
+    usual = median_seconds([j.step for j in judged])
     found = []
     for first, last in _limited_spans(judged):
         begins, ends = first + _is_beside(judged, first - 1), last - _is_beside(judged, last - 1)
         inner = judged[max(begins, first + 1) : min(ends, last - 1)]
         if sum(j.seconds for j in inner) < MIN_PLATEAU_SECONDS:
             inner = judged[begins:ends]
-        found.append([j for j in inner if is_usable(j.step, usual_seconds=usual)])
+        found.append([j for j in inner if is_usable(j.step, median_seconds=usual)])
     return [stretch for stretch in found if stretch]
 
 
@@ -540,7 +540,7 @@ def _medians(values: Floats, own: Indices, groups: int) -> Floats:
 
 
 def _relative_errors(output: Floats, own: Indices, counts: Indices) -> Floats:
-    """Relative error of a load's output: scatter ÷ √steps, × 1.5 since neighbours are alike."""
+    """Relative error of a load's output: scatter ÷ √steps, × 1.5 since neighbors are alike."""
     groups = len(counts)
     mean = np.bincount(own, weights=output, minlength=groups) / counts
     squares = np.bincount(own, weights=(output - mean[own]) ** 2, minlength=groups)

@@ -81,10 +81,10 @@ def slo_throughput(
     add up, each for its `presence` (`fleet_sum`). Unknown where no target is given, or none was
     met.
     """
-    asked = slo.targets
-    if not asked:
+    wanted = slo.targets
+    if not wanted:
         return Estimate.unknown("no latency target was given")
-    parts = {fit.engine: _engine_throughput(fit, asked) for fit in fits}
+    parts = {fit.engine: _engine_throughput(fit, wanted) for fit in fits}
     return fleet_sum(parts, presence=presence)
 
 
@@ -119,8 +119,8 @@ def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
 
     One-sided t-tests of the slopes of waiting requests and of p95 TTFT over time, per engine; the
     fleet is over-saturated where one engine is. A threshold on either alone would take a burst, or
-    a change of prompts, for it. Steps that resemble their neighbours count for fewer: n (1 − r) ÷
-    (1 + r) of them, r the correlation of neighbours' residuals (Bayley and Hammersley 1946, for one
+    a change of prompts, for it. Steps that resemble their neighbors count for fewer: n (1 − r) ÷
+    (1 + r) of them, r the correlation of neighbors' residuals (Bayley and Hammersley 1946, for one
     lag). None where every engine has fewer than five steps with both.
     """
     found = [_two_slopes(engine, rows) for engine, rows in regimes.engine_rows(steps).items()]
@@ -132,24 +132,24 @@ def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
     return Oversaturation(bool(guilty), " ".join(one.evidence for one in guilty or known))
 
 
-def _measured_loads(judged: Sequence[Judged], asked: Mapping[str, float]) -> list[_Load]:
+def _measured_loads(judged: Sequence[Judged], wanted: Mapping[str, float]) -> list[_Load]:
     """The loads of one engine, lightest first, that have every asked p95.
 
     Steps in the wake of a limit (`_wakes`), or in which load changed (`_changes`), are no loads.
     """
     unsettled = _wakes(judged) | _changes(judged)
     settled = [j for j in curve_steps(judged) if id(j) not in unsettled]
-    seen = [j for j in settled if all(j.step[name] is not None for name in asked)]
-    return [_load(band, asked) for band in _groups(seen)]
+    seen = [j for j in settled if all(j.step[name] is not None for name in wanted)]
+    return [_load(band, wanted) for band in _groups(seen)]
 
 
-def _load(steps: Sequence[Judged], asked: Mapping[str, float]) -> _Load:
-    met = [all(j.step[name] <= slo for name, slo in asked.items()) for j in steps]
+def _load(steps: Sequence[Judged], wanted: Mapping[str, float]) -> _Load:
+    met = [all(j.step[name] <= slo for name, slo in wanted.items()) for j in steps]
     return _Load(
         len(steps),
         float(np.median([j.running for j in steps])),
         _median(steps, "output_tokens_per_second"),
-        tuple(_median(steps, name) / slo for name, slo in asked.items()),
+        tuple(_median(steps, name) / slo for name, slo in wanted.items()),
         sum(met) / len(met),
     )
 
@@ -197,20 +197,20 @@ def _groups(seen: Sequence[Judged]) -> list[list[Judged]]:
     return [*groups, limited] if limited else groups
 
 
-def _engine_throughput(fit: SaturationFit, asked: Mapping[str, float]) -> Estimate:
-    loads = _measured_loads(fit.judged, asked)
-    targets = " and ".join(f"{SLO_LABELS[name]} ≤ {slo:g} s" for name, slo in asked.items())
+def _engine_throughput(fit: SaturationFit, wanted: Mapping[str, float]) -> Estimate:
+    loads = _measured_loads(fit.judged, wanted)
+    targets = " and ".join(f"{SLO_LABELS[name]} ≤ {slo:g} s" for name, slo in wanted.items())
     if not loads:
         return Estimate.unknown(f"no load was seen with the latencies that {targets} asks for")
     split = _first_miss(loads)
     if split == len(loads):
         return _never_missed(fit, loads, targets)
     if split == 0:
-        return _one_load(fit, asked, targets) or _always_missed(loads, targets)
-    return _one_load(fit, asked, targets) or _between(fit, loads, split, targets)
+        return _one_load(fit, wanted, targets) or _always_missed(loads, targets)
+    return _one_load(fit, wanted, targets) or _between(fit, loads, split, targets)
 
 
-def _one_load(fit: SaturationFit, asked: Mapping[str, float], targets: str) -> Estimate | None:
+def _one_load(fit: SaturationFit, wanted: Mapping[str, float], targets: str) -> Estimate | None:
     """What a steady or bursty load tells; None where loads differed by cause, and lasted.
 
     Its busy moments are those in which many requests happened to come at once, which a steady load
@@ -220,20 +220,22 @@ def _one_load(fit: SaturationFit, asked: Mapping[str, float], targets: str) -> E
     is_varied = found is not None and is_load_varied(found)
     if found is None or (is_varied and is_load_lasting(found)):
         return None
-    steps = [j for j in curve_steps(fit.judged) if all(j.step[name] is not None for name in asked)]
-    load = _load(steps, asked)
+    steps = [j for j in curve_steps(fit.judged) if all(j.step[name] is not None for name in wanted)]
+    load = _load(steps, wanted)
     seconds = sum(j.seconds for j in steps)
     mean = sum(j.step["output_tokens_per_second"] * j.seconds for j in steps) / seconds
-    told = (
+    result = (
         f"{'it came in bursts' if is_varied else 'the load was steady'}, {mean:,.0f} output "
         f"tokens/s on average, and {load.met:.0%} of its steps met {targets}; it takes loads that "
         "differ, and last, to tell more"
     )
     if load.met >= _ALMOST_ALL:
-        return Estimate.at_least(_capped(mean, fit), f"{targets} met at the mean load", reason=told)
+        return Estimate.at_least(
+            _capped(mean, fit), f"{targets} met at the mean load", reason=result
+        )
     if load.is_clearly_missed and not is_varied:
-        return Estimate.at_most(mean, f"{targets} missed at the mean load", reason=told)
-    return Estimate.unknown(told)
+        return Estimate.at_most(mean, f"{targets} missed at the mean load", reason=result)
+    return Estimate.unknown(result)
 
 
 def _always_missed(loads: Sequence[_Load], targets: str) -> Estimate:

@@ -1,4 +1,4 @@
--- tokens_per_minute: prompt and generated tokens, by minute, and tokens a second.
+-- tokens_per_minute: prompt and generated tokens, by minute, and tokens per second.
 -- grain: one row per (minute, kind of token).
 -- Differences of counters, not their sums: see requests_per_minute. What a counter grew by is booked
 -- in the minute of the later sample; `seconds` is the time that it took. Where samples are missing

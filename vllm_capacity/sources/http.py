@@ -19,7 +19,7 @@ _CREDENTIALS = re.compile(r"^([a-zA-Z][\w+.-]*://)?.*@", re.DOTALL)
 BUSY = (429, 502, 503, 504)
 # For questions that are asked once: a kept connection may be closed just as it is used again, which
 # would look like a failure of the server.
-UNKEPT = httpx.Limits(max_keepalive_connections=0)
+NO_KEEPALIVE = httpx.Limits(max_keepalive_connections=0)
 _Answer = TypeVar("_Answer")
 
 
@@ -27,7 +27,7 @@ class TransientError(SourceError):
     """A failure that may be gone when asked again."""
 
 
-def again(ask: Callable[[], _Answer], pause: Callable[[float], None]) -> _Answer:
+def with_retries(ask: Callable[[], _Answer], pause: Callable[[float], None]) -> _Answer:
     """The answer, asked for up to four times; only for questions that change nothing."""
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
@@ -70,7 +70,7 @@ def address(client: httpx.Client) -> str:
 
 
 @contextmanager
-def accidents(at: str) -> Iterator[None]:
+def transport_errors(at: str) -> Iterator[None]:
     """Turns what happens on the wire into an error that says what to look at.
 
     `TransientError` where asking again may help, which it does not where the time was up.
