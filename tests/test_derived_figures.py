@@ -51,7 +51,7 @@ def test_tokens_per_request_are_unknown_where_none_finished(swept, changes):
 
 
 @pytest.mark.parametrize(
-    ("part", "ratio"),
+    ("time_range", "ratio"),
     [
         pytest.param(Requests(200, 200, {}, Lost(0, 50)), 0.25, id="of finished requests"),
         pytest.param(Requests(0, 0, {}, Lost(0, 50)), None, id="of none"),

@@ -175,18 +175,8 @@ TABLES = {
 DATA = Path(__file__).parents[2] / "data"
 
 
-BENCHED = {
-    "saturation_cuts.csv",
-    "saturation_loads.csv",
-    "saturation_tuning.csv",
-    "whatif_backtest.csv",
-    "whatif_shares.csv",
-}
-"""What `bench/` found and notebooks show; no fact that the product reads."""
-
-
 def test_every_table_has_its_dataclass():
-    assert {path.name for path in DATA.glob("*.csv")} == set(TABLES) | BENCHED
+    assert {path.name for path in DATA.glob("*.csv")} == set(TABLES)
 
 
 @pytest.mark.parametrize("table", TABLES)

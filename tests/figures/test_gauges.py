@@ -39,7 +39,7 @@ def over_time(frame):
 
 
 @pytest.mark.parametrize(
-    ("rows", "tries", "expected"),
+    ("rows", "attempts", "expected"),
     [
         pytest.param(
             [("a", "0", 0, 1), ("a", "1", 0, 2), ("a", "0", 10, 3), ("a", "1", 10, 4)],

@@ -97,7 +97,7 @@ def _told_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_
     is_new = (pl.col("started") - pl.col("started").shift(1)).abs() > SAME_START
     stretches = (
         starts.with_columns(
-            time_range=is_new.over("instance").fill_null(False).cum_sum().over("instance")
+            part=is_new.over("instance").fill_null(False).cum_sum().over("instance")
         )
         .group_by("instance", "part", maintain_order=True)
         .agg(first=pl.col("ts").first(), last=pl.col("ts").last(), started=pl.col("started").last())
