@@ -39,7 +39,7 @@ def over_time(frame):
 
 
 @pytest.mark.parametrize(
-    ("rows", "attempts", "expected"),
+    ("rows", "tries", "expected"),
     [
         pytest.param(
             [("a", "0", 0, 1), ("a", "1", 0, 2), ("a", "0", 10, 3), ("a", "1", 10, 4)],
@@ -62,8 +62,8 @@ def over_time(frame):
         pytest.param([], {"a": [0]}, [], id="not observed"),
     ],
 )
-def test_sum_over_engines(rows, attempts, expected):
-    assert over_time(summed(samples(*rows), attempts(**attempts), RUNNING)) == expected
+def test_sum_over_engines(rows, tries, expected):
+    assert over_time(summed(samples(*rows), attempts(**tries), RUNNING)) == expected
 
 
 @pytest.mark.parametrize(

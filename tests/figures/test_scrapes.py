@@ -119,7 +119,9 @@ def test_engines_are_those_of_the_targets_tried_in_the_part(tmp_path):
         *(gauge("vllm:num_requests_running", {0: 1, 10: 1}, engine=e) for e in ("0", "1")),
         gauge("vllm:num_requests_running", {0: 1}, instance="b"),
     )
-    found = scrapes.engines(window, time_range=time_range(5, 20), tries=attempts(a=[0, 10], b=[0]))
+    found = scrapes.engines(
+        window, time_range=time_range(5, 20), attempts=attempts(a=[0, 10], b=[0])
+    )
     assert found.rows() == [("a", "0", "m"), ("a", "1", "m")]
 
 
@@ -149,7 +151,7 @@ def served(tmp_path, values, tried, **others):
 def test_outages(tmp_path, tried, others, expected):
     values = {s: s for s in tried if s >= 0}
     window, tries = served(tmp_path, values, tried, **others)
-    found = scrapes.outages(window, time_range=time_range(0, 50), tries=tries)
+    found = scrapes.outages(window, time_range=time_range(0, 50), attempts=tries)
     told = [(seconds_of(o.last_good), seconds_of(o.end), o.failed) for o in found]
     assert told == expected
     assert {o.median_seconds for o in found} <= {10}
@@ -159,14 +161,14 @@ def test_a_target_that_answers_after_the_part_had_only_a_gap(tmp_path):
     tried = [0, 10, 20, -30, -40, 60]
     window, tries = served(tmp_path, {0: 1, 10: 2, 20: 3, 60: 4}, tried)
     before = tries.filter(pl.col("ts") < at(50))
-    assert scrapes.outages(window, time_range=time_range(0, 50), tries=before) == []
+    assert scrapes.outages(window, time_range=time_range(0, 50), attempts=before) == []
 
 
 def test_a_target_that_another_process_answers_for_after_the_part_had_an_outage(tmp_path):
     tried = [0, 10, 20, -30, -40, 60]
     window, tries = served(tmp_path, {0: 1, 10: 2, 20: 3, 60: 1}, tried)
     before = tries.filter(pl.col("ts") < at(50))
-    [outage] = scrapes.outages(window, time_range=time_range(0, 50), tries=before)
+    [outage] = scrapes.outages(window, time_range=time_range(0, 50), attempts=before)
     assert seconds_of(outage.last_good) == 20
 
 

@@ -153,7 +153,7 @@ def test_too_few_days_are_refused(ratios):
         pytest.param(hours([1.2]), {}, "utilization_ratio in 0..1", id="over 100 %"),
         pytest.param(hours([0.5], cost_usd=-1.0), {}, "cost_usd ≥ 0", id="a negative bill"),
         pytest.param(
-            pl.concat([hours([0.5]), hours([0.5])]), {}, "one row an hour", id="an hour twice"
+            pl.concat([hours([0.5]), hours([0.5])]), {}, "one row per hour", id="an hour twice"
         ),
         pytest.param(hours([0.5]), {"replicas": 0}, "at least one replica", id="no replica"),
         pytest.param(

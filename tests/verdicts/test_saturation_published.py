@@ -73,8 +73,8 @@ def test_peaks_are_foreseen(sweeps, tuning, by, least_answered, median, mean, wi
     assert len(answered) >= least_answered * len(found)
     assert np.median(errors(answered)) <= median
     assert np.mean(errors(answered)) <= mean
-    assert np.mean([c["low"] <= peak <= c["high"] for c, peak in answered]) >= 0.85
-    assert np.median([c["high"] / c["low"] for c, _ in answered]) <= widest
+    assert np.mean([c.low <= peak <= c.high for c, peak in answered]) >= 0.85
+    assert np.median([c.high / c.low for c, _ in answered]) <= widest
 
 
 def test_a_source_never_seen_is_foreseen_as_well(sweeps, tuning):
@@ -85,7 +85,7 @@ def test_a_source_never_seen_is_foreseen_as_well(sweeps, tuning):
 
 
 def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
-    refused = [c for c, _ in cases(sweeps, tuning, "throughput") if c["mid"] is None]
+    refused = [c for c, _ in cases(sweeps, tuning, "throughput") if c.mid is None]
     assert refused
     for answer in refused:
         low, high = answer.reason.split("anywhere from ")[1].split(" tokens/s")[0].split(" to ")
@@ -131,7 +131,7 @@ def test_plateau_of_points_covers_heavier_loads(sweeps):
 )
 def test_refusals_say_what_it_takes(points, part_of_reason):
     loads = Loads.of(list(points), list(points.values()))
-    assert part_of_reason in fitted(loads)["reason"]
+    assert part_of_reason in fitted(loads).reason
 
 
 def test_a_full_cache_is_the_regime_of_a_table():
