@@ -303,7 +303,9 @@ def saturation(
     return Saturation(
         regime=regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
         bottleneck=regimes.worst(limits) if limits else None,
-        regimes=tuple(Stretch(**row) for row in regimes.regimes(steps).iter_rows(named=True)),
+        regimes=tuple(
+            Stretch(**row) for f in fits for row in regimes.regime_rows(f.engine, f.judged)
+        ),
         capacity_kind=_fleet_kind(capacity, fits),
         capacity_output_tokens_per_second=capacity,
         capacity_running_requests=running,

@@ -151,19 +151,26 @@ def regimes(steps: pl.DataFrame) -> pl.DataFrame:
 
     `steps` has the columns of `STEP_SCHEMA`. Ordered by engine and time; empty for no steps.
     """
-    found = []
-    for engine, rows in engine_rows(steps).items():
-        for stretch in stretches(judged_steps(rows)):
-            found.append(
-                {
-                    "start": stretch[0].step["start"],
-                    "end": stretch[-1].step["end"],
-                    "engine": engine,
-                    "regime": stretch[0].regime,
-                    "evidence": _evidence(stretch),
-                }
-            )
+    found = [
+        row
+        for engine, rows in engine_rows(steps).items()
+        for row in regime_rows(engine, judged_steps(rows))
+    ]
     return pl.DataFrame(found, schema=REGIME_SCHEMA)
+
+
+def regime_rows(engine: str, judged: Sequence[Judged]) -> list[Row]:
+    """The regimes of one engine as rows of `REGIME_SCHEMA`, in time order."""
+    return [
+        {
+            "start": stretch[0].step["start"],
+            "end": stretch[-1].step["end"],
+            "engine": engine,
+            "regime": stretch[0].regime,
+            "evidence": _evidence(stretch),
+        }
+        for stretch in stretches(judged)
+    ]
 
 
 def window_regime(judged: Sequence[Judged]) -> str:
