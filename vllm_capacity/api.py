@@ -33,7 +33,6 @@ from vllm_capacity.record import plain
 from vllm_capacity.telemetry import window as telemetry
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 from vllm_capacity.verdicts.demand.forecast import Forecast
-from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.saturation.fit import Saturation
 from vllm_capacity.verdicts.sizing import Policy
 
@@ -295,28 +294,23 @@ def what_if(
     `clients` or `requests_per_second`: the load it was measured under. Unknown, with the reason,
     where no honest answer can be given; InputError for names that are not known.
     """
-    from vllm_capacity.facts.gpus import find_gpu
-    from vllm_capacity.facts.llms import find_llm, weight_dtype
-    from vllm_capacity.facts.prices import usual_forms
-    from vllm_capacity.facts.throughput import measurements
-    from vllm_capacity.verdicts.hardware.what_if import what_if as wanted
+    from vllm_capacity.verdicts.hardware.question import question_of
+    from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 
-    llm = find_llm(model)
-    measured = llm.weights_dtype if dtype is None else weight_dtype(dtype)
-    question = Question(
-        llm=llm,
-        dtype=measured,
-        to_dtype=measured if to_dtype is None else weight_dtype(to_dtype),
-        from_gpu=find_gpu(from_gpu),
-        to_gpu=find_gpu(to_gpu),
-        gpus=gpus,
+    question = question_of(
+        model=model,
+        from_gpu=from_gpu,
+        to_gpu=to_gpu,
         output_tokens_per_second=output_tokens_per_second,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        load=Load(clients=clients, requests_per_second=requests_per_second),
+        gpus=gpus,
+        dtype=dtype,
+        to_dtype=to_dtype,
+        clients=clients,
+        requests_per_second=requests_per_second,
     )
-    prefer = {find_gpu(gpu).rows[0].gpu: usual_forms(gpu) for gpu in (from_gpu, to_gpu)}
-    return wanted(question, published=measurements(), prefer=prefer)
+    return shipped_what_if(question)
 
 
 def fit(loads: pl.DataFrame | str | Path) -> Saturation:

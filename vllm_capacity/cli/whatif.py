@@ -8,13 +8,9 @@ import click
 
 from vllm_capacity.cli.reading import bounded
 from vllm_capacity.cli.screen import columns
-from vllm_capacity.facts.gpus import find_gpu
-from vllm_capacity.facts.llms import find_llm, weight_dtype
-from vllm_capacity.facts.prices import usual_forms
-from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.render.terminal import whatif_text
-from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.what_if import what_if
+from vllm_capacity.verdicts.hardware.question import question_of
+from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 
 
 @click.command(short_help="Output tokens per second on another GPU.")
@@ -82,25 +78,23 @@ def whatif(
     other GPU is then asked under the same. Else the rate itself has to tell a light load from a
     full one. A refusal is an answer too: not known, with its reason, exit status 0.
     """
-    llm = find_llm(model)
-    measured = llm.weights_dtype if dtype == "auto" else weight_dtype(dtype)
-    wanted = measured if to_dtype in (None, "auto") else weight_dtype(to_dtype or "")
-    question = Question(
-        llm=llm,
-        dtype=measured,
-        to_dtype=wanted,
-        from_gpu=find_gpu(from_gpu),
-        to_gpu=find_gpu(to_gpu),
-        gpus=gpus,
+    question = question_of(
+        model=model,
+        from_gpu=from_gpu,
+        to_gpu=to_gpu,
         output_tokens_per_second=output_tokens_per_second,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        load=Load(clients=clients, requests_per_second=requests_per_second),
+        gpus=gpus,
+        dtype=None if dtype == "auto" else dtype,
+        to_dtype=None if to_dtype == "auto" else to_dtype,
+        clients=clients,
+        requests_per_second=requests_per_second,
     )
-    prefer = {find_gpu(gpu).rows[0].gpu: usual_forms(gpu) for gpu in (from_gpu, to_gpu)}
-    found = what_if(question, published=measurements(), prefer=prefer)
+    found = shipped_what_if(question)
     if as_json:
         click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
     else:
-        where = f"{llm.model}, weights as {wanted}, on {gpus} × {question.to_gpu.label}"
+        weights, gpu = question.to_dtype, question.to_gpu.label
+        where = f"{question.llm.model}, weights as {weights}, on {gpus} × {gpu}"
         click.echo(whatif_text(found, where=where, width=columns()), nl=False)

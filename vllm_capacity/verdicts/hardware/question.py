@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.gpus import GpuSpan
-from vllm_capacity.facts.llms import Llm
+from vllm_capacity.facts.gpus import GpuSpan, find_gpu
+from vllm_capacity.facts.llms import Llm, find_llm, weight_dtype
 from vllm_capacity.verdicts.hardware.roofline import Job
 
 MOST, MOST_GPUS = 1e12, 1024
@@ -95,3 +95,38 @@ class Question:
     def job(self, dtype: str) -> Job:
         """The question's work at a weight type."""
         return Job(self.llm, dtype, self.gpus, self.input_tokens, self.output_tokens)
+
+
+def question_of(
+    *,
+    model: str,
+    from_gpu: str,
+    to_gpu: str,
+    output_tokens_per_second: float,
+    input_tokens: float,
+    output_tokens: float,
+    gpus: int = 1,
+    dtype: str | None = None,
+    to_dtype: str | None = None,
+    clients: float | None = None,
+    requests_per_second: float | None = None,
+) -> Question:
+    """The question that a person asks with these names and numbers.
+
+    `dtype` None: the weights as published; `to_dtype` None: the same on the other GPU. InputError
+    for names that are not known, and for what cannot have been measured.
+    """
+    llm = find_llm(model)
+    measured = llm.weights_dtype if dtype is None else weight_dtype(dtype)
+    return Question(
+        llm=llm,
+        dtype=measured,
+        to_dtype=measured if to_dtype is None else weight_dtype(to_dtype),
+        from_gpu=find_gpu(from_gpu),
+        to_gpu=find_gpu(to_gpu),
+        gpus=gpus,
+        output_tokens_per_second=output_tokens_per_second,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        load=Load(clients=clients, requests_per_second=requests_per_second),
+    )

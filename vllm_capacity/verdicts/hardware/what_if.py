@@ -20,7 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vllm_capacity.estimate import Estimate, Kind
-from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.facts.prices import usual_forms
+from vllm_capacity.facts.throughput import Measurement, measurements
 from vllm_capacity.verdicts.hardware.published import correction, measured_ratio
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.refusal import refusal
@@ -77,6 +78,13 @@ class GpuUtilization:
     def is_counted(self) -> bool:
         """Whether the counters moved; a server without the option leaves them at 0."""
         return self.flops_ratio > 0 and self.bandwidth_ratio > 0
+
+
+def shipped_what_if(question: Question) -> Estimate:
+    """`what_if` by the published runs and the form factors that the shipped tables have."""
+    spans = question.from_gpu, question.to_gpu
+    prefer = {span.rows[0].gpu: usual_forms(span.name) for span in spans}
+    return what_if(question, published=measurements(), prefer=prefer)
 
 
 def what_if(
