@@ -72,7 +72,7 @@ def test_queue_is_asked_with_the_places_that_the_targets_leave(sweep):
 def test_longer_prompts_need_more_where_the_kv_cache_is_the_limit(modest):
     cases = modest["sensitivity"]
     assert cases["prompts double"]["mid"] > cases["now"]["mid"]
-    assert "capacity × 0.547: KV tokens a request" in "; ".join(cases["prompts double"]["basis"])
+    assert "capacity × 0.547: KV tokens per request" in "; ".join(cases["prompts double"]["basis"])
 
 
 def test_twice_the_demand_needs_more(modest):

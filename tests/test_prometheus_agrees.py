@@ -82,7 +82,7 @@ def test_every_quantile_to_a_millionth(examples, capture, start, told):
             for quantile in ("p50", "p95", "p99"):
                 theirs = figures[quantile]
                 expected = None if theirs == "NaN" else pytest.approx(theirs, rel=1e-6)
-                assert ours[quantile]["value"] == expected, (name, instance, quantile)
+                assert getattr(ours, quantile).value == expected, (name, instance, quantile)
 
 
 def test_the_answer_reads_the_same_figures(answer_of):

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from tests.standin.exports import counter, export
 from tests.standin.server import RECORDED, Standin, User
 from vllm_capacity.cli import cli
-from vllm_capacity.cli.pull import asked_range, read_settings
+from vllm_capacity.cli.pull import asked_range
 from vllm_capacity.errors import InputError
+from vllm_capacity.live.access import read_settings
 from vllm_capacity.timerange import parse_instant
 
 SECRET = "s3cret-word"

@@ -18,7 +18,7 @@ def window_checks(evidence: Evidence) -> list[Finding]:
         )
         return [broken("window", "window-empty", "the window holds no engine", remedy)]
     return [
-        fine("window", "window-empty", f"it holds {_engines(answer['window']['engines'])}"),
+        fine("window", "window-empty", f"it holds {_engines(answer.window.engines)}"),
         *_ledger(answer),
         _latency(answer),
         _price(answer),

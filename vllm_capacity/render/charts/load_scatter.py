@@ -101,8 +101,8 @@ QUEUED = State(
 )
 FULL = State(
     pl.col("kv_cache_ratio_max").fill_null(0.0) >= KV_FULL_RATIO,
-    no=f"KV cache below {percent(KV_FULL_RATIO)}",
-    yes=f"KV cache at {percent(KV_FULL_RATIO)} or more",
+    no=f"KV under {percent(KV_FULL_RATIO)}",
+    yes=f"KV {percent(KV_FULL_RATIO)} or more",
     color=theme.KV,
 )
 
