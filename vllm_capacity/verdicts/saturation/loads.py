@@ -9,6 +9,7 @@ minutes were seen to scatter on recorded servers: 10 % ÷ √minutes, 3 % at lea
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -371,7 +372,7 @@ def _mean_output(steps: Sequence[Judged]) -> float:
 
 
 def best_minute(judged: Sequence[Judged]) -> Held | None:
-    """The minute in which most was held, by the clean step it ended in; None without one.
+    """The minute in which most was held, of steps in time order; None without a clean one.
 
     Output goes on for a while when prompts no longer come: answers of prompts that were read before
     come faster than any load sustains. So a minute counts for no more output than its prompts go
@@ -386,21 +387,27 @@ def best_minute(judged: Sequence[Judged]) -> Held | None:
     prompts_per_output = _prompts_per_output(usable)
     limited = [j for j in usable if j.regime in regimes.LIMITS]
     at_limit = _mean_output(limited) if limited else math.inf
-    held = [_held_minute(judged, last, prompts_per_output, at_limit) for last in ends]
+    times = [j.step["end"] for j in judged]
+    held = []
+    for last in ends:
+        end = last.step["end"]
+        since = end - timedelta(seconds=_HELD_SECONDS + last.seconds)
+        within = judged[bisect_right(times, since) : bisect_right(times, end)]
+        held.append(_held_minute(within, last, prompts_per_output, at_limit))
     return max(held, key=lambda minute: minute.output)
 
 
 def _held_minute(
-    judged: Sequence[Judged], last: Judged, prompts_per_output: float, at_limit: float
+    within: Sequence[Judged], last: Judged, prompts_per_output: float, at_limit: float
 ) -> Held:
-    """The minute that ends in a step; `at_limit` is the output while requests waited.
+    """The minute that ends in the `last` of the steps `within`, which are a minute or more.
+
+    `at_limit` is the output while requests waited.
 
     It was at the limit where requests waited, or where no less came out than when they do; where
     far more came out, the server was slowed when they did.
     """
     output = float(last.step["best_minute_tokens_per_second"])
-    since = last.step["end"] - timedelta(seconds=_HELD_SECONDS + last.seconds)
-    within = [j for j in judged if since < j.step["end"] <= last.step["end"]]
     seconds = sum(j.seconds for j in within)
     requests = _total(within, "requests_per_second") * _HELD_SECONDS / seconds
     is_near = _NEAR_LIMIT * at_limit <= output <= at_limit / _SLOWED
