@@ -13,7 +13,7 @@ import httpx
 from bench.measure import Ratio, by_turns
 from tests.standin.recorded import recorded_server
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request, pull
+from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows
 from vllm_capacity.timerange import TimeRange
 
@@ -37,7 +37,7 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
             return (server.traffic.wire_bytes - bytes_before) / 1000, seconds
 
         ours, bare = by_turns(
-            lambda: measured(lambda: thinned_rows(pull(server, Request(STREAM, PART)))),
+            lambda: measured(lambda: thinned_rows(pull(server, PullRequest(STREAM, PART)))),
             lambda: measured(lambda: server.query(f"select * from {STREAM}", PART)),
             runs=runs,
         )

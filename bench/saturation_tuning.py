@@ -26,7 +26,7 @@ import polars as pl
 from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.saturation.curve import (
     PRIOR,
-    Loads,
+    LoadPoints,
     PeakEstimate,
     Prior,
     extrapolated_peak,
@@ -65,7 +65,7 @@ class Case:
         return self.peak_estimate.low <= self.peak <= self.peak_estimate.high
 
 
-def published_sweeps() -> dict[str, Loads]:
+def published_sweeps() -> dict[str, LoadPoints]:
     """The sweeps of arXiv 2606.11690: N by Little's law, requests/s × (TTFT + TPOT × tokens)."""
     table = pl.read_csv(shipped("data/published_throughput.csv"), infer_schema_length=None)
     sweeps = table.filter(pl.col("source").str.contains("2606.11690")).with_columns(
@@ -74,16 +74,18 @@ def published_sweeps() -> dict[str, Loads]:
     latency = pl.col("mean_ttft_ms") + pl.col("median_tpot_ms") * pl.col("output_tokens")
     sweeps = sweeps.with_columns(running=pl.col("requests_per_second") * latency / 1000)
     return {
-        str(name): Loads.of(rows["running"].to_numpy(), rows["output_tokens_per_second"].to_numpy())
+        str(name): LoadPoints.of(
+            rows["running"].to_numpy(), rows["output_tokens_per_second"].to_numpy()
+        )
         for (name,), rows in sweeps.group_by("sweep", maintain_order=True)
     }
 
 
-def other_sweeps() -> dict[str, Loads]:
+def other_sweeps() -> dict[str, LoadPoints]:
     """The sweeps of bench/saturation_sweeps.csv: N is the clients' concurrency."""
     table = pl.read_csv(Path(__file__).parent / "saturation_sweeps.csv")
     return {
-        str(name): Loads.of(
+        str(name): LoadPoints.of(
             rows["running_requests"].to_numpy(), rows["output_tokens_per_second"].to_numpy()
         )
         for (name,), rows in table.group_by("sweep", maintain_order=True)
@@ -95,7 +97,7 @@ def source(sweep: str) -> str:
     return "paper" if len(sweep) == len("C1") else "-".join(sweep.split("-")[:2]).split(".")[0]
 
 
-def cuts(loads: Loads, by: Sequence[str] = (LOAD, OUTPUT)) -> list[int]:
+def cuts(loads: LoadPoints, by: Sequence[str] = (LOAD, OUTPUT)) -> list[int]:
     """How many of the lightest loads are kept: by half of the peak's load, by half of the peak."""
     top = int(np.argmax(loads.output))
     kept = {
@@ -106,12 +108,12 @@ def cuts(loads: Loads, by: Sequence[str] = (LOAD, OUTPUT)) -> list[int]:
 
 
 def cases(
-    sweeps: Mapping[str, Loads], prior: Prior = PRIOR, *, by: Sequence[str] = (LOAD,)
+    sweeps: Mapping[str, LoadPoints], prior: Prior = PRIOR, *, by: Sequence[str] = (LOAD,)
 ) -> Iterable[Case]:
     """What every cut of every sweep lets foresee, and the peak that was."""
     for name, loads in sweeps.items():
         for kept in cuts(loads, by):
-            time_range = Loads(loads.running[:kept], loads.output[:kept], loads.error[:kept])
+            time_range = LoadPoints(loads.running[:kept], loads.output[:kept], loads.error[:kept])
             peak_estimate = extrapolated_peak(time_range, prior=prior)
             if peak_estimate is not None:
                 yield Case(name, peak_estimate, float(loads.output.max()))
@@ -160,7 +162,7 @@ def variant(rng: random.Random) -> Prior:
     )
 
 
-def unseen(sweeps: Mapping[str, Loads], tried: Sequence[Prior]) -> list[Case]:
+def unseen(sweeps: Mapping[str, LoadPoints], tried: Sequence[Prior]) -> list[Case]:
     """Each source foreseen with the best of the constants tried on all the others."""
     found = [list(cases(sweeps, prior)) for prior in tried]
     told: list[Case] = []
@@ -171,7 +173,7 @@ def unseen(sweeps: Mapping[str, Loads], tried: Sequence[Prior]) -> list[Case]:
     return told
 
 
-def load_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
+def load_rows(sweeps: Mapping[str, LoadPoints]) -> pl.DataFrame:
     """One row per sweep and load: sweep, source, running_requests, output_tokens_per_second."""
     return pl.concat(
         pl.DataFrame(
@@ -181,7 +183,7 @@ def load_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
     )
 
 
-def cut_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
+def cut_rows(sweeps: Mapping[str, LoadPoints]) -> pl.DataFrame:
     """One row per cut of a sweep: the loads kept, what they let expect, and the peak that was.
 
     `low`, `mid`, `high` and `peak` are output tokens/s; `cut` is what half of the peak's was kept.
@@ -206,7 +208,7 @@ def cut_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
-def tuning_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
+def tuning_rows(sweeps: Mapping[str, LoadPoints]) -> pl.DataFrame:
     """One row per constant, value and cut: what that value gives (`summary`), others as in use."""
     rows = [
         {"constant": name, "value": value, "is_in_use": value == getattr(PRIOR, name), "cut": by}
@@ -223,7 +225,7 @@ def tuning_rows(sweeps: Mapping[str, Loads]) -> pl.DataFrame:
     return pl.DataFrame(rows).rename({"from": "mean_error_low", "to": "mean_error_high"})
 
 
-def write_tables(sweeps: Mapping[str, Loads], folder: Path) -> None:
+def write_tables(sweeps: Mapping[str, LoadPoints], folder: Path) -> None:
     """The tables of notebook 07, as CSV."""
     tables = {
         "saturation_loads": load_rows(sweeps),

@@ -42,7 +42,7 @@ def test_an_old_key_is_there_in_the_first_version(sweep, path, old):
 
 
 def test_the_first_version_has_a_basis_in_one_line_and_no_new_key(sweep):
-    told = version_1(plan(sweep, PlanRequest()))
-    assert "schema_version" not in told
-    assert set(told["replicas"]) == {"low", "mid", "high", "basis", "reason"}
-    assert isinstance(told["replicas"]["basis"], str)
+    result = version_1(plan(sweep, PlanRequest()))
+    assert "schema_version" not in result
+    assert set(result["replicas"]) == {"low", "mid", "high", "basis", "reason"}
+    assert isinstance(result["replicas"]["basis"], str)

@@ -17,18 +17,18 @@ ADDED = ("allocation_usd", "idle_usd")
 @pytest.mark.parametrize("by", ["engine", "instance", "model", "finished_reason"])
 @pytest.mark.parametrize("name", ["two_replicas", "sweep"])
 def test_the_parts_add_up_to_the_whole(request, name, by):
-    told = cost_by(request.getfixturevalue(name), by=by, terms=PRICE)
+    result = cost_by(request.getfixturevalue(name), by=by, terms=PRICE)
     for figure in ADDED:
-        parts = [time_range[figure]["mid"] for time_range in told["parts"].values()]
+        parts = [time_range[figure]["mid"] for time_range in result["parts"].values()]
         if None not in parts:
-            assert sum(parts) == pytest.approx(told["whole"][figure]["mid"], rel=1e-12)
+            assert sum(parts) == pytest.approx(result["whole"][figure]["mid"], rel=1e-12)
 
 
 @pytest.mark.parametrize("by", ["engine", "instance", "model", "finished_reason"])
 def test_every_grouping_has_the_same_whole(two_replicas, answer_of, by):
     whole = answer_of("vllm-two-replicas", PRICE)["cost"]["allocation_usd"]["mid"]
-    told = cost_by(two_replicas, by=by, terms=PRICE)
-    assert told["whole"]["allocation_usd"]["mid"] == pytest.approx(whole, rel=1e-12)
+    result = cost_by(two_replicas, by=by, terms=PRICE)
+    assert result["whole"]["allocation_usd"]["mid"] == pytest.approx(whole, rel=1e-12)
 
 
 def test_a_replica_with_less_load_costs_more_a_request(two_replicas):
@@ -67,8 +67,10 @@ def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_r
         f"r0,1,4,{middle},\n"
         "r1,2,3,,\n"
     )
-    told = cost_by(two_replicas, by="instance", terms=assumed(fleet=load_fleet(mapping)))
-    paid = {name: time_range["allocation_usd"]["mid"] for name, time_range in told["parts"].items()}
+    result = cost_by(two_replicas, by="instance", terms=assumed(fleet=load_fleet(mapping)))
+    paid = {
+        name: time_range["allocation_usd"]["mid"] for name, time_range in result["parts"].items()
+    }
     before = (datetime(2026, 11, 24, 6, 1, tzinfo=UTC) - two_replicas.extent.start).total_seconds()
     assert paid["r1"] == pytest.approx(320 / 3600 * 2 * 3, rel=1e-3)
     assert paid["r0"] == pytest.approx((before * 2 + (320 - before) * 4) / 3600, rel=1e-3)
@@ -77,5 +79,5 @@ def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_r
 def test_hours_that_no_rule_covers_leave_the_money_unknown(two_replicas, tmp_path):
     mapping = tmp_path / "fleet.csv"
     mapping.write_text("instance,gpus_per_engine,usd_per_hour\nr0,1,2\n")
-    told = cost_by(two_replicas, by="instance", terms=assumed(fleet=load_fleet(mapping)))
-    assert "no rule for r1" in told["whole"]["allocation_usd"]["reason"]
+    result = cost_by(two_replicas, by="instance", terms=assumed(fleet=load_fleet(mapping)))
+    assert "no rule for r1" in result["whole"]["allocation_usd"]["reason"]

@@ -22,17 +22,17 @@ def log():
 
 
 @pytest.fixture(scope="module")
-def told(answer_of):
+def result(answer_of):
     return answer_of("vllm-sweep")
 
 
-def test_finished_is_every_sequence_of_an_ok_request(log, told):
+def test_finished_is_every_sequence_of_an_ok_request(log, result):
     ok = log.filter(pl.col("status") == "ok")
-    assert told["requests"]["finished"] == ok.get_column("n").sum()
+    assert result["requests"]["finished"] == ok.get_column("n").sum()
 
 
 @pytest.mark.parametrize("tokens", ["generation", "prompt"])
-def test_tokens_are_those_of_ok_requests_and_of_interrupted_streams(log, told, tokens):
+def test_tokens_are_those_of_ok_requests_and_of_interrupted_streams(log, result, tokens):
     ok = pl.col("status") == "ok"
     is_streamed = (pl.col("status") == "cancelled") & pl.col("t_first").is_not_null()
     seen = {
@@ -40,18 +40,18 @@ def test_tokens_are_those_of_ok_requests_and_of_interrupted_streams(log, told, t
         "prompt": pl.col("prompt_tokens") * pl.col("n"),
     }[tokens]
     total = log.filter(ok | is_streamed).select(seen.sum()).item()
-    assert told["tokens"][tokens] == pytest.approx(total, rel=0.005)
+    assert result["tokens"][tokens] == pytest.approx(total, rel=0.005)
 
 
-def test_abandoned_streams_are_those_the_clients_cancelled_after_a_first_token(log, told):
+def test_abandoned_streams_are_those_the_clients_cancelled_after_a_first_token(log, result):
     left = log.filter((pl.col("status") == "cancelled") & pl.col("t_first").is_not_null()).height
     # One more left while its first token was on the way to it.
-    assert told["failures"]["abandoned"]["mid"] - left in (0, 1)
+    assert result["failures"]["abandoned"]["mid"] - left in (0, 1)
 
 
-def test_the_share_of_bad_requests_is_the_clients(log, told):
+def test_the_share_of_bad_requests_is_the_clients(log, result):
     refused = log.filter(pl.col("status") == "http_error").height
-    share = told["failures"]["http_4xx_ratio"]["mid"]
+    share = result["failures"]["http_4xx_ratio"]["mid"]
     assert share == pytest.approx(refused / log.height, rel=0.02)
 
 

@@ -38,8 +38,8 @@ def test_an_hour_costs_what_its_own_bill_says(examples):
 
 
 def test_use_of_an_hour_is_its_output_over_the_capacity(week_day):
-    told = answer(week_day, terms=PRICED)
-    capacity = told["saturation"]["capacity_output_tokens_per_second"]["mid"]
+    result = answer(week_day, terms=PRICED)
+    capacity = result["saturation"]["capacity_output_tokens_per_second"]["mid"]
     row = hours(week_day).filter(ts=MONDAY + timedelta(hours=15)).row(0, named=True)
     expected = row["requests"] * 100 / 3600 / capacity
     assert row["utilization_ratio"] == pytest.approx(expected)

@@ -37,7 +37,7 @@ def exposition(value, model="m", finished=0.0):
     )
 
 
-def told(tmp_path_factory, scrapes):
+def answered(tmp_path_factory, scrapes):
     """The answer over these (t, text) scrapes, or the error that says why there is none."""
     folder = tmp_path_factory.mktemp("fuzz")
     reader = ScrapeReader()
@@ -86,7 +86,7 @@ def exact_increase(values):
     values=st.lists(st.integers(0, 10**6).map(float) | st.just(math.nan), min_size=1, max_size=8)
 )
 def test_any_counter_history_gives_the_exact_increase(tmp_path_factory, values):
-    result = told(
+    result = answered(
         tmp_path_factory, [(1e9 + 2 * i, exposition(v, finished=1.0)) for i, v in enumerate(values)]
     )
     assert result["tokens"]["generation"] == exact_increase(values)
@@ -96,7 +96,7 @@ def test_any_counter_history_gives_the_exact_increase(tmp_path_factory, values):
 @given(values=st.lists(NUMBERS, min_size=1, max_size=5), model=LABEL_VALUES)
 def test_any_value_and_label_gives_finite_figures_or_none(tmp_path_factory, values, model):
     scrapes = [(1e9 + 2 * i, exposition(v, model, finished=i)) for i, v in enumerate(values)]
-    result = told(tmp_path_factory, scrapes)
+    result = answered(tmp_path_factory, scrapes)
     assert_finite(result or {})
 
 
@@ -104,7 +104,9 @@ def test_any_value_and_label_gives_finite_figures_or_none(tmp_path_factory, valu
 @given(times=st.lists(st.integers(0, 30), min_size=2, max_size=8))
 def test_clocks_that_go_backwards_never_add_tokens(tmp_path_factory, times):
     """The counter stands for the time it was read at: in any order it grew by the span of times."""
-    result = told(tmp_path_factory, [(1e9 + t, exposition(float(t), finished=1.0)) for t in times])
+    result = answered(
+        tmp_path_factory, [(1e9 + t, exposition(float(t), finished=1.0)) for t in times]
+    )
     if result is not None:
         assert result["tokens"]["generation"] == max(times) - min(times)
 
@@ -113,8 +115,8 @@ def test_clocks_that_go_backwards_never_add_tokens(tmp_path_factory, times):
 @given(junk=st.text(max_size=200), cut=st.integers(0, 200))
 def test_any_text_parses_or_says_that_it_does_not(junk, cut):
     for text in (junk, exposition(1.0)[:cut] + junk):
-        said = complaint(parse_families, text)
-        assert said is None or "Prometheus text" in said
+        output = complaint(parse_families, text)
+        assert output is None or "Prometheus text" in output
 
 
 @FEW
@@ -125,8 +127,8 @@ def test_any_file_is_read_or_said_to_be_none(tmp_path_factory, data, cut, compre
     for content in (data, whole, whole[: -min(cut, len(whole) - 1)]):
         path = tmp_path_factory.mktemp("fuzz") / "s"
         path.write_bytes(content)
-        said = complaint(read_scrapes, path)
-        assert said is None or str(path) in said
+        output = complaint(read_scrapes, path)
+        assert output is None or str(path) in output
 
 
 BOUNDS = st.lists(st.sampled_from([0.1, 0.5, 1.0, 2.0, 5.0]), min_size=1, unique=True).map(sorted)
@@ -160,7 +162,7 @@ def test_unequal_bounds_never_put_a_quantile_outside_its_bounds(
         histogram(second, counts(second)),
     ]
     scrapes = [(1e9 + 2 * i, exposition(1.0) + text) for i, text in enumerate(texts)]
-    result = told(tmp_path_factory, scrapes)
+    result = answered(tmp_path_factory, scrapes)
     for quantile in result["latency"]["ttft_seconds"].values():
         if quantile["value"] is not None:
             assert quantile["lower"] <= quantile["value"] <= quantile["upper"]
@@ -170,6 +172,6 @@ def test_unequal_bounds_never_put_a_quantile_outside_its_bounds(
 @pytest.mark.parametrize("start", [2**53 - 4, 2**60])
 def test_counters_past_2_to_the_53_are_named_in_the_ledger(tmp_path_factory, start):
     scrapes = [(1e9 + 2 * i, exposition(float(start + 4 * i), finished=1.0)) for i in range(4)]
-    result = told(tmp_path_factory, scrapes)
+    result = answered(tmp_path_factory, scrapes)
     errors = [f["effect"] for f in result["quality"] if f["severity"] == "error"]
     assert any("2^53" in effect for effect in errors)

@@ -21,7 +21,7 @@ from renew_notebooks import STRIPPED
 import vllm_capacity as vc
 from vllm_capacity.render.report.contract import PIECE_MIME
 from vllm_capacity.render.report.run import declared_parameters
-from vllm_capacity.render.report.write import Order, write_report
+from vllm_capacity.render.report.write import ReportOrder, write_report
 
 TESTS = Path(__file__).resolve().parent
 NOTEBOOKS = TESTS.parent / "notebooks"
@@ -266,7 +266,7 @@ def page_of_two_replicas(path, out, cache, **parameters):
     declared = {parameter.name for parameter in declared_parameters(path)}
     given = {name: value for name, value in parameters.items() if name in declared}
     return write_report(
-        Order(notebook=path, parameters={"window": "vllm-two-replicas", **given}, out=out),
+        ReportOrder(notebook=path, parameters={"window": "vllm-two-replicas", **given}, out=out),
         made_at=datetime(2026, 1, 1, tzinfo=UTC),
         cache=cache,
         progress=lambda done, total: None,

@@ -49,16 +49,16 @@ def test_demand_of_a_window_that_queued_is_called_what_was_served(sweep):
 
 
 @pytest.mark.parametrize(
-    ("terms", "said"),
+    ("terms", "output"),
     [
         pytest.param(assumed(), "no latency target applied", id="none given"),
         pytest.param(SLO, "p95 TTFT ≤ 2 s", id="the target that was applied"),
     ],
 )
-def test_capacity_says_whether_a_target_was_applied(sweep, terms, said):
-    told = plan(sweep, PlanRequest(policy=BARE), terms=terms)
-    assert said in "; ".join(told["capacity_output_tokens_per_second"]["basis"])
-    assert ("no latency" in "; ".join(told["replicas"]["basis"])) is (terms is not SLO)
+def test_capacity_says_whether_a_target_was_applied(sweep, terms, output):
+    answered = plan(sweep, PlanRequest(policy=BARE), terms=terms)
+    assert output in "; ".join(answered["capacity_output_tokens_per_second"]["basis"])
+    assert ("no latency" in "; ".join(answered["replicas"]["basis"])) is (terms is not SLO)
 
 
 def test_queue_is_asked_with_the_places_that_the_targets_leave(sweep):
@@ -108,10 +108,10 @@ def test_other_gpus_are_rows_and_rejected_ones_have_their_reason(sweep):
 def test_a_mapping_file_gives_the_gpus_and_the_price_of_more_replicas(sweep, tmp_path):
     mapping = tmp_path / "fleet.csv"
     mapping.write_text("instance,gpus_per_engine,usd_per_hour\n*,2,1.64\n")
-    told = plan(sweep, PlanRequest(), terms=assumed(fleet=load_fleet(mapping)))
-    replicas = told["replicas"]["mid"]
-    assert told["gpus"]["mid"] == 2 * replicas
-    assert told["usd_per_month"]["mid"] == pytest.approx(2 * replicas * 1.64 * 730.5)
+    answered = plan(sweep, PlanRequest(), terms=assumed(fleet=load_fleet(mapping)))
+    replicas = answered["replicas"]["mid"]
+    assert answered["gpus"]["mid"] == 2 * replicas
+    assert answered["usd_per_month"]["mid"] == pytest.approx(2 * replicas * 1.64 * 730.5)
 
 
 def test_a_mapping_file_with_two_prices_leaves_the_month_unknown(two_replicas, tmp_path):
@@ -119,9 +119,9 @@ def test_a_mapping_file_with_two_prices_leaves_the_month_unknown(two_replicas, t
     names = two_replicas.sql("select distinct instance from series order by all").to_series()
     rows = [f"{name},1,{1 + place}.0" for place, name in enumerate(names)]
     mapping.write_text("\n".join(["instance,gpus_per_engine,usd_per_hour", *rows, ""]))
-    told = plan(two_replicas, PlanRequest(), terms=assumed(fleet=load_fleet(mapping)))
-    assert told["gpus"]["mid"] == told["replicas"]["mid"]
-    assert "2 prices in force" in told["usd_per_month"]["reason"]
+    answered = plan(two_replicas, PlanRequest(), terms=assumed(fleet=load_fleet(mapping)))
+    assert answered["gpus"]["mid"] == answered["replicas"]["mid"]
+    assert "2 prices in force" in answered["usd_per_month"]["reason"]
 
 
 def test_the_windows_own_gpu_costs_what_the_window_costs(sweep):
@@ -129,17 +129,17 @@ def test_the_windows_own_gpu_costs_what_the_window_costs(sweep):
     asked = PlanRequest(
         from_gpu="a100-80gb-sxm", model="openai/gpt-oss-20b", to_gpus=("A100-80GB-SXM",)
     )
-    told = plan(sweep, asked, terms=assumed(usd_per_gpu_hour=own))
-    (row,) = told["options"]
+    answered = plan(sweep, asked, terms=assumed(usd_per_gpu_hour=own))
+    (row,) = answered["options"]
     assert row["usd_per_gpu_hour"]["mid"] == 1.64
-    assert row["usd_per_month"]["mid"] == told["usd_per_month"]["mid"]
+    assert row["usd_per_month"]["mid"] == answered["usd_per_month"]["mid"]
 
 
 def test_nothing_served_is_unknown_with_its_reason(sweep):
     end = datetime(2026, 11, 24, 4, 0, tzinfo=UTC)
-    told = plan(sweep, PlanRequest(policy=BARE), end=end, terms=SLO)
-    assert told["replicas"]["mid"] is None
-    assert told["replicas"]["reason"]
+    answered = plan(sweep, PlanRequest(policy=BARE), end=end, terms=SLO)
+    assert answered["replicas"]["mid"] is None
+    assert answered["replicas"]["reason"]
 
 
 def test_a_demand_of_nothing_is_an_error():

@@ -45,16 +45,16 @@ def _spans():
         yield pytest.param(capture, start, whole, id=f"{capture}, whole")
 
 
-def part_of(capture, examples, start, told):
+def part_of(capture, examples, start, answered):
     window = open_window(examples / CAPTURES[capture])
     return window, window.clamp(
-        datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(told["end"], UTC)
+        datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(answered["end"], UTC)
     )
 
 
-@pytest.mark.parametrize(("capture", "start", "told"), spans())
-def test_every_counter_to_the_last_digit(examples, capture, start, told):
-    window, time_range = part_of(capture, examples, start, told)
+@pytest.mark.parametrize(("capture", "start", "answered"), spans())
+def test_every_counter_to_the_last_digit(examples, capture, start, answered):
+    window, time_range = part_of(capture, examples, start, answered)
     increases = traffic.counter_increases(window, list(COUNTERS.values()), time_range=time_range)
     ours = {}
     for row in increases.iter_rows(named=True):
@@ -62,21 +62,21 @@ def test_every_counter_to_the_last_digit(examples, capture, start, told):
         ours[row["metric"], reason, row["instance"]] = row["increase"]
     theirs = {}
     for name, metric in COUNTERS.items():
-        for key, figures in told["counters"][name].items():
+        for key, figures in answered["counters"][name].items():
             labels = [time_range for time_range in key.split(",") if time_range != "_"]
             instance = labels.pop() if labels and labels[-1] in ("r0", "r1") else "vllm"
             theirs[metric, labels[0] if labels else "", instance] = figures["anchored"]
     assert ours == theirs
 
 
-@pytest.mark.parametrize(("capture", "start", "told"), spans())
-def test_every_quantile_to_a_millionth(examples, capture, start, told):
-    window, time_range = part_of(capture, examples, start, told)
+@pytest.mark.parametrize(("capture", "start", "answered"), spans())
+def test_every_quantile_to_a_millionth(examples, capture, start, answered):
+    window, time_range = part_of(capture, examples, start, answered)
     increases = latency.histogram_increases(
         window, list(HISTOGRAMS.values()), time_range=time_range
     )
     for name, metric in HISTOGRAMS.items():
-        for instance, figures in told["quantiles"][name]["anchored"].items():
+        for instance, figures in answered["quantiles"][name]["anchored"].items():
             own = [i for i in increases if i.metric == metric and instance in ("_", i.instance)]
             ours = latency.quantiles(latency.merged(own))
             for quantile in ("p50", "p95", "p99"):
@@ -86,18 +86,20 @@ def test_every_quantile_to_a_millionth(examples, capture, start, told):
 
 
 def test_the_answer_reads_the_same_figures(answer_of):
-    told = json.loads((TRUTH / "prometheus_answers_sweep.json").read_text())["whole"]
+    answered = json.loads((TRUTH / "prometheus_answers_sweep.json").read_text())["whole"]
     result = answer_of("vllm-sweep")
-    anchored = {k: v["anchored"] for k, v in told["counters"]["request_success"].items()}
+    anchored = {k: v["anchored"] for k, v in answered["counters"]["request_success"].items()}
     assert result["requests"]["by_reason"] == anchored
-    assert result["tokens"]["generation"] == told["counters"]["generation_tokens"]["_"]["anchored"]
+    assert (
+        result["tokens"]["generation"] == answered["counters"]["generation_tokens"]["_"]["anchored"]
+    )
 
 
 def test_gauges_agree_with_avg_and_max_over_time(answer_of):
-    told = json.loads((TRUTH / "prometheus_answers_sweep.json").read_text())["whole"]["gauges"]
+    answered = json.loads((TRUTH / "prometheus_answers_sweep.json").read_text())["whole"]["gauges"]
     result = answer_of("vllm-sweep")
     ours = {"running": "running", "waiting": "waiting", "kv_cache_ratio": "kv_cache_usage"}
     for name, theirs in ours.items():
-        assert result[name]["max"] == told[theirs]["_"]["max"]
+        assert result[name]["max"] == answered[theirs]["_"]["max"]
         # Ours weighs by time, theirs by sample; the scrapes are 2 s apart within 6 ms.
-        assert result[name]["mean"] == pytest.approx(told[theirs]["_"]["avg"], rel=1e-3)
+        assert result[name]["mean"] == pytest.approx(answered[theirs]["_"]["avg"], rel=1e-3)

@@ -34,10 +34,10 @@ def test_a_result_is_not_iterated_by_position():
 
 
 def test_a_result_is_json_by_plain_alone():
-    told = json.loads(json.dumps(plain(ANSWER)))
-    assert told["window"]["start"] == START.isoformat().replace("+00:00", "Z")
-    assert told["cost"]["allocation_usd"]["kind"] == "counted"
-    assert told == ANSWER.as_dict()
+    result = json.loads(json.dumps(plain(ANSWER)))
+    assert result["window"]["start"] == START.isoformat().replace("+00:00", "Z")
+    assert result["cost"]["allocation_usd"]["kind"] == "counted"
+    assert result == ANSWER.as_dict()
 
 
 def test_a_result_is_read_in_a_line_each():

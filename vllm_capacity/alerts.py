@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vllm_capacity.answer import Answer
 from vllm_capacity.errors import InputError
 
-State = Literal["fired", "quiet", "unknown"]
+AlertState = Literal["fired", "quiet", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Rule:
+class AlertRule:
     """A rule: it fires when its figure is above the threshold."""
 
     name: str
@@ -41,8 +41,8 @@ class Rule:
 class Alert:
     """A rule's outcome on one answer."""
 
-    rule: Rule
-    state: State
+    rule: AlertRule
+    state: AlertState
     observed: Observed
 
     @property
@@ -120,22 +120,22 @@ def _silence(answer: Answer) -> Observed:
 
 
 RULES = (
-    Rule("e2e-p99", "p99 E2E latency", "s", 10.0, _quantile("e2e_seconds", "p99")),
-    Rule("ttft-p95", "p95 TTFT", "s", 5.0, _quantile("ttft_seconds", "p95")),
-    Rule("kv-cache", "mean KV cache usage", "", 0.9, _mean("kv_cache_ratio")),
-    Rule("waiting", "mean requests waiting", "requests", 50.0, _mean("waiting")),
-    Rule("failures", "failed requests", "requests", 0.0, _failures),
-    Rule("no-data", "no data", "", 0.0, _silence),
+    AlertRule("e2e-p99", "p99 E2E latency", "s", 10.0, _quantile("e2e_seconds", "p99")),
+    AlertRule("ttft-p95", "p95 TTFT", "s", 5.0, _quantile("ttft_seconds", "p95")),
+    AlertRule("kv-cache", "mean KV cache usage", "", 0.9, _mean("kv_cache_ratio")),
+    AlertRule("waiting", "mean requests waiting", "requests", 50.0, _mean("waiting")),
+    AlertRule("failures", "failed requests", "requests", 0.0, _failures),
+    AlertRule("no-data", "no data", "", 0.0, _silence),
 )
 
 
-def alerts(answer: Answer, rules: Sequence[Rule] = RULES) -> list[Alert]:
+def alerts(answer: Answer, rules: Sequence[AlertRule] = RULES) -> list[Alert]:
     """Every rule's outcome on the answer, in the order of the rules."""
     observations = [(rule, rule.observe(answer)) for rule in rules]
     return [Alert(rule, _state(rule, seen), seen) for rule, seen in observations]
 
 
-def _state(rule: Rule, observed: Observed) -> State:
+def _state(rule: AlertRule, observed: Observed) -> AlertState:
     """Fired also where the value is not known but is known to exceed the threshold."""
     if observed.value is not None:
         return "fired" if observed.value > rule.above else "quiet"
@@ -144,7 +144,9 @@ def _state(rule: Rule, observed: Observed) -> State:
     return "unknown"
 
 
-def with_thresholds(thresholds: Mapping[str, float], rules: Sequence[Rule] = RULES) -> list[Rule]:
+def with_thresholds(
+    thresholds: Mapping[str, float], rules: Sequence[AlertRule] = RULES
+) -> list[AlertRule]:
     """The rules with some thresholds replaced; InputError for a rule that there is not."""
     unknown = sorted(set(thresholds) - {rule.name for rule in rules})
     if unknown:
@@ -152,5 +154,6 @@ def with_thresholds(thresholds: Mapping[str, float], rules: Sequence[Rule] = RUL
             f"No alert is called {unknown[0]!r}; there are {', '.join(r.name for r in rules)}."
         )
     return [
-        Rule(r.name, r.title, r.unit, thresholds.get(r.name, r.above), r.observe) for r in rules
+        AlertRule(r.name, r.title, r.unit, thresholds.get(r.name, r.above), r.observe)
+        for r in rules
     ]

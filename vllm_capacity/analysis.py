@@ -38,7 +38,7 @@ from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import NO_PRICE, Bill, Costs, Part, bill
+from vllm_capacity.verdicts.cost.bill import NO_PRICE, Bill, Costs, CostShare, bill
 from vllm_capacity.verdicts.cost.break_even import BreakEven, break_even
 from vllm_capacity.verdicts.cost.claim import Bound, FullUse, published_bound, usd_per_request_at
 from vllm_capacity.verdicts.cost.idle import Savings, savings
@@ -247,7 +247,7 @@ class Analysis:
         )
 
     @cached_property
-    def bill_parts(self) -> dict[str, Part]:
+    def bill_parts(self) -> dict[str, CostShare]:
         """The part of the bill of each engine, by name."""
         return engine_parts(
             self.window,
@@ -418,9 +418,9 @@ class Analysis:
     @cached_property
     def slo(self) -> SloVerdict:
         """How well the latency targets were met, and the throughput that meets them."""
-        within = slo_throughput(self.fits, self.assumptions.slo, presence=self.presence)
+        throughput = slo_throughput(self.fits, self.assumptions.slo, presence=self.presence)
         return SloVerdict(
-            self._attainment("ttft_p95_seconds"), self._attainment("itl_p95_seconds"), within
+            self._attainment("ttft_p95_seconds"), self._attainment("itl_p95_seconds"), throughput
         )
 
     @property
@@ -438,8 +438,8 @@ class Analysis:
             restarts=self.restarts,
             outages=self.outages,
             losses=self.losses,
-            points=self.steps,
-            fleet=self.engines,
+            steps=self.steps,
+            engines=self.engines,
         )
         return tuple(
             quality_report(facts, gauges=self.gauges, latency=self.latency, fits=self.fits)

@@ -267,11 +267,13 @@ def pull(
     minute; by length without it.
     InputError for what cannot be asked, SourceError where the source does not answer.
     """
-    from vllm_capacity.live.pull import Order, pull_window
+    from vllm_capacity.live.pull import PullOrder, pull_window
 
     now = datetime.now(UTC)
-    time_range = _asked(start, end, last, now)
-    pull_window(Order(origin, stream, time_range, full), Path(to), environment=os.environ, now=now)
+    time_range = _requested(start, end, last, now)
+    pull_window(
+        PullOrder(origin, stream, time_range, full), Path(to), environment=os.environ, now=now
+    )
     return open(to)
 
 
@@ -375,7 +377,7 @@ def _instant(time: Instant, day: datetime) -> datetime | None:
     return parse_instant(f"{day:%Y-%m-%d}T{time}" if is_of_day else time)
 
 
-def _asked(
+def _requested(
     start: Instant, end: Instant, duration: Duration | None, now: datetime
 ) -> TimeRange | None:
     if duration is not None:

@@ -22,7 +22,7 @@ from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.bill import (
     NO_PRICE,
-    Part,
+    CostShare,
     Usage,
     bill,
     shared_engine,
@@ -32,7 +32,9 @@ _THROUGHOUT = 0.995
 COUNTERS = (traffic.REQUESTS, traffic.PROMPT_TOKENS, traffic.GENERATION_TOKENS)
 
 
-def priced(row: Mapping[str, object], usage: Usage, capacity: Estimate, pricing: Pricing) -> Part:
+def priced(
+    row: Mapping[str, object], usage: Usage, capacity: Estimate, pricing: Pricing
+) -> CostShare:
     """One engine's part of the bill, under the rate that was in force while it was billed."""
     price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
     gpus = pricing.gpus_per_engine
@@ -41,7 +43,7 @@ def priced(row: Mapping[str, object], usage: Usage, capacity: Estimate, pricing:
         billed = TimeRange(start, max(end, start + timedelta(microseconds=1)))  # type: ignore[arg-type, operator, call-overload]
         rate = rate_in_force(pricing.rules, str(row["instance"]), billed)
         price, gpus = rate.usd_per_gpu_hour, rate.gpus_per_engine
-    return Part(replace(usage, gpus_per_engine=gpus), price, capacity)
+    return CostShare(replace(usage, gpus_per_engine=gpus), price, capacity)
 
 
 def engine_name(row: Mapping[str, object]) -> str:
@@ -51,13 +53,13 @@ def engine_name(row: Mapping[str, object]) -> str:
 
 def engine_parts(
     window: Window,
-    fleet: pl.DataFrame,
+    engines: pl.DataFrame,
     *,
     time_range: TimeRange,
     pricing: Pricing,
     capacities: Mapping[str, Estimate],
-) -> dict[str, Part]:
-    """The part of the bill of each engine of `fleet` (figures/scrapes.py), by name.
+) -> dict[str, CostShare]:
+    """The part of the bill of each engine of `engines` (figures/scrapes.py), by name.
 
     An engine's capacity and its rate count for the share of the part in which it was there
     (`presence`): so they add up over engines that replaced each other.
@@ -65,9 +67,9 @@ def engine_parts(
     increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
     busy = _busy_seconds(window, time_range)
     unknown = Estimate.unknown("the capacity of this engine was not judged")
-    there = presence(fleet)
+    there = presence(engines)
     parts = {}
-    for row in fleet.iter_rows(named=True):
+    for row in engines.iter_rows(named=True):
         key = (row["instance"], row["engine"])
         own = increases.filter(
             (pl.col("instance") == row["instance"]) & (pl.col("engine") == row["engine"])
@@ -84,19 +86,19 @@ def engine_parts(
     return parts
 
 
-def presence(fleet: pl.DataFrame) -> dict[str, float]:
+def presence(engines: pl.DataFrame) -> dict[str, float]:
     """The share of the fleet's billed time in which each engine was there, 0..1, by name.
 
     The fleet's time is from the first engine's start to the last one's end, as they are billed: of
     an engine that was there throughout, the share is 1, give or take a scrape. Empty for no engine.
     """
-    if fleet.is_empty():
+    if engines.is_empty():
         return {}
     span = pl.col("billed_end").max() - pl.col("billed_start").min()
-    hours = fleet.select(span.dt.total_microseconds()).item() / 3.6e9
+    hours = engines.select(span.dt.total_microseconds()).item() / 3.6e9
     shares = {
         engine_name(row): row["hours"] / hours if hours else 1.0
-        for row in fleet.iter_rows(named=True)
+        for row in engines.iter_rows(named=True)
     }
     return {name: 1.0 if share > _THROUGHOUT else share for name, share in shares.items()}
 
@@ -142,8 +144,8 @@ def _seconds(
 
 
 def grouped(
-    window: Window, parts: Mapping[str, Part], *, by: str, time_range: TimeRange
-) -> dict[str, Part]:
+    window: Window, parts: Mapping[str, CostShare], *, by: str, time_range: TimeRange
+) -> dict[str, CostShare]:
     """The parts of the bill by `engine`, `instance`, `model`, or any label of vLLM's counters.
 
     Engines of one group are added; an engine with several values of the label is shared out by
@@ -157,7 +159,7 @@ def grouped(
             f"Cannot group by {by!r}: no counter has that label. Try engine, instance, model, or "
             "one of vLLM's own labels."
         )
-    groups: dict[str, list[Part]] = {}
+    groups: dict[str, list[CostShare]] = {}
     for name, whole in parts.items():
         for key, share in _shares(labelled, name, whole).items():
             groups.setdefault(key, []).append(share)
@@ -182,7 +184,7 @@ def _labelled(window: Window, by: str, time_range: TimeRange) -> pl.DataFrame:
     return increases.with_columns(pl.Series("by", values, dtype=pl.String))
 
 
-def _shares(labelled: pl.DataFrame, name: str, whole: Part) -> dict[str, Part]:
+def _shares(labelled: pl.DataFrame, name: str, whole: CostShare) -> dict[str, CostShare]:
     instance, _, engine = name.rpartition("/")
     own = labelled.filter((pl.col("instance") == instance) & (pl.col("engine") == engine))
     values = own.get_column("by").unique().sort().to_list()
@@ -193,7 +195,7 @@ def _shares(labelled: pl.DataFrame, name: str, whole: Part) -> dict[str, Part]:
     return {value: replace(whole, usage=usage) for value, usage in shared.items()}
 
 
-def _one(shares: Sequence[Part]) -> Part:
+def _one(shares: Sequence[CostShare]) -> CostShare:
     """Several parts as one: money and use added, the price their mean over GPU-hours."""
     if len(shares) == 1:
         return shares[0]
@@ -203,4 +205,4 @@ def _one(shares: Sequence[Part]) -> Part:
     price = allocation.scaled(1 / usage.gpu_hours) if usage.gpu_hours else allocation
     basis = f"the mean rate of {len(shares)} engines"
     known = price if not price.is_known else price.map(lambda usd: usd, basis)
-    return Part(usage, known, whole.capacity)
+    return CostShare(usage, known, whole.capacity)

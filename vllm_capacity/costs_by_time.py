@@ -18,13 +18,13 @@ from vllm_capacity.figures import scrapes, traffic
 from vllm_capacity.figures.hours import HOUR, engine_hours, whole_hours
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import Part, Usage, bill
+from vllm_capacity.verdicts.cost.bill import CostShare, Usage, bill
 
-_PARTS_AT_MOST = 48
+_MAX_ROWS = 48
 _HOUR_FROM_HOURS = 6.0
 _READABLE_PARTS_HOURS = (1 / 12, 1 / 4, 1.0, 2.0, 4.0, 12.0, 24.0, 168.0)
 _INSTANT = pl.Datetime("us", "UTC")
-_PART_SCHEMA: dict[str, Any] = {
+_ROW_SCHEMA: dict[str, Any] = {
     **{name: _INSTANT for name in ("start", "end")},
     **{name: pl.Float64 for name in ("successful_requests", "allocation_usd", "usd_per_request")},
 }
@@ -50,16 +50,16 @@ def costs_by_part(
     """
     increases = traffic.scrape_increases(window, [traffic.REQUESTS], time_range=time_range)
     rows = [
-        _part_row(cut, engines, attempts, _within(increases, cut), pricing)
+        _row_of(cut, engines, attempts, _within(increases, cut), pricing)
         for cut in _cuts(time_range)
     ]
     length = pl.col("end") - pl.col("start")
-    return pl.DataFrame(rows, schema=_PART_SCHEMA, orient="row").with_columns(
+    return pl.DataFrame(rows, schema=_ROW_SCHEMA, orient="row").with_columns(
         is_stub=2 * length < length.max()
     )
 
 
-def _part_row(
+def _row_of(
     cut: TimeRange,
     engines: pl.DataFrame,
     attempts: pl.DataFrame,
@@ -92,17 +92,17 @@ def _within(increases: pl.DataFrame, cut: TimeRange) -> pl.DataFrame:
 
 def _cuts(time_range: TimeRange) -> list[TimeRange]:
     """The time range cut at even steps from its start; the last one perhaps shorter."""
-    step = timedelta(hours=_part_hours(time_range.hours))
+    step = timedelta(hours=_row_hours(time_range.hours))
     count = max(1, -((time_range.start - time_range.end) // step))
     starts = [time_range.start + step * i for i in range(count)]
     return [TimeRange(start, min(start + step, time_range.end)) for start in starts]
 
 
-def _part_hours(hours: float) -> float:
+def _row_hours(hours: float) -> float:
     """An hour where the window has several and not too many, else the nearest round length."""
-    if _HOUR_FROM_HOURS <= hours <= _PARTS_AT_MOST:
+    if _HOUR_FROM_HOURS <= hours <= _MAX_ROWS:
         return 1.0
-    fitting = [each for each in _READABLE_PARTS_HOURS if hours / each <= _PARTS_AT_MOST]
+    fitting = [each for each in _READABLE_PARTS_HOURS if hours / each <= _MAX_ROWS]
     return fitting[0] if fitting else _READABLE_PARTS_HOURS[-1]
 
 
@@ -137,7 +137,7 @@ def _hour(
     engines: pl.DataFrame, pricing: Pricing, capacity: Estimate
 ) -> tuple[float, float | None, float | None]:
     """Requests, cost and utilization of one hour: its rows of figures/hours.py."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, CostShare] = {}
     for row in engines.iter_rows(named=True):
         hours, tokens = row["billed_hours"], row["generation_tokens"]
         usage = Usage(

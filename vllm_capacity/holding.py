@@ -38,7 +38,7 @@ def workplace(
     what a killed run left in it is for the next holder to judge.
     """
     lock = folder / _LOCK
-    handle = _patiently(lambda: _held(lock), patience_seconds)
+    handle = _patiently(lambda: _locked(lock), patience_seconds)
     if handle is None:
         raise SourceError(busy)
     try:
@@ -120,7 +120,7 @@ def _remove_if_left(folder: Path) -> None:
                     shutil.rmtree(folder)
 
 
-def _held(lock: Path) -> int | None:
+def _locked(lock: Path) -> int | None:
     """The descriptor that holds a lock file, None while another run has it."""
     lock.parent.mkdir(exist_ok=True)
     try:

@@ -13,8 +13,8 @@ def run(monkeypatch, capsys, line):
     monkeypatch.setattr(sys, "argv", ["vllm-capacity", *line.split()])
     with pytest.raises(SystemExit) as ended:
         main()
-    told = capsys.readouterr()
-    return ended.value.code, told.out, told.err
+    result = capsys.readouterr()
+    return ended.value.code, result.out, result.err
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_a_message_of_several_lines_is_told_in_one(monkeypatch, capsys, tmp_path
 
 @pytest.mark.parametrize("verb", ["plan", "alerts"])
 def test_the_window_is_an_argument_or_an_option(monkeypatch, capsys, verb):
-    told = []
+    result = []
     for line in (f"{verb} nosuch", f"{verb} --window nosuch"):
-        told.append(run(monkeypatch, capsys, line))
-    assert told[0] == told[1]
-    assert "No window 'nosuch'" in told[0][2]
+        result.append(run(monkeypatch, capsys, line))
+    assert result[0] == result[1]
+    assert "No window 'nosuch'" in result[0][2]
 
 
 def test_a_glob_in_a_windows_name_is_a_name(monkeypatch, capsys, tmp_path, examples):
@@ -93,9 +93,9 @@ def test_a_glob_in_a_windows_name_is_a_name(monkeypatch, capsys, tmp_path, examp
 
 def test_alerts_are_told_in_three_digits(monkeypatch, capsys):
     _, out, _ = run(monkeypatch, capsys, "alerts vllm-sweep --over all")
-    said = " ".join(out.split())
-    assert "FIRED p99 E2E latency 44.3 s 10 s" in said
-    assert "quiet mean KV cache usage 0.473 0.9" in said
+    output = " ".join(out.split())
+    assert "FIRED p99 E2E latency 44.3 s 10 s" in output
+    assert "quiet mean KV cache usage 0.473 0.9" in output
 
 
 @pytest.mark.parametrize("command", ["", "stack"])

@@ -46,21 +46,21 @@ def ended(monkeypatch, capsys, failure):
     ],
 )
 def test_an_error_is_one_line_and_its_exit_code(monkeypatch, capsys, failure, code, says):
-    told = ended(monkeypatch, capsys, failure)
-    assert (told[0], told[1].count("\n")) == (code, 1)
-    assert says in told[1]
+    result = ended(monkeypatch, capsys, failure)
+    assert (result[0], result[1].count("\n")) == (code, 1)
+    assert says in result[1]
 
 
 def test_a_bug_does_not_show_its_message_which_may_hold_a_secret(monkeypatch, capsys):
-    _, said = ended(monkeypatch, capsys, ValueError("Bearer abc"))
-    assert "Bearer abc" not in said
-    assert "VLLM_CAPACITY_DEBUG=1" in said
+    _, output = ended(monkeypatch, capsys, ValueError("Bearer abc"))
+    assert "Bearer abc" not in output
+    assert "VLLM_CAPACITY_DEBUG=1" in output
 
 
 def test_a_bug_shows_its_traceback_where_that_is_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("VLLM_CAPACITY_DEBUG", "1")
-    code, said = ended(monkeypatch, capsys, ValueError("here"))
-    assert (code, "Traceback" in said, "ValueError: here" in said) == (70, True, True)
+    code, output = ended(monkeypatch, capsys, ValueError("here"))
+    assert (code, "Traceback" in output, "ValueError: here" in output) == (70, True, True)
 
 
 def test_ctrl_c_is_no_error(monkeypatch, capsys):
@@ -68,8 +68,8 @@ def test_ctrl_c_is_no_error(monkeypatch, capsys):
 
 
 def test_a_message_without_end_is_cut(monkeypatch, capsys):
-    _, said = ended(monkeypatch, capsys, InputError("x" * 1_000_000))
-    assert len(said) < 3_000
+    _, output = ended(monkeypatch, capsys, InputError("x" * 1_000_000))
+    assert len(output) < 3_000
 
 
 def test_a_word_that_is_no_utf_8_is_refused():

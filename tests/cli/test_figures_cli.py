@@ -19,15 +19,15 @@ def ask(*args):
 
 @pytest.mark.parametrize("name", ["vllm-sweep", "vllm-restart", "vllm-two-replicas"])
 def test_every_key_is_there_and_every_number_finite(name):
-    told = ask(name, "--usd-per-hour", 0.1, "--slo-ttft", 1, "--slo-itl", 0.1, "--json")
-    jsonschema.validate(told, schema())
+    answered = ask(name, "--usd-per-hour", 0.1, "--slo-ttft", 1, "--slo-itl", 0.1, "--json")
+    jsonschema.validate(answered, schema())
 
 
 def test_unknown_figures_are_null_with_a_reason_and_no_error():
-    told = ask("vllm-sweep", "--json")
-    assert told["cost"]["usd_per_request"]["mid"] is None
-    assert "no price given" in told["cost"]["usd_per_request"]["reason"]
-    assert "--slo-ttft" in told["slo"]["ttft_attainment"]["reason"]
+    answered = ask("vllm-sweep", "--json")
+    assert answered["cost"]["usd_per_request"]["mid"] is None
+    assert "no price given" in answered["cost"]["usd_per_request"]["reason"]
+    assert "--slo-ttft" in answered["slo"]["ttft_attainment"]["reason"]
 
 
 def test_the_printed_window_passed_back_gives_the_same_figures():
@@ -47,7 +47,7 @@ def test_the_counts_and_hours_of_two_parts_add_up_to_the_whole():
         assert both == whole["requests"][figure]
     for figure in ("prompt", "prompt_computed", "generation"):
         assert first["tokens"][figure] + second["tokens"][figure] == whole["tokens"][figure]
-    paid = [told["cost"]["allocation_usd"]["mid"] for told in (first, second, whole)]
+    paid = [answered["cost"]["allocation_usd"]["mid"] for answered in (first, second, whole)]
     assert paid[0] + paid[1] == pytest.approx(paid[2])
 
 

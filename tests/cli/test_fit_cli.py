@@ -57,11 +57,11 @@ def test_results_of_a_load_test_are_points_too(tmp_path):
 
 
 def test_without_json_it_is_words(tmp_path):
-    said = run(tmp_path, HEAD + SATURATED).stdout
-    assert "\ncapacity      297 output tokens/s  " in said
-    assert "\nreached at  27.0 running requests" in said
-    assert "\n    mean of the 3 loads" in said
-    assert max(map(len, said.splitlines())) <= 80
+    output = run(tmp_path, HEAD + SATURATED).stdout
+    assert "\ncapacity      297 output tokens/s  " in output
+    assert "\nreached at  27.0 running requests" in output
+    assert "\n    mean of the 3 loads" in output
+    assert max(map(len, output.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

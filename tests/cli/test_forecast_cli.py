@@ -43,21 +43,21 @@ TEN_MINUTES = [600 * i for i in range(6 * 24 * 4)]
     ],
 )
 def test_one_row_a_step_from_the_end_of_the_series_on(tmp_path, step, horizon, count, apart):
-    told = answer(series(tmp_path, TEN_MINUTES), "--step", step, "--horizon", horizon)
-    stamps = [row["ts"] for row in told["forecast"]]
+    answered = answer(series(tmp_path, TEN_MINUTES), "--step", step, "--horizon", horizon)
+    stamps = [row["ts"] for row in answered["forecast"]]
     assert stamps == [TEN_MINUTES[-1] + 600 + apart * i for i in range(count)]
-    assert all(0 <= row["low"] <= row["mid"] <= row["high"] for row in told["forecast"])
+    assert all(0 <= row["low"] <= row["mid"] <= row["high"] for row in answered["forecast"])
 
 
 def test_every_key_is_there(tmp_path):
-    told = answer(series(tmp_path, TEN_MINUTES))
-    assert set(told) == {
+    answered = answer(series(tmp_path, TEN_MINUTES))
+    assert set(answered) == {
         "forecast", "method", "coverage_measured", "width_ratio", "peak_over_mean", "reason"
     }  # fmt: skip
-    assert set(told["forecast"][0]) == {"ts", "low", "mid", "high"}
-    assert 0.5 < told["coverage_measured"] <= 1
-    assert "; ".join(told["peak_over_mean"]["basis"]).startswith("p95 of 10 min peaks")
-    assert (told["reason"], "hour-of-day profile" in told["method"]) == ("", True)
+    assert set(answered["forecast"][0]) == {"ts", "low", "mid", "high"}
+    assert 0.5 < answered["coverage_measured"] <= 1
+    assert "; ".join(answered["peak_over_mean"]["basis"]).startswith("p95 of 10 min peaks")
+    assert (answered["reason"], "hour-of-day profile" in answered["method"]) == ("", True)
 
 
 def test_finer_rows_are_summed(tmp_path):
@@ -75,12 +75,12 @@ def test_finer_rows_are_summed(tmp_path):
 )
 def test_times_come_out_as_they_went_in(tmp_path, clock, expected):
     stamps = [f"2026-11-{day}" + clock.format(hour) for day in (24, 25) for hour in range(24)]
-    told = answer(series(tmp_path, stamps, time="ts"))
-    assert told["forecast"][0]["ts"] == expected
+    answered = answer(series(tmp_path, stamps, time="ts"))
+    assert answered["forecast"][0]["ts"] == expected
 
 
 @pytest.mark.parametrize(
-    ("stamps", "args", "said"),
+    ("stamps", "args", "message"),
     [
         pytest.param(TEN_MINUTES[:143], (), "24 h are needed", id="under a day"),
         pytest.param(
@@ -89,10 +89,10 @@ def test_times_come_out_as_they_went_in(tmp_path, clock, expected):
         pytest.param([], (), "no row holds a value", id="a header alone"),
     ],
 )
-def test_a_refusal_is_json_with_exit_0(tmp_path, stamps, args, said):
-    told = answer(series(tmp_path, stamps), *args)
-    assert (told["forecast"], told["coverage_measured"]) == (None, None)
-    assert said in told["reason"]
+def test_a_refusal_is_json_with_exit_0(tmp_path, stamps, args, message):
+    answered = answer(series(tmp_path, stamps), *args)
+    assert (answered["forecast"], answered["coverage_measured"]) == (None, None)
+    assert message in answered["reason"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_table_names_the_coverage_and_a_refusal_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "column", "said"),
+    ("args", "column", "message"),
     [
         pytest.param((), "tokens", "no column 'tokens'", id="no such column"),
         pytest.param(("--step", "1m"), "requests", "coarser than the step", id="rows too coarse"),
@@ -134,8 +134,8 @@ def test_the_table_names_the_coverage_and_a_refusal_its_reason(tmp_path):
         pytest.param(("--step", "25m"), "requests", "divide a day", id="a step across midnight"),
     ],
 )
-def test_bad_input_says_what_to_try(tmp_path, args, column, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_input_says_what_to_try(tmp_path, args, column, message):
+    with pytest.raises(InputError, match=message):
         ask(series(tmp_path, TEN_MINUTES), *args, "--json", column=column)
 
 

@@ -108,8 +108,8 @@ def test_ctrl_c_makes_the_window_of_what_is_there(tmp_path, server):
     process = start(server, "--every", "100ms", "--to", tmp_path / "w")
     wait_for_scrapes(tmp_path / "w.journal", 5)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 0, said
+    _, output = process.communicate(timeout=30)
+    assert process.returncode == 0, output
     assert answer(open_window(tmp_path / "w"))["tokens"]["generation"] >= 4
 
 
@@ -137,15 +137,15 @@ def test_a_running_capture_is_not_taken_for_one_that_was_cut(tmp_path, server):
         assert (done.returncode, done.stderr.count("\n")) == (3, 1)
         assert "Another run is writing" in done.stderr
     first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=30)
-    assert first.returncode == 0, said
+    _, output = first.communicate(timeout=30)
+    assert first.returncode == 0, output
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
 def test_of_two_captures_started_together_one_is_made(tmp_path, server):
     both = [start(server, "--every", "100ms", "--for", "3s", "--to", tmp_path / "w") for _ in "ab"]
-    said = [each.communicate(timeout=60)[1] for each in both]
-    assert sorted(each.returncode for each in both) in ([0, 2], [0, 3]), said
+    output = [each.communicate(timeout=60)[1] for each in both]
+    assert sorted(each.returncode for each in both) in ([0, 2], [0, 3]), output
     up = "select count(*) from samples join series using (series_id) where metric = 'up'"
     assert open_window(tmp_path / "w").sql(up).item() <= 30
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
@@ -229,9 +229,9 @@ def test_late_scrapes_are_added_to_a_window(tmp_path):
     done = run("--from", saved("late", [1004, 1006, 1010]), "--into", tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert "1970-01-01T00" in done.stderr
-    told = answer(open_window(tmp_path / "w"))
-    assert told["tokens"]["generation"] == 10
-    assert not [f for f in told["quality"] if f["check"] == "gap"]
+    result = answer(open_window(tmp_path / "w"))
+    assert result["tokens"]["generation"] == 10
+    assert not [f for f in result["quality"] if f["check"] == "gap"]
 
 
 def test_damage_in_saved_scrapes_is_said_and_read_past(tmp_path):
@@ -246,6 +246,6 @@ def test_damage_in_saved_scrapes_is_said_and_read_past(tmp_path):
     done = run("--from", saved, "--to", tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert "vllm-capacity: s.journal: bytes " in done.stderr
-    told = answer(open_window(tmp_path / "w"))
-    assert told["tokens"]["generation"] == 6
-    assert [q["severity"] for q in told["quality"] if "are damaged" in q["effect"]] == ["warning"]
+    result = answer(open_window(tmp_path / "w"))
+    assert result["tokens"]["generation"] == 6
+    assert [q["severity"] for q in result["quality"] if "are damaged" in q["effect"]] == ["warning"]

@@ -33,10 +33,10 @@ def test_json_is_an_estimate():
 
 
 def test_people_get_a_line_and_its_basis():
-    said = run().stdout
-    assert said.startswith("openai/gpt-oss-20b, weights as mxfp4, on 1 × H100-80GB-SXM\n")
-    assert "\noutput  9,060 tokens/s  8,370 to 9,820\n    measured: " in said
-    assert max(map(len, said.splitlines())) <= 80
+    output = run().stdout
+    assert output.startswith("openai/gpt-oss-20b, weights as mxfp4, on 1 × H100-80GB-SXM\n")
+    assert "\noutput  9,060 tokens/s  8,370 to 9,820\n    measured: " in output
+    assert max(map(len, output.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_a_refusal_is_json_with_exit_status_0(changed):
 
 
 def test_a_refusal_in_words():
-    said = run(to_gpu="L4-PCIe", dtype="bf16").stdout
-    assert "output  not known\n    the bf16 weights, 39.0 GiB a GPU, do not fit" in said
+    output = run(to_gpu="L4-PCIe", dtype="bf16").stdout
+    assert "output  not known\n    the bf16 weights, 39.0 GiB a GPU, do not fit" in output
 
 
 def test_the_weight_type_asked_about_defaults_to_the_measured_one():

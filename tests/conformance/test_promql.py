@@ -39,10 +39,10 @@ def agree(ours, theirs):
 def test_case(case, window):
     ours, theirs = answer(case, window), expected(case)
     for labels in sorted({*ours, *theirs}):
-        said, promql = ours.get(labels, NOTHING), theirs.get(labels, NOTHING)
+        output, promql = ours.get(labels, NOTHING), theirs.get(labels, NOTHING)
         difference = (case["id"], labels)
-        assert agree(said, OURS.get(difference, promql)), labels
-        assert agree(said, promql) == (difference not in OURS), labels
+        assert agree(output, OURS.get(difference, promql)), labels
+        assert agree(output, promql) == (difference not in OURS), labels
 
 
 def test_there_are_as_many_cases_as_were_published():

@@ -99,8 +99,8 @@ def test_every_entry_names_a_family_of_the_catalogue():
 
 
 def test_no_framework_says_one_concept_twice_at_one_rank():
-    told = Counter((entry.framework, entry.metric, entry.rank) for entry in EQUIVALENTS)
-    assert max(told.values()) == 1
+    result = Counter((entry.framework, entry.metric, entry.rank) for entry in EQUIVALENTS)
+    assert max(result.values()) == 1
 
 
 def test_an_exposed_name_has_one_meaning():

@@ -15,11 +15,11 @@ SCHEMA = {
 
 def steps(*rows, seconds=30):
     """Steps of one engine, one after the other: (running, output tokens per second)."""
-    told = [
+    result = [
         ("a", "0", at(seconds * n), at(seconds * (n + 1)), running, tokens)
         for n, (running, tokens) in enumerate(rows)
     ]
-    return pl.DataFrame(told, schema=SCHEMA, orient="row")
+    return pl.DataFrame(result, schema=SCHEMA, orient="row")
 
 
 @pytest.mark.parametrize(

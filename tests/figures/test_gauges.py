@@ -25,13 +25,13 @@ from vllm_capacity.figures.gauges import (
 
 def samples(*rows):
     """Samples of running requests: (instance, engine, second, value)."""
-    told = [(RUNNING, i, e, "{}", at(s), float(v)) for i, e, s, v in rows]
+    result = [(RUNNING, i, e, "{}", at(s), float(v)) for i, e, s, v in rows]
     schema = {
         **dict.fromkeys(("metric", "instance", "engine", "labels"), pl.String),
         "ts": pl.Datetime("us", "UTC"),
         "value": pl.Float64,
     }
-    return pl.DataFrame(told, schema=schema, orient="row")
+    return pl.DataFrame(result, schema=schema, orient="row")
 
 
 def over_time(frame):
@@ -39,7 +39,7 @@ def over_time(frame):
 
 
 @pytest.mark.parametrize(
-    ("rows", "tries", "expected"),
+    ("rows", "attempted", "expected"),
     [
         pytest.param(
             [("a", "0", 0, 1), ("a", "1", 0, 2), ("a", "0", 10, 3), ("a", "1", 10, 4)],
@@ -62,8 +62,8 @@ def over_time(frame):
         pytest.param([], {"a": [0]}, [], id="not observed"),
     ],
 )
-def test_sum_over_engines(rows, tries, expected):
-    assert over_time(summed(samples(*rows), attempts(**tries), RUNNING)) == expected
+def test_sum_over_engines(rows, attempted, expected):
+    assert over_time(summed(samples(*rows), attempts(**attempted), RUNNING)) == expected
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,10 @@ def test_the_wide_bucket_of_the_sweep_misleads_less():
     (step,) = (
         h for h in TRUTH["histograms"] if h["capture"] == "sweep 48 at once" and h["metric"] == TTFT
     )
-    said = quantile_estimate(EDGES[TTFT], step["counts"], step["sum"], 0.95)
+    output = quantile_estimate(EDGES[TTFT], step["counts"], step["sum"], 0.95)
     assert bucket_quantile(EDGES[TTFT], step["counts"], 0.95) == pytest.approx(17.0, abs=0.05)
     assert step["exact"]["0.95"] == pytest.approx(11.8, abs=0.05)
-    assert said < 13.0
+    assert output < 13.0
 
 
 @pytest.mark.parametrize(

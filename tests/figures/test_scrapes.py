@@ -73,7 +73,7 @@ def test_how_long_a_value_holds(seconds, expected):
 
 
 @pytest.mark.parametrize(
-    ("tries", "whole", "expected"),
+    ("attempted", "whole", "expected"),
     [
         pytest.param([0, 10, 20, 50, 60], (0, 70), [(20, 50, 10)], id="more than 2.5 intervals"),
         pytest.param([0, 10, 20, 45, 55], (0, 70), [], id="2.5 intervals are none"),
@@ -84,14 +84,14 @@ def test_how_long_a_value_holds(seconds, expected):
         pytest.param([0, 90], (0, 100), [], id="two scrapes tell no interval"),
     ],
 )
-def test_gaps(tries, whole, expected):
-    found = scrapes.gaps(attempts(a=tries), time_range=time_range(*whole))
+def test_gaps(attempted, whole, expected):
+    found = scrapes.gaps(attempts(a=attempted), time_range=time_range(*whole))
     assert [(seconds_of(g.start), seconds_of(g.end), g.interval_seconds) for g in found] == expected
 
 
 def test_gaps_are_each_targets_own():
-    tries = attempts(a=[0, 10, 20, 50, 60], b=range(0, 70, 10))
-    assert [gap.instance for gap in scrapes.gaps(tries, time_range=time_range(0, 70))] == ["a"]
+    attempted = attempts(a=[0, 10, 20, 50, 60], b=range(0, 70, 10))
+    assert [gap.instance for gap in scrapes.gaps(attempted, time_range=time_range(0, 70))] == ["a"]
 
 
 FLEET = pl.DataFrame(
@@ -100,7 +100,7 @@ FLEET = pl.DataFrame(
 
 
 @pytest.mark.parametrize(
-    ("tries", "start", "expected"),
+    ("attempted", "start", "expected"),
     [
         pytest.param({"a": [0, 1800, 3600], "b": [1800, 3600]}, 0, [1, 1, 0.5], id="first to last"),
         pytest.param({"a": [0, 1800, -3600]}, 0, [1, 1, 0], id="a failed attempt is paid, too"),
@@ -108,8 +108,8 @@ FLEET = pl.DataFrame(
         pytest.param({"a": [1800]}, 0, [0, 0, 0], id="one attempt takes no time"),
     ],
 )
-def test_billed_hours(tries, start, expected):
-    found = scrapes.billed_hours(FLEET, attempts(**tries), time_range=time_range(start, 4000))
+def test_billed_hours(attempted, start, expected):
+    found = scrapes.billed_hours(FLEET, attempts(**attempted), time_range=time_range(start, 4000))
     assert found.get_column("hours").to_list() == expected
 
 
@@ -150,24 +150,24 @@ def served(tmp_path, values, tried, **others):
 )
 def test_outages(tmp_path, tried, others, expected):
     values = {s: s for s in tried if s >= 0}
-    window, tries = served(tmp_path, values, tried, **others)
-    found = scrapes.outages(window, time_range=time_range(0, 50), attempts=tries)
-    told = [(seconds_of(o.last_good), seconds_of(o.end), o.failed) for o in found]
-    assert told == expected
+    window, attempted = served(tmp_path, values, tried, **others)
+    found = scrapes.outages(window, time_range=time_range(0, 50), attempts=attempted)
+    result = [(seconds_of(o.last_good), seconds_of(o.end), o.failed) for o in found]
+    assert result == expected
     assert {o.median_seconds for o in found} <= {10}
 
 
 def test_a_target_that_answers_after_the_part_had_only_a_gap(tmp_path):
     tried = [0, 10, 20, -30, -40, 60]
-    window, tries = served(tmp_path, {0: 1, 10: 2, 20: 3, 60: 4}, tried)
-    before = tries.filter(pl.col("ts") < at(50))
+    window, attempted = served(tmp_path, {0: 1, 10: 2, 20: 3, 60: 4}, tried)
+    before = attempted.filter(pl.col("ts") < at(50))
     assert scrapes.outages(window, time_range=time_range(0, 50), attempts=before) == []
 
 
 def test_a_target_that_another_process_answers_for_after_the_part_had_an_outage(tmp_path):
     tried = [0, 10, 20, -30, -40, 60]
-    window, tries = served(tmp_path, {0: 1, 10: 2, 20: 3, 60: 1}, tried)
-    before = tries.filter(pl.col("ts") < at(50))
+    window, attempted = served(tmp_path, {0: 1, 10: 2, 20: 3, 60: 1}, tried)
+    before = attempted.filter(pl.col("ts") < at(50))
     [outage] = scrapes.outages(window, time_range=time_range(0, 50), attempts=before)
     assert seconds_of(outage.last_good) == 20
 
@@ -183,10 +183,10 @@ def test_restarts(tmp_path, began, expected):
     epoch = T0.timestamp()
     lines = [counter(GENERATION_TOKENS, {0: 5, 10: 9, 20: 2, 30: 4})]
     if began:
-        lines.append(gauge(START, {s: epoch + told for s, told in began.items()}, engine=None))
+        lines.append(gauge(START, {s: epoch + result for s, result in began.items()}, engine=None))
     found = scrapes.restarts(small_window(tmp_path, *lines))
-    told = [(seconds_of(r.before), seconds_of(r.after), seconds_of(r.started)) for r in found]
-    assert told == expected
+    result = [(seconds_of(r.before), seconds_of(r.after), seconds_of(r.started)) for r in found]
+    assert result == expected
 
 
 def test_a_restart_belongs_to_the_part_of_its_first_scrape_after(tmp_path):

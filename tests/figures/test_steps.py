@@ -93,11 +93,11 @@ def test_one_scrape_tells_no_length():
 
 def increases(*rows):
     """Increases of one engine's tokens: (from, to, amount)."""
-    told = [("a", "0", GENERATION_TOKENS, "{}", at(b), at(t), float(n)) for b, t, n in rows]
+    result = [("a", "0", GENERATION_TOKENS, "{}", at(b), at(t), float(n)) for b, t, n in rows]
     texts = dict.fromkeys(("instance", "engine", "metric", "labels"), pl.String)
     instants = dict.fromkeys(("ts_before", "ts"), pl.Datetime("us", "UTC"))
     schema = {**texts, **instants, "increase": pl.Float64}
-    return pl.DataFrame(told, schema=schema, orient="row")
+    return pl.DataFrame(result, schema=schema, orient="row")
 
 
 @pytest.mark.parametrize(

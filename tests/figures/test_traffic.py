@@ -29,8 +29,8 @@ SCHEMA = {
 def grown(*rows):
     """Increases as (metric, increase), then labels, base and last second where they matter."""
     filled = [(*row, *("{}", 0, 10)[len(row) - 2 :]) for row in rows]
-    told = [(metric, labels, n, at(base), at(last)) for metric, n, labels, base, last in filled]
-    return pl.DataFrame(told, schema=SCHEMA, orient="row")
+    result = [(metric, labels, n, at(base), at(last)) for metric, n, labels, base, last in filled]
+    return pl.DataFrame(result, schema=SCHEMA, orient="row")
 
 
 @pytest.fixture(scope="module")

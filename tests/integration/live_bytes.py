@@ -21,7 +21,7 @@ from bench.engine_day import repeated_rows
 from tests.integration.real_parseable import ROOT, real_parseable, wait_for
 from tests.standin.exports import counter, export, gauge, histogram
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request, pull
+from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.timerange import TimeRange
 
@@ -55,7 +55,7 @@ def test_a_thinned_pull_moves_two_percent_of_select_star(
             lambda: parseable.query(
                 f"select * from {STREAM}", TimeRange(time_range.start, time_range.end + late)
             ),
-            lambda: pull(parseable, Request(STREAM, time_range, late=late)),
+            lambda: pull(parseable, PullRequest(STREAM, time_range, late=late)),
         ):
             before = parseable.traffic.wire_bytes
             ask()

@@ -36,7 +36,7 @@ from vllm_capacity.figures.traffic import (
 from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request
+from vllm_capacity.sources.parseable_pull import PullRequest
 from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.telemetry.window import Window, open_window
 from vllm_capacity.timerange import TimeRange
@@ -90,12 +90,12 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Window]:
                 wait_for(lambda: _has_all(server, time_range), seconds=180)
                 pull_server(
                     server,
-                    Request(STREAM, time_range, is_thinned=False),
+                    PullRequest(STREAM, time_range, is_thinned=False),
                     folder / "whole",
                     now=time_range.end,
                 )
                 pull_server(
-                    server, Request(STREAM, time_range), folder / "thinned", now=time_range.end
+                    server, PullRequest(STREAM, time_range), folder / "thinned", now=time_range.end
                 )
             whole = open_window(folder / "whole")
             wait_for(lambda: _are_flushed(parseable.store, time_range, whole), seconds=240)
@@ -119,18 +119,18 @@ def _scraper(vllm: RecordedVllm, to: Path, seconds: float) -> subprocess.Popen[b
 def _has_all(server: Parseable, time_range: TimeRange) -> bool:
     """Whether what was sampled up to the end has arrived: the newest, and no more of the older."""
 
-    def told() -> tuple[str, int]:
+    def result() -> tuple[str, int]:
         sql = f"select max(time_unix_nano) as newest, count(1) as n from {STREAM}"
         sql += f" where time_unix_nano < '{time_range.end:%Y-%m-%dT%H:%M:%S}'"
         first = server.query(sql, TimeRange(time_range.start, datetime.now(UTC)))[0]
         return str(first["newest"]), int(first["n"])
 
-    newest, count = told()
+    newest, count = result()
     nearly = time_range.end - timedelta(seconds=2 * INTERVAL_SECONDS)
     if newest < f"{nearly:%Y-%m-%dT%H:%M:%S}":
         return False
     time.sleep(15)
-    return told() == (newest, count)
+    return result() == (newest, count)
 
 
 def _are_flushed(store: Path, time_range: TimeRange, whole: Window) -> bool:
@@ -161,10 +161,10 @@ def test_a_thinned_pull_gives_whole_minutes_the_same_figures(
     counters = [counter_increases(one, COUNTERS, time_range=minutes) for one in (whole, thinned)]
     assert counters[0].height > 5
     assert counters[1].equals(counters[0])
-    told = [
+    result = [
         histogram_increases(one, [TTFT, ITL, E2E], time_range=minutes) for one in (whole, thinned)
     ]
-    assert told[1] == told[0]
+    assert result[1] == result[0]
 
 
 @pytest.mark.parametrize("other", ["prometheus", "scraped"])

@@ -19,7 +19,7 @@ from vllm_capacity.errors import CapacityError, SourceError
 from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request, pull
+from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
 from vllm_capacity.sources.traces import traces_from_files, traces_from_server
 from vllm_capacity.telemetry.store import write_window
@@ -61,7 +61,7 @@ def parseable(server):
 
 @pytest.fixture(scope="module")
 def whole(parseable, late):
-    return whole_rows(pull(parseable, Request(STREAM, PART, is_thinned=False, late=late)))
+    return whole_rows(pull(parseable, PullRequest(STREAM, PART, is_thinned=False, late=late)))
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +75,12 @@ def stand_in():
 
 @pytest.fixture(scope="module")
 def thinned(parseable, late):
-    return thinned_rows(pull(parseable, Request(STREAM, PART, late=late)))
+    return thinned_rows(pull(parseable, PullRequest(STREAM, PART, late=late)))
 
 
 @pytest.mark.parametrize("table", ["series", "samples", "histograms"])
 def test_the_stand_in_gives_what_the_server_gives(whole, stand_in, table):
-    theirs = whole_rows(pull(stand_in, Request(STREAM, PART, is_thinned=False)))
+    theirs = whole_rows(pull(stand_in, PullRequest(STREAM, PART, is_thinned=False)))
     assert getattr(whole, table).equals(getattr(theirs, table))
 
 

@@ -18,12 +18,12 @@ from real_collector import CONFIG, Collector, collector_binary, eventually
 from recorded_vllm import RecordedVllm
 
 from tests.integration.real_parseable import ROOT, RealParseable, real_parseable
-from vllm_capacity.alerts import RULES, Rule, with_thresholds
+from vllm_capacity.alerts import RULES, AlertRule, with_thresholds
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.probes import Chain, gather
 from vllm_capacity.live.provision import (
-    Panel,
+    DashboardPanel,
     panels,
     provision_alerts,
     provision_dashboard,
@@ -42,7 +42,7 @@ class Running:
 
     parseable: RealParseable
     secrets: Path
-    said: list[str]
+    output: list[str]
 
     @property
     def reader(self) -> httpx.BasicAuth:
@@ -56,12 +56,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         real_parseable(folder) as parseable,
         httpx.Client(base_url=parseable.url, auth=ROOT, timeout=60, limits=NO_KEEPALIVE) as client,
     ):
-        said = initialise(client, Names(), folder / "secrets", retention_days=30)
-        yield Running(parseable, folder / "secrets", said)
+        output = initialise(client, Names(), folder / "secrets", retention_days=30)
+        yield Running(parseable, folder / "secrets", output)
 
 
 def test_the_users_have_their_rights_and_no_others(running: Running) -> None:
-    assert running.said[-2:] == [
+    assert running.output[-2:] == [
         "checked: collector can write and cannot read",
         "checked: planner cannot write and can read",
     ]
@@ -75,7 +75,7 @@ def test_init_may_be_run_again_and_renews_passwords_when_told(running: Running) 
         renewed = initialise(client, Names(), running.secrets, renew=True)
     assert sum("there already" in line for line in again) == 4
     assert ingest.read_text() != before
-    assert renewed[-2:] == running.said[-2:]
+    assert renewed[-2:] == running.output[-2:]
 
 
 def test_a_stream_that_is_empty_or_not_there_is_said_to_be(running: Running) -> None:
@@ -134,18 +134,18 @@ def test_provision_may_be_run_again_and_brings_up_to_date(running: Running) -> N
     with _administrator(running) as client:
         management = Management(client)
 
-        def provisioned(shown: list[Panel], rules: Iterable[Rule]) -> str:
+        def provisioned(shown: list[DashboardPanel], rules: Iterable[AlertRule]) -> str:
             lines = [provision_dashboard(management, shown, "vllm_metrics")]
             return "\n".join(lines + provision_alerts(management, "vllm_metrics", rules))
 
-        said = [provisioned(board, RULES) for _ in range(2)]
-        said += [provisioned(board[:1], changed) for _ in range(2)]
+        output = [provisioned(board, RULES) for _ in range(2)]
+        output += [provisioned(board[:1], changed) for _ in range(2)]
         titles = [alert["title"] for alert in management.records("/api/v1/alerts")]
         boards = management.records("/api/v1/dashboards")
-    assert said[0].count(": created") == 4
-    assert said[1].count("there already") == 4
-    assert said[2].count("brought up to date") == 2
-    assert said[3].count("there already") == 4
+    assert output[0].count(": created") == 4
+    assert output[1].count("there already") == 4
+    assert output[2].count("brought up to date") == 2
+    assert output[3].count("there already") == 4
     assert len(titles) == len(set(titles)) == 3
     assert len(boards) == 1
 

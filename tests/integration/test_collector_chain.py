@@ -20,7 +20,7 @@ from recorded_vllm import RecordedVllm
 from tests.standin.server import Standin, User
 from vllm_capacity.alerts import RULES
 from vllm_capacity.live.doctor import diagnosis
-from vllm_capacity.live.finding import Finding, first_broken
+from vllm_capacity.live.finding import CheckResult, first_broken
 from vllm_capacity.live.probes import Chain, gather
 from vllm_capacity.live.provision import alert_body, panels
 
@@ -89,7 +89,7 @@ def findings(
     *,
     ingest: str | None = None,
     config: Path | None = None,
-) -> list[Finding]:
+) -> list[CheckResult]:
     looked_at = Chain(
         vllm=(f"http://{vllm.target}/metrics",),
         collector_metrics=f"http://127.0.0.1:{collector.ports['metrics']}/metrics",
@@ -114,7 +114,7 @@ def findings(
     return diagnosis(evidence)
 
 
-def _first(found: list[Finding]) -> str | None:
+def _first(found: list[CheckResult]) -> str | None:
     first = first_broken(found)
     return first.check if first else None
 

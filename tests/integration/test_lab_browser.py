@@ -28,7 +28,7 @@ RUN_ALL = """
   run().then(cells => { window.ranCells = cells; });
 }
 """
-OUTPUTS = ".jp-OutputArea-output"
+OUTPUTS = ".jp-OutputArea-message"
 DRAWN = f"""
 () => [...document.querySelectorAll("{OUTPUTS} svg.marks")].map(svg => ({{
   width: svg.getBoundingClientRect().width,
@@ -48,7 +48,7 @@ class Ran:
     cells: list[dict]
     drawn: list[dict]
     maths: list[str]
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
 
     def outputs(self, mime: str) -> list[str]:
@@ -69,8 +69,8 @@ def lab(tmp_path_factory):
 def ran(lab, chromium, request) -> Ran:
     context = chromium.new_context(viewport={"width": 1400, "height": 1000})
     page, found, asked = context.new_page(), Ran([], [], []), []
-    page.on("console", lambda said: found.said.append(f"{said.type}: {said.text}"))
-    page.on("pageerror", lambda error: found.said.append(f"error: {error}"))
+    page.on("console", lambda message: found.messages.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: found.messages.append(f"error: {error}"))
     page.on("request", lambda request: asked.append(request.url))
     context.route(OUTSIDE, lambda route: route.abort())
     page.goto(lab.address(request.param))
@@ -96,8 +96,8 @@ def test_every_cell_ran_without_an_error(ran):
 def test_every_chart_is_drawn_with_marks_in_it_or_says_why_not(ran):
     charts = ran.outputs(LAB_MIME)
     # A chart that cannot be drawn says why, in a sentence.
-    told = [svg for svg in ran.drawn if svg["marks"] or len(svg["reason"].split()) > 5]
-    empty = [svg for svg in ran.drawn if svg not in told or svg["width"] <= 300]
+    result = [svg for svg in ran.drawn if svg["marks"] or len(svg["reason"].split()) > 5]
+    empty = [svg for svg in ran.drawn if svg not in result or svg["width"] <= 300]
     assert charts
     assert (len(ran.drawn), empty) == (len(charts), [])
 
@@ -107,7 +107,9 @@ def test_nothing_was_asked_of_the_network(ran):
 
 
 def test_lab_has_nothing_to_complain_of(ran):
-    assert [said for said in ran.said if not said.startswith(("debug", "info", "log"))] == []
+    assert [
+        message for message in ran.messages if not message.startswith(("debug", "info", "log"))
+    ] == []
 
 
 def test_a_dollar_sign_is_no_formula(ran):

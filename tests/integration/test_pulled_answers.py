@@ -21,7 +21,7 @@ from vllm_capacity.figures.traffic import (
 )
 from vllm_capacity.live.pull import pull_files, pull_server
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request
+from vllm_capacity.sources.parseable_pull import PullRequest
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 
@@ -42,7 +42,7 @@ def windows(tmp_path_factory):
         server = Parseable(client)
         for name, is_thinned in (("whole", False), ("thinned", True)):
             pull_server(
-                server, Request("vllm_metrics", PART, is_thinned), folder / name, now=PART.end
+                server, PullRequest("vllm_metrics", PART, is_thinned), folder / name, now=PART.end
             )
     return {name: open_window(folder / name) for name in ("files", "whole", "thinned")}
 
@@ -92,10 +92,10 @@ def test_a_thinned_window_has_an_answer_with_the_same_counts_and_gauges(windows)
     whole, thinned = (
         answer(windows[name], start=MINUTES.start, end=MINUTES.end) for name in ("whole", "thinned")
     )
-    lost = [told["requests"].pop("lost")["high"] for told in (whole, thinned)]
+    lost = [result["requests"].pop("lost")["high"] for result in (whole, thinned)]
     assert 0.3 < lost[1] / lost[0] < 3  # a bound by the rate before, told more coarsely
-    for told in (whole, thinned):
-        told["tokens"].pop("lost")
+    for result in (whole, thinned):
+        result["tokens"].pop("lost")
     for figure in ("requests", "tokens", "latency", "preemptions", "prefix_cache_hit_ratio"):
         assert thinned[figure] == whole[figure], figure
     assert thinned["kv_cache_ratio"]["max"] == whole["kv_cache_ratio"]["max"]

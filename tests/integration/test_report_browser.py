@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from vllm_capacity.render.report.write import Order, write_report
+from vllm_capacity.render.report.write import ReportOrder, write_report
 from vllm_capacity.resources import shipped
 from vllm_capacity.sources.exposition import provenance, read_scrapes
 from vllm_capacity.telemetry.store import write_window
@@ -20,7 +20,7 @@ A4_WIDTH = 702  # 210 mm less two margins of 12 mm, at 96 dots an inch
 
 
 def report(folder: Path, **parameters: object) -> Path:
-    order = Order(shipped("notebooks/cost-report.ipynb"), parameters, folder)
+    order = ReportOrder(shipped("notebooks/cost-report.ipynb"), parameters, folder)
     at = datetime(2026, 1, 1, tzinfo=UTC)
     return write_report(order, made_at=at, cache=None, progress=lambda done, total: None)
 
@@ -41,11 +41,11 @@ class Opened:
             timezone_id="America/New_York",
         )
         self.page = self.context.new_page()
-        self.said: list[str] = []
+        self.output: list[str] = []
         self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))
+        self.page.on("console", lambda message: self.output.append(message.text))
+        self.page.on("pageerror", lambda error: self.output.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.output.append("dialog"), dialog.dismiss()))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=90_000)
@@ -64,7 +64,7 @@ def opened(chromium, page_path):
 
 
 def test_page_asks_for_itself_alone_and_says_nothing(opened, page_path):
-    assert (opened.asked, opened.said) == ([page_path.as_uri()], [])
+    assert (opened.asked, opened.output) == ([page_path.as_uri()], [])
 
 
 def test_every_chart_is_drawn_with_marks(opened):
@@ -212,7 +212,7 @@ def test_nasty_model_name_is_text_and_fits(chromium, hostile_page, width):
         wide = view.page.evaluate("document.documentElement.scrollWidth")
         images = view.page.locator("img").count()
         named = HOSTILE in view.page.locator(".titleline").text_content()
-    assert (view.said, images, named, wide) == ([], 0, True, width)
+    assert (view.output, images, named, wide) == ([], 0, True, width)
 
 
 def _contrast(one: str, other: str) -> float:

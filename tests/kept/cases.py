@@ -39,14 +39,14 @@ def found(window: str, command: str) -> dict[str, Any]:
     arguments = [verb, str(EXAMPLES / window), *options, "--json"]
     outcome = CliRunner().invoke(cli, arguments)
     assert outcome.exit_code in (0, 1), (arguments, outcome.output)  # 1: an alert fired
-    told: dict[str, Any] = json.loads(outcome.stdout)
-    return told
+    result: dict[str, Any] = json.loads(outcome.stdout)
+    return result
 
 
 def kept_numbers(window: str, command: str) -> dict[str, float | None]:
     """Every number that the command says, under the keys of the interface's first version."""
-    told = found(window, command)
-    return numbers(told if isinstance(told, list) else version_1(told))
+    result = found(window, command)
+    return numbers(result if isinstance(result, list) else version_1(result))
 
 
 def numbers(value: Any, path: str = "") -> dict[str, float | None]:

@@ -114,7 +114,7 @@ def test_a_secret_is_made_sendable_or_refused_by_its_name(name, value, kept):
     assert value not in str(refused.value)
 
 
-def told(monkeypatch, capsys, line, environment):
+def result(monkeypatch, capsys, line, environment):
     for name in list(os.environ):
         if name.startswith(("PARSEABLE", "PROMETHEUS", "VLLM_METRICS")):
             monkeypatch.delenv(name)
@@ -157,7 +157,7 @@ def test_a_password_in_a_url_is_refused_and_not_shown(
     monkeypatch, capsys, tmp_path, line, environment
 ):
     line = line.replace("FOLDER", str(tmp_path))
-    code, out, err = told(monkeypatch, capsys, line, environment)
+    code, out, err = result(monkeypatch, capsys, line, environment)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert SECRET not in err
     assert list(tmp_path.iterdir()) == []
@@ -176,7 +176,7 @@ def test_a_secret_that_cannot_be_sent_is_refused_by_name(
     monkeypatch, capsys, tmp_path, line, variable, stray
 ):
     line = line.replace("URL", "http://127.0.0.1:9") + f" --to {tmp_path / 'w'}"
-    code, _, err = told(monkeypatch, capsys, line, {variable: SECRET + stray})
+    code, _, err = result(monkeypatch, capsys, line, {variable: SECRET + stray})
     assert (code, variable in err, SECRET in err) == (2, True, False)
 
 
@@ -185,13 +185,13 @@ def test_a_profile_of_odd_values_is_refused_without_them(monkeypatch, capsys, tm
     profile.write_text(f'api_key = "{SECRET}\\u0000"\n')
     profile.chmod(0o600)
     line = f"pull --from http://127.0.0.1:9 --stream s --last 1h --profile {profile} --to x"
-    code, _, err = told(monkeypatch, capsys, line, {})
+    code, _, err = result(monkeypatch, capsys, line, {})
     assert (code, SECRET in err, f"{profile}: api_key" in err) == (2, False, True)
 
 
 @pytest.mark.parametrize("proxy", ["ftp://x", f"ftp://u:{SECRET}@h", "http://[::1"])
 def test_a_proxy_that_is_none_is_bad_input(monkeypatch, capsys, proxy):
-    code, _, err = told(monkeypatch, capsys, "stack healthy http://h", {"ALL_PROXY": proxy})
+    code, _, err = result(monkeypatch, capsys, "stack healthy http://h", {"ALL_PROXY": proxy})
     assert (code, "ALL_PROXY" in err, SECRET in err) == (2, True, False)
 
 

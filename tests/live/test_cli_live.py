@@ -265,9 +265,9 @@ def proxy_process(upstream: str, cwd: Path) -> Iterator[tuple[str, int]]:
     )
     assert process.stderr is not None
     try:
-        said = process.stderr.readline()
-        found = re.match(r"(http://[\d.]+:\d+)/metrics serves ", said)
-        assert found, said
+        output = process.stderr.readline()
+        found = re.match(r"(http://[\d.]+:\d+)/metrics serves ", output)
+        assert found, output
         yield found[1], process.pid
     finally:
         process.send_signal(signal.SIGTERM)

@@ -22,9 +22,9 @@ from vllm_capacity.answer import Answer
 from vllm_capacity.figures.latency import Quantile
 from vllm_capacity.live.checks_config import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
-from vllm_capacity.live.finding import Finding, first_broken
+from vllm_capacity.live.finding import CheckResult, first_broken
 from vllm_capacity.live.probes import Chain, ask, gather
-from vllm_capacity.verdicts.quality.finding import Finding as Doubt
+from vllm_capacity.verdicts.quality.finding import CheckResult as Doubt
 
 NOW = datetime(2026, 11, 24, 8, 20, 30, tzinfo=UTC)
 ROOT = Path(__file__).parents[2]
@@ -171,7 +171,7 @@ class World:
         [rows] = [rows for time_range, rows in self.rows.items() if time_range in query]
         return rows if isinstance(rows, httpx.Response) else httpx.Response(200, json=rows)
 
-    def findings(self, chain: Chain = CHAIN, **given: Any) -> list[Finding]:
+    def findings(self, chain: Chain = CHAIN, **given: Any) -> list[CheckResult]:
         with httpx.Client(transport=httpx.MockTransport(self), trust_env=False) as client:
             evidence = gather(
                 client,
@@ -249,8 +249,8 @@ def _never_filled(world: World) -> None:
     """As a 2.9.5 answers: no columns, and every query on one refused."""
     world.schema = (200, '{"fields":[],"metadata":{}}')
     for time_range, column in ((BATCHES, "p_timestamp"), (INSTANCES, "metric_name")):
-        said = f"Datafusion Error: Schema error: No field named {column}."
-        world.rows[time_range] = httpx.Response(400, text=said)
+        output = f"Datafusion Error: Schema error: No field named {column}."
+        world.rows[time_range] = httpx.Response(400, text=output)
 
 
 UNTYPED = SCRAPE.replace("\nvllm:", "\nvllm_")
@@ -392,9 +392,9 @@ def test_no_finding_tells_a_secret() -> None:
     for planted in FAULTS:
         world = World(answer=_answer())
         planted.values[0](world)  # type: ignore[operator]
-        told = json.dumps([finding.as_dict() for finding in world.findings()])
-        assert READER[1] + '"' not in told
-        assert INGEST.split()[1] not in told
+        result = json.dumps([finding.as_dict() for finding in world.findings()])
+        assert READER[1] + '"' not in result
+        assert INGEST.split()[1] not in result
 
 
 def test_without_credentials_the_stream_is_not_looked_at() -> None:
@@ -420,8 +420,8 @@ def test_without_a_collector_nothing_is_claimed_of_one() -> None:
     for time_range, rows in ((BATCHES, AHEAD), (INSTANCES, NO_B)):
         world.rows[time_range] = rows
     findings = world.findings(alone, secret=None, config=None)
-    told = json.dumps([finding.as_dict() for finding in findings if finding.check != "clock-skew"])
-    assert "Collector" not in told
+    others = [finding.as_dict() for finding in findings if finding.check != "clock-skew"]
+    assert "Collector" not in json.dumps(others)
     [skew] = [f for f in findings if f.check == "clock-skew"]
     assert (skew.state, "Collector" in skew.found) == ("broken", False)
 

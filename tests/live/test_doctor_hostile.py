@@ -71,8 +71,8 @@ def findings(spoil, headers=None):
     """What the doctor finds where `spoil` makes bytes of each answer."""
 
     def answer(request):
-        told = ANSWERS[route(request)]
-        content = told.encode() if isinstance(told, str) else json.dumps(told).encode()
+        result = ANSWERS[route(request)]
+        content = result.encode() if isinstance(result, str) else json.dumps(result).encode()
         return httpx.Response(200, content=spoil(route(request), content), headers=headers)
 
     chain = Chain(
@@ -90,9 +90,9 @@ def findings(spoil, headers=None):
 
 
 def assert_plain(found):
-    said = " ".join(text for finding in found for text in finding.as_dict().values())
-    assert "\x1b" not in said
-    assert "hunter2" not in said
+    output = " ".join(text for finding in found for text in finding.as_dict().values())
+    assert "\x1b" not in output
+    assert "hunter2" not in output
 
 
 def test_the_healthy_answers_are_understood():
@@ -128,7 +128,7 @@ def test_an_answer_that_is_damaged_somewhere_makes_findings(seed):
     draw = random.Random(seed)
 
     def spoil(path, content):
-        told = ANSWERS[path]
-        return content if isinstance(told, str) else json.dumps(spoilt(told, draw)).encode()
+        result = ANSWERS[path]
+        return content if isinstance(result, str) else json.dumps(spoilt(result, draw)).encode()
 
     assert_plain(findings(spoil))

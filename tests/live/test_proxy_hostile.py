@@ -26,7 +26,7 @@ def proxying(url, *, seconds=30.0, most=64):
             yield server.server_address
 
 
-def said(address, request):
+def output(address, request):
     """Everything that comes back until the proxy hangs up."""
     with socket.create_connection(address, timeout=60) as connection:
         connection.sendall(request)
@@ -34,7 +34,7 @@ def said(address, request):
 
 
 def asked(address, path=b"/metrics"):
-    return said(address, b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path)
+    return output(address, b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path)
 
 
 @pytest.mark.parametrize("path", [b"/metrics", b"/health"])
@@ -82,7 +82,7 @@ def test_no_client_is_told_the_password_of_the_upstream(upstream, path):
 )
 def test_one_answer_for_each_request(request_bytes, statuses):
     with raw_server(saying(good(TEXT))) as url, proxying(url) as address:
-        answer = said(address, request_bytes)
+        answer = output(address, request_bytes)
     assert [time_range[:3] for time_range in answer.split(b"HTTP/1.1 ")[1:]] == statuses
 
 

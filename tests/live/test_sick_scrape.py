@@ -68,8 +68,10 @@ def test_no_target_ends_the_scrapes_of_another(tmp_path):
         sick = [servers.enter_context(raw_server(script)) for script in SICK.values()]
         healthy = servers.enter_context(raw_server(saying(good(TEXT))))
         process = start(*sick, healthy, "--every", "500ms", "--for", "1s", "--to", tmp_path / "w")
-        _, said = process.communicate(timeout=60)
-    assert (process.returncode, "Traceback" in said, "\x1b" in said) == (0, False, False), said
+        _, output = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in output, "\x1b" in output) == (0, False, False), (
+        output
+    )
     ups = open_window(tmp_path / "w").sql(
         "select instance, max(value) as up from samples join series using (series_id) "
         "where metric = 'up' group by instance"
@@ -94,7 +96,7 @@ def test_a_signal_ends_it_whatever_a_server_does(tmp_path, sick, number):
         wait_for(tmp_path / "w.journal")  # the scrape of the healthy one
         process.send_signal(number)
         try:
-            _, said = process.communicate(timeout=60)
+            _, output = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 0, said
+    assert process.returncode == 0, output

@@ -13,7 +13,7 @@ from vllm_capacity.alerts import RULES, with_thresholds
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.live.access import read_settings
 from vllm_capacity.live.provision import (
-    Panel,
+    DashboardPanel,
     alert_body,
     dashboard_body,
     provision_alerts,
@@ -30,7 +30,10 @@ from vllm_capacity.live.stack import (
     write_secret,
 )
 
-PANELS = [Panel("Requests per minute", "timeseries", "select 1 from x"), Panel("KV", "line", "s")]
+PANELS = [
+    DashboardPanel("Requests per minute", "timeseries", "select 1 from x"),
+    DashboardPanel("KV", "line", "s"),
+]
 
 
 @pytest.fixture
@@ -90,10 +93,10 @@ def test_only_the_owner_can_read_a_secret(server: RecordedParseable, tmp_path: P
 def test_no_secret_is_told(server: RecordedParseable, tmp_path: Path) -> None:
     with server.client() as client:
         done = initialise(client, Names(), tmp_path)
-    told = "\n".join(done)
+    result = "\n".join(done)
     secrets = [password for password, _ in server.users.values()]
     secrets += [(tmp_path / INGEST_SECRET).read_text().split()[1], ROOT[1]]
-    assert [secret for secret in secrets if secret in told] == []
+    assert [secret for secret in secrets if secret in result] == []
 
 
 def test_a_second_init_changes_nothing(server: RecordedParseable, tmp_path: Path) -> None:

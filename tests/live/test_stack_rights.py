@@ -190,8 +190,8 @@ def test_writing_is_watched_after_a_new_password(
 ) -> None:
     transport = httpx.MockTransport(arrivals(times))
     with httpx.Client(base_url="http://x.test", transport=transport) as client:
-        said = writing_goes_on(client, "s", before=before, looks=3, pause=lambda: None)
-    assert says in said
+        output = writing_goes_on(client, "s", before=before, looks=3, pause=lambda: None)
+    assert says in output
 
 
 def test_writing_that_stopped_with_a_new_password_is_an_error() -> None:

@@ -30,9 +30,9 @@ from vllm_capacity.render.charts import charts_of
 from vllm_capacity.render.charts.base import Chart
 from vllm_capacity.verdicts.demand.forecast import Ahead, DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Option
-from vllm_capacity.verdicts.saturation.curve import Loads
+from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.fit import STEP_SCHEMA, SaturationFit
-from vllm_capacity.verdicts.saturation.loads import Levels
+from vllm_capacity.verdicts.saturation.loads import LoadLevels
 from vllm_capacity.verdicts.sizing import Policy
 
 Spec = dict[str, Any]
@@ -57,7 +57,7 @@ def fitted(*, fit: SaturationFit | None = None, **changes: Any) -> LoadCurve:
         engine="r1/0",
         judged=(),
         points=(),
-        levels=Levels(Loads.of([], []), Loads.of([], []).running, ()),
+        levels=LoadLevels(LoadPoints.of([], []), LoadPoints.of([], []).running, ()),
         kv_limit_running=None,
         capacity=estimate(150.0, 140.0, 160.0),
         capacity_running=estimate(13.0),

@@ -216,8 +216,8 @@ def test_gap_is_shaded_where_nothing_was_scraped(draw, name, span):
 def test_rate_over_a_gap_is_its_mean_but_where_a_restart_hides_it(draw, restart, drawn, is_told):
     spec = draw(analysis(series=steps_with(restart=restart))).to_dict()
     table = notes_of(spec)["table"]["rows"]
-    told = caption(spec).endswith("; where nothing was scraped, its mean over the gap")
-    assert (sum(row[1] != "–" for row in table), told) == (drawn, is_told)
+    result = caption(spec).endswith("; where nothing was scraped, its mean over the gap")
+    assert (sum(row[1] != "–" for row in table), result) == (drawn, is_told)
 
 
 @each_chart

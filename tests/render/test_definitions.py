@@ -18,7 +18,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.plan import PlanRequest, plan
 from vllm_capacity.record import Record
 from vllm_capacity.render.sections.definitions import (
-    Place,
+    CodePlace,
     definition_of,
     explanation,
     shown_definitions,
@@ -139,7 +139,7 @@ def test_figures_and_paths_are_named_once():
 def test_place_is_where_the_function_stands(examples):
     root = examples.parent.parent
     for function in {function for d in DEFINITIONS for function in d.made_by}:
-        place = Place.of(function)
+        place = CodePlace.of(function)
         line = (root / place.file).read_text().splitlines()[place.line - 1]
         assert line.startswith(f"def {place.name}(")
 

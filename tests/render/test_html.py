@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 
 from vllm_capacity.render.report import page as html
 from vllm_capacity.render.report.contract import CHART_MIME, HOVER, PIECE_MIME
-from vllm_capacity.render.report.metadata import Line, Metadata
+from vllm_capacity.render.report.metadata import Metadata, SummaryLine
 
 ROLES = {"table", "rowgroup", "row", "columnheader", "cell"}
 HOSTILE = "</script><script>alert(1)</script><!-- " + "x" * 300
@@ -59,7 +59,7 @@ def page(*cells):
         title="What?",
         sections=html.sections_of(cells),
         runtime="window.vegaEmbed = 1;",
-        metadata=Metadata(Line(HOSTILE), title=HOSTILE),
+        metadata=Metadata(SummaryLine(HOSTILE), title=HOSTILE),
         command="vllm-capacity report",
         made="Made now.",
     )
@@ -237,7 +237,7 @@ def test_chart_without_data_shows_its_reason_in_place():
 
 
 @pytest.mark.parametrize(
-    ("rows", "box", "said"),
+    ("rows", "box", "message"),
     [
         pytest.param(20, ["scroll"], [], id="short: shown whole"),
         pytest.param(
@@ -248,11 +248,11 @@ def test_chart_without_data_shows_its_reason_in_place():
         ),
     ],
 )
-def test_long_table_says_that_it_scrolls(rows, box, said):
+def test_long_table_says_that_it_scrolls(rows, box, message):
     made = page(table(["what", "value"], [["a", "1"]] * rows))
     soup = BeautifulSoup(made, "html.parser")
     notes = [each.string for each in soup.select(".more")]
-    assert (soup.select_one(".scroll")["class"], notes) == (box, said)
+    assert (soup.select_one(".scroll")["class"], notes) == (box, message)
 
 
 @pytest.mark.parametrize(

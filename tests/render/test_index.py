@@ -30,8 +30,8 @@ def write_page(folder: Path, name: str, start: str, *, model: str = "m") -> None
         {"label": "Cost", "value": "$1", "unit": "each"},
         {"label": "Bill", "value": "$9", "unit": "in all", "change": change},
     ]
-    said = {"title": "Q?", "line": line, "verdict": verdict, "tiles": tiles}
-    metadata = msgspec.convert(said, Metadata)
+    output = {"title": "Q?", "line": line, "verdict": verdict, "tiles": tiles}
+    metadata = msgspec.convert(output, Metadata)
     page = html.page_html(
         title="Q?", sections=[], runtime="", metadata=metadata, command="", made=""
     )

@@ -28,8 +28,8 @@ def report(day=0.0, *, length=1.0, tiles=(), previous=None, **line):
         "span": span(start, end),
         "hours": hours(length * 24),
     }
-    said = {"notebook": "cost-report.ipynb", "title": "What?", "line": {**whole, **line}}
-    return replace(msgspec.convert(said, Metadata), tiles=tuple(tiles), previous=previous)
+    output = {"notebook": "cost-report.ipynb", "title": "What?", "line": {**whole, **line}}
+    return replace(msgspec.convert(output, Metadata), tiles=tuple(tiles), previous=previous)
 
 
 def tile(mid, low=None, high=None, *, writes="usd", figure="usd_per_request", hangs_on=""):

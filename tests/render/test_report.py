@@ -16,7 +16,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rule
 from vllm_capacity.render.report.files import only_writer
 from vllm_capacity.render.report.metadata import page_metadata
-from vllm_capacity.render.report.write import EXAMPLES, Order, write_page, write_report
+from vllm_capacity.render.report.write import EXAMPLES, ReportOrder, write_page, write_report
 from vllm_capacity.resources import shipped
 
 PYTHON = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
@@ -34,7 +34,7 @@ def report(tmp_path: Path, cache: Path):
     """A run of a notebook into tmp_path/reports; the steps of its progress in `report.steps`."""
 
     def run(notebook: Path, *, made_at: datetime = EARLY, **parameters: object) -> Path:
-        order = Order(notebook=notebook, parameters=parameters, out=tmp_path / "reports")
+        order = ReportOrder(notebook=notebook, parameters=parameters, out=tmp_path / "reports")
         run.steps = []
         return write_report(
             order,
@@ -179,7 +179,7 @@ def test_report_before_is_named_after_its_page_was_replaced(halves, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "error", "said"),
+    ("source", "error", "output"),
     [
         pytest.param(
             "raise RuntimeError('one\\ntwo')",
@@ -202,8 +202,8 @@ def test_report_before_is_named_after_its_page_was_replaced(halves, tmp_path):
         pytest.param("x = 1", InputError, r"shows nothing", id="a notebook that shows nothing"),
     ],
 )
-def test_failed_run_is_told_and_writes_nothing(report, notebook, tmp_path, source, error, said):
-    with pytest.raises(error, match=said):
+def test_failed_run_is_told_and_writes_nothing(report, notebook, tmp_path, source, error, output):
+    with pytest.raises(error, match=output):
         report(notebook(source))
     assert written(tmp_path) == []
 
@@ -228,18 +228,18 @@ def test_report_being_written_turns_another_away(report, notebook, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "output"),
     [
         pytest.param("{", "is not a Jupyter notebook", id="no JSON"),
         pytest.param("{}", "is not a Jupyter notebook", id="JSON of something else"),
         pytest.param(None, "There is no notebook", id="no file"),
     ],
 )
-def test_what_is_no_notebook_is_told(report, tmp_path, content, said):
+def test_what_is_no_notebook_is_told(report, tmp_path, content, output):
     path = tmp_path / "x.ipynb"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=output):
         report(path)
 
 

@@ -50,7 +50,7 @@ def test_value_is_read_in_the_declared_type(name, given, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "said"),
+    ("name", "given", "output"),
     [
         pytest.param("windw", "x", "Did you mean window?", id="misspelt: the nearest is named"),
         pytest.param("zzz", "x", "It has: window, gpus_per_engine", id="unknown: all are named"),
@@ -70,8 +70,8 @@ def test_value_is_read_in_the_declared_type(name, given, value):
         pytest.param("price_rules", "/nowhere.csv", "/nowhere.csv", id="no mapping file"),
     ],
 )
-def test_wrong_parameter_is_told(name, given, said):
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_wrong_parameter_is_told(name, given, output):
+    with pytest.raises(InputError, match=re.escape(output)):
         checked_parameters(DECLARED, {name: given}, notebook="n.ipynb")
 
 
@@ -93,15 +93,15 @@ def test_notebook_without_parameters_takes_none():
 
 
 @pytest.mark.parametrize(
-    ("pairs", "said"),
+    ("pairs", "output"),
     [
         pytest.param(["window"], "write -p name=value", id="no equals sign"),
         pytest.param(["a b=1"], "write -p name=value", id="no identifier"),
         pytest.param(["a=1", "a=2"], "given twice", id="twice"),
     ],
 )
-def test_wrong_pair_is_told(pairs, said):
-    with pytest.raises(InputError, match=said):
+def test_wrong_pair_is_told(pairs, output):
+    with pytest.raises(InputError, match=output):
         given_parameters(pairs)
 
 

@@ -18,7 +18,7 @@ from vllm_capacity.assumptions import Assumptions, Slo, pricing
 from vllm_capacity.plan import plan
 from vllm_capacity.render.charts import CHARTS
 from vllm_capacity.render.report import page as html
-from vllm_capacity.render.report.metadata import Line, Metadata
+from vllm_capacity.render.report.metadata import Metadata, SummaryLine
 from vllm_capacity.render.sections.glossary import DEFINITIONS
 from vllm_capacity.render.sections.header import definitions, tiles
 from vllm_capacity.telemetry.window import open_window
@@ -44,7 +44,7 @@ def page(analysis):
         title="",
         sections=html.sections_of([cell]),
         runtime="",
-        metadata=Metadata(Line()),
+        metadata=Metadata(SummaryLine()),
         command="",
         made="",
     )
@@ -168,8 +168,8 @@ def test_chart_links_to_a_definition(drawn_from, draw):
 
 def test_rows_shown_are_counted(page):
     for behind in page.select(".rows"):
-        said = int(re.match(r"[\s]*([\d,]+) rows?", behind.p.get_text())[1].replace(",", ""))
-        assert len(behind.select("tbody tr")) == min(said, 8)
+        output = int(re.match(r"[\s]*([\d,]+) rows?", behind.p.get_text())[1].replace(",", ""))
+        assert len(behind.select("tbody tr")) == min(output, 8)
 
 
 def test_hours_cost_together_what_the_window_cost(analysis):

@@ -135,8 +135,10 @@ def poisson(rate, seconds, seed):
     ],
 )
 def test_replicas_sized_for_a_steady_demand_keep_the_targets(measured, terms, rate, tmp_path):
-    told = plan(measured, PlanRequest(demand_requests_per_second=rate, policy=CAREFUL), terms=terms)
-    working = round(told["replicas"]["mid"]) - CAREFUL.spare_replicas
+    result = plan(
+        measured, PlanRequest(demand_requests_per_second=rate, policy=CAREFUL), terms=terms
+    )
+    working = round(result["replicas"]["mid"]) - CAREFUL.spare_replicas
     assert tried(poisson(rate, 200, seed=5), working, terms, tmp_path / "w").keeps
 
 
@@ -166,12 +168,12 @@ class Sized:
     """The day that came after the forecast, and the replicas that the forecast asked for."""
 
     day: pl.DataFrame
-    told: dict
+    result: dict
 
     @property
     def working(self):
         """Without the spare: it may be the one that failed."""
-        return round(self.told["replicas"]["mid"]) - CAREFUL.spare_replicas
+        return round(self.result["replicas"]["mid"]) - CAREFUL.spare_replicas
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +209,7 @@ def test_replicas_sized_on_a_forecast_keep_the_targets_through_the_day(sized, tm
 def test_forecast_never_asks_for_fewer_than_the_day_needed(measured, sized):
     came = sized.day["requests"].max() / 600
     needed = plan(measured, PlanRequest(demand_requests_per_second=came, policy=CAREFUL), terms=SLO)
-    assert sized.told["replicas"]["mid"] >= needed["replicas"]["mid"]
+    assert sized.result["replicas"]["mid"] >= needed["replicas"]["mid"]
 
 
 # A step takes as long however many run: then a place serves in a time of its own, as in a queue.
@@ -273,12 +275,14 @@ def test_queue_and_replay_agree_on_the_fewest_replicas():
     ],
 )
 def test_queue_and_replay_agree_on_a_plan(measured, more, is_enough):
-    told = plan(measured, PlanRequest(demand_requests_per_second=12.0, policy=BARE), terms=TTFT_SLO)
-    count = round(told["replicas"]["mid"]) + more
-    output_tokens = told["demand_output_tokens_per_second"]["mid"] / 12.0
+    result = plan(
+        measured, PlanRequest(demand_requests_per_second=12.0, policy=BARE), terms=TTFT_SLO
+    )
+    count = round(result["replicas"]["mid"]) + more
+    output_tokens = result["demand_output_tokens_per_second"]["mid"] / 12.0
     check = queue_check(
         requests_per_second=12.0,
-        capacity_requests_per_second=told["capacity_output_tokens_per_second"]["mid"]
+        capacity_requests_per_second=result["capacity_output_tokens_per_second"]["mid"]
         / output_tokens,
         running_at_capacity=answer(measured)["saturation"]["capacity_running_requests"]["mid"],
         replicas=count,
@@ -303,8 +307,8 @@ def test_replicas_sized_on_half_an_hour_of_a_real_service_keep_the_targets_in_th
     window = window_of(tmp_path / "ladder", run_scenario(known).rows, provenance(known))
     minutes = past.group_by(pl.col("arrival_seconds") // 15).len()["len"] / 15
     demand = percentile_demand(minutes.to_list(), 0.95).mid
-    told = plan(window, PlanRequest(demand_requests_per_second=demand, policy=BARE), terms=terms)
-    needed = round(told["replicas"]["mid"])
+    result = plan(window, PlanRequest(demand_requests_per_second=demand, policy=BARE), terms=terms)
+    needed = round(result["replicas"]["mid"])
     enough, fewer = (
         replay(ahead.head(4500), A100_SERVER, replicas=count) for count in (needed, needed - 1)
     )

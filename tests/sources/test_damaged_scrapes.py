@@ -47,7 +47,7 @@ def read(tmp_path, content):
     return read_scrapes(path)
 
 
-def told(rows):
+def result(rows):
     return [(row["check"], row["subject"], row["detail"]) for row in rows.intake.to_dicts()]
 
 
@@ -65,7 +65,7 @@ def told(rows):
 def test_a_saved_text_that_is_cut_short_is_a_failed_scrape(tmp_path, cut, kind):
     rows = read(tmp_path, line(0) + line(1, text=cut, ctype=kind) + line(2))
     assert (values(rows), values(rows, "up")) == ([1000.0, 1002.0], [1.0, 0.0, 1.0])
-    assert [subject for _, subject, _ in told(rows)] in (["failed scrape"], ["unparsable scrape"])
+    assert [subject for _, subject, _ in result(rows)] in (["failed scrape"], ["unparsable scrape"])
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def flipped(member):
 def test_what_lies_behind_damage_is_read(tmp_path, damaged, kept):
     rows = read(tmp_path, b"".join([*MEMBERS[:2], damaged, *MEMBERS[3:]]))
     assert values(rows) == [1000.0 + number for number in kept]
-    is_told = bool(told(rows))
+    is_told = bool(result(rows))
     assert is_told == (damaged not in (b"", MEMBERS[2]))
     if is_told:
         begun, end = len(b"".join(MEMBERS[:2])), len(b"".join(MEMBERS[:2])) + len(damaged)
-        said = f"s.journal: bytes {begun:,} to {end:,} are damaged; the scrapes there are lost"
-        assert told(rows) == [("coverage", "saved scrapes", said)]
+        output = f"s.journal: bytes {begun:,} to {end:,} are damaged; the scrapes there are lost"
+        assert result(rows) == [("coverage", "saved scrapes", output)]
 
 
 @pytest.mark.parametrize(
@@ -152,14 +152,14 @@ def test_what_lies_behind_damage_is_read(tmp_path, damaged, kept):
 def test_the_end_of_a_file_that_was_cut_is_told(tmp_path, content, kept, says):
     rows = read(tmp_path, content)
     assert values(rows) == [1000.0 + number for number in kept]
-    assert any(says in detail for _, _, detail in told(rows))
+    assert any(says in detail for _, _, detail in result(rows))
 
 
 def test_lines_may_lie_across_the_members_of_a_whole_file(tmp_path):
     everything = b"".join(map(line, range(6)))
     parts = [everything[at : at + 50] for at in range(0, len(everything), 50)]
     rows = read(tmp_path, b"".join(map(gzip.compress, parts)))
-    assert (values(rows), told(rows)) == ([1000.0 + number for number in range(6)], [])
+    assert (values(rows), result(rows)) == ([1000.0 + number for number in range(6)], [])
 
 
 def test_a_file_of_nothing_but_damage_is_refused(tmp_path):

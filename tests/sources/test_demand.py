@@ -34,7 +34,7 @@ def test_a_series_is_read(tmp_path, text, ts_seconds, values):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "output"),
     [
         pytest.param("", "is empty", id="an empty file"),
         pytest.param("time,n\n0,5\n", "neither a column ts_seconds nor ts", id="no time column"),
@@ -60,8 +60,8 @@ def test_a_series_is_read(tmp_path, text, ts_seconds, values):
         pytest.param(b"ts_seconds,n\n0,\xff\xfe\n", "not readable as CSV", id="not text"),
     ],
 )
-def test_what_cannot_be_read_is_an_input_error(tmp_path, text, said):
-    with pytest.raises(InputError, match=said):
+def test_what_cannot_be_read_is_an_input_error(tmp_path, text, output):
+    with pytest.raises(InputError, match=output):
         read_demand(written(tmp_path, text), "n")
 
 

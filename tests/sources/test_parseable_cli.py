@@ -65,7 +65,7 @@ def test_a_pull_with_the_settings_of_a_profile_and_its_secret_is_nowhere(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("end", "said"),
+    ("end", "message"),
     [
         pytest.param(
             "2026-11-24T08:30:00Z", "asked for until 2026-11-24T08:30:00Z", id="half an hour"
@@ -73,12 +73,12 @@ def test_a_pull_with_the_settings_of_a_profile_and_its_secret_is_nowhere(tmp_pat
         pytest.param("2026-11-24T08:00:10Z", "", id="an end that was reached"),
     ],
 )
-def test_a_pull_whose_end_was_not_reached_says_so(tmp_path, profile, end, said):
+def test_a_pull_whose_end_was_not_reached_says_so(tmp_path, profile, end, message):
     asked = ("--stream", "s", "--start", "2026-11-24T07:30:00Z", "--end", end)
     done = invoke(*asked, "--to", str(tmp_path / "w"), "--profile", str(profile))
     assert done.exit_code == 0
-    assert done.stderr.startswith(said)
-    assert bool(done.stderr) == bool(said)
+    assert done.stderr.startswith(message)
+    assert bool(done.stderr) == bool(message)
 
 
 def test_a_pull_with_the_settings_of_the_environment(tmp_path, url):

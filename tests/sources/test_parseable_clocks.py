@@ -12,7 +12,7 @@ from tests.standin.store import write_store
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.live.pull import pull_files, pull_server
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request
+from vllm_capacity.sources.parseable_pull import PullRequest
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 
@@ -50,7 +50,7 @@ def pulled(way, standin, path):
         stack.enter_context(standin)
         auth = ("root", "root-password")
         client = stack.enter_context(httpx.Client(base_url=standin.url, auth=auth, timeout=60))
-        request = Request("s", PART, is_thinned=way == "thinned")
+        request = PullRequest("s", PART, is_thinned=way == "thinned")
         return pull_server(Parseable(client), request, path / "w", now=request.time_range.end)
 
 
@@ -78,9 +78,9 @@ def test_counts_are_exact(tmp_path, way, stamp):
 @pytest.mark.parametrize("way", ["files", "whole", "thinned"])
 def test_a_clock_ahead_of_the_store_is_said(tmp_path, way):
     window = open_window(pulled(way, stream(lambda n: 40), tmp_path))
-    said = window.sql("select detail from intake where \"check\" = 'clock'")["detail"].to_list()
-    assert len(said) == 1
-    assert "the clock of its Collector stands ahead of the store's" in said[0]
+    output = window.sql("select detail from intake where \"check\" = 'clock'")["detail"].to_list()
+    assert len(output) == 1
+    assert "the clock of its Collector stands ahead of the store's" in output[0]
 
 
 def test_the_minutes_of_a_thinned_pull_hold_what_its_samples_hold(tmp_path):

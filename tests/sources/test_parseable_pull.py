@@ -14,7 +14,7 @@ from vllm_capacity.errors import SourceError
 from vllm_capacity.live.pull import pull_server
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request, hours, pull
+from vllm_capacity.sources.parseable_pull import PullRequest, hours, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
@@ -46,12 +46,12 @@ PART = TimeRange(at(8, 18, 30), at(8, 22, 17))
 
 @pytest.fixture(scope="module")
 def whole(recorded):
-    return whole_rows(pull(recorded, Request(STREAM, PART, is_thinned=False)))
+    return whole_rows(pull(recorded, PullRequest(STREAM, PART, is_thinned=False)))
 
 
 @pytest.fixture(scope="module")
 def thinned(recorded):
-    return thinned_rows(pull(recorded, Request(STREAM, PART)))
+    return thinned_rows(pull(recorded, PullRequest(STREAM, PART)))
 
 
 @pytest.mark.parametrize("table", ["series", "samples", "histograms"])
@@ -97,7 +97,7 @@ def test_a_thinned_pull_moves_two_percent_of_select_star(recorded):
     before = recorded.traffic.wire_bytes
     recorded.query(f"select * from {STREAM}", time_range)
     everything = recorded.traffic.wire_bytes - before
-    pull(recorded, Request(STREAM, time_range))
+    pull(recorded, PullRequest(STREAM, time_range))
     moved = recorded.traffic.wire_bytes - before - everything
     assert moved / everything < 0.02
 
@@ -122,7 +122,7 @@ TWO_MINUTES = TimeRange(at(8, 0), at(8, 2))
 
 def thinned_of(*exports, time_range=TWO_MINUTES, **settings):
     with server_of(*exports, **settings) as standin, asked(standin) as server:
-        return thinned_rows(pull(server, Request("s", time_range)))
+        return thinned_rows(pull(server, PullRequest("s", time_range)))
 
 
 def test_a_restart_within_a_minute_makes_two_rows():
@@ -256,7 +256,7 @@ def long_server():
 
 
 def test_a_killed_pull_goes_on_where_it_stopped(tmp_path):
-    request = Request("s", LONG)
+    request = PullRequest("s", LONG)
     with long_server() as standin:
         with asked(standin) as server:
             pull_server(server, request, tmp_path / "at-once", now=LATER)
@@ -280,7 +280,7 @@ def test_what_was_not_over_when_it_was_asked_for_is_asked_for_again(tmp_path):
     more = [export(counter(TOKENS, at(8, minute), float(minute))) for minute in range(40)]
     for body in more[:10]:
         standin.ingest("s", "/v1/metrics", body, arrived=at(8, 10))
-    request = Request("s", TimeRange(at(8, 0), at(9, 0)), is_thinned=False)
+    request = PullRequest("s", TimeRange(at(8, 0), at(9, 0)), is_thinned=False)
     with standin, asked(standin) as server:
         with pytest.raises(KeyboardInterrupt):
             pull_server(server, request, tmp_path / "w", now=at(8, 10), progress=interrupt_at_2)
@@ -297,7 +297,7 @@ def interrupt_at_2(step):
 
 
 def test_damaged_answers_are_asked_for_again(tmp_path):
-    request = Request("s", LONG)
+    request = PullRequest("s", LONG)
     with long_server() as standin, asked(standin) as server:
         with pytest.raises(KeyboardInterrupt):
             pull_server(server, request, tmp_path / "w", now=LATER, progress=interrupt_at_half)
@@ -322,13 +322,13 @@ def test_a_server_that_fails_midway_leaves_no_window(tmp_path):
         text = "Execution Error: out of memory"
         standin.faults.append(Fault("/api/v1/query", times=99, status=500, text=text))
         with pytest.raises(SourceError, match="out of memory"):
-            pull_server(server, Request("s", LONG), tmp_path / "w", now=LATER)
+            pull_server(server, PullRequest("s", LONG), tmp_path / "w", now=LATER)
     assert not (tmp_path / "w").exists()
 
 
 def test_a_thinned_window_says_so(tmp_path):
     with long_server() as standin, asked(standin) as server:
-        window = open_window(pull_server(server, Request("s", LONG), tmp_path / "w", now=LATER))
+        window = open_window(pull_server(server, PullRequest("s", LONG), tmp_path / "w", now=LATER))
     assert window.grain == "minute"
     assert window.provenance["origin"] == server.address
     assert pl.read_parquet(tmp_path / "w" / "minutes.parquet").height == 2 * 48

@@ -20,7 +20,7 @@ from tests.standin.store import write_store
 from vllm_capacity.figures import scrapes, traffic
 from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request
+from vllm_capacity.sources.parseable_pull import PullRequest
 from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
@@ -73,7 +73,7 @@ def windows_of(found: list[Scrape], folder, asked=ASKED) -> dict:
         httpx.Client(base_url=standin.url, auth=("root", "root-password"), timeout=60) as client,
     ):
         for name, is_thinned in ((WAYS[0], False), (WAYS[1], True)):
-            request = Request("s", asked, is_thinned)
+            request = PullRequest("s", asked, is_thinned)
             pull_server(Parseable(client), request, folder / name, now=asked.end)
         store = write_store(standin.streams, folder / "store")
     pull_files(str(store), "s", folder / "files", asked)
@@ -91,7 +91,7 @@ def prometheus(found: list[Scrape]) -> httpx.MockTransport:
             key = json.dumps(whose, sort_keys=True)
             series.setdefault(key, []).append((one.ts.timestamp(), value))
 
-    def handler(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.PullRequest) -> httpx.Response:
         if request.url.path.endswith("values"):
             names = sorted({json.loads(key)["__name__"] for key in series})
             return httpx.Response(200, json={"status": "success", "data": names})
@@ -152,9 +152,9 @@ def test_a_window_begins_where_it_was_asked_to(restarted, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_restart_before_the_start_swallows_nothing_of_the_range(restarted, way):
-    told = answer(restarted[way])
-    assert told["requests"]["lost"] == {"low": 0.0, "high": 0.0}
-    assert "restart" not in {finding["check"] for finding in told["quality"]}
+    answered = answer(restarted[way])
+    assert answered["requests"]["lost"] == {"low": 0.0, "high": 0.0}
+    assert "restart" not in {finding["check"] for finding in answered["quality"]}
 
 
 # Restarted in a gap of four scrapes, and overtaken in it: 613 before, 1,438 after.
@@ -196,8 +196,8 @@ def twice(tmp_path_factory):
 @pytest.mark.parametrize("way", WAYS)
 def test_two_jobs_of_one_pod_are_one_target(twice, way):
     window = twice[way]
-    told = answer(window)
-    checks = {finding["check"]: finding["effect"] for finding in told["quality"]}
+    answered = answer(window)
+    checks = {finding["check"]: finding["effect"] for finding in answered["quality"]}
     assert increase(window, TOKENS) == 577.0 + 23.0  # from the last scrape before the start
     assert not {"coverage", "gap"} & checks.keys()
     assert "scraped by 2 jobs (pod-monitor, service-monitor)" in checks["duplicate"]
@@ -230,7 +230,7 @@ def test_a_thinned_minute_of_two_jobs_ends_with_the_newer_state(twice):
 
 def test_an_end_that_was_not_reached_is_said(tmp_path):
     late = TimeRange(START, START + timedelta(minutes=30))
-    told = answer(windows_of(OVERTAKEN, tmp_path, late)["prometheus"])
-    [unreached] = [f for f in told["quality"] if "asked for until" in f["effect"]]
+    answered = answer(windows_of(OVERTAKEN, tmp_path, late)["prometheus"])
+    [unreached] = [f for f in answered["quality"] if "asked for until" in f["effect"]]
     assert unreached["severity"] == "warning"
     assert pl.Series([unreached["when"]]).str.contains("2026-11-24T08:30:00Z").item()

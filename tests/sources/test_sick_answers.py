@@ -17,7 +17,7 @@ from tests.standin.server import Standin
 from vllm_capacity.errors import CapacityError, SourceError
 from vllm_capacity.live.pull import pull_prometheus, pull_server
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request
+from vllm_capacity.sources.parseable_pull import PullRequest
 from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
 from vllm_capacity.timerange import TimeRange
 
@@ -157,7 +157,7 @@ def pulled(healthy, nth, spoil, folder, *, is_thinned):
     transport = httpx.MockTransport(Sick(healthy, nth, spoil))
     with httpx.Client(base_url="http://p", auth=AUTH, transport=transport) as client:
         server = Parseable(client, pause=lambda seconds: None)
-        request = Request("s", PART, is_thinned)
+        request = PullRequest("s", PART, is_thinned)
         return complaint(pull_server, server, request, folder / "w", now=PART.end)
 
 
@@ -186,24 +186,24 @@ def read_from_prometheus(nth, spoil, folder):
         return complaint(pull_prometheus, server, PART, folder / "w")
 
 
-def one_line(said):
-    return "\n" not in said and "\x1b" not in said
+def one_line(output):
+    return "\n" not in output and "\x1b" not in output
 
 
 @pytest.mark.parametrize("nth", range(1, 9))
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_a_parseable_that_answers_something_else_is_named(store, tmp_path, nth, body):
-    said = pulled(store, nth, lambda content: body, tmp_path, is_thinned=nth % 2 == 0)
-    assert one_line(said)
-    assert said or (tmp_path / "w").exists()
+    output = pulled(store, nth, lambda content: body, tmp_path, is_thinned=nth % 2 == 0)
+    assert one_line(output)
+    assert output or (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("nth", range(1, 6))
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_a_prometheus_that_answers_something_else_is_named(tmp_path, nth, body):
-    said = read_from_prometheus(nth, lambda content: body, tmp_path)
-    assert one_line(said)
-    assert "does not answer as Prometheus does" in said or nth == 2 or "no vLLM series" in said
+    output = read_from_prometheus(nth, lambda content: body, tmp_path)
+    assert one_line(output)
+    assert "does not answer as Prometheus does" in output or nth == 2 or "no vLLM series" in output
 
 
 @pytest.mark.parametrize("seed", range(18))
@@ -211,8 +211,8 @@ def test_an_answer_of_parseable_that_is_damaged_somewhere_is_an_error_or_rows(
     store, tmp_path, seed
 ):
     for nth in range(1, 9):
-        said = pulled(store, nth, spoiling(seed), tmp_path / str(nth), is_thinned=seed % 2 == 0)
-        assert one_line(said)
+        output = pulled(store, nth, spoiling(seed), tmp_path / str(nth), is_thinned=seed % 2 == 0)
+        assert one_line(output)
 
 
 @pytest.mark.parametrize("seed", range(18))

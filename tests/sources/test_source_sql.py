@@ -223,14 +223,14 @@ def test_query_over_points_gives_these_rows_of_those(case):
         found = connection.sql(query_text(case.query), params=case.params or None)
         rows = found.select(*case.columns.split()).fetchall()
     since = case.columns.split().index("arrival") if "arrival" in case.columns else None
-    told = [
+    result = [
         tuple(
             value - round(ASKED["since_seconds"] * 1e6) if i == since else plain(value)
             for i, value in enumerate(row)
         )
         for row in rows
     ]
-    assert told == case.expected
+    assert result == case.expected
 
 
 # Parseable's stream.

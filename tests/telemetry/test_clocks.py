@@ -44,12 +44,12 @@ def scraped(buffer, stamp, *, done, started=-5000.0, instance="a:8000"):
     buffer.histogram(series_id, ts_us, count=done, total=0.2 * done, counts=counts)
 
 
-def captured(stamp, order=range(COUNT), *, base=1000, a_scrape=A_SCRAPE, **told):
+def captured(stamp, order=range(COUNT), *, base=1000, a_scrape=A_SCRAPE, **result):
     """Rows of the scrapes, in the order in which they came; `stamp` says what the clock said."""
     buffer = RowBuffer()
     for number in order:
         stamped = stamp(number, EVERY * number)
-        scraped(buffer, stamped, done=base + a_scrape * number, **told)
+        scraped(buffer, stamped, done=base + a_scrape * number, **result)
     return buffer.rows()
 
 
@@ -130,8 +130,8 @@ def test_counters_that_fall_to_far_below_where_they_began_do_not_tell_an_order(t
         done = 5 + A_SCRAPE * (number - 50) if number >= 50 else 1000 + A_SCRAPE * number
         scraped(buffer, EVERY * number, done=done)
     window = open_window(write_window(tmp_path / "w", without_arrival(buffer.rows()), {}))
-    told = answer(window)
-    assert [f["severity"] for f in told["quality"] if f["check"] == "clock"] == ["error"]
+    result = answer(window)
+    assert [f["severity"] for f in result["quality"] if f["check"] == "clock"] == ["error"]
 
 
 @pytest.mark.parametrize("back", [50, HOUR])
@@ -147,11 +147,11 @@ def test_what_was_left_out_has_a_bound_and_is_an_error(tmp_path):
     order = [*range(60), *range(61, 100)]
     rows = without_arrival(captured(lambda n, t: t - HOUR * (n >= 60), order))
     window = open_window(write_window(tmp_path / "w", rows, {}))
-    told = answer(window)
-    [clock] = [each for each in told["quality"] if each["check"] == "clock"]
+    result = answer(window)
+    [clock] = [each for each in result["quality"] if each["check"] == "clock"]
     assert clock["severity"] == "error"
-    counted = told["requests"]["finished"]
-    assert counted < TRUE_REQUESTS <= counted + told["requests"]["lost"]["high"]
+    counted = result["requests"]["finished"]
+    assert counted < TRUE_REQUESTS <= counted + result["requests"]["lost"]["high"]
 
 
 def test_two_clocks_that_are_set_are_told_apart(tmp_path):
@@ -249,8 +249,8 @@ def test_stray_stamps_are_left_out_and_said(tmp_path, stamp, left_out, is_known)
 
 
 def test_a_stray_makes_no_other_scrape_late(tmp_path):
-    told = answer(open_window(write_window(tmp_path / "w", captured(STRAYS[1].values[0]), {})))
-    checks = {finding["check"]: finding["severity"] for finding in told["quality"]}
+    result = answer(open_window(write_window(tmp_path / "w", captured(STRAYS[1].values[0]), {})))
+    checks = {finding["check"]: finding["severity"] for finding in result["quality"]}
     assert checks["clock"] == "warning"
     assert "late" not in checks
 

@@ -78,10 +78,10 @@ def test_a_killed_run_changes_nothing_or_all_and_the_next_cleans_up(tmp_path):
         run.stdout.readline()  # so it is adding the next
         time.sleep(0.01 * (first - 20))
         run.kill()
-        told = [int(line) for line in run.communicate()[0].splitlines()]
+        result = [int(line) for line in run.communicate()[0].splitlines()]
         there = scraped_minutes(window)
         assert there == list(range(len(there)))
-        assert {first, *told} <= set(there)
+        assert {first, *result} <= set(there)
         extend_window(window, rows_at(range(first, first + 10)))
         assert scraped_minutes(window) == list(range(first + 10))
         assert left_over(window) == []

@@ -36,8 +36,8 @@ def read(buffer, seconds, started, value, *, instance="vllm", labels=(), with_hi
         buffer.histogram(series_id, ts_us, count=value, total=value / 2, counts=[value, 0.0])
     if started is not None:
         key = SeriesKey(START, "gauge", instance)
-        told = T0 + started if started else 0.0
-        buffer.sample(buffer.series(key, exposed=START), ts_us, told)
+        result = T0 + started if started else 0.0
+        buffer.sample(buffer.series(key, exposed=START), ts_us, result)
 
 
 def window_of(tmp_path, rows, note=None):
@@ -113,9 +113,9 @@ def test_a_jittering_start_is_no_restart_for_the_ledger(tmp_path):
     buffer = RowBuffer()
     for i in range(20):
         read(buffer, 2 * i, OLD + 0.01 * (i % 3), 10.0 * i)
-    told = answer(window_of(tmp_path, buffer.rows()))
+    result = answer(window_of(tmp_path, buffer.rows()))
     assert {
-        finding["severity"] for finding in told["quality"] if finding["check"] == "restart"
+        finding["severity"] for finding in result["quality"] if finding["check"] == "restart"
     } == (set())
 
 
@@ -144,8 +144,8 @@ def test_two_processes_in_turn_under_one_address_are_an_error_of_the_ledger(tmp_
     for i in range(20):
         started, value = ((OLD, 1000.0), (OLD + 500, 800.0))[i % 2]
         read(buffer, 2 * i, started, value + i)
-    told = answer(window_of(tmp_path, buffer.rows()))
-    [shared] = [f for f in told["quality"] if "several processes" in f["effect"]]
+    result = answer(window_of(tmp_path, buffer.rows()))
+    [shared] = [f for f in result["quality"] if "several processes" in f["effect"]]
     assert (shared["check"], shared["severity"]) == ("restart", "error")
 
 
@@ -153,8 +153,8 @@ def test_two_processes_that_say_no_start_are_an_error_where_counters_keep_fallin
     buffer = RowBuffer()
     for i in range(20):
         read(buffer, 2 * i, None, (1000.0, 800.0)[i % 2] + i)
-    told = answer(window_of(tmp_path, buffer.rows()))
-    [restart] = [f for f in told["quality"] if f["check"] == "restart"]
+    result = answer(window_of(tmp_path, buffer.rows()))
+    [restart] = [f for f in result["quality"] if f["check"] == "restart"]
     assert (restart["severity"], restart["count"]) == ("error", 10)
 
 
@@ -171,8 +171,8 @@ def test_one_process_under_two_names_is_an_error(tmp_path, started_b, count_b, e
     for i in range(20):
         read(buffer, 10 * i, OLD, 100.0 * i, instance="10.0.0.1:8000")
         read(buffer, 10 * i + 4, started_b, count_b(10 * i + 4), instance="llm.example")
-    told = answer(window_of(tmp_path, buffer.rows()))
-    assert sum("are one process" in f["effect"] for f in told["quality"]) == expected
+    result = answer(window_of(tmp_path, buffer.rows()))
+    assert sum("are one process" in f["effect"] for f in result["quality"]) == expected
 
 
 def test_a_start_that_lies_before_the_last_scrape_is_a_doubt(tmp_path):
@@ -209,17 +209,17 @@ def test_a_pod_that_comes_later(tmp_path, started_b, expected):
 
 
 def test_the_ledger_says_how_a_pod_that_started_in_the_capture_was_counted(tmp_path):
-    told = answer(window_of(tmp_path, two_pods(100, 93.0)))
-    effects = " ".join(f["effect"] for f in told["quality"])
+    result = answer(window_of(tmp_path, two_pods(100, 93.0)))
+    effects = " ".join(f["effect"] for f in result["quality"])
     assert "a process that started in it: counted from 0" in effects
 
 
 def test_a_pod_that_does_not_say_since_when_it_runs_is_a_doubt_with_a_bound(tmp_path):
-    told = answer(window_of(tmp_path, two_pods(100, 3.0, tells=False)))
-    [doubt] = [f for f in told["quality"] if "does not say that it started" in f["effect"]]
+    result = answer(window_of(tmp_path, two_pods(100, 3.0, tells=False)))
+    [doubt] = [f for f in result["quality"] if "does not say that it started" in f["effect"]]
     assert doubt["severity"] == "warning"
-    assert told["tokens"]["generation"] == 290 + 95
-    assert told["tokens"]["lost"]["high"] == doubt["max_effect"]["tokens"] == 49
+    assert result["tokens"]["generation"] == 290 + 95
+    assert result["tokens"]["lost"]["high"] == doubt["max_effect"]["tokens"] == 49
 
 
 def carried(begin, *scraped, labelled=()):

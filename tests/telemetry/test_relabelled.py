@@ -28,10 +28,10 @@ def captured(spelled, numbers=range(COUNT), *, started=-9000.0, reasons=("stop",
         is_new = restart is not None and number >= restart
         done = A_SCRAPE * (number - restart) + 5 if is_new else BEFORE + A_SCRAPE * number
         begun = EVERY * restart - 5.0 if is_new else started
-        told = spelled(number)
+        result = spelled(number)
         ts_us = round((T0 + timedelta(seconds=EVERY * number)).timestamp() * 1e6)
         buffer.scrape("a:1", ts_us, is_up=True, seconds=0.01)
-        for one in [told] if isinstance(told, dict) else told:
+        for one in [result] if isinstance(result, dict) else result:
             put(buffer, ts_us, done, begun, reasons, **USUAL | one)
     return buffer.rows()
 
@@ -68,7 +68,7 @@ def found(window):
     return traffic.total(increases, traffic.REQUESTS), observed and observed.count
 
 
-def told(window):
+def result(window):
     """The findings about series that appeared or went on: severity, what they move."""
     return [
         (each["severity"], each["max_effect"])
@@ -101,7 +101,7 @@ SPELLED = [
 def test_a_series_under_other_labels_goes_on(tmp_path, spelled, severity):
     window = open_window(write_window(tmp_path / "w", captured(spelled), {}))
     assert found(window) == (TRUE_REQUESTS, TRUE_REQUESTS)
-    assert {each for each, _ in told(window)} == {severity}
+    assert {each for each, _ in result(window)} == {severity}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_each_of_several_children_goes_on_as_itself(tmp_path, spelled, started):
 
 def test_what_it_may_move_is_what_was_counted_by_then(tmp_path):
     rows = captured(lambda n: OTHER_POD if n >= 30 else {})
-    [(_, moves)] = told(open_window(write_window(tmp_path / "w", rows, {})))
+    [(_, moves)] = result(open_window(write_window(tmp_path / "w", rows, {})))
     by_then = BEFORE + A_SCRAPE * 30
     assert moves == {"requests.finished": by_then, "tokens": 100.0 * by_then}
 
@@ -127,7 +127,7 @@ def test_a_child_that_is_new_as_nothing_vanishes_counts_from_0(tmp_path):
     rows = captured(lambda n: [{}, OTHER_POD] if n >= 50 else {})
     window = open_window(write_window(tmp_path / "w", rows, {}))
     assert found(window)[0] == TRUE_REQUESTS + BEFORE + A_SCRAPE * (COUNT - 1)
-    assert told(window) == []
+    assert result(window) == []
 
 
 @pytest.mark.parametrize("start", [-9000.0, None], ids=["start told", "not told"])
@@ -136,7 +136,7 @@ def test_the_next_process_under_other_labels_counts_from_0(tmp_path, start):
     window = open_window(write_window(tmp_path / "w", rows, {}))
     if start is not None:
         assert found(window)[0] == A_SCRAPE * 29 + A_SCRAPE * 29 + 5
-        assert told(window) == []
+        assert result(window) == []
 
 
 def test_where_it_is_not_clear_which_goes_on_nothing_counts_from_0(tmp_path):
@@ -147,7 +147,7 @@ def test_where_it_is_not_clear_which_goes_on_nothing_counts_from_0(tmp_path):
     window = open_window(write_window(tmp_path / "w", captured(spelled), {}))
     lost_to_one_interval = 2 * A_SCRAPE
     assert found(window)[0] == 2 * TRUE_REQUESTS - lost_to_one_interval
-    assert {severity for severity, _ in told(window)} == {"warning"}
+    assert {severity for severity, _ in result(window)} == {"warning"}
 
 
 def test_other_buckets_in_one_scrape_count_nothing_from_0(tmp_path):

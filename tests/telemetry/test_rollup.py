@@ -189,13 +189,13 @@ def test_only_a_private_folder_among_the_temporary_ones_is_used(copy, tmp_path, 
     temporary.mkdir()
     own = temporary / f"vllm-capacity-rollup-{os.getuid()}"
     make(own)
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(copy)],
         check=True,
         capture_output=True,
         env={**os.environ, "TMPDIR": str(temporary)},
     )
-    assert int(told.stdout) == expected
+    assert int(result.stdout) == expected
     assert any(temporary.rglob("minutes-*.parquet")) is is_used
 
 
@@ -228,9 +228,9 @@ def test_late_data_change_exactly_the_hours_they_touch_and_give_the_same_figures
     again.sql("select count(*) from minutes")
     new = {p.name for p in (path / ".rollup").iterdir()} - before
     assert {name.rpartition("-")[0][-13:] for name in new} == {"2026-11-24T04"}
-    told, whole = answer(again), answer_of("vllm-sweep")
+    result, whole = answer(again), answer_of("vllm-sweep")
     for part in ("requests", "tokens", "latency", "running", "kv_cache_ratio", "preemptions"):
-        assert told[part] == whole[part], part
+        assert result[part] == whole[part], part
     assert [p.name for p in tmp_path.iterdir()] == ["w"]
 
 

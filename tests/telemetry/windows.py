@@ -75,8 +75,8 @@ def hours(path: Path, table: str) -> list[Path]:
 
 def scraped_minutes(path: Path) -> list[int]:
     """The minutes that a window holds, read as anybody reads it."""
-    told = open_window(path).sql(
+    result = open_window(path).sql(
         "select value from samples join series using (series_id) where metric = $m order by ts",
         m=TOKENS,
     )
-    return told["value"].cast(pl.Int64).to_list()
+    return result["value"].cast(pl.Int64).to_list()

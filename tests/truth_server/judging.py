@@ -65,20 +65,20 @@ def answers(path: Path, targets: Targets, *, with_plan: bool = True) -> Found:
     """The package's answers about one window."""
     priced = Assumptions(pricing(USD_PER_HOUR), Slo(targets.ttft_seconds, targets.itl_seconds))
     analysis = Analysis.of(open_window(path), assumptions=priced)
-    told = analysis.answer
+    result = analysis.answer
     found = {
-        "capacity": told.saturation.capacity,
-        "slo_throughput": told.slo.throughput,
-        "headroom": told.saturation.headroom_ratio,
-        "utilization": told.cost.utilization,
-        "idle_usd": told.cost.idle_usd,
+        "capacity": result.saturation.capacity,
+        "slo_throughput": result.slo.throughput,
+        "headroom": result.saturation.headroom_ratio,
+        "utilization": result.cost.utilization,
+        "idle_usd": result.cost.idle_usd,
     }
     demand = None
     if with_plan:
         planned = plan(replace(analysis, assumptions=replace(priced, slo=Slo())))
         found["replicas"] = planned.replicas
         demand = planned.demand_output_tokens_per_second.mid
-    return Found(found, told.requests, told.cost.allocation_usd.mid, demand)
+    return Found(found, result.requests, result.cost.allocation_usd.mid, demand)
 
 
 def row(made: Case, served: Served, found: Found | None) -> Row:
@@ -102,7 +102,7 @@ def row(made: Case, served: Served, found: Found | None) -> Row:
             _replicas(demand, least / made.engines),
         ),
     }
-    told: Row = {
+    result: Row = {
         "name": made.name,
         "kind": made.kind,
         "shape": made.shape,
@@ -122,12 +122,12 @@ def row(made: Case, served: Served, found: Found | None) -> Row:
     }
     estimates = found.estimates if found else {}
     for name in FIGURES:
-        told |= _judged(name, estimates.get(name), *truth[name])
-    told["miscounted"] = _miscount(found.requests, served) if found else ""
-    told["contradicted"] = _contradiction(estimates, min(served.best_minute_fleet, least))
+        result |= _judged(name, estimates.get(name), *truth[name])
+    result["miscounted"] = _miscount(found.requests, served) if found else ""
+    result["contradicted"] = _contradiction(estimates, min(served.best_minute_fleet, least))
     capacity = estimates.get("capacity")
     return {
-        **told,
+        **result,
         "basis": capacity.sources if capacity else "",
         "reason": capacity.reason if capacity else "",
     }

@@ -411,15 +411,15 @@ class Engine:
         """Prompts whose last chunk this was: a first token each. The tokens they tell of."""
         if not self._prefilling:
             return 0
-        still, told = [], 0
+        still, result = [], 0
         for request in self._prefilling:
             if request.computed < request.target:
                 still.append(request)
                 continue
-            told += request.target
+            result += request.target
             self._first_output(request)
         self._prefilling = still
-        return told
+        return result
 
     def _first_output(self, request: Request) -> None:
         self.generation_tokens += 1
@@ -461,20 +461,20 @@ class Engine:
         else:
             self.stopped += 1
         decode = request.last - request.first
-        told = self.histograms
-        told["e2e_request_latency_seconds"].add(
+        result = self.histograms
+        result["e2e_request_latency_seconds"].add(
             self.now - request.arrival + self.server.frontend_seconds
         )
-        told["request_queue_time_seconds"].add(request.scheduled - request.arrival)
-        told["request_prefill_time_seconds"].add(request.first - request.scheduled)
-        told["request_decode_time_seconds"].add(decode)
-        told["request_inference_time_seconds"].add(request.last - request.scheduled)
+        result["request_queue_time_seconds"].add(request.scheduled - request.arrival)
+        result["request_prefill_time_seconds"].add(request.first - request.scheduled)
+        result["request_decode_time_seconds"].add(decode)
+        result["request_inference_time_seconds"].add(request.last - request.scheduled)
         many = request.generated > 1
-        told["request_time_per_output_token_seconds"].add(
+        result["request_time_per_output_token_seconds"].add(
             decode / (request.generated - 1) if many else 0.0
         )
-        told["request_prompt_tokens"].add(request.prompt)
-        told["request_generation_tokens"].add(request.generated)
+        result["request_prompt_tokens"].add(request.prompt)
+        result["request_generation_tokens"].add(request.generated)
         self._source.finished(request, self.now)
 
     def _preempt(self) -> None:

@@ -47,14 +47,14 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judge:
 @pytest.mark.parametrize("name", ALL)
 def test_a_capacity_is_right_or_it_is_not_said(judged: Judge, name: str):
     one = judged(name)
-    assert one["capacity_right"] is not False, told(one, "capacity")
+    assert one["capacity_right"] is not False, result(one, "capacity")
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("figure", ["headroom", "utilization", "idle_usd", "replicas"])
 def test_what_rests_on_a_capacity_is_right_or_it_is_not_said(judged: Judge, name: str, figure: str):
     one = judged(name)
-    assert one[f"{figure}_right"] is not False, told(one, figure)
+    assert one[f"{figure}_right"] is not False, result(one, figure)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -81,7 +81,7 @@ def test_load_that_varies_is_answered_from_both_sides(judged: Judge):
     assert forms.count("two-sided") >= 3
 
 
-def told(one: Row, figure: str) -> str:
+def result(one: Row, figure: str) -> str:
     """The answer beside its truth."""
     low, mid, high = (one[f"{figure}_{end}"] for end in ("low", "mid", "high"))
     truth = one[f"{figure}_truth"]

@@ -10,7 +10,7 @@ from vllm_capacity.verdicts.cost.bill import (
     FIGURES,
     MONEY_FIGURES,
     NO_PRICE,
-    Part,
+    CostShare,
     Usage,
     bill,
     cost_by_utilization,
@@ -154,8 +154,8 @@ def test_no_engine_is_an_empty_bill():
 
 def test_an_unpriced_part_leaves_the_sum_unknown_and_is_named():
     parts = {
-        "r0": Part(BUSY, dollars(1.0), KNEE),
-        "r1": Part(BUSY, Estimate.unknown("no price row"), KNEE),
+        "r0": CostShare(BUSY, dollars(1.0), KNEE),
+        "r1": CostShare(BUSY, Estimate.unknown("no price row"), KNEE),
     }
     assert bill(parts).whole.allocation_usd.reason == "r1: no price row"
 
@@ -176,7 +176,7 @@ prices = st.floats(0.01, 100)
 knees = st.just(NO_KNEE) | st.floats(1, 1e5).map(
     lambda mid: Estimate.known(mid * 0.9, mid, mid * 1.1, "fit")
 )
-parts = st.builds(Part, usages, prices.map(dollars), knees)
+parts = st.builds(CostShare, usages, prices.map(dollars), knees)
 
 
 @settings(max_examples=100, deadline=None)

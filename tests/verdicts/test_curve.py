@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from vllm_capacity.verdicts.saturation.curve import Loads, extrapolated_peak, kv_limit_running
+from vllm_capacity.verdicts.saturation.curve import LoadPoints, extrapolated_peak, kv_limit_running
 from vllm_capacity.verdicts.saturation.usl import fitted_usl, fitted_usls
 
 LOADS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
@@ -15,14 +15,14 @@ def law(running, *, rate=30.0, sigma=0.05, kappa=0.0):
 
 @pytest.mark.parametrize(("sigma", "kappa"), [(0.05, 0.0), (0.02, 0.001), (0.3, 0.0)])
 def test_fitted_usl_finds_the_law_again(sigma, kappa):
-    found = fitted_usl(Loads.of(LOADS, law(LOADS, sigma=sigma, kappa=kappa)))
+    found = fitted_usl(LoadPoints.of(LOADS, law(LOADS, sigma=sigma, kappa=kappa)))
     assert found is not None
     assert (found.rate, found.sigma, found.kappa) == pytest.approx((30, sigma, kappa), abs=2e-3)
 
 
 NOISE = np.random.default_rng(3)
 NOISY = [
-    Loads.of(
+    LoadPoints.of(
         LOADS[:count],
         law(LOADS[:count], sigma=sigma, kappa=kappa) * NOISE.lognormal(0, 0.05, count),
         NOISE.uniform(0.01, 0.1, count),
@@ -32,7 +32,7 @@ NOISY = [
 ]
 
 
-def misfit(loads: Loads, theta) -> np.ndarray:
+def misfit(loads: LoadPoints, theta) -> np.ndarray:
     drag = 1 + theta[1] * (loads.running - 1) + theta[2] * loads.running * (loads.running - 1)
     fitted = theta[0] + np.log(loads.running) - np.log(drag)
     return (fitted - np.log(loads.output)) / np.hypot(0.02, loads.error)
@@ -49,7 +49,7 @@ def test_fitted_usl_is_the_least_squares_fit(loads):
 
 
 def test_many_fits_at_once_are_the_same_as_one_by_one():
-    unfit = Loads.of([4.0], [100.0])
+    unfit = LoadPoints.of([4.0], [100.0])
     sets = [*NOISY, unfit]
     assert fitted_usls(sets)[-1] is None
     for many, loads in zip(fitted_usls(sets)[:-1], NOISY, strict=True):
@@ -58,11 +58,11 @@ def test_many_fits_at_once_are_the_same_as_one_by_one():
 
 
 def test_fitted_usl_needs_two_different_loads():
-    assert fitted_usl(Loads.of([4.0, 4.0], [100.0, 101.0])) is None
+    assert fitted_usl(LoadPoints.of([4.0, 4.0], [100.0, 101.0])) is None
 
 
 def test_loads_are_sorted():
-    assert Loads.of([4.0, 1.0], [100.0, 30.0]).output.tolist() == [30.0, 100.0]
+    assert LoadPoints.of([4.0, 1.0], [100.0, 30.0]).output.tolist() == [30.0, 100.0]
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_kv_limit_running(kv_ratio, expected):
 
 def test_a_curve_that_bends_is_foreseen():
     seen = LOADS[:5]
-    peak_estimate = extrapolated_peak(Loads.of(seen, law(seen, sigma=0.2)))
+    peak_estimate = extrapolated_peak(LoadPoints.of(seen, law(seen, sigma=0.2)))
     assert peak_estimate is not None
     assert peak_estimate.is_answer
     assert peak_estimate.low < law(64.0, sigma=0.2) < peak_estimate.high
 
 
 def test_a_peak_is_no_less_than_what_was_seen():
-    falling = Loads.of(LOADS, [30.0, 58.0, 110.0, 200.0, 300.0, 240.0])
+    falling = LoadPoints.of(LOADS, [30.0, 58.0, 110.0, 200.0, 300.0, 240.0])
     peak_estimate = extrapolated_peak(falling)
     assert 0.96 * 300 < peak_estimate.low < 300
     assert peak_estimate.mid == pytest.approx(300, rel=0.01)
@@ -96,7 +96,7 @@ def test_a_peak_is_no_less_than_what_was_seen():
 
 
 def test_a_line_is_refused_and_says_how_far_to_go():
-    peak_estimate = extrapolated_peak(Loads.of(LOADS, 30 * LOADS))
+    peak_estimate = extrapolated_peak(LoadPoints.of(LOADS, 30 * LOADS))
     assert peak_estimate is not None
     assert not peak_estimate.is_answer
     assert peak_estimate.high > 2.5 * peak_estimate.low
@@ -104,14 +104,14 @@ def test_a_line_is_refused_and_says_how_far_to_go():
 
 
 def test_the_kv_limit_cuts_a_line():
-    peak_estimate = extrapolated_peak(Loads.of(LOADS, 30 * LOADS), kv_limit=40.0)
+    peak_estimate = extrapolated_peak(LoadPoints.of(LOADS, 30 * LOADS), kv_limit=40.0)
     assert peak_estimate is not None
     assert peak_estimate.is_answer
     assert peak_estimate.low < 30 * 40 * 0.94 < peak_estimate.high
 
 
 def test_a_nearer_kv_limit_never_foresees_more():
-    loads = Loads.of(LOADS, law(LOADS))
+    loads = LoadPoints.of(LOADS, law(LOADS))
     mids = [extrapolated_peak(loads, kv_limit=limit).mid for limit in (32.0, 40.0, 60.0, 100.0)]
     assert mids == sorted(mids)
 
@@ -126,5 +126,5 @@ def test_a_nearer_kv_limit_never_foresees_more():
     ],
 )
 def test_what_it_takes_to_foresee(running, kv_limit, is_foreseen):
-    peak_estimate = extrapolated_peak(Loads.of(running, law(running)), kv_limit)
+    peak_estimate = extrapolated_peak(LoadPoints.of(running, law(running)), kv_limit)
     assert (peak_estimate is not None) == is_foreseen

@@ -13,8 +13,8 @@ HOUR = 3600.0
 DAY = 24 * HOUR
 
 
-def rows(values, grain_seconds=HOUR, start=0.0):
-    starts = start + np.arange(len(values)) * grain_seconds
+def rows(values, interval_seconds=HOUR, start=0.0):
+    starts = start + np.arange(len(values)) * interval_seconds
     frame = pl.DataFrame({"ts_seconds": starts, "requests": np.asarray(values, dtype=float)})
     return frame.with_columns(pl.col("requests").fill_nan(None))
 
@@ -39,20 +39,20 @@ def test_a_flat_noisy_series_is_foreseen_flat():
 
 
 def test_intervals_hold_about_nine_in_ten_hours_and_say_so():
-    inside, said = [], []
+    inside, output = [], []
     for seed in range(12):
         noisy, _ = daily_cycle(24 * 12, noise=0.25, seed=seed)
         result = forecast_demand(rows(noisy[: 24 * 11]))
         truth = noisy[24 * 11 :]
         low, high = result.frame["low"].to_numpy(), result.frame["high"].to_numpy()
         inside.append(((truth >= low) & (truth <= high)).mean())
-        said.append(result.coverage_measured)
-    assert np.mean(inside) == pytest.approx(np.mean(said), abs=0.1)
+        output.append(result.coverage_measured)
+    assert np.mean(inside) == pytest.approx(np.mean(output), abs=0.1)
     assert 0.85 <= np.mean(inside) <= 0.99
 
 
 @pytest.mark.parametrize(
-    ("values", "grain_seconds", "horizon_seconds", "said"),
+    ("values", "interval_seconds", "horizon_seconds", "output"),
     [
         pytest.param([], HOUR, DAY, "no row holds a value", id="no rows at all"),
         pytest.param([5.0], HOUR, DAY, "span 1.0 h", id="a single row"),
@@ -69,13 +69,13 @@ def test_intervals_hold_about_nine_in_ten_hours_and_say_so():
         pytest.param([5.0] * 4, 6 * HOUR, DAY, "1.25 days without", id="a day of quarter days"),
     ],
 )
-def test_refusals_have_a_reason_and_no_rows(values, grain_seconds, horizon_seconds, said):
-    step = max(grain_seconds, HOUR)
+def test_refusals_have_a_reason_and_no_rows(values, interval_seconds, horizon_seconds, output):
+    step = max(interval_seconds, HOUR)
     values = [np.nan if value is None else value for value in values]
     result = forecast_demand(
-        rows(values, grain_seconds), step_seconds=step, horizon_seconds=horizon_seconds
+        rows(values, interval_seconds), step_seconds=step, horizon_seconds=horizon_seconds
     )
-    assert said in result.reason
+    assert output in result.reason
     assert (result.is_known, result.coverage_measured, result.width_ratio) == (False, None, None)
 
 
@@ -88,7 +88,7 @@ def test_from_a_day_on_there_is_an_answer_with_a_coverage(hours):
 
 
 @pytest.mark.parametrize(
-    ("grain_seconds", "step_seconds", "horizon_seconds", "said"),
+    ("interval_seconds", "step_seconds", "horizon_seconds", "output"),
     [
         pytest.param(HOUR, 600.0, DAY, "coarser than the step", id="rows coarser than the step"),
         pytest.param(600.0, 900.0, DAY, "no whole number of rows", id="rows do not fill a step"),
@@ -98,11 +98,11 @@ def test_from_a_day_on_there_is_an_answer_with_a_coverage(hours):
     ],
 )
 def test_grains_that_do_not_fit_are_input_errors(
-    grain_seconds, step_seconds, horizon_seconds, said
+    interval_seconds, step_seconds, horizon_seconds, output
 ):
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=output):
         forecast_demand(
-            rows([5.0] * 400, grain_seconds),
+            rows([5.0] * 400, interval_seconds),
             step_seconds=step_seconds,
             horizon_seconds=horizon_seconds,
         )
@@ -155,7 +155,7 @@ def test_the_grain_is_found_through_jitter_and_missing_rows(jitter_seconds, miss
     stamps = 1.79e9 + np.arange(600) * 60.0 + jitter
     kept = np.setdiff1d(np.arange(600), missing)
     grid = demand_grid(stamps[kept], np.ones(len(kept)), step_seconds=600.0)
-    assert (grid.grain_seconds, len(grid.rows)) == (60.0, 600)
+    assert (grid.interval_seconds, len(grid.rows)) == (60.0, 600)
 
 
 def late(row, seconds):
@@ -189,15 +189,15 @@ def test_a_row_more_than_expected_adds_its_count_and_no_more(extra):
 
 
 @pytest.mark.parametrize(
-    ("coarse", "fine", "said"),
+    ("coarse", "fine", "output"),
     [
         pytest.param(720, 864, "most are 300 s apart, yet from row 1 ", id="mostly fine"),
         pytest.param(900, 60, "most are 600 s apart, yet from row 900 ", id="mostly coarse"),
     ],
 )
-def test_rows_that_change_their_distance_are_an_input_error(coarse, fine, said):
+def test_rows_that_change_their_distance_are_an_input_error(coarse, fine, output):
     gaps = np.concatenate([np.full(coarse, 600.0), np.full(fine, 300.0)])
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=output):
         demand_grid(np.cumsum(gaps) - 600.0, gaps / 6, step_seconds=HOUR)
 
 

@@ -42,7 +42,7 @@ class Replay:
 
     mase: float
     coverage: float
-    said: float
+    stated: float
     score: float
     flat_score: float
 
@@ -143,13 +143,13 @@ def test_intervals_cover_as_promised():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_coverage_said_is_the_coverage_found(name):
-    assert replay(name).said == pytest.approx(replay(name).coverage, abs=0.10)
+    assert replay(name).stated == pytest.approx(replay(name).coverage, abs=0.10)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_coverage_said_is_not_far_above_that_of_the_last_quarter(name):
     found = replay(name, last_quarter=True)
-    assert found.said <= found.coverage + 0.10
+    assert found.stated <= found.coverage + 0.10
 
 
 def test_the_last_quarters_are_foreseen_no_worse_than_before():

@@ -83,7 +83,7 @@ def test_a_day_ahead_it_is_too_at_any_hour_of_the_week():
 
 
 @pytest.mark.parametrize(
-    ("made", "hours", "said"),
+    ("made", "hours", "output"),
     [
         pytest.param({}, 335, "no weekly pattern, for under two weeks", id="an hour short"),
         pytest.param({}, 336, "; weekly pattern of 2 weeks", id="two weeks with weekends"),
@@ -92,9 +92,9 @@ def test_a_day_ahead_it_is_too_at_any_hour_of_the_week():
         pytest.param({"missing": 0.3}, 336, "; weekly pattern of 2 weeks", id="a third missing"),
     ],
 )
-def test_days_of_the_week_are_used_where_the_past_asks_for_it(made, hours, said):
+def test_days_of_the_week_are_used_where_the_past_asks_for_it(made, hours, output):
     seen, _ = demand(6, **made)
-    assert said in forecast_demand(rows(seen[:hours])).method
+    assert output in forecast_demand(rows(seen[:hours])).method
 
 
 @pytest.mark.parametrize(("weeks", "seeds"), [(2, range(6)), (5, range(2))])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_steps import made_steps, queued, steady
 
-from vllm_capacity.verdicts.saturation.curve import Loads
+from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.fit import BOUNDED, EXTRAPOLATED, engine_fits
 from vllm_capacity.verdicts.saturation.identifiable import (
     blocks,
@@ -117,7 +117,7 @@ RUNNING = 1.5 ** np.arange(12)
     ],
 )
 def test_a_curve_that_straightens_again_does_not_end_near(step_times, expected):
-    assert is_easing(Loads.of(RUNNING, RUNNING / step_times)) == expected
+    assert is_easing(LoadPoints.of(RUNNING, RUNNING / step_times)) == expected
 
 
 def test_blocks_take_a_minute_and_five_requests():
@@ -139,7 +139,7 @@ def test_too_little_is_no_blocks():
     ],
 )
 def test_a_load_below_the_line_of_its_neighbors_is_told(output, expected):
-    assert dipped(Loads.of([1, 2, 4, 8, 16], output)) == expected
+    assert dipped(LoadPoints.of([1, 2, 4, 8, 16], output)) == expected
 
 
 def test_a_slowed_stretch_at_the_limit_is_left_out_of_the_plateau():

@@ -148,7 +148,7 @@ def test_too_few_days_are_refused(ratios):
 
 
 @pytest.mark.parametrize(
-    ("given_hours", "options", "said"),
+    ("given_hours", "options", "output"),
     [
         pytest.param(hours([1.2]), {}, "utilization_ratio in 0..1", id="over 100 %"),
         pytest.param(hours([0.5], cost_usd=-1.0), {}, "cost_usd ≥ 0", id="a negative bill"),
@@ -164,8 +164,8 @@ def test_too_few_days_are_refused(ratios):
         ),
     ],
 )
-def test_what_makes_no_sense_is_an_input_error(given_hours, options, said):
-    with pytest.raises(InputError, match=said):
+def test_what_makes_no_sense_is_an_input_error(given_hours, options, output):
+    with pytest.raises(InputError, match=output):
         savings(given_hours, **({"replicas": 2, "startup_lead_seconds": 60.0} | options))
 
 

@@ -45,7 +45,7 @@ def test_a_pair_answers_with_its_ratio():
 
 
 @pytest.mark.parametrize(
-    ("told", "load", "answers"),
+    ("result", "load", "answers"),
     [
         pytest.param(Load(is_capacity=True), {}, True, id="a burst is a capacity"),
         pytest.param(Load(is_capacity=True), OFFERED_11, False, id="all was served: none"),
@@ -62,9 +62,9 @@ def test_a_pair_answers_with_its_ratio():
         pytest.param(Load(requests_per_second=12.0), OFFERED_11, False, id="more came"),
     ],
 )
-def test_a_pair_answers_only_for_the_load_that_is_told(told, load, answers):
+def test_a_pair_answers_only_for_the_load_that_is_told(result, load, answers):
     published = [replace(run, **load) for run in (SLOW, FAST)]
-    found = measured_ratio(replace(ASKED, load=told), published)
+    found = measured_ratio(replace(ASKED, load=result), published)
     assert (found is not None) == answers
 
 

@@ -35,7 +35,7 @@ def good(sweep):
 
 
 @pytest.fixture
-def told(tmp_path):
+def answered(tmp_path):
     def tell(rows, name="w"):
         return answer(open_window(write_window(tmp_path / name, rows, {})))
 
@@ -82,40 +82,40 @@ def test_the_good_window_is_clean(before):
 
 @pytest.mark.parametrize("share", [0.05, 0.3])
 @pytest.mark.parametrize("seed", range(3))
-def test_dropped_scrapes(good, before, told, share, seed):
+def test_dropped_scrapes(good, before, answered, share, seed):
     times = good.samples.get_column("ts").unique().sort()
     rng = np.random.default_rng(seed)
     lost = times[1:-1].filter(pl.Series(rng.random(times.len() - 2) < share))
-    after = told(on_both(good, lambda f: f.filter(~pl.col("ts").is_in(lost.implode()))))
+    after = answered(on_both(good, lambda f: f.filter(~pl.col("ts").is_in(lost.implode()))))
     found = finding(after, "coverage")
     assert found["count"] == pytest.approx(lost.len(), abs=0.1 * lost.len() + 1)
     assert_totals_unmoved(before, after)
     check_claims(before, after, found)
 
 
-def test_a_gap(good, before, told):
+def test_a_gap(good, before, answered):
     hole = (datetime(2026, 11, 24, 4, 14, tzinfo=UTC), datetime(2026, 11, 24, 4, 16, tzinfo=UTC))
-    after = told(on_both(good, lambda f: f.filter(~pl.col("ts").is_between(*hole))))
+    after = answered(on_both(good, lambda f: f.filter(~pl.col("ts").is_between(*hole))))
     assert finding(after, "gap")["count"] == 1
     assert finding(after, "coverage")["count"] == 60
     assert_totals_unmoved(before, after)
     check_claims(before, after, finding(after, "coverage"))
 
 
-def test_duplicated_rows(good, before, told):
-    after = told(on_both(good, lambda f: pl.concat([f, f.sample(fraction=0.2, seed=1)])))
+def test_duplicated_rows(good, before, answered):
+    after = answered(on_both(good, lambda f: pl.concat([f, f.sample(fraction=0.2, seed=1)])))
     assert finding(after, "duplicate")["severity"] == "info"
     before_figures = {k: v for k, v in before.items() if k != "quality"}
     assert {k: v for k, v in after.items() if k != "quality"} == before_figures
 
 
-def test_rows_that_arrive_in_any_order(good, before, told):
-    after = told(on_both(good, lambda f: f.sample(fraction=1, shuffle=True, seed=2)))
+def test_rows_that_arrive_in_any_order(good, before, answered):
+    after = answered(on_both(good, lambda f: f.sample(fraction=1, shuffle=True, seed=2)))
     assert after == before
 
 
 @pytest.mark.parametrize("lost_scrapes", [1, 10])
-def test_a_restart(good, before, told, lost_scrapes):
+def test_a_restart(good, before, answered, lost_scrapes):
     """The process dies after `at`; it counted on for some scrapes that nobody read."""
     at = datetime(2026, 11, 24, 4, 15, tzinfo=UTC)
     died = at + timedelta(seconds=2 * lost_scrapes)
@@ -134,7 +134,7 @@ def test_a_restart(good, before, told, lost_scrapes):
     samples = restarted.select(good.samples.columns).filter(
         ~pl.col("ts").is_between(at, died, closed="left")
     )
-    after = told(Rows(good.series, samples, good.histograms, good.intake))
+    after = answered(Rows(good.series, samples, good.histograms, good.intake))
     found = finding(after, "restart")
     for path in ("requests.finished", "tokens.generation"):
         gone = figure(before, path) - figure(after, path)
@@ -143,55 +143,55 @@ def test_a_restart(good, before, told, lost_scrapes):
     assert found["max_effect"]["requests.finished"] == after["requests"]["lost"]["high"]
 
 
-def test_renamed_families_are_read_under_their_old_names(good, before, told):
+def test_renamed_families_are_read_under_their_old_names(good, before, answered):
     old = {"vllm:kv_cache_usage_perc": "vllm:gpu_cache_usage_perc"}
     series = good.series.with_columns(exposed=pl.col("metric").replace(old))
-    after = told(Rows(series, good.samples, good.histograms, good.intake))
+    after = answered(Rows(series, good.samples, good.histograms, good.intake))
     assert finding(after, "renamed")["severity"] == "info"
     assert after["kv_cache_ratio"] == before["kv_cache_ratio"]
 
 
-def test_a_family_that_is_gone_is_missing_and_its_figure_unknown(good, told):
+def test_a_family_that_is_gone_is_missing_and_its_figure_unknown(good, answered):
     series = good.series.filter(pl.col("metric") != "vllm:kv_cache_usage_perc")
     ids = series.get_column("series_id").implode()
     samples = good.samples.filter(pl.col("series_id").is_in(ids))
-    after = told(Rows(series, samples, good.histograms, good.intake))
+    after = answered(Rows(series, samples, good.histograms, good.intake))
     assert "vllm:kv_cache_usage_perc" in finding(after, "missing")["effect"]
     assert after["kv_cache_ratio"] == {"mean": None, "max": None}
 
 
-def test_a_gauge_that_hangs_while_no_token_comes(good, told):
+def test_a_gauge_that_hangs_while_no_token_comes(good, answered):
     since = datetime(2026, 11, 24, 4, 17, tzinfo=UTC)
     frozen = good.samples.sort("ts").with_columns(
         value=pl.when(pl.col("ts") >= since)
         .then(pl.col("value").filter(pl.col("ts") < since).last().over("series_id"))
         .otherwise("value")
     )
-    after = told(Rows(good.series, frozen, good.histograms, good.intake))
+    after = answered(Rows(good.series, frozen, good.histograms, good.intake))
     assert finding(after, "stale-gauge")["severity"] == "warning"
 
 
 @pytest.mark.parametrize("every", [5, 15, 30])
-def test_a_coarse_interval_says_what_it_cannot_see(good, before, told, every):
+def test_a_coarse_interval_says_what_it_cannot_see(good, before, answered, every):
     times = good.samples.get_column("ts").unique().sort()
     kept = times.gather_every(every // 2).implode()
-    after = told(on_both(good, lambda f: f.filter(pl.col("ts").is_in(kept))))
+    after = answered(on_both(good, lambda f: f.filter(pl.col("ts").is_in(kept))))
     if every > 5:
         check_claims(before, after, finding(after, "jitter"))
     assert {f["severity"] for f in after["quality"]} == {"info"}
 
 
-def test_an_interval_that_changes_does_not_bend_the_mean(good, before, told):
+def test_an_interval_that_changes_does_not_bend_the_mean(good, before, answered):
     middle = datetime(2026, 11, 24, 4, 11, tzinfo=UTC)
     times = good.samples.get_column("ts").unique().sort()
     kept = pl.concat([times.filter(times < middle), times.filter(times >= middle).gather_every(15)])
-    after = told(on_both(good, lambda f: f.filter(pl.col("ts").is_in(kept.implode()))))
+    after = answered(on_both(good, lambda f: f.filter(pl.col("ts").is_in(kept.implode()))))
     # The plain mean over these samples would be off by more than a third.
     assert after["running"]["mean"] == pytest.approx(before["running"]["mean"], rel=0.1)
     assert finding(after, "jitter")["severity"] == "info"
 
 
-def test_bounds_that_change_inside_the_window_are_merged_on_common_edges(good, before, told):
+def test_bounds_that_change_inside_the_window_are_merged_on_common_edges(good, before, answered):
     """A new process with coarser TTFT buckets takes over half way."""
     metric, middle = "vllm:time_to_first_token_seconds", datetime(2026, 11, 24, 4, 15, tzinfo=UTC)
     row = good.series.filter(pl.col("metric") == metric).row(0, named=True)
@@ -218,7 +218,7 @@ def test_bounds_that_change_inside_the_window_are_merged_on_common_edges(good, b
     )
     histograms = pl.concat([good.histograms.filter(~(own & (pl.col("ts") >= middle))), moved])
     series = pl.concat([good.series, series_frame({key: metric})])
-    after = told(Rows(series, good.samples, histograms, good.intake))
+    after = answered(Rows(series, good.samples, histograms, good.intake))
     assert "share" in finding(after, "bounds")["effect"]
     ours, theirs = (x["latency"]["ttft_seconds"]["p95"] for x in (after, before))
     assert ours["lower"] <= theirs["value"] <= ours["upper"]

@@ -19,7 +19,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts.saturation.curve import PRIOR, Loads
+from vllm_capacity.verdicts.saturation.curve import PRIOR, LoadPoints
 from vllm_capacity.verdicts.saturation.load_test import fit_points
 
 TABLES = Path(__file__).resolve().parents[2] / "data" / "tuning"
@@ -40,7 +40,7 @@ def sweeps(tuning):
     return tuning.published_sweeps() | tuning.other_sweeps()
 
 
-def fitted(loads: Loads, kept: int | None = None) -> Estimate:
+def fitted(loads: LoadPoints, kept: int | None = None) -> Estimate:
     points = pl.DataFrame(
         {
             "running_requests": loads.running[:kept],
@@ -79,9 +79,9 @@ def test_peaks_are_foreseen(sweeps, tuning, by, least_answered, median, mean, wi
 
 def test_a_source_never_seen_is_foreseen_as_well(sweeps, tuning):
     near = [tuning.variant(random.Random(k)) for k in range(6)]
-    told = tuning.summary(tuning.unseen(sweeps, [tuning.PRIOR, *near]))
-    assert (told["median error"] < 0.09, told["mean error"] < 0.11) == (True, True)
-    assert (told["coverage"] >= 0.85, told["answered"] >= 0.7) == (True, True)
+    result = tuning.summary(tuning.unseen(sweeps, [tuning.PRIOR, *near]))
+    assert (result["median error"] < 0.09, result["mean error"] < 0.11) == (True, True)
+    assert (result["coverage"] >= 0.85, result["answered"] >= 0.7) == (True, True)
 
 
 def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
@@ -130,7 +130,7 @@ def test_plateau_of_points_covers_heavier_loads(sweeps):
     ],
 )
 def test_refusals_say_what_it_takes(points, part_of_reason):
-    loads = Loads.of(list(points), list(points.values()))
+    loads = LoadPoints.of(list(points), list(points.values()))
     assert part_of_reason in fitted(loads).reason
 
 

@@ -141,10 +141,10 @@ def test_capacity_left_by_longer_prompts_and_without_caching(given, prompts, cac
 
 
 @pytest.mark.parametrize(
-    ("is_kv_limited", "said"),
+    ("is_kv_limited", "message"),
     [pytest.param(True, "KV tokens", id="KV"), pytest.param(False, "engine time", id="time")],
 )
-def test_a_case_says_what_its_capacity_rests_on(is_kv_limited, said):
+def test_a_case_says_what_its_capacity_rests_on(is_kv_limited, message):
     cases = usual_cases(
         prefill_share=0.1,
         prefix_hit_ratio=None,
@@ -153,8 +153,8 @@ def test_a_case_says_what_its_capacity_rests_on(is_kv_limited, said):
         is_kv_limited=is_kv_limited,
     )
     found = sensitivity(exact(1000), exact(100), policy=Policy(0.0, 0), cases=cases)
-    assert said in found["prompts double"].sources
-    assert said not in found["now"].sources
+    assert message in found["prompts double"].sources
+    assert message not in found["now"].sources
 
 
 def steps(rows):

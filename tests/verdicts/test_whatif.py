@@ -137,11 +137,11 @@ def test_held_clients_draw_the_more_the_faster_they_are_served():
 
 def test_a_capacity_is_never_read_as_a_light_load():
     light = question(output_tokens_per_second=60.0)
-    read, told = what_if(light), what_if(replace(light, load=Load(is_capacity=True)))
+    read, result = what_if(light), what_if(replace(light, load=Load(is_capacity=True)))
     assert "the client limits" in read.sources
-    assert "limits" not in told.sources
-    assert told.mid > read.mid
-    assert told.mid / 60.0 == pytest.approx(what_if(question()).mid / 1500.0)
+    assert "limits" not in result.sources
+    assert result.mid > read.mid
+    assert result.mid / 60.0 == pytest.approx(what_if(question()).mid / 1500.0)
 
 
 def test_clients_served_far_slower_than_they_could_be_leave_the_same_rate_open():
@@ -315,9 +315,9 @@ def test_a_light_published_pair_holds_what_scaling_gives_unless_the_load_is_told
         **LLAMA, to_gpu=find_gpu("H100-80GB-any"), output_tokens_per_second=2287.0,
     )  # fmt: skip
     loose = what_if(asked, published=measurements())
-    told = what_if(replace(asked, load=Load(requests_per_second=10)), published=measurements())
+    result = what_if(replace(asked, load=Load(requests_per_second=10)), published=measurements())
     assert loose.sources.startswith("measured:")
-    assert loose.high > 1.5 * told.high
+    assert loose.high > 1.5 * result.high
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,9 @@ def run(command: click.Command) -> None:
         _complain(_bug(error), _BUG)
 
 
-def _check_encoding(words: Sequence[str]) -> None:
+def _check_encoding(args: Sequence[str]) -> None:
     """Refuse bytes that are no UTF-8: neither DuckDB nor polars nor a URL can carry them."""
-    for word in words:
+    for word in args:
         try:
             word.encode()
         except UnicodeEncodeError:

@@ -30,7 +30,7 @@ from vllm_capacity.live.access import (
 )
 from vllm_capacity.live.checks_config import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
-from vllm_capacity.live.finding import Finding, first_broken
+from vllm_capacity.live.finding import CheckResult, first_broken
 from vllm_capacity.live.probes import Chain, gather
 from vllm_capacity.live.stack import INGEST_SECRET, READER_PROFILE, read_secret
 from vllm_capacity.sources.http import NO_KEEPALIVE, without_credentials
@@ -141,9 +141,9 @@ def doctor(
     )
     config = _config(collector_config) if has_collector else None
     pause = longest_wait_seconds(config or {}, os.environ) if wait is None else wait
-    with client(timeout=httpx.Timeout(20.0, connect=5.0), limits=NO_KEEPALIVE) as asking:
+    with client(timeout=httpx.Timeout(20.0, connect=5.0), limits=NO_KEEPALIVE) as session:
         evidence = gather(
-            asking,
+            session,
             chain,
             clock=lambda: datetime.now(UTC),
             pause=lambda: time.sleep(pause),
@@ -166,7 +166,7 @@ def _answer(window: str, usd_per_hour: float | None) -> Answer:
     return Analysis.of(open_window(window), assumptions=assumed).answer
 
 
-def _tell(findings: list[Finding], *, as_json: bool) -> None:
+def _tell(findings: list[CheckResult], *, as_json: bool) -> None:
     broken = first_broken(findings)
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
@@ -176,7 +176,7 @@ def _tell(findings: list[Finding], *, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _report(findings: list[Finding], broken: Finding | None) -> str:
+def _report(findings: list[CheckResult], broken: CheckResult | None) -> str:
     """What was found of each link, then the first one that is broken and its remedy."""
     from vllm_capacity.render.tables import wrapped
 

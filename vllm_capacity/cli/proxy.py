@@ -56,8 +56,8 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
         raise InputError(f"Cannot read {ca}: {error.strerror}.") from None
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=8)
     timeout = httpx.Timeout(patience, connect=min(patience, 5.0), pool=patience)
-    with client(settings, verify=trust, timeout=timeout, limits=limits) as asking:
-        source = Upstream(asking, upstream)
+    with client(settings, verify=trust, timeout=timeout, limits=limits) as session:
+        source = Upstream(session, upstream)
         try:
             server = ProxyServer(_address(listen), source)
         except (OSError, UnicodeError) as error:

@@ -12,7 +12,7 @@ import click
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.render.report.run import Progress, given_parameters
-from vllm_capacity.render.report.write import DEFAULT_NOTEBOOK, EXAMPLES, Order, write_report
+from vllm_capacity.render.report.write import DEFAULT_NOTEBOOK, EXAMPLES, ReportOrder, write_report
 from vllm_capacity.resources import shipped
 
 
@@ -51,7 +51,7 @@ def report(
         raise InputError("--examples names its own windows and parameters; leave the others out.")
     wanted = EXAMPLES if examples else (_given(window, pairs),)
     for parameters in wanted:
-        order = Order(notebook=_notebook(notebook), parameters=parameters, out=out)
+        order = ReportOrder(notebook=_notebook(notebook), parameters=parameters, out=out)
         with _progress(order.notebook.name) as progress:
             path = write_report(
                 order, made_at=datetime.now(UTC), cache=_cache_folder(), progress=progress

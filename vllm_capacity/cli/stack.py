@@ -178,10 +178,10 @@ def healthy(urls: tuple[str, ...]) -> None:
     """Exit 0 if every URL answers with success, else 1: a health check from outside."""
     is_well = True
     checked = [checked_url(url) for url in urls]
-    with client(timeout=5.0) as asking:
+    with client(timeout=5.0) as session:
         for url in checked:
             try:
-                text = str(asking.get(url).status_code)
+                text = str(session.get(url).status_code)
             except httpx.HTTPError as error:
                 text = str(error) or type(error).__name__
             is_well &= text.startswith("2")

@@ -61,12 +61,12 @@ def gather(
     restarts: list[Restart],
     outages: list[Outage],
     losses: Losses,
-    points: pl.DataFrame,
-    fleet: pl.DataFrame,
+    steps: pl.DataFrame,
+    engines: pl.DataFrame,
 ) -> Evidence:
     """The evidence of a part.
 
-    `points` are its engine steps (figures/steps.py), `fleet` its engines with their billed hours
+    `steps` are its engine steps (figures/steps.py), `engines` its engines with their billed hours
     (figures/scrapes.py).
     """
     increases = traffic.scrape_increases(window, [traffic.REQUESTS], time_range=time_range)
@@ -90,27 +90,27 @@ def gather(
         relabelled=window.named_sql(
             "figures", "relabelled", start=time_range.start, end=time_range.end
         ),
-        stale=stale_gauges(points),
+        stale=stale_gauges(steps),
         finished_per_scrape={name: value or 0.0 for name, value in most.iter_rows()},
-        engines=_with_output(window, fleet, time_range),
+        engines=_with_output(window, engines, time_range),
     )
 
 
-def _with_output(window: Window, fleet: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
+def _with_output(window: Window, engines: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
     grown = traffic.counter_increases(window, [traffic.GENERATION_TOKENS], time_range=time_range)
     output = grown.group_by("instance", "engine").agg(output_tokens=pl.col("increase").sum())
-    return fleet.join(output, on=["instance", "engine"], how="left").sort("instance", "engine")
+    return engines.join(output, on=["instance", "engine"], how="left").sort("instance", "engine")
 
 
-def stale_gauges(points: pl.DataFrame) -> pl.DataFrame:
+def stale_gauges(steps: pl.DataFrame) -> pl.DataFrame:
     """Spells of a minute or more in which requests are said to run while no token comes.
 
     One row per spell: instance, engine, start, end, value (mean running in it).
     """
-    still = (pl.col("running_mean") > 0) & (pl.col("output_tokens_per_second") == 0)
+    is_still = (pl.col("running_mean") > 0) & (pl.col("output_tokens_per_second") == 0)
     spells: list[dict[str, Any]] = []
-    for (instance, engine), own in points.group_by("instance", "engine", maintain_order=True):
-        marked = own.with_columns(is_still=still.fill_null(False)).with_columns(
+    for (instance, engine), own in steps.group_by("instance", "engine", maintain_order=True):
+        marked = own.with_columns(is_still=is_still.fill_null(False)).with_columns(
             spell=pl.col("is_still").rle_id()
         )
         for _, spell in marked.filter("is_still").group_by("spell", maintain_order=True):

@@ -17,9 +17,9 @@ _KEY = ("instance", "engine", "ts")
 
 
 def engine_hours(
-    window: Window, fleet: pl.DataFrame, attempts: pl.DataFrame, *, time_range: TimeRange
+    window: Window, engines: pl.DataFrame, attempts: pl.DataFrame, *, time_range: TimeRange
 ) -> pl.DataFrame:
-    """What each engine of `fleet` was billed for and did in each whole hour (UTC) of the part.
+    """What each engine of `engines` was billed for and did in each whole hour (UTC) of the part.
 
     One row per engine and hour in which it was asked: instance, engine, ts (the hour's start),
     billed_hours, requests, generation_tokens (0 where nothing came), is_seen. What grew between two
@@ -30,7 +30,7 @@ def engine_hours(
         {"ts": whole_hours(time_range, attempts)}, schema={"ts": pl.Datetime("us", "UTC")}
     )
     wanted = _billed(attempts).join(hours, on="ts", how="semi")
-    rows = wanted.join(fleet.select("instance", "engine"), on="instance")
+    rows = wanted.join(engines.select("instance", "engine"), on="instance")
     done = _done(window, time_range)
     return (
         rows.join(done, on=_KEY, how="left")

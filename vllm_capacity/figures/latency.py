@@ -64,8 +64,8 @@ def histogram_increases(
     Without `step_seconds` the part is one step, 0. Across a restart the whole state of the new run
     counts.
     """
-    usual = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
-    wanted = usual if set(metrics) <= set(usual) else tuple(metrics)
+    default = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
+    wanted = default if set(metrics) <= set(default) else tuple(metrics)
     states = window.named_sql(
         "figures",
         "histogram_states",

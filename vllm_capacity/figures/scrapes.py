@@ -131,7 +131,7 @@ def engines(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) ->
 
 
 def billed_hours(
-    fleet: pl.DataFrame, attempts: pl.DataFrame, *, time_range: TimeRange
+    engines: pl.DataFrame, attempts: pl.DataFrame, *, time_range: TimeRange
 ) -> pl.DataFrame:
     """Hours that each engine was there to be paid for, one row per engine.
 
@@ -156,7 +156,9 @@ def billed_hours(
         billed_start=pl.coalesce("base", "first"),
         billed_end="last",
     )
-    return fleet.join(hours, on="instance", how="left").with_columns(pl.col("hours").fill_null(0.0))
+    return engines.join(hours, on="instance", how="left").with_columns(
+        pl.col("hours").fill_null(0.0)
+    )
 
 
 def median_intervals(seconds: np.ndarray) -> np.ndarray:
@@ -169,11 +171,11 @@ def median_intervals(seconds: np.ndarray) -> np.ndarray:
     )
     around = np.lib.stride_tricks.sliding_window_view(padded, 2 * _NEIGHBOURS + 1).copy()
     around[:, _NEIGHBOURS] = np.nan
-    usual = np.full(seconds.size, np.nan)
+    median = np.full(seconds.size, np.nan)
     is_known = ~np.isnan(around).all(axis=1)
     if is_known.any():
-        usual[is_known] = np.nanmedian(around[is_known], axis=1)
-    return usual
+        median[is_known] = np.nanmedian(around[is_known], axis=1)
+    return median
 
 
 def scrape_counts(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[ScrapeCount]:
@@ -183,9 +185,9 @@ def scrape_counts(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[Scra
         inside = own.filter(pl.col("ts") >= time_range.start)
         ts = inside.get_column("ts")
         steps = ts.diff().drop_nulls().dt.total_microseconds() / 1e6
-        usual = float(steps.median() or 0.0)  # type: ignore[arg-type]
+        median = float(steps.median() or 0.0)  # type: ignore[arg-type]
         good = inside.filter("is_good").height
-        found.append(ScrapeCount(str(instance), inside.height, good, missed(ts), usual))
+        found.append(ScrapeCount(str(instance), inside.height, good, missed(ts), median))
     return [each for each in found if each.attempts]
 
 
@@ -194,8 +196,8 @@ def missed(ts: pl.Series) -> int:
     if ts.len() < 3:
         return 0
     steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-    usual = median_intervals(steps)
-    ratio = np.divide(steps, usual, out=np.ones_like(steps), where=usual > 0)
+    median = median_intervals(steps)
+    ratio = np.divide(steps, median, out=np.ones_like(steps), where=median > 0)
     return int(np.maximum(0, np.round(ratio) - 1).sum())
 
 
@@ -207,8 +209,8 @@ def hold_seconds(ts: pl.Series) -> pl.Series:
     if ts.len() < 2:
         return pl.Series([1.0] * ts.len(), dtype=pl.Float64)
     steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-    usual = median_intervals(steps)
-    capped = np.where(np.isnan(usual), steps, np.minimum(steps, GAP_FACTOR * usual))
+    median = median_intervals(steps)
+    capped = np.where(np.isnan(median), steps, np.minimum(steps, GAP_FACTOR * median))
     return pl.Series(np.concatenate([capped, [np.median(steps)]]))
 
 
@@ -220,9 +222,9 @@ def gaps(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[Gap]:
         if ts.len() < 3:
             continue
         steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-        usual = median_intervals(steps)
-        for i in np.flatnonzero(steps > GAP_FACTOR * usual):
-            gap = Gap(str(instance), ts[int(i)], ts[int(i) + 1], float(usual[i]))
+        median = median_intervals(steps)
+        for i in np.flatnonzero(steps > GAP_FACTOR * median):
+            gap = Gap(str(instance), ts[int(i)], ts[int(i) + 1], float(median[i]))
             if gap.end >= time_range.start and gap.start < time_range.end:
                 found.append(gap)
     return found
@@ -269,21 +271,21 @@ def outages(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) ->
     """
     returned = _returned(window, time_range)
     intervals = [median_seconds(own.get_column("ts")) for _, own in attempts.group_by("instance")]
-    fleet = max(intervals, default=0.0)
+    longest = max(intervals, default=0.0)
     found = []
     for (instance,), own in attempts.group_by("instance", maintain_order=True):
         last_good = own.filter("is_good").get_column("ts").max()
         if not isinstance(last_good, datetime) or last_good < time_range.start:
             continue
-        usual = median_seconds(own.get_column("ts")) or fleet
+        median = median_seconds(own.get_column("ts")) or longest
         failed = own.filter(pl.col("ts") > last_good).height
         end = time_range.end
         if not failed:
-            end = min(end, last_good + timedelta(seconds=GAP_FACTOR * usual))
+            end = min(end, last_good + timedelta(seconds=GAP_FACTOR * median))
         silent_seconds = (time_range.end - last_good).total_seconds()
-        is_silent = failed or (usual > 0 and silent_seconds > GAP_FACTOR * usual)
+        is_silent = failed or (median > 0 and silent_seconds > GAP_FACTOR * median)
         if is_silent and str(instance) not in returned:
-            found.append(Outage(str(instance), last_good, end, failed, usual))
+            found.append(Outage(str(instance), last_good, end, failed, median))
     return found
 
 

@@ -238,8 +238,8 @@ def engine_steps(
         step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
     grid = Grid.of_scrapes(time_range, step_seconds or natural_step_seconds(attempts), attempts)
     gaps = scrapes.gaps(attempts, time_range=time_range)
-    fleet = scrapes.engines(window, time_range=time_range, attempts=attempts).select(*_ENGINE)
-    skeleton = fleet.join(
+    engines = scrapes.engines(window, time_range=time_range, attempts=attempts).select(*_ENGINE)
+    skeleton = engines.join(
         pl.DataFrame({"step": range(grid.count)}, schema={"step": pl.Int64}), how="cross"
     )
     wide = (

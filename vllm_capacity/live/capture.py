@@ -57,10 +57,10 @@ def capture(
     require_free(to)
     journal = to.with_name(f"{to.name}.journal")
     with reserved(to) as place, _claimed(journal, to):
-        with client(settings, follow_redirects=True, limits=NO_KEEPALIVE, stop=ends) as asking:
+        with client(settings, follow_redirects=True, limits=NO_KEEPALIVE, stop=ends) as session:
             done = run(
                 found,
-                client=asking,
+                client=session,
                 journal=Journal(journal),
                 every_seconds=every_seconds,
                 for_seconds=for_seconds,

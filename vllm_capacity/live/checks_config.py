@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.live.finding import Finding, broken, fine
+from vllm_capacity.live.finding import CheckResult, broken, fine
 from vllm_capacity.timerange import parse_duration_seconds
 
 # Where a configuration is not known: an export each 10 s (the project's own) falls into the look.
@@ -17,7 +17,7 @@ _INTERVALS: Final = ("scrape_interval", "flush_timeout")
 _VARIABLE: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}")
 
 
-def configuration(config: Mapping[str, Any]) -> Finding:
+def configuration(config: Mapping[str, Any]) -> CheckResult:
     """The Collector's configuration: what Parseable takes, and what loses nothing in a crash."""
     faults = [fault for pipeline in _pipelines(config) for fault in _pipeline(config, *pipeline)]
     if faults:

@@ -9,8 +9,8 @@ from prometheus_client import Metric
 
 from vllm_capacity.errors import ParseError
 from vllm_capacity.live.checks_config import configuration
-from vllm_capacity.live.finding import Finding, broken, fine, unknown
-from vllm_capacity.live.probes import Evidence, Reply
+from vllm_capacity.live.finding import CheckResult, broken, fine, unknown
+from vllm_capacity.live.probes import ChainEvidence, Reply
 from vllm_capacity.sources.exposition import parse_families
 from vllm_capacity.sources.parseable_shapes import Instance
 
@@ -24,12 +24,12 @@ _PERMANENT: Final = (
 )
 
 
-def vllm_checks(evidence: Evidence) -> list[Finding]:
+def vllm_checks(evidence: ChainEvidence) -> list[CheckResult]:
     """Per server: it answers, with vLLM's metrics, whose types agree with their names."""
     return [finding for reply in evidence.vllm for finding in _vllm(reply)]
 
 
-def _vllm(reply: Reply) -> list[Finding]:
+def _vllm(reply: Reply) -> list[CheckResult]:
     if not reply.is_ok:
         remedy = (
             "Is `vllm serve` running on that host and port (--host, --port)? Inside a container, "
@@ -37,7 +37,7 @@ def _vllm(reply: Reply) -> list[Finding]:
         )
         if reply.status == 404:
             remedy = "Something else than vLLM listens there, or vLLM under a --root-path."
-        return [broken("vLLM", "no-metrics", reply.said, remedy)]
+        return [broken("vLLM", "no-metrics", reply.summary, remedy)]
     if not _SAMPLE.search(reply.text):
         return [
             broken(
@@ -52,7 +52,7 @@ def _vllm(reply: Reply) -> list[Finding]:
     return [answers, _types(reply)]
 
 
-def _types(reply: Reply) -> Finding:
+def _types(reply: Reply) -> CheckResult:
     """Sample names and TYPE lines must agree, or every type is lost on the way."""
     declared = set(re.findall(r"^# TYPE (\S+) ", reply.text, re.MULTILINE))
     found = set(re.findall(r"^((?:ray_)?vllm[:_]\w+)[ {]", reply.text, re.MULTILINE))
@@ -69,22 +69,22 @@ def _types(reply: Reply) -> Finding:
     return fine("vLLM", "types-lost", f"{reply.url}: every metric has its type")
 
 
-def proxy_checks(evidence: Evidence) -> list[Finding]:
+def proxy_checks(evidence: ChainEvidence) -> list[CheckResult]:
     """The proxy is there, and says that vLLM is behind it."""
     reply = evidence.proxy
     if reply is None:
         return []
     if reply.is_ok:
-        return [fine("proxy", "proxy-silent", reply.said)]
+        return [fine("proxy", "proxy-silent", reply.summary)]
     remedy = (
         "Start `vllm-capacity proxy`, or leave it out: the Collector needs no proxy."
         if reply.status is None
         else "The proxy runs; what is behind it does not: see VLLM_METRICS_URL."
     )
-    return [broken("proxy", "proxy-silent", reply.said, remedy)]
+    return [broken("proxy", "proxy-silent", reply.summary, remedy)]
 
 
-def collector_checks(evidence: Evidence) -> list[Finding]:
+def collector_checks(evidence: ChainEvidence) -> list[CheckResult]:
     """It runs, is configured as it must be, scrapes."""
     config = evidence.collector_config
     found = [configuration(config)] if config is not None else []
@@ -96,20 +96,20 @@ def collector_checks(evidence: Evidence) -> list[Finding]:
                 broken(
                     "Collector",
                     "collector-down",
-                    reply.said,
+                    reply.summary,
                     "Is it running with otel-config.yaml? `otelcol-contrib validate --config "
                     "otel-config.yaml` names what it does not like; its log says the rest.",
                 ),
             ]
     if health is not None:
-        found.append(fine("Collector", "collector-down", health.said))
+        found.append(fine("Collector", "collector-down", health.summary))
     if after is not None and evidence.collector_before is not None:
         looks = _looks(evidence)
         found.append(_scrapes(*looks) if looks else _no_metrics(after))
     return found
 
 
-def _no_metrics(reply: Reply) -> Finding:
+def _no_metrics(reply: Reply) -> CheckResult:
     return broken(
         "Collector",
         "collector-down",
@@ -149,7 +149,7 @@ class _Counts:
         }
 
 
-def _looks(evidence: Evidence) -> tuple[_Counts, _Counts] | None:
+def _looks(evidence: ChainEvidence) -> tuple[_Counts, _Counts] | None:
     """The Collector's metrics at both looks; None where either holds none."""
     before, after = evidence.collector_before, evidence.collector_after
     if before is None or after is None or not (before.is_ok and after.is_ok):
@@ -160,7 +160,7 @@ def _looks(evidence: Evidence) -> tuple[_Counts, _Counts] | None:
         return None
 
 
-def _scrapes(before: _Counts, after: _Counts) -> Finding:
+def _scrapes(before: _Counts, after: _Counts) -> CheckResult:
     name = "otelcol_receiver_accepted_metric_points"
     earlier, later = before.of(name) or 0.0, after.of(name) or 0.0
     refused = (after.of("otelcol_receiver_refused_metric_points") or 0.0) - (
@@ -185,7 +185,7 @@ def _scrapes(before: _Counts, after: _Counts) -> Finding:
     return fine("Collector", "not-scraping", f"{later - earlier:,.0f} points accepted just now")
 
 
-def export_checks(evidence: Evidence) -> list[Finding]:
+def export_checks(evidence: ChainEvidence) -> list[CheckResult]:
     """What it scrapes is sent and taken, and its queue does not fill."""
     looks = _looks(evidence)
     if looks is None:
@@ -194,7 +194,7 @@ def export_checks(evidence: Evidence) -> list[Finding]:
     return [_failures(earlier, later), *_queues(earlier, later)]
 
 
-def _failures(before: _Counts, after: _Counts) -> Finding:
+def _failures(before: _Counts, after: _Counts) -> CheckResult:
     failed = after.of("otelcol_exporter_send_failed_metric_points") or 0.0
     sent = after.of("otelcol_exporter_sent_metric_points") or 0.0
     lately = failed - (before.of("otelcol_exporter_send_failed_metric_points") or 0.0)
@@ -218,14 +218,14 @@ def _failures(before: _Counts, after: _Counts) -> Finding:
     return fine("Collector", "export-refused", f"{sent:,.0f} points sent{note}")
 
 
-def _queues(before: _Counts, after: _Counts) -> list[Finding]:
+def _queues(before: _Counts, after: _Counts) -> list[CheckResult]:
     return [
         _queue(exporter, before.queues().get(exporter, (0.0, 0.0))[0], size, capacity)
         for exporter, (size, capacity) in after.queues().items()
     ]
 
 
-def _queue(exporter: str, earlier: float, size: float, capacity: float) -> Finding:
+def _queue(exporter: str, earlier: float, size: float, capacity: float) -> CheckResult:
     ratio = size / capacity if capacity else 0.0
     found = f"{exporter}: {size:,.0f} of {capacity:,.0f} wait ({ratio:.0%})"
     if ratio < _FILLING_RATIO:
@@ -240,17 +240,19 @@ def _queue(exporter: str, earlier: float, size: float, capacity: float) -> Findi
     )
 
 
-def unscraped(evidence: Evidence) -> list[Finding]:
+def unscraped(evidence: ChainEvidence) -> list[CheckResult]:
     """Servers that answer, but of which the stream has no good scrape lately."""
     reply = evidence.instances
     if reply is None or not evidence.vllm:
         return []
     if not reply.is_ok:
-        sentence = "nothing is in the stream" if "No field named" in reply.text else reply.said
+        sentence = "nothing is in the stream" if "No field named" in reply.text else reply.summary
         return [unknown("Collector", "replica-unscraped", sentence)]
     result = reply.body(list[Instance])
     if result is None:
-        return [unknown("Collector", "replica-unscraped", f"not the rows asked for: {reply.said}")]
+        return [
+            unknown("Collector", "replica-unscraped", f"not the rows asked for: {reply.summary}")
+        ]
     rows = {str(row.instance): row for row in result}
     scraped = {name for name, row in rows.items() if row.scraped}
     missing = [t for t in map(_target, evidence.vllm) if not _is_among(t, scraped)]

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from vllm_capacity.errors import CapacityError
-from vllm_capacity.live.finding import Finding, broken, fine, unknown
-from vllm_capacity.live.probes import Evidence, Reply
+from vllm_capacity.live.finding import CheckResult, broken, fine, unknown
+from vllm_capacity.live.probes import ChainEvidence, Reply
 from vllm_capacity.sources import parseable_shapes as shapes
 from vllm_capacity.timerange import iso, parse_instant
 
-_Told = TypeVar("_Told")
+_Shape = TypeVar("_Shape")
 _OLDEST: Final = (2, 5, 9)
 _ADVISED: Final = (2, 9, 2)
 _STALE_SECONDS: Final = 60.0
@@ -32,7 +32,7 @@ _COLUMNS: Final = (
 )
 
 
-def server_checks(evidence: Evidence) -> list[Finding]:
+def server_checks(evidence: ChainEvidence) -> list[CheckResult]:
     """It answers, nobody gets in with the default password, ours is right, its version is known."""
     alive = evidence.liveness
     if alive is None:
@@ -44,7 +44,7 @@ def server_checks(evidence: Evidence) -> list[Finding]:
             if alive.status is None
             else "Another server listens there, or a proxy before Parseable is in the way."
         )
-        return [broken("Parseable", "parseable-down", alive.said, remedy)]
+        return [broken("Parseable", "parseable-down", alive.summary, remedy)]
     found = [fine("Parseable", "parseable-down", f"{alive.url} answers"), _default(evidence)]
     if evidence.about is None:
         reason = "no PARSEABLE_USER and PARSEABLE_PASSWORD are set: the stream cannot be looked at"
@@ -52,7 +52,7 @@ def server_checks(evidence: Evidence) -> list[Finding]:
     return [*found, *_login(evidence.about)]
 
 
-def _default(evidence: Evidence) -> Finding:
+def _default(evidence: ChainEvidence) -> CheckResult:
     reply = evidence.default_login
     if reply is not None and reply.is_ok:
         return broken(
@@ -65,7 +65,7 @@ def _default(evidence: Evidence) -> Finding:
     return fine("Parseable", "default-password", "the default password is refused")
 
 
-def _login(about: Reply) -> list[Finding]:
+def _login(about: Reply) -> list[CheckResult]:
     if about.status in (401, 403):
         remedy = (
             "Parseable answers 403 to a wrong user or password. Check PARSEABLE_USER and "
@@ -73,16 +73,16 @@ def _login(about: Reply) -> list[Finding]:
             "makes new ones."
         )
         return [
-            broken("Parseable", "wrong-password", f"the reader is refused: {about.said}", remedy)
+            broken("Parseable", "wrong-password", f"the reader is refused: {about.summary}", remedy)
         ]
     if not about.is_ok:
-        return [broken("Parseable", "wrong-password", about.said, "Look at Parseable's log.")]
+        return [broken("Parseable", "wrong-password", about.summary, "Look at Parseable's log.")]
     result = about.body(shapes.About)
     version = result.version if result is not None else ""
     return [fine("Parseable", "wrong-password", "the reader gets in"), _version(version)]
 
 
-def _version(version: str) -> Finding:
+def _version(version: str) -> CheckResult:
     numbers = tuple(map(int, re.findall(r"\d{1,9}", version)[:3]))
     if not numbers:
         return unknown("Parseable", "old-version", f"its version {version!r} cannot be read")
@@ -97,7 +97,7 @@ def _version(version: str) -> Finding:
     return fine("Parseable", "old-version", f"it is version {version}{advice}")
 
 
-def ingest_checks(evidence: Evidence) -> list[Finding]:
+def ingest_checks(evidence: ChainEvidence) -> list[CheckResult]:
     """The Collector's own credentials are taken."""
     reply = evidence.ingest
     if reply is None:
@@ -107,7 +107,7 @@ def ingest_checks(evidence: Evidence) -> list[Finding]:
             broken(
                 "Collector",
                 "ingest-password",
-                f"the Collector's credentials are refused: {reply.said}",
+                f"the Collector's credentials are refused: {reply.summary}",
                 "The Collector drops what is refused with 403. Give it the ingestor's secret "
                 "(PARSEABLE_AUTHORIZATION, secrets/ingest_authorization: one line, no newline at "
                 "its end); `vllm-capacity stack init --renew` makes a new one.",
@@ -116,14 +116,14 @@ def ingest_checks(evidence: Evidence) -> list[Finding]:
     return [fine("Collector", "ingest-password", "the Collector's credentials are taken")]
 
 
-def stream_checks(evidence: Evidence) -> list[Finding]:
+def stream_checks(evidence: ChainEvidence) -> list[CheckResult]:
     """The stream is there, of the right kind and columns, filled, with values, fresh, on time."""
     schema = evidence.schema
     if schema is None or evidence.about is None or not evidence.about.is_ok:
         return []
     if not schema.is_ok:
-        return [_absent(evidence, schema)]
-    rows = _body(evidence.batches, list[shapes.Batch]) if _fields(schema) else []
+        return [_no_stream(evidence, schema)]
+    rows = _body(evidence.batches, list[shapes.InsertBatch]) if _fields(schema) else []
     if rows is None:
         return [_unreadable(evidence)]
     if not rows:
@@ -137,21 +137,21 @@ def stream_checks(evidence: Evidence) -> list[Finding]:
     ]
 
 
-def _fields(schema: Reply) -> list[shapes.Column]:
+def _fields(schema: Reply) -> list[shapes.StreamColumn]:
     """The stream's columns; none until anything came in, and then every query is refused."""
     result = schema.body(shapes.Schema)
     return result.fields if result is not None else []
 
 
-def _unreadable(evidence: Evidence) -> Finding:
+def _unreadable(evidence: ChainEvidence) -> CheckResult:
     """A query is refused with 400 where the user has no right to the stream."""
-    sentence = _said(evidence.batches)
+    sentence = _summary(evidence.batches)
     if "does not have access" in sentence:
         return _no_right(evidence, sentence)
     return unknown("Parseable", "stream-empty", sentence)
 
 
-def _no_right(evidence: Evidence, sentence: str) -> Finding:
+def _no_right(evidence: ChainEvidence, sentence: str) -> CheckResult:
     """To a reader, a mistyped name and a stream that it must not read look the same."""
     stream, seen = evidence.stream, _visible(evidence)
     streams = f"It may read {', '.join(seen)}. " if seen else ""
@@ -164,28 +164,28 @@ def _no_right(evidence: Evidence, sentence: str) -> Finding:
     )
 
 
-def _visible(evidence: Evidence) -> list[str]:
+def _visible(evidence: ChainEvidence) -> list[str]:
     """The streams that the reader sees, Parseable's own left out."""
     rows = (evidence.streams and evidence.streams.body(list[dict[str, Any]])) or []
     names = {str(row.get("name")) for row in rows}
     return sorted(names - {"pstats", "pmeta"})
 
 
-def _absent(evidence: Evidence, schema: Reply) -> Finding:
+def _no_stream(evidence: ChainEvidence, schema: Reply) -> CheckResult:
     stream = evidence.stream
     if schema.status in (401, 403):
-        return _no_right(evidence, schema.said)
+        return _no_right(evidence, schema.summary)
     return broken(
         "Parseable",
         "stream-absent",
-        f"there is no stream {stream}: {schema.said}",
+        f"there is no stream {stream}: {schema.summary}",
         "Is the name right, and that of the Collector (PARSEABLE_STREAM)? Names keep their case. "
         "The first export that Parseable takes creates a stream, and so does `vllm-capacity stack "
         f"init --stream {stream}`.",
     )
 
 
-def _empty(evidence: Evidence) -> Finding:
+def _empty(evidence: ChainEvidence) -> CheckResult:
     """Never filled, or not lately: the info tells which."""
     info = _body(evidence.info, shapes.Info)
     last = info.latest_event_at if info is not None else None
@@ -206,7 +206,7 @@ def _empty(evidence: Evidence) -> Finding:
     )
 
 
-def _columns(schema: Reply, stream: str) -> Finding:
+def _columns(schema: Reply, stream: str) -> CheckResult:
     names = {column.name for column in _fields(schema)}
     prefixed = {name.removeprefix("metric_") for name in names}
     missing = [name for name in _COLUMNS if name not in names and name not in prefixed]
@@ -221,11 +221,11 @@ def _columns(schema: Reply, stream: str) -> Finding:
     return fine("Parseable", "columns-unexpected", f"all {len(_COLUMNS)} columns needed are there")
 
 
-def _values(evidence: Evidence) -> Finding:
+def _values(evidence: ChainEvidence) -> CheckResult:
     """OTLP integers lose their value on the way into Parseable; doubles do not."""
     rows = _body(evidence.payloads, list[shapes.Payload])
     if rows is None:
-        return unknown("Parseable", "values-lost", _said(evidence.payloads))
+        return unknown("Parseable", "values-lost", _summary(evidence.payloads))
     hollow = [row.metric_type for row in rows if row.points and not row.filled]
     if hollow:
         return broken(
@@ -238,7 +238,7 @@ def _values(evidence: Evidence) -> Finding:
     return fine("Parseable", "values-lost", "gauges and sums carry their values")
 
 
-def _fresh(evidence: Evidence, rows: list[shapes.Batch]) -> Finding:
+def _fresh(evidence: ChainEvidence, rows: list[shapes.InsertBatch]) -> CheckResult:
     newest = max(filter(None, (_instant(row.newest) for row in rows)), default=None)
     if newest is None:
         return broken(
@@ -255,7 +255,7 @@ def _fresh(evidence: Evidence, rows: list[shapes.Batch]) -> Finding:
     return fine("Parseable", "stream-stale", found)
 
 
-def _clocks(evidence: Evidence, rows: list[shapes.Batch]) -> Finding:
+def _clocks(evidence: ChainEvidence, rows: list[shapes.InsertBatch]) -> CheckResult:
     """A batch cannot arrive before its newest sample was taken, nor, without a queue, late."""
     pairs = [(_instant(row.arrived), _instant(row.newest)) for row in rows]
     delays = [(a - n).total_seconds() for a, n in pairs if a is not None and n is not None]
@@ -288,20 +288,20 @@ def _clocks(evidence: Evidence, rows: list[shapes.Batch]) -> Finding:
     )
 
 
-def _offset(evidence: Evidence) -> float | None:
+def _offset(evidence: ChainEvidence) -> float | None:
     """Parseable's clock minus ours, seconds, from the Date of its answer (whole seconds)."""
     if evidence.about is None or evidence.about.server_time is None:
         return None
     return (evidence.about.server_time - evidence.now).total_seconds()
 
 
-def _body(reply: Reply | None, shape: type[_Told]) -> _Told | None:
+def _body(reply: Reply | None, shape: type[_Shape]) -> _Shape | None:
     """What a reply holds; None where there is none, it failed, or it is of another shape."""
     return None if reply is None else reply.body(shape)
 
 
-def _said(reply: Reply | None) -> str:
-    return "not asked" if reply is None else reply.said
+def _summary(reply: Reply | None) -> str:
+    return "not asked" if reply is None else reply.summary
 
 
 def _instant(text: str | None) -> datetime | None:

@@ -19,8 +19,8 @@ from vllm_capacity.live.checks_store import (
     stream_checks,
 )
 from vllm_capacity.live.checks_window import window_checks
-from vllm_capacity.live.finding import Finding
-from vllm_capacity.live.probes import Evidence
+from vllm_capacity.live.finding import CheckResult
+from vllm_capacity.live.probes import ChainEvidence
 
 _WALK = (
     vllm_checks,
@@ -35,6 +35,6 @@ _WALK = (
 )
 
 
-def diagnosis(evidence: Evidence) -> list[Finding]:
+def diagnosis(evidence: ChainEvidence) -> list[CheckResult]:
     """Every finding, in the order of the walk. Empty where there was nothing to look at."""
     return [finding for checks in _WALK for finding in checks(evidence)]

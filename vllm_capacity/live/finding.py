@@ -8,16 +8,16 @@ from typing import Literal
 from vllm_capacity.errors import plain
 
 Link = Literal["vLLM", "proxy", "Collector", "Parseable", "window"]
-State = Literal["ok", "broken", "unknown"]
+CheckState = Literal["ok", "broken", "unknown"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """`check` names the fault that would be found here; `remedy` is empty unless it was."""
 
     link: Link
     check: str
-    state: State
+    state: CheckState
     found: str
     remedy: str = ""
 
@@ -32,21 +32,21 @@ class Finding:
         }
 
 
-def fine(link: Link, check: str, found: str) -> Finding:
+def fine(link: Link, check: str, found: str) -> CheckResult:
     """A check that found nothing wrong."""
-    return Finding(link, check, "ok", plain(found))
+    return CheckResult(link, check, "ok", plain(found))
 
 
-def broken(link: Link, check: str, found: str, remedy: str) -> Finding:
+def broken(link: Link, check: str, found: str, remedy: str) -> CheckResult:
     """A check that found its fault."""
-    return Finding(link, check, "broken", plain(found), plain(remedy))
+    return CheckResult(link, check, "broken", plain(found), plain(remedy))
 
 
-def unknown(link: Link, check: str, found: str) -> Finding:
+def unknown(link: Link, check: str, found: str) -> CheckResult:
     """A check that could not be made, and why."""
-    return Finding(link, check, "unknown", plain(found))
+    return CheckResult(link, check, "unknown", plain(found))
 
 
-def first_broken(findings: list[Finding]) -> Finding | None:
+def first_broken(findings: list[CheckResult]) -> CheckResult | None:
     """The first broken link on the way from vLLM to the window; None if there is none."""
     return next((finding for finding in findings if finding.state == "broken"), None)

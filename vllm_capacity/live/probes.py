@@ -42,7 +42,7 @@ class Reply:
         return self.status is not None and 200 <= self.status < 300
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """What came back, in a few words."""
         if self.status is None:
             return f"{self.url} does not answer ({plain(self.error)})"
@@ -72,7 +72,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ChainEvidence:
     """Everything that was found. None: not asked, because there was nobody to ask."""
 
     now: datetime
@@ -140,19 +140,19 @@ def gather(
     ingest_authorization: str | None = None,
     collector_config: Mapping[str, Any] | None = None,
     answer: Answer | None = None,
-) -> Evidence:
+) -> ChainEvidence:
     """The evidence on the whole chain. `pause` lies between two looks at the Collector.
 
     `metrics` are the credentials for vLLM's /metrics, `reader` those for Parseable's streams.
     """
-    before = _asked(client, chain.collector_metrics)
+    before = _get(client, chain.collector_metrics)
     vllm = tuple(ask(client, "GET", url, auth=metrics) for url in chain.vllm)
-    proxy = _asked(client, chain.proxy)
-    health = _asked(client, chain.collector_health)
+    proxy = _get(client, chain.proxy)
+    health = _get(client, chain.collector_health)
     if before is not None and before.is_ok:
         pause()
-    after = _asked(client, chain.collector_metrics)
-    found = Evidence(
+    after = _get(client, chain.collector_metrics)
+    found = ChainEvidence(
         clock(),
         chain.stream,
         vllm,
@@ -166,17 +166,17 @@ def gather(
     return _with_parseable(found, client, chain, reader, ingest_authorization)
 
 
-def _asked(client: httpx.Client, url: str | None) -> Reply | None:
+def _get(client: httpx.Client, url: str | None) -> Reply | None:
     return None if url is None else ask(client, "GET", url)
 
 
 def _with_parseable(
-    evidence: Evidence,
+    evidence: ChainEvidence,
     client: httpx.Client,
     chain: Chain,
     reader: httpx.Auth | None,
     ingest_authorization: str | None,
-) -> Evidence:
+) -> ChainEvidence:
     """The evidence with Parseable's replies; its streams are asked for as the reader."""
     if chain.parseable is None:
         return evidence

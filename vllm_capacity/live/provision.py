@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vllm_capacity.alerts import RULES, Rule
+from vllm_capacity.alerts import RULES, AlertRule
 from vllm_capacity.live.stack import Management
 from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
 from vllm_capacity.sources.parseable_sql import literals, quoted
@@ -52,7 +52,7 @@ _WHY_NOT: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Panel:
+class DashboardPanel:
     """A tile of the dashboard: its title, how it is drawn, the query behind it."""
 
     title: str
@@ -60,7 +60,7 @@ class Panel:
     query: str
 
 
-def alert_body(rule: Rule, stream: str) -> dict[str, Any] | None:
+def alert_body(rule: AlertRule, stream: str) -> dict[str, Any] | None:
     """What to post for the rule on the stream; None where Parseable cannot evaluate it."""
     how = _EVALUABLE.get(rule.name)
     if how is None:
@@ -92,7 +92,7 @@ def alert_body(rule: Rule, stream: str) -> dict[str, Any] | None:
 
 
 def provision_alerts(
-    management: Management, stream: str, rules: Iterable[Rule] = RULES
+    management: Management, stream: str, rules: Iterable[AlertRule] = RULES
 ) -> list[str]:
     """A line for each rule: created, unchanged, changed, or why it is not Parseable's.
 
@@ -103,7 +103,7 @@ def provision_alerts(
 
 
 def _provision_alert(
-    management: Management, stream: str, rule: Rule, listed: list[dict[str, Any]]
+    management: Management, stream: str, rule: AlertRule, listed: list[dict[str, Any]]
 ) -> str:
     body = alert_body(rule, stream)
     if body is None:
@@ -124,10 +124,10 @@ def _provision_alert(
     return f"alert {title}: brought up to date{extra}"
 
 
-def panels(stream: str, usd_per_gpu_hour: float | None = None) -> list[Panel]:
+def panels(stream: str, usd_per_gpu_hour: float | None = None) -> list[DashboardPanel]:
     """The guide's eight panels with their queries on the stream, at that price of a GPU-hour."""
     return [
-        Panel(
+        DashboardPanel(
             query.title,
             query.chart,
             guide_query(query.name, stream=stream, usd_per_gpu_hour=usd_per_gpu_hour),
@@ -137,7 +137,7 @@ def panels(stream: str, usd_per_gpu_hour: float | None = None) -> list[Panel]:
     ]
 
 
-def dashboard_body(panels: Iterable[Panel], stream: str) -> dict[str, Any]:
+def dashboard_body(panels: Iterable[DashboardPanel], stream: str) -> dict[str, Any]:
     """The dashboard to post; tile ids are ULIDs made from the titles, the same in every run.
 
     What a tile holds beside its id means something only to Parseable's user interface, whose source
@@ -166,7 +166,9 @@ def _ulid(text: str) -> str:
     return "".join(_CROCKFORD[(number >> (5 * at)) & 31] for at in reversed(range(26)))
 
 
-def provision_dashboard(management: Management, panels: Iterable[Panel], stream: str) -> str:
+def provision_dashboard(
+    management: Management, panels: Iterable[DashboardPanel], stream: str
+) -> str:
     """A line: the dashboard was created, is there already, or was brought up to date."""
     body = dashboard_body(panels, stream)
     title = body["title"]

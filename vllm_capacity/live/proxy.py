@@ -32,7 +32,7 @@ _NAME = re.compile(rb"^(# (?:HELP|TYPE|UNIT) )?([A-Za-z_:][A-Za-z0-9_:]*)", re.M
 _METRICS = re.compile(
     rb"^(# (HELP|TYPE) \S+ |[A-Za-z_:][A-Za-z0-9_:]*(\{.*\})? [-+.0-9eEaINnf]+\s)", re.MULTILINE
 )
-_LONGEST_HELD: Final = 64 * 1024
+_LONGEST_PENDING: Final = 64 * 1024
 _LONGEST_REQUEST_BODY: Final = 64 * 1024
 _TEXT: Final = "text/plain; version=0.0.4"
 _BUSY: Final = b"Too many clients at a time; try again.\n"
@@ -48,14 +48,14 @@ def renamed(pieces: Iterable[bytes]) -> Iterator[bytes]:
     Label values, HELP texts and other comments stay as they are. At most one line is held back, and
     of a line longer than 64 KiB only its beginning.
     """
-    held = b""
+    pending = b""
     is_inside_line = False  # the beginning of this line is out already
     for piece in pieces:
-        held += piece
-        cut = held.rfind(b"\n") + 1
-        if not cut and len(held) <= _LONGEST_HELD:
+        pending += piece
+        cut = pending.rfind(b"\n") + 1
+        if not cut and len(pending) <= _LONGEST_PENDING:
             continue
-        ready, held = (held[:cut], held[cut:]) if cut else (held, b"")
+        ready, pending = (pending[:cut], pending[cut:]) if cut else (pending, b"")
         if is_inside_line:
             end = ready.find(b"\n") + 1 or len(ready)
             yield ready[:end]
@@ -63,8 +63,8 @@ def renamed(pieces: Iterable[bytes]) -> Iterator[bytes]:
         if ready:
             yield _NAME.sub(_underscored, ready)
         is_inside_line = not cut
-    if held:
-        yield held if is_inside_line else _NAME.sub(_underscored, held)
+    if pending:
+        yield pending if is_inside_line else _NAME.sub(_underscored, pending)
 
 
 def _underscored(match: re.Match[bytes]) -> bytes:
@@ -100,7 +100,7 @@ class Upstream:
                         looked = len(start)
                         if _METRICS.search(start):
                             return ""
-                    if len(start) > _LONGEST_HELD:
+                    if len(start) > _LONGEST_PENDING:
                         break
         except httpx.HTTPError as error:
             return f"{self.address}: {reason(error)}"

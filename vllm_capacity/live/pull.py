@@ -20,7 +20,7 @@ from vllm_capacity.figures import scrapes
 from vllm_capacity.live.access import checked_url, client, is_server, read_settings
 from vllm_capacity.sources.parquet import LATE, open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Journal, Request, Step, pull
+from vllm_capacity.sources.parseable_pull import AnswerCache, PullRequest, Step, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
 from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
 from vllm_capacity.telemetry.store import put_window, reserved
@@ -36,7 +36,7 @@ _KEPT = httpx.Limits(max_keepalive_connections=1)
 
 
 @dataclass(frozen=True)
-class Order:
+class PullOrder:
     """What to pull: from where, which time, and how.
 
     `origin` is the URL of a server, or a path or s3:// of a store's root; empty: PARSEABLE_URL.
@@ -53,7 +53,7 @@ class Order:
 
 
 def pull_window(
-    order: Order,
+    order: PullOrder,
     target: Path,
     *,
     environment: Mapping[str, str],
@@ -83,7 +83,7 @@ def pull_window(
     is_thinned = time_range.seconds >= _THINNED_FROM.total_seconds()
     if order.is_full is not None:
         is_thinned = not order.is_full
-    request = Request(stream, time_range, is_thinned, order.late)
+    request = PullRequest(stream, time_range, is_thinned, order.late)
     with parseable_client(origin, settings) as asking:
         return pull_server(Parseable(asking), request, target, now=now, progress=progress)
 
@@ -97,7 +97,7 @@ def parseable_client(url: str, settings: Mapping[str, str]) -> Iterator[httpx.Cl
             f"No credentials for {url}. Set PARSEABLE_USER and PARSEABLE_PASSWORD, or "
             "PARSEABLE_API_KEY, or write a --profile of mode 0600."
         )
-    with _asking(url, settings) as opened:
+    with _http_client(url, settings) as opened:
         yield opened
 
 
@@ -107,11 +107,11 @@ def prometheus_client(url: str, environment: Mapping[str, str]) -> Iterator[http
     checked_url(url, variables="PROMETHEUS")
     names = ("user", "password", "token")
     settings = read_settings(environment, None, prefix="PROMETHEUS", names=names)
-    with _asking(url, settings) as opened:
+    with _http_client(url, settings) as opened:
         yield opened
 
 
-def _asking(url: str, settings: Mapping[str, str]) -> AbstractContextManager[httpx.Client]:
+def _http_client(url: str, settings: Mapping[str, str]) -> AbstractContextManager[httpx.Client]:
     return client(settings, base_url=url, timeout=_TIMEOUT, most_bytes=_MOST_BYTES, limits=_KEPT)
 
 
@@ -130,12 +130,12 @@ def pull_files(
     note = {"source": "Parseable files", "origin": location, "stream": stream, "grain": "scrape"}
     with reserved(target) as place:
         rows = read_stream(open_store(location), stream, time_range, late=late)
-        return put_window(place, rows, note | _asked(time_range))
+        return put_window(place, rows, note | _requested(time_range))
 
 
 def pull_server(
     server: Parseable,
-    request: Request,
+    request: PullRequest,
     target: Path,
     *,
     now: datetime,
@@ -148,7 +148,7 @@ def pull_server(
     """
     with reserved(target) as place:
         version = server.about().version
-        journal = Journal(place.answers, now)
+        journal = AnswerCache(place.answers, now)
         pulled = pull(server, request, journal=journal, progress=progress)
         note = {
             "source": "Parseable server",
@@ -156,7 +156,7 @@ def pull_server(
             "stream": request.stream,
             "grain": "minute" if request.is_thinned else "scrape",
             "versions": {"parseable": version},
-            **_asked(request.time_range),
+            **_requested(request.time_range),
         }
         if not request.is_thinned:
             return put_window(place, whole_rows(pulled), note)
@@ -181,7 +181,7 @@ def pull_prometheus(
         rows = read_prometheus(
             server, time_range, progress=lambda done, total: progress(Step(done, total, 0))
         )
-        return put_window(place, rows, note | _asked(time_range))
+        return put_window(place, rows, note | _requested(time_range))
 
 
 def unreached_end(target: Path) -> str | None:
@@ -192,7 +192,7 @@ def unreached_end(target: Path) -> str | None:
     return found[0].effect if found else None
 
 
-def _asked(time_range: TimeRange | None) -> dict[str, object]:
+def _requested(time_range: TimeRange | None) -> dict[str, object]:
     if time_range is None:
         return {}
     return {"start": iso(time_range.start), "end": iso(time_range.end)}

@@ -24,10 +24,10 @@ class Damage:
     """A stretch of a file that cannot be read, told in words."""
 
     file: str
-    told: str
+    reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.told}"
+        return f"{self.file}: {self.reason}"
 
 
 def is_gzip(path: Path) -> bool:

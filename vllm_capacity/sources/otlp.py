@@ -193,8 +193,8 @@ def series_of(children: Iterable[Child], *, begin: datetime | None = None) -> pl
     capture = max(begin or datetime.min, min(first.values(), default=datetime.min))
     born = {c.key.series_id for c in ordered if _is_born(c, first.get(c.key.instance), capture)}
     ids = pl.Series(sorted(born), dtype=pl.Int64).implode()
-    is_told = pl.col("series_id").is_in(ids)
-    return series_frame(exposed).with_columns(starts_at_zero=pl.when(is_told).then(True))
+    is_stated = pl.col("series_id").is_in(ids)
+    return series_frame(exposed).with_columns(starts_at_zero=pl.when(is_stated).then(True))
 
 
 def _is_born(child: Child, scraped: datetime | None, capture: datetime) -> bool:

@@ -51,6 +51,6 @@ def _states(row: dict[str, Any]) -> dict[str, Any]:
     require_even([*row["fb"], *(row.get("b") or [])])
     since = np.asarray(row["fb"], np.int64)
     grown = row.get("b") or [None] * len(since)
-    within = np.asarray([np.zeros_like(since[0]) if g is None else g for g in grown], np.int64)
-    last = np.cumsum(since + within, axis=0)
-    return {"fb": (last - within).tolist(), "b": last.tolist()}
+    growth = np.asarray([np.zeros_like(since[0]) if g is None else g for g in grown], np.int64)
+    last = np.cumsum(since + growth, axis=0)
+    return {"fb": (last - growth).tolist(), "b": last.tolist()}

@@ -49,7 +49,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Journal:
+class AnswerCache:
     """Answers kept on disk under the hash of their question; without a folder, nowhere.
 
     Only an answer that can no longer grow is kept: all that it asks for had arrived by `now`, when
@@ -83,7 +83,7 @@ def _hash(content: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class Chunk:
     """One answer: the group it is about and its rows, in the columns of the query."""
 
     group: Group
@@ -99,16 +99,16 @@ class Pulled:
     """
 
     start: datetime
-    thinned: list[Part]
-    whole: list[Part]
-    before: list[Part]
-    attempts: list[Part]
+    thinned: list[Chunk]
+    whole: list[Chunk]
+    before: list[Chunk]
+    attempts: list[Chunk]
     findings: list[Row]
     bounds: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Request:
+class PullRequest:
     """What to pull: a stream's range, how late points may arrive, thinned or not."""
 
     stream: str
@@ -119,9 +119,9 @@ class Request:
 
 def pull(
     server: Parseable,
-    request: Request,
+    request: PullRequest,
     *,
-    journal: Journal | None = None,
+    journal: AnswerCache | None = None,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Pulled:
     """What the server has of the request, as it answers; `parseable_rows` makes rows of it."""
@@ -130,7 +130,7 @@ def pull(
         resolve(request.stream, server.columns(request.stream)),
         request.time_range,
     )
-    walk = _Walk(server, request, journal or Journal(), progress)
+    walk = _Walk(server, request, journal or AnswerCache(), progress)
     surveyed = _survey(server, stream, request)
     groups = [*_scalar_groups(stream, surveyed), *_histogram_groups(stream, surveyed)]
     metrics = [row["metric_name"] for row in surveyed]
@@ -166,32 +166,32 @@ class _Walk:
     """Asks question after question, through the journal, and counts."""
 
     server: Parseable
-    request: Request
-    journal: Journal
+    request: PullRequest
+    journal: AnswerCache
     progress: Callable[[Step], None]
     total: int = 0
     done: int = field(default=0, init=False)
 
-    def before(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
+    def before(self, stream: Stream, groups: list[Group]) -> Iterator[Chunk]:
         start = stream.time_range.start
         earlier = stream.during(TimeRange(start - LOOKBACK, start))
         for group in groups:
             yield self._minutes(earlier, group, queries.thinned(earlier, group, by_minute=False))
 
-    def thinned(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
+    def thinned(self, stream: Stream, groups: list[Group]) -> Iterator[Chunk]:
         for hour in hours(stream.time_range):
             time_range = stream.during(hour)
             for group in groups:
                 yield self._minutes(time_range, group, queries.thinned(time_range, group))
 
-    def whole(self, stream: Stream, groups: list[Group]) -> Iterator[Part]:
+    def whole(self, stream: Stream, groups: list[Group]) -> Iterator[Chunk]:
         for hour in hours(stream.time_range):
             time_range = stream.during(hour)
             for group in groups:
                 sql, shape = queries.whole(time_range, group), shapes.points(group)
                 yield self._ask(time_range, group, sql, shape, _points_frame)
 
-    def attempts(self, stream: Stream) -> Iterator[Part]:
+    def attempts(self, stream: Stream) -> Iterator[Chunk]:
         for hour in hours(stream.time_range):
             time_range = stream.during(hour)
             yield self._ask(
@@ -211,7 +211,7 @@ class _Walk:
         self._step()
         return found
 
-    def _minutes(self, time_range: Stream, group: Group, sql: str) -> Part:
+    def _minutes(self, time_range: Stream, group: Group, sql: str) -> Chunk:
         return self._ask(time_range, group, sql, shapes.minutes(group), unpacked)
 
     def _ask(
@@ -221,7 +221,7 @@ class _Walk:
         sql: str,
         shape: type[list[Row]],
         framed: Callable[[list[Row], Group], pl.DataFrame],
-    ) -> Part:
+    ) -> Chunk:
         """An answer whose rows have a shape, as `framed` makes a frame of them."""
         arrivals = _arrivals(time_range.time_range, self.request.late)
         question = "\n".join([self.server.address, sql, iso(arrivals.start), iso(arrivals.end)])
@@ -231,7 +231,7 @@ class _Walk:
 
         frame = self.journal.frame(question, arrivals, ask)
         self._step()
-        return Part(group, frame)
+        return Chunk(group, frame)
 
     def _step(self) -> None:
         self.done += 1
@@ -253,7 +253,7 @@ def _arrivals(time_range: TimeRange, late: timedelta) -> TimeRange:
     return TimeRange(time_range.start - SKEW, time_range.end + late)
 
 
-def _survey(server: Parseable, stream: Stream, request: Request) -> list[Row]:
+def _survey(server: Parseable, stream: Stream, request: PullRequest) -> list[Row]:
     """The families of the range that are kept; SourceError where there is none."""
     arrivals = _arrivals(request.time_range, request.late)
     shape = shapes.survey(len(stream.columns.labels))

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_capacity.sources.parseable_sql import Columns, literal, literals, quoted
+from vllm_capacity.sources.parseable_sql import StreamColumns, literal, literals, quoted
 from vllm_capacity.telemetry.processes import PROCESS_START, SAME_START
 from vllm_capacity.telemetry.rows import microseconds
 from vllm_capacity.timerange import TimeRange
@@ -53,7 +53,7 @@ class Stream:
     """A stream, how to read its columns, and the part of it that is asked for."""
 
     name: str
-    columns: Columns
+    columns: StreamColumns
     time_range: TimeRange
 
     def during(self, time_range: TimeRange) -> Stream:
@@ -213,8 +213,8 @@ def _dropped(group: Group) -> str:
     is_other = f"abs(started - previous_started) > {SAME_START.total_seconds():g}"
     if not group.is_histogram:
         counts = "wire_kind = 'counter'"
-        is_told = f"({counts} or metric_name = {literal(PROCESS_START)}) and {is_other}"
-        return f"{counts} and v < previous_v or coalesce({is_told}, false)"
+        is_stated = f"({counts} or metric_name = {literal(PROCESS_START)}) and {is_other}"
+        return f"{counts} and v < previous_v or coalesce({is_stated}, false)"
     buckets = [f"b[{i}] < previous_b[{i}]" for i in range(1, group.edges + 2)]
     parts = ("s < previous_s", is_other, *buckets)
     return " or ".join(f"coalesce({time_range}, false)" for time_range in parts)
@@ -268,7 +268,7 @@ def _origin_minute(time_range: TimeRange) -> int:
     return microseconds(time_range.start) // 60_000_000
 
 
-def _bounds_text(columns: Columns) -> str:
+def _bounds_text(columns: StreamColumns) -> str:
     return f"array_to_string({columns.fixed['bounds']}, ',')"
 
 
@@ -276,6 +276,6 @@ def _size(expression: str) -> str:
     return f"cardinality({expression})"
 
 
-def label_names(columns: Columns, row: Mapping[str, int]) -> tuple[str, ...]:
+def label_names(columns: StreamColumns, row: Mapping[str, int]) -> tuple[str, ...]:
     """The labels that a family of the survey has, by its counts `l0` …."""
     return tuple(name for index, name in enumerate(columns.labels) if row.get(f"l{index}"))

@@ -11,7 +11,7 @@ import polars as pl
 
 from vllm_capacity.sources.otlp import Child, Wire, of_job
 from vllm_capacity.sources.parseable_minutes import MINUTE_HISTOGRAMS, MINUTES
-from vllm_capacity.sources.parseable_pull import Part, Pulled
+from vllm_capacity.sources.parseable_pull import Chunk, Pulled
 from vllm_capacity.sources.parseable_queries import Group
 from vllm_capacity.sources.parseable_shapes import FINDING_COLUMNS, bounds_of
 from vllm_capacity.telemetry.rows import INTAKE_SCHEMA
@@ -33,7 +33,7 @@ class Reader:
     children: dict[int, Child]
 
     def table(
-        self, parts: Sequence[Part], payload: Mapping[str, Any], *, is_histogram: bool = False
+        self, parts: Sequence[Chunk], payload: Mapping[str, Any], *, is_histogram: bool = False
     ) -> pl.DataFrame:
         """The parts of one sort as one frame: series_id, rank, scale, then the payload."""
         by_group: dict[Group, list[pl.DataFrame]] = {}

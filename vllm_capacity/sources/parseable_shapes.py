@@ -37,7 +37,7 @@ class Named(msgspec.Struct):
     name: str
 
 
-class Column(msgspec.Struct):
+class StreamColumn(msgspec.Struct):
     """A column of a stream; its Arrow type as Arrow's JSON has it."""
 
     name: str
@@ -47,7 +47,7 @@ class Column(msgspec.Struct):
 class Schema(msgspec.Struct):
     """The columns of a stream."""
 
-    fields: list[Column]
+    fields: list[StreamColumn]
 
 
 class Head(msgspec.Struct):
@@ -64,7 +64,7 @@ class Payload(msgspec.Struct):
     filled: int
 
 
-class Batch(msgspec.Struct):
+class InsertBatch(msgspec.Struct):
     """When a batch arrived, and its newest sample time."""
 
     arrived: str | None = None

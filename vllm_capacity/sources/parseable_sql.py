@@ -48,7 +48,7 @@ _KINDS = (
 
 
 @dataclass(frozen=True)
-class Columns:
+class StreamColumns:
     """How to read one stream: SQL expressions for the columns of `points`, and for each label."""
 
     fixed: Mapping[str, str]
@@ -91,7 +91,7 @@ def duckdb_type(data_type: str) -> str:
     return _TEXT if bare == "VARCHAR" else _NUMBER
 
 
-def resolve(stream: str, types: Mapping[str, str]) -> Columns:
+def resolve(stream: str, types: Mapping[str, str]) -> StreamColumns:
     """How to read a stream with these columns (name → sort).
 
     SourceError where it is empty, or no stream of OTel metrics.
@@ -128,10 +128,10 @@ def resolve(stream: str, types: Mapping[str, str]) -> Columns:
         "counts": _list(types, "data_point_bucket_counts"),
         "flags": f"coalesce({_number(types, 'data_point_flags')}, 0)",
     }
-    return Columns(fixed, labels)
+    return StreamColumns(fixed, labels)
 
 
-def duckdb_projection(columns: Columns) -> str:
+def duckdb_projection(columns: StreamColumns) -> str:
     """The select list that turns rows of the store's files into `points`."""
     result = ("metric_name", "wire_kind", "instance", "job", "bounds")
     identity = [columns.fixed[name] for name in result]

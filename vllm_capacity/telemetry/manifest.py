@@ -206,8 +206,8 @@ def _checked(path: Path, note: dict[str, Any], connection: duckdb.DuckDBPyConnec
     files = _listed(path, note.pop("files", None)) if has_list else _found(path)
     _check_tables(path, note["grain"], files)
     sized = [replace(file, bytes=_size(path, file, has_list=has_list)) for file in files]
-    held = _row_counts(path, sized, connection)
-    files = [replace(file, rows=_rows(path, file, held, has_list=has_list)) for file in sized]
+    counts = _row_counts(path, sized, connection)
+    files = [replace(file, rows=_rows(path, file, counts, has_list=has_list)) for file in sized]
     _check_counts(path, note["counts"], files)
     if has_list:
         _check_extras(path, unlisted(path, files))
@@ -299,8 +299,8 @@ def _row_counts(
         raise damaged(path, str(error).splitlines()[0]) from None
 
 
-def _rows(path: Path, file: File, held: Mapping[str, int], *, has_list: bool) -> int:
-    found = held[str(path / file.name)]
+def _rows(path: Path, file: File, counts: Mapping[str, int], *, has_list: bool) -> int:
+    found = counts[str(path / file.name)]
     if has_list and found != file.rows:
         raise damaged(path, f"{file.name} has {found} rows, not the {file.rows} of its writing")
     return found

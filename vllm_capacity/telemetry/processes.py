@@ -66,7 +66,7 @@ def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
         .group_by("instance")
         .agg(pl.col("since").min())
     )
-    result = _told_starts(samples, known)
+    result = _stated_starts(samples, known)
     fallen = _falls(samples, series.filter(~pl.col("instance").is_in(list(result))))
     rows = [
         row
@@ -80,7 +80,7 @@ def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=_LIVES, orient="row").sort("instance", "life")
 
 
-def _told_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_Stretch]]:
+def _stated_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_Stretch]]:
     """Every start that an address told, in order, by instance: (from, until, started).
 
     Several processes may tell theirs in one scrape (a server and its workers): the oldest counts.

@@ -147,12 +147,12 @@ def sensitivity(
     """Replicas in each named case; "now" is always among them."""
     found = {}
     for name, change in {"now": Change(), **cases}.items():
-        able = capacity
+        changed = capacity
         if change.basis:
-            able = capacity.scaled(
+            changed = capacity.scaled(
                 change.capacity, f"capacity × {change.capacity:.3g}: {change.basis}"
             )
-        found[name] = replicas(demand.scaled(change.demand), able, policy)
+        found[name] = replicas(demand.scaled(change.demand), changed, policy)
     return found
 
 
@@ -188,8 +188,8 @@ def usual_cases(
     }
     if prefix_hit_ratio is not None and 0 <= prefix_hit_ratio < 1:
         more = prefill_share * prefix_hit_ratio / (1 - prefix_hit_ratio)
-        held = _kv_share(*tokens, 1 - prefix_hit_ratio, 1.0)
-        cases["prefix caching off"] = _tighter(1 / (1 + more), held)
+        kv_share = _kv_share(*tokens, 1 - prefix_hit_ratio, 1.0)
+        cases["prefix caching off"] = _tighter(1 / (1 + more), kv_share)
     return cases
 
 

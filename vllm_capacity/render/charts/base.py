@@ -87,7 +87,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Column:
+class DataColumn:
     """A column of the table under a chart: the frame's, its head with the unit, its format."""
 
     name: str
@@ -184,7 +184,7 @@ def rounded(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col(pl.Float64).round_sig_figs(_SIGNIFICANT))
 
 
-def table_of(frame: pl.DataFrame, columns: Sequence[Column]) -> VegaSpec:
+def table_of(frame: pl.DataFrame, columns: Sequence[DataColumn]) -> VegaSpec:
     """The table behind a chart, as text cells; what was not observed is a dash."""
     cells = [
         [

@@ -10,7 +10,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     Chart,
-    Column,
+    DataColumn,
     Label,
     Panel,
     Tip,
@@ -59,9 +59,9 @@ def cost_per_request(analysis: Analysis) -> Chart:
     x = time_axis(analysis.time_range)
     columns = [
         START,
-        Column("successful_requests", "successful requests", count),
-        Column("allocation_usd", "bill", usd),
-        Column("usd_per_request", "cost per request", usd),
+        DataColumn("successful_requests", "successful requests", count),
+        DataColumn("allocation_usd", "bill", usd),
+        DataColumn("usd_per_request", "cost per request", usd),
     ]
     return panel.chart(
         [whole_window(analysis.time_range, x), _cost_bars(whole, x)],
@@ -102,8 +102,8 @@ def cost_by_utilization(analysis: Analysis) -> Chart:
     here = _place("this window", now, cost.utilization, label, x=x, y=y)
     there = _place("full", full, Estimate.exact(1.0), Label("right", below=True), x=x, y=y)
     columns = [
-        Column("utilization", "utilization", percent),
-        Column(_MILLION, "per million output tokens", usd),
+        DataColumn("utilization", "utilization", percent),
+        DataColumn(_MILLION, "per million output tokens", usd),
     ]
     return panel.chart(
         [line, *here, *there],

@@ -10,7 +10,7 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.latency import Quantiles
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.charts.base import Chart, Column, Panel, Tip, has_values, table_of
+from vllm_capacity.render.charts.base import Chart, DataColumn, Panel, Tip, has_values, table_of
 from vllm_capacity.render.charts.time import START, Limit, Line, over_time
 from vllm_capacity.render.numbers import number, seconds
 from vllm_capacity.render.prose import captions
@@ -94,8 +94,8 @@ def queue(analysis: Analysis) -> Chart:
     )
     columns = [
         START,
-        Column("running_mean", "running", number),
-        Column("waiting_mean", "waiting", number),
+        DataColumn("running_mean", "running", number),
+        DataColumn("waiting_mean", "waiting", number),
     ]
     return panel.chart(
         layers, caption=captions.queue_found(analysis.answer), table=table_of(steps, columns)
@@ -124,5 +124,5 @@ def _over_time(analysis: Analysis, latency: _Latency) -> Chart:
         limits=[] if target is None else [Limit(target, f"p95 target {seconds(target)}")],
     )
     caption = captions.latency_found(latency.quantiles, latency.attainment, write=seconds)
-    columns = [START, *(Column(name, title, seconds) for name, title in named.items())]
+    columns = [START, *(DataColumn(name, title, seconds) for name, title in named.items())]
     return panel.chart(layers, caption=caption, table=table_of(steps, columns))

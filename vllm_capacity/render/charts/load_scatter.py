@@ -18,7 +18,7 @@ from vllm_capacity.answer import Answer
 from vllm_capacity.errors import InputError
 from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.charts.base import Column, Tip, rounded
+from vllm_capacity.render.charts.base import DataColumn, Tip, rounded
 from vllm_capacity.render.charts.time import time_tooltip, with_milliseconds
 from vllm_capacity.render.numbers import number, percent, plural
 from vllm_capacity.verdicts.saturation.regimes import KV_FULL_RATIO
@@ -35,7 +35,7 @@ _SHAPES = ("circle", "triangle-up")
 class LoadAxis:
     """A measure of load: its column of the steps, and the axis it makes."""
 
-    column: Column
+    column: DataColumn
     format: str
     axis: alt.Axis
     scale: alt.Scale
@@ -52,13 +52,13 @@ class LoadAxis:
 
 
 CONCURRENCY = LoadAxis(
-    Column("running_mean", "concurrency: running requests, mean per step", number),
+    DataColumn("running_mean", "concurrency: running requests, mean per step", number),
     format=",.1f",
     axis=alt.Axis(tickCount=8),
     scale=alt.Scale(domainMin=0, nice=True),
 )
 KV_USAGE = LoadAxis(
-    Column("kv_cache_ratio_mean", "KV-cache usage, mean per step", percent),
+    DataColumn("kv_cache_ratio_mean", "KV-cache usage, mean per step", percent),
     format=".0%",
     axis=alt.Axis(format=".0%", tickCount=6),
     scale=alt.Scale(domain=[0, 1]),
@@ -74,7 +74,7 @@ def load_axis(name: str) -> LoadAxis:
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class LoadState:
     """What the color and the shape of a point tell: whether something held in its step."""
 
     holds: pl.Expr
@@ -93,13 +93,13 @@ class State:
         return {self.no: theme.LOAD, self.yes: self.color}
 
 
-QUEUED = State(
+QUEUED = LoadState(
     pl.col("waiting_mean").fill_null(0.0) >= _WAITING_AT_LEAST,
     no="no requests waiting",
     yes="requests waiting",
     color=theme.LIMIT,
 )
-FULL = State(
+FULL = LoadState(
     pl.col("kv_cache_ratio_max").fill_null(0.0) >= KV_FULL_RATIO,
     no=f"KV under {percent(KV_FULL_RATIO)}",
     yes=f"KV {percent(KV_FULL_RATIO)} or more",
@@ -133,9 +133,9 @@ class LoadScatter:
     def captioned(self, text: str) -> str:
         """The text, with the engine it is of, and how many steps it leaves out."""
         if not self.left_out:
-            return f"{self._whose}{text}"
+            return f"{self._engine_prefix}{text}"
         steps = plural(self.left_out, "step")
-        return f"{self._whose}{text}; {steps} with a gap or a restart left out"
+        return f"{self._engine_prefix}{text}; {steps} with a gap or a restart left out"
 
     def why_empty(self, steps: pl.DataFrame, figure: str) -> str:
         """Why nothing of these steps can be read off this axis; empty where something can.
@@ -148,7 +148,9 @@ class LoadScatter:
         ratio = self.answer.kv_cache_ratio.max
         if self.load is not KV_USAGE or ratio is None or ratio >= EMPTY_RATIO:
             return ""
-        return f"{self._whose}KV-cache usage peaked at {percent(ratio)}: it was no bottleneck."
+        return (
+            f"{self._engine_prefix}KV-cache usage peaked at {percent(ratio)}: it was no bottleneck."
+        )
 
     @property
     def fullest_on_kv_axis(self) -> str:
@@ -194,7 +196,7 @@ class LoadScatter:
         return chart
 
     @property
-    def _whose(self) -> str:
+    def _engine_prefix(self) -> str:
         if self.curve.engines <= 1:
             return ""
         name, engines = self.curve.engine, self.curve.engines

@@ -19,7 +19,7 @@ from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     Bars,
     Chart,
-    Column,
+    DataColumn,
     Label,
     Panel,
     Tip,
@@ -60,12 +60,12 @@ _HOUR_TIPS = (
     Tip("observed_hours", ".0f", "hours observed"),
 )
 _HOUR_COLUMNS = (
-    Column("day", "day", str),
-    Column("hour", "hour from", str),
-    Column("idle_usd", "idle dollars per hour", usd),
-    Column("cost_usd", "bill per hour", usd),
-    Column("utilization_ratio", "utilization", percent),
-    Column("observed_hours", "hours observed", count),
+    DataColumn("day", "day", str),
+    DataColumn("hour", "hour from", str),
+    DataColumn("idle_usd", "idle dollars per hour", usd),
+    DataColumn("cost_usd", "bill per hour", usd),
+    DataColumn("utilization_ratio", "utilization", percent),
+    DataColumn("observed_hours", "hours observed", count),
 )
 
 
@@ -98,15 +98,15 @@ def tokens_per_dollar(plan: Plan | Sequence[Option]) -> Chart:
     bars = Bars("million output tokens per dollar", "GPU", axis, theme.COST, tips)
     layers, height = ranked(drawn, bars)
     columns = [
-        Column("gpu", "GPU", str),
-        Column("mid", "output tokens per dollar", number),
-        Column("low", "at least", number),
-        Column("high", "at most", number),
-        Column("usd_per_gpu_hour", "per GPU-hour", usd),
-        Column("replicas", "replicas", count),
-        Column("usd_per_month", "per month", usd),
-        Column("price_row", "price", str),
-        Column("note", "rejected because", str),
+        DataColumn("gpu", "GPU", str),
+        DataColumn("mid", "output tokens per dollar", number),
+        DataColumn("low", "at least", number),
+        DataColumn("high", "at most", number),
+        DataColumn("usd_per_gpu_hour", "per GPU-hour", usd),
+        DataColumn("replicas", "replicas", count),
+        DataColumn("usd_per_month", "per month", usd),
+        DataColumn("price_row", "price", str),
+        DataColumn("note", "rejected because", str),
     ]
     return panel.chart(
         layers,
@@ -148,11 +148,11 @@ def replicas_by_case(plan: Plan) -> Chart:
     bars = Bars("replicas, spares included", "case", axis, theme.LOAD, tips)
     layers, height = ranked(frame, bars)
     columns = [
-        Column("case", "case", str),
-        Column("mid", "replicas", count),
-        Column("low", "at least", count),
-        Column("high", "at most", count),
-        Column("note", "not known because", str),
+        DataColumn("case", "case", str),
+        DataColumn("mid", "replicas", count),
+        DataColumn("low", "at least", count),
+        DataColumn("high", "at most", count),
+        DataColumn("note", "not known because", str),
     ]
     return panel.chart(
         layers, caption=_cases_found(known), table=table_of(frame, columns), height=height
@@ -180,8 +180,8 @@ def demand_forecast(analysis: Analysis) -> Chart:
     tips = [Tip(name, ",.0f", title).tooltip for name, title in _DEMAND.items()]
     rules = alt.Chart(frame).mark_rule(color=theme.INK).encode(x=x)
     columns = [
-        Column("ts", "hour from (UTC)", clock),
-        *(Column(name, title, count) for name, title in _DEMAND.items()),
+        DataColumn("ts", "hour from (UTC)", clock),
+        *(DataColumn(name, title, count) for name, title in _DEMAND.items()),
     ]
     return panel.chart(
         [

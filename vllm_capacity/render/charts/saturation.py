@@ -16,7 +16,7 @@ from vllm_capacity.answer import Answer
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     Chart,
-    Column,
+    DataColumn,
     Label,
     Panel,
     Tip,
@@ -102,10 +102,10 @@ def regimes(analysis: Analysis) -> Chart:
     x, engines = time_axis(analysis.time_range), frame["engine"].n_unique()
     columns = [
         START,
-        Column("end", "to (UTC)", clock),
-        Column("engine", "engine", str),
-        Column("regime", "bottleneck", str),
-        Column("evidence", "evidence", str),
+        DataColumn("end", "to (UTC)", clock),
+        DataColumn("engine", "engine", str),
+        DataColumn("regime", "bottleneck", str),
+        DataColumn("evidence", "evidence", str),
     ]
     return panel.chart(
         [whole_window(analysis.time_range, x), _strips(frame, x, _engine_axis(engines))],
@@ -145,9 +145,9 @@ def kv_cache(analysis: Analysis) -> Chart:
     )
     columns = [
         START,
-        Column("kv_cache_ratio_mean", "mean", percent),
-        Column("kv_cache_ratio_max", "highest", percent),
-        Column("preemptions", "preemptions", count),
+        DataColumn("kv_cache_ratio_mean", "mean", percent),
+        DataColumn("kv_cache_ratio_max", "highest", percent),
+        DataColumn("preemptions", "preemptions", count),
     ]
     return panel.chart(layers, caption=caption, table=table_of(steps, columns))
 
@@ -176,8 +176,8 @@ def saturation(analysis: Analysis, *, axis: LoadName = "concurrency") -> Chart:
     columns = [
         START,
         load.column,
-        Column("output_tokens_per_second", "output tokens/s", number),
-        Column("waiting_mean", "waiting", number),
+        DataColumn("output_tokens_per_second", "output tokens/s", number),
+        DataColumn("waiting_mean", "waiting", number),
     ]
     return panel.chart(
         [
@@ -225,7 +225,7 @@ def latency_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -> Ch
     columns = [
         START,
         load.column,
-        *(Column(column, f"p95 {name}", seconds) for column, name in _LATENCIES.items()),
+        *(DataColumn(column, f"p95 {name}", seconds) for column, name in _LATENCIES.items()),
     ]
     return panel.chart(
         [*scatter.limit, *_latency_layers(scatter, points), *rules],
@@ -264,8 +264,8 @@ def preemptions_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -
     columns = [
         START,
         load.column,
-        Column("preemptions_per_minute", "preemptions/min", number),
-        Column("kv_cache_ratio_max", "KV-cache usage, highest", percent),
+        DataColumn("preemptions_per_minute", "preemptions/min", number),
+        DataColumn("kv_cache_ratio_max", "KV-cache usage, highest", percent),
     ]
     return panel.chart(
         [*scatter.limit, _preemption_points(scatter, steps)],

@@ -17,7 +17,7 @@ import polars as pl
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     HEIGHT,
-    Column,
+    DataColumn,
     Label,
     Tip,
     clock,
@@ -27,7 +27,7 @@ from vllm_capacity.render.charts.base import (
 )
 from vllm_capacity.timerange import TimeRange
 
-START = Column("start", "from (UTC)", clock)
+START = DataColumn("start", "from (UTC)", clock)
 _LONG_HOURS = 36.0
 _TIME_LABELS = (  # a midnight is labelled with its date, another time as finely as it needs
     "utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "

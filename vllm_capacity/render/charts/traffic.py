@@ -12,7 +12,7 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     Chart,
-    Column,
+    DataColumn,
     Panel,
     Tip,
     has_values,
@@ -81,8 +81,8 @@ def throughput(analysis: Analysis) -> Chart:
     )
     columns = [
         START,
-        Column("output_tokens_per_second", "output tokens/s", number),
-        Column("requests_per_second", "requests/s", number),
+        DataColumn("output_tokens_per_second", "output tokens/s", number),
+        DataColumn("requests_per_second", "requests/s", number),
     ]
     return panel.chart(
         layers,
@@ -110,7 +110,7 @@ def request_rate(analysis: Analysis) -> Chart:
     return panel.chart(
         layers,
         caption=f"{captions.requests_found(analysis.answer)}{over_gaps(steps)}",
-        table=table_of(steps, [START, Column("requests_per_second", "requests/s", number)]),
+        table=table_of(steps, [START, DataColumn("requests_per_second", "requests/s", number)]),
     )
 
 
@@ -126,7 +126,7 @@ def tokens(analysis: Analysis) -> Chart:
     steps = without_lost(analysis.series, *_TOKENS)
     columns = [
         START,
-        *(Column(name, f"{share.name} tokens/s", number) for name, share in _TOKENS.items()),
+        *(DataColumn(name, f"{share.name} tokens/s", number) for name, share in _TOKENS.items()),
     ]
     return panel.chart(
         _stacked(steps, analysis.time_range, _TOKENS, unit="tokens/s"),
@@ -148,7 +148,7 @@ def outcomes(analysis: Analysis) -> Chart:
     some = {name: share for name, share in _REASONS.items() if analysis.series[name].sum() > 0}
     shares = some or {"finished_stop": _REASONS["finished_stop"]}
     steps = without_lost(analysis.series, *shares)
-    columns = [START, *(Column(name, share.name, count) for name, share in shares.items())]
+    columns = [START, *(DataColumn(name, share.name, count) for name, share in shares.items())]
     return panel.chart(
         _stacked(steps, analysis.time_range, shares, unit="requests per step"),
         caption=f"{captions.outcomes_found(analysis.answer)}{over_gaps(steps)}",

@@ -30,8 +30,8 @@ def capacity_found(answer: Answer) -> str:
     """What the saturation curve shows: where output levels off, or that it does not."""
     capacity, running = answer.saturation.capacity, answer.saturation.capacity_running_requests.mid
     if capacity.mid is None:
-        held = f" ({value(capacity, number)} tokens/s)" if capacity.is_bound else ""
-        return f"Capacity not known{held}: {reason(capacity)}"
+        bound = f" ({value(capacity, number)} tokens/s)" if capacity.is_bound else ""
+        return f"Capacity not known{bound}: {reason(capacity)}"
     at = f" at {number(running)} running requests" if running is not None else ""
     level = f"output levels off{at}, at {sure(capacity, number)} tokens/s"
     if is_extrapolated(answer.saturation):

@@ -70,9 +70,9 @@ def verdict(answer: Answer, *, is_simulated: bool = False) -> list[str]:
     targets were missed, or allow less than the server can do.
     """
     sentences = [SIMULATED] if is_simulated else []
-    within = within_targets(answer)
+    targets = within_targets(answer)
     body = [_cost(answer), _utilization(answer), _bottleneck(answer)]
-    return [*sentences, *body, *([within] if within else []), _next(answer)]
+    return [*sentences, *body, *([targets] if targets else []), _next(answer)]
 
 
 def within_targets(answer: Answer) -> str:
@@ -93,13 +93,13 @@ def within_targets(answer: Answer) -> str:
 
 def served_within(answer: Answer) -> str:
     """The first sentence of `within_targets`: what can be served."""
-    within, able = answer.slo.throughput, answer.saturation.capacity
-    is_less = within.mid is not None and able.mid is not None and within.mid < able.mid
+    goodput, capacity = answer.slo.throughput, answer.saturation.capacity
+    is_less = goodput.mid is not None and capacity.mid is not None and goodput.mid < capacity.mid
     if not is_less and not answer.slo.missed:
         return ""
-    if within.is_unknown:
-        return f"What it can serve within the latency targets is not known: {reason(within)}."
-    text = f"Within the latency targets it can serve {sure(within, number)} output tokens/s"
+    if goodput.is_unknown:
+        return f"What it can serve within the latency targets is not known: {reason(goodput)}."
+    text = f"Within the latency targets it can serve {sure(goodput, number)} output tokens/s"
     served = answer.throughput.output_tokens_per_second
     return f"{text}." if served is None else f"{text}; it served {number(served)} on average."
 

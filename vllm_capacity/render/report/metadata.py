@@ -28,7 +28,7 @@ Term = Number | tuple[Rate, ...] | None
 
 
 @dataclass(frozen=True)
-class Line:
+class SummaryLine:
     """The line under the title: which servers and model, when, at what price.
 
     None where a page does not say it. `start` and `end` are ISO 8601; `span` and `hours` are as
@@ -91,13 +91,13 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Change:
+class TileChange:
     """How a figure stands against the previous report: an arrow or none, words, what joins them.
 
     `joins` leads over to `report`, the name of the previous report.
     """
 
-    words: str
+    text: str
     joins: str = ""
     arrow: str = ""
     report: str = ""
@@ -124,7 +124,7 @@ class Tile:
     low: Number | None = None
     mid: Number | None = None
     high: Number | None = None
-    change: Change | None = None
+    change: TileChange | None = None
 
     @property
     def has_ends(self) -> bool:
@@ -156,7 +156,7 @@ class Metadata:
     `page` is that report's file, empty where it is no longer there.
     """
 
-    line: Line
+    line: SummaryLine
     notebook: str = ""
     title: str = ""
     page: str = ""

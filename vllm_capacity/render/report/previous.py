@@ -33,7 +33,14 @@ from vllm_capacity.render.numbers import (
     usd,
     usd_per_thousand,
 )
-from vllm_capacity.render.report.metadata import Change, Line, Metadata, Since, Tile, Tiles
+from vllm_capacity.render.report.metadata import (
+    Metadata,
+    Since,
+    SummaryLine,
+    Tile,
+    TileChange,
+    Tiles,
+)
 from vllm_capacity.timerange import TimeRange
 
 RATES = "rates"
@@ -88,7 +95,7 @@ def previous_report(
     return replace(latest.report, page=latest.page, tiles=tiles, verdict=None, previous=None)
 
 
-def with_changes(tiles: Tiles, line: Line, before: Metadata | None) -> Tiles:
+def with_changes(tiles: Tiles, line: SummaryLine, before: Metadata | None) -> Tiles:
     """The tiles with the change of each, and the previous report in full.
 
     `line` is the title line of the report that is being made. Without a previous report they stay
@@ -106,7 +113,7 @@ def with_changes(tiles: Tiles, line: Line, before: Metadata | None) -> Tiles:
     return Tiles(tuple(made), _since(line, before))
 
 
-def change(now: Tile, then: Tile | None, *, otherwise: str = "") -> Change | None:
+def change(now: Tile, then: Tile | None, *, otherwise: str = "") -> TileChange | None:
     """How a figure stands against the previous report.
 
     `otherwise` says what was different then, so that the two cannot be compared. None where there
@@ -115,18 +122,18 @@ def change(now: Tile, then: Tile | None, *, otherwise: str = "") -> Change | Non
     if now.mid is None or then is None:
         return None
     if then.mid is None:
-        return Change("not known before", ", in")
+        return TileChange("not known before", ", in")
     if otherwise:
-        return Change("not compared", f": {otherwise} in")
+        return TileChange("not compared", f": {otherwise} in")
     write = _WRITES[now.writes]
     was, is_now = write(then.mid), write(now.mid)
     if was == is_now:
-        return Change("about the same", " as in")
+        return TileChange("about the same", " as in")
     if _overlap(now, then):
-        return Change(f"no clear change: {was} → {is_now}", " since")
+        return TileChange(f"no clear change: {was} → {is_now}", " since")
     is_up = now.mid > then.mid
     how = f"{'up' if is_up else 'down'}{_by(now.mid, then.mid, write)} from {was}"
-    return Change(how, " since", UP if is_up else DOWN)
+    return TileChange(how, " since", UP if is_up else DOWN)
 
 
 def _overlap(now: Tile, then: Tile) -> bool:
@@ -154,7 +161,7 @@ def _is_comparable(now: Metadata, then: Metadata) -> bool:
     )
 
 
-def _servers(line: Line) -> frozenset[str]:
+def _servers(line: SummaryLine) -> frozenset[str]:
     return frozenset(line.servers or ())
 
 
@@ -166,13 +173,13 @@ def _is_before(then: TimeRange | None, now: TimeRange | None) -> bool:
     return then.start < now.start and overlap <= _OVERLAP_RATIO * shorter
 
 
-def _otherwise(tile: Tile, line: Line, then: Line) -> str:
+def _otherwise(tile: Tile, line: SummaryLine, then: SummaryLine) -> str:
     if not tile.hangs_on or line.term(tile.hangs_on) == then.term(tile.hangs_on):
         return ""
     return _OTHER_PRICE if tile.hangs_on == RATES else _OTHER_TARGET
 
 
-def _since(line: Line, before: Metadata) -> Since:
+def _since(line: SummaryLine, before: Metadata) -> Since:
     then = before.line
     price = "" if line.term(RATES) == then.term(RATES) else f", at a different price: {then.price}"
     notes = [price]
@@ -184,7 +191,7 @@ def _since(line: Line, before: Metadata) -> Since:
     return Since(before.page, f"{then.span} ({then.hours})", differences)
 
 
-def _when(then: Line, now: Line) -> str:
+def _when(then: SummaryLine, now: SummaryLine) -> str:
     """When the window before ended: the day where it was another, the year where that was."""
     if then.time_range is None or now.time_range is None:
         return then.end

@@ -21,8 +21,8 @@ from vllm_capacity.render.report import vega
 from vllm_capacity.render.report.files import only_writer, write_whole
 from vllm_capacity.render.report.index import write_index
 from vllm_capacity.render.report.metadata import (
-    Line,
     Metadata,
+    SummaryLine,
     Tiles,
     Verdict,
     page_metadata,
@@ -59,7 +59,7 @@ EXAMPLES: tuple[Mapping[str, object], ...] = (
 
 
 @dataclass(frozen=True)
-class Order:
+class ReportOrder:
     """What was asked for: a notebook, its parameters as given, and where the page goes."""
 
     notebook: Path
@@ -77,7 +77,7 @@ class _Laid:
 
 
 def write_report(
-    order: Order, *, made_at: datetime, cache: Path | None, progress: Progress
+    order: ReportOrder, *, made_at: datetime, cache: Path | None, progress: Progress
 ) -> Path:
     """Run the notebook, write its page and the folder's index, and return the page's path.
 
@@ -103,13 +103,13 @@ def write_page(analysis: Analysis, path: Path, *, made_at: datetime) -> Path:
     file's.
     """
     notebook = shipped(f"notebooks/{DEFAULT_NOTEBOOK}")
-    order = Order(notebook, _parameters_of(analysis), path.parent)
+    order = ReportOrder(notebook, _parameters_of(analysis), path.parent)
     laid = _laid_out(notebook, _checked(order), lambda done, total: None)
     write_whole(path, _page(_with_previous(laid, path), order, made_at=made_at, cache=None))
     return path
 
 
-def _checked(order: Order) -> dict[str, Value]:
+def _checked(order: ReportOrder) -> dict[str, Value]:
     """The parameters to run the notebook with."""
     read_cells(order.notebook)
     declared = declared_parameters(order.notebook)
@@ -126,7 +126,7 @@ def _laid_out(notebook: Path, parameters: Mapping[str, Value], progress: Progres
         raise InputError(f"{notebook.name} shows nothing: no prose, chart or table.")
     pieces = _pieces(sections)
     text = Metadata(
-        line=msgspec.convert(pieces.get("title_line", {}), Line),
+        line=msgspec.convert(pieces.get("title_line", {}), SummaryLine),
         notebook=notebook.name,
         title=ran.title,
         verdict=msgspec.convert(pieces.get("verdict", {}), Verdict),
@@ -164,7 +164,7 @@ def _with_previous(laid: _Laid, path: Path) -> _Laid:
     return replace(laid, sections=sections, metadata=metadata)
 
 
-def _page(laid: _Laid, order: Order, *, made_at: datetime, cache: Path | None) -> str:
+def _page(laid: _Laid, order: ReportOrder, *, made_at: datetime, cache: Path | None) -> str:
     return html.page_html(
         title=laid.metadata.title,
         sections=laid.sections,
@@ -249,10 +249,10 @@ def _is_plain(window: str, stems: Iterable[str]) -> bool:
     )
 
 
-def _command(order: Order) -> str:
-    words = ["vllm-capacity", "report"]
+def _command(order: ReportOrder) -> str:
+    command = ["vllm-capacity", "report"]
     if order.notebook.name != DEFAULT_NOTEBOOK:
-        words += ["--notebook", order.notebook.name]
+        command += ["--notebook", order.notebook.name]
     for name, value in order.parameters.items():
-        words += ["--window", str(value)] if name == "window" else ["-p", f"{name}={value}"]
-    return shlex.join(words)
+        command += ["--window", str(value)] if name == "window" else ["-p", f"{name}={value}"]
+    return shlex.join(command)

@@ -36,7 +36,7 @@ _EXAMPLES = "cost.per_request, latency.ttft.p95 or saturation.bottleneck"
 
 
 @dataclass(frozen=True)
-class Place(Record):
+class CodePlace(Record):
     """Where a function is: its name, its file from the top of the repository, its line."""
 
     name: str
@@ -44,7 +44,7 @@ class Place(Record):
     line: int
 
     @classmethod
-    def of(cls, function: Function) -> Place:
+    def of(cls, function: Function) -> CodePlace:
         """The place of a function of this package."""
         file = Path(inspect.getsourcefile(function) or "")
         depth = function.__module__.count(".") + (2 if file.name == "__init__.py" else 1)
@@ -73,7 +73,7 @@ class ShownDefinition(Record):
     figure: str
     title: str
     text: str
-    made_by: tuple[Place, ...]
+    made_by: tuple[CodePlace, ...]
     rows: tuple[ShownRows, ...]
 
 
@@ -171,7 +171,7 @@ def shown_definitions(analysis: Analysis, figures: Sequence[str] = ()) -> Shown:
                 each.figure,
                 each.title,
                 each.text,
-                tuple(map(Place.of, each.made_by)),
+                tuple(map(CodePlace.of, each.made_by)),
                 tuple(rows[source] for source in each.sources),
             )
             for each in chosen

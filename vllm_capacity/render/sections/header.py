@@ -27,7 +27,7 @@ from vllm_capacity.render.numbers import (
 )
 from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.render.prose.estimates import bound_word, value, why
-from vllm_capacity.render.report.metadata import Line, Quality, Rate, Tile, Tiles, Verdict
+from vllm_capacity.render.report.metadata import Quality, Rate, SummaryLine, Tile, Tiles, Verdict
 from vllm_capacity.render.report.previous import RATES
 from vllm_capacity.render.sections.definitions import shown_definitions
 from vllm_capacity.render.tables import Cell, Column, Table, interval, reasons_once, table
@@ -44,7 +44,7 @@ def title_line(analysis: Analysis) -> Element:
     """
     extent, window = analysis.answer.window, analysis.window
     target = analysis.assumptions.slo.ttft_p95_seconds
-    line = Line(
+    line = SummaryLine(
         window=window.name,
         models=tuple(analysis.models),
         engines=plural(extent.engines, "engine"),
@@ -164,13 +164,13 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
     cost, headroom = answer.cost, answer.saturation.headroom_ratio
     each, million = cost.usd_per_request, "usd_per_million_output_tokens"
     met, used = answer.slo.ttft_attainment, cost.utilization
-    within = prose.served_within(answer)
+    served = prose.served_within(answer)
     return (
         _Figure("usd_per_request", "Cost per request", each, *_per_request(each), RATES),
         _Figure(million, "Cost per million output tokens", getattr(cost, million), usd, "", RATES),
         _Figure("tokens_per_usd", "Tokens per dollar", cost.tokens_per_usd, number, "", RATES),
         _Figure("utilization", "Utilization", used, percent, "of capacity"),
-        _Figure("headroom_ratio", "Headroom", headroom, percent, "of capacity", note=within),
+        _Figure("headroom_ratio", "Headroom", headroom, percent, "of capacity", note=served),
         _Figure("ttft_attainment", "TTFT within target", met, percent, "of requests", _TTFT_TARGET),
     )
 

@@ -150,8 +150,8 @@ def method_text(method: str, coverage_ratio: float | None) -> str:
     """How a forecast was made, and how often its intervals can be expected to hold."""
     if coverage_ratio is None:
         return f"Method: {method}."
-    held = percent(coverage_ratio)
-    return f"Method: {method}. Coverage expected from the back-test: {held} of points inside."
+    share = percent(coverage_ratio)
+    return f"Method: {method}. Coverage expected from the back-test: {share} of points inside."
 
 
 def savings_table(analysis: Analysis, policy: Policy) -> Table:

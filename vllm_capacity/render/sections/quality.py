@@ -202,8 +202,8 @@ def _clock(at: datetime) -> str:
 
 def _shape(severity: str) -> str:
     """The shape of the word that a finding of this severity makes of the telemetry."""
-    words = (("poor", prose.POOR), ("usable", prose.USABLE))
-    return prose.SHAPES[next((word for word, levels in words if severity in levels), "good")]
+    labels = (("poor", prose.POOR), ("usable", prose.USABLE))
+    return prose.SHAPES[next((word for word, levels in labels if severity in levels), "good")]
 
 
 def _when(times: str | None) -> str:

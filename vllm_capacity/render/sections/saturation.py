@@ -53,13 +53,13 @@ def regime_table(analysis: Analysis) -> Table:
 
 def capacity_table(analysis: Analysis) -> Table:
     """Capacity, the load it is reached at, headroom, and throughput within the targets."""
-    found, within = analysis.saturation, analysis.slo.throughput
+    found, slo_throughput = analysis.saturation, analysis.slo.throughput
     return figures_table(
         (
             Figure("capacity", found.capacity, number, "output tokens/s"),
             Figure("reached at", found.capacity_running_requests, number, "running requests"),
             Figure("headroom, over the window", found.headroom_ratio, percent),
-            Figure("throughput within targets", within, number, "output tokens/s"),
+            Figure("throughput within targets", slo_throughput, number, "output tokens/s"),
         )
     )
 
@@ -99,7 +99,7 @@ def oversaturation(analysis: Analysis) -> Text:
 
 def saturation_verdict(analysis: Analysis) -> Text:
     """At what load the server saturates, and what its bottleneck is, in one sentence."""
-    saturation, within = analysis.saturation, analysis.slo.throughput
+    saturation, slo_throughput = analysis.saturation, analysis.slo.throughput
     capacity, running = saturation.capacity, saturation.capacity_running_requests
     if capacity.mid is None:
         sentence = f"the load at which it saturates is not known: {reason(capacity)}"
@@ -114,8 +114,10 @@ def saturation_verdict(analysis: Analysis) -> Text:
         sentence += f"; its bottleneck is {prose.LIMITS[saturation.bottleneck]}"
     else:
         sentence += "; it had no bottleneck in this window"
-    if not within.is_unknown:
-        sentence += f"; within the targets it can serve {sure(within, number)} output tokens/s"
+    if not slo_throughput.is_unknown:
+        sentence += (
+            f"; within the targets it can serve {sure(slo_throughput, number)} output tokens/s"
+        )
     return text(f"{sentence}.")
 
 

@@ -119,7 +119,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Part:
+class CostShare:
     """One group of a bill: its use, its price per GPU-hour, and its capacity."""
 
     usage: Usage
@@ -181,7 +181,7 @@ def utilization(usage: Usage, capacity: Estimate) -> Estimate:
     return ratio.map(lambda value: min(value, 1.0))
 
 
-def bill(parts: Mapping[str, Part]) -> Bill:
+def bill(parts: Mapping[str, CostShare]) -> Bill:
     """The cost of every part and of the whole, reconciled: money is added, never computed twice.
 
     The whole's allocation and idle dollars are the sums of the parts' (exact to the rounding of

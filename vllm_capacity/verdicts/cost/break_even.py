@@ -77,8 +77,8 @@ def break_even(
 def _utilization(per_hour: Estimate, capacity: Estimate, output_tokens: float) -> Estimate:
     if output_tokens == 0:
         return Estimate.unknown("requests without output have no capacity in output tokens")
-    able = capacity.scaled(3600 / output_tokens)
-    return per_hour.divided_by(able)
+    requests_per_hour = capacity.scaled(3600 / output_tokens)
+    return per_hour.divided_by(requests_per_hour)
 
 
 def _own_usd(hourly: Estimate, requests_per_hour: float | None) -> Estimate:

@@ -22,7 +22,7 @@ import polars as pl
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.record import Record
-from vllm_capacity.verdicts.demand.history import DAY_SECONDS, Grid, demand_grid
+from vllm_capacity.verdicts.demand.history import DAY_SECONDS, DemandGrid, demand_grid
 from vllm_capacity.verdicts.demand.intervals import (
     error_band,
     stated_coverage,
@@ -131,7 +131,7 @@ def forecast_demand(
         pattern.expected(history, horizon, grid.steps_per_day),
         (wider or band).half_width,
         extra=offset(history, grid.steps_per_day),
-        usual=float(history.mean()),
+        mean_level=float(history.mean()),
     )
     frame = _stamped(series, [low, mid, high], grid)
     is_near_zero = mid.mean() <= _LEAST_MEAN_RATIO * history.mean()
@@ -142,18 +142,18 @@ def forecast_demand(
 
 
 def _ends(
-    expected: Floats, half_width: Floats, *, extra: float, usual: float
+    expected: Floats, half_width: Floats, *, extra: float, mean_level: float
 ) -> tuple[Floats, Floats, Floats]:
     """low, mid, high: the forecast give or take `half_width` of its root.
 
-    Written to nine digits of `usual`, the mean of the history: the rest is rounding error, as is
-    a forecast under a millionth of it, which is 0.
+    Written to nine digits of `mean_level`, the mean of the history: the rest is rounding error, as
+    is a forecast under a millionth of it, which is 0.
     """
-    mid = np.where(expected < 1e-6 * usual, 0.0, expected)
+    mid = np.where(expected < 1e-6 * mean_level, 0.0, expected)
     root = np.sqrt(mid + extra)
     low = np.clip(np.maximum(root - half_width, 0.0) ** 2 - extra, 0.0, mid)
     high = np.maximum((root + half_width) ** 2 - extra, mid)
-    digits = min(290, 9 - math.ceil(math.log10(usual or 1.0)))
+    digits = min(290, 9 - math.ceil(math.log10(mean_level or 1.0)))
     return _rounded(low, digits), _rounded(mid, digits), _rounded(high, digits)
 
 
@@ -161,7 +161,7 @@ def _rounded(values: Floats, digits: int) -> Floats:
     return np.asarray(np.round(values, digits), dtype=np.float64)
 
 
-def _too_few_errors(grid: Grid, horizon: int, past: Backtest) -> str:
+def _too_few_errors(grid: DemandGrid, horizon: int, past: Backtest) -> str:
     """The refusal of a history with too few past errors, and how long a whole one would do."""
     per_day = grid.steps_per_day
     enough = next(n for n in range(1, 100 * per_day) if error_count(n, horizon, per_day) >= 10)
@@ -173,7 +173,7 @@ def _too_few_errors(grid: Grid, horizon: int, past: Backtest) -> str:
     )
 
 
-def _refused(series: pl.DataFrame, grid: Grid, peak: Estimate, reason: str) -> Forecast:
+def _refused(series: pl.DataFrame, grid: DemandGrid, peak: Estimate, reason: str) -> Forecast:
     return Forecast(_stamped(series, [], grid), _METHOD, None, None, peak, reason)
 
 
@@ -188,11 +188,11 @@ def demand_arrays(series: pl.DataFrame, column: str) -> tuple[Floats, Floats]:
     return rows["ts_seconds"].to_numpy(), rows["value"].fill_null(float("nan")).to_numpy()
 
 
-def refusal(grid: Grid, horizon_seconds: float) -> str:
+def refusal(grid: DemandGrid, horizon_seconds: float) -> str:
     """Why this history cannot carry a forecast so far ahead; empty where it can."""
     hours = grid.span_seconds / 3600
     recorded = np.isfinite(grid.rows)
-    last_day = recorded[-max(1, round(DAY_SECONDS / grid.grain_seconds)) :]
+    last_day = recorded[-max(1, round(DAY_SECONDS / grid.interval_seconds)) :]
     if not recorded.any():
         return "nothing to forecast from: no row holds a value"
     if grid.span_seconds < DAY_SECONDS:
@@ -211,13 +211,13 @@ def refusal(grid: Grid, horizon_seconds: float) -> str:
     return ""
 
 
-def peak_over_mean(grid: Grid) -> Estimate:
+def peak_over_mean(grid: DemandGrid) -> Estimate:
     """How far an hour's highest row stands above the hour's mean: the p95 over hours, a ratio.
 
     Its ends are the order statistics that hold the true p95 nine times in ten. The published
     prior, by name, where rows are coarser than 30 min or fewer than 60 whole hours were recorded.
     """
-    per_hour = 3600 / grid.grain_seconds
+    per_hour = 3600 / grid.interval_seconds
     if per_hour < 2 or abs(per_hour - round(per_hour)) > 1e-6:
         return PEAK_PRIOR
     hours = len(grid.rows) // round(per_hour)
@@ -230,7 +230,7 @@ def peak_over_mean(grid: Grid) -> Estimate:
     peaks = np.sort(table.max(axis=1) / table.mean(axis=1))
     at_most = bdtr(np.arange(len(peaks)), len(peaks), 0.95)
     low, mid, high = peaks[np.minimum(np.searchsorted(at_most, [0.05, 0.5, 0.95]), len(peaks) - 1)]
-    minutes = grid.grain_seconds / 60
+    minutes = grid.interval_seconds / 60
     return Estimate.known(
         low, mid, high, f"p95 of {minutes:g} min peaks over their hour's mean, {len(peaks)} hours"
     )
@@ -245,7 +245,7 @@ def _whole_steps(horizon_seconds: float, step_seconds: float) -> int:
     return round(steps)
 
 
-def _stamped(series: pl.DataFrame, columns: list[Floats], grid: Grid) -> pl.DataFrame:
+def _stamped(series: pl.DataFrame, columns: list[Floats], grid: DemandGrid) -> pl.DataFrame:
     """low, mid, high under the time column the series came with; no rows without columns."""
     low, mid, high = columns or [np.array([])] * 3
     starts = grid.end_seconds + np.arange(len(mid)) * grid.step_seconds

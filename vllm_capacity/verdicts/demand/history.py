@@ -31,7 +31,7 @@ _MOST_ROWS, _MOST_GAPS_RATIO = 1_000_000, 20
 
 
 @dataclass(frozen=True)
-class Grid:
+class DemandGrid:
     """Demand in whole steps, NaN in gaps, from `start_seconds` to `end_seconds`.
 
     `rows` are the recorded rows at their own grain, gaps NaN, the first at `rows_start_seconds`.
@@ -42,7 +42,7 @@ class Grid:
     step_seconds: float
     rows: Floats
     rows_start_seconds: float
-    grain_seconds: float
+    interval_seconds: float
 
     @property
     def end_seconds(self) -> float:
@@ -52,7 +52,7 @@ class Grid:
     @property
     def span_seconds(self) -> float:
         """The time the rows span, gaps inside them included."""
-        return len(self.rows) * self.grain_seconds
+        return len(self.rows) * self.interval_seconds
 
     @property
     def steps_per_day(self) -> int:
@@ -60,7 +60,7 @@ class Grid:
         return round(DAY_SECONDS / self.step_seconds)
 
 
-def demand_grid(ts_seconds: Floats, values: Floats, *, step_seconds: float) -> Grid:
+def demand_grid(ts_seconds: Floats, values: Floats, *, step_seconds: float) -> DemandGrid:
     """The rows (ascending starts; NaN for an empty value) summed into steps of `step_seconds`.
 
     Steps stand on whole multiples of their length, so a first or last step the rows cover only in
@@ -68,46 +68,46 @@ def demand_grid(ts_seconds: Floats, values: Floats, *, step_seconds: float) -> G
     is a gap. Rows coarser than the step, or off an even grid, are an `InputError`.
     """
     _check_step(step_seconds)
-    grain = usual_gap_seconds(ts_seconds) or step_seconds
-    _check_ratio(grain, step_seconds)
-    phase = _phase(ts_seconds, grain) if _divides(grain, step_seconds) else 0.0
-    covers = _covers(ts_seconds, grain)
+    interval = median_gap_seconds(ts_seconds) or step_seconds
+    _check_ratio(interval, step_seconds)
+    phase = _phase(ts_seconds, interval) if _divides(interval, step_seconds) else 0.0
+    covers = _covers(ts_seconds, interval)
     since = ts_seconds - phase
-    places = np.floor(since / grain + _JITTER_RATIO)
+    places = np.floor(since / interval + _JITTER_RATIO)
     first, end = (places[0], places[-1] + 1) if len(places) else (0.0, 0.0)
-    _check_span(int(end - first), len(places), grain)
+    _check_span(int(end - first), len(places), interval)
     index = (places - first).astype(np.int64)
-    rows = _sums(index, values, covers, count=int(end - first), width=grain, grain=grain)
-    lost = collapses(rows, grain)
+    rows = _sums(index, values, covers, count=int(end - first), width=interval, interval=interval)
+    lost = collapses(rows, interval)
     rows[lost] = np.nan
     # An end that is up to half a row short is whole: such is the jitter of scheduled jobs.
-    step_first = np.ceil((first - 0.5) * grain / step_seconds) + 0.0
-    step_end = max(step_first, np.floor((end + 0.5) * grain / step_seconds))
-    step_index = np.floor((since + _JITTER_RATIO * grain) / step_seconds) - step_first
-    return Grid(
+    step_first = np.ceil((first - 0.5) * interval / step_seconds) + 0.0
+    step_end = max(step_first, np.floor((end + 0.5) * interval / step_seconds))
+    step_index = np.floor((since + _JITTER_RATIO * interval) / step_seconds) - step_first
+    return DemandGrid(
         values=_sums(
             step_index.astype(np.int64),
             np.where(lost[index], np.nan, values),
             covers,
             count=int(step_end - step_first),
             width=step_seconds,
-            grain=grain,
+            interval=interval,
         ),
         start_seconds=phase + step_first * step_seconds,
         step_seconds=step_seconds,
         rows=rows,
-        rows_start_seconds=phase + first * grain,
-        grain_seconds=grain,
+        rows_start_seconds=phase + first * interval,
+        interval_seconds=interval,
     )
 
 
-def collapses(rows: Floats, grain_seconds: float) -> NDArray[np.bool_]:
+def collapses(rows: Floats, interval_seconds: float) -> NDArray[np.bool_]:
     """Where a series falls under 5 % of its median of ±12 h, and does not do so every day."""
-    half = int(DAY_SECONDS / 2 / grain_seconds)
+    half = int(DAY_SECONDS / 2 / interval_seconds)
     series = pl.Series(rows).fill_nan(None)
     medians = series.rolling_median(2 * half + 1, min_samples=1, center=True).to_numpy()
     low = np.nan_to_num(rows, nan=np.inf) < _COLLAPSE_RATIO * np.nan_to_num(medians, nan=0.0)
-    per_day = max(1, round(DAY_SECONDS / grain_seconds))
+    per_day = max(1, round(DAY_SECONDS / interval_seconds))
     slot = np.arange(len(rows)) % per_day
     seen = np.bincount(slot, weights=np.isfinite(rows), minlength=per_day)
     often = np.bincount(slot, weights=low, minlength=per_day)
@@ -115,7 +115,7 @@ def collapses(rows: Floats, grain_seconds: float) -> NDArray[np.bool_]:
     return np.asarray(low & ~is_habit[slot])
 
 
-def usual_gap_seconds(ts_seconds: Floats) -> float | None:
+def median_gap_seconds(ts_seconds: Floats) -> float | None:
     """The distance of neighboring rows, jitter averaged out; None for under two rows.
 
     Of several distances that each make up a tenth the finest, the others being rows missing.
@@ -124,51 +124,54 @@ def usual_gap_seconds(ts_seconds: Floats) -> float | None:
     gaps = np.diff(ts_seconds)
     if len(gaps) == 0:
         return None
-    usual = float(np.median(gaps))
+    median_gap = float(np.median(gaps))
     for _ in range(8):
-        finer = gaps[gaps < (1 - _JITTER_RATIO) * usual]
+        finer = gaps[gaps < (1 - _JITTER_RATIO) * median_gap]
         if len(finer) <= _MOST_OFF_RATIO * len(gaps):
             break
-        usual = float(np.median(finer))
-    if usual <= 0:
+        median_gap = float(np.median(finer))
+    if median_gap <= 0:
         raise InputError("Most rows share their time with another. Sum rows of one time first.")
-    _check_even(ts_seconds, gaps, usual)
-    grain = float(gaps[np.abs(gaps - usual) <= _JITTER_RATIO * usual].mean())
+    _check_even(ts_seconds, gaps, median_gap)
+    interval = float(gaps[np.abs(gaps - median_gap) <= _JITTER_RATIO * median_gap].mean())
     # The true grain is a round one, if there is one that all the rows keep step with.
-    rounder = (round(grain, digits) for digits in (0, 1, 3))
-    return float(next((g for g in rounder if g > 0 and _is_kept(ts_seconds, g)), grain))
+    rounder = (round(interval, digits) for digits in (0, 1, 3))
+    return float(next((g for g in rounder if g > 0 and _is_kept(ts_seconds, g)), interval))
 
 
-def _direction(ts_seconds: Floats, grain: float) -> complex:
+def _direction(ts_seconds: Floats, interval: float) -> complex:
     """Where rows stand inside a grain, as the mean of points on a circle."""
-    return complex(np.exp(2j * np.pi * (ts_seconds % grain) / grain).mean())
+    return complex(np.exp(2j * np.pi * (ts_seconds % interval) / interval).mean())
 
 
-def _is_kept(ts_seconds: Floats, grain: float) -> bool:
+def _is_kept(ts_seconds: Floats, interval: float) -> bool:
     """Whether rows stay in one half of the grain or so, and do not drift through all of it."""
-    return abs(_direction(ts_seconds, grain)) >= 0.7
+    return abs(_direction(ts_seconds, interval)) >= 0.7
 
 
-def _check_even(ts_seconds: Floats, gaps: Floats, usual: float) -> None:
-    places = np.maximum(1.0, np.round(gaps / usual))
-    off = np.abs(gaps - places * usual) > _JITTER_RATIO * usual
+def _check_even(ts_seconds: Floats, gaps: Floats, median_gap: float) -> None:
+    places = np.maximum(1.0, np.round(gaps / median_gap))
+    off = np.abs(gaps - places * median_gap) > _JITTER_RATIO * median_gap
     if off.mean() > _MOST_OFF_RATIO:
         raise InputError(
             f"The rows are not on an even grid: {off.sum()} of {len(gaps)} are no whole number of "
-            f"{usual:.6g} s after the one before. Sum them into windows of one length first."
+            f"{median_gap:.6g} s after the one before. Sum them into windows of one length first."
         )
     if len(gaps) < _REGIME_ROWS:
         return
     runs = np.lib.stride_tricks.sliding_window_view(gaps, _REGIME_ROWS)
     finest, coarsest = runs.min(axis=1), runs.max(axis=1)
-    is_other = (coarsest < (1 - _JITTER_RATIO) * usual) | (finest > (1 + _JITTER_RATIO) * usual)
+    is_other = (coarsest < (1 - _JITTER_RATIO) * median_gap) | (
+        finest > (1 + _JITTER_RATIO) * median_gap
+    )
     is_regime = is_other & (coarsest - finest <= _JITTER_RATIO * finest)
     if is_regime.any():
         row = int(np.argmax(is_regime))
         raise InputError(
-            f"The rows change their distance: most are {usual:.6g} s apart, yet from row {row + 1} "
-            f"(at {ts_seconds[row]:.15g}) on {_REGIME_ROWS} or more are {gaps[row]:.6g} s apart, "
-            "so what is missing cannot be told. Sum them into windows of one length first."
+            f"The rows change their distance: most are {median_gap:.6g} s apart, yet from row "
+            f"{row + 1} (at {ts_seconds[row]:.15g}) on {_REGIME_ROWS} or more are "
+            f"{gaps[row]:.6g} s apart, so what is missing is not known. "
+            "Sum them into windows of one length first."
         )
 
 
@@ -180,54 +183,54 @@ def _check_step(step_seconds: float) -> None:
         )
 
 
-def _check_span(grid_rows: int, rows: int, grain: float) -> None:
+def _check_span(grid_rows: int, rows: int, interval: float) -> None:
     if grid_rows > max(_MOST_ROWS, _MOST_GAPS_RATIO * rows):
         raise InputError(
-            f"The {rows:,} rows span {grid_rows * grain / DAY_SECONDS:,.0f} days: {grain:g} s "
-            f"apart would be {grid_rows:,} rows. Leave out those far from the others."
+            f"The {rows:,} rows span {grid_rows * interval / DAY_SECONDS:,.0f} days: {interval:g} "
+            f"s apart would be {grid_rows:,} rows. Leave out those far from the others."
         )
 
 
-def _check_ratio(grain_seconds: float, step_seconds: float) -> None:
-    ratio = step_seconds / grain_seconds
+def _check_ratio(interval_seconds: float, step_seconds: float) -> None:
+    ratio = step_seconds / interval_seconds
     if ratio < 1 - _DRIFT_RATIO:
         raise InputError(
-            f"The rows are {grain_seconds:g} s apart, coarser than the step of {step_seconds:g} s. "
-            f"Ask for a step of {grain_seconds:g} s or more."
+            f"The rows are {interval_seconds:g} s apart, coarser than the step of "
+            f"{step_seconds:g} s. Ask for a step of {interval_seconds:g} s or more."
         )
     if abs(ratio - round(ratio)) > _DRIFT_RATIO * ratio:
         raise InputError(
-            f"A step of {step_seconds:g} s is no whole number of rows of {grain_seconds:g} s."
+            f"A step of {step_seconds:g} s is no whole number of rows of {interval_seconds:g} s."
         )
 
 
-def _divides(grain: float, step_seconds: float) -> bool:
-    ratio = step_seconds / grain
+def _divides(interval: float, step_seconds: float) -> bool:
+    ratio = step_seconds / interval
     return abs(ratio - round(ratio)) <= 1e-6 * ratio
 
 
-def _phase(ts_seconds: Floats, grain: float) -> float:
+def _phase(ts_seconds: Floats, interval: float) -> float:
     """Where inside a grain rows stand; 0 where about on the clock, or nowhere in particular."""
-    if len(ts_seconds) == 0 or not _is_kept(ts_seconds, grain):
+    if len(ts_seconds) == 0 or not _is_kept(ts_seconds, interval):
         return 0.0
-    center = float(np.angle(_direction(ts_seconds, grain))) / (2 * np.pi) * grain
-    residuals = (ts_seconds - center + grain / 2) % grain - grain / 2
+    center = float(np.angle(_direction(ts_seconds, interval))) / (2 * np.pi) * interval
+    residuals = (ts_seconds - center + interval / 2) % interval - interval / 2
     phase = center + float(np.median(residuals))
-    if np.ptp(residuals) > 1e-6 * grain + 1e-5:
-        phase = 0.0 if abs(phase) < _JITTER_RATIO * grain else float(round(phase))
+    if np.ptp(residuals) > 1e-6 * interval + 1e-5:
+        phase = 0.0 if abs(phase) < _JITTER_RATIO * interval else float(round(phase))
     phase = round(phase, 6)
-    return phase + grain if phase <= -_JITTER_RATIO * grain else phase
+    return phase + interval if phase <= -_JITTER_RATIO * interval else phase
 
 
-def _covers(ts_seconds: Floats, grain: float) -> Floats:
+def _covers(ts_seconds: Floats, interval: float) -> Floats:
     """The seconds each row stands for: until the next, or its grain where the next is missing.
 
     Two gaps that make up two grains are a late row between them, and nothing is missing.
     """
-    gaps = np.append(np.diff(ts_seconds), grain)
-    following = np.append(gaps[1:], grain)
-    alone = np.clip(2 * grain - following, grain, np.maximum(gaps, grain))
-    return np.where(gaps <= 1.5 * grain, gaps, alone)
+    gaps = np.append(np.diff(ts_seconds), interval)
+    following = np.append(gaps[1:], interval)
+    alone = np.clip(2 * interval - following, interval, np.maximum(gaps, interval))
+    return np.where(gaps <= 1.5 * interval, gaps, alone)
 
 
 def _sums(
@@ -237,7 +240,7 @@ def _sums(
     *,
     count: int,
     width: float,
-    grain: float,
+    interval: float,
 ) -> Floats:
     """The sum of the values of each index from 0 to `count`, scaled to `width` seconds.
 
@@ -246,6 +249,6 @@ def _sums(
     seen = np.isfinite(values) & (index >= 0) & (index < count)
     sums = np.bincount(index[seen], weights=values[seen], minlength=count)
     share = np.bincount(index[seen], weights=covers[seen], minlength=count) / width
-    share = np.where(np.abs(share - 1) <= 0.5 * grain / width + 1e-9, 1.0, share)
+    share = np.where(np.abs(share - 1) <= 0.5 * interval / width + 1e-9, 1.0, share)
     enough = share >= _LEAST_OBSERVED_RATIO - 1e-9
     return np.where(enough, sums / np.where(enough, share, 1.0), np.nan)

@@ -96,10 +96,10 @@ def measured_coverage(past: Backtest, steps_per_day: int) -> float | None:
         others = np.where(held_out, np.nan, past.errors)
         band = _band(others, past.days - steps / steps_per_day, steps_per_day)
         if band is not None:
-            held = np.abs(past.errors) <= band.half_width
-            inside.append(held[held_out & observed])
-    points = np.concatenate(inside) if inside else np.array([], dtype=bool)
-    return float(points.mean()) if len(points) else None
+            is_inside = np.abs(past.errors) <= band.half_width
+            inside.append(is_inside[held_out & observed])
+    is_inside_all = np.concatenate(inside) if inside else np.array([], dtype=bool)
+    return float(is_inside_all.mean()) if len(is_inside_all) else None
 
 
 def _band(errors: Floats, days: float, steps_per_day: int) -> Band | None:

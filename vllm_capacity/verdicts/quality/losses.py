@@ -11,7 +11,7 @@ from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.losses import Unread
 from vllm_capacity.verdicts.quality.finding import Finding, amounts, span
 
-_TOLD = 20  # restarts told one by one
+_LISTED = 20  # restarts told one by one
 _OFTEN, _OFTEN_RATIO = 5, 0.2
 _OFTEN_EFFECT = (
     "So many restarts for so few scrapes look like several processes that answer under one address "
@@ -25,20 +25,22 @@ def restarts(evidence: Evidence) -> list[Finding]:
     for instance in sorted({restart.instance for restart in evidence.restarts}):
         own = [restart for restart in evidence.restarts if restart.instance == instance]
         unread = evidence.losses.of(instance, "restart")
-        moves = _moves(unread)
+        max_effect = _max_effect(unread)
         effect = (
             f"{instance}: started again from zero. What it counted after its last scrape is in no "
-            f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+            f"figure: {amounts(max_effect)}{_bound(unread, evidence)}. {_in_flight(unread)}"
         )
-        result = [span(restart.before, restart.after) for restart in own[:_TOLD]]
-        when = "; ".join([*result, *([f"and {len(own) - _TOLD} more"] if len(own) > _TOLD else [])])
+        result = [span(restart.before, restart.after) for restart in own[:_LISTED]]
+        when = "; ".join(
+            [*result, *([f"and {len(own) - _LISTED} more"] if len(own) > _LISTED else [])]
+        )
         good = evidence.attempts.filter((pl.col("instance") == instance) & pl.col("is_good")).height
         is_known = instance in evidence.doubtful
         is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * good
         if is_often:
             effect = f"{effect} {_OFTEN_EFFECT}"
         severity = "error" if is_often else "warning"
-        found.append(Finding("restart", severity, len(own), effect, when, moves))
+        found.append(Finding("restart", severity, len(own), effect, when, max_effect))
     return found
 
 
@@ -50,7 +52,7 @@ def outages(evidence: Evidence) -> list[Finding]:
     found = []
     for outage in evidence.outages:
         unread = evidence.losses.of(outage.instance, "outage")
-        moves = _moves(unread)
+        max_effect = _max_effect(unread)
         silent = (evidence.time_range.end - outage.last_good).total_seconds()
         is_long = silent > max(30.0, 5.0 * outage.median_seconds)
         what = (
@@ -60,11 +62,11 @@ def outages(evidence: Evidence) -> list[Finding]:
         )
         effect = (
             f"{outage.instance} {what}. What it counted after its last good scrape is in no "
-            f"figure: {amounts(moves)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+            f"figure: {amounts(max_effect)}{_bound(unread, evidence)}. {_in_flight(unread)}"
         )
         severity = "warning" if is_long and outage.failed else "info"
         when = span(outage.last_good, evidence.time_range.end)
-        found.append(Finding("outage", severity, max(1, outage.failed), effect, when, moves))
+        found.append(Finding("outage", severity, max(1, outage.failed), effect, when, max_effect))
     return found
 
 
@@ -73,12 +75,12 @@ def contradicted(evidence: Evidence) -> list[Finding]:
     found = []
     for instance, detail, scrapes in evidence.contradicted.iter_rows():
         unread = evidence.losses.of(instance, "clock")
-        moves = _moves(unread)
+        max_effect = _max_effect(unread)
         effect = (
             f"{instance}: {detail}. What only these counted is in no figure, nor is their time: "
-            f"{amounts(moves)}{_bound(unread, evidence)}."
+            f"{amounts(max_effect)}{_bound(unread, evidence)}."
         )
-        found.append(Finding("clock", "error", scrapes, effect, None, moves))
+        found.append(Finding("clock", "error", scrapes, effect, None, max_effect))
     return found
 
 
@@ -87,14 +89,14 @@ def late_targets(evidence: Evidence) -> list[Finding]:
     found = []
     for unread in evidence.losses.stretches:
         if unread.why == "late":
-            moves, seconds = _moves([unread]), _seconds(unread.start, unread.end)
+            max_effect, seconds = _max_effect([unread]), _seconds(unread.start, unread.end)
             effect = (
                 f"{unread.instance} was first scraped {seconds:.0f} s after the start and does not "
                 "say that it started since: it is counted from its first value, and what it "
-                f"counted before is in no figure: {amounts(moves)}."
+                f"counted before is in no figure: {amounts(max_effect)}."
             )
             when = span(unread.start, unread.end)
-            found.append(Finding("series", "warning", 1, effect, when, moves))
+            found.append(Finding("series", "warning", 1, effect, when, max_effect))
     return found
 
 
@@ -138,7 +140,7 @@ def same_processes(evidence: Evidence) -> list[Finding]:
     ]
 
 
-def _moves(unread: Sequence[Unread]) -> dict[str, float]:
+def _max_effect(unread: Sequence[Unread]) -> dict[str, float]:
     return {
         "requests.finished": float(sum(each.requests for each in unread)),
         "tokens": float(sum(each.tokens for each in unread)),

@@ -29,18 +29,19 @@ def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
     if not failed + missed:
         return []
     share = (failed + missed) / (tried + missed)
-    moves = {}
+    max_effect = {}
     for name in _GAUGES:
         gauge = getattr(gauges, name)
         mean, most = gauge.mean, gauge.max
         if mean is not None and most is not None:
-            moves[f"{name}.mean"] = share * max(most - mean, mean)
+            max_effect[f"{name}.mean"] = share * max(most - mean, mean)
     severity = "info" if share <= 0.01 else "warning" if share <= 0.2 else "error"
     effect = (
         f"{failed + missed} of {tried + missed} scrapes missing ({share:.1%}): {failed} failed, "
-        f"{missed} never made. Counters stay exact; {amounts(moves) or 'no gauge was observed'}."
+        f"{missed} never made. Counters stay exact; "
+        f"{amounts(max_effect) or 'no gauge was observed'}."
     )
-    return [Finding("coverage", severity, failed + missed, effect, None, moves)]
+    return [Finding("coverage", severity, failed + missed, effect, None, max_effect)]
 
 
 def jitter(evidence: Evidence) -> list[Finding]:
@@ -60,13 +61,13 @@ def jitter(evidence: Evidence) -> list[Finding]:
             found.append(Finding("jitter", "info", steps.len(), effect))
         if high > _COARSE_SECONDS:
             unseen = evidence.finished_per_scrape.get(str(instance), 0.0)
-            moves = {"running.max": unseen, "waiting.max": unseen}
+            max_effect = {"running.max": unseen, "waiting.max": unseen}
             effect = (
                 f"{instance}: scraped every {mid:.3g} s, so load that comes and goes in between "
                 "is unseen: "
-                f"{amounts(moves)} (the most requests that finished between two scrapes)."
+                f"{amounts(max_effect)} (the most requests that finished between two scrapes)."
             )
-            found.append(Finding("jitter", "info", steps.len(), effect, None, moves))
+            found.append(Finding("jitter", "info", steps.len(), effect, None, max_effect))
     return found
 
 
@@ -119,14 +120,14 @@ def stale_gauges(evidence: Evidence) -> list[Finding]:
     found = []
     for row in evidence.stale.iter_rows(named=True):
         seconds = (row["end"] - row["start"]).total_seconds()
-        moves = {"running.mean": row["value"] * seconds / evidence.time_range.seconds}
+        max_effect = {"running.mean": row["value"] * seconds / evidence.time_range.seconds}
         effect = (
             f"{row['instance']}/{row['engine']}: {row['value']:.3g} requests said to run for "
             f"{seconds:.0f} s "
-            f"while no token came: a stale gauge, not load; {amounts(moves)}."
+            f"while no token came: a stale gauge, not load; {amounts(max_effect)}."
         )
         when = span(row["start"], row["end"])
-        found.append(Finding("stale-gauge", "warning", 1, effect, when, moves))
+        found.append(Finding("stale-gauge", "warning", 1, effect, when, max_effect))
     return found
 
 

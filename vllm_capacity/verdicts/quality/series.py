@@ -20,7 +20,7 @@ from vllm_capacity.verdicts.quality.finding import Finding, amounts
 _EXACT_UP_TO = 2.0**53
 _UNEVEN = 0.75  # an engine below this part of its fair share is named
 
-_INTAKE_EFFECTS = {
+_INGEST_EFFECTS = {
     "duplicate": "counted once: no figure moves",
     "late": "put back in order of sample time: no figure moves",
     "clock": "rates and charts may bend around that time",
@@ -38,7 +38,7 @@ def intake(evidence: Evidence) -> list[Finding]:
         subjects = rows.get_column("subject").unique().sort().to_list()
         named = ", ".join(subjects[:3]) + (" …" if len(subjects) > 3 else "")
         details = "; ".join(rows.get_column("detail").unique().sort().to_list()[:2])
-        effect = f"{named}: {details}; {_INTAKE_EFFECTS.get(str(check), 'see the intake table')}."
+        effect = f"{named}: {details}; {_INGEST_EFFECTS.get(str(check), 'see the intake table')}."
         is_doubt = check in ("coverage", "clock") or "different values" in details
         count = int(rows.get_column("count").sum())
         first = rows.get_column("first_ts").min()
@@ -53,16 +53,18 @@ def relabelled(evidence: Evidence) -> list[Finding]:
     groups = evidence.relabelled.group_by("instance", "check", maintain_order=True)
     for (instance, check), rows in groups:
         details = rows.get_column("detail").unique().sort().to_list()
-        moves = {} if check == SURE else _moved_if_new(rows)
+        max_effect = {} if check == SURE else _moved_if_new(rows)
         effect = (
             f"{instance}: {_some(rows.get_column('metric'))} vanished, and series with other "
             f"labels appeared in the same scrape ({'; '.join(details[:3])}). "
         )
-        effect += _ONE_SERIES if check == SURE else f"{_LIKELY_ONE}{amounts(moves) or 'unknown'}."
+        effect += (
+            _ONE_SERIES if check == SURE else f"{_LIKELY_ONE}{amounts(max_effect) or 'unknown'}."
+        )
         first = rows.get_column("first_ts").min()
         when = iso(first) if isinstance(first, datetime) else None
         severity = "info" if check == SURE else "warning"
-        found.append(Finding("series", severity, rows.height, effect, when, moves))
+        found.append(Finding("series", severity, rows.height, effect, when, max_effect))
     return found
 
 
@@ -77,8 +79,8 @@ def _moved_if_new(rows: pl.DataFrame) -> dict[str, float]:
     """By how much figures would be higher if relabelled series were new ones."""
     most = dict(rows.group_by("metric").agg(pl.col("at_most").max()).drop_nulls().iter_rows())
     figures = {"requests.finished": (traffic.REQUESTS,), "tokens": losses.TOKENS}
-    moves = {name: sum(most.get(m, 0.0) for m in metrics) for name, metrics in figures.items()}
-    return {name: amount for name, amount in moves.items() if amount}
+    max_effect = {name: sum(most.get(m, 0.0) for m in metrics) for name, metrics in figures.items()}
+    return {name: amount for name, amount in max_effect.items() if amount}
 
 
 def lifetimes(evidence: Evidence) -> list[Finding]:
@@ -257,18 +259,18 @@ def edge_buckets(latency: Latency) -> list[Finding]:
                 "at most "
                 f"{edge:g} s."
             )
-            moves = {f"latency.{name}.{q}.value": edge for q in first}
-            found.append(Finding("edge-bucket", "info", len(first), effect, None, moves))
+            max_effect = {f"latency.{name}.{q}.value": edge for q in first}
+            found.append(Finding("edge-bucket", "info", len(first), effect, None, max_effect))
     return found
 
 
 def imbalance(evidence: Evidence) -> list[Finding]:
     """Engines that did much less than their share of the output while they were paid for."""
-    fleet = evidence.engines.filter(pl.col("hours") > 0)
-    total = fleet.get_column("output_tokens").sum()
-    if fleet.height < 2 or not total:
+    engines = evidence.engines.filter(pl.col("hours") > 0)
+    total = engines.get_column("output_tokens").sum()
+    if engines.height < 2 or not total:
         return []
-    rows = fleet.with_columns(
+    rows = engines.with_columns(
         fair=pl.col("hours") / pl.col("hours").sum(),
         share=pl.col("output_tokens").fill_null(0.0) / total,
     ).filter(pl.col("share") < _UNEVEN * pl.col("fair"))

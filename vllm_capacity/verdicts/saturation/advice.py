@@ -24,7 +24,7 @@ import numpy as np
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.saturation import regimes
-from vllm_capacity.verdicts.saturation.curve import PRIOR, Loads, extrapolated_peak
+from vllm_capacity.verdicts.saturation.curve import PRIOR, LoadPoints, extrapolated_peak
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.regimes import Judged
 
@@ -110,7 +110,7 @@ def _gain(
     own = fit.levels.loads
     is_lighter = own.running < 0.95 * running
     loss, doubt = (PRIOR.kv_loss, PRIOR.kv_loss_error) if is_preempting else (0.0, 0.0)
-    loads = Loads.of(
+    loads = LoadPoints.of(
         [*own.running[is_lighter], running],
         [*own.output[is_lighter], fit.capacity.mid * (1 + loss)],
         [*own.error[is_lighter], doubt],

@@ -15,10 +15,10 @@ from vllm_capacity.verdicts.saturation.curve import (
     FARTHEST_LOAD,
     MIN_LOADS,
     MIN_SPAN,
-    Loads,
+    LoadPoints,
     PeakEstimate,
 )
-from vllm_capacity.verdicts.saturation.loads import MIN_PLATEAU_SECONDS, Held
+from vllm_capacity.verdicts.saturation.loads import MIN_PLATEAU_SECONDS, BestMinute
 from vllm_capacity.verdicts.saturation.regimes import LIMITS, Judged
 
 _KV_LOAD_WIDTH = 0.15
@@ -27,7 +27,7 @@ _FULL_MINUTE = 0.9
 
 
 def extrapolated(
-    peak_estimate: PeakEstimate | None, loads: Loads, kv_limit: float | None
+    peak_estimate: PeakEstimate | None, loads: LoadPoints, kv_limit: float | None
 ) -> Estimate:
     """The peak foreseen from lighter load as an estimate, or how much more load it would take."""
     if peak_estimate is None:
@@ -54,7 +54,7 @@ def extrapolated(
     )
 
 
-def extrapolated_running(capacity: Estimate, loads: Loads, kv_limit: float | None) -> Estimate:
+def extrapolated_running(capacity: Estimate, loads: LoadPoints, kv_limit: float | None) -> Estimate:
     """Where the foreseen peak lies: known only where the KV cache ends the curve."""
     if not capacity.is_known:
         return Estimate.unknown(capacity.reason)
@@ -92,7 +92,7 @@ def bursts(judged: Sequence[Judged]) -> Estimate:
     )
 
 
-def unbent(loads: Loads) -> Estimate:
+def unbent(loads: LoadPoints) -> Estimate:
     """Unknown, since tokens came as fast at the heaviest load as at light ones."""
     return Estimate.unknown(
         f"tokens came as fast at the heaviest load seen, {loads.heaviest:,.1f} running requests, "
@@ -101,7 +101,7 @@ def unbent(loads: Loads) -> Estimate:
     )
 
 
-def easing(loads: Loads) -> Estimate:
+def easing(loads: LoadPoints) -> Estimate:
     """Unknown, since throughput bent at light load and straightened again."""
     return Estimate.unknown(
         f"each further request, up to {loads.heaviest:,.1f} running, slowed tokens less than the "
@@ -198,7 +198,7 @@ def headroom(rate: float | None, capacity: Estimate) -> Estimate:
     return capacity.map(lambda most: 1 - rate / most, f"{rate:,.1f} output tokens/s measured")
 
 
-def no_less(peak: Estimate, best: Held) -> Estimate:
+def no_less(peak: Estimate, best: BestMinute) -> Estimate:
     """An extrapolated peak, no end of it under what the best minute held.
 
     Unknown where even its high end was: the curve does not describe this server.
@@ -215,7 +215,7 @@ def no_less(peak: Estimate, best: Held) -> Estimate:
     return replace(peak, low=low, mid=mid, high=high)
 
 
-def held_at_least(best: Held | None, unknown: Estimate) -> tuple[Estimate, Estimate]:
+def best_minute_bound(best: BestMinute | None, unknown: Estimate) -> tuple[Estimate, Estimate]:
     """The best minute as lower bounds: of the capacity, and of the running requests it takes.
 
     Both are `unknown` where there was no whole minute in which tokens came out.
@@ -231,13 +231,13 @@ def held_at_least(best: Held | None, unknown: Estimate) -> tuple[Estimate, Estim
     )
 
 
-def _load_needed(peak_estimate: PeakEstimate, loads: Loads, kv_limit: float | None) -> float:
+def _load_needed(peak_estimate: PeakEstimate, loads: LoadPoints, kv_limit: float | None) -> float:
     most = FARTHEST_LOAD * loads.heaviest
     bend = min(most, max(1.5 * loads.heaviest, peak_estimate.bend_running))
     return bend if kv_limit is None else max(1.1 * loads.heaviest, min(bend, kv_limit))
 
 
-def _too_few(loads: Loads) -> str:
+def _too_few(loads: LoadPoints) -> str:
     if not len(loads):
         return "no load with throughput was given; a bend takes three different loads or more"
     count = len(np.unique(loads.running))

@@ -59,7 +59,7 @@ _NORMAL_WEIGHTS = np.exp(-(_NORMAL**2) / 2) / np.exp(-(_NORMAL**2) / 2).sum()
 
 
 @dataclass(frozen=True)
-class Loads:
+class LoadPoints:
     """Measured loads, lightest first: running requests, output tokens/s, and its relative error."""
 
     running: Floats
@@ -72,17 +72,17 @@ class Loads:
         running: Sequence[float] | Floats,
         output: Sequence[float] | Floats,
         error: Sequence[float] | Floats | None = None,
-    ) -> Loads:
+    ) -> LoadPoints:
         """The loads sorted; without an error each counts as exactly measured."""
         n, x = np.asarray(running, float), np.asarray(output, float)
         e = np.zeros_like(n) if error is None else np.asarray(error, float)
         order = np.argsort(n, kind="stable")
         return cls(n[order], x[order], e[order])
 
-    def up_to(self, last: int) -> Loads:
+    def up_to(self, last: int) -> LoadPoints:
         """The loads up to and with that one."""
         columns = (self.running, self.output, self.error)
-        return Loads(*(column[: last + 1] for column in columns))
+        return LoadPoints(*(column[: last + 1] for column in columns))
 
     def __len__(self) -> int:
         return len(self.running)
@@ -150,7 +150,7 @@ def kv_limit_running(running: Floats, kv_ratio: Floats) -> float | None:
 
 
 def extrapolated_peak(
-    loads: Loads, kv_limit: float | None = None, *, prior: Prior = PRIOR
+    loads: LoadPoints, kv_limit: float | None = None, *, prior: Prior = PRIOR
 ) -> PeakEstimate | None:
     """The peak throughput that the loads let foresee; None where they are too few (`MIN_LOADS`)."""
     if not _is_enough(loads, kv_limit):
@@ -180,13 +180,13 @@ def extrapolated_peak(
     )
 
 
-def _is_enough(loads: Loads, kv_limit: float | None) -> bool:
+def _is_enough(loads: LoadPoints, kv_limit: float | None) -> bool:
     is_bounded = kv_limit is not None and kv_limit <= NEAR_KV_LIMIT * loads.heaviest
     spans = loads.heaviest / float(loads.running[0])
     return is_bounded or (len(np.unique(loads.running)) >= MIN_LOADS and spans >= MIN_SPAN)
 
 
-def _known_errors(loads: Loads, prior: Prior) -> Floats:
+def _known_errors(loads: LoadPoints, prior: Prior) -> Floats:
     """The loads' errors; of loads measured once, how far loads scatter about the likeliest curve.
 
     Only up to the highest output: no candidate falls, and a fall is no error.
@@ -204,7 +204,7 @@ def _known_errors(loads: Loads, prior: Prior) -> Floats:
     return np.where(loads.error > 0, loads.error, scatter)
 
 
-def _candidates(loads: Loads, prior: Prior) -> tuple[Floats, Floats, Floats, Floats]:
+def _candidates(loads: LoadPoints, prior: Prior) -> tuple[Floats, Floats, Floats, Floats]:
     """Every candidate curve: its weight, log throughput at the heaviest load, bend there, shape."""
     relative = loads.running / loads.heaviest
     weights, levels, bends, shapes = [], [], [], []
@@ -224,16 +224,16 @@ def _candidates(loads: Loads, prior: Prior) -> tuple[Floats, Floats, Floats, Flo
     return mass / mass.sum(), np.concatenate(levels), np.concatenate(bends), np.concatenate(shapes)
 
 
-def _errors(loads: Loads, prior: Prior) -> Floats:
+def _errors(loads: LoadPoints, prior: Prior) -> Floats:
     below = np.log(loads.heaviest / loads.running)
     return np.asarray(np.hypot(prior.near_error + prior.error_per_e * below, loads.error))
 
 
-def _level_error(loads: Loads, prior: Prior) -> float:
+def _level_error(loads: LoadPoints, prior: Prior) -> float:
     return float(1 / np.sqrt((1 / _errors(loads, prior) ** 2).sum()))
 
 
-def _scatter(loads: Loads, prior: Prior) -> float:
+def _scatter(loads: LoadPoints, prior: Prior) -> float:
     """What a sweep scatters about its curve; more with few loads, which any curve can follow."""
     return prior.scatter * float(np.sqrt(1 + _FEW_LOADS / max(1, len(loads) - 2)))
 

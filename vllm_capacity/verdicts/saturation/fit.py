@@ -33,13 +33,13 @@ from vllm_capacity.figures.steps import Schema
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.capacity import (
+    best_minute_bound,
     bursts,
     easing,
     extrapolated,
     extrapolated_running,
     fleet_sum,
     headroom,
-    held_at_least,
     no_less,
     steady,
     too_light,
@@ -50,7 +50,7 @@ from vllm_capacity.verdicts.saturation.capacity import (
 from vllm_capacity.verdicts.saturation.curve import (
     FARTHEST_LOAD,
     WINDOW_PRIOR,
-    Loads,
+    LoadPoints,
     Prior,
     extrapolated_peak,
     kv_limit_running,
@@ -64,13 +64,13 @@ from vllm_capacity.verdicts.saturation.identifiable import (
     is_load_varied,
 )
 from vllm_capacity.verdicts.saturation.loads import (
-    Columns,
-    Held,
-    Levels,
-    bands,
+    BestMinute,
+    LoadLevels,
+    StepColumns,
     best_minute,
     ceiling,
     curve_steps,
+    load_bands,
     load_levels,
     plateau,
     slowed,
@@ -206,13 +206,13 @@ class SaturationFit:
 
     engine: str
     judged: tuple[Judged, ...]
-    points: tuple[Judged, ...]
-    levels: Levels
+    curve: tuple[Judged, ...]
+    levels: LoadLevels
     kv_limit_running: float | None
     capacity: Estimate
     capacity_running: Estimate
     kind: str
-    best: Held | None
+    best: BestMinute | None
     slowed: tuple[Judged, ...]
     left_out: int
 
@@ -224,7 +224,7 @@ class SaturationFit:
     @property
     def heaviest_running(self) -> float | None:
         """The most requests that ran in a step of the curve, on average; None without one."""
-        return max((point.step["running_mean"] for point in self.points), default=None)
+        return max((point.step["running_mean"] for point in self.curve), default=None)
 
     @property
     def bottleneck(self) -> str | None:
@@ -239,14 +239,14 @@ class SaturationFit:
         """
         if len(self.levels.loads) < 2:
             return pl.DataFrame(schema=CURVE_SCHEMA)
-        law, *again = fitted_usls([self.levels.loads, *self._resampled(seed)])
+        law, *resampled = fitted_usls([self.levels.loads, *self._resampled(seed)])
         if law is None:
             return pl.DataFrame(schema=CURVE_SCHEMA)
         heaviest = self.levels.loads.heaviest
         end = max(heaviest, min(self.kv_limit_running or 0.0, FARTHEST_LOAD * heaviest))
         grid = np.linspace(float(self.levels.loads.running[0]), end, _CURVE_POINTS)
         mid = law.output(grid)
-        curves = [mid, *(other.output(grid) for other in again if other is not None)]
+        curves = [mid, *(other.output(grid) for other in resampled if other is not None)]
         low, high = np.quantile(np.asarray(curves), [0.05, 0.95], axis=0)
         return pl.DataFrame(
             {
@@ -258,18 +258,18 @@ class SaturationFit:
             schema=CURVE_SCHEMA,
         )
 
-    def _resampled(self, seed: int) -> list[Loads]:
+    def _resampled(self, seed: int) -> list[LoadPoints]:
         """The loads of as many resamples, in blocks of consecutive points."""
-        count = len(self.points)
+        count = len(self.curve)
         if not count:
             return []
-        points = Columns.of(self.points)
+        curve = StepColumns.of(self.curve)
         rng = np.random.default_rng(seed)
         found = []
         for _ in range(_CURVE_RESAMPLES):
             starts = rng.integers(0, count, -(-count // _BAND_BLOCK))
             picks = (starts[:, None] + np.arange(_BAND_BLOCK)).ravel()[:count] % count
-            found.append(load_levels(points.at(picks)).loads)
+            found.append(load_levels(curve.at(picks)).loads)
         return found
 
 
@@ -321,36 +321,36 @@ def _fleet_kind(capacity: Estimate, fits: Sequence[SaturationFit]) -> str:
 
 
 def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationFit:
-    points = curve_steps(judged)
-    levels = load_levels(Columns.of(points))
+    curve = curve_steps(judged)
+    levels = load_levels(StepColumns.of(curve))
     loads = levels.loads
     kv_limit = kv_limit_running(loads.running, levels.kv_ratio) if len(loads) else None
     best = best_minute(judged)
-    held = plateau(judged, best=best, seed=seed)
-    if held is not None:
-        capacity, running, kind = held.output, held.running, MEASURED
+    measured = plateau(judged, best=best, seed=seed)
+    if measured is not None:
+        capacity, running, kind = measured.output, measured.running, MEASURED
     else:
         capacity, running, kind = _not_reached(judged, loads, kv_limit, best)
     left_out = sum(bool(j.step["is_gap"] or j.step["is_restart"]) for j in judged)
     return SaturationFit(
         engine=engine,
         judged=tuple(judged),
-        points=tuple(points),
+        curve=tuple(curve),
         levels=levels,
         kv_limit_running=kv_limit,
         capacity=capacity,
         capacity_running=running,
         kind=kind,
         best=best,
-        slowed=tuple(slowed(judged, best) or _dip(points, loads)),
+        slowed=tuple(slowed(judged, best) or _dip(curve, loads)),
         left_out=left_out,
     )
 
 
-def _dip(points: Sequence[Judged], loads: Loads) -> list[Judged]:
+def _dip(curve: Sequence[Judged], loads: LoadPoints) -> list[Judged]:
     """The steps of the load at which output fell below what its neighbors let expect."""
     dip = dipped(loads)
-    band = next((b for b in bands(points) if dip and _median_running(b) == dip), [])
+    band = next((b for b in load_bands(curve) if dip and _median_running(b) == dip), [])
     return list(band)
 
 
@@ -359,18 +359,18 @@ def _median_running(band: Sequence[Judged]) -> float:
 
 
 def _not_reached(
-    judged: Sequence[Judged], loads: Loads, kv_limit: float | None, best: Held | None
+    judged: Sequence[Judged], loads: LoadPoints, kv_limit: float | None, best: BestMinute | None
 ) -> tuple[Estimate, Estimate, str]:
     """Capacity, its running requests and their kind, of an engine without a plateau."""
     capacity = _extrapolated(judged, loads, kv_limit, best)
     if capacity.is_known:
         return capacity, extrapolated_running(capacity, loads, kv_limit), EXTRAPOLATED
-    capacity, running = held_at_least(best, too_short(capacity, judged))
+    capacity, running = best_minute_bound(best, too_short(capacity, judged))
     return capacity, running, BOUNDED if capacity.is_bound else UNKNOWN
 
 
 def _extrapolated(
-    judged: Sequence[Judged], loads: Loads, kv_limit: float | None, best: Held | None
+    judged: Sequence[Judged], loads: LoadPoints, kv_limit: float | None, best: BestMinute | None
 ) -> Estimate:
     """The peak by how the curve bends, where the window can tell it; else unknown, with why."""
     if not len(loads):
@@ -392,7 +392,7 @@ def _extrapolated(
     return peak if best is None else no_less(peak, best)
 
 
-def _prior(judged: Sequence[Judged], loads: Loads) -> Prior:
+def _prior(judged: Sequence[Judged], loads: LoadPoints) -> Prior:
     """The usual prior; no peak lies past the load at which the server held requests back."""
     most = ceiling(judged)
     if most is None:

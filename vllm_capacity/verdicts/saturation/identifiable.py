@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_capacity.verdicts.saturation.curve import Floats, Loads
+from vllm_capacity.verdicts.saturation.curve import Floats, LoadPoints
 from vllm_capacity.verdicts.saturation.loads import Mask
 from vllm_capacity.verdicts.saturation.regimes import Judged
 
@@ -127,7 +127,7 @@ def has_bent(found: Blocks) -> bool:
     return growth >= _LEAST_BEND and growth >= 1 + _BEND_ERRORS * error * growth
 
 
-def is_easing(loads: Loads) -> bool:
+def is_easing(loads: LoadPoints) -> bool:
     """Whether each further request slows tokens far less at heavy loads than it did at light ones.
 
     That is no approach to a limit, where it slows them as much or more. A mixture of experts does
@@ -146,7 +146,7 @@ def is_easing(loads: Loads) -> bool:
     return heavy < _EASING * light
 
 
-def dipped(loads: Loads) -> float | None:
+def dipped(loads: LoadPoints) -> float | None:
     """The load at which output falls most below what its neighbors let expect; None for none.
 
     Throughput is concave in load, so a load gives no less than the straight line between a lighter

@@ -20,7 +20,7 @@ from vllm_capacity.verdicts.saturation.curve import (
     PRIOR,
     SAME_LOAD,
     Floats,
-    Loads,
+    LoadPoints,
     PeakEstimate,
     extrapolated_peak,
     kv_limit_running,
@@ -74,7 +74,7 @@ def _kind(capacity: Estimate, *, is_held: bool) -> str:
     return MEASURED if is_held else EXTRAPOLATED
 
 
-def _loads(points: pl.DataFrame) -> tuple[Loads, Floats]:
+def _loads(points: pl.DataFrame) -> tuple[LoadPoints, Floats]:
     """The loads of a table, and the KV ratio at each (nan where not given)."""
     running, output = "running_requests", "output_tokens_per_second"
     has_kv = "kv_cache_ratio" in points.columns
@@ -94,10 +94,10 @@ def _loads(points: pl.DataFrame) -> tuple[Loads, Floats]:
         .agg(pl.col(running, output, "kv").mean(), error=scatter.fill_null(0.0).clip(0.0, 0.5))
     )
     columns = (loads[name].to_numpy() for name in (running, output, "error"))
-    return Loads.of(*columns), loads["kv"].fill_null(float("nan")).to_numpy()
+    return LoadPoints.of(*columns), loads["kv"].fill_null(float("nan")).to_numpy()
 
 
-def _kv_limit(loads: Loads, kv_ratio: Floats) -> float | None:
+def _kv_limit(loads: LoadPoints, kv_ratio: Floats) -> float | None:
     """Where the KV cache would be full; no lighter than the heaviest load, which did run."""
     limit = kv_limit_running(loads.running, kv_ratio)
     return None if limit is None else max(limit, loads.heaviest)
@@ -120,7 +120,7 @@ def _numbered(running: list[float], span: float) -> list[int]:
     return numbers
 
 
-def _held(loads: Loads, near: Mask, limit: float | None) -> tuple[Estimate, Estimate]:
+def _held(loads: LoadPoints, near: Mask, limit: float | None) -> tuple[Estimate, Estimate]:
     """Capacity and its load for loads that reached a plateau, or a lone peak and fell."""
     output, plateau = loads.output[near], loads.running[near]
     low, high = _PLATEAU_LOW * float(output.min()), _PLATEAU_HIGH * float(output.max())
@@ -147,7 +147,7 @@ def _held(loads: Loads, near: Mask, limit: float | None) -> tuple[Estimate, Esti
 
 
 def _sight(
-    loads: Loads, last: int, beyond: float | None, limit: float | None
+    loads: LoadPoints, last: int, beyond: float | None, limit: float | None
 ) -> PeakEstimate | None:
     """What the loads up to the last on a plateau let foresee, short of a heavier one that fell."""
     seen = loads.up_to(last)
@@ -169,7 +169,7 @@ def _plateau_words(plateau: Floats) -> str:
     )
 
 
-def _between(loads: Loads, last: int) -> str:
+def _between(loads: LoadPoints, last: int) -> str:
     """Why a lone peak is no answer, and which loads would tell."""
     running, output = loads.running, loads.output
     lighter = running[last - 1] if last else 0.0

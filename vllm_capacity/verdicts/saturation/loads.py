@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.saturation import regimes
-from vllm_capacity.verdicts.saturation.curve import Floats, Loads
+from vllm_capacity.verdicts.saturation.curve import Floats, LoadPoints
 from vllm_capacity.verdicts.saturation.regimes import Judged, Row
 
 Indices = NDArray[np.int64]
@@ -36,7 +36,7 @@ _MIN_RUNNING, _MIN_EXACT_RUNNING = 0.5, 0.1
 _ENOUGH_SCRAPES = 3
 _CORRELATION = 1.5
 _OF_PEAK = 0.95
-_HELD_SECONDS, _SLOWED = 60.0, 0.75
+_MINUTE_SECONDS, _SLOWED = 60.0, 0.75
 _QUEUE_OF_RUNNING, _LASTING_SCRAPES = 0.1, 6
 _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
 _LEAST_SPAN, _FLAT_GROWTH = 1.1, 0.3
@@ -47,10 +47,10 @@ _MANY_PREEMPTED, _PREEMPTION_LOSS = 1.0, 0.10
 
 
 @dataclass(frozen=True)
-class Levels:
+class LoadLevels:
     """Loads made of steps: `loads`, the KV ratio at each (nan: not observed), how many steps."""
 
-    loads: Loads
+    loads: LoadPoints
     kv_ratio: Floats
     steps: tuple[int, ...]
 
@@ -66,7 +66,7 @@ class Plateau:
 
 
 @dataclass(frozen=True)
-class Held:
+class BestMinute:
     """What a minute held on average, and when it ended at the latest.
 
     `output` is tokens/s, no more than the prompts read in that minute go with (`best_minute`);
@@ -114,8 +114,8 @@ def is_usable(step: Row, *, median_seconds: float) -> bool:
 
 def usable_steps(judged: Sequence[Judged]) -> list[Judged]:
     """The whole and clean steps (`is_usable`), those in which nothing ran included."""
-    usual = median_seconds([j.step for j in judged])
-    return [j for j in judged if is_usable(j.step, median_seconds=usual)]
+    median = median_seconds([j.step for j in judged])
+    return [j for j in judged if is_usable(j.step, median_seconds=median)]
 
 
 def median_seconds(rows: Sequence[Row]) -> float:
@@ -132,13 +132,13 @@ def curve_steps(judged: Sequence[Judged]) -> list[Judged]:
     exact; one of gauges is not, and a step of one or two scrapes is judged with its neighbors. The
     neighbors of a stalled step are left out with it: the stall reaches into them.
     """
-    usual = median_seconds([j.step for j in judged])
+    median = median_seconds([j.step for j in judged])
     stalled = {i + k for i, j in enumerate(judged) if j.cause == "stalled" for k in (-1, 0, 1)}
     return [
         j
         for i, j in enumerate(judged)
         if i not in stalled
-        and is_usable(j.step, median_seconds=usual)
+        and is_usable(j.step, median_seconds=median)
         and j.regime != regimes.IDLE
         and _is_load_known(judged, i)
         and j.step["output_tokens_per_second"] > 0
@@ -168,16 +168,16 @@ def _load_noise_ratio(judged: Sequence[Judged], i: int) -> float:
     return regimes.running_noise_ratio(pooled)
 
 
-def bands(points: Sequence[Judged]) -> list[list[Judged]]:
+def load_bands(steps: Sequence[Judged]) -> list[list[Judged]]:
     """Steps of like load (running within 1.25 ×) together, lightest first.
 
     A band of a single step is left out where others have more, unless that step is long: it is a
     change of load, not a load.
     """
-    running = np.asarray([point.running for point in points], float)
-    own, _, is_load = _banded(running, np.asarray([point.seconds for point in points]))
+    running = np.asarray([point.running for point in steps], float)
+    own, _, is_load = _banded(running, np.asarray([point.seconds for point in steps]))
     return [
-        [point for point, group in zip(points, own, strict=True) if group == band]
+        [point for point, group in zip(steps, own, strict=True) if group == band]
         for band in np.flatnonzero(is_load)
     ]
 
@@ -193,7 +193,7 @@ def _banded(running: Floats, seconds: Floats) -> tuple[Indices, Indices, NDArray
 
 
 @dataclass(frozen=True)
-class Columns:
+class StepColumns:
     """What levels are made of, a value a step (`kv_ratio` nan: not observed), in order."""
 
     running: Floats
@@ -202,72 +202,75 @@ class Columns:
     seconds: Floats
 
     @classmethod
-    def of(cls, points: Sequence[Judged]) -> Columns:
+    def of(cls, steps: Sequence[Judged]) -> StepColumns:
         """The columns of the points of a curve."""
         names = ("output_tokens_per_second", "kv_cache_ratio_mean")
         output, kv_ratio = (
-            np.asarray([point.step[name] for point in points], float) for name in names
+            np.asarray([point.step[name] for point in steps], float) for name in names
         )
-        running = np.asarray([point.running for point in points], float)
-        return cls(running, output, kv_ratio, np.asarray([point.seconds for point in points]))
+        running = np.asarray([point.running for point in steps], float)
+        return cls(running, output, kv_ratio, np.asarray([point.seconds for point in steps]))
 
-    def at(self, picks: Indices) -> Columns:
+    def at(self, picks: Indices) -> StepColumns:
         """Those of the picked steps."""
-        return Columns(
+        return StepColumns(
             self.running[picks], self.output[picks], self.kv_ratio[picks], self.seconds[picks]
         )
 
 
-def load_levels(points: Columns) -> Levels:
-    """Each band of steps (`bands`) as one load: medians, relative error of the median output."""
-    own, counts, kept = _banded(points.running, points.seconds)
+def load_levels(steps: StepColumns) -> LoadLevels:
+    """Each band of steps (`load_bands`) as one load: medians, and the median output's error."""
+    own, counts, kept = _banded(steps.running, steps.seconds)
     running, output, kv_ratio = (
         _medians(column, own, len(counts))[kept]
-        for column in (points.running, points.output, points.kv_ratio)
+        for column in (steps.running, steps.output, steps.kv_ratio)
     )
-    errors = _relative_errors(points.output, own, counts)[kept]
-    loads = Loads.of(running, output, errors)
-    return Levels(loads, kv_ratio, tuple(int(count) for count in counts[kept]))
+    errors = _relative_errors(steps.output, own, counts)[kept]
+    loads = LoadPoints.of(running, output, errors)
+    return LoadLevels(loads, kv_ratio, tuple(int(count) for count in counts[kept]))
 
 
-def plateau(judged: Sequence[Judged], *, best: Held | None = None, seed: int = 0) -> Plateau | None:
+def plateau(
+    judged: Sequence[Judged], *, best: BestMinute | None = None, seed: int = 0
+) -> Plateau | None:
     """The plateau of the steps in which the server was the limit; None under a minute of them.
 
     Left out are steps at the ends of a stretch (`_clean_stretches`) and those in which the server
     was slower than itself (`slowed`, given its `best` minute). The high end is no less than that
-    minute shows (`Held.sure`), and a tenth above the mean where most requests were preempted: a
-    load just short of the cache saves the work that is done twice.
+    minute shows (`BestMinute.sure`), and a tenth above the mean where most requests were
+    preempted: a load just short of the cache saves the work that is done twice.
     """
     is_slow = {id(step) for step in slowed(judged, best)}
     stretches = [
         [j for j in stretch if id(j) not in is_slow] for stretch in _clean_stretches(judged)
     ]
-    held = [step for stretch in stretches for step in stretch]
-    seconds = sum(j.seconds for j in held)
-    if len(held) < _MIN_PLATEAU_STEPS or seconds < MIN_PLATEAU_SECONDS:
+    limited = [step for stretch in stretches for step in stretch]
+    seconds = sum(j.seconds for j in limited)
+    if len(limited) < _MIN_PLATEAU_STEPS or seconds < MIN_PLATEAU_SECONDS:
         return _brief_plateau(judged, best)
     if not _has_queue(stretches):
         return None
     basis = (
-        f"mean of {len(held)} steps ({seconds:.0f} s) in which the server was the limit; "
+        f"mean of {len(limited)} steps ({seconds:.0f} s) in which the server was the limit; "
         "90 % interval by block bootstrap"
     )
     output, running = (
-        _held(held, name, basis, seed) for name in ("output_tokens_per_second", "running_mean")
+        _with_interval(limited, name, basis, seed)
+        for name in ("output_tokens_per_second", "running_mean")
     )
-    return Plateau(_no_less(output, held, best), running, len(held), seconds)
+    return Plateau(_no_less(output, limited, best), running, len(limited), seconds)
 
 
-def _no_less(output: Estimate, held: Sequence[Judged], best: Held | None) -> Estimate:
+def _no_less(output: Estimate, limited: Sequence[Judged], best: BestMinute | None) -> Estimate:
     """The plateau's output, its high end raised to what less or luckier load was seen to give."""
     mid, high = output.mid or 0.0, output.high or 0.0
-    preempted = sum(j.step["preemptions"] or 0.0 for j in held)
-    if preempted >= _MANY_PREEMPTED * _total(held, "requests_per_second"):
+    preempted = sum(j.step["preemptions"] or 0.0 for j in limited)
+    if preempted >= _MANY_PREEMPTED * _total(limited, "requests_per_second"):
         high = max(high, mid * (1 + _PREEMPTION_LOSS))
     return replace(output, high=high if best is None else max(high, best.sure))
 
 
-def _brief_plateau(judged: Sequence[Judged], best: Held | None) -> Plateau | None:
+def _brief_plateau(judged: Sequence[Judged], best: BestMinute | None) -> Plateau | None:
     """The best minute, where the server was the limit for a minute on end but for its edges.
 
     Its edges would lower a mean; of one or two minutes the best is hardly luck.
@@ -295,18 +298,18 @@ def _has_queue(stretches: Sequence[Sequence[Judged]]) -> bool:
     Near its limit a server has a few requests waiting now and then, while it still goes on rising.
     Deep is a tenth of what ran; lasting, in six scrapes in a row or more for half of the time.
     """
-    held = [step for stretch in stretches for step in stretch]
-    waiting = sum((j.step["waiting_mean"] or 0.0) * j.seconds for j in held)
-    running = sum(j.step["running_mean"] * j.seconds for j in held)
-    sure = [j for j in held if j.regime == regimes.KV]
+    limited = [step for stretch in stretches for step in stretch]
+    waiting = sum((j.step["waiting_mean"] or 0.0) * j.seconds for j in limited)
+    running = sum(j.step["running_mean"] * j.seconds for j in limited)
+    sure = [j for j in limited if j.regime == regimes.KV]
     for stretch in stretches:
         if sum(j.step["scrapes"] for j in stretch) >= _LASTING_SCRAPES:
             sure += [j for j in stretch if j.regime != regimes.KV]
-    is_lasting = sum(j.seconds for j in sure) >= sum(j.seconds for j in held) / 2
+    is_lasting = sum(j.seconds for j in sure) >= sum(j.seconds for j in limited) / 2
     return waiting >= _QUEUE_OF_RUNNING * running or is_lasting
 
 
-def slowed(judged: Sequence[Judged], best: Held | None) -> list[Judged]:
+def slowed(judged: Sequence[Judged], best: BestMinute | None) -> list[Judged]:
     """The steps in which the server was the limit, yet gave far less than its best minute held.
 
     Minutes below three quarters of it, two in a row or all of a stretch, and steps below it in the
@@ -336,14 +339,14 @@ def _clean_stretches(judged: Sequence[Judged]) -> list[list[Judged]]:
     before the first of them or after the last. Where the observation itself begins or ends there,
     the stretch may go on, and the step stays if there is no minute without it.
     """
-    usual = median_seconds([j.step for j in judged])
+    median = median_seconds([j.step for j in judged])
     found = []
     for first, last in _limited_spans(judged):
         begins, ends = first + _is_beside(judged, first - 1), last - _is_beside(judged, last - 1)
         inner = judged[max(begins, first + 1) : min(ends, last - 1)]
         if sum(j.seconds for j in inner) < MIN_PLATEAU_SECONDS:
             inner = judged[begins:ends]
-        found.append([j for j in inner if is_usable(j.step, median_seconds=usual)])
+        found.append([j for j in inner if is_usable(j.step, median_seconds=median)])
     return [stretch for stretch in found if stretch]
 
 
@@ -358,10 +361,10 @@ def _minutes(stretch: Sequence[Judged]) -> list[list[Judged]]:
     """Consecutive steps in groups of a minute or more; what remains joins the last."""
     groups: list[list[Judged]] = [[]]
     for step in stretch:
-        if sum(j.seconds for j in groups[-1]) >= _HELD_SECONDS:
+        if sum(j.seconds for j in groups[-1]) >= _MINUTE_SECONDS:
             groups.append([])
         groups[-1].append(step)
-    if len(groups) > 1 and sum(j.seconds for j in groups[-1]) < _HELD_SECONDS:
+    if len(groups) > 1 and sum(j.seconds for j in groups[-1]) < _MINUTE_SECONDS:
         rest = groups.pop()
         groups[-1] += rest
     return groups
@@ -371,7 +374,7 @@ def _mean_output(steps: Sequence[Judged]) -> float:
     return _total(steps, "output_tokens_per_second") / sum(j.seconds for j in steps)
 
 
-def best_minute(judged: Sequence[Judged]) -> Held | None:
+def best_minute(judged: Sequence[Judged]) -> BestMinute | None:
     """The minute in which most was held, of steps in time order; None without a clean one.
 
     Output goes on for a while when prompts no longer come: answers of prompts that were read before
@@ -388,19 +391,19 @@ def best_minute(judged: Sequence[Judged]) -> Held | None:
     limited = [j for j in usable if j.regime in regimes.LIMITS]
     at_limit = _mean_output(limited) if limited else math.inf
     times = [j.step["end"] for j in judged]
-    held = []
+    minutes = []
     for last in ends:
         end = last.step["end"]
-        since = end - timedelta(seconds=_HELD_SECONDS + last.seconds)
-        within = judged[bisect_right(times, since) : bisect_right(times, end)]
-        held.append(_held_minute(within, last, prompts_per_output, at_limit))
-    return max(held, key=lambda minute: minute.output)
+        since = end - timedelta(seconds=_MINUTE_SECONDS + last.seconds)
+        minute = judged[bisect_right(times, since) : bisect_right(times, end)]
+        minutes.append(_one_minute(minute, last, prompts_per_output, at_limit))
+    return max(minutes, key=lambda minute: minute.output)
 
 
-def _held_minute(
-    within: Sequence[Judged], last: Judged, prompts_per_output: float, at_limit: float
-) -> Held:
-    """The minute that ends in the `last` of the steps `within`, which are a minute or more.
+def _one_minute(
+    minute: Sequence[Judged], last: Judged, prompts_per_output: float, at_limit: float
+) -> BestMinute:
+    """The minute that ends in the `last` of the steps `minute`, which are a minute or more.
 
     `at_limit` is the output while requests waited.
 
@@ -408,22 +411,22 @@ def _held_minute(
     far more came out, the server was slowed when they did.
     """
     output = float(last.step["best_minute_tokens_per_second"])
-    seconds = sum(j.seconds for j in within)
-    requests = _total(within, "requests_per_second") * _HELD_SECONDS / seconds
+    seconds = sum(j.seconds for j in minute)
+    requests = _total(minute, "requests_per_second") * _MINUTE_SECONDS / seconds
     is_near = _NEAR_LIMIT * at_limit <= output <= at_limit / _SLOWED
-    is_limited = is_near or any(j.step["waiting_max"] for j in within)
+    is_limited = is_near or any(j.step["waiting_max"] for j in minute)
     chance = 2 * math.sqrt(2 / requests) if requests else math.inf
     peak = output
     if is_limited:
-        within, chance = within[-_shortest(within) :], 0.0
-        output = min(output, _mean_output(within))
-    balance = _prompts_per_output(within) / prompts_per_output if prompts_per_output else 1.0
+        minute, chance = minute[-_shortest(minute) :], 0.0
+        output = min(output, _mean_output(minute))
+    balance = _prompts_per_output(minute) / prompts_per_output if prompts_per_output else 1.0
     balance = min(1.0, balance * (1 + chance))
-    return Held(
+    return BestMinute(
         output=output * balance,
         peak=peak * balance,
-        running=sum((j.running or 0.0) * j.seconds for j in within)
-        / sum(j.seconds for j in within),
+        running=sum((j.running or 0.0) * j.seconds for j in minute)
+        / sum(j.seconds for j in minute),
         end=last.step["end"],
         is_limited=is_limited,
         requests=requests,
@@ -433,7 +436,7 @@ def _held_minute(
 def _shortest(steps: Sequence[Judged]) -> int:
     """How many of the last steps make up a minute."""
     ends = np.cumsum([j.seconds for j in reversed(steps)])
-    return 1 + int(np.searchsorted(ends[:-1], _HELD_SECONDS))
+    return 1 + int(np.searchsorted(ends[:-1], _MINUTE_SECONDS))
 
 
 def _prompts_per_output(steps: Sequence[Judged]) -> float:
@@ -447,7 +450,7 @@ def _total(steps: Sequence[Judged], rate: str) -> float:
     return float(sum((j.step[rate] or 0.0) * j.seconds for j in steps))
 
 
-def on_plateau(loads: Loads) -> Mask | None:
+def on_plateau(loads: LoadPoints) -> Mask | None:
     """Which loads are on a plateau, within 5 % of the highest output; None where there is none.
 
     A plateau is where the lightest of them and the heaviest load of all are 1.4 × apart: from it
@@ -485,8 +488,8 @@ def _limited_spans(judged: Sequence[Judged]) -> list[tuple[int, int]]:
 def ceiling(judged: Sequence[Judged]) -> float | None:
     """The most requests that ran where scheduler or cache held more back; None where never."""
     limits = (regimes.SCHEDULER, regimes.KV)
-    held = [j for j in judged if j.regime in limits and _is_limited_throughout(j)]
-    return max((float(j.step["running_max"]) for j in held), default=None)
+    limited = [j for j in judged if j.regime in limits and _is_limited_throughout(j)]
+    return max((float(j.step["running_max"]) for j in limited), default=None)
 
 
 def _is_limited_throughout(step: Judged) -> bool:
@@ -500,16 +503,16 @@ def _is_limited_throughout(step: Judged) -> bool:
     return is_full or (step.step["waiting_share"] or 0.0) >= _ALWAYS
 
 
-def _held(held: Sequence[Judged], name: str, basis: str, seed: int) -> Estimate:
+def _with_interval(limited: Sequence[Judged], name: str, basis: str, seed: int) -> Estimate:
     """The mean of a column over the steps; requests that live long make fewer independent minutes.
 
     Blocks are as long as a request lives, a minute at least.
     """
-    values = np.asarray([j.step[name] for j in held])
-    weights = np.asarray([j.seconds for j in held])
+    values = np.asarray([j.step[name] for j in limited])
+    weights = np.asarray([j.seconds for j in limited])
     mean, seconds = float(np.average(values, weights=weights)), float(weights.sum())
-    requests = _total(held, "requests_per_second")
-    lifetime = _total(held, "running_mean") / requests if requests else 0.0
+    requests = _total(limited, "requests_per_second")
+    lifetime = _total(limited, "running_mean") / requests if requests else 0.0
     block_seconds = min(seconds, max(_BLOCK_SECONDS, lifetime))
     block = max(1, math.ceil(block_seconds / float(np.median(weights))))
     low, high = block_bootstrap(values, weights, block=min(block, len(values)), seed=seed)

@@ -18,7 +18,7 @@ from vllm_capacity.verdicts.saturation.capacity import fleet_sum
 from vllm_capacity.verdicts.saturation.curve import Floats
 from vllm_capacity.verdicts.saturation.fit import MEASURED, SaturationFit
 from vllm_capacity.verdicts.saturation.identifiable import blocks, is_load_lasting, is_load_varied
-from vllm_capacity.verdicts.saturation.loads import bands, curve_steps, usable_steps
+from vllm_capacity.verdicts.saturation.loads import curve_steps, load_bands, usable_steps
 from vllm_capacity.verdicts.saturation.regimes import Judged, Row
 
 _SIGNIFICANCE = 0.05
@@ -92,8 +92,8 @@ def running_within(fits: Sequence[SaturationFit], slo: Slo) -> float | None:
     """Running requests at the throughput within these targets, over engines that have one."""
     found = []
     for fit in fits:
-        able = slo_throughput([fit], slo).mid
-        found.append(None if able is None else running_at(fit, able))
+        throughput = slo_throughput([fit], slo).mid
+        found.append(None if throughput is None else running_at(fit, throughput))
     known = [each for each in found if each is not None]
     return sum(known) if known else None
 
@@ -193,7 +193,7 @@ def _changes(judged: Sequence[Judged]) -> frozenset[int]:
 def _groups(seen: Sequence[Judged]) -> list[list[Judged]]:
     """Steps by load: bands of like steps, then all in which the server was the limit as one."""
     limited = [j for j in seen if j.regime in regimes.LIMITS]
-    groups = bands([j for j in seen if j.regime not in regimes.LIMITS])
+    groups = load_bands([j for j in seen if j.regime not in regimes.LIMITS])
     return [*groups, limited] if limited else groups
 
 
@@ -253,10 +253,10 @@ def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: st
     capacity without targets. At least the former where neither end is known, or they lie more than
     2.5 × apart.
     """
-    held, missed = loads[split - 1], loads[split]
+    met, missed = loads[split - 1], loads[split]
     basis = (
-        f"{targets}: met with {held.running:,.1f} requests running (the nearest target used to "
-        f"{held.worst:.0%}), missed with {missed.running:,.1f} ({missed.worst:.0%} of it)"
+        f"{targets}: met with {met.running:,.1f} requests running (the nearest target used to "
+        f"{met.worst:.0%}), missed with {missed.running:,.1f} ({missed.worst:.0%} of it)"
     )
     best = max((load.output for load in _below_every_miss(loads)), default=0.0)
     above = [load.output for load in _above_every_hit(loads) if load.output > _MORE * best]
@@ -266,7 +266,7 @@ def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: st
     if high is None or high > _WIDEST * best:
         reason = f"{basis}: it takes loads in between to tell more"
         return Estimate.at_least(_capped(best, fit), f"{targets} met", reason=reason)
-    crossing = held.output + _crossing_share(held, missed) * (missed.output - held.output)
+    crossing = met.output + _crossing_share(met, missed) * (missed.output - met.output)
     high = max(high, best)
     return Estimate.known(best, min(high, max(best, crossing)), high, basis).capped(fit.capacity)
 
@@ -290,11 +290,11 @@ def _capped(output: float, fit: SaturationFit) -> float:
     return output if fit.capacity.high is None else min(output, fit.capacity.high)
 
 
-def _crossing_share(held: _Load, missed: _Load) -> float:
+def _crossing_share(met: _Load, missed: _Load) -> float:
     """How far from the held to the missed load the first target is crossed, 0 to 1, linearly."""
     shares = [
         (1 - below) / (above - below)
-        for below, above in zip(held.ratios, missed.ratios, strict=True)
+        for below, above in zip(met.ratios, missed.ratios, strict=True)
         if above > 1 and above > below
     ]
     return min(1.0, max(0.0, min(shares, default=0.0)))
@@ -364,5 +364,5 @@ def _slope(seconds: Floats, values: list[float]) -> tuple[float, float]:
     return float(fit.slope), float(stats.t.sf(t, steps - 2))
 
 
-def _median(points: Sequence[Judged], column: str) -> float:
-    return float(np.median([point.step[column] for point in points]))
+def _median(judged: Sequence[Judged], column: str) -> float:
+    return float(np.median([point.step[column] for point in judged]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_capacity.verdicts.saturation.curve import PRIOR, Floats, Loads
+from vllm_capacity.verdicts.saturation.curve import PRIOR, Floats, LoadPoints
 
 _LEAST, _MOST = np.array([0.0, 0.0]), np.array([1.0, 0.1])
 _STEPS = 60
@@ -35,20 +35,20 @@ class Usl:
         return np.asarray(self.rate * n / np.maximum(drag, 1e-9))
 
 
-def fitted_usl(loads: Loads) -> Usl | None:
+def fitted_usl(loads: LoadPoints) -> Usl | None:
     """The scalability law through the loads, least squares of logarithms; None under two loads."""
     (found,) = fitted_usls([loads])
     return found
 
 
-def fitted_usls(sets: Sequence[Loads]) -> list[Usl | None]:
+def fitted_usls(sets: Sequence[LoadPoints]) -> list[Usl | None]:
     """`fitted_usl` of each set of loads, all at once: a bootstrap asks for dozens."""
     can = [len(loads) >= 2 and loads.running[-1] > loads.running[0] for loads in sets]
     laws = iter(_least_squares([loads for loads, is_fit in zip(sets, can, strict=True) if is_fit]))
     return [next(laws) if is_fit else None for is_fit in can]
 
 
-def _least_squares(sets: Sequence[Loads]) -> list[Usl]:
+def _least_squares(sets: Sequence[LoadPoints]) -> list[Usl]:
     """Bounded Levenberg–Marquardt over all sets at once; a shorter set is padded with weight 0.
 
     λ is eliminated: whatever σ and κ are, the best log λ is the weighted mean of what is left.
@@ -74,7 +74,7 @@ def _least_squares(sets: Sequence[Loads]) -> list[Usl]:
     ]
 
 
-def _padded(sets: Sequence[Loads]) -> tuple[Floats, Floats, Floats]:
+def _padded(sets: Sequence[LoadPoints]) -> tuple[Floats, Floats, Floats]:
     """Running, log output and weight of every set, a row each; weights add to 1."""
     shape = (len(sets), max(len(loads) for loads in sets))
     n, logs, weights = np.ones(shape), np.zeros(shape), np.zeros(shape)
@@ -102,11 +102,11 @@ def _misfit(
 def _step(theta: Floats, rest: Floats, slopes: Floats, damping: Floats) -> Floats:
     """The damped step in σ and κ; what a bound holds back stays, and leaves the other free."""
     pull = np.einsum("slk,sl->sk", slopes, rest)
-    held = ((theta <= _LEAST) & (pull > 0)) | ((theta >= _MOST) & (pull < 0))
-    free = np.where(held[:, None, :], 0.0, slopes)
+    is_at_bound = ((theta <= _LEAST) & (pull > 0)) | ((theta >= _MOST) & (pull < 0))
+    free = np.where(is_at_bound[:, None, :], 0.0, slopes)
     normal = np.einsum("slk,slm->skm", free, free)
     own = np.einsum("skk->sk", normal)
     lift = damping[:, None] * own + np.where(own <= 0, 1.0, 0.0)
     normal = normal + lift[:, :, None] * np.eye(2)
-    down = np.where(held, 0.0, -pull)
+    down = np.where(is_at_bound, 0.0, -pull)
     return np.asarray(np.linalg.solve(normal, down[:, :, None])[:, :, 0])
