@@ -24,7 +24,7 @@ from vllm_capacity.live.checks_config import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.finding import CheckResult, first_broken
 from vllm_capacity.live.probes import Chain, ask, gather
-from vllm_capacity.verdicts.quality.finding import CheckResult as Doubt
+from vllm_capacity.verdicts.quality.finding import Finding as Doubt
 
 NOW = datetime(2026, 11, 24, 8, 20, 30, tzinfo=UTC)
 ROOT = Path(__file__).parents[2]
