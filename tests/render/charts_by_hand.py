@@ -66,7 +66,7 @@ def fitted(*, fit: SaturationFit | None = None, **changes: Any) -> LoadCurve:
         slowed=(),
         left_out=0,
     )
-    of_fit = {field.name for field in fields(SaturationFit)} - {"points"}
+    of_fit = {field.name for field in fields(SaturationFit)} - {"curve"}
     fit = replace(fit or own, **{name: changes.pop(name) for name in of_fit & set(changes)})
     steps = pl.DataFrame(schema=STEP_SCHEMA)
     made = {"engines": 1, "curve": CURVE, "points": STEPS, "steps": steps, "preemptions": 7.0}
