@@ -14,7 +14,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.figures.gauges import Gauge
 from vllm_capacity.figures.latency import Quantile
 from vllm_capacity.figures.losses import Lost
-from vllm_capacity.verdicts.quality.finding import Finding
+from vllm_capacity.verdicts.quality.evidence import Finding
 
 
 def answer(**changes: Any) -> Answer:

@@ -19,7 +19,7 @@ import pytest
 from renew_notebooks import STRIPPED
 
 import vllm_capacity as vc
-from vllm_capacity.render.report.contract import PIECE_MIME
+from vllm_capacity.render.report import PIECE_MIME
 from vllm_capacity.render.report.run import declared_parameters
 from vllm_capacity.render.report.write import ReportOrder, write_report
 

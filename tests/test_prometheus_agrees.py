@@ -11,6 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from vllm_capacity.facts.metrics import (
+    E2E,
+    GENERATION_TOKENS,
+    ITL,
+    PREEMPTIONS,
+    PROMPT_TOKENS,
+    REQUESTS,
+    TTFT,
+)
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.telemetry.window import open_window
 
@@ -21,12 +30,12 @@ CAPTURES = {
     "two_replicas": "vllm-two-replicas",
 }
 COUNTERS = {
-    "request_success": traffic.REQUESTS,
-    "prompt_tokens": traffic.PROMPT_TOKENS,
-    "generation_tokens": traffic.GENERATION_TOKENS,
-    "num_preemptions": traffic.PREEMPTIONS,
+    "request_success": REQUESTS,
+    "prompt_tokens": PROMPT_TOKENS,
+    "generation_tokens": GENERATION_TOKENS,
+    "num_preemptions": PREEMPTIONS,
 }
-HISTOGRAMS = {"ttft": latency.TTFT, "itl": latency.ITL, "e2e": latency.E2E}
+HISTOGRAMS = {"ttft": TTFT, "itl": ITL, "e2e": E2E}
 
 
 def spans():

@@ -30,20 +30,36 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.api_prices import given_api_price
 from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.metrics import (
+    GENERATION_TOKENS,
+    ITL,
+    PREEMPTIONS,
+    PROMPT_TOKENS,
+    REQUESTS,
+    TTFT,
+)
+from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.figures import evidence, gauges, latency, losses, phases, scrapes, steps, traffic
-from vllm_capacity.figures.failures import failures
+from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.series import per_step, readable_step_seconds
+from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import NO_PRICE, Bill, Costs, CostShare, bill
-from vllm_capacity.verdicts.cost.break_even import BreakEven, break_even
-from vllm_capacity.verdicts.cost.claim import Bound, FullUse, published_bound, usd_per_request_at
+from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, bill
+from vllm_capacity.verdicts.cost.comparisons import (
+    Bound,
+    BreakEven,
+    FullUse,
+    break_even,
+    published_bound,
+    usd_per_request_at,
+)
 from vllm_capacity.verdicts.cost.idle import Savings, savings
 from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
-from vllm_capacity.verdicts.quality.finding import Finding
+from vllm_capacity.verdicts.quality import evidence
+from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.saturation.advice import advice
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
@@ -51,7 +67,7 @@ from vllm_capacity.verdicts.saturation.slo import Oversaturation, is_oversaturat
 from vllm_capacity.verdicts.sizing import Policy
 
 _LIGHT_SHARE = 0.5
-_HISTOGRAM_OF = {"ttft_p95_seconds": latency.TTFT, "itl_p95_seconds": latency.ITL}
+_HISTOGRAM_OF = {"ttft_p95_seconds": TTFT, "itl_p95_seconds": ITL}
 
 
 @dataclass(frozen=True)
@@ -326,7 +342,7 @@ class Analysis:
     @cached_property
     def demand_ahead(self) -> DemandAhead:
         """Requests per hour over the day after the time range, or why there is no forecast."""
-        requests = [traffic.REQUESTS]
+        requests = [REQUESTS]
         return demand_ahead(
             traffic.scrape_increases(self.window, requests, time_range=self.time_range)
         )
@@ -375,9 +391,9 @@ class Analysis:
         return gauges.gauges(self.window, self.attempts, time_range=self.time_range)
 
     @cached_property
-    def phases(self) -> dict[str, phases.Phase]:
+    def phases(self) -> dict[str, latency.Phase]:
         """Where the time of a finished request went: queue, prefill, decode, by these names."""
-        found = phases.phases(self.window, time_range=self.time_range)
+        found = latency.phases(self.window, time_range=self.time_range)
         return {each.name: each for each in found}
 
     @property
@@ -411,7 +427,7 @@ class Analysis:
         """Mean output tokens and requests per second."""
         rates = (
             traffic.rate_per_second(self.counters, metric)
-            for metric in (traffic.GENERATION_TOKENS, traffic.REQUESTS)
+            for metric in (GENERATION_TOKENS, REQUESTS)
         )
         return Throughput(*rates)
 
@@ -465,7 +481,7 @@ class Analysis:
             running=self.gauges.running,
             waiting=self.gauges.waiting,
             kv_cache_ratio=self.gauges.kv_cache_ratio,
-            preemptions=_count(traffic.total(self.counters, traffic.PREEMPTIONS)),
+            preemptions=_count(traffic.total(self.counters, PREEMPTIONS)),
             prefix_cache_hit_ratio=hit_ratio,
             failures=failures(self.window, time_range=self.time_range),
             saturation=self.saturation,
@@ -501,7 +517,7 @@ def _listed_model(name: str | None) -> str | None:
 
 
 def _requests(increases: pl.DataFrame, lost: losses.Losses) -> Requests:
-    by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
+    by_reason = traffic.total_by_label(increases, REQUESTS, "finished_reason")
     return Requests(
         finished=_count(sum(by_reason.values())) if by_reason else None,
         successful=_count(traffic.successful(by_reason)),
@@ -512,9 +528,9 @@ def _requests(increases: pl.DataFrame, lost: losses.Losses) -> Requests:
 
 def _tokens(increases: pl.DataFrame, lost: losses.Losses) -> Tokens:
     return Tokens(
-        prompt=_count(traffic.total(increases, traffic.PROMPT_TOKENS)),
+        prompt=_count(traffic.total(increases, PROMPT_TOKENS)),
         prompt_computed=_count(traffic.prompt_tokens_computed(increases)),
-        generation=_count(traffic.total(increases, traffic.GENERATION_TOKENS)),
+        generation=_count(traffic.total(increases, GENERATION_TOKENS)),
         lost=lost.tokens,
     )
 

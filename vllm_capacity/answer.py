@@ -12,13 +12,13 @@ from inspect import cleandoc
 from typing import Any, ClassVar
 
 from vllm_capacity.estimate import Estimate, Figures
-from vllm_capacity.figures.failures import Failures
 from vllm_capacity.figures.gauges import Gauge
 from vllm_capacity.figures.latency import Latency
 from vllm_capacity.figures.losses import Lost
+from vllm_capacity.figures.traffic import Failures
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.cost.bill import Costs
-from vllm_capacity.verdicts.quality.finding import Finding
+from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.saturation.advice import Advice
 from vllm_capacity.verdicts.saturation.fit import Saturation
 

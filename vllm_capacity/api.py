@@ -235,7 +235,7 @@ def scrape(
     Credentials come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or VLLM_METRICS_TOKEN.
     InputError where `to` is there already, SourceError where no scrape was answered.
     """
-    from vllm_capacity.live.capture import capture
+    from vllm_capacity.live.scrape import capture
     from vllm_capacity.sources.exposition import read_scrapes
 
     capture(

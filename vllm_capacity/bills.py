@@ -17,19 +17,15 @@ from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import rate_in_force
+from vllm_capacity.facts.metrics import DECODE, GENERATION_TOKENS, PREFILL, PROMPT_TOKENS, REQUESTS
+from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import (
-    NO_PRICE,
-    CostShare,
-    Usage,
-    bill,
-    shared_engine,
-)
+from vllm_capacity.verdicts.cost.bill import CostShare, Usage, bill, shared_engine
 
 _THROUGHOUT = 0.995
-COUNTERS = (traffic.REQUESTS, traffic.PROMPT_TOKENS, traffic.GENERATION_TOKENS)
+COUNTERS = (REQUESTS, PROMPT_TOKENS, GENERATION_TOKENS)
 
 
 def priced(
@@ -104,15 +100,15 @@ def presence(engines: pl.DataFrame) -> dict[str, float]:
 
 
 def _usage(increases: pl.DataFrame, hours: float, busy: tuple[float | None, float | None]) -> Usage:
-    by_reason = traffic.total_by_label(increases, traffic.REQUESTS, "finished_reason")
+    by_reason = traffic.total_by_label(increases, REQUESTS, "finished_reason")
     return Usage(
         billed_hours=hours,
         successful_requests=traffic.successful(by_reason),
-        prompt_tokens=traffic.total(increases, traffic.PROMPT_TOKENS),
-        generation_tokens=traffic.total(increases, traffic.GENERATION_TOKENS),
+        prompt_tokens=traffic.total(increases, PROMPT_TOKENS),
+        generation_tokens=traffic.total(increases, GENERATION_TOKENS),
         prefill_seconds=busy[0],
         decode_seconds=busy[1],
-        output_tokens_per_second=traffic.rate_per_second(increases, traffic.GENERATION_TOKENS),
+        output_tokens_per_second=traffic.rate_per_second(increases, GENERATION_TOKENS),
     )
 
 
@@ -120,14 +116,12 @@ def _busy_seconds(
     window: Window, time_range: TimeRange
 ) -> dict[tuple[str, str | None], tuple[float | None, float | None]]:
     """Prefill and decode seconds of each engine, summed over requests; None where unsound."""
-    increases = latency.histogram_increases(
-        window, [latency.PREFILL, latency.DECODE], time_range=time_range
-    )
+    increases = latency.histogram_increases(window, [PREFILL, DECODE], time_range=time_range)
     engines = {(i.instance, i.engine) for i in increases}
     return {
         engine: (
-            _seconds(increases, engine, latency.PREFILL, time_range),
-            _seconds(increases, engine, latency.DECODE, time_range),
+            _seconds(increases, engine, PREFILL, time_range),
+            _seconds(increases, engine, DECODE, time_range),
         )
         for engine in engines
     }

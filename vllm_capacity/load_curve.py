@@ -13,7 +13,8 @@ import polars as pl
 
 from vllm_capacity.answer import Answer
 from vllm_capacity.assumptions import Slo
-from vllm_capacity.figures.traffic import PREEMPTIONS, total
+from vllm_capacity.facts.metrics import PREEMPTIONS
+from vllm_capacity.figures.traffic import total
 from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.slo import slo_throughput

@@ -19,6 +19,7 @@ from vllm_capacity.estimate import Estimate, Figures, Kind
 from vllm_capacity.facts.fleet import rate_in_force
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
 from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.metrics import DECODE, FLOPS, PREFILL, READ_BYTES, WRITE_BYTES
 from vllm_capacity.facts.prices import NO_PRICE, choose_price, usual_forms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import latency, traffic
@@ -27,22 +28,23 @@ from vllm_capacity.verdicts.demand.forecast import DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.what_if import GpuUtilization
-from vllm_capacity.verdicts.runway import Runway, runways
 from vllm_capacity.verdicts.saturation.regimes import KV
 from vllm_capacity.verdicts.saturation.slo import running_within
 from vllm_capacity.verdicts.sizing import (
     Change,
     Policy,
     QueueCheck,
+    Runway,
     demand_seen,
     month_usd,
     queue_check,
     replicas,
+    runways,
     sensitivity,
     usual_cases,
 )
 
-_BYTES = (traffic.READ_BYTES, traffic.WRITE_BYTES)
+_BYTES = (READ_BYTES, WRITE_BYTES)
 _DEMAND_QUANTILE = 0.95
 _WAIT_LIMIT_SECONDS = 1.0
 _MORE_REPLICAS = 2
@@ -282,7 +284,7 @@ def _sensitivity(case: _Planning) -> dict[str, Estimate]:
     phases = case.analysis.histograms
     prefill, decode = (
         latency.sound_total([p for p in phases if p.metric == metric], case.analysis.time_range)
-        for metric in (latency.PREFILL, latency.DECODE)
+        for metric in (PREFILL, DECODE)
     )
     cases = {"demand doubles": Change(demand=2.0)}
     if prefill is not None and decode is not None and prefill + decode > 0:
@@ -444,7 +446,7 @@ def _busy(case: _Planning, here: GpuSpan) -> GpuUtilization | None:
     gpu = here.rows[0]
     if not tokens or rate is None or len(here.rows) > 1 or gpu.tensor_tflops is None:
         return None
-    flops = traffic.total(increases, traffic.FLOPS) or 0.0
+    flops = traffic.total(increases, FLOPS) or 0.0
     moved = sum(traffic.total(increases, name) or 0.0 for name in _BYTES)
     busy = GpuUtilization(
         flops / tokens * rate / (gpu.tensor_tflops * 1e12),

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from tests.figures.small_windows import at, seconds_of
-from vllm_capacity.figures.evidence import stale_gauges
+from vllm_capacity.verdicts.quality.evidence import stale_gauges
 
 SCHEMA = {
     **dict.fromkeys(("instance", "engine"), pl.String),

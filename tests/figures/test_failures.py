@@ -3,10 +3,8 @@
 import pytest
 
 from tests.figures.small_windows import counter, gauge, histogram, small_window, time_range
-from vllm_capacity.figures.failures import failures
-from vllm_capacity.figures.gauges import RUNNING
-from vllm_capacity.figures.latency import TTFT
-from vllm_capacity.figures.traffic import HTTP_REQUESTS, REJECTIONS, REQUESTS
+from vllm_capacity.facts.metrics import HTTP_REQUESTS, REJECTIONS, REQUESTS, RUNNING, TTFT
+from vllm_capacity.figures.traffic import failures
 
 ALL = time_range(0, 100)
 CHAT = "/v1/chat/completions"

@@ -11,16 +11,8 @@ from tests.figures.small_windows import (
     small_window,
     time_range,
 )
-from vllm_capacity.figures.gauges import (
-    RUNNING,
-    WAITING,
-    Gauge,
-    gauge_of,
-    gauge_samples,
-    gauges,
-    pooled,
-    summed,
-)
+from vllm_capacity.facts.metrics import RUNNING, WAITING
+from vllm_capacity.figures.gauges import Gauge, gauge_of, gauge_samples, gauges, pooled, summed
 
 
 def samples(*rows):

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from tests.long_window import MONDAY, TOKENS_PER_REQUEST, long_window, requests_a_minute
+from vllm_capacity.costs_by_time import engine_hours, whole_hours
 from vllm_capacity.figures import scrapes
-from vllm_capacity.figures.hours import engine_hours, whole_hours
 from vllm_capacity.timerange import TimeRange
 
 

@@ -3,9 +3,8 @@
 import pytest
 
 from tests.figures.small_windows import histogram, small_window, time_range
+from vllm_capacity.facts.metrics import E2E, TTFT
 from vllm_capacity.figures.latency import (
-    E2E,
-    TTFT,
     Distribution,
     Increase,
     Quantile,

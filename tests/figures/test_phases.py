@@ -5,7 +5,7 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
-from vllm_capacity.figures.phases import phases
+from vllm_capacity.figures.latency import phases
 from vllm_capacity.timerange import TimeRange
 
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
-from vllm_capacity.figures.density import _monotone_cubic, distribution
 from vllm_capacity.figures.histogram import (
+    _monotone_cubic,
     bucket_quantile,
+    distribution,
     quantile_bounds,
     quantile_estimate,
 )

@@ -15,9 +15,9 @@ from tests.figures.small_windows import (
     time_range,
     up,
 )
+from vllm_capacity.facts.metrics import GENERATION_TOKENS
 from vllm_capacity.figures import scrapes
-from vllm_capacity.figures.traffic import GENERATION_TOKENS
-from vllm_capacity.figures.twins import merged
+from vllm_capacity.figures.scrapes import merged
 
 START = "process_start_time_seconds"
 

@@ -10,10 +10,16 @@ from tests.figures.small_windows import (
     small_window,
     time_range,
 )
-from vllm_capacity.figures.gauges import KV_CACHE, RUNNING, WAITING
-from vllm_capacity.figures.latency import TTFT
+from vllm_capacity.facts.metrics import (
+    GENERATION_TOKENS,
+    KV_CACHE,
+    PREEMPTIONS,
+    REQUESTS,
+    RUNNING,
+    TTFT,
+    WAITING,
+)
 from vllm_capacity.figures.series import per_step
-from vllm_capacity.figures.traffic import GENERATION_TOKENS, PREEMPTIONS, REQUESTS
 
 
 @pytest.fixture(scope="module")

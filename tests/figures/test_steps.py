@@ -13,8 +13,16 @@ from tests.figures.small_windows import (
     small_window,
     time_range,
 )
-from vllm_capacity.figures.gauges import KV_CACHE, RUNNING, WAITING
-from vllm_capacity.figures.latency import ITL, TTFT
+from vllm_capacity.facts.metrics import (
+    GENERATION_TOKENS,
+    ITL,
+    KV_CACHE,
+    PREEMPTIONS,
+    REQUESTS,
+    RUNNING,
+    TTFT,
+    WAITING,
+)
 from vllm_capacity.figures.scrapes import Gap, Restart
 from vllm_capacity.figures.steps import (
     Grid,
@@ -23,7 +31,6 @@ from vllm_capacity.figures.steps import (
     marks,
     natural_step_seconds,
 )
-from vllm_capacity.figures.traffic import GENERATION_TOKENS, PREEMPTIONS, REQUESTS
 
 
 def steps_of(grid, *seconds):

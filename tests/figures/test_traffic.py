@@ -4,8 +4,7 @@ import polars as pl
 import pytest
 
 from tests.figures.small_windows import at, counter, small_window, time_range
-from vllm_capacity.figures import traffic
-from vllm_capacity.figures.traffic import (
+from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
     OLD_PREFIX_HITS,
     OLD_PREFIX_QUERIES,
@@ -16,6 +15,7 @@ from vllm_capacity.figures.traffic import (
     PROMPT_TOKENS_CACHED,
     REQUESTS,
 )
+from vllm_capacity.figures import traffic
 
 SCHEMA = {
     "metric": pl.String,

@@ -24,15 +24,9 @@ from recorded_vllm import RecordedVllm
 from tests.answering import answer
 from tests.integration.real_parseable import ROOT, real_parseable, wait_for
 from tests.integration.real_prometheus import real_prometheus
-from vllm_capacity.figures.latency import E2E, ITL, TTFT, histogram_increases
-from vllm_capacity.figures.traffic import (
-    GENERATION_TOKENS,
-    PROMPT_TOKENS,
-    REQUESTS,
-    counter_increases,
-    scrape_increases,
-    total,
-)
+from vllm_capacity.facts.metrics import E2E, GENERATION_TOKENS, ITL, PROMPT_TOKENS, REQUESTS, TTFT
+from vllm_capacity.figures.latency import histogram_increases
+from vllm_capacity.figures.traffic import counter_increases, scrape_increases, total
 from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable

@@ -31,7 +31,7 @@ from vllm_capacity.live.provision import (
 from vllm_capacity.live.stack import INGEST_SECRET, READER_SECRET, Management, Names, initialise
 from vllm_capacity.sources.http import NO_KEEPALIVE
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_sql import resolve
+from vllm_capacity.sources.parseable_queries import resolve
 
 pytestmark = [pytest.mark.live, pytest.mark.collector]
 

@@ -20,8 +20,7 @@ from recorded_vllm import RecordedVllm
 from tests.standin.server import Standin, User
 from vllm_capacity.alerts import RULES
 from vllm_capacity.live.doctor import diagnosis
-from vllm_capacity.live.finding import CheckResult, first_broken
-from vllm_capacity.live.probes import Chain, gather
+from vllm_capacity.live.probes import Chain, CheckResult, first_broken, gather
 from vllm_capacity.live.provision import alert_body, panels
 
 pytestmark = pytest.mark.collector

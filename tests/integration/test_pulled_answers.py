@@ -11,14 +11,17 @@ import pytest
 from tests.answering import answer
 from tests.standin.recorded import recorded_server
 from tests.standin.server import RECORDED
-from vllm_capacity.figures.latency import E2E, HISTOGRAMS, ITL, TTFT, histogram_increases, latency
-from vllm_capacity.figures.traffic import (
+from vllm_capacity.facts.metrics import (
+    E2E,
     GENERATION_TOKENS,
+    ITL,
     PREEMPTIONS,
     PROMPT_TOKENS,
     REQUESTS,
-    counter_increases,
+    TTFT,
 )
+from vllm_capacity.figures.latency import HISTOGRAMS, histogram_increases, latency
+from vllm_capacity.figures.traffic import counter_increases
 from vllm_capacity.live.pull import pull_files, pull_server
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest

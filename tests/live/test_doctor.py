@@ -20,11 +20,10 @@ from tests.render.answer_by_hand import answer as made
 from tests.render.answer_by_hand import unknown
 from vllm_capacity.answer import Answer
 from vllm_capacity.figures.latency import Quantile
-from vllm_capacity.live.checks_config import longest_wait_seconds
+from vllm_capacity.live.checks_flow import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
-from vllm_capacity.live.finding import CheckResult, first_broken
-from vllm_capacity.live.probes import Chain, ask, gather
-from vllm_capacity.verdicts.quality.finding import Finding as Doubt
+from vllm_capacity.live.probes import Chain, CheckResult, ask, first_broken, gather
+from vllm_capacity.verdicts.quality.evidence import Finding as Doubt
 
 NOW = datetime(2026, 11, 24, 8, 20, 30, tzinfo=UTC)
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
 
 from vllm_capacity.live.proxy import ProxyServer, Upstream, renamed
-from vllm_capacity.sources.wire import client
+from vllm_capacity.sources.http import client
 
 EXPOSITION = b"""\
 # HELP vllm:num_requests_running Number of requests: running, of vllm:all.

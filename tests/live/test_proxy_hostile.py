@@ -10,7 +10,7 @@ from serving import serving
 
 from tests.standin.raw import CHUNKED, chunk, dripping, good, raw_server, saying
 from vllm_capacity.live.proxy import ProxyServer, Upstream
-from vllm_capacity.sources.wire import client
+from vllm_capacity.sources.http import client
 
 TEXT = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 3.0\n"
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"

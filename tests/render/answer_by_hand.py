@@ -17,13 +17,13 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer, Requests, SloVerdict, Throughput, Tokens, WindowExtent
 from vllm_capacity.assumptions import Assumptions
 from vllm_capacity.estimate import Estimate, Kind
-from vllm_capacity.figures.failures import Failures
 from vllm_capacity.figures.gauges import Gauge
 from vllm_capacity.figures.latency import Latency, Quantile, Quantiles
 from vllm_capacity.figures.losses import Lost
+from vllm_capacity.figures.traffic import Failures
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.bill import Costs
-from vllm_capacity.verdicts.quality.finding import Finding
+from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.saturation.fit import Saturation, Stretch
 
 START = datetime(2026, 11, 24, 8, tzinfo=UTC)

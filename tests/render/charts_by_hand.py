@@ -24,6 +24,7 @@ from answer_by_hand import (
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures.steps import STEP_SCHEMA
 from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.plan import Plan
 from vllm_capacity.render.charts import charts_of
@@ -31,7 +32,7 @@ from vllm_capacity.render.charts.base import Chart
 from vllm_capacity.verdicts.demand.forecast import Ahead, DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Option
 from vllm_capacity.verdicts.saturation.curve import LoadPoints
-from vllm_capacity.verdicts.saturation.fit import STEP_SCHEMA, SaturationFit
+from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.loads import LoadLevels
 from vllm_capacity.verdicts.sizing import Policy
 

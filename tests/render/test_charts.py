@@ -26,7 +26,7 @@ from vllm_capacity.figures.series import POINTS_AT_MOST
 from vllm_capacity.plan import Plan
 from vllm_capacity.render import charts
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.report.contract import HOVER, NOTEBOOK_WIDTH
+from vllm_capacity.render.report import HOVER, NOTEBOOK_WIDTH
 from vllm_capacity.render.report.vega import page_chart
 from vllm_capacity.render.sections.definitions import DEFINITIONS
 

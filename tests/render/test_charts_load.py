@@ -10,7 +10,7 @@ from charts_by_hand import AGAINST_LOAD, CURVE, caption, fitted, marks, names, n
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, Slo
 from vllm_capacity.errors import InputError
-from vllm_capacity.figures import gauges, traffic
+from vllm_capacity.facts.metrics import PREEMPTIONS, RUNNING
 from vllm_capacity.render import charts
 from vllm_capacity.render.charts import theme
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
@@ -122,9 +122,9 @@ def light_pair(tmp_path):
         at = (start + second) * 1_000_000
         for instance, running, preempted in (("r0", 1.0, 3.0), ("r1", 2.0, 1.0)):
             buffer.scrape(instance, at, is_up=True, seconds=None)
-            values = {gauges.RUNNING: running, traffic.PREEMPTIONS: preempted * second / 2}
+            values = {RUNNING: running, PREEMPTIONS: preempted * second / 2}
             for metric, value in values.items():
-                kind = "gauge" if metric == gauges.RUNNING else "counter"
+                kind = "gauge" if metric == RUNNING else "counter"
                 key = SeriesKey(metric, kind, instance, "0", "m")
                 buffer.sample(buffer.series(key, exposed=metric), at, value)
     return Analysis.of(

@@ -9,8 +9,8 @@ import pytest
 from answer_by_hand import STEPS
 from bs4 import BeautifulSoup
 
+from vllm_capacity.render.report import CHART_MIME, HOVER, PIECE_MIME
 from vllm_capacity.render.report import page as html
-from vllm_capacity.render.report.contract import CHART_MIME, HOVER, PIECE_MIME
 from vllm_capacity.render.report.metadata import Metadata, SummaryLine
 
 ROLES = {"table", "rowgroup", "row", "columnheader", "cell"}

@@ -7,8 +7,8 @@ import pytest
 from bs4 import BeautifulSoup
 
 from vllm_capacity.render.report import page as html
-from vllm_capacity.render.report.index import write_index
 from vllm_capacity.render.report.metadata import Metadata, page_metadata
+from vllm_capacity.render.report.write import write_index
 
 HOSTILE = "<script>alert(1)</script>"
 

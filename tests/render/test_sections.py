@@ -13,12 +13,12 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.prices import find_price
 from vllm_capacity.plan import PlanRequest, gpu_options, plan
-from vllm_capacity.render.elements import text
 from vllm_capacity.render.sections import claim as claims
 from vllm_capacity.render.sections import cost, header, latency, quality, saturation
 from vllm_capacity.render.sections import plan as plans
+from vllm_capacity.render.tables import text
 from vllm_capacity.telemetry.window import open_window
-from vllm_capacity.verdicts.cost.claim import Claim
+from vllm_capacity.verdicts.cost.comparisons import Claim
 from vllm_capacity.verdicts.sizing import Policy
 
 CLAIM = Claim(3.15, 5138, 1631, 0.001005)

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.numbers import count, number, seconds, usd
-from vllm_capacity.render.report.contract import PIECE_MIME
+from vllm_capacity.render.report import PIECE_MIME
 from vllm_capacity.render.tables import (
     Cell,
     Column,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_simulator.blocks import BlockPool
+from vllm_simulator.scheduler import BlockPool
 
 
 def test_free_cached_blocks_count_as_free_and_are_found_again():

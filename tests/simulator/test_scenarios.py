@@ -17,8 +17,8 @@ from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.sources.exposition import read_scrapes
 from vllm_capacity.telemetry.store import settle
 from vllm_capacity.telemetry.window import open_window
-from vllm_simulator.runs import run_scenario
 from vllm_simulator.scenarios import SCENARIOS, scenario
+from vllm_simulator.simulate import run_scenario
 
 EXAMPLE = Path(__file__).parents[2] / "data" / "examples" / "a100-gpt-oss-20b"
 

@@ -8,9 +8,8 @@ import pytest
 
 from vllm_capacity.errors import InputError
 from vllm_simulator.config import EngineConfig, Request, StepTime
-from vllm_simulator.runs import run_scenario
 from vllm_simulator.scenarios import A100_SERVER, scenario
-from vllm_simulator.simulate import REQUESTS_SCHEMA, replay
+from vllm_simulator.simulate import REQUESTS_SCHEMA, replay, run_scenario
 
 CONFIG = EngineConfig("m", 2000, StepTime(0.03, 0.001, 0.0005), max_num_seqs=4, max_model_len=1000)
 

@@ -28,9 +28,8 @@ from vllm_capacity.verdicts.queueing import Queue, servers_needed
 from vllm_capacity.verdicts.sizing import Policy, percentile_demand, queue_check
 from vllm_simulator.config import EngineConfig, Request, StepTime
 from vllm_simulator.exposition import record
-from vllm_simulator.runs import provenance, run_scenario
 from vllm_simulator.scenarios import A100_SERVER, CPU_LENGTHS, CPU_SERVER, Scenario
-from vllm_simulator.simulate import replay, simulate
+from vllm_simulator.simulate import provenance, replay, run_scenario, simulate
 from vllm_simulator.workload import (
     Arrivals,
     ClosedLoop,

@@ -11,7 +11,7 @@ from tests.standin.server import Fault, Standin, User
 from tests.standin.tables import Stream
 from vllm_capacity.errors import CapacityError, InputError, SourceError
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_sql import resolve
+from vllm_capacity.sources.parseable_queries import resolve
 from vllm_capacity.timerange import TimeRange
 
 NOW = datetime(2026, 11, 24, 8, 0, 30, tzinfo=UTC)

@@ -9,6 +9,7 @@ import pytest
 from tests.standin.exports import counter, export, gauge, histogram
 from tests.standin.server import Standin
 from tests.standin.store import write_store
+from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS, TTFT
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.live.pull import pull_files, pull_server
 from vllm_capacity.sources.parseable import Parseable
@@ -33,10 +34,10 @@ def stream(stamp):
         body = export(
             gauge("up", ts, 1.0),
             gauge("process_start_time_seconds", ts, BORN),
-            counter(traffic.REQUESTS, ts, float(done), finished_reason="stop", engine="0"),
-            counter(traffic.GENERATION_TOKENS, ts, 100.0 * done, engine="0"),
+            counter(REQUESTS, ts, float(done), finished_reason="stop", engine="0"),
+            counter(GENERATION_TOKENS, ts, 100.0 * done, engine="0"),
             gauge("vllm:num_requests_running", ts, 3.0, engine="0"),
-            histogram(latency.TTFT, ts, [done, 0], total=0.2 * done, bounds=[1.0], engine="0"),
+            histogram(TTFT, ts, [done, 0], total=0.2 * done, bounds=[1.0], engine="0"),
         )
         arrived = START + timedelta(seconds=10 * (number // 5 + 1), milliseconds=number % 5)
         standin.ingest("s", "/v1/metrics", body, arrived=arrived)
@@ -68,9 +69,9 @@ def pulled(way, standin, path):
 def test_counts_are_exact(tmp_path, way, stamp):
     window = open_window(pulled(way, stream(stamp), tmp_path))
     whole = window.extent
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=whole)
-    observed = latency.merged(latency.histogram_increases(window, [latency.TTFT], time_range=whole))
-    assert traffic.total(increases, traffic.REQUESTS) == TRUTH
+    increases = traffic.counter_increases(window, [REQUESTS], time_range=whole)
+    observed = latency.merged(latency.histogram_increases(window, [TTFT], time_range=whole))
+    assert traffic.total(increases, REQUESTS) == TRUTH
     assert observed is not None
     assert observed.count == TRUTH
 
@@ -88,6 +89,6 @@ def test_the_minutes_of_a_thinned_pull_hold_what_its_samples_hold(tmp_path):
     ends = window.sql(
         "select min(first) as first, max(last) as last, count(distinct run) as runs from minutes "
         "join series using (series_id) where metric = $metric",
-        metric=traffic.REQUESTS,
+        metric=REQUESTS,
     )
     assert ends.rows() == [(1000.0, 1000.0 + TRUTH, 1)]

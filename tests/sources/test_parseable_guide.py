@@ -12,13 +12,9 @@ from tests.standin.recorded import recorded_server
 from tests.standin.server import RECORDED, Standin
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import InputError
-from vllm_capacity.figures.latency import E2E, TTFT, histogram_increases, merged, quantiles
-from vllm_capacity.figures.traffic import (
-    GENERATION_TOKENS,
-    PROMPT_TOKENS,
-    REQUESTS,
-    scrape_increases,
-)
+from vllm_capacity.facts.metrics import E2E, GENERATION_TOKENS, PROMPT_TOKENS, REQUESTS, TTFT
+from vllm_capacity.figures.latency import histogram_increases, merged, quantiles
+from vllm_capacity.figures.traffic import scrape_increases
 from vllm_capacity.live.pull import pull_files
 from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
 from vllm_capacity.sources.parseable import Parseable

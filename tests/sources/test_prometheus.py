@@ -9,8 +9,7 @@ import httpx
 import pytest
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
-from vllm_capacity.sources.prometheus_rows import families
+from vllm_capacity.sources.prometheus import Prometheus, families, read_prometheus
 from vllm_capacity.timerange import TimeRange
 
 START = datetime(2026, 11, 24, 8, tzinfo=UTC)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.standin.raw import CHUNKED, chunk, dripping, good, raw_server, saying
-from vllm_capacity.sources.wire import client, wire_bytes
+from vllm_capacity.sources.http import client, wire_bytes
 
 TEXT = b"# TYPE a gauge\na 1\n" * 20
 ZIPPED = gzip.compress(TEXT)

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from tests.answering import answer
+from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS, TTFT
 from vllm_capacity.figures import latency, scrapes, traffic
 from vllm_capacity.figures.steps import Grid, engine_steps
 from vllm_capacity.telemetry.late import extend_window
@@ -35,12 +36,12 @@ def scraped(buffer, stamp, *, done, started=-5000.0, instance="a:8000"):
         key = SeriesKey("process_start_time_seconds", "gauge", instance)
         start = T0.timestamp() + started
         buffer.sample(buffer.series(key, exposed=key.metric), ts_us, start)
-    put(traffic.REQUESTS, "counter", float(done), finished_reason="stop")
-    put(traffic.GENERATION_TOKENS, "counter", 100.0 * done)
+    put(REQUESTS, "counter", float(done), finished_reason="stop")
+    put(GENERATION_TOKENS, "counter", 100.0 * done)
     put("vllm:num_requests_running", "gauge", 3.0)
-    ttft = SeriesKey(latency.TTFT, "histogram", instance, "0", "m", bounds=(0.1, 1.0))
+    ttft = SeriesKey(TTFT, "histogram", instance, "0", "m", bounds=(0.1, 1.0))
     counts = [done // 2, done - done // 2, 0]
-    series_id = buffer.series(ttft, exposed=latency.TTFT)
+    series_id = buffer.series(ttft, exposed=TTFT)
     buffer.histogram(series_id, ts_us, count=done, total=0.2 * done, counts=counts)
 
 
@@ -67,11 +68,11 @@ def found(rows, path):
     """Requests, observations of a histogram, seconds, and the notes about clocks."""
     window = open_window(write_window(path / "w", rows, {}))
     whole = window.extent
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=whole)
-    observed = latency.merged(latency.histogram_increases(window, [latency.TTFT], time_range=whole))
+    increases = traffic.counter_increases(window, [REQUESTS], time_range=whole)
+    observed = latency.merged(latency.histogram_increases(window, [TTFT], time_range=whole))
     notes = window.sql("select * from intake where \"check\" = 'clock'")
     return (
-        traffic.total(increases, traffic.REQUESTS),
+        traffic.total(increases, REQUESTS),
         None if observed is None else observed.count,
         round(whole.seconds, 3),
         notes,
@@ -186,8 +187,8 @@ def test_late_rows_added_to_a_window_are_late_and_no_clock(tmp_path):
     path = write_window(tmp_path / "w", captured(lambda n, t: t, [*range(40), *range(60, 100)]), {})
     extend_window(path, captured(lambda n, t: t, range(40, 60)))
     window = open_window(path)
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=window.extent)
-    assert traffic.total(increases, traffic.REQUESTS) == TRUE_REQUESTS
+    increases = traffic.counter_increases(window, [REQUESTS], time_range=window.extent)
+    assert traffic.total(increases, REQUESTS) == TRUE_REQUESTS
     assert window.sql("select * from intake where \"check\" = 'clock'").is_empty()
 
 

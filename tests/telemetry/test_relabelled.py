@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.answering import answer
+from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS, TTFT
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
@@ -46,12 +47,12 @@ def put(buffer, ts_us, done, started, reasons, *, model, labels, bounds, engine)
         start = SeriesKey("process_start_time_seconds", "gauge", "a:1")
         buffer.sample(buffer.series(start, exposed=start.metric), ts_us, T0.timestamp() + started)
     sample("vllm:num_requests_running", "gauge", 2.0)
-    sample(traffic.GENERATION_TOKENS, "counter", 100.0 * done)
+    sample(GENERATION_TOKENS, "counter", 100.0 * done)
     for place, reason in enumerate(reasons):
-        sample(traffic.REQUESTS, "counter", float(done + place), (("finished_reason", reason),))
-    ttft = SeriesKey(latency.TTFT, "histogram", "a:1", engine, model, labels, bounds)
+        sample(REQUESTS, "counter", float(done + place), (("finished_reason", reason),))
+    ttft = SeriesKey(TTFT, "histogram", "a:1", engine, model, labels, bounds)
     buffer.histogram(
-        buffer.series(ttft, exposed=latency.TTFT),
+        buffer.series(ttft, exposed=TTFT),
         ts_us,
         count=done,
         total=0.2 * done,
@@ -61,11 +62,9 @@ def put(buffer, ts_us, done, started, reasons, *, model, labels, bounds, engine)
 
 def found(window):
     """Requests and observations of a histogram."""
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=window.extent)
-    observed = latency.merged(
-        latency.histogram_increases(window, [latency.TTFT], time_range=window.extent)
-    )
-    return traffic.total(increases, traffic.REQUESTS), observed and observed.count
+    increases = traffic.counter_increases(window, [REQUESTS], time_range=window.extent)
+    observed = latency.merged(latency.histogram_increases(window, [TTFT], time_range=window.extent))
+    return traffic.total(increases, REQUESTS), observed and observed.count
 
 
 def result(window):
@@ -112,7 +111,7 @@ def test_each_of_several_children_goes_on_as_itself(tmp_path, spelled, started):
     rows = captured(spelled, started=started, reasons=("stop", "length", "abort"))
     window = open_window(write_window(tmp_path / "w", rows, {}))
     assert found(window) == (3 * TRUE_REQUESTS, TRUE_REQUESTS)
-    increases = traffic.counter_increases(window, [traffic.REQUESTS], time_range=window.extent)
+    increases = traffic.counter_increases(window, [REQUESTS], time_range=window.extent)
     assert increases["increase"].to_list() == [TRUE_REQUESTS] * 3
 
 
@@ -153,7 +152,7 @@ def test_where_it_is_not_clear_which_goes_on_nothing_counts_from_0(tmp_path):
 def test_other_buckets_in_one_scrape_count_nothing_from_0(tmp_path):
     rows = captured(lambda n: {"bounds": (0.2, 2.0)} if n == 30 else {})
     window = open_window(write_window(tmp_path / "w", rows, {}))
-    grown = latency.histogram_increases(window, [latency.TTFT], time_range=window.extent)
+    grown = latency.histogram_increases(window, [TTFT], time_range=window.extent)
     assert sum(each.count for each in grown) == TRUE_REQUESTS
 
 

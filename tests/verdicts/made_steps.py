@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from vllm_capacity.verdicts.saturation.fit import STEP_SCHEMA
+from vllm_capacity.figures.steps import STEP_SCHEMA
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 SECONDS = 20

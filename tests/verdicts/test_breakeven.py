@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.api_prices import given_api_price
-from vllm_capacity.verdicts.cost.break_even import break_even
+from vllm_capacity.verdicts.cost.comparisons import break_even
 
 API = given_api_price(0.10, 0.40)
 KNEE = Estimate.known(900, 1000, 1100, "plateau")

@@ -7,7 +7,7 @@ import pytest
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.throughput import measurements
-from vllm_capacity.verdicts.cost.claim import (
+from vllm_capacity.verdicts.cost.comparisons import (
     Claim,
     Comparison,
     implied_usd_per_gpu_hour,

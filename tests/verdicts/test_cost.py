@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.verdicts.cost.bill import (
     FIGURES,
     MONEY_FIGURES,
-    NO_PRICE,
     CostShare,
     Usage,
     bill,

@@ -2,8 +2,13 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from vllm_capacity.verdicts.saturation.curve import LoadPoints, extrapolated_peak, kv_limit_running
-from vllm_capacity.verdicts.saturation.usl import fitted_usl, fitted_usls
+from vllm_capacity.verdicts.saturation.curve import (
+    LoadPoints,
+    extrapolated_peak,
+    fitted_usl,
+    fitted_usls,
+    kv_limit_running,
+)
 
 LOADS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
 

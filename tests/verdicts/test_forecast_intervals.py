@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from vllm_capacity.verdicts.demand.intervals import error_band, measured_coverage
-from vllm_capacity.verdicts.demand.model import Backtest
+from vllm_capacity.verdicts.demand.model import Backtest, error_band, measured_coverage
 
 
 def made(by_day):

@@ -7,9 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_capacity.verdicts.demand.forecast import forecast_demand
-from vllm_capacity.verdicts.demand.intervals import stated_coverage
-from vllm_capacity.verdicts.demand.model import Backtest, blend, filled
-from vllm_capacity.verdicts.demand.week import best_pattern, weekly_blend
+from vllm_capacity.verdicts.demand.model import (
+    Backtest,
+    best_pattern,
+    blend,
+    filled,
+    stated_coverage,
+    weekly_blend,
+)
 
 HOUR = 3600.0
 DAY, WEEK = 24, 168

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from made_steps import made_steps, queued, steady
 
-from vllm_capacity.verdicts.saturation.curve import LoadPoints
-from vllm_capacity.verdicts.saturation.fit import BOUNDED, EXTRAPOLATED, engine_fits
-from vllm_capacity.verdicts.saturation.identifiable import (
+from vllm_capacity.verdicts.saturation.capacity import (
     blocks,
     dipped,
     has_bent,
@@ -14,6 +12,8 @@ from vllm_capacity.verdicts.saturation.identifiable import (
     is_load_lasting,
     is_load_varied,
 )
+from vllm_capacity.verdicts.saturation.curve import LoadPoints
+from vllm_capacity.verdicts.saturation.fit import BOUNDED, EXTRAPOLATED, engine_fits
 from vllm_capacity.verdicts.saturation.loads import usable_steps
 from vllm_capacity.verdicts.saturation.regimes import judged_steps
 

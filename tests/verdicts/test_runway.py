@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts.runway import runways
-from vllm_capacity.verdicts.sizing import Policy, replicas
+from vllm_capacity.verdicts.sizing import Policy, replicas, runways
 
 DEMAND = Estimate.known(90, 100, 110, "demand")
 CAPACITY = Estimate.known(45, 50, 60, "capacity")

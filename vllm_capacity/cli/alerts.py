@@ -12,8 +12,8 @@ import click
 from vllm_capacity.alerts import RULES, with_thresholds
 from vllm_capacity.alerts import alerts as outcomes
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.cli.assumed import one_window
-from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.analysis_options import one_window
+from vllm_capacity.cli.options import columns
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import parse_duration_seconds

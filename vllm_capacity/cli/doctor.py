@@ -16,8 +16,7 @@ import httpx
 import yaml
 
 from vllm_capacity.answer import Answer
-from vllm_capacity.cli.reading import FILE, bounded, stream_name
-from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.options import FILE, bounded, columns, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.access import (
     METRICS,
@@ -28,10 +27,9 @@ from vllm_capacity.live.access import (
     metrics_url,
     read_settings,
 )
-from vllm_capacity.live.checks_config import longest_wait_seconds
+from vllm_capacity.live.checks_flow import longest_wait_seconds
 from vllm_capacity.live.doctor import diagnosis
-from vllm_capacity.live.finding import CheckResult, first_broken
-from vllm_capacity.live.probes import Chain, gather
+from vllm_capacity.live.probes import Chain, CheckResult, first_broken, gather
 from vllm_capacity.live.stack import INGEST_SECRET, READER_PROFILE, read_secret
 from vllm_capacity.sources.http import NO_KEEPALIVE, without_credentials
 

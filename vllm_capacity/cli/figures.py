@@ -5,9 +5,13 @@ from __future__ import annotations
 import click
 
 from vllm_capacity.answer import SCHEMA_VERSION
-from vllm_capacity.cli.as_json import as_text, json_options
-from vllm_capacity.cli.assumed import analysis_of, assumption_options
-from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.analysis_options import (
+    analysis_of,
+    as_text,
+    assumption_options,
+    json_options,
+)
+from vllm_capacity.cli.options import columns
 from vllm_capacity.telemetry.window import open_window
 
 _verify = click.option(

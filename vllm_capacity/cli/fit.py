@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from vllm_capacity.cli.reading import FILE
-from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.options import FILE, columns
 from vllm_capacity.render.terminal import fit_text
 from vllm_capacity.sources.loadtests import load_test_points
 from vllm_capacity.sources.points import read_points

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from vllm_capacity.cli.reading import FILE
-from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.options import FILE, columns
 from vllm_capacity.render.terminal import forecast_text
 from vllm_capacity.sources.demand import Clock, read_demand
 from vllm_capacity.timerange import parse_duration_seconds

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.options import columns
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu

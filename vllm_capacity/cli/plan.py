@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import click
 
-from vllm_capacity.cli.as_json import as_text, json_options
-from vllm_capacity.cli.assumed import analysis_of, assumption_options, one_window
-from vllm_capacity.cli.reading import bounded
-from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.analysis_options import (
+    analysis_of,
+    as_text,
+    assumption_options,
+    json_options,
+    one_window,
+)
+from vllm_capacity.cli.options import bounded, columns
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.plan import PlanRequest
 from vllm_capacity.plan import plan as plan_of

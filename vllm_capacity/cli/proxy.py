@@ -11,7 +11,7 @@ from types import FrameType
 import click
 import httpx
 
-from vllm_capacity.cli.reading import FILE, bounded
+from vllm_capacity.cli.options import FILE, bounded
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, checked_url, client, read_settings
 from vllm_capacity.live.proxy import ProxyServer, Upstream

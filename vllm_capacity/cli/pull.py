@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vllm_capacity.cli.reading import FILE, local_path, stream_name
+from vllm_capacity.cli.options import FILE, local_path, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.pull import PullOrder, pull_window, unreached_end
 from vllm_capacity.sources.parseable_pull import Step

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from vllm_capacity.cli.reading import FILE, local_path
+from vllm_capacity.cli.options import FILE, local_path
 from vllm_capacity.errors import InputError, plain
-from vllm_capacity.live.capture import Captured, capture, import_scrapes
-from vllm_capacity.live.scrape import Progress
+from vllm_capacity.live.scrape import Captured, Progress, capture, import_scrapes
 from vllm_capacity.sources.exposition import DAMAGED, read_scrapes
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.rows import Rows

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from vllm_capacity.cli.reading import local_path
+from vllm_capacity.cli.options import local_path
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.store import reserved, write_window
-from vllm_simulator.runs import Outcome, provenance, run_scenario
 from vllm_simulator.scenarios import SCENARIOS, scenario
+from vllm_simulator.simulate import Outcome, provenance, run_scenario
 
 _NAMES = "\n\n".join(f"{chosen.name}: {chosen.about}" for chosen in SCENARIOS)
 

@@ -12,8 +12,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from vllm_capacity.cli.options import FILE, bounded, stream_name
 from vllm_capacity.cli.pull import asked_range
-from vllm_capacity.cli.reading import FILE, bounded, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.access import is_server, read_settings
 from vllm_capacity.live.pull import parseable_client

@@ -13,7 +13,7 @@ from time import sleep
 import click
 import httpx
 
-from vllm_capacity.cli.reading import FILE, bounded, stream_name
+from vllm_capacity.cli.options import FILE, bounded, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.access import checked_url, client, secret
 from vllm_capacity.live.provision import panels, provision_alerts, provision_dashboard

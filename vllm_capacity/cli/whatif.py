@@ -6,8 +6,7 @@ import json
 
 import click
 
-from vllm_capacity.cli.reading import bounded
-from vllm_capacity.cli.screen import columns
+from vllm_capacity.cli.options import bounded, columns
 from vllm_capacity.render.terminal import whatif_text
 from vllm_capacity.verdicts.hardware.question import question_of
 from vllm_capacity.verdicts.hardware.what_if import shipped_what_if

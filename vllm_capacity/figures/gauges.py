@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from vllm_capacity.facts.metrics import KV_CACHE as KV_CACHE
-from vllm_capacity.facts.metrics import RUNNING as RUNNING
-from vllm_capacity.facts.metrics import WAITING as WAITING
+from vllm_capacity.facts.metrics import KV_CACHE, RUNNING, WAITING
 from vllm_capacity.figures.scrapes import hold_seconds
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window

@@ -1,4 +1,7 @@
-"""Histograms: their increase over a part, merged over engines; quantiles with their bounds."""
+"""Histograms: their increase over a part, merged over engines; quantiles with their bounds.
+
+Where a request's time goes: waiting for a place, reading the prompt, writing the answer.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from vllm_capacity.facts.metrics import DECODE as DECODE
-from vllm_capacity.facts.metrics import E2E as E2E
-from vllm_capacity.facts.metrics import ITL as ITL
-from vllm_capacity.facts.metrics import PREFILL as PREFILL
-from vllm_capacity.facts.metrics import QUEUE as QUEUE
-from vllm_capacity.facts.metrics import TTFT as TTFT
+from vllm_capacity.facts.metrics import DECODE, E2E, ITL, PREFILL, QUEUE, TTFT
 from vllm_capacity.figures.histogram import (
     bucket_quantile,
     merge,
@@ -251,3 +249,46 @@ def sound_total(increases: Sequence[Increase], time_range: TimeRange) -> float |
     total = sum(increase.total for increase in increases)
     longest = sum(increase.count for increase in increases) * time_range.seconds
     return total if 0 <= total <= longest else None
+
+
+PHASES = {"queue": QUEUE, "prefill": PREFILL, "decode": DECODE}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of the finished requests of a part, added up over them.
+
+    `mean_seconds` is per request; `share_ratio` of all phases' time, 0..1. All three are None where
+    the phase was not observed, and the share where any phase was not.
+    """
+
+    name: str
+    total_seconds: float | None
+    mean_seconds: float | None
+    share_ratio: float | None
+
+
+def phases(window: Window, *, time_range: TimeRange) -> tuple[Phase, ...]:
+    """Queue, prefill and decode of the requests that finished in the part, in this order.
+
+    Means are exact (a histogram's sum ÷ its count). What a preempted request waits again counts in
+    the phase it was thrown back from: for vLLM the queue ends when a request is first scheduled.
+    """
+    increases = histogram_increases(window, list(PHASES.values()), time_range=time_range)
+    totals: dict[str, float | None] = {}
+    counts: dict[str, float] = {}
+    for name, metric in PHASES.items():
+        own = [each for each in increases if each.metric == metric]
+        counts[name] = sum(each.count for each in own)
+        totals[name] = sound_total(own, time_range) if counts[name] else None
+    known = [total for total in totals.values() if total is not None]
+    whole = sum(known) if len(known) == len(totals) else 0.0
+    return tuple(
+        Phase(
+            name,
+            total,
+            None if total is None else total / counts[name],
+            None if total is None or not whole else total / whole,
+        )
+        for name, total in totals.items()
+    )

@@ -25,15 +25,24 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity.figures import gauges, latency, traffic
-from vllm_capacity.figures.scrapes import GAP_FACTOR, Outage, Restart
-from vllm_capacity.figures.twins import median_seconds
+from vllm_capacity.facts.metrics import (
+    E2E,
+    GENERATION_TOKENS,
+    ITL,
+    KV_CACHE,
+    PROMPT_TOKENS,
+    REQUESTS,
+    RUNNING,
+    WAITING,
+)
+from vllm_capacity.figures import gauges, traffic
+from vllm_capacity.figures.scrapes import GAP_FACTOR, Outage, Restart, median_seconds
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-TOKENS = (traffic.GENERATION_TOKENS, traffic.PROMPT_TOKENS)
-_STRETCH = {latency.E2E: 20, latency.ITL: 200}  # observations that make a mean
+TOKENS = (GENERATION_TOKENS, PROMPT_TOKENS)
+_STRETCH = {E2E: 20, ITL: 200}  # observations that make a mean
 _LEAST_KV_RATIO = 0.02  # a fuller cache tells how many requests it can hold
 
 
@@ -144,9 +153,7 @@ def losses(
 
 def ceiling(window: Window) -> Ceiling:
     """The most that one server of the window can have done, from all of the window."""
-    increases = traffic.scrape_increases(
-        window, [traffic.REQUESTS, *TOKENS], time_range=window.extent
-    )
+    increases = traffic.scrape_increases(window, [REQUESTS, *TOKENS], time_range=window.extent)
     places, is_known = _places(window)
     seconds = {
         metric: window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
@@ -157,15 +164,15 @@ def ceiling(window: Window) -> Ceiling:
         for metric, frame in seconds.items()
         if is_known and not frame.is_empty()
     }
-    requests = _pace(increases, traffic.REQUESTS, able.get(latency.E2E))
-    finished, read = (traffic.total(increases, m) for m in (traffic.REQUESTS, TOKENS[1]))
+    requests = _pace(increases, REQUESTS, able.get(E2E))
+    finished, read = (traffic.total(increases, m) for m in (REQUESTS, TOKENS[1]))
     return Ceiling(
         requests,
-        _pace(increases, TOKENS[0], able.get(latency.ITL)),
-        _pace(increases, TOKENS[1], 0.0 if latency.E2E in able else None),
+        _pace(increases, TOKENS[0], able.get(ITL)),
+        _pace(increases, TOKENS[1], 0.0 if E2E in able else None),
         (read or 0.0) / finished if finished else 0.0,
         places,
-        _basis(requests, places if latency.E2E in able else None),
+        _basis(requests, places if E2E in able else None),
     )
 
 
@@ -211,7 +218,7 @@ def _places(window: Window) -> tuple[float, bool]:
 
     It does where a cache in use tells how many it would hold; else it is the most that ran.
     """
-    metrics = [gauges.RUNNING, gauges.KV_CACHE]
+    metrics = [RUNNING, KV_CACHE]
     samples = gauges.gauge_samples(window, metrics, time_range=window.extent)
     running, kv_cache = (
         samples.filter(pl.col("metric") == metric)
@@ -247,8 +254,8 @@ def _with_load(
     schema: dict[str, Any] = {**texts, "start": instant, "end": instant}
     frame = pl.DataFrame(spells, schema=schema, orient="row").sort("start")
     whole = TimeRange(window.extent.start, time_range.end)
-    load = gauges.gauge_samples(window, [gauges.RUNNING, gauges.WAITING], time_range=whole)
-    for name, metric in (("running", gauges.RUNNING), ("waiting", gauges.WAITING)):
+    load = gauges.gauge_samples(window, [RUNNING, WAITING], time_range=whole)
+    for name, metric in (("running", RUNNING), ("waiting", WAITING)):
         own = load.filter(pl.col("metric") == metric).group_by("instance", start="ts")
         frame = frame.join_asof(
             own.agg(pl.col("value").sum().alias(name)).sort("start"),
@@ -286,11 +293,11 @@ def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame) -> pl.D
     firsts = window.named_sql(
         "figures",
         "first_values",
-        metrics=[traffic.REQUESTS, *TOKENS],
+        metrics=[REQUESTS, *TOKENS],
         start=time_range.start,
         end=time_range.end,
     ).filter(~pl.col("starts_at_zero") & (pl.col("first_value") > 0))
-    is_request = pl.col("metric") == traffic.REQUESTS
+    is_request = pl.col("metric") == REQUESTS
     by_target = firsts.group_by("instance", maintain_order=True).agg(
         first=pl.col("first_ts").min(),
         requests=pl.col("first_value").filter(is_request).sum(),

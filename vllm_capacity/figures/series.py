@@ -6,13 +6,25 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from vllm_capacity.facts.metrics import (
+    E2E,
+    GENERATION_TOKENS,
+    ITL,
+    KV_CACHE,
+    PREEMPTIONS,
+    PROMPT_TOKENS,
+    REQUESTS,
+    RUNNING,
+    TTFT,
+    WAITING,
+)
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
 from vllm_capacity.figures.histogram import bucket_quantile, quantile_bounds
 from vllm_capacity.figures.steps import Grid, bin_increases, marks
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-LATENCIES = {"ttft": latency.TTFT, "itl": latency.ITL, "e2e": latency.E2E}
+LATENCIES = {"ttft": TTFT, "itl": ITL, "e2e": E2E}
 FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 CHART_QUANTILES = {"p50": 0.5, "p95": 0.95}
 
@@ -67,15 +79,15 @@ def per_step(window: Window, *, time_range: TimeRange, step_seconds: float) -> p
 def _gauges(
     window: Window, time_range: TimeRange, grid: Grid, attempts: pl.DataFrame
 ) -> pl.DataFrame:
-    names = [gauges.RUNNING, gauges.WAITING, gauges.KV_CACHE]
+    names = [RUNNING, WAITING, KV_CACHE]
     samples = gauges.gauge_samples(window, names, time_range=time_range)
     inside = attempts.filter(pl.col("ts") >= time_range.start)
     frame = (
-        samples.filter(pl.col("metric") == gauges.KV_CACHE)
+        samples.filter(pl.col("metric") == KV_CACHE)
         .group_by(step=grid.of("ts"))
         .agg(kv_cache_ratio_mean=pl.col("value").mean(), kv_cache_ratio_max=pl.col("value").max())
     )
-    for name, metric in (("running_mean", gauges.RUNNING), ("waiting_mean", gauges.WAITING)):
+    for name, metric in (("running_mean", RUNNING), ("waiting_mean", WAITING)):
         summed = gauges.summed(samples, inside, metric)
         mean = summed.group_by(step=grid.of("ts")).agg(pl.col("value").mean().alias(name))
         frame = frame.join(mean, on="step", how="full", coalesce=True)
@@ -88,9 +100,9 @@ def _rates(
     increases = traffic.scrape_increases(window, traffic.STEP_COUNTERS, time_range=time_range)
     steps = bin_increases(increases, grid, gaps)
     rates = {
-        "output_tokens_per_second": traffic.GENERATION_TOKENS,
-        "prompt_tokens_per_second": traffic.PROMPT_TOKENS,
-        "requests_per_second": traffic.REQUESTS,
+        "output_tokens_per_second": GENERATION_TOKENS,
+        "prompt_tokens_per_second": PROMPT_TOKENS,
+        "requests_per_second": REQUESTS,
     }
     # A rate is per engine (its own scrape times) before it is added over engines.
     per_engine = steps.group_by("instance", "engine", "metric", "step").agg(
@@ -100,10 +112,10 @@ def _rates(
     for name, metric in rates.items():
         own = per_engine.filter(pl.col("metric") == metric)
         frame = _joined(frame, own.group_by("step").agg(pl.col("rate").sum().alias(name)))
-    own = per_engine.filter(pl.col("metric") == traffic.PREEMPTIONS)
+    own = per_engine.filter(pl.col("metric") == PREEMPTIONS)
     frame = _joined(frame, own.group_by("step").agg(preemptions=pl.col("amount").sum()))
     reason = pl.col("labels").str.json_path_match("$.finished_reason")
-    finished = steps.filter(pl.col("metric") == traffic.REQUESTS).with_columns(reason=reason)
+    finished = steps.filter(pl.col("metric") == REQUESTS).with_columns(reason=reason)
     for name in FINISHED_REASONS:
         own = finished.filter(pl.col("reason") == name)
         amount = pl.col("amount").sum().alias(f"finished_{name}")

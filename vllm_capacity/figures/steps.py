@@ -14,6 +14,17 @@ import numpy as np
 import polars as pl
 from polars.datatypes import DataTypeClass
 
+from vllm_capacity.facts.metrics import (
+    GENERATION_TOKENS,
+    ITL,
+    KV_CACHE,
+    PREEMPTIONS,
+    PROMPT_TOKENS,
+    REQUESTS,
+    RUNNING,
+    TTFT,
+    WAITING,
+)
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
 from vllm_capacity.figures.histogram import bucket_quantile
 from vllm_capacity.telemetry.window import Window
@@ -263,9 +274,9 @@ def engine_steps(
 
 def _gauge_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFrame:
     names = {
-        "running": gauges.RUNNING,
-        "waiting": gauges.WAITING,
-        "kv_cache_ratio": gauges.KV_CACHE,
+        "running": RUNNING,
+        "waiting": WAITING,
+        "kv_cache_ratio": KV_CACHE,
     }
     if window.grain == "minute":
         return _minute_gauge_steps(window, time_range, grid, names)
@@ -339,11 +350,11 @@ def _rate_steps(
         rate = pl.col("amount").filter(own).sum() / pl.col("seconds").filter(own).max()
         return rate.fill_nan(None)  # a gap that ends where the step begins takes no time of it
 
-    is_preemption = pl.col("metric") == traffic.PREEMPTIONS
+    is_preemption = pl.col("metric") == PREEMPTIONS
     rates = steps.group_by(_STEP).agg(
-        output_tokens_per_second=rate(traffic.GENERATION_TOKENS),
-        prompt_tokens_per_second=rate(traffic.PROMPT_TOKENS),
-        requests_per_second=rate(traffic.REQUESTS),
+        output_tokens_per_second=rate(GENERATION_TOKENS),
+        prompt_tokens_per_second=rate(PROMPT_TOKENS),
+        requests_per_second=rate(REQUESTS),
         preemptions=pl.when(is_preemption.any())
         .then(pl.col("amount").filter(is_preemption).sum())
         .otherwise(None),
@@ -359,7 +370,7 @@ def _best_minutes(increases: pl.DataFrame, grid: Grid) -> pl.DataFrame:
     Null in steps before the first minute is over.
     """
     tokens = (
-        increases.filter(pl.col("metric") == traffic.GENERATION_TOKENS)
+        increases.filter(pl.col("metric") == GENERATION_TOKENS)
         .drop_nulls(["ts_before", "increase"])
         .group_by(*_ENGINE, "ts")
         .agg(pl.col("increase").sum(), pl.col("ts_before").min())
@@ -394,7 +405,7 @@ def _minute_rates(rows: pl.Series) -> pl.Series:
 
 def _latency_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFrame:
     increases = latency.histogram_increases(
-        window, [latency.TTFT, latency.ITL], time_range=time_range, step_seconds=grid.seconds
+        window, [TTFT, ITL], time_range=time_range, step_seconds=grid.seconds
     )
     rows = [
         (
@@ -419,7 +430,7 @@ def _latency_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.Data
         },
         orient="row",
     )
-    is_ttft, is_itl = (pl.col("metric") == name for name in (latency.TTFT, latency.ITL))
+    is_ttft, is_itl = (pl.col("metric") == name for name in (TTFT, ITL))
     placed = frame.with_columns(step=grid.placed(pl.col("step")))
     return placed.group_by(_STEP).agg(
         ttft_p95_seconds=pl.col("p95").filter(is_ttft).max(),

@@ -17,7 +17,7 @@ import httpx
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.stack import is_sendable, read_secret
-from vllm_capacity.sources import wire
+from vllm_capacity.sources import http
 from vllm_capacity.sources.http import without_credentials
 
 _LOGIN = re.compile(r"[^/@]*:[^/@]*@")
@@ -153,5 +153,5 @@ def auth_of(settings: Mapping[str, str]) -> httpx.Auth | None:
 @contextmanager
 def client(settings: Mapping[str, str] | None = None, **how: Any) -> Iterator[httpx.Client]:  # noqa: ANN401
     """A client with the credentials of `settings`, if any; `how` is what wire.client takes."""
-    with wire.client(auth=auth_of(settings or {}), **how) as opened:
+    with http.client(auth=auth_of(settings or {}), **how) as opened:
         yield opened

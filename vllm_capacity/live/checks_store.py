@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from vllm_capacity.errors import CapacityError
-from vllm_capacity.live.finding import CheckResult, broken, fine, unknown
-from vllm_capacity.live.probes import ChainEvidence, Reply
+from vllm_capacity.live.probes import ChainEvidence, CheckResult, Reply, broken, fine, unknown
 from vllm_capacity.sources import parseable_shapes as shapes
 from vllm_capacity.timerange import iso, parse_instant
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from vllm_capacity.alerts import RULES, AlertRule
 from vllm_capacity.live.stack import Management
 from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
-from vllm_capacity.sources.parseable_sql import literals, quoted
+from vllm_capacity.sources.parseable_queries import literals, quoted
 
 _WINDOW_MINUTES: Final = 5
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"

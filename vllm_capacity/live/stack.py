@@ -19,7 +19,7 @@ from typing import Any, Final
 import httpx
 
 from vllm_capacity.errors import InputError, SourceError
-from vllm_capacity.sources.parseable_sql import quoted
+from vllm_capacity.sources.parseable_queries import quoted
 
 INGEST_SECRET: Final = "ingest_authorization"
 READER_SECRET: Final = "reader_password"

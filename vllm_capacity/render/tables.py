@@ -4,10 +4,16 @@ A cell keeps its value beside what a reader sees of it, so that a table can be s
 as numbers. Text comes from telemetry as well, and telemetry can name a model anything: HTML is
 written by the page's template, which escapes; Markdown and CSV escape here; a terminal gets no
 character that moves its cursor.
+
+What a cell shows besides charts and tables: sentences, and elements with a template of theirs.
+
+An element is data, not markup: the page's template writes its HTML, with everything escaped, so
+that a model's name can hold anything. In JupyterLab the same template is shown as HTML.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -25,9 +31,56 @@ from rich.text import Text as Line
 
 from vllm_capacity.errors import plain
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.render.elements import Bundle, Element
+from vllm_capacity.render import numbers
 from vllm_capacity.render.numbers import Write, between
-from vllm_capacity.render.prose import estimates
+from vllm_capacity.render.report import PIECE_MIME
+
+Bundle = dict[str, Any]
+
+
+@dataclass(frozen=True, repr=False)
+class Element:
+    """One element of a page: its kind (a macro of the template) and its content, plain JSON."""
+
+    kind: str
+    content: dict[str, Any]
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    @property
+    def html(self) -> str:
+        """The element by itself, with its style, for JupyterLab."""
+        from vllm_capacity.render.report.page import piece_html  # the template engine, only here
+
+        return piece_html({"kind": self.kind, "content": self.content})
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        shown = {PIECE_MIME: {"kind": self.kind, "content": self.content}}
+        return {**shown, "text/html": self.html, "text/plain": self.text}
+
+
+@dataclass(frozen=True, repr=False)
+class Text:
+    """Whole sentences, a paragraph each. What telemetry put into them is escaped."""
+
+    sentences: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.sentences)
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        paragraphs = "\n".join(f"<p>{html.escape(each)}</p>" for each in self.sentences)
+        # Lab would typeset what stands between two dollar signs.
+        shown = f'<div class="mathjax_ignore tex2jax_ignore">{paragraphs}</div>'
+        return {"text/html": shown, "text/plain": repr(self)}
+
+
+def text(*sentences: str) -> Text:
+    """These sentences as an output; the first letter of each is made a capital."""
+    return Text(tuple(f"{each[:1].upper()}{each[1:]}" for each in sentences))
+
 
 Value = str | float | datetime | Estimate | None
 
@@ -64,7 +117,7 @@ class Column:
         if value is None:
             return Cell(DASH)
         if isinstance(value, Estimate):
-            return Cell(estimates.value(value, self.write), value)
+            return Cell(numbers.value(value, self.write), value)
         return Cell(value if isinstance(value, str) else self.write(value), value)
 
 
@@ -218,9 +271,9 @@ def figures_table(figures: Iterable[Figure], *, caption: str = "", empty: str = 
     above: list[Figure] = []
     for each in figures:
         found = each.estimate
-        shown = estimates.value(found, each.write)
+        shown = numbers.value(found, each.write)
         shown = shown if found.is_unknown else f"{shown} {each.unit}".rstrip()
-        basis = Cell(_basis(found, above), estimates.why(found))
+        basis = Cell(_basis(found, above), numbers.why(found))
         rows.append((each.label, Cell(shown, found), interval(found, each.write), basis))
         above.append(each)
     return table(columns, rows, caption=caption, empty=empty)
@@ -250,7 +303,7 @@ def written(value: float | None, write: Write, like: float | None = None) -> Cel
 
 def with_interval(estimate: Estimate, write: Write) -> Cell:
     """An estimate in one cell: its value, its interval in brackets where it has one."""
-    return Cell(estimates.sure(estimate, write), estimate)
+    return Cell(numbers.sure(estimate, write), estimate)
 
 
 def _basis(found: Estimate, above: Sequence[Figure]) -> str:

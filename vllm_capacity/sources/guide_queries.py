@@ -13,7 +13,7 @@ from typing import Final
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.tables import suggest
 from vllm_capacity.sources.otlp import query_text
-from vllm_capacity.sources.parseable_sql import quoted
+from vllm_capacity.sources.parseable_queries import quoted
 
 _STREAM: Final = '"vllm_metrics"'
 _LATENCY: Final = "e2e_request_latency_seconds"

@@ -25,7 +25,7 @@ import polars as pl
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.sources.otlp import EPOCH, rows_from_points
-from vllm_capacity.sources.parseable_sql import duckdb_projection, duckdb_type, resolve
+from vllm_capacity.sources.parseable_queries import duckdb_projection, duckdb_type, resolve
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.timerange import TimeRange, iso
 

@@ -26,10 +26,10 @@ from vllm_capacity.sources.http import (
     address,
     decoded,
     transport_errors,
+    wire_bytes,
     with_retries,
 )
-from vllm_capacity.sources.parseable_sql import arrow_type
-from vllm_capacity.sources.wire import wire_bytes
+from vllm_capacity.sources.parseable_queries import arrow_type
 from vllm_capacity.timerange import TimeRange
 
 _INTERNAL = frozenset({"pstats", "pmeta"})

@@ -25,9 +25,8 @@ from vllm_capacity.sources import parseable_queries as queries
 from vllm_capacity.sources import parseable_shapes as shapes
 from vllm_capacity.sources.parquet import LATE, LOOKBACK, SKEW
 from vllm_capacity.sources.parseable import Parseable, Row
-from vllm_capacity.sources.parseable_minutes import unpacked
-from vllm_capacity.sources.parseable_queries import Group, Stream
-from vllm_capacity.sources.parseable_sql import resolve
+from vllm_capacity.sources.parseable_queries import Group, Stream, resolve
+from vllm_capacity.sources.parseable_shapes import unpacked
 from vllm_capacity.timerange import TimeRange, iso
 
 _HOUR = timedelta(hours=1)

@@ -21,7 +21,7 @@ from vllm_capacity.sources import parseable_shapes as shapes
 from vllm_capacity.sources.otlp import read
 from vllm_capacity.sources.parquet import LATE, SKEW, Store, stream_files
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_sql import duckdb_type, quoted
+from vllm_capacity.sources.parseable_queries import duckdb_type, quoted
 from vllm_capacity.telemetry.rows import UTC_MICROSECONDS, microseconds
 from vllm_capacity.timerange import TimeRange, iso
 

@@ -4,12 +4,18 @@ Replicas = ceil(demand at the asked percentile ÷ (SLO capacity × (1 − headro
 failures (N + k). Demand that grows while a replica starts is covered by sizing for the demand at
 the end of the start-up lead time. The M/G/c check takes replicas as servers of Poisson arrivals at
 that demand, stationary while it lasts: bursts inside a step wait longer than it says.
+
+For how long a number of replicas is enough: what they carry, and when growing demand passes it.
+
+What `n` replicas carry is (n − spares) × capacity × (1 − headroom), less what demand grows by while
+a replica starts: the sizing rule of `sizing.py`, read backwards. Months are counted at a steady
+growth that somebody assumes; they are arithmetic on that assumption, no forecast.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -265,3 +271,53 @@ def queue_check(
 def _whole(needed: float) -> int:
     """Rounded up, but not by the rounding of a division: 3.0000000001 replicas are 3."""
     return math.ceil(needed * (1 - 1e-12))
+
+
+@dataclass(frozen=True)
+class Runway:
+    """What a number of replicas carries.
+
+    `carried` in the unit of the capacity, `times_demand` as a multiple of today's demand, `months`
+    until demand has grown to that: below 0 where it already has, unknown where nothing grows.
+    """
+
+    replicas: int
+    carried: Estimate
+    times_demand: Estimate
+    months: Estimate
+
+
+def runways(
+    demand: Estimate,
+    capacity: Estimate,
+    *,
+    policy: Policy,
+    counts: Iterable[int],
+    growth_ratio_per_month: float,
+) -> tuple[Runway, ...]:
+    """A runway of each number of replicas, spares included; demand and capacity in one unit."""
+    if not growth_ratio_per_month >= 0:
+        raise InputError(f"Growth per month must be 0 or more, not {growth_ratio_per_month:g}.")
+    found = []
+    for count in counts:
+        working = count - policy.spare_replicas
+        carried = _carried(capacity, working, policy)
+        times = carried.divided_by(demand)
+        found.append(Runway(count, carried, times, _months(times, growth_ratio_per_month)))
+    return tuple(found)
+
+
+def _carried(capacity: Estimate, working: int, policy: Policy) -> Estimate:
+    if working < 1:
+        return Estimate.exact(0.0, f"all are spares ({policy.spare_replicas})")
+    share = (1 - policy.headroom_ratio) / policy.lead_factor
+    return capacity.scaled(working * share, f"{working} replicas at {share:.3g} of their capacity")
+
+
+def _months(times: Estimate, growth: float) -> Estimate:
+    if growth == 0:
+        return Estimate.unknown("demand is taken not to grow")
+    if times.low is not None and times.low <= 0:
+        return Estimate.unknown("they carry nothing")
+    basis = f"demand growing by {growth:.0%} per month"
+    return times.map(lambda ratio: math.log(ratio) / math.log1p(growth), basis)

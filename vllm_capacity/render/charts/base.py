@@ -17,7 +17,7 @@ import polars as pl
 
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.theme import VegaSpec
-from vllm_capacity.render.report.contract import HOVER, NOTEBOOK_WIDTH
+from vllm_capacity.render.report import HOVER, NOTEBOOK_WIDTH
 
 Chart = alt.TopLevelMixin
 

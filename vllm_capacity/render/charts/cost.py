@@ -26,9 +26,8 @@ from vllm_capacity.render.charts.time import (
     whole_window,
     with_milliseconds,
 )
-from vllm_capacity.render.numbers import count, percent, usd
+from vllm_capacity.render.numbers import count, percent, reason, usd, value
 from vllm_capacity.render.prose import captions
-from vllm_capacity.render.prose.estimates import reason, value
 from vllm_capacity.verdicts.cost.bill import cost_by_utilization as same_bill
 
 _BARS_AT_LEAST = 3

@@ -10,7 +10,14 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.latency import Quantiles
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.charts.base import Chart, DataColumn, Panel, Tip, has_values, table_of
+from vllm_capacity.render.charts.base import (
+    Chart,
+    DataColumn,
+    Panel,
+    Tip,
+    has_values,
+    table_of,
+)
 from vllm_capacity.render.charts.time import START, Limit, Line, over_time
 from vllm_capacity.render.numbers import number, seconds
 from vllm_capacity.render.prose import captions

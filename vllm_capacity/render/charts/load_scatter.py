@@ -18,7 +18,11 @@ from vllm_capacity.answer import Answer
 from vllm_capacity.errors import InputError
 from vllm_capacity.load_curve import LoadCurve
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.charts.base import DataColumn, Tip, rounded
+from vllm_capacity.render.charts.base import (
+    DataColumn,
+    Tip,
+    rounded,
+)
 from vllm_capacity.render.charts.time import time_tooltip, with_milliseconds
 from vllm_capacity.render.numbers import number, percent, plural
 from vllm_capacity.verdicts.saturation.regimes import KV_FULL_RATIO

@@ -31,8 +31,7 @@ from vllm_capacity.render.charts.base import (
     table_of,
 )
 from vllm_capacity.render.charts.time import milliseconds, time_axis, time_tooltip, whole_window
-from vllm_capacity.render.numbers import count, number, percent, plural, usd
-from vllm_capacity.render.prose.estimates import reason, sure
+from vllm_capacity.render.numbers import count, number, percent, plural, reason, sure, usd
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.idle import idle_by_hour_of_week
 from vllm_capacity.verdicts.demand.forecast import DemandAhead

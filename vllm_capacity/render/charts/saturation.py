@@ -49,9 +49,8 @@ from vllm_capacity.render.charts.time import (
     whole_window,
     with_milliseconds,
 )
-from vllm_capacity.render.numbers import count, number, percent, plural, seconds
+from vllm_capacity.render.numbers import count, number, percent, plural, reason, seconds, sure
 from vllm_capacity.render.prose import captions
-from vllm_capacity.render.prose.estimates import reason, sure
 from vllm_capacity.render.prose.verdict import REGIMES, is_extrapolated
 from vllm_capacity.verdicts.saturation import regimes as judged
 from vllm_capacity.verdicts.saturation.fit import Stretch

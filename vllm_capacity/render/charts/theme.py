@@ -16,7 +16,7 @@ import os
 
 import altair as alt
 
-from vllm_capacity.render.report.contract import CHART_MIME, RENDERER_VARIABLE, VEGALITE_VERSION
+from vllm_capacity.render.report import CHART_MIME, RENDERER_VARIABLE, VEGALITE_VERSION
 
 VegaSpec = dict[str, object]
 """A part of a Vega or Vega-Lite specification, or of what travels with it: JSON."""

@@ -11,10 +11,12 @@ from vllm_capacity.render.numbers import (
     number,
     percent,
     plural,
+    reason,
+    sure,
     usd,
     usd_per_thousand,
+    value,
 )
-from vllm_capacity.render.prose.estimates import reason, sure, value
 from vllm_capacity.render.prose.verdict import LIMITS, REGIMES, SIGNS, is_extrapolated
 
 

@@ -16,10 +16,12 @@ from vllm_capacity.render.numbers import (
     number,
     percent,
     plural,
+    reason,
+    sure,
     usd,
     usd_per_thousand,
+    value,
 )
-from vllm_capacity.render.prose.estimates import reason, sure, value
 from vllm_capacity.verdicts.saturation.advice import KV_MEMORY, REPLICAS
 from vllm_capacity.verdicts.saturation.fit import EXTRAPOLATED, Saturation
 from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, KV, PREFILL, SCHEDULER, UNKNOWN

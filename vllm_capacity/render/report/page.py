@@ -22,7 +22,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vllm_capacity.render.report.contract import CHART_MIME, PIECE_MIME, JsonObject
+from vllm_capacity.render.report import CHART_MIME, PIECE_MIME, JsonObject
 from vllm_capacity.render.report.metadata import Metadata
 from vllm_capacity.render.report.vega import ChartOf, PageChart, page_chart
 

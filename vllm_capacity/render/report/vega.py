@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.render.report.contract import (
+from vllm_capacity.render.report import (
     CHART_MIME,
     HOVER,
     NOTEBOOK_WIDTH,

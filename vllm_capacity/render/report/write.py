@@ -1,4 +1,10 @@
-"""One notebook, one window, one page: run it, lay it out, write it whole."""
+"""One notebook, one window, one page: run it, lay it out, write it whole.
+
+The page over a folder's reports: what each one found, newest window first.
+
+Everything it says is read back from the reports themselves, so it can be made again at any time.
+Whatever else lies in the folder, and a report that was tampered with, is left out.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +25,8 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.render.report import page as html
 from vllm_capacity.render.report import vega
 from vllm_capacity.render.report.files import only_writer, write_whole
-from vllm_capacity.render.report.index import write_index
 from vllm_capacity.render.report.metadata import (
+    INDEX,
     Metadata,
     SummaryLine,
     Tiles,
@@ -41,6 +47,16 @@ from vllm_capacity.render.report.run import (
 )
 from vllm_capacity.resources import shipped
 from vllm_capacity.timerange import iso
+
+
+def write_index(folder: Path) -> Path:
+    """Write `index.html` over the reports of a folder and return its path."""
+    rows = [(path.name, found) for path in pages(folder) if (found := page_metadata(path))]
+    rows.sort(key=lambda row: (row[1].line.start, row[0]), reverse=True)
+    path = folder / INDEX
+    write_whole(path, html.index_html(rows))
+    return path
+
 
 DEFAULT_NOTEBOOK = "cost-report.ipynb"
 _LONGEST = 120

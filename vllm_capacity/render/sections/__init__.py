@@ -4,7 +4,6 @@ Each function takes an analysis, or a plan, and gives back something that Jupyte
 terminal show.
 """
 
-from vllm_capacity.render.elements import text
 from vllm_capacity.render.sections.claim import (
     claim_at_prices,
     claim_table,
@@ -61,7 +60,8 @@ from vllm_capacity.render.sections.saturation import (
     regime_table,
     saturation_verdict,
 )
-from vllm_capacity.verdicts.cost.claim import Claim
+from vllm_capacity.render.tables import text
+from vllm_capacity.verdicts.cost.comparisons import Claim
 
 __all__ = [
     "Claim",

@@ -13,19 +13,19 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.prices import Price, find_price
-from vllm_capacity.render.elements import Text, text
-from vllm_capacity.render.numbers import count, number, percent, usd
-from vllm_capacity.render.prose.estimates import value
+from vllm_capacity.render.numbers import count, number, percent, usd, value
 from vllm_capacity.render.tables import (
     Cell,
     Column,
     Figure,
     Table,
+    Text,
     Value,
     figures_table,
     table,
+    text,
 )
-from vllm_capacity.verdicts.cost.claim import Claim, Comparison
+from vllm_capacity.verdicts.cost.comparisons import Claim, Comparison
 
 _NO_BOUND = "no published run has this model, GPU and mean lengths"
 _SAME = 0.0005

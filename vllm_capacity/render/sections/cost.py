@@ -6,20 +6,31 @@ from collections.abc import Sequence
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.facts.metrics import GENERATION_TOKENS
 from vllm_capacity.facts.prices import Price, offers
-from vllm_capacity.figures.traffic import GENERATION_TOKENS
-from vllm_capacity.render.elements import Text, text
-from vllm_capacity.render.numbers import Write, number, percent, usd, usd_per_thousand
-from vllm_capacity.render.prose.estimates import NOT_KNOWN, reason, sure, value, why
+from vllm_capacity.render.numbers import (
+    NOT_KNOWN,
+    Write,
+    number,
+    percent,
+    reason,
+    sure,
+    usd,
+    usd_per_thousand,
+    value,
+    why,
+)
 from vllm_capacity.render.tables import (
     Cell,
     Column,
     Figure,
     Table,
+    Text,
     Value,
     figures_table,
     interval,
     table,
+    text,
     with_interval,
 )
 from vllm_capacity.verdicts.cost.bill import Costs

@@ -18,8 +18,25 @@ import polars as pl
 
 from vllm_capacity import bills, costs_by_time
 from vllm_capacity.analysis import Analysis
+from vllm_capacity.facts.metrics import (
+    DECODE,
+    E2E,
+    GENERATION_TOKENS,
+    HTTP_REQUESTS,
+    ITL,
+    KV_CACHE,
+    PREEMPTIONS,
+    PREFILL,
+    PREFIX_HITS,
+    PREFIX_QUERIES,
+    PROMPT_TOKENS,
+    REJECTIONS,
+    REQUESTS,
+    RUNNING,
+    TTFT,
+    WAITING,
+)
 from vllm_capacity.figures import (
-    failures,
     gauges,
     histogram,
     latency,
@@ -152,10 +169,10 @@ def _buckets(*metrics: str) -> Source:
 _BILLED = (_ATTEMPTS, _ENGINES)
 _BILL = (scrapes.billed_hours, bills.engine_parts, cost.bill)
 _STEPS = (
-    _growth(traffic.GENERATION_TOKENS, traffic.PREEMPTIONS),
-    _samples(gauges.RUNNING, gauges.WAITING, gauges.KV_CACHE),
+    _growth(GENERATION_TOKENS, PREEMPTIONS),
+    _samples(RUNNING, WAITING, KV_CACHE),
 )
-_TOKENS = (traffic.PROMPT_TOKENS, traffic.GENERATION_TOKENS)
+_TOKENS = (PROMPT_TOKENS, GENERATION_TOKENS)
 _BILL_TEXT = (
     "The bill is billed hours × GPUs per engine × price per GPU-hour. An engine is billed from its "
     "target's last scrape attempt before the window (or its first inside) to the last before the "
@@ -183,7 +200,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         f"{_BILL_TEXT} It is divided by the successful requests: those that finished with the "
         "reason stop, length or repetition.",
         _BILL,
-        (*_BILLED, _increase(traffic.REQUESTS)),
+        (*_BILLED, _increase(REQUESTS)),
         ("cost.usd_per_request", "cost.per_request"),
     ),
     Definition(
@@ -191,7 +208,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Cost per million output tokens",
         f"{_BILL_TEXT} The whole bill, prompts included, is charged to the output tokens.",
         _BILL,
-        (*_BILLED, _increase(traffic.GENERATION_TOKENS)),
+        (*_BILLED, _increase(GENERATION_TOKENS)),
         ("cost.usd_per_million_output_tokens",),
     ),
     Definition(
@@ -199,7 +216,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Tokens per dollar",
         f"{_BILL_TEXT} Output tokens divided by it.",
         _BILL,
-        (*_BILLED, _increase(traffic.GENERATION_TOKENS)),
+        (*_BILLED, _increase(GENERATION_TOKENS)),
         ("cost.tokens_per_usd",),
     ),
     Definition(
@@ -217,7 +234,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "split figures share the bill between input and output tokens by measured prefill and "
         "decode seconds, else by a weight of 1:4; they add up to the bill.",
         _BILL,
-        (*_BILLED, _increase(*_TOKENS), _buckets(latency.PREFILL, latency.DECODE)),
+        (*_BILLED, _increase(*_TOKENS), _buckets(PREFILL, DECODE)),
         (
             "cost.usd_per_million_total_tokens",
             "cost.usd_per_million_input_tokens_split",
@@ -230,7 +247,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Output tokens per second (increase of the counter ÷ time between its first and last "
         "scrape) divided by the capacity, 1 at most.",
         (cost.utilization, traffic.rate_per_second),
-        (_increase(traffic.GENERATION_TOKENS), *_STEPS),
+        (_increase(GENERATION_TOKENS), *_STEPS),
         ("cost.utilization",),
     ),
     Definition(
@@ -239,7 +256,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "The bill × (1 − utilization): what was paid for capacity that nobody used. The cost at "
         "the knee is the cost × utilization: what it would be at full utilization.",
         (cost.bill, cost.utilization),
-        (*_BILLED, _increase(traffic.GENERATION_TOKENS), *_STEPS),
+        (*_BILLED, _increase(GENERATION_TOKENS), *_STEPS),
         (
             "cost.idle_usd",
             "cost.idle_ratio",
@@ -253,14 +270,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         f"Each part of the window is billed by itself. {_BILL_TEXT} Parts are hours, or a round "
         "length that gives 48 of them at most; their bills add up to the whole.",
         (costs_by_time.costs_by_part, bills.priced, cost.bill),
-        (*_BILLED, _growth(traffic.REQUESTS)),
+        (*_BILLED, _growth(REQUESTS)),
     ),
     Definition(
         "headroom_ratio",
         "Headroom",
         "1 − output tokens per second ÷ capacity.",
         (capacity.headroom, traffic.rate_per_second),
-        (_increase(traffic.GENERATION_TOKENS), *_STEPS),
+        (_increase(GENERATION_TOKENS), *_STEPS),
         ("saturation.headroom_ratio",),
     ),
     Definition(
@@ -268,7 +285,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "TTFT within target",
         _ATTAINMENT_TEXT.format(what="requests whose time to first token (TTFT) was"),
         (histogram.attainment,),
-        (_buckets(latency.TTFT),),
+        (_buckets(TTFT),),
         ("slo.ttft_attainment",),
     ),
     Definition(
@@ -276,7 +293,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "ITL within target",
         _ATTAINMENT_TEXT.format(what="inter-token latencies (ITL)"),
         (histogram.attainment,),
-        (_buckets(latency.ITL),),
+        (_buckets(ITL),),
         ("slo.itl_attainment", "slo.missed"),
     ),
     Definition(
@@ -286,7 +303,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "between the heaviest load that met them and the lightest that did not, and never above "
         "the capacity.",
         (slo.slo_throughput,),
-        (*_STEPS, _buckets(latency.TTFT, latency.ITL)),
+        (*_STEPS, _buckets(TTFT, ITL)),
         ("slo.throughput_output_tokens_per_second", "slo.throughput"),
     ),
     Definition(
@@ -336,14 +353,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Latency against load",
         f"Each point is a step: p95 of its histogram's increase. {_LOAD_TEXT}",
         (steps.engine_steps,),
-        (_samples(gauges.RUNNING, gauges.KV_CACHE), _buckets(latency.TTFT, latency.ITL)),
+        (_samples(RUNNING, KV_CACHE), _buckets(TTFT, ITL)),
     ),
     Definition(
         "preemptions_by_load",
         "Preemptions against load",
         f"Each point is a step: increase of the counter ÷ minutes of the step. {_LOAD_TEXT}",
         (steps.engine_steps,),
-        (_growth(traffic.PREEMPTIONS), _samples(gauges.RUNNING, gauges.KV_CACHE)),
+        (_growth(PREEMPTIONS), _samples(RUNNING, KV_CACHE)),
     ),
     Definition(
         "throughput",
@@ -353,8 +370,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         "over the window is the exact increase ÷ the time between the first and the last scrape.",
         (traffic.rate_per_second, series.per_step),
         (
-            _increase(traffic.GENERATION_TOKENS, traffic.REQUESTS),
-            _growth(traffic.GENERATION_TOKENS, traffic.REQUESTS),
+            _increase(GENERATION_TOKENS, REQUESTS),
+            _growth(GENERATION_TOKENS, REQUESTS),
         ),
         ("throughput",),
     ),
@@ -373,7 +390,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "The exact increase of the counter of finished requests, by reason. Requests whose client "
         "went away and requests that were refused are not counted by vLLM.",
         (traffic.total_by_label, traffic.successful),
-        (_increase(traffic.REQUESTS),),
+        (_increase(REQUESTS),),
         ("requests",),
     ),
     Definition(
@@ -382,7 +399,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "What a process can have counted after its last scrape before it ended, or before its "
         "first: bounds from its running and waiting requests and the fastest rate in the window.",
         (losses.losses,),
-        (_ATTEMPTS, _RESTARTS, _growth(traffic.REQUESTS, *_TOKENS)),
+        (_ATTEMPTS, _RESTARTS, _growth(REQUESTS, *_TOKENS)),
         ("requests.lost", "tokens.lost"),
     ),
     Definition(
@@ -391,11 +408,11 @@ DEFINITIONS: tuple[Definition, ...] = (
         "HTTP answers by status, requests that ended with an engine error, rejections at "
         "admission, and streams with a first token that never finished. vLLM has no total of "
         "received requests, so there is no single failure rate.",
-        (failures.failures,),
+        (traffic.failures,),
         (
-            _increase(traffic.HTTP_REQUESTS, traffic.REQUESTS, traffic.REJECTIONS),
-            _buckets(latency.TTFT),
-            _samples(gauges.RUNNING),
+            _increase(HTTP_REQUESTS, REQUESTS, REJECTIONS),
+            _buckets(TTFT),
+            _samples(RUNNING),
         ),
         ("failures",),
     ),
@@ -405,7 +422,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "At each scrape the newest sample of every engine, added; means are weighted by how long a "
         "sample holds.",
         (gauges.summed, gauges.gauge_of),
-        (_samples(gauges.RUNNING, gauges.WAITING),),
+        (_samples(RUNNING, WAITING),),
         ("running", "waiting"),
     ),
     Definition(
@@ -414,7 +431,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Blocks held by live requests ÷ all blocks, 0 to 1; mean and maximum over engines, never "
         "added.",
         (gauges.pooled,),
-        (_samples(gauges.KV_CACHE),),
+        (_samples(KV_CACHE),),
         ("kv_cache_ratio",),
     ),
     Definition(
@@ -423,7 +440,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "The exact increase of the counter: requests that were put back into the queue because the "
         "KV cache was full.",
         (traffic.total,),
-        (_increase(traffic.PREEMPTIONS),),
+        (_increase(PREEMPTIONS),),
         ("preemptions",),
     ),
     Definition(
@@ -431,7 +448,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Prefix-cache hit rate",
         "Prompt tokens found in the prefix cache ÷ prompt tokens looked up.",
         (traffic.prefix_cache_hit_ratio,),
-        (_increase(traffic.PREFIX_QUERIES, traffic.PREFIX_HITS),),
+        (_increase(PREFIX_QUERIES, PREFIX_HITS),),
         ("prefix_cache_hit_ratio",),
     ),
     Definition(
@@ -439,7 +456,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Time to first token (TTFT)",
         _QUANTILE_TEXT,
         (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
-        (_buckets(latency.TTFT),),
+        (_buckets(TTFT),),
         ("latency.ttft_seconds", "latency.ttft"),
     ),
     Definition(
@@ -447,7 +464,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Inter-token latency (ITL)",
         _QUANTILE_TEXT,
         (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
-        (_buckets(latency.ITL),),
+        (_buckets(ITL),),
         ("latency.itl_seconds", "latency.itl"),
     ),
     Definition(
@@ -455,7 +472,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "End-to-end latency (E2E)",
         _QUANTILE_TEXT,
         (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
-        (_buckets(latency.E2E),),
+        (_buckets(E2E),),
         ("latency.e2e_seconds", "latency.e2e"),
     ),
     Definition(
@@ -482,7 +499,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "second, added over engines. Times the mean output tokens per request. vLLM counts no "
         "arrivals: where requests waited, this is what was served, and demand may be higher.",
         (sizing.demand_seen,),
-        (_growth(traffic.REQUESTS), _samples(gauges.WAITING), _increase(*_TOKENS)),
+        (_growth(REQUESTS), _samples(WAITING), _increase(*_TOKENS)),
         ("plan.demand_requests_per_second", "plan.demand_output_tokens_per_second"),
     ),
     Definition(
@@ -494,7 +511,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "time per request or, where the KV cache is the bottleneck, by the KV tokens per request "
         "(prompt + half the output), whichever is worse; latencies are not judged again.",
         (sizing.replicas, sizing.month_usd, sizing.sensitivity),
-        (_growth(traffic.REQUESTS), _increase(*_TOKENS), *_STEPS),
+        (_growth(REQUESTS), _increase(*_TOKENS), *_STEPS),
         (
             "plan.replicas",
             "plan.gpus",
@@ -525,7 +542,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "where that made the back-test better. The interval comes from the errors of the same "
         "forecast on this window's own past. It needs at least 24 h of data.",
         (forecast.forecast_demand,),
-        (_growth(traffic.REQUESTS),),
+        (_growth(REQUESTS),),
         ("plan.forecast",),
     ),
     Definition(
@@ -534,6 +551,6 @@ DEFINITIONS: tuple[Definition, ...] = (
         f"{_BILL_TEXT} Of each whole hour: the bill × (1 − output tokens per second ÷ capacity); "
         "then the mean over the hours of the week that were observed.",
         (costs_by_time.costs_by_hour, idle.idle_by_hour_of_week),
-        (*_BILLED, _growth(traffic.GENERATION_TOKENS), *_STEPS),
+        (*_BILLED, _growth(GENERATION_TOKENS), *_STEPS),
     ),
 )

@@ -11,10 +11,10 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.record import plain
-from vllm_capacity.render.elements import Element
 from vllm_capacity.render.numbers import (
     Write,
     between,
+    bound_word,
     count,
     hours,
     moment,
@@ -24,13 +24,14 @@ from vllm_capacity.render.numbers import (
     span,
     usd,
     usd_per_thousand,
+    value,
+    why,
 )
 from vllm_capacity.render.prose import verdict as prose
-from vllm_capacity.render.prose.estimates import bound_word, value, why
 from vllm_capacity.render.report.metadata import Quality, Rate, SummaryLine, Tile, Tiles, Verdict
 from vllm_capacity.render.report.previous import RATES
 from vllm_capacity.render.sections.definitions import shown_definitions
-from vllm_capacity.render.tables import Cell, Column, Table, interval, reasons_once, table
+from vllm_capacity.render.tables import Cell, Column, Element, Table, interval, reasons_once, table
 from vllm_capacity.timerange import iso
 
 _CENT_USD = 0.01

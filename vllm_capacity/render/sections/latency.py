@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import SLO_LABELS
-from vllm_capacity.render.elements import Text, text
-from vllm_capacity.render.numbers import Write, count, number, percent, seconds
-from vllm_capacity.render.prose.estimates import sure, why
+from vllm_capacity.render.numbers import Write, count, number, percent, seconds, sure, why
 from vllm_capacity.render.tables import (
     Column,
     Figure,
     Table,
+    Text,
     figures_table,
     interval,
     table,
+    text,
     written,
 )
 

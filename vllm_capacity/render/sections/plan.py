@@ -8,25 +8,28 @@ from datetime import datetime
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.plan import Plan
-from vllm_capacity.render.elements import Text, text
 from vllm_capacity.render.numbers import (
     Write,
     count,
     number,
     percent,
     plural,
+    reason,
     seconds,
+    sure,
     usd,
+    value,
 )
-from vllm_capacity.render.prose.estimates import reason, sure, value
 from vllm_capacity.render.tables import (
     Cell,
     Column,
     Figure,
     Table,
+    Text,
     figures_table,
     interval,
     table,
+    text,
 )
 from vllm_capacity.verdicts.hardware.compare import Option
 from vllm_capacity.verdicts.sizing import Policy

@@ -7,11 +7,9 @@ from datetime import datetime
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.figures.scrapes import Interruption
-from vllm_capacity.render.elements import Text, text
-from vllm_capacity.render.numbers import count, number, percent, plural, seconds
+from vllm_capacity.render.numbers import NOT_KNOWN, count, number, percent, plural, seconds
 from vllm_capacity.render.prose import verdict as prose
-from vllm_capacity.render.prose.estimates import NOT_KNOWN
-from vllm_capacity.render.tables import Cell, Column, Table, Value, table, written
+from vllm_capacity.render.tables import Cell, Column, Table, Text, Value, table, text, written
 
 _VERDICTS = {
     "good": "The window is complete",

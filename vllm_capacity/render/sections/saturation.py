@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.render.elements import Text, text
-from vllm_capacity.render.numbers import number, percent, seconds
+from vllm_capacity.render.numbers import number, percent, reason, seconds, sure, value, why
 from vllm_capacity.render.prose import verdict as prose
-from vllm_capacity.render.prose.estimates import reason, sure, value, why
 from vllm_capacity.render.tables import (
     Cell,
     Column,
     Figure,
     Table,
+    Text,
     Value,
     figures_table,
     interval,
     table,
+    text,
 )
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 

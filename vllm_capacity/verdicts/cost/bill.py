@@ -22,7 +22,7 @@ import polars as pl
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, total
-from vllm_capacity.facts.prices import NO_PRICE as NO_PRICE
+from vllm_capacity.facts.prices import NO_PRICE
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """What an output token weighs against an input token where no seconds were measured (1:4)."""

@@ -23,13 +23,16 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.demand.history import DAY_SECONDS, DemandGrid, demand_grid
-from vllm_capacity.verdicts.demand.intervals import (
+from vllm_capacity.verdicts.demand.model import (
+    Backtest,
+    Floats,
+    best_pattern,
     error_band,
+    error_count,
+    offset,
     stated_coverage,
     widened,
 )
-from vllm_capacity.verdicts.demand.model import Backtest, Floats, error_count, offset
-from vllm_capacity.verdicts.demand.week import best_pattern
 
 _METHOD = (
     "mean of the last 24 h × hour-of-day profile × how far the last hour was above or below it, "

@@ -7,9 +7,8 @@ from datetime import datetime
 
 import polars as pl
 
-from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.losses import Unread
-from vllm_capacity.verdicts.quality.finding import Finding, amounts, span
+from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
 
 _LISTED = 20  # restarts told one by one
 _OFTEN, _OFTEN_RATIO = 5, 0.2

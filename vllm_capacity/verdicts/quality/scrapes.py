@@ -7,12 +7,11 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from vllm_capacity.figures import scrapes
-from vllm_capacity.figures.evidence import Evidence
 from vllm_capacity.figures.gauges import Gauges
-from vllm_capacity.figures.twins import median_seconds
+from vllm_capacity.figures.scrapes import median_seconds
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.timerange import iso
-from vllm_capacity.verdicts.quality.finding import Finding, amounts, span
+from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
 
 _GAUGES = ("running", "waiting", "kv_cache_ratio")
 _COARSE_SECONDS = 5.0

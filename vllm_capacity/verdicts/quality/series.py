@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from vllm_capacity.facts import metrics as catalog
-from vllm_capacity.figures import losses, traffic
-from vllm_capacity.figures.evidence import Evidence
+from vllm_capacity.facts.metrics import REQUESTS
+from vllm_capacity.figures import losses
 from vllm_capacity.figures.latency import Latency, Quantile
 from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.relabelled import SURE
 from vllm_capacity.timerange import iso
-from vllm_capacity.verdicts.quality.finding import Finding, amounts
+from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts
 
 _EXACT_UP_TO = 2.0**53
 _UNEVEN = 0.75  # an engine below this part of its fair share is named
@@ -78,7 +78,7 @@ _LIKELY_ONE = (
 def _moved_if_new(rows: pl.DataFrame) -> dict[str, float]:
     """By how much figures would be higher if relabelled series were new ones."""
     most = dict(rows.group_by("metric").agg(pl.col("at_most").max()).drop_nulls().iter_rows())
-    figures = {"requests.finished": (traffic.REQUESTS,), "tokens": losses.TOKENS}
+    figures = {"requests.finished": (REQUESTS,), "tokens": losses.TOKENS}
     max_effect = {name: sum(most.get(m, 0.0) for m in metrics) for name, metrics in figures.items()}
     return {name: amount for name, amount in max_effect.items() if amount}
 

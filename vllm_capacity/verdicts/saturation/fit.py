@@ -28,18 +28,23 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.estimate import Estimate, Figures
-from vllm_capacity.figures.steps import STEP_SCHEMA as STEP_SCHEMA
 from vllm_capacity.figures.steps import Schema
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.capacity import (
     best_minute_bound,
+    blocks,
     bursts,
+    dipped,
     easing,
     extrapolated,
     extrapolated_running,
     fleet_sum,
+    has_bent,
     headroom,
+    is_easing,
+    is_load_lasting,
+    is_load_varied,
     no_less,
     steady,
     too_light,
@@ -53,15 +58,8 @@ from vllm_capacity.verdicts.saturation.curve import (
     LoadPoints,
     Prior,
     extrapolated_peak,
+    fitted_usls,
     kv_limit_running,
-)
-from vllm_capacity.verdicts.saturation.identifiable import (
-    blocks,
-    dipped,
-    has_bent,
-    is_easing,
-    is_load_lasting,
-    is_load_varied,
 )
 from vllm_capacity.verdicts.saturation.loads import (
     BestMinute,
@@ -77,7 +75,6 @@ from vllm_capacity.verdicts.saturation.loads import (
     usable_steps,
 )
 from vllm_capacity.verdicts.saturation.regimes import Judged
-from vllm_capacity.verdicts.saturation.usl import fitted_usls
 
 CURVE_SCHEMA: Schema = {
     "running_requests": pl.Float64,

@@ -14,10 +14,14 @@ import polars as pl
 from vllm_capacity.assumptions import SLO_LABELS, Slo
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.saturation import regimes
-from vllm_capacity.verdicts.saturation.capacity import fleet_sum
+from vllm_capacity.verdicts.saturation.capacity import (
+    blocks,
+    fleet_sum,
+    is_load_lasting,
+    is_load_varied,
+)
 from vllm_capacity.verdicts.saturation.curve import Floats
 from vllm_capacity.verdicts.saturation.fit import MEASURED, SaturationFit
-from vllm_capacity.verdicts.saturation.identifiable import blocks, is_load_lasting, is_load_varied
 from vllm_capacity.verdicts.saturation.loads import curve_steps, load_bands, usable_steps
 from vllm_capacity.verdicts.saturation.regimes import Judged, Row
 

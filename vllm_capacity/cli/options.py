@@ -1,8 +1,9 @@
-"""What click's own types let through: numbers past all measure, files that never end."""
+"""What the verbs share: options that click checks too little, and how wide the screen is."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,12 @@ def bounded(_: click.Context, option: click.Parameter, value: float | None) -> f
     if abs(value) < _LEAST:
         raise click.BadParameter(f"{value} is neither 0 nor {_LEAST:g} or more.", param=option)
     raise click.BadParameter(f"{value} is no number up to {_MOST:g}.", param=option)
+
+
+_MIN_COLUMNS, _MAX_COLUMNS = 80, 100
+"""Narrower, tables would lose columns; wider, lines are hard to read."""
+
+
+def columns() -> int:
+    """The columns to write in: the terminal's (or COLUMNS) within bounds; 80 without one."""
+    return min(max(shutil.get_terminal_size().columns, _MIN_COLUMNS), _MAX_COLUMNS)

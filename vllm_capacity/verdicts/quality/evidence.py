@@ -1,18 +1,21 @@
-"""What the data-quality ledger judges: facts about the telemetry itself, gathered in one place."""
+"""What the quality report judges, gathered in one place, and what a line of it says."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 
+from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS
 from vllm_capacity.figures import scrapes, traffic
 from vllm_capacity.figures.losses import Losses
 from vllm_capacity.figures.scrapes import Gap, Outage, Restart
+from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
-from vllm_capacity.timerange import TimeRange
+from vllm_capacity.timerange import TimeRange, iso
 
 _STALE_SECONDS = 60.0
 
@@ -69,7 +72,7 @@ def gather(
     `steps` are its engine steps (figures/steps.py), `engines` its engines with their billed hours
     (figures/scrapes.py).
     """
-    increases = traffic.scrape_increases(window, [traffic.REQUESTS], time_range=time_range)
+    increases = traffic.scrape_increases(window, [REQUESTS], time_range=time_range)
     per_scrape = increases.group_by("instance", "ts").agg(pl.col("increase").sum())
     most = per_scrape.group_by("instance").agg(pl.col("increase").max()).sort("instance")
     return Evidence(
@@ -77,7 +80,7 @@ def gather(
         attempts=attempts.filter(pl.col("ts") >= time_range.start),
         asked_end=window.asked_end if time_range.end >= window.extent.end else None,
         doubtful=scrapes.doubtful_addresses(window),
-        same=window.named_sql("figures", "same_processes", metric=traffic.GENERATION_TOKENS).rows(),
+        same=window.named_sql("figures", "same_processes", metric=GENERATION_TOKENS).rows(),
         gaps=scrapes.gaps(attempts, time_range=time_range),
         restarts=restarts,
         outages=outages,
@@ -97,7 +100,7 @@ def gather(
 
 
 def _with_output(window: Window, engines: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
-    grown = traffic.counter_increases(window, [traffic.GENERATION_TOKENS], time_range=time_range)
+    grown = traffic.counter_increases(window, [GENERATION_TOKENS], time_range=time_range)
     output = grown.group_by("instance", "engine").agg(output_tokens=pl.col("increase").sum())
     return engines.join(output, on=["instance", "engine"], how="left").sort("instance", "engine")
 
@@ -136,3 +139,31 @@ def stale_gauges(steps: pl.DataFrame) -> pl.DataFrame:
             "value": pl.Float64,
         },
     )
+
+
+@dataclass(frozen=True, repr=False)
+class Finding(Record):
+    """What a check found: how bad, how often, when, and which figures it can move by how much.
+
+    `info` is a fact to know, `warning` a doubt about a figure, `error` a figure not to be trusted.
+    `max_effect` gives the most it can move a figure, in that figure's unit; empty where none.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {"moves": "max_effect"}
+
+    check: str
+    severity: str
+    count: int
+    effect: str
+    when: str | None = None
+    max_effect: Mapping[str, float] = field(default_factory=dict)
+
+
+def span(start: datetime, end: datetime) -> str:
+    """A time range as `when` shows it."""
+    return f"{iso(start)} … {iso(end)}"
+
+
+def amounts(max_effect: Mapping[str, float]) -> str:
+    """The figures that a finding moves, in words."""
+    return "; ".join(f"{figure} by at most {amount:.3g}" for figure, amount in max_effect.items())
