@@ -16,13 +16,12 @@ from vllm_capacity.figures.gauges import Gauge
 from vllm_capacity.figures.latency import Latency
 from vllm_capacity.figures.losses import Lost
 from vllm_capacity.figures.traffic import Failures
-from vllm_capacity.record import Record
+from vllm_capacity.record import SCHEMA_VERSION, Record
 from vllm_capacity.verdicts.cost.bill import Costs
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.saturation.advice import Advice
 from vllm_capacity.verdicts.saturation.fit import Saturation
 
-SCHEMA_VERSION = 2
 ATTAINMENT_GOAL = 0.95
 """The share of observations that is to be within a target: targets are of the 95th percentile."""
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import cached_property
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.answer import SCHEMA_VERSION, Answer, WindowExtent
+from vllm_capacity.answer import Answer, WindowExtent
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, Kind
@@ -23,6 +23,7 @@ from vllm_capacity.facts.metrics import DECODE, FLOPS, PREFILL, READ_BYTES, WRIT
 from vllm_capacity.facts.prices import NO_PRICE, choose_price, usual_forms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import latency, traffic
+from vllm_capacity.record import SCHEMA_VERSION
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.demand.forecast import DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table

@@ -16,6 +16,9 @@ from typing import Any, ClassVar
 
 from vllm_capacity.timerange import iso
 
+SCHEMA_VERSION = 2
+"""Of the JSON that every verb prints."""
+
 
 class Record:
     """A base for frozen dataclasses that are results.

@@ -12,7 +12,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -26,25 +26,26 @@ _LONGEST = 2_000
 _SYSTEM_ERROR = re.compile(r"\(os error (\d{1,3})\)")
 _CREDENTIALS = re.compile(r"(?<=\w):/{1,3}\S*@")  # of a URL taken for a path, one slash is left
 
-_MODULES = {
-    "alerts": "alerts",
-    "cost": "figures",
-    "doctor": "doctor",
-    "figures": "figures",
-    "fit": "fit",
-    "forecast": "forecast",
-    "model": "model",
-    "plan": "plan",
-    "proxy": "proxy",
-    "pull": "pull",
-    "report": "report",
-    "scrape": "scrape",
-    "simulate": "simulate",
-    "sql": "sql",
-    "stack": "stack",
-    "traces": "sql",
-    "whatif": "whatif",
+_VERBS: Mapping[str, tuple[str, str]] = {
+    "alerts": ("alerts", "The alert rules on a window; exit code 1 when one fires."),
+    "cost": ("figures", "The bill of WINDOW shared out; the parts add up to the whole."),
+    "doctor": ("doctor", "The first broken link from vLLM to a window, and its remedy."),
+    "figures": ("figures", "All figures and verdicts of a window, or of a part of it."),
+    "fit": ("fit", "The capacity that a table of loads shows, or lets extrapolate."),
+    "forecast": ("forecast", "The demand ahead, from a CSV of the demand so far."),
+    "model": ("model", "What a model takes in memory, and how many users fit."),
+    "plan": ("plan", "GPUs, replicas and cost per month for a window's load."),
+    "proxy": ("proxy", "Serve vLLM's metrics with underscores for colons."),
+    "pull": ("pull", "Telemetry out of Parseable or Prometheus into a window."),
+    "report": ("report", "Run a notebook on a window into one HTML page."),
+    "scrape": ("scrape", "Scrape vLLM's /metrics, or saved scrapes, into a window."),
+    "simulate": ("simulate", "A simulated engine's window: example data, never telemetry."),
+    "sql": ("sql", "Print a query that Parseable answers as it is, or list them."),
+    "stack": ("stack", "Set Parseable up: streams, users, dashboard, alerts."),
+    "traces": ("sql", "The slowest requests, and where their time went."),
+    "whatif": ("whatif", "Output tokens per second on another GPU."),
 }
+"""Each verb's module, and its help in a line: `--help` imports none of the modules."""
 
 
 class _LazyGroup(click.Group):
@@ -59,15 +60,19 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_MODULES)
+        return sorted(_VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _MODULES:
+        if name not in _VERBS:
             return None
-        module = importlib.import_module(f"vllm_capacity.cli.{_MODULES[name]}")
+        module = importlib.import_module(f"vllm_capacity.cli.{_VERBS[name][0]}")
         command = getattr(module, name)
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _VERBS[name][1]) for name in self.list_commands(ctx)])
 
 
 @click.group(cls=_LazyGroup)

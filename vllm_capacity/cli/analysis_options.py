@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vllm_capacity.analysis import Analysis
-from vllm_capacity.answer import SCHEMA_VERSION
 from vllm_capacity.assumptions import SLO_LABELS, SLO_OPTIONS, Assumptions, Slo, pricing
 from vllm_capacity.cli.options import FILE, bounded
 from vllm_capacity.errors import InputError
 from vllm_capacity.interface import version_1
-from vllm_capacity.record import plain
-from vllm_capacity.telemetry.window import Window
+from vllm_capacity.record import SCHEMA_VERSION, plain
 from vllm_capacity.timerange import parse_instant
+
+if TYPE_CHECKING:
+    from vllm_capacity.analysis import Analysis
 
 
 def json_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,8 +114,12 @@ def assumptions_of(given: Mapping[str, Any]) -> Assumptions:
     )
 
 
-def analysis_of(opened: Window, given: Mapping[str, Any]) -> Analysis:
-    """The analysis of a window that these options ask for."""
+def analysis_of(window: str, given: Mapping[str, Any], *, verify: bool = False) -> Analysis:
+    """The analysis of a window (a path, or a name) that these options ask for."""
+    from vllm_capacity.analysis import Analysis  # polars, duckdb and all: not for --help
+    from vllm_capacity.telemetry.window import open_window
+
+    opened = open_window(window, verify=verify)
     start, end = (
         None if given[name] is None else parse_instant(given[name]) for name in ("start", "end")
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from vllm_capacity.answer import SCHEMA_VERSION
 from vllm_capacity.cli.analysis_options import (
     analysis_of,
     as_text,
@@ -12,7 +11,7 @@ from vllm_capacity.cli.analysis_options import (
     json_options,
 )
 from vllm_capacity.cli.options import columns
-from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.record import SCHEMA_VERSION
 
 _verify = click.option(
     "--verify", is_flag=True, help="First check every byte of the window against its hashes."
@@ -26,8 +25,7 @@ _verify = click.option(
 @json_options
 def figures(window: str, verify: bool, as_json: bool, schema_version: str, **given: object) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
-    opened = open_window(window, verify=verify)
-    analysis = analysis_of(opened, given)
+    analysis = analysis_of(window, given, verify=verify)
     if as_json:
         click.echo(as_text(analysis.answer, schema_version))
         return
@@ -46,8 +44,7 @@ def cost(
     window: str, verify: bool, by: str, as_json: bool, schema_version: str, **given: object
 ) -> None:
     """The bill of WINDOW shared out; the parts add up to the whole."""
-    opened = open_window(window, verify=verify)
-    analysis = analysis_of(opened, given)
+    analysis = analysis_of(window, given, verify=verify)
     if as_json:
         bill = analysis.bill_by(by)
         body = {"by": by, "whole": bill.whole, "parts": bill.parts}

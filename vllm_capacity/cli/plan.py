@@ -15,7 +15,6 @@ from vllm_capacity.cli.options import bounded, columns
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.plan import PlanRequest
 from vllm_capacity.plan import plan as plan_of
-from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
 
 
@@ -91,8 +90,7 @@ def plan(
         model=model,
         policy=Policy(headroom, spares, startup_seconds, growth_per_hour),
     )
-    opened = open_window(one_window(argument, window))
-    analysis = analysis_of(opened, given)
+    analysis = analysis_of(one_window(argument, window), given)
     found = plan_of(analysis, request)
     if as_json:
         click.echo(as_text(found, schema_version))

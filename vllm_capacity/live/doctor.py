@@ -25,7 +25,7 @@ from vllm_capacity.live.probes import ChainEvidence, CheckResult, broken, fine, 
 
 
 def window_checks(evidence: ChainEvidence) -> list[CheckResult]:
-    """The window's answer has engines, requests, latencies, a price, and an error-free ledger."""
+    """Whether the answer has engines, requests, latencies, a price, and no error in its quality."""
     answer = evidence.answer
     if answer is None:
         return []
@@ -47,10 +47,10 @@ def _engines(count: int) -> str:
 
 
 def _quality(answer: Answer) -> list[CheckResult]:
-    """Latency or tokens that look wrong have their reason in the ledger."""
+    """Latency or tokens that look wrong have their reason in the quality report."""
     errors = [item for item in answer.quality if item.severity == "error"]
     if not errors:
-        return [fine("window", "figures-doubtful", "the data-quality ledger has no error")]
+        return [fine("window", "figures-doubtful", "the data-quality report has no error")]
     found = "; ".join(f"{item.check}: {item.effect}" for item in errors)
     remedy = "Figures that rest on this cannot be trusted: capture again, or another part."
     return [broken("window", "figures-doubtful", found, remedy)]

@@ -271,7 +271,7 @@ def survey(stream: Stream) -> str:
 
 
 def findings(stream: Stream, metrics: Sequence[str]) -> str:
-    """What the ledger wants to know: stale, late and unreadable points, and those ahead of arrival.
+    """For the quality report: stale, late and unreadable points, and those ahead of arrival.
 
     grain: one row per instance.
     """

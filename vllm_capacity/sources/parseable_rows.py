@@ -1,6 +1,7 @@
 """What Parseable answered, as canonical rows, or as the minutes of a thinned window.
 
-Whose answers they are: the series behind Parseable's rows, and what the ledger hears of them.
+Whose answers they are: the series behind Parseable's rows, and what the quality report gets of
+them.
 """
 
 from __future__ import annotations

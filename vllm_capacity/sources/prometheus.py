@@ -138,7 +138,7 @@ class SeriesReader:
             self._frames.append(frame.select(pl.lit(child, pl.Int64).alias("child"), "ms", "value"))
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Take in that an answer may not hold all there is, for the ledger."""
+        """Take in that an answer may not hold all there is, for the quality report."""
         self._warnings.update(warnings)
 
     def rows(self) -> Rows:

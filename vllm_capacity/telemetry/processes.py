@@ -10,8 +10,8 @@ begin again from 0, whether or not one of them was seen to fall. What is no rest
   then, so a clock was set, or another process took over that had been there all along;
 - a start that comes back: several processes answer under one address in turn.
 
-In the last two no order of processes can be told, and counters are taken as they are: the ledger
-names such an address (verdicts/quality/losses.py).
+In the last two the order of processes is unknown, and counters are taken as they are: the quality
+report names such an address (verdicts/quality/losses.py).
 
 A server may not say when it started (with several API servers, vLLM does not). There, counters of
 two metrics or more that fall in one scrape tell a new process.

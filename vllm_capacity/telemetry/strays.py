@@ -54,7 +54,7 @@ def on_time(pulses: pl.DataFrame, strays: pl.DataFrame) -> pl.DataFrame:
 
 
 def stray_notes(strays: pl.DataFrame) -> list[dict[str, Any]]:
-    """What the ledger is told of the strays, a row a target."""
+    """What the quality report says of the strays, a row a target."""
     notes = []
     for (instance,), own in strays.group_by("instance", maintain_order=True):
         stamps = own["ts"].sort().to_list()

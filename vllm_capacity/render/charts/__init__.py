@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.plan import Plan
+from vllm_capacity.render import quick_jsonschema  # noqa: F401  before altair
 from vllm_capacity.render.charts import cost as _cost
 from vllm_capacity.render.charts import latency as _latency
 from vllm_capacity.render.charts import plan as _plan

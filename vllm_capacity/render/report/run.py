@@ -26,6 +26,7 @@ from vllm_capacity.assumptions import Slo, pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.holding import scratch
 from vllm_capacity.interface import RENAMED_PARAMETERS
+from vllm_capacity.render import quick_jsonschema  # noqa: F401  before papermill, nbformat
 from vllm_capacity.render.report import RENDERER_VARIABLE, JsonObject
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The data-quality ledger: what is wrong with the telemetry, and how much it can move which figure.
+"""The data-quality report: what is wrong with the telemetry, and how much it can move which figure.
 
 A clean window has only `info` findings.
 

@@ -1,0 +1,51 @@
+"""What a person types most often answers at once: help imports nothing that computes."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from vllm_capacity.cli import cli
+
+HEAVY = ("polars", "duckdb", "numpy", "scipy", "jsonschema", "httpx", "altair", "rich")
+IMPORTED = "import sys\n{code}\nprint(*[name for name in {heavy} if name in sys.modules])"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import vllm_capacity", id="the package"),
+        pytest.param("import vllm_capacity.assumptions", id="assumptions"),
+        pytest.param(
+            "from vllm_capacity.cli import cli\n"
+            "assert 'whatif' in cli.get_help(__import__('click').Context(cli))",
+            id="--help",
+        ),
+        pytest.param(
+            "from click.testing import CliRunner\nfrom vllm_capacity.cli import cli\n"
+            "assert CliRunner().invoke(cli, ['figures', '--help']).exit_code == 0",
+            id="figures --help",
+        ),
+    ],
+)
+def test_nothing_heavy_is_imported(code):
+    program = IMPORTED.format(code=code, heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
+
+
+def test_the_listed_help_is_each_verbs_own():
+    context = click.Context(cli)
+    page = cli.get_help(context)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert f"{name:<10}{command.get_short_help_str(200)}" in page, name
+
+
+def test_a_terminal_table_imports_no_schema_library():
+    program = IMPORTED.format(code="import vllm_capacity.render.terminal", heavy=("jsonschema",))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, [])
