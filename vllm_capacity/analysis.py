@@ -417,7 +417,7 @@ class Analysis:
         """What limits the server, how much it can do, how much room is left."""
         return saturation(
             self.steps,
-            output_tokens_per_second=self.throughput.output_tokens_per_second,
+            used=self.bill.whole.utilization,
             fits=self.fits,
             presence=self.presence,
         )

@@ -147,7 +147,7 @@ def test_place_is_where_the_function_stands(examples):
 def test_explanation_has_all_that_is_asked_for(analysed):
     found = explanation(analysed(), "saturation.headroom_ratio")
     assert found.value
-    assert [place.name for place in found.definition.made_by] == ["headroom", "rate_per_second"]
+    assert [place.name for place in found.definition.made_by] == ["headroom", "utilization"]
     assert set(found.queries) == set(found.rows) > {"counter_increase"}
     assert all(found.queries[name] and not found.rows[name].is_empty() for name in found.rows)
     assert "vllm_capacity/verdicts/saturation/capacity.py:" in repr(found)

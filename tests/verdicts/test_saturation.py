@@ -10,7 +10,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom, utilization
 from vllm_capacity.verdicts.saturation.fit import engine_fits, saturation
 
 HELD = 297.0
@@ -99,31 +99,35 @@ def test_engines_count_for_as_long_as_they_were_there(presence, expected):
 
 
 @pytest.mark.parametrize(
-    ("rate", "most", "expected"),
+    ("rate", "capacity", "expected"),
     [
-        pytest.param(60.0, Estimate.known(90, 100, 120, "held"), 0.4, id="room left"),
-        pytest.param(110.0, Estimate.known(90, 100, 120, "held"), -0.1, id="above what was held"),
+        pytest.param(60.0, Estimate.known(90, 100, 120, "held"), 0.6, id="room left"),
+        pytest.param(110.0, Estimate.known(90, 100, 120, "held"), 1.0, id="above what was held"),
         pytest.param(60.0, Estimate.unknown("no bend"), None, id="unknown capacity"),
         pytest.param(
             60.0, Estimate.at_least(100, "seen", reason="steady"), None, id="a lower bound"
         ),
         pytest.param(None, Estimate.exact(100, "held"), None, id="no rate"),
+        pytest.param(0.0, Estimate.unknown("no bend"), 0.0, id="nothing generated"),
     ],
 )
-def test_headroom(rate, most, expected):
-    found = headroom(rate, most).mid
-    assert found == (None if expected is None else pytest.approx(expected))
+def test_headroom_and_utilization_are_complements(rate, capacity, expected):
+    used = utilization(rate, capacity)
+    assert used.mid == (None if expected is None else pytest.approx(expected))
+    left = headroom(used)
+    known = [(left.low, used.high), (left.mid, used.mid), (left.high, used.low)]
+    assert all(one == (None if other is None else 1 - other) for one, other in known)
 
 
 def test_headroom_under_a_lower_bound_is_at_least():
-    found = headroom(60.0, Estimate.at_least(100, "seen", reason="steady"))
-    assert (found.low, found.mid, found.high) == (pytest.approx(0.4), None, None)
+    found = headroom(utilization(60.0, Estimate.at_least(100, "seen", reason="steady")))
+    assert (found.low, found.mid) == (pytest.approx(0.4), None)
 
 
-def test_headroom_takes_the_rate_it_is_given():
+def test_headroom_takes_the_utilization_it_is_given():
     steps = made_steps(*[queued(8, 200, 4)] * 6)
-    found = saturation(steps, output_tokens_per_second=50.0)
-    assert found.headroom_ratio.mid == pytest.approx(0.75)
+    found = saturation(steps, used=Estimate.exact(0.25, "of the bill"))
+    assert found.headroom_ratio.mid == 0.75
 
 
 def test_a_short_limit_is_no_plateau():

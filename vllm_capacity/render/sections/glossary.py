@@ -246,7 +246,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Utilization",
         "Output tokens per second (increase of the counter ÷ time between its first and last "
         "scrape) divided by the capacity, 1 at most.",
-        (cost.utilization, traffic.rate_per_second),
+        (capacity.utilization, traffic.rate_per_second),
         (_increase(GENERATION_TOKENS), *_STEPS),
         ("cost.utilization",),
     ),
@@ -255,7 +255,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Idle cost",
         "The bill × (1 − utilization): what was paid for capacity that nobody used. The cost at "
         "the knee is the cost × utilization: what it would be at full utilization.",
-        (cost.bill, cost.utilization),
+        (cost.bill, capacity.utilization),
         (*_BILLED, _increase(GENERATION_TOKENS), *_STEPS),
         (
             "cost.idle_usd",
@@ -275,8 +275,8 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "headroom_ratio",
         "Headroom",
-        "1 − output tokens per second ÷ capacity.",
-        (capacity.headroom, traffic.rate_per_second),
+        "1 − utilization: what is left of the capacity while engines are billed.",
+        (capacity.headroom, capacity.utilization),
         (_increase(GENERATION_TOKENS), *_STEPS),
         ("saturation.headroom_ratio",),
     ),

@@ -23,6 +23,7 @@ import polars as pl
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, total
 from vllm_capacity.facts.prices import NO_PRICE
+from vllm_capacity.verdicts.saturation.capacity import headroom, utilization
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """What an output token weighs against an input token where no seconds were measured (1:4)."""
@@ -65,7 +66,7 @@ class Costs(Figures):
     @property
     def idle_ratio(self) -> Estimate:
         """The share of the bill for capacity that nobody used: 1 − utilization."""
-        return self.utilization.map(lambda share: 1 - share, is_decreasing=True)
+        return headroom(self.utilization)
 
 
 FIGURES = tuple(field.name for field in fields(Costs))
@@ -148,7 +149,7 @@ def costs(usage: Usage, *, usd_per_gpu_hour: Estimate | None, capacity: Estimate
     token or request; its idle dollars are its whole allocation.
     """
     allocation = allocation_usd(usage, usd_per_gpu_hour)
-    return _figures(usage, allocation, utilization(usage, capacity))
+    return _figures(usage, allocation, _used(usage, capacity))
 
 
 def allocation_usd(usage: Usage, usd_per_gpu_hour: Estimate | None) -> Estimate:
@@ -162,23 +163,6 @@ def allocation_usd(usage: Usage, usd_per_gpu_hour: Estimate | None) -> Estimate:
     gpus = f"{usage.gpus_per_engine:g} GPU{'' if usage.gpus_per_engine == 1 else 's'} per engine"
     basis = f"{usage.billed_hours:.4g} billed hours × {gpus}"
     return usd_per_gpu_hour.scaled(usage.gpu_hours, basis)
-
-
-def utilization(usage: Usage, capacity: Estimate) -> Estimate:
-    """Output rate ÷ capacity at the knee, 0..1.
-
-    Cut at 1: a rate above the extrapolated capacity says that the capacity is at least that rate.
-    Nothing generated is exactly 0, whatever the capacity.
-    """
-    if usage.is_idle or usage.output_tokens_per_second == 0:
-        return Estimate.exact(0.0, "nothing was generated")
-    if usage.output_tokens_per_second is None:
-        return Estimate.unknown(
-            "the output rate is not known: generated tokens were not counted, or not by this label"
-        )
-    rate = usage.output_tokens_per_second
-    ratio = Estimate.exact(rate, f"{rate:.4g} output tokens/s measured").divided_by(capacity)
-    return ratio.map(lambda value: min(value, 1.0))
 
 
 def bill(parts: Mapping[str, CostShare]) -> Bill:
@@ -203,8 +187,13 @@ def bill(parts: Mapping[str, CostShare]) -> Bill:
     idle = _sum({name: each.idle_usd for name, each in found.items()})
     usage = _added([part.usage for part in parts.values()])
     capacity = _sum({name: part.capacity_output_tokens_per_second for name, part in parts.items()})
-    whole = _figures(usage, allocation, utilization(usage, capacity))
+    whole = _figures(usage, allocation, _used(usage, capacity))
     return Bill(found, replace(whole, idle_usd=idle), usage, capacity)
+
+
+def _used(usage: Usage, capacity: Estimate) -> Estimate:
+    """The utilization: exactly 0 where nothing was generated, though no rate be known."""
+    return utilization(0.0 if usage.is_idle else usage.output_tokens_per_second, capacity)
 
 
 def shared_engine(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, Usage]:

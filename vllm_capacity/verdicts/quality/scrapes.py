@@ -44,7 +44,11 @@ def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
 
 
 def jitter(evidence: Evidence) -> list[Finding]:
-    """How even the scrapes are, whether the interval changed, and what a coarse one cannot see."""
+    """How even the scrapes are, whether the interval changed, and what a coarse one cannot see.
+
+    Whatever came and went between two scrapes has finished there: where nothing did, nothing is
+    unseen.
+    """
     found = []
     for (instance,), own in evidence.attempts.group_by("instance", maintain_order=True):
         steps = own.get_column("ts").diff().drop_nulls().dt.total_microseconds() / 1e6
@@ -58,13 +62,17 @@ def jitter(evidence: Evidence) -> list[Finding]:
                 "Counters stay exact; means of gauges are weighted by time."
             )
             found.append(Finding("jitter", "info", steps.len(), effect))
-        if high > _COARSE_SECONDS:
-            unseen = evidence.finished_per_scrape.get(str(instance), 0.0)
-            max_effect = {"running.max": unseen, "waiting.max": unseen}
+        unseen = evidence.finished_per_scrape.get(str(instance))
+        if high > _COARSE_SECONDS and unseen != 0:
+            max_effect = {} if unseen is None else {"running.max": unseen, "waiting.max": unseen}
+            most = (
+                f"{amounts(max_effect)} (the most requests that finished between two scrapes)"
+                if max_effect
+                else "by how much is not known, for finished requests were not counted"
+            )
             effect = (
                 f"{instance}: scraped every {mid:.3g} s, so load that comes and goes in between "
-                "is unseen: "
-                f"{amounts(max_effect)} (the most requests that finished between two scrapes)."
+                f"is unseen: {most}."
             )
             found.append(Finding("jitter", "info", steps.len(), effect, None, max_effect))
     return found

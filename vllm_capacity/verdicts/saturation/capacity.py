@@ -370,16 +370,27 @@ def fleet_sum(
     return total(named, f"sum over {len(parts)} engines, each under its own load{weighed}")
 
 
-def headroom(rate: float | None, capacity: Estimate) -> Estimate:
-    """The share of the capacity that is left: 1 − output rate ÷ capacity; negative above it.
+def utilization(output_tokens_per_second: float | None, capacity: Estimate) -> Estimate:
+    """Output rate ÷ capacity, 0..1.
 
-    At least as much where the capacity is a lower bound.
+    Cut at 1: a rate above the extrapolated capacity says that the capacity is at least that rate.
+    Nothing generated is exactly 0, whatever the capacity; at most as much where the capacity is a
+    lower bound. Unknown for None: generated tokens were not counted, or not by this label.
     """
-    if rate is None:
-        return Estimate.unknown("no output rate was observed in this window")
-    if capacity.is_unknown or (capacity.is_bound and not capacity.low):
-        return Estimate.unknown(f"the capacity is unknown: {capacity.reason}")
-    return capacity.map(lambda most: 1 - rate / most, f"{rate:,.1f} output tokens/s measured")
+    if output_tokens_per_second == 0:
+        return Estimate.exact(0.0, "nothing was generated")
+    if output_tokens_per_second is None:
+        return Estimate.unknown(
+            "the output rate is not known: generated tokens were not counted, or not by this label"
+        )
+    basis = f"{output_tokens_per_second:.4g} output tokens/s measured"
+    ratio = Estimate.exact(output_tokens_per_second, basis).divided_by(capacity)
+    return ratio.map(lambda value: min(value, 1.0))
+
+
+def headroom(used: Estimate) -> Estimate:
+    """The share of the capacity that is left: 1 − utilization, so exactly 1 of an idle window."""
+    return used.map(lambda share: 1 - share, is_decreasing=True)
 
 
 def no_less(peak: Estimate, best: BestMinute) -> Estimate:

@@ -51,6 +51,7 @@ from vllm_capacity.verdicts.saturation.capacity import (
     too_short,
     unbent,
     uneven,
+    utilization,
 )
 from vllm_capacity.verdicts.saturation.curve import (
     FARTHEST_LOAD,
@@ -282,19 +283,19 @@ def saturation(
     steps: pl.DataFrame,
     *,
     seed: int = 0,
-    output_tokens_per_second: float | None = None,
+    used: Estimate | None = None,
     fits: Sequence[SaturationFit] | None = None,
     presence: Mapping[str, float] | None = None,
 ) -> Saturation:
     """The verdict on what limits the server, for steps in the columns of `STEP_SCHEMA`.
 
-    `headroom_ratio` = 1 − output rate ÷ capacity; the rate is the given one, else the mean over the
-    steps. `fits` saves fitting again what `engine_fits` has. `presence` is the share of the window
-    in which each engine was there, by its name; without it all were there throughout.
+    `headroom_ratio` = 1 − utilization: the given one (`used`, of the bill), else that of the mean
+    rate of the steps. `fits` saves fitting again what `engine_fits` has. `presence` is the share of
+    the window in which each engine was there, by its name; without it all were there throughout.
     """
     fits = engine_fits(steps, seed=seed) if fits is None else fits
     capacity = fleet_sum({f.engine: f.capacity for f in fits}, presence=presence)
-    rate = _output_rate(fits) if output_tokens_per_second is None else output_tokens_per_second
+    used = utilization(_output_rate(fits), capacity) if used is None else used
     limits = [limit for f in fits if (limit := f.bottleneck) is not None]
     running = fleet_sum({f.engine: f.capacity_running for f in fits}, presence=presence)
     return Saturation(
@@ -306,7 +307,7 @@ def saturation(
         capacity_kind=_fleet_kind(capacity, fits),
         capacity_output_tokens_per_second=capacity,
         capacity_running_requests=running,
-        headroom_ratio=headroom(rate, capacity),
+        headroom_ratio=headroom(used),
     )
 
 
