@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.answering import answer
@@ -94,6 +94,7 @@ def test_any_counter_history_gives_the_exact_increase(tmp_path_factory, values):
 
 @FEW
 @given(values=st.lists(NUMBERS, min_size=1, max_size=5), model=LABEL_VALUES)
+@example(values=[0.0, 1.7976931348623157e308, 0.0], model="m")
 def test_any_value_and_label_gives_finite_figures_or_none(tmp_path_factory, values, model):
     scrapes = [(1e9 + 2 * i, exposition(v, model, finished=i)) for i, v in enumerate(values)]
     result = answered(tmp_path_factory, scrapes)

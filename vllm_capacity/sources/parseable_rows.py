@@ -29,6 +29,7 @@ from vllm_capacity.sources.parseable_shapes import (
     bounds_of,
 )
 from vllm_capacity.telemetry.clocks import correction
+from vllm_capacity.telemetry.impossible import is_possible, without_impossible
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
@@ -266,6 +267,7 @@ _MERGED = (MINUTES_SCHEMA.keys() | MINUTE_HISTOGRAMS_SCHEMA.keys()) - {
 # The columns of a row, and in which columns of a minute its first and last state hold them.
 _VALUE = {"value": ("first", "last")}
 _STATE = {"sum": ("first_sum", "sum"), "counts": ("first_counts", "counts")}
+_COUNTED = ("first", "last", "min", "max", "first_sum", "sum")
 
 
 @dataclass(frozen=True)
@@ -302,10 +304,10 @@ def thinned_rows(pulled: Pulled) -> ThinnedRows:
     samples = pl.concat([_ends(minutes, _VALUE), attempts])
     states = _ends(histograms, _STATE)
     samples = samples.unique(["series_id", "ms"], keep="first", maintain_order=True)
-    rows = _rows(reader, samples, states, before)
+    rows = without_impossible(_rows(reader, samples, states, before))
     clock, settled = correction(rows), settle(rows, is_thinned=True)
     scalar_parts, histogram_parts = (
-        [_restamped(time_range, clock) for time_range in parts]
+        [_restamped(_possible(part), clock) for part in parts]
         for parts in ([before[0], minutes], [before[1], histograms])
     )
     return ThinnedRows(
@@ -313,6 +315,12 @@ def thinned_rows(pulled: Pulled) -> ThinnedRows:
         _with_run(scalar_parts, settled.samples, MINUTES_SCHEMA),
         _with_run(histogram_parts, settled.histograms, MINUTE_HISTOGRAMS_SCHEMA),
     )
+
+
+def _possible(minutes: pl.DataFrame) -> pl.DataFrame:
+    """The minutes without those in which a value was such as no server counts."""
+    kept = (name for name in _COUNTED if name in minutes.columns)
+    return minutes.filter(is_possible(name) for name in kept)
 
 
 def _restamped(minutes: pl.DataFrame, clock: Correction) -> pl.DataFrame:

@@ -31,6 +31,7 @@ import polars as pl
 from vllm_capacity.errors import WindowError
 from vllm_capacity.holding import workplace
 from vllm_capacity.telemetry.clocks import with_true_times
+from vllm_capacity.telemetry.impossible import without_impossible
 from vllm_capacity.telemetry.manifest import TABLES, WORKPLACE, as_listed, write_note
 from vllm_capacity.telemetry.processes import (
     DIFFERENCED,
@@ -131,7 +132,7 @@ def settle(rows: Rows, *, is_thinned: bool = False) -> Rows:
     Of thinned rows, not every scrape is there: then none can be told to lack a series that goes on
     under other labels.
     """
-    rows = with_true_times(rows)
+    rows = with_true_times(without_impossible(rows))
     samples, dropped_samples = _deduplicate(rows.samples, "value")
     histograms, dropped_histograms = _deduplicate(rows.histograms, "count")
     series = rows.series.unique("series_id", keep="first", maintain_order=True)
