@@ -369,6 +369,21 @@ CONTRADICTED = (
     ),
 )
 
+UNCOUNTED = (
+    Case(
+        "uncounted",
+        "the wanted metrics of each target, of whatever time",
+        "instance metric grown",
+        [("a", TOKENS, 5.0), ("b", TOKENS, 7.0)],
+        {"metrics": [TOKENS, TTFT]},
+        intake=[
+            *(("uncounted", "a", 0, TOKENS, "d", 3), ("uncounted", "a", None, TOKENS, "d", 2)),
+            *(("uncounted", "b", None, TOKENS, "d", 7), ("uncounted", "a", 0, REQUESTS, "d", 9)),
+            ("contradicted", "a", 0, TOKENS, "d", 9),
+        ],
+    ),
+)
+
 RELABELLED = (
     Case(
         "relabelled",
@@ -546,6 +561,7 @@ CASES = (
     *HISTOGRAM_STATES,
     *INTAKE_NOTES,
     *CONTRADICTED,
+    *UNCOUNTED,
     *RELABELLED,
     *LIFETIMES,
     *PROCESS_STARTS,

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -153,6 +154,30 @@ def test_what_was_left_out_has_a_bound_and_is_an_error(tmp_path):
     assert clock["severity"] == "error"
     counted = result["requests"]["finished"]
     assert counted < TRUE_REQUESTS <= counted + result["requests"]["lost"]["high"]
+
+
+def set_back_with_scrapes_missed(seed):
+    """Scrapes of one process, some missing where the clock was set, in no order; what it did."""
+    rng = np.random.default_rng(seed)
+    count, every = int(rng.integers(20, 80)), float(rng.choice([1, 5, 30, 60]))
+    back = float(rng.choice([HOUR, rng.uniform(60, 7200)]))
+    rates = rng.uniform(0.05, 20) * every * rng.choice([0.0, 1.0, 1.0, 8.0], count)
+    done = int(rng.choice([0, 1000, 50_000])) + np.cumsum(rng.poisson(rates))
+    first, missed = int(rng.integers(2, count - 1)), int(rng.integers(1, 15))
+    kept = [n for n in range(count) if not first <= n < min(first + missed, count - 1)]
+    buffer = RowBuffer()
+    for number in kept:
+        stamp = every * number - back * (number >= first)
+        scraped(buffer, stamp, done=int(done[number]), started=-9000.0)
+    return without_arrival(buffer.rows()), int(done[-1] - done[0])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_bound_holds_what_a_clock_set_back_and_missing_scrapes_hide(tmp_path, seed):
+    rows, true = set_back_with_scrapes_missed(seed)
+    told = answer(open_window(write_window(tmp_path / "w", rows, {})))
+    counted = told["requests"]["finished"] or 0
+    assert counted <= true <= counted + told["requests"]["lost"]["high"]
 
 
 def test_two_clocks_that_are_set_are_told_apart(tmp_path):

@@ -2,8 +2,9 @@
 
 Nobody reads what a process counts between its last scrape and its end: where it starts again, where
 it never comes back, and, where it does not say since when it runs, before its first scrape. Nor is
-read what scrapes told that were left out because a clock was set. How much that is depends on load
-that nobody saw, so no rate of before bounds it. What does, together:
+read what scrapes told that were left out because a clock was set; that is no less than what the counters
+in them show. How much it all is depends on load that nobody saw, so no rate of before bounds it.
+What does, together:
 
 1. the requests that ran and waited at the last scrape, for they may have finished;
 2. the most that finished between any two scrapes of the window, for clients may all leave at once;
@@ -18,7 +19,7 @@ Low is 0: the process may have ended at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
@@ -147,6 +148,8 @@ def losses(
         _after_last_scrape(row, found)
         for row in _with_load(window, time_range, spells).iter_rows(named=True)
     ]
+    counted = window.named_sql("figures", "uncounted", metrics=[traffic.REQUESTS, *TOKENS])
+    unread = [_no_less(each, counted) if each.why == "clock" else each for each in unread]
     unread += [_before_first_scrape(row, found) for row in late.iter_rows(named=True)]
     return Losses(tuple(sorted(unread, key=lambda one: (one.instance, one.start))), found.basis)
 
@@ -274,6 +277,18 @@ def _after_last_scrape(row: dict[str, Any], found: Ceiling) -> Unread:
     tokens = _most_tokens(seconds, running, requests, found)
     return Unread(
         row["instance"], row["why"], start, end, running, waiting, _up(requests), _up(tokens)
+    )
+
+
+def _no_less(unread: Unread, counted: pl.DataFrame) -> Unread:
+    """The stretch with bounds no less than what counters grew by in scrapes left out."""
+    own = counted.filter(pl.col("instance") == unread.instance)
+    is_request = pl.col("metric") == traffic.REQUESTS
+    requests, tokens = (
+        _up(own.filter(kind).get_column("grown").sum()) for kind in (is_request, ~is_request)
+    )
+    return replace(
+        unread, requests=max(unread.requests, requests), tokens=max(unread.tokens, tokens)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from vllm_capacity.telemetry.stamps import (
     CHANGE_SCHEMA,
     CONTRADICTED,
     PROCESS_START,
+    UNCOUNTED,
     Frames,
     instant_of,
     note,
@@ -51,7 +53,8 @@ def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any
     moved = np.zeros(result.size, dtype=np.int64)
     moved[order] = _moves(scrapes.ts_us[order], is_stepped[order], scrapes.grown(order))
     changes = _changes(instance, scrapes, moved, is_out, is_stepped)
-    return changes, _notes(instance, scrapes, moved, is_out)
+    notes = _notes(instance, scrapes, moved, is_out)
+    return changes, [*notes, *_uncounted_notes(instance, own.series, scrapes, is_out)]
 
 
 def _best(scrapes: Scrapes, found: list[int], start: int, end: int) -> int | None:
@@ -306,3 +309,48 @@ def _notes(instance: str, scrapes: Scrapes, moved: Integers, is_out: Flags) -> l
         )
         notes.append({**note(instance, None, own.size, detail), "check": CONTRADICTED})
     return notes
+
+
+def _uncounted_notes(
+    instance: str, series: pl.DataFrame, scrapes: Scrapes, is_out: Flags
+) -> list[dict[str, Any]]:
+    """By how much more each counter grew than the scrapes that are kept show, one a metric.
+
+    Whatever the order of the scrapes, a process counted from its least value to its greatest, and
+    all but the first one (the oldest start) from 0.
+    """
+    if not is_out.any():
+        return []
+    values = pl.DataFrame(
+        {
+            "series_id": scrapes.series,
+            "start": scrapes.start[scrapes.scrape],
+            "value": scrapes.value,
+            "is_out": is_out[scrapes.scrape],
+        }
+    )
+    counters = series.filter(pl.col("kind") == "counter").select("series_id", "metric")
+    value, is_first = pl.col("value"), pl.col("start") == float(np.nanmin(scrapes.start))
+    ends = (
+        values.join(counters, on="series_id")
+        .group_by("metric", "series_id", is_first=is_first)
+        .agg(
+            least=value.min(),
+            most=value.max(),
+            kept_least=value.filter(~pl.col("is_out")).min(),
+            kept_most=value.filter(~pl.col("is_out")).max(),
+        )
+    )
+    unseen = pl.when("is_first").then(pl.col("kept_least") - pl.col("least")).otherwise(0.0)
+    whole = pl.col("most") - pl.when("is_first").then("least").otherwise(0.0)
+    grown = (
+        ends.group_by("metric")
+        .agg(pl.coalesce(pl.col("most") - pl.col("kept_most") + unseen, whole).sum().alias("grown"))
+        .filter(pl.col("grown") > 0)
+        .sort("metric")
+    )
+    detail = "grew in scrapes that were left out"
+    return [
+        {**note(instance, None, ceil(amount), detail), "check": UNCOUNTED, "subject": metric}
+        for metric, amount in grown.iter_rows()
+    ]

@@ -25,6 +25,8 @@ CHANGE_SCHEMA: dict[str, Any] = {
 }
 CONTRADICTED = "contradicted"
 """The check of a note about scrapes left out because counters contradict their stamps."""
+UNCOUNTED = "uncounted"
+"""The check of a note about how much a counter grew in such scrapes."""
 _CHECK = "clock"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -77,7 +77,8 @@ def contradicted(evidence: Evidence) -> list[Finding]:
         max_effect = _max_effect(unread)
         effect = (
             f"{instance}: {detail}. What only these counted is in no figure, nor is their time: "
-            f"{amounts(max_effect)}{_bound(unread, evidence)}."
+            f"{amounts(max_effect)}{_bound(unread, evidence)}, or what counters grew by in these "
+            "scrapes where that is more."
         )
         found.append(Finding("clock", "error", scrapes, effect, None, max_effect))
     return found
