@@ -2,9 +2,9 @@
 
 Nobody reads what a process counts between its last scrape and its end: where it starts again, where
 it never comes back, and, where it does not say since when it runs, before its first scrape. Nor is
-read what scrapes told that were left out because a clock was set; that is no less than what the counters
-in them show. How much it all is depends on load that nobody saw, so no rate of before bounds it.
-What does, together:
+read what scrapes told that were left out because a clock was set: no less than what their counters
+show. How much that is depends on load that nobody saw, so no rate of before bounds it. What does,
+together:
 
 1. the requests that ran and waited at the last scrape, for they may have finished;
 2. the most that finished between any two scrapes of the window, for clients may all leave at once;

@@ -30,6 +30,8 @@ from vllm_capacity.sources.parseable_shapes import (
 )
 from vllm_capacity.telemetry.clocks import correction
 from vllm_capacity.telemetry.impossible import is_possible, without_impossible
+from vllm_capacity.telemetry.processes import process_lives
+from vllm_capacity.telemetry.relabelled import renumbered, with_relabelled_minutes
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
@@ -305,16 +307,37 @@ def thinned_rows(pulled: Pulled) -> ThinnedRows:
     states = _ends(histograms, _STATE)
     samples = samples.unique(["series_id", "ms"], keep="first", maintain_order=True)
     rows = without_impossible(_rows(reader, samples, states, before))
-    clock, settled = correction(rows), settle(rows, is_thinned=True)
+    clock = correction(rows)
     scalar_parts, histogram_parts = (
         [_restamped(_possible(part), clock) for part in parts]
         for parts in ([before[0], minutes], [before[1], histograms])
     )
+    rows, moved = _relabelled(clock.corrected(rows), scalar_parts[1], histogram_parts[1])
+    scalar_parts, histogram_parts = (
+        [renumbered(part, moved) for part in parts] for parts in (scalar_parts, histogram_parts)
+    )
+    settled = settle(rows, is_thinned=True)
     return ThinnedRows(
         rows,
         _with_run(scalar_parts, settled.samples, MINUTES_SCHEMA),
         _with_run(histogram_parts, settled.histograms, MINUTE_HISTOGRAMS_SCHEMA),
     )
+
+
+def _relabelled(
+    rows: Rows, minutes: pl.DataFrame, histograms: pl.DataFrame
+) -> tuple[Rows, dict[int, int]]:
+    """The rows with series that went on under other labels as one, and which moved where."""
+    clock = {
+        "ts": instant("ms").dt.replace_time_zone("UTC"),
+        "until": instant("t1_ms").dt.replace_time_zone("UTC"),
+    }
+    spans = [
+        minutes.select("series_id", "n", "first", "last", **clock),
+        histograms.select("series_id", "n", first="first_count", last="count", **clock),
+    ]
+    lives = process_lives(rows.samples.sort("series_id", "ts"), rows.series)
+    return with_relabelled_minutes(rows, lives, pl.concat(spans))
 
 
 def _possible(minutes: pl.DataFrame) -> pl.DataFrame:

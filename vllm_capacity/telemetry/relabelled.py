@@ -16,7 +16,7 @@ earlier scrape of the process was without them. In words:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,20 +42,51 @@ def with_relabelled(rows: Rows, lives: pl.DataFrame) -> Rows:
     `lives` are the processes (processes.py); addresses behind which several answer in turn are left
     as they are. Rows in which no series vanishes as another appears come back as they are.
     """
-    in_turn = lives.filter(pl.col("doubt") == "in turn")
-    counted = rows.series.filter(pl.col("kind").is_in(DIFFERENCED))
-    seen = _seen(rows, counted.join(in_turn, on="instance", how="anti"))
-    gone, come = _changes(seen, rows.series, lives)
+    seen = _seen(rows, _owners(rows, lives))
+    scrapes = seen.with_columns(scrape=pl.col("ts").rank("dense").over("instance").cast(pl.Int64))
+    result = _relabelling(rows, scrapes, *_changes(scrapes), lives)
+    return rows if result is None else result.applied(rows)
+
+
+def with_relabelled_minutes(
+    rows: Rows, lives: pl.DataFrame, minutes: pl.DataFrame
+) -> tuple[Rows, dict[int, int]]:
+    """As `with_relabelled`, of rows that are but the ends of minutes; and which series moved where.
+
+    What was carried in from before `begin` tells of no scrape between. `minutes`: series_id, ts and until (the first and the last scrape that had the series), n (how
+    many had it), first, last (what it had counted in these). Which scrapes there were, `up` tells;
+    a target of which it does not tell all is left as it is. A series that not all scrapes of a
+    minute had is taken to lack those in which another appears.
+    """
+    owners = _owners(rows, lives)
+    seen = _seen(rows, owners)
+    if rows.begin is not None:
+        seen = seen.filter(pl.col("ts") >= rows.begin)
+    scrapes = _scrapes(rows)
+    untold = seen.join(scrapes, on=["instance", "ts"], how="anti").select("instance").unique()
+    seen = seen.join(untold, on="instance", how="anti").join(scrapes, on=["instance", "ts"])
+    spans = _spans(minutes, owners.join(untold, on="instance", how="anti"), scrapes)
+    changes = _changes_of_spans(spans)
+    result = _relabelling(rows, seen.sort("series_id", "scrape"), *changes, lives)
+    return (rows, {}) if result is None else (result.applied(rows), result.moved)
+
+
+def _relabelling(
+    rows: Rows, seen: pl.DataFrame, gone: pl.DataFrame, come: pl.DataFrame, lives: pl.DataFrame
+) -> _Relabelling | None:
+    """What goes on as what; None where no series of a process vanishes as another appears."""
+    gone, come = _of_one_life(gone, come, rows.series, lives)
     if gone.is_empty():
-        return rows
+        return None
     involved = pl.concat([gone, come]).select("series_id").unique()
     own = seen.join(involved, on="series_id", how="semi")
     own = own.with_columns(life_of_rows(own, rows.series, lives))
-    result = _Relabelling(_histories(own, rows.series.join(involved, on="series_id", how="semi")))
+    named = rows.series.join(involved, on="series_id", how="semi")
+    result = _Relabelling(own, _histories(own, named))
     vanished = _by_place(gone)
     for place, appeared in sorted(_by_place(come).items(), key=lambda item: item[0][-1]):
         result.settle(place[-1], vanished[place], appeared)
-    return result.applied(rows, own)
+    return result
 
 
 def without_repeats(late: Rows, stored: Rows) -> Rows:
@@ -83,30 +114,92 @@ def without_repeats(late: Rows, stored: Rows) -> Rows:
     )
 
 
+def _owners(rows: Rows, lives: pl.DataFrame) -> pl.DataFrame:
+    """The series that are counted, but for addresses behind which several answer in turn."""
+    in_turn = lives.filter(pl.col("doubt") == "in turn")
+    counted = rows.series.filter(pl.col("kind").is_in(DIFFERENCED))
+    return counted.join(in_turn, on="instance", how="anti")
+
+
 def _seen(rows: Rows, owners: pl.DataFrame) -> pl.DataFrame:
-    """The rows of these series with the scrape of their target, counted from 0; sorted."""
+    """The rows of these series with their instance, metric and kind; sorted by series and time."""
     states = rows.histograms.select("series_id", "ts", value="count")
     return (
         pl.concat([rows.samples.select("series_id", "ts", "value"), states])
         .join(owners.select("series_id", "instance", "metric", "kind"), on="series_id")
-        .with_columns(scrape=pl.col("ts").rank("dense").over("instance").cast(pl.Int64))
-        .sort("series_id", "scrape")
+        .sort("series_id", "ts")
     )
 
 
-def _changes(
-    seen: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows after which a series vanished and such with which one appeared, in the same scrapes.
+def _scrapes(rows: Rows) -> pl.DataFrame:
+    """The good scrapes of each target, as `up` tells: instance, ts, scrape (from 1 on)."""
+    up = rows.series.filter(pl.col("metric") == "up").select("series_id", "instance")
+    good = rows.samples.filter(pl.col("value") > 0).join(up, on="series_id")
+    times = good.select("instance", "ts").unique()
+    return times.with_columns(scrape=pl.col("ts").rank("dense").over("instance").cast(pl.Int64))
 
-    `scrape` is that scrape in both. Only what one process did: what it did not count any more, the
-    next one may well count.
+
+def _spans(minutes: pl.DataFrame, owners: pl.DataFrame, scrapes: pl.DataFrame) -> pl.DataFrame:
+    """The minutes of these series with the scrapes that they span, sorted by series and time.
+
+    Columns: series_id, instance, metric, kind, since and until (scrapes), n, first, last. Two jobs
+    that scraped a target in one minute are together.
+    """
+    together = (
+        minutes.sort("series_id", "ts")
+        .group_by("series_id", pl.col("ts").dt.truncate("1m").alias("minute"), maintain_order=True)
+        .agg(
+            pl.col("ts", "first").first(),
+            pl.col("until").max(),
+            pl.col("last").sort_by("until").last(),
+            pl.col("n").sum(),
+        )
+    )
+    ends = scrapes.rename({"ts": "until", "scrape": "until_scrape"})
+    return (
+        together.join(owners.select("series_id", "instance", "metric", "kind"), on="series_id")
+        .join(scrapes.rename({"scrape": "since"}), on=["instance", "ts"])
+        .join(ends, on=["instance", "until"])
+        .drop("until", "minute")
+        .rename({"until_scrape": "until"})
+        .sort("series_id", "since")
+    )
+
+
+def _changes(seen: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows after which a series vanished, and such with which one appeared.
+
+    `scrape` is the one in which it was not there any more, or appeared.
     """
     scrape = pl.col("scrape")
     goes_on = (scrape.shift(-1).over("series_id") == scrape + 1).fill_null(False)
     went_on = (scrape.shift(1).over("series_id") == scrape - 1).fill_null(False)
-    gone = seen.filter(~goes_on).with_columns(scrape + 1)
-    come = seen.filter(~went_on)
+    return seen.filter(~goes_on).with_columns(scrape + 1), seen.filter(~went_on)
+
+
+def _changes_of_spans(spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """As `_changes`, of minutes; one with a hole lacks the scrapes in which another appears."""
+    since, until = pl.col("since"), pl.col("until")
+    goes_on = (since.shift(-1).over("series_id") == until + 1).fill_null(False)
+    went_on = (until.shift(1).over("series_id") == since - 1).fill_null(False)
+    columns = ["series_id", "ts", "instance", "metric", "kind", "value", "scrape"]
+    come = spans.filter(~went_on).with_columns(value="first", scrape=since).select(columns)
+    gone = spans.filter(~goes_on).with_columns(value="last", scrape=until + 1).select(columns)
+    holed = spans.filter(pl.col("n") < until - since + 1).with_columns(value="first")
+    places = come.select(_PLACE).unique()
+    lacking = holed.join(places, on=_PLACE[:-1]).filter(
+        (pl.col("scrape") > since) & (pl.col("scrape") < until)
+    )
+    return pl.concat([gone, lacking.select(columns)]), come
+
+
+def _of_one_life(
+    gone: pl.DataFrame, come: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Those of the changes that come together, in one process, at one scrape.
+
+    What one process did not count any more, the next one may well count.
+    """
     gone, come = gone.join(come, on=_PLACE, how="semi"), come.join(gone, on=_PLACE, how="semi")
     gone, come = (each.with_columns(life_of_rows(each, series, lives)) for each in (gone, come))
     place = [*_PLACE, "life"]
@@ -173,8 +266,12 @@ def _histories(own: pl.DataFrame, series: pl.DataFrame) -> dict[int, _History]:
 
 @dataclass
 class _Relabelling:
-    """Which series go on as which (`into`), and which count from their first value (`untied`)."""
+    """Which series go on as which (`into`), and which count from their first value (`untied`).
 
+    `own` are the rows of the series that may.
+    """
+
+    own: pl.DataFrame
     histories: dict[int, _History]
     into: dict[int, int] = field(default_factory=dict)
     untied: set[int] = field(default_factory=set)
@@ -218,27 +315,32 @@ class _Relabelling:
             if all(distance < rival for rival in rivals):
                 yield old, new
 
-    def applied(self, rows: Rows, own: pl.DataFrame) -> Rows:
-        """The rows with this done, and noted; `own` are those of the series involved."""
-        moved = {series_id: self.root(series_id) for series_id in self.into}
+    @property
+    def moved(self) -> dict[int, int]:
+        """The series that are no more, by id, and the one that each goes on as."""
+        return {series_id: self.root(series_id) for series_id in self.into}
+
+    def applied(self, rows: Rows) -> Rows:
+        """The rows with this done, and noted."""
+        moved = self.moved
         is_untied = pl.col("series_id").is_in(list(self.untied))
         is_moved = pl.col("series_id").is_in(list(moved))
-        notes = [*self._joined_notes(own, moved), *self._untied_notes(own)]
+        notes = [*self._joined_notes(moved), *self._untied_notes()]
         series = rows.series.with_columns(
             starts_at_zero=pl.when(is_untied).then(False).otherwise("starts_at_zero")
         )
         return replace(
             rows,
             series=series.filter(~is_moved),
-            samples=_renumbered(rows.samples, moved),
-            histograms=_renumbered(rows.histograms, moved),
+            samples=renumbered(rows.samples, moved).sort("series_id", "ts"),
+            histograms=renumbered(rows.histograms, moved).sort("series_id", "ts"),
             intake=pl.concat([rows.intake, pl.DataFrame(notes, schema=INTAKE_SCHEMA)]),
         )
 
-    def _joined_notes(self, own: pl.DataFrame, moved: dict[int, int]) -> Iterator[dict[str, Any]]:
+    def _joined_notes(self, moved: dict[int, int]) -> Iterator[dict[str, Any]]:
         """One for each series that another goes on as: sure where the spelling came back."""
         for series_id, root in moved.items():
-            rows, before = (own.filter(pl.col("series_id") == each) for each in (series_id, root))
+            rows, before = (self._rows_of(each) for each in (series_id, root))
             other, usual = self.histories[series_id].labels, self.histories[root].labels
             came_back = before["ts"].max() > rows["ts"].max()  # type: ignore[operator]
             yield _note(
@@ -247,9 +349,12 @@ class _Relabelling:
                 f"{_spelled(other - usual)} for {_spelled(usual - other)}",
             )
 
-    def _untied_notes(self, own: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    def _untied_notes(self) -> Iterator[dict[str, Any]]:
         for series_id in self.untied:
-            yield _note(UNSURE, own.filter(pl.col("series_id") == series_id), _UNTIED)
+            yield _note(UNSURE, self._rows_of(series_id), _UNTIED)
+
+    def _rows_of(self, series_id: int) -> pl.DataFrame:
+        return self.own.filter(pl.col("series_id") == series_id)
 
 
 def _note(check: str, rows: pl.DataFrame, detail: str) -> dict[str, Any]:
@@ -268,8 +373,6 @@ def _spelled(labels: _Labels) -> str:
     return ", ".join(f'{name}="{value}"' for name, value in sorted(labels)) or "no such label"
 
 
-def _renumbered(frame: pl.DataFrame, moved: dict[int, int]) -> pl.DataFrame:
-    """The rows under the series that they go on as, sorted by series and time."""
-    if not moved:
-        return frame
-    return frame.with_columns(pl.col("series_id").replace(moved)).sort("series_id", "ts")
+def renumbered(frame: pl.DataFrame, moved: Mapping[int, int]) -> pl.DataFrame:
+    """The rows under the series that they go on as."""
+    return frame.with_columns(pl.col("series_id").replace(moved)) if moved else frame
