@@ -53,10 +53,11 @@ def with_relabelled_minutes(
 ) -> tuple[Rows, dict[int, int]]:
     """As `with_relabelled`, of rows that are but the ends of minutes; and which series moved where.
 
-    What was carried in from before `begin` tells of no scrape between. `minutes`: series_id, ts and until (the first and the last scrape that had the series), n (how
-    many had it), first, last (what it had counted in these). Which scrapes there were, `up` tells;
-    a target of which it does not tell all is left as it is. A series that not all scrapes of a
-    minute had is taken to lack those in which another appears.
+    What was carried in from before `begin` tells of no scrape between. `minutes`: series_id, ts and
+    until (the first and the last scrape that had the series), n (how many had it), first, last
+    (what it had counted in these). Which scrapes there were, `up` tells; a target of which it does
+    not tell all is left as it is. A series that not all scrapes of a minute had is taken to lack
+    those in which another appears.
     """
     owners = _owners(rows, lives)
     seen = _seen(rows, owners)
