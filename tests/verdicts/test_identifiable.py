@@ -149,6 +149,28 @@ def test_a_slowed_stretch_at_the_limit_is_left_out_of_the_plateau():
     assert {step.step["output_tokens_per_second"] for step in fit.slowed} == {120}
 
 
+def test_a_stretch_that_begins_slowed_leaves_its_slow_beginning_out():
+    """The slow steps fill a minute and a part of the next, whose mean is not slow."""
+    slow, fast = [queued(8, 100, 9)] * 5, [queued(8, 300, 9)] * 16
+    (fit,) = engine_fits(made_steps(*slow, *fast, seconds=25))
+    assert fit.capacity.mid == pytest.approx(300)
+    assert {step.step["output_tokens_per_second"] for step in fit.slowed} == {100}
+
+
+def test_an_overload_that_a_neighbor_slowed_is_no_plateau():
+    """The minute before gave more with fewer running: 300 tokens/s, and while requests waited 235.
+
+    It is not a quarter less, so the stretch is not left out; but no luck makes a minute so good.
+    """
+    asked = {"requests_per_second": 10.0, "prompt_tokens_per_second": 600.0}
+    free = [steady(8, 300, **asked)] * 6
+    held = [queued(8, 235, 9, requests_per_second=8.0, prompt_tokens_per_second=470.0)] * 6
+    (fit,) = engine_fits(made_steps(*free, *held))
+    assert (fit.kind, fit.capacity.mid, fit.capacity.high) == (BOUNDED, None, None)
+    assert fit.capacity.low == pytest.approx(300, rel=0.06)
+    assert "while requests waited the server gave 235" in fit.capacity.reason
+
+
 def test_a_queue_now_and_then_is_no_plateau():
     steps = [queued(40, 300, 2, scrapes=1) if k % 3 else steady(30, 320) for k in range(18)]
     (fit,) = engine_fits(made_steps(*steps, seconds=60))

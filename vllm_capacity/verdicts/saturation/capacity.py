@@ -302,6 +302,15 @@ def uneven(running: float) -> Estimate:
     )
 
 
+def slowed_at_limit(held: Estimate) -> Estimate:
+    """Unknown, since the server gave far less while requests waited than in its best minute."""
+    return Estimate.unknown(
+        f"while requests waited the server gave {held.mid or 0.0:,.0f} output tokens/s, far less "
+        "than in its best minute: something else slowed it then, or it was asked for something "
+        "else. It takes a minute at the limit while nothing slows it"
+    )
+
+
 def too_light(judged: Sequence[Judged]) -> Estimate:
     """Unknown, with why no step of an engine is a point of a curve, and what load would be."""
     seen = [j for j in judged if j.step["running_mean"] is not None]

@@ -46,6 +46,7 @@ from vllm_capacity.verdicts.saturation.capacity import (
     is_load_lasting,
     is_load_varied,
     no_less,
+    slowed_at_limit,
     steady,
     too_light,
     too_short,
@@ -69,6 +70,7 @@ from vllm_capacity.verdicts.saturation.loads import (
     best_minute,
     ceiling,
     curve_steps,
+    is_denied,
     load_bands,
     load_levels,
     plateau,
@@ -325,7 +327,10 @@ def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationF
     kv_limit = kv_limit_running(loads.running, levels.kv_ratio) if len(loads) else None
     best = best_minute(judged)
     measured = plateau(judged, best=best, seed=seed)
-    if measured is not None:
+    if measured is not None and is_denied(measured, best):
+        capacity, running = best_minute_bound(best, slowed_at_limit(measured.output))
+        kind = BOUNDED
+    elif measured is not None:
         capacity, running, kind = measured.output, measured.running, MEASURED
     else:
         capacity, running, kind = _not_reached(judged, loads, kv_limit, best)

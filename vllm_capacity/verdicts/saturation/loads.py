@@ -37,6 +37,7 @@ _ENOUGH_SCRAPES = 3
 _CORRELATION = 1.5
 _OF_PEAK = 0.95
 _MINUTE_SECONDS, _SLOWED = 60.0, 0.75
+_DENYING_SCATTERS = 2.0
 _QUEUE_OF_RUNNING, _LASTING_SCRAPES = 0.1, 6
 _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
 _LEAST_SPAN, _FLAT_GROWTH = 1.1, 0.3
@@ -270,6 +271,18 @@ def _no_less(output: Estimate, limited: Sequence[Judged], best: BestMinute | Non
     return replace(output, high=high if best is None else max(high, best.sure))
 
 
+def is_denied(plateau: Plateau, best: BestMinute | None) -> bool:
+    """Whether the best minute held more than a server with this plateau can, chance allowed for.
+
+    Then the server was slower while it was the limit than before or after: by a neighbor on its
+    machine, perhaps, or other requests. One scatter is in the plateau's high end; more than two
+    are no luck.
+    """
+    if best is None or plateau.output.mid is None:
+        return False
+    return best.output * (1 - _DENYING_SCATTERS * best.scatter) > plateau.output.mid
+
+
 def _brief_plateau(judged: Sequence[Judged], best: BestMinute | None) -> Plateau | None:
     """The best minute, where the server was the limit for a minute on end but for its edges.
 
@@ -313,8 +326,8 @@ def slowed(judged: Sequence[Judged], best: BestMinute | None) -> list[Judged]:
     """The steps in which the server was the limit, yet gave far less than its best minute held.
 
     Minutes below three quarters of it, two in a row or all of a stretch, and steps below it in the
-    minutes beside: something outside slowed the server, or it was asked for something else. Either
-    way they do not tell what it can do.
+    minutes beside; one such minute, too, with a step below it beside. Something outside slowed the
+    server, or it was asked for something else. Either way they do not tell what it can do.
     """
     if best is None:
         return []
@@ -325,7 +338,10 @@ def slowed(judged: Sequence[Judged], best: BestMinute | None) -> list[Judged]:
         is_low = [_mean_output(minute) < least for minute in minutes]
         for k, minute in enumerate(minutes):
             is_low_beside = any(is_low[max(0, k - 1) : k] + is_low[k + 1 : k + 2])
-            if is_low[k] and (is_low_beside or len(minutes) == 1):
+            before, after = minutes[max(0, k - 1) : k], minutes[k + 1 : k + 2]
+            around = [*(m[-1] for m in before), *(m[0] for m in after)]
+            is_lasting = any(j.step["output_tokens_per_second"] < least for j in around)
+            if is_low[k] and (is_low_beside or is_lasting or len(minutes) == 1):
                 found += minute
             elif is_low_beside:
                 found += [j for j in minute if j.step["output_tokens_per_second"] < least]
