@@ -180,6 +180,20 @@ def test_the_bound_holds_what_a_clock_set_back_and_missing_scrapes_hide(tmp_path
     assert counted <= true <= counted + told["requests"]["lost"]["high"]
 
 
+def test_a_restart_before_a_clock_set_back_is_not_counted_as_one_that_was_there_first(tmp_path):
+    """Stamped first, the new process would count little, and the old one far more after it."""
+    buffer = RowBuffer()
+    for number in range(40):
+        scraped(buffer, EVERY * number, done=50_000 + A_SCRAPE * number)
+    for number in range(50, 90):
+        done, start = A_SCRAPE * (number - 45), EVERY * 45
+        scraped(buffer, EVERY * number - HOUR, done=done, started=start)
+    told = answer(open_window(write_window(tmp_path / "w", without_arrival(buffer.rows()), {})))
+    counted, true = told["requests"]["finished"], A_SCRAPE * 39 + A_SCRAPE * 44
+    assert counted <= true <= counted + told["requests"]["lost"]["high"]
+    assert "error" in {f["severity"] for f in told["quality"] if f["check"] == "clock"}
+
+
 def test_two_clocks_that_are_set_are_told_apart(tmp_path):
     rows = captured(lambda n, t: t - 5 * (n >= 30) - 5 * (n >= 60))
     requests, _, seconds, notes = found(rows, tmp_path)

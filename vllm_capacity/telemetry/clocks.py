@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from vllm_capacity.telemetry.processes import SAME_START
 from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
 from vllm_capacity.telemetry.scrape_order import judged
 from vllm_capacity.telemetry.stamps import (
@@ -76,13 +77,15 @@ def _suspects(known: Frames, pulses: pl.DataFrame) -> list[str]:
 
 
 def _falling(known: Frames, instances: pl.DataFrame) -> list[str]:
-    """Those of the targets that tell their process start, and have a counter that falls."""
-    result = known.series.filter(pl.col("metric") == PROCESS_START).join(instances, on="instance")
-    counters = known.series.filter(pl.col("kind") == "counter")
-    counters = counters.join(result, on="instance", how="semi")
+    """Those of the targets that tell their process start and have a counter, or it, that falls."""
+    is_start = pl.col("metric") == PROCESS_START
+    result = known.series.filter(is_start).join(instances, on="instance")
+    grows = known.series.filter((pl.col("kind") == "counter") | is_start)
+    grows = grows.join(result, on="instance", how="semi")
+    jitter = pl.when(is_start).then(SAME_START.total_seconds()).otherwise(0.0)
     falls = (
-        known.samples.join(counters.select("series_id", "instance"), on="series_id")
+        known.samples.join(grows.select("series_id", "instance", "metric"), on="series_id")
         .sort("series_id", "ts", "rank")
-        .filter(pl.col("value") < pl.col("value").shift().over("series_id"))
+        .filter(pl.col("value") + jitter < pl.col("value").shift().over("series_id"))
     )
     return falls["instance"].unique().to_list()
