@@ -19,12 +19,12 @@ from tests.telemetry.test_relabelled import (
     TRUE_REQUESTS,
     USUAL,
     found,
-    told,
+    result,
 )
-from vllm_capacity.figures import latency, traffic
+from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS, TTFT
 from vllm_capacity.live.pull import pull_server
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import Request
+from vllm_capacity.sources.parseable_pull import PullRequest
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 
@@ -48,12 +48,12 @@ def thinned(folder, spelled, *, born=None):
             points += _counted(ts, done, whose)
             if born is not None and number >= born:
                 more = {**whose, "finished_reason": "length"}
-                points.append(counter(traffic.REQUESTS, ts, 5.0 + number - born, **more))
+                points.append(counter(REQUESTS, ts, 5.0 + number - born, **more))
         body = export(*points, instance="a:1", job="vllm")
         standin.ingest("s", "/v1/metrics", body, arrived=ts)
     auth = ("root", "root-password")
     with standin, httpx.Client(base_url=standin.url, auth=auth, timeout=60) as client:
-        pull_server(Parseable(client), Request("s", ASKED), folder / "w", now=ASKED.end)
+        pull_server(Parseable(client), PullRequest("s", ASKED), folder / "w", now=ASKED.end)
     return open_window(folder / "w")
 
 
@@ -61,9 +61,9 @@ def _counted(ts, done, whose):
     stopped = {**whose, "finished_reason": "stop"}
     buckets = [done, *[0] * len(BUCKETS)]
     return [
-        counter(traffic.GENERATION_TOKENS, ts, 100.0 * done, **whose),
-        counter(traffic.REQUESTS, ts, float(done), **stopped),
-        histogram(latency.TTFT, ts, buckets, total=0.2 * done, bounds=list(BUCKETS), **whose),
+        counter(GENERATION_TOKENS, ts, 100.0 * done, **whose),
+        counter(REQUESTS, ts, float(done), **stopped),
+        histogram(TTFT, ts, buckets, total=0.2 * done, bounds=list(BUCKETS), **whose),
     ]
 
 
@@ -71,14 +71,14 @@ def _counted(ts, done, whose):
 def test_a_series_under_other_labels_goes_on_by_the_minute(tmp_path, spelled, severity):
     window = thinned(tmp_path, spelled)
     assert found(window) == (TRUE_REQUESTS, TRUE_REQUESTS)
-    assert {each for each, _ in told(window)} == {severity}
+    assert {each for each, _ in result(window)} == {severity}
 
 
 @pytest.mark.parametrize("born", [30, 33], ids=["with a minute", "within one"])
 def test_a_child_that_is_new_counts_from_0_by_the_minute(tmp_path, born):
     window = thinned(tmp_path, lambda n: {}, born=born)
     assert found(window)[0] == TRUE_REQUESTS + 5 + (COUNT - 1 - born)
-    assert told(window) == []
+    assert result(window) == []
 
 
 def test_a_child_that_is_new_beside_one_spelled_otherwise_counts_once(tmp_path):

@@ -148,7 +148,7 @@ def losses(
         _after_last_scrape(row, found)
         for row in _with_load(window, time_range, spells).iter_rows(named=True)
     ]
-    counted = window.named_sql("figures", "uncounted", metrics=[traffic.REQUESTS, *TOKENS])
+    counted = window.named_sql("figures", "uncounted", metrics=[REQUESTS, *TOKENS])
     unread = [_no_less(each, counted) if each.why == "clock" else each for each in unread]
     unread += [_before_first_scrape(row, found) for row in late.iter_rows(named=True)]
     return Losses(tuple(sorted(unread, key=lambda one: (one.instance, one.start))), found.basis)
@@ -283,12 +283,12 @@ def _after_last_scrape(row: dict[str, Any], found: Ceiling) -> Unread:
 def _no_less(unread: Unread, counted: pl.DataFrame) -> Unread:
     """The stretch with bounds no less than what counters grew by in scrapes left out."""
     own = counted.filter(pl.col("instance") == unread.instance)
-    is_request = pl.col("metric") == traffic.REQUESTS
-    requests, tokens = (
-        _up(own.filter(kind).get_column("grown").sum()) for kind in (is_request, ~is_request)
-    )
+    grown: dict[str, float] = dict(own.select("metric", "grown").iter_rows())
+    tokens = _up(sum(grown.get(metric, 0.0) for metric in TOKENS))
     return replace(
-        unread, requests=max(unread.requests, requests), tokens=max(unread.tokens, tokens)
+        unread,
+        requests=max(unread.requests, _up(grown.get(REQUESTS, 0.0))),
+        tokens=max(unread.tokens, tokens),
     )
 
 

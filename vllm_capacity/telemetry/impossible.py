@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
+from vllm_capacity.telemetry.rows import Rows
 
 _LIMIT = 2.0**63
 _DETAIL = "values that nothing counts or measures (infinite, beyond 2^63, or a negative count)"
@@ -83,4 +83,4 @@ def _notes(bad: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
         subject="metric",
         detail=pl.lit(_DETAIL),
         count="count",
-    ).cast(INTAKE_SCHEMA)
+    )
