@@ -91,7 +91,7 @@ def prometheus(found: list[Scrape]) -> httpx.MockTransport:
             key = json.dumps(whose, sort_keys=True)
             series.setdefault(key, []).append((one.ts.timestamp(), value))
 
-    def handler(request: httpx.PullRequest) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("values"):
             names = sorted({json.loads(key)["__name__"] for key in series})
             return httpx.Response(200, json={"status": "success", "data": names})
