@@ -97,7 +97,7 @@ class TileChange:
     `joins` leads over to `report`, the name of the previous report.
     """
 
-    text: str
+    words: str
     joins: str = ""
     arrow: str = ""
     report: str = ""
