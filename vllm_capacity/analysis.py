@@ -41,6 +41,7 @@ from vllm_capacity.facts.metrics import (
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
+from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
@@ -81,7 +82,7 @@ class Analysis:
     def __post_init__(self) -> None:
         """Keep what the window answers, for as long as this analysis lives."""
         if self.window.answers is None:
-            object.__setattr__(self, "window", self.window.remembering())
+            object.__setattr__(self, "window", by_hour(self.window, self.time_range))
 
     @classmethod
     def of(

@@ -12,7 +12,7 @@ from tests.figures.small_windows import (
     time_range,
 )
 from vllm_capacity.facts.metrics import RUNNING, WAITING
-from vllm_capacity.figures.gauges import Gauge, gauge_of, gauge_samples, gauges, pooled, summed
+from vllm_capacity.figures.gauges import Gauge, gauge_of, gauge_samples, gauges, held, summed
 
 
 def samples(*rows):
@@ -76,7 +76,7 @@ def test_mean_and_maximum(values, holds, expected):
 
 def test_ratios_are_pooled_over_engines_not_summed():
     rows = [("a", engine, s, v) for engine, v in (("0", 0.2), ("1", 0.8)) for s in (0, 10, 20)]
-    assert pooled(samples(*rows), RUNNING) == Gauge(pytest.approx(0.5), 0.8)
+    assert gauge_of(held(samples(*rows), RUNNING)) == Gauge(pytest.approx(0.5), 0.8)
 
 
 def test_a_longer_interval_does_not_bend_the_mean(tmp_path):

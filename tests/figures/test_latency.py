@@ -1,5 +1,8 @@
 """Histograms of a part: what they grew by, merged over engines, and sums that cannot be right."""
 
+import math
+
+import numpy as np
 import pytest
 
 from tests.figures.small_windows import histogram, small_window, time_range
@@ -8,9 +11,9 @@ from vllm_capacity.figures.latency import (
     Distribution,
     Increase,
     Quantile,
+    SeriesSteps,
     histogram_increases,
     latency,
-    mean_seconds,
     merged,
     quantiles,
     sound_total,
@@ -83,15 +86,25 @@ def test_merging(increases, expected):
     ("counts", "total", "expected"),
     [
         pytest.param([4, 0, 0], 2, 0.5, id="sum over count"),
-        pytest.param([4, 0, 0], 5, None, id="above what the buckets allow"),
-        pytest.param([0, 4, 0], 3, None, id="below what the buckets allow"),
+        pytest.param([4, 0, 0], 5, math.nan, id="above what the buckets allow"),
+        pytest.param([0, 4, 0], 3, math.nan, id="below what the buckets allow"),
         pytest.param([0, 4, 0], 4, 1, id="all at the lower edge"),
         pytest.param([0, 0, 1], 900, 900, id="the overflow bucket has no upper edge"),
-        pytest.param([0, 0, 0], 0, None, id="nothing observed has no mean"),
+        pytest.param([0, 0, 0], 0, math.nan, id="nothing observed has no mean"),
     ],
 )
 def test_mean_of_a_sum_that_can_be_right(counts, total, expected):
-    assert mean_seconds(grown(counts, total)) == expected
+    one = grown(counts, total)
+    steps = SeriesSteps(
+        one.metric,
+        one.instance,
+        one.engine,
+        one.edges,
+        np.array([0]),
+        np.array([one.counts], float),
+        np.array([one.total], float),
+    )
+    np.testing.assert_array_equal(steps.mean_seconds(), [expected])
 
 
 @pytest.mark.parametrize(

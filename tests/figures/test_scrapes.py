@@ -29,20 +29,22 @@ def times(*seconds):
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        pytest.param([10, 10, 40, 10], [10, 10, 10, 10], id="a long step is not its own neighbor"),
-        pytest.param([5, 9], [9, 5], id="of two, each is compared with the other"),
-        pytest.param([2, 4, 6], [5, 4, 3], id="the median of those around it"),
-        pytest.param([7], [np.nan], id="one step has nothing to compare with"),
+        pytest.param([10, 10, 40, 10], [(2, 10)], id="a long step is not its own neighbor"),
+        pytest.param([5, 9], [(1, 5)], id="of two, each is compared with the other"),
+        pytest.param([1, 5, 4, 2], [(1, 2), (2, 2)], id="the median of those around it"),
+        pytest.param([7], [], id="one step has nothing to compare with"),
+        pytest.param([], [], id="no step"),
     ],
 )
-def test_usual_interval_around_each_step(steps, expected):
-    found = scrapes.median_intervals(np.array(steps, dtype=float))
-    np.testing.assert_array_equal(found, expected)
+def test_steps_that_are_long_against_those_around_them(steps, expected):
+    long, usual = scrapes.long_steps(np.array(steps, dtype=float), 1.5)
+    assert list(zip(long.tolist(), usual.tolist(), strict=True)) == expected
 
 
 def test_ten_steps_either_side_are_looked_at():
     steps = np.array([1.0] * 15 + [9.0] * 15)
-    assert scrapes.median_intervals(steps)[[13, 14, 15, 16]].tolist() == [1, 5, 5, 9]
+    long, usual = scrapes.long_steps(steps, 1.5)
+    assert list(zip(long.tolist(), usual.tolist(), strict=True)) == [(15, 5)]
 
 
 @pytest.mark.parametrize(

@@ -233,8 +233,8 @@ FASTEST_MEANS = (
     Case(
         "fastest_means",
         "the least mean over a stretch of enough observations (9 in 5 s are not)",
-        "metric seconds",
-        [(TTFT, 6 / 10)],
+        "metric fastest_seconds observed seconds",
+        [(TTFT, 6 / 10, 19, 11)],
         {"metrics": [TTFT], "least": 10},
         series=[histogram(1), histogram(2, "vllm:other"), counter(3, TTFT)],
         histograms=[
@@ -245,9 +245,9 @@ FASTEST_MEANS = (
     ),
     Case(
         "fastest_means",
-        "with too few observations the mean of all, none taken across a restart",
-        "metric seconds",
-        [(TTFT, (1 + 6) / (2 + 3))],
+        "too few observations for a stretch, none taken across a restart",
+        "metric fastest_seconds observed seconds",
+        [(TTFT, None, 2 + 3, 1 + 6)],
         {"metrics": [TTFT], "least": 10},
         series=[histogram(1)],
         histograms=[
@@ -258,7 +258,7 @@ FASTEST_MEANS = (
     Case(
         "fastest_means",
         "nothing observed has no mean",
-        "metric seconds",
+        "metric observed seconds",
         [],
         {"metrics": [TTFT], "least": 10},
         series=[histogram(1)],

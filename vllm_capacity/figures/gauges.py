@@ -7,12 +7,13 @@ At an even interval this is the plain mean over samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import polars as pl
 
 from vllm_capacity.facts.metrics import KV_CACHE, RUNNING, WAITING
-from vllm_capacity.figures.scrapes import hold_seconds
+from vllm_capacity.figures.scrapes import GAP_FACTOR, hold_seconds
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
@@ -60,12 +61,15 @@ def gauges(window: Window, attempts: pl.DataFrame, *, time_range: TimeRange) -> 
             waiting=_summed_minutes(minutes, WAITING),
             kv_cache_ratio=_of_minutes(minutes.filter(pl.col("metric") == KV_CACHE)),
         )
+    kept = window.hourly("gauges")
+    if kept is not None:
+        return Gauges(*(_of_kept(kept, metric) for metric in GAUGES))
     samples = gauge_samples(window, [RUNNING, WAITING, KV_CACHE], time_range=time_range)
     inside = attempts.filter(pl.col("ts") >= time_range.start)
     return Gauges(
         running=gauge_of(summed(samples, inside, RUNNING)),
         waiting=gauge_of(summed(samples, inside, WAITING)),
-        kv_cache_ratio=pooled(samples, KV_CACHE),
+        kv_cache_ratio=gauge_of(held(samples, KV_CACHE)),
     )
 
 
@@ -95,25 +99,40 @@ def _summed_minutes(minutes: pl.DataFrame, metric: str) -> Gauge:
 def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.DataFrame:
     """A gauge summed over engines at every scrape time: columns ts, value, hold_seconds.
 
-    At each good scrape of any target every engine's newest sample counts, unless its target has
-    failed to answer since. Empty where the gauge was not observed.
+    At each good scrape of any target every engine's newest sample counts, as long as it holds
+    (`hold_seconds`) and its target has not failed to answer since. Empty where the gauge was not
+    observed.
     """
     rows = samples.filter(pl.col("metric") == metric).select("instance", "engine", "ts", "value")
-    times = rows.select(pl.col("ts").unique().sort())
     failed = attempts.filter(~pl.col("is_good")).select("instance", "ts")
-    parts = []
-    for (instance, _), own in rows.group_by("instance", "engine", maintain_order=True):
-        down = failed.filter(pl.col("instance") == instance).select(
-            "ts", value=pl.lit(None, dtype=pl.Float64)
-        )
-        known = pl.concat([own.select("ts", "value"), down]).sort("ts")
-        parts.append(times.join_asof(known, on="ts", strategy="backward"))
-    if not parts:
-        return pl.DataFrame(
-            schema={"ts": pl.Datetime("us", "UTC"), "value": pl.Float64, "hold_seconds": pl.Float64}
-        )
-    total = pl.concat(parts).group_by("ts").agg(pl.col("value").sum()).sort("ts")
+    down = rows.select("instance", "engine").unique().join(failed, on="instance")
+    ends = [down.with_columns(value=pl.lit(0.0)), *_ends_of_holding(rows)]
+    known = pl.concat([rows, *(end.select(rows.columns) for end in ends)]).sort("ts")
+    change = pl.col("value") - pl.col("value").shift(1, fill_value=0.0).over("instance", "engine")
+    # A running sum of changes costs as much as there are samples, however many engines there are.
+    total = (
+        known.with_columns(change=change)
+        .group_by("ts", maintain_order=True)
+        .agg(pl.col("change").sum())
+        .select("ts", value=pl.col("change").cum_sum())
+        .join(rows.select("ts"), on="ts", how="semi")
+    )
     return total.with_columns(hold_seconds=hold_seconds(total.get_column("ts")))
+
+
+def _ends_of_holding(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """When the samples of each engine hold no longer, though no newer one has come: value 0."""
+    for _, own in rows.sort("ts").group_by("instance", "engine", maintain_order=True):
+        if own.height < 2:
+            continue  # how long a lone one holds, nobody can tell
+        held = hold_seconds(own.get_column("ts"))
+        until = pl.col("ts") + pl.duration(microseconds=(held * 1e6).cast(pl.Int64))
+        after = pl.col("ts").shift(-1)
+        is_over = (until < after).fill_null(False)
+        is_last = pl.int_range(pl.len()) == pl.len() - 1
+        last = pl.col("ts") + pl.duration(microseconds=round(GAP_FACTOR * float(held[-1]) * 1e6))
+        ended = own.with_columns(ts=pl.when(is_last).then(last).otherwise(until), value=pl.lit(0.0))
+        yield ended.filter(own.select(is_over | is_last).to_series())
 
 
 def gauge_of(rows: pl.DataFrame) -> Gauge:
@@ -126,11 +145,26 @@ def gauge_of(rows: pl.DataFrame) -> Gauge:
     return Gauge(mean, float(value.max()))  # type: ignore[arg-type]
 
 
-def pooled(samples: pl.DataFrame, metric: str) -> Gauge:
-    """Mean and maximum of a gauge over engines and time, never summed: for ratios."""
+def held(samples: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """The samples of a gauge and how long each held: ts, value, hold_seconds; never summed."""
     rows = samples.filter(pl.col("metric") == metric)
     parts = [
-        own.with_columns(hold_seconds=hold_seconds(own.get_column("ts")))
+        own.select("ts", "value", hold_seconds=hold_seconds(own.get_column("ts")))
         for _, own in rows.group_by("instance", "engine", "labels", maintain_order=True)
     ]
-    return gauge_of(pl.concat(parts)) if parts else Gauge(None, None)
+    return pl.concat([_NO_SAMPLES, *parts])
+
+
+_NO_SAMPLES = pl.DataFrame(
+    schema={"ts": pl.Datetime("us", "UTC"), "value": pl.Float64, "hold_seconds": pl.Float64}
+)
+
+
+def _of_kept(minutes: pl.DataFrame, metric: str) -> Gauge:
+    """A gauge from its minutes (figures/pieces.py)."""
+    own = minutes.filter(pl.col("metric") == metric)
+    if own.is_empty():
+        return Gauge(None, None)
+    is_held = own["seconds"].sum() > 0
+    over, by = ("weighted", "seconds") if is_held else ("total", "n")
+    return Gauge(float(own[over].sum()) / float(own[by].sum()), float(own["max"].max()))  # type: ignore[arg-type]

@@ -156,6 +156,28 @@ def bucket_quantile(edges: Sequence[float], counts: Sequence[float], q: float) -
     return None
 
 
+def bucket_quantiles(edges: Sequence[float], counts: Floats, q: float) -> Floats:
+    """`bucket_quantile` of many histograms on the same edges: one per row of `counts`.
+
+    NaN in place of None.
+    """
+    _require_quantile(q)
+    for row in counts[~(np.isfinite(counts) & (counts >= 0)).all(axis=1)][:1]:
+        _require_histogram(edges, row.tolist())
+    if not edges or not len(counts):
+        return np.full(len(counts), math.nan)
+    finite, uppers = counts[:, :-1], np.asarray(edges)
+    lowers = np.append(_floor(edges), uppers[:-1])
+    at_or_under = np.cumsum(finite, axis=1)
+    rank = q * (at_or_under[:, -1] + counts[:, -1])
+    is_there = (finite > 0) & (at_or_under >= rank[:, None])
+    bucket, row = is_there.argmax(axis=1), np.arange(len(counts))
+    below = np.where(bucket > 0, at_or_under[row, bucket - 1], 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (uppers - lowers)[bucket] * (rank - below) / finite[row, bucket]
+    return np.where(is_there.any(axis=1), lowers[bucket] + share, math.nan)
+
+
 def quantile_bounds(
     edges: Sequence[float], counts: Sequence[float], q: float
 ) -> tuple[float | None, float | None]:

@@ -6,13 +6,14 @@ Where a request's time goes: waiting for a place, reading the prompt, writing th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from vllm_capacity.facts.metrics import DECODE, E2E, ITL, PREFILL, QUEUE, TTFT
 from vllm_capacity.figures.histogram import (
@@ -28,6 +29,15 @@ from vllm_capacity.timerange import TimeRange
 HISTOGRAMS = (TTFT, ITL, E2E, QUEUE, PREFILL, DECODE)
 STEP_HISTOGRAMS = (TTFT, ITL, E2E)
 """The histograms that figures read: over a whole part, and step by step."""
+
+MINUTE_SCHEMA: dict[str, Any] = {
+    "metric": pl.String,
+    "bounds": pl.List(pl.Float64),
+    "ts": pl.Datetime("us", "UTC"),
+    "counts": pl.List(pl.Float64),
+    "sum": pl.Float64,
+}
+Floats = NDArray[np.float64]
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -62,9 +72,124 @@ def histogram_increases(
     Without `step_seconds` the part is one step, 0. Across a restart the whole state of the new run
     counts.
     """
-    default = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
-    wanted = default if set(metrics) <= set(default) else tuple(metrics)
-    states = window.named_sql(
+    states = _states(window, metrics, time_range, step_seconds)
+    return [increase for own in _series_steps(states, metrics) for increase in own.increases()]
+
+
+@dataclass(frozen=True)
+class SeriesSteps:
+    """How one histogram series grew, step by step: a row of `counts` per step, overflow last."""
+
+    metric: str
+    instance: str
+    engine: str | None
+    edges: tuple[float, ...]
+    steps: NDArray[np.int64]
+    counts: Floats
+    totals: Floats
+
+    def increases(self) -> Iterator[Increase]:
+        """Each step as an `Increase`."""
+        rows = zip(self.steps.tolist(), self.counts.tolist(), self.totals.tolist(), strict=True)
+        for step, counts, total in rows:
+            yield Increase(
+                self.metric, self.instance, self.engine, step, self.edges, tuple(counts), total
+            )
+
+    def mean_seconds(self) -> Floats:
+        """The mean of what each step observed; NaN for nothing, or an impossible sum.
+
+        A sum must lie between what its own buckets allow, each observation at the lower or at the
+        upper edge of its bucket (vLLM #49135 adds uptime-sized values). The overflow bucket has no
+        upper edge.
+        """
+        observed = np.cumsum(self.counts, axis=1)[:, -1]
+        edges = np.asarray(self.edges)
+        lowest = self.counts[:, 1:] @ edges
+        highest = np.where(self.counts[:, -1] > 0, math.inf, self.counts[:, :-1] @ edges)
+        slack = 1e-6 * (1 + np.abs(self.totals))
+        is_sound = (lowest - slack <= self.totals) & (self.totals <= highest + slack)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(is_sound & (observed > 0), self.totals / observed, math.nan)
+
+
+def step_increases(
+    window: Window, metrics: Sequence[str], *, time_range: TimeRange, step_seconds: float
+) -> list[SeriesSteps]:
+    """`histogram_increases` by step, a column at a time: one entry per series that has a sample."""
+    states = _states(window, metrics, time_range, step_seconds)
+    return [own for own in _series_steps(states, metrics) if len(own.steps)]
+
+
+def minutes(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
+    """How latency histograms grew in each minute, all engines together (figures/pieces.py).
+
+    One row per metric, edges and minute: metric, bounds, ts (its start), counts, sum.
+    """
+    found = step_increases(window, STEP_HISTOGRAMS, time_range=time_range, step_seconds=60.0)
+    grouped: dict[tuple[str, tuple[float, ...]], dict[int, tuple[Floats, float]]] = {}
+    for own in found:
+        of = grouped.setdefault((own.metric, own.edges), {})
+        for step, counts, total in zip(own.steps.tolist(), own.counts, own.totals, strict=True):
+            before = of.get(step)
+            of[step] = (
+                (counts, total) if before is None else (before[0] + counts, before[1] + total)
+            )
+    rows = [
+        (metric, list(edges), time_range.start + timedelta(minutes=step), counts.tolist(), total)
+        for (metric, edges), steps in grouped.items()
+        for step, (counts, total) in sorted(steps.items())
+        if counts.any()
+    ]
+    return pl.DataFrame(rows, schema=MINUTE_SCHEMA, orient="row")
+
+
+def _series_steps(states: pl.DataFrame, metrics: Sequence[str]) -> Iterator[SeriesSteps]:
+    wanted = states.filter(pl.col("metric").is_in(list(metrics)))
+    for _, own in wanted.group_by("series_id", maintain_order=True):
+        yield _grown(own)
+
+
+def _grown(states: pl.DataFrame) -> SeriesSteps:
+    """The growth of one series from state to state; of states in order of run and step."""
+    counts, runs = _matrix(states["counts"]), states["run"].to_numpy()
+    sums, steps = states["sum"].to_numpy(), states["step"].to_numpy()
+    base, base_sum = np.zeros(counts.shape[1]), 0.0
+    if not states["starts_at_zero"][0]:
+        base, base_sum = np.asarray(states["first_counts"][0], float), states["first_sum"][0]
+    is_on = np.append(True, runs[1:] == runs[:-1])  # else a new run counts from 0
+    before = np.where(is_on[:, None], np.vstack([base, counts[:-1]]), 0.0)
+    before_sum = np.where(is_on, np.append(base_sum, sums[:-1]), 0.0)
+    is_inside = steps >= 0
+    grown, grown_sum = (counts - before)[is_inside], (sums - before_sum)[is_inside]
+    # Several runs may have grown in one step.
+    each, first = np.unique(steps[is_inside], return_index=True)
+    if len(each) < len(grown):
+        order = np.argsort(steps[is_inside], kind="stable")
+        starts = np.searchsorted(steps[is_inside][order], each)
+        grown = np.add.reduceat(grown[order], starts, axis=0)
+        grown_sum = np.add.reduceat(grown_sum[order], starts)
+    else:
+        grown, grown_sum = grown[first], grown_sum[first]
+    one = states.row(0, named=True)
+    return SeriesSteps(
+        one["metric"], one["instance"], one["engine"], tuple(one["bounds"]), each, grown, grown_sum
+    )
+
+
+def _matrix(lists: pl.Series) -> Floats:
+    """Equally long lists as the rows of a matrix."""
+    flat = lists.explode(empty_as_null=False).to_numpy()
+    return flat.reshape(len(lists), -1).astype(np.float64)
+
+
+def _states(
+    window: Window, metrics: Sequence[str], time_range: TimeRange, step_seconds: float | None
+) -> pl.DataFrame:
+    """The states of the histograms at the end of each step; of all usual ones, asked once."""
+    usual = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
+    wanted = usual if set(metrics) <= set(usual) else tuple(metrics)
+    return window.named_sql(
         "figures",
         "histogram_states",
         metrics=list(wanted),
@@ -73,40 +198,6 @@ def histogram_increases(
         step_us=round((step_seconds or time_range.seconds + 1) * 1e6),
         last_step=time_range.steps(step_seconds) - 1 if step_seconds else 0,
     )
-    increases: list[Increase] = []
-    own = states.filter(pl.col("metric").is_in(list(metrics)))
-    for _, series in own.group_by("series_id", maintain_order=True):
-        increases.extend(_series_increases(list(series.iter_rows(named=True))))
-    return increases
-
-
-def _series_increases(states: list[dict[str, Any]]) -> list[Increase]:
-    first = states[0]
-    zero = [0.0] * len(first["counts"])
-    if first["starts_at_zero"]:
-        base = {"run": first["run"], "counts": zero, "sum": 0.0}
-    else:
-        base = {"run": first["run"], "counts": first["first_counts"], "sum": first["first_sum"]}
-    by_step: dict[int, Increase] = {}
-    for before, state in pairwise([base, *states]):
-        if state["step"] == -1:
-            continue
-        is_restart = state["run"] != before["run"]
-        counts = np.subtract(state["counts"], zero if is_restart else before["counts"])
-        total = state["sum"] - (0.0 if is_restart else before["sum"])
-        earlier = by_step.get(state["step"])
-        if earlier is not None:  # another run in the same step
-            counts, total = counts + np.array(earlier.counts), total + earlier.total
-        by_step[state["step"]] = Increase(
-            metric=state["metric"],
-            instance=state["instance"],
-            engine=state["engine"],
-            step=state["step"],
-            edges=tuple(state["bounds"]),
-            counts=tuple(float(count) for count in counts),
-            total=total,
-        )
-    return list(by_step.values())
 
 
 @dataclass(frozen=True)
@@ -219,23 +310,6 @@ def latency(increases: Sequence[Increase]) -> Latency:
         for metric in (TTFT, ITL, E2E)
     )
     return Latency(ttft, itl, e2e)
-
-
-def mean_seconds(increase: Increase) -> float | None:
-    """The mean of what was observed, from the exact sum; None for nothing, or an impossible sum.
-
-    A sum must lie between what its own buckets allow, each observation at the lower or at the upper
-    edge of its bucket (vLLM #49135 adds uptime-sized values). The overflow bucket has no upper
-    edge.
-    """
-    if increase.count <= 0:
-        return None
-    counts, edges = np.asarray(increase.counts), np.asarray(increase.edges)
-    lowest = float(counts[1:] @ edges)
-    highest = math.inf if counts[-1] else float(counts[:-1] @ edges)
-    slack = 1e-6 * (1 + abs(increase.total))
-    is_sound = lowest - slack <= increase.total <= highest + slack
-    return increase.total / increase.count if is_sound else None
 
 
 def sound_total(increases: Sequence[Increase], time_range: TimeRange) -> float | None:

@@ -43,7 +43,8 @@ from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
 TOKENS = (GENERATION_TOKENS, PROMPT_TOKENS)
-_STRETCH = {E2E: 20, ITL: 200}  # observations that make a mean
+COUNTED = (REQUESTS, *TOKENS)
+STRETCH = {E2E: 20, ITL: 200}  # observations that make a mean
 _LEAST_KV_RATIO = 0.02  # a fuller cache tells how many requests it can hold
 
 
@@ -156,27 +157,48 @@ def losses(
 
 def ceiling(window: Window) -> Ceiling:
     """The most that one server of the window can have done, from all of the window."""
-    increases = traffic.scrape_increases(window, [REQUESTS, *TOKENS], time_range=window.extent)
+    increases = traffic.scrape_increases(window, COUNTED, time_range=window.extent)
+    paces = window.hourly("paces")
+    if paces is None:
+        paces = scrape_paces(increases)
     places, is_known = _places(window)
-    seconds = {
-        metric: window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
-        for metric, least in _STRETCH.items()
-    }
+    means = {metric: _fastest_mean(window, metric, least) for metric, least in STRETCH.items()}
     able = {
-        metric: places / frame.get_column("seconds")[0]
-        for metric, frame in seconds.items()
-        if is_known and not frame.is_empty()
+        metric: places / seconds
+        for metric, seconds in means.items()
+        if is_known and seconds is not None
     }
-    requests = _pace(increases, REQUESTS, able.get(E2E))
+    requests = _pace(paces, REQUESTS, able.get(E2E))
     finished, read = (traffic.total(increases, m) for m in (REQUESTS, TOKENS[1]))
     return Ceiling(
         requests,
-        _pace(increases, TOKENS[0], able.get(ITL)),
-        _pace(increases, TOKENS[1], 0.0 if E2E in able else None),
+        _pace(paces, TOKENS[0], able.get(ITL)),
+        _pace(paces, TOKENS[1], 0.0 if E2E in able else None),
         (read or 0.0) / finished if finished else 0.0,
         places,
         _basis(requests, places if E2E in able else None),
     )
+
+
+def fastest_means(window: Window) -> pl.DataFrame:
+    """The least means of latencies over stretches, and all of them: fastest_means.sql, a row each.
+
+    One row per metric of `STRETCH` that was observed.
+    """
+    found = [
+        window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
+        for metric, least in STRETCH.items()
+    ]
+    return pl.concat(found)
+
+
+def _fastest_mean(window: Window, metric: str, least: int) -> float | None:
+    """The least mean of a latency over a stretch, else over all there is; None for nothing."""
+    own = window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
+    if own.is_empty():
+        return None
+    whole = pl.col("seconds").sum() / pl.col("observed").sum()
+    return float(own.select(pl.coalesce(pl.col("fastest_seconds").min(), whole)).item())
 
 
 def _basis(requests: Pace, places: float | None) -> str:
@@ -190,30 +212,40 @@ def _basis(requests: Pace, places: float | None) -> str:
     return f"{requests.per_second:.3g} requests/s ({how})"
 
 
-def _pace(increases: pl.DataFrame, metric: str, able: float | None) -> Pace:
-    """The pace of a counter; `able` is the rate that places allow, None where that is unknown."""
-    rows = (
-        increases.filter(pl.col("metric") == metric)
-        .drop_nulls(["ts_before", "increase"])
-        .group_by("instance", "ts")
+def scrape_paces(increases: pl.DataFrame) -> pl.DataFrame:
+    """How much each target counted at most, of increases from scrape to scrape.
+
+    One row per target and metric: `burst` between two scrapes, `per_second` between two that are a
+    second or more apart, `per_second_of_minute` over the scrapes of a minute of the clock.
+    """
+    seconds = (pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() / 1e6
+    rate = pl.col("increase") / seconds
+    scrapes = (
+        increases.drop_nulls(["ts_before", "increase"])
+        .group_by("instance", "metric", "ts")
         .agg(pl.col("increase").sum(), pl.col("ts_before").max())
     )
-    if able is None:
-        long = (pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() >= 1e6
-        return Pace(_highest(rows, pl.col("increase")) or 0.0, _highest(rows.filter(long), _RATE))
-    minutes = rows.group_by("instance", pl.col("ts").dt.truncate("1m").alias("minute")).agg(
+    minutes = scrapes.group_by("instance", "metric", pl.col("ts").dt.truncate("1m").alias("m")).agg(
         pl.col("increase").sum(), pl.col("ts").max(), pl.col("ts_before").min()
     )
-    rate = _highest(minutes, _RATE) or 0.0
-    return Pace(_highest(rows, pl.col("increase")) or 0.0, max(able, rate) or None)
+    key = ("instance", "metric")
+    return (
+        scrapes.group_by(key)
+        .agg(burst=pl.col("increase").max(), per_second=rate.filter(seconds >= 1).max())
+        .join(minutes.group_by(key).agg(per_second_of_minute=rate.max()), on=key)
+        .sort(key)
+    )
 
 
-_RATE = pl.col("increase") / ((pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() / 1e6)
-
-
-def _highest(rows: pl.DataFrame, what: pl.Expr) -> float | None:
-    found = rows.select(what.max()).item()
-    return None if found is None else float(found)
+def _pace(paces: pl.DataFrame, metric: str, able: float | None) -> Pace:
+    """The pace of a counter; `able` is the rate that places allow, None where that is unknown."""
+    own = paces.filter(pl.col("metric") == metric)
+    burst, rate, of_minute = (
+        own.get_column(name).max() for name in ("burst", "per_second", "per_second_of_minute")
+    )
+    if able is None:
+        return Pace(burst or 0.0, rate)  # type: ignore[arg-type]
+    return Pace(burst or 0.0, max(able, of_minute or 0.0) or None)  # type: ignore[arg-type, type-var]
 
 
 def _places(window: Window) -> tuple[float, bool]:
@@ -221,8 +253,27 @@ def _places(window: Window) -> tuple[float, bool]:
 
     It does where a cache in use tells how many it would hold; else it is the most that ran.
     """
+    rows = window.hourly("places")
+    if rows is None:
+        rows = engine_places(window, time_range=window.extent)
+    engines = rows.group_by("instance", "engine").agg(
+        most=pl.col("most").max(), held=pl.col("running").sum() / pl.col("kv_cache_ratio").sum()
+    )
+    held = pl.col("held").fill_nan(None)
+    servers = engines.group_by("instance").agg(
+        places=pl.max_horizontal("most", held).sum(), is_known=held.is_not_null().any()
+    )
+    most = servers.get_column("places").max()
+    return max(1.0, float(most or 0.0)), bool(servers.get_column("is_known").any())  # type: ignore[arg-type]
+
+
+def engine_places(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
+    """What tells how many requests each engine can run: instance, engine, `most` that ran.
+
+    `running` and `kv_cache_ratio` are sums over the scrapes that saw its cache in use.
+    """
     metrics = [RUNNING, KV_CACHE]
-    samples = gauges.gauge_samples(window, metrics, time_range=window.extent)
+    samples = gauges.gauge_samples(window, metrics, time_range=time_range)
     running, kv_cache = (
         samples.filter(pl.col("metric") == metric)
         .group_by("instance", "engine", "ts")
@@ -232,17 +283,12 @@ def _places(window: Window) -> tuple[float, bool]:
     both = running.join(
         kv_cache, on=["instance", "engine", "ts"], how="left", nulls_equal=True, suffix="_kv"
     )
-    full = pl.col("value_kv") >= _LEAST_KV_RATIO
-    engines = both.group_by("instance", "engine").agg(
+    is_full = pl.col("value_kv") >= _LEAST_KV_RATIO
+    return both.group_by("instance", "engine").agg(
         most=pl.col("value").max(),
-        held=pl.col("value").filter(full).sum() / pl.col("value_kv").filter(full).sum(),
+        running=pl.col("value").filter(is_full).sum(),
+        kv_cache_ratio=pl.col("value_kv").filter(is_full).sum(),
     )
-    held = pl.col("held").fill_nan(None)
-    servers = engines.group_by("instance").agg(
-        places=pl.max_horizontal("most", held).sum(), is_known=held.is_not_null().any()
-    )
-    most = servers.get_column("places").max()
-    return max(1.0, float(most or 0.0)), bool(servers.get_column("is_known").any())  # type: ignore[arg-type]
 
 
 def _with_load(

@@ -238,21 +238,23 @@ def billed_hours(
     )
 
 
-def median_intervals(seconds: np.ndarray) -> np.ndarray:
-    """For each step between scrapes, the median of the ten steps either side of it, in seconds.
+def long_steps(seconds: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """The steps between scrapes that are at least `factor` × the usual one around them, in order.
 
-    NaN where there is no other step to compare with.
+    Two arrays: the position of each, and the median of the ten steps either side of it, in seconds.
     """
-    padded = np.concatenate(
-        [np.full(_NEIGHBOURS, np.nan), seconds.astype(float), np.full(_NEIGHBOURS, np.nan)]
-    )
-    around = np.lib.stride_tricks.sliding_window_view(padded, 2 * _NEIGHBOURS + 1).copy()
-    around[:, _NEIGHBOURS] = np.nan
-    median = np.full(seconds.size, np.nan)
-    is_known = ~np.isnan(around).all(axis=1)
-    if is_known.any():
-        median[is_known] = np.nanmedian(around[is_known], axis=1)
-    return median
+    if seconds.size < 2:
+        return np.empty(0, np.int64), np.empty(0)
+    width = 2 * _NEIGHBOURS + 1
+    shortest = pl.Series(seconds).rolling_min(width, min_samples=1, center=True).to_numpy()
+    # No median is below the shortest step, so few steps need theirs computed.
+    found = np.flatnonzero(seconds >= factor * shortest)
+    around = found[:, None] + np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1)
+    is_other = (around >= 0) & (around < seconds.size) & (around != found[:, None])
+    neighbours = np.where(is_other, seconds[np.clip(around, 0, seconds.size - 1)], np.nan)
+    usual = np.nanmedian(neighbours, axis=1) if found.size else np.empty(0)
+    is_long = seconds[found] >= factor * usual
+    return found[is_long], usual[is_long]
 
 
 def scrape_counts(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[ScrapeCount]:
@@ -273,9 +275,9 @@ def missed(ts: pl.Series) -> int:
     if ts.len() < 3:
         return 0
     steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-    median = median_intervals(steps)
-    ratio = np.divide(steps, median, out=np.ones_like(steps), where=median > 0)
-    return int(np.maximum(0, np.round(ratio) - 1).sum())
+    long, usual = long_steps(steps, 1.5)
+    long, usual = long[usual > 0], usual[usual > 0]
+    return int(np.maximum(0, np.round(steps[long] / usual) - 1).sum())
 
 
 def hold_seconds(ts: pl.Series) -> pl.Series:
@@ -286,9 +288,10 @@ def hold_seconds(ts: pl.Series) -> pl.Series:
     if ts.len() < 2:
         return pl.Series([1.0] * ts.len(), dtype=pl.Float64)
     steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-    median = median_intervals(steps)
-    capped = np.where(np.isnan(median), steps, np.minimum(steps, GAP_FACTOR * median))
-    return pl.Series(np.concatenate([capped, [np.median(steps)]]))
+    long, usual = long_steps(steps, GAP_FACTOR)
+    median = np.median(steps)
+    steps[long] = GAP_FACTOR * usual
+    return pl.Series(np.append(steps, median))
 
 
 def gaps(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[Gap]:
@@ -299,9 +302,10 @@ def gaps(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[Gap]:
         if ts.len() < 3:
             continue
         steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-        median = median_intervals(steps)
-        for i in np.flatnonzero(steps > GAP_FACTOR * median):
-            gap = Gap(str(instance), ts[int(i)], ts[int(i) + 1], float(median[i]))
+        for i, usual in zip(*long_steps(steps, GAP_FACTOR), strict=True):
+            if not steps[i] > GAP_FACTOR * usual:
+                continue
+            gap = Gap(str(instance), ts[int(i)], ts[int(i) + 1], float(usual))
             if gap.end >= time_range.start and gap.start < time_range.end:
                 found.append(gap)
     return found

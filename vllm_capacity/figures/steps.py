@@ -26,13 +26,14 @@ from vllm_capacity.facts.metrics import (
     WAITING,
 )
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
-from vllm_capacity.figures.histogram import bucket_quantile
+from vllm_capacity.figures.histogram import bucket_quantiles
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
 _ENGINE = ["instance", "engine"]
 _STEP = [*_ENGINE, "step"]
 _MINUTE_SECONDS = 59.5  # scrapes come a little late or early
+MINUTE_SECONDS = 60.0
 _MOST_EMPTY_STEPS = 120  # in a row that are steps of their own
 
 
@@ -243,11 +244,101 @@ def engine_steps(
 
     Columns: `STEP_SCHEMA`; null where a step has no sample. Empty where there is no engine.
     """
+    kept = window.hourly("steps")
+    if kept is not None:
+        return _of_minutes(kept, step_seconds)
     if attempts is None:
         attempts = scrapes.attempts(window, end=time_range.end)
     if window.grain == "minute":
         step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
     grid = Grid.of_scrapes(time_range, step_seconds or natural_step_seconds(attempts), attempts)
+    return _with_ceiling(_wide_steps(window, time_range, grid, attempts))
+
+
+def minute_steps(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) -> pl.DataFrame:
+    """The engine steps of a piece of the window, a minute each (figures/pieces.py).
+
+    As `engine_steps`, but for the ceiling, which a piece alone does not know: in the place of
+    `at_ceiling_share` is `running_while_waiting`, what ran in each scrape that saw requests wait.
+    """
+    return _wide_steps(window, time_range, Grid(time_range, MINUTE_SECONDS), attempts)
+
+
+def _with_ceiling(steps: pl.DataFrame) -> pl.DataFrame:
+    """The steps in the columns of `STEP_SCHEMA`, `at_ceiling_share` made of what ran in them."""
+    numbered = steps.with_row_index("row").with_columns(
+        ceiling=pl.col("running_max").max().over(_ENGINE) - 1
+    )
+    queued = (
+        numbered.select("row", "ceiling", running="running_while_waiting")
+        .filter(pl.col("running").list.len() > 0)
+        .explode("running")
+        .group_by("row")
+        .agg(at_ceiling_share=(pl.col("running") >= pl.col("ceiling")).mean())
+    )
+    return numbered.join(queued, on="row", how="left").sort("row").select(list(STEP_SCHEMA))
+
+
+def _of_minutes(minutes: pl.DataFrame, step_seconds: float | None) -> pl.DataFrame:
+    """The steps of a long range: those of its minutes, or what of them falls in longer steps.
+
+    Longer ones stand on the clock. Time between two minutes of an engine that nobody tells of is
+    a step with a gap.
+    """
+    steps = _with_ceiling(minutes.sort(*_ENGINE, "start"))
+    if step_seconds is not None and step_seconds > MINUTE_SECONDS:
+        steps = _folded(steps, step_seconds)
+    untold = steps.select(
+        *_ENGINE,
+        start="end",
+        end=pl.col("start").shift(-1).over(_ENGINE),
+        scrapes=pl.lit(0, pl.Int64),
+        is_gap=pl.lit(True),
+        is_restart=pl.lit(False),
+    ).filter(pl.col("end") > pl.col("start"))
+    return pl.concat([steps, untold], how="diagonal").sort(*_ENGINE, "start")
+
+
+def _folded(steps: pl.DataFrame, seconds: float) -> pl.DataFrame:
+    """Minutes put together to longer steps; of quantiles the median of the minutes'."""
+    length = pl.col("end") - pl.col("start")
+    queued = pl.col("waiting_share") * pl.col("scrapes")
+
+    def mean(name: str, weight: pl.Expr) -> pl.Expr:
+        known = weight.filter(pl.col(name).is_not_null())
+        return ((pl.col(name) * weight).sum() / known.sum()).fill_nan(None).alias(name)
+
+    gauged = ("running_mean", "waiting_mean", "waiting_share", "kv_cache_ratio_mean")
+    rates = [name for name in STEP_SCHEMA if name.endswith("tokens_per_second")]
+    rates = [name for name in (*rates, "requests_per_second") if not name.startswith("best")]
+    most = ("running_max", "waiting_max", "kv_cache_ratio_max", "best_minute_tokens_per_second")
+    middle = ("ttft_p95_seconds", "itl_p95_seconds", "itl_mean_seconds")
+    every = f"{round(seconds)}s"
+    return (
+        steps.group_by(
+            *_ENGINE, pl.col("start").dt.truncate(every).alias("step"), maintain_order=True
+        )
+        .agg(
+            pl.col("start").min(),
+            pl.col("end").max(),
+            *(mean(name, pl.col("scrapes")) for name in gauged),
+            mean("at_ceiling_share", queued),
+            *(mean(name, length.dt.total_microseconds() / 1e6) for name in rates),
+            pl.col(most).max(),
+            pl.col(middle).median(),
+            pl.when(pl.col("preemptions").is_not_null().any())
+            .then(pl.col("preemptions").sum())
+            .first(),
+            pl.col("scrapes").sum(),
+            pl.col("is_gap", "is_restart").any(),
+        )
+        .select(list(STEP_SCHEMA))
+    )
+
+
+def _wide_steps(
+    window: Window, time_range: TimeRange, grid: Grid, attempts: pl.DataFrame
+) -> pl.DataFrame:
     gaps = scrapes.gaps(attempts, time_range=time_range)
     engines = scrapes.engines(window, time_range=time_range, attempts=attempts).select(*_ENGINE)
     skeleton = engines.join(
@@ -289,9 +380,8 @@ def _gauge_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFr
         if name not in wide.columns:
             wide = wide.with_columns(pl.lit(None, dtype=pl.Float64).alias(name))
     is_waiting = pl.col("waiting") > 0
-    at_ceiling = pl.col("running") >= pl.col("running").max().over(_ENGINE) - 1
     return (
-        wide.with_columns(step=grid.of("ts"), is_waiting=is_waiting, at_ceiling=at_ceiling)
+        wide.with_columns(step=grid.of("ts"), is_waiting=is_waiting)
         .group_by(_STEP)
         .agg(
             scrapes=pl.len().cast(pl.Int64),
@@ -300,7 +390,7 @@ def _gauge_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFr
             waiting_mean=pl.col("waiting").mean(),
             waiting_max=pl.col("waiting").max(),
             waiting_share=pl.col("is_waiting").mean(),
-            at_ceiling_share=pl.col("at_ceiling").filter("is_waiting").mean(),
+            running_while_waiting=pl.col("running").filter("is_waiting"),
             kv_cache_ratio_mean=pl.col("kv_cache_ratio").mean(),
             kv_cache_ratio_max=pl.col("kv_cache_ratio").max(),
         )
@@ -325,7 +415,7 @@ def _minute_gauge_steps(
         .agg(
             scrapes=pl.col("n").filter(own["running"]).sum().cast(pl.Int64),
             waiting_share=_minute_share(own["waiting"]),
-            at_ceiling_share=pl.lit(None, dtype=pl.Float64),
+            running_while_waiting=pl.lit(None, dtype=pl.List(pl.Float64)),
             **means,
             **most,
         )
@@ -404,36 +494,40 @@ def _minute_rates(rows: pl.Series) -> pl.Series:
 
 
 def _latency_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFrame:
-    increases = latency.histogram_increases(
-        window, [TTFT, ITL], time_range=time_range, step_seconds=grid.seconds
+    metrics = [TTFT, ITL]
+    found = latency.step_increases(
+        window, metrics, time_range=time_range, step_seconds=grid.seconds
     )
-    rows = [
-        (
-            i.instance,
-            i.engine,
-            i.step,
-            i.metric,
-            bucket_quantile(i.edges, i.counts, 0.95),
-            latency.mean_seconds(i),
-        )
-        for i in increases
-    ]
-    frame = pl.DataFrame(
-        rows,
-        schema={
-            "instance": pl.String,
-            "engine": pl.String,
-            "step": pl.Int64,
-            "metric": pl.String,
-            "p95": pl.Float64,
-            "mean": pl.Float64,
-        },
-        orient="row",
-    )
+    frame = pl.concat([_EMPTY_LATENCY, *(_step_latencies(own) for own in found)])
     is_ttft, is_itl = (pl.col("metric") == name for name in (TTFT, ITL))
     placed = frame.with_columns(step=grid.placed(pl.col("step")))
-    return placed.group_by(_STEP).agg(
+    return placed.group_by(_STEP, maintain_order=True).agg(
         ttft_p95_seconds=pl.col("p95").filter(is_ttft).max(),
         itl_p95_seconds=pl.col("p95").filter(is_itl).max(),
         itl_mean_seconds=pl.col("mean").filter(is_itl).mean(),
+    )
+
+
+_EMPTY_LATENCY = pl.DataFrame(
+    schema={
+        "instance": pl.String,
+        "engine": pl.String,
+        "step": pl.Int64,
+        "metric": pl.String,
+        "p95": pl.Float64,
+        "mean": pl.Float64,
+    }
+)
+
+
+def _step_latencies(own: latency.SeriesSteps) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "instance": pl.repeat(own.instance, len(own.steps), dtype=pl.String, eager=True),
+            "engine": pl.repeat(own.engine, len(own.steps), dtype=pl.String, eager=True),
+            "step": own.steps,
+            "metric": pl.repeat(own.metric, len(own.steps), dtype=pl.String, eager=True),
+            "p95": pl.Series(bucket_quantiles(own.edges, own.counts, 0.95), nan_to_null=True),
+            "mean": pl.Series(own.mean_seconds(), nan_to_null=True),
+        }
     )

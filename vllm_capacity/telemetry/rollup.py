@@ -22,7 +22,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from vllm_capacity.holding import Pin, alone, is_private
+from vllm_capacity.holding import Pin
 from vllm_capacity.telemetry.manifest import (
     MINUTES,
     TABLES,
@@ -33,6 +33,7 @@ from vllm_capacity.telemetry.manifest import (
     digest,
     read_part,
 )
+from vllm_capacity.telemetry.shelf import kept_folder, remove_partials
 
 _HASH_DIGITS = 24
 _MINUTE_MICROSECONDS = 60_000_000
@@ -59,7 +60,7 @@ def make_views(window: Manifest, connection: duckdb.DuckDBPyConnection) -> list[
                 check_hash(window.path, file)
                 _show(connection, file.table, [window.path / file.name])
         return []
-    folder = _folder(window.path)
+    folder = kept_folder(window.path)
     computed: list[Path] = []
     for table, view in zip(TABLES, MINUTES, strict=True):
         hours = [file for file in window.files if file.table == table]
@@ -86,26 +87,6 @@ def _show_in_memory(
     connection.register("rolled", frame)
     connection.execute(f"create or replace table {view} as select * from rolled")
     connection.unregister("rolled")
-
-
-def _folder(path: Path) -> Path | None:
-    """Where hours are kept: beside the window; where that cannot be written, in a private folder.
-
-    None where that cannot be written either, or is not this user's alone.
-    """
-    beside = path / ".rollup"
-    own = Path(tempfile.gettempdir()) / f"vllm-capacity-rollup-{os.getuid()}"
-    with suppress(OSError):
-        beside.mkdir(exist_ok=True)
-    if _is_writable(beside):
-        return beside
-    with suppress(OSError):
-        own.mkdir(mode=0o700, exist_ok=True)
-    return own if is_private(own) and _is_writable(own) else None
-
-
-def _is_writable(folder: Path) -> bool:
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _kept_hours(
@@ -138,10 +119,7 @@ def _is_whole(kept: Path) -> bool:
 
 def _begin(folder: Path) -> Pin:
     """Say that hours are being written; where nobody else does, remove what killed runs left."""
-    with alone(folder) as is_unused:
-        if is_unused:
-            for path in folder.glob(".*.partial"):
-                path.unlink(missing_ok=True)
+    remove_partials(folder)
     return Pin(folder)
 
 

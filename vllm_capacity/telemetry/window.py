@@ -82,22 +82,24 @@ class Window:
         """
         if "minute" in query:
             self._ensure_rollup  # noqa: B018  the views appear on first use
-        cursor = self.connection.cursor()
-        try:
-            answer = pl.DataFrame(cursor.sql(query, params=params or None))
-        except duckdb.Error as error:
-            raise InputError(f"The window {self.name} cannot answer that query: {error}") from error
-        # DuckDB names its zone Etc/UTC, polars compares zones by name.
-        return answer.with_columns(selectors.datetime(time_zone="*").dt.convert_time_zone("UTC"))
+        return asked(self.connection, query, params, window=self.name)
 
     def named_sql(self, package: str, name: str, **params: object) -> pl.DataFrame:
         """The answer of a shipped query, `package`/sql/`name`.sql."""
         if self.answers is None:
-            return self.sql(query_text(package, name), **params)
+            return self.shipped_sql(package, name, params)
         key = (package, name, repr(sorted(params.items())))
         if key not in self.answers:
-            self.answers[key] = self.sql(query_text(package, name), **params)
+            self.answers[key] = self.shipped_sql(package, name, params)
         return self.answers[key]
+
+    def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
+        """The answer of a shipped query, asked anew."""
+        return self.sql(query_text(package, name), **params)
+
+    def hourly(self, name: str) -> pl.DataFrame | None:
+        """What the hours of a long range left behind (figures/by_hour.py); None: read the rows."""
+        return None
 
     def remembering(self) -> Window:
         """The same window, which asks DuckDB each shipped query but once.
@@ -165,6 +167,26 @@ def asked_instant(provenance: Mapping[str, Any], name: str) -> datetime | None:
         return parse_instant(str(text))
     except InputError as error:
         raise WindowError(f"window.json says {name}: {text!r}. {error}") from None
+
+
+def asked(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    params: Mapping[str, object],
+    *,
+    window: str,
+) -> pl.DataFrame:
+    """The answer of a query over the views of a window, its times in UTC.
+
+    InputError, naming the window, where it cannot be answered.
+    """
+    cursor = connection.cursor()
+    try:
+        answer = pl.DataFrame(cursor.sql(query, params=dict(params) or None))
+    except duckdb.Error as error:
+        raise InputError(f"The window {window} cannot answer that query: {error}") from error
+    # DuckDB names its zone Etc/UTC, polars compares zones by name.
+    return answer.with_columns(selectors.datetime(time_zone="*").dt.convert_time_zone("UTC"))
 
 
 def query_text(package: str, name: str) -> str:

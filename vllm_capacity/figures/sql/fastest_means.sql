@@ -1,5 +1,6 @@
 -- fastest_means: how fast servers were at their fastest: the least mean of the wanted histograms.
--- grain: one row per metric: over stretches of $least observations or more, else over all there are.
+-- grain: one row per metric: the least mean of stretches of $least observations or more (null: there is none), and
+-- what was observed in all of them.
 -- params: $metrics (list), $least.
 with wanted as (
     select series_id, metric
@@ -32,10 +33,9 @@ stretches as (
 )
 select
     metric,
-    coalesce(
-        min(seconds / observed) filter (where observed >= $least),
-        sum(seconds) / sum(observed)
-    ) as seconds
+    min(seconds / observed) filter (where observed >= $least) as fastest_seconds,
+    sum(observed) as observed,
+    sum(seconds) as seconds
 from stretches
 group by metric
 order by metric

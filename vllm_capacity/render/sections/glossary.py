@@ -430,8 +430,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         "KV-cache usage",
         "Blocks held by live requests ÷ all blocks, 0 to 1; mean and maximum over engines, never "
         "added.",
-        (gauges.pooled,),
-        (_samples(KV_CACHE),),
+        (gauges.held,),
+        (_samples(gauges.KV_CACHE),),
         ("kv_cache_ratio",),
     ),
     Definition(

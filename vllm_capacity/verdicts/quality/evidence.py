@@ -11,7 +11,7 @@ import polars as pl
 
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS
 from vllm_capacity.figures import scrapes, traffic
-from vllm_capacity.figures.losses import Losses
+from vllm_capacity.figures.losses import Losses, scrape_paces
 from vllm_capacity.figures.scrapes import Gap, Outage, Restart
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
@@ -72,9 +72,11 @@ def gather(
     `steps` are its engine steps (figures/steps.py), `engines` its engines with their billed hours
     (figures/scrapes.py).
     """
-    increases = traffic.scrape_increases(window, [REQUESTS], time_range=time_range)
-    per_scrape = increases.group_by("instance", "ts").agg(pl.col("increase").sum())
-    most = per_scrape.group_by("instance").agg(pl.col("increase").max()).sort("instance")
+    paces = window.hourly("paces")
+    if paces is None:
+        paces = scrape_paces(traffic.scrape_increases(window, [REQUESTS], time_range=time_range))
+    finished = paces.filter(pl.col("metric") == REQUESTS)
+    most = finished.group_by("instance").agg(pl.col("burst").max()).sort("instance")
     return Evidence(
         time_range=time_range,
         attempts=attempts.filter(pl.col("ts") >= time_range.start),

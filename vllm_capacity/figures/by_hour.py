@@ -1,0 +1,224 @@
+"""Long windows: figures of a range of hours are made of what each hour left behind.
+
+A range of more than six hours is not read row by row. What its pieces left behind (figures/
+pieces.py) is computed once and kept beside the window, each under a hash of the rows it came from:
+a piece whose data did not change is never computed again, and rows that came late make exactly the
+pieces new that they touch. So an answer costs as much as there are minutes in it, not scrapes.
+
+Exact, as if from all rows: counts, bills, quantiles of histograms, restarts, gaps. Means of gauges
+differ by what one scrape at the border of an hour holds, and steps are minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import duckdb
+import polars as pl
+
+from vllm_capacity.figures import traffic
+from vllm_capacity.figures.pieces import NO_BASE, Base, Piece, computed, pieces_of, stored
+from vllm_capacity.telemetry.manifest import as_pattern, digest
+from vllm_capacity.telemetry.shelf import Entry, Shelf
+from vllm_capacity.telemetry.window import Window, asked, query_text
+from vllm_capacity.timerange import TimeRange
+
+FROM_HOURS = 6.0
+"""A longer range is read by the hour, a shorter one row by row."""
+
+_LAYOUT = 1  # of what a piece leaves behind
+_HASH_DIGITS = 24
+_OF_ALL_ROWS = ("relabelled",)  # a bound, which the rows in between may raise
+_SMALL = ("series", "intake")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A piece of time and what it left behind."""
+
+    time_range: TimeRange
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class HourlyWindow(Window):
+    """A window whose figures of one range are made of what its pieces left behind.
+
+    Shipped queries are asked of the rows at the ends of pieces, `hourly` gives the other frames.
+    `sql` still asks every row.
+    """
+
+    time_range: TimeRange | None = None
+    pieces: tuple[Kept, ...] = ()
+    ends: duckdb.DuckDBPyConnection | None = None
+    _frames: dict[tuple[str, bool], pl.DataFrame] = field(default_factory=dict)
+
+    def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
+        """The answer of a shipped query, asked of what the pieces left behind."""
+        if name in _ANSWERED:
+            return _ANSWERED[name](self, params)
+        if name in _OF_ALL_ROWS or self.ends is None:
+            return super().shipped_sql(package, name, params)
+        return asked(self.ends, query_text(package, name), params, window=self.name)
+
+    def hourly(self, name: str) -> pl.DataFrame:
+        """The frame of that name, of all pieces in the range one after another."""
+        return self._frame(name, everywhere=False)
+
+    def everywhere(self, name: str) -> pl.DataFrame:
+        """The frame of that name, of all pieces of the window."""
+        return self._frame(name, everywhere=True)
+
+    def _frame(self, name: str, *, everywhere: bool) -> pl.DataFrame:
+        key = (name, everywhere)
+        if key not in self._frames:
+            chosen = self.pieces if everywhere else self._inside
+            self._frames[key] = _together(chosen, name)
+        return self._frames[key]
+
+    @cached_property
+    def _inside(self) -> list[Kept]:
+        whole = self.time_range or self.extent
+        return [
+            piece
+            for piece in self.pieces
+            if whole.start <= piece.time_range.start and piece.time_range.end <= whole.end
+        ]
+
+
+def by_hour(window: Window, time_range: TimeRange) -> Window:
+    """The window as figures of the range are to read it: by the hour where the range is long.
+
+    What is not kept yet of its hours is computed, an hour at a time.
+    """
+    if time_range.hours <= FROM_HOURS or window.grain != "scrape":
+        return window.remembering()
+    pieces = tuple(_kept_pieces(window, time_range))
+    own = {each.name: getattr(window, each.name) for each in fields(Window)}
+    ends = _connected(window, pieces)
+    found = HourlyWindow(**{**own, "answers": {}}, time_range=time_range, pieces=pieces, ends=ends)
+    vars(found)["extent"] = window.extent
+    return found
+
+
+def _kept_pieces(window: Window, time_range: TimeRange) -> Iterator[Kept]:
+    """Every piece of the window in order, from where it is kept or computed now."""
+    shelf, digests = Shelf.of(window.path), _Digests(window.path)
+    base, before = NO_BASE.digest, None
+    for piece in pieces_of(window, time_range):
+        key = _key(piece, base, digests)
+        entry = shelf.find(key)
+        if entry is None:
+            frames = computed(window, piece, _base(before))
+            entry = shelf.keep(key, _base_of(frames).digest, frames)
+        yield Kept(piece.time_range, entry)
+        base, before = entry.base, entry
+
+
+class _Digests(dict[str, str]):
+    """The hashes of a window's files that it does not list, each read once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def __missing__(self, name: str) -> str:
+        self[name] = digest(self._path / name)
+        return self[name]
+
+
+def _key(piece: Piece, base: str, digests: _Digests) -> str:
+    """What an entry is kept under: what it is made of, and by which code."""
+    made_of = (
+        *(file.sha256 or digests[file.name] for file in piece.files),
+        *(end.isoformat() for end in (piece.time_range.start, piece.time_range.end)),
+        *(base, version("vllm-capacity"), str(_LAYOUT)),
+    )
+    return f"{piece.hour}.{hashlib.sha256(' '.join(made_of).encode()).hexdigest()[:_HASH_DIGITS]}"
+
+
+def _base(before: Entry | None) -> Base:
+    if before is None:
+        return NO_BASE
+    return Base(before.frame("base_samples"), before.frame("base_histograms"))
+
+
+def _base_of(frames: Mapping[str, pl.DataFrame]) -> Base:
+    return Base(frames["base_samples"], frames["base_histograms"])
+
+
+def _connected(window: Window, pieces: Sequence[Kept]) -> duckdb.DuckDBPyConnection:
+    """Views of the rows at the ends of pieces, under the names of a window's tables."""
+    connection = duckdb.connect(":memory:")
+    connection.execute("set TimeZone = 'UTC'")
+    for table in _SMALL:
+        paths = [as_pattern(path) for path in window.manifest.paths(table)]
+        connection.read_parquet(paths).to_view(table)
+    for table in ("samples", "histograms"):
+        paths = _paths(pieces, table)
+        if paths:
+            connection.read_parquet([as_pattern(path) for path in paths]).to_view(table)
+        else:
+            stored(connection, table, _together(pieces, table))
+    return connection
+
+
+def _paths(pieces: Sequence[Kept], name: str) -> list[Path]:
+    kept = (piece.entry.frames for piece in pieces)
+    return [frames / f"{name}.parquet" for frames in kept if isinstance(frames, Path)]
+
+
+def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
+    paths = _paths(pieces, name)
+    if paths:
+        return pl.read_parquet(paths, glob=False)
+    return pl.concat([piece.entry.frame(name) for piece in pieces])
+
+
+# --- shipped queries that ends do not answer ------------------------------------------------------
+
+
+def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
+    """attempts.sql: those of the jobs that count are kept (figures/twins.py)."""
+    found = window.everywhere("attempts").filter(pl.col("ts") < params["end"])
+    return found.with_columns(source=pl.lit("")).sort("instance", "ts")
+
+
+def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
+    """scrape_increases.sql, of the counters of steps, by the piece."""
+    metrics = list(params["metrics"])  # type: ignore[call-overload]
+    if not set(metrics) <= set(traffic.STEP_COUNTERS):
+        return Window.shipped_sql(window, "figures", "scrape_increases", params)
+    grown = window.everywhere("increases").filter(
+        pl.col("metric").is_in(metrics),
+        pl.col("ts") >= params["start"],
+        pl.col("ts") < params["end"],
+    )
+    return with_births(grown, window).sort("metric", "instance", "engine", "labels", "ts")
+
+
+def with_births(increases: pl.DataFrame, window: Window) -> pl.DataFrame:
+    """Increases of which those without a scrape before count where their series begins at 0."""
+    key = ["metric", "instance", "engine", "labels"]
+    series = window.named_sql("figures", "series")
+    born = series.filter(pl.col("starts_at_zero").fill_null(False)).select(key)
+    is_birth = pl.col("ts_before").is_null()
+    births = increases.filter(is_birth).join(born, on=key, how="semi", nulls_equal=True)
+    return pl.concat([increases.filter(~is_birth), births])
+
+
+def _fastest_means(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
+    metrics = list(params["metrics"])  # type: ignore[call-overload]
+    return window.everywhere("fastest_means").filter(pl.col("metric").is_in(metrics))
+
+
+_ANSWERED: dict[str, Callable[[HourlyWindow, Mapping[str, object]], pl.DataFrame]] = {
+    "attempts": _attempts,
+    "scrape_increases": _scrape_increases,
+    "fastest_means": _fastest_means,
+}

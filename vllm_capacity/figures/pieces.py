@@ -1,0 +1,367 @@
+"""What a piece of a window leaves behind: frames of which figures of a long range are made.
+
+A piece lies within one hour of the clock. It is computed from its own rows and its base, the last
+rows of each series before it. As the base is known, nothing has to be stitched afterwards: frames
+of pieces are put one after another.
+
+- `samples`, `histograms`: the rows at the ends of the piece, of every run in it, and those beside a
+  restart or a gap. Queries about totals and lives give the same on them as on all rows.
+- `attempts`: every scrape attempt. `steps`: engine steps of a minute.
+- `increases`: the growth of the counters of steps; `requests`: finished ones by minute.
+- `latency`: the growth of latency histograms by minute, all engines together; `gauges`: likewise.
+- `paces`, `places`, `fastest_means`: what bounds of losses rest on.
+- `base_samples`, `base_histograms`: what the next piece rests on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vllm_capacity.facts.metrics import (
+    E2E,
+    GENERATION_TOKENS,
+    ITL,
+    KV_CACHE,
+    REQUESTS,
+    RUNNING,
+    TTFT,
+    WAITING,
+)
+from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
+from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_part
+from vllm_capacity.telemetry.processes import PROCESS_START
+from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
+
+STEP_SECONDS = 60.0
+
+_HOUR = timedelta(hours=1)
+_BASE_ROWS = 70  # of what intervals and minutes are told by: a minute of scrapes a second apart
+_LONG_BASE = ("up", RUNNING, GENERATION_TOKENS)
+_LOAD = (RUNNING, WAITING)
+_READ = (
+    *("up", PROCESS_START, *gauges.GAUGES, *traffic.STEP_COUNTERS),
+    *(TTFT, ITL, E2E),
+)
+_FRESH = timedelta(minutes=5)
+_MINUTE = "1m"
+
+Frames = Mapping[str, pl.DataFrame]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A time range within an hour of the clock, and the files of a window with its rows."""
+
+    time_range: TimeRange
+    files: tuple[File, ...]
+
+    @property
+    def hour(self) -> str:
+        """As the files of its hour are called: `2026-11-24T08`."""
+        return f"{self.time_range.start:%Y-%m-%dT%H}"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The last rows of each series before a piece, in the columns of a window's tables."""
+
+    samples: pl.DataFrame
+    histograms: pl.DataFrame
+
+    @property
+    def digest(self) -> str:
+        """A hash of the rows, equal on every machine."""
+        found = hashlib.sha256()
+        for frame in (self.samples, self.histograms):
+            for column in frame.iter_columns():
+                flat = column.explode() if column.dtype == pl.List else column
+                found.update(flat.to_physical().to_numpy().tobytes())
+        return found.hexdigest()[:24]
+
+
+NO_BASE = Base(
+    pl.DataFrame(
+        schema={
+            "series_id": pl.Int64,
+            "run": pl.Int32,
+            "ts": pl.Datetime("us", "UTC"),
+            "value": pl.Float64,
+        }
+    ),
+    pl.DataFrame(
+        schema={
+            "series_id": pl.Int64,
+            "run": pl.Int32,
+            "ts": pl.Datetime("us", "UTC"),
+            "count": pl.Float64,
+            "sum": pl.Float64,
+            "counts": pl.List(pl.Float64),
+        }
+    ),
+)
+
+
+def pieces_of(window: Window, time_range: TimeRange) -> list[Piece]:
+    """The window cut at the hours of the clock and at the ends of the range, in order.
+
+    Hours without rows leave no piece.
+    """
+    whole, found = window.extent, []
+    for hour, files in _hours(window.manifest):
+        first, last = max(hour, whole.start), min(hour + _HOUR, whole.end)
+        inside = {end for end in (time_range.start, time_range.end) if first < end < last}
+        found += [
+            Piece(TimeRange(*ends), files) for ends in pairwise(sorted({first, last} | inside))
+        ]
+    return found
+
+
+def _hours(manifest: Manifest) -> Iterator[tuple[datetime, tuple[File, ...]]]:
+    hours: dict[str, list[File]] = {}
+    for file in sorted(manifest.files, key=lambda file: file.name):
+        if file.table in TABLES:
+            hours.setdefault(Path(file.plain).name, []).append(file)
+    for name in sorted(hours):
+        yield datetime.strptime(f"{name}+0000", "%Y-%m-%dT%H%z").astimezone(UTC), tuple(hours[name])
+
+
+def computed(window: Window, piece: Piece, base: Base) -> Frames:
+    """Every frame that the piece leaves behind, by name."""
+    series = window.named_sql("figures", "series")
+    rows = Base(*(_rows(window, piece, table) for table in TABLES))
+    own = _own_window(window, series, rows, base)
+    time_range = piece.time_range
+    attempts = scrapes.attempts(own, end=time_range.end)
+    increases = traffic.scrape_increases(own, traffic.STEP_COUNTERS, time_range=time_range)
+    samples, histograms = _end_samples(rows.samples, base.samples, series), _ends(rows, base)
+    after = _base_after(series, rows, base, Base(samples, histograms))
+    return {
+        "samples": samples,
+        "histograms": histograms,
+        "attempts": attempts.filter(pl.col("ts") >= time_range.start),
+        "steps": steps.minute_steps(own, time_range=time_range, attempts=attempts),
+        "increases": _growth(increases),
+        "requests": _requests(increases),
+        "latency": latency.minutes(own, time_range=time_range),
+        "gauges": _gauge_minutes(own, attempts, time_range),
+        "paces": losses.scrape_paces(increases),
+        "places": losses.engine_places(own, time_range=time_range),
+        "fastest_means": losses.fastest_means(own),
+        "base_samples": after.samples,
+        "base_histograms": after.histograms,
+    }
+
+
+def _rows(window: Window, piece: Piece, table: str) -> pl.DataFrame:
+    """The rows of the piece, sorted by series and time."""
+    files = [file for file in piece.files if file.table == table]
+    empty = NO_BASE.samples if table == "samples" else NO_BASE.histograms
+    parts = [read_part(window.path, window.path / file.name) for file in files]
+    frame = pl.concat([part.select(empty.columns) for part in parts]) if parts else empty
+    if len(parts) > 1:
+        frame = frame.sort("series_id", "ts")
+    is_inside = (pl.col("ts") >= piece.time_range.start) & (pl.col("ts") < piece.time_range.end)
+    return frame if frame.select(is_inside.all()).item() else frame.filter(is_inside)
+
+
+def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) -> Window:
+    """A window of what steps, attempts and restarts are made of, in the piece and its base.
+
+    What is born in it counts from 0: whether that is right, those decide who read what the piece
+    leaves behind (`_growth`).
+    """
+    connection = duckdb.connect(":memory:")
+    connection.execute("set TimeZone = 'UTC'")
+    changed = rows.samples.filter(pl.Series(_is_changed(rows.samples, base.samples)))
+    unwatched = ~pl.col("instance").is_in(
+        series.filter(pl.col("metric") == "up").get_column("instance").implode()
+    )
+    is_read = pl.col("metric").is_in(_READ) | unwatched
+    is_read |= pl.col("series_id").is_in(changed.get_column("series_id").implode())
+    wanted = series.filter(is_read).get_column("series_id").to_numpy()
+    tables = {
+        "series": series.with_columns(starts_at_zero=pl.col("kind") == "counter"),
+        "samples": pl.concat([_of(wanted, base.samples), _of(wanted, rows.samples)]),
+        "histograms": pl.concat([_of(wanted, base.histograms), _of(wanted, rows.histograms)]),
+    }
+    for name, frame in tables.items():
+        stored(connection, name, frame)
+    return replace(window, connection=connection, answers={})
+
+
+def _of(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of these series, of rows sorted by series."""
+    ids = rows["series_id"].to_numpy()
+    wanted = np.sort(series_ids)
+    starts, ends = np.searchsorted(ids, wanted), np.searchsorted(ids, wanted, side="right")
+    parts = [rows[int(a) : int(b)] for a, b in zip(starts, ends, strict=True) if a < b]
+    return pl.concat([rows.clear(), *parts])
+
+
+def stored(connection: duckdb.DuckDBPyConnection, name: str, frame: pl.DataFrame) -> None:
+    """Make a frame a table, for every cursor of the connection."""
+    connection.register("frame", frame)
+    connection.execute(f"create table {name} as select * from frame")
+    connection.unregister("frame")
+
+
+# --- ends and bases -----------------------------------------------------------------------------
+
+
+def _base_after(series: pl.DataFrame, rows: Base, base: Base, ends: Base) -> Base:
+    """What the next piece rests on: the last rows of each series until then."""
+    long = series.filter(pl.col("metric").is_in(_LONG_BASE)).get_column("series_id").to_numpy()
+    is_long = pl.col("series_id").is_in(pl.Series(long).implode())
+    many = pl.concat([_of(long, base.samples), _of(long, rows.samples)])
+    many = many.group_by("series_id", maintain_order=True).tail(_BASE_ROWS)
+    samples = _last(base.samples.filter(~is_long), ends.samples.filter(~is_long))
+    return Base(
+        pl.concat([samples, many.select(samples.columns)]).sort("series_id", "ts"),
+        _last(base.histograms, ends.histograms),
+    )
+
+
+def _last(base: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
+    both = pl.concat([base, ends])
+    return both.unique("series_id", keep="last", maintain_order=True).sort("series_id")
+
+
+def _ends(rows: Base, base: Base) -> pl.DataFrame:
+    """The last row of every histogram's run, and its first where it does not go on."""
+    return rows.histograms.filter(pl.Series(_is_end(rows.histograms, base.histograms)))
+
+
+def _is_end(rows: pl.DataFrame, base: pl.DataFrame) -> Mask:
+    """Where a (series, run) ends, and where one begins that does not go on from the base."""
+    ids, runs = rows["series_id"].to_numpy(), rows["run"].to_numpy()
+    if not ids.size:
+        return np.zeros(0, bool)
+    changes = (ids[1:] != ids[:-1]) | (runs[1:] != runs[:-1])
+    first, last = np.append(True, changes), np.append(changes, True)
+    begins = np.flatnonzero(first)
+    first[begins] = _run_before(base, ids[begins]) != runs[begins]
+    return np.asarray(first | last)
+
+
+def _is_changed(rows: pl.DataFrame, base: pl.DataFrame) -> Mask:
+    """Where a run begins that is not the first of its series."""
+    ids, runs = rows["series_id"].to_numpy(), rows["run"].to_numpy()
+    if not ids.size:
+        return np.zeros(0, bool)
+    is_first = np.append(True, ids[1:] != ids[:-1])
+    before = np.append(runs[0], runs[:-1])
+    begins = np.flatnonzero(is_first)
+    known = _run_before(base, ids[begins])
+    before[begins] = np.where(known < 0, runs[begins], known)
+    return np.asarray(runs != before)
+
+
+def _run_before(base: pl.DataFrame, series_ids: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The run in which the base leaves each series; -1 where it has none of it."""
+    ids, runs = base["series_id"].to_numpy(), base["run"].to_numpy()
+    if not ids.size:
+        return np.full(series_ids.size, -1, np.int32)
+    at = np.searchsorted(ids, series_ids, side="right") - 1
+    return np.where((at >= 0) & (ids[at] == series_ids), runs[at], -1).astype(np.int32)
+
+
+def _end_samples(rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    """The rows at both ends of runs; of gauges also the first, of load also that before a silence.
+
+    Of starts of processes, each time at which one of a target's changes.
+    """
+    ends = rows.filter(pl.Series(_is_end(rows, base)))
+    known = series.select("series_id", "kind", "metric", "instance")
+    ids = {
+        name: known.filter(which).get_column("series_id").to_numpy()
+        for name, which in (
+            ("gauges", pl.col("kind").is_in(["gauge", "info"])),
+            ("load", pl.col("metric").is_in(_LOAD)),
+            ("starts", pl.col("metric") == PROCESS_START),
+        )
+    }
+    gauged = _of(ids["gauges"], rows)
+    load, starts = (_of(ids[name], rows).join(known, on="series_id") for name in ("load", "starts"))
+    other = pl.col("value") != pl.col("value").shift(1).over("series_id")
+    changed = starts.filter((other | other.shift(-1).over("series_id")).fill_null(False))
+    gap = pl.col("ts").shift(-1).over("series_id") - pl.col("ts")
+    silent = load.filter(gap > scrapes.GAP_FACTOR * gap.median().over("series_id"))
+    # What ran and waited before a process ended, and every start that was told when one was.
+    ended = ends.join(known.filter(pl.col("kind") == "counter"), on="series_id")
+    times = pl.concat([ended.select("instance", "ts"), changed.select("instance", "ts")]).unique()
+    beside = pl.concat([load, starts]).join(times, on=["instance", "ts"], how="semi")
+    columns = rows.columns
+    firsts = gauged.unique("series_id", keep="first", maintain_order=True)
+    parts = (ends, firsts, *(frame.select(columns) for frame in (changed, silent, beside)))
+    return pl.concat(parts).unique(["series_id", "ts"], maintain_order=True).sort("series_id", "ts")
+
+
+# --- what is read of them -----------------------------------------------------------------------
+
+
+def _growth(increases: pl.DataFrame) -> pl.DataFrame:
+    """What each counter grew by in the piece, a row each, and a row of its own for a birth.
+
+    A birth, `ts_before` null, counts from 0 only where the window says so of the series.
+    """
+    key = ("metric", "instance", "engine", "model_name", "labels")
+    return (
+        increases.group_by(*key, is_birth=pl.col("ts_before").is_null(), maintain_order=True)
+        .agg(pl.col("ts_before").min(), pl.col("ts").max(), pl.col("increase").sum())
+        .drop("is_birth")
+    )
+
+
+def _requests(increases: pl.DataFrame) -> pl.DataFrame:
+    """Requests that finished in each minute, all engines together; births as in `_growth`."""
+    own = increases.filter(pl.col("metric") == REQUESTS)
+    born = own.filter(pl.col("ts_before").is_null())
+    counted = (
+        own.filter(pl.col("ts_before").is_not_null())
+        .group_by(pl.col("ts").dt.truncate(_MINUTE), maintain_order=True)
+        .agg(pl.col("increase").sum())
+    )
+    key = ("instance", "engine", "labels")
+    return pl.concat([counted, born.select("ts", "increase", *key)], how="diagonal").sort("ts")
+
+
+def _gauge_minutes(window: Window, attempts: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
+    """What gauges did in each minute, all engines together: running and waiting summed, KV pooled.
+
+    One row per metric and minute: the sum of values (`total`, over `n`), of values × the seconds
+    that each held (`weighted`, over `seconds`), and the maximum.
+    """
+    since = time_range.start - _FRESH
+    fresh = TimeRange(since, time_range.end)
+    samples = gauges.gauge_samples(window, list(gauges.GAUGES), time_range=fresh)
+    tried = attempts.filter(pl.col("ts") >= since)
+    frames = {metric: gauges.summed(samples, tried, metric) for metric in (RUNNING, WAITING)}
+    frames[KV_CACHE] = gauges.held(samples, KV_CACHE)
+    value, seconds = pl.col("value"), pl.col("hold_seconds")
+    return pl.concat(
+        [
+            frame.filter(pl.col("ts") >= time_range.start)
+            .group_by(pl.col("ts").dt.truncate(_MINUTE), maintain_order=True)
+            .agg(
+                metric=pl.lit(metric),
+                total=value.sum(),
+                n=pl.len().cast(pl.Int64),
+                weighted=(value * seconds).sum(),
+                seconds=seconds.sum(),
+                max=value.max(),
+            )
+            for metric, frame in frames.items()
+        ]
+    )

@@ -1,0 +1,131 @@
+"""Where frames that were computed from a window's hours are kept: `.rollup/`, safe to delete.
+
+An entry is a folder of Parquet files. Its name says what it was made of and how large it is, so one
+that was cut short is not taken for whole; it appears under that name at once or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from vllm_capacity.holding import Pin, alone, is_private
+
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Frames by name, in memory or as Parquet in a folder, and what the next hour rests on."""
+
+    frames: Mapping[str, pl.DataFrame] | Path
+    base: str
+
+    def frame(self, name: str) -> pl.DataFrame:
+        """One of its frames."""
+        if isinstance(self.frames, Path):
+            return pl.read_parquet(self.frames / f"{name}.parquet", glob=False)
+        return self.frames[name]
+
+
+@dataclass
+class Shelf:
+    """The entries of one window; `folder` is None where nothing can be kept."""
+
+    folder: Path | None
+    _there: dict[str, Path] = field(default_factory=dict)
+    _pin: Pin | None = None
+
+    @classmethod
+    def of(cls, window: Path) -> Shelf:
+        """The shelf beside the window; where that cannot be written, in a private folder."""
+        folder = kept_folder(window)
+        found = cls(folder)
+        if folder is not None:
+            for path in folder.iterdir():
+                if path.is_dir() and not path.name.startswith("."):
+                    found._there[_key(path)] = path
+        return found
+
+    def find(self, key: str) -> Entry | None:
+        """The entry of that key; None where there is none that is whole."""
+        path = self._there.get(key)
+        if path is None or _size(path) != _told_size(path):
+            return None
+        return Entry(path, path.name.split(".")[2])
+
+    def keep(self, key: str, base: str, frames: Mapping[str, pl.DataFrame]) -> Entry:
+        """Keep frames under a key (`hour.hash`), and what the next hour rests on."""
+        if self.folder is None:
+            return Entry(frames, base)
+        self._begin(self.folder)
+        made = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=_PARTIAL, dir=self.folder))
+        try:
+            for name, frame in frames.items():
+                frame.write_parquet(made / f"{name}.parquet", compression="zstd")
+            kept = self.folder / f"{key}.{base}.{_size(made)}"
+            made.chmod(0o755)
+            with suppress(OSError):  # another run was quicker, with the same
+                made.rename(kept)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        self._there[key] = kept
+        return Entry(kept, base)
+
+    def _begin(self, folder: Path) -> None:
+        """Say that entries are written; where nobody else does, remove what killed runs left."""
+        if self._pin is None:
+            remove_partials(folder)
+            self._pin = Pin(folder)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed runs left, where nobody writes."""
+    with alone(folder) as is_unused:
+        for path in folder.glob(f".*{_PARTIAL}") if is_unused else ():
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def kept_folder(window: Path) -> Path | None:
+    """Where entries are kept: beside the window; where that cannot be written, privately.
+
+    None where that cannot be written either, or is not this user's alone.
+    """
+    beside = window / ".rollup"
+    own = Path(tempfile.gettempdir()) / f"vllm-capacity-rollup-{os.getuid()}"
+    with suppress(OSError):
+        beside.mkdir(exist_ok=True)
+    if _is_writable(beside):
+        return beside
+    with suppress(OSError):
+        own.mkdir(mode=0o700, exist_ok=True)
+    return own if is_private(own) and _is_writable(own) else None
+
+
+def _is_writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _key(path: Path) -> str:
+    return ".".join(path.name.split(".")[:2])
+
+
+def _told_size(path: Path) -> int:
+    told = path.name.rpartition(".")[2]
+    return int(told) if told.isdigit() else -1
+
+
+def _size(path: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in path.iterdir())
+    except OSError:
+        return -1
