@@ -343,10 +343,10 @@ class Analysis:
     @cached_property
     def demand_ahead(self) -> DemandAhead:
         """Requests per hour over the day after the time range, or why there is no forecast."""
-        requests = [REQUESTS]
-        return demand_ahead(
-            traffic.scrape_increases(self.window, requests, time_range=self.time_range)
-        )
+        requests = self.window.hourly("requests")
+        if requests is None:
+            requests = traffic.scrape_increases(self.window, [REQUESTS], time_range=self.time_range)
+        return demand_ahead(requests)
 
     @cached_property
     def published_bound(self) -> Bound | None:

@@ -8,7 +8,8 @@ What each engine did in each whole hour of the clock.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -118,6 +119,7 @@ def _done(window: Window, time_range: TimeRange) -> pl.DataFrame:
 
 
 _MAX_ROWS = 48
+_MONDAY = datetime(2024, 1, 1, tzinfo=UTC)
 _HOUR_FROM_HOURS = 6.0
 _READABLE_PARTS_HOURS = (1 / 12, 1 / 4, 1.0, 2.0, 4.0, 12.0, 24.0, 168.0)
 _INSTANT = pl.Datetime("us", "UTC")
@@ -188,11 +190,18 @@ def _within(increases: pl.DataFrame, cut: TimeRange) -> pl.DataFrame:
 
 
 def _cuts(time_range: TimeRange) -> list[TimeRange]:
-    """The time range cut at even steps from its start; the last one perhaps shorter."""
+    """The time range cut at even steps; the last one perhaps shorter.
+
+    Steps of hours and more stand on the clock (UTC), so that the first may be shorter, too.
+    """
     step = timedelta(hours=_row_hours(time_range.hours))
-    count = max(1, -((time_range.start - time_range.end) // step))
-    starts = [time_range.start + step * i for i in range(count)]
-    return [TimeRange(start, min(start + step, time_range.end)) for start in starts]
+    start = time_range.start
+    if step >= HOUR:
+        start -= (start - _MONDAY) % step
+    count = max(1, -((start - time_range.end) // step))
+    borders = [start + step * i for i in range(1, count)]
+    ends = [time_range.start, *borders, time_range.end]
+    return [TimeRange(first, last) for first, last in pairwise(ends) if first < last]
 
 
 def _row_hours(hours: float) -> float:

@@ -78,7 +78,8 @@ class HourlyWindow(Window):
         key = (name, everywhere)
         if key not in self._frames:
             chosen = self.pieces if everywhere else self._inside
-            self._frames[key] = _together(chosen, name)
+            found = _together(chosen, name)
+            self._frames[key] = _settled(found, self) if "is_birth" in found.columns else found
         return self._frames[key]
 
     @cached_property
@@ -160,9 +161,9 @@ def _connected(window: Window, pieces: Sequence[Kept]) -> duckdb.DuckDBPyConnect
         paths = [as_pattern(path) for path in window.manifest.paths(table)]
         connection.read_parquet(paths).to_view(table)
     for table in ("samples", "histograms"):
-        paths = _paths(pieces, table)
-        if paths:
-            connection.read_parquet([as_pattern(path) for path in paths]).to_view(table)
+        kept = [as_pattern(path) for path in _paths(pieces, table)]
+        if kept:
+            connection.read_parquet(kept).to_view(table)
         else:
             stored(connection, table, _together(pieces, table))
     return connection
@@ -185,7 +186,7 @@ def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
 
 def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
     """attempts.sql: those of the jobs that count are kept (figures/twins.py)."""
-    found = window.everywhere("attempts").filter(pl.col("ts") < params["end"])
+    found = window.everywhere("attempts").filter(pl.col("ts") < _instant(params["end"]))
     return found.with_columns(source=pl.lit("")).sort("instance", "ts")
 
 
@@ -196,20 +197,23 @@ def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.
         return Window.shipped_sql(window, "figures", "scrape_increases", params)
     grown = window.everywhere("increases").filter(
         pl.col("metric").is_in(metrics),
-        pl.col("ts") >= params["start"],
-        pl.col("ts") < params["end"],
+        pl.col("ts") >= _instant(params["start"]),
+        pl.col("ts") < _instant(params["end"]),
     )
-    return with_births(grown, window).sort("metric", "instance", "engine", "labels", "ts")
+    return grown.sort("metric", "instance", "engine", "labels", "ts")
 
 
-def with_births(increases: pl.DataFrame, window: Window) -> pl.DataFrame:
-    """Increases of which those without a scrape before count where their series begins at 0."""
+def _settled(increases: pl.DataFrame, window: Window) -> pl.DataFrame:
+    """The increases without births of series that did not begin at 0."""
     key = ["metric", "instance", "engine", "labels"]
     series = window.named_sql("figures", "series")
     born = series.filter(pl.col("starts_at_zero").fill_null(False)).select(key)
-    is_birth = pl.col("ts_before").is_null()
-    births = increases.filter(is_birth).join(born, on=key, how="semi", nulls_equal=True)
-    return pl.concat([increases.filter(~is_birth), births])
+    births = increases.filter("is_birth").join(born, on=key, how="semi", nulls_equal=True)
+    return pl.concat([increases.filter(~pl.col("is_birth")), births]).drop("is_birth")
+
+
+def _instant(value: object) -> pl.Expr:
+    return pl.lit(value, pl.Datetime("us", "UTC"))
 
 
 def _fastest_means(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:

@@ -126,7 +126,7 @@ def _ends_of_holding(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
         if own.height < 2:
             continue  # how long a lone one holds, nobody can tell
         held = hold_seconds(own.get_column("ts"))
-        until = pl.col("ts") + pl.duration(microseconds=(held * 1e6).cast(pl.Int64))
+        until = pl.col("ts") + (pl.lit(held) * 1e6).cast(pl.Duration("us"))
         after = pl.col("ts").shift(-1)
         is_over = (until < after).fill_null(False)
         is_last = pl.int_range(pl.len()) == pl.len() - 1

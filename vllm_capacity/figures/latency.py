@@ -144,6 +144,22 @@ def minutes(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=MINUTE_SCHEMA, orient="row")
 
 
+def of_minutes(kept: pl.DataFrame) -> Iterator[Increase]:
+    """The growth of latencies in each `step` of such minutes, all engines together."""
+    for (metric, step), own in kept.group_by("metric", "step", maintain_order=True):
+        for (bounds,), same in own.group_by("bounds", maintain_order=True):
+            counts = _matrix(same["counts"]).sum(axis=0)
+            yield Increase(
+                metric=str(metric),
+                instance="all",
+                engine=None,
+                step=int(step),
+                edges=tuple(bounds),
+                counts=tuple(counts.tolist()),
+                total=float(same["sum"].sum()),
+            )
+
+
 def _series_steps(states: pl.DataFrame, metrics: Sequence[str]) -> Iterator[SeriesSteps]:
     wanted = states.filter(pl.col("metric").is_in(list(metrics)))
     for _, own in wanted.group_by("series_id", maintain_order=True):

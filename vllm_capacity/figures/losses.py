@@ -245,7 +245,7 @@ def _pace(paces: pl.DataFrame, metric: str, able: float | None) -> Pace:
     )
     if able is None:
         return Pace(burst or 0.0, rate)  # type: ignore[arg-type]
-    return Pace(burst or 0.0, max(able, of_minute or 0.0) or None)  # type: ignore[arg-type, type-var]
+    return Pace(burst or 0.0, max(able, of_minute or 0.0) or None)  # type: ignore[arg-type]
 
 
 def _places(window: Window) -> tuple[float, bool]:

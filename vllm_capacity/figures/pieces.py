@@ -314,27 +314,26 @@ def _end_samples(rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame) -
 def _growth(increases: pl.DataFrame) -> pl.DataFrame:
     """What each counter grew by in the piece, a row each, and a row of its own for a birth.
 
-    A birth, `ts_before` null, counts from 0 only where the window says so of the series.
+    A birth, without a scrape before it, counts from 0 only where the window says so of the series.
     """
     key = ("metric", "instance", "engine", "model_name", "labels")
-    return (
-        increases.group_by(*key, is_birth=pl.col("ts_before").is_null(), maintain_order=True)
-        .agg(pl.col("ts_before").min(), pl.col("ts").max(), pl.col("increase").sum())
-        .drop("is_birth")
-    )
+    return increases.group_by(
+        *key, is_birth=pl.col("ts_before").is_null(), maintain_order=True
+    ).agg(pl.col("ts_before").min(), pl.col("ts").max(), pl.col("increase").sum())
 
 
 def _requests(increases: pl.DataFrame) -> pl.DataFrame:
-    """Requests that finished in each minute, all engines together; births as in `_growth`."""
-    own = increases.filter(pl.col("metric") == REQUESTS)
-    born = own.filter(pl.col("ts_before").is_null())
+    """Requests that finished in each minute, by labels, all engines together; births apart."""
+    own = increases.filter(pl.col("metric") == REQUESTS).with_columns(
+        pl.col("ts").dt.truncate(_MINUTE), is_birth=pl.col("ts_before").is_null()
+    )
     counted = (
-        own.filter(pl.col("ts_before").is_not_null())
-        .group_by(pl.col("ts").dt.truncate(_MINUTE), maintain_order=True)
+        own.filter(~pl.col("is_birth"))
+        .group_by("metric", "ts", "labels", "is_birth", maintain_order=True)
         .agg(pl.col("increase").sum())
     )
-    key = ("instance", "engine", "labels")
-    return pl.concat([counted, born.select("ts", "increase", *key)], how="diagonal").sort("ts")
+    born = own.filter("is_birth").select(*counted.columns, "instance", "engine")
+    return pl.concat([counted, born], how="diagonal").sort("ts", "labels")
 
 
 def _gauge_minutes(window: Window, attempts: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:

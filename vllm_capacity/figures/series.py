@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import polars as pl
 
@@ -53,27 +53,82 @@ def per_step(window: Window, *, time_range: TimeRange, step_seconds: float) -> p
     X_p50_seconds, X_p95_seconds, each with _lower and _upper. A quantity that the steps of one
     engine have too (figures/steps.py) has the same name there.
     """
-    attempts = scrapes.attempts(window, end=time_range.end)
     grid = Grid(time_range, step_seconds)
+    minutes = window.hourly("steps")
+    if minutes is not None:
+        return _put_together(grid, _kept_frames(window, minutes, grid))
+    attempts = scrapes.attempts(window, end=time_range.end)
     gaps = scrapes.gaps(attempts, time_range=time_range)
     touched = (
         marks(grid, gaps, scrapes.restarts(window, time_range=time_range))
         .group_by("step")
         .agg(pl.col("is_gap").any(), pl.col("is_restart").any())
     )
-    steps = pl.DataFrame({"step": range(grid.count)}, schema={"step": pl.Int64})
-    for frame in (
+    increases = latency.histogram_increases(
+        window, list(LATENCIES.values()), time_range=time_range, step_seconds=grid.seconds
+    )
+    frames = (
         touched,
         _gauges(window, time_range, grid, attempts),
         _rates(window, time_range, grid, gaps),
-        _latencies(window, time_range, grid),
-    ):
+        _latencies(increases),
+    )
+    return _put_together(grid, frames)
+
+
+def _put_together(grid: Grid, frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    steps = pl.DataFrame({"step": range(grid.count)}, schema={"step": pl.Int64})
+    for frame in frames:
         steps = steps.join(frame, on="step", how="left")
     return (
         grid.starts(steps.sort("step"))
         .with_columns(pl.col("is_gap", "is_restart").fill_null(False))
         .drop("step")
     )
+
+
+def _kept_frames(window: Window, minutes: pl.DataFrame, grid: Grid) -> Iterator[pl.DataFrame]:
+    """The same frames from what the hours of a long range left behind (figures/pieces.py)."""
+    placed = minutes.with_columns(step=grid.of("start"))
+    touched = placed.group_by("step").agg(pl.col("is_gap", "is_restart").any())
+    yield touched.filter(pl.col("is_gap") | pl.col("is_restart"))
+    yield from _kept_gauges(window.hourly("gauges"), grid)
+    seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
+    rates = ("output_tokens_per_second", "prompt_tokens_per_second", "requests_per_second")
+    per_engine = placed.group_by("instance", "engine", "step").agg(
+        *(
+            (pl.col(name) * seconds).sum() / seconds.filter(pl.col(name).is_not_null()).sum()
+            for name in rates
+        ),
+        preemptions=_sum("preemptions"),
+    )
+    known = per_engine.with_columns(pl.col(rates).fill_nan(None))
+    yield known.group_by("step").agg(_sum(name).alias(name) for name in (*rates, "preemptions"))
+    requests = window.hourly("requests")
+    if requests is not None:
+        finished = requests.select("labels", amount="increase", step=grid.of("ts"))
+        yield from _finished(finished)
+    kept = window.hourly("latency")
+    if kept is not None:
+        yield _latencies(list(latency.of_minutes(kept.with_columns(step=grid.of("ts")))))
+
+
+def _sum(name: str) -> pl.Expr:
+    """The sum of a column; null where it was not observed."""
+    return pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum())
+
+
+def _kept_gauges(kept: pl.DataFrame | None, grid: Grid) -> Iterator[pl.DataFrame]:
+    if kept is None:
+        return
+    of_step = kept.group_by("metric", step=grid.of("ts")).agg(
+        mean=pl.col("total").sum() / pl.col("n").sum(), max=pl.col("max").max()
+    )
+    names = {KV_CACHE: "kv_cache_ratio", RUNNING: "running", WAITING: "waiting"}
+    for metric, name in names.items():
+        own = of_step.filter(pl.col("metric") == metric)
+        wanted = ("mean", "max") if metric == KV_CACHE else ("mean",)
+        yield own.select("step", *(pl.col(which).alias(f"{name}_{which}") for which in wanted))
 
 
 def _gauges(
@@ -114,23 +169,25 @@ def _rates(
         frame = _joined(frame, own.group_by("step").agg(pl.col("rate").sum().alias(name)))
     own = per_engine.filter(pl.col("metric") == PREEMPTIONS)
     frame = _joined(frame, own.group_by("step").agg(preemptions=pl.col("amount").sum()))
+    for own in _finished(steps.filter(pl.col("metric") == REQUESTS)):
+        frame = _joined(frame, own)
+    return frame
+
+
+def _finished(steps: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Requests that finished for each reason, by step."""
     reason = pl.col("labels").str.json_path_match("$.finished_reason")
-    finished = steps.filter(pl.col("metric") == REQUESTS).with_columns(reason=reason)
+    finished = steps.with_columns(reason=reason)
     for name in FINISHED_REASONS:
         own = finished.filter(pl.col("reason") == name)
-        amount = pl.col("amount").sum().alias(f"finished_{name}")
-        frame = _joined(frame, own.group_by("step").agg(amount))
-    return frame
+        yield own.group_by("step").agg(pl.col("amount").sum().alias(f"finished_{name}"))
 
 
 def _joined(frame: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
     return frame.join(other, on="step", how="left")
 
 
-def _latencies(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFrame:
-    increases = latency.histogram_increases(
-        window, list(LATENCIES.values()), time_range=time_range, step_seconds=grid.seconds
-    )
+def _latencies(increases: Sequence[latency.Increase]) -> pl.DataFrame:
     by_step: dict[int, dict[str, float | None]] = {}
     for name, metric in LATENCIES.items():
         own = [i for i in increases if i.metric == metric]

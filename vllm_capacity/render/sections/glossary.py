@@ -431,7 +431,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Blocks held by live requests ÷ all blocks, 0 to 1; mean and maximum over engines, never "
         "added.",
         (gauges.held,),
-        (_samples(gauges.KV_CACHE),),
+        (_samples(KV_CACHE),),
         ("kv_cache_ratio",),
     ),
     Definition(
