@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey, microseconds
+from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey, microseconds
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import Window, open_window
 from vllm_capacity.timerange import TimeRange
@@ -52,6 +52,11 @@ def up(values, *, instance="a") -> Line:
 
 def small_window(folder: Path, *lines: Line, **provenance: object) -> Window:
     """The window of these series."""
+    return open_window(write_window(folder / "w", small_rows(*lines), provenance))
+
+
+def small_rows(*lines: Line) -> Rows:
+    """The rows of these series, as a source hands them over."""
     buffer = RowBuffer()
     for line in lines:
         series_id = buffer.series(line.key, exposed=line.key.metric)
@@ -62,7 +67,7 @@ def small_window(folder: Path, *lines: Line, **provenance: object) -> Window:
                 buffer.histogram(series_id, ts, count=sum(counts), total=total, counts=counts)
             else:
                 buffer.sample(series_id, ts, float(value))
-    return open_window(write_window(folder / "w", buffer.rows(), provenance))
+    return buffer.rows()
 
 
 def attempts(**good: Sequence[float]) -> pl.DataFrame:

@@ -1,12 +1,21 @@
 """Figures of a long range from what its hours left behind: as from all rows, whatever happened."""
 
 import random
+import shutil
 from functools import cache
 
 import pytest
 from polars.testing import assert_frame_equal
 
-from tests.figures.small_windows import at, counter, gauge, histogram, small_window, up
+from tests.figures.small_windows import (
+    at,
+    counter,
+    gauge,
+    histogram,
+    small_rows,
+    small_window,
+    up,
+)
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.facts.metrics import (
     E2E,
@@ -21,6 +30,7 @@ from vllm_capacity.facts.metrics import (
     WAITING,
 )
 from vllm_capacity.figures.by_hour import HourlyWindow
+from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.window import open_window
 
 HOURS = 9
@@ -191,3 +201,51 @@ def test_charts_draw_as_much_as_all_rows_say(path):
     # Rates are spread over gaps in the one and counted where a scrape came in the other.
     assert hours["running_mean"].mean() == pytest.approx(rows["running_mean"].mean(), rel=0.05)
     assert hours["ttft_p95_seconds"].max() == pytest.approx(rows["ttft_p95_seconds"].max(), rel=0.1)
+
+
+def entries(path):
+    return {entry.name for entry in (path / ".rollup").glob("2*")}
+
+
+@pytest.fixture
+def own_path(tmp_path):
+    """A window of one server, for a test that changes it."""
+    rng = random.Random(11)
+    return small_window(tmp_path, *a_server(rng, "a", every=200)).path
+
+
+def test_rows_that_came_late_make_exactly_the_hours_new_that_they_touch(own_path):
+    most = Analysis.of(open_window(own_path)).gauges.running.max
+    kept = entries(own_path)
+    late = small_rows(gauge(RUNNING, {4 * 3600 + 1.5: 70}, instance="a"))
+    extend_window(own_path, late)
+    assert Analysis.of(open_window(own_path)).gauges.running.max == 70 != most
+    assert {name[:13] for name in entries(own_path) - kept} == {"2026-11-24T12"}
+    assert len(entries(own_path)) == len(kept)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone"])
+def test_a_kept_hour_that_is_not_whole_is_computed_anew(own_path, damage):
+    wanted = Analysis.of(open_window(own_path)).answer
+    steps = next((own_path / ".rollup").glob("2026-11-24T10*")) / "steps.parquet"
+    if damage == "gone":
+        steps.unlink()
+    else:
+        steps.write_bytes(steps.read_bytes()[:-9])
+    assert Analysis.of(open_window(own_path)).answer == wanted
+
+
+def test_where_nothing_can_be_kept_the_answer_is_the_same(own_path, monkeypatch, tmp_path):
+    wanted = Analysis.of(open_window(own_path)).answer
+    shutil.rmtree(own_path / ".rollup")
+    (own_path / ".rollup").write_text("in the way")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    assert Analysis.of(open_window(own_path)).answer == wanted
+
+
+def test_what_an_end_of_the_range_cuts_is_not_kept(own_path):
+    window = open_window(own_path)
+    Analysis.of(window)
+    kept = entries(own_path)
+    Analysis.of(window, at(1000), at(8.5 * 3600))
+    assert entries(own_path) == kept

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import duckdb
@@ -56,6 +57,8 @@ class HourlyWindow(Window):
     time_range: TimeRange | None = None
     pieces: tuple[Kept, ...] = ()
     ends: duckdb.DuckDBPyConnection | None = None
+    shelf: Shelf | None = None
+    """Keeps others from removing what the pieces left behind, as long as this is read."""
     _frames: dict[tuple[str, bool], pl.DataFrame] = field(default_factory=dict)
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
@@ -99,26 +102,35 @@ def by_hour(window: Window, time_range: TimeRange) -> Window:
     """
     if time_range.hours <= FROM_HOURS or window.grain != "scrape":
         return window.remembering()
-    pieces = tuple(_kept_pieces(window, time_range))
+    shelf = Shelf.of(window.path)
+    pieces = tuple(_kept_pieces(window, time_range, shelf))
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     ends = _connected(window, pieces)
-    found = HourlyWindow(**{**own, "answers": {}}, time_range=time_range, pieces=pieces, ends=ends)
+    kept = {"time_range": time_range, "pieces": pieces, "ends": ends, "shelf": shelf}
+    found = HourlyWindow(**{**own, "answers": {}, **kept})
     vars(found)["extent"] = window.extent
     return found
 
 
-def _kept_pieces(window: Window, time_range: TimeRange) -> Iterator[Kept]:
-    """Every piece of the window in order, from where it is kept or computed now."""
-    shelf, digests = Shelf.of(window.path), _Digests(window.path)
+def _kept_pieces(window: Window, time_range: TimeRange, shelf: Shelf) -> Iterator[Kept]:
+    """Every piece of the window in order, from where it is kept or computed now.
+
+    What an end of the range cuts is computed each time: ranges are many, and hours few.
+    """
+    digests = _Digests(window.path)
     base, before = NO_BASE.digest, None
-    for piece in pieces_of(window, time_range):
+    pieces = pieces_of(window, time_range)
+    for piece in pieces:
         key = _key(piece, base, digests)
-        entry = shelf.find(key)
+        entry = None if piece.is_cut else shelf.find(key)
         if entry is None:
             frames = computed(window, piece, _base(before))
-            entry = shelf.keep(key, _base_of(frames).digest, frames)
+            rests_on = _base_of(frames).digest
+            entry = Entry(frames, rests_on) if piece.is_cut else shelf.keep(key, rests_on, frames)
         yield Kept(piece.time_range, entry)
         base, before = entry.base, entry
+    if not any(piece.is_cut for piece in pieces):
+        shelf.tidy()
 
 
 class _Digests(dict[str, str]):
@@ -162,7 +174,7 @@ def _connected(window: Window, pieces: Sequence[Kept]) -> duckdb.DuckDBPyConnect
         connection.read_parquet(paths).to_view(table)
     for table in ("samples", "histograms"):
         kept = [as_pattern(path) for path in _paths(pieces, table)]
-        if kept:
+        if len(kept) == len(pieces):
             connection.read_parquet(kept).to_view(table)
         else:
             stored(connection, table, _together(pieces, table))
@@ -175,10 +187,15 @@ def _paths(pieces: Sequence[Kept], name: str) -> list[Path]:
 
 
 def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
-    paths = _paths(pieces, name)
-    if paths:
-        return pl.read_parquet(paths, glob=False)
-    return pl.concat([piece.entry.frame(name) for piece in pieces])
+    """The frame of that name of all pieces, in order."""
+    found = []
+    for is_kept, own in groupby(pieces, key=lambda piece: isinstance(piece.entry.frames, Path)):
+        group = list(own)
+        if is_kept:
+            found.append(pl.read_parquet(_paths(group, name), glob=False))
+        else:
+            found += [piece.entry.frame(name) for piece in group]
+    return pl.concat(found)
 
 
 # --- shipped queries that ends do not answer ------------------------------------------------------

@@ -46,7 +46,7 @@ from vllm_capacity.timerange import TimeRange
 STEP_SECONDS = 60.0
 
 _HOUR = timedelta(hours=1)
-_BASE_ROWS = 70  # of what intervals and minutes are told by: a minute of scrapes a second apart
+_BASE_ROWS, _BASE_SECONDS = 12, 65  # of what intervals and the best minute are told by
 _LONG_BASE = ("up", RUNNING, GENERATION_TOKENS)
 _LOAD = (RUNNING, WAITING)
 _READ = (
@@ -62,10 +62,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Piece:
-    """A time range within an hour of the clock, and the files of a window with its rows."""
+    """A time range within an hour of the clock, and the files of a window with its rows.
+
+    `is_cut`: it is only a part of what the window has of the hour.
+    """
 
     time_range: TimeRange
     files: tuple[File, ...]
+    is_cut: bool = False
 
     @property
     def hour(self) -> str:
@@ -121,10 +125,9 @@ def pieces_of(window: Window, time_range: TimeRange) -> list[Piece]:
     whole, found = window.extent, []
     for hour, files in _hours(window.manifest):
         first, last = max(hour, whole.start), min(hour + _HOUR, whole.end)
-        inside = {end for end in (time_range.start, time_range.end) if first < end < last}
-        found += [
-            Piece(TimeRange(*ends), files) for ends in pairwise(sorted({first, last} | inside))
-        ]
+        cuts = {end for end in (time_range.start, time_range.end) if first < end < last}
+        ends = pairwise(sorted({first, last} | cuts))
+        found += [Piece(TimeRange(start, end), files, bool(cuts)) for start, end in ends]
     return found
 
 
@@ -225,7 +228,9 @@ def _base_after(series: pl.DataFrame, rows: Base, base: Base, ends: Base) -> Bas
     long = series.filter(pl.col("metric").is_in(_LONG_BASE)).get_column("series_id").to_numpy()
     is_long = pl.col("series_id").is_in(pl.Series(long).implode())
     many = pl.concat([_of(long, base.samples), _of(long, rows.samples)])
-    many = many.group_by("series_id", maintain_order=True).tail(_BASE_ROWS)
+    rank = pl.int_range(pl.len()).reverse().over("series_id")
+    age = pl.col("ts").last().over("series_id") - pl.col("ts")
+    many = many.filter((rank < _BASE_ROWS) | (age <= timedelta(seconds=_BASE_SECONDS)))
     samples = _last(base.samples.filter(~is_long), ends.samples.filter(~is_long))
     return Base(
         pl.concat([samples, many.select(samples.columns)]).sort("series_id", "ts"),

@@ -40,15 +40,18 @@ class Shelf:
     """The entries of one window; `folder` is None where nothing can be kept."""
 
     folder: Path | None
+    is_shared: bool = False
     _there: dict[str, Path] = field(default_factory=dict)
+    _used: set[Path] = field(default_factory=set)
     _pin: Pin | None = None
 
     @classmethod
     def of(cls, window: Path) -> Shelf:
         """The shelf beside the window; where that cannot be written, in a private folder."""
         folder = kept_folder(window)
-        found = cls(folder)
+        found = cls(folder, is_shared=folder is not None and folder.parent != window)
         if folder is not None:
+            found._pin = Pin(folder)
             for path in folder.iterdir():
                 if path.is_dir() and not path.name.startswith("."):
                     found._there[_key(path)] = path
@@ -59,31 +62,45 @@ class Shelf:
         path = self._there.get(key)
         if path is None or _size(path) != _told_size(path):
             return None
+        self._used.add(path)
         return Entry(path, path.name.split(".")[2])
 
     def keep(self, key: str, base: str, frames: Mapping[str, pl.DataFrame]) -> Entry:
         """Keep frames under a key (`hour.hash`), and what the next hour rests on."""
         if self.folder is None:
             return Entry(frames, base)
-        self._begin(self.folder)
         made = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=_PARTIAL, dir=self.folder))
         try:
             for name, frame in frames.items():
                 frame.write_parquet(made / f"{name}.parquet", compression="zstd")
             kept = self.folder / f"{key}.{base}.{_size(made)}"
+            if _size(kept) != _told_size(kept):
+                shutil.rmtree(kept, ignore_errors=True)
             made.chmod(0o755)
             with suppress(OSError):  # another run was quicker, with the same
                 made.rename(kept)
         finally:
             shutil.rmtree(made, ignore_errors=True)
         self._there[key] = kept
+        self._used.add(kept)
         return Entry(kept, base)
 
-    def _begin(self, folder: Path) -> None:
-        """Say that entries are written; where nobody else does, remove what killed runs left."""
-        if self._pin is None:
-            remove_partials(folder)
-            self._pin = Pin(folder)
+    def tidy(self) -> None:
+        """Remove what killed runs left, and the entries that were not asked for.
+
+        Where no other run reads or writes there, and never of a folder that windows share.
+        """
+        left = set(self._there.values()) - self._used
+        if self.folder is None or self.is_shared or self._pin is None:
+            return
+        if not left and not any(self.folder.glob(f".*{_PARTIAL}")):
+            return
+        self._pin.close()
+        remove_partials(self.folder)
+        with alone(self.folder) as is_unused:
+            for path in left if is_unused else ():
+                shutil.rmtree(path, ignore_errors=True)
+        self._pin = Pin(self.folder)
 
 
 def remove_partials(folder: Path) -> None:
