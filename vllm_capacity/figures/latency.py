@@ -72,7 +72,7 @@ def histogram_increases(
     Without `step_seconds` the part is one step, 0. Across a restart the whole state of the new run
     counts.
     """
-    states = _states(window, metrics, time_range, step_seconds)
+    states = histogram_states(window, metrics, time_range, step_seconds)
     return [increase for own in _series_steps(states, metrics) for increase in own.increases()]
 
 
@@ -117,7 +117,7 @@ def step_increases(
     window: Window, metrics: Sequence[str], *, time_range: TimeRange, step_seconds: float
 ) -> list[SeriesSteps]:
     """`histogram_increases` by step, a column at a time: one entry per series that has a sample."""
-    states = _states(window, metrics, time_range, step_seconds)
+    states = histogram_states(window, metrics, time_range, step_seconds)
     return [own for own in _series_steps(states, metrics) if len(own.steps)]
 
 
@@ -199,7 +199,7 @@ def _matrix(lists: pl.Series) -> Floats:
     return flat.reshape(len(lists), -1).astype(np.float64)
 
 
-def _states(
+def histogram_states(
     window: Window, metrics: Sequence[str], time_range: TimeRange, step_seconds: float | None
 ) -> pl.DataFrame:
     """The states of the histograms at the end of each step; of all usual ones, asked once."""

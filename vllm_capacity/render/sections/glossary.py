@@ -63,7 +63,7 @@ Function = Callable[..., object]
 _ASKED_TOGETHER: Mapping[Function, Sequence[str]] = {
     traffic.counter_increases: traffic.COUNTERS,
     traffic.scrape_increases: traffic.STEP_COUNTERS,
-    latency.histogram_increases: latency.HISTOGRAMS,
+    latency.histogram_states: latency.HISTOGRAMS,
     gauges.gauge_samples: gauges.GAUGES,
 }
 
@@ -163,7 +163,7 @@ def _samples(*metrics: str) -> Source:
 
 
 def _buckets(*metrics: str) -> Source:
-    return Source(latency.histogram_increases, metrics)
+    return Source(latency.histogram_states, metrics)
 
 
 _BILLED = (_ATTEMPTS, _ENGINES)
