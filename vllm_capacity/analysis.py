@@ -91,12 +91,16 @@ class Analysis:
         start: datetime | None = None,
         end: datetime | None = None,
         assumptions: Assumptions | None = None,
+        *,
+        exact: bool = False,
     ) -> Self:
         """The analysis of the window, or of what of it lies in [start, end).
 
-        InputError where nothing of it does.
+        `exact` reads every row of a long range too. InputError where nothing of the window lies in
+        the range.
         """
-        return cls(window, window.clamp(start, end), assumptions or Assumptions())
+        read = window.remembering() if exact else window
+        return cls(read, window.clamp(start, end), assumptions or Assumptions())
 
     # --- frames ---------------------------------------------------------------------------------
 
@@ -473,6 +477,7 @@ class Analysis:
                 self.time_range.hours,
                 self.engines.height,
                 sum(self.presence.values()),
+                self.window.resolution,
             ),
             requests=_requests(self.counters, self.losses),
             tokens=_tokens(self.counters, self.losses),

@@ -31,7 +31,9 @@ class WindowExtent(Record):
     """The time that was judged, and the engines in it.
 
     `mean_engines` is how many were there on average: each counts for the share of the billed time
-    in which it was.
+    in which it was. `resolution` is what figures are made of: every `scrape`, the `minute`s of a
+    thinned pull, or what each `hour` of a long range left behind (exact but for means of gauges;
+    steps are minutes).
     """
 
     start: datetime
@@ -39,6 +41,7 @@ class WindowExtent(Record):
     hours: float
     engines: int
     mean_engines: float
+    resolution: str = "scrape"
 
 
 @dataclass(frozen=True, repr=False)

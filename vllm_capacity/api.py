@@ -93,11 +93,13 @@ class Window:
         gpus_per_engine: float = 1.0,
         price_rules: str | Path | None = None,
         price_note: str = "",
+        exact: bool = False,
     ) -> Analysis:
         """The analysis of this time range under these assumptions.
 
         `price`: USD per GPU-hour, or words of a row of gpu_prices.csv; `price_rules`: a mapping
-        file, in its place. Without a price money stays unknown. InputError for what is no price,
+        file, in its place. Without a price money stays unknown. `exact`: read every scrape of a
+        range over six hours, too. InputError for what is no price,
         target or GPU count.
         """
         if slo is not None and not isinstance(slo, Slo):
@@ -108,7 +110,8 @@ class Window:
             ),
             slo or Slo(),
         )
-        return Analysis(self.opened.remembering(), self.time_range, assumed)
+        read = self.opened.remembering() if exact else self.opened
+        return Analysis(read, self.time_range, assumed)
 
     def __repr__(self) -> str:
         """Name, models, engines and time in a line."""

@@ -77,8 +77,18 @@ class _LazyGroup(click.Group):
 
 @click.group(cls=_LazyGroup)
 @click.version_option(package_name="vllm-capacity")
-def cli() -> None:
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    help="Memory an answer may take, as 4GB; half of what the machine has without it.",
+)
+def cli(memory_limit: str | None) -> None:
     """Capacity and cost planning for self-hosted LLM inference on vLLM."""
+    if memory_limit is not None:
+        from vllm_capacity.telemetry.memory import MEMORY_LIMIT, parse_size
+
+        parse_size(memory_limit)
+        os.environ[MEMORY_LIMIT] = memory_limit  # papermill's kernel keeps to it, too
 
 
 @contextmanager

@@ -53,6 +53,11 @@ _OPTIONS = (
     click.option("--start", help="Start time, ISO 8601; UTC without an offset."),
     click.option("--end", help="End time; a sample at it is outside."),
     click.option(
+        "--exact",
+        is_flag=True,
+        help="Read every scrape of a range over six hours, too: slower, in steps under a minute.",
+    ),
+    click.option(
         "--usd-per-hour", type=float, callback=bounded, help="Price of one GPU for an hour."
     ),
     click.option("--price", help="A row of data/gpu_prices.csv, matched by words in it."),
@@ -123,4 +128,4 @@ def analysis_of(window: str, given: Mapping[str, Any], *, verify: bool = False) 
     start, end = (
         None if given[name] is None else parse_instant(given[name]) for name in ("start", "end")
     )
-    return Analysis.of(opened, start, end, assumptions_of(given))
+    return Analysis.of(opened, start, end, assumptions_of(given), exact=given["exact"])

@@ -25,6 +25,7 @@ import polars as pl
 from vllm_capacity.figures import traffic
 from vllm_capacity.figures.pieces import NO_BASE, Base, Piece, computed, pieces_of, stored
 from vllm_capacity.telemetry.manifest import as_pattern, digest
+from vllm_capacity.telemetry.memory import limited_connection
 from vllm_capacity.telemetry.shelf import Entry, Shelf
 from vllm_capacity.telemetry.window import Window, asked, query_text
 from vllm_capacity.timerange import TimeRange
@@ -60,6 +61,11 @@ class HourlyWindow(Window):
     shelf: Shelf | None = None
     """Keeps others from removing what the pieces left behind, as long as this is read."""
     _frames: dict[tuple[str, bool], pl.DataFrame] = field(default_factory=dict)
+
+    @property
+    def resolution(self) -> str:
+        """Figures are made of what hours left behind."""
+        return "hour"
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
         """The answer of a shipped query, asked of what the pieces left behind."""
@@ -167,8 +173,7 @@ def _base_of(frames: Mapping[str, pl.DataFrame]) -> Base:
 
 def _connected(window: Window, pieces: Sequence[Kept]) -> duckdb.DuckDBPyConnection:
     """Views of the rows at the ends of pieces, under the names of a window's tables."""
-    connection = duckdb.connect(":memory:")
-    connection.execute("set TimeZone = 'UTC'")
+    connection = limited_connection()
     for table in _SMALL:
         paths = [as_pattern(path) for path in window.manifest.paths(table)]
         connection.read_parquet(paths).to_view(table)

@@ -39,6 +39,7 @@ from vllm_capacity.facts.metrics import (
 )
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_part
+from vllm_capacity.telemetry.memory import limited_connection, require_room
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
@@ -142,6 +143,10 @@ def _hours(manifest: Manifest) -> Iterator[tuple[datetime, tuple[File, ...]]]:
 
 def computed(window: Window, piece: Piece, base: Base) -> Frames:
     """Every frame that the piece leaves behind, by name."""
+    counts = {
+        table: sum(file.rows for file in piece.files if file.table == table) for table in TABLES
+    }
+    require_room(f"The hour {piece.hour} of the window {window.name}", **counts)
     series = window.named_sql("figures", "series")
     rows = Base(*(_rows(window, piece, table) for table in TABLES))
     own = _own_window(window, series, rows, base)
@@ -185,8 +190,7 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
     What is born in it counts from 0: whether that is right, those decide who read what the piece
     leaves behind (`_growth`).
     """
-    connection = duckdb.connect(":memory:")
-    connection.execute("set TimeZone = 'UTC'")
+    connection = limited_connection()
     changed = rows.samples.filter(pl.Series(_is_changed(rows.samples, base.samples)))
     unwatched = ~pl.col("instance").is_in(
         series.filter(pl.col("metric") == "up").get_column("instance").implode()

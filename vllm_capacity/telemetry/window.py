@@ -30,6 +30,7 @@ from vllm_capacity.telemetry.manifest import (
     damaged,
     read_manifest,
 )
+from vllm_capacity.telemetry.memory import limit_bytes, limited_connection
 from vllm_capacity.timerange import TimeRange, parse_instant
 
 _EMPTY = {
@@ -69,6 +70,11 @@ class Window:
     def grain(self) -> str:
         """`scrape`: every sample is here; `minute`: thinned to first and last states."""
         return str(self.provenance.get("grain", "scrape"))
+
+    @property
+    def resolution(self) -> str:
+        """What figures are made of: each `scrape`, a thinned window's `minute`s, or `hour`s."""
+        return self.grain
 
     @property
     def is_simulated(self) -> bool:
@@ -183,6 +189,11 @@ def asked(
     cursor = connection.cursor()
     try:
         answer = pl.DataFrame(cursor.sql(query, params=dict(params) or None))
+    except duckdb.OutOfMemoryException as error:
+        raise InputError(
+            f"The window {window} cannot answer that within {limit_bytes() / 1e9:.2g} GB of "
+            "memory. Give --memory-limit more, or a shorter range by --start and --end."
+        ) from error
     except duckdb.Error as error:
         raise InputError(f"The window {window} cannot answer that query: {error}") from error
     # DuckDB names its zone Etc/UTC, polars compares zones by name.
@@ -202,8 +213,7 @@ def open_window(name_or_path: str | Path, *, verify: bool = False) -> Window:
     window that is not as it was written.
     """
     path = window_path(name_or_path)
-    connection = duckdb.connect(":memory:")
-    connection.execute("set TimeZone = 'UTC'")
+    connection = limited_connection()
     pin = Pin(path)
     manifest = read_manifest(path, connection, verify=verify)
     try:

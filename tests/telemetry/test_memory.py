@@ -1,0 +1,51 @@
+"""How much memory an answer may take, and what is said where that is too little."""
+
+import pytest
+
+from tests.figures.small_windows import gauge, small_window
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.errors import InputError
+from vllm_capacity.facts.metrics import RUNNING
+from vllm_capacity.telemetry import memory
+from vllm_capacity.telemetry.window import open_window
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        pytest.param("2GB", 2_000_000_000, id="gigabytes"),
+        pytest.param("512 MiB", 512 * 1024**2, id="powers of two"),
+        pytest.param("1.5g", 1_500_000_000, id="short"),
+        pytest.param("1500000000", 1_500_000_000, id="bytes"),
+    ],
+)
+def test_sizes_as_people_write_them(text, size):
+    assert memory.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["much", "-1GB", "1 PB", "10MB", "nan"])
+def test_what_is_no_size_or_too_small_is_refused(text):
+    with pytest.raises(InputError, match="--memory-limit"):
+        memory.parse_size(text)
+
+
+def test_the_limit_given_is_that_of_duckdb(monkeypatch):
+    monkeypatch.setenv(memory.MEMORY_LIMIT, "300MB")
+    setting = "select current_setting('memory_limit')"
+    found = memory.limited_connection().execute(setting).fetchone()
+    assert found[0].startswith("286")  # MiB
+    monkeypatch.delenv(memory.MEMORY_LIMIT)
+    assert memory.limit_bytes() > 300_000_000
+
+
+def test_an_hour_that_does_not_fit_is_refused_with_the_size_that_would_do(tmp_path, monkeypatch):
+    values = {t: 1.0 for t in range(0, 7 * 3600, 60)}
+    path = small_window(tmp_path, gauge(RUNNING, values)).path
+    monkeypatch.setenv(memory.MEMORY_LIMIT, "100MB")
+    Analysis.of(open_window(path))  # an hour of it fits
+    monkeypatch.setattr(memory, "_SAMPLE_BYTES", 10_000_000)
+    window = open_window(path)
+    for kept in (path / ".rollup").iterdir():
+        kept.rename(path / kept.name)
+    with pytest.raises(InputError, match=r"hour 2026-11-24T08 .* --memory-limit 0.7GB"):
+        Analysis.of(window)

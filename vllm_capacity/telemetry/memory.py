@@ -1,0 +1,79 @@
+"""How much memory an answer may take: half of what the machine or its control group has, or less.
+
+DuckDB keeps to the limit and writes what does not fit into a folder for temporary files; an hour of
+a window that cannot be read within it is refused before it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import duckdb
+
+from vllm_capacity.errors import InputError
+
+MEMORY_LIMIT = "VLLM_CAPACITY_MEMORY_LIMIT"
+"""The environment variable that `--memory-limit` sets."""
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_LEAST_BYTES = 100_000_000
+_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# What a row of an hour takes while it is worked on, as measured, and half as much again.
+_SAMPLE_BYTES, _HISTOGRAM_BYTES = 150, 1_200
+
+
+def limit_bytes() -> int:
+    """The limit in bytes: the given one, else half of what there is.
+
+    InputError where the given one is no size, or too small to do anything with.
+    """
+    given = os.environ.get(MEMORY_LIMIT)
+    return parse_size(given) if given else _there_bytes() // 2
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it: `2GB`, `512 MiB`, `1500000000`."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise InputError(f"No size {text!r} for --memory-limit; write it as 4GB or 512MB.")
+    number, power, binary = found.groups()
+    size = int(float(number) * (1024 if binary else 1000) ** _POWERS[power.upper()])
+    if size < _LEAST_BYTES:
+        raise InputError(f"--memory-limit is {text!r}, but no answer takes less than 100MB.")
+    return size
+
+
+def limited_connection() -> duckdb.DuckDBPyConnection:
+    """A DuckDB in memory that keeps to the limit, in UTC."""
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{limit_bytes()}B",
+        "temp_directory": str(Path(tempfile.gettempdir()) / f"vllm-capacity-spill-{os.getpid()}"),
+    }
+    connection = duckdb.connect(":memory:", config=config)
+    connection.execute("set TimeZone = 'UTC'")
+    return connection
+
+
+def require_room(what: str, *, samples: int, histograms: int) -> None:
+    """InputError, with the size that would do, where so many rows cannot be read at a time."""
+    needed, limit = samples * _SAMPLE_BYTES + histograms * _HISTOGRAM_BYTES, limit_bytes()
+    if needed > limit:
+        raise InputError(
+            f"{what} has {samples + histograms:,} rows, which take about {needed / 1e9:.2g} GB of "
+            f"memory; the limit is {limit / 1e9:.2g} GB. Give --memory-limit "
+            f"{needed / 1e9 + 0.1:.1f}GB, or use a machine that has twice that."
+        )
+
+
+def _there_bytes() -> int:
+    """The memory of this machine, or of its control group where that is less."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in _CGROUPS:
+        with suppress(OSError, ValueError):
+            whole = min(whole, int(Path(name).read_text()))
+    return whole
