@@ -16,6 +16,7 @@ from vllm_capacity.assumptions import Slo
 from vllm_capacity.facts.metrics import PREEMPTIONS
 from vllm_capacity.figures.traffic import total
 from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.arrays import highest
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.slo import slo_throughput
 
@@ -125,13 +126,13 @@ def _nearest_first(fits: Sequence[SaturationFit]) -> list[SaturationFit]:
         loads = fit.levels.loads
         if len(loads):
             return fit.regime == worst, loads.heaviest
-        return fit.regime == worst, max(j.step["running_max"] or 0.0 for j in fit.judged)
+        return fit.regime == worst, highest(fit.steps.running_max)
 
     return sorted(fits, key=nearness, reverse=True)
 
 
 def _own(steps: pl.DataFrame, engine: str) -> pl.DataFrame:
-    return pl.DataFrame(regimes.engine_rows(steps)[engine], schema=steps.schema)
+    return regimes.engine_frames(steps)[engine]
 
 
 def _minutes() -> pl.Expr:

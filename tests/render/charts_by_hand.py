@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
+import numpy as np
 import polars as pl
 from answer_by_hand import (
     ANSWER,
@@ -34,6 +35,7 @@ from vllm_capacity.verdicts.hardware.compare import Option
 from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.loads import LoadLevels
+from vllm_capacity.verdicts.saturation.regimes import judged_steps
 from vllm_capacity.verdicts.sizing import Policy
 
 Spec = dict[str, Any]
@@ -56,18 +58,18 @@ def fitted(*, fit: SaturationFit | None = None, **changes: Any) -> LoadCurve:
     """The curve of an engine r1/0, whose capacity is half of the whole window's."""
     own = SaturationFit(
         engine="r1/0",
-        judged=(),
-        curve=(),
+        steps=judged_steps(pl.DataFrame(schema=STEP_SCHEMA)),
+        curve=np.zeros(0, bool),
         levels=LoadLevels(LoadPoints.of([], []), LoadPoints.of([], []).running, ()),
         kv_limit_running=None,
         capacity=estimate(150.0, 140.0, 160.0),
         capacity_running=estimate(13.0),
         kind="measured",
         best=None,
-        slowed=(),
+        slowed=np.zeros(0, bool),
         left_out=0,
     )
-    of_fit = {field.name for field in fields(SaturationFit)} - {"curve"}
+    of_fit = {field.name for field in fields(SaturationFit)} - {"curve", "steps"}
     fit = replace(fit or own, **{name: changes.pop(name) for name in of_fit & set(changes)})
     steps = pl.DataFrame(schema=STEP_SCHEMA)
     made = {"engines": 1, "curve": CURVE, "points": STEPS, "steps": steps, "preemptions": 7.0}

@@ -14,7 +14,6 @@ from vllm_capacity.verdicts.saturation.capacity import (
 )
 from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.fit import BOUNDED, EXTRAPOLATED, engine_fits
-from vllm_capacity.verdicts.saturation.loads import usable_steps
 from vllm_capacity.verdicts.saturation.regimes import judged_steps
 
 SECONDS = 20.0
@@ -37,8 +36,7 @@ def served(arrivals_per_second, *, bend=16.0, seed=0):
 
 
 def found(steps):
-    rows = steps.rows(named=True)
-    return blocks(usable_steps(judged_steps(rows)))
+    return blocks(judged_steps(steps))
 
 
 STEADY = [1.2] * 180
@@ -146,7 +144,7 @@ def test_a_slowed_stretch_at_the_limit_is_left_out_of_the_plateau():
     fast, slow = [queued(8, 300, 4)] * 12, [queued(8, 120, 9)] * 9
     (fit,) = engine_fits(made_steps(*fast, *slow))
     assert fit.capacity.mid == pytest.approx(300)
-    assert {step.step["output_tokens_per_second"] for step in fit.slowed} == {120}
+    assert set(fit.steps.output_tokens_per_second[fit.slowed]) == {120}
 
 
 def test_a_stretch_that_begins_slowed_leaves_its_slow_beginning_out():

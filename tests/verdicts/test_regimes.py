@@ -7,12 +7,11 @@ from made_steps import made_steps, queued, steady
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.verdicts.saturation.regimes import (
     bottleneck,
-    engine_rows,
     judged_steps,
-    regimes,
     window_regime,
     worst,
 )
+from vllm_capacity.verdicts.saturation.stretches import regimes
 
 IDLE = {
     "running_mean": 0.0,
@@ -149,8 +148,7 @@ def test_no_steps_have_no_regimes():
 
 def test_bottleneck_is_that_of_the_busiest_quarter():
     steps = made_steps(*[steady(4, 100)] * 9, *[queued(8, 180, 10)] * 3)
-    (rows,) = engine_rows(steps).values()
-    judged = judged_steps(rows)
+    judged = judged_steps(steps)
     assert (window_regime(judged), bottleneck(judged)) == ("client-bound", "scheduler-bound")
 
 
@@ -163,8 +161,7 @@ def test_bottleneck_is_that_of_the_busiest_quarter():
 )
 def test_bottleneck_of_a_long_window(limited, expected):
     steps = made_steps(*[steady(4, 100)] * 60, *[queued(8, 180, 10)] * limited)
-    (rows,) = engine_rows(steps).values()
-    assert bottleneck(judged_steps(rows)) == expected
+    assert bottleneck(judged_steps(steps)) == expected
 
 
 def test_the_worst_engine_speaks_for_the_fleet():

@@ -12,6 +12,7 @@ from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom, utilization
 from vllm_capacity.verdicts.saturation.fit import engine_fits, saturation
+from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, engine_frames
 
 HELD = 297.0
 """Output tokens/s that the recorded sweep held from 32 clients on, by its own summary."""
@@ -147,7 +148,11 @@ def test_the_step_in_which_a_limit_sets_in_is_left_out_whatever_it_is_called():
     full = {"kv_cache_ratio_mean": 0.96, "kv_cache_ratio_max": 1.0}
     held = [queued(8, 150, 9, preemptions=3.0, **full)] * 3
     (fit,) = engine_fits(made_steps(steady(4, 60), setting_in, *held, seconds=60))
-    assert [j.regime for j in fit.judged] == ["client-bound", "prefill-bound", *["kv-bound"] * 3]
+    assert [BY_SEVERITY[each] for each in fit.steps.severity] == [
+        "client-bound",
+        "prefill-bound",
+        *["kv-bound"] * 3,
+    ]
     assert fit.capacity.mid == 150
 
 
@@ -290,8 +295,7 @@ def test_plateau_interval_covers_the_whole_stretch(request, name, engine, second
     window = request.getfixturevalue(name)
     steps = engine_steps(window, time_range=window.extent)
     (fit,) = (f for f in engine_fits(steps) if f.engine == engine)
-    limited = [j.step["start"] for j in fit.judged if j.regime == "kv-bound"][1:-1]
-    own = steps.filter((steps["instance"] == engine.split("/")[0]) & steps["start"].is_in(limited))
+    own = engine_frames(steps)[engine].filter(fit.steps.is_in("kv-bound"))[1:-1]
     whole, length, hits = fit.capacity.mid, seconds // 10, []
     for k in range(0, own.height - length + 1):
         time_range = saturation(own.slice(k, length))

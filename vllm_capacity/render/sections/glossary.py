@@ -53,7 +53,7 @@ from vllm_capacity.verdicts.cost import idle
 from vllm_capacity.verdicts.demand import forecast
 from vllm_capacity.verdicts.hardware import compare as options
 from vllm_capacity.verdicts.quality import report as quality
-from vllm_capacity.verdicts.saturation import advice, capacity, loads, regimes, slo
+from vllm_capacity.verdicts.saturation import advice, capacity, plateau, regimes, slo
 from vllm_capacity.verdicts.saturation import fit as saturation
 
 Function = Callable[..., object]
@@ -314,7 +314,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "extrapolated from lighter loads, or the best minute is a lower bound. The drawn curve is "
         "a scalability law fitted to the steps, its band a 90 % bootstrap over blocks of them; the "
         f"plateau does not rest on it. {_LOAD_TEXT}",
-        (saturation.engine_fits, loads.plateau, capacity.fleet_sum),
+        (saturation.engine_fits, plateau.plateau, capacity.fleet_sum),
         _STEPS,
         (
             "saturation.capacity_output_tokens_per_second",

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from vllm_capacity.figures.gauges import Gauges
 from vllm_capacity.figures.latency import Latency
 from vllm_capacity.verdicts.quality import losses as quality_losses
 from vllm_capacity.verdicts.quality import scrapes as quality_scrapes
 from vllm_capacity.verdicts.quality import series as quality_series
 from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, span
+from vllm_capacity.verdicts.saturation.arrays import Indices, instant, summed, total
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
-from vllm_capacity.verdicts.saturation.regimes import Judged
+from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
 
 def slowed(fits: Sequence[SaturationFit]) -> list[Finding]:
@@ -24,37 +27,38 @@ def slowed(fits: Sequence[SaturationFit]) -> list[Finding]:
 
     The capacity does not rest on those steps.
     """
-    return [_finding(fit) for fit in fits if fit.slowed]
+    return [_finding(fit) for fit in fits if fit.slowed.any()]
 
 
 def _finding(fit: SaturationFit) -> Finding:
-    seconds = sum(step.seconds for step in fit.slowed)
-    tokens = sum(step.step["output_tokens_per_second"] * step.seconds for step in fit.slowed)
+    slow, steps = np.flatnonzero(fit.slowed), fit.steps
+    whole = summed(steps.seconds[slow])
+    tokens = total(steps.output_tokens_per_second[slow], steps.seconds[slow])
+    running = total(steps.running[slow], steps.seconds[slow])
     best = "" if fit.best is None else f", its best minute {fit.best.output:,.0f}"
-    running = sum((step.running or 0.0) * step.seconds for step in fit.slowed) / seconds
-    spells = _spells(fit.slowed)
+    spells = _spells(steps, slow)
     return Finding(
         check="slowed",
         severity="warning",
         count=len(spells),
         effect=(
-            f"{fit.engine}: for {seconds:,.0f} s it gave {tokens / seconds:,.0f} output tokens/s "
-            f"with {running:,.1f} requests running{best}: something outside slowed it, or it was "
-            "asked for something else. The capacity leaves that time out."
+            f"{fit.engine}: for {whole:,.0f} s it gave {tokens / whole:,.0f} output tokens/s "
+            f"with {running / whole:,.1f} requests running{best}: something outside slowed it, or "
+            "it was asked for something else. The capacity leaves that time out."
         ),
-        when="; ".join(span(spell[0].step["start"], spell[-1].step["end"]) for spell in spells),
+        when="; ".join(spells),
     )
 
 
-def _spells(steps: Sequence[Judged]) -> list[list[Judged]]:
-    """The steps in groups that follow each other without a hole."""
-    spells: list[list[Judged]] = []
-    for step in steps:
-        if spells and spells[-1][-1].step["end"] == step.step["start"]:
-            spells[-1].append(step)
-        else:
-            spells.append([step])
-    return spells
+def _spells(steps: EngineSteps, slow: Indices) -> list[str]:
+    """When the steps were that follow each other without a hole, in words."""
+    is_on = (np.diff(slow) == 1) & steps.is_next[slow[1:]]
+    firsts = slow[np.concatenate([[True], ~is_on])]
+    lasts = slow[np.concatenate([~is_on, [True]])]
+    return [
+        span(instant(steps.start[first]), instant(steps.end[last]))
+        for first, last in zip(firsts, lasts, strict=True)
+    ]
 
 
 CHECKS = (

@@ -24,9 +24,9 @@ import numpy as np
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.arrays import Floats, is_seen, or_zero, summed
 from vllm_capacity.verdicts.saturation.curve import PRIOR, LoadPoints, extrapolated_peak
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
-from vllm_capacity.verdicts.saturation.regimes import Judged
 
 MAX_NUM_SEQS = "max_num_seqs"
 KV_MEMORY = "KV memory"
@@ -67,13 +67,15 @@ def advice(
 
 def _engine_advice(fit: SaturationFit, hit_ratio: float | None) -> list[Advice]:
     limit = fit.bottleneck
-    limited = [j for j in fit.judged if j.regime == limit]
-    busy = sum(j.seconds for j in fit.judged if j.regime != regimes.IDLE)
-    seconds = sum(j.seconds for j in limited)
-    if limit is None or seconds < _MIN_LIMITED_SHARE * busy:
+    if limit is None:
+        return []
+    steps, limited = fit.steps, fit.steps.is_in(limit)
+    busy = summed(steps.seconds[~steps.is_in(regimes.IDLE)])
+    seconds = summed(steps.seconds[limited])
+    if seconds < _MIN_LIMITED_SHARE * busy:
         return []
     share = f"{limit} for {seconds:,.0f} s, {100 * seconds / busy:.0f} % of its busy time"
-    running, waiting = _mean(limited, "running_mean"), _mean(limited, "waiting_mean")
+    running, waiting = _mean(steps.running_mean[limited]), _mean(steps.waiting_mean[limited])
     queue = f"{share}; {running:,.1f} requests ran and {waiting:,.1f} waited"
     if limit == regimes.SCHEDULER:
         most = min(running + waiting, fit.kv_limit_running or math.inf)
@@ -147,14 +149,16 @@ def _idle_replicas(fits: Sequence[SaturationFit]) -> list[Advice]:
 
 
 def _busiest_output(fits: Sequence[SaturationFit]) -> float:
-    totals: dict[object, float] = {}
+    """The most output tokens/s of all engines together in a step that begins at one time."""
+    starts = np.unique(np.concatenate([fit.steps.start for fit in fits]))
+    totals = np.zeros(len(starts))
     for fit in fits:
-        for judged in fit.judged:
-            start = judged.step["start"]
-            totals[start] = totals.get(start, 0.0) + (judged.step["output_tokens_per_second"] or 0)
-    return max(totals.values(), default=0.0)
+        own = np.searchsorted(starts, fit.steps.start)
+        totals[own] += or_zero(fit.steps.output_tokens_per_second)
+    return float(totals.max(initial=0.0))
 
 
-def _mean(judged: Sequence[Judged], column: str) -> float:
-    seen = [j.step[column] for j in judged if j.step[column] is not None]
-    return sum(seen) / len(seen) if seen else 0.0
+def _mean(values: Floats) -> float:
+    """The mean of what was observed, a step each; 0 for nothing."""
+    seen = values[is_seen(values)]
+    return summed(seen) / len(seen) if len(seen) else 0.0

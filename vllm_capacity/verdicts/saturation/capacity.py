@@ -26,22 +26,31 @@ Source: the index of dispersion, Cox and Lewis 1966, §6.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vllm_capacity.estimate import Estimate, Kind, total
+from vllm_capacity.verdicts.saturation.arrays import (
+    Floats,
+    Mask,
+    highest,
+    is_seen,
+    summed,
+    time_mean,
+)
+from vllm_capacity.verdicts.saturation.best_minute import BestMinute
 from vllm_capacity.verdicts.saturation.curve import (
     FARTHEST_LOAD,
     MIN_LOADS,
     MIN_SPAN,
-    Floats,
     LoadPoints,
     PeakEstimate,
 )
-from vllm_capacity.verdicts.saturation.loads import MIN_PLATEAU_SECONDS, BestMinute, Mask
-from vllm_capacity.verdicts.saturation.regimes import LIMITS, Judged
+from vllm_capacity.verdicts.saturation.loads import usable_steps
+from vllm_capacity.verdicts.saturation.plateau import MIN_PLATEAU_SECONDS
+from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
 _BLOCK_SECONDS = 60.0
 _LIFETIMES = 2.0
@@ -68,34 +77,22 @@ class Blocks:
         return len(self.seconds)
 
 
-def blocks(steps: Sequence[Judged]) -> Blocks | None:
+def blocks(steps: EngineSteps) -> Blocks | None:
     """Blocks of a minute, two request lifetimes and five requests or more; None for too little.
 
-    `steps` are usable ones of one engine, in time order; a block may span a hole.
+    They are of the usable steps of one engine; a block may span a hole.
     """
-    seen = [
-        step
-        for step in steps
-        if step.step["requests_per_second"] is not None and step.running is not None
-    ]
-    columns = np.asarray(
-        [
-            (
-                one.seconds,
-                one.step["requests_per_second"] * one.seconds,
-                (one.running or 0.0) * one.seconds,
-                one.step["output_tokens_per_second"] * one.seconds,
-            )
-            for one in seen
-        ],
-        float,
-    ).reshape(len(seen), 4)
-    seconds, requests, running, _ = columns.sum(0)
+    is_known = is_seen(steps.requests_per_second) & is_seen(steps.running)
+    seen = np.flatnonzero(usable_steps(steps) & is_known)
+    seconds = steps.seconds[seen]
+    rates = (steps.requests_per_second, steps.running, steps.output_tokens_per_second)
+    columns = np.column_stack([seconds, *(rate[seen] * seconds for rate in rates)])
+    whole, requests, running, _ = columns.sum(0)
     if not requests:
         return None
-    least = max(_BLOCK_SECONDS, _LIFETIMES * running / requests, _LEAST_COUNT * seconds / requests)
-    begun = np.cumsum(columns[:, 0]) - columns[:, 0]
-    _, firsts = np.unique(np.floor(begun / least), return_index=True)
+    least = max(_BLOCK_SECONDS, _LIFETIMES * running / requests, _LEAST_COUNT * whole / requests)
+    begun = np.cumsum(seconds) - seconds
+    firsts = np.flatnonzero(np.diff(np.floor(begun / least), prepend=-1))
     if len(firsts) < _MIN_BLOCKS:
         return None
     return Blocks(*np.add.reduceat(columns, firsts, axis=0).T)
@@ -256,9 +253,9 @@ def extrapolated_running(capacity: Estimate, loads: LoadPoints, kv_limit: float 
     )
 
 
-def steady(judged: Sequence[Judged]) -> Estimate:
+def steady(steps: EngineSteps) -> Estimate:
     """Unknown, since the load was steady: what it was, and what load would tell."""
-    most = max((j.running or 0.0 for j in judged), default=0.0)
+    most = highest(steps.running)
     return Estimate.unknown(
         f"the load was steady: requests came at a rate that varied no more than chance, up to "
         f"{most:,.1f} running requests. It takes different loads, one of them until requests wait, "
@@ -266,9 +263,9 @@ def steady(judged: Sequence[Judged]) -> Estimate:
     )
 
 
-def bursts(judged: Sequence[Judged]) -> Estimate:
+def bursts(steps: EngineSteps) -> Estimate:
     """Unknown, since no load lasted: it came in bursts."""
-    most = max((j.running or 0.0 for j in judged), default=0.0)
+    most = highest(steps.running)
     return Estimate.unknown(
         f"the load came in bursts, up to {most:,.1f} running requests, none of which lasted. It "
         "takes loads that last for minutes, one of them until requests wait, to see where "
@@ -311,11 +308,11 @@ def slowed_at_limit(held: Estimate) -> Estimate:
     )
 
 
-def too_light(judged: Sequence[Judged]) -> Estimate:
+def too_light(steps: EngineSteps) -> Estimate:
     """Unknown, with why no step of an engine is a point of a curve, and what load would be."""
-    seen = [j for j in judged if j.step["running_mean"] is not None]
-    most = max((j.step["running_max"] or 0.0 for j in seen), default=0.0)
-    output = max((j.step["output_tokens_per_second"] or 0.0 for j in seen), default=0.0)
+    seen = is_seen(steps.running_mean)
+    most = highest(steps.running_max[seen])
+    output = highest(steps.output_tokens_per_second[seen])
     if not most and output > 0:
         return Estimate.unknown(
             f"no scrape caught a request running, yet up to {output:,.0f} output tokens/s came "
@@ -327,7 +324,7 @@ def too_light(judged: Sequence[Judged]) -> Estimate:
             "nothing ran in the steps observed, so there is no load to judge by; it takes three "
             f"steady loads, up to about {_LEAST_TELLING:.0f} running requests"
         )
-    mean = sum(j.step["running_mean"] * j.seconds for j in seen) / sum(j.seconds for j in seen)
+    mean = time_mean(steps.running_mean, steps.seconds)
     return Estimate.unknown(
         f"the load was too light or too uneven for a curve: {mean:,.2f} requests ran on average, "
         f"at most {most:,.0f} at once; it takes minutes of steady load, up to about "
@@ -335,9 +332,9 @@ def too_light(judged: Sequence[Judged]) -> Estimate:
     )
 
 
-def too_short(unknown: Estimate, judged: Sequence[Judged]) -> Estimate:
+def too_short(unknown: Estimate, steps: EngineSteps) -> Estimate:
     """The unknown estimate, saying too for how long the server was the limit, if it was at all."""
-    seconds = sum(j.seconds for j in judged if j.regime in LIMITS)
+    seconds = summed(steps.seconds[steps.is_limited])
     if not seconds:
         return unknown
     if seconds >= MIN_PLATEAU_SECONDS:

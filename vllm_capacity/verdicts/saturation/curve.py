@@ -40,9 +40,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from vllm_capacity.verdicts.saturation.arrays import Floats, Mask
 
 KV_FULL_RATIO = 0.96
 """Mean KV usage of a server that the cache limits: it flickers below 1 as requests leave."""
@@ -252,9 +251,7 @@ def _growth(bend: Floats, shape: Floats, reach: Floats) -> Floats:
     return np.asarray(np.log(reach) - drag / shape)
 
 
-def _reaches(
-    heaviest: float, kv_limit: float | None, prior: Prior
-) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+def _reaches(heaviest: float, kv_limit: float | None, prior: Prior) -> tuple[Floats, Floats, Mask]:
     """Where the peak may lie: × the heaviest load, weight, whether the KV cache sets it."""
     if kv_limit is None or kv_limit >= prior.farthest * heaviest:
         free = np.exp(np.linspace(0, np.log(prior.farthest), 13))

@@ -4,7 +4,7 @@ Told in words:
 
 1. Every step of every engine gets a regime (`regimes.py`).
 2. Where the server was the limit for a minute or more, its capacity is what it held then: the
-   plateau (`loads.py`). That is a measurement.
+   plateau (`plateau.py`). That is a measurement.
 3. Else, where the load varied by cause and throughput bent (`identifiable.py`), the loads it saw
    are points of a curve (`curve.py`), and the peak is extrapolated with the interval its bend
    allows, cut where the KV cache would be full.
@@ -31,6 +31,8 @@ from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures.steps import Schema
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.arrays import Mask, time_mean
+from vllm_capacity.verdicts.saturation.best_minute import BestMinute, best_minute
 from vllm_capacity.verdicts.saturation.capacity import (
     best_minute_bound,
     blocks,
@@ -64,20 +66,15 @@ from vllm_capacity.verdicts.saturation.curve import (
     kv_limit_running,
 )
 from vllm_capacity.verdicts.saturation.loads import (
-    BestMinute,
     LoadLevels,
     StepColumns,
-    best_minute,
-    ceiling,
     curve_steps,
-    is_denied,
     load_bands,
     load_levels,
-    plateau,
-    slowed,
-    usable_steps,
 )
-from vllm_capacity.verdicts.saturation.regimes import Judged
+from vllm_capacity.verdicts.saturation.plateau import ceiling, is_denied, plateau, slowed
+from vllm_capacity.verdicts.saturation.regimes import EngineSteps
+from vllm_capacity.verdicts.saturation.stretches import regime_frame
 
 CURVE_SCHEMA: Schema = {
     "running_requests": pl.Float64,
@@ -200,36 +197,37 @@ class SaturationFit:
     `kind` says how the capacity was found (`KINDS`), `best` is the best minute. `kv_limit_running`
     is where the KV cache would be full, None if not told. `slowed` are the steps that gave far less
     than they should have: at the limit, than the best minute; below it, than lighter and heavier
-    loads let expect. `left_out` counts the steps with a gap or restart, which no
-    figure of the curve uses.
+    loads let expect. `curve` are those that are points of the curve. `left_out` counts the steps
+    with a gap or restart, which no figure of the curve uses.
     """
 
     engine: str
-    judged: tuple[Judged, ...]
-    curve: tuple[Judged, ...]
+    steps: EngineSteps
+    curve: Mask
     levels: LoadLevels
     kv_limit_running: float | None
     capacity: Estimate
     capacity_running: Estimate
     kind: str
     best: BestMinute | None
-    slowed: tuple[Judged, ...]
+    slowed: Mask
     left_out: int
 
     @property
     def regime(self) -> str:
         """The regime of most non-idle time."""
-        return regimes.window_regime(self.judged)
+        return regimes.window_regime(self.steps)
 
     @property
     def heaviest_running(self) -> float | None:
         """The most requests that ran in a step of the curve, on average; None without one."""
-        return max((point.step["running_mean"] for point in self.curve), default=None)
+        running = self.steps.running_mean[self.curve]
+        return float(running.max()) if len(running) else None
 
     @property
     def bottleneck(self) -> str | None:
         """What limited longest in the busiest quarter of the steps, or None."""
-        return regimes.bottleneck(self.judged)
+        return regimes.bottleneck(self.steps)
 
     def curve_frame(self, *, seed: int = 0) -> pl.DataFrame:
         """The fitted law with its 90 % band: running_requests, low, mid, high (output tokens/s).
@@ -260,10 +258,10 @@ class SaturationFit:
 
     def _resampled(self, seed: int) -> list[LoadPoints]:
         """The loads of as many resamples, in blocks of consecutive points."""
-        count = len(self.curve)
+        curve = StepColumns.of(self.steps, self.curve)
+        count = len(curve.running)
         if not count:
             return []
-        curve = StepColumns.of(self.curve)
         rng = np.random.default_rng(seed)
         found = []
         for _ in range(_CURVE_RESAMPLES):
@@ -276,8 +274,8 @@ class SaturationFit:
 def engine_fits(steps: pl.DataFrame, *, seed: int = 0) -> tuple[SaturationFit, ...]:
     """A fit of each engine of `steps` (`STEP_SCHEMA`), ordered by name; empty for no steps."""
     return tuple(
-        _engine_fit(engine, regimes.judged_steps(rows), seed)
-        for engine, rows in regimes.engine_rows(steps).items()
+        _engine_fit(engine, regimes.judged_steps(own), seed)
+        for engine, own in regimes.engine_frames(steps).items()
     )
 
 
@@ -304,7 +302,7 @@ def saturation(
         regime=regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
         bottleneck=regimes.worst(limits) if limits else None,
         regimes=tuple(
-            Stretch(**row) for f in fits for row in regimes.regime_rows(f.engine, f.judged)
+            Stretch(*row) for f in fits for row in regime_frame(f.engine, f.steps).iter_rows()
         ),
         capacity_kind=_fleet_kind(capacity, fits),
         capacity_output_tokens_per_second=capacity,
@@ -320,69 +318,68 @@ def _fleet_kind(capacity: Estimate, fits: Sequence[SaturationFit]) -> str:
     return max((f.kind for f in fits), key=KINDS.index, default=UNKNOWN)
 
 
-def _engine_fit(engine: str, judged: Sequence[Judged], seed: int) -> SaturationFit:
-    curve = curve_steps(judged)
-    levels = load_levels(StepColumns.of(curve))
+def _engine_fit(engine: str, steps: EngineSteps, seed: int) -> SaturationFit:
+    curve = curve_steps(steps)
+    levels = load_levels(StepColumns.of(steps, curve))
     loads = levels.loads
     kv_limit = kv_limit_running(loads.running, levels.kv_ratio) if len(loads) else None
-    best = best_minute(judged)
-    measured = plateau(judged, best=best, seed=seed)
+    best = best_minute(steps)
+    slow = slowed(steps, best)
+    measured = plateau(steps, best=best, slow=slow, seed=seed)
     if measured is not None and is_denied(measured, best):
         capacity, running = best_minute_bound(best, slowed_at_limit(measured.output))
         kind = BOUNDED
     elif measured is not None:
         capacity, running, kind = measured.output, measured.running, MEASURED
     else:
-        capacity, running, kind = _not_reached(judged, loads, kv_limit, best)
-    left_out = sum(bool(j.step["is_gap"] or j.step["is_restart"]) for j in judged)
+        capacity, running, kind = _not_reached(steps, loads, kv_limit, best)
     return SaturationFit(
         engine=engine,
-        judged=tuple(judged),
-        curve=tuple(curve),
+        steps=steps,
+        curve=curve,
         levels=levels,
         kv_limit_running=kv_limit,
         capacity=capacity,
         capacity_running=running,
         kind=kind,
         best=best,
-        slowed=tuple(slowed(judged, best) or _dip(curve, loads)),
-        left_out=left_out,
+        slowed=slow if slow.any() else _dip(steps, curve, loads),
+        left_out=int(np.count_nonzero(steps.is_gap | steps.is_restart)),
     )
 
 
-def _dip(curve: Sequence[Judged], loads: LoadPoints) -> list[Judged]:
+def _dip(steps: EngineSteps, curve: Mask, loads: LoadPoints) -> Mask:
     """The steps of the load at which output fell below what its neighbors let expect."""
-    dip = dipped(loads)
-    band = next((b for b in load_bands(curve) if dip and _median_running(b) == dip), [])
-    return list(band)
-
-
-def _median_running(band: Sequence[Judged]) -> float:
-    return float(np.median([point.running for point in band]))
+    found, dip = np.zeros(len(steps), bool), dipped(loads)
+    for band in load_bands(steps, curve) if dip is not None else []:
+        if np.median(steps.running[band]) == dip:
+            found[band] = True
+            break
+    return found
 
 
 def _not_reached(
-    judged: Sequence[Judged], loads: LoadPoints, kv_limit: float | None, best: BestMinute | None
+    steps: EngineSteps, loads: LoadPoints, kv_limit: float | None, best: BestMinute | None
 ) -> tuple[Estimate, Estimate, str]:
     """Capacity, its running requests and their kind, of an engine without a plateau."""
-    capacity = _extrapolated(judged, loads, kv_limit, best)
+    capacity = _extrapolated(steps, loads, kv_limit, best)
     if capacity.is_known:
         return capacity, extrapolated_running(capacity, loads, kv_limit), EXTRAPOLATED
-    capacity, running = best_minute_bound(best, too_short(capacity, judged))
+    capacity, running = best_minute_bound(best, too_short(capacity, steps))
     return capacity, running, BOUNDED if capacity.is_bound else UNKNOWN
 
 
 def _extrapolated(
-    judged: Sequence[Judged], loads: LoadPoints, kv_limit: float | None, best: BestMinute | None
+    steps: EngineSteps, loads: LoadPoints, kv_limit: float | None, best: BestMinute | None
 ) -> Estimate:
     """The peak by how the curve bends, where the window can tell it; else unknown, with why."""
     if not len(loads):
-        return too_light(judged)
-    found = blocks(usable_steps(judged))
+        return too_light(steps)
+    found = blocks(steps)
     if found is None or not is_load_varied(found):
-        return steady(judged)
+        return steady(steps)
     if not is_load_lasting(found):
-        return bursts(judged)
+        return bursts(steps)
     if not has_bent(found):
         return unbent(loads)
     dip = dipped(loads)
@@ -390,14 +387,14 @@ def _extrapolated(
         return uneven(dip)
     if is_easing(loads):
         return easing(loads)
-    peak_estimate = extrapolated_peak(loads, kv_limit, prior=_prior(judged, loads))
+    peak_estimate = extrapolated_peak(loads, kv_limit, prior=_prior(steps, loads))
     peak = extrapolated(peak_estimate, loads, kv_limit)
     return peak if best is None else no_less(peak, best)
 
 
-def _prior(judged: Sequence[Judged], loads: LoadPoints) -> Prior:
+def _prior(steps: EngineSteps, loads: LoadPoints) -> Prior:
     """The usual prior; no peak lies past the load at which the server held requests back."""
-    most = ceiling(judged)
+    most = ceiling(steps)
     if most is None:
         return WINDOW_PRIOR
     farthest = min(WINDOW_PRIOR.farthest, max(1.0, most / loads.heaviest))
@@ -406,13 +403,6 @@ def _prior(judged: Sequence[Judged], loads: LoadPoints) -> Prior:
 
 def _output_rate(fits: Sequence[SaturationFit]) -> float | None:
     """Mean output tokens/s over time, engines added; None where no step observed it."""
-    rates = []
-    for fit in fits:
-        seen = [
-            (j.step["output_tokens_per_second"], j.seconds)
-            for j in fit.judged
-            if j.step["output_tokens_per_second"] is not None
-        ]
-        if seen:
-            rates.append(sum(x * s for x, s in seen) / sum(s for _, s in seen))
-    return sum(rates) if rates else None
+    rates = [time_mean(fit.steps.output_tokens_per_second, fit.steps.seconds) for fit in fits]
+    known = [rate for rate in rates if rate is not None]
+    return sum(known) if known else None

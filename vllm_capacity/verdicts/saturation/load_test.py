@@ -15,18 +15,18 @@ import polars as pl
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.arrays import Floats, Mask
 from vllm_capacity.verdicts.saturation.capacity import extrapolated, extrapolated_running
 from vllm_capacity.verdicts.saturation.curve import (
     PRIOR,
     SAME_LOAD,
-    Floats,
     LoadPoints,
     PeakEstimate,
     extrapolated_peak,
     kv_limit_running,
 )
 from vllm_capacity.verdicts.saturation.fit import EXTRAPOLATED, MEASURED, UNKNOWN, Saturation
-from vllm_capacity.verdicts.saturation.loads import Mask, on_plateau
+from vllm_capacity.verdicts.saturation.loads import on_plateau
 
 _KV_FULL_RATIO = 0.9
 _ROWS_A_LOAD = 1.5

@@ -30,10 +30,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from enum import IntEnum
+from functools import cached_property
 
+import numpy as np
 import polars as pl
-from polars.datatypes import DataTypeClass
+
+from vllm_capacity.verdicts.saturation.arrays import (
+    Codes,
+    Floats,
+    Indices,
+    Instants,
+    Mask,
+    group_middles,
+    group_sums,
+    highest,
+    is_nonzero,
+    is_seen,
+    or_zero,
+    summed,
+    sums_around,
+)
 
 IDLE = "idle"
 CLIENT = "client-bound"
@@ -44,18 +61,12 @@ UNKNOWN = "unknown"
 LIMITS = (KV, PREFILL, SCHEDULER)
 """The regimes in which the server, not its clients, sets the throughput."""
 
-REGIME_SCHEMA: dict[str, DataTypeClass | pl.DataType] = {
-    "start": pl.Datetime("us", "UTC"),
-    "end": pl.Datetime("us", "UTC"),
-    "engine": pl.String,
-    "regime": pl.String,
-    "evidence": pl.String,
-}
-
 KV_FULL_RATIO = 0.9
 """From here on the KV cache counts as full, where requests wait or are preempted."""
 
-_SEVERITY = (IDLE, CLIENT, UNKNOWN, SCHEDULER, PREFILL, KV)
+BY_SEVERITY = (IDLE, CLIENT, UNKNOWN, SCHEDULER, PREFILL, KV)
+"""The regimes, the most limiting last."""
+
 _KV_TIGHT_RATIO = 0.75
 _QUEUE_SHARE = 0.5
 _CEILING_SHARE = 0.8
@@ -73,269 +84,339 @@ _LEAST_FLAT_BAND = round(math.log(2.0) / math.log(_BAND))
 MAX_RUNNING_NOISE = 0.15
 """Above this `running_noise_ratio`, a step's load is too poorly known to be a point of a curve."""
 
-Row = dict[str, Any]
+
+class Cause(IntEnum):
+    """Why a step is in its regime: the rule of this module's words that fit."""
+
+    UNOBSERVED = 0
+    IDLE = 1
+    KV = 2
+    SCHEDULER = 3
+    PREFILL = 4
+    KV_UNOBSERVED = 5
+    THINNED = 6
+    STALLED = 7
+    DECODE = 8
+    CLIENT = 9
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One step of one engine with its regime, and the reason within the regime (`cause`).
+_REGIMES: Mapping[Cause, str] = {
+    Cause.UNOBSERVED: UNKNOWN,
+    Cause.IDLE: IDLE,
+    Cause.KV: KV,
+    Cause.SCHEDULER: SCHEDULER,
+    Cause.PREFILL: PREFILL,
+    Cause.KV_UNOBSERVED: UNKNOWN,
+    Cause.THINNED: UNKNOWN,
+    Cause.STALLED: UNKNOWN,
+    Cause.DECODE: UNKNOWN,
+    Cause.CLIENT: CLIENT,
+}
+_SEVERITIES = np.array([BY_SEVERITY.index(_REGIMES[cause]) for cause in Cause], np.int8)
+_LEAST_LIMIT = min(map(BY_SEVERITY.index, LIMITS))
 
-    `running` is the mean number of running requests, by Little's law where it can be had
-    (`running_loads`), else the mean of the gauge; None where neither was observed.
+
+@dataclass(frozen=True, eq=False)
+class EngineSteps:
+    """The judged steps of one engine in time order, an array per column of `STEP_SCHEMA`.
+
+    What was not observed is nan. `cause` is a `Cause` each. `running` is the mean number of running
+    requests, by Little's law where it can be had (`is_running_exact`, `running_loads`), else the
+    mean of the gauge.
     """
 
-    step: Row
-    regime: str
-    cause: str
-    running: float | None = None
-    is_running_exact: bool = False
+    start: Instants
+    end: Instants
+    scrapes: Indices
+    running_mean: Floats
+    running_max: Floats
+    waiting_mean: Floats
+    waiting_max: Floats
+    waiting_share: Floats
+    at_ceiling_share: Floats
+    kv_cache_ratio_mean: Floats
+    kv_cache_ratio_max: Floats
+    output_tokens_per_second: Floats
+    best_minute_tokens_per_second: Floats
+    requests_per_second: Floats
+    prompt_tokens_per_second: Floats
+    preemptions: Floats
+    ttft_p95_seconds: Floats
+    itl_p95_seconds: Floats
+    itl_mean_seconds: Floats
+    is_gap: Mask
+    is_restart: Mask
+    seconds: Floats
+    running: Floats
+    is_running_exact: Mask
+    cause: Codes
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def column(self, name: str) -> Floats:
+        """A column by its name in `STEP_SCHEMA`."""
+        found: Floats = getattr(self, name)
+        return found
+
+    @cached_property
+    def severity(self) -> Codes:
+        """The regime of each step as its place among the regimes, the most limiting last."""
+        return _SEVERITIES[self.cause]
 
     @property
-    def seconds(self) -> float:
-        """Length of the step."""
-        return float((self.step["end"] - self.step["start"]).total_seconds())
+    def is_limited(self) -> Mask:
+        """In which steps the server was the limit."""
+        return np.asarray(self.severity >= _LEAST_LIMIT)
+
+    @cached_property
+    def is_next(self) -> Mask:
+        """Whether each step follows the one before without a hole; one longer, the ends False."""
+        found = np.zeros(len(self) + 1, bool)
+        found[1:-1] = self.end[:-1] == self.start[1:]
+        return found
+
+    def is_in(self, regime: str) -> Mask:
+        """Which steps are in that regime."""
+        return np.asarray(self.severity == BY_SEVERITY.index(regime))
 
 
-def engine_rows(steps: pl.DataFrame) -> dict[str, list[Row]]:
-    """The steps of each engine, in time order, under its name `instance/engine`."""
-    ordered = steps.sort("instance", "engine", "start")
-    groups: dict[str, list[Row]] = {}
-    for row in ordered.iter_rows(named=True):
-        groups.setdefault(f"{row['instance']}/{row['engine']}", []).append(row)
-    return groups
+def engine_frames(steps: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The steps of each engine, in time order, under its name `instance/engine`.
 
-
-def judged_steps(rows: Sequence[Row]) -> list[Judged]:
-    """Each step of one engine with its regime; rows in time order."""
-    ceiling = max((row["running_max"] or 0.0 for row in rows), default=0.0)
-    flat = _flat_bands(rows)
-    judged = []
-    shares, loads = _ceiling_shares(rows), running_loads(rows)
-    for row, share, load in zip(rows, shares, loads, strict=True):
-        regime, cause = _regime({**row, "at_ceiling_share": share}, ceiling)
-        if regime == CLIENT and not row["waiting_share"] and _band(row["running_mean"]) in flat:
-            regime, cause = UNKNOWN, "decode"
-        running = row["running_mean"] if load is None else load
-        judged.append(Judged(row, regime, cause, running, load is not None))
-    return _joined_flickers(judged)
-
-
-def running_loads(rows: Sequence[Row]) -> list[float | None]:
-    """The mean running requests of each step by Little's law; None where it cannot be had.
-
-    Output tokens/s × mean inter-token latency is the mean number of requests that decode, exactly:
-    both are sums over tokens, where the gauge is a few samples. Times how many run for each that
-    decodes (by the gauges of all steps together), which counts those whose prompt is being read.
+    They are slices of the frame where the steps of each engine stand together, as those of an
+    analysis do: a month of many engines is not copied.
     """
-    decoding = [_decoding(row) for row in rows]
-    seen = [
-        (row["running_mean"] * row["scrapes"], each * row["scrapes"])
-        for row, each in zip(rows, decoding, strict=True)
-        if each is not None and row["running_mean"] is not None and row["scrapes"]
-    ]
-    ran, decoded = (sum(column) for column in zip(*seen, strict=True)) if seen else (0.0, 0.0)
+    engine = ["instance", "engine"]
+    runs = (
+        steps.select(run=pl.struct(engine).rle())
+        .unnest("run")
+        .unnest("value")
+        .with_columns(first=pl.col("len").cum_sum() - pl.col("len"))
+    )
+    if runs.select(engine).is_duplicated().any():
+        return engine_frames(steps.sort(*engine, "start"))
+    ordered = runs.select(*engine, "first", "len").sort(engine)
+    return {
+        f"{instance}/{name}": _in_order(steps.slice(first, count))
+        for instance, name, first, count in ordered.iter_rows()
+    }
+
+
+def _in_order(steps: pl.DataFrame) -> pl.DataFrame:
+    return steps if steps["start"].is_sorted() else steps.sort("start")
+
+
+def judged_steps(steps: pl.DataFrame) -> EngineSteps:
+    """Each step of one engine with its regime; rows of `STEP_SCHEMA` in time order."""
+    judged = _unjudged(steps)
+    judged = replace(judged, cause=_causes(judged))
+    return replace(judged, cause=_joined_flickers(judged))
+
+
+def _unjudged(steps: pl.DataFrame) -> EngineSteps:
+    """The columns, every cause `UNOBSERVED`."""
+    columns = {
+        name: steps[name].to_numpy()
+        for name, dtype in steps.schema.items()
+        if dtype.is_float() or dtype.is_temporal()
+    }
+    columns |= {name: steps[name].fill_null(False).to_numpy() for name in ("is_gap", "is_restart")}
+    scrapes = steps["scrapes"].fill_null(0).to_numpy()
+    decoding = columns["output_tokens_per_second"] * columns["itl_mean_seconds"]
+    loads = running_loads(decoding, columns["running_mean"], scrapes)
+    is_exact = is_seen(loads)
+    return EngineSteps(
+        **columns,
+        scrapes=scrapes,
+        seconds=(columns["end"] - columns["start"]) / np.timedelta64(1, "s"),
+        running=np.where(is_exact, loads, columns["running_mean"]),
+        is_running_exact=is_exact,
+        cause=np.full(steps.height, Cause.UNOBSERVED, np.int8),
+    )
+
+
+def running_loads(decoding: Floats, running_mean: Floats, scrapes: Indices) -> Floats:
+    """The mean running requests of each step by Little's law; nan where it cannot be had.
+
+    `decoding` is output tokens/s × mean inter-token latency, the mean number of requests that
+    decode, exactly: both are sums over tokens, where the gauge is a few samples. Times how many run
+    for each that decodes (by the gauges of all steps together), which counts those whose prompt is
+    being read.
+    """
+    seen = is_seen(decoding) & is_seen(running_mean) & (scrapes > 0)
+    ran = summed(running_mean[seen] * scrapes[seen])
+    decoded = summed(decoding[seen] * scrapes[seen])
     if not ran or not decoded:
-        return [None] * len(rows)
-    return [None if each is None else each * ran / decoded for each in decoding]
+        return np.full(len(decoding), math.nan)
+    return decoding * ran / decoded
 
 
-def _decoding(row: Row) -> float | None:
-    """Requests that decode, on average over the step: tokens/s × mean inter-token latency."""
-    if row["output_tokens_per_second"] is None or row["itl_mean_seconds"] is None:
-        return None
-    return float(row["output_tokens_per_second"] * row["itl_mean_seconds"])
-
-
-def regimes(steps: pl.DataFrame) -> pl.DataFrame:
-    """The regimes of a window: start, end, engine, regime, evidence; equal steps merged to a row.
-
-    `steps` has the columns of `STEP_SCHEMA`. Ordered by engine and time; empty for no steps.
-    """
-    found = [
-        row
-        for engine, rows in engine_rows(steps).items()
-        for row in regime_rows(engine, judged_steps(rows))
-    ]
-    return pl.DataFrame(found, schema=REGIME_SCHEMA)
-
-
-def regime_rows(engine: str, judged: Sequence[Judged]) -> list[Row]:
-    """The regimes of one engine as rows of `REGIME_SCHEMA`, in time order."""
-    return [
-        {
-            "start": stretch[0].step["start"],
-            "end": stretch[-1].step["end"],
-            "engine": engine,
-            "regime": stretch[0].regime,
-            "evidence": _evidence(stretch),
-        }
-        for stretch in stretches(judged)
-    ]
-
-
-def window_regime(judged: Sequence[Judged]) -> str:
+def window_regime(steps: EngineSteps) -> str:
     """The regime of most non-idle time of one engine; idle where nothing ever ran.
 
     Time that no scrape tells of does not count, unless there is no other.
     """
-    seen = [j for j in judged if j.cause != "unobserved"]
-    if judged and not seen:
+    seen = steps.cause != Cause.UNOBSERVED
+    if len(steps) and not seen.any():
         return UNKNOWN
-    return _most_time([j for j in seen if j.regime != IDLE]) or IDLE
+    return _most_time(steps, seen & ~steps.is_in(IDLE)) or IDLE
 
 
-def bottleneck(judged: Sequence[Judged]) -> str | None:
+def bottleneck(steps: EngineSteps) -> str | None:
     """The limit of most time in the busiest quarter of one engine's steps; None for next to none.
 
     Next to none is under a tenth of that quarter. Busy is running plus waiting; idle and unobserved
     steps are left out first.
     """
-    seen = [j for j in judged if j.regime != IDLE and j.step["running_mean"] is not None]
-    seen.sort(key=lambda j: -(j.step["running_mean"] + (j.step["waiting_mean"] or 0.0)))
-    busiest = seen[: math.ceil(len(seen) / 4)]
-    limited = [j for j in busiest if j.regime in LIMITS]
-    seconds = sum(j.seconds for j in limited)
-    is_brief = seconds < _LEAST_LIMITED_SHARE * sum(j.seconds for j in busiest)
-    return None if is_brief else _most_time(limited)
+    (seen,) = np.nonzero(~steps.is_in(IDLE) & is_seen(steps.running_mean))
+    requests = steps.running_mean[seen] + or_zero(steps.waiting_mean[seen])
+    busiest = seen[_is_among_highest(requests, math.ceil(len(seen) / 4))]
+    limited = busiest[steps.is_limited[busiest]]
+    seconds = summed(steps.seconds[limited])
+    is_brief = seconds < _LEAST_LIMITED_SHARE * summed(steps.seconds[busiest])
+    return None if is_brief else _most_time(steps, limited)
+
+
+def _is_among_highest(values: Floats, count: int) -> Mask:
+    """Which are the `count` highest values; of equal ones the first."""
+    if not count:
+        return np.zeros(len(values), bool)
+    least = np.partition(values, -count)[-count]
+    found = values > least
+    found[np.flatnonzero(values == least)[: count - found.sum()]] = True
+    return np.asarray(found)
 
 
 def worst(names: Sequence[str]) -> str:
     """The most limiting of several engines' regimes; idle for none."""
-    return max(names, key=_SEVERITY.index, default=IDLE)
+    return max(names, key=BY_SEVERITY.index, default=IDLE)
 
 
-def stretches(judged: Sequence[Judged]) -> list[list[Judged]]:
-    """Consecutive steps of one regime and cause, that follow each other without a hole."""
-    groups: list[list[Judged]] = []
-    for step in judged:
-        last = groups[-1][-1] if groups else None
-        is_same = last is not None and (last.regime, last.cause) == (step.regime, step.cause)
-        if is_same and last is not None and last.step["end"] == step.step["start"]:
-            groups[-1].append(step)
-        else:
-            groups.append([step])
-    return groups
+def _causes(steps: EngineSteps) -> Codes:
+    """Why each step is in its regime, joined to nothing yet."""
+    output, queue = steps.output_tokens_per_second, is_nonzero(steps.waiting_max)
+    is_quiet = ~(is_nonzero(steps.running_max) | queue) & (or_zero(output) <= 0)
+    is_queued = steps.waiting_share >= _QUEUE_SHARE
+    shares = _ceiling_shares(steps)
+    is_light = ~is_nonzero(steps.waiting_share)
+    rules = {
+        Cause.UNOBSERVED: (steps.scrapes == 0) | ~is_seen(steps.running_mean),
+        Cause.IDLE: is_quiet,
+        Cause.KV: _is_kv_bound(steps, shares),
+        Cause.KV_UNOBSERVED: is_queued & ~is_seen(steps.kv_cache_ratio_mean),
+        Cause.SCHEDULER: is_queued & _is_at_ceiling(steps, shares),
+        Cause.PREFILL: is_queued,
+        Cause.THINNED: ~is_seen(steps.waiting_share) & queue,
+        Cause.STALLED: (output <= 0) & (steps.running_mean >= 1),
+        Cause.DECODE: is_light & np.isin(_bands(steps.running_mean), _flat_bands(steps)),
+    }
+    causes = np.select(list(rules.values()), list(rules), default=Cause.CLIENT)
+    return causes.astype(np.int8)
 
 
-def _regime(row: Row, ceiling: float) -> tuple[str, str]:
-    if not row["scrapes"] or row["running_mean"] is None:
-        return UNKNOWN, "unobserved"
-    output = row["output_tokens_per_second"] or 0.0
-    queue_share = row["waiting_share"] or 0.0
-    if not row["running_max"] and not row["waiting_max"] and output <= 0:
-        return IDLE, "idle"
-    if _is_kv_bound(row):
-        return KV, "kv"
-    if queue_share >= _QUEUE_SHARE:
-        return _queued_regime(row, ceiling)
-    if row["waiting_share"] is None and row["waiting_max"]:
-        return UNKNOWN, "thinned"
-    if output <= 0 and row["running_mean"] >= 1 and row["output_tokens_per_second"] is not None:
-        return UNKNOWN, "stalled"
-    return CLIENT, "client"
+def _is_kv_bound(steps: EngineSteps, ceiling_shares: Floats) -> Mask:
+    mean, peak = steps.kv_cache_ratio_mean, steps.kv_cache_ratio_max
+    is_preempting = is_nonzero(steps.preemptions)
+    is_below_ceiling = or_zero(ceiling_shares) < _CEILING_SHARE
+    is_held_back = (steps.waiting_share >= _QUEUE_SHARE) & is_below_ceiling
+    is_tight, is_full = mean >= _KV_TIGHT_RATIO, mean >= KV_FULL_RATIO
+    return (peak >= _KV_TIGHT_RATIO) & (
+        (is_full & (is_preempting | is_nonzero(steps.waiting_max)))
+        | (~is_full & is_tight & (peak >= KV_FULL_RATIO) & (is_preempting | is_held_back))
+        | (~is_full & is_seen(mean) & is_preempting & is_held_back)
+    )
 
 
-def _is_kv_bound(row: Row) -> bool:
-    mean, peak = row["kv_cache_ratio_mean"], row["kv_cache_ratio_max"]
-    if mean is None or peak < _KV_TIGHT_RATIO:
-        return False
-    is_preempting = bool(row["preemptions"])
-    if mean >= KV_FULL_RATIO:
-        return is_preempting or bool(row["waiting_max"])
-    is_below_ceiling = (row["at_ceiling_share"] or 0.0) < _CEILING_SHARE
-    is_held_back = (row["waiting_share"] or 0.0) >= _QUEUE_SHARE and is_below_ceiling
-    if mean >= _KV_TIGHT_RATIO and peak >= KV_FULL_RATIO:
-        return is_preempting or is_held_back
-    return is_preempting and is_held_back
-
-
-def _queued_regime(row: Row, ceiling: float) -> tuple[str, str]:
-    if row["kv_cache_ratio_mean"] is None:
-        return UNKNOWN, "kv-unobserved"
-    return (SCHEDULER, "scheduler") if _is_at_ceiling(row, ceiling) else (PREFILL, "prefill")
-
-
-def _is_at_ceiling(row: Row, ceiling: float) -> bool:
+def _is_at_ceiling(steps: EngineSteps, ceiling_shares: Floats) -> Mask:
     """Whether running stands at a ceiling of the scheduler.
 
     Such a ceiling is hard: with a queue behind it, running stands on it, save for those who
     finished in the last engine step (many, where many run and answers are short).
     "Within one" says little where the maximum is two or three: long prompts keep running that low.
     """
-    output, prompt = row["output_tokens_per_second"], row["prompt_tokens_per_second"]
-    is_near = (row["at_ceiling_share"] or 0.0) >= _CEILING_SHARE
-    if output is None or prompt is None or prompt < _PROMPT_HEAVY * output:
-        return is_near or row["running_mean"] >= _NEAR_CEILING_RATIO * ceiling
-    return is_near and ceiling > _SMALL_CEILING and row["running_mean"] >= _HARD_CEILING * ceiling
+    ceiling = highest(steps.running_max)
+    is_near = or_zero(ceiling_shares) >= _CEILING_SHARE
+    is_prompt_heavy = (
+        steps.prompt_tokens_per_second >= _PROMPT_HEAVY * steps.output_tokens_per_second
+    )
+    is_hard = is_near & (steps.running_mean >= _HARD_CEILING * ceiling)
+    is_there = is_near | (steps.running_mean >= _NEAR_CEILING_RATIO * ceiling)
+    return np.where(is_prompt_heavy, is_hard & (ceiling > _SMALL_CEILING), is_there)
 
 
-def _ceiling_shares(rows: Sequence[Row]) -> list[float | None]:
+def _ceiling_shares(steps: EngineSteps) -> Floats:
     """`at_ceiling_share` of each step; of a thinly scraped one, with the queued steps around it."""
-    shares = []
-    for i, row in enumerate(rows):
-        near = [row]
-        if row["at_ceiling_share"] is not None and row["scrapes"] < _ENOUGH_SCRAPES:
-            around = rows[max(0, i - _NEAR_STEPS) : i + _NEAR_STEPS + 1]
-            near = [other for other in around if other["at_ceiling_share"] is not None]
-        queued = [(other["waiting_share"] or 0.0) * other["scrapes"] for other in near]
-        if sum(queued) <= 0:
-            shares.append(row["at_ceiling_share"])
-            continue
-        pairs = zip(near, queued, strict=True)
-        shares.append(sum((r["at_ceiling_share"] or 0.0) * q for r, q in pairs) / sum(queued))
-    return shares
+    shares = steps.at_ceiling_share
+    queued = or_zero(steps.waiting_share) * steps.scrapes
+    at_ceiling = or_zero(shares) * queued
+    is_thin = is_seen(shares) & (steps.scrapes < _ENOUGH_SCRAPES)
+    if is_thin.any():
+        near = sums_around(np.where(is_seen(shares), queued, 0.0), _NEAR_STEPS)
+        queued = np.where(is_thin, near, queued)
+        at_ceiling = np.where(is_thin, sums_around(at_ceiling, _NEAR_STEPS), at_ceiling)
+    return np.divide(at_ceiling, queued, out=shares.copy(), where=queued > 0)
 
 
-def _joined_flickers(judged: list[Judged]) -> list[Judged]:
-    """The steps, a lone one with a queue or a full cache joined to the limit on both its sides."""
-    joined = list(judged)
-    for i in range(1, len(judged) - 1):
-        before, this, after = joined[i - 1], judged[i], judged[i + 1]
-        if before.regime != after.regime or before.regime not in LIMITS:
-            continue
-        is_limited = bool(this.step["waiting_share"]) or (
-            before.regime == KV and (this.step["kv_cache_ratio_max"] or 0.0) >= KV_FULL_RATIO
-        )
-        if this.regime in (CLIENT, *LIMITS) and is_limited:
-            joined[i] = replace(this, regime=before.regime, cause=before.cause)
+def _joined_flickers(steps: EngineSteps) -> Codes:
+    """The causes, a lone step with a queue or a full cache joined to the limit on both its sides.
+
+    A step that was joined is a side of the next one: of several in a row that each stand between
+    two of one limit, every other one is joined.
+    """
+    before, this, after = steps.cause[:-2], steps.cause[1:-1], steps.cause[2:]
+    is_full = (before == Cause.KV) & (steps.kv_cache_ratio_max[1:-1] >= KV_FULL_RATIO)
+    is_limited = is_nonzero(steps.waiting_share[1:-1]) | is_full
+    is_lone = (before == after) & (this != before) & steps.is_limited[:-2]
+    is_lone &= is_limited & ((this == Cause.CLIENT) | steps.is_limited[1:-1])
+    places = np.arange(len(this))
+    in_a_row = places - np.maximum.accumulate(np.where(is_lone, -1, places))
+    joined = steps.cause.copy()
+    joined[1:-1] = np.where(is_lone & (in_a_row % 2 == 1), before, this)
     return joined
 
 
-def running_noise_ratio(row: Row) -> float:
+def running_noise_ratio(mean: Floats, most: Floats, scrapes: Indices) -> Floats:
     """How far a step's mean of running may be off, by its few scrapes, as a share of it.
 
     (Maximum − mean) ÷ √scrapes stands for the standard error: next to nothing where clients keep
-    the load constant, most of the mean where a few requests come and go.
+    the load constant, most of the mean where a few requests come and go. Infinite where it cannot
+    be told.
     """
-    if not row["running_mean"] or row["running_max"] is None or not row["scrapes"]:
-        return math.inf
-    spread = (row["running_max"] - row["running_mean"]) / math.sqrt(row["scrapes"])
-    return float(spread / row["running_mean"])
+    is_known = is_nonzero(mean) & is_seen(most) & (scrapes > 0)
+    noise = np.full(len(mean), math.inf)
+    spread = most[is_known] - mean[is_known]
+    noise[is_known] = spread / np.sqrt(scrapes[is_known]) / mean[is_known]
+    return noise
 
 
-def _band(running: float | None) -> int | None:
-    return None if not running or running <= 0 else round(math.log(running) / math.log(_BAND))
+def _bands(running: Floats) -> Floats:
+    """The band of each load, 1.2 × wide, by its number; nan where nothing ran."""
+    return np.rint(np.log(np.where(running > 0, running, math.nan)) / math.log(_BAND))
 
 
-def _flat_bands(rows: Sequence[Row]) -> frozenset[int]:
+def _flat_bands(steps: EngineSteps) -> list[int]:
     """The loads that, without a queue, gave no more than a lighter one.
 
     A load is a band of running, 1.2 × wide, of three clear steps or more; the median of its output
     is compared with the best of those at least 1.4 × lighter, from two running requests on. Where
     the time between tokens was observed at both, it has grown, too.
     """
-    seen: dict[int, list[Row]] = {}
-    for row in rows:
-        band = _band(row["running_mean"])
-        is_clear = running_noise_ratio(row) <= MAX_RUNNING_NOISE
-        if band is not None and row["output_tokens_per_second"] and is_clear:
-            seen.setdefault(band, []).append(row)
+    noise = running_noise_ratio(steps.running_mean, steps.running_max, steps.scrapes)
+    is_clear = (noise <= MAX_RUNNING_NOISE) & is_nonzero(steps.output_tokens_per_second)
+    clear = np.flatnonzero(is_clear & ~is_nonzero(steps.waiting_share) & (steps.running_mean > 0))
+    bands, own, counts = np.unique(
+        _bands(steps.running_mean[clear]).astype(np.int16), return_inverse=True, return_counts=True
+    )
+    (_, output), (_, itl) = (
+        group_middles(column[clear], own, len(bands))
+        for column in (steps.output_tokens_per_second, steps.itl_p95_seconds)
+    )
     loads = {
-        band: (_median(own, "output_tokens_per_second"), _median(own, "itl_p95_seconds"))
-        for band, own in ((band, _unqueued(own)) for band, own in seen.items())
-        if len(own) >= _MIN_BAND_STEPS
+        int(bands[k]): (float(output[k]), float(itl[k]))
+        for k in np.flatnonzero(counts >= _MIN_BAND_STEPS)
     }
-    return frozenset(band for band in loads if _is_flat(band, loads))
+    return [band for band in loads if _is_flat(band, loads)]
 
 
 def _is_flat(band: int, loads: Mapping[int, tuple[float, float]]) -> bool:
@@ -349,69 +430,12 @@ def _is_flat(band: int, loads: Mapping[int, tuple[float, float]]) -> bool:
     return output <= _FLAT_GROWTH * best and is_slower
 
 
-def _unqueued(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if not row["waiting_share"]]
-
-
-def _median(rows: Sequence[Row], column: str) -> float:
-    """The upper median of what was observed; nan for nothing."""
-    seen = sorted(row[column] for row in rows if row[column] is not None)
-    return float(seen[len(seen) // 2]) if seen else math.nan
-
-
-def _most_time(judged: Sequence[Judged]) -> str | None:
-    seconds: dict[str, float] = {}
-    for step in judged:
-        seconds[step.regime] = seconds.get(step.regime, 0.0) + step.seconds
-    return max(seconds, key=lambda name: (seconds[name], _SEVERITY.index(name)), default=None)
-
-
-def _evidence(stretch: Sequence[Judged]) -> str:
-    """One sentence with the numbers that made a stretch what it is."""
-    running, waiting = _mean(stretch, "running_mean"), _mean(stretch, "waiting_mean")
-    output = _mean(stretch, "output_tokens_per_second")
-    kv, kv_peak = _mean(stretch, "kv_cache_ratio_mean"), _peak(stretch, "kv_cache_ratio_max")
-    share, at_ceiling = _mean(stretch, "waiting_share"), _mean(stretch, "at_ceiling_share")
-    preempted = sum(j.step["preemptions"] or 0.0 for j in stretch)
-    ran = f"{_n(running)} requests ran on average (at most {_n(_peak(stretch, 'running_max'), 0)})"
-    cache = "KV usage was not observed" if kv is None else f"KV was {_pct(kv)} full on average"
-    queue = f"{_n(waiting)} requests waited on average, in {_pct(share)} of the scrapes"
-    prompt = _mean(stretch, "prompt_tokens_per_second")
-    sentences = {
-        "idle": "No request ran or waited, and no token came out.",
-        "unobserved": "No scrape in this time told how many requests ran.",
-        "kv": f"{cache} (at most {_pct(kv_peak)}); {queue}; {_n(preempted, 0)} preemptions; {ran}.",
-        "scheduler": f"{queue}; running stood within one of its maximum in {_pct(at_ceiling)} of "
-        f"those; {ran}; {cache}.",
-        "prefill": f"{queue}, while {cache} and running was below its ceiling in "
-        f"{_pct(None if at_ceiling is None else 1 - at_ceiling)} of those; {ran}; {_n(prompt)} "
-        f"prompt and {_n(output)} output tokens/s.",
-        "kv-unobserved": f"{queue}, but KV usage was not observed, so what limits cannot be told; "
-        f"{ran}.",
-        "thinned": f"{_n(waiting)} requests waited on average, but only minutes were pulled: for "
-        f"how much of them is not known; {ran}; {cache}.",
-        "stalled": f"{ran}, but no token came out: a frozen gauge or a hung engine.",
-        "decode": f"Decode-compute-bound by the look of it: {ran} and nothing waited, yet "
-        f"{_n(output)} output tokens/s is no more than a lighter load gave.",
-        "client": f"{ran}, giving {_n(output)} output tokens/s; {queue}; {cache}.",
-    }
-    return sentences[stretch[0].cause]
-
-
-def _mean(stretch: Sequence[Judged], column: str) -> float | None:
-    """Mean of a column over a stretch, weighted by time; None where never observed."""
-    seen = [(j.step[column], j.seconds) for j in stretch if j.step[column] is not None]
-    total = sum(seconds for _, seconds in seen)
-    return sum(value * seconds for value, seconds in seen) / total if total else None
-
-
-def _peak(stretch: Sequence[Judged], column: str) -> float | None:
-    return max((j.step[column] for j in stretch if j.step[column] is not None), default=None)
-
-
-def _n(value: float | None, digits: int = 1) -> str:
-    return "an unknown number of" if value is None else f"{value:,.{digits}f}"
-
-
-def _pct(ratio: float | None) -> str:
-    return "an unknown share" if ratio is None else f"{100 * ratio:.0f} %"
+def _most_time(steps: EngineSteps, which: Indices | Mask) -> str | None:
+    """The regime of most of that time, of equal ones the most limiting; None for no step."""
+    severity = steps.severity[which]
+    if not len(severity):
+        return None
+    seconds = group_sums(steps.seconds[which], severity, len(BY_SEVERITY))
+    return max(
+        BY_SEVERITY, key=lambda name: (seconds[BY_SEVERITY.index(name)], BY_SEVERITY.index(name))
+    )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise, takewhile
 
 import numpy as np
@@ -13,17 +12,24 @@ import polars as pl
 
 from vllm_capacity.assumptions import SLO_LABELS, Slo
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.arrays import (
+    Floats,
+    Indices,
+    Mask,
+    is_seen,
+    or_zero,
+    summed,
+    total,
+)
 from vllm_capacity.verdicts.saturation.capacity import (
     blocks,
     fleet_sum,
     is_load_lasting,
     is_load_varied,
 )
-from vllm_capacity.verdicts.saturation.curve import Floats
 from vllm_capacity.verdicts.saturation.fit import MEASURED, SaturationFit
-from vllm_capacity.verdicts.saturation.loads import curve_steps, load_bands, usable_steps
-from vllm_capacity.verdicts.saturation.regimes import Judged, Row
+from vllm_capacity.verdicts.saturation.loads import load_bands
+from vllm_capacity.verdicts.saturation.regimes import EngineSteps, engine_frames
 
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5
@@ -108,7 +114,7 @@ def running_at(fit: SaturationFit, output_tokens_per_second: float) -> float | N
     The loads are those of `slo_throughput`, the nearest one where no two enclose the output; None
     without a load.
     """
-    loads = _measured_loads(fit.judged, {})
+    loads = _measured_loads(fit, {})
     for lighter, heavier in pairwise(loads):
         less, most = lighter.output, heavier.output
         if less < most and less <= output_tokens_per_second <= most:
@@ -127,7 +133,7 @@ def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
     (1 + r) of them, r the correlation of neighbors' residuals (Bayley and Hammersley 1946, for one
     lag). None where every engine has fewer than five steps with both.
     """
-    found = [_two_slopes(engine, rows) for engine, rows in regimes.engine_rows(steps).items()]
+    found = [_two_slopes(engine, own) for engine, own in engine_frames(steps).items()]
     known = [one for one in found if one.is_oversaturating is not None]
     if not known:
         evidence = " ".join(one.evidence for one in found) or "No engine was observed."
@@ -136,73 +142,78 @@ def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
     return Oversaturation(bool(guilty), " ".join(one.evidence for one in guilty or known))
 
 
-def _measured_loads(judged: Sequence[Judged], wanted: Mapping[str, float]) -> list[_Load]:
+def _measured_loads(fit: SaturationFit, wanted: Mapping[str, float]) -> list[_Load]:
     """The loads of one engine, lightest first, that have every asked p95.
 
     Steps in the wake of a limit (`_wakes`), or in which load changed (`_changes`), are no loads.
     """
-    unsettled = _wakes(judged) | _changes(judged)
-    settled = [j for j in curve_steps(judged) if id(j) not in unsettled]
-    seen = [j for j in settled if all(j.step[name] is not None for name in wanted)]
-    return [_load(band, wanted) for band in _groups(seen)]
+    settled = _points(fit, wanted) & ~_wakes(fit.steps) & ~_changes(fit.steps.running)
+    return [_load(fit.steps, group, wanted) for group in _groups(fit.steps, settled)]
 
 
-def _load(steps: Sequence[Judged], wanted: Mapping[str, float]) -> _Load:
-    met = [all(j.step[name] <= slo for name, slo in wanted.items()) for j in steps]
+def _points(fit: SaturationFit, wanted: Mapping[str, float]) -> Mask:
+    """The points of the engine's curve that have every asked p95."""
+    found = fit.curve.copy()
+    for name in wanted:
+        found &= is_seen(fit.steps.column(name))
+    return found
+
+
+def _load(steps: EngineSteps, group: Indices, wanted: Mapping[str, float]) -> _Load:
+    latencies = {name: steps.column(name)[group] for name in wanted}
+    met = np.ones(len(group), bool)
+    for name, slo in wanted.items():
+        met &= latencies[name] <= slo
     return _Load(
-        len(steps),
-        float(np.median([j.running for j in steps])),
-        _median(steps, "output_tokens_per_second"),
-        tuple(_median(steps, name) / slo for name, slo in wanted.items()),
-        sum(met) / len(met),
+        len(group),
+        float(np.median(steps.running[group])),
+        float(np.median(steps.output_tokens_per_second[group])),
+        tuple(float(np.median(latencies[name])) / slo for name, slo in wanted.items()),
+        int(met.sum()) / len(group),
     )
 
 
-def _wakes(judged: Sequence[Judged]) -> frozenset[int]:
-    """The identities of steps just before a limit set in, or less than a lifetime after it.
+def _wakes(steps: EngineSteps) -> Mask:
+    """The steps just before a limit set in, or less than a lifetime after it.
 
     The former is not at the limit throughout. In the latter run requests that waited, and no
     prompts come between their tokens.
     """
-    limited = [j for j in judged if j.regime in regimes.LIMITS]
-    finished = sum((j.step["requests_per_second"] or 0.0) * j.seconds for j in limited)
-    ran = sum((j.running or 0.0) * j.seconds for j in limited)
-    lifetime = timedelta(seconds=ran / finished if finished else 0.0)
-    found = {id(before) for before, after in pairwise(judged) if after.regime in regimes.LIMITS}
-    ended: datetime | None = None
-    for step in judged:
-        if step.regime in regimes.LIMITS:
-            ended = step.step["end"]
-        elif ended is not None and step.step["start"] <= ended + lifetime:
-            found.add(id(step))
-    return frozenset(found - {id(step) for step in limited})
+    is_limited = steps.is_limited
+    seconds = steps.seconds[is_limited]
+    finished = total(steps.requests_per_second[is_limited], seconds)
+    ran = total(steps.running[is_limited], seconds)
+    lifetime = np.timedelta64(timedelta(seconds=ran / finished if finished else 0.0))
+    places = np.arange(len(steps))
+    limit_before = np.maximum.accumulate(np.where(is_limited, places, -1))
+    found = (limit_before >= 0) & (steps.start <= steps.end[limit_before] + lifetime)
+    found[:-1] |= is_limited[1:]
+    return found & ~is_limited
 
 
-def _changes(judged: Sequence[Judged]) -> frozenset[int]:
-    """The identities of steps whose load is far from that of a neighbor, by more than chance.
+def _changes(running: Floats) -> Mask:
+    """The steps whose load is far from that of a neighbor, by more than chance.
 
     Such a step is light in one part and heavy in another: its p95 is that of the latter, its
     throughput of neither.
     """
-    found = set()
-    for before, after in pairwise(judged):
-        for one, other in ((before, after), (after, before)):
-            least, most = sorted((one.running or 0.0, other.running or 0.0))
-            own = one.running or 0.0
-            if most - least > _CHANGE * own + 2 * math.sqrt(own):
-                found.add(id(one))
-    return frozenset(found)
+    running = or_zero(running)
+    change, chance = np.abs(np.diff(running)), _CHANGE * running + 2 * np.sqrt(running)
+    found = np.zeros(len(running), bool)
+    found[:-1] |= change > chance[:-1]
+    found[1:] |= change > chance[1:]
+    return found
 
 
-def _groups(seen: Sequence[Judged]) -> list[list[Judged]]:
+def _groups(steps: EngineSteps, which: Mask) -> list[Indices]:
     """Steps by load: bands of like steps, then all in which the server was the limit as one."""
-    limited = [j for j in seen if j.regime in regimes.LIMITS]
-    groups = load_bands([j for j in seen if j.regime not in regimes.LIMITS])
-    return [*groups, limited] if limited else groups
+    groups = load_bands(steps, which & ~steps.is_limited)
+    limited = np.flatnonzero(which & steps.is_limited)
+    return [*groups, limited] if len(limited) else groups
 
 
 def _engine_throughput(fit: SaturationFit, wanted: Mapping[str, float]) -> Estimate:
-    loads = _measured_loads(fit.judged, wanted)
+    loads = _measured_loads(fit, wanted)
     targets = " and ".join(f"{SLO_LABELS[name]} ≤ {slo:g} s" for name, slo in wanted.items())
     if not loads:
         return Estimate.unknown(f"no load was seen with the latencies that {targets} asks for")
@@ -220,14 +231,14 @@ def _one_load(fit: SaturationFit, wanted: Mapping[str, float], targets: str) -> 
     Its busy moments are those in which many requests happened to come at once, which a steady load
     of that rate would not bring: all of it is one load, its mean.
     """
-    found = blocks(usable_steps(fit.judged))
+    found = blocks(fit.steps)
     is_varied = found is not None and is_load_varied(found)
     if found is None or (is_varied and is_load_lasting(found)):
         return None
-    steps = [j for j in curve_steps(fit.judged) if all(j.step[name] is not None for name in wanted)]
-    load = _load(steps, wanted)
-    seconds = sum(j.seconds for j in steps)
-    mean = sum(j.step["output_tokens_per_second"] * j.seconds for j in steps) / seconds
+    points = np.flatnonzero(_points(fit, wanted))
+    load = _load(fit.steps, points, wanted)
+    seconds = fit.steps.seconds[points]
+    mean = total(fit.steps.output_tokens_per_second[points], seconds) / summed(seconds)
     result = (
         f"{'it came in bursts' if is_varied else 'the load was steady'}, {mean:,.0f} output "
         f"tokens/s on average, and {load.met:.0%} of its steps met {targets}; it takes loads that "
@@ -334,16 +345,18 @@ def _first_miss(loads: Sequence[_Load]) -> int:
     return min(range(len(loads) + 1), key=contradictions)
 
 
-def _two_slopes(engine: str, rows: Sequence[Row]) -> Oversaturation:
-    seen = [r for r in rows if r["waiting_mean"] is not None and r["ttft_p95_seconds"] is not None]
-    if len(seen) < _MIN_SLOPE_STEPS:
+def _two_slopes(engine: str, steps: pl.DataFrame) -> Oversaturation:
+    seen = steps.drop_nulls(["waiting_mean", "ttft_p95_seconds"])
+    if seen.height < _MIN_SLOPE_STEPS:
         return Oversaturation(
             None,
-            f"{engine}: {len(seen)} steps with a queue and a TTFT; it takes {_MIN_SLOPE_STEPS}.",
+            f"{engine}: {seen.height} steps with a queue and a TTFT; it takes {_MIN_SLOPE_STEPS}.",
         )
-    seconds = np.asarray([(row["start"] - seen[0]["start"]).total_seconds() for row in seen])
-    queue = _slope(seconds, [row["waiting_mean"] for row in seen])
-    ttft = _slope(seconds, [row["ttft_p95_seconds"] for row in seen])
+    since = seen["start"].to_numpy()
+    seconds = (since - since[0]) / np.timedelta64(1, "s")
+    queue, ttft = (
+        _slope(seconds, seen[name].to_numpy()) for name in ("waiting_mean", "ttft_p95_seconds")
+    )
     evidence = (
         f"{engine}: waiting changed by {60 * queue[0]:+.1f} requests a minute (p = {queue[1]:.2g}) "
         f"and p95 TTFT by {60 * ttft[0]:+.1f} s a minute (p = {ttft[1]:.2g})."
@@ -351,13 +364,12 @@ def _two_slopes(engine: str, rows: Sequence[Row]) -> Oversaturation:
     return Oversaturation(queue[1] < _SIGNIFICANCE and ttft[1] < _SIGNIFICANCE, evidence)
 
 
-def _slope(seconds: Floats, values: list[float]) -> tuple[float, float]:
+def _slope(seconds: Floats, series: Floats) -> tuple[float, float]:
     """Slope per second and the p-value of its being positive; 0 and 1 for a constant."""
-    if max(values) == min(values):
+    if series.max() == series.min():
         return 0.0, 1.0
     from scipy import stats  # half a second to import, and most commands never get here
 
-    series = np.asarray(values)
     fit = stats.linregress(seconds, series)
     rest = series - fit.slope * seconds - fit.intercept
     alike = max(0.0, float(rest[1:] @ rest[:-1]) / float(rest @ rest)) if rest.any() else 0.0
@@ -366,7 +378,3 @@ def _slope(seconds: Floats, values: list[float]) -> tuple[float, float]:
         return float(fit.slope), 0.0 if fit.slope > 0 else 1.0
     t = fit.slope / fit.stderr * np.sqrt((steps - 2) / (len(rest) - 2))
     return float(fit.slope), float(stats.t.sf(t, steps - 2))
-
-
-def _median(judged: Sequence[Judged], column: str) -> float:
-    return float(np.median([point.step[column] for point in judged]))

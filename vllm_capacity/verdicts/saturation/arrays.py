@@ -1,0 +1,104 @@
+"""Columns of steps as arrays, and the arithmetic that every verdict on them shares.
+
+What was not observed is nan. Sums add up values in time order: numpy's own `sum` adds them in
+pairs, and the last digits of an answer would depend on how many steps were added at once.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Codes = NDArray[np.int8]
+Mask = NDArray[np.bool_]
+Instants = NDArray[np.datetime64]
+
+
+def instant(value: np.datetime64) -> datetime:
+    """One of the instants, which are of UTC, as the rest of the program has it."""
+    found: datetime = value.astype("datetime64[us]").item()
+    return found.replace(tzinfo=UTC)
+
+
+def is_seen(values: Floats) -> Mask:
+    """Which values were observed."""
+    return ~np.isnan(values)
+
+
+def or_zero(values: Floats) -> Floats:
+    """The values, 0 for what was not observed."""
+    return np.where(np.isnan(values), 0.0, values)
+
+
+def is_nonzero(values: Floats) -> Mask:
+    """Which values were observed and are not 0."""
+    return np.asarray(or_zero(values) != 0)
+
+
+def summed(values: Floats) -> float:
+    """The sum of the values in their order; 0 for none."""
+    return float(np.cumsum(values)[-1]) if len(values) else 0.0
+
+
+def total(rate: Floats, seconds: Floats) -> float:
+    """What a rate adds up to over the steps in which it was observed."""
+    return summed(or_zero(rate) * seconds)
+
+
+def time_mean(values: Floats, seconds: Floats) -> float | None:
+    """The mean over time of what was observed; None for nothing."""
+    observed = summed(np.where(np.isnan(values), 0.0, seconds))
+    return total(values, seconds) / observed if observed else None
+
+
+def highest(values: Floats, *, default: float = 0.0) -> float:
+    """The highest value that was observed, no less than the default."""
+    return float(np.fmax.reduce(values, initial=default))
+
+
+def upper_median(values: Floats) -> float:
+    """The upper median; nan for no values."""
+    middle = len(values) // 2
+    return float(np.partition(values, middle)[middle]) if len(values) else math.nan
+
+
+def sums_around(values: Floats | Indices, reach: int) -> Floats:
+    """The sum of each value and those of as many steps before and after it, in time order."""
+    padded = np.pad(values, reach)
+    shifts = range(2 * reach + 1)
+    return np.asarray(sum(padded[shift : shift + len(values)] for shift in shifts))
+
+
+def group_sums(values: Floats | Indices, groups: Indices | Codes, count: int = 0) -> Floats:
+    """The sum over each group in time order, of `count` groups or more.
+
+    `groups` has the number of the group of each value.
+    """
+    return np.bincount(groups, weights=values, minlength=count).astype(np.float64, copy=False)
+
+
+def group_order(groups: Indices) -> Indices:
+    """The places of the first group's values, then of the second's, in time order each.
+
+    There are fewer than 2^15 groups: numpy sorts integers that short in a fraction of the time.
+    """
+    return np.argsort(groups.astype(np.int16), kind="stable")
+
+
+def group_middles(values: Floats, groups: Indices, count: int) -> tuple[Floats, Floats]:
+    """The lower and the upper median of what was observed in each group; nan where nothing was."""
+    seen = is_seen(values)
+    values, groups = values[seen], groups[seen]
+    sizes = np.bincount(groups, minlength=count)
+    by_value = np.argsort(values)
+    by_group = by_value[group_order(groups[by_value])]
+    ordered = np.append(values[by_group], math.nan)
+    starts = np.cumsum(sizes) - sizes
+    lower, upper = starts + np.maximum(sizes - 1, 0) // 2, starts + sizes // 2
+    is_seen_group = sizes > 0
+    return ordered[np.where(is_seen_group, lower, -1)], ordered[np.where(is_seen_group, upper, -1)]

@@ -1,0 +1,310 @@
+"""What a server held while it was the limit, and the steps in which something slowed it.
+
+A plateau is measured, not fitted: the mean throughput of the steps in which the server, not the
+client, set the pace. Its interval is a bootstrap in blocks of a minute (steps are correlated for
+as long as a request lives, so single steps would promise too much), and never narrower than
+minutes were seen to scatter on recorded servers: 10 % ÷ √minutes, 3 % at least.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts.saturation import regimes
+from vllm_capacity.verdicts.saturation.arrays import (
+    Floats,
+    Indices,
+    Mask,
+    group_sums,
+    or_zero,
+    summed,
+    total,
+)
+from vllm_capacity.verdicts.saturation.best_minute import MINUTE_SECONDS, SLOWED, BestMinute
+from vllm_capacity.verdicts.saturation.loads import MINUTE_SCATTER, usable_steps
+from vllm_capacity.verdicts.saturation.regimes import EngineSteps
+
+MIN_PLATEAU_SECONDS = 60.0
+_MIN_PLATEAU_STEPS = 2
+_BLOCK_SECONDS = 60.0
+_LEAST_HALF_WIDTH = 0.03
+_RESAMPLES, _PICKS_AT_ONCE = 1000, 2**22
+_DENYING_SCATTERS = 2.0
+_QUEUE_OF_RUNNING, _LASTING_SCRAPES = 0.1, 6
+_KV_FULL_RATIO, _ALWAYS = 0.9, 0.9
+_MANY_PREEMPTED, _PREEMPTION_LOSS = 1.0, 0.10
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """What the server held while it was the limit: output tokens/s, running requests, its steps."""
+
+    output: Estimate
+    running: Estimate
+    steps: int
+    seconds: float
+
+
+def plateau(
+    steps: EngineSteps, *, best: BestMinute | None, slow: Mask, seed: int = 0
+) -> Plateau | None:
+    """The plateau of the steps in which the server was the limit; None under a minute of them.
+
+    Left out are steps at the ends of a stretch (`_clean_stretches`) and the `slow` ones, in which
+    the server was slower than itself (`slowed`). The high end is no less than its `best` minute
+    shows (`BestMinute.sure`), and a tenth above the mean where most requests were preempted: a load
+    just short of the cache saves the work that is done twice.
+    """
+    clean = _clean_stretches(steps)
+    clean = clean.at(~slow[clean.steps])
+    limited = clean.steps
+    seconds = summed(steps.seconds[limited])
+    if len(limited) < _MIN_PLATEAU_STEPS or seconds < MIN_PLATEAU_SECONDS:
+        return _brief_plateau(steps, best)
+    if not _has_queue(steps, clean):
+        return None
+    basis = (
+        f"mean of {len(limited)} steps ({seconds:.0f} s) in which the server was the limit; "
+        "90 % interval by block bootstrap"
+    )
+    output, running = (
+        _with_interval(column[limited], steps, limited, basis, seed)
+        for column in (steps.output_tokens_per_second, steps.running_mean)
+    )
+    return Plateau(_no_less(output, steps, limited, best), running, len(limited), seconds)
+
+
+def _no_less(
+    output: Estimate, steps: EngineSteps, limited: Indices, best: BestMinute | None
+) -> Estimate:
+    """The plateau's output, its high end raised to what less or luckier load was seen to give."""
+    mid, high = output.mid or 0.0, output.high or 0.0
+    preempted = summed(or_zero(steps.preemptions[limited]))
+    requests = total(steps.requests_per_second[limited], steps.seconds[limited])
+    if preempted >= _MANY_PREEMPTED * requests:
+        high = max(high, mid * (1 + _PREEMPTION_LOSS))
+    return replace(output, high=high if best is None else max(high, best.sure))
+
+
+def is_denied(plateau: Plateau, best: BestMinute | None) -> bool:
+    """Whether the best minute held more than a server with this plateau can, chance allowed for.
+
+    Then the server was slower while it was the limit than before or after: by a neighbor on its
+    machine, perhaps, or other requests. One scatter is in the plateau's high end; more than two
+    are no luck.
+    """
+    if best is None or plateau.output.mid is None:
+        return False
+    return best.output * (1 - _DENYING_SCATTERS * best.scatter) > plateau.output.mid
+
+
+def _brief_plateau(steps: EngineSteps, best: BestMinute | None) -> Plateau | None:
+    """The best minute, where the server was the limit for a minute on end but for its edges.
+
+    Its edges would lower a mean; of one or two minutes the best is hardly luck.
+    """
+    if best is None or not best.is_limited:
+        return None
+    spans = _spanned(*_limited_spans(steps))
+    lengths = group_sums(steps.seconds[spans.steps], spans.own)
+    if not len(lengths) or lengths.max() < MIN_PLATEAU_SECONDS:
+        return None
+    longest = spans.at(spans.own == np.argmax(lengths))
+    end = np.datetime64(best.end.replace(tzinfo=None))
+    is_within = ((steps.start < end) & (end <= steps.end))[longest.steps].any()
+    if not is_within or not _has_queue(steps, longest):
+        return None
+    seconds = float(lengths.max())
+    basis = f"the best minute of {seconds:.0f} s in which the server was the limit"
+    spread = max(best.scatter, MINUTE_SCATTER)
+    low, high = best.output * (1 - spread), best.peak * (1 + spread)
+    output = Estimate.known(low, (best.output + best.peak) / 2, high, basis)
+    least, most = (best.running * (1 + sign * MINUTE_SCATTER) for sign in (-1, 1))
+    running = Estimate.known(least, best.running, most, basis)
+    return Plateau(output, running, len(longest.steps), seconds)
+
+
+def _has_queue(steps: EngineSteps, stretches: _Stretches) -> bool:
+    """Whether the queue was more than chance: deep, lasting, or held back by the KV cache.
+
+    Near its limit a server has a few requests waiting now and then, while it still goes on rising.
+    Deep is a tenth of what ran; lasting, in six scrapes in a row or more for half of the time.
+    """
+    limited = stretches.steps
+    seconds = steps.seconds[limited]
+    waiting = total(steps.waiting_mean[limited], seconds)
+    running = total(steps.running_mean[limited], seconds)
+    scrapes = group_sums(steps.scrapes[limited], stretches.own)
+    is_kv_bound = steps.is_in(regimes.KV)[limited]
+    is_long = (scrapes >= _LASTING_SCRAPES)[stretches.own]
+    sure = np.concatenate([seconds[is_kv_bound], seconds[is_long & ~is_kv_bound]])
+    is_lasting = summed(sure) >= summed(seconds) / 2
+    return waiting >= _QUEUE_OF_RUNNING * running or is_lasting
+
+
+def slowed(steps: EngineSteps, best: BestMinute | None) -> Mask:
+    """The steps in which the server was the limit, yet gave far less than its best minute held.
+
+    Minutes below three quarters of it, two in a row or all of a stretch, and steps below it in the
+    minutes beside; one such minute, too, with a step below it beside. Something outside slowed the
+    server, or it was asked for something else. Either way they do not tell what it can do.
+    """
+    found = np.zeros(len(steps), bool)
+    if best is None:
+        return found
+    clean = _clean_stretches(steps)
+    output, seconds = steps.output_tokens_per_second[clean.steps], steps.seconds[clean.steps]
+    is_below = output < SLOWED * best.peak
+    if not is_below.any():
+        return found
+    minutes = _minutes(seconds, clean.own)
+    mean = group_sums(output * seconds, minutes) / group_sums(seconds, minutes)
+    is_low = np.pad(mean < SLOWED * best.peak, 1)
+    is_on = _is_on(minutes, clean.own)
+    is_low_beside = (is_low[:-2] & is_on[:-1]) | (is_low[2:] & is_on[1:])
+    is_lone = ~(is_on[:-1] | is_on[1:])
+    is_slow = is_low[1:-1] & (is_low_beside | _is_lasting(is_below, minutes, is_on) | is_lone)
+    found[clean.steps] = is_slow[minutes] | (is_low_beside[minutes] & is_below)
+    return found
+
+
+@dataclass(frozen=True)
+class _Stretches:
+    """The steps of several stretches in order, and the number of the stretch of each."""
+
+    steps: Indices
+    own: Indices
+
+    def at(self, which: Mask) -> _Stretches:
+        """Some of their steps."""
+        return _Stretches(self.steps[which], self.own[which])
+
+
+def _spanned(firsts: Indices, ends: Indices) -> _Stretches:
+    """The steps from each first one to the one before its end; none where that is no later."""
+    lengths = np.maximum(ends - firsts, 0)
+    offsets = firsts - (np.cumsum(lengths) - lengths)
+    own = np.repeat(np.arange(len(firsts)), lengths)
+    return _Stretches(np.arange(len(own)) + offsets[own], own)
+
+
+def _clean_stretches(steps: EngineSteps) -> _Stretches:
+    """The usable steps of each stretch in which the server was the limit throughout.
+
+    The step at an end of a stretch is left out: requests waited in its scrapes, but not necessarily
+    before the first of them or after the last. Where the observation itself begins or ends there,
+    the stretch may go on, and the step stays if there is no minute without it.
+    """
+    firsts, ends = _limited_spans(steps)
+    inner = _spanned(firsts + 1, ends - 1)
+    seconds = group_sums(steps.seconds[inner.steps], inner.own, len(firsts))
+    is_brief = seconds < MIN_PLATEAU_SECONDS
+    chosen = _spanned(
+        firsts + np.where(is_brief, steps.is_next[firsts], 1),
+        ends - np.where(is_brief, steps.is_next[ends], 1),
+    )
+    return chosen.at(usable_steps(steps)[chosen.steps])
+
+
+def _minutes(seconds: Floats, stretches: Indices) -> Indices:
+    """The number of the minute of each step: steps of a stretch in groups of a minute or more.
+
+    What remains of a stretch joins its last minute.
+    """
+    numbers: list[int] = []
+    number, elapsed, current = -1, 0.0, -1
+    for length, stretch in zip(seconds.tolist(), stretches.tolist(), strict=True):
+        if stretch != current or elapsed >= MINUTE_SECONDS:
+            number, elapsed, current = number + 1, 0.0, stretch
+        elapsed += length
+        numbers.append(number)
+    minutes = np.asarray(numbers)
+    is_on = _is_on(minutes, stretches)
+    is_rest = (group_sums(seconds, minutes) < MINUTE_SECONDS) & is_on[:-1] & ~is_on[1:]
+    merged = np.cumsum(~is_rest) - 1
+    return np.asarray(merged[minutes])
+
+
+def _is_lasting(is_below: Mask, minutes: Indices, is_on: Mask) -> Mask:
+    """Whether a step beside each minute, of its stretch, is below what was to be expected, too."""
+    borders = np.flatnonzero(np.diff(minutes, prepend=-1, append=-1))
+    beside = np.pad(is_below, 1)
+    before, after = beside[borders[:-1]], beside[borders[1:] + 1]
+    return (before & is_on[:-1]) | (after & is_on[1:])
+
+
+def _is_on(minutes: Indices, stretches: Indices) -> Mask:
+    """Whether each minute is of the stretch of the one before; one longer, the ends False."""
+    own = stretches[np.flatnonzero(np.diff(minutes, prepend=-1))]
+    return np.pad(own[1:] == own[:-1], 1)
+
+
+def _limited_spans(steps: EngineSteps) -> tuple[Indices, Indices]:
+    """Where the server was the limit in every scrape: first and last + 1 of consecutive steps.
+
+    A lone step in between, in which it was the limit in part, does not end a span.
+    """
+    limited = np.flatnonzero(_is_limited_throughout(steps))
+    later, distance, is_next = limited[1:], np.diff(limited), steps.is_next
+    is_bridged = (distance == 2) & is_next[later - 1] & steps.is_limited[later - 1]
+    is_border = ~(is_next[later] & ((distance == 1) | is_bridged))
+    is_first, is_last = np.ones((2, len(limited)), bool)
+    is_first[1:], is_last[:-1] = is_border, is_border
+    return limited[is_first], limited[is_last] + 1
+
+
+def ceiling(steps: EngineSteps) -> float | None:
+    """The most requests that ran where scheduler or cache held more back; None where never."""
+    is_ceiling = steps.is_in(regimes.SCHEDULER) | steps.is_in(regimes.KV)
+    most = steps.running_max[is_ceiling & _is_limited_throughout(steps)]
+    return float(most.max()) if len(most) else None
+
+
+def _is_limited_throughout(steps: EngineSteps) -> Mask:
+    """Whether the server, by whatever limit, set the pace in all of each step.
+
+    A full cache is enough: with it, the queue flickers as requests leave.
+    """
+    is_full = steps.is_in(regimes.KV) & (steps.kv_cache_ratio_mean >= _KV_FULL_RATIO)
+    return steps.is_limited & (is_full | (steps.waiting_share >= _ALWAYS))
+
+
+def _with_interval(
+    values: Floats, steps: EngineSteps, limited: Indices, basis: str, seed: int
+) -> Estimate:
+    """The mean over steps at the limit; requests that live long make fewer independent minutes.
+
+    Blocks are as long as a request lives, a minute at least.
+    """
+    weights = steps.seconds[limited]
+    mean, seconds = float(np.average(values, weights=weights)), float(weights.sum())
+    requests = total(steps.requests_per_second[limited], weights)
+    lifetime = total(steps.running_mean[limited], weights) / requests if requests else 0.0
+    block_seconds = min(seconds, max(_BLOCK_SECONDS, lifetime))
+    block = max(1, math.ceil(block_seconds / float(np.median(weights))))
+    low, high = block_bootstrap(values, weights, block=min(block, len(values)), seed=seed)
+    scatter = MINUTE_SCATTER / math.sqrt(seconds / block_seconds)
+    least = mean * max(_LEAST_HALF_WIDTH, scatter)
+    return Estimate.known(min(low, mean - least), mean, max(high, mean + least), basis)
+
+
+def block_bootstrap(
+    values: Floats, weights: Floats, *, block: int, seed: int = 0
+) -> tuple[float, float]:
+    """The 5 and 95 % quantiles of the weighted mean under circular blocks of consecutive values."""
+    count = len(values)
+    rng, blocks = np.random.default_rng(seed), math.ceil(count / block)
+    at_once = max(1, _PICKS_AT_ONCE // count)
+    means = []
+    for first in range(0, _RESAMPLES, at_once):
+        resamples = min(at_once, _RESAMPLES - first)
+        starts = rng.integers(0, count, (resamples, blocks))
+        picks = (starts[:, :, None] + np.arange(block)) % count
+        picks = picks.reshape(resamples, -1)[:, :count]
+        means.append((values[picks] * weights[picks]).sum(1) / weights[picks].sum(1))
+    low, high = np.quantile(np.concatenate(means), [0.05, 0.95])
+    return float(low), float(high)

@@ -1,0 +1,189 @@
+"""Consecutive steps of one regime as one row, with a sentence of the numbers behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from polars.datatypes import DataTypeClass
+
+from vllm_capacity.verdicts.saturation.arrays import (
+    Floats,
+    Indices,
+    group_sums,
+    is_seen,
+    or_zero,
+)
+from vllm_capacity.verdicts.saturation.regimes import (
+    BY_SEVERITY,
+    Cause,
+    EngineSteps,
+    engine_frames,
+    judged_steps,
+)
+
+REGIME_SCHEMA: dict[str, DataTypeClass | pl.DataType] = {
+    "start": pl.Datetime("us", "UTC"),
+    "end": pl.Datetime("us", "UTC"),
+    "engine": pl.String,
+    "regime": pl.String,
+    "evidence": pl.String,
+}
+
+
+def regimes(steps: pl.DataFrame) -> pl.DataFrame:
+    """The regimes of a window: start, end, engine, regime, evidence; equal steps merged to a row.
+
+    `steps` has the columns of `STEP_SCHEMA`. Ordered by engine and time; empty for no steps.
+    """
+    found = [
+        regime_frame(engine, judged_steps(own)) for engine, own in engine_frames(steps).items()
+    ]
+    return pl.concat([pl.DataFrame(schema=REGIME_SCHEMA), *found])
+
+
+def regime_frame(engine: str, steps: EngineSteps) -> pl.DataFrame:
+    """The regimes of one engine as rows of `REGIME_SCHEMA`, in time order."""
+    firsts = _first_steps(steps)
+    lasts = np.append(firsts, len(steps))[1:] - 1
+    return pl.DataFrame(
+        {
+            "start": steps.start[firsts],
+            "end": steps.end[lasts],
+            "engine": [engine] * len(firsts),
+            "regime": [BY_SEVERITY[each] for each in steps.severity[firsts]],
+            "evidence": _evidence(steps, firsts),
+        },
+        schema=REGIME_SCHEMA,
+    )
+
+
+def _first_steps(steps: EngineSteps) -> Indices:
+    """The first step of each stretch: steps of one regime and cause that follow without a hole."""
+    is_first = ~steps.is_next[:-1]
+    is_first[1:] |= steps.cause[1:] != steps.cause[:-1]
+    return np.flatnonzero(is_first)
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """Means over the time of a stretch, its peaks and its preemptions; nan where not observed."""
+
+    running: float
+    waiting: float
+    output: float
+    prompt: float
+    kv_ratio: float
+    waiting_share: float
+    at_ceiling_share: float
+    most_running: float
+    most_kv_ratio: float
+    preemptions: float
+
+    @property
+    def ran(self) -> str:
+        """How many requests ran."""
+        return f"{_n(self.running)} requests ran on average (at most {_n(self.most_running, 0)})"
+
+    @property
+    def cache(self) -> str:
+        """How full the KV cache was."""
+        if math.isnan(self.kv_ratio):
+            return "KV usage was not observed"
+        return f"KV was {_pct(self.kv_ratio)} full on average"
+
+    @property
+    def queue(self) -> str:
+        """How many requests waited, and how often."""
+        share = _pct(self.waiting_share)
+        return f"{_n(self.waiting)} requests waited on average, in {share} of the scrapes"
+
+
+def _numbers(steps: EngineSteps, firsts: Indices) -> Iterator[_Numbers]:
+    """The numbers of each stretch, given the first step of each."""
+    count = len(firsts)
+    own = np.repeat(np.arange(count), np.diff(np.append(firsts, len(steps))))
+
+    def mean(values: Floats) -> Floats:
+        observed = group_sums(np.where(is_seen(values), steps.seconds, 0.0), own, count)
+        whole = group_sums(or_zero(values) * steps.seconds, own, count)
+        found = np.full(count, math.nan)
+        np.divide(whole, observed, out=found, where=observed > 0)
+        return found
+
+    means = (
+        steps.running_mean,
+        steps.waiting_mean,
+        steps.output_tokens_per_second,
+        steps.prompt_tokens_per_second,
+        steps.kv_cache_ratio_mean,
+        steps.waiting_share,
+        steps.at_ceiling_share,
+    )
+    peaks = (steps.running_max, steps.kv_cache_ratio_max)
+    columns = [mean(values) for values in means]
+    columns += [np.fmax.reduceat(values, firsts) for values in peaks]
+    columns.append(group_sums(or_zero(steps.preemptions), own, count))
+    return map(_Numbers, *(column.tolist() for column in columns))
+
+
+def _evidence(steps: EngineSteps, firsts: Indices) -> list[str]:
+    """One sentence per stretch with the numbers that made it what it is."""
+    if not len(firsts):
+        return []
+    causes = map(Cause, steps.cause[firsts].tolist())
+    return list(map(_sentence, causes, _numbers(steps, firsts)))
+
+
+def _sentence(cause: Cause, of: _Numbers) -> str:
+    match cause:
+        case Cause.UNOBSERVED:
+            return "No scrape in this time told how many requests ran."
+        case Cause.IDLE:
+            return "No request ran or waited, and no token came out."
+        case Cause.KV:
+            return (
+                f"{of.cache} (at most {_pct(of.most_kv_ratio)}); {of.queue}; "
+                f"{_n(of.preemptions, 0)} preemptions; {of.ran}."
+            )
+        case Cause.SCHEDULER:
+            return (
+                f"{of.queue}; running stood within one of its maximum in "
+                f"{_pct(of.at_ceiling_share)} of those; {of.ran}; {of.cache}."
+            )
+        case Cause.PREFILL:
+            return (
+                f"{of.queue}, while {of.cache} and running was below its ceiling in "
+                f"{_pct(1 - of.at_ceiling_share)} of those; {of.ran}; {_n(of.prompt)} prompt and "
+                f"{_n(of.output)} output tokens/s."
+            )
+        case Cause.KV_UNOBSERVED:
+            return (
+                f"{of.queue}, but KV usage was not observed, so what limits cannot be told; "
+                f"{of.ran}."
+            )
+        case Cause.THINNED:
+            return (
+                f"{_n(of.waiting)} requests waited on average, but only minutes were pulled: for "
+                f"how much of them is not known; {of.ran}; {of.cache}."
+            )
+        case Cause.STALLED:
+            return f"{of.ran}, but no token came out: a frozen gauge or a hung engine."
+        case Cause.DECODE:
+            return (
+                f"Decode-compute-bound by the look of it: {of.ran} and nothing waited, yet "
+                f"{_n(of.output)} output tokens/s is no more than a lighter load gave."
+            )
+        case Cause.CLIENT:
+            return f"{of.ran}, giving {_n(of.output)} output tokens/s; {of.queue}; {of.cache}."
+
+
+def _n(value: float, digits: int = 1) -> str:
+    return "an unknown number of" if math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _pct(ratio: float) -> str:
+    return "an unknown share" if math.isnan(ratio) else f"{100 * ratio:.0f} %"
