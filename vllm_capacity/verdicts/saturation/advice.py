@@ -150,11 +150,12 @@ def _idle_replicas(fits: Sequence[SaturationFit]) -> list[Advice]:
 
 def _busiest_output(fits: Sequence[SaturationFit]) -> float:
     """The most output tokens/s of all engines together in a step that begins at one time."""
-    starts = np.unique(np.concatenate([fit.steps.start for fit in fits]))
+    own_starts = [fit.steps.start.view(np.int64) for fit in fits]
+    starts = np.sort(np.concatenate(own_starts))
+    starts = starts[np.append(True, starts[1:] != starts[:-1])]
     totals = np.zeros(len(starts))
-    for fit in fits:
-        own = np.searchsorted(starts, fit.steps.start)
-        totals[own] += or_zero(fit.steps.output_tokens_per_second)
+    for fit, own in zip(fits, own_starts, strict=True):
+        totals[np.searchsorted(starts, own)] += or_zero(fit.steps.output_tokens_per_second)
     return float(totals.max(initial=0.0))
 
 

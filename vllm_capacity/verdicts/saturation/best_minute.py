@@ -18,7 +18,6 @@ from vllm_capacity.verdicts.saturation.arrays import (
     summed,
     total,
 )
-from vllm_capacity.verdicts.saturation.loads import usable_steps
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
 MINUTE_SECONDS = 60.0
@@ -71,21 +70,20 @@ def best_minute(steps: EngineSteps) -> BestMinute | None:
     than chance explains (prompts scatter as 2 √(2 ÷ requests)). At the limit it is a minute of
     whole steps: of all that begin anywhere the best is luck.
     """
-    usable = usable_steps(steps)
     peak = steps.best_minute_tokens_per_second
-    is_end = usable & is_nonzero(peak)
+    is_end = steps.is_usable & is_nonzero(peak)
     if not is_end.any():
         return None
     whole = _steps_of_minute(steps)
     seconds = _trailing_sums(steps.seconds, whole)
     requests = _trailing_totals(steps, "requests_per_second", whole) * MINUTE_SECONDS / seconds
-    is_limited = _is_near_limit(steps, usable) | (
+    is_limited = _is_near_limit(steps) | (
         _trailing_sums(is_nonzero(steps.waiting_max).astype(float), whole) > 0
     )
     counts = np.where(is_limited, _shortest(steps.seconds, whole), whole)
     seconds = _trailing_sums(steps.seconds, counts)
     mean = _trailing_totals(steps, "output_tokens_per_second", counts) / seconds
-    balance = _balance(steps, usable, counts, np.where(is_limited, 0.0, _chance(requests)))
+    balance = _balance(steps, counts, np.where(is_limited, 0.0, _chance(requests)))
     output = np.where(is_limited, np.minimum(peak, mean), peak) * balance
     best = int(np.argmax(np.where(is_end, output, -math.inf)))
     return BestMinute(
@@ -126,12 +124,12 @@ def _trailing_sums(values: Floats, counts: Indices) -> Floats:
     return sums
 
 
-def _is_near_limit(steps: EngineSteps, usable: Mask) -> Mask:
+def _is_near_limit(steps: EngineSteps) -> Mask:
     """Whether no less came out in a minute than while requests waited, yet not far more.
 
     Where far more came out, the server was slowed while they waited.
     """
-    limited = usable & steps.is_limited
+    limited = steps.is_usable & steps.is_limited
     if not limited.any():
         return np.zeros(len(steps), bool)
     seconds = steps.seconds[limited]
@@ -148,9 +146,9 @@ def _chance(requests: Floats) -> Floats:
     return chance
 
 
-def _balance(steps: EngineSteps, usable: Mask, counts: Indices, chance: Floats) -> Floats:
+def _balance(steps: EngineSteps, counts: Indices, chance: Floats) -> Floats:
     """The share of a minute's output, 0..1, that its prompts go with."""
-    names = ("prompt_tokens_per_second", "output_tokens_per_second")
+    names, usable = ("prompt_tokens_per_second", "output_tokens_per_second"), steps.is_usable
     prompts, tokens = (total(steps.column(name)[usable], steps.seconds[usable]) for name in names)
     if not prompts or not tokens:
         return np.ones(len(steps))

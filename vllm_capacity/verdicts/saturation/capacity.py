@@ -48,7 +48,6 @@ from vllm_capacity.verdicts.saturation.curve import (
     LoadPoints,
     PeakEstimate,
 )
-from vllm_capacity.verdicts.saturation.loads import usable_steps
 from vllm_capacity.verdicts.saturation.plateau import MIN_PLATEAU_SECONDS
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
@@ -83,7 +82,7 @@ def blocks(steps: EngineSteps) -> Blocks | None:
     They are of the usable steps of one engine; a block may span a hole.
     """
     is_known = is_seen(steps.requests_per_second) & is_seen(steps.running)
-    seen = np.flatnonzero(usable_steps(steps) & is_known)
+    seen = np.flatnonzero(steps.is_usable & is_known)
     seconds = steps.seconds[seen]
     rates = (steps.requests_per_second, steps.running, steps.output_tokens_per_second)
     columns = np.column_stack([seconds, *(rate[seen] * seconds for rate in rates)])

@@ -17,7 +17,6 @@ from vllm_capacity.verdicts.saturation.arrays import (
     is_seen,
     or_zero,
     sums_around,
-    upper_median,
 )
 from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.regimes import Cause, EngineSteps
@@ -43,17 +42,6 @@ class LoadLevels:
     steps: tuple[int, ...]
 
 
-def usable_steps(steps: EngineSteps) -> Mask:
-    """Which steps are whole and clean: no gap or restart, not cut short, load and output seen."""
-    return np.asarray(
-        ~(steps.is_gap | steps.is_restart)
-        & (steps.scrapes > 0)
-        & (steps.seconds >= upper_median(steps.seconds) / 2)
-        & is_seen(steps.running_mean)
-        & is_seen(steps.output_tokens_per_second)
-    )
-
-
 def curve_steps(steps: EngineSteps) -> Mask:
     """The usable steps in which something ran and tokens came out: the points of the curve.
 
@@ -67,7 +55,7 @@ def curve_steps(steps: EngineSteps) -> Mask:
     is_near_stall[1:] |= is_stalled[:-1]
     is_near_stall[:-1] |= is_stalled[1:]
     return np.asarray(
-        usable_steps(steps)
+        steps.is_usable
         & ~is_near_stall
         & ~steps.is_in(regimes.IDLE)
         & _is_load_known(steps)

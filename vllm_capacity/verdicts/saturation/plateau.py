@@ -9,6 +9,7 @@ minutes were seen to scatter on recorded servers: 10 % ÷ √minutes, 3 % at lea
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,14 +26,14 @@ from vllm_capacity.verdicts.saturation.arrays import (
     total,
 )
 from vllm_capacity.verdicts.saturation.best_minute import MINUTE_SECONDS, SLOWED, BestMinute
-from vllm_capacity.verdicts.saturation.loads import MINUTE_SCATTER, usable_steps
+from vllm_capacity.verdicts.saturation.loads import MINUTE_SCATTER
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
 MIN_PLATEAU_SECONDS = 60.0
 _MIN_PLATEAU_STEPS = 2
 _BLOCK_SECONDS = 60.0
 _LEAST_HALF_WIDTH = 0.03
-_RESAMPLES, _PICKS_AT_ONCE = 1000, 2**22
+_RESAMPLES, _PICKS_AT_ONCE = 1000, 2**17
 _DENYING_SCATTERS = 2.0
 _QUEUE_OF_RUNNING, _LASTING_SCRAPES = 0.1, 6
 _KV_FULL_RATIO, _ALWAYS = 0.9, 0.9
@@ -71,10 +72,7 @@ def plateau(
         f"mean of {len(limited)} steps ({seconds:.0f} s) in which the server was the limit; "
         "90 % interval by block bootstrap"
     )
-    output, running = (
-        _with_interval(column[limited], steps, limited, basis, seed)
-        for column in (steps.output_tokens_per_second, steps.running_mean)
-    )
+    output, running = _with_intervals(steps, limited, basis, seed)
     return Plateau(_no_less(output, steps, limited, best), running, len(limited), seconds)
 
 
@@ -207,7 +205,7 @@ def _clean_stretches(steps: EngineSteps) -> _Stretches:
         firsts + np.where(is_brief, steps.is_next[firsts], 1),
         ends - np.where(is_brief, steps.is_next[ends], 1),
     )
-    return chosen.at(usable_steps(steps)[chosen.steps])
+    return chosen.at(steps.is_usable[chosen.steps])
 
 
 def _minutes(seconds: Floats, stretches: Indices) -> Indices:
@@ -273,38 +271,56 @@ def _is_limited_throughout(steps: EngineSteps) -> Mask:
     return steps.is_limited & (is_full | (steps.waiting_share >= _ALWAYS))
 
 
-def _with_interval(
-    values: Floats, steps: EngineSteps, limited: Indices, basis: str, seed: int
-) -> Estimate:
-    """The mean over steps at the limit; requests that live long make fewer independent minutes.
+def _with_intervals(
+    steps: EngineSteps, limited: Indices, basis: str, seed: int
+) -> tuple[Estimate, Estimate]:
+    """Mean output and running requests over steps at the limit.
 
-    Blocks are as long as a request lives, a minute at least.
+    Requests that live long make fewer independent minutes: blocks are as long as a request lives, a
+    minute at least.
     """
+    columns = (steps.output_tokens_per_second[limited], steps.running_mean[limited])
     weights = steps.seconds[limited]
-    mean, seconds = float(np.average(values, weights=weights)), float(weights.sum())
+    seconds = float(weights.sum())
     requests = total(steps.requests_per_second[limited], weights)
     lifetime = total(steps.running_mean[limited], weights) / requests if requests else 0.0
     block_seconds = min(seconds, max(_BLOCK_SECONDS, lifetime))
-    block = max(1, math.ceil(block_seconds / float(np.median(weights))))
-    low, high = block_bootstrap(values, weights, block=min(block, len(values)), seed=seed)
-    scatter = MINUTE_SCATTER / math.sqrt(seconds / block_seconds)
-    least = mean * max(_LEAST_HALF_WIDTH, scatter)
-    return Estimate.known(min(low, mean - least), mean, max(high, mean + least), basis)
+    block = min(max(1, math.ceil(block_seconds / float(np.median(weights)))), len(weights))
+    ends = block_bootstrap(columns, weights, block=block, seed=seed)
+    share = max(_LEAST_HALF_WIDTH, MINUTE_SCATTER / math.sqrt(seconds / block_seconds))
+    output, running = (
+        _wide_enough(float(np.average(column, weights=weights)), low, high, share, basis)
+        for column, (low, high) in zip(columns, ends, strict=True)
+    )
+    return output, running
+
+
+def _wide_enough(mean: float, low: float, high: float, share: float, basis: str) -> Estimate:
+    """The mean with its interval, no narrower than that share of it to either side."""
+    return Estimate.known(
+        min(low, mean - mean * share), mean, max(high, mean + mean * share), basis
+    )
 
 
 def block_bootstrap(
-    values: Floats, weights: Floats, *, block: int, seed: int = 0
-) -> tuple[float, float]:
-    """The 5 and 95 % quantiles of the weighted mean under circular blocks of consecutive values."""
-    count = len(values)
+    columns: Sequence[Floats], weights: Floats, *, block: int, seed: int = 0
+) -> list[tuple[float, float]]:
+    """The 5 and 95 % quantiles of the weighted mean of each column.
+
+    By circular blocks of consecutive values, the same for all columns.
+    """
+    count = len(weights)
     rng, blocks = np.random.default_rng(seed), math.ceil(count / block)
+    # each goes on with its beginning, so that a block may start anywhere
+    around = [
+        np.append(one, one[: block - 1]) for one in (weights, *(c * weights for c in columns))
+    ]
     at_once = max(1, _PICKS_AT_ONCE // count)
     means = []
     for first in range(0, _RESAMPLES, at_once):
-        resamples = min(at_once, _RESAMPLES - first)
-        starts = rng.integers(0, count, (resamples, blocks))
-        picks = (starts[:, :, None] + np.arange(block)) % count
-        picks = picks.reshape(resamples, -1)[:, :count]
-        means.append((values[picks] * weights[picks]).sum(1) / weights[picks].sum(1))
-    low, high = np.quantile(np.concatenate(means), [0.05, 0.95])
-    return float(low), float(high)
+        starts = rng.integers(0, count, (min(at_once, _RESAMPLES - first), blocks))
+        picks = (starts[:, :, None] + np.arange(block)).reshape(len(starts), -1)[:, :count]
+        weight, *totals = (one[picks].sum(1) for one in around)
+        means.append([each / weight for each in totals])
+    quantiles = np.quantile(np.concatenate(means, axis=1), [0.05, 0.95], axis=1)
+    return [(float(low), float(high)) for low, high in quantiles.T]

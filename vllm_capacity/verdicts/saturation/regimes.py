@@ -50,6 +50,7 @@ from vllm_capacity.verdicts.saturation.arrays import (
     or_zero,
     summed,
     sums_around,
+    upper_median,
 )
 
 IDLE = "idle"
@@ -175,6 +176,17 @@ class EngineSteps:
         found = np.zeros(len(self) + 1, bool)
         found[1:-1] = self.end[:-1] == self.start[1:]
         return found
+
+    @cached_property
+    def is_usable(self) -> Mask:
+        """Which are whole and clean: no gap or restart, not cut short, load and output seen."""
+        return np.asarray(
+            ~(self.is_gap | self.is_restart)
+            & (self.scrapes > 0)
+            & (self.seconds >= upper_median(self.seconds) / 2)
+            & is_seen(self.running_mean)
+            & is_seen(self.output_tokens_per_second)
+        )
 
     def is_in(self, regime: str) -> Mask:
         """Which steps are in that regime."""
