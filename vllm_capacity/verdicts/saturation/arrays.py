@@ -37,7 +37,7 @@ def or_zero(values: Floats) -> Floats:
 
 def is_nonzero(values: Floats) -> Mask:
     """Which values were observed and are not 0."""
-    return is_seen(values) & (values != 0)
+    return np.asarray(is_seen(values) & (values != 0))
 
 
 def summed(values: Floats) -> float:

@@ -36,6 +36,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from vllm_capacity.figures.steps import STEP_SCHEMA
 from vllm_capacity.verdicts.saturation.arrays import (
     Codes,
     Floats,
@@ -228,19 +229,19 @@ def judged_steps(steps: pl.DataFrame) -> EngineSteps:
 
 def _unjudged(steps: pl.DataFrame) -> EngineSteps:
     """The columns, every cause `UNOBSERVED`."""
+    steps = steps.with_columns(
+        pl.col(pl.Float64).fill_null(math.nan),
+        pl.col(pl.Int64).fill_null(0),
+        pl.col(pl.Boolean).fill_null(False),
+    )
     columns = {
-        name: steps[name].to_numpy()
-        for name, dtype in steps.schema.items()
-        if dtype.is_float() or dtype.is_temporal()
+        name: steps[name].to_numpy() for name, dtype in STEP_SCHEMA.items() if dtype != pl.String
     }
-    columns |= {name: steps[name].fill_null(False).to_numpy() for name in ("is_gap", "is_restart")}
-    scrapes = steps["scrapes"].fill_null(0).to_numpy()
     decoding = columns["output_tokens_per_second"] * columns["itl_mean_seconds"]
-    loads = running_loads(decoding, columns["running_mean"], scrapes)
+    loads = running_loads(decoding, columns["running_mean"], columns["scrapes"])
     is_exact = is_seen(loads)
     return EngineSteps(
         **columns,
-        scrapes=scrapes,
         seconds=(columns["end"] - columns["start"]) / np.timedelta64(1, "s"),
         running=np.where(is_exact, loads, columns["running_mean"]),
         is_running_exact=is_exact,
