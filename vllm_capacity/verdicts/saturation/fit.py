@@ -5,7 +5,7 @@ Told in words:
 1. Every step of every engine gets a regime (`regimes.py`).
 2. Where the server was the limit for a minute or more, its capacity is what it held then: the
    plateau (`plateau.py`). That is a measurement.
-3. Else, where the load varied by cause and throughput bent (`identifiable.py`), the loads it saw
+3. Else, where the load varied by cause and throughput bent (`capacity.py`), the loads it saw
    are points of a curve (`curve.py`), and the peak is extrapolated with the interval its bend
    allows, cut where the KV cache would be full.
 4. Else the capacity is at least what its best minute held, with how much more load it would take to
