@@ -152,7 +152,7 @@ def test_a_stretch_that_begins_slowed_leaves_its_slow_beginning_out():
     slow, fast = [queued(8, 100, 9)] * 5, [queued(8, 300, 9)] * 16
     (fit,) = engine_fits(made_steps(*slow, *fast, seconds=25))
     assert fit.capacity.mid == pytest.approx(300)
-    assert {step.step["output_tokens_per_second"] for step in fit.slowed} == {100}
+    assert set(fit.steps.output_tokens_per_second[fit.slowed]) == {100}
 
 
 def test_an_overload_that_a_neighbor_slowed_is_no_plateau():
