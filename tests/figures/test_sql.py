@@ -513,16 +513,6 @@ SAME_PROCESSES = (
 
 WHOLE = (
     Case(
-        "extent",
-        "from the first row of either table to the last",
-        "first last",
-        [(-5, 40)],
-        series=[counter(1), histogram(2)],
-        samples=[(1, 0, 0, 1), (1, 0, 30, 2)],
-        histograms=[(2, 0, -5, 1, 1.0, [1]), (2, 0, 40, 2, 2.0, [2])],
-    ),
-    Case("extent", "of nothing there is none", "first last", [(None, None)]),
-    Case(
         "instances",
         "each target once, by name",
         "instance",

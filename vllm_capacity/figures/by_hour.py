@@ -33,7 +33,7 @@ from vllm_capacity.timerange import TimeRange
 FROM_HOURS = 6.0
 """A longer range is read by the hour, a shorter one row by row."""
 
-_LAYOUT = 1  # of what a piece leaves behind
+_VERSION, _LAYOUT = version("vllm-capacity"), 1  # of the code, and of what a piece leaves behind
 _HASH_DIGITS = 24
 _OF_ALL_ROWS = ("relabelled",)  # a bound, which the rows in between may raise
 _SMALL = ("series", "intake")
@@ -156,7 +156,7 @@ def _key(piece: Piece, base: str, digests: _Digests) -> str:
     made_of = (
         *(file.sha256 or digests[file.name] for file in piece.files),
         *(end.isoformat() for end in (piece.time_range.start, piece.time_range.end)),
-        *(base, version("vllm-capacity"), str(_LAYOUT)),
+        *(base, _VERSION, str(_LAYOUT)),
     )
     return f"{piece.hour}.{hashlib.sha256(' '.join(made_of).encode()).hexdigest()[:_HASH_DIGITS]}"
 
@@ -209,7 +209,7 @@ def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
 def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
     """attempts.sql: those of the jobs that count are kept (figures/twins.py)."""
     found = window.everywhere("attempts").filter(pl.col("ts") < _instant(params["end"]))
-    return found.with_columns(source=pl.lit("")).sort("instance", "ts")
+    return found.sort("instance", "ts")
 
 
 def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:

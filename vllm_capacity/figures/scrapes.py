@@ -193,7 +193,8 @@ def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
     Of a target that several jobs scrape, the attempts of one; those of the others count only where
     that one had no answer (figures/scrapes.py).
     """
-    return merged(window.named_sql("figures", "attempts", end=end))
+    found = window.named_sql("figures", "attempts", end=end)
+    return merged(found) if "source" in found.columns else found
 
 
 def engines(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) -> pl.DataFrame:

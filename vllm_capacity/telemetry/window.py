@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -133,8 +133,15 @@ class Window:
 
         It never begins before the start that was asked for.
         """
-        row = self.named_sql("figures", "extent").row(0, named=True)
-        first, end = row["first"].astimezone(UTC), row["last"].astimezone(UTC)
+        hours: dict[str, list[Path]] = {}
+        for file in self.manifest.files:
+            if file.table in TABLES and file.rows:
+                hours.setdefault(Path(file.plain).name, []).append(self.path / file.name)
+        ends = [*hours[min(hours)], *hours[max(hours)]]  # named by the hour of their rows
+        times = pl.concat(pl.read_parquet(path, columns=["ts"], glob=False) for path in ends)["ts"]
+        first, end = times.min(), times.max()
+        assert isinstance(first, datetime)
+        assert isinstance(end, datetime)
         is_asked = self.begin is not None and first < self.begin <= end
         start = self.begin if is_asked and self.begin is not None else first
         return TimeRange(start, end + timedelta(microseconds=1))
