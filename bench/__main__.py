@@ -21,6 +21,7 @@ RATIOS = {  # how often each side is measured
     "figures": 3,
     "rollup": 5,
     "answers": 3,
+    "scale": 2,
     "writer": 3,
     "imports": 3,
     "pull": 3,
@@ -136,6 +137,8 @@ def _notes() -> list[str]:
         "written: that price is in `writer`. The rollup's own Parquet is written, too.",
         "- `answers` are measured in a process of their own, after its imports; the memory is the "
         "whole process'.",
+        "- `scale` takes interpreter and imports in on the side of figures, whose first answer "
+        "computes what hours leave behind (`figures/pieces.py`) and whose next one reads that.",
         "- `imports` deduplicate, settle restarts and write the window, beside parsing.",
         "- `pull` asks the tests' stand-in of Parseable, so its seconds hold no real network.",
     ]

@@ -1,0 +1,139 @@
+"""All figures of engine-days ÷ the obvious SQL of four questions by the hour, in time and memory.
+
+One and ten engines for a day, scraped every 2 s: the first answer, which computes what hours leave
+behind, and the next one, which reads that. The four questions are output tokens of each engine, the
+buckets of p95 TTFT, the fullest KV cache and the mean of running requests.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+
+from bench.engine_day import engine_day
+from bench.measure import TIMEOUT_SECONDS, Ratio, by_turns, cpu_seconds, peak_megabytes
+from vllm_capacity.telemetry.manifest import TABLES
+
+ENGINES = (1, 10)
+_GOALS = {"again": "2", "first": "8"}
+
+
+def measure(folder: Path, *, runs: int) -> list[Ratio]:
+    found = []
+    for engines in ENGINES:
+        path = engine_days(folder, engines)
+        for which, goal in _GOALS.items():
+            ours, bare = by_turns(
+                lambda path=path, which=which: _alone(which, path),
+                lambda path=path: _alone("sql", path),
+                runs=runs,
+            )
+            title = f"figures of {engines} engine-day{'s' if engines > 1 else ''}, {which}"
+            units = (("CPU s", goal), ("peak MB", ""))
+            found += [
+                Ratio(
+                    title,
+                    "the obvious SQL of four questions",
+                    unit,
+                    tuple(one[at] for one in ours),
+                    tuple(one[at] for one in bare),
+                    wanted,
+                )
+                for at, (unit, wanted) in enumerate(units)
+            ]
+    return found
+
+
+def engine_days(folder: Path, engines: int) -> Path:
+    """A day of so many engines, each the day of one under another name; in format 1."""
+    day, path = engine_day(folder), folder / f"engines-{engines}"
+    for table in TABLES:
+        (path / table).mkdir(parents=True, exist_ok=True)
+        for hour in sorted((day / table).glob("*.parquet")):
+            copies = [_renamed(pl.read_parquet(hour), number) for number in range(engines)]
+            together = pl.concat(copies).sort("series_id", "ts")
+            together.write_parquet(path / table / hour.name, compression="zstd")
+    series = pl.read_parquet(day / "series.parquet")
+    named = [
+        _renamed(series, number).with_columns(instance=pl.col("instance") + f"-{number}")
+        for number in range(engines)
+    ]
+    pl.concat(named).write_parquet(path / "series.parquet")
+    shutil.copy(day / "intake.parquet", path)
+    note = json.loads((day / "window.json").read_text())
+    counts = {name: engines * rows for name, rows in note["counts"].items()}
+    note = {**note, "format": 1, "counts": counts}
+    note.pop("files")
+    (path / "window.json").write_text(json.dumps(note))
+    return path
+
+
+def _renamed(frame: pl.DataFrame, number: int) -> pl.DataFrame:
+    """The rows under other series, as those of another engine are."""
+    return frame.with_columns(pl.col("series_id") ^ (number << 32))
+
+
+def _alone(what: str, path: Path) -> tuple[float, float]:
+    """CPU seconds and peak megabytes in a process of its own, interpreter and imports included."""
+    if what == "first":
+        shutil.rmtree(path / ".rollup", ignore_errors=True)
+    command = [sys.executable, "-m", "bench.scale", what, str(path)]
+    ran = subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_SECONDS)
+    seconds, megabytes = json.loads(ran.stdout)
+    return seconds, megabytes
+
+
+def obvious_sql(path: Path) -> None:
+    """The four questions, as one would write them in DuckDB."""
+    import duckdb
+
+    db = duckdb.connect()
+    for table in ("series", *TABLES):
+        hours = sorted(str(hour) for hour in path.glob(f"{table}/*.parquet"))
+        db.read_parquet(hours or [str(path / f"{table}.parquet")]).to_view(table)
+    for query in _QUESTIONS:
+        db.sql(query).fetchall()
+
+
+_OF = "series_id in (select series_id from series where metric = 'vllm:{}')"
+_QUESTIONS = (
+    f"""
+    select instance, hour, sum(case when grown < 0 then value else grown end)
+    from (
+        select series_id, date_trunc('hour', ts) as hour, value,
+            value - lag(value) over (partition by series_id order by ts) as grown
+        from samples where {_OF.format("generation_tokens_total")}
+    ) join series using (series_id) group by all""",
+    f"""
+    select hour, bucket, sum(greatest(count - coalesce(before, count), 0))
+    from (
+        select date_trunc('hour', ts) as hour, unnest(counts) as count,
+            unnest(lag(counts) over (partition by series_id order by ts)) as before,
+            generate_subscripts(counts, 1) as bucket
+        from histograms where {_OF.format("time_to_first_token_seconds")}
+    ) group by all""",
+    f"""
+    select date_trunc('hour', ts) as hour, max(value)
+    from samples where {_OF.format("kv_cache_usage_perc")} group by all""",
+    f"""
+    select hour, sum(mean)
+    from (
+        select series_id, date_trunc('hour', ts) as hour, avg(value) as mean
+        from samples where {_OF.format("num_requests_running")} group by all
+    ) group by all""",
+)
+
+
+def figures(path: Path) -> None:
+    from vllm_capacity.analysis import Analysis
+    from vllm_capacity.telemetry.window import open_window
+
+    _ = Analysis.of(open_window(path)).answer
+
+
+if __name__ == "__main__":
+    action = obvious_sql if sys.argv[1] == "sql" else figures
+    print(json.dumps([cpu_seconds(lambda: action(Path(sys.argv[2]))), peak_megabytes()]))
