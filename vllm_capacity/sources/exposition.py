@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -20,19 +20,17 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_capacity.errors import InputError, NoTelemetryError, ParseError, plain
-from vllm_capacity.facts.metrics import keeps
+from vllm_capacity.sources.exposition_layout import Floats, Layout, values_of
+from vllm_capacity.sources.exposition_rows import TargetRows, is_time
 from vllm_capacity.sources.gzip_members import Damage, is_gzip, pieces
-from vllm_capacity.sources.otlp import Wire
-from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey
+from vllm_capacity.telemetry.rows import RowBuffer, Rows
 from vllm_capacity.telemetry.steady import SteadyTime, by_steady_clock
-
-Labels = tuple[tuple[str, str], ...]
 
 # Classic text first: some client libraries write wrong TYPE lines when OpenMetrics is negotiated.
 ACCEPT: Final = {"Accept": "text/plain;version=0.0.4;q=1,*/*;q=0.1"}
 DAMAGED: Final = "saved scrapes"  # what a finding on damage in their file is about
-_PROCESS_START: Final = "process_start_time_seconds"
 _OPEN_METRICS: Final = "application/openmetrics-text"
+_LAYOUTS_KEPT: Final = 2  # of a target; a child that comes and goes needs two
 _READ_BYTES: Final = 1024 * 1024
 _LONGEST_LINE_BYTES: Final = 512 * 1024 * 1024  # a saved scrape of over a million series
 
@@ -93,7 +91,7 @@ def parse_families(text: str) -> list[Family]:
     _require_end(text)
     try:
         families = list(text_string_to_metric_families(text))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
         # The library signals a broken line by any of these, depending on where it is broken.
         raise ParseError(f"Not Prometheus text: {error}") from error
     if not families:
@@ -103,13 +101,17 @@ def parse_families(text: str) -> list[Family]:
 
 @dataclass
 class ScrapeReader:
-    """Feeds scrapes, in any order, into a `RowBuffer`."""
+    """Feeds scrapes, in any order, into a `RowBuffer`.
+
+    Of every target the latest layouts are known: few texts have to be parsed.
+    """
 
     buffer: RowBuffer = field(default_factory=RowBuffer)
     good: int = 0
     failed: int = 0
     last_attempt_us: dict[str, int] = field(default_factory=dict)
     _steady: list[SteadyTime] = field(default_factory=list)
+    _known: dict[str, deque[TargetRows]] = field(default_factory=dict)
 
     def rows(self) -> Rows:
         """The canonical rows of the scrapes, at the times that a steady clock tells, if any."""
@@ -118,16 +120,8 @@ class ScrapeReader:
     def add(self, scrape: Scrape) -> None:
         """One scrape: its samples where it is good, `up` in any case."""
         self._settle_order(scrape)
-        families: list[Family] = []
-        is_up = scrape.status == 200 and not scrape.error
-        if is_up:
-            try:
-                families = parse_families(scrape.text)
-            except ParseError as error:
-                is_up = False
-                self._note(scrape, "unparsable scrape", str(error))
-        else:
-            self._note(scrape, "failed scrape", scrape.error or _cause(scrape.status), "failed")
+        reading = self._reading(scrape)
+        is_up = reading is not None
         self.buffer.scrape(scrape.target, scrape.ts_us, is_up=is_up, seconds=scrape.seconds)
         self.good, self.failed = self.good + is_up, self.failed + (not is_up)
         if scrape.run_unix_seconds is not None and scrape.at_seconds is not None:
@@ -136,9 +130,33 @@ class ScrapeReader:
             )
             arrival = self.good + self.failed
             self._steady.append((scrape.target, arrival, scrape.ts_us, run_us, at_us))
-        created = _created_times(families)
-        for family in families:
-            self._add_family(scrape, family, created)
+        if reading is not None:
+            rows, values = reading
+            rows.add(scrape.ts_us, values, lambda family, what: self._note(scrape, family, what))
+
+    def _reading(self, scrape: Scrape) -> tuple[TargetRows, Floats] | None:
+        """The values of a good scrape, and what makes rows of them; None, noted, for a failed one.
+
+        Only a text of a layout that its target did not have lately needs to be parsed.
+        """
+        if scrape.status != 200 or scrape.error:
+            self._note(scrape, "failed scrape", scrape.error or _cause(scrape.status), "failed")
+            return None
+        lines = scrape.text.split("\n")
+        known = self._known.setdefault(scrape.target, deque(maxlen=_LAYOUTS_KEPT))
+        for rows in known:
+            values = rows.layout.values(lines)
+            if values is not None:
+                return rows, values
+        try:
+            families = parse_families(scrape.text)
+        except ParseError as error:
+            self._note(scrape, "unparsable scrape", str(error))
+            return None
+        known.appendleft(
+            TargetRows.of(scrape.target, Layout.of(scrape.text, families), self.buffer)
+        )
+        return known[0], values_of(families)
 
     def _settle_order(self, scrape: Scrape) -> None:
         newest = self.last_attempt_us.get(scrape.target, scrape.ts_us)
@@ -166,141 +184,9 @@ class ScrapeReader:
             ts_us=scrape.ts_us,
         )
 
-    def _add_family(
-        self, scrape: Scrape, family: Family, created: Mapping[tuple[str, Labels], float]
-    ) -> None:
-        wire = _wire(family)
-        if not keeps(wire.exposed):
-            return
-        if family.type == "histogram":
-            self._add_histograms(scrape, family, wire, created)
-        elif family.type in ("counter", "gauge", "unknown", "info"):
-            for sample in family.samples:
-                if not sample.name.endswith("_created"):
-                    born = created.get((wire.exposed, _frozen(sample.labels)))
-                    key = wire.key(scrape.target, sample.labels)
-                    series_id = self._register(key, wire, scrape, born)
-                    value = float(sample.value) * wire.scale
-                    if wire.exposed == _PROCESS_START and not _is_time(value):
-                        self._note(scrape, wire.exposed, f"{value:g} is no time a process started")
-                        continue
-                    self.buffer.sample(series_id, scrape.ts_us, value, wire.rank)
-
-    def _add_histograms(
-        self,
-        scrape: Scrape,
-        family: Family,
-        wire: Wire,
-        created: Mapping[tuple[str, Labels], float],
-    ) -> None:
-        for labels, state in _histogram_states(family).items():
-            if state is None:
-                self._note(scrape, wire.exposed, "histogram without a usable +Inf bucket or count")
-                continue
-            key = wire.key(scrape.target, dict(labels), state.bounds)
-            self.buffer.histogram(
-                self._register(key, wire, scrape, created.get((wire.exposed, labels))),
-                scrape.ts_us,
-                count=sum(state.counts),
-                total=state.total,
-                counts=state.counts,
-                rank=wire.rank,
-            )
-
-    def _register(
-        self, key: SeriesKey, wire: Wire, scrape: Scrape, created_seconds: float | None
-    ) -> int:
-        series_id = self.buffer.series(key, exposed=wire.exposed, rank=wire.rank)
-        if created_seconds is not None and math.isfinite(created_seconds):
-            self.buffer.created(series_id, scrape.ts_us, round(created_seconds * 1e6))
-        return series_id
-
 
 def _cause(status: int) -> str:
     return f"HTTP {status}" if status else "no answer"
-
-
-def _wire(family: Family) -> Wire:
-    # The parser takes `_total` off a counter's family name; at /metrics it is there.
-    is_bare = family.type == "counter" and not family.name.endswith("_total")
-    exposed = f"{family.name}_total" if is_bare else str(family.name)
-    return Wire.of(exposed, "" if family.type == "unknown" else str(family.type))
-
-
-@dataclass(frozen=True)
-class _State:
-    bounds: tuple[float, ...]
-    counts: list[float]
-    total: float
-
-
-def _frozen(labels: Mapping[str, str]) -> Labels:
-    return tuple(sorted((k, v) for k, v in labels.items() if k != "le"))
-
-
-def _created_times(families: Iterable[Family]) -> dict[tuple[str, Labels], float]:
-    """When each counter or histogram child was created, Unix seconds, by exposed name and labels.
-
-    Classic text declares them as gauge families of their own, `X_created`.
-    """
-    return {
-        (suffixed, _frozen(sample.labels)): float(sample.value)
-        for family in families
-        if family.name.endswith("_created")
-        for sample in family.samples
-        for bare in [family.name.removesuffix("_created")]
-        for suffixed in (bare, f"{bare}_total")
-    }
-
-
-def _histogram_states(
-    family: Family,
-) -> dict[Labels, _State | None]:
-    buckets: dict[Labels, dict[float, float]] = {}
-    sums: dict[Labels, float] = {}
-    counts: dict[Labels, float] = {}
-    for sample in family.samples:
-        labels = _frozen(sample.labels)
-        if sample.name.endswith("_bucket"):
-            edges = buckets.setdefault(labels, {})
-            edge = _edge(sample.labels.get("le"))
-            # The same bucket told twice with different counts is none that can be used.
-            edges[edge] = (
-                sample.value if edges.get(edge, sample.value) == sample.value else math.nan
-            )
-        elif sample.name.endswith("_sum"):
-            sums[labels] = sample.value
-        elif sample.name.endswith("_count"):
-            counts[labels] = sample.value
-    return {
-        labels: _state(edges, counts.get(labels), sums.get(labels, math.nan))
-        for labels, edges in buckets.items()
-    }
-
-
-def _edge(text: str | None) -> float:
-    try:
-        return float(text) if text is not None else math.nan
-    except ValueError:
-        return math.nan
-
-
-def _state(edges: dict[float, float], count: float | None, total: float) -> _State | None:
-    """The per-bucket state, or None where the buckets do not make a histogram."""
-    if count is not None:
-        edges = {math.inf: count, **edges}
-    ordered = sorted(edges)
-    cumulative = [edges[edge] for edge in ordered]
-    if (
-        math.inf not in edges
-        or not all(map(math.isfinite, edges.keys() - {math.inf}))
-        or not all(0 <= x < math.inf for x in cumulative)  # a NaN is neither
-    ):
-        return None
-    # A bucket below its predecessor is raised to it, as Prometheus does.
-    raised = list(accumulate(cumulative, max))
-    per_bucket = [raised[0], *(b - a for a, b in pairwise(raised))]
-    return _State(tuple(ordered[:-1]), per_bucket, total)
 
 
 def read_saved_scrapes(
@@ -396,17 +282,12 @@ def _scrape_of(line: bytes, path: Path, number: int) -> Scrape:
         raise InputError(
             f"{path}, line {number}, is not a scrape: it needs t (Unix seconds), target and status."
         ) from None
-    if not _is_time(t):
+    if not is_time(t):
         raise InputError(f"{path}, line {number}: t = {t} is not a time in Unix seconds.")
     if status == 200 and not error:
         error = _complaint(text, kind)
     steady = _steady_clock(row)
     return Scrape(t, target, status, text, _number(row.get("dur")), *steady, error)
-
-
-def _is_time(seconds: float) -> bool:
-    """Whether it can be a time in Unix seconds; milliseconds cannot, nor NaN."""
-    return 0 < seconds < 1e11
 
 
 def _number(value: object) -> float | None:
@@ -418,7 +299,7 @@ def _number(value: object) -> float | None:
 def _steady_clock(row: Mapping[str, object]) -> tuple[float | None, float | None]:
     """When its run began, and the seconds since by a steady clock; None where it keeps none."""
     run, at = _number(row.get("run")), _number(row.get("at"))
-    is_kept = run is not None and at is not None and _is_time(run) and 0 <= at < 1e11
+    is_kept = run is not None and at is not None and is_time(run) and 0 <= at < 1e11
     return (run, at) if is_kept else (None, None)
 
 

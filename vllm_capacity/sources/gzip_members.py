@@ -17,6 +17,7 @@ _MAGIC: Final = b"\x1f\x8b\x08"  # and the one method of compression there is
 _GZIP: Final = 31  # zlib's number for a gzip header and trailer
 _READ_BYTES: Final = 64 * 1024
 _MOST_AT_ONCE: Final = 1024 * 1024
+_KEPT_BYTES: Final = 4 * 1024 * 1024  # of a member: some scrapes of a large server
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ def pieces(path: Path) -> Iterator[bytes | Damage]:
     with path.open("rb") as file:
         start = 0
         while start < size:
-            end = _end(file, start)
-            if end is not None:
-                yield from _content(file, start)
-                start = end
+            sound = _sound(file, start)
+            if sound is not None:
+                yield from sound.content or _content(file, start)
+                start = sound.end
                 continue
             following = _following(file, start + 1)
             if following is None and start + len(_MAGIC) <= size and _is_cut(file, start):
@@ -58,15 +59,26 @@ def pieces(path: Path) -> Iterator[bytes | Damage]:
             )
 
 
-def _end(file: BinaryIO, start: int) -> int | None:
-    """Where a member that begins here ends; None where it is damaged or cut."""
+@dataclass(frozen=True)
+class _Sound:
+    """A member without damage: where it ends, and what it holds unless that is much."""
+
+    end: int
+    content: list[bytes]
+
+
+def _sound(file: BinaryIO, start: int) -> _Sound | None:
+    """The member that begins here; None where it is damaged or cut."""
     member = zlib.decompressobj(_GZIP)
+    content: list[bytes] = []
+    size = 0
     try:
-        for _ in _decompressed(member, file, start):
-            pass
+        for piece in _decompressed(member, file, start):
+            size += len(piece)
+            content = [*content, piece] if size <= _KEPT_BYTES else []
     except zlib.error:
         return None
-    return file.tell() - len(member.unused_data) if member.eof else None
+    return _Sound(file.tell() - len(member.unused_data), content) if member.eof else None
 
 
 def _is_cut(file: BinaryIO, start: int) -> bool:
@@ -106,7 +118,7 @@ def _following(file: BinaryIO, start: int) -> int | None:
         block = kept + data
         at = block.find(_MAGIC)
         while at >= 0:
-            if _end(file, start + at) is not None:
+            if _sound(file, start + at) is not None:
                 return start + at
             at = block.find(_MAGIC, at + 1)
         kept = block[-(len(_MAGIC) - 1) :]

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
 _CLOCKS_APART_US = 2_000_000  # a series created later than that after its scrape was not
@@ -134,6 +135,14 @@ class _Columns:
         self.rank.append(rank)
         self.arrival.append(arrival)
 
+    def extend(
+        self, series_ids: NDArray[np.int64], ts_us: int, ranks: NDArray[np.int8], arrival: int
+    ) -> None:
+        self.series_id.frombytes(series_ids.tobytes())
+        self.ts.extend(array("q", [ts_us]) * len(series_ids))
+        self.rank.frombytes(ranks.tobytes())
+        self.arrival.extend(array("q", [arrival]) * len(series_ids))
+
     def frame(self, **more: pl.Series) -> pl.DataFrame:
         columns = {
             "series_id": pl.Series(self.series_id, dtype=pl.Int64),
@@ -206,6 +215,23 @@ class RowBuffer:
         self._samples.append(series_id, ts_us, rank, self._arrivals)
         self._samples.value.append(value)
 
+    def samples(
+        self,
+        series_ids: NDArray[np.int64],
+        ts_us: int,
+        values: NDArray[np.float64],
+        ranks: NDArray[np.int8],
+    ) -> None:
+        """Samples of one scrape, as `sample` takes each."""
+        if not np.isfinite(values).all():
+            for each in zip(series_ids.tolist(), values.tolist(), ranks.tolist(), strict=True):
+                series_id, value, rank = each
+                self.sample(series_id, ts_us, value, rank)
+            return
+        self._unread.difference_update(series_ids.tolist())
+        self._samples.extend(series_ids, ts_us, ranks, self._arrivals)
+        self._samples.value.frombytes(values.tobytes())
+
     def histogram(
         self,
         series_id: int,
@@ -223,6 +249,26 @@ class RowBuffer:
         own.total.append(total)
         own.counts.extend(counts)
         own.ends.append(len(own.counts))
+
+    def histograms(
+        self,
+        series_ids: NDArray[np.int64],
+        ts_us: int,
+        *,
+        count: Sequence[float],
+        total: NDArray[np.float64],
+        counts: Sequence[float],
+        ends: Sequence[int],
+        ranks: NDArray[np.int8],
+    ) -> None:
+        """Histogram states of one scrape; `counts` of all, end to end, and where each ends."""
+        own = self._histograms
+        begin = len(own.counts)
+        own.extend(series_ids, ts_us, ranks, self._arrivals)
+        own.count.extend(count)
+        own.total.frombytes(total.tobytes())
+        own.counts.extend(counts)
+        own.ends.extend(begin + end for end in ends)
 
     def scrape(self, instance: str, ts_us: int, *, is_up: bool, seconds: float | None) -> None:
         """One scrape attempt, good or failed: the `up` and `scrape_duration_seconds` samples.
