@@ -239,7 +239,7 @@ def scrape(
     InputError where `to` is there already, SourceError where no scrape was answered.
     """
     from vllm_capacity.live.scrape import capture
-    from vllm_capacity.sources.exposition import read_scrapes
+    from vllm_capacity.sources.exposition import scrapes_in_parts
 
     capture(
         urls,
@@ -247,7 +247,7 @@ def scrape(
         every_seconds=_seconds(every),
         for_seconds=_seconds(duration),
         environment=os.environ,
-        read=read_scrapes,
+        read=scrapes_in_parts,
         about=about,
     )
     return open(to)

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 from vllm_capacity.cli.simulate import simulate as simulate_verb
 from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.sources.exposition import read_scrapes
-from vllm_capacity.telemetry.store import settle
+from vllm_capacity.telemetry.settling import settle
 from vllm_capacity.telemetry.window import open_window
 from vllm_simulator.scenarios import SCENARIOS, scenario
 from vllm_simulator.simulate import run_scenario

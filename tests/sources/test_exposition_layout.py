@@ -129,7 +129,7 @@ def read(*found, fresh=False):
         reader.add(Scrape(1_795_492_800.0 + 2 * number, "v", 200, text))
         if fresh:
             reader._known.clear()
-    return reader.rows()
+    return reader.rows().whole()
 
 
 @settings(deadline=None)

@@ -8,7 +8,8 @@ import pytest
 from tests.answering import answer
 from tests.sources.test_processes_every_way import TOKENS, WAYS, Scrape, increase, windows_of
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
-from vllm_capacity.telemetry.store import settle, write_window
+from vllm_capacity.telemetry.settling import settle
+from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 
 T0_US = 1_795_492_800_000_000

@@ -8,7 +8,8 @@ import pytest
 from tests.answering import answer
 from vllm_capacity.figures import latency, scrapes, traffic
 from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey
-from vllm_capacity.telemetry.store import settle, write_window
+from vllm_capacity.telemetry.settling import settle
+from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 
 METRIC = "vllm:generation_tokens_total"

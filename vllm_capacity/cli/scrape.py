@@ -15,9 +15,9 @@ from rich.text import Text
 from vllm_capacity.cli.options import FILE, local_path
 from vllm_capacity.errors import InputError, plain
 from vllm_capacity.live.scrape import Captured, Progress, capture, import_scrapes
-from vllm_capacity.sources.exposition import DAMAGED, read_scrapes
+from vllm_capacity.sources.exposition import DAMAGED, scrapes_in_parts
 from vllm_capacity.telemetry.late import extend_window
-from vllm_capacity.telemetry.rows import Rows
+from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool
 from vllm_capacity.telemetry.window import window_path
 from vllm_capacity.timerange import parse_duration_seconds
 
@@ -122,13 +122,13 @@ def _tell(status: Status, progress: Progress) -> None:
 def _add(saved: Path | None, into: Path, to: Path | None) -> None:
     if saved is None or to is not None:
         raise InputError("--into goes with --from, and without --to.")
-    changed = extend_window(window_path(into), _read(saved))
+    changed = extend_window(window_path(into), _read(saved, Held()).whole())
     click.echo(f"Added to {into}; hours that changed: {', '.join(changed) or 'none'}.", err=True)
 
 
-def _read(saved: Path) -> Rows:
+def _read(saved: Path, spool: Held | Spool) -> RowsInParts:
     """The rows of saved scrapes; what is damaged in the file is told on stderr, too."""
-    rows = read_scrapes(saved)
+    rows = scrapes_in_parts(saved, spool)
     for subject, detail in rows.intake.select("subject", "detail").iter_rows():
         if subject == DAMAGED:
             click.echo(f"vllm-capacity: {detail}", err=True)

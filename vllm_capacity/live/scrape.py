@@ -30,7 +30,7 @@ from vllm_capacity.errors import InputError, NoTelemetryError, ParseError, Sourc
 from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, client, metrics_url, read_settings
 from vllm_capacity.sources.exposition import ACCEPT, Scrape, provenance, whole_text
 from vllm_capacity.sources.http import NO_KEEPALIVE
-from vllm_capacity.telemetry.rows import Rows
+from vllm_capacity.telemetry.parts import RowsInParts, Spool
 from vllm_capacity.telemetry.store import Place, put_window, require_free, reserved
 
 _LONGEST_TIMEOUT_SECONDS = 10.0
@@ -230,7 +230,8 @@ def _scrape(
 
 
 LEAST_SECONDS = 0.01
-Read = Callable[[Path], Rows]
+Read = Callable[[Path, Spool], RowsInParts]
+"""Takes a file of saved scrapes and where rows may wait, and gives these."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ def import_scrapes(saved: Path, to: Path, *, read: Read, about: str | None = Non
 
 
 def _written(saved: Path, place: Place, read: Read, *, kind: str, about: str | None) -> Captured:
-    rows = read(saved)
+    rows = read(saved, Spool(place.incoming))
     note = provenance(rows, kind=kind, origin=saved.name)
     put_window(place, rows, note | ({"about": about} if about else {}))
     return Captured(place.path, rows.series.height)

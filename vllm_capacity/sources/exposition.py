@@ -23,6 +23,7 @@ from vllm_capacity.errors import InputError, NoTelemetryError, ParseError, plain
 from vllm_capacity.sources.exposition_layout import Floats, Layout, values_of
 from vllm_capacity.sources.exposition_rows import TargetRows, is_time
 from vllm_capacity.sources.gzip_members import Damage, is_gzip, pieces
+from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool
 from vllm_capacity.telemetry.rows import RowBuffer, Rows
 from vllm_capacity.telemetry.steady import SteadyTime, by_steady_clock
 
@@ -31,6 +32,7 @@ ACCEPT: Final = {"Accept": "text/plain;version=0.0.4;q=1,*/*;q=0.1"}
 DAMAGED: Final = "saved scrapes"  # what a finding on damage in their file is about
 _OPEN_METRICS: Final = "application/openmetrics-text"
 _LAYOUTS_KEPT: Final = 2  # of a target; a child that comes and goes needs two
+_BUFFERED_ROWS: Final = 100_000  # about an hour of an engine
 _READ_BYTES: Final = 1024 * 1024
 _LONGEST_LINE_BYTES: Final = 512 * 1024 * 1024  # a saved scrape of over a million series
 
@@ -103,19 +105,25 @@ def parse_families(text: str) -> list[Family]:
 class ScrapeReader:
     """Feeds scrapes, in any order, into a `RowBuffer`.
 
-    Of every target the latest layouts are known: few texts have to be parsed.
+    Of every target the latest layouts are known: few texts have to be parsed. Whenever the buffer
+    is full, its rows go to `spool`.
     """
 
     buffer: RowBuffer = field(default_factory=RowBuffer)
+    spool: Held | Spool = field(default_factory=Held)
     good: int = 0
     failed: int = 0
     last_attempt_us: dict[str, int] = field(default_factory=dict)
     _steady: list[SteadyTime] = field(default_factory=list)
     _known: dict[str, deque[TargetRows]] = field(default_factory=dict)
 
-    def rows(self) -> Rows:
+    def rows(self) -> RowsInParts:
         """The canonical rows of the scrapes, at the times that a steady clock tells, if any."""
-        return by_steady_clock(self.buffer.rows(), self._steady)
+        self.spool.add(*self.buffer.take())
+        rows = self.buffer.rows()
+        return by_steady_clock(
+            RowsInParts(rows.series, self.spool.parts, rows.intake), self._steady
+        )
 
     def add(self, scrape: Scrape) -> None:
         """One scrape: its samples where it is good, `up` in any case."""
@@ -133,6 +141,8 @@ class ScrapeReader:
         if reading is not None:
             rows, values = reading
             rows.add(scrape.ts_us, values, lambda family, what: self._note(scrape, family, what))
+        if self.buffer.height >= _BUFFERED_ROWS:
+            self.spool.add(*self.buffer.take())
 
     def _reading(self, scrape: Scrape) -> tuple[TargetRows, Floats] | None:
         """The values of a good scrape, and what makes rows of them; None, noted, for a failed one.
@@ -308,14 +318,19 @@ def read_scrapes(path: Path) -> Rows:
 
     InputError where the file is no such file, or not one of its scrapes holds a vLLM series.
     """
-    reader = ScrapeReader()
+    return scrapes_in_parts(path, Held()).whole()
+
+
+def scrapes_in_parts(path: Path, spool: Held | Spool) -> RowsInParts:
+    """As `read_scrapes`, without all rows in memory at once: they wait in `spool`."""
+    reader = ScrapeReader(spool=spool)
     for scrape in read_saved_scrapes(path, lost=reader.lost):
         reader.add(scrape)
     require_serving_series(reader, str(path))
     return reader.rows()
 
 
-def provenance(rows: Rows, *, kind: str, origin: str) -> dict[str, object]:
+def provenance(rows: Rows | RowsInParts, *, kind: str, origin: str) -> dict[str, object]:
     """What a window made of scrapes says of where it came from."""
     up = rows.series.filter(rows.series["metric"] == "up")
     return {"source": {"kind": kind, "origin": origin}, "targets": sorted(up["instance"].to_list())}

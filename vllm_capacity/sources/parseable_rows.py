@@ -39,8 +39,8 @@ from vllm_capacity.telemetry.rows import (
     UTC_MICROSECONDS,
     Rows,
 )
+from vllm_capacity.telemetry.settling import settle
 from vllm_capacity.telemetry.stamps import Correction
-from vllm_capacity.telemetry.store import settle
 
 COUNTS: Final = pl.List(pl.Float64)
 MINUTE_MS: Final = 60_000

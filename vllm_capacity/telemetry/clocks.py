@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from vllm_capacity.telemetry.parts import RowsInParts
 from vllm_capacity.telemetry.processes import SAME_START
 from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
 from vllm_capacity.telemetry.scrape_order import judged
@@ -50,22 +51,73 @@ def with_true_times(rows: Rows) -> Rows:
 
 def correction(rows: Rows) -> Correction:
     """What has to change in the stamps of these rows."""
+    return correction_in_parts(RowsInParts.of(rows))
+
+
+def correction_in_parts(rows: RowsInParts) -> Correction:
+    """What has to change in the stamps of these rows.
+
+    Of a target in doubt all its counters are in memory at once, of others one series. Where the
+    source does not know the order of arrival, parts follow each other in time.
+    """
     named = rows.series.select("series_id", "metric", "kind", "instance").unique("series_id")
-    known = Frames(named, with_arrival(rows.samples), with_arrival(rows.histograms))
+    known = _frequent(rows, named)
     pulses = pulses_of(known)
     strays = strays_of(known, pulses)
     if not strays.is_empty():
-        known = known.without(strays)
         pulses = pulses.join(strays, on=KEY, how="anti")
+    without_strays = Correction(named, strays, pl.DataFrame(schema=INTAKE_SCHEMA))
     changes, notes = [strays, on_time(pulses, strays)], stray_notes(strays)
-    for instance in _suspects(known, pulses):
-        change, found = judged(instance, known.of(instance))
+    for instance in _suspects(rows, without_strays, pulses):
+        change, found = judged(instance, _own(rows, without_strays, instance))
         changes.append(change)
         notes += found
     return Correction(named, pl.concat(changes), pl.DataFrame(notes, schema=INTAKE_SCHEMA))
 
 
-def _suspects(known: Frames, pulses: pl.DataFrame) -> list[str]:
+def _frequent(rows: RowsInParts, named: pl.DataFrame) -> Frames:
+    """The series of each target that was sampled most often, and those of its process start."""
+    lengths = pl.concat(
+        [samples.group_by("series_id").len() for samples, _ in (part() for part in rows.parts)]
+    )
+    often = (
+        lengths.group_by("series_id")
+        .agg(pl.col("len").sum())
+        .join(named, on="series_id")
+        .sort("len", "metric", descending=True)
+        .unique("instance", keep="first", maintain_order=True)
+    )
+    starts = named.filter(pl.col("metric") == PROCESS_START)
+    wanted = pl.concat([each.select("series_id") for each in (often, starts)]).unique()
+    return _gathered(rows, named, wanted)
+
+
+def _gathered(rows: RowsInParts, named: pl.DataFrame, wanted: pl.DataFrame) -> Frames:
+    """The rows of these series, of histograms without their buckets."""
+    samples, histograms = [], []
+    for part in rows.parts:
+        own_samples, own_histograms = (
+            frame.join(wanted, on="series_id", how="semi", maintain_order="left")
+            for frame in part()
+        )
+        samples.append(own_samples)
+        histograms.append(own_histograms.drop("sum", "counts"))
+    return Frames(
+        named.join(wanted, on="series_id", how="semi"),
+        with_arrival(pl.concat(samples)),
+        with_arrival(pl.concat(histograms)),
+    )
+
+
+def _own(rows: RowsInParts, without_strays: Correction, instance: str) -> Frames:
+    """The rows of one target, but for strays."""
+    named = without_strays.series.filter(pl.col("instance") == instance)
+    own = _gathered(rows, named, named.select("series_id"))
+    samples, histograms = map(without_strays.applied, (own.samples, own.histograms))
+    return Frames(named, samples, histograms)
+
+
+def _suspects(rows: RowsInParts, without_strays: Correction, pulses: pl.DataFrame) -> list[str]:
     """The targets whose scrapes are stamped in another order than they came, or might be."""
     orders = pulses.group_by("instance").agg(
         is_back=(pl.col("ts").diff().dt.total_microseconds() <= 0).any(),
@@ -73,19 +125,26 @@ def _suspects(known: Frames, pulses: pl.DataFrame) -> list[str]:
     )
     unsure = orders.filter(~pl.col("is_known")).select("instance")
     back = orders.filter(pl.col("is_known") & pl.col("is_back"))["instance"].to_list()
-    return sorted({*back, *_falling(known, unsure)})
+    return sorted({*back, *_falling(rows, without_strays, unsure)})
 
 
-def _falling(known: Frames, instances: pl.DataFrame) -> list[str]:
+def _falling(rows: RowsInParts, without_strays: Correction, instances: pl.DataFrame) -> list[str]:
     """Those of the targets that tell their process start and have a counter, or it, that falls."""
-    is_start = pl.col("metric") == PROCESS_START
-    result = known.series.filter(is_start).join(instances, on="instance")
-    grows = known.series.filter((pl.col("kind") == "counter") | is_start)
-    grows = grows.join(result, on="instance", how="semi")
+    named, is_start = without_strays.series, pl.col("metric") == PROCESS_START
+    result = named.filter(is_start).join(instances, on="instance")
+    grows = named.filter((pl.col("kind") == "counter") | is_start)
+    grows = grows.join(result, on="instance", how="semi").select("series_id", "instance", "metric")
+    if grows.is_empty():
+        return []
     jitter = pl.when(is_start).then(SAME_START.total_seconds()).otherwise(0.0)
-    falls = (
-        known.samples.join(grows.select("series_id", "instance", "metric"), on="series_id")
-        .sort("series_id", "ts", "rank")
-        .filter(pl.col("value") + jitter < pl.col("value").shift().over("series_id"))
-    )
-    return falls["instance"].unique().to_list()
+    before = grows.clear().with_columns(value=pl.lit(None, pl.Float64))
+    found: set[str] = set()
+    for part in rows.parts:
+        samples, _ = part()
+        own = without_strays.applied(with_arrival(samples)).join(grows, on="series_id")
+        own = own.sort("series_id", "ts", "rank").select(before.columns)
+        own = pl.concat([before, own]).sort("series_id", maintain_order=True)
+        falls = pl.col("value") + jitter < pl.col("value").shift().over("series_id")
+        found.update(own.filter(falls)["instance"].unique())
+        before = own.unique("series_id", keep="last", maintain_order=True)
+    return sorted(found)

@@ -8,10 +8,13 @@ tells it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import polars as pl
 
+from vllm_capacity.telemetry.parts import RowsInParts, Tables
 from vllm_capacity.telemetry.rows import Rows
 
 _LIMIT = 2.0**63
@@ -24,21 +27,12 @@ def without_impossible(rows: Rows) -> Rows:
     A series whose first value was such existed before its first possible one, which therefore does
     not count from 0. Rows without such values come back as they are.
     """
-    counters = rows.series.filter(pl.col("kind") == "counter").select("series_id")
-    is_endless = ~is_possible("value")
-    doubtful = rows.samples.filter(is_endless | (pl.col("value") < 0))
-    is_count = pl.col("series_id").is_in(counters["series_id"].implode())
-    bad_samples = doubtful.filter(is_endless | is_count)
-    is_total = pl.col("sum").is_nan() | is_possible("sum")
-    bad_states = rows.histograms.filter(~(is_possible("count") & is_total) | (pl.col("count") < 0))
-    bad = pl.concat([frame.select("series_id", "ts") for frame in (bad_samples, bad_states)])
+    tables = (rows.samples, rows.histograms)
+    bad_tables = _impossible(rows.series, tables)
+    bad = pl.concat([_times(frame) for frame in bad_tables])
     if bad.is_empty():
         return rows
-    key = ["series_id", "ts", "rank", "arrival"]
-    samples, histograms = (
-        frame.join(own.select(key), on=key, how="anti", nulls_equal=True, maintain_order="left")
-        for frame, own in ((rows.samples, bad_samples), (rows.histograms, bad_states))
-    )
+    samples, histograms = _possible(rows.series, lambda: tables)
     return replace(
         rows,
         series=_not_born(rows.series, bad, pl.concat([_times(samples), _times(histograms)])),
@@ -46,6 +40,53 @@ def without_impossible(rows: Rows) -> Rows:
         histograms=histograms,
         intake=pl.concat([rows.intake, _notes(bad, rows.series)]),
     )
+
+
+def without_impossible_in_parts(rows: RowsInParts) -> RowsInParts:
+    """As `without_impossible`; parts lose such values whenever they are read."""
+    parts = [partial(_possible, rows.series, part) for part in rows.parts]
+    found = [_impossible(rows.series, part()) for part in rows.parts]
+    if all(frame.is_empty() for tables in found for frame in tables):
+        return rows
+    # Of the possible rows, the first of each series decide.
+    found += [
+        (_first_rows(samples), _first_rows(states)) for samples, states in (p() for p in parts)
+    ]
+    deciding = RowsInParts(rows.series, [partial(_joined, found)], rows.intake, rows.begin)
+    result = without_impossible(deciding.whole())
+    return replace(rows, series=result.series, intake=result.intake, parts=parts)
+
+
+def _joined(tables: Sequence[Tables]) -> Tables:
+    samples, histograms = zip(*tables, strict=True)
+    return pl.concat(samples), pl.concat(histograms)
+
+
+def _first_rows(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.filter(pl.col("ts") == pl.col("ts").min().over("series_id"))
+
+
+def _impossible(series: pl.DataFrame, tables: Tables) -> Tables:
+    """The samples and histograms with an impossible value."""
+    samples, histograms = tables
+    counters = series.filter(pl.col("kind") == "counter").select("series_id")
+    is_endless = ~is_possible("value")
+    doubtful = samples.filter(is_endless | (pl.col("value") < 0))
+    is_count = pl.col("series_id").is_in(counters["series_id"].implode())
+    is_total = pl.col("sum").is_nan() | is_possible("sum")
+    bad_states = histograms.filter(~(is_possible("count") & is_total) | (pl.col("count") < 0))
+    return doubtful.filter(is_endless | is_count), bad_states
+
+
+def _possible(series: pl.DataFrame, part: Callable[[], Tables]) -> Tables:
+    """The samples and histograms without an impossible value."""
+    tables = part()
+    key = ["series_id", "ts", "rank", "arrival"]
+    samples, histograms = (
+        frame.join(own.select(key), on=key, how="anti", nulls_equal=True, maintain_order="left")
+        for frame, own in zip(tables, _impossible(series, tables), strict=True)
+    )
+    return samples, histograms
 
 
 def is_possible(column: str) -> pl.Expr:

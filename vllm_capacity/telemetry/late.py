@@ -34,7 +34,8 @@ from vllm_capacity.telemetry.manifest import (
 )
 from vllm_capacity.telemetry.relabelled import without_repeats
 from vllm_capacity.telemetry.rows import HISTOGRAMS_SCHEMA, SAMPLES_SCHEMA, Rows
-from vllm_capacity.telemetry.store import parts_of, settle, write_part
+from vllm_capacity.telemetry.settling import settle
+from vllm_capacity.telemetry.store import parts_of, write_part
 from vllm_capacity.telemetry.window import asked_instant
 
 _PATIENCE_SECONDS = 600.0

@@ -58,19 +58,42 @@ def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     processes answer there in turn, taken as one; `no order`: a later start lies before its end).
     until and started are null where a process does not say.
     """
+    first = samples.group_by("series_id").agg(since=pl.col("ts").min())
+    return lives_of(series, first, starts_in(samples, series), falls_in(samples, series))
+
+
+def starts_in(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    """The samples that tell when a process started."""
+    own = series.filter(pl.col("metric") == PROCESS_START).select("series_id").unique()
+    return samples.join(own, on="series_id", how="semi").select("series_id", "ts", "value")
+
+
+def falls_in(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    """The samples of counters that are below the one before them: series_id, ts.
+
+    `samples` are sorted by series and time.
+    """
+    counters = series.filter(pl.col("kind") == "counter").select("series_id").unique()
+    fell = samples.filter(pl.col("value") < pl.col("value").shift(1).over("series_id"))
+    return fell.join(counters, on="series_id", how="semi").select("series_id", "ts")
+
+
+def lives_of(
+    series: pl.DataFrame, first: pl.DataFrame, starts: pl.DataFrame, falls: pl.DataFrame
+) -> pl.DataFrame:
+    """As `process_lives`, from what it looks for in samples.
+
+    `first` is when each series was first sampled (series_id, since), `starts` and `falls` are those
+    of `starts_in` and `falls_in`.
+    """
     known = series.select("series_id", "instance", "metric").unique("series_id")
-    first = (
-        samples.group_by("series_id")
-        .agg(since=pl.col("ts").min())
-        .join(known, on="series_id")
-        .group_by("instance")
-        .agg(pl.col("since").min())
-    )
-    result = _stated_starts(samples, known)
-    fallen = _falls(samples, series.filter(~pl.col("instance").is_in(list(result))))
+    begun = first.join(known, on="series_id").group_by("instance").agg(pl.col("since").min())
+    result = _stated_starts(starts, known)
+    silent = series.filter(~pl.col("instance").is_in(list(result)))
+    fallen = _falls(falls, silent)
     rows = [
         row
-        for instance, since in first.iter_rows()
+        for instance, since in begun.iter_rows()
         for row in (
             _lives(instance, since, result[instance])
             if instance in result
@@ -113,12 +136,11 @@ def _instant(seconds: str) -> pl.Expr:
     return pl.from_epoch(micros, time_unit="us").dt.replace_time_zone("UTC")
 
 
-def _falls(samples: pl.DataFrame, series: pl.DataFrame) -> dict[str, list[datetime]]:
+def _falls(falls: pl.DataFrame, series: pl.DataFrame) -> dict[str, list[datetime]]:
     """When counters of two metrics or more fell in one scrape, by instance, in order."""
-    counters = series.filter(pl.col("kind") == "counter").select("series_id", "instance", "metric")
+    named = series.select("series_id", "instance", "metric").unique("series_id")
     fell = (
-        samples.join(counters, on="series_id", maintain_order="left")
-        .filter(pl.col("value") < pl.col("value").shift(1).over("series_id"))
+        falls.join(named, on="series_id")
         .group_by("instance", "ts")
         .agg(pl.col("metric").n_unique())
         .filter(pl.col("metric") >= _AT_ONCE)
@@ -198,22 +220,14 @@ def process_changes(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFra
     return pl.Series("changed", changed) & ids.is_in(counted.implode())
 
 
-def with_births(
-    series: pl.DataFrame,
-    rows: pl.DataFrame,
-    lives: pl.DataFrame,
-    *,
-    begin: datetime | None = None,
+def spans_in(
+    rows: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame, *, since: datetime
 ) -> pl.DataFrame:
-    """`starts_at_zero` settled: whether the first sample of a series counts from 0.
+    """When each series was sampled in each life of its process, from these rows (series_id, ts).
 
-    `rows` are (series_id, ts) of all samples. What was sampled before `begin` was carried in as a
-    base: its series do not begin in the capture. Of the others, those do that the source says so
-    of, those whose process started in the capture, and those that an earlier good scrape of the
-    same process did not have (labelled children appear on first use).
+    Columns: series_id, life, first, inside (the first that is not before `since`), last.
     """
-    since = pl.lit(begin, UTC_MICROSECONDS) if begin else pl.lit(rows.get_column("ts").min())
-    spans = (
+    return (
         rows.with_columns(life_of_rows(rows, series, lives))
         .group_by("series_id", "life")
         .agg(
@@ -221,6 +235,24 @@ def with_births(
             inside=pl.col("ts").filter(pl.col("ts") >= since).min(),
             last=pl.col("ts").max(),
         )
+    )
+
+
+def with_births(
+    series: pl.DataFrame, spans: pl.DataFrame, lives: pl.DataFrame, *, since: datetime
+) -> pl.DataFrame:
+    """`starts_at_zero` settled: whether the first sample of a series counts from 0.
+
+    `spans` are those of `spans_in`, of all samples; several of a series and life count together.
+    What was sampled before `since` was carried in as a base: its series do not begin in the
+    capture. Of the others, those do that the source says so of, those whose process started in the
+    capture, and those that an earlier good scrape of the same process did not have (labelled
+    children appear on first use).
+    """
+    begin = pl.lit(since, UTC_MICROSECONDS)
+    spans = (
+        spans.group_by("series_id", "life")
+        .agg(pl.col("first", "inside").min(), pl.col("last").max())
         .join(series.select("series_id", "metric", "instance", "kind"), on="series_id")
     )
     process = _scraped(spans).join(lives, on=["instance", "life"], how="left")
@@ -229,7 +261,7 @@ def with_births(
         .sort("first")
         .unique("series_id", keep="first", maintain_order=True)
         .join(process, on=["instance", "life"], how="left")
-        .select("series_id", is_carried=pl.col("first") < since, is_born=_is_born(since))
+        .select("series_id", is_carried=pl.col("first") < begin, is_born=_is_born(begin))
     )
     return (
         series.join(born, on="series_id", how="left")

@@ -24,8 +24,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from vllm_capacity.telemetry.parts import RowsInParts, Tables
 from vllm_capacity.telemetry.processes import DIFFERENCED, life_of_rows
-from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
+from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, UTC_MICROSECONDS, Rows
 
 SURE, UNSURE = "respelled", "relabelled"
 _PLACE = ["instance", "metric", "kind", "scrape"]
@@ -34,24 +35,101 @@ _UNTIED = "counted from its first value"
 _Labels = frozenset[tuple[str, str]]
 _Place = tuple[str, str, str, int]
 _Integers = NDArray[np.int64]
+_SEEN: dict[str, Any] = {
+    "series_id": pl.Int64,
+    "ts": UTC_MICROSECONDS,
+    "value": pl.Float64,
+    "instance": pl.String,
+    "metric": pl.String,
+    "kind": pl.String,
+    "scrape": pl.Int64,
+}
 
 
-def with_relabelled(rows: Rows, lives: pl.DataFrame) -> Rows:
-    """The rows with every series that went on under other labels as one, each with a note.
+def relabelling(rows: RowsInParts, presence: Presence, lives: pl.DataFrame) -> Relabelling | None:
+    """Which series go on as which; None where no series vanishes as another appears.
 
-    `lives` are the processes (processes.py); addresses behind which several answer in turn are left
-    as they are. Rows in which no series vanishes as another appears come back as they are.
+    `rows` are sorted by true time, `presence` was told all of them. `lives` are the processes
+    (processes.py); addresses behind which several answer in turn are left as they are.
     """
-    seen = _seen(rows, _owners(rows, lives))
-    scrapes = seen.with_columns(scrape=pl.col("ts").rank("dense").over("instance").cast(pl.Int64))
-    result = _relabelling(rows, scrapes, *_changes(scrapes), lives)
-    return rows if result is None else result.applied(rows)
+    in_turn = lives.filter(pl.col("doubt") == "in turn")
+    gone, come = (each.join(in_turn, on="instance", how="anti") for each in presence.changes())
+    gone, come = _of_one_life(gone, come, rows.series, lives)
+    if gone.is_empty():
+        return None
+    involved = pl.concat([gone, come]).select("series_id").unique()
+    named = rows.series.join(involved, on="series_id", how="semi")
+    seen = pl.concat([counted_rows(named, part()) for part in rows.parts])
+    seen = seen.join(presence.scrapes(), on=["instance", "ts"]).sort("series_id", "scrape")
+    return _relabelling(rows.series, seen, gone, come, lives)
+
+
+def counted_rows(series: pl.DataFrame, tables: Tables) -> pl.DataFrame:
+    """The rows of all that is counted: series_id, ts, value, instance, metric, kind.
+
+    Sorted by series and time.
+    """
+    return _seen(tables, series.filter(pl.col("kind").is_in(DIFFERENCED)))
+
+
+@dataclass
+class Presence:
+    """Notes, as time goes on, in which scrapes of its target a series was not there any more."""
+
+    _last: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_SEEN))
+    _gone: list[pl.DataFrame] = field(default_factory=list)
+    _come: list[pl.DataFrame] = field(default_factory=list)
+    _scrapes: list[pl.DataFrame] = field(default_factory=list)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, seen: pl.DataFrame) -> None:
+        """Take in the next rows (`counted_rows`), all of them later than those before."""
+        if seen.is_empty():
+            return
+        before = pl.col("instance").replace_strict(self._counts, default=0, return_dtype=pl.Int64)
+        scrape = pl.col("ts").rank("dense").over("instance").cast(pl.Int64)
+        seen = seen.with_columns(scrape=scrape + before)
+        scrapes = seen.select("instance", "ts", "scrape").unique()
+        self._scrapes.append(scrapes)
+        self._counts.update(scrapes.group_by("instance").agg(pl.col("scrape").max()).iter_rows())
+        both = pl.concat(
+            [
+                self._last.select(seen.columns).with_columns(is_new=pl.lit(False)),
+                seen.with_columns(is_new=pl.lit(True)),
+            ]
+        ).sort("series_id", "scrape")
+        following = pl.col("scrape").shift(-1).over("series_id")
+        preceding = pl.col("scrape").shift(1).over("series_id")
+        gone = both.filter(following > pl.col("scrape") + 1).with_columns(pl.col("scrape") + 1)
+        came = pl.col("is_new") & (preceding == pl.col("scrape") - 1).fill_null(False).not_()
+        self._gone.append(gone.drop("is_new"))
+        self._come.append(both.filter(came).drop("is_new"))
+        self._last = both.unique("series_id", keep="last", maintain_order=True).drop("is_new")
+
+    def changes(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Rows after which a series vanished, and such with which one appeared.
+
+        `scrape` is the one in which it was not there any more, or appeared.
+        """
+        end = self._last.with_columns(pl.col("scrape") + 1)
+        empty = pl.DataFrame(schema=_SEEN)
+        gone, come = (
+            pl.concat([empty, *(each.select(list(_SEEN)) for each in found)])
+            for found in ([*self._gone, end], self._come)
+        )
+        return gone, come
+
+    def scrapes(self) -> pl.DataFrame:
+        """The scrapes of every target, counted from 1: instance, ts, scrape."""
+        return pl.concat(self._scrapes)
 
 
 def with_relabelled_minutes(
     rows: Rows, lives: pl.DataFrame, minutes: pl.DataFrame
 ) -> tuple[Rows, dict[int, int]]:
-    """As `with_relabelled`, of rows that are but the ends of minutes; and which series moved where.
+    """The rows with series that went on under other labels as one; and which moved where.
+
+    Of rows that are but the ends of minutes.
 
     What was carried in from before `begin` tells of no scrape between. `minutes`: series_id, ts and
     until (the first and the last scrape that had the series), n (how many had it), first, last
@@ -60,7 +138,7 @@ def with_relabelled_minutes(
     those in which another appears.
     """
     owners = _owners(rows, lives)
-    seen = _seen(rows, owners)
+    seen = _seen((rows.samples, rows.histograms), owners)
     if rows.begin is not None:
         seen = seen.filter(pl.col("ts") >= rows.begin)
     scrapes = _scrapes(rows)
@@ -68,22 +146,26 @@ def with_relabelled_minutes(
     seen = seen.join(untold, on="instance", how="anti").join(scrapes, on=["instance", "ts"])
     spans = _spans(minutes, owners.join(untold, on="instance", how="anti"), scrapes)
     changes = _changes_of_spans(spans)
-    result = _relabelling(rows, seen.sort("series_id", "scrape"), *changes, lives)
+    result = _relabelling(rows.series, seen.sort("series_id", "scrape"), *changes, lives)
     return (rows, {}) if result is None else (result.applied(rows), result.moved)
 
 
 def _relabelling(
-    rows: Rows, seen: pl.DataFrame, gone: pl.DataFrame, come: pl.DataFrame, lives: pl.DataFrame
-) -> _Relabelling | None:
+    series: pl.DataFrame,
+    seen: pl.DataFrame,
+    gone: pl.DataFrame,
+    come: pl.DataFrame,
+    lives: pl.DataFrame,
+) -> Relabelling | None:
     """What goes on as what; None where no series of a process vanishes as another appears."""
-    gone, come = _of_one_life(gone, come, rows.series, lives)
+    gone, come = _of_one_life(gone, come, series, lives)
     if gone.is_empty():
         return None
     involved = pl.concat([gone, come]).select("series_id").unique()
     own = seen.join(involved, on="series_id", how="semi")
-    own = own.with_columns(life_of_rows(own, rows.series, lives))
-    named = rows.series.join(involved, on="series_id", how="semi")
-    result = _Relabelling(own, _histories(own, named))
+    own = own.with_columns(life_of_rows(own, series, lives))
+    named = series.join(involved, on="series_id", how="semi")
+    result = Relabelling(own, _histories(own, named))
     vanished = _by_place(gone)
     for place, appeared in sorted(_by_place(come).items(), key=lambda item: item[0][-1]):
         result.settle(place[-1], vanished[place], appeared)
@@ -103,9 +185,10 @@ def without_repeats(late: Rows, stored: Rows) -> Rows:
     )
     if fresh.is_empty():
         return late
-    held = _seen(stored, stored.series.join(keys, on=["instance", "metric"], how="semi"))
+    owners = stored.series.join(keys, on=["instance", "metric"], how="semi")
+    held = _seen((stored.samples, stored.histograms), owners)
     text = ["instance", "metric", "kind", "ts", "value"]
-    own = _seen(late, fresh)
+    own = _seen((late.samples, late.histograms), fresh)
     result = own.join(own.join(held, on=text, how="anti"), on="series_id", how="anti")
     return replace(
         late,
@@ -122,11 +205,12 @@ def _owners(rows: Rows, lives: pl.DataFrame) -> pl.DataFrame:
     return counted.join(in_turn, on="instance", how="anti")
 
 
-def _seen(rows: Rows, owners: pl.DataFrame) -> pl.DataFrame:
+def _seen(tables: Tables, owners: pl.DataFrame) -> pl.DataFrame:
     """The rows of these series with their instance, metric and kind; sorted by series and time."""
-    states = rows.histograms.select("series_id", "ts", value="count")
+    samples, histograms = tables
+    states = histograms.select("series_id", "ts", value="count")
     return (
-        pl.concat([rows.samples.select("series_id", "ts", "value"), states])
+        pl.concat([samples.select("series_id", "ts", "value"), states])
         .join(owners.select("series_id", "instance", "metric", "kind"), on="series_id")
         .sort("series_id", "ts")
     )
@@ -167,19 +251,8 @@ def _spans(minutes: pl.DataFrame, owners: pl.DataFrame, scrapes: pl.DataFrame) -
     )
 
 
-def _changes(seen: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows after which a series vanished, and such with which one appeared.
-
-    `scrape` is the one in which it was not there any more, or appeared.
-    """
-    scrape = pl.col("scrape")
-    goes_on = (scrape.shift(-1).over("series_id") == scrape + 1).fill_null(False)
-    went_on = (scrape.shift(1).over("series_id") == scrape - 1).fill_null(False)
-    return seen.filter(~goes_on).with_columns(scrape + 1), seen.filter(~went_on)
-
-
 def _changes_of_spans(spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """As `_changes`, of minutes; one with a hole lacks the scrapes in which another appears."""
+    """As `Presence.changes`, of minutes; one with a hole lacks where another appears."""
     since, until = pl.col("since"), pl.col("until")
     goes_on = (since.shift(-1).over("series_id") == until + 1).fill_null(False)
     went_on = (until.shift(1).over("series_id") == since - 1).fill_null(False)
@@ -266,7 +339,7 @@ def _histories(own: pl.DataFrame, series: pl.DataFrame) -> dict[int, _History]:
 
 
 @dataclass
-class _Relabelling:
+class Relabelling:
     """Which series go on as which (`into`), and which count from their first value (`untied`).
 
     `own` are the rows of the series that may.
@@ -323,24 +396,34 @@ class _Relabelling:
 
     def applied(self, rows: Rows) -> Rows:
         """The rows with this done, and noted."""
-        moved = self.moved
-        is_untied = pl.col("series_id").is_in(list(self.untied))
-        is_moved = pl.col("series_id").is_in(list(moved))
-        notes = [*self._joined_notes(moved), *self._untied_notes()]
-        series = rows.series.with_columns(
-            starts_at_zero=pl.when(is_untied).then(False).otherwise("starts_at_zero")
-        )
         return replace(
             rows,
-            series=series.filter(~is_moved),
-            samples=renumbered(rows.samples, moved).sort("series_id", "ts"),
-            histograms=renumbered(rows.histograms, moved).sort("series_id", "ts"),
-            intake=pl.concat([rows.intake, pl.DataFrame(notes, schema=INTAKE_SCHEMA)]),
+            series=self.series(rows.series),
+            samples=self.table(rows.samples),
+            histograms=self.table(rows.histograms),
+            intake=pl.concat([rows.intake, self.notes()]),
         )
 
-    def _joined_notes(self, moved: dict[int, int]) -> Iterator[dict[str, Any]]:
+    def series(self, series: pl.DataFrame) -> pl.DataFrame:
+        """The series that are left."""
+        is_untied = pl.col("series_id").is_in(list(self.untied))
+        is_moved = pl.col("series_id").is_in(list(self.into))
+        return series.with_columns(
+            starts_at_zero=pl.when(is_untied).then(False).otherwise("starts_at_zero")
+        ).filter(~is_moved)
+
+    def table(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Samples or histograms under the series that they go on as, sorted by series and time."""
+        return renumbered(frame, self.moved).sort("series_id", "ts")
+
+    def notes(self) -> pl.DataFrame:
+        """What the quality report gets of it."""
+        notes = [*self._joined_notes(), *self._untied_notes()]
+        return pl.DataFrame(notes, schema=INTAKE_SCHEMA)
+
+    def _joined_notes(self) -> Iterator[dict[str, Any]]:
         """One for each series that another goes on as: sure where the spelling came back."""
-        for series_id, root in moved.items():
+        for series_id, root in self.moved.items():
             rows, before = (self._rows_of(each) for each in (series_id, root))
             other, usual = self.histories[series_id].labels, self.histories[root].labels
             came_back = before["ts"].max() > rows["ts"].max()  # type: ignore[operator]

@@ -184,6 +184,12 @@ class RowBuffer:
     _histograms: _Histograms = field(default_factory=_Histograms)
     _intake: list[tuple[str, str | None, int | None, str, str, int]] = field(default_factory=list)
     _arrivals: int = 0
+    _taken: list[NDArray[np.int64]] = field(default_factory=list)  # the times of rows taken out
+
+    @property
+    def height(self) -> int:
+        """How many rows are in it."""
+        return len(self._samples.ts) + len(self._histograms.ts)
 
     def series(self, key: SeriesKey, *, exposed: str, rank: int = 0) -> int:
         """The id of a series, registered on first use."""
@@ -297,9 +303,32 @@ class RowBuffer:
         self._intake.append((check, instance, ts_us, subject, detail, count))
 
     def rows(self) -> Rows:
-        """Everything collected, as frames; the buffer stays as it is."""
+        """What is in it, as frames; the buffer stays as it is."""
+        return Rows(self._series_frame(), *self._tables(), self._notes())
+
+    def take(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The samples and histograms, which leave the buffer; series and notes stay."""
+        tables = self._tables()
+        self._taken.append(self._times())
+        self._samples, self._histograms = _Samples(), _Histograms()
+        return tables
+
+    def _tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         samples, histograms = self._samples, self._histograms
-        intake = pl.DataFrame(
+        return (
+            samples.frame(value=pl.Series(samples.value, dtype=pl.Float64)),
+            histograms.frame(
+                count=pl.Series(histograms.count, dtype=pl.Float64),
+                sum=pl.Series(histograms.total, dtype=pl.Float64),
+                counts=_lists(histograms.counts, histograms.ends),
+            ),
+        )
+
+    def _times(self) -> NDArray[np.int64]:
+        return np.unique(np.concatenate([self._samples.ts, self._histograms.ts]))
+
+    def _notes(self) -> pl.DataFrame:
+        return pl.DataFrame(
             self._intake,
             schema={
                 **{name: INTAKE_SCHEMA[name] for name in ("check", "instance")},
@@ -308,16 +337,6 @@ class RowBuffer:
             },
             orient="row",
         ).with_columns(pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"))
-        return Rows(
-            self._series_frame(),
-            samples.frame(value=pl.Series(samples.value, dtype=pl.Float64)),
-            histograms.frame(
-                count=pl.Series(histograms.count, dtype=pl.Float64),
-                sum=pl.Series(histograms.total, dtype=pl.Float64),
-                counts=_lists(histograms.counts, histograms.ends),
-            ),
-            intake,
-        )
 
     def _series_frame(self) -> pl.DataFrame:
         frame = series_frame({k: self._exposed[i][1] for k, i in self._ids.items()})
@@ -329,7 +348,7 @@ class RowBuffer:
 
     def _born(self) -> list[int]:
         """The series that were created in the capture, as their first scrapes say."""
-        begin = _begin_us(np.concatenate([self._samples.ts, self._histograms.ts]))
+        begin = _begin_us(np.concatenate([*self._taken, self._times()]))
         return [
             series_id
             for series_id, (ts_us, created_us) in self._created.items()

@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
+from vllm_capacity.telemetry.parts import RowsInParts
+from vllm_capacity.telemetry.rows import INTAKE_SCHEMA
 from vllm_capacity.telemetry.stamps import Correction, note, seconds
 
 SteadyTime = tuple[str, int, int, int, int]
@@ -16,11 +17,11 @@ SteadyTime = tuple[str, int, int, int, int]
 _STEADY_US = 100_000  # how far the two clocks of a scraper may be apart
 
 
-def by_steady_clock(rows: Rows, result: Sequence[SteadyTime]) -> Rows:
+def by_steady_clock(rows: RowsInParts, result: Sequence[SteadyTime]) -> RowsInParts:
     """The rows at the times that a steady clock beside the one that was set tells of the scrapes.
 
-    `told`: target, arrival, stamp, when its run began, and what the steady clock counted since, in
-    microseconds. Where both agree to a tenth of a second the stamps stay; most others keep theirs.
+    `result`: target, arrival, stamp, when its run began, and what the steady clock counted since,
+    in microseconds. Where both agree to a tenth of a second the stamps stay, as do most others.
     """
     schema = {"instance": pl.String, "arrival": pl.Int64, "ts": pl.Int64}
     schema |= {"run_us": pl.Int64, "at_us": pl.Int64}
@@ -44,7 +45,7 @@ def by_steady_clock(rows: Rows, result: Sequence[SteadyTime]) -> Rows:
     )
     named = rows.series.select("series_id", "metric", "kind", "instance").unique("series_id")
     notes = pl.DataFrame(_steady_notes(changed), schema=INTAKE_SCHEMA)
-    return Correction(named, changed, notes).corrected(rows)
+    return rows.corrected(Correction(named, changed, notes))
 
 
 def _steady_notes(changed: pl.DataFrame) -> list[dict[str, Any]]:

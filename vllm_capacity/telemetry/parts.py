@@ -1,0 +1,97 @@
+"""Canonical rows in parts: what is too much for memory waits on disk until it is settled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from vllm_capacity.telemetry.rows import Rows
+from vllm_capacity.telemetry.stamps import Correction
+
+Tables = tuple[pl.DataFrame, pl.DataFrame]
+"""Samples and histograms."""
+
+
+@dataclass(frozen=True)
+class RowsInParts:
+    """As `Rows`, but samples and histograms in parts, in the order in which they came in.
+
+    Each part is read anew whenever it is asked for.
+    """
+
+    series: pl.DataFrame
+    parts: Sequence[Callable[[], Tables]]
+    intake: pl.DataFrame
+    begin: datetime | None = None
+
+    @classmethod
+    def of(cls, rows: Rows) -> RowsInParts:
+        """Rows that are in memory, as one part."""
+        return cls(rows.series, [lambda: (rows.samples, rows.histograms)], rows.intake, rows.begin)
+
+    def whole(self) -> Rows:
+        """All of it in memory."""
+        samples, histograms = zip(*(part() for part in self.parts), strict=True)
+        return Rows(self.series, pl.concat(samples), pl.concat(histograms), self.intake, self.begin)
+
+    def corrected(self, change: Correction) -> RowsInParts:
+        """The rows with stamps changed, and noted; parts are when they are read."""
+        samples, histograms = (frame.clear() for frame in self.parts[0]())
+        head = Rows(self.series, samples, histograms, self.intake)
+        parts = [partial(_corrected, part, change) for part in self.parts]
+        return replace(self, parts=parts, intake=change.corrected(head).intake)
+
+
+def _corrected(part: Callable[[], Tables], change: Correction) -> Tables:
+    samples, histograms = part()
+    return change.applied(samples), change.applied(histograms)
+
+
+@dataclass
+class Held:
+    """Tables that wait in memory, in the order in which they were added."""
+
+    _tables: list[Tables] = field(default_factory=list)
+
+    @property
+    def parts(self) -> Sequence[Callable[[], Tables]]:
+        """What was added, to be read again."""
+        return [partial(_same, tables) for tables in self._tables]
+
+    def add(self, samples: pl.DataFrame, histograms: pl.DataFrame) -> None:
+        """Append two tables, of which either may be empty."""
+        self._tables.append((samples, histograms))
+
+
+@dataclass
+class Spool:
+    """Tables that wait in a folder, in the order in which they were added."""
+
+    folder: Path
+    _parts: list[Callable[[], Tables]] = field(default_factory=list)
+
+    @property
+    def parts(self) -> Sequence[Callable[[], Tables]]:
+        """What was added, to be read again."""
+        return tuple(self._parts)
+
+    def add(self, samples: pl.DataFrame, histograms: pl.DataFrame) -> None:
+        """Append two tables, of which either may be empty."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = [self.folder / f"{len(self._parts)}.{name}" for name in ("samples", "histograms")]
+        for frame, path in zip((samples, histograms), paths, strict=True):
+            frame.write_ipc(path, compression="lz4")
+        self._parts.append(lambda: (_read(paths[0]), _read(paths[1])))
+
+
+def _same(tables: Tables) -> Tables:
+    return tables
+
+
+def _read(path: Path) -> pl.DataFrame:
+    return pl.read_ipc(path.read_bytes())  # a path might be a pattern

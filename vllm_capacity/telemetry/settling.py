@@ -1,0 +1,313 @@
+"""Settling rows a stretch of time after the other, in memory that does not grow with the window.
+
+What is decided about rows is decided from few of them: when scrapes were made, when processes
+started, which counters fell, which series came and went, the last row of each series so far. In
+words:
+
+1. *Clocks.* Each target's scrapes are known by one of its series; only a target whose order is in
+   doubt is looked at with all its counters (clocks.py).
+2. Stretches of true time follow each other. In each, what was told twice is dropped, and noted are
+   the few rows from which is known which processes there were (processes.py) and which series go on
+   under other labels (relabelled.py).
+3. Then each row gets its `run`, and each series its birth.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+
+from vllm_capacity.telemetry.clocks import correction_in_parts
+from vllm_capacity.telemetry.impossible import without_impossible_in_parts
+from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool, Tables
+from vllm_capacity.telemetry.processes import (
+    DIFFERENCED,
+    falls_in,
+    lives_of,
+    process_changes,
+    spans_in,
+    starts_in,
+    with_births,
+)
+from vllm_capacity.telemetry.relabelled import Presence, counted_rows, relabelling
+from vllm_capacity.telemetry.rows import Rows
+
+_ALIAS = "an older name of the same concept, in the same scrape"
+_TWIN = "the same series and sample time, counted once"
+_OTHER = "the same series and sample time with different values, of which one was kept"
+_CHECK_OF = {_ALIAS: "renamed", _TWIN: "duplicate", _OTHER: "clock"}
+_HOUR = timedelta(hours=1)
+STRETCH_ROWS = 400_000
+"""How many rows make a stretch; an hour is never cut."""
+
+
+def settle(rows: Rows, *, is_thinned: bool = False) -> Rows:
+    """The rows deduplicated and sorted by true time, `run` and `starts_at_zero` settled.
+
+    Of thinned rows, not every scrape is there: then none can be told to lack a series that goes on
+    under other labels.
+    """
+    stretches: list[Tables] = []
+    in_parts = RowsInParts.of(rows)
+    series, intake = settle_stretches(
+        in_parts, Held(), stretches.append, is_thinned=is_thinned, stretch_rows=None
+    )
+    ((samples, histograms),) = stretches
+    return Rows(series, samples, histograms, intake, rows.begin)
+
+
+def settle_stretches(
+    rows: RowsInParts,
+    ordered: Held | Spool,
+    write: Callable[[Tables], None],
+    *,
+    is_thinned: bool = False,
+    stretch_rows: int | None = STRETCH_ROWS,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Settle rows as `settle` does, and hand them on in order of time; the series and the ledger.
+
+    `write` gets one stretch of whole UTC hours after the other, `ordered` keeps them meanwhile;
+    without `stretch_rows` there is one stretch. What it gets depends on the rows alone, not on
+    where parts or stretches end.
+    """
+    rows = without_impossible_in_parts(rows)
+    rows = rows.corrected(correction_in_parts(rows))
+    facts = _Facts(rows.series.unique("series_id", keep="first", maintain_order=True))
+    for stretch in _stretches(rows, stretch_rows):
+        facts.add(ordered, stretch)
+    sorted_rows = replace(rows, series=facts.series, parts=ordered.parts)
+    return _written(sorted_rows, facts, write, is_thinned=is_thinned)
+
+
+def _written(
+    rows: RowsInParts, facts: _Facts, write: Callable[[Tables], None], *, is_thinned: bool
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Give each of the sorted rows its run and each series its birth, now that all is known."""
+    series, intake, lives = rows.series, rows.intake, facts.lives()
+    moved = None if is_thinned else relabelling(rows, facts.presence, lives)
+    if moved is not None:
+        series, intake = moved.series(series), pl.concat([intake, moved.notes()])
+    counted, spans = _Runs(series, lives), []
+    since = rows.begin or facts.begin()
+    for part in rows.parts:
+        tables = part()
+        if moved is not None:
+            tables = (moved.table(tables[0]), moved.table(tables[1]))
+        seen = pl.concat([frame.select("series_id", "ts") for frame in tables])
+        spans.append(spans_in(seen, series, lives, since=since))
+        write(counted.settled(tables))
+    series = with_births(series, pl.concat(spans), lives, since=since)
+    return series, pl.concat([intake, facts.dropped_notes(series)])
+
+
+def _stretches(rows: RowsInParts, most: int | None) -> Iterator[Tables]:
+    """The rows, stretch by stretch, each in the order in which they came in."""
+    if most is None:
+        yield _joined([part() for part in rows.parts])
+        return
+    heights = [_heights(part()) for part in rows.parts]
+    last: tuple[int, Tables] | None = None
+    for start, end in _bounds(heights, most):
+        found = []
+        for index, own in enumerate(heights):
+            if not any(start <= hour < end for hour in own):
+                continue
+            if last is None or last[0] != index:  # most stretches end within a part
+                last = (index, rows.parts[index]())
+            is_in = pl.col("ts").is_between(start, end, closed="left")
+            found.append((last[1][0].filter(is_in), last[1][1].filter(is_in)))
+        yield _joined(found)
+
+
+def _joined(tables: Sequence[Tables]) -> Tables:
+    return pl.concat([each[0] for each in tables]), pl.concat([each[1] for each in tables])
+
+
+def _heights(tables: Tables) -> Counter[datetime]:
+    """How many rows there are in each UTC hour."""
+    found: Counter[datetime] = Counter()
+    for frame in tables:
+        hours = frame.group_by(pl.col("ts").dt.truncate("1h")).len()
+        found.update(dict(hours.iter_rows()))
+    return found
+
+
+def _bounds(heights: Sequence[Counter[datetime]], most: int) -> Iterator[tuple[datetime, datetime]]:
+    """Stretches of whole hours, each ended by the hour with which it has `most` rows."""
+    whole = sum(heights, Counter())
+    start, rows = None, 0
+    hour = None
+    for hour in sorted(whole):
+        start, rows = start or hour, rows + whole[hour]
+        if rows >= most:
+            yield start, hour + _HOUR
+            start, rows = None, 0
+    if start is not None and hour is not None:
+        yield start, hour + _HOUR
+
+
+@dataclass
+class _Facts:
+    """What has to be known of all rows before one of them can be settled."""
+
+    series: pl.DataFrame
+    presence: Presence = field(default_factory=Presence)
+    _first: list[pl.DataFrame] = field(default_factory=list)
+    _starts: list[pl.DataFrame] = field(default_factory=list)
+    _falls: list[pl.DataFrame] = field(default_factory=list)
+    _dropped: list[pl.DataFrame] = field(default_factory=list)
+    _begins: list[datetime] = field(default_factory=list)
+    _last: pl.DataFrame | None = None
+
+    def add(self, ordered: Held | Spool, stretch: Tables) -> None:
+        """Take in the next stretch of time, and hand it on without what is in it twice."""
+        samples, twins = _deduplicated(stretch[0], "value")
+        histograms, other_twins = _deduplicated(stretch[1], "count")
+        ordered.add(samples, histograms)
+        self._dropped.append(_dropped(pl.concat([twins, other_twins])))
+        self._first.append(samples.group_by("series_id").agg(since=pl.col("ts").min()))
+        self._begins += [f["ts"].min() for f in (samples, histograms) if f.height]  # type: ignore[misc]
+        self._starts.append(starts_in(samples, self.series))
+        known = samples if self._last is None else pl.concat([self._last, samples])
+        known = known.sort("series_id", maintain_order=True)
+        self._falls.append(falls_in(known, self.series))
+        self._last = known.unique("series_id", keep="last", maintain_order=True)
+        self.presence.add(counted_rows(self.series, (samples, histograms)))
+
+    def lives(self) -> pl.DataFrame:
+        """The processes behind each address."""
+        first = pl.concat(self._first).group_by("series_id").agg(pl.col("since").min())
+        return lives_of(self.series, first, pl.concat(self._starts), pl.concat(self._falls))
+
+    def begin(self) -> datetime:
+        """The first sample of all."""
+        return min(self._begins)
+
+    def dropped_notes(self, series: pl.DataFrame) -> pl.DataFrame:
+        """A ledger row per instance, metric and reason: duplicates, older names of a concept."""
+        return (
+            pl.concat(self._dropped)
+            .join(series.select("series_id", "instance", "metric"), on="series_id")
+            .group_by("instance", "metric", "why", maintain_order=True)
+            .agg(pl.col("count").sum(), pl.col("ts").min())
+            .select(
+                check=pl.col("why").replace_strict(_CHECK_OF),
+                instance="instance",
+                ts="ts",
+                subject="metric",
+                detail="why",
+                count="count",
+            )
+            .sort("instance", "subject", "check")
+        )
+
+
+def _deduplicated(frame: pl.DataFrame, value: str) -> Tables:
+    """One row per (series, time), the newest spelling's; and (series, time, why) of the others."""
+    ordered = frame.sort("series_id", "ts", "rank", maintain_order=True)
+    is_first = pl.struct("series_id", "ts").is_first_distinct()
+    marked = ordered.with_columns(is_kept=is_first, is_other=pl.col(value) != pl.col(value).shift())
+    best = pl.col("rank").min().over("series_id", "ts")
+    why = (
+        pl.when(pl.col("rank") > best)
+        .then(pl.lit(_ALIAS))
+        .when("is_other")
+        .then(pl.lit(_OTHER))
+        .otherwise(pl.lit(_TWIN))
+    )
+    dropped = (
+        marked.with_columns(why=why).filter(~pl.col("is_kept")).select("series_id", "ts", "why")
+    )
+    return marked.filter("is_kept").drop("is_kept", "is_other", "rank", "arrival"), dropped
+
+
+def _dropped(rows: pl.DataFrame) -> pl.DataFrame:
+    """How many rows of a series were dropped for which reason, and the first of them."""
+    return rows.group_by("series_id", "why", maintain_order=True).agg(
+        count=pl.len().cast(pl.Int64), ts=pl.col("ts").min()
+    )
+
+
+@dataclass
+class _Runs:
+    """Numbers the lives of each series, one stretch of time after the other.
+
+    Kept is the last row of every series so far, with the run it is in.
+    """
+
+    series: pl.DataFrame
+    lives: pl.DataFrame
+    _samples: pl.DataFrame | None = None
+    _histograms: pl.DataFrame | None = None
+
+    def settled(self, tables: Tables) -> Tables:
+        """The rows of the next stretch, each with its run."""
+        samples, histograms = tables
+        samples = self._with_runs(_after(self._samples, samples), self._counter_drops)
+        histograms = self._with_runs(_after(self._histograms, histograms), _histogram_drops)
+        self._samples, self._histograms = map(_last_rows, (samples, histograms))
+        samples, histograms = (
+            each.filter("is_new").drop("is_new") for each in (samples, histograms)
+        )
+        return (
+            samples.select("series_id", "run", "ts", "value"),
+            histograms.select("series_id", "run", "ts", "count", "sum", "counts"),
+        )
+
+    def _with_runs(
+        self, rows: pl.DataFrame, drops: Callable[[pl.DataFrame], pl.Series]
+    ) -> pl.DataFrame:
+        is_other_process = process_changes(rows, self.series, self.lives)
+        # Two steps: inside `over`, polars would copy the list of counters once for every series.
+        marked = rows.with_columns(has_dropped=drops(rows) | is_other_process)
+        before = pl.col("run").first().over("series_id").fill_null(0)
+        run = pl.col("has_dropped").cum_sum().over("series_id") + before
+        return marked.with_columns(run=run.cast(pl.Int32)).drop("has_dropped")
+
+    def _counter_drops(self, samples: pl.DataFrame) -> pl.Series:
+        counters = self.series.filter(pl.col("kind").is_in(DIFFERENCED)).get_column("series_id")
+        has_dropped = pl.col("value") < pl.col("value").shift(1).over("series_id")
+        is_counter = pl.col("series_id").is_in(counters.implode())
+        return samples.select(drop=(has_dropped & is_counter).fill_null(False)).to_series()
+
+
+def _after(last: pl.DataFrame | None, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows, each series' behind its last row before them; sorted by series and time."""
+    own = rows.with_columns(run=pl.lit(None, pl.Int32), is_new=pl.lit(True))
+    if last is None:
+        return own
+    both = pl.concat([last.with_columns(is_new=pl.lit(False)).select(own.columns), own])
+    return both.sort("series_id", maintain_order=True)
+
+
+def _last_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.unique("series_id", keep="last", maintain_order=True)
+
+
+def _histogram_drops(histograms: pl.DataFrame) -> pl.Series:
+    """Per row, whether its count, sum or any bucket is below the row's before it (same series)."""
+    height = histograms.height
+    drops = np.zeros(height, dtype=bool)
+    if height < 2:
+        return pl.Series("drop", drops)
+    ids = histograms.get_column("series_id").to_numpy()
+    lengths = histograms.get_column("counts").list.len().to_numpy().astype(np.int64)
+    flat = histograms.get_column("counts").explode(empty_as_null=False).to_numpy()
+    ends = np.cumsum(lengths)
+    for name in ("count", "sum"):
+        values = histograms.get_column(name).to_numpy()
+        drops[1:] |= values[1:] < values[:-1]
+    # Rows of one series have equally many buckets, so a row's twin lies `length` values back.
+    row_of = np.repeat(np.arange(height), lengths)
+    twin = np.arange(flat.size) - lengths[row_of]
+    is_comparable = twin >= 0
+    fallen = np.zeros(flat.size, dtype=bool)
+    fallen[is_comparable] = flat[is_comparable] < flat[twin[is_comparable]]
+    drops |= np.add.reduceat(fallen, np.concatenate(([0], ends[:-1]))) > 0
+    same = np.concatenate(([False], ids[1:] == ids[:-1]))
+    return pl.Series("drop", drops & same, dtype=pl.Boolean)
