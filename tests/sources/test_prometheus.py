@@ -3,13 +3,26 @@
 That the real one's samples are those that were served is in integration/test_sources_contract.py.
 """
 
+import re
 from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs
 
 import httpx
 import pytest
+from polars.testing import assert_frame_equal
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.sources.prometheus import Prometheus, families, read_prometheus
+from vllm_capacity.live.pull import pull_prometheus
+from vllm_capacity.sources.answers import AnswerCache
+from vllm_capacity.sources.prometheus import (
+    Prometheus,
+    families,
+    prometheus_in_parts,
+    read_prometheus,
+)
+from vllm_capacity.telemetry.parts import Held, Spool
+from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 
 START = datetime(2026, 11, 24, 8, tzinfo=UTC)
@@ -77,3 +90,68 @@ def test_an_hour_boundary_sample_that_comes_twice_counts_once():
     with answering(handler) as client:
         rows = read_prometheus(Prometheus(client, pause=lambda seconds: None), PART)
     assert rows.samples.get_column("value").to_list() == [0.0, 2.0]
+
+
+def serving(asked, *, spans=timedelta(hours=5), every=timedelta(minutes=20)):
+    """A server with one counter that counts minutes; `asked` gets the queries for samples."""
+    labels = {"__name__": "vllm:generation_tokens_total", "instance": "a", "job": "vllm"}
+    times = [START + every * n for n in range(-3, spans // every)]
+
+    def handler(request):
+        if request.url.path.endswith("values"):
+            return httpx.Response(200, json={"status": "success", "data": [labels["__name__"]]})
+        if request.url.path.endswith("metadata"):
+            return httpx.Response(404)
+        question = parse_qs(request.content.decode())
+        asked.append(question["query"][0])
+        end = datetime.fromtimestamp(float(question["time"][0]), UTC)
+        length = timedelta(milliseconds=int(re.search(r"\[(\d+)ms\]$", asked[-1])[1]))
+        values = [
+            [t.timestamp(), str((t - START) // timedelta(minutes=1) + 100)]
+            for t in times
+            if end - length <= t <= end
+        ]
+        result = [{"metric": labels, "values": values}] if values else []
+        data = {"resultType": "matrix", "result": result}
+        return httpx.Response(200, json={"status": "success", "data": data})
+
+    return answering(handler)
+
+
+def test_every_hour_of_a_range_is_there_and_the_last_state_before_it():
+    time_range = TimeRange(START, START + timedelta(hours=4))
+    with serving([]) as client:
+        rows = read_prometheus(Prometheus(client), time_range)
+    assert rows.samples.sort("ts")["value"].to_list() == [80.0 + 20 * n for n in range(13)]
+
+
+def test_a_pull_that_goes_on_asks_only_for_what_could_still_grow(tmp_path):
+    time_range, first, again = TimeRange(START, START + timedelta(hours=4)), [], []
+    now = time_range.end + timedelta(minutes=1)
+
+    def pulled(asked):
+        with serving(asked) as client:
+            rows = prometheus_in_parts(
+                Prometheus(client),
+                time_range,
+                raw=Spool(tmp_path / f"{len(asked)}"),
+                spool=Held(),
+                cache=AnswerCache(tmp_path / "answers", now),
+            )
+            return rows.whole().samples
+
+    before = pulled(first)
+    assert_frame_equal(pulled(again), before)
+    assert (len(first), len(again)) == (5, 1)
+
+
+def test_a_pulled_window_is_the_same_however_its_hours_were_held(tmp_path):
+    time_range = TimeRange(START, START + timedelta(hours=4))
+    with serving([]) as client:
+        server = Prometheus(client)
+        write_window(tmp_path / "whole", read_prometheus(server, time_range), {})
+        pull_prometheus(server, time_range, tmp_path / "hours")
+    whole, hours = (open_window(tmp_path / name) for name in ("whole", "hours"))
+    query = "select * from samples order by series_id, ts"
+    assert_frame_equal(whole.sql(query), hours.sql(query))
+    assert whole.sql("select * from series").equals(hours.sql("select * from series"))

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vllm_capacity.cli.options import FILE, local_path, stream_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.pull import PullOrder, pull_window, unreached_end
-from vllm_capacity.sources.parseable_pull import Step
+from vllm_capacity.sources.answers import Step
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 
 

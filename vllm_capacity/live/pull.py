@@ -18,11 +18,13 @@ import httpx
 from vllm_capacity.errors import InputError
 from vllm_capacity.figures import scrapes
 from vllm_capacity.live.access import checked_url, client, is_server, read_settings
+from vllm_capacity.sources.answers import AnswerCache, Step
 from vllm_capacity.sources.parquet import LATE, open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import AnswerCache, PullRequest, Step, pull
+from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
-from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
+from vllm_capacity.sources.prometheus import Prometheus, prometheus_in_parts
+from vllm_capacity.telemetry.parts import Spool
 from vllm_capacity.telemetry.store import put_window, reserved
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange, iso
@@ -79,7 +81,9 @@ def pull_window(
         raise InputError("Say which time: --last 24h, or --start and --end.")
     if stream is None:
         with prometheus_client(origin, environment) as asking:
-            return pull_prometheus(Prometheus(asking), time_range, target, progress=progress)
+            return pull_prometheus(
+                Prometheus(asking), time_range, target, now=now, progress=progress
+            )
     is_thinned = time_range.seconds >= _THINNED_FROM.total_seconds()
     if order.is_full is not None:
         is_thinned = not order.is_full
@@ -173,13 +177,23 @@ def pull_prometheus(
     time_range: TimeRange,
     target: Path,
     *,
+    now: datetime | None = None,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Path:
-    """The window written at `target` from a Prometheus, or what speaks its API: every sample."""
+    """The window written at `target` from a Prometheus, or what speaks its API: every sample.
+
+    Hour by hour, in memory for an hour. With `now`, what an earlier, killed pull to the same target
+    had asked for is not asked for again, but for what could still grow then.
+    """
     note = {"source": "Prometheus", "origin": server.address, "grain": "scrape"}
     with reserved(target) as place:
-        rows = read_prometheus(
-            server, time_range, progress=lambda done, total: progress(Step(done, total, 0))
+        rows = prometheus_in_parts(
+            server,
+            time_range,
+            raw=Spool(place.incoming / "raw"),
+            spool=Spool(place.incoming),
+            cache=AnswerCache(place.answers, now),
+            progress=progress,
         )
         return put_window(place, rows, note | _requested(time_range))
 

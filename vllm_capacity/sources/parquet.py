@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -26,6 +27,7 @@ import polars as pl
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.sources.otlp import EPOCH, rows_from_points
 from vllm_capacity.sources.parseable_queries import duckdb_projection, duckdb_type, resolve
+from vllm_capacity.telemetry.parts import RowsInParts, Tables
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.timerange import TimeRange, iso
 
@@ -110,13 +112,50 @@ def cut(rows: Rows, time_range: TimeRange) -> Rows:
     return Rows(series, samples, histograms, rows.intake, time_range.start)
 
 
+def cut_in_parts(rows: RowsInParts, time_range: TimeRange) -> RowsInParts:
+    """As `cut`, of rows in parts: the rows before the range become the first part."""
+    inside, before = [], [rows.parts[0]()]
+    before[0] = (before[0][0].clear(), before[0][1].clear())
+    for part in rows.parts:
+        tables = part()
+        inside += [_within(frame, time_range)["series_id"].unique() for frame in tables]
+        earlier = [frame.filter(pl.col("ts") < time_range.start) for frame in tables]
+        before.append((_newest(earlier[0]), _newest(earlier[1])))
+    ids = pl.concat(inside).unique().implode()
+    if ids.explode().is_empty():
+        raise SourceError(f"Nothing was sampled{_during(time_range)}.")
+    is_kept = pl.col("series_id").is_in(ids)
+    samples, histograms = (
+        pl.concat(frames).filter(is_kept) for frames in zip(*before, strict=True)
+    )
+    carried = (_newest(samples), _newest(histograms))
+    return RowsInParts(
+        rows.series.filter(is_kept),
+        [lambda: carried, *(partial(_part_within, part, time_range) for part in rows.parts)],
+        rows.intake,
+        time_range.start,
+    )
+
+
+def _part_within(part: Callable[[], Tables], time_range: TimeRange) -> Tables:
+    samples, histograms = part()
+    return _within(samples, time_range), _within(histograms, time_range)
+
+
+def _within(frame: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
+    return frame.filter(pl.col("ts").is_between(time_range.start, time_range.end, closed="left"))
+
+
+def _newest(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.filter(pl.col("ts") == pl.col("ts").max().over("series_id"))
+
+
 def _cut(frame: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
-    inside = frame.filter(pl.col("ts").is_between(time_range.start, time_range.end, closed="left"))
-    newest = pl.col("ts") == pl.col("ts").max().over("series_id")
-    before = (
-        frame.filter(pl.col("ts") < time_range.start)
-        .join(inside.select("series_id").unique(), on="series_id", how="semi")
-        .filter(newest)
+    inside = _within(frame, time_range)
+    before = _newest(
+        frame.filter(pl.col("ts") < time_range.start).join(
+            inside.select("series_id").unique(), on="series_id", how="semi"
+        )
     )
     return pl.concat([before, inside]).sort("series_id", "ts", "rank", maintain_order=True)
 

@@ -10,11 +10,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -23,6 +21,7 @@ from vllm_capacity.errors import SourceError
 from vllm_capacity.facts.metrics import Kind, keeps, match
 from vllm_capacity.sources import parseable_queries as queries
 from vllm_capacity.sources import parseable_shapes as shapes
+from vllm_capacity.sources.answers import AnswerCache, Step
 from vllm_capacity.sources.parquet import LATE, LOOKBACK, SKEW
 from vllm_capacity.sources.parseable import Parseable, Row
 from vllm_capacity.sources.parseable_queries import Group, Stream, resolve
@@ -36,49 +35,6 @@ _TEXTS = ("metric_name", "wire_kind", "instance", "job", "bounds")
 SCALARS: dict[str, Any] = {"ms": pl.Int64, "v": pl.Float64}
 HISTOGRAMS: dict[str, Any] = {"ms": pl.Int64, "s": pl.Float64, "b": pl.List(pl.Int64)}
 ATTEMPTS: dict[str, Any] = {"m": pl.Int64, "at": pl.List(pl.Int64), "v": pl.List(pl.Float64)}
-
-
-@dataclass(frozen=True)
-class Step:
-    """How far a pull is: answers had of those wanted, and bytes moved on the wire."""
-
-    done: int
-    total: int
-    wire_bytes: int
-
-
-@dataclass(frozen=True)
-class AnswerCache:
-    """Answers kept on disk under the hash of their question; without a folder, nowhere.
-
-    Only an answer that can no longer grow is kept: all that it asks for had arrived by `now`, when
-    the pull began. The end of a file's name is the hash of its bytes.
-    """
-
-    folder: Path | None = None
-    now: datetime | None = None
-
-    def frame(
-        self, question: str, arrivals: TimeRange, ask: Callable[[], pl.DataFrame]
-    ) -> pl.DataFrame:
-        """The answer to a question: the kept one, else asked for and kept, whole or not at all."""
-        if self.folder is None or self.now is None or self.now < arrivals.end + SKEW:
-            return ask()
-        name = _hash(question.encode())
-        for kept in self.folder.glob(f"{name}.*.parquet"):
-            content = kept.read_bytes()
-            if kept.name.split(".")[1] == _hash(content):
-                return pl.read_parquet(content)
-        frame = ask()
-        self.folder.mkdir(exist_ok=True)
-        partial = self.folder / "answer.partial"
-        frame.write_parquet(partial, compression="zstd")
-        partial.replace(self.folder / f"{name}.{_hash(partial.read_bytes())}.parquet")
-        return frame
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ how it is told from the server's own labels.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -19,14 +20,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import httpx
 import msgspec
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from vllm_capacity.errors import SourceError, plain
 from vllm_capacity.facts.metrics import keeps
+from vllm_capacity.sources.answers import AnswerCache, Step
 from vllm_capacity.sources.http import (
     BUSY,
     TransientError,
@@ -36,7 +41,8 @@ from vllm_capacity.sources.http import (
     with_retries,
 )
 from vllm_capacity.sources.otlp import Child, Wire, as_schema, of_job, series_of, serving
-from vllm_capacity.sources.parquet import LOOKBACK, cut
+from vllm_capacity.sources.parquet import LOOKBACK, cut_in_parts
+from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool, Tables
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
@@ -47,7 +53,6 @@ from vllm_capacity.telemetry.rows import (
 from vllm_capacity.timerange import TimeRange
 
 HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
-_RAW: dict[str, Any] = {"child": pl.Int64, "ms": pl.Int64, "value": pl.Float64}
 _STATES: dict[str, Any] = {
     "series_id": pl.Int64,
     "rank": pl.Int8,
@@ -55,6 +60,12 @@ _STATES: dict[str, Any] = {
     "count": pl.Float64,
     "sum": pl.Float64,
     "counts": pl.List(pl.Float64),
+}
+_ANSWER: dict[str, Any] = {
+    "metric": pl.String,  # its labels, a JSON object; null of a warning
+    "ms": pl.List(pl.Int64),
+    "value": pl.List(pl.Float64),
+    "warning": pl.String,
 }
 _Labels = tuple[tuple[str, str], ...]
 _UnixSeconds = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]
@@ -93,10 +104,17 @@ class _Known:
 
     targets: Mapping[str, set[tuple[str, str]]]
     children: dict[int, Child] = field(default_factory=dict)
+    _ids: dict[tuple[str, _Labels, tuple[float, ...] | None], int] = field(default_factory=dict)
 
     def series_id(
-        self, wire: Wire, labels: Mapping[str, str], bounds: tuple[float, ...] | None = None
+        self, wire: Wire, labels: _Labels, bounds: tuple[float, ...] | None = None
     ) -> int:
+        key = (wire.exposed, labels, bounds)
+        if key not in self._ids:
+            self._ids[key] = self._new(wire, dict(labels), bounds)
+        return self._ids[key]
+
+    def _new(self, wire: Wire, labels: Mapping[str, str], bounds: tuple[float, ...] | None) -> int:
         instance = labels.get("instance", "")
         added = self.targets.get(instance, set())
         own = {k: v for k, v in labels.items() if (k, v) not in added}
@@ -109,60 +127,71 @@ class _Known:
 
 @dataclass
 class SeriesReader:
-    """Collects raw series; a child is one label set, buckets apart from scalars."""
+    """Collects raw series; a child is one label set, buckets apart from scalars.
+
+    Only when all are seen is it known which labels a scraper puts on every series of a target:
+    until then samples wait in `raw`, those of scalars apart from those of histograms.
+    """
 
     found: Families
+    raw: Held | Spool = field(default_factory=Held)
     _labels: dict[tuple[str, _Labels], int] = field(default_factory=dict)
-    _frames: list[pl.DataFrame] = field(default_factory=list)
+    _children: dict[str, int] = field(default_factory=dict)
     _warnings: Counter[str] = field(default_factory=Counter)
 
-    def add(self, matrix: Sequence[Series]) -> None:
-        """Take in the answer of a query; SourceError where a series is none of Prometheus'."""
-        for series in matrix:
-            labels = dict(series.metric)
+    def add(self, answers: Sequence[pl.DataFrame], time_range: TimeRange) -> None:
+        """Take in what was sampled in the range, and how often an answer may not be complete.
+
+        SourceError where a series is none of Prometheus'. A sample that came twice counts once.
+        """
+        answer = pl.concat(answers)
+        self._warnings.update(answer["warning"].drop_nulls())
+        answer = answer.filter(pl.col("metric").is_not_null())
+        children = [self._child(metric) for metric in answer["metric"]]
+        start, end = (microseconds(each) // 1000 for each in (time_range.start, time_range.end))
+        samples = (
+            answer.select(pl.Series("child", children, dtype=pl.Int64), "ms", "value")
+            .explode("ms", "value", empty_as_null=False)
+            .filter(pl.col("ms").is_between(start, end, closed="left"))
+            .filter(pl.col("value").is_not_nan())
+            .unique(["child", "ms"])
+        )
+        scalars = set(self.found.scalars)
+        own = [child for (name, _), child in self._labels.items() if name in scalars]
+        is_scalar = pl.col("child").is_in(pl.Series(own, dtype=pl.Int64).implode())
+        self.raw.add(samples.filter(is_scalar), samples.filter(~is_scalar))
+
+    def _child(self, metric: str) -> int:
+        if metric not in self._children:
+            labels: dict[str, str] = json.loads(metric)
             name = labels.pop("__name__", "")
             if not name or (name.endswith("_bucket") and _edge(labels.get("le")) is None):
                 raise SourceError(
-                    f"Prometheus answers with a series that has no name or bound: {series.metric}"
+                    f"Prometheus answers with a series that has no name or bound: {metric}"
                 )
-            child = self._labels.setdefault(
-                (name, tuple(sorted(labels.items()))), len(self._labels)
-            )
-            frame = pl.DataFrame(
-                {
-                    "ms": [round(moment * 1000) for moment, _ in series.values],
-                    "value": [_number(value) for _, value in series.values],
-                },
-                schema={"ms": pl.Int64, "value": pl.Float64},
-            )
-            self._frames.append(frame.select(pl.lit(child, pl.Int64).alias("child"), "ms", "value"))
+            key = (name, tuple(sorted(labels.items())))
+            self._children[metric] = self._labels.setdefault(key, len(self._labels))
+        return self._children[metric]
 
-    def warn(self, warnings: Sequence[str]) -> None:
-        """Take in that an answer may not hold all there is, for the quality report."""
-        self._warnings.update(warnings)
-
-    def rows(self) -> Rows:
-        """Everything taken in, as canonical rows, a sample that came twice counted once."""
-        raw = pl.concat([pl.DataFrame(schema=_RAW), *self._frames])
-        raw = raw.filter(pl.col("value").is_not_nan()).unique(["child", "ms"])
+    def rows(self, spool: Held | Spool) -> RowsInParts:
+        """Everything taken in, as canonical rows; a part for each time that `add` was called."""
         known = _Known(self._target_labels())
-        samples = self._scalars(raw, known)
-        states = self._histograms(raw, known)
+        scalars = self._named_scalars(known)
+        bases = [_Base.of(base, self._labels) for base in self.found.histograms]
+        for part in self.raw.parts:
+            raw_scalars, raw_buckets = part()
+            samples = raw_scalars.join(scalars, on="child").select(
+                "series_id", "rank", "ms", value=pl.col("value") * pl.col("scale")
+            )
+            states = [base.states(raw_buckets, known) for base in bases]
+            spool.add(
+                _canonical(samples, SAMPLES_SCHEMA),
+                _canonical(pl.concat([pl.DataFrame(schema=_STATES), *states]), HISTOGRAMS_SCHEMA),
+            )
         own = serving(known.children)
-        kept = pl.Series(list(own), dtype=pl.Int64).implode()
-        times = {"ts": pl.from_epoch(pl.col("ms") * 1000, time_unit="us")}
-        samples, states = (
-            frame.filter(pl.col("series_id").is_in(kept))
-            .with_columns(**times)
-            .sort("series_id", "ts")
-            for frame in (samples, states)
-        )
-        return Rows(
-            series_of(own.values()),
-            as_schema(samples, SAMPLES_SCHEMA),
-            as_schema(states, HISTOGRAMS_SCHEMA),
-            self._intake(),
-        )
+        kept = pl.Series(list(own), dtype=pl.Int64)
+        parts = [partial(_of_series, part, kept) for part in spool.parts]
+        return RowsInParts(series_of(own.values()), parts, self._intake())
 
     def _intake(self) -> pl.DataFrame:
         notes = [
@@ -179,42 +208,32 @@ class SeriesReader:
                 targets.setdefault(dict(labels).get("instance", ""), set()).update(labels)
         return targets
 
-    def _scalars(self, raw: pl.DataFrame, known: _Known) -> pl.DataFrame:
+    def _named_scalars(self, known: _Known) -> pl.DataFrame:
+        """What the samples of each child are: child, series_id, rank, scale."""
         names = set(self.found.scalars)
         rows = []
         for (name, labels), child in self._labels.items():
             if name in names:
                 wire = Wire.of(name, _kind(self.found.kinds.get(name, "")))
-                series_id = known.series_id(wire, dict(labels))
-                rows.append((child, series_id, wire.rank, wire.scale))
+                rows.append((child, known.series_id(wire, labels), wire.rank, wire.scale))
         schema = {"child": pl.Int64, "series_id": pl.Int64, "rank": pl.Int8, "scale": pl.Float64}
-        named = pl.DataFrame(rows, schema=schema, orient="row")
-        return raw.join(named, on="child").select(
-            "series_id", "rank", "ms", value=pl.col("value") * pl.col("scale")
-        )
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
-    def _histograms(self, raw: pl.DataFrame, known: _Known) -> pl.DataFrame:
-        frames = [pl.DataFrame(schema=_STATES)]
-        for base in self.found.histograms:
-            states, label_sets = self._states(raw, base)
-            wire = Wire.of(base, "histogram")
-            keys = states.select("group", "bounds").unique(maintain_order=True)
-            ids = [
-                known.series_id(wire, dict(label_sets[group]), tuple(bounds))
-                for group, bounds in keys.iter_rows()
-            ]
-            named = keys.with_columns(
-                pl.Series("series_id", ids, dtype=pl.Int64),
-                pl.lit(wire.rank, pl.Int8).alias("rank"),
-            )
-            frames.append(states.join(named, on=["group", "bounds"]).select(list(_STATES)))
-        return pl.concat(frames)
 
-    def _states(self, raw: pl.DataFrame, base: str) -> tuple[pl.DataFrame, list[_Labels]]:
-        """A family's states (group, ms, bounds, counts, count, sum) and the groups' label sets."""
+@dataclass(frozen=True)
+class _Base:
+    """The children of one histogram family: buckets and sums, in groups of one label set each."""
+
+    wire: Wire
+    groups: list[_Labels]
+    edges: pl.DataFrame
+    totals: pl.DataFrame
+
+    @classmethod
+    def of(cls, base: str, children: Mapping[tuple[str, _Labels], int]) -> _Base:
         groups: dict[_Labels, int] = {}
         buckets, sums = [], []
-        for (name, labels), child in self._labels.items():
+        for (name, labels), child in children.items():
             bare = tuple(item for item in labels if item[0] != "le")
             if name == f"{base}_bucket":
                 edge = _edge(dict(labels)["le"])
@@ -222,10 +241,17 @@ class SeriesReader:
             elif name == f"{base}_sum":
                 sums.append((child, groups.setdefault(bare, len(groups))))
         bucket_schema = {"child": pl.Int64, "group": pl.Int64, "edge": pl.Float64}
-        edges = pl.DataFrame(buckets, schema=bucket_schema, orient="row")
-        totals = pl.DataFrame(sums, schema={"child": pl.Int64, "group": pl.Int64}, orient="row")
+        return cls(
+            Wire.of(base, "histogram"),
+            list(groups),
+            pl.DataFrame(buckets, schema=bucket_schema, orient="row"),
+            pl.DataFrame(sums, schema={"child": pl.Int64, "group": pl.Int64}, orient="row"),
+        )
+
+    def states(self, raw: pl.DataFrame, known: _Known) -> pl.DataFrame:
+        """The states of the family among these samples, in the columns of `_STATES`."""
         per_scrape = (
-            raw.join(edges, on="child")
+            raw.join(self.edges, on="child")
             .sort("group", "ms", "edge")
             .group_by("group", "ms", maintain_order=True)
             .agg(bounds="edge", counts=pl.col("value").cum_max())
@@ -236,9 +262,55 @@ class SeriesReader:
                 counts=pl.col("counts").list.eval(pl.element().diff().fill_null(pl.element())),
             )
         )
-        total = raw.join(totals, on="child").select("group", "ms", sum="value")
-        joined = per_scrape.join(total, on=["group", "ms"], how="left")
-        return joined.with_columns(count=pl.col("counts").list.sum()), list(groups)
+        total = raw.join(self.totals, on="child").select("group", "ms", sum="value")
+        states = per_scrape.join(total, on=["group", "ms"], how="left")
+        states = states.with_columns(count=pl.col("counts").list.sum())
+        keys = states.select("group", "bounds").unique(maintain_order=True)
+        ids = [
+            known.series_id(self.wire, self.groups[group], tuple(bounds))
+            for group, bounds in keys.iter_rows()
+        ]
+        named = keys.with_columns(
+            pl.Series("series_id", ids, dtype=pl.Int64),
+            pl.lit(self.wire.rank, pl.Int8).alias("rank"),
+        )
+        return states.join(named, on=["group", "bounds"]).select(list(_STATES))
+
+
+def _canonical(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
+    times = frame.with_columns(ts=pl.from_epoch(pl.col("ms") * 1000, time_unit="us"))
+    return as_schema(times.sort("series_id", "ts"), schema)
+
+
+def _of_series(part: Callable[[], Tables], kept: pl.Series) -> Tables:
+    samples, histograms = part()
+    is_kept = pl.col("series_id").is_in(kept.implode())
+    return samples.filter(is_kept), histograms.filter(is_kept)
+
+
+def _answer_frame(series: Sequence[Series], warnings: Sequence[str]) -> pl.DataFrame:
+    """An answer as it is kept: a row a series, and a row a warning."""
+    times = [np.array([moment for moment, _ in each.values], np.float64) for each in series]
+    samples = {
+        "metric": [json.dumps(each.metric, sort_keys=True) for each in series],
+        "ms": [np.rint(each * 1000).astype(np.int64) for each in times],
+        "value": [_numbers(each) for each in series],
+        "warning": [None] * len(series),
+    }
+    return pl.concat(
+        [
+            pl.DataFrame(samples, schema=_ANSWER),
+            pl.DataFrame({"warning": list(warnings)}, schema={"warning": pl.String}),
+        ],
+        how="diagonal",
+    )
+
+
+def _numbers(series: Series) -> NDArray[np.float64]:
+    try:
+        return np.array([float(text) for _, text in series.values], np.float64)
+    except ValueError as error:
+        raise SourceError(f"Prometheus answers with a value that is no number: {error}.") from None
 
 
 def _edge(text: str | None) -> float | None:
@@ -248,13 +320,6 @@ def _edge(text: str | None) -> float | None:
     except ValueError:
         return None
     return None if math.isnan(edge) else edge
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise SourceError(f"Prometheus answers with the value {text!r}, no number.") from None
 
 
 def _kind(declared: str) -> str:
@@ -350,6 +415,11 @@ class Prometheus:
         )
         return Samples(found.data.result, found.warnings or [])
 
+    def answer(self, names: Sequence[str], time_range: TimeRange) -> pl.DataFrame:
+        """The samples of these metrics in the range as a frame, with the server's warnings."""
+        found = self.samples(names, time_range)
+        return _answer_frame(found.series, found.warnings)
+
     def _get(self, path: str, params: Mapping[str, str], data: type[_Data]) -> _Data:
         def ask() -> httpx.Response:
             return self.client.get(path, params=params, timeout=_QUESTION_SECONDS)
@@ -392,38 +462,56 @@ def _reason(response: httpx.Response) -> str:
     return sentence or response.text
 
 
-def read_prometheus(
-    server: Prometheus,
-    time_range: TimeRange,
-    *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Rows:
+def read_prometheus(server: Prometheus, time_range: TimeRange) -> Rows:
     """The canonical rows of a range, and the last sample before it of every series in it.
 
     SourceError where the server has no vLLM series then.
     """
+    return prometheus_in_parts(server, time_range, raw=Held(), spool=Held()).whole()
+
+
+def prometheus_in_parts(
+    server: Prometheus,
+    time_range: TimeRange,
+    *,
+    raw: Held | Spool,
+    spool: Held | Spool,
+    cache: AnswerCache | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> RowsInParts:
+    """As `read_prometheus`, an hour in memory at a time.
+
+    Samples wait in `raw`, rows in `spool`; what `cache` holds is not asked for.
+    """
     wide = TimeRange(time_range.start - LOOKBACK, time_range.end)
     found = families(server.names(wide), server.kinds())
-    questions = list(_questions(found, wide))
-    reader = SeriesReader(found)
-    for done, (names, time_range) in enumerate(questions, start=1):
-        found_samples = server.samples(names, time_range)
-        reader.add(found_samples.series)
-        reader.warn(found_samples.warnings)
-        progress(done, len(questions))
-    return cut(reader.rows(), time_range)
+    together, slices = _together(found), list(_slices(wide))
+    reader, kept, done = SeriesReader(found, raw), cache or AnswerCache(), 0
+    for own in slices:
+        answers = []
+        for names in together:
+            question = "\n".join([server.address, *names, *map(_seconds, (own.start, own.end))])
+            answers.append(kept.frame(question, own, partial(server.answer, names, own)))
+            done += 1
+            progress(Step(done, len(slices) * len(together), 0))
+        if answers:
+            reader.add(answers, own)
+    return cut_in_parts(reader.rows(spool), time_range)
 
 
-def _questions(found: Families, wide: TimeRange) -> Iterator[tuple[list[str], TimeRange]]:
-    together = [
-        list(found.scalars[at : at + _TOGETHER]) for at in range(0, len(found.scalars), _TOGETHER)
-    ]
-    together += [[base + suffix for suffix in HISTOGRAM_PARTS] for base in found.histograms]
+def _together(found: Families) -> list[list[str]]:
+    """The names that are asked for in one query."""
+    scalars = found.scalars
+    together = [list(scalars[at : at + _TOGETHER]) for at in range(0, len(scalars), _TOGETHER)]
+    return together + [[base + suffix for suffix in HISTOGRAM_PARTS] for base in found.histograms]
+
+
+def _slices(wide: TimeRange) -> Iterator[TimeRange]:
     start = wide.start
     while start < wide.end:
-        time_range = TimeRange(start, min(start + _SLICE, wide.end))
-        yield from ((names, time_range) for names in together)
-        start = time_range.end
+        own = TimeRange(start, min(start + _SLICE, wide.end))
+        yield own
+        start = own.end
 
 
 def _seconds(moment: datetime) -> str:
