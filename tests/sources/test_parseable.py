@@ -1,5 +1,7 @@
 """What a Parseable server's refusals and accidents become, and what is asked again."""
 
+import gzip
+import json
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
@@ -223,3 +225,24 @@ def test_a_range_is_widened_to_whole_minutes(server):
     parseable, _ = server()
     found = parseable.query(SQL, TimeRange(NOW, NOW.replace(second=31)))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("sql", "encoding"),
+    [
+        pytest.param(SQL, None, id="a short query"),
+        pytest.param(SQL + " -- " + "x" * 2000, "gzip", id="a long one"),
+    ],
+)
+def test_a_long_query_goes_compressed(sql, encoding):
+    bodies = []
+
+    def handler(request):
+        coding = request.headers.get("Content-Encoding")
+        bodies.append((coding, gzip.decompress(request.content) if coding else request.content))
+        return httpx.Response(200, text='{"fields":[]}\n')
+
+    with httpx.Client(base_url="http://p", transport=httpx.MockTransport(handler)) as client:
+        Parseable(client).query(sql, HOUR)
+    ((coding, body),) = bodies
+    assert (coding, json.loads(body)["query"]) == (encoding, sql)

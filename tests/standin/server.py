@@ -166,6 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         url = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = zlib.decompress(body, 47)
         self.standin.requests.append({"method": self.command, "path": self.path, "body": body})
         fault = self.standin.fault(url.path)
         if fault:
@@ -234,8 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _ingest(self, user: User, path: str, body: bytes) -> tuple[int, str, str]:
         log_source = _READERS[path][0]
-        data = zlib.decompress(body, 47) if self.headers.get("Content-Encoding") == "gzip" else body
-        if len(data) > _LIMIT_BYTES:
+        if len(body) > _LIMIT_BYTES:
             raise RefusedError(413, "payload reached size limit")
         stream = self.headers.get("X-P-Stream")
         if not stream:
@@ -250,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedError(403, DENIED)
         self._require_json(stream)
         try:
-            export = parse(data)
+            export = parse(body)
         except ValueError as error:
             raise RefusedError(400, f"Could not deserialize into JSON object, {error}") from None
         agent = self.headers.get("User-Agent", "")
