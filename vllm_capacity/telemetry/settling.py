@@ -42,7 +42,7 @@ _TWIN = "the same series and sample time, counted once"
 _OTHER = "the same series and sample time with different values, of which one was kept"
 _CHECK_OF = {_ALIAS: "renamed", _TWIN: "duplicate", _OTHER: "clock"}
 _HOUR = timedelta(hours=1)
-STRETCH_ROWS = 400_000
+STRETCH_ROWS = 200_000
 """How many rows make a stretch; an hour is never cut."""
 
 
