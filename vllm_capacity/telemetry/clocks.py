@@ -41,14 +41,6 @@ from vllm_capacity.telemetry.stamps import (
 from vllm_capacity.telemetry.strays import on_time, stray_notes, strays_of
 
 
-def with_true_times(rows: Rows) -> Rows:
-    """The rows in their true order, strays and contradictions left out, each with a note.
-
-    Rows whose order of arrival and stamps agree come back as they are.
-    """
-    return correction(rows).corrected(rows)
-
-
 def correction(rows: Rows) -> Correction:
     """What has to change in the stamps of these rows."""
     return correction_in_parts(RowsInParts.of(rows))
