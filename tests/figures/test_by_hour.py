@@ -29,7 +29,7 @@ from vllm_capacity.facts.metrics import (
     TTFT,
     WAITING,
 )
-from vllm_capacity.figures.by_hour import HourlyWindow
+from vllm_capacity.figures.by_hour import HourlyWindow, by_hour
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.window import open_window
 
@@ -113,8 +113,9 @@ def both(path, start=None, end=None):
     time_range = window.clamp(start, end)
     assert time_range.hours > 6
     by_rows = Analysis(window.remembering(), time_range)
-    by_hours = Analysis(open_window(path), time_range)
-    assert isinstance(by_hours.window, HourlyWindow)
+    read = by_hour(open_window(path), time_range, rows_per_piece=1)
+    assert isinstance(read, HourlyWindow)
+    by_hours = Analysis(read, time_range)
     return by_rows, by_hours
 
 
@@ -179,6 +180,9 @@ def test_losses_are_bounded_as_by_all_rows(path, start, end):
     assert [(one.running, one.waiting) for one in rows] == [
         (one.running, one.waiting) for one in hours
     ]
+    for one, other in zip(rows, hours, strict=True):
+        assert one.requests <= other.requests
+        assert one.tokens <= other.tokens
 
 
 def test_means_of_gauges_differ_by_what_a_scrape_at_the_border_of_an_hour_holds(path):
@@ -203,6 +207,13 @@ def test_charts_draw_as_much_as_all_rows_say(path):
     assert hours["ttft_p95_seconds"].max() == pytest.approx(rows["ttft_p95_seconds"].max(), rel=0.1)
 
 
+def hourly(path, start=None, end=None):
+    """The analysis by the hour, a piece for each."""
+    window = open_window(path)
+    time_range = window.clamp(start, end)
+    return Analysis(by_hour(window, time_range, rows_per_piece=1), time_range)
+
+
 def entries(path):
     return {entry.name for entry in (path / ".rollup").glob("2*")}
 
@@ -215,37 +226,43 @@ def own_path(tmp_path):
 
 
 def test_rows_that_came_late_make_exactly_the_hours_new_that_they_touch(own_path):
-    most = Analysis.of(open_window(own_path)).gauges.running.max
+    most = hourly(own_path).gauges.running.max
     kept = entries(own_path)
     late = small_rows(gauge(RUNNING, {4 * 3600 + 1.5: 70}, instance="a"))
     extend_window(own_path, late)
-    assert Analysis.of(open_window(own_path)).gauges.running.max == 70 != most
+    assert hourly(own_path).gauges.running.max == 70 != most
     assert {name[:13] for name in entries(own_path) - kept} == {"2026-11-24T12"}
     assert len(entries(own_path)) == len(kept)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "gone"])
 def test_a_kept_hour_that_is_not_whole_is_computed_anew(own_path, damage):
-    wanted = Analysis.of(open_window(own_path)).answer
+    wanted = hourly(own_path).answer
     steps = next((own_path / ".rollup").glob("2026-11-24T10*")) / "steps.parquet"
     if damage == "gone":
         steps.unlink()
     else:
         steps.write_bytes(steps.read_bytes()[:-9])
-    assert Analysis.of(open_window(own_path)).answer == wanted
+    assert hourly(own_path).answer == wanted
 
 
 def test_where_nothing_can_be_kept_the_answer_is_the_same(own_path, monkeypatch, tmp_path):
-    wanted = Analysis.of(open_window(own_path)).answer
+    wanted = hourly(own_path).answer
     shutil.rmtree(own_path / ".rollup")
     (own_path / ".rollup").write_text("in the way")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    assert Analysis.of(open_window(own_path)).answer == wanted
+    assert hourly(own_path).answer == wanted
 
 
 def test_what_an_end_of_the_range_cuts_is_not_kept(own_path):
-    window = open_window(own_path)
-    Analysis.of(window)
+    hourly(own_path)
     kept = entries(own_path)
-    Analysis.of(window, at(1000), at(8.5 * 3600))
+    assert hourly(own_path, at(1000), at(8.5 * 3600)).answer
     assert entries(own_path) == kept
+
+
+def test_hours_with_few_rows_are_kept_together(own_path):
+    by_hours, together = hourly(own_path).answer, Analysis.of(open_window(own_path)).answer
+    assert together.tokens.generation == by_hours.tokens.generation
+    assert together.latency == by_hours.latency
+    assert len(entries(own_path)) == 1

@@ -47,5 +47,5 @@ def test_an_hour_that_does_not_fit_is_refused_with_the_size_that_would_do(tmp_pa
     window = open_window(path)
     for kept in (path / ".rollup").iterdir():
         kept.rename(path / kept.name)
-    with pytest.raises(InputError, match=r"hour 2026-11-24T08 .* --memory-limit 0.7GB"):
+    with pytest.raises(InputError, match=r"from 2026-11-24T08:00:00Z to .* --memory-limit 4.3GB"):
         Analysis.of(window)

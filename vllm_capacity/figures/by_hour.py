@@ -23,7 +23,15 @@ import duckdb
 import polars as pl
 
 from vllm_capacity.figures import traffic
-from vllm_capacity.figures.pieces import NO_BASE, Base, Piece, computed, pieces_of, stored
+from vllm_capacity.figures.pieces import (
+    NO_BASE,
+    ROWS_PER_PIECE,
+    Base,
+    Piece,
+    computed,
+    pieces_of,
+    stored,
+)
 from vllm_capacity.telemetry.manifest import as_pattern, digest
 from vllm_capacity.telemetry.memory import limited_connection
 from vllm_capacity.telemetry.shelf import Entry, Shelf
@@ -101,15 +109,18 @@ class HourlyWindow(Window):
         ]
 
 
-def by_hour(window: Window, time_range: TimeRange) -> Window:
+def by_hour(
+    window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
+) -> Window:
     """The window as figures of the range are to read it: by the hour where the range is long.
 
-    What is not kept yet of its hours is computed, an hour at a time.
+    What is not kept yet of its hours is computed, a piece of about so many rows at a time.
     """
     if time_range.hours <= FROM_HOURS or window.grain != "scrape":
         return window.remembering()
     shelf = Shelf.of(window.path)
-    pieces = tuple(_kept_pieces(window, time_range, shelf))
+    cut = pieces_of(window, time_range, rows_per_piece=rows_per_piece)
+    pieces = tuple(_kept_pieces(window, cut, shelf))
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     ends = _connected(window, pieces)
     kept = {"time_range": time_range, "pieces": pieces, "ends": ends, "shelf": shelf}
@@ -118,14 +129,13 @@ def by_hour(window: Window, time_range: TimeRange) -> Window:
     return found
 
 
-def _kept_pieces(window: Window, time_range: TimeRange, shelf: Shelf) -> Iterator[Kept]:
+def _kept_pieces(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> Iterator[Kept]:
     """Every piece of the window in order, from where it is kept or computed now.
 
     What an end of the range cuts is computed each time: ranges are many, and hours few.
     """
     digests = _Digests(window.path)
     base, before = NO_BASE.digest, None
-    pieces = pieces_of(window, time_range)
     for piece in pieces:
         key = _key(piece, base, digests)
         entry = None if piece.is_cut else shelf.find(key)
@@ -217,10 +227,14 @@ def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.
     metrics = list(params["metrics"])  # type: ignore[call-overload]
     if not set(metrics) <= set(traffic.STEP_COUNTERS):
         return Window.shipped_sql(window, "figures", "scrape_increases", params)
-    grown = window.everywhere("increases").filter(
-        pl.col("metric").is_in(metrics),
-        pl.col("ts") >= _instant(params["start"]),
-        pl.col("ts") < _instant(params["end"]),
+    grown = (
+        window.everywhere("increases")
+        .drop("hour")
+        .filter(
+            pl.col("metric").is_in(metrics),
+            pl.col("ts") >= _instant(params["start"]),
+            pl.col("ts") < _instant(params["end"]),
+        )
     )
     return grown.sort("metric", "instance", "engine", "labels", "ts")
 

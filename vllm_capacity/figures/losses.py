@@ -181,24 +181,28 @@ def ceiling(window: Window) -> Ceiling:
 
 
 def fastest_means(window: Window) -> pl.DataFrame:
-    """The least means of latencies over stretches, and all of them: fastest_means.sql, a row each.
+    """The least means of latencies over stretches of a piece: fastest_means.sql.
 
-    One row per metric of `STRETCH` that was observed.
+    One row per metric of `STRETCH` that was observed. Stretches are half as long as in a whole
+    window, for the ends of the piece cut some.
     """
     found = [
-        window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
+        window.named_sql("figures", "fastest_means", metrics=[metric], least=least // 2)
         for metric, least in STRETCH.items()
     ]
     return pl.concat(found)
 
 
 def _fastest_mean(window: Window, metric: str, least: int) -> float | None:
-    """The least mean of a latency over a stretch, else over all there is; None for nothing."""
+    """The least mean of a latency over a stretch, else over all there is; None for nothing.
+
+    Of pieces of a window, the least of theirs: for a bound rather too fast than too slow.
+    """
     own = window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
     if own.is_empty():
         return None
-    whole = pl.col("seconds").sum() / pl.col("observed").sum()
-    return float(own.select(pl.coalesce(pl.col("fastest_seconds").min(), whole)).item())
+    whole = pl.col("seconds") / pl.col("observed")
+    return float(own.select(pl.coalesce("fastest_seconds", whole).min()).item())
 
 
 def _basis(requests: Pace, places: float | None) -> str:

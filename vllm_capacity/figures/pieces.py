@@ -1,13 +1,13 @@
 """What a piece of a window leaves behind: frames of which figures of a long range are made.
 
-A piece lies within one hour of the clock. It is computed from its own rows and its base, the last
-rows of each series before it. As the base is known, nothing has to be stitched afterwards: frames
-of pieces are put one after another.
+A piece is an hour of the clock, or several where rows are few. It is computed from its own rows and
+its base, the last rows of each series before it. As the base is known, nothing has to be stitched
+afterwards: frames of pieces are put one after another.
 
 - `samples`, `histograms`: the rows at the ends of the piece, of every run in it, and those beside a
   restart or a gap. Queries about totals and lives give the same on them as on all rows.
 - `attempts`: every scrape attempt. `steps`: engine steps of a minute.
-- `increases`: the growth of the counters of steps; `requests`: finished ones by minute.
+- `increases`: the growth of the counters of steps by hour; `requests`: finished ones by minute.
 - `latency`: the growth of latency histograms by minute, all engines together; `gauges`: likewise.
 - `paces`, `places`, `fastest_means`: what bounds of losses rest on.
 - `base_samples`, `base_histograms`: what the next piece rests on.
@@ -16,10 +16,10 @@ of pieces are put one after another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import duckdb
@@ -42,11 +42,14 @@ from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_part
 from vllm_capacity.telemetry.memory import limited_connection, require_room
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.telemetry.window import Window
-from vllm_capacity.timerange import TimeRange
+from vllm_capacity.timerange import TimeRange, iso
 
 STEP_SECONDS = 60.0
 
-_HOUR = timedelta(hours=1)
+ROWS_PER_PIECE = 400_000
+
+_MIDNIGHT = datetime(2000, 1, 1, tzinfo=UTC)
+_PARTS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
 _BASE_ROWS, _BASE_SECONDS = 12, 65  # of what intervals and the best minute are told by
 _LONG_BASE = ("up", RUNNING, GENERATION_TOKENS)
 _LOAD = (RUNNING, WAITING)
@@ -63,9 +66,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Piece:
-    """A time range within an hour of the clock, and the files of a window with its rows.
+    """A time range of one or several hours of the clock, and the files of a window with its rows.
 
-    `is_cut`: it is only a part of what the window has of the hour.
+    `is_cut`: an end of what was asked for cuts it.
     """
 
     time_range: TimeRange
@@ -118,27 +121,44 @@ NO_BASE = Base(
 )
 
 
-def pieces_of(window: Window, time_range: TimeRange) -> list[Piece]:
-    """The window cut at the hours of the clock and at the ends of the range, in order.
+def pieces_of(
+    window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
+) -> list[Piece]:
+    """The window cut at hours of the clock and at the ends of the range, in order.
 
-    Hours without rows leave no piece.
+    A piece is an hour, or as many that make up a part of a day as have so many rows together. Hours
+    without rows leave no piece.
     """
-    whole, found = window.extent, []
-    for hour, files in _hours(window.manifest):
-        first, last = max(hour, whole.start), min(hour + _HOUR, whole.end)
+    whole, hours = window.extent, _hours(window.manifest)
+    length = timedelta(hours=_hours_per_piece(hours, rows_per_piece))
+    found = []
+    for begin, own in groupby(sorted(hours), key=lambda hour: hour - (hour - _MIDNIGHT) % length):
+        files = tuple(file for hour in own for file in hours[hour])
+        first, last = max(begin, whole.start), min(begin + length, whole.end)
         cuts = {end for end in (time_range.start, time_range.end) if first < end < last}
         ends = pairwise(sorted({first, last} | cuts))
         found += [Piece(TimeRange(start, end), files, bool(cuts)) for start, end in ends]
     return found
 
 
-def _hours(manifest: Manifest) -> Iterator[tuple[datetime, tuple[File, ...]]]:
-    hours: dict[str, list[File]] = {}
+def _hours(manifest: Manifest) -> dict[datetime, list[File]]:
+    """The files with the rows of each hour."""
+    hours: dict[datetime, list[File]] = {}
     for file in sorted(manifest.files, key=lambda file: file.name):
         if file.table in TABLES:
-            hours.setdefault(Path(file.plain).name, []).append(file)
-    for name in sorted(hours):
-        yield datetime.strptime(f"{name}+0000", "%Y-%m-%dT%H%z").astimezone(UTC), tuple(hours[name])
+            name = f"{Path(file.plain).name}+0000"
+            hour = datetime.strptime(name, "%Y-%m-%dT%H%z").astimezone(UTC)
+            hours.setdefault(hour, []).append(file)
+    return hours
+
+
+def _hours_per_piece(hours: Mapping[datetime, Sequence[File]], rows: int) -> int:
+    """How many hours make a piece of about so many rows: what a piece costs is mostly its number.
+
+    The mean over the window decides, so that a row more or less makes no other pieces.
+    """
+    mean = sum(file.rows for files in hours.values() for file in files) / max(1, len(hours))
+    return max((each for each in _PARTS_OF_A_DAY if each * mean <= rows), default=1)
 
 
 def computed(window: Window, piece: Piece, base: Base) -> Frames:
@@ -146,11 +166,12 @@ def computed(window: Window, piece: Piece, base: Base) -> Frames:
     counts = {
         table: sum(file.rows for file in piece.files if file.table == table) for table in TABLES
     }
-    require_room(f"The hour {piece.hour} of the window {window.name}", **counts)
+    time_range = piece.time_range
+    what = f"What {window.name} has from {iso(time_range.start)} to {iso(time_range.end)}"
+    require_room(what, **counts)
     series = window.named_sql("figures", "series")
     rows = Base(*(_rows(window, piece, table) for table in TABLES))
     own = _own_window(window, series, rows, base)
-    time_range = piece.time_range
     attempts = scrapes.attempts(own, end=time_range.end)
     increases = traffic.scrape_increases(own, traffic.STEP_COUNTERS, time_range=time_range)
     samples, histograms = _end_samples(rows.samples, base.samples, series), _ends(rows, base)
@@ -321,13 +342,16 @@ def _end_samples(rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame) -
 
 
 def _growth(increases: pl.DataFrame) -> pl.DataFrame:
-    """What each counter grew by in the piece, a row each, and a row of its own for a birth.
+    """What each counter grew by in each hour, a row each, and a row of its own for a birth.
 
     A birth, without a scrape before it, counts from 0 only where the window says so of the series.
     """
     key = ("metric", "instance", "engine", "model_name", "labels")
     return increases.group_by(
-        *key, is_birth=pl.col("ts_before").is_null(), maintain_order=True
+        *key,
+        hour=pl.col("ts").dt.truncate("1h"),
+        is_birth=pl.col("ts_before").is_null(),
+        maintain_order=True,
     ).agg(pl.col("ts_before").min(), pl.col("ts").max(), pl.col("increase").sum())
 
 

@@ -64,7 +64,7 @@ def require_room(what: str, *, samples: int, histograms: int) -> None:
     needed, limit = samples * _SAMPLE_BYTES + histograms * _HISTOGRAM_BYTES, limit_bytes()
     if needed > limit:
         raise InputError(
-            f"{what} has {samples + histograms:,} rows, which take about {needed / 1e9:.2g} GB of "
+            f"{what} is {samples + histograms:,} rows, which take about {needed / 1e9:.2g} GB of "
             f"memory; the limit is {limit / 1e9:.2g} GB. Give --memory-limit "
             f"{needed / 1e9 + 0.1:.1f}GB, or use a machine that has twice that."
         )
