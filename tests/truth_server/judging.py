@@ -94,7 +94,7 @@ def row(made: Case, served: Served, found: Found | None) -> Row:
             min(least, made.fleet_within(is_closed=False)),
             made.fleet_within(is_closed=True),
         ),
-        "headroom": (1 - used, 1 - used_at_most),
+        "headroom": (1 - min(1.0, used), 1 - min(1.0, used_at_most)),
         "utilization": (min(1.0, used), min(1.0, used_at_most)),
         "idle_usd": (_idle(allocation, used), _idle(allocation, used_at_most)),
         "replicas": (
