@@ -24,7 +24,7 @@ from vllm_capacity.answer import (
     WindowExtent,
 )
 from vllm_capacity.assumptions import SLO_OPTIONS, Assumptions
-from vllm_capacity.bills import engine_parts, grouped, presence, unlabelled
+from vllm_capacity.bills import engine_parts, engine_rates, grouped, presence, unlabelled
 from vllm_capacity.costs_by_time import costs_by_hour, costs_by_part
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
@@ -43,6 +43,7 @@ from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
+from vllm_capacity.figures.makes import engine_makes
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
@@ -64,6 +65,7 @@ from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.saturation.advice import advice
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
+from vllm_capacity.verdicts.saturation.peers import completed, lenders, unloaded
 from vllm_capacity.verdicts.saturation.slo import Oversaturation, is_oversaturating, slo_throughput
 from vllm_capacity.verdicts.sizing import Policy
 
@@ -198,6 +200,18 @@ class Analysis:
         return engine_fits(self.steps)
 
     @cached_property
+    def lenders(self) -> dict[str, tuple[str, ...]]:
+        """The peers that complete what each engine did not show, by name (peers.py)."""
+        rates = engine_rates(self.engines, self.assumptions.pricing)
+        return lenders(self.fits, engine_makes(self.window, self.engines, rates=rates))
+
+    @cached_property
+    def capacities(self) -> dict[str, Estimate]:
+        """What each engine can do, output tokens/s, by name: its own capacity or its peers'."""
+        own = {fit.engine: fit.capacity for fit in self.fits}
+        return completed(own, self.lenders, idle=unloaded(self.fits))
+
+    @cached_property
     def load_curve(self) -> LoadCurve | None:
         """Points and curve of the engine nearest to its limit; None without an engine."""
         points = steps.engine_steps(
@@ -275,7 +289,7 @@ class Analysis:
             self.engines,
             time_range=self.time_range,
             pricing=self.assumptions.pricing,
-            capacities={fit.engine: fit.capacity for fit in self.fits},
+            capacities=self.capacities,
         )
 
     @cached_property
@@ -290,7 +304,7 @@ class Analysis:
         has the label.
         """
         parts = grouped(self.window, self.bill_parts, by=group, time_range=self.time_range)
-        return bill(parts)
+        return bill(parts, noun=f"{group}s")
 
     def unlabelled(self, group: str) -> list[str]:
         """The counters of the bill that the servers have, but without that label."""
@@ -420,11 +434,14 @@ class Analysis:
     @cached_property
     def saturation(self) -> Saturation:
         """What limits the server, how much it can do, how much room is left."""
+        running = {fit.engine: fit.capacity_running for fit in self.fits}
         return saturation(
             self.steps,
             used=self.bill.whole.utilization,
             fits=self.fits,
             presence=self.presence,
+            capacities=self.capacities,
+            running=completed(running, self.lenders, idle=unloaded(self.fits)),
         )
 
     @cached_property
@@ -439,7 +456,13 @@ class Analysis:
     @cached_property
     def slo(self) -> SloVerdict:
         """How well the latency targets were met, and the throughput that meets them."""
-        throughput = slo_throughput(self.fits, self.assumptions.slo, presence=self.presence)
+        throughput = slo_throughput(
+            self.fits,
+            self.assumptions.slo,
+            presence=self.presence,
+            lent_by=self.lenders,
+            capacities=self.capacities,
+        )
         return SloVerdict(
             self._attainment("ttft_p95_seconds"), self._attainment("itl_p95_seconds"), throughput
         )

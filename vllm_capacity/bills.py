@@ -16,7 +16,7 @@ import polars as pl
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.facts.fleet import rate_in_force
+from vllm_capacity.facts.fleet import Rate, rate_in_force
 from vllm_capacity.facts.metrics import DECODE, GENERATION_TOKENS, PREFILL, PROMPT_TOKENS, REQUESTS
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.figures import latency, traffic
@@ -32,14 +32,33 @@ def priced(
     row: Mapping[str, object], usage: Usage, capacity: Estimate, pricing: Pricing
 ) -> CostShare:
     """One engine's part of the bill, under the rate that was in force while it was billed."""
-    price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
-    gpus = pricing.gpus_per_engine
-    if pricing.rules:
-        start, end = row["billed_start"], row["billed_end"]
-        billed = TimeRange(start, max(end, start + timedelta(microseconds=1)))  # type: ignore[arg-type, operator, call-overload]
-        rate = rate_in_force(pricing.rules, str(row["instance"]), billed)
-        price, gpus = rate.usd_per_gpu_hour, rate.gpus_per_engine
-    return CostShare(replace(usage, gpus_per_engine=gpus), price, capacity)
+    rate = _rate(row, pricing)
+    usage = replace(usage, gpus_per_engine=rate.gpus_per_engine)
+    return CostShare(usage, rate.usd_per_gpu_hour, capacity)
+
+
+def _rate(row: Mapping[str, object], pricing: Pricing) -> Rate:
+    if not pricing.rules:
+        price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
+        return Rate(pricing.gpus_per_engine, price)
+    start, end = row["billed_start"], row["billed_end"]
+    billed = TimeRange(start, max(end, start + timedelta(microseconds=1)))  # type: ignore[arg-type, operator, call-overload]
+    return rate_in_force(pricing.rules, str(row["instance"]), billed)
+
+
+def engine_rates(engines: pl.DataFrame, pricing: Pricing) -> dict[str, tuple[float, float]]:
+    """GPUs and USD per GPU-hour of each instance, by a mapping file: what tells GPUs apart.
+
+    Empty without one; an instance that it does not cover is left out.
+    """
+    if not pricing.rules:
+        return {}
+    found = {str(row["instance"]): _rate(row, pricing) for row in engines.iter_rows(named=True)}
+    return {
+        instance: (rate.gpus_per_engine, rate.usd_per_gpu_hour.mid)
+        for instance, rate in found.items()
+        if rate.usd_per_gpu_hour.mid is not None
+    }
 
 
 def engine_name(row: Mapping[str, object]) -> str:

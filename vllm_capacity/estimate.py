@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
@@ -13,6 +13,7 @@ from vllm_capacity.record import Record
 _Ends = tuple[float | None, float | None, float | None]
 _END_NAMES = ("low", "mid", "high")
 CONFIDENCE = 0.9
+_MOST_NAMES = 3
 
 
 class Kind(StrEnum):
@@ -225,6 +226,7 @@ _UNITS = (
     (r"usd_per_request.*", "USD per request"),
     (r"usd_per_million_.*", "USD per million tokens"),
     (r"usd_per_gpu_hour", "USD per GPU-hour"),
+    (r"usd_per_day", "USD per day"),
     (r"usd_per_month", "USD per month"),
     (r".*_usd", "USD"),
     (r".*output_tokens_per_second", "output tokens/s"),
@@ -252,13 +254,14 @@ def unit_of(name: str) -> str:
     return next((unit for pattern, unit in _UNITS if re.fullmatch(pattern, name)), "")
 
 
-def total(parts: Mapping[str, Estimate], *basis: str) -> Estimate:
+def total(parts: Mapping[str, Estimate], *basis: str, lacking: str = "") -> Estimate:
     """The sum of named estimates of what cannot be negative; ends added for the widest interval.
 
     Where a part has no upper end the sum is "at least" what the parts are at least, a part of which
     nothing is known being at least 0; where one has no lower end but all have an upper one, "at
-    most". The reason names each part that is not known. Unknown where no end of the sum can be
-    told, and for no parts. `basis` comes before the sources of the parts.
+    most". The reason says how many parts are not known, in the words `lacking` ("no price of {}",
+    the braces for "2 of 8"), names three of them, and says why once. Unknown where no end of the
+    sum can be told, and for no parts. `basis` comes before the sources of the parts.
     """
     if not parts:
         return Estimate.unknown("there is nothing to add up", *basis)
@@ -270,7 +273,7 @@ def total(parts: Mapping[str, Estimate], *basis: str) -> Estimate:
             math.fsum(getattr(part, end) for part in parts.values()) for end in _END_NAMES
         )
         return Estimate(low, mid, high, sources, "", kind, confidence)
-    reason = _named_reasons(parts)
+    reason = _one_reason(parts, lacking)
     lows = [part.low for part in parts.values() if part.low is not None]
     highs = [part.high for part in parts.values() if part.high is not None]
     if len(highs) == len(parts):
@@ -293,13 +296,30 @@ def _lowest(confidences: Iterable[float | None]) -> float | None:
     return min((each for each in confidences if each is not None), default=None)
 
 
-def _named_reasons(parts: Mapping[str, Estimate]) -> str:
-    """Each reason once, after the names of the parts it holds for."""
-    names: dict[str, list[str]] = {}
-    for name, part in parts.items():
-        if not part.is_known:
-            names.setdefault(part.reason, []).append(name)
-    return ". ".join(f"{', '.join(which)}: {reason}" for reason, which in names.items())
+def listed(names: Sequence[str]) -> str:
+    """Up to three names, and how many more there are: `gpu-0, gpu-1, gpu-2 and 5 more`."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _one_reason(parts: Mapping[str, Estimate], words: str) -> str:
+    """Of how many parts, and of which, something is not known, and one reason for it.
+
+    Where all have one reason, and there are no others, it stands alone. Where reasons differ it is
+    that of the part with the highest bound, which lacks least, and the part is named.
+    """
+    lacking = {name: part for name, part in parts.items() if not part.is_known}
+    reasons = {part.reason for part in lacking.values()}
+    if len(reasons) == 1 and len(lacking) == len(parts):
+        return next(iter(reasons))
+    told = max(lacking, key=lambda name: lacking[name].low or 0.0)
+    names, share = listed(list(lacking)), f"{len(lacking)} of {len(parts)}"
+    if words:
+        names = f"{words.format(share)} ({names})"
+    elif len(lacking) > 1:
+        names = f"{names} ({share})"
+    whose = "" if len(reasons) == 1 else f"{told}: "
+    return f"{names}: {whose}{lacking[told].reason}"
 
 
 def _paired(

@@ -536,6 +536,17 @@ WHOLE = (
         [("m",), ("n",)],
         series=[counter(1), counter(2), (*up(3), None), (*counter(4), "n")],
     ),
+    Case(
+        "makes",
+        "labels of the families asked for, each series of them",
+        "instance engine labels",
+        [("a", "0", '{"gpu": "A100"}'), ("b", "0", "{}")],
+        params={"metrics": [TOKENS]},
+        series=[
+            *(counter(1, labels='{"gpu": "A100"}'), counter(2, instance="b")),
+            counter(3, REQUESTS),
+        ],
+    ),
 )
 
 CASES = (

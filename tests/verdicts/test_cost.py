@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -150,6 +151,23 @@ def test_no_engine_is_an_empty_bill():
     nothing = bill({})
     assert nothing.parts == {}
     assert not nothing.whole.allocation_usd.is_known
+
+
+def test_an_idle_part_of_unknown_capacity_leaves_the_use_of_the_whole_known():
+    """It needs no capacity: it counts as unused, by its GPU-hours."""
+    idle = replace(BUSY, generation_tokens=0.0, output_tokens_per_second=0.0)
+    unknown = Estimate.unknown("nothing ran")
+    parts = {
+        "r0": CostShare(BUSY, dollars(1.0), KNEE),
+        "r1": CostShare(idle, dollars(1.0), unknown),
+    }
+    found = bill(parts)
+    alone = found.parts["r0"]
+    assert found.whole.utilization.mid == pytest.approx(alone.utilization.mid / 2)
+    assert found.whole.idle_usd.mid == pytest.approx(
+        alone.idle_usd.mid + found.parts["r1"].allocation_usd.mid
+    )
+    assert "r1: nothing was generated, counted by GPU-hours" in found.whole.utilization.basis
 
 
 def test_an_unpriced_part_leaves_the_sum_unknown_and_is_named():

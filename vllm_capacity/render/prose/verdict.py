@@ -23,7 +23,7 @@ from vllm_capacity.render.numbers import (
     value,
 )
 from vllm_capacity.verdicts.saturation.advice import KV_MEMORY, REPLICAS
-from vllm_capacity.verdicts.saturation.fit import EXTRAPOLATED, Saturation
+from vllm_capacity.verdicts.saturation.fit import BORROWED, EXTRAPOLATED, Saturation
 from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, KV, PREFILL, SCHEDULER, UNKNOWN
 
 SIMULATED = "These figures come from a simulation, not from the telemetry of a server."
@@ -53,6 +53,10 @@ _NEXT = {
     "an FP8 KV cache) or add a replica; more requests to this server would only wait longer",
     PREFILL: "raise max_num_batched_tokens, or let prompts share prefixes, so that prompts are "
     "processed sooner",
+}
+_HOW = {
+    EXTRAPOLATED: ", extrapolated from lighter load",
+    BORROWED: ", with peers standing in for engines that were never at their limit",
 }
 SHAPES = {"good": "●", "usable": "▲", "poor": "■"}
 POOR = frozenset({"error"})
@@ -197,7 +201,7 @@ def _capacity(saturation: Saturation) -> str:
         return f"Capacity is {bound} output tokens/s; how much exactly is not known."
     running = saturation.capacity_running_requests.mid
     at = f" at {number(running)} running requests" if running is not None else ""
-    how = ", extrapolated from lighter load" if is_extrapolated(saturation) else ""
+    how = _HOW.get(saturation.capacity_kind, "")
     text = f"Capacity is {sure(capacity, number)} output tokens/s{at}{how}"
     if headroom.mid is None:
         return f"{text}."

@@ -21,9 +21,9 @@ from typing import ClassVar
 import polars as pl
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate, Figures, total
+from vllm_capacity.estimate import Estimate, Figures, listed, total
 from vllm_capacity.facts.prices import NO_PRICE
-from vllm_capacity.verdicts.saturation.capacity import headroom, utilization
+from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED, headroom, utilization
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """What an output token weighs against an input token where no seconds were measured (1:4)."""
@@ -165,12 +165,13 @@ def allocation_usd(usage: Usage, usd_per_gpu_hour: Estimate | None) -> Estimate:
     return usd_per_gpu_hour.scaled(usage.gpu_hours, basis)
 
 
-def bill(parts: Mapping[str, CostShare]) -> Bill:
+def bill(parts: Mapping[str, CostShare], *, noun: str = "engines") -> Bill:
     """The cost of every part and of the whole, reconciled: money is added, never computed twice.
 
     The whole's allocation and idle dollars are the sums of the parts' (exact to the rounding of
     one addition), its counts the sums of theirs. A sum with an unknown part is a lower bound, or
-    unknown, and names the part. No parts at all: an empty bill of unknown figures.
+    unknown, and names the part. No parts at all: an empty bill of unknown figures. `noun` is what
+    the parts are.
     """
     found = {
         name: costs(
@@ -186,9 +187,32 @@ def bill(parts: Mapping[str, CostShare]) -> Bill:
     allocation = _sum({name: each.allocation_usd for name, each in found.items()})
     idle = _sum({name: each.idle_usd for name, each in found.items()})
     usage = _added([part.usage for part in parts.values()])
-    capacity = _sum({name: part.capacity_output_tokens_per_second for name, part in parts.items()})
+    capacity = _capacity(parts, usage.gpu_hours, noun)
     whole = _figures(usage, allocation, _used(usage, capacity))
+    if idle.is_bound and whole.utilization.is_bound:
+        idle = replace(idle, reason=whole.utilization.reason)  # the same one, told once
     return Bill(found, replace(whole, idle_usd=idle), usage, capacity)
+
+
+def _capacity(parts: Mapping[str, CostShare], gpu_hours: float, noun: str) -> Estimate:
+    """What all can do, output tokens/s; parts that generated nothing need no capacity of their own.
+
+    Where theirs is not known at all they count by their GPU-hours, as the mean of the others: so
+    utilization stays the share of what was paid for that was used.
+    """
+    told = {
+        name: part
+        for name, part in parts.items()
+        if not (part.usage.is_idle and part.capacity_output_tokens_per_second.is_unknown)
+    }
+    capacities = {name: part.capacity_output_tokens_per_second for name, part in told.items()}
+    known = _sum(capacities, lacking=f"{NOT_REACHED} {noun}")
+    told_hours = math.fsum(part.usage.gpu_hours for part in told.values())
+    if len(told) == len(parts) or not told_hours:
+        return known
+    idle = listed([name for name in parts if name not in told])
+    basis = f"{idle}: nothing was generated, counted by GPU-hours"
+    return known.scaled(gpu_hours / told_hours, basis)
 
 
 def _used(usage: Usage, capacity: Estimate) -> Estimate:
@@ -294,10 +318,10 @@ def _idle(allocation: Estimate, used: Estimate) -> Estimate:
     return allocation.times(unused, "× (1 − utilization)")
 
 
-def _sum(parts: Mapping[str, Estimate]) -> Estimate:
+def _sum(parts: Mapping[str, Estimate], *, lacking: str = "") -> Estimate:
     if len(parts) == 1:
         return next(iter(parts.values()))
-    return total(parts, f"sum of {len(parts)} parts")
+    return total(parts, f"sum of {len(parts)} parts", lacking=lacking)
 
 
 def _added(usages: list[Usage]) -> Usage:

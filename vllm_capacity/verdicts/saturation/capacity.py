@@ -204,6 +204,9 @@ def _scatter(running_seconds: Floats, tokens: Floats, which: Mask) -> float:
 _KV_LOAD_WIDTH = 0.15
 _LEAST_TELLING = 8.0
 _FULL_MINUTE = 0.9
+NOT_REACHED = "capacity not reached on {}"
+"""How the reason begins where not every engine's capacity is known."""
+_MOST_SOURCES = 3
 
 
 def extrapolated(
@@ -350,13 +353,17 @@ def too_short(unknown: Estimate, steps: EngineSteps) -> Estimate:
 
 
 def fleet_sum(
-    parts: Mapping[str, Estimate], *, presence: Mapping[str, float] | None = None
+    parts: Mapping[str, Estimate],
+    *,
+    presence: Mapping[str, float] | None = None,
+    lacking: str = f"{NOT_REACHED} engines",
 ) -> Estimate:
     """The sum of engines' estimates, each for the share of the window in which it was there.
 
     Ends are added for the widest interval. Where an engine has but a lower bound, or nothing (which
     is at least 0), the sum is "at least" too. `presence`: 0..1 by engine; without it each was there
     throughout. Engines that replaced each other were never there together, and do not add up.
+    `lacking` begins the reason for a bound (`total`).
     """
     if not parts:
         return Estimate.unknown("no engine was observed in this window")
@@ -368,11 +375,18 @@ def fleet_sum(
     if len(parts) == 1:
         return next(iter(scaled.values()))
     weighed = ", for as long as it was there" if min(shares.values()) < 1 else ""
-    named = {
-        engine: replace(part, basis=(f"{engine}: {part.sources}",) if part.basis else ())
-        for engine, part in scaled.items()
-    }
-    return total(named, f"sum over {len(parts)} engines, each under its own load{weighed}")
+    bare = {engine: replace(part, basis=()) for engine, part in scaled.items()}
+    basis = f"sum over {len(parts)} engines, each under its own load{weighed}"
+    return total(bare, basis, *_sources(scaled), lacking=lacking)
+
+
+def _sources(parts: Mapping[str, Estimate]) -> list[str]:
+    """What the parts rest on, after their names; of more than three, those of the largest three."""
+    told = [engine for engine, part in parts.items() if part.basis]
+    largest = sorted(told, key=lambda engine: -(parts[engine].low or 0.0))[:_MOST_SOURCES]
+    shown = [f"{engine}: {parts[engine].sources}" for engine in told if engine in largest]
+    more = len(told) - len(shown)
+    return [*shown, f"and {more} more"] if more else shown
 
 
 def utilization(output_tokens_per_second: float | None, capacity: Estimate) -> Estimate:

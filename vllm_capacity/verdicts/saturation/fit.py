@@ -82,10 +82,12 @@ CURVE_SCHEMA: Schema = {
     "mid": pl.Float64,
     "high": pl.Float64,
 }
-MEASURED, EXTRAPOLATED, BOUNDED, UNKNOWN = "measured", "extrapolated", "bounded", "unknown"
-KINDS = (MEASURED, EXTRAPOLATED, BOUNDED, UNKNOWN)
-"""How a capacity was found: a plateau that was held; a curve that bends; what was seen is a lower
-bound; not at all. Of a fleet, the least sure one of its engines, or that it is a bound."""
+MEASURED, EXTRAPOLATED, BORROWED = "measured", "extrapolated", "borrowed"
+BOUNDED, UNKNOWN = "bounded", "unknown"
+KINDS = (MEASURED, EXTRAPOLATED, BORROWED, BOUNDED, UNKNOWN)
+"""How a capacity was found: a plateau that was held; a curve that bends; that of peers, which serve
+the same model (peers.py); what was seen is a lower bound; not at all. Of a fleet, the least sure
+one of its engines, or that it is a bound."""
 
 _CURVE_POINTS, _CURVE_RESAMPLES = 40, 60
 _BAND_BLOCK = 3
@@ -286,36 +288,46 @@ def saturation(
     used: Estimate | None = None,
     fits: Sequence[SaturationFit] | None = None,
     presence: Mapping[str, float] | None = None,
+    capacities: Mapping[str, Estimate] | None = None,
+    running: Mapping[str, Estimate] | None = None,
 ) -> Saturation:
     """The verdict on what limits the server, for steps in the columns of `STEP_SCHEMA`.
 
     `headroom_ratio` = 1 − utilization: the given one (`used`, of the bill), else that of the mean
     rate of the steps. `fits` saves fitting again what `engine_fits` has. `presence` is the share of
     the window in which each engine was there, by its name; without it all were there throughout.
+    `capacities` and `running` are what engines can do, and with how many running requests, where
+    peers complete what they showed themselves (peers.py).
     """
     fits = engine_fits(steps, seed=seed) if fits is None else fits
-    capacity = fleet_sum({f.engine: f.capacity for f in fits}, presence=presence)
+    each = capacities or {f.engine: f.capacity for f in fits}
+    capacity = fleet_sum(each, presence=presence)
     used = utilization(_output_rate(fits), capacity) if used is None else used
     limits = [limit for f in fits if (limit := f.bottleneck) is not None]
-    running = fleet_sum({f.engine: f.capacity_running for f in fits}, presence=presence)
+    loads = running or {f.engine: f.capacity_running for f in fits}
     return Saturation(
         regime=regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
         bottleneck=regimes.worst(limits) if limits else None,
         regimes=tuple(
             Stretch(*row) for f in fits for row in regime_frame(f.engine, f.steps).iter_rows()
         ),
-        capacity_kind=_fleet_kind(capacity, fits),
+        capacity_kind=_fleet_kind(capacity, fits, each),
         capacity_output_tokens_per_second=capacity,
-        capacity_running_requests=running,
+        capacity_running_requests=fleet_sum(loads, presence=presence),
         headroom_ratio=headroom(used),
     )
 
 
-def _fleet_kind(capacity: Estimate, fits: Sequence[SaturationFit]) -> str:
+def _fleet_kind(
+    capacity: Estimate, fits: Sequence[SaturationFit], each: Mapping[str, Estimate]
+) -> str:
     """How the sum was found: a bound where it is one, though nothing is known of an idle engine."""
     if capacity.is_bound:
         return BOUNDED
-    return max((f.kind for f in fits), key=KINDS.index, default=UNKNOWN)
+    kinds = (
+        BORROWED if each[f.engine].is_known and not f.capacity.is_known else f.kind for f in fits
+    )
+    return max(kinds, key=KINDS.index, default=UNKNOWN)
 
 
 def _engine_fit(engine: str, steps: EngineSteps, seed: int) -> SaturationFit:

@@ -29,6 +29,12 @@ from vllm_capacity.verdicts.saturation.capacity import (
 )
 from vllm_capacity.verdicts.saturation.fit import MEASURED, SaturationFit
 from vllm_capacity.verdicts.saturation.loads import load_bands
+from vllm_capacity.verdicts.saturation.peers import (
+    SPREAD_RATIO,
+    Lenders,
+    completed,
+    unloaded,
+)
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps, engine_frames
 
 _SIGNIFICANCE = 0.05
@@ -79,6 +85,8 @@ def slo_throughput(
     slo: Slo,
     *,
     presence: Mapping[str, float] | None = None,
+    lent_by: Lenders | None = None,
+    capacities: Mapping[str, Estimate] | None = None,
 ) -> Estimate:
     """The highest throughput, output tokens/s, at which p95 TTFT and p95 ITL meet their targets.
 
@@ -88,24 +96,62 @@ def slo_throughput(
     or was not seen. A load is a band of running requests, or all steps in which the server was the
     limit (there load shows in the queue, not in running); its p95 is the median of its steps'.
     A load that is steady, or comes in bursts, is one load: at least or at most its mean. Engines
-    add up, each for its `presence` (`fleet_sum`). Unknown where no target is given, or none was
-    met.
+    add up, each for its `presence` (`fleet_sum`), completed by their peers where `lent_by` names
+    any. Unknown where no target is given, or none was met.
     """
-    wanted = slo.targets
-    if not wanted:
+    if not slo.targets:
         return Estimate.unknown("no latency target was given")
-    parts = {fit.engine: _engine_throughput(fit, wanted) for fit in fits}
-    return fleet_sum(parts, presence=presence)
+    parts = throughputs(fits, slo, lent_by=lent_by or {}, capacities=capacities or {})
+    return fleet_sum(
+        parts, presence=presence, lacking="limit within the targets not seen on {} engines"
+    )
+
+
+def throughputs(
+    fits: Sequence[SaturationFit],
+    slo: Slo,
+    *,
+    lent_by: Lenders,
+    capacities: Mapping[str, Estimate],
+) -> dict[str, Estimate]:
+    """What each engine can serve within its targets, by name, completed by its peers (peers.py).
+
+    A replica slower by a tenth misses a target where its peer misses one stricter by a tenth, at a
+    throughput a tenth lower. No more than its part of `capacities`. Some target must be given.
+    """
+    own = _each_within(fits, slo, 1.0)
+    if not any(lent_by.values()):
+        return own
+    found = completed(
+        own,
+        lent_by,
+        idle=unloaded(fits),
+        slower=_each_within(fits, slo, 1 / (1 + SPREAD_RATIO)),
+        faster=_each_within(fits, slo, 1 + SPREAD_RATIO),
+    )
+    return {
+        name: each if each == own[name] else each.capped(capacities.get(name, each))
+        for name, each in found.items()
+    }
+
+
+def _each_within(fits: Sequence[SaturationFit], slo: Slo, factor: float) -> dict[str, Estimate]:
+    """What each engine itself let see within that many times its targets."""
+    wanted = {name: factor * target for name, target in slo.targets.items()}
+    return {fit.engine: _engine_throughput(fit, wanted) for fit in fits}
 
 
 def running_within(fits: Sequence[SaturationFit], slo: Slo) -> float | None:
-    """Running requests at the throughput within these targets, over engines that have one."""
+    """Running requests of all engines at the throughput within these targets.
+
+    An engine that has no such throughput counts as the mean of those that do; None where none does.
+    """
     found = []
     for fit in fits:
         throughput = slo_throughput([fit], slo).mid
         found.append(None if throughput is None else running_at(fit, throughput))
     known = [each for each in found if each is not None]
-    return sum(known) if known else None
+    return sum(known) / len(known) * len(found) if known else None
 
 
 def running_at(fit: SaturationFit, output_tokens_per_second: float) -> float | None:

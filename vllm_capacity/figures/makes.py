@@ -1,0 +1,88 @@
+"""How each engine was made, as far as labels tell: its model, its KV cache, its GPU.
+
+vLLM exports no GPU. What it does export is how many blocks its KV cache has, which follows from the
+memory of the GPU and the settings; and targets often carry a label with the name of the GPU.
+Engines that agree in all that is told of both may be taken for peers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from vllm_capacity.facts.metrics import GENERATION_TOKENS
+from vllm_capacity.telemetry.window import Window
+
+_CACHE = "vllm:cache_config_info"
+_GPU_LABELS = frozenset(
+    ("accelerator", "gpu", "gpu_model", "gpu_name", "gpu_product", "gpu_type", "instance_type")
+)
+_SETTINGS = ("block_size", "cache_dtype", "gpu_memory_utilization", "enable_prefix_caching")
+_ALIKE_BLOCKS = 0.1  # profiling at the start leaves replicas a few blocks apart
+
+
+@dataclass(frozen=True)
+class Make:
+    """What is told of how one engine was made; None or empty where nothing is.
+
+    `rate` is its GPUs and their price, where a mapping file says so.
+    """
+
+    model_name: str | None
+    kv_blocks: float | None = None
+    told: Mapping[str, str] = field(default_factory=dict)
+    rate: tuple[float, float] | None = None
+
+    def is_like(self, other: Make) -> bool:
+        """Whether nothing told of both contradicts that they are replicas of one another."""
+        both = self.told.keys() & other.told.keys()
+        return (
+            self.model_name == other.model_name
+            and self.rate == other.rate
+            and all(self.told[name] == other.told[name] for name in both)
+            and _are_alike(self.kv_blocks, other.kv_blocks)
+        )
+
+
+def engine_makes(
+    window: Window,
+    engines: pl.DataFrame,
+    *,
+    rates: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, Make]:
+    """The make of each engine of `engines` (figures/scrapes.py), by name (`instance/engine`).
+
+    `rates` are GPUs and USD per GPU-hour by instance, of a mapping file.
+    """
+    rows = window.named_sql("figures", "makes", metrics=[_CACHE, GENERATION_TOKENS])
+    labels: dict[tuple[str, str | None], dict[str, str]] = {}
+    for instance, engine, text in rows.iter_rows():
+        labels.setdefault((instance, engine), {}).update(json.loads(text))
+    found = {}
+    for row in engines.iter_rows(named=True):
+        whole = labels.get((row["instance"], None), {})
+        own = {**whole, **labels.get((row["instance"], row["engine"]), {})}
+        told = {name: own[name] for name in (*_SETTINGS, *sorted(_GPU_LABELS)) if own.get(name)}
+        found[f"{row['instance']}/{row['engine']}"] = Make(
+            row["model_name"],
+            _number(own.get("num_gpu_blocks")),
+            told,
+            (rates or {}).get(row["instance"]),
+        )
+    return found
+
+
+def _are_alike(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return True
+    return abs(one - other) <= _ALIKE_BLOCKS * max(one, other)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:  # "None": the server left it to the engine
+        return None

@@ -1,0 +1,7 @@
+-- makes: the labels that may tell how an engine was made: its KV cache, its GPU.
+-- grain: one row per series of the families asked for.
+-- params: $metrics, a list of families.
+select instance, engine, labels
+from series
+where list_contains($metrics, metric)
+order by instance, engine, metric, labels

@@ -1,0 +1,177 @@
+"""Capacities that engines did not show, taken from their peers.
+
+A replica that was idle, or never near its limit, can do about what another of the same model, GPU
+and settings was seen to do. About: GPUs of one type differ. In five clusters with more than 18,000
+GPUs, performance within a cluster varied by 8 % on average, 22 % at most (Sinha et al., "Not All
+GPUs Are Created Equal", SC 2022). So what is lent is 10 % wider on either side: an interval, or,
+where no peer reached its limit either, a lower bound by the best minute of the best of them.
+
+Two replicas with load show whether they are alike: at the same number of running requests they give
+the same output. Where they clearly do not, neither lends to the other, whatever their labels say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_capacity.estimate import Estimate, Kind, listed
+from vllm_capacity.figures.makes import Make
+from vllm_capacity.verdicts.saturation.curve import LoadPoints
+from vllm_capacity.verdicts.saturation.fit import SaturationFit
+
+SPREAD_RATIO = 0.10
+"""How far apart the speeds of two replicas may be that labels call alike."""
+_CLEAR_ERRORS = 2.0
+_SURENESS = {kind: place for place, kind in enumerate(Kind)}
+
+Lenders = Mapping[str, Sequence[str]]
+"""Of each engine, those that it may borrow from."""
+
+
+def lenders(fits: Sequence[SaturationFit], makes: Mapping[str, Make]) -> dict[str, tuple[str, ...]]:
+    """The peers of each engine that did not show its capacity, by name; the others have none.
+
+    None either for an engine that something slowed: its peers do not tell what it could do.
+    """
+    return {
+        fit.engine: tuple(
+            other.engine for other in fits if other is not fit and _are_peers(fit, other, makes)
+        )
+        for fit in fits
+        if not fit.capacity.is_known and not fit.slowed
+    }
+
+
+def unloaded(fits: Sequence[SaturationFit]) -> frozenset[str]:
+    """The engines that showed no load at all to judge by."""
+    return frozenset(fit.engine for fit in fits if not fit.curve)
+
+
+def _are_peers(one: SaturationFit, other: SaturationFit, makes: Mapping[str, Make]) -> bool:
+    own, others = makes.get(one.engine), makes.get(other.engine)
+    if own is None or others is None or not own.is_like(others):
+        return False
+    return are_as_fast(one.levels.loads, other.levels.loads)
+
+
+def are_as_fast(one: LoadPoints, other: LoadPoints) -> bool:
+    """Whether two engines gave like output at like load, or no load of both can tell.
+
+    Their outputs at the loads of `one` that lie among those of `other` may differ by a tenth, and
+    by what loads scatter.
+    """
+    if not len(one) or not len(other):
+        return True
+    is_between = (one.running >= other.running[0]) & (one.running <= other.heaviest)
+    if not is_between.any():
+        return True
+    expected = np.interp(one.running[is_between], other.running, other.output)
+    ratio = float(np.median(one.output[is_between] / expected))
+    error = math.hypot(float(np.median(one.error[is_between])), float(np.median(other.error)))
+    return abs(math.log(ratio)) <= SPREAD_RATIO + _CLEAR_ERRORS * error
+
+
+@dataclass(frozen=True)
+class Loan:
+    """What an engine can lend: its own figure, and what it would be of a slower or faster one.
+
+    Of a capacity all three are one. Within latency targets a slower engine loses more than its
+    speed, for it misses them earlier.
+    """
+
+    own: Estimate
+    slower: Estimate
+    faster: Estimate
+
+    @property
+    def low(self) -> float | None:
+        """What a peer can do at least."""
+        least = self.slower.low
+        return None if least is None else least * (1 - SPREAD_RATIO)
+
+    @property
+    def high(self) -> float | None:
+        """What a peer can do at most."""
+        most = self.faster.high
+        return None if most is None else most * (1 + SPREAD_RATIO)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is an interval, and not a bound alone."""
+        return self.own.is_known and self.low is not None and self.high is not None
+
+
+def completed(
+    own: Mapping[str, Estimate],
+    lent_by: Lenders,
+    *,
+    idle: frozenset[str],
+    slower: Mapping[str, Estimate] | None = None,
+    faster: Mapping[str, Estimate] | None = None,
+) -> dict[str, Estimate]:
+    """The figure of each engine: its own, or what its peers let expect of it.
+
+    Of an engine outside `idle`, whose load was seen, only a lower bound is completed: what makes
+    its figure unknown, or bounds it from above, its peers do not know.
+    """
+    loans = {
+        name: Loan(each, (slower or own)[name], (faster or own)[name]) for name, each in own.items()
+    }
+    return {
+        name: _completed(each, {peer: loans[peer] for peer in lent_by.get(name, ())})
+        if name in idle or each.low is not None
+        else each
+        for name, each in own.items()
+    }
+
+
+def _completed(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
+    """An engine's own figure, where it is known; else its peers', no less than its own bound."""
+    if own.high is not None:
+        return own
+    known = {name: loan for name, loan in loans.items() if loan.is_known}
+    if not known:
+        return _bounded(own, loans)
+    best = min(_SURENESS[loan.own.kind or Kind.EXTRAPOLATED] for loan in known.values())
+    surest = {
+        name: loan
+        for name, loan in known.items()
+        if _SURENESS[loan.own.kind or Kind.EXTRAPOLATED] == best
+    }
+    low = min(loan.low or 0.0 for loan in surest.values())
+    mid = sum(loan.own.mid or 0.0 for loan in surest.values()) / len(surest)
+    high = max(loan.high or 0.0 for loan in surest.values())
+    least = own.low or 0.0
+    if least > high:
+        return own  # it did more than its peers can: they are not alike
+    basis = (
+        f"that of {listed(list(surest))}, which {_serve(surest)} the same model, "
+        f"± {SPREAD_RATIO:.0%}"
+    )
+    kind = max(
+        Kind.ASSUMED,
+        *(loan.own.kind or Kind.ASSUMED for loan in surest.values()),
+        key=_SURENESS.__getitem__,
+    )
+    return Estimate.known(max(low, least), max(mid, least), high, basis, kind=kind)
+
+
+def _bounded(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
+    """At least what the best of its peers was seen to do, less what they may differ."""
+    lows = {name: loan.low for name, loan in loans.items() if loan.low}
+    if not lows:
+        return own
+    best = max(lows, key=lambda name: lows[name] or 0.0)
+    least = lows[best] or 0.0
+    if own.low is not None and own.low >= least:
+        return own
+    basis = f"what {best}, which serves the same model, was seen to do, less {SPREAD_RATIO:.0%}"
+    return Estimate.at_least(least, basis, reason=own.reason)
+
+
+def _serve(names: Mapping[str, Loan]) -> str:
+    return "serves" if len(names) == 1 else "serve"
