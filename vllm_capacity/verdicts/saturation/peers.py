@@ -42,13 +42,13 @@ def lenders(fits: Sequence[SaturationFit], makes: Mapping[str, Make]) -> dict[st
             other.engine for other in fits if other is not fit and _are_peers(fit, other, makes)
         )
         for fit in fits
-        if not fit.capacity.is_known and not fit.slowed
+        if not fit.capacity.is_known and not fit.slowed.any()
     }
 
 
 def unloaded(fits: Sequence[SaturationFit]) -> frozenset[str]:
     """The engines that showed no load at all to judge by."""
-    return frozenset(fit.engine for fit in fits if not fit.curve)
+    return frozenset(fit.engine for fit in fits if not fit.curve.any())
 
 
 def _are_peers(one: SaturationFit, other: SaturationFit, makes: Mapping[str, Make]) -> bool:
