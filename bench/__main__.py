@@ -28,6 +28,7 @@ RATIOS = {  # how often each side is measured
 }
 TRIALS = (
     "saturation_tuning",
+    "load_tests",
     "whatif_backtest",
     "forecast_backtest",
 )  # accuracy, told in their own words

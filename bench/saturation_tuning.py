@@ -4,8 +4,9 @@ Run it from the repository root: `python bench/saturation_tuning.py [--search N]
 --write the tables that notebook 07 reads are written to data/tuning/: `saturation_loads.csv`,
 `saturation_cuts.csv`, `saturation_tuning.csv`. Each sweep is cut where its load first reached half
 of the load of its peak, and where its throughput first reached half of its peak; the peak is
-foreseen from what is left. The sweeps: those of data/published_throughput.csv (arXiv 2606.11690)
-and of bench/saturation_sweeps.csv.
+foreseen from what is left. The sweeps: those of data/published_throughput.csv (arXiv 2606.11690),
+of bench/saturation_sweeps.csv and of data/silicon_vllm.csv. Many of the last still rise where they
+end: their peak is what was measured there, so what is asked is the throughput at twice the load.
 
 The constants in use were chosen by hand with all of them in sight. With --search N, N neighbours
 are tried, and each source is foreseen with the best of those on all other sources: that tells what
@@ -33,15 +34,17 @@ from vllm_capacity.verdicts.saturation.curve import (
 )
 
 MIN_LOADS_KEPT = 3
+MIN_SWEEP = 4
 LOAD, OUTPUT = "load", "throughput"
 _RESAMPLES = 2000
 NEIGHBORS: Mapping[str, tuple[float, ...]] = {
-    "near_error": (0.005, 0.01, 0.02, 0.03, 0.05),
-    "error_per_e": (0.1, 0.15, 0.2, 0.25, 0.3),
-    "farthest": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
-    "thinning": (0.0, -0.35, -0.7, -1.0, -1.4),
-    "scatter": (0.02, 0.035, 0.05, 0.07, 0.1),
-    "widest": (1.5, 2.0, 2.5, 3.0, 4.0),
+    "near_error": (0.004, 0.007, 0.015, 0.03),
+    "error_per_e": (0.02, 0.05, 0.1, 0.2),
+    "farthest": (3.0, 4.0, 6.0),
+    "usual": (1.5, 1.75, 2.0, 2.5),
+    "usual_spread": (0.1, 0.2, 0.4, 0.8),
+    "scatter": (0.02, 0.035, 0.05, 0.07),
+    "widest": (1.6, 1.8, 2.0, 2.5),
 }
 """What each constant is tried at, the others staying as they are in use."""
 
@@ -92,8 +95,32 @@ def other_sweeps() -> dict[str, LoadPoints]:
     }
 
 
+def silicon_sweeps() -> dict[str, LoadPoints]:
+    """The sweeps of data/silicon_vllm.csv with four loads or more: N is the clients held busy.
+
+    One sweep a model, weight type, GPU, split over GPUs, lengths and version of vLLM.
+    """
+    table = pl.read_csv(shipped("data/silicon_vllm.csv"), infer_schema_length=None)
+    keys = ("model", "dtype", "gpu", "tp", "attention_dp", "moe_tp", "moe_ep", "isl", "osl")
+    found = {}
+    usable = table.filter(pl.col("flag").is_null())
+    for key, rows in usable.group_by(*keys, "engine_version", maintain_order=True):
+        loads = rows.group_by("concurrency").agg(pl.col("output_tok_per_s").mean())
+        loads = loads.sort("concurrency")
+        if len(loads) >= MIN_SWEEP:
+            name = "-".join(str(part).rsplit("/", 1)[-1] for part in key)
+            running = loads["concurrency"].cast(pl.Float64).to_numpy()
+            found[f"silicon-{name}"] = LoadPoints.of(running, loads["output_tok_per_s"].to_numpy())
+    return found
+
+
+def all_sweeps() -> dict[str, LoadPoints]:
+    """Every sweep that the constants were chosen with."""
+    return published_sweeps() | other_sweeps() | silicon_sweeps()
+
+
 def source(sweep: str) -> str:
-    """Whose measurement a sweep is: those of one source resemble each other."""
+    """Whose measurement a sweep is: those of one source (or silicon model) resemble each other."""
     return "paper" if len(sweep) == len("C1") else "-".join(sweep.split("-")[:2]).split(".")[0]
 
 
@@ -116,7 +143,8 @@ def cases(
             time_range = LoadPoints(loads.running[:kept], loads.output[:kept], loads.error[:kept])
             peak_estimate = extrapolated_peak(time_range, prior=prior)
             if peak_estimate is not None:
-                yield Case(name, peak_estimate, float(loads.output.max()))
+                seen = float(time_range.output.max())
+                yield Case(name, peak_estimate.no_less_than(seen), float(loads.output.max()))
 
 
 def summary(found: Sequence[Case]) -> dict[str, float]:
@@ -150,15 +178,16 @@ def score(found: Sequence[Case]) -> float:
 def variant(rng: random.Random) -> Prior:
     """A random neighbour of the constants in use."""
     shapes = rng.choice(
-        [((1.0, 1.0),), ((0.8, 1.0), (1.2, 1.0), (2.0, 0.5)), ((1.0, 1.0), (2.0, 0.6))]
+        [PRIOR.shapes, ((0.8, 1.0), (1.2, 1.0), (2.0, 0.5)), ((0.4, 1.0), (0.8, 1.0), (2.0, 0.5))]
     )
     return replace(
         PRIOR,
         shapes=shapes,
-        near_error=rng.choice([0.015, 0.02, 0.03]),
-        error_per_e=rng.choice([0.1, 0.15, 0.2, 0.25]),
-        farthest=rng.choice([4.0, 5.0, 6.0]),
-        scatter=rng.choice([0.04, 0.05, 0.07]),
+        near_error=rng.choice([0.007, 0.01, 0.015]),
+        error_per_e=rng.choice([0.03, 0.05, 0.1, 0.15]),
+        usual=rng.choice([1.75, 2.0, 2.25]),
+        usual_spread=rng.choice([0.15, 0.2, 0.3]),
+        scatter=rng.choice([0.025, 0.035, 0.05]),
     )
 
 
@@ -243,12 +272,15 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the tables of notebook 07")
     asked = parser.parse_args()
     attempts = asked.search
-    sweeps = published_sweeps() | other_sweeps()
+    sweeps = all_sweeps()
     if asked.write:
         write_tables(sweeps, shipped("data/tuning"))
     print("in use", PRIOR)
+    kinds = {"all": sweeps, "silicon": silicon_sweeps()}
+    kinds["others"] = {name: own for name, own in sweeps.items() if name not in kinds["silicon"]}
     for by in (LOAD, OUTPUT):
-        _tell(f"in use, cut by {by}", list(cases(sweeps, by=(by,))))
+        for kind, own in kinds.items():
+            _tell(f"in use, cut by {by}, {kind}", list(cases(own, by=(by,))))
     if attempts:
         rng = random.Random(0)
         tried = [PRIOR, *(variant(rng) for _ in range(attempts))]

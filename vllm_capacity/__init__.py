@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vllm_capacity.alerts import alerts
     from vllm_capacity.answer import Answer
-    from vllm_capacity.api import Analysis, Window, fit, forecast, open, pull, scrape, what_if
+    from vllm_capacity.api import (
+        Analysis,
+        Window,
+        fit,
+        fit_at,
+        forecast,
+        next_loads,
+        open,
+        pull,
+        scrape,
+        what_if,
+    )
     from vllm_capacity.assumptions import Pricing, Slo
     from vllm_capacity.errors import CapacityError, InputError, SourceError
     from vllm_capacity.estimate import Estimate
@@ -47,8 +58,10 @@ __all__ = [
     "bucket_quantile",
     "charts",
     "fit",
+    "fit_at",
     "forecast",
     "gpu_options",
+    "next_loads",
     "open",
     "pull",
     "scrape",
@@ -60,7 +73,10 @@ __all__ = [
 _HOMES = {
     "alerts": ("alerts",),
     "answer": ("Answer",),
-    "api": ("Analysis", "Window", "fit", "forecast", "open", "pull", "scrape", "what_if"),
+    "api": (
+        *("Analysis", "Window", "fit", "fit_at", "forecast"),
+        *("next_loads", "open", "pull", "scrape", "what_if"),
+    ),
     "assumptions": ("Pricing", "Slo"),
     "errors": ("CapacityError", "InputError", "SourceError"),
     "estimate": ("Estimate",),

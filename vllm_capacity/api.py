@@ -33,7 +33,9 @@ from vllm_capacity.record import plain
 from vllm_capacity.telemetry import window as telemetry
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 from vllm_capacity.verdicts.demand.forecast import Forecast
+from vllm_capacity.verdicts.saturation.at_load import AtLoad
 from vllm_capacity.verdicts.saturation.fit import Saturation
+from vllm_capacity.verdicts.saturation.next_load import NextLoad
 from vllm_capacity.verdicts.sizing import Policy
 
 Instant = str | datetime | None
@@ -321,18 +323,38 @@ def what_if(
 def fit(loads: pl.DataFrame | str | Path) -> Saturation:
     """The capacity that a table of loads shows, or lets extrapolate.
 
-    A frame or CSV with running_requests and output_tokens_per_second (and kv_cache_ratio), or the
-    JSON results of guidellm or `vllm bench serve`. InputError for a table without them.
+    A frame or CSV with running_requests (or clients) and output_tokens_per_second, or the results
+    of a load test: JSON of guidellm, vllm bench, aiperf or inference-perf, or a folder of it. What
+    else is used: `vllm-capacity fit --help`. InputError for a table without them.
     """
-    from vllm_capacity.sources.loadtests import load_test_points
-    from vllm_capacity.sources.points import read_points
     from vllm_capacity.verdicts.saturation.load_test import fit_points
 
-    if isinstance(loads, pl.DataFrame):
-        return fit_points(loads)
-    path = Path(loads)
-    is_result = path.suffix.lower() in (".json", ".jsonl")
-    return fit_points(load_test_points(path) if is_result else read_points(path))
+    return fit_points(_load_frame(loads))
+
+
+def fit_at(loads: pl.DataFrame | str | Path, clients: float) -> AtLoad:
+    """The throughput and latency at a concurrency, from other loads (`fit`)."""
+    from vllm_capacity.verdicts.saturation import at_load
+
+    return at_load.fit_at(_load_frame(loads), clients)
+
+
+def next_loads(
+    loads: pl.DataFrame | str | Path, *, most_clients: float | None = None
+) -> tuple[NextLoad, ...]:
+    """The one or two loads to test next, for a table of loads (`fit`).
+
+    Empty where none would narrow the capacity much.
+    """
+    from vllm_capacity.verdicts.saturation import next_load
+
+    return next_load.next_loads(_load_frame(loads), most_clients=most_clients)
+
+
+def _load_frame(loads: pl.DataFrame | str | Path) -> pl.DataFrame:
+    from vllm_capacity.sources.loadtests import read_loads
+
+    return loads if isinstance(loads, pl.DataFrame) else read_loads(Path(loads))
 
 
 def forecast(

@@ -107,3 +107,58 @@ def test_empty_cells_and_further_columns_are_no_trouble(tmp_path):
     text = " running_requests ,note,output_tokens_per_second,kv_cache_ratio\n4,a,100,\n8,,,0.3\n"
     result = run(tmp_path, text, "--json")
     assert "only one load was seen" in result.stdout
+
+
+LIMIT = "running_requests,output_tokens_per_second,waiting_requests\n4,103,0\n8,179,0\n27,298,5\n"
+
+
+def test_a_row_that_waits_is_a_measured_capacity(tmp_path):
+    found = json.loads(run(tmp_path, LIMIT, "--json").stdout)
+    assert found["capacity_kind"] == "measured"
+    assert found["capacity_output_tokens_per_second"]["mid"] == 298
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        pytest.param(["--at", "6"], "At 6 concurrent requests", id="a concurrency"),
+        pytest.param(["--next"], "Next load to test: ", id="the next load"),
+        pytest.param(
+            ["--next", "--tool", "guidellm"],
+            "guidellm run --backend kind=openai_http,target=http://localhost:8000,model=MODEL",
+            id="guidellm",
+        ),
+        pytest.param(
+            ["--next", "--tool", "aiperf", "--model", "my/model", "--input-tokens", "512"],
+            "aiperf profile --model my/model --url http://localhost:8000",
+            id="aiperf",
+        ),
+        pytest.param(
+            ["--next", "--most-clients", "20"], "--max-concurrency 20", id="no more than 20"
+        ),
+    ],
+)
+def test_more_can_be_asked_of_a_table(tmp_path, flags, part):
+    result = run(tmp_path, HEAD + "1,30\n2,57\n4,103\n8,179\n", *flags)
+    assert (result.exit_code, part in result.stdout) == (0, True)
+
+
+def test_json_has_what_more_was_asked(tmp_path):
+    table = HEAD + "1,30\n2,57\n4,103\n8,179\n"
+    found = json.loads(run(tmp_path, table, "--json", "--at", "6", "--next").stdout)
+    assert [each["clients"] for each in found["at"]] == [6.0]
+    assert found["next"][0]["command"].startswith("vllm bench serve")
+    assert found["next"][0]["clients"] > 8
+
+
+def test_a_told_limit_is_not_told_twice(tmp_path):
+    table = "running_requests,output_tokens_per_second,max_num_seqs\n4,103,64\n"
+    error = run(tmp_path, table, "--max-num-seqs", "32").exception
+    assert isinstance(error, InputError)
+
+
+def test_the_servers_limit_may_be_given(tmp_path):
+    found = json.loads(
+        run(tmp_path, HEAD + "4,103\n8,179\n32,298\n", "--max-num-seqs", "32", "--json").stdout
+    )
+    assert (found["capacity_kind"], found["bottleneck"]) == ("measured", "scheduler-bound")

@@ -26,7 +26,7 @@ def test_a_row_a_scrape_shows_no_plateau_before_there_is_one(count):
     running = rng.uniform(1, 20, count)
     found = capacity(running, law(running) * rng.normal(1, 0.1, count))
     assert not found.sources.startswith("mean of")
-    assert found.low < law(60.0) < found.high
+    assert found.low < law(40.0) < found.high
 
 
 def test_a_row_a_scrape_shows_the_plateau_that_is_there():
@@ -71,7 +71,7 @@ def test_a_lone_peak_may_be_higher_between_the_loads_that_were_tried():
     table = pl.DataFrame({"running_requests": running, "output_tokens_per_second": output})
     found = fit_points(table)
     capacity_seen = found.capacity_output_tokens_per_second
-    assert capacity_seen.low < 500 < 1.1 * 500 < capacity_seen.high
+    assert capacity_seen.low <= 500 < 1.1 * 500 < capacity_seen.high
     ends = found.capacity_running_requests
     assert (ends.low, ends.mid, ends.high) == (8, 16, 32)
 

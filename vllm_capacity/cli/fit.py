@@ -3,31 +3,131 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
+import polars as pl
 
-from vllm_capacity.cli.options import FILE, columns
+from vllm_capacity.cli.options import columns
+from vllm_capacity.errors import InputError
+from vllm_capacity.render.load_test import at_text, next_text
 from vllm_capacity.render.terminal import fit_text
-from vllm_capacity.sources.loadtests import load_test_points
-from vllm_capacity.sources.points import read_points
+from vllm_capacity.sources.load_test_commands import TOOLS, Workload, load_test_command
+from vllm_capacity.sources.loadtests import read_loads
+from vllm_capacity.verdicts.saturation.at_load import AtLoad, fit_at
 from vllm_capacity.verdicts.saturation.load_test import fit_points
+from vllm_capacity.verdicts.saturation.next_load import NextLoad, next_loads
+
+_LOADS = click.Path(path_type=Path)
+_TOKENS = click.IntRange(1, 10**7)
+_DEFAULT = Workload()
 
 
 @click.command(short_help="The capacity that a table of loads shows, or lets extrapolate.")
-@click.argument("points", type=FILE)
+@click.argument("points", type=_LOADS, nargs=-1, required=True)
+@click.option(
+    "--at",
+    "at",
+    type=float,
+    multiple=True,
+    help="Also the throughput and latency at this concurrency; repeat it for more.",
+)
+@click.option("--next", "is_next", is_flag=True, help="Also the next loads to test, and how.")
+@click.option(
+    "--most-clients",
+    type=click.FloatRange(1),
+    default=None,
+    help="With --next: the most clients that may be tried.",
+)
+@click.option(
+    "--max-num-seqs",
+    type=click.FloatRange(1),
+    default=None,
+    help="The most requests that the server runs at once, where the table does not tell.",
+)
+@click.option(
+    "--tool",
+    type=click.Choice(TOOLS),
+    default=TOOLS[0],
+    show_default=True,
+    help="With --next: the tool to test with.",
+)
+@click.option("--model", default=_DEFAULT.model, show_default=True, help="With --next: its name.")
+@click.option("--url", default=_DEFAULT.url, show_default=True, help="With --next: the server.")
+@click.option(
+    "--input-tokens",
+    type=_TOKENS,
+    default=_DEFAULT.input_tokens,
+    show_default=True,
+    help="With --next: tokens of a prompt.",
+)
+@click.option(
+    "--output-tokens",
+    type=_TOKENS,
+    default=_DEFAULT.output_tokens,
+    show_default=True,
+    help="With --next: tokens of an output.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the saturation object as JSON.")
-def fit(points: Path, as_json: bool) -> None:
+def fit(
+    points: tuple[Path, ...],
+    at: tuple[float, ...],
+    is_next: bool,
+    most_clients: float | None,
+    max_num_seqs: float | None,
+    tool: str,
+    as_json: bool,
+    **workload: Any,  # noqa: ANN401
+) -> None:
     """Fit POINTS, a table of loads, and print the capacity it shows, or lets extrapolate.
 
-    POINTS is a CSV, or the JSON results of `guidellm benchmark` or `vllm bench serve`.
+    POINTS is a CSV, or JSON results of guidellm, `vllm bench serve`, `vllm bench sweep`, aiperf or
+    inference-perf, or a folder of them; several are one table.
 
-    Columns: running_requests and output_tokens_per_second; used if there: kv_cache_ratio. What the
+    Columns: running_requests (or clients) and output_tokens_per_second; used if there:
+    kv_cache_ratio, waiting_requests, requests_per_second, offered_requests_per_second,
+    max_num_seqs, clients. A row that waits, or serves less than was offered, is at the limit. With
+    --at also ttft_p95_seconds and itl_p95_seconds. What the
     loads do not tell is printed as not known, with how much more load it would take: no error.
     """
-    is_result = points.suffix.lower() in (".json", ".jsonl")
-    found = fit_points(load_test_points(points) if is_result else read_points(points))
+    loads = _with_limit(read_loads(*points), max_num_seqs)
+    found = fit_points(loads)
+    named = [fit_at(loads, clients) for clients in at]
+    proposed = next_loads(loads, most_clients=most_clients) if is_next else None
+    asked = Workload(**workload)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), allow_nan=False))
+        told = found.as_dict() | _further(named, proposed, tool, asked)
+        click.echo(json.dumps(told, allow_nan=False))
         return
-    click.echo(fit_text(found, width=columns()), nl=False)
+    width = columns()
+    click.echo(fit_text(found, width=width), nl=False)
+    for each in named:
+        click.echo("\n" + at_text(each, width=width), nl=False)
+    if proposed is not None:
+        lines = [load_test_command(tool, each.clients, asked) for each in proposed]
+        click.echo("\n" + next_text(proposed, lines, width=width), nl=False)
+
+
+def _with_limit(loads: pl.DataFrame, max_num_seqs: float | None) -> pl.DataFrame:
+    if max_num_seqs is None:
+        return loads
+    if "max_num_seqs" in loads.columns and loads["max_num_seqs"].is_not_null().any():
+        raise InputError("The loads tell their max_num_seqs; leave --max-num-seqs out.")
+    return loads.with_columns(max_num_seqs=pl.lit(max_num_seqs))
+
+
+def _further(
+    named: list[AtLoad], proposed: tuple[NextLoad, ...] | None, tool: str, asked: Workload
+) -> dict[str, Any]:
+    """What was asked for besides the saturation; without --at and --next nothing."""
+    further: dict[str, Any] = {}
+    if named:
+        further["at"] = [each.as_dict() for each in named]
+    if proposed is not None:
+        further["next"] = [
+            asdict(each) | {"command": load_test_command(tool, each.clients, asked)}
+            for each in proposed
+        ]
+    return further

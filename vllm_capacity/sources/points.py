@@ -1,15 +1,30 @@
-"""Tables of loads as people write them down: a CSV of running requests and throughput."""
+"""Tables of loads as people write them down: a CSV of running requests and throughput.
+
+And the one that `vllm bench sweep serve` writes, whose columns are those of its JSON.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import polars as pl
 
 from vllm_capacity.errors import InputError
 
-_REQUIRED = ("running_requests", "output_tokens_per_second")
-_OPTIONAL = ("requests_per_second", "ttft_p95_seconds", "itl_p95_seconds", "kv_cache_ratio")
+_LOAD, _CLIENTS = "running_requests", "clients"
+_REQUIRED = (_LOAD, "output_tokens_per_second")
+_OPTIONAL = (
+    "requests_per_second",
+    "ttft_p95_seconds",
+    "itl_p95_seconds",
+    "kv_cache_ratio",
+    _CLIENTS,
+    "waiting_requests",
+    "offered_requests_per_second",
+    "max_num_seqs",
+)
+_BENCH = ("request_throughput", "output_throughput")
 _MOST = 1e12
 _RATIO_SLACK = 1.001
 
@@ -17,9 +32,46 @@ _RATIO_SLACK = 1.001
 def read_points(path: Path) -> pl.DataFrame:
     """A CSV of loads as a frame: its required and optional columns as floats, others left out.
 
-    An empty cell is null. Raises `InputError` where the file cannot be read, lacks a column, or
-    holds a cell that is no number, is negative or past all measure, or a KV ratio above 1.
+    An empty cell is null. `clients` may stand for running_requests: one of the two is needed. What
+    was offered may be inf: as much as it takes. Raises `InputError` where the file cannot be read,
+    lacks a column, or holds a cell that is no number, is negative or past all measure, or a KV
+    ratio above 1.
     """
+    table = _table(path)
+    missing = [name for name in _REQUIRED if name not in table.columns]
+    if missing == [_LOAD] and _CLIENTS in table.columns:
+        missing = []
+    if missing:
+        raise InputError(
+            f"{str(path)!r} lacks {', '.join(missing)}; "
+            f"it has {', '.join(table.columns) or 'none'}. "
+            f"Needed are {', '.join(_REQUIRED)}; used if there: {', '.join(_OPTIONAL)}."
+        )
+    names = [name for name in (*_REQUIRED, *_OPTIONAL) if name in table.columns]
+    return pl.DataFrame([_numbers(table[name], path) for name in names])
+
+
+def bench_rows(path: Path) -> list[dict[str, object]] | None:
+    """The rows of a `summary.csv` of `vllm bench sweep serve`; None where it is another table.
+
+    Cells that are numbers are numbers, others text, empty ones None.
+    """
+    table = _table(path)
+    if not all(name in table.columns for name in _BENCH):
+        return None
+    return [{name: _cell(cell) for name, cell in row.items()} for row in table.to_dicts()]
+
+
+def _cell(text: str | None) -> object:
+    try:
+        number = float(text or "nan")
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text
+
+
+def _table(path: Path) -> pl.DataFrame:
+    """The CSV's cells as text, its column names stripped; none of them twice."""
     if path.is_dir():
         raise InputError(f"Cannot read {str(path)!r} as a CSV: it is a folder.")
     try:
@@ -31,15 +83,7 @@ def read_points(path: Path) -> pl.DataFrame:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{str(path)!r} has {', '.join(twice)} more than once; keep one of each.")
     table.columns = names
-    missing = [name for name in _REQUIRED if name not in table.columns]
-    if missing:
-        raise InputError(
-            f"{str(path)!r} lacks {', '.join(missing)}; "
-            f"it has {', '.join(table.columns) or 'none'}. "
-            f"Needed are {', '.join(_REQUIRED)}; used if there: {', '.join(_OPTIONAL)}."
-        )
-    names = [name for name in (*_REQUIRED, *_OPTIONAL) if name in table.columns]
-    return pl.DataFrame([_numbers(table[name], path) for name in names])
+    return table
 
 
 def _numbers(texts: pl.Series, path: Path) -> pl.Series:
@@ -48,6 +92,7 @@ def _numbers(texts: pl.Series, path: Path) -> pl.Series:
     bare = bare.set(bare == "", None)
     numbers = bare.cast(pl.Float64, strict=False)
     most = _RATIO_SLACK if texts.name == "kv_cache_ratio" else _MOST
+    most = math.inf if texts.name == "offered_requests_per_second" else most
     is_wrong = (numbers < 0) | (numbers.is_not_nan() & (numbers > most))
     is_bad = bare.is_not_null() & (numbers.is_null() | is_wrong.fill_null(value=False))
     if is_bad.any():

@@ -1,14 +1,24 @@
 """The saturation of a server known only by a table of loads: a load test, a published benchmark.
 
-No queue and no scrape is in such a table, so no regime can be told but a full KV cache, where
-that is given. The capacity is the plateau that the loads reached, or the peak they let foresee
-(`curve.py`). A plateau of a few loads may still bend upwards, and a lone peak may stand between two
-loads that were tried: there the interval takes in what the curve lets foresee.
+Told in words:
+
+1. Rows without a load or an output are left out, and rows of one load are averaged.
+2. A row is at the limit where requests waited, where it served less than was offered, or where the
+   server ran as many requests as it may (`LIMIT_COLUMNS`). One such row proves a plateau: the
+   capacity is what the loads near it held.
+3. Else the capacity is the plateau that the loads reached, or the peak they let foresee
+   (`curve.py`). A plateau of a few loads may still bend upwards, and a lone peak may stand between
+   two loads that were tried: there the interval takes in what the curve lets foresee.
+4. What was measured can be reached: no end of an extrapolated capacity lies below it.
+
+A test of a few minutes serves a little less than was offered, because its last requests finish
+after it; and a false alarm at a light load is told by heavier ones that gave more. So a row must
+fall 10 % short, and give nearly as much as any other.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -22,49 +32,187 @@ from vllm_capacity.verdicts.saturation.curve import (
     SAME_LOAD,
     LoadPoints,
     PeakEstimate,
+    Prior,
     extrapolated_peak,
     kv_limit_running,
 )
 from vllm_capacity.verdicts.saturation.fit import EXTRAPOLATED, MEASURED, UNKNOWN, Saturation
 from vllm_capacity.verdicts.saturation.loads import on_plateau
 
+LIMIT_COLUMNS = ("waiting_requests", "offered_requests_per_second", "max_num_seqs", "clients")
+"""The columns that tell whether a row was at the server's limit; each may be absent."""
+
 _KV_FULL_RATIO = 0.9
 _ROWS_A_LOAD = 1.5
 """From so many rows a load on, rows within 8 % are one load; else each row is its own."""
-_PLATEAU_LOW, _PLATEAU_HIGH = 0.96, 1.06
+_PLATEAU_HIGH = 1.06
 _MANY_LOADS = 4
 """So many loads on a plateau show by themselves how far it scatters."""
+_LEAST_WAITING, _WAITING_OF_RUNNING = 0.5, 0.03
+_SERVED_OF_OFFERED = 0.9
+_NEARLY_ALL = 0.97
+_OF_MOST, _OF_LIMIT = 0.9, 0.95
+"""A row at the limit gives so much of the highest output, and so do the loads of its plateau."""
+_ONE_ROW_HIGH = 1.1
 _NO_NOW = "a table of loads has no present load to compare with its capacity"
+
+
+@dataclass(frozen=True)
+class LoadTest:
+    """The loads of a table, lightest first, and what it says of each.
+
+    `is_limited`: at the server's limit; `kv_ratio` is nan where not given. `most_running` is the
+    most requests that the server runs at once (`max_num_seqs`), None where not told.
+    """
+
+    loads: LoadPoints
+    kv_ratio: Floats
+    is_limited: Mask
+    most_running: float | None
+
+    @classmethod
+    def of(cls, points: pl.DataFrame) -> LoadTest:
+        """The loads of a frame, rows of one load averaged: see `fit_points` for its columns."""
+        kept = _rows(points)
+        scatter = pl.col("output").std() / pl.col("output").mean() / pl.len().sqrt()
+        loads = (
+            kept.with_columns(
+                load=pl.Series(_load_numbers(kept["running"].to_list()), dtype=pl.Int64)
+            )
+            .group_by("load", maintain_order=True)
+            .agg(
+                pl.col("running", "output", "kv").mean(),
+                pl.col("is_limited").any(),
+                error=scatter.fill_null(0.0).clip(0.0, 0.5),
+            )
+        )
+        columns = (loads[name].to_numpy() for name in ("running", "output", "error"))
+        most: float | None = kept["max_num_seqs"].max()  # type: ignore[assignment]
+        kv_ratio = loads["kv"].fill_null(float("nan")).to_numpy()
+        return cls(LoadPoints.of(*columns), kv_ratio, loads["is_limited"].to_numpy(), most)
+
+    @property
+    def kv_limit(self) -> float | None:
+        """Where the KV cache would be full; no lighter than the heaviest load, which did run."""
+        if not len(self.loads):
+            return None
+        limit = kv_limit_running(self.loads.running, self.kv_ratio)
+        return None if limit is None else max(limit, self.loads.heaviest)
+
+    @property
+    def prior(self) -> Prior:
+        """What is believed of the peak: no farther than the server's own limit of requests."""
+        if self.most_running is None or not len(self.loads):
+            return PRIOR
+        reach = max(1.0, self.most_running / self.loads.heaviest)
+        return PRIOR if reach > PRIOR.farthest else replace(PRIOR, farthest=reach, usual=reach)
+
+    @property
+    def plateau(self) -> Mask | None:
+        """The loads on a plateau that a load at the limit proves; None where none does."""
+        if not self.is_limited.any():
+            return None
+        output = self.loads.output
+        near = self.is_limited & (output >= _OF_LIMIT * output.max())
+        if near.any():
+            return np.asarray(near)
+        is_proven = (self.is_limited & (output >= _OF_MOST * output.max())).any()
+        return np.asarray(output >= _OF_LIMIT * output.max()) if is_proven else None
 
 
 def fit_points(points: pl.DataFrame) -> Saturation:
     """The verdict on saturation for a frame of loads.
 
-    Columns used: running_requests, output_tokens_per_second and, if there, kv_cache_ratio. Rows
+    Columns used: running_requests (or clients), output_tokens_per_second and, if there,
+    kv_cache_ratio, requests_per_second and `LIMIT_COLUMNS`. Rows
     without a load or an output are left out, and rows of one load are averaged: rows of the same
     running requests, or within 8 % where the table has several rows for each such load (repeated
     runs, a row a step). The headroom is unknown and `regimes` empty: nothing here happened at a
     time.
     """
-    loads, kv_ratio = _loads(points)
-    limit = _kv_limit(loads, kv_ratio) if len(loads) else None
-    near = on_plateau(loads) if len(loads) else None
-    if near is None:
-        peak_estimate = extrapolated_peak(loads, limit) if len(loads) else None
-        capacity = extrapolated(peak_estimate, loads, limit)
-        running = extrapolated_running(capacity, loads, limit)
-        is_full = False
+    return saturation_of(LoadTest.of(points))
+
+
+def saturation_of(test: LoadTest) -> Saturation:
+    """The verdict on saturation for the loads of a load test."""
+    proven = test.plateau
+    near = on_plateau(test.loads) if proven is None and len(test.loads) else proven
+    if proven is not None:
+        capacity, running = _proven(test.loads, proven)
+    elif near is not None:
+        capacity, running = _held(test, near)
     else:
-        capacity, running = _held(loads, near, limit)
-        is_full = bool((kv_ratio[near] >= _KV_FULL_RATIO).all())
+        capacity, running = _foreseen(test)
+    is_full = near is not None and bool((test.kv_ratio[near] >= _KV_FULL_RATIO).all())
+    limit = _limit(test, is_full=is_full, is_proven=proven is not None)
     return Saturation(
-        regime=regimes.KV if is_full else regimes.UNKNOWN,
-        bottleneck=regimes.KV if is_full else None,
+        regime=limit or regimes.UNKNOWN,
+        bottleneck=limit,
         regimes=(),
         capacity_kind=_kind(capacity, is_held=near is not None),
         capacity_output_tokens_per_second=capacity,
         capacity_running_requests=running,
         headroom_ratio=Estimate.unknown(_NO_NOW),
+    )
+
+
+def _limit(test: LoadTest, *, is_full: bool, is_proven: bool) -> str | None:
+    """What limited it, where the table can tell: the KV cache, or the number of sequences."""
+    if is_full:
+        return regimes.KV
+    most = test.most_running
+    if is_proven and most is not None and test.loads.heaviest >= _NEARLY_ALL * most:
+        return regimes.SCHEDULER
+    return None
+
+
+def _foreseen(test: LoadTest) -> tuple[Estimate, Estimate]:
+    """The peak that the loads let foresee, and its load; no less than what was measured."""
+    loads, limit = test.loads, test.kv_limit
+    if not len(loads):
+        unknown = extrapolated(None, loads, limit)
+        return unknown, unknown
+    peak, seen = extrapolated_peak(loads, limit, prior=test.prior), float(loads.output.max())
+    capacity = extrapolated(None if peak is None else peak.no_less_than(seen), loads, limit)
+    running = extrapolated_running(capacity, loads, limit)
+    if capacity.is_known:
+        bounds = (f"no less than the {seen:,.0f} measured", _horizon(test))
+        capacity = replace(capacity, basis=(*capacity.basis, *bounds))
+    return capacity, running
+
+
+def _horizon(test: LoadTest) -> str:
+    """How far the peak is looked for."""
+    if test.most_running is not None and test.prior is not PRIOR:
+        return f"the server runs at most {test.most_running:,.0f} requests at once (max_num_seqs)"
+    return f"up to {PRIOR.farthest:g} × the heaviest load, most likely near {PRIOR.usual:g} ×"
+
+
+def _proven(loads: LoadPoints, near: Mask) -> tuple[Estimate, Estimate]:
+    """Capacity and its load where a load at the limit proves the plateau."""
+    output, plateau = loads.output[near], loads.running[near]
+    above = _ONE_ROW_HIGH if len(plateau) == 1 else _PLATEAU_HIGH
+    span = f"{plateau[0]:,.1f}"
+    if len(plateau) > 1:
+        span += f" to {plateau[-1]:,.1f}"
+    capacity = Estimate.known(
+        float(output.min()),
+        float(output.mean()),
+        above * float(output.max()),
+        f"held at {span} running requests, with requests waiting, less served than offered, or as "
+        "many running as the server runs",
+    )
+    return capacity, _running(loads, plateau, float(plateau[-1]))
+
+
+def _running(loads: LoadPoints, plateau: Floats, most: float) -> Estimate:
+    knee = float(plateau[0])
+    below = loads.running[loads.running < knee]
+    return Estimate.known(
+        float(below[-1]) if len(below) else knee,
+        knee,
+        most,
+        "the lightest load that reached it; between the next lighter and the heaviest that may",
     )
 
 
@@ -74,33 +222,41 @@ def _kind(capacity: Estimate, *, is_held: bool) -> str:
     return MEASURED if is_held else EXTRAPOLATED
 
 
-def _loads(points: pl.DataFrame) -> tuple[LoadPoints, Floats]:
-    """The loads of a table, and the KV ratio at each (nan where not given)."""
-    running, output = "running_requests", "output_tokens_per_second"
-    has_kv = "kv_cache_ratio" in points.columns
-    kv = pl.col("kv_cache_ratio") if has_kv else pl.lit(None, dtype=pl.Float64)
-    kept = (
-        points.select(
-            pl.col(running, output).cast(pl.Float64), kv=kv.cast(pl.Float64).fill_nan(None)
-        )
-        .filter(pl.col(running).is_finite() & pl.col(output).is_finite())
-        .filter((pl.col(running) > 0) & (pl.col(output) > 0))
-        .sort(running, output)
+def _rows(points: pl.DataFrame) -> pl.DataFrame:
+    """running, output, kv, max_num_seqs and is_limited of each row with a load, lightest first."""
+    wanted = ("running_requests", "output_tokens_per_second", "requests_per_second")
+    names = (*wanted, "kv_cache_ratio", *LIMIT_COLUMNS)
+    table = points.select(
+        (pl.col(name) if name in points.columns else pl.lit(None)).cast(pl.Float64).alias(name)
+        for name in names
+    ).with_columns(pl.all().fill_nan(None))
+    most = pl.col("max_num_seqs")
+    kept = table.select(
+        pl.col("clients", "waiting_requests", "offered_requests_per_second", "max_num_seqs"),
+        running=pl.coalesce("running_requests", pl.min_horizontal("clients", most)),
+        output=pl.col("output_tokens_per_second"),
+        served=pl.col("requests_per_second"),
+        kv=pl.col("kv_cache_ratio"),
+    ).filter(pl.col("running").is_finite() & pl.col("output").is_finite())
+    return (
+        kept.filter((pl.col("running") > 0) & (pl.col("output") > 0))
+        .sort("running", "output")
+        .select("running", "output", "kv", "max_num_seqs", is_limited=_is_limited())
     )
-    scatter = pl.col(output).std() / pl.col(output).mean() / pl.len().sqrt()
-    loads = (
-        kept.with_columns(load=pl.Series(_load_numbers(kept[running].to_list()), dtype=pl.Int64))
-        .group_by("load", maintain_order=True)
-        .agg(pl.col(running, output, "kv").mean(), error=scatter.fill_null(0.0).clip(0.0, 0.5))
-    )
-    columns = (loads[name].to_numpy() for name in (running, output, "error"))
-    return LoadPoints.of(*columns), loads["kv"].fill_null(float("nan")).to_numpy()
 
 
-def _kv_limit(loads: LoadPoints, kv_ratio: Floats) -> float | None:
-    """Where the KV cache would be full; no lighter than the heaviest load, which did run."""
-    limit = kv_limit_running(loads.running, kv_ratio)
-    return None if limit is None else max(limit, loads.heaviest)
+def _is_limited() -> pl.Expr:
+    """Whether a row was at the server's limit; false where nothing tells."""
+    running, offered = pl.col("running"), pl.col("offered_requests_per_second")
+    most, clients = pl.col("max_num_seqs"), pl.col("clients")
+    waiting = pl.col("waiting_requests")
+    is_waiting = (waiting >= _LEAST_WAITING) & (waiting >= _WAITING_OF_RUNNING * running)
+    # Without the requests served: tokens for each request offered, beside those of a light load.
+    each = pl.col("output") / offered
+    served_share = pl.coalesce(pl.col("served") / offered, each / each.max())
+    is_full = (running >= _NEARLY_ALL * most) | (clients > most)
+    told = (is_waiting, served_share < _SERVED_OF_OFFERED, is_full)
+    return pl.any_horizontal(each.fill_null(value=False) for each in told)
 
 
 def _load_numbers(running: list[float]) -> list[int]:
@@ -120,41 +276,33 @@ def _numbered(running: list[float], span: float) -> list[int]:
     return numbers
 
 
-def _held(loads: LoadPoints, near: Mask, limit: float | None) -> tuple[Estimate, Estimate]:
+def _held(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:
     """Capacity and its load for loads that reached a plateau, or a lone peak and fell."""
+    loads = test.loads
     output, plateau = loads.output[near], loads.running[near]
-    low, high = _PLATEAU_LOW * float(output.min()), _PLATEAU_HIGH * float(output.max())
+    low, high = float(output.min()), _PLATEAU_HIGH * float(output.max())
     last = int(np.flatnonzero(near)[-1])
     beyond = float(loads.running[last + 1]) if last + 1 < len(loads) else None
     is_lone = len(plateau) == 1
-    basis = _plateau_words(plateau)
     if is_lone or (beyond is None and len(plateau) < _MANY_LOADS):
-        peak_estimate = _sight(loads, last, beyond, limit)
+        peak_estimate = _sight(test, last, beyond)
         if is_lone and (peak_estimate is None or not peak_estimate.is_answer):
             unknown = Estimate.unknown(_between(loads, last))
             return unknown, unknown
         if peak_estimate is not None:
-            low, high = min(low, peak_estimate.low), max(high, peak_estimate.high)
-    knee = float(plateau[0])
-    below = loads.running[loads.running < knee]
-    running = Estimate.known(
-        float(below[-1]) if len(below) else knee,
-        knee,
-        beyond if is_lone and beyond is not None else float(plateau[-1]),
-        "the lightest load that reached it; between the next lighter and the heaviest that may",
-    )
-    return Estimate.known(low, float(output.mean()), high, basis), running
+            high = max(high, peak_estimate.high)
+    most = beyond if is_lone and beyond is not None else float(plateau[-1])
+    capacity = Estimate.known(low, float(output.mean()), high, _plateau_words(plateau))
+    return capacity, _running(loads, plateau, most)
 
 
-def _sight(
-    loads: LoadPoints, last: int, beyond: float | None, limit: float | None
-) -> PeakEstimate | None:
+def _sight(test: LoadTest, last: int, beyond: float | None) -> PeakEstimate | None:
     """What the loads up to the last on a plateau let foresee, short of a heavier one that fell."""
-    seen = loads.up_to(last)
-    if beyond is None:
-        return extrapolated_peak(seen, limit)
-    farthest = min(PRIOR.farthest, beyond / seen.heaviest)
-    return extrapolated_peak(seen, limit, prior=replace(PRIOR, farthest=farthest))
+    seen = test.loads.up_to(last)
+    prior = test.prior
+    if beyond is not None:
+        prior = replace(prior, farthest=min(prior.farthest, beyond / seen.heaviest))
+    return extrapolated_peak(seen, test.kv_limit, prior=prior)
 
 
 def _plateau_words(plateau: Floats) -> str:

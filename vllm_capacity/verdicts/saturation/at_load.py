@@ -1,0 +1,155 @@
+"""Throughput and latency of a server at a named concurrency, from a table of other loads.
+
+Throughput comes from the loads near it (`curve.expected_output`), no more than a capacity that was
+measured, nor than at the load where the KV cache or max_num_seqs ends the curve. How long a request
+takes follows by Little's law. Latencies lie on straight lines between the loads seen, of
+logarithms; beyond them the ITL grows as the time per token and client does, the TTFT as it did
+between the two heaviest loads. The errors are those of measurements of vLLM at 1,024 to 8,192
+tokens (`data/silicon_vllm.csv`), each load predicted from the others; those are means, so a p95 is
+given half as much again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate, Figures, Kind
+from vllm_capacity.verdicts.saturation.curve import Floats, expected_output
+from vllm_capacity.verdicts.saturation.fit import MEASURED
+from vllm_capacity.verdicts.saturation.load_test import LoadTest, saturation_of
+
+_P95 = 1.5
+_ITL_ERROR, _TTFT_ERROR = (0.06 * _P95, 0.22 * _P95), (0.13 * _P95, 0.53 * _P95)
+"""Relative errors (90 %) per factor e between two loads, and per factor e beyond them."""
+_LEAST_ERROR = 0.03
+_FARTHEST = 8.0
+"""How many times the heaviest load seen something is said of."""
+
+
+@dataclass(frozen=True, repr=False)
+class AtLoad(Figures):
+    """What a server gives with `clients` requests in flight all the time.
+
+    `request_seconds` is the mean time a request takes, unknown without the requests served. The
+    p95s are unknown where the table does not have them.
+    """
+
+    clients: float
+    output_tokens_per_second: Estimate
+    requests_per_second: Estimate
+    request_seconds: Estimate
+    ttft_p95_seconds: Estimate
+    itl_p95_seconds: Estimate
+
+
+def fit_at(points: pl.DataFrame, clients: float) -> AtLoad:
+    """The throughput and latency at a concurrency, for a frame of loads (`fit_points`).
+
+    Columns used besides: requests_per_second, ttft_p95_seconds, itl_p95_seconds. Where every row
+    tells its clients, these are the loads; else the running requests. Unknown, with why, for fewer
+    than two loads and a concurrency far beyond them; InputError for one that is not above 0.
+    """
+    if not 0 < clients < math.inf:
+        raise InputError(f"The concurrency must be above 0, found {clients:g}.")
+    points = _by_clients(points)
+    output = _output_at(LoadTest.of(points), clients)
+    rates = output.map(lambda tokens: tokens / each) if (each := _tokens(points, clients)) else None
+    unknown = Estimate.unknown("the table has no requests_per_second")
+    seconds = None if rates is None else Estimate.exact(clients).divided_by(rates, _LITTLE)
+    return AtLoad(
+        clients=clients,
+        output_tokens_per_second=output,
+        requests_per_second=unknown if rates is None else rates,
+        request_seconds=unknown if seconds is None else seconds,
+        ttft_p95_seconds=_latency(points, "ttft_p95_seconds", clients, _TTFT_ERROR, None),
+        itl_p95_seconds=_latency(points, "itl_p95_seconds", clients, _ITL_ERROR, output),
+    )
+
+
+_LITTLE = "concurrency ÷ requests per second (Little's law)"
+
+
+def _by_clients(points: pl.DataFrame) -> pl.DataFrame:
+    """The frame with clients as its loads where every row tells them."""
+    if "clients" not in points.columns or points["clients"].null_count():
+        return points
+    return points.with_columns(running_requests=pl.col("clients").cast(pl.Float64))
+
+
+def _output_at(test: LoadTest, clients: float) -> Estimate:
+    loads, capacity = test.loads, saturation_of(test)
+    if len(loads) and clients > _FARTHEST * loads.heaviest and capacity.capacity_kind != MEASURED:
+        return Estimate.unknown(
+            f"{clients:,.0f} clients are more than {_FARTHEST:g} × the heaviest load seen, "
+            f"{loads.heaviest:,.1f}: it takes a load nearer to it"
+        )
+    most = min((limit for limit in (test.most_running, test.kv_limit) if limit), default=clients)
+    running = min(clients, most)
+    found = expected_output(loads, running, prior=test.prior) if len(loads) else None
+    if found is None:
+        return Estimate.unknown("it takes two different loads or more to tell another")
+    low, mid, high = found
+    is_between = loads.running[0] <= running <= loads.heaviest
+    basis = f"{'between' if is_between else 'beyond'} the {len(loads)} loads seen"
+    if running < clients:
+        basis += f"; no more than {running:,.0f} run at once, the others wait"
+    at = Estimate.known(
+        low, mid, high, basis, kind=Kind.ESTIMATED if is_between else Kind.EXTRAPOLATED
+    )
+    if capacity.capacity_kind != MEASURED:
+        return at
+    return at.capped(capacity.capacity)
+
+
+def _tokens(points: pl.DataFrame, clients: float) -> float | None:
+    """Output tokens of a request, by the load nearest to that; None where no row tells."""
+    told = _told(points, "requests_per_second")
+    if not len(told):
+        return None
+    load, rate, output = told
+    nearest = int(np.argmin(np.abs(np.log(load / clients))))
+    return float(output[nearest] / rate[nearest])
+
+
+def _told(points: pl.DataFrame, name: str) -> Floats:
+    """Load, that column and output of the rows that have all three, a row each, lightest first."""
+    columns = ("running_requests", name, "output_tokens_per_second")
+    if any(column not in points.columns for column in columns):
+        return np.empty((0, 0))
+    rows = points.select(pl.col(columns).cast(pl.Float64)).filter(pl.all_horizontal(pl.all() > 0))
+    kept = rows.group_by("running_requests").mean().sort("running_requests")
+    return kept.to_numpy().T if len(kept) else np.empty((0, 0))
+
+
+def _latency(
+    points: pl.DataFrame,
+    name: str,
+    clients: float,
+    errors: tuple[float, float],
+    output: Estimate | None,
+) -> Estimate:
+    """A latency at a load; beyond those seen by the time per token, where `output` tells it."""
+    told = _told(points, name)
+    if not len(told) or told.shape[1] < 2:
+        return Estimate.unknown(f"it takes two loads with {name}")
+    load, seconds, tokens = told
+    if not load[0] / _FARTHEST <= clients <= _FARTHEST * load[-1]:
+        return Estimate.unknown(f"too far from the loads seen, {load[0]:,.1f} to {load[-1]:,.1f}")
+    place = int(np.clip(np.searchsorted(load, clients), 1, len(load) - 1))
+    (x, y), (x2, y2) = ((np.log(load[i]), np.log(seconds[i])) for i in (place - 1, place))
+    away = max(0.0, np.log(load[0] / clients), np.log(clients / load[-1]))
+    value = y + (y2 - y) * (np.log(clients) - x) / (x2 - x)
+    error = max(_LEAST_ERROR, errors[0] * (x2 - x) if not away else errors[1] * away)
+    basis = "on a line between the loads seen"
+    if away:
+        basis = "beyond the loads seen, growing as it did between the two nearest"
+    if clients > load[-1] and output is not None and output.mid is not None:
+        value = np.log(seconds[-1] * (clients / output.mid) / (load[-1] / tokens[-1]))
+        basis = "beyond the loads seen, growing as the time per token and client does"
+    low, mid, high = (float(np.exp(value + side * error)) for side in (-1, 0, 1))
+    return Estimate.known(low, mid, high, basis, kind=Kind.EXTRAPOLATED if away else Kind.ESTIMATED)

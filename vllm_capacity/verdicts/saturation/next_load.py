@@ -1,0 +1,169 @@
+"""Which load to test next: the one that would narrow the interval of the capacity most.
+
+Told in words:
+
+1. Until a bend can be seen, loads are spread widely: 12 × the heaviest one so far, or the most that
+   may be tried.
+2. Then each candidate is tried on paper. Where the peak lies is not known: it may be at the low
+   end, the middle or the high end of its interval. In each case the load would give what the curve
+   says there, no more than that peak. The table with that row is fitted again; the candidate whose
+   intervals are narrowest on average wins, the lightest of those that do about as well.
+3. A second load is found the same way, as if the first had given what is expected of it.
+
+A load far beyond the limit does no harm: its clients wait, and a row that waits proves the plateau.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts.saturation.curve import LoadPoints, expected_output, extrapolated_peak
+from vllm_capacity.verdicts.saturation.load_test import LoadTest, saturation_of
+
+GOOD_ENOUGH = 1.15
+"""High ÷ low of a capacity that no further load is proposed for."""
+_FIRST, _SPREAD = 8.0, 12.0
+_FEW_LOADS = 3
+_AWAY = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+_CASES = (0.25, 0.5, 0.25)
+"""How likely the peak is at the low end, the middle and the high end of its interval."""
+_ABOUT_AS_WELL = 1.02
+_WORTH = 0.97
+"""A load is worth a test that would leave so much of the interval, or less."""
+_UNKNOWN_WIDTH = 4.0
+_PAST_LIMIT = 1.25
+_SEPARATE = 1.15
+
+
+@dataclass(frozen=True)
+class NextLoad:
+    """A load to test: `clients` requests in flight all the time.
+
+    `high_over_low` is how wide the capacity's interval would be afterwards, high ÷ low; None where
+    that cannot be told yet.
+    """
+
+    clients: int
+    high_over_low: float | None
+
+
+def next_loads(
+    points: pl.DataFrame, *, most_clients: float | None = None, count: int = 2
+) -> tuple[NextLoad, ...]:
+    """The next loads to test, best first, for a frame of loads (`fit_points`); at most `count`.
+
+    No heavier than `most_clients`, where given. Empty where the capacity is known well enough
+    (`GOOD_ENOUGH`), or no load is left that would tell more.
+    """
+    test = LoadTest.of(points)
+    found: list[NextLoad] = []
+    for _ in range(count):
+        best = _next(test, most_clients)
+        if best is None:
+            break
+        found.append(best)
+        test = _with(test, best.clients, _expected(test, best.clients)[1])
+    return tuple(found)
+
+
+def _next(test: LoadTest, most: float | None) -> NextLoad | None:
+    loads = test.loads
+    if len(loads) < _FEW_LOADS:
+        first = _FIRST if not len(loads) else _SPREAD * loads.heaviest
+        clients = round(first if most is None else min(first, most))
+        is_new = not len(loads) or clients > _SEPARATE * loads.heaviest
+        return NextLoad(clients, None) if is_new else _between(test)
+    capacity = saturation_of(test).capacity
+    if _width(capacity) <= GOOD_ENOUGH:
+        return None
+    candidates = _candidates(test, most)
+    if not candidates:
+        return _between(test)
+    widths = {clients: _expected_width(test, clients) for clients in candidates}
+    least = min(widths.values())
+    clients = min(each for each, width in widths.items() if width <= _ABOUT_AS_WELL * least)
+    return NextLoad(clients, widths[clients]) if least < _WORTH * _width(capacity) else None
+
+
+def _between(test: LoadTest) -> NextLoad | None:
+    """The load in the middle of the widest gap; None where none is wide."""
+    running = test.loads.running
+    if len(running) < 2:
+        return None
+    gaps = running[1:] / running[:-1]
+    widest = int(np.argmax(gaps))
+    clients = round(math.sqrt(running[widest] * running[widest + 1]))
+    is_new = all(max(clients / n, n / clients) > _SEPARATE for n in running)
+    width = _expected_width(test, clients)
+    is_worth = is_new and width < _WORTH * _width(saturation_of(test).capacity)
+    return NextLoad(clients, width) if is_worth else None
+
+
+def _candidates(test: LoadTest, most: float | None) -> list[int]:
+    """Loads beyond the heaviest one, and in the middle of the gaps around the highest output."""
+    loads = test.loads
+    limits = [limit * _PAST_LIMIT for limit in (test.kv_limit, test.most_running) if limit]
+    farthest = min([*limits, *([] if most is None else [most])], default=math.inf)
+    tried = [min(away * loads.heaviest, farthest) for away in _AWAY]
+    top = int(np.argmax(loads.output))
+    near = loads.running[max(0, top - 1) : top + 2]
+    tried += [math.sqrt(one * other) for one, other in pairwise(near)]
+    whole = {round(each) for each in tried if each >= 1}
+    return sorted(c for c in whole if all(max(c / n, n / c) > _SEPARATE for n in loads.running))
+
+
+def _expected_width(test: LoadTest, clients: int) -> float:
+    """High ÷ low of the capacity to expect once that load was tested (geometric mean)."""
+    logs = [
+        math.log(_width(saturation_of(_with(test, clients, output)).capacity))
+        for output in _expected(test, clients)
+    ]
+    return math.exp(sum(share * log for share, log in zip(_CASES, logs, strict=True)))
+
+
+def _expected(test: LoadTest, clients: float) -> Sequence[float]:
+    """What a load would give, in each case of where the peak lies (`_CASES`)."""
+    loads = test.loads
+    told = expected_output(loads, clients, prior=test.prior) if len(loads) else None
+    if told is None:
+        linear = clients * float(loads.output[-1]) / loads.heaviest if len(loads) else clients
+        return (linear, linear, linear)
+    peak = extrapolated_peak(loads, test.kv_limit, prior=test.prior)
+    if peak is None:
+        return told
+    seen = float(loads.output.max())
+    return [
+        min(told[1], max(seen, end)) if clients > loads.heaviest else told[1]
+        for end in (peak.low, peak.mid, peak.high)
+    ]
+
+
+def _with(test: LoadTest, clients: float, output: float) -> LoadTest:
+    """The load test with a further load, which is not known to be at the limit."""
+    loads = test.loads
+    place = int(np.searchsorted(loads.running, clients))
+    error = float(np.median(loads.error)) if len(loads) else 0.0
+    return replace(
+        test,
+        loads=LoadPoints(
+            np.insert(loads.running, place, clients),
+            np.insert(loads.output, place, output),
+            np.insert(loads.error, place, error),
+        ),
+        kv_ratio=np.insert(test.kv_ratio, place, np.nan),
+        is_limited=np.insert(test.is_limited, place, False),
+    )
+
+
+def _width(capacity: Estimate) -> float:
+    """High ÷ low; of a capacity that is not known, wider than any answer."""
+    if capacity.low is None or capacity.high is None:
+        return _UNKNOWN_WIDTH
+    return capacity.high / capacity.low
