@@ -119,7 +119,8 @@ def _gain(
         return Estimate.unknown("the capacity as it is now is not known")
     own = fit.levels.loads
     is_lighter = own.running < 0.95 * running
-    loss, doubt = (WINDOW_PRIOR.kv_loss, WINDOW_PRIOR.kv_loss_error) if is_preempting else (0.0, 0.0)
+    prior = WINDOW_PRIOR
+    loss, doubt = (prior.kv_loss, prior.kv_loss_error) if is_preempting else (0.0, 0.0)
     loads = LoadPoints.of(
         [*own.running[is_lighter], running],
         [*own.output[is_lighter], fit.capacity.mid * (1 + loss)],
