@@ -13,7 +13,7 @@ from vllm_capacity.facts.llms import Llm, find_llm
 from vllm_capacity.facts.metrics import Equivalent, Metric
 from vllm_capacity.facts.prices import Price, find_price
 from vllm_capacity.facts.tables import Count, Day, Positive, Text, read_rows, suggest
-from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.facts.throughput import Measurement, SiliconRow
 
 
 class Color(StrEnum):
@@ -148,9 +148,9 @@ def test_at_most_four_are_suggested():
 @pytest.mark.parametrize(
     ("find", "asked", "says"),
     [
-        pytest.param(find_llm, "llama", "nearest: meta-llama/Llama-3", id="Llamas for a llama"),
+        pytest.param(find_llm, "llama", "nearest: meta-llama/Llama-", id="Llamas for a llama"),
         pytest.param(
-            find_llm, "tiny-random-llama", "nearest: meta-llama/Llama-3", id="a served name"
+            find_llm, "tiny-random-llama", "nearest: meta-llama/Llama-", id="a served name"
         ),
         pytest.param(find_llm, "banana", "llms.csv, and no name near it", id="no model is near"),
         pytest.param(find_gpu, "A100", "nearest: A100-80GB-SXM, A100-40GB", id="without memory"),
@@ -170,6 +170,7 @@ TABLES = {
     "llms.csv": Llm,
     "metric_equivalents.csv": Equivalent,
     "published_throughput.csv": Measurement,
+    "silicon_vllm.csv": SiliconRow,
     "vllm_metrics.csv": Metric,
 }
 DATA = Path(__file__).parents[2] / "data"

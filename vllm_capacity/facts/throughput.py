@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 
+from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm, weight_dtype
 from vllm_capacity.facts.tables import Count, Day, Positive, Text, read_rows
 from vllm_capacity.resources import shipped
@@ -36,6 +37,8 @@ class Measurement:
     clients: Count | None = None
     offered_requests_per_second: Positive = math.inf
     output_tokens_per_second: Positive
+    mean_ttft_ms: Positive | None = None
+    mean_tpot_ms: Positive | None = None
     left_out: str = ""
     source: Text
     date: Day
@@ -59,3 +62,63 @@ def measurements() -> tuple[Measurement, ...]:
         for row in rows
         if row.engine == _ENGINE and not row.left_out
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiliconRow:
+    """One row of `data/silicon_vllm.csv`: a held concurrency with its two latencies.
+
+    `flag` is why a row is no measurement of `tp` GPUs at that concurrency; empty: it is one.
+    """
+
+    model: Text
+    dtype: Text
+    gpu: Text
+    tp: Count
+    isl: Positive
+    osl: Positive
+    concurrency: Count
+    ttft_ms: Positive
+    tpot_ms: Positive
+    output_tok_per_s: Positive
+    engine_version: Text
+    date: str = ""
+    flag: str = ""
+    source: Text
+
+    @property
+    def measurement(self) -> Measurement:
+        """The row as a published run."""
+        return Measurement(
+            model=find_llm(self.model).model,
+            dtype=weight_dtype(self.dtype),
+            gpu=self.gpu,
+            gpus=self.tp,
+            engine_version=self.engine_version,
+            workload=f"{self.isl:g} in / {self.osl:g} out, random",
+            input_tokens=self.isl,
+            output_tokens=self.osl,
+            load=f"{self.concurrency} clients held busy",
+            clients=self.concurrency,
+            output_tokens_per_second=self.output_tok_per_s,
+            mean_ttft_ms=self.ttft_ms,
+            mean_tpot_ms=self.tpot_ms,
+            left_out=self.flag,
+            source=self.source,
+            date=self.date,
+        )
+
+
+@cache
+def silicon_measurements() -> tuple[Measurement, ...]:
+    """Every usable row of `data/silicon_vllm.csv`, in its order, as a published run.
+
+    Rows whose weights do not fit that many GPUs had more of them than they say: left out.
+    """
+    rows = read_rows(SiliconRow, shipped("data/silicon_vllm.csv"))
+    return tuple(row.measurement for row in rows if not row.flag and _fits(row))
+
+
+def _fits(row: SiliconRow) -> bool:
+    weights = find_llm(row.model).weights_bytes(row.dtype) / row.tp
+    return weights < min(gpu.memory_bytes for gpu in find_gpu(row.gpu).rows)
