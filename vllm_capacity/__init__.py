@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         open,
         pull,
         scrape,
+        use_facts,
         what_if,
     )
     from vllm_capacity.assumptions import Pricing, Slo
@@ -67,6 +68,7 @@ __all__ = [
     "scrape",
     "shipped",
     "tables",
+    "use_facts",
     "what_if",
 ]
 
@@ -75,7 +77,7 @@ _HOMES = {
     "answer": ("Answer",),
     "api": (
         *("Analysis", "Window", "fit", "fit_at", "forecast"),
-        *("next_loads", "open", "pull", "scrape", "what_if"),
+        *("next_loads", "open", "pull", "scrape", "use_facts", "what_if"),
     ),
     "assumptions": ("Pricing", "Slo"),
     "errors": ("CapacityError", "InputError", "SourceError"),

@@ -320,6 +320,19 @@ def what_if(
     return shipped_what_if(question)
 
 
+def use_facts(folder: str | Path | None) -> None:
+    """Put your own GPUs, models and prices before the shipped ones; None: no longer.
+
+    `folder` holds CSV files named as the tables of data/: gpu_specs.csv, llms.csv, gpu_prices.csv,
+    gpu_architectures.csv. InputError for a folder that is not there.
+    """
+    from vllm_capacity.facts.tables import use_own_rows
+
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(f"No folder {str(folder)!r} of facts.")
+    use_own_rows(None if folder is None else Path(folder))
+
+
 def fit(loads: pl.DataFrame | str | Path) -> Saturation:
     """The capacity that a table of loads shows, or lets extrapolate.
 
@@ -423,3 +436,7 @@ def _span(time_range: TimeRange) -> str:
     if first.date() == until.date():
         return f"{first:%-d %b %Y %H:%M}–{until:%H:%M} UTC"
     return f"{first:%-d %b %Y %H:%M} to {until:%-d %b %Y %H:%M} UTC"
+
+
+if _own := os.environ.get("VLLM_CAPACITY_FACTS"):  # also of the notebooks that `report` runs
+    use_facts(_own)

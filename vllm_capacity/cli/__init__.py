@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -21,6 +22,7 @@ import click
 from vllm_capacity.errors import CapacityError, InputError
 
 DEBUG = "VLLM_CAPACITY_DEBUG"
+OWN_FACTS = "VLLM_CAPACITY_FACTS"
 _BUG = 70
 _LONGEST = 2_000
 _SYSTEM_ERROR = re.compile(r"\(os error (\d{1,3})\)")
@@ -30,6 +32,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "alerts": ("alerts", "The alert rules on a window; exit code 1 when one fires."),
     "cost": ("figures", "The bill of WINDOW shared out; the parts add up to the whole."),
     "doctor": ("doctor", "The first broken link from vLLM to a window, and its remedy."),
+    "facts": ("facts", "The GPUs, models, prices and metrics known, and where from."),
     "figures": ("figures", "All figures and verdicts of a window, or of a part of it."),
     "fit": ("fit", "The capacity that a table of loads shows, or lets extrapolate."),
     "forecast": ("forecast", "The demand ahead, from a CSV of the demand so far."),
@@ -82,13 +85,36 @@ class _LazyGroup(click.Group):
     metavar="SIZE",
     help="Memory an answer may take, as 4GB; half of what the machine has without it.",
 )
-def cli(memory_limit: str | None) -> None:
+@click.option(
+    "--facts",
+    "own_facts",
+    type=click.Path(path_type=Path),
+    envvar=OWN_FACTS,
+    help=f"Folder of your own GPUs, models and prices; or {OWN_FACTS}. See: facts --help.",
+)
+def cli(memory_limit: str | None, own_facts: Path | None) -> None:
     """Capacity and cost planning for self-hosted LLM inference on vLLM."""
     if memory_limit is not None:
         from vllm_capacity.telemetry.memory import MEMORY_LIMIT, parse_size
 
         parse_size(memory_limit)
         os.environ[MEMORY_LIMIT] = memory_limit  # papermill's kernel keeps to it, too
+    folder = _own_facts(own_facts)
+    if folder is not None:
+        from vllm_capacity.facts.tables import use_own_rows
+
+        use_own_rows(folder)
+        os.environ[OWN_FACTS] = str(folder)  # papermill's kernel uses them, too
+
+
+def _own_facts(given: Path | None) -> Path | None:
+    """The folder that was asked for, else the one of this user's settings, if it is there."""
+    if given is not None:
+        if not given.is_dir():
+            raise InputError(f"No folder {str(given)!r} of facts (--facts, {OWN_FACTS}).")
+        return given.absolute()
+    usual = Path(click.get_app_dir("vllm-capacity"))
+    return usual if usual.is_dir() else None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import polars as pl
 
-from vllm_capacity.cli.options import columns
+from vllm_capacity.cli.options import FILE, columns
 from vllm_capacity.errors import InputError
 from vllm_capacity.render.load_test import at_text, next_text
 from vllm_capacity.render.terminal import fit_text
@@ -20,13 +20,12 @@ from vllm_capacity.verdicts.saturation.at_load import AtLoad, fit_at
 from vllm_capacity.verdicts.saturation.load_test import fit_points
 from vllm_capacity.verdicts.saturation.next_load import NextLoad, next_loads
 
-_LOADS = click.Path(path_type=Path)
 _TOKENS = click.IntRange(1, 10**7)
 _DEFAULT = Workload()
 
 
 @click.command(short_help="The capacity that a table of loads shows, or lets extrapolate.")
-@click.argument("points", type=_LOADS, nargs=-1, required=True)
+@click.argument("points", type=FILE, nargs=-1, required=True)
 @click.option(
     "--at",
     "at",

@@ -11,10 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.tables import Day, Positive, Share, Text, read_rows, suggest
-from vllm_capacity.resources import shipped
+from vllm_capacity.facts.tables import (
+    OWN,
+    Day,
+    Positive,
+    Share,
+    Text,
+    is_own,
+    own_path,
+    suggest,
+    table_rows,
+)
 
 GIB = 2**30
 ANY_FORM = ("any", "(not stated)")
@@ -136,23 +146,36 @@ class GpuSpan:
     @property
     def label(self) -> str:
         """The name, and that the form factor is assumed where it is."""
-        if not self.is_assumed:
-            return self.rows[0].name
-        forms = "/".join(row.form_factor for row in self.rows)
-        return f"{self.name} (form factor assumed: {forms})"
+        told = [OWN] if any(is_own(row.source) for row in self.rows) else []
+        if self.is_assumed:
+            forms = "/".join(row.form_factor for row in self.rows)
+            told.insert(0, f"form factor assumed: {forms}")
+        name = self.name if self.is_assumed else self.rows[0].name
+        return f"{name} ({'; '.join(told)})" if told else name
+
+
+def architectures() -> Mapping[str, Architecture]:
+    """Every row of `data/gpu_architectures.csv`, by its name; the user's own come first."""
+    return _architectures(own_path("gpu_architectures.csv"))
 
 
 @cache
-def architectures() -> Mapping[str, Architecture]:
-    """Every row of `data/gpu_architectures.csv`, by its name."""
-    rows = read_rows(Architecture, shipped("data/gpu_architectures.csv"))
+def _architectures(own: Path | None) -> Mapping[str, Architecture]:
+    rows = table_rows(Architecture, "gpu_architectures.csv", _architecture_name)
     return {row.architecture: row for row in rows}
 
 
-@cache
 def gpus() -> tuple[Gpu, ...]:
-    """Every row of `data/gpu_specs.csv`, in its order."""
-    return read_rows(Gpu, shipped("data/gpu_specs.csv"))
+    """Every row of `data/gpu_specs.csv`, in its order; the user's own come first."""
+    return table_rows(Gpu, "gpu_specs.csv", _gpu_name)
+
+
+def _architecture_name(row: Architecture) -> str:
+    return row.architecture
+
+
+def _gpu_name(row: Gpu) -> str:
+    return row.name.lower()
 
 
 def find_gpu(name: str) -> GpuSpan:

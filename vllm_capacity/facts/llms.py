@@ -16,8 +16,7 @@ from functools import cache
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GIB
-from vllm_capacity.facts.tables import Count, Day, Positive, Text, read_rows, suggest
-from vllm_capacity.resources import shipped
+from vllm_capacity.facts.tables import Count, Day, Positive, Text, suggest, table_rows
 
 BYTES_PER_WEIGHT = {
     "fp32": 4.0,
@@ -146,10 +145,13 @@ class Llm:
         return max(1.0, gpus / self.kv_heads) if self.kv_heads else 1.0
 
 
-@cache
 def llms() -> tuple[Llm, ...]:
-    """Every row of `data/llms.csv`, in its order."""
-    return read_rows(Llm, shipped("data/llms.csv"))
+    """Every row of `data/llms.csv`, in its order; the user's own come first."""
+    return table_rows(Llm, "llms.csv", _model_name)
+
+
+def _model_name(row: Llm) -> str:
+    return row.model.lower()
 
 
 def find_llm(name: str) -> Llm:

@@ -6,6 +6,7 @@ Which row speaks for a GPU is chosen by a stated rule, or by the user:
 2. Of each provider, tier, form factor, region and minimum only its newest row counts.
 3. Rows older than `FRESH_DAYS` before the newest row of that GPU do not count.
 4. The price is the median of what is left; low and high are its cheapest and dearest row.
+5. Where the user has own rows of that GPU, only these count: rules 1–3 are for the others.
 
 Why a median of offers and not the cheapest: the spread of list prices (4.6× for one H100) is
 larger than any error of the models here, and a reader should see it. Whoever knows their rate
@@ -18,7 +19,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import cache
 from typing import Annotated
 
 import msgspec
@@ -26,8 +26,7 @@ import msgspec
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.gpus import ANY_FORM, find_gpu
-from vllm_capacity.facts.tables import Count, Day, Text, read_rows, suggest
-from vllm_capacity.resources import shipped
+from vllm_capacity.facts.tables import OWN, Count, Day, Text, is_own, suggest, table_rows
 
 _MOST_USD = 1e6
 
@@ -65,6 +64,11 @@ class Price:
         return f"{self.provider} {self.tier}{bulk}{place}"
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is a row of the user's own."""
+        return is_own(self.source)
+
+    @property
     def is_offer(self) -> bool:
         """Whether it is an on-demand offer, not a constant, an average, or a cost of owning."""
         text = f"{self.provider} {self.tier}"
@@ -77,10 +81,13 @@ class Price:
         return Estimate.exact(self.usd_per_gpu_hour, basis, kind=Kind.GIVEN)
 
 
-@cache
 def prices() -> tuple[Price, ...]:
-    """Every row of `data/gpu_prices.csv`, in its order."""
-    return read_rows(Price, shipped("data/gpu_prices.csv"))
+    """Every row of `data/gpu_prices.csv`, in its order; the user's own come first."""
+    return table_rows(Price, "gpu_prices.csv", _key)
+
+
+def _key(row: Price) -> str:
+    return row.key.lower()
 
 
 def given_price(usd_per_hour: float) -> Estimate:
@@ -105,6 +112,7 @@ def find_price(name: str) -> Price:
         return keyed[wanted]
     words = wanted.split()
     found = [row for key, row in keyed.items() if words and all(word in key for word in words)]
+    found = [row for row in found if row.is_own] or found
     offers = {_offer(row) for row in found}
     if len(offers) == 1:
         return max(found, key=lambda row: row.date)
@@ -126,9 +134,11 @@ def offers(gpu: str) -> tuple[Price, ...]:
         row
         for row in prices()
         if row.gpu == span.rows[0].gpu
-        and row.is_offer
+        and (row.is_offer or row.is_own)
         and (row.form_factor in forms or row.form_factor in ANY_FORM)
     ]
+    if mine := [row for row in rows if row.is_own]:
+        return tuple(sorted(mine, key=lambda row: (row.usd_per_gpu_hour, row.key)))
     newest: dict[tuple[str, ...], Price] = {}
     for row in sorted(rows, key=lambda row: _day(row.date)):
         newest[_offer(row)] = row
@@ -192,7 +202,7 @@ def _rate(row: Price) -> float:
 
 
 def _named(row: Price) -> str:
-    return f"${row.usd_per_gpu_hour:g} {row.offer}"
+    return f"${row.usd_per_gpu_hour:g} {row.offer}{f' ({OWN})' if row.is_own else ''}"
 
 
 def _offer(row: Price) -> tuple[str, ...]:

@@ -1,0 +1,41 @@
+"""`facts`: the tables of GPUs, models, prices and metrics, searched, with where each is from."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from vllm_capacity.cli.options import columns
+from vllm_capacity.facts.catalog import CATALOGS, FactRow, find_rows, own_tables
+from vllm_capacity.render.facts import overview_text, row_text, rows_text
+
+
+@click.command(short_help="The GPUs, models, prices and metrics known, and where from.")
+@click.argument("table", type=click.Choice(tuple(CATALOGS)), required=False)
+@click.argument("words", nargs=-1)
+@click.option("--full", is_flag=True, help="Every value of each row, with its source.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def facts(table: str | None, words: tuple[str, ...], full: bool, as_json: bool) -> None:
+    """List TABLE, or its rows that have all WORDS in them; one row is shown in full.
+
+    Your own rows come first, in files named gpu_specs.csv, llms.csv, gpu_prices.csv and
+    gpu_architectures.csv with the columns of data/README.md (those with a default may be left out).
+    They are in the folder of your settings (~/.config/vllm-capacity on Linux), in that of --facts,
+    or of VLLM_CAPACITY_FACTS: `vllm-capacity --facts FOLDER facts`.
+    """
+    if table is None:
+        click.echo(overview_text(own_tables(), width=columns()), nl=False)
+        return
+    rows = find_rows(table, words)
+    if as_json:
+        click.echo(json.dumps([_plain(row) for row in rows], ensure_ascii=False))
+        return
+    if full or len(rows) == 1:
+        click.echo("\n".join(row_text(row, width=columns()) for row in rows), nl=False)
+        return
+    click.echo(rows_text(table, rows, width=columns()), nl=False)
+
+
+def _plain(row: FactRow) -> dict[str, object]:
+    return {"is_own": row.is_own, **row.values}
