@@ -61,13 +61,14 @@ _NO_NOW = "a table of loads has no present load to compare with its capacity"
 class LoadTest:
     """The loads of a table, lightest first, and what it says of each.
 
-    `is_limited`: at the server's limit; `kv_ratio` is nan where not given. `most_running` is the
-    most requests that the server runs at once (`max_num_seqs`), None where not told.
+    `limits` says of each load how it is known to be at the server's limit, None where it is not.
+    `kv_ratio` is nan where not given. `most_running` is the most requests that the server runs at
+    once (`max_num_seqs`), None where not told.
     """
 
     loads: LoadPoints
     kv_ratio: Floats
-    is_limited: Mask
+    limits: tuple[str | None, ...]
     most_running: float | None
 
     @classmethod
@@ -82,14 +83,19 @@ class LoadTest:
             .group_by("load", maintain_order=True)
             .agg(
                 pl.col("running", "output", "kv").mean(),
-                pl.col("is_limited").any(),
+                pl.col("limit").drop_nulls().first(),
                 error=scatter.fill_null(0.0).clip(0.0, 0.5),
             )
         )
         columns = (loads[name].to_numpy() for name in ("running", "output", "error"))
         most: float | None = kept["max_num_seqs"].max()  # type: ignore[assignment]
         kv_ratio = loads["kv"].fill_null(float("nan")).to_numpy()
-        return cls(LoadPoints.of(*columns), kv_ratio, loads["is_limited"].to_numpy(), most)
+        return cls(LoadPoints.of(*columns), kv_ratio, tuple(loads["limit"]), most)
+
+    @property
+    def is_limited(self) -> Mask:
+        """Whether each load is known to be at the server's limit."""
+        return np.asarray([limit is not None for limit in self.limits], bool)
 
     @property
     def kv_limit(self) -> float | None:
@@ -138,7 +144,7 @@ def saturation_of(test: LoadTest) -> Saturation:
     proven = test.plateau
     near = on_plateau(test.loads) if proven is None and len(test.loads) else proven
     if proven is not None:
-        capacity, running = _proven(test.loads, proven)
+        capacity, running = _proven(test, proven)
     elif near is not None:
         capacity, running = _held(test, near)
     else:
@@ -188,21 +194,21 @@ def _horizon(test: LoadTest) -> str:
     return f"up to {PRIOR.farthest:g} × the heaviest load, most likely near {PRIOR.usual:g} ×"
 
 
-def _proven(loads: LoadPoints, near: Mask) -> tuple[Estimate, Estimate]:
+def _proven(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:
     """Capacity and its load where a load at the limit proves the plateau."""
-    output, plateau = loads.output[near], loads.running[near]
+    output, plateau = test.loads.output[near], test.loads.running[near]
     above = _ONE_ROW_HIGH if len(plateau) == 1 else _PLATEAU_HIGH
     span = f"{plateau[0]:,.1f}"
     if len(plateau) > 1:
         span += f" to {plateau[-1]:,.1f}"
+    told = dict.fromkeys(limit for limit in test.limits if limit is not None)
     capacity = Estimate.known(
         float(output.min()),
         float(output.mean()),
         above * float(output.max()),
-        f"held at {span} running requests, with requests waiting, less served than offered, or as "
-        "many running as the server runs",
+        f"held at {span} running requests, at the limit: {', '.join(told)}",
     )
-    return capacity, _running(loads, plateau, float(plateau[-1]))
+    return capacity, _running(test.loads, plateau, float(plateau[-1]))
 
 
 def _running(loads: LoadPoints, plateau: Floats, most: float) -> Estimate:
@@ -223,7 +229,7 @@ def _kind(capacity: Estimate, *, is_held: bool) -> str:
 
 
 def _rows(points: pl.DataFrame) -> pl.DataFrame:
-    """running, output, kv, max_num_seqs and is_limited of each row with a load, lightest first."""
+    """running, output, kv, max_num_seqs and limit of each row with a load, lightest first."""
     wanted = ("running_requests", "output_tokens_per_second", "requests_per_second")
     names = (*wanted, "kv_cache_ratio", *LIMIT_COLUMNS)
     table = points.select(
@@ -241,12 +247,12 @@ def _rows(points: pl.DataFrame) -> pl.DataFrame:
     return (
         kept.filter((pl.col("running") > 0) & (pl.col("output") > 0))
         .sort("running", "output")
-        .select("running", "output", "kv", "max_num_seqs", is_limited=_is_limited())
+        .select("running", "output", "kv", "max_num_seqs", limit=_limit_told())
     )
 
 
-def _is_limited() -> pl.Expr:
-    """Whether a row was at the server's limit; false where nothing tells."""
+def _limit_told() -> pl.Expr:
+    """How a row is known to be at the server's limit; null where nothing tells."""
     running, offered = pl.col("running"), pl.col("offered_requests_per_second")
     most, clients = pl.col("max_num_seqs"), pl.col("clients")
     waiting = pl.col("waiting_requests")
@@ -255,8 +261,11 @@ def _is_limited() -> pl.Expr:
     each = pl.col("output") / offered
     served_share = pl.coalesce(pl.col("served") / offered, each / each.max())
     is_full = (running >= _NEARLY_ALL * most) | (clients > most)
-    told = (is_waiting, served_share < _SERVED_OF_OFFERED, is_full)
-    return pl.any_horizontal(each.fill_null(value=False) for each in told)
+    return pl.coalesce(
+        pl.when(is_waiting).then(pl.lit("requests waited")),
+        pl.when(served_share < _SERVED_OF_OFFERED).then(pl.lit("it served less than was offered")),
+        pl.when(is_full).then(pl.lit("it ran as many requests as it may (max_num_seqs)")),
+    )
 
 
 def _load_numbers(running: list[float]) -> list[int]:

@@ -62,7 +62,13 @@ def next_loads(
     No heavier than `most_clients`, where given. Empty where the capacity is known well enough
     (`GOOD_ENOUGH`), or no load is left that would tell more.
     """
-    test = LoadTest.of(points)
+    return next_loads_of(LoadTest.of(points), most_clients=most_clients, count=count)
+
+
+def next_loads_of(
+    test: LoadTest, *, most_clients: float | None = None, count: int = 2
+) -> tuple[NextLoad, ...]:
+    """`next_loads` of a load test, or of a window's loads taken as one."""
     found: list[NextLoad] = []
     for _ in range(count):
         best = _next(test, most_clients)
@@ -158,7 +164,7 @@ def _with(test: LoadTest, clients: float, output: float) -> LoadTest:
             np.insert(loads.error, place, error),
         ),
         kv_ratio=np.insert(test.kv_ratio, place, np.nan),
-        is_limited=np.insert(test.is_limited, place, False),
+        limits=(*test.limits[:place], None, *test.limits[place:]),
     )
 
 
