@@ -268,7 +268,7 @@ def write_tables(sweeps: Mapping[str, LoadPoints], folder: Path) -> None:
 def main() -> None:
     """Print how the constants in use do; with --search, what a search does on unseen sources."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--search", type=int, default=0, metavar="N")
+    parser.add_argument("--search", type=int, default=20, metavar="N")
     parser.add_argument("--write", action="store_true", help="write the tables of notebook 07")
     asked = parser.parse_args()
     attempts = asked.search
