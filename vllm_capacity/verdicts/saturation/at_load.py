@@ -19,7 +19,8 @@ import polars as pl
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, Kind
-from vllm_capacity.verdicts.saturation.curve import Floats, expected_output
+from vllm_capacity.verdicts.saturation.arrays import Floats
+from vllm_capacity.verdicts.saturation.curve import expected_output
 from vllm_capacity.verdicts.saturation.fit import MEASURED
 from vllm_capacity.verdicts.saturation.load_test import LoadTest, saturation_of
 
