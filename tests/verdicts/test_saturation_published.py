@@ -1,15 +1,15 @@
 """Peaks of published sweeps foreseen from their lighter loads.
 
-A case is a sweep cut where its load first reached half of the peak's (or its throughput half of the
-peak): `python bench/saturation_tuning.py --search 20` prints what is held to here, with the
-constants chosen in sight of all sweeps. 96 cases cut by load, 97 % answered, median error 4.5 %,
-mean 7.7 % (90 % bootstrap interval 6.2–9.3 %), 95 % inside their interval, which is 1.55 from end
-to end; with constants of a search that never saw the source: 5.6 %, 8.4 %, 95 %, 1.55.
+A case is a sweep cut where its load first reached a share of the peak's (or its throughput half of
+the peak): `python bench/saturation_tuning.py --search 20` prints what is held to here. Cut at half
+of the load: 31 cases, 97 % answered, median error 5.3 %, mean 8.0 % (90 % bootstrap interval
+5.7–10.5 %), 100 % inside their interval, which is 1.43 from end to end; with constants of a search
+that never saw the source: 4.9 %, 7.4 %, 97 %, 1.29. Cut by throughput, far below the peak: 23
+cases, 83 % answered, 14.5 %, 16.8 %, 100 %, 2.04: such peaks are foreseen too low.
 
-An answer is about the loads up to about 2 × the heaviest one seen. Cut by throughput, peaks often
-lie farther: of sweeps that reach a plateau they are foreseen 12 % too low, and 78 % lie inside
-(a wider interval, as of windows, held 89 %, at 2.0); of those of data/silicon_vllm.csv, which
-still rise where they end, 53 %.
+The sweeps of data/silicon_vllm.csv nearly all rise as far as they were measured. At half of the
+last load 100 % lie inside, cut by throughput 88 %; but at a quarter 53 %, and at an eighth, farther
+than is looked, 3 %: a curve that goes on rising past 4 × the load seen is above its high end.
 """
 
 import random
@@ -41,7 +41,14 @@ def tuning():
 
 @pytest.fixture(scope="module")
 def sweeps(tuning):
-    return tuning.all_sweeps()
+    """The sweeps that were continued to a plateau, or nearly so."""
+    return tuning.ended_sweeps()
+
+
+@pytest.fixture(scope="module")
+def silicon(tuning):
+    """Sweeps that mostly still rise where they end."""
+    return tuning.silicon_sweeps()
 
 
 def fitted(loads: LoadPoints, kept: int | None = None) -> Estimate:
@@ -64,18 +71,16 @@ def errors(answered):
     return [abs(capacity.mid / peak - 1) for capacity, peak in answered]
 
 
-@pytest.fixture(scope="module")
-def ended(tuning):
-    """The sweeps that were continued to a plateau, or nearly so."""
-    return tuning.published_sweeps() | tuning.other_sweeps()
-
-
 @pytest.mark.parametrize(
     ("kind", "by", "least_answered", "median", "mean", "inside", "widest"),
     [
-        pytest.param("sweeps", "load", 0.9, 0.06, 0.1, 0.88, 1.6, id="half of the peak's load"),
-        pytest.param("ended", "load", 0.9, 0.06, 0.1, 0.88, 1.4, id="half of a plateau's load"),
-        pytest.param("ended", "throughput", 0.7, 0.15, 0.15, 0.75, 1.7, id="half of a plateau"),
+        pytest.param("sweeps", "1/8 load", 0.7, 0.11, 0.15, 0.88, 1.8, id="1/8 of the load"),
+        pytest.param("sweeps", "1/4 load", 0.8, 0.06, 0.1, 0.88, 1.7, id="1/4 of the load"),
+        pytest.param("sweeps", "load", 0.9, 0.06, 0.09, 0.88, 1.5, id="half of the load"),
+        pytest.param("sweeps", "3/4 load", 0.95, 0.07, 0.09, 0.88, 1.5, id="3/4 of the load"),
+        pytest.param("sweeps", "throughput", 0.7, 0.18, 0.19, 0.88, 2.1, id="half of the peak"),
+        pytest.param("silicon", "load", 0.9, 0.13, 0.14, 0.88, 1.9, id="rising, half of the load"),
+        pytest.param("silicon", "throughput", 0.9, 0.22, 0.23, 0.85, 2.0, id="rising, half of it"),
     ],
 )
 def test_peaks_are_foreseen(
@@ -90,11 +95,18 @@ def test_peaks_are_foreseen(
     assert np.median([c.high / c.low for c, _ in answered]) <= widest
 
 
-def test_a_source_never_seen_is_foreseen_as_well(ended, tuning):
-    sweeps, near = ended, [tuning.variant(random.Random(k)) for k in range(6)]
-    told = tuning.summary(tuning.unseen(sweeps, [tuning.PRIOR, *near]))
-    assert (told["median error"] < 0.09, told["mean error"] < 0.11) == (True, True)
-    assert (told["coverage"] >= 0.85, told["answered"] >= 0.7) == (True, True)
+# What was measured is always within reach: only the high end may be too low.
+def test_a_low_end_is_never_above_the_peak(sweeps, silicon, tuning):
+    for by in tuning.CUTS:
+        for capacity, peak in cases(sweeps | silicon, tuning, by):
+            assert capacity.low is None or capacity.low <= peak
+
+
+def test_a_source_never_seen_is_foreseen_as_well(sweeps, tuning):
+    near = [tuning.variant(random.Random(k)) for k in range(6)]
+    result = tuning.summary(tuning.unseen(sweeps, [tuning.PRIOR, *near]))
+    assert (result["median error"] < 0.09, result["mean error"] < 0.11) == (True, True)
+    assert (result["coverage"] >= 0.85, result["answered"] >= 0.7) == (True, True)
 
 
 def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
@@ -102,7 +114,7 @@ def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
     assert refused
     for answer in refused:
         low, high = answer.reason.split("anywhere from ")[1].split(" tokens/s")[0].split(" to ")
-        assert float(high.replace(",", "")) > 0.96 * PRIOR.widest * float(low.replace(",", ""))
+        assert float(high.replace(",", "")) > 0.99 * PRIOR.widest * float(low.replace(",", ""))
 
 
 def test_whole_sweeps_show_their_plateau_or_that_they_still_rise(tuning):
@@ -125,9 +137,9 @@ def test_whole_sweeps_show_their_plateau_or_that_they_still_rise(tuning):
         pytest.param(2, 0.12, 0.85, id="two loads ahead"),
     ],
 )
-def test_the_throughput_at_a_load_is_foreseen(sweeps, ahead, median, inside):
+def test_the_throughput_at_a_load_is_foreseen(sweeps, silicon, ahead, median, inside):
     errors, held = [], []
-    for loads in sweeps.values():
+    for loads in (sweeps | silicon).values():
         for at in range(1 if not ahead else 2 + ahead, len(loads) - (not ahead)):
             kept = [k for k in range(len(loads)) if (k <= at - ahead if ahead else k != at)]
             seen = LoadPoints(loads.running[kept], loads.output[kept], loads.error[kept])
@@ -140,9 +152,9 @@ def test_the_throughput_at_a_load_is_foreseen(sweeps, ahead, median, inside):
 
 
 # A plateau of the loads first seen on it holds what heavier loads gave.
-def test_plateau_of_points_covers_heavier_loads(ended):
+def test_plateau_of_points_covers_heavier_loads(sweeps):
     inside = []
-    for loads in ended.values():
+    for loads in sweeps.values():
         for kept in range(3, len(loads)):
             found = fitted(loads, kept)
             if found.sources.startswith("mean of the"):
@@ -200,17 +212,9 @@ def test_kv_ratios_cut_the_curve():
     [
         pytest.param("saturation_loads", "load_rows", id="the sweeps"),
         pytest.param("saturation_cuts", "cut_rows", id="their cuts, by the constants in use"),
+        pytest.param("saturation_tuning", "tuning_rows", id="the neighbors of the constants"),
     ],
 )
 def test_committed_tables_of_the_tuning_are_those_of_the_code(tuning, sweeps, name, rows):
     written = pl.read_csv(TABLES / f"{name}.csv")
     assert_frame_equal(written, getattr(tuning, rows)(sweeps), abs_tol=1e-6, rel_tol=1e-6)
-
-
-def test_the_committed_figures_of_the_constants_in_use_are_those_of_the_code(tuning, sweeps):
-    written = pl.read_csv(TABLES / "saturation_tuning.csv").filter("is_in_use", cut="load")
-    assert set(written["constant"]) == set(tuning.NEIGHBORS)
-    told = tuning.summary(list(tuning.cases(sweeps)))
-    for name in ("median_error", "mean_error", "coverage", "high_over_low"):
-        told_as = name.replace("_over_", " / ").replace("_", " ")
-        assert written[name].to_list() == pytest.approx([told[told_as]] * len(written), abs=1e-5)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,12 +25,7 @@ from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.arrays import Floats, is_seen, or_zero, summed
-from vllm_capacity.verdicts.saturation.curve import (
-    FARTHEST_LOAD,
-    WINDOW_PRIOR,
-    LoadPoints,
-    extrapolated_peak,
-)
+from vllm_capacity.verdicts.saturation.curve import PRIOR, LoadPoints, Prior, extrapolated_peak
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 
 MAX_NUM_SEQS = "max_num_seqs"
@@ -42,10 +37,7 @@ REPLICAS = "replicas"
 _LOW_HIT_RATIO = 0.1
 _SPARE = 1.2
 _MIN_LIMITED_SHARE = 0.05
-_NO_LOSS = replace(
-    WINDOW_PRIOR, farthest=FARTHEST_LOAD, thinning=-0.7, scatter=0.05, widest=2.5, kv_loss=0.0
-)
-"""The loads below a limit are few, and what is asked may lie far beyond them."""
+_NO_LOSS = Prior(kv_loss=0.0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,8 +111,7 @@ def _gain(
         return Estimate.unknown("the capacity as it is now is not known")
     own = fit.levels.loads
     is_lighter = own.running < 0.95 * running
-    prior = WINDOW_PRIOR
-    loss, doubt = (prior.kv_loss, prior.kv_loss_error) if is_preempting else (0.0, 0.0)
+    loss, doubt = (PRIOR.kv_loss, PRIOR.kv_loss_error) if is_preempting else (0.0, 0.0)
     loads = LoadPoints.of(
         [*own.running[is_lighter], running],
         [*own.output[is_lighter], fit.capacity.mid * (1 + loss)],

@@ -91,7 +91,7 @@ def _output_at(test: LoadTest, clients: float) -> Estimate:
         )
     most = min((limit for limit in (test.most_running, test.kv_limit) if limit), default=clients)
     running = min(clients, most)
-    found = expected_output(loads, running, prior=test.prior) if len(loads) else None
+    found = expected_output(loads, running) if len(loads) else None
     if found is None:
         return Estimate.unknown("it takes two different loads or more to tell another")
     low, mid, high = found

@@ -5,24 +5,28 @@ Extrapolating the peak from lighter load, in words:
 1. Candidate curves are X ∝ N / (1 + (sN)^p)^(1/p): p = 1 is the scalability law (`fitted_usl`)
    without κ; p < 1 bends slowly, as mixtures of experts do; p > 1 bends sharply, as a ceiling does.
 2. Each candidate (p, s) is weighed by how well it follows the measured loads, near ones most: an
-   error of 0.7 % at the heaviest load, 5 % more for every factor e below it (windows: 2 %, 20 %).
-3. Where the peak lies is unknown. Of a load test it is taken to lie about 2 × beyond the heaviest
-   load (log-normal, spread 0.2, up to 4 ×): what is said holds up to there. For windows it lies
-   between the heaviest load seen and 3 × that, all about as likely. Where the KV usage per request
+   error of 2 % at the heaviest load, 20 % more for every factor e below it.
+3. Where the peak lies is unknown: between the heaviest load seen and 5 × that, the further the less
+   likely (by logarithm, as load^-0.7: half as likely at 2.7 × it); for windows up to 3 × that, all
+   about as likely. Where the KV usage per request
    tells at which load the cache is full, it lies there (95 % sure, less 12 % for every further
    heaviest load up to it: another limit may come first), and throughput is 6 ± 4 % lower for
    preemptions.
-4. The weighed spread of X at those loads, and 3.5 % for what a sweep scatters (8 % with three
-   loads, 5 with five: few loads follow any curve), gives the interval; its median is the middle. A
-   peak is no less than what was seen, less its error, which bounds all of it; loads measured once
-   err as far as they scatter about the likeliest curve. The low end is never above that, less what
-   a measurement errs (3 %): a ceiling of the scheduler shows only on reaching it. Since next to
+4. The weighed spread of X at those loads, and 5 % for what a sweep scatters (11 % with three loads,
+   8 with five: few loads follow any curve), gives the interval; its median is the middle. A peak is
+   no less than what was seen, less its error, which bounds all of it; loads measured once err as
+   far as they scatter about the likeliest curve. The low end is never above that, less what a
+   measurement errs (3 %): a ceiling of the scheduler shows only on reaching it. Since next to
    nothing lies below it, the high end is at 93 %; it is 6 % above what was seen, at least.
-5. Where high and low lie more than 2 × apart, that is no answer: the curve has not bent. The load
-   at which it would bend is then the answer.
+5. Where high and low lie more than 2.5 × apart (2 × for windows), that is no answer: the curve has
+   not bent. The load at which it would bend is then the answer.
 
-The throughput at a named load (`expected_output`) comes from the same candidates, weighed by the
-loads near it.
+For load tests one candidate bends more slowly (p = 0.5): without it, sweeps of mixtures of experts
+were foreseen too low. A peak that lies 4 × the heaviest load away or more, on a curve that goes on
+rising, is foreseen too low all the same.
+
+The throughput at a named load (`expected_output`) comes from curves of the same form, which follow
+the loads near it more closely: an error of 0.7 % at the nearest, 5 % more for every factor e away.
 
 The constants of 2–5 were chosen by hand with `bench/saturation_tuning.py`: for errors, coverage and
 answers at cuts by load; what they make of each sweep, and what a search that never saw a source
@@ -109,38 +113,28 @@ class LoadPoints:
 class Prior:
     """What is believed before a load is seen: the constants of the module's words 1 to 4.
 
-    `shapes` are (p, weight); `kv_loss` is the throughput lost to preemptions; `usual` is where the
-    peak usually lies, × the heaviest load, `usual_spread` the spread of its logarithm, `farthest`
-    where it lies at most; `thinning` is a power of load by which a peak farther away is more
-    likely; `widest` is the largest interval, high ÷ low, that is still an answer.
+    `shapes` are (p, weight); `kv_loss` is the throughput lost to preemptions; `thinning` is the
+    power of load by which a peak farther away is less likely; `widest` is the largest interval,
+    high ÷ low, that is still an answer. All but `farthest` and `thinning` are relative.
     """
 
-    shapes: tuple[tuple[float, float], ...] = ((0.5, 1.0), (1.0, 1.0), (2.0, 0.5))
-    near_error: float = 0.007
-    error_per_e: float = 0.05
-    farthest: float = 4.0
-    usual: float = 2.0
-    usual_spread: float = 0.2
-    thinning: float = 0.0
-    widest: float = 2.0
-    scatter: float = 0.035
+    shapes: tuple[tuple[float, float], ...] = ((0.8, 1.0), (1.2, 1.0), (2.0, 0.5))
+    near_error: float = 0.02
+    error_per_e: float = 0.2
+    farthest: float = FARTHEST_LOAD
+    thinning: float = -0.7
+    widest: float = 2.5
+    scatter: float = 0.05
     kv_loss: float = 0.06
     kv_loss_error: float = 0.04
 
 
-PRIOR = Prior()
+PRIOR = Prior(shapes=((0.5, 1.0), (0.8, 1.0), (1.2, 1.0), (2.0, 0.5)))
 """For load tests: a few loads, some of them far from the peak."""
-WINDOW_PRIOR = Prior(
-    shapes=((0.8, 1.0), (1.2, 1.0), (2.0, 0.5)),
-    near_error=0.02,
-    error_per_e=0.2,
-    farthest=3.0,
-    usual_spread=np.inf,
-    thinning=0.2,
-    widest=2.0,
-    scatter=0.03,
-)
+WINDOW_PRIOR = Prior(farthest=3.0, thinning=0.2, widest=2.0, scatter=0.03)
 """For windows: many loads, exactly known, of a server that somebody sized for its traffic."""
+_AT_PRIOR = Prior(shapes=((0.5, 1.0), (1.0, 1.0), (2.0, 0.5)), near_error=0.007, error_per_e=0.05)
+"""For the throughput at a named load, which the loads near it tell."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,9 @@ class PeakEstimate:
     is_answer: bool
 
     def no_less_than(self, output: float) -> PeakEstimate:
-        """The same with no end below an output that was measured."""
+        """The same with no end below an output that was measured; no answer stays as it is."""
+        if not self.is_answer:
+            return self
         low, mid, high = (max(output, end) for end in (self.low, self.mid, self.high))
         return replace(self, low=low, mid=mid, high=high)
 
@@ -209,9 +205,7 @@ def extrapolated_peak(
     )
 
 
-def expected_output(
-    loads: LoadPoints, running: float, *, prior: Prior = PRIOR
-) -> tuple[float, float, float] | None:
+def expected_output(loads: LoadPoints, running: float) -> tuple[float, float, float] | None:
     """Output tokens/s to expect at a load: low, middle, high (5, 50, 95 %); None under two loads.
 
     Between the loads seen, and beyond them as far as the curve goes on: no limit of the server is
@@ -220,9 +214,9 @@ def expected_output(
     if len(np.unique(loads.running)) < 2:
         return None
     anchor = min(max(running, float(loads.running[0])), loads.heaviest)
-    weights, levels, bends, shapes = _candidates(loads, prior, anchor)
+    weights, levels, bends, shapes = _candidates(loads, _AT_PRIOR, anchor)
     away = abs(float(np.log(running / anchor)))
-    level = _level_error(loads, prior, anchor)
+    level = _level_error(loads, _AT_PRIOR, anchor)
     error = float(np.sqrt(_AT_SCATTER**2 + level**2 + (_AT_ERROR_PER_E * away) ** 2))
     logs = levels + _growth(bends, shapes, np.asarray(running / anchor))
     spread = logs[:, None] + error * _NORMAL
@@ -308,8 +302,7 @@ def _reaches(heaviest: float, kv_limit: float | None, prior: Prior) -> tuple[Flo
     """Where the peak may lie: × the heaviest load, weight, whether the KV cache sets it."""
     if kv_limit is None or kv_limit >= prior.farthest * heaviest:
         free = np.exp(np.linspace(0, np.log(prior.farthest), 13))
-        off = (np.log(free) - np.log(prior.usual)) / prior.usual_spread
-        likely = free**prior.thinning * np.exp(-(off**2) / 2)
+        likely = free**prior.thinning
         return free, likely / likely.sum(), np.zeros(13, bool)
     reach = max(1.0, kv_limit / heaviest)
     free = np.exp(np.linspace(0, np.log(reach), 5))
@@ -391,7 +384,7 @@ def _padded(sets: Sequence[LoadPoints]) -> tuple[Floats, Floats, Floats]:
     for row, loads in enumerate(sets):
         n[row, : len(loads)] = loads.running
         logs[row, : len(loads)] = np.log(loads.output)
-        weights[row, : len(loads)] = 1 / np.hypot(WINDOW_PRIOR.near_error, loads.error) ** 2
+        weights[row, : len(loads)] = 1 / np.hypot(PRIOR.near_error, loads.error) ** 2
     return n, logs, weights / weights.sum(1, keepdims=True)
 
 

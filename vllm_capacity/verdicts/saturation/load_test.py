@@ -111,7 +111,7 @@ class LoadTest:
         if self.most_running is None or not len(self.loads):
             return PRIOR
         reach = max(1.0, self.most_running / self.loads.heaviest)
-        return PRIOR if reach > PRIOR.farthest else replace(PRIOR, farthest=reach, usual=reach)
+        return PRIOR if reach > PRIOR.farthest else replace(PRIOR, farthest=reach)
 
     @property
     def plateau(self) -> Mask | None:
@@ -191,7 +191,9 @@ def _horizon(test: LoadTest) -> str:
     """How far the peak is looked for."""
     if test.most_running is not None and test.prior is not PRIOR:
         return f"the server runs at most {test.most_running:,.0f} requests at once (max_num_seqs)"
-    return f"up to {PRIOR.farthest:g} × the heaviest load, most likely near {PRIOR.usual:g} ×"
+    return (
+        f"looked for up to {PRIOR.farthest:g} × the heaviest load: more where it still rises there"
+    )
 
 
 def _proven(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:

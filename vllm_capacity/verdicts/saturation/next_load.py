@@ -137,7 +137,7 @@ def _expected_width(test: LoadTest, clients: int) -> float:
 def _expected(test: LoadTest, clients: float) -> Sequence[float]:
     """What a load would give, in each case of where the peak lies (`_CASES`)."""
     loads = test.loads
-    told = expected_output(loads, clients, prior=test.prior) if len(loads) else None
+    told = expected_output(loads, clients) if len(loads) else None
     if told is None:
         linear = clients * float(loads.output[-1]) / loads.heaviest if len(loads) else clients
         return (linear, linear, linear)
