@@ -8,6 +8,7 @@ none of them computes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -24,7 +25,14 @@ from vllm_capacity.answer import (
     WindowExtent,
 )
 from vllm_capacity.assumptions import SLO_OPTIONS, Assumptions
-from vllm_capacity.bills import engine_parts, engine_rates, grouped, presence, unlabelled
+from vllm_capacity.bills import (
+    engine_name,
+    engine_parts,
+    engine_rates,
+    grouped,
+    presence,
+    unlabelled,
+)
 from vllm_capacity.costs_by_time import costs_by_hour, costs_by_part
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
@@ -64,10 +72,16 @@ from vllm_capacity.verdicts.quality import evidence
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.saturation.advice import advice
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.peers import completed, lenders, unloaded
-from vllm_capacity.verdicts.saturation.slo import Oversaturation, is_oversaturating, slo_throughput
-from vllm_capacity.verdicts.sizing import Policy
+from vllm_capacity.verdicts.saturation.slo import (
+    Oversaturation,
+    is_oversaturating,
+    slo_throughput,
+    throughputs,
+)
+from vllm_capacity.verdicts.sizing import Policy, Pool, Surplus, busiest, one_of, surplus
 
 _LIGHT_SHARE = 0.5
 _HISTOGRAM_OF = {"ttft_p95_seconds": TTFT, "itl_p95_seconds": ITL}
@@ -403,6 +417,37 @@ class Analysis:
             replicas=max(1, self.answer.window.engines),
             startup_lead_seconds=policy.startup_seconds,
         )
+
+    def surplus(self, policy: Policy | None = None) -> Surplus:
+        """How many replicas the busiest time did not need, by the policy, and what they cost a day.
+
+        Within the latency targets, where they are given.
+        """
+        models = {
+            engine_name(row): row["model_name"] or "" for row in self.engines.iter_rows(named=True)
+        }
+        groups: dict[str, list[str]] = {}
+        for engine, model in models.items():
+            groups.setdefault(model, []).append(engine)
+        return surplus({m: self._pool(own) for m, own in groups.items()}, policy or Policy())
+
+    def _pool(self, engines: Sequence[str]) -> Pool:
+        """The engines of one model as replicas of one another."""
+        there = sum(self.presence[engine] for engine in engines)
+        can = self.capacities
+        if self.assumptions.slo.targets:
+            can = throughputs(
+                self.fits, self.assumptions.slo, lent_by=self.lenders, capacities=self.capacities
+            )
+        unknown = Estimate.unknown("no step of the engine could be judged")
+        whole = fleet_sum({e: can.get(e, unknown) for e in engines}, presence=self.presence)
+        own = self.steps.filter(
+            pl.concat_str("instance", "engine", separator="/").is_in(list(engines))
+        )
+        prices = [self.bill_parts[engine].usd_per_engine_hour for engine in engines]
+        each = whole.scaled(1 / there) if there else whole
+        asked = busiest(own, is_latency_bound=bool(self.assumptions.slo.targets))
+        return Pool(there, asked, each, one_of(prices))
 
     @cached_property
     def gauges(self) -> gauges.Gauges:

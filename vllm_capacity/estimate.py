@@ -233,7 +233,7 @@ _UNITS = (
     (r".*requests_per_second", "requests/s"),
     (r".*running_requests", "running requests"),
     (r"rejected|abandoned", "requests"),
-    (r"replicas|gpus", ""),
+    (r".*replicas|gpus", ""),
 )
 
 

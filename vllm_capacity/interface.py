@@ -29,7 +29,7 @@ RENAMED_PARAMETERS: Mapping[str, str] = {
 }
 """Parameters of notebooks, and terms of their pages, of an earlier release to those since."""
 
-_NEW_IN_2 = ("schema_version",)
+_NEW_IN_2 = ("schema_version", "surplus")
 _NEW_IN_ESTIMATES = ("kind", "confidence", "unit")
 _OLD = {new: old for old, new in RENAMED.items()}
 

@@ -36,6 +36,7 @@ from vllm_capacity.verdicts.sizing import (
     Policy,
     QueueCheck,
     Runway,
+    Surplus,
     demand_seen,
     month_usd,
     queue_check,
@@ -82,7 +83,8 @@ class Plan(Figures):
 
     Demand is of all replicas, capacity of one engine (within the targets where given).
     `queue_check` is None where it cannot be asked. `options` are other GPUs, best tokens per dollar
-    first, rejected ones last with their reason; `options_reason` is why there are none.
+    first, rejected ones last with their reason; `options_reason` is why there are none. `surplus`
+    is how many of the replicas of the window its own busiest time did not need.
     """
 
     window: WindowExtent
@@ -99,6 +101,7 @@ class Plan(Figures):
     options: tuple[Option, ...]
     options_reason: str
     forecast: DemandAhead
+    surplus: Surplus
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -168,6 +171,7 @@ class _Planning:
             options=options,
             options_reason=reason,
             forecast=self.analysis.demand_ahead,
+            surplus=self.analysis.surplus(self.request.policy),
         )
 
     @property

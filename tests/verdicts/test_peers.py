@@ -4,6 +4,7 @@ The fleets are made by tests/truth_server, whose laws are not the package's. An 
 many times slower takes so much longer for every step, so its capacity is that much less.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -24,6 +25,7 @@ from vllm_capacity.figures.makes import Make
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.peers import are_as_fast, completed
+from vllm_capacity.verdicts.sizing import Policy
 
 MEASURED = Estimate.known(95, 100, 105, "held")
 FORESEEN = Estimate.known(80, 120, 160, "bent", kind=Kind.EXTRAPOLATED)
@@ -248,3 +250,14 @@ def test_a_fleet_never_near_its_limit_has_true_bounds(judge: Judge, number: int)
     assert one.right(capacity, *one.capacities)
     assert one.right(cost.utilization, *(one.rate / most for most in one.capacities))
     assert (capacity.low or 0.0) >= one.rate
+
+
+@pytest.mark.parametrize("number", range(len(FLEETS)))
+def test_no_more_replicas_go_than_the_true_capacity_allows(judge: Judge, number: int):
+    """Of the slowest replicas, at the busiest time that was seen."""
+    one, policy = judge(number), Policy()
+    found = one.found.surplus(policy)
+    least = min(one.truth.capacity, one.truth.saturated_output) * sum(one.speeds) / len(one.speeds)
+    busiest = found.busiest_output_tokens_per_second.high or 0.0
+    needed = math.ceil(busiest / (least * (1 - policy.headroom_ratio))) + policy.spare_replicas
+    assert (found.removable_replicas.low or 0.0) <= max(0, len(one.speeds) - needed)

@@ -47,7 +47,7 @@ def cost(
     analysis = analysis_of(window, given, verify=verify)
     if as_json:
         bill = analysis.bill_by(by)
-        body = {"by": by, "whole": bill.whole, "parts": bill.parts}
+        body = {"by": by, "whole": bill.whole, "parts": bill.parts, "surplus": analysis.surplus()}
         click.echo(as_text({**body, "schema_version": SCHEMA_VERSION}, schema_version))
         return
     from vllm_capacity.render.terminal import cost_text

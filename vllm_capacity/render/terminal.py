@@ -26,6 +26,7 @@ from vllm_capacity.render.sections.plan import (
     rejected_table,
     sensitivity_table,
     sizing_table,
+    surplus_text,
 )
 from vllm_capacity.render.sections.quality import quality_table
 from vllm_capacity.render.tables import (
@@ -62,7 +63,11 @@ def cost_text(analysis: Analysis, *, by: str = "engine", width: int = _WIDTH) ->
     InputError where no counter has the label `by`.
     """
     title = [*_title(analysis), *_simulated(analysis)]
-    return _page(_paragraphs(title, width), bill_table(analysis, by).to_text(width))
+    return _page(
+        _paragraphs(title, width),
+        bill_table(analysis, by).to_text(width),
+        _paragraphs(surplus_text(analysis.surplus()).sentences, width),
+    )
 
 
 def plan_text(analysis: Analysis, plan: Plan, *, here: str = "", width: int = _WIDTH) -> str:
@@ -74,6 +79,7 @@ def plan_text(analysis: Analysis, plan: Plan, *, here: str = "", width: int = _W
     return _page(
         _paragraphs(title, width),
         sizing_table(plan, here).to_text(width),
+        _paragraphs(surplus_text(plan.surplus).sentences, width),
         _paragraphs(queue_check(plan).sentences, width),
         "What if?\n" + sensitivity_table(plan).to_text(width),
         "Which GPUs?\n" + _gpus(plan, here, width),

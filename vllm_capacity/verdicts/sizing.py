@@ -22,12 +22,15 @@ from typing import ClassVar
 import polars as pl
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures, total
 from vllm_capacity.record import Record
 from vllm_capacity.timerange import HOURS_PER_MONTH
 from vllm_capacity.verdicts.queueing import Queue, servers_needed
 
 MAX_REPLICAS = 1_000_000
+HOURS_PER_DAY = 24
+_SHORT_SECONDS = 7200.0
+_NEARLY = 0.05  # of a replica: an engine is there a scrape more or less than the window
 
 
 @dataclass(frozen=True, repr=False)
@@ -136,6 +139,127 @@ def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
     if ratio.high is not None and ratio.high > MAX_REPLICAS:
         return Estimate.unknown(f"more than {MAX_REPLICAS:,} replicas: {ratio.sources}")
     return ratio.map(lambda needed: _whole(needed) + policy.spare_replicas)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The replicas of one model: how many there were, the most asked of them, what one can do.
+
+    Demand and capacity in output tokens/s, `usd_per_hour` of one replica.
+    """
+
+    replicas: float
+    demand: Estimate
+    capacity: Estimate
+    usd_per_hour: Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class Surplus(Figures):
+    """How many of the replicas there were could go, and what that saves: bounds, or an interval.
+
+    `replicas` is how many there were on average, `needed_replicas` what the busiest time took under
+    `policy`. Where several models are served, each keeps its own; all are added.
+    """
+
+    replicas: float
+    policy: Policy
+    busiest_output_tokens_per_second: Estimate
+    replica_output_tokens_per_second: Estimate
+    needed_replicas: Estimate
+    removable_replicas: Estimate
+    usd_per_day: Estimate
+
+
+def surplus(pools: Mapping[str, Pool], policy: Policy) -> Surplus:
+    """How many replicas the busiest time did not need, over the pools, by model.
+
+    Spares and headroom of the policy are kept, and one replica of each model, though nobody asked
+    for it. Unknown for no pools. `replica_output_tokens_per_second` is the mean of all replicas.
+    """
+    needed = {name: _needed(pool, policy) for name, pool in pools.items()}
+    removable = {name: _left(needed[name], _there(pool)) for name, pool in pools.items()}
+    saved = {
+        name: removable[name].times(pool.usd_per_hour).scaled(HOURS_PER_DAY)
+        for name, pool in pools.items()
+    }
+    there = math.fsum(pool.replicas for pool in pools.values())
+    capacity = _whole_of({n: p.capacity.scaled(p.replicas) for n, p in pools.items()})
+    return Surplus(
+        replicas=there,
+        policy=policy,
+        busiest_output_tokens_per_second=_whole_of({n: p.demand for n, p in pools.items()}),
+        replica_output_tokens_per_second=capacity.scaled(1 / there) if there else capacity,
+        needed_replicas=_whole_of(needed),
+        removable_replicas=_whole_of(removable),
+        usd_per_day=_whole_of(saved),
+    )
+
+
+def _needed(pool: Pool, policy: Policy) -> Estimate:
+    """The replicas that the busiest time took; one at least, spares included."""
+    if pool.demand.high == 0:
+        least = max(1, policy.spare_replicas)
+        return Estimate.exact(least, "nothing was asked for; one replica stays")
+    return replicas(pool.demand, pool.capacity, policy).map(lambda count: max(1.0, count))
+
+
+def _left(needed: Estimate, there: int) -> Estimate:
+    return needed.map(lambda count: max(0.0, there - count), is_decreasing=True)
+
+
+def _there(pool: Pool) -> int:
+    """The whole replicas of a pool, a scrape more or less."""
+    return math.floor(pool.replicas + _NEARLY)
+
+
+def one_of(prices: Sequence[Estimate]) -> Estimate:
+    """The price of one of several, whichever: their mean, from the lowest to the highest.
+
+    Unknown where one is.
+    """
+    for each in prices:
+        if not each.is_known:
+            return each
+    lows, mids, highs = ([getattr(p, end) for p in prices] for end in ("low", "mid", "high"))
+    mean = math.fsum(mids) / len(mids)
+    if min(lows) == max(highs):
+        return prices[0]
+    return Estimate.between(min(lows), mean, max(highs), f"one of {len(prices)} replicas")
+
+
+def _whole_of(parts: Mapping[str, Estimate]) -> Estimate:
+    return next(iter(parts.values())) if len(parts) == 1 else total(parts)
+
+
+def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> Estimate:
+    """The output tokens/s of all engines in the busiest hour, and at most in a shorter time.
+
+    That is the busiest quarter of an hour; the busiest minute where latency targets must be met
+    throughout, or under two hours were observed. `steps` as in `STEP_SCHEMA`; times are the
+    clock's, by what of them was observed. Unknown where no step observed it.
+    """
+    seen = steps.drop_nulls("output_tokens_per_second").with_columns(
+        seconds=(pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
+    )
+    together = seen.group_by("start").agg(
+        seconds=pl.col("seconds").max(),
+        tokens=(pl.col("output_tokens_per_second") * pl.col("seconds")).sum(),
+    )
+    if together.is_empty():
+        return Estimate.unknown("no step of the window has an observed output")
+    is_short = together["seconds"].sum() < _SHORT_SECONDS
+    length, words = ("1m", "minute") if is_latency_bound or is_short else ("15m", "quarter-hour")
+    most = _most(together, length)
+    hour = min(most, _most(together, "1h"))
+    return Estimate.between(hour, hour, most, f"the busiest hour; at most the busiest {words}")
+
+
+def _most(together: pl.DataFrame, length: str) -> float:
+    rates = together.group_by(pl.col("start").dt.truncate(length)).agg(
+        rate=pl.col("tokens").sum() / pl.col("seconds").sum()
+    )
+    return float(rates["rate"].max() or 0.0)  # type: ignore[arg-type]
 
 
 def month_usd(gpus: Estimate, usd_per_gpu_hour: Estimate) -> Estimate:

@@ -32,7 +32,7 @@ from vllm_capacity.render.tables import (
     text,
 )
 from vllm_capacity.verdicts.hardware.compare import Option
-from vllm_capacity.verdicts.sizing import Policy
+from vllm_capacity.verdicts.sizing import Policy, Surplus
 
 _NEEDS: tuple[tuple[str, str, Write, str], ...] = (
     ("demand", "demand_requests_per_second", number, "requests/s"),
@@ -48,6 +48,7 @@ _WAYS = {
     "fewer replicas, always on": "consolidation",
 }
 _MILLION = 1e6
+_SEVERAL = 1.5
 
 
 def sizing_table(plan: Plan, here: str = "") -> Table:
@@ -60,6 +61,46 @@ def sizing_table(plan: Plan, here: str = "") -> Table:
     if option is not None and not plan.usd_per_month.is_known and option.usd_per_month.is_known:
         figures[-1] = Figure("cost per month, at a list price", option.usd_per_month, usd)
     return figures_table(figures)
+
+
+def surplus_text(found: Surplus) -> Text:
+    """How many of the replicas can go, and what that saves per day; empty for a single replica."""
+    if found.replicas < _SEVERAL:
+        return text()
+    there, removable = count(found.replicas), found.removable_replicas
+    if removable.is_unknown or (removable.is_bound and not removable.low):
+        return text(f"It is not known how many replicas can go: {reason(removable)}.")
+    if removable.high == 0:
+        return text(f"No replica of {there} can go. {_rests_on(found)}")
+    many = f"At least {count(removable.low or 0.0)}"
+    if removable.is_known and not removable.low:
+        many = f"Up to {count(removable.high or 0.0)}"
+    money = found.usd_per_day
+    saved = "" if money.is_unknown else f": {_saved(money)} per day"
+    return text(f"{many} of {there} replicas can go{saved}. {_rests_on(found)}")
+
+
+def _saved(money: Estimate) -> str:
+    """Dollars: at least the low end, or up to the high one where nothing is sure to be saved."""
+    if money.low:
+        return f"at least {usd(money.low)}"
+    return f"up to {usd(money.high or 0.0)}"
+
+
+def _rests_on(found: Surplus) -> str:
+    """What the number of replicas that stay was made of."""
+    busiest, each, policy = (
+        found.busiest_output_tokens_per_second,
+        found.replica_output_tokens_per_second,
+        found.policy,
+    )
+    asked = number(busiest.high or 0.0)
+    least = number(each.low or 0.0)
+    return (
+        f"The busiest time took {asked} output tokens/s; a replica gives at least {least}, of "
+        f"which {percent(policy.headroom_ratio)} stays free, and "
+        f"{plural(policy.spare_replicas, 'replica')} may fail."
+    )
 
 
 def queue_check(plan: Plan) -> Text:

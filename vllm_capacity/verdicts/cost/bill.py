@@ -127,6 +127,11 @@ class CostShare:
     usd_per_gpu_hour: Estimate
     capacity_output_tokens_per_second: Estimate
 
+    @property
+    def usd_per_engine_hour(self) -> Estimate:
+        """What one engine costs an hour: its GPUs × the price of one."""
+        return self.usd_per_gpu_hour.scaled(self.usage.gpus_per_engine)
+
 
 @dataclass(frozen=True)
 class Bill:
