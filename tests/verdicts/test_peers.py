@@ -22,6 +22,7 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, pricing
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.figures.makes import Make
+from vllm_capacity.plan import plan
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.peers import are_as_fast, completed
@@ -261,3 +262,14 @@ def test_no_more_replicas_go_than_the_true_capacity_allows(judge: Judge, number:
     busiest = found.busiest_output_tokens_per_second.high or 0.0
     needed = math.ceil(busiest / (least * (1 - policy.headroom_ratio))) + policy.spare_replicas
     assert (found.removable_replicas.low or 0.0) <= max(0, len(one.speeds) - needed)
+
+
+@pytest.mark.parametrize("number", range(len(FLEETS)))
+def test_all_that_is_said_of_a_fleet_is_one_computation(judge: Judge, number: int):
+    found = judge(number).found
+    answer, planned, bill = found.answer, plan(found), found.bill_by("engine")
+    assert bill.whole == answer.cost
+    assert answer.saturation.headroom_ratio.low == answer.cost.idle_ratio.low
+    assert planned.surplus == found.surplus(Policy())
+    each = planned.capacity_output_tokens_per_second
+    assert planned.surplus.replica_output_tokens_per_second.low == pytest.approx(each.low)
