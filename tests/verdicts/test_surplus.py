@@ -66,14 +66,16 @@ def test_replicas_go_that_the_busiest_time_did_not_need(pools, removable, usd_pe
         assert (said.low, said.mid, said.high) == expected
 
 
-def steps(*rates: float, seconds: float = 60.0) -> pl.DataFrame:
-    """One engine's steps one after the other."""
+def steps(*rates: float, seconds: float = 60.0, waiting: float = 0.0) -> pl.DataFrame:
+    """One engine's steps one after the other, of requests of 100 output tokens."""
     length = timedelta(seconds=seconds)
     return pl.DataFrame(
         {
             "start": [T0 + length * i for i in range(len(rates))],
             "end": [T0 + length * (i + 1) for i in range(len(rates))],
             "output_tokens_per_second": rates,
+            "requests_per_second": [rate / 100 for rate in rates],
+            "waiting_max": [waiting] * len(rates),
         }
     )
 
@@ -87,6 +89,9 @@ BURST = [100.0] * 150 + [250.0] + [100.0] * 29  # three hours
         pytest.param(steps(*BURST), False, (102.5, 110), id="a quarter of an hour"),
         pytest.param(steps(*BURST), True, (102.5, 250), id="a minute, for latency targets"),
         pytest.param(steps(*BURST[140:160]), False, (107.5, 250), id="a minute, of a short window"),
+        pytest.param(
+            steps(*BURST, waiting=90), False, (102.5, 120), id="what waited was asked for, too"
+        ),
         pytest.param(
             pl.concat([steps(*BURST), steps(*BURST)]), False, (205, 220), id="engines add up"
         ),

@@ -233,31 +233,43 @@ def _whole_of(parts: Mapping[str, Estimate]) -> Estimate:
 
 
 def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> Estimate:
-    """The output tokens/s of all engines in the busiest hour, and at most in a shorter time.
+    """The output tokens/s asked of all engines in the busiest hour, and at most in a shorter time.
 
     That is the busiest quarter of an hour; the busiest minute where latency targets must be met
-    throughout, or under two hours were observed. `steps` as in `STEP_SCHEMA`; times are the
-    clock's, by what of them was observed. Unknown where no step observed it.
+    throughout, or under two hours were observed. What waited then was asked for, too. `steps` as in
+    `STEP_SCHEMA`; times are the clock's, by what of them was observed. Unknown where no step
+    observed it.
     """
     seen = steps.drop_nulls("output_tokens_per_second").with_columns(
         seconds=(pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
     )
-    together = seen.group_by("start").agg(
-        seconds=pl.col("seconds").max(),
-        tokens=(pl.col("output_tokens_per_second") * pl.col("seconds")).sum(),
+    # In order, so that sums are the same to the last digit whoever asks.
+    together = (
+        seen.sort("start", maintain_order=True)
+        .group_by("start", maintain_order=True)
+        .agg(
+            seconds=pl.col("seconds").max(),
+            tokens=(pl.col("output_tokens_per_second") * pl.col("seconds")).sum(),
+            requests=(pl.col("requests_per_second") * pl.col("seconds")).sum(),
+            waiting=pl.col("waiting_max").sum(),
+        )
     )
     if together.is_empty():
         return Estimate.unknown("no step of the window has an observed output")
     is_short = together["seconds"].sum() < _SHORT_SECONDS
     length, words = ("1m", "minute") if is_latency_bound or is_short else ("15m", "quarter-hour")
-    most = _most(together, length)
-    hour = min(most, _most(together, "1h"))
-    return Estimate.between(hour, hour, most, f"the busiest hour; at most the busiest {words}")
+    tokens, requests = (float(together[name].sum()) for name in ("tokens", "requests"))
+    queued = pl.col("waiting").max() * (tokens / requests if requests else 0.0)
+    most = _most(together, length, pl.col("tokens").sum() + queued)
+    hour = min(most, _most(together, "1h", pl.col("tokens").sum()))
+    basis = f"the busiest hour; at most the busiest {words}, with what waited in it"
+    return Estimate.between(hour, hour, most, basis)
 
 
-def _most(together: pl.DataFrame, length: str) -> float:
-    rates = together.group_by(pl.col("start").dt.truncate(length)).agg(
-        rate=pl.col("tokens").sum() / pl.col("seconds").sum()
+def _most(together: pl.DataFrame, length: str, tokens: pl.Expr) -> float:
+    """The highest rate of any round time of that length."""
+    rates = together.group_by(pl.col("start").dt.truncate(length), maintain_order=True).agg(
+        rate=tokens / pl.col("seconds").sum()
     )
     return float(rates["rate"].max() or 0.0)  # type: ignore[arg-type]
 
