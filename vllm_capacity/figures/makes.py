@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from vllm_capacity.facts.metrics import GENERATION_TOKENS
+from vllm_capacity.facts.metrics import CACHE_CONFIG, GENERATION_TOKENS
 from vllm_capacity.telemetry.window import Window
 
-_CACHE = "vllm:cache_config_info"
 _GPU_LABELS = frozenset(
     ("accelerator", "gpu", "gpu_model", "gpu_name", "gpu_product", "gpu_type", "instance_type")
 )
@@ -57,7 +56,7 @@ def engine_makes(
 
     `rates` are GPUs and USD per GPU-hour by instance, of a mapping file.
     """
-    rows = window.named_sql("figures", "makes", metrics=[_CACHE, GENERATION_TOKENS])
+    rows = window.named_sql("figures", "makes", metrics=[CACHE_CONFIG, GENERATION_TOKENS])
     labels: dict[tuple[str, str | None], dict[str, str]] = {}
     for instance, engine, text in rows.iter_rows():
         labels.setdefault((instance, engine), {}).update(json.loads(text))
