@@ -28,7 +28,7 @@ RUN_ALL = """
   run().then(cells => { window.ranCells = cells; });
 }
 """
-OUTPUTS = ".jp-OutputArea-message"
+OUTPUTS = ".jp-OutputArea-output"
 DRAWN = f"""
 () => [...document.querySelectorAll("{OUTPUTS} svg.marks")].map(svg => ({{
   width: svg.getBoundingClientRect().width,
