@@ -36,7 +36,7 @@ from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.loads import LoadLevels
 from vllm_capacity.verdicts.saturation.regimes import judged_steps
-from vllm_capacity.verdicts.sizing import Policy
+from vllm_capacity.verdicts.sizing import Policy, Surplus
 
 Spec = dict[str, Any]
 
@@ -137,6 +137,15 @@ PLAN = Plan(
     options=OPTIONS,
     options_reason="",
     forecast=AHEAD,
+    surplus=Surplus(
+        replicas=4.0,
+        policy=Policy(),
+        busiest_output_tokens_per_second=estimate(500.0),
+        replica_output_tokens_per_second=estimate(300.0),
+        needed_replicas=estimate(3.0),
+        removable_replicas=estimate(1.0),
+        usd_per_day=estimate(40.0),
+    ),
 )
 FULL = analysis(load_curve=fitted(), hours=HOURS, demand_ahead=AHEAD)
 NOTHING = analysis(
