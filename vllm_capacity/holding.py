@@ -93,6 +93,17 @@ def scratch(prefix: str) -> Iterator[Path]:
         pin.close()
 
 
+def private_folder(name: str) -> Path | None:
+    """The folder of that name of this user among the temporary ones, made where it is missing.
+
+    None where it cannot be written, or is not this user's alone.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder if is_private(folder) and os.access(folder, os.W_OK | os.X_OK) else None
+
+
 def is_private(folder: Path) -> bool:
     """Whether it is a folder of this user's that nobody else can read or write, and no link."""
     try:

@@ -3,6 +3,7 @@
 import random
 import shutil
 from functools import cache
+from pathlib import Path
 
 import pytest
 from polars.testing import assert_frame_equal
@@ -235,14 +236,20 @@ def test_rows_that_came_late_make_exactly_the_hours_new_that_they_touch(own_path
     assert len(entries(own_path)) == len(kept)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "gone"])
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def spoil(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + bytes(byte ^ 1 for byte in data[4:-9]) + data[-9:])
+
+
+@pytest.mark.parametrize("damage", [cut_short, spoil, Path.unlink])
 def test_a_kept_hour_that_is_not_whole_is_computed_anew(own_path, damage):
     wanted = hourly(own_path).answer
-    steps = next((own_path / ".rollup").glob("2026-11-24T10*")) / "steps.parquet"
-    if damage == "gone":
-        steps.unlink()
-    else:
-        steps.write_bytes(steps.read_bytes()[:-9])
+    kept = next((own_path / ".rollup").glob("2026-11-24T10*"))
+    damage(kept / "steps.parquet")
     assert hourly(own_path).answer == wanted
 
 

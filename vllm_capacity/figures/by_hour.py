@@ -83,19 +83,11 @@ class HourlyWindow(Window):
             return super().shipped_sql(package, name, params)
         return asked(self.ends, query_text(package, name), params, window=self.name)
 
-    def hourly(self, name: str) -> pl.DataFrame:
-        """The frame of that name, of all pieces in the range one after another."""
-        return self._frame(name, everywhere=False)
-
-    def everywhere(self, name: str) -> pl.DataFrame:
-        """The frame of that name, of all pieces of the window."""
-        return self._frame(name, everywhere=True)
-
-    def _frame(self, name: str, *, everywhere: bool) -> pl.DataFrame:
+    def hourly(self, name: str, *, everywhere: bool = False) -> pl.DataFrame:
+        """The frame of that name, of all pieces in the range (or of the window), in order."""
         key = (name, everywhere)
         if key not in self._frames:
-            chosen = self.pieces if everywhere else self._inside
-            found = _together(chosen, name)
+            found = _together(self.pieces if everywhere else self._inside, name)
             self._frames[key] = _settled(found, self) if "is_birth" in found.columns else found
         return self._frames[key]
 
@@ -217,8 +209,10 @@ def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
 
 
 def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
-    """attempts.sql: those of the jobs that count are kept (figures/twins.py)."""
-    found = window.everywhere("attempts").filter(pl.col("ts") < _instant(params["end"]))
+    """attempts.sql: those of the jobs that count are kept (figures/scrapes.py)."""
+    found = window.hourly("attempts", everywhere=True).filter(
+        pl.col("ts") < _instant(params["end"])
+    )
     return found.sort("instance", "ts")
 
 
@@ -228,7 +222,7 @@ def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.
     if not set(metrics) <= set(traffic.STEP_COUNTERS):
         return Window.shipped_sql(window, "figures", "scrape_increases", params)
     grown = (
-        window.everywhere("increases")
+        window.hourly("increases", everywhere=True)
         .drop("hour")
         .filter(
             pl.col("metric").is_in(metrics),
@@ -254,7 +248,7 @@ def _instant(value: object) -> pl.Expr:
 
 def _fastest_means(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
     metrics = list(params["metrics"])  # type: ignore[call-overload]
-    return window.everywhere("fastest_means").filter(pl.col("metric").is_in(metrics))
+    return window.hourly("fastest_means", everywhere=True).filter(pl.col("metric").is_in(metrics))
 
 
 _ANSWERED: dict[str, Callable[[HourlyWindow, Mapping[str, object]], pl.DataFrame]] = {

@@ -206,7 +206,7 @@ def quantile_estimate(
 
     `total` is the sum of all observations, None if unknown; one that the buckets rule out is
     ignored, as is one with observations in the overflow bucket, which may be anything. None if the
-    quantile lies in the overflow bucket or nothing was observed. The method: density.py.
+    quantile lies in the overflow bucket or nothing was observed. The method: `distribution`.
     """
     lower, upper = quantile_bounds(edges, counts, q)
     if lower is None or upper is None:

@@ -158,7 +158,7 @@ def losses(
 def ceiling(window: Window) -> Ceiling:
     """The most that one server of the window can have done, from all of the window."""
     increases = traffic.scrape_increases(window, COUNTED, time_range=window.extent)
-    paces = window.hourly("paces")
+    paces = window.hourly("paces", everywhere=True)
     if paces is None:
         paces = scrape_paces(increases)
     places, is_known = _places(window)
@@ -257,7 +257,7 @@ def _places(window: Window) -> tuple[float, bool]:
 
     It does where a cache in use tells how many it would hold; else it is the most that ran.
     """
-    rows = window.hourly("places")
+    rows = window.hourly("places", everywhere=True)
     if rows is None:
         rows = engine_places(window, time_range=window.extent)
     engines = rows.group_by("instance", "engine").agg(

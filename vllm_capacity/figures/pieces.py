@@ -44,8 +44,6 @@ from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
 
-STEP_SECONDS = 60.0
-
 ROWS_PER_PIECE = 400_000
 
 _MIDNIGHT = datetime(2000, 1, 1, tzinfo=UTC)

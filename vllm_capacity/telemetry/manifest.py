@@ -103,10 +103,10 @@ def read_list(path: Path) -> list[File]:
     return _listed(path, _note(_text(path), path).get("files"))
 
 
-def read_part(path: Path, part: Path) -> pl.DataFrame:
+def read_part(path: Path, part: Path, *, columns: list[str] | None = None) -> pl.DataFrame:
     """The rows of one file of the window at `path`; WindowError where it cannot be read."""
     try:
-        return pl.read_parquet(part, glob=False)
+        return pl.read_parquet(part, columns=columns, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise damaged(path, f"{part.relative_to(path)} cannot be read ({what})") from None

@@ -1,20 +1,21 @@
 """How much memory an answer may take: half of what the machine or its control group has, or less.
 
-DuckDB keeps to the limit and writes what does not fit into a folder for temporary files; an hour of
-a window that cannot be read within it is refused before it is read.
+DuckDB keeps to the limit and writes what does not fit into a private folder among the temporary
+ones, where there can be one; what of a window cannot be read within it is refused before it is
+read.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 import duckdb
 
 from vllm_capacity.errors import InputError
+from vllm_capacity.holding import private_folder
 
 MEMORY_LIMIT = "VLLM_CAPACITY_MEMORY_LIMIT"
 """The environment variable that `--memory-limit` sets."""
@@ -50,9 +51,10 @@ def parse_size(text: str) -> int:
 
 def limited_connection() -> duckdb.DuckDBPyConnection:
     """A DuckDB in memory that keeps to the limit, in UTC."""
+    spill = private_folder("vllm-capacity-spill")
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{limit_bytes()}B",
-        "temp_directory": str(Path(tempfile.gettempdir()) / f"vllm-capacity-spill-{os.getpid()}"),
+        "temp_directory": str(spill / str(os.getpid())) if spill else "",
     }
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("set TimeZone = 'UTC'")

@@ -1,11 +1,13 @@
 """Where frames that were computed from a window's hours are kept: `.rollup/`, safe to delete.
 
-An entry is a folder of Parquet files. Its name says what it was made of and how large it is, so one
-that was cut short is not taken for whole; it appears under that name at once or not at all.
+An entry is a folder of Parquet files. Its name says what it was made of and holds a hash of its
+files, so one that was damaged is not taken for whole; it appears under that name at once or not at
+all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -16,9 +18,11 @@ from pathlib import Path
 
 import polars as pl
 
-from vllm_capacity.holding import Pin, alone, is_private
+from vllm_capacity.holding import Pin, alone, private_folder
+from vllm_capacity.telemetry.manifest import digest
 
 _PARTIAL = ".partial"
+_HASH_DIGITS = 24
 
 
 @dataclass(frozen=True)
@@ -60,27 +64,32 @@ class Shelf:
     def find(self, key: str) -> Entry | None:
         """The entry of that key; None where there is none that is whole."""
         path = self._there.get(key)
-        if path is None or _size(path) != _told_size(path):
+        if path is None or not _is_whole(path):
             return None
         self._used.add(path)
         return Entry(path, path.name.split(".")[2])
 
     def keep(self, key: str, base: str, frames: Mapping[str, pl.DataFrame]) -> Entry:
-        """Keep frames under a key (`hour.hash`), and what the next hour rests on."""
+        """Keep frames under a key (`hour.hash`), and what the next hour rests on.
+
+        In memory where they cannot be put into the folder.
+        """
         if self.folder is None:
             return Entry(frames, base)
         made = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=_PARTIAL, dir=self.folder))
         try:
             for name, frame in frames.items():
                 frame.write_parquet(made / f"{name}.parquet", compression="zstd")
-            kept = self.folder / f"{key}.{base}.{_size(made)}"
-            if _size(kept) != _told_size(kept):
+            kept = self.folder / f"{key}.{base}.{_hash(made)}"
+            if not _is_whole(kept):
                 shutil.rmtree(kept, ignore_errors=True)
             made.chmod(0o755)
             with suppress(OSError):  # another run was quicker, with the same
                 made.rename(kept)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+        if not kept.is_dir():
+            return Entry(frames, base)
         self._there[key] = kept
         self._used.add(kept)
         return Entry(kept, base)
@@ -118,31 +127,26 @@ def kept_folder(window: Path) -> Path | None:
     None where that cannot be written either, or is not this user's alone.
     """
     beside = window / ".rollup"
-    own = Path(tempfile.gettempdir()) / f"vllm-capacity-rollup-{os.getuid()}"
     with suppress(OSError):
         beside.mkdir(exist_ok=True)
-    if _is_writable(beside):
+    if beside.is_dir() and os.access(beside, os.W_OK | os.X_OK):
         return beside
-    with suppress(OSError):
-        own.mkdir(mode=0o700, exist_ok=True)
-    return own if is_private(own) and _is_writable(own) else None
-
-
-def _is_writable(folder: Path) -> bool:
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return private_folder("vllm-capacity-rollup")
 
 
 def _key(path: Path) -> str:
     return ".".join(path.name.split(".")[:2])
 
 
-def _told_size(path: Path) -> int:
-    told = path.name.rpartition(".")[2]
-    return int(told) if told.isdigit() else -1
+def _is_whole(path: Path) -> bool:
+    """Whether an entry is as it was written: the end of its name is its hash."""
+    with suppress(OSError):
+        return _hash(path) == path.name.rpartition(".")[2]
+    return False
 
 
-def _size(path: Path) -> int:
-    try:
-        return sum(file.stat().st_size for file in path.iterdir())
-    except OSError:
-        return -1
+def _hash(path: Path) -> str:
+    """A hash of the names and bytes of an entry's files."""
+    files = sorted(path.iterdir())
+    text = " ".join(f"{file.name} {digest(file)}" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]

@@ -29,6 +29,7 @@ from vllm_capacity.telemetry.manifest import (
     as_pattern,
     damaged,
     read_manifest,
+    read_part,
 )
 from vllm_capacity.telemetry.memory import limit_bytes, limited_connection
 from vllm_capacity.timerange import TimeRange, parse_instant
@@ -103,8 +104,11 @@ class Window:
         """The answer of a shipped query, asked anew."""
         return self.sql(query_text(package, name), **params)
 
-    def hourly(self, name: str) -> pl.DataFrame | None:
-        """What the hours of a long range left behind (figures/by_hour.py); None: read the rows."""
+    def hourly(self, name: str, *, everywhere: bool = False) -> pl.DataFrame | None:
+        """What the hours of a long range left behind (figures/by_hour.py); None: read the rows.
+
+        With `everywhere`, those of the whole window.
+        """
         return None
 
     def remembering(self) -> Window:
@@ -138,7 +142,7 @@ class Window:
             if file.table in TABLES and file.rows:
                 hours.setdefault(Path(file.plain).name, []).append(self.path / file.name)
         ends = [*hours[min(hours)], *hours[max(hours)]]  # named by the hour of their rows
-        times = pl.concat(pl.read_parquet(path, columns=["ts"], glob=False) for path in ends)["ts"]
+        times = pl.concat(read_part(self.path, path, columns=["ts"]) for path in ends)["ts"]
         first, end = times.min(), times.max()
         assert isinstance(first, datetime)
         assert isinstance(end, datetime)
