@@ -33,9 +33,10 @@ def piece(kind, **content):
     return code({PIECE_MIME: {"kind": kind, "content": content}})
 
 
-def table(heads, rows, *, numeric=(), caption=""):
+def table(heads, rows, *, numeric=(), caption="", left_out=0):
     columns = [{"title": head, "numeric": i in numeric} for i, head in enumerate(heads)]
-    return piece("table", columns=columns, rows=rows, caption=caption, empty="No rows.")
+    content = {"columns": columns, "rows": rows, "left_out": left_out}
+    return piece("table", **content, caption=caption, empty="No rows.")
 
 
 def chart(**notes):
@@ -219,12 +220,13 @@ def test_chart_crosses_with_its_words_and_its_data_once():
     ) == (2, True, "Did requests queue?", {"container"})
 
 
-def test_still_has_no_hover_layer_and_ids_of_its_own():
+def test_still_has_no_hover_layer_no_words_per_mark_and_ids_of_its_own():
     spec = chart()
     soup = BeautifulSoup(page(code({CHART_MIME: spec}, {CHART_MIME: spec})), "html.parser")
     ids = [tag["id"] for tag in soup.select(".still [id]")]
     hovering = soup.select(".still .hover_points_marks, .still [class*=hover]")
-    assert (len(ids), hovering) == (len(set(ids)), [])
+    words = soup.select('.still path[aria-label], .still path[role="graphics-symbol"]')
+    assert (len(ids), hovering, words) == (len(set(ids)), [], [])
 
 
 def test_chart_without_data_shows_its_reason_in_place():
@@ -255,6 +257,14 @@ def test_long_table_says_that_it_scrolls(rows, box, message):
     assert (soup.select_one(".scroll")["class"], notes) == (box, message)
 
 
+@pytest.mark.parametrize("left_out", [0, 1898])
+def test_table_that_lacks_rows_says_how_many(left_out):
+    made = page(table(["what", "value"], [["a", "1"]] * 200, left_out=left_out))
+    soup = BeautifulSoup(made, "html.parser")
+    notes = [each.string for each in soup.select("p.small") if "left out" in (each.string or "")]
+    assert notes == (["The first 200 rows; 1,898 more are left out."] if left_out else [])
+
+
 @pytest.mark.parametrize(
     ("numeric", "roles"),
     [
@@ -278,7 +288,8 @@ def test_table_that_a_phone_lays_out_row_by_row_keeps_its_roles_and_heads(numeri
 
 
 def test_fold_that_is_not_printed_says_so():
-    behind = {"columns": [{"title": "n", "numeric": True}], "rows": [["1"]] * 100, "caption": ""}
+    columns = [{"title": "n", "numeric": True}]
+    behind = {"columns": columns, "rows": [["1"]] * 100, "left_out": 0, "caption": ""}
     notes = BeautifulSoup(page(code({CHART_MIME: chart(table=behind)})), "html.parser")
     assert notes.select_one(".fold.long summary").get_text() == (
         "The numbers behind it (100 rows): not printed, too many for paper"

@@ -36,10 +36,13 @@ _READABLE_STEPS_SECONDS = (
 )
 
 
-def readable_step_seconds(time_range: TimeRange) -> float:
-    """The shortest round step that cuts the time range into at most 150 points."""
+def readable_step_seconds(time_range: TimeRange, *, points: int = POINTS_AT_MOST) -> float:
+    """The shortest round step that cuts the time range into at most so many points.
+
+    A week where no round step is as long as that.
+    """
     length = time_range.hours * 3600
-    fitting = [s for s in _READABLE_STEPS_SECONDS if length <= s * POINTS_AT_MOST]
+    fitting = [s for s in _READABLE_STEPS_SECONDS if length <= s * points]
     return fitting[0] if fitting else _READABLE_STEPS_SECONDS[-1]
 
 

@@ -84,6 +84,9 @@ def text(*sentences: str) -> Text:
 
 Value = str | float | datetime | Estimate | None
 
+ROWS_AT_MOST = 200
+"""What a page shows of a table; a terminal, Markdown and CSV have all of it."""
+
 DASH = "–"
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _SAME = "for the same reason"
@@ -155,10 +158,14 @@ class Table:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The table as the page's template takes it: plain JSON, every cell as text."""
+        """The table as the page's template takes it: plain JSON, every cell as text.
+
+        At most 200 rows, the first, with how many are left out.
+        """
         return {
             "columns": [{"title": each.title, "numeric": each.is_numeric} for each in self.shown],
-            "rows": self.texts,
+            "rows": self.texts[:ROWS_AT_MOST],
+            "left_out": max(0, len(self.rows) - ROWS_AT_MOST),
             "caption": self.caption,
             "empty": self.empty,
         }

@@ -17,13 +17,14 @@ from vllm_capacity.render import quick_jsonschema  # noqa: F401  before altair
 from vllm_capacity.render.charts import cost as _cost
 from vllm_capacity.render.charts import latency as _latency
 from vllm_capacity.render.charts import plan as _plan
+from vllm_capacity.render.charts import regimes as _regimes
 from vllm_capacity.render.charts import saturation as _saturation
 from vllm_capacity.render.charts import traffic as _traffic
 from vllm_capacity.render.charts.base import Chart
 
 Draw = Callable[..., Chart]
 
-_MODULES = (_traffic, _latency, _saturation, _cost, _plan)
+_MODULES = (_traffic, _latency, _regimes, _saturation, _cost, _plan)
 CHARTS: Mapping[str, Draw] = {
     name: draw
     for module in _MODULES

@@ -18,6 +18,7 @@ import polars as pl
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.theme import VegaSpec
 from vllm_capacity.render.report import HOVER, NOTEBOOK_WIDTH
+from vllm_capacity.render.tables import ROWS_AT_MOST
 
 Chart = alt.TopLevelMixin
 
@@ -184,20 +185,32 @@ def rounded(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col(pl.Float64).round_sig_figs(_SIGNIFICANT))
 
 
-def table_of(frame: pl.DataFrame, columns: Sequence[DataColumn]) -> VegaSpec:
-    """The table behind a chart, as text cells; what was not observed is a dash."""
+def table_of(
+    frame: pl.DataFrame, columns: Sequence[DataColumn], *, caption: str = "", left_out: int = 0
+) -> VegaSpec:
+    """The table behind a chart, as text cells; what was not observed is a dash.
+
+    At most 200 rows, the first; `left_out` are those that the frame itself lacks.
+    """
     cells = [
         [
             "–" if value is None else column.write(value)
             for column, value in zip(columns, row, strict=True)
         ]
-        for row in frame.select([column.name for column in columns]).iter_rows()
+        for row in frame.select([column.name for column in columns]).head(ROWS_AT_MOST).iter_rows()
     ]
+    left_out += frame.height - len(cells)
     heads = [
         {"title": column.title, "numeric": frame.schema[column.name].is_numeric()}
         for column in columns
     ]
-    return {"columns": heads, "rows": cells, "caption": "", "empty": "No rows."}
+    return {
+        "columns": heads,
+        "rows": cells,
+        "left_out": left_out,
+        "caption": caption,
+        "empty": "No rows.",
+    }
 
 
 def clock(value: datetime) -> str:

@@ -1,11 +1,11 @@
-"""Charts of limits: what the server was short of, and at what load.
+"""Charts of limits: at what load output levels off, and what was full there.
 
 Output, latency and preemptions are drawn against either measure of load (load_scatter.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 
 import altair as alt
@@ -20,7 +20,6 @@ from vllm_capacity.render.charts.base import (
     Label,
     Panel,
     Tip,
-    clock,
     has_values,
     labelled,
     rounded,
@@ -44,29 +43,12 @@ from vllm_capacity.render.charts.time import (
     Limit,
     Line,
     over_time,
-    time_axis,
-    time_tooltip,
-    whole_window,
-    with_milliseconds,
 )
 from vllm_capacity.render.numbers import count, number, percent, plural, reason, seconds, sure
 from vllm_capacity.render.prose import captions
-from vllm_capacity.render.prose.verdict import REGIMES, is_extrapolated
-from vllm_capacity.verdicts.saturation import regimes as judged
-from vllm_capacity.verdicts.saturation.fit import Stretch
+from vllm_capacity.render.prose.verdict import is_extrapolated
 
-_REGIME_COLORS = {
-    judged.IDLE: theme.SHADE,
-    judged.CLIENT: theme.LOAD,
-    judged.SCHEDULER: theme.LIMIT,
-    judged.KV: theme.KV,
-    judged.PREFILL: theme.PREFILL,
-    judged.UNKNOWN: theme.LINE,
-}
-_STRIP_HEIGHT = 40  # of the only engine
-_ROW_HEIGHT, _NAME_SHARE = 38, 0.45  # of one of several engines; how much of it is for its name
 _CURVE_HEIGHT, _SCATTER_HEIGHT = 280, 240
-_LEGEND_COLUMNS = 2  # what a phone has room for
 _NAMED_AT = 0.3  # of the fitted curve, from its left end: there it is still steep
 _LABEL_SHARE, _LABEL_FACTOR = 0.5, 1.8  # what a label covers: of the width, of the amounts
 _DECADES = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
@@ -86,32 +68,6 @@ _PREEMPTION_TITLES: Mapping[LoadName, str] = {
     "concurrency": "At what concurrency are requests preempted?",
     "kv-usage": "How full is the KV cache at preemption?",
 }
-
-
-def regimes(analysis: Analysis) -> Chart:
-    """What held each engine back, over time: a strip per engine, a color per bottleneck.
-
-    Columns used: none; the answer's regimes with their evidence.
-    """
-    panel = Panel("What was the bottleneck, and when?", "regime")
-    stretches = analysis.answer.saturation.regimes
-    if not stretches:
-        return panel.empty("No step of this window could be judged.")
-    frame = _regime_frame(stretches)
-    x, engines = time_axis(analysis.time_range), frame["engine"].n_unique()
-    columns = [
-        START,
-        DataColumn("end", "to (UTC)", clock),
-        DataColumn("engine", "engine", str),
-        DataColumn("regime", "bottleneck", str),
-        DataColumn("evidence", "evidence", str),
-    ]
-    return panel.chart(
-        [whole_window(analysis.time_range, x), _strips(frame, x, _engine_axis(engines))],
-        caption=captions.regime_found(analysis.answer),
-        table=table_of(frame, columns),
-        height=round(_ROW_HEIGHT * (engines + _NAME_SHARE)) if engines > 1 else _STRIP_HEIGHT,
-    )
 
 
 def kv_cache(analysis: Analysis) -> Chart:
@@ -272,66 +228,6 @@ def preemptions_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -
         table=table_of(steps, columns),
         height=_SCATTER_HEIGHT,
     )
-
-
-def _regime_frame(stretches: Sequence[Stretch]) -> pl.DataFrame:
-    """One row per stretch: start, end, t, t_end, engine, regime (as it is called), evidence."""
-    frame = pl.DataFrame(
-        {
-            "start": [each.start for each in stretches],
-            "end": [each.end for each in stretches],
-            "engine": [each.engine for each in stretches],
-            "regime": [REGIMES[each.regime] for each in stretches],
-            "evidence": [each.evidence for each in stretches],
-        }
-    )
-    return with_milliseconds(frame)
-
-
-def _engine_axis(engines: int) -> alt.Y:
-    """A row per engine; where there are several, each has its name over its strip.
-
-    Not beside it: names of engines are long, and begin alike.
-    """
-    if engines <= 1:
-        return alt.Y("engine:N", title=None, axis=alt.Axis(labels=False, ticks=False, domain=False))
-    names = alt.Axis(
-        labelAlign="left",
-        labelPadding=0,
-        labelOffset=-_ROW_HEIGHT / 2,
-        labelLimit=0,
-        ticks=False,
-        domain=False,
-    )
-    return alt.Y("engine:N", title="engine", axis=names, scale=alt.Scale(padding=_NAME_SHARE))
-
-
-def _strips(frame: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
-    """A strip per engine, in the color of its bottleneck at the time."""
-    colors = {REGIMES[regime]: color for regime, color in _REGIME_COLORS.items()}
-    seen = [name for name in colors if name in frame["regime"].to_list()]
-    tips = [
-        Tip("regime", "", "bottleneck"),
-        Tip("engine", "", "engine"),
-        Tip("evidence", "", "why"),
-    ]
-    strips: alt.Chart = (
-        alt.Chart(frame.select("t", "t_end", "engine", "regime", "evidence"))
-        .mark_rect()  # without a stroke, which would cover what is narrower than it
-        .encode(
-            x=x,
-            x2=alt.X2("t_end"),
-            y=y,
-            color=alt.Color(
-                "regime:N",
-                title=None,
-                legend=alt.Legend(columns=_LEGEND_COLUMNS),
-                scale=alt.Scale(domain=seen, range=[colors[name] for name in seen]),
-            ),
-            tooltip=[time_tooltip("from (UTC)"), *(tip.tooltip for tip in tips)],
-        )
-    )
-    return strips
 
 
 def _throughput_points(scatter: LoadScatter, steps: pl.DataFrame) -> alt.Chart:

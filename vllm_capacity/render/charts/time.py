@@ -113,10 +113,10 @@ def time_axis(time_range: TimeRange) -> alt.X:
     )
 
 
-def time_tooltip(title: str = "time (UTC)") -> alt.Tooltip:
+def time_tooltip(title: str = "time (UTC)", *, column: str = "t") -> alt.Tooltip:
     """The time in a tooltip. The time unit keeps Vega from writing it in the reader's own zone."""
     return alt.Tooltip(
-        "utcyearmonthdatehoursminutesseconds(t):T", format="%-d %b %H:%M:%S", title=title
+        f"utcyearmonthdatehoursminutesseconds({column}):T", format="%-d %b %H:%M:%S", title=title
     )
 
 

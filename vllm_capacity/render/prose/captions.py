@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 from vllm_capacity.answer import Answer
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.latency import Quantiles
@@ -18,6 +21,7 @@ from vllm_capacity.render.numbers import (
     value,
 )
 from vllm_capacity.render.prose.verdict import LIMITS, REGIMES, SIGNS, is_extrapolated
+from vllm_capacity.verdicts.saturation.regimes import IDLE
 
 
 def regime_found(answer: Answer) -> str:
@@ -26,6 +30,57 @@ def regime_found(answer: Answer) -> str:
     if first in LIMITS:
         return f"First bottleneck: {LIMITS[first]}; {SIGNS[first]}"
     return f"Most of the time: {REGIMES[regime]}"
+
+
+@dataclass(frozen=True)
+class EngineTime:
+    """The shares of one engine's time at a limit and idle, 0..1."""
+
+    engine: str
+    limited_ratio: float
+    idle_ratio: float
+
+
+def engine_times(answer: Answer) -> list[EngineTime]:
+    """Each engine's time at a limit and idle; those limited most first, then the least idle."""
+    found: dict[str, EngineTime] = {}
+    for each in answer.saturation.regime_times:
+        own = found.get(each.engine, EngineTime(each.engine, 0.0, 0.0))
+        if each.regime in LIMITS:
+            own = replace(own, limited_ratio=own.limited_ratio + each.share_ratio)
+        elif each.regime == IDLE:
+            own = replace(own, idle_ratio=each.share_ratio)
+        found[each.engine] = own
+    return sorted(found.values(), key=lambda own: (-own.limited_ratio, own.idle_ratio, own.engine))
+
+
+def regimes_by_step(step_seconds: float, engines: Sequence[EngineTime], *, is_mixed: bool) -> str:
+    """What a step of the strips shows, and which engine was limited most and which idle most.
+
+    To end a sentence. `is_mixed`: a step shows all its regimes, not the color of one.
+    """
+    text = f"; a cell is {_step(step_seconds)}, in the color of "
+    text += "the limit that held for a tenth of it, or else of what lasted longest"
+    if is_mixed:
+        text = f"; each {_step(step_seconds)} shows the share of time in each"
+    if len(engines) < 2:
+        return text
+    worst, idlest = engines[0], max(engines, key=lambda own: own.idle_ratio)
+    if worst.limited_ratio:
+        text += (
+            f". {worst.engine} was at its limit most, {percent(worst.limited_ratio)} of its time"
+        )
+    if idlest.idle_ratio:
+        text += f"; {idlest.engine} was idle most, {percent(idlest.idle_ratio)} of its time"
+    return text
+
+
+def _step(seconds: float) -> str:
+    """A round length of time: 30 s, 10 min, 2 h."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
 
 
 def capacity_found(answer: Answer) -> str:
