@@ -11,10 +11,13 @@ from answer_by_hand import ANSWER, COSTS, STEPS, analysis, answer, estimate
 from charts_by_hand import (
     CHARTS,
     FULL,
+    HOURS,
     NO_PLAN,
+    NONE_AHEAD,
     NOTHING,
     PLAN,
     caption,
+    fitted,
     notes_of,
     rows_with,
     spec_of,
@@ -303,6 +306,39 @@ def test_name_of_a_point_on_the_cost_curve_is_clear_of_the_curve(used, beside):
     names = [each["mark"] for each in spec["layer"] if each["mark"]["type"] == "text"]
     placed = [(each["align"], each["baseline"]) for each in names]
     assert placed == [beside, beside, ("right", "top"), ("right", "top")]
+
+
+IDLE = STEPS.with_columns(
+    *(pl.col(name) * 0 for name in STEPS.columns if name.startswith(("finished_", "running_"))),
+    *(pl.col(name) * 0 for name in STEPS.columns if name.endswith(("_per_second", "waiting_mean"))),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        pytest.param("throughput", "Not one token was generated in this window.", id="output"),
+        pytest.param("request_rate", "No request finished in this window.", id="requests"),
+        pytest.param("tokens", "Not one token was read or generated in this window.", id="tokens"),
+        pytest.param("outcomes", "No request finished in this window.", id="outcomes"),
+        pytest.param("queue", "12.0 running on average, 40 at most; up to 45 waiting.", id="queue"),
+        pytest.param(
+            "saturation", "No request ran in this window: there is no load to draw.", id="load"
+        ),
+        pytest.param(
+            "latency_by_load", "No request ran in this window: there is no load to draw.", id="KV"
+        ),
+        pytest.param("demand_forecast", "No request came in 100 whole hours.", id="demand"),
+    ],
+)
+def test_window_in_which_nothing_ran_is_a_sentence_not_a_line_on_the_axis(name, sentence):
+    idle = analysis(
+        series=IDLE,
+        load_curve=fitted(points=IDLE),
+        hours=HOURS.with_columns(requests=pl.lit(0.0)),
+        demand_ahead=NONE_AHEAD,
+    )
+    assert notes_of(charts.CHARTS[name](idle).to_dict())["empty"] == sentence
 
 
 def test_hour_without_a_request_has_no_bar():

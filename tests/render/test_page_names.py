@@ -1,9 +1,10 @@
-"""Every page has a name of its own, and plain windows the plain one."""
+"""Every page has a name and a title of its own, and plain windows the plain one."""
 
 from pathlib import Path
 
 import pytest
 
+from vllm_capacity.render.report.metadata import Metadata, SummaryLine
 from vllm_capacity.render.report.write import page_stem
 
 REPORT = Path("cost-report.ipynb")
@@ -61,3 +62,31 @@ def test_a_name_is_a_file_name_everywhere(page):
     assert set("/\\:\n ").isdisjoint(name)
     assert 0 < len(name) < 140
     assert name[0] not in ".-"
+
+
+EVENING, MORNING, WEEK = "2026-11-24T20:00:00Z", "2026-11-25T08:00:00Z", "2027-01-02T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        pytest.param(
+            SummaryLine("prod", ("llama",), start=DAY, end=EVENING),
+            "llama · prod · 24 Nov 2026 · What does it cost?",
+            id="a day",
+        ),
+        pytest.param(
+            SummaryLine("prod", ("llama", "qwen"), start=EVENING, end=MORNING),
+            "llama, qwen · prod · 24 Nov to 25 Nov 2026 · What does it cost?",
+            id="two models, over midnight",
+        ),
+        pytest.param(
+            SummaryLine("prod", ("a", "b", "c"), start=DAY, end=WEEK),
+            "3 models · prod · 24 Nov 2026 to 2 Jan 2027 · What does it cost?",
+            id="many models, over the turn of the year",
+        ),
+        pytest.param(SummaryLine(), "What does it cost?", id="a notebook that says no window"),
+    ],
+)
+def test_title_of_a_page_says_model_window_and_days(line, expected):
+    assert Metadata(line, title="What does it cost?").tab_title == expected

@@ -103,6 +103,15 @@ def span(start: datetime, end: datetime) -> str:
     return f"{first:%-d %b %Y %H:%M} to {last:%-d %b %Y %H:%M} UTC"
 
 
+def days(start: datetime, end: datetime) -> str:
+    """The days of two times, what they share given once: 24 Nov 2026 · 24 Nov to 1 Dec 2026."""
+    first, last = start.astimezone(UTC), end.astimezone(UTC)
+    if first.date() == last.date():
+        return f"{last:%-d %b %Y}"
+    year = "" if first.year == last.year else f" {first:%Y}"
+    return f"{first:%-d %b}{year} to {last:%-d %b %Y}"
+
+
 def _places(value: float) -> int:
     if value == 0 or not math.isfinite(value):
         return 0

@@ -180,6 +180,12 @@ def has_values(frame: pl.DataFrame, *columns: str) -> bool:
     return any(frame[name].count() > 0 for name in columns if name in frame.columns)
 
 
+def is_all_zero(frame: pl.DataFrame, *columns: str) -> bool:
+    """Whether the columns hold values, and none but zeros: a line of them would lie on the axis."""
+    values = [frame[name].drop_nulls() for name in columns]
+    return any(len(each) for each in values) and not any((each != 0).any() for each in values)
+
+
 def rounded(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with six significant digits: what a screen can show, and half the page."""
     return frame.with_columns(pl.col(pl.Float64).round_sig_figs(_SIGNIFICANT))

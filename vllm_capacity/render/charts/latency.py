@@ -16,6 +16,7 @@ from vllm_capacity.render.charts.base import (
     Panel,
     Tip,
     has_values,
+    is_all_zero,
     table_of,
 )
 from vllm_capacity.render.charts.time import START, Limit, Line, over_time
@@ -89,6 +90,9 @@ def queue(analysis: Analysis) -> Chart:
     steps = analysis.series
     if not has_values(steps, "running_mean", "waiting_mean"):
         return panel.empty("The server did not say how many requests ran or waited.")
+    caption = captions.queue_found(analysis.answer)
+    if is_all_zero(steps, "running_mean", "waiting_mean"):
+        return panel.empty(f"{caption}.")
     layers = over_time(
         steps,
         analysis.time_range,
@@ -104,9 +108,7 @@ def queue(analysis: Analysis) -> Chart:
         DataColumn("running_mean", "running", number),
         DataColumn("waiting_mean", "waiting", number),
     ]
-    return panel.chart(
-        layers, caption=captions.queue_found(analysis.answer), table=table_of(steps, columns)
-    )
+    return panel.chart(layers, caption=caption, table=table_of(steps, columns))
 
 
 def _over_time(analysis: Analysis, latency: _Latency) -> Chart:

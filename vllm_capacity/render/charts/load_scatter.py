@@ -21,6 +21,7 @@ from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     DataColumn,
     Tip,
+    is_all_zero,
     rounded,
 )
 from vllm_capacity.render.charts.time import time_tooltip, with_milliseconds
@@ -146,6 +147,8 @@ class LoadScatter:
 
         A cache all but empty puts every point on the axis itself.
         """
+        if is_all_zero(self.steps, CONCURRENCY.column.name):
+            return f"{self._engine_prefix}No request ran in this window: there is no load to draw."
         if steps.is_empty():
             load = self.load.column.title
             return f"No data for this chart: no step has both {figure} and its load ({load})."

@@ -24,6 +24,7 @@ from vllm_capacity.render.charts.base import (
     Panel,
     Tip,
     clock,
+    is_all_zero,
     labelled,
     pointer,
     ranked,
@@ -172,6 +173,8 @@ def demand_forecast(analysis: Analysis) -> Chart:
     demand = _demand(hours, ahead).tail(POINTS_AT_MOST)
     if not demand["requests"].count() and not ahead.forecast:
         return panel.empty(f"Not known: {ahead.reason.rstrip('.')}.")
+    if is_all_zero(demand, *_DEMAND):
+        return panel.empty(f"No request came in {plural(hours.height, 'whole hour')}.")
     times = demand["ts"].to_list()
     time_range = TimeRange(times[0], times[-1])
     x = time_axis(time_range)

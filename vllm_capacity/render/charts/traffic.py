@@ -16,6 +16,7 @@ from vllm_capacity.render.charts.base import (
     Panel,
     Tip,
     has_values,
+    is_all_zero,
     pointer,
     rounded,
     table_of,
@@ -46,6 +47,7 @@ class _Share:
     color: str
 
 
+_NONE_FINISHED = "No request finished in this window."
 _TOKENS = {
     "prompt_tokens_per_second": _Share("prompt", theme.SECOND),
     "output_tokens_per_second": _Share("output", theme.LOAD),
@@ -68,6 +70,8 @@ def throughput(analysis: Analysis) -> Chart:
     panel = Panel("Throughput over time", "throughput")
     if not has_values(analysis.series, "output_tokens_per_second"):
         return panel.empty("No generated tokens were counted.")
+    if is_all_zero(analysis.series, "output_tokens_per_second"):
+        return panel.empty("Not one token was generated in this window.")
     steps = without_lost(analysis.series, "output_tokens_per_second", "requests_per_second")
     layers = over_time(
         steps,
@@ -99,6 +103,8 @@ def request_rate(analysis: Analysis) -> Chart:
     panel = Panel("Finished requests over time", "throughput")
     if not has_values(analysis.series, "requests_per_second"):
         return panel.empty("No finished requests were counted.")
+    if is_all_zero(analysis.series, "requests_per_second"):
+        return panel.empty(_NONE_FINISHED)
     steps = without_lost(analysis.series, "requests_per_second")
     layers = over_time(
         steps,
@@ -123,6 +129,8 @@ def tokens(analysis: Analysis) -> Chart:
     panel = Panel("How many prompt and output tokens?", "tokens")
     if not has_values(analysis.series, *_TOKENS):
         return panel.empty("No tokens were counted.")
+    if is_all_zero(analysis.series, *_TOKENS):
+        return panel.empty("Not one token was read or generated in this window.")
     steps = without_lost(analysis.series, *_TOKENS)
     columns = [
         START,
@@ -145,8 +153,9 @@ def outcomes(analysis: Analysis) -> Chart:
     panel = Panel("How did requests end, and how many failed?", "requests")
     if not has_values(analysis.series, *_REASONS):
         return panel.empty("No finished requests were counted.")
-    some = {name: share for name, share in _REASONS.items() if analysis.series[name].sum() > 0}
-    shares = some or {"finished_stop": _REASONS["finished_stop"]}
+    if is_all_zero(analysis.series, *_REASONS):
+        return panel.empty(_NONE_FINISHED)
+    shares = {name: share for name, share in _REASONS.items() if analysis.series[name].sum() > 0}
     steps = without_lost(analysis.series, *shares)
     columns = [START, *(DataColumn(name, share.name, count) for name, share in shares.items())]
     return panel.chart(

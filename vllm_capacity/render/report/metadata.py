@@ -15,11 +15,14 @@ import msgspec
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.interface import RENAMED, RENAMED_PARAMETERS
+from vllm_capacity.render.numbers import days, plural
 from vllm_capacity.timerange import TimeRange, parse_instant
 
 _METADATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
 INDEX = "index.html"
 _RENAMED_FIGURES = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
+
+_MODELS_NAMED = 2
 
 Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Rate = tuple[float, ...]
@@ -163,6 +166,18 @@ class Metadata:
     verdict: Verdict | None = None
     tiles: tuple[Tile, ...] = ()
     previous: Metadata | None = None
+
+    @property
+    def tab_title(self) -> str:
+        """What a tab, a bookmark and a mail call the page: model, window and days before its title.
+
+        The title alone where it says none of them.
+        """
+        line = self.line
+        models, time_range = line.models or (), line.time_range
+        named = ", ".join(models) if len(models) <= _MODELS_NAMED else plural(len(models), "model")
+        when = "" if time_range is None else days(time_range.start, time_range.end)
+        return " · ".join(filter(None, (named, line.window, when, self.title)))
 
     @property
     def by_figure(self) -> dict[str, Tile]:

@@ -74,6 +74,7 @@ def page_html(
         .get_template("page.html.j2")
         .render(
             title=title,
+            tab_title=metadata.tab_title,
             sections=sections,
             defined=_defined(sections),
             policy=_policy(runtime, boot),

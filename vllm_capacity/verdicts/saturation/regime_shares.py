@@ -6,9 +6,10 @@ seen. What remains of them is how much of an hour or two was spent in which regi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
+from polars.datatypes import DataTypeClass
 
 from vllm_capacity.figures.steps import Grid
 from vllm_capacity.timerange import TimeRange
@@ -18,7 +19,7 @@ from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, LIMITS
 LEAST_LIMITED_RATIO = 0.1
 """The share of a step from which on a limit names it, whatever the rest of the step was."""
 
-_STRETCHES = {
+_STRETCHES: Mapping[str, DataTypeClass | pl.DataType] = {
     "first": pl.Datetime("us", "UTC"),
     "last": pl.Datetime("us", "UTC"),
     "engine": pl.String,
