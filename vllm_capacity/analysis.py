@@ -68,6 +68,7 @@ from vllm_capacity.verdicts.cost.comparisons import (
 )
 from vllm_capacity.verdicts.cost.idle import Savings, savings
 from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
+from vllm_capacity.verdicts.fleet import EngineRow, engine_rows
 from vllm_capacity.verdicts.quality import evidence
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
@@ -323,6 +324,27 @@ class Analysis:
     def unlabelled(self, group: str) -> list[str]:
         """The counters of the bill that the servers have, but without that label."""
         return unlabelled(self.window, by=group, time_range=self.time_range)
+
+    @cached_property
+    def engine_rows(self) -> tuple[EngineRow, ...]:
+        """What each engine cost, served and was limited by, the worst first."""
+        own: dict[str, list[latency.Increase]] = {}
+        for each in self.histograms:
+            if each.metric == TTFT:
+                own.setdefault(f"{each.instance}/{each.engine}", []).append(each)
+        ttft_p95 = {
+            name: latency.quantiles(latency.merged(found)).p95 for name, found in own.items()
+        }
+        return engine_rows(self.bill, self.bill_parts, self.fits, ttft_p95)
+
+    @property
+    def models_by_engine(self) -> dict[str, list[str]]:
+        """The models that each engine counted tokens or requests of, by its name."""
+        named = self.counters.drop_nulls("model_name").unique(["instance", "engine", "model_name"])
+        found: dict[str, list[str]] = {}
+        for row in named.sort("instance", "engine", "model_name").iter_rows(named=True):
+            found.setdefault(f"{row['instance']}/{row['engine']}", []).append(row["model_name"])
+        return found
 
     @property
     def rates(self) -> list[tuple[float, Estimate]]:

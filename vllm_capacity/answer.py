@@ -17,9 +17,11 @@ from vllm_capacity.figures.latency import Latency
 from vllm_capacity.figures.losses import Lost
 from vllm_capacity.figures.traffic import Failures
 from vllm_capacity.record import SCHEMA_VERSION, Record
+from vllm_capacity.timerange import HOURS_PER_MONTH
 from vllm_capacity.verdicts.cost.bill import Costs
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.saturation.advice import Advice
+from vllm_capacity.verdicts.saturation.capacity import headroom, utilization
 from vllm_capacity.verdicts.saturation.fit import Saturation
 
 ATTAINMENT_GOAL = 0.95
@@ -185,6 +187,20 @@ class Answer(Record):
     def output_tokens_per_request(self) -> Estimate:
         """Output tokens ÷ finished requests; unknown where none finished."""
         return self._per_request("generation", self.tokens.generation)
+
+    @property
+    def usd_per_month(self) -> Estimate:
+        """What the engines cost in a month of 730.5 hours, if billed as in this window."""
+        if not self.window.hours:
+            return Estimate.unknown("the window has no length")
+        bill = f"the bill of {self.window.hours:.4g} h × {HOURS_PER_MONTH} h per month"
+        return self.cost.allocation_usd.scaled(HOURS_PER_MONTH / self.window.hours, bill)
+
+    @property
+    def slo_headroom_ratio(self) -> Estimate:
+        """The share of the throughput within the latency targets that is left, 0..1."""
+        served = self.throughput.output_tokens_per_second
+        return headroom(utilization(served, self.slo.throughput))
 
     @property
     def traffic(self) -> dict[str, Amount]:

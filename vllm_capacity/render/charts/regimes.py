@@ -53,7 +53,8 @@ _MARKS_AT_MOST = 3000  # in all: what a page draws at once
 _REGIMES_A_STEP = 3
 _STRIP_HEIGHT = 40  # of the only engine
 _ROW_HEIGHT, _NAME_SHARE = 38, 0.45  # of one of several engines; how much of it is for its name
-_CELL_HEIGHT, _NAME_PIXELS = 14, 120  # of one of many engines; of its name, to the left
+_CELL_HEIGHT = 14  # of one of many engines
+_NAME_PIXELS, _LETTER_PIXELS = 120, 8  # of its name, to the left, at most; of a letter of it
 _LEGEND_COLUMNS = 2  # what a phone has room for
 _LEAST_OPACITY = 0.35
 
@@ -245,11 +246,13 @@ def _cells(leading: pl.DataFrame, ranked: Sequence[str], x: alt.X) -> alt.Chart:
     names = short_names(ranked)
     rows = _merged(leading.with_columns(pl.col("share_ratio").round(2)), "share_ratio")
     placed = _named(rows).with_columns(name=pl.col("engine").replace_strict(names))
+    longest = _LETTER_PIXELS * (1 + max(map(len, names.values())))
+    pixels = max(theme.LEFT_PIXELS, min(_NAME_PIXELS, longest))
     axis = alt.Axis(
-        labelLimit=_NAME_PIXELS,
-        minExtent=_NAME_PIXELS,
-        maxExtent=_NAME_PIXELS,
-        titleX=-_NAME_PIXELS,
+        labelLimit=pixels,
+        minExtent=pixels,
+        maxExtent=pixels,
+        titleX=-pixels,
         ticks=False,
         domain=False,
     )

@@ -45,6 +45,8 @@ from vllm_capacity.timerange import TimeRange
 
 RATES = "rates"
 """The term that money hangs on: what was paid for a GPU-hour."""
+BILL = "bill"
+"""The term that a whole bill hangs on: what was paid for a GPU-hour, and for how many hours."""
 
 UP, DOWN = "▲", "▼"
 _OVERLAP_RATIO = 0.05
@@ -54,7 +56,8 @@ _WRITES: Mapping[str, Write] = {
     "usd": usd,
     "usd_per_thousand": usd_per_thousand,
 }
-_OTHER_PRICE, _OTHER_TARGET = "a different price", "a different target"
+_OTHER_TARGET = "a different target"
+_OTHER = {RATES: "a different price", BILL: "a window of another length or price"}
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _is_before(then: TimeRange | None, now: TimeRange | None) -> bool:
 def _otherwise(tile: Tile, line: SummaryLine, then: SummaryLine) -> str:
     if not tile.hangs_on or line.term(tile.hangs_on) == then.term(tile.hangs_on):
         return ""
-    return _OTHER_PRICE if tile.hangs_on == RATES else _OTHER_TARGET
+    return _OTHER.get(tile.hangs_on, _OTHER_TARGET)
 
 
 def _since(line: SummaryLine, before: Metadata) -> Since:

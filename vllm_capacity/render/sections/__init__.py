@@ -19,6 +19,7 @@ from vllm_capacity.render.sections.cost import (
     first_changes,
     other_prices,
 )
+from vllm_capacity.render.sections.fleet import engine_table
 from vllm_capacity.render.sections.header import (
     definitions,
     provenance,
@@ -76,6 +77,7 @@ __all__ = [
     "cost_table",
     "cost_verdict",
     "definitions",
+    "engine_table",
     "extrapolation_table",
     "failure_table",
     "first_changes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -25,16 +25,16 @@ from vllm_capacity.render.numbers import (
     usd,
     usd_per_thousand,
     value,
-    why,
 )
 from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.render.report.metadata import Quality, Rate, SummaryLine, Tile, Tiles, Verdict
-from vllm_capacity.render.report.previous import RATES
+from vllm_capacity.render.report.previous import BILL, RATES
 from vllm_capacity.render.sections.definitions import shown_definitions
 from vllm_capacity.render.tables import Cell, Column, Element, Table, interval, reasons_once, table
 from vllm_capacity.timerange import iso
 
 _CENT_USD = 0.01
+_SOURCES_SHOWN = 5
 _TTFT_TARGET = "ttft_p95_seconds"
 
 
@@ -56,7 +56,7 @@ def title_line(analysis: Analysis) -> Element:
         price=price_text(analysis),
         is_simulated=window.is_simulated,
         servers=tuple(analysis.instances),
-        terms={RATES: _rates(analysis), _TTFT_TARGET: target},
+        terms={RATES: _rates(analysis), _TTFT_TARGET: target, **_bill_terms(analysis)},
     )
     named = ", ".join(analysis.models) or "no model named"
     text = f"{line.window}: {named}, {line.engines}, {line.span} ({line.hours}), {line.price}"
@@ -96,8 +96,19 @@ def tile_table(analysis: Analysis) -> Table:
 
 
 def tiles_of(answer: Answer) -> tuple[Tile, ...]:
-    """What each tile shows of an answer, in page order."""
-    return tuple(map(_tile, _figures(answer)))
+    """What each tile shows of an answer, in page order; of a fleet, a reason is told once.
+
+    Those of cost and utilization are in the verdict, which stands above.
+    """
+    if answer.window.engines < 2:
+        return tuple(map(_tile, _figures(answer)))
+    in_verdict = (answer.cost.usd_per_request, answer.cost.utilization)
+    told = {each.reason: "for the reason given above" for each in in_verdict}
+    tiles = []
+    for figure in _figures(answer):
+        tiles.append(_tile(figure, told.get(figure.estimate.reason, "")))
+        told.setdefault(figure.estimate.reason, f"for the same reason as “{figure.label}”")
+    return tuple(tiles)
 
 
 def provenance(analysis: Analysis) -> Element:
@@ -162,18 +173,44 @@ class _Figure:
 
 
 def _figures(answer: Answer) -> tuple[_Figure, ...]:
+    """The figures of the first screen, in page order; of several engines, what all cost first."""
     cost, headroom = answer.cost, answer.saturation.headroom_ratio
     each, million = cost.usd_per_request, "usd_per_million_output_tokens"
     met, used = answer.slo.ttft_attainment, cost.utilization
     served = prose.served_within(answer)
-    return (
-        _Figure("usd_per_request", "Cost per request", each, *_per_request(each), RATES),
-        _Figure(million, "Cost per million output tokens", getattr(cost, million), usd, "", RATES),
-        _Figure("tokens_per_usd", "Tokens per dollar", cost.tokens_per_usd, number, "", RATES),
-        _Figure("utilization", "Utilization", used, percent, "of capacity"),
-        _Figure("headroom_ratio", "Headroom", headroom, percent, "of capacity", note=served),
-        _Figure("ttft_attainment", "TTFT within target", met, percent, "of requests", _TTFT_TARGET),
+    per_request = _Figure("usd_per_request", "Cost per request", each, *_per_request(each), RATES)
+    per_million = _Figure(
+        million, "Cost per million output tokens", getattr(cost, million), usd, "", RATES
     )
+    tokens = _Figure("tokens_per_usd", "Tokens per dollar", cost.tokens_per_usd, number, "", RATES)
+    utilization = _Figure("utilization", "Utilization", used, percent, "of capacity")
+    room = _Figure("headroom_ratio", "Headroom", headroom, percent, "of capacity", note=served)
+    within = _Figure(
+        "ttft_attainment", "TTFT within target", met, percent, "of requests", _TTFT_TARGET
+    )
+    if answer.window.engines < 2:
+        return (per_request, per_million, tokens, utilization, room, within)
+    length = f"for {hours(answer.window.hours)}"
+    bill = _Figure("allocation_usd", "Bill", cost.allocation_usd, usd, length, BILL)
+    month = _Figure("usd_per_month", "Run rate", answer.usd_per_month, usd, "per month", RATES)
+    money = (bill, month, per_request, per_million, utilization)
+    if not _has_targets(answer):
+        return (*money, replace(room, note=""))
+    within_targets = _Figure(
+        "slo_headroom_ratio",
+        "Headroom within the latency targets",
+        answer.slo_headroom_ratio,
+        percent,
+        "of the throughput that meets them",
+    )
+    bare = replace(room, label="Headroom, ignoring latency targets", note="")
+    return (*money, within_targets, bare, within, tokens)
+
+
+def _has_targets(answer: Answer) -> bool:
+    """Whether anything is known of a latency target: without one, nothing is."""
+    slo = answer.slo
+    return not all(e.is_unknown for e in (slo.ttft_attainment, slo.itl_attainment, slo.throughput))
 
 
 def _per_request(each: Estimate) -> tuple[Write, str]:
@@ -183,10 +220,11 @@ def _per_request(each: Estimate) -> tuple[Write, str]:
     return usd_per_thousand, f"per 1,000 · {value(each, usd)} each"
 
 
-def _tile(figure: _Figure) -> Tile:
+def _tile(figure: _Figure, same: str = "") -> Tile:
+    """The figure as its tile shows it; `same` is for a reason that was told before."""
     estimate, write = figure.estimate, figure.write
     is_known = not estimate.is_unknown
-    basis = why(estimate) if is_known else ""
+    basis = _basis(estimate, same) if is_known else ""
     interval = bound_word(estimate) or between(estimate, write) or "exact"
     return Tile(
         figure=figure.name,
@@ -200,9 +238,20 @@ def _tile(figure: _Figure) -> Tile:
         unit=figure.unit if is_known else "",
         between=interval if is_known else "",
         basis=f"{basis}. {figure.note}" if basis and figure.note else basis,
-        reason="" if is_known else estimate.reason,
+        reason="" if is_known else same or estimate.reason,
         is_known=is_known,
     )
+
+
+def _basis(estimate: Estimate, same: str) -> str:
+    """What it rests on, of many sources the first; and, of a bound, why no more is known."""
+    sources = list(estimate.basis)
+    if len(sources) > _SOURCES_SHOWN:
+        more = len(sources) - _SOURCES_SHOWN + 1
+        sources = [*sources[: _SOURCES_SHOWN - 1], f"and {more} more sources"]
+    if estimate.is_bound:
+        sources.append(f"no more is known, {same or f'because {estimate.reason}'}")
+    return "; ".join(sources)
 
 
 def _rates(analysis: Analysis) -> tuple[Rate, ...]:
@@ -213,6 +262,12 @@ def _rates(analysis: Analysis) -> tuple[Rate, ...]:
         if price.low is not None and price.mid is not None and price.high is not None
     }
     return tuple(sorted(rates))
+
+
+def _bill_terms(analysis: Analysis) -> dict[str, tuple[Rate, ...]]:
+    """What the bill of a fleet hangs on: its rates and the window's hours; none of one engine."""
+    extent = analysis.answer.window
+    return {BILL: (*_rates(analysis), (extent.hours,))} if extent.engines > 1 else {}
 
 
 def _plain(value: object) -> str:

@@ -1,0 +1,114 @@
+"""The first screen of a fleet: what all cost, then a row per engine."""
+
+import re
+
+import pytest
+from answer_by_hand import answer, estimate
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, Slo, pricing
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.render.sections import engine_table, header
+from vllm_capacity.resources import shipped
+from vllm_capacity.telemetry.window import open_window
+
+MONEY = ["Bill", "Run rate", "Cost per request", "Cost per million output tokens", "Utilization"]
+WITHIN = ["Headroom within the latency targets", "Headroom, ignoring latency targets"]
+NO_TARGET = Estimate.unknown("no latency target was given")
+REACHED = Estimate.at_least(300.0, *"abcdefgh", reason="the limit was not reached")
+
+
+def of_a_fleet(**changes):
+    return answer(window__engines=8, **changes)
+
+
+@pytest.mark.parametrize(
+    ("found", "labels"),
+    [
+        pytest.param(
+            of_a_fleet(),
+            [*MONEY, *WITHIN, "TTFT within target", "Tokens per dollar"],
+            id="headroom within the targets comes first",
+        ),
+        pytest.param(
+            of_a_fleet(
+                slo__ttft_attainment=NO_TARGET,
+                slo__itl_attainment=NO_TARGET,
+                slo__throughput_output_tokens_per_second=NO_TARGET,
+            ),
+            [*MONEY, "Headroom"],
+            id="without a target nothing is said of any",
+        ),
+    ],
+)
+def test_first_screen_of_a_fleet_begins_with_the_whole_bill(found, labels):
+    assert [tile.label for tile in header.tiles_of(found)] == labels
+
+
+def test_bill_says_for_how_long_and_the_run_rate_for_a_month():
+    bill, month, *_ = header.tiles_of(of_a_fleet())
+    assert (bill.value, bill.unit) == ("$2.00", "for 25.0 min")
+    assert (month.mid, month.unit) == (pytest.approx(2.0 * 730.5 / (25 / 60)), "per month")
+
+
+def test_headroom_within_the_targets_is_what_their_throughput_leaves():
+    tiles = {tile.figure: tile for tile in header.tiles_of(of_a_fleet())}
+    assert tiles["slo_headroom_ratio"].mid == pytest.approx(1 - 200 / 220)
+
+
+def test_reason_is_told_once():
+    bound = estimate(0.5).divided_by(REACHED)
+    found = of_a_fleet(
+        cost__utilization=bound,
+        saturation__headroom_ratio=bound,
+        slo__ttft_attainment=Estimate.unknown("no first token"),
+        cost__tokens_per_usd=Estimate.unknown("no first token"),
+    )
+    tiles = {tile.figure: tile for tile in header.tiles_of(found)}
+    told = [tiles[name].basis for name in ("utilization", "headroom_ratio")]
+    assert [text.endswith("no more is known, for the reason given above") for text in told] == [
+        True,
+        True,
+    ]
+    assert (tiles["ttft_attainment"].reason, tiles["tokens_per_usd"].reason) == (
+        "no first token",
+        "for the same reason as “TTFT within target”",
+    )
+
+
+def test_of_many_sources_the_first_are_shown():
+    used = Estimate.exact(0.5, *(f"source {i}" for i in range(100)))
+    tile = header.tiles_of(of_a_fleet(cost__utilization=used))[4]
+    assert (tile.basis.count("source "), tile.basis.endswith("and 96 more sources")) == (4, True)
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    window = open_window(shipped("data/examples/vllm-two-replicas"))
+    return Analysis.of(window, assumptions=Assumptions(pricing(2.0), Slo(2.0, 0.1)))
+
+
+def test_row_of_each_engine_the_limited_one_first(replicas):
+    found = engine_table(replicas)
+    assert [column.title for column in found.shown] == [
+        *("engine", "bill", "idle cost", "share of tokens", "utilization", "TTFT p95"),
+        "what limits it",
+    ]
+    limits = [row[-1] for row in found.texts]
+    assert (limits[0], len(found.rows)) == ("KV-cache-bound", 2)
+    shares = [float(re.match(r"\d+", row[3])[0]) for row in found.texts]
+    assert sum(shares) == pytest.approx(100, abs=1)
+
+
+def test_bills_of_the_rows_add_up_to_the_whole(replicas):
+    bills = engine_table(replicas).frame["allocation_usd"]
+    assert bills.sum() == pytest.approx(replicas.cost.allocation_usd.mid)
+
+
+def test_engines_without_a_price_have_no_dollars(replicas):
+    free = Analysis.of(replicas.window)
+    assert "bill" not in [column.title for column in engine_table(free).shown]
+
+
+def test_one_engine_needs_no_table():
+    assert engine_table(Analysis.of(open_window(shipped("data/examples/vllm-sweep")))) is None

@@ -1,0 +1,60 @@
+"""The engines of a fleet, a row each, the worst first."""
+
+from __future__ import annotations
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.figures.latency import Quantile
+from vllm_capacity.render.engines import short_names
+from vllm_capacity.render.numbers import percent, seconds, usd
+from vllm_capacity.render.prose.verdict import REGIMES
+from vllm_capacity.render.tables import DASH, Cell, Column, Table, table
+from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE
+
+_CAPTION = "Engines at a limit first, then by what their idle time cost."
+
+
+def engine_table(analysis: Analysis) -> Table | None:
+    """What each engine cost, served and was limited by, the worst first; None of one engine.
+
+    One row per engine: its bill and idle cost, its share of all generated tokens, its utilization,
+    p95 TTFT, and its limit at peak load. Without a price there are no dollars.
+    """
+    rows = analysis.engine_rows
+    if len(rows) < 2:
+        return None
+    names, models = short_names(row.engine for row in rows), analysis.models_by_engine
+    columns = (
+        Column("engine", "engine"),
+        Column("model", "model"),
+        Column("bill", "allocation_usd", usd, is_numeric=True),
+        Column("idle cost", "idle_usd", usd, is_numeric=True),
+        Column("share of tokens", "token_share_ratio", percent, is_numeric=True),
+        Column("utilization", "utilization", percent, is_numeric=True),
+        Column("TTFT p95", "ttft_p95_seconds", seconds, is_numeric=True),
+        Column("what limits it", "limit"),
+    )
+    is_priced, has_models = not analysis.cost.allocation_usd.is_unknown, len(analysis.models) > 1
+    found = [
+        (
+            Cell(names[row.engine], row.engine),
+            ", ".join(models.get(row.engine, ())) if has_models else "",
+            row.allocation_usd if is_priced else Cell(""),
+            row.idle_usd if is_priced else Cell(""),
+            row.token_share_ratio,
+            row.utilization,
+            _slowest(row.ttft_p95),
+            Cell(_LIMITS.get(row.limit, REGIMES[row.limit]), row.limit),
+        )
+        for row in rows
+    ]
+    return table(columns, found, caption=_CAPTION)
+
+
+_LIMITS = {IDLE: "nothing: it was idle", CLIENT: "nothing: it has room"}
+
+
+def _slowest(p95: Quantile) -> Cell:
+    """The p95 of a latency; above the last bucket, only that it is."""
+    if p95.estimate is not None:
+        return Cell(seconds(p95.estimate), p95.estimate)
+    return Cell(DASH if p95.lower is None else f"above {seconds(p95.lower)}")
