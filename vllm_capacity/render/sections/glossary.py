@@ -228,6 +228,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         ("cost.allocation_usd", "cost.total"),
     ),
     Definition(
+        "usd_per_month",
+        "Run rate",
+        f"{_BILL_TEXT} The bill ÷ the hours of the window × the 730.5 hours of a mean month.",
+        (*_BILL, cost.allocation_usd),
+        _BILLED,
+        ("usd_per_month",),
+    ),
+    Definition(
         "usd_per_million_total_tokens",
         "Cost per million tokens, input and output",
         f"{_BILL_TEXT} The whole bill is divided by prompt and output tokens together. The two "
@@ -279,6 +287,15 @@ DEFINITIONS: tuple[Definition, ...] = (
         (capacity.headroom, capacity.utilization),
         (_increase(GENERATION_TOKENS), *_STEPS),
         ("saturation.headroom_ratio",),
+    ),
+    Definition(
+        "slo_headroom_ratio",
+        "Headroom within the latency targets",
+        "1 − mean output tokens per second ÷ the throughput within the latency targets: what is "
+        "left of it while the targets are met.",
+        (capacity.headroom, capacity.utilization, slo.slo_throughput),
+        (_increase(GENERATION_TOKENS), *_STEPS),
+        ("slo_headroom_ratio",),
     ),
     Definition(
         "ttft_attainment",
