@@ -112,3 +112,8 @@ def test_engines_without_a_price_have_no_dollars(replicas):
 
 def test_one_engine_needs_no_table():
     assert engine_table(Analysis.of(open_window(shipped("data/examples/vllm-sweep")))) is None
+
+
+def test_bill_hangs_on_rates_and_hours_so_that_a_longer_window_is_not_called_dearer(replicas):
+    line = header.title_line(replicas).content
+    assert line["terms"]["bill"] == [[1.0, 2.0, 2.0, 2.0], [replicas.answer.window.hours]]

@@ -33,10 +33,9 @@ def piece(kind, **content):
     return code({PIECE_MIME: {"kind": kind, "content": content}})
 
 
-def table(heads, rows, *, numeric=(), caption="", left_out=0):
+def table(heads, rows, *, numeric=(), caption=""):
     columns = [{"title": head, "numeric": i in numeric} for i, head in enumerate(heads)]
-    content = {"columns": columns, "rows": rows, "left_out": left_out}
-    return piece("table", **content, caption=caption, empty="No rows.")
+    return piece("table", columns=columns, rows=rows, caption=caption, empty="No rows.")
 
 
 def chart(**notes):
@@ -257,12 +256,34 @@ def test_long_table_says_that_it_scrolls(rows, box, message):
     assert (soup.select_one(".scroll")["class"], notes) == (box, message)
 
 
-@pytest.mark.parametrize("left_out", [0, 1898])
-def test_table_that_lacks_rows_says_how_many(left_out):
-    made = page(table(["what", "value"], [["a", "1"]] * 200, left_out=left_out))
-    soup = BeautifulSoup(made, "html.parser")
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        pytest.param(200, [], id="as many as a page shows"),
+        pytest.param(2098, ["200 rows; 1,898 more are left out."], id="more"),
+    ],
+)
+def test_page_shows_the_first_rows_of_a_long_table_and_counts_the_others(rows, message):
+    soup = BeautifulSoup(page(table(["a", "b"], [["x", "1"]] * rows)), "html.parser")
     notes = [each.string for each in soup.select("p.small") if "left out" in (each.string or "")]
-    assert notes == (["The first 200 rows; 1,898 more are left out."] if left_out else [])
+    assert (len(soup.select("tbody tr")), notes) == (200, message)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "told", "message"),
+    [
+        pytest.param(0, "(200 rows)", [], id="all of them"),
+        pytest.param(
+            1898, "(200 rows of 2,098)", ["200 rows; 1,898 more are left out."], id="some"
+        ),
+    ],
+)
+def test_table_behind_a_chart_says_how_many_rows_it_lacks(left_out, told, message):
+    columns = [{"title": "n", "numeric": True}]
+    behind = {"columns": columns, "rows": [["1"]] * 200, "left_out": left_out, "caption": ""}
+    soup = BeautifulSoup(page(code({CHART_MIME: chart(table=behind)})), "html.parser")
+    notes = [each.string for each in soup.select("p.small") if "left out" in (each.string or "")]
+    assert (told in soup.select_one(".fold summary").get_text(), notes) == (True, message)
 
 
 @pytest.mark.parametrize(

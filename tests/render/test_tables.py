@@ -288,20 +288,3 @@ def test_only_notes_are_told_once():
 
 def test_paragraph_is_wrapped_and_indented():
     assert wrapped("one two three four", 9, indent=2) == "one two\n  three\n  four\n"
-
-
-@pytest.mark.parametrize(
-    ("rows", "shown", "left_out"),
-    [
-        pytest.param(200, 200, 0, id="as many as a page shows"),
-        pytest.param(201, 200, 1, id="one more"),
-    ],
-)
-def test_page_shows_the_first_rows_of_a_long_table_and_counts_the_others(rows, shown, left_out):
-    long = table((Column("a", "a"),), [(f"{i}",) for i in range(rows)])
-    content = long.content
-    assert (len(content["rows"]), content["left_out"], len(long.to_csv().split())) == (
-        shown,
-        left_out,
-        rows + 1,
-    )

@@ -85,7 +85,7 @@ def text(*sentences: str) -> Text:
 Value = str | float | datetime | Estimate | None
 
 ROWS_AT_MOST = 200
-"""What a page shows of a table; a terminal, Markdown and CSV have all of it."""
+"""The rows of a table that a page shows; a terminal, Markdown and CSV have all of them."""
 
 DASH = "–"
 _NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -158,14 +158,10 @@ class Table:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The table as the page's template takes it: plain JSON, every cell as text.
-
-        At most 200 rows, the first, with how many are left out.
-        """
+        """The table as the page's template takes it: plain JSON, every cell as text."""
         return {
             "columns": [{"title": each.title, "numeric": each.is_numeric} for each in self.shown],
-            "rows": self.texts[:ROWS_AT_MOST],
-            "left_out": max(0, len(self.rows) - ROWS_AT_MOST),
+            "rows": self.texts,
             "caption": self.caption,
             "empty": self.empty,
         }

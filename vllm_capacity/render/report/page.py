@@ -25,6 +25,7 @@ from markupsafe import Markup
 from vllm_capacity.render.report import CHART_MIME, PIECE_MIME, JsonObject
 from vllm_capacity.render.report.metadata import Metadata
 from vllm_capacity.render.report.vega import ChartOf, PageChart, page_chart
+from vllm_capacity.render.tables import ROWS_AT_MOST
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _TABLE_TAGS = frozenset({"table", "thead", "tbody", "tfoot", "tr", "th", "td", "caption", "p", "b"})
@@ -227,13 +228,15 @@ def _digest(script: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    made = Environment(
         loader=PackageLoader("vllm_capacity.render.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals["rows_at_most"] = ROWS_AT_MOST
+    return made
 
 
 class _NoPictures(mistune.HTMLRenderer):

@@ -265,9 +265,9 @@ def _rates(analysis: Analysis) -> tuple[Rate, ...]:
 
 
 def _bill_terms(analysis: Analysis) -> dict[str, tuple[Rate, ...]]:
-    """What the bill of a fleet hangs on: its rates and the window's hours; none of one engine."""
-    extent = analysis.answer.window
-    return {BILL: (*_rates(analysis), (extent.hours,))} if extent.engines > 1 else {}
+    """What the bill of a fleet hangs on: its rates and hours; none of one engine, or no price."""
+    extent, rates = analysis.answer.window, _rates(analysis)
+    return {BILL: (*rates, (extent.hours,))} if extent.engines > 1 and rates else {}
 
 
 def _plain(value: object) -> str:
