@@ -116,4 +116,5 @@ def test_one_engine_needs_no_table():
 
 def test_bill_hangs_on_rates_and_hours_so_that_a_longer_window_is_not_called_dearer(replicas):
     line = header.title_line(replicas).content
-    assert line["terms"]["bill"] == [[1.0, 2.0, 2.0, 2.0], [replicas.answer.window.hours]]
+    found = [tuple(each) for each in line["terms"]["bill"]]
+    assert found == [(1.0, 2.0, 2.0, 2.0), (replicas.answer.window.hours,)]
