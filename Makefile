@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 WINDOW ?= vllm-sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test tests test-pythons lab check bench renew test-live lock
+.PHONY: help setup report test tests test-pythons lab check bench docs renew test-live lock
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,10 @@ check: $(STAMP)  ## style, types, layers
 bench: $(STAMP)  ## side-by-side ratios → bench/RESULTS.md
 	@echo "==> Measuring; a few minutes"
 	@$(BIN)/python -m bench
+
+docs: $(STAMP)  ## the documentation as a site → site/index.html
+	@echo "==> Building the documentation into site/"
+	@$(BIN)/zensical build --strict
 
 renew: $(STAMP)  ## the notebooks again, their kept outputs with them
 	@echo "==> Running the notebooks and keeping their outputs"
