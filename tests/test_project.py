@@ -27,7 +27,7 @@ def test_conda_users_get_the_same_dependencies():
     specs = {spec for spec in listed if isinstance(spec, str)}
     expected = {
         f"{CONDA_NAMES.get(r.name, r.name)}{r.specifier}".replace("[server]", "")
-        for r in required("lab")
+        for r in required("report", "lab")
     }
     assert specs - {"python>=3.11", "pip", "nbval>=0.11"} == expected
 

@@ -104,7 +104,10 @@ def __getattr__(name: str) -> object:
 
         return open_window
     if name in _MODULES:
-        found: object = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        from vllm_capacity.errors import needing_extra
+
+        with needing_extra("report"):
+            found: object = importlib.import_module(f"{__name__}.{_MODULES[name]}")
         globals()[name] = found
         return found
     if name not in _HOME_OF:

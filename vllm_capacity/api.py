@@ -26,7 +26,7 @@ import polars as pl
 from vllm_capacity import analysis
 from vllm_capacity import plan as planning
 from vllm_capacity.assumptions import Assumptions, Slo, pricing
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.plan import Plan, PlanRequest
 from vllm_capacity.record import plain
@@ -140,7 +140,8 @@ class Analysis(analysis.Analysis):
     @cached_property
     def charts(self) -> Any:  # noqa: ANN401  a method per chart
         """The charts, by name: `a.charts.saturation()`."""
-        from vllm_capacity.render.charts import Charts
+        with needing_extra("report"):
+            from vllm_capacity.render.charts import Charts
 
         return Charts(self)
 
@@ -192,9 +193,10 @@ class Analysis(analysis.Analysis):
 
         It runs the report's notebook, so it takes some seconds.
         """
-        from vllm_capacity.render.report.write import write_page
+        with needing_extra("report"):
+            from vllm_capacity.render.report.write import write_page
 
-        return write_page(self, Path(path), made_at=datetime.now(UTC))
+            return write_page(self, Path(path), made_at=datetime.now(UTC))
 
     def __repr__(self) -> str:
         """The answer in a few lines."""

@@ -14,6 +14,8 @@ they are an `Estimate` with a reason, or None.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+"
@@ -58,3 +60,17 @@ class SourceError(CapacityError):
     """A server or a store failed, or refused us."""
 
     exit_code = 3
+
+
+@contextmanager
+def needing_extra(extra: str) -> Iterator[None]:
+    """What is run inside may lack a package: an InputError that says which extra brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("vllm_"):
+            raise
+        raise InputError(
+            f"This needs the package {error.name}, which is not installed. Install it with: "
+            f"pip install 'vllm-capacity[{extra}]'."
+        ) from None

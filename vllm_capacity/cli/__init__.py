@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from vllm_capacity.errors import CapacityError, InputError
+from vllm_capacity.errors import CapacityError, InputError, needing_extra
 
 DEBUG = "VLLM_CAPACITY_DEBUG"
 OWN_FACTS = "VLLM_CAPACITY_FACTS"
@@ -68,7 +68,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _VERBS:
             return None
-        module = importlib.import_module(f"vllm_capacity.cli.{_VERBS[name][0]}")
+        with needing_extra("report"):  # what the others import is always installed
+            module = importlib.import_module(f"vllm_capacity.cli.{_VERBS[name][0]}")
         command = getattr(module, name)
         assert isinstance(command, click.Command)
         return command

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.render.report.run import Progress, given_parameters
 from vllm_capacity.render.report.write import DEFAULT_NOTEBOOK, EXAMPLES, ReportOrder, write_report
 from vllm_capacity.resources import shipped
@@ -52,7 +52,7 @@ def report(
     wanted = EXAMPLES if examples else (_given(window, pairs),)
     for parameters in wanted:
         order = ReportOrder(notebook=_notebook(notebook), parameters=parameters, out=out)
-        with _progress(order.notebook.name) as progress:
+        with needing_extra("report"), _progress(order.notebook.name) as progress:
             path = write_report(
                 order, made_at=datetime.now(UTC), cache=_cache_folder(), progress=progress
             )
