@@ -3,8 +3,8 @@
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-COPY requirements.lock .
-RUN python -m venv /opt/venv && /opt/venv/bin/pip install --require-hashes -r requirements.lock
+COPY requirements-image.lock .
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --require-hashes -r requirements-image.lock
 COPY pyproject.toml README.md LICENSE otel-config.yaml compose-otel.yml ./
 COPY data data
 COPY notebooks notebooks

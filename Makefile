@@ -73,7 +73,10 @@ test-live: $(STAMP)  ## the source tests against a real Parseable (PARSEABLE_BIN
 	@echo "==> Live tests against $(PARSEABLE_BIN)"
 	@PARSEABLE_BIN="$(PARSEABLE_BIN)" $(BIN)/python -m tests.integration.live
 
-lock: $(STAMP)  ## requirements.lock anew from pyproject.toml (minutes)
-	@echo "==> Locking"
-	@$(BIN)/pip-compile --quiet --generate-hashes --all-extras --strip-extras --allow-unsafe --no-header \
-	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+COMPILE = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+lock: $(STAMP)  ## both locks anew from pyproject.toml (minutes)
+	@echo "==> Locking everything, then what the image holds"
+	@$(COMPILE) --all-extras -o requirements.lock pyproject.toml
+	@$(COMPILE) --extra report --extra s3 --extra build -c requirements.lock -o requirements-image.lock pyproject.toml

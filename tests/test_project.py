@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
+IMAGE_LOCK = (ROOT / "requirements-image.lock").read_text()
+PINNED = r"^[a-z0-9._-]+==[^ ]+"
 CONDA_NAMES = {"duckdb": "python-duckdb", "prometheus-client": "prometheus_client"}
 
 
@@ -39,8 +41,17 @@ def test_everything_required_is_locked_with_hashes():
     assert LOCK.count("--hash=sha256:") >= len(pinned)
 
 
-def test_the_lock_names_no_address():
-    assert not re.search(r"://|index-url|find-links", LOCK)
+@pytest.mark.parametrize("lock", [LOCK, IMAGE_LOCK], ids=["all", "image"])
+def test_a_lock_names_no_address(lock):
+    assert not re.search(r"://|index-url|find-links", lock)
+
+
+def test_the_image_has_what_it_runs_and_nothing_of_the_tests():
+    pinned, everything = (set(re.findall(PINNED, lock, re.M)) for lock in (IMAGE_LOCK, LOCK))
+    names = {pin.partition("==")[0] for pin in pinned}
+    assert {r.name for r in required("report", "s3", "build")} <= names
+    assert not names & {"pytest", "playwright", "jupyterlab", "moto", "ray", "mypy"}
+    assert pinned <= everything
 
 
 def test_the_oldest_python_that_is_asked_for_was_tested_and_is_what_the_checks_assume():

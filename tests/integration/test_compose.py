@@ -175,4 +175,4 @@ def test_the_dockerfile_is_pinned_and_runs_without_root() -> None:
     bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
     assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base) for base in bases)
     assert [line for line in lines if line.startswith("USER ")] == ["USER $UID:$GID"]
-    assert any("--require-hashes -r requirements.lock" in line for line in lines)
+    assert any("--require-hashes -r requirements-image.lock" in line for line in lines)
