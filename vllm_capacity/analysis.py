@@ -24,7 +24,7 @@ from vllm_capacity.answer import (
     Tokens,
     WindowExtent,
 )
-from vllm_capacity.assumptions import SLO_OPTIONS, Assumptions
+from vllm_capacity.assumptions import TARGETS, Assumptions, Target
 from vllm_capacity.bills import (
     engine_name,
     engine_parts,
@@ -40,11 +40,9 @@ from vllm_capacity.facts.api_prices import given_api_price
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
-    ITL,
     PREEMPTIONS,
     PROMPT_TOKENS,
     REQUESTS,
-    TTFT,
 )
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.facts.throughput import measurements
@@ -85,7 +83,6 @@ from vllm_capacity.verdicts.saturation.slo import (
 from vllm_capacity.verdicts.sizing import Policy, Pool, Surplus, busiest, one_of, surplus
 
 _LIGHT_SHARE = 0.5
-_HISTOGRAM_OF = {"ttft_p95_seconds": TTFT, "itl_p95_seconds": ITL}
 
 
 @dataclass(frozen=True)
@@ -530,9 +527,8 @@ class Analysis:
             lent_by=self.lenders,
             capacities=self.capacities,
         )
-        return SloVerdict(
-            self._attainment("ttft_p95_seconds"), self._attainment("itl_p95_seconds"), throughput
-        )
+        attained = {one.attainment: self._attainment(one) for one in TARGETS.values()}
+        return SloVerdict(**attained, throughput_output_tokens_per_second=throughput)
 
     @property
     def cost(self) -> Costs:
@@ -586,11 +582,11 @@ class Analysis:
             quality=self.quality,
         )
 
-    def _attainment(self, name: str) -> Estimate:
+    def _attainment(self, of: Target) -> Estimate:
         """The share of observations within a target, between the edges of its bucket."""
-        target, metric = getattr(self.assumptions.slo, name), _HISTOGRAM_OF[name]
+        target, metric = self.assumptions.slo.targets.get(of.name), of.metric
         if target is None:
-            return Estimate.unknown(f"no target given: give {name} ({SLO_OPTIONS[name]})")
+            return Estimate.unknown(f"no target given: give {of.name} ({of.option})")
         observed = latency.merged([i for i in self.histograms if i.metric == metric])
         if observed is None:
             return Estimate.unknown(f"{metric} observed nothing in this time range")

@@ -11,6 +11,7 @@ from datetime import datetime
 from inspect import cleandoc
 from typing import Any, ClassVar
 
+from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures.gauges import Gauge
 from vllm_capacity.figures.latency import Latency
@@ -126,7 +127,7 @@ class Amount:
 class SloVerdict(Figures):
     """How well the latency targets were met, and the throughput that meets them.
 
-    `ttft_attainment` and `itl_attainment` are the shares of observations within the target, 0..1.
+    An attainment, of each target that `Slo` knows, is the share of observations within it, 0..1.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {
@@ -143,12 +144,16 @@ class SloVerdict(Figures):
         return self.throughput_output_tokens_per_second
 
     @property
+    def attainments(self) -> dict[str, Estimate]:
+        """The attainment of each target, by the name of the target (a field of `Slo`)."""
+        return {name: getattr(self, target.attainment) for name, target in TARGETS.items()}
+
+    @property
     def missed(self) -> dict[str, Estimate]:
-        """The attainments below the goal, by the name of their field; empty without a target."""
-        found = {"ttft_attainment": self.ttft_attainment, "itl_attainment": self.itl_attainment}
+        """The attainments below the goal, by the name of their target; empty without a target."""
         return {
             name: share
-            for name, share in found.items()
+            for name, share in self.attainments.items()
             if share.mid is not None and share.mid < ATTAINMENT_GOAL
         }
 

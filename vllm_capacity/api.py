@@ -25,7 +25,7 @@ import polars as pl
 
 from vllm_capacity import analysis
 from vllm_capacity import plan as planning
-from vllm_capacity.assumptions import Assumptions, Slo, pricing
+from vllm_capacity.assumptions import Assumptions, Slo, pricing, slo_of
 from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.plan import Plan, PlanRequest
@@ -91,7 +91,7 @@ class Window:
         self,
         *,
         price: float | str | None = None,
-        slo: Slo | None = None,
+        slo: Slo | str | None = None,
         gpus_per_engine: float = 1.0,
         price_rules: str | Path | None = None,
         price_note: str = "",
@@ -100,17 +100,15 @@ class Window:
         """The analysis of this time range under these assumptions.
 
         `price`: USD per GPU-hour, or words of a row of gpu_prices.csv; `price_rules`: a mapping
-        file, in its place. Without a price money stays unknown. `exact`: read every scrape of a
-        range over six hours, too. InputError for what is no price,
-        target or GPU count.
+        file, in its place. Without a price money stays unknown. `slo`: the latency targets, as a
+        `Slo` or as text (`ttft 2.0, itl 0.1`). `exact`: read every scrape of a range over six
+        hours, too. InputError for what is no price, target or GPU count.
         """
-        if slo is not None and not isinstance(slo, Slo):
-            raise InputError(f"slo is a vc.Slo(ttft_p95_seconds=…), not {slo!r}.")
         assumed = Assumptions(
             pricing(
                 price, gpus_per_engine=gpus_per_engine, price_rules=price_rules, note=price_note
             ),
-            slo or Slo(),
+            slo_of(slo),
         )
         read = self.opened.remembering() if exact else self.opened
         return Analysis(read, self.time_range, assumed)

@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rule, load_fleet
+from vllm_capacity.facts.metrics import ITL, TTFT
 from vllm_capacity.facts.prices import Price, find_price, given_price
 
 _MOST_GPUS = 100_000
 
 
-def _target(label: str, option: str) -> float | None:
-    """A latency target: how a person calls it, and the option that gives it."""
-    found: float | None = field(default=None, metadata={"label": label, "option": option})
+_P95 = "_p95_seconds"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one latency target is of: the histogram `metric`, and how people call the latency.
+
+    `name` is its field of `Slo` and its column of the engine steps, `label` the latency's usual
+    abbreviation, `observed` what is counted as within the target or not.
+    """
+
+    name: str
+    label: str
+    observed: str
+    metric: str
+
+    @property
+    def short(self) -> str:
+        """The latency in a word, as in columns and options: `ttft`."""
+        return self.name.removesuffix(_P95)
+
+    @property
+    def option(self) -> str:
+        """The option of the command line that gives the target: `--slo-ttft`."""
+        return f"--slo-{self.short}"
+
+    @property
+    def attainment(self) -> str:
+        """The field of the answer that says how well it was met: `ttft_attainment`."""
+        return f"{self.short}_attainment"
+
+
+def _target(label: str, observed: str, metric: str) -> float | None:
+    told = {"label": label, "observed": observed, "metric": metric}
+    found: float | None = field(default=None, metadata=told)
     return found
 
 
@@ -24,11 +57,11 @@ def _target(label: str, option: str) -> float | None:
 class Slo:
     """Latency targets, seconds: the 95th percentile of each is to stay at or under its target.
 
-    A field is named as its column of the engine steps. None: no target.
+    None: no target. Options, columns, tables and charts of a target come from its field here.
     """
 
-    ttft_p95_seconds: float | None = _target("p95 TTFT", "--slo-ttft")
-    itl_p95_seconds: float | None = _target("p95 ITL", "--slo-itl")
+    ttft_p95_seconds: float | None = _target("TTFT", "first tokens (TTFT)", TTFT)
+    itl_p95_seconds: float | None = _target("ITL", "later tokens (ITL)", ITL)
 
     def __post_init__(self) -> None:
         """InputError for a target that nothing can meet."""
@@ -43,9 +76,43 @@ class Slo:
         given = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: target for name, target in given.items() if target is not None}
 
+    @property
+    def text(self) -> str:
+        """The targets in a line that `slo_of` reads: `ttft 2.0, itl 0.1`; empty for none."""
+        given = self.targets.items()
+        return ", ".join(f"{TARGETS[name].short} {seconds!r}" for name, seconds in given)
 
-SLO_LABELS: Mapping[str, str] = {one.name: one.metadata["label"] for one in fields(Slo)}
-SLO_OPTIONS: Mapping[str, str] = {one.name: one.metadata["option"] for one in fields(Slo)}
+
+TARGETS: Mapping[str, Target] = {one.name: Target(one.name, **one.metadata) for one in fields(Slo)}
+"""The latency targets that can be given, by the name of their field."""
+
+_BY_WORD = {word: name for name, one in TARGETS.items() for word in (name, one.short)}
+
+
+def slo_of(given: Slo | str | None) -> Slo:
+    """The latency targets that a person means: a `Slo`, or text such as `ttft 2.0, itl 0.1`.
+
+    Text names each latency by the short name or by the field of `Slo`, then seconds. None, or text
+    without a target: no targets. InputError for anything else.
+    """
+    if isinstance(given, Slo):
+        return given
+    if not isinstance(given, str | None):
+        raise InputError(f"slo is a vc.Slo(ttft_p95_seconds=…), or text, not {given!r}.")
+    found = Slo()
+    for part in filter(None, map(str.strip, (given or "").split(","))):
+        word, _, seconds = part.replace("=", " ").partition(" ")
+        name = _BY_WORD.get(word.lower())
+        if name is None or not _as_number(seconds):
+            known = " or ".join(one.short for one in TARGETS.values())
+            raise InputError(
+                f"Cannot read the latency target {part!r}; write {known} and seconds, as in "
+                "'ttft 2.0, itl 0.1'."
+            )
+        if getattr(found, name) is not None:
+            raise InputError(f"The latency target {word} is given twice: {given!r}.")
+        found = replace(found, **{name: float(seconds)})
+    return found
 
 
 @dataclass(frozen=True)

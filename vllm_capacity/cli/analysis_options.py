@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vllm_capacity.assumptions import SLO_LABELS, SLO_OPTIONS, Assumptions, Slo, pricing
+from vllm_capacity.assumptions import TARGETS, Assumptions, Slo, pricing
 from vllm_capacity.cli.options import FILE, bounded
 from vllm_capacity.errors import InputError
 from vllm_capacity.interface import version_1
@@ -76,13 +75,13 @@ _OPTIONS = (
     ),
     *(
         click.option(
-            option,
-            name,
+            target.option,
+            target.name,
             type=float,
             callback=bounded,
-            help=f"Target for {SLO_LABELS[name]}, seconds.",
+            help=f"Target for p95 {target.label}, seconds.",
         )
-        for name, option in SLO_OPTIONS.items()
+        for target in TARGETS.values()
     ),
 )
 
@@ -115,7 +114,7 @@ def assumptions_of(given: Mapping[str, Any]) -> Assumptions:
     price = given["price"] if given["usd_per_hour"] is None else given["usd_per_hour"]
     return Assumptions(
         pricing(price, gpus_per_engine=given["gpus_per_engine"], price_rules=given["fleet"]),
-        Slo(**{one.name: given[one.name] for one in fields(Slo)}),
+        Slo(**{name: given[name] for name in TARGETS}),
     )
 
 

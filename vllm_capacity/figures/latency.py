@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.facts.metrics import DECODE, E2E, ITL, PREFILL, QUEUE, TTFT
 from vllm_capacity.figures.histogram import (
     bucket_quantile,
@@ -26,9 +27,9 @@ from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-HISTOGRAMS = (TTFT, ITL, E2E, QUEUE, PREFILL, DECODE)
-STEP_HISTOGRAMS = (TTFT, ITL, E2E)
-"""The histograms that figures read: over a whole part, and step by step."""
+STEP_HISTOGRAMS = tuple(dict.fromkeys((TTFT, ITL, E2E, *(one.metric for one in TARGETS.values()))))
+HISTOGRAMS = tuple(dict.fromkeys((*STEP_HISTOGRAMS, QUEUE, PREFILL, DECODE)))
+"""The histograms that figures read: step by step, and over a whole part."""
 
 MINUTE_SCHEMA: dict[str, Any] = {
     "metric": pl.String,

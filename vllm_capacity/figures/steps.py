@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from polars.datatypes import DataTypeClass
 
+from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
     ITL,
@@ -22,7 +23,6 @@ from vllm_capacity.facts.metrics import (
     PROMPT_TOKENS,
     REQUESTS,
     RUNNING,
-    TTFT,
     WAITING,
 )
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
@@ -58,8 +58,7 @@ STEP_SCHEMA: Schema = {
     "requests_per_second": pl.Float64,
     "prompt_tokens_per_second": pl.Float64,
     "preemptions": pl.Float64,
-    "ttft_p95_seconds": pl.Float64,
-    "itl_p95_seconds": pl.Float64,
+    **dict.fromkeys(TARGETS, pl.Float64),
     "itl_mean_seconds": pl.Float64,
     "is_gap": pl.Boolean,
     "is_restart": pl.Boolean,
@@ -312,7 +311,7 @@ def _folded(steps: pl.DataFrame, seconds: float) -> pl.DataFrame:
     rates = [name for name in STEP_SCHEMA if name.endswith("tokens_per_second")]
     rates = [name for name in (*rates, "requests_per_second") if not name.startswith("best")]
     most = ("running_max", "waiting_max", "kv_cache_ratio_max", "best_minute_tokens_per_second")
-    middle = ("ttft_p95_seconds", "itl_p95_seconds", "itl_mean_seconds")
+    middle = (*TARGETS, "itl_mean_seconds")
     every = f"{round(seconds)}s"
     return (
         steps.group_by(
@@ -494,17 +493,18 @@ def _minute_rates(rows: pl.Series) -> pl.Series:
 
 
 def _latency_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFrame:
-    metrics = [TTFT, ITL]
+    metrics = list(dict.fromkeys((*(one.metric for one in TARGETS.values()), ITL)))
     found = latency.step_increases(
         window, metrics, time_range=time_range, step_seconds=grid.seconds
     )
     frame = pl.concat([_EMPTY_LATENCY, *(_step_latencies(own) for own in found)])
-    is_ttft, is_itl = (pl.col("metric") == name for name in (TTFT, ITL))
     placed = frame.with_columns(step=grid.placed(pl.col("step")))
     return placed.group_by(_STEP, maintain_order=True).agg(
-        ttft_p95_seconds=pl.col("p95").filter(is_ttft).max(),
-        itl_p95_seconds=pl.col("p95").filter(is_itl).max(),
-        itl_mean_seconds=pl.col("mean").filter(is_itl).mean(),
+        *(
+            pl.col("p95").filter(pl.col("metric") == one.metric).max().alias(name)
+            for name, one in TARGETS.items()
+        ),
+        itl_mean_seconds=pl.col("mean").filter(pl.col("metric") == ITL).mean(),
     )
 
 

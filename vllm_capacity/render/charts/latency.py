@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import altair as alt
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.latency import Quantiles
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
@@ -28,13 +27,11 @@ _MILLISECONDS = "format(datum.value * 1000, ',')"
 
 @dataclass(frozen=True)
 class _Latency:
-    """A latency: its name in columns, its quantiles over the window, and its target, if any."""
+    """A latency: its name in columns, its title, and its quantiles over the window."""
 
     name: str
     title: str
     quantiles: Quantiles
-    attainment: Estimate | None = None
-    target_seconds: float | None = None
     is_in_ms: bool = False
 
 
@@ -48,8 +45,6 @@ def ttft(analysis: Analysis) -> Chart:
         "ttft",
         "Time to first token (TTFT) over time",
         analysis.answer.latency.ttft,
-        analysis.answer.slo.ttft_attainment,
-        analysis.assumptions.slo.ttft_p95_seconds,
     )
     return _over_time(analysis, latency)
 
@@ -63,8 +58,6 @@ def itl(analysis: Analysis) -> Chart:
         "itl",
         "Inter-token latency (ITL) over time",
         analysis.answer.latency.itl,
-        analysis.answer.slo.itl_attainment,
-        analysis.assumptions.slo.itl_p95_seconds,
         # Tokens are tens of milliseconds apart: in seconds their axis would read 0.0 throughout.
         is_in_ms=True,
     )
@@ -122,7 +115,7 @@ def _over_time(analysis: Analysis, latency: _Latency) -> Chart:
         f"{p95}_lower": "p95, at least",
         f"{p95}_upper": "p95, at most",
     }
-    target = latency.target_seconds
+    target = analysis.assumptions.slo.targets.get(p95)
     layers = over_time(
         steps,
         analysis.time_range,
@@ -132,6 +125,7 @@ def _over_time(analysis: Analysis, latency: _Latency) -> Chart:
         tips=[Tip(column, ",.3f", f"{name} (s)") for column, name in named.items()],
         limits=[] if target is None else [Limit(target, f"p95 target {seconds(target)}")],
     )
-    caption = captions.latency_found(latency.quantiles, latency.attainment, write=seconds)
+    attained = analysis.answer.slo.attainments.get(p95)
+    caption = captions.latency_found(latency.quantiles, attained, write=seconds)
     columns = [START, *(DataColumn(name, title, seconds) for name, title in named.items())]
     return panel.chart(layers, caption=caption, table=table_of(steps, columns))

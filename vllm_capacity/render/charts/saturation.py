@@ -13,6 +13,7 @@ import polars as pl
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer
+from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     Chart,
@@ -53,9 +54,8 @@ _NAMED_AT = 0.3  # of the fitted curve, from its left end: there it is still ste
 _LABEL_SHARE, _LABEL_FACTOR = 0.5, 1.8  # what a label covers: of the width, of the amounts
 _DECADES = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
 _NO_ENGINE = "No engine reported to this window."
-_TTFT, _ITL = "TTFT", "ITL"
-_LATENCIES = {"ttft_p95_seconds": _TTFT, "itl_p95_seconds": _ITL}
-_LATENCY_COLORS = {_TTFT: theme.LOAD, _ITL: theme.SOFT}
+_LATENCIES = {name: target.label for name, target in TARGETS.items()}
+_LATENCY_COLORS = dict(zip(_LATENCIES.values(), theme.LATENCIES, strict=False))
 _OUTPUT_TITLES: Mapping[LoadName, str] = {
     "concurrency": "At what concurrency does output level off?",
     "kv-usage": "Does a full KV cache limit output?",
@@ -148,7 +148,7 @@ def saturation(analysis: Analysis, *, axis: LoadName = "concurrency") -> Chart:
 
 
 def latency_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -> Chart:
-    """p95 TTFT and inter-token latency against load, the targets as rules.
+    """The p95 of each latency that can have a target against load, the targets as rules.
 
     Read it left to right: the knee is where the points leave the floor. Against KV usage, points
     that leave the floor at the right edge alone say that memory is what users wait for. The axis of
@@ -169,13 +169,10 @@ def latency_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -> Ch
     if why := scatter.why_empty(steps, "a latency"):
         return panel.empty(why)
     points = _latency_points(steps, load)
-    slo = analysis.assumptions.slo
-    targets = {_TTFT: slo.ttft_p95_seconds, _ITL: slo.itl_p95_seconds}
     rules = [
         layer
-        for name, target_seconds in targets.items()
-        if target_seconds is not None
-        for layer in _target(name, target_seconds, points)
+        for name, target_seconds in analysis.assumptions.slo.targets.items()
+        for layer in _target(_LATENCIES[name], target_seconds, points)
     ]
     columns = [
         START,
@@ -303,7 +300,7 @@ def _unfitted(curve: pl.DataFrame, scatter: LoadScatter) -> str:
 
 
 def _latency_points(steps: pl.DataFrame, load: LoadAxis) -> pl.DataFrame:
-    """The points of both latencies: t, load, amount (seconds), state (which of the two), at.
+    """The points of all latencies: t, load, amount (seconds), state (which of them), at.
 
     `at` is where on the axis a point lies, 0..1; no number where all of them lie at 0.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_capacity.answer import ATTAINMENT_GOAL, Answer
+from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.numbers import (
     Write,
@@ -62,7 +63,6 @@ SHAPES = {"good": "●", "usable": "▲", "poor": "■"}
 POOR = frozenset({"error"})
 USABLE = frozenset({"warning"})
 
-_ATTAINMENTS = {"ttft_attainment": "first tokens (TTFT)", "itl_attainment": "later tokens (ITL)"}
 _CENT_USD = 0.01
 _NAMED = 3
 _FULL_RATIO = 0.95
@@ -91,7 +91,7 @@ def within_targets(answer: Answer) -> str:
     if not served or not missed:
         return served
     shares = " and ".join(
-        f"{sure(share, percent)} of {_ATTAINMENTS[name]}" for name, share in missed.items()
+        f"{sure(share, percent)} of {TARGETS[name].observed}" for name, share in missed.items()
     )
     goal = percent(ATTAINMENT_GOAL)
     return f"{served} SLO attainment: {shares} arrived within the target (goal: {goal})."

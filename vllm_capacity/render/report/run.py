@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from traitlets.config import Config
 
 from vllm_capacity import errors
-from vllm_capacity.assumptions import Slo, pricing
+from vllm_capacity.assumptions import TARGETS, Slo, pricing, slo_of
 from vllm_capacity.errors import InputError
 from vllm_capacity.holding import scratch
 from vllm_capacity.interface import RENAMED_PARAMETERS
@@ -91,12 +91,13 @@ def checked_parameters(
 ) -> dict[str, Value]:
     """The given values in the declared types; text is read, other values must be of the type.
 
-    A name of an earlier release stands for its new one. InputError for a name that is unknown or no
-    identifier, for a value of another type, and for a price or a target that there is not.
+    A name of an earlier release stands for its new one, and a single latency target for its part of
+    `slo`. InputError for a name that is unknown or no identifier, for a value of another type, and
+    for a price or a target that there is not.
     """
     by_name = {parameter.name: parameter for parameter in declared}
     checked: dict[str, Value] = {}
-    for name, value in given.items():
+    for name, value in _with_targets_joined(given, by_name).items():
         declared_name = next((each for each in _names(name) if each in by_name), None)
         if declared_name is None:
             raise InputError(_unknown(name, list(by_name), notebook))
@@ -227,6 +228,31 @@ def _names(name: str) -> tuple[str, ...]:
     return (name, *filter(None, (RENAMED_PARAMETERS.get(name),)), *earlier)
 
 
+def _with_targets_joined(
+    given: Mapping[str, object], by_name: Mapping[str, Parameter]
+) -> dict[str, object]:
+    """The same with single latency targets as part of `slo`, where the notebook declares that."""
+    if "slo" not in by_name:
+        return dict(given)
+    fields_of = {name: RENAMED_PARAMETERS.get(name, name) for name in given if name not in by_name}
+    single = {
+        field: _target_seconds(name, given[name])
+        for name, field in fields_of.items()
+        if field in TARGETS
+    }
+    if not single:
+        return dict(given)
+    text = given.get("slo", by_name["slo"].default.strip("\"'"))
+    joined = replace(slo_of(str(text)), **single)
+    others = {name: value for name, value in given.items() if fields_of.get(name) not in single}
+    return {**others, "slo": joined.text}
+
+
+def _target_seconds(name: str, value: object) -> float | None:
+    seconds = _typed(Parameter(name, "Optional[float]", "", ""), value)
+    return seconds if isinstance(seconds, float) else None
+
+
 def _check_assumptions(checked: Mapping[str, Value]) -> None:
     """InputError for prices, GPU counts and targets that the assumptions do not allow."""
     given: dict[str, Any] = {
@@ -234,7 +260,8 @@ def _check_assumptions(checked: Mapping[str, Value]) -> None:
         for name, value in checked.items()
         if value is not None and value != ""
     }
-    Slo(**{one.name: given[one.name] for one in fields(Slo) if one.name in given})
+    Slo(**{name: given[name] for name in TARGETS if name in given})
+    slo_of(given.get("slo"))
     pricing(
         given.get("price"),
         gpus_per_engine=given.get("gpus_per_engine", 1.0),

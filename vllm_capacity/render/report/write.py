@@ -202,9 +202,9 @@ def _parameters_of(analysis: Analysis) -> dict[str, object]:
     times = (
         {} if time_range == whole else {"start": iso(time_range.start), "end": iso(time_range.end)}
     )
-    targets = {name: f"{seconds!r}" for name, seconds in slo.targets.items()}
     window = str(analysis.window.path.resolve())
-    return {"window": window, **times, **_price_of(analysis.assumptions.pricing), **targets}
+    price = _price_of(analysis.assumptions.pricing)
+    return {"window": window, **times, **price, "slo": slo.text}
 
 
 def _price_of(pricing: Pricing) -> dict[str, object]:

@@ -18,6 +18,7 @@ import polars as pl
 
 from vllm_capacity import bills, costs_by_time
 from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.facts.metrics import (
     DECODE,
     E2E,
@@ -192,6 +193,7 @@ _ATTAINMENT_TEXT = (
     "SLO attainment: the share of {what} within the target. Exact where the target is the edge of "
     "a histogram bucket, an interval where it lies inside one. The goal is 95 %: targets are p95."
 )
+_OF_EVERY_TARGET = {next(iter(TARGETS)): ("slo.attainments", "slo.missed")}
 
 DEFINITIONS: tuple[Definition, ...] = (
     Definition(
@@ -297,21 +299,16 @@ DEFINITIONS: tuple[Definition, ...] = (
         (_increase(GENERATION_TOKENS), *_STEPS),
         ("slo_headroom_ratio",),
     ),
-    Definition(
-        "ttft_attainment",
-        "TTFT within target",
-        _ATTAINMENT_TEXT.format(what="requests whose time to first token (TTFT) was"),
-        (histogram.attainment,),
-        (_buckets(TTFT),),
-        ("slo.ttft_attainment",),
-    ),
-    Definition(
-        "itl_attainment",
-        "ITL within target",
-        _ATTAINMENT_TEXT.format(what="inter-token latencies (ITL)"),
-        (histogram.attainment,),
-        (_buckets(ITL),),
-        ("slo.itl_attainment", "slo.missed"),
+    *(
+        Definition(
+            target.attainment,
+            f"{target.label} within target",
+            _ATTAINMENT_TEXT.format(what=target.observed),
+            (histogram.attainment,),
+            (_buckets(target.metric),),
+            (f"slo.{target.attainment}", *_OF_EVERY_TARGET.get(target.name, ())),
+        )
+        for target in TARGETS.values()
     ),
     Definition(
         "slo_throughput",

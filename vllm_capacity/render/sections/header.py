@@ -210,7 +210,7 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
 def _has_targets(answer: Answer) -> bool:
     """Whether anything is known of a latency target: without one, nothing is."""
     slo = answer.slo
-    return not all(e.is_unknown for e in (slo.ttft_attainment, slo.itl_attainment, slo.throughput))
+    return not all(e.is_unknown for e in (*slo.attainments.values(), slo.throughput))
 
 
 def _per_request(each: Estimate) -> tuple[Write, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.assumptions import SLO_LABELS
+from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.render.numbers import Write, count, number, percent, seconds, sure, why
 from vllm_capacity.render.tables import (
     Column,
@@ -88,7 +88,7 @@ def latency_breakdown(analysis: Analysis) -> Table:
 
 
 def slo_table(analysis: Analysis) -> Table:
-    """SLO attainment: the share of first tokens, and of later ones, within their target."""
+    """SLO attainment: of each latency that can have a target, the share within it."""
     columns = (
         Column("latency", "latency"),
         Column("target", "target_seconds", seconds, is_numeric=True),
@@ -96,11 +96,10 @@ def slo_table(analysis: Analysis) -> Table:
         Column("interval"),
         Column("basis", "basis", is_note=True),
     )
-    slo, met = analysis.assumptions.slo, analysis.answer.slo
-    found = {"ttft_p95_seconds": met.ttft_attainment, "itl_p95_seconds": met.itl_attainment}
+    given = analysis.assumptions.slo.targets
     rows = [
-        (SLO_LABELS[name], slo.targets.get(name), each, interval(each, percent), why(each))
-        for name, each in found.items()
+        (f"p95 {TARGETS[name].label}", given.get(name), each, interval(each, percent), why(each))
+        for name, each in analysis.answer.slo.attainments.items()
     ]
     return table(columns, rows)
 

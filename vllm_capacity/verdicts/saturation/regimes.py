@@ -36,6 +36,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.figures.steps import STEP_SCHEMA
 from vllm_capacity.verdicts.saturation.arrays import (
     Codes,
@@ -122,7 +123,8 @@ _LEAST_LIMIT = min(map(BY_SEVERITY.index, LIMITS))
 class EngineSteps:
     """The judged steps of one engine in time order, an array per column of `STEP_SCHEMA`.
 
-    What was not observed is nan. `cause` is a `Cause` each. `running` is the mean number of running
+    `p95_seconds` are those of the latencies that can have a target, by name. What was not observed
+    is nan. `cause` is a `Cause` each. `running` is the mean number of running
     requests, by Little's law where it can be had (`is_running_exact`, `running_loads`), else the
     mean of the gauge.
     """
@@ -143,8 +145,6 @@ class EngineSteps:
     requests_per_second: Floats
     prompt_tokens_per_second: Floats
     preemptions: Floats
-    ttft_p95_seconds: Floats
-    itl_p95_seconds: Floats
     itl_mean_seconds: Floats
     is_gap: Mask
     is_restart: Mask
@@ -152,13 +152,14 @@ class EngineSteps:
     running: Floats
     is_running_exact: Mask
     cause: Codes
+    p95_seconds: Mapping[str, Floats]
 
     def __len__(self) -> int:
         return len(self.start)
 
     def column(self, name: str) -> Floats:
         """A column by its name in `STEP_SCHEMA`."""
-        found: Floats = getattr(self, name)
+        found: Floats = self.p95_seconds[name] if name in TARGETS else getattr(self, name)
         return found
 
     @cached_property
@@ -240,8 +241,10 @@ def _unjudged(steps: pl.DataFrame) -> EngineSteps:
     decoding = columns["output_tokens_per_second"] * columns["itl_mean_seconds"]
     loads = running_loads(decoding, columns["running_mean"], columns["scrapes"])
     is_exact = is_seen(loads)
+    p95s = {name: columns.pop(name) for name in TARGETS}
     return EngineSteps(
         **columns,
+        p95_seconds=p95s,
         seconds=(columns["end"] - columns["start"]) / np.timedelta64(1, "s"),
         running=np.where(is_exact, loads, columns["running_mean"]),
         is_running_exact=is_exact,
@@ -423,7 +426,7 @@ def _flat_bands(steps: EngineSteps) -> list[int]:
     )
     (_, output), (_, itl) = (
         group_middles(column[clear], own, len(bands))
-        for column in (steps.output_tokens_per_second, steps.itl_p95_seconds)
+        for column in (steps.output_tokens_per_second, steps.p95_seconds["itl_p95_seconds"])
     )
     loads = {
         int(bands[k]): (float(output[k]), float(itl[k]))

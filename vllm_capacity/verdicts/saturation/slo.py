@@ -10,7 +10,7 @@ from itertools import pairwise, takewhile
 import numpy as np
 import polars as pl
 
-from vllm_capacity.assumptions import SLO_LABELS, Slo
+from vllm_capacity.assumptions import TARGETS, Slo
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.saturation.arrays import (
     Floats,
@@ -260,7 +260,7 @@ def _groups(steps: EngineSteps, which: Mask) -> list[Indices]:
 
 def _engine_throughput(fit: SaturationFit, wanted: Mapping[str, float]) -> Estimate:
     loads = _measured_loads(fit, wanted)
-    targets = " and ".join(f"{SLO_LABELS[name]} ≤ {slo:g} s" for name, slo in wanted.items())
+    targets = " and ".join(f"p95 {TARGETS[name].label} ≤ {slo:g} s" for name, slo in wanted.items())
     if not loads:
         return Estimate.unknown(f"no load was seen with the latencies that {targets} asks for")
     split = _first_miss(loads)
