@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_capacity.answer import Answer
 from vllm_capacity.errors import InputError
+
+if TYPE_CHECKING:  # what asks for help names the rules, and needs no answer
+    from vllm_capacity.answer import Answer
 
 AlertState = Literal["fired", "quiet", "unknown"]
 

@@ -99,10 +99,11 @@ class Window:
     ) -> Analysis:
         """The analysis of this time range under these assumptions.
 
-        `price`: USD per GPU-hour, or words of a row of gpu_prices.csv; `price_rules`: a mapping
-        file, in its place. Without a price money stays unknown. `slo`: the latency targets, as a
-        `Slo` or as text (`ttft 2.0, itl 0.1`). `exact`: read every scrape of a range over six
-        hours, too. InputError for what is no price, target or GPU count.
+        `price`: USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words of a row of
+        gpu_prices.csv; `price_rules`: a mapping file, in its place. Without a price money stays
+        unknown. `slo`: the latency targets, as a `Slo` or as text (`ttft 2.0, itl 0.1`). `exact`:
+        read every scrape of a range over six hours, too. InputError for what is no price, target
+        or GPU count.
         """
         assumed = Assumptions(
             pricing(

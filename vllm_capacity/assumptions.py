@@ -10,7 +10,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rule, load_fleet
 from vllm_capacity.facts.metrics import ITL, TTFT
-from vllm_capacity.facts.prices import Price, find_price, given_price
+from vllm_capacity.facts.prices import Price, find_price, given_price, price_of
 
 _MOST_GPUS = 100_000
 
@@ -121,7 +121,7 @@ class Pricing:
 
     `rules` (of a mapping file) take the place of one price and one GPU count for all. Without a
     price and rules every money figure is unknown. `note` says whose price it is; `row` is its row
-    of gpu_prices.csv, if it has one.
+    of gpu_prices.csv, if it has one; `rules_path` the file that the rules were read from.
     """
 
     usd_per_gpu_hour: Estimate | None = None
@@ -129,6 +129,7 @@ class Pricing:
     rules: tuple[Rule, ...] = ()
     note: str = ""
     row: Price | None = None
+    rules_path: Path | None = None
 
     def __post_init__(self) -> None:
         """InputError for a GPU count or a price that there is not."""
@@ -161,9 +162,10 @@ def pricing(
 ) -> Pricing:
     """The pricing that a person means by these.
 
-    `price` is USD per GPU-hour (a number), or words of a row of gpu_prices.csv; `price_rules` is
-    the path of a mapping file (GPUs and price of each instance, from when to when). None of them:
-    money stays unknown. InputError where both are given, and for a price that there is not.
+    `price` is USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words of a row of
+    gpu_prices.csv; `price_rules` is the path of a mapping file (GPUs and price of each instance,
+    from when to when). None of them: money stays unknown. InputError where both are given, and for
+    a price that there is not.
     """
     if price is not None and price != "" and price_rules:
         raise InputError(
@@ -171,18 +173,22 @@ def pricing(
             "Give it one way."
         )
     if price_rules:
-        rules = load_fleet(Path(price_rules))
-        return Pricing(gpus_per_engine=gpus_per_engine, rules=rules, note=note)
+        path = Path(price_rules)
+        rules = load_fleet(path)
+        return Pricing(
+            gpus_per_engine=gpus_per_engine, rules=rules, note=note, rules_path=path.absolute()
+        )
     if price is None or price == "":
         return Pricing(gpus_per_engine=gpus_per_engine, note=note)
     if isinstance(price, bool) or not isinstance(price, int | float | str):
         raise InputError(
             f"A price is USD per GPU-hour, or words of a row of gpu_prices.csv, not {price!r}."
         )
-    if isinstance(price, str) and not _as_number(price):
-        row = find_price(price)
+    given = price_of(price) if isinstance(price, str) else given_price(float(price))
+    if given is None:
+        row = find_price(str(price))
         return Pricing(row.usd, gpus_per_engine, note=row.key, row=row)
-    return Pricing(given_price(float(price)), gpus_per_engine, note=note)
+    return Pricing(given, gpus_per_engine, note=note)
 
 
 def _as_number(text: str) -> bool:

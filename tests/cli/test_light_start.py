@@ -22,10 +22,13 @@ IMPORTED = "import sys\n{code}\nprint(*[name for name in {heavy} if name in sys.
             "assert 'whatif' in cli.get_help(__import__('click').Context(cli))",
             id="--help",
         ),
-        pytest.param(
-            "from click.testing import CliRunner\nfrom vllm_capacity.cli import cli\n"
-            "assert CliRunner().invoke(cli, ['figures', '--help']).exit_code == 0",
-            id="figures --help",
+        *(
+            pytest.param(
+                "from click.testing import CliRunner\nfrom vllm_capacity.cli import cli\n"
+                f"assert CliRunner().invoke(cli, ['{verb}', '--help']).exit_code == 0",
+                id=f"{verb} --help",
+            )
+            for verb in ("figures", "cost", "plan", "alerts")
         ),
     ],
 )

@@ -17,6 +17,7 @@ from vllm_capacity.facts.fleet import Rule
 from vllm_capacity.render.report.files import only_writer
 from vllm_capacity.render.report.metadata import page_metadata
 from vllm_capacity.render.report.write import EXAMPLES, ReportOrder, write_page, write_report
+from vllm_capacity.render.sections.header import tiles_of
 from vllm_capacity.resources import shipped
 
 PYTHON = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
@@ -88,20 +89,41 @@ def test_page_says_what_the_answer_says(report):
     }
 
 
-def test_page_of_an_analysis_says_the_same(tmp_path):
-    given = {"price": 0.1, "slo": vc.Slo(2.0, 0.1), "price_note": "assumed"}
+@pytest.mark.parametrize(
+    ("given", "price"),
+    [
+        pytest.param(
+            {"price": 0.1, "slo": vc.Slo(2.0, 0.1), "price_note": "assumed"},
+            "$0.100 per GPU-hour (assumed)",
+            id="a price as a number, targets",
+        ),
+        pytest.param(
+            {"price": "0.1 to 0.3, likely 0.15", "gpus_per_engine": 2},
+            "$0.150 per GPU-hour, between $0.100 and $0.300 (as given)",
+            id="an interval, no targets",
+        ),
+        pytest.param(
+            {"price_rules": "prices.csv", "slo": "ttft 1"},
+            "prices by instance, from a mapping file",
+            id="a mapping file, one target",
+        ),
+    ],
+)
+def test_page_of_an_analysis_says_the_same(given, price, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("prices.csv").write_text("instance,gpus_per_engine,usd_per_hour\n*,2,0.25\n")
     analysis = vc.open("vllm-sweep").analyze(**given)
-    found = page_metadata(write_page(analysis, tmp_path / "sweep.html", made_at=EARLY))
-    cost = analysis.answer.cost.usd_per_request
-    assert [tile.mid for tile in found.tiles if tile.figure == "usd_per_request"] == [cost.mid]
-    assert found.line.price == "$0.100 per GPU-hour (assumed)"
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep.html"]
+    found = page_metadata(write_page(analysis, tmp_path / "pages/sweep.html", made_at=EARLY))
+    expected = {tile.figure: (tile.low, tile.mid, tile.high) for tile in tiles_of(analysis.answer)}
+    assert {tile.figure: (tile.low, tile.mid, tile.high) for tile in found.tiles} == expected
+    assert found.line.price == price
+    assert [path.name for path in (tmp_path / "pages").iterdir()] == ["sweep.html"]
 
 
-def test_page_of_prices_from_a_mapping_file_is_refused(sweep, tmp_path):
+def test_page_of_price_rules_that_are_in_no_file_is_refused(sweep, tmp_path):
     rules = (Rule("vllm", 1.0, Estimate.exact(1.0, "given"), None, None),)
     analysis = Analysis.of(sweep, assumptions=Assumptions(Pricing(rules=rules)))
-    with pytest.raises(InputError, match="a number, or as a row"):
+    with pytest.raises(InputError, match="the mapping file they were read from"):
         write_page(analysis, tmp_path / "sweep.html", made_at=EARLY)
     assert list(tmp_path.iterdir()) == []
 

@@ -87,6 +87,39 @@ def test_parameter_is_found_under_another_release_s_name(given, declared):
     assert checked_parameters(cell, {given: "1.5"}, notebook="n.ipynb") == {declared: 1.5}
 
 
+SLO = (Parameter("slo", "str", '"ttft 2.0, itl 0.1"', ""),)
+
+
+@pytest.mark.parametrize(
+    ("given", "slo"),
+    [
+        pytest.param({"slo": "itl 0.3"}, "itl 0.3", id="all of them"),
+        pytest.param({"slo": ""}, "", id="none"),
+        pytest.param({"ttft_slo_seconds": "3"}, "ttft 3.0, itl 0.1", id="one, by its older name"),
+        pytest.param({"itl_p95_seconds": 1}, "ttft 2.0, itl 1.0", id="one, as a number"),
+        pytest.param({"itl_p95_seconds": "none"}, "ttft 2.0", id="one less"),
+        pytest.param(
+            {"slo": "ttft 1", "itl_p95_seconds": "2"}, "ttft 1.0, itl 2.0", id="one on top of all"
+        ),
+    ],
+)
+def test_latency_targets_are_one_parameter(given, slo):
+    assert checked_parameters(SLO, given, notebook="n.ipynb") == {"slo": slo}
+
+
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [
+        pytest.param({"slo": "p99 2"}, "Cannot read the latency target", id="no target"),
+        pytest.param({"ttft_slo_seconds": "soon"}, "'soon' is not one", id="no seconds"),
+        pytest.param({"itl_p95_seconds": "-1"}, "above 0 seconds", id="no time"),
+    ],
+)
+def test_wrong_latency_target_is_told(given, output):
+    with pytest.raises(InputError, match=output):
+        checked_parameters(SLO, given, notebook="n.ipynb")
+
+
 def test_notebook_without_parameters_takes_none():
     with pytest.raises(InputError, match="declares no parameters"):
         checked_parameters((), {"window": "x"}, notebook="n.ipynb")

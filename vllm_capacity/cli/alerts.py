@@ -11,11 +11,9 @@ import click
 
 from vllm_capacity.alerts import RULES, with_thresholds
 from vllm_capacity.alerts import alerts as outcomes
-from vllm_capacity.analysis import Analysis
 from vllm_capacity.cli.analysis_options import one_window
 from vllm_capacity.cli.options import columns
 from vllm_capacity.errors import InputError
-from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import parse_duration_seconds
 
 
@@ -41,6 +39,9 @@ def alerts(
     The rules that Parseable cannot evaluate (percentiles, counter rates), the others, and absence
     of data. A figure that is not known is shown as unknown, and never taken for 0.
     """
+    from vllm_capacity.analysis import Analysis  # polars, duckdb and all: not for --help
+    from vllm_capacity.telemetry.window import open_window
+
     rules = with_thresholds(_thresholds(changes))
     opened = open_window(one_window(argument, window))
     start = None

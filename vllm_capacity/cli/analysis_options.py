@@ -59,7 +59,10 @@ _OPTIONS = (
     click.option(
         "--usd-per-hour", type=float, callback=bounded, help="Price of one GPU for an hour."
     ),
-    click.option("--price", help="A row of data/gpu_prices.csv, matched by words in it."),
+    click.option(
+        "--price",
+        help="A row of data/gpu_prices.csv, matched by words in it, or an interval: '1.2 to 1.9'.",
+    ),
     click.option(
         "--fleet",
         type=FILE,

@@ -12,10 +12,6 @@ from vllm_capacity.cli.analysis_options import (
     one_window,
 )
 from vllm_capacity.cli.options import bounded, columns
-from vllm_capacity.facts.gpus import find_gpu
-from vllm_capacity.plan import PlanRequest
-from vllm_capacity.plan import plan as plan_of
-from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
 
 
 @click.command(short_help="GPUs, replicas and cost per month for a window's load.")
@@ -40,7 +36,7 @@ from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
 )
 @click.option(
     "--spares",
-    type=click.IntRange(0, MAX_REPLICAS),
+    type=click.IntRange(min=0),
     default=1,
     show_default=True,
     help="Replicas that may fail.",
@@ -82,6 +78,11 @@ def plan(
 
     WINDOW is a path, or a name.
     """
+    from vllm_capacity.facts.gpus import find_gpu  # polars, duckdb and all: not for --help
+    from vllm_capacity.plan import PlanRequest
+    from vllm_capacity.plan import plan as plan_of
+    from vllm_capacity.verdicts.sizing import Policy
+
     here = find_gpu(gpu).label if gpu is not None else ""
     request = PlanRequest(
         demand_requests_per_second=demand,

@@ -15,6 +15,7 @@ names it: a row's key, or dollars an hour.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from vllm_capacity.facts.gpus import ANY_FORM, find_gpu
 from vllm_capacity.facts.tables import OWN, Count, Day, Text, is_own, suggest, table_rows
 
 _MOST_USD = 1e6
+_INTERVAL = re.compile(r"(?P<low>[^\s,]+) to (?P<high>[^\s,]+?)(?:, likely (?P<mid>\S+))?")
 
 NO_PRICE = "no price given: give usd_per_hour, or as price a row of gpu_prices.csv"
 FRESH_DAYS = 183
@@ -88,6 +90,38 @@ def prices() -> tuple[Price, ...]:
 
 def _key(row: Price) -> str:
     return row.key.lower()
+
+
+def price_text(price: Estimate) -> str:
+    """A known price per GPU-hour as `price_of` reads it: a number, or `1.2 to 1.9, likely 1.5`."""
+    if price.low == price.high:
+        return f"{price.mid!r}"
+    return f"{price.low!r} to {price.high!r}, likely {price.mid!r}"
+
+
+def price_of(text: str) -> Estimate | None:
+    """The user's own rate per GPU-hour in words: a number, or an interval (`1.2 to 1.9`).
+
+    Of an interval the middle is the likely price, unless it is named: `1.2 to 1.9, likely 1.5`.
+    None for text that is neither; InputError for numbers that are no prices, or not in order.
+    """
+    found = _INTERVAL.fullmatch(text.strip().removeprefix("$"))
+    words = [text] if found is None else [each for each in found.groupdict().values() if each]
+    try:
+        numbers = [float(each.removeprefix("$")) for each in words]
+    except ValueError:
+        return None
+    if found is None:
+        return given_price(numbers[0])
+    low, high = numbers[:2]
+    mid = numbers[2] if len(numbers) > 2 else (low + high) / 2
+    for each in (low, high):
+        given_price(each)
+    if not low <= mid <= high:
+        raise InputError(f"The ends of a price go from low to high; found {text!r}.")
+    return Estimate.known(
+        low, mid, high, f"${low:g} to ${high:g}/GPU-hour (given)", kind=Kind.GIVEN, confidence=None
+    )
 
 
 def given_price(usd_per_hour: float) -> Estimate:

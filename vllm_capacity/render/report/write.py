@@ -22,6 +22,7 @@ import msgspec
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
+from vllm_capacity.facts.prices import price_text
 from vllm_capacity.render.report import page as html
 from vllm_capacity.render.report import vega
 from vllm_capacity.render.report.files import only_writer, write_whole
@@ -113,11 +114,7 @@ def write_report(
 
 
 def write_page(analysis: Analysis, path: Path, *, made_at: datetime) -> Path:
-    """Write the page of an analysis to `path`, whole, by the report's notebook; its path.
-
-    InputError where the notebook cannot be given the price: one that is an interval, or a mapping
-    file's.
-    """
+    """Write the page of an analysis to `path`, whole, by the report's notebook; its path."""
     notebook = shipped(f"notebooks/{DEFAULT_NOTEBOOK}")
     order = ReportOrder(notebook, _parameters_of(analysis), path.parent)
     laid = _laid_out(notebook, _checked(order), lambda done, total: None)
@@ -210,16 +207,17 @@ def _parameters_of(analysis: Analysis) -> dict[str, object]:
 def _price_of(pricing: Pricing) -> dict[str, object]:
     gpus: dict[str, object] = {"gpus_per_engine": f"{pricing.gpus_per_engine!r}"}
     price = pricing.usd_per_gpu_hour
+    if pricing.rules:
+        if pricing.rules_path is None:
+            raise InputError("A page takes price rules by the mapping file they were read from.")
+        return {"fleet": str(pricing.rules_path), **gpus}
     if pricing.row is not None:
         return {"price": pricing.row.key, **gpus}
-    if pricing.rules or (price is not None and (price.mid is None or price.low != price.high)):
-        raise InputError(
-            "A page takes its price as a number, or as a row of gpu_prices.csv; with a mapping "
-            "file, `vllm-capacity report` makes it."
-        )
     if price is None:
         return gpus
-    return {"usd_per_hour": f"{price.mid!r}", "price_note": pricing.note, **gpus}
+    if price.low == price.high:
+        return {"usd_per_hour": f"{price.mid!r}", "price_note": pricing.note, **gpus}
+    return {"price": price_text(price), "price_note": pricing.note, **gpus}
 
 
 def _without_foreign_price(
