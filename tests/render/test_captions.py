@@ -58,6 +58,16 @@ CASES = {
         "requests lost in restarts": {"requests__lost": Lost(0, 12)},
         "not counted": {"requests__finished": None},
     },
+    captions.slo_throughput_found: {
+        "known": {},
+        "not known": {"slo__throughput_output_tokens_per_second": unknown(WHY)},
+    },
+    captions.preemptions_found: {
+        "some": {},
+        "none": {"preemptions": 0},
+        "no gauge of the cache": {"preemptions": 0, "kv_cache_ratio": NOTHING},
+        "not counted": {"preemptions": None},
+    },
     captions.cost_per_request_found: {
         "known": {},
         "not known": {"cost__usd_per_request": unknown(WHY)},

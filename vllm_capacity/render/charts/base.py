@@ -6,7 +6,7 @@ A chart's title, its caption (what was found) and its table travel with the spec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from textwrap import wrap
@@ -89,11 +89,15 @@ class Panel:
 
 @dataclass(frozen=True)
 class DataColumn:
-    """A column of the table under a chart: the frame's, its head with the unit, its format."""
+    """A column of the table under a chart: the frame's, its head with the unit, how it is written.
+
+    With a D3 `format` (empty for text) it is a line of the chart's tooltips, too.
+    """
 
     name: str
     title: str
     write: Callable[..., str]
+    format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,11 @@ class Tip:
         """The tooltip. Text gets an empty format, or Vega-Lite 6.4 prints `undefined` for it."""
         kind = "Q" if self.format else "N"
         return alt.Tooltip(f"{self.column}:{kind}", format=self.format, title=self.title)
+
+
+def tips_of(columns: Iterable[DataColumn]) -> list[Tip]:
+    """The tooltip's lines of the columns that have a format, in their order."""
+    return [Tip(one.name, one.format, one.title) for one in columns if one.format is not None]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from vllm_capacity.render.charts.base import (
     has_values,
     is_all_zero,
     table_of,
+    tips_of,
 )
 from vllm_capacity.render.charts.time import START, Limit, Line, over_time
 from vllm_capacity.render.numbers import number, seconds
@@ -86,6 +87,11 @@ def queue(analysis: Analysis) -> Chart:
     caption = captions.queue_found(analysis.answer)
     if is_all_zero(steps, "running_mean", "waiting_mean"):
         return panel.empty(f"{caption}.")
+    columns = [
+        START,
+        DataColumn("running_mean", "running", number, ",.1f"),
+        DataColumn("waiting_mean", "waiting", number, ",.1f"),
+    ]
     layers = over_time(
         steps,
         analysis.time_range,
@@ -94,13 +100,8 @@ def queue(analysis: Analysis) -> Chart:
             Line("waiting_mean", "waiting", theme.LIMIT, dash=(4, 3)),
         ],
         unit="requests",
-        tips=[Tip("running_mean", ",.1f", "running"), Tip("waiting_mean", ",.1f", "waiting")],
+        tips=tips_of(columns),
     )
-    columns = [
-        START,
-        DataColumn("running_mean", "running", number),
-        DataColumn("waiting_mean", "waiting", number),
-    ]
     return panel.chart(layers, caption=caption, table=table_of(steps, columns))
 
 

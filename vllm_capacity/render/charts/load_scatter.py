@@ -26,6 +26,7 @@ from vllm_capacity.render.charts.base import (
 )
 from vllm_capacity.render.charts.time import time_tooltip, with_milliseconds
 from vllm_capacity.render.numbers import number, percent, plural
+from vllm_capacity.render.prose import captions
 from vllm_capacity.verdicts.saturation.regimes import KV_FULL_RATIO
 
 LoadName = Literal["concurrency", "kv-usage"]
@@ -162,7 +163,7 @@ class LoadScatter:
     @property
     def fullest_on_kv_axis(self) -> str:
         """How full the KV cache was at most, to end a sentence of a chart against its usage."""
-        return fullest(self.answer) if self.load is KV_USAGE else ""
+        return captions.fullest(self.answer) if self.load is KV_USAGE else ""
 
     @property
     def limit(self) -> list[alt.Chart]:
@@ -221,9 +222,3 @@ def _limit_rule(at: float, name: str, *, is_right: bool) -> list[alt.Chart]:
         base.mark_rule(color=theme.SOFT, strokeDash=[2, 3]),
         text.encode(y=alt.value(0), text=alt.Text("name:N")),
     ]
-
-
-def fullest(answer: Answer) -> str:
-    """How full the KV cache was at most, to end a sentence; nothing where that is not known."""
-    ratio = answer.kv_cache_ratio.max
-    return "" if ratio is None else f"; KV-cache usage peaked at {percent(ratio)}"

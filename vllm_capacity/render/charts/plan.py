@@ -30,9 +30,11 @@ from vllm_capacity.render.charts.base import (
     ranked,
     rounded,
     table_of,
+    tips_of,
 )
 from vllm_capacity.render.charts.time import milliseconds, time_axis, time_tooltip, whole_window
-from vllm_capacity.render.numbers import count, number, percent, plural, reason, sure, usd
+from vllm_capacity.render.numbers import Write, count, number, percent, plural, reason, sure, usd
+from vllm_capacity.render.prose import captions
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.idle import idle_by_hour_of_week
 from vllm_capacity.verdicts.demand.forecast import DemandAhead
@@ -51,21 +53,13 @@ _OPTIONS = {
 _CASES = {**{name: pl.String for name in ("case", "name", "note")}, **_ENDS}
 _DEMAND = {"requests": "observed", "low": "at least", "mid": "expected", "high": "at most"}
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_HOUR_TIPS = (
-    Tip("day", "", "day"),
-    Tip("hour", ".0f", "hour from"),
-    Tip("idle_usd", "$,.3~r", "idle dollars per hour"),
-    Tip("cost_usd", "$,.3~r", "bill per hour"),
-    Tip("utilization_ratio", ".0%", "utilization"),
-    Tip("observed_hours", ".0f", "hours observed"),
-)
 _HOUR_COLUMNS = (
-    DataColumn("day", "day", str),
-    DataColumn("hour", "hour from", str),
-    DataColumn("idle_usd", "idle dollars per hour", usd),
-    DataColumn("cost_usd", "bill per hour", usd),
-    DataColumn("utilization_ratio", "utilization", percent),
-    DataColumn("observed_hours", "hours observed", count),
+    DataColumn("day", "day", str, ""),
+    DataColumn("hour", "hour from", str, ".0f"),
+    DataColumn("idle_usd", "idle dollars per hour", usd, "$,.3~r"),
+    DataColumn("cost_usd", "bill per hour", usd, "$,.3~r"),
+    DataColumn("utilization_ratio", "utilization", percent, ".0%"),
+    DataColumn("observed_hours", "hours observed", count, ".0f"),
 )
 
 
@@ -83,34 +77,23 @@ def tokens_per_dollar(plan: Plan | Sequence[Option]) -> Chart:
     rejected = [each for each in options if not each.is_comparable]
     ranking = _option_frame([*known, *rejected])
     drawn = pl.concat([ranking.head(len(known)), _grouped(rejected)], how="diagonal")
-    axis = alt.Axis(labelExpr=f"datum.value / {_MILLION:.0f}", tickCount=5)
-    tips = (
-        Tip("gpu", "", "GPU"),
-        Tip("dtype", "", "weights"),
-        Tip("mid", ",.3~r", "output tokens per dollar"),
-        Tip("low", ",.3~r", "at least"),
-        Tip("high", ",.3~r", "at most"),
-        Tip("usd_per_gpu_hour", "$.3r", "per GPU-hour"),
-        Tip("price_row", "", "price"),
-        Tip("replicas", ",.0f", "replicas"),
-        Tip("usd_per_month", "$,.3~r", "per month"),
-    )
-    bars = Bars("million output tokens per dollar", "GPU", axis, theme.COST, tips)
-    layers, height = ranked(drawn, bars)
     columns = [
-        DataColumn("gpu", "GPU", str),
-        DataColumn("mid", "output tokens per dollar", number),
-        DataColumn("low", "at least", number),
-        DataColumn("high", "at most", number),
-        DataColumn("usd_per_gpu_hour", "per GPU-hour", usd),
-        DataColumn("replicas", "replicas", count),
-        DataColumn("usd_per_month", "per month", usd),
-        DataColumn("price_row", "price", str),
+        DataColumn("gpu", "GPU", str, ""),
+        *_ends_columns("output tokens per dollar", number, ",.3~r"),
+        DataColumn("usd_per_gpu_hour", "per GPU-hour", usd, "$.3r"),
+        DataColumn("replicas", "replicas", count, ",.0f"),
+        DataColumn("usd_per_month", "per month", usd, "$,.3~r"),
+        DataColumn("price_row", "price", str, ""),
         DataColumn("note", "rejected because", str),
     ]
+    axis = alt.Axis(labelExpr=f"datum.value / {_MILLION:.0f}", tickCount=5)
+    tips = tips_of(columns)
+    tips.insert(1, Tip("dtype", "", "weights"))
+    bars = Bars("million output tokens per dollar", "GPU", axis, theme.COST, tips)
+    layers, height = ranked(drawn, bars)
     return panel.chart(
         layers,
-        caption=_best_found(known, rejected=len(rejected)),
+        caption=captions.options_found(known, rejected=len(rejected)),
         table=table_of(ranking, columns),
         height=height,
     )
@@ -138,24 +121,16 @@ def replicas_by_case(plan: Plan) -> Chart:
         },
         schema=_CASES,
     )
-    tips = (
-        Tip("case", "", "case"),
-        Tip("mid", ",.0f", "replicas"),
-        Tip("low", ",.0f", "at least"),
-        Tip("high", ",.0f", "at most"),
-    )
-    axis = alt.Axis(format="~d", tickCount=5, tickMinStep=1)
-    bars = Bars("replicas, spares included", "case", axis, theme.LOAD, tips)
-    layers, height = ranked(frame, bars)
     columns = [
-        DataColumn("case", "case", str),
-        DataColumn("mid", "replicas", count),
-        DataColumn("low", "at least", count),
-        DataColumn("high", "at most", count),
+        DataColumn("case", "case", str, ""),
+        *_ends_columns("replicas", count, ",.0f"),
         DataColumn("note", "not known because", str),
     ]
+    axis = alt.Axis(format="~d", tickCount=5, tickMinStep=1)
+    bars = Bars("replicas, spares included", "case", axis, theme.LOAD, tips_of(columns))
+    layers, height = ranked(frame, bars)
     return panel.chart(
-        layers, caption=_cases_found(known), table=table_of(frame, columns), height=height
+        layers, caption=captions.cases_found(known), table=table_of(frame, columns), height=height
     )
 
 
@@ -179,19 +154,19 @@ def demand_forecast(analysis: Analysis) -> Chart:
     time_range = TimeRange(times[0], times[-1])
     x = time_axis(time_range)
     frame = rounded(demand.select(*_DEMAND, t=milliseconds("ts")))
-    tips = [Tip(name, ",.0f", title).tooltip for name, title in _DEMAND.items()]
     rules = alt.Chart(frame).mark_rule(color=theme.INK).encode(x=x)
     columns = [
         DataColumn("ts", "hour from (UTC)", clock),
-        *(DataColumn(name, title, count) for name, title in _DEMAND.items()),
+        *(DataColumn(name, title, count, ",.0f") for name, title in _DEMAND.items()),
     ]
+    tips = [tip.tooltip for tip in tips_of(columns)]
     return panel.chart(
         [
             whole_window(time_range, x),
             *_demand_lines(frame, x),
             pointer(rules, [time_tooltip(), *tips], key="t", shown=0.5),
         ],
-        caption=_expected_found(ahead),
+        caption=captions.forecast_found(ahead),
         table=table_of(demand, columns),
     )
 
@@ -214,7 +189,7 @@ def idle_by_hour(analysis: Analysis, *, time_zone: str = "UTC") -> Chart:
         return panel.empty(f"Not known: {why.rstrip('.')}.")
     return panel.chart(
         _week_cells(week, time_zone),
-        caption=_idle_found(seen, hours=week.height),
+        caption=captions.idle_found(seen, hours=week.height),
         table=table_of(week.filter(pl.col("observed_hours") > 0), _HOUR_COLUMNS),
         height=len(_DAYS) * _DAY_PIXELS,
     )
@@ -248,6 +223,12 @@ def _grouped(rejected: Iterable[Option]) -> pl.DataFrame:
 
 def _why_rejected(option: Option) -> str:
     return option.reason or reason(option.tokens_per_usd)
+
+
+def _ends_columns(title: str, write: Write, form: str) -> list[DataColumn]:
+    """The columns of an estimate's middle, low and high end."""
+    titles = {"mid": title, "low": "at least", "high": "at most"}
+    return [DataColumn(end, title, write, form) for end, title in titles.items()]
 
 
 def _ends(estimates: Iterable[Estimate]) -> dict[str, list[float | None]]:
@@ -313,45 +294,5 @@ def _week_cells(week: pl.DataFrame, time_zone: str) -> list[alt.Chart]:
     never = alt.Chart(week.filter(pl.col("idle_usd").is_null()).select("day", "hour"))
     outlines = never.mark_rect(fillOpacity=0, stroke=theme.GRID, strokeWidth=1)
     cells = alt.Chart(rounded(week.drop_nulls("idle_usd"))).mark_rect(color=theme.COST)
-    tips = [tip.tooltip for tip in _HOUR_TIPS]
+    tips = [tip.tooltip for tip in tips_of(_HOUR_COLUMNS)]
     return [outlines.encode(**at), cells.encode(**at, opacity=strength, tooltip=tips)]
-
-
-def _best_found(known: Sequence[Option], *, rejected: int) -> str:
-    refused = f"{plural(rejected, 'GPU')} rejected, with the reason" if rejected else ""
-    if not known:
-        return f"None can be compared: {refused}"
-    best, *others = known
-    parts = [f"{best.gpu}: {sure(best.tokens_per_usd, number)} output tokens per dollar"]
-    if others:
-        overlapping = count(sum(each.may_equal(best) for each in others))
-        parts.append(f"the intervals of {overlapping} of {count(len(others))} others overlap it")
-    return "; ".join([*parts, refused] if refused else parts)
-
-
-def _cases_found(known: Mapping[str, Estimate]) -> str:
-    now = "now" if "now" in known else next(iter(known))
-    most = max(known, key=lambda name: known[name].mid or 0.0)
-    text = f"{sure(known[now], count)} in the case “{now}”"
-    if known[most].mid == known[now].mid:
-        return f"{text}; no case needs more"
-    return f"{text}; {sure(known[most], count)} in the case “{most}”"
-
-
-def _expected_found(ahead: DemandAhead) -> str:
-    if not ahead.forecast:
-        return f"No forecast: {ahead.reason.rstrip('.')}"
-    peak = max(ahead.forecast, key=lambda hour: hour.mid)
-    expected = sure(Estimate.known(peak.low, peak.mid, peak.high), count)
-    return f"The busiest hour is expected from {peak.ts:%-d %b %H:%M} UTC: {expected} requests"
-
-
-def _idle_found(seen: pl.DataFrame, *, hours: int) -> str:
-    most = seen.sort("idle_usd", descending=True, maintain_order=True).row(0, named=True)
-    text = f"Most on {most['day']} from {most['hour']:02}:00: {usd(most['idle_usd'])} in that hour"
-    as_much = sum(usd(each) == usd(most["idle_usd"]) for each in seen["idle_usd"]) - 1
-    if as_much:
-        text += f", and as much in {plural(as_much, 'other')}"
-    if seen.height == hours:
-        return text
-    return f"{text}; {count(seen.height)} of {count(hours)} hours of the week were observed"

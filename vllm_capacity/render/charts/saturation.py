@@ -25,6 +25,7 @@ from vllm_capacity.render.charts.base import (
     labelled,
     rounded,
     table_of,
+    tips_of,
 )
 from vllm_capacity.render.charts.load_scatter import (
     CLEAR_OF_POINTS,
@@ -36,7 +37,6 @@ from vllm_capacity.render.charts.load_scatter import (
     LoadAxis,
     LoadName,
     LoadScatter,
-    fullest,
     load_axis,
 )
 from vllm_capacity.render.charts.time import (
@@ -45,7 +45,7 @@ from vllm_capacity.render.charts.time import (
     Line,
     over_time,
 )
-from vllm_capacity.render.numbers import count, number, percent, plural, reason, seconds, sure
+from vllm_capacity.render.numbers import count, number, percent, seconds
 from vllm_capacity.render.prose import captions
 from vllm_capacity.render.prose.verdict import is_extrapolated
 
@@ -82,6 +82,12 @@ def kv_cache(analysis: Analysis) -> Chart:
     caption, most = captions.kv_found(analysis.answer), analysis.answer.kv_cache_ratio.max
     if most is not None and most < EMPTY_RATIO:  # a line that lies on the axis
         return panel.empty(f"{caption}.")
+    columns = [
+        START,
+        DataColumn("kv_cache_ratio_mean", "mean", percent, ".0%"),
+        DataColumn("kv_cache_ratio_max", "highest", percent, ".0%"),
+        DataColumn("preemptions", "preemptions", count, ",.0f"),
+    ]
     layers = over_time(
         steps,
         analysis.time_range,
@@ -91,19 +97,9 @@ def kv_cache(analysis: Analysis) -> Chart:
         ],
         unit="KV-cache usage",
         axis=alt.Axis(format=".0%"),
-        tips=[
-            Tip("kv_cache_ratio_mean", ".0%", "mean"),
-            Tip("kv_cache_ratio_max", ".0%", "highest"),
-            Tip("preemptions", ",.0f", "preemptions"),
-        ],
+        tips=tips_of(columns),
         limits=[Limit(1.0, "full")],
     )
-    columns = [
-        START,
-        DataColumn("kv_cache_ratio_mean", "mean", percent),
-        DataColumn("kv_cache_ratio_max", "highest", percent),
-        DataColumn("preemptions", "preemptions", count),
-    ]
     return panel.chart(layers, caption=caption, table=table_of(steps, columns))
 
 
@@ -181,7 +177,9 @@ def latency_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -> Ch
     ]
     return panel.chart(
         [*scatter.limit, *_latency_layers(scatter, points), *rules],
-        caption=scatter.captioned(f"{_within(scatter.answer)}{scatter.fullest_on_kv_axis}"),
+        caption=scatter.captioned(
+            f"{captions.slo_throughput_found(scatter.answer)}{scatter.fullest_on_kv_axis}"
+        ),
         table=table_of(steps, columns),
         height=_SCATTER_HEIGHT,
     )
@@ -207,7 +205,7 @@ def preemptions_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -
     steps = scatter.steps.drop_nulls([load.column.name, "preemptions_per_minute"])
     if steps.is_empty():
         return panel.empty(scatter.why_empty(steps, "a count of preemptions"))
-    caption = _preempted(scatter.answer)
+    caption = captions.preemptions_found(scatter.answer)
     if not (steps["preemptions_per_minute"] > 0).any():  # every point would lie on the axis
         elsewhere = (
             ", none of them in a step that can be drawn" if scatter.answer.preemptions else ""
@@ -379,21 +377,3 @@ def _preemption_points(scatter: LoadScatter, steps: pl.DataFrame) -> alt.Chart:
             Tip("waiting_mean", ",.1f", "waiting"),
         ],
     )
-
-
-def _within(answer: Answer) -> str:
-    """The throughput that meets the latency targets, or why it is not known."""
-    throughput = answer.slo.throughput
-    if throughput.is_unknown:
-        return f"Throughput within the latency targets not known: {reason(throughput)}"
-    return f"It can serve {sure(throughput, number)} output tokens/s within the latency targets"
-
-
-def _preempted(answer: Answer) -> str:
-    preemptions = answer.preemptions
-    if preemptions is None:
-        return "Preemptions were not counted over the whole window"
-    text = "No request was preempted"
-    if preemptions:
-        text = f"{plural(preemptions, 'preemption')} in all"
-    return f"{text}{fullest(answer)}"

@@ -20,6 +20,7 @@ from vllm_capacity.render.charts.base import (
     pointer,
     rounded,
     table_of,
+    tips_of,
 )
 from vllm_capacity.render.charts.time import (
     START,
@@ -60,6 +61,8 @@ _REASONS = {
     "finished_error": _Share("error", theme.LIMIT),
 }
 
+_REQUEST_RATE = DataColumn("requests_per_second", "requests/s", number, ",.2f")
+
 
 def throughput(analysis: Analysis) -> Chart:
     """Output tokens per second over time.
@@ -73,21 +76,18 @@ def throughput(analysis: Analysis) -> Chart:
     if is_all_zero(analysis.series, "output_tokens_per_second"):
         return panel.empty("Not one token was generated in this window.")
     steps = without_lost(analysis.series, "output_tokens_per_second", "requests_per_second")
+    columns = [
+        START,
+        DataColumn("output_tokens_per_second", "output tokens/s", number, ",.1f"),
+        _REQUEST_RATE,
+    ]
     layers = over_time(
         steps,
         analysis.time_range,
         [Line("output_tokens_per_second", "output", theme.LOAD)],
         unit="output tokens/s",
-        tips=[
-            Tip("output_tokens_per_second", ",.1f", "output tokens/s"),
-            Tip("requests_per_second", ",.2f", "requests/s"),
-        ],
+        tips=tips_of(columns),
     )
-    columns = [
-        START,
-        DataColumn("output_tokens_per_second", "output tokens/s", number),
-        DataColumn("requests_per_second", "requests/s", number),
-    ]
     return panel.chart(
         layers,
         caption=f"{captions.throughput_found(analysis.answer)}{over_gaps(steps)}",
@@ -111,12 +111,12 @@ def request_rate(analysis: Analysis) -> Chart:
         analysis.time_range,
         [Line("requests_per_second", "requests", theme.LOAD)],
         unit="requests/s",
-        tips=[Tip("requests_per_second", ",.2f", "requests/s")],
+        tips=tips_of([_REQUEST_RATE]),
     )
     return panel.chart(
         layers,
         caption=f"{captions.requests_found(analysis.answer)}{over_gaps(steps)}",
-        table=table_of(steps, [START, DataColumn("requests_per_second", "requests/s", number)]),
+        table=table_of(steps, [START, _REQUEST_RATE]),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import polars as pl
 
 from vllm_capacity.answer import Answer
 from vllm_capacity.estimate import Estimate
@@ -21,6 +23,8 @@ from vllm_capacity.render.numbers import (
     value,
 )
 from vllm_capacity.render.prose.verdict import LIMITS, REGIMES, SIGNS, is_extrapolated
+from vllm_capacity.verdicts.demand.forecast import DemandAhead
+from vllm_capacity.verdicts.hardware.compare import Option
 from vllm_capacity.verdicts.saturation.regimes import IDLE
 
 
@@ -194,3 +198,75 @@ def cost_found(answer: Answer) -> str:
         return f"{text}; utilization not known: {reason(used)}"
     text += f" at a utilization of {value(used, percent)}"
     return text if at_knee is None else f"{text}; {usd(at_knee)} at full utilization"
+
+
+def slo_throughput_found(answer: Answer) -> str:
+    """The throughput that meets the latency targets, or why it is not known."""
+    throughput = answer.slo.throughput
+    if throughput.is_unknown:
+        return f"Throughput within the latency targets not known: {reason(throughput)}"
+    return f"It can serve {sure(throughput, number)} output tokens/s within the latency targets"
+
+
+def preemptions_found(answer: Answer) -> str:
+    """How many requests were preempted, and how full the KV cache was."""
+    preemptions = answer.preemptions
+    if preemptions is None:
+        return "Preemptions were not counted over the whole window"
+    text = "No request was preempted"
+    if preemptions:
+        text = f"{plural(preemptions, 'preemption')} in all"
+    return f"{text}{fullest(answer)}"
+
+
+def fullest(answer: Answer) -> str:
+    """How full the KV cache was at most, to end a sentence; nothing where that is not known."""
+    ratio = answer.kv_cache_ratio.max
+    return "" if ratio is None else f"; KV-cache usage peaked at {percent(ratio)}"
+
+
+def options_found(known: Sequence[Option], *, rejected: int) -> str:
+    """The best GPU, how many may be as good, how many cannot be compared; `known` best first."""
+    refused = f"{plural(rejected, 'GPU')} rejected, with the reason" if rejected else ""
+    if not known:
+        return f"None can be compared: {refused}"
+    best, *others = known
+    parts = [f"{best.gpu}: {sure(best.tokens_per_usd, number)} output tokens per dollar"]
+    if others:
+        overlapping = count(sum(each.may_equal(best) for each in others))
+        parts.append(f"the intervals of {overlapping} of {count(len(others))} others overlap it")
+    return "; ".join([*parts, refused] if refused else parts)
+
+
+def cases_found(known: Mapping[str, Estimate]) -> str:
+    """How many replicas are needed now, and in the case that needs most."""
+    now = "now" if "now" in known else next(iter(known))
+    most = max(known, key=lambda name: known[name].mid or 0.0)
+    text = f"{sure(known[now], count)} in the case “{now}”"
+    if known[most].mid == known[now].mid:
+        return f"{text}; no case needs more"
+    return f"{text}; {sure(known[most], count)} in the case “{most}”"
+
+
+def forecast_found(ahead: DemandAhead) -> str:
+    """The busiest hour that is expected, or why there is no forecast."""
+    if not ahead.forecast:
+        return f"No forecast: {ahead.reason.rstrip('.')}"
+    peak = max(ahead.forecast, key=lambda hour: hour.mid)
+    expected = sure(Estimate.known(peak.low, peak.mid, peak.high), count)
+    return f"The busiest hour is expected from {peak.ts:%-d %b %H:%M} UTC: {expected} requests"
+
+
+def idle_found(seen: pl.DataFrame, *, hours: int) -> str:
+    """The hour of the week with the most idle dollars, of so many hours.
+
+    Columns used: day, hour, idle_usd.
+    """
+    most = seen.sort("idle_usd", descending=True, maintain_order=True).row(0, named=True)
+    text = f"Most on {most['day']} from {most['hour']:02}:00: {usd(most['idle_usd'])} in that hour"
+    as_much = sum(usd(each) == usd(most["idle_usd"]) for each in seen["idle_usd"]) - 1
+    if as_much:
+        text += f", and as much in {plural(as_much, 'other')}"
+    if seen.height == hours:
+        return text
+    return f"{text}; {count(seen.height)} of {count(hours)} hours of the week were observed"
