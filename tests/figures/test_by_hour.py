@@ -1,5 +1,6 @@
 """Figures of a long range from what its hours left behind: as from all rows, whatever happened."""
 
+import os
 import random
 import shutil
 from functools import cache
@@ -245,7 +246,12 @@ def spoil(path):
     path.write_bytes(data[:4] + bytes(byte ^ 1 for byte in data[4:-9]) + data[-9:])
 
 
-@pytest.mark.parametrize("damage", [cut_short, spoil, Path.unlink])
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [cut_short, spoil, pipe, Path.unlink])
 def test_a_kept_hour_that_is_not_whole_is_computed_anew(own_path, damage):
     wanted = hourly(own_path).answer
     kept = next((own_path / ".rollup").glob("2026-11-24T10*"))

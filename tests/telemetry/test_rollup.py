@@ -121,7 +121,7 @@ def test_changed_data_makes_exactly_the_hours_it_touches_new(examples, tmp_path)
     )
     count_samples(path)
     again = computed(path)
-    assert [p.name.rpartition("-")[0] for p in again] == ["minutes-2026-11-24T05"]
+    assert [key.rpartition(".")[0] for key in again] == ["minutes-2026-11-24T05"]
 
 
 def test_a_window_that_cannot_be_written_is_still_rolled_up(copy, monkeypatch, tmp_path):
@@ -152,14 +152,14 @@ def cut(path):
 )
 def test_a_kept_hour_that_was_damaged_is_computed_anew(copy, damage):
     before = minutes_of(copy)
-    (kept,) = (copy / ".rollup").glob("minutes-*.parquet")
+    (kept,) = (copy / ".rollup").glob("minutes-*/rows.parquet")
     damage(kept)
     assert minutes_of(copy).equals(before)
 
 
 def test_what_a_killed_run_left_among_the_hours_is_removed(copy):
     (copy / ".rollup").mkdir()
-    (copy / ".rollup" / ".minutes-2026-11-24T04-0.x.partial").touch()
+    (copy / ".rollup" / ".minutes-2026-11-24T04-0.x.partial").mkdir()
     minutes_of(copy)
     assert [path for path in (copy / ".rollup").iterdir() if path.name.startswith(".")] == []
 
@@ -196,7 +196,7 @@ def test_only_a_private_folder_among_the_temporary_ones_is_used(copy, tmp_path, 
         env={**os.environ, "TMPDIR": str(temporary)},
     )
     assert int(result.stdout) == expected
-    assert any(temporary.rglob("minutes-*.parquet")) is is_used
+    assert any(temporary.rglob("minutes-*/rows.parquet")) is is_used
 
 
 def late_scrapes(window, start, end):
@@ -227,7 +227,7 @@ def test_late_data_change_exactly_the_hours_they_touch_and_give_the_same_figures
     again = open_window(path)
     again.sql("select count(*) from minutes")
     new = {p.name for p in (path / ".rollup").iterdir()} - before
-    assert {name.rpartition("-")[0][-13:] for name in new} == {"2026-11-24T04"}
+    assert {name.partition(".")[0][-13:] for name in new} == {"2026-11-24T04"}
     result, whole = answer(again), answer_of("vllm-sweep")
     for part in ("requests", "tokens", "latency", "running", "kv_cache_ratio", "preemptions"):
         assert result[part] == whole[part], part

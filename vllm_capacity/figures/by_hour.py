@@ -32,6 +32,7 @@ from vllm_capacity.figures.pieces import (
     pieces_of,
     stored,
 )
+from vllm_capacity.figures.steps import STEP_SCHEMA
 from vllm_capacity.telemetry.manifest import as_pattern, digest
 from vllm_capacity.telemetry.memory import limited_connection
 from vllm_capacity.telemetry.shelf import Entry, Shelf
@@ -158,7 +159,7 @@ def _key(piece: Piece, base: str, digests: _Digests) -> str:
     made_of = (
         *(file.sha256 or digests[file.name] for file in piece.files),
         *(end.isoformat() for end in (piece.time_range.start, piece.time_range.end)),
-        *(base, _VERSION, str(_LAYOUT)),
+        *(base, _VERSION, str(_LAYOUT), *STEP_SCHEMA),
     )
     return f"{piece.hour}.{hashlib.sha256(' '.join(made_of).encode()).hexdigest()[:_HASH_DIGITS]}"
 

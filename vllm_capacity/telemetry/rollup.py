@@ -1,8 +1,8 @@
 """The minute rollup: the last state of every series in every minute and run, an hour at a time.
 
-Hours are computed apart and kept beside the window in `.rollup/`, each under the hash of the hour
-file it came from and its own: an hour whose data did not change is never computed again, late data
-makes exactly the hours it touches new, and a kept hour that was damaged is computed anew. Stitching
+Hours are computed apart and kept beside the window (shelf.py), each under the hash of the hour file
+it came from: an hour whose data did not change is never computed again, late data makes exactly the
+hours it touches new, and a kept hour that was damaged is computed anew. Stitching
 is exact because a row is a state, not an increase: increases are taken on read, across hour borders
 like across minutes.
 
@@ -12,17 +12,13 @@ its states are the rows at both ends, taken by position. That is half the work o
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import polars as pl
 
-from vllm_capacity.holding import Pin
 from vllm_capacity.telemetry.manifest import (
     MINUTES,
     TABLES,
@@ -30,12 +26,13 @@ from vllm_capacity.telemetry.manifest import (
     Manifest,
     as_pattern,
     check_hash,
-    digest,
     read_part,
 )
-from vllm_capacity.telemetry.shelf import kept_folder, remove_partials
+from vllm_capacity.telemetry.shelf import Entry, Shelf
 
 _HASH_DIGITS = 24
+_ROWS = "rows"
+_NO_BASE = "0"  # an hour of minutes rests on no other hour
 _MINUTE_MICROSECONDS = 60_000_000
 _EMPTY = {
     "minutes": "select 0::bigint as series_id, now()::timestamptz as minute, 0::int as run, "
@@ -49,7 +46,7 @@ _EMPTY = {
 }
 
 
-def make_views(window: Manifest, connection: duckdb.DuckDBPyConnection) -> list[Path]:
+def make_views(window: Manifest, connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Create the views `minutes` and `minute_histograms`; returns the hours computed just now.
 
     WindowError where a file is not as it was written: here each is read whole anyway.
@@ -60,80 +57,41 @@ def make_views(window: Manifest, connection: duckdb.DuckDBPyConnection) -> list[
                 check_hash(window.path, file)
                 _show(connection, file.table, [window.path / file.name])
         return []
-    folder = kept_folder(window.path)
-    computed: list[Path] = []
+    computed: list[str] = []
     for table, view in zip(TABLES, MINUTES, strict=True):
-        hours = [file for file in window.files if file.table == table]
-        if folder is not None:
-            shown, new = _kept_hours(window, hours, view, folder)
-            _show(connection, view, shown)
-            computed += new
-        else:
-            _show_in_memory(connection, view, [_rolled(window, hour, view) for hour in hours])
+        shelf = Shelf.of(window.path, f"{view}-")
+        entries = []
+        for hour in (file for file in window.files if file.table == table):
+            key = f"{view}-{Path(hour.plain).name}.{check_hash(window.path, hour)[:_HASH_DIGITS]}"
+            entry = shelf.find(key)
+            if entry is None:
+                entry = shelf.keep(key, _NO_BASE, {_ROWS: _rolled(window, hour, view)})
+                computed.append(key)
+            entries.append(entry)
+        _show_entries(connection, view, entries)
+        if computed:
+            shelf.clean()
     return computed
+
+
+def _show_entries(
+    connection: duckdb.DuckDBPyConnection, view: str, entries: Sequence[Entry]
+) -> None:
+    """The view of entries in files; a table where some of them are in memory alone."""
+    paths = [each.frames / f"{_ROWS}.parquet" for each in entries if isinstance(each.frames, Path)]
+    if len(paths) == len(entries):
+        _show(connection, view, paths)
+        return
+    frame = pl.concat([each.frame(_ROWS) for each in entries])
+    connection.register("rolled", frame)
+    connection.execute(f"create or replace table {view} as select * from rolled")
+    connection.unregister("rolled")
 
 
 def _show(connection: duckdb.DuckDBPyConnection, view: str, paths: Iterable[Path]) -> None:
     names = [as_pattern(path) for path in paths]
     shown = connection.read_parquet(names) if names else connection.sql(_EMPTY[view])
     shown.to_view(view, replace=True)
-
-
-def _show_in_memory(
-    connection: duckdb.DuckDBPyConnection, view: str, hours: list[pl.DataFrame]
-) -> None:
-    empty = pl.DataFrame(connection.sql(_EMPTY[view]))
-    frame = pl.concat(hours) if hours else empty
-    connection.register("rolled", frame)
-    connection.execute(f"create or replace table {view} as select * from rolled")
-    connection.unregister("rolled")
-
-
-def _kept_hours(
-    window: Manifest, hours: list[File], view: str, folder: Path
-) -> tuple[list[Path], list[Path]]:
-    """The rolled hours as files in `folder`, in order; and those of them that were computed now."""
-    there: dict[str, list[Path]] = {}
-    for path in folder.glob(f"{view}-*.*.parquet"):
-        there.setdefault(path.name.partition(".")[0], []).append(path)
-    shown, computed = [], []
-    pin = None
-    for hour in hours:
-        source = check_hash(window.path, hour)[:_HASH_DIGITS]
-        name = f"{view}-{Path(hour.plain).name}-{source}"
-        good = next((path for path in there.get(name, ()) if _is_whole(path)), None)
-        if good is None:
-            pin = pin or _begin(folder)
-            good = _keep(folder, name, _rolled(window, hour, view))
-            computed.append(good)
-        shown.append(good)
-    return shown, computed
-
-
-def _is_whole(kept: Path) -> bool:
-    """Whether a kept hour is as it was written: the end of its name is its hash."""
-    with suppress(OSError):
-        return kept.is_file() and digest(kept)[:_HASH_DIGITS] == kept.name.split(".")[-2]
-    return False
-
-
-def _begin(folder: Path) -> Pin:
-    """Say that hours are being written; where nobody else does, remove what killed runs left."""
-    remove_partials(folder)
-    return Pin(folder)
-
-
-def _keep(folder: Path, name: str, rolled: pl.DataFrame) -> Path:
-    handle, partial = tempfile.mkstemp(prefix=f".{name}.", suffix=".partial", dir=folder)
-    os.close(handle)
-    try:
-        rolled.write_parquet(partial, compression="zstd")
-        target = folder / f"{name}.{digest(Path(partial))[:_HASH_DIGITS]}.parquet"
-        Path(partial).replace(target)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-    return target
 
 
 def _rolled(window: Manifest, hour: File, view: str) -> pl.DataFrame:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ class Entry:
 
 @dataclass
 class Shelf:
-    """The entries of one window; `folder` is None where nothing can be kept."""
+    """The entries of one window and kind; `folder` is None where nothing can be kept."""
 
     folder: Path | None
     is_shared: bool = False
@@ -50,14 +51,17 @@ class Shelf:
     _pin: Pin | None = None
 
     @classmethod
-    def of(cls, window: Path) -> Shelf:
-        """The shelf beside the window; where that cannot be written, in a private folder."""
-        folder = kept_folder(window)
+    def of(cls, window: Path, kind: str = "") -> Shelf:
+        """The shelf beside the window; where that cannot be written, in a private folder.
+
+        Several kinds of entries stand there: the keys of a kind begin with it, then the hour.
+        """
+        folder = _kept_folder(window)
         found = cls(folder, is_shared=folder is not None and folder.parent != window)
         if folder is not None:
             found._pin = Pin(folder)
             for path in folder.iterdir():
-                if path.is_dir() and not path.name.startswith("."):
+                if path.is_dir() and re.match(rf"{kind}\d", path.name):
                     found._there[_key(path)] = path
         return found
 
@@ -95,33 +99,30 @@ class Shelf:
         return Entry(kept, base)
 
     def tidy(self) -> None:
-        """Remove what killed runs left, and the entries that were not asked for.
+        """Remove what killed runs left, and entries that were not asked for and no window shares.
 
-        Where no other run reads or writes there, and never of a folder that windows share.
+        Where no other run reads or writes there.
         """
-        left = set(self._there.values()) - self._used
-        if self.folder is None or self.is_shared or self._pin is None:
+        self._remove(() if self.is_shared else set(self._there.values()) - self._used)
+
+    def clean(self) -> None:
+        """Remove what killed runs left, where no other run reads or writes there."""
+        self._remove(())
+
+    def _remove(self, entries: Iterable[Path]) -> None:
+        if self.folder is None or self._pin is None:
             return
-        if not left and not any(self.folder.glob(f".*{_PARTIAL}")):
+        going = [*entries, *self.folder.glob(f".*{_PARTIAL}")]
+        if not going:
             return
         self._pin.close()
-        remove_partials(self.folder)
         with alone(self.folder) as is_unused:
-            for path in left if is_unused else ():
+            for path in going if is_unused else ():
                 shutil.rmtree(path, ignore_errors=True)
         self._pin = Pin(self.folder)
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove what killed runs left, where nobody writes."""
-    with alone(folder) as is_unused:
-        for path in folder.glob(f".*{_PARTIAL}") if is_unused else ():
-            shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-
-
-def kept_folder(window: Path) -> Path | None:
+def _kept_folder(window: Path) -> Path | None:
     """Where entries are kept: beside the window; where that cannot be written, privately.
 
     None where that cannot be written either, or is not this user's alone.
@@ -141,6 +142,8 @@ def _key(path: Path) -> str:
 def _is_whole(path: Path) -> bool:
     """Whether an entry is as it was written: the end of its name is its hash."""
     with suppress(OSError):
+        if not all(file.is_file() for file in path.iterdir()):  # nobody waits for a pipe
+            return False
         return _hash(path) == path.name.rpartition(".")[2]
     return False
 
