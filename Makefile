@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 WINDOW ?= vllm-sweep
+TESTS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup report test tests test-pythons lab check bench docs renew test-live lock
@@ -32,16 +33,17 @@ test: check tests  ## everything: checks, tests, notebooks
 
 tests: $(STAMP)
 	@echo "==> Tests and notebooks"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
-test-pythons:  ## the tests on each of Python 3.11 to 3.14 that is installed
+test-pythons:  ## the tests (or TESTS="tests/cli …") on each of Python 3.11 to 3.14 that is installed
 	@for version in $(PYTHONS); do \
-	  if python$$version -c "" 2>/dev/null; then \
-	    echo "==> Python $$version, in .venv-$$version"; \
-	    $(MAKE) --no-print-directory tests PYTHON=python$$version VENV=.venv-$$version || exit 1; \
-	  else \
-	    echo "==> Python $$version is not installed here: left out"; \
-	  fi; \
+	  python=; \
+	  for found in python$$version $$HOME/.pyenv/versions/$$version.*/bin/python; do \
+	    if $$found -c "" 2>/dev/null; then python=$$found; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then echo "==> Python $$version is not installed here: left out"; continue; fi; \
+	  echo "==> Python $$version, in .venv-$$version"; \
+	  $(MAKE) --no-print-directory tests PYTHON=$$python VENV=.venv-$$version || exit 1; \
 	done
 
 lab: $(STAMP)  ## JupyterLab on notebooks/
