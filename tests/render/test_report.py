@@ -1,7 +1,9 @@
 """Whole report runs: real notebooks, real kernels, the committed windows."""
 
 import re
+import shutil
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -30,12 +32,11 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def report(tmp_path: Path, cache: Path):
-    """A run of a notebook into tmp_path/reports; the steps of its progress in `report.steps`."""
+def reporting(folder: Path, cache: Path):
+    """A run of a notebook into folder/reports; the steps of its progress in `run.steps`."""
 
     def run(notebook: Path, *, made_at: datetime = EARLY, **parameters: object) -> Path:
-        order = ReportOrder(notebook=notebook, parameters=parameters, out=tmp_path / "reports")
+        order = ReportOrder(notebook=notebook, parameters=parameters, out=folder / "reports")
         run.steps = []
         return write_report(
             order,
@@ -48,26 +49,38 @@ def report(tmp_path: Path, cache: Path):
 
 
 @pytest.fixture
-def notebook(tmp_path: Path):
-    def made(*sources: str) -> Path:
-        parameters = nbformat.v4.new_code_cell(
-            'window: str = "here"\nusd_per_hour: "Optional[float]" = 0.5\nprice_note: str = "mine"',
-            metadata={"tags": ["parameters"]},
-        )
-        cells = [parameters, *(nbformat.v4.new_code_cell(source) for source in sources)]
-        path = tmp_path / "asked.ipynb"
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), path)
-        return path
+def report(tmp_path: Path, cache: Path):
+    return reporting(tmp_path, cache)
 
-    return made
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, cache: Path) -> Path:
+    """The page of the recorded sweep."""
+    return reporting(tmp_path_factory.mktemp("sweep"), cache)(NOTEBOOK)
+
+
+DECLARED = 'window: str = "here"\nusd_per_hour: "Optional[float]" = 0.5\nprice_note: str = "mine"'
+
+
+def made_notebook(folder: Path, *sources: str, declared: str = DECLARED) -> Path:
+    parameters = nbformat.v4.new_code_cell(declared, metadata={"tags": ["parameters"]})
+    cells = [parameters, *(nbformat.v4.new_code_cell(source) for source in sources)]
+    path = folder / "asked.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), path)
+    return path
+
+
+@pytest.fixture
+def notebook(tmp_path: Path):
+    return partial(made_notebook, tmp_path)
 
 
 def written(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "reports").glob("[!.]*"))
 
 
-def test_two_reports_of_a_window_differ_in_one_line(report):
-    first = report(NOTEBOOK, made_at=EARLY).read_text().splitlines()
+def test_two_reports_of_a_window_differ_in_one_line(report, page):
+    first = page.read_text().splitlines()
     second = report(NOTEBOOK, made_at=LATE).read_text().splitlines()
     differing = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
     assert [re.sub(r"[\d:-]+", "", a) for a, _ in differing] == [
@@ -76,8 +89,8 @@ def test_two_reports_of_a_window_differ_in_one_line(report):
     assert len(differing) == 1
 
 
-def test_page_says_what_the_answer_says(report):
-    metadata = page_metadata(report(NOTEBOOK))
+def test_page_says_what_the_answer_says(page):
+    metadata = page_metadata(page)
     tiles = {tile.figure: (tile.value, tile.is_known) for tile in metadata.tiles}
     assert tiles == {
         "usd_per_request": ("$0.0171", True),
@@ -157,15 +170,20 @@ analysis = whole[start or None : end or None].analyze(price=usd_per_hour)
 display(title_line(analysis), tiles(analysis))"""
 
 
+@pytest.fixture(scope="module")
+def first_half(tmp_path_factory, cache: Path) -> Path:
+    """A folder with a notebook that takes a range, and its report of the sweep's first half."""
+    folder = tmp_path_factory.mktemp("halves")
+    declared = f'{DECLARED}\nstart: str = ""\nend: str = ""'
+    reporting(folder, cache)(made_notebook(folder, SHOWS, declared=declared), end=HALF)
+    return folder
+
+
 @pytest.fixture
-def halves(report, notebook, tmp_path):
+def halves(first_half, report, tmp_path):
     """A report of the first half of the sweep, then one of the second."""
-    path = notebook(SHOWS)
-    made = nbformat.read(path, as_version=4)
-    made.cells[0].source += '\nstart: str = ""\nend: str = ""'
-    nbformat.write(made, path)
-    report(path, end=HALF)
-    return lambda **given: report(path, start=HALF, **given)
+    shutil.copytree(first_half / "reports", tmp_path / "reports")
+    return lambda **given: report(first_half / "asked.ipynb", start=HALF, **given)
 
 
 def test_tiles_say_what_changed_since_the_report_before(halves):
