@@ -48,8 +48,8 @@ class Target:
 
 
 def _target(label: str, observed: str, metric: str) -> float | None:
-    told = {"label": label, "observed": observed, "metric": metric}
-    found: float | None = field(default=None, metadata=told)
+    metadata = {"label": label, "observed": observed, "metric": metric}
+    found: float | None = field(default=None, metadata=metadata)
     return found
 
 

@@ -312,14 +312,14 @@ def _one_reason(parts: Mapping[str, Estimate], words: str) -> str:
     reasons = {part.reason for part in lacking.values()}
     if len(reasons) == 1 and len(lacking) == len(parts):
         return next(iter(reasons))
-    told = max(lacking, key=lambda name: lacking[name].low or 0.0)
+    nearest = max(lacking, key=lambda name: lacking[name].low or 0.0)
     names, share = listed(list(lacking)), f"{len(lacking)} of {len(parts)}"
     if words:
         names = f"{words.format(share)} ({names})"
     elif len(lacking) > 1:
         names = f"{names} ({share})"
-    whose = "" if len(reasons) == 1 else f"{told}: "
-    return f"{names}: {whose}{lacking[told].reason}"
+    whose = "" if len(reasons) == 1 else f"{nearest}: "
+    return f"{names}: {whose}{lacking[nearest].reason}"
 
 
 def _paired(

@@ -5,12 +5,16 @@ from scipy.optimize import least_squares
 from vllm_capacity.verdicts.saturation.curve import (
     LoadPoints,
     extrapolated_peak,
-    fitted_usl,
     fitted_usls,
     kv_limit_running,
 )
 
 LOADS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+
+
+def fitted_usl(loads):
+    (found,) = fitted_usls([loads])
+    return found
 
 
 def law(running, *, rate=30.0, sigma=0.05, kappa=0.0):

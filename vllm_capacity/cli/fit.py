@@ -97,8 +97,8 @@ def fit(
     proposed = next_loads(loads, most_clients=most_clients) if is_next else None
     asked = Workload(**workload)
     if as_json:
-        told = found.as_dict() | _further(named, proposed, tool, asked)
-        click.echo(json.dumps(told, allow_nan=False))
+        result = found.as_dict() | _further(named, proposed, tool, asked)
+        click.echo(json.dumps(result, allow_nan=False))
         return
     width = columns()
     click.echo(fit_text(found, width=width), nl=False)

@@ -146,12 +146,12 @@ class GpuSpan:
     @property
     def label(self) -> str:
         """The name, and that the form factor is assumed where it is."""
-        told = [OWN] if any(is_own(row.source) for row in self.rows) else []
+        notes = [OWN] if any(is_own(row.source) for row in self.rows) else []
         if self.is_assumed:
             forms = "/".join(row.form_factor for row in self.rows)
-            told.insert(0, f"form factor assumed: {forms}")
+            notes.insert(0, f"form factor assumed: {forms}")
         name = self.name if self.is_assumed else self.rows[0].name
-        return f"{name} ({'; '.join(told)})" if told else name
+        return f"{name} ({'; '.join(notes)})" if notes else name
 
 
 def architectures() -> Mapping[str, Architecture]:

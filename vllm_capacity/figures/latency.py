@@ -204,8 +204,8 @@ def histogram_states(
     window: Window, metrics: Sequence[str], time_range: TimeRange, step_seconds: float | None
 ) -> pl.DataFrame:
     """The states of the histograms at the end of each step; of all usual ones, asked once."""
-    usual = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
-    wanted = usual if set(metrics) <= set(usual) else tuple(metrics)
+    together = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
+    wanted = together if set(metrics) <= set(together) else tuple(metrics)
     return window.named_sql(
         "figures",
         "histogram_states",

@@ -32,16 +32,16 @@ class Make:
 
     model_name: str | None
     kv_blocks: float | None = None
-    told: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     rate: tuple[float, float] | None = None
 
     def is_like(self, other: Make) -> bool:
-        """Whether nothing told of both contradicts that they are replicas of one another."""
-        both = self.told.keys() & other.told.keys()
+        """Whether no setting of both contradicts that they are replicas of one another."""
+        both = self.settings.keys() & other.settings.keys()
         return (
             self.model_name == other.model_name
             and self.rate == other.rate
-            and all(self.told[name] == other.told[name] for name in both)
+            and all(self.settings[name] == other.settings[name] for name in both)
             and _are_alike(self.kv_blocks, other.kv_blocks)
         )
 
@@ -64,11 +64,11 @@ def engine_makes(
     for row in engines.iter_rows(named=True):
         whole = labels.get((row["instance"], None), {})
         own = {**whole, **labels.get((row["instance"], row["engine"]), {})}
-        told = {name: own[name] for name in (*_SETTINGS, *sorted(_GPU_LABELS)) if own.get(name)}
+        settings = {name: own[name] for name in (*_SETTINGS, *sorted(_GPU_LABELS)) if own.get(name)}
         found[f"{row['instance']}/{row['engine']}"] = Make(
             row["model_name"],
             _number(own.get("num_gpu_blocks")),
-            told,
+            settings,
             (rates or {}).get(row["instance"]),
         )
     return found

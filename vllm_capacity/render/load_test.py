@@ -31,8 +31,8 @@ def next_text(proposed: Sequence[NextLoad], commands: Sequence[str], *, width: i
         return wrapped("No further load would narrow the capacity much.", width)
     lines = []
     for place, (each, command) in enumerate(zip(proposed, commands, strict=True)):
-        told = "And then: " if place else "Next load to test: "
-        lines.append(wrapped(f"{told}{each.clients:,} concurrent requests.{_left(each)}", width))
+        lead = "And then: " if place else "Next load to test: "
+        lines.append(wrapped(f"{lead}{each.clients:,} concurrent requests.{_left(each)}", width))
         lines.append(f"  {command}\n")
     return "".join(lines)
 

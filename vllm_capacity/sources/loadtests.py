@@ -180,10 +180,10 @@ def aiperf_sweep_points(sweep: Mapping[str, Any]) -> list[Point]:
     """The points of an aiperf sweep aggregate, one a combination: means over its runs."""
     points = []
     for entry in _list(sweep.get("per_combination_metrics")):
-        told, metrics = _mapping(entry, "parameters"), _mapping(entry, "metrics")
+        given, metrics = _mapping(entry, "parameters"), _mapping(entry, "metrics")
         names = ("request_throughput_avg", "request_latency_avg", "output_token_throughput_avg")
         rate, latency_ms, output = (_number(_mapping(metrics, n).get("mean")) for n in names)
-        clients = _number(told.get("concurrency"))
+        clients = _number(given.get("concurrency"))
         running = _running(rate, latency_ms, clients)
         points.append(_point(running=running, output=output, rate=rate, clients=clients))
     return points

@@ -34,11 +34,6 @@ from vllm_capacity.telemetry.rows import (
     series_frame,
 )
 
-# Columns of `points` that are no labels.
-POINT_COLUMNS = (
-    *("identity", "metric_name", "wire_kind", "instance", "job", "bounds"),
-    *("ts", "arrived", "started", "value", "count", "sum", "counts", "flags"),
-)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATE_SECONDS = 60  # a batch is sent after at most ten seconds; a minute means it had to wait
 AHEAD_SECONDS = 5  # nothing arrives before it was sampled, but for clocks that differ a little

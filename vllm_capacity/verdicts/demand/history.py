@@ -34,14 +34,13 @@ _MOST_ROWS, _MOST_GAPS_RATIO = 1_000_000, 20
 class DemandGrid:
     """Demand in whole steps, NaN in gaps, from `start_seconds` to `end_seconds`.
 
-    `rows` are the recorded rows at their own grain, gaps NaN, the first at `rows_start_seconds`.
+    `rows` are the recorded rows at their own grain, gaps NaN.
     """
 
     values: Floats
     start_seconds: float
     step_seconds: float
     rows: Floats
-    rows_start_seconds: float
     interval_seconds: float
 
     @property
@@ -96,7 +95,6 @@ def demand_grid(ts_seconds: Floats, values: Floats, *, step_seconds: float) -> D
         start_seconds=phase + step_first * step_seconds,
         step_seconds=step_seconds,
         rows=rows,
-        rows_start_seconds=phase + first * interval,
         interval_seconds=interval,
     )
 

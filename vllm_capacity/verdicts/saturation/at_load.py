@@ -109,15 +109,15 @@ def _output_at(test: LoadTest, clients: float) -> Estimate:
 
 def _tokens(points: pl.DataFrame, clients: float) -> float | None:
     """Output tokens of a request, by the load nearest to that; None where no row tells."""
-    told = _told(points, "requests_per_second")
-    if not len(told):
+    rows = _known_rows(points, "requests_per_second")
+    if not len(rows):
         return None
-    load, rate, output = told
+    load, rate, output = rows
     nearest = int(np.argmin(np.abs(np.log(load / clients))))
     return float(output[nearest] / rate[nearest])
 
 
-def _told(points: pl.DataFrame, name: str) -> Floats:
+def _known_rows(points: pl.DataFrame, name: str) -> Floats:
     """Load, that column and output of the rows that have all three, a row each, lightest first."""
     columns = ("running_requests", name, "output_tokens_per_second")
     if any(column not in points.columns for column in columns):
@@ -135,10 +135,10 @@ def _latency(
     output: Estimate | None,
 ) -> Estimate:
     """A latency at a load; beyond those seen by the time per token, where `output` tells it."""
-    told = _told(points, name)
-    if not len(told) or told.shape[1] < 2:
+    rows = _known_rows(points, name)
+    if not len(rows) or rows.shape[1] < 2:
         return Estimate.unknown(f"it takes two loads with {name}")
-    load, seconds, tokens = told
+    load, seconds, tokens = rows
     if not load[0] / _FARTHEST <= clients <= _FARTHEST * load[-1]:
         return Estimate.unknown(f"too far from the loads seen, {load[0]:,.1f} to {load[-1]:,.1f}")
     place = int(np.clip(np.searchsorted(load, clients), 1, len(load) - 1))

@@ -382,10 +382,10 @@ def fleet_sum(
 
 def _sources(parts: Mapping[str, Estimate]) -> list[str]:
     """What the parts rest on, after their names; of more than three, those of the largest three."""
-    told = [engine for engine, part in parts.items() if part.basis]
-    largest = sorted(told, key=lambda engine: -(parts[engine].low or 0.0))[:_MOST_SOURCES]
-    shown = [f"{engine}: {parts[engine].sources}" for engine in told if engine in largest]
-    more = len(told) - len(shown)
+    known = [engine for engine, part in parts.items() if part.basis]
+    largest = sorted(known, key=lambda engine: -(parts[engine].low or 0.0))[:_MOST_SOURCES]
+    shown = [f"{engine}: {parts[engine].sources}" for engine in known if engine in largest]
+    more = len(known) - len(shown)
     return [*shown, f"and {more} more"] if more else shown
 
 

@@ -2,7 +2,7 @@
 
 Extrapolating the peak from lighter load, in words:
 
-1. Candidate curves are X ∝ N / (1 + (sN)^p)^(1/p): p = 1 is the scalability law (`fitted_usl`)
+1. Candidate curves are X ∝ N / (1 + (sN)^p)^(1/p): p = 1 is the scalability law (`fitted_usls`)
    without κ; p < 1 bends slowly, as mixtures of experts do; p > 1 bends sharply, as a ceiling does.
 2. Each candidate (p, s) is weighed by how well it follows the measured loads, near ones most: an
    error of 2 % at the heaviest load, 20 % more for every factor e below it.
@@ -338,14 +338,11 @@ class Usl:
         return np.asarray(self.rate * n / np.maximum(drag, 1e-9))
 
 
-def fitted_usl(loads: LoadPoints) -> Usl | None:
-    """The scalability law through the loads, least squares of logarithms; None under two loads."""
-    (found,) = fitted_usls([loads])
-    return found
-
-
 def fitted_usls(sets: Sequence[LoadPoints]) -> list[Usl | None]:
-    """`fitted_usl` of each set of loads, all at once: a bootstrap asks for dozens."""
+    """The scalability law through each set of loads, least squares of logarithms.
+
+    None for a set of less than two different loads. All at once: a bootstrap asks for dozens.
+    """
     can = [len(loads) >= 2 and loads.running[-1] > loads.running[0] for loads in sets]
     laws = iter(_least_squares([loads for loads, is_fit in zip(sets, can, strict=True) if is_fit]))
     return [next(laws) if is_fit else None for is_fit in can]

@@ -203,12 +203,12 @@ def _proven(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:
     span = f"{plateau[0]:,.1f}"
     if len(plateau) > 1:
         span += f" to {plateau[-1]:,.1f}"
-    told = dict.fromkeys(limit for limit in test.limits if limit is not None)
+    limits = dict.fromkeys(limit for limit in test.limits if limit is not None)
     capacity = Estimate.known(
         float(output.min()),
         float(output.mean()),
         above * float(output.max()),
-        f"held at {span} running requests, at the limit: {', '.join(told)}",
+        f"held at {span} running requests, at the limit: {', '.join(limits)}",
     )
     return capacity, _running(test.loads, plateau, float(plateau[-1]))
 

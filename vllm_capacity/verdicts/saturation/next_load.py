@@ -137,16 +137,16 @@ def _expected_width(test: LoadTest, clients: int) -> float:
 def _expected(test: LoadTest, clients: float) -> Sequence[float]:
     """What a load would give, in each case of where the peak lies (`_CASES`)."""
     loads = test.loads
-    told = expected_output(loads, clients) if len(loads) else None
-    if told is None:
+    expected = expected_output(loads, clients) if len(loads) else None
+    if expected is None:
         linear = clients * float(loads.output[-1]) / loads.heaviest if len(loads) else clients
         return (linear, linear, linear)
     peak = extrapolated_peak(loads, test.kv_limit, prior=test.prior)
     if peak is None:
-        return told
+        return expected
     seen = float(loads.output.max())
     return [
-        min(told[1], max(seen, end)) if clients > loads.heaviest else told[1]
+        min(expected[1], max(seen, end)) if clients > loads.heaviest else expected[1]
         for end in (peak.low, peak.mid, peak.high)
     ]
 
