@@ -43,6 +43,7 @@ from vllm_capacity.facts.metrics import (
     PREEMPTIONS,
     PROMPT_TOKENS,
     REQUESTS,
+    TTFT,
 )
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.facts.throughput import measurements
