@@ -253,9 +253,9 @@ def long_steps(seconds: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarr
     around = found[:, None] + np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1)
     is_other = (around >= 0) & (around < seconds.size) & (around != found[:, None])
     neighbours = np.where(is_other, seconds[np.clip(around, 0, seconds.size - 1)], np.nan)
-    median = np.nanmedian(neighbours, axis=1) if found.size else np.empty(0)
-    is_long = seconds[found] >= factor * median
-    return found[is_long], median[is_long]
+    usual = np.nanmedian(neighbours, axis=1) if found.size else np.empty(0)
+    is_long = seconds[found] >= factor * usual
+    return found[is_long], usual[is_long]
 
 
 def scrape_counts(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[ScrapeCount]:
@@ -276,9 +276,9 @@ def missed(ts: pl.Series) -> int:
     if ts.len() < 3:
         return 0
     steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-    long, median = long_steps(steps, 1.5)
-    long, median = long[median > 0], median[median > 0]
-    return int(np.maximum(0, np.round(steps[long] / median) - 1).sum())
+    long, usual = long_steps(steps, 1.5)
+    long, usual = long[usual > 0], usual[usual > 0]
+    return int(np.maximum(0, np.round(steps[long] / usual) - 1).sum())
 
 
 def hold_seconds(ts: pl.Series) -> pl.Series:
@@ -289,9 +289,9 @@ def hold_seconds(ts: pl.Series) -> pl.Series:
     if ts.len() < 2:
         return pl.Series([1.0] * ts.len(), dtype=pl.Float64)
     steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-    long, median = long_steps(steps, GAP_FACTOR)
+    long, usual = long_steps(steps, GAP_FACTOR)
     median = np.median(steps)
-    steps[long] = GAP_FACTOR * median
+    steps[long] = GAP_FACTOR * usual
     return pl.Series(np.append(steps, median))
 
 
@@ -303,10 +303,10 @@ def gaps(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[Gap]:
         if ts.len() < 3:
             continue
         steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-        for i, median in zip(*long_steps(steps, GAP_FACTOR), strict=True):
-            if not steps[i] > GAP_FACTOR * median:
+        for i, usual in zip(*long_steps(steps, GAP_FACTOR), strict=True):
+            if not steps[i] > GAP_FACTOR * usual:
                 continue
-            gap = Gap(str(instance), ts[int(i)], ts[int(i) + 1], float(median))
+            gap = Gap(str(instance), ts[int(i)], ts[int(i) + 1], float(usual))
             if gap.end >= time_range.start and gap.start < time_range.end:
                 found.append(gap)
     return found
