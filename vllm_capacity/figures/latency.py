@@ -6,7 +6,7 @@ Where a request's time goes: waiting for a place, reading the prompt, writing th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -27,7 +27,24 @@ from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-STEP_HISTOGRAMS = tuple(dict.fromkeys((TTFT, ITL, E2E, *(one.metric for one in TARGETS.values()))))
+
+@dataclass(frozen=True)
+class Shown:
+    """A latency that is shown: its histogram, and its title in tables."""
+
+    metric: str
+    title: str
+
+
+LATENCIES: Mapping[str, Shown] = {
+    "ttft": Shown(TTFT, "time to first token (TTFT)"),
+    "itl": Shown(ITL, "inter-token latency (ITL)"),
+    "e2e": Shown(E2E, "end-to-end latency (E2E)"),
+}
+"""By the name that columns begin with; each has a field in `Latency`."""
+
+_IN_STEPS = (*LATENCIES.values(), *TARGETS.values())
+STEP_HISTOGRAMS = tuple(dict.fromkeys(one.metric for one in _IN_STEPS))
 HISTOGRAMS = tuple(dict.fromkeys((*STEP_HISTOGRAMS, QUEUE, PREFILL, DECODE)))
 """The histograms that figures read: step by step, and over a whole part."""
 
@@ -322,11 +339,11 @@ def quantiles(distribution: Distribution | None) -> Quantiles:
 
 def latency(increases: Sequence[Increase]) -> Latency:
     """Quantiles of TTFT, inter-token and end-to-end latency, in seconds, over all engines."""
-    ttft, itl, e2e = (
-        quantiles(merged([i for i in increases if i.metric == metric]))
-        for metric in (TTFT, ITL, E2E)
-    )
-    return Latency(ttft, itl, e2e)
+    found = {
+        f"{name}_seconds": quantiles(merged([i for i in increases if i.metric == shown.metric]))
+        for name, shown in LATENCIES.items()
+    }
+    return Latency(**found)
 
 
 def sound_total(increases: Sequence[Increase], time_range: TimeRange) -> float | None:

@@ -7,15 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import polars as pl
 
 from vllm_capacity.facts.metrics import (
-    E2E,
     GENERATION_TOKENS,
-    ITL,
     KV_CACHE,
     PREEMPTIONS,
     PROMPT_TOKENS,
     REQUESTS,
     RUNNING,
-    TTFT,
     WAITING,
 )
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
@@ -24,7 +21,6 @@ from vllm_capacity.figures.steps import Grid, bin_increases, marks
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-LATENCIES = {"ttft": TTFT, "itl": ITL, "e2e": E2E}
 FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 CHART_QUANTILES = {"p50": 0.5, "p95": 0.95}
 
@@ -52,7 +48,7 @@ def per_step(window: Window, *, time_range: TimeRange, step_seconds: float) -> p
     Columns: start, end, is_gap, is_restart, and, null where not observed: running_mean,
     waiting_mean (summed over engines), kv_cache_ratio_mean, kv_cache_ratio_max,
     output_tokens_per_second, prompt_tokens_per_second, requests_per_second, preemptions,
-    finished_stop … finished_repetition (requests in the step), and for ttft, itl and e2e:
+    finished_stop … finished_repetition (requests in the step), and for each of `LATENCIES`:
     X_p50_seconds, X_p95_seconds, each with _lower and _upper. A quantity that the steps of one
     engine have too (figures/steps.py) has the same name there.
     """
@@ -68,7 +64,10 @@ def per_step(window: Window, *, time_range: TimeRange, step_seconds: float) -> p
         .agg(pl.col("is_gap").any(), pl.col("is_restart").any())
     )
     increases = latency.histogram_increases(
-        window, list(LATENCIES.values()), time_range=time_range, step_seconds=grid.seconds
+        window,
+        [shown.metric for shown in latency.LATENCIES.values()],
+        time_range=time_range,
+        step_seconds=grid.seconds,
     )
     frames = (
         touched,
@@ -192,14 +191,14 @@ def _joined(frame: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
 
 def _latencies(increases: Sequence[latency.Increase]) -> pl.DataFrame:
     by_step: dict[int, dict[str, float | None]] = {}
-    for name, metric in LATENCIES.items():
-        own = [i for i in increases if i.metric == metric]
+    for name, shown in latency.LATENCIES.items():
+        own = [i for i in increases if i.metric == shown.metric]
         for step in sorted({i.step for i in own}):
             distribution = latency.merged([i for i in own if i.step == step])
             by_step.setdefault(step, {}).update(_quantiles(name, distribution))
     columns = [
         f"{name}_{q}_seconds{end}"
-        for name in LATENCIES
+        for name in latency.LATENCIES
         for q in CHART_QUANTILES
         for end in ("", "_lower", "_upper")
     ]

@@ -21,7 +21,6 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.facts.metrics import (
     DECODE,
-    E2E,
     GENERATION_TOKENS,
     HTTP_REQUESTS,
     ITL,
@@ -194,6 +193,7 @@ _ATTAINMENT_TEXT = (
     "a histogram bucket, an interval where it lies inside one. The goal is 95 %: targets are p95."
 )
 _OF_EVERY_TARGET = {next(iter(TARGETS)): ("slo.attainments", "slo.missed")}
+_SHORT = vars(latency.Latency)  # latencies that an answer has by their short name, too
 
 DEFINITIONS: tuple[Definition, ...] = (
     Definition(
@@ -465,29 +465,16 @@ DEFINITIONS: tuple[Definition, ...] = (
         (_increase(PREFIX_QUERIES, PREFIX_HITS),),
         ("prefix_cache_hit_ratio",),
     ),
-    Definition(
-        "ttft_seconds",
-        "Time to first token (TTFT)",
-        _QUANTILE_TEXT,
-        (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
-        (_buckets(TTFT),),
-        ("latency.ttft_seconds", "latency.ttft"),
-    ),
-    Definition(
-        "itl_seconds",
-        "Inter-token latency (ITL)",
-        _QUANTILE_TEXT,
-        (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
-        (_buckets(ITL),),
-        ("latency.itl_seconds", "latency.itl"),
-    ),
-    Definition(
-        "e2e_seconds",
-        "End-to-end latency (E2E)",
-        _QUANTILE_TEXT,
-        (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
-        (_buckets(E2E),),
-        ("latency.e2e_seconds", "latency.e2e"),
+    *(
+        Definition(
+            f"{name}_seconds",
+            f"{shown.title[0].upper()}{shown.title[1:]}",
+            _QUANTILE_TEXT,
+            (latency.quantiles, histogram.bucket_quantile, histogram.quantile_bounds),
+            (_buckets(shown.metric),),
+            (f"latency.{name}_seconds", *((f"latency.{name}",) if name in _SHORT else ())),
+        )
+        for name, shown in latency.LATENCIES.items()
     ),
     Definition(
         "window",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import TARGETS
+from vllm_capacity.figures.latency import LATENCIES
 from vllm_capacity.render.numbers import Write, count, number, percent, seconds, sure, why
 from vllm_capacity.render.tables import (
     Column,
@@ -17,11 +18,6 @@ from vllm_capacity.render.tables import (
     written,
 )
 
-_LATENCIES = {
-    "time to first token (TTFT)": "ttft_seconds",
-    "inter-token latency (ITL)": "itl_seconds",
-    "end-to-end latency (E2E)": "e2e_seconds",
-}
 _PHASES = {
     "queue": "queue: waiting for a place among the running requests",
     "prefill": "prefill: processing the prompt, up to the first token",
@@ -62,13 +58,13 @@ def latency_table(analysis: Analysis) -> Table:
         Column("by PromQL", "promql_seconds", is_numeric=True),
     )
     rows = []
-    for name, family in _LATENCIES.items():
-        found = getattr(analysis.answer.latency, family)
+    for name, latency in LATENCIES.items():
+        found = getattr(analysis.answer.latency, f"{name}_seconds")
         for quantile in ("p50", "p95", "p99"):
             each = getattr(found, quantile)
             like = each.value or each.lower
             shown = (each.estimate, each.lower, each.upper, each.value)
-            rows.append((name, quantile, *(written(one, seconds, like) for one in shown)))
+            rows.append((latency.title, quantile, *(written(one, seconds, like) for one in shown)))
     return table(columns, rows)
 
 

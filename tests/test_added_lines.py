@@ -1,7 +1,8 @@
-"""A new latency target is three places: its field, that of its attainment, a line of the README.
+"""How few lines it takes to add something that is shown; the proof is a copy that has them.
 
-Everything else (options, columns, tables, charts, parameters of notebooks) follows from them. The
-proof is a copy of the package to which the first two are added.
+A latency target is three places: its field, that of its attainment, a line of the README. A latency
+that is shown is two: its row of `LATENCIES`, its field in the answer. Everything else (options,
+columns, tables, charts, definitions, parameters of notebooks) follows from them.
 """
 
 import json
@@ -22,6 +23,12 @@ ADDED = (
     ("assumptions.py", "from vllm_capacity.facts.metrics import ITL, TTFT", ", QUEUE"),
     ("assumptions.py", '"later tokens (ITL)", ITL)\n', FIELD),
     ("answer.py", "    itl_attainment: Estimate\n", "    queue_attainment: Estimate\n"),
+    (
+        "figures/latency.py",
+        '"end-to-end latency (E2E)"),\n',
+        '    "queue": Shown(QUEUE, "queue time, from arrival on"),\n',
+    ),
+    ("figures/latency.py", "    e2e_seconds: Quantiles\n", "    queue_seconds: Quantiles\n"),
 )
 SESSION = """
 import json
@@ -48,6 +55,10 @@ print(json.dumps({
     "sentence": within_targets(a.answer),
     "chart": json.dumps(chart.spec if hasattr(chart, "spec") else chart.to_dict()),
     "definition": str(a.explain("slo.queue_attainment")),
+    "latency": repr(vc.tables.latency_table(a)),
+    "series": a.series.columns,
+    "json": a.answer.latency.as_dict()["queue_seconds"]["p95"],
+    "quantiles": str(a.explain("latency.queue_seconds")),
     "parameter": checked_parameters(declared_parameters(notebook), given, notebook="n")["slo"],
 }))
 """
@@ -87,10 +98,14 @@ def shown(tmp_path_factory):
         pytest.param("sentence", "of waits for a place", id="the verdict says that it was missed"),
         pytest.param("chart", "queue time target", id="the chart by load has its rule"),
         pytest.param("definition", "queue time within target", id="it is explained"),
+        pytest.param("latency", "queue time, from arrival on", id="a shown latency: its rows"),
+        pytest.param("series", "queue_p95_seconds_upper", id="its quantiles over time"),
+        pytest.param("json", "'lower': 2.5", id="its key in the machine interface"),
+        pytest.param("quantiles", "Queue time, from arrival on", id="its definition"),
         pytest.param("parameter", "itl 0.1, queue 3.0", id="every notebook takes it"),
     ],
 )
-def test_a_target_of_two_added_lines_is_shown_everywhere(shown, where, expected):
+def test_what_two_added_lines_bring_is_shown_everywhere(shown, where, expected):
     assert expected in str(shown[where])
 
 
