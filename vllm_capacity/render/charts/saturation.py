@@ -55,7 +55,7 @@ _LABEL_SHARE, _LABEL_FACTOR = 0.5, 1.8  # what a label covers: of the width, of 
 _DECADES = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
 _NO_ENGINE = "No engine reported to this window."
 _LATENCIES = {name: target.label for name, target in TARGETS.items()}
-_LATENCY_COLORS = dict(zip(_LATENCIES.values(), theme.LATENCIES, strict=False))
+_LATENCY_COLORS = dict(zip(_LATENCIES.values(), theme.LATENCY_COLORS, strict=False))
 _OUTPUT_TITLES: Mapping[LoadName, str] = {
     "concurrency": "At what concurrency does output level off?",
     "kv-usage": "Does a full KV cache limit output?",

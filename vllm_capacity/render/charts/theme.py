@@ -33,7 +33,7 @@ LIMIT = "var(--limit, #D55E00)"
 COST = "var(--cost, #009E73)"
 KV = "var(--kv, #CC79A7)"
 PREFILL = "var(--prefill, #E69F00)"
-LATENCIES = (LOAD, SOFT, KV, PREFILL)
+LATENCY_COLORS = (LOAD, SOFT, KV, PREFILL)
 """Where several latencies share a chart, in the order of their targets."""
 SECOND = "var(--second, #56B4E9)"
 PAPER = "var(--paper, var(--jp-layout-color0, #ffffff))"
