@@ -45,6 +45,8 @@ class Shelf:
 
     folder: Path | None
     is_shared: bool = False
+    made: int = 0
+    """How many entries were kept here by this run."""
     _there: dict[str, Path] = field(default_factory=dict)
     _used: set[Path] = field(default_factory=set)
     _pin: Pin | None = None
@@ -90,6 +92,7 @@ class Shelf:
             shutil.rmtree(made, ignore_errors=True)
         if not kept.is_dir():
             return Entry(frames, base)
+        self.made += 1
         self._there[key] = kept
         self._used.add(kept)
         return Entry(kept, base)

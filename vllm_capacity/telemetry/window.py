@@ -227,6 +227,16 @@ def open_window(name_or_path: str | Path, *, verify: bool = False) -> Window:
     connection = limited_connection()
     pin = Pin(path)
     manifest = read_manifest(path, connection, verify=verify)
+    return _connected(manifest, connection, pin)
+
+
+def part_of(manifest: Manifest) -> Window:
+    """The window of a list of files that is known already, or of a part of them."""
+    return _connected(manifest, limited_connection(), Pin(manifest.path))
+
+
+def _connected(manifest: Manifest, connection: duckdb.DuckDBPyConnection, pin: Pin) -> Window:
+    """The window with its views; WindowError where a file cannot be read."""
     try:
         for table in (*SINGLE, *TABLES):
             if paths := manifest.paths(table):
@@ -234,7 +244,7 @@ def open_window(name_or_path: str | Path, *, verify: bool = False) -> Window:
             else:
                 connection.sql(_EMPTY[table]).to_view(table)
     except duckdb.Error as error:
-        raise damaged(path, str(error).splitlines()[0]) from error
+        raise damaged(manifest.path, str(error).splitlines()[0]) from error
     return Window(manifest, connection, pin)
 
 
