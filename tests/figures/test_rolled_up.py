@@ -31,8 +31,8 @@ class OneAfterAnother:
         return [(n, function(task)) for n, task in reversed(list(enumerate(tasks)))]
 
 
-def rolled_up(path, workers, progress=lambda done, of: None):
-    return roll_up(open_window(path), workers, progress=progress, rows_per_piece=1)
+def rolled_up(path, workers, progress=lambda done, of: None, *, rows_per_piece=1):
+    return roll_up(open_window(path), workers, progress=progress, rows_per_piece=rows_per_piece)
 
 
 def entries(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -15,41 +16,83 @@ if TYPE_CHECKING:
     from vllm_capacity.telemetry.workers import Workers
 
 
+def _place(_: click.Context, option: click.Parameter, value: str) -> str:
+    if value not in ("local", "ray") and not re.fullmatch(r"ray://[^\s/@]+:\d{1,5}", value):
+        raise click.BadParameter(f"{value!r} is none of local, ray, ray://HOST:PORT.", param=option)
+    return value
+
+
 @click.command(short_help="Make ahead what figures of a long window read.")
 @click.argument("source")
 @click.option(
+    "--to", "target", help="s3://BUCKET/FOLDER: copy the window there, with what was made."
+)
+@click.option(
+    "--on",
+    "place",
+    default="local",
+    show_default=True,
+    callback=_place,
+    help="Who works: local (processes of this machine), ray, or ray://HOST:PORT.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1, 10_000),
-    help="How many work side by side; as many as there are processors without it.",
+    help="How many work side by side; without it as many as processors.",
 )
-def rollup(source: str, workers: int | None) -> None:
+def rollup(source: str, target: str | None, place: str, workers: int | None) -> None:
     """Make ahead what figures, cost and report of the window SOURCE read.
+
+    SOURCE is a path, a name, or s3://BUCKET/FOLDER.
 
     Every hour leaves behind what figures of ranges over six hours are made of. The first command
     that needs it makes it, one hour after another; this one makes it by several workers, each an
     hour at a time. What was made is kept: a run that was killed goes on where it ended, and after
     rows came late only the hours are made that they touch.
 
-    Examples: vllm-capacity rollup data/windows/july --workers 8
+    On Ray (the extra `ray`), ray is the cluster that RAY_ADDRESS names, or a new one on this
+    machine. Its workers need this version of vllm-capacity, and SOURCE at the same path.
+
+    Credentials for S3 come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or a
+    profile of AWS.
+
+    Examples: vllm-capacity rollup data/windows/july --workers 8;
+    vllm-capacity rollup /shared/july --on ray://head:10001;
+    vllm-capacity rollup data/windows/july --to s3://telemetry/july
     """
-    from vllm_capacity.figures.rolled_up import most_workers, roll_up
+    from vllm_capacity.figures.rolled_up import entries_of, roll_up
+    from vllm_capacity.telemetry.mirror import publish, require_target
     from vllm_capacity.telemetry.window import open_window
 
+    if target is not None:
+        require_target(source, target)
     window = open_window(source)
-    count = min(workers or os.cpu_count() or 1, most_workers(window))
-    with _workers(count) as those, _progress(window) as progress:
+    with _workers(window, place, workers) as those, _progress(window) as progress:
         done = roll_up(window, those, progress=progress)
-    click.echo(_told(window, done))
+    if target is not None:
+        publish(window.manifest, entries_of(window), target)
+    click.echo(_told(window, done) + (f" Copied to {target}." if target else ""))
 
 
-def _workers(count: int) -> AbstractContextManager[Workers | None]:
-    """So many processes, each with its share of the memory; None for this one alone."""
+def _workers(
+    window: Window, place: str, count: int | None
+) -> AbstractContextManager[Workers | None]:
+    """Those who work there; None for this process alone.
+
+    On this machine no more than fit into its memory side by side, each with its share of it.
+    """
+    from vllm_capacity.figures.rolled_up import most_workers
     from vllm_capacity.telemetry.memory import MEMORY_LIMIT, limit_bytes
+    from vllm_capacity.telemetry.on_ray import ray_workers
     from vllm_capacity.telemetry.workers import processes
 
-    if count == 1:
+    if place != "local":
+        address = None if place == "ray" else place
+        return ray_workers(address, count, {})
+    here = min(count or os.cpu_count() or 1, most_workers(window))
+    if here == 1:
         return nullcontext()
-    return processes(count, {MEMORY_LIMIT: f"{limit_bytes() // count}B"})
+    return processes(here, {MEMORY_LIMIT: f"{limit_bytes() // here}B"})
 
 
 def _told(window: Window, done: RolledUp) -> str:

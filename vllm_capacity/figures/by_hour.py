@@ -80,7 +80,7 @@ class HourlyWindow(Window):
         """The answer of a shipped query, asked of what the pieces left behind."""
         if name in _ANSWERED:
             return _ANSWERED[name](self, params)
-        if name in _OF_ALL_ROWS or self.ends is None:
+        if self.ends is None or (name in _OF_ALL_ROWS and self._is_relabelled):
             return super().shipped_sql(package, name, params)
         return asked(self.ends, query_text(package, name), params, window=self.name)
 
@@ -91,6 +91,14 @@ class HourlyWindow(Window):
             found = _together(self.pieces if everywhere else self._inside, name)
             self._frames[key] = _settled(found, self) if "is_birth" in found.columns else found
         return self._frames[key]
+
+    @cached_property
+    def _is_relabelled(self) -> bool:
+        """Whether anything was noted of which all rows tell."""
+        noted = self.sql(
+            "select count(*) from intake where \"check\" in ('respelled', 'relabelled')"
+        )
+        return bool(noted.item())
 
     @cached_property
     def _inside(self) -> list[Kept]:
@@ -116,7 +124,7 @@ def by_hour(
     """
     if not is_read_by_hour(window, time_range):
         return window.remembering()
-    shelf = Shelf.of(window.path)
+    shelf = Shelf.of(window.manifest)
     cut = pieces_of(window, time_range, rows_per_piece=rows_per_piece)
     pieces = tuple(kept_pieces(window, cut, shelf))
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
@@ -133,6 +141,7 @@ def kept_pieces(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> Iterat
     What an end of the range cuts is computed each time: ranges are many, and hours few.
     """
     digests = Digests(window.path)
+    shelf.fetch({piece.hour for piece in pieces if not piece.is_cut})
     base, before = NO_BASE.digest, None
     for piece in pieces:
         key = key_of(piece, base, digests)

@@ -40,6 +40,7 @@ from vllm_capacity.facts.metrics import (
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_part
 from vllm_capacity.telemetry.memory import limited_connection, require_room
+from vllm_capacity.telemetry.mirror import at_hand
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
@@ -203,6 +204,7 @@ def _all_rows(window: Window, piece: Piece) -> Base:
     """The rows of the piece; InputError where they do not fit into memory."""
     begin, end = iso(piece.time_range.start), iso(piece.time_range.end)
     require_room(f"What {window.name} has from {begin} to {end}", **piece.rows)
+    at_hand(window.manifest, piece.files)
     return Base(*(_rows(window, piece, table) for table in TABLES))
 
 
@@ -239,7 +241,8 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
     }
     for name, frame in tables.items():
         stored(connection, name, frame)
-    return replace(window, connection=connection, answers={})
+    here = replace(window.manifest, origin=None)  # all that is asked for is here
+    return replace(window, manifest=here, connection=connection, answers={})
 
 
 def _of(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.figures.by_hour import (
     Digests,
     base_in,
@@ -35,7 +36,7 @@ from vllm_capacity.figures.pieces import (
 )
 from vllm_capacity.telemetry.manifest import SINGLE, Manifest
 from vllm_capacity.telemetry.memory import limit_bytes, needed_bytes
-from vllm_capacity.telemetry.shelf import Entry, Shelf
+from vllm_capacity.telemetry.shelf import Shelf
 from vllm_capacity.telemetry.window import Window, part_of
 from vllm_capacity.telemetry.workers import Workers
 
@@ -77,7 +78,7 @@ def roll_up(
     """
     if not is_read_by_hour(window, window.extent):
         return RolledUp(0, 0)
-    shelf = Shelf.of(window.path)
+    shelf = Shelf.of(window.manifest, is_published=True)
     if shelf.folder is None:
         raise InputError(
             f"What hours leave behind can be kept neither in {window.path} nor among the temporary "
@@ -93,6 +94,17 @@ def roll_up(
     return RolledUp(len(pieces), made)
 
 
+def entries_of(window: Window) -> list[Path]:
+    """The folders of what is kept of the window's hours, in order; none where nothing is read so.
+
+    What is not kept yet is made first.
+    """
+    if not is_read_by_hour(window, window.extent):
+        return []
+    pieces = kept_pieces(window, pieces_of(window, window.extent), Shelf.of(window.manifest))
+    return [each.entry.frames for each in pieces if isinstance(each.entry.frames, Path)]
+
+
 def most_workers(window: Window) -> int:
     """How many of its largest pieces fit into memory at a time, at least one."""
     pieces = pieces_of(window, window.extent)
@@ -104,34 +116,40 @@ def _by_batches(
 ) -> int:
     """Make the entries that are not there, and say how many: a batch from the first of them on."""
     digests = Digests(window.path)
-    before: Entry | Base = NO_BASE
+    base: Base | str = NO_BASE  # or the key of the entry that holds it
+    rests_on = NO_BASE.digest
     done = made = 0
     while done < len(pieces):
-        entry = shelf.find(key_of(pieces[done], _digest(before), digests))
-        if entry is not None:
-            before, done = entry, done + 1
+        key = key_of(pieces[done], rests_on, digests)
+        if (kept := shelf.base(key)) is not None:
+            base, rests_on, done = key, kept, done + 1
             progress(done, len(pieces))
             continue
         batch = pieces[done : done + _TASKS_PER_WORKER * workers.count]
         tasks = [_task(window, piece) for piece in batch]
         own = dict(workers.map(_own_base, tasks))
-        base = before if isinstance(before, Base) else base_in(before)
+        base = _read_base(base, shelf) if isinstance(base, str) else base
         left = []
         for number, task in enumerate(tasks):
             key = key_of(task.piece, base.digest, digests)
-            if shelf.find(key) is None:
+            if shelf.base(key) is None:
                 left.append(replace(task, key=key, base=base))
             base = base_after(base, own[number], window.named_sql("figures", "series"))
         done += len(batch) - len(left)
         for _ in workers.map(_make, left):
             done, made = done + 1, made + 1
             progress(done, len(pieces))
-        before = base
+        rests_on = base.digest
     return made
 
 
-def _digest(before: Entry | Base) -> str:
-    return before.digest if isinstance(before, Base) else before.base
+def _read_base(key: str, shelf: Shelf) -> Base:
+    entry = shelf.find(key)
+    if entry is None and shelf.remote is not None:
+        raise SourceError(
+            f"{shelf.remote.url}/.rollup/{key}… is not as it was written. Remove it and try again."
+        )
+    return base_in(entry)
 
 
 def _task(window: Window, piece: Piece) -> _Task:
@@ -150,4 +168,8 @@ def _own_base(task: _Task) -> Base:
 def _make(task: _Task) -> None:
     """Compute a piece and keep its entry."""
     window = part_of(task.manifest)
-    keep(computed(window, task.piece, task.base), Shelf.of(window.path), task.key)
+    keep(
+        computed(window, task.piece, task.base),
+        Shelf.of(window.manifest, is_published=True),
+        task.key,
+    )

@@ -203,7 +203,7 @@ def _parameters_of(analysis: Analysis) -> dict[str, object]:
         {} if time_range == whole else {"start": iso(time_range.start), "end": iso(time_range.end)}
     )
     targets = {name: f"{seconds!r}" for name, seconds in slo.targets.items()}
-    window = str(analysis.window.path.resolve())
+    window = analysis.window.address
     return {"window": window, **times, **_price_of(analysis.assumptions.pricing), **targets}
 
 
