@@ -90,7 +90,8 @@ def roll_up(
             progress(done, len(pieces))
         return RolledUp(len(pieces), shelf.made)
     made = _by_batches(window, pieces, shelf, workers, progress)
-    shelf.tidy()
+    if shelf.remote is None:
+        shelf.tidy()
     return RolledUp(len(pieces), made)
 
 
@@ -127,7 +128,7 @@ def _by_batches(
             continue
         batch = pieces[done : done + _TASKS_PER_WORKER * workers.count]
         tasks = [_task(window, piece) for piece in batch]
-        own = dict(workers.map(_own_base, tasks))
+        own = dict(workers.map(_own_base, tasks))  # in any order
         base = _read_base(base, shelf) if isinstance(base, str) else base
         left = []
         for number, task in enumerate(tasks):

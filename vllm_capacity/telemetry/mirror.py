@@ -93,12 +93,21 @@ def publish(manifest: Manifest, entries: Iterable[Path], url: str) -> None:
             f"The window {manifest.path} is of format 1, which does not list its files; make it "
             "again, or add scrapes to it with --into, and it is of format 2."
         )
-    kept = bucket.names(ROLLUP)
+    kept = set(entry_names(bucket))
     for entry in entries:
-        if f"{entry.name}{_ENTRY}" not in kept:
+        if entry.name not in kept:
             put_entry(bucket, entry)
-    bucket.put({file.name: manifest.path / file.name for file in manifest.files})
+    there = _listed(bucket)
+    left = [file for file in manifest.files if (file.name, file.sha256) not in there]
+    bucket.put({file.name: manifest.path / file.name for file in left})
     bucket.put({NOTE: manifest.path / NOTE})
+
+
+def _listed(bucket: Bucket) -> set[tuple[str, str | None]]:
+    """The files, with their hashes, of the window that is there; none without one."""
+    with suppress(WindowError):
+        return {(file.name, file.sha256) for file in read_list(_version(bucket))}
+    return set()
 
 
 # --- what hours left behind, an object each -----------------------------------------------------
@@ -221,8 +230,8 @@ def _fetch(bucket: Bucket, folder: Path, files: Iterable[File]) -> None:
         for file in missing:
             if digest(copies[file.name]) != file.sha256:
                 raise WindowError(
-                    f"The window {bucket.url} is damaged: {file.name} is not as it was written. "
-                    "Put it there again."
+                    f"The window {bucket.url} was changed while it was read, or is damaged: "
+                    f"{file.name} is not as it was written. Try again, or put it there again."
                 )
             (folder / file.name).parent.mkdir(exist_ok=True)
             copies[file.name].replace(folder / file.name)
