@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import s3fs
 from click.testing import CliRunner
-from moto.server import ThreadedMotoServer
 
 from tests.figures.small_windows import gauge, small_rows, small_window, up
 from tests.figures.test_rolled_up import OneAfterAnother, a_window, entries, rolled_up
+from tests.s3_server import s3_server
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import InputError, SourceError, WindowError
@@ -27,10 +27,8 @@ HALF = 2_000  # rows; a window's nine hours have about twice that
 
 @pytest.fixture(scope="module")
 def server():
-    found = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    found.start()
-    yield found
-    found.stop()
+    with s3_server() as environment:
+        yield environment
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +40,7 @@ def local(tmp_path_factory):
 @pytest.fixture
 def bucket(server, monkeypatch, tmp_path):
     """An empty bucket, and a machine that has read nothing yet."""
-    host, port = server.get_host_and_port()
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
+    for name, value in server.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
     (tmp_path / "machine").mkdir()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
+
+from vllm_capacity.cli.options import progress_bar
 
 if TYPE_CHECKING:
     from vllm_capacity.figures.rolled_up import RolledUp
@@ -67,7 +68,7 @@ def rollup(source: str, target: str | None, place: str, workers: int | None) -> 
     if target is not None:
         require_target(source, target)
     window = open_window(source)
-    with _workers(window, place, workers) as those, _progress(window) as progress:
+    with _workers(window, place, workers) as those, progress_bar(window.name) as progress:
         done = roll_up(window, those, progress=progress)
     if target is not None:
         publish(window.manifest, entries_of(window), target)
@@ -104,22 +105,3 @@ def _told(window: Window, done: RolledUp) -> str:
     pieces = "1 piece" if done.pieces == 1 else f"{done.pieces:,} pieces"
     hours = f"{window.extent.hours:,.0f} hours"
     return f"{window.name}: {hours} in {pieces}, {done.made:,} of them made now."
-
-
-@contextmanager
-def _progress(window: Window) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(window.name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
