@@ -75,8 +75,12 @@ class Processes:
         self, function: Callable[[_Task], _Result], tasks: Mapping[int, _Task]
     ) -> dict[Future[_Result], int]:
         if self._pool is None:
-            begin = (_begin_worker, (self._environment,))
-            self._pool = ProcessPoolExecutor(self.count, get_context("spawn"), *begin)
+            self._pool = ProcessPoolExecutor(
+                self.count,
+                get_context("spawn"),
+                initializer=_begin_worker,
+                initargs=(self._environment,),
+            )
         futures: dict[Future[_Result], int] = {}
         with suppress(BrokenProcessPool):  # a worker died meanwhile: `map` sees what is left
             for number, task in tasks.items():
