@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.errors import SourceError, needing_extra
 from vllm_capacity.telemetry.workers import Workers
 
 _Task = TypeVar("_Task")
@@ -71,12 +71,8 @@ def ray_workers(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if is_new:
         os.environ.setdefault(_ON_LOOPBACK, "0")
-    try:
+    with needing_extra("ray"):
         import ray
-    except ImportError:
-        raise InputError(
-            "Working on Ray needs Ray. Install it with: pip install 'vllm-capacity[ray]'."
-        ) from None
     own = {"num_cpus": count, "include_dashboard": False} if is_new else {}
     try:
         ray.init(
