@@ -7,9 +7,11 @@ the credentials of their own environment.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -72,14 +74,14 @@ def ray_workers(
     if is_new:
         os.environ.setdefault(_ON_LOOPBACK, "0")
     with needing_extra("ray"):
-        import ray
+        ray: Any = import_module("ray")  # an extra, typed in part
     own = {"num_cpus": count, "include_dashboard": False} if is_new else {}
     try:
         ray.init(
             address,
             runtime_env={"env_vars": {"POLARS_MAX_THREADS": "1", **environment}},
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             **own,
         )
     except Exception as error:  # Ray raises many kinds, and bare ones
