@@ -7,8 +7,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from moto.server import ThreadedMotoServer
 
+from tests.s3_server import s3_server
 from tests.standin.server import RECORDED
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.live.pull import pull_files
@@ -184,18 +184,10 @@ def test_a_damaged_file_in_the_range_is_an_error_with_advice(copy):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    yield "capacity"
-    server.stop()
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield "capacity"
 
 
 def test_a_store_in_a_bucket_gives_the_same_rows(whole, bucket):

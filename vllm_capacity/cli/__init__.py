@@ -41,6 +41,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "proxy": ("proxy", "Serve vLLM's metrics with underscores for colons."),
     "pull": ("pull", "Telemetry out of Parseable or Prometheus into a window."),
     "report": ("report", "Run a notebook on a window into one HTML page."),
+    "rollup": ("rollup", "Make ahead what figures of a long window read."),
     "scrape": ("scrape", "Scrape vLLM's /metrics, or saved scrapes, into a window."),
     "simulate": ("simulate", "A simulated engine's window: example data, never telemetry."),
     "sql": ("sql", "Print a query that Parseable answers as it is, or list them."),

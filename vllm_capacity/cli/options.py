@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,25 @@ def bounded(_: click.Context, option: click.Parameter, value: float | None) -> f
     if abs(value) < _LEAST:
         raise click.BadParameter(f"{value} is neither 0 nor {_LEAST:g} or more.", param=option)
     raise click.BadParameter(f"{value} is no number up to {_MOST:g}.", param=option)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, to be told how much is done of how much; nothing where it is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    # Under cron a bar would be a mail.
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 _MIN_COLUMNS, _MAX_COLUMNS = 80, 100

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from vllm_capacity.cli.options import progress_bar
 from vllm_capacity.errors import InputError, needing_extra
-from vllm_capacity.render.report.run import Progress, given_parameters
+from vllm_capacity.render.report.run import given_parameters
 from vllm_capacity.render.report.write import DEFAULT_NOTEBOOK, EXAMPLES, ReportOrder, write_report
 from vllm_capacity.resources import shipped
 
@@ -52,7 +51,8 @@ def report(
     wanted = EXAMPLES if examples else (_given(window, pairs),)
     for parameters in wanted:
         order = ReportOrder(notebook=_notebook(notebook), parameters=parameters, out=out)
-        with needing_extra("report"), _progress(order.notebook.name) as progress:
+        title = f"Running {order.notebook.name}"
+        with needing_extra("report"), progress_bar(title) as progress:
             path = write_report(
                 order, made_at=datetime.now(UTC), cache=_cache_folder(), progress=progress
             )
@@ -80,25 +80,6 @@ def _notebook(name: str | None) -> Path:
             return candidate
     names = ", ".join(sorted(path.name for path in folder.glob("*.ipynb")))
     raise InputError(f"There is no notebook {name!r}. Shipped are: {names or 'none'}.")
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    # Under cron a bar would be a mail.
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"Running {name}", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _cache_folder() -> Path:

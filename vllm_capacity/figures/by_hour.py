@@ -27,6 +27,7 @@ from vllm_capacity.figures.pieces import (
     NO_BASE,
     ROWS_PER_PIECE,
     Base,
+    Frames,
     Piece,
     computed,
     pieces_of,
@@ -80,7 +81,7 @@ class HourlyWindow(Window):
         """The answer of a shipped query, asked of what the pieces left behind."""
         if name in _ANSWERED:
             return _ANSWERED[name](self, params)
-        if name in _OF_ALL_ROWS or self.ends is None:
+        if self.ends is None or (name in _OF_ALL_ROWS and self._is_relabelled):
             return super().shipped_sql(package, name, params)
         return asked(self.ends, query_text(package, name), params, window=self.name)
 
@@ -93,6 +94,14 @@ class HourlyWindow(Window):
         return self._frames[key]
 
     @cached_property
+    def _is_relabelled(self) -> bool:
+        """Whether anything was noted of which all rows tell."""
+        noted = self.sql(
+            "select count(*) from intake where \"check\" in ('respelled', 'relabelled')"
+        )
+        return bool(noted.item())
+
+    @cached_property
     def _inside(self) -> list[Kept]:
         whole = self.time_range or self.extent
         return [
@@ -102,6 +111,11 @@ class HourlyWindow(Window):
         ]
 
 
+def is_read_by_hour(window: Window, time_range: TimeRange) -> bool:
+    """Whether figures of the range are made of what its hours left behind."""
+    return time_range.hours > FROM_HOURS and window.grain == "scrape"
+
+
 def by_hour(
     window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
 ) -> Window:
@@ -109,11 +123,11 @@ def by_hour(
 
     What is not kept yet of its hours is computed, a piece of about so many rows at a time.
     """
-    if time_range.hours <= FROM_HOURS or window.grain != "scrape":
+    if not is_read_by_hour(window, time_range):
         return window.remembering()
-    shelf = Shelf.of(window.path)
+    shelf = Shelf.of(window.manifest)
     cut = pieces_of(window, time_range, rows_per_piece=rows_per_piece)
-    pieces = tuple(_kept_pieces(window, cut, shelf))
+    pieces = tuple(kept_pieces(window, cut, shelf))
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     ends = _connected(window, pieces)
     kept = {"time_range": time_range, "pieces": pieces, "ends": ends, "shelf": shelf}
@@ -122,27 +136,27 @@ def by_hour(
     return found
 
 
-def _kept_pieces(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> Iterator[Kept]:
+def kept_pieces(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> Iterator[Kept]:
     """Every piece of the window in order, from where it is kept or computed now.
 
     What an end of the range cuts is computed each time: ranges are many, and hours few.
     """
-    digests = _Digests(window.path)
+    digests = Digests(window.path)
+    shelf.fetch({piece.hour for piece in pieces if not piece.is_cut})
     base, before = NO_BASE.digest, None
     for piece in pieces:
-        key = _key(piece, base, digests)
+        key = key_of(piece, base, digests)
         entry = None if piece.is_cut else shelf.find(key)
         if entry is None:
-            frames = computed(window, piece, _base(before))
-            rests_on = _base_of(frames).digest
-            entry = Entry(frames, rests_on) if piece.is_cut else shelf.keep(key, rests_on, frames)
+            frames = computed(window, piece, base_in(before))
+            entry = keep(frames, shelf, None if piece.is_cut else key)
         yield Kept(piece.time_range, entry)
         base, before = entry.base, entry
     if not any(piece.is_cut for piece in pieces):
         shelf.tidy()
 
 
-class _Digests(dict[str, str]):
+class Digests(dict[str, str]):
     """The hashes of a window's files that it does not list, each read once."""
 
     def __init__(self, path: Path) -> None:
@@ -154,7 +168,7 @@ class _Digests(dict[str, str]):
         return self[name]
 
 
-def _key(piece: Piece, base: str, digests: _Digests) -> str:
+def key_of(piece: Piece, base: str, digests: Digests) -> str:
     """What an entry is kept under: what it is made of, and by which code."""
     made_of = (
         *(file.sha256 or digests[file.name] for file in piece.files),
@@ -164,14 +178,17 @@ def _key(piece: Piece, base: str, digests: _Digests) -> str:
     return f"{piece.hour}.{hashlib.sha256(' '.join(made_of).encode()).hexdigest()[:_HASH_DIGITS]}"
 
 
-def _base(before: Entry | None) -> Base:
+def base_in(before: Entry | None) -> Base:
+    """What a piece rests on: the base that the entry before it holds, none without one."""
     if before is None:
         return NO_BASE
     return Base(before.frame("base_samples"), before.frame("base_histograms"))
 
 
-def _base_of(frames: Mapping[str, pl.DataFrame]) -> Base:
-    return Base(frames["base_samples"], frames["base_histograms"])
+def keep(frames: Frames, shelf: Shelf, key: str | None) -> Entry:
+    """The entry of a piece's frames, kept under the key; in memory without one."""
+    base = Base(frames["base_samples"], frames["base_histograms"]).digest
+    return Entry(frames, base) if key is None else shelf.keep(key, base, frames)
 
 
 def _connected(window: Window, pieces: Sequence[Kept]) -> duckdb.DuckDBPyConnection:

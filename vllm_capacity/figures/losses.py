@@ -328,15 +328,16 @@ def engine_places(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
     samples = gauges.gauge_samples(window, metrics, time_range=time_range)
     running, kv_cache = (
         samples.filter(pl.col("metric") == metric)
-        .group_by("instance", "engine", "ts")
+        .group_by("instance", "engine", "ts", maintain_order=True)
         .agg(pl.col("value").max())
         for metric in metrics
     )
+    key = ["instance", "engine", "ts"]
     both = running.join(
-        kv_cache, on=["instance", "engine", "ts"], how="left", nulls_equal=True, suffix="_kv"
+        kv_cache, on=key, how="left", nulls_equal=True, suffix="_kv", maintain_order="left"
     )
     is_full = pl.col("value_kv") >= _LEAST_KV_RATIO
-    return both.group_by("instance", "engine").agg(
+    return both.group_by("instance", "engine", maintain_order=True).agg(
         most=pl.col("value").max(),
         running=pl.col("value").filter(is_full).sum(),
         kv_cache_ratio=pl.col("value_kv").filter(is_full).sum(),

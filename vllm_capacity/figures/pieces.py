@@ -40,6 +40,7 @@ from vllm_capacity.facts.metrics import (
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_part
 from vllm_capacity.telemetry.memory import limited_connection, require_room
+from vllm_capacity.telemetry.mirror import at_hand
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
@@ -77,6 +78,13 @@ class Piece:
     def hour(self) -> str:
         """As the files of its hour are called: `2026-11-24T08`."""
         return f"{self.time_range.start:%Y-%m-%dT%H}"
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows its files have, by table."""
+        return {
+            table: sum(file.rows for file in self.files if file.table == table) for table in TABLES
+        }
 
 
 @dataclass(frozen=True)
@@ -161,19 +169,14 @@ def _hours_per_piece(hours: Mapping[datetime, Sequence[File]], rows: int) -> int
 
 def computed(window: Window, piece: Piece, base: Base) -> Frames:
     """Every frame that the piece leaves behind, by name."""
-    counts = {
-        table: sum(file.rows for file in piece.files if file.table == table) for table in TABLES
-    }
     time_range = piece.time_range
-    what = f"What {window.name} has from {iso(time_range.start)} to {iso(time_range.end)}"
-    require_room(what, **counts)
     series = window.named_sql("figures", "series")
-    rows = Base(*(_rows(window, piece, table) for table in TABLES))
+    rows = _all_rows(window, piece)
     own = _own_window(window, series, rows, base)
     attempts = scrapes.attempts(own, end=time_range.end)
     increases = traffic.scrape_increases(own, traffic.STEP_COUNTERS, time_range=time_range)
     samples, histograms = _end_samples(rows.samples, base.samples, series), _ends(rows, base)
-    after = _base_after(series, rows, base, Base(samples, histograms))
+    after = base_after(base, rows, series)
     return {
         "samples": samples,
         "histograms": histograms,
@@ -189,6 +192,20 @@ def computed(window: Window, piece: Piece, base: Base) -> Frames:
         "base_samples": after.samples,
         "base_histograms": after.histograms,
     }
+
+
+def own_base(window: Window, piece: Piece) -> Base:
+    """What the rows of the piece alone leave for the next one: to be put after its base."""
+    series = window.named_sql("figures", "series")
+    return base_after(NO_BASE, _all_rows(window, piece), series)
+
+
+def _all_rows(window: Window, piece: Piece) -> Base:
+    """The rows of the piece; InputError where they do not fit into memory."""
+    begin, end = iso(piece.time_range.start), iso(piece.time_range.end)
+    require_room(f"What {window.name} has from {begin} to {end}", **piece.rows)
+    at_hand(window.manifest, piece.files)
+    return Base(*(_rows(window, piece, table) for table in TABLES))
 
 
 def _rows(window: Window, piece: Piece, table: str) -> pl.DataFrame:
@@ -224,7 +241,8 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
     }
     for name, frame in tables.items():
         stored(connection, name, frame)
-    return replace(window, connection=connection, answers={})
+    here = replace(window.manifest, origin=None)  # all that is asked for is here
+    return replace(window, manifest=here, connection=connection, answers={})
 
 
 def _of(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
@@ -246,23 +264,30 @@ def stored(connection: duckdb.DuckDBPyConnection, name: str, frame: pl.DataFrame
 # --- ends and bases -----------------------------------------------------------------------------
 
 
-def _base_after(series: pl.DataFrame, rows: Base, base: Base, ends: Base) -> Base:
-    """What the next piece rests on: the last rows of each series until then."""
+def base_after(before: Base, rows: Base, series: pl.DataFrame) -> Base:
+    """What the next piece rests on: the last rows of each series until then.
+
+    `rows` are those of a piece, or the base that they leave alone (`own_base`): both give the same,
+    so that the bases of pieces can be found side by side and put together in order.
+    """
     long = series.filter(pl.col("metric").is_in(_LONG_BASE)).get_column("series_id").to_numpy()
     is_long = pl.col("series_id").is_in(pl.Series(long).implode())
-    many = pl.concat([_of(long, base.samples), _of(long, rows.samples)])
+    many = pl.concat([_of(long, before.samples), _of(long, rows.samples)])
     rank = pl.int_range(pl.len()).reverse().over("series_id")
     age = pl.col("ts").last().over("series_id") - pl.col("ts")
     many = many.filter((rank < _BASE_ROWS) | (age <= timedelta(seconds=_BASE_SECONDS)))
-    samples = _last(base.samples.filter(~is_long), ends.samples.filter(~is_long))
+    samples = _last(before.samples, rows.samples).filter(~is_long)
     return Base(
         pl.concat([samples, many.select(samples.columns)]).sort("series_id", "ts"),
-        _last(base.histograms, ends.histograms),
+        _last(before.histograms, rows.histograms),
     )
 
 
-def _last(base: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
-    both = pl.concat([base, ends])
+def _last(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The last row of each series, of rows sorted by series and time."""
+    ids = rows["series_id"].to_numpy()
+    own = rows.filter(pl.Series(np.append(ids[1:] != ids[:-1], True)[: ids.size]))
+    both = pl.concat([before, own])
     return both.unique("series_id", keep="last", maintain_order=True).sort("series_id")
 
 

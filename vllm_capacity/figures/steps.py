@@ -165,7 +165,7 @@ def bin_increases(increases: pl.DataFrame, grid: Grid, gaps: Sequence[scrapes.Ga
     return (
         pl.concat([plain, spread])
         .filter((pl.col("step") >= 0) & (pl.col("step") < grid.count))
-        .group_by(*_ENGINE, "metric", "labels", "step")
+        .group_by(*_ENGINE, "metric", "labels", "step", maintain_order=True)
         .agg(pl.col("amount").sum(), pl.col("seconds").sum())
         .sort(*_ENGINE, "metric", "labels", "step")
     )

@@ -27,6 +27,7 @@ import polars as pl
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.sources.otlp import EPOCH, rows_from_points
 from vllm_capacity.sources.parseable_queries import duckdb_projection, duckdb_type, resolve
+from vllm_capacity.telemetry.bucket import failed, opened_filesystem
 from vllm_capacity.telemetry.parts import RowsInParts, Tables
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.timerange import TimeRange, iso
@@ -258,16 +259,8 @@ def _local_names(folder: str) -> list[str]:
 
 
 def _s3_store(root: str) -> Store:
-    try:
-        import s3fs  # an extra: most installations read a folder
-    except ImportError:
-        raise InputError(
-            "Reading s3:// needs s3fs. Install it with: pip install 'vllm-capacity[s3]'."
-        ) from None
+    bucket = opened_filesystem()
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
-
-    # No caches: the store is alive, and the environment may name another server next time.
-    bucket = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
 
     def names(folder: str) -> list[str]:
         try:
@@ -275,9 +268,6 @@ def _s3_store(root: str) -> Store:
         except FileNotFoundError:
             return []
         except (OSError, ValueError, BotoCoreError) as error:
-            raise SourceError(
-                f"Could not list {folder}: {error}. Credentials come from AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY and, for another server than AWS, AWS_ENDPOINT_URL."
-            ) from error
+            raise failed(f"list {folder}", error) from error
 
     return Store(root, names, lambda connection: connection.register_filesystem(bucket))

@@ -65,6 +65,8 @@ class Manifest:
     path: Path
     provenance: Mapping[str, Any]
     files: tuple[File, ...]
+    origin: str | None = None
+    """Of a copy of a window in S3: where that is. Hour files come as they are read (mirror.py)."""
 
     def paths(self, table: str) -> list[Path]:
         """The files of a table, in order of their names."""
@@ -80,16 +82,18 @@ def read_manifest(
     connection: duckdb.DuckDBPyConnection,
     *,
     verify: bool = False,
+    origin: str | None = None,
     hashed_at_once_bytes: int = _HASHED_AT_ONCE_BYTES,
 ) -> Manifest:
     """What the window at `path` holds, checked; every byte of it with `verify`, or in a small one.
 
-    WindowError for what is no window, one of another format, and one that is damaged.
+    With an `origin`, files that are not there are taken as listed. WindowError for what is no
+    window, one of another format, and one that is damaged.
     """
     while True:
         text = _text(path)
         try:
-            found = _checked(path, _note(text, path), connection)
+            found = _checked(path, _note(text, path), connection, origin)
             size = sum(file.bytes for file in found.files)
             _check_hashes(found, all_of_them=verify or size <= hashed_at_once_bytes)
             return found
@@ -201,17 +205,22 @@ def _note(text: str, path: Path) -> dict[str, Any]:
     return note
 
 
-def _checked(path: Path, note: dict[str, Any], connection: duckdb.DuckDBPyConnection) -> Manifest:
+def _checked(
+    path: Path, note: dict[str, Any], connection: duckdb.DuckDBPyConnection, origin: str | None
+) -> Manifest:
     has_list = note["format"] == FORMAT
     files = _listed(path, note.pop("files", None)) if has_list else _found(path)
     _check_tables(path, note["grain"], files)
-    sized = [replace(file, bytes=_size(path, file, has_list=has_list)) for file in files]
+    is_there = [origin is None or (path / file.name).exists() for file in files]
+    there = [file for file, is_here in zip(files, is_there, strict=True) if is_here]
+    sized = [replace(file, bytes=_size(path, file, has_list=has_list)) for file in there]
     counts = _row_counts(path, sized, connection)
-    files = [replace(file, rows=_rows(path, file, counts, has_list=has_list)) for file in sized]
+    read = [replace(file, rows=_rows(path, file, counts, has_list=has_list)) for file in sized]
+    files = [*read, *(file for file in files if file not in there)]
     _check_counts(path, note["counts"], files)
     if has_list:
         _check_extras(path, unlisted(path, files))
-    return Manifest(path, note, tuple(files))
+    return Manifest(path, note, tuple(files), origin)
 
 
 def _check_extras(path: Path, extras: list[Path]) -> None:
@@ -225,6 +234,8 @@ def _check_extras(path: Path, extras: list[Path]) -> None:
 
 def _check_hashes(window: Manifest, *, all_of_them: bool) -> None:
     for file in window.files:
+        if window.origin is not None and not (window.path / file.name).exists():
+            continue
         if all_of_them or file.table in SINGLE:
             check_hash(window.path, file)
 

@@ -63,13 +63,18 @@ def limited_connection() -> duckdb.DuckDBPyConnection:
 
 def require_room(what: str, *, samples: int, histograms: int) -> None:
     """InputError, with the size that would do, where so many rows cannot be read at a time."""
-    needed, limit = samples * _SAMPLE_BYTES + histograms * _HISTOGRAM_BYTES, limit_bytes()
+    needed, limit = needed_bytes(samples=samples, histograms=histograms), limit_bytes()
     if needed > limit:
         raise InputError(
             f"{what} is {samples + histograms:,} rows, which take about {needed / 1e9:.2g} GB of "
             f"memory; the limit is {limit / 1e9:.2g} GB. Give --memory-limit "
             f"{needed / 1e9 + 0.1:.1f}GB, or use a machine that has twice that."
         )
+
+
+def needed_bytes(*, samples: int, histograms: int) -> int:
+    """About how much memory so many rows take while they are worked on, in bytes."""
+    return samples * _SAMPLE_BYTES + histograms * _HISTOGRAM_BYTES
 
 
 def _there_bytes() -> int:

@@ -59,7 +59,7 @@ def make_views(window: Manifest, connection: duckdb.DuckDBPyConnection) -> list[
         return []
     computed: list[str] = []
     for table, view in zip(TABLES, MINUTES, strict=True):
-        shelf = Shelf.of(window.path, f"{view}-")
+        shelf = Shelf.of(window, f"{view}-")
         entries = []
         for hour in (file for file in window.files if file.table == table):
             key = f"{view}-{Path(hour.plain).name}.{check_hash(window.path, hour)[:_HASH_DIGITS]}"

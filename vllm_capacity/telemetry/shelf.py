@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,9 @@ from pathlib import Path
 import polars as pl
 
 from vllm_capacity.holding import Pin, alone, private_folder
-from vllm_capacity.telemetry.manifest import digest
+from vllm_capacity.telemetry.bucket import Bucket
+from vllm_capacity.telemetry.manifest import Manifest, digest
+from vllm_capacity.telemetry.mirror import entry_names, fetch_entries, put_entry
 
 _PARTIAL = ".partial"
 _HASH_DIGITS = 24
@@ -46,18 +48,30 @@ class Shelf:
 
     folder: Path | None
     is_shared: bool = False
+    made: int = 0
+    """How many entries were kept here by this run."""
+    remote: Bucket | None = None
+    """Of a window in S3: where entries are looked for that are not here."""
+    is_published: bool = False
+    """Whether those that are not there are put there, too."""
     _there: dict[str, Path] = field(default_factory=dict)
     _used: set[Path] = field(default_factory=set)
+    _remote_names: dict[str, str] = field(default_factory=dict)
     _pin: Pin | None = None
 
     @classmethod
-    def of(cls, window: Path, kind: str = "") -> Shelf:
+    def of(cls, window: Manifest, kind: str = "", *, is_published: bool = False) -> Shelf:
         """The shelf beside the window; where that cannot be written, in a private folder.
 
-        Several kinds of entries stand there: the keys of a kind begin with it, then the hour.
+        Several kinds of entries stand there: the keys of a kind begin with it, then the hour. Of a
+        window in S3, what is kept there is on it, too. `is_published`: what is found and kept is
+        put there as well.
         """
-        folder = _kept_folder(window)
-        found = cls(folder, is_shared=folder is not None and folder.parent != window)
+        folder = _kept_folder(window.path)
+        found = cls(folder, is_shared=folder is not None and folder.parent != window.path)
+        if window.origin is not None and folder is not None:
+            found.remote, found.is_published = Bucket.at(window.origin), is_published
+            found._remote_names = {_key(Path(name)): name for name in entry_names(found.remote)}
         if folder is not None:
             found._pin = Pin(folder)
             for path in folder.iterdir():
@@ -69,9 +83,48 @@ class Shelf:
         """The entry of that key; None where there is none that is whole."""
         path = self._there.get(key)
         if path is None or not _is_whole(path):
+            path = self._fetched(key)
+        if path is None:
             return None
+        self._publish(path, key)
         self._used.add(path)
         return Entry(path, path.name.split(".")[2])
+
+    def base(self, key: str) -> str | None:
+        """What rests on the entry of that key; None where there is none.
+
+        Of a shelf that is published, whether it is there, by its name: nothing is copied.
+        """
+        if self.is_published:
+            name = self._remote_names.get(key)
+            return name.split(".")[2] if name else None
+        entry = self.find(key)
+        return entry.base if entry else None
+
+    def fetch(self, hours: Container[str]) -> None:
+        """Copy what is kept in S3 of these hours, all at once."""
+        self._copy([key for key in self._remote_names if key.partition(".")[0] in hours])
+
+    def _copy(self, keys: Iterable[str]) -> None:
+        left = {key: self._remote_names[key] for key in keys if key not in self._there}
+        if left and self.remote is not None and self.folder is not None:
+            fetch_entries(self.remote, left.values(), self.folder)
+            self._there |= {key: self.folder / name for key, name in left.items()}
+
+    def _fetched(self, key: str) -> Path | None:
+        """The folder of an entry that was copied from S3 just now; None where there is none."""
+        if self.folder is None or key not in self._remote_names:
+            return None
+        shutil.rmtree(self.folder / self._remote_names[key], ignore_errors=True)  # a damaged one
+        self._there.pop(key, None)
+        self._copy([key])
+        path = self._there[key]
+        return path if _is_whole(path) else None
+
+    def _publish(self, path: Path, key: str) -> None:
+        if self.remote is not None and self.is_published and key not in self._remote_names:
+            put_entry(self.remote, path)
+            self._remote_names[key] = path.name
 
     def keep(self, key: str, base: str, frames: Mapping[str, pl.DataFrame]) -> Entry:
         """Keep frames under a key (`hour.hash`), and what the next hour rests on.
@@ -94,6 +147,9 @@ class Shelf:
             shutil.rmtree(made, ignore_errors=True)
         if not kept.is_dir():
             return Entry(frames, base)
+        self.made += 1
+        self._remote_names.pop(key, None)  # what is there was not whole
+        self._publish(kept, key)
         self._there[key] = kept
         self._used.add(kept)
         return Entry(kept, base)

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -22,9 +23,11 @@ from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.holding import Pin
 from vllm_capacity.resources import shipped
 from vllm_capacity.telemetry import rollup
+from vllm_capacity.telemetry.bucket import is_s3
 from vllm_capacity.telemetry.manifest import (
     SINGLE,
     TABLES,
+    File,
     Manifest,
     as_pattern,
     damaged,
@@ -32,7 +35,10 @@ from vllm_capacity.telemetry.manifest import (
     read_part,
 )
 from vllm_capacity.telemetry.memory import limit_bytes, limited_connection
+from vllm_capacity.telemetry.mirror import at_hand, at_this_machine, mirrored
 from vllm_capacity.timerange import TimeRange, parse_instant
+
+_READS_ROWS = re.compile("samples|histograms|minute", re.IGNORECASE)
 
 _EMPTY = {
     "samples": "select 0::bigint as series_id, 0::int as run, now()::timestamptz as ts, "
@@ -56,6 +62,11 @@ class Window:
     def path(self) -> Path:
         """The folder."""
         return self.manifest.path
+
+    @property
+    def address(self) -> str:
+        """What it is opened by from anywhere: its folder's path, or where it is in S3."""
+        return self.manifest.origin or str(self.path.resolve())
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -87,6 +98,8 @@ class Window:
 
         A cursor of its own, so that threads do not disturb each other.
         """
+        if self.manifest.origin is not None and _READS_ROWS.search(query):
+            self._ensure_rows  # noqa: B018  the files come on first use
         if "minute" in query:
             self._ensure_rollup  # noqa: B018  the views appear on first use
         return asked(self.connection, query, params, window=self.name)
@@ -137,12 +150,14 @@ class Window:
 
         It never begins before the start that was asked for.
         """
-        hours: dict[str, list[Path]] = {}
+        hours: dict[str, list[File]] = {}
         for file in self.manifest.files:
             if file.table in TABLES and file.rows:
-                hours.setdefault(Path(file.plain).name, []).append(self.path / file.name)
-        ends = [*hours[min(hours)], *hours[max(hours)]]  # named by the hour of their rows
-        times = pl.concat(read_part(self.path, path, columns=["ts"]) for path in ends)["ts"]
+                hours.setdefault(Path(file.plain).name, []).append(file)
+        ends = {*hours[min(hours)], *hours[max(hours)]}  # named by the hour of their rows
+        at_hand(self.manifest, ends)
+        paths = sorted(self.path / file.name for file in ends)
+        times = pl.concat(read_part(self.path, path, columns=["ts"]) for path in paths)["ts"]
         first, end = times.min(), times.max()
         assert isinstance(first, datetime)
         assert isinstance(end, datetime)
@@ -165,6 +180,12 @@ class Window:
                 f"nothing of it lies in the part asked for. Check --start and --end (UTC)."
             )
         return TimeRange(first, last)
+
+    @cached_property
+    def _ensure_rows(self) -> bool:
+        at_hand(self.manifest, self.manifest.files)
+        _show(self.manifest, self.connection, TABLES)
+        return True
 
     @cached_property
     def _ensure_rollup(self) -> bool:
@@ -219,23 +240,45 @@ def query_text(package: str, name: str) -> str:
 def open_window(name_or_path: str | Path, *, verify: bool = False) -> Window:
     """The window at that path, or of that name; with `verify`, the hash of every file is checked.
 
-    A name is looked for from the working folder upward in data/windows, then data/examples, then
-    among the shipped ones. WindowError, with the names there are, where there is none, and for a
-    window that is not as it was written.
+    A path may be `s3://bucket/prefix`: what is read of it is copied first (mirror.py). A name is
+    looked for from the working folder upward in data/windows, then data/examples, then among the
+    shipped ones. WindowError, with the names there are, where there is none, and for a window that
+    is not as it was written; SourceError where S3 fails.
     """
-    path = window_path(name_or_path)
+    origin = str(name_or_path).rstrip("/") if is_s3(name_or_path) else None
+    path = window_path(name_or_path) if origin is None else mirrored(origin)
     connection = limited_connection()
     pin = Pin(path)
-    manifest = read_manifest(path, connection, verify=verify)
+    manifest = read_manifest(path, connection, verify=verify and origin is None, origin=origin)
+    if verify and origin is not None:  # each file is checked as it is copied
+        at_hand(manifest, manifest.files)
+    return _connected(manifest, connection, pin)
+
+
+def part_of(manifest: Manifest) -> Window:
+    """The window of a list of files that is known already, or of a part of them."""
+    here = at_this_machine(manifest)
+    return _connected(here, limited_connection(), Pin(here.path))
+
+
+def _connected(manifest: Manifest, connection: duckdb.DuckDBPyConnection, pin: Pin) -> Window:
+    """The window with its views: those of rows later, where hour files are in S3.
+
+    WindowError where a file cannot be read.
+    """
+    _show(manifest, connection, SINGLE if manifest.origin else (*SINGLE, *TABLES))
+    return Window(manifest, connection, pin)
+
+
+def _show(manifest: Manifest, connection: duckdb.DuckDBPyConnection, tables: Sequence[str]) -> None:
     try:
-        for table in (*SINGLE, *TABLES):
+        for table in tables:
             if paths := manifest.paths(table):
                 connection.read_parquet([as_pattern(each) for each in paths]).to_view(table)
             else:
                 connection.sql(_EMPTY[table]).to_view(table)
     except duckdb.Error as error:
-        raise damaged(path, str(error).splitlines()[0]) from error
-    return Window(manifest, connection, pin)
+        raise damaged(manifest.path, str(error).splitlines()[0]) from error
 
 
 def window_path(name_or_path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 -- grain: one row per metric: the least mean of stretches of $least observations or more (null: there is none), and
 -- what was observed in all of them.
 -- params: $metrics (list), $least.
+-- Sums are in order: the same to the last bit, whoever computes them.
 with wanted as (
     select series_id, metric
     from series
@@ -25,8 +26,8 @@ stretches as (
         series_id,
         run,
         floor(count / $least) as stretch,
-        sum(observed) as observed,
-        sum(seconds) as seconds
+        sum(observed order by count) as observed,
+        sum(seconds order by count) as seconds
     from stepped
     where observed > 0 and seconds > 0
     group by all
@@ -34,8 +35,8 @@ stretches as (
 select
     metric,
     min(seconds / observed) filter (where observed >= $least) as fastest_seconds,
-    sum(observed) as observed,
-    sum(seconds) as seconds
+    sum(observed order by series_id, run, stretch) as observed,
+    sum(seconds order by series_id, run, stretch) as seconds
 from stretches
 group by metric
 order by metric

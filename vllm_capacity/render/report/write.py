@@ -199,9 +199,8 @@ def _parameters_of(analysis: Analysis) -> dict[str, object]:
     times = (
         {} if time_range == whole else {"start": iso(time_range.start), "end": iso(time_range.end)}
     )
-    window = str(analysis.window.path.resolve())
     price = _price_of(analysis.assumptions.pricing)
-    return {"window": window, **times, **price, "slo": slo.text}
+    return {"window": analysis.window.address, **times, **price, "slo": slo.text}
 
 
 def _price_of(pricing: Pricing) -> dict[str, object]:

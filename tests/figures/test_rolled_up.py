@@ -1,0 +1,134 @@
+"""What hours leave behind, made by several workers: as by one, whoever is killed on the way."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+
+import pytest
+from click.testing import CliRunner
+
+from tests.figures.small_windows import gauge, small_rows, small_window, up
+from tests.figures.test_by_hour import a_server
+from vllm_capacity.cli import cli
+from vllm_capacity.errors import InputError
+from vllm_capacity.facts.metrics import RUNNING
+from vllm_capacity.figures.rolled_up import RolledUp, most_workers, roll_up
+from vllm_capacity.telemetry.late import extend_window
+from vllm_capacity.telemetry.memory import MEMORY_LIMIT, needed_bytes
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.telemetry.workers import processes
+
+
+class OneAfterAnother:
+    """Workers that are this process, in the order that is hardest: the last task first."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def map(self, function, tasks):
+        return [(n, function(task)) for n, task in reversed(list(enumerate(tasks)))]
+
+
+def rolled_up(path, workers, progress=lambda done, of: None, *, rows_per_piece=1):
+    return roll_up(open_window(path), workers, progress=progress, rows_per_piece=rows_per_piece)
+
+
+def entries(path):
+    """The names of the entries, which hold a hash of every byte in them."""
+    return sorted(entry.name for entry in (path / ".rollup").glob("2*"))
+
+
+def a_window(folder, seed):
+    """A window of nine hours of two servers, another for each seed."""
+    rng = random.Random(seed)
+    lines = [
+        line for name in "ab" for line in a_server(rng, name, every=rng.choice([120, 200, 300]))
+    ]
+    return small_window(folder, *lines).path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return a_window(tmp_path, 100)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_workers_leaves_the_same_bytes(tmp_path, count):
+    path = a_window(tmp_path, 100 + count)
+    alone = shutil.copytree(path, tmp_path / "alone" / "w")
+    whole = rolled_up(alone, None)
+    assert whole == RolledUp(whole.pieces, whole.pieces)
+    assert rolled_up(path, OneAfterAnother(count)) == whole
+    assert entries(path) == entries(alone)
+
+
+def test_a_worker_that_is_killed_on_the_way_changes_nothing(path, tmp_path):
+    alone = shutil.copytree(path, tmp_path / "alone" / "w")
+    whole = rolled_up(alone, None)
+    killed = []
+
+    def kill(done, of):
+        if done >= 2 and not killed:
+            killed.append(multiprocessing.active_children()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    with processes(2, {}) as workers:
+        assert rolled_up(path, workers, kill).pieces == whole.pieces
+    assert killed
+    assert entries(path) == entries(alone)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_ended(path, tmp_path):
+    alone = shutil.copytree(path, tmp_path / "alone" / "w")
+    whole = rolled_up(alone, None)
+
+    def stop(done, of):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rolled_up(path, None, stop)
+    assert rolled_up(path, OneAfterAnother(2)) == RolledUp(whole.pieces, whole.pieces - 3)
+    assert entries(path) == entries(alone)
+
+
+def test_after_rows_came_late_only_their_hour_is_made(path):
+    whole = rolled_up(path, None)
+    kept = entries(path)
+    extend_window(path, small_rows(gauge(RUNNING, {4 * 3600 + 1.5: 70}, instance="a")))
+    assert rolled_up(path, OneAfterAnother(2)) == RolledUp(whole.pieces, 1)
+    assert [name[:13] for name in set(entries(path)) - set(kept)] == ["2026-11-24T12"]
+    assert len(entries(path)) == len(kept)
+
+
+def test_a_short_window_has_nothing_to_make(tmp_path):
+    short = small_window(tmp_path, up({t: True for t in range(0, 600, 60)}))
+    assert rolled_up(short.path, OneAfterAnother(2)) == RolledUp(0, 0)
+    said = CliRunner().invoke(cli, ["rollup", str(short.path)], catch_exceptions=False)
+    assert said.output.startswith("w: nothing to make; figures of a window of up to six hours")
+
+
+def test_where_nothing_can_be_kept_it_says_so(path, monkeypatch, tmp_path):
+    (path / ".rollup").write_text("in the way")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="can be kept neither in"):
+        rolled_up(path, None)
+
+
+def test_as_many_work_as_fit_into_memory(path, monkeypatch):
+    window = open_window(path)
+    counts = window.provenance["counts"]
+    needed = needed_bytes(samples=counts["samples"], histograms=counts["histograms"])
+    monkeypatch.setenv(MEMORY_LIMIT, f"{10 * needed + 100_000_000}B")
+    assert most_workers(window) == 10 + 100_000_000 // needed
+
+
+def test_the_verb_says_what_it_made(path):
+    def said():
+        found = CliRunner().invoke(cli, ["rollup", str(path), "--workers", "1"])
+        return found.exit_code, found.output
+
+    assert said() == (0, "w: 9 hours in 1 piece, 1 of them made now.\n")
+    assert said() == (0, "w: 9 hours in 1 piece, 0 of them made now.\n")

@@ -1,0 +1,107 @@
+"""`rollup`: what figures of long ranges read, made ahead by several workers."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import click
+
+from vllm_capacity.cli.options import progress_bar
+
+if TYPE_CHECKING:
+    from vllm_capacity.figures.rolled_up import RolledUp
+    from vllm_capacity.telemetry.window import Window
+    from vllm_capacity.telemetry.workers import Workers
+
+
+def _place(_: click.Context, option: click.Parameter, value: str) -> str:
+    if value not in ("local", "ray") and not re.fullmatch(r"ray://[^\s/@]+:\d{1,5}", value):
+        raise click.BadParameter(f"{value!r} is none of local, ray, ray://HOST:PORT.", param=option)
+    return value
+
+
+@click.command(short_help="Make ahead what figures of a long window read.")
+@click.argument("source")
+@click.option(
+    "--to", "target", help="s3://BUCKET/FOLDER: copy the window there, with what was made."
+)
+@click.option(
+    "--on",
+    "place",
+    default="local",
+    show_default=True,
+    callback=_place,
+    help="Who works: local (processes of this machine), ray, or ray://HOST:PORT.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 10_000),
+    help="How many work side by side; without it as many as processors.",
+)
+def rollup(source: str, target: str | None, place: str, workers: int | None) -> None:
+    """Make ahead what figures, cost and report of the window SOURCE read.
+
+    SOURCE is a path, a name, or s3://BUCKET/FOLDER.
+
+    Every hour leaves behind what figures of ranges over six hours are made of. The first command
+    that needs it makes it, one hour after another; this one makes it by several workers, each an
+    hour at a time. What was made is kept: a run that was killed goes on where it ended, and after
+    rows came late only the hours are made that they touch.
+
+    On Ray (the extra `ray`), ray is the cluster that RAY_ADDRESS names, or a new one on this
+    machine. Its workers need this version of vllm-capacity, and SOURCE at the same path.
+
+    Credentials for S3 come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or a
+    profile of AWS.
+
+    Examples: vllm-capacity rollup data/windows/july --workers 8;
+    vllm-capacity rollup /shared/july --on ray://head:10001;
+    vllm-capacity rollup data/windows/july --to s3://telemetry/july
+    """
+    from vllm_capacity.figures.rolled_up import entries_of, roll_up
+    from vllm_capacity.telemetry.mirror import publish, require_target
+    from vllm_capacity.telemetry.window import open_window
+
+    if target is not None:
+        require_target(source, target)
+    window = open_window(source)
+    with _workers(window, place, workers) as those, progress_bar(window.name) as progress:
+        done = roll_up(window, those, progress=progress)
+    if target is not None:
+        publish(window.manifest, entries_of(window), target)
+    click.echo(_told(window, done) + (f" Copied to {target}." if target else ""))
+
+
+def _workers(
+    window: Window, place: str, count: int | None
+) -> AbstractContextManager[Workers | None]:
+    """Those who work there; None for this process alone.
+
+    On this machine no more than fit into its memory side by side, each with its share of it.
+    """
+    from vllm_capacity.figures.rolled_up import most_workers
+    from vllm_capacity.telemetry.memory import MEMORY_LIMIT, limit_bytes
+    from vllm_capacity.telemetry.on_ray import ray_workers
+    from vllm_capacity.telemetry.workers import processes
+
+    if place != "local":
+        address = None if place == "ray" else place
+        return ray_workers(address, count, {})
+    here = min(count or os.cpu_count() or 1, most_workers(window))
+    if here == 1:
+        return nullcontext()
+    return processes(here, {MEMORY_LIMIT: f"{limit_bytes() // here}B"})
+
+
+def _told(window: Window, done: RolledUp) -> str:
+    if not done.pieces:
+        return (
+            f"{window.name}: nothing to make; figures of a window of up to six hours, or of "
+            "minutes, are read from its rows."
+        )
+    pieces = "1 piece" if done.pieces == 1 else f"{done.pieces:,} pieces"
+    hours = f"{window.extent.hours:,.0f} hours"
+    return f"{window.name}: {hours} in {pieces}, {done.made:,} of them made now."

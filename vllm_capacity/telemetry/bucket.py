@@ -1,0 +1,115 @@
+"""A folder in S3, or in a store that speaks its language: `s3://bucket/prefix`.
+
+Credentials, region and another endpoint than AWS come from the environment or a profile, as for
+every tool of AWS; never from the URL. s3fs is the extra `s3`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vllm_capacity.errors import InputError, SourceError
+
+SCHEME = "s3://"
+
+
+def is_s3(place: object) -> bool:
+    """Whether a place that was named is in S3."""
+    return isinstance(place, str) and place.startswith(SCHEME)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A folder in S3. What fails is a SourceError; what is not there, a FileNotFoundError."""
+
+    url: str
+
+    @classmethod
+    def at(cls, url: str) -> Bucket:
+        """The folder at `s3://bucket/prefix`; InputError for another URL, and without s3fs."""
+        bare = url.rstrip("/")
+        bucket, _, prefix = bare.removeprefix(SCHEME).partition("/")
+        if "@" in bucket:
+            raise InputError(
+                "Credentials for S3 come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; leave "
+                "them out of the URL."
+            )
+        if not bucket or not all(prefix.split("/")):
+            raise InputError(f"No window at {url!r}: expected s3://bucket/folder.")
+        found = cls(bare)
+        found._files  # noqa: B018  says what is missing before anything is asked
+        return found
+
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+        return self.url.rpartition("/")[2]
+
+    def names(self, folder: str) -> dict[str, int]:
+        """What lies right in a folder of it, by name, with its bytes; nothing where it is not."""
+        with _told(f"list {self.url}/{folder}"):
+            try:
+                found = self._files.ls(f"{self.url}/{folder}", detail=True)
+            except FileNotFoundError:
+                return {}
+        return {str(each["name"]).rpartition("/")[2]: int(each["size"] or 0) for each in found}
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        with _told(f"read {self.url}/{name}"):
+            return bytes(self._files.cat_file(f"{self.url}/{name}"))
+
+    def fetch(self, files: Mapping[str, Path]) -> None:
+        """Copy files to these paths, several at a time."""
+        if files:
+            with _told(f"read {self.url}"):
+                there = [f"{self.url}/{name}" for name in files]
+                self._files.get(there, [str(path) for path in files.values()])
+
+    def put(self, files: Mapping[str, Path]) -> None:
+        """Copy these files there, several at a time; each is there whole or not at all."""
+        if files:
+            with _told(f"write {self.url}"):
+                there = [f"{self.url}/{name}" for name in files]
+                self._files.put([str(path) for path in files.values()], there)
+
+    @cached_property
+    def _files(self) -> Any:  # noqa: ANN401  s3fs has no types
+        return opened_filesystem()
+
+
+def opened_filesystem() -> Any:  # noqa: ANN401  s3fs has no types
+    """S3 as a file system; InputError where s3fs is not installed."""
+    try:
+        import s3fs  # an extra: most installations read a folder
+    except ImportError:
+        raise InputError(
+            "Reading s3:// needs s3fs. Install it with: pip install 'vllm-capacity[s3]'."
+        ) from None
+    # No caches: the store is alive, and the environment may name another server next time.
+    return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+
+
+def failed(what: str, error: Exception) -> SourceError:
+    """The error for what S3 could not do."""
+    return SourceError(
+        f"Could not {what}: {error}. Credentials come from AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and, for another server than AWS, AWS_ENDPOINT_URL."
+    )
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, BotoCoreError) as error:
+        raise failed(what, error) from error
