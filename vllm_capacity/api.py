@@ -23,9 +23,10 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity import analysis
+from vllm_capacity import analysis, comparison
 from vllm_capacity import plan as planning
 from vllm_capacity.assumptions import Assumptions, Slo, pricing, slo_of
+from vllm_capacity.comparison import Comparison
 from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.plan import Plan, PlanRequest
@@ -187,6 +188,24 @@ class Analysis(analysis.Analysis):
             write_whole(Path(path), text + "\n")
         return text
 
+    def export(
+        self, to: str, path: str | Path | None = None, *, currency: str | None = None
+    ) -> str | bytes:
+        """The figures as `csv`, `parquet`, `json`, `markdown`, `focus`, `prometheus` or `litellm`.
+
+        Text, or bytes of Parquet; written whole to `path`, if one is given. `currency`: another
+        than dollars, by a dated rate ("EUR=0.92@2026-11-28"). InputError for what a format cannot
+        say: FOCUS and LiteLLM need a price.
+        """
+        from vllm_capacity.render.exports import export
+        from vllm_capacity.render.exports.currency import USD, parse_currency
+        from vllm_capacity.render.report.files import write_whole
+
+        made = export(self, to, USD if currency is None else parse_currency(currency))
+        if path is not None:
+            write_whole(Path(path), made)
+        return made
+
     def to_html(self, path: str | Path) -> Path:
         """One HTML page with figures, charts and tables, written whole to `path`; its path.
 
@@ -221,11 +240,14 @@ def open(name_or_path: str | Path) -> Window:
     """The window of that name or path.
 
     A name is looked for in data/windows and data/examples from here upward, then among the shipped
-    windows. WindowError, with the names there are, where there is none.
+    windows. Of one that a scrape still makes: what it has by now. WindowError, with the names there
+    are, where there is none.
     """
     if not isinstance(name_or_path, str | Path):
         raise InputError(f"A window is named by text or a path, not by {name_or_path!r}.")
-    opened = telemetry.open_window(name_or_path)
+    from vllm_capacity.live.running import open_recorded
+
+    opened = open_recorded(name_or_path)
     return Window(opened, opened.extent)
 
 
@@ -281,6 +303,17 @@ def pull(
         PullOrder(origin, stream, time_range, full), Path(to), environment=os.environ, now=now
     )
     return open(to)
+
+
+def compare(before: analysis.Analysis, after: analysis.Analysis) -> Comparison:
+    """What changed from one analysis to another, at the same load and mix, by more than noise.
+
+    Each may be of a window, or of a time range of one, under its own price. A change that cannot be
+    told is unknown, with its reason. InputError for what is no analysis.
+    """
+    if not all(isinstance(each, analysis.Analysis) for each in (before, after)):
+        raise InputError("Compare two analyses: vc.compare(a.analyze(), b.analyze()).")
+    return comparison.compare(before, after)
 
 
 def what_if(

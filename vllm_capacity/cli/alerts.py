@@ -40,10 +40,10 @@ def alerts(
     of data. A figure that is not known is shown as unknown, and never taken for 0.
     """
     from vllm_capacity.analysis import Analysis  # polars, duckdb and all: not for --help
-    from vllm_capacity.telemetry.window import open_window
+    from vllm_capacity.live.running import open_recorded
 
     rules = with_thresholds(_thresholds(changes))
-    opened = open_window(one_window(argument, window))
+    opened = open_recorded(one_window(argument, window))
     start = None
     if over != "all":
         whole = opened.extent

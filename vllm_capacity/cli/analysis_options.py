@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,7 +48,7 @@ def as_text(result: object, schema_version: str = str(SCHEMA_VERSION)) -> str:
     return json.dumps(body, allow_nan=False, indent=2)
 
 
-_OPTIONS = (
+_RANGE = (
     click.option("--start", help="Start time, ISO 8601; UTC without an offset."),
     click.option("--end", help="End time; a sample at it is outside."),
     click.option(
@@ -56,6 +56,8 @@ _OPTIONS = (
         is_flag=True,
         help="Read every scrape of a range over six hours, too: slower, in steps under a minute.",
     ),
+)
+_PRICES = (
     click.option(
         "--usd-per-hour", type=float, callback=bounded, help="Price of one GPU for an hour."
     ),
@@ -76,16 +78,16 @@ _OPTIONS = (
         show_default=True,
         help="GPUs of one engine.",
     ),
-    *(
-        click.option(
-            target.option,
-            target.name,
-            type=float,
-            callback=bounded,
-            help=f"Target for p95 {target.label}, seconds.",
-        )
-        for target in TARGETS.values()
-    ),
+)
+_TARGETS = tuple(
+    click.option(
+        target.option,
+        target.name,
+        type=float,
+        callback=bounded,
+        help=f"Target for p95 {target.label}, seconds.",
+    )
+    for target in TARGETS.values()
 )
 
 
@@ -102,8 +104,17 @@ def one_window(argument: str | None, option: str | None) -> str:
 
 
 def assumption_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options above, on a command."""
-    for option in reversed(_OPTIONS):
+    """The options of a time range, of prices and of latency targets, on a command."""
+    return _with(command, (*_RANGE, *_PRICES, *_TARGETS))
+
+
+def price_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of prices alone, where no time range and no latency target is asked for."""
+    return _with(command, _PRICES)
+
+
+def _with(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -117,17 +128,17 @@ def assumptions_of(given: Mapping[str, Any]) -> Assumptions:
     price = given["price"] if given["usd_per_hour"] is None else given["usd_per_hour"]
     return Assumptions(
         pricing(price, gpus_per_engine=given["gpus_per_engine"], price_rules=given["fleet"]),
-        Slo(**{name: given[name] for name in TARGETS}),
+        Slo(**{name: given.get(name) for name in TARGETS}),
     )
 
 
 def analysis_of(window: str, given: Mapping[str, Any], *, verify: bool = False) -> Analysis:
     """The analysis of a window (a path, or a name) that these options ask for."""
     from vllm_capacity.analysis import Analysis  # polars, duckdb and all: not for --help
-    from vllm_capacity.telemetry.window import open_window
+    from vllm_capacity.live.running import open_recorded
 
-    opened = open_window(window, verify=verify)
+    opened = open_recorded(window, verify=verify)
     start, end = (
-        None if given[name] is None else parse_instant(given[name]) for name in ("start", "end")
+        None if given.get(name) is None else parse_instant(given[name]) for name in ("start", "end")
     )
-    return Analysis.of(opened, start, end, assumptions_of(given), exact=given["exact"])
+    return Analysis.of(opened, start, end, assumptions_of(given), exact=bool(given.get("exact")))

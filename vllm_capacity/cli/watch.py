@@ -1,0 +1,313 @@
+"""`watch`: live engines on a screen that refreshes, or once, as text or JSON."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vllm_capacity.cli.analysis_options import as_text, assumptions_of, price_options
+from vllm_capacity.cli.options import FILE, columns, local_path
+from vllm_capacity.errors import SourceError
+from vllm_capacity.timerange import parse_duration_seconds
+
+if TYPE_CHECKING:
+    from vllm_capacity.live.watch import Recent
+
+_ONCE_SECONDS = 12.0
+_MOST_COLUMNS = 160  # a table of eleven columns, no prose
+ORDERS = (
+    *("worst", "name", "tokens", "running", "waiting", "kv"),
+    *("ttft", "itl", "cost", "headroom"),
+)
+
+
+@click.command(short_help="Live engines on a screen: load, latency and dollars.")
+@click.argument("urls", nargs=-1, required=True, metavar="URL... | WINDOW")
+@click.option("--every", default="2s", show_default=True, help="Scrape interval.")
+@click.option(
+    "--refresh", default="5s", show_default=True, help="How often the screen is drawn anew."
+)
+@click.option("--over", default="5m", show_default=True, help="How far latency and cost go back.")
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(ORDERS),
+    default="worst",
+    show_default=True,
+    help="What comes first.",
+)
+@click.option("--once", is_flag=True, help="Look for 12 s, show it once, and end; for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per refresh on stdout.")
+@click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    callback=local_path,
+    help="Keep the scrapes in this file; `scrape --from FILE --to WINDOW` makes a window of them.",
+)
+@price_options
+def watch(
+    urls: tuple[str, ...],
+    every: str,
+    refresh: str,
+    over: str,
+    order: str,
+    once: bool,
+    as_json: bool,
+    profile: Path | None,
+    to: Path | None,
+    **given: Any,  # noqa: ANN401  as click hands them over
+) -> None:
+    """Scrape vLLM's /metrics at each URL and show every engine, the worst first, and a total.
+
+    On a terminal the screen refreshes: s changes what comes first, q or Ctrl-C ends it. In a pipe
+    each refresh is printed after the other. Nothing is stored, unless --to.
+
+    In the place of URLs, a WINDOW that `scrape` is making just now: its journal is read, and
+    nothing is scraped twice.
+
+    Who does not answer is said at once, with the cause; if nobody answers, --once ends with exit
+    code 3. Credentials as for `scrape`.
+
+    \b
+    vllm-capacity watch http://gpu-1:8000 http://gpu-2:8000 --usd-per-hour 1.64
+    vllm-capacity watch gpu-1:8000 --once --json
+    """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
+    from vllm_capacity.live.scrape import Journal
+    from vllm_capacity.live.watch import Recent
+
+    kept = None if to is None else Journal(to)
+    recent = Recent(parse_duration_seconds(over), len(set(urls)), kept)
+    screen = _Screen(recent, order, as_json, given)
+    with _source(urls, recent, parse_duration_seconds(every), profile) as stop:
+        if once:
+            _wait_until_told(recent, stop)
+            screen.show_once()
+            return
+        screen.show_until(stop, parse_duration_seconds(refresh))
+
+
+def _source(
+    urls: tuple[str, ...], recent: Recent, every_seconds: float, profile: Path | None
+) -> AbstractContextManager[threading.Event]:
+    """What fills `recent`: a scrape of our own, or the journal of one that runs already."""
+    from vllm_capacity.live.running import running_journal
+
+    journal = running_journal(urls[0]) if len(urls) == 1 and "://" not in urls[0] else None
+    if journal is None:
+        return _scraping(urls, recent, every_seconds, profile)
+    return _following(journal, recent, every_seconds)
+
+
+@contextmanager
+def _following(journal: Path, recent: Recent, every_seconds: float) -> Iterator[threading.Event]:
+    """Read what a running scrape has written and goes on writing; its end is the end."""
+    from vllm_capacity.live.running import Follower
+
+    follower = Follower(journal)
+    with _stop_on_signals() as stop:
+
+        def follow() -> None:
+            while not stop.is_set() and not follower.has_ended:
+                for scrape in follower.new():
+                    recent.append((scrape, scrape.error))
+                stop.wait(every_seconds)
+            stop.set()
+
+        with _at_work(follow, stop):
+            yield stop
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets."""
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _at_work(work: Callable[[], object], stop: threading.Event) -> Iterator[None]:
+    """The work in the background, until the `with` ends; `stop` is to end it."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def _scraping(
+    urls: tuple[str, ...],
+    recent: Recent,
+    every_seconds: float,
+    profile: Path | None,
+) -> Iterator[threading.Event]:
+    """Scrape in the background; the event is set by Ctrl-C, and ends the scrapes."""
+    from vllm_capacity.live.access import (
+        METRICS,
+        METRICS_SETTINGS,
+        client,
+        metrics_url,
+        read_settings,
+    )
+    from vllm_capacity.live.scrape import run, targets
+    from vllm_capacity.sources.http import NO_KEEPALIVE
+
+    found = targets(tuple(metrics_url(url) for url in urls))
+    settings = read_settings(os.environ, profile, prefix=METRICS, names=METRICS_SETTINGS)
+    with (
+        _stop_on_signals() as stop,
+        client(settings, follow_redirects=True, limits=NO_KEEPALIVE, stop=stop) as session,
+    ):
+        work = partial(
+            run,
+            found,
+            client=session,
+            journal=recent,
+            every_seconds=every_seconds,
+            for_seconds=None,
+            stop=stop,
+            tell=lambda progress: None,
+        )
+        with _at_work(work, stop):
+            yield stop
+
+
+def _wait_until_told(recent: Recent, stop: threading.Event) -> None:
+    """Wait for so much telemetry that rates can be told, or until every server has failed."""
+    until = time.monotonic() + 2 * _ONCE_SECONDS
+    while time.monotonic() < until and not stop.wait(0.2):
+        if recent.is_hopeless or recent.held_seconds >= _ONCE_SECONDS:
+            return
+
+
+class _Screen:
+    """What is shown of the recent scrapes, as text that replaces itself, as text, or as JSON."""
+
+    def __init__(self, recent: Recent, order: str, as_json: bool, given: dict[str, Any]) -> None:
+        self._recent, self._order, self._as_json = recent, order, as_json
+        self._assumptions = assumptions_of(given)
+        self._told: set[str] = set()
+
+    def show_once(self) -> None:
+        """The engines once on stdout; SourceError where nobody answered."""
+        text = self._text()
+        if text is None:
+            from vllm_capacity.live.watch import silence
+
+            why = silence(self._recent.silent) or "no two scrapes were answered in time."
+            raise SourceError(f"No vLLM telemetry: {why}")
+        click.echo(text, nl=not text.endswith("\n"))
+
+    def show_until(self, stop: threading.Event, seconds: float) -> None:
+        """The engines, again and again: in place on a terminal, one after another in a pipe."""
+        if self._as_json or not sys.stdout.isatty():
+            while not stop.wait(seconds):
+                self._tell_silent()
+                text = self._text()
+                if text is not None:
+                    click.echo(text)
+            return
+        from rich.live import Live
+        from rich.text import Text
+
+        with _keyboard() as pressed, Live(Text(""), auto_refresh=False, screen=True) as live:
+            live.update(Text("Scraping."), refresh=True)
+            while not stop.is_set():
+                began = time.monotonic()
+                shown = self._text()
+                keys = f"s: sort (now by {self._order}) · q: quit"
+                live.update(Text(f"{shown or self._waiting()}\n\n{keys}"), refresh=True)
+                # A large fleet takes seconds to judge: at most half of the time goes into that.
+                pause = max(1.0 if shown is None else seconds, time.monotonic() - began)
+                key = _next_key(pressed, stop, pause)
+                if key == "q":
+                    return
+                if key == "s":
+                    self._order = ORDERS[(ORDERS.index(self._order) + 1) % len(ORDERS)]
+
+    def _text(self) -> str | None:
+        from vllm_capacity.engines_now import engines_now
+
+        with self._recent.analysis(self._assumptions) as analysis:
+            if analysis is None:
+                return None
+            found = engines_now(analysis, silent=self._recent.silent, order=self._order)
+            if self._as_json:
+                return as_text(found)
+            from vllm_capacity.render.watch import watch_text
+
+            return watch_text(found, width=columns(_MOST_COLUMNS))
+
+    def _waiting(self) -> str:
+        from vllm_capacity.live.watch import silence
+
+        return silence(self._recent.silent) or "Waiting for the second scrape."
+
+    def _tell_silent(self) -> None:
+        """Who does not answer, on stderr, each cause once."""
+        for instance, why in self._recent.silent.items():
+            line = f"vllm-capacity: {instance}: {why}"
+            if line not in self._told:
+                self._told.add(line)
+                click.echo(line, err=True)
+
+
+def _no_key(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
+@contextmanager
+def _keyboard() -> Iterator[Callable[[float], str]]:
+    """What tells the key that is pressed within so many seconds; empty where none is.
+
+    Keys come at once, unseen, without Enter. Where standard input is no terminal, none comes.
+    """
+    if not sys.stdin.isatty():
+        yield _no_key
+        return
+    handle = sys.stdin.fileno()
+    before = termios.tcgetattr(handle)
+
+    def pressed(seconds: float) -> str:
+        is_there, _, _ = select.select([handle], [], [], seconds)
+        return os.read(handle, 1).decode(errors="replace") if is_there else ""
+
+    tty.setcbreak(handle)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(handle, termios.TCSADRAIN, before)
+
+
+def _next_key(pressed: Callable[[float], str], stop: threading.Event, seconds: float) -> str:
+    """The key that is pressed until then, or before Ctrl-C; empty where none is."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop.is_set():
+        if key := pressed(0.1):
+            return key
+    return ""
