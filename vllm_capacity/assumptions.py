@@ -23,13 +23,16 @@ class Target:
     """What one latency target is of: the histogram `metric`, and how people call the latency.
 
     `name` is its field of `Slo` and its column of the engine steps, `label` the latency's usual
-    abbreviation, `observed` what is counted as within the target or not.
+    abbreviation, `observed` what is counted as within the target or not, `option` what gives it on
+    the command line.
     """
 
     name: str
     label: str
     observed: str
     metric: str
+    option: str
+    help: str
 
     @property
     def short(self) -> str:
@@ -37,19 +40,15 @@ class Target:
         return self.name.removesuffix(_P95)
 
     @property
-    def option(self) -> str:
-        """The option of the command line that gives the target: `--slo-ttft`."""
-        return f"--slo-{self.short}"
-
-    @property
     def attainment(self) -> str:
         """The field of the answer that says how well it was met: `ttft_attainment`."""
         return f"{self.short}_attainment"
 
 
-def _target(label: str, observed: str, metric: str) -> float | None:
-    metadata = {"label": label, "observed": observed, "metric": metric}
-    found: float | None = field(default=None, metadata=metadata)
+def _target(label: str, option: str, observed: str, metric: str) -> float | None:
+    about = {"label": label, "observed": observed, "metric": metric, "option": option}
+    about["help"] = f"Target for p95 {label}, seconds."
+    found: float | None = field(default=None, metadata=about)
     return found
 
 
@@ -60,8 +59,8 @@ class Slo:
     None: no target. Options, columns, tables and charts of a target come from its field here.
     """
 
-    ttft_p95_seconds: float | None = _target("TTFT", "first tokens (TTFT)", TTFT)
-    itl_p95_seconds: float | None = _target("ITL", "later tokens (ITL)", ITL)
+    ttft_p95_seconds: float | None = _target("TTFT", "--slo-ttft", "first tokens (TTFT)", TTFT)
+    itl_p95_seconds: float | None = _target("ITL", "--slo-itl", "later tokens (ITL)", ITL)
 
     def __post_init__(self) -> None:
         """InputError for a target that nothing can meet."""

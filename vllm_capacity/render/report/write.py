@@ -61,7 +61,7 @@ def write_index(folder: Path) -> Path:
 
 DEFAULT_NOTEBOOK = "cost-report.ipynb"
 _LONGEST = 120
-_PRICES = ("usd_per_hour", "price", "fleet", "price_rules")
+PRICE_PARAMETERS = ("usd_per_hour", "price", "fleet", "price_rules")
 """Parameters that give a price, one instead of the other."""
 
 EXAMPLES: tuple[Mapping[str, object], ...] = (
@@ -101,7 +101,7 @@ def write_report(
     Nothing is written where anything fails: parameters are checked before the notebook runs, and
     the page is replaced only by a finished one. SourceError where another run is writing there.
     """
-    parameters = _checked(order)
+    parameters = notebook_parameters(order)
     with only_writer(order.out):
         laid = _laid_out(order.notebook, parameters, progress)
         start, end = (str(parameters.get(key) or "") for key in ("start", "end"))
@@ -117,13 +117,13 @@ def write_page(analysis: Analysis, path: Path, *, made_at: datetime) -> Path:
     """Write the page of an analysis to `path`, whole, by the report's notebook; its path."""
     notebook = shipped(f"notebooks/{DEFAULT_NOTEBOOK}")
     order = ReportOrder(notebook, _parameters_of(analysis), path.parent)
-    laid = _laid_out(notebook, _checked(order), lambda done, total: None)
+    laid = _laid_out(notebook, notebook_parameters(order), lambda done, total: None)
     write_whole(path, _page(_with_previous(laid, path), order, made_at=made_at, cache=None))
     return path
 
 
-def _checked(order: ReportOrder) -> dict[str, Value]:
-    """The parameters to run the notebook with."""
+def notebook_parameters(order: ReportOrder) -> dict[str, Value]:
+    """The parameters to run the notebook with; InputError for what it cannot be given."""
     read_cells(order.notebook)
     declared = declared_parameters(order.notebook)
     given = {**_without_foreign_price(declared, order.parameters), **order.parameters}
@@ -229,9 +229,9 @@ def _without_foreign_price(
     """
     defaults = {each.name: each.default.strip("\"'") for each in declared}
     is_its_own = given.get("window", defaults.get("window")) == defaults.get("window")
-    if is_its_own and not any(given.get(name) for name in _PRICES):
+    if is_its_own and not any(given.get(name) for name in PRICE_PARAMETERS):
         return {}
-    return {name: "" for name in (*_PRICES, "price_note") if name in defaults}
+    return {name: "" for name in (*PRICE_PARAMETERS, "price_note") if name in defaults}
 
 
 def page_stem(notebook: Path, window: str, start: str = "", end: str = "") -> str:
