@@ -41,6 +41,7 @@ from whatif_runs import (
     source,
     table_pairs,
 )
+from whatif_shares import fit as fit_shares
 
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
@@ -48,6 +49,7 @@ from vllm_capacity.facts.prices import offers
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware import what_if as product
+from vllm_capacity.verdicts.hardware.data_sheet import Shares
 from vllm_capacity.verdicts.hardware.elsewhere import moved_curve, within_targets
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import Calibration, shipped_calibration
@@ -89,14 +91,16 @@ class LeftOut:
     def __init__(self) -> None:
         self.fit = Fit(list(every_run()))
         self.whole = self.fit.fit(np.ones(len(self.fit.runs), bool))
-        self.known: dict[tuple[str, str], Calibration] = {}
+        self.known: dict[tuple[str, str], tuple[Calibration, Shares]] = {}
 
-    def of(self, name: str, value: str) -> Calibration:
+    def of(self, name: str, value: str) -> tuple[Calibration, Shares]:
         if (name, value) not in self.known:
             named = {"model": lambda run: run.job.llm.model, "source": lambda run: run.source}[name]
             out = np.array([named(run) == value for run in self.fit.runs])
             logs = self.fit.fit(~out, self.whole) if out.any() else self.whole
-            self.known[name, value] = self.fit.calibration(logs)
+            of_table = {"model": model, "source": source}[name]
+            shares, _ = fit_shares(lambda run: of_table(run) == value)
+            self.known[name, value] = self.fit.calibration(logs), shares
         return self.known[name, value]
 
 
@@ -122,16 +126,22 @@ def answers(
     of: Mapping[str, Callable[[Measurement], str]] = {"model": model, "source": source}
     found = []
     for pair in pairs:
-        known, calibration = published_runs(), shipped_calibration()
+        known, fitted = published_runs(), (shipped_calibration(), Shares())
         if fits is not None:
             left = of[left_out](pair[0])
             known = tuple(run for run in known if of[left_out](run) != left)
-            calibration = fits.of(left_out, left)
+            fitted = fits.of(left_out, left)
         for one, other in (pair, pair[::-1]):
             asked = question_from(one, other, is_load_told=is_load_told)
-            answer = what_if(asked, published=known, prefer=PREFER, calibration=calibration)
-            found.append(Asked(one, other, asked, answer))
+            found.append(Asked(one, other, asked, _ask(asked, known, fitted)))
     return found
+
+
+def _ask(
+    asked: Question, known: Sequence[Measurement], fitted: tuple[Calibration, Shares]
+) -> WhatIf:
+    calibration, shares = fitted
+    return what_if(asked, published=known, prefer=PREFER, calibration=calibration, shares=shares)
 
 
 def model(run: Measurement) -> str:
@@ -235,7 +245,7 @@ def light_to_full(fits: LeftOut, few: int, many: int) -> None:
         one, other = loads[few], loads[many]
         asked = replace(question_from(one, other, is_load_told=True), at=Load(clients=float(many)))
         known = tuple(run for run in published_runs() if run.model != one.model)
-        found = what_if(asked, published=known, calibration=fits.of("model", one.model))
+        found = _ask(asked, known, fits.of("model", one.model))
         if not found.is_known:
             continue
         truth = other.output_tokens_per_second
@@ -281,7 +291,8 @@ def moved_curves(fits: LeftOut) -> None:
         ask = partial(
             what_if,
             published=tuple(run for run in published_runs() if run.model != name),
-            calibration=fits.of("model", name),
+            calibration=fits.of("model", name)[0],
+            shares=fits.of("model", name)[1],
         )
         for here, there in ((a, b) for a in sides for b in sides if a != b):
             one, other = (_one_version(sides[gpu]) for gpu in (here, there))
@@ -339,8 +350,7 @@ def with_latencies(asked: Sequence[Asked], fits: LeftOut) -> list[Asked]:
             ttft_seconds=each.one.mean_ttft_ms / 1e3,
         )
         known = tuple(run for run in published_runs() if run.model != each.one.model)
-        calibration = fits.of("model", each.one.model)
-        answer = what_if(question, published=known, prefer=PREFER, calibration=calibration)
+        answer = _ask(question, known, fits.of("model", each.one.model))
         found.append(replace(each, question=question, found=answer))
     return found
 
@@ -376,7 +386,7 @@ def answer_rows(group: str, asked: Iterable[Asked]) -> pl.DataFrame:
 def factor_rows(fits: LeftOut) -> pl.DataFrame:
     """One row per fit and factor: the model left out ("none": with all), and what it is."""
     every = {"none": fits.fit.calibration(fits.whole)} | {
-        value: found for (name, value), found in fits.known.items() if name == "model"
+        value: found for (name, value), (found, _) in fits.known.items() if name == "model"
     }
     return pl.DataFrame(
         [

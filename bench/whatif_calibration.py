@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
-from scipy.optimize import least_squares
 from step_constants import stacked
 from whatif_runs import Run, every_run
 
@@ -58,6 +57,8 @@ ERAS = {"2025": (0.7, 0.5), "2024": (1.2, 0.6)}
 VERSION_SPREAD = 0.12
 RUN_SPREAD = {"silicon": 0.1, "2025": 0.4, "2024": 0.4}
 PAIR_SPREAD = {"silicon": 0.06, "2025": 0.12, "2024": 0.2}
+DIFFERENCE = 0.02
+"""Of a parameter's spread, how far it is moved to see the slope."""
 MOST_RUNS, MOST_PAIRS = 8, 16
 """What the runs and pairs of one model and weight type weigh at most: they resemble each other."""
 
@@ -158,18 +159,23 @@ class Fit:
         return found
 
     def seconds(self, logs: np.ndarray, *, is_own_host: bool = False) -> np.ndarray:
-        """Seconds per output token of every run: by the product, or with the runs' own hosts."""
+        """Seconds per output token of every run: by the product, or with the runs' own hosts.
+
+        `logs` may be several sets of parameters, a row each: then so are the seconds.
+        """
+        logs = np.asarray(logs)
         roofs = {}
         for name in NAMES:
             parts = []
             for which, base in enumerate(self.base[name]):
-                total = sum(logs[i] * mask for i, mask in self.parameters.moved[name, which])
+                total = sum(logs[..., [i]] * m for i, m in self.parameters.moved[name, which])
                 parts.append(base * np.exp(total))
             roofs[name] = Roof(*parts)
         slower = 1.0
         if is_own_host:
-            slower = np.exp(sum(logs[i] * (self.kind == era) for era, i in self.era.items()))
-        host = Host(*(np.exp(logs[index]) * slower for index in self.host.values()))
+            eras = ((logs[..., [i]], self.kind == era) for era, i in self.era.items())
+            slower = np.exp(sum(log * is_of for log, is_of in eras))
+        host = Host(*(np.exp(logs[..., [index]]) * slower for index in self.host.values()))
         found = cycle(
             self.work,
             Kernels(**roofs),
@@ -185,33 +191,51 @@ class Fit:
         """The logarithm of each pair's answer over the truth."""
         one, other = pairs
         seconds = self.seconds(logs)
-        found = carried(seconds[one], seconds[other], self.truth[one])
+        found = carried(seconds[..., one], seconds[..., other], self.truth[one])
         return np.log(self.truth[other] / found)
 
-    def fit(self, keep: np.ndarray, start: np.ndarray | None = None, steps: int = 8) -> np.ndarray:
-        """The parameters nearest to the runs that are kept."""
+    def fit(self, keep: np.ndarray, start: np.ndarray | None = None, steps: int = 4) -> np.ndarray:
+        """The parameters nearest to the runs that are kept, by that many steps of Gauss-Newton.
+
+        All derivatives are taken at once, as one more row of parameters each; a step that leads
+        uphill is shortened, and the last where none leads down.
+        """
+        spread = np.array(self.parameters.spread)
+        residuals = self._residuals(keep)
+        found = np.array(self.parameters.prior) if start is None else start
+        for _ in range(steps):
+            moved = residuals(np.vstack([found, found + np.diag(DIFFERENCE * spread)]))
+            slopes = (moved[1:] - moved[0]).T / (DIFFERENCE * spread)
+            step = np.clip(-np.linalg.lstsq(slopes, moved[0], rcond=None)[0], -spread, spread)
+            tried = np.vstack([found + share * step for share in (1.0, 0.5, 0.2)])
+            costs = (residuals(tried) ** 2).sum(axis=1)
+            if costs.min() >= (moved[0] ** 2).sum():
+                break
+            found = tried[costs.argmin()]
+        return found
+
+    def _residuals(self, keep: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """What a fit makes small: runs, pairs and the distance from the prior, by their spreads."""
         prior, spread = np.array(self.parameters.prior), np.array(self.parameters.spread)
         pairs = self.pairs[:, keep[self.pairs[0]] & keep[self.pairs[1]]]
         run_weight, pair_weight = self._weights(keep, pairs)
-        own = np.zeros((len(self.runs), len(prior)))
+        own = np.zeros((len(prior), len(self.runs)))
         for version, index in self.versions.items():
-            own[self.version == version, index] = 1.0
+            own[index, self.version == version] = 1.0
 
         def residuals(logs: np.ndarray) -> np.ndarray:
-            of_version = own @ logs
+            of_version = logs @ own
             off = np.log(self.seconds(logs, is_own_host=True) / self.truth) + of_version
-            apart = of_version[pairs[0]] - of_version[pairs[1]]
-            told = self.answered(logs, pairs) + apart
-            return np.concatenate(
-                [
-                    _robust(off[keep] * run_weight[keep]),
-                    _robust(told * pair_weight),
-                    (logs - prior) / spread,
-                ]
-            )
+            told = self.answered(logs, pairs)
+            told = told + of_version[:, pairs[0]] - of_version[:, pairs[1]]
+            parts = [
+                _robust(off[:, keep] * run_weight[keep]),
+                _robust(told * pair_weight),
+                (logs - prior) / spread,
+            ]
+            return np.concatenate(parts, axis=1)
 
-        first = prior if start is None else start
-        return least_squares(residuals, first, x_scale=spread, max_nfev=steps).x
+        return residuals
 
     def _weights(self, keep: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         runs, found = np.zeros(len(self.runs)), np.zeros(pairs.shape[1])
@@ -267,7 +291,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write data/gpu_kernel_factors.csv")
     asked = parser.parse_args()
     fit = Fit(list(every_run()))
-    logs = fit.fit(np.ones(len(fit.runs), bool), steps=30)
+    logs = fit.fit(np.ones(len(fit.runs), bool), steps=12)
     found = fit.calibration(logs)
     print(found.host)
     for name, index in {**fit.era, **fit.versions}.items():

@@ -190,10 +190,15 @@ def every_run() -> Iterator[Run]:
                 yield _run(run, kind, (kind, place))
 
 
-def _run(run: Measurement, kind: str, pair: object) -> Run:
+def machine_of(run: Measurement) -> Machine:
+    """The GPU of a run, SXM where its form factor is not told."""
     span = find_gpu(run.gpu)
     gpu = next((row for row in span.rows if row.form_factor == "SXM"), span.rows[0])
-    machine = Machine(gpu, gpu.tensor_tflops)
+    return Machine(gpu, gpu.tensor_tflops)
+
+
+def _run(run: Measurement, kind: str, pair: object) -> Run:
+    machine = machine_of(run)
     job = Job(find_llm(run.model), run.dtype, run.gpus, run.input_tokens, run.output_tokens)
     return Run(
         job=job,

@@ -233,6 +233,9 @@ WEIGHT_ONLY = "H100-80GB-SXM"
 """Whose kernels of 4-bit weights speak for GPUs without tables of them: they run in 16 bits."""
 WIDENED = 0.85
 """Of the 16-bit rate, what products with weights that are widened first reach."""
+HOPPER_WIDENED = 0.63
+"""Of its data sheet, what Hopper gives kernels that widen weights in registers: they issue
+`mma.sync`, which reaches 62.9 % there (Luo et al., arXiv 2402.13499), on Ampere all of it."""
 OTHER_VENDOR = "H100-80GB-SXM"
 SINKS = "sinks"
 """Marks the factor of attention with learned sinks on GPUs where it runs on a slow kernel."""
@@ -356,8 +359,9 @@ def _product(machine: Machine, peer: Gpu, kernel: str, dtype: str) -> tuple[Roof
         return scale.of(_roof(table[kernel, dtype])), False
     if kernel == "experts" and dtype in ("int4", "mxfp4"):
         lender = find_gpu(WEIGHT_ONLY).rows[0]
-        lent = _roof(kernels()[lender.name][kernel, dtype])
-        return _Scale.between(machine, lender).of(lent), True
+        lent = _Scale.between(machine, lender).of(_roof(kernels()[lender.name][kernel, dtype]))
+        gain = _widening_share(machine.gpu) / _widening_share(lender)
+        return replace(lent, flops_per_second=lent.flops_per_second * gain), True
     wide = scale.of(_roof(table[kernel, "bf16"]))
     if dtype == "bf16":
         return wide, False
@@ -381,6 +385,11 @@ def tensor_tflops_range(gpu: Gpu, peers: tuple[Gpu, ...]) -> tuple[float, float]
     if not ratios:
         return None
     return min(ratios) * gpu.mem_bw_tb_s, max(ratios) * gpu.mem_bw_tb_s
+
+
+def _widening_share(gpu: Gpu) -> float:
+    """Of a GPU's data sheet, what kernels that widen weights in registers can reach."""
+    return HOPPER_WIDENED if gpu.family == "Hopper" else 1.0
 
 
 def _runs_natively(dtype: str, gpu: Gpu, peer: Gpu) -> bool:
