@@ -72,16 +72,26 @@ class Times:
         return self.core + self.attention + self.kv + self.overhead + self.host
 
 
-def log_ratio(
-    here: tuple[Job, Machine, float], there: tuple[Job, Machine, float], shares: Shares
-) -> float:
-    """The logarithm of the rate there over the rate here, each a job on a machine at a batch."""
-    rates = []
-    for job, machine, batch in (here, there):
-        times = request_times(job, machine, batch=batch, shares=shares)
-        rates.append(job.output_tokens / times.total)
-    by_shares = math.log(rates[1] / rates[0])
-    return (1 - PLAIN_SHARE) * by_shares + PLAIN_SHARE * _plain_log(here[1], there[1])
+@dataclass(frozen=True)
+class SheetSide:
+    """A job on a machine with so many sequences running, by its data sheet."""
+
+    job: Job
+    machine: Machine
+    batch: float
+    shares: Shares
+
+    @property
+    def output_tokens_per_second(self) -> float:
+        """What the engine gives."""
+        times = request_times(self.job, self.machine, batch=self.batch, shares=self.shares)
+        return self.job.output_tokens / times.total
+
+
+def log_ratio(here: SheetSide, there: SheetSide) -> float:
+    """The logarithm of the rate there over the rate here."""
+    by_shares = math.log(there.output_tokens_per_second / here.output_tokens_per_second)
+    return (1 - PLAIN_SHARE) * by_shares + PLAIN_SHARE * _plain_log(here.machine, there.machine)
 
 
 def _plain_log(here: Machine, there: Machine) -> float:

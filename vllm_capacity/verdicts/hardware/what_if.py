@@ -29,7 +29,7 @@ from vllm_capacity.estimate import Estimate, Figures, Kind
 from vllm_capacity.facts.gpus import GpuSpan, gpus
 from vllm_capacity.facts.prices import usual_forms
 from vllm_capacity.facts.throughput import Measurement, measurements, silicon_measurements
-from vllm_capacity.verdicts.hardware.data_sheet import Shares, log_ratio
+from vllm_capacity.verdicts.hardware.data_sheet import Shares, SheetSide, log_ratio
 from vllm_capacity.verdicts.hardware.published import (
     NEAR,
     Case,
@@ -67,11 +67,16 @@ THIN_TABLES = "Ampere"
 EXPLAINED = 0.3
 """Of the arithmetic's seconds, the rest up to which the GPU explains what was measured."""
 BANDS = {
-    # (explained, clients or requests told): half a band, in logarithms; its share of the ratio's
-    (True, True): (0.20, 0.20),
-    (False, True): (0.23, 0.20),
-    (True, False): (0.29, 0.25),
-    (False, False): (0.29, 0.25),
+    # (tables, explained, clients told): half a band, in logarithms; its share of the
+    # ratio's; tables: both GPUs are of an architecture with tables, see UNTIMED_SHEET_SHARE
+    (True, True, True): (0.20, 0.20),
+    (True, False, True): (0.30, 0.25),
+    (True, True, False): (0.33, 0.28),
+    (True, False, False): (0.29, 0.25),
+    (False, True, True): (0.22, 0.20),
+    (False, False, True): (0.21, 0.20),
+    (False, True, False): (0.30, 0.28),
+    (False, False, False): (0.27, 0.25),
 }
 """An error has a part of its own and one that grows with the ratio: the root of the squares' sum.
 
@@ -87,8 +92,8 @@ GROWN = 0.035
 arithmetic: the silicon rows, which the fit has seen, from their lightest loads to heavier ones."""
 MOST_GROWN = math.log(16)
 """Those rows span no more: beyond, it grows as the arithmetic does."""
-LIGHT_LOAD = 0.3
-IDLE_LOAD = 0.08
+LIGHT_LOAD = 0.6
+IDLE_LOAD = 0.1
 """Of what the arithmetic gives, the share from which on and down to which a rate whose load is not
 told is read as a light load."""
 MOST_OVER = 2.0
@@ -517,7 +522,7 @@ class _Asking:
         if question.is_kept_up:
             measured = min(measured, here)
         saturated = -math.log(rate * carried(here, there, measured))
-        saturated = self._beside_sheets(one, other, saturated, math.log(1 / measured / rate))
+        saturated = self._beside_sheets(one, other, saturated)
         lightness = self.lightness(one)
         if not lightness:
             return saturated
@@ -548,10 +553,17 @@ class _Asking:
         grown = GROWN * max(min(apart, MOST_GROWN), -MOST_GROWN)
         return math.log(other.batch / seconds / rate) + grown
 
-    def _beside_sheets(self, one: Side, other: Side, gain: float, spare: float = 0.0) -> float:
-        """A gain by timed kernels, and by data sheets, weighed; `spare` is what G had to give."""
+    def _beside_sheets(self, one: Side, other: Side, gain: float) -> float:
+        """A gain by timed kernels, and by data sheets, weighed.
+
+        Where G served all that came, by data sheets it could have given what they say.
+        """
+        here, there = (_by_sheets(each, self.shares) for each in (one, other))
+        by_sheets = log_ratio(here, there)
+        if self.question.is_kept_up:
+            rate = self.question.output_tokens_per_second
+            by_sheets += max(math.log(here.output_tokens_per_second / rate), 0.0)
         share = sheet_share(one, other)
-        by_sheets = log_ratio(_work(one), _work(other), self.shares) + spare
         return (1 - share) * gain + share * by_sheets
 
     def most_running(self, other: Side) -> float:
@@ -578,8 +590,9 @@ class _Asking:
             there = 0.0 if question.is_same_setup else abs(gain - math.log(other.batch / one.batch))
             return math.hypot(ANOTHER_LOAD * math.sqrt(apart), 0.2 * there, 0.1)
         rest = 1 / question.output_tokens_per_second / one.seconds_per_token - 1
-        is_told = question.load.is_known and not question.load.is_capacity
-        own, of_ratio = BANDS[rest <= EXPLAINED, is_told]
+        is_told = question.load.clients is not None
+        has_tables = sheet_share(one, other) == SHEET_SHARE
+        own, of_ratio = BANDS[has_tables, rest <= EXPLAINED, is_told]
         return math.hypot(own, of_ratio * gain)
 
     def _widened(self, half: float, one: Side, other: Side) -> float:
@@ -739,8 +752,8 @@ def sheet_share(one: Side, other: Side) -> float:
     return SHEET_SHARE if timed else UNTIMED_SHEET_SHARE
 
 
-def _work(each: Side) -> tuple[Job, Machine, float]:
-    return each.job, each.machine, each.batch
+def _by_sheets(each: Side, shares: Shares) -> SheetSide:
+    return SheetSide(each.job, each.machine, each.batch, shares)
 
 
 def _around(mid: float, half: float, words: str) -> Estimate:
