@@ -7,9 +7,10 @@
    their ratio, and its label *tested*.
 3. *Else scale*: the seconds per token on either GPU by arithmetic (`serving`), and what the GPU
    does not explain of the measured ones (host, load generator, eager mode) carried over
-   (`carried`). Published pairs of the same model at other lengths correct the ratio, the more of
-   them the more. Where no load is told, a rate far under what the GPU could give is read as the
-   clients' doing.
+   (`carried`); beside it the ratio by data sheets (`data_sheet`), which has little say where
+   kernels of both were timed and much where not (`SHEET_SHARE`). Published pairs of the same model
+   at other lengths correct the ratio, the more of them the more. Where no load is told, a rate far
+   under what the GPU could give is read as the clients' doing.
 4. *Another load* on the other side (`Question.at`): from the measured load to it by the ratio of
    the arithmetic on that side.
 5. The band is the measured error of this method on models left out of its fit, by class: whether
@@ -64,6 +65,7 @@ kernels alone, of an older vLLM. Of 0 to 1 in quarters, what came nearest to the
 H100, their models left out (6.3 % for 14.5 % without data sheets; those of 2024 10.7 % for 12.6 %).
 """
 THIN_TABLES = "Ampere"
+"""Whose tables hold no more than that."""
 EXPLAINED = 0.3
 """Of the arithmetic's seconds, the rest up to which the GPU explains what was measured."""
 BANDS = {
@@ -84,9 +86,9 @@ So wide that about nine in ten published pairs lie inside, their model left out,
 held is printed by `python -m bench.whatif`."""
 FAR_FACTOR = 1.3
 """How much wider where no published case is near, or no kernel of a GPU's chip was timed."""
-ANOTHER_LOAD = 0.16
-"""Half the band of another load, in logarithms, × the root of the logarithm of the batches' ratio:
-from the lightest silicon rows to heavier ones, models left out."""
+ANOTHER_LOAD = 0.097
+"""Half the band of another load per factor e of running requests, in logarithms: from the lightest
+silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much."""
 GROWN = 0.035
 """By how much more, in logarithms per factor e of running requests, output grows than by the
 arithmetic: the silicon rows, which the fit has seen, from their lightest loads to heavier ones."""
@@ -588,7 +590,8 @@ class _Asking:
         if question.at is not None:
             apart = abs(math.log(other.batch / one.batch))
             there = 0.0 if question.is_same_setup else abs(gain - math.log(other.batch / one.batch))
-            return math.hypot(ANOTHER_LOAD * math.sqrt(apart), 0.2 * there, 0.1)
+            beyond = max(apart - MOST_GROWN, 0.0)
+            return math.hypot(ANOTHER_LOAD * (apart + beyond), 0.2 * there, 0.1)
         rest = 1 / question.output_tokens_per_second / one.seconds_per_token - 1
         is_told = question.load.clients is not None
         has_tables = sheet_share(one, other) == SHEET_SHARE
@@ -676,6 +679,7 @@ class _Asking:
         for each in dict.fromkeys((_kernel_words(one), _kernel_words(other))):
             if each:
                 yield each
+        yield f"by timed kernels, and to {sheet_share(one, other):.0%} by data sheets"
         if weight:
             yield f"corrected by published pairs of this model (weight {weight:.1f})"
         if self.lightness(one):
