@@ -232,18 +232,50 @@ def quantiles(asked: Iterable[Asked]) -> None:
         )
 
 
-def light_to_full(fits: LeftOut, few: int, many: int) -> None:
-    """From a light load to a full one on the same GPU, silicon sweeps, models left out."""
-    sweeps: dict[object, dict[int, Measurement]] = defaultdict(dict)
-    for run in silicon_runs():
-        key = (run.model, run.dtype, run.gpu, run.gpus, run.workload, run.engine_version)
-        sweeps[key][run.clients] = run
+def elsewhere(fits: LeftOut) -> None:
+    """Other loads, on the same GPU and on another, and other GPU counts, of silicon."""
+    for few, many in ((4, 64), (8, 64), (16, 64), (4, 128)):
+        sweep = partial(_is_asked, clients=(few, many))
+        other_setups(f"from {few} clients to {many} on the same GPU", fits, sweep)
+    for few, many in ((4, 64), (16, 64)):
+        sweep = partial(_is_asked, clients=(few, many), is_other_gpu=True)
+        other_setups(f"from {few} clients to {many} on another GPU", fits, sweep)
+    for factor in (2.0, 4.0):
+        name = f"with {factor:g} times the GPUs, the same clients"
+        other_setups(name, fits, partial(_is_asked, factor=factor))
+
+
+def _is_asked(
+    one: Measurement,
+    other: Measurement,
+    *,
+    clients: tuple[int, int] | None = None,
+    factor: float = 1.0,
+    is_other_gpu: bool = False,
+) -> bool:
+    """Whether one row is asked about the other; versions may differ where the GPUs do."""
+    kind = (one.model, one.dtype, one.workload)
+    if kind != (other.model, other.dtype, other.workload) or other.gpus != factor * one.gpus:
+        return False
+    if is_other_gpu == (one.gpu == other.gpu):
+        return False
+    if not is_other_gpu and one.engine_version != other.engine_version:
+        return False
+    loads = (one.clients, other.clients)
+    return loads == clients if clients else one.clients == other.clients
+
+
+def other_setups(
+    name: str, fits: LeftOut, is_asked: Callable[[Measurement, Measurement], bool]
+) -> None:
+    runs = silicon_runs()
     errors, inside, widths = [], [], []
-    for loads in sweeps.values():
-        if few not in loads or many not in loads:
-            continue
-        one, other = loads[few], loads[many]
-        asked = replace(question_from(one, other, is_load_told=True), at=Load(clients=float(many)))
+    for one, other in ((one, other) for one in runs for other in runs if is_asked(one, other)):
+        asked = replace(
+            question_from(one, other, is_load_told=True),
+            at=Load(clients=float(other.clients)),
+            to_gpus=other.gpus,
+        )
         known = tuple(run for run in published_runs() if run.model != one.model)
         found = _ask(asked, known, fits.of("model", one.model))
         if not found.is_known:
@@ -253,7 +285,7 @@ def light_to_full(fits: LeftOut, few: int, many: int) -> None:
         inside.append(found.low <= truth <= found.high)
         widths.append(found.high / found.low)
     print(
-        f"model left out, from {few} clients to {many} on the same GPU: {len(errors)} sweeps, "
+        f"model left out, {name}: {len(errors)} questions, "
         f"error {math.expm1(np.median(np.abs(errors))):.1%} (median), bias {np.mean(errors):+.2f}, "
         f"inside {np.mean(inside):.0%}, median high/low {np.median(widths):.2f}; nine in ten "
         f"within {np.quantile(np.abs(errors), CONFIDENCE):.2f}"
@@ -442,8 +474,7 @@ def main() -> None:
         tables.append(answer_rows("held back", found))
         report(f"held back from everything, {words}", found)
     moved_curves(fits)
-    for few, many in ((4, 64), (8, 64), (4, 128)):
-        light_to_full(fits, few, many)
+    elsewhere(fits)
     print("errors over half the band, models left out:")
     quantiles(every)
     if is_written:

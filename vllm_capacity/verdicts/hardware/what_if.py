@@ -89,6 +89,9 @@ FAR_FACTOR = 1.3
 ANOTHER_LOAD = 0.097
 """Half the band of another load per factor e of running requests, in logarithms: from the lightest
 silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much."""
+ANOTHER_COUNT = 0.13
+"""What another number of GPUs adds to half a band, in logarithms per factor e of it: silicon rows
+of one setup at 2 and 4 times the GPUs, models left out."""
 GROWN = 0.035
 """By how much more, in logarithms per factor e of running requests, output grows than by the
 arithmetic: the silicon rows, which the fit has seen, from their lightest loads to heavier ones."""
@@ -587,16 +590,24 @@ class _Asking:
 
     def _half_width(self, one: Side, other: Side, gain: float) -> float:
         question = self.question
-        if question.at is not None:
-            apart = abs(math.log(other.batch / one.batch))
-            there = 0.0 if question.is_same_setup else abs(gain - math.log(other.batch / one.batch))
-            beyond = max(apart - MOST_GROWN, 0.0)
-            return math.hypot(ANOTHER_LOAD * (apart + beyond), 0.2 * there, 0.1)
-        rest = 1 / question.output_tokens_per_second / one.seconds_per_token - 1
-        is_told = question.load.clients is not None
+        if question.at is None:
+            return self._class_half_width(one, other, gain)
+        apart = abs(math.log(other.batch / one.batch))
+        beyond = max(apart - MOST_GROWN, 0.0)
+        of_load = ANOTHER_LOAD * (apart + beyond)
+        if question.is_same_setup:
+            return math.hypot(of_load, 0.1)
+        gain -= math.log(other.batch / one.batch)
+        return math.hypot(of_load, self._class_half_width(one, other, gain))
+
+    def _class_half_width(self, one: Side, other: Side, gain: float) -> float:
+        """Half the band of a gain under one load, by class."""
+        rest = 1 / self.question.output_tokens_per_second / one.seconds_per_token - 1
         has_tables = sheet_share(one, other) == SHEET_SHARE
+        is_told = self.question.load.clients is not None
         own, of_ratio = BANDS[has_tables, rest <= EXPLAINED, is_told]
-        return math.hypot(own, of_ratio * gain)
+        of_count = ANOTHER_COUNT * math.log(self.question.gpus_there / self.question.gpus)
+        return math.hypot(own, of_ratio * gain, of_count)
 
     def _widened(self, half: float, one: Side, other: Side) -> float:
         """Half a band, wider where nothing near was measured."""
@@ -679,7 +690,8 @@ class _Asking:
         for each in dict.fromkeys((_kernel_words(one), _kernel_words(other))):
             if each:
                 yield each
-        yield f"by timed kernels, and to {sheet_share(one, other):.0%} by data sheets"
+        if not question.is_same_setup:
+            yield f"by timed kernels, and to {sheet_share(one, other):.0%} by data sheets"
         if weight:
             yield f"corrected by published pairs of this model (weight {weight:.1f})"
         if self.lightness(one):
