@@ -578,10 +578,12 @@ class _Asking:
     def lightness(self, one: Side) -> float:
         """How far a rate is read as the clients' doing: 0 from `LIGHT_LOAD`, 1 to `IDLE_LOAD`.
 
-        0 where the question tells that G gave all it could, or that it served all that came.
+        0 where the question tells how many clients were held, that G gave all it could, or that it
+        served all that came: what the GPU does not explain is then not theirs.
         """
         question = self.question
-        if question.load.is_capacity or question.is_kept_up or question.at is not None:
+        told = question.load.clients is not None or question.load.is_capacity
+        if told or question.is_kept_up or question.at is not None:
             return 0.0
         share = question.output_tokens_per_second / one.rate
         if share >= LIGHT_LOAD:
