@@ -121,7 +121,14 @@ def test_a_version_that_nobody_published_makes_the_answer_unknown():
 def test_a_light_load_tells_of_a_full_one():
     light = question(output_tokens_per_second=490.5, load=Load(clients=4))
     found = full_from_light(light, ASK)
-    truth = 3559.0  # the same engine with 64 clients, silicon_vllm.csv; it admits more than those
-    assert found.low > truth
-    assert "corrected by the measured time per token at 4 running" in found.sources
+    truth = 3559.0  # the same engine with 64 clients, silicon_vllm.csv; 128 are asked about
+    assert found.high > truth
+    assert found.mid < 2 * truth
+    assert "at 128 running, corrected by the measured time per token at 4" in found.sources
+    assert "of which so light a load tells nothing" in found.sources
     assert math.log(found.high / found.low) < 1
+
+
+def test_a_load_near_the_full_one_is_asked_all_the_way():
+    found = full_from_light(question(load=Load(clients=64)), ASK)
+    assert "tells nothing" not in found.sources
