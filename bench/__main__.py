@@ -29,7 +29,7 @@ RATIOS = {  # how often each side is measured
 TRIALS = (
     "saturation_tuning",
     "load_tests",
-    "whatif_backtest",
+    "whatif",
     "forecast_backtest",
 )  # accuracy, told in their own words
 PACKAGES = (

@@ -1,8 +1,8 @@
 """The published runs that the what-if is fitted to and tested on, as pairs of two GPUs.
 
-Three kinds. *Saturated*: bursts and sweeps' peaks of `data/published_throughput.csv`. *Light*: the
-loads of those sweeps under a saturating one, and few held clients. *2024*: `whatif_pairs_2024.csv`,
-pairs of vLLM 0.5, whose host took several times as long per step and token (`OLD_HOST` of the fit).
+Four kinds. *Silicon*: held concurrencies of `data/silicon_vllm.csv`. *Saturated*: bursts and peaks
+of sweeps of `data/published_throughput.csv`. *Light*: the loads of those sweeps under a saturating
+one, and few held clients. *2024*: `whatif_pairs_2024.csv`, pairs of vLLM 0.5 on slower hosts.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
-from vllm_capacity.facts.throughput import Measurement, measurements
+from vllm_capacity.facts.throughput import Measurement, measurements, silicon_measurements
 from vllm_capacity.verdicts.hardware.question import Load
-from vllm_capacity.verdicts.hardware.roofline import (
-    Calibration,
+from vllm_capacity.verdicts.hardware.serving import (
+    OFFERED,
     Job,
     Machine,
-    request_times,
     saturated_batch,
     sequences_that_fit,
 )
@@ -61,6 +60,41 @@ def saturated_pairs(runs: list[Measurement]) -> list[Pair]:
         and other.gpu.startswith("H100")
         and (one.model, one.gpus) == (other.model, other.gpus)
         and one.workload[:12] == other.workload[:12]
+    ]
+
+
+def silicon_runs() -> list[Measurement]:
+    """The runs of models that were measured on several GPUs.
+
+    Of the other two, one was asked with cached prompts (tens of milliseconds to the first token of
+    8,000) and one ran an eager server: neither says what a GPU does.
+    """
+    runs = silicon_measurements()
+    return [
+        run for run in runs if len({other.gpu for other in runs if other.model == run.model}) > 1
+    ]
+
+
+def silicon_pairs() -> list[Pair]:
+    """Each silicon run with each of its model, type, GPU count, lengths and clients elsewhere.
+
+    One pair for two setups: of repeats and versions the latest speaks, as far as the two sides have
+    a version in common, else the latest of each.
+    """
+    groups: dict[tuple[object, ...], dict[str, list[Measurement]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for run in silicon_runs():
+        key = (run.model, run.dtype, run.gpus, run.workload, run.clients)
+        groups[key][run.gpu].append(run)
+    return [
+        (one, other)
+        for sides in groups.values()
+        for here in sides
+        for there in sides
+        if here < there
+        for one in sides[here]
+        for other in sides[there]
     ]
 
 
@@ -125,22 +159,59 @@ def is_2024(run: Measurement) -> bool:
     return "vLLM 0.5" in run.load or "vLLM of 2024" in run.load
 
 
-def predicted(run: Measurement, calibration: Calibration, old_host: float = 1.0) -> float:
-    """Output tokens a second by the arithmetic alone, at the batch that the run's load allows."""
+@dataclass(frozen=True)
+class Run:
+    """A published run as the fit needs it. `pair` is what it shares with its other side."""
+
+    job: Job
+    machine: Machine
+    batch: float
+    tokens_per_step: float
+    output_tokens_per_second: float
+    kind: str
+    version: str
+    source: str
+    setup: str
+    pair: object
+
+
+def every_run() -> Iterator[Run]:
+    """The runs that the what-if is fitted to: silicon, saturated ones and those of 2024."""
+    for run in silicon_runs():
+        key = (run.model, run.dtype, run.gpus, run.workload, run.clients)
+        yield _run(run, "silicon", key)
+    tables = {
+        "2025": saturated_pairs(saturated_runs()),
+        "2024": list(table_pairs(PAIRS_2024)),
+    }
+    for kind, pairs in tables.items():
+        for place, pair in enumerate(pairs):
+            for run in pair:
+                yield _run(run, kind, (kind, place))
+
+
+def machine_of(run: Measurement) -> Machine:
+    """The GPU of a run, SXM where its form factor is not told."""
     span = find_gpu(run.gpu)
     gpu = next((row for row in span.rows if row.form_factor == "SXM"), span.rows[0])
-    machine = Machine(gpu, gpu.tensor_tflops)
+    return Machine(gpu, gpu.tensor_tflops)
+
+
+def _run(run: Measurement, kind: str, pair: object) -> Run:
+    machine = machine_of(run)
     job = Job(find_llm(run.model), run.dtype, run.gpus, run.input_tokens, run.output_tokens)
-    if is_2024(run):
-        calibration = replace(
-            calibration,
-            step_seconds_per_layer=calibration.step_seconds_per_layer * old_host,
-            token_seconds=calibration.token_seconds * old_host,
-            request_seconds=calibration.request_seconds * old_host,
-        )
-    batch = _batch(run, job, machine)
-    times = request_times(job, machine, batch=batch, calibration=calibration)
-    return run.output_tokens / times.total
+    return Run(
+        job=job,
+        machine=machine,
+        batch=_batch(run, job, machine),
+        tokens_per_step=float(machine.tokens_per_step),
+        output_tokens_per_second=run.output_tokens_per_second,
+        kind=kind,
+        version=run.engine_version,
+        source=source(run),
+        setup=f"{run.gpu} {run.dtype}",
+        pair=pair,
+    )
 
 
 def _batch(run: Measurement, job: Job, machine: Machine) -> float:
@@ -150,4 +221,4 @@ def _batch(run: Measurement, job: Job, machine: Machine) -> float:
         tokens = run.input_tokens + run.output_tokens / 2
         fit = sequences_that_fit(job, machine, tokens=tokens)
         return max(1.0, min(0.92 * SEQUENCES_2024, fit))
-    return saturated_batch(job, machine, offered=650 if run.is_burst else 400)
+    return saturated_batch(job, machine, offered=float(run.clients or OFFERED))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vllm_capacity.render import charts
     from vllm_capacity.render import sections as tables
     from vllm_capacity.resources import shipped
-    from vllm_capacity.verdicts.hardware.roofline import Calibration
+    from vllm_capacity.verdicts.hardware.serving import Calibration
     from vllm_capacity.verdicts.saturation.curve import Prior
     from vllm_capacity.verdicts.sizing import Policy
 
@@ -88,7 +88,7 @@ _HOMES = {
     "plan": ("Plan", "gpu_options"),
     "resources": ("shipped",),
     "verdicts.saturation.curve": ("Prior",),
-    "verdicts.hardware.roofline": ("Calibration",),
+    "verdicts.hardware.serving": ("Calibration",),
     "verdicts.sizing": ("Policy",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -34,6 +34,7 @@ from vllm_capacity.record import plain
 from vllm_capacity.telemetry import window as telemetry
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 from vllm_capacity.verdicts.demand.forecast import Forecast
+from vllm_capacity.verdicts.hardware.what_if import WhatIf
 from vllm_capacity.verdicts.saturation.at_load import AtLoad
 from vllm_capacity.verdicts.saturation.fit import Saturation
 from vllm_capacity.verdicts.saturation.next_load import NextLoad
@@ -329,14 +330,25 @@ def what_if(
     to_dtype: str | None = None,
     clients: float | None = None,
     requests_per_second: float | None = None,
-) -> Estimate:
-    """Output tokens per second on another GPU, from a throughput measured on one.
+    at_clients: float | None = None,
+    at_requests_per_second: float | None = None,
+    itl_seconds: float | None = None,
+    ttft_seconds: float | None = None,
+    to_gpus: int | None = None,
+    engine_version: str | None = None,
+    to_engine_version: str | None = None,
+) -> WhatIf:
+    """Output tokens per second and latencies on another GPU, from a throughput measured on one.
 
-    `clients` or `requests_per_second`: the load it was measured under. Unknown, with the reason,
-    where no honest answer can be given; InputError for names that are not known.
+    `clients` or `requests_per_second`: the load it was measured under; `at_…`: the load asked about
+    there (also on the same GPU), else the same. `itl_seconds` and `ttft_seconds` are mean latencies
+    that were measured with it. `to_gpus`: so many GPUs, split into engines as gives most
+    (`splits`); else one engine of `gpus`. With two engine versions, what the other did to published
+    runs is added. Unknown, with the reason, where no honest answer can be given; InputError for
+    names that are not known.
     """
+    from vllm_capacity.verdicts.hardware.elsewhere import answer_elsewhere
     from vllm_capacity.verdicts.hardware.question import question_of
-    from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 
     question = question_of(
         model=model,
@@ -350,8 +362,17 @@ def what_if(
         to_dtype=to_dtype,
         clients=clients,
         requests_per_second=requests_per_second,
+        at_clients=at_clients,
+        at_requests_per_second=at_requests_per_second,
+        itl_seconds=itl_seconds,
+        ttft_seconds=ttft_seconds,
     )
-    return shipped_what_if(question)
+    return answer_elsewhere(
+        question,
+        to_gpus=to_gpus,
+        engine_version=engine_version,
+        to_engine_version=to_engine_version,
+    )
 
 
 def use_facts(folder: str | Path | None) -> None:

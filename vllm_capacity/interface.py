@@ -29,7 +29,11 @@ RENAMED_PARAMETERS: Mapping[str, str] = {
 }
 """Parameters of notebooks, and terms of their pages, of an earlier release to those since."""
 
-_NEW_IN_2 = ("schema_version", "surplus")
+_NEW_IN_2 = (
+    "schema_version",
+    "surplus",
+    "capacity_by_arithmetic_output_tokens_per_second",
+)
 _NEW_IN_ESTIMATES = ("kind", "confidence", "unit")
 _NEW_IN_LOST = ("reason",)
 _OLD = {new: old for old, new in RENAMED.items()}

@@ -21,16 +21,20 @@ from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.metrics import DECODE, FLOPS, PREFILL, READ_BYTES, WRITE_BYTES
 from vllm_capacity.facts.prices import NO_PRICE, choose_price, usual_forms
-from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.record import SCHEMA_VERSION
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.demand.forecast import DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table
+from vllm_capacity.verdicts.hardware.elsewhere import full_from_light
 from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.what_if import GpuUtilization
+from vllm_capacity.verdicts.hardware.what_if import (
+    GpuUtilization,
+    published_runs,
+    shipped_what_if,
+)
 from vllm_capacity.verdicts.saturation.regimes import KV
-from vllm_capacity.verdicts.saturation.slo import running_within
+from vllm_capacity.verdicts.saturation.slo import SloLoad, load_met, running_within, slo_loads
 from vllm_capacity.verdicts.sizing import (
     Change,
     Policy,
@@ -85,6 +89,8 @@ class Plan(Figures):
     `queue_check` is None where it cannot be asked. `options` are other GPUs, best tokens per dollar
     first, rejected ones last with their reason; `options_reason` is why there are none. `surplus`
     is how many of the replicas of the window its own busiest time did not need.
+    `capacity_by_arithmetic_…` is what one engine could do, extrapolated from the light load it was
+    seen under; it stands beside the measured capacity, and nothing else rests on it.
     """
 
     window: WindowExtent
@@ -102,6 +108,7 @@ class Plan(Figures):
     options_reason: str
     forecast: DemandAhead
     surplus: Surplus
+    capacity_by_arithmetic_output_tokens_per_second: Estimate
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -172,6 +179,7 @@ class _Planning:
             options_reason=reason,
             forecast=self.analysis.demand_ahead,
             surplus=self.analysis.surplus(self.request.policy),
+            capacity_by_arithmetic_output_tokens_per_second=_by_arithmetic(self),
         )
 
     @property
@@ -327,8 +335,18 @@ def _options(case: _Planning) -> tuple[str | None, tuple[Option, ...], str]:
         policy=case.request.policy,
         own_price=case.pricing.usd_per_gpu_hour,
         busy=_busy(case, here),
+        loads=_loads(case),
     )
     return measured.llm.model, table, ""
+
+
+def _loads(case: _Planning) -> tuple[SloLoad, ...]:
+    """The loads that one engine was seen under, with its latencies over the targets; else none.
+
+    Of several engines the one that was seen under most: they are alike, and one curve is moved.
+    """
+    slo = case.analysis.assumptions.slo
+    return max((slo_loads(fit, slo) for fit in case.analysis.fits), key=len, default=())
 
 
 def gpu_options(
@@ -402,6 +420,7 @@ def _compared(
     policy: Policy,
     own_price: Estimate | None = None,
     busy: GpuUtilization | None = None,
+    loads: tuple[SloLoad, ...] = (),
 ) -> tuple[Option, ...]:
     """The GPUs of these names as options; `own_price` is that of the GPU that was measured."""
     spans = list({span.name: span for span in map(find_gpu, names)}.values())
@@ -414,9 +433,10 @@ def _compared(
         slo_capacity=capacity,
         demand=demand,
         policy=policy,
-        published=measurements(),
+        published=published_runs(),
         prefer={span.rows[0].gpu: usual_forms(span.rows[0].gpu) for span in spans},
         busy=busy,
+        loads=loads,
     )
 
 
@@ -426,15 +446,49 @@ def _candidate(span: GpuSpan, dtype: str, own: Estimate | None) -> Candidate:
     return Candidate(span, dtype, price.sources or price.reason, price)
 
 
+def _by_arithmetic(case: _Planning) -> Estimate:
+    """Output tokens per second of one engine at full load, by arithmetic from the load it had.
+
+    Unknown where the GPU or the model is, and where the telemetry tells the capacity.
+    """
+    if case.capacity.is_known:
+        return Estimate.unknown("the capacity was found from the telemetry")
+    name = case.request.model or case.analysis.served_model
+    if name is None or case.request.from_gpu is None or (reason := _no_model(name)):
+        told = "GPU and model must be known: name them (gpu, model)"
+        return Estimate.unknown(reason if name and case.request.from_gpu else told)
+    met = load_met(case.analysis.fits)
+    prompt, output = case.prompt_tokens.mid, case.output_tokens.mid
+    if met is None or not prompt or not output:
+        return Estimate.unknown("nothing was served")
+    running, rate = met
+    light = _measured(
+        name,
+        find_gpu(case.request.from_gpu),
+        gpus=max(1, round(case.pricing.gpus_per_engine)),
+        output_tokens_per_second=rate,
+        input_tokens=prompt,
+        output_tokens=output,
+    )
+    found = full_from_light(replace(light, load=Load(clients=running)), shipped_what_if)
+    return found.output_tokens_per_second.scaled(1.0, f"weights as {light.dtype}, {found.label}")
+
+
+def _no_model(name: str) -> str:
+    try:
+        find_llm(name)
+    except InputError as error:
+        return f"no shape is known of {name!r}: {error} Name one that is (model)."
+    return ""
+
+
 def _no_comparison(case: _Planning, name: str | None) -> str:
     if case.request.from_gpu is None:
         return "vLLM does not export what it runs on: name it (gpu) to compare other GPUs with it"
     if name is None:
         return "the window serves no model, or several: name one (model)"
-    try:
-        find_llm(name)
-    except InputError as error:
-        return f"no shape is known of {name!r}: {error} Name one that is (model)."
+    if reason := _no_model(name):
+        return reason
     for estimate in (case.prompt_tokens, case.output_tokens, case.capacity):
         if not estimate.mid:
             return estimate.reason or "nothing was served"

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from vllm_capacity.cli.whatif import whatif
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts.hardware.what_if import WhatIf
 
 ASKED = {
     "--model": "openai/gpt-oss-20b",
@@ -24,12 +25,16 @@ def run(*flags, **changed):
     return CliRunner().invoke(whatif, [*words, *flags], catch_exceptions=True)
 
 
-def test_json_is_an_estimate():
+def test_json_is_an_estimate_with_what_else_is_known():
     result = run("--json")
     answer = json.loads(result.stdout)
     assert result.exit_code == 0
-    assert set(answer) == {field.name for field in fields(Estimate)}
+    whole = {field.name for field in fields(WhatIf)}
+    assert set(answer) == {field.name for field in fields(Estimate)} | whole
     assert answer["low"] < answer["mid"] < answer["high"]
+    assert answer["output_tokens_per_second"]["mid"] == answer["mid"]
+    assert answer["label"] == "tested"
+    assert answer["nearest"]["distance"] < 0.01
 
 
 def test_people_get_a_line_and_its_basis():
@@ -70,7 +75,38 @@ def test_the_load_that_was_measured_under_can_be_told():
     )
     assert served["mid"] == pytest.approx(190)
     held = json.loads(run("--json", output_tokens_per_second="190", clients="1").stdout)
-    assert held["low"] > served["high"]
+    assert held["mid"] > served["high"]
+
+
+def test_another_load_on_the_same_gpu():
+    told = {"to_gpu": "A100-80GB-SXM", "output_tokens_per_second": "500", "clients": "4"}
+    more = json.loads(run("--json", **told, at_clients="64").stdout)
+    assert 4 * 500 < more["mid"] < 16 * 500
+    assert more["itl_seconds"]["mid"] > 0
+
+
+def test_splits_of_more_gpus_are_listed_best_first():
+    told = run("--json", to_gpus="4", clients="64")
+    ways = json.loads(told.stdout)["splits"]
+    rates = [way["output_tokens_per_second"]["mid"] for way in ways]
+    assert [way["gpus_per_engine"] * way["replicas"] for way in ways] == [4, 4, 4]
+    assert rates == sorted(rates, reverse=True)
+    assert json.loads(told.stdout)["mid"] == rates[0]
+    assert "GPUs each" in run(to_gpus="4", clients="64").stdout
+
+
+def test_another_version_is_answered_where_runs_of_both_were_published():
+    asked = {
+        "model": "MiniMaxAI/MiniMax-M2.5", "from_gpu": "B200-180GB-SXM",
+        "to_gpu": "B200-180GB-SXM", "gpus": "4", "clients": "16",
+        "output_tokens_per_second": "1400", "input_tokens": "1024", "output_tokens": "1024",
+        "engine_version": "0.17.0",
+    }  # fmt: skip
+    found = json.loads(run("--json", **asked, to_engine_version="0.19.0").stdout)
+    assert 1400 < found["mid"] < 1.6 * 1400
+    assert any("vLLM 0.19.0 over 0.17.0" in word for word in found["basis"])
+    unknown = json.loads(run("--json", **asked, to_engine_version="0.30.0").stdout)
+    assert "versions published of it: 0.16.0, 0.17.0" in unknown["reason"]
 
 
 def test_a_published_name_of_a_type_is_understood():

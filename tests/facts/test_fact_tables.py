@@ -9,6 +9,7 @@ import pytest
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import Architecture, Gpu, find_gpu
+from vllm_capacity.facts.kernels import Kernel, KernelFactor
 from vllm_capacity.facts.llms import Llm, find_llm
 from vllm_capacity.facts.metrics import Equivalent, Metric
 from vllm_capacity.facts.prices import Price, find_price
@@ -165,6 +166,8 @@ def test_error_names_what_is_near(find, asked, says):
 
 TABLES = {
     "gpu_architectures.csv": Architecture,
+    "gpu_kernel_factors.csv": KernelFactor,
+    "gpu_kernels.csv": Kernel,
     "gpu_prices.csv": Price,
     "gpu_specs.csv": Gpu,
     "llms.csv": Llm,

@@ -146,6 +146,7 @@ PLAN = Plan(
         removable_replicas=estimate(1.0),
         usd_per_day=estimate(40.0),
     ),
+    capacity_by_arithmetic_output_tokens_per_second=unknown("the reason"),
 )
 FULL = analysis(load_curve=fitted(), hours=HOURS, demand_ahead=AHEAD)
 NOTHING = analysis(

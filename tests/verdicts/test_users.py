@@ -3,7 +3,7 @@ import pytest
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
-from vllm_capacity.verdicts.hardware.users import users_that_fit
+from vllm_capacity.verdicts.hardware.serving import users_that_fit
 
 
 def users(model, dtype, gpu, tokens, *, gpus=1, kv_dtype="auto"):

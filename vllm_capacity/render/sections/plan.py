@@ -60,6 +60,10 @@ def sizing_table(plan: Plan, here: str = "") -> Table:
     option = plan.option(here)
     if option is not None and not plan.usd_per_month.is_known and option.usd_per_month.is_known:
         figures[-1] = Figure("cost per month, at a list price", option.usd_per_month, usd)
+    by_arithmetic = plan.capacity_by_arithmetic_output_tokens_per_second
+    if not plan.capacity_output_tokens_per_second.is_known and by_arithmetic.is_known:
+        words = "under more load, by arithmetic"
+        figures.insert(3, Figure(words, by_arithmetic, number, "output tokens/s"))
     return figures_table(figures)
 
 

@@ -1,20 +1,25 @@
 """Every GPU type and price row as an option for a measured window: the table people choose from.
 
-An option keeps the window's model, lengths, GPU count and SLO capacity and asks `whatif` what that
-capacity would be elsewhere. What an SLO allows scales as saturation does: an assumption, stated in
-the basis. A GPU that cannot serve, or has no price, stays in the table with its reason.
+An option keeps the window's model, lengths, GPU count and SLO capacity and asks `what_if` what that
+capacity would be elsewhere. Where loads were measured that meet the latency targets and loads that
+miss them, the whole curve is moved and read at the targets (`elsewhere`); else what an SLO allows
+scales as saturation does: an assumption, stated in the basis. A GPU that cannot serve, or has no
+price, stays in the table with its reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.verdicts.hardware.elsewhere import slo_gain
 from vllm_capacity.verdicts.hardware.question import Question
-from vllm_capacity.verdicts.hardware.what_if import GpuUtilization, what_if
+from vllm_capacity.verdicts.hardware.what_if import GpuUtilization, WhatIf, what_if
+from vllm_capacity.verdicts.saturation.slo import SloLoad
 from vllm_capacity.verdicts.sizing import Policy, month_usd, replicas
 
 
@@ -30,7 +35,10 @@ class Candidate:
 
 @dataclass(frozen=True, repr=False)
 class Option(Figures):
-    """One row of the table. `reason` is empty for an option that can be had, else why not."""
+    """One row of the table. `reason` is empty for an option that can be had, else why not.
+
+    `label` says how near a published case is (`WhatIf`); empty where nothing is known.
+    """
 
     gpu: str
     dtype: str
@@ -42,6 +50,7 @@ class Option(Figures):
     replicas: Estimate
     usd_per_month: Estimate
     reason: str
+    label: str = ""
 
     @property
     def is_comparable(self) -> bool:
@@ -66,42 +75,54 @@ def whatif_table(
     published: Sequence[Measurement] = (),
     prefer: Mapping[str, Sequence[str]] | None = None,
     busy: GpuUtilization | None = None,
+    loads: Sequence[SloLoad] = (),
 ) -> tuple[Option, ...]:
     """The options, best tokens per dollar first, rejected ones last; ties by name.
 
     `measured` holds the window's rate and lengths; `slo_capacity` and `demand` are output tokens a
     second of one replica and of all. `prefer` gives the usual form factors by GPU, `busy` what the
-    engine says of itself.
+    engine says of itself, `loads` those it was measured under, with their latencies over the
+    targets.
     """
-    options = [
-        _option(
-            replace(measured, to_gpu=candidate.gpu, to_dtype=candidate.dtype),
-            candidate,
-            what_if(
-                replace(measured, to_gpu=candidate.gpu, to_dtype=candidate.dtype),
-                published=published,
-                prefer=prefer,
-                busy=busy,
-            ),
-            slo_capacity=slo_capacity,
-            demand=demand,
-            policy=policy,
+    ask = partial(what_if, published=tuple(published), prefer=prefer)
+    options = []
+    for candidate in candidates:
+        asked = replace(measured, to_gpu=candidate.gpu, to_dtype=candidate.dtype)
+        there = ask(asked, busy=busy)
+        gain = slo_gain(asked, loads, ask) if loads and there.is_known else None
+        options.append(
+            _option(
+                asked,
+                candidate,
+                _within_targets(there, gain, asked),
+                slo_capacity=slo_capacity,
+                demand=demand,
+                policy=policy,
+            )
         )
-        for candidate in candidates
-    ]
     return tuple(sorted(options, key=_order))
+
+
+def _within_targets(there: WhatIf, gain: float | None, asked: Question) -> WhatIf:
+    """What the other GPU gives within the targets, where moving the measured curve tells it."""
+    found = there.output_tokens_per_second
+    if gain is None or found.mid is None:
+        return there
+    rate = asked.output_tokens_per_second * gain
+    words = f"moved curve: {gain:.2f} × within the latency targets"
+    return replace(there, output_tokens_per_second=found.scaled(rate / found.mid, words))
 
 
 def _option(
     wanted: Question,
     candidate: Candidate,
-    there: Estimate,
+    there: WhatIf,
     *,
     slo_capacity: Estimate,
     demand: Estimate,
     policy: Policy,
 ) -> Option:
-    ratio = there.scaled(1 / wanted.output_tokens_per_second)
+    ratio = there.output_tokens_per_second.scaled(1 / wanted.output_tokens_per_second)
     capacity = _scaled(slo_capacity, ratio)
     gpus = replicas(demand, capacity, policy).scaled(wanted.gpus)
     hourly = candidate.usd_per_gpu_hour.scaled(wanted.gpus)
@@ -121,6 +142,7 @@ def _option(
         replicas=replicas(demand, capacity, policy),
         usd_per_month=month_usd(gpus, candidate.usd_per_gpu_hour),
         reason=reason,
+        label=there.label,
     )
 
 

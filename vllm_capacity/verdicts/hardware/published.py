@@ -3,7 +3,8 @@
 A *pair* is two runs of one model, on the two GPUs and at the two weight types of a question, with
 the same GPU count, workload and load. Bursts and sweeps pair by their load's own words. A pair
 answers a question about its lengths (within 15 %) at about its rate (within 10 %); any other
-saturated pair of the model says how far the arithmetic is off for it.
+saturated pair of the model says how far the arithmetic is off for it. Every answer names the
+nearest published case, whatever its model (`nearest_case`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu
+from vllm_capacity.facts.llms import Llm, find_llm
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.hardware.question import KEPT_UP, Load, Question
 
@@ -23,6 +26,42 @@ SAME_LENGTHS = math.log(1.15)
 SAME_RATE = math.log(1.10)
 MEASURED_HALF_WIDTH = 0.08
 """Half the band of a measured pair, in logarithms: runs of one set-up repeat within a few %."""
+NEAR = 1.5
+"""The distance up to which a published case is near: another model of its kind at like lengths."""
+
+
+@dataclass(frozen=True, repr=False)
+class Case(Figures):
+    """A published pair of runs and how far it is from a question; `words` name it for a reader.
+
+    `distance` is 0 for the same setup. Each of these adds: another GPU 0.5 (of another architecture
+    1.5), another model 0.3, dense for a mixture of experts or the other way 0.7, another weight
+    type 0.5, a factor e of the lengths 0.25 each, of the GPU count 0.4, another kind of load 0.3.
+    """
+
+    model: str
+    from_gpu: str
+    to_gpu: str
+    dtype: str
+    gpus: int
+    input_tokens: float
+    output_tokens: float
+    load: str
+    from_output_tokens_per_second: float
+    to_output_tokens_per_second: float
+    distance: float
+    source: str
+
+    @property
+    def words(self) -> str:
+        """The case with its figures, its distance and its source."""
+        return (
+            f"the nearest published case (distance {self.distance:.1f}) is {self.model} "
+            f"({self.dtype}) on {self.gpus} × {self.from_gpu} with "
+            f"{self.from_output_tokens_per_second:,.0f} and {self.to_gpu} with "
+            f"{self.to_output_tokens_per_second:,.0f} output tokens/s, {self.input_tokens:,.0f} in "
+            f"/ {self.output_tokens:,.0f} out, {self.load}"
+        )
 
 
 @dataclass(frozen=True)
@@ -185,3 +224,72 @@ def _words(pair: Pair, ratio: float) -> str:
         f"vLLM {one.engine_version or 'version not stated'} and "
         f"{other.engine_version or 'version not stated'}; {one.source} ({one.date})"
     )
+
+
+def nearest_case(wanted: Question, published: Sequence[Measurement]) -> Case | None:
+    """The published pair of two GPUs that is nearest to a question; None where there is no pair."""
+    pairs_known = _every_pair(tuple(published))
+    if not pairs_known:
+        return None
+    apart, one, other = min(
+        ((_distance(wanted, one, other), one, other) for one, other in pairs_known),
+        key=lambda found: found[0],
+    )
+    return Case(
+        model=one.model,
+        from_gpu=one.gpu,
+        to_gpu=other.gpu,
+        dtype=one.dtype,
+        gpus=one.gpus,
+        input_tokens=one.input_tokens,
+        output_tokens=one.output_tokens,
+        load=one.load,
+        from_output_tokens_per_second=one.output_tokens_per_second,
+        to_output_tokens_per_second=other.output_tokens_per_second,
+        distance=apart,
+        source=one.source,
+    )
+
+
+@cache
+def _every_pair(published: tuple[Measurement, ...]) -> tuple[tuple[Measurement, Measurement], ...]:
+    """Every ordered pair of runs on two GPUs with one model, type, count, workload and load.
+
+    One run a GPU: repeats are alike.
+    """
+    groups: dict[tuple[object, ...], dict[str, Measurement]] = defaultdict(dict)
+    for run in published:
+        key = (run.model, run.dtype, run.gpus, run.workload, run.load)
+        groups[key].setdefault(run.gpu, run)
+    return tuple(
+        (one, other)
+        for found in groups.values()
+        for one in found.values()
+        for other in found.values()
+        if one is not other
+    )
+
+
+def _distance(wanted: Question, one: Measurement, other: Measurement) -> float:
+    """How far a published pair is from a question: see `Case`."""
+    apart = _gpu_distance(wanted.from_gpu, one.gpu) + _gpu_distance(wanted.to_gpu, other.gpu)
+    if one.model != wanted.llm.model:
+        apart += 0.3 + 0.7 * (_llm(one.model).is_moe != wanted.llm.is_moe)
+    apart += 0.5 * (one.dtype != wanted.dtype) + 0.5 * (other.dtype != wanted.to_dtype)
+    apart += 0.25 * abs(math.log(one.input_tokens / wanted.input_tokens))
+    apart += 0.25 * abs(math.log(one.output_tokens / wanted.output_tokens))
+    apart += 0.4 * abs(math.log(one.gpus / wanted.gpus))
+    return apart + 0.3 * ((one.clients is None) != (wanted.load.clients is None))
+
+
+@cache
+def _llm(model: str) -> Llm:
+    return find_llm(model)
+
+
+@cache
+def _gpu_distance(span: GpuSpan, name: str) -> float:
+    rows = find_gpu(name).rows
+    if set(rows) & set(span.rows):
+        return 0.0
+    return 0.5 if rows[0].family == span.rows[0].family else 1.5

@@ -1,13 +1,22 @@
-"""What a what-if is asked: a measured rate on one GPU, its load where known, and the other GPU."""
+"""What a what-if is asked: a measured rate on one GPU, its load where known, and the other GPU.
+
+Where it ends, too: questions that no arithmetic should answer, each refused with its numbers.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.gpus import GpuSpan, find_gpu
+from vllm_capacity.facts.gpus import GIB, Gpu, GpuSpan, find_gpu, gpus
 from vllm_capacity.facts.llms import Llm, find_llm, weight_dtype
-from vllm_capacity.verdicts.hardware.roofline import Job
+from vllm_capacity.verdicts.hardware.serving import (
+    Job,
+    Machine,
+    sequences_that_fit,
+    tensor_tflops_range,
+    uneven,
+)
 
 MOST, MOST_GPUS = 1e12, 1024
 """Past all measure: no rate, count or replica is larger."""
@@ -20,7 +29,7 @@ KEPT_UP = 0.9
 
 @dataclass(frozen=True)
 class Load:
-    """What a rate was measured under, where that is known; the other GPU is asked under the same.
+    """What a rate was measured under, where that is known, or what the other GPU is asked under.
 
     Either `clients` that a load test held busy, or the `requests_per_second` that users sent, or
     `is_capacity`: the rate is the most that GPU gives (at an SLO, say). None of them: not known.
@@ -51,7 +60,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Question:
-    """A measured rate on one GPU type, and the one asked about. `gpus` counts on both sides."""
+    """A measured rate on one GPU type, and the one asked about.
+
+    `gpus` is the engine's GPU count where it was measured, `to_gpus` on the other side (None: the
+    same). `at` is the load that the other side is asked under (None: what it was measured under).
+    `itl_seconds` and `ttft_seconds` are mean latencies measured with the rate, where known.
+    """
 
     llm: Llm
     dtype: str
@@ -63,27 +77,54 @@ class Question:
     input_tokens: float
     output_tokens: float
     load: Load = field(default_factory=Load)
+    at: Load | None = None
+    to_gpus: int | None = None
+    itl_seconds: float | None = None
+    ttft_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot have been measured."""
-        numbers = (self.output_tokens_per_second, self.input_tokens, self.output_tokens)
-        if not 1 <= self.gpus <= MOST_GPUS or not all(0 < n <= MOST for n in numbers):
+        numbers = [self.output_tokens_per_second, self.input_tokens, self.output_tokens]
+        numbers += [n for n in (self.itl_seconds, self.ttft_seconds) if n is not None]
+        counts = (self.gpus, self.gpus_there)
+        found = [f"{n:g}" for n in numbers]
+        if not all(1 <= n <= MOST_GPUS for n in counts) or not all(0 < n <= MOST for n in numbers):
             raise InputError(
-                f"There must be 1 to {MOST_GPUS} GPUs, and the output rate and both token counts "
-                f"be above 0; found {self.gpus}, {', '.join(f'{n:g}' for n in numbers)}."
+                f"There must be 1 to {MOST_GPUS} GPUs, and the output rate, both token counts and "
+                f"latencies be above 0; found {', '.join([*map(str, counts), *found])}."
             )
         offered = self.offered_tokens_per_second
         if offered is not None and self.output_tokens_per_second > MOST_SERVED * offered:
             raise InputError(
                 f"{self.load.requests_per_second:g} requests/s of {self.output_tokens:g} output "
-                f"tokens are {offered:g} tokens/s, but {self.output_tokens_per_second:g} were "
-                "measured. Take both from the same time and over all its requests."
+                f"tokens are {offered:.4g} tokens/s, but {self.output_tokens_per_second:.6g} were "
+                "measured: no server gives more than is asked for. Check both figures."
             )
+
+    @property
+    def gpus_there(self) -> int:
+        """GPUs of the engine on the other side."""
+        return self.gpus if self.to_gpus is None else self.to_gpus
+
+    @property
+    def load_there(self) -> Load:
+        """The load on the other side: the one asked for, else the one measured under."""
+        return self.load if self.at is None else self.at
+
+    @property
+    def is_same_setup(self) -> bool:
+        """Whether both sides are one GPU type, weight type and count."""
+        here = self.from_gpu, self.dtype, self.gpus
+        return here == (self.to_gpu, self.to_dtype, self.gpus_there)
 
     @property
     def offered_tokens_per_second(self) -> float | None:
         """Output tokens per second that an open load asks for; None where the load is another."""
-        rate = self.load.requests_per_second
+        return self.offered_by(self.load)
+
+    def offered_by(self, load: Load) -> float | None:
+        """Output tokens per second that a load asks for; None where it is no open one."""
+        rate = load.requests_per_second
         return None if rate is None else rate * self.output_tokens
 
     @property
@@ -92,9 +133,19 @@ class Question:
         offered = self.offered_tokens_per_second
         return offered is not None and self.output_tokens_per_second >= KEPT_UP * offered
 
-    def job(self, dtype: str) -> Job:
-        """The question's work at a weight type."""
-        return Job(self.llm, dtype, self.gpus, self.input_tokens, self.output_tokens)
+    @property
+    def job_here(self) -> Job:
+        """The work where it was measured."""
+        return Job(self.llm, self.dtype, self.gpus, self.input_tokens, self.output_tokens)
+
+    @property
+    def job_there(self) -> Job:
+        """The work on the other side."""
+        return self.job_as(self.to_dtype)
+
+    def job_as(self, dtype: str) -> Job:
+        """The work on the other side at a weight type."""
+        return Job(self.llm, dtype, self.gpus_there, self.input_tokens, self.output_tokens)
 
 
 def question_of(
@@ -110,6 +161,10 @@ def question_of(
     to_dtype: str | None = None,
     clients: float | None = None,
     requests_per_second: float | None = None,
+    at_clients: float | None = None,
+    at_requests_per_second: float | None = None,
+    itl_seconds: float | None = None,
+    ttft_seconds: float | None = None,
 ) -> Question:
     """The question that a person asks with these names and numbers.
 
@@ -118,6 +173,7 @@ def question_of(
     """
     llm = find_llm(model)
     measured = llm.weights_dtype if dtype is None else weight_dtype(dtype)
+    at = Load(clients=at_clients, requests_per_second=at_requests_per_second)
     return Question(
         llm=llm,
         dtype=measured,
@@ -129,4 +185,71 @@ def question_of(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         load=Load(clients=clients, requests_per_second=requests_per_second),
+        at=at if at.is_known else None,
+        itl_seconds=itl_seconds,
+        ttft_seconds=ttft_seconds,
+    )
+
+
+def refusal(question: Question) -> str:
+    """Why the question cannot be answered, with numbers; empty where it can.
+
+    Where it was measured, only what is impossible there is refused.
+    """
+    llm, context = question.llm, question.input_tokens + question.output_tokens
+    if context > llm.max_context_tokens:
+        return (
+            f"{context:,.0f} tokens exceed the context of {llm.model} ({llm.max_context_tokens:,})"
+        )
+    if reason := uneven(llm, question.gpus) or uneven(llm, question.gpus_there):
+        return reason
+    for reasons in (
+        [impossible(question.job_here, gpu) for gpu in question.from_gpu.rows],
+        [
+            impossible(question.job_there, gpu) or _unfit(question.job_there, gpu)
+            for gpu in question.to_gpu.rows
+        ],
+    ):
+        if all(reasons):
+            return reasons[0]
+    return ""
+
+
+def impossible(job: Job, gpu: Gpu) -> str:
+    """Why a GPU cannot run a job at all, with numbers; empty where it may."""
+    try:
+        architecture = gpu.architecture
+    except InputError as unknown:  # a reason in the table of options, not the end of the table
+        return str(unknown).rstrip(".")
+    is_narrow_float = job.dtype in ("fp8", "mxfp4", "nvfp4")
+    if is_narrow_float and not architecture.runs_fp8_and_fp4_weights:
+        return f"{gpu.name} cannot run {job.dtype} weights: vLLM has no kernel before Ampere"
+    if tensor_tflops_range(gpu, gpus()) is None:
+        return f"no TFLOPS of {gpu.name} or of its architecture {gpu.family} in gpu_specs.csv"
+    weights = job.llm.weights_bytes(job.dtype) / job.gpus
+    if weights > gpu.memory_bytes:
+        return _too_heavy(job, gpu)
+    return ""
+
+
+def _unfit(job: Job, gpu: Gpu) -> str:
+    """Why it surely does not fit, even if vLLM reserves but half of what is reckoned."""
+    machine, tokens = Machine(gpu, 1.0), job.input_tokens + job.output_tokens
+    fit = sequences_that_fit(job, machine, tokens=tokens, reserve_share=0.5)
+    if fit <= 0:
+        return _too_heavy(job, gpu)
+    if fit < 1:
+        weights = job.llm.weights_bytes(job.dtype) / job.gpus / GIB
+        return (
+            f"beside {weights:.1f} GiB of {job.dtype} weights a GPU, {job.gpus} × {gpu.name} have "
+            f"KV room for {fit:.2f} of one sequence of {tokens:,.0f} tokens"
+        )
+    return ""
+
+
+def _too_heavy(job: Job, gpu: Gpu) -> str:
+    weights = job.llm.weights_bytes(job.dtype) / job.gpus / GIB
+    return (
+        f"the {job.dtype} weights, {weights:.1f} GiB a GPU, do not fit {job.gpus} × {gpu.name} "
+        f"of {gpu.memory_gib:g} GiB"
     )

@@ -1,16 +1,21 @@
-"""What another GPU would do: output tokens per second on H, from a measurement on G.
+"""What another GPU would do: throughput and latencies there, from a measurement here.
 
-1. *Refuse* where the domain ends (`whatif_refusal`): the weights do not fit, no sequence fits
+1. *Refuse* where the domain ends (`question.refusal`): the weights do not fit, no sequence fits
    beside them, the GPU cannot run the weight type, the context is too long.
 2. *Published pairs first* (`published`). Where both GPUs were published for this model, types, GPU
    count, lengths and a load that gave about the measured rate, the answer is the measured rate ×
-   their ratio.
-3. *Else scale* (`whatif_scaling`): the measured rate × the ratio of `roofline` times on G and H.
-   Published pairs of the same model at other lengths correct that ratio, the more of them the more.
-   A rate far under what G could do says that the client limits, and is read as such.
-4. The band is the measured error of this method on models left out of its fit, by what drives that
-   error: see the constants. `bench/whatif_backtest.py` measures it;
-   `tests/verdicts/whatif_held_back.csv` holds runs that nothing here was fitted to.
+   their ratio, and its label *tested*.
+3. *Else scale*: the seconds per token on either GPU by arithmetic (`serving`), and what the GPU
+   does not explain of the measured ones (host, load generator, eager mode) carried over
+   (`carried`); beside it the ratio by data sheets (`data_sheet`), which has little say where
+   kernels of both were timed and much where not (`SHEET_SHARE`). Published pairs of the same model
+   at other lengths correct the ratio, the more of them the more. Where no load is told, a rate far
+   under what the GPU could give is read as the clients' doing.
+4. *Another load* on the other side (`Question.at`): from the measured load to it by the ratio of
+   the arithmetic on that side.
+5. The band is the measured error of this method on models left out of its fit, by class: whether
+   the GPU explains the measured time, whether the load is told (`BANDS`), and how near the nearest
+   published case is (*near* or *far*). `python -m bench.whatif` measures it.
 """
 
 from __future__ import annotations
@@ -18,53 +23,112 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
-from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.estimate import Estimate, Figures, Kind
+from vllm_capacity.facts.gpus import GpuSpan, gpus
 from vllm_capacity.facts.prices import usual_forms
-from vllm_capacity.facts.throughput import Measurement, measurements
-from vllm_capacity.verdicts.hardware.published import correction, measured_ratio
-from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.refusal import refusal
-from vllm_capacity.verdicts.hardware.roofline import (
+from vllm_capacity.facts.throughput import Measurement, measurements, silicon_measurements
+from vllm_capacity.verdicts.hardware.data_sheet import Shares, SheetSide, log_ratio
+from vllm_capacity.verdicts.hardware.published import (
+    NEAR,
+    Case,
+    correction,
+    measured_ratio,
+    nearest_case,
+)
+from vllm_capacity.verdicts.hardware.question import Load, Question, impossible, refusal
+from vllm_capacity.verdicts.hardware.serving import (
     OFFERED,
     Calibration,
+    Cycle,
+    Job,
+    Machine,
+    Rates,
+    cycle,
     is_native,
     kv_room_bytes,
-)
-from vllm_capacity.verdicts.hardware.scaling import (
-    Forms,
-    Side,
-    excess,
-    light_load_weight,
-    loaded_side,
-    log_ratio,
-    sides,
-    utilization_log,
+    peer_of,
+    rates,
+    saturated_batch,
+    shipped_calibration,
+    tensor_tflops_range,
 )
 
-HALF_WIDTH = 0.37
-"""Half the band, in logarithms, at saturation: it held 95 % of published pairs, model left out.
-
-Half that width would hold most: the few that lie far off are short of KV room, or all prompt.
+SHEET_SHARE = 0.2
+"""How much say the data sheets' ratio has beside that of timed kernels: of 0 to 1 in fifths, what
+came nearest to the silicon pairs, their models left out (6.5 % for 8.0 % without it)."""
+UNTIMED_SHEET_SHARE = 0.75
+"""The same where a GPU is of Ampere or of an architecture without tables: A100's tables hold 16-bit
+kernels alone, of an older vLLM. Of 0 to 1 in quarters, what came nearest to the pairs of A100 and
+H100, their models left out (6.3 % for 14.5 % without data sheets; those of 2024 10.7 % for 12.6 %).
 """
-CORRECTED_HALF_WIDTH = 0.30
-"""The same where published pairs of the model correct the ratio."""
+THIN_TABLES = "Ampere"
+"""Whose tables hold no more than that."""
+EXPLAINED = 0.3
+"""Of the arithmetic's seconds, the rest up to which the GPU explains what was measured."""
+BANDS = {
+    # (tables, explained, clients told): half a band, in logarithms; its share of the
+    # ratio's; tables: both GPUs are of an architecture with tables, see UNTIMED_SHEET_SHARE
+    (True, True, True): (0.20, 0.20),
+    (True, False, True): (0.30, 0.25),
+    (True, True, False): (0.33, 0.28),
+    (True, False, False): (0.29, 0.25),
+    (False, True, True): (0.22, 0.20),
+    (False, False, True): (0.21, 0.20),
+    (False, True, False): (0.30, 0.28),
+    (False, False, False): (0.27, 0.25),
+}
+"""An error has a part of its own and one that grows with the ratio: the root of the squares' sum.
+
+So wide that about nine in ten published pairs lie inside, their model left out, by class; what they
+held is printed by `python -m bench.whatif`."""
+FAR_FACTOR = 1.3
+"""How much wider where no published case is near, or no kernel of a GPU's chip was timed."""
+ANOTHER_LOAD = 0.097
+"""Half the band of another load per factor e of running requests, in logarithms: from the lightest
+silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much."""
+ANOTHER_COUNT = 0.13
+"""What another number of GPUs adds to half a band, in logarithms per factor e of it: silicon rows
+of one setup at 2 and 4 times the GPUs, models left out."""
+GROWN = 0.035
+"""By how much more, in logarithms per factor e of running requests, output grows than by the
+arithmetic: the silicon rows, which the fit has seen, from their lightest loads to heavier ones."""
+MOST_GROWN = math.log(16)
+"""Those rows span no more: beyond, it grows as the arithmetic does."""
+LIGHT_LOAD = 0.6
+IDLE_LOAD = 0.1
+"""Of what the arithmetic gives, the share from which on and down to which a rate whose load is not
+told is read as a light load."""
+MOST_OVER = 2.0
+"""How far a measured rate may exceed the arithmetic: published ones, left out of it, did 1.7 ×."""
+MOST_BELIEVED = 10.0
+"""A rate of more times the arithmetic is no such set-up; cached prompts can make up some of it."""
+CLOSED_SHARE = 0.6
+"""How far a light load is read as held clients: load tests hold clients, users come as they come.
+
+The band reaches the other reading, the same rate.
+"""
 LIGHT_HALF_WIDTH = 0.22
-"""The same under a light load, besides that the band then reaches to the same rate."""
+"""Half the band under a light load, besides that it then reaches to the same rate."""
 FULLY_LIGHT = 0.08
 """The lightness from which the band is that of a light load; from 0 it fades into it."""
 SERVED_HALF_WIDTH = 0.08
 """Half the band, in logarithms, where all that comes is served: so far runs of one load differ."""
-UNFITTED_FACTOR = 1.25
-"""How much wider where an architecture was never fitted."""
-MOST_BELIEVED = 10.0
-"""A rate of more times the arithmetic is no such set-up; cached prompts can make up some of it."""
-_MAY_BE_NATIVE = ("fp8", "int8", "nvfp4")
-FITTED_VENDOR = "NVIDIA"
+QUEUED_PROMPTS = 0.36
+"""The power of the clients that a prompt's wait grows with: clients that were served together come
+together again. Fitted to the silicon rows, whose clients do; independent ones wait less."""
+TTFT_HALF_WIDTH = 0.45
+"""Half the band of a time to first token: by any method it is off by about 15 % (median)."""
 OTHER_VENDOR_HALF_WIDTH = 0.60
-"""The same with another vendor's kernels, whatever the load."""
+"""Half the band with another vendor's kernels, whatever the load."""
+FITTED_VENDOR = "NVIDIA"
 SPAN_SHARE = 0.5
 """How much of a span's distance the band takes on: its ends are no likelier than its middle."""
+TESTED, NEARBY, FAR, SAME = "tested", "near", "far", "same"
+
+Forms = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -80,263 +144,707 @@ class GpuUtilization:
         return self.flops_ratio > 0 and self.bandwidth_ratio > 0
 
 
-def shipped_what_if(question: Question) -> Estimate:
+@dataclass(frozen=True, repr=False)
+class Split(Figures):
+    """So many replicas of engines of so many GPUs each: what all of them do, and the latencies.
+
+    Latencies are those of any replica, each under its share of the load.
+    """
+
+    gpus_per_engine: int
+    replicas: int
+    output_tokens_per_second: Estimate
+    itl_seconds: Estimate
+    ttft_seconds: Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class WhatIf(Figures):
+    """What another GPU would do, and how well that is known.
+
+    `label`: *tested* (a published pair answers it), *near* or *far* by the `distance` of the
+    `nearest` published case, *same* where nothing was asked to change, empty where nothing is
+    known. `explained_ratio` is the share of the measured time that the arithmetic explains; the
+    rest is carried over. Latencies are means, unknown where no load is told. `splits` are those of
+    a number of GPUs, the best first, where one was asked about; the figures are then the best's.
+    The attributes of `output_tokens_per_second` can be read of the whole.
+    """
+
+    output_tokens_per_second: Estimate
+    itl_seconds: Estimate
+    ttft_seconds: Estimate
+    label: str = ""
+    explained_ratio: float | None = None
+    nearest: Case | None = None
+    splits: tuple[Split, ...] = ()
+
+    @classmethod
+    def unknown(cls, reason: str) -> WhatIf:
+        """Nothing, and why."""
+        nothing = Estimate.unknown(reason)
+        return cls(nothing, nothing, nothing)
+
+    @property
+    def low(self) -> float | None:
+        """The low end of the throughput."""
+        return self.output_tokens_per_second.low
+
+    @property
+    def mid(self) -> float | None:
+        """The middle of the throughput."""
+        return self.output_tokens_per_second.mid
+
+    @property
+    def high(self) -> float | None:
+        """The high end of the throughput."""
+        return self.output_tokens_per_second.high
+
+    @property
+    def reason(self) -> str:
+        """Why the throughput is not known; empty where it is."""
+        return self.output_tokens_per_second.reason
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the throughput is known."""
+        return self.output_tokens_per_second.is_known
+
+    @property
+    def basis(self) -> tuple[str, ...]:
+        """What the throughput rests on."""
+        return self.output_tokens_per_second.basis
+
+    @property
+    def sources(self) -> str:
+        """The same in one line."""
+        return self.output_tokens_per_second.sources
+
+    def as_dict(self) -> dict[str, Any]:
+        """The throughput's own keys, then the fields of the whole."""
+        return {**self.output_tokens_per_second.as_dict(), **super().as_dict()}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One machine of a span under a load: its batch, and the arithmetic of it."""
+
+    machine: Machine
+    job: Job
+    rates: Rates
+    batch: float
+    cycle: Cycle
+
+    @property
+    def sequence_seconds(self) -> float:
+        """Seconds per output token of one sequence, its share of prompts included."""
+        return self.cycle.seconds_per_token
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Seconds per output token of the whole engine."""
+        return self.sequence_seconds / self.batch
+
+    @property
+    def rate(self) -> float:
+        """Output tokens per second."""
+        return 1 / self.seconds_per_token
+
+    @property
+    def ttft_seconds(self) -> float:
+        """Seconds to the first token: its prompt's steps, the step that runs, prompts before it."""
+        prompt_steps = math.ceil(self.job.input_tokens / self.machine.tokens_per_step)
+        own = prompt_steps * self.cycle.mixed_seconds + 0.5 * self.cycle.decode_seconds
+        return own * math.pow(self.batch, QUEUED_PROMPTS)
+
+
+def carried(here: float, there: float, measured: float) -> float:
+    """Seconds per token on the other GPU: the arithmetic there, and what it did not explain here.
+
+    `here` and `there` are by arithmetic. Of what was measured beyond `here`, as much as the slower
+    of the two goes along as it is (a host is no faster for another GPU); more than that scales, for
+    then the arithmetic is off. Less than `here` scales, too.
+    """
+    rest = max(measured - here, 0.0)
+    capped = min(rest, max(here, there))
+    return there * (min(measured, here) + rest - capped) / here + capped
+
+
+def side(
+    job: Job, machine: Machine, calibration: Calibration, *, clients: float | None = None
+) -> Side:
+    """A machine at a job, as many sequences running as it admits, of `clients` where told."""
+    batch = saturated_batch(job, machine, offered=clients or OFFERED)
+    return _at(job, machine, rates(machine, job.llm, job.dtype, calibration), calibration, batch)
+
+
+def _at(job: Job, machine: Machine, found: Rates, calibration: Calibration, batch: float) -> Side:
+    steady = cycle(
+        job.work,
+        found.kernels,
+        calibration.host,
+        batch=batch,
+        input_tokens=job.input_tokens,
+        output_tokens=job.output_tokens,
+        tokens_per_step=float(machine.tokens_per_step),
+    )
+    return Side(machine, job, found, batch, steady)
+
+
+def machines_of(job: Job, span: GpuSpan, prefer: Forms) -> Iterator[Machine]:
+    """The machines a span stands for, its middle first; rows that cannot run the job left out."""
+    fit = [row for row in span.rows if not impossible(job, row)]
+    order = {form: place for place, form in enumerate(prefer.get(span.rows[0].gpu, ()))}
+    fit.sort(key=lambda row: (order.get(row.form_factor, len(order)), -row.mem_bw_tb_s))
+    for row in fit:
+        low, high = tensor_tflops_range(row, gpus()) or (1.0, 1.0)
+        ends = [] if low == high else [low, high]
+        for tflops in (math.sqrt(low * high), *ends):
+            yield Machine(row, tflops)
+
+
+def shipped_what_if(question: Question) -> WhatIf:
     """`what_if` by the published runs and the form factors that the shipped tables have."""
     spans = question.from_gpu, question.to_gpu
     prefer = {span.rows[0].gpu: usual_forms(span.name) for span in spans}
-    return what_if(question, published=measurements(), prefer=prefer)
+    return what_if(question, published=published_runs(), prefer=prefer)
+
+
+def published_runs() -> tuple[Measurement, ...]:
+    """Every published run that a what-if looks up."""
+    return (*measurements(), *silicon_measurements())
 
 
 def what_if(
     question: Question,
     *,
     published: Sequence[Measurement] = (),
-    prefer: Mapping[str, Sequence[str]] | None = None,
+    prefer: Forms | None = None,
     busy: GpuUtilization | None = None,
     calibration: Calibration | None = None,
-) -> Estimate:
-    """Output tokens per second on the asked GPU: an interval with its basis, or why not.
+    shares: Shares | None = None,
+) -> WhatIf:
+    """What the asked GPU does: throughput and latencies with their basis, or why not.
 
     `published` are the runs to look up and to correct by. Of a span of form factors, the first that
     `prefer` names for that GPU gives the middle (else the one with the most bandwidth). `busy` is
     what the measured engine says of itself: it then has half the say in the scaling.
     """
-    cal = calibration or Calibration()
-    if reason := refusal(question) or _unbelievable(question, prefer or {}, cal):
-        return Estimate.unknown(reason)
-    if question.from_gpu == question.to_gpu and question.dtype == question.to_dtype:
-        return Estimate.exact(question.output_tokens_per_second, "measured: the same GPU and type")
-    found = _uncapped(question, published, prefer or {}, cal, busy)
-    if not is_native(question.to_dtype, question.to_gpu.rows[0]):
-        wide = replace(question, to_dtype="bf16")
-        sixteen = what_if(wide, published=published, prefer=prefer, busy=busy, calibration=cal)
-        words = _widened_words(question, found, sixteen, prefer or {}, cal)
-        found = replace(found, basis=(*found.basis, *words))
-    return _capped(found, question)
+    if reason := refusal(question):
+        return WhatIf.unknown(reason)
+    found = calibration or shipped_calibration(), shares or Shares()
+    return _Asking(question, published, prefer or {}, busy, *found).answer
 
 
-def _unbelievable(question: Question, prefer: Forms, cal: Calibration) -> str:
-    """Why nothing can be scaled from a rate that G surely cannot give; empty where it may."""
-    measured = question.output_tokens_per_second
-    rate = max(side.rate for side in _both_sides(question, prefer, cal)[0])
-    if measured <= MOST_BELIEVED * rate:
-        return ""
-    return (
-        f"{measured:,.6g} output tokens/s is more than {MOST_BELIEVED:g} × the {rate:,.3g} that "
-        f"arithmetic gives on {question.gpus} × {question.from_gpu.label}: nothing can be scaled "
-        "from it. Check the GPU and its count, the weight type, the token counts and the clients"
+@dataclass(frozen=True)
+class _Asking:
+    """One question, what answers it is made from, and both sides by arithmetic."""
+
+    question: Question
+    published: Sequence[Measurement]
+    prefer: Forms
+    busy: GpuUtilization | None
+    calibration: Calibration
+    shares: Shares
+
+    @cached_property
+    def froms(self) -> list[Side]:
+        """The machines that the measured GPU may be, at the load they were measured under."""
+        job, clients = self.question.job_here, self.question.load.clients
+        found = machines_of(job, self.question.from_gpu, self.prefer)
+        whole = [side(job, machine, self.calibration, clients=clients) for machine in found]
+        if self.question.at is None or clients is not None or self.question.load.is_capacity:
+            return whole
+        return [self._lightened(each) for each in whole]
+
+    @cached_property
+    def tos(self) -> list[Side]:
+        """The machines that the asked GPU may be, at the load they are asked under."""
+        job, clients = self.question.job_there, self.question.load_there.clients
+        found = machines_of(job, self.question.to_gpu, self.prefer)
+        return [side(job, machine, self.calibration, clients=clients) for machine in found]
+
+    def _lightened(self, whole: Side) -> Side:
+        """A side at the batch that gives the measured rate, where no clients are told."""
+        batch = self.batch_for(self.question.output_tokens_per_second, whole)
+        return self.at_batch(whole, batch)
+
+    def at_batch(self, whole: Side, batch: float) -> Side:
+        """A side with another number of sequences running."""
+        return _at(whole.job, whole.machine, whole.rates, self.calibration, batch)
+
+    def batch_for(self, rate: float, whole: Side) -> float:
+        """How many running sequences give a rate, at most the side's; 1 where even one does."""
+        low, high = 1.0, whole.batch
+        if self.at_batch(whole, low).rate >= rate:
+            return low
+        for _ in range(30):
+            middle = math.sqrt(low * high)
+            is_less = self.at_batch(whole, middle).rate < rate
+            low, high = (middle, high) if is_less else (low, middle)
+        return high
+
+    @cached_property
+    def machines(self) -> list[tuple[Side, Side]]:
+        """Every pair of machines that the question may mean, the likeliest first."""
+        same = self.question.from_gpu == self.question.to_gpu
+        return [
+            (one, other)
+            for one in self.froms
+            for other in self.tos
+            if not same or one.machine == other.machine
+        ]
+
+    @property
+    def answer(self) -> WhatIf:
+        """The whole answer."""
+        question = self.question
+        if reason := self._unbelievable():
+            return WhatIf.unknown(reason)
+        if question.is_same_setup and question.load_there == question.load:
+            words = "measured: the same GPU and type"
+            exact = Estimate.exact(question.output_tokens_per_second, words)
+            return self._whole(exact, SAME)
+        found, label = self._throughput()
+        if not is_native(question.to_dtype, question.to_gpu.rows[0]):
+            found = replace(found, basis=(*found.basis, *self._widened_words(found)))
+        return self._whole(self._capped(found), label)
+
+    def _whole(self, found: Estimate, label: str) -> WhatIf:
+        itl, ttft = self._latencies(found)
+        one = self.froms[0]
+        measured = 1 / self.question.output_tokens_per_second
+        return WhatIf(
+            output_tokens_per_second=found,
+            itl_seconds=itl,
+            ttft_seconds=ttft,
+            label=label,
+            explained_ratio=min(one.seconds_per_token / measured, 1.0),
+            nearest=self.nearest,
+        )
+
+    @cached_property
+    def nearest(self) -> Case | None:
+        """The published case nearest to the question."""
+        return nearest_case(self.question, self.published)
+
+    def _unbelievable(self) -> str:
+        """Why nothing can be scaled from a rate that G surely cannot give; empty where it may."""
+        question, measured = self.question, self.question.output_tokens_per_second
+        job, clients = question.job_here, question.load.clients
+        rate = max(
+            side(job, machine, self.calibration, clients=clients).rate
+            for machine in machines_of(job, question.from_gpu, self.prefer)
+        )
+        if measured <= MOST_BELIEVED * rate:
+            return ""
+        return (
+            f"{measured:,.6g} output tokens/s is more than {MOST_BELIEVED:g} × the {rate:,.3g} "
+            f"that arithmetic gives on {question.gpus} × {question.from_gpu.label}: nothing can be "
+            "scaled from it. Check the GPU and its count, the weight type, the token counts and "
+            "the clients"
+        )
+
+    def _throughput(self) -> tuple[Estimate, str]:
+        """Output tokens per second there, and its label."""
+        question = self.question
+        is_plain = question.at is None and question.gpus_there == question.gpus
+        found = measured_ratio(question, self.published) if is_plain else None
+        if found and question.load.is_known:
+            return found, TESTED
+        scaled = self._scaled()
+        if found:
+            return self._unless_light(found, scaled), TESTED
+        return scaled, self.label
+
+    @property
+    def label(self) -> str:
+        """How near the answer is to what was measured, where it is scaled."""
+        return NEARBY if self.is_near else FAR
+
+    @cached_property
+    def is_near(self) -> bool:
+        """Whether a published case is near, and both chips' kernels were timed (or fitted)."""
+        is_timed = all(each.rates.is_timed for each in (self.froms[0], self.tos[0]))
+        if self.question.is_same_setup:
+            return is_timed
+        return is_timed and self.nearest is not None and self.nearest.distance <= NEAR
+
+    def _unless_light(self, found: Estimate, scaled: Estimate) -> Estimate:
+        """A measured pair; where its load was a light one, so far as to hold what scaling gives.
+
+        Nobody said that the question's load is that one.
+        """
+        full = replace(self.question, load=Load(is_capacity=True))
+        if measured_ratio(full, self.published) or scaled.mid is None or found.low is None:
+            return found
+        low, mid, high = found.low, found.mid or found.low, found.high or found.low
+        words = "a light load; another one of that rate may scale as the arithmetic does"
+        return replace(
+            found,
+            low=min(low, scaled.mid),
+            mid=mid,
+            high=max(high, scaled.mid),
+            basis=(*found.basis, words),
+        )
+
+    def _scaled(self) -> Estimate:
+        gains = [self._gain(one, other) for one, other in self.machines]
+        if self.busy and self.busy.is_counted:
+            counted = [_utilization_log(self.busy, one, other) for one, other in self.machines]
+            gains = [(a + b) / 2 for a, b in zip(gains, counted, strict=True)]
+        one, other = self.machines[0]
+        lightness = self.lightness(one)
+        shift, weight = self._correction()
+        shift *= 1 - lightness
+        middle = gains[0] + shift
+        fade = min(lightness / FULLY_LIGHT, 1.0)
+        half = (1 - fade) * self._half_width(one, other, middle) + fade * LIGHT_HALF_WIDTH
+        half += math.log(_excess(self.question, one))
+        down, up = _band(self._widened(half, one, other), gains, gain=middle, fade=fade)
+        mid = self.question.output_tokens_per_second * math.exp(middle)
+        words = self._basis(one, other, weight=weight)
+        ends = mid * math.exp(-down), mid, mid * math.exp(up)
+        return Estimate.known(*ends, *words, kind=Kind.EXTRAPOLATED)
+
+    def _correction(self) -> tuple[float, float]:
+        """What published pairs of the model add to the logarithm of the ratio, and their weight."""
+        if self.question.at is not None or self.question.gpus_there != self.question.gpus:
+            return 0.0, 0.0
+
+        def by_arithmetic(asked: Question) -> float:
+            other = replace(self, question=asked, busy=None)
+            return other._gain(*other.machines[0])
+
+        return correction(self.question, self.published, by_arithmetic)
+
+    def _gain(self, one: Side, other: Side) -> float:
+        """The logarithm of the rate there over the measured rate, between these two machines."""
+        question = self.question
+        rate = question.output_tokens_per_second
+        if question.at is not None:
+            return self._gain_elsewhere(one, other)
+        here, there, measured = one.seconds_per_token, other.seconds_per_token, 1 / rate
+        if question.is_kept_up:
+            measured = min(measured, here)
+        saturated = -math.log(rate * carried(here, there, measured))
+        saturated = self._beside_sheets(one, other, saturated)
+        lightness = self.lightness(one)
+        if not lightness:
+            return saturated
+        closed = saturated
+        if not question.load.is_known:
+            clients = self.batch_for(rate, one)
+            then = self.at_batch(other, min(clients, other.batch))
+            closed = math.log(then.rate / self.at_batch(one, clients).rate)
+        open_load = min(0.0, math.log(one.rate / rate) + saturated)
+        light = CLOSED_SHARE * closed + (1 - CLOSED_SHARE) * open_load
+        return lightness * light + (1 - lightness) * saturated
+
+    def _gain_elsewhere(self, one: Side, other: Side) -> float:
+        """The same where the other side is asked under another load.
+
+        First the measured load over there, what the GPU does not explain carried over; then from
+        that load to the one asked about, by the ratio of the arithmetic: how far it is off at one
+        load, it is about as far off at another.
+        """
+        rate = self.question.output_tokens_per_second
+        alike = self.at_batch(other, min(one.batch, self.most_running(other)))
+        measured = one.batch / rate
+        there = carried(one.sequence_seconds, alike.sequence_seconds, measured)
+        gain = math.log(alike.batch / there / rate)
+        there = alike.batch / rate * math.exp(-self._beside_sheets(one, alike, gain))
+        seconds = there * other.sequence_seconds / alike.sequence_seconds
+        apart = math.log(other.batch / one.batch)
+        grown = GROWN * max(min(apart, MOST_GROWN), -MOST_GROWN)
+        return math.log(other.batch / seconds / rate) + grown
+
+    def _beside_sheets(self, one: Side, other: Side, gain: float) -> float:
+        """A gain by timed kernels, and by data sheets, weighed.
+
+        Where G served all that came, by data sheets it could have given what they say.
+        """
+        here, there = (_by_sheets(each, self.shares) for each in (one, other))
+        by_sheets = log_ratio(here, there)
+        if self.question.is_kept_up:
+            rate = self.question.output_tokens_per_second
+            by_sheets += max(math.log(here.output_tokens_per_second / rate), 0.0)
+        share = sheet_share(one, other)
+        return (1 - share) * gain + share * by_sheets
+
+    def most_running(self, other: Side) -> float:
+        """As many sequences as a side admits, whatever the load."""
+        return saturated_batch(other.job, other.machine, offered=math.inf)
+
+    def lightness(self, one: Side) -> float:
+        """How far a rate is read as the clients' doing: 0 from `LIGHT_LOAD`, 1 to `IDLE_LOAD`.
+
+        0 where the question tells how many clients were held, that G gave all it could, or that it
+        served all that came: what the GPU does not explain is then not theirs.
+        """
+        question = self.question
+        told = question.load.clients is not None or question.load.is_capacity
+        if told or question.is_kept_up or question.at is not None:
+            return 0.0
+        share = question.output_tokens_per_second / one.rate
+        if share >= LIGHT_LOAD:
+            return 0.0
+        return min(math.log(LIGHT_LOAD / share) / math.log(LIGHT_LOAD / IDLE_LOAD), 1.0)
+
+    def _half_width(self, one: Side, other: Side, gain: float) -> float:
+        question = self.question
+        if question.at is None:
+            return self._class_half_width(one, other, gain)
+        apart = abs(math.log(other.batch / one.batch))
+        beyond = max(apart - MOST_GROWN, 0.0)
+        of_load = ANOTHER_LOAD * (apart + beyond)
+        if question.is_same_setup:
+            return math.hypot(of_load, 0.1)
+        gain -= math.log(other.batch / one.batch)
+        return math.hypot(of_load, self._class_half_width(one, other, gain))
+
+    def _class_half_width(self, one: Side, other: Side, gain: float) -> float:
+        """Half the band of a gain under one load, by class."""
+        rest = 1 / self.question.output_tokens_per_second / one.seconds_per_token - 1
+        has_tables = sheet_share(one, other) == SHEET_SHARE
+        is_told = self.question.load.clients is not None
+        own, of_ratio = BANDS[has_tables, rest <= EXPLAINED, is_told]
+        of_count = ANOTHER_COUNT * math.log(self.question.gpus_there / self.question.gpus)
+        return math.hypot(own, of_ratio * gain, of_count)
+
+    def _widened(self, half: float, one: Side, other: Side) -> float:
+        """Half a band, wider where nothing near was measured."""
+        architectures = [each.machine.gpu.architecture for each in (one, other)]
+        if any(row.vendor != FITTED_VENDOR for row in architectures):
+            return max(half, OTHER_VENDOR_HALF_WIDTH)
+        return half if self.is_near else half * FAR_FACTOR
+
+    def _capped(self, found: Estimate) -> Estimate:
+        """No more than an open load asks for, where the question tells one."""
+        question = self.question
+        load = question.load_there
+        offered = question.offered_by(load)
+        if offered is None or found.low is None or found.mid is None or found.high is None:
+            return found
+        is_kept = question.is_kept_up and load == question.load
+        cap = question.output_tokens_per_second if is_kept else offered
+        if found.high <= cap:
+            return found
+        low, mid = min(found.low, cap * math.exp(-SERVED_HALF_WIDTH)), min(found.mid, cap)
+        words = f"{load.requests_per_second:g} requests/s ask for no more than {cap:.4g} tokens/s"
+        if found.low > cap:
+            words += f", and H could give {found.low:.3g} to {found.high:.3g}"
+        high = cap * math.exp(SERVED_HALF_WIDTH)
+        return replace(found, low=low, mid=mid, high=high, basis=(words, *found.basis))
+
+    def _latencies(self, found: Estimate) -> tuple[Estimate, Estimate]:
+        """Mean seconds between tokens and to the first token there; unknown with the reason."""
+        load, other = self.question.load_there, self.tos[0]
+        if found.mid is None or found.low is None or found.high is None:
+            return (Estimate.unknown(found.reason),) * 2
+        if load.clients is None and load.requests_per_second is None:
+            reason = "no load is told: say clients (--clients) or requests/s"
+            return (Estimate.unknown(reason),) * 2
+        running = other.batch
+        if load.requests_per_second is not None:
+            running = self.batch_for(found.mid, other)
+        there = self.at_batch(other, running)
+        seconds = running / found.mid
+        ttft = self._ttft(there, seconds)
+        itl = self._itl(seconds, ttft)
+        half = math.log(found.high / found.low) / 2
+        basis = f"{running:.3g} running at {found.mid:,.4g} output tokens/s"
+        words = f"{basis}: requests in flight ÷ rate, less the time to the first token"
+        if load.clients is not None and running < load.clients:
+            words += f"; the other {load.clients - running:.3g} clients wait"
+            waits = "clients wait for KV room: their time to the first token is a queue's"
+            return _around(itl, half, words), Estimate.unknown(waits)
+        ttft_words = f"{basis}: the prompt's steps by arithmetic; by any method 15 % off (median)"
+        return _around(itl, half, words), _around(ttft, TTFT_HALF_WIDTH, ttft_words)
+
+    def _ttft(self, there: Side, seconds: float) -> float:
+        """Mean seconds to the first token, by arithmetic, corrected by what was measured here."""
+        question = self.question
+        if question.ttft_seconds is None:
+            off = seconds / there.sequence_seconds
+            return there.ttft_seconds * min(max(off, 0.5), 2.0)
+        return there.ttft_seconds * question.ttft_seconds / self.froms[0].ttft_seconds
+
+    def _itl(self, seconds: float, ttft: float) -> float:
+        """Mean seconds between tokens of a sequence that takes so long per token, all in all."""
+        question, output = self.question, self.question.output_tokens
+        if question.itl_seconds is not None and question.load.clients is not None:
+            here = self.froms[0].batch / question.output_tokens_per_second
+            return question.itl_seconds * seconds / here
+        if output <= 1:
+            return seconds
+        return max(seconds * output - ttft, 0.3 * seconds * output) / (output - 1)
+
+    def _basis(self, one: Side, other: Side, *, weight: float) -> Iterator[str]:
+        question = self.question
+        yield (
+            f"scaled from {question.output_tokens_per_second:,.6g} output tokens/s measured on "
+            f"{question.gpus} × {question.from_gpu.label} ({question.dtype}) to "
+            f"{question.gpus_there} × {question.to_gpu.label} ({question.to_dtype})"
+        )
+        here, there = question.load.clients, question.load_there.clients
+        yield f"{_side_words(one, here)}, then {_side_words(other, there)}"
+        yield from self._explained_words(one)
+        for each in dict.fromkeys((_kernel_words(one), _kernel_words(other))):
+            if each:
+                yield each
+        if not question.is_same_setup:
+            yield f"by timed kernels, and to {sheet_share(one, other):.0%} by data sheets"
+        if weight:
+            yield f"corrected by published pairs of this model (weight {weight:.1f})"
+        if self.lightness(one):
+            yield self._light_words(one)
+        if _excess(question, one) > 1:
+            yield (
+                f"that is {question.output_tokens_per_second / one.rate:.1f} × what the "
+                "arithmetic gives on G: cached prompts, or another set-up than told? Hence the "
+                "wider band"
+            )
+        if self.nearest is not None:
+            yield f"{self.label}: {self.nearest.words}"
+
+    def _explained_words(self, one: Side) -> Iterator[str]:
+        measured = 1 / self.question.output_tokens_per_second
+        if self.question.at is not None or self.question.is_kept_up:
+            return
+        share = one.seconds_per_token / measured
+        if share < 1:
+            yield (
+                f"the GPU explains {share:.0%} of the measured time; the rest (host, load "
+                "generator, eager mode) is carried over"
+            )
+
+    def _light_words(self, one: Side) -> str:
+        if not self.question.load.is_known:
+            return (
+                f"light load: the arithmetic gives {one.rate:.0f} tokens/s on G at saturation, so "
+                "the client limits, and H is read between the same rate and as many clients"
+            )
+        return (
+            f"the arithmetic gives {one.rate:.0f} tokens/s on G under that load: what else limits "
+            "is not known, and H is read between the same rate and the gain"
+        )
+
+    def _widened_words(self, found: Estimate) -> Iterator[str]:
+        """What a weight type does on a GPU that cannot multiply it, and why it is faster if so."""
+        question = self.question
+        one, other = self.machines[0]
+        gpu, dtype = other.machine.gpu, question.to_dtype
+        if dtype in ("fp8", "int8", "nvfp4"):
+            words = "weights widen to 16 bits, no compute won"
+            yield f"{gpu.name} has no {dtype} tensor cores: {words}"
+        else:
+            yield f"vLLM widens {dtype} weights to 16 bits: no compute won"
+        wide = question.job_as("bf16")
+        if kv_room_bytes(wide, other.machine) <= 0:
+            yield "still faster than 16 bits, because those leave no KV room"
+            return
+        sixteen = replace(self, question=replace(question, to_dtype="bf16"))
+        answer = what_if(
+            sixteen.question,
+            published=self.published,
+            prefer=self.prefer,
+            busy=self.busy,
+            calibration=self.calibration,
+            shares=self.shares,
+        )
+        if answer.mid is not None and found.mid is not None and found.mid > answer.mid:
+            plain = sixteen.machines[0][1]
+            why = "published pairs of this model say so"
+            if self._gain(one, other) > sixteen._gain(one, plain):
+                why = _why_smaller_is_faster(plain, other)
+            yield f"still faster than 16 bits, because {why}"
+
+
+def sheet_share(one: Side, other: Side) -> float:
+    """How much say the ratio of data sheets has between two machines, 0..1."""
+    found = (
+        (one.machine.gpu, peer_of(one.machine.gpu)),
+        (other.machine.gpu, peer_of(other.machine.gpu)),
     )
+    timed = all(gpu.family == peer.family != THIN_TABLES for gpu, peer in found)
+    return SHEET_SHARE if timed else UNTIMED_SHEET_SHARE
 
 
-def _uncapped(
-    question: Question,
-    published: Sequence[Measurement],
-    prefer: Forms,
-    cal: Calibration,
-    busy: GpuUtilization | None,
-) -> Estimate:
-    found = measured_ratio(question, published)
-    if found and question.load.is_known:
-        return found
-    scaled = _scaled(question, published, prefer, cal, busy)
-    return _unless_light(found, question, published, scaled) if found else scaled
+def _by_sheets(each: Side, shares: Shares) -> SheetSide:
+    return SheetSide(each.job, each.machine, each.batch, shares)
 
 
-def _unless_light(
-    found: Estimate, question: Question, published: Sequence[Measurement], scaled: Estimate
-) -> Estimate:
-    """A measured pair; where its load was a light one, so far as to hold what scaling gives.
+def _around(mid: float, half: float, words: str) -> Estimate:
+    """An estimate of so much either way, in logarithms."""
+    ends = mid * math.exp(-half), mid, mid * math.exp(half)
+    return Estimate.known(*ends, words, kind=Kind.EXTRAPOLATED)
 
-    Nobody said that the question's load is that one.
+
+def _excess(question: Question, one: Side) -> float:
+    """How many times a rate on G exceeds what published runs ever exceeded the arithmetic by; 1."""
+    return max(question.output_tokens_per_second / one.rate / MOST_OVER, 1.0)
+
+
+def _utilization_log(busy: GpuUtilization, one: Side, other: Side) -> float:
+    """The logarithm of the ratio where the engine says what it was busy with, at the same batch.
+
+    Of each second on G, compute took FLOPS used ÷ reachable, memory bandwidth used ÷ reachable;
+    both scale by what kernels reach, what is left (the host) does not.
     """
-    full = replace(question, load=Load(is_capacity=True))
-    if measured_ratio(full, published) or scaled.mid is None or found.low is None:
-        return found
-    low, mid, high = found.low, found.mid or found.low, found.high or found.low
-    words = "a light load; another one of that rate may scale as the arithmetic does"
-    return replace(
-        found,
-        low=min(low, scaled.mid),
-        mid=mid,
-        high=max(high, scaled.mid),
-        basis=(*found.basis, words),
+    here, there = one.rates.kernels.dense, other.rates.kernels.dense
+    flops = one.machine.tensor_tflops * 1e12
+    moved = one.machine.gpu.bandwidth_bytes_per_second
+    compute = min(busy.flops_ratio * flops / here.flops_per_second, 1.0)
+    memory = min(busy.bandwidth_ratio * moved / here.bytes_per_second, 1.0)
+    core = max(compute, memory)
+    scaled = max(
+        compute * here.flops_per_second / there.flops_per_second,
+        memory * here.bytes_per_second / there.bytes_per_second,
     )
+    return -math.log(scaled + (1 - core))
 
 
-def _scaled(
-    question: Question,
-    published: Sequence[Measurement],
-    prefer: Forms,
-    cal: Calibration,
-    busy: GpuUtilization | None,
-) -> Estimate:
-    froms, tos = _both_sides(question, prefer, cal)
-    same = question.from_gpu == question.to_gpu
-    machines = [
-        (one, other) for one in froms for other in tos if not same or one.machine == other.machine
-    ]
-    ratios = [log_ratio(question, one, other, cal) for one, other in machines]
-    if busy and busy.is_counted:
-        used = busy.flops_ratio, busy.bandwidth_ratio
-        counted = [utilization_log(*used, one, other, cal) for one, other in machines]
-        ratios = [(a + b) / 2 for a, b in zip(ratios, counted, strict=True)]
-    middle = ratios[0]
-    lightness = light_load_weight(question, froms[0])
-    shift, weight = correction(question, published, lambda q: _model_log(q, prefer, cal))
-    shift *= 1 - lightness
-    saturated = CORRECTED_HALF_WIDTH if weight >= 1 else HALF_WIDTH
-    fade = min(lightness / FULLY_LIGHT, 1.0)
-    half = (1 - fade) * saturated + fade * LIGHT_HALF_WIDTH + math.log(excess(question, froms[0]))
-    down, up = _band(_widened(half, froms[0], tos[0]), ratios, gain=middle + shift, fade=fade)
-    mid = question.output_tokens_per_second * math.exp(middle + shift)
-    words = _basis(question, froms[0], tos[0], weight=weight)
-    low, high = mid * math.exp(-down), mid * math.exp(up)
-    return Estimate.known(low, mid, high, *words, kind=Kind.EXTRAPOLATED)
-
-
-def _band(half: float, ratios: Sequence[float], *, gain: float, fade: float) -> tuple[float, float]:
+def _band(half: float, gains: Sequence[float], *, gain: float, fade: float) -> tuple[float, float]:
     """How far the band reaches down and up from a gain, in logarithms.
 
-    It takes on part of a span (the first ratio is its middle) and holds each end of it, and reaches
-    to the same rate as far as the load is light.
+    It takes on part of a span (the first of `gains` is its middle) and holds each end of it, and
+    reaches to the same rate as far as the load is light.
     """
-    below, above = ratios[0] - min(ratios), max(ratios) - ratios[0]
+    below, above = gains[0] - min(gains), max(gains) - gains[0]
     down = max(math.hypot(half, SPAN_SHARE * below), below)
     up = max(math.hypot(half, SPAN_SHARE * above), above)
     return down + fade * max(gain + 0.05 - down, 0.0), up + fade * max(0.05 - gain - up, 0.0)
 
 
-def _widened(half: float, one: Side, other: Side) -> float:
-    """Half a band, wider for an architecture that no run was fitted to."""
-    architectures = [side.machine.gpu.architecture for side in (one, other)]
-    if any(row.vendor != FITTED_VENDOR for row in architectures):
-        return max(half, OTHER_VENDOR_HALF_WIDTH)
-    return half if all(row.is_fitted for row in architectures) else half * UNFITTED_FACTOR
+def _kernel_words(each: Side) -> str:
+    """Whose kernels speak for a GPU that has no tables of its own; empty where it has."""
+    gpu, found = each.machine.gpu, each.rates
+    if found.peer:
+        return f"{gpu.name}: by its data sheet beside {found.peer}, whose kernels were timed"
+    if found.lent:
+        return f"{gpu.name}: no {each.job.dtype} kernel was timed on it"
+    return ""
 
 
-def _model_log(question: Question, prefer: Forms, cal: Calibration) -> float:
-    """The logarithm of the roofline's ratio alone, at the middle of both spans."""
-    froms, tos = _both_sides(question, prefer, cal)
-    return log_ratio(question, froms[0], tos[0], cal)
-
-
-def _both_sides(
-    question: Question, prefer: Forms, cal: Calibration
-) -> tuple[list[Side], list[Side]]:
-    """The machines that G and H stand for, at the clients that the question tells."""
-    wanted = (question.dtype, question.from_gpu), (question.to_dtype, question.to_gpu)
-    clients = question.load.clients
-    here, there = (
-        list(sides(question.job(dtype), gpu, prefer, cal, clients=clients)) for dtype, gpu in wanted
-    )
-    return here, there
-
-
-def _capped(found: Estimate, question: Question) -> Estimate:
-    """No more than an open load asks for, where the question tells one."""
-    offered = question.offered_tokens_per_second
-    if offered is None or found.low is None or found.mid is None or found.high is None:
-        return found
-    cap = question.output_tokens_per_second if question.is_kept_up else offered
-    if found.high <= cap:
-        return found
-    low, mid = min(found.low, cap * math.exp(-SERVED_HALF_WIDTH)), min(found.mid, cap)
-    words = (
-        f"{question.load.requests_per_second:g} requests/s ask for no more than {cap:.4g} tokens/s"
-    )
-    if found.low > cap:
-        words += f", and H could give {found.low:.3g} to {found.high:.3g}"
-    high = cap * math.exp(SERVED_HALF_WIDTH)
-    return replace(found, low=low, mid=mid, high=high, basis=(words, *found.basis))
-
-
-def _basis(question: Question, one: Side, other: Side, *, weight: float) -> Iterator[str]:
-    yield (
-        f"scaled from {question.output_tokens_per_second:,.6g} output tokens/s measured on "
-        f"{question.gpus} × {question.from_gpu.label} ({question.dtype}) to "
-        f"{question.to_gpu.label} ({question.to_dtype})"
-    )
-    clients = question.load.clients
-    yield f"{_side_words(one, clients)}, then {_side_words(other, clients)}"
-    if weight:
-        yield f"corrected by published pairs of this model (weight {weight:.1f})"
-    if light_load_weight(question, one):
-        yield _light_words(question, one)
-    if excess(question, one) > 1:
-        yield (
-            f"that is {question.output_tokens_per_second / one.rate:.1f} × what the arithmetic "
-            "gives on G: cached prompts, or another set-up than told? Hence the wider band"
-        )
-    architectures = (side.machine.gpu.architecture for side in (one, other))
-    unfitted = {row.architecture for row in architectures if not row.is_fitted}
-    if unfitted:
-        yield f"{', '.join(sorted(unfitted))} was never fitted to runs: a prior, wider band"
-
-
-def _light_words(question: Question, one: Side) -> str:
-    if not question.load.is_known:
-        return (
-            f"light load: the arithmetic gives {one.rate:.0f} tokens/s on G at saturation, so the "
-            "client limits, and H is read between the same rate and as many clients"
-        )
-    return (
-        f"the arithmetic gives {one.rate:.0f} tokens/s on G under that load: what else limits is "
-        "not known, and H is read between the same rate and the gain"
-    )
-
-
-def _side_words(side: Side, clients: float | None) -> str:
-    times = side.times
-    parts = {
-        "compute": times.compute,
-        "weight reads": times.weights,
-        "attention": times.attention,
-        "KV reads": times.kv,
-        "host and steps": times.host + times.overhead,
-    }
-    most = max(parts, key=lambda name: parts[name])
-    if times.batch == clients:
+def _side_words(each: Side, clients: float | None) -> str:
+    if each.batch == clients:
         limit = "clients"
-    elif times.batch >= 0.92 * side.machine.max_num_seqs:
+    elif each.batch >= 0.92 * each.machine.max_num_seqs:
         limit = "max_num_seqs"
-    elif times.batch >= OFFERED:
+    elif each.batch >= OFFERED:
         limit = "assumed load"
     else:
         limit = "KV room"
-    return f"{side.machine.gpu.name}: {times.batch:.0f} running ({limit}), mostly {most}"
-
-
-def _widened_words(
-    question: Question, found: Estimate, sixteen: Estimate, prefer: Forms, cal: Calibration
-) -> Iterator[str]:
-    """What a weight type does on a GPU that cannot multiply it, and why it is faster where it is.
-
-    Faster than `sixteen`, the answer for 16 bits on that GPU (or what was measured there).
-    """
-    dtype = question.to_dtype
-    froms, tos = _both_sides(question, prefer, cal)
-    one, other = froms[0], tos[0]
-    gpu = other.machine.gpu
-    if dtype in _MAY_BE_NATIVE:
-        yield f"{gpu.name} has no {dtype} tensor cores: weights widen to 16 bits, no compute won"
-    else:
-        yield f"vLLM widens {dtype} weights to 16 bits: no compute won"
-    wide = question.job("bf16")
-    if kv_room_bytes(wide, other.machine) <= 0:
-        yield "still faster than 16 bits, because those leave no KV room"
-    elif sixteen.mid is not None and found.mid is not None and found.mid > sixteen.mid:
-        side = loaded_side(wide, other.machine, cal, clients=question.load.clients)
-        is_reckoned = log_ratio(question, one, other, cal) > log_ratio(question, one, side, cal)
-        why = "published pairs of this model say so"
-        if is_reckoned:
-            why = _why_smaller_is_faster(side, other)
-        yield f"still faster than 16 bits, because {why}"
+    mixed = each.cycle.mixed_steps * each.cycle.mixed_seconds
+    share = mixed / (each.sequence_seconds * each.job.output_tokens)
+    mostly = "prompts" if share > 0.5 else "decoding"
+    return f"{each.machine.gpu.name}: {each.batch:.0f} running ({limit}), mostly {mostly}"
 
 
 def _why_smaller_is_faster(sixteen: Side, other: Side) -> str:
-    if other.times.batch > sixteen.times.batch:
+    if other.batch > sixteen.batch:
         return (
             "smaller weights read sooner and leave KV room for "
-            f"{other.times.batch:.0f} sequences instead of {sixteen.times.batch:.0f}"
+            f"{other.batch:.0f} sequences instead of {sixteen.batch:.0f}"
         )
     return "reading weights takes much of the time, and smaller weights read sooner"

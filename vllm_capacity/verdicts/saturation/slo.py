@@ -141,6 +141,64 @@ def _each_within(fits: Sequence[SaturationFit], slo: Slo, factor: float) -> dict
     return {fit.engine: _engine_throughput(fit, wanted) for fit in fits}
 
 
+@dataclass(frozen=True)
+class SloLoad:
+    """One load of an engine: what it gave, and each p95 over its target (None: not asked)."""
+
+    running: float
+    output_tokens_per_second: float
+    itl_ratio: float | None = None
+    ttft_ratio: float | None = None
+
+    @property
+    def worst(self) -> float:
+        """The larger of the ratios: above 1 a target is missed."""
+        ratios = [ratio for ratio in (self.itl_ratio, self.ttft_ratio) if ratio is not None]
+        return max(ratios, default=0.0)
+
+
+def slo_loads(fit: SaturationFit, slo: Slo) -> tuple[SloLoad, ...]:
+    """The loads that an engine was seen under, lightest first, with their p95 over the targets.
+
+    Empty without targets, or where no load has the latencies that they ask for.
+    """
+    wanted = slo.targets
+    places = {name: place for place, name in enumerate(wanted)}
+
+    def ratio(load: _Load, name: str) -> float | None:
+        return load.ratios[places[name]] if name in places else None
+
+    loads = _measured_loads(fit, wanted) if wanted else []
+    return tuple(
+        SloLoad(
+            load.running,
+            load.output,
+            ratio(load, "itl_p95_seconds"),
+            ratio(load, "ttft_p95_seconds"),
+        )
+        for load in sorted(loads, key=lambda load: load.running)
+    )
+
+
+def load_met(fits: Sequence[SaturationFit]) -> tuple[float, float] | None:
+    """The running requests that a request met, 1 at least, and an engine's output tokens/s at them.
+
+    Σ running² ÷ Σ running over time, and that ÷ the seconds per token of one request, which are
+    Σ running ÷ output tokens (Little's law). None where nothing was served.
+    """
+    squares = busy = tokens = 0.0
+    for fit in fits:
+        seen = is_seen(fit.steps.running) & is_seen(fit.steps.output_tokens_per_second)
+        running, seconds = fit.steps.running[seen], fit.steps.seconds[seen]
+        squares += float(np.sum(running**2 * seconds))
+        busy += float(np.sum(running * seconds))
+        tokens += float(np.sum(fit.steps.output_tokens_per_second[seen] * seconds))
+    if not busy or not tokens:
+        return None
+    met = max(squares / busy, 1.0)
+    return met, met * tokens / busy
+
+
 def running_within(fits: Sequence[SaturationFit], slo: Slo) -> float | None:
     """Running requests of all engines at the throughput within these targets.
 

@@ -1,21 +1,15 @@
-"""How long a saturated vLLM engine takes for one request, by arithmetic: what scales a what-if.
+"""How long a vLLM engine takes for one request, by data sheets: where kernels were never timed.
 
-1. *Room*. Device memory × 0.9, less the weights and what the profile run reserves (its logits for
-   `max_num_seqs` rows, its activations for `max_num_batched_tokens`), is KV cache. KV cache ÷ the
-   bytes of a sequence of the mean length is how many sequences run.
-2. *Batch* N = the least of that, of `max_num_seqs` and of the offered concurrency. vLLM's own
-   defaults: 1,024 sequences and 8,192 tokens per step on GPUs from 70 GiB that are no A100, else
-   256 and 2,048. This is why an H100 admits a burst that an A100 queues.
-3. *Steps per request* = max(O ÷ N, (I + O) ÷ tokens per step): decoding or prefilling limits.
-4. *Core*: compute (2 × active parameters per token ÷ usable FLOPS) and weight reads (the experts
+1. *Steps per request* = max(O ÷ N, (I + O) ÷ tokens per step): decoding or prefilling limits.
+2. *Core*: compute (2 × active parameters per token ÷ usable FLOPS) and weight reads (the experts
    that a step's tokens touch ÷ usable bandwidth) overlap: a 4-norm of the two.
-5. Added: attention over the prompt, KV reads, step overhead, all-reduce between GPUs, and what the
+3. Added: attention over the prompt, KV reads, step overhead, all-reduce between GPUs, and what the
    host does per token and request, which no GPU makes faster (but newer GPUs stand in newer hosts).
 
-Output tokens per second = O ÷ the sum. Usable shares of the data sheet come from `Calibration` and
-`data/gpu_architectures.csv`, fitted by `bench/whatif_calibration.py` to published runs and pairs.
-Alone this is right within a factor of 1.6; it serves as a *ratio* of two GPUs, in which shared
-errors cancel.
+Output tokens per second = O ÷ the sum. Usable shares of the data sheet come from `Shares` and
+`data/gpu_architectures.csv`, fitted by `bench/whatif_shares.py` to published runs and pairs. Alone
+this is right within a factor of 1.6; it serves as a *ratio* of two GPUs, in which shared errors
+cancel. How much say that ratio has beside that of timed kernels: `what_if.SHEET_SHARE`.
 """
 
 from __future__ import annotations
@@ -24,29 +18,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vllm_capacity.facts.gpus import GIB, Gpu
+from vllm_capacity.facts.gpus import Gpu
 from vllm_capacity.facts.llms import Llm
+from vllm_capacity.verdicts.hardware.serving import Job, Machine, is_native
 
-USABLE_MEMORY = 0.89
-"""`gpu_memory_utilization` 0.9 of what the driver shows, which is 1 % under the nominal size."""
-FIXED_RESERVE_BYTES = 0.5 * GIB
-"""What the driver's context and the libraries take of that, whatever the model.
-
-By Little's law (rate × time per output token) the published runs of gpt-oss-120b that KV room
-limits had 28 and 52 sequences running on an A100 and 157, 28 and 15 on an H100: this gives 27, 53
-and 152, 32, 17.
-"""
-LEAST_ROOM_SHARE = 0.25
-"""Of what the weights leave: a server that is short of room is started with smaller reserves."""
-OFFERED = 512.0
-"""Sequences a load keeps in flight where the question does not say."""
+PLAIN_SHARE = 0.15
+"""How far the ratio leans on the plain one of data sheets: what no term foresees."""
 _NORM = 4.0
 _TILE_TOKENS = 32.0
 """Tokens an expert must get for its matrix tiles to be half full (a tile is 64 rows)."""
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Shares:
     """Usable shares of a data sheet, and host seconds, that hold on every architecture.
 
     `kernel_shares` replaces the dense, MoE and MXFP4 shares of `data/gpu_architectures.csv`, by
@@ -63,40 +47,6 @@ class Calibration:
     token_seconds: float = 4.28e-05
     request_seconds: float = 0.00156
     link: float = 0.34
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is served: a model at a weight type on some GPUs, with mean token counts."""
-
-    llm: Llm
-    dtype: str
-    gpus: int
-    input_tokens: float
-    output_tokens: float
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A GPU as the arithmetic needs it; `tensor_tflops` is never unknown here."""
-
-    gpu: Gpu
-    tensor_tflops: float
-
-    @property
-    def is_large(self) -> bool:
-        """Whether vLLM's defaults take it for a large GPU: from 70 GiB, and no A100."""
-        return self.gpu.memory_gib >= 70 and not self.gpu.gpu.startswith("A100")
-
-    @property
-    def max_num_seqs(self) -> int:
-        """The default of vLLM."""
-        return 1024 if self.is_large else 256
-
-    @property
-    def tokens_per_step(self) -> int:
-        """The default `max_num_batched_tokens` of vLLM's API server."""
-        return 8192 if self.is_large else 2048
 
 
 @dataclass(frozen=True)
@@ -122,39 +72,37 @@ class Times:
         return self.core + self.attention + self.kv + self.overhead + self.host
 
 
-def kv_room_bytes(job: Job, machine: Machine, *, reserve_share: float = 1.0) -> float:
-    """Bytes a GPU has left for KV cache; negative where the weights do not fit.
+@dataclass(frozen=True)
+class SheetSide:
+    """A job on a machine with so many sequences running, by its data sheet."""
 
-    `reserve_share` scales what the profile run is reckoned to keep, known to a factor of two.
-    """
-    llm = job.llm
-    weights = llm.weights_bytes(job.dtype)
-    if job.dtype == "mxfp4":
-        weights *= 1.02 * math.ceil(llm.hidden_size / 256) * 256 / llm.hidden_size
-    reserve = FIXED_RESERVE_BYTES + 8 * machine.max_num_seqs * llm.vocab_size
-    reserve += 32 * machine.tokens_per_step * llm.hidden_size
-    beside_weights = machine.gpu.memory_bytes * USABLE_MEMORY - weights / job.gpus
-    room = beside_weights - reserve_share * reserve
-    return max(room, LEAST_ROOM_SHARE * beside_weights) if beside_weights > 0 else beside_weights
+    job: Job
+    machine: Machine
+    batch: float
+    shares: Shares
 
-
-def sequences_that_fit(
-    job: Job, machine: Machine, *, tokens: float, reserve_share: float = 1.0
-) -> float:
-    """How many sequences of that many tokens the KV cache holds; 0 or less: none."""
-    each = job.llm.stored_bytes(tokens, job.gpus) / job.gpus
-    return kv_room_bytes(job, machine, reserve_share=reserve_share) / each
+    @property
+    def output_tokens_per_second(self) -> float:
+        """What the engine gives."""
+        times = request_times(self.job, self.machine, batch=self.batch, shares=self.shares)
+        return self.job.output_tokens / times.total
 
 
-def saturated_batch(job: Job, machine: Machine, *, offered: float = OFFERED) -> float:
-    """Sequences running at saturation, at least 1."""
-    fit = sequences_that_fit(job, machine, tokens=job.input_tokens + job.output_tokens / 2)
-    return max(1.0, min(0.92 * machine.max_num_seqs, offered, fit))
+def log_ratio(here: SheetSide, there: SheetSide) -> float:
+    """The logarithm of the rate there over the rate here."""
+    by_shares = math.log(there.output_tokens_per_second / here.output_tokens_per_second)
+    return (1 - PLAIN_SHARE) * by_shares + PLAIN_SHARE * _plain_log(here.machine, there.machine)
 
 
-def request_times(job: Job, machine: Machine, *, batch: float, calibration: Calibration) -> Times:
+def _plain_log(here: Machine, there: Machine) -> float:
+    """The logarithm of the plain ratio of data sheets: bandwidth and FLOPS at 7 to 3."""
+    bandwidth = math.log(there.gpu.mem_bw_tb_s / here.gpu.mem_bw_tb_s)
+    return 0.7 * bandwidth + 0.3 * math.log(there.tensor_tflops / here.tensor_tflops)
+
+
+def request_times(job: Job, machine: Machine, *, batch: float, shares: Shares) -> Times:
     """Engine seconds a request takes when `batch` sequences run."""
-    llm, n, cal = job.llm, job.gpus, calibration
+    llm, n, cal = job.llm, job.gpus, shares
     tokens = job.input_tokens + job.output_tokens
     steps = max(job.output_tokens / batch, tokens / machine.tokens_per_step)
     bandwidth = machine.gpu.bandwidth_bytes_per_second * cal.bandwidth * n
@@ -193,36 +141,7 @@ def _tile_waste(job: Job, tokens: float) -> float:
     return 1 + _TILE_TOKENS / each
 
 
-def tensor_tflops_range(gpu: Gpu, peers: tuple[Gpu, ...]) -> tuple[float, float] | None:
-    """Dense 16-bit TFLOPS, low and high; a span of its architecture's where its row has none.
-
-    The span is the least and most TFLOPS per byte of bandwidth among `peers` of its architecture,
-    times its bandwidth. None where the architecture has no figure either.
-    """
-    if gpu.tensor_tflops is not None:
-        return gpu.tensor_tflops, gpu.tensor_tflops
-    ratios = [
-        peer.tensor_tflops / peer.mem_bw_tb_s
-        for peer in peers
-        if peer.family == gpu.family and peer.tensor_tflops is not None
-    ]
-    if not ratios:
-        return None
-    return min(ratios) * gpu.mem_bw_tb_s, max(ratios) * gpu.mem_bw_tb_s
-
-
-def is_native(dtype: str, gpu: Gpu) -> bool:
-    """Whether the GPU multiplies that weight type itself, and need not widen it to 16 bits."""
-    if dtype == "fp8":
-        return gpu.has_fp8
-    if dtype == "int8":
-        return gpu.int8_dense_tops is not None
-    if dtype == "nvfp4":
-        return gpu.fp4_dense_tflops is not None
-    return dtype in ("bf16", "fp32", "mxfp4")
-
-
-def _usable_flops(job: Job, machine: Machine, cal: Calibration) -> float:
+def _usable_flops(job: Job, machine: Machine, cal: Shares) -> float:
     gpu, dtype = machine.gpu, job.dtype
     peak = machine.tensor_tflops
     share = _kernel_share(job, gpu, cal)
@@ -239,12 +158,7 @@ def _usable_flops(job: Job, machine: Machine, cal: Calibration) -> float:
     return peak * 1e12 * share * job.gpus
 
 
-def usable_share(job: Job, machine: Machine, cal: Calibration) -> float:
-    """Usable FLOPS over the dense 16-bit peak of the data sheet; above 1 for native FP8."""
-    return _usable_flops(job, machine, cal) / (machine.tensor_tflops * 1e12 * job.gpus)
-
-
-def _kernel_share(job: Job, gpu: Gpu, cal: Calibration) -> float:
+def _kernel_share(job: Job, gpu: Gpu, cal: Shares) -> float:
     """The share of the dense 16-bit peak that kernels of the job's kind reach.
 
     MoE kernels reach theirs only where each expert gets many tokens: see `_TILE_TOKENS`.
@@ -257,7 +171,7 @@ def _kernel_share(job: Job, gpu: Gpu, cal: Calibration) -> float:
     return moe if job.llm.is_moe else dense
 
 
-def _attention_seconds(job: Job, machine: Machine, cal: Calibration) -> float:
+def _attention_seconds(job: Job, machine: Machine, cal: Shares) -> float:
     """Attention of the whole prompt to itself.
 
     Attention with sinks (gpt-oss) runs before Hopper on a kernel that reaches far less.
@@ -272,7 +186,7 @@ def _attention_seconds(job: Job, machine: Machine, cal: Calibration) -> float:
     return flops / (machine.tensor_tflops * 1e12 * share * job.gpus)
 
 
-def _reduce_seconds(job: Job, machine: Machine, cal: Calibration) -> float:
+def _reduce_seconds(job: Job, machine: Machine, cal: Shares) -> float:
     """All-reduce seconds per token: two per layer, over NVLink or its like, else over PCIe."""
     if job.gpus == 1:
         return 0.0

@@ -1,0 +1,487 @@
+"""How near the what-if comes to published runs that its fit has not seen.
+
+`python -m bench.whatif [--write]`. Whole models, or whole sources, are left out of the fit and of
+the look-up; every pair of GPUs is asked in both directions. It prints, for each kind of question,
+the error, how many truths lie inside the band, its width, and how often the card with more tokens
+per dollar is named, and then, by class, how far nine in ten errors reach into the bands of
+`verdicts/hardware/what_if.py`. With --write it writes the answers to
+`data/tuning/whatif_backtest.csv` and the factors of each fit to `data/tuning/whatif_factors.csv`,
+which notebook 08 reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import polars as pl
+from whatif_calibration import Fit
+from whatif_runs import (
+    HELD_BACK,
+    PAIRS_2024,
+    Pair,
+    every_run,
+    light_pairs,
+    load_of,
+    saturated_pairs,
+    saturated_runs,
+    silicon_pairs,
+    silicon_runs,
+    source,
+    table_pairs,
+)
+from whatif_shares import fit as fit_shares
+
+from vllm_capacity.facts.gpus import find_gpu
+from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.prices import offers
+from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.resources import shipped
+from vllm_capacity.verdicts.hardware import what_if as product
+from vllm_capacity.verdicts.hardware.data_sheet import Shares
+from vllm_capacity.verdicts.hardware.elsewhere import moved_curve, within_targets
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.serving import Calibration, shipped_calibration
+from vllm_capacity.verdicts.hardware.what_if import WhatIf, published_runs, what_if
+from vllm_capacity.verdicts.saturation.slo import SloLoad
+
+PREFER = {"H100-80GB": ("SXM",), "A100-80GB": ("SXM",)}
+TOSS_UP = 0.05
+"""Prices at which the two cards' tokens per dollar lie nearer than that are no question."""
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was measured on one GPU, on the other, and what was expected of it."""
+
+    one: Measurement
+    other: Measurement
+    question: Question
+    found: WhatIf
+
+    @property
+    def off(self) -> float:
+        """The logarithm of the expected rate over the measured one."""
+        return math.log(self.found.mid / self.other.output_tokens_per_second)
+
+    @property
+    def is_inside(self) -> bool:
+        return self.found.low <= self.other.output_tokens_per_second <= self.found.high
+
+    @property
+    def kind(self) -> str:
+        return " and ".join(sorted((self.one.gpu, self.other.gpu)))
+
+
+class LeftOut:
+    """The calibrations of fits that have not seen a model or a source, each made once."""
+
+    def __init__(self) -> None:
+        self.fit = Fit(list(every_run()))
+        self.whole = self.fit.fit(np.ones(len(self.fit.runs), bool))
+        self.known: dict[tuple[str, str], tuple[Calibration, Shares]] = {}
+
+    def of(self, name: str, value: str) -> tuple[Calibration, Shares]:
+        if (name, value) not in self.known:
+            named = {"model": lambda run: run.job.llm.model, "source": lambda run: run.source}[name]
+            out = np.array([named(run) == value for run in self.fit.runs])
+            logs = self.fit.fit(~out, self.whole) if out.any() else self.whole
+            of_table = {"model": model, "source": source}[name]
+            shares, _ = fit_shares(lambda run: of_table(run) == value)
+            self.known[name, value] = self.fit.calibration(logs), shares
+        return self.known[name, value]
+
+
+def question_from(one: Measurement, other: Measurement, *, is_load_told: bool) -> Question:
+    return Question(
+        llm=find_llm(one.model),
+        dtype=one.dtype,
+        to_dtype=other.dtype,
+        from_gpu=find_gpu(one.gpu),
+        to_gpu=find_gpu(other.gpu),
+        gpus=one.gpus,
+        output_tokens_per_second=one.output_tokens_per_second,
+        input_tokens=one.input_tokens,
+        output_tokens=one.output_tokens,
+        load=load_of(one) if is_load_told else Load(),
+    )
+
+
+def answers(
+    pairs: Iterable[Pair], fits: LeftOut | None, left_out: str, *, is_load_told: bool
+) -> list[Asked]:
+    """Both directions of each pair, asked without the runs that share what is left out."""
+    of: Mapping[str, Callable[[Measurement], str]] = {"model": model, "source": source}
+    found = []
+    for pair in pairs:
+        known, fitted = published_runs(), (shipped_calibration(), Shares())
+        if fits is not None:
+            left = of[left_out](pair[0])
+            known = tuple(run for run in known if of[left_out](run) != left)
+            fitted = fits.of(left_out, left)
+        for one, other in (pair, pair[::-1]):
+            asked = question_from(one, other, is_load_told=is_load_told)
+            found.append(Asked(one, other, asked, _ask(asked, known, fitted)))
+    return found
+
+
+def _ask(
+    asked: Question, known: Sequence[Measurement], fitted: tuple[Calibration, Shares]
+) -> WhatIf:
+    calibration, shares = fitted
+    return what_if(asked, published=known, prefer=PREFER, calibration=calibration, shares=shares)
+
+
+def model(run: Measurement) -> str:
+    return run.model
+
+
+def report(name: str, asked: Sequence[Asked]) -> None:
+    known = [each for each in asked if each.found.is_known]
+    errors = [math.expm1(abs(each.off)) for each in known]
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for each, error in zip(known, errors, strict=True):
+        kinds[each.kind].append(error)
+    by_kind = statistics.mean(statistics.median(errors) for errors in kinds.values())
+    widths = [each.found.high / each.found.low for each in known]
+    print(
+        f"{name}: {len(known)} answered, {len(asked) - len(known)} refused; error "
+        f"{statistics.median(errors):.1%} (median), {by_kind:.1%} (median, mean over "
+        f"{len(kinds)} pairs of GPUs), {statistics.mean(errors):.1%} (mean); inside "
+        f"{statistics.mean(each.is_inside for each in known):.0%}, median high/low "
+        f"{statistics.median(widths):.2f}, cheaper card right {winner_right(known):.0%}"
+    )
+
+
+def winner_right(asked: Iterable[Asked]) -> float:
+    """How often tokens per dollar rank the two as measured: the mean over pairs and winners."""
+    wins: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for each in asked:
+        rate = each.one.output_tokens_per_second
+        for worth in price_ratios(each.one.gpu, each.other.gpu):
+            ratio = each.other.output_tokens_per_second / rate / worth
+            if abs(math.log(ratio)) < TOSS_UP:
+                continue
+            winner = each.other if ratio > 1 else each.one
+            wins[each.kind, winner.gpu].append((ratio > 1) == (each.found.mid / rate > worth))
+    return statistics.mean(statistics.mean(right) for right in wins.values()) if wins else math.nan
+
+
+def price_ratios(one: str, other: str) -> list[float]:
+    """USD an hour of the other GPU over the one: each provider of both, and medians of all."""
+    by_provider = []
+    for gpu in (one, other):
+        rates: dict[str, list[float]] = defaultdict(list)
+        for row in offers(gpu):
+            rates[row.provider].append(row.usd_per_gpu_hour)
+            rates["all"].append(row.usd_per_gpu_hour)
+        by_provider.append({name: statistics.median(found) for name, found in rates.items()})
+    here, there = by_provider
+    return [there[name] / here[name] for name in sorted(here.keys() & there.keys())]
+
+
+def by_bandwidth(asked: Iterable[Asked]) -> None:
+    """What the root of the bandwidths' ratio would have said."""
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for each in asked:
+        here, there = (find_gpu(run.gpu).rows[0].mem_bw_tb_s for run in (each.one, each.other))
+        ratio = each.other.output_tokens_per_second / each.one.output_tokens_per_second
+        kinds[each.kind].append(math.expm1(abs(math.log(math.sqrt(there / here) / ratio))))
+    errors = statistics.mean(statistics.median(found) for found in kinds.values())
+    print(f"  (the root of the bandwidths' ratio: {errors:.1%})")
+
+
+def quantiles(asked: Iterable[Asked]) -> None:
+    """The error over half the band that nine in ten do not exceed, by class, models weighing alike.
+
+    1 where the band is as narrow as that allows.
+    """
+    classes: dict[object, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for each in asked:
+        if each.found.is_known and each.found.label != product.TESTED:
+            half = math.log(each.found.high / each.found.low) / 2
+            is_explained = each.found.explained_ratio >= 1 / (1 + product.EXPLAINED)
+            key = (is_explained, each.question.load.is_known, each.found.label)
+            classes[key][each.one.model].append(abs(each.off) / half)
+    for (is_explained, is_told, label), models in sorted(classes.items(), key=str):
+        errors, weights = [], []
+        for found in models.values():
+            errors += found
+            weights += [1 / len(found)] * len(found)
+        order = np.argsort(errors)
+        share = np.cumsum(np.array(weights)[order]) / sum(weights)
+        place = min(int(np.searchsorted(share, CONFIDENCE)), len(order) - 1)
+        at = np.array(errors)[order][place]
+        words = "explained" if is_explained else "not explained"
+        told = "load told" if is_told else "not told"
+        print(
+            f"  {words}, {told}, {label}: {len(errors)} of {len(models)} models, "
+            f"{CONFIDENCE:.0%} within {at:.2f} × half the band"
+        )
+
+
+def elsewhere(fits: LeftOut) -> None:
+    """Other loads, on the same GPU and on another, and other GPU counts, of silicon."""
+    for few, many in ((4, 64), (8, 64), (16, 64), (4, 128)):
+        sweep = partial(_is_asked, clients=(few, many))
+        other_setups(f"from {few} clients to {many} on the same GPU", fits, sweep)
+    for few, many in ((4, 64), (16, 64)):
+        sweep = partial(_is_asked, clients=(few, many), is_other_gpu=True)
+        other_setups(f"from {few} clients to {many} on another GPU", fits, sweep)
+    for factor in (2.0, 4.0):
+        name = f"with {factor:g} times the GPUs, the same clients"
+        other_setups(name, fits, partial(_is_asked, factor=factor))
+
+
+def _is_asked(
+    one: Measurement,
+    other: Measurement,
+    *,
+    clients: tuple[int, int] | None = None,
+    factor: float = 1.0,
+    is_other_gpu: bool = False,
+) -> bool:
+    """Whether one row is asked about the other; versions may differ where the GPUs do."""
+    kind = (one.model, one.dtype, one.workload)
+    if kind != (other.model, other.dtype, other.workload) or other.gpus != factor * one.gpus:
+        return False
+    if is_other_gpu == (one.gpu == other.gpu):
+        return False
+    if not is_other_gpu and one.engine_version != other.engine_version:
+        return False
+    loads = (one.clients, other.clients)
+    return loads == clients if clients else one.clients == other.clients
+
+
+def other_setups(
+    name: str, fits: LeftOut, is_asked: Callable[[Measurement, Measurement], bool]
+) -> None:
+    runs = silicon_runs()
+    errors, inside, widths = [], [], []
+    for one, other in ((one, other) for one in runs for other in runs if is_asked(one, other)):
+        asked = replace(
+            question_from(one, other, is_load_told=True),
+            at=Load(clients=float(other.clients)),
+            to_gpus=other.gpus,
+        )
+        known = tuple(run for run in published_runs() if run.model != one.model)
+        found = _ask(asked, known, fits.of("model", one.model))
+        if not found.is_known:
+            continue
+        truth = other.output_tokens_per_second
+        errors.append(math.log(found.mid / truth))
+        inside.append(found.low <= truth <= found.high)
+        widths.append(found.high / found.low)
+    print(
+        f"model left out, {name}: {len(errors)} questions, "
+        f"error {math.expm1(np.median(np.abs(errors))):.1%} (median), bias {np.mean(errors):+.2f}, "
+        f"inside {np.mean(inside):.0%}, median high/low {np.median(widths):.2f}; nine in ten "
+        f"within {np.quantile(np.abs(errors), CONFIDENCE):.2f}"
+    )
+
+
+def latencies(asked: Sequence[Asked]) -> None:
+    """Inter-token latency and time to first token on the other GPU, told those on the first."""
+    for name, of in (("itl", "mean_tpot_ms"), ("ttft", "mean_ttft_ms")):
+        errors, inside = [], []
+        for each in asked:
+            found = getattr(each.found, f"{name}_seconds")
+            if found.is_known and getattr(each.other, of):
+                truth = getattr(each.other, of) / 1e3
+                errors.append(abs(math.log(found.mid / truth)))
+                inside.append(found.low <= truth <= found.high)
+        print(
+            f"  {name} on the other GPU: {len(errors)}, error "
+            f"{math.expm1(statistics.median(errors)):.1%} (median), inside "
+            f"{statistics.mean(inside):.0%}"
+        )
+
+
+def moved_curves(fits: LeftOut) -> None:
+    """Throughput within an ITL target on the other GPU, by moving the whole measured curve.
+
+    Of each sweep that was measured on two GPUs: targets between the inter-token latencies of
+    neighboring loads on the other one, where both curves meet and miss them.
+    """
+    sweeps: dict[object, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    for run in silicon_runs():
+        sweeps[run.model, run.dtype, run.gpus, run.workload][run.gpu].append(run)
+    errors, plain, asked = [], [], 0
+    for (name, *_), sides in sweeps.items():
+        ask = partial(
+            what_if,
+            published=tuple(run for run in published_runs() if run.model != name),
+            calibration=fits.of("model", name)[0],
+            shares=fits.of("model", name)[1],
+        )
+        for here, there in ((a, b) for a in sides for b in sides if a != b):
+            one, other = (_one_version(sides[gpu]) for gpu in (here, there))
+            for target in _targets(other):
+                truth = within_targets(_slo_loads(other, target))
+                if truth is None or not truth[1]:
+                    continue
+                asked += 1
+                question = question_from(one[0], other[0], is_load_told=True)
+                loads = _slo_loads(one, target)
+                found = within_targets(moved_curve(question, loads, ask))
+                if found is not None and found[1]:
+                    errors.append(abs(math.log(found[0] / truth[0])))
+                at_here = within_targets(loads)
+                if at_here is not None and at_here[1]:
+                    most = question_from(one[-1], other[-1], is_load_told=True)
+                    gain = ask(most).mid / most.output_tokens_per_second
+                    plain.append(abs(math.log(at_here[0] * gain / truth[0])))
+    print(
+        f"model left out, within an ITL target, by moving the curve: {len(errors)} of {asked} "
+        f"answered, error {math.expm1(statistics.median(errors)):.1%} (median); by the ratio of "
+        f"the heaviest loads: {len(plain)} answered, {math.expm1(statistics.median(plain)):.1%}"
+    )
+
+
+def _one_version(runs: Sequence[Measurement]) -> list[Measurement]:
+    """The runs of the version with most loads, lightest first, one a load."""
+    versions: dict[str, dict[int, Measurement]] = defaultdict(dict)
+    for run in runs:
+        versions[run.engine_version].setdefault(run.clients, run)
+    most = max(versions.values(), key=len)
+    return [most[clients] for clients in sorted(most)]
+
+
+def _targets(runs: Sequence[Measurement]) -> Iterator[float]:
+    for before, after in pairwise(runs):
+        if after.mean_tpot_ms > 1.05 * before.mean_tpot_ms:
+            yield math.sqrt(before.mean_tpot_ms * after.mean_tpot_ms)
+
+
+def _slo_loads(runs: Sequence[Measurement], itl_ms: float) -> tuple[SloLoad, ...]:
+    return tuple(
+        SloLoad(float(run.clients), run.output_tokens_per_second, run.mean_tpot_ms / itl_ms)
+        for run in runs
+    )
+
+
+def with_latencies(asked: Sequence[Asked], fits: LeftOut) -> list[Asked]:
+    """The same questions, told the latencies that were measured with the rate."""
+    found = []
+    for each in asked:
+        question = replace(
+            each.question,
+            itl_seconds=each.one.mean_tpot_ms / 1e3,
+            ttft_seconds=each.one.mean_ttft_ms / 1e3,
+        )
+        known = tuple(run for run in published_runs() if run.model != each.one.model)
+        answer = _ask(question, known, fits.of("model", each.one.model))
+        found.append(replace(each, question=question, found=answer))
+    return found
+
+
+def answer_rows(group: str, asked: Iterable[Asked]) -> pl.DataFrame:
+    """One row per pair and direction: what was measured, what was expected; output tokens/s."""
+    return pl.DataFrame(
+        [
+            {
+                "group": group,
+                "is_load_told": each.question.load.is_known,
+                "model": each.one.model,
+                "from_gpu": each.one.gpu,
+                "to_gpu": each.other.gpu,
+                "gpus": each.one.gpus,
+                "dtype": each.one.dtype,
+                "to_dtype": each.other.dtype,
+                "from_version": each.one.engine_version,
+                "to_version": each.other.engine_version,
+                "measured_from": each.one.output_tokens_per_second,
+                "measured_to": each.other.output_tokens_per_second,
+                "low": each.found.low,
+                "mid": each.found.mid,
+                "high": each.found.high,
+                "label": each.found.label,
+                "explained_ratio": each.found.explained_ratio,
+            }
+            for each in asked
+        ]
+    )
+
+
+def factor_rows(fits: LeftOut) -> pl.DataFrame:
+    """One row per fit and factor: the model left out ("none": with all), and what it is."""
+    every = {"none": fits.fit.calibration(fits.whole)} | {
+        value: found for (name, value), (found, _) in fits.known.items() if name == "model"
+    }
+    return pl.DataFrame(
+        [
+            {
+                "model_left_out": left,
+                "architecture": architecture,
+                "kernel": kernel,
+                "dtype": dtype,
+                "flops_factor": flops,
+                "bytes_factor": moved,
+                "seconds_factor": seconds,
+            }
+            for left, found in every.items()
+            for (architecture, kernel, dtype), (flops, moved, seconds) in found.factors.items()
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true", help="write the tables of notebook 08")
+    is_written = parser.parse_args().write
+    fits = LeftOut()
+    groups = {
+        "silicon": silicon_pairs(),
+        "saturated": saturated_pairs(saturated_runs()),
+        "light load": light_pairs(),
+        "vLLM of 2024": list(table_pairs(PAIRS_2024)),
+    }
+    every: list[Asked] = []
+    tables = []
+    for name, pairs in groups.items():
+        for told in (True, False):
+            words = "the load told" if told else "the load not told"
+            found = answers(pairs, fits, "model", is_load_told=told)
+            every += found
+            tables.append(answer_rows(name, found))
+            report(f"model left out, {name}, {words}", found)
+            if name == "silicon":
+                alike = [
+                    each for each in found if each.one.engine_version == each.other.engine_version
+                ]
+                report(f"  of one vLLM version, {words}", alike)
+            if name == "silicon" and told:
+                by_bandwidth(found)
+                latencies(with_latencies(found, fits))
+            if name in ("saturated", "vLLM of 2024"):
+                found = answers(pairs, fits, "source", is_load_told=told)
+                report(f"source left out, {name}, {words}", found)
+    for told in (True, False):
+        words = "the load told" if told else "the load not told"
+        found = answers(list(table_pairs(HELD_BACK)), None, "model", is_load_told=told)
+        tables.append(answer_rows("held back", found))
+        report(f"held back from everything, {words}", found)
+    moved_curves(fits)
+    elsewhere(fits)
+    print("errors over half the band, models left out:")
+    quantiles(every)
+    if is_written:
+        folder = shipped("data/tuning")
+        pl.concat(tables).write_csv(folder / "whatif_backtest.csv", float_precision=6)
+        factor_rows(fits).write_csv(folder / "whatif_factors.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+import math
+from functools import partial
+
+import pytest
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.facts.gpus import find_gpu
+from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.verdicts.hardware.elsewhere import (
+    best_split,
+    full_from_light,
+    moved_curve,
+    slo_gain,
+    version_effect,
+    with_version,
+    within_targets,
+)
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.what_if import published_runs, what_if
+from vllm_capacity.verdicts.saturation.slo import SloLoad
+
+ASK = partial(what_if, published=published_runs())
+
+
+def question(to_gpu="B200-180GB-SXM", **changed):
+    asked = {
+        "llm": find_llm("MiniMax-M2.5"),
+        "dtype": "fp8",
+        "to_dtype": "fp8",
+        "from_gpu": find_gpu("H200-141GB-SXM"),
+        "to_gpu": find_gpu(to_gpu),
+        "gpus": 8,
+        "output_tokens_per_second": 2000.0,
+        "input_tokens": 1024.0,
+        "output_tokens": 1024.0,
+        "load": Load(clients=32),
+    }
+    return Question(**{**asked, **changed})
+
+
+LOADS = tuple(
+    SloLoad(clients, rate, itl, ttft)
+    for clients, rate, itl, ttft in (
+        (4.0, 390.0, 0.4, 0.2),
+        (16.0, 1200.0, 0.55, 0.4),
+        (64.0, 2900.0, 0.9, 0.9),
+        (128.0, 4000.0, 1.3, 1.5),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("loads", "output"),
+    [
+        pytest.param(LOADS, 3100.0, id="between the last that meets them and the next"),
+        pytest.param(LOADS[:3], 2900.0, id="none misses them: the most that was seen"),
+        pytest.param((), None, id="no load"),
+        pytest.param(LOADS[3:], None, id="the lightest misses them"),
+    ],
+)
+def test_a_curve_is_read_at_its_targets(loads, output):
+    found = within_targets(loads)
+    assert (found and found[0]) == (output and pytest.approx(output, rel=0.07))
+    assert found is None or found[1] == (len(loads) == 4)
+
+
+def test_every_load_moves_by_itself():
+    there = moved_curve(question(), LOADS, ASK)
+    gains = [
+        new.output_tokens_per_second / old.output_tokens_per_second
+        for old, new in zip(LOADS, there, strict=True)
+    ]
+    assert all(gain > 1 for gain in gains)
+    assert len({round(gain, 2) for gain in gains}) > 1
+    assert all(new.itl_ratio < old.itl_ratio for old, new in zip(LOADS, there, strict=True))
+
+
+def test_targets_gain_more_than_throughput_on_a_faster_gpu():
+    gain = slo_gain(question(), LOADS, ASK)
+    heaviest = ASK(question(output_tokens_per_second=4000.0, load=Load(clients=128)))
+    assert gain > heaviest.mid / 4000.0
+
+
+def test_where_every_load_misses_the_targets_nothing_is_gained():
+    assert slo_gain(question(), LOADS[3:], ASK) is None
+
+
+def test_splits_share_the_load():
+    found = best_split(question(), 8, ASK)
+    assert {(each.gpus_per_engine, each.replicas) for each in found.splits} == {
+        (1, 8), (2, 4), (4, 2), (8, 1),
+    }  # fmt: skip
+    known = [each for each in found.splits if each.output_tokens_per_second.is_known]
+    assert found.mid == known[0].output_tokens_per_second.mid
+    assert all(each.itl_seconds.is_known for each in known)
+
+
+def test_a_split_that_does_not_fit_has_a_reason():
+    found = best_split(question(to_gpu="H100-80GB-SXM"), 4, ASK)
+    alone = next(each for each in found.splits if each.gpus_per_engine == 1)
+    assert "do not fit" in alone.output_tokens_per_second.reason
+    with pytest.raises(InputError, match="1 to 1024 GPUs"):
+        best_split(question(), 0, ASK)
+
+
+def test_a_version_is_known_by_its_published_pairs():
+    effect = version_effect(question(), published_runs(), here="0.17.0", there="0.19.0")
+    found = ASK(question())
+    moved = with_version(found, effect)
+    assert effect.low <= effect.mid <= effect.high
+    assert moved.mid == pytest.approx(found.mid * effect.mid)
+    assert moved.itl_seconds.mid == pytest.approx(found.itl_seconds.mid / effect.mid)
+
+
+def test_a_version_that_nobody_published_makes_the_answer_unknown():
+    effect = version_effect(question(), published_runs(), here="0.17.0", there="0.30.0")
+    assert "no published pair of vLLM 0.17.0 and 0.30.0" in effect.reason
+    assert not with_version(ASK(question()), effect).is_known
+
+
+def test_a_light_load_tells_of_a_full_one():
+    light = question(output_tokens_per_second=490.5, load=Load(clients=4))
+    found = full_from_light(light, ASK)
+    truth = 3559.0  # the same engine with 64 clients, silicon_vllm.csv; 128 are asked about
+    assert found.high > truth
+    assert found.mid < 2 * truth
+    assert "at 128 running, corrected by the measured time per token at 4" in found.sources
+    assert "of which so light a load tells nothing" in found.sources
+    assert math.log(found.high / found.low) < 1
+
+
+def test_a_load_near_the_full_one_is_asked_all_the_way():
+    found = full_from_light(question(load=Load(clients=64)), ASK)
+    assert "tells nothing" not in found.sources

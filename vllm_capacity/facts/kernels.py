@@ -1,0 +1,71 @@
+"""What each kernel of a GPU reaches under vLLM: rooflines distilled from measured kernel tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from vllm_capacity.facts.tables import Count, Day, Positive, Text, read_rows
+from vllm_capacity.resources import shipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One kernel of one GPU; a row of `data/gpu_kernels.csv`.
+
+    `kernel` is a field of `verdicts.hardware.step_time.Kernels`; `dtype` is the weight type of
+    products, empty for other kernels. `microseconds` are those of one call (one layer)
+    beside its arithmetic and traffic. `median_error` is how far the roofline lies from the tables.
+    """
+
+    gpu: Text
+    kernel: Text
+    dtype: str = ""
+    tflops: Positive
+    tb_per_second: Positive
+    microseconds: Positive
+    tile_rows: Positive | None = None
+    median_error: Positive
+    steps: Count
+    source: Text
+    date: Day
+
+
+@cache
+def kernels() -> Mapping[str, Mapping[tuple[str, str], Kernel]]:
+    """Every row of `data/gpu_kernels.csv`: by GPU, then by kernel and weight type."""
+    found: dict[str, dict[tuple[str, str], Kernel]] = {}
+    for row in read_rows(Kernel, shipped("data/gpu_kernels.csv")):
+        found.setdefault(row.gpu, {})[row.kernel, row.dtype] = row
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelFactor:
+    """What published runs say beyond the tables of a kernel; a row of `gpu_kernel_factors.csv`.
+
+    The factors multiply its FLOP/s, its bytes/s and its microseconds. `architecture` empty: any.
+    """
+
+    architecture: str = ""
+    kernel: Text
+    dtype: str = ""
+    flops_factor: Positive
+    bytes_factor: Positive
+    seconds_factor: Positive
+    source: Text
+    date: Day
+
+
+@cache
+def kernel_factors() -> Mapping[tuple[str, str, str], tuple[float, float, float]]:
+    """Every row of `data/gpu_kernel_factors.csv`, by architecture, kernel and weight type."""
+    return {
+        (row.architecture, row.kernel, row.dtype): (
+            row.flops_factor,
+            row.bytes_factor,
+            row.seconds_factor,
+        )
+        for row in read_rows(KernelFactor, shipped("data/gpu_kernel_factors.csv"))
+    }

@@ -1,0 +1,250 @@
+"""More that can be asked of another GPU than one rate: its whole curve, its splits, its engine.
+
+*Curve*: every measured load is asked by itself, as many clients on the other GPU; throughput within
+targets is read where the moved curve crosses them. A capacity within targets does not scale as the
+greatest throughput does: a faster GPU is nearer to its limit when it meets them.
+*Splits*: the tensor parallelisms that so many GPUs can be split into, and their replicas.
+*Engine*: what another version of vLLM did to published runs of the same model on the same GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.facts.gpus import find_gpu
+from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.verdicts.hardware.question import MOST_GPUS, Load, Question
+from vllm_capacity.verdicts.hardware.serving import Machine, saturated_batch
+from vllm_capacity.verdicts.hardware.what_if import (
+    Split,
+    WhatIf,
+    published_runs,
+    shipped_what_if,
+)
+from vllm_capacity.verdicts.saturation.slo import SloLoad
+
+Ask = Callable[[Question], WhatIf]
+LEAST_VERSION_HALF_WIDTH = 0.05
+"""Half the band of a version's effect, in logarithms, where runs agree: two runs of one setup do so
+within a few per cent."""
+MOST_TIMES = 32.0
+"""As far as silicon sweeps bear out the step from a light load to a heavier one: from 4 clients to
+128 nine in ten lie inside, from 4 to 256 fewer."""
+_ALL_MISSED = 1e9
+
+
+def answer_elsewhere(
+    question: Question,
+    *,
+    to_gpus: int | None = None,
+    engine_version: str | None = None,
+    to_engine_version: str | None = None,
+) -> WhatIf:
+    """What the asked GPUs do, by the shipped tables: the best of their splits, under that engine.
+
+    `to_gpus` None: one engine of the count that was measured. InputError where a version is asked
+    about and it is not told which one was measured.
+    """
+    if to_gpus is None:
+        found = shipped_what_if(question)
+    else:
+        found = best_split(question, to_gpus, shipped_what_if)
+    if to_engine_version is None:
+        return found
+    if engine_version is None:
+        raise InputError(
+            "To ask about another version of the engine, name the one that was measured, too "
+            "(engine version)."
+        )
+    effect = version_effect(
+        question, published_runs(), here=engine_version, there=to_engine_version
+    )
+    return with_version(found, effect)
+
+
+def best_split(question: Question, gpus: int, ask: Ask) -> WhatIf:
+    """The split of so many GPUs into engines that gives most, with all of them in `splits`.
+
+    The load is shared evenly over replicas. Most output tokens per second first; splits that cannot
+    be served come last, with their reason. InputError for a number of GPUs that is none.
+    """
+    if not 1 <= gpus <= MOST_GPUS:
+        raise InputError(f"There must be 1 to {MOST_GPUS} GPUs; found {gpus}.")
+    found = [_split(question, each, gpus // each, ask) for each in _divisors(gpus)]
+    found.sort(key=lambda pair: -(pair[0].output_tokens_per_second.mid or 0.0))
+    (best, answer), every = found[0], tuple(split for split, _ in found)
+    return replace(answer, output_tokens_per_second=best.output_tokens_per_second, splits=every)
+
+
+def _divisors(gpus: int) -> Iterator[int]:
+    return (each for each in range(1, gpus + 1) if gpus % each == 0)
+
+
+def _split(question: Question, each: int, replicas: int, ask: Ask) -> tuple[Split, WhatIf]:
+    asked = replace(question, to_gpus=each)
+    if question.load_there.is_known:
+        asked = replace(asked, at=_share(question.load_there, replicas))
+    found = ask(asked)
+    words = f"× {replicas} replicas" if replicas > 1 else f"one engine of {each} GPUs"
+    whole = found.output_tokens_per_second.scaled(replicas, words)
+    return Split(each, replicas, whole, found.itl_seconds, found.ttft_seconds), found
+
+
+def _share(load: Load, replicas: int) -> Load:
+    """What each replica has of a load; of fewer clients than replicas, one each."""
+    if load.clients is not None:
+        return Load(clients=max(load.clients / replicas, 1.0))
+    if load.requests_per_second is not None:
+        return Load(requests_per_second=load.requests_per_second / replicas)
+    return load
+
+
+def moved_curve(question: Question, loads: Sequence[SloLoad], ask: Ask) -> tuple[SloLoad, ...]:
+    """Measured loads as the other GPU would serve them, lightest first.
+
+    `question` names model, GPUs and lengths; its rate and load are each measured load's own. A load
+    of which no latency can be told there misses its targets.
+    """
+    return tuple(_moved(question, load, ask) for load in loads)
+
+
+def _moved(question: Question, load: SloLoad, ask: Ask) -> SloLoad:
+    asked = replace(
+        question,
+        output_tokens_per_second=load.output_tokens_per_second,
+        load=Load(clients=max(load.running, 1.0)),
+        at=None,
+        itl_seconds=1.0,
+        ttft_seconds=1.0,
+    )
+    found = ask(asked)
+    itl, ttft = found.itl_seconds.mid, found.ttft_seconds.mid
+    return replace(
+        load,
+        output_tokens_per_second=found.mid or 0.0,
+        itl_ratio=None if load.itl_ratio is None else load.itl_ratio * (itl or _ALL_MISSED),
+        ttft_ratio=None if load.ttft_ratio is None else load.ttft_ratio * (ttft or _ALL_MISSED),
+    )
+
+
+def within_targets(loads: Sequence[SloLoad]) -> tuple[float, bool] | None:
+    """The output tokens per second at which a curve meets its targets, and whether they end it.
+
+    Read between the heaviest load below which none misses them and the next, by the logarithm of
+    what is furthest from its target. Not ended: no load missed them. None: the lightest did.
+    """
+    ordered = sorted(loads, key=lambda load: load.running)
+    if not ordered or ordered[0].worst > 1:
+        return None
+    best = ordered[0].output_tokens_per_second
+    for held, missed in pairwise(ordered):
+        best = max(best, held.output_tokens_per_second)
+        if missed.worst > 1:
+            span = math.log(missed.worst / held.worst)
+            share = -math.log(held.worst) / span if span > 0 else 0.0
+            gained = missed.output_tokens_per_second - held.output_tokens_per_second
+            return max(best, held.output_tokens_per_second + share * gained), True
+    return max(best, ordered[-1].output_tokens_per_second), False
+
+
+def slo_gain(question: Question, loads: Sequence[SloLoad], ask: Ask) -> float | None:
+    """How many times the throughput within targets is on the other GPU, by moving the curve.
+
+    Where no load misses the targets there, the gain at the heaviest load that was measured: it may
+    do more. None where the curve cannot tell: no target ends it here, or every load misses there.
+    """
+    here = within_targets(loads)
+    there = within_targets(moved_curve(question, loads, ask)) if here else None
+    if here is None or there is None:
+        return None
+    return there[0] / here[0]
+
+
+def full_from_light(question: Question, ask: Ask) -> WhatIf:
+    """What the same GPUs do with as many requests as they admit, from a light load measured there.
+
+    By arithmetic, corrected by the measured time per token; `question` tells the running requests
+    it was measured at as its clients. Of more than `MOST_TIMES` as many nothing is said: the figure
+    is then that of `MOST_TIMES` as many. An extrapolation: a measured bound stands beside it.
+    """
+    same = replace(
+        question, to_gpu=question.from_gpu, to_dtype=question.dtype, to_gpus=question.gpus
+    )
+    here = same.from_gpu.rows[0]
+    most = saturated_batch(same.job_here, Machine(here, here.tensor_tflops or 1.0))
+    running = same.load.clients or 1.0
+    asked = max(min(most, MOST_TIMES * running), running)
+    found = ask(replace(same, at=Load(clients=asked)))
+    words = (
+        f"by arithmetic on {question.gpus} × {question.from_gpu.label} at {asked:.3g} running, "
+        f"corrected by the measured time per token at {running:.3g} running"
+    )
+    if asked < most:
+        words += f"; it admits {most:.3g}, of which so light a load tells nothing"
+    whole = found.output_tokens_per_second
+    return replace(found, output_tokens_per_second=whole.scaled(1.0, words))
+
+
+def version_effect(
+    question: Question, published: Sequence[Measurement], *, here: str, there: str
+) -> Estimate:
+    """How many times the output tokens per second one version of vLLM gave those of another.
+
+    From published runs of the model with both versions on one GPU of the architecture asked about,
+    at one weight type, GPU count, workload and load: their median, and how far they scatter.
+    Unknown, with the versions that were published, where there are none.
+    """
+    family = question.to_gpu.rows[0].family
+    own = [run for run in published if run.model == question.llm.model and run.engine_version]
+    ratios = [
+        other.output_tokens_per_second / one.output_tokens_per_second
+        for one in own
+        for other in own
+        if (one.engine_version, other.engine_version) == (here, there)
+        and (one.gpu, one.dtype, one.gpus) == (other.gpu, other.dtype, other.gpus)
+        and (one.workload, one.load) == (other.workload, other.load)
+        and _family(one) == family
+        and one.async_scheduling == other.async_scheduling
+    ]
+    if not ratios:
+        versions = ", ".join(sorted({run.engine_version for run in own})) or "none"
+        return Estimate.unknown(
+            f"no published pair of vLLM {here} and {there} for {question.llm.model} on a "
+            f"{family} GPU (versions published of it: {versions})"
+        )
+    logs = [math.log(ratio) for ratio in ratios]
+    middle = statistics.median(logs)
+    spread = statistics.quantiles(logs, n=20)[-1] - middle if len(logs) > 1 else 0.0
+    half = max(LEAST_VERSION_HALF_WIDTH, abs(spread))
+    words = (
+        f"vLLM {there} over {here}: {math.exp(middle):.2f} × in {len(ratios)} published pairs of "
+        f"{question.llm.model} on {family} GPUs"
+    )
+    low, mid, high = (math.exp(middle + shift) for shift in (-half, 0.0, half))
+    return Estimate.known(low, mid, high, words, kind=Kind.EXTRAPOLATED)
+
+
+def _family(run: Measurement) -> str:
+    return find_gpu(run.gpu).rows[0].family
+
+
+def with_version(found: WhatIf, effect: Estimate) -> WhatIf:
+    """The answer under another version of the engine; unknown where its effect is."""
+    if not effect.is_known:
+        unknown = Estimate.unknown(effect.reason)
+        return replace(
+            found, output_tokens_per_second=unknown, itl_seconds=unknown, ttft_seconds=unknown
+        )
+    slower = effect.inverse()
+    return replace(
+        found,
+        output_tokens_per_second=found.output_tokens_per_second.times(effect),
+        itl_seconds=found.itl_seconds.times(slower),
+        ttft_seconds=found.ttft_seconds.times(slower),
+    )
