@@ -39,7 +39,7 @@ class _Found:
 @click.command(short_help="Write vllm-capacity.toml from what is found here.")
 @setting_options(*SECTIONS.values())
 @click.pass_obj
-def init(path: Path, **given: Any) -> None:  # noqa: ANN401  values of many types, by their names
+def init(path: Path, /, **given: Any) -> None:  # noqa: ANN401  values of many types, by their names
     r"""Write a settings file, vllm-capacity.toml, from the options and from what is found here.
 
     Found are a Parseable or Prometheus (PARSEABLE_URL and PARSEABLE_STREAM, PROMETHEUS_URL, or a

@@ -143,7 +143,7 @@ def nightly_notebook(job: Job) -> dict[str, object]:
         f"ran = subprocess.run({job.words!r}, cwd={str(job.folder)!r}, capture_output=True, "
         "text=True)\nprint(ran.stdout, ran.stderr)\nran.check_returncode()"
     )
-    cell = {
+    cell: dict[str, object] = {
         "cell_type": "code",
         "id": "report",
         "metadata": {},
