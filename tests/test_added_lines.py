@@ -1,8 +1,8 @@
 """How few lines it takes to add something that is shown; the proof is a copy that has them.
 
-A latency target is three places: its field, that of its attainment, the list of commands in
-the docs. A latency that is shown is two: its row of `LATENCIES`, its field in the answer. Everything else (options,
-columns, tables, charts, definitions, parameters of notebooks) follows from them.
+A latency target is three places: its field, that of its attainment, the list of commands in the
+docs. A latency that is shown is two: its row of `LATENCIES`, its field in the answer. Everything
+else (options, columns, tables, charts, definitions, parameters of notebooks) follows from them.
 """
 
 import json
