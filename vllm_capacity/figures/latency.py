@@ -43,8 +43,8 @@ LATENCIES: Mapping[str, Shown] = {
 }
 """By the name that columns begin with; each has a field in `Latency`."""
 
-_IN_STEPS = (*(one.metric for one in LATENCIES.values()), *(one.metric for one in TARGETS.values()))
-STEP_HISTOGRAMS = tuple(dict.fromkeys(_IN_STEPS))
+_SHOWN = tuple(shown.metric for shown in LATENCIES.values())
+STEP_HISTOGRAMS = tuple(dict.fromkeys((*_SHOWN, *(one.metric for one in TARGETS.values()))))
 HISTOGRAMS = tuple(dict.fromkeys((*STEP_HISTOGRAMS, QUEUE, PREFILL, DECODE)))
 """The histograms that figures read: step by step, and over a whole part."""
 
