@@ -46,3 +46,7 @@ def test_the_first_version_has_a_basis_in_one_line_and_no_new_key(sweep):
     assert "schema_version" not in result
     assert set(result["replicas"]) == {"low", "mid", "high", "basis", "reason"}
     assert isinstance(result["replicas"]["basis"], str)
+
+
+def test_the_first_version_bounds_what_was_lost_by_two_numbers(sweep):
+    assert set(version_1(answer(sweep))["requests"]["lost"]) == {"low", "high"}

@@ -57,7 +57,7 @@ from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, bill
+from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, at_most, bill
 from vllm_capacity.verdicts.cost.comparisons import (
     Bound,
     BreakEven,
@@ -310,7 +310,12 @@ class Analysis:
     @cached_property
     def bill(self) -> Bill:
         """The bill by engine; its parts add up to the whole."""
-        return bill(self.bill_parts)
+        return self._charged(bill(self.bill_parts))
+
+    def _charged(self, found: Bill) -> Bill:
+        """The bill with costs of each piece at most these where what was lost has no bound."""
+        lost = self.losses.requests
+        return at_most(found, lost.reason) if lost.high is None else found
 
     def bill_by(self, group: str) -> Bill:
         """The bill by `engine`, `instance`, `model` or any label of vLLM's counters.
@@ -319,7 +324,7 @@ class Analysis:
         has the label.
         """
         parts = grouped(self.window, self.bill_parts, by=group, time_range=self.time_range)
-        return bill(parts, noun=f"{group}s")
+        return self._charged(bill(parts, noun=f"{group}s"))
 
     def unlabelled(self, group: str) -> list[str]:
         """The counters of the bill that the servers have, but without that label."""
@@ -364,12 +369,8 @@ class Analysis:
     def bill_at(self, usd_per_gpu_hour: Estimate) -> Bill:
         """The bill of the same use at one other price, for all engines."""
         parts = self.bill_parts.items()
-        return bill(
-            {
-                name: replace(time_range, usd_per_gpu_hour=usd_per_gpu_hour)
-                for name, time_range in parts
-            }
-        )
+        at_price = {name: replace(part, usd_per_gpu_hour=usd_per_gpu_hour) for name, part in parts}
+        return self._charged(bill(at_price))
 
     def break_even(
         self, usd_per_million_input: float, usd_per_million_output: float

@@ -61,8 +61,9 @@ class Requests(Record):
 
     @property
     def lost_ratio(self) -> float | None:
-        """The most that may be missing ÷ what was counted; None where nothing was."""
-        return self.lost.high / self.finished if self.finished else None
+        """The most that may be missing ÷ what was counted; None where either is not known, or 0."""
+        high = self.lost.high
+        return high / self.finished if self.finished and high is not None else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,8 +86,9 @@ class Tokens(Record):
 
     @property
     def lost_ratio(self) -> float | None:
-        """The most that may be missing ÷ what was counted; None where nothing was."""
-        return self.lost.high / self.total if self.total else None
+        """The most that may be missing ÷ what was counted; None where either is not known, or 0."""
+        high = self.lost.high
+        return high / self.total if self.total and high is not None else None
 
 
 @dataclass(frozen=True, repr=False)

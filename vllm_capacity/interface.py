@@ -31,6 +31,7 @@ RENAMED_PARAMETERS: Mapping[str, str] = {
 
 _NEW_IN_2 = ("schema_version", "surplus")
 _NEW_IN_ESTIMATES = ("kind", "confidence", "unit")
+_NEW_IN_LOST = ("reason",)
 _OLD = {new: old for old, new in RENAMED.items()}
 
 
@@ -47,6 +48,8 @@ def _old(value: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401  what JSON h
     if {"low", "mid", "high", "basis"} <= value.keys():
         kept = {key: each for key, each in value.items() if key not in _NEW_IN_ESTIMATES}
         return {**kept, "basis": "; ".join(value["basis"])}
+    if path[-1:] == ("lost",):
+        return {key: each for key, each in value.items() if key not in _NEW_IN_LOST}
     return {_old_key((*path, key)): _old(each, (*path, key)) for key, each in value.items()}
 
 

@@ -384,6 +384,20 @@ UNCOUNTED = (
     ),
 )
 
+UNTIMED = (
+    Case(
+        "untimed",
+        "a row per target and time, once, the one without a time too",
+        "instance ts reason",
+        [("a", 5, "d"), ("a", None, "d"), ("b", 9, "d")],
+        intake=[
+            *(("untimed", "a", 5, "a", "d", 1), ("untimed", "a", 5, "a", "other", 1)),
+            *(("untimed", "a", None, "a", "d", 1), ("untimed", "b", 9, "b", "d", 1)),
+            ("contradicted", "c", 0, "c", "d", 9),
+        ],
+    ),
+)
+
 RELABELLED = (
     Case(
         "relabelled",
@@ -563,6 +577,7 @@ CASES = (
     *INTAKE_NOTES,
     *CONTRADICTED,
     *UNCOUNTED,
+    *UNTIMED,
     *RELABELLED,
     *LIFETIMES,
     *PROCESS_STARTS,

@@ -56,10 +56,14 @@ CASES = {
     captions.outcomes_found: {
         "counted": {},
         "requests lost in restarts": {"requests__lost": Lost(0, 12)},
+        "requests lost without a bound": {"requests__lost": Lost(0, None, WHY)},
         "not counted": {"requests__finished": None},
     },
     captions.cost_per_request_found: {
         "known": {},
+        "an upper bound": {
+            "cost__usd_per_request": Estimate.at_most(0.25, "the bill", reason=WHY)
+        },
         "not known": {"cost__usd_per_request": unknown(WHY)},
     },
     captions.cost_found: {

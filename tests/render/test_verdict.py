@@ -47,6 +47,10 @@ CASES = {
     },
     "a wide interval is called rough": {"cost__usd_per_request": estimate(0.25, 0.05, 0.9)},
     "requests lost in restarts": {"requests__lost": Lost(0, 84.2)},
+    "requests lost without a bound": {
+        "requests__lost": Lost(0, None, WHY),
+        "cost__usd_per_request": Estimate.at_most(0.25, "the bill", reason=WHY),
+    },
     "cost per request unknown": {"cost__usd_per_request": unknown(WHY)},
     "throughput within the targets unknown": {
         "slo__throughput_output_tokens_per_second": unknown(WHY)

@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.answering import answer
+from tests.answering import answer, assumed
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS, TTFT
 from vllm_capacity.figures import latency, scrapes, traffic
 from vllm_capacity.figures.steps import Grid, engine_steps
@@ -153,7 +154,7 @@ def test_what_was_left_out_has_a_bound_and_is_an_error(tmp_path):
     [clock] = [each for each in result["quality"] if each["check"] == "clock"]
     assert clock["severity"] == "error"
     counted = result["requests"]["finished"]
-    assert counted < TRUE_REQUESTS <= counted + result["requests"]["lost"]["high"]
+    assert counted < TRUE_REQUESTS == counted + result["requests"]["lost"]["high"]
 
 
 def set_back_with_scrapes_missed(seed):
@@ -189,9 +190,59 @@ def test_a_restart_before_a_clock_set_back_is_not_counted_as_one_that_was_there_
         done, start = A_SCRAPE * (number - 45), EVERY * 45
         scraped(buffer, EVERY * number - HOUR, done=done, started=start)
     told = answer(open_window(write_window(tmp_path / "w", without_arrival(buffer.rows()), {})))
-    counted, true = told["requests"]["finished"], A_SCRAPE * 39 + A_SCRAPE * 44
-    assert counted <= true <= counted + told["requests"]["lost"]["high"]
+    assert told["requests"]["finished"] <= A_SCRAPE * 39 + A_SCRAPE * 44
+    assert told["requests"]["lost"]["high"] is None
     assert "error" in {f["severity"] for f in told["quality"] if f["check"] == "clock"}
+
+
+def restarted_as_the_clock_was_set(*, set_at, missed, restart, size=HOUR, every=EVERY):
+    """Scrapes in no order of a server that restarted; what it did from the first to the last."""
+    buffer = RowBuffer()
+    for number in sorted({*range(60)} - {*missed}):
+        is_new = number >= restart
+        start = every * restart - 1 - (size if restart >= set_at else 0)
+        done = A_SCRAPE * (number - restart) if is_new else 10 + A_SCRAPE * number
+        stamp = every * number - (size if number >= set_at else 0)
+        scraped(buffer, stamp, done=done, started=start if is_new else -5000.0)
+    return without_arrival(buffer.rows()), A_SCRAPE * 59
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(
+            {"set_at": 40, "missed": range(38, 46), "restart": 43, "size": 41.0},
+            id="mended, the restart where the clock was set",
+        ),
+        pytest.param(
+            {"set_at": 40, "missed": range(38, 46), "restart": 20},
+            id="left out, the restart well before it",
+        ),
+        pytest.param(
+            {"set_at": 20, "missed": range(18, 23), "restart": 50, "size": 5040.0},
+            id="the new process says that it began before the old one",
+        ),
+        pytest.param(
+            {"set_at": 10, "missed": range(8, 23), "restart": 15, "size": 611.0, "every": 30.0},
+            id="mended, and the new process has counted more than the old one",
+        ),
+        pytest.param(
+            {"set_at": 40, "missed": range(38, 46), "restart": 70, "size": 40.0},
+            id="no restart, but scrapes of both clocks with one time to the digit",
+        ),
+    ],
+)
+def test_a_restart_while_a_clock_is_set_leaves_no_upper_bound(tmp_path, settings):
+    rows, true = restarted_as_the_clock_was_set(**settings)
+    window = open_window(write_window(tmp_path / "w", rows, {}))
+    told = answer(window, terms=assumed(Estimate.exact(2.0)))
+    assert told["requests"]["finished"] <= true
+    lost, each = told["requests"]["lost"], told["cost"]["usd_per_request"]
+    assert (lost["high"], told["tokens"]["lost"]["high"]) == (None, None)
+    assert "nobody knows" in lost["reason"]
+    assert (each["low"], each["mid"], each["reason"]) == (None, None, lost["reason"])
+    assert each["high"] > 0
+    assert "error" in {f["severity"] for f in told["quality"] if lost["reason"] in f["effect"]}
 
 
 def test_two_clocks_that_are_set_are_told_apart(tmp_path):

@@ -1,10 +1,8 @@
 """What servers may have counted that nobody read: bounds of what is in no figure.
 
 Nobody reads what a process counts between its last scrape and its end: where it starts again, where
-it never comes back, and, where it does not say since when it runs, before its first scrape. Nor is
-read what scrapes told that were left out because a clock was set: no less than what their counters
-show. How much that is depends on load that nobody saw, so no rate of before bounds it. What does,
-together:
+it never comes back, and, where it does not say since when it runs, before its first scrape. How
+much that is depends on load that nobody saw, so no rate of before bounds it. What does, together:
 
 1. the requests that ran and waited at the last scrape, for they may have finished;
 2. the most that finished between any two scrapes of the window, for clients may all leave at once;
@@ -14,13 +12,17 @@ together:
    the highest rate of any scrape interval.
 
 Low is 0: the process may have ended at once.
+
+Nor is in a figure what scrapes told that were left out because a clock was set. Of one process that
+is known exactly: its counters tell it. Where a process ended while a clock was set, nobody knows
+how long it went on, and there is no upper bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from math import ceil
 from typing import Any
 
@@ -37,7 +39,13 @@ from vllm_capacity.facts.metrics import (
     WAITING,
 )
 from vllm_capacity.figures import gauges, traffic
-from vllm_capacity.figures.scrapes import GAP_FACTOR, Outage, Restart, median_seconds
+from vllm_capacity.figures.scrapes import (
+    GAP_FACTOR,
+    Outage,
+    Restart,
+    doubtful_addresses,
+    median_seconds,
+)
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
@@ -50,10 +58,14 @@ _LEAST_KV_RATIO = 0.02  # a fuller cache tells how many requests it can hold
 
 @dataclass(frozen=True, repr=False)
 class Lost(Record):
-    """Bounds of what is in no figure, in the unit of the counter."""
+    """Bounds of what is in no figure, in the unit of the counter.
+
+    `high` is None where there is no upper bound, and `reason` says why; empty elsewhere.
+    """
 
     low: float
-    high: float
+    high: float | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,10 +99,10 @@ class Ceiling:
 class Unread:
     """A stretch in which a server may have counted and nobody read it, and bounds of how much.
 
-    `running` and `waiting` are requests at the last scrape before it; both None for a server whose
-    first scrape ends the stretch. `why` is restart, outage, late, or clock (scrapes left out, for a
-    clock was set: somewhere in the window, for as long as they took). The bounds, `requests` and
-    `tokens`, are whole numbers, as counts are.
+    `running` and `waiting` are requests at the last scrape before it; both None where there is none
+    (late, clock). `why` is restart, outage, late (ended by the first scrape), or clock (scrapes
+    left out, for a clock was set: somewhere in the window). The bounds, `requests` and `tokens`,
+    are whole numbers, as counts are; both None where nobody knows how much time passed.
     """
 
     instance: str
@@ -99,8 +111,9 @@ class Unread:
     end: datetime
     running: float | None
     waiting: float | None
-    requests: int
-    tokens: int
+    requests: int | None
+    tokens: int | None
+    reason: str = ""  # why there is no bound
 
 
 @dataclass(frozen=True)
@@ -113,12 +126,18 @@ class Losses:
     @property
     def requests(self) -> Lost:
         """Bounds of finished requests."""
-        return Lost(0.0, float(sum(each.requests for each in self.stretches)))
+        return self._all([each.requests for each in self.stretches])
 
     @property
     def tokens(self) -> Lost:
         """Bounds of prompt and output tokens together."""
-        return Lost(0.0, float(sum(each.tokens for each in self.stretches)))
+        return self._all([each.tokens for each in self.stretches])
+
+    def _all(self, bounds: Sequence[int | None]) -> Lost:
+        known = [bound for bound in bounds if bound is not None]
+        reasons = sorted({each.reason for each in self.stretches} - {""})
+        high = None if len(known) < len(bounds) else float(sum(known))
+        return Lost(0.0, high, "; ".join(reasons))
 
     def of(self, instance: str, why: str) -> list[Unread]:
         """The stretches of one target and kind, in order."""
@@ -135,24 +154,53 @@ def losses(
 ) -> Losses:
     """What may be in no figure of the part; no stretch where every process was read to its end."""
     late = _late(window, time_range, attempts)
-    out = window.named_sql("figures", "contradicted")
-    if late.is_empty() and out.is_empty() and not (restarts or outages):
-        return Losses((), "")
-    found = ceiling(window)
-    spells = [(r.instance, "restart", r.before, r.started or r.after) for r in restarts]
-    spells += [(o.instance, "outage", o.last_good, o.end) for o in outages]
-    for instance, _, scrapes in out.iter_rows():
-        usual = median_seconds(attempts.filter(pl.col("instance") == instance).get_column("ts"))
-        taken = timedelta(seconds=(scrapes + 1) * usual)
-        spells.append((instance, "clock", time_range.start, time_range.start + taken))
-    unread = [
-        _after_last_scrape(row, found)
-        for row in _with_load(window, time_range, spells).iter_rows(named=True)
-    ]
+    untimed = window.named_sql("figures", "untimed")
+    unread, basis = _left_out(window, untimed, time_range=time_range), ""
+    if restarts or outages or not late.is_empty():
+        found = ceiling(window)
+        set_clocks = set(untimed.get_column("instance"))
+        spells = [_restart_spell(each, each.instance in set_clocks) for each in restarts]
+        spells += [(o.instance, "outage", o.last_good, o.end) for o in outages]
+        unread += [
+            _after_last_scrape(row, found, untimed)
+            for row in _with_load(window, time_range, spells).iter_rows(named=True)
+        ]
+        unread += [_before_first_scrape(row, found) for row in late.iter_rows(named=True)]
+        basis = found.basis
+    return Losses(tuple(sorted(unread, key=lambda one: (one.instance, one.start))), basis)
+
+
+def _restart_spell(restart: Restart, is_set: bool) -> tuple[str, str, datetime, datetime]:
+    """How long the old process may have gone on; `is_set`: two clocks, so its start tells nothing.
+
+    The start of a process is by the clock of its server, and not moved as stamps are.
+    """
+    end = None if is_set else restart.started
+    return restart.instance, "restart", restart.before, end or restart.after
+
+
+def _left_out(window: Window, untimed: pl.DataFrame, *, time_range: TimeRange) -> list[Unread]:
+    """What counters grew by in scrapes that were left out, by target.
+
+    Of a target whose clock was set and whose processes are in no order, nobody knows that.
+    """
     counted = window.named_sql("figures", "uncounted", metrics=[REQUESTS, *TOKENS])
-    unread = [_no_less(each, counted) if each.why == "clock" else each for each in unread]
-    unread += [_before_first_scrape(row, found) for row in late.iter_rows(named=True)]
-    return Losses(tuple(sorted(unread, key=lambda one: (one.instance, one.start))), found.basis)
+    doubtful = [] if untimed.is_empty() else list(doubtful_addresses(window))
+    is_unsure = pl.col("ts").is_null() | pl.col("instance").is_in(doubtful)
+    unsure: dict[str, str] = dict(
+        untimed.filter(is_unsure).select("instance", "reason").iter_rows()
+    )
+    found = []
+    for instance in sorted({*counted.get_column("instance"), *unsure}):
+        own = counted.filter(pl.col("instance") == instance).select("metric", "grown")
+        grown: dict[str, float] = dict(own.iter_rows())
+        requests, tokens = (
+            None if instance in unsure else _up(sum(grown.get(name, 0.0) for name in names))
+            for names in ((REQUESTS,), TOKENS)
+        )
+        start, end, reason = time_range.start, time_range.end, unsure.get(instance, "")
+        found.append(Unread(instance, "clock", start, end, None, None, requests, tokens, reason))
+    return found
 
 
 def ceiling(window: Window) -> Ceiling:
@@ -319,27 +367,17 @@ def _with_load(
     return frame.sort("instance", "start")
 
 
-def _after_last_scrape(row: dict[str, Any], found: Ceiling) -> Unread:
-    start, end = row["start"], row["end"]
+def _after_last_scrape(row: dict[str, Any], found: Ceiling, untimed: pl.DataFrame) -> Unread:
+    instance, why, start, end = row["instance"], row["why"], row["start"], row["end"]
     running, waiting = row["running"] or 0.0, row["waiting"] or 0.0
+    is_inside = (pl.col("instance") == instance) & (pl.col("ts") > start) & (pl.col("ts") <= end)
+    reasons = untimed.filter(is_inside).get_column("reason").to_list()
+    if reasons:
+        return Unread(instance, why, start, end, running, waiting, None, None, reasons[0])
     seconds = max(0.0, (end - start).total_seconds())
     requests = running + waiting + found.requests.most(seconds)
     tokens = _most_tokens(seconds, running, requests, found)
-    return Unread(
-        row["instance"], row["why"], start, end, running, waiting, _up(requests), _up(tokens)
-    )
-
-
-def _no_less(unread: Unread, counted: pl.DataFrame) -> Unread:
-    """The stretch with bounds no less than what counters grew by in scrapes left out."""
-    own = counted.filter(pl.col("instance") == unread.instance)
-    grown: dict[str, float] = dict(own.select("metric", "grown").iter_rows())
-    tokens = _up(sum(grown.get(metric, 0.0) for metric in TOKENS))
-    return replace(
-        unread,
-        requests=max(unread.requests, _up(grown.get(REQUESTS, 0.0))),
-        tokens=max(unread.tokens, tokens),
-    )
+    return Unread(instance, why, start, end, running, waiting, _up(requests), _up(tokens))
 
 
 def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling) -> float:

@@ -12,11 +12,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from vllm_capacity.telemetry.processes import SAME_START
 from vllm_capacity.telemetry.stamps import (
     CHANGE_SCHEMA,
     CONTRADICTED,
     PROCESS_START,
     UNCOUNTED,
+    UNTIMED,
     Frames,
     instant_of,
     note,
@@ -52,22 +54,31 @@ def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any
             order[start:end], is_stepped[members] = members, True
     moved = np.zeros(result.size, dtype=np.int64)
     moved[order] = _moves(scrapes.ts_us[order], is_stepped[order], scrapes.grown(order))
-    changes = _changes(instance, scrapes, moved, is_out, is_stepped)
-    notes = _notes(instance, scrapes, moved, is_out)
-    return changes, [*notes, *_uncounted_notes(instance, own.series, scrapes, is_out)]
+    is_unsure = any(
+        is_out[start:end].any() and scrapes.processes(start, end) > 1 for start, end in blocks
+    )
+    notes = [
+        *_notes(instance, scrapes, moved, is_out),
+        *_uncounted_notes(instance, own.series, scrapes, is_out),
+        *_untimed_notes(instance, scrapes.ts_us[order], moved[order], is_unsure=is_unsure),
+    ]
+    return _changes(instance, scrapes, moved, is_out, is_stepped), notes
 
 
 def _best(scrapes: Scrapes, found: list[int], start: int, end: int) -> int | None:
     """Which order of a block is right: 0 by stamps, 1 as told, 2 as counted; None if none is.
 
     `found` are the contradictions of each. Counters alone are believed where a scrape before the
-    block shows how far they were, or where they go on as usual at every step back of the clock.
+    block shows how far they were, or where they go on as usual at every step back of the clock;
+    never where several processes may be in another order than their starts, told by two clocks.
     """
     stamped, result, counted = found
     is_known = np.unique(scrapes.arrival[start:end]).size > 1
     if not is_known:
         if stamped <= result:
             return 0
+        if scrapes.is_older_than_its_process(start, end):
+            return None
         is_later = start > 0 and scrapes.total[start - 1] > 0
         return 1 if not result and (is_later or _goes_on(scrapes, start, end)) else None
     if not counted < min(stamped, result):
@@ -125,6 +136,16 @@ class Scrapes:
         """What grows with time in every scrape, the least first; nothing where not all tell."""
         is_told = not (np.isnan(self.start).any() or np.isnan(self.total).any())
         return (self.total, self.start) if is_told else ()
+
+    def processes(self, start: int, end: int) -> int:
+        """How many processes the scrapes of a block are of, as their starts tell."""
+        starts = np.sort(self.start[start:end])
+        return 1 + int((np.diff(starts) > SAME_START.total_seconds()).sum())
+
+    def is_older_than_its_process(self, start: int, end: int) -> bool:
+        """Whether a scrape of a block of several processes is stamped before its own began."""
+        begun_us = (self.start[start:end] - SAME_START.total_seconds()) * 1e6
+        return self.processes(start, end) > 1 and bool((self.ts_us[start:end] < begun_us).any())
 
     def grown(self, order: Integers) -> Floats:
         """How much was counted between the scrapes in that order; nan where a process changed."""
@@ -216,9 +237,18 @@ def _goes_on(scrapes: Scrapes, start: int, end: int) -> bool:
 
 
 def _fewest_contradicting(scrapes: Scrapes, start: int, end: int) -> Integers:
-    """The scrapes of a block to leave out, so that those left agree with their stamps."""
-    keys = list(zip(scrapes.start[start:end], scrapes.total[start:end], strict=True))
-    return start + np.setdiff1d(np.arange(end - start), _longest_rise(keys))
+    """The scrapes of a block to leave out, so that those left agree with their stamps.
+
+    Of several processes whose order their starts do not tell, one is left, the longest: another
+    behind it would be taken to have counted from 0.
+    """
+    starts, totals = scrapes.start[start:end], scrapes.total[start:end]
+    members = np.arange(end - start)
+    if scrapes.is_older_than_its_process(start, end):
+        own, lengths = np.unique(starts, return_counts=True)
+        members = np.flatnonzero(starts == own[lengths.argmax()])
+    keys = list(zip(starts[members], totals[members], strict=True))
+    return start + np.setdiff1d(np.arange(end - start), members[_longest_rise(keys)])
 
 
 def _longest_rise(keys: list[tuple[float, float]]) -> Integers:
@@ -354,3 +384,15 @@ def _uncounted_notes(
         {**note(instance, None, ceil(amount), detail), "check": UNCOUNTED, "subject": metric}
         for metric, amount in grown.iter_rows()
     ]
+
+
+def _untimed_notes(
+    instance: str, ts_us: Integers, moved: Integers, *, is_unsure: bool
+) -> list[dict[str, Any]]:
+    """Where nobody knows how long a process went on, of scrapes in their true order."""
+    behind = np.flatnonzero(np.diff(moved)) + 1
+    times = [instant_of(stamp) for stamp in ts_us[behind] + moved[behind]]
+    detail = "a clock was set while a server restarted: nobody knows how long it had gone on"
+    unsure = "a server restarted among scrapes that were left out, nobody knows when"
+    notes = [{**note(instance, ts, 1, detail), "check": UNTIMED} for ts in times]
+    return [*notes, *([{**note(instance, None, 1, unsure), "check": UNTIMED}] * is_unsure)]

@@ -35,11 +35,13 @@ from vllm_capacity.telemetry.processes import (
     with_births,
 )
 from vllm_capacity.telemetry.relabelled import Presence, counted_rows, relabelling
-from vllm_capacity.telemetry.rows import Rows
+from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
+from vllm_capacity.telemetry.stamps import UNTIMED, note
 
 _ALIAS = "an older name of the same concept, in the same scrape"
 _TWIN = "the same series and sample time, counted once"
 _OTHER = "the same series and sample time with different values, of which one was kept"
+_TWINS = "a clock was set, and of two scrapes with one time nobody knows which came first"
 _CHECK_OF = {_ALIAS: "renamed", _TWIN: "duplicate", _OTHER: "clock"}
 _HOUR = timedelta(hours=1)
 STRETCH_ROWS = 200_000
@@ -189,11 +191,18 @@ class _Facts:
         return min(self._begins)
 
     def dropped_notes(self, series: pl.DataFrame) -> pl.DataFrame:
-        """A ledger row per instance, metric and reason: duplicates, older names of a concept."""
-        return (
-            pl.concat(self._dropped)
-            .join(series.select("series_id", "instance", "metric"), on="series_id")
-            .group_by("instance", "metric", "why", maintain_order=True)
+        """A ledger row per instance, metric and reason: duplicates, older names of a concept.
+
+        One more for a target of whose counters one was dropped that had counted something else.
+        """
+        dropped = pl.concat(self._dropped).join(
+            series.select("series_id", "instance", "metric", "kind"), on="series_id"
+        )
+        is_uncounted = (pl.col("why") == _OTHER) & pl.col("kind").is_in(DIFFERENCED)
+        targets = dropped.filter(is_uncounted).get_column("instance").unique().sort()
+        twins = [{**note(target, None, 1, _TWINS), "check": UNTIMED} for target in targets]
+        notes = (
+            dropped.group_by("instance", "metric", "why", maintain_order=True)
             .agg(pl.col("count").sum(), pl.col("ts").min())
             .select(
                 check=pl.col("why").replace_strict(_CHECK_OF),
@@ -205,6 +214,7 @@ class _Facts:
             )
             .sort("instance", "subject", "check")
         )
+        return pl.concat([notes, pl.DataFrame(twins, schema=INTAKE_SCHEMA)])
 
 
 def _deduplicated(frame: pl.DataFrame, value: str) -> Tables:

@@ -27,6 +27,10 @@ CONTRADICTED = "contradicted"
 """The check of a note about scrapes left out because counters contradict their stamps."""
 UNCOUNTED = "uncounted"
 """The check of a note about how much a counter grew in such scrapes."""
+UNTIMED = "untimed"
+"""The check of a note that nobody knows how much a process counted unread, and why.
+
+It holds for one that ended right before the scrape stamped `ts`; without `ts` for the target."""
 _CHECK = "clock"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -1,6 +1,6 @@
 -- intake_notes: what the border found, summed.
 -- grain: one row per (check, instance, subject, detail); notes of the part, and those without a time.
--- Others are told by relabelled.sql, contradicted.sql and uncounted.sql.
+-- Others are told by relabelled.sql, contradicted.sql, uncounted.sql and untimed.sql.
 -- params: $start, $end.
 select
     "check",
@@ -10,6 +10,7 @@ select
     sum(count)::bigint as count,
     min(ts) as first_ts
 from intake
-where (ts is null or (ts >= $start and ts < $end)) and "check" not in ('respelled', 'relabelled', 'contradicted', 'uncounted')
+where (ts is null or (ts >= $start and ts < $end))
+    and "check" not in ('respelled', 'relabelled', 'contradicted', 'uncounted', 'untimed')
 group by all
 order by "check", instance, subject, detail

@@ -168,7 +168,9 @@ def outcomes_found(answer: Answer) -> str:
         return "No finished requests were counted"
     finished, successful = count(requests.finished), count(requests.successful)
     text = f"{successful} of {finished} finished requests succeeded"
-    if requests.lost.high:
+    if requests.lost.high is None:
+        text += f"; how many more finished unseen is not known, because {requests.lost.reason}"
+    elif requests.lost.high:
         unseen = count(requests.lost.high)
         text += f"; up to {unseen} more may have finished unseen before a server restarted or died"
     return text
@@ -177,9 +179,9 @@ def outcomes_found(answer: Answer) -> str:
 def cost_per_request_found(answer: Answer) -> str:
     """The whole window's cost per request, in the unit of the chart's axis."""
     each = answer.cost.usd_per_request
-    if each.mid is None:
+    if each.is_unknown:
         return f"Over the whole window not known: {reason(each)}"
-    text = f"{usd_per_thousand(each.mid)} per 1,000 requests over the whole window"
+    text = f"{value(each, usd_per_thousand)} per 1,000 requests over the whole window"
     return f"{text}; in a quiet hour fewer requests share the bill"
 
 

@@ -126,6 +126,8 @@ def is_extrapolated(saturation: Saturation) -> bool:
 
 def _cost(answer: Answer) -> str:
     each = answer.cost.usd_per_request
+    if each.is_bound:
+        return f"The cost per request is {value(each, usd)}: {reason(each)}."
     if each.low is None or each.mid is None or each.high is None:
         return f"The cost per request is not known: {reason(each)}."
     text, write = _per_request(each.mid)

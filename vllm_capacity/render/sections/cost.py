@@ -157,7 +157,7 @@ def cost_verdict(analysis: Analysis) -> Text:
     """What a request costs and how much of that is idle cost, in one sentence."""
     cost = analysis.answer.cost
     each, idle, knee = cost.usd_per_request, cost.idle_ratio, cost.usd_per_request_at_knee
-    if each.mid is None:
+    if each.is_unknown:
         return text(f"The cost per request is not known: {reason(each)}.")
     sentence = f"1,000 requests cost {sure(each, usd_per_thousand)}"
     if idle.is_unknown:

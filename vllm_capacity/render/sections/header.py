@@ -215,7 +215,7 @@ def _has_targets(answer: Answer) -> bool:
 
 def _per_request(each: Estimate) -> tuple[Write, str]:
     """How a cost per request is written, and its unit: below a cent, for a thousand."""
-    if each.is_unknown or (each.mid or each.low or 0.0) >= _CENT_USD:
+    if each.is_unknown or (each.mid or each.low or each.high or 0.0) >= _CENT_USD:
         return usd, ""
     return usd_per_thousand, f"per 1,000 · {value(each, usd)} each"
 

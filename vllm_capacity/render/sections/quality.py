@@ -116,12 +116,13 @@ def loss_table(analysis: Analysis) -> Table:
             name,
             Cell("not counted") if counted is None else counted,
             each.lost.low,
-            each.lost.high,
-            each.lost_ratio,
+            written(each.lost.high, count),
+            written(each.lost_ratio, percent),
         )
         for name, counted, each in found
     ]
-    return table(columns, rows)
+    reasons = {each.lost.reason for _, _, each in found if each.lost.reason}
+    return table(columns, rows, caption="; ".join(sorted(reasons)))
 
 
 def captures_compared(analysis: Analysis, other: Analysis) -> Table:
@@ -144,7 +145,9 @@ def capture_verdict(analysis: Analysis) -> Text:
     parts = [f"{count(scrapes.good)} of {count(scrapes.expected)} scrapes were answered ({share})"]
     if requests.finished is not None:
         parts.append(f"{count(requests.finished)} requests were counted")
-    if requests.lost.high and requests.lost_ratio:
+    if requests.lost.high is None:
+        parts.append(f"how many more were lost is not known ({requests.lost.reason})")
+    elif requests.lost.high and requests.lost_ratio:
         parts.append(
             f"up to {count(requests.lost.high)} more ({percent(requests.lost_ratio)}) may have "
             f"been lost in {_endings(analysis)}"

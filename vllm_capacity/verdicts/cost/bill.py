@@ -27,6 +27,13 @@ from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED, headroom, ut
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """What an output token weighs against an input token where no seconds were measured (1:4)."""
+_PER_PIECE = (
+    "usd_per_request",
+    "usd_per_million_output_tokens",
+    "usd_per_million_total_tokens",
+    "usd_per_million_input_tokens_split",
+    "usd_per_million_output_tokens_split",
+)
 _CURVE_POINTS = 60
 _CURVE_SCHEMA = {"utilization": pl.Float64, "usd_per_million_output_tokens": pl.Float64}
 _LIGHTEST_RATIO, _HALF_RATIO = 0.005, 0.5  # where the curve begins: between these
@@ -197,6 +204,27 @@ def bill(parts: Mapping[str, CostShare], *, noun: str = "engines") -> Bill:
     if idle.is_bound and whole.utilization.is_bound:
         idle = replace(idle, reason=whole.utilization.reason)  # the same one, told once
     return Bill(found, replace(whole, idle_usd=idle), usage, capacity)
+
+
+def at_most(found: Bill, reason: str) -> Bill:
+    """The bill where nobody can bound how much more was served: costs of each piece at most these.
+
+    What a piece costs at capacity hangs on the rate, not on how many there were, and stays.
+    """
+    parts = {name: _at_most(each, reason) for name, each in found.parts.items()}
+    return replace(found, parts=parts, whole=_at_most(found.whole, reason))
+
+
+def _at_most(costs: Costs, reason: str) -> Costs:
+    bounded = {
+        name: Estimate.at_most(each.high, *each.basis, reason=reason)
+        for name in _PER_PIECE
+        if (each := getattr(costs, name)).high is not None
+    }
+    tokens = costs.tokens_per_usd
+    if tokens.low is not None:
+        tokens = Estimate.at_least(tokens.low, *tokens.basis, reason=reason)
+    return replace(costs, **bounded, tokens_per_usd=tokens)
 
 
 def _capacity(parts: Mapping[str, CostShare], gpu_hours: float, noun: str) -> Estimate:

@@ -27,7 +27,7 @@ def restarts(evidence: Evidence) -> list[Finding]:
         max_effect = _max_effect(unread)
         effect = (
             f"{instance}: started again from zero. What it counted after its last scrape is in no "
-            f"figure: {amounts(max_effect)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+            f"figure: {_effect(unread)}{_bound(unread, evidence)}. {_in_flight(unread)}"
         )
         result = [span(restart.before, restart.after) for restart in own[:_LISTED]]
         when = "; ".join(
@@ -38,7 +38,7 @@ def restarts(evidence: Evidence) -> list[Finding]:
         is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * good
         if is_often:
             effect = f"{effect} {_OFTEN_EFFECT}"
-        severity = "error" if is_often else "warning"
+        severity = "error" if is_often or _is_unbounded(unread) else "warning"
         found.append(Finding("restart", severity, len(own), effect, when, max_effect))
     return found
 
@@ -61,7 +61,7 @@ def outages(evidence: Evidence) -> list[Finding]:
         )
         effect = (
             f"{outage.instance} {what}. What it counted after its last good scrape is in no "
-            f"figure: {amounts(max_effect)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+            f"figure: {_effect(unread)}{_bound(unread, evidence)}. {_in_flight(unread)}"
         )
         severity = "warning" if is_long and outage.failed else "info"
         when = span(outage.last_good, evidence.time_range.end)
@@ -70,17 +70,20 @@ def outages(evidence: Evidence) -> list[Finding]:
 
 
 def contradicted(evidence: Evidence) -> list[Finding]:
-    """Targets with scrapes left out because a clock was set and their order is unknown."""
+    """Targets of whose scrapes some are in no figure, because a clock was set."""
     found = []
     for instance, detail, scrapes in evidence.contradicted.iter_rows():
         unread = evidence.losses.of(instance, "clock")
-        max_effect = _max_effect(unread)
         effect = (
             f"{instance}: {detail}. What only these counted is in no figure, nor is their time: "
-            f"{amounts(max_effect)}{_bound(unread, evidence)}, or what counters grew by in these "
-            "scrapes where that is more."
+            f"{_effect(unread)}."
         )
-        found.append(Finding("clock", "error", scrapes, effect, None, max_effect))
+        found.append(Finding("clock", "error", scrapes, effect, None, _max_effect(unread)))
+    told = set(evidence.contradicted.get_column("instance"))
+    for each in evidence.losses.stretches:
+        if each.why == "clock" and each.instance not in told:
+            effect = f"{each.instance}: what it counted unread is in no figure: {_effect([each])}."
+            found.append(Finding("clock", "error", 1, effect))
     return found
 
 
@@ -93,7 +96,7 @@ def late_targets(evidence: Evidence) -> list[Finding]:
             effect = (
                 f"{unread.instance} was first scraped {seconds:.0f} s after the start and does not "
                 "say that it started since: it is counted from its first value, and what it "
-                f"counted before is in no figure: {amounts(max_effect)}."
+                f"counted before is in no figure: {_effect([unread])}."
             )
             when = span(unread.start, unread.end)
             found.append(Finding("series", "warning", 1, effect, when, max_effect))
@@ -140,15 +143,31 @@ def same_processes(evidence: Evidence) -> list[Finding]:
     ]
 
 
+def _is_unbounded(unread: Sequence[Unread]) -> bool:
+    return any(each.requests is None or each.tokens is None for each in unread)
+
+
 def _max_effect(unread: Sequence[Unread]) -> dict[str, float]:
+    """The most that they can move; nothing where that has no bound."""
+    if _is_unbounded(unread):
+        return {}
     return {
-        "requests.finished": float(sum(each.requests for each in unread)),
-        "tokens": float(sum(each.tokens for each in unread)),
+        "requests.finished": float(sum(each.requests or 0 for each in unread)),
+        "tokens": float(sum(each.tokens or 0 for each in unread)),
     }
 
 
+def _effect(unread: Sequence[Unread]) -> str:
+    if _is_unbounded(unread):
+        reasons = "; ".join(sorted({each.reason for each in unread} - {""}))
+        return f"requests.finished and tokens, without a bound ({reasons})"
+    return amounts(_max_effect(unread))
+
+
 def _bound(unread: Sequence[Unread], evidence: Evidence) -> str:
-    """What the bound is made of, in words."""
+    """What the bound is made of, in words; empty where there is none."""
+    if _is_unbounded(unread):
+        return ""
     seconds = sum(_seconds(each.start, each.end) for each in unread)
     return (
         " (a bound, not an estimate: what ran and waited at the last scrape, the most that ever "
