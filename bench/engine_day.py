@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from vllm_capacity import open_window
 from vllm_capacity.telemetry.rows import HISTOGRAMS_SCHEMA, SAMPLES_SCHEMA, Rows
 from vllm_capacity.telemetry.store import write_window
-from vllm_capacity.telemetry.window import Window
+from vllm_capacity.telemetry.window import Window, open_window
 
 LIFE = 18  # repetitions
 DAY_SECONDS = 86_400

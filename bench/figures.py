@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from bench.measure import Ratio, by_turns, cost_of
-from vllm_capacity import open_window
+from vllm_capacity.telemetry.window import open_window
 
 BARE = """\
 import sys, duckdb

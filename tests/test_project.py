@@ -1,5 +1,6 @@
 """The project's own files stay in step with each other."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+import vllm_capacity
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -78,3 +81,17 @@ def test_every_target_of_the_makefile_explains_itself():
 def test_files_that_the_readme_names_are_there():
     named = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_what_the_suite_does_not_run_uses_no_name_that_was_renamed():
+    """Benches and live tests run by hand: nothing else would see a deprecated name in them."""
+    files = [*(ROOT / "bench").glob("*.py"), *(ROOT / "tests" / "integration").glob("*.py")]
+    found = {
+        (file.name, name.name)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "vllm_capacity"
+        for name in node.names
+        if name.name in vllm_capacity._RENAMED
+    }
+    assert found == set()

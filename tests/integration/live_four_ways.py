@@ -9,8 +9,6 @@ Run by `make test-live`.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -22,27 +20,21 @@ from real_collector import Collector, collector_binary
 from recorded_vllm import RecordedVllm
 
 from tests.answering import answer
-from tests.integration.real_parseable import ROOT, real_parseable, wait_for
+from tests.integration.real_parseable import ROOT, real_parseable
 from tests.integration.real_prometheus import real_prometheus
+from tests.integration.ways import INTERVAL_SECONDS, pulled, scraper
 from vllm_capacity.facts.metrics import E2E, GENERATION_TOKENS, ITL, PROMPT_TOKENS, REQUESTS, TTFT
 from vllm_capacity.figures.latency import histogram_increases
 from vllm_capacity.figures.traffic import counter_increases, scrape_increases, total
-from vllm_capacity.live.pull import pull_files, pull_prometheus, pull_server
-from vllm_capacity.sources.parquet import open_store, read_stream
-from vllm_capacity.sources.parseable import Parseable
-from vllm_capacity.sources.parseable_pull import PullRequest
-from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.telemetry.window import Window, open_window
 from vllm_capacity.timerange import TimeRange
 
 pytestmark = [pytest.mark.live, pytest.mark.collector]
 
 RESTARTS = Path(__file__).parents[1] / "data" / "restart_raw.jsonl.gz"
-STREAM = "vllm_metrics"
 SCRAPES = 221
 OUTAGE_SECONDS = float(os.environ.get("LIVE_OUTAGE_SECONDS", "60"))
 PACE_SECONDS = (OUTAGE_SECONDS + 120) / SCRAPES
-INTERVAL_SECONDS = 2  # the Collector's default
 COUNTERS = [REQUESTS, GENERATION_TOKENS, PROMPT_TOKENS]
 
 
@@ -56,7 +48,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Window]:
         real_prometheus(folder, [vllm.target]) as prometheus,
     ):
         seconds = SCRAPES * PACE_SECONDS
-        scraper = _scraper(vllm, folder / "scraped", seconds)
+        scraping = scraper(vllm.target, folder / "scraped", seconds=seconds)
         collector = Collector(
             collector_binary(),
             folder,
@@ -76,60 +68,15 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Window]:
             collector.start()
             time.sleep(OUTAGE_SECONDS / 2)
             parseable.start()
-            assert scraper.wait(timeout=seconds + 120) == 0
+            assert scraping.wait(timeout=seconds + 120) == 0
             ended = datetime.now(UTC)
             time_range = TimeRange(began, ended)
-            with httpx.Client(base_url=parseable.url, auth=ROOT, timeout=120) as client:
-                server = Parseable(client)
-                wait_for(lambda: _has_all(server, time_range), seconds=180)
-                pull_server(
-                    server,
-                    PullRequest(STREAM, time_range, is_thinned=False),
-                    folder / "whole",
-                    now=time_range.end,
-                )
-                pull_server(
-                    server, PullRequest(STREAM, time_range), folder / "thinned", now=time_range.end
-                )
-            whole = open_window(folder / "whole")
-            wait_for(lambda: _are_flushed(parseable.store, time_range, whole), seconds=240)
-            pull_files(str(parseable.store), STREAM, folder / "files", time_range)
-            with httpx.Client(base_url=prometheus, timeout=120) as client:
-                pull_prometheus(Prometheus(client), time_range, folder / "prometheus")
+            found = pulled(parseable, prometheus, time_range, folder)
         finally:
             collector.stop()
-            if scraper.poll() is None:
-                scraper.kill()
-    names = ("whole", "thinned", "files", "prometheus", "scraped")
-    return {name: open_window(folder / name) for name in names}
-
-
-def _scraper(vllm: RecordedVllm, to: Path, seconds: float) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "vllm_capacity", "scrape", f"http://{vllm.target}/metrics"]
-    options = ["--every", f"{INTERVAL_SECONDS}s", "--for", f"{seconds:.0f}s", "--to", str(to)]
-    return subprocess.Popen([*command, *options])
-
-
-def _has_all(server: Parseable, time_range: TimeRange) -> bool:
-    """Whether what was sampled up to the end has arrived: the newest, and no more of the older."""
-
-    def result() -> tuple[str, int]:
-        sql = f"select max(time_unix_nano) as newest, count(1) as n from {STREAM}"
-        sql += f" where time_unix_nano < '{time_range.end:%Y-%m-%dT%H:%M:%S}'"
-        first = server.query(sql, TimeRange(time_range.start, datetime.now(UTC)))[0]
-        return str(first["newest"]), int(first["n"])
-
-    newest, count = result()
-    nearly = time_range.end - timedelta(seconds=2 * INTERVAL_SECONDS)
-    if newest < f"{nearly:%Y-%m-%dT%H:%M:%S}":
-        return False
-    time.sleep(15)
-    return result() == (newest, count)
-
-
-def _are_flushed(store: Path, time_range: TimeRange, whole: Window) -> bool:
-    rows = read_stream(open_store(str(store)), STREAM, time_range)
-    return rows.samples.height == whole.sql("select count(*) as n from samples").item()
+            if scraping.poll() is None:
+                scraping.kill()
+    return {**found, "scraped": open_window(folder / "scraped")}
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,13 @@ class RealParseable:
             self.process.wait(timeout=120)
         self.process = None
 
+    def kill(self) -> None:
+        """As a machine that loses power would end it."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(timeout=120)
+        self.process = None
+
     def ingest(self, stream: str, body: str, *, path: str = "/v1/metrics") -> None:
         kind = "otel-metrics" if path.endswith("metrics") else "otel-traces"
         httpx.post(
