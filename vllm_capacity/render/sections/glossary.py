@@ -414,7 +414,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         "lost",
         "Requests and tokens that no scrape saw",
         "What a process can have counted after its last scrape before it ended, or before its "
-        "first: bounds from its running and waiting requests and the fastest rate in the window.",
+        "first: bounds from its running and waiting requests and the fastest rate in the window. "
+        "No upper bound where it ended while a clock was set: how long it went on is not known.",
         (losses.losses,),
         (_ATTEMPTS, _RESTARTS, _growth(REQUESTS, *_TOKENS)),
         ("requests.lost", "tokens.lost"),
