@@ -91,8 +91,9 @@ class RecordedParseable:
             case "GET", "user":
                 names = [{"id": name, "method": "native"} for name in (*self.users, ROOT[0])]
                 return httpx.Response(200, json=names)
-            case "GET", "role", name:  # as its source answers: no rights where there is no role
-                return httpx.Response(200, json=self.roles.get(name, []))
+            case "GET", "role", name:  # as 2.9.5 answers, where there is no such role, too
+                told = {"actions": self.roles.get(name, []), "roleType": "user"}
+                return httpx.Response(200, json=told)
             case "PUT", "role", name:
                 self.roles[name] = body
                 return self.answer("PUT", "/api/v1/role/vllm_reader")

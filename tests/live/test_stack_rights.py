@@ -114,19 +114,28 @@ def test_rights_that_cannot_be_read_are_not_overwritten(tmp_path: Path, odd: obj
     assert server.writes == []
 
 
-def test_rights_inside_an_object_are_read(server: RecordedParseable, tmp_path: Path) -> None:
-    class Newer(RecordedParseable):
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param(lambda rights: rights, id="as a list"),
+        pytest.param(lambda rights: {"privileges": rights}, id="in an object under another name"),
+    ],
+)
+def test_rights_are_read_in_every_form_that_versions_tell_them(
+    tmp_path: Path, told: Callable[[object], object]
+) -> None:
+    class Other(RecordedParseable):
         def __call__(self, request: httpx.Request) -> httpx.Response:
             answer = super().__call__(request)
             if request.method == "GET" and "/role/" in request.url.path:
-                return httpx.Response(200, json={"privileges": answer.json()})
+                return httpx.Response(200, json=told(answer.json()["actions"]))
             return answer
 
-    newer = Newer()
-    with newer.client() as client:
+    other = Other()
+    with other.client() as client:
         initialise(client, RUNNING, tmp_path)
         initialise(client, OTHER, tmp_path)
-    assert len(newer.roles["vllm_ingestor"]) == 3
+    assert len(other.roles["vllm_ingestor"]) == 3
 
 
 def test_metrics_and_spans_are_two_streams() -> None:

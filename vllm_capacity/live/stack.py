@@ -114,7 +114,10 @@ class Management:
         SourceError where the answer is no list of rights: they could not be kept.
         """
         found = self.read(f"/api/v1/role/{role}")
-        rights = found.get("privileges") if isinstance(found, dict) else found
+        if isinstance(found, dict):  # by version: a list, or one of these holds it
+            rights = next((found[key] for key in ("actions", "privileges") if key in found), None)
+        else:
+            rights = found
         if not isinstance(rights, list) or not all(isinstance(right, dict) for right in rights):
             raise SourceError(
                 f"Parseable tells the rights of the role {role} in a form that is not known here. "
