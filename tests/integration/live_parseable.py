@@ -196,4 +196,4 @@ def test_a_refusal_is_one_clear_line(server, auth, sql, says):
 def test_its_version(parseable, record_property):
     about = parseable.about()
     record_property("Parseable", about.version)
-    assert about["version"].startswith("v2.")
+    assert about.version.startswith("v2.")

@@ -242,6 +242,8 @@ def test_a_restart_while_a_clock_is_set_leaves_no_upper_bound(tmp_path, settings
     assert "nobody knows" in lost["reason"]
     assert (each["low"], each["mid"], each["reason"]) == (None, None, lost["reason"])
     assert each["high"] > 0
+    used, idle = (told["cost"][name] for name in ("utilization", "idle_usd"))
+    assert (used["mid"], used["high"], idle["mid"], idle["low"]) == (None, None, None, None)
     assert "error" in {f["severity"] for f in told["quality"] if lost["reason"] in f["effect"]}
 
 

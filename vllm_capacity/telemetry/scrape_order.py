@@ -392,7 +392,7 @@ def _untimed_notes(
     """Where nobody knows how long a process went on, of scrapes in their true order."""
     behind = np.flatnonzero(np.diff(moved)) + 1
     times = [instant_of(stamp) for stamp in ts_us[behind] + moved[behind]]
-    detail = "a clock was set while a server restarted: nobody knows how long it had gone on"
-    unsure = "a server restarted among scrapes that were left out, nobody knows when"
+    detail = "a clock was set while a server restarted, and nobody knows how long it had gone on"
+    unsure = "a server restarted among scrapes that were left out, and nobody knows when"
     notes = [{**note(instance, ts, 1, detail), "check": UNTIMED} for ts in times]
     return [*notes, *([{**note(instance, None, 1, unsure), "check": UNTIMED}] * is_unsure)]

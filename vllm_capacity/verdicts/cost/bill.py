@@ -27,13 +27,15 @@ from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED, headroom, ut
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """What an output token weighs against an input token where no seconds were measured (1:4)."""
-_PER_PIECE = (
+_FALLING = (  # the more was served
+    "idle_usd",
     "usd_per_request",
     "usd_per_million_output_tokens",
     "usd_per_million_total_tokens",
     "usd_per_million_input_tokens_split",
     "usd_per_million_output_tokens_split",
 )
+_RISING = ("tokens_per_usd", "utilization")
 _CURVE_POINTS = 60
 _CURVE_SCHEMA = {"utilization": pl.Float64, "usd_per_million_output_tokens": pl.Float64}
 _LIGHTEST_RATIO, _HALF_RATIO = 0.005, 0.5  # where the curve begins: between these
@@ -207,24 +209,37 @@ def bill(parts: Mapping[str, CostShare], *, noun: str = "engines") -> Bill:
 
 
 def at_most(found: Bill, reason: str) -> Bill:
-    """The bill where nobody can bound how much more was served: costs of each piece at most these.
+    """The bill where nobody can bound how much more was served.
 
-    What a piece costs at capacity hangs on the rate, not on how many there were, and stays.
+    Costs of each piece and idle dollars are at most these, utilization and tokens per dollar at
+    least. What a piece costs at capacity hangs on the rate, not on how many there were, and stays.
     """
     parts = {name: _at_most(each, reason) for name, each in found.parts.items()}
     return replace(found, parts=parts, whole=_at_most(found.whole, reason))
 
 
 def _at_most(costs: Costs, reason: str) -> Costs:
-    bounded = {
-        name: Estimate.at_most(each.high, *each.basis, reason=reason)
-        for name in _PER_PIECE
-        if (each := getattr(costs, name)).high is not None
-    }
-    tokens = costs.tokens_per_usd
-    if tokens.low is not None:
-        tokens = Estimate.at_least(tokens.low, *tokens.basis, reason=reason)
-    return replace(costs, **bounded, tokens_per_usd=tokens)
+    upper = {name: _upper(getattr(costs, name), reason) for name in _FALLING}
+    lower = {name: _lower(getattr(costs, name), reason) for name in _RISING}
+    return replace(costs, **upper, **lower)
+
+
+def _upper(found: Estimate, reason: str) -> Estimate:
+    """Its upper bound alone; unknown where it has none."""
+    if found.is_unknown:
+        return found
+    if found.high is None:
+        return Estimate.unknown(reason, *found.basis)
+    return Estimate.at_most(found.high, *found.basis, reason=reason)
+
+
+def _lower(found: Estimate, reason: str) -> Estimate:
+    """Its lower bound alone; unknown where it has none."""
+    if found.is_unknown:
+        return found
+    if found.low is None:
+        return Estimate.unknown(reason, *found.basis)
+    return Estimate.at_least(found.low, *found.basis, reason=reason)
 
 
 def _capacity(parts: Mapping[str, CostShare], gpu_hours: float, noun: str) -> Estimate:
