@@ -509,6 +509,16 @@ SAME_PROCESSES = (
         [],
         **twins([0, 2, 4, 6], [101, 103, 105]),
     ),
+    *(
+        Case(
+            "same_processes",
+            f"two processes whose counts differ at one instant count apart, {which} being ahead",
+            "instance other",
+            [],
+            **twins([0, 2, 4, 6], [1, 3, 5], more=[(3, 0, 50, a), (4, 0, 50, b)]),
+        )
+        for which, a, b in (("a", 9.0, 8.0), ("b", 8.0, 9.0))
+    ),
     Case(
         "same_processes",
         "a start of 0 is none",

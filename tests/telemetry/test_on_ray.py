@@ -22,11 +22,8 @@ needs_ray = pytest.mark.skipif(
 )
 
 
-@needs_ray
-def test_on_ray_a_worker_that_is_killed_changes_nothing(tmp_path):
-    path = a_window(tmp_path, 100)
-    alone = shutil.copytree(path, tmp_path / "alone" / "w")
-    whole = rolled_up(alone, None)
+def run_on_ray(path, *, starts=3):
+    """What `ray_run.py` did; Ray itself gives up where a busy machine starts it too slowly."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
         # Sockets of Ray lie there, whose paths must be short.
         done = subprocess.run(
@@ -36,6 +33,17 @@ def test_on_ray_a_worker_that_is_killed_changes_nothing(tmp_path):
             text=True,
             check=False,
         )
+    if "timed out during startup" in done.stderr and starts > 1:
+        return run_on_ray(path, starts=starts - 1)
+    return done
+
+
+@needs_ray
+def test_on_ray_a_worker_that_is_killed_changes_nothing(tmp_path):
+    path = a_window(tmp_path, 100)
+    alone = shutil.copytree(path, tmp_path / "alone" / "w")
+    whole = rolled_up(alone, None)
+    done = run_on_ray(path)
     assert done.stdout.splitlines()[-1:] == [f"{whole.pieces} {whole.pieces} 1"], done.stderr
     assert entries(path) == entries(alone)
 
