@@ -16,7 +16,8 @@ _MOST_GPUS = 100_000
 
 def _target(label: str, option: str) -> float | None:
     """A latency target: how a person calls it, and the option that gives it."""
-    found: float | None = field(default=None, metadata={"label": label, "option": option})
+    about = {"label": label, "option": option, "help": f"Target for {label}, seconds."}
+    found: float | None = field(default=None, metadata=about)
     return found
 
 

@@ -3,7 +3,7 @@
     CapacityError                 exit 2
     ├── InputError                what was given cannot be used (file, argument, parameter)
     │   ├── WindowError           no such window, damaged, or it exists already
-    │   ├── NoTelemetryError      scrapes without one series of a server we know
+    │   ├── NoTelemetryError      a source that has nothing of a server we know, or not then
     │   └── ParseError            a line of someone's format that is not of that format
     └── SourceError    exit 3     a server or store failed, or refused us
 
@@ -49,7 +49,7 @@ class WindowError(InputError):
 
 
 class NoTelemetryError(InputError):
-    """Scrapes without one series of a server we know."""
+    """A source answered, but has no series of a server we know, or no sample of the time asked."""
 
 
 class ParseError(InputError):

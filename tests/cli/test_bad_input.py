@@ -21,7 +21,7 @@ def run(monkeypatch, capsys, line):
     ("line", "says"),
     [
         pytest.param("nosuch", "No such command 'nosuch'. Try 'vllm-capacity --help'", id="verb"),
-        pytest.param("figures", "Missing argument 'WINDOW'. Try", id="an argument lacking"),
+        pytest.param("figures", "Say which window", id="figures of no window"),
         pytest.param("figures a b", "extra argument (b). Try", id="an argument too many"),
         pytest.param("figures vllm-sweep --usd-per-hour x", "not a valid float", id="no number"),
         pytest.param("figures vllm-sweep --slo-ttft inf", "no number up to", id="no end"),

@@ -35,19 +35,36 @@ def prometheus_binary() -> str:
     pytest.skip(text)
 
 
-@contextlib.contextmanager
-def real_prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
-    """Its URL while it runs; the process is ended at the end."""
-    binary = prometheus_binary()
-    config = folder / "prometheus.yml"
-    config.write_text(_CONFIG.format(targets=", ".join(f"'{target}'" for target in targets)))
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+def backfill(folder: Path, openmetrics: str) -> None:
+    """Put samples of the past into the store that a `real_prometheus` at the folder reads."""
+    promtool = shutil.which("promtool", path=str(Path(prometheus_binary()).parent))
+    assert promtool, "promtool comes with Prometheus"
+    text = folder / "samples.txt"
+    text.write_text(openmetrics)
+    command = [promtool, "tsdb", "create-blocks-from", "openmetrics", "-q", str(text)]
+    subprocess.run([*command, str(folder / "tsdb")], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def real_prometheus(folder: Path, targets: list[str], *, port: int = 0) -> Iterator[str]:
+    """Its URL while it runs; the process is ended at the end."""
+    binary = prometheus_binary()
+    port = port or free_port()
+    config = folder / "prometheus.yml"
+    config.write_text(_CONFIG.format(targets=", ".join(f"'{target}'" for target in targets)))
     command = [
         binary,
         f"--config.file={config}",
         f"--storage.tsdb.path={folder / 'tsdb'}",
+        "--storage.tsdb.retention.time=30y",
         f"--web.listen-address=127.0.0.1:{port}",
         "--log.level=error",
     ]

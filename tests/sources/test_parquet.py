@@ -10,7 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.standin.server import RECORDED
-from vllm_capacity.errors import InputError, SourceError, WindowError
+from vllm_capacity.errors import InputError, NoTelemetryError, SourceError, WindowError
 from vllm_capacity.live.pull import pull_files
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.telemetry.window import open_window
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_said(tmp_path, location, stream, error, says):
 
 def test_nothing_sampled_in_the_range_is_said():
     long_ago = TimeRange(datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 1, 2, tzinfo=UTC))
-    with pytest.raises(SourceError, match="no data from 2025"):
+    with pytest.raises(NoTelemetryError, match="no data from 2025"):
         read_stream(open_store(str(STORE)), "vllm_metrics", long_ago)
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.standin.exports import export, gauge
 from tests.standin.server import Fault, Standin, User
 from tests.standin.tables import Stream
-from vllm_capacity.errors import CapacityError, InputError, SourceError
+from vllm_capacity.errors import CapacityError, InputError, NoTelemetryError, SourceError
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_queries import resolve
 from vllm_capacity.timerange import TimeRange
@@ -217,7 +217,7 @@ def test_a_stream_that_nothing_came_into_has_no_columns(server, standin):
     parseable, _ = server("root", "root-password")
     standin.streams["new"] = Stream("otel-metrics")
     assert parseable.columns("new") == {}
-    with pytest.raises(SourceError, match="'new' is empty: nothing has come in yet"):
+    with pytest.raises(NoTelemetryError, match="'new' is empty: nothing has come in yet"):
         resolve("new", parseable.columns("new"))
 
 

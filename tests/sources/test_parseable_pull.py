@@ -10,7 +10,7 @@ import pytest
 from tests.standin.exports import counter, export, gauge, histogram, stale
 from tests.standin.recorded import recorded_server
 from tests.standin.server import RECORDED, Fault, Standin
-from vllm_capacity.errors import SourceError
+from vllm_capacity.errors import NoTelemetryError, SourceError
 from vllm_capacity.live.pull import pull_server
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
@@ -226,7 +226,7 @@ def test_a_label_may_hold_a_quote():
 
 def test_a_range_without_any_series_is_said():
     day_before = TimeRange(at(8, 0) - timedelta(days=1), at(8, 1) - timedelta(days=1))
-    with pytest.raises(SourceError, match="no vLLM series sampled from 2026-11-23"):
+    with pytest.raises(NoTelemetryError, match="no vLLM series sampled from 2026-11-23"):
         thinned_of(export(counter(TOKENS, at(8, 0, 2), 1.0)), time_range=day_before)
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from tests.standin.recorded import recorded_server
 from tests.standin.server import RECORDED, Standin
 from vllm_capacity.cli import cli
-from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.errors import InputError, NoTelemetryError, SourceError
 from vllm_capacity.sources.parquet import open_store
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.traces import (
@@ -69,7 +69,7 @@ def test_a_range_is_when_requests_began(minutes, late_hours, expected):
     first, last = (BEGUN + timedelta(minutes=m) for m in minutes)
     store, late = open_store(STORE), timedelta(hours=late_hours)
     if expected is None:
-        with pytest.raises(SourceError, match="holds no data"):
+        with pytest.raises(NoTelemetryError, match="holds no data"):
             traces_from_files(store, "vllm_traces", TimeRange(first, last), late=late)
         return
     found = traces_from_files(store, "vllm_traces", TimeRange(first, last), late=late)

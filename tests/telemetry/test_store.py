@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from vllm_capacity.errors import WindowError
+from vllm_capacity.errors import NoTelemetryError, WindowError
 from vllm_capacity.figures import traffic
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
 from vllm_capacity.telemetry.settling import settle
@@ -146,7 +146,7 @@ def test_a_window_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_nothing_sampled_is_no_window(tmp_path):
-    with pytest.raises(WindowError, match="not one sample"):
+    with pytest.raises(NoTelemetryError, match="not one sample"):
         write_window(tmp_path / "w", RowBuffer().rows(), {})
 
 

@@ -23,6 +23,7 @@ from vllm_capacity.errors import CapacityError, InputError, needing_extra
 
 DEBUG = "VLLM_CAPACITY_DEBUG"
 OWN_FACTS = "VLLM_CAPACITY_FACTS"
+SETTINGS = "VLLM_CAPACITY_SETTINGS"
 _BUG = 70
 _LONGEST = 2_000
 _SYSTEM_ERROR = re.compile(r"\(os error (\d{1,3})\)")
@@ -40,7 +41,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "plan": ("plan", "GPUs, replicas and cost per month for a window's load."),
     "proxy": ("proxy", "Serve vLLM's metrics with underscores for colons."),
     "pull": ("pull", "Telemetry out of Parseable or Prometheus into a window."),
-    "report": ("report", "Run a notebook on a window into one HTML page."),
+    "report": ("report", "HTML pages of a window, or of each day of a source."),
     "scrape": ("scrape", "Scrape vLLM's /metrics, or saved scrapes, into a window."),
     "simulate": ("simulate", "A simulated engine's window: example data, never telemetry."),
     "sql": ("sql", "Print a query that Parseable answers as it is, or list them."),
@@ -93,8 +94,24 @@ class _LazyGroup(click.Group):
     envvar=OWN_FACTS,
     help=f"Folder of your own GPUs, models and prices; or {OWN_FACTS}. See: facts --help.",
 )
-def cli(memory_limit: str | None, own_facts: Path | None) -> None:
+@click.option(
+    "--settings",
+    type=click.Path(path_type=Path),
+    envvar=SETTINGS,
+    help=f"File of settings; or {SETTINGS}; else vllm-capacity.toml here, if there is one.",
+)
+@click.pass_context
+def cli(
+    context: click.Context, memory_limit: str | None, own_facts: Path | None, settings: Path | None
+) -> None:
     """Capacity and cost planning for self-hosted LLM inference on vLLM."""
+    from vllm_capacity.cli.settings import FILE_NAME, VERBS, read_settings_file
+
+    context.obj = settings or Path(FILE_NAME)
+    if context.invoked_subcommand in VERBS and (settings or context.obj.is_file()):
+        found = read_settings_file(context.obj)
+        found.require_sound()
+        context.default_map = {verb: dict(found.values) for verb in VERBS}
     if memory_limit is not None:
         from vllm_capacity.telemetry.memory import MEMORY_LIMIT, parse_size
 

@@ -9,30 +9,26 @@ from datetime import timedelta
 
 import click
 
-from vllm_capacity.alerts import RULES, with_thresholds
+from vllm_capacity.alerts import RULES, AlertRule, with_thresholds
 from vllm_capacity.alerts import alerts as outcomes
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.cli.analysis_options import one_window
+from vllm_capacity.cli.analysis_options import one_window, window_options
 from vllm_capacity.cli.options import columns
+from vllm_capacity.cli.settings import AlertSettings, setting_options
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import parse_duration_seconds
 
 
-@click.command(short_help="The alert rules on a window; exit code 1 when one fires.")
-@click.argument("argument", metavar="[WINDOW]", required=False)
-@click.option("--window", help="The window, if not given as WINDOW.")
-@click.option("--over", default="5m", show_default=True, help="The window's last 5m, 1h, or `all`.")
-@click.option(
-    "--above",
-    "changes",
-    multiple=True,
-    metavar="ALERT=NUMBER",
-    help=f"Another threshold, for {', '.join(rule.name for rule in RULES)}.",
+@click.command(
+    short_help="The alert rules on a window; exit code 1 when one fires.",
+    epilog=f"Alerts: {', '.join(rule.name for rule in RULES)}.",
 )
+@window_options
+@setting_options(AlertSettings)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
 def alerts(
-    argument: str | None, window: str | None, over: str, changes: tuple[str, ...], as_json: bool
+    argument: str | None, window: str | None, over: str, above: tuple[str, ...], as_json: bool
 ) -> None:
     """Evaluate the alert rules on the end of WINDOW; exit code 1 when one fires.
 
@@ -41,7 +37,7 @@ def alerts(
     The rules that Parseable cannot evaluate (percentiles, counter rates), the others, and absence
     of data. A figure that is not known is shown as unknown, and never taken for 0.
     """
-    rules = with_thresholds(_thresholds(changes))
+    rules = changed_rules(above)
     opened = open_window(one_window(argument, window))
     start = None
     if over != "all":
@@ -57,6 +53,11 @@ def alerts(
         click.echo(alerts_text(found, width=columns()), nl=False)
     if any(one.state == "fired" for one in found):
         sys.exit(1)
+
+
+def changed_rules(changes: tuple[str, ...]) -> list[AlertRule]:
+    """The rules with other thresholds, given as `waiting=20`; InputError for what is none."""
+    return with_thresholds(_thresholds(changes))
 
 
 def _thresholds(changes: tuple[str, ...]) -> dict[str, float]:

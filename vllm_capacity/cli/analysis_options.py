@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vllm_capacity.assumptions import SLO_LABELS, SLO_OPTIONS, Assumptions, Slo, pricing
-from vllm_capacity.cli.options import FILE, bounded
+from vllm_capacity.assumptions import Assumptions, Slo, pricing
+from vllm_capacity.cli.settings import PriceSettings, setting_options, taken
 from vllm_capacity.errors import InputError
 from vllm_capacity.interface import version_1
 from vllm_capacity.record import SCHEMA_VERSION, plain
@@ -49,42 +48,21 @@ def as_text(result: object, schema_version: str = str(SCHEMA_VERSION)) -> str:
     return json.dumps(body, allow_nan=False, indent=2)
 
 
-_OPTIONS = (
+_RANGE = (
     click.option("--start", help="Start time, ISO 8601; UTC without an offset."),
     click.option("--end", help="End time; a sample at it is outside."),
-    click.option(
-        "--exact",
-        is_flag=True,
-        help="Read every scrape of a range over six hours, too: slower, in steps under a minute.",
-    ),
-    click.option(
-        "--usd-per-hour", type=float, callback=bounded, help="Price of one GPU for an hour."
-    ),
-    click.option("--price", help="A row of data/gpu_prices.csv, matched by words in it."),
-    click.option(
-        "--fleet",
-        type=FILE,
-        help="Mapping file: GPUs and price of each instance, from when to when (CSV or YAML).",
-    ),
-    click.option(
-        "--gpus-per-engine",
-        type=float,
-        callback=bounded,
-        default=1.0,
-        show_default=True,
-        help="GPUs of one engine.",
-    ),
-    *(
-        click.option(
-            option,
-            name,
-            type=float,
-            callback=bounded,
-            help=f"Target for {SLO_LABELS[name]}, seconds.",
-        )
-        for name, option in SLO_OPTIONS.items()
-    ),
 )
+_EXACT = click.option(
+    "--exact",
+    is_flag=True,
+    help="Read every scrape of a range over six hours, too: slower, in steps under a minute.",
+)
+
+
+def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The window, as WINDOW or with `--window`, on a command; `one_window` reads both."""
+    option = click.option("--window", help="The window, if not given as WINDOW.")
+    return click.argument("argument", metavar="[WINDOW]", required=False)(option(command))
 
 
 def one_window(argument: str | None, option: str | None) -> str:
@@ -99,24 +77,34 @@ def one_window(argument: str | None, option: str | None) -> str:
     return named
 
 
-def assumption_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options above, on a command."""
-    for option in reversed(_OPTIONS):
+def range_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--start` and `--end`, on a command."""
+    for option in reversed(_RANGE):
         command = option(command)
     return command
 
 
+def assumption_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What an analysis takes beside its window, on a command."""
+    return range_options(_EXACT(setting_options(PriceSettings, Slo)(command)))
+
+
 def assumptions_of(given: Mapping[str, Any]) -> Assumptions:
     """What these options assume; InputError where a price is given twice."""
-    ways = [name for name in ("usd_per_hour", "price", "fleet") if given[name] is not None]
-    if len(ways) > 1:
+    price = taken(PriceSettings, given)
+    if len(ways := _ways(price)) > 1:
         named = " and ".join("--" + way.replace("_", "-") for way in ways)
         raise InputError(f"The price is given by {named}; give it one way.")
-    price = given["price"] if given["usd_per_hour"] is None else given["usd_per_hour"]
+    paid = price.price if price.usd_per_hour is None else price.usd_per_hour
     return Assumptions(
-        pricing(price, gpus_per_engine=given["gpus_per_engine"], price_rules=given["fleet"]),
-        Slo(**{one.name: given[one.name] for one in fields(Slo)}),
+        pricing(paid, gpus_per_engine=price.gpus_per_engine, price_rules=price.fleet),
+        taken(Slo, given),
     )
+
+
+def _ways(price: PriceSettings) -> list[str]:
+    ways = ("usd_per_hour", "price", "fleet")
+    return [way for way in ways if getattr(price, way) is not None]
 
 
 def analysis_of(window: str, given: Mapping[str, Any], *, verify: bool = False) -> Analysis:

@@ -9,8 +9,11 @@ from vllm_capacity.cli.analysis_options import (
     as_text,
     assumption_options,
     json_options,
+    one_window,
+    window_options,
 )
 from vllm_capacity.cli.options import columns
+from vllm_capacity.cli.settings import CostSettings, setting_options
 from vllm_capacity.record import SCHEMA_VERSION
 
 _verify = click.option(
@@ -19,13 +22,20 @@ _verify = click.option(
 
 
 @click.command(short_help="All figures and verdicts of a window, or of a part of it.")
-@click.argument("window")
+@window_options
 @assumption_options
 @_verify
 @json_options
-def figures(window: str, verify: bool, as_json: bool, schema_version: str, **given: object) -> None:
+def figures(
+    argument: str | None,
+    window: str | None,
+    verify: bool,
+    as_json: bool,
+    schema_version: str,
+    **given: object,
+) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
-    analysis = analysis_of(window, given, verify=verify)
+    analysis = analysis_of(one_window(argument, window), given, verify=verify)
     if as_json:
         click.echo(as_text(analysis.answer, schema_version))
         return
@@ -35,16 +45,22 @@ def figures(window: str, verify: bool, as_json: bool, schema_version: str, **giv
 
 
 @click.command()
-@click.argument("window")
+@window_options
 @assumption_options
 @_verify
-@click.option("--by", default="engine", show_default=True, help="engine, instance, model, a label.")
+@setting_options(CostSettings)
 @json_options
 def cost(
-    window: str, verify: bool, by: str, as_json: bool, schema_version: str, **given: object
+    argument: str | None,
+    window: str | None,
+    verify: bool,
+    by: str,
+    as_json: bool,
+    schema_version: str,
+    **given: object,
 ) -> None:
     """The bill of WINDOW shared out; the parts add up to the whole."""
-    analysis = analysis_of(window, given, verify=verify)
+    analysis = analysis_of(one_window(argument, window), given, verify=verify)
     if as_json:
         bill = analysis.bill_by(by)
         body = {"by": by, "whole": bill.whole, "parts": bill.parts, "surplus": analysis.surplus()}

@@ -10,6 +10,7 @@ from vllm_capacity.cli.analysis_options import (
     assumption_options,
     json_options,
     one_window,
+    window_options,
 )
 from vllm_capacity.cli.options import bounded, columns
 from vllm_capacity.facts.gpus import find_gpu
@@ -19,8 +20,7 @@ from vllm_capacity.verdicts.sizing import MAX_REPLICAS, Policy
 
 
 @click.command(short_help="GPUs, replicas and cost per month for a window's load.")
-@click.argument("argument", metavar="[WINDOW]", required=False)
-@click.option("--window", help="The measured window, if not given as WINDOW.")
+@window_options
 @click.option("--gpu", help="What it ran on, such as A100-80GB-PCIe; vLLM does not export it.")
 @click.option("--gpus", "to_gpus", help="GPUs to compare, by commas; else all that are known.")
 @click.option("--model", help="Its name in data/llms.csv, where the served name is none.")

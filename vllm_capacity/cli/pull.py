@@ -13,7 +13,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vllm_capacity.cli.options import FILE, local_path, stream_name
+from vllm_capacity.cli.options import local_path
+from vllm_capacity.cli.settings import SourceSettings, setting_options, taken
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.pull import PullOrder, pull_window, unreached_end
 from vllm_capacity.sources.answers import Step
@@ -21,10 +22,7 @@ from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, par
 
 
 @click.command(short_help="Telemetry out of Parseable or Prometheus into a window.")
-@click.option("--from", "origin", help="URL of a server, path or s3:// of a store's root.")
-@click.option(
-    "--stream", callback=stream_name, help="Parseable's stream; leave it out for Prometheus."
-)
+@setting_options(SourceSettings)
 @click.option("--start", help="First sample time, ISO 8601 (UTC unless it says otherwise).")
 @click.option("--end", help="Sample time to stop before.")
 @click.option("--last", "duration", help="Instead of --start and --end: the last 24h, 90m, 7d.")
@@ -36,40 +34,32 @@ from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, par
     callback=local_path,
     help="The window.",
 )
-@click.option(
-    "--full/--thinned",
-    "is_full",
-    default=None,
-    help="Every sample, or first and last states a minute. From 3 h on: thinned.",
-)
 @click.option("--late", default="2h", show_default=True, help="How late samples may have arrived.")
-@click.option("--profile", type=FILE, help="Settings file of mode 0600.")
 def pull(
-    origin: str | None,
-    stream: str | None,
     start: str | None,
     end: str | None,
     duration: str | None,
     target: Path,
-    is_full: bool | None,
     late: str,
-    profile: Path | None,
+    **given: object,
 ) -> None:
     """Pull telemetry into a window.
 
     From a Parseable server or its files (with --stream), or a Prometheus (without). Credentials
     come from PARSEABLE_USER and PARSEABLE_PASSWORD, or PARSEABLE_API_KEY, or a profile (for
     Prometheus, if it wants any, from PROMETHEUS_USER and PROMETHEUS_PASSWORD, or PROMETHEUS_TOKEN);
-    never from the command line.
+    never from the command line. From 3 h on a server of Parseable's is asked for states a minute
+    (--thinned), unless --full.
     """
     now = datetime.now(UTC)
+    source = taken(SourceSettings, given)
     order = PullOrder(
-        origin,
-        stream,
+        source.origin,
+        source.stream,
         asked_range(start, end, duration, now=now),
-        is_full,
+        source.is_full,
         timedelta(seconds=parse_duration_seconds(late)),
-        profile,
+        source.profile,
     )
     with progress_bar() as progress:
         pull_window(order, target, environment=os.environ, now=now, progress=progress)

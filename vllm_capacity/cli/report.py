@@ -1,27 +1,44 @@
-"""`report`: a notebook run on a window, as one HTML page."""
+"""`report`: a notebook run on a window, or on each day of a source, as HTML pages."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
+from vllm_capacity.assumptions import Slo
+from vllm_capacity.cli.analysis_options import (
+    assumptions_of,
+    one_window,
+    range_options,
+    window_options,
+)
+from vllm_capacity.cli.nights import Night, missing_days, night
+from vllm_capacity.cli.settings import (
+    DaySettings,
+    PageSettings,
+    PriceSettings,
+    SourceSettings,
+    setting_options,
+    taken,
+)
 from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.render.report.run import Progress, given_parameters
 from vllm_capacity.render.report.write import DEFAULT_NOTEBOOK, EXAMPLES, ReportOrder, write_report
 from vllm_capacity.resources import shipped
 
 
-@click.command(short_help="Run a notebook on a window into one HTML page.")
-@click.option("--window", help="A window: its name, or the path of its folder.")
-@click.option(
-    "--notebook",
-    help=f"A notebook: its path, or the name of a shipped one. [default: {DEFAULT_NOTEBOOK}]",
-)
+@click.command(short_help="HTML pages of a window, or of each day of a source.")
+@window_options
+@setting_options(SourceSettings, DaySettings)
+@range_options
+@setting_options(PriceSettings, Slo, PageSettings)
 @click.option(
     "-p",
     "--parameter",
@@ -33,39 +50,117 @@ from vllm_capacity.resources import shipped
 @click.option(
     "--examples", is_flag=True, help="The pages of the example windows; no other option but --out."
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("reports"),
-    show_default=True,
-    help="The folder the page and the index go to.",
-)
 def report(
-    window: str | None, notebook: str | None, pairs: tuple[str, ...], examples: bool, out: Path
+    argument: str | None,
+    window: str | None,
+    pairs: tuple[str, ...],
+    examples: bool,
+    **given: Any,  # noqa: ANN401  values of many types, by the names of settings
 ) -> None:
-    """Run a notebook on a window and write one HTML page, and an index over the folder's pages.
+    r"""Run a notebook on a window and write one HTML page, and an index over the folder's pages.
 
     The page needs no network and no server. Nothing is written where anything fails.
+
+    With --from, or a source in the settings file and no WINDOW: a page for each day, for cron. Days
+    that a run missed are caught up, days into which samples came late are made anew, and of two
+    runs at once the second ends with exit code 3. Exit code 2: a day had no data; 3: the source
+    does not answer. The next run tries again.
+
+    \b
+    vllm-capacity report monday --price "A100-80GB RunPod secure, on-demand 2025"
+    vllm-capacity report --from http://prometheus:9090 --last 24h --usd-per-hour 1.64 --keep 30d
+    vllm-capacity report --from https://parseable.example.com --stream vllm_metrics --last 7d
     """
-    if examples and (window or notebook or pairs):
+    page = taken(PageSettings, given)
+    if examples and (argument or window or page.notebook or pairs):
         raise InputError("--examples names its own windows and parameters; leave the others out.")
-    wanted = EXAMPLES if examples else (_given(window, pairs),)
-    for parameters in wanted:
-        order = ReportOrder(notebook=_notebook(notebook), parameters=parameters, out=out)
-        with needing_extra("report"), _progress(order.notebook.name) as progress:
-            path = write_report(
-                order, made_at=datetime.now(UTC), cache=_cache_folder(), progress=progress
+    if examples:
+        for parameters in EXAMPLES:
+            _written(ReportOrder(_notebook(None), parameters, page.out))
+        return
+    parameters = _parameters(pairs, given, page)
+    notebook = _notebook(page.notebook)
+    is_named = argument is not None or window is not None or "window" in parameters
+    if _has_source(given, is_named=is_named):
+        _days(ReportOrder(notebook, parameters, page.out), given)
+        return
+    if argument is not None or window is not None:
+        if "window" in parameters:
+            raise InputError(
+                "The window is given twice: as WINDOW or --window, and with -p window=…."
             )
+        parameters = {"window": one_window(argument, window), **parameters}
+    _written(ReportOrder(notebook, parameters, page.out))
+
+
+def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
+    """Whether days of a source are asked for; InputError where a window is, too."""
+    context = click.get_current_context()
+    is_typed = context.get_parameter_source("origin") is click.core.ParameterSource.COMMANDLINE
+    if is_typed and is_named:
+        raise InputError("Give a window, or --from where to pull days, not both.")
+    asked = [name for name in ("last", "keep") if given[name] is not None]
+    typed = [
+        name
+        for name in asked
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if typed and given["origin"] is None:
+        raise InputError(f"--{typed[0]} is of days that are pulled: say --from where.")
+    return given["origin"] is not None and not is_named
+
+
+def _days(page: ReportOrder, given: Mapping[str, Any]) -> None:
+    """The pages of a source's days, each named on stdout; what is missing, as an error."""
+    if given["start"] is not None or given["end"] is not None:
+        raise InputError("With --from, say which days by --last; leave --start and --end out.")
+    assumptions_of(given)  # a price that there is not is told before anything is pulled
+    order = Night.of(taken(SourceSettings, given), taken(DaySettings, given), page)
+    now = datetime.now(UTC)
+    with needing_extra("report"), _progress(page.notebook.name) as progress:
+        done = night(
+            order, now=now, environment=os.environ, cache=_cache_folder(), progress=progress
+        )
+    for path in done.pages:
         click.echo(path)
+    for note in done.notes:
+        click.echo(f"vllm-capacity: {note}", err=True)
+    if not done.pages and sys.stderr.isatty() and not done.failure:
+        click.echo("Every day has its page already.", err=True)
+    if done.failure is not None:
+        raise done.failure
+    missing_days(done)
 
 
-def _given(window: str | None, pairs: tuple[str, ...]) -> dict[str, object]:
-    given: dict[str, object] = dict(given_parameters(pairs))
-    if window is None:
-        return given
-    if "window" in given:
-        raise InputError("The window is given twice: with --window and with -p window=….")
-    return {"window": window, **given}
+def _written(order: ReportOrder) -> None:
+    with needing_extra("report"), _progress(order.notebook.name) as progress:
+        path = write_report(
+            order, made_at=datetime.now(UTC), cache=_cache_folder(), progress=progress
+        )
+    click.echo(path)
+
+
+def _parameters(
+    pairs: tuple[str, ...], given: Mapping[str, Any], page: PageSettings
+) -> dict[str, object]:
+    """The notebook's parameters that options give, then those of `-p`; InputError for both."""
+    price, slo = taken(PriceSettings, given), taken(Slo, given)
+    options: dict[str, object] = {
+        "start": given["start"],
+        "end": given["end"],
+        "usd_per_hour": price.usd_per_hour,
+        "price": price.price,
+        "fleet": None if price.fleet is None else str(price.fleet),
+        "gpus_per_engine": None if price.gpus_per_engine == 1.0 else price.gpus_per_engine,
+        **slo.targets,
+        "gpu": page.gpu,
+        "model": page.model,
+    }
+    by_option = {name: value for name, value in options.items() if value is not None}
+    by_pair = given_parameters(pairs)
+    if twice := sorted(by_option.keys() & by_pair.keys()):
+        raise InputError(f"{twice[0]} is given twice: as an option, and with -p {twice[0]}=….")
+    return {**by_option, **by_pair}
 
 
 def _notebook(name: str | None) -> Path:

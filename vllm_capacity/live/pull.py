@@ -8,17 +8,18 @@ so that a pull that was killed goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
 
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.figures import scrapes
 from vllm_capacity.live.access import checked_url, client, is_server, read_settings
 from vllm_capacity.sources.answers import AnswerCache, Step
+from vllm_capacity.sources.http import address
 from vllm_capacity.sources.parquet import LATE, open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
@@ -33,6 +34,7 @@ from vllm_capacity.verdicts.quality import scrapes as quality_scrapes
 _THINNED_FROM = timedelta(hours=3)
 # Parseable gives a query 300 s; the rest is for its answer to come over the wire.
 _TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_GLANCE_SECONDS = 5.0
 _MOST_BYTES = 2 * 1024**3  # of one answer: an hour of every sample of a large fleet
 _KEPT = httpx.Limits(max_keepalive_connections=1)
 
@@ -80,7 +82,7 @@ def pull_window(
     if time_range is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
     if stream is None:
-        with prometheus_client(origin, environment) as asking:
+        with prometheus_client(origin, environment) as asking, _not_vllm_itself(asking):
             return pull_prometheus(
                 Prometheus(asking), time_range, target, now=now, progress=progress
             )
@@ -88,8 +90,31 @@ def pull_window(
     if order.is_full is not None:
         is_thinned = not order.is_full
     request = PullRequest(stream, time_range, is_thinned, order.late)
-    with parseable_client(origin, settings) as asking:
+    with parseable_client(origin, settings) as asking, _not_vllm_itself(asking):
         return pull_server(Parseable(asking), request, target, now=now, progress=progress)
+
+
+@contextmanager
+def _not_vllm_itself(asking: httpx.Client) -> Iterator[None]:
+    """InputError, in place of what went wrong, where the server turns out to be a vLLM."""
+    try:
+        yield
+    except SourceError as error:
+        if not _is_vllm(asking):
+            raise
+        raise InputError(
+            f"{address(asking)} is a vLLM server: it tells what is now, and keeps nothing. Give "
+            "the Prometheus or Parseable that scrapes it, or scrape it for a while: vllm-capacity "
+            f"scrape {address(asking)} --for 1h --to WINDOW."
+        ) from error
+
+
+def _is_vllm(asking: httpx.Client) -> bool:
+    """Whether the /metrics of a server hold series of vLLM's."""
+    path = "" if str(asking.base_url).rstrip("/").endswith("/metrics") else "/metrics"
+    with suppress(httpx.HTTPError):
+        return "\nvllm:" in asking.get(path, timeout=_GLANCE_SECONDS).text
+    return False
 
 
 @contextmanager

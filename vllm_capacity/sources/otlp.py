@@ -21,7 +21,7 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from vllm_capacity.errors import SourceError
+from vllm_capacity.errors import NoTelemetryError
 from vllm_capacity.facts.metrics import Kind, Match, canonical_name, keeps, match
 from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.rows import (
@@ -130,11 +130,11 @@ def serving(children: Mapping[int, Child]) -> dict[int, Child]:
 
     A store may hold other targets (nodes, GPUs, the collector itself). Their `up` and start times
     are left out: only a target that exposes a serving family, or shares the job of one that does
-    (a replica that never came up), counts. SourceError where nothing is left.
+    (a replica that never came up), counts. NoTelemetryError where nothing is left.
     """
     own = [child for child in children.values() if child.key.metric.startswith("vllm:")]
     if not own:
-        raise SourceError(
+        raise NoTelemetryError(
             "There is no vLLM series in what was asked for. Check the stream and the time range, "
             "and that the collector scrapes vLLM's /metrics."
         )

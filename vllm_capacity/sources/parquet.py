@@ -24,7 +24,7 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.errors import InputError, NoTelemetryError, SourceError
 from vllm_capacity.sources.otlp import EPOCH, rows_from_points
 from vllm_capacity.sources.parseable_queries import duckdb_projection, duckdb_type, resolve
 from vllm_capacity.telemetry.parts import RowsInParts, Tables
@@ -85,7 +85,7 @@ def stream_files(
 ) -> list[str]:
     """The files that may hold what was sampled in the range, and up to an hour before.
 
-    InputError for a stream that is not there, SourceError where there is no such file.
+    InputError for a stream that is not there, NoTelemetryError where there is no such file.
     """
     known = store.streams()
     if stream not in known:
@@ -95,19 +95,21 @@ def stream_files(
         )
     files = _files(store, f"{store.root}/{stream}", _arrivals(time_range, late))
     if not files:
-        raise SourceError(f"Stream {stream!r} in {store.root} holds no data{_during(time_range)}.")
+        raise NoTelemetryError(
+            f"Stream {stream!r} in {store.root} holds no data{_during(time_range)}."
+        )
     return files
 
 
 def cut(rows: Rows, time_range: TimeRange) -> Rows:
     """The rows within the range, and the last row before it of each series that is in it.
 
-    SourceError where nothing was sampled within the range.
+    NoTelemetryError where nothing was sampled within the range.
     """
     samples, histograms = (_cut(frame, time_range) for frame in (rows.samples, rows.histograms))
     ids = pl.concat([samples.get_column("series_id"), histograms.get_column("series_id")]).unique()
     if ids.is_empty():
-        raise SourceError(f"Nothing was sampled{_during(time_range)}.")
+        raise NoTelemetryError(f"Nothing was sampled{_during(time_range)}.")
     series = rows.series.filter(pl.col("series_id").is_in(ids.implode()))
     return Rows(series, samples, histograms, rows.intake, time_range.start)
 
@@ -123,7 +125,7 @@ def cut_in_parts(rows: RowsInParts, time_range: TimeRange) -> RowsInParts:
         before.append((_newest(earlier[0]), _newest(earlier[1])))
     ids = pl.concat(inside).unique().implode()
     if ids.explode().is_empty():
-        raise SourceError(f"Nothing was sampled{_during(time_range)}.")
+        raise NoTelemetryError(f"Nothing was sampled{_during(time_range)}.")
     is_kept = pl.col("series_id").is_in(ids)
     samples, histograms = (
         pl.concat(frames).filter(is_kept) for frames in zip(*before, strict=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity.errors import SourceError
+from vllm_capacity.errors import NoTelemetryError
 from vllm_capacity.facts.metrics import Kind, keeps, match
 from vllm_capacity.sources import parseable_queries as queries
 from vllm_capacity.sources import parseable_shapes as shapes
@@ -209,14 +209,14 @@ def _arrivals(time_range: TimeRange, late: timedelta) -> TimeRange:
 
 
 def _survey(server: Parseable, stream: Stream, request: PullRequest) -> list[Row]:
-    """The families of the range that are kept; SourceError where there is none."""
+    """The families of the range that are kept; NoTelemetryError where there is none."""
     arrivals = _arrivals(request.time_range, request.late)
     shape = shapes.survey(len(stream.columns.labels))
     found = server.query(queries.survey(stream), arrivals, shape)
     kept = [row for row in found if keeps(row["metric_name"])]
     if not kept:
         time_range = f"{iso(request.time_range.start)} to {iso(request.time_range.end)}"
-        raise SourceError(
+        raise NoTelemetryError(
             f"Stream {stream.name!r} at {server.address} holds no vLLM series sampled from "
             + time_range
             + (f", but {len(found)} other families." if found else ", nor anything else.")

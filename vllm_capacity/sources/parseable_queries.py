@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_capacity.errors import SourceError
+from vllm_capacity.errors import NoTelemetryError, SourceError
 from vllm_capacity.sources.otlp import is_label
 from vllm_capacity.telemetry.processes import PROCESS_START, SAME_START
 from vllm_capacity.telemetry.rows import microseconds
@@ -110,10 +110,10 @@ def duckdb_type(data_type: str) -> str:
 def resolve(stream: str, types: Mapping[str, str]) -> StreamColumns:
     """How to read a stream with these columns (name → sort).
 
-    SourceError where it is empty, or no stream of OTel metrics.
+    NoTelemetryError where it is empty, SourceError for no stream of OTel metrics.
     """
     if not types:
-        raise SourceError(
+        raise NoTelemetryError(
             f"Stream {stream!r} is empty: nothing has come in yet. `vllm-capacity doctor` names "
             "the first broken link between vLLM and Parseable."
         )

@@ -465,7 +465,7 @@ def _reason(response: httpx.Response) -> str:
 def read_prometheus(server: Prometheus, time_range: TimeRange) -> Rows:
     """The canonical rows of a range, and the last sample before it of every series in it.
 
-    SourceError where the server has no vLLM series then.
+    NoTelemetryError where the server has no vLLM series then.
     """
     return prometheus_in_parts(server, time_range, raw=Held(), spool=Held()).whole()
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import polars as pl
 
-from vllm_capacity.errors import WindowError
+from vllm_capacity.errors import NoTelemetryError, WindowError
 from vllm_capacity.holding import workplace
 from vllm_capacity.telemetry.manifest import TABLES, WORKPLACE, File, as_listed, write_note
 from vllm_capacity.telemetry.parts import RowsInParts, Spool, Tables
@@ -104,8 +104,8 @@ def write_window(path: Path, rows: Rows, provenance: Mapping[str, object]) -> Pa
     """Write a window folder at `path`, which must not exist, and return it.
 
     Duplicates are dropped, the newest spelling of a concept wins, `run` and `starts_at_zero` are
-    settled. WindowError where `path` is taken or nothing was sampled, SourceError where another run
-    is writing there; then nothing is left behind.
+    settled. WindowError where `path` is taken, NoTelemetryError where nothing was sampled,
+    SourceError where another run is writing there; then nothing is left behind.
     """
     with reserved(path) as place:
         return put_window(place, rows, provenance)
@@ -124,7 +124,7 @@ def put_window(
     """
     parts = RowsInParts.of(rows) if isinstance(rows, Rows) else rows
     if all(frame.is_empty() for part in parts.parts for frame in part()):
-        raise WindowError(f"Nothing to write to {place.path}: there is not one sample.")
+        raise NoTelemetryError(f"Nothing to write to {place.path}: there is not one sample.")
     place.staging.mkdir()
     for name in TABLES:
         (place.staging / name).mkdir()

@@ -100,7 +100,7 @@ def write_report(
     Nothing is written where anything fails: parameters are checked before the notebook runs, and
     the page is replaced only by a finished one. SourceError where another run is writing there.
     """
-    parameters = _checked(order)
+    parameters = notebook_parameters(order)
     with only_writer(order.out):
         laid = _laid_out(order.notebook, parameters, progress)
         start, end = (str(parameters.get(key) or "") for key in ("start", "end"))
@@ -120,13 +120,13 @@ def write_page(analysis: Analysis, path: Path, *, made_at: datetime) -> Path:
     """
     notebook = shipped(f"notebooks/{DEFAULT_NOTEBOOK}")
     order = ReportOrder(notebook, _parameters_of(analysis), path.parent)
-    laid = _laid_out(notebook, _checked(order), lambda done, total: None)
+    laid = _laid_out(notebook, notebook_parameters(order), lambda done, total: None)
     write_whole(path, _page(_with_previous(laid, path), order, made_at=made_at, cache=None))
     return path
 
 
-def _checked(order: ReportOrder) -> dict[str, Value]:
-    """The parameters to run the notebook with."""
+def notebook_parameters(order: ReportOrder) -> dict[str, Value]:
+    """The parameters to run the notebook with; InputError for what it cannot be given."""
     read_cells(order.notebook)
     declared = declared_parameters(order.notebook)
     given = {**_without_foreign_price(declared, order.parameters), **order.parameters}

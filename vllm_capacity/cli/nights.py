@@ -1,0 +1,133 @@
+"""One run a night: pull the days that are due, make their pages, remove what is old.
+
+What can be done is done: a source that fails in the middle does not keep the days that came from
+their pages, and a page that was not written is written by the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+from vllm_capacity.cli.settings import DaySettings, SourceSettings
+from vllm_capacity.errors import CapacityError, InputError, NoTelemetryError, SourceError
+from vllm_capacity.live.days import DayStore, Outcome, Reach, Source, day_store
+from vllm_capacity.live.pull import PullOrder, pull_window, unreached_end
+from vllm_capacity.render.report.run import Progress
+from vllm_capacity.render.report.write import ReportOrder, notebook_parameters, write_report
+from vllm_capacity.timerange import TimeRange, parse_duration_seconds
+
+_LAST = "24h"
+
+
+@dataclass(frozen=True)
+class Night:
+    """What a run is to do: pull days from where, into which store, and make what page of each."""
+
+    pull: PullOrder
+    source: Source
+    windows: Path
+    reach: Reach
+    page: ReportOrder
+
+    @classmethod
+    def of(cls, source: SourceSettings, days: DaySettings, page: ReportOrder) -> Night:
+        """The night that settings describe; InputError for what is no duration, or no origin."""
+        if source.origin is None:
+            raise InputError("Say where to pull days --from: a URL, a folder, or s3://….")
+        late = _duration(days.late)
+        reach = Reach(
+            last=_duration(days.last or _LAST),
+            late=late,
+            keep=None if days.keep is None else _duration(days.keep),
+            has_today=days.has_today,
+        )
+        # All days of a store have one grain: by default what a pull of a day has.
+        is_full = bool(source.is_full)
+        return cls(
+            PullOrder(source.origin, source.stream, None, is_full, late, source.profile),
+            Source(source.origin, source.stream, days.zone),
+            days.windows,
+            reach,
+            page,
+        )
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run did: the pages it made, days without data, notes, and what stopped it."""
+
+    pages: tuple[Path, ...] = ()
+    empty: tuple[date, ...] = ()
+    notes: tuple[str, ...] = ()
+    failure: CapacityError | None = None
+
+
+def night(
+    order: Night,
+    *,
+    now: datetime,
+    environment: Mapping[str, str],
+    cache: Path | None,
+    progress: Progress = lambda done, total: None,
+) -> Done:
+    """Do all that is due now; what was done.
+
+    SourceError where another run is at it, InputError for a page that cannot be made. A day without
+    data is told once, when it is first seen to have none.
+    """
+
+    def pull(time_range: TimeRange, target: Path) -> None:
+        wanted = replace(order.pull, time_range=time_range)
+        pull_window(wanted, target, environment=environment, now=now)
+
+    notebook_parameters(order.page)
+    with day_store(order.windows, order.source) as store:
+        done = Done()
+        for day in store.due(order.reach, now):
+            is_known = day in store.days
+            try:
+                outcome = store.pull(day, pull, now=now)
+            except SourceError as error:
+                done = replace(done, failure=error)
+                break
+            done = _with(done, store, day, outcome, is_known=is_known)
+        pages = []
+        for day in store.unreported():
+            parameters = {"window": str(store.path(day)), **order.page.parameters}
+            wanted = replace(order.page, parameters=parameters)
+            try:
+                pages.append(write_report(wanted, made_at=now, cache=cache, progress=progress))
+            except CapacityError as error:  # the next run tries again
+                done = replace(done, failure=done.failure or error)
+                continue
+            store.reported(day)
+        store.prune(order.reach, now)
+        return replace(done, pages=tuple(pages))
+
+
+def missing_days(done: Done) -> None:
+    """NoTelemetryError where days were found to have no data, naming them."""
+    if done.empty:
+        named = ", ".join(map(str, done.empty))
+        raise NoTelemetryError(
+            f"No telemetry for {named}. Was vLLM scraped then, and is this the right source? "
+            "It is asked again until samples can no longer come late (--late)."
+        )
+
+
+def _with(done: Done, store: DayStore, day: date, outcome: Outcome, *, is_known: bool) -> Done:
+    if outcome is Outcome.EMPTY and not is_known:
+        return replace(done, empty=(*done.empty, day))
+    if outcome is Outcome.IN_USE:
+        note = f"{store.path(day)} is being read; the next run brings it up to date."
+        return replace(done, notes=(*done.notes, note))
+    if outcome in (Outcome.NEW, Outcome.CHANGED) and (short := unreached_end(store.path(day))):
+        return replace(done, notes=(*done.notes, f"{day}: {short}"))
+    return done
+
+
+def _duration(text: str) -> timedelta:
+    return timedelta(seconds=parse_duration_seconds(text))

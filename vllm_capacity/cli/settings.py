@@ -1,0 +1,453 @@
+"""What can be set once: each field below is an option of verbs and a key of `vllm-capacity.toml`.
+
+An option on the command line wins over the file. A field's metadata is all that is known of it: its
+option, its help, and how a value is checked beyond its type.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import click
+import msgspec
+from click.core import ParameterSource
+
+from vllm_capacity.assumptions import Slo
+from vllm_capacity.cli.options import FILE, bounded, local_path, stream_name
+from vllm_capacity.errors import InputError
+from vllm_capacity.timerange import parse_duration_seconds
+
+FILE_NAME = "vllm-capacity.toml"
+_HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
+_KEY = re.compile(r"\s*([A-Za-z0-9_.\"' -]+?)\s*=")
+_TOML_PLACE = re.compile(r"\(at line (\d+), column \d+\)")
+_Settings = TypeVar("_Settings")
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
+
+
+def _about(
+    option: str,
+    help: str,
+    *,
+    key: str = "",
+    check: Callable[[Any], object] | None = None,
+    **click_arguments: Any,  # noqa: ANN401  what click.option takes
+) -> dict[str, Any]:
+    """What is known of a field: its option and help; its key, where that is not its name."""
+    return {"option": option, "help": help, "key": key, "check": check, "click": click_arguments}
+
+
+def _check_price(words: str) -> None:
+    from vllm_capacity.facts.prices import find_price
+
+    find_price(words)
+
+
+def _check_fleet(path: Path) -> None:
+    from vllm_capacity.facts.fleet import load_fleet
+
+    load_fleet(path)
+
+
+def _check_origin(origin: str) -> None:
+    from vllm_capacity.live.access import checked_url, is_server
+
+    if is_server(origin):
+        checked_url(origin)
+
+
+def _check_zone(name: str) -> None:
+    from vllm_capacity.live.days import time_zone
+
+    time_zone(name)
+
+
+def _check_gpu(name: str) -> None:
+    from vllm_capacity.facts.gpus import find_gpu
+
+    find_gpu(name)
+
+
+def _check_thresholds(changes: tuple[str, ...]) -> None:
+    from vllm_capacity.cli.alerts import changed_rules
+
+    changed_rules(changes)
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """[source]: where telemetry comes from."""
+
+    origin: str | None = field(
+        default=None,
+        metadata=_about(
+            "--from",
+            "URL of a server, path or s3:// of a store's root.",
+            key="from",
+            check=_check_origin,
+        ),
+    )
+    stream: str | None = field(
+        default=None,
+        metadata=_about(
+            "--stream", "Parseable's stream; leave it out for Prometheus.", callback=stream_name
+        ),
+    )
+    is_full: bool | None = field(
+        default=None,
+        metadata=_about(
+            "--full/--thinned",
+            "Of Parseable: every sample, or first and last states a minute.",
+            key="full",
+        ),
+    )
+    profile: Path | None = field(
+        default=None, metadata=_about("--profile", "Settings file of mode 0600.", type=FILE)
+    )
+
+
+@dataclass(frozen=True)
+class DaySettings:
+    """[days]: which days are pulled, kept and reported."""
+
+    last: str | None = field(
+        default=None,
+        metadata=_about(
+            "--last",
+            "A page for each day that the last 24h, 7d touch and that is over.  [default: 24h]",
+            check=parse_duration_seconds,
+        ),
+    )
+    has_today: bool = field(
+        default=False,
+        metadata=_about("--today", "Also today, as far as it went.", key="today", is_flag=True),
+    )
+    zone: str = field(
+        default="UTC",
+        metadata=_about(
+            "--tz",
+            "Time zone of the days, such as Europe/Berlin.",
+            key="time_zone",
+            check=_check_zone,
+            show_default=True,
+        ),
+    )
+    late: str = field(
+        default="1d",
+        metadata=_about(
+            "--late",
+            "How late samples may arrive: until then, a day is looked at again.",
+            check=parse_duration_seconds,
+            show_default=True,
+        ),
+    )
+    windows: Path = field(
+        default=Path("windows"),
+        metadata=_about(
+            "--windows",
+            "The folder that keeps a window for each day.",
+            show_default=True,
+            type=click.Path(path_type=Path),
+            callback=local_path,
+        ),
+    )
+    keep: str | None = field(
+        default=None,
+        metadata=_about(
+            "--keep",
+            "Remove the windows of days that ended longer ago, such as 30d.",
+            check=parse_duration_seconds,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class PriceSettings:
+    """[price]: what a GPU-hour costs, one way of three, and the GPUs of an engine."""
+
+    usd_per_hour: float | None = field(
+        default=None,
+        metadata=_about("--usd-per-hour", "Price of one GPU for an hour."),
+    )
+    price: str | None = field(
+        default=None,
+        metadata=_about(
+            "--price", "A row of data/gpu_prices.csv, matched by words in it.", check=_check_price
+        ),
+    )
+    fleet: Path | None = field(
+        default=None,
+        metadata=_about(
+            "--fleet",
+            "Mapping file: GPUs and price of each instance, from when to when (CSV or YAML).",
+            check=_check_fleet,
+            type=FILE,
+        ),
+    )
+    gpus_per_engine: float = field(
+        default=1.0,
+        metadata=_about("--gpus-per-engine", "GPUs of one engine.", show_default=True),
+    )
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """[report]: where pages go, and what they are made with."""
+
+    out: Path = field(
+        default=Path("reports"),
+        metadata=_about(
+            "--out",
+            "The folder the page and the index go to.",
+            show_default=True,
+            type=click.Path(file_okay=False, path_type=Path),
+        ),
+    )
+    notebook: str | None = field(
+        default=None,
+        metadata=_about(
+            "--notebook",
+            "A notebook: its path, or the name of a shipped one. [default: cost-report.ipynb]",
+        ),
+    )
+    gpu: str | None = field(
+        default=None,
+        metadata=_about(
+            "--gpu",
+            "What it ran on, such as A100-80GB-PCIe; vLLM does not export it.",
+            check=_check_gpu,
+        ),
+    )
+    model: str | None = field(
+        default=None,
+        metadata=_about("--model", "Its name in data/llms.csv, where the served name is none."),
+    )
+
+
+@dataclass(frozen=True)
+class CostSettings:
+    """[cost]: how the bill is shared out."""
+
+    by: str = field(
+        default="engine",
+        metadata=_about("--by", "engine, instance, model, a label.", show_default=True),
+    )
+
+
+@dataclass(frozen=True)
+class AlertSettings:
+    """[alerts]: over which time the rules look, and other thresholds than theirs."""
+
+    over: str = field(
+        default="5m",
+        metadata=_about("--over", "The window's last 5m, 1h, or `all`.", show_default=True),
+    )
+    above: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "--above",
+            "Another threshold; may be given again.",
+            multiple=True,
+            metavar="ALERT=NUMBER",
+            check=_check_thresholds,
+        ),
+    )
+
+
+SECTIONS: Mapping[str, type] = {
+    "source": SourceSettings,
+    "days": DaySettings,
+    "price": PriceSettings,
+    "slo": Slo,
+    "report": PageSettings,
+    "cost": CostSettings,
+    "alerts": AlertSettings,
+}
+"""The tables of the settings file."""
+
+_TOGETHER = (("usd_per_hour", "price", "fleet"), ("origin", "stream", "is_full", "profile"))
+"""Settings that stand for one thing: one of them on the command line puts the file's others out."""
+
+VERBS = ("alerts", "cost", "figures", "plan", "pull", "report")
+"""The verbs that read the settings file."""
+
+
+def setting_options(*sections: type) -> Callable[[_Verb], _Verb]:
+    """The options of these sections, on a command."""
+
+    def decorated(command: _Verb) -> _Verb:
+        for section in reversed(sections):
+            for one in reversed(fields(section)):
+                command = _option(section, one)(command)
+        return command
+
+    return decorated
+
+
+def taken(section: type[_Settings], given: Mapping[str, Any]) -> _Settings:
+    """The settings of a section among what a command was given.
+
+    What the file says of one thing is left out where the command line says it another way.
+    """
+    names = {one.name for one in fields(section)}  # type: ignore[arg-type]
+    return section(**{name: value for name, value in in_force(given).items() if name in names})
+
+
+def in_force(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command was given, but for what the file says and the command line says otherwise."""
+    context = click.get_current_context(silent=True)
+    kept = dict(given)
+    for together in _TOGETHER if context else ():
+        assert context is not None
+        sources = {name: context.get_parameter_source(name) for name in together if name in given}
+        if ParameterSource.COMMANDLINE in sources.values():
+            dropped = (n for n, where in sources.items() if where is ParameterSource.DEFAULT_MAP)
+            kept.update(dict.fromkeys(dropped))
+    return kept
+
+
+def _option(section: type, one: Field[Any]) -> Callable[[_Verb], _Verb]:
+    known = one.metadata
+    arguments: dict[str, Any] = {"default": one.default, "help": known["help"]}
+    if _is_number(section, one):
+        arguments |= {"type": float, "callback": bounded}
+    return click.option(known["option"], one.name, **arguments, **known.get("click", {}))
+
+
+def _is_number(section: type, one: Field[Any]) -> bool:
+    return get_type_hints(section)[one.name] in (float, float | None)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong in a settings file, and in which line (0: in none)."""
+
+    line: int
+    what: str
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    """What a settings file holds: values by option, with the problems that were found."""
+
+    path: Path
+    values: Mapping[str, object]
+    problems: tuple[Problem, ...]
+
+    def require_sound(self) -> None:
+        """InputError, with the first problem, where there is one."""
+        for problem in self.problems:
+            more = len(self.problems) - 1
+            rest = f" ({more} more: vllm-capacity config check)" if more else ""
+            raise InputError(f"{self.told(problem)}{rest}")
+
+    def told(self, problem: Problem) -> str:
+        """A problem in a line, as compilers tell theirs."""
+        place = f":{problem.line}" if problem.line else ""
+        return f"{self.path}{place}: {problem.what}"
+
+
+def read_settings_file(path: Path, *, deep: bool = False) -> SettingsFile:
+    """The settings of a file; with `deep`, also whether prices, zones and files are there.
+
+    InputError where it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the settings file {path}: {error}.") from None
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        place = _TOML_PLACE.search(str(error))
+        what = _TOML_PLACE.sub("", str(error)).strip()
+        return SettingsFile(path, {}, (Problem(int(place[1]) if place else 0, f"{what}."),))
+    values: dict[str, object] = {}
+    problems = [*_read(content, path.parent, values, deep=deep)]
+    found = [Problem(_line(text, name), what) for name, what in problems]
+    return SettingsFile(path, values, tuple(sorted(found, key=lambda each: each.line)))
+
+
+def _read(
+    content: Mapping[str, Any], folder: Path, values: dict[str, object], *, deep: bool
+) -> Iterator[tuple[str, str]]:
+    """Puts the good values into `values`; the dotted name and the trouble of each of the others."""
+    for table, body in content.items():
+        if table not in SECTIONS or not isinstance(body, dict):
+            yield table, _unknown("table", table, list(SECTIONS))
+            continue
+        section = SECTIONS[table]
+        by_key = {_key(one): one for one in fields(section)}
+        for key, value in body.items():
+            name = f"{table}.{key}"
+            if key not in by_key:
+                yield name, _unknown("key", key, list(by_key))
+                continue
+            try:
+                values[by_key[key].name] = _value(section, by_key[key], value, folder, deep=deep)
+            except (InputError, click.BadParameter, msgspec.ValidationError) as error:
+                yield name, f"{name}: {_message(error)}"
+    ways = [way for way in _TOGETHER[0] if way in values]
+    if len(ways) > 1:
+        named = " and ".join(ways)
+        yield f"price.{ways[-1]}", f"the price is given by {named}; give it one way."
+
+
+def _value(section: type, one: Field[Any], value: object, folder: Path, *, deep: bool) -> object:
+    """A value in the type of its field, a path as seen from the file's folder."""
+    hint, known = get_type_hints(section)[one.name], one.metadata
+    checked: Any = msgspec.convert(value, str if hint in (Path, Path | None) else hint)
+    if hint in (Path, Path | None):
+        checked = Path(checked) if folder == Path() else folder / checked
+    call_back = bounded if _is_number(section, one) else known.get("click", {}).get("callback")
+    if call_back is not None:
+        option = click.Option([known["option"]])
+        checked = call_back(click.Context(click.Command(None)), option, checked)
+    section(**{one.name: checked})
+    if deep and known.get("check"):
+        known["check"](checked)
+    return checked
+
+
+def _message(error: Exception) -> str:
+    text = error.format_message() if isinstance(error, click.BadParameter) else str(error)
+    text = re.sub(r"^Invalid value for '[^']*': ", "", text)
+    return text if text.endswith(".") else f"{text}."
+
+
+def _key(one: Field[Any]) -> str:
+    return one.metadata.get("key") or one.name
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"there is no {kind} {name!r}; {hint}There are: {', '.join(known)}."
+
+
+def _line(text: str, name: str) -> int:
+    """The line in which a dotted name is set, or its table begins; 0 where it is not found."""
+    table, header = "", 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := _HEADER.match(line):
+            table = found[1].strip("\"'")
+            header = number if name.split(".")[0] == table else header
+            if table == name:
+                return number
+        elif found := _KEY.match(line):
+            bare = re.sub(r"[\"' ]", "", found[1])
+            if ".".join(filter(None, (table, bare))) == name:
+                return number
+    return header
+
+
+def keys_of(section: type) -> Iterator[tuple[str, str, object]]:
+    """The keys of a table of the file, each with its help and its default."""
+    for one in fields(section):
+        yield _key(one), one.metadata["help"], one.default

@@ -1,0 +1,332 @@
+"""A store of windows by day: which days are due, what came late, what is old enough to go.
+
+    windows/
+      2026-11-27/   the window of a day, from midnight to midnight in the store's time zone
+      days.json     when each day was last pulled, and whether its page was made since
+      .pulling/     what is on its way; its lock lets one run at a time work on the store
+
+A day is pulled again until it was pulled a while (`late`) after its end, for samples may arrive
+late. What comes back is compared with what is there, row by row: only a day whose rows changed is
+replaced. A source that has forgotten rows does not take them away here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
+from enum import Enum
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import duckdb
+import msgspec
+
+from vllm_capacity.errors import InputError, NoTelemetryError, WindowError
+from vllm_capacity.holding import alone, workplace
+from vllm_capacity.telemetry.manifest import Manifest, read_manifest, read_part
+from vllm_capacity.timerange import TimeRange
+
+_BOOK = "days.json"
+_WORKPLACE = ".pulling"
+_ROLLUP = ".rollup"
+_DAY = timedelta(days=1)
+
+
+class Outcome(Enum):
+    """What pulling a day brought."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    SAME = "same"
+    EMPTY = "empty"
+    IN_USE = "in use"
+
+
+@dataclass(frozen=True)
+class Day:
+    """What is known of a day: when it was last pulled, without data or not, with a page or not."""
+
+    pulled: datetime
+    is_empty: bool = False
+    is_reported: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the days of a store come from, and the time zone that they are days of.
+
+    `origin` and `stream` as in a pull.
+    """
+
+    origin: str
+    stream: str | None = None
+    zone: str = "UTC"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which days a run looks at.
+
+    `last`: the days that this much time before now touches. `late`: how late samples may arrive.
+    `keep`: days that ended longer ago are removed; None: never. With `has_today` the day that is
+    not over counts, too, as far as it went.
+    """
+
+    last: timedelta
+    late: timedelta
+    keep: timedelta | None = None
+    has_today: bool = False
+
+    def __post_init__(self) -> None:
+        """InputError where a day would be removed as soon as it was pulled."""
+        if self.keep is not None and self.keep < max(self.last, self.late):
+            raise InputError(
+                "Days must be kept at least as long as they are looked at: --keep is shorter than "
+                "--last or --late."
+            )
+
+
+Pull = Callable[[TimeRange, Path], object]
+"""Writes the window of a time range at a path."""
+
+
+@dataclass(frozen=True)
+class _Book:
+    source: Source
+    days: Mapping[date, Day] = field(default_factory=dict)
+
+
+@dataclass
+class DayStore:
+    """The store at a folder, held by this run alone while it is open (`day_store`)."""
+
+    folder: Path
+    source: Source
+    days: dict[date, Day]
+    _zone: ZoneInfo
+
+    def path(self, day: date) -> Path:
+        """Where the window of a day is, or would be."""
+        return self.folder / day.isoformat()
+
+    def time_range(self, day: date) -> TimeRange:
+        """From midnight to midnight; 23 or 25 hours where clocks are changed."""
+        return TimeRange(self._midnight(day), self._midnight(day + _DAY))
+
+    def due(self, reach: Reach, now: datetime) -> list[date]:
+        """The days to pull, oldest first: of the reach, missed since the last run, or unsettled.
+
+        A day that is not over is due where the reach has today, or lies in it altogether.
+        """
+        today = self._day_of(now)
+        first, final = self._day_of(now - reach.last), today - _DAY
+        if reach.has_today or first == today:
+            final = today
+        if self.days:
+            first = min(first, max(self.days) + _DAY)
+        wanted = {first + _DAY * n for n in range((final - first).days + 1)}
+        again = {day for day in self.days if day <= final and not self._is_settled(day, reach)}
+        oldest = self._oldest(reach, now)
+        new = {day for day in wanted if day not in self.days}
+        return sorted(day for day in new | again if oldest is None or day >= oldest)
+
+    def pull(self, day: date, pull: Pull, *, now: datetime) -> Outcome:
+        """Pull a day, as far as it went, and keep what changed; SourceError from the source.
+
+        Somebody who reads the day's window is not disturbed: it is left for the next run.
+        """
+        whole = self.time_range(day)
+        coming = self.folder / _WORKPLACE / day.isoformat()
+        try:
+            pull(TimeRange(whole.start, min(whole.end, now)), coming)
+            outcome = self._taken(coming, self.path(day))
+        except NoTelemetryError:
+            outcome = Outcome.SAME if self.path(day).exists() else Outcome.EMPTY
+        finally:
+            shutil.rmtree(coming, ignore_errors=True)
+        if outcome is not Outcome.IN_USE:
+            was = self.days.get(day, Day(now))
+            is_reported = was.is_reported and outcome is Outcome.SAME
+            self._note(day, Day(now, outcome is Outcome.EMPTY, is_reported))
+        return outcome
+
+    def unreported(self) -> list[date]:
+        """The days that have a window and no page of it, oldest first."""
+        return sorted(
+            day for day, known in self.days.items() if not (known.is_reported or known.is_empty)
+        )
+
+    def reported(self, day: date) -> None:
+        """Note that the page of a day is there."""
+        self._note(day, replace(self.days[day], is_reported=True))
+
+    def prune(self, reach: Reach, now: datetime) -> list[date]:
+        """Remove the windows of days that are old enough, unless somebody reads them; which."""
+        oldest = self._oldest(reach, now)
+        removed = []
+        for day in sorted(self.days):
+            if oldest is not None and day < oldest and _removed(self.path(day)):
+                removed.append(day)
+                del self.days[day]
+        if removed:
+            self._write()
+        return removed
+
+    def _day_of(self, at: datetime) -> date:
+        return at.astimezone(self._zone).date()
+
+    def _midnight(self, day: date) -> datetime:
+        return datetime.combine(day, time.min, self._zone).astimezone(UTC)
+
+    def _is_settled(self, day: date, reach: Reach) -> bool:
+        return self.days[day].pulled >= self.time_range(day).end + reach.late
+
+    def _oldest(self, reach: Reach, now: datetime) -> date | None:
+        return None if reach.keep is None else self._day_of(now - reach.keep)
+
+    def _taken(self, coming: Path, there: Path) -> Outcome:
+        """What was pulled takes the place of what is there, if it holds something else."""
+        if not there.exists():
+            coming.rename(there)
+            return Outcome.NEW
+        if not _says_more(coming, there):
+            return Outcome.SAME
+        with alone(there) as is_unread:
+            if not is_unread:
+                return Outcome.IN_USE
+            old = coming.with_name(f"{there.name}-before")
+            if (there / _ROLLUP).is_dir():  # entries are named by what they were made of
+                (there / _ROLLUP).rename(coming / _ROLLUP)
+            there.rename(old)
+            coming.rename(there)
+        shutil.rmtree(old)
+        return Outcome.CHANGED
+
+    def _note(self, day: date, known: Day) -> None:
+        self.days[day] = known
+        self._write()
+
+    def _write(self) -> None:
+        """Write the book whole: a killed run leaves the one before."""
+        partial = self.folder / _WORKPLACE / _BOOK
+        body = msgspec.json.encode(_Book(self.source, dict(sorted(self.days.items()))))
+        with partial.open("wb") as out:
+            out.write(msgspec.json.format(body) + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(self.folder / _BOOK)
+
+
+@contextmanager
+def day_store(folder: Path, source: Source) -> Iterator[DayStore]:
+    """The store at a folder, made where it is missing, for this run alone.
+
+    SourceError where another run works on it, InputError where its days are of another source or
+    time zone. A window without a note in the book, as after the loss of the book, is looked at as
+    one that was never pulled.
+    """
+    zone = time_zone(source.zone)
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"Another run is working on {folder}; nothing was done. Try again when it has finished."
+    with workplace(folder / _WORKPLACE, busy=busy) as coming:
+        known = _known_days(folder, source)
+        for left in coming.glob("[!.]*"):  # of a killed run; answers are in hidden folders
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield DayStore(folder, source, known, zone)
+        _forget_answers(coming, known)
+
+
+def time_zone(name: str) -> ZoneInfo:
+    """The time zone of that name, such as Europe/Berlin; InputError where there is none."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InputError(
+            f"There is no time zone {name!r} on this machine; try UTC or Europe/Berlin."
+        ) from None
+
+
+def _known_days(folder: Path, source: Source) -> dict[date, Day]:
+    book = folder / _BOOK
+    if not book.exists():
+        never = datetime.min.replace(tzinfo=UTC)
+        return {day: Day(never) for day in _days_of(folder)}
+    try:
+        read = msgspec.json.decode(book.read_bytes(), type=_Book)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise InputError(
+            f"{book} is damaged. Remove it: the days in {folder} are then pulled and reported anew."
+        ) from None
+    if read.source != source:
+        raise InputError(
+            f"{folder} holds days of {_told(read.source)}, not of {_told(source)}. "
+            "Give another folder: --windows."
+        )
+    return {day: known for day, known in read.days.items() if known.is_empty or _there(folder, day)}
+
+
+def _told(source: Source) -> str:
+    stream = f", stream {source.stream}" if source.stream else ""
+    return f"{source.origin}{stream}, time zone {source.zone}"
+
+
+def _days_of(folder: Path) -> list[date]:
+    days = []
+    for path in folder.glob("????-??-??"):
+        with suppress(ValueError):
+            days.append(date.fromisoformat(path.name))
+    return days
+
+
+def _there(folder: Path, day: date) -> bool:
+    return (folder / day.isoformat()).is_dir()
+
+
+def _forget_answers(coming: Path, known: Mapping[date, Day]) -> None:
+    """Remove what was kept of pulls that a later run finished."""
+    for left in coming.glob(".*.writing"):
+        with suppress(ValueError):
+            if date.fromisoformat(left.name[1:].removesuffix(".writing")) in known:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _removed(window: Path) -> bool:
+    """Remove a window, unless somebody reads it; whether it is gone."""
+    if not window.is_dir():
+        return True
+    with alone(window) as is_unread:
+        if is_unread:
+            shutil.rmtree(window)
+    return not window.exists()
+
+
+def _says_more(new: Path, old: Path) -> bool:
+    """Whether a window holds other rows than the one there, or reaches further; never fewer."""
+    with duckdb.connect() as connection:
+        came = read_manifest(new, connection)
+        try:
+            had = read_manifest(old, connection)
+        except WindowError:
+            return True  # what is there is damaged
+    if _rows(came) < _rows(had):
+        return False
+    return came.provenance.get("end") != had.provenance.get("end") or not _is_same(came, had)
+
+
+def _rows(held: Manifest) -> int:
+    return sum(file.rows for file in held.files)
+
+
+def _is_same(new: Manifest, old: Manifest) -> bool:
+    ours, theirs = ({file.plain: file for file in held.files} for held in (new, old))
+    return ours.keys() == theirs.keys() and all(
+        file.sha256 == theirs[name].sha256
+        or read_part(new.path, new.path / file.name).equals(
+            read_part(old.path, old.path / theirs[name].name)
+        )
+        for name, file in ours.items()
+    )
