@@ -31,17 +31,23 @@ _CREDENTIALS = re.compile(r"(?<=\w):/{1,3}\S*@")  # of a URL taken for a path, o
 
 _VERBS: Mapping[str, tuple[str, str]] = {
     "alerts": ("alerts", "The alert rules on a window; exit code 1 when one fires."),
+    "config": ("config", "Check the settings file."),
     "cost": ("figures", "The bill of WINDOW shared out; the parts add up to the whole."),
     "doctor": ("doctor", "The first broken link from vLLM to a window, and its remedy."),
     "facts": ("facts", "The GPUs, models, prices and metrics known, and where from."),
     "figures": ("figures", "All figures and verdicts of a window, or of a part of it."),
     "fit": ("fit", "The capacity that a table of loads shows, or lets extrapolate."),
     "forecast": ("forecast", "The demand ahead, from a CSV of the demand so far."),
+    "init": ("config", "Write vllm-capacity.toml from what is found here."),
     "model": ("model", "What a model takes in memory, and how many users fit."),
     "plan": ("plan", "GPUs, replicas and cost per month for a window's load."),
     "proxy": ("proxy", "Serve vLLM's metrics with underscores for colons."),
     "pull": ("pull", "Telemetry out of Parseable or Prometheus into a window."),
     "report": ("report", "HTML pages of a window, or of each day of a source."),
+    "schedule": (
+        "schedule",
+        "Run the report every night: cron, systemd, Kubernetes, Jupyter.",
+    ),
     "scrape": ("scrape", "Scrape vLLM's /metrics, or saved scrapes, into a window."),
     "simulate": ("simulate", "A simulated engine's window: example data, never telemetry."),
     "sql": ("sql", "Print a query that Parseable answers as it is, or list them."),

@@ -19,8 +19,6 @@ from vllm_capacity.render.report.run import Progress
 from vllm_capacity.render.report.write import ReportOrder, notebook_parameters, write_report
 from vllm_capacity.timerange import TimeRange, parse_duration_seconds
 
-_LAST = "24h"
-
 
 @dataclass(frozen=True)
 class Night:
@@ -39,7 +37,7 @@ class Night:
             raise InputError("Say where to pull days --from: a URL, a folder, or s3://….")
         late = _duration(days.late)
         reach = Reach(
-            last=_duration(days.last or _LAST),
+            last=_duration(days.last),
             late=late,
             keep=None if days.keep is None else _duration(days.keep),
             has_today=days.has_today,

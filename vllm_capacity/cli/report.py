@@ -95,19 +95,18 @@ def report(
 
 def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
     """Whether days of a source are asked for; InputError where a window is, too."""
-    context = click.get_current_context()
-    is_typed = context.get_parameter_source("origin") is click.core.ParameterSource.COMMANDLINE
-    if is_typed and is_named:
+    typed = [name for name in ("origin", "last", "keep") if _is_typed(name)]
+    if "origin" in typed and is_named:
         raise InputError("Give a window, or --from where to pull days, not both.")
-    asked = [name for name in ("last", "keep") if given[name] is not None]
-    typed = [
-        name
-        for name in asked
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    ]
     if typed and given["origin"] is None:
         raise InputError(f"--{typed[0]} is of days that are pulled: say --from where.")
     return given["origin"] is not None and not is_named
+
+
+def _is_typed(name: str) -> bool:
+    """Whether the option is on the command line, not only in the settings file."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    return click.get_current_context().get_parameter_source(name) is typed
 
 
 def _days(page: ReportOrder, given: Mapping[str, Any]) -> None:

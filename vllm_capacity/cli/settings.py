@@ -27,6 +27,14 @@ FILE_NAME = "vllm-capacity.toml"
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
 _KEY = re.compile(r"\s*([A-Za-z0-9_.\"' -]+?)\s*=")
 _TOML_PLACE = re.compile(r"\(at line (\d+), column \d+\)")
+_TOML_TYPES = {
+    "str": "text in quotes",
+    "float": "a number",
+    "int": "a number",
+    "bool": "true or false",
+    "array": "a list [...]",
+    "object": "a table",
+}
 _Settings = TypeVar("_Settings")
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
@@ -116,12 +124,13 @@ class SourceSettings:
 class DaySettings:
     """[days]: which days are pulled, kept and reported."""
 
-    last: str | None = field(
-        default=None,
+    last: str = field(
+        default="24h",
         metadata=_about(
             "--last",
-            "A page for each day that the last 24h, 7d touch and that is over.  [default: 24h]",
+            "A page for each day that the last 24h, 7d touch and that is over.",
             check=parse_duration_seconds,
+            show_default=True,
         ),
     )
     has_today: bool = field(
@@ -367,7 +376,8 @@ def read_settings_file(path: Path, *, deep: bool = False) -> SettingsFile:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         place = _TOML_PLACE.search(str(error))
         what = _TOML_PLACE.sub("", str(error)).strip()
-        return SettingsFile(path, {}, (Problem(int(place[1]) if place else 0, f"{what}."),))
+        line = int(place[1]) if place else len(text.splitlines())
+        return SettingsFile(path, {}, (Problem(line, f"{what}."),))
     values: dict[str, object] = {}
     problems = [*_read(content, path.parent, values, deep=deep)]
     found = [Problem(_line(text, name), what) for name, what in problems]
@@ -416,9 +426,20 @@ def _value(section: type, one: Field[Any], value: object, folder: Path, *, deep:
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, msgspec.ValidationError):
+        return _plainer(str(error))
     text = error.format_message() if isinstance(error, click.BadParameter) else str(error)
     text = re.sub(r"^Invalid value for '[^']*': ", "", text)
     return text if text.endswith(".") else f"{text}."
+
+
+def _plainer(message: str) -> str:
+    """What msgspec says of a type, in words of TOML."""
+    found = re.match(r"Expected `(\w+)[^`]*`, got `(\w+)`", message)
+    if not found:
+        return f"{message}."
+    wanted, had = (_TOML_TYPES.get(word, word) for word in found.groups())
+    return f"must be {wanted}, not {had}."
 
 
 def _key(one: Field[Any]) -> str:
@@ -447,7 +468,7 @@ def _line(text: str, name: str) -> int:
     return header
 
 
-def keys_of(section: type) -> Iterator[tuple[str, str, object]]:
-    """The keys of a table of the file, each with its help and its default."""
+def keys_of(section: type) -> Iterator[tuple[str, str, str, object]]:
+    """The keys of a table of the file, each with its option's name, its help and its default."""
     for one in fields(section):
-        yield _key(one), one.metadata["help"], one.default
+        yield _key(one), one.name, one.metadata["help"], one.default

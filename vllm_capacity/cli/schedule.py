@@ -1,0 +1,400 @@
+"""`schedule`: the nightly report as a cron line, a systemd timer, a CronJob, or a Jupyter job.
+
+Each runs `vllm-capacity report` by the settings file of a folder. What a schedule missed, the next
+run catches up, so none of them needs to be exact.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import yaml
+
+from vllm_capacity.cli.settings import FILE_NAME, DaySettings, SettingsFile, read_settings_file
+from vllm_capacity.errors import InputError
+
+_NAME = "vllm-capacity-report"
+_TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
+_COMMAND_SECONDS = 60
+_USER = 1000  # of the image, whose user is not root
+
+Objects = list[dict[str, object]]
+
+
+class _Literal(str):
+    """A text that is shown line by line in YAML."""
+
+    __slots__ = ()
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML as people write it."""
+
+
+_Dumper.add_representer(
+    _Literal, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, "|")
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to run, and when: by which settings, at which time of day."""
+
+    command: Path
+    settings: SettingsFile
+    hour: int
+    minute: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs: the folder of the settings file."""
+        return self.settings.path.resolve().parent
+
+    @property
+    def zone(self) -> str:
+        """The time zone of the days."""
+        return str(self.settings.values.get("zone", DaySettings.zone))
+
+    @property
+    def words(self) -> list[str]:
+        """The command line, the settings by their name where that is not the usual one."""
+        name = self.settings.path.name
+        return [str(self.command), *(["--settings", name] if name != FILE_NAME else []), "report"]
+
+
+def cron_line(job: Job) -> str:
+    """The line for a crontab; to cron a % is a newline, unless it is escaped."""
+    command = f"cd {shlex.quote(str(job.folder))} && {shlex.join(job.words)} >/dev/null"
+    return f"{job.minute} {job.hour} * * * {command.replace('%', chr(92) + '%')}"
+
+
+def systemd_units(job: Job) -> dict[str, str]:
+    """A service and its timer, by file name; the timer makes up for a night the machine was off."""
+    words = " ".join(map(_systemd_word, job.words))
+    folder = str(job.folder).replace("%", "%%")
+    service = f"""\
+[Unit]
+Description=Nightly vLLM capacity report
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+WorkingDirectory={folder}
+# Credentials as NAME=value lines, mode 0600; the file may be missing.
+EnvironmentFile=-%E/vllm-capacity/environment
+ExecStart={words}
+"""
+    timer = f"""\
+[Unit]
+Description=Every night: vLLM capacity report
+
+[Timer]
+OnCalendar=*-*-* {job.hour:02}:{job.minute:02}:00
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+"""
+    return {f"{_NAME}.service": service, f"{_NAME}.timer": timer}
+
+
+def kubernetes_objects(job: Job, *, image: str, storage: str) -> Objects:
+    """The Secret to fill in, the settings, the volume for windows and pages, and the CronJob."""
+    return [_secret(job), _settings_map(job), _volume(storage), _cron_job(job, image)]
+
+
+def yaml_of(objects: Objects) -> str:
+    """The objects as documents of YAML, for kubectl."""
+    return str(yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def jupyter_job(job: Job) -> dict[str, object]:
+    """The body of a POST to /scheduler/job_definitions; its notebook is `nightly_notebook`."""
+    return {
+        "name": _NAME,
+        "input_filename": f"{_NAME}.ipynb",
+        "input_uri": f"{_NAME}.ipynb",
+        "runtime_environment_name": "python",
+        "output_formats": ["ipynb"],
+        "schedule": f"{job.minute} {job.hour} * * *",
+        "timezone": job.zone,
+    }
+
+
+def nightly_notebook(job: Job) -> dict[str, object]:
+    """The notebook of the Jupyter job: it runs the report in its own folder, and shows its pages.
+
+    A job runs in a folder of its own, so all paths are whole.
+    """
+    source = (
+        "import subprocess\n\n"
+        f"ran = subprocess.run({job.words!r}, cwd={str(job.folder)!r}, capture_output=True, "
+        "text=True)\nprint(ran.stdout, ran.stderr)\nran.check_returncode()"
+    )
+    cell = {
+        "cell_type": "code",
+        "id": "report",
+        "metadata": {},
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+    }
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return {
+        "cells": [cell],
+        "metadata": {"kernelspec": kernel},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def _secret(job: Job) -> dict[str, object]:
+    of = "PARSEABLE" if job.settings.values.get("stream") else "PROMETHEUS"
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": _NAME},
+        "stringData": {f"{of}_USER": "", f"{of}_PASSWORD": ""},
+    }
+
+
+def _settings_map(job: Job) -> dict[str, object]:
+    files = [job.settings.path, *_fleet(job)]
+    data = {path.name: _Literal(path.read_text(encoding="utf-8")) for path in files}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": _NAME},
+        "data": data,
+    }
+
+
+def _fleet(job: Job) -> list[Path]:
+    fleet = job.settings.values.get("fleet")
+    return [fleet] if isinstance(fleet, Path) else []
+
+
+def _volume(storage: str) -> dict[str, object]:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": _NAME},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": storage}},
+        },
+    }
+
+
+def _cron_job(job: Job, image: str) -> dict[str, object]:
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": _NAME},
+        "spec": {
+            "schedule": f"{job.minute} {job.hour} * * *",
+            "timeZone": "Etc/UTC" if job.zone == "UTC" else job.zone,
+            "concurrencyPolicy": "Forbid",
+            "startingDeadlineSeconds": 3600,
+            "jobTemplate": {"spec": _attempts(job, image)},
+        },
+    }
+
+
+def _attempts(job: Job, image: str) -> dict[str, object]:
+    """A source that does not answer is tried again; missing data or bad settings (2) are not."""
+    gives_up = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}
+    return {
+        "backoffLimit": 2,
+        "podFailurePolicy": {"rules": [gives_up]},
+        "template": {"spec": _pod(job, image)},
+    }
+
+
+def _pod(job: Job, image: str) -> dict[str, object]:
+    fleet = [word for path in _fleet(job) for word in ("--fleet", f"/settings/{path.name}")]
+    container = {
+        "name": "report",
+        "image": image,
+        "command": ["vllm-capacity", "--settings", f"/settings/{job.settings.path.name}", "report"],
+        "args": ["--windows", "/work/windows", "--out", "/work/reports", *fleet],
+        "workingDir": "/work",
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "envFrom": [{"secretRef": {"name": _NAME}}],
+        "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "work", "mountPath": "/work"},
+            {"name": "settings", "mountPath": "/settings", "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "work", "persistentVolumeClaim": {"claimName": _NAME}},
+            {"name": "settings", "configMap": {"name": _NAME}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+
+
+def _systemd_word(word: str) -> str:
+    """A word of ExecStart, in quotes where it has space; % and $ have a meaning there."""
+    plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{plain}"' if re.search(r"[\s;'\"\\]", plain) else plain
+
+
+@click.group(short_help="Run the report every night: cron, systemd, Kubernetes, Jupyter.")
+def schedule() -> None:
+    """Run `vllm-capacity report` every night, by the settings file.
+
+    Each prints what is to be installed; --install installs it for you alone. Write the settings
+    first: vllm-capacity init.
+    """
+
+
+def _scheduled(command: Callable[..., None]) -> Callable[..., None]:
+    """What the kinds of schedules share: `--at`, `--install`, and the settings file."""
+    at = click.option("--at", default="06:00", show_default=True, help="Time of day, HH:MM.")
+    install = click.option("--install", is_flag=True, help="Install it, for you alone.")
+    return click.pass_obj(at(install(command)))
+
+
+@schedule.command(short_help="A line for crontab.")
+@_scheduled
+def cron(path: Path, at: str, install: bool) -> None:
+    """A line for crontab; cron mails what goes wrong, and is silent otherwise."""
+    line = cron_line(_job(path, at))
+    if not install:
+        click.echo(line)
+        return
+    before = _ran(["crontab", "-l"], or_nothing=True).splitlines()
+    others = [each for each in before if _schedule_less(each) != _schedule_less(line)]
+    _ran(["crontab", "-"], "\n".join([*others, line, ""]))
+    click.echo(f"Installed for crontab: {line}")
+
+
+@schedule.command(short_help="A service and a timer of systemd.")
+@_scheduled
+def systemd(path: Path, at: str, install: bool) -> None:
+    """A service and a timer of systemd, of the user: they run while the user may linger."""
+    units = systemd_units(_job(path, at))
+    if not install:
+        for name, text in units.items():
+            click.echo(f"# {name}\n{text}")
+        return
+    root = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    folder = Path(root) / "systemd" / "user"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in units.items():
+        (folder / name).write_text(text)
+    _ran(["systemctl", "--user", "daemon-reload"])
+    _ran(["systemctl", "--user", "enable", "--now", f"{_NAME}.timer"])
+    click.echo(
+        f"Installed in {folder}. It runs while you are logged in, or always after: "
+        "loginctl enable-linger"
+    )
+
+
+@schedule.command(short_help="A CronJob with its Secret, settings and volume.")
+@_scheduled
+@click.option(
+    "--image", default=f"vllm-capacity:{version('vllm-capacity')}", show_default=True, help="Image."
+)
+@click.option("--storage", default="20Gi", show_default=True, help="For windows and pages.")
+def kubernetes(path: Path, at: str, install: bool, image: str, storage: str) -> None:
+    """A CronJob with its Secret, settings (a ConfigMap) and volume, as YAML for kubectl.
+
+    Fill in the Secret where the source wants credentials. --install: kubectl apply, in its current
+    context and namespace.
+    """
+    found = kubernetes_objects(_job(path, at), image=image, storage=storage)
+    text = yaml_of(found)
+    click.echo(_ran(["kubectl", "apply", "-f", "-"], text) if install else text, nl=False)
+
+
+@schedule.command(short_help="A job of jupyter-scheduler.")
+@_scheduled
+@click.option(
+    "--root",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="JupyterLab's root folder, for --install. [default: here]",
+)
+def jupyter(path: Path, at: str, install: bool, root: Path) -> None:
+    """A job definition of jupyter-scheduler, and its notebook, as JSON.
+
+    --install writes both into JupyterLab's root folder. The definition is what the server's
+    /scheduler/job_definitions takes by POST.
+    """
+    job = _job(path, at)
+    if not install:
+        both = {"job_definition": jupyter_job(job), "notebook": nightly_notebook(job)}
+        click.echo(json.dumps(both, indent=2))
+        return
+    for name, body in ((".ipynb", nightly_notebook(job)), (".json", jupyter_job(job))):
+        (root / f"{_NAME}{name}").write_text(json.dumps(body, indent=1) + "\n")
+        click.echo(root / f"{_NAME}{name}")
+
+
+def _job(path: Path, at: str) -> Job:
+    """The job of a settings file; InputError where that is not there or not sound."""
+    if not path.is_file():
+        raise InputError(
+            f"There is no {path}, which says what to report. Write it first: vllm-capacity init "
+            "--from http://prometheus:9090."
+        )
+    found = read_settings_file(path)
+    found.require_sound()
+    if "origin" not in found.values:
+        raise InputError(f"{path} does not say where telemetry comes from: set source.from.")
+    time = _TIME.fullmatch(at)
+    if time is None:
+        raise InputError(f"Cannot read --at {at!r} as a time of day; try 06:00.")
+    command = Path(sys.executable).with_name("vllm-capacity")
+    return Job(command, found, int(time[1]), int(time[2]))
+
+
+def _schedule_less(line: str) -> str:
+    """A line of a crontab without its five fields of time."""
+    return "".join(line.split(maxsplit=5)[5:])
+
+
+def _ran(command: list[str], text: str | None = None, *, or_nothing: bool = False) -> str:
+    """What a program prints; InputError where it is not there or fails."""
+    if shutil.which(command[0]) is None:
+        raise InputError(
+            f"There is no {command[0]} here; leave --install out, and install it by hand."
+        )
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+    )
+    if done.returncode and not or_nothing:
+        raise InputError(f"{shlex.join(command)} failed: {done.stderr.strip() or done.stdout}")
+    return "" if done.returncode else done.stdout
