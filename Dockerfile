@@ -16,7 +16,7 @@ FROM python:3.11.14-slim-bookworm
 ARG UID=1000
 ARG GID=1000
 # A volume takes the owner of the folder that it is first mounted on: these four are the stack's.
-RUN mkdir -p /stack/data /stack/staging /stack/queue /stack/reports \
+RUN mkdir -p /stack/data /stack/staging /stack/queue /stack/reports /stack/windows \
     && chown -R "$UID:$GID" /stack
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp

@@ -136,6 +136,40 @@ def test_parseable_calls_nobody(services: dict[str, Any]) -> None:
     assert environment["P_SEND_ANONYMOUS_USAGE_DATA"] == "false"
 
 
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        pytest.param({}, [], id="no price and no targets"),
+        pytest.param(
+            {"STACK_PRICE": "A100 of RunPod", "STACK_SLO_TTFT": "2"},
+            ["--price", "A100 of RunPod", "--slo-ttft", "2"],
+            id="a price row and a target",
+        ),
+        pytest.param({"STACK_USD_PER_HOUR": "1.64"}, ["--usd-per-hour", "1.64"], id="a price"),
+    ],
+)
+def test_the_reporter_makes_pages_of_days_under_what_is_set(
+    tmp_path: Path, settings: dict[str, str], options: list[str]
+) -> None:
+    outcome = composed({**SETTINGS, **settings})
+    service = yaml.safe_load(outcome.stdout)["services"]["reporter"]
+    script = service["command"][2].replace("$$", "$")
+    once = script.split("do\n", 1)[1].split("sleep")[0].replace("/run/secrets", str(tmp_path))
+    (tmp_path / "reader_password").write_text("secret")
+    (tmp_path / "vllm-capacity").write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    (tmp_path / "vllm-capacity").chmod(0o755)
+    shown = subprocess.run(
+        ["/bin/sh", "-c", once],
+        env={**service["environment"], "PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert shown[:2] == ["report", "--from"]
+    assert {"--today", "--keep", "30d", "/stack/windows"} <= set(shown)
+    assert shown[shown.index("/stack/reports") + 1 :] == options
+
+
 def test_health_is_probed_from_outside_the_images_without_a_shell(services: dict[str, Any]) -> None:
     assert "healthcheck" not in services["parseable"]
     assert "healthcheck" not in services["collector"]
