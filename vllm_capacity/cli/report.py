@@ -30,7 +30,13 @@ from vllm_capacity.cli.settings import (
 )
 from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.render.report.run import Progress, given_parameters
-from vllm_capacity.render.report.write import DEFAULT_NOTEBOOK, EXAMPLES, ReportOrder, write_report
+from vllm_capacity.render.report.write import (
+    DEFAULT_NOTEBOOK,
+    EXAMPLES,
+    PRICE_PARAMETERS,
+    ReportOrder,
+    write_report,
+)
 from vllm_capacity.resources import shipped
 
 
@@ -72,7 +78,7 @@ def report(
     vllm-capacity report --from https://parseable.example.com --stream vllm_metrics --last 7d
     """
     page = taken(PageSettings, given)
-    if examples and (argument or window or page.notebook or pairs):
+    if examples and (argument or window or _is_typed("notebook") or pairs):
         raise InputError("--examples names its own windows and parameters; leave the others out.")
     if examples:
         for parameters in EXAMPLES:
@@ -95,9 +101,9 @@ def report(
 
 def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
     """Whether days of a source are asked for; InputError where a window is, too."""
-    typed = [name for name in ("origin", "last", "keep") if _is_typed(name)]
-    if "origin" in typed and is_named:
-        raise InputError("Give a window, or --from where to pull days, not both.")
+    typed = [name for name in ("origin", "stream", "last", "keep") if _is_typed(name)]
+    if typed and is_named:
+        raise InputError("Give a window, or --from and --last for days of a source, not both.")
     if typed and given["origin"] is None:
         raise InputError(f"--{typed[0]} is of days that are pulled: say --from where.")
     return given["origin"] is not None and not is_named
@@ -155,9 +161,15 @@ def _parameters(
         "gpu": page.gpu,
         "model": page.model,
     }
-    by_option = {name: value for name, value in options.items() if value is not None}
     by_pair = given_parameters(pairs)
-    if twice := sorted(by_option.keys() & by_pair.keys()):
+    by_option = {name: value for name, value in options.items() if value is not None}
+    if any(name in by_pair for name in PRICE_PARAMETERS):  # the settings file's has no say then
+        by_option = {
+            name: value
+            for name, value in by_option.items()
+            if name not in PRICE_PARAMETERS or _is_typed(name)
+        }
+    if twice := sorted(name for name in by_option.keys() & by_pair.keys() if _is_typed(name)):
         raise InputError(f"{twice[0]} is given twice: as an option, and with -p {twice[0]}=….")
     return {**by_option, **by_pair}
 

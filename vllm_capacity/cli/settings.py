@@ -251,7 +251,7 @@ class CostSettings:
 
 @dataclass(frozen=True)
 class AlertSettings:
-    """[alerts]: over which time the rules look, and other thresholds than theirs."""
+    """[alerts]: over which time rules look, other thresholds than theirs, and who is told."""
 
     over: str = field(
         default="5m",
@@ -265,6 +265,30 @@ class AlertSettings:
             multiple=True,
             metavar="ALERT=NUMBER",
             check=_check_thresholds,
+        ),
+    )
+    alertmanager: str | None = field(
+        default=None,
+        metadata=_about(
+            "--alertmanager", "Tell the Alertmanager at this URL, too.", check=_check_origin
+        ),
+    )
+    labels: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "--label",
+            "A label of what Alertmanager is told; may be given again.",
+            multiple=True,
+            metavar="NAME=VALUE",
+        ),
+    )
+    lasts: str = field(
+        default="25h",
+        metadata=_about(
+            "--lasts",
+            "How long an alert fires there when no later run says otherwise.",
+            check=parse_duration_seconds,
+            show_default=True,
         ),
     )
 

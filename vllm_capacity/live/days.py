@@ -167,9 +167,14 @@ class DayStore:
     def prune(self, reach: Reach, now: datetime) -> list[date]:
         """Remove the windows of days that are old enough, unless somebody reads them; which."""
         oldest = self._oldest(reach, now)
-        removed = []
+        removed: list[date] = []
+        if oldest is None:
+            return removed
+        for left in (self.folder / _WORKPLACE).glob(".*.writing"):  # of pulls that never ended
+            if left.name[1:] < oldest.isoformat():
+                shutil.rmtree(left, ignore_errors=True)
         for day in sorted(self.days):
-            if oldest is not None and day < oldest and _removed(self.path(day)):
+            if day < oldest and _removed(self.path(day)):
                 removed.append(day)
                 del self.days[day]
         if removed:
@@ -237,7 +242,6 @@ def day_store(folder: Path, source: Source) -> Iterator[DayStore]:
         for left in coming.glob("[!.]*"):  # of a killed run; answers are in hidden folders
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield DayStore(folder, source, known, zone)
-        _forget_answers(coming, known)
 
 
 def time_zone(name: str) -> ZoneInfo:
@@ -284,14 +288,6 @@ def _days_of(folder: Path) -> list[date]:
 
 def _there(folder: Path, day: date) -> bool:
     return (folder / day.isoformat()).is_dir()
-
-
-def _forget_answers(coming: Path, known: Mapping[date, Day]) -> None:
-    """Remove what was kept of pulls that a later run finished."""
-    for left in coming.glob(".*.writing"):
-        with suppress(ValueError):
-            if date.fromisoformat(left.name[1:].removesuffix(".writing")) in known:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _removed(window: Path) -> bool:

@@ -111,9 +111,9 @@ def _not_vllm_itself(asking: httpx.Client) -> Iterator[None]:
 
 def _is_vllm(asking: httpx.Client) -> bool:
     """Whether the /metrics of a server hold series of vLLM's."""
-    path = "" if str(asking.base_url).rstrip("/").endswith("/metrics") else "/metrics"
+    url = f"{address(asking).removesuffix('/metrics')}/metrics"
     with suppress(httpx.HTTPError):
-        return "\nvllm:" in asking.get(path, timeout=_GLANCE_SECONDS).text
+        return "\nvllm:" in asking.get(url, timeout=_GLANCE_SECONDS).text
     return False
 
 

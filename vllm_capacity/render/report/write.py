@@ -60,7 +60,7 @@ def write_index(folder: Path) -> Path:
 
 DEFAULT_NOTEBOOK = "cost-report.ipynb"
 _LONGEST = 120
-_PRICES = ("usd_per_hour", "price", "fleet", "price_rules")
+PRICE_PARAMETERS = ("usd_per_hour", "price", "fleet", "price_rules")
 """Parameters that give a price, one instead of the other."""
 
 EXAMPLES: tuple[Mapping[str, object], ...] = (
@@ -232,9 +232,9 @@ def _without_foreign_price(
     """
     defaults = {each.name: each.default.strip("\"'") for each in declared}
     is_its_own = given.get("window", defaults.get("window")) == defaults.get("window")
-    if is_its_own and not any(given.get(name) for name in _PRICES):
+    if is_its_own and not any(given.get(name) for name in PRICE_PARAMETERS):
         return {}
-    return {name: "" for name in (*_PRICES, "price_note") if name in defaults}
+    return {name: "" for name in (*PRICE_PARAMETERS, "price_note") if name in defaults}
 
 
 def page_stem(notebook: Path, window: str, start: str = "", end: str = "") -> str:

@@ -1,0 +1,101 @@
+"""What fired, told to an Alertmanager (its v2 API), which groups, silences and forwards it.
+
+An alert is the same as the one before while its labels are: telling it again changes nothing. One
+that is quiet is told as ended, where it is firing there. What is unknown is not told: it neither
+fires nor resolves anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+import msgspec
+
+from vllm_capacity.alerts import Alert
+from vllm_capacity.errors import SourceError
+from vllm_capacity.live.access import checked_url, client, read_settings
+from vllm_capacity.sources.http import (
+    BUSY,
+    TransientError,
+    address,
+    decoded,
+    transport_errors,
+    with_retries,
+)
+from vllm_capacity.timerange import iso
+
+_SETTINGS = ("user", "password", "token")
+_PATH = "/api/v2/alerts"
+_SERVICE = "vllm-capacity"
+_OURS = f'service="{_SERVICE}"'
+
+
+class _Firing(msgspec.Struct):
+    """An alert that is firing there."""
+
+    labels: dict[str, str]
+
+
+def tell_alertmanager(
+    url: str,
+    found: Sequence[Alert],
+    *,
+    labels: Mapping[str, str],
+    seen_at: datetime,
+    now: datetime,
+    lasts: timedelta,
+    environment: Mapping[str, str],
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Tell an Alertmanager each outcome that is known, as of `seen_at`, the end of its data.
+
+    What fired counts as firing for `lasts` from `now` on, unless it is told otherwise before.
+    Credentials, if it wants any, are ALERTMANAGER_USER and ALERTMANAGER_PASSWORD, or
+    ALERTMANAGER_TOKEN, of `environment`. SourceError where it does not take them in.
+    """
+    settings = read_settings(environment, None, prefix="ALERTMANAGER", names=_SETTINGS)
+    with client(settings, base_url=checked_url(url, variables="ALERTMANAGER")) as asking:
+
+        def asked(**question: Any) -> httpx.Response:  # noqa: ANN401  what httpx takes
+            with transport_errors(address(asking)):
+                answer = asking.request(url=_PATH, **question)
+                _require_taken(answer, address(asking))
+                return answer
+
+        active = with_retries(lambda: asked(method="GET", params={"filter": _OURS}), pause)
+        firing = decoded(active.content, list[_Firing], at=address(asking), dialect="Alertmanager")
+        told = [
+            {
+                "labels": own,
+                "annotations": {"summary": one.sentence},
+                "startsAt": iso(min(seen_at, now)),
+                "endsAt": iso(now + lasts if one.state == "fired" else now),
+            }
+            for one in found
+            if (own := {"alertname": one.rule.name, "service": _SERVICE, **labels})
+            and _is_news(one, is_firing=any(each.labels == own for each in firing))
+        ]
+        with_retries(lambda: asked(method="POST", json=told), pause)
+
+
+def _is_news(one: Alert, *, is_firing: bool) -> bool:
+    """Whether an outcome is to be told: it fires, or is quiet and was firing."""
+    return one.state == "fired" or (one.state == "quiet" and is_firing)
+
+
+def _require_taken(response: httpx.Response, at: str) -> None:
+    status, text = response.status_code, " ".join(response.text.split())[:300]
+    if status == 200:
+        return
+    if status in BUSY:
+        raise TransientError(f"{at} is not ready ({status}): {text}")
+    if status in (401, 403):
+        raise SourceError(
+            f"{at} refused the credentials ({status}). Set ALERTMANAGER_USER and "
+            "ALERTMANAGER_PASSWORD, or ALERTMANAGER_TOKEN."
+        )
+    raise SourceError(f"{at} did not take the alerts in ({status}): {text}. Is it Alertmanager?")
