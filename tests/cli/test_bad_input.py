@@ -29,6 +29,17 @@ def run(monkeypatch, capsys, line):
         pytest.param("alerts", "Say which window", id="alerts of no window"),
         pytest.param("plan a --window b", "given twice: 'a', and --window 'b'", id="two windows"),
         pytest.param("alerts a --window b", "given twice", id="alerts of two windows"),
+        pytest.param("report --last 3d", "say --from where", id="days of no source"),
+        pytest.param("report w --from http://a", "not both", id="a window, and days"),
+        pytest.param("report --from http://a --start 2026-01-01", "by --last", id="days by start"),
+        pytest.param("report --from http://a --last 9", "as a duration", id="no number of days"),
+        pytest.param(
+            "report --from http://a --last 7d --keep 1d", "is shorter", id="kept short"
+        ),
+        pytest.param("report --from http://a --tz Mars/X", "no time zone", id="no such zone"),
+        pytest.param("report --from http://a --price nosuch", "nosuch", id="days at no price"),
+        pytest.param("report --from http://a -p x=1", "no parameter 'x'", id="days: a parameter"),
+        pytest.param("alerts vllm-sweep --label x", "try cluster=a", id="no label"),
         pytest.param("plan vllm-sweep --startup-seconds nan", "no number", id="start-up"),
         pytest.param("plan vllm-sweep --growth-per-hour inf", "no number", id="growth"),
         pytest.param("alerts vllm-sweep --above waiting=nan", "try waiting=20", id="threshold"),

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
+import command_line
 import nbformat
 import pytest
 import yaml
-
-from vllm_capacity.cli import main
 
 SETTINGS = "[source]\nfrom = 'http://prometheus:9090'\n[days]\ntime_zone = 'Europe/Berlin'\n"
 
@@ -24,17 +23,7 @@ def run(monkeypatch, capsys, tmp_path):
     (folder / "vllm-capacity.toml").write_text(SETTINGS)
     monkeypatch.chdir(folder)
 
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["vllm-capacity", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return ran
+    return partial(command_line.run, monkeypatch, capsys)
 
 
 def with_programs(folder: Path, monkeypatch, **programs: str) -> Path:

@@ -1,12 +1,11 @@
 """The settings file: what is wrong in it and where, who wins, what `init` writes."""
 
 import json
-import sys
 from pathlib import Path
 
+import command_line
 import pytest
 
-from vllm_capacity.cli import main
 from vllm_capacity.cli.config import settings_text
 from vllm_capacity.cli.settings import SECTIONS, read_settings_file
 
@@ -22,14 +21,7 @@ def run(monkeypatch, capsys, tmp_path, examples):
 
     def ran(line):
         words = [word.replace("SWEEP", str(examples / "vllm-sweep")) for word in line.split()]
-        monkeypatch.setattr(sys, "argv", ["vllm-capacity", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
+        return command_line.run(monkeypatch, capsys, *words)
 
     return ran
 
