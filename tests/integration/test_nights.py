@@ -26,14 +26,15 @@ DAYS = tuple(FIRST + timedelta(days=n) for n in range(7))
 EVERY = timedelta(minutes=5)
 LATE_DAY = DAYS[3]
 LATE_HOURS = range(12, 20)
-LABELS = '{instance="gpu-0:8000",job="vllm",engine="0",model_name="m"}'
-"""The labels of every series."""
+TARGET = 'instance="gpu-0:8000",job="vllm"'
+ENGINE = f'{TARGET},engine="0",model_name="m"'
 
 
 def requests_by(at: datetime) -> int:
     """How many requests the server had finished: more from day to day, none before the first."""
-    minutes = (at - midnight(FIRST)) // timedelta(minutes=1)
-    return minutes + 3 * (minutes // 1440) * (minutes % 1440)
+    days, minutes = divmod((at - midnight(FIRST)) // timedelta(minutes=1), 24 * 60)
+    whole_days = sum(24 * 60 * (1 + 3 * day) for day in range(days))
+    return whole_days + minutes * (1 + 3 * days)
 
 
 def midnight(day: date) -> datetime:
@@ -52,17 +53,17 @@ def is_late(at: datetime) -> bool:
 def exposed(moments: list[datetime]) -> str:
     """OpenMetrics of the server's samples at these moments."""
     families = {
-        "vllm:request_success_total": lambda at: requests_by(at),
-        "vllm:generation_tokens_total": lambda at: 100 * requests_by(at),
-        "vllm:prompt_tokens_total": lambda at: 400 * requests_by(at),
-        "vllm:num_requests_running": lambda at: 1 + at.hour % 3,
-        "vllm:num_requests_waiting": lambda at: 0,
-        "vllm:kv_cache_usage_perc": lambda at: 0.01 * (1 + at.hour % 3),
-        "up": lambda at: 1,
+        f'vllm:request_success_total{{{ENGINE},finished_reason="stop"}}': requests_by,
+        f"vllm:generation_tokens_total{{{ENGINE}}}": lambda at: 100 * requests_by(at),
+        f"vllm:prompt_tokens_total{{{ENGINE}}}": lambda at: 400 * requests_by(at),
+        f"vllm:num_requests_running{{{ENGINE}}}": lambda at: 1 + at.hour % 3,
+        f"vllm:num_requests_waiting{{{ENGINE}}}": lambda at: 0,
+        f"vllm:kv_cache_usage_perc{{{ENGINE}}}": lambda at: 0.01 * (1 + at.hour % 3),
+        f"up{{{TARGET}}}": lambda at: 1,
     }
     lines = [
-        f"{name}{LABELS} {value(at)} {at.timestamp():.0f}"
-        for name, value in families.items()
+        f"{series} {value(at)} {at.timestamp():.0f}"
+        for series, value in families.items()
         for at in moments
     ]
     return "\n".join([*lines, "# EOF", ""])
@@ -161,7 +162,7 @@ def test_only_the_dead_source_is_a_failure(nights):
     assert failed[8].exit_code == 3
 
 
-def test_a_day_that_lacks_its_evening_says_so_once(nights):
+def test_no_night_has_anything_else_to_say(nights):
     assert [now.day for now, done in nights.runs.items() if done.notes] == []
 
 
@@ -172,6 +173,10 @@ def test_a_day_holds_what_was_served_on_it_and_its_page_is_of_it(nights, day):
     before = [at for at in times if at.date() < day]
     served = requests_by(times[-1]) - (requests_by(before[-1]) if before else requests_by(times[0]))
     assert Analysis.of(window).answer.requests.finished == served
+    held = window.sql(
+        "select count(distinct ts) from samples where ts >= $midnight", midnight=midnight(day)
+    )
+    assert held.item() == len(times) - len(before)
     page = page_metadata(nights.folder / "reports" / f"{day}.html")
     assert page.line.window == str(day)
     assert page.line.start[:10] == str(day)

@@ -109,11 +109,21 @@ def night(
 def missing_days(done: Done) -> None:
     """NoTelemetryError where days were found to have no data, naming them."""
     if done.empty:
-        named = ", ".join(map(str, done.empty))
         raise NoTelemetryError(
-            f"No telemetry for {named}. Was vLLM scraped then, and is this the right source? "
-            "It is asked again until samples can no longer come late (--late)."
+            f"No telemetry for {_spans(done.empty)}. Was vLLM scraped then, and is this the right "
+            "source? A day is asked for again until samples can no longer come late (--late)."
         )
+
+
+def _spans(days: tuple[date, ...]) -> str:
+    """Days in order, those that follow each other as one span."""
+    spans: list[list[date]] = []
+    for day in days:
+        if spans and day - spans[-1][-1] == timedelta(days=1):
+            spans[-1].append(day)
+        else:
+            spans.append([day])
+    return ", ".join(f"{a[0]} to {a[-1]}" if len(a) > 1 else str(a[0]) for a in spans)
 
 
 def _with(done: Done, store: DayStore, day: date, outcome: Outcome, *, is_known: bool) -> Done:
