@@ -3,11 +3,18 @@
 import json
 from pathlib import Path
 
+import click
 import command_line
 import pytest
 
 from vllm_capacity.cli.config import settings_text
-from vllm_capacity.cli.settings import SECTIONS, read_settings_file
+from vllm_capacity.cli.settings import (
+    SECTIONS,
+    SourceSettings,
+    read_settings_file,
+    setting_options,
+    taken,
+)
 
 USER = "[price]\nusd_per_hour = 2.0\n[slo]\nttft_p95_seconds = 1.5\n"
 
@@ -90,6 +97,26 @@ def test_figures_take_their_price_from(run, options, basis):
     answer = json.loads(out)
     assert basis in json.dumps(answer["cost"])
     assert answer["slo"]["ttft_attainment"]["mid"] is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "origin", "stream", "is_full"),
+    [
+        pytest.param([], "http://a", "s", None, id="the file"),
+        pytest.param(["--full"], "http://a", "s", True, id="one option beside the file"),
+        pytest.param(["--from", "http://b"], "http://b", None, None, id="another source whole"),
+        pytest.param(
+            ["--from", "http://b", "--stream", "t"], "http://b", "t", None, id="and its stream"
+        ),
+    ],
+)
+def test_a_source_is_of_the_file_or_of_the_command_line(words, origin, stream, is_full):
+    seen = []
+    options = setting_options(SourceSettings)
+    command = click.command(options(lambda **given: seen.append(taken(SourceSettings, given))))
+    of_file = {"origin": "http://a", "stream": "s"}
+    command.main(words, standalone_mode=False, default_map=of_file)
+    assert seen == [SourceSettings(origin, stream, is_full)]
 
 
 def test_a_broken_file_stops_what_reads_it_and_nothing_else(run):

@@ -19,7 +19,7 @@ from recorded_vllm import RecordedVllm
 
 from tests.integration.real_parseable import ROOT, RealParseable, real_parseable
 from vllm_capacity.alerts import RULES, AlertRule, with_thresholds
-from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.errors import InputError, NoTelemetryError, SourceError
 from vllm_capacity.live.doctor import diagnosis
 from vllm_capacity.live.probes import Chain, gather
 from vllm_capacity.live.provision import (
@@ -82,7 +82,7 @@ def test_a_stream_that_is_empty_or_not_there_is_said_to_be(running: Running) -> 
     url = running.parseable.url
     with httpx.Client(base_url=url, auth=running.reader, timeout=60) as client:
         parseable = Parseable(client)
-        with pytest.raises(SourceError, match="is empty: nothing has come in yet"):
+        with pytest.raises(NoTelemetryError, match="is empty: nothing has come in yet"):
             resolve("vllm_metrics", parseable.columns("vllm_metrics"))
         with pytest.raises(InputError, match=r"no stream 'nope'.*there: vllm_metrics, vllm_traces"):
             parseable.columns("nope")

@@ -304,8 +304,12 @@ SECTIONS: Mapping[str, type] = {
 }
 """The tables of the settings file."""
 
-_TOGETHER = (("usd_per_hour", "price", "fleet"), ("origin", "stream", "is_full", "profile"))
-"""Settings that stand for one thing: one of them on the command line puts the file's others out."""
+_PRICES = ("usd_per_hour", "price", "fleet")
+_PUTS_OUT: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(_PRICES, _PRICES),
+    "origin": ("stream", "is_full", "profile"),
+}
+"""What an option on the command line puts out of the file: other ways of saying the same."""
 
 VERBS = ("alerts", "cost", "figures", "plan", "pull", "report")
 """The verbs that read the settings file."""
@@ -335,14 +339,13 @@ def taken(section: type[_Settings], given: Mapping[str, Any]) -> _Settings:
 def in_force(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a command was given, but for what the file says and the command line says otherwise."""
     context = click.get_current_context(silent=True)
-    kept = dict(given)
-    for together in _TOGETHER if context else ():
-        assert context is not None
-        sources = {name: context.get_parameter_source(name) for name in together if name in given}
-        if ParameterSource.COMMANDLINE in sources.values():
-            dropped = (n for n, where in sources.items() if where is ParameterSource.DEFAULT_MAP)
-            kept.update(dict.fromkeys(dropped))
-    return kept
+    if context is None:
+        return dict(given)
+    sources = {name: context.get_parameter_source(name) for name in given}
+    typed = [name for name, where in sources.items() if where is ParameterSource.COMMANDLINE]
+    put_out = {other for name in typed for other in _PUTS_OUT.get(name, ())}
+    of_file = {name for name, where in sources.items() if where is ParameterSource.DEFAULT_MAP}
+    return {name: None if name in put_out & of_file else value for name, value in given.items()}
 
 
 def _option(section: type, one: Field[Any]) -> Callable[[_Verb], _Verb]:
@@ -427,7 +430,7 @@ def _read(
                 values[by_key[key].name] = _value(section, by_key[key], value, folder, deep=deep)
             except (InputError, click.BadParameter, msgspec.ValidationError) as error:
                 yield name, f"{name}: {_message(error)}"
-    ways = [way for way in _TOGETHER[0] if way in values]
+    ways = [way for way in _PRICES if way in values]
     if len(ways) > 1:
         named = " and ".join(ways)
         yield f"price.{ways[-1]}", f"the price is given by {named}; give it one way."
