@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import command_line
+import kubernetes_validate
 import nbformat
 import pytest
 import yaml
@@ -94,7 +95,6 @@ def objects(run, *words):
 @pytest.mark.parametrize("kind", ["Secret", "ConfigMap", "PersistentVolumeClaim", "CronJob"])
 @pytest.mark.parametrize("release", ["1.31", "1.34"])
 def test_kubernetes_schemas_allow_every_object(run, kind, release):
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
     kubernetes_validate.validate(objects(run)[kind], release, strict=True)
 
 
