@@ -203,7 +203,7 @@ def _run(run: Measurement, kind: str, pair: object) -> Run:
     return Run(
         job=job,
         machine=machine,
-        batch=_batch(run, job, machine),
+        batch=batch_of(run, job, machine, offered=float(run.clients or OFFERED)),
         tokens_per_step=float(machine.tokens_per_step),
         output_tokens_per_second=run.output_tokens_per_second,
         kind=kind,
@@ -214,11 +214,12 @@ def _run(run: Measurement, kind: str, pair: object) -> Run:
     )
 
 
-def _batch(run: Measurement, job: Job, machine: Machine) -> float:
+def batch_of(run: Measurement, job: Job, machine: Machine, *, offered: float) -> float:
+    """Sequences that ran: as many as the run held, or as its load and the memory let run."""
     if "held sequences" in run.load:
         return float(run.clients)
     if is_2024(run):
         tokens = run.input_tokens + run.output_tokens / 2
         fit = sequences_that_fit(job, machine, tokens=tokens)
         return max(1.0, min(0.92 * SEQUENCES_2024, fit))
-    return saturated_batch(job, machine, offered=float(run.clients or OFFERED))
+    return saturated_batch(job, machine, offered=offered)

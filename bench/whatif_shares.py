@@ -17,8 +17,8 @@ import numpy as np
 from scipy.optimize import least_squares
 from whatif_runs import (
     PAIRS_2024,
-    SEQUENCES_2024,
     Pair,
+    batch_of,
     is_2024,
     machine_of,
     saturated_pairs,
@@ -29,12 +29,7 @@ from whatif_runs import (
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.hardware.data_sheet import Shares, request_times
-from vllm_capacity.verdicts.hardware.serving import (
-    Job,
-    Machine,
-    saturated_batch,
-    sequences_that_fit,
-)
+from vllm_capacity.verdicts.hardware.serving import Job
 
 KINDS = ("dense", "moe", "mxfp4")
 PRIOR = {
@@ -134,18 +129,9 @@ def predicted(run: Measurement, shares: Shares, old_host: float = 1.0) -> float:
             token_seconds=shares.token_seconds * old_host,
             request_seconds=shares.request_seconds * old_host,
         )
-    batch = _batch(run, job, machine)
+    offered = 650.0 if run.is_burst else 400.0
+    batch = batch_of(run, job, machine, offered=offered)
     return run.output_tokens / request_times(job, machine, batch=batch, shares=shares).total
-
-
-def _batch(run: Measurement, job: Job, machine: Machine) -> float:
-    if "held sequences" in run.load:
-        return float(run.clients)
-    if is_2024(run):
-        tokens = run.input_tokens + run.output_tokens / 2
-        fit = sequences_that_fit(job, machine, tokens=tokens)
-        return max(1.0, min(0.92 * SEQUENCES_2024, fit))
-    return saturated_batch(job, machine, offered=650 if run.is_burst else 400)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ from vllm_capacity.verdicts.hardware.serving import (
 
 SHEET_SHARE = 0.2
 """How much say the data sheets' ratio has beside that of timed kernels: of 0 to 1 in fifths, what
-came nearest to the silicon pairs, their models left out (6.5 % for 8.0 % without it)."""
+came nearest to the silicon pairs, their models left out (6.4 % for 8.0 % without it)."""
 UNTIMED_SHEET_SHARE = 0.75
 """The same where a GPU is of Ampere or of an architecture without tables: A100's tables hold 16-bit
 kernels alone, of an older vLLM. Of 0 to 1 in quarters, what came nearest to the pairs of A100 and
@@ -97,10 +97,10 @@ GROWN = 0.035
 arithmetic: the silicon rows, which the fit has seen, from their lightest loads to heavier ones."""
 MOST_GROWN = math.log(16)
 """Those rows span no more: beyond, it grows as the arithmetic does."""
-LIGHT_LOAD = 0.6
-IDLE_LOAD = 0.1
-"""Of what the arithmetic gives, the share from which on and down to which a rate whose load is not
-told is read as a light load."""
+LIGHT_LOADS = {False: (0.6, 0.1), True: (0.3, 0.08)}
+"""Of what the arithmetic gives, the share from which on and down to which a rate is read as a light
+load's: whose clients are not told, and are. Told, the arithmetic is of as many already: so low a
+rate is a load generator's doing."""
 MOST_OVER = 2.0
 """How far a measured rate may exceed the arithmetic: published ones, left out of it, did 1.7 ×."""
 MOST_BELIEVED = 10.0
@@ -576,19 +576,18 @@ class _Asking:
         return saturated_batch(other.job, other.machine, offered=math.inf)
 
     def lightness(self, one: Side) -> float:
-        """How far a rate is read as the clients' doing: 0 from `LIGHT_LOAD`, 1 to `IDLE_LOAD`.
+        """How far a rate is read as the clients' doing, 0 to 1: see `LIGHT_LOADS`.
 
-        0 where the question tells how many clients were held, that G gave all it could, or that it
-        served all that came: what the GPU does not explain is then not theirs.
+        0 where the question tells that G gave all it could, or that it served all that came.
         """
         question = self.question
-        told = question.load.clients is not None or question.load.is_capacity
-        if told or question.is_kept_up or question.at is not None:
+        if question.load.is_capacity or question.is_kept_up or question.at is not None:
             return 0.0
+        light, idle = LIGHT_LOADS[question.load.clients is not None]
         share = question.output_tokens_per_second / one.rate
-        if share >= LIGHT_LOAD:
+        if share >= light:
             return 0.0
-        return min(math.log(LIGHT_LOAD / share) / math.log(LIGHT_LOAD / IDLE_LOAD), 1.0)
+        return min(math.log(light / share) / math.log(light / idle), 1.0)
 
     def _half_width(self, one: Side, other: Side, gain: float) -> float:
         question = self.question
