@@ -582,7 +582,9 @@ class Analysis:
             failures=failures(self.window, time_range=self.time_range),
             saturation=self.saturation,
             cost=self.cost,
-            advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio),
+            advice=advice(
+                self.fits, prefix_cache_hit_ratio=hit_ratio, surplus=self.surplus()
+            ),
             quality=self.quality,
         )
 
