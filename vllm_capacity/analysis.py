@@ -26,10 +26,12 @@ from vllm_capacity.answer import (
 )
 from vllm_capacity.assumptions import SLO_OPTIONS, Assumptions
 from vllm_capacity.bills import (
+    Groups,
     engine_name,
     engine_parts,
     engine_rates,
     grouped,
+    groups,
     presence,
     unlabelled,
 )
@@ -51,7 +53,7 @@ from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
-from vllm_capacity.figures.makes import engine_makes
+from vllm_capacity.figures.makes import Make, engine_makes
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
@@ -75,7 +77,7 @@ from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.saturation.advice import advice
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
-from vllm_capacity.verdicts.saturation.peers import completed, lenders, unloaded
+from vllm_capacity.verdicts.saturation.peers import completed, lenders, undisputed, unloaded
 from vllm_capacity.verdicts.saturation.slo import (
     Oversaturation,
     is_oversaturating,
@@ -212,13 +214,18 @@ class Analysis:
     @cached_property
     def fits(self) -> tuple[SaturationFit, ...]:
         """The capacity of each engine, with the points it was judged by."""
-        return engine_fits(self.steps)
+        return undisputed(engine_fits(self.steps), self.makes)
+
+    @cached_property
+    def makes(self) -> dict[str, Make]:
+        """How each engine was made, as far as labels and prices tell, by name."""
+        rates = engine_rates(self.engines, self.assumptions.pricing)
+        return engine_makes(self.window, self.engines, rates=rates)
 
     @cached_property
     def lenders(self) -> dict[str, tuple[str, ...]]:
         """The peers that complete what each engine did not show, by name (peers.py)."""
-        rates = engine_rates(self.engines, self.assumptions.pricing)
-        return lenders(self.fits, engine_makes(self.window, self.engines, rates=rates))
+        return lenders(self.fits, self.makes)
 
     @cached_property
     def capacities(self) -> dict[str, Estimate]:
@@ -313,13 +320,19 @@ class Analysis:
         return bill(self.bill_parts)
 
     def bill_by(self, group: str) -> Bill:
-        """The bill by `engine`, `instance`, `model` or any label of vLLM's counters.
+        """The bill by `engine`, `instance`, `model` or any label of a counter or a target.
 
-        Allocation and idle dollars of the parts add up to the whole's. InputError where no counter
+        Allocation and idle dollars of the parts add up to the whole's. InputError where nothing
         has the label.
         """
-        parts = grouped(self.window, self.bill_parts, by=group, time_range=self.time_range)
-        return bill(parts, noun=f"{group}s")
+        return bill(self._shares(group), noun=f"{group}s")
+
+    def by(self, group: str) -> Groups:
+        """The counts, use and cost of each group, as in `bill_by`; parts add up to the whole."""
+        return groups(self._shares(group), by=group)
+
+    def _shares(self, group: str) -> dict[str, CostShare]:
+        return grouped(self.window, self.bill_parts, by=group, time_range=self.time_range)
 
     def unlabelled(self, group: str) -> list[str]:
         """The counters of the bill that the servers have, but without that label."""
@@ -582,9 +595,7 @@ class Analysis:
             failures=failures(self.window, time_range=self.time_range),
             saturation=self.saturation,
             cost=self.cost,
-            advice=advice(
-                self.fits, prefix_cache_hit_ratio=hit_ratio, surplus=self.surplus()
-            ),
+            advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio, surplus=self.surplus()),
             quality=self.quality,
         )
 

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import polars as pl
 
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.fleet import Rate, rate_in_force
 from vllm_capacity.facts.metrics import DECODE, GENERATION_TOKENS, PREFILL, PROMPT_TOKENS, REQUESTS
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.figures import latency, traffic
+from vllm_capacity.figures.makes import target_labels
+from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import CostShare, Usage, bill, shared_engine
+from vllm_capacity.verdicts.cost.bill import Costs, CostShare, Usage, bill, shared_engine
 
 _THROUGHOUT = 0.995
 COUNTERS = (REQUESTS, PROMPT_TOKENS, GENERATION_TOKENS)
@@ -159,24 +161,84 @@ def _seconds(
 def grouped(
     window: Window, parts: Mapping[str, CostShare], *, by: str, time_range: TimeRange
 ) -> dict[str, CostShare]:
-    """The parts of the bill by `engine`, `instance`, `model`, or any label of vLLM's counters.
+    """The parts of the bill by `engine`, `instance`, `model`, or any label of counter or target.
 
     Engines of one group are added; an engine with several values of the label is shared out by
-    what each value used (verdicts/cost/bill.py). InputError where no counter has the label.
+    what each value used (verdicts/cost/bill.py). InputError where nothing has the label: it names
+    those that there are.
     """
     if by == "engine":
         return dict(parts)
     labelled = _labelled(window, by, time_range).drop_nulls("by")
     if labelled.is_empty():
+        known = ", ".join(("engine", "instance", "model", *_label_names(window, time_range)))
         raise InputError(
-            f"Cannot group by {by!r}: no counter has that label. Try engine, instance, model, or "
-            "one of vLLM's own labels."
+            f"Cannot group by {by!r}: neither a counter nor a target has that label. There are "
+            f"{known}."
         )
     groups: dict[str, list[CostShare]] = {}
     for name, whole in parts.items():
         for key, share in _shares(labelled, name, whole).items():
             groups.setdefault(key, []).append(share)
     return {key: _one(shares) for key, shares in sorted(groups.items())}
+
+
+def _label_names(window: Window, time_range: TimeRange) -> list[str]:
+    """The labels that the counters of the bill and the targets have, by name."""
+    increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
+    own = {name for labels in increases.get_column("labels") for name in json.loads(labels)}
+    return sorted(own.union(*target_labels(window).values()))
+
+
+@dataclass(frozen=True, repr=False)
+class Group(Figures):
+    """What one group of engines did in the time range, and its part of the bill.
+
+    Counts and hours of groups add up to the whole's; None where one is not counted by the label.
+    `output_tokens_per_second` is the mean over the time in which the fleet was there.
+    """
+
+    billed_hours: float
+    successful_requests: float | None
+    prompt_tokens: float | None
+    generation_tokens: float | None
+    output_tokens_per_second: float | None
+    capacity_output_tokens_per_second: Estimate
+    cost: Costs
+
+
+@dataclass(frozen=True, repr=False)
+class Groups(Record):
+    """The figures of every group by its value of `by`, and of the whole that they add up to."""
+
+    by: str
+    whole: Group
+    parts: Mapping[str, Group]
+
+
+def groups(shares: Mapping[str, CostShare], *, by: str) -> Groups:
+    """The figures of the groups of a bill (`grouped`)."""
+    found = bill(shares, noun=f"{by}s")
+    return Groups(
+        by,
+        _group(found.usage, found.capacity, found.whole),
+        {
+            name: _group(share.usage, share.capacity_output_tokens_per_second, found.parts[name])
+            for name, share in shares.items()
+        },
+    )
+
+
+def _group(usage: Usage, capacity: Estimate, cost: Costs) -> Group:
+    return Group(
+        billed_hours=usage.billed_hours,
+        successful_requests=usage.successful_requests,
+        prompt_tokens=usage.prompt_tokens,
+        generation_tokens=usage.generation_tokens,
+        output_tokens_per_second=usage.output_tokens_per_second,
+        capacity_output_tokens_per_second=capacity,
+        cost=cost,
+    )
 
 
 def unlabelled(window: Window, *, by: str, time_range: TimeRange) -> list[str]:
@@ -190,10 +252,15 @@ def unlabelled(window: Window, *, by: str, time_range: TimeRange) -> list[str]:
 def _labelled(window: Window, by: str, time_range: TimeRange) -> pl.DataFrame:
     """The increases of the bill's counters, their value of the label in `by`, null without it."""
     increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
+    instances = increases.get_column("instance").to_list()
     if by in ("model", "instance"):
-        values = increases.get_column("model_name" if by == "model" else "instance").to_list()
+        values = increases.get_column("model_name").to_list() if by == "model" else instances
     else:
-        values = [json.loads(labels).get(by) for labels in increases.get_column("labels")]
+        targets = target_labels(window)
+        values = [
+            json.loads(labels).get(by) or targets.get(instance, {}).get(by)
+            for instance, labels in zip(instances, increases.get_column("labels"), strict=True)
+        ]
     return increases.with_columns(pl.Series("by", values, dtype=pl.String))
 
 

@@ -210,7 +210,9 @@ def serve(
     ]
     begun: dict[str, int] = {}
     requests, turn = [], itertools.count()
-    rows = zip(service.times.tolist(), service.prompts.tolist(), service.outputs.tolist(), strict=True)
+    rows = zip(
+        service.times.tolist(), service.prompts.tolist(), service.outputs.tolist(), strict=True
+    )
     for at, prompt, output in rows:
         for each in replicas:
             _mark(begun, each, at)
@@ -251,9 +253,7 @@ def write(path: Path, made: Fleet) -> dict[str, Kept]:
         rng = np.random.default_rng((made.seed, number, 31))
         probes = {one.name: _probes(made, one, rng) for one in service.members}
         columns = {
-            one.name: Columns(
-                buffer, one.name, SERVERS[service.server], service.model, one.labels
-            )
+            one.name: Columns(buffer, one.name, SERVERS[service.server], service.model, one.labels)
             for one in service.members
         }
 

@@ -11,7 +11,7 @@ from vllm_capacity.cli.analysis_options import (
     json_options,
 )
 from vllm_capacity.cli.options import columns
-from vllm_capacity.record import SCHEMA_VERSION
+from vllm_capacity.record import SCHEMA_VERSION, plain
 
 _verify = click.option(
     "--verify", is_flag=True, help="First check every byte of the window against its hashes."
@@ -22,16 +22,26 @@ _verify = click.option(
 @click.argument("window")
 @assumption_options
 @_verify
+@click.option("--by", help="Counts, use and cost of each model, instance, engine or label instead.")
 @json_options
-def figures(window: str, verify: bool, as_json: bool, schema_version: str, **given: object) -> None:
+def figures(
+    window: str,
+    verify: bool,
+    by: str | None,
+    as_json: bool,
+    schema_version: str,
+    **given: object,
+) -> None:
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
     analysis = analysis_of(window, given, verify=verify)
     if as_json:
-        click.echo(as_text(analysis.answer, schema_version))
+        groups = {**plain(analysis.by(by)), "schema_version": SCHEMA_VERSION} if by else None
+        click.echo(as_text(groups or analysis.answer, schema_version))
         return
-    from vllm_capacity.render.terminal import figures_text  # rich and all: not for --json
+    from vllm_capacity.render.terminal import figures_text, groups_text  # rich: not for --json
 
-    click.echo(figures_text(analysis, width=columns()), nl=False)
+    text = groups_text(analysis, by=by, width=columns()) if by else None
+    click.echo(text or figures_text(analysis, width=columns()), nl=False)
 
 
 @click.command()

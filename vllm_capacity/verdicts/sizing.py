@@ -283,10 +283,10 @@ def _whole_of(parts: Mapping[str, Estimate]) -> Estimate:
 def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> BusyTime:
     """The output tokens/s asked of all engines in the busiest hour, and at most in a shorter time.
 
-    The shorter time is the busiest quarter of an hour; the busiest minute where latency targets must be met
-    throughout, or under two hours were observed. What waited then was asked for, too. `steps` as in
-    `STEP_SCHEMA`; times are the clock's, by what of them was observed. Unknown where no step
-    observed it.
+    The shorter time is the busiest quarter of an hour; the busiest minute where latency targets
+    must be met throughout, or under two hours were observed. What waited then was asked for, too.
+    `steps` as in `STEP_SCHEMA`; times are the clock's, by what of them was observed. Unknown where
+    no step observed it.
     """
     seen = steps.drop_nulls("output_tokens_per_second").with_columns(
         seconds=(pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6

@@ -139,11 +139,11 @@ def _idle_replicas(found: Surplus) -> list[Advice]:
     if not removable.low:
         return []
     asked = found.busiest_output_tokens_per_second.high or 0.0
+    stay = found.replicas - removable.low
     evidence = (
-        f"the busiest time took {asked:,.0f} output tokens/s; {found.replicas - removable.low:,.0f} "
-        f"of {found.replicas:,.0f} replicas hold that, with "
-        f"{found.policy.headroom_ratio:.0%} to spare and {found.policy.spare_replicas} that may "
-        "fail."
+        f"the busiest time took {asked:,.0f} output tokens/s; {stay:,.0f} of "
+        f"{found.replicas:,.0f} replicas hold that, with {found.policy.headroom_ratio:.0%} to "
+        f"spare and {found.policy.spare_replicas} that may fail."
     )
     saved = removable.scaled(1 / found.replicas, "replicas not needed ÷ replicas, all at one price")
     return [Advice(REPLICAS, "fleet", evidence, saved)]
