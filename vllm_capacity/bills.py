@@ -176,11 +176,11 @@ def grouped(
             f"Cannot group by {by!r}: neither a counter nor a target has that label. There are "
             f"{known}."
         )
-    groups: dict[str, list[CostShare]] = {}
+    found: dict[str, dict[str, CostShare]] = {}
     for name, whole in parts.items():
         for key, share in _shares(labelled, name, whole).items():
-            groups.setdefault(key, []).append(share)
-    return {key: _one(shares) for key, shares in sorted(groups.items())}
+            found.setdefault(key, {})[name] = share
+    return {key: _one(shares) for key, shares in sorted(found.items())}
 
 
 def _label_names(window: Window, time_range: TimeRange) -> list[str]:
@@ -275,11 +275,11 @@ def _shares(labelled: pl.DataFrame, name: str, whole: CostShare) -> dict[str, Co
     return {value: replace(whole, usage=usage) for value, usage in shared.items()}
 
 
-def _one(shares: Sequence[CostShare]) -> CostShare:
+def _one(shares: Mapping[str, CostShare]) -> CostShare:
     """Several parts as one: money and use added, the price their mean over GPU-hours."""
     if len(shares) == 1:
-        return shares[0]
-    whole = bill({str(number): share for number, share in enumerate(shares)})
+        return next(iter(shares.values()))
+    whole = bill(shares)
     usage = whole.usage
     allocation = whole.whole.allocation_usd
     price = allocation.scaled(1 / usage.gpu_hours) if usage.gpu_hours else allocation

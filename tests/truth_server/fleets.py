@@ -288,7 +288,7 @@ def fleet(number: int, seed: int = 0, *, longest: float = 7 * DAY) -> Fleet:
     scrape = float(rng.choice((2.0, 5.0, 15.0, 15.0, 30.0))) if seconds < 3 * HOUR else 60.0
     if 3 * HOUR <= seconds < DAY:
         scrape = 15.0 if size < 8 else 30.0
-    shape = str(rng.choice(("constant", "diurnal", "spells", "bursts")))
+    shape = str(rng.choice(("constant", "diurnal", "spells", "bursts", "rush", "rush")))
     services = tuple(
         _service(f"model-{'ab'[place]}", count, seconds, shape, rng, _MOST_REQUESTS / models)
         for place, count in enumerate(shares)
@@ -311,7 +311,8 @@ def _service(
     wanted = share * full * (seconds - LEAD)
     slowness = min(_MOST_SLOWNESS, max(1.0, wanted / most)) if seconds >= 3 * HOUR else 1.0
     share = min(share, share * most * slowness / wanted)
-    times = _times(shape, share * full / slowness, full / slowness, seconds, rng)
+    rush = 0.0 if shape != "rush" else min(0.25 * seconds, 0.5 * most * slowness / full)
+    times = _times(shape, share * full / slowness, full / slowness, seconds, rush, rng)
     prompts, outputs = MIXES[mix].draw(rng, len(times))
     balancing: Balancing = "round robin" if rng.random() < 0.5 else "least requests"
     return Service(model, server, mix, members, balancing, times, prompts, outputs, slowness)
@@ -340,9 +341,17 @@ def _members(
 
 
 def _times(
-    shape: str, rate: float, full: float, seconds: float, rng: np.random.Generator
+    shape: str, rate: float, full: float, seconds: float, rush: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Arrivals at `rate` requests/s on average; `full` is what the replicas in use can answer."""
+    """Arrivals at `rate` requests/s on average; `full` is what the replicas in use can answer.
+
+    A rush of so many seconds is more than they can.
+    """
+    if rush:
+        begin = float(rng.uniform(0.2, 0.7)) * seconds
+        high = float(rng.uniform(0.8, 1.3)) * full
+        law = loads.spells(min(rate, 0.5 * full), high, [(begin, begin + rush)])
+        return loads.varying(rng, law, max(high, full), LEAD, seconds).times
     if shape == "bursts":
         return loads.gamma(rng, rate, LEAD, seconds, cv=2.5).times
     if shape == "spells":

@@ -41,7 +41,11 @@ def undisputed(
     A mixture of experts bends at light loads as if its limit were near. A replica that saw heavier
     ones shows that it is not (`is_easing`), and what holds of one holds of its peers.
     """
-    easing_fits = [fit for fit in fits if fit.kind == BOUNDED and is_easing(fit.levels.loads)]
+    easing_fits = [
+        fit
+        for fit in fits
+        if fit.kind == BOUNDED and len(fit.levels.loads) and is_easing(fit.levels.loads)
+    ]
     found = []
     for fit in fits:
         against = [other for other in easing_fits if _are_peers(fit, other, makes)]
