@@ -66,7 +66,8 @@ def table(rows: Sequence[Row]) -> str:
     """A line per figure: how often it is said in which form, how often that is right, how wide."""
     good = [row for row in rows if not row["failure"]]
     lines = [
-        f"{'figure':<12} {'two-sided':>12} {'right':>10} {'width':>7} {'one-sided':>12} {'right':>10}"
+        f"{'figure':<12} {'two-sided':>12} {'right':>10} {'width':>7} "
+        f"{'one-sided':>12} {'right':>10}"
     ]
     for name in FIGURES:
         both = [row for row in good if row[f"{name}_form"] == "two-sided"]

@@ -322,16 +322,27 @@ class Analysis:
     def bill_by(self, group: str) -> Bill:
         """The bill by `engine`, `instance`, `model` or any label of a counter or a target.
 
-        Allocation and idle dollars of the parts add up to the whole's. InputError where nothing
-        has the label.
+        Allocation and idle dollars of the parts add up to the whole's, which is the bill's own; the
+        parts' sum, of which less is known, where a counter lacks the label. InputError where
+        nothing has the label.
         """
-        return bill(self._shares(group), noun=f"{group}s")
+        parts = {name: part.whole for name, part in self._bills(group).items()}
+        return replace(self._whole(group), parts=parts)
 
     def by(self, group: str) -> Groups:
         """The counts, use and cost of each group, as in `bill_by`; parts add up to the whole."""
-        return groups(self._shares(group), by=group)
+        return groups(self._whole(group), self._bills(group), by=group)
 
-    def _shares(self, group: str) -> dict[str, CostShare]:
+    def _bills(self, group: str) -> dict[str, Bill]:
+        return {name: bill(shares) for name, shares in self._shares(group).items()}
+
+    def _whole(self, group: str) -> Bill:
+        if not self.unlabelled(group):
+            return self.bill
+        shares = self._shares(group)
+        return bill({f"{name} {e}": one for name, own in shares.items() for e, one in own.items()})
+
+    def _shares(self, group: str) -> dict[str, dict[str, CostShare]]:
         return grouped(self.window, self.bill_parts, by=group, time_range=self.time_range)
 
     def unlabelled(self, group: str) -> list[str]:

@@ -24,7 +24,7 @@ from vllm_capacity.figures.makes import target_labels
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import Costs, CostShare, Usage, bill, shared_engine
+from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, Usage, shared_engine
 
 _THROUGHOUT = 0.995
 COUNTERS = (REQUESTS, PROMPT_TOKENS, GENERATION_TOKENS)
@@ -160,15 +160,15 @@ def _seconds(
 
 def grouped(
     window: Window, parts: Mapping[str, CostShare], *, by: str, time_range: TimeRange
-) -> dict[str, CostShare]:
-    """The parts of the bill by `engine`, `instance`, `model`, or any label of counter or target.
+) -> dict[str, dict[str, CostShare]]:
+    """The parts of the bill of each group: by `engine`, `instance`, `model`, or any label.
 
-    Engines of one group are added; an engine with several values of the label is shared out by
-    what each value used (verdicts/cost/bill.py). InputError where nothing has the label: it names
-    those that there are.
+    Of a counter, or of a target. By group, then by engine: one with several values of the label is
+    shared out by what each value used (verdicts/cost/bill.py). InputError where nothing has the
+    label: it names those that there are.
     """
     if by == "engine":
-        return dict(parts)
+        return {name: {name: part} for name, part in parts.items()}
     labelled = _labelled(window, by, time_range).drop_nulls("by")
     if labelled.is_empty():
         known = ", ".join(("engine", "instance", "model", *_label_names(window, time_range)))
@@ -180,7 +180,7 @@ def grouped(
     for name, whole in parts.items():
         for key, share in _shares(labelled, name, whole).items():
             found.setdefault(key, {})[name] = share
-    return {key: _one(shares) for key, shares in sorted(found.items())}
+    return dict(sorted(found.items()))
 
 
 def _label_names(window: Window, time_range: TimeRange) -> list[str]:
@@ -216,28 +216,21 @@ class Groups(Record):
     parts: Mapping[str, Group]
 
 
-def groups(shares: Mapping[str, CostShare], *, by: str) -> Groups:
-    """The figures of the groups of a bill (`grouped`)."""
-    found = bill(shares, noun=f"{by}s")
-    return Groups(
-        by,
-        _group(found.usage, found.capacity, found.whole),
-        {
-            name: _group(share.usage, share.capacity_output_tokens_per_second, found.parts[name])
-            for name, share in shares.items()
-        },
-    )
+def groups(whole: Bill, parts: Mapping[str, Bill], *, by: str) -> Groups:
+    """The figures of all, and of each group, by their bills."""
+    return Groups(by, _group(whole), {name: _group(part) for name, part in parts.items()})
 
 
-def _group(usage: Usage, capacity: Estimate, cost: Costs) -> Group:
+def _group(found: Bill) -> Group:
+    usage = found.usage
     return Group(
         billed_hours=usage.billed_hours,
         successful_requests=usage.successful_requests,
         prompt_tokens=usage.prompt_tokens,
         generation_tokens=usage.generation_tokens,
         output_tokens_per_second=usage.output_tokens_per_second,
-        capacity_output_tokens_per_second=capacity,
-        cost=cost,
+        capacity_output_tokens_per_second=found.capacity,
+        cost=found.whole,
     )
 
 
@@ -273,16 +266,3 @@ def _shares(labelled: pl.DataFrame, name: str, whole: CostShare) -> dict[str, Co
     used = {value: _usage(own.filter(pl.col("by") == value), 0.0, (None, None)) for value in values}
     shared = shared_engine(whole.usage, used)
     return {value: replace(whole, usage=usage) for value, usage in shared.items()}
-
-
-def _one(shares: Mapping[str, CostShare]) -> CostShare:
-    """Several parts as one: money and use added, the price their mean over GPU-hours."""
-    if len(shares) == 1:
-        return next(iter(shares.values()))
-    whole = bill(shares)
-    usage = whole.usage
-    allocation = whole.whole.allocation_usd
-    price = allocation.scaled(1 / usage.gpu_hours) if usage.gpu_hours else allocation
-    basis = f"the mean rate of {len(shares)} engines"
-    known = price if not price.is_known else price.map(lambda usd: usd, basis)
-    return CostShare(usage, known, whole.capacity)

@@ -127,8 +127,8 @@ def test_one_of_several_replicas_costs_between_the_cheapest_and_the_dearest():
     [
         pytest.param(
             Pool(8, asked(100, 120), KNOWN, PRICE),
-            "At least 4 of 8 replicas can go: at least $192 per day. The busiest quarter-hour, from "
-            "24 Nov 2026 00:00 UTC, took 120 output tokens/s; a replica gives at least 90.0, "
+            "At least 4 of 8 replicas can go: at least $192 per day. The busiest quarter-hour, "
+            "from 24 Nov 2026 00:00 UTC, took 120 output tokens/s; a replica gives at least 90.0, "
             "of which 50\u00a0% stays free, and 1 replica may fail.",
             id="an interval",
         ),
