@@ -11,6 +11,7 @@ from tests.truth_server import loads
 from tests.truth_server.cases import LEAD
 from tests.truth_server.fleets import Fleet, Kept, Member, Service, write
 from tests.truth_server.servers import MIXES
+from tests.truth_server.truth import truths
 
 SECONDS = 1200.0
 REPLACED_AT = 500.0
@@ -54,3 +55,18 @@ def made_fleet(seed: int) -> Fleet:
 def written(seed: int, path: Path) -> dict[str, Kept]:
     """The window of a made fleet at `path`, and how its requests fared, by model."""
     return write(path, made_fleet(seed))
+
+
+def lopsided(seed: int) -> Fleet:
+    """Eight replicas of which a balancer knows two, which a rush fills: the others can go."""
+    rng = np.random.default_rng((seed, 67))
+    full = 2 * truths()["cpu-small", "tiny"].requests_per_second
+    law = loads.spells(0.3 * full, float(rng.uniform(0.9, 1.3)) * full, [(400.0, 800.0)])
+    times = loads.varying(rng, law, 1.3 * full, LEAD, SECONDS).times
+    prompts, outputs = MIXES["tiny"].draw(rng, len(times))
+    replicas = tuple(
+        Member(f"gpu-{place}:8000", float(rng.uniform(0.96, 1.04)), is_used=place < 2)
+        for place in range(8)
+    )
+    own = ("chat", "cpu-small", "tiny", replicas, "least requests", times, prompts, outputs)
+    return Fleet(f"lopsided-{seed}", (Service(*own),), SECONDS, 10.0, "spells", seed)

@@ -53,7 +53,6 @@ def judged(made: Fleet, path: Path, *, policy: Policy | None = None) -> tuple[Ro
     most, least = (
         sum(service.capacities(made.seconds)[end] for service in made.services) for end in (0, 1)
     )
-    allocation = cost.allocation_usd.mid or 0.0
     used = [min(1.0, rate / most), min(1.0, rate / least)]
     removable = [true_removable(made, kept, policy, end) for end in (0, 1)]
     row: Row = {
@@ -67,10 +66,28 @@ def judged(made: Fleet, path: Path, *, policy: Policy | None = None) -> tuple[Ro
         "used": used[0],
     }
     row |= _figure("utilization", cost.utilization, *used)
-    row |= _figure("idle_usd", cost.idle_usd, *(allocation * (1 - share) for share in used))
+    row |= _figure("idle_usd", cost.idle_usd, *(_idle_usd(made, kept, end) for end in (0, 1)))
     row |= _figure("removable", surplus.removable_replicas, *removable)
     row["needed_width"] = _width(surplus.needed_replicas)
     return row, replays(made, kept, surplus)
+
+
+def _idle_usd(made: Fleet, kept: Mapping[str, Kept], end: int) -> float:
+    """The bill for what was not used, of each model by its own capacity."""
+    return sum(
+        USD_PER_HOUR
+        * service.replica_hours(made.seconds)
+        * (
+            1
+            - min(
+                1.0,
+                kept[service.model].output_tokens
+                / made.seconds
+                / service.capacities(made.seconds)[end],
+            )
+        )
+        for service in made.services
+    )
 
 
 def _figure(name: str, said: Estimate, truth: float, other: float) -> Row:

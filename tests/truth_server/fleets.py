@@ -87,6 +87,11 @@ class Service:
         )
         return self.capacity[0] * there, self.capacity[1] * there
 
+    def replica_hours(self, seconds: float) -> float:
+        """The hours that all replicas lived in the window."""
+        lived = (min(one.end, seconds) - max(one.start, 0.0) for one in self.members)
+        return sum(lived) / 3600
+
     def on(self, count: int) -> Service:
         """The same requests on so many of its replicas, the slowest of those there at the end."""
         there = sorted((m for m in self.members if m.end == math.inf), key=lambda one: one.speed)
