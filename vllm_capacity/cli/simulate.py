@@ -16,7 +16,10 @@ from vllm_simulator.fleets import provenance as fleet_provenance
 from vllm_simulator.scenarios import SCENARIOS, scenario
 from vllm_simulator.simulate import Outcome, provenance, run_scenario
 
-_NAMES = "\n\n".join(f"{chosen.name}: {chosen.about}" for chosen in (*SCENARIOS, *FLEETS))
+_KNOWN = {known.name: known.about for known in SCENARIOS} | {
+    known.name: known.about for known in FLEETS
+}
+_NAMES = "\n\n".join(f"{name}: {about}" for name, about in _KNOWN.items())
 
 
 @click.command(
