@@ -38,7 +38,7 @@ def test_a_replica_with_less_load_costs_more_a_request(two_replicas):
 
 
 def test_a_label_that_no_counter_has_is_an_error(two_replicas):
-    with pytest.raises(InputError, match="no counter has that label"):
+    with pytest.raises(InputError, match="neither a counter nor a target"):
         cost_by(two_replicas, by="team", terms=PRICE)
 
 

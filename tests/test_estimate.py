@@ -67,7 +67,7 @@ def test_arithmetic(found, expected):
 
 def test_a_bound_keeps_why_it_is_one():
     assert Estimate.exact(10, "rate").divided_by(LEAST).reason == "never loaded"
-    assert added(LEAST, LEAST, NOTHING).reason == "r0, r1, r2 (3 of 3): r0: never loaded"
+    assert added(LEAST, LEAST, NOTHING).reason == "r0, r1, r2 (3 of 3): never loaded (r0)"
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,12 @@ from vllm_capacity.answer import (
 )
 from vllm_capacity.assumptions import TARGETS, Assumptions, Target
 from vllm_capacity.bills import (
+    Groups,
     engine_name,
     engine_parts,
     engine_rates,
     grouped,
+    groups,
     presence,
     unlabelled,
 )
@@ -50,7 +52,7 @@ from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
-from vllm_capacity.figures.makes import engine_makes
+from vllm_capacity.figures.makes import Make, engine_makes
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
@@ -74,7 +76,7 @@ from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.saturation.advice import advice
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
-from vllm_capacity.verdicts.saturation.peers import completed, lenders, unloaded
+from vllm_capacity.verdicts.saturation.peers import completed, lenders, undisputed, unloaded
 from vllm_capacity.verdicts.saturation.slo import (
     Oversaturation,
     is_oversaturating,
@@ -210,13 +212,18 @@ class Analysis:
     @cached_property
     def fits(self) -> tuple[SaturationFit, ...]:
         """The capacity of each engine, with the points it was judged by."""
-        return engine_fits(self.steps)
+        return undisputed(engine_fits(self.steps), self.makes)
+
+    @cached_property
+    def makes(self) -> dict[str, Make]:
+        """How each engine was made, as far as labels and prices tell, by name."""
+        rates = engine_rates(self.engines, self.assumptions.pricing)
+        return engine_makes(self.window, self.engines, rates=rates)
 
     @cached_property
     def lenders(self) -> dict[str, tuple[str, ...]]:
         """The peers that complete what each engine did not show, by name (peers.py)."""
-        rates = engine_rates(self.engines, self.assumptions.pricing)
-        return lenders(self.fits, engine_makes(self.window, self.engines, rates=rates))
+        return lenders(self.fits, self.makes)
 
     @cached_property
     def capacities(self) -> dict[str, Estimate]:
@@ -316,13 +323,31 @@ class Analysis:
         return at_most(found, lost.reason) if lost.high is None else found
 
     def bill_by(self, group: str) -> Bill:
-        """The bill by `engine`, `instance`, `model` or any label of vLLM's counters.
+        """The bill by `engine`, `instance`, `model` or any label of a counter or a target.
 
-        Allocation and idle dollars of the parts add up to the whole's. InputError where no counter
-        has the label.
+        Allocation and idle dollars of the parts add up to the whole's, which is the bill's own; the
+        parts' sum, of which less is known, where a counter lacks the label. InputError where
+        nothing has the label.
         """
-        parts = grouped(self.window, self.bill_parts, by=group, time_range=self.time_range)
-        return self._charged(bill(parts, noun=f"{group}s"))
+        parts = {name: part.whole for name, part in self._bills(group).items()}
+        return replace(self._whole(group), parts=parts)
+
+    def by(self, group: str) -> Groups:
+        """The counts, use and cost of each group, as in `bill_by`; parts add up to the whole."""
+        return groups(self._whole(group), self._bills(group), by=group)
+
+    def _bills(self, group: str) -> dict[str, Bill]:
+        return {name: self._charged(bill(own)) for name, own in self._shares(group).items()}
+
+    def _whole(self, group: str) -> Bill:
+        if not self.unlabelled(group):
+            return self.bill
+        shares = self._shares(group)
+        each = {f"{name} {e}": one for name, own in shares.items() for e, one in own.items()}
+        return self._charged(bill(each))
+
+    def _shares(self, group: str) -> dict[str, dict[str, CostShare]]:
+        return grouped(self.window, self.bill_parts, by=group, time_range=self.time_range)
 
     def unlabelled(self, group: str) -> list[str]:
         """The counters of the bill that the servers have, but without that label."""
@@ -580,7 +605,7 @@ class Analysis:
             failures=failures(self.window, time_range=self.time_range),
             saturation=self.saturation,
             cost=self.cost,
-            advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio),
+            advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio, surplus=self.surplus()),
             quality=self.quality,
         )
 

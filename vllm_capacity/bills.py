@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import polars as pl
 
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.fleet import Rate, rate_in_force
 from vllm_capacity.facts.metrics import DECODE, GENERATION_TOKENS, PREFILL, PROMPT_TOKENS, REQUESTS
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.figures import latency, traffic
+from vllm_capacity.figures.makes import target_labels
+from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import CostShare, Usage, bill, shared_engine
+from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, Usage, shared_engine
 
 _THROUGHOUT = 0.995
 COUNTERS = (REQUESTS, PROMPT_TOKENS, GENERATION_TOKENS)
@@ -158,25 +160,78 @@ def _seconds(
 
 def grouped(
     window: Window, parts: Mapping[str, CostShare], *, by: str, time_range: TimeRange
-) -> dict[str, CostShare]:
-    """The parts of the bill by `engine`, `instance`, `model`, or any label of vLLM's counters.
+) -> dict[str, dict[str, CostShare]]:
+    """The parts of the bill of each group: by `engine`, `instance`, `model`, or any label.
 
-    Engines of one group are added; an engine with several values of the label is shared out by
-    what each value used (verdicts/cost/bill.py). InputError where no counter has the label.
+    Of a counter, or of a target. By group, then by engine: one with several values of the label is
+    shared out by what each value used (verdicts/cost/bill.py). InputError where nothing has the
+    label: it names those that there are.
     """
     if by == "engine":
-        return dict(parts)
+        return {name: {name: part} for name, part in parts.items()}
     labelled = _labelled(window, by, time_range).drop_nulls("by")
     if labelled.is_empty():
+        known = ", ".join(("engine", "instance", "model", *_label_names(window, time_range)))
         raise InputError(
-            f"Cannot group by {by!r}: no counter has that label. Try engine, instance, model, or "
-            "one of vLLM's own labels."
+            f"Cannot group by {by!r}: neither a counter nor a target has that label. There are "
+            f"{known}."
         )
-    groups: dict[str, list[CostShare]] = {}
+    found: dict[str, dict[str, CostShare]] = {}
     for name, whole in parts.items():
         for key, share in _shares(labelled, name, whole).items():
-            groups.setdefault(key, []).append(share)
-    return {key: _one(shares) for key, shares in sorted(groups.items())}
+            found.setdefault(key, {})[name] = share
+    return dict(sorted(found.items()))
+
+
+def _label_names(window: Window, time_range: TimeRange) -> list[str]:
+    """The labels that the counters of the bill and the targets have, by name."""
+    increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
+    own = {name for labels in increases.get_column("labels") for name in json.loads(labels)}
+    return sorted(own.union(*target_labels(window).values()))
+
+
+@dataclass(frozen=True, repr=False)
+class Group(Figures):
+    """What one group of engines did in the time range, and its part of the bill.
+
+    Counts and hours of groups add up to the whole's; None where one is not counted by the label.
+    `output_tokens_per_second` is the mean over the time in which the fleet was there.
+    """
+
+    billed_hours: float
+    successful_requests: float | None
+    prompt_tokens: float | None
+    generation_tokens: float | None
+    output_tokens_per_second: float | None
+    capacity_output_tokens_per_second: Estimate
+    cost: Costs
+
+
+@dataclass(frozen=True, repr=False)
+class Groups(Record):
+    """The figures of every group by its value of `by`, and of the whole that they add up to."""
+
+    by: str
+    whole: Group
+    parts: Mapping[str, Group]
+
+
+def groups(whole: Bill, parts: Mapping[str, Bill], *, by: str) -> Groups:
+    """The figures of all, and of each group, by their bills."""
+    return Groups(by, _group(whole), {name: _group(part) for name, part in parts.items()})
+
+
+def _group(found: Bill) -> Group:
+    usage = found.usage
+    return Group(
+        billed_hours=usage.billed_hours,
+        successful_requests=usage.successful_requests,
+        prompt_tokens=usage.prompt_tokens,
+        generation_tokens=usage.generation_tokens,
+        output_tokens_per_second=usage.output_tokens_per_second,
+        capacity_output_tokens_per_second=found.capacity,
+        cost=found.whole,
+    )
 
 
 def unlabelled(window: Window, *, by: str, time_range: TimeRange) -> list[str]:
@@ -190,10 +245,15 @@ def unlabelled(window: Window, *, by: str, time_range: TimeRange) -> list[str]:
 def _labelled(window: Window, by: str, time_range: TimeRange) -> pl.DataFrame:
     """The increases of the bill's counters, their value of the label in `by`, null without it."""
     increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
+    instances = increases.get_column("instance").to_list()
     if by in ("model", "instance"):
-        values = increases.get_column("model_name" if by == "model" else "instance").to_list()
+        values = increases.get_column("model_name").to_list() if by == "model" else instances
     else:
-        values = [json.loads(labels).get(by) for labels in increases.get_column("labels")]
+        targets = target_labels(window)
+        values = [
+            json.loads(labels).get(by) or targets.get(instance, {}).get(by)
+            for instance, labels in zip(instances, increases.get_column("labels"), strict=True)
+        ]
     return increases.with_columns(pl.Series("by", values, dtype=pl.String))
 
 
@@ -206,16 +266,3 @@ def _shares(labelled: pl.DataFrame, name: str, whole: CostShare) -> dict[str, Co
     used = {value: _usage(own.filter(pl.col("by") == value), 0.0, (None, None)) for value in values}
     shared = shared_engine(whole.usage, used)
     return {value: replace(whole, usage=usage) for value, usage in shared.items()}
-
-
-def _one(shares: Sequence[CostShare]) -> CostShare:
-    """Several parts as one: money and use added, the price their mean over GPU-hours."""
-    if len(shares) == 1:
-        return shares[0]
-    whole = bill({str(number): share for number, share in enumerate(shares)})
-    usage = whole.usage
-    allocation = whole.whole.allocation_usd
-    price = allocation.scaled(1 / usage.gpu_hours) if usage.gpu_hours else allocation
-    basis = f"the mean rate of {len(shares)} engines"
-    known = price if not price.is_known else price.map(lambda usd: usd, basis)
-    return CostShare(usage, known, whole.capacity)

@@ -318,8 +318,8 @@ def _one_reason(parts: Mapping[str, Estimate], words: str) -> str:
         names = f"{words.format(share)} ({names})"
     elif len(lacking) > 1:
         names = f"{names} ({share})"
-    whose = "" if len(reasons) == 1 else f"{nearest}: "
-    return f"{names}: {whose}{lacking[nearest].reason}"
+    whose = "" if len(reasons) == 1 else f" ({nearest})"
+    return f"{names}: {lacking[nearest].reason}{whose}"
 
 
 def _paired(

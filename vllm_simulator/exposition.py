@@ -21,6 +21,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from vllm_capacity.facts.metrics import Kind, keeps, match
+from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
 from vllm_simulator.config import EngineConfig
 from vllm_simulator.stats import Histogram, Stats
@@ -271,11 +272,23 @@ def saved_scrape(stats: Stats, process_start_seconds: float, t_seconds: float, t
 
 
 def record(
-    buffer: RowBuffer, stats: Stats, *, process_start_seconds: float, t_seconds: float, target: str
+    buffer: RowBuffer,
+    stats: Stats,
+    *,
+    process_start_seconds: float,
+    t_seconds: float,
+    target: str,
+    target_labels: Labels | None = None,
 ) -> None:
-    """Put one good scrape into the buffer: the rows that reading its text would give."""
+    """Put one good scrape into the buffer: the rows that reading its text would give.
+
+    `target_labels` are what the scraper's configuration says of the target.
+    """
     ts_us = round(t_seconds * 1_000_000)
     buffer.scrape(target, ts_us, is_up=True, seconds=_SCRAPE_SECONDS)
+    if target_labels:
+        info = SeriesKey(TARGET_INFO, "info", target, labels=tuple(sorted(target_labels.items())))
+        buffer.sample(buffer.series(info, exposed=TARGET_INFO), ts_us, 1.0)
     for family in families(stats, process_start_seconds):
         if not keeps(family.name):
             continue

@@ -145,6 +145,7 @@ PLAN = Plan(
         needed_replicas=estimate(3.0),
         removable_replicas=estimate(1.0),
         usd_per_day=estimate(40.0),
+        by_model={},
     ),
     capacity_by_arithmetic_output_tokens_per_second=unknown("the reason"),
 )

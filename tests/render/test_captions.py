@@ -71,9 +71,7 @@ CASES = {
     },
     captions.cost_per_request_found: {
         "known": {},
-        "an upper bound": {
-            "cost__usd_per_request": Estimate.at_most(0.25, "the bill", reason=WHY)
-        },
+        "an upper bound": {"cost__usd_per_request": Estimate.at_most(0.25, "the bill", reason=WHY)},
         "not known": {"cost__usd_per_request": unknown(WHY)},
     },
     captions.cost_found: {

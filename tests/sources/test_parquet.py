@@ -251,9 +251,14 @@ def labels_of(folder, *files):
             id="a proxy wrote underscores",
         ),
         pytest.param(
-            {"metric_name": "vllm:brand_new_thing", "reason": "x", "k8s.pod.name": "p"},
+            {"metric_name": "vllm:brand_new_thing", "reason": "x", "server.address": "p"},
             ("vllm:brand_new_thing", "0", "m", '{"reason": "x"}'),
             id="an unknown family is kept, a resource's attribute is no label",
+        ),
+        pytest.param(
+            {"k8s.namespace.name": "prod", "service.version": "1"},
+            ("vllm:num_requests_running", "0", "m", '{"k8s.namespace.name": "prod"}'),
+            id="but those that say where the server runs are",
         ),
         pytest.param(
             {"time_unix_nano": "2026-11-24T08:00:00.123456789"},

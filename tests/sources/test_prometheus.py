@@ -12,6 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from vllm_capacity.errors import SourceError
+from vllm_capacity.figures.makes import target_labels
 from vllm_capacity.live.pull import pull_prometheus
 from vllm_capacity.sources.answers import AnswerCache
 from vllm_capacity.sources.prometheus import (
@@ -90,6 +91,39 @@ def test_an_hour_boundary_sample_that_comes_twice_counts_once():
     with answering(handler) as client:
         rows = read_prometheus(Prometheus(client, pause=lambda seconds: None), PART)
     assert rows.samples.get_column("value").to_list() == [0.0, 2.0]
+
+
+def answering_with(*series):
+    """A server that has these series, each with two samples."""
+    names = sorted({one["__name__"] for one in series})
+    values = [[(START + timedelta(seconds=s)).timestamp(), "1"] for s in (0, 15)]
+
+    def handler(request):
+        if request.url.path.endswith("values"):
+            return httpx.Response(200, json={"status": "success", "data": names})
+        if request.url.path.endswith("metadata"):
+            return httpx.Response(404)
+        question = parse_qs(request.content.decode())["query"][0]
+        result = [{"metric": o, "values": values} for o in series if o["__name__"] in question]
+        data = {"resultType": "matrix", "result": result}
+        return httpx.Response(200, json={"status": "success", "data": data})
+
+    return answering(handler)
+
+
+def test_the_labels_of_a_target_are_kept_apart_from_those_of_its_series(tmp_path):
+    target = {"instance": "a:8000", "job": "vllm", "team": "search", "namespace": "prod"}
+    own = {"model_name": "m", "engine": "0"}
+    series = (
+        {"__name__": "up", **target},
+        {"__name__": "vllm:generation_tokens_total", **target, **own},
+    )
+    with answering_with(*series) as client:
+        rows = read_prometheus(Prometheus(client, pause=lambda seconds: None), PART)
+    window = open_window(write_window(tmp_path / "w", rows, {}))
+    assert target_labels(window) == {"a:8000": {"team": "search", "namespace": "prod"}}
+    labels = dict(window.sql("select metric, labels from series").iter_rows())
+    assert labels["vllm:generation_tokens_total"] == labels["up"] == "{}"
 
 
 def serving(asked, *, spans=timedelta(hours=5), every=timedelta(minutes=20)):

@@ -281,7 +281,7 @@ def case(kind: str, number: int, seed: int = 0) -> Case:
     server, mix = PAIRS[int(order.permutation(len(PAIRS))[number % len(PAIRS)])]
     own = int(rng.integers(2**31))
     truth = truths()[server, mix]
-    targets = _targets(truth, np.random.default_rng((seed, own)))
+    targets = targets_of(truth, np.random.default_rng((seed, own)))
     draft = _Draft(server, mix, truth, targets, rng, own)
     if kind == "fleets":
         return _fleet(f"{kind}-{number:03d}", draft)
@@ -301,7 +301,7 @@ def case(kind: str, number: int, seed: int = 0) -> Case:
     )
 
 
-def _targets(truth: Truth, rng: np.random.Generator) -> Targets:
+def targets_of(truth: Truth, rng: np.random.Generator) -> Targets:
     """A target of either latency, on an edge of vLLM's buckets, that a load clearly begins to miss.
 
     Clearly: a target 8 % stricter or looser is missed at about the same load. The loosest edge,

@@ -144,6 +144,31 @@ class Slow:
     factor: float
 
 
+class Feed:
+    """Requests that a load balancer sends while the engine runs, in the order of their arrival."""
+
+    def __init__(self) -> None:
+        self._sent: deque[Request] = deque()
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def send(self, request: Request) -> None:
+        self._sent.append(request)
+
+    def peek(self) -> float:
+        return self._sent[0].arrival if self._sent else INF
+
+    def pop_until(self, now: float) -> list[Request]:
+        found = []
+        while self.peek() <= now:
+            found.append(self._sent.popleft())
+        return found
+
+    def finished(self, request: Request, now: float) -> None:
+        """Nobody waits for the answer to ask again."""
+
+
 class _Source:
     """The arrivals still to come: open times, and clients that come back."""
 
@@ -223,7 +248,7 @@ class Engine:
 
     server: Server
     mix: Mix
-    load: Sequence[Arrivals | Clients]
+    load: Sequence[Arrivals | Clients] | Feed
     seed: int = 0
     start: float = 0.0
     slow: Sequence[Slow] = ()
@@ -239,7 +264,11 @@ class Engine:
     def __post_init__(self) -> None:
         self.now = self.start
         self._rng = np.random.default_rng((self.seed, 17))
-        self._source = _Source(self.mix, self.load, np.random.default_rng((self.seed, 18)))
+        self._source = (
+            self.load
+            if isinstance(self.load, Feed)
+            else _Source(self.mix, self.load, np.random.default_rng((self.seed, 18)))
+        )
         self._free = self.server.blocks
         self._kv = 0  # tokens in the cache
         self._decoding = 0
@@ -263,7 +292,7 @@ class Engine:
     def run(self, probes: Sequence[float]) -> Iterator[Snapshot]:
         """The state at each of the times, ascending; the engine stands at the last one after it."""
         for probe in probes:
-            self._advance(probe)
+            self.advance(probe)
             yield self.snapshot()
 
     def snapshot(self) -> Snapshot:
@@ -280,7 +309,13 @@ class Engine:
             tuple(self.histograms[name].state() for name in HISTOGRAMS),
         )
 
-    def _advance(self, until: float) -> None:
+    @property
+    def load_requests(self) -> int:
+        """The requests that it has: running, waiting, or sent and not seen yet."""
+        sent = len(self._source) if isinstance(self._source, Feed) else 0
+        return len(self.running) + len(self.waiting) + sent
+
+    def advance(self, until: float) -> None:
         """Make every step that ends by `until`."""
         while True:
             self._take(self.now)

@@ -6,7 +6,7 @@ A `Life` is one process; an instance has one or several, one after the other. Ti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,7 +105,7 @@ def _scrape_instance(
     times = times + rng.uniform(-1, 1, len(times)) * scraping.jitter * scraping.interval
     times = np.maximum(times, begin)
     missed = rng.random(len(times)) < scraping.missed
-    columns = _Columns(buffer, lives[0])
+    columns = Columns(buffer, lives[0].instance, lives[0].server)
     is_up = np.zeros(len(times), bool)
     seen_at, seen_tokens, good = [], [], []
     before, ended, output, requests, running = 0, 0, 0, 0, 0.0
@@ -125,7 +125,7 @@ def _scrape_instance(
             if not lost:
                 done = snapshot.stopped + snapshot.cut
                 good.append((before + snapshot.generation_tokens, ended + done))
-                columns.add(_us(float(at)), snapshot, life.start)
+                columns.add(us(float(at)), snapshot, life.start)
         last = next(iter(engine.run([end])))
         before += last.generation_tokens
         ended += engine.finished
@@ -135,7 +135,7 @@ def _scrape_instance(
     for at, up, lost in zip(times, is_up, missed, strict=True):
         is_good = bool(up) and not lost
         buffer.scrape(
-            lives[0].instance, _us(float(at)), is_up=is_good, seconds=0.006 + 0.004 * rng.random()
+            lives[0].instance, us(float(at)), is_up=is_good, seconds=0.006 + 0.004 * rng.random()
         )
     first_count = good[0] if good and lives[0].start < 0 else (0, 0)
     last_count = (before, ended) if until < seconds or not good else good[-1]
@@ -180,15 +180,23 @@ def _best_minute(times: np.ndarray, tokens: np.ndarray) -> float:
     return float(((tokens[end] - tokens[start]) / (times[end] - times[start])).max())
 
 
-class _Columns:
-    """The series of one instance, registered once."""
+class Columns:
+    """The series of one instance, registered once. `labels` are the target's, on every series."""
 
-    def __init__(self, buffer: RowBuffer, life: Life) -> None:
+    def __init__(
+        self,
+        buffer: RowBuffer,
+        instance: str,
+        server: Server,
+        model: str = "made-up",
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self._buffer = buffer
-        self._instance = life.instance
-        self._model = "made-up"
+        self._instance = instance
+        self._model = model
+        self._labels = dict(labels or {})
         self._start = buffer.series(
-            SeriesKey("process_start_time_seconds", "gauge", life.instance),
+            SeriesKey("process_start_time_seconds", "gauge", instance),
             exposed="process_start_time_seconds",
         )
         gauge, counter = "gauge", "counter"
@@ -207,7 +215,7 @@ class _Columns:
             for reason in ("stop", "length", "abort", "error", "repetition")
         }
         self._histograms = [self._histogram(name) for name in HISTOGRAMS]
-        self._config = self._info(life.server)
+        self._config = self._info(server)
 
     def add(self, ts_us: int, snapshot: Snapshot, start: float) -> None:
         sample = self._buffer.sample
@@ -228,12 +236,14 @@ class _Columns:
             self._buffer.histogram(series_id, ts_us, count=sum(counts), total=total, counts=counts)
 
     def _series(self, name: str, kind: str, *labels: tuple[str, str]) -> int:
-        key = SeriesKey(f"vllm:{name}", kind, self._instance, "0", self._model, labels)
+        every = tuple(sorted({**self._labels, **dict(labels)}.items()))
+        key = SeriesKey(f"vllm:{name}", kind, self._instance, "0", self._model, every)
         return self._buffer.series(key, exposed=f"vllm:{name}")
 
     def _histogram(self, name: str) -> int:
+        own = tuple(sorted(self._labels.items()))
         key = SeriesKey(
-            f"vllm:{name}", "histogram", self._instance, "0", self._model, (), tuple(BOUNDS[name])
+            f"vllm:{name}", "histogram", self._instance, "0", self._model, own, tuple(BOUNDS[name])
         )
         return self._buffer.series(key, exposed=f"vllm:{name}")
 
@@ -257,10 +267,10 @@ class _Columns:
             self._instance,
             "0",
             None,
-            tuple(sorted(labels.items())),
+            tuple(sorted({**self._labels, **labels}.items())),
         )
         return self._buffer.series(key, exposed="vllm:cache_config_info")
 
 
-def _us(seconds: float) -> int:
+def us(seconds: float) -> int:
     return microseconds(EPOCH) + round(seconds * 1e6)

@@ -1,10 +1,11 @@
-import polars as pl
 import pytest
 from made_steps import made_steps, queued, steady
 
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.verdicts.saturation.advice import advice
 from vllm_capacity.verdicts.saturation.fit import engine_fits
+from vllm_capacity.verdicts.sizing import BusyTime, Policy, Pool, surplus
 
 LIGHTER = [
     steady(n, 300 * n / (n + 10), kv_cache_ratio_mean=0.02 * n, kv_cache_ratio_max=0.02 * n)
@@ -57,27 +58,24 @@ def test_an_effect_that_cannot_be_told_says_why():
     assert "token budget" in found.effect.reason
 
 
-def fleet(*outputs):
-    frames = []
-    for k, output in enumerate(outputs):
-        one = [queued(8, 100, 4)] * 8 + [steady(8 * output / 100, output)] * 4
-        shifted = pl.DataFrame(made_steps(*one)).with_columns(
-            instance=pl.lit(f"r{k}"),
-            start=pl.col("start") + pl.duration(minutes=10 * k),
-            end=pl.col("end") + pl.duration(minutes=10 * k),
-        )
-        frames.append(shifted)
-    return pl.concat(frames)
+def pool(replicas, tokens_per_second):
+    asked = BusyTime(Estimate.exact(tokens_per_second, "the busiest hour"))
+    capacity = Estimate.known(90, 100, 110, "held")
+    return surplus({"m": Pool(replicas, asked, capacity, Estimate.exact(2.0, "$2"))}, Policy())
 
 
-def test_replicas_never_needed_at_once_are_named():
-    found = [a for a in advice(engine_fits(fleet(20, 20, 20))) if a.setting == "replicas"]
-    assert found[0].effect.mid == pytest.approx(1 / 3)
-    assert found[0].engine == "fleet"
-
-
-def test_one_engine_is_never_spared():
-    assert all(a.setting != "replicas" for a in advice(engine_fits(fleet(1))))
+@pytest.mark.parametrize(
+    ("found", "effect"),
+    [
+        pytest.param(pool(4, 100), 0.25, id="a replica of four that was not needed"),
+        pytest.param(pool(3, 100), None, id="none to go"),
+        pytest.param(pool(1, 0.1), None, id="a single replica"),
+    ],
+)
+def test_replicas_never_needed_at_once_are_named(found, effect):
+    own = [a for a in advice([], surplus=found) if a.setting == "replicas"]
+    assert [one.effect.low for one in own] == ([] if effect is None else [effect])
+    assert all(one.engine == "fleet" for one in own)
 
 
 def test_recorded_sweep_wants_kv_memory_first(sweep):

@@ -7,19 +7,28 @@ import pytest
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.sections.plan import surplus_text
-from vllm_capacity.verdicts.sizing import Policy, Pool, busiest, one_of, surplus
+from vllm_capacity.verdicts.sizing import (
+    QUARTER_SECONDS,
+    BusyTime,
+    Policy,
+    Pool,
+    busiest,
+    one_of,
+    surplus,
+)
 
 T0 = datetime(2026, 11, 24, tzinfo=UTC)
 KNOWN = Estimate.known(90, 100, 110, "held")
 LEAST = Estimate.at_least(100, "the best minute", reason="light load")
 PRICE = Estimate.exact(2.0, "$2 per hour")
-NONE = Estimate.exact(0.0, "nothing was generated")
+NONE = BusyTime(Estimate.exact(0.0, "nothing was generated"), T0, QUARTER_SECONDS)
 UNKNOWN = Estimate.unknown("not judged")
 HALF_FREE = Policy(headroom_ratio=0.5, spare_replicas=1)
 
 
-def asked(hour: float, most: float | None = None) -> Estimate:
-    return Estimate.between(hour, hour, hour if most is None else most, "the busiest hour")
+def asked(hour: float, most: float | None = None, seconds: float = QUARTER_SECONDS) -> BusyTime:
+    top = hour if most is None else most
+    return BusyTime(Estimate.between(hour, hour, top, "the busiest hour"), T0, seconds)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +107,13 @@ BURST = [100.0] * 150 + [250.0] + [100.0] * 29  # three hours
     ],
 )
 def test_the_busiest_time_is_that_of_all_engines(frame, is_latency_bound, ends):
-    found = busiest(frame, is_latency_bound=is_latency_bound)
+    found = busiest(frame, is_latency_bound=is_latency_bound).demand
     assert (found.low, found.high) == pytest.approx(ends)
 
 
 def test_no_observed_output_is_no_demand_of_zero():
     nothing = steps().cast({"start": pl.Datetime("us", "UTC"), "end": pl.Datetime("us", "UTC")})
-    assert busiest(nothing, is_latency_bound=False).is_unknown
+    assert busiest(nothing, is_latency_bound=False).demand.is_unknown
 
 
 def test_one_of_several_replicas_costs_between_the_cheapest_and_the_dearest():
@@ -118,7 +127,9 @@ def test_one_of_several_replicas_costs_between_the_cheapest_and_the_dearest():
     [
         pytest.param(
             Pool(8, asked(100, 120), KNOWN, PRICE),
-            "At least 4 of 8 replicas can go: at least $192 per day. The busiest time took 120",
+            "At least 4 of 8 replicas can go: at least $192 per day. The busiest quarter-hour, "
+            "from 24 Nov 2026 00:00 UTC, took 120 output tokens/s; a replica gives at least 90.0, "
+            "of which 50\u00a0% stays free, and 1 replica may fail.",
             id="an interval",
         ),
         pytest.param(
@@ -134,7 +145,7 @@ def test_one_of_several_replicas_costs_between_the_cheapest_and_the_dearest():
         ),
         pytest.param(
             Pool(2, asked(100), LEAST, PRICE),
-            "It is not known how many replicas can go: light load.",
+            "It is not known how many replicas can go, because light load.",
             id="a bound that allows none",
         ),
         pytest.param(Pool(1, asked(1), KNOWN, PRICE), "", id="a single replica has no peers"),

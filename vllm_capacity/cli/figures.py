@@ -14,7 +14,7 @@ from vllm_capacity.cli.analysis_options import (
 )
 from vllm_capacity.cli.options import columns
 from vllm_capacity.cli.settings import CostSettings, setting_options
-from vllm_capacity.record import SCHEMA_VERSION
+from vllm_capacity.record import SCHEMA_VERSION, plain
 
 _verify = click.option(
     "--verify", is_flag=True, help="First check every byte of the window against its hashes."
@@ -25,11 +25,17 @@ _verify = click.option(
 @window_options
 @assumption_options
 @_verify
+@click.option(
+    "--by",
+    "group",  # another name than that of the settings, which are of `cost`
+    help="Counts, use and cost of each model, instance, engine or label instead.",
+)
 @json_options
 def figures(
     argument: str | None,
     window: str | None,
     verify: bool,
+    group: str | None,
     as_json: bool,
     schema_version: str,
     **given: object,
@@ -37,11 +43,13 @@ def figures(
     """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
     analysis = analysis_of(one_window(argument, window), given, verify=verify)
     if as_json:
-        click.echo(as_text(analysis.answer, schema_version))
+        groups = {**plain(analysis.by(group)), "schema_version": SCHEMA_VERSION} if group else None
+        click.echo(as_text(groups or analysis.answer, schema_version))
         return
-    from vllm_capacity.render.terminal import figures_text  # rich and all: not for --json
+    from vllm_capacity.render.terminal import figures_text, groups_text  # rich: not for --json
 
-    click.echo(figures_text(analysis, width=columns()), nl=False)
+    text = groups_text(analysis, by=group, width=columns()) if group else None
+    click.echo(text or figures_text(analysis, width=columns()), nl=False)
 
 
 @click.command()

@@ -11,10 +11,15 @@ import click
 from vllm_capacity.cli.options import local_path
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.store import reserved, write_window
+from vllm_simulator.fleets import FLEETS, FleetScenario, run_fleet
+from vllm_simulator.fleets import provenance as fleet_provenance
 from vllm_simulator.scenarios import SCENARIOS, scenario
 from vllm_simulator.simulate import Outcome, provenance, run_scenario
 
-_NAMES = "\n\n".join(f"{chosen.name}: {chosen.about}" for chosen in SCENARIOS)
+_KNOWN = {known.name: known.about for known in SCENARIOS} | {
+    known.name: known.about for known in FLEETS
+}
+_NAMES = "\n\n".join(f"{name}: {about}" for name, about in _KNOWN.items())
 
 
 @click.command(
@@ -45,14 +50,21 @@ def simulate(
 
     The result is labelled as simulated wherever it is shown.
     """
-    chosen = scenario(scenario_name)
+    fleet = next((each for each in FLEETS if each.name == scenario_name), None)
+    chosen = fleet or scenario(scenario_name)
     for path in (target, requests_path):
         if path is not None and path.exists():
             raise InputError(f"{path} exists already. Choose another name, or remove it first.")
     is_text = target.name.endswith((".jsonl", ".jsonl.gz"))
-    outcome = run_scenario(chosen, seed=seed, as_text=is_text)
+    if isinstance(chosen, FleetScenario):
+        if is_text:
+            raise InputError(f"A fleet is written as a window folder only, not as {target.name}.")
+        outcome, note = run_fleet(chosen, seed=seed), fleet_provenance(chosen, seed)
+    else:
+        outcome = run_scenario(chosen, seed=seed, as_text=is_text)
+        note = provenance(chosen, seed)
     if outcome.rows is not None:
-        write_window(target, outcome.rows, provenance(chosen, seed))
+        write_window(target, outcome.rows, note)
     else:
         _write_lines(target, outcome.lines)
     if requests_path is not None:

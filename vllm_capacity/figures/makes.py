@@ -8,12 +8,13 @@ Engines that agree in all that is told of both may be taken for peers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from vllm_capacity.facts.metrics import CACHE_CONFIG, GENERATION_TOKENS
+from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.window import Window
 
 _GPU_LABELS = frozenset(
@@ -56,10 +57,7 @@ def engine_makes(
 
     `rates` are GPUs and USD per GPU-hour by instance, of a mapping file.
     """
-    rows = window.named_sql("figures", "makes", metrics=[CACHE_CONFIG, GENERATION_TOKENS])
-    labels: dict[tuple[str, str | None], dict[str, str]] = {}
-    for instance, engine, text in rows.iter_rows():
-        labels.setdefault((instance, engine), {}).update(json.loads(text))
+    labels = _labels(window, [TARGET_INFO, CACHE_CONFIG, GENERATION_TOKENS])
     found = {}
     for row in engines.iter_rows(named=True):
         whole = labels.get((row["instance"], None), {})
@@ -72,6 +70,25 @@ def engine_makes(
             (rates or {}).get(row["instance"]),
         )
     return found
+
+
+def target_labels(window: Window) -> dict[str, dict[str, str]]:
+    """What service discovery says of each target (team, namespace, pod …), by instance.
+
+    Only what sources keep apart from the labels of series: those of a Prometheus. Empty where
+    nothing was said.
+    """
+    found = _labels(window, [TARGET_INFO])
+    return {instance: labels for (instance, _), labels in found.items()}
+
+
+def _labels(window: Window, metrics: Sequence[str]) -> dict[tuple[str, str | None], dict[str, str]]:
+    """The labels of these families by instance and engine, None for what is a whole server's."""
+    rows = window.named_sql("figures", "makes", metrics=list(metrics))
+    labels: dict[tuple[str, str | None], dict[str, str]] = {}
+    for instance, engine, text in rows.iter_rows():
+        labels.setdefault((instance, engine), {}).update(json.loads(text))
+    return labels
 
 
 def _are_alike(one: float | None, other: float | None) -> bool:

@@ -95,6 +95,11 @@ def moment(at: datetime) -> str:
     return f"{at.astimezone(UTC):%-d %b %Y %H:%M:%S} UTC"
 
 
+def minute_of(at: datetime) -> str:
+    """A time without its seconds: 24 Nov 2026 08:14 UTC."""
+    return f"{at.astimezone(UTC):%-d %b %Y %H:%M} UTC"
+
+
 def span(start: datetime, end: datetime) -> str:
     """Two times a person reads, the day given once where it is the same."""
     first, last = start.astimezone(UTC), end.astimezone(UTC)

@@ -16,7 +16,7 @@ from vllm_capacity.facts.llms import Llm
 from vllm_capacity.plan import Plan
 from vllm_capacity.render.numbers import count, number, percent, seconds, value
 from vllm_capacity.render.prose import verdict as prose
-from vllm_capacity.render.sections.cost import bill_table
+from vllm_capacity.render.sections.cost import bill_table, groups_table
 from vllm_capacity.render.sections.header import price_text, tile_table, window_line
 from vllm_capacity.render.sections.plan import (
     forecast_table,
@@ -57,6 +57,15 @@ def figures_text(analysis: Analysis, *, width: int = _WIDTH) -> str:
         tile_table(analysis).to_text(width),
         "Can I trust this?\n" + quality_table(analysis).to_text(width),
     )
+
+
+def groups_text(analysis: Analysis, *, by: str, width: int = _WIDTH) -> str:
+    """The figures of a window by a label: a row per group, then the whole they add up to.
+
+    InputError where nothing has the label `by`.
+    """
+    title = [*_title(analysis), *_simulated(analysis)]
+    return _page(_paragraphs(title, width), groups_table(analysis, by).to_text(width))
 
 
 def cost_text(analysis: Analysis, *, by: str = "engine", width: int = _WIDTH) -> str:

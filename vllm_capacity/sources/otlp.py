@@ -2,7 +2,8 @@
 
 A collector turns a scrape into points: name, kind, attributes, and a resource for the target.
 Parseable keeps a point as a row, its attributes and the resource's as columns, side by side. A dot
-tells them apart: no label of a Prometheus target holds one, every resource attribute does.
+tells them apart: no label of a Prometheus target holds one, every resource attribute does. Of the
+resource's, those that say where and for whom the server runs are labels, too.
 
 `points` is the shape both readers bring their rows into (one row per data point):
 identity (a hash of name, kind, instance, job, bounds and labels), metric_name, wire_kind, instance,
@@ -39,6 +40,8 @@ LATE_SECONDS = 60  # a batch is sent after at most ten seconds; a minute means i
 AHEAD_SECONDS = 5  # nothing arrives before it was sampled, but for clocks that differ a little
 # What a scraper adds to every target, and a collector's own names for it: no labels of the server.
 _TARGET_LABELS = frozenset({"job", "instance", "le", "quantile", "__name__"})
+# Resource attributes that say where and for whom a server runs, of OpenTelemetry's conventions.
+_PLACES = ("k8s.", "cloud.", "deployment.", "service.namespace")
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,11 @@ class Wire:
 
 
 def is_label(name: str) -> bool:
-    """Whether an attribute is a label of the server's, rather than of the scraper or collector."""
-    return "." not in name and name not in _TARGET_LABELS
+    """Whether an attribute tells of the server, rather than of the scraper or collector.
+
+    A label of its own or of its target, or a resource attribute that says where it runs.
+    """
+    return name.startswith(_PLACES) or ("." not in name and name not in _TARGET_LABELS)
 
 
 def of_job(key: SeriesKey, job: str, jobs: Collection[str]) -> SeriesKey:

@@ -7,7 +7,7 @@ A series a bucket, as Prometheus answers, into one state a scrape, as canonical 
 
 Buckets are cumulative over `le` on the wire, and per bucket here. What a scraper's configuration
 puts on every series of a target (namespace, pod, cluster …) is on that target's `up`, too: that is
-how it is told from the server's own labels.
+how it is told from the server's own labels. It is kept apart, as the labels of `target_info`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -40,14 +40,16 @@ from vllm_capacity.sources.http import (
     transport_errors,
     with_retries,
 )
-from vllm_capacity.sources.otlp import Child, Wire, as_schema, of_job, series_of, serving
+from vllm_capacity.sources.otlp import Child, Wire, as_schema, is_label, of_job, series_of, serving
 from vllm_capacity.sources.parquet import LOOKBACK, cut_in_parts
 from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool, Tables
+from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
     SAMPLES_SCHEMA,
     Rows,
+    SeriesKey,
     microseconds,
 )
 from vllm_capacity.timerange import TimeRange
@@ -175,7 +177,9 @@ class SeriesReader:
 
     def rows(self, spool: Held | Spool) -> RowsInParts:
         """Everything taken in, as canonical rows; a part for each time that `add` was called."""
-        known = _Known(self._target_labels())
+        targets = self._target_labels()
+        known = _Known(targets)
+        infos = {name: _target_info(name, labels) for name, labels in targets.items()}
         scalars = self._named_scalars(known)
         bases = [_Base.of(base, self._labels) for base in self.found.histograms]
         for part in self.raw.parts:
@@ -183,15 +187,34 @@ class SeriesReader:
             samples = raw_scalars.join(scalars, on="child").select(
                 "series_id", "rank", "ms", value=pl.col("value") * pl.col("scale")
             )
+            samples = pl.concat([samples, self._target_samples(raw_scalars, infos)])
             states = [base.states(raw_buckets, known) for base in bases]
             spool.add(
                 _canonical(samples, SAMPLES_SCHEMA),
                 _canonical(pl.concat([pl.DataFrame(schema=_STATES), *states]), HISTOGRAMS_SCHEMA),
             )
+        known.children.update({info.key.series_id: info for info in infos.values() if info})
         own = serving(known.children)
         kept = pl.Series(list(own), dtype=pl.Int64)
         parts = [partial(_of_series, part, kept) for part in spool.parts]
         return RowsInParts(series_of(own.values()), parts, self._intake())
+
+    def _target_samples(
+        self, scalars: pl.DataFrame, infos: Mapping[str, Child | None]
+    ) -> pl.DataFrame:
+        """A sample of the info series of each target whose `up` was sampled."""
+        found = {}
+        for (name, labels), child in self._labels.items():
+            info = infos.get(dict(labels).get("instance", "")) if name == "up" else None
+            if info is not None:
+                found[child] = info.key.series_id
+        first = scalars.filter(pl.col("child").is_in(list(found))).sort("ms")
+        return first.select(
+            pl.col("child").replace_strict(found, return_dtype=pl.Int64).alias("series_id"),
+            pl.lit(0, pl.Int8).alias("rank"),
+            "ms",
+            pl.lit(1.0).alias("value"),
+        ).unique("series_id", keep="first", maintain_order=True)
 
     def _intake(self) -> pl.DataFrame:
         notes = [
@@ -275,6 +298,18 @@ class _Base:
             pl.lit(self.wire.rank, pl.Int8).alias("rank"),
         )
         return states.join(named, on=["group", "bounds"]).select(list(_STATES))
+
+
+def _target_info(instance: str, labels: Collection[tuple[str, str]]) -> Child | None:
+    """The series that keeps the labels of a target; None where it has none but its name and job.
+
+    A label that changed while it was scraped has the last of its values, by name.
+    """
+    own = {name: value for name, value in sorted(labels) if value and is_label(name)}
+    if not own:
+        return None
+    key = SeriesKey(TARGET_INFO, "info", instance, labels=tuple(sorted(own.items())))
+    return Child(Wire(TARGET_INFO, "info", None), key)
 
 
 def _canonical(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:

@@ -30,7 +30,9 @@ import polars as pl
 from vllm_capacity.telemetry.rows import UTC_MICROSECONDS
 
 PROCESS_START = "process_start_time_seconds"
-BOOKKEEPING = ("up", "scrape_duration_seconds")
+TARGET_INFO = "target_info"
+"""The labels of a target itself, as OpenTelemetry has it: an info family, one series a target."""
+BOOKKEEPING = ("up", "scrape_duration_seconds", TARGET_INFO)
 DIFFERENCED = ("counter", "histogram")
 SAME_START = timedelta(seconds=2)
 _NO_START = 366 * 86_400  # seconds; a start so long after its scrape says nothing

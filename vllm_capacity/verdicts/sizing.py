@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import ClassVar
 
 import polars as pl
@@ -29,6 +30,7 @@ from vllm_capacity.verdicts.queueing import Queue, servers_needed
 
 MAX_REPLICAS = 1_000_000
 HOURS_PER_DAY = 24
+MINUTE_SECONDS, QUARTER_SECONDS, HOUR_SECONDS = 60.0, 900.0, 3600.0
 _SHORT_SECONDS = 7200.0
 _NEARLY = 0.05  # of a replica: an engine is there a scrape more or less than the window
 
@@ -142,16 +144,46 @@ def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
 
 
 @dataclass(frozen=True)
+class BusyTime:
+    """What was asked of all engines at the busiest: output tokens/s, from the hour to the peak.
+
+    `peak_start` is when the shorter time began that the high end is of, `peak_seconds` its length;
+    None where nothing was observed.
+    """
+
+    demand: Estimate
+    peak_start: datetime | None = None
+    peak_seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Pool:
     """The replicas of one model: how many there were, the most asked of them, what one can do.
 
-    Demand and capacity in output tokens/s, `usd_per_hour` of one replica.
+    Capacity in output tokens/s, `usd_per_hour` of one replica.
     """
 
     replicas: float
-    demand: Estimate
+    busiest: BusyTime
     capacity: Estimate
     usd_per_hour: Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class ModelSurplus(Figures):
+    """How many replicas of one model could go, and the time that the others are needed for.
+
+    The busiest `busiest_seconds` began at `busiest_start`; None where nothing was observed.
+    """
+
+    replicas: float
+    busiest_output_tokens_per_second: Estimate
+    busiest_start: datetime | None
+    busiest_seconds: float | None
+    replica_output_tokens_per_second: Estimate
+    needed_replicas: Estimate
+    removable_replicas: Estimate
+    usd_per_day: Estimate
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,6 +201,7 @@ class Surplus(Figures):
     needed_replicas: Estimate
     removable_replicas: Estimate
     usd_per_day: Estimate
+    by_model: Mapping[str, ModelSurplus]
 
 
 def surplus(pools: Mapping[str, Pool], policy: Policy) -> Surplus:
@@ -177,31 +210,46 @@ def surplus(pools: Mapping[str, Pool], policy: Policy) -> Surplus:
     Spares and headroom of the policy are kept, and one replica of each model, though nobody asked
     for it. Unknown for no pools. `replica_output_tokens_per_second` is the mean of all replicas.
     """
-    needed = {name: _needed(pool, policy) for name, pool in pools.items()}
-    removable = {name: _left(needed[name], _there(pool)) for name, pool in pools.items()}
-    saved = {
-        name: removable[name].times(pool.usd_per_hour).scaled(HOURS_PER_DAY)
-        for name, pool in pools.items()
-    }
+    parts = {name: _model_surplus(pool, policy) for name, pool in pools.items()}
     there = math.fsum(pool.replicas for pool in pools.values())
     capacity = _whole_of({n: p.capacity.scaled(p.replicas) for n, p in pools.items()})
     return Surplus(
         replicas=there,
         policy=policy,
-        busiest_output_tokens_per_second=_whole_of({n: p.demand for n, p in pools.items()}),
+        busiest_output_tokens_per_second=_whole_of(
+            {name: part.busiest_output_tokens_per_second for name, part in parts.items()}
+        ),
         replica_output_tokens_per_second=capacity.scaled(1 / there) if there else capacity,
-        needed_replicas=_whole_of(needed),
-        removable_replicas=_whole_of(removable),
-        usd_per_day=_whole_of(saved),
+        needed_replicas=_whole_of({name: part.needed_replicas for name, part in parts.items()}),
+        removable_replicas=_whole_of(
+            {name: part.removable_replicas for name, part in parts.items()}
+        ),
+        usd_per_day=_whole_of({name: part.usd_per_day for name, part in parts.items()}),
+        by_model=parts,
+    )
+
+
+def _model_surplus(pool: Pool, policy: Policy) -> ModelSurplus:
+    needed = _needed(pool, policy)
+    removable = _left(needed, _there(pool))
+    return ModelSurplus(
+        replicas=pool.replicas,
+        busiest_output_tokens_per_second=pool.busiest.demand,
+        busiest_start=pool.busiest.peak_start,
+        busiest_seconds=pool.busiest.peak_seconds,
+        replica_output_tokens_per_second=pool.capacity,
+        needed_replicas=needed,
+        removable_replicas=removable,
+        usd_per_day=removable.times(pool.usd_per_hour).scaled(HOURS_PER_DAY),
     )
 
 
 def _needed(pool: Pool, policy: Policy) -> Estimate:
     """The replicas that the busiest time took; one at least, spares included."""
-    if pool.demand.high == 0:
+    if pool.busiest.demand.high == 0:
         least = max(1, policy.spare_replicas)
         return Estimate.exact(least, "nothing was asked for; one replica stays")
-    return replicas(pool.demand, pool.capacity, policy).map(lambda count: max(1.0, count))
+    return replicas(pool.busiest.demand, pool.capacity, policy).map(lambda count: max(1.0, count))
 
 
 def _left(needed: Estimate, there: int) -> Estimate:
@@ -232,13 +280,13 @@ def _whole_of(parts: Mapping[str, Estimate]) -> Estimate:
     return next(iter(parts.values())) if len(parts) == 1 else total(parts)
 
 
-def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> Estimate:
+def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> BusyTime:
     """The output tokens/s asked of all engines in the busiest hour, and at most in a shorter time.
 
-    That is the busiest quarter of an hour; the busiest minute where latency targets must be met
-    throughout, or under two hours were observed. What waited then was asked for, too. `steps` as in
-    `STEP_SCHEMA`; times are the clock's, by what of them was observed. Unknown where no step
-    observed it.
+    The shorter time is the busiest quarter of an hour; the busiest minute where latency targets
+    must be met throughout, or under two hours were observed. What waited then was asked for, too.
+    `steps` as in `STEP_SCHEMA`; times are the clock's, by what of them was observed. Unknown where
+    no step observed it.
     """
     seen = steps.drop_nulls("output_tokens_per_second").with_columns(
         seconds=(pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
@@ -255,23 +303,25 @@ def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> Estimate:
         )
     )
     if together.is_empty():
-        return Estimate.unknown("no step of the window has an observed output")
+        return BusyTime(Estimate.unknown("no step of the window has an observed output"))
     is_short = together["seconds"].sum() < _SHORT_SECONDS
-    length, words = ("1m", "minute") if is_latency_bound or is_short else ("15m", "quarter-hour")
+    seconds = MINUTE_SECONDS if is_latency_bound or is_short else QUARTER_SECONDS
     tokens, requests = (float(together[name].sum()) for name in ("tokens", "requests"))
     queued = pl.col("waiting").max() * (tokens / requests if requests else 0.0)
-    most = _most(together, length, pl.col("tokens").sum() + queued)
-    hour = min(most, _most(together, "1h", pl.col("tokens").sum()))
+    most, start = _most(together, seconds, pl.col("tokens").sum() + queued)
+    hour = min(most, _most(together, HOUR_SECONDS, pl.col("tokens").sum())[0])
+    words = "minute" if seconds == MINUTE_SECONDS else "quarter-hour"
     basis = f"the busiest hour; at most the busiest {words}, with what waited in it"
-    return Estimate.between(hour, hour, most, basis)
+    return BusyTime(Estimate.between(hour, hour, most, basis), start, seconds)
 
 
-def _most(together: pl.DataFrame, length: str, tokens: pl.Expr) -> float:
-    """The highest rate of any round time of that length."""
-    rates = together.group_by(pl.col("start").dt.truncate(length), maintain_order=True).agg(
-        rate=tokens / pl.col("seconds").sum()
-    )
-    return float(rates["rate"].max() or 0.0)  # type: ignore[arg-type]
+def _most(together: pl.DataFrame, seconds: float, tokens: pl.Expr) -> tuple[float, datetime]:
+    """The highest rate of any round time of that length, and when the first of these began."""
+    rates = together.group_by(
+        pl.col("start").dt.truncate(f"{seconds:.0f}s"), maintain_order=True
+    ).agg(rate=tokens / pl.col("seconds").sum())
+    most = rates.row(rates["rate"].arg_max() or 0, named=True)
+    return float(most["rate"]), most["start"]
 
 
 def month_usd(gpus: Estimate, usd_per_gpu_hour: Estimate) -> Estimate:

@@ -260,14 +260,13 @@ def _balance(saturation: Saturation) -> str:
 
 def _gain(answer: Answer) -> str:
     """What the first piece of advice would bring, where that is known."""
-    known = [each for each in answer.advice if each.effect.is_known]
+    known = [each for each in answer.advice if each.effect.low is not None]
     if not known:
         return ""
     first = known[0]
     share = sure(first.effect, percent)
     if first.setting == REPLICAS:
-        aside = " (ignoring latency targets)" if within_targets(answer) else ""
-        return f" Running fewer engines would save {share} of the bill{aside}."
+        return f" Running fewer engines would save {share} of the bill."
     change = "doubling KV memory" if first.setting == KV_MEMORY else "that"
     return f" Expected: {change} gives about {share} more output."
 

@@ -71,6 +71,10 @@ EXAMPLES: tuple[Mapping[str, object], ...] = (
         "price": "A100-80GB-PCIe RunPod secure, on-demand 2025",
         "gpu": "A100-80GB-PCIe",
     },
+    {
+        "window": "fleet-two-models",
+        "price": "A100-80GB-PCIe RunPod secure, on-demand 2025",
+    },
 )
 """The example windows that get a page, with what telemetry cannot say of them."""
 

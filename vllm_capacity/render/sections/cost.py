@@ -11,6 +11,7 @@ from vllm_capacity.facts.prices import Price, offers
 from vllm_capacity.render.numbers import (
     NOT_KNOWN,
     Write,
+    count,
     number,
     percent,
     reason,
@@ -82,6 +83,38 @@ def bill_table(analysis: Analysis, by: str = "engine") -> Table:
     groups = [*sorted(bill.parts.items()), ("whole", bill.whole)]
     rows = [(name, *(getattr(costs, each) for each, _, _ in _BILL)) for name, costs in groups]
     return table(columns, rows, caption=_notes(bill.whole, by, analysis.unlabelled(by)))
+
+
+def groups_table(analysis: Analysis, by: str) -> Table:
+    """Requests, tokens, use and bill by a label; last, the whole that they add up to.
+
+    InputError where nothing has the label.
+    """
+    found = analysis.by(by)
+    columns = (
+        Column(by, "group"),
+        Column("requests", "successful_requests", count, is_numeric=True),
+        Column("prompt tokens", "prompt_tokens", count, is_numeric=True),
+        Column("output tokens", "generation_tokens", count, is_numeric=True),
+        Column("per second", "output_tokens_per_second", number, is_numeric=True),
+        Column("hours", "billed_hours", number, is_numeric=True),
+        Column("utilization", "utilization", percent, is_numeric=True),
+        Column("bill", "allocation_usd", usd, is_numeric=True),
+    )
+    rows = [
+        (
+            name,
+            each.successful_requests,
+            each.prompt_tokens,
+            each.generation_tokens,
+            each.output_tokens_per_second,
+            each.billed_hours,
+            each.cost.utilization,
+            each.cost.allocation_usd,
+        )
+        for name, each in [*sorted(found.parts.items()), ("whole", found.whole)]
+    ]
+    return table(columns, rows, caption=_notes(found.whole.cost, by, analysis.unlabelled(by)))
 
 
 def other_prices(analysis: Analysis) -> Table:

@@ -11,6 +11,7 @@ from vllm_capacity.plan import Plan
 from vllm_capacity.render.numbers import (
     Write,
     count,
+    minute_of,
     number,
     percent,
     plural,
@@ -32,7 +33,7 @@ from vllm_capacity.render.tables import (
     text,
 )
 from vllm_capacity.verdicts.hardware.compare import Option
-from vllm_capacity.verdicts.sizing import Policy, Surplus
+from vllm_capacity.verdicts.sizing import MINUTE_SECONDS, ModelSurplus, Policy, Surplus
 
 _NEEDS: tuple[tuple[str, str, Write, str], ...] = (
     ("demand", "demand_requests_per_second", number, "requests/s"),
@@ -73,15 +74,15 @@ def surplus_text(found: Surplus) -> Text:
         return text()
     there, removable = count(found.replicas), found.removable_replicas
     if removable.is_unknown or (removable.is_bound and not removable.low):
-        return text(f"It is not known how many replicas can go: {reason(removable)}.")
+        return text(f"It is not known how many replicas can go, because {reason(removable)}.")
     if removable.high == 0:
-        return text(f"No replica of {there} can go. {_rests_on(found)}")
+        return text(f"No replica of {there} can go.", *_rests_on(found))
     many = f"At least {count(removable.low or 0.0)}"
     if removable.is_known and not removable.low:
         many = f"Up to {count(removable.high or 0.0)}"
     money = found.usd_per_day
     saved = "" if money.is_unknown else f": {_saved(money)} per day"
-    return text(f"{many} of {there} replicas can go{saved}. {_rests_on(found)}")
+    return text(f"{many} of {there} replicas can go{saved}.", *_rests_on(found))
 
 
 def _saved(money: Estimate) -> str:
@@ -91,19 +92,38 @@ def _saved(money: Estimate) -> str:
     return f"up to {usd(money.high or 0.0)}"
 
 
-def _rests_on(found: Surplus) -> str:
-    """What the number of replicas that stay was made of."""
-    busiest, each, policy = (
-        found.busiest_output_tokens_per_second,
-        found.replica_output_tokens_per_second,
-        found.policy,
-    )
-    asked = number(busiest.high or 0.0)
-    least = number(each.low or 0.0)
+def _rests_on(found: Surplus) -> list[str]:
+    """What the number of replicas that stay was made of, a sentence per model."""
+    policy, parts = found.policy, found.by_model
+    spares = plural(policy.spare_replicas, "replica")
+    free = f"{percent(policy.headroom_ratio)} stays free, and {spares}"
+    if len(parts) == 1:
+        return [f"{_busy_time(part)}, of which {free} may fail." for part in parts.values()]
+    each = [f"Of {name or 'no model'}, {_of_model(part)}." for name, part in parts.items()]
+    return [*each, f"Of what they give, {free} of each model may fail."]
+
+
+def _of_model(part: ModelSurplus) -> str:
+    """How many replicas of one model can go, and what keeps the others."""
+    removable, there = part.removable_replicas, count(part.replicas)
+    if removable.low:
+        return f"at least {count(removable.low)} of {there} can go. {_busy_time(part)}"
+    if removable.high is None:
+        return f"it is not known how many of {there} can go, because {reason(removable)}"
+    if removable.high:
+        return f"up to {count(removable.high)} of {there} can go. {_busy_time(part)}"
+    return f"none of {there} can go. {_busy_time(part)}"
+
+
+def _busy_time(part: ModelSurplus) -> str:
+    """When the most was asked, and how much of it a replica gives."""
+    asked, each = part.busiest_output_tokens_per_second.high, part.replica_output_tokens_per_second
+    if not asked or part.busiest_start is None:
+        return f"Nothing was asked; a replica gives {value(each, number)}"
+    length = "minute" if part.busiest_seconds == MINUTE_SECONDS else "quarter-hour"
     return (
-        f"The busiest time took {asked} output tokens/s; a replica gives at least {least}, of "
-        f"which {percent(policy.headroom_ratio)} stays free, and "
-        f"{plural(policy.spare_replicas, 'replica')} may fail."
+        f"The busiest {length}, from {minute_of(part.busiest_start)}, took {number(asked)} output "
+        f"tokens/s; a replica gives at least {number(each.low or 0.0)}"
     )
 
 

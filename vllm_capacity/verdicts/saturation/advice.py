@@ -8,7 +8,7 @@ Each piece of advice rests on what the window showed and carries a bounded effec
   twice the memory, or of as much as the queue could fill.
 - *prefill-bound*: a larger `max_num_batched_tokens`; with prefix caching off or hardly hitting,
   caching too. vLLM exports neither the budget nor how alike prompts are: their effect is unknown.
-- *replicas that idle*: how many engines the busiest step did not need, 20 % to spare.
+- *replicas that idle*: how many of them the busiest time did not need (`verdicts/sizing.py`).
 
 Where the client decides, no setting of the server holds throughput back, and nothing is said.
 """
@@ -24,9 +24,10 @@ import numpy as np
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.saturation import regimes
-from vllm_capacity.verdicts.saturation.arrays import Floats, is_seen, or_zero, summed
+from vllm_capacity.verdicts.saturation.arrays import Floats, is_seen, summed
 from vllm_capacity.verdicts.saturation.curve import PRIOR, LoadPoints, Prior, extrapolated_peak
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
+from vllm_capacity.verdicts.sizing import Surplus
 
 MAX_NUM_SEQS = "max_num_seqs"
 KV_MEMORY = "KV memory"
@@ -35,7 +36,6 @@ BATCHED_TOKENS = "max_num_batched_tokens"
 REPLICAS = "replicas"
 
 _LOW_HIT_RATIO = 0.1
-_SPARE = 1.2
 _MIN_LIMITED_SHARE = 0.05
 _NO_LOSS = Prior(kv_loss=0.0)
 
@@ -54,15 +54,19 @@ class Advice(Record):
 
 
 def advice(
-    fits: Sequence[SaturationFit], *, prefix_cache_hit_ratio: float | None = None
+    fits: Sequence[SaturationFit],
+    *,
+    prefix_cache_hit_ratio: float | None = None,
+    surplus: Surplus | None = None,
 ) -> tuple[Advice, ...]:
     """What to change, the largest known effect first; empty where no setting holds anything back.
 
     An engine is judged by what limited it first, where that took 5 % of its busy time or more.
+    Without a `surplus` nothing is said of the number of replicas.
     """
     found = [one for fit in fits for one in _engine_advice(fit, prefix_cache_hit_ratio)]
-    found += _idle_replicas(fits)
-    return tuple(sorted(found, key=lambda one: -(one.effect.mid or 0.0)))
+    found += _idle_replicas(surplus) if surplus else []
+    return tuple(sorted(found, key=lambda one: -(one.effect.mid or one.effect.low or 0.0)))
 
 
 def _engine_advice(fit: SaturationFit, hit_ratio: float | None) -> list[Advice]:
@@ -129,34 +133,20 @@ def _gain(
     return Estimate.known(low, mid, high, basis, kind=Kind.EXTRAPOLATED)
 
 
-def _idle_replicas(fits: Sequence[SaturationFit]) -> list[Advice]:
-    """The engines that the busiest step could have done without, the smallest first."""
-    if len(fits) < 2 or any(f.capacity.low is None for f in fits if f.regime != regimes.IDLE):
+def _idle_replicas(found: Surplus) -> list[Advice]:
+    """The replicas that the busiest time could have done without, where there are any for sure."""
+    removable = found.removable_replicas
+    if not removable.low:
         return []
-    lows = sorted(f.capacity.low or 0.0 for f in fits)
-    busiest = _busiest_output(fits)
-    spare = 0
-    while spare + 1 < len(lows) and sum(lows[spare + 1 :]) >= _SPARE * busiest:
-        spare += 1
-    if not spare:
-        return []
+    asked = found.busiest_output_tokens_per_second.high or 0.0
+    stay = found.replicas - removable.low
     evidence = (
-        f"the busiest step took {busiest:,.0f} output tokens/s; {len(fits) - spare} of {len(fits)} "
-        f"engines can hold {sum(lows[spare:]):,.0f} by the low end of their capacity."
+        f"the busiest time took {asked:,.0f} output tokens/s; {stay:,.0f} of "
+        f"{found.replicas:,.0f} replicas hold that, with {found.policy.headroom_ratio:.0%} to "
+        f"spare and {found.policy.spare_replicas} that may fail."
     )
-    saved = Estimate.exact(spare / len(fits), "engines not needed ÷ engines, all at one price")
+    saved = removable.scaled(1 / found.replicas, "replicas not needed ÷ replicas, all at one price")
     return [Advice(REPLICAS, "fleet", evidence, saved)]
-
-
-def _busiest_output(fits: Sequence[SaturationFit]) -> float:
-    """The most output tokens/s of all engines together in a step that begins at one time."""
-    own_starts = [fit.steps.start.view(np.int64) for fit in fits]
-    starts = np.sort(np.concatenate(own_starts))
-    starts = starts[np.append(True, starts[1:] != starts[:-1])]
-    totals = np.zeros(len(starts))
-    for fit, own in zip(fits, own_starts, strict=True):
-        totals[np.searchsorted(starts, own)] += or_zero(fit.steps.output_tokens_per_second)
-    return float(totals.max(initial=0.0))
 
 
 def _mean(values: Floats) -> float:

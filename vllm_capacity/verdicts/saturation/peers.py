@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vllm_capacity.estimate import Estimate, Kind, listed
 from vllm_capacity.figures.makes import Make
+from vllm_capacity.verdicts.saturation.capacity import best_minute_bound, easing, is_easing
 from vllm_capacity.verdicts.saturation.curve import LoadPoints
-from vllm_capacity.verdicts.saturation.fit import SaturationFit
+from vllm_capacity.verdicts.saturation.fit import BOUNDED, EXTRAPOLATED, SaturationFit
 
 SPREAD_RATIO = 0.10
 """How far apart the speeds of two replicas may be that labels call alike."""
@@ -30,6 +31,29 @@ _SURENESS = {kind: place for place, kind in enumerate(Kind)}
 
 Lenders = Mapping[str, Sequence[str]]
 """Of each engine, those that it may borrow from."""
+
+
+def undisputed(
+    fits: Sequence[SaturationFit], makes: Mapping[str, Make]
+) -> tuple[SaturationFit, ...]:
+    """The fits; an extrapolated capacity is a bound where the loads of a peer tell against it.
+
+    A mixture of experts bends at light loads as if its limit were near. A replica that saw heavier
+    ones shows that it is not (`is_easing`), and what holds of one holds of its peers.
+    """
+    easing_fits = [
+        fit
+        for fit in fits
+        if fit.kind == BOUNDED and len(fit.levels.loads) and is_easing(fit.levels.loads)
+    ]
+    found = []
+    for fit in fits:
+        against = [other for other in easing_fits if _are_peers(fit, other, makes)]
+        if fit.kind == EXTRAPOLATED and against:
+            capacity, running = best_minute_bound(fit.best, easing(against[0].levels.loads))
+            fit = replace(fit, capacity=capacity, capacity_running=running, kind=BOUNDED)
+        found.append(fit)
+    return tuple(found)
 
 
 def lenders(fits: Sequence[SaturationFit], makes: Mapping[str, Make]) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,148 @@
+"""What the package says of a made-up fleet, held against its truth and against replays.
+
+A recommendation is "at least N of these replicas can go". Its truth is what happens: the requests
+of the window are served again by the replicas that stay, the slowest of them. It is wrong where
+requests wait for seconds, or the latency target is missed, and neither was so on all replicas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.truth_server.fleets import Fleet, Kept, Service, serve, write
+from tests.truth_server.judging import USD_PER_HOUR, form, is_right
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, Slo, pricing
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.verdicts.sizing import MINUTE_SECONDS, QUARTER_SECONDS, Policy, Surplus
+
+FIGURES = ("utilization", "idle_usd", "removable")
+_SLACK = 0.005  # presence is told by scrapes
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The requests of one model on the replicas that stay: 0 removed where none is said to go."""
+
+    model: str
+    replicas: int
+    removed: int
+    before: Kept
+    after: Kept
+    is_slo_kept: bool
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it went no worse than it did."""
+        return self.is_slo_kept and (self.before.fell_behind or not self.after.fell_behind)
+
+
+def judged(made: Fleet, path: Path, *, policy: Policy | None = None) -> tuple[Row, list[Replay]]:
+    """One fleet: a row of what was said and whether it is right, and the replays."""
+    policy = policy or Policy()
+    kept = write(path, made)
+    slo = Slo(made.targets.ttft_seconds, made.targets.itl_seconds)
+    analysis = Analysis.of(open_window(path), assumptions=Assumptions(pricing(USD_PER_HOUR), slo))
+    surplus, cost = analysis.surplus(policy), analysis.answer.cost
+    rate = sum(one.output_tokens for one in kept.values()) / made.seconds
+    most, least = (
+        sum(service.capacities(made.seconds)[end] for service in made.services) for end in (0, 1)
+    )
+    used = [min(1.0, rate / most), min(1.0, rate / least)]
+    removable = [true_removable(made, kept, policy, end) for end in (0, 1)]
+    row: Row = {
+        "name": made.name,
+        "replicas": made.replicas,
+        "models": len(made.services),
+        "hours": made.seconds / 3600,
+        "shape": made.shape,
+        "servers": ", ".join(f"{one.server} {one.mix}" for one in made.services),
+        "has_slo": bool(slo.targets),
+        "used": used[0],
+    }
+    row |= _figure("utilization", cost.utilization, *used)
+    row |= _figure("idle_usd", cost.idle_usd, *(_idle_usd(made, kept, end) for end in (0, 1)))
+    row |= _figure("removable", surplus.removable_replicas, *removable)
+    row["needed_width"] = _width(surplus.needed_replicas)
+    return row, replays(made, kept, surplus)
+
+
+def _idle_usd(made: Fleet, kept: Mapping[str, Kept], end: int) -> float:
+    """The bill for what was not used, of each model by its own capacity."""
+    return sum(
+        USD_PER_HOUR
+        * service.replica_hours(made.seconds)
+        * (
+            1
+            - min(
+                1.0,
+                kept[service.model].output_tokens
+                / made.seconds
+                / service.capacities(made.seconds)[end],
+            )
+        )
+        for service in made.services
+    )
+
+
+def _figure(name: str, said: Estimate, truth: float, other: float) -> Row:
+    return {
+        f"{name}_truth": truth,
+        f"{name}_low": said.low,
+        f"{name}_high": said.high,
+        f"{name}_form": form(said.low, said.mid, said.high),
+        f"{name}_right": is_right(said.low, said.high, truth, other, slack_ratio=_SLACK),
+        f"{name}_width": _width(said),
+    }
+
+
+def _width(said: Estimate) -> float | None:
+    return said.high / said.low if said.low and said.high is not None else None
+
+
+def true_removable(made: Fleet, kept: Mapping[str, Kept], policy: Policy, end: int) -> float:
+    """By the true capacities (the most, or what overloads get) and what really was asked."""
+    length = MINUTE_SECONDS if _is_brief(made) else QUARTER_SECONDS
+    return sum(
+        _removable(service, made, kept[service.model].asked(length), policy, end)
+        for service in made.services
+    )
+
+
+def _is_brief(made: Fleet) -> bool:
+    targets = (made.targets.ttft_seconds, made.targets.itl_seconds)
+    return made.seconds < 2 * 3600 or any(one is not None for one in targets)
+
+
+def _removable(service: Service, made: Fleet, asked: float, policy: Policy, end: int) -> float:
+    there = [member for member in service.members if member.end == math.inf]
+    each = service.capacity[end] * sum(member.speed for member in there) / len(there)
+    if any(target is not None for target in (made.targets.ttft_seconds, made.targets.itl_seconds)):
+        within = service.truth.within(
+            made.targets.ttft_seconds, made.targets.itl_seconds, is_closed=end == 0
+        )
+        each = min(each, within)
+    if not asked or not each:
+        return max(0.0, len(there) - max(1, policy.spare_replicas)) if not asked else 0.0
+    needed = math.ceil(asked / (each * (1 - policy.headroom_ratio))) + policy.spare_replicas
+    return max(0.0, len(there) - max(1, needed))
+
+
+def replays(made: Fleet, kept: Mapping[str, Kept], surplus: Surplus) -> list[Replay]:
+    """The recommendation of each model of which at least one replica is said to go, carried out."""
+    found = []
+    for service in made.services:
+        there = sum(member.end == math.inf for member in service.members)
+        removed = int(surplus.by_model[service.model].removable_replicas.low or 0)
+        if not removed:
+            continue
+        before = kept[service.model]
+        after = serve(service.on(there - removed), made.seconds, seed=made.seed + 7)
+        is_kept = after.attained(made.targets) or not before.attained(made.targets)
+        found.append(Replay(service.model, there, removed, before, after, is_kept))
+    return found
