@@ -2,6 +2,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
@@ -9,9 +10,12 @@ import pytest
 from answer_by_hand import STEPS
 from bs4 import BeautifulSoup
 
-from vllm_capacity.render.report import CHART_MIME, HOVER, PIECE_MIME
+from vllm_capacity.render import tables
+from vllm_capacity.render.numbers import usd
+from vllm_capacity.render.report import CHART_MIME, HOVER, PIECE_MIME, vega
 from vllm_capacity.render.report import page as html
 from vllm_capacity.render.report.metadata import Metadata, SummaryLine
+from vllm_capacity.render.tables import Cell, Column
 
 ROLES = {"table", "rowgroup", "row", "columnheader", "cell"}
 HOSTILE = "</script><script>alert(1)</script><!-- " + "x" * 300
@@ -308,6 +312,27 @@ def test_table_that_a_phone_lays_out_row_by_row_keeps_its_roles_and_heads(numeri
     )
 
 
+def test_reason_for_having_no_chart_is_told_once():
+    other = chart(empty="nobody asked")
+    other["title"]["text"] = "And then?"
+    charts = [chart(empty="nobody asked"), other, chart(empty="too short")]
+    made = page(*(code({CHART_MIME: each}) for each in charts))
+    told = [
+        each.get_text(strip=True) for each in BeautifulSoup(made, "html.parser").select(".nothing")
+    ]
+    same = "No chart, for the same reason as under “Did requests queue?”."
+    assert told == ["nobody asked", same, "too short"]
+
+
+def test_table_that_can_be_sorted_has_what_its_rows_are_sorted_by():
+    rows = [("a", 2.0), ("b", None), ("c", Cell("above $10", order=10.0))]
+    columns = (Column("engine", "engine"), Column("bill", "usd", usd, is_numeric=True))
+    made = replace(tables.table(columns, rows), is_sortable=True)
+    soup = BeautifulSoup(page(piece("table", **made.content)), "html.parser")
+    keys = [cell.get("data-key") for cell in soup.select("table[data-sortable] tbody td")]
+    assert keys == ["a", "2.0", "b", None, "c", "10.0"]
+
+
 def test_fold_that_is_not_printed_says_so():
     columns = [{"title": "n", "numeric": True}]
     behind = {"columns": columns, "rows": [["1"]] * 100, "left_out": 0, "caption": ""}
@@ -327,6 +352,13 @@ def test_fold_that_is_not_printed_says_so():
 def test_chart_against_a_load_takes_half_the_width(half, classes):
     made = page(code({CHART_MIME: chart(half=half)}))
     assert BeautifulSoup(made, "html.parser").select_one("figure")["class"] == classes
+
+
+def test_layer_without_rows_is_not_drawn():
+    points = alt.Chart(STEPS.select("waiting_mean")).mark_point().encode(x="waiting_mean:Q")
+    nothing = alt.Chart(STEPS.select("start").clear()).mark_rule().encode(x="start:T")
+    made = vega.page_chart(alt.layer(points, nothing).to_dict(), 0)
+    assert [each["mark"]["type"] for each in made.spec["layer"]] == ["point"]
 
 
 def test_json_cannot_end_its_script():

@@ -152,7 +152,8 @@ def test_every_piece_of_a_real_window_is_shown_in_a_notebook(name, swept):
 
 def test_tiles_are_those_of_the_answer(swept):
     labels = ["Cost per request", "Cost per million output tokens", "Tokens per dollar"]
-    labels += ["Utilization", "Headroom", "TTFT within target"]
+    labels += ["Utilization", "Headroom within the latency targets"]
+    labels += ["Headroom, ignoring latency targets", "TTFT within target", "Bill", "Run rate"]
     shown = header.tiles(swept).content["tiles"]
     assert [tile["label"] for tile in shown] == labels
     assert [tile["mid"] for tile in shown] == [
@@ -160,8 +161,11 @@ def test_tiles_are_those_of_the_answer(swept):
         swept.answer.cost.usd_per_million_output_tokens.mid,
         swept.answer.cost.tokens_per_usd.mid,
         swept.answer.cost.utilization.mid,
+        swept.answer.slo_headroom_ratio.mid,
         swept.answer.saturation.headroom_ratio.mid,
         swept.answer.slo.ttft_attainment.mid,
+        swept.answer.cost.allocation_usd.mid,
+        swept.answer.usd_per_month.mid,
     ]
 
 
@@ -183,7 +187,7 @@ def test_headroom_says_what_the_targets_leave_of_it():
 
 
 def test_unknown_tile_has_its_reason():
-    found = header.tiles_of(answer(slo__ttft_attainment=Estimate.unknown("no target given")))[5]
+    found = header.tiles_of(answer(slo__ttft_attainment=Estimate.unknown("no target given")))[6]
     assert (found.value, found.reason, found.is_known) == ("not known", "no target given", False)
 
 
@@ -225,6 +229,56 @@ def test_times_of_a_finding_are_the_first_two():
     made = quality.quality_table(analysis(answer=answer(quality=(found,))))
     shown = "2026-11-24 08:00:00Z … 2026-11-24 08:01:00Z; later and 2 more"
     assert cells(made, "when (UTC)") == [shown]
+
+
+TARGETS = ["gpu-1:8000", "gpu-10:8000", "gpu-2:8000", "gpu-3:8000", "gpu-4:8000"]
+
+
+def per_target(*counts, effect="{}: scraped every 60 s, at most {}"):
+    return [
+        finding("jitter", "info", count, effect.format(target, count))
+        for target, count in zip(TARGETS, counts, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("findings", "effects"),
+    [
+        pytest.param(
+            per_target(5, 9, 7),
+            [
+                "gpu-10:8000: scraped every 60 s, at most 9. "
+                "The same of 2 others: gpu-1:8000, gpu-2:8000."
+            ],
+            id="three of one kind are one, as the one that came most often",
+        ),
+        pytest.param(
+            per_target(5, 4, 3, 2, 1),
+            [
+                "gpu-1:8000: scraped every 60 s, at most 5. "
+                "The same of 4 others: gpu-10:8000, gpu-2:8000, gpu-3:8000 and 1 more."
+            ],
+            id="of many, three are named",
+        ),
+        pytest.param(
+            per_target(5, 9),
+            [each.effect for each in per_target(5, 9)],
+            id="two stay two",
+        ),
+        pytest.param(
+            [*per_target(5, 9), finding("jitter", "info", 1, "gpu-2:8000: something else")],
+            [*[each.effect for each in per_target(5, 9)], "gpu-2:8000: something else"],
+            id="so does another effect",
+        ),
+        pytest.param(
+            [finding("series", "info", n, f"{n} series") for n in (1, 2, 3)],
+            ["1 series", "2 series", "3 series"],
+            id="without a target nothing is shared",
+        ),
+    ],
+)
+def test_finding_that_targets_share_is_told_once(findings, effects):
+    assert [each.effect for each in quality.shared_once(findings, TARGETS)] == effects
 
 
 def test_interruptions_say_who_was_silent(restarts):

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from vllm_capacity.errors import InputError, needing_extra
+from vllm_capacity.render.report.pdf import find_browser, print_pdf
 from vllm_capacity.render.report.run import Progress, given_parameters
 from vllm_capacity.render.report.write import DEFAULT_NOTEBOOK, EXAMPLES, ReportOrder, write_report
 from vllm_capacity.resources import shipped
@@ -31,7 +32,12 @@ from vllm_capacity.resources import shipped
     help="A parameter of the notebook; may be given again.",
 )
 @click.option(
-    "--examples", is_flag=True, help="The pages of the example windows; no other option but --out."
+    "--tz",
+    "time_zone",
+    help="The time zone of days and hours of the week, such as Europe/Berlin. [default: UTC]",
+)
+@click.option(
+    "--examples", is_flag=True, help="The pages of the example windows, with their own parameters."
 )
 @click.option(
     "--out",
@@ -40,32 +46,49 @@ from vllm_capacity.resources import shipped
     show_default=True,
     help="The folder the page and the index go to.",
 )
+@click.option(
+    "--appendix",
+    is_flag=True,
+    help="Print, too, the tables behind the charts and how each figure is computed.",
+)
+@click.option("--pdf", is_flag=True, help="Also print the page to a PDF, by Chromium or Chrome.")
 def report(
-    window: str | None, notebook: str | None, pairs: tuple[str, ...], examples: bool, out: Path
+    window: str | None,
+    notebook: str | None,
+    pairs: tuple[str, ...],
+    time_zone: str | None,
+    examples: bool,
+    out: Path,
+    appendix: bool,
+    pdf: bool,
 ) -> None:
     """Run a notebook on a window and write one HTML page, and an index over the folder's pages.
 
-    The page needs no network and no server. Nothing is written where anything fails.
+    The page needs no network and no server. Nothing is written where anything fails. Printed, by
+    --pdf or from a browser, it is the answer and its charts.
     """
-    if examples and (window or notebook or pairs):
+    if examples and (window or notebook or pairs or time_zone):
         raise InputError("--examples names its own windows and parameters; leave the others out.")
-    wanted = EXAMPLES if examples else (_given(window, pairs),)
+    browser = find_browser() if pdf else None
+    wanted = EXAMPLES if examples else (_given(window, pairs, time_zone),)
     for parameters in wanted:
-        order = ReportOrder(notebook=_notebook(notebook), parameters=parameters, out=out)
+        order = ReportOrder(_notebook(notebook), parameters, out, has_appendix=appendix)
         with needing_extra("report"), _progress(order.notebook.name) as progress:
             path = write_report(
                 order, made_at=datetime.now(UTC), cache=_cache_folder(), progress=progress
             )
         click.echo(path)
+        if browser is not None:
+            click.echo(print_pdf(path, browser))
 
 
-def _given(window: str | None, pairs: tuple[str, ...]) -> dict[str, object]:
+def _given(window: str | None, pairs: tuple[str, ...], time_zone: str | None) -> dict[str, object]:
     given: dict[str, object] = dict(given_parameters(pairs))
-    if window is None:
-        return given
-    if "window" in given:
-        raise InputError("The window is given twice: with --window and with -p window=….")
-    return {"window": window, **given}
+    options = {"window": (window, "--window"), "time_zone": (time_zone, "--tz")}
+    for name, (value, option) in options.items():
+        if value is not None and name in given:
+            raise InputError(f"The {name} is given twice: with {option} and with -p {name}=….")
+    return {name: value for name, (value, _) in options.items() if value is not None} | given
 
 
 def _notebook(name: str | None) -> Path:
