@@ -74,9 +74,10 @@ class _Seen:
 
 
 def series_trends(reports: Sequence[tuple[str, Metadata]]) -> tuple[Series, ...]:
-    """The series of two reports or more, the one that goes on longest first: (file name, report).
+    """The series of two reports or more, the one with the latest report first.
 
-    A figure that fewer than two reports know has no trend, and a series without any is left out.
+    `reports` are (file name, what the report says of itself). A figure that fewer than two of a
+    series know has no trend, and a series without any is left out.
     """
     found = [_series(each) for each in series_of_reports(dict(reports)) if len(each) > 1]
     return tuple(each for each in found if each.trends)
@@ -86,7 +87,7 @@ def _series(reports: Sequence[tuple[str, Metadata]]) -> Series:
     line = reports[-1][1].line
     ranges = [found for _, each in reports if (found := each.line.time_range) is not None]
     named = ", ".join(line.models or ()) or "no model named"
-    trends = (_trend([seen for seen in _seen(reports, name)]) for name in FIGURES)
+    trends = (_trend(_seen(reports, name)) for name in FIGURES)
     return Series(
         heading=f"{named} on {line.engines}",
         when=f"{plural(len(reports), 'report')}, {days(ranges[0].start, ranges[-1].end)}",

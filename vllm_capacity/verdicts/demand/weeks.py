@@ -19,6 +19,7 @@ import polars as pl
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.verdicts.demand.model import Floats
 
 LEAST_HOURS = 24
 LEAST_DAYS = 21
@@ -79,16 +80,6 @@ def whole_days(hours: pl.DataFrame, *, time_zone: str = "UTC") -> tuple[Day, ...
     A day has 23 or 25 hours where the clocks change. Its bill and its utilization are known where
     those of all its hours are; utilization is the mean over the bill.
     """
-    first = (
-        pl.col("day")
-        .cast(pl.Datetime("us"))
-        .dt.replace_time_zone(time_zone, ambiguous="earliest", non_existent="null")
-    )
-    after = (
-        (pl.col("day").dt.offset_by("1d"))
-        .cast(pl.Datetime("us"))
-        .dt.replace_time_zone(time_zone, ambiguous="earliest", non_existent="null")
-    )
     used = pl.col("cost_usd") * pl.col("utilization_ratio")
     is_known = pl.col("cost_usd").null_count() == 0
     is_used = is_known & (pl.col("utilization_ratio").null_count() == 0)
@@ -102,12 +93,22 @@ def whole_days(hours: pl.DataFrame, *, time_zone: str = "UTC") -> tuple[Day, ...
             cost_usd=pl.when(is_known).then(bill),
             utilization_ratio=pl.when(is_used & (bill > 0)).then(used.sum() / bill),
         )
-        .with_columns(length=(after - first).dt.total_hours())
-        .filter(pl.col("seen") == pl.col("length"))
+        .filter(pl.col("seen") == _length(pl.col("day"), time_zone).dt.total_hours())
         .sort("day")
     )
     columns = ["day", "requests", "cost_usd", "utilization_ratio"]
     return tuple(Day(*row) for row in days.select(columns).iter_rows())
+
+
+def _length(day: pl.Expr, time_zone: str) -> pl.Expr:
+    """From midnight to the next one; null where the clocks skip one of them."""
+    first, after = (
+        each.cast(pl.Datetime("us")).dt.replace_time_zone(
+            time_zone, ambiguous="earliest", non_existent="null"
+        )
+        for each in (day, day.dt.offset_by("1d"))
+    )
+    return after - first
 
 
 def weekly_growth(days: Sequence[Day]) -> Estimate:
@@ -148,7 +149,7 @@ def _slope(days: Sequence[Day]) -> tuple[float, float, float]:
     return float(found[0]), math.sqrt(spread * own * _widening(rest)), freedom
 
 
-def _widening(rest: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+def _widening(rest: Floats) -> float:
     """How much wider a variance is where a day resembles the day before it."""
     whole = float(rest @ rest)
     alike = float(rest[1:] @ rest[:-1]) / whole if whole else 0.0
