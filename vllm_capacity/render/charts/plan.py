@@ -32,7 +32,7 @@ from vllm_capacity.render.charts.base import (
     table_of,
 )
 from vllm_capacity.render.charts.time import milliseconds, time_axis, time_tooltip, whole_window
-from vllm_capacity.render.charts.weeks import DAY_PIXELS, DAYS, Cells, week_cells
+from vllm_capacity.render.charts.week_grid import DAY_PIXELS, DAYS, Cells, week_cells
 from vllm_capacity.render.numbers import count, number, percent, plural, reason, sure, usd
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.idle import idle_by_hour_of_week
