@@ -367,3 +367,16 @@ def test_json_cannot_end_its_script():
         None,
         {"a": "</script><!--&\u2028"},
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        pytest.param(21, ["The first 10 of 21 rows; the page has them all."], id="a long one"),
+        pytest.param(20, [], id="a short one is printed whole"),
+    ],
+)
+def test_table_that_is_printed_in_part_says_so(rows, told):
+    soup = BeautifulSoup(page(table(["n"], [["1"]] * rows)), "html.parser")
+    assert [each.string for each in soup.select("section .unprinted")] == told
+    assert len(soup.select(".capped")) == len(told)
