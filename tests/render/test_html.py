@@ -247,7 +247,7 @@ def test_chart_without_data_shows_its_reason_in_place():
         pytest.param(20, ["scroll"], [], id="short: shown whole"),
         pytest.param(
             21,
-            ["scroll", "tall"],
+            ["scroll", "tall", "capped"],
             ["21 rows: scroll the table for all of them."],
             id="long: in a box that says so",
         ),
