@@ -19,6 +19,7 @@ from vllm_capacity.render.sections import plan as plans
 from vllm_capacity.render.tables import text
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.cost.comparisons import Claim
+from vllm_capacity.verdicts.saturation.advice import Advice
 from vllm_capacity.verdicts.sizing import Policy
 
 CLAIM = Claim(3.15, 5138, 1631, 0.001005)
@@ -221,6 +222,25 @@ def test_finding_has_the_shape_of_its_severity(severity, shown):
     made = quality.quality_table(analysis(answer=answer(quality=(finding("gap", severity),))))
     assert cells(made, "severity") == [shown]
     assert made.frame["severity"].to_list() == [severity]
+
+
+def advised(*engines):
+    why = Estimate.unknown("no batch size is exported")
+    return tuple(Advice("max_num_batched_tokens", each, f"{each} waited", why) for each in engines)
+
+
+@pytest.mark.parametrize(
+    ("engines", "shown"),
+    [
+        pytest.param("ab", ["a", "b"], id="two are two rows"),
+        pytest.param("abc", ["a, b, c"], id="three are one"),
+        pytest.param("abcde", ["a, b, c and 2 more"], id="of more, three are named"),
+    ],
+)
+def test_advice_that_engines_share_is_given_once(engines, shown):
+    made = cost.first_changes(analysis(answer=answer(advice=advised(*engines))))
+    assert cells(made, "engine") == shown
+    assert cells(made, "evidence")[0] == "a waited"
 
 
 def test_times_of_a_finding_are_the_first_two():
