@@ -58,5 +58,10 @@ def test_cell_for_each_hour_of_the_week_that_was_seen(of):
     assert sizes == [168 - HOURS.height, HOURS.height] if of == "requests" else sum(sizes) == 168
 
 
+def test_week_without_a_request_has_a_sentence_for_a_picture():
+    empty = notes_of(charts.hour_of_week(of_days([0, 0])).to_dict())["empty"]
+    assert empty == "The same in every hour: 0 (requests per hour)."
+
+
 def test_short_window_has_a_sentence_for_a_picture():
     assert "at least 24 h" in notes_of(charts.hour_of_week(NOTHING).to_dict())["empty"]

@@ -10,7 +10,7 @@ import polars as pl
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.charts.base import Chart, DataColumn, Panel, Tip, table_of
+from vllm_capacity.render.charts.base import Chart, DataColumn, Panel, Tip, is_all_zero, table_of
 from vllm_capacity.render.charts.week_grid import DAY_PIXELS, DAYS, Cells, week_cells
 from vllm_capacity.render.numbers import count, number, percent, plural, usd
 from vllm_capacity.verdicts.demand.weeks import LEAST_HOURS, hours_of_week
@@ -74,6 +74,9 @@ def hour_of_week(analysis: Analysis, *, of: Of = "requests", time_zone: str = "U
     seen = week.drop_nulls(shown.column)
     if seen.is_empty():
         return panel.empty(f"Not known: {_why(analysis, of)}.")
+    caption = _found(seen, shown)
+    if is_all_zero(seen, shown.column):
+        return panel.empty(f"{caption}.")
     tips = [Tip("day", "", "day"), Tip("hour", ".0f", "hour from")]
     tips += [Tip(each.column, each.format, each.unit) for each in _SHOWN.values()]
     tips += [Tip("observed_hours", ".0f", "hours observed")]
@@ -81,7 +84,7 @@ def hour_of_week(analysis: Analysis, *, of: Of = "requests", time_zone: str = "U
         week_cells(
             week, Cells(shown.column, shown.unit, shown.format, shown.color, tips), time_zone
         ),
-        caption=_found(seen, shown),
+        caption=caption,
         table=table_of(week.filter(pl.col("observed_hours") > 0), _COLUMNS),
         height=len(DAYS) * DAY_PIXELS,
     )

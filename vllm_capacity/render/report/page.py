@@ -30,6 +30,7 @@ from vllm_capacity.render.tables import ROWS_AT_MOST
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _TABLE_TAGS = frozenset({"table", "thead", "tbody", "tfoot", "tr", "th", "td", "caption", "p", "b"})
+_LONG_REASON = 80  # letters: a shorter one is told again as quickly as where it was told
 _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
 
 
@@ -105,12 +106,12 @@ def page_html(
 
 
 def _reasons_once(sections: Sequence[Section]) -> tuple[Section, ...]:
-    """The sections; a chart that is empty for the reason of one above it refers to that one."""
+    """The sections; a chart without marks for the long reason of one above it refers to that."""
     first: dict[str, str] = {}
 
     def shown(block: Block) -> Block:
         chart = block.content
-        if not isinstance(chart, PageChart) or not chart.empty:
+        if not isinstance(chart, PageChart) or len(chart.empty) < _LONG_REASON:
             return block
         same = first.setdefault(chart.empty, chart.question)
         if same == chart.question:
