@@ -8,7 +8,7 @@ none of them computes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -52,6 +52,7 @@ from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
+from vllm_capacity.figures.latency import Quantile
 from vllm_capacity.figures.makes import Make, engine_makes
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
@@ -69,7 +70,8 @@ from vllm_capacity.verdicts.cost.comparisons import (
 )
 from vllm_capacity.verdicts.cost.idle import Savings, savings
 from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
-from vllm_capacity.verdicts.fleet import EngineRow, engine_rows
+from vllm_capacity.verdicts.demand.weeks import LEAST_HOURS
+from vllm_capacity.verdicts.fleet import EngineRow, ModelRow, engine_rows, model_rows
 from vllm_capacity.verdicts.quality import evidence
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
@@ -206,6 +208,11 @@ class Analysis:
             pricing=self.assumptions.pricing,
             capacity=each,
         )
+
+    @property
+    def is_days_long(self) -> bool:
+        """Whether it holds 24 whole hours: what a profile by hour of the week begins with."""
+        return self.hours.height >= LEAST_HOURS
 
     # --- fits and verdicts ----------------------------------------------------------------------
 
@@ -356,14 +363,37 @@ class Analysis:
     @cached_property
     def engine_rows(self) -> tuple[EngineRow, ...]:
         """What each engine cost, served and was limited by, the worst first."""
-        own: dict[str, list[latency.Increase]] = {}
-        for each in self.histograms:
-            if each.metric == TTFT:
-                own.setdefault(f"{each.instance}/{each.engine}", []).append(each)
-        ttft_p95 = {
-            name: latency.quantiles(latency.merged(found)).p95 for name, found in own.items()
-        }
+        ttft_p95 = {name: self._ttft_p95([name]) for name in self.bill_parts}
         return engine_rows(self.bill, self.bill_parts, self.fits, ttft_p95)
+
+    @cached_property
+    def model_rows(self) -> tuple[ModelRow, ...]:
+        """What each model cost and served, its engines added, the worst first.
+
+        Its TTFT is that of its engines where they serve no other model, else unknown.
+        """
+        parts = grouped(self.window, self.bill_parts, by="model", time_range=self.time_range)
+        served = self.models_by_engine
+        engines = {
+            model: [row for row in self.engine_rows if model in served.get(row.engine, ())]
+            for model in parts
+        }
+        own = {
+            model: [row.engine for row in rows]
+            for model, rows in engines.items()
+            if all(len(served[row.engine]) == 1 for row in rows)
+        }
+        ttft_p95 = {model: self._ttft_p95(names) for model, names in own.items()}
+        return model_rows(parts, engines, ttft_p95)
+
+    def _ttft_p95(self, engines: Collection[str]) -> Quantile:
+        """The p95 TTFT of all requests of these engines."""
+        found = [
+            each
+            for each in self.histograms
+            if each.metric == TTFT and f"{each.instance}/{each.engine}" in engines
+        ]
+        return latency.quantiles(latency.merged(found)).p95 if found else Quantile()
 
     @property
     def models_by_engine(self) -> dict[str, list[str]]:

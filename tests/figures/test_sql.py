@@ -464,7 +464,7 @@ RUN_STARTS = (
 BEGAN = T0.timestamp() - 100
 
 
-def twins(counts, others, *, began=BEGAN, more=()):
+def twins(counts, others, *, began=BEGAN, more=(), apart=5):
     """A start that two targets tell alike, and the counts that they tell in turn."""
     return {
         "params": {"metric": TOKENS},
@@ -475,7 +475,7 @@ def twins(counts, others, *, began=BEGAN, more=()):
         "samples": [
             *((1, 0, 5, began), (2, 0, 5, began), *more),
             *((3, 0, 10 * n, float(value)) for n, value in enumerate(counts)),
-            *((4, 0, 10 * n + 5, float(value)) for n, value in enumerate(others)),
+            *((4, 0, 10 * n + apart, float(value)) for n, value in enumerate(others)),
         ],
     }
 
@@ -518,6 +518,13 @@ SAME_PROCESSES = (
             **twins([0, 2, 4, 6], [1, 3, 5], more=[(3, 0, 50, a), (4, 0, 50, b)]),
         )
         for which, a, b in (("a", 9.0, 8.0), ("b", 8.0, 9.0))
+    ),
+    Case(
+        "same_processes",
+        "two counts of one moment are two processes, however they are ordered",
+        "instance other",
+        [],
+        **twins([0, 2, 4, 6, 8], [1, 3, 5, 7, 9], apart=0),
     ),
     Case(
         "same_processes",

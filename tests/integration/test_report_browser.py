@@ -1,12 +1,14 @@
 """The page in a real Chromium with the network cut, at the widths and in the modes people use."""
 
 import dataclasses
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from vllm_capacity.render.report.pdf import find_browser, print_pdf
 from vllm_capacity.render.report.write import ReportOrder, write_report
 from vllm_capacity.resources import shipped
 from vllm_capacity.sources.exposition import provenance, read_scrapes
@@ -20,7 +22,8 @@ A4_WIDTH = 702  # 210 mm less two margins of 12 mm, at 96 dots an inch
 
 
 def report(folder: Path, **parameters: object) -> Path:
-    order = ReportOrder(shipped("notebooks/cost-report.ipynb"), parameters, folder)
+    notebook = shipped("notebooks/cost-report.ipynb")
+    order = ReportOrder(notebook, parameters, folder)
     at = datetime(2026, 1, 1, tzinfo=UTC)
     return write_report(order, made_at=at, cache=None, progress=lambda done, total: None)
 
@@ -28,6 +31,15 @@ def report(folder: Path, **parameters: object) -> Path:
 @pytest.fixture(scope="session")
 def page_path(tmp_path_factory) -> Path:
     return report(tmp_path_factory.mktemp("reports"))
+
+
+@pytest.fixture(scope="session")
+def page_with_appendix(page_path, tmp_path_factory) -> Path:
+    """The same page as `--appendix` makes it."""
+    path = tmp_path_factory.mktemp("appendix") / page_path.name
+    text = page_path.read_text(encoding="utf-8")
+    path.write_text(text.replace("<body>", '<body class="with-appendix">', 1), encoding="utf-8")
+    return path
 
 
 class Opened:
@@ -133,19 +145,33 @@ def test_text_stands_out_from_its_ground(chromium, page_path, scheme):
     assert weak == []
 
 
-def test_printed_page_shows_stills_and_open_folds(chromium, page_path):
+def printed_pages(pdf: bytes) -> int:
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+
+def test_printed_page_is_the_answer_and_its_charts(chromium, page_path):
     with Opened(chromium, page_path) as view:
         view.page.emulate_media(media="print")
-        view.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
         live = view.page.locator(".live:visible").count()
         stills = view.page.locator(".still:visible").count()
+        appendix = view.page.locator(".fold:visible, .definition:visible").count()
+        pages = printed_pages(view.page.pdf(format="A4"))
+    assert (live, stills >= 12, appendix, pages <= 8) == (0, True, 0, True)
+
+
+def test_appendix_is_printed_on_request_with_open_folds(chromium, page_with_appendix):
+    with Opened(chromium, page_with_appendix) as view:
+        view.page.emulate_media(media="print")
+        view.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        folds = view.page.locator(".fold:visible").count()
         shut = view.page.locator("details:not([open]):not(.long)").count()
-        printed = view.page.pdf(format="A4")
-    assert (live, stills >= 12, shut, printed[:5]) == (0, True, 0, b"%PDF-")
+        pages = printed_pages(view.page.pdf(format="A4"))
+    assert (folds >= 12, shut, pages > 8) == (True, 0, True)
 
 
-def test_printed_page_cuts_no_table(chromium, page_path):
-    with Opened(chromium, page_path, width=A4_WIDTH) as view:
+@pytest.mark.parametrize("page", ["page_path", "page_with_appendix"])
+def test_printed_page_cuts_no_table(chromium, page, request):
+    with Opened(chromium, request.getfixturevalue(page), width=A4_WIDTH) as view:
         view.page.emulate_media(media="print")
         view.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
         cut = view.page.eval_on_selector_all(
@@ -155,6 +181,13 @@ def test_printed_page_cuts_no_table(chromium, page_path):
             A4_WIDTH,
         )
     assert cut == []
+
+
+def test_pdf_is_printed_by_the_browser_of_the_machine(page_path, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_bytes(page_path.read_bytes())
+    printed = print_pdf(path, find_browser()).read_bytes()
+    assert (printed[:5], 2 <= printed_pages(printed) <= 8) == (b"%PDF-", True)
 
 
 def test_no_table_is_wider_than_a_phone_where_it_ends_in_words(chromium, page_path):
@@ -183,6 +216,36 @@ def test_page_without_scripts_shows_stills(chromium, page_path):
     shown = page.locator(".still svg:visible").count()
     context.close()
     assert shown >= 12
+
+
+@pytest.fixture(scope="session")
+def replicas_page(tmp_path_factory) -> Path:
+    """The report of two engines."""
+    folder = tmp_path_factory.mktemp("replicas")
+    return report(folder, window="vllm-two-replicas", usd_per_hour="2", price_note="made up")
+
+
+def test_head_of_the_engine_table_sorts_it(chromium, replicas_page):
+    with Opened(chromium, replicas_page) as view:
+        names = view.page.locator("table[data-sortable]").first.locator("tbody td:first-child")
+        head = view.page.locator("table[data-sortable] th button").first
+        orders = [names.all_text_contents()]
+        for _ in range(2):
+            head.click()
+            orders.append(names.all_text_contents())
+        said = view.output
+    assert (orders[1:], said) == ([["r0", "r1"], ["r1", "r0"]], [])
+
+
+@pytest.mark.parametrize("width", [390, 1200, 1600])
+def test_index_is_as_wide_as_the_window_allows(chromium, replicas_page, width):
+    context = chromium.new_context(viewport={"width": width, "height": 900}, offline=True)
+    page = context.new_page()
+    page.goto((replicas_page.parent / "index.html").as_uri())
+    wide = page.locator("main").bounding_box()["width"]
+    scrolls = page.evaluate("document.documentElement.scrollWidth")
+    context.close()
+    assert (wide > min(width, 960) - 40, scrolls) == (True, width)
 
 
 def test_link_of_a_tile_opens_its_definition(chromium, page_path):

@@ -26,6 +26,7 @@ from vllm_capacity.render.sections.definitions import (
 from vllm_capacity.render.sections.glossary import DEFINITIONS
 from vllm_capacity.telemetry.window import open_window, query_text
 from vllm_capacity.verdicts.cost.idle import idle_by_hour_of_week
+from vllm_capacity.verdicts.demand.weeks import hours_of_week
 
 ASSUMED = Assumptions(Pricing(Estimate.exact(1.64, "given")), Slo(2.0))
 ANSWERED = attrgetter("answer")
@@ -43,6 +44,7 @@ MADE = {
     "preemptions_by_load": load_curve,
     "throughput": lambda analysis: (analysis.throughput, analysis.series),
     "idle": lambda analysis: idle_by_hour_of_week(analysis.hours),
+    "hour_of_week": lambda analysis: hours_of_week(analysis.hours),
 }
 """How a figure is made of an analysis, by the first name of its path; others with the answer."""
 

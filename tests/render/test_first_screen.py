@@ -8,11 +8,12 @@ from answer_by_hand import answer, estimate
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, Slo, pricing
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.render.sections import engine_table, header
+from vllm_capacity.render.sections import engine_table, header, model_table
 from vllm_capacity.resources import shipped
 from vllm_capacity.telemetry.window import open_window
 
 MONEY = ["Bill", "Run rate", "Cost per request", "Cost per million output tokens", "Utilization"]
+PER = ["Cost per request", "Cost per million output tokens", "Tokens per dollar"]
 WITHIN = ["Headroom within the latency targets", "Headroom, ignoring latency targets"]
 NO_TARGET = Estimate.unknown("no latency target was given")
 REACHED = Estimate.at_least(300.0, *"abcdefgh", reason="the limit was not reached")
@@ -82,6 +83,45 @@ def test_of_many_sources_the_first_are_shown():
     assert (tile.basis.count("source "), tile.basis.endswith("and 96 more sources")) == (4, True)
 
 
+@pytest.mark.parametrize(
+    ("found", "labels"),
+    [
+        pytest.param(
+            answer(),
+            [
+                "Cost per request",
+                "Cost per million output tokens",
+                "Tokens per dollar",
+                "Utilization",
+                *WITHIN,
+                "TTFT within target",
+                "Bill",
+                "Run rate",
+            ],
+            id="within the targets before ignoring them",
+        ),
+        pytest.param(
+            answer(
+                slo__ttft_attainment=NO_TARGET,
+                slo__itl_attainment=NO_TARGET,
+                slo__throughput_output_tokens_per_second=NO_TARGET,
+            ),
+            [
+                "Cost per request",
+                "Cost per million output tokens",
+                "Tokens per dollar",
+                "Utilization",
+                "Headroom",
+                "TTFT within target",
+            ],
+            id="without a target there is one headroom",
+        ),
+    ],
+)
+def test_first_screen_of_one_engine_begins_with_the_cost_of_a_request(found, labels):
+    assert [tile.label for tile in header.tiles_of(found)] == labels
+
+
 @pytest.fixture(scope="module")
 def replicas():
     window = open_window(shipped("data/examples/vllm-two-replicas"))
@@ -118,3 +158,21 @@ def test_bill_hangs_on_rates_and_hours_so_that_a_longer_window_is_not_called_dea
     line = header.title_line(replicas).content
     found = [tuple(each) for each in line["terms"]["bill"]]
     assert found == [(1.0, 2.0, 2.0, 2.0), (replicas.answer.window.hours,)]
+
+
+def test_verdict_names_the_engines_whose_capacity_was_not_used(replicas):
+    waste = [each for each in header.verdict_sentences(replicas) if "by engine" in each]
+    assert len(waste) == 1
+    assert re.fullmatch(
+        r"Unused capacity by engine: r0 \$[\d.]+ of \$[\d.]+, r1 \$[\d.]+ of \$[\d.]+\.", waste[0]
+    )
+
+
+def test_engines_of_one_model_need_no_table_of_models(replicas):
+    assert model_table(replicas) is None
+
+
+def test_page_sorts_engines_by_their_values(replicas):
+    found = engine_table(replicas)
+    keys = [row[1] for row in found.content["keys"]]
+    assert keys == [each.allocation_usd.mid for each in replicas.engine_rows]

@@ -2,6 +2,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
@@ -9,9 +10,12 @@ import pytest
 from answer_by_hand import STEPS
 from bs4 import BeautifulSoup
 
-from vllm_capacity.render.report import CHART_MIME, HOVER, PIECE_MIME
+from vllm_capacity.render import tables
+from vllm_capacity.render.numbers import usd
+from vllm_capacity.render.report import CHART_MIME, HOVER, PIECE_MIME, vega
 from vllm_capacity.render.report import page as html
 from vllm_capacity.render.report.metadata import Metadata, SummaryLine
+from vllm_capacity.render.tables import Cell, Column
 
 ROLES = {"table", "rowgroup", "row", "columnheader", "cell"}
 HOSTILE = "</script><script>alert(1)</script><!-- " + "x" * 300
@@ -243,7 +247,7 @@ def test_chart_without_data_shows_its_reason_in_place():
         pytest.param(20, ["scroll"], [], id="short: shown whole"),
         pytest.param(
             21,
-            ["scroll", "tall"],
+            ["scroll", "tall", "capped"],
             ["21 rows: scroll the table for all of them."],
             id="long: in a box that says so",
         ),
@@ -308,6 +312,28 @@ def test_table_that_a_phone_lays_out_row_by_row_keeps_its_roles_and_heads(numeri
     )
 
 
+def test_reason_for_having_no_chart_is_told_once():
+    long = "capacity not reached on 9 of 9 engines: tokens came as fast at the heaviest load seen"
+    again, brief = chart(empty=long), chart(empty="nobody asked")
+    again["title"]["text"] = brief["title"]["text"] = "And then?"
+    charts = [chart(empty=long), again, chart(empty="nobody asked"), brief]
+    made = page(*(code({CHART_MIME: each}) for each in charts))
+    told = [
+        each.get_text(strip=True) for each in BeautifulSoup(made, "html.parser").select(".nothing")
+    ]
+    same = "No chart, for the same reason as under “Did requests queue?”."
+    assert told == [long, same, "nobody asked", "nobody asked"]
+
+
+def test_table_that_can_be_sorted_has_what_its_rows_are_sorted_by():
+    rows = [("a", 2.0), ("b", None), ("c", Cell("above $10", order=10.0))]
+    columns = (Column("engine", "engine"), Column("bill", "usd", usd, is_numeric=True))
+    made = replace(tables.table(columns, rows), is_sortable=True)
+    soup = BeautifulSoup(page(piece("table", **made.content)), "html.parser")
+    keys = [cell.get("data-key") for cell in soup.select("table[data-sortable] tbody td")]
+    assert keys == ["a", "2.0", "b", None, "c", "10.0"]
+
+
 def test_fold_that_is_not_printed_says_so():
     columns = [{"title": "n", "numeric": True}]
     behind = {"columns": columns, "rows": [["1"]] * 100, "left_out": 0, "caption": ""}
@@ -329,9 +355,29 @@ def test_chart_against_a_load_takes_half_the_width(half, classes):
     assert BeautifulSoup(made, "html.parser").select_one("figure")["class"] == classes
 
 
+def test_layer_without_rows_is_not_drawn():
+    points = alt.Chart(STEPS.select("waiting_mean")).mark_point().encode(x="waiting_mean:Q")
+    nothing = alt.Chart(STEPS.select("start").clear()).mark_rule().encode(x="start:T")
+    made = vega.page_chart(alt.layer(points, nothing).to_dict(), 0)
+    assert [each["mark"]["type"] for each in made.spec["layer"]] == ["point"]
+
+
 def test_json_cannot_end_its_script():
     text = str(html.inert_json({"a": "</script><!--&\u2028"}))
     assert (re.search(r"[<>&\u2028]", text), json.loads(text)) == (
         None,
         {"a": "</script><!--&\u2028"},
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        pytest.param(21, ["The first 10 of 21 rows; the page has them all."], id="a long one"),
+        pytest.param(20, [], id="a short one is printed whole"),
+    ],
+)
+def test_table_that_is_printed_in_part_says_so(rows, told):
+    soup = BeautifulSoup(page(table(["n"], [["1"]] * rows)), "html.parser")
+    assert [each.string for each in soup.select("section .unprinted")] == told
+    assert len(soup.select(".capped")) == len(told)

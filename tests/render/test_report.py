@@ -97,8 +97,11 @@ def test_page_says_what_the_answer_says(page):
         "usd_per_million_output_tokens": ("$0.154", True),
         "tokens_per_usd": ("6,500,000", True),
         "utilization": ("61\xa0%", True),
+        "slo_headroom_ratio": ("18\xa0%", True),
         "headroom_ratio": ("39\xa0%", True),
         "ttft_attainment": ("54\xa0%", True),
+        "allocation_usd": ("$0.0433", True),
+        "usd_per_month": ("$73.05", True),
     }
 
 

@@ -25,6 +25,7 @@ DECLARED = tuple(
         ("ttft_slo_seconds", "float"),
         ("price", "str"),
         ("fleet", "str"),
+        ("time_zone", "str"),
     )
 )
 
@@ -55,6 +56,8 @@ def test_value_is_read_in_the_declared_type(name, given, value):
         pytest.param("windw", "x", "Did you mean window?", id="misspelt: the nearest is named"),
         pytest.param("zzz", "x", "It has: window, gpus_per_engine", id="unknown: all are named"),
         pytest.param("x=1;print(2);y", "5", "has no parameter", id="a name is never code"),
+        pytest.param("time_zone", "Mars", "No time zone 'Mars'", id="no zone of the IANA list"),
+        pytest.param("time_zone", "../etc", "No time zone", id="nor a path"),
         pytest.param("gpus_per_engine", "two", "'two' is not one", id="no float"),
         pytest.param("gpus_per_engine", "nan", "'nan' is not one", id="NaN is no price"),
         pytest.param("gpus_per_engine", "inf", "'inf' is not one", id="nor is infinity"),

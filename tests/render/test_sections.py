@@ -19,6 +19,7 @@ from vllm_capacity.render.sections import plan as plans
 from vllm_capacity.render.tables import text
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.cost.comparisons import Claim
+from vllm_capacity.verdicts.saturation.advice import Advice
 from vllm_capacity.verdicts.sizing import Policy
 
 CLAIM = Claim(3.15, 5138, 1631, 0.001005)
@@ -152,7 +153,8 @@ def test_every_piece_of_a_real_window_is_shown_in_a_notebook(name, swept):
 
 def test_tiles_are_those_of_the_answer(swept):
     labels = ["Cost per request", "Cost per million output tokens", "Tokens per dollar"]
-    labels += ["Utilization", "Headroom", "TTFT within target"]
+    labels += ["Utilization", "Headroom within the latency targets"]
+    labels += ["Headroom, ignoring latency targets", "TTFT within target", "Bill", "Run rate"]
     shown = header.tiles(swept).content["tiles"]
     assert [tile["label"] for tile in shown] == labels
     assert [tile["mid"] for tile in shown] == [
@@ -160,8 +162,11 @@ def test_tiles_are_those_of_the_answer(swept):
         swept.answer.cost.usd_per_million_output_tokens.mid,
         swept.answer.cost.tokens_per_usd.mid,
         swept.answer.cost.utilization.mid,
+        swept.answer.slo_headroom_ratio.mid,
         swept.answer.saturation.headroom_ratio.mid,
         swept.answer.slo.ttft_attainment.mid,
+        swept.answer.cost.allocation_usd.mid,
+        swept.answer.usd_per_month.mid,
     ]
 
 
@@ -183,7 +188,7 @@ def test_headroom_says_what_the_targets_leave_of_it():
 
 
 def test_unknown_tile_has_its_reason():
-    found = header.tiles_of(answer(slo__ttft_attainment=Estimate.unknown("no target given")))[5]
+    found = header.tiles_of(answer(slo__ttft_attainment=Estimate.unknown("no target given")))[6]
     assert (found.value, found.reason, found.is_known) == ("not known", "no target given", False)
 
 
@@ -219,12 +224,81 @@ def test_finding_has_the_shape_of_its_severity(severity, shown):
     assert made.frame["severity"].to_list() == [severity]
 
 
+def advised(*engines):
+    why = Estimate.unknown("no batch size is exported")
+    return tuple(Advice("max_num_batched_tokens", each, f"{each} waited", why) for each in engines)
+
+
+@pytest.mark.parametrize(
+    ("engines", "shown"),
+    [
+        pytest.param("ab", ["a", "b"], id="two are two rows"),
+        pytest.param("abc", ["a, b, c"], id="three are one"),
+        pytest.param("abcde", ["a, b, c and 2 more"], id="of more, three are named"),
+    ],
+)
+def test_advice_that_engines_share_is_given_once(engines, shown):
+    made = cost.first_changes(analysis(answer=answer(advice=advised(*engines))))
+    assert cells(made, "engine") == shown
+    assert cells(made, "evidence")[0] == "a waited"
+
+
 def test_times_of_a_finding_are_the_first_two():
     when = "2026-11-24T08:00:00.5Z … 2026-11-24T08:01:00Z; " + "; ".join(["later"] * 3)
     found = replace(finding("gap", "info"), when=when)
     made = quality.quality_table(analysis(answer=answer(quality=(found,))))
     shown = "2026-11-24 08:00:00Z … 2026-11-24 08:01:00Z; later and 2 more"
     assert cells(made, "when (UTC)") == [shown]
+
+
+TARGETS = ["gpu-1:8000", "gpu-10:8000", "gpu-2:8000", "gpu-3:8000", "gpu-4:8000"]
+
+
+def per_target(*counts, effect="{}: scraped every 60 s, at most {}"):
+    return [
+        finding("jitter", "info", count, effect.format(target, count))
+        for target, count in zip(TARGETS, counts, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("findings", "effects"),
+    [
+        pytest.param(
+            per_target(5, 9, 7),
+            [
+                "gpu-10:8000: scraped every 60 s, at most 9. "
+                "The same of 2 others: gpu-1:8000, gpu-2:8000."
+            ],
+            id="three of one kind are one, as the one that came most often",
+        ),
+        pytest.param(
+            per_target(5, 4, 3, 2, 1),
+            [
+                "gpu-1:8000: scraped every 60 s, at most 5. "
+                "The same of 4 others: gpu-10:8000, gpu-2:8000, gpu-3:8000 and 1 more."
+            ],
+            id="of many, three are named",
+        ),
+        pytest.param(
+            per_target(5, 9),
+            [each.effect for each in per_target(5, 9)],
+            id="two stay two",
+        ),
+        pytest.param(
+            [*per_target(5, 9), finding("jitter", "info", 1, "gpu-2:8000: something else")],
+            [*[each.effect for each in per_target(5, 9)], "gpu-2:8000: something else"],
+            id="so does another effect",
+        ),
+        pytest.param(
+            [finding("series", "info", n, f"{n} series") for n in (1, 2, 3)],
+            ["1 series", "2 series", "3 series"],
+            id="without a target nothing is shared",
+        ),
+    ],
+)
+def test_finding_that_targets_share_is_told_once(findings, effects):
+    assert [each.effect for each in quality.shared_once(findings, TARGETS)] == effects
 
 
 def test_interruptions_say_who_was_silent(restarts):

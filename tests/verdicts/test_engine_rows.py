@@ -5,7 +5,8 @@ import pytest
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.latency import Quantile
 from vllm_capacity.verdicts.cost.bill import CostShare, Usage, bill
-from vllm_capacity.verdicts.fleet import engine_rows
+from vllm_capacity.verdicts.fleet import EngineRow, engine_rows, model_rows
+from vllm_capacity.verdicts.saturation.regimes import CLIENT, KV
 
 PRICE = Estimate.exact(2.0)
 
@@ -60,3 +61,40 @@ def test_engine_without_a_first_token_has_no_ttft_and_without_a_fit_no_limit():
         "unknown",
         False,
     )
+
+
+def shares(tokens):
+    return {
+        name: CostShare(
+            Usage(1.0, 1.0, 1.0, count, output_tokens_per_second=count / 3600), PRICE, CAN
+        )
+        for name, count in tokens.items()
+    }
+
+
+CAN = Estimate.exact(100.0)
+FULL, FREE = (
+    EngineRow(name, PRICE, PRICE, 0.5, Estimate.exact(0.5), Quantile(), limit)
+    for name, limit in (("full", KV), ("free", CLIENT))
+)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "engines", "order"),
+    [
+        pytest.param({}, {}, [], id="no model, no rows"),
+        pytest.param({"a": 9.0, "b": 1.0}, {}, ["b", "a"], id="the more idle one first"),
+        pytest.param(
+            {"a": 9.0, "b": 1.0}, {"a": [FULL, FREE], "b": [FREE]}, ["a", "b"], id="a limit first"
+        ),
+    ],
+)
+def test_worst_model_is_first(tokens, engines, order):
+    assert [row.model for row in model_rows(shares(tokens), engines, {})] == order
+
+
+def test_bills_of_the_models_add_up_and_their_shares_are_whole():
+    rows = model_rows(shares({"a": 300.0, "b": 100.0}), {"a": [FULL, FREE]}, {})
+    assert [row.token_share_ratio for row in rows] == [0.75, 0.25]
+    assert sum(row.costs.allocation_usd.mid for row in rows) == 4.0
+    assert [len(row.limited) for row in rows] == [1, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from vllm_capacity.cli.settings import (
     taken,
 )
 from vllm_capacity.errors import InputError, needing_extra
+from vllm_capacity.render.report.pdf import find_browser, print_pdf
 from vllm_capacity.render.report.run import given_parameters
 from vllm_capacity.render.report.write import (
     DEFAULT_NOTEBOOK,
@@ -54,7 +56,7 @@ from vllm_capacity.resources import shipped
     help="A parameter of the notebook; may be given again.",
 )
 @click.option(
-    "--examples", is_flag=True, help="The pages of the example windows; no other option but --out."
+    "--examples", is_flag=True, help="The pages of the example windows, with their own parameters."
 )
 def report(
     argument: str | None,
@@ -65,7 +67,8 @@ def report(
 ) -> None:
     r"""Run a notebook on a window and write one HTML page, and an index over the folder's pages.
 
-    The page needs no network and no server. Nothing is written where anything fails.
+    The page needs no network and no server. Nothing is written where anything fails. Printed, by
+    --pdf or from a browser, it is the answer and its charts.
 
     With --from, or a source in the settings file and no WINDOW: a page for each day, for cron. Days
     that a run missed are caught up, days into which samples came late are made anew, and of two
@@ -78,17 +81,18 @@ def report(
     vllm-capacity report --from https://parseable.example.com --stream vllm_metrics --last 7d
     """
     page = taken(PageSettings, given)
-    if examples and (argument or window or _is_typed("notebook") or pairs):
+    if examples and (argument or window or pairs or any(map(_is_typed, ("notebook", "zone")))):
         raise InputError("--examples names its own windows and parameters; leave the others out.")
+    browser = find_browser() if page.has_pdf else None
     if examples:
         for parameters in EXAMPLES:
-            _written(ReportOrder(_notebook(None), parameters, page.out))
+            _written(_order(page, _notebook(None), parameters), browser)
         return
     parameters = _parameters(pairs, given, page)
-    notebook = _notebook(page.notebook)
+    order = _order(page, _notebook(page.notebook), parameters)
     is_named = argument is not None or window is not None or "window" in parameters
     if _has_source(given, is_named=is_named):
-        _days(ReportOrder(notebook, parameters, page.out), given)
+        _days(order, given, browser)
         return
     if argument is not None or window is not None:
         if "window" in parameters:
@@ -96,7 +100,7 @@ def report(
                 "The window is given twice: as WINDOW or --window, and with -p window=…."
             )
         parameters = {"window": one_window(argument, window), **parameters}
-    _written(ReportOrder(notebook, parameters, page.out))
+    _written(replace(order, parameters=parameters), browser)
 
 
 def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
@@ -112,14 +116,15 @@ def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
 def _is_typed(name: str) -> bool:
     """Whether the option is on the command line, not only in the settings file.
 
-    `slo` is any of the latency targets.
+    A parameter of the notebook is typed where an option is that gives it.
     """
     typed = click.core.ParameterSource.COMMANDLINE
     given = click.get_current_context().get_parameter_source
-    return any(given(each) is typed for each in (TARGETS if name == "slo" else (name,)))
+    options = {"slo": tuple(TARGETS), "time_zone": ("zone",)}.get(name, (name,))
+    return any(given(each) is typed for each in options)
 
 
-def _days(page: ReportOrder, given: Mapping[str, Any]) -> None:
+def _days(page: ReportOrder, given: Mapping[str, Any], browser: Path | None) -> None:
     """The pages of a source's days, each named on stdout; what is missing, as an error."""
     if given["start"] is not None or given["end"] is not None:
         raise InputError("With --from, say which days by --last; leave --start and --end out.")
@@ -131,7 +136,7 @@ def _days(page: ReportOrder, given: Mapping[str, Any]) -> None:
             order, now=now, environment=os.environ, cache=_cache_folder(), progress=progress
         )
     for path in done.pages:
-        click.echo(path)
+        _told(path, browser)
     for note in done.notes:
         click.echo(f"vllm-capacity: {note}", err=True)
     if not done.pages and sys.stderr.isatty() and not done.failure:
@@ -141,19 +146,30 @@ def _days(page: ReportOrder, given: Mapping[str, Any]) -> None:
     missing_days(done)
 
 
-def _written(order: ReportOrder) -> None:
+def _order(page: PageSettings, notebook: Path, parameters: Mapping[str, object]) -> ReportOrder:
+    return ReportOrder(notebook, parameters, page.out, has_appendix=page.has_appendix)
+
+
+def _written(order: ReportOrder, browser: Path | None) -> None:
     with needing_extra("report"), progress_bar(f"Running {order.notebook.name}") as progress:
         path = write_report(
             order, made_at=datetime.now(UTC), cache=_cache_folder(), progress=progress
         )
-    click.echo(path)
+    _told(path, browser)
+
+
+def _told(page: Path, browser: Path | None) -> None:
+    """Names a page on stdout; with a browser, prints it to a PDF and names that, too."""
+    click.echo(page)
+    if browser is not None:
+        click.echo(print_pdf(page, browser))
 
 
 def _parameters(
     pairs: tuple[str, ...], given: Mapping[str, Any], page: PageSettings
 ) -> dict[str, object]:
     """The notebook's parameters that options give, then those of `-p`; InputError for both."""
-    price, slo = taken(PriceSettings, given), taken(Slo, given)
+    price, slo, days = (taken(section, given) for section in (PriceSettings, Slo, DaySettings))
     options: dict[str, object] = {
         "start": given["start"],
         "end": given["end"],
@@ -162,6 +178,7 @@ def _parameters(
         "fleet": None if price.fleet is None else str(price.fleet),
         "gpus_per_engine": None if price.gpus_per_engine == 1.0 else price.gpus_per_engine,
         "slo": slo.text or None,
+        "time_zone": None if days.zone == DaySettings.zone else days.zone,
         "gpu": page.gpu,
         "model": page.model,
     }

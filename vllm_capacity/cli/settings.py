@@ -141,7 +141,7 @@ class DaySettings:
         default="UTC",
         metadata=_about(
             "--tz",
-            "Time zone of the days, such as Europe/Berlin.",
+            "Time zone of days and of hours of the week, such as Europe/Berlin.",
             key="time_zone",
             check=_check_zone,
             show_default=True,
@@ -225,6 +225,24 @@ class PageSettings:
         metadata=_about(
             "--notebook",
             "A notebook: its path, or the name of a shipped one. [default: cost-report.ipynb]",
+        ),
+    )
+    has_appendix: bool = field(
+        default=False,
+        metadata=_about(
+            "--appendix",
+            "Print, too, the tables behind the charts and how each figure is computed.",
+            key="appendix",
+            is_flag=True,
+        ),
+    )
+    has_pdf: bool = field(
+        default=False,
+        metadata=_about(
+            "--pdf",
+            "Also print the page to a PDF, by Chromium or Chrome.",
+            key="pdf",
+            is_flag=True,
         ),
     )
     gpu: str | None = field(

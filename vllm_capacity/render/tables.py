@@ -126,20 +126,35 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a reader sees, and the value behind it."""
+    """What a reader sees, and the value behind it; `order` is what it is sorted by without one."""
 
     text: str
     value: Value = None
+    order: float | None = None
+
+    @property
+    def key(self) -> str | float | None:
+        """What it is sorted by: a number, of an estimate the middle or its only end, or text."""
+        if isinstance(self.value, Estimate):
+            ends = (self.value.mid, self.value.low, self.value.high)
+            return next((end for end in ends if end is not None), None)
+        if isinstance(self.value, int | float):
+            return self.value
+        return self.order if self.text == DASH or self.order is not None else self.text
 
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """Rows of cells under columns. `empty` is the sentence that stands in the place of no rows."""
+    """Rows of cells under columns. `empty` is the sentence that stands in the place of no rows.
+
+    The heads of one that `is_sortable` sort it on a page.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     empty: str = "No rows."
+    is_sortable: bool = False
 
     def __post_init__(self) -> None:
         """ValueError for a row that has not one cell per column."""
@@ -158,13 +173,19 @@ class Table:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The table as the page's template takes it: plain JSON, every cell as text."""
-        return {
+        """The table as the page's template takes it: plain JSON, every cell as text.
+
+        With what a page sorts the rows by, where it does: a number or text, None for no value.
+        """
+        content = {
             "columns": [{"title": each.title, "numeric": each.is_numeric} for each in self.shown],
             "rows": self.texts,
             "caption": self.caption,
             "empty": self.empty,
         }
+        if self.is_sortable:
+            content["keys"] = [[row[index].key for index in self._texted] for row in self.rows]
+        return content
 
     @property
     def frame(self) -> pl.DataFrame:

@@ -17,7 +17,12 @@ from vllm_capacity.plan import Plan
 from vllm_capacity.render.numbers import count, number, percent, seconds, value
 from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.render.sections.cost import bill_table, groups_table
-from vllm_capacity.render.sections.header import price_text, tile_table, window_line
+from vllm_capacity.render.sections.header import (
+    price_text,
+    tile_table,
+    verdict_sentences,
+    window_line,
+)
 from vllm_capacity.render.sections.plan import (
     forecast_table,
     gpu_table,
@@ -50,7 +55,7 @@ _WIDTH = 80
 
 def figures_text(analysis: Analysis, *, width: int = _WIDTH) -> str:
     """A window: title lines, verdict, the figures of the tiles, quality of the telemetry."""
-    sentences = prose.verdict(analysis.answer, is_simulated=analysis.window.is_simulated)
+    sentences = verdict_sentences(analysis)
     return _page(
         _paragraphs(_title(analysis), width),
         _paragraphs(sentences, width),

@@ -1,4 +1,4 @@
-"""The engines of a fleet beside each other: what each cost, served and was limited by."""
+"""The engines and models of a fleet beside each other: what each cost, served, was limited by."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.latency import Quantile
-from vllm_capacity.verdicts.cost.bill import Bill, CostShare
+from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, bill
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, LIMITS, UNKNOWN
 
@@ -36,8 +36,52 @@ class EngineRow:
         return self.limit in LIMITS
 
 
+@dataclass(frozen=True)
+class ModelRow:
+    """One model of a fleet: its engines added.
+
+    `engines` are those that counted something of it, worst first; one that serves several models
+    is among the engines of each, and shared out in the costs.
+    """
+
+    model: str
+    engines: tuple[EngineRow, ...]
+    costs: Costs
+    token_share_ratio: float | None
+    ttft_p95: Quantile
+
+    @property
+    def limited(self) -> tuple[EngineRow, ...]:
+        """Its engines that set their own throughput at their peak."""
+        return tuple(row for row in self.engines if row.is_limited)
+
+
+def model_rows(
+    parts: Mapping[str, CostShare],
+    engines: Mapping[str, Sequence[EngineRow]],
+    ttft_p95: Mapping[str, Quantile],
+) -> tuple[ModelRow, ...]:
+    """The models of a fleet, worst first: most engines at a limit, then by what idle time cost.
+
+    `parts` are those of the bill by model, the others by model, too. Empty for no parts.
+    """
+    shares, found = _token_shares(parts), bill(parts, noun="models").parts
+    rows = [
+        ModelRow(
+            model=name,
+            engines=tuple(engines.get(name, ())),
+            costs=costs,
+            token_share_ratio=shares[name],
+            ttft_p95=ttft_p95.get(name, Quantile()),
+        )
+        for name, costs in found.items()
+    ]
+    worst = sorted(rows, key=lambda row: (-len(row.limited), -_usd(row.costs.idle_usd), row.model))
+    return tuple(worst)
+
+
 def engine_rows(
-    bill: Bill,
+    charged: Bill,
     parts: Mapping[str, CostShare],
     fits: Sequence[SaturationFit],
     ttft_p95: Mapping[str, Quantile],
@@ -47,26 +91,36 @@ def engine_rows(
     `parts` are those of the bill, `ttft_p95` is by engine. Empty for no engine.
     """
     limits = {fit.engine: fit.bottleneck or fit.regime for fit in fits}
-    tokens = {name: part.usage.generation_tokens for name, part in parts.items()}
-    counted = [each for each in tokens.values() if each is not None]
-    whole = math.fsum(counted) if len(counted) == len(tokens) else 0.0
+    shares = _token_shares(parts)
     rows = [
         EngineRow(
             engine=name,
             allocation_usd=costs.allocation_usd,
             idle_usd=costs.idle_usd,
-            token_share_ratio=(tokens[name] or 0.0) / whole if whole else None,
+            token_share_ratio=shares[name],
             utilization=costs.utilization,
             ttft_p95=ttft_p95.get(name, Quantile()),
             limit=limits.get(name, UNKNOWN),
         )
-        for name, costs in bill.parts.items()
+        for name, costs in charged.parts.items()
     ]
     return tuple(sorted(rows, key=_badness, reverse=True))
+
+
+def _token_shares(parts: Mapping[str, CostShare]) -> dict[str, float | None]:
+    """The part of the output tokens of each, 0..1; None where one was not counted or none came."""
+    tokens = {name: part.usage.generation_tokens for name, part in parts.items()}
+    counted = [each for each in tokens.values() if each is not None]
+    whole = math.fsum(counted) if len(counted) == len(tokens) else 0.0
+    return {name: (each or 0.0) / whole if whole else None for name, each in tokens.items()}
 
 
 def _badness(row: EngineRow) -> tuple[int, float, str]:
     """What puts one engine before another: the more severe limit, then the dollars idle."""
     severity = BY_SEVERITY.index(row.limit) if row.is_limited else 0
-    idle = next((end for end in (row.idle_usd.mid, row.idle_usd.low) if end is not None), 0.0)
-    return severity, idle, row.engine
+    return severity, _usd(row.idle_usd), row.engine
+
+
+def _usd(amount: Estimate) -> float:
+    """Its middle, else what it is at least, else 0."""
+    return next((end for end in (amount.mid, amount.low) if end is not None), 0.0)

@@ -27,7 +27,8 @@ together as (
         pairs.other,
         counts.value,
         lag(counts.value) over (
-            partition by pairs.instance, pairs.other order by counts.ts, counts.value desc
+            partition by pairs.instance, pairs.other
+            order by counts.ts, counts.value desc  -- of one moment, one count: else two processes
         ) as value_before
     from pairs
     join counts on counts.instance in (pairs.instance, pairs.other)

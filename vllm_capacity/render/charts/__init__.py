@@ -20,11 +20,12 @@ from vllm_capacity.render.charts import plan as _plan
 from vllm_capacity.render.charts import regimes as _regimes
 from vllm_capacity.render.charts import saturation as _saturation
 from vllm_capacity.render.charts import traffic as _traffic
+from vllm_capacity.render.charts import weeks as _weeks
 from vllm_capacity.render.charts.base import Chart
 
 Draw = Callable[..., Chart]
 
-_MODULES = (_traffic, _latency, _regimes, _saturation, _cost, _plan)
+_MODULES = (_traffic, _latency, _regimes, _saturation, _cost, _weeks, _plan)
 CHARTS: Mapping[str, Draw] = {
     name: draw
     for module in _MODULES

@@ -6,7 +6,7 @@ would look like one that was never asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import altair as alt
 import polars as pl
@@ -33,6 +33,7 @@ from vllm_capacity.render.charts.base import (
     tips_of,
 )
 from vllm_capacity.render.charts.time import milliseconds, time_axis, time_tooltip, whole_window
+from vllm_capacity.render.charts.week_grid import DAY_PIXELS, DAYS, Cells, week_cells
 from vllm_capacity.render.numbers import Write, count, number, percent, plural, reason, sure, usd
 from vllm_capacity.render.prose import captions
 from vllm_capacity.timerange import TimeRange
@@ -41,7 +42,6 @@ from vllm_capacity.verdicts.demand.forecast import DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Option
 
 _MILLION = 1e6
-_DAY_PIXELS = 26
 _LEAST_HOURS = 24
 _TOO_SHORT = "Needs at least 24 h of data; this window has {}."
 _ENDS = {"low": pl.Float64, "mid": pl.Float64, "high": pl.Float64}
@@ -52,7 +52,6 @@ _OPTIONS = {
 }
 _CASES = {**{name: pl.String for name in ("case", "name", "note")}, **_ENDS}
 _DEMAND = {"requests": "observed", "low": "at least", "mid": "expected", "high": "at most"}
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _HOUR_COLUMNS = (
     DataColumn("day", "day", str, ""),
     DataColumn("hour", "hour from", str, ".0f"),
@@ -60,6 +59,9 @@ _HOUR_COLUMNS = (
     DataColumn("cost_usd", "bill per hour", usd, "$,.3~r"),
     DataColumn("utilization_ratio", "utilization", percent, ".0%"),
     DataColumn("observed_hours", "hours observed", count, ".0f"),
+)
+_IDLE_CELLS = Cells(
+    "idle_usd", "idle dollars per hour", "$,.3~r", theme.COST, tips_of(_HOUR_COLUMNS)
 )
 
 
@@ -181,17 +183,17 @@ def idle_by_hour(analysis: Analysis, *, time_zone: str = "UTC") -> Chart:
     if hours.height < _LEAST_HOURS:
         return panel.empty(_TOO_SHORT.format(plural(hours.height, "whole hour")))
     week = idle_by_hour_of_week(hours, time_zone=time_zone).with_columns(
-        day=pl.col("weekday").cast(pl.Int64).replace_strict(dict(enumerate(_DAYS, start=1)))
+        day=pl.col("weekday").cast(pl.Int64).replace_strict(dict(enumerate(DAYS, start=1)))
     )
     seen = week.drop_nulls("idle_usd")
     if seen.is_empty():
         why = analysis.answer.cost.idle_usd.reason or "no hour has both a bill and a utilization"
         return panel.empty(f"Not known: {why.rstrip('.')}.")
     return panel.chart(
-        _week_cells(week, time_zone),
+        week_cells(week, _IDLE_CELLS, time_zone),
         caption=captions.idle_found(seen, hours=week.height),
         table=table_of(week.filter(pl.col("observed_hours") > 0), _HOUR_COLUMNS),
-        height=len(_DAYS) * _DAY_PIXELS,
+        height=len(DAYS) * DAY_PIXELS,
     )
 
 
@@ -273,26 +275,3 @@ def _demand_lines(frame: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
             label = Label("right" if column == "mid" else "left")
             layers += labelled(alt.Chart(point), label, color=color, x=x, y=y(column))
     return layers
-
-
-def _week_cells(week: pl.DataFrame, time_zone: str) -> list[alt.Chart]:
-    """A cell per hour of the week, as strong as its idle dollars; an outline where never seen."""
-    hours = alt.Axis(values=list(range(0, 24, 3)))
-    at: Mapping[str, alt.X | alt.Y] = {
-        "x": alt.X("hour:O", title=f"hour of the day ({time_zone})", axis=hours),
-        "y": alt.Y("day:O", title="day of the week", sort=list(_DAYS)),
-    }
-    # Opacity, not a range of colors: so the color stays a variable, right on dark paper too.
-    strength = alt.Opacity(
-        "idle_usd:Q",
-        title="idle dollars per hour",
-        scale=alt.Scale(domainMin=0, range=[0.06, 1.0]),
-        legend=alt.Legend(
-            format="$,.3~r", tickCount=4, symbolType="square", symbolFillColor=theme.COST
-        ),
-    )
-    never = alt.Chart(week.filter(pl.col("idle_usd").is_null()).select("day", "hour"))
-    outlines = never.mark_rect(fillOpacity=0, stroke=theme.GRID, strokeWidth=1)
-    cells = alt.Chart(rounded(week.drop_nulls("idle_usd"))).mark_rect(color=theme.COST)
-    tips = [tip.tooltip for tip in tips_of(_HOUR_COLUMNS)]
-    return [outlines.encode(**at), cells.encode(**at, opacity=strength, tooltip=tips)]

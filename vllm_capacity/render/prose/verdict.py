@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from vllm_capacity.answer import ATTAINMENT_GOAL, Answer
 from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.render.engines import short_names
 from vllm_capacity.render.numbers import (
     Write,
     between,
@@ -23,6 +24,7 @@ from vllm_capacity.render.numbers import (
     usd_per_thousand,
     value,
 )
+from vllm_capacity.verdicts.fleet import EngineRow
 from vllm_capacity.verdicts.saturation.advice import KV_MEMORY, REPLICAS
 from vllm_capacity.verdicts.saturation.fit import BORROWED, EXTRAPOLATED, Saturation
 from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, KV, PREFILL, SCHEDULER, UNKNOWN
@@ -69,16 +71,37 @@ _FULL_RATIO = 0.95
 _WIDE = 3.0  # an interval whose ends differ by this factor is called rough
 
 
-def verdict(answer: Answer, *, is_simulated: bool = False) -> list[str]:
+def verdict(
+    answer: Answer, *, is_simulated: bool = False, engines: Sequence[EngineRow] = ()
+) -> list[str]:
     """Four sentences: cost per request, utilization, bottleneck and headroom, what to do next.
 
-    One more, first, where the telemetry was simulated; and one before the last where latency
-    targets were missed, or allow less than the server can do.
+    One more, first, where the telemetry was simulated; one on the `engines` of a fleet whose idle
+    time cost most; and one before the last where latency targets were missed, or allow less than
+    the server can do.
     """
     sentences = [SIMULATED] if is_simulated else []
     targets = within_targets(answer)
-    body = [_cost(answer), _utilization(answer), _bottleneck(answer)]
+    body = [_cost(answer), _utilization(answer), *waste(engines), _bottleneck(answer)]
     return [*sentences, *body, *([targets] if targets else []), _next(answer)]
+
+
+def waste(engines: Sequence[EngineRow]) -> list[str]:
+    """Which engines of several cost most while they were not used, by name; none without dollars.
+
+    At most three, of those with the most idle dollars that are certain.
+    """
+    idle = [row for row in engines if row.idle_usd.low and row.allocation_usd.mid]
+    if len(engines) < 2 or not idle:
+        return []
+    names = short_names(row.engine for row in engines)
+    most = sorted(idle, key=lambda row: (-(row.idle_usd.low or 0.0), row.engine))[:_NAMED]
+    costs = ", ".join(
+        f"{names[row.engine]} {value(row.idle_usd, usd)} of {value(row.allocation_usd, usd)}"
+        for row in most
+    )
+    more = f", and {plural(len(idle) - len(most), 'more engine')}" if len(idle) > len(most) else ""
+    return [f"Unused capacity by engine: {costs}{more}."]
 
 
 def within_targets(answer: Answer) -> str:

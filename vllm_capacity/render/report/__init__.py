@@ -18,3 +18,4 @@ CHART_MIME = "application/vnd.vegalite.v6+json"
 VEGALITE_VERSION = "6.4"
 HOVER = "hover"  # layers and parameters so named serve the pointer; a still leaves them out
 NOTEBOOK_WIDTH = 760  # numeric: "container" freezes a JupyterLab tab
+STILL_WIDTH = 440  # two beside each other on paper are still read, and one on a phone

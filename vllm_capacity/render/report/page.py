@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -24,11 +24,13 @@ from markupsafe import Markup
 
 from vllm_capacity.render.report import CHART_MIME, PIECE_MIME, JsonObject
 from vllm_capacity.render.report.metadata import Metadata
+from vllm_capacity.render.report.trends import HEIGHT, WIDTH, series_trends
 from vllm_capacity.render.report.vega import ChartOf, PageChart, page_chart
 from vllm_capacity.render.tables import ROWS_AT_MOST
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _TABLE_TAGS = frozenset({"table", "thead", "tbody", "tfoot", "tr", "th", "td", "caption", "p", "b"})
+_LONG_REASON = 80  # letters: a shorter one is told again as quickly as where it was told
 _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
 
 
@@ -56,6 +58,12 @@ class Section:
     heading: str
     blocks: tuple[Block, ...]
 
+    @property
+    def is_appendix(self) -> bool:
+        """Whether it says how figures are computed: printed only where that is asked for."""
+        pieces = (each.content for each in self.blocks if isinstance(each.content, PieceData))
+        return any(piece.kind == "definitions" for piece in pieces)
+
 
 def page_html(
     *,
@@ -65,8 +73,14 @@ def page_html(
     metadata: Metadata,
     command: str,
     made: str,
+    has_appendix: bool = False,
 ) -> str:
-    """The whole page. `made` is its one line that differs between two runs of the same window."""
+    """The whole page. `made` is its one line that differs between two runs of the same window.
+
+    Printed, it is the answer and its charts; with `has_appendix` also the tables behind them and
+    the definitions of the figures.
+    """
+    sections = _reasons_once(sections)
     contents = [block.content for section in sections for block in section.blocks]
     charts = [content for content in contents if isinstance(content, PageChart)]
     boot = _template_text("boot.js")
@@ -86,7 +100,28 @@ def page_html(
             metadata=inert_json(msgspec.to_builtins(metadata)),
             command=command,
             made=made,
+            has_appendix=has_appendix,
         )
+    )
+
+
+def _reasons_once(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """The sections; a chart without marks for the long reason of one above it refers to that."""
+    first: dict[str, str] = {}
+
+    def shown(block: Block) -> Block:
+        chart = block.content
+        if not isinstance(chart, PageChart) or len(chart.empty) < _LONG_REASON:
+            return block
+        same = first.setdefault(chart.empty, chart.question)
+        if same == chart.question:
+            return block
+        reason = f"No chart, for the same reason as under “{same}”."
+        return replace(block, content=replace(chart, empty=reason))
+
+    return tuple(
+        replace(section, blocks=tuple(shown(block) for block in section.blocks))
+        for section in sections
     )
 
 
@@ -97,6 +132,9 @@ def index_html(rows: Sequence[tuple[str, Metadata]]) -> str:
         .get_template("index.html.j2")
         .render(
             rows=rows,
+            series=series_trends(rows),
+            width=WIDTH,
+            height=HEIGHT,
             policy=_policy(),
             style=Markup(_template_text("page.css")),
         )

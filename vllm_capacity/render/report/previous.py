@@ -98,6 +98,30 @@ def previous_report(
     return replace(latest.report, page=latest.page, tiles=tiles, verdict=None, previous=None)
 
 
+def series_of_reports(reports: Mapping[str, Metadata]) -> list[list[tuple[str, Metadata]]]:
+    """The reports, by file name, in series: each after the one that it would be compared with.
+
+    Oldest first within a series; the series with the latest end first. A report that follows no
+    other begins one.
+    """
+    candidates = [
+        _Candidate(report, report.line.time_range, name)
+        for name, report in reports.items()
+        if report.line.time_range is not None
+    ]
+    series: dict[str, list[tuple[str, Metadata]]] = {}
+    earlier: list[_Candidate] = []
+    for each in sorted(candidates, key=lambda one: one.order):
+        before = (one for one in reversed(earlier) if _is_comparable(each.report, one.report))
+        found = next(before, None)
+        own = [] if found is None else series[found.page]
+        own.append((each.page, each.report))
+        series[each.page] = own
+        earlier.append(each)
+    latest = {id(own): own for own in reversed(series.values())}
+    return list(latest.values())
+
+
 def with_changes(tiles: Tiles, line: SummaryLine, before: Metadata | None) -> Tiles:
     """The tiles with the change of each, and the previous report in full.
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from traitlets.config import Config
 
@@ -254,7 +255,10 @@ def _target_seconds(name: str, value: object) -> float | None:
 
 
 def _check_assumptions(checked: Mapping[str, Value]) -> None:
-    """InputError for prices, GPU counts and targets that the assumptions do not allow."""
+    """InputError for prices, GPU counts and targets that the assumptions do not allow.
+
+    And for a time zone that there is not.
+    """
     given: dict[str, Any] = {
         RENAMED_PARAMETERS.get(name, name): value
         for name, value in checked.items()
@@ -267,6 +271,13 @@ def _check_assumptions(checked: Mapping[str, Value]) -> None:
         gpus_per_engine=given.get("gpus_per_engine", 1.0),
         price_rules=given.get("price_rules"),
     )
+    zone = given.get("time_zone", "UTC")
+    try:
+        ZoneInfo(zone)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise InputError(
+            f"No time zone {zone!r}; write it as the IANA list does: UTC, Europe/Berlin."
+        ) from None
 
 
 def _unknown(name: str, known: list[str], notebook: str) -> str:

@@ -22,7 +22,7 @@ from vllm_capacity.errors import SourceError
 from vllm_capacity.render.report import (
     CHART_MIME,
     HOVER,
-    NOTEBOOK_WIDTH,
+    STILL_WIDTH,
     VEGALITE_VERSION,
     JsonObject,
 )
@@ -35,6 +35,7 @@ _ID = re.compile(r'(\bid="|url\(#|href="#)([\w-]+)')
 _MARK_WORDS = re.compile(
     r' (?:role="graphics-symbol"|aria-roledescription="[^"]*"|aria-label="[^"]*")(?=[^<>]*\bd=")'
 )
+_FIT = {"type": "fit-x", "contains": "padding"}
 _EXPORT = "window.vegaEmbed = vegaEmbed;"
 _BUNDLE_MUST_NOT_HOLD = ("</script", "<!--")  # either would end or bend the script element
 
@@ -84,7 +85,7 @@ def runtime(cache: Path | None) -> str:
 
 def page_chart(given: JsonObject, number: int) -> PageChart:
     """The parts of a Vega-Lite spec made by our charts; `number` keeps ids apart on one page."""
-    spec = copy.deepcopy(dict(given))
+    spec = _without_empty(copy.deepcopy(dict(given)))
     title = spec.pop("title", None) or {}
     if isinstance(title, str):
         title = {"text": title}
@@ -93,7 +94,7 @@ def page_chart(given: JsonObject, number: int) -> PageChart:
     still = "" if empty else _still(spec, number)
     if _is_single(spec):  # only such a view can be as wide as what holds it
         spec["width"] = "container"
-        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+        spec["autosize"] = _FIT
     data = {name: _columns(rows) for name, rows in spec.pop("datasets", {}).items()}
     return PageChart(
         question=_one_line(title.get("text", "")),
@@ -139,8 +140,9 @@ def _still(spec: Spec, number: int) -> str:
     import vl_convert
 
     shown = _without_hover(spec)
-    if shown.get("width") == "container":
-        shown["width"] = NOTEBOOK_WIDTH
+    if _is_single(spec):
+        shown["width"] = STILL_WIDTH
+        shown["autosize"] = _FIT
     svg = vl_convert.vegalite_to_svg(shown, vl_version=VEGALITE_VERSION, allowed_base_urls=[])
     # The words for the ear of each of a hundred marks are most of it; the table has them.
     shorter = _MARK_WORDS.sub("", str(svg))
@@ -157,6 +159,18 @@ def _without_hover(spec: Spec) -> Spec:
         if parts in shown:
             shown[parts] = [_without_hover(each) for each in shown[parts] if kept(each)]
     return shown
+
+
+def _without_empty(spec: Spec) -> Spec:
+    """The spec without layers that have no rows to draw, of which a browser would complain."""
+    empty = {name for name, rows in spec.get("datasets", {}).items() if not rows}
+    layers = spec.get("layer", [])
+    drawn = [each for each in layers if each.get("data", {}).get("name") not in empty]
+    if not drawn or len(drawn) == len(layers):
+        return spec
+    gone = {each.get("name") for each in layers if each not in drawn}
+    params = [each for each in spec.get("params", []) if not gone & set(each.get("views", ()))]
+    return {**spec, "layer": drawn, **({"params": params} if "params" in spec else {})}
 
 
 def _is_single(spec: JsonObject) -> bool:

@@ -61,6 +61,8 @@ def write_index(folder: Path) -> Path:
 
 DEFAULT_NOTEBOOK = "cost-report.ipynb"
 _LONGEST = 120
+_OPTIONS = {"window": "--window", "time_zone": "--tz"}
+"""Parameters that the command line has options for."""
 PRICE_PARAMETERS = ("usd_per_hour", "price", "fleet", "price_rules")
 """Parameters that give a price, one instead of the other."""
 
@@ -81,11 +83,15 @@ EXAMPLES: tuple[Mapping[str, object], ...] = (
 
 @dataclass(frozen=True)
 class ReportOrder:
-    """What was asked for: a notebook, its parameters as given, and where the page goes."""
+    """What was asked for: a notebook, its parameters as given, and where the page goes.
+
+    Printed, the page is the answer and its charts, and with `has_appendix` all that is on it.
+    """
 
     notebook: Path
     parameters: Mapping[str, object]
     out: Path
+    has_appendix: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,7 @@ def _page(laid: _Laid, order: ReportOrder, *, made_at: datetime, cache: Path | N
         metadata=laid.metadata,
         command=_command(order),
         made=_made(made_at),
+        has_appendix=order.has_appendix,
     )
 
 
@@ -270,6 +277,8 @@ def _command(order: ReportOrder) -> str:
     command = ["vllm-capacity", "report"]
     if order.notebook.name != DEFAULT_NOTEBOOK:
         command += ["--notebook", order.notebook.name]
+    command += ["--appendix"] if order.has_appendix else []
     for name, value in order.parameters.items():
-        command += ["--window", str(value)] if name == "window" else ["-p", f"{name}={value}"]
+        option = _OPTIONS.get(name)
+        command += [option, str(value)] if option else ["-p", f"{name}={value}"]
     return shlex.join(command)

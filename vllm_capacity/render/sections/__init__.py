@@ -19,7 +19,7 @@ from vllm_capacity.render.sections.cost import (
     first_changes,
     other_prices,
 )
-from vllm_capacity.render.sections.fleet import engine_table
+from vllm_capacity.render.sections.fleet import engine_table, model_table
 from vllm_capacity.render.sections.header import (
     definitions,
     provenance,
@@ -61,6 +61,7 @@ from vllm_capacity.render.sections.saturation import (
     regime_table,
     saturation_verdict,
 )
+from vllm_capacity.render.sections.weeks import days_text
 from vllm_capacity.render.tables import text
 from vllm_capacity.verdicts.cost.comparisons import Claim
 
@@ -76,6 +77,7 @@ __all__ = [
     "claim_verdict",
     "cost_table",
     "cost_verdict",
+    "days_text",
     "definitions",
     "engine_table",
     "extrapolation_table",
@@ -90,6 +92,7 @@ __all__ = [
     "latency_table",
     "latency_verdict",
     "loss_table",
+    "model_table",
     "other_prices",
     "oversaturation",
     "plan_verdict",

@@ -35,6 +35,7 @@ from vllm_capacity.render.tables import (
     with_interval,
 )
 from vllm_capacity.verdicts.cost.bill import Costs
+from vllm_capacity.verdicts.saturation.advice import Advice
 
 _COSTS: tuple[tuple[str, str, Write], ...] = (
     ("allocation_usd", "bill, idle included", usd),
@@ -56,6 +57,7 @@ _BILL: tuple[tuple[str, str, Write], ...] = (
     ("usd_per_request", "per 1,000 requests", usd_per_thousand),
     ("usd_per_million_output_tokens", "per million output tokens", usd),
 )
+_SHARED, _NAMED = 3, 3  # engines from which on advice is given once; how many it names
 _RESTS_ON_OUTPUT = frozenset({"idle_usd", "utilization", "usd_per_million_output_tokens"})
 _CHEAPER = {
     True: "own GPUs are cheaper",
@@ -143,18 +145,31 @@ def other_prices(analysis: Analysis) -> Table:
 
 
 def first_changes(analysis: Analysis) -> Table:
-    """What to change first, before buying a GPU: the setting, its bounded effect, its evidence."""
+    """What to change first, before buying a GPU: the setting, its bounded effect, its evidence.
+
+    Three engines or more of the same setting and gain are one row, with the evidence of the first.
+    """
     columns = (
         Column("change", "setting"),
         Column("engine", "engine"),
         Column("gain", "gain"),
         Column("evidence", "evidence", is_note=True),
     )
+    groups: dict[tuple[str, str], list[Advice]] = {}
+    for each in analysis.answer.advice:
+        groups.setdefault((each.setting, _gain(each.effect)), []).append(each)
     rows = [
-        (each.setting, each.engine, _gain(each.effect), each.evidence)
-        for each in analysis.answer.advice
+        (setting, _engines([each.engine for each in row]), gain, row[0].evidence)
+        for (setting, gain), own in groups.items()
+        for row in ([own] if len(own) >= _SHARED else [[each] for each in own])
     ]
     return table(columns, rows, empty="No setting of the server limited throughput in this window.")
+
+
+def _engines(names: Sequence[str]) -> Cell:
+    """The engines of one row: up to three by name, and how many more."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return Cell(", ".join(names[:_NAMED]) + more, names[0])
 
 
 def break_even_table(

@@ -1,16 +1,21 @@
-"""The engines of a fleet, a row each, the worst first."""
+"""The engines and the models of a fleet, a row each, the worst first."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.figures.latency import Quantile
 from vllm_capacity.render.engines import short_names
-from vllm_capacity.render.numbers import percent, seconds, usd
+from vllm_capacity.render.numbers import count, percent, plural, seconds, usd
 from vllm_capacity.render.prose.verdict import REGIMES
 from vllm_capacity.render.tables import DASH, Cell, Column, Table, table
+from vllm_capacity.verdicts.fleet import ModelRow
 from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE
 
 _CAPTION = "Engines at a limit first, then by what their idle time cost."
+_MODELS_CAPTION = "The same by model: the engines of each added."
+_MILLION = "usd_per_million_output_tokens"
 
 
 def engine_table(analysis: Analysis) -> Table | None:
@@ -47,7 +52,56 @@ def engine_table(analysis: Analysis) -> Table | None:
         )
         for row in rows
     ]
-    return table(columns, found, caption=_CAPTION)
+    return replace(table(columns, found, caption=_CAPTION), is_sortable=True)
+
+
+def model_table(analysis: Analysis) -> Table | None:
+    """What each model cost and served, its engines added, the worst first; None of one model.
+
+    One row per model: its engines, bill and idle cost, share of all generated tokens, dollars per
+    million of them, utilization, p95 TTFT, and how many engines are at a limit. Without a price
+    there are no dollars.
+    """
+    if len(analysis.models) < 2:
+        return None
+    columns = (
+        Column("model", "model"),
+        Column("engines", "engines", count, is_numeric=True),
+        Column("bill", "allocation_usd", usd, is_numeric=True),
+        Column("idle cost", "idle_usd", usd, is_numeric=True),
+        Column("share of tokens", "token_share_ratio", percent, is_numeric=True),
+        Column("per million output tokens", _MILLION, usd, is_numeric=True),
+        Column("utilization", "utilization", percent, is_numeric=True),
+        Column("TTFT p95", "ttft_p95_seconds", seconds, is_numeric=True),
+        Column("what limits it", "limit"),
+    )
+    is_priced = not analysis.cost.allocation_usd.is_unknown
+    found = [
+        (
+            row.model,
+            len(row.engines),
+            row.costs.allocation_usd if is_priced else Cell(""),
+            row.costs.idle_usd if is_priced else Cell(""),
+            row.token_share_ratio,
+            row.costs.usd_per_million_output_tokens if is_priced else Cell(""),
+            row.costs.utilization,
+            _slowest(row.ttft_p95),
+            _model_limit(row),
+        )
+        for row in analysis.model_rows
+    ]
+    return replace(table(columns, found, caption=_MODELS_CAPTION), is_sortable=True)
+
+
+def _model_limit(row: ModelRow) -> Cell:
+    """How many of its engines are at the worst of their limits; of none, that of its first."""
+    if not row.engines:
+        return Cell(DASH)
+    worst = row.engines[0].limit
+    if not row.limited:
+        return Cell(_LIMITS.get(worst, REGIMES[worst]), worst)
+    same = sum(each.limit == worst for each in row.limited)
+    return Cell(f"{count(same)} of {plural(len(row.engines), 'engine')} {REGIMES[worst]}", worst)
 
 
 _LIMITS = {IDLE: "nothing: it was idle", CLIENT: "nothing: it has room"}
@@ -57,4 +111,6 @@ def _slowest(p95: Quantile) -> Cell:
     """The p95 of a latency; above the last bucket, only that it is."""
     if p95.estimate is not None:
         return Cell(seconds(p95.estimate), p95.estimate)
-    return Cell(DASH if p95.lower is None else f"above {seconds(p95.lower)}")
+    if p95.lower is None:
+        return Cell(DASH)
+    return Cell(f"above {seconds(p95.lower)}", order=p95.lower)

@@ -50,7 +50,7 @@ from vllm_capacity.telemetry.window import query_text
 from vllm_capacity.verdicts import sizing
 from vllm_capacity.verdicts.cost import bill as cost
 from vllm_capacity.verdicts.cost import idle
-from vllm_capacity.verdicts.demand import forecast
+from vllm_capacity.verdicts.demand import forecast, weeks
 from vllm_capacity.verdicts.hardware import compare as options
 from vllm_capacity.verdicts.quality import report as quality
 from vllm_capacity.verdicts.saturation import advice, capacity, plateau, regimes, slo
@@ -546,6 +546,15 @@ DEFINITIONS: tuple[Definition, ...] = (
         (forecast.forecast_demand,),
         (_growth(REQUESTS),),
         ("plan.forecast",),
+    ),
+    Definition(
+        "hour_of_week",
+        "Load, utilization and cost by hour of the week",
+        f"{_BILL_TEXT} Of each whole hour of the clock: finished requests, output tokens per "
+        "second ÷ capacity, the bill; then the means over the hours of the week that were "
+        "observed, and what all requests of such hours cost ÷ their number.",
+        (costs_by_time.costs_by_hour, weeks.hours_of_week),
+        (*_BILLED, _growth(REQUESTS, GENERATION_TOKENS), *_STEPS),
     ),
     Definition(
         "idle",

@@ -30,6 +30,7 @@ from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.render.report.metadata import Quality, Rate, SummaryLine, Tile, Tiles, Verdict
 from vllm_capacity.render.report.previous import BILL, RATES
 from vllm_capacity.render.sections.definitions import shown_definitions
+from vllm_capacity.render.sections.plan import surplus_text
 from vllm_capacity.render.tables import Cell, Column, Element, Table, interval, reasons_once, table
 from vllm_capacity.timerange import iso
 
@@ -65,15 +66,33 @@ def title_line(analysis: Analysis) -> Element:
 
 def verdict(analysis: Analysis) -> Element:
     """The answer in a few sentences, with the quality of the telemetry as a word and a shape."""
-    sentences = prose.verdict(analysis.answer, is_simulated=analysis.window.is_simulated)
+    sentences = verdict_sentences(analysis)
     word, because = prose.quality_word(analysis.answer)
     found = Verdict(tuple(sentences), Quality(word, prose.SHAPES[word], because))
     text = "\n".join([*sentences, f"Telemetry: {word} ({because})"])
     return Element("verdict", msgspec.to_builtins(found), text)
 
 
+def verdict_sentences(analysis: Analysis) -> list[str]:
+    """The sentences of the verdict; of several engines, those that idled most by name."""
+    is_fleet = analysis.answer.window.engines > 1
+    sentences = prose.verdict(
+        analysis.answer,
+        is_simulated=analysis.window.is_simulated,
+        engines=analysis.engine_rows if is_fleet else (),
+    )
+    can_go = _can_go(analysis) if is_fleet else ""
+    return [*sentences[:-1], *([can_go] if can_go else []), sentences[-1]]
+
+
+def _can_go(analysis: Analysis) -> str:
+    """That replicas can go, and what that saves; empty where none surely can."""
+    found = analysis.surplus()
+    return surplus_text(found).sentences[0] if found.removable_replicas.low else ""
+
+
 def tiles(analysis: Analysis) -> Element:
-    """The six figures of the first screen, each with its interval and basis or its reason."""
+    """The figures of the first screen, each with its interval and basis or its reason."""
     shown = Tiles(tiles_of(analysis.answer))
     return Element("tiles", msgspec.to_builtins(shown), repr(tile_table(analysis)))
 
@@ -173,7 +192,10 @@ class _Figure:
 
 
 def _figures(answer: Answer) -> tuple[_Figure, ...]:
-    """The figures of the first screen, in page order; of several engines, what all cost first."""
+    """The figures of the first screen, in page order; of several engines, what all cost first.
+
+    Where latency targets are given, the headroom within them comes before the one without.
+    """
     cost, headroom = answer.cost, answer.saturation.headroom_ratio
     each, million = cost.usd_per_request, "usd_per_million_output_tokens"
     met, used = answer.slo.ttft_attainment, cost.utilization
@@ -188,22 +210,27 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
     within = _Figure(
         "ttft_attainment", "TTFT within target", met, percent, "of requests", _TTFT_TARGET
     )
-    if answer.window.engines < 2:
-        return (per_request, per_million, tokens, utilization, room, within)
     length = f"for {hours(answer.window.hours)}"
     bill = _Figure("allocation_usd", "Bill", cost.allocation_usd, usd, length, BILL)
     month = _Figure("usd_per_month", "Run rate", answer.usd_per_month, usd, "per month", RATES)
-    money = (bill, month, per_request, per_million, utilization)
-    if not _has_targets(answer):
-        return (*money, replace(room, note=""))
     within_targets = _Figure(
         "slo_headroom_ratio",
         "Headroom within the latency targets",
         answer.slo_headroom_ratio,
         percent,
         "of the throughput that meets them",
+        note=served,
     )
     bare = replace(room, label="Headroom, ignoring latency targets", note="")
+    is_fleet, has_targets = answer.window.engines > 1, _has_targets(answer)
+    if not is_fleet and not has_targets:
+        return (per_request, per_million, tokens, utilization, room, within)
+    if not is_fleet:
+        rest = (utilization, within_targets, bare, within, bill, month)
+        return (per_request, per_million, tokens, *rest)
+    money = (bill, month, per_request, per_million, utilization)
+    if not has_targets:
+        return (*money, replace(room, note=""))
     return (*money, within_targets, bare, within, tokens)
 
 
@@ -265,9 +292,9 @@ def _rates(analysis: Analysis) -> tuple[Rate, ...]:
 
 
 def _bill_terms(analysis: Analysis) -> dict[str, tuple[Rate, ...]]:
-    """What the bill of a fleet hangs on: its rates and hours; none of one engine, or no price."""
-    extent, rates = analysis.answer.window, _rates(analysis)
-    return {BILL: (*rates, (extent.hours,))} if extent.engines > 1 and rates else {}
+    """What the whole bill hangs on: its rates and hours; nothing without a price."""
+    rates = _rates(analysis)
+    return {BILL: (*rates, (analysis.answer.window.hours,))} if rates else {}
 
 
 def _plain(value: object) -> str:

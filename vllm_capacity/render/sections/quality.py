@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from vllm_capacity.analysis import Analysis
@@ -10,6 +12,7 @@ from vllm_capacity.figures.scrapes import Interruption
 from vllm_capacity.render.numbers import NOT_KNOWN, count, number, percent, plural, seconds
 from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.render.tables import Cell, Column, Table, Text, Value, table, text, written
+from vllm_capacity.verdicts.quality.evidence import Finding
 
 _VERDICTS = {
     "good": "The window is complete",
@@ -18,10 +21,15 @@ _VERDICTS = {
     "are uncertain",
 }
 _SPELLS_SHOWN = 2
+_SHARED, _TARGETS_SHOWN = 3, 3  # targets from which on a finding is told once; how many it names
+_NUMBERS = re.compile(r"\d[\d.,:]*")
 
 
 def quality_table(analysis: Analysis) -> Table:
-    """What was found wrong with the telemetry: how severe, how often, when, its effect."""
+    """What was found wrong with the telemetry: how severe, how often, when, its effect.
+
+    A finding that three targets or more share is one row, of the target where it came most often.
+    """
     word, why = prose.quality_word(analysis.answer)
     columns = (
         Column("severity", "severity"),
@@ -38,7 +46,7 @@ def quality_table(analysis: Analysis) -> Table:
             Cell(_when(each.when), each.when),
             each.effect,
         )
-        for each in analysis.answer.quality
+        for each in _shown(analysis)
     ]
     return table(
         columns,
@@ -46,6 +54,39 @@ def quality_table(analysis: Analysis) -> Table:
         caption=f"{prose.SHAPES[word]} {word}: {why}",
         empty="Nothing was found: no gap, no restart, no missing series.",
     )
+
+
+def _shown(analysis: Analysis) -> Sequence[Finding]:
+    findings = analysis.answer.quality
+    return findings if len(findings) < _SHARED else shared_once(findings, analysis.instances)
+
+
+def shared_once(findings: Sequence[Finding], instances: Sequence[str]) -> list[Finding]:
+    """The findings, those that differ in their target and numbers alone as one of them.
+
+    From three on, in the place of the first, as the one that came most often, which names others.
+    """
+    targets = re.compile("|".join(map(re.escape, sorted(instances, key=len, reverse=True))) or "$^")
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    for each in findings:
+        masked = _NUMBERS.sub("#", targets.sub("@", each.effect))
+        groups.setdefault((each.severity, each.check, masked), []).append(each)
+    shown: list[Finding] = []
+    for own in groups.values():
+        most = max(own, key=lambda each: each.count)
+        found = (targets.search(each.effect) for each in own if each is not most)
+        others = [match[0] for match in found if match]
+        is_shared = len(own) >= _SHARED and len(others) == len(own) - 1
+        shown += [_with_others(most, others)] if is_shared else own
+    return shown
+
+
+def _with_others(finding: Finding, others: Sequence[str]) -> Finding:
+    """The finding with the targets that share it."""
+    more = len(others) - _TARGETS_SHOWN
+    names = ", ".join(others[:_TARGETS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    same = f"The same of {plural(len(others), 'other')}: {names}."
+    return replace(finding, effect=f"{finding.effect.rstrip('.')}. {same}")
 
 
 def scrape_table(analysis: Analysis) -> Table:

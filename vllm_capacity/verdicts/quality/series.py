@@ -284,7 +284,8 @@ def imbalance(evidence: Evidence) -> list[Finding]:
             "share"
             f"{' while it stood idle' if is_idle else ''}. No figure moves; cost carries it."
         )
-        found.append(Finding("series", "warning" if is_idle else "info", 1, effect))
+        # No doubt about any figure, however idle: the verdict tells the waste.
+        found.append(Finding("series", "info", 1, effect))
     return found
 
 

@@ -41,6 +41,38 @@
     );
   }
 
+  // The heads of a table that can be sorted become buttons; rows without a value stay last.
+  function sortable(table) {
+    var body = table.tBodies[0];
+    Array.prototype.forEach.call(table.tHead.rows[0].cells, function (head, column) {
+      var button = document.createElement("button");
+      button.type = "button";
+      button.textContent = head.textContent;
+      head.textContent = "";
+      head.appendChild(button);
+      button.addEventListener("click", function () {
+        var isNumeric = head.classList.contains("n");
+        var order = head.getAttribute("aria-sort") === (isNumeric ? "descending" : "ascending");
+        var isDown = order !== isNumeric;
+        function key(row) {
+          var text = row.cells[column].dataset.key;
+          return text === undefined ? null : isNumeric ? Number(text) : text;
+        }
+        var rows = Array.prototype.slice.call(body.rows);
+        rows.sort(function (a, b) {
+          var x = key(a), y = key(b);
+          if (x === null || y === null) return (x === null) - (y === null);
+          var found = isNumeric ? x - y : x.localeCompare(y, "en", { numeric: true });
+          return isDown ? -found : found;
+        });
+        rows.forEach(function (row) { body.appendChild(row); });
+        table.querySelectorAll("[aria-sort]").forEach(function (each) { each.removeAttribute("aria-sort"); });
+        head.setAttribute("aria-sort", isDown ? "descending" : "ascending");
+      });
+    });
+  }
+  document.querySelectorAll("table[data-sortable]").forEach(sortable);
+
   // A definition that a tile or chart links to opens when the link is followed.
   function open() {
     var target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
@@ -50,7 +82,7 @@
   window.addEventListener("hashchange", open);
   // Printed folds are open, but for tables of many pages.
   window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details:not(.long)").forEach(function (fold) {
+    document.querySelectorAll(".with-appendix details:not(.long)").forEach(function (fold) {
       if (!fold.open) { fold.open = true; fold.dataset.printed = ""; }
     });
   });

@@ -1,0 +1,32 @@
+"""Engines that did much less than their share: a fact of the bill, no doubt about the telemetry."""
+
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+
+from vllm_capacity.verdicts.quality.series import imbalance
+
+
+def engines(*tokens):
+    """Engines that were billed for ten hours each and made so many tokens."""
+    names = [f"gpu-{i}" for i in range(len(tokens))]
+    columns = {"instance": names, "engine": ["0"] * len(tokens), "hours": [10.0] * len(tokens)}
+    frame = pl.DataFrame({**columns, "output_tokens": [float(each) for each in tokens]})
+    return SimpleNamespace(engines=frame)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "severities", "says"),
+    [
+        pytest.param([100, 0], ["info"], "while it stood idle", id="an idle one"),
+        pytest.param([100, 10], ["info"], "8.18 engine-hours paid", id="one that did little"),
+        pytest.param([100, 90], [], "", id="even ones"),
+        pytest.param([0, 0], [], "", id="a fleet without any output has no shares"),
+        pytest.param([100], [], "", id="one alone"),
+    ],
+)
+def test_engine_below_its_share_is_told_and_doubts_nothing(tokens, severities, says):
+    found = imbalance(engines(*tokens))
+    assert [each.severity for each in found] == severities
+    assert all(says in each.effect for each in found)

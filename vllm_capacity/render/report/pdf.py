@@ -1,0 +1,74 @@
+"""A page printed to PDF by a Chromium of this machine, as its own print dialog would.
+
+Why not a library that lays out HTML: none of them knows the CSS of the page, and a browser is on
+most machines already. The page draws nothing from a network, so none is needed here either.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.holding import scratch
+from vllm_capacity.render.report.files import write_whole
+
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "microsoft-edge",
+)
+_SECONDS_AT_MOST = 120
+_OPTIONS = (
+    "--headless",
+    "--disable-gpu",
+    "--disable-extensions",
+    "--no-first-run",
+    "--no-pdf-header-footer",
+)
+
+
+def find_browser(path: str | None = None) -> Path:
+    """The first Chromium or Chrome in the folders of `path`, as PATH lists them; None: of PATH.
+
+    InputError where there is none.
+    """
+    found = next(filter(None, (shutil.which(name, path=path) for name in BROWSERS)), None)
+    if found is None:
+        raise InputError(
+            f"A PDF is printed by Chromium, and none was found (looked for {', '.join(BROWSERS)}). "
+            "Install one, or leave --pdf out and print the page from any browser."
+        )
+    return Path(found)
+
+
+def print_pdf(page: Path, browser: Path) -> Path:
+    """Print the page to a PDF of its name beside it, whole; its path.
+
+    SourceError where the browser fails, makes no PDF, or takes more than two minutes.
+    """
+    with scratch("vllm-capacity-pdf-") as folder:
+        printed = folder / "page.pdf"
+        command = [
+            str(browser),
+            *_OPTIONS,
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium's own refuses root
+            f"--user-data-dir={folder / 'profile'}",  # not the one of whoever runs this
+            f"--print-to-pdf={printed}",
+            page.resolve().as_uri(),
+        ]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS_AT_MOST)
+            made = printed.read_bytes()
+        except (OSError, subprocess.SubprocessError) as error:
+            raise SourceError(
+                f"{browser} made no PDF of {page} ({type(error).__name__}); "
+                "the page is there: print it from any browser."
+            ) from error
+    path = page.with_suffix(".pdf")
+    write_whole(path, made)
+    return path

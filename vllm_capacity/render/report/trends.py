@@ -1,0 +1,151 @@
+"""How a few figures moved over reports that follow each other: the small charts of the index.
+
+A report belongs to the series of the report that it is compared with (previous.py). A point is
+drawn where its window ends, at its middle or the only end it has, with its interval as a line. From
+one point to the next a line leads only where what the figure hangs on stayed: over a new price, a
+line would show a change of the server that there was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from vllm_capacity.render.numbers import days, plural
+from vllm_capacity.render.report.metadata import Metadata, Tile
+from vllm_capacity.render.report.previous import series_of_reports
+
+FIGURES = ("usd_per_request", "tokens_per_usd", "utilization", "ttft_attainment")
+"""The figures that have a small chart, in order."""
+
+WIDTH, HEIGHT = 200, 56  # of a chart, in the units of its own coordinates
+_MARGIN = 5  # round it, so that no point is cut
+
+
+@dataclass(frozen=True)
+class Point:
+    """One report in a small chart: where it stands, its interval, its words, and its page."""
+
+    x: float
+    y: float
+    low_y: float
+    high_y: float
+    words: str
+    page: str
+
+
+@dataclass(frozen=True)
+class Trend:
+    """One figure over the reports of a series: lines (points as SVG has them) and points.
+
+    `first` and `last` are its values as the first and the last report show them.
+    """
+
+    label: str
+    unit: str
+    first: str
+    last: str
+    lines: tuple[str, ...]
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Reports that follow each other: of which models, when, and how their figures moved."""
+
+    heading: str
+    when: str
+    trends: tuple[Trend, ...]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A figure of one report: its value with both ends, when, and under which terms."""
+
+    at: datetime
+    low: float
+    mid: float
+    high: float
+    terms: object
+    tile: Tile
+    page: str
+
+
+def series_trends(reports: Sequence[tuple[str, Metadata]]) -> tuple[Series, ...]:
+    """The series of two reports or more, the one with the latest report first.
+
+    `reports` are (file name, what the report says of itself). A figure that fewer than two of a
+    series know has no trend, and a series without any is left out.
+    """
+    found = [_series(each) for each in series_of_reports(dict(reports)) if len(each) > 1]
+    return tuple(each for each in found if each.trends)
+
+
+def _series(reports: Sequence[tuple[str, Metadata]]) -> Series:
+    line = reports[-1][1].line
+    ranges = [found for _, each in reports if (found := each.line.time_range) is not None]
+    named = ", ".join(line.models or ()) or "no model named"
+    trends = (_trend(_seen(reports, name)) for name in FIGURES)
+    return Series(
+        heading=f"{named} on {line.engines}",
+        when=f"{plural(len(reports), 'report')}, {days(ranges[0].start, ranges[-1].end)}",
+        trends=tuple(each for each in trends if each is not None),
+    )
+
+
+def _seen(reports: Sequence[tuple[str, Metadata]], figure: str) -> list[_Seen]:
+    """The reports that know the figure, oldest first."""
+    seen = []
+    for page, report in reports:
+        tile, time_range = report.by_figure.get(figure), report.line.time_range
+        if tile is None or time_range is None:
+            continue
+        middle = next((end for end in (tile.mid, tile.low, tile.high) if end is not None), None)
+        if middle is None:
+            continue
+        low = middle if tile.low is None else tile.low
+        high = middle if tile.high is None else tile.high
+        terms = report.line.term(tile.hangs_on) if tile.hangs_on else None
+        seen.append(_Seen(time_range.end, low, middle, high, terms, tile, page))
+    return seen
+
+
+def _trend(seen: Sequence[_Seen]) -> Trend | None:
+    """The figure over these reports, drawn from 0 up; None of fewer than two."""
+    if len(seen) < 2:
+        return None
+    start, end = seen[0].at, seen[-1].at
+    length = (end - start).total_seconds() or 1.0
+    top = max(max(each.high for each in seen), 0.0) or 1.0
+
+    def x(at: datetime) -> float:
+        return _MARGIN + (WIDTH - 2 * _MARGIN) * (at - start).total_seconds() / length
+
+    def y(value: float) -> float:
+        return round(HEIGHT - _MARGIN - (HEIGHT - 2 * _MARGIN) * max(0.0, value) / top, 1)
+
+    points = tuple(
+        Point(round(x(each.at), 1), y(each.mid), y(each.low), y(each.high), _words(each), each.page)
+        for each in seen
+    )
+    first, last = seen[0].tile, seen[-1].tile
+    return Trend(last.label, last.unit, first.value, last.value, _lines(seen, points), points)
+
+
+def _words(seen: _Seen) -> str:
+    interval = f", {seen.tile.between}" if seen.tile.between else ""
+    return f"{seen.tile.value} {seen.tile.unit}{interval}, to {seen.at:%-d %b %Y %H:%M} UTC"
+
+
+def _lines(seen: Sequence[_Seen], points: Sequence[Point]) -> tuple[str, ...]:
+    """A line through each run of points of the same terms."""
+    runs: list[list[str]] = []
+    before: object = math.nan  # equal to nothing
+    for each, point in zip(seen, points, strict=True):
+        if each.terms != before:
+            runs.append([])
+        runs[-1].append(f"{point.x},{point.y}")
+        before = each.terms
+    return tuple(" ".join(run) for run in runs if len(run) > 1)
