@@ -372,7 +372,7 @@ class Analysis:
 
         Its TTFT is that of its engines where they serve no other model, else unknown.
         """
-        parts = grouped(self.window, self.bill_parts, by="model", time_range=self.time_range)
+        parts = self._shares("model")
         served = self.models_by_engine
         engines = {
             model: [row for row in self.engine_rows if model in served.get(row.engine, ())]
@@ -384,7 +384,7 @@ class Analysis:
             if all(len(served[row.engine]) == 1 for row in rows)
         }
         ttft_p95 = {model: self._ttft_p95(names) for model, names in own.items()}
-        return model_rows(parts, engines, ttft_p95)
+        return model_rows(self.bill_by("model"), parts, engines, ttft_p95)
 
     def _ttft_p95(self, engines: Collection[str]) -> Quantile:
         """The p95 TTFT of all requests of these engines."""

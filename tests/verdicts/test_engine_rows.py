@@ -79,6 +79,12 @@ FULL, FREE = (
 )
 
 
+def rows_of(tokens, engines):
+    parts = shares(tokens)
+    own = {name: {name: part} for name, part in parts.items()}
+    return model_rows(bill(parts, noun="models"), own, engines, {})
+
+
 @pytest.mark.parametrize(
     ("tokens", "engines", "order"),
     [
@@ -90,11 +96,11 @@ FULL, FREE = (
     ],
 )
 def test_worst_model_is_first(tokens, engines, order):
-    assert [row.model for row in model_rows(shares(tokens), engines, {})] == order
+    assert [row.model for row in rows_of(tokens, engines)] == order
 
 
 def test_bills_of_the_models_add_up_and_their_shares_are_whole():
-    rows = model_rows(shares({"a": 300.0, "b": 100.0}), {"a": [FULL, FREE]}, {})
+    rows = rows_of({"a": 300.0, "b": 100.0}, {"a": [FULL, FREE]})
     assert [row.token_share_ratio for row in rows] == [0.75, 0.25]
     assert sum(row.costs.allocation_usd.mid for row in rows) == 4.0
     assert [len(row.limited) for row in rows] == [1, 0]

@@ -36,7 +36,7 @@ from vllm_capacity.cli.options import bounded, columns
 )
 @click.option(
     "--spares",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 1_000_000),  # as verdicts.sizing, which --help is not to import
     default=1,
     show_default=True,
     help="Replicas that may fail.",

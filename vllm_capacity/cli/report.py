@@ -169,7 +169,7 @@ def _parameters(
     pairs: tuple[str, ...], given: Mapping[str, Any], page: PageSettings
 ) -> dict[str, object]:
     """The notebook's parameters that options give, then those of `-p`; InputError for both."""
-    price, slo, days = (taken(section, given) for section in (PriceSettings, Slo, DaySettings))
+    price, slo, days = taken(PriceSettings, given), taken(Slo, given), taken(DaySettings, given)
     options: dict[str, object] = {
         "start": given["start"],
         "end": given["end"],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.latency import Quantile
-from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, bill
+from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, LIMITS, UNKNOWN
 
@@ -57,15 +57,17 @@ class ModelRow:
 
 
 def model_rows(
-    parts: Mapping[str, CostShare],
+    charged: Bill,
+    parts: Mapping[str, Mapping[str, CostShare]],
     engines: Mapping[str, Sequence[EngineRow]],
     ttft_p95: Mapping[str, Quantile],
 ) -> tuple[ModelRow, ...]:
     """The models of a fleet, worst first: most engines at a limit, then by what idle time cost.
 
-    `parts` are those of the bill by model, the others by model, too. Empty for no parts.
+    `charged` is the bill by model, `parts` its shares by model and engine, the others are by model,
+    too. Empty for no parts.
     """
-    shares, found = _token_shares(parts), bill(parts, noun="models").parts
+    shares = _token_shares({name: list(own.values()) for name, own in parts.items()})
     rows = [
         ModelRow(
             model=name,
@@ -74,7 +76,7 @@ def model_rows(
             token_share_ratio=shares[name],
             ttft_p95=ttft_p95.get(name, Quantile()),
         )
-        for name, costs in found.items()
+        for name, costs in charged.parts.items()
     ]
     worst = sorted(rows, key=lambda row: (-len(row.limited), -_usd(row.costs.idle_usd), row.model))
     return tuple(worst)
@@ -91,7 +93,7 @@ def engine_rows(
     `parts` are those of the bill, `ttft_p95` is by engine. Empty for no engine.
     """
     limits = {fit.engine: fit.bottleneck or fit.regime for fit in fits}
-    shares = _token_shares(parts)
+    shares = _token_shares({name: [part] for name, part in parts.items()})
     rows = [
         EngineRow(
             engine=name,
@@ -107,12 +109,14 @@ def engine_rows(
     return tuple(sorted(rows, key=_badness, reverse=True))
 
 
-def _token_shares(parts: Mapping[str, CostShare]) -> dict[str, float | None]:
+def _token_shares(parts: Mapping[str, Sequence[CostShare]]) -> dict[str, float | None]:
     """The part of the output tokens of each, 0..1; None where one was not counted or none came."""
-    tokens = {name: part.usage.generation_tokens for name, part in parts.items()}
-    counted = [each for each in tokens.values() if each is not None]
-    whole = math.fsum(counted) if len(counted) == len(tokens) else 0.0
-    return {name: (each or 0.0) / whole if whole else None for name, each in tokens.items()}
+    tokens = {name: [one.usage.generation_tokens for one in own] for name, own in parts.items()}
+    if any(each is None for own in tokens.values() for each in own):
+        return dict.fromkeys(tokens)
+    sums = {name: math.fsum(each or 0.0 for each in own) for name, own in tokens.items()}
+    whole = math.fsum(sums.values())
+    return {name: each / whole if whole else None for name, each in sums.items()}
 
 
 def _badness(row: EngineRow) -> tuple[int, float, str]:

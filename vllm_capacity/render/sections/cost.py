@@ -155,7 +155,7 @@ def first_changes(analysis: Analysis) -> Table:
         Column("gain", "gain"),
         Column("evidence", "evidence", is_note=True),
     )
-    groups: dict[tuple[str, str], list[Advice]] = {}
+    groups: dict[tuple[str, Cell], list[Advice]] = {}
     for each in analysis.answer.advice:
         groups.setdefault((each.setting, _gain(each.effect)), []).append(each)
     rows = [
