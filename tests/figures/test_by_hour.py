@@ -34,6 +34,7 @@ from vllm_capacity.facts.metrics import (
 from vllm_capacity.figures.by_hour import HourlyWindow, by_hour
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import iso
 
 HOURS = 9
 EDGES = (0.1, 1.0, 10.0)
@@ -98,14 +99,20 @@ def a_server(rng, name, *, every):
     return lines
 
 
-@pytest.fixture(scope="module", params=range(3))
+BEGINS = {3: 500.0, 4: 4000.0}  # of a pull, by seed: what is before is carried in
+
+
+@pytest.fixture(scope="module", params=range(5))
 def path(request, tmp_path_factory):
-    """A window of three servers, another for each seed."""
+    """A window of three servers, another for each seed; the last ones are as pulled."""
     rng = random.Random(request.param)
     lines = [
         line for name in "abc" for line in a_server(rng, name, every=rng.choice([60, 120, 200]))
     ]
-    return small_window(tmp_path_factory.mktemp(f"by_hour_{request.param}"), *lines).path
+    begin = BEGINS.get(request.param)
+    asked = {} if begin is None else {"start": iso(at(begin))}
+    folder = tmp_path_factory.mktemp(f"by_hour_{request.param}")
+    return small_window(folder, *lines, **asked).path
 
 
 @cache

@@ -137,13 +137,17 @@ def pieces_of(
     """
     whole, hours = window.extent, _hours(window.manifest)
     length = timedelta(hours=_hours_per_piece(hours, rows_per_piece))
+    borders = {time_range.start, time_range.end, whole.start}
     found = []
     for begin, own in groupby(sorted(hours), key=lambda hour: hour - (hour - _MIDNIGHT) % length):
         files = tuple(file for hour in own for file in hours[hour])
-        first, last = max(begin, whole.start), min(begin + length, whole.end)
-        cuts = {end for end in (time_range.start, time_range.end) if first < end < last}
+        # What a pull carried in from before its start is a piece, too: the next rests on it.
+        first = begin if window.begin == whole.start else max(begin, whole.start)
+        last = min(begin + length, whole.end)
+        cuts = {border for border in borders if first < border < last}
+        is_cut = bool(cuts - {whole.start})
         ends = pairwise(sorted({first, last} | cuts))
-        found += [Piece(TimeRange(start, end), files, bool(cuts)) for start, end in ends]
+        found += [Piece(TimeRange(start, end), files, is_cut) for start, end in ends]
     return found
 
 
@@ -183,7 +187,7 @@ def computed(window: Window, piece: Piece, base: Base) -> Frames:
         "attempts": attempts.filter(pl.col("ts") >= time_range.start),
         "steps": steps.minute_steps(own, time_range=time_range, attempts=attempts),
         "increases": _growth(increases),
-        "requests": _requests(increases),
+        "requests": _requests(increases, since=time_range.start),
         "latency": latency.minutes(own, time_range=time_range),
         "gauges": _gauge_minutes(own, attempts, time_range),
         "paces": losses.scrape_paces(increases),
@@ -378,10 +382,11 @@ def _growth(increases: pl.DataFrame) -> pl.DataFrame:
     ).agg(pl.col("ts_before").min(), pl.col("ts").max(), pl.col("increase").sum())
 
 
-def _requests(increases: pl.DataFrame) -> pl.DataFrame:
+def _requests(increases: pl.DataFrame, *, since: datetime) -> pl.DataFrame:
     """Requests that finished in each minute, by labels, all engines together; births apart."""
     own = increases.filter(pl.col("metric") == REQUESTS).with_columns(
-        pl.col("ts").dt.truncate(_MINUTE), is_birth=pl.col("ts_before").is_null()
+        pl.col("ts").dt.truncate(_MINUTE).clip(lower_bound=since),
+        is_birth=pl.col("ts_before").is_null(),
     )
     counted = (
         own.filter(~pl.col("is_birth"))
