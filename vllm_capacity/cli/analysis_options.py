@@ -41,7 +41,7 @@ def as_text(result: object, schema_version: str = str(SCHEMA_VERSION)) -> str:
     if schema_version == "1" and isinstance(body, Mapping):
         click.echo(
             "vllm-capacity: --schema-version 1 is deprecated and goes with the next release; the "
-            "keys of version 2 are in the README.",
+            "keys of version 2 are in docs/interface.md.",
             err=True,
         )
         body = version_1(body)
