@@ -188,6 +188,24 @@ class Analysis(analysis.Analysis):
             write_whole(Path(path), text + "\n")
         return text
 
+    def export(
+        self, to: str, path: str | Path | None = None, *, currency: str | None = None
+    ) -> str | bytes:
+        """The figures as `csv`, `parquet`, `json`, `markdown`, `focus`, `prometheus` or `litellm`.
+
+        Text, or bytes of Parquet; written whole to `path`, if one is given. `currency`: another
+        than dollars, by a dated rate ("EUR=0.92@2026-11-28"). InputError for what a format cannot
+        say: FOCUS and LiteLLM need a price.
+        """
+        from vllm_capacity.render.exports import export
+        from vllm_capacity.render.exports.currency import USD, parse_currency
+        from vllm_capacity.render.report.files import write_whole
+
+        made = export(self, to, USD if currency is None else parse_currency(currency))
+        if path is not None:
+            write_whole(Path(path), made)
+        return made
+
     def to_html(self, path: str | Path) -> Path:
         """One HTML page with figures, charts and tables, written whole to `path`; its path.
 

@@ -32,6 +32,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "alerts": ("alerts", "The alert rules on a window; exit code 1 when one fires."),
     "cost": ("figures", "The bill of WINDOW shared out; the parts add up to the whole."),
     "doctor": ("doctor", "The first broken link from vLLM to a window, and its remedy."),
+    "export": ("export", "WINDOW as CSV, Parquet, FOCUS, Prometheus, LiteLLM, Markdown."),
     "facts": ("facts", "The GPUs, models, prices and metrics known, and where from."),
     "figures": ("figures", "All figures and verdicts of a window, or of a part of it."),
     "fit": ("fit", "The capacity that a table of loads shows, or lets extrapolate."),

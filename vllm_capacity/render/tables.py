@@ -184,12 +184,12 @@ class Table:
 
     def to_markdown(self) -> str:
         """The table in GitHub's Markdown; nothing in a cell is markup."""
-        caption, empty = (_BLOCK.sub(r"\1\\\2", _markdown(t)) for t in (self.caption, self.empty))
+        caption, empty = (_BLOCK.sub(r"\1\\\2", markdown(t)) for t in (self.caption, self.empty))
         caption = f"{caption}\n\n" if caption else ""
         if not self.rows:
             return f"{caption}{empty}\n"
         lines = [[column.title for column in self.shown], *self.texts]
-        head, *body = (f"| {' | '.join(map(_markdown, cells))} |" for cells in lines)
+        head, *body = (f"| {' | '.join(map(markdown, cells))} |" for cells in lines)
         rule = "|".join(" ---: " if column.is_numeric else " --- " for column in self.shown)
         return caption + "\n".join([head, f"|{rule}|", *body]) + "\n"
 
@@ -348,7 +348,8 @@ def _data(name: str, values: Sequence[Value]) -> dict[str, list[Any]]:
     return {**columns, f"{name}_unit": units} if any(units) else columns
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
+    """The text on one line of Markdown, with nothing in it that is markup."""
     return _MARKDOWN.sub(r"\\\g<0>", plain(text))
 
 

@@ -297,8 +297,11 @@ def _tokens_per_usd(tokens: float | None, allocation: Estimate) -> Estimate:
     return each.inverse()
 
 
-def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
-    """USD per million input and output tokens when the allocation is shared between the two."""
+def split_usd(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
+    """The allocation shared between input and output, USD; the two add up to it.
+
+    By measured seconds of prefill and decode, else by tokens at 1:4; unknown without either.
+    """
     busy = _plus(usage.prefill_seconds, usage.decode_seconds)
     if busy and usage.prefill_seconds is not None:
         share = usage.prefill_seconds / busy
@@ -310,7 +313,12 @@ def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
     else:
         lacking = Estimate.unknown("neither prefill and decode seconds nor tokens were counted")
         return (allocation, allocation) if allocation.is_unknown else (lacking, lacking)
-    inputs, outputs = (allocation.scaled(part, how) for part in (share, 1 - share))
+    return allocation.scaled(share, how), allocation.scaled(1 - share, how)
+
+
+def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
+    """USD per million input and output tokens when the allocation is shared between the two."""
+    inputs, outputs = split_usd(usage, allocation)
     return (
         _per_million(inputs, usage.prompt_tokens, "input tokens"),
         _per_million(outputs, usage.generation_tokens, "output tokens"),

@@ -1,0 +1,38 @@
+"""FOCUS rows before the FinOps Foundation's own validator.
+
+Not among the usual tests: focus-validator 2.2.1 needs Python 3.12 and older polars, pandas and
+DuckDB, so an environment of its own. FOCUS_VALIDATOR names its command:
+
+    FOCUS_VALIDATOR=/path/to/focus-validator pytest tests/integration/live_focus.py
+"""
+
+import os
+import subprocess
+
+import pytest
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, pricing
+from vllm_capacity.render.exports import export
+from vllm_capacity.telemetry.window import open_window
+
+SUPPORTED = (
+    *("USAGE_MEASUREMENT_SUPPORTED", "UNIT_PRICING_SUPPORTED", "PUBLIC_PRICE_LIST_SUPPORTED"),
+    *("NEGOTIATED_PRICING_SUPPORTED", "MULTIPLE_PRICING_CATEGORIES_SUPPORTED"),
+    *("BILLING_BASED_ON_PROVISIONED_RESOURCES_SUPPORTED", "RESOURCE_TYPE_ASSIGNMENT_SUPPORTED"),
+)
+"""What of FOCUS is there to be checked, in the validator's words."""
+
+
+@pytest.mark.parametrize("name", ["vllm-sweep", "vllm-two-replicas", "vllm-restart"])
+def test_the_foundations_validator_passes(name, tmp_path):
+    window = open_window(name)
+    data = tmp_path / "focus.csv"
+    priced = Analysis.of(window, assumptions=Assumptions(pricing(1.64)))
+    data.write_text(export(priced, "focus-1.2"))
+    command = [
+        *(os.environ["FOCUS_VALIDATOR"], "--data-file", data, "--block-download"),
+        *("--validate-version", "1.2.0.1", "--applicability-criteria", ",".join(SUPPORTED)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -1,0 +1,69 @@
+"""`export`: the figures of a window in the formats of other tools."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from vllm_capacity.cli.analysis_options import analysis_of, assumption_options, one_window
+from vllm_capacity.cli.options import FILE, local_path
+from vllm_capacity.errors import InputError
+
+FORMATS = (
+    *("csv", "parquet", "json", "markdown"),
+    *("focus", "focus-1.2", "prometheus", "litellm"),
+)
+
+
+@click.command(short_help="WINDOW as CSV, Parquet, FOCUS, Prometheus, LiteLLM, Markdown.")
+@click.argument("argument", metavar="[WINDOW]", required=False)
+@click.option("--window", help="The window, if not given as WINDOW.")
+@click.option("--to", required=True, type=click.Choice(FORMATS), help="The format.")
+@click.option(
+    "--out", type=FILE, callback=local_path, help="File to write, whole; standard output without."
+)
+@click.option(
+    "--currency",
+    metavar="CODE=RATE@DAY",
+    help="Another currency than USD: what a dollar was worth, and when (EUR=0.92@2026-11-28).",
+)
+@assumption_options
+def export(
+    argument: str | None,
+    window: str | None,
+    to: str,
+    out: Path | None,
+    currency: str | None,
+    **given: object,
+) -> None:
+    """Write the figures of WINDOW (a path, or a name) for another tool.
+
+    \b
+    csv, parquet, json  every figure, of the fleet and of each model and engine
+    markdown            the verdict, short enough for a chat message
+    focus, focus-1.2    the bill for FinOps tools: FOCUS 1.4, or 1.2; needs a price
+    prometheus          a textfile for node_exporter: cost, utilization, capacity
+    litellm             prices per token, so that LiteLLM does not count $0
+
+    What is not known stays empty, never 0; a bound is called "at least" or "at most".
+
+    \b
+    vllm-capacity export monday --usd-per-hour 1.64 --to focus --out monday.csv
+    vllm-capacity export monday --usd-per-hour 1.64 --to markdown
+    """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
+    name = one_window(argument, window)
+    if to == "parquet" and out is None:
+        raise InputError("Parquet is no text for a terminal; say where with --out FILE.parquet.")
+    from vllm_capacity.render.exports import export as exported
+    from vllm_capacity.render.exports.currency import USD, parse_currency
+    from vllm_capacity.render.report.files import write_whole
+
+    money = USD if currency is None else parse_currency(currency)
+    made = exported(analysis_of(name, given), to, money)
+    if out is not None:
+        write_whole(out, made)
+        click.echo(out)
+    elif isinstance(made, str):
+        sys.stdout.write(made)

@@ -1,0 +1,63 @@
+"""A price file for LiteLLM, so that a self-hosted model does not cost $0 there.
+
+Its fields: https://docs.litellm.ai/docs/proxy/custom_pricing. `litellm.register_model` takes the
+file's content, and so does a proxy's `model_info`.
+"""
+
+from __future__ import annotations
+
+import json
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.render.exports.currency import Currency
+
+_PROVIDER = "hosted_vllm"
+
+
+def to_litellm(analysis: Analysis, currency: Currency) -> str:
+    """The price of each served model, per token, as JSON under `hosted_vllm/MODEL`.
+
+    The bill is shared between input and output (`_split`), so that the tokens of the window, priced
+    so, come to its bill; a token from the prefix cache costs what any other input token does, for
+    the count that shares the bill has both. A model whose price is not known, or only "at least",
+    is left out; InputError where that leaves none, and for another currency than LiteLLM's, USD.
+    """
+    if currency.code != "USD":
+        raise InputError(
+            f"LiteLLM reckons in US dollars, so a price file in {currency.code} would be misread; "
+            "leave --currency away."
+        )
+    found, why = {}, "no engine was billed"
+    for model, costs in analysis.bill_by("model").parts.items():
+        inputs = costs.usd_per_million_input_tokens_split
+        outputs = costs.usd_per_million_output_tokens_split
+        if inputs.mid is None or outputs.mid is None:
+            why = (inputs if inputs.mid is None else outputs).reason
+            continue
+        found[f"{_PROVIDER}/{model}"] = _entry(inputs.mid, outputs.mid, analysis, inputs)
+    if not found:
+        raise InputError(f"No model of {analysis.window.name} has a price per token: {why}.")
+    return json.dumps(found, allow_nan=False, indent=2) + "\n"
+
+
+def _entry(
+    usd_per_million_input: float,
+    usd_per_million_output: float,
+    analysis: Analysis,
+    found: Estimate,
+) -> dict[str, str | float | dict[str, str]]:
+    span = analysis.answer.window
+    return {
+        "litellm_provider": _PROVIDER,
+        "mode": "chat",
+        "input_cost_per_token": usd_per_million_input / 1e6,
+        "cache_read_input_token_cost": usd_per_million_input / 1e6,
+        "output_cost_per_token": usd_per_million_output / 1e6,
+        "metadata": {
+            "window": analysis.window.name,
+            "measured": f"{span.start:%Y-%m-%d} to {span.end:%Y-%m-%d}",
+            "basis": found.sources,
+        },
+    }

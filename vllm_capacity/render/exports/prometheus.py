@@ -1,0 +1,138 @@
+"""The figures as a Prometheus textfile, for node_exporter's textfile collector and a dashboard.
+
+An estimate is one sample per end that is known, told apart by the label `end`: `value`, `low` and
+`high`, or `at_least`, or `at_most`. What is not known has no sample, so that nobody takes it for 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.render.exports.currency import Currency
+from vllm_capacity.verdicts.cost.bill import Costs
+
+_TOKENS = {
+    "usd_per_million_output_tokens": "output",
+    "usd_per_million_total_tokens": "total",
+    "usd_per_million_input_tokens_split": "input_split",
+    "usd_per_million_output_tokens_split": "output_split",
+}
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """A metric: its name, what it says, and its estimates, each with its own labels."""
+
+    name: str
+    help: str
+    found: tuple[tuple[Mapping[str, str], Estimate], ...]
+
+
+def to_prometheus(analysis: Analysis, currency: Currency) -> str:
+    """The figures of the fleet and of each engine in Prometheus' text format.
+
+    Every sample has the labels `window` and `end`; money also has `currency`.
+    """
+    registry = CollectorRegistry()
+    for metric in _metrics(analysis, currency):
+        _register(registry, metric, analysis.window.name)
+    return generate_latest(registry).decode()
+
+
+def _metrics(analysis: Analysis, currency: Currency) -> Iterator[_Metric]:
+    found, money = analysis.answer, {"currency": currency.code}
+    costs, engines = found.cost, analysis.bill.parts
+    yield _Metric(
+        "cost_per_million_tokens",
+        "What a million tokens cost: the bill on all output or all tokens, or split between both.",
+        tuple(_per_million(costs, money, currency)),
+    )
+    yield _Metric(
+        "engine_cost_per_million_output_tokens",
+        "What a million output tokens cost, by engine; its whole bill.",
+        tuple(
+            ({**money, "engine": name}, currency.of(each.usd_per_million_output_tokens))
+            for name, each in engines.items()
+        ),
+    )
+    yield _Metric(
+        "cost", "The bill of the window, idle included.", _one(money, currency.of(costs.total))
+    )
+    yield _Metric(
+        "idle_cost",
+        "What was paid for capacity that nobody used.",
+        _one(money, currency.of(costs.idle_usd)),
+    )
+    yield _Metric(
+        "utilization_ratio", "Output divided by capacity, 0..1.", _one({}, costs.utilization)
+    )
+    yield _Metric(
+        "engine_utilization_ratio",
+        "Output divided by capacity, 0..1, by engine.",
+        tuple(({"engine": name}, each.utilization) for name, each in engines.items()),
+    )
+    yield _Metric(
+        "headroom_ratio",
+        "The share of the capacity that is free, 0..1.",
+        _one({}, found.saturation.headroom_ratio),
+    )
+    yield _Metric(
+        "capacity_output_tokens_per_second",
+        "Output tokens per second that the fleet can do at most.",
+        _one({}, found.saturation.capacity),
+    )
+    served = found.throughput.output_tokens_per_second
+    yield _Metric(
+        "output_tokens_per_second",
+        "Output tokens per second that the fleet did on average.",
+        () if served is None else _one({}, Estimate.exact(served)),
+    )
+    yield _Metric(
+        "window_end_timestamp_seconds",
+        "When the window ended that these figures are of.",
+        _one({}, Estimate.exact(analysis.time_range.end.timestamp())),
+    )
+
+
+def _one(
+    labels: Mapping[str, str], found: Estimate
+) -> tuple[tuple[Mapping[str, str], Estimate], ...]:
+    return ((labels, found),)
+
+
+def _per_million(
+    costs: Costs, money: Mapping[str, str], currency: Currency
+) -> Iterator[tuple[Mapping[str, str], Estimate]]:
+    for name, tokens in _TOKENS.items():
+        yield {**money, "tokens": tokens}, currency.of(getattr(costs, name))
+
+
+def _register(registry: CollectorRegistry, metric: _Metric, window: str) -> None:
+    """The metric with its samples; not at all where none of its figures is known."""
+    samples = [
+        ({"window": window, **labels, "end": end}, value)
+        for labels, estimate in metric.found
+        for end, value in _ends(estimate).items()
+    ]
+    if not samples:
+        return
+    name = f"vllm_capacity_{metric.name}"
+    gauge = Gauge(name, metric.help, list(samples[0][0]), registry=registry)
+    for labels, value in samples:
+        gauge.labels(**labels).set(value)
+
+
+def _ends(found: Estimate) -> dict[str, float]:
+    """The ends that are known, by name; an exact figure has its value alone."""
+    if found.mid is None:
+        ends = {"at_least": found.low, "at_most": found.high}
+    elif found.low == found.high:
+        ends = {"value": found.mid}
+    else:
+        ends = {"value": found.mid, "low": found.low, "high": found.high}
+    return {name: value for name, value in ends.items() if value is not None}

@@ -1,0 +1,78 @@
+"""The verdict on a window in Markdown that fits into one chat message."""
+
+from __future__ import annotations
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.render.exports.currency import Currency
+from vllm_capacity.render.numbers import Write, number, percent, seconds, sure, why
+from vllm_capacity.render.prose.verdict import LIMITS, SIMULATED, quality_word
+from vllm_capacity.render.sections.header import price_text, window_line
+from vllm_capacity.render.tables import markdown
+
+MOST_CHARACTERS = 1900
+"""The shortest message of the usual chats holds 2,000."""
+_MOST_REASON = 110
+
+
+def to_markdown(analysis: Analysis, currency: Currency) -> str:
+    """Title, figures with their intervals, bottleneck and quality: a line each.
+
+    A figure that is not known is followed by the reason, in short. Under 1,900 characters.
+    """
+    found = analysis.answer
+    lines = [
+        f"**{markdown(analysis.window.name)}** · {window_line(analysis)}",
+        *([SIMULATED] if analysis.window.is_simulated else []),
+        f"Price: {price_text(analysis)}{_rate(currency)}",
+        "",
+        *_figures(analysis, currency),
+        _bottleneck(found.saturation.bottleneck),
+        f"- Telemetry: {': '.join(quality_word(found))}",
+    ]
+    text = "\n".join(lines)
+    return (text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…") + "\n"
+
+
+def _figures(analysis: Analysis, currency: Currency) -> list[str]:
+    found = analysis.answer
+
+    def money(value: float, like: float | None = None) -> str:
+        return f"{number(value, like)} {currency.code}"
+
+    p95 = found.latency.ttft.p95
+    rows: tuple[tuple[str, Estimate, Write, str], ...] = (
+        ("Cost per request", currency.of(found.cost.per_request), money, ""),
+        (
+            "Cost per million output tokens",
+            currency.of(found.cost.usd_per_million_output_tokens),
+            money,
+            "",
+        ),
+        ("Bill", currency.of(found.cost.total), money, ""),
+        ("Of it for idle time", currency.of(found.cost.idle_usd), money, ""),
+        ("Utilization", found.cost.utilization, percent, ""),
+        ("Headroom", found.saturation.headroom_ratio, percent, ""),
+        ("Capacity", found.saturation.capacity, number, " output tokens/s"),
+    )
+    lines = [f"- {name}: {_shown(each, write)}{unit}" for name, each, write, unit in rows]
+    ttft = p95.estimate
+    shown = "not observed, or beyond the histogram" if ttft is None else seconds(ttft)
+    return [*lines, f"- p95 TTFT: {shown}"]
+
+
+def _shown(found: Estimate, write: Write) -> str:
+    """The figure with its interval; where it is not known, why, in short."""
+    if not found.is_unknown:
+        return sure(found, write)
+    reason = why(found)
+    short = reason if len(reason) <= _MOST_REASON else f"{reason[:_MOST_REASON].rstrip()}…"
+    return f"not known ({markdown(short)})"
+
+
+def _bottleneck(name: str | None) -> str:
+    return f"- First bottleneck: {LIMITS.get(name or '', 'none was reached')}"
+
+
+def _rate(currency: Currency) -> str:
+    return f"; {currency.note}" if currency.note else ""
