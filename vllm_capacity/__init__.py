@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vllm_capacity.api import (
         Analysis,
         Window,
+        compare,
         fit,
         fit_at,
         forecast,
@@ -58,6 +59,7 @@ __all__ = [
     "alerts",
     "bucket_quantile",
     "charts",
+    "compare",
     "fit",
     "fit_at",
     "forecast",
@@ -76,7 +78,7 @@ _HOMES = {
     "alerts": ("alerts",),
     "answer": ("Answer",),
     "api": (
-        *("Analysis", "Window", "fit", "fit_at", "forecast"),
+        *("Analysis", "Window", "compare", "fit", "fit_at", "forecast"),
         *("next_loads", "open", "pull", "scrape", "use_facts", "what_if"),
     ),
     "assumptions": ("Pricing", "Slo"),

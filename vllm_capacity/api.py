@@ -23,9 +23,10 @@ from typing import Any
 
 import polars as pl
 
-from vllm_capacity import analysis
+from vllm_capacity import analysis, comparison
 from vllm_capacity import plan as planning
 from vllm_capacity.assumptions import Assumptions, Slo, pricing
+from vllm_capacity.comparison import Comparison
 from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.plan import Plan, PlanRequest
@@ -300,6 +301,17 @@ def pull(
         PullOrder(origin, stream, time_range, full), Path(to), environment=os.environ, now=now
     )
     return open(to)
+
+
+def compare(before: analysis.Analysis, after: analysis.Analysis) -> Comparison:
+    """What changed from one analysis to another, at the same load and mix, by more than noise.
+
+    Each may be of a window, or of a time range of one, under its own price. A change that cannot be
+    told is unknown, with its reason. InputError for what is no analysis.
+    """
+    if not all(isinstance(each, analysis.Analysis) for each in (before, after)):
+        raise InputError("Compare two analyses: vc.compare(a.analyze(), b.analyze()).")
+    return comparison.compare(before, after)
 
 
 def what_if(

@@ -30,6 +30,7 @@ _CREDENTIALS = re.compile(r"(?<=\w):/{1,3}\S*@")  # of a URL taken for a path, o
 
 _VERBS: Mapping[str, tuple[str, str]] = {
     "alerts": ("alerts", "The alert rules on a window; exit code 1 when one fires."),
+    "compare": ("compare", "What changed from window A to B, and whether it is noise."),
     "cost": ("figures", "The bill of WINDOW shared out; the parts add up to the whole."),
     "doctor": ("doctor", "The first broken link from vLLM to a window, and its remedy."),
     "export": ("export", "WINDOW as CSV, Parquet, FOCUS, Prometheus, LiteLLM, Markdown."),
@@ -47,6 +48,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "sql": ("sql", "Print a query that Parseable answers as it is, or list them."),
     "stack": ("stack", "Set Parseable up: streams, users, dashboard, alerts."),
     "traces": ("sql", "The slowest requests, and where their time went."),
+    "watch": ("watch", "Live engines on a screen: load, latency, dollars, the worst on top."),
     "whatif": ("whatif", "Output tokens per second on another GPU."),
 }
 """Each verb's module, and its help in a line: `--help` imports none of the modules."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def as_text(result: object, schema_version: str = str(SCHEMA_VERSION)) -> str:
     return json.dumps(body, allow_nan=False, indent=2)
 
 
-_OPTIONS = (
+_RANGE = (
     click.option("--start", help="Start time, ISO 8601; UTC without an offset."),
     click.option("--end", help="End time; a sample at it is outside."),
     click.option(
@@ -57,6 +57,8 @@ _OPTIONS = (
         is_flag=True,
         help="Read every scrape of a range over six hours, too: slower, in steps under a minute.",
     ),
+)
+_ASSUMED = (
     click.option(
         "--usd-per-hour", type=float, callback=bounded, help="Price of one GPU for an hour."
     ),
@@ -100,8 +102,17 @@ def one_window(argument: str | None, option: str | None) -> str:
 
 
 def assumption_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options above, on a command."""
-    for option in reversed(_OPTIONS):
+    """The options of a time range, of prices and of latency targets, on a command."""
+    return _with(command, (*_RANGE, *_ASSUMED))
+
+
+def price_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of prices and of latency targets alone: there is no time range to choose."""
+    return _with(command, _ASSUMED)
+
+
+def _with(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    for option in reversed(options):
         command = option(command)
     return command
 

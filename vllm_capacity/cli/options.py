@@ -61,6 +61,6 @@ _MIN_COLUMNS, _MAX_COLUMNS = 80, 100
 """Narrower, tables would lose columns; wider, lines are hard to read."""
 
 
-def columns() -> int:
+def columns(most: int = _MAX_COLUMNS) -> int:
     """The columns to write in: the terminal's (or COLUMNS) within bounds; 80 without one."""
-    return min(max(shutil.get_terminal_size().columns, _MIN_COLUMNS), _MAX_COLUMNS)
+    return min(max(shutil.get_terminal_size().columns, _MIN_COLUMNS), most)

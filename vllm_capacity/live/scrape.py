@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import httpx
@@ -74,6 +75,13 @@ def steady_seconds() -> float:
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
+
+
+class Keeper(Protocol):
+    """Takes scrapes as they come, each with its error or ""; from several threads."""
+
+    def append(self, *attempts: tuple[Scrape, str]) -> None:
+        """Take these in."""
 
 
 @dataclass
@@ -171,7 +179,7 @@ def run(
     found: list[Target],
     *,
     client: httpx.Client,
-    journal: Journal,
+    journal: Keeper,
     every_seconds: float,
     for_seconds: float | None,
     stop: threading.Event,
@@ -210,7 +218,7 @@ def run(
 
 
 def _scrape(
-    target: Target, client: httpx.Client, journal: Journal, timeout: float, clock: _Clock
+    target: Target, client: httpx.Client, journal: Keeper, timeout: float, clock: _Clock
 ) -> str:
     """One attempt, journalled; the error, or nothing."""
     attempt, began = clock.attempt(target), time.monotonic()

@@ -131,6 +131,7 @@ def _shared(analysis: Analysis, currency: Currency, providers: tuple[str, str]) 
         "ChargePeriodEnd": end.strftime(_FORMAT),
         "InvoiceIssuerName": _PROVIDER,
         "PricingCategory": "Standard",
+        "PricingCurrency": "USD",
         "ResourceType": "vLLM engine",
         "ServiceCategory": "AI and Machine Learning",
         "ServiceName": "vLLM",
@@ -142,12 +143,17 @@ def _shared(analysis: Analysis, currency: Currency, providers: tuple[str, str]) 
 
 def _charged(charge: _Charge, engine: str, model: str | None, currency: Currency) -> _Row:
     """What a row says of its own charge."""
-    cost = currency.of(charge.usd)
+    cost, usd = currency.of(charge.usd), charge.usd.mid
     price = None if cost.mid is None else cost.mid / charge.quantity
+    usd_price = None if usd is None else usd / charge.quantity
     sku = f"{model or 'unnamed model'}/{charge.meter}"
     return {
         **dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), cost.mid),
         **dict.fromkeys(("ContractedUnitPrice", "ListUnitPrice"), price),
+        "PricingCurrencyEffectiveCost": usd,
+        **dict.fromkeys(
+            ("PricingCurrencyContractedUnitPrice", "PricingCurrencyListUnitPrice"), usd_price
+        ),
         **dict.fromkeys(("ConsumedQuantity", "PricingQuantity"), charge.quantity),
         **dict.fromkeys(("ConsumedUnit", "PricingUnit"), charge.unit),
         **dict.fromkeys(("ResourceId", "ResourceName"), engine),
@@ -172,9 +178,13 @@ _COLUMNS = (
     *("BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency"),
     *("BillingPeriodEnd", "BillingPeriodStart", "ChargeCategory", "ChargeClass"),
     *("ChargeDescription", "ChargeFrequency", "ChargePeriodEnd", "ChargePeriodStart"),
+    *(f"CommitmentDiscount{each}" for each in ("Category", "Id", "Name", "Quantity", "Status")),
+    *("CommitmentDiscountType", "CommitmentDiscountUnit"),
     *("ConsumedQuantity", "ConsumedUnit", "ContractedCost", "ContractedUnitPrice"),
-    *("EffectiveCost", "InvoiceIssuerName", "ListCost", "ListUnitPrice"),
-    *("PricingCategory", "PricingQuantity", "PricingUnit", "ResourceId", "ResourceName"),
+    *("EffectiveCost", "InvoiceId", "InvoiceIssuerName", "ListCost", "ListUnitPrice"),
+    *("PricingCategory", "PricingCurrency", "PricingCurrencyContractedUnitPrice"),
+    *("PricingCurrencyEffectiveCost", "PricingCurrencyListUnitPrice", "PricingQuantity"),
+    *("PricingUnit", "ResourceId", "ResourceName"),
     *("ResourceType", "ServiceCategory", "ServiceName", "ServiceSubcategory", "SkuId"),
     *("SkuMeter", "SkuPriceDetails", "SkuPriceId"),
 )

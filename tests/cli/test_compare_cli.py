@@ -1,0 +1,76 @@
+"""`compare`: two windows, two time ranges of one, prices, reasons, errors."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import vllm_capacity as vc
+from vllm_capacity.cli import cli
+from vllm_capacity.errors import InputError
+
+
+def run(*words):
+    return CliRunner().invoke(cli, ["compare", *words], catch_exceptions=False).stdout
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    return vc.open("vllm-two-replicas")
+
+
+def test_a_window_beside_itself_has_not_changed(replicas):
+    found = vc.compare(replicas.analyze(price=1.64), replicas.analyze(price=1.64))
+    assert not any(each.is_more_than_noise for each in found.changes.values())
+    assert found.itl.ratio.mid == pytest.approx(1.0)
+    assert [each.kind for each in found.reasons] == []
+
+
+def test_a_price_moves_cost_and_nothing_else(replicas):
+    found = vc.compare(replicas.analyze(price=1.0), replicas.analyze(price=3.0))
+    assert found.cost_at_same_load.ratio.mid == pytest.approx(3 * found.itl.ratio.mid)
+    assert found.cost_at_same_load.is_more_than_noise
+    assert not found.itl.is_more_than_noise
+    assert [each.evidence for each in found.reasons] == ["$1 → $3 per engine-hour"]
+
+
+def test_without_a_price_the_change_of_cost_is_that_of_speed(replicas):
+    found = vc.compare(replicas.analyze(), replicas.analyze())
+    assert found.cost_at_same_load.ratio.mid == pytest.approx(found.itl.ratio.mid)
+
+
+def test_settings_that_differ_are_reasons(replicas):
+    found = vc.compare(replicas.analyze(), vc.open("vllm-sweep").analyze())
+    assert {"setting", "engines"} <= {each.kind for each in found.reasons}
+
+
+def test_json_has_ratios_and_verdicts():
+    found = json.loads(run("vllm-two-replicas", "vllm-two-replicas", "--json"))
+    assert found["itl"]["is_more_than_noise"] is False
+    assert found["before"]["window"] == found["after"]["window"] == "vllm-two-replicas"
+    assert found["schema_version"] == 2
+
+
+def test_ranges_are_written_with_the_window():
+    first, second = "vllm-two-replicas@..2026-11-24T06:01", "vllm-two-replicas@2026-11-24T06:01.."
+    text = run(first, second, "--usd-per-hour", "1.64", "--usd-per-hour-b", "2")
+    assert "A: vllm-two-replicas, 24 Nov 2026 05:58:46 to 06:01:00 UTC" in text
+    assert "$1.64 → $2 per engine-hour" in text
+    assert "within noise" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(("--start", "2026-11-24"), "NAME@START..END", id="one range for both"),
+        pytest.param(("--usd-per-hour", "-1"), "negative|must be", id="a negative price"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        run("vllm-two-replicas", "vllm-two-replicas", *words)
+
+
+def test_only_analyses_can_be_compared(replicas):
+    with pytest.raises(InputError, match="Compare two analyses"):
+        vc.compare(replicas, replicas)

@@ -1,0 +1,74 @@
+"""`compare`: what changed between two windows, and whether it is more than noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vllm_capacity.cli.analysis_options import (
+    analysis_of,
+    as_text,
+    assumption_options,
+    json_options,
+)
+from vllm_capacity.cli.options import bounded, columns
+from vllm_capacity.errors import InputError
+
+
+@click.command(short_help="What changed from window A to B, and whether it is noise.")
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--usd-per-hour-b",
+    type=float,
+    callback=bounded,
+    help="Price of one GPU for an hour in B, where it is another than in A.",
+)
+@assumption_options
+@json_options
+def compare(
+    a: str,
+    b: str,
+    usd_per_hour_b: float | None,
+    as_json: bool,
+    schema_version: str,
+    **given: Any,  # noqa: ANN401  as click hands them over
+) -> None:
+    """What changed from window A to window B, at the same load and mix, by more than noise.
+
+    A and B are names or paths, each with a time range of its own if wanted: NAME@START..END
+    (either end may be left out). Did the upgrade pay? Compare the day before with the day after:
+
+    \b
+    vllm-capacity compare before after --usd-per-hour 1.64
+    vllm-capacity compare week@..2026-11-24 week@2026-11-25.. --json
+
+    A change is "changed" where its 99 % interval leaves out none; of all figures together, at most
+    one comparison in twenty says so by chance.
+    """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
+    from vllm_capacity.comparison import compare as compared
+
+    if given["start"] or given["end"]:
+        raise InputError(
+            "A and B have time ranges of their own: NAME@START..END, for --start/--end."
+        )
+    other = dict(given)
+    if usd_per_hour_b is not None:
+        other |= {"usd_per_hour": usd_per_hour_b, "price": None, "fleet": None}
+    found = compared(_analysis(a, given), _analysis(b, other))
+    if as_json:
+        click.echo(as_text(found, schema_version))
+        return
+    from vllm_capacity.render.comparison import comparison_text
+
+    click.echo(comparison_text(found, width=columns()), nl=False)
+
+
+def _analysis(named: str, given: dict[str, Any]) -> Any:  # noqa: ANN401  imported late
+    """The analysis of NAME, or of NAME@START..END."""
+    name, mark, times = named.rpartition("@")
+    if not mark or ".." not in times:
+        return analysis_of(named, given)
+    start, _, end = times.partition("..")
+    return analysis_of(name, {**given, "start": start or None, "end": end or None})

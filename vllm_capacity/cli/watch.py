@@ -1,0 +1,204 @@
+"""`watch`: live engines on a screen that refreshes, or once, as text or JSON."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vllm_capacity.cli.analysis_options import as_text, assumptions_of, price_options
+from vllm_capacity.cli.options import FILE, columns, local_path
+from vllm_capacity.errors import SourceError
+from vllm_capacity.timerange import parse_duration_seconds
+
+if TYPE_CHECKING:
+    from vllm_capacity.live.watch import Recent
+
+_ONCE_SECONDS = 12.0
+_MOST_COLUMNS = 160  # a table of eleven columns, no prose
+ORDERS = (
+    *("worst", "name", "tokens", "running", "waiting", "kv"),
+    *("ttft", "itl", "cost", "headroom"),
+)
+
+
+@click.command(short_help="Live engines on a screen: load, latency, dollars, the worst on top.")
+@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.option("--every", default="2s", show_default=True, help="Scrape interval.")
+@click.option(
+    "--refresh", default="5s", show_default=True, help="How often the screen is drawn anew."
+)
+@click.option("--over", default="5m", show_default=True, help="Latency and cost are of the last…")
+@click.option("--sort", "order", type=click.Choice(ORDERS), default="worst", show_default=True)
+@click.option("--once", is_flag=True, help="Look for 12 s, show it once, and end; for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per refresh on stdout.")
+@click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    callback=local_path,
+    help="Keep the scrapes in this file; `scrape --from FILE --to WINDOW` makes a window of them.",
+)
+@price_options
+def watch(
+    urls: tuple[str, ...],
+    every: str,
+    refresh: str,
+    over: str,
+    order: str,
+    once: bool,
+    as_json: bool,
+    profile: Path | None,
+    to: Path | None,
+    **given: Any,  # noqa: ANN401  as click hands them over
+) -> None:
+    """Scrape vLLM's /metrics at each URL and show every engine; Ctrl-C ends it.
+
+    Nothing is stored, unless --to. Who does not answer is said at once, with the cause; if nobody
+    answers, --once ends with exit code 3. Credentials as for `scrape`.
+
+    \b
+    vllm-capacity watch http://gpu-1:8000 http://gpu-2:8000 --usd-per-hour 1.64
+    vllm-capacity watch gpu-1:8000 --once --json
+    """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
+    from vllm_capacity.live.scrape import Journal
+    from vllm_capacity.live.watch import Recent
+
+    seconds = _ONCE_SECONDS if once else parse_duration_seconds(refresh)
+    kept = None if to is None else Journal(to)
+    recent = Recent(parse_duration_seconds(over), len(set(urls)), kept)
+    screen = _Screen(recent, order, as_json, given)
+    with _scraping(urls, recent, parse_duration_seconds(every), profile) as stop:
+        if once:
+            _wait_until_told(recent, stop, seconds)
+            screen.show_once()
+            return
+        screen.show_until(stop, seconds)
+
+
+@contextmanager
+def _scraping(
+    urls: tuple[str, ...],
+    recent: Recent,
+    every_seconds: float,
+    profile: Path | None,
+) -> Iterator[threading.Event]:
+    """Scrape in the background; the event is set by Ctrl-C, and ends the scrapes."""
+    from vllm_capacity.live.access import (
+        METRICS,
+        METRICS_SETTINGS,
+        client,
+        metrics_url,
+        read_settings,
+    )
+    from vllm_capacity.live.scrape import run, targets
+    from vllm_capacity.sources.http import NO_KEEPALIVE
+
+    found = targets(tuple(metrics_url(url) for url in urls))
+    settings = read_settings(os.environ, profile, prefix=METRICS, names=METRICS_SETTINGS)
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    with client(settings, follow_redirects=True, limits=NO_KEEPALIVE, stop=stop) as session:
+        work = threading.Thread(
+            target=run,
+            args=(found,),
+            kwargs={
+                "client": session,
+                "journal": recent,
+                "every_seconds": every_seconds,
+                "for_seconds": None,
+                "stop": stop,
+                "tell": lambda progress: None,
+            },
+        )
+        work.start()
+        try:
+            yield stop
+        finally:
+            stop.set()
+            work.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _wait_until_told(recent: Recent, stop: threading.Event, seconds: float) -> None:
+    """Wait so long for telemetry; less where by then every server has failed."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop.wait(0.2):
+        if recent.is_hopeless:
+            return
+
+
+class _Screen:
+    """What is shown of the recent scrapes, as text that replaces itself, as text, or as JSON."""
+
+    def __init__(self, recent: Recent, order: str, as_json: bool, given: dict[str, Any]) -> None:
+        self._recent, self._order, self._as_json = recent, order, as_json
+        self._assumptions = assumptions_of(given)
+        self._told: set[str] = set()
+
+    def show_once(self) -> None:
+        """The engines once on stdout; SourceError where nobody answered."""
+        text = self._text()
+        if text is None:
+            from vllm_capacity.live.watch import silence
+
+            why = silence(self._recent.silent) or "no two scrapes were answered in time."
+            raise SourceError(f"No vLLM telemetry: {why}")
+        click.echo(text, nl=not text.endswith("\n"))
+
+    def show_until(self, stop: threading.Event, seconds: float) -> None:
+        """The engines, again and again: in place on a terminal, one after another in a pipe."""
+        if self._as_json or not sys.stdout.isatty():
+            while not stop.wait(seconds):
+                self._tell_silent()
+                text = self._text()
+                if text is not None:
+                    click.echo(text)
+            return
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(Text("scraping"), auto_refresh=False, screen=True) as live:
+            while not stop.wait(1.0 if not self._told else seconds):
+                text = self._text() or self._waiting()
+                live.update(Text(text), refresh=True)
+                if text != self._waiting():
+                    self._told.add("shown")
+
+    def _text(self) -> str | None:
+        from vllm_capacity.engines_now import engines_now
+
+        with self._recent.analysis(self._assumptions) as analysis:
+            if analysis is None:
+                return None
+            found = engines_now(analysis, silent=self._recent.silent, order=self._order)
+            if self._as_json:
+                return as_text(found)
+            from vllm_capacity.render.watch import watch_text
+
+            return watch_text(found, width=columns(_MOST_COLUMNS))
+
+    def _waiting(self) -> str:
+        from vllm_capacity.live.watch import silence
+
+        return silence(self._recent.silent) or "Waiting for the second scrape."
+
+    def _tell_silent(self) -> None:
+        """Who does not answer, on stderr, each cause once."""
+        for instance, why in self._recent.silent.items():
+            line = f"vllm-capacity: {instance}: {why}"
+            if line not in self._told:
+                self._told.add(line)
+                click.echo(line, err=True)

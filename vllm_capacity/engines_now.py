@@ -1,0 +1,175 @@
+"""The engines of a fleet as they are now, the worst first: what a live screen shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import polars as pl
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.bills import engine_name
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate, Figures, total
+from vllm_capacity.figures.latency import Quantile, latency
+from vllm_capacity.record import SCHEMA_VERSION, Record
+from vllm_capacity.verdicts.saturation.capacity import headroom
+from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, LIMITS, UNKNOWN
+
+
+@dataclass(frozen=True, repr=False)
+class EngineNow(Figures):
+    """One engine: its last step (10 s or more), and latency, cost and headroom of all the time.
+
+    None and unknown estimates where not observed. `trouble` says why its server does not answer,
+    empty where it does.
+    """
+
+    engine: str
+    regime: str
+    output_tokens_per_second: float | None
+    running: float | None
+    waiting: float | None
+    kv_cache_ratio: float | None
+    ttft_p95: Quantile
+    itl_p95: Quantile
+    usd_per_hour: Estimate
+    usd_per_million_output_tokens: Estimate
+    headroom_ratio: Estimate
+    trouble: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class FleetNow(Record):
+    """All engines, in order, and their total: rates and counts added, KV usage and cost as a whole.
+
+    `seconds` is over how long latency and cost are.
+    """
+
+    at: datetime
+    seconds: float
+    engines: tuple[EngineNow, ...]
+    whole: EngineNow
+    schema_version: int = SCHEMA_VERSION
+
+
+def _least(value: float | None) -> float:
+    return float("inf") if value is None else -value
+
+
+def _severity(row: EngineNow) -> tuple[int, float, float]:
+    """Silent servers, then those at a limit, then what is not known, then what has room."""
+    if row.trouble:
+        return 0, 0.0, 0.0
+    ranks = {**dict.fromkeys(LIMITS, 1), UNKNOWN: 2, CLIENT: 3, IDLE: 4}
+    return ranks.get(row.regime, 2), _least(row.waiting), _least(row.kv_cache_ratio)
+
+
+ORDERS: Mapping[str, Callable[[EngineNow], object]] = {
+    "worst": _severity,
+    "name": lambda row: row.engine,
+    "tokens": lambda row: _least(row.output_tokens_per_second),
+    "running": lambda row: _least(row.running),
+    "waiting": lambda row: _least(row.waiting),
+    "kv": lambda row: _least(row.kv_cache_ratio),
+    "ttft": lambda row: _least(row.ttft_p95.estimate),
+    "itl": lambda row: _least(row.itl_p95.estimate),
+    "cost": lambda row: _least(row.usd_per_million_output_tokens.mid),
+    "headroom": lambda row: -_least(row.headroom_ratio.mid),
+}
+
+
+def engines_now(
+    analysis: Analysis, *, silent: Mapping[str, str] | None = None, order: str = "worst"
+) -> FleetNow:
+    """The engines of the last minutes that the analysis is of, and servers that do not answer.
+
+    `silent` are causes by instance. InputError for an order that is none of `ORDERS`.
+    """
+    if order not in ORDERS:
+        raise InputError(f"Cannot sort by {order!r}; try {', '.join(ORDERS)}.")
+    lost = dict(silent or {})
+    rows = [
+        replace(_row(analysis, engine), trouble=lost.get(engine.rpartition("/")[0], ""))
+        for engine in analysis.bill_parts
+    ]
+    seen = {row.engine.rpartition("/")[0] for row in rows}
+    rows += [_silent(instance, why) for instance, why in lost.items() if instance not in seen]
+    return _fleet(rows, analysis, order)
+
+
+def _silent(instance: str, cause: str) -> EngineNow:
+    unknown = Estimate.unknown(cause)
+    return EngineNow(
+        engine=instance,
+        regime=UNKNOWN,
+        output_tokens_per_second=None,
+        running=None,
+        waiting=None,
+        kv_cache_ratio=None,
+        ttft_p95=Quantile(),
+        itl_p95=Quantile(),
+        usd_per_hour=unknown,
+        usd_per_million_output_tokens=unknown,
+        headroom_ratio=unknown,
+        trouble=cause,
+    )
+
+
+def _fleet(rows: list[EngineNow], analysis: Analysis, order: str) -> FleetNow:
+    rows.sort(key=lambda row: row.engine)
+    rows.sort(key=ORDERS[order])  # type: ignore[arg-type, return-value]  each key with its own kind
+    found = analysis.answer
+    whole = EngineNow(
+        engine="total",
+        regime=found.saturation.regime,
+        output_tokens_per_second=_sum([row.output_tokens_per_second for row in rows]),
+        running=_sum([row.running for row in rows]),
+        waiting=_sum([row.waiting for row in rows]),
+        kv_cache_ratio=found.kv_cache_ratio.mean,
+        ttft_p95=found.latency.ttft.p95,
+        itl_p95=found.latency.itl.p95,
+        usd_per_hour=total({row.engine: row.usd_per_hour for row in rows}),
+        usd_per_million_output_tokens=found.cost.usd_per_million_output_tokens,
+        headroom_ratio=found.saturation.headroom_ratio,
+    )
+    span = analysis.time_range
+    return FleetNow(span.end, span.seconds, tuple(rows), whole)
+
+
+def _row(analysis: Analysis, engine: str) -> EngineNow:
+    part, costs = analysis.bill_parts[engine], analysis.bill.parts[engine]
+    regimes = {fit.engine: fit.regime for fit in analysis.fits}
+    own = latency([each for each in analysis.histograms if _is_of(each, engine)])
+    last = _last_step(analysis.steps, engine)
+    return EngineNow(
+        engine=engine,
+        regime=regimes.get(engine, UNKNOWN),
+        output_tokens_per_second=last.get("output_tokens_per_second"),
+        running=last.get("running_mean"),
+        waiting=last.get("waiting_mean"),
+        kv_cache_ratio=last.get("kv_cache_ratio_mean"),
+        ttft_p95=own.ttft.p95,
+        itl_p95=own.itl.p95,
+        usd_per_hour=part.usd_per_engine_hour,
+        usd_per_million_output_tokens=costs.usd_per_million_output_tokens,
+        headroom_ratio=headroom(costs.utilization),
+    )
+
+
+def _is_of(increase: object, engine: str) -> bool:
+    row = {name: getattr(increase, name) for name in ("instance", "engine")}
+    return engine_name(row) == engine
+
+
+def _last_step(steps: pl.DataFrame, engine: str) -> dict[str, float]:
+    """The engine's newest step that saw anything; empty where there is none."""
+    name = pl.concat_str("instance", "engine", separator="/")
+    own = steps.filter((name == engine) & pl.col("running_mean").is_not_null()).sort("start")
+    return own.tail(1).to_dicts()[0] if own.height else {}
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,110 @@
+"""The last minutes of live servers, scraped into memory: what `watch` looks at.
+
+Nothing is stored, unless a journal is given. A server that does not answer has a cause, at once:
+that is what somebody who typed the wrong port is waiting for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions
+from vllm_capacity.errors import NoTelemetryError
+from vllm_capacity.live.scrape import Journal
+from vllm_capacity.sources.exposition import Scrape, ScrapeReader
+from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.telemetry.window import open_window
+
+_OURS = "vllm:"
+NO_SERIES = "it answers, but exports no vLLM metric; is this vLLM's /metrics?"
+_CAUSES = (
+    ("certificate", "TLS: its certificate is not trusted"),
+    ("SSL", "TLS: no TLS connection; is it plain http://?"),
+    ("refused", "connection refused; is the server running, and on this port?"),
+    ("Name or service", "no such host"),
+    ("nodename", "no such host"),
+    ("name resolution", "no such host"),
+    ("Timeout", "no answer in time"),
+    ("HTTP 404", "HTTP 404; is this its /metrics?"),
+    ("HTTP 401", "HTTP 401; it wants credentials (VLLM_METRICS_TOKEN)"),
+    ("HTTP 403", "HTTP 403; these credentials may not read it"),
+)
+
+
+def cause(error: str) -> str:
+    """Why a server does not answer, in plain words; the error itself where it is another."""
+    return next((words for sign, words in _CAUSES if sign in error), error)
+
+
+@dataclass
+class Recent:
+    """The scrapes of the last `seconds` of so many targets, in memory.
+
+    In a journal, too, if they are to be kept. `append` is called from threads.
+    """
+
+    seconds: float
+    targets: int
+    journal: Journal | None = None
+    _scrapes: deque[Scrape] = field(default_factory=deque)
+    _errors: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def append(self, *attempts: tuple[Scrape, str]) -> None:
+        """Take scrapes in, each with its error or ""; what is too old goes."""
+        if self.journal is not None:
+            self.journal.append(*attempts)
+        with self._lock:
+            for scrape, error in attempts:
+                self._scrapes.append(scrape)
+                is_other = not error and _OURS not in scrape.text
+                self._errors[scrape.target] = NO_SERIES if is_other else cause(error)
+            newest = self._scrapes[-1].t_unix_seconds
+            while self._scrapes[0].t_unix_seconds < newest - self.seconds:
+                self._scrapes.popleft()
+
+    @property
+    def silent(self) -> dict[str, str]:
+        """Why each server whose last scrape failed does not answer, by instance."""
+        with self._lock:
+            return {instance: why for instance, why in self._errors.items() if why}
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether every target was tried, and none has answered its last scrape."""
+        return len(self.silent) == self.targets
+
+    @contextmanager
+    def analysis(self, assumptions: Assumptions) -> Iterator[Analysis | None]:
+        """The analysis of what is there, in a folder that goes afterwards; None without telemetry.
+
+        A rate takes two scrapes: None, too, before there are.
+        """
+        with self._lock:
+            scrapes = list(self._scrapes)
+        reader = ScrapeReader()
+        for scrape in scrapes:
+            reader.add(scrape)
+        times = {scrape.t_unix_seconds for scrape in scrapes if _OURS in scrape.text}
+        if len(times) < 2:
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="vllm-capacity-") as folder:
+            try:
+                path = write_window(Path(folder) / "now", reader.rows().whole(), {"kind": "live"})
+            except NoTelemetryError:
+                yield None
+                return
+            yield Analysis.of(open_window(path), assumptions=assumptions)
+
+
+def silence(found: Mapping[str, str]) -> str:
+    """The servers that do not answer and why, in one line."""
+    return "; ".join(f"{instance}: {why}" for instance, why in sorted(found.items()))

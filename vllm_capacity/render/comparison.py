@@ -1,0 +1,75 @@
+"""What a terminal shows of two windows side by side."""
+
+from __future__ import annotations
+
+from vllm_capacity.comparison import Comparison, Side
+from vllm_capacity.render.numbers import percent, span, usd, value
+from vllm_capacity.render.tables import Cell, Column, Table, Value, table, wrapped
+from vllm_capacity.verdicts.changes import Change
+
+_LABELS = {
+    "cost_at_same_load": "cost per output token, at the same load and mix",
+    "cost_as_billed": "cost per output token, as billed",
+    "itl": "mean ITL, at the same load and mix",
+    "ttft": "p95 TTFT, at the same load and mix",
+    "output": "output per engine, as served",
+    "capacity": "capacity per engine",
+}
+_NO_REASON = "Nothing else differs that the telemetry shows."
+
+
+def comparison_text(found: Comparison, *, width: int) -> str:
+    """Both sides, a row per figure with its change, and what else differs."""
+    sides = "".join(
+        wrapped(f"{name}: {_side(side)}", width)
+        for name, side in (("A", found.before), ("B", found.after))
+    )
+    reasons = reason_table(found)
+    differs = f"What else differs\n{reasons.to_text(width)}" if found.reasons else _NO_REASON + "\n"
+    return f"{sides}\n{change_table(found).to_text(width)}\n{differs}"
+
+
+def change_table(found: Comparison) -> Table:
+    """One row per figure: its change from A to B with the interval, and whether that is noise."""
+    columns = (
+        Column("figure", "figure"),
+        Column("change", "ratio", is_numeric=True),
+        Column("99 % interval", is_numeric=True),
+        Column("verdict", "is_more_than_noise"),
+        Column("reason", "reason", is_note=True),
+    )
+    rows: list[tuple[Value | Cell, ...]] = []
+    for name, change in found.changes.items():
+        ratio = change.ratio
+        shown = "not known" if ratio.mid is None else _percent(ratio.mid)
+        ends = ""
+        if ratio.low is not None and ratio.high is not None:
+            ends = f"{_percent(ratio.low)} to {_percent(ratio.high)}"
+        verdict = Cell(_verdict(change), str(change.is_more_than_noise))
+        rows.append((_LABELS[name], Cell(shown, ratio), Cell(ends), verdict, Cell(ratio.reason)))
+    return table(columns, rows)
+
+
+def reason_table(found: Comparison) -> Table:
+    """One row per other difference between the two: what it is, and A's and B's value."""
+    columns = (Column("what", "kind"), Column("from A to B", "evidence"))
+    return table(columns, [(each.kind, each.evidence) for each in found.reasons])
+
+
+def _side(side: Side) -> str:
+    cost = value(side.usd_per_million_output_tokens, usd)
+    engines = "1 engine" if side.engines == 1 else f"{side.engines:.3g} engines on average"
+    when = span(side.start, side.end)
+    return f"{side.window}, {when}, {engines}, {cost} per million output tokens"
+
+
+def _percent(ratio: float) -> str:
+    change = ratio - 1
+    return f"{'+' if change >= 0 else '−'}{percent(abs(change))}"
+
+
+def _verdict(change: Change) -> str:
+    told = change.is_more_than_noise
+    if told is None:
+        return ""
+    return "changed" if told else "within noise"

@@ -1,0 +1,252 @@
+"""Whether a server changed between two times, at the same load and mix, by more than noise.
+
+Two windows are never under the same load, so their means say little. What is compared is what a
+step of one engine (10 to 60 s) did *at the load and the mix it had*:
+
+1. Steps of both sides that lie in loads which both have seen are kept; others are compared with
+   nothing. Load is the requests that decode at a time, by Little's law: output tokens/s × mean
+   inter-token latency. Both are counted, so it has no noise of sampling, as the gauge has.
+2. The logarithm of a figure is explained by load (a curve of straight pieces), by how long prompts
+   are for each output token, by how long outputs are, and by the side: ordinary least squares. The
+   coefficient of the side is the change, at the same load and mix.
+3. Minutes are correlated, so steps do not count as so many observations. Each side's time is cut
+   into blocks, all engines together, and the variance is that of the blocks' sums (the sandwich of
+   cluster-robust errors; Cameron and Miller, "A Practitioner's Guide to Cluster-Robust Inference",
+   J. Human Resources 50 (2015), doi:10.3368/jhr.50.2.317). Of several block lengths the one that
+   gives the widest interval counts, with Student's t of as many blocks.
+4. Five figures are looked at, and a change of any is an alarm: each is judged at 99 %, so that all
+   of them together cry wolf at most once in twenty.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy import stats
+
+from vllm_capacity.estimate import CONFIDENCE as ESTIMATED
+from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.record import Record
+
+CONFIDENCE = 0.99
+"""Of each interval; the figures together are then held by all of theirs 19 times in 20."""
+FEWEST_BLOCKS = 5
+"""Per side: fewer tell nothing of how times differ."""
+_BLOCKS = (8, 16, 32)  # per side; the fewest are the longest, and stand for slow changes
+_KNOTS = 4
+_FEWEST_STEPS = 20  # per side
+_EDGE_SHARE = 0.02  # of a side's loads at each end, that the other need not have seen
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, repr=False)
+class Change(Record):
+    """How much a figure changed: `ratio` is B ÷ A, with its 99 % interval, or why it is not known.
+
+    `is_more_than_noise` is None where that is not known.
+    """
+
+    ratio: Estimate
+
+    @property
+    def is_more_than_noise(self) -> bool | None:
+        """Whether the interval leaves out "no change"."""
+        low, high = self.ratio.low, self.ratio.high
+        return None if low is None or high is None else not low <= 1 <= high
+
+    def as_dict(self) -> dict[str, object]:
+        """The ratio, and whether it is more than noise."""
+        return {**super().as_dict(), "is_more_than_noise": self.is_more_than_noise}
+
+
+def comparable_steps(steps: pl.DataFrame) -> pl.DataFrame:
+    """The steps that tell how fast an engine was: one row per engine and step, in order of time.
+
+    Columns: start, load, prompt_per_output, output_per_request (null where no request ended),
+    itl_seconds, ttft_seconds (null where not observed). Steps with a gap or a restart, and those in
+    which nothing was generated, are left out.
+    """
+    output, itl = pl.col("output_tokens_per_second"), pl.col("itl_mean_seconds")
+    busy = steps.filter(~pl.col("is_gap") & ~pl.col("is_restart") & (output > 0) & (itl > 0))
+    prompts = pl.col("prompt_tokens_per_second").fill_null(0.0)
+    requests = pl.col("requests_per_second")
+    return busy.select(
+        "start",
+        load=output * itl,
+        prompt_per_output=prompts / output,
+        output_per_request=pl.when(requests > 0).then(output / requests),
+        itl_seconds=itl,
+        ttft_seconds=pl.col("ttft_p95_seconds"),
+    ).sort("start")
+
+
+def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
+    """The change of `itl_seconds` or `ttft_seconds` from `before` to `after` (comparable_steps).
+
+    At the same load and mix; unknown, with the reason, where the two share too few loads.
+    """
+    sides = [_observed(each, figure) for each in (before, after)]
+    if any(each.height < _FEWEST_STEPS for each in sides):
+        fewest = min(each.height for each in sides)
+        return _unknown(f"only {fewest} steps observed it on one side; it takes {_FEWEST_STEPS}")
+    shared = _same_loads(*sides)
+    if min(each.height for each in shared) < _FEWEST_STEPS:
+        return _unknown(f"the two had hardly any load in common: {_loads(sides)}")
+    return _fitted(shared, figure)
+
+
+def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Change:
+    """The change of a column's mean over time, whatever the load: of all steps, zeros included.
+
+    Unknown where a side has too few steps, or a mean of 0.
+    """
+    sides = [each.drop_nulls(column).sort("start") for each in (before, after)]
+    if any(each.height < _FEWEST_STEPS for each in sides):
+        return _unknown(f"one side has fewer than {_FEWEST_STEPS} steps")
+    means = [float(each[column].mean()) for each in sides]  # type: ignore[arg-type]
+    if min(means) <= 0:
+        return _unknown("a mean of 0 has no ratio")
+    widest = max(_mean_error(sides, means, column, blocks) for blocks in _BLOCKS)
+    return _known(math.log(means[1] / means[0]), widest, f"means of {column}, by blocks of time")
+
+
+def ratio_of(before: Estimate, after: Estimate) -> Change:
+    """The change of a figure that each side has with its own interval; bounds tell no change."""
+    found = []
+    for side, each in (("A", before), ("B", after)):
+        if each.low is None or each.mid is None or each.high is None:
+            return _unknown(f"{side}: {each.reason}")
+        if each.low <= 0:
+            return _unknown(f"{side}: it may be 0")
+        found.append(_Log(*(math.log(end) for end in (each.low, each.mid, each.high))))
+    error = math.hypot(*(each.error for each in found))
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * error
+    return _known(found[1].mid - found[0].mid, half, "both sides' intervals")
+
+
+@dataclass(frozen=True)
+class _Log:
+    """The logarithm of an estimate."""
+
+    low: float
+    mid: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """Its standard error, from the wider side of its 90 % interval."""
+        wide = max(self.high - self.mid, self.mid - self.low)
+        return wide / float(stats.norm.ppf((1 + ESTIMATED) / 2))
+
+
+def _unknown(reason: str) -> Change:
+    return Change(Estimate.unknown(reason))
+
+
+def _known(log_ratio: float, half: float, *basis: str) -> Change:
+    low, mid, high = (math.exp(log_ratio + side * half) for side in (-1, 0, 1))
+    return Change(
+        Estimate.known(low, mid, high, *basis, kind=Kind.ESTIMATED, confidence=CONFIDENCE)
+    )
+
+
+def _observed(steps: pl.DataFrame, figure: str) -> pl.DataFrame:
+    return steps.filter(pl.col(figure) > 0)
+
+
+def _same_loads(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The steps of both in the loads that both have seen, but for the rarest of each."""
+    ends = [
+        (each["load"].quantile(_EDGE_SHARE), each["load"].quantile(1 - _EDGE_SHARE))
+        for each in (before, after)
+    ]
+    low, high = max(low or 0.0 for low, _ in ends), min(high or 0.0 for _, high in ends)
+    is_shared = pl.col("load").is_between(low, high)
+    return before.filter(is_shared), after.filter(is_shared)
+
+
+def _loads(sides: list[pl.DataFrame]) -> str:
+    spans = [(each["load"].min(), each["load"].max()) for each in sides]
+    return " against ".join(f"{low:.2g} to {high:.2g} requests" for low, high in spans)
+
+
+def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
+    both = pl.concat(sides)
+    is_after = np.repeat([0.0, 1.0], [each.height for each in sides])
+    columns = np.column_stack([is_after, _explained(both)])
+    values = np.log(both[figure].to_numpy())
+    found, *_ = np.linalg.lstsq(columns, values, rcond=None)
+    residuals = values - columns @ found
+    inverse = np.linalg.pinv(columns.T @ columns)
+    halves = [_half(sides, columns, residuals, inverse, blocks) for blocks in _BLOCKS]
+    known = [half for half in halves if half is not None]
+    if not known:
+        return _unknown(f"under {FEWEST_BLOCKS} separate times at a load that both have seen")
+    steps = " and ".join(f"{each.height:,}" for each in sides)
+    return _known(float(found[0]), max(known), f"{steps} steps at the same loads and lengths")
+
+
+def _explained(both: pl.DataFrame) -> Floats:
+    """The columns that load and mix are: a constant, a bent line of the load, both lengths."""
+    load = np.log(both["load"].to_numpy())
+    prompts = np.log1p(both["prompt_per_output"].to_numpy())
+    lengths = both["output_per_request"].log()
+    usual = lengths.mean()
+    outputs = lengths.fill_null(usual if isinstance(usual, float) else 0.0).to_numpy()
+    knots = np.quantile(load, np.linspace(0, 1, _KNOTS + 2)[1:-1])
+    bends = [np.maximum(load - knot, 0.0) for knot in knots]
+    return np.column_stack([np.ones_like(load), load, *bends, prompts, outputs])
+
+
+def _half(
+    sides: tuple[pl.DataFrame, pl.DataFrame],
+    columns: Floats,
+    residuals: Floats,
+    inverse: Floats,
+    blocks: int,
+) -> float | None:
+    """Half of the interval of the first coefficient, each side in so many blocks of time.
+
+    None where steps of a side lie in too few of them.
+    """
+    numbers = [_block_numbers(each, blocks) for each in sides]
+    counts = [len(np.unique(each)) for each in numbers]
+    if min(counts) < FEWEST_BLOCKS:
+        return None
+    of_block = np.concatenate([numbers[0], numbers[1] + blocks])
+    scores = (columns * residuals[:, None]) @ inverse[0]
+    sums = np.bincount(of_block, weights=scores, minlength=2 * blocks)
+    # Each side's share of the variance, made up for its few blocks.
+    error = math.sqrt(
+        sum(
+            float(np.sum(own**2)) * count / (count - 1)
+            for own, count in zip((sums[:blocks], sums[blocks:]), counts, strict=True)
+        )
+    )
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, min(counts) - 1) * error)
+
+
+def _block_numbers(steps: pl.DataFrame, blocks: int) -> npt.NDArray[np.int64]:
+    """The block of each step: its side's time in so many even parts."""
+    times = steps["start"].dt.timestamp("us").to_numpy().astype(np.float64)
+    share = (times - times.min()) / max(times.max() - times.min(), 1.0)
+    return np.minimum((share * blocks).astype(np.int64), blocks - 1)
+
+
+def _mean_error(sides: list[pl.DataFrame], means: list[float], column: str, blocks: int) -> float:
+    """Half of the interval of the logarithm of the ratio of both means; wide with few blocks."""
+    errors, fewest = [], blocks
+    for each, mean in zip(sides, means, strict=True):
+        numbers = _block_numbers(each, blocks)
+        sums = np.bincount(numbers, weights=each[column].to_numpy() - mean, minlength=blocks)
+        count = len(np.unique(numbers))
+        errors.append(math.sqrt(float(np.sum(sums**2)) * count / max(count - 1, 1)))
+        errors[-1] /= each.height * mean
+        fewest = min(fewest, count)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, max(fewest - 1, 1))
+    return float(quantile * math.hypot(*errors))
