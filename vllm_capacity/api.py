@@ -241,11 +241,14 @@ def open(name_or_path: str | Path) -> Window:
     """The window of that name or path.
 
     A name is looked for in data/windows and data/examples from here upward, then among the shipped
-    windows. WindowError, with the names there are, where there is none.
+    windows. Of one that a scrape still makes: what it has by now. WindowError, with the names there
+    are, where there is none.
     """
     if not isinstance(name_or_path, str | Path):
         raise InputError(f"A window is named by text or a path, not by {name_or_path!r}.")
-    opened = telemetry.open_window(name_or_path)
+    from vllm_capacity.live.running import open_recorded
+
+    opened = open_recorded(name_or_path)
     return Window(opened, opened.extent)
 
 

@@ -15,7 +15,7 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.cli.analysis_options import one_window
 from vllm_capacity.cli.options import columns
 from vllm_capacity.errors import InputError
-from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.live.running import open_recorded
 from vllm_capacity.timerange import parse_duration_seconds
 
 
@@ -42,7 +42,7 @@ def alerts(
     of data. A figure that is not known is shown as unknown, and never taken for 0.
     """
     rules = with_thresholds(_thresholds(changes))
-    opened = open_window(one_window(argument, window))
+    opened = open_recorded(one_window(argument, window))
     start = None
     if over != "all":
         whole = opened.extent

@@ -133,9 +133,9 @@ def assumptions_of(given: Mapping[str, Any]) -> Assumptions:
 def analysis_of(window: str, given: Mapping[str, Any], *, verify: bool = False) -> Analysis:
     """The analysis of a window (a path, or a name) that these options ask for."""
     from vllm_capacity.analysis import Analysis  # polars, duckdb and all: not for --help
-    from vllm_capacity.telemetry.window import open_window
+    from vllm_capacity.live.running import open_recorded
 
-    opened = open_window(window, verify=verify)
+    opened = open_recorded(window, verify=verify)
     start, end = (
         None if given[name] is None else parse_instant(given[name]) for name in ("start", "end")
     )

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vllm_capacity.cli.options import FILE, local_path
 from vllm_capacity.errors import InputError, plain
+from vllm_capacity.live.access import cause
 from vllm_capacity.live.scrape import Captured, Progress, capture, import_scrapes
 from vllm_capacity.sources.exposition import DAMAGED, scrapes_in_parts
 from vllm_capacity.telemetry.late import extend_window
@@ -93,6 +94,16 @@ def _scrape_live(
             signal.signal(number, handler)
 
     console = Console(stderr=True)
+    told: set[str] = set()
+
+    def tell(progress: Progress) -> None:
+        _tell_silent(progress, told, console)
+        _tell(status, progress)
+
+    def written() -> None:
+        let_go()
+        status.update("writing the window")
+
     with console.status("scraping") as status:
         return capture(
             urls,
@@ -104,8 +115,8 @@ def _scrape_live(
             profile=profile,
             about=about,
             stop=stop,
-            tell=lambda progress: _tell(status, progress),
-            scraped=let_go,
+            tell=tell,
+            scraped=written,
         )
 
 
@@ -117,6 +128,17 @@ def _tell(status: Status, progress: Progress) -> None:
     error = f"; last error: {progress.last_error}" if progress.last_error else ""
     # A Text: what a server sent is no markup.
     status.update(Text(plain(f"{progress.good} good, {progress.failed} failed{error}")))
+
+
+def _tell_silent(progress: Progress, told: set[str], console: Console) -> None:
+    """Who has never answered, and why: a line each, once, also where nobody sees a status."""
+    for instance, error in progress.silent.items():
+        if instance not in told:
+            told.add(instance)
+            console.print(
+                Text(plain(f"vllm-capacity: {instance} does not answer: {cause(error)}")),
+                soft_wrap=True,
+            )
 
 
 def _add(saved: Path | None, into: Path, to: Path | None) -> None:

@@ -155,3 +155,22 @@ def client(settings: Mapping[str, str] | None = None, **how: Any) -> Iterator[ht
     """A client with the credentials of `settings`, if any; `how` is what wire.client takes."""
     with http.client(auth=auth_of(settings or {}), **how) as opened:
         yield opened
+
+
+_CAUSES = (
+    ("certificate", "TLS: its certificate is not trusted"),
+    ("SSL", "TLS: no TLS connection; is it plain http://?"),
+    ("refused", "connection refused; is the server running, and on this port?"),
+    ("Name or service", "no such host"),
+    ("nodename", "no such host"),
+    ("name resolution", "no such host"),
+    ("Timeout", "no answer in time"),
+    ("HTTP 404", "HTTP 404; is this its /metrics?"),
+    ("HTTP 401", "HTTP 401; it wants credentials (VLLM_METRICS_TOKEN)"),
+    ("HTTP 403", "HTTP 403; these credentials may not read it"),
+)
+
+
+def cause(error: str) -> str:
+    """Why a server does not answer, in plain words; the error itself where it is another."""
+    return next((words for sign, words in _CAUSES if sign in error), error)

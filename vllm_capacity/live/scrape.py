@@ -34,7 +34,11 @@ from vllm_capacity.sources.http import NO_KEEPALIVE
 from vllm_capacity.telemetry.parts import RowsInParts, Spool
 from vllm_capacity.telemetry.store import Place, put_window, require_free, reserved
 
+JOURNAL = ".journal"
+"""What the journal's name has after that of its window."""
 _LONGEST_TIMEOUT_SECONDS = 10.0
+_OURS = "vllm"  # a proxy may have written vllm_ for vllm:
+NO_SERIES = "it answers, but exports no vLLM metric; is this vLLM's /metrics?"
 _UNDER_WAY = "the scrape before was still under way"
 
 
@@ -153,12 +157,21 @@ class _Clock:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """How far a run is; `silent` are the targets that never answered, each with its last error."""
 
     points: int
     good: int
     failed: int
     last_error: str
+    silent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of an attempt: its error, or what is odd about its answer; else empty."""
+
+    error: str = ""
+    doubt: str = ""
 
 
 @dataclass
@@ -166,13 +179,21 @@ class _Tally:
     good: int = 0
     failed: int = 0
     last_error: str = ""
+    silent: dict[str, str] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
 
-    def count(self, error: str) -> None:
+    def count(self, instance: str, outcome: _Outcome) -> None:
+        error, trouble = outcome.error, outcome.error or outcome.doubt
         self.good, self.failed = self.good + (not error), self.failed + bool(error)
         self.last_error = error or self.last_error
+        if not trouble:
+            self.answered.add(instance)
+            self.silent.pop(instance, None)
+        elif instance not in self.answered:
+            self.silent[instance] = trouble
 
     def progress(self, points: int) -> Progress:
-        return Progress(points, self.good, self.failed, self.last_error)
+        return Progress(points, self.good, self.failed, self.last_error, dict(self.silent))
 
 
 def run(
@@ -187,7 +208,7 @@ def run(
 ) -> Progress:
     """Scrape every target on a grid of `every_seconds` until the time is up or `stop` is set."""
     tally = _Tally()
-    pending: dict[str, Future[str]] = {}
+    pending: dict[str, Future[_Outcome]] = {}
     timeout = min(_LONGEST_TIMEOUT_SECONDS, every_seconds)
     clock, point = _Clock(), 0
 
@@ -200,27 +221,27 @@ def run(
                     missed.append((clock.attempt(target), _UNDER_WAY))
                     continue
                 if before is not None:
-                    tally.count(before.result())
+                    tally.count(target.instance, before.result())
                 job = pool.submit(_scrape, target, client, journal, timeout, clock)
                 pending[target.instance] = job
             if missed:
                 journal.append(*missed)
-            for _, error in missed:
-                tally.count(error)
+            for scrape, error in missed:
+                tally.count(scrape.target, _Outcome(error))
             point += 1
             tell(tally.progress(point))
             # A fixed grid: the next point counts from the start, so delays do not add up.
             due = min(point * every_seconds, for_seconds or math.inf)
             stop.wait(max(0.0, due - clock.seconds))
-    for future in pending.values():
-        tally.count(future.result())
+    for instance, future in pending.items():
+        tally.count(instance, future.result())
     return tally.progress(point)
 
 
 def _scrape(
     target: Target, client: httpx.Client, journal: Keeper, timeout: float, clock: _Clock
-) -> str:
-    """One attempt, journalled; the error, or nothing."""
+) -> _Outcome:
+    """One attempt, journalled."""
     attempt, began = clock.attempt(target), time.monotonic()
     status, text, error = 0, "", ""
     try:
@@ -234,7 +255,12 @@ def _scrape(
         status, text, error = 0, "", plain(f"{type(failure).__name__}: {failure}")[:200]
     seconds = time.monotonic() - began
     journal.append((replace(attempt, status=status, text=text, seconds=seconds), error))
-    return error
+    return _Outcome(error, "" if error else doubt(text))
+
+
+def doubt(text: str) -> str:
+    """What is odd about an answer that holds no metric of vLLM; empty where it holds one."""
+    return "" if _OURS in text else NO_SERIES
 
 
 LEAST_SECONDS = 0.01
@@ -277,7 +303,7 @@ def capture(
     settings = read_settings(environment, profile, prefix=METRICS, names=METRICS_SETTINGS)
     ends = stop or threading.Event()
     require_free(to)
-    journal = to.with_name(f"{to.name}.journal")
+    journal = to.with_name(f"{to.name}{JOURNAL}")
     with reserved(to) as place, _claimed(journal, to):
         with client(settings, follow_redirects=True, limits=NO_KEEPALIVE, stop=ends) as session:
             done = run(

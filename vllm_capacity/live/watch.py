@@ -17,30 +17,11 @@ from pathlib import Path
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions
 from vllm_capacity.errors import NoTelemetryError
-from vllm_capacity.live.scrape import Journal
+from vllm_capacity.live.access import cause
+from vllm_capacity.live.scrape import Journal, doubt
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
-
-_OURS = "vllm:"
-NO_SERIES = "it answers, but exports no vLLM metric; is this vLLM's /metrics?"
-_CAUSES = (
-    ("certificate", "TLS: its certificate is not trusted"),
-    ("SSL", "TLS: no TLS connection; is it plain http://?"),
-    ("refused", "connection refused; is the server running, and on this port?"),
-    ("Name or service", "no such host"),
-    ("nodename", "no such host"),
-    ("name resolution", "no such host"),
-    ("Timeout", "no answer in time"),
-    ("HTTP 404", "HTTP 404; is this its /metrics?"),
-    ("HTTP 401", "HTTP 401; it wants credentials (VLLM_METRICS_TOKEN)"),
-    ("HTTP 403", "HTTP 403; these credentials may not read it"),
-)
-
-
-def cause(error: str) -> str:
-    """Why a server does not answer, in plain words; the error itself where it is another."""
-    return next((words for sign, words in _CAUSES if sign in error), error)
 
 
 @dataclass
@@ -64,8 +45,7 @@ class Recent:
         with self._lock:
             for scrape, error in attempts:
                 self._scrapes.append(scrape)
-                is_other = not error and _OURS not in scrape.text
-                self._errors[scrape.target] = NO_SERIES if is_other else cause(error)
+                self._errors[scrape.target] = cause(error) or doubt(scrape.text)
             newest = self._scrapes[-1].t_unix_seconds
             while self._scrapes[0].t_unix_seconds < newest - self.seconds:
                 self._scrapes.popleft()
@@ -92,7 +72,7 @@ class Recent:
         reader = ScrapeReader()
         for scrape in scrapes:
             reader.add(scrape)
-        times = {scrape.t_unix_seconds for scrape in scrapes if _OURS in scrape.text}
+        times = {scrape.t_unix_seconds for scrape in scrapes if not doubt(scrape.text)}
         if len(times) < 2:
             yield None
             return

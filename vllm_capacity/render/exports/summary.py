@@ -55,7 +55,10 @@ def _figures(analysis: Analysis, currency: Currency) -> list[str]:
         ("Headroom", found.saturation.headroom_ratio, percent, ""),
         ("Capacity", found.saturation.capacity, number, " output tokens/s"),
     )
-    lines = [f"- {name}: {_shown(each, write)}{unit}" for name, each, write, unit in rows]
+    lines = [
+        f"- {name}: {_shown(each, write)}{'' if each.is_unknown else unit}"
+        for name, each, write, unit in rows
+    ]
     ttft = p95.estimate
     shown = "not observed, or beyond the histogram" if ttft is None else seconds(ttft)
     return [*lines, f"- p95 TTFT: {shown}"]

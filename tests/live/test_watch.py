@@ -1,0 +1,224 @@
+"""`watch`: the last scrapes, who does not answer and why, the order of engines; a running scrape."""
+
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from serving import serving
+
+import vllm_capacity as vc
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, pricing
+from vllm_capacity.cli import cli
+from vllm_capacity.cli.watch import ORDERS as OFFERED
+from vllm_capacity.engines_now import ORDERS, engines_now
+from vllm_capacity.errors import InputError, SourceError, WindowError
+from vllm_capacity.live.access import cause
+from vllm_capacity.live.running import open_recorded
+from vllm_capacity.live.scrape import NO_SERIES, Journal, run, targets
+from vllm_capacity.live.watch import Recent, silence
+from vllm_capacity.record import plain
+from vllm_capacity.render.watch import watch_text
+from vllm_capacity.sources.exposition import Scrape
+from vllm_capacity.telemetry.window import open_window
+
+REFUSED = "127.0.0.1:9"
+T0 = 1_795_000_000.0
+
+
+def metrics(tokens, *, running=2, waiting=0):
+    return (
+        "# TYPE vllm:generation_tokens_total counter\n"
+        f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {tokens}\n'
+        "# TYPE vllm:num_requests_running gauge\n"
+        f'vllm:num_requests_running{{engine="0",model_name="m"}} {running}\n'
+        "# TYPE vllm:num_requests_waiting gauge\n"
+        f'vllm:num_requests_waiting{{engine="0",model_name="m"}} {waiting}\n'
+    )
+
+
+def scraped(recent, target, seconds, *, rate=10, **gauges):
+    for second in range(seconds):
+        text = metrics(rate * second, **gauges)
+        recent.append((Scrape(T0 + second, target, 200, text), ""))
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    priced = Assumptions(pricing(1.64))
+    return Analysis.of(open_window("vllm-two-replicas"), assumptions=priced)
+
+
+# --- what is scraped ----------------------------------------------------------------------------
+
+
+def test_the_last_scrapes_are_an_analysis():
+    recent = Recent(300, 1)
+    scraped(recent, "a:1", 31)
+    with recent.analysis(Assumptions(pricing(3.6))) as analysis:
+        found = engines_now(analysis)
+    (row,) = found.engines
+    assert (row.engine, row.running, row.waiting) == ("a:1/0", 2.0, 0.0)
+    assert row.output_tokens_per_second == pytest.approx(10.0)
+    assert row.usd_per_million_output_tokens.mid == pytest.approx(1e6 * 3.6 / 3600 / 10)
+
+
+def test_old_scrapes_go():
+    recent = Recent(10, 1)
+    scraped(recent, "a:1", 60)
+    with recent.analysis(Assumptions()) as analysis:
+        assert analysis.time_range.seconds == pytest.approx(10, abs=0.1)
+
+
+def test_one_scrape_is_no_rate():
+    recent = Recent(10, 1)
+    scraped(recent, "a:1", 1)
+    with recent.analysis(Assumptions()) as analysis:
+        assert analysis is None
+
+
+def test_scrapes_are_kept_only_where_they_are_to_be(tmp_path):
+    scraped(Recent(10, 1, Journal(tmp_path / "kept.jsonl.gz")), "a:1", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl.gz"]
+    words = ["scrape", "--from", tmp_path / "kept.jsonl.gz", "--to", tmp_path / "w"]
+    done = CliRunner().invoke(cli, list(map(str, words)), catch_exceptions=False)
+    assert (done.exit_code, (tmp_path / "w" / "window.json").is_file()) == (0, True)
+
+
+# --- who does not answer ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        pytest.param(
+            "ConnectError: [Errno 111] Connection refused", "connection refused;", id="port"
+        ),
+        pytest.param(
+            "ConnectError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed",
+            "TLS: its certificate",
+            id="a certificate of its own",
+        ),
+        pytest.param("ConnectError: [SSL: WRONG_VERSION_NUMBER]", "TLS: no TLS", id="plain http"),
+        pytest.param("HTTP 404", "HTTP 404; is this its /metrics?", id="another path"),
+        pytest.param("ConnectTimeout: timed out", "no answer in time", id="a firewall"),
+        pytest.param("HTTP 503", "HTTP 503", id="another error, as it is"),
+    ],
+)
+def test_a_cause_in_plain_words(error, told):
+    assert cause(error).startswith(told)
+
+
+class Other(BaseHTTPRequestHandler):
+    """A server that is none of vLLM's: /metrics without its series, and nothing else."""
+
+    def do_GET(self):
+        is_there = self.path == "/metrics"
+        body = b"# TYPE up gauge\nup 1\n" if is_there else b""
+        self.send_response(200 if is_there else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_run_tells_at_once_who_never_answered(tmp_path):
+    told = []
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Other)) as url, httpx.Client() as session:
+        done = run(
+            targets((url, f"{url.replace('127.0.0.1', 'localhost')}/other", REFUSED)),
+            client=session,
+            journal=Journal(tmp_path / "j"),
+            every_seconds=0.2,
+            for_seconds=0.5,
+            stop=Event(),
+            tell=told.append,
+        )
+    assert sorted(map(cause, done.silent.values())) == sorted(
+        [cause("Connection refused"), cause("HTTP 404"), NO_SERIES]
+    )
+    assert len(told[-1].silent) == 3
+
+
+def test_watching_nobody_ends_with_the_cause():
+    with pytest.raises(SourceError, match=f"{REFUSED}: connection refused"):
+        CliRunner().invoke(cli, ["watch", REFUSED, "--once"], catch_exceptions=False)
+
+
+def test_another_server_is_told_of():
+    recent = Recent(10, 2)
+    recent.append((Scrape(T0, "b:1", 200, "up 1\n"), ""), (Scrape(T0, "a:1", 0, ""), "HTTP 404"))
+    assert recent.is_hopeless
+    assert silence(recent.silent) == f"a:1: HTTP 404; is this its /metrics?; b:1: {NO_SERIES}"
+
+
+# --- the screen ---------------------------------------------------------------------------------
+
+
+def test_the_command_offers_the_orders_there_are():
+    assert list(OFFERED) == list(ORDERS)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_engines_come_in_the_order_asked_for(replicas, order):
+    found = engines_now(replicas, order=order)
+    assert sorted(row.engine for row in found.engines) == ["r0/0", "r1/0"]
+    if order == "tokens":
+        rates = [row.output_tokens_per_second for row in found.engines]
+        assert rates == sorted(rates, reverse=True)
+
+
+def test_silent_servers_come_first_and_make_the_total_a_bound(replicas):
+    found = engines_now(replicas, silent={"gone:8000": "connection refused"})
+    assert found.engines[0].engine == "gone:8000"
+    assert (found.whole.usd_per_hour.low, found.whole.usd_per_hour.mid) == (3.28, None)
+
+
+def test_the_total_is_that_of_the_answer(replicas):
+    whole, answer = engines_now(replicas).whole, replicas.answer
+    assert whole.usd_per_million_output_tokens == answer.cost.usd_per_million_output_tokens
+    assert whole.headroom_ratio == answer.saturation.headroom_ratio
+
+
+def test_the_screen(replicas):
+    text = watch_text(engines_now(replicas, silent={"gone:8000": "HTTP 404"}), width=120)
+    lines = text.split("\n")
+    heads = "engine state tok/s run wait KV TTFT p95 ITL p95 $/h $/M tok room"
+    assert " ".join(lines[2].split()) == heads
+    assert lines[4].startswith("gone:8000  NO ANSWER")
+    assert "≥ $3.28" in text
+    assert lines[-2] == "gone:8000: HTTP 404"
+
+
+def test_an_order_that_there_is_not(replicas):
+    with pytest.raises(InputError, match="try worst, name"):
+        engines_now(replicas, order="color")
+
+
+def test_json_has_the_rows(replicas):
+    found = json.loads(json.dumps(plain(engines_now(replicas)), allow_nan=False))
+    assert {row["engine"] for row in found["engines"]} == {"r0/0", "r1/0"}
+    assert found["whole"]["usd_per_hour"]["mid"] == 3.28
+
+
+# --- a running scrape ---------------------------------------------------------------------------
+
+
+def test_a_running_scrape_can_be_asked(tmp_path):
+    scraped(Recent(60, 1, Journal(tmp_path / "monday.journal")), "a:1", 20)
+    for name in ("monday", "monday.journal"):
+        found = vc.open(tmp_path / name)
+        assert (found.name, found.analyze().answer.tokens.generation) == ("monday", 190)
+    assert [path.name for path in tmp_path.iterdir()] == ["monday.journal"]
+
+
+def test_a_finished_window_is_opened_as_ever(tmp_path):
+    scraped(Recent(60, 1, Journal(tmp_path / "left.journal")), "a:1", 20)
+    assert open_recorded("vllm-sweep").name == "vllm-sweep"
+    with pytest.raises(WindowError):
+        open_recorded(tmp_path / "nowhere")
