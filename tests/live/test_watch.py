@@ -1,4 +1,4 @@
-"""`watch`: the last scrapes, who does not answer and why, the order of engines; a running scrape."""
+"""`watch`: the last scrapes, who does not answer and why, the order; a running scrape is asked."""
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

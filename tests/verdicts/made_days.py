@@ -26,7 +26,7 @@ def wandering(rng, count, *, minutes, scale):
 def made_steps(
     rng,
     *,
-    hours=24,
+    hours=12,
     engines=2,
     demand=6.0,
     prompt_ratio=3.0,
