@@ -48,7 +48,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "sql": ("sql", "Print a query that Parseable answers as it is, or list them."),
     "stack": ("stack", "Set Parseable up: streams, users, dashboard, alerts."),
     "traces": ("sql", "The slowest requests, and where their time went."),
-    "watch": ("watch", "Live engines on a screen: load, latency, dollars, the worst on top."),
+    "watch": ("watch", "Live engines on a screen: load, latency and dollars."),
     "whatif": ("whatif", "Output tokens per second on another GPU."),
 }
 """Each verb's module, and its help in a line: `--help` imports none of the modules."""

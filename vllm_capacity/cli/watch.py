@@ -30,7 +30,7 @@ ORDERS = (
 )
 
 
-@click.command(short_help="Live engines on a screen: load, latency, dollars, the worst on top.")
+@click.command(short_help="Live engines on a screen: load, latency and dollars.")
 @click.argument("urls", nargs=-1, required=True, metavar="URL...")
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
 @click.option(

@@ -37,6 +37,7 @@ CONFIDENCE = 0.99
 FEWEST_BLOCKS = 5
 """Per side: fewer tell nothing of how times differ."""
 _BLOCKS = (8, 16, 32)  # per side; the fewest are the longest, and stand for slow changes
+_BLOCK_SECONDS = 1800.0  # shorter ones do not stand for themselves: what slows a server lasts
 _KNOTS = 4
 _FEWEST_STEPS = 20  # per side
 _EDGE_SHARE = 0.02  # of a side's loads at each end, that the other need not have seen
@@ -111,7 +112,7 @@ def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Chang
     means = [float(each[column].mean()) for each in sides]  # type: ignore[arg-type]
     if min(means) <= 0:
         return _unknown("a mean of 0 has no ratio")
-    widest = max(_mean_error(sides, means, column, blocks) for blocks in _BLOCKS)
+    widest = max(_mean_error(sides, means, column, blocks) for blocks in _block_counts(*sides))
     return _known(math.log(means[1] / means[0]), widest, f"means of {column}, by blocks of time")
 
 
@@ -183,7 +184,7 @@ def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
     found, *_ = np.linalg.lstsq(columns, values, rcond=None)
     residuals = values - columns @ found
     inverse = np.linalg.pinv(columns.T @ columns)
-    halves = [_half(sides, columns, residuals, inverse, blocks) for blocks in _BLOCKS]
+    halves = [_half(sides, columns, residuals, inverse, blocks) for blocks in _block_counts(*sides)]
     known = [half for half in halves if half is not None]
     if not known:
         return _unknown(f"under {FEWEST_BLOCKS} separate times at a load that both have seen")
@@ -229,6 +230,15 @@ def _half(
         )
     )
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, min(counts) - 1) * error)
+
+
+def _block_counts(*sides: pl.DataFrame) -> list[int]:
+    """In how many blocks each side is cut, one after another; few where the time is short."""
+    seconds = min(
+        (each["start"].max() - each["start"].min()).total_seconds()  # type: ignore[operator, union-attr]
+        for each in sides
+    )
+    return [each for each in _BLOCKS if seconds >= each * _BLOCK_SECONDS] or [FEWEST_BLOCKS]
 
 
 def _block_numbers(steps: pl.DataFrame, blocks: int) -> npt.NDArray[np.int64]:
