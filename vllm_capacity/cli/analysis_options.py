@@ -58,7 +58,7 @@ _RANGE = (
         help="Read every scrape of a range over six hours, too: slower, in steps under a minute.",
     ),
 )
-_ASSUMED = (
+_PRICES = (
     click.option(
         "--usd-per-hour", type=float, callback=bounded, help="Price of one GPU for an hour."
     ),
@@ -76,16 +76,16 @@ _ASSUMED = (
         show_default=True,
         help="GPUs of one engine.",
     ),
-    *(
-        click.option(
-            option,
-            name,
-            type=float,
-            callback=bounded,
-            help=f"Target for {SLO_LABELS[name]}, seconds.",
-        )
-        for name, option in SLO_OPTIONS.items()
-    ),
+)
+_TARGETS = tuple(
+    click.option(
+        option,
+        name,
+        type=float,
+        callback=bounded,
+        help=f"Target for {SLO_LABELS[name]}, seconds.",
+    )
+    for name, option in SLO_OPTIONS.items()
 )
 
 
@@ -103,12 +103,12 @@ def one_window(argument: str | None, option: str | None) -> str:
 
 def assumption_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of a time range, of prices and of latency targets, on a command."""
-    return _with(command, (*_RANGE, *_ASSUMED))
+    return _with(command, (*_RANGE, *_PRICES, *_TARGETS))
 
 
 def price_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of prices and of latency targets alone: there is no time range to choose."""
-    return _with(command, _ASSUMED)
+    """The options of prices alone, where no time range and no latency target is asked for."""
+    return _with(command, _PRICES)
 
 
 def _with(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
@@ -126,7 +126,7 @@ def assumptions_of(given: Mapping[str, Any]) -> Assumptions:
     price = given["price"] if given["usd_per_hour"] is None else given["usd_per_hour"]
     return Assumptions(
         pricing(price, gpus_per_engine=given["gpus_per_engine"], price_rules=given["fleet"]),
-        Slo(**{one.name: given[one.name] for one in fields(Slo)}),
+        Slo(**{one.name: given.get(one.name) for one in fields(Slo)}),
     )
 
 
@@ -137,6 +137,6 @@ def analysis_of(window: str, given: Mapping[str, Any], *, verify: bool = False) 
 
     opened = open_recorded(window, verify=verify)
     start, end = (
-        None if given[name] is None else parse_instant(given[name]) for name in ("start", "end")
+        None if given.get(name) is None else parse_instant(given[name]) for name in ("start", "end")
     )
-    return Analysis.of(opened, start, end, assumptions_of(given), exact=given["exact"])
+    return Analysis.of(opened, start, end, assumptions_of(given), exact=bool(given.get("exact")))

@@ -9,11 +9,10 @@ import click
 from vllm_capacity.cli.analysis_options import (
     analysis_of,
     as_text,
-    assumption_options,
     json_options,
+    price_options,
 )
 from vllm_capacity.cli.options import bounded, columns
-from vllm_capacity.errors import InputError
 
 
 @click.command(short_help="What changed from window A to B, and whether it is noise.")
@@ -25,7 +24,10 @@ from vllm_capacity.errors import InputError
     callback=bounded,
     help="Price of one GPU for an hour in B, where it is another than in A.",
 )
-@assumption_options
+@price_options
+@click.option(
+    "--exact", is_flag=True, help="Read every scrape of a range over six hours, too: slower."
+)
 @json_options
 def compare(
     a: str,
@@ -49,10 +51,6 @@ def compare(
     """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
     from vllm_capacity.comparison import compare as compared
 
-    if given["start"] or given["end"]:
-        raise InputError(
-            "A and B have time ranges of their own: NAME@START..END, for --start/--end."
-        )
     other = dict(given)
     if usd_per_hour_b is not None:
         other |= {"usd_per_hour": usd_per_hour_b, "price": None, "fleet": None}

@@ -36,8 +36,15 @@ ORDERS = (
 @click.option(
     "--refresh", default="5s", show_default=True, help="How often the screen is drawn anew."
 )
-@click.option("--over", default="5m", show_default=True, help="Latency and cost are of the last…")
-@click.option("--sort", "order", type=click.Choice(ORDERS), default="worst", show_default=True)
+@click.option("--over", default="5m", show_default=True, help="How far latency and cost go back.")
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(ORDERS),
+    default="worst",
+    show_default=True,
+    help="What comes first.",
+)
 @click.option("--once", is_flag=True, help="Look for 12 s, show it once, and end; for scripts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per refresh on stdout.")
 @click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
