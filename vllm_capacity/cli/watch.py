@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
+import termios
 import threading
 import time
-from collections.abc import Iterator
+import tty
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,10 +70,13 @@ def watch(
     to: Path | None,
     **given: Any,  # noqa: ANN401  as click hands them over
 ) -> None:
-    """Scrape vLLM's /metrics at each URL and show every engine; Ctrl-C ends it.
+    """Scrape vLLM's /metrics at each URL and show every engine, the worst first, and a total.
 
-    Nothing is stored, unless --to. Who does not answer is said at once, with the cause; if nobody
-    answers, --once ends with exit code 3. Credentials as for `scrape`.
+    On a terminal the screen refreshes: s changes what comes first, q or Ctrl-C ends it. In a pipe
+    each refresh is printed after the other. Nothing is stored, unless --to.
+
+    Who does not answer is said at once, with the cause; if nobody answers, --once ends with exit
+    code 3. Credentials as for `scrape`.
 
     \b
     vllm-capacity watch http://gpu-1:8000 http://gpu-2:8000 --usd-per-hour 1.64
@@ -177,12 +183,17 @@ class _Screen:
         from rich.live import Live
         from rich.text import Text
 
-        with Live(Text("scraping"), auto_refresh=False, screen=True) as live:
-            while not stop.wait(1.0 if not self._told else seconds):
-                text = self._text() or self._waiting()
-                live.update(Text(text), refresh=True)
-                if text != self._waiting():
-                    self._told.add("shown")
+        with _keyboard() as pressed, Live(Text(""), auto_refresh=False, screen=True) as live:
+            live.update(Text("Scraping."), refresh=True)
+            while not stop.is_set():
+                shown = self._text()
+                keys = f"s: sort (now by {self._order}) · q: quit"
+                live.update(Text(f"{shown or self._waiting()}\n\n{keys}"), refresh=True)
+                key = _next_key(pressed, stop, 1.0 if shown is None else seconds)
+                if key == "q":
+                    return
+                if key == "s":
+                    self._order = ORDERS[(ORDERS.index(self._order) + 1) % len(ORDERS)]
 
     def _text(self) -> str | None:
         from vllm_capacity.engines_now import engines_now
@@ -209,3 +220,40 @@ class _Screen:
             if line not in self._told:
                 self._told.add(line)
                 click.echo(line, err=True)
+
+
+def _no_key(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
+@contextmanager
+def _keyboard() -> Iterator[Callable[[float], str]]:
+    """What tells the key that is pressed within so many seconds; empty where none is.
+
+    Keys come at once, unseen, without Enter. Where standard input is no terminal, none comes.
+    """
+    if not sys.stdin.isatty():
+        yield _no_key
+        return
+    handle = sys.stdin.fileno()
+    before = termios.tcgetattr(handle)
+
+    def pressed(seconds: float) -> str:
+        is_there, _, _ = select.select([handle], [], [], seconds)
+        return os.read(handle, 1).decode(errors="replace") if is_there else ""
+
+    tty.setcbreak(handle)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(handle, termios.TCSADRAIN, before)
+
+
+def _next_key(pressed: Callable[[float], str], stop: threading.Event, seconds: float) -> str:
+    """The key that is pressed until then, or before Ctrl-C; empty where none is."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop.is_set():
+        if key := pressed(0.1):
+            return key
+    return ""
