@@ -188,7 +188,7 @@ def test_the_total_is_that_of_the_answer(replicas):
 def test_the_screen(replicas):
     text = watch_text(engines_now(replicas, silent={"gone:8000": "HTTP 404"}), width=120)
     lines = text.split("\n")
-    heads = "engine state tok/s run wait KV TTFT p95 ITL p95 $/h $/M tok room"
+    heads = "engine state tok/s run wait KV TTFT p95 ITL p95 $/h $/M out headroom"
     assert " ".join(lines[2].split()) == heads
     assert lines[4].startswith("gone:8000  NO ANSWER")
     assert "≥ $3.28" in text

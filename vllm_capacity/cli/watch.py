@@ -186,10 +186,13 @@ class _Screen:
         with _keyboard() as pressed, Live(Text(""), auto_refresh=False, screen=True) as live:
             live.update(Text("Scraping."), refresh=True)
             while not stop.is_set():
+                began = time.monotonic()
                 shown = self._text()
                 keys = f"s: sort (now by {self._order}) · q: quit"
                 live.update(Text(f"{shown or self._waiting()}\n\n{keys}"), refresh=True)
-                key = _next_key(pressed, stop, 1.0 if shown is None else seconds)
+                # A large fleet takes seconds to judge: at most half of the time goes into that.
+                pause = max(1.0 if shown is None else seconds, time.monotonic() - began)
+                key = _next_key(pressed, stop, pause)
                 if key == "q":
                     return
                 if key == "s":

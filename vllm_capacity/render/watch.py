@@ -21,8 +21,8 @@ _COLUMNS = (
             ("TTFT p95", "ttft_p95"),
             ("ITL p95", "itl_p95"),
             ("$/h", "usd_per_hour"),
-            ("$/M tok", "usd_per_million_output_tokens"),
-            ("room", "headroom_ratio"),
+            ("$/M out", "usd_per_million_output_tokens"),
+            ("headroom", "headroom_ratio"),
         )
     ),
 )
