@@ -17,7 +17,7 @@ from vllm_capacity.cli.watch import ORDERS as OFFERED
 from vllm_capacity.engines_now import ORDERS, engines_now
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.live.access import cause
-from vllm_capacity.live.running import open_recorded
+from vllm_capacity.live.running import Follower, open_recorded
 from vllm_capacity.live.scrape import NO_SERIES, Journal, run, targets
 from vllm_capacity.live.watch import Recent, silence
 from vllm_capacity.record import plain
@@ -222,3 +222,25 @@ def test_a_finished_window_is_opened_as_ever(tmp_path):
     assert open_recorded("vllm-sweep").name == "vllm-sweep"
     with pytest.raises(WindowError):
         open_recorded(tmp_path / "nowhere")
+
+
+def test_a_journal_is_followed_as_it_grows(tmp_path):
+    journal = tmp_path / "monday.journal"
+    kept, follower = Journal(journal), Follower(journal)
+    scraped(Recent(60, 1, kept), "a:1", 3)
+    assert [scrape.t_unix_seconds - T0 for scrape in follower.new()] == [0, 1, 2]
+    assert list(follower.new()) == []
+    kept.append((Scrape(T0 + 3, "a:1", 0, ""), "HTTP 503"))
+    with journal.open("ab") as file:
+        file.write(b"\x1f\x8b\x08\x00")  # the next one, half of it on the disk
+    assert [(scrape.status, scrape.error) for scrape in follower.new()] == [(0, "HTTP 503")]
+    assert not follower.has_ended
+    journal.unlink()
+    assert (list(follower.new()), follower.has_ended) == ([], True)
+
+
+def test_a_running_scrape_can_be_watched(tmp_path):
+    scraped(Recent(60, 1, Journal(tmp_path / "monday.journal")), "a:1", 20)
+    words = ["watch", str(tmp_path / "monday"), "--once", "--json"]
+    found = json.loads(CliRunner().invoke(cli, words, catch_exceptions=False).stdout)
+    assert [row["engine"] for row in found["engines"]] == ["a:1/0"]

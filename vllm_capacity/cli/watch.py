@@ -11,7 +11,8 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ ORDERS = (
 
 
 @click.command(short_help="Live engines on a screen: load, latency and dollars.")
-@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.argument("urls", nargs=-1, required=True, metavar="URL... | WINDOW")
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
 @click.option(
     "--refresh", default="5s", show_default=True, help="How often the screen is drawn anew."
@@ -75,6 +76,9 @@ def watch(
     On a terminal the screen refreshes: s changes what comes first, q or Ctrl-C ends it. In a pipe
     each refresh is printed after the other. Nothing is stored, unless --to.
 
+    In the place of URLs, a WINDOW that `scrape` is making just now: its journal is read, and
+    nothing is scraped twice.
+
     Who does not answer is said at once, with the cause; if nobody answers, --once ends with exit
     code 3. Credentials as for `scrape`.
 
@@ -85,16 +89,73 @@ def watch(
     from vllm_capacity.live.scrape import Journal
     from vllm_capacity.live.watch import Recent
 
-    seconds = _ONCE_SECONDS if once else parse_duration_seconds(refresh)
     kept = None if to is None else Journal(to)
     recent = Recent(parse_duration_seconds(over), len(set(urls)), kept)
     screen = _Screen(recent, order, as_json, given)
-    with _scraping(urls, recent, parse_duration_seconds(every), profile) as stop:
+    with _source(urls, recent, parse_duration_seconds(every), profile) as stop:
         if once:
-            _wait_until_told(recent, stop, seconds)
+            _wait_until_told(recent, stop)
             screen.show_once()
             return
-        screen.show_until(stop, seconds)
+        screen.show_until(stop, parse_duration_seconds(refresh))
+
+
+def _source(
+    urls: tuple[str, ...], recent: Recent, every_seconds: float, profile: Path | None
+) -> AbstractContextManager[threading.Event]:
+    """What fills `recent`: a scrape of our own, or the journal of one that runs already."""
+    from vllm_capacity.live.running import running_journal
+
+    journal = running_journal(urls[0]) if len(urls) == 1 and "://" not in urls[0] else None
+    if journal is None:
+        return _scraping(urls, recent, every_seconds, profile)
+    return _following(journal, recent, every_seconds)
+
+
+@contextmanager
+def _following(journal: Path, recent: Recent, every_seconds: float) -> Iterator[threading.Event]:
+    """Read what a running scrape has written and goes on writing; its end is the end."""
+    from vllm_capacity.live.running import Follower
+
+    follower = Follower(journal)
+    with _stop_on_signals() as stop:
+
+        def follow() -> None:
+            while not stop.is_set() and not follower.has_ended:
+                for scrape in follower.new():
+                    recent.append((scrape, scrape.error))
+                stop.wait(every_seconds)
+            stop.set()
+
+        with _at_work(follow, stop):
+            yield stop
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets."""
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _at_work(work: Callable[[], object], stop: threading.Event) -> Iterator[None]:
+    """The work in the background, until the `with` ends; `stop` is to end it."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextmanager
@@ -117,39 +178,29 @@ def _scraping(
 
     found = targets(tuple(metrics_url(url) for url in urls))
     settings = read_settings(os.environ, profile, prefix=METRICS, names=METRICS_SETTINGS)
-    stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    with client(settings, follow_redirects=True, limits=NO_KEEPALIVE, stop=stop) as session:
-        work = threading.Thread(
-            target=run,
-            args=(found,),
-            kwargs={
-                "client": session,
-                "journal": recent,
-                "every_seconds": every_seconds,
-                "for_seconds": None,
-                "stop": stop,
-                "tell": lambda progress: None,
-            },
+    with (
+        _stop_on_signals() as stop,
+        client(settings, follow_redirects=True, limits=NO_KEEPALIVE, stop=stop) as session,
+    ):
+        work = partial(
+            run,
+            found,
+            client=session,
+            journal=recent,
+            every_seconds=every_seconds,
+            for_seconds=None,
+            stop=stop,
+            tell=lambda progress: None,
         )
-        work.start()
-        try:
+        with _at_work(work, stop):
             yield stop
-        finally:
-            stop.set()
-            work.join()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
-def _wait_until_told(recent: Recent, stop: threading.Event, seconds: float) -> None:
-    """Wait so long for telemetry; less where by then every server has failed."""
-    until = time.monotonic() + seconds
+def _wait_until_told(recent: Recent, stop: threading.Event) -> None:
+    """Wait for so much telemetry that rates can be told, or until every server has failed."""
+    until = time.monotonic() + 2 * _ONCE_SECONDS
     while time.monotonic() < until and not stop.wait(0.2):
-        if recent.is_hopeless:
+        if recent.is_hopeless or recent.held_seconds >= _ONCE_SECONDS:
             return
 
 

@@ -57,6 +57,13 @@ class Recent:
             return {instance: why for instance, why in self._errors.items() if why}
 
     @property
+    def held_seconds(self) -> float:
+        """How long the scrapes reach that are held."""
+        with self._lock:
+            ends = self._scrapes and (self._scrapes[0], self._scrapes[-1])
+        return ends[1].t_unix_seconds - ends[0].t_unix_seconds if ends else 0.0
+
+    @property
     def is_hopeless(self) -> bool:
         """Whether every target was tried, and none has answered its last scrape."""
         return len(self.silent) == self.targets

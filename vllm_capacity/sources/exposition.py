@@ -210,7 +210,7 @@ def read_saved_scrapes(
     """
     for number, line in enumerate(_lines(path, lost), start=1):
         if line.strip():
-            yield _scrape_of(line, path, number)
+            yield scrape_of(line, path, number)
 
 
 def _lines(path: Path, lost: Callable[[Damage], None]) -> Iterator[bytes]:
@@ -274,7 +274,8 @@ def _complaint(text: str, content_type: str) -> str:
     return ""
 
 
-def _scrape_of(line: bytes, path: Path, number: int) -> Scrape:
+def scrape_of(line: bytes, path: Path, number: int) -> Scrape:
+    """The scrape in a line of saved ones; InputError, naming file and line, where it is none."""
     try:
         row = json.loads(line)
     except UnicodeDecodeError:
