@@ -92,7 +92,7 @@ def compare(before: Analysis, after: Analysis) -> Comparison:
     Each under its own price. A change that cannot be told is unknown, with its reason.
     """
     sides = _side(before), _side(after)
-    steps = [comparable_steps(each.steps) for each in (before, after)]
+    steps = comparable_steps(before.steps), comparable_steps(after.steps)
     itl = change(*steps, "itl_seconds")
     output = mean_change(before.steps, after.steps, "output_tokens_per_second")
     price = _price_ratio(*sides)
@@ -104,7 +104,7 @@ def compare(before: Analysis, after: Analysis) -> Comparison:
         itl=itl,
         ttft=change(*steps, "ttft_seconds"),
         output=output,
-        capacity=ratio_of(*(_capacity(each) for each in (before, after))),
+        capacity=ratio_of(_capacity(before), _capacity(after)),
         reasons=tuple(_reasons(before, after, sides, output)),
     )
 

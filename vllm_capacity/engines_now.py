@@ -54,29 +54,39 @@ class FleetNow(Record):
     schema_version: int = SCHEMA_VERSION
 
 
-def _least(value: float | None) -> float:
-    return float("inf") if value is None else -value
+_Key = tuple[float, ...]
 
 
-def _severity(row: EngineNow) -> tuple[int, float, float]:
+def _most_first(value: float | None) -> _Key:
+    """Sorts the highest first, and what is not known last."""
+    return (float("inf") if value is None else -value,)
+
+
+def _severity(row: EngineNow) -> _Key:
     """Silent servers, then those at a limit, then what is not known, then what has room."""
     if row.trouble:
-        return 0, 0.0, 0.0
-    ranks = {**dict.fromkeys(LIMITS, 1), UNKNOWN: 2, CLIENT: 3, IDLE: 4}
-    return ranks.get(row.regime, 2), _least(row.waiting), _least(row.kv_cache_ratio)
+        return (0.0,)
+    ranks = {**dict.fromkeys(LIMITS, 1.0), UNKNOWN: 2.0, CLIENT: 3.0, IDLE: 4.0}
+    rank = ranks.get(row.regime, 2.0)
+    return rank, *_most_first(row.waiting), *_most_first(row.kv_cache_ratio)
 
 
-ORDERS: Mapping[str, Callable[[EngineNow], object]] = {
+def _least_room(row: EngineNow) -> _Key:
+    room = row.headroom_ratio.mid
+    return (float("inf") if room is None else room,)
+
+
+ORDERS: Mapping[str, Callable[[EngineNow], _Key]] = {
     "worst": _severity,
-    "name": lambda row: row.engine,
-    "tokens": lambda row: _least(row.output_tokens_per_second),
-    "running": lambda row: _least(row.running),
-    "waiting": lambda row: _least(row.waiting),
-    "kv": lambda row: _least(row.kv_cache_ratio),
-    "ttft": lambda row: _least(row.ttft_p95.estimate),
-    "itl": lambda row: _least(row.itl_p95.estimate),
-    "cost": lambda row: _least(row.usd_per_million_output_tokens.mid),
-    "headroom": lambda row: -_least(row.headroom_ratio.mid),
+    "name": lambda row: (),  # as which they are sorted before
+    "tokens": lambda row: _most_first(row.output_tokens_per_second),
+    "running": lambda row: _most_first(row.running),
+    "waiting": lambda row: _most_first(row.waiting),
+    "kv": lambda row: _most_first(row.kv_cache_ratio),
+    "ttft": lambda row: _most_first(row.ttft_p95.estimate),
+    "itl": lambda row: _most_first(row.itl_p95.estimate),
+    "cost": lambda row: _most_first(row.usd_per_million_output_tokens.mid),
+    "headroom": _least_room,
 }
 
 
@@ -119,7 +129,7 @@ def _silent(instance: str, cause: str) -> EngineNow:
 
 def _fleet(rows: list[EngineNow], analysis: Analysis, order: str) -> FleetNow:
     rows.sort(key=lambda row: row.engine)
-    rows.sort(key=ORDERS[order])  # type: ignore[arg-type, return-value]  each key with its own kind
+    rows.sort(key=ORDERS[order])
     found = analysis.answer
     whole = EngineNow(
         engine="total",

@@ -21,6 +21,7 @@ step of one engine (10 to 60 s) did *at the load and the mix it had*:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,9 +172,9 @@ def _same_loads(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame
     return before.filter(is_shared), after.filter(is_shared)
 
 
-def _loads(sides: list[pl.DataFrame]) -> str:
-    spans = [(each["load"].min(), each["load"].max()) for each in sides]
-    return " against ".join(f"{low:.2g} to {high:.2g} requests" for low, high in spans)
+def _loads(sides: Sequence[pl.DataFrame]) -> str:
+    spans = [each["load"].sort() for each in sides]
+    return " against ".join(f"{span[0]:.2g} to {span[-1]:.2g} requests" for span in spans)
 
 
 def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
@@ -245,7 +246,8 @@ def _block_numbers(steps: pl.DataFrame, blocks: int) -> npt.NDArray[np.int64]:
     """The block of each step: its side's time in so many even parts."""
     times = steps["start"].dt.timestamp("us").to_numpy().astype(np.float64)
     share = (times - times.min()) / max(times.max() - times.min(), 1.0)
-    return np.minimum((share * blocks).astype(np.int64), blocks - 1)
+    numbers: npt.NDArray[np.int64] = np.minimum((share * blocks).astype(np.int64), blocks - 1)
+    return numbers
 
 
 def _mean_error(sides: list[pl.DataFrame], means: list[float], column: str, blocks: int) -> float:
