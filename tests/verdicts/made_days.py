@@ -26,7 +26,7 @@ def wandering(rng, count, *, minutes, scale):
 def made_steps(
     rng,
     *,
-    hours=12,
+    hours=24,
     engines=2,
     demand=6.0,
     prompt_ratio=3.0,

@@ -8,7 +8,7 @@ from made_days import made_steps
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.changes import change, comparable_steps, mean_change, ratio_of
 
-TIMES = 30
+TIMES = 20
 OTHERS = [
     pytest.param({}, {}, id="the same demand"),
     pytest.param({}, {"demand": 8.4}, id="40 % more demand"),

@@ -38,7 +38,7 @@ CONFIDENCE = 0.99
 FEWEST_BLOCKS = 5
 """Per side: fewer tell nothing of how times differ."""
 _BLOCKS = (8, 16, 32)  # per side; the fewest are the longest, and stand for slow changes
-_BLOCK_SECONDS = 1800.0  # shorter ones do not stand for themselves: what slows a server lasts
+_BLOCK_SECONDS = 7200.0  # shorter ones are alike: what slows a server lasts for an hour or so
 _KNOTS = 4
 _FEWEST_STEPS = 20  # per side
 _EDGE_SHARE = 0.02  # of a side's loads at each end, that the other need not have seen
