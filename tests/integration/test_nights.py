@@ -184,7 +184,7 @@ def test_a_day_holds_what_was_served_on_it_and_its_page_is_of_it(nights, day):
 
 def test_the_index_lists_each_day_once(nights):
     index = (nights.folder / "reports" / "index.html").read_text()
-    assert [index.count(f'href="{day}.html"') for day in DAYS] == [1] * 7
+    assert [index.count(f'<h2><a href="{day}.html"') for day in DAYS] == [1] * 7
 
 
 def test_a_day_without_any_data_ends_with_one_line_and_code_2(tmp_path, nights):
