@@ -18,7 +18,8 @@ import pytest
 from vllm_capacity.assumptions import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
-FIELD = '    queue_p95_seconds: float | None = _target("queue time", "waits for a place", QUEUE)\n'
+ABOUT = '"queue time", "--slo-queue", "waits for a place", QUEUE'
+FIELD = f"    queue_p95_seconds: float | None = _target({ABOUT})\n"
 ADDED = (
     ("assumptions.py", "from vllm_capacity.facts.metrics import ITL, TTFT", ", QUEUE"),
     ("assumptions.py", '"later tokens (ITL)", ITL)\n', FIELD),

@@ -34,7 +34,7 @@ def run(monkeypatch, capsys, line):
         pytest.param("report --from http://a --start 2026-01-01", "by --last", id="days by start"),
         pytest.param("report --from http://a --last 9", "as a duration", id="no number of days"),
         pytest.param("report --from http://a --last 7d --keep 1d", "is shorter", id="kept short"),
-        pytest.param("report --from http://a --tz Mars/X", "no time zone", id="no such zone"),
+        pytest.param("report --from http://a --tz Mars/X", "No time zone", id="no such zone"),
         pytest.param("report --from http://a --price nosuch", "nosuch", id="days at no price"),
         pytest.param("report --from http://a -p x=1", "no parameter 'x'", id="days: a parameter"),
         pytest.param("alerts vllm-sweep --label x", "try cluster=a", id="no label"),

@@ -22,6 +22,7 @@ from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
 from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
+from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
@@ -114,8 +115,11 @@ def sources(from_text, from_prometheus, from_server, from_files):
 
 
 def comparable(rows, table):
-    """A table in one order, without what only some know: how long a scrape took, when it came."""
-    known = rows.series.filter(pl.col("metric") != "scrape_duration_seconds")
+    """A table in one order, without what only some know.
+
+    How long a scrape took, when it came, and the labels that a scraper puts on a target.
+    """
+    known = rows.series.filter(~pl.col("metric").is_in(["scrape_duration_seconds", TARGET_INFO]))
     frame = getattr(rows, table).join(known.select("series_id"), on="series_id", how="semi")
     if table == "series":
         return frame.drop("starts_at_zero").sort("series_id")

@@ -153,7 +153,7 @@ def test_a_window_begins_where_it_was_asked_to(restarted, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_restart_before_the_start_swallows_nothing_of_the_range(restarted, way):
     answered = answer(restarted[way])
-    assert answered["requests"]["lost"] == {"low": 0.0, "high": 0.0}
+    assert answered["requests"]["lost"] == {"low": 0.0, "high": 0.0, "reason": ""}
     assert "restart" not in {finding["check"] for finding in answered["quality"]}
 
 

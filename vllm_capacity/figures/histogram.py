@@ -151,7 +151,8 @@ def bucket_quantile(edges: Sequence[float], counts: Sequence[float], q: float) -
     rank, below, lower = q * sum(counts), 0.0, _floor(edges)
     for upper, count in zip(edges, counts, strict=False):
         if count and below + count >= rank:
-            return lower + (upper - lower) * (rank - below) / count
+            # Not more than the bound, by rounding: 0.1 × 3 ÷ 3 is.
+            return min(upper, lower + (upper - lower) * (rank - below) / count)
         below, lower = below + count, upper
     return None
 
@@ -175,7 +176,8 @@ def bucket_quantiles(edges: Sequence[float], counts: Floats, q: float) -> Floats
     below = np.where(bucket > 0, at_or_under[row, bucket - 1], 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = (uppers - lowers)[bucket] * (rank - below) / finite[row, bucket]
-    return np.where(is_there.any(axis=1), lowers[bucket] + share, math.nan)
+    value = np.minimum(uppers[bucket], lowers[bucket] + share)
+    return np.where(is_there.any(axis=1), value, math.nan)
 
 
 def quantile_bounds(
