@@ -229,8 +229,8 @@ def _pod(job: Job, image: str) -> dict[str, object]:
         "name": "report",
         "image": image,
         "command": ["vllm-capacity", "--settings", f"/settings/{job.settings.path.name}", "report"],
-        "args": ["--windows", "/work/windows", "--out", "/work/reports", *fleet],
-        "workingDir": "/work",
+        "args": ["--windows", "/data/windows", "--out", "/data/reports", *fleet],
+        "workingDir": "/data",
         "env": [{"name": "HOME", "value": "/tmp"}],
         "envFrom": [{"secretRef": {"name": _NAME}}],
         "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
@@ -240,7 +240,7 @@ def _pod(job: Job, image: str) -> dict[str, object]:
             "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": [
-            {"name": "work", "mountPath": "/work"},
+            {"name": "data", "mountPath": "/data"},
             {"name": "settings", "mountPath": "/settings", "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
         ],
@@ -257,7 +257,7 @@ def _pod(job: Job, image: str) -> dict[str, object]:
         },
         "containers": [container],
         "volumes": [
-            {"name": "work", "persistentVolumeClaim": {"claimName": _NAME}},
+            {"name": "data", "persistentVolumeClaim": {"claimName": _NAME}},
             {"name": "settings", "configMap": {"name": _NAME}},
             {"name": "tmp", "emptyDir": {}},
         ],
