@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from vllm_capacity.errors import InputError
 
@@ -89,3 +90,13 @@ def parse_duration_seconds(text: str) -> float:
 def last(duration: str, *, now: datetime) -> TimeRange:
     """The range of that length that ends at `now`."""
     return TimeRange(now - timedelta(seconds=parse_duration_seconds(duration)), now)
+
+
+def time_zone(name: str) -> ZoneInfo:
+    """The time zone of that name, such as Europe/Berlin; InputError where there is none."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InputError(
+            f"No time zone {name!r}; write it as the IANA list does: UTC, Europe/Berlin."
+        ) from None

@@ -52,7 +52,7 @@ def run(monkeypatch, capsys, tmp_path, examples):
         ),
         pytest.param("[slo]\nitl_p95_seconds=-1\n", 2, "above 0 seconds", id="a target below 0"),
         pytest.param("[days]\nlast='1y'\n", 2, "as a duration", id="no duration"),
-        pytest.param("[days]\ntime_zone='Mars/X'\n", 2, "no time zone", id="no zone"),
+        pytest.param("[days]\ntime_zone='Mars/X'\n", 2, "No time zone", id="no zone"),
         pytest.param("[source]\nfrom='http://u:p@h'\n", 2, "A password in", id="a password"),
         pytest.param("[source]\nstream='a b'\n", 2, "no name of a stream", id="no stream"),
         pytest.param("[report]\ngpu='Z80'\n", 2, "Z80", id="a GPU that there is not"),

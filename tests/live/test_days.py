@@ -179,7 +179,7 @@ def test_days_are_those_of_the_time_zone(tmp_path, day, hours):
             Source(HERE.origin, zone="Asia/Tokyo"), "time zone UTC, not", id="another zone"
         ),
         pytest.param(
-            Source(HERE.origin, zone="Mars/Base"), "no time zone 'Mars/Base'", id="no zone"
+            Source(HERE.origin, zone="Mars/Base"), "No time zone 'Mars/Base'", id="no zone"
         ),
     ],
 )

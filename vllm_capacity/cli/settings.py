@@ -21,7 +21,7 @@ from click.core import ParameterSource
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.cli.options import FILE, bounded, local_path, stream_name
 from vllm_capacity.errors import InputError
-from vllm_capacity.timerange import parse_duration_seconds
+from vllm_capacity.timerange import parse_duration_seconds, time_zone
 
 FILE_NAME = "vllm-capacity.toml"
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
@@ -68,12 +68,6 @@ def _check_origin(origin: str) -> None:
 
     if is_server(origin):
         checked_url(origin)
-
-
-def _check_zone(name: str) -> None:
-    from vllm_capacity.live.days import time_zone
-
-    time_zone(name)
 
 
 def _check_gpu(name: str) -> None:
@@ -143,7 +137,7 @@ class DaySettings:
             "--tz",
             "Time zone of days and of hours of the week, such as Europe/Berlin.",
             key="time_zone",
-            check=_check_zone,
+            check=time_zone,
             show_default=True,
         ),
     )

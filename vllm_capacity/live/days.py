@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from enum import Enum
 from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 import duckdb
 import msgspec
@@ -28,7 +28,7 @@ import msgspec
 from vllm_capacity.errors import InputError, NoTelemetryError, WindowError
 from vllm_capacity.holding import alone, workplace
 from vllm_capacity.telemetry.manifest import Manifest, read_manifest, read_part
-from vllm_capacity.timerange import TimeRange
+from vllm_capacity.timerange import TimeRange, time_zone
 
 _BOOK = "days.json"
 _WORKPLACE = ".pulling"
@@ -242,16 +242,6 @@ def day_store(folder: Path, source: Source) -> Iterator[DayStore]:
         for left in coming.glob("[!.]*"):  # of a killed run; answers are in hidden folders
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield DayStore(folder, source, known, zone)
-
-
-def time_zone(name: str) -> ZoneInfo:
-    """The time zone of that name, such as Europe/Berlin; InputError where there is none."""
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InputError(
-            f"There is no time zone {name!r} on this machine; try UTC or Europe/Berlin."
-        ) from None
 
 
 def _known_days(folder: Path, source: Source) -> dict[date, Day]:

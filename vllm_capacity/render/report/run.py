@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from traitlets.config import Config
 
@@ -29,6 +28,7 @@ from vllm_capacity.holding import scratch
 from vllm_capacity.interface import RENAMED_PARAMETERS
 from vllm_capacity.render import quick_jsonschema  # noqa: F401  before papermill, nbformat
 from vllm_capacity.render.report import RENDERER_VARIABLE, JsonObject
+from vllm_capacity.timerange import time_zone
 
 if TYPE_CHECKING:
     from papermill.exceptions import PapermillExecutionError
@@ -271,13 +271,7 @@ def _check_assumptions(checked: Mapping[str, Value]) -> None:
         gpus_per_engine=given.get("gpus_per_engine", 1.0),
         price_rules=given.get("price_rules"),
     )
-    zone = given.get("time_zone", "UTC")
-    try:
-        ZoneInfo(zone)
-    except (ValueError, OSError, ZoneInfoNotFoundError):
-        raise InputError(
-            f"No time zone {zone!r}; write it as the IANA list does: UTC, Europe/Berlin."
-        ) from None
+    time_zone(given.get("time_zone", "UTC"))
 
 
 def _unknown(name: str, known: list[str], notebook: str) -> str:

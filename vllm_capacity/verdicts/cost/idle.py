@@ -27,6 +27,7 @@ import polars as pl
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.timerange import HOURS_PER_MONTH
+from vllm_capacity.timerange import time_zone as zone_named
 
 IDLE_RATIO = 0.02
 LEAST_DAYS = 3
@@ -122,12 +123,7 @@ def _observed(hours: pl.DataFrame, time_zone: str) -> pl.DataFrame:
             f"Hours of idle cost need cost_usd ≥ 0 and utilization_ratio in 0..1; found "
             f"{bad['cost_usd'][0]} and {bad['utilization_ratio'][0]} at {bad['ts'][0]}."
         )
-    try:
-        local = pl.col("ts").dt.convert_time_zone(time_zone)
-    except pl.exceptions.ComputeError:
-        raise InputError(
-            f"No time zone {time_zone!r}; write it as the IANA list does: UTC, Europe/Berlin."
-        ) from None
+    local = pl.col("ts").dt.convert_time_zone(zone_named(time_zone).key)
     rows = rows.with_columns(
         weekday=local.dt.weekday(),
         hour=local.dt.hour(),

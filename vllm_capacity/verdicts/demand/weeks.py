@@ -17,8 +17,8 @@ from itertools import product
 import numpy as np
 import polars as pl
 
-from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.timerange import time_zone as zone_named
 from vllm_capacity.verdicts.demand.model import Floats
 
 LEAST_HOURS = 24
@@ -159,12 +159,7 @@ def _widening(rest: Floats) -> float:
 
 def _local(hours: pl.DataFrame, time_zone: str) -> pl.DataFrame:
     """The hours in which requests were seen, with local weekday, hour and day."""
-    try:
-        local = pl.col("ts").dt.convert_time_zone(time_zone)
-        return hours.drop_nulls("requests").with_columns(
-            weekday=local.dt.weekday(), hour=local.dt.hour(), day=local.dt.date()
-        )
-    except pl.exceptions.ComputeError:
-        raise InputError(
-            f"No time zone {time_zone!r}; write it as the IANA list does: UTC, Europe/Berlin."
-        ) from None
+    local = pl.col("ts").dt.convert_time_zone(zone_named(time_zone).key)
+    return hours.drop_nulls("requests").with_columns(
+        weekday=local.dt.weekday(), hour=local.dt.hour(), day=local.dt.date()
+    )
