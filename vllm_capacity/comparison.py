@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import polars as pl
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.estimate import Estimate, Figures
+from vllm_capacity.estimate import Estimate, Figures, listed
 from vllm_capacity.facts.metrics import CACHE_CONFIG
 from vllm_capacity.record import SCHEMA_VERSION, Record
 from vllm_capacity.verdicts.changes import (
@@ -23,6 +24,7 @@ from vllm_capacity.verdicts.changes import (
 
 _MIX_RATIO, _PRICE_RATIO = 1.05, 1.001  # smaller differences are no reason
 _MOST_SETTINGS = 5
+_listed = partial(listed, most=_MOST_SETTINGS)
 _MEASURED = frozenset(
     ("num_gpu_blocks", "kv_cache_size_tokens", "kv_cache_max_concurrency", "num_cpu_blocks")
 )
@@ -216,11 +218,6 @@ def _families(analysis: Analysis) -> set[str]:
 
 def _differ(one: float | None, two: float | None, ratio: float) -> bool:
     return bool(one and two) and max(one or 1, two or 1) > ratio * min(one or 1, two or 1)
-
-
-def _listed(values: tuple[str, ...] | list[str]) -> str:
-    more = len(values) - _MOST_SETTINGS
-    return ", ".join(values[:_MOST_SETTINGS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _rate(value: float | None) -> str:

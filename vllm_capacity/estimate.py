@@ -296,10 +296,10 @@ def _lowest(confidences: Iterable[float | None]) -> float | None:
     return min((each for each in confidences if each is not None), default=None)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Up to three names, and how many more there are: `gpu-0, gpu-1, gpu-2 and 5 more`."""
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+def listed(names: Sequence[str], most: int = _MOST_NAMES) -> str:
+    """The first names, and how many more there are: `gpu-0, gpu-1, gpu-2 and 5 more`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _one_reason(parts: Mapping[str, Estimate], words: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from vllm_capacity.analysis import Analysis
+from vllm_capacity.estimate import listed
 from vllm_capacity.figures.scrapes import Interruption
 from vllm_capacity.render.numbers import NOT_KNOWN, count, number, percent, plural, seconds
 from vllm_capacity.render.prose import verdict as prose
@@ -21,7 +22,7 @@ _VERDICTS = {
     "are uncertain",
 }
 _SPELLS_SHOWN = 2
-_SHARED, _TARGETS_SHOWN = 3, 3  # targets from which on a finding is told once; how many it names
+_SHARED = 3  # targets from which on a finding is told once
 _NUMBERS = re.compile(r"\d[\d.,:]*")
 
 
@@ -83,9 +84,7 @@ def shared_once(findings: Sequence[Finding], instances: Sequence[str]) -> list[F
 
 def _with_others(finding: Finding, others: Sequence[str]) -> Finding:
     """The finding with the targets that share it."""
-    more = len(others) - _TARGETS_SHOWN
-    names = ", ".join(others[:_TARGETS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    same = f"The same of {plural(len(others), 'other')}: {names}."
+    same = f"The same of {plural(len(others), 'other')}: {listed(others)}."
     return replace(finding, effect=f"{finding.effect.rstrip('.')}. {same}")
 
 
