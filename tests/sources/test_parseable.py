@@ -147,16 +147,16 @@ def test_an_accident_is_asked_again(standin, server, fault):
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "patience_seconds", "says"),
     [
-        pytest.param({"cut": True}, "cut its answer short", id="always cut"),
-        pytest.param({"seconds": 0.4}, "did not answer in time", id="always too slow"),
+        pytest.param({"cut": True}, 5, "cut its answer short", id="always cut"),
+        pytest.param({"seconds": 0.4}, 0.1, "did not answer in time", id="always too slow"),
     ],
 )
-def test_an_accident_that_stays_is_an_error(standin, server, fault, says):
+def test_an_accident_that_stays_is_an_error(standin, server, fault, patience_seconds, says):
     standin.faults.append(Fault("/api/v1/query", times=9, **fault))
     parseable, _ = server()
-    parseable.client.timeout = 0.1
+    parseable.client.timeout = patience_seconds
     with pytest.raises(SourceError, match=says):
         parseable.query(SQL, HOUR)
 
