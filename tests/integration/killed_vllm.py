@@ -60,12 +60,16 @@ class KilledVllm:
 
     def counted(self, metric: str, life: int, *, at: float | None = None) -> float:
         """What the process of that life had counted by then (Unix time), or in all."""
-        lines = self.lives[life].read_text().splitlines()
-        turned = [(float(ts), int(page)) for ts, page in (line.split() for line in lines)]
-        page = max((page for ts, page in turned if at is None or ts <= at), default=None)
+        turned = self.turned(life)
+        page = max((page for ts, page in turned.items() if at is None or ts <= at), default=None)
         if page is None:
             return 0.0
         return self._value(metric, page)
+
+    def turned(self, life: int) -> dict[float, int]:
+        """The pages that process served, by the Unix time from which it did."""
+        lines = self.lives[life].read_text().splitlines()
+        return {float(ts): int(page) for ts, page in (line.split() for line in lines)}
 
     def _value(self, metric: str, page: int) -> float:
         values = re.findall(rf"^{metric}(?:\{{[^}}]*\}})? (\S+)$", self.texts[page], re.MULTILINE)

@@ -138,6 +138,21 @@ def test_a_window_soon_after_the_restart_begins_where_it_was_asked_to(
     assert requests["lost"] == {"low": 0.0, "high": 0.0, "reason": ""}
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_the_capacity_holds_what_clients_saw(
+    capture: Capture, way: str, record_property: Callable[[str, object], None]
+) -> None:
+    saturation = answer(capture.windows[way])["saturation"]
+    capacity = saturation["capacity_output_tokens_per_second"]
+    minute, moment = (_best_rate(capture.vllm, seconds=seconds) for seconds in (60, 10))
+    record_property(
+        f"all killed, {way}: capacity in tokens/s, best minute, best 10 s that clients saw",
+        f"{capacity['low']:.0f} to {capacity['high']}, {minute:.0f}, {moment:.0f}",
+    )
+    assert 0 < capacity["low"] <= moment
+    assert capacity["high"] is None or capacity["high"] >= minute
+
+
 def test_parseables_server_and_its_files_give_the_same_answer(capture: Capture) -> None:
     over_http, from_files = (answer(capture.windows[name]) for name in ("whole", "files"))
     for one in (over_http, from_files):
@@ -155,6 +170,19 @@ def _done(capture: Capture, metric: str, way: str) -> tuple[float, float]:
     first = vllm.counted(metric, 0) - before
     least, most = (first + vllm.counted(metric, 1, at=at) for at in _around(extent.end))
     return least, most
+
+
+def _best_rate(vllm: KilledVllm, *, seconds: float) -> float:
+    """The most output tokens per second that a process made over that long."""
+    return max(
+        (
+            vllm.counted(GENERATION_TOKENS, life, at=turned + seconds)
+            - vllm.counted(GENERATION_TOKENS, life, at=turned)
+        )
+        / seconds
+        for life in range(len(vllm.lives))
+        for turned in vllm.turned(life)
+    )
 
 
 def _around(scraped: datetime) -> tuple[float, float]:

@@ -45,6 +45,11 @@ def swap(one, other):
     other.write_bytes(content)
 
 
+def retyped(path, column, dtype):
+    """The file with a column of another type."""
+    pl.read_parquet(path).with_columns(pl.col(column).cast(dtype)).write_parquet(path)
+
+
 def put(path, make):
     """Something else in the place of a file."""
     path.unlink()
@@ -142,6 +147,16 @@ OF_FORMAT_1 = [
         lambda w: put(hours(w, "samples")[0], os.mkfifo), "not a regular file", id="a pipe"
     ),
     pytest.param(lambda w: cut(hours(w, "histograms")[1]), "is damaged", id="an hour is cut"),
+    pytest.param(
+        lambda w: retyped(hours(w, "samples")[-1], "series_id", pl.String),
+        "series_id of samples/.* is String, not Int64",
+        id="a column of another type",
+    ),
+    pytest.param(
+        lambda w: [retyped(hour, "ts", pl.Int64) for hour in hours(w, "histograms")],
+        "ts of histograms/.* is Int64, not Datetime",
+        id="times that are numbers",
+    ),
 ]
 
 

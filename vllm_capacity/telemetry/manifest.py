@@ -26,6 +26,12 @@ import duckdb
 import polars as pl
 
 from vllm_capacity.errors import WindowError
+from vllm_capacity.telemetry.rows import (
+    HISTOGRAMS_SCHEMA,
+    INTAKE_SCHEMA,
+    SAMPLES_SCHEMA,
+    SERIES_SCHEMA,
+)
 
 FORMAT = 2
 NOTE = "window.json"
@@ -35,6 +41,12 @@ SINGLE = ("series", "intake")
 MINUTES = ("minutes", "minute_histograms")
 _HASHED_AT_ONCE_BYTES = 100_000_000  # a tenth of a second; some ten days of an engine
 _COUNTED = ("series", *TABLES)
+_SCHEMAS = {
+    "series": SERIES_SCHEMA,
+    "intake": INTAKE_SCHEMA,
+    "samples": SAMPLES_SCHEMA,
+    "histograms": HISTOGRAMS_SCHEMA,
+}
 _GRAINS = ("scrape", "minute")
 _NAME = re.compile(r"((samples|histograms)/)?[A-Za-z0-9_][A-Za-z0-9._-]*\.parquet")
 
@@ -112,8 +124,12 @@ def read_part(path: Path, part: Path, *, columns: list[str] | None = None) -> pl
     try:
         return pl.read_parquet(part, columns=columns, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise damaged(path, f"{part.relative_to(path)} cannot be read ({what})") from None
+        raise _unreadable(path, str(part.relative_to(path)), error) from None
+
+
+def _unreadable(path: Path, name: str, error: BaseException) -> WindowError:
+    what = (str(error).splitlines() or [type(error).__name__])[0]
+    return damaged(path, f"{name} cannot be read ({what})")
 
 
 def write_note(
@@ -220,7 +236,23 @@ def _checked(
     _check_counts(path, note["counts"], files)
     if has_list:
         _check_extras(path, unlisted(path, files))
+    else:  # no hash tells whether these are the files that were written
+        _check_types(path, files)
     return Manifest(path, note, tuple(files), origin)
+
+
+def _check_types(path: Path, files: Iterable[File]) -> None:
+    """WindowError where a column is of another type than its table has."""
+    for file in files:
+        schema = _SCHEMAS.get(file.table, {})
+        try:
+            columns = pl.read_parquet_schema(path / file.name)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise _unreadable(path, file.name, error) from None
+        for column, found in columns.items():
+            if found != schema.get(column, found):
+                what = f"the column {column} of {file.name} is {found}, not {schema[column]}"
+                raise damaged(path, what)
 
 
 def _check_extras(path: Path, extras: list[Path]) -> None:
