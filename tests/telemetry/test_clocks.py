@@ -181,6 +181,17 @@ def test_the_bound_holds_what_a_clock_set_back_and_missing_scrapes_hide(tmp_path
     assert counted <= true <= counted + told["requests"]["lost"]["high"]
 
 
+def test_scrapes_that_a_clock_stamped_twice_to_the_digit_are_all_in_the_bound(tmp_path):
+    buffer = RowBuffer()
+    for number in [*range(8), *range(17, 126)]:
+        back = 120 * EVERY if number >= 8 else 0  # the last six have the stamps of the first six
+        scraped(buffer, EVERY * number - back, done=1000 + A_SCRAPE * number, started=-5000.0)
+    window = open_window(write_window(tmp_path / "w", without_arrival(buffer.rows()), {}))
+    requests = answer(window)["requests"]
+    true = A_SCRAPE * 125
+    assert requests["finished"] < true <= requests["finished"] + requests["lost"]["high"]
+
+
 def test_a_restart_before_a_clock_set_back_is_not_counted_as_one_that_was_there_first(tmp_path):
     """Stamped first, the new process would count little, and the old one far more after it."""
     buffer = RowBuffer()

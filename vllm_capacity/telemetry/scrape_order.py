@@ -32,6 +32,7 @@ Flags = NDArray[np.bool_]
 
 _LONGER_RATIO = 1.25  # of the usual interval: what may be a step forward
 _LEAP_RATIO = 3.0  # of the most ever counted in an interval: more was counted in several
+_ONE_READING = ("series_id", "arrival", "ts")
 _UNDONE_RATIO = 0.02  # how well a step back undoes a step forward, as a share of the step
 
 
@@ -93,7 +94,8 @@ class Scrapes:
 
     `total` is the sum of the counters that every scrape has, `start` that of its process; a failed
     scrape has those of the one before, nan where none tells. The readings are one a row: series,
-    scrape (its place here) and value, the process start among them.
+    scrape (its place here) and value, the process start among them. `twins` are the readings of
+    scrapes that have stamp and arrival of another: series_id, value; nobody can tell them apart.
     """
 
     ts_us: Integers
@@ -103,11 +105,13 @@ class Scrapes:
     series: Integers
     scrape: Integers
     value: Floats
+    twins: pl.DataFrame
 
     @classmethod
     def of(cls, own: Frames) -> Scrapes:
         """The scrapes of the target; failed ones only where the order of arrival is known."""
-        readings = _readings(own)
+        every = _readings(own)
+        readings = every.unique(_ONE_READING, keep="first", maintain_order=True)
         totals = _totals(readings)
         attempts = pl.concat([f.select("arrival", "ts") for f in (own.samples, own.histograms)])
         if attempts["arrival"].n_unique() == 1:
@@ -129,6 +133,9 @@ class Scrapes:
             placed["series_id"].to_numpy(),
             placed["scrape"].cast(pl.Int64).to_numpy(),
             placed["value"].to_numpy(),
+            every.join(readings, on=[*_ONE_READING, "value"], how="anti").select(
+                "series_id", "value"
+            ),
         )
 
     @property
@@ -179,7 +186,10 @@ class Scrapes:
 
 
 def _readings(own: Frames) -> pl.DataFrame:
-    """What only grows in a process: metric, series_id, arrival, ts, value; the newest spelling."""
+    """What only grows in a process: metric, series_id, arrival, ts, value; the newest spelling.
+
+    Scrapes of one stamp and arrival have a row each, in their order in the tables.
+    """
     grows = (pl.col("kind") == "counter") | (pl.col("metric") == PROCESS_START)
     columns = ["series_id", "arrival", "ts", "rank", "value"]
     states = own.histograms.rename({"count": "value"}).select(columns)
@@ -191,8 +201,7 @@ def _readings(own: Frames) -> pl.DataFrame:
             ),
             on="series_id",
         )
-        .sort("rank")
-        .unique(["series_id", "arrival", "ts"], keep="first", maintain_order=True)
+        .filter(pl.col("rank") == pl.col("rank").min().over(_ONE_READING))
         .drop("rank")
     )
 
@@ -359,8 +368,11 @@ def _uncounted_notes(
             "is_out": is_out[scrapes.scrape],
         }
     )
+    oldest = float(np.nanmin(scrapes.start))
+    twins = scrapes.twins.with_columns(start=pl.lit(oldest), is_out=pl.lit(value=True))
+    values = pl.concat([values, twins.select(values.columns)])
     counters = series.filter(pl.col("kind") == "counter").select("series_id", "metric")
-    value, is_first = pl.col("value"), pl.col("start") == float(np.nanmin(scrapes.start))
+    value, is_first = pl.col("value"), pl.col("start") == oldest
     ends = (
         values.join(counters, on="series_id")
         .group_by("metric", "series_id", is_first=is_first)
