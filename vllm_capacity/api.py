@@ -288,21 +288,22 @@ def pull(
     end: Instant = None,
     last: Duration | None = None,
     full: bool | None = None,
+    match: str | None = None,
 ) -> Window:
     """Pull telemetry into a new window at `to`: from Parseable, its files, or a Prometheus.
 
     `stream` is Parseable's. Give `start` and `end`, or `last` ("24h"). Credentials come from the
     environment, as SECURITY.md says. `full`: every sample, or (False) first and last states per
-    minute; by length without it.
+    minute; by length without it. `match` picks series of a shared Prometheus, such as
+    '{namespace="team-a"}'.
     InputError for what cannot be asked, SourceError where the source does not answer.
     """
     from vllm_capacity.live.pull import PullOrder, pull_window
 
     now = datetime.now(UTC)
     time_range = _requested(start, end, last, now)
-    pull_window(
-        PullOrder(origin, stream, time_range, full), Path(to), environment=os.environ, now=now
-    )
+    order = PullOrder(origin, stream, time_range, full, match=match)
+    pull_window(order, Path(to), environment=os.environ, now=now)
     return open(to)
 
 

@@ -5,6 +5,8 @@ scraped, through each other way: read as text, exported as OTLP to (the stand-in
 asked over HTTP, and read from that Parseable's files.
 """
 
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -16,6 +18,7 @@ from tests.integration.recorded_vllm import RecordedVllm
 from tests.standin.exports import export, gauge, scraped
 from tests.standin.server import Standin
 from tests.standin.store import write_store
+from vllm_capacity.errors import NoTelemetryError
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
@@ -37,7 +40,10 @@ def around(now):
 
 @pytest.fixture(scope="module")
 def from_prometheus(tmp_path_factory):
-    """The rows, the texts that were served, and the target; scrapes failed after the last."""
+    """The rows by selector, the texts that were served, and the target.
+
+    Scrapes failed after the last.
+    """
     folder = tmp_path_factory.mktemp("prometheus")
     with (
         RecordedVllm(scrapes=SCRAPES) as vllm,
@@ -46,7 +52,17 @@ def from_prometheus(tmp_path_factory):
     ):
         server = Prometheus(client, **NO_WAIT)
         wait_until(lambda: vllm.is_used_up and has_failed(server), seconds=120)
-        return read_prometheus(server, around(datetime.now(UTC))), list(vllm.served), vllm.target
+        found = {
+            selector: rows_or_none(replace(server, matchers=selector))
+            for selector in ("", f'instance="{vllm.target}",cluster=~"t.*"', 'cluster="other"')
+        }
+        return found, list(vllm.served), vllm.target
+
+
+def rows_or_none(server):
+    with suppress(NoTelemetryError):
+        return read_prometheus(server, around(datetime.now(UTC)))
+    return None
 
 
 def has_failed(server):
@@ -57,7 +73,8 @@ def has_failed(server):
 @pytest.fixture(scope="module")
 def attempts(from_prometheus):
     """When each attempt was made and what it brought; None where it failed."""
-    rows, served, _ = from_prometheus
+    found, served, _ = from_prometheus
+    rows = found[""]
     up = rows.series.filter(metric="up").item(0, "series_id")
     texts = iter(served)
     made = rows.samples.filter(series_id=up).sort("ts").select("ts", "value").rows()
@@ -107,7 +124,7 @@ def from_files(parseable, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sources(from_text, from_prometheus, from_server, from_files):
     return {
-        "Prometheus": from_prometheus[0],
+        "Prometheus": from_prometheus[0][""],
         "a Parseable server": from_server[0],
         "Parseable's files": from_files,
         "text": from_text,
@@ -149,3 +166,9 @@ def test_failed_attempts_are_in_every_source(sources):
     for rows in sources.values():
         up = rows.series.filter(metric="up").item(0, "series_id")
         assert 0.0 in rows.samples.filter(series_id=up).get_column("value").to_list()
+
+
+def test_of_a_prometheus_only_the_series_that_match_are_read(from_prometheus):
+    everything, own, of_others = from_prometheus[0].values()
+    assert own.samples.height == everything.samples.height > 0
+    assert of_others is None

@@ -9,9 +9,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
+from tests.live.certificates import self_signed
+from tests.live.serving import serving
 from vllm_capacity.cli import main
 from vllm_capacity.errors import InputError
-from vllm_capacity.live.access import checked_url, client, is_server, metrics_url, secret
+from vllm_capacity.live.access import (
+    checked_url,
+    client,
+    is_server,
+    metrics_url,
+    secret,
+    trusting,
+)
+from vllm_capacity.live.pull import prometheus_client
 from vllm_capacity.sources.http import without_credentials
 
 SECRET = "s3cr3t"
@@ -269,3 +279,49 @@ def test_scrape_takes_its_credentials_from_the_environment_or_a_profile(tmp_path
     assert SECRET not in done.stderr
     kept = b"".join(f.read_bytes() for f in (tmp_path / "w").rglob("*") if f.is_file())
     assert SECRET.encode() not in kept
+
+
+@pytest.fixture
+def behind_tls(tmp_path):
+    """Its address, the certificate to trust, and the tenants that asked."""
+    tenants = []
+
+    class Mimir(BaseHTTPRequestHandler):
+        def do_GET(self):
+            tenants.append(self.headers["X-Scope-OrgID"])
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Mimir)
+    trusted = tmp_path / "ca.pem"
+    server.socket = self_signed(trusted).wrap_socket(server.socket, server_side=True)
+    with serving(server) as url:
+        yield url.replace("http:", "https:"), trusted, tenants
+
+
+def test_a_certificate_and_a_tenant_of_ones_own(behind_tls):
+    url, trusted, tenants = behind_tls
+    with prometheus_client(url, {}, tenant="team-a", ca=trusted) as asking:
+        assert asking.get("/").status_code == 200
+    with prometheus_client(url, {}) as asking, pytest.raises(httpx.ConnectError, match="verif"):
+        asking.get("/")
+    assert tenants == ["team-a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(None, "Cannot read .*: No such file", id="no file"),
+        pytest.param("hello", "holds no certificates to trust: expected PEM", id="no PEM"),
+    ],
+)
+def test_what_cannot_be_trusted_is_said(tmp_path, content, says):
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=says):
+        trusting(path)

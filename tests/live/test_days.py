@@ -179,6 +179,11 @@ def test_days_are_those_of_the_time_zone(tmp_path, day, hours):
             Source(HERE.origin, zone="Asia/Tokyo"), "time zone UTC, not", id="another zone"
         ),
         pytest.param(
+            Source(HERE.origin, match='{a="b"}', tenant="me"),
+            'series {a="b"}, tenant me, time zone',
+            id="other series of the source",
+        ),
+        pytest.param(
             Source(HERE.origin, zone="Mars/Base"), "No time zone 'Mars/Base'", id="no zone"
         ),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import ssl
 from pathlib import Path
 from types import FrameType
 
@@ -13,7 +12,14 @@ import httpx
 
 from vllm_capacity.cli.options import FILE, bounded
 from vllm_capacity.errors import InputError
-from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, checked_url, client, read_settings
+from vllm_capacity.live.access import (
+    METRICS,
+    METRICS_SETTINGS,
+    checked_url,
+    client,
+    read_settings,
+    trusting,
+)
 from vllm_capacity.live.proxy import ProxyServer, Upstream
 
 
@@ -48,15 +54,9 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
     """
     checked_url(upstream, variables=METRICS)
     settings = read_settings(os.environ, None, prefix=METRICS, names=METRICS_SETTINGS)
-    try:
-        trust = ssl.create_default_context(cafile=ca)
-    except ssl.SSLError:
-        raise InputError(f"{ca} holds no certificates to trust: expected PEM.") from None
-    except OSError as error:
-        raise InputError(f"Cannot read {ca}: {error.strerror}.") from None
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=8)
     timeout = httpx.Timeout(patience, connect=min(patience, 5.0), pool=patience)
-    with client(settings, verify=trust, timeout=timeout, limits=limits) as session:
+    with client(settings, verify=trusting(ca), timeout=timeout, limits=limits) as session:
         source = Upstream(session, upstream)
         try:
             server = ProxyServer(_address(listen), source)

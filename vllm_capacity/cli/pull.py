@@ -60,6 +60,9 @@ def pull(
         source.is_full,
         timedelta(seconds=parse_duration_seconds(late)),
         source.profile,
+        source.match,
+        source.tenant,
+        source.ca,
     )
     with progress_bar() as progress:
         pull_window(order, target, environment=os.environ, now=now, progress=progress)

@@ -70,6 +70,18 @@ def _check_origin(origin: str) -> None:
         checked_url(origin)
 
 
+def _check_match(text: str) -> None:
+    from vllm_capacity.sources.prometheus import matchers
+
+    matchers(text)
+
+
+def _check_tenant(text: str) -> None:
+    from vllm_capacity.live.access import secret
+
+    secret("The tenant's token", text)
+
+
 def _check_gpu(name: str) -> None:
     from vllm_capacity.facts.gpus import find_gpu
 
@@ -111,6 +123,22 @@ class SourceSettings:
     )
     profile: Path | None = field(
         default=None, metadata=_about("--profile", "Settings file of mode 0600.", type=FILE)
+    )
+    match: str | None = field(
+        default=None,
+        metadata=_about(
+            "--match",
+            "Only these series of a Prometheus, as '{namespace=\"team-a\"}'.",
+            check=_check_match,
+        ),
+    )
+    tenant: str | None = field(
+        default=None,
+        metadata=_about("--tenant", "X-Scope-OrgID of a Mimir or Thanos.", check=_check_tenant),
+    )
+    ca: Path | None = field(
+        default=None,
+        metadata=_about("--ca", "Certificates to trust instead of the system's.", type=FILE),
     )
 
 

@@ -7,6 +7,7 @@ a URL is seen in the list of processes, in histories and in messages.
 from __future__ import annotations
 
 import re
+import ssl
 import tomllib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,6 +149,19 @@ def auth_of(settings: Mapping[str, str]) -> httpx.Auth | None:
         return _Header("Authorization", f"Bearer {settings['token']}")
     user, password = settings.get("user"), settings.get("password")
     return httpx.BasicAuth(user, password) if user and password else None
+
+
+def trusting(certificates: Path | None) -> ssl.SSLContext:
+    """TLS that trusts these certificates (PEM) in place of the system's; None: the system's.
+
+    InputError where the file cannot be read, or holds none.
+    """
+    try:
+        return ssl.create_default_context(cafile=certificates)
+    except ssl.SSLError:
+        raise InputError(f"{certificates} holds no certificates to trust: expected PEM.") from None
+    except OSError as error:
+        raise InputError(f"Cannot read {certificates}: {error.strerror}.") from None
 
 
 @contextmanager

@@ -59,12 +59,14 @@ class Day:
 class Source:
     """Where the days of a store come from, and the time zone that they are days of.
 
-    `origin` and `stream` as in a pull.
+    `origin`, `stream`, `match` and `tenant` as in a pull.
     """
 
     origin: str
     stream: str | None = None
     zone: str = "UTC"
+    match: str | None = None
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -264,8 +266,9 @@ def _known_days(folder: Path, source: Source) -> dict[date, Day]:
 
 
 def _told(source: Source) -> str:
-    stream = f", stream {source.stream}" if source.stream else ""
-    return f"{source.origin}{stream}, time zone {source.zone}"
+    parts = {"stream": source.stream, "series": source.match, "tenant": source.tenant}
+    told = "".join(f", {name} {value}" for name, value in parts.items() if value)
+    return f"{source.origin}{told}, time zone {source.zone}"
 
 
 def _days_of(folder: Path) -> list[date]:

@@ -17,14 +17,21 @@ import httpx
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.figures import scrapes
-from vllm_capacity.live.access import checked_url, client, is_server, read_settings
+from vllm_capacity.live.access import (
+    checked_url,
+    client,
+    is_server,
+    read_settings,
+    secret,
+    trusting,
+)
 from vllm_capacity.sources.answers import AnswerCache, Step
 from vllm_capacity.sources.http import address
 from vllm_capacity.sources.parquet import LATE, open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
-from vllm_capacity.sources.prometheus import Prometheus, prometheus_in_parts
+from vllm_capacity.sources.prometheus import Prometheus, matchers, prometheus_in_parts
 from vllm_capacity.telemetry.parts import Spool
 from vllm_capacity.telemetry.store import put_window, reserved
 from vllm_capacity.telemetry.window import open_window
@@ -45,7 +52,9 @@ class PullOrder:
 
     `origin` is the URL of a server, or a path or s3:// of a store's root; empty: PARSEABLE_URL.
     `stream` is Parseable's; None for a Prometheus. `is_full` None: every sample under 3 h, thinned
-    from there on. `late` is how late samples may have arrived.
+    from there on. `late` is how late samples may have arrived. `match` are label matchers and
+    `tenant` the X-Scope-OrgID of a Prometheus, Thanos or Mimir that holds others' series, too; `ca`
+    holds the certificates to trust in place of the system's.
     """
 
     origin: str | None
@@ -54,6 +63,9 @@ class PullOrder:
     is_full: bool | None = None
     late: timedelta = LATE
     profile: Path | None = None
+    match: str | None = None
+    tenant: str | None = None
+    ca: Path | None = None
 
 
 def pull_window(
@@ -75,6 +87,8 @@ def pull_window(
         raise InputError(
             "Say where to pull --from: a URL, a folder, or s3://…, or set PARSEABLE_URL."
         )
+    if (order.match or order.tenant) and (stream is not None or not is_server(origin)):
+        raise InputError("--match and --tenant are for a Prometheus: leave out --stream.")
     if not is_server(origin):
         if stream is None:
             raise InputError(f"Say which --stream of the store {origin} to pull.")
@@ -82,15 +96,16 @@ def pull_window(
     if time_range is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
     if stream is None:
-        with prometheus_client(origin, environment) as asking, _not_vllm_itself(asking):
-            return pull_prometheus(
-                Prometheus(asking), time_range, target, now=now, progress=progress
-            )
+        own = matchers(order.match) if order.match else ""
+        opened = prometheus_client(origin, environment, tenant=order.tenant, ca=order.ca)
+        with opened as asking, _not_vllm_itself(asking):
+            server = Prometheus(asking, matchers=own)
+            return pull_prometheus(server, time_range, target, now=now, progress=progress)
     is_thinned = time_range.seconds >= _THINNED_FROM.total_seconds()
     if order.is_full is not None:
         is_thinned = not order.is_full
     request = PullRequest(stream, time_range, is_thinned, order.late)
-    with parseable_client(origin, settings) as asking, _not_vllm_itself(asking):
+    with parseable_client(origin, settings, ca=order.ca) as asking, _not_vllm_itself(asking):
         return pull_server(Parseable(asking), request, target, now=now, progress=progress)
 
 
@@ -118,7 +133,9 @@ def _is_vllm(asking: httpx.Client) -> bool:
 
 
 @contextmanager
-def parseable_client(url: str, settings: Mapping[str, str]) -> Iterator[httpx.Client]:
+def parseable_client(
+    url: str, settings: Mapping[str, str], *, ca: Path | None = None
+) -> Iterator[httpx.Client]:
     """A client for a Parseable server; InputError where the URL holds a password or none is set."""
     checked_url(url, variables="PARSEABLE")
     if not settings.get("api_key") and not (settings.get("user") and settings.get("password")):
@@ -126,22 +143,43 @@ def parseable_client(url: str, settings: Mapping[str, str]) -> Iterator[httpx.Cl
             f"No credentials for {url}. Set PARSEABLE_USER and PARSEABLE_PASSWORD, or "
             "PARSEABLE_API_KEY, or write a --profile of mode 0600."
         )
-    with _http_client(url, settings) as opened:
+    with _http_client(url, settings, ca) as opened:
         yield opened
 
 
 @contextmanager
-def prometheus_client(url: str, environment: Mapping[str, str]) -> Iterator[httpx.Client]:
-    """A client for a Prometheus, with the credentials of the environment if there are any."""
+def prometheus_client(
+    url: str,
+    environment: Mapping[str, str],
+    *,
+    tenant: str | None = None,
+    ca: Path | None = None,
+) -> Iterator[httpx.Client]:
+    """A client for a Prometheus, with the credentials of the environment if there are any.
+
+    `tenant` goes with every question as X-Scope-OrgID.
+    """
     checked_url(url, variables="PROMETHEUS")
     names = ("user", "password", "token")
     settings = read_settings(environment, None, prefix="PROMETHEUS", names=names)
-    with _http_client(url, settings) as opened:
+    with _http_client(url, settings, ca) as opened:
+        if tenant is not None:
+            opened.headers["X-Scope-OrgID"] = secret("The tenant's token", tenant)
         yield opened
 
 
-def _http_client(url: str, settings: Mapping[str, str]) -> AbstractContextManager[httpx.Client]:
-    return client(settings, base_url=url, timeout=_TIMEOUT, most_bytes=_MOST_BYTES, limits=_KEPT)
+def _http_client(
+    url: str, settings: Mapping[str, str], ca: Path | None
+) -> AbstractContextManager[httpx.Client]:
+    trust = None if ca is None else trusting(ca)
+    return client(
+        settings,
+        base_url=url,
+        timeout=_TIMEOUT,
+        most_bytes=_MOST_BYTES,
+        limits=_KEPT,
+        verify=trust,
+    )
 
 
 def pull_files(
@@ -211,6 +249,8 @@ def pull_prometheus(
     had asked for is not asked for again, but for what could still grow then.
     """
     note = {"source": "Prometheus", "origin": server.address, "grain": "scrape"}
+    if server.matchers:
+        note["match"] = f"{{{server.matchers}}}"
     with reserved(target) as place:
         rows = prometheus_in_parts(
             server,
