@@ -102,7 +102,8 @@ def real_parseable(folder: Path) -> Iterator[RealParseable]:
 
 def wait_for(is_done, *, seconds: float) -> None:
     """Wait for a condition; bounded, so that a hanging server fails the test."""
-    for _ in range(int(seconds * 2)):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
         if is_done():
             return
         time.sleep(0.5)

@@ -21,6 +21,7 @@ from vllm_capacity.timerange import TimeRange
 
 STREAM = "vllm_metrics"
 INTERVAL_SECONDS = 2  # the Collector's default
+_LONGEST_RETRY_SECONDS = 30  # the Collector's max_interval, and half as much by chance
 
 
 def scraper(target: str, to: Path, *, seconds: float) -> subprocess.Popen[bytes]:
@@ -36,7 +37,7 @@ def pulled(
     """The windows `whole`, `thinned`, `files` and `prometheus`, once all has arrived."""
     with httpx.Client(base_url=parseable.url, auth=ROOT, timeout=120) as client:
         server = Parseable(client)
-        wait_for(lambda: _has_all(server, time_range), seconds=180)
+        wait_for(lambda: _has_all(server, time_range), seconds=300)
         for name, is_thinned in (("whole", False), ("thinned", True)):
             request = PullRequest(STREAM, time_range, is_thinned=is_thinned)
             pull_server(server, request, folder / name, now=time_range.end)
@@ -62,7 +63,7 @@ def _has_all(server: Parseable, time_range: TimeRange) -> bool:
     nearly = time_range.end - timedelta(seconds=2 * INTERVAL_SECONDS)
     if newest < f"{nearly:%Y-%m-%dT%H:%M:%S}":
         return False
-    time.sleep(15)
+    time.sleep(_LONGEST_RETRY_SECONDS)
     return result() == (newest, count)
 
 
