@@ -21,6 +21,7 @@ import click
 
 from vllm_capacity.errors import CapacityError, InputError, needing_extra
 
+PROGRAM = "vllm-capacity"
 DEBUG = "VLLM_CAPACITY_DEBUG"
 OWN_FACTS = "VLLM_CAPACITY_FACTS"
 SETTINGS = "VLLM_CAPACITY_SETTINGS"
@@ -32,6 +33,7 @@ _CREDENTIALS = re.compile(r"(?<=\w):/{1,3}\S*@")  # of a URL taken for a path, o
 _VERBS: Mapping[str, tuple[str, str]] = {
     "alerts": ("alerts", "The alert rules on a window; exit code 1 when one fires."),
     "compare": ("compare", "What changed from window A to B, and whether it is noise."),
+    "completion": ("completion", "Complete verbs and options in bash, zsh or fish."),
     "config": ("config", "Check the settings file."),
     "cost": ("figures", "The bill of WINDOW shared out; the parts add up to the whole."),
     "doctor": ("doctor", "The first broken link from vLLM to a window, and its remedy."),
@@ -40,9 +42,12 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "figures": ("figures", "All figures and verdicts of a window, or of a part of it."),
     "fit": ("fit", "The capacity that a table of loads shows, or lets extrapolate."),
     "forecast": ("forecast", "The demand ahead, from a CSV of the demand so far."),
+    "gpus": ("facts", "The GPUs known."),
     "init": ("config", "Write vllm-capacity.toml from what is found here."),
     "model": ("model", "What a model takes in memory, and how many users fit."),
+    "models": ("facts", "The models known."),
     "plan": ("plan", "GPUs, replicas and cost per month for a window's load."),
+    "prices": ("facts", "The prices known, each with its date and source."),
     "proxy": ("proxy", "Serve vLLM's metrics with underscores for colons."),
     "pull": ("pull", "Telemetry out of Parseable or Prometheus into a window."),
     "report": ("report", "HTML pages of a window, or of each day of a source."),
@@ -58,6 +63,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "traces": ("sql", "The slowest requests, and where their time went."),
     "watch": ("watch", "Live engines on a screen: load, latency and dollars."),
     "whatif": ("whatif", "Output tokens per second on another GPU."),
+    "windows": ("windows", "The windows there are, and what each holds."),
 }
 """Each verb's module, and its help in a line: `--help` imports none of the modules."""
 
@@ -84,6 +90,16 @@ class _LazyGroup(click.Group):
         command = getattr(module, name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            raise click.exceptions.NoSuchCommand(
+                error.command_name, possibilities=_VERBS, ctx=ctx
+            ) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -166,7 +182,7 @@ def run(command: click.Command) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         _check_encoding(sys.argv[1:])
-        command(prog_name="vllm-capacity", standalone_mode=False)
+        command(prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
@@ -214,7 +230,7 @@ def _bug(error: BaseException) -> str:
 
 def _help_hint(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
-    stop = "" if error.format_message().endswith((".", "?")) else "."
+    stop = "" if error.format_message().endswith((".", "?", "?)")) else "."
     return f"{stop} Try '{context.command_path} --help'." if context else stop
 
 

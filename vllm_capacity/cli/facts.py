@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import TypeVar
 
 import click
 
@@ -10,12 +12,20 @@ from vllm_capacity.cli.options import columns
 from vllm_capacity.facts.catalog import CATALOGS, FactRow, find_rows, own_tables
 from vllm_capacity.render.facts import overview_text, row_text, rows_text
 
+_Verb = TypeVar("_Verb", bound=Callable[..., None])
+
+
+def _shown(verb: _Verb) -> _Verb:
+    """What picks rows and how they are shown: the words, --full, --json."""
+    words = click.argument("words", nargs=-1)
+    full = click.option("--full", is_flag=True, help="Every value of each row, with its source.")
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+    return words(full(as_json(verb)))
+
 
 @click.command(short_help="The GPUs, models, prices and metrics known, and where from.")
 @click.argument("table", type=click.Choice(tuple(CATALOGS)), required=False)
-@click.argument("words", nargs=-1)
-@click.option("--full", is_flag=True, help="Every value of each row, with its source.")
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+@_shown
 def facts(table: str | None, words: tuple[str, ...], full: bool, as_json: bool) -> None:
     """List TABLE, or its rows that have all WORDS in them; one row is shown in full.
 
@@ -27,6 +37,10 @@ def facts(table: str | None, words: tuple[str, ...], full: bool, as_json: bool) 
     if table is None:
         click.echo(overview_text(own_tables(), width=columns()), nl=False)
         return
+    _show(table, words, full=full, as_json=as_json)
+
+
+def _show(table: str, words: tuple[str, ...], *, full: bool, as_json: bool) -> None:
     rows = find_rows(table, words)
     if as_json:
         click.echo(json.dumps([_plain(row) for row in rows], ensure_ascii=False))
@@ -39,3 +53,20 @@ def facts(table: str | None, words: tuple[str, ...], full: bool, as_json: bool) 
 
 def _plain(row: FactRow) -> dict[str, object]:
     return {"is_own": row.is_own, **row.values}
+
+
+def _listing(table: str, short_help: str) -> click.Command:
+    """The verb that lists one table: `facts TABLE` in a word."""
+
+    @click.command(table, short_help=short_help)
+    @_shown
+    def listing(words: tuple[str, ...], full: bool, as_json: bool) -> None:
+        _show(table, words, full=full, as_json=as_json)
+
+    listing.help = f"List the {table} that have all WORDS in them; one is shown in full."
+    return listing
+
+
+gpus = _listing("gpus", "The GPUs known.")
+models = _listing("models", "The models known.")
+prices = _listing("prices", "The prices known, each with its date and source.")

@@ -14,7 +14,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import GIB
 from vllm_capacity.facts.llms import Llm
 from vllm_capacity.plan import Plan
-from vllm_capacity.render.numbers import count, number, percent, seconds, value
+from vllm_capacity.render.numbers import count, minute_of, number, percent, seconds, value
 from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.render.sections.cost import bill_table, groups_table
 from vllm_capacity.render.sections.header import (
@@ -46,11 +46,42 @@ from vllm_capacity.render.tables import (
     wrapped,
 )
 from vllm_capacity.sources.demand import Clock
+from vllm_capacity.telemetry.window import KnownWindow
 from vllm_capacity.verdicts.demand.forecast import Forecast
 from vllm_capacity.verdicts.hardware.what_if import WhatIf
 from vllm_capacity.verdicts.saturation.fit import Saturation
 
 _WIDTH = 80
+
+
+def windows_text(found: Sequence[KnownWindow], *, width: int = _WIDTH) -> str:
+    """The windows that were found, a row each; where there are none, how to come by one."""
+    if not found:
+        return "No windows here. Scrape or pull one: vllm-capacity scrape --help.\n"
+    columns = (
+        Column("window", "name"),
+        Column("from", "start", write=minute_of),
+        Column("hours", "hours", is_numeric=True, write=number),
+        Column("MB", "megabytes", is_numeric=True, write=number),
+        Column("source", "source"),
+        Column("", "note", is_note=True),
+    )
+    rows = [
+        (
+            each.name,
+            each.start,
+            None if each.start is None or each.end is None else _hours(each.start, each.end),
+            each.bytes / 1e6,
+            each.source,
+            each.problem or ("simulated" if each.is_simulated else ""),
+        )
+        for each in found
+    ]
+    return table(columns, rows).to_text(width)
+
+
+def _hours(start: datetime, end: datetime) -> float:
+    return (end - start).total_seconds() / 3600
 
 
 def figures_text(analysis: Analysis, *, width: int = _WIDTH) -> str:

@@ -303,6 +303,56 @@ def _find(name_or_path: str) -> Path:
     )
 
 
+@dataclass(frozen=True)
+class KnownWindow:
+    """A window that was found, and what it holds; `problem` is why it cannot be read, else None.
+
+    Times are of its first and last scrape (None where it cannot be read); `source` is empty where
+    its `window.json` does not say.
+    """
+
+    name: str
+    path: Path
+    start: datetime | None = None
+    end: datetime | None = None
+    grain: str = ""
+    source: str = ""
+    bytes: int = 0
+    is_simulated: bool = False
+    problem: str | None = None
+
+
+def known_windows(folders: Sequence[Path] = ()) -> list[KnownWindow]:
+    """The windows in these folders, or in those that are looked through by name, by their names.
+
+    Of two of one name the nearer one, which is what the name opens. Nothing of their rows is read.
+    """
+    found: dict[Path | str, Path] = {}
+    for folder in folders or window_folders():
+        for note in sorted(folder.glob("*/window.json")):
+            found.setdefault(note.parent if folders else note.parent.name, note.parent)
+    return sorted(map(_known_window, found.values()), key=lambda each: each.name)
+
+
+def _known_window(path: Path) -> KnownWindow:
+    try:
+        window = open_window(path)
+        extent, source = window.extent, window.provenance.get("source", "")
+    except (WindowError, ValueError) as error:  # no rows have no extent
+        return KnownWindow(path.name, path, problem=str(error))
+    size = sum(file.bytes for file in window.manifest.files)
+    return KnownWindow(
+        path.name,
+        path,
+        extent.start,
+        extent.end,
+        window.grain,
+        str(source.get("kind", "") if isinstance(source, Mapping) else source),
+        size,
+        window.is_simulated,
+    )
+
+
 def window_folders() -> list[Path]:
     """Where windows are looked for by name, nearest first."""
     here = Path.cwd()

@@ -1,0 +1,51 @@
+"""`completion`: what makes a shell complete verbs and options."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from click.shell_completion import get_completion_class
+
+from vllm_capacity.cli import PROGRAM, cli
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command(short_help="Complete verbs and options in bash, zsh or fish.")
+@click.argument("shell", type=click.Choice(_SHELLS))
+@click.option("--install", is_flag=True, help="Write it where the shell looks, for you alone.")
+def completion(shell: str, install: bool) -> None:
+    """Print the script that lets SHELL complete, or --install it."""
+    variable = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
+    kind = get_completion_class(shell)
+    assert kind is not None, shell
+    script = kind(cli, {}, PROGRAM, variable).source()
+    if not install:
+        click.echo(script, nl=False)
+        return
+    path = _place(shell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(script)
+    click.echo(f"Wrote {path}. {_NEEDS[shell]}")
+
+
+_NEEDS = {
+    "bash": "A new shell reads it, where the package bash-completion is installed.",
+    "zsh": "A new shell reads it, where ~/.zshrc has: fpath+=~/.zfunc; autoload -Uz compinit; "
+    "compinit",
+    "fish": "A new shell reads it.",
+}
+
+
+def _place(shell: str) -> Path:
+    """Where the shell looks for the completions of one user."""
+    home = Path.home()
+    if shell == "zsh":
+        return home / ".zfunc" / f"_{PROGRAM}"
+    if shell == "fish":
+        own = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+        return own / "fish" / "completions" / f"{PROGRAM}.fish"
+    own = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+    return own / "bash-completion" / "completions" / PROGRAM
