@@ -9,6 +9,7 @@ from vllm_capacity.bills import unlabelled
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import given_price
+from vllm_capacity.telemetry.window import open_window
 
 PRICE = assumed(usd_per_gpu_hour=given_price(1.64))
 ADDED = ("allocation_usd", "idle_usd")
@@ -74,6 +75,25 @@ def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_r
     before = (datetime(2026, 11, 24, 6, 1, tzinfo=UTC) - two_replicas.extent.start).total_seconds()
     assert paid["r1"] == pytest.approx(320 / 3600 * 2 * 3, rel=1e-3)
     assert paid["r0"] == pytest.approx((before * 2 + (320 - before) * 4) / 3600, rel=1e-3)
+
+
+def test_a_mapping_file_prices_pods_by_their_labels(examples, tmp_path):
+    mapping = tmp_path / "fleet.yaml"
+    mapping.write_text(
+        """
+        - {match: '{team="assistant"}', usd_per_hour: 2}
+        - {match: '{team!="assistant"}', usd_per_hour: 1}
+        """
+    )
+    window = open_window(examples / "fleet-two-models")
+    by_team = {
+        price: cost_by(window, by="team", terms=assumed(usd_per_gpu_hour=given_price(price)))
+        for price in (1.0, 2.0)
+    }
+    result = cost_by(window, by="team", terms=assumed(fleet=load_fleet(mapping)))["parts"]
+    for team, part in result.items():
+        same = by_team[2.0 if team == "assistant" else 1.0]["parts"][team]
+        assert part["allocation_usd"]["mid"] == pytest.approx(same["allocation_usd"]["mid"])
 
 
 def test_hours_that_no_rule_covers_leave_the_money_unknown(two_replicas, tmp_path):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self
 
 import polars as pl
@@ -53,7 +53,7 @@ from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traff
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.latency import Quantile
-from vllm_capacity.figures.makes import Make, engine_makes
+from vllm_capacity.figures.makes import Make, engine_makes, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
@@ -119,7 +119,8 @@ class Analysis:
         the range.
         """
         read = window.remembering() if exact else window
-        return cls(read, window.clamp(start, end), assumptions or Assumptions())
+        assumed = (assumptions or Assumptions()).of_targets(partial(target_labels, read))
+        return cls(read, window.clamp(start, end), assumed)
 
     # --- frames ---------------------------------------------------------------------------------
 

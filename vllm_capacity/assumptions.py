@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.facts.fleet import Rule, load_fleet
+from vllm_capacity.facts.fleet import Rule, load_fleet, of_targets
 from vllm_capacity.facts.metrics import ITL, TTFT
 from vllm_capacity.facts.prices import Price, find_price, given_price, price_of
 
@@ -150,6 +150,13 @@ class Assumptions:
 
     pricing: Pricing = field(default_factory=Pricing)
     slo: Slo = field(default_factory=Slo)
+
+    def of_targets(self, labels: Callable[[], Mapping[str, Mapping[str, str]]]) -> Assumptions:
+        """The same for targets with these labels, by instance, where a rule needs them."""
+        rules = self.pricing.rules
+        if all(rule.only is None for rule in rules):
+            return self
+        return replace(self, pricing=replace(self.pricing, rules=of_targets(rules, labels())))
 
 
 def pricing(

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.fleet import load_fleet, rate_in_force
+from vllm_capacity.facts.fleet import load_fleet, of_targets, rate_in_force
 from vllm_capacity.timerange import TimeRange
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -52,6 +52,19 @@ def test_a_change_of_gpus_keeps_the_bill_exact(tmp_path):
     assert usd == pytest.approx(12 * 1 * 2.0 + 12 * 4 * 3.0)
 
 
+def test_rules_match_the_labels_of_targets(tmp_path):
+    text = (
+        "- {match: '{team=\"search\"}', usd_per_hour: 1}\n"
+        "- {match: '{team=~\"ads|shop\"}', instance: 'b*', gpus_per_engine: 2, usd_per_hour: 3}\n"
+        "- {instance: '*', usd_per_hour: 9}\n"
+    )
+    labels = {"a": {"team": "search"}, "b": {"team": "ads"}, "c": {"team": "ads"}}
+    rules = of_targets(load_fleet(written(tmp_path, "f.yaml", text)), labels)
+    rates = {name: rate_in_force(rules, name, DAY) for name in ("a", "b", "c", "d")}
+    found = {name: (r.gpus_per_engine, r.usd_per_gpu_hour.mid) for name, r in rates.items()}
+    assert found == {"a": (1, 1), "b": (2, 3), "c": (1, 9), "d": (1, 9)}
+
+
 def test_uncovered_hours_are_named(tmp_path):
     text = "instance,usd_per_hour,from\na*:8000,1.5,2026-11-01T06:00:00Z\n"
     rate = rate_in_force(load_fleet(written(tmp_path, "fleet.csv", text)), "a1:8000", DAY)
@@ -61,6 +74,12 @@ def test_uncovered_hours_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
+        pytest.param(
+            "f.yaml",
+            "- {match: team, usd_per_hour: 1}",
+            "rule 1: Cannot read the sel",
+            id="no labels",
+        ),
         pytest.param("f.csv", "instance\nx\n", "either a price", id="no price"),
         pytest.param("f.csv", "instance,colour,usd_per_hour\nx,red,1\n", "colour", id="a typo"),
         pytest.param("f.csv", "instance,usd_per_hour\nx,cheap\n", "number", id="no number"),

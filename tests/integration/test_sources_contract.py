@@ -19,6 +19,7 @@ from tests.standin.exports import export, gauge, scraped
 from tests.standin.server import Standin
 from tests.standin.store import write_store
 from vllm_capacity.errors import NoTelemetryError
+from vllm_capacity.selector import selector
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
@@ -53,8 +54,8 @@ def from_prometheus(tmp_path_factory):
         server = Prometheus(client, **NO_WAIT)
         wait_until(lambda: vllm.is_used_up and has_failed(server), seconds=120)
         found = {
-            selector: rows_or_none(replace(server, matchers=selector))
-            for selector in ("", f'instance="{vllm.target}",cluster=~"t.*"', 'cluster="other"')
+            text: rows_or_none(replace(server, only=selector(text) if text else None))
+            for text in ("", f'instance="{vllm.target}",cluster=~"t.*"', 'cluster="other"')
         }
         return found, list(vllm.served), vllm.target
 

@@ -11,14 +11,14 @@ import httpx
 import pytest
 from polars.testing import assert_frame_equal
 
-from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.errors import SourceError
 from vllm_capacity.figures.makes import target_labels
 from vllm_capacity.live.pull import pull_prometheus
+from vllm_capacity.selector import selector
 from vllm_capacity.sources.answers import AnswerCache
 from vllm_capacity.sources.prometheus import (
     Prometheus,
     families,
-    matchers,
     prometheus_in_parts,
     read_prometheus,
 )
@@ -160,32 +160,11 @@ def test_every_hour_of_a_range_is_there_and_the_last_state_before_it():
     assert rows.samples.sort("ts")["value"].to_list() == [80.0 + 20 * n for n in range(13)]
 
 
-@pytest.mark.parametrize(
-    ("text", "bare"),
-    [
-        pytest.param('{namespace="team-a"}', 'namespace="team-a"', id="as Prometheus writes it"),
-        pytest.param('namespace="team-a"', 'namespace="team-a"', id="bare"),
-        pytest.param(' { a = "x", b!~"y,}" , } ', 'a = "x", b!~"y,}"', id="two, with space"),
-        pytest.param(r'{a="say \"}\" "}', r'a="say \"}\" "', id="quotes and braces in a value"),
-    ],
-)
-def test_label_matchers_are_read(text, bare):
-    assert matchers(text) == bare
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{}", "team-a", "a=b", 'x{a="b"}', '{a="b"', '{a="b"} or {c="d"}', '{a="b\n"}']
-)
-def test_what_are_no_label_matchers_is_said(text):
-    with pytest.raises(InputError, match="expected label matchers of Prometheus"):
-        matchers(text)
-
-
 def test_only_the_series_that_match_are_asked_for(tmp_path):
     asked, names = [], []
     with serving(asked) as client:
         client.event_hooks["request"].append(lambda request: names.append(request.url.params))
-        server = Prometheus(client, matchers='namespace="team-a"')
+        server = Prometheus(client, only=selector('namespace="team-a"'))
         window = open_window(pull_prometheus(server, PART, tmp_path / "w"))
     selectors = {question.partition("[")[0] for question in asked}
     assert selectors == {'{__name__=~"vllm:generation_tokens_total",namespace="team-a"}'}

@@ -71,9 +71,9 @@ def _check_origin(origin: str) -> None:
 
 
 def _check_match(text: str) -> None:
-    from vllm_capacity.sources.prometheus import matchers
+    from vllm_capacity.selector import selector
 
-    matchers(text)
+    selector(text)
 
 
 def _check_tenant(text: str) -> None:

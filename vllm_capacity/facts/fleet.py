@@ -1,9 +1,10 @@
 """The mapping file: how many GPUs each instance has and what they cost, from when to when.
 
-A CSV or YAML list of rules. Each has `instance` (a pattern such as `gpu-a*:8000`),
-`gpus_per_engine`, and `price` (a row's name) or `usd_per_hour` (per GPU), and may have `from` and
-`until`. For an instance and an instant the first rule that matches both counts; hours that no rule
-covers leave the price unknown, with the hours named.
+A CSV or YAML list of rules. Each has `instance` (a pattern such as `gpu-a*:8000`) or `match` (label
+matchers of the target, such as `{namespace="team-a"}`), or both; `gpus_per_engine`; and `price` (a
+row's name) or `usd_per_hour` (per GPU). It may have `from` and `until`. For an instance and an
+instant the first rule that matches both counts; hours that no rule covers leave the price unknown,
+with the hours named.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from io import StringIO
@@ -24,26 +25,34 @@ import yaml
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.prices import find_price, given_price
+from vllm_capacity.selector import Selector, selector
 from vllm_capacity.timerange import TimeRange, iso, parse_instant
 
 _MOST_GPUS = 100_000
-_COLUMNS = {"instance", "gpus_per_engine", "price", "usd_per_hour", "from", "until"}
+_COLUMNS = {"instance", "match", "gpus_per_engine", "price", "usd_per_hour", "from", "until"}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a mapping file; times are aware UTC, None where open."""
+    """One line of a mapping file; times are aware UTC, None where open.
+
+    `only` are the labels that targets must have; `instances` those that do, once labels are known
+    (`of_targets`): until then such a rule covers none.
+    """
 
     pattern: str
     gpus_per_engine: float
     usd_per_gpu_hour: Estimate
     start: datetime | None
     end: datetime | None
+    only: Selector | None = None
+    instances: frozenset[str] = frozenset()
 
     def covers(self, instance: str, at: datetime) -> bool:
         """Whether the rule speaks for that instance at that instant."""
         return (
             fnmatchcase(instance, self.pattern)
+            and (self.only is None or instance in self.instances)
             and (self.start is None or self.start <= at)
             and (self.end is None or at < self.end)
         )
@@ -70,6 +79,19 @@ def load_fleet(path: Path) -> tuple[Rule, ...]:
     if not rows:
         raise InputError(f"The mapping file {path} has no rules.")
     return tuple(_rule(row, f"{path}, rule {place}") for place, row in enumerate(rows, 1))
+
+
+def of_targets(rules: Sequence[Rule], labels: Mapping[str, Mapping[str, str]]) -> tuple[Rule, ...]:
+    """The rules for targets with these labels, by instance."""
+    return tuple(
+        rule
+        if rule.only is None
+        else replace(
+            rule,
+            instances=frozenset(name for name, own in labels.items() if rule.only.holds(own)),
+        )
+        for rule in rules
+    )
 
 
 def rate_in_force(rules: Sequence[Rule], instance: str, billed: TimeRange) -> Rate:
@@ -145,9 +167,12 @@ def _rule(row: Mapping[str, Any], where: str) -> Rule:
         )
     if nested := [key for key, cell in row.items() if isinstance(cell, list | dict | set)]:
         raise InputError(f"{where}: {nested[0]} must be one value.")
-    pattern, price, usd = row.get("instance"), row.get("price"), row.get("usd_per_hour")
-    if not pattern or (price in (None, "")) == (usd in (None, "")):
-        raise InputError(f"{where}: needs an instance, and either a price row or usd_per_hour.")
+    pattern, match = row.get("instance"), row.get("match")
+    price, usd = row.get("price"), row.get("usd_per_hour")
+    if not (pattern or match) or (price in (None, "")) == (usd in (None, "")):
+        raise InputError(
+            f"{where}: needs an instance or match, and either a price row or usd_per_hour."
+        )
     start, end = (_instant(row.get(key)) for key in ("from", "until"))
     if start and end and end <= start:
         raise InputError(f"{where}: until must lie after from.")
@@ -155,7 +180,14 @@ def _rule(row: Mapping[str, Any], where: str) -> Rule:
     if not 0 < gpus <= _MOST_GPUS:
         raise InputError(f"{where}: gpus_per_engine must be above 0, {_MOST_GPUS:,} at most.")
     rate = find_price(str(price)).usd if price else _given(usd, where)
-    return Rule(str(pattern), gpus, rate, start, end)
+    return Rule(str(pattern or "*"), gpus, rate, start, end, _only(match, where))
+
+
+def _only(match: object, where: str) -> Selector | None:
+    try:
+        return selector(str(match)) if match else None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _given(usd: object, where: str) -> Estimate:

@@ -25,13 +25,14 @@ from vllm_capacity.live.access import (
     secret,
     trusting,
 )
+from vllm_capacity.selector import selector
 from vllm_capacity.sources.answers import AnswerCache, Step
 from vllm_capacity.sources.http import address
 from vllm_capacity.sources.parquet import LATE, open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
-from vllm_capacity.sources.prometheus import Prometheus, matchers, prometheus_in_parts
+from vllm_capacity.sources.prometheus import Prometheus, prometheus_in_parts
 from vllm_capacity.telemetry.parts import Spool
 from vllm_capacity.telemetry.store import put_window, reserved
 from vllm_capacity.telemetry.window import open_window
@@ -96,10 +97,10 @@ def pull_window(
     if time_range is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
     if stream is None:
-        own = matchers(order.match) if order.match else ""
+        only = selector(order.match) if order.match else None
         opened = prometheus_client(origin, environment, tenant=order.tenant, ca=order.ca)
         with opened as asking, _not_vllm_itself(asking):
-            server = Prometheus(asking, matchers=own)
+            server = Prometheus(asking, only=only)
             return pull_prometheus(server, time_range, target, now=now, progress=progress)
     is_thinned = time_range.seconds >= _THINNED_FROM.total_seconds()
     if order.is_full is not None:
@@ -249,8 +250,8 @@ def pull_prometheus(
     had asked for is not asked for again, but for what could still grow then.
     """
     note = {"source": "Prometheus", "origin": server.address, "grain": "scrape"}
-    if server.matchers:
-        note["match"] = f"{{{server.matchers}}}"
+    if server.only is not None:
+        note["match"] = str(server.only)
     with reserved(target) as place:
         rows = prometheus_in_parts(
             server,

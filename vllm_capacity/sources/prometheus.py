@@ -29,8 +29,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vllm_capacity.errors import InputError, SourceError, plain
+from vllm_capacity.errors import SourceError, plain
 from vllm_capacity.facts.metrics import keeps
+from vllm_capacity.selector import Selector
 from vllm_capacity.sources.answers import AnswerCache, Step
 from vllm_capacity.sources.http import (
     BUSY,
@@ -69,8 +70,6 @@ _ANSWER: dict[str, Any] = {
     "value": pl.List(pl.Float64),
     "warning": pl.String,
 }
-_MATCHER = r'[a-zA-Z_][a-zA-Z0-9_]*\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"'
-_MATCHERS = re.compile(rf"\{{?\s*({_MATCHER}(?:\s*,\s*{_MATCHER})*)\s*,?\s*\}}?")
 _Labels = tuple[tuple[str, str], ...]
 _UnixSeconds = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]
 
@@ -406,30 +405,16 @@ class Samples:
     warnings: list[str]
 
 
-def matchers(text: str) -> str:
-    """The label matchers of a selector such as `{namespace="team-a",pod=~"vllm.*"}`, bare.
-
-    InputError for what is no such selector. The server checks regular expressions.
-    """
-    found = _MATCHERS.fullmatch(text.strip())
-    if found is None or text.strip().startswith("{") != text.strip().endswith("}"):
-        raise InputError(
-            f"Cannot read the selector {plain(text)[:200]!r}: expected label matchers of "
-            'Prometheus, such as {namespace="team-a"} (in quotes for the shell).'
-        )
-    return found[1]
-
-
 @dataclass(frozen=True)
 class Prometheus:
-    """One server, and the label matchers of the series that are asked of it; empty: all there are.
+    """One server, and which of its series are asked for; None: all there are.
 
     `pause` waits between attempts, so that tests need not.
     """
 
     client: httpx.Client
     pause: Callable[[float], None] = time.sleep
-    matchers: str = ""
+    only: Selector | None = None
 
     @property
     def address(self) -> str:
@@ -439,13 +424,13 @@ class Prometheus:
     def names(self, time_range: TimeRange) -> list[str]:
         """The metric names with samples in the range."""
         asked = {"start": _seconds(time_range.start), "end": _seconds(time_range.end)}
-        if self.matchers:
+        if self.only is not None:
             asked["match[]"] = self._selector(".+")
         return sorted(self._get("/api/v1/label/__name__/values", asked, list[str]))
 
     def _selector(self, names: str) -> str:
         """The series whose names match, among those that are asked for."""
-        among = f",{self.matchers}" if self.matchers else ""
+        among = "" if self.only is None else f",{self.only.bare}"
         return f'{{__name__=~"{names}"{among}}}'
 
     def kinds(self) -> dict[str, str]:
@@ -548,8 +533,8 @@ def prometheus_in_parts(
     for own in slices:
         answers = []
         for names in together:
-            asked = (server.address, server.matchers, *names)
-            question = "\n".join([*filter(None, asked), *map(_seconds, (own.start, own.end))])
+            asked = (server.address, *([str(server.only)] if server.only else []), *names)
+            question = "\n".join([*asked, *map(_seconds, (own.start, own.end))])
             answers.append(kept.frame(question, own, partial(server.answer, names, own)))
             done += 1
             progress(Step(done, len(slices) * len(together), 0))

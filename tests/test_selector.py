@@ -1,0 +1,44 @@
+import pytest
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.selector import selector
+
+POD = {"namespace": "team-a", "pod": "vllm-0", "note": 'say "}"'}
+
+
+@pytest.mark.parametrize(
+    ("text", "bare", "holds"),
+    [
+        pytest.param('{namespace="team-a"}', 'namespace="team-a"', True, id="as written"),
+        pytest.param('namespace="team-a"', 'namespace="team-a"', True, id="bare"),
+        pytest.param('{namespace="team"}', 'namespace="team"', False, id="whole values only"),
+        pytest.param('{pod=~"vllm-.*"}', 'pod=~"vllm-.*"', True, id="an expression"),
+        pytest.param('{pod=~"vllm"}', 'pod=~"vllm"', False, id="an expression of a part"),
+        pytest.param('{pod!~"vllm-.*"}', 'pod!~"vllm-.*"', False, id="no such expression"),
+        pytest.param('{zone!="a"}', 'zone!="a"', True, id="a label that is not there"),
+        pytest.param('{zone=""}', 'zone=""', True, id="empty is not there"),
+        pytest.param(
+            ' { pod = "vllm-0", namespace!~"y,}" , } ',
+            'pod = "vllm-0", namespace!~"y,}"',
+            True,
+            id="two, with space, and a brace in a value",
+        ),
+        pytest.param('{note="say \\"}\\""}', 'note="say \\"}\\""', True, id="quotes in a value"),
+    ],
+)
+def test_label_matchers_are_read_as_prometheus_reads_them(text, bare, holds):
+    found = selector(text)
+    assert (found.bare, found.holds(POD)) == (bare, holds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "team-a", "a=b", 'x{a="b"}', '{a="b"', '{a="b"} or {c="d"}', '{a="b\n"}']
+)
+def test_what_are_no_label_matchers_is_said(text):
+    with pytest.raises(InputError, match="expected label matchers of Prometheus"):
+        selector(text)
+
+
+def test_an_expression_that_cannot_be_read_is_said():
+    with pytest.raises(InputError, match="regular expression 'a\\\\(' of a selector"):
+        selector('{pod=~"a("}')
