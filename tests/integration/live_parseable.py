@@ -60,6 +60,19 @@ def parseable(server):
         yield Parseable(client)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def all_there(parseable, stand_in):
+    """While it writes a minute's rows to a file, a Parseable answers without them."""
+
+    def rows(server, stream):
+        ever = TimeRange(SAMPLED - timedelta(hours=4), datetime.now(UTC) + timedelta(minutes=1))
+        return server.query(f"select count(1) as n from {stream}", ever)[0]["n"]
+
+    for stream in (STREAM, "vllm_traces"):
+        wanted = rows(stand_in, stream)
+        wait_for(lambda: rows(parseable, stream) == wanted, seconds=180)  # noqa: B023
+
+
 @pytest.fixture(scope="module")
 def whole(parseable, late):
     return whole_rows(pull(parseable, PullRequest(STREAM, PART, is_thinned=False, late=late)))
@@ -102,7 +115,7 @@ def test_its_files_give_what_it_answers(server, whole, late, record_property):
             return False
         try:
             found = read_stream(store, STREAM, PART, late=late)
-        except SourceError:
+        except CapacityError:  # no file yet, or one that is being written
             return False
         return found.samples.height == whole.samples.height
 
