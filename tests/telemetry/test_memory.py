@@ -32,7 +32,8 @@ def test_what_is_no_size_or_too_small_is_refused(text):
 def test_the_limit_given_is_that_of_duckdb(monkeypatch):
     monkeypatch.setenv(memory.MEMORY_LIMIT, "300MB")
     setting = "select current_setting('memory_limit')"
-    found = memory.limited_connection().execute(setting).fetchone()
+    own = memory.database()
+    found = own.cursor().execute(setting).fetchone()
     assert found[0].startswith("286")  # MiB
     monkeypatch.delenv(memory.MEMORY_LIMIT)
     assert memory.limit_bytes() > 300_000_000

@@ -86,7 +86,7 @@ def copy(examples, tmp_path):
 
 def computed(path):
     window = open_window(path)
-    return rollup.make_views(window.manifest, window.connection)
+    return rollup.make_views(window.manifest, window.database.cursor())
 
 
 def test_increases_from_the_rollup_are_those_from_the_samples(copy):

@@ -35,7 +35,7 @@ from vllm_capacity.figures.pieces import (
 )
 from vllm_capacity.figures.steps import STEP_SCHEMA
 from vllm_capacity.telemetry.manifest import as_pattern, digest
-from vllm_capacity.telemetry.memory import limited_connection
+from vllm_capacity.telemetry.memory import Database, database
 from vllm_capacity.telemetry.shelf import Entry, Shelf
 from vllm_capacity.telemetry.window import Window, asked, query_text
 from vllm_capacity.timerange import TimeRange
@@ -191,19 +191,20 @@ def keep(frames: Frames, shelf: Shelf, key: str | None) -> Entry:
     return Entry(frames, base) if key is None else shelf.keep(key, base, frames)
 
 
-def _connected(window: Window, pieces: Sequence[Kept]) -> duckdb.DuckDBPyConnection:
+def _connected(window: Window, pieces: Sequence[Kept]) -> Database:
     """Views of the rows at the ends of pieces, under the names of a window's tables."""
-    connection = limited_connection()
-    for table in _SMALL:
-        paths = [as_pattern(path) for path in window.manifest.paths(table)]
-        connection.read_parquet(paths).to_view(table)
-    for table in ("samples", "histograms"):
-        kept = [as_pattern(path) for path in _paths(pieces, table)]
-        if len(kept) == len(pieces):
-            connection.read_parquet(kept).to_view(table)
-        else:
-            stored(connection, table, _together(pieces, table))
-    return connection
+    own = database()
+    with own.cursor() as cursor:
+        for table in _SMALL:
+            paths = [as_pattern(path) for path in window.manifest.paths(table)]
+            cursor.read_parquet(paths).to_view(table)
+        for table in ("samples", "histograms"):
+            kept = [as_pattern(path) for path in _paths(pieces, table)]
+            if len(kept) == len(pieces):
+                cursor.read_parquet(kept).to_view(table)
+            else:
+                stored(cursor, table, _together(pieces, table))
+    return own
 
 
 def _paths(pieces: Sequence[Kept], name: str) -> list[Path]:

@@ -39,7 +39,7 @@ from vllm_capacity.facts.metrics import (
 )
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_part
-from vllm_capacity.telemetry.memory import limited_connection, require_room
+from vllm_capacity.telemetry.memory import database, require_room
 from vllm_capacity.telemetry.mirror import at_hand
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.telemetry.window import Window
@@ -230,7 +230,6 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
     What is born in it counts from 0: whether that is right, those decide who read what the piece
     leaves behind (`_growth`).
     """
-    connection = limited_connection()
     changed = rows.samples.filter(pl.Series(_is_changed(rows.samples, base.samples)))
     unwatched = ~pl.col("instance").is_in(
         series.filter(pl.col("metric") == "up").get_column("instance").implode()
@@ -243,10 +242,12 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
         "samples": pl.concat([_of(wanted, base.samples), _of(wanted, rows.samples)]),
         "histograms": pl.concat([_of(wanted, base.histograms), _of(wanted, rows.histograms)]),
     }
-    for name, frame in tables.items():
-        stored(connection, name, frame)
+    own = database()
+    with own.cursor() as cursor:
+        for name, frame in tables.items():
+            stored(cursor, name, frame)
     here = replace(window.manifest, origin=None)  # all that is asked for is here
-    return replace(window, manifest=here, connection=connection, answers={})
+    return replace(window, manifest=here, database=own, answers={})
 
 
 def _of(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
@@ -259,7 +260,7 @@ def _of(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def stored(connection: duckdb.DuckDBPyConnection, name: str, frame: pl.DataFrame) -> None:
-    """Make a frame a table, for every cursor of the connection."""
+    """Make a frame a table of the connection's database."""
     connection.register("frame", frame)
     connection.execute(f"create table {name} as select * from frame")
     connection.unregister("frame")

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 import duckdb
@@ -49,16 +53,50 @@ def parse_size(text: str) -> int:
     return size
 
 
-def limited_connection() -> duckdb.DuckDBPyConnection:
-    """A DuckDB in memory that keeps to the limit, in UTC."""
+@dataclass(frozen=True, eq=False)
+class Database:
+    """Tables and views of their own in memory; all of a process keep to the limit together."""
+
+    name: str
+    _engine: duckdb.DuckDBPyConnection
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection to it, in UTC: for one thread at a time."""
+        cursor = self._engine.cursor()
+        cursor.execute(f"use {self.name}")
+        return cursor
+
+
+_NUMBERS = count(1)
+
+
+def database() -> Database:
+    """A new one; it is gone with the last reference to it."""
     spill = private_folder("vllm-capacity-spill")
+    engine = _engine(limit_bytes(), str(spill / str(os.getpid())) if spill else "", os.getpid())
+    name = f"own_{next(_NUMBERS)}"
+    with engine.cursor() as cursor:
+        cursor.execute(f"attach ':memory:' as {name}")
+    made = Database(name, engine)
+    weakref.finalize(made, _detach, engine, name).atexit = False
+    return made
+
+
+@cache
+def _engine(memory_limit_bytes: int, spill: str, pid: int) -> duckdb.DuckDBPyConnection:  # noqa: ARG001
+    """The DuckDB of a process: to start one takes as long as to read an hour, so all share it."""
     config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{limit_bytes()}B",
-        "temp_directory": str(spill / str(os.getpid())) if spill else "",
+        "memory_limit": f"{memory_limit_bytes}B",
+        "temp_directory": spill,
     }
     connection = duckdb.connect(":memory:", config=config)
-    connection.execute("set TimeZone = 'UTC'")
+    connection.execute("set global TimeZone = 'UTC'")
     return connection
+
+
+def _detach(engine: duckdb.DuckDBPyConnection, name: str) -> None:
+    with suppress(duckdb.Error), engine.cursor() as cursor:
+        cursor.execute(f"detach {name}")
 
 
 def require_room(what: str, *, samples: int, histograms: int) -> None:

@@ -34,7 +34,7 @@ from vllm_capacity.telemetry.manifest import (
     read_manifest,
     read_part,
 )
-from vllm_capacity.telemetry.memory import limit_bytes, limited_connection
+from vllm_capacity.telemetry.memory import Database, database, limit_bytes
 from vllm_capacity.telemetry.mirror import at_hand, at_this_machine, mirrored
 from vllm_capacity.timerange import TimeRange, parse_instant
 
@@ -53,7 +53,7 @@ class Window:
     """A window of telemetry. Ask it with `sql`, or through the package's figures."""
 
     manifest: Manifest
-    connection: duckdb.DuckDBPyConnection
+    database: Database
     pin: Pin
     answers: dict[object, pl.DataFrame] | None = None
     """What was asked and answered already, where that is kept (`remembering`)."""
@@ -102,7 +102,7 @@ class Window:
             self._ensure_rows  # noqa: B018  the files come on first use
         if "minute" in query:
             self._ensure_rollup  # noqa: B018  the views appear on first use
-        return asked(self.connection, query, params, window=self.name)
+        return asked(self.database, query, params, window=self.name)
 
     def named_sql(self, package: str, name: str, **params: object) -> pl.DataFrame:
         """The answer of a shipped query, `package`/sql/`name`.sql."""
@@ -184,12 +184,13 @@ class Window:
     @cached_property
     def _ensure_rows(self) -> bool:
         at_hand(self.manifest, self.manifest.files)
-        _show(self.manifest, self.connection, TABLES)
+        _show(self.manifest, self.database, TABLES)
         return True
 
     @cached_property
     def _ensure_rollup(self) -> bool:
-        rollup.make_views(self.manifest, self.connection)
+        with self.database.cursor() as cursor:
+            rollup.make_views(self.manifest, cursor)
         return True
 
 
@@ -208,7 +209,7 @@ def asked_instant(provenance: Mapping[str, Any], name: str) -> datetime | None:
 
 
 def asked(
-    connection: duckdb.DuckDBPyConnection,
+    database: Database,
     query: str,
     params: Mapping[str, object],
     *,
@@ -218,9 +219,9 @@ def asked(
 
     InputError, naming the window, where it cannot be answered.
     """
-    cursor = connection.cursor()
     try:
-        answer = pl.DataFrame(cursor.sql(query, params=dict(params) or None))
+        with database.cursor() as cursor:
+            answer = pl.DataFrame(cursor.sql(query, params=dict(params) or None))
     except duckdb.OutOfMemoryException as error:
         raise InputError(
             f"The window {window} cannot answer that within {limit_bytes() / 1e9:.2g} GB of "
@@ -247,36 +248,37 @@ def open_window(name_or_path: str | Path, *, verify: bool = False) -> Window:
     """
     origin = str(name_or_path).rstrip("/") if is_s3(name_or_path) else None
     path = window_path(name_or_path) if origin is None else mirrored(origin)
-    connection = limited_connection()
-    pin = Pin(path)
-    manifest = read_manifest(path, connection, verify=verify and origin is None, origin=origin)
+    own, pin = database(), Pin(path)
+    with own.cursor() as cursor:
+        manifest = read_manifest(path, cursor, verify=verify and origin is None, origin=origin)
     if verify and origin is not None:  # each file is checked as it is copied
         at_hand(manifest, manifest.files)
-    return _connected(manifest, connection, pin)
+    return _connected(manifest, own, pin)
 
 
 def part_of(manifest: Manifest) -> Window:
     """The window of a list of files that is known already, or of a part of them."""
     here = at_this_machine(manifest)
-    return _connected(here, limited_connection(), Pin(here.path))
+    return _connected(here, database(), Pin(here.path))
 
 
-def _connected(manifest: Manifest, connection: duckdb.DuckDBPyConnection, pin: Pin) -> Window:
+def _connected(manifest: Manifest, own: Database, pin: Pin) -> Window:
     """The window with its views: those of rows later, where hour files are in S3.
 
     WindowError where a file cannot be read.
     """
-    _show(manifest, connection, SINGLE if manifest.origin else (*SINGLE, *TABLES))
-    return Window(manifest, connection, pin)
+    _show(manifest, own, SINGLE if manifest.origin else (*SINGLE, *TABLES))
+    return Window(manifest, own, pin)
 
 
-def _show(manifest: Manifest, connection: duckdb.DuckDBPyConnection, tables: Sequence[str]) -> None:
+def _show(manifest: Manifest, own: Database, tables: Sequence[str]) -> None:
     try:
-        for table in tables:
-            if paths := manifest.paths(table):
-                connection.read_parquet([as_pattern(each) for each in paths]).to_view(table)
-            else:
-                connection.sql(_EMPTY[table]).to_view(table)
+        with own.cursor() as cursor:
+            for table in tables:
+                if paths := manifest.paths(table):
+                    cursor.read_parquet([as_pattern(each) for each in paths]).to_view(table)
+                else:
+                    cursor.sql(_EMPTY[table]).to_view(table)
     except duckdb.Error as error:
         raise damaged(manifest.path, str(error).splitlines()[0]) from error
 
