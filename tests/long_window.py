@@ -26,8 +26,14 @@ def long_window(
     days: float,
     gap: tuple[datetime, datetime] | None = None,
     start: datetime = MONDAY,
+    scale: float = 1.0,
+    weekly: float = 1.0,
+    every_minutes: int = 1,
 ) -> Window:
-    """A window of one server, scraped every minute; no scrape within `gap`."""
+    """A window of one server, scraped every minute or less often; no scrape within `gap`.
+
+    The load begins at `scale` times that of a minute, and is `weekly` times as high a week later.
+    """
     buffer = RowBuffer()
 
     def series(metric: str, kind: str, *labels: tuple[str, str]) -> int:
@@ -44,7 +50,10 @@ def long_window(
     for minute in range(round(days * 24 * 60) + 1):
         at = start + timedelta(minutes=minute)
         came = requests_a_minute(at - timedelta(minutes=1)) if minute else 0
+        came = round(came * scale * weekly ** (minute / (7 * 24 * 60)))
         requests += came
+        if minute % every_minutes:
+            continue
         if gap and gap[0] < at < gap[1]:
             continue
         now = microseconds(at)

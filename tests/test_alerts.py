@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.long_window import FULL_TOKENS_PER_SECOND, TOKENS_PER_REQUEST, long_window
 from tests.render.answer_by_hand import answer as made
 from tests.render.answer_by_hand import estimate, finding, unknown
-from vllm_capacity.alerts import RULES, alerts, with_thresholds
+from vllm_capacity.alerts import (
+    RULES,
+    Observed,
+    Watched,
+    alerts,
+    days_until_full,
+    watched,
+    with_thresholds,
+)
 from vllm_capacity.answer import Answer
+from vllm_capacity.assumptions import Assumptions, Slo, pricing
 from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.gauges import Gauge
 from vllm_capacity.figures.latency import Quantile
 from vllm_capacity.figures.losses import Lost
+from vllm_capacity.telemetry.window import Window, open_window
 from vllm_capacity.verdicts.quality.evidence import Finding
 
 
@@ -122,12 +136,12 @@ def test_alerts(given: Answer, fired: list[str], unknown: list[str]) -> None:
 
 def test_a_sentence_has_its_number_and_its_threshold() -> None:
     [waiting] = [a for a in alerts(answer(waiting=61.5)) if a.rule.name == "waiting"]
-    assert waiting.sentence == "mean requests waiting: 61.5 requests; threshold 50 requests"
+    assert waiting.sentence == "mean requests waiting: 61.5 requests; fires above 50 requests"
 
 
 def test_a_bound_is_said_to_be_one() -> None:
     [slow] = [a for a in alerts(answer(e2e_p99=(None, 60.0))) if a.rule.name == "e2e-p99"]
-    assert slow.sentence == "p99 E2E latency: more than 60 s; threshold 10 s"
+    assert slow.sentence == "p99 E2E latency: more than 60 s; fires above 10 s"
 
 
 def test_thresholds_can_be_moved() -> None:
@@ -140,8 +154,11 @@ def test_an_unknown_alert_is_named_with_those_there_are() -> None:
         with_thresholds({"wating": 4.0})
 
 
+PARSEABLES = ("e2e-p99", "ttft-p95", "kv-cache", "waiting", "failures", "no-data")
+
+
 def test_the_guides_five_and_absence() -> None:
-    assert [(r.name, r.above) for r in RULES] == [
+    assert [(r.name, r.above) for r in RULES if r.name in PARSEABLES] == [
         ("e2e-p99", 10.0),
         ("ttft-p95", 5.0),
         ("kv-cache", 0.9),
@@ -149,3 +166,143 @@ def test_the_guides_five_and_absence() -> None:
         ("failures", 0.0),
         ("no-data", 0.0),
     ]
+
+
+def at_least(low: float) -> Estimate:
+    return Estimate.at_least(low, reason="seen")
+
+
+def states(seen: Watched, **thresholds: Any) -> dict[str, str]:
+    rules = [rule for rule in with_thresholds(**thresholds) if rule.name not in PARSEABLES]
+    return {one.rule.name: one.state for one in alerts(seen, rules)}
+
+
+MONEY = {"above": {"cost": 2.0, "idle-cost": 48.0}, "below": {"headroom": 0.2}}
+
+
+@pytest.mark.parametrize(
+    ("cost", "idle", "room", "expected"),
+    [
+        pytest.param(estimate(1.9), estimate(1.0), estimate(0.3), ["quiet"] * 3, id="all is well"),
+        pytest.param(
+            estimate(2.1), estimate(2.1), estimate(0.19), ["fired"] * 3, id="beyond each threshold"
+        ),
+        pytest.param(
+            unknown(), unknown(), unknown(), ["unknown"] * 3, id="what is not known is not quiet"
+        ),
+        pytest.param(
+            at_least(3.0), at_least(2.5), at_least(0.5), ["fired", "fired", "quiet"], id="at least"
+        ),
+        pytest.param(
+            Estimate.at_most(1.0, reason="seen"),
+            Estimate.at_most(1.0, reason="seen"),
+            Estimate.at_most(0.1, reason="seen"),
+            ["quiet", "quiet", "fired"],
+            id="at most",
+        ),
+        pytest.param(
+            at_least(1.0),
+            at_least(1.0),
+            at_least(0.1),
+            ["unknown"] * 3,
+            id="bounds that do not reach the thresholds decide nothing",
+        ),
+    ],
+)
+def test_rules_on_money_and_room(
+    cost: Estimate, idle: Estimate, room: Estimate, expected: list[str]
+) -> None:
+    given = made(
+        cost__usd_per_million_output_tokens=cost,
+        cost__idle_usd=idle,
+        saturation__headroom_ratio=room,
+        window__hours=1.0,
+    )
+    found = states(Watched(given), **MONEY)
+    assert [found["cost"], found["idle-cost"], found["headroom"]] == expected
+
+
+def test_a_rule_without_a_threshold_is_not_evaluated() -> None:
+    assert states(Watched(made()), above={}) == {}
+
+
+def burning(*met: float | None) -> Watched:
+    """Attainments of the last 1 h, 5 min, 6 h and 30 min; None where the window is shorter."""
+    seconds = dict(zip((3600, 300, 21600, 1800), met, strict=True))
+
+    def ending(stretch: float) -> Answer | None:
+        share = seconds[int(stretch)]
+        return None if share is None else made(slo__ttft_attainment=estimate(share))
+
+    return Watched(made(), Slo(ttft_p95_seconds=2.0), ending)
+
+
+@pytest.mark.parametrize(
+    ("met", "expected"),
+    [
+        pytest.param((0.96, 0.96, 0.96, 0.96), ["quiet", "quiet"], id="the target is met"),
+        pytest.param((0.2, 0.2, 0.9, 0.2), ["fired", "quiet"], id="an hour burns, not six"),
+        pytest.param((0.2, 0.99, 0.6, 0.99), ["quiet", "quiet"], id="it is over"),
+        pytest.param((0.6, 0.2, 0.6, 0.5), ["quiet", "fired"], id="slowly, for six hours"),
+        pytest.param((0.2, 0.2, None, 0.2), ["fired", "unknown"], id="a window of two hours"),
+    ],
+)
+def test_burn_rates_of_a_target_are_those_of_two_stretches(
+    met: tuple[float | None, ...], expected: list[str]
+) -> None:
+    found = states(burning(*met), above={})
+    assert list(found) == ["ttft-burn-1h", "ttft-burn-6h"], "no ITL target, no rule about it"
+    assert list(found.values()) == expected
+
+
+def test_growth_is_against_the_time_before_at_the_same_load(examples: Path) -> None:
+    two_days = open_window(examples / "fleet-two-models")
+    seen = watched(two_days, Assumptions(pricing(2.0)), over_seconds=2 * 3600)
+    growth = seen.growth()
+    assert growth.exceeds is not None
+    assert growth.exceeds <= 1.0 <= (growth.at_most or 0.0)
+    alone = watched(two_days, Assumptions(pricing(2.0)), over_seconds=40 * 3600)
+    assert "does not reach back" in alone.growth().reason
+
+
+def test_days_until_it_is_full_are_no_more_than_those_at_the_true_growth(tmp_path: Path) -> None:
+    window = long_window(tmp_path / "w", days=22, scale=0.5, weekly=1.25, every_minutes=5)
+    found = watched(window, Assumptions(), over_seconds=None).days_left()
+    last_peak = 0.5 * 1.25 ** (21.5 / 7) * 160 * TOKENS_PER_REQUEST / 60
+    true = 7 * math.log(FULL_TOKENS_PER_SECOND / last_peak) / math.log(1.25)
+    assert found.exceeds is not None
+    assert found.exceeds <= true
+
+
+@pytest.mark.parametrize(
+    ("room", "growth", "expected"),
+    [
+        pytest.param(estimate(4.0), estimate(1.0), (10.5, 7.0, 14.0), id="doubled each week"),
+        pytest.param(
+            Estimate.known(2.0, 4.0, 8.0, "seen"),
+            Estimate.known(0.0, 1.0, 3.0, "seen"),
+            (10.5, 0.0, None),
+            id="at the least growth, never",
+        ),
+        pytest.param(estimate(0.9), estimate(0.1), (0.0, 0.0, 0.0), id="it is full already"),
+        pytest.param(estimate(4.0), estimate(-0.1), (None, None, None), id="the load falls"),
+        pytest.param(at_least(4.0), estimate(1.0), (None, 7.0, None), id="room for at least that"),
+        pytest.param(unknown(), estimate(1.0), (None, None, None), id="a capacity not known"),
+    ],
+)
+def test_days_are_reckoned_from_room_and_growth(
+    room: Estimate, growth: Estimate, expected: tuple[float | None, ...]
+) -> None:
+    found = days_until_full(room, growth)
+    assert (found.value, found.exceeds, found.at_most) == pytest.approx(expected)
+
+
+def test_too_short_a_window_says_how_long_it_would_have_to_be(sweep: Window) -> None:
+    found = watched(sweep, Assumptions(), over_seconds=None).days_left()
+    assert found == Observed(None, reason=found.reason)
+    assert "under 21" in found.reason
+
+
+def test_a_threshold_on_the_wrong_side_is_said() -> None:
+    with pytest.raises(InputError, match="'headroom' fires below its threshold: --below"):
+        with_thresholds({"headroom": 0.2})

@@ -47,7 +47,8 @@ def test_a_command_that_is_shown_is_understood(words):
 def test_a_command_that_needs_no_server_does_what_is_shown(words, tmp_path):
     own = [str(tmp_path) if word == "reports/" else word for word in words]
     done = CliRunner().invoke(cli, own)
-    assert done.exit_code == 0, done.output
+    fires = words[0] == "alerts"
+    assert done.exit_code in ((0, 1) if fires else (0,)), done.output
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)

@@ -1,42 +1,85 @@
-"""The alert rules, and which of them an answer fires: latency, KV cache, queue, failures, no data.
+"""The alert rules, and which of them fire: latency, KV cache, queue, failures, silence, money.
 
 "No data" is never read as 0: a rule whose figure is unknown is `unknown`, neither quiet nor fired,
 and when there are no samples at all the rule for that fires. The rules are data; Parseable, which
 can evaluate three of them itself, is given the same thresholds (live/provision.py).
+
+Burn rates (https://sre.google/workbook/alerting-on-slos/, "multiwindow, multi-burn-rate"): how many
+times faster than the target allows requests miss it, in a long and in a short stretch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_capacity.errors import InputError
 
 if TYPE_CHECKING:  # what asks for help names the rules, and needs no answer
+    from vllm_capacity.analysis import Analysis
     from vllm_capacity.answer import Answer
+    from vllm_capacity.assumptions import Assumptions, Slo
+    from vllm_capacity.estimate import Estimate
+    from vllm_capacity.telemetry.window import Window
 
 AlertState = Literal["fired", "quiet", "unknown"]
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What an answer says of a figure: its value, or what it exceeds, or neither and why."""
+    """What is known of a figure: its value, else bounds (`exceeds`, `at_most`), else why not."""
 
     value: float | None
     exceeds: float | None = None
     reason: str = ""
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What rules look at: the answer of a stretch, and what else of the window some of them need.
+
+    `ending` is the answer of the window's last seconds, None where it is shorter than that;
+    `growth` the ratio of the cost of an output token to that of the stretch before, at the same
+    load and mix; `days_left` the days until the load needs more than the replicas there are.
+    """
+
+    answer: Answer
+    slo: Slo | None = None
+    ending: Callable[[float], Answer | None] = lambda seconds: None
+    growth: Callable[[], Observed] = lambda: Observed(None, reason="no earlier time was given")
+    days_left: Callable[[], Observed] = lambda: Observed(None, reason="no weeks were given")
 
 
 @dataclass(frozen=True)
 class AlertRule:
-    """A rule: it fires when its figure is above the threshold."""
+    """A rule: it fires when its figure is above the threshold, or below it.
+
+    Without a threshold it is not evaluated; nor where `observe` gives None: what it is about was
+    not asked for.
+    """
 
     name: str
     title: str
     unit: str
-    above: float
-    observe: Callable[[Answer], Observed]
+    threshold: float | None
+    observe: Callable[[Watched], Observed | None]
+    is_below: bool = False
+
+    @property
+    def above(self) -> float | None:
+        """The threshold of a rule that fires above it; None for the others."""
+        return None if self.is_below else self.threshold
+
+    @property
+    def limit(self) -> str:
+        """The threshold in words: `above 10 s`."""
+        side = "below" if self.is_below else "above"
+        return f"{side} {self.threshold:,g} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -51,12 +94,19 @@ class Alert:
     def sentence(self) -> str:
         """The outcome in words, with its number and its threshold."""
         rule, observed = self.rule, self.observed
-        limit = f"{rule.above:g} {rule.unit}".rstrip()
         if self.state == "unknown":
-            return f"{rule.title}: unknown ({observed.reason}); threshold {limit}"
-        if observed.value is None:
-            return f"{rule.title}: more than {observed.exceeds:g} {rule.unit}; threshold {limit}"
-        return f"{rule.title}: {observed.value:g} {rule.unit}".rstrip() + f"; threshold {limit}"
+            return f"{rule.title}: unknown ({observed.reason}); fires {rule.limit}"
+        return f"{rule.title}: {self.found}; fires {rule.limit}"
+
+    @property
+    def found(self) -> str:
+        """What was observed, in words: a value, or the bound that decides."""
+        unit, seen = self.rule.unit, self.observed
+        if seen.value is not None:
+            return f"{seen.value:,.4g} {unit}".rstrip()
+        is_upper = (self.state == "fired") == self.rule.is_below
+        word, bound = ("at most", seen.at_most) if is_upper else ("more than", seen.exceeds)
+        return f"{word} {bound:,.4g} {unit}".rstrip()
 
     def as_dict(self) -> dict[str, Any]:
         """The keys of `vllm-capacity alerts --json`; null where unknown."""
@@ -65,15 +115,17 @@ class Alert:
             "state": self.state,
             "value": self.observed.value,
             "exceeds": self.observed.exceeds,
+            "at_most": self.observed.at_most,
             "above": self.rule.above,
+            "below": self.rule.threshold if self.rule.is_below else None,
             "unit": self.rule.unit,
             "sentence": self.sentence,
         }
 
 
-def _quantile(metric: str, quantile: str) -> Callable[[Answer], Observed]:
-    def observe(answer: Answer) -> Observed:
-        figure = getattr(getattr(answer.latency, metric), quantile)
+def _quantile(metric: str, quantile: str) -> Callable[[Watched], Observed]:
+    def observe(seen: Watched) -> Observed:
+        figure = getattr(getattr(seen.answer.latency, metric), quantile)
         value, lower = figure.value, figure.lower
         if value is not None or lower is None:
             return Observed(value, reason="nothing was observed")
@@ -82,19 +134,20 @@ def _quantile(metric: str, quantile: str) -> Callable[[Answer], Observed]:
     return observe
 
 
-def _mean(gauge: str) -> Callable[[Answer], Observed]:
-    def observe(answer: Answer) -> Observed:
-        return Observed(getattr(answer, gauge).mean, reason="no samples")
+def _mean(gauge: str) -> Callable[[Watched], Observed]:
+    def observe(seen: Watched) -> Observed:
+        return Observed(getattr(seen.answer, gauge).mean, reason="no samples")
 
     return observe
 
 
-def _failures(answer: Answer) -> Observed:
+def _failures(watched: Watched) -> Observed:
     """Requests that certainly failed: engine errors, rejections, and those lost in restarts.
 
     HTTP 5xx answers are known as a share only, and may be some of these: alone they exceed 0. Where
     none is known, but a process ended, it is unknown: no scrape saw what failed in it by then.
     """
+    answer = watched.answer
     requests, seen = answer.requests, answer.failures
     if requests.finished is None:
         return Observed(None, reason="the server exports no finished requests")
@@ -110,16 +163,74 @@ def _failures(answer: Answer) -> Observed:
     return Observed(total)
 
 
-def _silence(answer: Answer) -> Observed:
+def _silence(watched: Watched) -> Observed:
     """Servers that no longer answer, or 1 where there is no sample of a running engine at all.
 
     Never unknown. A single scrape that failed at the end does not count (an `info` finding).
     """
-    if answer.running.mean is None:
+    if watched.answer.running.mean is None:
         return Observed(1.0)
-    down = [one for one in answer.quality if one.check == "outage" and one.severity != "info"]
+    down = [
+        one for one in watched.answer.quality if one.check == "outage" and one.severity != "info"
+    ]
     return Observed(float(len(down)))
 
+
+def _of(estimate: Estimate, times: float = 1.0) -> Observed:
+    """What an estimate says, in another unit."""
+    ends = (estimate.mid, estimate.low, estimate.high)
+    mid, low, high = (None if end is None else end * times for end in ends)
+    return Observed(mid, low, estimate.reason or "it is not known", high)
+
+
+def _cost(watched: Watched) -> Observed:
+    return _of(watched.answer.cost.usd_per_million_output_tokens)
+
+
+def _idle(watched: Watched) -> Observed:
+    hours = watched.answer.window.hours
+    if not hours:
+        return Observed(None, reason="the stretch is one scrape")
+    return _of(watched.answer.cost.idle_usd, 24 / hours)
+
+
+def _headroom(watched: Watched) -> Observed:
+    """Of the capacity, or within the targets where there are any: the lesser of the two."""
+    answer = watched.answer
+    if watched.slo is not None and watched.slo.targets:
+        within = _of(answer.slo_headroom_ratio)
+        if within.value is not None or within.at_most is not None:
+            return within
+    return _of(answer.saturation.headroom_ratio)
+
+
+_OBJECTIVE = 0.95  # a target is a p95: one request of twenty may miss it
+
+
+def _burn(
+    target: str, attainment: str, *stretches_seconds: float
+) -> Callable[..., Observed | None]:
+    """How many times faster than allowed requests miss a target: the least of the stretches."""
+
+    def observe(watched: Watched) -> Observed | None:
+        if watched.slo is None or target not in watched.slo.targets:
+            return None
+        rates = []
+        for stretch in stretches_seconds:
+            answer = watched.ending(stretch)
+            if answer is None:
+                return Observed(None, reason=f"the window is shorter than {stretch / 3600:g} h")
+            met: Estimate = getattr(answer.slo, attainment)
+            if met.mid is None:
+                return Observed(None, reason=met.reason or "nothing was observed")
+            rates.append((1 - met.mid) / (1 - _OBJECTIVE))
+        return Observed(min(rates))
+
+    return observe
+
+
+_TTFT = partial(_burn, "ttft_p95_seconds", "ttft_attainment")
+_ITL = partial(_burn, "itl_p95_seconds", "itl_attainment")
 
 RULES = (
     AlertRule("e2e-p99", "p99 E2E latency", "s", 10.0, _quantile("e2e_seconds", "p99")),
@@ -128,34 +239,140 @@ RULES = (
     AlertRule("waiting", "mean requests waiting", "requests", 50.0, _mean("waiting")),
     AlertRule("failures", "failed requests", "requests", 0.0, _failures),
     AlertRule("no-data", "no data", "", 0.0, _silence),
+    AlertRule("ttft-burn-1h", "TTFT SLO burn rate, 1 h and 5 min", "×", 14.4, _TTFT(3600, 300)),
+    AlertRule("ttft-burn-6h", "TTFT SLO burn rate, 6 h and 30 min", "×", 6.0, _TTFT(21600, 1800)),
+    AlertRule("itl-burn-1h", "ITL SLO burn rate, 1 h and 5 min", "×", 14.4, _ITL(3600, 300)),
+    AlertRule("itl-burn-6h", "ITL SLO burn rate, 6 h and 30 min", "×", 6.0, _ITL(21600, 1800)),
+    AlertRule("cost", "cost per million output tokens", "USD", None, _cost),
+    AlertRule("cost-growth", "cost per token, times that before", "×", None, lambda w: w.growth()),
+    AlertRule("idle-cost", "idle cost per day", "USD", None, _idle),
+    AlertRule("headroom", "headroom", "", None, _headroom, is_below=True),
+    AlertRule(
+        "days-left", "days until it is full", "days", None, lambda w: w.days_left(), is_below=True
+    ),
 )
 
 
-def alerts(answer: Answer, rules: Sequence[AlertRule] = RULES) -> list[Alert]:
-    """Every rule's outcome on the answer, in the order of the rules."""
-    observations = [(rule, rule.observe(answer)) for rule in rules]
-    return [Alert(rule, _state(rule, seen), seen) for rule, seen in observations]
+def watched(window: Window, assumptions: Assumptions, *, over_seconds: float | None) -> Watched:
+    """What rules look at in the window's last seconds; None: in all of it."""
+    from vllm_capacity.analysis import Analysis  # what asks for help needs no analysis
+
+    whole = window.extent
+
+    def ending(seconds: float | None) -> Analysis:
+        start = None if seconds is None else whole.end - timedelta(seconds=seconds)
+        return Analysis.of(window, start, None, assumptions)
+
+    looked_at = ending(over_seconds)
+    return Watched(
+        looked_at.answer,
+        assumptions.slo,
+        lambda seconds: ending(seconds).answer if seconds <= whole.seconds else None,
+        partial(_growth, looked_at),
+        partial(_days_left, Analysis.of(window, None, None, assumptions)),
+    )
+
+
+def _growth(after: Analysis) -> Observed:
+    """The cost of a token at the same load and mix, against the stretch of this length before."""
+    from vllm_capacity.comparison import compare
+
+    length, begin = timedelta(seconds=after.time_range.seconds), after.time_range.start
+    if after.window.extent.start > begin - length:
+        return Observed(
+            None, reason="the window does not reach back to a stretch as long before it"
+        )
+    before = type(after).of(after.window, begin - length, begin, after.assumptions)
+    return _of(compare(before, after).cost_at_same_load.ratio)
+
+
+def _days_left(whole: Analysis) -> Observed:
+    """Days until the load outgrows the replicas there are, at the growth of the window's weeks."""
+    from vllm_capacity.plan import plan
+    from vllm_capacity.verdicts.demand.weeks import weekly_growth, whole_days
+
+    growth = weekly_growth(whole_days(whole.hours))
+    if growth.mid is None:
+        return Observed(None, reason=growth.reason)
+    start = whole.time_range.end - timedelta(days=_WEEK_DAYS)
+    last_week = type(whole).of(whole.window, start, None, whole.assumptions)
+    replicas = last_week.answer.window.mean_engines
+    held = plan(whole).capacity_output_tokens_per_second.scaled(replicas)
+    return days_until_full(held.divided_by(plan(last_week).demand_output_tokens_per_second), growth)
+
+
+_WEEK_DAYS = 7
+
+
+def days_until_full(room: Estimate, weekly_growth: Estimate) -> Observed:
+    """Days until the load is `room` times that of the last week, at a growth per week (a ratio).
+
+    When in that week its load was reached is not known: at its start at the earliest.
+    """
+    least, usual, most = (
+        _weeks_until(*ends)
+        for ends in (
+            (room.low, weekly_growth.high),
+            (room.mid, weekly_growth.mid),
+            (room.high, weekly_growth.low),
+        )
+    )
+    return Observed(
+        None if usual is None else _WEEK_DAYS * max(0.0, usual - 0.5),
+        None if least is None else _WEEK_DAYS * max(0.0, least - 1),
+        room.reason or "the load does not grow",
+        None if most is None else _WEEK_DAYS * most,
+    )
+
+
+def _weeks_until(room: float | None, weekly_growth: float | None) -> float | None:
+    """None where that is not known, or never."""
+    if room is None or weekly_growth is None or weekly_growth <= 0:
+        return None
+    return math.log(room) / math.log1p(weekly_growth) if room > 1 else 0.0
+
+
+def alerts(watched: Watched | Answer, rules: Sequence[AlertRule] = RULES) -> list[Alert]:
+    """Every rule's outcome on an answer, in the order of the rules.
+
+    An answer alone knows no targets and no other time: burn rates are left out, growth is unknown.
+    """
+    seen = watched if isinstance(watched, Watched) else Watched(watched)
+    active = [(rule, rule.observe(seen)) for rule in rules if rule.threshold is not None]
+    return [Alert(rule, _state(rule, found), found) for rule, found in active if found is not None]
 
 
 def _state(rule: AlertRule, observed: Observed) -> AlertState:
-    """Fired also where the value is not known but is known to exceed the threshold."""
-    if observed.value is not None:
-        return "fired" if observed.value > rule.above else "quiet"
-    if observed.exceeds is not None and observed.exceeds >= rule.above:
-        return "fired"
-    return "unknown"
+    """Decided by the value, else by a bound that is beyond the threshold for sure."""
+    assert rule.threshold is not None
+    limit, value = rule.threshold, observed.value
+    if value is not None:
+        return "fired" if (value < limit if rule.is_below else value > limit) else "quiet"
+    is_above = observed.exceeds is not None and observed.exceeds >= limit
+    is_below = observed.at_most is not None and observed.at_most <= limit
+    if not (is_above or is_below):
+        return "unknown"
+    return "fired" if is_below == rule.is_below else "quiet"
 
 
 def with_thresholds(
-    thresholds: Mapping[str, float], rules: Sequence[AlertRule] = RULES
+    above: Mapping[str, float],
+    rules: Sequence[AlertRule] = RULES,
+    *,
+    below: Mapping[str, float] | None = None,
 ) -> list[AlertRule]:
-    """The rules with some thresholds replaced; InputError for a rule that there is not."""
-    unknown = sorted(set(thresholds) - {rule.name for rule in rules})
-    if unknown:
-        raise InputError(
-            f"No alert is called {unknown[0]!r}; there are {', '.join(r.name for r in rules)}."
-        )
-    return [
-        AlertRule(r.name, r.title, r.unit, thresholds.get(r.name, r.above), r.observe)
-        for r in rules
-    ]
+    """The rules with some thresholds replaced; InputError for a rule that there is not.
+
+    `above` are those of rules that fire above, `below` of those that fire below their threshold.
+    """
+    given = {**above, **(below or {})}
+    for name in given:
+        found = next((rule for rule in rules if rule.name == name), None)
+        if found is None:
+            raise InputError(
+                f"No alert is called {name!r}; there are {', '.join(r.name for r in rules)}."
+            )
+        if found.is_below != (name in (below or {})):
+            side = "below" if found.is_below else "above"
+            raise InputError(f"The alert {name!r} fires {side} its threshold: --{side} {name}=….")
+    return [replace(rule, threshold=given.get(rule.name, rule.threshold)) for rule in rules]

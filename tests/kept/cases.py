@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parent.parent / "data" / "examples"
 WINDOWS = ("a100-gpt-oss-20b", "vllm-restart", "vllm-sweep", "vllm-two-replicas")
 _TERMS = ("--usd-per-hour", "1.64", "--slo-ttft", "2", "--slo-itl", "0.1")
+_NEW = ("at_most", "below")  # keys of alerts that version 1 did not have
 _PARTS = {
     "vllm-sweep": ("--start", "2026-11-24T04:05:00Z", "--end", "2026-11-24T04:20:00Z"),
 }
@@ -46,7 +47,9 @@ def found(window: str, command: str) -> dict[str, Any]:
 def kept_numbers(window: str, command: str) -> dict[str, float | None]:
     """Every number that the command says, under the keys of the interface's first version."""
     result = found(window, command)
-    return numbers(result if isinstance(result, list) else version_1(result))
+    if isinstance(result, list):
+        return numbers([{key: one[key] for key in one if key not in _NEW} for one in result])
+    return numbers(version_1(result))
 
 
 def numbers(value: Any, path: str = "") -> dict[str, float | None]:

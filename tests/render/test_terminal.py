@@ -127,15 +127,15 @@ def test_dollars_without_a_price_say_whose_price_they_are_at(sweep):
 @pytest.mark.parametrize(
     ("changes", "row"),
     [
-        pytest.param({}, "quiet p95 TTFT 600 ms 5 s", id="below its threshold"),
+        pytest.param({}, "quiet p95 TTFT 600 ms above 5 s", id="below its threshold"),
         pytest.param(
             {"latency__ttft_seconds__p95": Quantile(None, 60.0, None, None)},
-            "FIRED p95 TTFT more than 60.0 s 5 s",
+            "FIRED p95 TTFT more than 60 s above 5 s",
             id="past the last bucket",
         ),
         pytest.param(
             {"latency__ttft_seconds__p95": Quantile()},
-            "unknown p95 TTFT not known: nothing was observed 5 s",
+            "unknown p95 TTFT not known: nothing was observed above 5 s",
             id="nothing observed",
         ),
     ],

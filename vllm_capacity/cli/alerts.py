@@ -11,11 +11,12 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from vllm_capacity.alerts import RULES, AlertRule, with_thresholds
+from vllm_capacity.alerts import RULES, AlertRule, watched, with_thresholds
 from vllm_capacity.alerts import alerts as outcomes
-from vllm_capacity.cli.analysis_options import one_window, window_options
+from vllm_capacity.assumptions import Slo
+from vllm_capacity.cli.analysis_options import assumptions_of, one_window, window_options
 from vllm_capacity.cli.options import columns
-from vllm_capacity.cli.settings import AlertSettings, setting_options, taken
+from vllm_capacity.cli.settings import AlertSettings, PriceSettings, setting_options, taken
 from vllm_capacity.errors import InputError
 from vllm_capacity.timerange import parse_duration_seconds
 
@@ -27,32 +28,33 @@ _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.+")
     epilog=f"Alerts: {', '.join(rule.name for rule in RULES)}.",
 )
 @window_options
-@setting_options(AlertSettings)
+@setting_options(AlertSettings, PriceSettings, Slo)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
 def alerts(argument: str | None, window: str | None, as_json: bool, **given: object) -> None:
     """Evaluate the alert rules on the end of WINDOW; exit code 1 when one fires.
 
     WINDOW is a path, or a name.
 
-    The rules that Parseable cannot evaluate (percentiles, counter rates), the others, and absence
-    of data. A figure that is not known is shown as unknown, and never taken for 0.
+    Latency, KV cache, queue, failures and absence of data; with a target (--slo-ttft, --slo-itl)
+    how fast its error budget burns, whatever --over. Those on money and room want a threshold of
+    yours: --above cost=2 (USD per million output tokens), cost-growth=1.1 (against the time
+    before, at the same load and mix), idle-cost=50 (USD per day); --below headroom=0.2,
+    days-left=30. A figure that is not known is shown as unknown, and never taken for 0.
 
     With --alertmanager, an alert that fires is told there, and one that is quiet is resolved; a
     figure that is not known changes nothing. Credentials come from ALERTMANAGER_USER and
     ALERTMANAGER_PASSWORD, or ALERTMANAGER_TOKEN. Exit code 3 where it cannot be told.
     """
-    from vllm_capacity.analysis import Analysis  # polars, duckdb and all: not for --help
-    from vllm_capacity.live.running import open_recorded
+    from vllm_capacity.live.running import open_recorded  # polars, duckdb: not for --help
 
     wanted = taken(AlertSettings, given)
-    rules, labels = changed_rules(wanted.above), _labels(wanted.labels)
+    rules, labels = changed_rules(wanted.above, wanted.below), _labels(wanted.labels)
     opened = open_recorded(one_window(argument, window))
-    start = None
     whole = opened.extent
+    over = None
     if wanted.over != "all":
-        seconds = min(parse_duration_seconds(wanted.over), whole.seconds)
-        start = whole.end - timedelta(seconds=seconds)
-    found = outcomes(Analysis.of(opened, start).answer, rules)
+        over = min(parse_duration_seconds(wanted.over), whole.seconds)
+    found = outcomes(watched(opened, assumptions_of(given), over_seconds=over), rules)
     if as_json:
         click.echo(json.dumps([one.as_dict() for one in found], allow_nan=False, indent=2))
     else:
@@ -83,12 +85,12 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def changed_rules(changes: tuple[str, ...]) -> list[AlertRule]:
+def changed_rules(above: tuple[str, ...], below: tuple[str, ...] = ()) -> list[AlertRule]:
     """The rules with other thresholds, given as `waiting=20`; InputError for what is none."""
-    return with_thresholds(_thresholds(changes))
+    return with_thresholds(_thresholds(above, "above"), below=_thresholds(below, "below"))
 
 
-def _thresholds(changes: tuple[str, ...]) -> dict[str, float]:
+def _thresholds(changes: tuple[str, ...], side: str) -> dict[str, float]:
     found = {}
     for change in changes:
         name, _, number = change.partition("=")
@@ -97,5 +99,6 @@ def _thresholds(changes: tuple[str, ...]) -> dict[str, float]:
         except ValueError:
             found[name] = math.nan
         if not math.isfinite(found[name]):
-            raise InputError(f"Cannot read --above {change!r}; try waiting=20.")
+            example = "waiting=20" if side == "above" else "headroom=0.2"
+            raise InputError(f"Cannot read --{side} {change!r}; try {example}.")
     return found

@@ -94,6 +94,12 @@ def _check_thresholds(changes: tuple[str, ...]) -> None:
     changed_rules(changes)
 
 
+def _check_lower_thresholds(changes: tuple[str, ...]) -> None:
+    from vllm_capacity.cli.alerts import changed_rules
+
+    changed_rules((), changes)
+
+
 @dataclass(frozen=True)
 class SourceSettings:
     """[source]: where telemetry comes from."""
@@ -307,6 +313,16 @@ class AlertSettings:
             multiple=True,
             metavar="ALERT=NUMBER",
             check=_check_thresholds,
+        ),
+    )
+    below: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "--below",
+            "The threshold of headroom or days-left; may be given again.",
+            multiple=True,
+            metavar="ALERT=NUMBER",
+            check=_check_lower_thresholds,
         ),
     )
     alertmanager: str | None = field(

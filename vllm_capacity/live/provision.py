@@ -77,7 +77,7 @@ def alert_body(rule: AlertRule, stream: str) -> dict[str, Any] | None:
         "alertType": "threshold",
         "thresholdConfig": {
             "operator": how.operator,
-            "value": rule.above if how.threshold is None else how.threshold,
+            "value": rule.threshold if how.threshold is None else how.threshold,
         },
         "evalConfig": {
             "rollingWindow": {

@@ -238,14 +238,14 @@ def alert_table(found: Sequence[Alert]) -> Table:
         Column("state", "state"),
         Column("alert", "alert"),
         Column("found", "found"),
-        Column("fires above", "above"),
+        Column("fires", "threshold"),
     )
     rows = [
         (
             Cell(one.state.upper() if one.state == "fired" else one.state, one.state),
             one.rule.title,
             _observed(one),
-            Cell(f"{one.rule.above:,g} {one.rule.unit}".rstrip(), one.rule.above),
+            Cell(one.rule.limit, one.rule.threshold),
         )
         for one in found
     ]
@@ -307,7 +307,7 @@ def _observed(one: Alert) -> Cell:
         return Cell(f"not known: {seen.reason}")
     if seen.value is not None:
         return Cell(_with_unit(seen.value, unit), seen.value)
-    return Cell(f"more than {_with_unit(seen.exceeds or 0.0, unit)}")
+    return Cell(one.found)
 
 
 def _with_unit(value: float, unit: str) -> str:
