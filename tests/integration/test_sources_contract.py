@@ -19,6 +19,7 @@ from tests.standin.exports import export, gauge, scraped
 from tests.standin.server import Standin
 from tests.standin.store import write_store
 from vllm_capacity.errors import NoTelemetryError
+from vllm_capacity.render.exports.monitoring import recorded
 from vllm_capacity.selector import selector
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader
 from vllm_capacity.sources.parquet import open_store, read_stream
@@ -41,7 +42,8 @@ def around(now):
 
 @pytest.fixture(scope="module")
 def from_prometheus(tmp_path_factory):
-    """The rows by selector, the texts that were served, and the target.
+    """The rows by selector, the texts that were served, the target, what the dashboard's
+    queries answer.
 
     Scrapes failed after the last.
     """
@@ -57,7 +59,15 @@ def from_prometheus(tmp_path_factory):
             text: rows_or_none(replace(server, only=selector(text) if text else None))
             for text in ("", f'instance="{vllm.target}",cluster=~"t.*"', 'cluster="other"')
         }
-        return found, list(vllm.served), vllm.target
+        boards = {each.name: asked(client, each.expression) for each in recorded()}
+        return found, list(vllm.served), vllm.target, boards
+
+
+def asked(client, expression):
+    """What the dashboard's query answers."""
+    answer = client.post("/api/v1/query", data={"query": expression}).json()
+    assert answer["status"] == "success", (expression, answer)
+    return [float(one["value"][1]) for one in answer["data"]["result"]]
 
 
 def rows_or_none(server):
@@ -74,7 +84,7 @@ def has_failed(server):
 @pytest.fixture(scope="module")
 def attempts(from_prometheus):
     """When each attempt was made and what it brought; None where it failed."""
-    found, served, _ = from_prometheus
+    found, served, *_ = from_prometheus
     rows = found[""]
     up = rows.series.filter(metric="up").item(0, "series_id")
     texts = iter(served)
@@ -173,3 +183,10 @@ def test_of_a_prometheus_only_the_series_that_match_are_read(from_prometheus):
     everything, own, of_others = from_prometheus[0].values()
     assert own.samples.height == everything.samples.height > 0
     assert of_others is None
+
+
+def test_every_query_of_the_dashboard_finds_its_series(from_prometheus):
+    answers = from_prometheus[3]
+    assert [name for name, values in answers.items() if len(values) != 1] == []
+    assert answers["output_tokens_per_second"][0] > 0
+    assert answers["ttft_seconds:p50"][0] <= answers["ttft_seconds:p95"][0]

@@ -36,6 +36,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "completion": ("completion", "Complete verbs and options in bash, zsh or fish."),
     "config": ("config", "Check the settings file."),
     "cost": ("figures", "The bill of WINDOW shared out; the parts add up to the whole."),
+    "dashboard": ("monitoring", "A Grafana dashboard of vLLM's capacity and cost."),
     "doctor": ("doctor", "The first broken link from vLLM to a window, and its remedy."),
     "export": ("export", "WINDOW as CSV, Parquet, FOCUS, Prometheus, LiteLLM, Markdown."),
     "facts": ("facts", "The GPUs, models, prices and metrics known, and where from."),
@@ -52,6 +53,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "pull": ("pull", "Telemetry out of Parseable or Prometheus into a window."),
     "report": ("report", "HTML pages of a window, or of each day of a source."),
     "rollup": ("rollup", "Make ahead what figures of a long window read."),
+    "rules": ("monitoring", "Recording and alerting rules for Prometheus."),
     "schedule": (
         "schedule",
         "Run the report every night: cron, systemd, Kubernetes, Jupyter.",

@@ -19,7 +19,6 @@ from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
-import duckdb
 import polars as pl
 
 from vllm_capacity.figures import traffic
@@ -67,7 +66,7 @@ class HourlyWindow(Window):
 
     time_range: TimeRange | None = None
     pieces: tuple[Kept, ...] = ()
-    ends: duckdb.DuckDBPyConnection | None = None
+    ends: Database | None = None
     shelf: Shelf | None = None
     """Keeps others from removing what the pieces left behind, as long as this is read."""
     _frames: dict[tuple[str, bool], pl.DataFrame] = field(default_factory=dict)

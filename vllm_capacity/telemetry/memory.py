@@ -83,7 +83,7 @@ def database() -> Database:
 
 
 @cache
-def _engine(memory_limit_bytes: int, spill: str, pid: int) -> duckdb.DuckDBPyConnection:  # noqa: ARG001
+def _engine(memory_limit_bytes: int, spill: str, pid: int) -> duckdb.DuckDBPyConnection:
     """The DuckDB of a process: to start one takes as long as to read an hour, so all share it."""
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_limit_bytes}B",

@@ -1,0 +1,84 @@
+"""`rules` and `dashboard`: what Prometheus and Grafana are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vllm_capacity.assumptions import Slo
+from vllm_capacity.cli.options import FILE, bounded, local_path
+from vllm_capacity.cli.settings import setting_options, taken
+from vllm_capacity.errors import InputError
+
+_OUT = click.option(
+    "--out", type=FILE, callback=local_path, help="File to write, whole; standard output without."
+)
+_PRICE = click.option(
+    "--usd-per-hour", type=float, callback=bounded, help="USD per GPU-hour, for figures of cost."
+)
+_GPUS = click.option(
+    "--gpus-per-engine", type=float, default=1.0, callback=bounded, help="GPUs of an engine."
+)
+
+
+@click.command(short_help="Recording and alerting rules for Prometheus.")
+@click.option(
+    "--above", multiple=True, metavar="ALERT=NUMBER", help="Another threshold; may be given again."
+)
+@setting_options(Slo)
+@_PRICE
+@_GPUS
+@_OUT
+def rules(
+    above: tuple[str, ...],
+    usd_per_hour: float | None,
+    gpus_per_engine: float,
+    out: Path | None,
+    **given: object,
+) -> None:
+    """Print rules for Prometheus: vLLM's figures by target and model, and alerts on them.
+
+    Alerts are those of `vllm-capacity alerts` that a query can tell, with the same --above; with
+    --slo-ttft and --slo-itl also p95 above its target. Check them with `promtool check rules`.
+    """
+    from vllm_capacity.cli.alerts import changed_rules
+    from vllm_capacity.render.exports.monitoring import rules_yaml
+
+    _check_price(usd_per_hour, gpus_per_engine)
+    text = rules_yaml(
+        changed_rules(above),
+        slo=taken(Slo, given),
+        usd_per_gpu_hour=usd_per_hour,
+        gpus_per_engine=gpus_per_engine,
+    )
+    _put(text, out)
+
+
+@click.command(short_help="A Grafana dashboard of vLLM's capacity and cost.")
+@_PRICE
+@_GPUS
+@_OUT
+def dashboard(usd_per_hour: float | None, gpus_per_engine: float, out: Path | None) -> None:
+    """Print a dashboard (JSON) to import into Grafana; it asks a Prometheus that scrapes vLLM."""
+    from vllm_capacity.render.exports.monitoring import dashboard_json
+
+    _check_price(usd_per_hour, gpus_per_engine)
+    _put(dashboard_json(usd_per_hour, gpus_per_engine), out)
+
+
+def _check_price(usd_per_hour: float | None, gpus_per_engine: float) -> None:
+    if usd_per_hour is not None and usd_per_hour <= 0:
+        raise InputError(f"--usd-per-hour must be above 0, not {usd_per_hour:g}.")
+    if gpus_per_engine <= 0:
+        raise InputError(f"--gpus-per-engine must be above 0, not {gpus_per_engine:g}.")
+
+
+def _put(text: str, out: Path | None) -> None:
+    from vllm_capacity.render.report.files import write_whole
+
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    write_whole(out, text)
+    click.echo(out)

@@ -1,0 +1,287 @@
+"""For those who live in Prometheus and Grafana: recording rules, alerting rules, a dashboard.
+
+Alerts have the names and thresholds of `vllm-capacity alerts`; what needs more than a query (bounds
+of a capacity, cost at the same load, weeks of growth) stays there. A family is asked for under each
+of the names that vLLM gave it (`data/vllm_metrics.csv`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from vllm_capacity.alerts import AlertRule
+from vllm_capacity.assumptions import Slo
+from vllm_capacity.facts.metrics import (
+    E2E,
+    GENERATION_TOKENS,
+    ITL,
+    KV_CACHE,
+    PREEMPTIONS,
+    PREFIX_HITS,
+    PREFIX_QUERIES,
+    PROMPT_TOKENS,
+    REQUESTS,
+    RUNNING,
+    TTFT,
+    WAITING,
+    metrics,
+)
+
+_BY = "job, instance, model_name"
+_LEVEL = "instance_model"
+_OVER = "5m"
+_WIDTH, _HEIGHT = 12, 8  # of a panel; Grafana's grid is 24 wide
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A figure by target and model: what is recorded, its PromQL, and how a panel shows it.
+
+    `panel` names the panel that draws it, empty for none; `unit` is Grafana's.
+    """
+
+    name: str
+    expression: str
+    panel: str = ""
+    legend: str = ""
+    unit: str = "short"
+
+    @property
+    def record(self) -> str:
+        """The name of the recorded series."""
+        return _recorded_as(self.name)
+
+
+def _recorded_as(name: str) -> str:
+    return f"{_LEVEL}:vllm_{name}"
+
+
+def recorded(
+    usd_per_gpu_hour: float | None = None, gpus_per_engine: float = 1.0
+) -> tuple[Recorded, ...]:
+    """The figures, in the order of the dashboard; those on money only with a price."""
+    return (
+        *_traffic(),
+        *_quantiles("ttft_seconds", TTFT, "Time to first token (TTFT)"),
+        *_quantiles("itl_seconds", ITL, "Inter-token latency (ITL)"),
+        *_quantiles("e2e_seconds", E2E, "End-to-end latency"),
+        *_saturation(),
+        *(_money(usd_per_gpu_hour, gpus_per_engine) if usd_per_gpu_hour else ()),
+    )
+
+
+def rules_yaml(
+    alerts: Sequence[AlertRule],
+    *,
+    slo: Slo | None = None,
+    usd_per_gpu_hour: float | None = None,
+    gpus_per_engine: float = 1.0,
+) -> str:
+    """A file of recording and alerting rules for Prometheus.
+
+    Alerts that need more than a query are left out; with targets, p95 above its target is one more.
+    """
+    figures = recorded(usd_per_gpu_hour, gpus_per_engine)
+    groups = [
+        {
+            "name": "vllm-capacity-figures",
+            "rules": [{"record": each.record, "expr": each.expression} for each in figures],
+        },
+        {
+            "name": "vllm-capacity-alerts",
+            "rules": [*_alerts(alerts, has_price=bool(usd_per_gpu_hour)), *_targets(slo or Slo())],
+        },
+    ]
+    return yaml.safe_dump({"groups": groups}, sort_keys=False, width=1_000, allow_unicode=True)
+
+
+def dashboard_json(usd_per_gpu_hour: float | None = None, gpus_per_engine: float = 1.0) -> str:
+    """A dashboard to import into Grafana: its data source and models are chosen there.
+
+    It asks vLLM's own series, so that it works without the rules.
+    """
+    panels: dict[str, list[Recorded]] = {}
+    for each in recorded(usd_per_gpu_hour, gpus_per_engine):
+        if each.panel:
+            panels.setdefault(each.panel, []).append(each)
+    body = {
+        "title": "vLLM capacity and cost",
+        "uid": "vllm-capacity",
+        "tags": ["vllm"],
+        "timezone": "browser",
+        "schemaVersion": 39,
+        "refresh": "30s",
+        "time": {"from": "now-6h", "to": "now"},
+        "templating": {"list": [_DATA_SOURCE, _MODELS]},
+        "panels": [_panel(at, title, own) for at, (title, own) in enumerate(panels.items())],
+    }
+    return json.dumps(body, indent=2) + "\n"
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def _names(metric: str) -> tuple[str, ...]:
+    """Every name that vLLM gave a family, the newest first."""
+    found = next(each for each in metrics() if each.name == metric)
+    return (found.name, *found.aliases)
+
+
+def _asked(metric: str, function: str, *, suffix: str = "", over: str = _OVER) -> str:
+    """A function over a family's series; of several names the newest that is there counts."""
+    each = [f"{function}({name}{suffix}[{over}])" for name in _names(metric)]
+    return each[0] if len(each) == 1 else f"({' or '.join(each)})"
+
+
+def _sum(expression: str, by: str = _BY) -> str:
+    return f"sum by ({by}) ({expression})"
+
+
+def _traffic() -> Iterator[Recorded]:
+    for name, metric, legend in (
+        ("output_tokens_per_second", GENERATION_TOKENS, "output"),
+        ("prompt_tokens_per_second", PROMPT_TOKENS, "prompt"),
+    ):
+        rate = _sum(_asked(metric, "rate"))
+        yield Recorded(name, rate, "Tokens per second", legend)
+    yield Recorded(
+        "requests_per_second", _sum(_asked(REQUESTS, "rate")), "Requests per second", "", "reqps"
+    )
+
+
+def _quantiles(name: str, metric: str, title: str) -> Iterator[Recorded]:
+    buckets = _sum(_asked(metric, "rate", suffix="_bucket"), f"{_BY}, le")
+    for percent in (50, 95, 99):
+        quantile = f"histogram_quantile({percent / 100}, {buckets})"
+        yield Recorded(f"{name}:p{percent}", quantile, title, f"p{percent}", "s")
+
+
+def _saturation() -> Iterator[Recorded]:
+    for name, metric, legend in (
+        ("requests_running", RUNNING, "running"),
+        ("requests_waiting", WAITING, "waiting"),
+    ):
+        mean = _sum(_asked(metric, "avg_over_time"))
+        yield Recorded(name, mean, "Requests running and waiting", legend)
+    cache = f"avg by ({_BY}) ({_asked(KV_CACHE, 'avg_over_time')})"
+    yield Recorded("kv_cache_ratio", cache, "KV cache usage", "", "percentunit")
+    hits, queries = (_sum(_asked(each, "rate")) for each in (PREFIX_HITS, PREFIX_QUERIES))
+    hit_ratio = f"{hits} / ({queries} > 0)"
+    yield Recorded("prefix_hit_ratio", hit_ratio, "Prefix cache hit ratio", "", "percentunit")
+    preemptions = _sum(_asked(PREEMPTIONS, "rate"))
+    yield Recorded("preemptions_per_second", preemptions, "Preemptions per second")
+    failed = f'increase({REQUESTS}{{finished_reason="error"}}[{_OVER}])'
+    yield Recorded("requests_failed", _sum(failed))
+
+
+def _money(usd_per_gpu_hour: float, gpus_per_engine: float) -> Iterator[Recorded]:
+    """What the minutes of the last hour cost in which an engine was there, per output token."""
+    per_minute = usd_per_gpu_hour * gpus_per_engine / 60
+    there = " or ".join(_names(RUNNING))
+    engine_minutes = f"sum_over_time((count by ({_BY}) ({there}))[1h:1m])"
+    tokens = _sum(_asked(GENERATION_TOKENS, "increase", over="1h"))
+    yield Recorded(
+        "usd_per_million_output_tokens",
+        f"{per_minute * 1e6:.10g} * {engine_minutes} / ({tokens} > 0)",
+        "USD per million output tokens, last hour",
+        "",
+        "currencyUSD",
+    )
+
+
+# --- alerts -------------------------------------------------------------------------------------
+
+_CONDITIONS: Mapping[str, str] = {
+    "e2e-p99": "e2e_seconds:p99",
+    "ttft-p95": "ttft_seconds:p95",
+    "kv-cache": "kv_cache_ratio",
+    "waiting": "requests_waiting",
+    "failures": "requests_failed",
+}
+_PRICED: Mapping[str, str] = {"cost": "usd_per_million_output_tokens"}
+
+
+def _alerts(alerts: Sequence[AlertRule], *, has_price: bool) -> Iterator[dict[str, Any]]:
+    conditions = {**_CONDITIONS, **(_PRICED if has_price else {})}
+    for each in alerts:
+        if each.name == "no-data":
+            yield _alert(each.name, _silence(), "its series were there, and are not any more")
+        elif each.name in conditions and each.above is not None:
+            expression = f"{_recorded_as(conditions[each.name])} > {each.above:g}"
+            yield _alert(each.name, expression, f"{each.title} {{{{ $value }}}}, {each.limit}")
+
+
+def _targets(slo: Slo) -> Iterator[dict[str, Any]]:
+    for name, seconds in slo.targets.items():
+        metric = name.removesuffix("_p95_seconds")
+        expression = f"{_recorded_as(f'{metric}_seconds:p95')} > {seconds:g}"
+        summary = f"p95 {metric.upper()} {{{{ $value }}}} s, its target is {seconds:g} s"
+        yield _alert(f"{metric}-target", expression, summary)
+
+
+def _alert(name: str, expression: str, summary: str) -> dict[str, Any]:
+    return {
+        "alert": "Vllm" + "".join(part.capitalize() for part in name.split("-")),
+        "expr": expression,
+        "for": _OVER,
+        "labels": {"severity": "warning", "service": "vllm-capacity", "rule": name},
+        "annotations": {"summary": f"{{{{ $labels.instance }}}}: {summary}"},
+    }
+
+
+def _silence() -> str:
+    """Targets that had a vLLM's series within the last hour, and have none now."""
+    by = "count by (job, instance)"
+    before = f"{by} (present_over_time({RUNNING}[1h]))"
+    return f"{before} unless {by} ({RUNNING})"
+
+
+# --- dashboard ----------------------------------------------------------------------------------
+
+_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_DATA_SOURCE = {"name": "datasource", "type": "datasource", "query": "prometheus"}
+_MODELS = {
+    "name": "model",
+    "type": "query",
+    "datasource": _SOURCE,
+    "query": f"label_values({RUNNING}, model_name)",
+    "refresh": 2,
+    "includeAll": True,
+    "multi": True,
+    "allValue": ".*",
+    "current": {"text": "All", "value": "$__all"},
+}
+
+
+def _panel(at: int, title: str, own: Sequence[Recorded]) -> dict[str, Any]:
+    return {
+        "id": at + 1,
+        "title": title,
+        "type": "timeseries",
+        "datasource": _SOURCE,
+        "gridPos": {
+            "x": _WIDTH * (at % 2),
+            "y": _HEIGHT * (at // 2),
+            "w": _WIDTH,
+            "h": _HEIGHT,
+        },
+        "fieldConfig": {"defaults": {"unit": own[0].unit, "min": 0}, "overrides": []},
+        "targets": [
+            {
+                "refId": chr(ord("A") + place),
+                "expr": _of_models(each.expression),
+                "legendFormat": " ".join(filter(None, ("{{instance}}", each.legend))),
+            }
+            for place, each in enumerate(own)
+        ],
+    }
+
+
+def _of_models(expression: str) -> str:
+    """The expression for the models that are chosen on the dashboard."""
+    return f'({expression}) and on (model_name) ({RUNNING}{{model_name=~"$model"}})'
