@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from tests.integration.real_parseable import ROOT, real_parseable, wait_for
+from tests.integration.real_parseable import ROOT, real_parseable, rows_shown, wait_for
 from tests.standin.recorded import recorded_server
 from tests.standin.server import RECORDED
 from vllm_capacity.errors import CapacityError, SourceError
@@ -64,13 +64,10 @@ def parseable(server):
 def all_there(parseable, stand_in):
     """While it writes a minute's rows to a file, a Parseable answers without them."""
 
-    def rows(server, stream):
-        ever = TimeRange(SAMPLED - timedelta(hours=4), datetime.now(UTC) + timedelta(minutes=1))
-        return server.query(f"select count(1) as n from {stream}", ever)[0]["n"]
-
+    since = SAMPLED - timedelta(hours=4)
     for stream in (STREAM, "vllm_traces"):
-        wanted = rows(stand_in, stream)
-        wait_for(lambda: rows(parseable, stream) == wanted, seconds=180)  # noqa: B023
+        wanted = rows_shown(stand_in, stream, since)
+        wait_for(lambda: rows_shown(parseable, stream, since) == wanted, seconds=180)  # noqa: B023
 
 
 @pytest.fixture(scope="module")

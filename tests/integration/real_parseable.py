@@ -7,10 +7,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+
+from vllm_capacity.sources.parseable import Parseable
+from vllm_capacity.timerange import TimeRange
 
 ROOT = ("root", "root-password")
 
@@ -98,6 +102,12 @@ def real_parseable(folder: Path) -> Iterator[RealParseable]:
         yield server
     finally:
         server.stop()
+
+
+def rows_shown(server: Parseable, stream: str, since: datetime) -> int:
+    """How many rows it answers with; for a while, those that go into a file are left out."""
+    ever = TimeRange(since, datetime.now(UTC) + timedelta(minutes=1))
+    return int(server.query(f"select count(1) as n from {stream}", ever)[0]["n"])
 
 
 def wait_for(is_done, *, seconds: float) -> None:
