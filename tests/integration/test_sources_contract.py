@@ -5,6 +5,7 @@ scraped, through each other way: read as text, exported as OTLP to (the stand-in
 asked over HTTP, and read from that Parseable's files.
 """
 
+import json
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,12 +13,14 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 from tests.integration.real_prometheus import real_prometheus, wait_until
 from tests.integration.recorded_vllm import RecordedVllm
 from tests.standin.exports import export, gauge, scraped
 from tests.standin.server import Standin
 from tests.standin.store import write_store
+from vllm_capacity.cli import cli
 from vllm_capacity.errors import NoTelemetryError
 from vllm_capacity.render.exports.monitoring import recorded
 from vllm_capacity.selector import selector
@@ -42,8 +45,8 @@ def around(now):
 
 @pytest.fixture(scope="module")
 def from_prometheus(tmp_path_factory):
-    """The rows by selector, the texts that were served, the target, what the dashboard's
-    queries answer.
+    """The rows by selector, the texts that were served, the target, what the dashboard's queries
+    answer, and what `watch` said.
 
     Scrapes failed after the last.
     """
@@ -59,8 +62,9 @@ def from_prometheus(tmp_path_factory):
             text: rows_or_none(replace(server, only=selector(text) if text else None))
             for text in ("", f'instance="{vllm.target}",cluster=~"t.*"', 'cluster="other"')
         }
+        watched = CliRunner().invoke(cli, ["watch", url, "--once", "--json", "--over", "2m"])
         boards = {each.name: asked(client, each.expression) for each in recorded()}
-        return found, list(vllm.served), vllm.target, boards
+        return found, list(vllm.served), vllm.target, boards, watched
 
 
 def asked(client, expression):
@@ -190,3 +194,11 @@ def test_every_query_of_the_dashboard_finds_its_series(from_prometheus):
     assert [name for name, values in answers.items() if len(values) != 1] == []
     assert answers["output_tokens_per_second"][0] > 0
     assert answers["ttft_seconds:p50"][0] <= answers["ttft_seconds:p95"][0]
+
+
+def test_a_prometheus_is_watched_as_its_targets_are(from_prometheus):
+    _, _, target, _, watched = from_prometheus
+    assert watched.exit_code == 0, watched.output
+    [engine] = json.loads(watched.stdout)["engines"]
+    assert engine["engine"].startswith(target)
+    assert engine["trouble"] == "Prometheus cannot scrape it", "its last scrape failed"

@@ -19,10 +19,11 @@ from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.live.access import cause
 from vllm_capacity.live.running import Follower, open_recorded
 from vllm_capacity.live.scrape import NO_SERIES, Journal, run, targets
-from vllm_capacity.live.watch import Recent, silence
+from vllm_capacity.live.watch import FromPrometheus, Recent, silence
 from vllm_capacity.record import plain
 from vllm_capacity.render.watch import watch_text
 from vllm_capacity.sources.exposition import Scrape
+from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.telemetry.window import open_window
 
 REFUSED = "127.0.0.1:9"
@@ -244,3 +245,36 @@ def test_a_running_scrape_can_be_watched(tmp_path):
     words = ["watch", str(tmp_path / "monday"), "--once", "--json"]
     found = json.loads(CliRunner().invoke(cli, words, catch_exceptions=False).stdout)
     assert [row["engine"] for row in found["engines"]] == ["a:1/0"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        pytest.param(
+            httpx.Response(200, json={"status": "success", "data": []}),
+            "no vLLM series in the last 60 s",
+            id="a Prometheus of others",
+        ),
+        pytest.param(httpx.Response(401), "refused the credentials", id="credentials are wanted"),
+    ],
+)
+def test_a_prometheus_that_tells_nothing_says_why(answer, says):
+    transport = httpx.MockTransport(lambda request: answer)
+    with httpx.Client(base_url="http://prometheus", transport=transport) as client:
+        looked_at = FromPrometheus(Prometheus(client, pause=lambda seconds: None), 60)
+        with looked_at.analysis(Assumptions()) as found:
+            assert found is None
+    assert looked_at.is_hopeless
+    assert says in silence(looked_at.silent)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        pytest.param(["--match", '{a="b"}'], "--match is for a Prometheus", id="of a server"),
+        pytest.param(["--sort", "fame"], "fame", id="an order that there is not"),
+    ],
+)
+def test_what_cannot_be_watched_is_said(words, says):
+    done = CliRunner().invoke(cli, ["watch", "gpu-1:8000", *words])
+    assert says in str(done.exception) + done.output

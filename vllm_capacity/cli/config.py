@@ -20,10 +20,9 @@ from vllm_capacity.cli.settings import (
     setting_options,
 )
 from vllm_capacity.errors import InputError
-from vllm_capacity.live.access import checked_url, client, is_server
+from vllm_capacity.live.access import checked_url, is_prometheus, is_server
 
 _PROMETHEUS = "http://127.0.0.1:9090"
-_GLANCE_SECONDS = 2.0
 _FLEETS = ("fleet.csv", "fleet.yaml", "fleet.yml")
 _LOCAL_TIME = Path("/etc/localtime")
 
@@ -145,24 +144,13 @@ def _source(environment: Mapping[str, str]) -> dict[str, _Found]:
         }
     if url := environment.get("PROMETHEUS_URL"):
         return {"origin": _Found(_without_secret(url), "PROMETHEUS_URL")}
-    if _is_prometheus(_PROMETHEUS):
+    if is_prometheus(_PROMETHEUS):
         return {"origin": _Found(_PROMETHEUS, "answers here")}
     return {}
 
 
 def _without_secret(url: str) -> str:
     return checked_url(url) if is_server(url) else url
-
-
-def _is_prometheus(url: str) -> bool:
-    import httpx
-
-    try:
-        with client(base_url=url, timeout=_GLANCE_SECONDS) as asking:
-            answer = asking.get("/api/v1/status/buildinfo")
-            return answer.status_code == 200 and "version" in answer.text
-    except httpx.HTTPError:
-        return False
 
 
 def _local_zone() -> str | None:

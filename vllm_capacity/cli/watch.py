@@ -20,11 +20,11 @@ import click
 
 from vllm_capacity.cli.analysis_options import as_text, assumptions_of, price_options
 from vllm_capacity.cli.options import FILE, columns, local_path
-from vllm_capacity.errors import SourceError
+from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.timerange import parse_duration_seconds
 
 if TYPE_CHECKING:
-    from vllm_capacity.live.watch import Recent
+    from vllm_capacity.live.watch import FromPrometheus, Recent
 
 _ONCE_SECONDS = 12.0
 _MOST_COLUMNS = 160  # a table of eleven columns, no prose
@@ -35,7 +35,7 @@ ORDERS = (
 
 
 @click.command(short_help="Live engines on a screen: load, latency and dollars.")
-@click.argument("urls", nargs=-1, required=True, metavar="URL... | WINDOW")
+@click.argument("urls", nargs=-1, required=True, metavar="URL... | PROMETHEUS | WINDOW")
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
 @click.option(
     "--refresh", default="5s", show_default=True, help="How often the screen is drawn anew."
@@ -51,6 +51,7 @@ ORDERS = (
 )
 @click.option("--once", is_flag=True, help="Look for 12 s, show it once, and end; for scripts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per refresh on stdout.")
+@click.option("--match", help="Only these series of a Prometheus, as '{namespace=\"team-a\"}'.")
 @click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
 @click.option(
     "--to",
@@ -67,6 +68,7 @@ def watch(
     order: str,
     once: bool,
     as_json: bool,
+    match: str | None,
     profile: Path | None,
     to: Path | None,
     **given: Any,  # noqa: ANN401  as click hands them over
@@ -76,8 +78,9 @@ def watch(
     On a terminal the screen refreshes: s changes what comes first, q or Ctrl-C ends it. In a pipe
     each refresh is printed after the other. Nothing is stored, unless --to.
 
-    In the place of URLs, a WINDOW that `scrape` is making just now: its journal is read, and
-    nothing is scraped twice.
+    In the place of URLs, a PROMETHEUS that scrapes them: it is asked for the time of --over (with
+    --match for a part of its series; credentials as for `pull`). Or a WINDOW that `scrape` is
+    making just now: its journal is read, and nothing is scraped twice.
 
     Who does not answer is said at once, with the cause; if nobody answers, --once ends with exit
     code 3. Credentials as for `scrape`.
@@ -86,30 +89,66 @@ def watch(
     vllm-capacity watch http://gpu-1:8000 http://gpu-2:8000 --usd-per-hour 1.64
     vllm-capacity watch gpu-1:8000 --once --json
     """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
+    from vllm_capacity.live.access import METRICS, checked_url, is_prometheus
     from vllm_capacity.live.scrape import Journal
     from vllm_capacity.live.watch import Recent
 
-    kept = None if to is None else Journal(to)
-    recent = Recent(parse_duration_seconds(over), len(set(urls)), kept)
-    screen = _Screen(recent, order, as_json, given)
-    with _source(urls, recent, parse_duration_seconds(every), profile) as stop:
+    source: AbstractContextManager[tuple[Recent | FromPrometheus, threading.Event]]
+    seconds = parse_duration_seconds(over)
+    if (
+        len(urls) == 1
+        and "://" in urls[0]
+        and is_prometheus(checked_url(urls[0], variables=METRICS))
+    ):
+        if to is not None:
+            raise InputError(
+                "--to keeps scrapes; keep a Prometheus' samples by: vllm-capacity pull."
+            )
+        source = _asking(urls[0], match, seconds)
+    elif match is not None:
+        raise InputError(f"--match is for a Prometheus, which {urls[0]} is not.")
+    else:
+        kept = None if to is None else Journal(to)
+        recent = Recent(seconds, len(set(urls)), kept)
+        source = _source(urls, recent, parse_duration_seconds(every), profile)
+    with source as (looked_at, stop):
+        screen = _Screen(looked_at, order, as_json, given)
         if once:
-            _wait_until_told(recent, stop)
+            _wait_until_told(looked_at, stop)
             screen.show_once()
             return
         screen.show_until(stop, parse_duration_seconds(refresh))
 
 
+@contextmanager
+def _asking(
+    url: str, match: str | None, seconds: float
+) -> Iterator[tuple[FromPrometheus, threading.Event]]:
+    """A Prometheus, asked when something is shown."""
+    from vllm_capacity.live.pull import prometheus_client
+    from vllm_capacity.live.watch import FromPrometheus
+    from vllm_capacity.selector import selector
+    from vllm_capacity.sources.prometheus import Prometheus
+
+    only = None if match is None else selector(match)
+    with prometheus_client(url, os.environ) as client, _stop_on_signals() as stop:
+        yield FromPrometheus(Prometheus(client, only=only), seconds), stop
+
+
+@contextmanager
 def _source(
     urls: tuple[str, ...], recent: Recent, every_seconds: float, profile: Path | None
-) -> AbstractContextManager[threading.Event]:
+) -> Iterator[tuple[Recent, threading.Event]]:
     """What fills `recent`: a scrape of our own, or the journal of one that runs already."""
     from vllm_capacity.live.running import running_journal
 
     journal = running_journal(urls[0]) if len(urls) == 1 and "://" not in urls[0] else None
     if journal is None:
-        return _scraping(urls, recent, every_seconds, profile)
-    return _following(journal, recent, every_seconds)
+        filled = _scraping(urls, recent, every_seconds, profile)
+    else:
+        filled = _following(journal, recent, every_seconds)
+    with filled as stop:
+        yield recent, stop
 
 
 @contextmanager
@@ -196,7 +235,7 @@ def _scraping(
             yield stop
 
 
-def _wait_until_told(recent: Recent, stop: threading.Event) -> None:
+def _wait_until_told(recent: Recent | FromPrometheus, stop: threading.Event) -> None:
     """Wait for so much telemetry that rates can be told, or until every server has failed."""
     until = time.monotonic() + 2 * _ONCE_SECONDS
     while time.monotonic() < until and not stop.wait(0.2):
@@ -207,7 +246,9 @@ def _wait_until_told(recent: Recent, stop: threading.Event) -> None:
 class _Screen:
     """What is shown of the recent scrapes, as text that replaces itself, as text, or as JSON."""
 
-    def __init__(self, recent: Recent, order: str, as_json: bool, given: dict[str, Any]) -> None:
+    def __init__(
+        self, recent: Recent | FromPrometheus, order: str, as_json: bool, given: dict[str, Any]
+    ) -> None:
         self._recent, self._order, self._as_json = recent, order, as_json
         self._assumptions = assumptions_of(given)
         self._told: set[str] = set()

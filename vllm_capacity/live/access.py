@@ -22,6 +22,7 @@ from vllm_capacity.sources import http
 from vllm_capacity.sources.http import without_credentials
 
 _LOGIN = re.compile(r"[^/@]*:[^/@]*@")
+_GLANCE_SECONDS = 2.0
 METRICS = "VLLM_METRICS"
 """The prefix of the variables that hold the credentials for servers' /metrics."""
 METRICS_SETTINGS = ("user", "password", "token")
@@ -169,6 +170,16 @@ def client(settings: Mapping[str, str] | None = None, **how: Any) -> Iterator[ht
     """A client with the credentials of `settings`, if any; `how` is what wire.client takes."""
     with http.client(auth=auth_of(settings or {}), **how) as opened:
         yield opened
+
+
+def is_prometheus(url: str) -> bool:
+    """Whether a Prometheus, or what speaks its API, answers at the URL within a moment."""
+    try:
+        with client(base_url=url, timeout=_GLANCE_SECONDS) as asking:
+            answer = asking.get("/api/v1/status/buildinfo")
+            return answer.status_code == 200 and "version" in answer.text
+    except httpx.HTTPError:
+        return False
 
 
 _CAUSES = (

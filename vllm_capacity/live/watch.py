@@ -1,4 +1,4 @@
-"""The last minutes of live servers, scraped into memory: what `watch` looks at.
+"""The last minutes of live servers, scraped into memory or asked of a Prometheus: for `watch`.
 
 Nothing is stored, unless a journal is given. A server that does not answer has a cause, at once:
 that is what somebody who typed the wrong port is waiting for.
@@ -9,19 +9,24 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions
-from vllm_capacity.errors import NoTelemetryError
+from vllm_capacity.errors import NoTelemetryError, SourceError
 from vllm_capacity.live.access import cause
 from vllm_capacity.live.scrape import Journal, doubt
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader
+from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
+from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange
 
 
 @dataclass
@@ -70,7 +75,7 @@ class Recent:
 
     @contextmanager
     def analysis(self, assumptions: Assumptions) -> Iterator[Analysis | None]:
-        """The analysis of what is there, in a folder that goes afterwards; None without telemetry.
+        """The analysis of what is there, for as long as the `with` lasts; None without telemetry.
 
         A rate takes two scrapes: None, too, before there are.
         """
@@ -83,13 +88,60 @@ class Recent:
         if len(times) < 2:
             yield None
             return
-        with tempfile.TemporaryDirectory(prefix="vllm-capacity-") as folder:
-            try:
-                path = write_window(Path(folder) / "now", reader.rows().whole(), {"kind": "live"})
-            except NoTelemetryError:
-                yield None
-                return
-            yield Analysis.of(open_window(path), assumptions=assumptions)
+        with _analyzed(reader.rows().whole, assumptions) as found:
+            yield found
+
+
+@dataclass
+class FromPrometheus:
+    """The last `seconds` that a Prometheus has, asked anew for each analysis.
+
+    `silent` are the servers that it could not scrape last, by instance; itself where it fails.
+    """
+
+    server: Prometheus
+    seconds: float
+    silent: dict[str, str] = field(default_factory=dict)
+    is_hopeless: bool = False
+
+    @property
+    def held_seconds(self) -> float:
+        """All of the time is there from the start."""
+        return self.seconds
+
+    @contextmanager
+    def analysis(self, assumptions: Assumptions) -> Iterator[Analysis | None]:
+        """The analysis of that time, for as long as the `with` lasts; None without telemetry."""
+        end = datetime.now(UTC)
+        time_range = TimeRange(end - timedelta(seconds=self.seconds), end)
+        try:
+            with _analyzed(partial(read_prometheus, self.server, time_range), assumptions) as found:
+                self.is_hopeless = found is None
+                why = f"no vLLM series in the last {self.seconds:g} s"
+                self.silent = {self.server.address: why} if found is None else _unscraped(found)
+                yield found
+        except SourceError as error:
+            self.is_hopeless, self.silent = True, {self.server.address: str(error)}
+            yield None
+
+
+def _unscraped(found: Analysis) -> dict[str, str]:
+    """The targets whose last scrape failed."""
+    last = found.attempts.sort("ts").group_by("instance", maintain_order=True).last()
+    failed = last.filter(~last["is_good"]).get_column("instance")
+    return dict.fromkeys(failed, "Prometheus cannot scrape it")
+
+
+@contextmanager
+def _analyzed(rows: Callable[[], Rows], assumptions: Assumptions) -> Iterator[Analysis | None]:
+    """The analysis of rows, in a folder that goes afterwards; None where they are no telemetry."""
+    with tempfile.TemporaryDirectory(prefix="vllm-capacity-") as folder:
+        try:
+            path = write_window(Path(folder) / "now", rows(), {"kind": "live"})
+        except NoTelemetryError:
+            yield None
+            return
+        yield Analysis.of(open_window(path), assumptions=assumptions)
 
 
 def silence(found: Mapping[str, str]) -> str:
