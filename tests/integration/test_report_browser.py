@@ -222,7 +222,8 @@ def test_page_without_scripts_shows_stills(chromium, page_path):
 def replicas_page(tmp_path_factory) -> Path:
     """The report of two engines."""
     folder = tmp_path_factory.mktemp("replicas")
-    return report(folder, window="vllm-two-replicas", usd_per_hour="2", price_note="made up")
+    window, note = "vllm-two-replicas", "made up"
+    return report(folder, window=window, usd_per_hour="2", price_note=note, by="instance")
 
 
 def test_head_of_the_engine_table_sorts_it(chromium, replicas_page):
@@ -235,6 +236,16 @@ def test_head_of_the_engine_table_sorts_it(chromium, replicas_page):
             orders.append(names.all_text_contents())
         said = view.output
     assert (orders[1:], said) == ([["r0", "r1"], ["r1", "r0"]], [])
+
+
+def test_a_table_by_a_label_adds_up_to_the_whole(chromium, replicas_page):
+    with Opened(chromium, replicas_page) as view:
+        head = view.page.locator("th", has_text="prompt tokens")
+        rows = view.page.locator("table", has=head).first.locator("tbody tr").all()
+        cells = [row.locator("th, td").all_text_contents() for row in rows]
+    counts = {name: int(count.replace(",", "")) for name, count, *_ in cells}
+    assert list(counts) == ["r0", "r1", "whole"]
+    assert counts["r0"] + counts["r1"] == counts["whole"]
 
 
 @pytest.mark.parametrize("width", [390, 1200, 1600])

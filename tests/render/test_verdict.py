@@ -179,6 +179,16 @@ def test_no_sentence_has_a_blank_whatever_is_unknown():
     assert found == []
 
 
+def test_of_a_fleet_the_bill_comes_first_and_the_engines_reasons_are_told_elsewhere():
+    why = "capacity not reached on 2 of 8 engines (a, b): tokens came as fast as ever"
+    bound = Estimate.at_most(0.26, reason=why)
+    first, used, *_ = prose.verdict(answer(window__engines=8, cost__utilization=bound))
+    assert first.startswith("The bill was $2.00 for 0.417 h. The cost per request is")
+    assert used.endswith("capacity not reached on 2 of 8 engines (a, b).")
+    alone = prose.verdict(answer(window__engines=1, cost__utilization=bound))[1]
+    assert alone.endswith("tokens came as fast as ever.")
+
+
 def test_simulated_telemetry_comes_first():
     assert prose.verdict(ANSWER, is_simulated=True)[0] == prose.SIMULATED
 

@@ -120,7 +120,7 @@ def _is_typed(name: str) -> bool:
     """
     typed = click.core.ParameterSource.COMMANDLINE
     given = click.get_current_context().get_parameter_source
-    options = {"slo": tuple(TARGETS), "time_zone": ("zone",)}.get(name, (name,))
+    options = {"slo": tuple(TARGETS), "time_zone": ("zone",), "by": ("group",)}.get(name, (name,))
     return any(given(each) is typed for each in options)
 
 
@@ -179,6 +179,7 @@ def _parameters(
         "gpus_per_engine": None if price.gpus_per_engine == 1.0 else price.gpus_per_engine,
         "slo": slo.text or None,
         "time_zone": None if days.zone == DaySettings.zone else days.zone,
+        "by": page.group,
         "gpu": page.gpu,
         "model": page.model,
     }

@@ -281,6 +281,10 @@ class PageSettings:
             check=_check_gpu,
         ),
     )
+    group: str | None = field(
+        default=None,
+        metadata=_about("--by", "A table by this label, too, such as team or namespace.", key="by"),
+    )
     model: str | None = field(
         default=None,
         metadata=_about("--model", "Its name in data/llms.csv, where the served name is none."),

@@ -82,7 +82,8 @@ def verdict(
     """
     sentences = [SIMULATED] if is_simulated else []
     targets = within_targets(answer)
-    body = [_cost(answer), _utilization(answer), *waste(engines), _bottleneck(answer)]
+    cost = f"{_whole_bill(answer)}{_cost(answer)}"
+    body = [cost, _utilization(answer), *waste(engines), _bottleneck(answer)]
     return [*sentences, *body, *([targets] if targets else []), _next(answer)]
 
 
@@ -147,6 +148,14 @@ def is_extrapolated(saturation: Saturation) -> bool:
     return saturation.capacity_kind == EXTRAPOLATED
 
 
+def _whole_bill(answer: Answer) -> str:
+    """What a fleet cost in all; empty for one engine, and without a price."""
+    bill, hours = answer.cost.allocation_usd, answer.window.hours
+    if answer.window.engines < 2 or bill.mid is None:
+        return ""
+    return f"The bill was {usd(bill.mid)} for {number(hours)} h. "
+
+
 def _cost(answer: Answer) -> str:
     each = answer.cost.usd_per_request
     if each.is_bound:
@@ -179,10 +188,13 @@ def _per_request(each: float) -> tuple[str, Write]:
 def _utilization(answer: Answer) -> str:
     cost = answer.cost
     used, idle, bill = cost.utilization, cost.idle_usd, cost.allocation_usd
+    why = reason(used)
+    if answer.window.engines > 1:  # what each engine lacks is told in the section on saturation
+        why = why.partition(": ")[0]
     if used.is_unknown:
-        return f"Utilization, and so the unused share of the bill, is not known: {reason(used)}."
+        return f"Utilization, and so the unused share of the bill, is not known: {why}."
     if used.mid is None:
-        return _utilization_bound(used, idle, bill)
+        return _utilization_bound(used, idle, bill, why)
     if used.high == 0:
         paid = f" of {usd(bill.mid)}" if bill.mid is not None else ""
         return f"Utilization was 0: nothing was generated, and the whole bill{paid} was idle cost."
@@ -196,12 +208,12 @@ def _utilization(answer: Answer) -> str:
     return f"{text}; {rest} bought capacity nobody used."
 
 
-def _utilization_bound(used: Estimate, idle: Estimate, bill: Estimate) -> str:
+def _utilization_bound(used: Estimate, idle: Estimate, bill: Estimate, why: str) -> str:
     """What is known where the capacity is a lower bound, and so utilization an upper one."""
     text = f"Utilization was {value(used, percent)} of capacity"
     if idle.is_bound and bill.mid is not None:
         text += f": {value(idle, usd)} of the {usd(bill.mid)} bill bought capacity nobody used"
-    return f"{text}. How much exactly is not known: {reason(used)}."
+    return f"{text}. How much exactly is not known: {why}."
 
 
 def _bottleneck(answer: Answer) -> str:

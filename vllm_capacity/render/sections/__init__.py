@@ -17,6 +17,7 @@ from vllm_capacity.render.sections.cost import (
     cost_table,
     cost_verdict,
     first_changes,
+    groups_table,
     other_prices,
 )
 from vllm_capacity.render.sections.fleet import engine_table, model_table
@@ -86,6 +87,7 @@ __all__ = [
     "forecast_table",
     "gpu_table",
     "gpu_use_table",
+    "groups_table",
     "implied_price",
     "interruption_table",
     "latency_breakdown",
