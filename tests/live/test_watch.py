@@ -1,6 +1,11 @@
 """`watch`: the last scrapes, who does not answer and why, the order; a running scrape is asked."""
 
 import json
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event
 
@@ -10,6 +15,7 @@ from click.testing import CliRunner
 from serving import serving
 
 import vllm_capacity as vc
+from tests.integration.real_prometheus import free_port, wait_until
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, pricing
 from vllm_capacity.cli import cli
@@ -278,3 +284,49 @@ def test_a_prometheus_that_tells_nothing_says_why(answer, says):
 def test_what_cannot_be_watched_is_said(words, says):
     done = CliRunner().invoke(cli, ["watch", "gpu-1:8000", *words])
     assert says in str(done.exception) + done.output
+
+
+def test_a_prometheus_can_scrape_the_figures(tmp_path):
+    url = f"http://127.0.0.1:{free_port()}/metrics"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Counting)
+    with serving(server) as vllm:
+        words = [vllm, "--every", "200ms", "--refresh", "100ms", "--usd-per-hour", "2"]
+        command = [sys.executable, "-m", "vllm_capacity", "watch", *words, "--listen"]
+        with subprocess.Popen([*command, url.split("/")[2]], stderr=subprocess.PIPE) as process:
+            try:
+                wait_until(lambda: "end=" in told_at(url), seconds=60)
+                text = told_at(url)
+            finally:
+                process.terminate()
+                said = process.communicate(timeout=30)[1].decode()
+    assert "serves the figures" in said
+    assert "vllm_capacity_has_telemetry 1.0" in text
+    assert re.search(r'vllm_capacity_cost_per_million_tokens\{.*end="value".*tokens="output"', text)
+    assert process.returncode == 0
+
+
+def told_at(url):
+    """What it answers; empty where it does not."""
+    with suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=5).text
+    return ""
+
+
+class Counting(BaseHTTPRequestHandler):
+    """A vLLM that writes tokens by the clock."""
+
+    def do_GET(self):
+        body = metrics(1000 * time.monotonic()).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        return
+
+
+@pytest.mark.parametrize("listen", ["9900", "127.0.0.1:x", "127.0.0.1:99999"])
+def test_where_nobody_can_listen_is_said(listen):
+    done = CliRunner().invoke(cli, ["watch", REFUSED, "--listen", listen])
+    assert "give HOST:PORT" in str(done.exception)

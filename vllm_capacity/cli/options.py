@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from vllm_capacity.errors import InputError
+
 _URL = re.compile(r"\w+:/")
 _STREAM = re.compile(r"[A-Za-z0-9_-]+")
 _LEAST, _MOST = 1e-12, 1e12
@@ -57,6 +59,14 @@ def bounded(_: click.Context, option: click.Parameter, value: float | None) -> f
     if abs(value) < _LEAST:
         raise click.BadParameter(f"{value} is neither 0 nor {_LEAST:g} or more.", param=option)
     raise click.BadParameter(f"{value} is no number up to {_MOST:g}.", param=option)
+
+
+def listen_address(listen: str) -> tuple[str, int]:
+    """The host and port of `HOST:PORT`; InputError for what is none."""
+    host, _, port = listen.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise InputError(f"Cannot listen on {listen!r}: give HOST:PORT, such as 127.0.0.1:9090.")
+    return host.strip("[]"), int(port)
 
 
 @contextmanager

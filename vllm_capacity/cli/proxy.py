@@ -10,7 +10,7 @@ from types import FrameType
 import click
 import httpx
 
-from vllm_capacity.cli.options import FILE, bounded
+from vllm_capacity.cli.options import FILE, bounded, listen_address
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.access import (
     METRICS,
@@ -59,7 +59,7 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
     with client(settings, verify=trusting(ca), timeout=timeout, limits=limits) as session:
         source = Upstream(session, upstream)
         try:
-            server = ProxyServer(_address(listen), source)
+            server = ProxyServer(listen_address(listen), source)
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or "there is no such host"
             raise InputError(f"Cannot listen on {listen}: {why}.") from None
@@ -71,13 +71,6 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
                 server.serve_forever()
             except KeyboardInterrupt:
                 click.echo("stopped", err=True)
-
-
-def _address(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise InputError(f"Cannot listen on {listen!r}: give HOST:PORT, such as 127.0.0.1:9090.")
-    return host.strip("[]"), int(port)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

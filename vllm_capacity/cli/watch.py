@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vllm_capacity.cli.analysis_options import as_text, assumptions_of, price_options
-from vllm_capacity.cli.options import FILE, columns, local_path
+from vllm_capacity.cli.options import FILE, columns, listen_address, local_path
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.timerange import parse_duration_seconds
 
 if TYPE_CHECKING:
+    from vllm_capacity.assumptions import Assumptions
     from vllm_capacity.live.watch import FromPrometheus, Recent
 
 _ONCE_SECONDS = 12.0
@@ -51,6 +52,11 @@ ORDERS = (
 )
 @click.option("--once", is_flag=True, help="Look for 12 s, show it once, and end; for scripts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per refresh on stdout.")
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Instead of a screen: the figures for Prometheus, at http://HOST:PORT/metrics.",
+)
 @click.option("--match", help="Only these series of a Prometheus, as '{namespace=\"team-a\"}'.")
 @click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
 @click.option(
@@ -68,6 +74,7 @@ def watch(
     order: str,
     once: bool,
     as_json: bool,
+    listen: str | None,
     match: str | None,
     profile: Path | None,
     to: Path | None,
@@ -81,6 +88,9 @@ def watch(
     In the place of URLs, a PROMETHEUS that scrapes them: it is asked for the time of --over (with
     --match for a part of its series; credentials as for `pull`). Or a WINDOW that `scrape` is
     making just now: its journal is read, and nothing is scraped twice.
+
+    With --listen the figures (cost per million tokens, utilization, headroom, capacity, with their
+    bounds) are served to a Prometheus or KEDA instead, made anew when they are asked for.
 
     Who does not answer is said at once, with the cause; if nobody answers, --once ends with exit
     code 3. Credentials as for `scrape`.
@@ -111,13 +121,44 @@ def watch(
         kept = None if to is None else Journal(to)
         recent = Recent(seconds, len(set(urls)), kept)
         source = _source(urls, recent, parse_duration_seconds(every), profile)
+    address = None if listen is None else listen_address(listen)
     with source as (looked_at, stop):
+        if address is not None:
+            _serve(looked_at, stop, address, assumptions_of(given), parse_duration_seconds(refresh))
+            return
         screen = _Screen(looked_at, order, as_json, given)
         if once:
             _wait_until_told(looked_at, stop)
             screen.show_once()
             return
         screen.show_until(stop, parse_duration_seconds(refresh))
+
+
+def _serve(
+    looked_at: Recent | FromPrometheus,
+    stop: threading.Event,
+    address: tuple[str, int],
+    assumptions: Assumptions,
+    seconds: float,
+) -> None:
+    """Answer /metrics with what is there at that moment, until `stop` is set."""
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from vllm_capacity.render.exports.currency import USD
+    from vllm_capacity.render.exports.prometheus import LiveFigures
+
+    registry = CollectorRegistry()
+    registry.register(LiveFigures(lambda: looked_at.analysis(assumptions), USD, seconds))
+    host, port = address
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise InputError(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from None
+    click.echo(f"http://{host}:{server.server_port}/metrics serves the figures", err=True)
+    stop.wait()
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @contextmanager

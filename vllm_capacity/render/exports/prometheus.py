@@ -6,10 +6,15 @@ An estimate is one sample per end that is known, told apart by the label `end`: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
@@ -38,10 +43,49 @@ def to_prometheus(analysis: Analysis, currency: Currency) -> str:
 
     Every sample has the labels `window` and `end`; money also has `currency`.
     """
+    return generate_latest(_registry(analysis, currency)).decode()
+
+
+def _registry(analysis: Analysis, currency: Currency) -> CollectorRegistry:
     registry = CollectorRegistry()
     for metric in _metrics(analysis, currency):
         _register(registry, metric, analysis.window.name)
-    return generate_latest(registry).decode()
+    return registry
+
+
+@dataclass(eq=False)  # a registry keeps collectors by their identity
+class LiveFigures(Collector):
+    """The same figures of what is there now, for a /metrics; made anew after so many seconds.
+
+    `analysis` gives what is there now, None where there is no telemetry: then the figures are left
+    out, and `vllm_capacity_has_telemetry` is 0.
+    """
+
+    analysis: Callable[[], AbstractContextManager[Analysis | None]]
+    currency: Currency
+    seconds: float
+    _made: tuple[Metric, ...] = ()
+    _until: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: to name its metrics it would have to look."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures, as prometheus_client asks for them."""
+        with self._lock:
+            if time.monotonic() >= self._until:
+                self._made = tuple(self._now())
+                self._until = time.monotonic() + self.seconds
+            return iter(self._made)
+
+    def _now(self) -> Iterator[Metric]:
+        with self.analysis() as found:
+            has = float(found is not None)
+            yield GaugeMetricFamily("vllm_capacity_has_telemetry", "1 where there is any.", has)
+            if found is not None:
+                yield from _registry(found, self.currency).collect()
 
 
 def _metrics(analysis: Analysis, currency: Currency) -> Iterator[_Metric]:
