@@ -378,12 +378,15 @@ VERBS = ("alerts", "cost", "figures", "plan", "pull", "report")
 
 
 def setting_options(*sections: type) -> Callable[[_Verb], _Verb]:
-    """The options of these sections, on a command."""
+    """The options of these sections, on a command; one of two sections is that of the first."""
+    found: dict[str, tuple[type, Field[Any]]] = {}
+    for section in sections:
+        for one in fields(section):
+            found.setdefault(one.metadata["option"], (section, one))
 
     def decorated(command: _Verb) -> _Verb:
-        for section in reversed(sections):
-            for one in reversed(fields(section)):
-                command = _option(section, one)(command)
+        for section, one in reversed(found.values()):
+            command = _option(section, one)(command)
         return command
 
     return decorated

@@ -94,12 +94,13 @@ def alert_body(rule: AlertRule, stream: str) -> dict[str, Any] | None:
 def provision_alerts(
     management: Management, stream: str, rules: Iterable[AlertRule] = RULES
 ) -> list[str]:
-    """A line for each rule: created, unchanged, changed, or why it is not Parseable's.
+    """A line for each of the guide's rules: created, unchanged, changed, or why not Parseable's.
 
     Targets that someone added to an alert stay when its query or threshold is brought up to date.
     """
     listed = management.records("/api/v1/alerts?limit=1000", "title", "created", "id")
-    return [_provision_alert(management, stream, rule, listed) for rule in rules]
+    own = [rule for rule in rules if rule.name in _EVALUABLE or rule.name in _WHY_NOT]
+    return [_provision_alert(management, stream, rule, listed) for rule in own]
 
 
 def _provision_alert(
@@ -107,7 +108,7 @@ def _provision_alert(
 ) -> str:
     body = alert_body(rule, stream)
     if body is None:
-        why = _WHY_NOT.get(rule.name, "not one aggregate of one stream")
+        why = _WHY_NOT[rule.name]
         return f"alert {rule.title}: not in Parseable ({why}); `vllm-capacity alerts` evaluates it"
     title = body["title"]
     found = sorted((a["created"], a["id"]) for a in listed if a["title"] == title)
