@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from real_collector import CONFIG, Collector, collector_binary, eventually, free_port
+from real_collector import CONFIG, ROOT, Collector, collector_binary, eventually, free_port
 from recorded_vllm import RecordedVllm
 
 pytestmark = pytest.mark.collector
@@ -158,6 +158,19 @@ def test_the_configuration_is_valid(binary: Path, tmp_path: Path) -> None:
     collector = Collector(binary, tmp_path, "http://127.0.0.1:9", "[127.0.0.1:8000]")
     outcome = collector.run("validate", "--config", str(CONFIG))
     assert (outcome.returncode, outcome.stdout) == (0, ""), outcome.stderr
+
+
+def test_the_variant_that_looks_for_pods_is_valid_too(binary: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+    [variant] = re.findall(r"^```yaml\n(# kubernetes\.yaml\n.*?)^```", page, re.M | re.S)
+    path = tmp_path / "kubernetes.yaml"
+    path.write_text(variant)
+    collector = Collector(binary, tmp_path, "http://127.0.0.1:9", "[127.0.0.1:8000]")
+    outcome = collector.run("validate", "--config", str(CONFIG), "--config", str(path))
+    assert (outcome.returncode, outcome.stdout) == (0, ""), outcome.stderr
+    path.write_text(variant.replace("role: pod", "role: pods"))
+    broken = collector.run("validate", "--config", str(CONFIG), "--config", str(path))
+    assert "pods" in broken.stderr
 
 
 @pytest.mark.parametrize(
