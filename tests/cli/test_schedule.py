@@ -110,6 +110,23 @@ def test_the_cron_job_runs_by_the_settings_it_is_given(run):
     assert container["args"][-2:] == ["--fleet", "/settings/fleet.csv"]
 
 
+@pytest.mark.parametrize(
+    ("image", "shown"),
+    [
+        ("registry:5000/x:1", [{"name": "registry:5000/x", "newTag": "1"}]),
+        ("registry:5000/x", [{"name": "registry:5000/x"}]),
+    ],
+)
+def test_a_base_for_kustomize_has_the_same_objects(run, image, shown):
+    code, told, _ = run("schedule", "kubernetes", "--image", image, "--kustomize", "base")
+    base = yaml.safe_load(Path("base/kustomization.yaml").read_text())
+    assert (code, len(told.splitlines())) == (0, 5)
+    assert (base["kind"], base["images"]) == ("Kustomization", shown)
+    found = [yaml.safe_load(Path("base", name).read_text()) for name in base["resources"]]
+    assert {each["kind"]: each for each in found} == objects(run, "--image", image)
+    assert run("schedule", "kubernetes", "--kustomize", "base")[0] == 2, "nothing is overwritten"
+
+
 def test_kubectl_gets_the_objects(run, tmp_path, monkeypatch):
     with_programs(tmp_path, monkeypatch, kubectl=f'cat > {tmp_path}/applied; echo "$@"')
     assert run("schedule", "kubernetes", "--install")[:2] == (0, "apply -f -\n")

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -113,6 +113,21 @@ WantedBy=timers.target
 def kubernetes_objects(job: Job, *, image: str, storage: str) -> Objects:
     """The Secret to fill in, the settings, the volume for windows and pages, and the CronJob."""
     return [_secret(job), _settings_map(job), _volume(storage), _cron_job(job, image)]
+
+
+def kustomization(objects: Objects, image: str) -> dict[str, object]:
+    """The kustomization.yaml of a base of these objects, each in a file by its kind."""
+    name, _, tag = image.rpartition(":")
+    return {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [_file_of(each) for each in objects],
+        "images": [{"name": name, "newTag": tag} if "/" not in tag and name else {"name": image}],
+    }
+
+
+def _file_of(each: Mapping[str, object]) -> str:
+    return f"{str(each['kind']).lower()}.yaml"
 
 
 def yaml_of(objects: Objects) -> str:
@@ -328,15 +343,39 @@ def systemd(path: Path, at: str, install: bool) -> None:
     "--image", default=f"vllm-capacity:{version('vllm-capacity')}", show_default=True, help="Image."
 )
 @click.option("--storage", default="20Gi", show_default=True, help="For windows and pages.")
-def kubernetes(path: Path, at: str, install: bool, image: str, storage: str) -> None:
+@click.option(
+    "--kustomize",
+    "base",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write a base for kustomize into this new folder.",
+)
+def kubernetes(
+    path: Path, at: str, install: bool, image: str, storage: str, base: Path | None
+) -> None:
     """A CronJob with its Secret, settings (a ConfigMap) and volume, as YAML for kubectl.
 
     Fill in the Secret where the source wants credentials. --install: kubectl apply, in its current
-    context and namespace.
+    context and namespace. --kustomize: a base, for overlays that set namespace, image and Secret.
     """
     found = kubernetes_objects(_job(path, at), image=image, storage=storage)
+    if base is not None:
+        for place in _written_base(base, found, image):
+            click.echo(place)
+        return
     text = yaml_of(found)
     click.echo(_ran(["kubectl", "apply", "-f", "-"], text) if install else text, nl=False)
+
+
+def _written_base(folder: Path, objects: Objects, image: str) -> list[Path]:
+    """A base for kustomize in a new or empty folder; what was written."""
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty. Name a new folder for the base.")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {_file_of(each): each for each in objects}
+    files["kustomization.yaml"] = kustomization(objects, image)
+    for name, each in files.items():
+        (folder / name).write_text(yaml_of([each]))
+    return [folder / name for name in files]
 
 
 @schedule.command(short_help="A job of jupyter-scheduler.")
