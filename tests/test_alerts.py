@@ -285,6 +285,7 @@ def test_days_until_it_is_full_are_no_more_than_those_at_the_true_growth(tmp_pat
             id="at the least growth, never",
         ),
         pytest.param(estimate(0.9), estimate(0.1), (0.0, 0.0, 0.0), id="it is full already"),
+        pytest.param(estimate(0.9), estimate(-0.1), (0.0, 0.0, 0.0), id="full, though it falls"),
         pytest.param(estimate(4.0), estimate(-0.1), (None, None, None), id="the load falls"),
         pytest.param(at_least(4.0), estimate(1.0), (None, 7.0, None), id="room for at least that"),
         pytest.param(unknown(), estimate(1.0), (None, None, None), id="a capacity not known"),

@@ -326,10 +326,12 @@ def days_until_full(room: Estimate, weekly_growth: Estimate) -> Observed:
 
 
 def _weeks_until(room: float | None, weekly_growth: float | None) -> float | None:
-    """None where that is not known, or never."""
+    """None where that is not known, or never; 0 where it is full already."""
+    if room is not None and room <= 1:
+        return 0.0
     if room is None or weekly_growth is None or weekly_growth <= 0:
         return None
-    return math.log(room) / math.log1p(weekly_growth) if room > 1 else 0.0
+    return math.log(room) / math.log1p(weekly_growth)
 
 
 def alerts(watched: Watched | Answer, rules: Sequence[AlertRule] = RULES) -> list[Alert]:
