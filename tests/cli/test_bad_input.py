@@ -103,8 +103,8 @@ def test_a_glob_in_a_windows_name_is_a_name(monkeypatch, capsys, tmp_path, examp
 def test_alerts_are_told_in_three_digits(monkeypatch, capsys):
     _, out, _ = run(monkeypatch, capsys, "alerts vllm-sweep --over all")
     output = " ".join(out.split())
-    assert "FIRED p99 E2E latency 44.3 s 10 s" in output
-    assert "quiet mean KV cache usage 0.473 0.9" in output
+    assert "FIRED p99 E2E latency 44.3 s above 10 s" in output
+    assert "quiet mean KV cache usage 0.473 above 0.9" in output
 
 
 @pytest.mark.parametrize("command", ["", "stack"])

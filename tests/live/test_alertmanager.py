@@ -79,7 +79,7 @@ def test_what_fires_lasts_what_is_quiet_has_ended_what_is_unknown_is_not_told():
         ("kv-cache", "2026-11-27T00:00:00Z", "2026-11-27T06:00:00Z"),
     ]
     assert {one["labels"]["cluster"] for one in body} == {"a"}
-    assert body[0]["annotations"]["summary"] == "p99 E2E latency: 12 s; threshold 10 s"
+    assert body[0]["annotations"]["summary"] == "p99 E2E latency: 12 s; fires above 10 s"
 
 
 def test_credentials_come_from_the_environment_alone():
