@@ -235,9 +235,9 @@ def _alert(name: str, expression: str, summary: str) -> dict[str, Any]:
 
 
 def _silence() -> str:
-    """Targets that had a vLLM's series within the last hour, and have none now."""
+    """Targets that had a vLLM's series within the last day, and have none now."""
     by = "count by (job, instance)"
-    before = f"{by} (present_over_time({RUNNING}[1h]))"
+    before = f"{by} (present_over_time({RUNNING}[1d]))"
     return f"{before} unless {by} ({RUNNING})"
 
 
