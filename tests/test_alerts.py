@@ -255,10 +255,31 @@ def test_burn_rates_of_a_target_are_those_of_two_stretches(
     assert list(found.values()) == expected
 
 
+@pytest.mark.parametrize(
+    ("within", "whole", "expected"),
+    [
+        pytest.param(estimate(0.1), estimate(0.5), "fired", id="the targets leave less room"),
+        pytest.param(unknown(), estimate(0.1), "fired", id="they cannot leave more"),
+        pytest.param(unknown(), estimate(0.5), "unknown", id="how much less is not known"),
+        pytest.param(unknown(), at_least(0.5), "unknown", id="nor from a bound of the whole"),
+    ],
+)
+def test_headroom_within_targets_is_no_more_than_that_of_the_capacity(
+    within: Estimate, whole: Estimate, expected: str
+) -> None:
+    served = made().throughput.output_tokens_per_second
+    assert served is not None
+    held = within if within.mid is None else estimate(served / (1 - within.mid))
+    given = made(slo__throughput_output_tokens_per_second=held, saturation__headroom_ratio=whole)
+    found = states(Watched(given, Slo(ttft_p95_seconds=2.0)), above={}, below={"headroom": 0.2})
+    assert found["headroom"] == expected
+
+
 def test_growth_is_against_the_time_before_at_the_same_load(examples: Path) -> None:
     two_days = open_window(examples / "fleet-two-models")
     seen = watched(two_days, Assumptions(pricing(2.0)), over_seconds=2 * 3600)
     growth = seen.growth()
+    assert growth.value is None, "it is within noise, and decides by its bounds only"
     assert growth.exceeds is not None
     assert growth.exceeds <= 1.0 <= (growth.at_most or 0.0)
     alone = watched(two_days, Assumptions(pricing(2.0)), over_seconds=40 * 3600)

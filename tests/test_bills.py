@@ -95,6 +95,19 @@ def test_a_mapping_file_prices_pods_by_their_labels(examples, tmp_path):
     assert times == pytest.approx({"assistant": 2.0, "developers": 1.0})
 
 
+def test_a_target_of_which_nothing_is_said_has_no_label(two_replicas, tmp_path):
+    mapping = tmp_path / "fleet.yaml"
+    mapping.write_text(
+        """
+        - {match: '{team!="search",instance="r0"}', usd_per_hour: 2}
+        - {match: '{team=""}', usd_per_hour: 4}
+        """
+    )
+    parts = cost_by(two_replicas, by="instance", terms=assumed(fleet=load_fleet(mapping)))["parts"]
+    paid = {name: part["allocation_usd"]["mid"] for name, part in parts.items()}
+    assert paid["r1"] == pytest.approx(2 * paid["r0"], rel=0.01)
+
+
 def test_hours_that_no_rule_covers_leave_the_money_unknown(two_replicas, tmp_path):
     mapping = tmp_path / "fleet.csv"
     mapping.write_text("instance,gpus_per_engine,usd_per_hour\nr0,1,2\n")

@@ -59,8 +59,8 @@ class Watched:
 class AlertRule:
     """A rule: it fires when its figure is above the threshold, or below it.
 
-    Without a threshold it is not evaluated; nor where `observe` gives None: what it is about was
-    not asked for.
+    It is not evaluated without a threshold, nor where `observe` gives None: burn rates need a
+    target.
     """
 
     name: str
@@ -195,13 +195,13 @@ def _idle(watched: Watched) -> Observed:
 
 
 def _headroom(watched: Watched) -> Observed:
-    """Of the capacity, or within the targets where there are any: the lesser of the two."""
+    """Within the latency targets, where there are any: at most that of the capacity; else of it."""
     answer = watched.answer
-    if watched.slo is not None and watched.slo.targets:
-        within = _of(answer.slo_headroom_ratio)
-        if within.value is not None or within.at_most is not None:
-            return within
-    return _of(answer.saturation.headroom_ratio)
+    whole = _of(answer.saturation.headroom_ratio)
+    if watched.slo is None or not watched.slo.targets:
+        return whole
+    within = _of(answer.slo_headroom_ratio)
+    return within if within.at_most is not None else replace(within, at_most=whole.at_most)
 
 
 _OBJECTIVE = 0.95  # a target is a p95: one request of twenty may miss it
@@ -283,7 +283,10 @@ def _growth(after: Analysis) -> Observed:
             None, reason="the window does not reach back to a stretch as long before it"
         )
     before = type(after).of(after.window, begin - length, begin, after.assumptions)
-    return _of(compare(before, after).cost_at_same_load.ratio)
+    change = compare(before, after).cost_at_same_load
+    if change.is_more_than_noise is False:  # its bounds may still decide
+        return replace(_of(change.ratio), value=None, reason="no more than noise")
+    return _of(change.ratio)
 
 
 def _days_left(whole: Analysis) -> Observed:

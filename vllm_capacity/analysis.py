@@ -119,7 +119,7 @@ class Analysis:
         the range.
         """
         read = window.remembering() if exact else window
-        assumed = (assumptions or Assumptions()).of_targets(partial(target_labels, read))
+        assumed = (assumptions or Assumptions()).of_targets(partial(_labels_by_target, read))
         return cls(read, window.clamp(start, end), assumed)
 
     # --- frames ---------------------------------------------------------------------------------
@@ -664,6 +664,13 @@ def _listed_model(name: str | None) -> str | None:
         return None if name is None else find_llm(name).model
     except InputError:
         return None
+
+
+def _labels_by_target(window: Window) -> dict[str, dict[str, str]]:
+    """What is said of every target of the window, by instance: its name at least."""
+    names = window.named_sql("figures", "instances").get_column("instance")
+    told = target_labels(window)
+    return {name: {"instance": name, **told.get(name, {})} for name in names}
 
 
 def _requests(increases: pl.DataFrame, lost: losses.Losses) -> Requests:

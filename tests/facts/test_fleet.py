@@ -58,7 +58,7 @@ def test_rules_match_the_labels_of_targets(tmp_path):
         "- {match: '{team=~\"ads|shop\"}', instance: 'b*', gpus_per_engine: 2, usd_per_hour: 3}\n"
         "- {instance: '*', usd_per_hour: 9}\n"
     )
-    labels = {"a": {"team": "search"}, "b": {"team": "ads"}, "c": {"team": "ads"}}
+    labels = {"a": {"team": "search"}, "b": {"team": "ads"}, "c": {"team": "ads"}, "d": {}}
     rules = of_targets(load_fleet(written(tmp_path, "f.yaml", text)), labels)
     rates = {name: rate_in_force(rules, name, DAY) for name in ("a", "b", "c", "d")}
     found = {name: (r.gpus_per_engine, r.usd_per_gpu_hour.mid) for name, r in rates.items()}

@@ -1,5 +1,8 @@
 """How much memory an answer may take, and what is said where that is too little."""
 
+import gc
+
+import duckdb
 import pytest
 
 from tests.figures.small_windows import gauge, small_window
@@ -50,3 +53,31 @@ def test_an_hour_that_does_not_fit_is_refused_with_the_size_that_would_do(tmp_pa
         kept.rename(path / kept.name)
     with pytest.raises(InputError, match=r"from 2026-11-24T08:00:00Z to .* --memory-limit 4.3GB"):
         Analysis.of(window)
+
+
+def rows(own, query):
+    with own.cursor() as cursor:
+        return cursor.sql(query).fetchall()
+
+
+def filled():
+    own = memory.database()
+    with own.cursor() as cursor:
+        cursor.execute("create table samples as select 1 as value")
+    return own
+
+
+def test_databases_of_a_process_do_not_see_each_other():
+    one, other = filled(), memory.database()
+    assert rows(one, "select value from samples") == [(1,)]
+    with pytest.raises(duckdb.CatalogException):
+        rows(other, "select value from samples")
+
+
+def test_a_database_goes_with_its_last_reference():
+    one, other = filled(), memory.database()
+    name = one.name
+    del one
+    gc.collect()
+    there = rows(other, "select database_name from duckdb_databases()")
+    assert ((name,) in there, (other.name,) in there) == (False, True)

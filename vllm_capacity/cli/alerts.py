@@ -36,10 +36,10 @@ def alerts(argument: str | None, window: str | None, as_json: bool, **given: obj
     WINDOW is a path, or a name.
 
     Latency, KV cache, queue, failures and absence of data; with a target (--slo-ttft, --slo-itl)
-    how fast its error budget burns, whatever --over. Those on money and room want a threshold of
-    yours: --above cost=2 (USD per million output tokens), cost-growth=1.1 (against the time
-    before, at the same load and mix), idle-cost=50 (USD per day); --below headroom=0.2,
-    days-left=30. A figure that is not known is shown as unknown, and never taken for 0.
+    how fast its error budget burns, whatever --over. Alerts on cost and headroom need a threshold:
+    --above cost=2 (USD per million output tokens), cost-growth=1.1 (against the period before, at
+    the same load and mix), idle-cost=50 (USD per day); --below headroom=0.2, days-left=30. A
+    figure that is not known is shown as unknown, and never taken for 0.
 
     With --alertmanager, an alert that fires is told there, and one that is quiet is resolved; a
     figure that is not known changes nothing. Credentials come from ALERTMANAGER_USER and

@@ -9,6 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from vllm_capacity.cli import PROGRAM, cli
+from vllm_capacity.render.report.files import write_whole
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -26,8 +27,7 @@ def completion(shell: str, install: bool) -> None:
         click.echo(script, nl=False)
         return
     path = _place(shell)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(script)
+    write_whole(path, script)
     click.echo(f"Wrote {path}. {_NEEDS[shell]}")
 
 

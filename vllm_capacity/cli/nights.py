@@ -45,17 +45,7 @@ class Night:
         # All days of a store have one grain: by default what a pull of a day has.
         is_full = bool(source.is_full)
         return cls(
-            PullOrder(
-                source.origin,
-                source.stream,
-                None,
-                is_full,
-                late,
-                source.profile,
-                source.match,
-                source.tenant,
-                source.ca,
-            ),
+            source.pull_order(None, late, is_full=is_full),
             Source(source.origin, source.stream, days.zone, source.match, source.tenant),
             days.windows,
             reach,

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vllm_capacity.cli.options import local_path
 from vllm_capacity.cli.settings import SourceSettings, setting_options, taken
 from vllm_capacity.errors import InputError
-from vllm_capacity.live.pull import PullOrder, pull_window, unreached_end
+from vllm_capacity.live.pull import pull_window, unreached_end
 from vllm_capacity.sources.answers import Step
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 
@@ -53,16 +53,10 @@ def pull(
     """
     now = datetime.now(UTC)
     source = taken(SourceSettings, given)
-    order = PullOrder(
-        source.origin,
-        source.stream,
+    order = source.pull_order(
         asked_range(start, end, duration, now=now),
-        source.is_full,
         timedelta(seconds=parse_duration_seconds(late)),
-        source.profile,
-        source.match,
-        source.tenant,
-        source.ca,
+        is_full=source.is_full,
     )
     with progress_bar() as progress:
         pull_window(order, target, environment=os.environ, now=now, progress=progress)

@@ -10,9 +10,10 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import click
 import msgspec
@@ -21,7 +22,10 @@ from click.core import ParameterSource
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.cli.options import FILE, bounded, local_path, stream_name
 from vllm_capacity.errors import InputError
-from vllm_capacity.timerange import parse_duration_seconds, time_zone
+from vllm_capacity.timerange import TimeRange, parse_duration_seconds, time_zone
+
+if TYPE_CHECKING:
+    from vllm_capacity.live.pull import PullOrder
 
 FILE_NAME = "vllm-capacity.toml"
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
@@ -146,6 +150,24 @@ class SourceSettings:
         default=None,
         metadata=_about("--ca", "Certificates to trust instead of the system's.", type=FILE),
     )
+
+    def pull_order(
+        self, time_range: TimeRange | None, late: timedelta, *, is_full: bool | None
+    ) -> PullOrder:
+        """The order to pull that time from here; `is_full` as in the order."""
+        from vllm_capacity.live.pull import PullOrder  # httpx and all: not for --help
+
+        return PullOrder(
+            self.origin,
+            self.stream,
+            time_range,
+            is_full,
+            late,
+            self.profile,
+            self.match,
+            self.tenant,
+            self.ca,
+        )
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,13 @@ def watch(
     On a terminal the screen refreshes: s changes what comes first, q or Ctrl-C ends it. In a pipe
     each refresh is printed after the other. Nothing is stored, unless --to.
 
-    In the place of URLs, a PROMETHEUS that scrapes them: it is asked for the time of --over (with
-    --match for a part of its series; credentials as for `pull`). Or a WINDOW that `scrape` is
-    making just now: its journal is read, and nothing is scraped twice.
+    Instead of URLs, give the PROMETHEUS that scrapes them: the last --over are read from it, with
+    --match only some series. Credentials as for `pull`; a Prometheus that wants any is recognized
+    by --match. Or a WINDOW that `scrape` is making just now: its journal is read, and nothing is
+    scraped twice.
 
-    With --listen the figures (cost per million tokens, utilization, headroom, capacity, with their
-    bounds) are served to a Prometheus or KEDA instead, made anew when they are asked for.
+    With --listen, a Prometheus or KEDA can scrape the figures: cost per million tokens,
+    utilization, headroom and capacity, with their bounds.
 
     Who does not answer is said at once, with the cause; if nobody answers, --once ends with exit
     code 3. Credentials as for `scrape`.
@@ -105,11 +106,8 @@ def watch(
 
     source: AbstractContextManager[tuple[Recent | FromPrometheus, threading.Event]]
     seconds = parse_duration_seconds(over)
-    if (
-        len(urls) == 1
-        and "://" in urls[0]
-        and is_prometheus(checked_url(urls[0], variables=METRICS))
-    ):
+    is_url = len(urls) == 1 and "://" in urls[0]
+    if is_url and (match is not None or is_prometheus(checked_url(urls[0], variables=METRICS))):
         if to is not None:
             raise InputError(
                 "--to keeps scrapes; keep a Prometheus' samples by: vllm-capacity pull."
@@ -122,26 +120,29 @@ def watch(
         recent = Recent(seconds, len(set(urls)), kept)
         source = _source(urls, recent, parse_duration_seconds(every), profile)
     address = None if listen is None else listen_address(listen)
+    pause = parse_duration_seconds(refresh)
     with source as (looked_at, stop):
-        if address is not None:
-            _serve(looked_at, stop, address, assumptions_of(given), parse_duration_seconds(refresh))
-            return
         screen = _Screen(looked_at, order, as_json, given)
+        if address is not None:
+            with _served(looked_at, address, assumptions_of(given), pause):
+                while not stop.wait(pause):
+                    screen.tell_silent()
+            return
         if once:
             _wait_until_told(looked_at, stop)
             screen.show_once()
             return
-        screen.show_until(stop, parse_duration_seconds(refresh))
+        screen.show_until(stop, pause)
 
 
-def _serve(
+@contextmanager
+def _served(
     looked_at: Recent | FromPrometheus,
-    stop: threading.Event,
     address: tuple[str, int],
     assumptions: Assumptions,
     seconds: float,
-) -> None:
-    """Answer /metrics with what is there at that moment, until `stop` is set."""
+) -> Iterator[None]:
+    """Answer /metrics with what is there at that moment, at most every so many seconds anew."""
     from prometheus_client import CollectorRegistry, start_http_server
 
     from vllm_capacity.render.exports.currency import USD
@@ -155,17 +156,19 @@ def _serve(
     except OSError as error:
         raise InputError(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from None
     click.echo(f"http://{host}:{server.server_port}/metrics serves the figures", err=True)
-    stop.wait()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @contextmanager
 def _asking(
     url: str, match: str | None, seconds: float
 ) -> Iterator[tuple[FromPrometheus, threading.Event]]:
-    """A Prometheus, asked when something is shown."""
+    """A Prometheus, queried whenever something is shown."""
     from vllm_capacity.live.pull import prometheus_client
     from vllm_capacity.live.watch import FromPrometheus
     from vllm_capacity.selector import selector
@@ -308,7 +311,7 @@ class _Screen:
         """The engines, again and again: in place on a terminal, one after another in a pipe."""
         if self._as_json or not sys.stdout.isatty():
             while not stop.wait(seconds):
-                self._tell_silent()
+                self.tell_silent()
                 text = self._text()
                 if text is not None:
                     click.echo(text)
@@ -349,7 +352,7 @@ class _Screen:
 
         return silence(self._recent.silent) or "Waiting for the second scrape."
 
-    def _tell_silent(self) -> None:
+    def tell_silent(self) -> None:
         """Who does not answer, on stderr, each cause once."""
         for instance, why in self._recent.silent.items():
             line = f"vllm-capacity: {instance}: {why}"

@@ -1,4 +1,4 @@
-"""The last minutes of live servers, scraped into memory or asked of a Prometheus: for `watch`.
+"""The last minutes of live servers for `watch`: scraped into memory, or read from a Prometheus.
 
 Nothing is stored, unless a journal is given. A server that does not answer has a cause, at once:
 that is what somebody who typed the wrong port is waiting for.
@@ -94,7 +94,7 @@ class Recent:
 
 @dataclass
 class FromPrometheus:
-    """The last `seconds` that a Prometheus has, asked anew for each analysis.
+    """The last `seconds` that a Prometheus has, read again for each analysis.
 
     `silent` are the servers that it could not scrape last, by instance; itself where it fails.
     """

@@ -327,7 +327,8 @@ class KnownWindow:
 def known_windows(folders: Sequence[Path] = ()) -> list[KnownWindow]:
     """The windows in these folders, or in those that are looked through by name, by their names.
 
-    Of two of one name the nearer one, which is what the name opens. Nothing of their rows is read.
+    Of two of one name the nearer one, which is what the name opens. Of their rows, the times of the
+    first and the last hour are read.
     """
     found: dict[Path | str, Path] = {}
     for folder in folders or window_folders():
@@ -340,8 +341,10 @@ def _known_window(path: Path) -> KnownWindow:
     try:
         window = open_window(path)
         extent, source = window.extent, window.provenance.get("source", "")
-    except (WindowError, ValueError) as error:  # no rows have no extent
+    except WindowError as error:
         return KnownWindow(path.name, path, problem=str(error))
+    except ValueError:  # no rows have no extent
+        return KnownWindow(path.name, path, problem=f"The window {path} holds no rows.")
     size = sum(file.bytes for file in window.manifest.files)
     return KnownWindow(
         path.name,

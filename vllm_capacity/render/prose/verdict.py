@@ -26,6 +26,7 @@ from vllm_capacity.render.numbers import (
 )
 from vllm_capacity.verdicts.fleet import EngineRow
 from vllm_capacity.verdicts.saturation.advice import KV_MEMORY, REPLICAS
+from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED
 from vllm_capacity.verdicts.saturation.fit import BORROWED, EXTRAPOLATED, Saturation
 from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, KV, PREFILL, SCHEDULER, UNKNOWN
 
@@ -66,6 +67,7 @@ POOR = frozenset({"error"})
 USABLE = frozenset({"warning"})
 
 _CENT_USD = 0.01
+_SOME_ENGINES = NOT_REACHED.partition("{}")[0]
 _NAMED = 3
 _FULL_RATIO = 0.95
 _WIDE = 3.0  # an interval whose ends differ by this factor is called rough
@@ -189,7 +191,7 @@ def _utilization(answer: Answer) -> str:
     cost = answer.cost
     used, idle, bill = cost.utilization, cost.idle_usd, cost.allocation_usd
     why = reason(used)
-    if answer.window.engines > 1:  # what each engine lacks is told in the section on saturation
+    if answer.window.engines > 1 and why.startswith(_SOME_ENGINES):  # more below, by engine
         why = why.partition(": ")[0]
     if used.is_unknown:
         return f"Utilization, and so the unused share of the bill, is not known: {why}."
