@@ -178,6 +178,25 @@ def _varied(draft: _Draft) -> _Shaped:
     return _Shaped(f"{form} to {high:.0%}", seconds, load)
 
 
+def _waves(draft: _Draft) -> _Shaped:
+    """Loads that vary as `_varied` ones do, far below what the server can."""
+    low, high = draft.between(0.01, 0.05), draft.pick(0.08, 0.12, 0.2, 0.3, 0.4)
+    form = draft.rng.choice(["ramp", "triangle", "diurnal", "diurnal", "clients"])
+    if form == "clients":
+        levels = _levels(max(3.0, high * draft.knee))
+        step = max(120.0, 4 * draft.answer_seconds)
+        load: Load = (loads.client_steps(levels, step, 0.0),)
+        return _Shaped(f"clients to {high:.0%}", step * len(levels), load)
+    if form == "diurnal":
+        days = draft.pick(1.0, 2.0, 7.0)
+        seconds = draft.within_reason(days * DAY, 0.4 * high)
+        rate = loads.diurnal(low, high, seconds / days)
+    else:
+        seconds = draft.pick(0.5, 1.0, 2.0) * HOUR
+        rate = (loads.ramp if form == "ramp" else loads.triangle)(low, high, 0.0, seconds)
+    return _Shaped(f"{form} to {high:.0%}", seconds, draft.varying(rate, high, seconds))
+
+
 def _levels(most: float) -> list[int]:
     found, level = [1], 1.0
     while level < most:
@@ -266,7 +285,9 @@ _SHAPES: dict[str, Callable[[_Draft], _Shaped]] = {
     "batch": _batch,
     "neighbor": _neighbor,
 }
-KINDS = (*_SHAPES, "fleets")
+KINDS = (*_SHAPES, "fleets", "waves")
+"""The dice of a case depend on its kind's place here: new ones go to the end."""
+_SHAPES["waves"] = _waves
 
 
 def cases(kind: str, count: int, seed: int = 0) -> list[Case]:

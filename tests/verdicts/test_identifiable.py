@@ -8,6 +8,7 @@ from vllm_capacity.verdicts.saturation.capacity import (
     blocks,
     dipped,
     has_bent,
+    is_batch_small,
     is_easing,
     is_load_lasting,
     is_load_varied,
@@ -20,7 +21,7 @@ SECONDS = 20.0
 TOKENS_A_REQUEST = 100.0
 
 
-def served(arrivals_per_second, *, bend=16.0, seed=0):
+def served(arrivals_per_second, *, bend=16.0, seed=0, kv_limit=None):
     """Steps of a server with step time ∝ 1 + N/bend whose arrivals are Poisson at those rates."""
     rng = np.random.default_rng(seed)
     steps = []
@@ -31,6 +32,8 @@ def served(arrivals_per_second, *, bend=16.0, seed=0):
         finished = rng.poisson(rate * SECONDS) / SECONDS
         itl = running / output if output else None
         more = {"requests_per_second": finished, "itl_mean_seconds": itl}
+        if kv_limit is not None:
+            more["kv_cache_ratio_mean"] = running / kv_limit
         steps.append(steady(running, output, **more))
     return made_steps(*steps, seconds=SECONDS)
 
@@ -115,7 +118,42 @@ RUNNING = 1.5 ** np.arange(12)
     ],
 )
 def test_a_curve_that_straightens_again_does_not_end_near(step_times, expected):
-    assert is_easing(LoadPoints.of(RUNNING, RUNNING / step_times)) == expected
+    assert is_easing(LoadPoints.of(RUNNING, RUNNING / step_times), None) == expected
+
+
+@pytest.mark.parametrize(
+    ("kv_limit", "expected"),
+    [
+        pytest.param(None, True, id="nothing tells how many fit"),
+        pytest.param(400.0, True, id="many times as many would fit"),
+        pytest.param(100.0, False, id="the memory ends near the loads seen"),
+    ],
+)
+def test_steps_that_ease_a_little_tell_of_a_far_limit_alone(kv_limit, expected):
+    running = np.linspace(1, 60, 20)
+    step_times = 10 + running - 0.004 * running**2  # a further request slows 0.7 × as much
+    assert is_easing(LoadPoints.of(running, running / step_times), kv_limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "kv_limit", "expected"),
+    [
+        pytest.param(8, None, True, id="few ran, and nothing tells how many fit"),
+        pytest.param(8, 200.0, True, id="few ran of the many that would fit"),
+        pytest.param(8, 20.0, False, id="few ran, and few more would fit"),
+        pytest.param(40, 2000.0, False, id="many ran"),
+    ],
+)
+def test_small_batches_do_not_tell_of_large_ones(most, kv_limit, expected):
+    running = np.linspace(0.5, most, 12)
+    assert is_batch_small(LoadPoints.of(running, running / (10 + running)), kv_limit) == expected
+
+
+def test_a_bend_among_few_requests_gives_the_best_minute_as_a_lower_bound():
+    (fit,) = engine_fits(served(list(np.linspace(0.1, 1.0, 180)), bend=8.0, kv_limit=400))
+    assert fit.levels.loads.heaviest < 16
+    assert (fit.kind, fit.capacity.mid) == (BOUNDED, None)
+    assert "requests ran at once" in fit.capacity.reason
 
 
 def test_blocks_take_a_minute_and_five_requests():

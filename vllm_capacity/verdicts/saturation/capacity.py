@@ -4,7 +4,7 @@ An unknown capacity says, in numbers, how much more load it would take to know i
 
 Whether a window can tell a capacity that it did not reach: its load varied, and output bent.
 
-A curve can be drawn through any scatter, and at a steady load the scatter is chance. Five things
+A curve can be drawn through any scatter, and at a steady load the scatter is chance. Six things
 are proven before a peak is extrapolated:
 
 1. *The load varied by cause.* Requests that arrive at a constant rate finish in numbers that
@@ -16,7 +16,8 @@ are proven before a peak is extrapolated:
    a lightly loaded server that ratio is flat, and it may be anywhere below its knee.
 4. *It bends towards a limit*: each further request slows tokens no less than those before
    (`is_easing`).
-5. *One server was seen.* Throughput is concave in load: no load gives less than lighter and
+5. *Batches were large enough*, or the memory would not hold far larger ones (`is_batch_small`).
+6. *One server was seen.* Throughput is concave in load: no load gives less than lighter and
    heavier ones let expect (`dipped`), or something outside slowed the server meanwhile.
 
 Where one fails, what was seen is a lower bound, and no more than that can be known.
@@ -58,7 +59,9 @@ _MIN_BLOCKS = 3
 _SIGNIFICANT = 3.1
 _LEAST_VARIATION = 0.2
 _LEAST_CORRELATION = 0.5
-_LIGHT, _EASING, _MIN_LOADS_A_PART = 1 / 3, 0.6, 3
+_LIGHT, _MIN_LOADS_A_PART = 1 / 3, 2
+_EASING_NEAR, _EASING_FAR, _FAR_LIMIT = 0.6, 0.85, 4.0
+_LEAST_BATCH = 16.0
 _LEAST_BEND, _BEND_ERRORS = 1.15, 2.5
 _LEAST_DIP, _DIP_ERRORS = 0.1, 1.5
 
@@ -135,15 +138,34 @@ def has_bent(found: Blocks) -> bool:
     return growth >= _LEAST_BEND and growth >= 1 + _BEND_ERRORS * error * growth
 
 
-def is_easing(loads: LoadPoints) -> bool:
-    """Whether each further request slows tokens far less at heavy loads than it did at light ones.
+def is_limit_far(loads: LoadPoints, kv_limit: float | None) -> bool:
+    """Whether the KV cache would hold several times the heaviest load, or nothing tells."""
+    return kv_limit is None or kv_limit > _FAR_LIMIT * loads.heaviest
+
+
+def is_batch_small(loads: LoadPoints, kv_limit: float | None) -> bool:
+    """Whether fewer ran at once than tell how steps lengthen, where far more would fit.
+
+    A mixture of experts that sends each token to one in sixteen of them reads more experts with
+    every request of its first sixteen, and hardly more after: up to there it bends as a server
+    does that is near its limit.
+    """
+    return loads.heaviest < _LEAST_BATCH and is_limit_far(loads, kv_limit)
+
+
+def is_easing(loads: LoadPoints, kv_limit: float | None) -> bool:
+    """Whether each further request slows tokens less at heavy loads than it did at light ones.
 
     That is no approach to a limit, where it slows them as much or more. A mixture of experts does
-    so until every step reads all of them, and what comes after cannot be told from there.
+    so until every step reads all of them, and what comes after cannot be told from there. The
+    farther the limit of the KV cache, the less easing says so. Loads under one running request are
+    left out: a request alone is not slowed by others.
     """
     step_times = loads.running / loads.output
-    is_light = loads.running <= loads.heaviest * _LIGHT
-    is_heavy = ~is_light
+    is_light = (loads.running >= 1) & (loads.running <= loads.heaviest * _LIGHT)
+    is_heavy = loads.running > loads.heaviest * _LIGHT
+    if not is_heavy.any():
+        return False
     is_light[is_heavy.argmax()] = True  # the parts share the load between them
     if is_light.sum() < _MIN_LOADS_A_PART or is_heavy.sum() < _MIN_LOADS_A_PART:
         return False
@@ -151,7 +173,7 @@ def is_easing(loads: LoadPoints) -> bool:
         float(np.polyfit(loads.running[part], step_times[part], 1)[0])
         for part in (is_light, is_heavy)
     )
-    return heavy < _EASING * light
+    return heavy < (_EASING_FAR if is_limit_far(loads, kv_limit) else _EASING_NEAR) * light
 
 
 def dipped(loads: LoadPoints) -> float | None:
@@ -290,6 +312,16 @@ def easing(loads: LoadPoints) -> Estimate:
         f"each further request, up to {loads.heaviest:,.1f} running, slowed tokens less than the "
         "ones before, as with a mixture of experts far below its limit. It takes a load test up to "
         "where requests wait"
+    )
+
+
+def small_batch(loads: LoadPoints, kv_limit: float | None) -> Estimate:
+    """Unknown, since few requests ran at once, of the many that the KV cache would hold."""
+    room = "" if kv_limit is None else f" of about {kv_limit:,.0f} that the KV cache would hold"
+    return Estimate.unknown(
+        f"at most {loads.heaviest:,.1f} requests ran at once{room}: how long steps get with far "
+        "larger batches cannot be told from so small ones. It takes a load test up to where "
+        "requests wait"
     )
 
 

@@ -44,11 +44,13 @@ from vllm_capacity.verdicts.saturation.capacity import (
     fleet_sum,
     has_bent,
     headroom,
+    is_batch_small,
     is_easing,
     is_load_lasting,
     is_load_varied,
     no_less,
     slowed_at_limit,
+    small_batch,
     steady,
     too_light,
     too_short,
@@ -397,8 +399,10 @@ def _extrapolated(
     dip = dipped(loads)
     if dip is not None:
         return uneven(dip)
-    if is_easing(loads):
+    if is_easing(loads, kv_limit):
         return easing(loads)
+    if is_batch_small(loads, kv_limit):
+        return small_batch(loads, kv_limit)
     peak_estimate = extrapolated_peak(loads, kv_limit, prior=_prior(steps, loads))
     peak = extrapolated(peak_estimate, loads, kv_limit)
     return peak if best is None else no_less(peak, best)

@@ -44,7 +44,9 @@ def undisputed(
     easing_fits = [
         fit
         for fit in fits
-        if fit.kind == BOUNDED and len(fit.levels.loads) and is_easing(fit.levels.loads)
+        if fit.kind == BOUNDED
+        and len(fit.levels.loads)
+        and is_easing(fit.levels.loads, fit.kv_limit_running)
     ]
     found = []
     for fit in fits:
