@@ -2,7 +2,8 @@
 
 The cases are those of their kind that take the fewest requests, of a seed that no constant of the
 package was chosen with; of loads that vary every third by requests, since the shortest of them tell
-least, and waves far below the limit besides. `python -m bench.capacity_truth --seed S` judges any other.
+least, and waves far below the limit besides. `python -m bench.capacity_truth --seed S` judges any
+other.
 """
 
 import math
