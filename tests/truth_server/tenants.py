@@ -1,0 +1,223 @@
+"""Windows of several tenants whose marginal cost is known: the same requests, one tenant left out.
+
+A server answers a list of requests at a given number at a time (which changes along the list). What
+a tenant cost is by how much sooner the list is done without its requests, at the same numbers at a
+time: the server's own laws say it, no formula of shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tests.truth_server.model import Engine, Feed, Request
+from tests.truth_server.servers import MIXES, PAIRS, SERVERS, Mix, Server
+from tests.truth_server.truth import truths
+from tests.truth_server.windows import EPOCH, Columns, us
+from vllm_capacity.telemetry.rows import RowBuffer
+from vllm_capacity.telemetry.store import write_window
+
+_INTERVALS = (5.0, 10.0, 15.0, 15.0, 30.0)
+_LENGTHS = (900.0, 1800.0, 1800.0, 3600.0)
+_LEAST_JOBS = 2_000  # so that what is under way at the end hardly counts
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request of the list: whose it is, its lengths, and how many are answered at a time."""
+
+    tenant: str
+    prompt: int
+    output: int
+    level: int
+
+
+@dataclass(frozen=True)
+class Spell:
+    """A part of a window: so long, so many requests at a time, the tenants' shares of requests."""
+
+    seconds: float
+    level: int
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TenantCase:
+    """A window to come: its server, its tenants by name with their mixes, its spells."""
+
+    seed: int
+    server: Server
+    tenants: dict[str, Mix]
+    spells: tuple[Spell, ...]
+    scrape_seconds: float
+
+    @property
+    def name(self) -> str:
+        mixes = "+".join(mix.name for mix in self.tenants.values())
+        return f"{self.seed}:{self.server.name}:{mixes}:{[one.level for one in self.spells]}"
+
+
+@dataclass(frozen=True)
+class TenantTruth:
+    """What was used, as a gateway would log it, and what each tenant's requests took, seconds."""
+
+    usage: pl.DataFrame
+    seconds: float
+    without: dict[str, float]
+
+    @property
+    def marginal_seconds(self) -> dict[str, float]:
+        """By how much sooner the list is done without each tenant."""
+        return {name: self.seconds - other for name, other in self.without.items()}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each tenant's part of all marginal seconds; they add up to 1."""
+        found = self.marginal_seconds
+        whole = sum(found.values())
+        return {name: seconds / whole for name, seconds in found.items()}
+
+
+def tenant_case(seed: int) -> TenantCase:
+    """The case of that number, the same each time."""
+    rng = np.random.default_rng((seed, 77))
+    server = list(SERVERS.values())[seed % len(SERVERS)]
+    own = [mix for name, mix in PAIRS if name == server.name]
+    if server.name != "cpu-small":
+        own = sorted({*own, "classify", "chat", "rag", "reason"} - ({"long"} if rng.random() < 0.5 else set()))
+    count = min(len(own), int(rng.integers(2, 5)))
+    mixes = [str(name) for name in rng.choice(own, count, replace=False)]
+    tenants = {f"tenant-{i}": MIXES[name] for i, name in enumerate(mixes)}
+    length = float(rng.choice(_LENGTHS))
+    pair = next(pair for pair in PAIRS if pair[0] == server.name)
+    knee = truths()[pair].running_at_95
+    spells = int(rng.choice([1, 1, 2, 3, 6]))
+    most = float(rng.choice([0.1, 0.5, 1.0, 1.3]))
+    levels = [max(1, round(knee * most * rng.uniform(0.15, 1.0))) for _ in range(spells)]
+    each = max(_seconds_each(server, MIXES[name], max(levels)) for name in mixes)
+    length = max(600.0, length, _LEAST_JOBS * each)
+    base = rng.dirichlet(np.full(count, 2.0))
+    return TenantCase(
+        seed,
+        server,
+        tenants,
+        tuple(
+            Spell(length / spells, level, tuple(_tilted(rng, base))) for level in levels
+        ),
+        float(rng.choice(_INTERVALS)),
+    )
+
+
+def _seconds_each(server: Server, mix: Mix, level: int) -> float:
+    """About how long the server takes for a request, so many at a time."""
+    prompt, output = mix.means()
+    kv = level * (prompt + output / 2)
+    step = float(server.law.seconds(level, 0, kv))
+    mixed = float(server.law.seconds(level, min(round(prompt), server.step_tokens), kv))
+    return output * step / level + (mixed - step) * max(1.0, prompt / server.step_tokens)
+
+
+def _tilted(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
+    tilted = base * rng.lognormal(0, 0.6, len(base))
+    return tilted / tilted.sum()
+
+
+class _Pool(Feed):
+    """Requests of a list, so many at a time; without a list, drawn until the spells are over."""
+
+    def __init__(self, case: TenantCase, jobs: Sequence[Job] | None) -> None:
+        super().__init__()
+        self._case, self._jobs = case, jobs
+        self._rng = np.random.default_rng((case.seed, 78))
+        self._ends = np.cumsum([spell.seconds for spell in case.spells])
+        self._drawn: dict[str, list[tuple[int, int]]] = {name: [] for name in case.tenants}
+        self._active = 0
+        self.sent: list[tuple[Job, Request]] = []
+        self.done_at: float | None = None
+        self.refill(0.0)
+
+    def finished(self, request: Request, now: float) -> None:
+        self._active -= 1
+        self.refill(now)
+
+    def refill(self, now: float) -> None:
+        while (job := self._next(now)) is not None and self._active < job.level:
+            request = Request(now, job.prompt, job.output, client=len(self.sent))
+            self.sent.append((job, request))
+            self._pending = None
+            self._active += 1
+            self.send(request)
+        if job is None and self.done_at is None:
+            self.done_at = now
+
+    _pending: Job | None = None
+
+    def _next(self, now: float) -> Job | None:
+        if self._jobs is not None:
+            return self._jobs[len(self.sent)] if len(self.sent) < len(self._jobs) else None
+        spell = int(np.searchsorted(self._ends, now, side="right"))
+        if spell >= len(self._ends):
+            return None
+        if self._pending is None:
+            own = self._case.spells[spell]
+            name = list(self._case.tenants)[self._rng.choice(len(own.shares), p=own.shares)]
+            self._pending = Job(name, *self._lengths(name), own.level)
+        return self._pending
+
+    def _lengths(self, name: str) -> tuple[int, int]:
+        if not self._drawn[name]:
+            prompts, outputs = self._case.tenants[name].draw(self._rng, 512)
+            self._drawn[name] = list(zip(prompts.tolist(), outputs.tolist(), strict=True))
+        return self._drawn[name].pop()
+
+
+def _engine(case: TenantCase, jobs: Sequence[Job] | None, seed: int) -> tuple[Engine, _Pool]:
+    pool = _Pool(case, jobs)
+    mix = next(iter(case.tenants.values()))
+    return Engine(case.server, mix, pool, seed), pool
+
+
+def _run(engine: Engine, pool: _Pool) -> float:
+    """Until the last request of the list has been sent; the time that took."""
+    until = 0.0
+    while pool.done_at is None:
+        until += 60.0
+        engine.advance(until)
+    return pool.done_at
+
+
+def write(case: TenantCase, path: Path) -> TenantTruth:
+    """Serve the case, scrape it into a window at `path`, and leave out each tenant in turn."""
+    engine, pool = _engine(case, None, case.seed)
+    buffer = RowBuffer()
+    columns = Columns(buffer, "gpu-0:8000", case.server)
+    at = 0.0
+    while pool.done_at is None:
+        at += case.scrape_seconds
+        engine.advance(at)
+        columns.add(us(at), engine.snapshot(), -1.0)
+        buffer.scrape("gpu-0:8000", us(at), is_up=True, seconds=0.005)
+    write_window(path, buffer.rows(), {"simulated": True, "about": "tests/truth_server"})
+    jobs = [job for job, _ in pool.sent]
+    seconds = pool.done_at
+    engine.advance(seconds + 3600.0)
+    without = {}
+    for name in case.tenants:
+        others = [job for job in jobs if job.tenant != name]
+        without[name] = _run(*_engine(case, others, case.seed)) if others else 0.0
+    return TenantTruth(_usage(pool), seconds, without)
+
+
+def _usage(pool: _Pool) -> pl.DataFrame:
+    """A row per request, as a gateway logs it."""
+    rows = [
+        (job.tenant, EPOCH.timestamp() + one.arrival, EPOCH.timestamp() + one.last, one.prompt,
+         one.output)
+        for job, one in pool.sent
+    ]  # fmt: skip
+    names = ["key", "start", "end", "prompt_tokens", "output_tokens"]
+    return pl.DataFrame(rows, schema=names, orient="row")

@@ -1,0 +1,254 @@
+"""Each key's share of what some engines cost: of each part of their time, by what it used of it.
+
+*Which cost.* That at the window's own concurrency: the time of each engine step is shared among the
+requests that ran in it. So the shares add up to the bill, and (on made servers) each is what leaving
+that key out would save while as many requests are served at a time as were. What a key would cost
+alone, or against a full batch, are other questions, whose answers do not add up.
+
+Prefill time is shared by prompt tokens computed, decode time by output tokens, the fixed part of
+steps by how many ran beside (an answer at night, alone, has all of it), and memory by KV cache held:
+tokens of context × output tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vllm_capacity.estimate import CONFIDENCE, Estimate, Kind
+from vllm_capacity.verdicts.cost.bill import OUTPUT_TOKEN_WEIGHT
+from vllm_capacity.verdicts.cost.engine_time import EngineTime
+
+Floats = NDArray[np.float64]
+
+_SEED = 19
+_MODEL_ERROR = 0.03  # of a share: what laws other than the fitted one left, on made servers
+_SPREAD = 2.0  # of each key's cached part, where its log does not say: as wide as can be
+_FITTED = "each step's time shared among the requests that ran in it, at the window's concurrency"
+_RULE = f"assumed: an output token weighs {OUTPUT_TOKEN_WEIGHT:g} input ones"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the engines counted: prompt tokens, those computed (None: not known), output tokens."""
+
+    prompt_tokens: float
+    computed_tokens: float | None
+    output_tokens: float
+
+
+@dataclass(frozen=True)
+class AlikeEngines:
+    """Engines of one make: their part of the pool's cost, and where their time went, or why not."""
+
+    weight: float
+    time: EngineTime | str
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The share of each key of a pool's cost, and of the use that no row explains.
+
+    `best` and a row per draw add up to 1 over keys and `unmatched`, which is the last. `bounds` are
+    the lowest and highest shares that any weights would give, for the `assumed` part of the cost.
+    """
+
+    keys: tuple[str, ...]
+    best: Floats
+    draws: Floats
+    bounds: tuple[Floats, Floats]
+    assumed: float
+    reason: str
+
+
+def pool_shares(rows: pl.DataFrame, counted: Counted, engines: Sequence[AlikeEngines]) -> Shares:
+    """The shares of the keys of `rows` (sources/usage.py, those of the pool and time).
+
+    Rows stand for their own part of the time range only (`part`, 0..1).
+    """
+    rows = rows.with_columns(
+        *(pl.col(f"{name}_tokens") * pl.col("part") for name in ("prompt", "cached", "output")),
+        context=pl.col("prompt_tokens") / pl.col("requests")
+        + pl.col("output_tokens") / pl.col("requests") / 2,
+    )
+    use = _Use(rows, counted)
+    rng = np.random.default_rng(_SEED)
+    whole = math.fsum(each.weight for each in engines) or 1.0
+    count = len(use.keys) + 1
+    best, low, high = np.zeros(count), np.zeros(count), np.zeros(count)
+    draws: Floats | float = 0.0
+    assumed, reasons = 0.0, []
+    for each in engines:
+        weight = each.weight / whole
+        if isinstance(each.time, str):
+            assumed += weight
+            reasons.append(each.time)
+            parts = use.parts(None)
+            best += weight * use.by_rule()
+            low += weight * parts.min(axis=1)
+            high += weight * parts.max(axis=1)
+        else:
+            parts = use.parts(each.time.stretches)
+            best += weight * (parts @ each.time.shares)
+            draws = draws + weight * use.drawn(parts, each.time.draws, rng)
+    if isinstance(draws, float):
+        draws = np.zeros((1, count))
+    return Shares(use.keys, best, draws, (low, high), assumed, "; ".join(dict.fromkeys(reasons)))
+
+
+def estimates(pools: Sequence[tuple[float, Shares]]) -> dict[str, Estimate]:
+    """The share of each key of all pools' cost together, by these weights; "" is unmatched use."""
+    names = dict.fromkeys(key for _, each in pools for key in (*each.keys, ""))
+    place = {name: index for index, name in enumerate(names)}
+    whole = math.fsum(weight for weight, _ in pools) or 1.0
+    best, low, high = np.zeros(len(names)), np.zeros(len(names)), np.zeros(len(names))
+    draws = np.zeros((max(len(each.draws) for _, each in pools), len(names)))
+    assumed = 0.0
+    for weight, each in pools:
+        at = [place[key] for key in (*each.keys, "")]
+        part = weight / whole
+        best[at] += part * each.best
+        draws[:, at] += part * each.draws  # one row of zeros where all is assumed
+        low[at] += part * each.bounds[0]
+        high[at] += part * each.bounds[1]
+        assumed += part * each.assumed
+    ends = (1 - CONFIDENCE) / 2
+    drawn = np.quantile(draws, [ends, 1 - ends], axis=0)
+    low = np.minimum(low + drawn[0] * (1 - _MODEL_ERROR), best)
+    high = np.maximum(high + drawn[1] * (1 + _MODEL_ERROR), best)
+    basis, kind, confidence = (_FITTED,), Kind.ESTIMATED, CONFIDENCE
+    if assumed > 0.01:
+        reason = "; ".join(dict.fromkeys(each.reason for _, each in pools if each.reason))
+        basis = (_RULE, f"ends: any weights ({reason})")
+        kind = Kind.ASSUMED
+    return {
+        name: Estimate.known(
+            max(0.0, low[i]), best[i], min(1.0, high[i]), *basis, kind=kind, confidence=confidence
+        )
+        for name, i in place.items()
+    }
+
+
+class _Use:
+    """What each key used, as columns: keys in order, then what no row explains."""
+
+    def __init__(self, rows: pl.DataFrame, counted: Counted) -> None:
+        self._rows, self._counted = rows, counted
+        known = pl.col("prompt_tokens") - pl.col("cached_tokens")
+        unsure = pl.when(pl.col("cached_tokens").is_null()).then("prompt_tokens").otherwise(0.0)
+        by_key = (
+            rows.group_by("key", maintain_order=True)
+            .agg(
+                computed=known.fill_null(0.0).sum(),
+                unsure=unsure.sum(),
+                prompt=pl.col("prompt_tokens").sum(),
+                output=pl.col("output_tokens").sum(),
+                context=(pl.col("context") * pl.col("output_tokens")).sum(),
+            )
+            .sort("key")
+        )
+        self.keys = tuple(by_key["key"])
+        self._by_key = by_key
+        self._output = self._with_rest(by_key["output"].to_numpy(), counted.output_tokens)
+        self._context = self._like_output(by_key["context"].to_numpy())
+        self._computed = by_key["computed"].to_numpy()
+        self._unsure = by_key["unsure"].to_numpy()
+
+    @property
+    def _unsure_ratio(self) -> float:
+        """How much of the prompts whose cached part no log tells was computed, by the counters."""
+        unsure, computed = float(self._unsure.sum()), self._counted.computed_tokens
+        if not unsure or computed is None:
+            return 1.0
+        cached = self._counted.prompt_tokens - computed
+        known = float(self._by_key["prompt"].sum()) - unsure - float(self._computed.sum())
+        outside = max(0.0, self._counted.prompt_tokens - float(self._by_key["prompt"].sum()))
+        return 1 - min(1.0, max(0.0, cached - known) / (unsure + outside))
+
+    def _with_rest(self, used: Floats, counted: float) -> Floats:
+        """Each key's part of the sum, the last that of what no row explains."""
+        rest = max(0.0, counted - float(used.sum()))
+        return _scaled(np.append(used, rest))
+
+    def _like_output(self, used: Floats) -> Floats:
+        """Each key's part, where what no row explains is as its output."""
+        rest = self._output[-1]
+        return np.append(_scaled(used) * (1 - rest), rest)
+
+    def _prompts(self, ratios: Floats | float) -> Floats:
+        computed = self._counted.computed_tokens
+        whole = self._counted.prompt_tokens if computed is None else computed
+        return self._with_rest(self._computed + ratios * self._unsure, whole)
+
+    def parts(self, stretches: pl.DataFrame | None) -> Floats:
+        """Each key's part of each component of engine time (`COMPONENTS`): a row per key."""
+        steps = self._output if stretches is None else self._like_output(self._steps(stretches))
+        prompts = self._prompts(self._unsure_ratio)
+        return np.stack([prompts, self._output, steps, self._context], axis=1)
+
+    def _steps(self, stretches: pl.DataFrame) -> Floats:
+        """The engine steps of each key: its output tokens, each by how many shared its step."""
+        shared = _Sharing(stretches)
+        rows = self._rows.select(
+            "key",
+            steps=pl.Series(
+                shared.mean(_seconds(self._rows["start"]), _seconds(self._rows["end"]))
+            )
+            * self._rows["output_tokens"],
+        )
+        by_key = rows.group_by("key").agg(pl.col("steps").sum()).sort("key")
+        return by_key["steps"].to_numpy()
+
+    def by_rule(self) -> Floats:
+        """The shares by tokens at a stated weight."""
+        computed = self._counted.computed_tokens
+        prompt = self._counted.prompt_tokens if computed is None else computed
+        weights = np.array([prompt, OUTPUT_TOKEN_WEIGHT * self._counted.output_tokens])
+        both = np.stack([self._prompts(self._unsure_ratio), self._output], axis=1)
+        return np.asarray(both @ _scaled(weights))
+
+    def drawn(self, parts: Floats, times: Floats, rng: np.random.Generator) -> Floats:
+        """The shares by each draw of where the time went; a row per draw."""
+        shares = times @ parts.T
+        ratio = self._unsure_ratio
+        if not 0.001 < ratio < 0.999 or not self._unsure.sum():
+            return np.asarray(shares)
+        for row, time in zip(shares, times, strict=True):
+            ratios = rng.beta(_SPREAD * ratio, _SPREAD * (1 - ratio), len(self.keys))
+            row += time[0] * (self._prompts(ratios) - parts[:, 0])
+        return np.asarray(shares)
+
+
+class _Sharing:
+    """How much of an engine step an output token had, over time."""
+
+    def __init__(self, stretches: pl.DataFrame) -> None:
+        by_time = (
+            stretches.group_by("start").agg(pl.col("steps", "output_tokens").sum()).sort("start")
+        )
+        starts = _seconds(by_time["start"])
+        self._edges = np.append(starts, max(_seconds(stretches["end"]).max(), starts[-1] + 1e-3))
+        each = (by_time["steps"] / by_time["output_tokens"]).to_numpy()
+        self._sums = np.append(0.0, np.cumsum(each * np.diff(self._edges)))
+
+    def mean(self, starts: Floats, ends: Floats) -> Floats:
+        """The mean over each time; of a time before or after all, that of the nearest."""
+        first, last = self._edges[0], self._edges[-1]
+        starts = np.clip(starts, first, last - 1e-3)
+        ends = np.clip(ends, starts + 1e-3, last)
+        sums = (np.interp(at, self._edges, self._sums) for at in (ends, starts))
+        return np.asarray((next(sums) - next(sums)) / (ends - starts))
+
+
+def _seconds(times: pl.Series) -> Floats:
+    return times.dt.epoch("us").to_numpy() / 1e6
+
+
+def _scaled(values: Floats) -> Floats:
+    whole = float(values.sum())
+    return values / whole if whole else np.full(len(values), 1 / max(1, len(values)))
