@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -25,13 +25,16 @@ import polars as pl
 
 from vllm_capacity import analysis, comparison
 from vllm_capacity import plan as planning
+from vllm_capacity import tenants as tenancy
 from vllm_capacity.assumptions import Assumptions, Slo, pricing, slo_of
 from vllm_capacity.comparison import Comparison
 from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.plan import Plan, PlanRequest
 from vllm_capacity.record import plain
+from vllm_capacity.sources.usage import UsageLog
 from vllm_capacity.telemetry import window as telemetry
+from vllm_capacity.tenants import IdleRule, Tenants
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 from vllm_capacity.verdicts.demand.forecast import Forecast
 from vllm_capacity.verdicts.hardware.what_if import WhatIf
@@ -169,6 +172,22 @@ class Analysis(analysis.Analysis):
             policy=policy or Policy(),
         )
         return planning.plan(self, request)
+
+    def tenants(
+        self,
+        usage: UsageLog | str | Path | Sequence[str | Path],
+        *,
+        idle: IdleRule = "shared",
+        models: Mapping[str, str] | None = None,
+    ) -> Tenants:
+        """The bill by tenant, from what a gateway logged: a `read_usage`, or files it can read.
+
+        `idle`: in proportion to use, or kept "apart". `models` say which served model a name in the
+        log is. InputError where no row is of this time and a model that is served.
+        """
+        if not isinstance(usage, UsageLog):
+            usage = read_usage(usage)
+        return tenancy.tenants(self, usage, idle=idle, aliases=models)
 
     def explain(self, figure: str) -> Any:  # noqa: ANN401  shown by its repr
         """How a figure is made: `a.explain("cost.per_request")`.
@@ -316,6 +335,29 @@ def compare(before: analysis.Analysis, after: analysis.Analysis) -> Comparison:
     if not all(isinstance(each, analysis.Analysis) for each in (before, after)):
         raise InputError("Compare two analyses: vc.compare(a.analyze(), b.analyze()).")
     return comparison.compare(before, after)
+
+
+def read_usage(
+    files: str | Path | Sequence[str | Path],
+    *,
+    columns: Mapping[str, str] | None = None,
+    log_format: str | None = None,
+    show_keys: bool = False,
+    secret: str = "",
+) -> UsageLog:
+    """What gateways logged of requests, for `a.tenants`: LiteLLM, Envoy, nginx, CSV, Parquet.
+
+    `columns` says how a log calls what ({"key": "x-tenant"}), `log_format` is nginx's. Keys are
+    hashed, with `secret` so that nobody can check a guess, unless `show_keys`. InputError for a
+    file of which no row can be read.
+    """
+    from vllm_capacity.sources import usage
+
+    paths = [files] if isinstance(files, str | Path) else files
+    keys = usage.Keys(secret, are_shown=show_keys)
+    return usage.read_usage(
+        [Path(each) for each in paths], columns=columns, log_format=log_format, keys=keys
+    )
 
 
 def what_if(

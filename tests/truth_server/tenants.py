@@ -88,7 +88,10 @@ def tenant_case(seed: int) -> TenantCase:
     server = list(SERVERS.values())[seed % len(SERVERS)]
     own = [mix for name, mix in PAIRS if name == server.name]
     if server.name != "cpu-small":
-        own = sorted({*own, "classify", "chat", "rag", "reason"} - ({"long"} if rng.random() < 0.5 else set()))
+        own = sorted(
+            {*own, "classify", "chat", "rag", "reason"}
+            - ({"long"} if rng.random() < 0.5 else set())
+        )
     count = min(len(own), int(rng.integers(2, 5)))
     mixes = [str(name) for name in rng.choice(own, count, replace=False)]
     tenants = {f"tenant-{i}": MIXES[name] for i, name in enumerate(mixes)}
@@ -105,9 +108,7 @@ def tenant_case(seed: int) -> TenantCase:
         seed,
         server,
         tenants,
-        tuple(
-            Spell(length / spells, level, tuple(_tilted(rng, base))) for level in levels
-        ),
+        tuple(Spell(length / spells, level, tuple(_tilted(rng, base))) for level in levels),
         float(rng.choice(_INTERVALS)),
     )
 

@@ -131,13 +131,14 @@ def read_usage(
 ) -> UsageLog:
     """The logs as one frame. `columns` says how they call what: {"key": "x-tenant", …}.
 
-    `log_format` is nginx's, where a log is its text. InputError for a file that cannot be read, that
-    lacks a column needed (it names those there are), or of which no row can be read.
+    `log_format` is nginx's, where a log is its text. InputError for a file that cannot be read, or
+    of which no row can be: it names the columns that there are.
     """
     told = dict(columns or {})
     if unknown := told.keys() - FIELDS.keys():
         raise InputError(
-            f"There is no column {', '.join(sorted(unknown))} to tell; there are {', '.join(FIELDS)}."
+            f"No column {', '.join(sorted(unknown))} is read of usage; these are: "
+            f"{', '.join(FIELDS)}."
         )
     written = keys or Keys()
     read = [_read_file(Path(path), told, log_format, written) for path in paths]
@@ -298,13 +299,12 @@ def _times(value: Mapping[str, Any]) -> tuple[datetime, datetime]:
     if length is None and (milli := _tokens(value["milliseconds"], "milliseconds")) is not None:
         length = milli / 1e3
     took = timedelta(seconds=min(length or 0.0, 86_400.0))
-    if start is None and end is None:
-        raise ValueError("it has no time")
-    if end is None and start is not None:
-        end = start + took
-    if start is None and end is not None:
-        start = end - took
-    assert start is not None and end is not None
+    if end is None:
+        if start is None:
+            raise ValueError("it has no time")
+        return start, start + took
+    if start is None:
+        return end - took, end
     if end < start:
         raise ValueError(f"it ends at {value['end']} before it begins at {value['start']}")
     return start, end

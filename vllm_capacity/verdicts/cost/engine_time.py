@@ -19,7 +19,6 @@ made servers such weights missed the cost of a tenant by more than 10 % in six c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,11 +59,15 @@ _STEADY = 0.5  # as many at a time to this: a client that comes back, no arrival
 
 @dataclass(frozen=True)
 class Prefills:
-    """The prefills of engines: how many, the seconds they took, the prompt tokens they computed."""
+    """The prefills of engines: how many, the seconds they took, their prompt tokens.
+
+    `computed_ratio` of the tokens were computed, the others taken from a cache.
+    """
 
     count: float
     seconds: float
     prompt_tokens: float
+    computed_ratio: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class EngineTime:
     shares: Floats
     draws: Floats
     stretches: pl.DataFrame
+
+    @property
+    def memory_bound_ratio(self) -> float:
+        """The share of engine steps that the KV cache limited, 0..1."""
+        steps = self.stretches["steps"]
+        return float((self.stretches["memory_bound_ratio"] * steps).sum() / steps.sum())
 
 
 def stretches(steps: pl.DataFrame) -> pl.DataFrame:
@@ -138,11 +147,14 @@ def stretches(steps: pl.DataFrame) -> pl.DataFrame:
 
 def engine_time(found: pl.DataFrame, prefills: Prefills | None) -> EngineTime | str:
     """Where the time of these stretches of alike engines went; text: why that cannot be told."""
-    if prefills is None or prefills.count < _LEAST_PREFILLS or not prefills.prompt_tokens:
+    computed = 0.0 if prefills is None else prefills.prompt_tokens * prefills.computed_ratio
+    if prefills is None or prefills.count < _LEAST_PREFILLS or not computed:
         return "too few prefills were timed (vllm:request_prefill_time_seconds)"
     if found.height < _LEAST_STRETCHES:
         return f"{found.height} minutes with output are too few to tell prompts from output"
-    columns = {name: found[name].to_numpy() for name in found.columns[2:]}
+    prompts = ("prompt_tokens", "prompt_tokens_per_step")
+    computing = found.with_columns(pl.col(prompts) * prefills.computed_ratio)
+    columns = {name: computing[name].to_numpy() for name in found.columns[2:]}
     rng = np.random.default_rng(_SEED)
     best = _shares(columns, _fitted(columns, prefills))
     draws = [_drawn(columns, prefills, rng) for _ in range(_DRAWS)]
@@ -186,7 +198,7 @@ def _prefill_row(
 ) -> tuple[Floats, float]:
     """The mean prefill as a step with one prompt more in it."""
     by_prompt = columns["prompt_tokens"] / columns["prompt_tokens"].sum()
-    own = prefills.prompt_tokens / prefills.count
+    own = prefills.prompt_tokens * prefills.computed_ratio / prefills.count
     others = float(by_prompt @ columns["prompt_tokens_per_step"])
     sigma = min(_PREFILL_SIGMA + _PREFILL_SIGMA_SHARED * others / own, _PREFILL_SIGMA_MOST)
     mean = prefills.seconds / prefills.count * math.exp(sigma * noise)
@@ -212,11 +224,3 @@ def _shares(columns: dict[str, Floats], law: Floats) -> Floats:
         ]
     )
     return np.asarray(parts / parts.sum(), dtype=np.float64)
-
-
-def pooled(found: Sequence[tuple[float, EngineTime]]) -> tuple[Floats, Floats]:
-    """The best shares and the draws of several groups of engines, by these weights (their cost)."""
-    whole = math.fsum(weight for weight, _ in found) or 1.0
-    best = sum(weight / whole * each.shares for weight, each in found)
-    draws = sum(weight / whole * each.draws for weight, each in found)
-    return np.asarray(best), np.asarray(draws)

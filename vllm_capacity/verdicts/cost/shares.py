@@ -1,13 +1,13 @@
 """Each key's share of what some engines cost: of each part of their time, by what it used of it.
 
-*Which cost.* That at the window's own concurrency: the time of each engine step is shared among the
-requests that ran in it. So the shares add up to the bill, and (on made servers) each is what leaving
-that key out would save while as many requests are served at a time as were. What a key would cost
-alone, or against a full batch, are other questions, whose answers do not add up.
+*Which cost.* That at the window's own concurrency: the time of each engine step is shared among
+the requests that ran in it. So the shares add up to the bill, and (on made servers) each is what
+leaving that key out would save while as many requests are served at a time as were. What a key
+would cost alone, or against a full batch, are other questions, whose answers do not add up.
 
 Prefill time is shared by prompt tokens computed, decode time by output tokens, the fixed part of
-steps by how many ran beside (an answer at night, alone, has all of it), and memory by KV cache held:
-tokens of context × output tokens.
+steps by how many ran beside (an answer at night, alone, has all of it), and memory by KV cache
+held: tokens of context × output tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 
 _SEED = 19
 _MODEL_ERROR = 0.03  # of a share: what laws other than the fitted one left, on made servers
+_MEMORY_ERROR = 0.12  # the same where memory limits: preempted work is done again, by no counter
 _SPREAD = 2.0  # of each key's cached part, where its log does not say: as wide as can be
 _FITTED = "each step's time shared among the requests that ran in it, at the window's concurrency"
 _RULE = f"assumed: an output token weighs {OUTPUT_TOKEN_WEIGHT:g} input ones"
@@ -95,7 +96,7 @@ def pool_shares(rows: pl.DataFrame, counted: Counted, engines: Sequence[AlikeEng
         else:
             parts = use.parts(each.time.stretches)
             best += weight * (parts @ each.time.shares)
-            draws = draws + weight * use.drawn(parts, each.time.draws, rng)
+            draws = draws + weight * use.drawn(parts, each.time, rng)
     if isinstance(draws, float):
         draws = np.zeros((1, count))
     return Shares(use.keys, best, draws, (low, high), assumed, "; ".join(dict.fromkeys(reasons)))
@@ -121,7 +122,8 @@ def estimates(pools: Sequence[tuple[float, Shares]]) -> dict[str, Estimate]:
     drawn = np.quantile(draws, [ends, 1 - ends], axis=0)
     low = np.minimum(low + drawn[0] * (1 - _MODEL_ERROR), best)
     high = np.maximum(high + drawn[1] * (1 + _MODEL_ERROR), best)
-    basis, kind, confidence = (_FITTED,), Kind.ESTIMATED, CONFIDENCE
+    basis: tuple[str, ...] = (_FITTED,)
+    kind, confidence = Kind.ESTIMATED, CONFIDENCE
     if assumed > 0.01:
         reason = "; ".join(dict.fromkeys(each.reason for _, each in pools if each.reason))
         basis = (_RULE, f"ends: any weights ({reason})")
@@ -196,9 +198,7 @@ class _Use:
         shared = _Sharing(stretches)
         rows = self._rows.select(
             "key",
-            steps=pl.Series(
-                shared.mean(_seconds(self._rows["start"]), _seconds(self._rows["end"]))
-            )
+            steps=pl.Series(shared.mean(_seconds(self._rows["start"]), _seconds(self._rows["end"])))
             * self._rows["output_tokens"],
         )
         by_key = rows.group_by("key").agg(pl.col("steps").sum()).sort("key")
@@ -212,16 +212,17 @@ class _Use:
         both = np.stack([self._prompts(self._unsure_ratio), self._output], axis=1)
         return np.asarray(both @ _scaled(weights))
 
-    def drawn(self, parts: Floats, times: Floats, rng: np.random.Generator) -> Floats:
-        """The shares by each draw of where the time went; a row per draw."""
-        shares = times @ parts.T
+    def drawn(self, parts: Floats, time: EngineTime, rng: np.random.Generator) -> Floats:
+        """The shares by each draw of where the time went; a row per draw, which adds up to 1."""
+        shares = np.asarray(time.draws @ parts.T)
         ratio = self._unsure_ratio
-        if not 0.001 < ratio < 0.999 or not self._unsure.sum():
-            return np.asarray(shares)
-        for row, time in zip(shares, times, strict=True):
-            ratios = rng.beta(_SPREAD * ratio, _SPREAD * (1 - ratio), len(self.keys))
-            row += time[0] * (self._prompts(ratios) - parts[:, 0])
-        return np.asarray(shares)
+        if 0.001 < ratio < 0.999 and self._unsure.sum():
+            for row, draw in zip(shares, time.draws, strict=True):
+                ratios = rng.beta(_SPREAD * ratio, _SPREAD * (1 - ratio), len(self.keys))
+                row += draw[0] * (self._prompts(ratios) - parts[:, 0])
+        noise = rng.normal(0.0, _MEMORY_ERROR * time.memory_bound_ratio, shares.shape)
+        shares = shares * np.exp(noise)
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
 class _Sharing:

@@ -1,0 +1,456 @@
+"""Who used it: the bill of a window by tenant, from what a gateway logged of each request.
+
+Engines are taken in pools, the replicas of a model, which the rows of that model used. Within a
+pool engines of one make had one law of step time (verdicts/cost/engine_time.py), by which their
+cost is shared (verdicts/cost/shares.py); pools and makes count by what they cost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate, Figures, listed
+from vllm_capacity.facts.metrics import (
+    GENERATION_TOKENS,
+    LORA_REQUESTS,
+    PREFILL,
+    PROMPT_TOKENS,
+)
+from vllm_capacity.figures import latency, traffic
+from vllm_capacity.record import SCHEMA_VERSION, Record
+from vllm_capacity.sources.usage import LogFile, UsageLog
+from vllm_capacity.timerange import TimeRange, iso
+from vllm_capacity.verdicts.cost.engine_time import (
+    COMPONENTS,
+    EngineTime,
+    Prefills,
+    engine_time,
+    stretches,
+)
+from vllm_capacity.verdicts.cost.shares import (
+    AlikeEngines,
+    Counted,
+    Shares,
+    estimates,
+    pool_shares,
+)
+
+IdleRule = Literal["shared", "apart"]
+UNMATCHED = ""
+_MORE_THAN_COUNTED = 1.02
+
+
+@dataclass(frozen=True, repr=False)
+class Tenant(Figures):
+    """What one key used in the time range, by its rows, and its part of the bill.
+
+    `share_ratio` is of what was used, 0..1; shares and costs of all, with what no row explains, add
+    up to the whole. `cached_tokens` is None where a row does not say.
+    """
+
+    requests: float
+    prompt_tokens: float
+    cached_tokens: float | None
+    output_tokens: float
+    share_ratio: Estimate
+    cost_usd: Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class ModelUse(Figures):
+    """What the replicas of one model counted, what rows say of it, and where their time went.
+
+    `…_time_ratio` are shares of engine time: of prompts, of each output token, of the fixed part of
+    steps, and of KV cache held.
+    """
+
+    engines: int
+    counted_prompt_tokens: float
+    counted_output_tokens: float
+    logged_prompt_tokens: float
+    logged_output_tokens: float
+    prefill_time_ratio: Estimate
+    decode_time_ratio: Estimate
+    steps_time_ratio: Estimate
+    memory_time_ratio: Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class LeftOut(Record):
+    """Rows of the logs that are no use of this window: of another time, of models not served.
+
+    `other_models` has the rows by their model; "" are rows that name none where several are served.
+    """
+
+    before: int
+    after: int
+    other_models: Mapping[str, int]
+
+
+@dataclass(frozen=True, repr=False)
+class Tenants(Record):
+    """The bill by tenant: `tenants` by key, the largest part first, and `unmatched` add up to it.
+
+    `idle_usd` is kept apart where `idle` says so, and then the third part of the sum; else it is in
+    the costs of all, in proportion to use. `whole_usd` is the bill.
+    """
+
+    idle: IdleRule
+    tenants: Mapping[str, Tenant]
+    unmatched: Tenant
+    idle_usd: Estimate
+    whole_usd: Estimate
+    models: Mapping[str, ModelUse]
+    left_out: LeftOut
+    files: tuple[LogFile, ...]
+    notes: tuple[str, ...]
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The replicas of a model: their engines by make, with what those cost."""
+
+    model: str
+    engines: tuple[str, ...]
+    rows: pl.DataFrame
+    counted: Counted
+    makes: tuple[tuple[float, EngineTime | str], ...]
+    shares: Shares = field(init=False)
+
+    def __post_init__(self) -> None:
+        alike = [AlikeEngines(weight, time) for weight, time in self.makes]
+        object.__setattr__(self, "shares", pool_shares(self.rows, self.counted, alike))
+
+    @property
+    def weight(self) -> float:
+        return math.fsum(weight for weight, _ in self.makes)
+
+
+def tenants(
+    analysis: Analysis,
+    log: UsageLog,
+    *,
+    idle: IdleRule = "shared",
+    aliases: Mapping[str, str] | None = None,
+) -> Tenants:
+    """The bill of the analysis shared among the keys of the log.
+
+    `idle`: "shared" in proportion to use, or kept "apart". `aliases` say which served model a name
+    in the log is. InputError where no row of the log is of this time and a model that is served.
+    """
+    named = _of_models(analysis, log.frame, aliases or {})
+    inside = _inside(named, analysis.time_range)
+    served = inside.filter(pl.col("part") > 0, pl.col("served").is_not_null())
+    left_out = _left_out(named, inside, analysis.time_range)
+    if served.is_empty():
+        raise InputError(_nothing(analysis, log.frame, left_out))
+    pools = _pools(analysis, served, idle)
+    if not any(pool.weight for pool in pools):
+        raise InputError(
+            "The servers counted no output tokens in this time, so there is nothing to share by."
+        )
+    found = estimates([(pool.weight, pool.shares) for pool in pools])
+    whole = analysis.cost.allocation_usd
+    used = whole.times(analysis.cost.utilization) if idle == "apart" else whole
+    by_key = _by_key(served, found, used)
+    rest = found[UNMATCHED]
+    return Tenants(
+        idle=idle,
+        tenants=by_key,
+        unmatched=_unmatched(pools, rest, used),
+        idle_usd=analysis.cost.idle_usd,
+        whole_usd=whole,
+        models={pool.model: _model_use(pool) for pool in pools},
+        left_out=left_out,
+        files=log.files,
+        notes=tuple(_notes(pools, served)),
+    )
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def _of_models(analysis: Analysis, rows: pl.DataFrame, aliases: Mapping[str, str]) -> pl.DataFrame:
+    """The rows with the served model that each is of in `served`, null where that is none.
+
+    By its name, without the provider that gateways put before it, or as a LoRA adapter that ran.
+    """
+    models = analysis.models
+    if unknown := sorted(set(aliases.values()) - set(models)):
+        raise InputError(
+            f"No model {', '.join(unknown)} is served in this window; there are "
+            f"{', '.join(models) or 'none'}."
+        )
+    bases = adapter_bases(analysis)
+    only = models[0] if len(models) == 1 else None
+
+    def served(name: str | None) -> str | None:
+        if name is None:
+            return only
+        bare = [name, *(name.split("/", n)[-1] for n in range(1, name.count("/") + 1))]
+        known = {**{model: model for model in models}, **bases, **aliases}
+        return next((known[each] for each in bare if each in known), None)
+
+    names = rows["model"].unique().to_list()
+    found = pl.DataFrame(
+        {"model": names, "served": [served(name) for name in names]},
+        schema={"model": pl.String, "served": pl.String},
+    )
+    return rows.join(found, on="model", how="left", nulls_equal=True, maintain_order="left")
+
+
+def _inside(rows: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
+    """The rows with the part of each (0..1) that lies in the time range."""
+    start, end = pl.lit(time_range.start), pl.lit(time_range.end)
+    overlap = pl.min_horizontal("end", end) - pl.max_horizontal("start", start)
+    length = pl.col("end") - pl.col("start")
+    part = overlap.dt.total_microseconds() / length.dt.total_microseconds()
+    is_inside = (pl.col("end") >= start) & (pl.col("end") < end)
+    instant = is_inside.cast(pl.Float64)
+    return rows.with_columns(
+        part=pl.when(length > pl.duration()).then(part.clip(0.0, 1.0)).otherwise(instant)
+    )
+
+
+def _left_out(named: pl.DataFrame, inside: pl.DataFrame, time_range: TimeRange) -> LeftOut:
+    outside = inside.filter(pl.col("part") <= 0)
+    other = inside.filter(pl.col("part") > 0, pl.col("served").is_null())
+    counts = other.group_by(pl.col("model").fill_null("")).len().sort("len", descending=True)
+    before = outside.filter(pl.col("end") <= pl.lit(time_range.start)).height
+    return LeftOut(before, outside.height - before, dict(counts.iter_rows()))
+
+
+def _nothing(analysis: Analysis, rows: pl.DataFrame, left_out: LeftOut) -> str:
+    if left_out.other_models:
+        names = listed([name or "(no model named)" for name in left_out.other_models])
+        return (
+            f"No row of the usage is of a model served in this window "
+            f"({', '.join(analysis.models) or 'none'}); rows name {names}. Say which served model "
+            "a name is: --model NAME=SERVED."
+        )
+    span = analysis.time_range
+    if rows.is_empty():
+        return "The usage has no row whose tokens a server answered."
+    first, last = rows["start"].min(), rows["end"].max()
+    return (
+        f"No row of the usage lies in the time from {iso(span.start)} to {iso(span.end)}; its rows "
+        f"are from {iso(first)} to {iso(last)}."  # type: ignore[arg-type]
+    )
+
+
+def adapter_bases(analysis: Analysis) -> dict[str, str]:
+    """The model that each LoRA adapter ran on, by the adapter's name; empty where none ran.
+
+    Of a server with several models, none: vllm:lora_requests_info does not say which.
+    """
+    rows = analysis.window.named_sql("figures", "makes", metrics=[LORA_REQUESTS])
+    models: dict[str, set[str]] = {}
+    for engine in analysis.engines.iter_rows(named=True):
+        models.setdefault(engine["instance"], set()).add(engine["model_name"])
+    found = {}
+    for instance, _, text in rows.iter_rows():
+        own = [model for model in models.get(instance, ()) if model]
+        for label in ("running_lora_adapters", "waiting_lora_adapters"):
+            for name in json.loads(text).get(label, "").split(","):
+                if name and len(own) == 1:
+                    found[name] = own[0]
+    return found
+
+
+# --- pools ---------------------------------------------------------------------------------------
+
+
+def _pools(analysis: Analysis, rows: pl.DataFrame, idle: IdleRule) -> list[_Pool]:
+    by_model: dict[str, list[str]] = {}
+    for engine, models in analysis.models_by_engine.items():
+        if engine not in analysis.makes:
+            continue  # it counted, but was not there to be billed
+        by_model.setdefault(models[0], []).append(engine)
+    weights = _weights(analysis, idle)
+    pools = []
+    for model, engines in sorted(by_model.items()):
+        own = rows.filter(pl.col("served") == model)
+        makes = _makes(analysis, engines, weights)
+        if own.is_empty() and not _counted(analysis, engines).output_tokens:
+            continue  # nothing ran, nobody asked: what it cost is everybody's
+        pools.append(_Pool(model, tuple(engines), own, _counted(analysis, engines), makes))
+    return pools
+
+
+def _weights(analysis: Analysis, idle: IdleRule) -> dict[str, float]:
+    """What each engine counts by: its cost, or what of it was used; GPU-hours without a price."""
+    costs = analysis.bill.parts
+    usd = {name: each.allocation_usd.mid for name, each in costs.items()}
+    if any(value is None for value in usd.values()) or not any(usd.values()):
+        return {name: part.usage.gpu_hours for name, part in analysis.bill_parts.items()}
+    used = {name: each.utilization.mid for name, each in costs.items()}
+    are_used = idle == "apart" and all(value is not None for value in used.values())
+    return {
+        name: (value or 0.0) * ((used[name] or 0.0) if are_used else 1.0)
+        for name, value in usd.items()
+    }
+
+
+def _makes(
+    analysis: Analysis, engines: Sequence[str], weights: Mapping[str, float]
+) -> tuple[tuple[float, EngineTime | str], ...]:
+    """The engines by make: what those cost, and where their time went.
+
+    Engines that generated nothing count with the others, as idle time does.
+    """
+    groups: list[list[str]] = []
+    for engine in engines:
+        make = analysis.makes[engine]
+        same = next((g for g in groups if analysis.makes[g[0]].is_like(make)), None)
+        if same is None:
+            groups.append([engine])
+        else:
+            same.append(engine)
+    busy = [g for g in groups if _counted(analysis, g).output_tokens]
+    whole = math.fsum(weights[engine] for engine in engines)
+    own = [math.fsum(weights[engine] for engine in group) for group in busy]
+    scale = whole / (math.fsum(own) or 1.0)
+    times = [_time(analysis, group) for group in busy]
+    return tuple((weight * scale, time) for weight, time in zip(own, times, strict=True))
+
+
+def _time(analysis: Analysis, engines: Sequence[str]) -> EngineTime | str:
+    name = pl.concat_str("instance", "engine", separator="/")
+    steps = analysis.steps.filter(name.is_in(list(engines)))
+    own = [
+        each
+        for each in analysis.histograms
+        if each.metric == PREFILL and f"{each.instance}/{each.engine}" in engines
+    ]
+    seconds = latency.sound_total(own, analysis.time_range)
+    count = math.fsum(each.count for each in own)
+    counted = _counted(analysis, engines)
+    prompt, computed = counted.prompt_tokens, counted.computed_tokens
+    ratio = 1.0 if computed is None or not prompt else min(1.0, computed / prompt)
+    prefills = None if seconds is None else Prefills(count, seconds, prompt, ratio)
+    return engine_time(stretches(steps), prefills)
+
+
+def _counted(analysis: Analysis, engines: Sequence[str]) -> Counted:
+    name = pl.concat_str("instance", "engine", separator="/")
+    own = analysis.counters.filter(name.is_in(list(engines)))
+    prompt = traffic.total(own, PROMPT_TOKENS) or 0.0
+    computed = traffic.prompt_tokens_computed(own)
+    if computed is None and (ratio := traffic.prefix_cache_hit_ratio(own)) is not None:
+        computed = prompt * (1 - ratio)
+    return Counted(prompt, computed, traffic.total(own, GENERATION_TOKENS) or 0.0)
+
+
+# --- the answer ----------------------------------------------------------------------------------
+
+
+def _by_key(
+    rows: pl.DataFrame, shares: Mapping[str, Estimate], used: Estimate
+) -> dict[str, Tenant]:
+    part = pl.col("part")
+    sums = rows.group_by("key").agg(
+        requests=(pl.col("requests") * part).sum(),
+        prompt=(pl.col("prompt_tokens") * part).sum(),
+        cached=(pl.col("cached_tokens") * part).sum(),
+        is_cached_known=pl.col("cached_tokens").is_not_null().all(),
+        output=(pl.col("output_tokens") * part).sum(),
+    )
+    found = {
+        row["key"]: Tenant(
+            row["requests"],
+            row["prompt"],
+            row["cached"] if row["is_cached_known"] else None,
+            row["output"],
+            shares[row["key"]],
+            used.times(shares[row["key"]]),
+        )
+        for row in sums.iter_rows(named=True)
+    }
+    return dict(sorted(found.items(), key=lambda item: (-(item[1].share_ratio.mid or 0), item[0])))
+
+
+def _unmatched(pools: Sequence[_Pool], share: Estimate, used: Estimate) -> Tenant:
+    logged = [_logged(pool) for pool in pools]
+    prompt = math.fsum(
+        max(0.0, pool.counted.prompt_tokens - own[0])
+        for pool, own in zip(pools, logged, strict=True)
+    )
+    output = math.fsum(
+        max(0.0, pool.counted.output_tokens - own[1])
+        for pool, own in zip(pools, logged, strict=True)
+    )
+    return Tenant(0.0, prompt, None, output, share, used.times(share))
+
+
+def _logged(pool: _Pool) -> tuple[float, float]:
+    """Prompt and output tokens of the rows of a pool, those of the time range."""
+    sums = pool.rows.select(
+        (pl.col("prompt_tokens") * pl.col("part")).sum(),
+        (pl.col("output_tokens") * pl.col("part")).sum(),
+    )
+    prompt, output = sums.row(0)
+    return float(prompt), float(output)
+
+
+def _model_use(pool: _Pool) -> ModelUse:
+    prompt, output = _logged(pool)
+    known = [(weight, time) for weight, time in pool.makes if not isinstance(time, str)]
+    if known:
+        whole = math.fsum(weight for weight, _ in known)
+        best = sum(weight / whole * time.shares for weight, time in known)
+        draws = sum(weight / whole * time.draws for weight, time in known)
+        ends = np.quantile(draws, [0.05, 0.95], axis=0)
+        ratios = [
+            Estimate.known(min(low, mid), mid, max(high, mid), "fitted to the steps")
+            for low, mid, high in zip(ends[0], np.asarray(best), ends[1], strict=True)
+        ]
+    else:
+        reason = next((time for _, time in pool.makes if isinstance(time, str)), "nothing ran")
+        ratios = [Estimate.unknown(reason) for _ in COMPONENTS]
+    return ModelUse(
+        len(pool.engines),
+        pool.counted.prompt_tokens,
+        pool.counted.output_tokens,
+        prompt,
+        output,
+        *ratios,
+    )
+
+
+def _notes(pools: Sequence[_Pool], rows: pl.DataFrame) -> list[str]:
+    """What a reader must know to trust the shares."""
+    notes = []
+    for pool in pools:
+        _, output = _logged(pool)
+        counted = pool.counted.output_tokens
+        if output > _MORE_THAN_COUNTED * counted:
+            notes.append(
+                f"rows of {pool.model} have {output:,.0f} output tokens, its servers counted "
+                f"{counted:,.0f}: the log has use of other servers, or of another time zone"
+            )
+        if pool.shares.reason:
+            notes.append(f"{pool.model}: {pool.shares.reason}")
+    unsure = rows.filter(pl.col("cached_tokens").is_null())["prompt_tokens"].sum()
+    if unsure and any(_has_cache(pool.counted) for pool in pools):
+        notes.append(
+            "prompts whose cached part the log does not tell are taken as cached as the servers' "
+            "mean; the intervals say what it may be"
+        )
+    return notes
+
+
+def _has_cache(counted: Counted) -> bool:
+    return (
+        counted.computed_tokens is not None
+        and counted.computed_tokens < 0.999 * counted.prompt_tokens
+    )
