@@ -50,6 +50,7 @@ from vllm_capacity.facts.metrics import (
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
+from vllm_capacity.figures.adapters import adapters
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.latency import Quantile
@@ -161,6 +162,11 @@ class Analysis:
     def steps(self) -> pl.DataFrame:
         """One row per engine and step of 10 to 60 s: what saturation is judged by."""
         return steps.engine_steps(self.window, time_range=self.time_range, attempts=self.attempts)
+
+    @cached_property
+    def adapters(self) -> pl.DataFrame:
+        """The LoRA adapters that each server named, and when (figures/adapters.py)."""
+        return adapters(self.window, time_range=self.time_range)
 
     @cached_property
     def counters(self) -> pl.DataFrame:

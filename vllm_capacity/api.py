@@ -34,7 +34,7 @@ from vllm_capacity.plan import Plan, PlanRequest
 from vllm_capacity.record import plain
 from vllm_capacity.sources.usage import UsageLog
 from vllm_capacity.telemetry import window as telemetry
-from vllm_capacity.tenants import IdleRule, Tenants
+from vllm_capacity.tenants import Tenants
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 from vllm_capacity.verdicts.demand.forecast import Forecast
 from vllm_capacity.verdicts.hardware.what_if import WhatIf
@@ -177,7 +177,7 @@ class Analysis(analysis.Analysis):
         self,
         usage: UsageLog | str | Path | Sequence[str | Path],
         *,
-        idle: IdleRule = "shared",
+        idle: str = "shared",
         models: Mapping[str, str] | None = None,
     ) -> Tenants:
         """The bill by tenant, from what a gateway logged: a `read_usage`, or files it can read.
@@ -187,7 +187,7 @@ class Analysis(analysis.Analysis):
         """
         if not isinstance(usage, UsageLog):
             usage = read_usage(usage)
-        return tenancy.tenants(self, usage, idle=idle, aliases=models)
+        return tenancy.tenants(self, usage, idle=tenancy.idle_rule(idle), aliases=models)
 
     def explain(self, figure: str) -> Any:  # noqa: ANN401  shown by its repr
         """How a figure is made: `a.explain("cost.per_request")`.
@@ -340,21 +340,22 @@ def compare(before: analysis.Analysis, after: analysis.Analysis) -> Comparison:
 def read_usage(
     files: str | Path | Sequence[str | Path],
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: str | Mapping[str, str] | None = None,
     log_format: str | None = None,
     show_keys: bool = False,
-    secret: str = "",
 ) -> UsageLog:
     """What gateways logged of requests, for `a.tenants`: LiteLLM, Envoy, nginx, CSV, Parquet.
 
-    `columns` says how a log calls what ({"key": "x-tenant"}), `log_format` is nginx's. Keys are
-    hashed, with `secret` so that nobody can check a guess, unless `show_keys`. InputError for a
-    file of which no row can be read.
+    `columns` says how a log calls what ("key=x-tenant"), `log_format` is nginx's. Keys are hashed
+    unless `show_keys`; with a secret in VLLM_CAPACITY_KEYS_SECRET nobody can check a guess. Several
+    files in one text are parted by ";". InputError for a file of which no row can be read.
     """
     from vllm_capacity.sources import usage
 
-    paths = [files] if isinstance(files, str | Path) else files
-    keys = usage.Keys(secret, are_shown=show_keys)
+    paths = [files] if isinstance(files, Path) else files
+    if isinstance(paths, str):
+        paths = [each.strip() for each in paths.split(";") if each.strip()]
+    keys = usage.Keys(os.environ.get(usage.KEYS_SECRET, ""), are_shown=show_keys)
     return usage.read_usage(
         [Path(each) for each in paths], columns=columns, log_format=log_format, keys=keys
     )

@@ -7,7 +7,6 @@ cost is shared (verdicts/cost/shares.py); pools and makes count by what they cos
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,10 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import InputError, NoTelemetryError
 from vllm_capacity.estimate import Estimate, Figures, listed
 from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
-    LORA_REQUESTS,
     PREFILL,
     PROMPT_TOKENS,
 )
@@ -45,6 +43,7 @@ from vllm_capacity.verdicts.cost.shares import (
 )
 
 IdleRule = Literal["shared", "apart"]
+IDLE_RULES: Mapping[str, IdleRule] = {"shared": "shared", "apart": "apart"}
 UNMATCHED = ""
 _MORE_THAN_COUNTED = 1.02
 
@@ -146,14 +145,15 @@ def tenants(
     """The bill of the analysis shared among the keys of the log.
 
     `idle`: "shared" in proportion to use, or kept "apart". `aliases` say which served model a name
-    in the log is. InputError where no row of the log is of this time and a model that is served.
+    in the log is. NoTelemetryError, an InputError, where no row of the log is of this time and a
+    model that is served.
     """
     named = _of_models(analysis, log.frame, aliases or {})
     inside = _inside(named, analysis.time_range)
     served = inside.filter(pl.col("part") > 0, pl.col("served").is_not_null())
     left_out = _left_out(named, inside, analysis.time_range)
     if served.is_empty():
-        raise InputError(_nothing(analysis, log.frame, left_out))
+        raise NoTelemetryError(_nothing(analysis, log.frame, left_out))
     pools = _pools(analysis, served, idle)
     if not any(pool.weight for pool in pools):
         raise InputError(
@@ -175,6 +175,13 @@ def tenants(
         files=log.files,
         notes=tuple(_notes(pools, served)),
     )
+
+
+def idle_rule(name: str) -> IdleRule:
+    """The rule for idle cost of that name; InputError for one that there is not."""
+    if name not in IDLE_RULES:
+        raise InputError(f"Idle cost is {' or '.join(IDLE_RULES)}, not {name!r}.")
+    return IDLE_RULES[name]
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -236,7 +243,7 @@ def _nothing(analysis: Analysis, rows: pl.DataFrame, left_out: LeftOut) -> str:
         return (
             f"No row of the usage is of a model served in this window "
             f"({', '.join(analysis.models) or 'none'}); rows name {names}. Say which served model "
-            "a name is: --model NAME=SERVED."
+            "a name is: --usage-models NAME=SERVED."
         )
     span = analysis.time_range
     if rows.is_empty():
@@ -253,18 +260,16 @@ def adapter_bases(analysis: Analysis) -> dict[str, str]:
 
     Of a server with several models, none: vllm:lora_requests_info does not say which.
     """
-    rows = analysis.window.named_sql("figures", "makes", metrics=[LORA_REQUESTS])
     models: dict[str, set[str]] = {}
     for engine in analysis.engines.iter_rows(named=True):
-        models.setdefault(engine["instance"], set()).add(engine["model_name"])
-    found = {}
-    for instance, _, text in rows.iter_rows():
-        own = [model for model in models.get(instance, ()) if model]
-        for label in ("running_lora_adapters", "waiting_lora_adapters"):
-            for name in json.loads(text).get(label, "").split(","):
-                if name and len(own) == 1:
-                    found[name] = own[0]
-    return found
+        if engine["model_name"]:
+            models.setdefault(engine["instance"], set()).add(engine["model_name"])
+    named = analysis.adapters.select("instance", "adapter").iter_rows()
+    return {
+        adapter: next(iter(models[instance]))
+        for instance, adapter in named
+        if len(models.get(instance, ())) == 1
+    }
 
 
 # --- pools ---------------------------------------------------------------------------------------

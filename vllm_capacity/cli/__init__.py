@@ -62,6 +62,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "simulate": ("simulate", "A simulated engine's window: example data, never telemetry."),
     "sql": ("sql", "Print a query that Parseable answers as it is, or list them."),
     "stack": ("stack", "Set Parseable up: streams, users, dashboard, alerts."),
+    "tenants": ("tenants", "The bill of WINDOW by tenant, from a gateway's log."),
     "traces": ("sql", "The slowest requests, and where their time went."),
     "watch": ("watch", "Live engines on a screen: load, latency and dollars."),
     "whatif": ("whatif", "Output tokens per second on another GPU."),

@@ -104,6 +104,18 @@ def _check_lower_thresholds(changes: tuple[str, ...]) -> None:
     changed_rules((), changes)
 
 
+def _check_pairs(text: str) -> None:
+    from vllm_capacity.sources.usage import pairs
+
+    pairs(text)
+
+
+def _check_columns(text: str) -> None:
+    from vllm_capacity.sources.usage import told_columns
+
+    told_columns(text)
+
+
 @dataclass(frozen=True)
 class SourceSettings:
     """[source]: where telemetry comes from."""
@@ -324,6 +336,52 @@ class CostSettings:
 
 
 @dataclass(frozen=True)
+class UsageSettings:
+    """[usage]: what gateways logged of requests, and how it is read (the bill by tenant)."""
+
+    files: tuple[Path, ...] = field(
+        default=(),
+        metadata=_about(
+            "--usage",
+            "A log of a gateway: LiteLLM, Envoy, nginx, CSV, Parquet; may be given again.",
+            multiple=True,
+            type=FILE,
+        ),
+    )
+    columns: str = field(
+        default="",
+        metadata=_about(
+            "--usage-columns",
+            "What the log calls what: key=x-tenant,prompt=in,output=out.",
+            metavar="NAME=COLUMN,…",
+            check=_check_columns,
+        ),
+    )
+    log_format: str | None = field(
+        default=None,
+        metadata=_about("--usage-log-format", "nginx's log_format, where the log is its text."),
+    )
+    models: str = field(
+        default="",
+        metadata=_about(
+            "--usage-models",
+            "Which served model a name in the log is: fast=Qwen/Qwen3-8B.",
+            metavar="NAME=MODEL,…",
+            check=_check_pairs,
+        ),
+    )
+    idle: str = field(
+        default="shared",
+        metadata=_about(
+            "--idle",
+            "Idle cost: in proportion to use, or a part of its own.",
+            type=click.Choice(["shared", "apart"]),
+            show_default=True,
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class AlertSettings:
     """[alerts]: over which time rules look, other thresholds than theirs, and who is told."""
 
@@ -384,6 +442,7 @@ SECTIONS: Mapping[str, type] = {
     "slo": Slo,
     "report": PageSettings,
     "cost": CostSettings,
+    "usage": UsageSettings,
     "alerts": AlertSettings,
 }
 """The tables of the settings file."""
@@ -395,7 +454,7 @@ _PUTS_OUT: Mapping[str, tuple[str, ...]] = {
 }
 """What an option on the command line puts out of the file: other ways of saying the same."""
 
-VERBS = ("alerts", "cost", "figures", "plan", "pull", "report")
+VERBS = ("alerts", "cost", "figures", "plan", "pull", "report", "tenants")
 """The verbs that read the settings file."""
 
 
@@ -526,9 +585,12 @@ def _read(
 def _value(section: type, one: Field[Any], value: object, folder: Path, *, deep: bool) -> object:
     """A value in the type of its field, a path as seen from the file's folder."""
     hint, known = get_type_hints(section)[one.name], one.metadata
-    checked: Any = msgspec.convert(value, str if hint in (Path, Path | None) else hint)
+    written = {Path: str, Path | None: str, tuple[Path, ...]: tuple[str, ...]}
+    checked: Any = msgspec.convert(value, written.get(hint, hint))
     if hint in (Path, Path | None):
         checked = Path(checked) if folder == Path() else folder / checked
+    elif hint == tuple[Path, ...]:
+        checked = tuple(folder / each for each in checked)
     call_back = bounded if _is_number(section, one) else known.get("click", {}).get("callback")
     if call_back is not None:
         option = click.Option([known["option"]])

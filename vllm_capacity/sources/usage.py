@@ -61,6 +61,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What is read of a row, and how the usual logs call it; a dot reaches into an object."""
 
+KEYS_SECRET = "VLLM_CAPACITY_KEYS_SECRET"
+"""The variable of the environment with the secret that keys are hashed with."""
 _ANSWERED_BY_GATEWAY = "cache_hit"  # LiteLLM's: the tokens are those of an earlier answer
 _NOTHING = frozenset(("", "-", "null", "none", "nan"))
 _EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
@@ -122,24 +124,41 @@ class UsageLog:
     files: tuple[LogFile, ...]
 
 
-def read_usage(
-    paths: Sequence[Path],
-    *,
-    columns: Mapping[str, str] | None = None,
-    log_format: str | None = None,
-    keys: Keys | None = None,
-) -> UsageLog:
-    """The logs as one frame. `columns` says how they call what: {"key": "x-tenant", …}.
+def pairs(text: str) -> dict[str, str]:
+    """`a=b,c=d` as a mapping; empty for empty text. InputError for what is no such list."""
+    found: dict[str, str] = {}
+    for each in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in each.partition("="))
+        if not (name and equals and value) or name in found:
+            raise InputError(f"Cannot read {text!r}; write NAME=VALUE,NAME=VALUE, each name once.")
+        found[name] = value
+    return found
 
-    `log_format` is nginx's, where a log is its text. InputError for a file that cannot be read, or
-    of which no row can be: it names the columns that there are.
-    """
-    told = dict(columns or {})
+
+def told_columns(columns: str | Mapping[str, str] | None) -> dict[str, str]:
+    """What is said of a log's columns, by `FIELDS`; InputError for one that is not read."""
+    told = pairs(columns) if isinstance(columns, str) else dict(columns or {})
     if unknown := told.keys() - FIELDS.keys():
         raise InputError(
             f"No column {', '.join(sorted(unknown))} is read of usage; these are: "
             f"{', '.join(FIELDS)}."
         )
+    return told
+
+
+def read_usage(
+    paths: Sequence[Path],
+    *,
+    columns: str | Mapping[str, str] | None = None,
+    log_format: str | None = None,
+    keys: Keys | None = None,
+) -> UsageLog:
+    """The logs as one frame. `columns` says how they call what: "key=x-tenant".
+
+    `log_format` is nginx's, where a log is its text. InputError for a file that cannot be read, or
+    of which no row can be: it names the columns that there are.
+    """
+    told = told_columns(columns)
     written = keys or Keys()
     read = [_read_file(Path(path), told, log_format, written) for path in paths]
     if not read:
@@ -247,7 +266,7 @@ class _Rows:
             return f"No row of {self._path} can be read; {self._examples[0]}. {has}"
         return (
             f"{self._path} has no token counts. {has} Say which columns they are with "
-            "--column prompt=NAME --column output=NAME. What logs none cannot be shared out: nginx "
+            "--usage-columns prompt=NAME,output=NAME. What logs none cannot be shared out: nginx "
             "has them only where it is told to log them."
         )
 

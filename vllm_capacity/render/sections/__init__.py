@@ -62,12 +62,14 @@ from vllm_capacity.render.sections.saturation import (
     regime_table,
     saturation_verdict,
 )
+from vllm_capacity.render.sections.tenants import adapter_table, tenant_table, tenants_by_log
 from vllm_capacity.render.sections.weeks import days_text
 from vllm_capacity.render.tables import text
 from vllm_capacity.verdicts.cost.comparisons import Claim
 
 __all__ = [
     "Claim",
+    "adapter_table",
     "bill_table",
     "break_even_table",
     "capacity_table",
@@ -110,6 +112,8 @@ __all__ = [
     "sensitivity_table",
     "sizing_table",
     "slo_table",
+    "tenant_table",
+    "tenants_by_log",
     "text",
     "tiles",
     "title_line",

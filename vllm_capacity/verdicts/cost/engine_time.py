@@ -84,8 +84,8 @@ class EngineTime:
     @property
     def memory_bound_ratio(self) -> float:
         """The share of engine steps that the KV cache limited, 0..1."""
-        steps = self.stretches["steps"]
-        return float((self.stretches["memory_bound_ratio"] * steps).sum() / steps.sum())
+        steps = self.stretches["steps"].to_numpy()
+        return float(np.average(self.stretches["memory_bound_ratio"].to_numpy(), weights=steps))
 
 
 def stretches(steps: pl.DataFrame) -> pl.DataFrame:
