@@ -26,6 +26,7 @@ from vllm_capacity.cli.settings import (
     PageSettings,
     PriceSettings,
     SourceSettings,
+    UsageSettings,
     setting_options,
     taken,
 )
@@ -46,7 +47,7 @@ from vllm_capacity.resources import shipped
 @window_options
 @setting_options(SourceSettings, DaySettings)
 @range_options
-@setting_options(PriceSettings, Slo, PageSettings)
+@setting_options(PriceSettings, Slo, PageSettings, UsageSettings)
 @click.option(
     "-p",
     "--parameter",
@@ -103,6 +104,17 @@ def report(
     _written(replace(order, parameters=parameters), browser)
 
 
+_OPTION_OF = {
+    "time_zone": "zone",
+    "by": "group",
+    "usage": "files",
+    "usage_columns": "columns",
+    "usage_models": "models",
+    "usage_log_format": "log_format",
+}
+"""The options that give parameters of other names."""
+
+
 def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
     """Whether days of a source are asked for; InputError where a window is, too."""
     typed = [name for name in ("origin", "stream", "last", "keep") if _is_typed(name)]
@@ -120,7 +132,7 @@ def _is_typed(name: str) -> bool:
     """
     typed = click.core.ParameterSource.COMMANDLINE
     given = click.get_current_context().get_parameter_source
-    options = {"slo": tuple(TARGETS), "time_zone": ("zone",), "by": ("group",)}.get(name, (name,))
+    options = {"slo": tuple(TARGETS)}.get(name, (_OPTION_OF.get(name, name),))
     return any(given(each) is typed for each in options)
 
 
@@ -170,6 +182,7 @@ def _parameters(
 ) -> dict[str, object]:
     """The notebook's parameters that options give, then those of `-p`; InputError for both."""
     price, slo, days = taken(PriceSettings, given), taken(Slo, given), taken(DaySettings, given)
+    usage = taken(UsageSettings, given)
     options: dict[str, object] = {
         "start": given["start"],
         "end": given["end"],
@@ -180,6 +193,11 @@ def _parameters(
         "slo": slo.text or None,
         "time_zone": None if days.zone == DaySettings.zone else days.zone,
         "by": page.group,
+        "usage": ";".join(map(str, usage.files)) or None,
+        "usage_columns": usage.columns or None,
+        "usage_models": usage.models or None,
+        "usage_log_format": usage.log_format,
+        "idle": None if usage.idle == UsageSettings.idle else usage.idle,
         "gpu": page.gpu,
         "model": page.model,
     }

@@ -105,15 +105,16 @@ def _check_lower_thresholds(changes: tuple[str, ...]) -> None:
 
 
 def _check_pairs(text: str) -> None:
-    from vllm_capacity.sources.usage import pairs
+    from vllm_capacity.sources.records import pairs
 
     pairs(text)
 
 
 def _check_columns(text: str) -> None:
-    from vllm_capacity.sources.usage import told_columns
+    from vllm_capacity.sources.records import told_columns
+    from vllm_capacity.sources.usage import FIELDS
 
-    told_columns(text)
+    told_columns(text, FIELDS)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def tenants(
     settings = taken(UsageSettings, given)
     analysis = analysis_of(one_window(argument, window), given)
     from vllm_capacity.render.sections.tenants import ADAPTERS, tenant_table, tenants_text
-    from vllm_capacity.sources.usage import KEYS_SECRET, Keys, pairs, read_usage
+    from vllm_capacity.sources.records import pairs
+    from vllm_capacity.sources.usage import KEYS_SECRET, Keys, read_usage
     from vllm_capacity.tenants import idle_rule
     from vllm_capacity.tenants import tenants as shared
 

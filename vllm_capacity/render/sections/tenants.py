@@ -28,7 +28,8 @@ from vllm_capacity.render.tables import (
     text,
     wrapped,
 )
-from vllm_capacity.sources.usage import LogFile, UsageLog, pairs
+from vllm_capacity.sources.records import pairs
+from vllm_capacity.sources.usage import LogFile, UsageLog
 from vllm_capacity.tenants import ModelUse, Tenant, Tenants, idle_rule, tenants
 
 UNMATCHED, IDLE, WHOLE, OTHERS = "(in no log)", "(idle)", "whole", "others"
@@ -39,10 +40,10 @@ ADAPTERS = (
 _MOST = 30
 _LEAST_RATIO = 0.0005
 _TIME = {
-    "prefill": "prompts",
-    "decode": "each output token",
-    "steps": "the fixed part of steps",
-    "memory": "KV cache held",
+    "prefill": "prefill",
+    "decode": "decode, per token",
+    "steps": "fixed part of each step",
+    "memory": "KV cache",
 }
 
 
@@ -184,8 +185,8 @@ def _time_went(model: str, use: ModelUse, is_named: bool) -> Iterator[str]:
     }
     if all(part.mid is not None for part in parts.values()):
         of = f" of {model}" if is_named else ""
-        told = ", ".join(f"{percent(p.mid or 0)} {words}" for words, p in parts.items())
-        yield f"Engine time{of} went into: {told}."
+        told = "; ".join(f"{words} {percent(p.mid or 0)}" for words, p in parts.items())
+        yield f"Where engine time{of} went: {told}."
 
 
 def _left_out(found: Tenants) -> Iterator[str]:
