@@ -58,6 +58,7 @@ from vllm_capacity.figures.makes import Make, engine_makes, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
+from vllm_capacity.sources.invoices import Invoice
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, at_most, bill
@@ -70,6 +71,7 @@ from vllm_capacity.verdicts.cost.comparisons import (
     usd_per_request_at,
 )
 from vllm_capacity.verdicts.cost.idle import Savings, savings
+from vllm_capacity.verdicts.cost.reconcile import Reconciliation, reconciled
 from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
 from vllm_capacity.verdicts.demand.weeks import LEAST_HOURS
 from vllm_capacity.verdicts.fleet import EngineRow, ModelRow, engine_rows, model_rows
@@ -453,6 +455,20 @@ class Analysis:
             gpus=found.window.engines * pricing.gpus_per_engine,
             capacity_output_tokens_per_second=found.saturation.capacity,
             requests_per_hour=rate,
+        )
+
+    def reconciled(self, invoice: Invoice) -> Reconciliation:
+        """The bill against what the cloud charged, and what the difference comes from.
+
+        InputError where no charge is of the time range.
+        """
+        usage = self.bill.usage
+        return reconciled(
+            invoice.frame,
+            self.time_range,
+            billed_usd=self.bill.whole.allocation_usd,
+            engine_hours=usage.billed_hours,
+            gpu_hours=usage.gpu_hours,
         )
 
     @cached_property

@@ -32,10 +32,12 @@ from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.plan import Plan, PlanRequest
 from vllm_capacity.record import plain
+from vllm_capacity.sources.invoices import read_invoice
 from vllm_capacity.sources.usage import UsageLog
 from vllm_capacity.telemetry import window as telemetry
 from vllm_capacity.tenants import Tenants
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
+from vllm_capacity.verdicts.cost.reconcile import Reconciliation
 from vllm_capacity.verdicts.demand.forecast import Forecast
 from vllm_capacity.verdicts.hardware.what_if import WhatIf
 from vllm_capacity.verdicts.saturation.at_load import AtLoad
@@ -188,6 +190,16 @@ class Analysis(analysis.Analysis):
         if not isinstance(usage, UsageLog):
             usage = read_usage(usage)
         return tenancy.tenants(self, usage, idle=tenancy.idle_rule(idle), aliases=models)
+
+    def reconcile(
+        self, invoice: str | Path, *, columns: str | Mapping[str, str] | None = None
+    ) -> Reconciliation:
+        """The bill against what the cloud charged: a CSV or Parquet file of charges.
+
+        `columns` says what it calls what ("cost=Charge,start=Day"). InputError for a file of which
+        no charge can be read, or none is of this time.
+        """
+        return self.reconciled(read_invoice(Path(invoice), columns=columns))
 
     def explain(self, figure: str) -> Any:  # noqa: ANN401  shown by its repr
         """How a figure is made: `a.explain("cost.per_request")`.

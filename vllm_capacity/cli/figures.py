@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from vllm_capacity.cli.analysis_options import (
@@ -63,17 +65,34 @@ def cost(
     window: str | None,
     verify: bool,
     by: str,
+    invoice: Path | None,
+    invoice_columns: str,
     as_json: bool,
     schema_version: str,
     **given: object,
 ) -> None:
-    """The bill of WINDOW shared out; the parts add up to the whole."""
+    """The bill of WINDOW shared out; the parts add up to the whole.
+
+    With --invoice, what the cloud charged for that time, and what the difference comes from: hours,
+    the price, or time that no charge covers.
+    """
     analysis = analysis_of(one_window(argument, window), given, verify=verify)
+    found = None
+    if invoice is not None:
+        from vllm_capacity.sources.invoices import read_invoice
+
+        charges = read_invoice(invoice, columns=invoice_columns)
+        found = analysis.reconciled(charges)
     if as_json:
         bill = analysis.bill_by(by)
         body = {"by": by, "whole": bill.whole, "parts": bill.parts, "surplus": analysis.surplus()}
+        body |= {} if found is None else {"invoice": found}
         click.echo(as_text({**body, "schema_version": SCHEMA_VERSION}, schema_version))
         return
     from vllm_capacity.render.terminal import cost_text
 
     click.echo(cost_text(analysis, by=by, width=columns()), nl=False)
+    if found is not None:
+        from vllm_capacity.render.sections.invoice import invoice_table
+
+        click.echo("\nInvoice\n" + invoice_table(found, charges).to_text(columns()), nl=False)

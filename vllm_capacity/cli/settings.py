@@ -117,6 +117,13 @@ def _check_columns(text: str) -> None:
     told_columns(text, FIELDS)
 
 
+def _check_invoice_columns(text: str) -> None:
+    from vllm_capacity.sources.invoices import FIELDS
+    from vllm_capacity.sources.records import told_columns
+
+    told_columns(text, FIELDS)
+
+
 @dataclass(frozen=True)
 class SourceSettings:
     """[source]: where telemetry comes from."""
@@ -333,6 +340,21 @@ class CostSettings:
     by: str = field(
         default="engine",
         metadata=_about("--by", "engine, instance, model, a label.", show_default=True),
+    )
+    invoice: Path | None = field(
+        default=None,
+        metadata=_about(
+            "--invoice", "What the cloud charged (CSV, Parquet): names the difference.", type=FILE
+        ),
+    )
+    invoice_columns: str = field(
+        default="",
+        metadata=_about(
+            "--invoice-columns",
+            "What it calls what: cost=Charge,start=Day,end=…,hours=…",
+            metavar="NAME=COLUMN,…",
+            check=_check_invoice_columns,
+        ),
     )
 
 
