@@ -43,6 +43,7 @@ from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
     PREEMPTIONS,
+    PREFILL,
     PROMPT_TOKENS,
     REQUESTS,
     TTFT,
@@ -54,7 +55,7 @@ from vllm_capacity.figures.adapters import adapters
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.latency import Quantile
-from vllm_capacity.figures.makes import Make, engine_makes, target_labels
+from vllm_capacity.figures.makes import Make, alike, engine_makes, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
@@ -70,8 +71,10 @@ from vllm_capacity.verdicts.cost.comparisons import (
     published_bound,
     usd_per_request_at,
 )
+from vllm_capacity.verdicts.cost.engine_time import EngineTime, Prefills, engine_time, stretches
 from vllm_capacity.verdicts.cost.idle import Savings, savings
 from vllm_capacity.verdicts.cost.reconcile import Reconciliation, reconciled
+from vllm_capacity.verdicts.cost.shares import Counted
 from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
 from vllm_capacity.verdicts.demand.weeks import LEAST_HOURS
 from vllm_capacity.verdicts.fleet import EngineRow, ModelRow, engine_rows, model_rows
@@ -237,6 +240,43 @@ class Analysis:
         return engine_makes(self.window, self.engines, rates=rates)
 
     @cached_property
+    def engine_times(self) -> dict[str, EngineTime | str]:
+        """What the time of each engine's steps went into, by name, or why that is not known.
+
+        Engines of one make are judged together (verdicts/cost/engine_time.py).
+        """
+        found: dict[str, EngineTime | str] = {}
+        for own in alike(list(self.makes), self.makes):
+            found |= dict.fromkeys(own, self._engine_time(own))
+        return found
+
+    def _engine_time(self, engines: Sequence[str]) -> EngineTime | str:
+        name = pl.concat_str("instance", "engine", separator="/")
+        timed = [
+            each
+            for each in self.histograms
+            if each.metric == PREFILL and f"{each.instance}/{each.engine}" in engines
+        ]
+        seconds = latency.sound_total(timed, self.time_range)
+        if seconds is None:
+            return "prefills were not timed soundly (vllm:request_prefill_time_seconds)"
+        counted = self.counted(engines)
+        prompt, computed = counted.prompt_tokens, counted.computed_tokens
+        ratio = 1.0 if computed is None or not prompt else min(1.0, computed / prompt)
+        prefills = Prefills(sum(each.count for each in timed), seconds, prompt, ratio)
+        return engine_time(stretches(self.steps.filter(name.is_in(list(engines)))), prefills)
+
+    def counted(self, engines: Sequence[str]) -> Counted:
+        """The tokens that these engines counted, by name."""
+        name = pl.concat_str("instance", "engine", separator="/")
+        own = self.counters.filter(name.is_in(list(engines)))
+        prompt = traffic.total(own, PROMPT_TOKENS) or 0.0
+        computed = traffic.prompt_tokens_computed(own)
+        if computed is None and (ratio := traffic.prefix_cache_hit_ratio(own)) is not None:
+            computed = prompt * (1 - ratio)
+        return Counted(prompt, computed, traffic.total(own, GENERATION_TOKENS) or 0.0)
+
+    @cached_property
     def lenders(self) -> dict[str, tuple[str, ...]]:
         """The peers that complete what each engine did not show, by name (peers.py)."""
         return lenders(self.fits, self.makes)
@@ -326,6 +366,11 @@ class Analysis:
             time_range=self.time_range,
             pricing=self.assumptions.pricing,
             capacities=self.capacities,
+            prefill_time_ratios={
+                name: time.ratios["prefill"]
+                for name, time in self.engine_times.items()
+                if not isinstance(time, str)
+            },
         )
 
     @cached_property

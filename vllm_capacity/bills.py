@@ -7,7 +7,7 @@ added: the parts of every grouping add up to the same whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -17,9 +17,9 @@ from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.fleet import Rate, rate_in_force
-from vllm_capacity.facts.metrics import DECODE, GENERATION_TOKENS, PREFILL, PROMPT_TOKENS, REQUESTS
+from vllm_capacity.facts.metrics import GENERATION_TOKENS, PROMPT_TOKENS, REQUESTS
 from vllm_capacity.facts.prices import NO_PRICE
-from vllm_capacity.figures import latency, traffic
+from vllm_capacity.figures import traffic
 from vllm_capacity.figures.makes import target_labels
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
@@ -75,6 +75,7 @@ def engine_parts(
     time_range: TimeRange,
     pricing: Pricing,
     capacities: Mapping[str, Estimate],
+    prefill_time_ratios: Mapping[str, Estimate],
 ) -> dict[str, CostShare]:
     """The part of the bill of each engine of `engines` (figures/scrapes.py), by name.
 
@@ -82,17 +83,15 @@ def engine_parts(
     (`presence`): so they add up over engines that replaced each other.
     """
     increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
-    busy = _busy_seconds(window, time_range)
     unknown = Estimate.unknown("the capacity of this engine was not judged")
     there = presence(engines)
     parts = {}
     for row in engines.iter_rows(named=True):
-        key = (row["instance"], row["engine"])
         own = increases.filter(
             (pl.col("instance") == row["instance"]) & (pl.col("engine") == row["engine"])
         )
-        usage = _usage(own, row["hours"], busy.get(key, (None, None)))
         name = engine_name(row)
+        usage = _usage(own, row["hours"], prefill_time_ratios.get(name))
         share, rate = there[name], usage.output_tokens_per_second
         parts[name] = priced(
             row,
@@ -120,42 +119,16 @@ def presence(engines: pl.DataFrame) -> dict[str, float]:
     return {name: 1.0 if share > _THROUGHOUT else share for name, share in shares.items()}
 
 
-def _usage(increases: pl.DataFrame, hours: float, busy: tuple[float | None, float | None]) -> Usage:
+def _usage(increases: pl.DataFrame, hours: float, prefill_time_ratio: Estimate | None) -> Usage:
     by_reason = traffic.total_by_label(increases, REQUESTS, "finished_reason")
     return Usage(
         billed_hours=hours,
         successful_requests=traffic.successful(by_reason),
         prompt_tokens=traffic.total(increases, PROMPT_TOKENS),
         generation_tokens=traffic.total(increases, GENERATION_TOKENS),
-        prefill_seconds=busy[0],
-        decode_seconds=busy[1],
+        prefill_time_ratio=prefill_time_ratio,
         output_tokens_per_second=traffic.rate_per_second(increases, GENERATION_TOKENS),
     )
-
-
-def _busy_seconds(
-    window: Window, time_range: TimeRange
-) -> dict[tuple[str, str | None], tuple[float | None, float | None]]:
-    """Prefill and decode seconds of each engine, summed over requests; None where unsound."""
-    increases = latency.histogram_increases(window, [PREFILL, DECODE], time_range=time_range)
-    engines = {(i.instance, i.engine) for i in increases}
-    return {
-        engine: (
-            _seconds(increases, engine, PREFILL, time_range),
-            _seconds(increases, engine, DECODE, time_range),
-        )
-        for engine in engines
-    }
-
-
-def _seconds(
-    increases: Sequence[latency.Increase],
-    engine: tuple[str, str | None],
-    metric: str,
-    time_range: TimeRange,
-) -> float | None:
-    own = [i for i in increases if (i.instance, i.engine) == engine and i.metric == metric]
-    return latency.sound_total(own, time_range) if own else None
 
 
 def grouped(
@@ -263,6 +236,6 @@ def _shares(labelled: pl.DataFrame, name: str, whole: CostShare) -> dict[str, Co
     values = own.get_column("by").unique().sort().to_list()
     if len(values) < 2:
         return {values[0] if values else "(none)": whole}
-    used = {value: _usage(own.filter(pl.col("by") == value), 0.0, (None, None)) for value in values}
+    used = {value: _usage(own.filter(pl.col("by") == value), 0.0, None) for value in values}
     shared = shared_engine(whole.usage, used)
     return {value: replace(whole, usage=usage) for value, usage in shared.items()}

@@ -18,21 +18,13 @@ import polars as pl
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError, NoTelemetryError
 from vllm_capacity.estimate import Estimate, Figures, listed
-from vllm_capacity.facts.metrics import (
-    GENERATION_TOKENS,
-    PREFILL,
-    PROMPT_TOKENS,
-)
-from vllm_capacity.figures import latency, traffic
+from vllm_capacity.figures.makes import alike
 from vllm_capacity.record import SCHEMA_VERSION, Record
 from vllm_capacity.sources.usage import LogFile, UsageLog
 from vllm_capacity.timerange import TimeRange, iso
 from vllm_capacity.verdicts.cost.engine_time import (
     COMPONENTS,
     EngineTime,
-    Prefills,
-    engine_time,
-    stretches,
 )
 from vllm_capacity.verdicts.cost.shares import (
     AlikeEngines,
@@ -286,9 +278,9 @@ def _pools(analysis: Analysis, rows: pl.DataFrame, idle: IdleRule) -> list[_Pool
     for model, engines in sorted(by_model.items()):
         own = rows.filter(pl.col("served") == model)
         makes = _makes(analysis, engines, weights)
-        if own.is_empty() and not _counted(analysis, engines).output_tokens:
+        if own.is_empty() and not analysis.counted(engines).output_tokens:
             continue  # nothing ran, nobody asked: what it cost is everybody's
-        pools.append(_Pool(model, tuple(engines), own, _counted(analysis, engines), makes))
+        pools.append(_Pool(model, tuple(engines), own, analysis.counted(engines), makes))
     return pools
 
 
@@ -313,47 +305,13 @@ def _makes(
 
     Engines that generated nothing count with the others, as idle time does.
     """
-    groups: list[list[str]] = []
-    for engine in engines:
-        make = analysis.makes[engine]
-        same = next((g for g in groups if analysis.makes[g[0]].is_like(make)), None)
-        if same is None:
-            groups.append([engine])
-        else:
-            same.append(engine)
-    busy = [g for g in groups if _counted(analysis, g).output_tokens]
+    groups = alike(engines, analysis.makes)
+    busy = [own for own in groups if analysis.counted(own).output_tokens]
     whole = math.fsum(weights[engine] for engine in engines)
     own = [math.fsum(weights[engine] for engine in group) for group in busy]
     scale = whole / (math.fsum(own) or 1.0)
-    times = [_time(analysis, group) for group in busy]
+    times = [analysis.engine_times[group[0]] for group in busy]
     return tuple((weight * scale, time) for weight, time in zip(own, times, strict=True))
-
-
-def _time(analysis: Analysis, engines: Sequence[str]) -> EngineTime | str:
-    name = pl.concat_str("instance", "engine", separator="/")
-    steps = analysis.steps.filter(name.is_in(list(engines)))
-    own = [
-        each
-        for each in analysis.histograms
-        if each.metric == PREFILL and f"{each.instance}/{each.engine}" in engines
-    ]
-    seconds = latency.sound_total(own, analysis.time_range)
-    count = math.fsum(each.count for each in own)
-    counted = _counted(analysis, engines)
-    prompt, computed = counted.prompt_tokens, counted.computed_tokens
-    ratio = 1.0 if computed is None or not prompt else min(1.0, computed / prompt)
-    prefills = None if seconds is None else Prefills(count, seconds, prompt, ratio)
-    return engine_time(stretches(steps), prefills)
-
-
-def _counted(analysis: Analysis, engines: Sequence[str]) -> Counted:
-    name = pl.concat_str("instance", "engine", separator="/")
-    own = analysis.counters.filter(name.is_in(list(engines)))
-    prompt = traffic.total(own, PROMPT_TOKENS) or 0.0
-    computed = traffic.prompt_tokens_computed(own)
-    if computed is None and (ratio := traffic.prefix_cache_hit_ratio(own)) is not None:
-        computed = prompt * (1 - ratio)
-    return Counted(prompt, computed, traffic.total(own, GENERATION_TOKENS) or 0.0)
 
 
 # --- the answer ----------------------------------------------------------------------------------
@@ -414,11 +372,8 @@ def _model_use(pool: _Pool) -> ModelUse:
         whole = math.fsum(weight for weight, _ in known)
         best = sum(weight / whole * time.shares for weight, time in known)
         draws = sum(weight / whole * time.draws for weight, time in known)
-        ends = np.quantile(draws, [0.05, 0.95], axis=0)
-        ratios = [
-            Estimate.known(min(low, mid), mid, max(high, mid), "fitted to the steps")
-            for low, mid, high in zip(ends[0], np.asarray(best), ends[1], strict=True)
-        ]
+        pooled = EngineTime(np.asarray(best), np.asarray(draws), known[0][1].stretches)
+        ratios = list(pooled.ratios.values())
     else:
         reason = next((time for _, time in pool.makes if isinstance(time, str)), "nothing ran")
         ratios = [Estimate.unknown(reason) for _ in COMPONENTS]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.truth_server.model import Engine, Feed, Request
 from tests.truth_server.servers import MIXES, PAIRS, SERVERS, Mix, Server
 from tests.truth_server.truth import truths
 from tests.truth_server.windows import EPOCH, Columns, us
+from vllm_capacity.sources.usage import USAGE_SCHEMA
 from vllm_capacity.telemetry.rows import RowBuffer
 from vllm_capacity.telemetry.store import write_window
 
@@ -63,11 +65,15 @@ class TenantCase:
 
 @dataclass(frozen=True)
 class TenantTruth:
-    """What was used, as a gateway would log it, and what each tenant's requests took, seconds."""
+    """What was used, as a gateway would log it, and what each tenant's requests took, seconds.
+
+    `prefill_ratio` is how much shorter all steps would have been without the prompts in them.
+    """
 
     usage: pl.DataFrame
     seconds: float
     without: dict[str, float]
+    prefill_ratio: float
 
     @property
     def marginal_seconds(self) -> dict[str, float]:
@@ -176,10 +182,23 @@ class _Pool(Feed):
         return self._drawn[name].pop()
 
 
-def _engine(case: TenantCase, jobs: Sequence[Job] | None, seed: int) -> tuple[Engine, _Pool]:
+class _Timed(Engine):
+    """An engine that knows what prompts added to its steps."""
+
+    prefill_seconds = 0.0
+
+    def _finish_step(self, seconds: float, prompt_tokens: int) -> None:
+        law, kv = self.server.law, float(self._kv)
+        alone = float(law.seconds(self._decoding, 0, kv))
+        both = float(law.seconds(self._decoding, prompt_tokens, kv))
+        self.prefill_seconds += seconds * (1 - alone / both)
+        super()._finish_step(seconds, prompt_tokens)
+
+
+def _engine(case: TenantCase, jobs: Sequence[Job] | None, seed: int) -> tuple[_Timed, _Pool]:
     pool = _Pool(case, jobs)
     mix = next(iter(case.tenants.values()))
-    return Engine(case.server, mix, pool, seed), pool
+    return _Timed(case.server, mix, pool, seed), pool
 
 
 def _run(engine: Engine, pool: _Pool) -> float:
@@ -205,20 +224,28 @@ def write(case: TenantCase, path: Path) -> TenantTruth:
     write_window(path, buffer.rows(), {"simulated": True, "about": "tests/truth_server"})
     jobs = [job for job, _ in pool.sent]
     seconds = pool.done_at
+    prefill_ratio = engine.prefill_seconds / engine.busy_seconds
     engine.advance(seconds + 3600.0)
     without = {}
     for name in case.tenants:
         others = [job for job in jobs if job.tenant != name]
         without[name] = _run(*_engine(case, others, case.seed)) if others else 0.0
-    return TenantTruth(_usage(pool), seconds, without)
+    return TenantTruth(_usage(pool), seconds, without, prefill_ratio)
 
 
 def _usage(pool: _Pool) -> pl.DataFrame:
-    """A row per request, as a gateway logs it."""
+    """A row per request, as a gateway logs it (`USAGE_SCHEMA`)."""
     rows = [
-        (job.tenant, EPOCH.timestamp() + one.arrival, EPOCH.timestamp() + one.last, one.prompt,
-         one.output)
+        (
+            job.tenant,
+            None,
+            EPOCH + timedelta(seconds=one.arrival),
+            EPOCH + timedelta(seconds=max(one.arrival, one.last)),
+            float(one.prompt),
+            None,
+            float(one.output),
+            1.0,
+        )
         for job, one in pool.sent
-    ]  # fmt: skip
-    names = ["key", "start", "end", "prompt_tokens", "output_tokens"]
-    return pl.DataFrame(rows, schema=names, orient="row")
+    ]
+    return pl.DataFrame(rows, schema=USAGE_SCHEMA, orient="row")

@@ -72,6 +72,18 @@ def engine_makes(
     return found
 
 
+def alike(engines: Sequence[str], makes: Mapping[str, Make]) -> list[list[str]]:
+    """The engines in groups of one make each, in order; each is like the first of its group."""
+    groups: list[list[str]] = []
+    for engine in engines:
+        group = next((own for own in groups if makes[own[0]].is_like(makes[engine])), None)
+        if group is None:
+            groups.append([engine])
+        else:
+            group.append(engine)
+    return groups
+
+
 def target_labels(window: Window) -> dict[str, dict[str, str]]:
     """What service discovery says of each target (team, namespace, pod …), by instance.
 

@@ -20,7 +20,6 @@ from vllm_capacity import bills, costs_by_time
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.facts.metrics import (
-    DECODE,
     GENERATION_TOKENS,
     HTTP_REQUESTS,
     ITL,
@@ -241,10 +240,11 @@ DEFINITIONS: tuple[Definition, ...] = (
         "usd_per_million_total_tokens",
         "Cost per million tokens, input and output",
         f"{_BILL_TEXT} The whole bill is divided by prompt and output tokens together. The two "
-        "split figures share the bill between input and output tokens by measured prefill and "
-        "decode seconds, else by a weight of 1:4; they add up to the bill.",
+        "split figures share the bill between input and output tokens by the engine time that "
+        "prompts took, which ITL and prefill times tell apart, else by a weight of 1:4; they add "
+        "up to the bill.",
         _BILL,
-        (*_BILLED, _increase(*_TOKENS), _buckets(PREFILL, DECODE)),
+        (*_BILLED, _increase(*_TOKENS), _buckets(PREFILL, ITL)),
         (
             "cost.usd_per_million_total_tokens",
             "cost.usd_per_million_input_tokens_split",

@@ -8,7 +8,6 @@ from vllm_capacity.render.tables import Cell, Column, Table, Value, table
 from vllm_capacity.sources.invoices import Invoice
 from vllm_capacity.verdicts.cost.reconcile import Reconciliation
 
-
 _LEAST_USD = 1e-4
 
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 import polars as pl
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate, Figures, listed, total
+from vllm_capacity.estimate import Estimate, Figures, Kind, listed, total
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED, headroom, utilization
 
@@ -86,18 +86,18 @@ MONEY_FIGURES = tuple(name for name in FIGURES if name != "utilization")
 class Usage:
     """What one group of engines was billed for and what it delivered in a window.
 
-    `billed_hours` are summed over the group's engines; `prefill_seconds` and `decode_seconds` are
-    summed over requests. A count is None where its series does not exist, 0 where nothing happened.
-    `output_tokens_per_second` is the rate to compare with the group's capacity: both are means over
-    the same time, so that those of engines add up.
+    `billed_hours` are summed over the group's engines; `prefill_time_ratio` is the share of engine
+    time that prompts took (engine_time.py), None where that is not known. A count is None where its
+    series does not exist, 0 where nothing happened. `output_tokens_per_second` is the rate to
+    compare with the group's capacity: both are means over the same time, so that those of engines
+    add up.
     """
 
     billed_hours: float
     successful_requests: float | None
     prompt_tokens: float | None
     generation_tokens: float | None
-    prefill_seconds: float | None = None
-    decode_seconds: float | None = None
+    prefill_time_ratio: Estimate | None = None
     output_tokens_per_second: float | None = None
     gpus_per_engine: float = 1.0
 
@@ -108,8 +108,6 @@ class Usage:
             self.successful_requests,
             self.prompt_tokens,
             self.generation_tokens,
-            self.prefill_seconds,
-            self.decode_seconds,
             self.output_tokens_per_second,
         )
         if any(n is not None and not (math.isfinite(n) and n >= 0) for n in numbers):
@@ -271,11 +269,11 @@ def _used(usage: Usage, capacity: Estimate) -> Estimate:
 def shared_engine(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, Usage]:
     """The shares of one engine's use with its billed hours split among them; the hours add up.
 
-    For groups that share an engine (adapters, tenants, any label). The split follows busy seconds
-    (prefill + decode) where every share has them, else tokens at 1:4, else successful requests.
+    For groups that share an engine (any label of its counters). The split follows tokens, by what
+    engine time prompts and output took, else at 1:4; without tokens, successful requests.
     Where nothing was used the hours are split evenly: somebody pays for an idle engine.
     """
-    weights = _weights(shares)
+    weights = _weights(whole, shares)
     all_weights = math.fsum(weights.values())
     names = list(shares)
     hours = {
@@ -341,22 +339,28 @@ def _tokens_per_usd(tokens: float | None, allocation: Estimate) -> Estimate:
 
 
 def split_usd(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
-    """The allocation shared between input and output, USD; the two add up to it.
+    """The allocation shared between input and output, USD; the two middles add up to it.
 
-    By measured seconds of prefill and decode, else by tokens at 1:4; unknown without either.
+    By the share of engine time that prompts took, else by tokens at 1:4, which is a rule and bounds
+    nothing; unknown without either.
     """
-    busy = _plus(usage.prefill_seconds, usage.decode_seconds)
-    if busy and usage.prefill_seconds is not None:
-        share = usage.prefill_seconds / busy
-        how = f"split by measured seconds: {share:.1%} prefill, {1 - share:.1%} decode"
-    elif usage.prompt_tokens is not None and usage.generation_tokens is not None:
-        weighted = usage.prompt_tokens + OUTPUT_TOKEN_WEIGHT * usage.generation_tokens
-        share = usage.prompt_tokens / weighted if weighted else 0.0
-        how = f"split by a stated weight: an output token counts {OUTPUT_TOKEN_WEIGHT:g} input ones"
-    else:
-        lacking = Estimate.unknown("neither prefill and decode seconds nor tokens were counted")
-        return (allocation, allocation) if allocation.is_unknown else (lacking, lacking)
-    return allocation.scaled(share, how), allocation.scaled(1 - share, how)
+    share = prefill_share(usage)
+    if share.is_unknown:
+        return (allocation, allocation) if allocation.is_unknown else (share, share)
+    rest = share.map(lambda ratio: 1 - ratio, is_decreasing=True)
+    return allocation.times(share), allocation.times(rest)
+
+
+def prefill_share(usage: Usage) -> Estimate:
+    """The share of the cost that prompts are charged, 0..1 (`split_usd`)."""
+    if usage.prefill_time_ratio is not None:
+        return usage.prefill_time_ratio
+    if usage.prompt_tokens is None or usage.generation_tokens is None:
+        return Estimate.unknown("neither the time of prompts nor tokens were counted")
+    weighted = usage.prompt_tokens + OUTPUT_TOKEN_WEIGHT * usage.generation_tokens
+    share = usage.prompt_tokens / weighted if weighted else 0.0
+    how = f"split by a stated weight: an output token counts {OUTPUT_TOKEN_WEIGHT:g} input ones"
+    return Estimate.known(0.0, share, 1.0, how, kind=Kind.ASSUMED, confidence=None)
 
 
 def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
@@ -389,8 +393,7 @@ def _added(usages: list[Usage]) -> Usage:
         successful_requests=_plus(*(usage.successful_requests for usage in usages)),
         prompt_tokens=_plus(*(usage.prompt_tokens for usage in usages)),
         generation_tokens=_plus(*(usage.generation_tokens for usage in usages)),
-        prefill_seconds=_plus(*(usage.prefill_seconds for usage in usages)),
-        decode_seconds=_plus(*(usage.decode_seconds for usage in usages)),
+        prefill_time_ratio=_mean_share(usages),
         output_tokens_per_second=_plus(*(usage.output_tokens_per_second for usage in usages)),
         gpus_per_engine=gpu_hours / hours if hours else 1.0,
     )
@@ -401,14 +404,34 @@ def _plus(*numbers: float | None) -> float | None:
     return math.fsum(known) if len(known) == len(numbers) else None
 
 
-def _weights(shares: Mapping[str, Usage]) -> dict[str, float]:
-    seconds = {
-        name: _plus(share.prefill_seconds, share.decode_seconds) for name, share in shares.items()
+def _mean_share(usages: list[Usage]) -> Estimate | None:
+    """The share of prompts in all parts, by GPU-hours; None where no part's is measured.
+
+    So the parts' input dollars, each by its own share, add up to the whole's at one price.
+    """
+    told = [usage for usage in usages if usage.generation_tokens or usage.prompt_tokens]
+    if not any(usage.prefill_time_ratio is not None for usage in told):
+        return None
+    hours = math.fsum(usage.gpu_hours for usage in told)
+    if not hours:
+        return None
+    shares = {
+        str(i): prefill_share(each).scaled(each.gpu_hours / hours) for i, each in enumerate(told)
     }
-    if all(value is not None for value in seconds.values()):
-        return {name: value or 0.0 for name, value in seconds.items()}
+    found = total(shares)
+    return found if found.is_known else None
+
+
+def _weights(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, float]:
+    """What each share of an engine counts by: its part of prompts and of output, by their time."""
+    prompt, output = (
+        math.fsum(getattr(share, name) or 0.0 for share in shares.values())
+        for name in ("prompt_tokens", "generation_tokens")
+    )
+    ratio = prefill_share(replace(whole, prompt_tokens=prompt, generation_tokens=output)).mid or 0.0
     tokens = {
-        name: (share.prompt_tokens or 0.0) + OUTPUT_TOKEN_WEIGHT * (share.generation_tokens or 0.0)
+        name: (ratio * (share.prompt_tokens or 0.0) / prompt if prompt else 0.0)
+        + ((1 - ratio) * (share.generation_tokens or 0.0) / output if output else 0.0)
         for name, share in shares.items()
     }
     if any(tokens.values()):

@@ -26,6 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from vllm_capacity.estimate import CONFIDENCE, Estimate
 from vllm_capacity.figures.steps import Schema
 
 Floats = NDArray[np.float64]
@@ -47,6 +48,7 @@ STRETCH_SCHEMA: Schema = {
     "memory_bound_ratio": pl.Float64,
 }
 
+_BASIS = "engine time fitted to ITL and prefill times"
 _SEED, _DRAWS = 18, 200
 _STRETCH_SECONDS, _MOST_STRETCHES = 60.0, 300
 _LEAST_STRETCHES, _LEAST_PREFILLS = 5, 30
@@ -80,6 +82,15 @@ class EngineTime:
     shares: Floats
     draws: Floats
     stretches: pl.DataFrame
+
+    @property
+    def ratios(self) -> dict[str, Estimate]:
+        """The share of engine time of each of `COMPONENTS`, 0..1."""
+        ends = np.quantile(self.draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+        return {
+            name: Estimate.known(min(low, mid), mid, max(high, mid), _BASIS)
+            for name, low, mid, high in zip(COMPONENTS, ends[0], self.shares, ends[1], strict=True)
+        }
 
     @property
     def memory_bound_ratio(self) -> float:
