@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.verdicts.cost.bill import (
     FIGURES,
@@ -26,8 +26,7 @@ BUSY = Usage(
     successful_requests=1000,
     prompt_tokens=4_000_000,
     generation_tokens=1_000_000,
-    prefill_seconds=100.0,
-    decode_seconds=300.0,
+    prefill_time_ratio=Estimate.known(0.2, 0.25, 0.3, "engine time, a test"),
     output_tokens_per_second=50.0,
     gpus_per_engine=2.0,
 )
@@ -78,12 +77,31 @@ def test_the_split_adds_up_to_the_allocation():
     assert inputs + outputs == pytest.approx(found.allocation_usd.mid)
 
 
-def test_without_seconds_the_split_states_its_weight():
+def test_without_engine_time_the_split_states_its_weight_and_bounds_nothing():
     usage = Usage(1.0, 10, 400.0, 100.0)
     found = costs(usage, usd_per_gpu_hour=dollars(1.0), capacity=NO_KNEE)
     split = found.usd_per_million_input_tokens_split
     assert split.mid == pytest.approx(1e6 / 800)
     assert "stated weight" in split.sources
+    assert (split.kind, split.low) == (Kind.ASSUMED, 0.0)
+
+
+def test_the_split_has_the_interval_of_engine_time():
+    found = costs(BUSY, usd_per_gpu_hour=dollars(2.0), capacity=KNEE)
+    inputs, outputs = (
+        found.usd_per_million_input_tokens_split,
+        found.usd_per_million_output_tokens_split,
+    )
+    assert (inputs.low, inputs.high) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert (outputs.low, outputs.high) == (pytest.approx(5.6), pytest.approx(6.4))
+
+
+def test_the_split_of_a_bill_is_that_of_its_parts():
+    other = replace(BUSY, prefill_time_ratio=Estimate.known(0.4, 0.5, 0.6), billed_hours=6.0)
+    both = bill({n: CostShare(u, dollars(2.0), KNEE) for n, u in (("a", BUSY), ("b", other))})
+    tokens = 2 * BUSY.prompt_tokens / 1e6
+    inputs = both.whole.usd_per_million_input_tokens_split.mid * tokens
+    assert inputs == pytest.approx(2.0 * 4 * 0.25 + 2.0 * 12 * 0.5)
 
 
 def test_without_a_price_every_money_figure_says_so():
@@ -93,7 +111,7 @@ def test_without_a_price_every_money_figure_says_so():
 
 
 def test_an_idle_window_has_idle_dollars_and_no_cost_each():
-    idle = Usage(3.0, 0, 0, 0, 0.0, 0.0, 0.0)
+    idle = Usage(3.0, 0, 0, 0, None, 0.0)
     found = costs(idle, usd_per_gpu_hour=dollars(2.0), capacity=NO_KNEE)
     assert found.idle_usd.mid == 6.0
     assert found.allocation_usd.mid == 6.0
@@ -185,8 +203,8 @@ usages = st.builds(
     successful_requests=st.none() | amounts,
     prompt_tokens=st.none() | amounts,
     generation_tokens=st.none() | amounts,
-    prefill_seconds=st.none() | amounts,
-    decode_seconds=st.none() | amounts,
+    prefill_time_ratio=st.none()
+    | st.floats(0, 1).map(lambda mid: Estimate.known(mid / 2, mid, (1 + mid) / 2, "fit")),
     output_tokens_per_second=st.none() | st.floats(0, 1e5),
     gpus_per_engine=st.sampled_from([0.5, 1.0, 2.0, 8.0]),
 )
@@ -228,6 +246,13 @@ def test_an_engine_shared_by_labels_is_billed_once(whole, shares):
     assert math.fsum(share.billed_hours for share in split.values()) == pytest.approx(
         whole.billed_hours, rel=1e-12, abs=1e-12
     )
+
+
+def test_an_engine_is_shared_by_what_engine_time_tokens_took():
+    whole = Usage(8.0, 2, 100.0, 100.0, Estimate.exact(0.75, "engine time"))
+    shares = {"reads": Usage(0, 1, 100.0, 0.0), "writes": Usage(0, 1, 0.0, 100.0)}
+    split = shared_engine(whole, shares)
+    assert {name: one.billed_hours for name, one in split.items()} == {"reads": 6.0, "writes": 2.0}
 
 
 def test_cost_by_utilization_is_the_same_bill_spread_over_other_tokens():
