@@ -70,6 +70,22 @@ def starts(series_id, instance="a"):
     return gauge(series_id, START, instance, engine=None)
 
 
+ADAPTERS = (
+    Case(
+        "adapters",
+        "the states of adapters in a scrape, the one of now last",
+        "instance labels ts value",
+        [("a", '{"r": "x"}', 0, 5.0), ("a", '{"r": "x"}', 10, 5.0), ("a", '{"r": "y"}', 10, 9.0)],
+        {"metric": "vllm:lora_requests_info", "start": 0, "end": 20},
+        series=[
+            gauge(1, "vllm:lora_requests_info", engine=None, labels='{"r": "x"}'),
+            gauge(2, "vllm:lora_requests_info", engine=None, labels='{"r": "y"}'),
+            gauge(3),
+        ],
+        samples=[(1, 0, 0, 5.0), (1, 0, 10, 5.0), (2, 0, 10, 9.0), (1, 0, 20, 5.0), (3, 0, 0, 1.0)],
+    ),
+)
+
 ATTEMPTS = (
     Case(
         "attempts",
@@ -582,6 +598,7 @@ WHOLE = (
 
 CASES = (
     *WHOLE,
+    *ADAPTERS,
     *ATTEMPTS,
     *COUNTER_INCREASE,
     *SCRAPE_INCREASES,

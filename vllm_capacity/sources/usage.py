@@ -52,15 +52,21 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
             "time_local"),
     "seconds": ("request_time", "duration_seconds"),
     "milliseconds": ("duration", "duration_ms"),
-    "model": ("model", "gen_ai.response.model", "gen_ai.request.model", "model_group"),
-    "prompt": ("prompt_tokens", "input_tokens", "gen_ai.usage.input_tokens", "prompt"),
-    "cached": ("metadata.usage_object.prompt_tokens_details.cached_tokens", "cached_tokens",
-               "gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cached_input_tokens",
-               "cache_read_input_tokens", "cached"),
-    "output": ("completion_tokens", "output_tokens", "gen_ai.usage.output_tokens", "output"),
+    "model": ("model", "gen_ai.response.model", "gen_ai.request.model", "genai_model_name",
+              "model_group"),
+    "prompt": ("prompt_tokens", "input_tokens", "gen_ai.usage.input_tokens", "genai_tokens_input",
+               "llm_input_token", "prompt"),
+    "cached": ("metadata.usage_object.prompt_tokens_details.cached_tokens",
+               "metadata.additional_usage_values.prompt_tokens_details.cached_tokens",
+               "cached_tokens", "gen_ai.usage.cache_read.input_tokens",
+               "gen_ai.usage.cached_input_tokens", "llm_cached_input_token", "cached"),
+    "output": ("completion_tokens", "output_tokens", "gen_ai.usage.output_tokens",
+               "genai_tokens_output", "llm_output_token", "output"),
     "requests": ("requests", "api_requests"),
 }  # fmt: skip
-"""What is read of a row, and how the usual logs call it; a dot reaches into an object."""
+"""What is read of a row, and how the usual logs call it; a dot reaches into an object.
+
+Not LiteLLM's cache_read_input_tokens, which is 0 where nobody said so."""
 
 KEYS_SECRET = "VLLM_CAPACITY_KEYS_SECRET"
 """The variable of the environment with the secret that keys are hashed with."""
