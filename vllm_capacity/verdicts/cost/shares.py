@@ -27,7 +27,7 @@ from vllm_capacity.verdicts.cost.engine_time import EngineTime
 Floats = NDArray[np.float64]
 
 _SEED = 19
-_MODEL_ERROR = 0.03  # of a share: what laws other than the fitted one left, on made servers
+_MODEL_ERROR = 0.05  # of a share: what laws other than the fitted one left, on made servers
 _MEMORY_ERROR = 0.12  # the same where memory limits: preempted work is done again, by no counter
 _SPREAD = 2.0  # of each key's cached part, where its log does not say: as wide as can be
 _FITTED = "each step's time shared among the requests that ran in it, at the window's concurrency"
