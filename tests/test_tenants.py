@@ -356,3 +356,13 @@ def test_a_page_says_it_or_why_not(sweep):
     assert "No row of the usage" in repr(vc.tables.tenants_by_log(sweep, away))
     with pytest.raises(NoTelemetryError):
         sweep.tenants(away)
+
+
+def test_the_report_takes_a_log(run, monkeypatch, capsys, tmp_path):
+    words = ("report", "vllm-sweep", "--usage", "logs.csv", "--out", "pages")
+    code, out, err = command_line.run(monkeypatch, capsys, *words)
+    assert (code, err) == (0, "")
+    page = (tmp_path / out.strip()).read_text()
+    assert "Who used it. Shares: each step" in page
+    assert "(in no log)" in page
+    assert "sk-ann" not in page
