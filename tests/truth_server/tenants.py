@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from tests.truth_server import loads
+from tests.truth_server.laws import Affine
 from tests.truth_server.model import Engine, Feed, Request
 from tests.truth_server.servers import MIXES, PAIRS, SERVERS, Mix, Server
 from tests.truth_server.truth import truths
@@ -230,10 +232,10 @@ def write(case: TenantCase, path: Path) -> TenantTruth:
     for name in case.tenants:
         others = [job for job in jobs if job.tenant != name]
         without[name] = _run(*_engine(case, others, case.seed)) if others else 0.0
-    return TenantTruth(_usage(pool), seconds, without, prefill_ratio)
+    return TenantTruth(_usage(pool.sent), seconds, without, prefill_ratio)
 
 
-def _usage(pool: _Pool) -> pl.DataFrame:
+def _usage(sent: Sequence[tuple[Job, Request]]) -> pl.DataFrame:
     """A row per request, as a gateway logs it (`USAGE_SCHEMA`)."""
     rows = [
         (
@@ -246,6 +248,105 @@ def _usage(pool: _Pool) -> pl.DataFrame:
             float(one.output),
             1.0,
         )
-        for job, one in pool.sent
+        for job, one in sent
     ]
     return pl.DataFrame(rows, schema=USAGE_SCHEMA, orient="row")
+
+
+# --- open load: the time of each step attributed, not replayed ---
+
+
+class _Attributing(Engine):
+    """An engine of an affine law that books each step's time with the requests that ran in it.
+
+    The fixed part in equal parts, the rest with whoever caused it; noise in proportion.
+    """
+
+    def book(self, owners: dict[int, str]) -> None:
+        self.owners = owners
+        self.seconds_of = dict.fromkeys(owners.values(), 0.0)
+
+    def _finish_step(self, seconds: float, prompt_tokens: int) -> None:
+        law, running = self.server.law, list(self.running.values())
+        assert isinstance(law, Affine)
+        left = sum(one.target - one.computed for one in running if one.decode_from < 0) or 1
+        whole = float(law.seconds(self._decoding, prompt_tokens, float(self._kv)))
+        for one in running:
+            if one.decode_from >= 0:
+                own = law.per_request + law.per_kv_token * (
+                    one.target + self._step - one.decode_from
+                )
+            else:
+                chunk = prompt_tokens * (one.target - one.computed) / left
+                own = law.per_prompt_token * chunk + law.per_kv_token * one.computed
+            self._book(one, seconds / whole * (law.fixed / len(running) + own))
+        super()._finish_step(seconds, prompt_tokens)
+
+    def _many(self, count: int, first: float, until: float, news: float) -> None:
+        law, running = self.server.law, list(self.running.values())
+        assert isinstance(law, Affine)
+        busy, step, kv = self.busy_seconds, self._step, self._kv
+        super()._many(count, first, until, news)
+        grown = (self._step - step - 1) / 2
+        whole = float(law.seconds(len(running), 0, kv + len(running) * grown))
+        each = (self.busy_seconds - busy) / whole
+        for one in running:
+            held = one.target + step - one.decode_from + grown
+            own = law.fixed / len(running) + law.per_request + law.per_kv_token * held
+            self._book(one, each * own)
+
+    def _book(self, request: Request, seconds: float) -> None:
+        self.seconds_of[self.owners[id(request)]] += seconds
+
+
+_AFFINE = tuple(one for one in SERVERS.values() if isinstance(one.law, Affine))
+_OPEN_SECONDS = 3600.0
+
+
+def write_open(seed: int, path: Path) -> tuple[pl.DataFrame, dict[str, float]]:
+    """A window of tenants who come by chance, each at other times: its usage, and true shares."""
+    rng = np.random.default_rng((seed, 79))
+    server = _AFFINE[seed % len(_AFFINE)]
+    own = [mix for name, mix in PAIRS if name == server.name]
+    if server.name != "cpu-small":
+        own = sorted({*own, "classify", "chat", "rag"})
+    mixes = [str(name) for name in rng.choice(own, min(3, len(own)), replace=False)]
+    shares = rng.dirichlet(np.full(len(mixes), 2.0))
+    each = max(_seconds_each(server, MIXES[name], server.max_num_seqs) for name in mixes)
+    rate = float(rng.choice([0.05, 0.1, 0.3, 0.6, 0.8])) / each
+    came = []
+    for place, (mix, share) in enumerate(zip(mixes, shares, strict=True)):
+        law = loads.diurnal(0.0, 2 * rate * share, _OPEN_SECONDS)
+        shift = _OPEN_SECONDS * place / len(mixes)
+        times = loads.varying(
+            rng, lambda t, law=law, s=shift: law(t + s), 2 * rate * share, 0.0, _OPEN_SECONDS
+        ).times
+        lengths = zip(*MIXES[mix].draw(rng, len(times)), strict=True)
+        came += [
+            (
+                Job(f"tenant-{place}", int(prompt), int(output), 0),
+                Request(at, int(prompt), int(output)),
+            )
+            for at, (prompt, output) in zip(times.tolist(), lengths, strict=True)
+        ]
+    came.sort(key=lambda one: one[1].arrival)
+    feed = Feed()
+    for _, request in came:
+        feed.send(request)
+    engine = _Attributing(server, MIXES[mixes[0]], feed, seed)
+    engine.book({id(request): job.tenant for job, request in came})
+    _scrape(engine, server, float(rng.choice(_INTERVALS)), path)
+    seconds = dict(engine.seconds_of)
+    engine.advance(2 * _OPEN_SECONDS)
+    whole = sum(seconds.values())
+    return _usage(came), {name: own / whole for name, own in seconds.items()}
+
+
+def _scrape(engine: Engine, server: Server, interval: float, path: Path) -> None:
+    buffer = RowBuffer()
+    columns = Columns(buffer, "gpu-0:8000", server)
+    for at in np.arange(interval, _OPEN_SECONDS + interval, interval).tolist():
+        engine.advance(at)
+        columns.add(us(at), engine.snapshot(), -1.0)
+        buffer.scrape("gpu-0:8000", us(at), is_up=True, seconds=0.005)
+    write_window(path, buffer.rows(), {"simulated": True, "about": "tests/truth_server"})

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import pytest
 
 import vllm_capacity as vc
-from tests.truth_server.tenants import tenant_case, write
+from tests.truth_server.tenants import tenant_case, write, write_open
 from vllm_capacity.sources.usage import UsageLog
 
 SEEDS = range(2000, 2012)
+OPEN_SEEDS = range(2100, 2112)
 LEAST_SHARE = 0.02  # of smaller ones the truth itself is noise
 
 
@@ -47,6 +48,23 @@ def judged(tmp_path_factory):
     return found, prefills
 
 
+@pytest.fixture(scope="module")
+def judged_open(tmp_path_factory):
+    """The same of tenants who come by chance, their steps' time attributed as it was spent."""
+    found = []
+    for seed in OPEN_SEEDS:
+        folder = tmp_path_factory.mktemp("open") / "window"
+        usage, shares = write_open(seed, folder)
+        result = vc.open(folder).analyze(price=2.0).tenants(UsageLog(usage, ()))
+        explained = 1 - result.unmatched.share_ratio.mid
+        for name, share in shares.items():
+            if share >= LEAST_SHARE:
+                own = result.tenants[name].share_ratio
+                ends = (end / explained for end in (own.low, own.mid, own.high))
+                found.append(Judged(*ends, share, 0.0))
+    return found
+
+
 def within(judged, of):
     return sum(abs(of(one) / one.truth - 1) <= 0.1 for one in judged) / len(judged)
 
@@ -72,3 +90,9 @@ def test_intervals_are_no_wider_than_they_need_be(judged):
 def test_the_time_of_prompts_is_held_by_its_interval(judged):
     held = [ratio.low <= truth <= ratio.high for ratio, truth in judged[1]]
     assert sum(held) / len(held) >= 0.8
+
+
+def test_under_open_load_shares_are_the_time_that_was_spent(judged_open):
+    assert within(judged_open, lambda one: one.mid) >= 0.85
+    held = [one.low <= one.truth <= one.high for one in judged_open]
+    assert sum(held) / len(held) >= 0.85
