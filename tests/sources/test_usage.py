@@ -198,6 +198,12 @@ def test_a_key_is_hashed_and_a_secret_changes_it():
     assert "ann" not in plain
 
 
+def test_keys_that_begin_alike_stay_two():
+    keys = Keys()
+    shown = [keys.written("0" * 63 + last) for last in "12"]
+    assert shown == ["0" * 12, "0" * 63 + "2"]
+
+
 def test_several_logs_are_one(tmp_path):
     head = "key,time,prompt,output\n"
     paths = [file_of(tmp_path, head + f"{k},2026-11-24T04:05:06Z,1,1\n", k) for k in "ab"]

@@ -87,20 +87,23 @@ class Keys:
     secret: str = ""
     are_shown: bool = False
     _known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _taken: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def written(self, key: str) -> str:
-        """The key as it is shown."""
+        """The key as it is shown; no two are written alike."""
         if self.are_shown:
             return key
         if key not in self._known:
-            self._known[key] = self._digest(key)
+            digest = self._digest(key)
+            shown = digest[:_SHOWN]
+            self._known[key] = digest if shown in self._taken else shown
+            self._taken.add(shown)
         return self._known[key]
 
     def _digest(self, key: str) -> str:
         if _HASHED.fullmatch(key) and not self.secret:
-            return key[:_SHOWN]
-        digest = hmac.new(self.secret.encode(), key.encode(), hashlib.sha256)
-        return digest.hexdigest()[:_SHOWN]
+            return key
+        return hmac.new(self.secret.encode(), key.encode(), hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True, repr=False)
