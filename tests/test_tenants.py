@@ -157,7 +157,7 @@ def test_too_little_to_fit_is_a_stated_rule_between_all_weights():
     assert share.kind is Kind.ASSUMED
     assert share.low < 0.25
     assert share.high > 0.5
-    assert found.notes
+    assert "too few" in share.sources
 
 
 @pytest.mark.parametrize(
@@ -221,6 +221,28 @@ def test_replicas_of_several_models_are_pools_of_their_own(tmp_path):
         assert found.tenants[f"{model}-team"].cost_usd.mid == pytest.approx(
             costs.allocation_usd.mid, rel=0.01
         )
+
+
+def test_idle_apart_is_kept_model_by_model(tmp_path):
+    """A busy model's tenant does not pay less for another model's idle replicas."""
+    made_fleet.written(1, tmp_path / "window")
+    a = vc.open(tmp_path / "window").analyze(price=1.0)
+    span = {"start": a.time_range.start, "end": a.time_range.end - timedelta(seconds=1)}
+    counted = a.tenants(log_of(("x", 1, 0, 1, {"model": "chat", **span}))).models
+    rows = [
+        (name, use.counted_prompt_tokens, 0, use.counted_output_tokens, {"model": name, **span})
+        for name, use in counted.items()
+    ]
+    found = a.tenants(log_of(*rows), idle="apart").tenants
+    for model in counted:
+        engines = [name for name, served in a.models_by_engine.items() if model in served]
+        used = [
+            a.bill.parts[name].allocation_usd.times(a.bill.parts[name].utilization)
+            for name in engines
+        ]
+        ends = [one.high for one in used]
+        assert None not in ends
+        assert found[model].cost_usd.high == pytest.approx(sum(ends), rel=0.08)
 
 
 # --- adapters ---

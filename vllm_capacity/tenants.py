@@ -17,7 +17,7 @@ import polars as pl
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError, NoTelemetryError
-from vllm_capacity.estimate import Estimate, Figures, listed
+from vllm_capacity.estimate import Estimate, Figures, listed, total
 from vllm_capacity.figures.makes import alike
 from vllm_capacity.record import SCHEMA_VERSION, Record
 from vllm_capacity.sources.usage import LogFile, UsageLog
@@ -153,13 +153,11 @@ def tenants(
         )
     found = estimates([(pool.weight, pool.shares) for pool in pools])
     whole = analysis.cost.allocation_usd
-    used = whole.times(analysis.cost.utilization) if idle == "apart" else whole
-    by_key = _by_key(served, found, used)
-    rest = found[UNMATCHED]
+    costs = _used(analysis, pools) if idle == "apart" else _times(found, whole)
     return Tenants(
         idle=idle,
-        tenants=by_key,
-        unmatched=_unmatched(pools, rest, used),
+        tenants=_by_key(served, found, costs),
+        unmatched=_unmatched(pools, found[UNMATCHED], costs[UNMATCHED]),
         idle_usd=analysis.cost.idle_usd,
         whole_usd=whole,
         models={pool.model: _model_use(pool) for pool in pools},
@@ -314,11 +312,31 @@ def _makes(
     return tuple((weight * scale, time) for weight, time in zip(own, times, strict=True))
 
 
+def _times(shares: Mapping[str, Estimate], whole: Estimate) -> dict[str, Estimate]:
+    return {name: whole.times(share) for name, share in shares.items()}
+
+
+def _used(analysis: Analysis, pools: Sequence[_Pool]) -> dict[str, Estimate]:
+    """What each key used without idle time, USD: its share of each pool's bill × utilization.
+
+    Pool by pool, for what bounds the use of all engines together bounds that of none.
+    """
+    parts: dict[str, dict[str, Estimate]] = {}
+    for pool in pools:
+        own = [analysis.bill.parts[engine] for engine in pool.engines]
+        used = total(
+            {str(i): each.allocation_usd.times(each.utilization) for i, each in enumerate(own)}
+        )
+        for name, cost in _times(estimates([(1.0, pool.shares)]), used).items():
+            parts.setdefault(name, {})[pool.model] = cost
+    return {name: total(own) for name, own in parts.items()}
+
+
 # --- the answer ----------------------------------------------------------------------------------
 
 
 def _by_key(
-    rows: pl.DataFrame, shares: Mapping[str, Estimate], used: Estimate
+    rows: pl.DataFrame, shares: Mapping[str, Estimate], costs: Mapping[str, Estimate]
 ) -> dict[str, Tenant]:
     part = pl.col("part")
     sums = rows.group_by("key").agg(
@@ -335,14 +353,14 @@ def _by_key(
             row["cached"] if row["is_cached_known"] else None,
             row["output"],
             shares[row["key"]],
-            used.times(shares[row["key"]]),
+            costs[row["key"]],
         )
         for row in sums.iter_rows(named=True)
     }
     return dict(sorted(found.items(), key=lambda item: (-(item[1].share_ratio.mid or 0), item[0])))
 
 
-def _unmatched(pools: Sequence[_Pool], share: Estimate, used: Estimate) -> Tenant:
+def _unmatched(pools: Sequence[_Pool], share: Estimate, cost: Estimate) -> Tenant:
     logged = [_logged(pool) for pool in pools]
     prompt = math.fsum(
         max(0.0, pool.counted.prompt_tokens - own[0])
@@ -352,7 +370,7 @@ def _unmatched(pools: Sequence[_Pool], share: Estimate, used: Estimate) -> Tenan
         max(0.0, pool.counted.output_tokens - own[1])
         for pool, own in zip(pools, logged, strict=True)
     )
-    return Tenant(0.0, prompt, None, output, share, used.times(share))
+    return Tenant(0.0, prompt, None, output, share, cost)
 
 
 def _logged(pool: _Pool) -> tuple[float, float]:
@@ -398,8 +416,6 @@ def _notes(pools: Sequence[_Pool], rows: pl.DataFrame) -> list[str]:
                 f"rows of {pool.model} have {output:,.0f} output tokens, its servers counted "
                 f"{counted:,.0f}: the log has use of other servers, or of another time zone"
             )
-        if pool.shares.reason:
-            notes.append(f"{pool.model}: {pool.shares.reason}")
     unsure = rows.filter(pl.col("cached_tokens").is_null())["prompt_tokens"].sum()
     if unsure and any(_has_cache(pool.counted) for pool in pools):
         notes.append(
