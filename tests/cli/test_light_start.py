@@ -54,3 +54,10 @@ def test_a_terminal_table_imports_no_schema_library():
     program = IMPORTED.format(code="import vllm_capacity.render.terminal", heavy=("jsonschema",))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, [])
+
+
+def test_what_opens_a_window_waits_for_no_library_that_it_does_not_use():
+    heavy = ("scipy", "altair", "jsonschema")
+    program = IMPORTED.format(code="import vllm_capacity as vc\nvc.open", heavy=heavy)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, [])

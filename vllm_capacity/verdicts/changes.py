@@ -27,7 +27,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy import stats
 
 from vllm_capacity.estimate import CONFIDENCE as ESTIMATED
 from vllm_capacity.estimate import Estimate, Kind
@@ -127,7 +126,7 @@ def ratio_of(before: Estimate, after: Estimate) -> Change:
             return _unknown(f"{side}: it may be 0")
         found.append(_Log(*(math.log(end) for end in (each.low, each.mid, each.high))))
     error = math.hypot(*(each.error for each in found))
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * error
+    half = _normal(CONFIDENCE) * error
     return _known(found[1].mid - found[0].mid, half, "both sides' intervals")
 
 
@@ -143,7 +142,21 @@ class _Log:
     def error(self) -> float:
         """Its standard error, from the wider side of its 90 % interval."""
         wide = max(self.high - self.mid, self.mid - self.low)
-        return wide / float(stats.norm.ppf((1 + ESTIMATED) / 2))
+        return wide / _normal(ESTIMATED)
+
+
+def _normal(confidence: float) -> float:
+    """How many standard errors a two-sided interval reaches to each side."""
+    from scipy.special import ndtri  # slow to import, and few commands get here
+
+    return float(ndtri((1 + confidence) / 2))
+
+
+def _student(confidence: float, freedom: int) -> float:
+    """The same where the error itself is estimated, with so many degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _unknown(reason: str) -> Change:
@@ -230,7 +243,7 @@ def _half(
             for own, count in zip((sums[:blocks], sums[blocks:]), counts, strict=True)
         )
     )
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, min(counts) - 1) * error)
+    return _student(CONFIDENCE, min(counts) - 1) * error
 
 
 def _block_counts(*sides: pl.DataFrame) -> list[int]:
@@ -260,5 +273,4 @@ def _mean_error(sides: list[pl.DataFrame], means: list[float], column: str, bloc
         errors.append(math.sqrt(float(np.sum(sums**2)) * count / max(count - 1, 1)))
         errors[-1] /= each.height * mean
         fewest = min(fewest, count)
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, max(fewest - 1, 1))
-    return float(quantile * math.hypot(*errors))
+    return _student(CONFIDENCE, max(fewest - 1, 1)) * math.hypot(*errors)
