@@ -1,13 +1,15 @@
 """What several tests lean on: the committed windows, their answers, and whom tests may ask."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
 from tests.answering import answer
+from tests.cli.command_line import completed
 from vllm_capacity.assumptions import Assumptions
 from vllm_capacity.telemetry.window import Window, open_window
 
@@ -44,6 +46,12 @@ def answer_of(examples: Path) -> Callable[..., dict[str, Any]]:
         return answer(open_window(examples / name), terms=terms)
 
     return made
+
+
+@pytest.fixture
+def command(capsys) -> Callable[..., CompletedProcess[str]]:
+    """The command line run in this process: its words to its exit code, output and complaints."""
+    return partial(completed, capsys)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -58,10 +59,9 @@ def server():
         http.shutdown()
 
 
-def run(*args, timeout=60):
-    return subprocess.run(
-        [*COMMAND, *map(str, args)], capture_output=True, text=True, timeout=timeout, check=False
-    )
+@pytest.fixture
+def run(command):
+    return partial(command, "scrape")
 
 
 def start(*args):
@@ -76,7 +76,7 @@ def wait_for_scrapes(journal, count):
     pytest.fail(f"no {count} scrapes in {journal}")
 
 
-def test_several_targets_are_several_instances(tmp_path, server):
+def test_several_targets_are_several_instances(tmp_path, server, run):
     other = server.replace("127.0.0.1", "localhost")
     done = run(
         server, f"http://{other}/metrics", "--every", "200ms", "--for", "1s", "--to", tmp_path / "w"
@@ -87,7 +87,7 @@ def test_several_targets_are_several_instances(tmp_path, server):
     assert not (tmp_path / "w.journal").exists()
 
 
-def test_scrapes_lie_on_a_fixed_grid(tmp_path, server):
+def test_scrapes_lie_on_a_fixed_grid(tmp_path, server, run):
     run(server, "--every", "250ms", "--for", "2s", "--to", tmp_path / "w")
     window = open_window(tmp_path / "w")
     times = window.sql("select ts from samples join series using (series_id) where metric = 'up'")
@@ -95,7 +95,7 @@ def test_scrapes_lie_on_a_fixed_grid(tmp_path, server):
     assert (times["ts"][-1] - times["ts"][0]).total_seconds() == pytest.approx(1.75, abs=0.2)
 
 
-def test_failures_are_recorded_as_such(tmp_path, server):
+def test_failures_are_recorded_as_such(tmp_path, server, run):
     run(f"http://{server}/flaky", "--every", "100ms", "--for", "1s", "--to", tmp_path / "w")
     up = open_window(tmp_path / "w").sql(
         "select value, count(*) as n from samples join series using (series_id) "
@@ -113,7 +113,7 @@ def test_ctrl_c_makes_the_window_of_what_is_there(tmp_path, server):
     assert answer(open_window(tmp_path / "w"))["tokens"]["generation"] >= 4
 
 
-def test_a_kill_loses_at_most_one_scrape(tmp_path, server):
+def test_a_kill_loses_at_most_one_scrape(tmp_path, server, run):
     process = start(server, "--every", "100ms", "--to", tmp_path / "w")
     journal = tmp_path / "w.journal"
     wait_for_scrapes(journal, 5)
@@ -129,7 +129,7 @@ def test_a_kill_loses_at_most_one_scrape(tmp_path, server):
     assert rescued.returncode == 0, rescued.stderr
 
 
-def test_a_running_capture_is_not_taken_for_one_that_was_cut(tmp_path, server):
+def test_a_running_capture_is_not_taken_for_one_that_was_cut(tmp_path, server, run):
     first = start(server, "--every", "100ms", "--to", tmp_path / "w")
     wait_for_scrapes(tmp_path / "w.journal", 2)
     for more in ([server, "--for", "1s"], ["--from", tmp_path / "w.journal"]):
@@ -151,14 +151,14 @@ def test_of_two_captures_started_together_one_is_made(tmp_path, server):
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
-def test_a_journal_without_a_scrape_is_in_nobodys_way(tmp_path, server):
+def test_a_journal_without_a_scrape_is_in_nobodys_way(tmp_path, server, run):
     (tmp_path / "w.journal").touch()
     done = run(server, "--every", "100ms", "--for", "300ms", "--to", tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
-def test_what_a_killed_import_left_is_removed_by_the_next(tmp_path):
+def test_what_a_killed_import_left_is_removed_by_the_next(tmp_path, run):
     saved = tmp_path / "s.jsonl"
     text = "# TYPE vllm:x gauge\nvllm:x 1\n"
     saved.write_text(json.dumps({"t": 1.0, "target": "v", "status": 200, "text": text}) + "\n")
@@ -180,7 +180,7 @@ def test_what_a_killed_import_left_is_removed_by_the_next(tmp_path):
         pytest.param(["a:1", "--every", "soon"], "Cannot read 'soon'", id="no duration"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, says):
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, says, run):
     done = run(*args, "--to", tmp_path / "w")
     assert done.returncode == 2
     assert says in done.stderr
@@ -188,14 +188,14 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, says):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dead_target_ends_with_its_cause_and_leaves_nothing(tmp_path):
+def test_a_dead_target_ends_with_its_cause_and_leaves_nothing(tmp_path, run):
     done = run("127.0.0.1:9", "--every", "100ms", "--for", "300ms", "--to", tmp_path / "w")
     assert done.returncode == 3
     assert "No scrape was answered (3 tried): ConnectError" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_target_that_is_no_vllm_ends_with_its_cause_and_leaves_nothing(tmp_path, server):
+def test_a_target_that_is_no_vllm_ends_with_its_cause_and_leaves_nothing(tmp_path, server, run):
     done = run(
         f"http://{server}/other", "--every", "100ms", "--for", "300ms", "--to", tmp_path / "w"
     )
@@ -204,7 +204,7 @@ def test_a_target_that_is_no_vllm_ends_with_its_cause_and_leaves_nothing(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_import_must_not_hit_an_existing_window(tmp_path):
+def test_an_import_must_not_hit_an_existing_window(tmp_path, run):
     saved = tmp_path / "s.jsonl.gz"
     text = '# TYPE vllm:x gauge\nvllm:x{engine="0"} 1\n'
     line = json.dumps({"t": 1.0, "target": "v", "status": 200, "text": text})
@@ -214,7 +214,7 @@ def test_an_import_must_not_hit_an_existing_window(tmp_path):
     assert (done.returncode, "exists already" in done.stderr) == (2, True)
 
 
-def test_late_scrapes_are_added_to_a_window(tmp_path):
+def test_late_scrapes_are_added_to_a_window(tmp_path, run):
     text = "# TYPE vllm:generation_tokens_total counter\nvllm:generation_tokens_total {}\n"
 
     def saved(name, times):
@@ -234,7 +234,7 @@ def test_late_scrapes_are_added_to_a_window(tmp_path):
     assert not [f for f in result["quality"] if f["check"] == "gap"]
 
 
-def test_damage_in_saved_scrapes_is_said_and_read_past(tmp_path):
+def test_damage_in_saved_scrapes_is_said_and_read_past(tmp_path, run):
     text = "# TYPE vllm:generation_tokens_total counter\nvllm:generation_tokens_total {}\n"
     rows = [
         {"t": 1e9 + t, "target": "v", "status": 200, "text": text.format(t)} for t in range(0, 8, 2)

@@ -8,11 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import httpx
 import pytest
@@ -23,20 +25,13 @@ from vllm_capacity.live.stack import INGEST_SECRET, READER_SECRET
 
 COMMAND = [sys.executable, "-c", "from vllm_capacity.cli import main; main()"]
 REPOSITORY = Path(__file__).parents[2]
+Run = Callable[..., CompletedProcess[str]]
 
 
-def run(
-    *arguments: str | Path, cwd: Path, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture
+def run(command: Run) -> Run:
+    """A command line that finds nothing in its environment but what a test gives it."""
+    return partial(command, environment={})
 
 
 @contextmanager
@@ -79,7 +74,7 @@ def _env_file(folder: Path) -> None:
     (folder / ".env").chmod(0o600)
 
 
-def test_stack_init_writes_secrets_and_tells_none(tmp_path: Path) -> None:
+def test_stack_init_writes_secrets_and_tells_none(tmp_path: Path, run: Run) -> None:
     recorded = RecordedParseable()
     _env_file(tmp_path)
     with parseable(recorded) as url:
@@ -94,20 +89,20 @@ def test_stack_init_writes_secrets_and_tells_none(tmp_path: Path) -> None:
     }
 
 
-def test_stack_init_wants_an_administrator(tmp_path: Path) -> None:
+def test_stack_init_wants_an_administrator(tmp_path: Path, run: Run) -> None:
     outcome = run("stack", "init", cwd=tmp_path)
     assert (outcome.returncode, outcome.stdout) == (2, "")
     assert outcome.stderr.startswith("vllm-capacity: Set PARSEABLE_ROOT_USER and")
     assert outcome.stderr.count("\n") == 1
 
 
-def test_stack_init_refuses_the_default_password(tmp_path: Path) -> None:
+def test_stack_init_refuses_the_default_password(tmp_path: Path, run: Run) -> None:
     root = {"PARSEABLE_ROOT_USER": "admin", "PARSEABLE_ROOT_PASSWORD": "admin"}
     outcome = run("stack", "init", cwd=tmp_path, environment=root)
     assert (outcome.returncode, "default password" in outcome.stderr) == (2, True)
 
 
-def test_stack_provision_says_what_parseable_cannot_evaluate(tmp_path: Path) -> None:
+def test_stack_provision_says_what_parseable_cannot_evaluate(tmp_path: Path, run: Run) -> None:
     recorded = RecordedParseable()
     _env_file(tmp_path)
     with parseable(recorded) as url:
@@ -118,7 +113,7 @@ def test_stack_provision_says_what_parseable_cannot_evaluate(tmp_path: Path) -> 
     assert len(recorded.dashboards[0]["tiles"]) == 8
 
 
-def test_doctor_names_the_first_broken_link(tmp_path: Path) -> None:
+def test_doctor_names_the_first_broken_link(tmp_path: Path, run: Run) -> None:
     recorded = RecordedParseable()
     with parseable(recorded) as url:
         outcome = run(
@@ -130,7 +125,7 @@ def test_doctor_names_the_first_broken_link(tmp_path: Path) -> None:
     assert "remedy: Is `vllm serve` running" in outcome.stdout
 
 
-def test_doctor_uses_the_secrets_that_init_wrote(tmp_path: Path) -> None:
+def test_doctor_uses_the_secrets_that_init_wrote(tmp_path: Path, run: Run) -> None:
     recorded = RecordedParseable()
     _env_file(tmp_path)
     with parseable(recorded) as url:
@@ -154,7 +149,7 @@ def test_doctor_uses_the_secrets_that_init_wrote(tmp_path: Path) -> None:
     ],
 )
 def test_doctor_asks_the_proxy_for_its_health_whichever_page_was_named(
-    tmp_path: Path, scheme: str, page: str
+    tmp_path: Path, scheme: str, page: str, run: Run
 ) -> None:
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -172,7 +167,7 @@ def test_doctor_asks_the_proxy_for_its_health_whichever_page_was_named(
     assert [f["state"] for f in json.loads(outcome.stdout)] == ["ok"], outcome.stderr
 
 
-def test_stack_init_refuses_an_env_file_that_others_can_read(tmp_path: Path) -> None:
+def test_stack_init_refuses_an_env_file_that_others_can_read(tmp_path: Path, run: Run) -> None:
     _env_file(tmp_path)
     (tmp_path / ".env").chmod(0o644)
     outcome = run("stack", "init", cwd=tmp_path)
@@ -180,7 +175,7 @@ def test_stack_init_refuses_an_env_file_that_others_can_read(tmp_path: Path) -> 
     assert "others can read it (mode 0644): chmod 600 it" in outcome.stderr
 
 
-def test_renewed_passwords_come_with_who_must_read_them(tmp_path: Path) -> None:
+def test_renewed_passwords_come_with_who_must_read_them(tmp_path: Path, run: Run) -> None:
     _env_file(tmp_path)
     with parseable(RecordedParseable()) as url:
         run("stack", "init", "--parseable", url, cwd=tmp_path)
@@ -191,7 +186,7 @@ def test_renewed_passwords_come_with_who_must_read_them(tmp_path: Path) -> None:
     assert outcome.stdout.endswith("stream vllm_metrics: nothing was being written to it\n")
 
 
-def test_a_right_is_taken_away_by_its_name_alone(tmp_path: Path) -> None:
+def test_a_right_is_taken_away_by_its_name_alone(tmp_path: Path, run: Run) -> None:
     recorded = RecordedParseable()
     _env_file(tmp_path)
     with parseable(recorded) as url:
@@ -207,13 +202,15 @@ def test_a_right_is_taken_away_by_its_name_alone(tmp_path: Path) -> None:
     ("is_there", "code"),
     [pytest.param(True, 0, id="all well"), pytest.param(False, 1, id="one not")],
 )
-def test_stack_healthy_is_a_health_check(tmp_path: Path, is_there: bool, code: int) -> None:
+def test_stack_healthy_is_a_health_check(
+    tmp_path: Path, is_there: bool, code: int, run: Run
+) -> None:
     with parseable(RecordedParseable()) as url:
         urls = [f"{url}/api/v1/liveness", *([] if is_there else ["http://127.0.0.1:1/"])]
         assert run("stack", "healthy", *urls, cwd=tmp_path).returncode == code
 
 
-def test_stack_writable_names_a_folder_that_is_not(tmp_path: Path) -> None:
+def test_stack_writable_names_a_folder_that_is_not(tmp_path: Path, run: Run) -> None:
     fine = run("stack", "writable", tmp_path, cwd=tmp_path)
     missing = run("stack", "writable", tmp_path / "missing", cwd=tmp_path)
     assert (fine.returncode, missing.returncode) == (0, 2)
@@ -233,7 +230,9 @@ def test_stack_writable_names_a_folder_that_is_not(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_alerts_end_with_1_when_one_fires(options: list[str], code: int, fired: list[str]) -> None:
+def test_alerts_end_with_1_when_one_fires(
+    options: list[str], code: int, fired: list[str], run: Run
+) -> None:
     outcome = run("alerts", "--window", "vllm-sweep", "--json", *options, cwd=REPOSITORY)
     found = json.loads(outcome.stdout)
     assert [alert["alert"] for alert in found if alert["state"] == "fired"] == fired
@@ -248,7 +247,7 @@ def test_alerts_end_with_1_when_one_fires(options: list[str], code: int, fired: 
         pytest.param(["--over", "soon"], "Cannot read 'soon' as a duration", id="no duration"),
     ],
 )
-def test_alerts_complain_in_one_line(options: list[str], complaint: str) -> None:
+def test_alerts_complain_in_one_line(options: list[str], complaint: str, run: Run) -> None:
     outcome = run("alerts", "--window", "vllm-sweep", *options, cwd=REPOSITORY)
     assert (outcome.returncode, complaint in outcome.stderr) == (2, True)
     assert outcome.stderr.count("\n") == 1
