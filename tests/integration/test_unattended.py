@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -50,6 +51,34 @@ def after_a_run(tmp_path_factory) -> Path:
     clone = set_up(tmp_path_factory.mktemp("clone"))
     assert ended(started(clone)) == (0, [])
     return clone
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A clone in which a second run was killed while its notebook ran."""
+
+    clone: Path
+    before: dict[str, bytes]
+    after: dict[str, bytes]
+    orphans: list[psutil.Process]
+
+
+@pytest.fixture(scope="module")
+def after_a_kill(after_a_run, tmp_path_factory) -> Killed:
+    clone = tmp_path_factory.mktemp("killed") / "clone"
+    shutil.copytree(after_a_run, clone, symlinks=True)
+    before = written(clone)
+    run = psutil.Process((killed := started(clone)).pid)
+
+    def kernels() -> list[psutil.Process]:
+        below = run.children(recursive=True)
+        return [each for each in below if "ipykernel_launcher" in " ".join(each.cmdline())]
+
+    wait_until(kernels, seconds=120)
+    orphans = kernels()
+    os.killpg(killed.pid, signal.SIGKILL)
+    ended(killed)
+    return Killed(clone, before, written(clone), orphans)
 
 
 def started(clone: Path, window: str = WINDOW) -> subprocess.Popen:
@@ -102,15 +131,6 @@ def test_the_line_as_written_makes_the_page_and_the_index(after_a_run):
     assert {path.name for path in after_a_run.iterdir()} == CLEAN
 
 
-def test_of_two_at_once_one_writes_and_one_says_why_not(clone):
-    first = started(clone)
-    wait_until(lambda: is_being_written(clone / "reports"), seconds=120)
-    code, complaint = ended(started(clone))
-    assert (code, len(complaint)) == (3, 1)
-    assert "Another report is being written" in complaint[0]
-    assert ended(first)[0] == 0
-
-
 def test_missing_window_is_told_in_one_line(clone):
     code, complaint = ended(started(clone, window="no-such-window"))
     assert (code, len(complaint)) == (2, 1)
@@ -118,23 +138,21 @@ def test_missing_window_is_told_in_one_line(clone):
     assert written(clone) == {}
 
 
-def test_run_killed_half_way_leaves_the_old_page_and_nothing_that_runs(after_a_run, tmp_path):
-    clone = shutil.copytree(after_a_run, tmp_path / "clone", symlinks=True)
-    before = written(clone)
-    run = psutil.Process((killed := started(clone)).pid)
+def test_run_killed_half_way_leaves_the_old_page_and_nothing_that_runs(after_a_kill):
+    assert after_a_kill.after == after_a_kill.before
+    assert psutil.wait_procs(after_a_kill.orphans, timeout=60)[1] == []
+    assert {path.name for path in after_a_kill.clone.iterdir()} == CLEAN
 
-    def kernels() -> list[psutil.Process]:
-        below = run.children(recursive=True)
-        return [each for each in below if "ipykernel_launcher" in " ".join(each.cmdline())]
 
-    wait_until(kernels, seconds=120)
-    orphans = kernels()
-    os.killpg(killed.pid, signal.SIGKILL)
-    ended(killed)
-    assert written(clone) == before
-    assert psutil.wait_procs(orphans, timeout=60)[1] == []
-    assert {path.name for path in clone.iterdir()} == CLEAN
-    assert ended(started(clone)) == (0, [])
+def test_of_two_at_once_after_it_one_writes_and_one_says_why_not(after_a_kill):
+    clone = after_a_kill.clone
+    first = started(clone)
+    wait_until(lambda: is_being_written(clone / "reports"), seconds=120)
+    code, complaint = ended(started(clone))
+    assert (code, len(complaint)) == (3, 1)
+    assert "Another report is being written" in complaint[0]
+    assert ended(first) == (0, [])
+    assert page_metadata(clone / "reports" / f"{WINDOW}.html").line.window == WINDOW
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
