@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -49,24 +51,39 @@ def a_window(folder, seed):
     return small_window(folder, *lines).path
 
 
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """A window of which nothing is made yet."""
+    return a_window(tmp_path_factory.mktemp("fresh"), 100)
+
+
 @pytest.fixture
-def path(tmp_path):
-    return a_window(tmp_path, 100)
+def path(fresh, tmp_path):
+    return shutil.copytree(fresh, tmp_path / fresh.name)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one process made of the window, without any workers."""
+
+    path: Path
+    whole: RolledUp
+
+
+@pytest.fixture(scope="module")
+def alone(fresh, tmp_path_factory):
+    path = shutil.copytree(fresh, tmp_path_factory.mktemp("alone") / fresh.name)
+    return Alone(path, rolled_up(path, None))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_workers_leaves_the_same_bytes(tmp_path, count):
-    path = a_window(tmp_path, 100 + count)
-    alone = shutil.copytree(path, tmp_path / "alone" / "w")
-    whole = rolled_up(alone, None)
-    assert whole == RolledUp(whole.pieces, whole.pieces)
-    assert rolled_up(path, OneAfterAnother(count)) == whole
-    assert entries(path) == entries(alone)
+def test_any_number_of_workers_leaves_the_same_bytes(path, alone, count):
+    assert alone.whole == RolledUp(alone.whole.pieces, alone.whole.pieces)
+    assert rolled_up(path, OneAfterAnother(count)) == alone.whole
+    assert entries(path) == entries(alone.path)
 
 
-def test_a_worker_that_is_killed_on_the_way_changes_nothing(path, tmp_path):
-    alone = shutil.copytree(path, tmp_path / "alone" / "w")
-    whole = rolled_up(alone, None)
+def test_a_worker_that_is_killed_on_the_way_changes_nothing(path, alone):
     killed = []
 
     def kill(done, of):
@@ -75,14 +92,13 @@ def test_a_worker_that_is_killed_on_the_way_changes_nothing(path, tmp_path):
             os.kill(killed[0], signal.SIGKILL)
 
     with processes(2, {}) as workers:
-        assert rolled_up(path, workers, kill).pieces == whole.pieces
+        assert rolled_up(path, workers, kill).pieces == alone.whole.pieces
     assert killed
-    assert entries(path) == entries(alone)
+    assert entries(path) == entries(alone.path)
 
 
-def test_a_run_that_was_killed_goes_on_where_it_ended(path, tmp_path):
-    alone = shutil.copytree(path, tmp_path / "alone" / "w")
-    whole = rolled_up(alone, None)
+def test_a_run_that_was_killed_goes_on_where_it_ended(path, alone):
+    whole = alone.whole
 
     def stop(done, of):
         if done == 3:
@@ -91,12 +107,12 @@ def test_a_run_that_was_killed_goes_on_where_it_ended(path, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         rolled_up(path, None, stop)
     assert rolled_up(path, OneAfterAnother(2)) == RolledUp(whole.pieces, whole.pieces - 3)
-    assert entries(path) == entries(alone)
+    assert entries(path) == entries(alone.path)
 
 
-def test_after_rows_came_late_only_their_hour_is_made(path):
-    whole = rolled_up(path, None)
-    kept = entries(path)
+def test_after_rows_came_late_only_their_hour_is_made(alone, tmp_path):
+    path = shutil.copytree(alone.path, tmp_path / alone.path.name)
+    whole, kept = alone.whole, entries(path)
     extend_window(path, small_rows(gauge(RUNNING, {4 * 3600 + 1.5: 70}, instance="a")))
     assert rolled_up(path, OneAfterAnother(2)) == RolledUp(whole.pieces, 1)
     assert [name[:13] for name in set(entries(path)) - set(kept)] == ["2026-11-24T12"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datafusion import SessionContext, SQLOptions
 
 _TIME = pa.timestamp("ms")
@@ -26,6 +27,7 @@ class Stream:
 
     log_source: str
     batches: list[pa.Table] = field(default_factory=list)
+    _whole: tuple[int, pa.Table] | None = None
 
     def schema(self) -> pa.Schema:
         """All columns that ever came in; none before anything did."""
@@ -33,20 +35,21 @@ class Stream:
 
     def table(self, start: datetime | None = None, end: datetime | None = None) -> pa.Table:
         """The rows that arrived in [start, end)."""
-        chosen = [
-            batch
-            for batch in self.batches
-            for arrived in [batch.column("p_timestamp")[0].as_py()]
-            if (start is None or arrived >= start) and (end is None or arrived < end)
-        ]
-        schema = self.schema()
-        if not chosen:
-            return schema.empty_table()
-        united = pa.concat_tables(chosen, promote_options="default")
-        missing = [name for name in schema.names if name not in united.column_names]
-        for name in missing:
-            united = united.append_column(name, pa.nulls(united.num_rows, schema.field(name).type))
-        return united.select(schema.names).cast(schema)
+        united = self._united()
+        arrived = united.column("p_timestamp")
+        if start is not None:
+            united = united.filter(pc.greater_equal(arrived, pa.scalar(start, _TIME)))
+            arrived = united.column("p_timestamp")
+        return united if end is None else united.filter(pc.less(arrived, pa.scalar(end, _TIME)))
+
+    def _united(self) -> pa.Table:
+        """All rows under all columns; made anew when more came in."""
+        if self._whole is None or self._whole[0] != len(self.batches):
+            schema = self.schema()
+            rows = pa.concat_tables(self.batches, promote_options="default")
+            whole = rows.select(schema.names).cast(schema).combine_chunks()
+            self._whole = len(self.batches), whole
+        return self._whole[1]
 
 
 def batch(rows: Iterable[dict], arrived: datetime, *, agent: str, log_source: str) -> pa.Table:
