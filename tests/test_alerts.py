@@ -275,14 +275,14 @@ def test_headroom_within_targets_is_no_more_than_that_of_the_capacity(
     assert found["headroom"] == expected
 
 
-def test_growth_is_against_the_time_before_at_the_same_load(examples: Path) -> None:
+def test_growth_is_against_the_time_before_at_the_same_load(examples: Path, sweep: Window) -> None:
     two_days = open_window(examples / "fleet-two-models")
     seen = watched(two_days, Assumptions(pricing(2.0)), over_seconds=2 * 3600)
     growth = seen.growth()
     assert growth.value is None, "it is within noise, and decides by its bounds only"
     assert growth.exceeds is not None
     assert growth.exceeds <= 1.0 <= (growth.at_most or 0.0)
-    alone = watched(two_days, Assumptions(pricing(2.0)), over_seconds=40 * 3600)
+    alone = watched(sweep, Assumptions(pricing(2.0)), over_seconds=0.6 * sweep.extent.seconds)
     assert "does not reach back" in alone.growth().reason
 
 

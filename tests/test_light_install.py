@@ -1,5 +1,6 @@
 """What is installed without the extra `report`: every verb but `report` works, which says so."""
 
+import json
 import re
 import subprocess
 import sys
@@ -26,46 +27,73 @@ sys.meta_path.insert(0, Missing())
 """
 
 
+VERBS = """
+import contextlib, io, json, sys
+from vllm_capacity.cli import main
+done = []
+for line in sys.argv[1:]:
+    sys.argv = ["vllm-capacity", *line.split()]
+    code, said = 0, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    done.append((code, said.getvalue()))
+print(json.dumps(done))
+"""
+WITHOUT_A_PAGE = (
+    "figures vllm-sweep --usd-per-hour 1.64 --slo-ttft 2",
+    "cost vllm-sweep --by engine --usd-per-hour 1.64",
+    "plan vllm-sweep --usd-per-hour 1.64 --gpu A100-80GB-PCIe",
+    "facts gpus H100",
+    "scrape --help",
+    "pull --help",
+    "doctor --help",
+)
+ALERTS = "alerts vllm-sweep --over all"
+
+
 def ran(code, *words):
     command = [sys.executable, "-c", WITHOUT + code, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def run_verb(*words):
-    return ran("from vllm_capacity.cli import main; main()", *words)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """How each of these command lines ended: its exit code and its complaint. One process ran all.
+
+    That of the page comes first, with nothing imported by another.
+    """
+    reports = tmp_path_factory.mktemp("reports") / "none"
+    page = f"report --window vllm-sweep --out {reports}"
+    lines = (page, *WITHOUT_A_PAGE, ALERTS)
+    done = ran(VERBS, *lines)
+    assert done.returncode == 0, done.stderr
+    assert not reports.exists()
+    return {
+        line.split(" --out")[0]: each
+        for line, each in zip(lines, json.loads(done.stdout), strict=True)
+    }
 
 
 def test_the_modules_of_the_extra_are_known():
     assert {"altair", "bs4", "papermill", "vl_convert"} <= set(MODULES)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "figures vllm-sweep --usd-per-hour 1.64 --slo-ttft 2",
-        "cost vllm-sweep --by engine --usd-per-hour 1.64",
-        "plan vllm-sweep --usd-per-hour 1.64 --gpu A100-80GB-PCIe",
-        "facts gpus H100",
-        "scrape --help",
-        "pull --help",
-        "doctor --help",
-    ],
-)
-def test_a_verb_that_makes_no_page_runs(words):
-    done = run_verb(*words.split())
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize("words", WITHOUT_A_PAGE)
+def test_a_verb_that_makes_no_page_runs(ended, words):
+    assert ended[words] == [0, ""]
 
 
-def test_alerts_fire():
-    assert run_verb("alerts", "vllm-sweep", "--over", "all").returncode == 1
+def test_alerts_fire(ended):
+    assert ended[ALERTS][0] == 1
 
 
-def test_a_page_says_what_to_install(tmp_path):
-    done = run_verb("report", "--window", "vllm-sweep", "--out", str(tmp_path / "reports"))
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "pip install 'vllm-capacity[report]'" in done.stderr
-    assert not (tmp_path / "reports").exists()
+def test_a_page_says_what_to_install(ended):
+    code, said = ended["report --window vllm-sweep"]
+    assert (code, said.count("\n")) == (2, 1)
+    assert "pip install 'vllm-capacity[report]'" in said
 
 
 @pytest.mark.parametrize("asked", ["charts.saturation()", "to_html('x.html')"])
