@@ -55,7 +55,8 @@ def command(capsys) -> Callable[..., CompletedProcess[str]]:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests on other people's recordings run only where those are."""
+    """The longest begin first; tests on other people's recordings run only where those are."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     if SHARED.is_dir():
         return
     missed = [item for item in items if item.get_closest_marker("shared")]

@@ -19,6 +19,7 @@ import pytest
 from renew_notebooks import STRIPPED
 
 import vllm_capacity as vc
+from vllm_capacity.render import quick_jsonschema
 from vllm_capacity.render.report import PIECE_MIME
 from vllm_capacity.render.report.run import declared_parameters
 from vllm_capacity.render.report.write import ReportOrder, write_report
@@ -204,7 +205,8 @@ def test_last_cell_is_the_verdict_in_one_sentence(path):
 
 def nbval(*notebooks: Path) -> subprocess.CompletedProcess:
     """Strict nbval, in a process of its own: its plugin must not see the rest of the suite."""
-    command = [sys.executable, "-m", "pytest", "--nbval"]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--nbval"]
+    command += ["-p", quick_jsonschema.__name__]  # before nbval, which imports jsonschema
     command += ["--nbval-sanitize-with", str(TESTS / "nbval_sanitize.cfg"), "--nbval-current-env"]
     command += ["-p", "no:xdist", "-p", "no:cacheprovider", "-q", "--color=no", "--tb=short"]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
@@ -218,6 +220,7 @@ def nbval(*notebooks: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.first
 def test_committed_outputs_are_those_of_a_fresh_run():
     """Of those that keep any; that the others run, tests of the report see."""
     ran = nbval(*OURS)
