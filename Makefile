@@ -33,7 +33,7 @@ test: check tests  ## everything: checks, tests, notebooks
 
 tests: $(STAMP)
 	@echo "==> Tests and notebooks"
-	@$(BIN)/python -m pytest -n 3 --dist worksteal $(TESTS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-pythons:  ## the tests (or TESTS="tests/cli …") on each of Python 3.11 to 3.14 that is installed
 	@for version in $(PYTHONS); do \

@@ -15,6 +15,13 @@ from vllm_capacity.telemetry.window import Window, open_window
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+# Begun first, so that no worker is left alone with one at the end: they run notebooks, Chromium, a
+# Collector or a Prometheus, or compute for half a minute.
+LONGEST = (
+    *("test_notebooks", "test_report", "test_unattended", "test_collector", "test_nights"),
+    *("test_by_hour", "test_report_browser", "test_lab_browser", "test_mirror", "test_rolled_up"),
+    *("test_forecast_shared", "test_capacity_truth", "test_on_ray", "test_wheel"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +62,9 @@ def command(capsys) -> Callable[..., CompletedProcess[str]]:
 
 
 def pytest_collection_modifyitems(config, items):
-    """The longest begin first; tests on other people's recordings run only where those are."""
-    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+    """Longest files first; tests on other people's recordings run only where those are."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
     if SHARED.is_dir():
         return
     missed = [item for item in items if item.get_closest_marker("shared")]

@@ -1,7 +1,10 @@
 """Intervals, bounds and unknowns under arithmetic: what is known of each end, and nothing more."""
 
+from dataclasses import replace
+
 import pytest
 
+from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, total
 
 KNOWN = Estimate.known(90, 100, 120, "measured")
@@ -53,6 +56,8 @@ def ends(estimate):
         ),
         pytest.param(LEAST.capped(KNOWN), (50, None, None), id="a bound is not capped"),
         pytest.param(added(KNOWN, KNOWN), (180, 200, 240), id="two intervals added"),
+        pytest.param(KNOWN.plus(KNOWN), (180, 200, 240), id="one plus another"),
+        pytest.param(KNOWN.plus(LEAST), (140, None, None), id="plus a bound: a bound"),
         pytest.param(added(KNOWN, LEAST), (140, None, None), id="a bound makes a bound"),
         pytest.param(added(KNOWN, NOTHING), (90, None, None), id="unknown is at least 0"),
         pytest.param(added(KNOWN, MOST), (None, None, 128), id="at most, all of them"),
@@ -87,3 +92,10 @@ def test_what_no_estimate_is(numbers):
 def test_a_bound_has_a_reason():
     with pytest.raises(ValueError, match="reason"):
         Estimate(1.0, None, None)
+
+
+def test_a_sum_is_in_the_unit_of_its_parts():
+    dollars, tokens = (replace(KNOWN, unit=unit) for unit in ("USD", "output tokens/s"))
+    assert dollars.plus(dollars).unit == dollars.plus(KNOWN).unit == "USD"
+    with pytest.raises(InputError, match=r"\$100 .* and 100 output tokens/s .* do not add up"):
+        dollars.plus(tokens)

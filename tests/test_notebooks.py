@@ -220,7 +220,6 @@ def nbval(*notebooks: Path) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.first
 def test_committed_outputs_are_those_of_a_fresh_run():
     """Of those that keep any; that the others run, tests of the report see."""
     ran = nbval(*OURS)

@@ -114,7 +114,6 @@ def test_the_installed_simulator_writes_a_window(environment, tmp_path):
     assert json.loads((tmp_path / "made" / "window.json").read_text())["simulated"] is True
 
 
-@pytest.mark.first
 def test_report_of_the_installed_package_needs_an_empty_folder_only(environment, tmp_path):
     ran = done("vllm-capacity", "report", cwd=tmp_path, env=environment)
     page = tmp_path / ran.stdout.strip()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
+from vllm_capacity.errors import InputError
 from vllm_capacity.record import Record
 
 _Ends = tuple[float | None, float | None, float | None]
@@ -159,8 +160,15 @@ class Estimate(Record):
         return Estimate.exact(1.0).divided_by(self, *basis)
 
     def plus(self, other: Estimate) -> Estimate:
-        """The sum with another estimate of what cannot be negative (`total`)."""
-        return total({"one part": self, "another": other})
+        """The sum with another estimate of what cannot be negative (`total`), in their unit.
+
+        InputError for two units that differ; a pure number takes the other's.
+        """
+        units = {each.unit for each in (self, other)} - {""}
+        if len(units) > 1:
+            raise InputError(f"{self!s} and {other!s} do not add up: their units differ.")
+        found = total({"one part": self, "another": other})
+        return replace(found, unit=next(iter(units), ""))
 
     def times(self, other: Estimate, *basis: str) -> Estimate:
         """The product of two non-negative estimates; a bound where either has one on that side."""

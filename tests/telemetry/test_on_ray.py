@@ -39,7 +39,6 @@ def run_on_ray(path, *, starts=3):
 
 
 @needs_ray
-@pytest.mark.first
 def test_on_ray_a_worker_that_is_killed_changes_nothing(tmp_path):
     path = a_window(tmp_path, 100)
     alone = shutil.copytree(path, tmp_path / "alone" / "w")
