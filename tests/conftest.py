@@ -11,6 +11,7 @@ import pytest
 from tests.answering import answer
 from tests.cli.command_line import completed
 from vllm_capacity.assumptions import Assumptions
+from vllm_capacity.render import quick_jsonschema  # noqa: F401  before nbformat and altair
 from vllm_capacity.telemetry.window import Window, open_window
 
 ROOT = Path(__file__).resolve().parent.parent
