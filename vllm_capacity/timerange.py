@@ -15,6 +15,7 @@ _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "
 _LONGEST_SECONDS = 36525 * 86400.0
 # Between these no offset from UTC and no look before or after leaves the calendar.
 _YEARS = range(1900, 2200)
+_HOUR = timedelta(hours=1)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 
@@ -50,6 +51,17 @@ class TimeRange:
         A rest under half a step belongs to the last one: a sliver would be a step without a sample.
         """
         return max(1, int(self.seconds / seconds + 0.5))
+
+
+def hours(time_range: TimeRange) -> list[TimeRange]:
+    """The range cut at UTC hours."""
+    parts = []
+    start = time_range.start
+    while start < time_range.end:
+        end = min(start.replace(minute=0, second=0, microsecond=0) + _HOUR, time_range.end)
+        parts.append(TimeRange(start, end))
+        start = end
+    return parts
 
 
 def iso(instant: datetime) -> str:

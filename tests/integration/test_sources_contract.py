@@ -29,7 +29,8 @@ from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
-from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
+from vllm_capacity.sources.prometheus import Prometheus
+from vllm_capacity.sources.prometheus_pull import read_prometheus
 from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window

@@ -4,10 +4,8 @@ The same scrapes lie in a Parseable server, in its files, and in a Prometheus.
 """
 
 import json
-import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qs
 
 import httpx
 import polars as pl
@@ -15,6 +13,7 @@ import pytest
 
 from tests.answering import answer
 from tests.standin.exports import counter, export, gauge
+from tests.standin.prometheus import prometheus
 from tests.standin.server import Standin
 from tests.standin.store import write_store
 from vllm_capacity.figures import scrapes, traffic
@@ -29,7 +28,7 @@ TOKENS = "vllm:generation_tokens_total"
 HTTP = "http_requests_total"
 START = datetime(2026, 11, 24, 8, tzinfo=UTC)
 ASKED = TimeRange(START, START + timedelta(minutes=10))
-WAYS = ("server, whole", "server, thinned", "files", "prometheus")
+WAYS = ("server, whole", "server, thinned", "files", "prometheus", "prometheus, thinned")
 
 
 @dataclass
@@ -77,43 +76,22 @@ def windows_of(found: list[Scrape], folder, asked=ASKED) -> dict:
             pull_server(Parseable(client), request, folder / name, now=asked.end)
         store = write_store(standin.streams, folder / "store")
     pull_files(str(store), "s", folder / "files", asked)
-    with httpx.Client(base_url="http://prom", transport=prometheus(found)) as client:
-        pull_prometheus(Prometheus(client), asked, folder / "prometheus")
+    transport = prometheus(wire_of(found))
+    with httpx.Client(base_url="http://prom", transport=transport) as client:
+        for name, is_thinned in ((WAYS[3], False), (WAYS[4], True)):
+            pull_prometheus(Prometheus(client), asked, folder / name, is_thinned=is_thinned)
     return {name: open_window(folder / name) for name in WAYS}
 
 
-def prometheus(found: list[Scrape]) -> httpx.MockTransport:
-    """Prometheus with these scrapes: names, and raw samples of a range that is open at its left."""
+def wire_of(found: list[Scrape]) -> dict[str, list[tuple[float, float]]]:
+    """The scrapes as a Prometheus keeps them."""
     series: dict[str, list[tuple[float, float]]] = {}
     for one in found:
         for name, labels, value in one.samples():
             whose = {"__name__": name, "instance": "pod:8000", "job": one.job, **labels}
             key = json.dumps(whose, sort_keys=True)
             series.setdefault(key, []).append((one.ts.timestamp(), value))
-
-    def handler(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("values"):
-            names = sorted({json.loads(key)["__name__"] for key in series})
-            return httpx.Response(200, json={"status": "success", "data": names})
-        if request.url.path.endswith("metadata"):
-            return httpx.Response(404)
-        form = parse_qs(request.content.decode())
-        asked = re.fullmatch(r'\{__name__=~"(.*)"\}\[(\d+)ms\]', form["query"][0])
-        names = asked[1].replace("\\\\", "\\")
-        end, seconds = float(form["time"][0]), int(asked[2]) / 1000
-        result = [
-            {
-                "metric": json.loads(key),
-                "values": [[t, str(v)] for t, v in values if end - seconds < t <= end],
-            }
-            for key, values in series.items()
-            if re.fullmatch(names, json.loads(key)["__name__"])
-        ]
-        kept = [one for one in result if one["values"]]
-        data = {"resultType": "matrix", "result": kept}
-        return httpx.Response(200, json={"status": "success", "data": data})
-
-    return httpx.MockTransport(handler)
+    return series
 
 
 def increase(window, metric):

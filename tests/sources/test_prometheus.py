@@ -16,12 +16,8 @@ from vllm_capacity.figures.makes import target_labels
 from vllm_capacity.live.pull import pull_prometheus
 from vllm_capacity.selector import selector
 from vllm_capacity.sources.answers import AnswerCache
-from vllm_capacity.sources.prometheus import (
-    Prometheus,
-    families,
-    prometheus_in_parts,
-    read_prometheus,
-)
+from vllm_capacity.sources.prometheus import Prometheus, families
+from vllm_capacity.sources.prometheus_pull import prometheus_in_parts, read_prometheus
 from vllm_capacity.telemetry.parts import Held, Spool
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window

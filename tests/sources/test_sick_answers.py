@@ -18,7 +18,8 @@ from vllm_capacity.errors import CapacityError, SourceError
 from vllm_capacity.live.pull import pull_prometheus, pull_server
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest
-from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
+from vllm_capacity.sources.prometheus import Prometheus
+from vllm_capacity.sources.prometheus_pull import read_prometheus
 from vllm_capacity.timerange import TimeRange
 
 START = datetime(2026, 11, 24, 8, 10, tzinfo=UTC)

@@ -248,7 +248,7 @@ def engine_steps(
         return _of_minutes(kept, step_seconds)
     if attempts is None:
         attempts = scrapes.attempts(window, end=time_range.end)
-    if window.grain == "minute":
+    if window.counters == "minute":
         step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
     grid = Grid.of_scrapes(time_range, step_seconds or natural_step_seconds(attempts), attempts)
     return _with_ceiling(_wide_steps(window, time_range, grid, attempts))

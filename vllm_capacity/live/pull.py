@@ -32,7 +32,8 @@ from vllm_capacity.sources.parquet import LATE, open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
-from vllm_capacity.sources.prometheus import Prometheus, prometheus_in_parts
+from vllm_capacity.sources.prometheus import Prometheus
+from vllm_capacity.sources.prometheus_pull import prometheus_in_parts
 from vllm_capacity.telemetry.parts import Spool
 from vllm_capacity.telemetry.store import put_window, reserved
 from vllm_capacity.telemetry.window import open_window
@@ -96,15 +97,22 @@ def pull_window(
         return pull_files(origin, stream, target, time_range, late=order.late)
     if time_range is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
+    is_thinned = time_range.seconds >= _THINNED_FROM.total_seconds()
+    if order.is_full is not None:
+        is_thinned = not order.is_full
     if stream is None:
         only = selector(order.match) if order.match else None
         opened = prometheus_client(origin, environment, tenant=order.tenant, ca=order.ca)
         with opened as asking, _not_vllm_itself(asking):
             server = Prometheus(asking, only=only)
-            return pull_prometheus(server, time_range, target, now=now, progress=progress)
-    is_thinned = time_range.seconds >= _THINNED_FROM.total_seconds()
-    if order.is_full is not None:
-        is_thinned = not order.is_full
+            return pull_prometheus(
+                server,
+                time_range,
+                target,
+                now=now,
+                progress=progress,
+                is_thinned=is_thinned,
+            )
     request = PullRequest(stream, time_range, is_thinned, order.late)
     with parseable_client(origin, settings, ca=order.ca) as asking, _not_vllm_itself(asking):
         return pull_server(Parseable(asking), request, target, now=now, progress=progress)
@@ -243,13 +251,18 @@ def pull_prometheus(
     *,
     now: datetime | None = None,
     progress: Callable[[Step], None] = lambda step: None,
+    is_thinned: bool = False,
 ) -> Path:
-    """The window written at `target` from a Prometheus, or what speaks its API: every sample.
+    """The window written at `target` from a Prometheus, or what speaks its API.
 
-    Hour by hour, in memory for an hour. With `now`, what an earlier, killed pull to the same target
-    had asked for is not asked for again, but for what could still grow then.
+    Of every sample, or thinned: every sample of gauges, and a state a minute of what is counted
+    (`sources/prometheus_pull.py`). Hour by hour, in memory for an hour. With `now`, what an
+    earlier, killed pull to the same target had asked for is not asked for again, but for what could
+    still grow then.
     """
     note = {"source": "Prometheus", "origin": server.address, "grain": "scrape"}
+    if is_thinned:
+        note["counters"] = "minute"
     if server.only is not None:
         note["match"] = str(server.only)
     with reserved(target) as place:
@@ -260,6 +273,7 @@ def pull_prometheus(
             spool=Spool(place.incoming),
             cache=AnswerCache(place.answers, now),
             progress=progress,
+            is_thinned=is_thinned,
         )
         return put_window(place, rows, note | _requested(time_range))
 

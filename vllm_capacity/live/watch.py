@@ -22,7 +22,8 @@ from vllm_capacity.errors import NoTelemetryError, SourceError
 from vllm_capacity.live.access import cause
 from vllm_capacity.live.scrape import Journal, doubt
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader
-from vllm_capacity.sources.prometheus import Prometheus, read_prometheus
+from vllm_capacity.sources.prometheus import Prometheus
+from vllm_capacity.sources.prometheus_pull import read_prometheus
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window

@@ -26,9 +26,8 @@ from vllm_capacity.sources.parquet import LATE, LOOKBACK, SKEW
 from vllm_capacity.sources.parseable import Parseable, Row
 from vllm_capacity.sources.parseable_queries import Group, Stream, resolve
 from vllm_capacity.sources.parseable_shapes import unpacked
-from vllm_capacity.timerange import TimeRange, iso
+from vllm_capacity.timerange import TimeRange, hours, iso
 
-_HOUR = timedelta(hours=1)
 _WIDE = 12  # a family with more labels is asked for apart, lest all rows be grouped by them
 
 _TEXTS = ("metric_name", "wire_kind", "instance", "job", "bounds")
@@ -103,17 +102,6 @@ def pull(
             if row["wire_kind"] == "histogram"
         },
     )
-
-
-def hours(time_range: TimeRange) -> list[TimeRange]:
-    """The range cut at UTC hours."""
-    parts = []
-    start = time_range.start
-    while start < time_range.end:
-        end = min(start.replace(minute=0, second=0, microsecond=0) + _HOUR, time_range.end)
-        parts.append(TimeRange(start, end))
-        start = end
-    return parts
 
 
 @dataclass

@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from vllm_capacity.errors import SourceError, plain
 from vllm_capacity.facts.metrics import keeps
 from vllm_capacity.selector import Selector
-from vllm_capacity.sources.answers import AnswerCache, Step
 from vllm_capacity.sources.http import (
     BUSY,
     TransientError,
@@ -42,14 +41,12 @@ from vllm_capacity.sources.http import (
     with_retries,
 )
 from vllm_capacity.sources.otlp import Child, Wire, as_schema, is_label, of_job, series_of, serving
-from vllm_capacity.sources.parquet import LOOKBACK, cut_in_parts
 from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool, Tables
 from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INTAKE_SCHEMA,
     SAMPLES_SCHEMA,
-    Rows,
     SeriesKey,
     microseconds,
 )
@@ -64,7 +61,7 @@ _STATES: dict[str, Any] = {
     "sum": pl.Float64,
     "counts": pl.List(pl.Float64),
 }
-_ANSWER: dict[str, Any] = {
+ANSWER: dict[str, Any] = {
     "metric": pl.String,  # its labels, a JSON object; null of a warning
     "ms": pl.List(pl.Int64),
     "value": pl.List(pl.Float64),
@@ -182,18 +179,15 @@ class SeriesReader:
         known = _Known(targets)
         infos = {name: _target_info(name, labels) for name, labels in targets.items()}
         scalars = self._named_scalars(known)
-        bases = [_Base.of(base, self._labels) for base in self.found.histograms]
+        histograms = _Histograms.of(self.found.histograms, self._labels)
         for part in self.raw.parts:
             raw_scalars, raw_buckets = part()
             samples = raw_scalars.join(scalars, on="child").select(
                 "series_id", "rank", "ms", value=pl.col("value") * pl.col("scale")
             )
             samples = pl.concat([samples, self._target_samples(raw_scalars, infos)])
-            states = [base.states(raw_buckets, known) for base in bases]
-            spool.add(
-                _canonical(samples, SAMPLES_SCHEMA),
-                _canonical(pl.concat([pl.DataFrame(schema=_STATES), *states]), HISTOGRAMS_SCHEMA),
-            )
+            states = histograms.states(raw_buckets, known)
+            spool.add(_canonical(samples, SAMPLES_SCHEMA), _canonical(states, HISTOGRAMS_SCHEMA))
         known.children.update({info.key.series_id: info for info in infos.values() if info})
         own = serving(known.children)
         kept = pl.Series(list(own), dtype=pl.Int64)
@@ -238,42 +232,44 @@ class SeriesReader:
         rows = []
         for (name, labels), child in self._labels.items():
             if name in names:
-                wire = Wire.of(name, _kind(self.found.kinds.get(name, "")))
+                wire = Wire.of(name, declared_kind(self.found.kinds.get(name, "")))
                 rows.append((child, known.series_id(wire, labels), wire.rank, wire.scale))
         schema = {"child": pl.Int64, "series_id": pl.Int64, "rank": pl.Int8, "scale": pl.Float64}
         return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 @dataclass(frozen=True)
-class _Base:
-    """The children of one histogram family: buckets and sums, in groups of one label set each."""
+class _Histograms:
+    """The buckets and sums of histograms, in groups of one family and label set each."""
 
-    wire: Wire
-    groups: list[_Labels]
+    groups: list[tuple[Wire, _Labels]]
     edges: pl.DataFrame
     totals: pl.DataFrame
 
     @classmethod
-    def of(cls, base: str, children: Mapping[tuple[str, _Labels], int]) -> _Base:
-        groups: dict[_Labels, int] = {}
+    def of(cls, bases: Sequence[str], children: Mapping[tuple[str, _Labels], int]) -> _Histograms:
+        wires = {base: Wire.of(base, "histogram") for base in bases}
+        parts = {base + part: (base, part) for base in bases for part in ("_bucket", "_sum")}
+        groups: dict[tuple[str, _Labels], int] = {}
         buckets, sums = [], []
         for (name, labels), child in children.items():
-            bare = tuple(item for item in labels if item[0] != "le")
-            if name == f"{base}_bucket":
-                edge = _edge(dict(labels)["le"])
-                buckets.append((child, groups.setdefault(bare, len(groups)), edge))
-            elif name == f"{base}_sum":
-                sums.append((child, groups.setdefault(bare, len(groups))))
+            if name in parts:
+                base, part = parts[name]
+                bare = tuple(item for item in labels if item[0] != "le")
+                group = groups.setdefault((base, bare), len(groups))
+                if part == "_sum":
+                    sums.append((child, group))
+                else:
+                    buckets.append((child, group, _edge(dict(labels)["le"])))
         bucket_schema = {"child": pl.Int64, "group": pl.Int64, "edge": pl.Float64}
         return cls(
-            Wire.of(base, "histogram"),
-            list(groups),
+            [(wires[base], labels) for base, labels in groups],
             pl.DataFrame(buckets, schema=bucket_schema, orient="row"),
             pl.DataFrame(sums, schema={"child": pl.Int64, "group": pl.Int64}, orient="row"),
         )
 
     def states(self, raw: pl.DataFrame, known: _Known) -> pl.DataFrame:
-        """The states of the family among these samples, in the columns of `_STATES`."""
+        """The states among these samples, in the columns of `_STATES`."""
         per_scrape = (
             raw.join(self.edges, on="child")
             .sort("group", "ms", "edge")
@@ -290,15 +286,16 @@ class _Base:
         states = per_scrape.join(total, on=["group", "ms"], how="left")
         states = states.with_columns(count=pl.col("counts").list.sum())
         keys = states.select("group", "bounds").unique(maintain_order=True)
-        ids = [
-            known.series_id(self.wire, self.groups[group], tuple(bounds))
-            for group, bounds in keys.iter_rows()
-        ]
         named = keys.with_columns(
-            pl.Series("series_id", ids, dtype=pl.Int64),
-            pl.lit(self.wire.rank, pl.Int8).alias("rank"),
+            pl.Series("series_id", list(self._ids(keys, known)), dtype=pl.Int64),
+            rank=pl.Series([self.groups[at][0].rank for at in keys["group"]], dtype=pl.Int8),
         )
         return states.join(named, on=["group", "bounds"]).select(list(_STATES))
+
+    def _ids(self, keys: pl.DataFrame, known: _Known) -> Iterator[int]:
+        for group, bounds in keys.iter_rows():
+            wire, labels = self.groups[group]
+            yield known.series_id(wire, labels, tuple(bounds))
 
 
 def _target_info(instance: str, labels: Collection[tuple[str, str]]) -> Child | None:
@@ -324,19 +321,19 @@ def _of_series(part: Callable[[], Tables], kept: pl.Series) -> Tables:
     return samples.filter(is_kept), histograms.filter(is_kept)
 
 
-def _answer_frame(series: Sequence[Series], warnings: Sequence[str]) -> pl.DataFrame:
+def _answer_frame(found: Samples) -> pl.DataFrame:
     """An answer as it is kept: a row a series, and a row a warning."""
-    times = [np.array([moment for moment, _ in each.values], np.float64) for each in series]
+    times = [np.array([moment for moment, _ in each.values], np.float64) for each in found.series]
     samples = {
-        "metric": [json.dumps(each.metric, sort_keys=True) for each in series],
+        "metric": [json.dumps(each.metric, sort_keys=True) for each in found.series],
         "ms": [np.rint(each * 1000).astype(np.int64) for each in times],
-        "value": [_numbers(each) for each in series],
-        "warning": [None] * len(series),
+        "value": [_numbers(each) for each in found.series],
+        "warning": [None] * len(found.series),
     }
     return pl.concat(
         [
-            pl.DataFrame(samples, schema=_ANSWER),
-            pl.DataFrame({"warning": list(warnings)}, schema={"warning": pl.String}),
+            pl.DataFrame(samples, schema=ANSWER),
+            pl.DataFrame({"warning": found.warnings}, schema={"warning": pl.String}),
         ],
         how="diagonal",
     )
@@ -358,13 +355,11 @@ def _edge(text: str | None) -> float | None:
     return None if math.isnan(edge) else edge
 
 
-def _kind(declared: str) -> str:
+def declared_kind(declared: str) -> str:
     """The declared type in our words; empty where none was declared."""
     return declared if declared in ("counter", "gauge") else ""
 
 
-_SLICE = timedelta(hours=1)
-_TOGETHER = 8  # scalar families asked for in one query
 _QUESTION_SECONDS = 60.0  # for what is asked about the server; a query has the client's own time
 _Data = TypeVar("_Data")
 _Answer = TypeVar("_Answer")
@@ -428,10 +423,11 @@ class Prometheus:
             asked["match[]"] = self._selector(".+")
         return sorted(self._get("/api/v1/label/__name__/values", asked, list[str]))
 
-    def _selector(self, names: str) -> str:
-        """The series whose names match, among those that are asked for."""
-        among = "" if self.only is None else f",{self.only.bare}"
-        return f'{{__name__=~"{names}"{among}}}'
+    def _selector(self, names: str, *more: str) -> str:
+        """The series whose names match, among those that are asked for; `more` are matchers."""
+        among = [] if self.only is None else [self.only.bare]
+        matchers = ",".join([f'__name__=~"{names}"', *among, *more])
+        return f"{{{matchers}}}"
 
     def kinds(self) -> dict[str, str]:
         """What each family was declared as; empty for a server that does not keep it."""
@@ -441,27 +437,60 @@ class Prometheus:
             return {}  # Thanos and Mimir may not have it; names and the catalogue must do
         return {name: entries[0].type for name, entries in found.items() if entries}
 
-    def samples(self, names: Sequence[str], time_range: TimeRange) -> Samples:
+    def samples(
+        self, names: Sequence[str], time_range: TimeRange, *, instances: Sequence[str] = ()
+    ) -> Samples:
         """The raw samples of these metrics in [start, end): Prometheus' `matrix`.
 
-        Ranges are open at the left in Prometheus 3 and closed before: there, the last sample of the
-        hour before may come twice.
+        Of all targets, or of those with these instances. Ranges are open at the left in Prometheus
+        3 and closed before: there, the last sample of the hour before may come twice.
         """
-        escaped = "|".join(re.escape(name).replace("\\", "\\\\") for name in names)
         length_ms = int(time_range.seconds * 1000)
+        of = (f'instance=~"{_pattern(instances)}"',) if instances else ()
         question = {
-            "query": f"{self._selector(escaped)}[{length_ms}ms]",
+            "query": f"{self._selector(_pattern(names), *of)}[{length_ms}ms]",
             "time": _seconds(time_range.end - timedelta(milliseconds=1)),
         }
-        found = self._asked(
-            lambda: self.client.post("/api/v1/query", data=question), _Success[_Matrix]
-        )
-        return Samples(found.data.result, found.warnings or [])
+        return self._matrix("/api/v1/query", question)
 
-    def answer(self, names: Sequence[str], time_range: TimeRange) -> pl.DataFrame:
-        """The samples of these metrics in the range as a frame, with the server's warnings."""
-        found = self.samples(names, time_range)
-        return _answer_frame(found.series, found.warnings)
+    def answer(
+        self, names: Sequence[str], time_range: TimeRange, *, instances: Sequence[str] = ()
+    ) -> pl.DataFrame:
+        """The same as a frame, with the server's warnings."""
+        return _answer_frame(self.samples(names, time_range, instances=instances))
+
+    def minute_ends(self, names: Sequence[str], minutes: TimeRange) -> pl.DataFrame:
+        """The last value of these metrics' series in every minute that has one, as `answer` has it.
+
+        `ms` is the last millisecond of the minute, whenever in it the value was sampled.
+        """
+        return self._by_minute(f"last_over_time({self._selector(_pattern(names))}[1m])", minutes)
+
+    def resets(self, names: Sequence[str], minutes: TimeRange) -> pl.DataFrame:
+        """Targets (instance, job) and minutes in which a series of these metrics fell.
+
+        Or in the minute before, or from one to the next. As `answer` has it.
+        """
+        fell = (
+            f"max by (instance, job) (resets({self._selector(_pattern([name]))}[2m])) > 0"
+            for name in names
+        )
+        return self._by_minute(" or ".join(fell), minutes)
+
+    def _by_minute(self, query: str, minutes: TimeRange) -> pl.DataFrame:
+        step, last = timedelta(minutes=1), timedelta(milliseconds=1)
+        question = {
+            "query": query,
+            "start": _seconds(minutes.start + step - last),
+            "end": _seconds(minutes.end - last),
+            "step": "60",
+            "nocache": "1",  # else VictoriaMetrics rounds the times to whole steps
+        }
+        return _answer_frame(self._matrix("/api/v1/query_range", question))
+
+    def _matrix(self, path: str, question: Mapping[str, str]) -> Samples:
+        found = self._asked(lambda: self.client.post(path, data=question), _Success[_Matrix])
+        return Samples(found.data.result, found.warnings or [])
 
     def _get(self, path: str, params: Mapping[str, str], data: type[_Data]) -> _Data:
         def ask() -> httpx.Response:
@@ -477,6 +506,15 @@ class Prometheus:
             return decoded(response.content, shape, at=self.address, dialect="Prometheus")
 
         return with_retries(answered, self.pause)
+
+
+def _pattern(words: Sequence[str]) -> str:
+    """A regular expression of PromQL that matches these words."""
+    return "|".join(re.escape(word).replace("\\", "\\\\") for word in words)
+
+
+def _seconds(moment: datetime) -> str:
+    return f"{microseconds(moment) / 1e6:.3f}"
 
 
 def _require_success(response: httpx.Response, at: str) -> None:
@@ -503,60 +541,3 @@ def _reason(response: httpx.Response) -> str:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         sentence = ""
     return sentence or response.text
-
-
-def read_prometheus(server: Prometheus, time_range: TimeRange) -> Rows:
-    """The canonical rows of a range, and the last sample before it of every series in it.
-
-    NoTelemetryError where the server has no vLLM series then.
-    """
-    return prometheus_in_parts(server, time_range, raw=Held(), spool=Held()).whole()
-
-
-def prometheus_in_parts(
-    server: Prometheus,
-    time_range: TimeRange,
-    *,
-    raw: Held | Spool,
-    spool: Held | Spool,
-    cache: AnswerCache | None = None,
-    progress: Callable[[Step], None] = lambda step: None,
-) -> RowsInParts:
-    """As `read_prometheus`, an hour in memory at a time.
-
-    Samples wait in `raw`, rows in `spool`; what `cache` holds is not asked for.
-    """
-    wide = TimeRange(time_range.start - LOOKBACK, time_range.end)
-    found = families(server.names(wide), server.kinds())
-    together, slices = _together(found), list(_slices(wide))
-    reader, kept, done = SeriesReader(found, raw), cache or AnswerCache(), 0
-    for own in slices:
-        answers = []
-        for names in together:
-            asked = (server.address, *([str(server.only)] if server.only else []), *names)
-            question = "\n".join([*asked, *map(_seconds, (own.start, own.end))])
-            answers.append(kept.frame(question, own, partial(server.answer, names, own)))
-            done += 1
-            progress(Step(done, len(slices) * len(together), 0))
-        if answers:
-            reader.add(answers, own)
-    return cut_in_parts(reader.rows(spool), time_range)
-
-
-def _together(found: Families) -> list[list[str]]:
-    """The names that are asked for in one query."""
-    scalars = found.scalars
-    together = [list(scalars[at : at + _TOGETHER]) for at in range(0, len(scalars), _TOGETHER)]
-    return together + [[base + suffix for suffix in HISTOGRAM_PARTS] for base in found.histograms]
-
-
-def _slices(wide: TimeRange) -> Iterator[TimeRange]:
-    start = wide.start
-    while start < wide.end:
-        own = TimeRange(start, min(start + _SLICE, wide.end))
-        yield own
-        start = own.end
-
-
-def _seconds(moment: datetime) -> str:
-    return f"{microseconds(moment) / 1e6:.3f}"

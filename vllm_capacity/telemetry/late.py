@@ -53,7 +53,7 @@ def extend_window(path: Path, late: Rows) -> list[str]:
     place = workplace(path / WORKPLACE, busy=busy, patience_seconds=_PATIENCE_SECONDS)
     with place as folder, duckdb.connect() as connection:
         held = read_manifest(path, connection, verify=True)
-        if held.provenance["grain"] != "scrape":
+        if "minute" in (held.provenance["grain"], held.provenance.get("counters")):
             raise WindowError(f"{path} holds minutes, not samples: pull it again instead.")
         held = _as_listed(held, folder)
         try:

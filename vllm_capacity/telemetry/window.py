@@ -84,9 +84,14 @@ class Window:
         return str(self.provenance.get("grain", "scrape"))
 
     @property
+    def counters(self) -> str:
+        """The same of what is counted: of a Prometheus, a pull thins nothing else."""
+        return str(self.provenance.get("counters", self.grain))
+
+    @property
     def resolution(self) -> str:
         """What figures are made of: each `scrape`, a thinned window's `minute`s, or `hour`s."""
-        return self.grain
+        return self.counters
 
     @property
     def is_simulated(self) -> bool:

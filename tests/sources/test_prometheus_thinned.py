@@ -1,0 +1,109 @@
+"""A thinned pull of a Prometheus counts what a whole one counts, whatever happened meanwhile."""
+
+import random
+from datetime import timedelta
+
+import httpx
+import pytest
+from polars.testing import assert_frame_equal
+
+from tests.figures.small_windows import at, small_window
+from tests.figures.test_by_hour import a_server
+from tests.standin.prometheus import on_the_wire, prometheus
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.errors import WindowError
+from vllm_capacity.live.pull import pull_prometheus
+from vllm_capacity.sources.prometheus import Prometheus
+from vllm_capacity.telemetry.late import extend_window, stored_rows
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange
+
+RECORDED = ("vllm-sweep", "vllm-restart", "vllm-two-replicas")
+
+
+def pulled(window, time_range, folder, *, asked=None):
+    """The windows of a whole and of a thinned pull."""
+    wire = on_the_wire(window)
+    for name, is_thinned in (("whole", False), ("thinned", True)):
+        queries = None if asked is None else asked.setdefault(name, [])
+        transport = prometheus(wire, queries)
+        with httpx.Client(base_url="http://prometheus", transport=transport) as client:
+            server = Prometheus(client)
+            pull_prometheus(server, time_range, folder / name, is_thinned=is_thinned)
+    return open_window(folder / "whole"), open_window(folder / "thinned")
+
+
+def analyses(windows, start=None, end=None):
+    return [Analysis.of(window, start, end) for window in windows]
+
+
+def made(seed, folder):
+    """Two servers: they restart, some scrapes fail, some are lost."""
+    rng = random.Random(seed)
+    every = rng.choice([10, 20, 40])
+    lines = [line for name in "ab" for line in a_server(rng, name, every=every)]
+    return small_window(folder / "made", *lines), TimeRange(at(3700.5), at(4 * 3600 + 10))
+
+
+def recorded(path):
+    """Of a recorded capture all but its ends, which cut minutes."""
+    window, cut = open_window(path), timedelta(seconds=17)
+    return window, TimeRange(window.extent.start + cut, window.extent.end - cut)
+
+
+@pytest.fixture(scope="module", params=[*range(4), *RECORDED])
+def windows(request, examples, tmp_path_factory):
+    """Of each case, a window pulled whole and one pulled thinned."""
+    folder = tmp_path_factory.mktemp("pulled")
+    is_recorded = request.param in RECORDED
+    case = recorded(examples / request.param) if is_recorded else made(request.param, folder)
+    return pulled(*case, folder)
+
+
+def test_counts_latencies_lives_and_gauges_are_those_of_every_sample(windows):
+    whole, thinned = analyses(windows)
+    assert thinned.answer.window.resolution == "minute"
+    assert_frame_equal(thinned.counters, whole.counters)
+    assert thinned.histograms == whole.histograms
+    assert thinned.latency == whole.latency
+    assert thinned.gauges == whole.gauges
+    assert_frame_equal(thinned.attempts, whole.attempts)
+    assert thinned.restarts == whole.restarts
+    assert thinned.interruptions == whole.interruptions
+    assert thinned.outages == whole.outages
+    for name, part in whole.bill_parts.items():
+        assert thinned.bill_parts[name].usage == part.usage
+
+
+def test_no_minute_counts_otherwise(windows):
+    start = windows[0].extent.start.replace(second=0, microsecond=0) + timedelta(minutes=3)
+    whole, thinned = analyses(windows, start, start + timedelta(minutes=5))
+    assert_frame_equal(thinned.counters, whole.counters)
+    assert thinned.histograms == whole.histograms
+
+
+def test_what_was_lost_is_bounded_in_the_same_stretches(windows):
+    whole, thinned = (each.losses.stretches for each in analyses(windows))
+    assert [(one.instance, one.why, one.start, one.end) for one in thinned] == [
+        (one.instance, one.why, one.start, one.end) for one in whole
+    ]
+
+
+def test_a_thinned_pull_of_hours_is_read_as_a_whole_one_is(windows):
+    whole, thinned = (window.sql("select * from intake") for window in windows)
+    assert_frame_equal(thinned, whole)
+    assert windows[1].provenance["counters"] == "minute"
+
+
+def test_little_of_what_is_counted_comes(tmp_path, examples):
+    asked = {}
+    window = open_window(examples / "vllm-sweep")
+    whole, thinned = pulled(window, window.extent, tmp_path, asked=asked)
+    rows = "select count(*) from histograms"
+    assert thinned.sql(rows).item() < 0.15 * whole.sql(rows).item()
+    assert len(asked["thinned"]) < len(asked["whole"])
+
+
+def test_minutes_take_no_samples_that_came_late(windows):
+    with pytest.raises(WindowError, match="holds minutes"):
+        extend_window(windows[1].path, stored_rows(windows[0].path))

@@ -1,0 +1,124 @@
+"""A stand-in of Prometheus: series in memory, and the few shapes of queries that a pull asks.
+
+Raw samples of a range (open at its left), the last value in each minute, and falls in two.
+"""
+
+import json
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from urllib.parse import parse_qs
+
+import httpx
+
+from vllm_capacity.telemetry.window import Window
+
+Wire = Mapping[str, Sequence[tuple[float, float]]]
+"""Samples (Unix seconds, value) of each series, by its labels as JSON."""
+
+
+def prometheus(series: Wire, asked: list[str] | None = None) -> httpx.MockTransport:
+    """A server with these series; `asked` gets its queries."""
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("values"):
+            names = sorted({json.loads(key)["__name__"] for key in series})
+            return httpx.Response(200, json={"status": "success", "data": names})
+        if request.url.path.endswith("metadata"):
+            return httpx.Response(404)
+        form = {key: value[0] for key, value in parse_qs(request.content.decode()).items()}
+        if asked is not None:
+            asked.append(form["query"])
+        result = _ranged(series, form) if "step" in form else _raw(series, form)
+        kept = [
+            {"metric": metric, "values": [[t, str(v)] for t, v in values]}
+            for metric, values in result
+            if values
+        ]
+        data = {"resultType": "matrix", "result": kept}
+        return httpx.Response(200, json={"status": "success", "data": data})
+
+    return httpx.MockTransport(handler)
+
+
+_Answer = Iterator[tuple[dict[str, str], list[tuple[float, float]]]]
+
+
+def _raw(series: Wire, form: Mapping[str, str]) -> _Answer:
+    selector, length = re.fullmatch(r"(\{.*\})\[(\d+)ms\]", form["query"]).groups()
+    end = float(form["time"])
+    for metric, values in _selected(series, selector):
+        yield metric, _inside(values, end, int(length) / 1000)
+
+
+def _ranged(series: Wire, form: Mapping[str, str]) -> _Answer:
+    first, last, step = (float(form[name]) for name in ("start", "end", "step"))
+    moments = [first + step * n for n in range(int((last - first) / step) + 1)]
+    ends = re.fullmatch(r"last_over_time\((\{.*\})\[1m\]\)", form["query"])
+    if ends:
+        for metric, values in _selected(series, ends[1]):
+            found = ((t, _inside(values, t, 60)) for t in moments)
+            yield metric, [(t, inside[-1][1]) for t, inside in found if inside]
+        return
+    fell: dict[tuple[str, str], set[float]] = {}
+    for term in form["query"].split(" or "):
+        shape = r"max by \(instance, job\) \(resets\((\{.*\})\[2m\]\)\) > 0"
+        for metric, values in _selected(series, re.fullmatch(shape, term)[1]):
+            target = (metric.get("instance", ""), metric.get("job", ""))
+            for t in moments:
+                inside = [value for _, value in _inside(values, t, 120)]
+                if any(b < a for a, b in pairwise(inside)):
+                    fell.setdefault(target, set()).add(t)
+    for (instance, job), times in fell.items():
+        yield {"instance": instance, "job": job}, [(t, 1.0) for t in sorted(times)]
+
+
+def _selected(series: Wire, selector: str) -> _Answer:
+    matchers = re.findall(r'(\w+)=~?"((?:[^"\\]|\\.)*)"', selector)
+    for key, values in series.items():
+        labels = json.loads(key)
+        if all(
+            re.fullmatch(pattern.replace("\\\\", "\\"), labels.get(name, ""))
+            for name, pattern in matchers
+        ):
+            yield labels, list(values)
+
+
+def _inside(values: Sequence[tuple[float, float]], end: float, length: float):
+    first, after = (bisect_right(values, (t, math.inf)) for t in (end - length, end))
+    return values[first:after]
+
+
+def on_the_wire(window: Window) -> dict[str, list[tuple[float, float]]]:
+    """Every sample of a window as a Prometheus would have it that scraped its targets."""
+    found = {}
+    for key in window.sql("select * from series order by metric, instance, labels").to_dicts():
+        is_state = key["kind"] == "histogram"
+        rows = window.sql(
+            f"select * from {'histograms' if is_state else 'samples'} "
+            "where series_id = $id order by ts",
+            id=key["series_id"],
+        )
+        labels = {"instance": key["instance"], "job": "vllm", **json.loads(key["labels"])}
+        labels |= {n: key[n] for n in ("engine", "model_name") if key[n] is not None}
+        times = [ts.timestamp() for ts in rows["ts"]]
+        columns = {key["exposed"]: rows["value"]} if not is_state else _parts(key, rows)
+        for name, values in columns.items():
+            exposed, _, edge = name.partition(" ")
+            whose = {"__name__": exposed, **labels, **({"le": edge} if edge else {})}
+            found[json.dumps(whose, sort_keys=True)] = list(zip(times, values, strict=True))
+    return found
+
+
+def _parts(key, rows):
+    """The columns of a histogram on the wire, by name and bound."""
+    counts = rows["counts"].to_list()
+    edges = [*(f"{bound:g}" for bound in key["bounds"]), "+Inf"]
+    buckets = {
+        f"{key['exposed']}_bucket {edge}": [sum(row[: at + 1]) for row in counts]
+        for at, edge in enumerate(edges)
+    }
+    parts = {f"{key['exposed']}_{part}": rows[part].to_list() for part in ("count", "sum")}
+    return {**buckets, **parts}

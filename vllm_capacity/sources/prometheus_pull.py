@@ -1,0 +1,263 @@
+"""A range of a Prometheus, pulled hour by hour: every sample, or thinned on the server.
+
+Thinned, in words:
+
+1. Gauges come whole, and what a scraper notes of its scrapes. Of counters and histograms comes the
+   last state in each minute of the clock, by a range query: what they grow by between two ends of
+   minutes is then what it is by all samples.
+2. When in its minute a state was sampled, the gauges of its target say: they are of one scrape.
+3. A minute of a target comes whole where that would not be enough: where one of its series begins
+   or ends, where a counter or bucket fell (asked of the server), where no gauge tells the time, and
+   where an end of the range cuts the minute.
+
+So a restart is seen as by all samples, and every scrape of counters that is there at all is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import polars as pl
+
+from vllm_capacity.sources.answers import AnswerCache, Step
+from vllm_capacity.sources.otlp import Wire
+from vllm_capacity.sources.parquet import LOOKBACK, cut_in_parts
+from vllm_capacity.sources.prometheus import (
+    ANSWER,
+    HISTOGRAM_PARTS,
+    Families,
+    Prometheus,
+    SeriesReader,
+    declared_kind,
+    families,
+)
+from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool
+from vllm_capacity.telemetry.processes import BOOKKEEPING
+from vllm_capacity.telemetry.rows import Rows, microseconds
+from vllm_capacity.timerange import TimeRange, hours, iso
+
+_TOGETHER = 8  # scalar families asked for in one query, every sample of them
+_STATES_TOGETHER = 24  # metric names asked for in one query, a state a minute of them
+_TARGET_MINUTES = 60  # asked for whole in one query
+_MINUTE = timedelta(minutes=1)
+_MINUTE_MS = 60_000
+_TARGET = ("instance", "job")
+
+
+def read_prometheus(server: Prometheus, time_range: TimeRange) -> Rows:
+    """The canonical rows of a range, and the last sample before it of every series in it.
+
+    NoTelemetryError where the server has no vLLM series then.
+    """
+    return prometheus_in_parts(server, time_range, raw=Held(), spool=Held()).whole()
+
+
+def prometheus_in_parts(
+    server: Prometheus,
+    time_range: TimeRange,
+    *,
+    raw: Held | Spool,
+    spool: Held | Spool,
+    cache: AnswerCache | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
+    is_thinned: bool = False,
+) -> RowsInParts:
+    """As `read_prometheus`, an hour in memory at a time, of every sample or thinned.
+
+    Samples wait in `raw`, rows in `spool`; what `cache` holds is not asked for.
+    """
+    wide = TimeRange(time_range.start - LOOKBACK, time_range.end)
+    found = families(server.names(wide), server.kinds())
+    names = _Names.of(found)
+    together = [*names.gauges, *names.counters, *names.histograms]
+    slices = [*hours(TimeRange(wide.start, time_range.start)), *hours(time_range)]
+    questions = len(names.gauges) + len(names.states) + 1 if is_thinned else len(together)
+    asking = _Asking(server, cache or AnswerCache(), progress, total=len(slices) * questions)
+    reader = SeriesReader(found, raw)
+    for own in slices:
+        if is_thinned and names.states:
+            answers = _thinned(asking, names, own)
+        else:
+            answers = [asking.whole(each, own) for each in together]
+        if answers:
+            reader.add(answers, own)
+    return cut_in_parts(reader.rows(spool), time_range)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Metric names that are asked for in one query each: of every sample, and of `states`.
+
+    `falling` are those of which a fall tells of a restart.
+    """
+
+    gauges: list[list[str]]
+    counters: list[list[str]]
+    histograms: list[list[str]]
+    states: list[list[str]]
+    falling: list[str]
+
+    @classmethod
+    def of(cls, found: Families) -> _Names:
+        kinds = {
+            name: Wire.of(name, declared_kind(found.kinds.get(name, ""))).kind
+            for name in found.scalars
+        }
+        counters = [name for name, kind in kinds.items() if kind == "counter"]
+        gauges = [name for name, kind in kinds.items() if kind != "counter"]
+        histograms = [[base + part for part in HISTOGRAM_PARTS] for base in found.histograms]
+        parts = [name for names in histograms for name in names]
+        return cls(
+            _in_lists(gauges, _TOGETHER),
+            _in_lists(counters, _TOGETHER),
+            histograms,
+            _in_lists([*counters, *parts], _STATES_TOGETHER),
+            [*counters, *(name for name in parts if name.endswith("_bucket"))],
+        )
+
+
+def _in_lists(names: Sequence[str], most: int) -> list[list[str]]:
+    return [list(names[at : at + most]) for at in range(0, len(names), most)]
+
+
+@dataclass
+class _Asking:
+    """Asks question after question, through the cache, and counts."""
+
+    server: Prometheus
+    cache: AnswerCache
+    progress: Callable[[Step], None]
+    total: int
+    done: int = field(default=0, init=False)
+
+    def whole(
+        self, names: Sequence[str], own: TimeRange, instances: Sequence[str] = ()
+    ) -> pl.DataFrame:
+        """Every sample of the range."""
+        ask = partial(self.server.answer, names, own, instances=instances)
+        return self._asked([*names, *instances], own, own, ask)
+
+    def minute_ends(self, names: Sequence[str], own: TimeRange, minutes: TimeRange) -> pl.DataFrame:
+        """The last state in each of the minutes, which are those of the hour and one more."""
+        ask = partial(self.server.minute_ends, names, minutes)
+        return self._asked(["minute ends", *names], own, minutes, ask)
+
+    def resets(self, names: Sequence[str], own: TimeRange, minutes: TimeRange) -> pl.DataFrame:
+        """The minutes in which something fell."""
+        ask = partial(self.server.resets, names, minutes)
+        return self._asked(["resets", *names], own, minutes, ask)
+
+    def _asked(
+        self, words: Sequence[str], own: TimeRange, arrivals: TimeRange, ask: _Ask
+    ) -> pl.DataFrame:
+        only = [str(self.server.only)] if self.server.only else []
+        question = [self.server.address, *only, *words, iso(own.start), iso(own.end)]
+        frame = self.cache.frame("\n".join(question), arrivals, ask)
+        self.done += 1
+        self.progress(Step(self.done, max(self.total, self.done), 0))
+        return frame
+
+
+_Ask = Callable[[], pl.DataFrame]
+
+
+# --- thinned ------------------------------------------------------------------------------------
+
+
+def _thinned(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.DataFrame]:
+    """The answers of an hour: gauges whole, the ends of minutes, and minutes that come whole."""
+    first, end = _minute(own.start), _minute(own.end - timedelta(milliseconds=1)) + _MINUTE
+    around = TimeRange(first - _MINUTE, end + _MINUTE)
+    gauges = [asking.whole(each, own) for each in names.gauges]
+    ends = pl.concat([asking.minute_ends(each, own, around) for each in names.states])
+    fallen = asking.resets(names.falling, own, around)
+    states, samples = _samples(ends), _samples(pl.concat([pl.DataFrame(schema=ANSWER), *gauges]))
+    is_told = ~pl.col("name").is_in(BOOKKEEPING)
+    times = samples.filter(is_told).group_by(*_TARGET, "minute").agg(pl.col("ms").max())
+    cut = [first] * (own.start > first) + [end - _MINUTE] * (own.end < end)
+    odd = _odd(states, times, _samples(fallen), [_minute_number(at) for at in cut])
+    inside = pl.col("minute").is_between(_minute_number(first), _minute_number(end), closed="left")
+    odd = odd.filter(inside)
+    told = (
+        states.filter(inside)
+        .drop("ms")
+        .join(odd, on=[*_TARGET, "minute"], how="anti")
+        .join(times, on=[*_TARGET, "minute"])
+        .group_by("metric", maintain_order=True)
+        .agg("ms", "value")
+    )
+    warned = pl.concat([ends, fallen]).filter(pl.col("metric").is_null())
+    every = [name for each in names.states for name in each]
+    whole = [asking.whole(every, span, targets) for span, targets in _spans(odd, own)]
+    return [*gauges, pl.concat([told, warned], how="diagonal").select(list(ANSWER)), *whole]
+
+
+def _samples(answer: pl.DataFrame) -> pl.DataFrame:
+    """A row a sample: metric, name, instance, job, minute (of the epoch), ms, value."""
+    known = answer.filter(pl.col("metric").is_not_null())
+    labels = [json.loads(metric) for metric in known["metric"]]
+    named = {
+        name: pl.Series([each.get(label, "") for each in labels], dtype=pl.String)
+        for name, label in (("name", "__name__"), ("instance", "instance"), ("job", "job"))
+    }
+    rows = known.with_columns(**named).explode("ms", "value", empty_as_null=False)
+    return rows.filter(pl.col("value").is_not_nan()).select(
+        "metric", *named, "ms", "value", minute=pl.col("ms") // _MINUTE_MS
+    )
+
+
+def _odd(
+    states: pl.DataFrame, times: pl.DataFrame, fallen: pl.DataFrame, cut: Iterable[int]
+) -> pl.DataFrame:
+    """The minutes that come whole: instance, job, minute."""
+    ordered = states.sort("metric", "minute")
+    minute = pl.col("minute")
+    follows = (minute.shift(1).over("metric") == minute - 1).fill_null(False)
+    goes_on = (minute.shift(-1).over("metric") == minute + 1).fill_null(False)
+    key = [*_TARGET, "minute"]
+    untold = states.join(times, on=key, how="anti")
+    found = (
+        ordered.filter(~(follows & goes_on)),
+        states.filter(minute.is_in(list(cut))),
+        untold,
+        fallen,
+    )
+    return pl.concat([each.select(key) for each in found]).unique().sort(key)
+
+
+def _spans(odd: pl.DataFrame, own: TimeRange) -> Iterator[tuple[TimeRange, list[str]]]:
+    """The odd minutes as ranges of time with the instances of which they are asked for."""
+    alike: dict[tuple[int, int], list[str]] = {}
+    for (instance,), rows in odd.group_by("instance", maintain_order=True):
+        minutes = sorted(set(rows["minute"].to_list()))
+        for first, last in _runs(minutes):
+            alike.setdefault((first, last), []).append(str(instance))
+    for (first, last), instances in sorted(alike.items()):
+        begin, end = (datetime.fromtimestamp(60 * at, UTC) for at in (first, last + 1))
+        span = TimeRange(max(begin, own.start), min(end, own.end))
+        most = max(1, _TARGET_MINUTES // (last + 1 - first))
+        for targets in _in_lists(instances, most):
+            yield span, targets
+
+
+def _runs(minutes: Sequence[int]) -> list[tuple[int, int]]:
+    """Minutes in order as runs of such that follow each other, first and last of each."""
+    runs: list[tuple[int, int]] = []
+    for minute in minutes:
+        if runs and minute == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], minute)
+        else:
+            runs.append((minute, minute))
+    return runs
+
+
+def _minute(moment: datetime) -> datetime:
+    return datetime.fromtimestamp(60 * _minute_number(moment), UTC)
+
+
+def _minute_number(moment: datetime) -> int:
+    return microseconds(moment) // (1000 * _MINUTE_MS)
