@@ -1,7 +1,8 @@
 """A day of one engine, made of the recorded sweep: repeated end to end, restarted now and then.
 
 Every repetition goes on counting where the last one stopped, so that counters and histograms grow
-as those of one process; every eighteenth begins at the recording's own values, which is a restart.
+as those of one process; every eighteenth begins at the recording's own values, which is a restart:
+its process started as much later.
 """
 
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.telemetry.rows import HISTOGRAMS_SCHEMA, SAMPLES_SCHEMA, Rows
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import Window, open_window
@@ -41,15 +43,22 @@ def repeated_rows(seconds: float) -> Rows:
 
 
 def _repeated_samples(sweep: Window, times: int, shift: np.timedelta64) -> pl.DataFrame:
-    known = "select s.*, kind = 'counter' as counts_up from samples s join series using (series_id)"
-    frame = sweep.sql(f"{known} order by series_id, ts")
+    known = (
+        "select s.*, kind = 'counter' as counts_up, metric = $start as is_start "
+        "from samples s join series using (series_id)"
+    )
+    frame = sweep.sql(f"{known} order by series_id, ts", start=PROCESS_START)
     first, last = (getattr(pl.col("value"), end)().over("series_id") for end in ("first", "last"))
     grown = frame.with_columns(growth=pl.when("counts_up").then(last - first).otherwise(0.0))
     parts = [
         grown.select(
             "series_id",
             ts=pl.col("ts") + k * shift,
-            value=pl.col("value") + (k % LIFE) * pl.col("growth"),
+            value=pl.col("value")
+            + (k % LIFE) * pl.col("growth")
+            + pl.when("is_start")
+            .then((k - k % LIFE) * shift / np.timedelta64(1, "s"))
+            .otherwise(0),
             rank=pl.lit(0, pl.Int8),
             arrival=pl.lit(None, pl.Int64),
         )

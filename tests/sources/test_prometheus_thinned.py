@@ -1,5 +1,6 @@
 """A thinned pull of a Prometheus counts what a whole one counts, whatever happened meanwhile."""
 
+import json
 import random
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ from polars.testing import assert_frame_equal
 
 from tests.figures.small_windows import at, small_window
 from tests.figures.test_by_hour import a_server
+from tests.integration.real_prometheus import backfill, real_prometheus
 from tests.standin.prometheus import on_the_wire, prometheus
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import WindowError
@@ -18,19 +20,39 @@ from vllm_capacity.telemetry.late import extend_window, stored_rows
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 
+WAYS = ("whole", "thinned")
 RECORDED = ("vllm-sweep", "vllm-restart", "vllm-two-replicas")
 
 
 def pulled(window, time_range, folder, *, asked=None):
-    """The windows of a whole and of a thinned pull."""
+    """The windows of a whole and of a thinned pull from a stand-in; `asked` gets their queries."""
     wire = on_the_wire(window)
-    for name, is_thinned in (("whole", False), ("thinned", True)):
+    for name in WAYS:
         queries = None if asked is None else asked.setdefault(name, [])
         transport = prometheus(wire, queries)
         with httpx.Client(base_url="http://prometheus", transport=transport) as client:
-            server = Prometheus(client)
-            pull_prometheus(server, time_range, folder / name, is_thinned=is_thinned)
-    return open_window(folder / "whole"), open_window(folder / "thinned")
+            pull(client, time_range, folder, name)
+    return [open_window(folder / name) for name in WAYS]
+
+
+def pulled_from_a_real_one(window, time_range, folder):
+    """The same windows from a real Prometheus."""
+    lines = []
+    for key, samples in on_the_wire(window).items():
+        labels = json.loads(key)
+        name = labels.pop("__name__")
+        head = ",".join(f"{label}={json.dumps(value)}" for label, value in labels.items())
+        lines += [f"{name}{{{head}}} {value} {ts:.3f}" for ts, value in samples]
+    backfill(folder, "\n".join([*lines, "# EOF", ""]))
+    with real_prometheus(folder, []) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for name in WAYS:
+            pull(client, time_range, folder, name)
+    return [open_window(folder / name) for name in WAYS]
+
+
+def pull(client, time_range, folder, name):
+    is_thinned = name == "thinned"
+    pull_prometheus(Prometheus(client), time_range, folder / name, is_thinned=is_thinned)
 
 
 def analyses(windows, start=None, end=None):
@@ -51,13 +73,15 @@ def recorded(path):
     return window, TimeRange(window.extent.start + cut, window.extent.end - cut)
 
 
-@pytest.fixture(scope="module", params=[*range(4), *RECORDED])
+@pytest.fixture(scope="module", params=[*range(4), *RECORDED, "a real Prometheus"])
 def windows(request, examples, tmp_path_factory):
     """Of each case, a window pulled whole and one pulled thinned."""
     folder = tmp_path_factory.mktemp("pulled")
-    is_recorded = request.param in RECORDED
-    case = recorded(examples / request.param) if is_recorded else made(request.param, folder)
-    return pulled(*case, folder)
+    if request.param == "a real Prometheus":
+        return pulled_from_a_real_one(*made(5, folder), folder)
+    if request.param in RECORDED:
+        return pulled(*recorded(examples / request.param), folder)
+    return pulled(*made(request.param, folder), folder)
 
 
 def test_counts_latencies_lives_and_gauges_are_those_of_every_sample(windows):

@@ -43,7 +43,8 @@ class Night:
             has_today=days.has_today,
         )
         # All days of a store have one grain: by default what a pull of a day has.
-        is_full = bool(source.is_full)
+        # Of a Prometheus, days that are here already were pulled whole.
+        is_full = bool(source.is_full) if source.stream else source.is_full is not False
         return cls(
             source.pull_order(None, late, is_full=is_full),
             Source(source.origin, source.stream, days.zone, source.match, source.tenant),

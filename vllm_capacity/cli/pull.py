@@ -48,8 +48,8 @@ def pull(
     From a Parseable server or its files (with --stream), or a Prometheus (without). Credentials
     come from PARSEABLE_USER and PARSEABLE_PASSWORD, or PARSEABLE_API_KEY, or a profile (for
     Prometheus, if it wants any, from PROMETHEUS_USER and PROMETHEUS_PASSWORD, or PROMETHEUS_TOKEN);
-    never from the command line. From 3 h on a server of Parseable's is asked for states a minute
-    (--thinned), unless --full.
+    never from the command line. From 3 h on a server is asked for states a minute of what is
+    counted (--thinned), unless --full.
     """
     now = datetime.now(UTC)
     source = taken(SourceSettings, given)

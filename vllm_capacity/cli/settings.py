@@ -147,7 +147,7 @@ class SourceSettings:
         default=None,
         metadata=_about(
             "--full/--thinned",
-            "Of Parseable: every sample, or first and last states a minute.",
+            "Every sample, or, from 3 h on, of what is counted states a minute.",
             key="full",
         ),
     )
