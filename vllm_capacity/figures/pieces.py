@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -28,16 +28,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vllm_capacity.facts.metrics import (
-    E2E,
     GENERATION_TOKENS,
-    ITL,
     KV_CACHE,
     REQUESTS,
     RUNNING,
-    TTFT,
     WAITING,
 )
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
+from vllm_capacity.figures.sorted_rows import SortedRows, SortedWindow
 from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_part
 from vllm_capacity.telemetry.memory import database, require_room
 from vllm_capacity.telemetry.mirror import at_hand
@@ -52,10 +50,8 @@ _PARTS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
 _BASE_ROWS, _BASE_SECONDS = 12, 65  # of what intervals and the best minute are told by
 _LONG_BASE = ("up", RUNNING, GENERATION_TOKENS)
 _LOAD = (RUNNING, WAITING)
-_READ = (
-    *("up", PROCESS_START, *gauges.GAUGES, *traffic.STEP_COUNTERS),
-    *(TTFT, ITL, E2E),
-)
+_READ = ("up", PROCESS_START)  # by attempts and processes, every row
+_SEEN = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # by engines, of which one row tells
 _FRESH = timedelta(minutes=5)
 _MINUTE = "1m"
 
@@ -230,24 +226,33 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
     What is born in it counts from 0: whether that is right, those decide who read what the piece
     leaves behind (`_growth`).
     """
-    changed = rows.samples.filter(pl.Series(_is_changed(rows.samples, base.samples)))
     unwatched = ~pl.col("instance").is_in(
         series.filter(pl.col("metric") == "up").get_column("instance").implode()
     )
-    is_read = pl.col("metric").is_in(_READ) | unwatched
-    is_read |= pl.col("series_id").is_in(changed.get_column("series_id").implode())
-    wanted = series.filter(is_read).get_column("series_id").to_numpy()
+    whole, seen = (
+        series.filter(which).get_column("series_id").to_numpy()
+        for which in (pl.col("metric").is_in(_READ) | unwatched, pl.col("metric").is_in(_SEEN))
+    )
+    born = series.with_columns(starts_at_zero=pl.col("kind") == "counter")
+    both = (base.samples, rows.samples)
+    samples = [*(_of(whole, each) for each in both), *(_first(seen, each) for each in both)]
     tables = {
-        "series": series.with_columns(starts_at_zero=pl.col("kind") == "counter"),
-        "samples": pl.concat([_of(wanted, base.samples), _of(wanted, rows.samples)]),
-        "histograms": pl.concat([_of(wanted, base.histograms), _of(wanted, rows.histograms)]),
+        "series": born,
+        "samples": pl.concat(samples).unique(["series_id", "ts"]),
+        "histograms": rows.histograms.clear(),
     }
     own = database()
     with own.cursor() as cursor:
         for name, frame in tables.items():
             stored(cursor, name, frame)
     here = replace(window.manifest, origin=None)  # all that is asked for is here
-    return replace(window, manifest=here, database=own, answers={})
+    inherited = {each.name: getattr(window, each.name) for each in fields(Window)}
+    return SortedWindow(
+        **{**inherited, "manifest": here, "database": own, "answers": {}},
+        series=born,
+        samples=SortedRows(base.samples, rows.samples),
+        histograms=SortedRows(base.histograms, rows.histograms),
+    )
 
 
 def _of(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
@@ -257,6 +262,15 @@ def _of(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
     starts, ends = np.searchsorted(ids, wanted), np.searchsorted(ids, wanted, side="right")
     parts = [rows[int(a) : int(b)] for a, b in zip(starts, ends, strict=True) if a < b]
     return pl.concat([rows.clear(), *parts])
+
+
+def _first(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
+    """The first row of each of these series that has any, of rows sorted by series."""
+    starts, ends = (
+        np.searchsorted(rows["series_id"].to_numpy(), series_ids, side=side)
+        for side in ("left", "right")
+    )
+    return rows[np.sort(starts[starts < ends])]
 
 
 def stored(connection: duckdb.DuckDBPyConnection, name: str, frame: pl.DataFrame) -> None:
@@ -311,19 +325,6 @@ def _is_end(rows: pl.DataFrame, base: pl.DataFrame) -> Mask:
     begins = np.flatnonzero(first)
     first[begins] = _run_before(base, ids[begins]) != runs[begins]
     return np.asarray(first | last)
-
-
-def _is_changed(rows: pl.DataFrame, base: pl.DataFrame) -> Mask:
-    """Where a run begins that is not the first of its series."""
-    ids, runs = rows["series_id"].to_numpy(), rows["run"].to_numpy()
-    if not ids.size:
-        return np.zeros(0, bool)
-    is_first = np.append(True, ids[1:] != ids[:-1])
-    before = np.append(runs[0], runs[:-1])
-    begins = np.flatnonzero(is_first)
-    known = _run_before(base, ids[begins])
-    before[begins] = np.where(known < 0, runs[begins], known)
-    return np.asarray(runs != before)
 
 
 def _run_before(base: pl.DataFrame, series_ids: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -1,0 +1,214 @@
+"""What shipped queries answer, of rows that lie sorted in memory: by position, without a database.
+
+Rows of a piece of a window (pieces.py) are sorted by series and time. There, the row before is the
+row above, and the last row of a stretch of time is where the next begins: most of what a database
+does for these queries, which is to sort and to group, is done already. The answers are the same, to
+the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vllm_capacity.telemetry.rows import microseconds
+from vllm_capacity.telemetry.window import Window
+
+_NAMES = ("metric", "instance", "engine", "model_name", "labels")
+_ORDER = ["metric", "instance", "engine", "labels"]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SortedRows:
+    """Samples or histograms of a piece and of its base, each sorted by series and time."""
+
+    base: pl.DataFrame = field(default_factory=pl.DataFrame)
+    own: pl.DataFrame = field(default_factory=pl.DataFrame)
+
+    def of(self, series_ids: pl.Series) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+        """The rows of these series in this order, each series' sorted by time; and which it is."""
+        parts, lengths = [self.own.clear()], []
+        found = [_stretches(frame, series_ids) for frame in (self.base, self.own)]
+        for before, own in zip(*found, strict=True):
+            parts += [self.base.slice(*before), self.own.slice(*own)]
+            lengths.append(before[1] + own[1])
+        return pl.concat(parts), np.repeat(np.arange(len(series_ids)), lengths)
+
+    def with_several_runs(self) -> pl.Series:
+        """The series of which there is more than one run, in order."""
+        ends = []
+        for frame in (self.base, self.own):
+            ids, runs = frame["series_id"].to_numpy(), frame["run"].to_numpy()
+            is_new = (ids[1:] != ids[:-1]) | (runs[1:] != runs[:-1])
+            ends.append(
+                frame.select("series_id", "run").filter(np.append(True, is_new)[: ids.size])
+            )
+        runs_of = pl.concat(ends).unique().group_by("series_id").len()
+        return runs_of.filter(pl.col("len") > 1)["series_id"].sort()
+
+
+def _stretches(frame: pl.DataFrame, series_ids: pl.Series) -> list[tuple[int, int]]:
+    """Where the rows of each series begin, and how many there are."""
+    ids, wanted = frame["series_id"].to_numpy(), series_ids.to_numpy()
+    starts, ends = np.searchsorted(ids, wanted), np.searchsorted(ids, wanted, side="right")
+    return list(zip(starts.tolist(), (ends - starts).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class SortedWindow(Window):
+    """A window of a piece's rows: some queries are answered of these, the rest of a database."""
+
+    series: pl.DataFrame = field(default_factory=pl.DataFrame)
+    samples: SortedRows = field(default_factory=SortedRows)
+    histograms: SortedRows = field(default_factory=SortedRows)
+
+    def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
+        """The answer of a shipped query."""
+        answered = _ANSWERED.get(name)
+        if answered is None:
+            return super().shipped_sql(package, name, params)
+        return answered(self, params)
+
+    def _wanted(self, params: Mapping[str, Any], kinds: tuple[str, ...]) -> pl.DataFrame:
+        """The series of the wanted metrics and kinds."""
+        is_wanted = pl.col("metric").is_in(params["metrics"]) & pl.col("kind").is_in(kinds)
+        return self.series.filter(is_wanted)
+
+
+def _scrape_increases(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame:
+    wanted = window._wanted(params, ("counter",)).sort(_ORDER, nulls_last=True)
+    rows, which = window.samples.of(wanted["series_id"])
+    value, run = pl.col("value"), pl.col("run")
+    first = pl.Series(_is_first(which))
+    counted = (
+        pl.when(first & wanted["starts_at_zero"].fill_null(False).gather(which))
+        .then(value)
+        .when(first)
+        .then(None)
+        .when(run == run.shift(1))
+        .then(value - value.shift(1))
+        .otherwise(value)
+    )
+    found = _named(wanted, which).hstack(
+        rows.select(
+            ts_before=pl.when(~first).then(pl.col("ts").shift(1)), ts="ts", increase=counted
+        )
+    )
+    return _in_order(found.filter(_is_within(params)), wanted)
+
+
+def _gauge_samples(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame:
+    wanted = window._wanted(params, ("gauge", "info")).sort(_ORDER, nulls_last=True)
+    rows, which = window.samples.of(wanted["series_id"])
+    found = _named(wanted, which).hstack(rows.select("ts", "value"))
+    return _in_order(found.filter(_is_within(params)), wanted)
+
+
+def _histogram_states(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame:
+    wanted = window._wanted(params, ("histogram",)).sort("series_id")
+    rows, which = window.histograms.of(wanted["series_id"])
+    start = microseconds(params["start"])
+    times = rows["ts"].dt.epoch("us").to_numpy()
+    steps = np.minimum((times - start) // params["step_us"], params["last_step"])
+    steps[times < start] = -1
+    keys = (which, rows["run"].to_numpy(), steps)
+    changes = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    starts = np.append(0, np.flatnonzero(changes) + 1)[: max(1, rows.height) if rows.height else 0]
+    ends = np.append(starts[1:], rows.height)[: starts.size] - 1
+    first, last = rows[starts], rows[ends]
+    named: pl.DataFrame = wanted.select("series_id", *_NAMES[:-1], "bounds", "starts_at_zero")[
+        which[ends]
+    ]
+    return named.hstack(
+        [
+            last["run"],
+            pl.Series("step", steps[ends], dtype=pl.Int64),
+            first["sum"].alias("first_sum"),
+            first["counts"].alias("first_counts"),
+            last["sum"],
+            last["counts"],
+            first["ts"].alias("t0"),
+            last["ts"].alias("t1"),
+        ]
+    )
+
+
+def _fastest_means(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame:
+    least = params["least"]
+    found = []
+    wanted = window._wanted(params, ("histogram",)).sort("series_id")
+    for (metric,), series in wanted.group_by("metric", maintain_order=True):
+        rows, which = window.histograms.of(series["series_id"])
+        counts, sums, runs = (rows[name].to_numpy() for name in ("count", "sum", "run"))
+        if rows.height < 2:
+            continue
+        goes_on = (which[1:] == which[:-1]) & (runs[1:] == runs[:-1])
+        observed, seconds = np.diff(counts), np.diff(sums)
+        kept = np.flatnonzero(goes_on & (observed > 0) & (seconds > 0))
+        if not kept.size:
+            continue
+        keys = (which[1:][kept], runs[1:][kept], np.floor(counts[1:][kept] / least))
+        changes = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+        stretch = np.append(0, np.cumsum(changes))
+        # One after the other, as in the query: pairwise sums would differ in their last bits.
+        each = [np.bincount(stretch, of[kept]) for of in (observed, seconds)]
+        is_long = each[0] >= least
+        fastest = float((each[1] / each[0])[is_long].min()) if is_long.any() else None
+        found.append((str(metric), fastest, *(float(np.cumsum(of)[-1]) for of in each)))
+    schema = {
+        "metric": pl.String,
+        **dict.fromkeys(("fastest_seconds", "observed", "seconds"), pl.Float64),
+    }
+    return pl.DataFrame(sorted(found), schema=schema, orient="row")
+
+
+def _run_starts(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame:
+    several = window.samples.with_several_runs()
+    rows, which = window.samples.of(several)
+    runs = rows["run"].to_numpy()
+    at = np.flatnonzero(~_is_first(which)[1:] & (runs[1:] > runs[:-1])) + 1
+    whose = several.to_frame().join(window.series, on="series_id", maintain_order="left")
+    instances = whose["instance"].gather(which[at])
+    found = pl.DataFrame(
+        {"instance": instances, "ts_before": rows["ts"].gather(at - 1), "ts": rows["ts"].gather(at)}
+    )
+    latest = found.group_by("instance", "ts").agg(pl.col("ts_before").max())
+    return latest.select("instance", "ts_before", "ts").sort("instance", "ts")
+
+
+def _is_first(which: NDArray[np.int64]) -> Mask:
+    """Where another series begins."""
+    return np.append(True, which[1:] != which[:-1])[: which.size]
+
+
+def _named(wanted: pl.DataFrame, which: NDArray[np.int64]) -> pl.DataFrame:
+    return wanted.select(_NAMES)[which]
+
+
+def _is_within(params: Mapping[str, Any]) -> pl.Expr:
+    start: datetime = params["start"]
+    end: datetime = params["end"]
+    return (pl.col("ts") >= start) & (pl.col("ts") < end)
+
+
+def _in_order(found: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
+    """Rows of series that differ in nothing they are ordered by, merged by time."""
+    if wanted.select(_ORDER).is_duplicated().any():
+        return found.sort(*_ORDER, "ts", nulls_last=True, maintain_order=True)
+    return found
+
+
+_ANSWERED: dict[str, Callable[[SortedWindow, Mapping[str, Any]], pl.DataFrame]] = {
+    "scrape_increases": _scrape_increases,
+    "gauge_samples": _gauge_samples,
+    "histogram_states": _histogram_states,
+    "fastest_means": _fastest_means,
+    "run_starts": _run_starts,
+}
