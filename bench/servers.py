@@ -1,26 +1,176 @@
-"""A window's samples as a scraper has them, in a real Prometheus and a real VictoriaMetrics.
+"""Four questions by the hour: of what hours left behind ÷ of servers with the same samples.
 
-Both run on a loopback port with a folder of their own, and are ended when the bench is done.
+Output tokens of each engine, p95 TTFT, the fullest KV cache and the mean of running requests: of a
+window, of a real Prometheus and of a real VictoriaMetrics, and by the obvious SQL on its Parquet.
+Servers run on a loopback port with a folder of their own, hold only the four families, and their
+own CPU time counts, cold (just started) and warm. Ours is a process of its own each time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import numpy as np
 import polars as pl
 
-from vllm_capacity.telemetry.window import Window
+from bench.measure import TIMEOUT_SECONDS, Ratio, cpu_seconds, peak_megabytes
+from bench.scale import engine_days, obvious_sql
+from vllm_capacity.facts.metrics import GENERATION_TOKENS, KV_CACHE, RUNNING, TTFT
+from vllm_capacity.telemetry.window import Window, open_window
+from vllm_capacity.timerange import TimeRange
 
+ENGINES = 10
+FAMILIES = (GENERATION_TOKENS, TTFT, KV_CACHE, RUNNING)
+Answers = Mapping[str, Mapping[tuple[str, int], float]]
+"""By question: a number for each (engine, or nothing; Unix time at which its hour begins)."""
 _START_SECONDS = 120
+_HOUR = 3600
+
+
+def measure(folder: Path, *, runs: int, engines: int = ENGINES) -> list[Ratio]:
+    path = engine_days(folder, engines)
+    _alone("ours", path)  # makes what hours leave behind
+    own, sql = ([_alone(which, path) for _ in range(runs)] for which in ("ours", "sql"))
+    title = f"four questions by the hour, {engines} engine-day{'s' if engines > 1 else ''}, kept"
+    found = [
+        Ratio(title, "the obvious SQL", unit, *(tuple(of[at] for of in one) for one in (own, sql)))
+        for at, unit in enumerate(("CPU s", "peak MB"))
+    ]
+    taken = tuple(seconds for seconds, _ in own)
+    told = json.loads(subprocess.run(_command("answers", path), **_QUIETLY).stdout)
+    answers = {name: {(e, h): v for e, h, v in rows} for name, rows in told.items()}
+    for name, run in (("prometheus", prometheus), ("victoria-metrics", victoria_metrics)):
+        if shutil.which(name) is None:
+            print(f"  no {name} here: apt-get install {name}")
+            continue
+        window, cold, warm = open_window(path), [], []
+        for _ in range(runs + 1):
+            with run(window, folder, FAMILIES) as (url, pid):
+                theirs = asked(url, window.extent)
+                cold.append(_seconds_of(pid))  # its start, and the first answers
+                asked(url, window.extent)
+                warm.append(_seconds_of(pid) - cold[-1])
+        for which, each in (("cold", cold[1:]), ("warm", warm[1:])):
+            found.append(Ratio(title, f"{name}, {which}", "CPU s", taken, tuple(each)))
+        print(f"  {name}: {_difference(answers, theirs)}")
+    return found
+
+
+def quick(folder: Path) -> list[Ratio]:
+    """One engine for a day, once."""
+    return measure(folder, runs=1, engines=1)
+
+
+def ours(path: Path) -> dict[str, list[tuple[str, int, float]]]:
+    """The four answers of a window: rows of (engine, hour, number)."""
+    from vllm_capacity.figures.by_hour import by_hour
+    from vllm_capacity.figures.series import per_step
+
+    window = open_window(path)
+    whole = _hours(window.extent)
+    read = by_hour(window, window.extent)
+    grown = read.hourly("increases")  # type: ignore[attr-defined]
+    tokens = (
+        grown.filter(metric=GENERATION_TOKENS)
+        .group_by("instance", "hour")
+        .agg(pl.col("increase").sum())
+    )
+    steps = per_step(read, time_range=whole, step_seconds=_HOUR)
+    columns = {
+        "p95 TTFT": "ttft_p95_seconds",
+        "KV": "kv_cache_ratio_max",
+        "running": "running_mean",
+    }
+    found = {"tokens": [(e, int(h.timestamp()), v) for e, h, v in tokens.iter_rows()]}
+    for name, column in columns.items():
+        rows = steps.select("start", column).drop_nulls().iter_rows()
+        found[name] = [("", int(start.timestamp()), value) for start, value in rows]
+    return found
+
+
+def _hours(whole: TimeRange) -> TimeRange:
+    begin = whole.start.replace(minute=0, second=0, microsecond=0)
+    return TimeRange(begin, whole.end)
+
+
+def asked(url: str, whole: TimeRange) -> Answers:
+    """The four answers of a server, at the last millisecond of every hour."""
+    of = "[1h]"
+    queries = {
+        "tokens": f"sum by (instance) (increase({GENERATION_TOKENS}{of}))",
+        "p95 TTFT": f"histogram_quantile(0.95, sum by (le) (increase({TTFT}_bucket{of})))",
+        "KV": f"max(max_over_time({KV_CACHE}{of}))",
+        "running": f"sum(avg_over_time({RUNNING}{of}))",
+    }
+    hours = _hours(whole)
+    span = {
+        "start": f"{(hours.start + timedelta(hours=1)).timestamp() - 0.001:.3f}",
+        "end": f"{hours.end.timestamp():.3f}",
+        "step": str(_HOUR),
+        "nocache": "1",
+    }
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    with httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS) as client:
+        for name, query in queries.items():
+            answer = client.post("/api/v1/query_range", data={"query": query, **span})
+            result = answer.raise_for_status().json()["data"]["result"]
+            found[name] = {
+                (one["metric"].get("instance", ""), round(ts) - _HOUR): float(value)
+                for one in result
+                for ts, value in one["values"]
+            }
+    return found
+
+
+def _difference(ours: Answers, theirs: Answers) -> str:
+    """How far two sets of answers are apart at most, by question, over the hours that both have.
+
+    Their first hour is left out: what is before the first sample is not known to a server.
+    """
+    told = []
+    for name, own in ours.items():
+        both = sorted(own.keys() & theirs[name].keys(), key=lambda key: key[1])
+        first = both[0][1] if both else 0
+        apart = [
+            abs(theirs[name][key] - own[key]) / max(abs(own[key]), 1e-9)
+            for key in both
+            if key[1] > first
+        ]
+        told.append(f"{name} {max(apart, default=0.0):.2g} of {len(apart)}")
+    return "largest relative difference: " + ", ".join(told)
+
+
+def _seconds_of(pid: int) -> float:
+    """The CPU seconds of a process so far."""
+    values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+
+
+_QUIETLY = {"capture_output": True, "check": True, "timeout": TIMEOUT_SECONDS}
+
+
+def _command(what: str, path: Path) -> list[str]:
+    return [sys.executable, "-m", "bench.servers", what, str(path)]
+
+
+def _alone(what: str, path: Path) -> tuple[float, float]:
+    """CPU seconds and peak megabytes in a process of its own, imports included."""
+    seconds, megabytes = json.loads(subprocess.run(_command(what, path), **_QUIETLY).stdout)
+    return seconds, megabytes
+
+
+# --- servers ------------------------------------------------------------------------------------
 
 
 def wire(
@@ -106,11 +256,6 @@ def victoria_metrics(
         yield url, pid
 
 
-def is_there(name: str) -> bool:
-    """Whether the program is installed."""
-    return shutil.which(name) is not None
-
-
 @contextlib.contextmanager
 def _running(command: list[str], listen: str, ready: str) -> Iterator[tuple[str, int]]:
     with socket.socket() as free:
@@ -127,3 +272,12 @@ def _running(command: list[str], listen: str, ready: str) -> Iterator[tuple[str,
             yield url, process.pid
         finally:
             process.terminate()
+
+
+if __name__ == "__main__":
+    action, path = sys.argv[1], Path(sys.argv[2])
+    if action == "answers":
+        print(json.dumps(ours(path)))
+    else:
+        asking: Callable[[Path], object] = ours if action == "ours" else obvious_sql
+        print(json.dumps([cpu_seconds(lambda: asking(path)), peak_megabytes()]))

@@ -48,7 +48,7 @@ class AnswerCache:
         frame = ask()
         self.folder.mkdir(exist_ok=True)
         partial = self.folder / "answer.partial"
-        frame.write_parquet(partial, compression="zstd")
+        frame.write_parquet(partial, compression="lz4")
         partial.replace(self.folder / f"{name}.{_hash(partial.read_bytes())}.parquet")
         return frame
 

@@ -322,26 +322,30 @@ def _of_series(part: Callable[[], Tables], kept: pl.Series) -> Tables:
 
 
 def _answer_frame(found: Samples) -> pl.DataFrame:
-    """An answer as it is kept: a row a series, and a row a warning."""
-    times = [np.array([moment for moment, _ in each.values], np.float64) for each in found.series]
-    samples = {
-        "metric": [json.dumps(each.metric, sort_keys=True) for each in found.series],
-        "ms": [np.rint(each * 1000).astype(np.int64) for each in times],
-        "value": [_numbers(each) for each in found.series],
-        "warning": [None] * len(found.series),
+    """An answer as it is kept: a row a series that has samples, and a row a warning."""
+    lengths = [len(each.values) for each in found.series]
+    pairs = [pair for each in found.series for pair in each.values]
+    seconds = np.array([moment for moment, _ in pairs], np.float64)
+    columns = {
+        "row": np.repeat(np.arange(len(lengths)), lengths),
+        "ms": np.rint(seconds * 1000).astype(np.int64),
+        "value": _numbers([text for _, text in pairs]),
     }
+    samples = pl.DataFrame(columns).group_by("row", maintain_order=True).agg("ms", "value")
+    named = [json.dumps(each.metric, sort_keys=True) for each in found.series if each.values]
     return pl.concat(
         [
-            pl.DataFrame(samples, schema=ANSWER),
+            pl.DataFrame(schema=ANSWER),
+            samples.select(pl.Series("metric", named, dtype=pl.String), "ms", "value"),
             pl.DataFrame({"warning": found.warnings}, schema={"warning": pl.String}),
         ],
         how="diagonal",
     )
 
 
-def _numbers(series: Series) -> NDArray[np.float64]:
+def _numbers(texts: Sequence[str]) -> NDArray[np.float64]:
     try:
-        return np.array([float(text) for _, text in series.values], np.float64)
+        return np.array([float(text) for text in texts], np.float64)
     except ValueError as error:
         raise SourceError(f"Prometheus answers with a value that is no number: {error}.") from None
 
