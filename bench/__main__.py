@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench.measure import TIMEOUT_SECONDS, Ratio, machine
+from bench.scale import growth
 
 HERE = Path(__file__).parent
 RATIOS = {  # how often each side is measured
@@ -22,10 +23,12 @@ RATIOS = {  # how often each side is measured
     "rollup": 5,
     "answers": 3,
     "scale": 2,
+    "servers": 3,
     "writer": 3,
     "imports": 3,
     "pull": 3,
 }
+QUICK = ("figures", "rollup", "writer", "imports", "pull", "scale", "servers")
 TRIALS = (
     "saturation_tuning",
     "load_tests",
@@ -44,6 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--runs", type=int, help="measure each side so often")
+    parser.add_argument(
+        "--quick", action="store_true", help="once each, of one engine-day: about two minutes"
+    )
     parser.add_argument("--date", type=date.fromisoformat, default=datetime.now(UTC).date())
     asked = parser.parse_args()
     unknown = sorted(set(asked.names) - set(names))
@@ -51,21 +57,25 @@ def main() -> None:
         parser.error(f"no bench {', '.join(unknown)}; there are {', '.join(names)}")
     os.nice(10)
     began = machine()
-    chosen = asked.names or names
-    ratios = {name: _measured(name, asked.runs) for name in RATIOS if name in chosen}
+    chosen = asked.names or (QUICK if asked.quick else names)
+    ratios = {
+        name: _measured(name, asked.runs, is_quick=asked.quick) for name in RATIOS if name in chosen
+    }
     trials = {name: _told(name) for name in TRIALS if name in chosen}
-    if not asked.names:
+    if not (asked.names or asked.quick):
         results = HERE / "RESULTS.md"
         results.write_text(page(ratios, trials, on=asked.date, machine=began))
         print(f"Wrote bench/{results.name}.")
 
 
-def _measured(name: str, runs: int | None) -> list[Ratio]:
+def _measured(name: str, runs: int | None, *, is_quick: bool) -> list[Ratio]:
     print(f"{name} …", flush=True)
+    module = importlib.import_module(f"bench.{name}")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        found = importlib.import_module(f"bench.{name}").measure(
-            Path(folder), runs=runs or RATIOS[name]
-        )
+        if is_quick and hasattr(module, "quick"):
+            found = module.quick(Path(folder))
+        else:
+            found = module.measure(Path(folder), runs=runs or (1 if is_quick else RATIOS[name]))
     for ratio in found:
         print(f"  {ratio.value:.2f} × in {ratio.unit}: {ratio.ours_is} ÷ {ratio.bare_is}")
     return found
@@ -102,6 +112,7 @@ def page(
         *(_row(name, ratio) for name, found in ratios.items() for ratio in found),
         "",
         *_notes(),
+        *(f"- {line}" for line in growth(ratios.get("scale", []))),
         "",
         "## How near the verdicts come",
         "",
@@ -140,6 +151,9 @@ def _notes() -> list[str]:
         "whole process'.",
         "- `scale` takes interpreter and imports in on the side of figures, whose first answer "
         "computes what hours leave behind (`figures/pieces.py`) and whose next one reads that.",
+        "- `servers` hold the four families of these answers alone, on the same machine; ours and "
+        "the obvious SQL are a process each time, imports included, servers run on (their own CPU "
+        "time; cold takes their start in).",
         "- `imports` deduplicate, settle restarts and write the window, beside parsing.",
         "- `pull` asks the tests' stand-in of Parseable, so its seconds hold no real network.",
     ]

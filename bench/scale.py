@@ -1,14 +1,18 @@
 """All figures of engine-days ÷ the obvious SQL of four questions by the hour, in time and memory.
 
-One and ten engines for a day, scraped every 2 s: the first answer, which computes what hours leave
-behind, and the next one, which reads that. The four questions are output tokens of each engine, the
-buckets of p95 TTFT, the fullest KV cache and the mean of running requests.
+One, ten and a hundred engines for a day, scraped every 2 s: the first answer, which computes what
+hours leave behind, and the next one, which reads that. The four questions are output tokens of each
+engine, the buckets of p95 TTFT, the fullest KV cache and the mean of running requests.
 """
 
 import json
+import math
 import shutil
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -17,21 +21,21 @@ from bench.engine_day import engine_day
 from bench.measure import TIMEOUT_SECONDS, Ratio, by_turns, cpu_seconds, peak_megabytes
 from vllm_capacity.telemetry.manifest import TABLES
 
-ENGINES = (1, 10)
+ENGINES = (1, 10, 100)
 _GOALS = {"again": "2", "first": "8"}
 
 
-def measure(folder: Path, *, runs: int) -> list[Ratio]:
+def measure(folder: Path, *, runs: int, sizes: Sequence[int] = ENGINES) -> list[Ratio]:
     found = []
-    for engines in ENGINES:
+    for engines in sizes:
         path = engine_days(folder, engines)
         for which, goal in _GOALS.items():
             ours, bare = by_turns(
                 lambda path=path, which=which: _alone(which, path),
                 lambda path=path: _alone("sql", path),
-                runs=runs,
+                runs=runs if engines <= 10 else 1,
             )
-            title = f"figures of {engines} engine-day{'s' if engines > 1 else ''}, {which}"
+            title = _title(engines, which)
             units = (("CPU s", goal), ("peak MB", ""))
             found += [
                 Ratio(
@@ -45,6 +49,35 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
                 for at, (unit, wanted) in enumerate(units)
             ]
     return found
+
+
+def quick(folder: Path) -> list[Ratio]:
+    """One engine for a day, once."""
+    return measure(folder, runs=1, sizes=ENGINES[:1])
+
+
+def growth(found: Sequence[Ratio]) -> list[str]:
+    """How what is measured grows with the number of engines: the exponents, from size to size."""
+    told = []
+    for which in _GOALS:
+        for unit in ("CPU s", "peak MB"):
+            of = [
+                (engines, statistics.median(ratio.ours))
+                for ratio in found
+                for engines in ENGINES
+                if ratio.ours_is == _title(engines, which) and ratio.unit == unit
+            ]
+            each = [
+                f"{math.log(b / a) / math.log(m / n):.2f} from {n} to {m}"
+                for (n, a), (m, b) in pairwise(of)
+            ]
+            if each:
+                told.append(f"figures {which}, {unit} by engines: exponent {', '.join(each)}.")
+    return told
+
+
+def _title(engines: int, which: str) -> str:
+    return f"figures of {engines} engine-day{'s' if engines > 1 else ''}, {which}"
 
 
 def engine_days(folder: Path, engines: int) -> Path:

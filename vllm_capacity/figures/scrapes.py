@@ -317,9 +317,10 @@ def interruptions(
 ) -> list[Interruption]:
     """The gaps of every target and the restarts outside gaps, by target and time."""
     found_gaps = gaps(attempts, time_range=time_range)
+    failed = attempts.filter(~pl.col("is_good"))  # a gap lies between two good ones
     rows = []
     for gap in found_gaps:
-        inside = attempts.filter(
+        inside = failed.filter(
             (pl.col("instance") == gap.instance)
             & (pl.col("ts") > gap.start)
             & (pl.col("ts") < gap.end)
