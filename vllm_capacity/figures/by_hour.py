@@ -228,10 +228,14 @@ def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
 
 def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
     """attempts.sql: those of the jobs that count are kept (figures/scrapes.py)."""
-    found = window.hourly("attempts", everywhere=True).filter(
-        pl.col("ts") < _instant(params["end"])
-    )
-    return found.sort("instance", "ts")
+    # The largest frame of all: it is kept once, as the answer.
+    found = _together(window.pieces, "attempts").filter(pl.col("ts") < _instant(params["end"]))
+    # Pieces come in order of time, each by target: to sort them is to put stretches in order.
+    stretches = found.get_column("instance").rle().struct.unnest()
+    begins = stretches.get_column("len").cum_sum() - stretches.get_column("len")
+    ordered = stretches.with_columns(begin=begins).sort("value", "begin")
+    parts = [found.slice(begin, length) for length, _, begin in ordered.iter_rows()]
+    return pl.concat([found.clear(), *parts], rechunk=True)
 
 
 def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
