@@ -1,12 +1,16 @@
-"""Step times of vLLM, asked of the measured kernel tables of `aiconfigurator-core`: a CSV of them.
+"""Step times of vLLM, asked of the measured kernel tables of `aiconfigurator-core`: CSVs of them.
 
 Run it in an environment of its own (`pip install aiconfigurator-core==0.12.0`, Python 3.11 to 3.13,
-Linux x86-64); it needs nothing of this project: `python bench/kernel_steps.py steps.csv`. Then
-`python bench/step_constants.py steps.csv --write` distills them into `data/gpu_step_times.csv`.
+Linux x86-64); it needs nothing of this project:
+`python bench/kernel_steps.py steps.csv experts.csv`. Then
+`python bench/step_constants.py steps.csv experts.csv --write` distills them into
+`data/gpu_kernels.csv`.
 
-One row per GPU, model, weight type, tensor parallelism and step: milliseconds by what takes them.
-A step decodes `sequences` at `context_tokens` each, beside `prompt_tokens` of prefill. Only kernel
-tables are asked; the end-to-end samples that the package ships are not opened.
+*Steps*: one row per GPU, model, weight type, tensor parallelism and step: milliseconds by what
+takes them. A step decodes `sequences` at `context_tokens` each, beside `prompt_tokens` of prefill.
+*Experts*: one row per GPU, weight type, shape of a mixture's layer, tensor parallelism and tokens:
+milliseconds of the layer, as timed. They are of twenty models and more, not only those of the
+steps. Only kernel tables are read; the end-to-end samples that the package ships are not opened.
 """
 
 from __future__ import annotations
@@ -17,7 +21,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
+import aiconfigurator_core
+import pandas as pd
 from aiconfigurator_core.sdk.engine import EngineHandle
 
 SYSTEMS = {
@@ -98,6 +105,20 @@ COLUMNS = ("gpu", "model", "dtype", "gpus", "prompt_tokens", "prompt_length", "s
 COLUMNS += ("context_tokens", "dense_ms", "experts_ms", "prefill_attention_ms")
 COLUMNS += ("decode_attention_ms", "latent_attention_ms", "reduce_ms", "other_ms")
 
+EXPERTS = {
+    "bfloat16": "bf16",
+    "fp8_block": "fp8",
+    "nvfp4": "nvfp4",
+    "w4a16_mxfp4": "mxfp4",
+    "w4a8_mxfp4_mxfp8": "mxfp4 mxfp8",
+    "int4_wo": "int4",
+}
+"""Weight types of the tables: FP8 mixtures are published with block scales."""
+ROUTING = "power_law_1.2"
+"""How uneven the choice of experts is in the rows that are taken: what the package itself asks."""
+EXPERT_VERSION = {"a100_sxm": "0.14.0"}
+VERSION = "0.24.0"
+
 logging.disable(logging.CRITICAL)
 
 
@@ -113,6 +134,32 @@ def main() -> None:
                     writer.writerows((gpu, model, dtype, gpus, *row) for row in rows)
                     found[dtype] += len(rows)
             print(gpu, dict(found), flush=True)
+    tables = [_experts(system, gpu) for system, gpu in SYSTEMS.items()]
+    pd.concat(tables).to_csv(sys.argv[2], index=False, float_format="%.5g")
+
+
+def _experts(system: str, gpu: str) -> pd.DataFrame:
+    folder = Path(aiconfigurator_core.__file__).parent / "systems" / "data" / system / "moe"
+    table = folder / "vllm" / EXPERT_VERSION.get(system, VERSION) / "moe_perf.parquet"
+    rows = pd.read_parquet(table)
+    rows = rows[(rows.distribution == ROUTING) & (rows.moe_ep_size == 1) & (rows.moe_tp_size <= 8)]
+    rows = rows[rows.moe_dtype.isin(EXPERTS) & (rows.num_tokens <= 16384)]
+    if "w4a16_mxfp4" in set(rows.moe_dtype):
+        is_other = (rows.moe_dtype == "w4a16_mxfp4") & ~rows.kernel_source.str.contains("gptoss")
+        rows = rows[~is_other]
+    return pd.DataFrame(
+        {
+            "gpu": gpu,
+            "dtype": rows.moe_dtype.map(EXPERTS),
+            "hidden_size": rows.hidden_size,
+            "columns": rows.inter_size,
+            "experts": rows.num_experts,
+            "experts_per_token": rows.topk,
+            "gpus": rows.moe_tp_size,
+            "tokens": rows.num_tokens,
+            "ms": rows.latency,
+        }
+    )
 
 
 def _asked(model: str, system: str, options: dict[str, str], gpus: int) -> Iterator[tuple]:

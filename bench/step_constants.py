@@ -1,9 +1,9 @@
 """Distil the step times of `bench/kernel_steps.py` into `data/gpu_kernels.csv`.
 
-Run it as `python bench/step_constants.py steps.csv [--write]`. Each kernel of each GPU is a
-roofline of its own (`verdicts/hardware/step_time.py`), fitted to its part of those steps by least
-squares of logarithms. It prints how far whole steps are off, by GPU and weight type; with --write
-it writes the table.
+Run it as `python bench/step_constants.py steps.csv experts.csv [--write]`. Each kernel of each GPU
+is a roofline of its own (`verdicts/hardware/step_time.py`), fitted by least squares of logarithms:
+those of a mixture's experts to the layers that were timed, the others to their part of the steps.
+It prints how far whole steps are off, by GPU and weight type; with --write it writes the table.
 
 Latent attention (DeepSeek, Kimi) has no roofline of its own: its tables time whole blocks, which
 launch without CUDA graphs on some GPUs and with them on others (60 and 14 microseconds a layer for
@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -23,7 +24,7 @@ from scipy.optimize import least_squares
 
 from vllm_capacity.facts.gpus import Gpu, find_gpu
 from vllm_capacity.facts.kernels import Kernel
-from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.llms import BYTES_PER_WEIGHT, find_llm
 from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware import step_time
 from vllm_capacity.verdicts.hardware.step_time import Kernels, Roof, StepWork
@@ -35,13 +36,26 @@ SOURCE = (
     "(NVIDIA, Apache-2.0)"
 )
 DATE = "2026-11-28"
+EXPERTS = {
+    "bf16": ("bf16",),
+    "fp8": ("fp8",),
+    "nvfp4": ("nvfp4",),
+    "mxfp4": ("mxfp4 mxfp8", "mxfp4"),
+    "int4": ("int4",),
+}
+"""The timed layers of a weight type, the first that a GPU has: MXFP4 with MXFP8 activations where
+it multiplies them, as published runs were started (VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1)."""
+WORDS = ("gpu", "dtype")
 GAIN = {"bf16": 1.0, "fp8": 2.0, "nvfp4": 4.0, "mxfp4": 1.0, "int4": 1.0}
 """Over the dense 16-bit peak, where a fit starts."""
 PER_TENSOR = ("Llama", "Qwen3-32B", "Mixtral")
 """Whose FP8 has one scale a tensor. The tables of block scales run dense layers of other kernels,
 and on Blackwell at half of what was measured end to end."""
-SPREAD = np.array([1.0, 1.0, 2.0, 1.0])
-"""How far, in logarithms, a rate, a time and the rows of a tile may lie from where a fit starts."""
+SPREAD = np.array([1.0, 1.0, 2.0, 1.0, 1.0])
+"""How far, in logarithms, a rate, a time, the rows of a tile and the columns may lie from where a
+fit starts."""
+MOST_LAYERS = 1500
+"""Of the timed layers of experts of one weight type, how many a fit takes (drawn by chance)."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,15 @@ def steps_of(rows: pl.DataFrame) -> Steps:
 Part = Callable[[Steps, Roof], np.ndarray]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A roofline, by how much it is off in logarithms (median), and of how many times."""
+
+    roof: Roof
+    error: float
+    count: int
+
+
 def part(kernel: str) -> Part:
     """The seconds of one kernel in steps, by its roofline."""
 
@@ -89,25 +112,56 @@ def part(kernel: str) -> Part:
     return seconds
 
 
-def fitted(steps: Steps, predicted: Part, truth: np.ndarray, start: Roof) -> tuple[Roof, float]:
-    """The roofline that comes nearest to those seconds, and by how much it is off (median)."""
-    first = np.log([start.flops_per_second, start.bytes_per_second, start.seconds])
-    if start.tile_rows:
-        first = np.append(first, np.log(start.tile_rows))
+def fitted(predicted: Callable[[Roof], np.ndarray], truth: np.ndarray, start: Roof) -> Fitted:
+    """The roofline whose seconds come nearest to those."""
+    first = np.log([number for number in astuple(start) if number])
 
     def roof(logs: np.ndarray) -> Roof:
         return Roof(*map(float, np.exp(logs)))
 
     def residuals(logs: np.ndarray) -> np.ndarray:
-        off = np.log(predicted(steps, roof(logs)) / truth)
+        off = np.log(predicted(roof(logs)) / truth)
         return np.concatenate([off, 0.3 * (logs - first) / SPREAD[: len(first)]])
 
     found = roof(least_squares(residuals, first, loss="soft_l1", f_scale=0.3).x)
-    return found, float(np.median(np.abs(np.log(predicted(steps, found) / truth))))
+    error = float(np.median(np.abs(np.log(predicted(found) / truth))))
+    return Fitted(found, error, len(truth))
 
 
-def kernels_of(gpu: Gpu, steps: Steps) -> Iterator[tuple[str, str, Roof, float, int]]:
-    """Every kernel of a GPU: its name, weight type, roofline, error and number of steps."""
+def layers_of(rows: pl.DataFrame, dtype: str) -> StepWork:
+    """What timed layers of experts ask, as steps of models of one layer."""
+    of = {name: rows[name].to_numpy().astype(float) for name in rows.columns if name not in WORDS}
+    weights = step_time.EXPERT_MATRICES * of["hidden_size"] * of["columns"] / of["gpus"]
+    nothing = {field.name: 0.0 for field in fields(StepWork)}
+    own = {
+        "layers": 1.0,
+        "experts": of["experts"],
+        "experts_per_token": of["experts_per_token"],
+        "flops_per_expert_row": 2.0 * weights,
+        "flops_per_expert_row_and_column": 2.0 * step_time.EXPERT_MATRICES * of["hidden_size"],
+        "expert_bytes": of["experts"] * weights * BYTES_PER_WEIGHT[dtype],
+    }
+    return StepWork(**(nothing | own))
+
+
+def experts_of(gpu: Gpu, layers: pl.DataFrame) -> Iterator[tuple[str, Fitted]]:
+    """The kernels of a mixture's experts on a GPU, by weight type."""
+    peak, bandwidth = gpu.tensor_tflops * 1e12, gpu.bandwidth_bytes_per_second
+    for dtype, timed in EXPERTS.items():
+        some = layers.filter(pl.col("gpu") == gpu.name, pl.col("dtype").is_in(timed))
+        named = next((name for name in timed if name in some["dtype"]), None)
+        if named is None:
+            continue
+        some = some.filter(pl.col("dtype") == named)
+        some = some.sample(min(len(some), MOST_LAYERS), seed=1)
+        work, tokens = layers_of(some, dtype), some["tokens"].to_numpy().astype(float)
+        start = Roof(0.4 * GAIN[dtype] * peak, 0.6 * bandwidth, 2e-5, 32.0, 150.0)
+        seconds = partial(step_time.expert_seconds, work, tokens=tokens)
+        yield dtype, fitted(lambda roof, ask=seconds: ask(roof), some["ms"].to_numpy() / 1e3, start)
+
+
+def kernels_of(gpu: Gpu, steps: Steps) -> Iterator[tuple[str, str, Fitted]]:
+    """Every kernel of a GPU but those of experts: its name, weight type and roofline."""
     peak, bandwidth = gpu.tensor_tflops * 1e12, gpu.bandwidth_bytes_per_second
     row = gpu.architecture
     link = row.link_bytes_per_second or row.pcie_bytes_per_second
@@ -122,22 +176,15 @@ def kernels_of(gpu: Gpu, steps: Steps) -> Iterator[tuple[str, str, Roof, float, 
     for kernel, start in starts.items():
         column = columns.get(kernel, kernel)
         some = plain.where(pl.col(f"{column}_ms") > 0)
-        roof, error = fitted(some, part(kernel), some.seconds(column), start)
-        yield kernel, "", roof, error, len(some.rows)
+        yield kernel, "", fitted(partial(part(kernel), some), some.seconds(column), start)
     for dtype in ("bf16", "fp8", "nvfp4"):
         some = plain.where(pl.col("dtype") == dtype)
         if dtype == "fp8":
             some = some.where(pl.col("model").str.contains("|".join(PER_TENSOR)))
         if len(some.rows):
             start = Roof(0.6 * GAIN[dtype] * peak, 0.7 * bandwidth, 1e-5)
-            roof, error = fitted(some, part("dense"), some.seconds("dense"), start)
-            yield "dense", dtype, roof, error, len(some.rows)
-    for dtype in GAIN:
-        some = steps.where(pl.col("dtype") == dtype, pl.col("experts_ms") > 0)
-        if len(some.rows):
-            start = Roof(0.4 * GAIN[dtype] * peak, 0.6 * bandwidth, 2e-5, 16.0)
-            roof, error = fitted(some, part("experts"), some.seconds("experts"), start)
-            yield "experts", dtype, roof, error, len(some.rows)
+            found = fitted(partial(part("dense"), some), some.seconds("dense"), start)
+            yield "dense", dtype, found
 
 
 def check(gpu: str, steps: Steps, roofs: dict[tuple[str, str], Roof]) -> None:
@@ -166,15 +213,19 @@ def check(gpu: str, steps: Steps, roofs: dict[tuple[str, str], Roof]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("steps")
+    parser.add_argument("experts")
     parser.add_argument("--write", action="store_true", help="write data/gpu_kernels.csv")
     asked = parser.parse_args()
     table = pl.read_csv(asked.steps, infer_schema_length=None)
+    layers = pl.read_csv(asked.experts, infer_schema_length=None)
     rows = []
     for gpu in table["gpu"].unique(maintain_order=True):
-        steps = steps_of(table.filter(pl.col("gpu") == gpu))
-        found = list(kernels_of(find_gpu(gpu).rows[0], steps))
+        steps, row = steps_of(table.filter(pl.col("gpu") == gpu)), find_gpu(gpu).rows[0]
+        found = list(kernels_of(row, steps))
+        found += [("experts", dtype, each) for dtype, each in experts_of(row, layers)]
         version = OLDER_TABLES.get(gpu, VERSION)
-        for kernel, dtype, roof, error, count in found:
+        for kernel, dtype, each in found:
+            roof = each.roof
             rows.append(
                 {
                     "gpu": gpu,
@@ -184,13 +235,14 @@ def main() -> None:
                     "tb_per_second": f"{roof.bytes_per_second / 1e12:.4g}",
                     "microseconds": f"{roof.seconds * 1e6:.4g}",
                     "tile_rows": f"{roof.tile_rows:.4g}" if roof.tile_rows else "",
-                    "median_error": f"{error:.3f}",
-                    "steps": count,
+                    "half_rate_columns": f"{roof.half_rate_columns:.4g}" if roof.tile_rows else "",
+                    "median_error": f"{each.error:.3f}",
+                    "steps": each.count,
                     "source": SOURCE.format(version),
                     "date": DATE,
                 }
             )
-        check(gpu, steps, {(kernel, dtype): roof for kernel, dtype, roof, *_ in found})
+        check(gpu, steps, {(kernel, dtype): each.roof for kernel, dtype, each in found})
     if asked.write:
         path = shipped("data") / "gpu_kernels.csv"
         with path.open("w", newline="", encoding="utf-8") as file:

@@ -26,6 +26,7 @@ class Kernel:
     tb_per_second: Positive
     microseconds: Positive
     tile_rows: Positive | None = None
+    half_rate_columns: Positive | None = None
     median_error: Positive
     steps: Count
     source: Text

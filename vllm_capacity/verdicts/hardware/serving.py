@@ -419,18 +419,23 @@ def is_native(dtype: str, gpu: Gpu) -> bool:
 
 
 def _roof(row: Kernel) -> Roof:
-    tile = row.tile_rows or 0.0
-    return Roof(row.tflops * 1e12, row.tb_per_second * 1e12, row.microseconds * 1e-6, tile)
+    return Roof(
+        row.tflops * 1e12,
+        row.tb_per_second * 1e12,
+        row.microseconds * 1e-6,
+        row.tile_rows or 0.0,
+        row.half_rate_columns or 0.0,
+    )
 
 
 def _calibrated(roof: Roof, calibration: Calibration, *keys: tuple[str, str, str]) -> Roof:
     for key in keys:
         flops, moved, seconds = calibration.factors.get(key, (1.0, 1.0, 1.0))
-        roof = Roof(
-            roof.flops_per_second * flops,
-            roof.bytes_per_second * moved,
-            roof.seconds * seconds,
-            roof.tile_rows,
+        roof = replace(
+            roof,
+            flops_per_second=roof.flops_per_second * flops,
+            bytes_per_second=roof.bytes_per_second * moved,
+            seconds=roof.seconds * seconds,
         )
     return roof
 

@@ -5,8 +5,9 @@
 2. A step runs, per layer, the *dense* products (attention projections, shared or dense layers), the
    *experts* of a mixture, *attention* of prompts and of decoding sequences, the *elementwise* rest,
    and with several GPUs two *all-reduces*; then the output head.
-3. A mixture reads the experts that its tokens touch and computes whole tiles of rows for each. Of
-   evenly routed tokens they are 1 - (1 - k/E)^tokens; tokens prefer some experts, and
+3. A mixture reads the experts that its tokens touch and computes whole tiles of rows for each. The
+   narrower an expert's share on each GPU, the less of the FLOP/s its rows reach: this is why twice
+   the GPUs do not halve its time. Of evenly routed tokens they are 1 - (1 - k/E)^tokens; tokens prefer some experts, and
    1 - (1 - k/E)^(tokens^0.8) is nearest to the tables, which were taken with such tokens.
 
 All functions take numbers or NumPy arrays alike, so that a fit can ask for thousands of steps.
@@ -22,6 +23,8 @@ _NORM = 4.0
 _ROUTING = 0.8
 """How even the choice of experts is (1: wholly): of 0.6 to 1, what left the tables' experts least
 off on every GPU (`bench/step_constants.py`)."""
+EXPERT_MATRICES = 3.0
+"""Gate, up and down: each as wide as the expert's layer, and as high as the model's hidden size."""
 _LATENT_FLOPS = 320.0
 """Per head, prompt token and token of context of multi-head latent attention (DeepSeek-V3): a
 query and key of 192 and a value of 128 elements."""
@@ -31,13 +34,16 @@ query and key of 192 and a value of 128 elements."""
 class Roof:
     """What one kernel reaches: FLOP/s, bytes/s, and seconds of every call beside them.
 
-    `tile_rows` are the rows that a mixture's kernel computes for an expert beyond its tokens.
+    Of a mixture's kernel, `tile_rows` are the rows that it computes for an expert beyond its
+    tokens, and `half_rate_columns` how wide an expert's layer is on each GPU where rows reach half
+    of the FLOP/s (what they move besides, in units of the width).
     """
 
     flops_per_second: float
     bytes_per_second: float
     seconds: float
     tile_rows: float = 0.0
+    half_rate_columns: float = 0.0
 
     def seconds_of(self, flops: float, bytes_moved: float) -> float:
         """Seconds of so much work, without those of the call."""
@@ -71,6 +77,7 @@ class StepWork:
     experts: float
     experts_per_token: float
     flops_per_expert_row: float
+    flops_per_expert_row_and_column: float
     expert_bytes: float
     prefill_flops_per_context: float
     sliding_prefill_flops_per_context: float
@@ -123,6 +130,7 @@ def step_work(llm: Llm, dtype: str, gpus: int) -> StepWork:
         experts=float(max(llm.experts, 1)),
         experts_per_token=float(llm.experts_per_token),
         flops_per_expert_row=2.0 * routed / max(llm.experts, 1) / gpus,
+        flops_per_expert_row_and_column=EXPERT_MATRICES * 2.0 * llm.hidden_size * llm.layers,
         expert_bytes=routed * BYTES_PER_WEIGHT[dtype] / gpus,
         prefill_flops_per_context=width * full / gpus,
         sliding_prefill_flops_per_context=width * llm.sliding_layers / gpus,
@@ -175,7 +183,7 @@ def step_seconds(
     tokens = prompt_tokens + sequences
     return StepSeconds(
         dense=_dense(work, kernels.dense, tokens, sequences),
-        experts=_experts(work, kernels.experts, tokens),
+        experts=expert_seconds(work, kernels.experts, tokens=tokens),
         prefill_attention=_prefill(work, kernels.prefill_attention, prompt_tokens, prompt_length),
         decode_attention=_decode(work, kernels.decode_attention, sequences, context_tokens),
         reduce=_reduce(work, kernels.reduce, tokens),
@@ -188,10 +196,13 @@ def _dense(work: StepWork, roof: Roof, tokens: float, rows: float) -> float:
     return work.layers * roof.seconds + roof.seconds_of(flops, work.dense_bytes + work.head_bytes)
 
 
-def _experts(work: StepWork, roof: Roof, tokens: float) -> float:
+def expert_seconds(work: StepWork, roof: Roof, *, tokens: float) -> float:
+    """Seconds that a step of so many tokens takes in a mixture's experts; 0 of a dense model."""
     touched = touched_share(work.experts, work.experts_per_token, tokens)
     rows = tokens * work.experts_per_token + roof.tile_rows * work.experts * touched
-    busy = roof.seconds_of(rows * work.flops_per_expert_row, touched * work.expert_bytes)
+    narrow = roof.half_rate_columns * work.flops_per_expert_row_and_column
+    flops = rows * (work.flops_per_expert_row + narrow)
+    busy = roof.seconds_of(flops, touched * work.expert_bytes)
     return busy + (work.experts_per_token > 0) * work.layers * roof.seconds
 
 
