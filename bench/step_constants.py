@@ -35,7 +35,7 @@ SOURCE = (
     "fit of bench/step_constants.py to the kernel tables of vLLM {} in aiconfigurator-core 0.12.0 "
     "(NVIDIA, Apache-2.0)"
 )
-DATE = "2026-11-28"
+DATE = "2026-11-29"
 EXPERTS = {
     "bf16": ("bf16",),
     "fp8": ("fp8",),

@@ -3,7 +3,9 @@
 `python -m bench.whatif [--write]`. Whole models, or whole sources, are left out of the fit and of
 the look-up; every pair of GPUs is asked in both directions. It prints, for each kind of question,
 the error, how many truths lie inside the band, its width, and how often the card with more tokens
-per dollar is named, and then, by class, how far nine in ten errors reach into the bands of
+per dollar is named: by the middle of every answer, and of the answers whose whole band is on one
+side of the prices. For silicon it prints, too, how near anybody could come who knew each setup's
+median. Then, by class, how far nine in ten errors reach into the bands of
 `verdicts/hardware/what_if.py`. With --write it writes the answers to
 `data/tuning/whatif_backtest.csv` and the factors of each fit to `data/tuning/whatif_factors.csv`,
 which notebook 08 reads.
@@ -32,6 +34,7 @@ from whatif_runs import (
     PAIRS_2024,
     Pair,
     every_run,
+    is_one_version,
     light_pairs,
     load_of,
     saturated_pairs,
@@ -161,22 +164,75 @@ def report(name: str, asked: Sequence[Asked]) -> None:
         f"{statistics.median(errors):.1%} (median), {by_kind:.1%} (median, mean over "
         f"{len(kinds)} pairs of GPUs), {statistics.mean(errors):.1%} (mean); inside "
         f"{statistics.mean(each.is_inside for each in known):.0%}, median high/low "
-        f"{statistics.median(widths):.2f}, cheaper card right {winner_right(known):.0%}"
+        f"{statistics.median(widths):.2f}, cheaper card right {winner_right(known):.0%}; "
+        f"{surely_right(known)}"
     )
 
 
-def winner_right(asked: Iterable[Asked]) -> float:
-    """How often tokens per dollar rank the two as measured: the mean over pairs and winners."""
+def winner_right(asked: Iterable[Asked], middles: Mapping[int, float] | None = None) -> float:
+    """How often tokens per dollar rank the two as measured: the mean over pairs and winners.
+
+    `middles` are other answers (output tokens per second) to the same questions, by `id`.
+    """
     wins: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for each, worth, ratio in price_questions(asked):
+        middle = each.found.mid if middles is None else middles[id(each)]
+        winner = each.other if ratio > 1 else each.one
+        says = middle / each.one.output_tokens_per_second > worth
+        wins[each.kind, winner.gpu].append((ratio > 1) == says)
+    return statistics.mean(statistics.mean(right) for right in wins.values()) if wins else math.nan
+
+
+def price_questions(asked: Iterable[Asked]) -> Iterator[tuple[Asked, float, float]]:
+    """Each answer under each provider's prices, the ratio of prices, and what was measured over it.
+
+    Without those where it is a toss-up.
+    """
     for each in asked:
         rate = each.one.output_tokens_per_second
         for worth in price_ratios(each.one.gpu, each.other.gpu):
             ratio = each.other.output_tokens_per_second / rate / worth
-            if abs(math.log(ratio)) < TOSS_UP:
-                continue
-            winner = each.other if ratio > 1 else each.one
-            wins[each.kind, winner.gpu].append((ratio > 1) == (each.found.mid / rate > worth))
-    return statistics.mean(statistics.mean(right) for right in wins.values()) if wins else math.nan
+            if abs(math.log(ratio)) >= TOSS_UP:
+                yield each, worth, ratio
+
+
+def surely_right(asked: Iterable[Asked]) -> str:
+    """How many price questions the bands decide, and how many of those as measured."""
+    right, count = [], 0
+    for each, worth, ratio in price_questions(asked):
+        count += 1
+        low, high = (
+            end / each.one.output_tokens_per_second for end in (each.found.low, each.found.high)
+        )
+        if low > worth or high < worth:
+            right.append((ratio > 1) == (low > worth))
+    if not right:
+        return "no band decides a price"
+    share = statistics.mean(right)
+    return f"{len(right) / count:.0%} of prices decided by the band, {share:.0%} right"
+
+
+def knowing(asked: Sequence[Asked], words: str, setup: Callable[[Asked], object]) -> None:
+    """How near the median of the measured ratios of a setup comes: all that its name can tell.
+
+    What is left is what runs of one setup differ by: versions, flags, chance.
+    """
+    gains: dict[object, list[float]] = defaultdict(list)
+    for each in asked:
+        gains[setup(each)].append(
+            each.other.output_tokens_per_second / each.one.output_tokens_per_second
+        )
+    middles = {
+        id(each): each.one.output_tokens_per_second * statistics.median(gains[setup(each)])
+        for each in asked
+    }
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for each in asked:
+        off = math.log(middles[id(each)] / each.other.output_tokens_per_second)
+        kinds[each.kind].append(math.expm1(abs(off)))
+    by_kind = statistics.mean(statistics.median(errors) for errors in kinds.values())
+    right = winner_right(asked, middles)
+    print(f"  (knowing the median by {words}: {by_kind:.1%}, cheaper card right {right:.0%})")
 
 
 def price_ratios(one: str, other: str) -> list[float]:
@@ -192,15 +248,18 @@ def price_ratios(one: str, other: str) -> list[float]:
     return [there[name] / here[name] for name in sorted(here.keys() & there.keys())]
 
 
-def by_bandwidth(asked: Iterable[Asked]) -> None:
+def by_bandwidth(asked: Sequence[Asked]) -> None:
     """What the root of the bandwidths' ratio would have said."""
     kinds: dict[str, list[float]] = defaultdict(list)
+    middles = {}
     for each in asked:
         here, there = (find_gpu(run.gpu).rows[0].mem_bw_tb_s for run in (each.one, each.other))
-        ratio = each.other.output_tokens_per_second / each.one.output_tokens_per_second
-        kinds[each.kind].append(math.expm1(abs(math.log(math.sqrt(there / here) / ratio))))
+        middles[id(each)] = each.one.output_tokens_per_second * math.sqrt(there / here)
+        off = math.log(middles[id(each)] / each.other.output_tokens_per_second)
+        kinds[each.kind].append(math.expm1(abs(off)))
     errors = statistics.mean(statistics.median(found) for found in kinds.values())
-    print(f"  (the root of the bandwidths' ratio: {errors:.1%})")
+    right = winner_right(asked, middles)
+    print(f"  (the root of the bandwidths' ratio: {errors:.1%}, cheaper card right {right:.0%})")
 
 
 def quantiles(asked: Iterable[Asked]) -> None:
@@ -318,7 +377,7 @@ def moved_curves(fits: LeftOut) -> None:
     sweeps: dict[object, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     for run in silicon_runs():
         sweeps[run.model, run.dtype, run.gpus, run.workload][run.gpu].append(run)
-    errors, plain, asked = [], [], 0
+    errors, alike, plain, asked = [], [], [], 0
     for (name, *_), sides in sweeps.items():
         ask = partial(
             what_if,
@@ -338,6 +397,8 @@ def moved_curves(fits: LeftOut) -> None:
                 found = within_targets(moved_curve(question, loads, ask))
                 if found is not None and found[1]:
                     errors.append(abs(math.log(found[0] / truth[0])))
+                    if is_one_version(one[0], other[0]):
+                        alike.append(errors[-1])
                 at_here = within_targets(loads)
                 if at_here is not None and at_here[1]:
                     most = question_from(one[-1], other[-1], is_load_told=True)
@@ -345,7 +406,8 @@ def moved_curves(fits: LeftOut) -> None:
                     plain.append(abs(math.log(at_here[0] * gain / truth[0])))
     print(
         f"model left out, within an ITL target, by moving the curve: {len(errors)} of {asked} "
-        f"answered, error {math.expm1(statistics.median(errors)):.1%} (median); by the ratio of "
+        f"answered, error {math.expm1(statistics.median(errors)):.1%} (median); of one version "
+        f"{len(alike)}, {math.expm1(statistics.median(alike)):.1%}; by the ratio of "
         f"the heaviest loads: {len(plain)} answered, {math.expm1(statistics.median(plain)):.1%}"
     )
 
@@ -385,6 +447,11 @@ def with_latencies(asked: Sequence[Asked], fits: LeftOut) -> list[Asked]:
         answer = _ask(question, known, fits.of("model", each.one.model))
         found.append(replace(each, question=question, found=answer))
     return found
+
+
+def _setup(each: Asked) -> object:
+    one, other = each.one, each.other
+    return one.gpu, other.gpu, one.model, one.dtype, one.gpus
 
 
 def answer_rows(group: str, asked: Iterable[Asked]) -> pl.DataFrame:
@@ -458,12 +525,12 @@ def main() -> None:
             tables.append(answer_rows(name, found))
             report(f"model left out, {name}, {words}", found)
             if name == "silicon":
-                alike = [
-                    each for each in found if each.one.engine_version == each.other.engine_version
-                ]
+                alike = [each for each in found if is_one_version(each.one, each.other)]
                 report(f"  of one vLLM version, {words}", alike)
             if name == "silicon" and told:
                 by_bandwidth(found)
+                knowing(found, "model, type and GPUs", _setup)
+                knowing(found, "those and clients", lambda each: (_setup(each), each.one.clients))
                 latencies(with_latencies(found, fits))
             if name in ("saturated", "vLLM of 2024"):
                 found = answers(pairs, fits, "source", is_load_told=told)

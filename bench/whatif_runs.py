@@ -33,6 +33,8 @@ HELD_BACK = Path(__file__).parents[1] / "tests" / "verdicts" / "whatif_held_back
 SEQUENCES_2024 = 256
 """The default `max_num_seqs` of vLLM 0.5, on every GPU."""
 
+NOT_STATED = "not stated"
+
 Pair = tuple[Measurement, Measurement]
 
 
@@ -88,14 +90,20 @@ def silicon_pairs() -> list[Pair]:
         key = (run.model, run.dtype, run.gpus, run.workload, run.clients)
         groups[key][run.gpu].append(run)
     return [
-        (one, other)
+        max(
+            ((one, other) for one in sides[here] for other in sides[there]),
+            key=lambda pair: (is_one_version(*pair), pair[0].date, pair[1].date),
+        )
         for sides in groups.values()
         for here in sides
         for there in sides
         if here < there
-        for one in sides[here]
-        for other in sides[there]
     ]
+
+
+def is_one_version(one: Measurement, other: Measurement) -> bool:
+    """Whether two runs were of one version of vLLM, as far as both say which."""
+    return one.engine_version == other.engine_version != NOT_STATED
 
 
 def light_pairs() -> list[Pair]:

@@ -96,9 +96,9 @@ class Host:
     Fitted by `bench/whatif_calibration.py`, as `data/gpu_kernel_factors.csv`.
     """
 
-    step_seconds: float = 1.28e-4
-    sequence_seconds: float = 1.04e-5
-    request_seconds: float = 1.11e-3
+    step_seconds: float = 1.16e-4
+    sequence_seconds: float = 9.87e-6
+    request_seconds: float = 1.18e-3
 
 
 @dataclass(frozen=True)

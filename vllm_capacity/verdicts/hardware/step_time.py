@@ -5,10 +5,11 @@
 2. A step runs, per layer, the *dense* products (attention projections, shared or dense layers), the
    *experts* of a mixture, *attention* of prompts and of decoding sequences, the *elementwise* rest,
    and with several GPUs two *all-reduces*; then the output head.
-3. A mixture reads the experts that its tokens touch and computes whole tiles of rows for each. The
-   narrower an expert's share on each GPU, the less of the FLOP/s its rows reach: this is why twice
-   the GPUs do not halve its time. Of evenly routed tokens they are 1 - (1 - k/E)^tokens; tokens prefer some experts, and
-   1 - (1 - k/E)^(tokens^0.8) is nearest to the tables, which were taken with such tokens.
+3. A mixture reads the experts that its tokens touch and computes whole tiles of rows for each. Of
+   evenly routed tokens they are 1 - (1 - k/E)^tokens; tokens prefer some experts, and
+   1 - (1 - k/E)^(tokens^0.8) is nearest to the tables, which were taken with such tokens. The
+   narrower an expert's layer is on each GPU, the less of the FLOP/s its rows reach: this is why
+   twice the GPUs do not halve its time.
 
 All functions take numbers or NumPy arrays alike, so that a fit can ask for thousands of steps.
 """
