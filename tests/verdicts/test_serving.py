@@ -16,7 +16,7 @@ from vllm_capacity.verdicts.hardware.serving import (
     shipped_calibration,
     tensor_tflops_range,
 )
-from vllm_capacity.verdicts.hardware.step_time import step_seconds, touched_share
+from vllm_capacity.verdicts.hardware.step_time import expert_seconds, step_seconds, touched_share
 
 
 def machine(name):
@@ -110,6 +110,43 @@ def seconds(gpu, model, dtype, *, gpu_count=1, prompt=0.0, sequences=16.0, conte
 def test_a_step_takes_what_its_kernels_were_timed_at(gpu, model, dtype, gpu_count, truth_ms):
     found = seconds(gpu, model, dtype, gpu_count=gpu_count).total * 1e3
     assert found == pytest.approx(truth_ms, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model", "dtype", "gpu_count", "tokens", "truth_ms"),
+    [
+        # A layer's experts as the same tables have them, tokens preferring some experts.
+        pytest.param("H200-141GB-SXM", "MiniMax-M2.5", "fp8", 1, 64, 0.689, id="whole on one GPU"),
+        pytest.param("H200-141GB-SXM", "MiniMax-M2.5", "fp8", 4, 64, 0.219, id="a quarter"),
+        pytest.param("H200-141GB-SXM", "MiniMax-M2.5", "fp8", 4, 4096, 0.889, id="of a prompt"),
+        pytest.param("B200-180GB-SXM", "MiniMax-M2.5", "fp8", 4, 64, 0.129, id="Blackwell"),
+        pytest.param("B200-180GB-SXM", "MiniMax-M2.5", "nvfp4", 1, 4096, 0.621, id="NVFP4"),
+        pytest.param("B200-180GB-SXM", "MiniMax-M2.5", "nvfp4", 8, 4096, 0.220, id="an eighth"),
+        pytest.param("H200-141GB-SXM", "gpt-oss-120b", "mxfp4", 8, 64, 0.096, id="MXFP4"),
+    ],
+)
+def test_experts_take_what_they_were_timed_at(gpu, model, dtype, gpu_count, tokens, truth_ms):
+    found = job(model, dtype, gpu_count=gpu_count)
+    roof = rates(machine(gpu), found.llm, dtype, Calibration()).kernels.experts
+    layer = expert_seconds(found.work, roof, tokens=float(tokens)) / found.llm.layers
+    assert layer * 1e3 == pytest.approx(truth_ms, rel=0.15)
+
+
+def test_twice_the_gpus_do_not_halve_a_mixtures_step():
+    one, two, eight = (
+        seconds("B200-180GB-SXM", "MiniMax-M2.5", "nvfp4", gpu_count=count, sequences=256.0).experts
+        for count in (1, 2, 8)
+    )
+    assert two > 0.5 * one
+    assert eight > 0.2 * one
+
+
+def test_every_mixtures_kernel_says_at_what_width_it_reaches_half_its_rate():
+    assert all(
+        bool(row.half_rate_columns) == bool(row.tile_rows) == (row.kernel == "experts")
+        for table in kernels().values()
+        for row in table.values()
+    )
 
 
 def test_every_part_of_a_step_grows_with_what_causes_it():

@@ -136,8 +136,9 @@ def _moved(question: Question, load: SloLoad, ask: Ask) -> SloLoad:
 def within_targets(loads: Sequence[SloLoad]) -> tuple[float, bool] | None:
     """The output tokens per second at which a curve meets its targets, and whether they end it.
 
-    Read between the heaviest load below which none misses them and the next, by the logarithm of
-    what is furthest from its target. Not ended: no load missed them. None: the lightest did.
+    Read between the heaviest load below which none misses them and the next, by the logarithms of
+    the rate and of what is furthest from its target: loads are a factor apart. Not ended: no load
+    missed them. None: the lightest did.
     """
     ordered = sorted(loads, key=lambda load: load.running)
     if not ordered or ordered[0].worst > 1:
@@ -148,9 +149,16 @@ def within_targets(loads: Sequence[SloLoad]) -> tuple[float, bool] | None:
         if missed.worst > 1:
             span = math.log(missed.worst / held.worst)
             share = -math.log(held.worst) / span if span > 0 else 0.0
-            gained = missed.output_tokens_per_second - held.output_tokens_per_second
-            return max(best, held.output_tokens_per_second + share * gained), True
+            return max(best, _between(held, missed, share)), True
     return max(best, ordered[-1].output_tokens_per_second), False
+
+
+def _between(held: SloLoad, missed: SloLoad, share: float) -> float:
+    """The rate a share of the way from a load to the next; no more where the next gives nothing."""
+    here, there = held.output_tokens_per_second, missed.output_tokens_per_second
+    if min(here, there) <= 0:
+        return here
+    return math.exp((1 - share) * math.log(here) + share * math.log(there))
 
 
 def slo_gain(question: Question, loads: Sequence[SloLoad], ask: Ask) -> float | None:
