@@ -57,8 +57,9 @@ from vllm_capacity.verdicts.hardware.serving import (
 )
 
 SHEET_SHARE = 0.2
-"""How much say the data sheets' ratio has beside that of timed kernels: of 0 to 1 in fifths, what
-came nearest to the silicon pairs, their models left out (6.4 % for 8.0 % without it)."""
+"""How much say the data sheets' ratio has beside that of timed kernels: of 0 to 0.3 in tenths, what
+came nearest to the silicon pairs, their models left out (8.4 % for 10.9 % without it, the mean over
+pairs of GPUs; where both sides ran one version of vLLM it costs: 2.0 % for 1.2 %)."""
 UNTIMED_SHEET_SHARE = 0.75
 """The same where a GPU is of Ampere or of an architecture without tables: A100's tables hold 16-bit
 kernels alone, of an older vLLM. Of 0 to 1 in quarters, what came nearest to the pairs of A100 and
@@ -92,7 +93,7 @@ silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much
 ANOTHER_COUNT = 0.13
 """What another number of GPUs adds to half a band, in logarithms per factor e of it: silicon rows
 of one setup at 2 and 4 times the GPUs, models left out."""
-GROWN = 0.035
+GROWN = 0.045
 """By how much more, in logarithms per factor e of running requests, output grows than by the
 arithmetic: the silicon rows, which the fit has seen, from their lightest loads to heavier ones."""
 MOST_GROWN = math.log(16)
@@ -604,9 +605,8 @@ class _Asking:
     def _class_half_width(self, one: Side, other: Side, gain: float) -> float:
         """Half the band of a gain under one load, by class."""
         rest = 1 / self.question.output_tokens_per_second / one.seconds_per_token - 1
-        has_tables = sheet_share(one, other) == SHEET_SHARE
         is_told = self.question.load.clients is not None
-        own, of_ratio = BANDS[has_tables, rest <= EXPLAINED, is_told]
+        own, of_ratio = BANDS[_have_tables(one, other), rest <= EXPLAINED, is_told]
         of_count = ANOTHER_COUNT * math.log(self.question.gpus_there / self.question.gpus)
         return math.hypot(own, of_ratio * gain, of_count)
 
@@ -691,8 +691,8 @@ class _Asking:
         for each in dict.fromkeys((_kernel_words(one), _kernel_words(other))):
             if each:
                 yield each
-        if not question.is_same_setup:
-            yield f"by timed kernels, and to {sheet_share(one, other):.0%} by data sheets"
+        if share := sheet_share(one, other):
+            yield f"by timed kernels, and to {share:.0%} by data sheets"
         if weight:
             yield f"corrected by published pairs of this model (weight {weight:.1f})"
         if self.lightness(one):
@@ -760,13 +760,19 @@ class _Asking:
 
 
 def sheet_share(one: Side, other: Side) -> float:
-    """How much say the ratio of data sheets has between two machines, 0..1."""
-    found = (
-        (one.machine.gpu, peer_of(one.machine.gpu)),
-        (other.machine.gpu, peer_of(other.machine.gpu)),
-    )
-    timed = all(gpu.family == peer.family != THIN_TABLES for gpu, peer in found)
-    return SHEET_SHARE if timed else UNTIMED_SHEET_SHARE
+    """How much say the ratio of data sheets has between two machines, 0..1.
+
+    None between two counts of one GPU: what its kernels were timed at scales by itself.
+    """
+    if (one.machine.gpu, one.job.dtype) == (other.machine.gpu, other.job.dtype):
+        return 0.0
+    return SHEET_SHARE if _have_tables(one, other) else UNTIMED_SHEET_SHARE
+
+
+def _have_tables(one: Side, other: Side) -> bool:
+    """Whether kernels were timed on both architectures, in more than 16 bits."""
+    found = ((each.machine.gpu, peer_of(each.machine.gpu)) for each in (one, other))
+    return all(gpu.family == peer.family != THIN_TABLES for gpu, peer in found)
 
 
 def _by_sheets(each: Side, shares: Shares) -> SheetSide:
