@@ -10,7 +10,7 @@ Linux x86-64); it needs nothing of this project:
 takes them. A step decodes `sequences` at `context_tokens` each, beside `prompt_tokens` of prefill.
 *Experts*: one row per GPU, weight type, shape of a mixture's layer, tensor parallelism and tokens:
 milliseconds of the layer, as timed. They are of 24 shapes of published models, not only those of
-the steps. Only kernel tables are read; the end-to-end samples that the package ships are not opened.
+the steps. Only kernel tables are read; the end-to-end samples that the package ships stay closed.
 """
 
 from __future__ import annotations

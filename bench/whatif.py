@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -260,6 +260,39 @@ def by_bandwidth(asked: Sequence[Asked]) -> None:
     errors = statistics.mean(statistics.median(found) for found in kinds.values())
     right = winner_right(asked, middles)
     print(f"  (the root of the bandwidths' ratio: {errors:.1%}, cheaper card right {right:.0%})")
+
+
+def versions() -> None:
+    """How far two versions of vLLM lie apart on one setup, and what that does to the cheaper card.
+
+    A question that does not name the versions cannot be answered nearer than that.
+    """
+    setups: dict[object, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    for run in silicon_runs():
+        setups[run.model, run.dtype, run.gpus, run.workload, run.clients][run.gpu].append(run)
+    apart, changes = [], []
+    for sides in setups.values():
+        for here, runs in sides.items():
+            pairs = [pair for pair in combinations(runs, 2) if len({*map(_version, pair)}) > 1]
+            rates = [[run.output_tokens_per_second for run in pair] for pair in pairs]
+            apart += [math.expm1(abs(math.log(one / other))) for one, other in rates]
+            for there in sides.keys() - {here} if pairs else ():
+                for worth in price_ratios(here, there):
+                    says = {
+                        other.output_tokens_per_second / one.output_tokens_per_second > worth
+                        for one in runs
+                        for other in sides[there]
+                    }
+                    changes.append(len(says) > 1)
+    print(
+        f"  (two versions on one GPU: {len(apart)} pairs, {statistics.median(apart):.1%} apart "
+        f"(median), {max(apart):.0%} at most; which card is cheaper hangs on the version in "
+        f"{statistics.mean(changes):.0%} of {len(changes)} prices)"
+    )
+
+
+def _version(run: Measurement) -> str:
+    return run.engine_version
 
 
 def quantiles(asked: Iterable[Asked]) -> None:
@@ -529,6 +562,7 @@ def main() -> None:
                 report(f"  of one vLLM version, {words}", alike)
             if name == "silicon" and told:
                 by_bandwidth(found)
+                versions()
                 knowing(found, "model, type and GPUs", _setup)
                 knowing(found, "those and clients", lambda each: (_setup(each), each.one.clients))
                 latencies(with_latencies(found, fits))

@@ -74,8 +74,8 @@ BANDS = {
     # ratio's; tables: both GPUs are of an architecture with tables, see UNTIMED_SHEET_SHARE
     (True, True, True): (0.215, 0.20),
     (True, False, True): (0.30, 0.25),
-    (True, True, False): (0.36, 0.28),
-    (True, False, False): (0.38, 0.25),
+    (True, True, False): (0.33, 0.28),
+    (True, False, False): (0.29, 0.25),
     (False, True, True): (0.22, 0.20),
     (False, False, True): (0.21, 0.20),
     (False, True, False): (0.30, 0.28),
@@ -87,8 +87,8 @@ So wide that about nine in ten published pairs lie inside, their model left out,
 held is printed by `python -m bench.whatif`."""
 FAR_FACTOR = 1.3
 """How much wider where no published case is near, or no kernel of a GPU's chip was timed. Not for
-want of a case where both GPUs are of an architecture with tables: far silicon rows lay no farther
-off than near ones (nine in ten within 0.20 and 0.22, models left out)."""
+want of a case where both GPUs are of an architecture with tables and clients are told: far silicon
+rows then lay no farther off than near ones (nine in ten within 0.20 and 0.22, models left out)."""
 ANOTHER_LOAD = 0.075
 """Half the band of another load per factor e of running requests, in logarithms: from the lightest
 silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much."""
@@ -621,9 +621,9 @@ class _Asking:
         architectures = [each.machine.gpu.architecture for each in (one, other)]
         if any(row.vendor != FITTED_VENDOR for row in architectures):
             return max(half, OTHER_VENDOR_HALF_WIDTH)
-        if self.is_near or (self.is_timed and _have_tables(one, other)):
-            return half
-        return half * FAR_FACTOR
+        is_told = self.question.load.clients is not None
+        is_sure = self.is_timed and is_told and _have_tables(one, other)
+        return half if self.is_near or is_sure else half * FAR_FACTOR
 
     def _capped(self, found: Estimate) -> Estimate:
         """No more than an open load asks for, where the question tells one."""
