@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
+from statistics import median
 from typing import Self
 
 import polars as pl
@@ -42,8 +43,10 @@ from vllm_capacity.facts.api_prices import given_api_price
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
+    OUTPUT_LENGTH,
     PREEMPTIONS,
     PREFILL,
+    PROMPT_LENGTH,
     PROMPT_TOKENS,
     REQUESTS,
     TTFT,
@@ -81,6 +84,7 @@ from vllm_capacity.verdicts.fleet import EngineRow, ModelRow, engine_rows, model
 from vllm_capacity.verdicts.quality import evidence
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
+from vllm_capacity.verdicts.replay import Served
 from vllm_capacity.verdicts.saturation.advice import advice
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
@@ -285,6 +289,12 @@ class Analysis:
     def capacities(self) -> dict[str, Estimate]:
         """What each engine can do, output tokens/s, by name: its own capacity or its peers'."""
         own = {fit.engine: fit.capacity for fit in self.fits}
+        return completed(own, self.lenders, idle=unloaded(self.fits))
+
+    @cached_property
+    def capacity_running(self) -> dict[str, Estimate]:
+        """How many requests run on each engine at its capacity, by name, its own or its peers'."""
+        own = {fit.engine: fit.capacity_running for fit in self.fits}
         return completed(own, self.lenders, idle=unloaded(self.fits))
 
     @cached_property
@@ -567,13 +577,23 @@ class Analysis:
 
         Within the latency targets, where they are given.
         """
-        models = {
-            engine_name(row): row["model_name"] or "" for row in self.engines.iter_rows(named=True)
-        }
+        asked = policy or Policy()
+        if asked not in self._surpluses:
+            self._surpluses[asked] = surplus(self.pools, asked)
+        return self._surpluses[asked]
+
+    @cached_property
+    def _surpluses(self) -> dict[Policy, Surplus]:
+        """Each is made once: its replays take a second."""
+        return {}
+
+    @cached_property
+    def pools(self) -> dict[str, Pool]:
+        """The engines of each model as replicas of one another, by model; empty for no model's."""
         groups: dict[str, list[str]] = {}
-        for engine, model in models.items():
-            groups.setdefault(model, []).append(engine)
-        return surplus({m: self._pool(own) for m, own in groups.items()}, policy or Policy())
+        for row in self.engines.iter_rows(named=True):
+            groups.setdefault(row["model_name"] or "", []).append(engine_name(row))
+        return {model: self._pool(own) for model, own in groups.items()}
 
     def _pool(self, engines: Sequence[str]) -> Pool:
         """The engines of one model as replicas of one another."""
@@ -591,7 +611,56 @@ class Analysis:
         prices = [self.bill_parts[engine].usd_per_engine_hour for engine in engines]
         each = whole.scaled(1 / there) if there else whole
         asked = busiest(own, is_latency_bound=bool(self.assumptions.slo.targets))
-        return Pool(there, asked, each, one_of(prices))
+        return Pool(there, asked, each, one_of(prices), self._served(engines, own, there))
+
+    def _served(self, engines: Sequence[str], own: pl.DataFrame, there: float) -> Served:
+        """What the window shows of these engines, for a replay."""
+        names = set(engines)
+        histograms = [
+            one
+            for one in (*self.histograms, *self._lengths)
+            if f"{one.instance}/{one.engine}" in names
+        ]
+
+        def of(metric: str) -> latency.Distribution | None:
+            return latency.merged([one for one in histograms if one.metric == metric])
+
+        prefills = [one for one in histograms if one.metric == PREFILL]
+        prefill = latency.sound_total(prefills, self.time_range)
+        counted = sum(one.count for one in prefills)
+        counters = self.counters.filter(
+            pl.concat_str("instance", "engine", separator="/").is_in(list(engines))
+        )
+        prompt = traffic.total(counters, PROMPT_TOKENS)
+        computed = traffic.prompt_tokens_computed(counters)
+        unknown = Estimate.unknown("no step of the engine could be judged")
+        whole = fleet_sum(
+            {e: self.capacities.get(e, unknown) for e in engines}, presence=self.presence
+        )
+        each = whole.scaled(1 / there) if there else whole
+        return Served(
+            steps=own,
+            capacity=each,
+            prompts=of(PROMPT_LENGTH),
+            outputs=of(OUTPUT_LENGTH),
+            prefill_seconds=prefill / counted if prefill is not None and counted else None,
+            running=self._running(engines, is_known=each.is_known),
+            computed_ratio=min(1.0, computed / prompt) if prompt and computed is not None else 1.0,
+            slo=self.assumptions.slo,
+        )
+
+    def _running(self, engines: Sequence[str], *, is_known: bool) -> float | None:
+        """The requests that run on one of these engines at its capacity, or at its bound."""
+        own = [self.capacity_running[name] for name in engines if name in self.capacity_running]
+        ends = [each.mid if is_known else each.mid or each.low for each in own]
+        return median(known) if (known := [end for end in ends if end]) else None
+
+    @cached_property
+    def _lengths(self) -> list[latency.Increase]:
+        """The exact increase of the histograms of prompt and output lengths."""
+        return latency.histogram_increases(
+            self.window, [PROMPT_LENGTH, OUTPUT_LENGTH], time_range=self.time_range
+        )
 
     @cached_property
     def gauges(self) -> gauges.Gauges:
@@ -623,14 +692,13 @@ class Analysis:
     @cached_property
     def saturation(self) -> Saturation:
         """What limits the server, how much it can do, how much room is left."""
-        running = {fit.engine: fit.capacity_running for fit in self.fits}
         return saturation(
             self.steps,
             used=self.bill.whole.utilization,
             fits=self.fits,
             presence=self.presence,
             capacities=self.capacities,
-            running=completed(running, self.lenders, idle=unloaded(self.fits)),
+            running=self.capacity_running,
         )
 
     @cached_property

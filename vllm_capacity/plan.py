@@ -33,14 +33,17 @@ from vllm_capacity.verdicts.hardware.what_if import (
     published_runs,
     shipped_what_if,
 )
+from vllm_capacity.verdicts.replay import Replay, replays
 from vllm_capacity.verdicts.saturation.regimes import KV
 from vllm_capacity.verdicts.saturation.slo import SloLoad, load_met, running_within, slo_loads
 from vllm_capacity.verdicts.sizing import (
+    MAX_REPLICAS,
     Change,
     Policy,
     QueueCheck,
     Runway,
     Surplus,
+    at_least_enough,
     demand_seen,
     month_usd,
     queue_check,
@@ -86,7 +89,9 @@ class Plan(Figures):
     """How many replicas, which GPU instead, for what money, how long; every field always there.
 
     Demand is of all replicas, capacity of one engine (within the targets where given).
-    `queue_check` is None where it cannot be asked. `options` are other GPUs, best tokens per dollar
+    `queue_check` is None where it cannot be asked, `replays` are how the busiest arrivals of the
+    window, scaled to the demand asked for, fared on that many replicas, empty where it does not
+    tell enough (verdicts/replay.py). `options` are other GPUs, best tokens per dollar
     first, rejected ones last with their reason; `options_reason` is why there are none. `surplus`
     is how many of the replicas of the window its own busiest time did not need.
     `capacity_by_arithmetic_…` is what one engine could do, extrapolated from the light load it was
@@ -102,6 +107,7 @@ class Plan(Figures):
     gpus: Estimate
     usd_per_month: Estimate
     queue_check: QueueCheck | None
+    replays: tuple[Replay, ...]
     sensitivity: Mapping[str, Estimate]
     model: str | None
     options: tuple[Option, ...]
@@ -159,7 +165,8 @@ class _Planning:
     @cached_property
     def plan(self) -> Plan:
         """All of it."""
-        needed = replicas(self.demand, self.capacity, self.request.policy)
+        tried = self.replays
+        needed = at_least_enough(self.without_replay, tried, is_sure=False)
         gpus = needed.scaled(self.pricing.gpus_per_engine)
         price = self.pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
         model, options, reason = _options(self)
@@ -173,6 +180,7 @@ class _Planning:
             gpus=gpus,
             usd_per_month=month_usd(gpus, price),
             queue_check=_queue(self, needed),
+            replays=tried,
             sensitivity=_sensitivity(self),
             model=model,
             options=options,
@@ -180,6 +188,32 @@ class _Planning:
             forecast=self.analysis.demand_ahead,
             surplus=self.analysis.surplus(self.request.policy),
             capacity_by_arithmetic_output_tokens_per_second=_by_arithmetic(self),
+        )
+
+    @cached_property
+    def without_replay(self) -> Estimate:
+        """The replicas by demand and capacity alone."""
+        return replicas(self.demand, self.capacity, self.request.policy)
+
+    @cached_property
+    def replays(self) -> tuple[Replay, ...]:
+        """Of a window that served one model."""
+        needed, pools = self.without_replay.mid, list(self.analysis.pools.values())
+        seen = demand_seen(self.analysis.steps, _DEMAND_QUANTILE).mid
+        if needed is None or not needed or len(pools) != 1 or not seen:
+            return ()
+        (pool,) = pools
+        return (
+            ()
+            if pool.served is None
+            else replays(
+                pool.served,
+                replicas=round(needed),
+                most=MAX_REPLICAS,
+                busiest=pool.busiest.peak_start,
+                scale=(self.requests.mid or 0.0) / seen,
+                is_sure=False,
+            )
         )
 
     @property

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from vllm_capacity.estimate import Estimate, Figures, total
 from vllm_capacity.record import Record
 from vllm_capacity.timerange import HOURS_PER_MONTH
 from vllm_capacity.verdicts.queueing import Queue, servers_needed
+from vllm_capacity.verdicts.replay import Replay, Served, enough, replays
 
 MAX_REPLICAS = 1_000_000
 HOURS_PER_DAY = 24
@@ -160,13 +161,15 @@ class BusyTime:
 class Pool:
     """The replicas of one model: how many there were, the most asked of them, what one can do.
 
-    Capacity in output tokens/s, `usd_per_hour` of one replica.
+    Capacity in output tokens/s, `usd_per_hour` of one replica. `served` is what a replay takes;
+    None: there is none.
     """
 
     replicas: float
     busiest: BusyTime
     capacity: Estimate
     usd_per_hour: Estimate
+    served: Served | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,6 +177,8 @@ class ModelSurplus(Figures):
     """How many replicas of one model could go, and the time that the others are needed for.
 
     The busiest `busiest_seconds` began at `busiest_start`; None where nothing was observed.
+    `replays` are how its arrivals fared on fewer replicas, the last one on those that stay; empty
+    where none can go for certain, or the window tells too little for one.
     """
 
     replicas: float
@@ -184,6 +189,7 @@ class ModelSurplus(Figures):
     needed_replicas: Estimate
     removable_replicas: Estimate
     usd_per_day: Estimate
+    replays: tuple[Replay, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -231,6 +237,8 @@ def surplus(pools: Mapping[str, Pool], policy: Policy) -> Surplus:
 
 def _model_surplus(pool: Pool, policy: Policy) -> ModelSurplus:
     needed = _needed(pool, policy)
+    tried = _tried(pool, needed)
+    needed = at_least_enough(needed, tried)
     removable = _left(needed, _there(pool))
     return ModelSurplus(
         replicas=pool.replicas,
@@ -241,7 +249,37 @@ def _model_surplus(pool: Pool, policy: Policy) -> ModelSurplus:
         needed_replicas=needed,
         removable_replicas=removable,
         usd_per_day=removable.times(pool.usd_per_hour).scaled(HOURS_PER_DAY),
+        replays=tried,
     )
+
+
+def _tried(pool: Pool, needed: Estimate) -> tuple[Replay, ...]:
+    """The replays on what is needed at most, where that is fewer than there are."""
+    if pool.served is None or needed.high is None or needed.high >= _there(pool):
+        return ()
+    return replays(
+        pool.served,
+        replicas=round(needed.high),
+        most=_there(pool) - 1,
+        busiest=pool.busiest.peak_start,
+    )
+
+
+def at_least_enough(needed: Estimate, tried: Sequence[Replay], *, is_sure: bool = True) -> Estimate:
+    """The replicas needed, no fewer at most than kept up in the replays (`replays`).
+
+    The middle, too, is no less where it was not asked for what is sure: then even the high end of
+    the capacity did not keep up.
+    """
+    count = enough(tried)
+    least = tried[0].replicas if tried else 0
+    if count is None or count == least:
+        return needed
+    high, mid = max(needed.high or 0.0, float(count)), needed.mid
+    if not is_sure and mid is not None:
+        mid = max(mid, float(count))
+    told = f"a replay on {least} did not keep up"
+    return replace(needed, mid=mid, high=high, basis=(*needed.basis, told))
 
 
 def _needed(pool: Pool, policy: Policy) -> Estimate:

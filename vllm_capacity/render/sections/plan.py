@@ -11,6 +11,7 @@ from vllm_capacity.plan import Plan
 from vllm_capacity.render.numbers import (
     Write,
     count,
+    hours,
     minute_of,
     number,
     percent,
@@ -33,6 +34,7 @@ from vllm_capacity.render.tables import (
     text,
 )
 from vllm_capacity.verdicts.hardware.compare import Option
+from vllm_capacity.verdicts.replay import Replay
 from vllm_capacity.verdicts.sizing import MINUTE_SECONDS, ModelSurplus, Policy, Surplus
 
 _NEEDS: tuple[tuple[str, str, Write, str], ...] = (
@@ -98,9 +100,44 @@ def _rests_on(found: Surplus) -> list[str]:
     spares = plural(policy.spare_replicas, "replica")
     free = f"{percent(policy.headroom_ratio)} stays free, and {spares}"
     if len(parts) == 1:
-        return [f"{_busy_time(part)}, of which {free} may fail." for part in parts.values()]
-    each = [f"Of {name or 'no model'}, {_of_model(part)}." for name, part in parts.items()]
+        (part,) = parts.values()
+        return [f"{_busy_time(part)}, of which {free} may fail.", *replay_sentences(part.replays)]
+    each = [
+        sentence
+        for name, part in parts.items()
+        for sentence in (
+            f"Of {name or 'no model'}, {_of_model(part)}.",
+            *replay_sentences(part.replays),
+        )
+    ]
     return [*each, f"Of what they give, {free} of each model may fail."]
+
+
+def replay_sentences(tried: Sequence[Replay]) -> list[str]:
+    """How a replay of the busiest arrivals fared on the replicas recommended; empty for none."""
+    if not tried:
+        return []
+    first, last = tried[0], tried[-1]
+    length = f"{hours(first.seconds / 3600)} from {minute_of(first.start)}"
+    replay = f"A replay of the busiest arrivals ({length}) on {plural(first.replicas, 'replica')}"
+    if first.is_kept:
+        return [f"{replay} kept up even at the low end of their capacity: {_fared(first)}."]
+    failed = f"{replay} did not keep up: {_fared(first)}"
+    if last.is_kept and last.replicas == first.replicas:
+        return [f"{failed} at the low end of their capacity; at its high end it did."]
+    if last.is_kept:
+        return [f"{failed}, so {count(last.replicas)} are counted; on these it kept up."]
+    return [f"{failed}, nor did it on {count(last.replicas)}, so more are counted."]
+
+
+def _fared(replay: Replay) -> str:
+    """What 95 % of the requests of a replay saw at most."""
+    latencies = (
+        f"p95 TTFT {seconds(replay.ttft_p95_seconds)}",
+        f"ITL {seconds(replay.itl_p95_seconds)}",
+        f"E2E {seconds(replay.e2e_p95_seconds)}",
+    )
+    return f"{', '.join(latencies)}, simulated"
 
 
 def _of_model(part: ModelSurplus) -> str:
@@ -128,11 +165,12 @@ def _busy_time(part: ModelSurplus) -> str:
 
 
 def queue_check(plan: Plan) -> Text:
-    """What a queue says of these replicas without their spares, in a sentence."""
+    """What a queue says of these replicas without their spares, and what a replay on them."""
     check = plan.queue_check
     if check is None:
         return text(
-            "No queue check: demand, capacity or running requests at capacity are not known."
+            "No queue check: demand, capacity or running requests at capacity are not known.",
+            *replay_sentences(plan.replays),
         )
     limit = seconds(check.wait_limit_seconds)
     working = plan.working_replicas or 1
@@ -149,7 +187,10 @@ def queue_check(plan: Plan) -> Text:
     fewest = "no number of replicas keeps that limit"
     if check.replicas_needed is not None:
         fewest = f"the fewest replicas within the limit are {count(check.replicas_needed)}"
-    return text(f"queue check: {busy}, {waits}; {fewest}. Assumed: {check.assumes}.")
+    return text(
+        f"queue check: {busy}, {waits}; {fewest}. Assumed: {check.assumes}.",
+        *replay_sentences(plan.replays),
+    )
 
 
 def sensitivity_table(plan: Plan) -> Table:

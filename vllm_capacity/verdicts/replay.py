@@ -1,0 +1,407 @@
+"""Whether a number of replicas keeps up: the busiest arrivals of a window, served once more.
+
+In words:
+
+1. How many requests came in each step is what finished in it, and by how much more (or fewer) were
+   there at its end. Within a step they come when they like; their lengths are drawn from the
+   histograms of prompts and answers.
+2. The server is a step-level model (`vllm_simulator`) whose output at its limit is the capacity
+   said of a replica, with as many requests running as there. How its steps grow up to there is
+   fitted to the inter-token latencies of the window; the time of a prompt, to its prefill time.
+   Where the capacity is a lower bound, the most it can do is that, with any number running: less
+   than what was seen.
+3. The line must be near to the latencies that the window shows, else there is no replay.
+4. One replica gets each request with a chance of 1 ÷ replicas: what a balancer that does not look
+   does. A quarter of an hour or more is served, around the busiest time, after a lead.
+5. It keeps up where no more output is asked for than the capacity, 95 % of its requests wait at
+   most a second, and the p95 latencies are within the targets. With the low end of the capacity,
+   and, where that fails, with the high one.
+
+That they do not is believed only of a capacity that is no bound, and where the model keeps up on as
+many replicas as there were: else it is the model that fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vllm_capacity.assumptions import Slo
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures.latency import Distribution
+from vllm_capacity.record import Record
+from vllm_simulator.config import EngineConfig, EngineRequest, Request, StepTime
+from vllm_simulator.core import Engine
+from vllm_simulator.stats import Histogram
+
+WAIT_LIMIT_SECONDS = 1.0
+_QUANTILE = 0.95
+_LEAD_SECONDS = 300.0
+_LEAST_SECONDS, _MOST_SECONDS = 900.0, 3600.0
+_MOST_STEPS = 50_000  # of an engine in a replay: about a second
+_LEAST_REQUESTS = 20.0
+_LEAST_RUNNING = 0.5
+_LEAST_STEPS = 5
+_LIKE = 1.3
+_MOST_GAPS = 0.1
+_MOST_TRIES = 3
+_BATCHED_TOKENS = 2048  # what vLLM V1 computes in a step unless told otherwise
+_BLOCK_TOKENS = 1024
+_UNSEEN_PLACES = 256  # vLLM's least default of max_num_seqs
+_LEAST_STEP_SECONDS = 1e-4
+_ITL_SECONDS = tuple(np.geomspace(1e-4, 1e3, 700).tolist())
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a window shows of the replicas of one model, as replicas of one another.
+
+    `steps` as in `STEP_SCHEMA`; `capacity` is of one replica, output tokens/s without a target, and
+    `running` the requests that it ran then. `prefill_seconds` is the mean of a request,
+    `computed_ratio` the share of prompt tokens that no cache held, 0..1.
+    """
+
+    steps: pl.DataFrame
+    capacity: Estimate
+    prompts: Distribution | None
+    outputs: Distribution | None
+    prefill_seconds: float | None
+    running: float | None
+    computed_ratio: float = 1.0
+    slo: Slo = field(default_factory=Slo)
+
+
+@dataclass(frozen=True, repr=False)
+class Replay(Record):
+    """How the arrivals around the busiest time fared on `replicas`, at one end of the capacity.
+
+    `output_tokens_per_second` is that end, of one replica. Latencies are p95, those of the requests
+    that arrived from `start` on for `seconds`; `requests` of them came to the replica simulated.
+    """
+
+    replicas: int
+    start: datetime
+    seconds: float
+    requests: int
+    output_tokens_per_second: float
+    wait_p95_seconds: float
+    ttft_p95_seconds: float
+    itl_p95_seconds: float
+    e2e_p95_seconds: float
+    is_kept: bool
+
+
+@dataclass(frozen=True)
+class _Arrivals:
+    """How many requests came to all replicas in each step, in order of time."""
+
+    starts: Floats  # seconds since the epoch
+    seconds: Floats
+    counts: Floats
+
+    def drawn(self, begin: float, end: float, share: float, rng: np.random.Generator) -> Floats:
+        """Times from `begin` to `end`, each request with a chance of `share`; as seconds since."""
+        ends = self.starts + self.seconds
+        inside = np.clip(np.minimum(ends, end) - np.maximum(self.starts, begin), 0.0, None)
+        counts = rng.poisson(self.counts * share * inside / self.seconds)
+        first = np.maximum(self.starts, begin)
+        times = np.repeat(first, counts) + rng.random(int(counts.sum())) * np.repeat(inside, counts)
+        return np.sort(times - begin)
+
+
+def replays(
+    served: Served,
+    *,
+    replicas: int,
+    most: int,
+    busiest: datetime | None,
+    scale: float = 1.0,
+    is_sure: bool = True,
+) -> tuple[Replay, ...]:
+    """The replays on `replicas`, and on one more each time until they keep up, but not over `most`.
+
+    A number keeps up where it does with the low end of the capacity, and, unless `is_sure` is asked
+    for, also where only the high end lets it: then that replay follows the one that failed. Three
+    numbers at most are tried. `busiest` is when the busiest time began, `scale` what arrivals are
+    multiplied by.
+
+    Empty where the window does not tell enough: lengths, latencies that the model meets, arrivals
+    in steps without gaps and enough of them for a p95, a capacity and what runs at it. Empty, too,
+    where the capacity is a lower bound with which they do not keep up: that proves nothing.
+    """
+    arrivals = _arrivals(served.steps)
+    if not served.capacity.low or busiest is None or arrivals is None:
+        return ()
+    ends = [served.capacity.low]
+    if not is_sure and served.capacity.high is not None:
+        ends.append(served.capacity.high)
+    found: list[Replay] = []
+    for count in range(replicas, min(most, replicas + _MOST_TRIES - 1) + 1):
+        for end in ends:
+            one = _replay(served, arrivals, end, busiest, replicas=count, share=scale / count)
+            if one is None or not (one.is_kept or _is_telling(served, arrivals, end, busiest)):
+                return ()
+            found.append(one)
+            if one.is_kept:
+                return tuple(found)
+    return tuple(found)
+
+
+def _is_telling(
+    served: Served, arrivals: _Arrivals, output_tokens_per_second: float, busiest: datetime
+) -> bool:
+    """Whether a replay that fails tells something: on as many as there were the model keeps up."""
+    if not served.capacity.is_known:
+        return False
+    running = served.steps.group_by("instance", "engine").agg(pl.col("running_mean").sum())
+    loads = running["running_mean"].drop_nulls().to_numpy()
+    # As many of equal load as these: 2 of which one is idle are 1.
+    if not loads.any():
+        return False
+    there = float(loads.sum() ** 2 / (loads**2).sum())
+    was = _replay(
+        served, arrivals, output_tokens_per_second, busiest, replicas=round(there), share=1 / there
+    )
+    return was is not None and was.is_kept
+
+
+def enough(tried: Sequence[Replay]) -> int | None:
+    """The replicas that kept up, else one more than the most tried; None for no replay."""
+    if not tried:
+        return None
+    last = tried[-1]
+    return last.replicas if last.is_kept else last.replicas + 1
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A replica as the simulator takes it, and how to draw its requests."""
+
+    config: EngineConfig
+    prompts: Distribution
+    outputs: Distribution
+    computed_ratio: float
+
+    @classmethod
+    def of(cls, served: Served, output_tokens_per_second: float) -> _Model | None:
+        """The model whose output at its limit is that; None where the window tells too little."""
+        prompts, outputs, prefill = served.prompts, served.outputs, served.prefill_seconds
+        if prompts is None or outputs is None or prefill is None or not served.running:
+            return None
+        prompt, output = _mean(prompts), _mean(outputs)
+        if not prompt or not output:
+            return None
+        if served.capacity.is_known:
+            places = max(1, round(served.running))
+            at_limit = places / output_tokens_per_second
+            base = _base_seconds(served.steps, places, at_limit)
+            slope = None if base is None else (at_limit - base) / places
+        else:
+            places = _UNSEEN_PLACES
+            base, slope = _usual_itl_seconds(served.steps), 1 / output_tokens_per_second
+        if base is None or slope is None:
+            return None
+        computed = prompt * served.computed_ratio
+        per_prefill = max(0.0, prefill - base - slope) / computed
+        per_prefill = min(per_prefill, slope * output / computed)
+        longest = 1 + math.ceil((prompts.edges[-1] + outputs.edges[-1]) / _BLOCK_TOKENS)
+        config = EngineConfig(
+            model_name="replay",
+            num_gpu_blocks=1 + places * longest,
+            step_time=StepTime(
+                base_seconds=max(base, _LEAST_STEP_SECONDS),
+                per_sequence_seconds=slope - per_prefill * computed / output,
+                per_prefill_token_seconds=per_prefill,
+            ),
+            block_size=_BLOCK_TOKENS,
+            max_num_seqs=places,
+            max_num_batched_tokens=max(_BATCHED_TOKENS, places),
+            max_model_len=_BLOCK_TOKENS * longest,
+            enable_prefix_caching=False,
+        )
+        return cls(config, prompts, outputs, served.computed_ratio)
+
+    @property
+    def least_step_seconds(self) -> float:
+        """The shortest step."""
+        return self.config.step_time.base_seconds
+
+    def requests(self, times: Floats, rng: np.random.Generator) -> list[Request]:
+        """A request at each of the times."""
+        prompts = np.maximum(1, _drawn(self.prompts, len(times), rng) * self.computed_ratio)
+        outputs = np.maximum(1, _drawn(self.outputs, len(times), rng))
+        rows = zip(times.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
+        return [Request(at, round(prompt), round(output)) for at, prompt, output in rows]
+
+
+def _latency_steps(steps: pl.DataFrame) -> tuple[Floats, Floats] | None:
+    """Running requests and inter-token latency of the steps that tell it; None for few."""
+    seen = steps.filter(
+        (pl.col("running_mean") >= _LEAST_RUNNING)
+        & pl.col("itl_mean_seconds").is_not_null()
+        & ~pl.col("is_gap")
+        & ~pl.col("is_restart")
+    )
+    if seen.height < _LEAST_STEPS:
+        return None
+    return seen["running_mean"].to_numpy(), seen["itl_mean_seconds"].to_numpy()
+
+
+def _base_seconds(steps: pl.DataFrame, places: int, at_limit: float) -> float | None:
+    """A step's time without requests: of the line through its time at the limit, by least squares.
+
+    None where few steps tell their inter-token latency, or the line is not near to most of them.
+    """
+    seen = _latency_steps(steps)
+    if seen is None:
+        return None
+    full, itl = np.minimum(seen[0] / places, 1.0), seen[1]
+    empty = 1.0 - full
+    square = float((empty**2).sum())
+    base = float((empty * (itl - full * at_limit)).sum()) / square if square else at_limit
+    base = min(max(base, 0.0), at_limit)
+    ratio = float(np.median((base * empty + at_limit * full) / itl))
+    return base if 1 / _LIKE <= ratio <= _LIKE else None
+
+
+def _usual_itl_seconds(steps: pl.DataFrame) -> float | None:
+    seen = _latency_steps(steps)
+    return None if seen is None else float(np.median(seen[1]))
+
+
+def _mean(of: Distribution) -> float | None:
+    return None if of.total is None or not of.count else of.total / of.count
+
+
+def _drawn(of: Distribution, count: int, rng: np.random.Generator) -> Floats:
+    """Values of a histogram, evenly by their logarithm within a bucket, with its mean."""
+    upper = np.asarray([*of.edges, of.edges[-1]])
+    lower = np.asarray([1.0, *of.edges])
+    place = rng.choice(len(upper), count, p=np.asarray(of.counts) / of.count)
+    found = np.exp(rng.uniform(np.log(np.minimum(lower, upper))[place], np.log(upper)[place]))
+    middle = np.sqrt(np.minimum(lower, upper) * upper)
+    expected = float((middle * np.asarray(of.counts)).sum() / of.count)
+    scaled: Floats = np.minimum(found * ((_mean(of) or expected) / expected), upper[-1])
+    return scaled
+
+
+def _arrivals(steps: pl.DataFrame) -> _Arrivals | None:
+    """What came in each step to all engines together; None without a step.
+
+    Steps with a gap tell nothing and are left out; `_period` looks at how many there are.
+    """
+    known = steps.filter(~pl.col("is_gap")).drop_nulls(
+        ["requests_per_second", "running_mean", "waiting_mean"]
+    )
+    seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
+    there = pl.col("running_mean") + pl.col("waiting_mean")
+    own = known.sort("instance", "engine", "start").with_columns(
+        seconds=seconds,
+        more=((there.shift(-1) - there.shift(1)).over("instance", "engine").fill_null(0.0) / 2),
+    )
+    together = (
+        own.group_by("start")
+        .agg(
+            seconds=pl.col("seconds").max(),
+            came=(pl.col("requests_per_second") * pl.col("seconds") + pl.col("more")).sum(),
+        )
+        .sort("start")
+    )
+    if together.is_empty():
+        return None
+    # Less than nothing came where a queue was left by its clients: what came before is less.
+    total = np.maximum.accumulate(np.cumsum(together["came"].to_numpy()).clip(0.0))
+    return _Arrivals(
+        starts=together["start"].dt.epoch("us").to_numpy() / 1e6,
+        seconds=together["seconds"].to_numpy(),
+        counts=np.diff(total, prepend=0.0),
+    )
+
+
+def _period(
+    arrivals: _Arrivals, busiest: datetime, share: float, model: _Model
+) -> tuple[float, float] | None:
+    """When what is judged begins and ends, seconds since the epoch: around the busiest time.
+
+    None where arrivals are not known for most of it, or too few of them, by their `share`, for a
+    p95.
+    """
+    most = _MOST_STEPS * model.least_step_seconds - _LEAD_SECONDS
+    length = min(max(most, _LEAST_SECONDS), _MOST_SECONDS)
+    busy = busiest.timestamp(), busiest.timestamp() + _LEAST_SECONDS
+    first, last = arrivals.starts[0], arrivals.starts[-1] + arrivals.seconds[-1]
+    begin = max(first, min(sum(busy) / 2 - length / 2, last - length))
+    end = min(last, begin + length)
+    if busy[1] <= begin or end <= busy[0]:
+        return None
+    ends = arrivals.starts + arrivals.seconds
+    inside = np.clip(np.minimum(ends, end) - np.maximum(arrivals.starts, begin), 0.0, None)
+    came = float((arrivals.counts * inside / arrivals.seconds).sum())
+    if inside.sum() < (1 - _MOST_GAPS) * (end - begin) or came * share < _LEAST_REQUESTS:
+        return None
+    return begin, end
+
+
+def _replay(
+    served: Served,
+    arrivals: _Arrivals,
+    output_tokens_per_second: float,
+    busiest: datetime,
+    *,
+    replicas: int,
+    share: float,
+) -> Replay | None:
+    """One replay; None where the window tells too little for it."""
+    model = _Model.of(served, output_tokens_per_second)
+    period = None if model is None else _period(arrivals, busiest, share, model)
+    if model is None or period is None:
+        return None
+    begin, end = period
+    lead = min(_LEAD_SECONDS, begin - float(arrivals.starts[0]))
+    rng = np.random.default_rng(0)
+    ended: list[EngineRequest] = []
+    engine = Engine(model.config, on_end=ended.append)
+    engine.stats.itl = Histogram(_ITL_SECONDS)
+    for request in model.requests(arrivals.drawn(begin - lead, end, share, rng), rng):
+        engine.submit(request)
+    engine.advance(lead)
+    before = np.asarray(engine.stats.itl.counts)
+    engine.advance(lead + end - begin)
+    gaps = np.asarray(engine.stats.itl.counts) - before
+    engine.advance(lead + end - begin + _LEAD_SECONDS)
+    left = [*engine.scheduler.running.values(), *engine.scheduler.waiting]
+    own = [one for one in (*ended, *left) if one.spec.arrival_seconds >= lead]
+    found = Replay(
+        replicas=replicas,
+        start=datetime.fromtimestamp(begin, UTC),
+        seconds=end - begin,
+        requests=len(own),
+        output_tokens_per_second=output_tokens_per_second,
+        wait_p95_seconds=_p95([_since(one, one.scheduled_at, engine.clock) for one in own]),
+        ttft_p95_seconds=_p95([_since(one, one.first_at, engine.clock) for one in own]),
+        itl_p95_seconds=_p95(np.repeat([*_ITL_SECONDS, math.inf], gaps)),
+        e2e_p95_seconds=_p95(
+            [_since(one, one.last_at if one.is_done else None, engine.clock) for one in own]
+        ),
+        is_kept=False,
+    )
+    is_within = all(getattr(found, name) <= target for name, target in served.slo.targets.items())
+    asked = sum(one.spec.output_tokens for one in own) / found.seconds
+    has_room = found.wait_p95_seconds <= WAIT_LIMIT_SECONDS and asked <= output_tokens_per_second
+    return replace(found, is_kept=bool(is_within and has_room))
+
+
+def _since(request: EngineRequest, at: float | None, now: float) -> float:
+    """How long after its arrival something happened, or has not happened yet."""
+    return (now if at is None else at) - request.spec.arrival_seconds
+
+
+def _p95(values: Sequence[float] | Floats) -> float:
+    return float(np.quantile(values, _QUANTILE, method="higher")) if len(values) else 0.0
