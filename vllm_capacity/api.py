@@ -289,17 +289,27 @@ def scrape(
     every: Duration = "2s",
     duration: Duration,
     about: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    targets: str | Path | None = None,
 ) -> Window:
     """Scrape the /metrics of these servers for so long, into a new window at `to`.
 
-    Credentials come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or VLLM_METRICS_TOKEN.
+    `labels` are kept with all of them, for `by` and mapping files: `{"team": "search"}`. `targets`
+    is a file of more servers with labels of their own, in the format of Prometheus' file-based
+    service discovery. Credentials come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or
+    VLLM_METRICS_TOKEN.
     InputError where `to` is there already, SourceError where no scrape was answered.
     """
+    from vllm_capacity.live.access import metrics_url
     from vllm_capacity.live.scrape import capture
+    from vllm_capacity.live.targets import distinct, listed_targets
+    from vllm_capacity.live.targets import targets as targets_of
     from vllm_capacity.sources.exposition import scrapes_in_parts
 
+    found = targets_of([metrics_url(url) for url in urls], labels)
+    found += listed_targets(Path(targets), labels) if targets is not None else []
     capture(
-        urls,
+        distinct(found),
         Path(to),
         every_seconds=_seconds(every),
         for_seconds=_seconds(duration),

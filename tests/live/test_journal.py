@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from tests.live.serving import serving
-from vllm_capacity.live.scrape import Journal, run, targets
+from vllm_capacity.live.scrape import Journal, run
+from vllm_capacity.live.targets import targets
 from vllm_capacity.sources.exposition import Scrape, read_saved_scrapes, read_scrapes
 
 TEXT = (

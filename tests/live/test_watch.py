@@ -24,7 +24,8 @@ from vllm_capacity.engines_now import ORDERS, engines_now
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.live.access import cause
 from vllm_capacity.live.running import Follower, open_recorded
-from vllm_capacity.live.scrape import NO_SERIES, Journal, run, targets
+from vllm_capacity.live.scrape import NO_SERIES, Journal, run
+from vllm_capacity.live.targets import targets
 from vllm_capacity.live.watch import FromPrometheus, Recent, silence
 from vllm_capacity.record import plain
 from vllm_capacity.render.watch import watch_text

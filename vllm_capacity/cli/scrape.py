@@ -14,8 +14,9 @@ from rich.text import Text
 
 from vllm_capacity.cli.options import FILE, local_path
 from vllm_capacity.errors import InputError, plain
-from vllm_capacity.live.access import cause
+from vllm_capacity.live.access import cause, metrics_url
 from vllm_capacity.live.scrape import Captured, Progress, capture, import_scrapes
+from vllm_capacity.live.targets import Target, distinct, label, listed_targets, targets
 from vllm_capacity.sources.exposition import DAMAGED, scrapes_in_parts
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool
@@ -29,6 +30,19 @@ from vllm_capacity.timerange import parse_duration_seconds
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
 @click.option("--for", "duration", help="How long, such as 1h; without it until Ctrl-C.")
 @click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A label of these targets, for --by and mapping files, such as team=search; repeatable.",
+)
+@click.option(
+    "--targets",
+    "listed",
+    type=FILE,
+    help="Targets with labels of their own, from a file of Prometheus' file_sd_configs.",
+)
 @click.option("--about", help="A sentence on what was captured, kept with the window.")
 @click.option(
     "--to",
@@ -46,6 +60,8 @@ def scrape(
     every: str,
     duration: str | None,
     profile: Path | None,
+    labels: tuple[str, ...],
+    listed: Path | None,
     about: str | None,
     to: Path | None,
     into: Path | None,
@@ -57,10 +73,14 @@ def scrape(
     Credentials come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or VLLM_METRICS_TOKEN, or a
     profile; never from a URL.
     """
-    if bool(urls) == (saved is not None):
+    is_live = bool(urls) or listed is not None
+    if is_live == (saved is not None):
         raise InputError(
-            "Give either one or more URLs to scrape, or --from a file of saved scrapes."
+            "Give either one or more URLs to scrape (or --targets), or --from a file of saved "
+            "scrapes."
         )
+    if labels and not is_live:
+        raise InputError("--label is of targets that are scraped; saved scrapes hold their own.")
     if into is not None:
         _add(saved, into, to)
         return
@@ -69,15 +89,22 @@ def scrape(
     if saved is not None:
         _say(import_scrapes(saved, to, read=_read, about=about))
         return
-    done = _scrape_live(urls, to, every, duration, profile, about)
+    done = _scrape_live(_targets(urls, listed, labels), to, every, duration, profile, about)
     _say(done)
     if done.progress is not None:
         seen = done.progress
         click.echo(f"{seen.good} good and {seen.failed} failed scrapes.", err=True)
 
 
+def _targets(urls: tuple[str, ...], listed: Path | None, labels: tuple[str, ...]) -> list[Target]:
+    """The targets of the URLs and of the file, with the labels that both are given."""
+    own = dict(label(text) for text in labels)
+    found = targets([metrics_url(url) for url in urls], own)
+    return distinct([*found, *(listed_targets(listed, own) if listed else [])])
+
+
 def _scrape_live(
-    urls: tuple[str, ...],
+    found: list[Target],
     to: Path,
     every: str,
     duration: str | None,
@@ -106,7 +133,7 @@ def _scrape_live(
 
     with console.status("scraping") as status:
         return capture(
-            urls,
+            found,
             to,
             every_seconds=parse_duration_seconds(every),
             for_seconds=None if duration is None else parse_duration_seconds(duration),

@@ -256,7 +256,8 @@ def _scraping(
         metrics_url,
         read_settings,
     )
-    from vllm_capacity.live.scrape import run, targets
+    from vllm_capacity.live.scrape import run
+    from vllm_capacity.live.targets import targets
     from vllm_capacity.sources.http import NO_KEEPALIVE
 
     found = targets(tuple(metrics_url(url) for url in urls))

@@ -23,12 +23,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import httpx
 
 from vllm_capacity.errors import InputError, NoTelemetryError, ParseError, SourceError, plain
-from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, client, metrics_url, read_settings
+from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, client, read_settings
+from vllm_capacity.live.targets import Target
 from vllm_capacity.sources.exposition import ACCEPT, Scrape, provenance, whole_text
 from vllm_capacity.sources.http import NO_KEEPALIVE
 from vllm_capacity.telemetry.parts import RowsInParts, Spool
@@ -40,38 +40,6 @@ _LONGEST_TIMEOUT_SECONDS = 10.0
 _OURS = "vllm"  # a proxy may have written vllm_ for vllm:
 NO_SERIES = "it answers, but exports no vLLM metric; is this vLLM's /metrics?"
 _UNDER_WAY = "the scrape before was still under way"
-
-
-@dataclass(frozen=True)
-class Target:
-    """An endpoint and the instance it is known as: its host and port."""
-
-    url: str
-    instance: str
-
-
-def targets(urls: tuple[str, ...]) -> list[Target]:
-    """The targets of these URLs; a bare host:port gets http:// and /metrics.
-
-    InputError for what is no http(s) URL, and for two URLs of one instance.
-    """
-    found: list[Target] = []
-    for text in urls:
-        url = text if "://" in text else f"http://{text}"
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"Cannot scrape {text!r}: not an http(s) URL, such as {_EXAMPLE}.")
-        if parts.path in ("", "/"):
-            url = f"{parts.scheme}://{parts.netloc}/metrics"
-        # Credentials in a URL belong to the request, not to the name of the instance.
-        instance = parts.netloc.rpartition("@")[2]
-        if instance in [target.instance for target in found]:
-            raise InputError(f"The target {instance} is given twice; each target is one instance.")
-        found.append(Target(url, instance))
-    return found
-
-
-_EXAMPLE = "http://127.0.0.1:8000/metrics"
 
 
 def steady_seconds() -> float:
@@ -118,7 +86,7 @@ class Journal:
 
 def _member(scrape: Scrape, error: str) -> bytes:
     """One scrape as a gzip member; packed lightly, for the journal goes when the window is made."""
-    row = {
+    row: dict[str, object] = {
         "t": scrape.t_unix_seconds,
         "run": scrape.run_unix_seconds,
         "at": scrape.at_seconds,
@@ -127,7 +95,9 @@ def _member(scrape: Scrape, error: str) -> bytes:
         "status": scrape.status,
         "text": scrape.text,
     }
-    line = json.dumps(row | ({"err": error} if error else {})) + "\n"
+    row |= {"err": error} if error else {}
+    row |= {"labels": dict(scrape.labels)} if scrape.labels else {}
+    line = json.dumps(row) + "\n"
     return gzip.compress(line.encode(), compresslevel=1)
 
 
@@ -152,6 +122,7 @@ class _Clock:
             "",
             run_unix_seconds=self.run_unix_seconds,
             at_seconds=self.seconds,
+            labels=target.labels,
         )
 
 
@@ -278,7 +249,7 @@ class Captured:
 
 
 def capture(
-    urls: Sequence[str],
+    found: Sequence[Target],
     to: Path,
     *,
     every_seconds: float,
@@ -291,7 +262,7 @@ def capture(
     tell: Callable[[Progress], None] = lambda progress: None,
     scraped: Callable[[], None] = lambda: None,
 ) -> Captured:
-    """Scrape the /metrics of these servers into the window `to`, until `stop` or for so long.
+    """Scrape these servers into the window `to`, until `stop` or for so long.
 
     Every scrape is appended to a journal beside the window first; a run that was killed is rescued
     from it. `scraped` is called after the last scrape, before the window is made. InputError where
@@ -299,7 +270,6 @@ def capture(
     """
     if every_seconds < LEAST_SECONDS:
         raise InputError(f"A scrape every {every_seconds:g} s: {LEAST_SECONDS:g} s is the least.")
-    found = targets(tuple(metrics_url(url) for url in urls))
     settings = read_settings(environment, profile, prefix=METRICS, names=METRICS_SETTINGS)
     ends = stop or threading.Event()
     require_free(to)
@@ -307,7 +277,7 @@ def capture(
     with reserved(to) as place, _claimed(journal, to):
         with client(settings, follow_redirects=True, limits=NO_KEEPALIVE, stop=ends) as session:
             done = run(
-                found,
+                list(found),
                 client=session,
                 journal=Journal(journal),
                 every_seconds=every_seconds,

@@ -24,7 +24,8 @@ from vllm_capacity.sources.exposition_layout import Floats, Layout, values_of
 from vllm_capacity.sources.exposition_rows import TargetRows, is_time
 from vllm_capacity.sources.gzip_members import Damage, is_gzip, pieces
 from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool
-from vllm_capacity.telemetry.rows import RowBuffer, Rows
+from vllm_capacity.telemetry.processes import TARGET_INFO
+from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey
 from vllm_capacity.telemetry.steady import SteadyTime, by_steady_clock
 
 # Classic text first: some client libraries write wrong TYPE lines when OpenMetrics is negotiated.
@@ -41,9 +42,10 @@ _LONGEST_LINE_BYTES: Final = 512 * 1024 * 1024  # a saved scrape of over a milli
 class Scrape:
     """One attempt to read a target's `/metrics`.
 
-    Where it failed, `text` is empty and `error`, if it is known, says why. `t_unix_seconds` is what
-    the clock of the scraper said, which may be set in between. Where it keeps a steady clock, too,
-    `at_seconds` are counted by that since its run began, when the first said `run_unix_seconds`.
+    `labels` are those of the target, as whoever scrapes it gave them. Where it failed, `text` is
+    empty and `error`, if it is known, says why. `t_unix_seconds` is what the clock of the scraper
+    said, which may be set in between. Where it keeps a steady clock, too, `at_seconds` are counted
+    by that since its run began, when the first said `run_unix_seconds`.
     """
 
     t_unix_seconds: float
@@ -54,6 +56,7 @@ class Scrape:
     run_unix_seconds: float | None = None
     at_seconds: float | None = None
     error: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ts_us(self) -> int:
@@ -138,11 +141,19 @@ class ScrapeReader:
             )
             arrival = self.good + self.failed
             self._steady.append((scrape.target, arrival, scrape.ts_us, run_us, at_us))
+        if scrape.labels:
+            self._add_labels(scrape)
         if reading is not None:
             rows, values = reading
             rows.add(scrape.ts_us, values, lambda family, what: self._note(scrape, family, what))
         if self.buffer.height >= _BUFFERED_ROWS:
             self.spool.add(*self.buffer.take())
+
+    def _add_labels(self, scrape: Scrape) -> None:
+        own = tuple(sorted(scrape.labels.items()))
+        key = SeriesKey(TARGET_INFO, "info", scrape.target, labels=own)
+        series_id = self.buffer.series(key, exposed=TARGET_INFO)
+        self.buffer.sample(series_id, scrape.ts_us, 1.0)
 
     def _reading(self, scrape: Scrape) -> tuple[TargetRows, Floats] | None:
         """The values of a good scrape, and what makes rows of them; None, noted, for a failed one.
@@ -205,8 +216,9 @@ def read_saved_scrapes(
     """The scrapes of a saved file: JSON lines, gzip or plain.
 
     One object a line: `t` Unix seconds, `target`, `status`, `text`, and, if known, `dur` (seconds),
-    `run` and `at` (a steady clock), `ctype` (the content type) and `err` (why it failed); other
-    keys are ignored. What is damaged or cut is left out, and `lost` is told of it.
+    `run` and `at` (a steady clock), `ctype` (the content type), `err` (why it failed) and `labels`
+    (of the target, an object of texts); other keys are ignored. What is damaged or cut is left out,
+    and `lost` is told of it.
     """
     for number, line in enumerate(_lines(path, lost), start=1):
         if line.strip():
@@ -298,7 +310,15 @@ def scrape_of(line: bytes, path: Path, number: int) -> Scrape:
     if status == 200 and not error:
         error = _complaint(text, kind)
     steady = _steady_clock(row)
-    return Scrape(t, target, status, text, _number(row.get("dur")), *steady, error)
+    labels = _labels(row.get("labels"))
+    return Scrape(t, target, status, text, _number(row.get("dur")), *steady, error, labels)
+
+
+def _labels(value: object) -> dict[str, str]:
+    """The labels of a target; none where they are no object of texts."""
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        return {}
+    return value
 
 
 def _number(value: object) -> float | None:

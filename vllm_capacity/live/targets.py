@@ -1,0 +1,117 @@
+"""What is scraped: URLs, each an instance, and the labels that somebody gave them.
+
+Several targets with labels of their own come from a file in the format of Prometheus' file-based
+service discovery, which many people have already: a list of `targets` with `labels`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from vllm_capacity.errors import InputError, plain
+from vllm_capacity.live.access import metrics_url
+
+_EXAMPLE = "http://127.0.0.1:8000/metrics"
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_TAKEN = frozenset(("engine", "instance", "le", "model", "model_name"))
+_FILE = (
+    'a list of {"targets": ["gpu-1:8000"], "labels": {"team": "search"}}, as JSON or YAML: the '
+    "format of Prometheus' file_sd_configs"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """An endpoint, the instance it is known as (its host and port), and its labels."""
+
+    url: str
+    instance: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def targets(urls: Sequence[str], labels: Mapping[str, str] | None = None) -> list[Target]:
+    """The targets of these URLs; a bare host:port gets http:// and /metrics. All get the labels.
+
+    InputError for what is no http(s) URL, for two URLs of one instance, and for labels that
+    telemetry cannot have.
+    """
+    for name, value in (labels or {}).items():
+        _check_label(name, value)
+    return distinct([replace(_target(text), labels=dict(labels or {})) for text in urls])
+
+
+def distinct(found: Sequence[Target]) -> list[Target]:
+    """The same targets; InputError where two are one instance."""
+    seen: set[str] = set()
+    for target in found:
+        if target.instance in seen:
+            raise InputError(
+                f"The target {target.instance} is given twice; each target is one instance."
+            )
+        seen.add(target.instance)
+    return list(found)
+
+
+def listed_targets(path: Path, labels: Mapping[str, str] | None = None) -> list[Target]:
+    """The targets of a file; its labels win over the given ones. InputError for another file."""
+    try:
+        groups = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}. Expected {_FILE}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        raise InputError(f"Cannot read targets from {path}: {plain(error)[:200]}") from None
+    if not isinstance(groups, list) or not groups:
+        raise InputError(f"{path} lists no targets. Expected {_FILE}.")
+    return [one for group in groups for one in _group(group, path, labels or {})]
+
+
+def _group(group: Any, path: Path, labels: Mapping[str, str]) -> list[Target]:  # noqa: ANN401  YAML
+    urls = group.get("targets") if isinstance(group, dict) else None
+    own = (group.get("labels") or {}) if isinstance(group, dict) else None
+    if not isinstance(urls, list) or not urls or not isinstance(own, dict):
+        raise InputError(
+            f"{path} holds a group without targets: {plain(group)[:200]}. Expected {_FILE}."
+        )
+    if not all(isinstance(url, str) for url in urls):
+        raise InputError(f"{path} holds targets that are no text: {plain(urls)[:200]}.")
+    own = {str(name): str(value) for name, value in own.items()}
+    return targets([metrics_url(url) for url in urls], {**labels, **own})
+
+
+def label(text: str) -> tuple[str, str]:
+    """Name and value of `team=search`; InputError for anything else."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(
+            f"Cannot read the label {plain(text)[:200]!r}: write NAME=VALUE, as in team=search."
+        )
+    _check_label(name.strip(), value.strip())
+    return name.strip(), value.strip()
+
+
+def _check_label(name: str, value: str) -> None:
+    if not _LABEL.fullmatch(name) or name.startswith("__") or not value or plain(value) != value:
+        raise InputError(
+            f"{plain(name)[:100]!r}={plain(value)[:100]!r} is no label: a name is letters, digits "
+            "and _, a value is a line of text, as in team=search."
+        )
+    if name in _TAKEN:
+        raise InputError(f"The label {name} has a meaning of its own; choose another one.")
+
+
+def _target(text: str) -> Target:
+    url = text if "://" in text else f"http://{text}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"Cannot scrape {text!r}: not an http(s) URL, such as {_EXAMPLE}.")
+    if parts.path in ("", "/"):
+        url = f"{parts.scheme}://{parts.netloc}/metrics"
+    # Credentials in a URL belong to the request, not to the name of the instance.
+    return Target(url, parts.netloc.rpartition("@")[2])
