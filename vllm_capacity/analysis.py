@@ -8,6 +8,7 @@ none of them computes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -432,23 +433,26 @@ class Analysis:
 
     @cached_property
     def model_rows(self) -> tuple[ModelRow, ...]:
-        """What each model cost and served, its engines added, the worst first.
+        """What each model cost and served, its engines added, the worst first."""
+        return self.rows_by("model")
 
-        Its TTFT is that of its engines where they serve no other model, else unknown.
+    def rows_by(self, group: str) -> tuple[ModelRow, ...]:
+        """What each group, as in `bill_by`, cost and served, its engines added, the worst first.
+
+        Its TTFT is that of its engines where they serve no other group, else unknown.
         """
-        parts = self._shares("model")
-        served = self.models_by_engine
+        parts = self._shares(group)
+        served = Counter(name for own in parts.values() for name in own)
         engines = {
-            model: [row for row in self.engine_rows if model in served.get(row.engine, ())]
-            for model in parts
+            key: [row for row in self.engine_rows if row.engine in own]
+            for key, own in parts.items()
         }
-        own = {
-            model: [row.engine for row in rows]
-            for model, rows in engines.items()
-            if all(len(served[row.engine]) == 1 for row in rows)
+        ttft_p95 = {
+            key: self._ttft_p95(list(own))
+            for key, own in parts.items()
+            if all(served[name] == 1 for name in own)
         }
-        ttft_p95 = {model: self._ttft_p95(names) for model, names in own.items()}
-        return model_rows(self.bill_by("model"), parts, engines, ttft_p95)
+        return model_rows(self.bill_by(group), parts, engines, ttft_p95)
 
     def _ttft_p95(self, engines: Collection[str]) -> Quantile:
         """The p95 TTFT of all requests of these engines."""

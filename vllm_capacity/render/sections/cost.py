@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_capacity.analysis import Analysis
+from vllm_capacity.bills import Group
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.metrics import GENERATION_TOKENS
 from vllm_capacity.facts.prices import Price, offers
@@ -15,12 +16,14 @@ from vllm_capacity.render.numbers import (
     number,
     percent,
     reason,
+    seconds,
     sure,
     usd,
     usd_per_thousand,
     value,
     why,
 )
+from vllm_capacity.render.sections.fleet import limit_of, slowest
 from vllm_capacity.render.tables import (
     Cell,
     Column,
@@ -88,7 +91,7 @@ def bill_table(analysis: Analysis, by: str = "engine") -> Table:
 
 
 def groups_table(analysis: Analysis, by: str) -> Table:
-    """Requests, tokens, use and bill by a label; last, the whole that they add up to.
+    """Requests, tokens, use, bill, p95 TTFT and limit by a label; last, the whole they add up to.
 
     InputError where nothing has the label.
     """
@@ -98,25 +101,39 @@ def groups_table(analysis: Analysis, by: str) -> Table:
         Column("requests", "successful_requests", count, is_numeric=True),
         Column("prompt tokens", "prompt_tokens", count, is_numeric=True),
         Column("output tokens", "generation_tokens", count, is_numeric=True),
-        Column("per second", "output_tokens_per_second", number, is_numeric=True),
+        Column("share of tokens", "token_share_ratio", percent, is_numeric=True),
         Column("hours", "billed_hours", number, is_numeric=True),
         Column("utilization", "utilization", percent, is_numeric=True),
+        Column("TTFT p95", "ttft_p95_seconds", seconds, is_numeric=True),
         Column("bill", "allocation_usd", usd, is_numeric=True),
+        Column("what limits it", "limit", is_note=True),
     )
-    rows = [
+    told = {row.model: row for row in analysis.rows_by(by)}
+    rows: list[Sequence[Value | Cell]] = [
         (
             name,
-            each.successful_requests,
-            each.prompt_tokens,
-            each.generation_tokens,
-            each.output_tokens_per_second,
-            each.billed_hours,
-            each.cost.utilization,
+            *_counted(each),
+            told[name].token_share_ratio,
+            *_used(each),
+            slowest(told[name].ttft_p95),
             each.cost.allocation_usd,
+            limit_of(told[name]),
         )
-        for name, each in [*sorted(found.parts.items()), ("whole", found.whole)]
+        for name, each in sorted(found.parts.items())
     ]
+    whole, slow = found.whole, slowest(analysis.latency.ttft.p95)
+    rows.append(
+        ("whole", *_counted(whole), None, *_used(whole), slow, whole.cost.allocation_usd, Cell(""))
+    )
     return table(columns, rows, caption=_notes(found.whole.cost, by, analysis.unlabelled(by)))
+
+
+def _counted(group: Group) -> tuple[float | None, ...]:
+    return group.successful_requests, group.prompt_tokens, group.generation_tokens
+
+
+def _used(group: Group) -> tuple[float, Estimate]:
+    return group.billed_hours, group.cost.utilization
 
 
 def other_prices(analysis: Analysis) -> Table:

@@ -47,7 +47,7 @@ def engine_table(analysis: Analysis) -> Table | None:
             row.idle_usd if is_priced else Cell(""),
             row.token_share_ratio,
             row.utilization,
-            _slowest(row.ttft_p95),
+            slowest(row.ttft_p95),
             Cell(_LIMITS.get(row.limit, REGIMES[row.limit]), row.limit),
         )
         for row in rows
@@ -85,15 +85,15 @@ def model_table(analysis: Analysis) -> Table | None:
             row.token_share_ratio,
             row.costs.usd_per_million_output_tokens if is_priced else Cell(""),
             row.costs.utilization,
-            _slowest(row.ttft_p95),
-            _model_limit(row),
+            slowest(row.ttft_p95),
+            limit_of(row),
         )
         for row in analysis.model_rows
     ]
     return replace(table(columns, found, caption=_MODELS_CAPTION), is_sortable=True)
 
 
-def _model_limit(row: ModelRow) -> Cell:
+def limit_of(row: ModelRow) -> Cell:
     """How many of its engines are at the worst of their limits; of none, that of its first."""
     if not row.engines:
         return Cell(DASH)
@@ -107,7 +107,7 @@ def _model_limit(row: ModelRow) -> Cell:
 _LIMITS = {IDLE: "nothing: it was idle", CLIENT: "nothing: it has room"}
 
 
-def _slowest(p95: Quantile) -> Cell:
+def slowest(p95: Quantile) -> Cell:
     """The p95 of a latency; above the last bucket, only that it is."""
     if p95.estimate is not None:
         return Cell(seconds(p95.estimate), p95.estimate)
