@@ -38,6 +38,7 @@ from vllm_capacity.render.report.write import (
     EXAMPLES,
     PRICE_PARAMETERS,
     ReportOrder,
+    rows_of,
     write_report,
 )
 from vllm_capacity.resources import shipped
@@ -159,7 +160,13 @@ def _days(page: ReportOrder, given: Mapping[str, Any], browser: Path | None) -> 
 
 
 def _order(page: PageSettings, notebook: Path, parameters: Mapping[str, object]) -> ReportOrder:
-    return ReportOrder(notebook, parameters, page.out, has_appendix=page.has_appendix)
+    return ReportOrder(
+        notebook,
+        parameters,
+        page.out,
+        has_appendix=page.has_appendix,
+        has_rows=page.has_rows,
+    )
 
 
 def _written(order: ReportOrder, browser: Path | None) -> None:
@@ -168,6 +175,8 @@ def _written(order: ReportOrder, browser: Path | None) -> None:
             order, made_at=datetime.now(UTC), cache=_cache_folder(), progress=progress
         )
     _told(path, browser)
+    if order.has_rows:
+        click.echo(rows_of(path))
 
 
 def _told(page: Path, browser: Path | None) -> None:

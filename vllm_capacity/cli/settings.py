@@ -315,6 +315,15 @@ class PageSettings:
             is_flag=True,
         ),
     )
+    has_rows: bool = field(
+        default=False,
+        metadata=_about(
+            "--csv",
+            "Also write all rows behind the charts and tables: PAGE.csv.zip, beside the page.",
+            key="csv",
+            is_flag=True,
+        ),
+    )
     gpu: str | None = field(
         default=None,
         metadata=_about(

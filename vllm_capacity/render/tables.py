@@ -77,6 +77,19 @@ class Text:
         return {"text/html": shown, "text/plain": repr(self)}
 
 
+def csv_of(frame: pl.DataFrame) -> str:
+    """The frame as CSV, numbers with all their digits, times in UTC; a head without rows.
+
+    Text that a spreadsheet would run as a formula begins with an apostrophe.
+    """
+    texts = pl.col(pl.String)
+    is_formula = texts.str.contains(_FORMULA.pattern)
+    safe = frame.with_columns(
+        pl.when(is_formula).then(pl.lit("'") + texts).otherwise(texts).name.keep()
+    )
+    return safe.write_csv(datetime_format=_CSV_TIME)
+
+
 def text(*sentences: str) -> Text:
     """These sentences as an output; the first letter of each is made a capital."""
     return Text(tuple(f"{each[:1].upper()}{each[1:]}" for each in sentences))
@@ -219,12 +232,7 @@ class Table:
 
         Text that a spreadsheet would run as a formula begins with an apostrophe.
         """
-        texts = pl.col(pl.String)
-        is_formula = texts.str.contains(_FORMULA.pattern)
-        safe = self.frame.with_columns(
-            pl.when(is_formula).then(pl.lit("'") + texts).otherwise(texts).name.keep()
-        )
-        return safe.write_csv(datetime_format=_CSV_TIME)
+        return csv_of(self.frame)
 
     def to_text(self, width: int = 80, *, notes: bool = True) -> str:
         """The table as lines up to `width`, without its notes if they are not asked for.

@@ -20,9 +20,10 @@ from pathlib import Path
 import msgspec
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.assumptions import Pricing
+from vllm_capacity.assumptions import Assumptions, Pricing, pricing, slo_of
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.prices import price_text
+from vllm_capacity.render.exports.rows import to_zip
 from vllm_capacity.render.report import page as html
 from vllm_capacity.render.report import vega
 from vllm_capacity.render.report.files import only_writer, write_whole
@@ -47,7 +48,8 @@ from vllm_capacity.render.report.run import (
     read_cells,
 )
 from vllm_capacity.resources import shipped
-from vllm_capacity.timerange import iso
+from vllm_capacity.telemetry.window import open_window, window_path
+from vllm_capacity.timerange import iso, parse_instant
 
 
 def write_index(folder: Path) -> Path:
@@ -86,12 +88,14 @@ class ReportOrder:
     """What was asked for: a notebook, its parameters as given, and where the page goes.
 
     Printed, the page is the answer and its charts, and with `has_appendix` all that is on it.
+    `has_rows`: the rows behind its charts and tables go beside it (exports/rows.py).
     """
 
     notebook: Path
     parameters: Mapping[str, object]
     out: Path
     has_appendix: bool = False
+    has_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,9 +122,17 @@ def write_report(
         stem = page_stem(order.notebook, laid.metadata.line.window, start, end)
         path = order.out / f"{stem}.html"
         laid = _with_previous(laid, path)
+        rows = to_zip(_analysis_of(parameters)) if order.has_rows else None
         write_whole(path, _page(laid, order, made_at=made_at, cache=cache))
+        if rows is not None:
+            write_whole(rows_of(path), rows)
         write_index(order.out)
     return path
+
+
+def rows_of(page: Path) -> Path:
+    """Where the rows behind a page's charts and tables are, if they were asked for."""
+    return page.with_suffix(".csv.zip")
 
 
 def write_page(analysis: Analysis, path: Path, *, made_at: datetime) -> Path:
@@ -212,6 +224,24 @@ def _parameters_of(analysis: Analysis) -> dict[str, object]:
     )
     price = _price_of(analysis.assumptions.pricing)
     return {"window": analysis.window.address, **times, **price, "slo": slo.text}
+
+
+def _analysis_of(parameters: Mapping[str, Value]) -> Analysis:
+    """The analysis that these parameters of the notebook make, as it makes it."""
+
+    def given(name: str) -> str | None:
+        return str(found) if (found := parameters.get(name)) not in (None, "") else None
+
+    start, end = (parse_instant(text) if (text := given(n)) else None for n in ("start", "end"))
+    priced = pricing(
+        given("price") or given("usd_per_hour"),
+        gpus_per_engine=float(given("gpus_per_engine") or 1.0),
+        price_rules=given("fleet"),
+        note=given("price_note") or "",
+    )
+    assumptions = Assumptions(priced, slo_of(given("slo")))
+    window = open_window(window_path(str(parameters["window"])))
+    return Analysis.of(window, start, end, assumptions)
 
 
 def _price_of(pricing: Pricing) -> dict[str, object]:
