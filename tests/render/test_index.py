@@ -42,22 +42,30 @@ def test_index_lists_the_newest_window_first(tmp_path: Path):
     write_page(tmp_path, "old one", "2026-01-01T00:00:00Z")
     write_page(tmp_path, "new", "2026-02-01T00:00:00Z")
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
-    assert [link["href"] for link in soup.select("h2 a")] == ["new.html", "old%20one.html"]
+    assert [link["href"] for link in soup.select(".report th a")] == ["new.html", "old%20one.html"]
 
 
 def test_index_says_what_a_report_found(tmp_path: Path):
     write_page(tmp_path, "one", "2026-01-01T00:00:00Z")
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
-    assert {"It is so.", "$1 each"} <= {tag.get_text() for tag in soup.select("p, dd")}
+    assert {"It is so.", "$1 each"} <= {tag.get_text() for tag in soup.select("p, .report td")}
 
 
 def test_index_says_what_changed(tmp_path: Path):
     write_page(tmp_path, "one", "2026-01-01T00:00:00Z")
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
-    assert [tag.get_text() for tag in soup.select("dd")] == [
+    assert [tag.get_text() for tag in soup.select(".report td")][1:3] == [
         "$1 each",
         "$9 in all (▲ up 12 % from $0.89)",
     ]
+
+
+def test_index_is_a_table_with_a_column_per_figure(tmp_path: Path):
+    for name in ("one", "two"):
+        write_page(tmp_path, name, "2026-01-01T00:00:00Z")
+    soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
+    heads = [tag.get_text() for tag in soup.select("table.reports thead th")]
+    assert (heads, len(soup.select(".report"))) == (["report", "time", "Cost", "Bill"], 2)
 
 
 def test_index_shows_a_hostile_name_as_text(tmp_path: Path):
@@ -70,7 +78,7 @@ def test_index_leaves_out_pages_that_are_no_reports(tmp_path: Path):
     (tmp_path / "notes.html").write_text("<p>mine</p>")
     (tmp_path / "odd.html").write_text('<script type="application/json" id="report">{</script>')
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
-    assert (soup.select("article"), "no report in this folder" in soup.get_text()) == ([], True)
+    assert (soup.select(".report"), "no report in this folder" in soup.get_text()) == ([], True)
 
 
 def damaged(metadata: object) -> str:
@@ -103,7 +111,7 @@ def test_index_leaves_out_what_is_not_of_a_reports_shape(tmp_path: Path, metadat
     write_page(tmp_path, "one", "2026-01-01T00:00:00Z")
     (tmp_path / "foreign.html").write_text(damaged(metadata))
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
-    assert [link["href"] for link in soup.select("h2 a")] == ["one.html"]
+    assert [link["href"] for link in soup.select(".report th a")] == ["one.html"]
 
 
 def test_index_leaves_out_what_is_no_file(tmp_path: Path):
@@ -113,14 +121,14 @@ def test_index_leaves_out_what_is_no_file(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.html")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.html")).write_text(damaged({"line": LINE}))
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
-    assert [link["href"] for link in soup.select("h2 a")] == ["one.html"]
+    assert [link["href"] for link in soup.select(".report th a")] == ["one.html"]
 
 
 def test_index_is_no_report_itself(tmp_path: Path):
     write_page(tmp_path, "one", "2026-01-01T00:00:00Z")
     write_index(tmp_path)
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
-    assert (len(soup.select("article")), page_metadata(tmp_path / "index.html")) == (1, None)
+    assert (len(soup.select(".report")), page_metadata(tmp_path / "index.html")) == (1, None)
 
 
 OLD = {
@@ -148,4 +156,4 @@ def test_page_of_an_earlier_release_is_read_under_today_s_names(tmp_path: Path):
 def test_page_without_verdict_and_line_is_listed_by_its_name(tmp_path: Path):
     (tmp_path / "bare.html").write_text(damaged({"line": {}, "verdict": {}, "title": "T"}))
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
-    assert [link.get_text() for link in soup.select("h2 a")] == ["bare.html"]
+    assert [link.get_text() for link in soup.select(".report th a")] == ["bare.html"]

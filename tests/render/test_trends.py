@@ -112,4 +112,4 @@ def test_index_draws_each_series_with_a_link_per_report(tmp_path: Path):
     soup = BeautifulSoup(write_index(tmp_path).read_text(), "html.parser")
     links = [link["href"] for link in soup.select("figure.trend svg a")]
     assert (len(soup.select("section.series")), links) == (1, ["day-1.html", "day-2.html"])
-    assert len(soup.select("article")) == 2
+    assert len(soup.select(".report")) == 2

@@ -126,12 +126,20 @@ def _reasons_once(sections: Sequence[Section]) -> tuple[Section, ...]:
 
 
 def index_html(rows: Sequence[tuple[str, Metadata]]) -> str:
-    """The page over reports: (file name, what the report says of itself) each. It has no script."""
+    """The page over reports: (file name, what the report says of itself) each. It has no script.
+
+    A row per report, a column per figure that any of them shows.
+    """
+    labelled = [
+        (name, found, {tile.label: tile for tile in found.tiles if tile.label})
+        for name, found in rows
+    ]
     return (
         _environment()
         .get_template("index.html.j2")
         .render(
-            rows=rows,
+            rows=labelled,
+            figures=list(dict.fromkeys(label for _, _, tiles in labelled for label in tiles)),
             series=series_trends(rows),
             width=WIDTH,
             height=HEIGHT,
