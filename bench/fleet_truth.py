@@ -79,13 +79,16 @@ def table(rows: Sequence[Row]) -> str:
             f"{name:<12} {_share(len(both), len(good)):>12} {_right(both, name):>10} {width:>7} "
             f"{_share(len(one), len(good)):>12} {_right(one, name):>10}"
         )
+    simulated, right = (
+        sum(_whole(row[name]) for row in good) for name in ("simulated", "simulated_right")
+    )
     replays = sum(_whole(row["replays"]) for row in good)
     kept = sum(_whole(row["kept"]) for row in good)
     removed = sum(_whole(row["removed"]) for row in good)
     there = sum(_whole(row["replicas"]) for row in good)
     lines.append(
         f"{replays} recommendations ({removed} of {there} replicas): {_share(kept, replays)} kept "
-        f"when replayed; {len(rows) - len(good)} of {len(rows)} fleets failed"
+        f"when replayed; the package's own replay said so of {_share(right, simulated)}; {len(rows) - len(good)} of {len(rows)} fleets failed"
     )
     return "\n".join(lines)
 

@@ -3,6 +3,8 @@
 A recommendation is "at least N of these replicas can go". Its truth is what happens: the requests
 of the window are served again by the replicas that stay, the slowest of them. It is wrong where
 requests wait for seconds, or the latency target is missed, and neither was so on all replicas.
+`simulated` counts those of which the package's own replay (verdicts/replay.py) says something,
+`simulated_right` those of which it says what happened.
 """
 
 from __future__ import annotations
@@ -69,7 +71,13 @@ def judged(made: Fleet, path: Path, *, policy: Policy | None = None) -> tuple[Ro
     row |= _figure("idle_usd", cost.idle_usd, *(_idle_usd(made, kept, end) for end in (0, 1)))
     row |= _figure("removable", surplus.removable_replicas, *removable)
     row["needed_width"] = _width(surplus.needed_replicas)
-    return row, replays(made, kept, surplus)
+    carried_out = replays(made, kept, surplus)
+    said = [one for one in carried_out if surplus.by_model[one.model].replays]
+    row["simulated"] = len(said)
+    row["simulated_right"] = sum(
+        one.is_right == surplus.by_model[one.model].replays[-1].is_kept for one in said
+    )
+    return row, carried_out
 
 
 def _idle_usd(made: Fleet, kept: Mapping[str, Kept], end: int) -> float:

@@ -41,6 +41,12 @@ def test_replicas_that_nobody_needed_can_go_and_the_others_keep_up(judge: Judge,
     assert not replay.after.fell_behind
 
 
+@pytest.mark.parametrize("name", LOPSIDED)
+def test_the_replay_of_the_package_says_what_happened(judge: Judge, name: str):
+    row, _ = judge(name)
+    assert (row["simulated"], row["simulated_right"]) == (1, 1)
+
+
 @pytest.mark.parametrize("figure", FIGURES)
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_said_of_a_fleet_holds_the_truth(judge: Judge, name: str, figure: str):

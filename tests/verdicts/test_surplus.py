@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.render.sections.plan import surplus_text
+from vllm_capacity.render.sections.plan import replay_sentences, surplus_text
+from vllm_capacity.verdicts.replay import Replay
 from vllm_capacity.verdicts.sizing import (
     QUARTER_SECONDS,
     BusyTime,
@@ -155,3 +156,44 @@ def test_the_sentence_says_what_is_sure(pool, begins):
     said = " ".join(surplus_text(surplus({"m": pool}, HALF_FREE)).sentences)
     assert said.startswith(begins)
     assert begins or not said
+
+
+def replayed(replicas, *, is_kept):
+    return Replay(replicas, T0, 900.0, 100, 60.0, 0.1, 0.4, 0.03, 8.0, is_kept=is_kept)
+
+
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [
+        pytest.param([], [], id="no replay"),
+        pytest.param(
+            [replayed(3, is_kept=True)],
+            [
+                "A simulated replay of the busiest arrivals (15.0 min from 24 Nov 2026 00:00 UTC) "
+                "on 3 replicas kept up even at the low end of their capacity: p95 TTFT 400\xa0ms, "
+                "ITL 30.0\xa0ms, E2E 8.00\xa0s."
+            ],
+            id="kept",
+        ),
+        pytest.param(
+            [replayed(3, is_kept=False), replayed(4, is_kept=True)],
+            [
+                "A simulated replay of the busiest arrivals (15.0 min from 24 Nov 2026 00:00 UTC) "
+                "on 3 replicas did not keep up (p95 TTFT 400\xa0ms, ITL 30.0\xa0ms, E2E "
+                "8.00\xa0s), so 4 are counted; on these it kept up."
+            ],
+            id="one more",
+        ),
+        pytest.param(
+            [replayed(3, is_kept=False), replayed(3, is_kept=True)],
+            [
+                "A simulated replay of the busiest arrivals (15.0 min from 24 Nov 2026 00:00 UTC) "
+                "on 3 replicas did not keep up (p95 TTFT 400\xa0ms, ITL 30.0\xa0ms, E2E "
+                "8.00\xa0s) at the low end of their capacity; at its high end it did."
+            ],
+            id="at the high end",
+        ),
+    ],
+)
+def test_words_say_how_the_replay_fared(tried, said):
+    assert replay_sentences(tried) == said

@@ -86,9 +86,14 @@ def verdict_sentences(analysis: Analysis) -> list[str]:
 
 
 def _can_go(analysis: Analysis) -> str:
-    """That replicas can go, and what that saves; empty where none surely can."""
+    """That replicas can go, what that saves, and the replay; empty where none surely can."""
     found = analysis.surplus()
-    return surplus_text(found).sentences[0] if found.removable_replicas.low else ""
+    if not found.removable_replicas.low:
+        return ""
+    tried = [one for part in found.by_model.values() for one in part.replays[-1:]]
+    kept = len(tried) == len(found.by_model) and all(one.is_kept for one in tried)
+    replayed = " A simulated replay of the busiest arrivals on those that stay kept up."
+    return surplus_text(found).sentences[0] + (replayed if kept else "")
 
 
 def tiles(analysis: Analysis) -> Element:

@@ -119,10 +119,11 @@ def replay_sentences(tried: Sequence[Replay]) -> list[str]:
         return []
     first, last = tried[0], tried[-1]
     length = f"{hours(first.seconds / 3600)} from {minute_of(first.start)}"
-    replay = f"A replay of the busiest arrivals ({length}) on {plural(first.replicas, 'replica')}"
+    on = plural(first.replicas, "replica")
+    replay = f"A simulated replay of the busiest arrivals ({length}) on {on}"
     if first.is_kept:
         return [f"{replay} kept up even at the low end of their capacity: {_fared(first)}."]
-    failed = f"{replay} did not keep up: {_fared(first)}"
+    failed = f"{replay} did not keep up ({_fared(first)})"
     if last.is_kept and last.replicas == first.replicas:
         return [f"{failed} at the low end of their capacity; at its high end it did."]
     if last.is_kept:
@@ -137,7 +138,7 @@ def _fared(replay: Replay) -> str:
         f"ITL {seconds(replay.itl_p95_seconds)}",
         f"E2E {seconds(replay.e2e_p95_seconds)}",
     )
-    return f"{', '.join(latencies)}, simulated"
+    return ", ".join(latencies)
 
 
 def _of_model(part: ModelSurplus) -> str:
