@@ -88,7 +88,8 @@ def table(rows: Sequence[Row]) -> str:
     there = sum(_whole(row["replicas"]) for row in good)
     lines.append(
         f"{replays} recommendations ({removed} of {there} replicas): {_share(kept, replays)} kept "
-        f"when replayed; the package's own replay said so of {_share(right, simulated)}; {len(rows) - len(good)} of {len(rows)} fleets failed"
+        f"when replayed; the package's own replay was right in {_share(right, simulated)}; "
+        f"{len(rows) - len(good)} of {len(rows)} fleets failed"
     )
     return "\n".join(lines)
 
