@@ -137,6 +137,9 @@ SILENT = {
     "no step": replace(served(), steps=steps(requests_per_second=1.0).clear()),
     "gaps at the busiest time": served(gaps=STEPS - 30),
     "too few requests for a p95": served(0.001),
+    "too many to serve in some seconds": replace(
+        served(), steps=steps(requests_per_second=1.0).with_columns(requests_per_second=99.0)
+    ),
 }
 
 

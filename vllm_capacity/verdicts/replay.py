@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -45,7 +45,7 @@ _QUANTILE = 0.95
 _LEAD_SECONDS = 300.0
 _LEAST_SECONDS, _MOST_SECONDS = 900.0, 3600.0
 _MOST_STEPS = 50_000  # of an engine in a replay: about a second
-_LEAST_REQUESTS = 20.0
+_LEAST_REQUESTS, _MOST_REQUESTS = 20.0, 40_000.0  # some seconds
 _LEAST_RUNNING = 0.5
 _LEAST_STEPS = 5
 _LIKE = 1.3
@@ -133,11 +133,13 @@ def replays(
     multiplied by.
 
     Empty where the window does not tell enough: lengths, latencies that the model meets, arrivals
-    in steps without gaps and enough of them for a p95, a capacity and what runs at it. Empty, too,
+    in steps without gaps and enough of them for a p95, a capacity and what runs at it, and where a
+    target is of a latency that the model does not have. Empty, too,
     where the capacity is a lower bound with which they do not keep up: that proves nothing.
     """
     arrivals = _arrivals(served.steps)
-    if not served.capacity.low or busiest is None or arrivals is None:
+    is_told = served.slo.targets.keys() <= {one.name for one in fields(Replay)}
+    if not served.capacity.low or busiest is None or arrivals is None or not is_told:
         return ()
     ends = [served.capacity.low]
     if not is_sure and served.capacity.high is not None:
@@ -282,8 +284,8 @@ def _mean(of: Distribution) -> float | None:
 
 def _drawn(of: Distribution, count: int, rng: np.random.Generator) -> Floats:
     """Values of a histogram, evenly by their logarithm within a bucket, with its mean."""
-    upper = np.asarray([*of.edges, of.edges[-1]])
-    lower = np.asarray([1.0, *of.edges])
+    upper = np.maximum([*of.edges, of.edges[-1]], 1.0)
+    lower = np.maximum([1.0, *of.edges], 1.0)
     place = rng.choice(len(upper), count, p=np.asarray(of.counts) / of.count)
     found = np.exp(rng.uniform(np.log(np.minimum(lower, upper))[place], np.log(upper)[place]))
     middle = np.sqrt(np.minimum(lower, upper) * upper)
@@ -330,8 +332,8 @@ def _period(
 ) -> tuple[float, float] | None:
     """When what is judged begins and ends, seconds since the epoch: around the busiest time.
 
-    None where arrivals are not known for most of it, or too few of them, by their `share`, for a
-    p95.
+    None where arrivals are not known for most of it, or are, by their `share`, too few for a p95 or
+    too many to be served in some seconds.
     """
     most = _MOST_STEPS * model.least_step_seconds - _LEAD_SECONDS
     length = min(max(most, _LEAST_SECONDS), _MOST_SECONDS)
@@ -344,9 +346,8 @@ def _period(
     ends = arrivals.starts + arrivals.seconds
     inside = np.clip(np.minimum(ends, end) - np.maximum(arrivals.starts, begin), 0.0, None)
     came = float((arrivals.counts * inside / arrivals.seconds).sum())
-    if inside.sum() < (1 - _MOST_GAPS) * (end - begin) or came * share < _LEAST_REQUESTS:
-        return None
-    return begin, end
+    is_told = inside.sum() >= (1 - _MOST_GAPS) * (end - begin)
+    return (begin, end) if is_told and _LEAST_REQUESTS <= came * share <= _MOST_REQUESTS else None
 
 
 def _replay(
