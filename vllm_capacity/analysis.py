@@ -8,7 +8,7 @@ none of them computes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
@@ -24,7 +24,7 @@ from vllm_capacity.answer import (
     Tokens,
     WindowExtent,
 )
-from vllm_capacity.assumptions import TARGETS, Assumptions, Target
+from vllm_capacity.assumptions import TARGETS, Assumptions, Hardware, Target
 from vllm_capacity.bills import (
     Groups,
     engine_name,
@@ -37,8 +37,9 @@ from vllm_capacity.bills import (
 )
 from vllm_capacity.costs_by_time import costs_by_hour, costs_by_part
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, listed
 from vllm_capacity.facts.api_prices import given_api_price
+from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
@@ -60,6 +61,7 @@ from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.sources.invoices import Invoice
+from vllm_capacity.setups import engine_gpus, engine_setups
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, at_most, bill
@@ -78,11 +80,18 @@ from vllm_capacity.verdicts.cost.shares import Counted
 from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
 from vllm_capacity.verdicts.demand.weeks import LEAST_HOURS
 from vllm_capacity.verdicts.fleet import EngineRow, ModelRow, engine_rows, model_rows
+from vllm_capacity.verdicts.hardware.unloaded import (
+    ByArithmetic,
+    Reckoned,
+    light_load,
+    reckoned,
+)
+from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 from vllm_capacity.verdicts.quality import evidence
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.saturation.advice import advice
-from vllm_capacity.verdicts.saturation.capacity import fleet_sum
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.peers import completed, lenders, undisputed, unloaded
 from vllm_capacity.verdicts.saturation.slo import (
@@ -286,6 +295,36 @@ class Analysis:
         """What each engine can do, output tokens/s, by name: its own capacity or its peers'."""
         own = {fit.engine: fit.capacity for fit in self.fits}
         return completed(own, self.lenders, idle=unloaded(self.fits))
+
+    @cached_property
+    def reckoned(self) -> Reckoned:
+        """The same with arithmetic where only a bound is known; engines without load by peers."""
+        return self.reckoned_on(self.assumptions.hardware)
+
+    def reckoned_on(self, hardware: Hardware) -> Reckoned:
+        """`reckoned` on other hardware than was assumed."""
+        setups = engine_setups(
+            self.window,
+            self.engines,
+            makes=self.makes,
+            parts=self.bill_parts,
+            counters=self.counters,
+            assumptions=replace(self.assumptions, hardware=hardware),
+        )
+        fits = {fit.engine: fit for fit in self.fits}
+        found = reckoned(fits, setups, self.capacities, shipped_what_if)
+        lent = completed(found.capacities, self.lenders, idle=unloaded(self.fits))
+        words = ("that of its peers, by arithmetic",)
+        capacities = {
+            name: each if each == found.capacities[name] else replace(each, basis=words)
+            for name, each in lent.items()
+        }
+        return replace(found, capacities=capacities)
+
+    def gpus_on(self, hardware: Hardware) -> list[GpuSpan]:
+        """The GPUs that its engines run on, as far as somebody or their labels say; by name."""
+        found = engine_gpus(self.makes, replace(self.assumptions, hardware=hardware))
+        return sorted(set(found.values()), key=lambda span: span.name)
 
     @cached_property
     def load_curve(self) -> LoadCurve | None:
@@ -562,27 +601,67 @@ class Analysis:
             startup_lead_seconds=policy.startup_seconds,
         )
 
+    @cached_property
+    def by_arithmetic(self) -> ByArithmetic:
+        """What servers that were never loaded could do, by arithmetic (verdicts/hardware/unloaded).
+
+        Unknown where the capacity was found from the telemetry, and where the arithmetic is silent.
+        """
+        found = self.reckoned
+        capacity = fleet_sum(found.capacities, presence=self.presence)
+        light = light_load([fit for fit in self.fits if fit.engine in found.asked])
+        if light is None or capacity.is_unknown:
+            return ByArithmetic.silent(found.reason or capacity.reason)
+        parts = {
+            name: replace(
+                part,
+                capacity_output_tokens_per_second=found.capacities[name].scaled(
+                    self.presence[name]
+                ),
+            )
+            for name, part in self.bill_parts.items()
+        }
+        whole = self._charged(bill(parts)).whole
+        left = self._surplus(found.capacities, Policy())
+        gpus = engine_gpus(self.makes, self.assumptions)
+        return ByArithmetic(
+            gpu=listed(sorted({gpus[name].label for name in found.asked})),
+            model=self.assumptions.hardware.model or listed(self.models),
+            running_requests=light.running,
+            itl_seconds=light.itl_seconds,
+            capacity_output_tokens_per_second=capacity,
+            utilization=whole.utilization,
+            headroom_ratio=headroom(whole.utilization),
+            idle_usd=whole.idle_usd,
+            removable_replicas=left.removable_replicas,
+            saved_usd_per_day=left.usd_per_day,
+        )
+
     def surplus(self, policy: Policy | None = None) -> Surplus:
         """How many replicas the busiest time did not need, by the policy, and what they cost a day.
 
         Within the latency targets, where they are given.
         """
+        can = self.capacities
+        if self.assumptions.slo.targets:
+            can = throughputs(
+                self.fits, self.assumptions.slo, lent_by=self.lenders, capacities=self.capacities
+            )
+        return self._surplus(can, policy or Policy())
+
+    def _surplus(self, can: Mapping[str, Estimate], policy: Policy) -> Surplus:
+        """How many replicas were not needed, if each can do that much."""
         models = {
             engine_name(row): row["model_name"] or "" for row in self.engines.iter_rows(named=True)
         }
         groups: dict[str, list[str]] = {}
         for engine, model in models.items():
             groups.setdefault(model, []).append(engine)
-        return surplus({m: self._pool(own) for m, own in groups.items()}, policy or Policy())
+        return surplus({m: self._pool(own, can) for m, own in groups.items()}, policy)
 
-    def _pool(self, engines: Sequence[str]) -> Pool:
+    def _pool(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Pool:
         """The engines of one model as replicas of one another."""
         there = sum(self.presence[engine] for engine in engines)
-        can = self.capacities
-        if self.assumptions.slo.targets:
-            can = throughputs(
-                self.fits, self.assumptions.slo, lent_by=self.lenders, capacities=self.capacities
-            )
         unknown = Estimate.unknown("no step of the engine could be judged")
         whole = fleet_sum({e: can.get(e, unknown) for e in engines}, presence=self.presence)
         own = self.steps.filter(
@@ -702,6 +781,7 @@ class Analysis:
             prefix_cache_hit_ratio=hit_ratio,
             failures=failures(self.window, time_range=self.time_range),
             saturation=self.saturation,
+            by_arithmetic=self.by_arithmetic,
             cost=self.cost,
             advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio, surplus=self.surplus()),
             quality=self.quality,

@@ -26,7 +26,7 @@ import polars as pl
 from vllm_capacity import analysis, comparison
 from vllm_capacity import plan as planning
 from vllm_capacity import tenants as tenancy
-from vllm_capacity.assumptions import Assumptions, Slo, pricing, slo_of
+from vllm_capacity.assumptions import Assumptions, Hardware, Slo, pricing, slo_of
 from vllm_capacity.comparison import Comparison
 from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.estimate import Estimate
@@ -102,21 +102,26 @@ class Window:
         gpus_per_engine: float = 1.0,
         price_rules: str | Path | None = None,
         price_note: str = "",
+        gpu: str | None = None,
+        model: str | None = None,
         exact: bool = False,
     ) -> Analysis:
         """The analysis of this time range under these assumptions.
 
         `price`: USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words of a row of
         gpu_prices.csv; `price_rules`: a mapping file, in its place. Without a price money stays
-        unknown. `slo`: the latency targets, as a `Slo` or as text (`ttft 2.0, itl 0.1`). `exact`:
-        read every scrape of a range over six hours, too. InputError for what is no price, target
-        or GPU count.
+        unknown. `slo`: the latency targets, as a `Slo` or as text (`ttft 2.0, itl 0.1`). `gpu`:
+        what it ran on (`A100-80GB-PCIe`), where labels of its targets do not say so, and `model`
+        the model's name where the served one is none we know: what a server that was never loaded
+        could do (`by_arithmetic`). `exact`: read every scrape of a range over six hours, too.
+        InputError for what is no price, target, GPU, model or GPU count.
         """
         assumed = Assumptions(
             pricing(
                 price, gpus_per_engine=gpus_per_engine, price_rules=price_rules, note=price_note
             ),
             slo_of(slo),
+            Hardware(gpu or None, model or None),
         )
         read = self.opened.remembering() if exact else self.opened
         return Analysis(read, self.time_range, assumed)

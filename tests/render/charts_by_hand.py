@@ -82,6 +82,7 @@ def option(gpu: str, worth: Estimate, reason: str = "") -> Option:
         dtype="bf16",
         price_row=PRICED,
         usd_per_gpu_hour=unknown(reason) if reason else estimate(1.5, 1.2, 2.5),
+        throughput_ratio=estimate(2.0, 1.5, 2.6),
         slo_output_tokens_per_second=estimate(300.0),
         tokens_per_usd=worth,
         usd_per_request=estimate(0.001),

@@ -174,27 +174,37 @@ def slo_gain(question: Question, loads: Sequence[SloLoad], ask: Ask) -> float | 
     return there[0] / here[0]
 
 
-def full_from_light(question: Question, ask: Ask) -> WhatIf:
+def heaviest_told(question: Question, *, admitted: float | None = None) -> tuple[float, bool]:
+    """As many running requests as a light load tells of, and whether the same GPUs admit no more.
+
+    `question` tells the running requests it was measured at as its clients; `admitted` is how many
+    run at most, where the server tells it (its KV cache). Never fewer than were seen.
+    """
+    here, running = question.from_gpu.rows[0], question.load.clients or 1.0
+    most = saturated_batch(question.job_here, Machine(here, here.tensor_tflops or 1.0))
+    most = max(most if admitted is None else min(most, admitted), running)
+    told = min(most, MOST_TIMES * running)
+    return told, told == most
+
+
+def full_from_light(question: Question, ask: Ask, *, admitted: float | None = None) -> WhatIf:
     """What the same GPUs do with as many requests as they admit, from a light load measured there.
 
-    By arithmetic, corrected by the measured time per token; `question` tells the running requests
-    it was measured at as its clients. Of more than `MOST_TIMES` as many nothing is said: the figure
-    is then that of `MOST_TIMES` as many. An extrapolation: a measured bound stands beside it.
+    By arithmetic, corrected by the measured time per token. Of more than `MOST_TIMES` as many
+    requests as ran nothing is said: the figure is then that of `MOST_TIMES` as many
+    (`heaviest_told`). An extrapolation: a measured bound stands beside it.
     """
     same = replace(
         question, to_gpu=question.from_gpu, to_dtype=question.dtype, to_gpus=question.gpus
     )
-    here = same.from_gpu.rows[0]
-    most = saturated_batch(same.job_here, Machine(here, here.tensor_tflops or 1.0))
-    running = same.load.clients or 1.0
-    asked = max(min(most, MOST_TIMES * running), running)
+    asked, is_full = heaviest_told(same, admitted=admitted)
     found = ask(replace(same, at=Load(clients=asked)))
     words = (
         f"by arithmetic on {question.gpus} × {question.from_gpu.label} at {asked:.3g} running, "
-        f"corrected by the measured time per token at {running:.3g} running"
+        f"corrected by the measured time per token at {same.load.clients or 1.0:.3g} running"
     )
-    if asked < most:
-        words += f"; it admits {most:.3g}, of which so light a load tells nothing"
+    if not is_full:
+        words += "; it admits more, of which so light a load tells nothing"
     whole = found.output_tokens_per_second
     return replace(found, output_tokens_per_second=whole.scaled(1.0, words))
 
