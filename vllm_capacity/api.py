@@ -398,6 +398,8 @@ def what_if(
     to_gpus: int | None = None,
     engine_version: str | None = None,
     to_engine_version: str | None = None,
+    price: float | str | None = None,
+    to_price: float | str | None = None,
 ) -> WhatIf:
     """Output tokens per second and latencies on another GPU, from a throughput measured on one.
 
@@ -405,7 +407,9 @@ def what_if(
     there (also on the same GPU), else the same. `itl_seconds` and `ttft_seconds` are mean latencies
     that were measured with it. `to_gpus`: so many GPUs, split into engines as gives most
     (`splits`); else one engine of `gpus`. With two engine versions, what the other did to published
-    runs is added. Unknown, with the reason, where no honest answer can be given; InputError for
+    runs is added. `price` and `to_price` are those of a GPU of either side, as `analyze` takes them
+    (else the offers of the price list): `choice` says which gives more tokens per dollar, and what
+    would change that. Unknown, with the reason, where no honest answer can be given; InputError for
     names that are not known.
     """
     from vllm_capacity.verdicts.hardware.elsewhere import answer_elsewhere
@@ -433,6 +437,8 @@ def what_if(
         to_gpus=to_gpus,
         engine_version=engine_version,
         to_engine_version=to_engine_version,
+        usd_per_gpu_hour=pricing(price).usd_per_gpu_hour,
+        to_usd_per_gpu_hour=pricing(to_price).usd_per_gpu_hour,
     )
 
 

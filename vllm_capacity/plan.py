@@ -28,8 +28,10 @@ from vllm_capacity.verdicts.demand.forecast import DemandAhead
 from vllm_capacity.verdicts.hardware.choice import Choice, choices
 from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.hardware.interactivity import (
-    LEAST_LOADS,
+    MEAN,
     MOST_CURVES,
+    P95,
+    P95_AT_MOST,
     Interactivity,
     ItlLoad,
     gpu_curves,
@@ -91,6 +93,7 @@ class Plan(Figures):
     """How many replicas, which GPU instead, for what money, how long; every field always there.
 
     Demand is of all replicas, capacity of one engine (within the targets where given).
+    `gpu` is what the window ran on, as options name it; empty where that is not known.
     `queue_check` is None where it cannot be asked. `options` are other GPUs, best tokens per dollar
     first, rejected ones last with their reason; `options_reason` is why there are none, and
     `options_basis` what their throughput is where the window did not show it. `choices` say what
@@ -110,6 +113,7 @@ class Plan(Figures):
     usd_per_month: Estimate
     queue_check: QueueCheck | None
     sensitivity: Mapping[str, Estimate]
+    gpu: str
     model: str | None
     options: tuple[Option, ...]
     options_reason: str
@@ -184,11 +188,12 @@ class _Planning:
             usd_per_month=month_usd(gpus, price),
             queue_check=_queue(self, needed),
             sensitivity=_sensitivity(self),
+            gpu="" if self.here is None else self.here.label,
             model=compared.model,
             options=compared.options,
             options_reason=compared.reason,
             options_basis=compared.basis,
-            choices=choices(compared.options, here=compared.here),
+            choices=choices(compared.options, here="" if self.here is None else self.here.label),
             interactivity=compared.interactivity,
             forecast=self.analysis.demand_ahead,
             surplus=self.analysis.surplus(self.request.policy),
@@ -349,7 +354,6 @@ class _Compared:
     options: tuple[Option, ...] = ()
     reason: str = ""
     basis: str = ""
-    here: str = ""
     interactivity: Interactivity = field(default_factory=Interactivity)
 
 
@@ -386,15 +390,14 @@ def _options(case: _Planning) -> _Compared:
         loads=loads,
     )
     slo = case.analysis.assumptions.slo
-    met = _itl_loads(case.analysis)
-    question = _light_question(case, measured, full) if len(met) < LEAST_LOADS else measured
+    met = _itl_loads(case.analysis) if full is None else ()
+    question, itl = (measured, MEAN) if full is None else _light_question(case, full)
     return _Compared(
         measured.llm.model,
         table,
         basis=basis,
-        here=case.here.label,
         interactivity=_interactivity(
-            question, table, case.here.label, loads=met, target=slo.itl_p95_seconds
+            question, table, case.here.label, loads=met, itl=itl, target=slo.itl_p95_seconds
         ),
     )
 
@@ -418,18 +421,18 @@ def _light_words(case: _Planning, full: Heaviest) -> str:
     return f"{words}, no latency target applied" if case.is_within_targets else words
 
 
-def _light_question(case: _Planning, measured: Question, full: Heaviest | None) -> Question:
-    """The load that other loads are reckoned from: the light one, at its p95 ITL where known."""
-    itl = case.answer.latency.itl.p95.estimate.mid
-    if full is not None:
-        return replace(full.question, itl_seconds=itl or full.question.itl_seconds)
-    return measured
+def _light_question(case: _Planning, full: Heaviest) -> tuple[Question, str]:
+    """The light load that others are reckoned from, with its p95 ITL, or what that is at most."""
+    p95 = case.answer.latency.itl.p95
+    if p95.lower == 0 and p95.upper:
+        return replace(full.question, itl_seconds=p95.upper), P95_AT_MOST
+    if p95.estimate:
+        return replace(full.question, itl_seconds=p95.estimate), P95
+    return full.question, MEAN
 
 
 def _itl_loads(analysis: Analysis) -> tuple[ItlLoad, ...]:
-    """The loads that one engine was seen under, each with its p95 ITL; of several the one with
-    most of them.
-    """
+    """The loads that one engine was seen under, each with its p95 ITL; of several the most."""
     second = Slo(itl_p95_seconds=1.0)
     found = max((slo_loads(fit, second) for fit in analysis.fits), key=len, default=())
     return tuple(
@@ -473,6 +476,7 @@ def _interactivity(
     here: str,
     *,
     loads: Sequence[ItlLoad] = (),
+    itl: str = MEAN,
     target: float | None = None,
 ) -> Interactivity:
     """The curves of the GPU in use and of the best others."""
@@ -487,7 +491,7 @@ def _interactivity(
         if option.gpu in spans
     ]
     ask = partial(what_if, published=published_runs(), prefer=_forms(span for span, _ in priced))
-    curves = gpu_curves(question, priced, ask, loads=loads)
+    curves = gpu_curves(question, priced, ask, loads=loads, itl=itl)
     reason = "" if curves else "no GPU has a price and latencies under two loads"
     return Interactivity(curves, reason, target)
 

@@ -40,7 +40,9 @@ class Make:
     @property
     def gpu(self) -> GpuSpan | None:
         """The GPU that its labels name; None where they name none, or several."""
-        told = (gpu_told(self.settings[name]) for name in sorted(_GPU_LABELS & self.settings.keys()))
+        told = (
+            gpu_told(self.settings[name]) for name in sorted(_GPU_LABELS & self.settings.keys())
+        )
         spans = {span.name: span for span in told if span is not None}
         return next(iter(spans.values())) if len(spans) == 1 else None
 

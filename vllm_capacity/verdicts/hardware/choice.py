@@ -114,7 +114,7 @@ def choices(options: Sequence[Offered], *, here: str = "") -> tuple[Choice, ...]
     known = [each for each in options if each.is_comparable]
     own = [each for each in known if each.gpu == here]
     others = [each for each in known if each.gpu != here]
-    pairs = [*zip(own[:1], others[:1], strict=False), *zip(known[:1], known[1:2], strict=False)]
+    pairs = [pair for pair in (own[:1] + others[:1], known[:2]) if len(pair) == 2]
     found = {frozenset((one.gpu, other.gpu)): choice(one, other) for one, other in pairs}
     return tuple(each for each in found.values() if each is not None)
 
@@ -127,14 +127,14 @@ def _worth(offered: Offered, gpus: int) -> float:
 
 def _over(one: Estimate, other: Estimate) -> Estimate:
     """The ratio of two ratios to one measurement, of which one may be exact: the GPU measured."""
-    ends = (one.low, one.mid, one.high, other.low, other.mid, other.high)
-    numbers = [math.log(end) for end in ends if end is not None and end > 0]
-    if len(numbers) < len(ends):
+    both = (one.low, one.mid, one.high, other.low, other.mid, other.high)
+    numbers = [math.log(end) for end in both if end is not None and end > 0]
+    if len(numbers) < len(both):
         return Estimate.unknown(one.reason or other.reason or "one gives nothing")
     low, mid, high, least, middle, most = numbers
     share = 1.0 if low == high or least == most else _SHARE
     down = share * math.hypot(mid - low, most - middle)
     up = share * math.hypot(high - mid, middle - least)
     basis = dict.fromkeys((*one.basis, *other.basis))
-    found = (math.exp(mid - middle + shift) for shift in (-down, 0.0, up))
-    return Estimate.known(*found, *basis, kind=Kind.EXTRAPOLATED)
+    ends = tuple(math.exp(mid - middle + shift) for shift in (-down, 0.0, up))
+    return Estimate.known(ends[0], ends[1], ends[2], *basis, kind=Kind.EXTRAPOLATED)

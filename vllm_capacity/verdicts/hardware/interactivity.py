@@ -24,7 +24,7 @@ MOST_POINTS = 10
 """Points of a curve: more of them say no more."""
 LEAST_LOADS = 3
 """Measured loads that make a curve."""
-P95, MEAN = "p95", "mean"
+P95, P95_AT_MOST, MEAN = "p95 ITL", "p95 ITL at most", "mean ITL"
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class GpuLoad(Figures):
 
 @dataclass(frozen=True, repr=False)
 class GpuCurve(Record):
-    """One GPU under loads, lightest first. `itl` says of what the ITLs are: `p95` or `mean`.
+    """One GPU under loads, lightest first.
 
-    `is_measured`: the loads were, on the GPU in use; else they are by arithmetic from one.
+    `itl` says of what the ITLs are: `P95`, `P95_AT_MOST` (all that a histogram tells of one in its
+    first bucket) or `MEAN`. `is_measured`: the loads were, on the GPU in use; else they are by arithmetic from one.
     """
 
     gpu: str
@@ -58,12 +59,22 @@ class GpuCurve(Record):
     is_measured: bool
     loads: tuple[GpuLoad, ...]
 
+    def cheapest(self, itl_target_seconds: float | None) -> Estimate | None:
+        """The least that a million tokens costs at a load within the target; None: at none."""
+        costs = [
+            load.usd_per_million_output_tokens
+            for load in self.loads
+            if itl_target_seconds is None or (load.itl_seconds.mid or 0.0) <= itl_target_seconds
+        ]
+        return min(costs, key=lambda cost: cost.mid or 0.0, default=None)
+
 
 @dataclass(frozen=True, repr=False)
 class Interactivity(Record):
-    """Cost against ITL: the curve of each GPU, the one in use first; or `reason`, why there is none.
+    """Cost against ITL: the curve of each GPU, the one in use first; or why there is none.
 
-    `itl_target_seconds` is the p95 that ITL is to stay within; None: no target.
+    `reason` is empty where there is one. `itl_target_seconds` is the target of the p95 ITL; None:
+    there is none.
     """
 
     curves: tuple[GpuCurve, ...] = ()
@@ -77,14 +88,14 @@ def gpu_curves(
     ask: Ask,
     *,
     loads: Sequence[ItlLoad] = (),
+    itl: str = MEAN,
 ) -> tuple[GpuCurve, ...]:
     """The curve of each GPU, at its price per GPU-hour; a GPU that cannot serve has none.
 
     `question` names model, GPUs and lengths, and where there are fewer than `LEAST_LOADS` measured
-    `loads`, the load that the others are reckoned from.
+    `loads`, the load that the others are reckoned from, at an ITL that is of `itl`.
     """
     is_measured = len(loads) >= LEAST_LOADS
-    is_p95 = is_measured or question.itl_seconds is not None
     found = []
     for gpu, price in priced:
         asked = replace(question, to_gpu=gpu)
@@ -92,7 +103,7 @@ def gpu_curves(
         points = [_point(one, running, price, ask) for running, one in each]
         known = tuple(point for point in points if point is not None)
         if len(known) > 1:
-            found.append(GpuCurve(gpu.label, P95 if is_p95 else MEAN, is_measured, known))
+            found.append(GpuCurve(gpu.label, P95 if is_measured else itl, is_measured, known))
     return tuple(found)
 
 

@@ -21,7 +21,12 @@ from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.llms import Llm
 from vllm_capacity.record import Record
-from vllm_capacity.verdicts.hardware.elsewhere import MOST_TIMES, Ask, full_from_light, heaviest_told
+from vllm_capacity.verdicts.hardware.elsewhere import (
+    MOST_TIMES,
+    Ask,
+    full_from_light,
+    heaviest_told,
+)
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.saturation.arrays import is_seen
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
@@ -33,7 +38,7 @@ MOST_KV = 1.1
 """Of the memory beside the weights, the KV cache a server can report: sizes are rounded."""
 
 _PLAIN = ("full", "mla")
-"""Attention whose KV cache is as many tokens as it says; windows and states have blocks of theirs."""
+"""Attention whose KV cache holds as many tokens as it says: windows and states have own blocks."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,7 @@ class Heaviest:
         return Estimate(found.low, None, None, found.basis, reason, found.kind, found.confidence)
 
 
-def heaviest(
-    fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask
-) -> Heaviest | str:
+def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -> Heaviest | str:
     """One engine under the heaviest load that arithmetic tells of; text: why it is silent.
 
     `held` is what is known of its capacity: the arithmetic is no less than its low end, and not
@@ -171,10 +174,12 @@ def heaviest(
         found = full_from_light(question, ask, admitted=setup.admitted)
     except InputError as refused:
         return str(refused)
-    words = f"weights as {setup.llm.weights_dtype}, {found.label}"
-    output = _no_less(found.output_tokens_per_second, held).scaled(1.0, words)
+    output = _no_less(found.output_tokens_per_second, held)
     if not output.is_known:
         return output.reason
+    *rest, words = output.basis
+    weights = f"weights as {setup.llm.weights_dtype}, {found.label}"
+    output = replace(output, basis=(words, weights, *rest))
     return Heaviest(question, output, *heaviest_told(question, admitted=setup.admitted))
 
 
