@@ -57,6 +57,8 @@ from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.latency import Quantile
 from vllm_capacity.figures.makes import Make, alike, engine_makes, target_labels
+from vllm_capacity.figures.latency import MeanLatency, Quantile
+from vllm_capacity.figures.makes import Make, engine_makes, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
@@ -83,7 +85,6 @@ from vllm_capacity.verdicts.fleet import EngineRow, ModelRow, engine_rows, model
 from vllm_capacity.verdicts.hardware.unloaded import (
     ByArithmetic,
     Reckoned,
-    light_load,
     reckoned,
 )
 from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
@@ -309,6 +310,7 @@ class Analysis:
             makes=self.makes,
             parts=self.bill_parts,
             counters=self.counters,
+            latencies=self.mean_latencies,
             assumptions=replace(self.assumptions, hardware=hardware),
         )
         fits = {fit.engine: fit for fit in self.fits}
@@ -320,6 +322,18 @@ class Analysis:
             for name, each in lent.items()
         }
         return replace(found, capacities=capacities)
+
+    @property
+    def mean_latencies(self) -> dict[str, MeanLatency]:
+        """The mean TTFT and ITL of each engine, by name."""
+        names = map(engine_name, self.engines.iter_rows(named=True))
+        return {
+            name: latency.mean_latency(
+                [each for each in self.histograms if f"{each.instance}/{each.engine}" == name],
+                self.time_range,
+            )
+            for name in names
+        }
 
     def gpus_on(self, hardware: Hardware) -> list[GpuSpan]:
         """The GPUs that its engines run on, as far as somebody or their labels say; by name."""
@@ -609,8 +623,7 @@ class Analysis:
         """
         found = self.reckoned
         capacity = fleet_sum(found.capacities, presence=self.presence)
-        light = light_load([fit for fit in self.fits if fit.engine in found.asked])
-        if light is None or capacity.is_unknown:
+        if not found.asked or capacity.is_unknown:
             return ByArithmetic.silent(found.reason or capacity.reason)
         parts = {
             name: replace(
@@ -623,12 +636,12 @@ class Analysis:
         }
         whole = self._charged(bill(parts)).whole
         left = self._surplus(found.capacities, Policy())
-        gpus = engine_gpus(self.makes, self.assumptions)
+        asked = [each.question for each in found.asked.values()]
         return ByArithmetic(
-            gpu=listed(sorted({gpus[name].label for name in found.asked})),
-            model=self.assumptions.hardware.model or listed(self.models),
-            running_requests=light.running,
-            itl_seconds=light.itl_seconds,
+            gpu=listed(sorted({each.from_gpu.label for each in asked})),
+            model=listed(sorted({each.llm.model for each in asked})),
+            running_requests=found.running_requests,
+            itl_seconds=found.itl_seconds,
             capacity_output_tokens_per_second=capacity,
             utilization=whole.utilization,
             headroom_ratio=headroom(whole.utilization),

@@ -11,6 +11,7 @@ from vllm_capacity.bills import engine_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu
 from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.figures.latency import MeanLatency
 from vllm_capacity.figures.makes import Make, speculating
 from vllm_capacity.figures.traffic import prefix_cache_hit_ratio
 from vllm_capacity.telemetry.window import Window
@@ -35,6 +36,7 @@ def engine_setups(
     makes: Mapping[str, Make],
     parts: Mapping[str, CostShare],
     counters: pl.DataFrame,
+    latencies: Mapping[str, MeanLatency],
     assumptions: Assumptions,
 ) -> dict[str, Setup | str]:
     """The setup of each engine of `engines` (figures/scrapes.py), by name, or why it is not known.
@@ -52,6 +54,7 @@ def engine_setups(
             known.get(name),
             model,
             parts[name].usage,
+            latencies[name],
             cached_ratio=prefix_cache_hit_ratio(own) or 0.0,
             kv_tokens=makes[name].kv_tokens,
             is_speculating=key in drafting,
@@ -63,6 +66,7 @@ def _setup(
     gpu: GpuSpan | None,
     model: str | None,
     usage: Usage,
+    means: MeanLatency,
     *,
     cached_ratio: float,
     kv_tokens: float | None,
@@ -83,14 +87,15 @@ def _setup(
     )
     if not requests or not prompt or not output:
         return "no request finished whose tokens were counted"
-    gpus = max(1, round(usage.gpus_per_engine))
     return Setup(
-        gpu,
-        gpus,
-        llm,
-        prompt / requests,
-        output / requests,
-        cached_ratio,
-        kv_tokens,
-        is_speculating,
+        gpu=gpu,
+        gpus=max(1, round(usage.gpus_per_engine)),
+        llm=llm,
+        input_tokens=prompt / requests,
+        output_tokens=output / requests,
+        ttft_seconds=means.ttft_seconds,
+        itl_seconds=means.itl_seconds,
+        cached_ratio=cached_ratio,
+        kv_tokens=kv_tokens,
+        is_speculating=is_speculating,
     )

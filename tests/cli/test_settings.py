@@ -55,7 +55,7 @@ def run(monkeypatch, capsys, tmp_path, examples):
         pytest.param("[days]\ntime_zone='Mars/X'\n", 2, "No time zone", id="no zone"),
         pytest.param("[source]\nfrom='http://u:p@h'\n", 2, "A password in", id="a password"),
         pytest.param("[source]\nstream='a b'\n", 2, "no name of a stream", id="no stream"),
-        pytest.param("[report]\ngpu='Z80'\n", 2, "Z80", id="a GPU that there is not"),
+        pytest.param("[hardware]\ngpu='Z80'\n", 2, "Z80", id="a GPU that there is not"),
         pytest.param("[alerts]\nabove=['x=1']\n", 2, "No alert is called 'x'", id="no alert"),
     ],
 )

@@ -50,7 +50,7 @@ from vllm_capacity.verdicts import sizing
 from vllm_capacity.verdicts.cost import bill as cost
 from vllm_capacity.verdicts.cost import idle
 from vllm_capacity.verdicts.demand import forecast, weeks
-from vllm_capacity.verdicts.hardware import choice, elsewhere, interactivity, unloaded
+from vllm_capacity.verdicts.hardware import choice, interactivity, unloaded
 from vllm_capacity.verdicts.hardware import compare as options
 from vllm_capacity.verdicts.quality import report as quality
 from vllm_capacity.verdicts.saturation import advice, capacity, plateau, regimes, slo
@@ -540,8 +540,8 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "choice",
         "What would change the choice of a GPU",
-        "Of two GPUs, tokens per dollar of one ÷ those of the other: the ratio of their throughputs "
-        "× the ratio of their prices. The price at which that is 1 is where the order flips; the "
+        "Of two GPUs, tokens per dollar of one ÷ those of the other: throughputs' ratio × prices'. "
+        "The price at which that is 1 is where the order flips; the "
         "error of the throughput ratio at which it is 1, at the middle of both prices, is compared "
         "with its 90 % band. What is uncertain about the rate they are scaled from is in neither.",
         (choice.choice,),
@@ -551,7 +551,7 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "interactivity",
         "Cost at the same interactivity",
-        "At each load: price × GPUs ÷ output tokens per hour, against the inter-token latency. Each "
+        "At each load: price × GPUs ÷ output tokens per hour, against inter-token latency. Each "
         "measured load is moved to the other GPU by itself; where the window saw but a light load, "
         "others are reckoned from it by the step times of each GPU.",
         (interactivity.gpu_curves,),
@@ -561,7 +561,7 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "by_arithmetic",
         "Capacity by arithmetic",
-        "Where the telemetry has but a bound of the capacity, and GPU and model are known: what the "
+        "Where the telemetry only bounds the capacity, and GPU and model are known: what the "
         "step times of that GPU give with as many running requests as its KV cache admits, × the "
         "measured ÷ the calculated time per token at the light load that was seen. Of more than 32 "
         "× as many requests as ran it says no more than “at least”. The band is the measured error "
@@ -569,7 +569,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "headroom, idle dollars and replicas that can go follow as from a measured capacity, "
         "latency targets left out. Nothing is said where prompts came from a cache (over 20 %), "
         "with speculative decoding, or where the server was seen to do more.",
-        (unloaded.reckoned, elsewhere.full_from_light),
+        (unloaded.reckoned,),
         (_increase(*_TOKENS), *_STEPS),
         (
             "by_arithmetic",

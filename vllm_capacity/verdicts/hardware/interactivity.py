@@ -51,7 +51,8 @@ class GpuCurve(Record):
     """One GPU under loads, lightest first.
 
     `itl` says of what the ITLs are: `P95`, `P95_AT_MOST` (all that a histogram tells of one in its
-    first bucket) or `MEAN`. `is_measured`: the loads were, on the GPU in use; else they are by arithmetic from one.
+    first bucket) or `MEAN`. `is_measured`: the loads were, on the GPU in use; else they are by
+    arithmetic from one.
     """
 
     gpu: str

@@ -6,14 +6,18 @@ corrected by the time per token that it had at its own light load (`elsewhere.fu
 extrapolation, whose band is calibrated on silicon sweeps from their lightest load to heavier ones.
 It stands beside the measured bound, never in its place.
 
-Silent, with the reason, where the arithmetic is not of this server: nothing was served; the prompts
-came from a cache, or tokens from speculation, for neither of which it was calibrated; the KV cache
-that the server reports does not fit the GPUs that were told; or the server was seen to do more.
+Silent, with the reason, where the arithmetic is not of this server, or nothing bears it out:
+nothing was served; prompts came from a cache, or tokens from speculation; no kernel of that weight
+type was timed on that GPU; at its own light load the server is much faster or slower than the
+arithmetic (another GPU, count or weight type than told, or a host that limits); the KV cache that
+it reports does not fit those GPUs; or it was seen to do more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vllm_capacity.errors import InputError
@@ -28,12 +32,16 @@ from vllm_capacity.verdicts.hardware.elsewhere import (
     heaviest_told,
 )
 from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.saturation.arrays import is_seen
+from vllm_capacity.verdicts.hardware.serving import shipped_calibration
+from vllm_capacity.verdicts.hardware.what_if import machines_of, side
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.slo import load_met
 
 MOST_CACHED = 0.2
 """Of the prompt tokens, the share from a prefix cache up to which the arithmetic is asked."""
+FASTEST, SLOWEST = 1.3, 0.6
+"""Of the arithmetic's rate at the light load, what a server may give: the silicon sweeps that the
+band is calibrated on gave 0.7 to 1.16 of it."""
 MOST_KV = 1.1
 """Of the memory beside the weights, the KV cache a server can report: sizes are rounded."""
 
@@ -43,9 +51,9 @@ _PLAIN = ("full", "mla")
 
 @dataclass(frozen=True)
 class Setup:
-    """What one engine runs on and what it serves, as far as anybody told; else why not, a reason.
+    """What one engine runs on and what it serves, and how quickly it did.
 
-    `kv_tokens` is the size of its KV cache, None where the server does not tell it.
+    `kv_tokens` is the size of its KV cache; latencies are means over the window. None: not told.
     """
 
     gpu: GpuSpan
@@ -53,6 +61,8 @@ class Setup:
     llm: Llm
     input_tokens: float
     output_tokens: float
+    ttft_seconds: float | None = None
+    itl_seconds: float | None = None
     cached_ratio: float = 0.0
     kv_tokens: float | None = None
     is_speculating: bool = False
@@ -86,8 +96,16 @@ class Setup:
             return None
         return max(self.kv_tokens / (self.input_tokens + self.output_tokens / 2), 1.0)
 
-    def asked(self, running: float, rate: float, itl_seconds: float | None) -> Question:
-        """The light load that it was measured under, as a question."""
+    def asked(self, running: float) -> Question | None:
+        """The light load that it was measured under, as a question; None: its latencies are not.
+
+        Its rate follows from its latencies (Little's law), as that of the silicon rows does that
+        the step times were calibrated on.
+        """
+        ttft, itl = self.ttft_seconds, self.itl_seconds
+        if not ttft or not itl:
+            return None
+        each = ttft + itl * max(self.output_tokens - 1, 0.0)
         return Question(
             llm=self.llm,
             dtype=self.llm.weights_dtype,
@@ -95,38 +113,13 @@ class Setup:
             from_gpu=self.gpu,
             to_gpu=self.gpu,
             gpus=self.gpus,
-            output_tokens_per_second=rate,
+            output_tokens_per_second=running * self.output_tokens / each,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             load=Load(clients=running),
-            itl_seconds=itl_seconds,
+            itl_seconds=itl,
+            ttft_seconds=ttft,
         )
-
-
-@dataclass(frozen=True)
-class LightLoad:
-    """The load that requests of an engine met: running requests, output tokens/s, mean ITL."""
-
-    running: float
-    output_tokens_per_second: float
-    itl_seconds: float | None
-
-
-def light_load(fits: Sequence[SaturationFit]) -> LightLoad | None:
-    """The load that the requests of these engines met; None where nothing was served.
-
-    The ITL is the mean over tokens; None where none was timed.
-    """
-    met = load_met(fits)
-    if met is None:
-        return None
-    tokens = seconds = 0.0
-    for fit in fits:
-        itl, rate = fit.steps.itl_mean_seconds, fit.steps.output_tokens_per_second
-        seen = is_seen(itl) & is_seen(rate)
-        each = rate[seen] * fit.steps.seconds[seen]
-        tokens, seconds = tokens + float(each.sum()), seconds + float((each * itl[seen]).sum())
-    return LightLoad(*met, seconds / tokens if tokens else None)
 
 
 @dataclass(frozen=True)
@@ -164,12 +157,14 @@ def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -
     """
     if isinstance(setup, str):
         return setup
-    light = light_load([fit])
-    if light is None or light.itl_seconds is None:
+    met = load_met([fit])
+    question = None if met is None else setup.asked(met[0])
+    if question is None:
         return "no tokens were served whose time the arithmetic could go by"
     if setup.reason:
         return setup.reason
-    question = setup.asked(light.running, light.output_tokens_per_second, light.itl_seconds)
+    if unlike := _unlike(question):
+        return unlike
     try:
         found = full_from_light(question, ask, admitted=setup.admitted)
     except InputError as refused:
@@ -181,6 +176,27 @@ def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -
     weights = f"weights as {setup.llm.weights_dtype}, {found.label}"
     output = replace(output, basis=(words, weights, *rest))
     return Heaviest(question, output, *heaviest_told(question, admitted=setup.admitted))
+
+
+def _unlike(question: Question) -> str:
+    """Why the arithmetic says nothing of a server of that light load; empty where it does."""
+    found = [
+        side(question.job_here, machine, shipped_calibration(), clients=question.load.clients)
+        for machine in machines_of(question.job_here, question.from_gpu, {})
+    ]
+    gpu = question.from_gpu.label
+    if all(each.rates.lent for each in found):
+        return f"no {question.dtype} kernel was timed on {gpu}: nothing bears the arithmetic out"
+    rate = question.output_tokens_per_second
+    ratio = min((rate / each.rate for each in found), key=lambda each: abs(math.log(each)))
+    if SLOWEST <= ratio <= FASTEST:
+        return ""
+    what = "a host that limits, " if ratio < 1 else ""
+    return (
+        f"at {question.load.clients or 1.0:.3g} running it gave {ratio:.2f} × the tokens that "
+        f"arithmetic gives on {question.gpus} × {gpu}: {what}another GPU, count, weight type or "
+        "model than told?"
+    )
 
 
 def _no_less(found: Estimate, held: Estimate) -> Estimate:
@@ -231,14 +247,30 @@ class ByArithmetic(Figures):
 
 @dataclass(frozen=True)
 class Reckoned(Record):
-    """What the arithmetic gives of each engine of a window, by name: its own or the measured one.
+    """The capacity of each engine of a window, by name: as measured, or by arithmetic.
 
-    `asked` are the engines that it was asked of and answered, `reason` why it did not of others.
+    `asked` are the engines that it was asked of and answered, `reason` why it did not of most of
+    the others.
     """
 
     capacities: Mapping[str, Estimate]
     asked: Mapping[str, Heaviest]
     reason: str
+
+    @property
+    def running_requests(self) -> float | None:
+        """The light load that it was corrected by: the mean over engines; None for none."""
+        found = [each.question.load.clients or 1.0 for each in self.asked.values()]
+        return statistics.fmean(found) if found else None
+
+    @property
+    def itl_seconds(self) -> float | None:
+        """The mean ITL at it, each engine weighed by its tokens/s; None for none."""
+        asked = [each.question for each in self.asked.values()]
+        if not asked:
+            return None
+        rates = [each.output_tokens_per_second for each in asked]
+        return statistics.fmean([each.itl_seconds or 0.0 for each in asked], rates)
 
 
 def reckoned(
@@ -257,5 +289,5 @@ def reckoned(
     found = {name: heaviest(fits[name], setups[name], known[name], ask) for name in unsure}
     told = {name: each for name, each in found.items() if isinstance(each, Heaviest)}
     capacities = {**known, **{name: each.capacity for name, each in told.items()}}
-    silent = (each for each in found.values() if isinstance(each, str))
-    return Reckoned(capacities, told, next(silent, ""))
+    silent = [each for each in found.values() if isinstance(each, str)]
+    return Reckoned(capacities, told, statistics.mode(silent) if silent else "")
