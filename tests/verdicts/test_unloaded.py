@@ -6,7 +6,6 @@ from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
-import polars as pl
 import pytest
 
 from vllm_capacity.analysis import Analysis
@@ -235,9 +234,7 @@ def test_an_idle_server_is_silent(tmp_path):
     assert "no request finished" in of.by_arithmetic.capacity.reason
 
 
-def test_labels_tell_the_gpu(light, tmp_path):
-    frame = light.path / "series.parquet"
-    assert pl.read_parquet(frame).height
+def test_labels_tell_the_gpu(light):
     found = analysis(light, None)
     make = next(iter(found.makes.values()))
     labelled = replace(make, settings={**make.settings, "gpu_product": "NVIDIA-A100-SXM4-80GB"})
