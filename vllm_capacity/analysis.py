@@ -642,6 +642,7 @@ class Analysis:
             model=listed(sorted({each.llm.model for each in asked})),
             running_requests=found.running_requests,
             itl_seconds=found.itl_seconds,
+            capacity_running_requests=found.capacity_running_requests,
             capacity_output_tokens_per_second=capacity,
             utilization=whole.utilization,
             headroom_ratio=headroom(whole.utilization),

@@ -71,6 +71,7 @@ RECKONED = ByArithmetic(
     model="a model",
     running_requests=3.2,
     itl_seconds=0.012,
+    capacity_running_requests=236.0,
     capacity_output_tokens_per_second=estimate(2900.0, 2000.0, 4200.0),
     utilization=estimate(0.04, 0.03, 0.06),
     headroom_ratio=estimate(0.96, 0.94, 0.97),
@@ -85,8 +86,9 @@ def test_what_arithmetic_says_beside_the_bound():
     text = by_arithmetic(found).replace(SPACE, " ")
     assert text == (
         "By arithmetic, corrected by your ITL of 12.0 ms at 3.20 running requests, capacity on "
-        "A100-80GB-SXM is 2,900 (between 2,000 and 4,200) output tokens/s: utilization was 4.0 % "
-        "(between 3.0 % and 6.0 %), and $1.92 (between $1.88 and $1.94) of the $2.00 bill bought "
+        "A100-80GB-SXM is 2,900 (between 2,000 and 4,200) output tokens/s at 236 running "
+        "requests (KV memory, vLLM's default max_num_seqs): utilization was 4.0 % (between 3.0 % and 6.0 %), "
+        "and $1.92 (between $1.88 and $1.94) of the $2.00 bill bought "
         "capacity nobody used."
     )
     assert by_arithmetic(found) in verdict(found)

@@ -27,6 +27,7 @@ from vllm_capacity.render.numbers import (
     value,
 )
 from vllm_capacity.verdicts.fleet import EngineRow
+from vllm_capacity.verdicts.hardware.unloaded import ByArithmetic
 from vllm_capacity.verdicts.saturation.advice import KV_MEMORY, REPLICAS
 from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED
 from vllm_capacity.verdicts.saturation.fit import BORROWED, EXTRAPOLATED, Saturation
@@ -122,7 +123,7 @@ def by_arithmetic(answer: Answer) -> str:
     text = (
         f"By arithmetic, corrected by your ITL of {seconds(found.itl_seconds)} at "
         f"{running}, capacity on {found.gpu} is "
-        f"{sure(found.capacity, number)} output tokens/s"
+        f"{sure(found.capacity, number)} output tokens/s{_admitted(found)}"
     )
     if not found.utilization.is_unknown:
         text += f": utilization was {sure(found.utilization, percent)}"
@@ -130,6 +131,14 @@ def by_arithmetic(answer: Answer) -> str:
     if not idle.is_unknown and bill.mid is not None:
         text += f", and {sure(idle, usd)} of the {usd(bill.mid)} bill bought capacity nobody used"
     return f"{text}.{_can_go(answer)}"
+
+
+def _admitted(found: ByArithmetic) -> str:
+    """The load that a capacity by arithmetic is of, and what that rests on; empty for a bound."""
+    running = found.capacity_running_requests
+    if found.capacity.is_bound or running is None:
+        return ""
+    return f" at {count(running)} running requests (KV memory, vLLM's default max_num_seqs)"
 
 
 def _can_go(answer: Answer) -> str:

@@ -217,15 +217,17 @@ class ByArithmetic(Figures):
     """What a window's servers could do under more load, by arithmetic; beside what was measured.
 
     `gpu` and `model` are what it rests on, `running_requests` and `itl_seconds` the light load it
-    was corrected by (of several engines the mean over those that it was asked of); None where it
-    was asked of none. Every figure is unknown, with one reason, where the capacity was found from
-    the telemetry, or the arithmetic is silent.
+    was corrected by (of several engines the mean over those that it was asked of), and
+    `capacity_running_requests` the load that the capacity is of; None where it was asked of none.
+    Every figure is unknown, with one reason, where the capacity was found from the telemetry, or
+    the arithmetic is silent.
     """
 
     gpu: str | None
     model: str | None
     running_requests: float | None
     itl_seconds: float | None
+    capacity_running_requests: float | None
     capacity_output_tokens_per_second: Estimate
     utilization: Estimate
     headroom_ratio: Estimate
@@ -242,7 +244,7 @@ class ByArithmetic(Figures):
     def silent(cls, reason: str) -> ByArithmetic:
         """Nothing, and why."""
         nothing = Estimate.unknown(reason)
-        return cls(None, None, None, None, *(nothing for _ in range(6)))
+        return cls(None, None, None, None, None, *(nothing for _ in range(6)))
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,13 @@ class Reckoned(Record):
         """The light load that it was corrected by: the mean over engines; None for none."""
         found = [each.question.load.clients or 1.0 for each in self.asked.values()]
         return statistics.fmean(found) if found else None
+
+    @property
+    def capacity_running_requests(self) -> float | None:
+        """The running requests that the capacity is of: the mean over engines; None for none."""
+        return (
+            statistics.fmean(each.running for each in self.asked.values()) if self.asked else None
+        )
 
     @property
     def itl_seconds(self) -> float | None:
