@@ -87,8 +87,8 @@ def test_what_arithmetic_says_beside_the_bound():
     assert text == (
         "By arithmetic, corrected by your ITL of 12.0 ms at 3.20 running requests, capacity on "
         "A100-80GB-SXM is 2,900 (between 2,000 and 4,200) output tokens/s at 236 running "
-        "requests (KV memory, vLLM's default max_num_seqs): utilization was 4.0 % (between 3.0 % and 6.0 %), "
-        "and $1.92 (between $1.88 and $1.94) of the $2.00 bill bought "
+        "requests (KV memory, vLLM's default max_num_seqs): utilization was 4.0 % "
+        "(between 3.0 % and 6.0 %), and $1.92 (between $1.88 and $1.94) of the $2.00 bill bought "
         "capacity nobody used."
     )
     assert by_arithmetic(found) in verdict(found)
