@@ -18,6 +18,8 @@ from vllm_capacity.telemetry.window import Window
 from vllm_capacity.verdicts.cost.bill import CostShare, Usage
 from vllm_capacity.verdicts.hardware.unloaded import Setup
 
+_NO_GPU = "it is not known which GPU it runs on, which vLLM does not export: name it (gpu)"
+
 
 def engine_gpus(makes: Mapping[str, Make], assumptions: Assumptions) -> dict[str, GpuSpan]:
     """The GPU of each engine of which it is known, by name."""
@@ -48,10 +50,13 @@ def engine_setups(
     found: dict[str, Setup | str] = {}
     for row in engines.iter_rows(named=True):
         name, key = engine_name(row), (row["instance"], row["engine"])
+        if name not in known:
+            found[name] = _NO_GPU
+            continue
         own = counters.filter((pl.col("instance") == key[0]) & (pl.col("engine") == key[1]))
         model = assumptions.hardware.model or row["model_name"]
         found[name] = _setup(
-            known.get(name),
+            known[name],
             model,
             parts[name].usage,
             latencies[name],
@@ -63,7 +68,7 @@ def engine_setups(
 
 
 def _setup(
-    gpu: GpuSpan | None,
+    gpu: GpuSpan,
     model: str | None,
     usage: Usage,
     means: MeanLatency,
@@ -72,8 +77,6 @@ def _setup(
     kv_tokens: float | None,
     is_speculating: bool,
 ) -> Setup | str:
-    if gpu is None:
-        return "it is not known which GPU it runs on, which vLLM does not export: name it (gpu)"
     if model is None:
         return "no model is named: name it (model)"
     try:
