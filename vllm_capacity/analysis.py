@@ -55,15 +55,13 @@ from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traff
 from vllm_capacity.figures.adapters import adapters
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
-from vllm_capacity.figures.latency import Quantile
-from vllm_capacity.figures.makes import Make, alike, engine_makes, target_labels
 from vllm_capacity.figures.latency import MeanLatency, Quantile
-from vllm_capacity.figures.makes import Make, engine_makes, target_labels
+from vllm_capacity.figures.makes import Make, alike, engine_makes, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
-from vllm_capacity.sources.invoices import Invoice
 from vllm_capacity.setups import engine_gpus, engine_setups
+from vllm_capacity.sources.invoices import Invoice
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, at_most, bill

@@ -48,8 +48,7 @@ from vllm_capacity.resources import shipped
 @window_options
 @setting_options(SourceSettings, DaySettings)
 @range_options
-@setting_options(PriceSettings, Slo, PageSettings, UsageSettings)
-@setting_options(PriceSettings, Slo, HardwareSettings, PageSettings)
+@setting_options(PriceSettings, Slo, HardwareSettings, PageSettings, UsageSettings)
 @click.option(
     "-p",
     "--parameter",
@@ -201,8 +200,6 @@ def _parameters(
         "usage_models": usage.models or None,
         "usage_log_format": usage.log_format,
         "idle": None if usage.idle == UsageSettings.idle else usage.idle,
-        "gpu": page.gpu,
-        "model": page.model,
         "gpu": hardware.gpu,
         "model": hardware.model,
     }
