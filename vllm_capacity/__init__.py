@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vllm_capacity.errors import CapacityError, InputError, SourceError
     from vllm_capacity.estimate import Estimate
     from vllm_capacity.figures.histogram import bucket_quantile
-    from vllm_capacity.plan import Plan, gpu_options
+    from vllm_capacity.plan import Plan, gpu_interactivity, gpu_options
     from vllm_capacity.render import charts
     from vllm_capacity.render import sections as tables
     from vllm_capacity.resources import shipped
@@ -64,6 +64,7 @@ __all__ = [
     "fit",
     "fit_at",
     "forecast",
+    "gpu_interactivity",
     "gpu_options",
     "next_loads",
     "open",
@@ -87,7 +88,7 @@ _HOMES = {
     "errors": ("CapacityError", "InputError", "SourceError"),
     "estimate": ("Estimate",),
     "figures.histogram": ("bucket_quantile",),
-    "plan": ("Plan", "gpu_options"),
+    "plan": ("Plan", "gpu_interactivity", "gpu_options"),
     "resources": ("shipped",),
     "verdicts.saturation.curve": ("Prior",),
     "verdicts.hardware.serving": ("Calibration",),

@@ -9,7 +9,7 @@ none of them computes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
@@ -26,7 +26,7 @@ from vllm_capacity.answer import (
     Tokens,
     WindowExtent,
 )
-from vllm_capacity.assumptions import TARGETS, Assumptions, Target
+from vllm_capacity.assumptions import TARGETS, Assumptions, Hardware, Target
 from vllm_capacity.bills import (
     Groups,
     engine_name,
@@ -39,8 +39,9 @@ from vllm_capacity.bills import (
 )
 from vllm_capacity.costs_by_time import costs_by_hour, costs_by_part
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate
+from vllm_capacity.estimate import Estimate, listed
 from vllm_capacity.facts.api_prices import given_api_price
+from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
@@ -58,11 +59,12 @@ from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traff
 from vllm_capacity.figures.adapters import adapters
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
-from vllm_capacity.figures.latency import Quantile
+from vllm_capacity.figures.latency import MeanLatency, Quantile
 from vllm_capacity.figures.makes import Make, alike, engine_makes, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
+from vllm_capacity.setups import engine_gpus, engine_setups
 from vllm_capacity.sources.invoices import Invoice
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
@@ -82,12 +84,18 @@ from vllm_capacity.verdicts.cost.shares import Counted
 from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
 from vllm_capacity.verdicts.demand.weeks import LEAST_HOURS
 from vllm_capacity.verdicts.fleet import EngineRow, ModelRow, engine_rows, model_rows
+from vllm_capacity.verdicts.hardware.unloaded import (
+    ByArithmetic,
+    Reckoned,
+    reckoned,
+)
+from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 from vllm_capacity.verdicts.quality import evidence
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.replay import Served
 from vllm_capacity.verdicts.saturation.advice import advice
-from vllm_capacity.verdicts.saturation.capacity import fleet_sum
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.peers import completed, lenders, undisputed, unloaded
 from vllm_capacity.verdicts.saturation.slo import (
@@ -297,6 +305,49 @@ class Analysis:
         """How many requests run on each engine at its capacity, by name, its own or its peers'."""
         own = {fit.engine: fit.capacity_running for fit in self.fits}
         return completed(own, self.lenders, idle=unloaded(self.fits))
+
+    @cached_property
+    def reckoned(self) -> Reckoned:
+        """The same with arithmetic where only a bound is known; engines without load by peers."""
+        return self.reckoned_on(self.assumptions.hardware)
+
+    def reckoned_on(self, hardware: Hardware) -> Reckoned:
+        """`reckoned` on other hardware than was assumed."""
+        setups = engine_setups(
+            self.window,
+            self.engines,
+            makes=self.makes,
+            parts=self.bill_parts,
+            counters=self.counters,
+            latencies=self.mean_latencies,
+            assumptions=replace(self.assumptions, hardware=hardware),
+        )
+        fits = {fit.engine: fit for fit in self.fits}
+        found = reckoned(fits, setups, self.capacities, shipped_what_if)
+        lent = completed(found.capacities, self.lenders, idle=unloaded(self.fits))
+        words = ("that of its peers, by arithmetic",)
+        capacities = {
+            name: each if each == found.capacities[name] else replace(each, basis=words)
+            for name, each in lent.items()
+        }
+        return replace(found, capacities=capacities)
+
+    @property
+    def mean_latencies(self) -> dict[str, MeanLatency]:
+        """The mean TTFT and ITL of each engine, by name."""
+        names = map(engine_name, self.engines.iter_rows(named=True))
+        return {
+            name: latency.mean_latency(
+                [each for each in self.histograms if f"{each.instance}/{each.engine}" == name],
+                self.time_range,
+            )
+            for name in names
+        }
+
+    def gpus_on(self, hardware: Hardware) -> list[GpuSpan]:
+        """The GPUs that its engines run on, as far as somebody or their labels say; by name."""
+        found = engine_gpus(self.makes, replace(self.assumptions, hardware=hardware))
+        return sorted(set(found.values()), key=lambda span: span.name)
 
     @cached_property
     def load_curve(self) -> LoadCurve | None:
@@ -576,6 +627,44 @@ class Analysis:
             startup_lead_seconds=policy.startup_seconds,
         )
 
+    @cached_property
+    def by_arithmetic(self) -> ByArithmetic:
+        """What servers that were never loaded could do, by arithmetic (verdicts/hardware/unloaded).
+
+        Unknown where the capacity was found from the telemetry, and where the arithmetic is silent.
+        """
+        found = self.reckoned
+        capacity = fleet_sum(found.capacities, presence=self.presence)
+        if not found.asked or capacity.is_unknown:
+            return ByArithmetic.silent(found.reason or capacity.reason)
+        parts = {
+            name: replace(
+                part,
+                capacity_output_tokens_per_second=found.capacities[name].scaled(
+                    self.presence[name]
+                ),
+            )
+            for name, part in self.bill_parts.items()
+        }
+        whole = self._charged(bill(parts)).whole
+        # A replay rests on what the window shows of the server: there is none by arithmetic.
+        pools = self._pools(found.capacities)
+        left = surplus({m: replace(pool, served=None) for m, pool in pools.items()}, Policy())
+        asked = [each.question for each in found.asked.values()]
+        return ByArithmetic(
+            gpu=listed(sorted({each.from_gpu.label for each in asked})),
+            model=listed(sorted({each.llm.model for each in asked})),
+            running_requests=found.running_requests,
+            itl_seconds=found.itl_seconds,
+            capacity_running_requests=found.capacity_running_requests,
+            capacity_output_tokens_per_second=capacity,
+            utilization=whole.utilization,
+            headroom_ratio=headroom(whole.utilization),
+            idle_usd=whole.idle_usd,
+            removable_replicas=left.removable_replicas,
+            saved_usd_per_day=left.usd_per_day,
+        )
+
     def surplus(self, policy: Policy | None = None) -> Surplus:
         """How many replicas the busiest time did not need, by the policy, and what they cost a day.
 
@@ -594,19 +683,23 @@ class Analysis:
     @cached_property
     def pools(self) -> dict[str, Pool]:
         """The engines of each model as replicas of one another, by model; empty for no model's."""
-        groups: dict[str, list[str]] = {}
-        for row in self.engines.iter_rows(named=True):
-            groups.setdefault(row["model_name"] or "", []).append(engine_name(row))
-        return {model: self._pool(own) for model, own in groups.items()}
-
-    def _pool(self, engines: Sequence[str]) -> Pool:
-        """The engines of one model as replicas of one another."""
-        there = sum(self.presence[engine] for engine in engines)
         can = self.capacities
         if self.assumptions.slo.targets:
             can = throughputs(
                 self.fits, self.assumptions.slo, lent_by=self.lenders, capacities=self.capacities
             )
+        return self._pools(can)
+
+    def _pools(self, can: Mapping[str, Estimate]) -> dict[str, Pool]:
+        """The pools, if each engine can do that much."""
+        groups: dict[str, list[str]] = {}
+        for row in self.engines.iter_rows(named=True):
+            groups.setdefault(row["model_name"] or "", []).append(engine_name(row))
+        return {model: self._pool(own, can) for model, own in groups.items()}
+
+    def _pool(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Pool:
+        """The engines of one model as replicas of one another."""
+        there = sum(self.presence[engine] for engine in engines)
         unknown = Estimate.unknown("no step of the engine could be judged")
         whole = fleet_sum({e: can.get(e, unknown) for e in engines}, presence=self.presence)
         own = self.steps.filter(
@@ -774,6 +867,7 @@ class Analysis:
             prefix_cache_hit_ratio=hit_ratio,
             failures=failures(self.window, time_range=self.time_range),
             saturation=self.saturation,
+            by_arithmetic=self.by_arithmetic,
             cost=self.cost,
             advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio, surplus=self.surplus()),
             quality=self.quality,

@@ -20,6 +20,7 @@ from vllm_capacity.figures.traffic import Failures
 from vllm_capacity.record import SCHEMA_VERSION, Record
 from vllm_capacity.timerange import HOURS_PER_MONTH
 from vllm_capacity.verdicts.cost.bill import Costs
+from vllm_capacity.verdicts.hardware.unloaded import ByArithmetic
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.saturation.advice import Advice
 from vllm_capacity.verdicts.saturation.capacity import headroom, utilization
@@ -180,6 +181,7 @@ class Answer(Record):
     prefix_cache_hit_ratio: float | None
     failures: Failures
     saturation: Saturation
+    by_arithmetic: ByArithmetic
     cost: Costs
     advice: tuple[Advice, ...]
     quality: tuple[Finding, ...]

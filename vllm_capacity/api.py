@@ -26,7 +26,7 @@ import polars as pl
 from vllm_capacity import analysis, comparison
 from vllm_capacity import plan as planning
 from vllm_capacity import tenants as tenancy
-from vllm_capacity.assumptions import Assumptions, Slo, pricing, slo_of
+from vllm_capacity.assumptions import Assumptions, Hardware, Slo, pricing, slo_of
 from vllm_capacity.comparison import Comparison
 from vllm_capacity.errors import InputError, needing_extra
 from vllm_capacity.estimate import Estimate
@@ -102,21 +102,26 @@ class Window:
         gpus_per_engine: float = 1.0,
         price_rules: str | Path | None = None,
         price_note: str = "",
+        gpu: str | None = None,
+        model: str | None = None,
         exact: bool = False,
     ) -> Analysis:
         """The analysis of this time range under these assumptions.
 
         `price`: USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words of a row of
         gpu_prices.csv; `price_rules`: a mapping file, in its place. Without a price money stays
-        unknown. `slo`: the latency targets, as a `Slo` or as text (`ttft 2.0, itl 0.1`). `exact`:
-        read every scrape of a range over six hours, too. InputError for what is no price, target
-        or GPU count.
+        unknown. `slo`: the latency targets, as a `Slo` or as text (`ttft 2.0, itl 0.1`). `gpu`:
+        what it ran on (`A100-80GB-PCIe`), where labels of its targets do not say so, and `model`
+        the model's name where the served one is none we know: what a server that was never loaded
+        could do (`by_arithmetic`). `exact`: read every scrape of a range over six hours, too.
+        InputError for what is no price, target, GPU, model or GPU count.
         """
         assumed = Assumptions(
             pricing(
                 price, gpus_per_engine=gpus_per_engine, price_rules=price_rules, note=price_note
             ),
             slo_of(slo),
+            Hardware(gpu or None, model or None),
         )
         read = self.opened.remembering() if exact else self.opened
         return Analysis(read, self.time_range, assumed)
@@ -403,6 +408,8 @@ def what_if(
     to_gpus: int | None = None,
     engine_version: str | None = None,
     to_engine_version: str | None = None,
+    price: float | str | None = None,
+    to_price: float | str | None = None,
 ) -> WhatIf:
     """Output tokens per second and latencies on another GPU, from a throughput measured on one.
 
@@ -410,7 +417,9 @@ def what_if(
     there (also on the same GPU), else the same. `itl_seconds` and `ttft_seconds` are mean latencies
     that were measured with it. `to_gpus`: so many GPUs, split into engines as gives most
     (`splits`); else one engine of `gpus`. With two engine versions, what the other did to published
-    runs is added. Unknown, with the reason, where no honest answer can be given; InputError for
+    runs is added. `price` and `to_price` are those of a GPU of either side, as `analyze` takes them
+    (else the offers of the price list): `choice` says which gives more tokens per dollar, and what
+    would change that. Unknown, with the reason, where no honest answer can be given; InputError for
     names that are not known.
     """
     from vllm_capacity.verdicts.hardware.elsewhere import answer_elsewhere
@@ -438,6 +447,8 @@ def what_if(
         to_gpus=to_gpus,
         engine_version=engine_version,
         to_engine_version=to_engine_version,
+        usd_per_gpu_hour=pricing(price).usd_per_gpu_hour,
+        to_usd_per_gpu_hour=pricing(to_price).usd_per_gpu_hour,
     )
 
 

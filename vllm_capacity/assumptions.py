@@ -9,6 +9,8 @@ from pathlib import Path
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rule, load_fleet, of_targets
+from vllm_capacity.facts.gpus import find_gpu
+from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.metrics import ITL, TTFT
 from vllm_capacity.facts.prices import Price, find_price, given_price, price_of
 
@@ -145,11 +147,31 @@ class Pricing:
 
 
 @dataclass(frozen=True)
+class Hardware:
+    """What every engine runs on and serves, where somebody says so: vLLM exports no GPU.
+
+    `gpu` is a name of gpu_specs.csv; `model` a name of llms.csv, where the served name is none.
+    None: what labels of the targets, or the price row, tell.
+    """
+
+    gpu: str | None = None
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        """InputError for a GPU or a model that is in no table."""
+        if self.gpu is not None:
+            find_gpu(self.gpu)
+        if self.model is not None:
+            find_llm(self.model)
+
+
+@dataclass(frozen=True)
 class Assumptions:
     """Everything that is not telemetry and that figures depend on."""
 
     pricing: Pricing = field(default_factory=Pricing)
     slo: Slo = field(default_factory=Slo)
+    hardware: Hardware = field(default_factory=Hardware)
 
     def of_targets(self, labels: Callable[[], Mapping[str, Mapping[str, str]]]) -> Assumptions:
         """The same for targets with these labels, by instance, where a rule needs them."""

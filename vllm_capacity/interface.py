@@ -32,10 +32,16 @@ RENAMED_PARAMETERS: Mapping[str, str] = {
 _NEW_IN_2 = (
     "schema_version",
     "surplus",
+    "by_arithmetic",
     "capacity_by_arithmetic_output_tokens_per_second",
+    "choices",
+    "gpu",
+    "interactivity",
+    "options_basis",
 )
 _NEW_IN_ESTIMATES = ("kind", "confidence", "unit")
 _NEW_IN_LOST = ("reason",)
+_NEW_IN_OPTIONS = ("throughput_ratio", "label")
 _OLD = {new: old for old, new in RENAMED.items()}
 
 
@@ -52,6 +58,8 @@ def _old(value: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401  what JSON h
     if {"low", "mid", "high", "basis"} <= value.keys():
         kept = {key: each for key, each in value.items() if key not in _NEW_IN_ESTIMATES}
         return {**kept, "basis": "; ".join(value["basis"])}
+    if path == ("options", "*"):
+        value = {key: each for key, each in value.items() if key not in _NEW_IN_OPTIONS}
     if path[-1:] == ("lost",):
         return {key: each for key, each in value.items() if key not in _NEW_IN_LOST}
     return {_old_key((*path, key)): _old(each, (*path, key)) for key, each in value.items()}

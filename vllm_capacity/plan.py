@@ -6,16 +6,16 @@ and on verdicts that say what they rest on; what cannot be known is a row with a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer, WindowExtent
-from vllm_capacity.assumptions import Pricing
+from vllm_capacity.assumptions import Hardware, Pricing, Slo
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate, Figures, Kind
+from vllm_capacity.estimate import Estimate, Figures, Kind, listed
 from vllm_capacity.facts.fleet import rate_in_force
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
 from vllm_capacity.facts.llms import find_llm
@@ -25,17 +25,24 @@ from vllm_capacity.figures import latency, traffic
 from vllm_capacity.record import SCHEMA_VERSION
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.demand.forecast import DemandAhead
+from vllm_capacity.verdicts.hardware.choice import Choice, choices
 from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table
-from vllm_capacity.verdicts.hardware.elsewhere import full_from_light
-from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.what_if import (
-    GpuUtilization,
-    published_runs,
-    shipped_what_if,
+from vllm_capacity.verdicts.hardware.interactivity import (
+    MEAN,
+    MOST_CURVES,
+    P95,
+    P95_AT_MOST,
+    Interactivity,
+    ItlLoad,
+    gpu_curves,
 )
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.unloaded import Heaviest, Reckoned
+from vllm_capacity.verdicts.hardware.what_if import GpuUtilization, published_runs, what_if
 from vllm_capacity.verdicts.replay import Replay, replays
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum
 from vllm_capacity.verdicts.saturation.regimes import KV
-from vllm_capacity.verdicts.saturation.slo import SloLoad, load_met, running_within, slo_loads
+from vllm_capacity.verdicts.saturation.slo import SloLoad, running_within, slo_loads
 from vllm_capacity.verdicts.sizing import (
     MAX_REPLICAS,
     Change,
@@ -64,9 +71,9 @@ class PlanRequest:
     """What a plan is asked for.
 
     `demand_requests_per_second` None: the 95th percentile of what finished in the window.
-    `from_gpu` is what it ran on, which vLLM does not export; without it other GPUs cannot be
-    compared. `model` names the model where the served name is none we know. `to_gpus` empty: every
-    GPU known.
+    `from_gpu` is what it ran on, which vLLM does not export; None: what the analysis assumes, or
+    labels tell; without it other GPUs cannot be compared. `model` names the model where the served
+    name is none we know. `to_gpus` empty: every GPU known.
     """
 
     demand_requests_per_second: float | None = None
@@ -89,13 +96,16 @@ class Plan(Figures):
     """How many replicas, which GPU instead, for what money, how long; every field always there.
 
     Demand is of all replicas, capacity of one engine (within the targets where given).
-    `queue_check` is None where it cannot be asked, `replays` are how the busiest arrivals of the
+    `gpu` is what the window ran on, as options name it; empty where that is not known.
+    `queue_check` is None where it cannot be asked. `replays` are how the busiest arrivals of the
     window, scaled to the demand asked for, fared on that many replicas, empty where it does not
     tell enough (verdicts/replay.py). `options` are other GPUs, best tokens per dollar
-    first, rejected ones last with their reason; `options_reason` is why there are none. `surplus`
-    is how many of the replicas of the window its own busiest time did not need.
+    first, rejected ones last with their reason; `options_reason` is why there are none, and
+    `options_basis` what their throughput is where the window did not show it. `choices` say what
+    would change their order, `interactivity` what tokens cost at the same ITL. `surplus` is how
+    many of the replicas of the window its own busiest time did not need.
     `capacity_by_arithmetic_…` is what one engine could do, extrapolated from the light load it was
-    seen under; it stands beside the measured capacity, and nothing else rests on it.
+    seen under; it stands beside the measured capacity, and of the rest only options rest on it.
     """
 
     window: WindowExtent
@@ -109,9 +119,13 @@ class Plan(Figures):
     queue_check: QueueCheck | None
     replays: tuple[Replay, ...]
     sensitivity: Mapping[str, Estimate]
+    gpu: str
     model: str | None
     options: tuple[Option, ...]
     options_reason: str
+    options_basis: str
+    choices: tuple[Choice, ...]
+    interactivity: Interactivity
     forecast: DemandAhead
     surplus: Surplus
     capacity_by_arithmetic_output_tokens_per_second: Estimate
@@ -169,7 +183,7 @@ class _Planning:
         needed = at_least_enough(self.without_replay, tried, is_sure=False)
         gpus = needed.scaled(self.pricing.gpus_per_engine)
         price = self.pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
-        model, options, reason = _options(self)
+        compared = _options(self)
         return Plan(
             window=self.answer.window,
             policy=self.request.policy,
@@ -182,9 +196,13 @@ class _Planning:
             queue_check=_queue(self, needed),
             replays=tried,
             sensitivity=_sensitivity(self),
-            model=model,
-            options=options,
-            options_reason=reason,
+            gpu="" if self.here is None else self.here.label,
+            model=compared.model,
+            options=compared.options,
+            options_reason=compared.reason,
+            options_basis=compared.basis,
+            choices=choices(compared.options, here="" if self.here is None else self.here.label),
+            interactivity=compared.interactivity,
             forecast=self.analysis.demand_ahead,
             surplus=self.analysis.surplus(self.request.policy),
             capacity_by_arithmetic_output_tokens_per_second=_by_arithmetic(self),
@@ -225,6 +243,23 @@ class _Planning:
     def pricing(self) -> Pricing:
         """The GPUs and the price that are in force at the end of the window."""
         return _in_force(self.analysis)
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        """What it ran on and served, as asked for, else as the analysis assumes."""
+        assumed = self.analysis.assumptions.hardware
+        return Hardware(self.request.from_gpu or assumed.gpu, self.request.model or assumed.model)
+
+    @cached_property
+    def here(self) -> GpuSpan | None:
+        """The one GPU that it ran on; None where it is not known, or there are several."""
+        found = self.analysis.gpus_on(self.hardware)
+        return found[0] if len(found) == 1 else None
+
+    @cached_property
+    def reckoned(self) -> Reckoned:
+        """What arithmetic tells of each engine."""
+        return self.analysis.reckoned_on(self.hardware)
 
     @property
     def is_within_targets(self) -> bool:
@@ -345,33 +380,154 @@ def _sensitivity(case: _Planning) -> dict[str, Estimate]:
     return sensitivity(case.demand, case.capacity, policy=case.request.policy, cases=cases)
 
 
-def _options(case: _Planning) -> tuple[str | None, tuple[Option, ...], str]:
-    """The model, the options, and why there are none, empty where there are."""
-    name = case.request.model or case.analysis.served_model
-    reason = _no_comparison(case, name)
-    if name is None or case.request.from_gpu is None or reason:
-        return name, (), reason
-    here = find_gpu(case.request.from_gpu)
-    measured = _measured(
-        name,
-        here,
-        gpus=max(1, round(case.pricing.gpus_per_engine)),
-        output_tokens_per_second=case.capacity.mid or 0.0,
-        input_tokens=case.prompt_tokens.mid or 0.0,
-        output_tokens=case.output_tokens.mid or 0.0,
-    )
-    wanted = (case.request.from_gpu, *(case.request.to_gpus or gpu_names()))
+@dataclass(frozen=True)
+class _Compared:
+    """The GPUs compared: of which model, from what, and why there are none (`Plan`)."""
+
+    model: str | None
+    options: tuple[Option, ...] = ()
+    reason: str = ""
+    basis: str = ""
+    interactivity: Interactivity = field(default_factory=Interactivity)
+
+
+def _options(case: _Planning) -> _Compared:
+    """The options of a plan, or why there are none."""
+    name = case.hardware.model or case.analysis.served_model
+    full = None if case.capacity.is_known else _heaviest(case)
+    reason = _no_comparison(case, name, is_reckoned=full is not None)
+    if name is None or case.here is None or reason:
+        return _Compared(name, reason=reason, interactivity=Interactivity((), reason))
+    if full is None:
+        capacity, basis, loads = case.capacity, "", _loads(case)
+        measured = _measured(
+            name,
+            case.here,
+            gpus=max(1, round(case.pricing.gpus_per_engine)),
+            output_tokens_per_second=capacity.mid or 0.0,
+            input_tokens=case.prompt_tokens.mid or 0.0,
+            output_tokens=case.output_tokens.mid or 0.0,
+        )
+    else:
+        capacity, basis, loads = full.output_tokens_per_second, _light_words(case, full), ()
+        load = Load(is_capacity=True) if full.is_full else Load(clients=full.running)
+        rate = capacity.mid or full.question.output_tokens_per_second
+        measured = replace(full.question, output_tokens_per_second=rate, load=load)
     table = _compared(
-        measured,
-        wanted,
-        capacity=case.capacity,
+        replace(measured, itl_seconds=None),
+        (case.here.name, *(case.request.to_gpus or gpu_names())),
+        capacity=capacity,
         demand=case.demand,
         policy=case.request.policy,
         own_price=case.pricing.usd_per_gpu_hour,
-        busy=_busy(case, here),
-        loads=_loads(case),
+        busy=_busy(case, case.here),
+        loads=loads,
     )
-    return measured.llm.model, table, ""
+    slo = case.analysis.assumptions.slo
+    met = _itl_loads(case.analysis) if full is None else ()
+    question, itl = (measured, MEAN) if full is None else _light_question(case, full)
+    return _Compared(
+        measured.llm.model,
+        table,
+        basis=basis,
+        interactivity=_interactivity(
+            question, table, case.here.label, loads=met, itl=itl, target=slo.itl_p95_seconds
+        ),
+    )
+
+
+def _heaviest(case: _Planning) -> Heaviest | None:
+    """The engine of which arithmetic tells most, where all serve one model; None for none.
+
+    Engines are alike: one speaks for all, as the mean of their capacities does.
+    """
+    found = case.reckoned.asked.values()
+    if len({each.question.llm.model for each in found}) != 1:
+        return None
+    return max(found, key=lambda each: each.running)
+
+
+def _light_words(case: _Planning, full: Heaviest) -> str:
+    words = (
+        f"by arithmetic at {full.running:.3g} running requests, corrected by your ITL at "
+        f"{full.question.load.clients or 1.0:.3g} running"
+    )
+    return f"{words}, no latency target applied" if case.is_within_targets else words
+
+
+def _light_question(case: _Planning, full: Heaviest) -> tuple[Question, str]:
+    """The light load that others are reckoned from, with its p95 ITL, or what that is at most."""
+    p95 = case.answer.latency.itl.p95
+    if p95.lower == 0 and p95.upper:
+        return replace(full.question, itl_seconds=p95.upper), P95_AT_MOST
+    if p95.estimate:
+        return replace(full.question, itl_seconds=p95.estimate), P95
+    return full.question, MEAN
+
+
+def _itl_loads(analysis: Analysis) -> tuple[ItlLoad, ...]:
+    """The loads that one engine was seen under, each with its p95 ITL; of several the most."""
+    second = Slo(itl_p95_seconds=1.0)
+    found = max((slo_loads(fit, second) for fit in analysis.fits), key=len, default=())
+    return tuple(
+        ItlLoad(load.running, load.output_tokens_per_second, load.itl_ratio)
+        for load in found
+        if load.itl_ratio
+    )
+
+
+def gpu_interactivity(
+    options: Sequence[Option],
+    *,
+    model: str,
+    gpu: str,
+    output_tokens_per_second: float,
+    input_tokens: float,
+    output_tokens: float,
+    gpus: int = 1,
+    itl_target_seconds: float | None = None,
+) -> Interactivity:
+    """What a million output tokens costs at the same ITL on the best of the options.
+
+    From the same rate as `gpu_options`, which made them; a curve per GPU. InputError for names that
+    are not known.
+    """
+    here = find_gpu(gpu)
+    measured = _measured(
+        model,
+        here,
+        gpus=gpus,
+        output_tokens_per_second=output_tokens_per_second,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+    )
+    return _interactivity(measured, options, here.label, target=itl_target_seconds)
+
+
+def _interactivity(
+    question: Question,
+    options: Sequence[Option],
+    here: str,
+    *,
+    loads: Sequence[ItlLoad] = (),
+    itl: str = MEAN,
+    target: float | None = None,
+) -> Interactivity:
+    """The curves of the GPU in use and of the best others."""
+    known = [option for option in options if option.is_comparable]
+    own = [option for option in known if option.gpu == here]
+    others = [option for option in known if option.gpu != here]
+    spans = {span.label: span for span in map(find_gpu, gpu_names())}
+    spans[here] = question.from_gpu
+    priced = [
+        (spans[option.gpu], option.usd_per_gpu_hour)
+        for option in (*own, *others[: MOST_CURVES - len(own)])
+        if option.gpu in spans
+    ]
+    ask = partial(what_if, published=published_runs(), prefer=_forms(span for span, _ in priced))
+    curves = gpu_curves(question, priced, ask, loads=loads, itl=itl)
+    reason = "" if curves else "no GPU has a price and latencies under two loads"
+    return Interactivity(curves, reason, target)
 
 
 def _loads(case: _Planning) -> tuple[SloLoad, ...]:
@@ -468,10 +624,14 @@ def _compared(
         demand=demand,
         policy=policy,
         published=published_runs(),
-        prefer={span.rows[0].gpu: usual_forms(span.rows[0].gpu) for span in spans},
+        prefer=_forms(spans),
         busy=busy,
         loads=loads,
     )
+
+
+def _forms(spans: Iterable[GpuSpan]) -> dict[str, tuple[str, ...]]:
+    return {span.rows[0].gpu: usual_forms(span.rows[0].gpu) for span in spans}
 
 
 def _candidate(span: GpuSpan, dtype: str, own: Estimate | None) -> Candidate:
@@ -487,25 +647,11 @@ def _by_arithmetic(case: _Planning) -> Estimate:
     """
     if case.capacity.is_known:
         return Estimate.unknown("the capacity was found from the telemetry")
-    name = case.request.model or case.analysis.served_model
-    if name is None or case.request.from_gpu is None or (reason := _no_model(name)):
-        told = "GPU and model must be known: name them (gpu, model)"
-        return Estimate.unknown(reason if name and case.request.from_gpu else told)
-    met = load_met(case.analysis.fits)
-    prompt, output = case.prompt_tokens.mid, case.output_tokens.mid
-    if met is None or not prompt or not output:
-        return Estimate.unknown("nothing was served")
-    running, rate = met
-    light = _measured(
-        name,
-        find_gpu(case.request.from_gpu),
-        gpus=max(1, round(case.pricing.gpus_per_engine)),
-        output_tokens_per_second=rate,
-        input_tokens=prompt,
-        output_tokens=output,
-    )
-    found = full_from_light(replace(light, load=Load(clients=running)), shipped_what_if)
-    return found.output_tokens_per_second.scaled(1.0, f"weights as {light.dtype}, {found.label}")
+    found, engines = case.reckoned, case.answer.window.mean_engines or 1.0
+    if not found.asked:
+        return Estimate.unknown(found.reason)
+    whole = fleet_sum(found.capacities, presence=case.analysis.presence)
+    return whole if engines == 1 else whole.scaled(1 / engines, f"÷ {engines:.3g} engines")
 
 
 def _no_model(name: str) -> str:
@@ -516,13 +662,18 @@ def _no_model(name: str) -> str:
     return ""
 
 
-def _no_comparison(case: _Planning, name: str | None) -> str:
-    if case.request.from_gpu is None:
+def _no_comparison(case: _Planning, name: str | None, *, is_reckoned: bool) -> str:
+    if case.here is None:
+        several = listed([span.label for span in case.analysis.gpus_on(case.hardware)])
+        if several:
+            return f"its engines run on several GPUs ({several}): name one (gpu)"
         return "vLLM does not export what it runs on: name it (gpu) to compare other GPUs with it"
     if name is None:
         return "the window serves no model, or several: name one (model)"
     if reason := _no_model(name):
         return reason
+    if is_reckoned:
+        return ""
     for estimate in (case.prompt_tokens, case.output_tokens, case.capacity):
         if not estimate.mid:
             return estimate.reason or "nothing was served"

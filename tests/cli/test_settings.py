@@ -55,7 +55,7 @@ def run(monkeypatch, capsys, tmp_path, examples):
         pytest.param("[days]\ntime_zone='Mars/X'\n", 2, "No time zone", id="no zone"),
         pytest.param("[source]\nfrom='http://u:p@h'\n", 2, "A password in", id="a password"),
         pytest.param("[source]\nstream='a b'\n", 2, "no name of a stream", id="no stream"),
-        pytest.param("[report]\ngpu='Z80'\n", 2, "Z80", id="a GPU that there is not"),
+        pytest.param("[hardware]\ngpu='Z80'\n", 2, "Z80", id="a GPU that there is not"),
         pytest.param("[alerts]\nabove=['x=1']\n", 2, "No alert is called 'x'", id="no alert"),
     ],
 )
@@ -156,4 +156,4 @@ def test_every_default_in_the_file_is_one_that_can_be_read(tmp_path):
     found = read_settings_file(tmp_path / "all.toml", deep=True)
     assert [found.told(problem) for problem in found.problems] == []
     assert set(found.values) >= {"windows", "out", "zone", "gpus_per_engine", "over", "has_today"}
-    assert len(SECTIONS) == 8
+    assert len(SECTIONS) == 9

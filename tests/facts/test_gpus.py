@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.gpus import architectures, find_gpu, gpu_names, gpus
+from vllm_capacity.facts.gpus import architectures, find_gpu, gpu_names, gpu_told, gpus
 
 
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
@@ -91,3 +91,37 @@ def test_an_architecture_without_a_row_is_refused_with_the_known_ones():
         match=r"R100-SXM has the architecture 'Rubin', .*gpu_architectures.csv.*known: Ada",
     ):
         _ = rubin.architecture
+
+
+@pytest.mark.parametrize(
+    ("label", "gpu"),
+    [
+        ("NVIDIA-A100-SXM4-80GB", "A100-80GB-SXM"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB-PCIe"),
+        ("NVIDIA-H100-80GB-HBM3", "H100-80GB-SXM"),
+        ("NVIDIA-H100-NVL", "H100-94GB-NVL"),
+        ("NVIDIA-H200", "H200-141GB-any"),
+        ("NVIDIA-A10", "A10-24GB-PCIe"),
+        ("NVIDIA-A10G", "A10G-PCIe"),
+        ("Tesla-T4", "T4-PCIe"),
+        ("NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition", "RTX-PRO-6000-Server-PCIe"),
+        ("AMD-Instinct-MI300X", "MI300X-OAM"),
+        ("l4-pcie", "L4-PCIe"),
+    ],
+)
+def test_labels_of_targets_name_a_gpu(label, gpu):
+    assert gpu_told(label).name == gpu
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        pytest.param("NVIDIA-A100-SXM4-80GB-MIG-1g.10gb", id="a part of one"),
+        pytest.param("NVIDIA-A100-80GB-PCIe-SHARED", id="a shared one"),
+        pytest.param("H100", id="80 or 94 GB"),
+        pytest.param("p5.48xlarge", id="an instance"),
+        pytest.param("", id="nothing"),
+    ],
+)
+def test_labels_that_name_no_gpu(label):
+    assert gpu_told(label) is None

@@ -23,6 +23,7 @@ from vllm_capacity.figures.losses import Lost
 from vllm_capacity.figures.traffic import Failures
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.bill import Costs
+from vllm_capacity.verdicts.hardware.unloaded import ByArithmetic
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.saturation.fit import Saturation, Stretch
 
@@ -92,6 +93,7 @@ ANSWER = Answer(
         capacity_running_requests=estimate(27.0, 25.0, 29.0),
         headroom_ratio=estimate(0.333, 0.31, 0.355),
     ),
+    by_arithmetic=ByArithmetic.silent("the capacity was found from the telemetry"),
     cost=Costs(
         allocation_usd=estimate(2.0),
         usd_per_request=estimate(0.001),

@@ -32,6 +32,7 @@ from vllm_capacity.render.charts import charts_of
 from vllm_capacity.render.charts.base import Chart
 from vllm_capacity.verdicts.demand.forecast import Ahead, DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Option
+from vllm_capacity.verdicts.hardware.interactivity import P95, GpuCurve, GpuLoad, Interactivity
 from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.loads import LoadLevels
@@ -82,6 +83,7 @@ def option(gpu: str, worth: Estimate, reason: str = "") -> Option:
         dtype="bf16",
         price_row=PRICED,
         usd_per_gpu_hour=unknown(reason) if reason else estimate(1.5, 1.2, 2.5),
+        throughput_ratio=estimate(2.0, 1.5, 2.6),
         slo_output_tokens_per_second=estimate(300.0),
         tokens_per_usd=worth,
         usd_per_request=estimate(0.001),
@@ -122,6 +124,26 @@ AHEAD = DemandAhead(
     reason="",
 )
 NONE_AHEAD = DemandAhead(None, "", None, "the reason")
+INTERACTIVITY = Interactivity(
+    tuple(
+        GpuCurve(
+            gpu,
+            P95,
+            is_measured=True,
+            loads=tuple(
+                GpuLoad(
+                    running,
+                    estimate(300.0 * running),
+                    estimate(itl * running, 0.9 * itl * running, 1.2 * itl * running),
+                    estimate(usd / running, 0.8 * usd / running, 1.3 * usd / running),
+                )
+                for running in (1.0, 4.0, 16.0)
+            ),
+        )
+        for gpu, itl, usd in (("A100-80GB-PCIe", 0.01, 3.0), ("H100-80GB-SXM", 0.005, 4.0))
+    ),
+    itl_target_seconds=0.1,
+)
 PLAN = Plan(
     window=ANSWER.window,
     policy=Policy(),
@@ -133,9 +155,13 @@ PLAN = Plan(
     usd_per_month=estimate(3000.0),
     queue_check=None,
     sensitivity=CASES,
+    gpu="A100-80GB-PCIe",
     model="a model",
     options=OPTIONS,
     options_reason="",
+    options_basis="",
+    choices=(),
+    interactivity=INTERACTIVITY,
     forecast=AHEAD,
     surplus=Surplus(
         replicas=4.0,
@@ -163,6 +189,7 @@ NO_PLAN = replace(
     sensitivity={"now": unknown("the reason")},
     options=(),
     options_reason="the reason",
+    interactivity=Interactivity((), "the reason"),
     forecast=NONE_AHEAD,
 )
 

@@ -100,10 +100,36 @@ def test_ranking_of_nothing_but_rejected_gpus_still_lists_them():
 
 
 @pytest.mark.parametrize(
-    "draw", [charts.tokens_per_dollar, charts.replicas_by_case], ids=["GPUs", "replicas"]
+    "draw",
+    [charts.tokens_per_dollar, charts.replicas_by_case, charts.cost_by_itl],
+    ids=["GPUs", "replicas", "ITL"],
 )
 def test_plan_without_rows_has_the_plan_s_reason(draw):
     assert notes_of(draw(NO_PLAN).to_dict())["empty"] == "Not known: the reason."
+
+
+def test_a_gpu_says_how_near_it_is_to_what_was_measured():
+    near = replace(OPTIONS[0], label="near")
+    spec = charts.tokens_per_dollar([near, *OPTIONS[1:]]).to_dict()
+    assert text_of(spec)[0]["lines"] == "H100-80GB-SXM, near: 0.800 (between 0.600 and 0.900)"
+
+
+def test_cost_at_the_same_itl_has_its_target_and_intervals():
+    spec = spec_of("cost_by_itl")
+    assert caption(spec).replace("\N{NO-BREAK SPACE}", " ") == (
+        "Cheapest within the ITL target of 100 ms: H100-80GB-SXM, $0.250 (between $0.200 and "
+        "$0.325) per million output tokens; each load of this window, moved to the other GPUs"
+    )
+    assert rows_with(spec, "target") == [
+        {"name": "p95 target 100\N{NO-BREAK SPACE}ms", "target": 0.1}
+    ]
+    assert len(notes_of(spec)["table"]["rows"]) == 6
+    assert "p95 ITL, milliseconds (log scale)" in json.dumps(spec)
+
+
+def test_no_gpu_may_meet_the_target():
+    slow = replace(PLAN.interactivity, itl_target_seconds=0.001)
+    assert caption(charts.cost_by_itl(slow).to_dict()).startswith("No GPU meets the ITL target")
 
 
 def test_unknown_case_is_a_line_with_its_reason():

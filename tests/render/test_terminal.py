@@ -120,7 +120,7 @@ def test_environment_changes_nothing(sweep, monkeypatch):
 def test_dollars_without_a_price_say_whose_price_they_are_at(sweep):
     found = Analysis.of(sweep)
     request = PlanRequest(from_gpu="A100-80GB-PCIe", model="openai/gpt-oss-20b")
-    text = plan_text(found, plan(found, request), here="A100-80GB-PCIe")
+    text = plan_text(found, plan(found, request))
     assert "cost per month, at a list price" in " ".join(text.split())
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vllm_capacity.assumptions import Assumptions, Slo, pricing
-from vllm_capacity.cli.settings import PriceSettings, setting_options, taken
+from vllm_capacity.assumptions import Assumptions, Hardware, Slo, pricing
+from vllm_capacity.cli.settings import HardwareSettings, PriceSettings, setting_options, taken
 from vllm_capacity.errors import InputError
 from vllm_capacity.interface import version_1
 from vllm_capacity.record import SCHEMA_VERSION, plain
@@ -86,7 +86,7 @@ def range_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def assumption_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What an analysis takes beside its window, on a command."""
-    return range_options(_EXACT(setting_options(PriceSettings, Slo)(command)))
+    return range_options(_EXACT(setting_options(PriceSettings, Slo, HardwareSettings)(command)))
 
 
 def price_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,10 +100,12 @@ def assumptions_of(given: Mapping[str, Any]) -> Assumptions:
     if len(ways := _ways(price)) > 1:
         named = " and ".join("--" + way.replace("_", "-") for way in ways)
         raise InputError(f"The price is given by {named}; give it one way.")
+    hardware = taken(HardwareSettings, given)
     paid = price.price if price.usd_per_hour is None else price.usd_per_hour
     return Assumptions(
         pricing(paid, gpus_per_engine=price.gpus_per_engine, price_rules=price.fleet),
         taken(Slo, given),
+        Hardware(hardware.gpu, hardware.model),
     )
 
 

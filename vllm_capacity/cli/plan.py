@@ -17,9 +17,7 @@ from vllm_capacity.cli.options import bounded, columns
 
 @click.command(short_help="GPUs, replicas and cost per month for a window's load.")
 @window_options
-@click.option("--gpu", help="What it ran on, such as A100-80GB-PCIe; vLLM does not export it.")
 @click.option("--gpus", "to_gpus", help="GPUs to compare, by commas; else all that are known.")
-@click.option("--model", help="Its name in data/llms.csv, where the served name is none.")
 @click.option(
     "--demand",
     type=float,
@@ -62,9 +60,7 @@ from vllm_capacity.cli.options import bounded, columns
 def plan(
     argument: str | None,
     window: str | None,
-    gpu: str | None,
     to_gpus: str | None,
-    model: str | None,
     demand: float | None,
     headroom: float,
     spares: int,
@@ -78,17 +74,13 @@ def plan(
 
     WINDOW is a path, or a name.
     """
-    from vllm_capacity.facts.gpus import find_gpu  # polars, duckdb and all: not for --help
-    from vllm_capacity.plan import PlanRequest
+    from vllm_capacity.plan import PlanRequest  # polars, duckdb and all: not for --help
     from vllm_capacity.plan import plan as plan_of
     from vllm_capacity.verdicts.sizing import Policy
 
-    here = find_gpu(gpu).label if gpu is not None else ""
     request = PlanRequest(
         demand_requests_per_second=demand,
-        from_gpu=gpu,
         to_gpus=() if to_gpus is None else tuple(name.strip() for name in to_gpus.split(",")),
-        model=model,
         policy=Policy(headroom, spares, startup_seconds, growth_per_hour),
     )
     analysis = analysis_of(one_window(argument, window), given)
@@ -98,4 +90,4 @@ def plan(
         return
     from vllm_capacity.render.terminal import plan_text
 
-    click.echo(plan_text(analysis, found, here=here, width=columns()), nl=False)
+    click.echo(plan_text(analysis, found, width=columns()), nl=False)

@@ -23,6 +23,7 @@ from vllm_capacity.cli.nights import Night, missing_days, night
 from vllm_capacity.cli.options import progress_bar
 from vllm_capacity.cli.settings import (
     DaySettings,
+    HardwareSettings,
     PageSettings,
     PriceSettings,
     SourceSettings,
@@ -48,7 +49,7 @@ from vllm_capacity.resources import shipped
 @window_options
 @setting_options(SourceSettings, DaySettings)
 @range_options
-@setting_options(PriceSettings, Slo, PageSettings, UsageSettings)
+@setting_options(PriceSettings, Slo, HardwareSettings, PageSettings, UsageSettings)
 @click.option(
     "-p",
     "--parameter",
@@ -190,6 +191,7 @@ def _parameters(
     pairs: tuple[str, ...], given: Mapping[str, Any], page: PageSettings
 ) -> dict[str, object]:
     """The notebook's parameters that options give, then those of `-p`; InputError for both."""
+    hardware = taken(HardwareSettings, given)
     price, slo, days = taken(PriceSettings, given), taken(Slo, given), taken(DaySettings, given)
     usage = taken(UsageSettings, given)
     options: dict[str, object] = {
@@ -207,8 +209,8 @@ def _parameters(
         "usage_models": usage.models or None,
         "usage_log_format": usage.log_format,
         "idle": None if usage.idle == UsageSettings.idle else usage.idle,
-        "gpu": page.gpu,
-        "model": page.model,
+        "gpu": hardware.gpu,
+        "model": hardware.model,
     }
     by_pair = given_parameters(pairs)
     by_option = {name: value for name, value in options.items() if value is not None}

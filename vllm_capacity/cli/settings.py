@@ -92,6 +92,12 @@ def _check_gpu(name: str) -> None:
     find_gpu(name)
 
 
+def _check_model(name: str) -> None:
+    from vllm_capacity.facts.llms import find_llm
+
+    find_llm(name)
+
+
 def _check_thresholds(changes: tuple[str, ...]) -> None:
     from vllm_capacity.cli.alerts import changed_rules
 
@@ -278,6 +284,28 @@ class PriceSettings:
 
 
 @dataclass(frozen=True)
+class HardwareSettings:
+    """[hardware]: what engines run on and serve, where labels of their targets do not say so."""
+
+    gpu: str | None = field(
+        default=None,
+        metadata=_about(
+            "--gpu",
+            "What it ran on, such as A100-80GB-PCIe; vLLM does not export it.",
+            check=_check_gpu,
+        ),
+    )
+    model: str | None = field(
+        default=None,
+        metadata=_about(
+            "--model",
+            "Its name in data/llms.csv, where the served name is none.",
+            check=_check_model,
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class PageSettings:
     """[report]: where pages go, and what they are made with."""
 
@@ -324,21 +352,9 @@ class PageSettings:
             is_flag=True,
         ),
     )
-    gpu: str | None = field(
-        default=None,
-        metadata=_about(
-            "--gpu",
-            "What it ran on, such as A100-80GB-PCIe; vLLM does not export it.",
-            check=_check_gpu,
-        ),
-    )
     group: str | None = field(
         default=None,
         metadata=_about("--by", "A table by this label, too, such as team or namespace.", key="by"),
-    )
-    model: str | None = field(
-        default=None,
-        metadata=_about("--model", "Its name in data/llms.csv, where the served name is none."),
     )
 
 
@@ -472,6 +488,7 @@ SECTIONS: Mapping[str, type] = {
     "days": DaySettings,
     "price": PriceSettings,
     "slo": Slo,
+    "hardware": HardwareSettings,
     "report": PageSettings,
     "cost": CostSettings,
     "usage": UsageSettings,

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from vllm_capacity.assumptions import pricing
 from vllm_capacity.cli.options import bounded, columns
 from vllm_capacity.render.terminal import whatif_text
 from vllm_capacity.verdicts.hardware.elsewhere import answer_elsewhere
@@ -84,6 +85,8 @@ from vllm_capacity.verdicts.hardware.question import question_of
 )
 @click.option("--engine-version", default=None, help="vLLM version measured, as 0.18.0.")
 @click.option("--to-engine-version", default=None, help="vLLM version asked about.")
+@click.option("--usd-per-hour", help="Price of a GPU measured on, an hour: 1.64, 1.2 to 1.9.")
+@click.option("--to-usd-per-hour", help="That of a GPU asked about; default: the price list's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
 def whatif(
     model: str,
@@ -104,6 +107,8 @@ def whatif(
     to_gpus: int | None,
     engine_version: str | None,
     to_engine_version: str | None,
+    usd_per_hour: str | None,
+    to_usd_per_hour: str | None,
     as_json: bool,
 ) -> None:
     """Throughput and latencies on another GPU: low, mid, high, and what they rest on.
@@ -111,7 +116,8 @@ def whatif(
     Say what load it was measured under where you know it (--clients or --requests-per-second): the
     other GPU is then asked under the same, or under --at-clients or --at-requests-per-second (on
     the same GPU, too). Else the rate itself has to tell a light load from a full one. A refusal is
-    an answer too: not known, with its reason, exit status 0.
+    an answer too: not known, with its reason, exit status 0. Where both have a price, it says which
+    gives more tokens per dollar, and at which price or error of the estimate that flips.
     """
     question = question_of(
         model=model,
@@ -135,6 +141,8 @@ def whatif(
         to_gpus=to_gpus,
         engine_version=engine_version,
         to_engine_version=to_engine_version,
+        usd_per_gpu_hour=pricing(usd_per_hour).usd_per_gpu_hour,
+        to_usd_per_gpu_hour=pricing(to_usd_per_hour).usd_per_gpu_hour,
     )
     if as_json:
         click.echo(json.dumps(found.as_dict(), ensure_ascii=False))

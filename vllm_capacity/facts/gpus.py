@@ -8,7 +8,8 @@ the table is unknown, not zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,11 @@ from vllm_capacity.facts.tables import (
 GIB = 2**30
 ANY_FORM = ("any", "(not stated)")
 """What a row says where the form factor is not known."""
+
+_MEMORY = re.compile(r"\d+gb")
+_FORM_WORDS = {"sxm": "SXM", "pcie": "PCIe", "nvl": "NVL", "hbm3": "SXM"}
+"""What a label says of a form factor; of NVIDIA's names only SXM modules say HBM3."""
+_PARTS = frozenset(("mig", "shared"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +201,49 @@ def find_gpu(name: str) -> GpuSpan:
         f"No GPU {name!r} in data/gpu_specs.csv{near}. "
         "Name it gpu-form_factor, or gpu-any for every form factor."
     )
+
+
+def gpu_told(label: str) -> GpuSpan | None:
+    """The GPU that a label of a target names; None where it names none of ours, or several.
+
+    As people write it (`A100-80GB-PCIe`), or as NVIDIA's GPU feature discovery and DCGM do
+    (`NVIDIA-H100-80GB-HBM3`, `Tesla-T4`). A label without a form factor stands for all of them. A
+    part of a GPU, or a shared one, is none.
+    """
+    try:
+        return find_gpu(label)
+    except InputError:
+        words = re.findall(r"[a-z0-9]+", label.lower())
+    if _PARTS & set(words):
+        return None
+    found = [row for row in gpus() if _is_told(row, words)]
+    longest = max((len(_chip(row)) for row in found), default=0)
+    found = [row for row in found if len(_chip(row)) == longest]
+    if not found or len({row.gpu for row in found}) > 1:
+        return None
+    return find_gpu(found[0].name if len(found) == 1 else found[0].gpu)
+
+
+def _chip(row: Gpu) -> list[str]:
+    """The words of a GPU's name that are not its memory: `rtx`, `pro`, `6000`."""
+    words = row.gpu.lower().split("-")
+    return [word for word in words if not _MEMORY.fullmatch(word)]
+
+
+def _is_told(row: Gpu, words: Sequence[str]) -> bool:
+    """Whether a label of these words may mean the row: nothing that both say differs."""
+    if not set(_chip(row)) <= set(words):
+        return False
+    said, named = (
+        {word for word in each if _MEMORY.fullmatch(word)}
+        for each in (words, row.gpu.lower().split("-"))
+    )
+    if said and named and not said & named:
+        return False
+    for word, form in _FORM_WORDS.items():
+        if any(each.startswith(word) for each in words) and row.form_factor != form:
+            return False
+    return True
 
 
 def gpu_names() -> tuple[str, ...]:

@@ -359,6 +359,24 @@ def sound_total(increases: Sequence[Increase], time_range: TimeRange) -> float |
     return total if 0 <= total <= longest else None
 
 
+@dataclass(frozen=True)
+class MeanLatency:
+    """The means over all requests and tokens, in seconds; None where not observed, or not sound."""
+
+    ttft_seconds: float | None
+    itl_seconds: float | None
+
+
+def mean_latency(increases: Sequence[Increase], time_range: TimeRange) -> MeanLatency:
+    """The mean TTFT and ITL that histograms observed: their sum ÷ their count."""
+    means = []
+    for metric in (TTFT, ITL):
+        own = [each for each in increases if each.metric == metric]
+        total, count = sound_total(own, time_range), sum(each.count for each in own)
+        means.append(total / count if total is not None and count else None)
+    return MeanLatency(*means)
+
+
 PHASES = {"queue": QUEUE, "prefill": PREFILL, "decode": DECODE}
 
 

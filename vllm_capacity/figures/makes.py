@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from vllm_capacity.facts.metrics import CACHE_CONFIG, GENERATION_TOKENS
+from vllm_capacity.facts.gpus import GpuSpan, gpu_told
+from vllm_capacity.facts.metrics import CACHE_CONFIG, DRAFT_TOKENS, GENERATION_TOKENS
 from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.window import Window
 
@@ -35,6 +36,21 @@ class Make:
     kv_blocks: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     rate: tuple[float, float] | None = None
+
+    @property
+    def gpu(self) -> GpuSpan | None:
+        """The GPU that its labels name; None where they name none, or several."""
+        told = (
+            gpu_told(self.settings[name]) for name in sorted(_GPU_LABELS & self.settings.keys())
+        )
+        spans = {span.name: span for span in told if span is not None}
+        return next(iter(spans.values())) if len(spans) == 1 else None
+
+    @property
+    def kv_tokens(self) -> float | None:
+        """How many tokens its KV cache holds, as it says itself; None where it does not."""
+        block = _number(self.settings.get("block_size"))
+        return None if self.kv_blocks is None or block is None else self.kv_blocks * block
 
     def is_like(self, other: Make) -> bool:
         """Whether no setting of both contradicts that they are replicas of one another."""
@@ -92,6 +108,12 @@ def target_labels(window: Window) -> dict[str, dict[str, str]]:
     """
     found = _labels(window, [TARGET_INFO])
     return {instance: labels for (instance, _), labels in found.items()}
+
+
+def speculating(window: Window) -> frozenset[tuple[str, str | None]]:
+    """The engines that draft tokens, by instance and engine: only they have such counters."""
+    rows = window.named_sql("figures", "makes", metrics=[DRAFT_TOKENS])
+    return frozenset((instance, engine) for instance, engine, _ in rows.iter_rows())
 
 
 def _labels(window: Window, metrics: Sequence[str]) -> dict[tuple[str, str | None], dict[str, str]]:

@@ -16,6 +16,7 @@ from vllm_capacity.facts.llms import Llm
 from vllm_capacity.plan import Plan
 from vllm_capacity.render.numbers import count, minute_of, number, percent, seconds, value
 from vllm_capacity.render.prose import verdict as prose
+from vllm_capacity.render.sections.choice import choice_sentences, choice_text
 from vllm_capacity.render.sections.cost import bill_table, groups_table
 from vllm_capacity.render.sections.header import (
     price_text,
@@ -24,6 +25,7 @@ from vllm_capacity.render.sections.header import (
     window_line,
 )
 from vllm_capacity.render.sections.plan import (
+    arithmetic_text,
     forecast_table,
     gpu_table,
     method_text,
@@ -114,22 +116,21 @@ def cost_text(analysis: Analysis, *, by: str = "engine", width: int = _WIDTH) ->
         _paragraphs(title, width),
         bill_table(analysis, by).to_text(width),
         _paragraphs(surplus_text(analysis.surplus()).sentences, width),
+        _paragraphs(arithmetic_text(analysis).sentences, width),
     )
 
 
-def plan_text(analysis: Analysis, plan: Plan, *, here: str = "", width: int = _WIDTH) -> str:
-    """What is needed, under which doubts, on which GPUs, for how long.
-
-    `here` is the GPU that the window ran on, as options name it; empty where nobody said.
-    """
+def plan_text(analysis: Analysis, plan: Plan, *, width: int = _WIDTH) -> str:
+    """What is needed, under which doubts, on which GPUs, for how long."""
     title = [*_title(analysis), *_simulated(analysis)]
     return _page(
         _paragraphs(title, width),
-        sizing_table(plan, here).to_text(width),
+        sizing_table(plan).to_text(width),
         _paragraphs(surplus_text(plan.surplus).sentences, width),
+        _paragraphs(arithmetic_text(analysis).sentences, width),
         _paragraphs(queue_check(plan).sentences, width),
         "What if?\n" + sensitivity_table(plan).to_text(width),
-        "Which GPUs?\n" + _gpus(plan, here, width),
+        "Which GPUs?\n" + _gpus(plan, width),
         "For how long is it enough?\n" + forecast_table(plan).to_text(width),
     )
 
@@ -153,8 +154,11 @@ def whatif_text(found: WhatIf, *, where: str, width: int = _WIDTH) -> str:
             Figure("mean ITL", found.itl_seconds, seconds),
             Figure("mean TTFT", found.ttft_seconds, seconds),
         ]
-    whole = figures_table(figures, caption=where).to_text(width)
-    return _page(whole, _splits(found, width)) if found.splits else whole
+    return _page(
+        figures_table(figures, caption=where).to_text(width),
+        _splits(found, width) if found.splits else "",
+        wrapped(choice_sentences(found.choice), width) if found.choice else "",
+    )
 
 
 def _splits(found: WhatIf, width: int) -> str:
@@ -270,18 +274,19 @@ def _paragraphs(sentences: Sequence[str], width: int) -> str:
     return "".join(wrapped(each, width) for each in sentences)
 
 
-def _gpus(plan: Plan, here: str, width: int) -> str:
+def _gpus(plan: Plan, width: int) -> str:
     """The GPUs compared, the prices of the own and of the best other one, those not compared."""
     if not plan.options:
         return wrapped(f"None compared: {plan.options_reason}", width)
     known = plan.comparable
-    own = [each for each in known if each.gpu == here]
-    best = [each for each in known if each.gpu != here][:1]
+    own = [each for each in known if each.gpu == plan.gpu]
+    best = [each for each in known if each.gpu != plan.gpu][:1]
     prices = [f"Price of {each.gpu}: {each.price_row}" for each in (*own, *best)]
     compared = f"{plan.model}, weights as {known[0].dtype}\n" if known else ""
     return _page(
         compared + gpu_table(plan.options).to_text(width, notes=False),
         "".join(wrapped(each, width, indent=2) for each in prices),
+        _paragraphs(choice_text(plan).sentences, width),
         rejected_table(plan.options).to_text(width) if len(known) < len(plan.options) else "",
     )
 

@@ -15,6 +15,7 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.plan import Plan
 from vllm_capacity.render import quick_jsonschema  # noqa: F401  before altair
 from vllm_capacity.render.charts import cost as _cost
+from vllm_capacity.render.charts import gpus as _gpus
 from vllm_capacity.render.charts import latency as _latency
 from vllm_capacity.render.charts import plan as _plan
 from vllm_capacity.render.charts import regimes as _regimes
@@ -25,7 +26,7 @@ from vllm_capacity.render.charts.base import Chart
 
 Draw = Callable[..., Chart]
 
-_MODULES = (_traffic, _latency, _regimes, _saturation, _cost, _weeks, _plan)
+_MODULES = (_traffic, _latency, _regimes, _saturation, _cost, _weeks, _plan, _gpus)
 CHARTS: Mapping[str, Draw] = {
     name: draw
     for module in _MODULES

@@ -46,7 +46,7 @@ _LEAST_HOURS = 24
 _TOO_SHORT = "Needs at least 24 h of data; this window has {}."
 _ENDS = {"low": pl.Float64, "mid": pl.Float64, "high": pl.Float64}
 _OPTIONS = {
-    **{name: pl.String for name in ("gpu", "dtype", "price_row", "name", "note")},
+    **{name: pl.String for name in ("gpu", "dtype", "price_row", "label", "name", "note")},
     **_ENDS,
     **{name: pl.Float64 for name in ("usd_per_gpu_hour", "replicas", "usd_per_month")},
 }
@@ -85,6 +85,7 @@ def tokens_per_dollar(plan: Plan | Sequence[Option]) -> Chart:
         DataColumn("usd_per_gpu_hour", "per GPU-hour", usd, "$.3r"),
         DataColumn("replicas", "replicas", count, ",.0f"),
         DataColumn("usd_per_month", "per month", usd, "$,.3~r"),
+        DataColumn("label", "label", str, ""),
         DataColumn("price_row", "price", str, ""),
         DataColumn("note", "rejected because", str),
     ]
@@ -206,11 +207,17 @@ def _option_frame(options: Sequence[Option]) -> pl.DataFrame:
         "usd_per_gpu_hour": [each.usd_per_gpu_hour.mid for each in options],
         "replicas": [each.replicas.mid for each in options],
         "usd_per_month": [each.usd_per_month.mid for each in options],
-        "name": [f"{each.gpu}: {sure(each.tokens_per_usd, _millions)}" for each in options],
+        "label": [each.label or None for each in options],
+        "name": [f"{_named(each)}: {sure(each.tokens_per_usd, _millions)}" for each in options],
         "note": [None if each.is_comparable else _why_rejected(each) for each in options],
         **_ends(each.tokens_per_usd for each in options),
     }
     return pl.DataFrame(columns, schema_overrides=_OPTIONS)
+
+
+def _named(option: Option) -> str:
+    """The GPU, and how near to it is what was measured."""
+    return f"{option.gpu}, {option.label}" if option.label else option.gpu
 
 
 def _grouped(rejected: Iterable[Option]) -> pl.DataFrame:

@@ -17,6 +17,7 @@ from vllm_capacity.render.numbers import (
     percent,
     plural,
     reason,
+    seconds,
     sure,
     usd,
     usd_per_thousand,
@@ -25,6 +26,7 @@ from vllm_capacity.render.numbers import (
 from vllm_capacity.render.prose.verdict import LIMITS, REGIMES, SIGNS, is_extrapolated
 from vllm_capacity.verdicts.demand.forecast import DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Option
+from vllm_capacity.verdicts.hardware.interactivity import Interactivity
 from vllm_capacity.verdicts.saturation.regimes import IDLE
 
 
@@ -238,6 +240,20 @@ def options_found(known: Sequence[Option], *, rejected: int) -> str:
         overlapping = count(sum(each.may_equal(best) for each in others))
         parts.append(f"the intervals of {overlapping} of {count(len(others))} others overlap it")
     return "; ".join([*parts, refused] if refused else parts)
+
+
+def interactivity_found(found: Interactivity) -> str:
+    """Which GPU is cheapest at the target, or over all loads, and where its curve is from."""
+    source = "loads by arithmetic from the one that was seen"
+    if found.curves[0].is_measured:
+        source = "each load of this window, moved to the other GPUs"
+    target = found.itl_target_seconds
+    costs = {curve.gpu: cost for curve in found.curves if (cost := curve.cheapest(target))}
+    if not costs:
+        return f"No GPU meets the ITL target of {seconds(target or 0.0)} at these loads; {source}"
+    best = min(costs, key=lambda gpu: costs[gpu].mid or 0.0)
+    within = "" if target is None else f" within the ITL target of {seconds(target)}"
+    return f"Cheapest{within}: {best}, {sure(costs[best], usd)} per million output tokens; {source}"
 
 
 def cases_found(known: Mapping[str, Estimate]) -> str:

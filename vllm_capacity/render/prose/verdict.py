@@ -15,16 +15,19 @@ from vllm_capacity.render.engines import short_names
 from vllm_capacity.render.numbers import (
     Write,
     between,
+    count,
     number,
     percent,
     plural,
     reason,
+    seconds,
     sure,
     usd,
     usd_per_thousand,
     value,
 )
 from vllm_capacity.verdicts.fleet import EngineRow
+from vllm_capacity.verdicts.hardware.unloaded import ByArithmetic
 from vllm_capacity.verdicts.saturation.advice import KV_MEMORY, REPLICAS
 from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED
 from vllm_capacity.verdicts.saturation.fit import BORROWED, EXTRAPOLATED, Saturation
@@ -79,13 +82,15 @@ def verdict(
     """Four sentences: cost per request, utilization, bottleneck and headroom, what to do next.
 
     One more, first, where the telemetry was simulated; one on the `engines` of a fleet whose idle
-    time cost most; and one before the last where latency targets were missed, or allow less than
+    time cost most; one by arithmetic, on a server that was never loaded and whose GPU and model are
+    known; and one before the last where latency targets were missed, or allow less than
     the server can do.
     """
     sentences = [SIMULATED] if is_simulated else []
     targets = within_targets(answer)
     cost = f"{_whole_bill(answer)}{_cost(answer)}"
     body = [cost, _utilization(answer), *waste(engines), _bottleneck(answer)]
+    body += [by_arithmetic(answer)] if by_arithmetic(answer) else []
     return [*sentences, *body, *([targets] if targets else []), _next(answer)]
 
 
@@ -105,6 +110,53 @@ def waste(engines: Sequence[EngineRow]) -> list[str]:
     )
     more = f", and {plural(len(idle) - len(most), 'more engine')}" if len(idle) > len(most) else ""
     return [f"Unused capacity by engine: {costs}{more}."]
+
+
+def by_arithmetic(answer: Answer) -> str:
+    """What arithmetic says beside the bound of a server never loaded; empty where it is silent."""
+    found = answer.by_arithmetic
+    if found.capacity.is_unknown or found.running_requests is None or found.itl_seconds is None:
+        return ""
+    running = f"{number(found.running_requests)} running requests"
+    if round(found.running_requests, 2) == 1:
+        running = "1 running request"
+    text = (
+        f"By arithmetic, corrected by your ITL of {seconds(found.itl_seconds)} at "
+        f"{running}, capacity on {found.gpu} is "
+        f"{sure(found.capacity, number)} output tokens/s{_admitted(found)}"
+    )
+    if not found.utilization.is_unknown:
+        text += f": utilization was {sure(found.utilization, percent)}"
+    idle, bill = found.idle_usd, answer.cost.allocation_usd
+    if not idle.is_unknown and bill.mid is not None:
+        text += f", and {sure(idle, usd)} of the {usd(bill.mid)} bill bought capacity nobody used"
+    return f"{text}.{_can_go(answer)}"
+
+
+def _admitted(found: ByArithmetic) -> str:
+    """The load that a capacity by arithmetic is of, and what that rests on; empty for a bound."""
+    running = found.capacity_running_requests
+    if found.capacity.is_bound or running is None:
+        return ""
+    return f" at {count(running)} running requests (KV memory, vLLM's default max_num_seqs)"
+
+
+def _can_go(answer: Answer) -> str:
+    """How many replicas can go by arithmetic; empty where that is none, or not known."""
+    found = answer.by_arithmetic
+    many, money = found.removable_replicas, found.saved_usd_per_day
+    if not many.low or answer.window.engines < 2:
+        return ""
+    saved = "" if not money.low else f", which saves {_range(money, usd)} per day"
+    return f" By it, {_range(many, count)} replicas can go{saved}."
+
+
+def _range(found: Estimate, write: Write) -> str:
+    """From its low to its high end, or at least the low one."""
+    low, high = write(found.low or 0.0), write(found.high or 0.0)
+    if found.high is None:
+        return f"at least {low}"
+    return low if low == high else f"{low} to {high}"
 
 
 def within_targets(answer: Answer) -> str:

@@ -4,6 +4,7 @@ Each function takes an analysis, or a plan, and gives back something that Jupyte
 terminal show.
 """
 
+from vllm_capacity.render.sections.choice import choice_text
 from vllm_capacity.render.sections.claim import (
     claim_at_prices,
     claim_table,
@@ -37,6 +38,7 @@ from vllm_capacity.render.sections.latency import (
     traffic_table,
 )
 from vllm_capacity.render.sections.plan import (
+    arithmetic_text,
     forecast_table,
     gpu_table,
     plan_verdict,
@@ -70,11 +72,13 @@ from vllm_capacity.verdicts.cost.comparisons import Claim
 __all__ = [
     "Claim",
     "adapter_table",
+    "arithmetic_text",
     "bill_table",
     "break_even_table",
     "capacity_table",
     "capture_verdict",
     "captures_compared",
+    "choice_text",
     "claim_at_prices",
     "claim_table",
     "claim_verdict",

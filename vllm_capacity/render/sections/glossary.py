@@ -50,6 +50,7 @@ from vllm_capacity.verdicts import sizing
 from vllm_capacity.verdicts.cost import bill as cost
 from vllm_capacity.verdicts.cost import idle
 from vllm_capacity.verdicts.demand import forecast, weeks
+from vllm_capacity.verdicts.hardware import choice, interactivity, unloaded
 from vllm_capacity.verdicts.hardware import compare as options
 from vllm_capacity.verdicts.quality import report as quality
 from vllm_capacity.verdicts.saturation import advice, capacity, plateau, regimes, slo
@@ -535,6 +536,45 @@ DEFINITIONS: tuple[Definition, ...] = (
         (options.whatif_table,),
         (_increase(*_TOKENS), *_STEPS),
         ("plan.options",),
+    ),
+    Definition(
+        "choice",
+        "What would change the choice of a GPU",
+        "Of two GPUs, tokens per dollar of one ÷ those of the other: throughputs' ratio × prices'. "
+        "The price at which that is 1 is where the order flips; the "
+        "error of the throughput ratio at which it is 1, at the middle of both prices, is compared "
+        "with its 90 % band. What is uncertain about the rate they are scaled from is in neither.",
+        (choice.choice,),
+        (_increase(*_TOKENS), *_STEPS),
+        ("plan.choices",),
+    ),
+    Definition(
+        "interactivity",
+        "Cost at the same interactivity",
+        "At each load: price × GPUs ÷ output tokens per hour, against inter-token latency. Each "
+        "measured load is moved to the other GPU by itself; where the window saw but a light load, "
+        "others are reckoned from it by the step times of each GPU.",
+        (interactivity.gpu_curves,),
+        (_increase(*_TOKENS), *_STEPS),
+        ("plan.interactivity",),
+    ),
+    Definition(
+        "by_arithmetic",
+        "Capacity by arithmetic",
+        "Where the telemetry only bounds the capacity, and GPU and model are known: what the "
+        "step times of that GPU give with as many running requests as its KV cache admits, × the "
+        "measured ÷ the calculated time per token at the light load that was seen. Of more than 32 "
+        "× as many requests as ran it says no more than “at least”. The band is the measured error "
+        "of that on published sweeps, from their lightest loads to heavier ones. Utilization, "
+        "headroom, idle dollars and replicas that can go follow as from a measured capacity, "
+        "latency targets left out. Nothing is said where prompts came from a cache (over 20 %), "
+        "with speculative decoding, or where the server was seen to do more.",
+        (unloaded.reckoned,),
+        (_increase(*_TOKENS), *_STEPS),
+        (
+            "by_arithmetic",
+            "plan.capacity_by_arithmetic_output_tokens_per_second",
+        ),
     ),
     Definition(
         "forecast",

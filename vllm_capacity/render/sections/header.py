@@ -22,6 +22,7 @@ from vllm_capacity.render.numbers import (
     percent,
     plural,
     span,
+    sure,
     usd,
     usd_per_thousand,
     value,
@@ -210,8 +211,16 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
         million, "Cost per million output tokens", getattr(cost, million), usd, "", RATES
     )
     tokens = _Figure("tokens_per_usd", "Tokens per dollar", cost.tokens_per_usd, number, "", RATES)
-    utilization = _Figure("utilization", "Utilization", used, percent, "of capacity")
+    utilization = _Figure(
+        "utilization",
+        "Utilization",
+        used,
+        percent,
+        "of capacity",
+        note=_reckoned(answer, "utilization"),
+    )
     room = _Figure("headroom_ratio", "Headroom", headroom, percent, "of capacity", note=served)
+    reckoned = _reckoned(answer, "headroom_ratio")
     within = _Figure(
         "ttft_attainment", "TTFT within target", met, percent, "of requests", _TTFT_TARGET
     )
@@ -226,7 +235,8 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
         "of the throughput that meets them",
         note=served,
     )
-    bare = replace(room, label="Headroom, ignoring latency targets", note="")
+    bare = replace(room, label="Headroom, ignoring latency targets", note=reckoned)
+    room = replace(room, note=served or reckoned)
     is_fleet, has_targets = answer.window.engines > 1, _has_targets(answer)
     if not is_fleet and not has_targets:
         return (per_request, per_million, tokens, utilization, room, within)
@@ -235,8 +245,14 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
         return (per_request, per_million, tokens, *rest)
     money = (bill, month, per_request, per_million, utilization)
     if not has_targets:
-        return (*money, replace(room, note=""))
+        return (*money, replace(room, note=reckoned))
     return (*money, within_targets, bare, within, tokens)
+
+
+def _reckoned(answer: Answer, name: str) -> str:
+    """A figure by arithmetic, to stand beside its bound; empty where arithmetic is silent."""
+    found: Estimate = getattr(answer.by_arithmetic, name)
+    return "" if found.is_unknown else f"By arithmetic: {sure(found, percent)}"
 
 
 def _has_targets(answer: Answer) -> bool:

@@ -22,6 +22,7 @@ from vllm_capacity.render.numbers import (
     usd,
     value,
 )
+from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.render.tables import (
     Cell,
     Column,
@@ -54,18 +55,22 @@ _MILLION = 1e6
 _SEVERAL = 1.5
 
 
-def sizing_table(plan: Plan, here: str = "") -> Table:
+def sizing_table(plan: Plan) -> Table:
     """Demand, the capacity of a replica, and how many replicas, GPUs and dollars that takes.
 
-    Without a price of its own, the cost is at the price of the option for the GPU `here`.
+    Without a price of its own, the cost is at the price of the option for the GPU that it ran on.
     """
     figures = [Figure(label, getattr(plan, name), w, unit) for label, name, w, unit in _NEEDS]
-    option = plan.option(here)
-    if option is not None and not plan.usd_per_month.is_known and option.usd_per_month.is_known:
-        figures[-1] = Figure("cost per month, at a list price", option.usd_per_month, usd)
+    option = plan.option(plan.gpu)
+    if option is not None and option.usd_per_month.is_known:
+        if plan.options_basis:
+            figures.append(Figure("replicas, by arithmetic", option.replicas, count))
+            figures.append(Figure("cost per month, by arithmetic", option.usd_per_month, usd))
+        elif not plan.usd_per_month.is_known:
+            figures[-1] = Figure("cost per month, at a list price", option.usd_per_month, usd)
     by_arithmetic = plan.capacity_by_arithmetic_output_tokens_per_second
-    if not plan.capacity_output_tokens_per_second.is_known and by_arithmetic.is_known:
-        words = "under more load, by arithmetic"
+    if not by_arithmetic.is_unknown:
+        words = "the same, by arithmetic"
         figures.insert(3, Figure(words, by_arithmetic, number, "output tokens/s"))
     return figures_table(figures)
 
@@ -85,6 +90,12 @@ def surplus_text(found: Surplus) -> Text:
     money = found.usd_per_day
     saved = "" if money.is_unknown else f": {_saved(money)} per day"
     return text(f"{many} of {there} replicas can go{saved}.", *_rests_on(found))
+
+
+def arithmetic_text(analysis: Analysis) -> Text:
+    """What arithmetic says of servers that were never loaded; empty where it is silent."""
+    sentence = prose.by_arithmetic(analysis.answer)
+    return text(sentence) if sentence else text()
 
 
 def _saved(money: Estimate) -> str:
@@ -278,23 +289,25 @@ def gpu_table(options: Sequence[Option]) -> Table:
     """The GPUs of a plan that can be compared, most tokens per dollar first."""
     columns = (
         Column("GPU", "gpu"),
-        Column("output tokens/s", "output_tokens_per_second", number, is_numeric=True),
         Column("$ per GPU-hour", "usd_per_gpu_hour", usd, is_numeric=True),
         Column("M tokens per $", "tokens_per_usd", _millions, is_numeric=True),
         Column("interval"),
         Column("replicas", "replicas", count, is_numeric=True),
         Column("$ per month", "usd_per_month", usd, is_numeric=True),
+        Column("label", "label"),
+        Column("output tokens/s", "output_tokens_per_second", number, is_note=True),
         Column("price, and what is assumed", "price", is_note=True),
     )
     rows = [
         (
             Cell(_name(each), each.gpu),
-            each.slo_output_tokens_per_second,
             each.usd_per_gpu_hour,
             each.tokens_per_usd,
             interval(each.tokens_per_usd, _millions),
             each.replicas,
             each.usd_per_month,
+            each.label,
+            each.slo_output_tokens_per_second,
             "; ".join(filter(None, (each.price_row, _assumed(each)))),
         )
         for each in options

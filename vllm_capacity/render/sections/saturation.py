@@ -54,9 +54,12 @@ def regime_table(analysis: Analysis) -> Table:
 def capacity_table(analysis: Analysis) -> Table:
     """Capacity, the load it is reached at, headroom, and throughput within the targets."""
     found, slo_throughput = analysis.saturation, analysis.slo.throughput
+    reckoned = analysis.by_arithmetic.capacity
+    by_arithmetic = Figure("capacity, by arithmetic", reckoned, number, "output tokens/s")
     return figures_table(
         (
             Figure("capacity", found.capacity, number, "output tokens/s"),
+            *([] if reckoned.is_unknown else [by_arithmetic]),
             Figure("reached at", found.capacity_running_requests, number, "running requests"),
             Figure("headroom, over the window", found.headroom_ratio, percent),
             Figure("throughput within targets", slo_throughput, number, "output tokens/s"),

@@ -37,13 +37,15 @@ class Candidate:
 class Option(Figures):
     """One row of the table. `reason` is empty for an option that can be had, else why not.
 
-    `label` says how near a published case is (`WhatIf`); empty where nothing is known.
+    `throughput_ratio` is its output over that of the GPU that was measured. `label` says how near a
+    published case is (`WhatIf`); empty where nothing is known.
     """
 
     gpu: str
     dtype: str
     price_row: str
     usd_per_gpu_hour: Estimate
+    throughput_ratio: Estimate
     slo_output_tokens_per_second: Estimate
     tokens_per_usd: Estimate
     usd_per_request: Estimate
@@ -136,6 +138,7 @@ def _option(
         dtype=candidate.dtype,
         price_row=candidate.price_row,
         usd_per_gpu_hour=candidate.usd_per_gpu_hour,
+        throughput_ratio=ratio,
         slo_output_tokens_per_second=capacity,
         tokens_per_usd=_inverse(per_token),
         usd_per_request=per_token.scaled(wanted.output_tokens),

@@ -12,13 +12,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.gpus import find_gpu
+from vllm_capacity.facts.prices import choose_price
 from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.verdicts.hardware.choice import Choice, choice
 from vllm_capacity.verdicts.hardware.question import MOST_GPUS, Load, Question
 from vllm_capacity.verdicts.hardware.serving import Machine, saturated_batch
 from vllm_capacity.verdicts.hardware.what_if import (
@@ -45,26 +47,61 @@ def answer_elsewhere(
     to_gpus: int | None = None,
     engine_version: str | None = None,
     to_engine_version: str | None = None,
+    usd_per_gpu_hour: Estimate | None = None,
+    to_usd_per_gpu_hour: Estimate | None = None,
 ) -> WhatIf:
     """What the asked GPUs do, by the shipped tables: the best of their splits, under that engine.
 
-    `to_gpus` None: one engine of the count that was measured. InputError where a version is asked
-    about and it is not told which one was measured.
+    `to_gpus` None: one engine of the count that was measured. Prices None: the offers of the price
+    list. InputError where a version is asked about and it is not told which one was measured.
     """
     if to_gpus is None:
         found = shipped_what_if(question)
     else:
         found = best_split(question, to_gpus, shipped_what_if)
-    if to_engine_version is None:
-        return found
-    if engine_version is None:
+    if to_engine_version is not None:
+        found = _of_version(question, found, here=engine_version, there=to_engine_version)
+    here = usd_per_gpu_hour or choose_price(gpu=question.from_gpu.name)
+    there = to_usd_per_gpu_hour or choose_price(gpu=question.to_gpu.name)
+    return replace(found, choice=_choice(question, found, here, there, to_gpus=to_gpus))
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """One side of a question at its price."""
+
+    gpu: str
+    usd_per_gpu_hour: Estimate
+    throughput_ratio: Estimate
+
+    @property
+    def is_comparable(self) -> bool:
+        return all(
+            each.is_known and each.low for each in (self.usd_per_gpu_hour, self.throughput_ratio)
+        )
+
+
+def _choice(
+    question: Question, found: WhatIf, here: Estimate, there: Estimate, *, to_gpus: int | None
+) -> Choice | None:
+    """Which side gives more tokens per dollar; None under another load, or on one and the same."""
+    gpus = question.gpus_there if to_gpus is None else to_gpus
+    if question.load_there != question.load or question.from_gpu == question.to_gpu:
+        return None
+    ratio = found.output_tokens_per_second.scaled(1 / question.output_tokens_per_second)
+    other = _Offer(question.to_gpu.label, there, ratio)
+    own = _Offer(question.from_gpu.label, here, Estimate.exact(1.0))
+    return choice(other, own, gpus=gpus, other_gpus=question.gpus)
+
+
+def _of_version(question: Question, found: WhatIf, *, here: str | None, there: str) -> WhatIf:
+    """The answer under another version of the engine than the one measured."""
+    if here is None:
         raise InputError(
             "To ask about another version of the engine, name the one that was measured, too "
             "(engine version)."
         )
-    effect = version_effect(
-        question, published_runs(), here=engine_version, there=to_engine_version
-    )
+    effect = version_effect(question, published_runs(), here=here, there=there)
     return with_version(found, effect)
 
 
@@ -174,27 +211,37 @@ def slo_gain(question: Question, loads: Sequence[SloLoad], ask: Ask) -> float | 
     return there[0] / here[0]
 
 
-def full_from_light(question: Question, ask: Ask) -> WhatIf:
+def heaviest_told(question: Question, *, admitted: float | None = None) -> tuple[float, bool]:
+    """As many running requests as a light load tells of, and whether the same GPUs admit no more.
+
+    `question` tells the running requests it was measured at as its clients; `admitted` is how many
+    run at most, where the server tells it (its KV cache). Never fewer than were seen.
+    """
+    here, running = question.from_gpu.rows[0], question.load.clients or 1.0
+    most = saturated_batch(question.job_here, Machine(here, here.tensor_tflops or 1.0))
+    most = max(most if admitted is None else min(most, admitted), running)
+    told = min(most, MOST_TIMES * running)
+    return told, told == most
+
+
+def full_from_light(question: Question, ask: Ask, *, admitted: float | None = None) -> WhatIf:
     """What the same GPUs do with as many requests as they admit, from a light load measured there.
 
-    By arithmetic, corrected by the measured time per token; `question` tells the running requests
-    it was measured at as its clients. Of more than `MOST_TIMES` as many nothing is said: the figure
-    is then that of `MOST_TIMES` as many. An extrapolation: a measured bound stands beside it.
+    By arithmetic, corrected by the measured time per token. Of more than `MOST_TIMES` as many
+    requests as ran nothing is said: the figure is then that of `MOST_TIMES` as many
+    (`heaviest_told`). An extrapolation: a measured bound stands beside it.
     """
     same = replace(
         question, to_gpu=question.from_gpu, to_dtype=question.dtype, to_gpus=question.gpus
     )
-    here = same.from_gpu.rows[0]
-    most = saturated_batch(same.job_here, Machine(here, here.tensor_tflops or 1.0))
-    running = same.load.clients or 1.0
-    asked = max(min(most, MOST_TIMES * running), running)
+    asked, is_full = heaviest_told(same, admitted=admitted)
     found = ask(replace(same, at=Load(clients=asked)))
     words = (
         f"by arithmetic on {question.gpus} × {question.from_gpu.label} at {asked:.3g} running, "
-        f"corrected by the measured time per token at {running:.3g} running"
+        f"corrected by the measured time per token at {same.load.clients or 1.0:.3g} running"
     )
-    if asked < most:
-        words += f"; it admits {most:.3g}, of which so light a load tells nothing"
+    if not is_full:
+        words += "; it admits more, of which so light a load tells nothing"
     whole = found.output_tokens_per_second
     return replace(found, output_tokens_per_second=whole.scaled(1.0, words))
 

@@ -30,6 +30,7 @@ from vllm_capacity.estimate import Estimate, Figures, Kind
 from vllm_capacity.facts.gpus import GpuSpan, gpus
 from vllm_capacity.facts.prices import usual_forms
 from vllm_capacity.facts.throughput import Measurement, measurements, silicon_measurements
+from vllm_capacity.verdicts.hardware.choice import Choice
 from vllm_capacity.verdicts.hardware.data_sheet import Shares, SheetSide, log_ratio
 from vllm_capacity.verdicts.hardware.published import (
     NEAR,
@@ -170,6 +171,8 @@ class WhatIf(Figures):
     known. `explained_ratio` is the share of the measured time that the arithmetic explains; the
     rest is carried over. Latencies are means, unknown where no load is told. `splits` are those of
     a number of GPUs, the best first, where one was asked about; the figures are then the best's.
+    `choice` is which of both GPUs gives more tokens per dollar, and what would change that, where
+    prices of both are known and both are asked under one load; else None.
     The attributes of `output_tokens_per_second` can be read of the whole.
     """
 
@@ -180,6 +183,7 @@ class WhatIf(Figures):
     explained_ratio: float | None = None
     nearest: Case | None = None
     splits: tuple[Split, ...] = ()
+    choice: Choice | None = None
 
     @classmethod
     def unknown(cls, reason: str) -> WhatIf:

@@ -1,0 +1,242 @@
+"""Servers that were never loaded, by arithmetic: how often it holds, and when it is silent."""
+
+import math
+import statistics
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, Hardware, Slo, pricing
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.gpus import find_gpu
+from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.throughput import silicon_measurements
+from vllm_capacity.plan import plan
+from vllm_capacity.telemetry.store import write_window
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.verdicts.hardware.elsewhere import full_from_light, heaviest_told
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.unloaded import Heaviest, Setup, heaviest
+from vllm_capacity.verdicts.hardware.what_if import shipped_what_if, what_if
+from vllm_simulator import scenarios
+from vllm_simulator.config import StepTime
+from vllm_simulator.simulate import provenance, run_scenario
+from vllm_simulator.workload import Arrivals
+
+A100, MODEL = "A100-80GB-SXM", "meta-llama/Llama-3.1-8B-Instruct"
+LENGTHS = scenarios.A100_LENGTHS
+ALONE_SECONDS, PER_SEQUENCE_SECONDS, PER_PROMPT_TOKEN_SECONDS = 0.0112, 0.00007, 0.00005
+"""A made server: a straight line of its load, which the step-time model is not."""
+BLOCKS = 28_000
+
+
+def server(*off):
+    """A simulated server, its three constants off by these logarithms."""
+    factors = [math.exp(each) for each in off]
+    step = StepTime(
+        base_seconds=ALONE_SECONDS * factors[0],
+        per_sequence_seconds=PER_SEQUENCE_SECONDS * factors[1],
+        per_prefill_token_seconds=PER_PROMPT_TOKEN_SECONDS * factors[2],
+        jitter_ratio=0.08,
+    )
+    return replace(
+        scenarios.A100_SERVER,
+        model_name=MODEL,
+        num_gpu_blocks=BLOCKS,
+        step_time=step,
+        sliding_blocks=0,
+    )
+
+
+def simulated(path, config, workload, seconds):
+    scenario = replace(
+        scenarios.scenario("a100-gpt-oss-20b"), config=config, workload=workload, seconds=seconds
+    )
+    write_window(path, run_scenario(scenario).rows, provenance(scenario))
+    return open_window(path)
+
+
+def lightly_loaded(path, config=None, *, requests_per_second=5.0):
+    arrivals = Arrivals(int(requests_per_second * 600), 1.0, 590.0)
+    workload = scenarios._poisson(arrivals, LENGTHS)
+    return simulated(path, config or server(0.0, 0.0, 0.0), workload, 600)
+
+
+def analysis(window, gpu=A100, *, slo=None, **told):
+    assumed = Assumptions(pricing(1.64), slo or Slo(), Hardware(gpu, **told))
+    return Analysis.of(window, assumptions=assumed)
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory):
+    """A server at a steady light load of about 12 running requests."""
+    return lightly_loaded(tmp_path_factory.mktemp("light") / "w")
+
+
+def test_from_the_lightest_silicon_load_to_the_heaviest():
+    """The step times were fitted on these rows; `bench/whatif.py` leaves models out."""
+    sweeps = defaultdict(dict)
+    for row in silicon_measurements():
+        setup = row.model, row.dtype, row.gpu, row.gpus, row.input_tokens, row.output_tokens
+        sweeps[(*setup, row.engine_version)][row.clients] = row
+    inside, widths = [], []
+    for own in sweeps.values():
+        least, most = own[min(own)], own[max(own)]
+        asked = question_of(least)
+        if heaviest_told(asked, admitted=most.clients) != (most.clients, True):
+            continue
+        found = full_from_light(asked, what_if, admitted=most.clients).output_tokens_per_second
+        inside.append(found.low <= most.output_tokens_per_second <= found.high)
+        widths.append(found.high / found.low)
+    assert len(inside) >= 50
+    assert sum(inside) / len(inside) >= 0.88
+    assert statistics.median(widths) <= 1.8
+
+
+def question_of(row):
+    gpu = find_gpu(row.gpu)
+    return Question(
+        llm=find_llm(row.model),
+        dtype=row.dtype,
+        to_dtype=row.dtype,
+        from_gpu=gpu,
+        to_gpu=gpu,
+        gpus=row.gpus,
+        output_tokens_per_second=row.output_tokens_per_second,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+        load=Load(clients=row.clients),
+        itl_seconds=row.mean_tpot_ms / 1e3,
+    )
+
+
+def test_made_servers_can_do_what_arithmetic_says(tmp_path):
+    """Servers by another law than the model's, constants off by 15 %, from light loads to full."""
+    rng = np.random.default_rng(20)
+    bounds, inside = [], []
+    for case in range(5):
+        config = server(*rng.normal(0.0, 0.15, 3))
+        closed = scenarios._closed(((600, 150),), LENGTHS)
+        truth = analysis(simulated(tmp_path / f"full{case}", config, closed, 150)).saturation
+        for rate in (1.0, 5.0):
+            path = tmp_path / f"light{case}-{rate:g}"
+            window = lightly_loaded(path, config, requests_per_second=rate)
+            found = analysis(window).by_arithmetic.capacity
+            if found.is_bound:
+                bounds.append(found.low <= truth.capacity.mid)
+            elif found.is_known:
+                inside.append(found.low <= truth.capacity.mid <= found.high)
+    assert len(bounds) >= 3
+    assert len(inside) >= 4
+    assert all(bounds)
+    assert sum(inside) / len(inside) >= 0.8
+
+
+def test_it_stands_beside_the_bound(light):
+    of = analysis(light)
+    found, answer = of.by_arithmetic, of.answer
+    assert answer.saturation.capacity.is_bound
+    assert answer.cost.utilization.is_bound
+    assert found.capacity.low > answer.saturation.capacity.low
+    assert found.utilization.high < answer.cost.utilization.high
+    assert found.idle_usd.low > answer.cost.idle_usd.low
+    assert found.headroom_ratio.mid == pytest.approx(1 - found.utilization.mid)
+    assert found.running_requests == pytest.approx(12, abs=2)
+    assert found.itl_seconds == pytest.approx(0.0125, rel=0.1)
+
+
+def test_the_plan_compares_gpus_by_it(light):
+    found = plan(analysis(light))
+    assert found.capacity_output_tokens_per_second.is_bound
+    assert found.capacity_by_arithmetic_output_tokens_per_second.is_known
+    assert found.options_basis.startswith("by arithmetic at 2")
+    assert "corrected by your ITL at 1" in found.options_basis
+    assert found.option(A100).throughput_ratio.mid == 1
+    assert found.choices[0].rival == A100 or found.choices[0].gpu == A100
+    curve = found.interactivity.curves[0]
+    assert (curve.gpu, curve.is_measured) == (A100, False)
+    costs = [load.usd_per_million_output_tokens.mid for load in curve.loads]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_a_very_light_load_tells_a_bound(tmp_path):
+    of = analysis(lightly_loaded(tmp_path / "w", requests_per_second=1.0))
+    found = of.by_arithmetic
+    assert found.capacity.is_bound
+    assert "32 × as many" in found.capacity.reason
+    assert found.utilization.low is None
+    assert found.utilization.high < of.cost.utilization.high
+
+
+def test_nobody_says_the_gpu(light):
+    assert "name it (gpu)" in analysis(light, None).by_arithmetic.capacity.reason
+
+
+@pytest.mark.parametrize(
+    ("gpu", "told", "says"),
+    [
+        pytest.param("L4-PCIe", {}, "does not fit beside the weights", id="too small a GPU"),
+        pytest.param("B200-180GB-SXM", {}, "a host that limits, another GPU", id="too quick a GPU"),
+        pytest.param(A100, {"model": "Qwen3-0.6B"}, "than told?", id="another model"),
+        pytest.param(A100, {"model": "gpt-oss-20b"}, "no mxfp4 kernel was timed", id="no kernel"),
+    ],
+)
+def test_what_was_told_is_not_this_server(light, gpu, told, says):
+    found = analysis(light, gpu, **told).by_arithmetic
+    assert says in found.capacity.reason
+    assert found.capacity.is_unknown
+
+
+def test_a_measured_capacity_is_better(sweep):
+    found = analysis(sweep, model="Qwen3-0.6B").by_arithmetic
+    assert found.capacity.reason == "the capacity was found from the telemetry"
+
+
+SETUP = Setup(find_gpu(A100), 1, find_llm(MODEL), 215.0, 194.0, 0.03, 0.0124)
+
+
+@pytest.mark.parametrize(
+    ("changes", "held", "says"),
+    [
+        pytest.param({"is_speculating": True}, 1000.0, "speculative", id="tokens are drafted"),
+        pytest.param({"cached_ratio": 0.3}, 1000.0, "30% of the prompt", id="prompts are cached"),
+        pytest.param({}, 9000.0, "seen to do 9,000", id="it held more"),
+    ],
+)
+def test_it_is_silent(light, changes, held, says):
+    bound = Estimate.at_least(held, "the best minute", reason="steady")
+    found = heaviest(analysis(light).fits[0], replace(SETUP, **changes), bound, shipped_what_if)
+    assert says in found
+
+
+def test_it_is_no_less_than_what_was_held(light):
+    bound = Estimate.at_least(4200.0, "the best minute", reason="steady")
+    found = heaviest(analysis(light).fits[0], SETUP, bound, shipped_what_if)
+    assert isinstance(found, Heaviest)
+    assert found.capacity.low == 4200.0
+
+
+def test_its_kv_cache_says_how_many_run(light):
+    bound = Estimate.at_least(1000.0, "the best minute", reason="steady")
+    small = replace(SETUP, kv_tokens=64 * (215.0 + 97.0))
+    found = heaviest(analysis(light).fits[0], small, bound, shipped_what_if)
+    assert (found.running, found.is_full) == (64.0, True)
+
+
+def test_an_idle_server_is_silent(tmp_path):
+    window = simulated(tmp_path / "w", server(0.0, 0.0, 0.0), scenarios._nobody, 600)
+    of = analysis(window)
+    assert of.by_arithmetic.capacity.is_unknown
+    assert of.cost.utilization.high == 0
+    assert "no request finished" in of.by_arithmetic.capacity.reason
+
+
+def test_labels_tell_the_gpu(light):
+    found = analysis(light, None)
+    make = next(iter(found.makes.values()))
+    labelled = replace(make, settings={**make.settings, "gpu_product": "NVIDIA-A100-SXM4-80GB"})
+    object.__setattr__(found, "makes", dict.fromkeys(found.makes, labelled))
+    assert found.by_arithmetic.gpu == A100

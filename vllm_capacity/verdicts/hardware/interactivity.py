@@ -1,0 +1,152 @@
+"""What a million output tokens costs at the same interactivity: a curve of each GPU, load by load.
+
+Where loads were measured, each is moved to the other GPU by itself (`elsewhere.moved_curve` says
+why); else the load that was seen is taken to others by arithmetic. A GPU that is cheaper when full
+need not be cheaper at the inter-token latency (ITL) that users are promised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from vllm_capacity.estimate import Estimate, Figures
+from vllm_capacity.facts.gpus import GpuSpan
+from vllm_capacity.record import Record
+from vllm_capacity.verdicts.hardware.elsewhere import MOST_TIMES, Ask
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.serving import Machine, saturated_batch
+
+MOST_CURVES = 5
+"""GPUs whose curves are drawn: the one in use and the best others."""
+MOST_POINTS = 10
+"""Points of a curve: more of them say no more."""
+LEAST_LOADS = 3
+"""Measured loads that make a curve."""
+P95, P95_AT_MOST, MEAN = "p95 ITL", "p95 ITL at most", "mean ITL"
+
+
+@dataclass(frozen=True)
+class ItlLoad:
+    """One load that an engine was measured under, with its p95 ITL."""
+
+    running: float
+    output_tokens_per_second: float
+    itl_seconds: float
+
+
+@dataclass(frozen=True, repr=False)
+class GpuLoad(Figures):
+    """What one engine of a GPU gives at a load, how quickly, and what that costs."""
+
+    running_requests: float
+    output_tokens_per_second: Estimate
+    itl_seconds: Estimate
+    usd_per_million_output_tokens: Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class GpuCurve(Record):
+    """One GPU under loads, lightest first.
+
+    `itl` says of what the ITLs are: `P95`, `P95_AT_MOST` (all that a histogram tells of one in its
+    first bucket) or `MEAN`. `is_measured`: the loads were, on the GPU in use; else they are by
+    arithmetic from one.
+    """
+
+    gpu: str
+    itl: str
+    is_measured: bool
+    loads: tuple[GpuLoad, ...]
+
+    def cheapest(self, itl_target_seconds: float | None) -> Estimate | None:
+        """The least that a million tokens costs at a load within the target; None: at none."""
+        costs = [
+            load.usd_per_million_output_tokens
+            for load in self.loads
+            if itl_target_seconds is None or (load.itl_seconds.mid or 0.0) <= itl_target_seconds
+        ]
+        return min(costs, key=lambda cost: cost.mid or 0.0, default=None)
+
+
+@dataclass(frozen=True, repr=False)
+class Interactivity(Record):
+    """Cost against ITL: the curve of each GPU, the one in use first; or why there is none.
+
+    `reason` is empty where there is one. `itl_target_seconds` is the target of the p95 ITL; None:
+    there is none.
+    """
+
+    curves: tuple[GpuCurve, ...] = ()
+    reason: str = ""
+    itl_target_seconds: float | None = None
+
+
+def gpu_curves(
+    question: Question,
+    priced: Sequence[tuple[GpuSpan, Estimate]],
+    ask: Ask,
+    *,
+    loads: Sequence[ItlLoad] = (),
+    itl: str = MEAN,
+) -> tuple[GpuCurve, ...]:
+    """The curve of each GPU, at its price per GPU-hour; a GPU that cannot serve has none.
+
+    `question` names model, GPUs and lengths, and where there are fewer than `LEAST_LOADS` measured
+    `loads`, the load that the others are reckoned from, at an ITL that is of `itl`.
+    """
+    is_measured = len(loads) >= LEAST_LOADS
+    found = []
+    for gpu, price in priced:
+        asked = replace(question, to_gpu=gpu)
+        each = _moved(asked, _thinned(loads)) if is_measured else _reckoned(asked)
+        points = [_point(one, running, price, ask) for running, one in each]
+        known = tuple(point for point in points if point is not None)
+        if len(known) > 1:
+            found.append(GpuCurve(gpu.label, P95 if is_measured else itl, is_measured, known))
+    return tuple(found)
+
+
+def _moved(asked: Question, loads: Sequence[ItlLoad]) -> Iterator[tuple[float, Question]]:
+    for load in loads:
+        yield (
+            load.running,
+            replace(
+                asked,
+                output_tokens_per_second=load.output_tokens_per_second,
+                load=Load(clients=max(load.running, 1.0)),
+                at=None,
+                itl_seconds=load.itl_seconds,
+            ),
+        )
+
+
+def _reckoned(asked: Question) -> Iterator[tuple[float, Question]]:
+    """Loads twice as heavy each time, up to what that GPU admits, as far as one load tells."""
+    gpu = asked.to_gpu.rows[0]
+    most = saturated_batch(asked.job_there, Machine(gpu, gpu.tensor_tflops or 1.0))
+    seen = asked.load.clients
+    low = max(1.0, (most if seen is None else seen) / MOST_TIMES)
+    high = most if seen is None else min(most, seen * MOST_TIMES)
+    for power in range(math.ceil(math.log2(low)), math.floor(math.log2(max(high, 1.0))) + 1):
+        running = 2.0**power
+        yield running, replace(asked, at=Load(clients=running))
+
+
+def _thinned(loads: Sequence[ItlLoad]) -> list[ItlLoad]:
+    """At most `MOST_POINTS` of the loads, evenly by place, the lightest and heaviest among them."""
+    ordered = sorted(loads, key=lambda load: load.running)
+    if len(ordered) <= MOST_POINTS:
+        return ordered
+    step = (len(ordered) - 1) / (MOST_POINTS - 1)
+    return [ordered[round(place * step)] for place in range(MOST_POINTS)]
+
+
+def _point(asked: Question, running: float, price: Estimate, ask: Ask) -> GpuLoad | None:
+    found = ask(asked)
+    rate, itl = found.output_tokens_per_second, found.itl_seconds
+    cost = price.scaled(asked.gpus_there).divided_by(rate.scaled(3600 / 1e6))
+    if not (rate.is_known and itl.is_known and cost.is_known):
+        return None
+    return GpuLoad(running, rate, itl, cost)

@@ -1,0 +1,302 @@
+"""The capacity of a server that was never loaded: by arithmetic, corrected by its own ITL.
+
+Where the telemetry tells but "at least", and the GPU, the model and the weight type are known, the
+step-time model tells more: what the same engine gives with as many requests as its KV cache admits,
+corrected by the time per token that it had at its own light load (`elsewhere.full_from_light`). An
+extrapolation, whose band is calibrated on silicon sweeps from their lightest load to heavier ones.
+It stands beside the measured bound, never in its place.
+
+Silent, with the reason, where the arithmetic is not of this server, or nothing bears it out:
+nothing was served; prompts came from a cache, or tokens from speculation; no kernel of that weight
+type was timed on that GPU; at its own light load the server is much faster or slower than the
+arithmetic (another GPU, count or weight type than told, or a host that limits); the KV cache that
+it reports does not fit those GPUs; or it was seen to do more.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate, Figures
+from vllm_capacity.facts.gpus import GpuSpan
+from vllm_capacity.facts.llms import Llm
+from vllm_capacity.record import Record
+from vllm_capacity.verdicts.hardware.elsewhere import (
+    MOST_TIMES,
+    Ask,
+    full_from_light,
+    heaviest_told,
+)
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.serving import shipped_calibration
+from vllm_capacity.verdicts.hardware.what_if import machines_of, side
+from vllm_capacity.verdicts.saturation.fit import SaturationFit
+from vllm_capacity.verdicts.saturation.slo import load_met
+
+MOST_CACHED = 0.2
+"""Of the prompt tokens, the share from a prefix cache up to which the arithmetic is asked."""
+FASTEST, SLOWEST = 1.3, 0.6
+"""Of the arithmetic's rate at the light load, what a server may give: the silicon sweeps that the
+band is calibrated on gave 0.7 to 1.16 of it."""
+MOST_KV = 1.1
+"""Of the memory beside the weights, the KV cache a server can report: sizes are rounded."""
+
+_PLAIN = ("full", "mla")
+"""Attention whose KV cache holds as many tokens as it says: windows and states have own blocks."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What one engine runs on and what it serves, and how quickly it did.
+
+    `kv_tokens` is the size of its KV cache; latencies are means over the window. None: not told.
+    """
+
+    gpu: GpuSpan
+    gpus: int
+    llm: Llm
+    input_tokens: float
+    output_tokens: float
+    ttft_seconds: float | None = None
+    itl_seconds: float | None = None
+    cached_ratio: float = 0.0
+    kv_tokens: float | None = None
+    is_speculating: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why the arithmetic is not of this engine; empty where it is."""
+        if self.is_speculating:
+            return "speculative decoding is on, for which the arithmetic is not calibrated"
+        if self.cached_ratio > MOST_CACHED:
+            return (
+                f"{self.cached_ratio:.0%} of the prompt tokens came from the prefix cache, for "
+                "which the arithmetic is not calibrated"
+            )
+        if self.kv_tokens is None or self.llm.attention not in _PLAIN:
+            return ""
+        each = self.llm.kv_bytes_per_token("fp8") / self.gpus
+        weights = self.llm.weights_bytes(self.llm.weights_dtype) / self.gpus
+        room = max(row.memory_bytes for row in self.gpu.rows) - weights
+        if self.kv_tokens * each <= MOST_KV * room:
+            return ""
+        return (
+            f"its KV cache of {self.kv_tokens:,.0f} tokens does not fit beside the weights on "
+            f"{self.gpus} × {self.gpu.label}: another GPU, count or model than told?"
+        )
+
+    @property
+    def admitted(self) -> float | None:
+        """How many requests its KV cache holds, half of their output written; None: not told."""
+        if self.kv_tokens is None or self.llm.attention not in _PLAIN:
+            return None
+        return max(self.kv_tokens / (self.input_tokens + self.output_tokens / 2), 1.0)
+
+    def asked(self, running: float) -> Question | None:
+        """The light load that it was measured under, as a question; None: its latencies are not.
+
+        Its rate follows from its latencies (Little's law), as that of the silicon rows does that
+        the step times were calibrated on.
+        """
+        ttft, itl = self.ttft_seconds, self.itl_seconds
+        if not ttft or not itl:
+            return None
+        each = ttft + itl * max(self.output_tokens - 1, 0.0)
+        return Question(
+            llm=self.llm,
+            dtype=self.llm.weights_dtype,
+            to_dtype=self.llm.weights_dtype,
+            from_gpu=self.gpu,
+            to_gpu=self.gpu,
+            gpus=self.gpus,
+            output_tokens_per_second=running * self.output_tokens / each,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            load=Load(clients=running),
+            itl_seconds=itl,
+            ttft_seconds=ttft,
+        )
+
+
+@dataclass(frozen=True)
+class Heaviest:
+    """One engine under the heaviest load that arithmetic tells of: its output tokens/s there.
+
+    `question` is the light load it is told from. `is_full`: it admits no more `running` requests;
+    else the capacity is more.
+    """
+
+    question: Question
+    output_tokens_per_second: Estimate
+    running: float
+    is_full: bool
+
+    @property
+    def capacity(self) -> Estimate:
+        """Output tokens/s that the engine can do; at least, where it is not full at that load."""
+        found, times = self.output_tokens_per_second, f"{MOST_TIMES:.0f} × as many"
+        if self.is_full or found.low is None:
+            return found
+        seen = self.question.load.clients or 1.0
+        reason = (
+            f"it admits more than {self.running:.3g} running requests, and a load of {seen:.3g} "
+            f"tells of no more than {times}"
+        )
+        return Estimate(found.low, None, None, found.basis, reason, found.kind, found.confidence)
+
+
+def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -> Heaviest | str:
+    """One engine under the heaviest load that arithmetic tells of; text: why it is silent.
+
+    `held` is what is known of its capacity: the arithmetic is no less than its low end, and not
+    shown where its middle is. A `setup` that is text is the reason why there is none.
+    """
+    if isinstance(setup, str):
+        return setup
+    met = load_met([fit])
+    question = None if met is None else setup.asked(met[0])
+    if question is None:
+        return "no tokens were served whose time the arithmetic could go by"
+    if setup.reason:
+        return setup.reason
+    if unlike := _unlike(question):
+        return unlike
+    try:
+        found = full_from_light(question, ask, admitted=setup.admitted)
+    except InputError as refused:
+        return str(refused)
+    output = _no_less(found.output_tokens_per_second, held)
+    if not output.is_known:
+        return output.reason
+    *rest, words = output.basis
+    weights = f"weights as {setup.llm.weights_dtype}, {found.label}"
+    output = replace(output, basis=(words, weights, *rest))
+    return Heaviest(question, output, *heaviest_told(question, admitted=setup.admitted))
+
+
+def _unlike(question: Question) -> str:
+    """Why the arithmetic says nothing of a server of that light load; empty where it does."""
+    found = [
+        side(question.job_here, machine, shipped_calibration(), clients=question.load.clients)
+        for machine in machines_of(question.job_here, question.from_gpu, {})
+    ]
+    gpu = question.from_gpu.label
+    if all(each.rates.lent for each in found):
+        return f"no {question.dtype} kernel was timed on {gpu}: nothing bears the arithmetic out"
+    rate = question.output_tokens_per_second
+    ratio = min((rate / each.rate for each in found), key=lambda each: abs(math.log(each)))
+    if SLOWEST <= ratio <= FASTEST:
+        return ""
+    what = "a host that limits, " if ratio < 1 else ""
+    return (
+        f"at {question.load.clients or 1.0:.3g} running it gave {ratio:.2f} × the tokens that "
+        f"arithmetic gives on {question.gpus} × {gpu}: {what}another GPU, count, weight type or "
+        "model than told?"
+    )
+
+
+def _no_less(found: Estimate, held: Estimate) -> Estimate:
+    """The arithmetic's figure, its low end no less than what was held; unknown where it is less."""
+    least = held.low
+    if least is None or found.low is None or found.mid is None:
+        return found
+    if found.mid < least:
+        return Estimate.unknown(
+            f"arithmetic gives {found.mid:,.0f} output tokens/s, yet it was seen to do "
+            f"{least:,.0f}: another GPU, weight type or model than told?"
+        )
+    return replace(found, low=max(found.low, least))
+
+
+@dataclass(frozen=True, repr=False)
+class ByArithmetic(Figures):
+    """What a window's servers could do under more load, by arithmetic; beside what was measured.
+
+    `gpu` and `model` are what it rests on, `running_requests` and `itl_seconds` the light load it
+    was corrected by (of several engines the mean over those that it was asked of), and
+    `capacity_running_requests` the load that the capacity is of; None where it was asked of none.
+    Every figure is unknown, with one reason, where the capacity was found from the telemetry, or
+    the arithmetic is silent.
+    """
+
+    gpu: str | None
+    model: str | None
+    running_requests: float | None
+    itl_seconds: float | None
+    capacity_running_requests: float | None
+    capacity_output_tokens_per_second: Estimate
+    utilization: Estimate
+    headroom_ratio: Estimate
+    idle_usd: Estimate
+    removable_replicas: Estimate
+    saved_usd_per_day: Estimate
+
+    @property
+    def capacity(self) -> Estimate:
+        """Output tokens per second that all engines could do at most."""
+        return self.capacity_output_tokens_per_second
+
+    @classmethod
+    def silent(cls, reason: str) -> ByArithmetic:
+        """Nothing, and why."""
+        nothing = Estimate.unknown(reason)
+        return cls(None, None, None, None, None, *(nothing for _ in range(6)))
+
+
+@dataclass(frozen=True)
+class Reckoned(Record):
+    """The capacity of each engine of a window, by name: as measured, or by arithmetic.
+
+    `asked` are the engines that it was asked of and answered, `reason` why it did not of most of
+    the others.
+    """
+
+    capacities: Mapping[str, Estimate]
+    asked: Mapping[str, Heaviest]
+    reason: str
+
+    @property
+    def running_requests(self) -> float | None:
+        """The light load that it was corrected by: the mean over engines; None for none."""
+        found = [each.question.load.clients or 1.0 for each in self.asked.values()]
+        return statistics.fmean(found) if found else None
+
+    @property
+    def capacity_running_requests(self) -> float | None:
+        """The running requests that the capacity is of: the mean over engines; None for none."""
+        return (
+            statistics.fmean(each.running for each in self.asked.values()) if self.asked else None
+        )
+
+    @property
+    def itl_seconds(self) -> float | None:
+        """The mean ITL at it, each engine weighed by its tokens/s; None for none."""
+        asked = [each.question for each in self.asked.values()]
+        if not asked:
+            return None
+        rates = [each.output_tokens_per_second for each in asked]
+        return statistics.fmean([each.itl_seconds or 0.0 for each in asked], rates)
+
+
+def reckoned(
+    fits: Mapping[str, SaturationFit],
+    setups: Mapping[str, Setup | str],
+    known: Mapping[str, Estimate],
+    ask: Ask,
+) -> Reckoned:
+    """The capacities of engines, by arithmetic where `known` has but a bound, or nothing.
+
+    Where it is silent, what is known stays.
+    """
+    unsure = [name for name, each in known.items() if not each.is_known and name in fits]
+    if not unsure:
+        return Reckoned(known, {}, "the capacity was found from the telemetry")
+    found = {name: heaviest(fits[name], setups[name], known[name], ask) for name in unsure}
+    told = {name: each for name, each in found.items() if isinstance(each, Heaviest)}
+    capacities = {**known, **{name: each.capacity for name, each in told.items()}}
+    silent = [each for each in found.values() if isinstance(each, str)]
+    return Reckoned(capacities, told, statistics.mode(silent) if silent else "")
