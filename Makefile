@@ -81,4 +81,4 @@ COMPILE = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-un
 lock: $(STAMP)  ## both locks anew from pyproject.toml (minutes)
 	@echo "==> Locking everything, then what the image holds"
 	@$(COMPILE) --all-extras -o requirements.lock pyproject.toml
-	@$(COMPILE) --extra report --extra s3 --extra build -c requirements.lock -o requirements-image.lock pyproject.toml
+	@$(COMPILE) --extra report --extra s3 --extra notify --extra build -c requirements.lock -o requirements-image.lock pyproject.toml
