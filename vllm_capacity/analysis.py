@@ -28,7 +28,10 @@ from vllm_capacity.answer import (
 )
 from vllm_capacity.assumptions import TARGETS, Assumptions, Hardware, Target
 from vllm_capacity.bills import (
+    BilledUse,
     Groups,
+    billed_use,
+    charged,
     engine_name,
     engine_parts,
     engine_rates,
@@ -68,7 +71,7 @@ from vllm_capacity.setups import engine_gpus, engine_setups
 from vllm_capacity.sources.invoices import Invoice
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, at_most, bill
+from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, bill
 from vllm_capacity.verdicts.cost.comparisons import (
     Bound,
     BreakEven,
@@ -440,10 +443,19 @@ class Analysis:
         """The bill by engine; its parts add up to the whole."""
         return self._charged(bill(self.bill_parts))
 
+    @property
+    def billed_use(self) -> BilledUse:
+        """What the bill is made of but for prices: enough to make it again under others."""
+        return billed_use(self.engines, self.bill_parts, lost_reason=self._lost_reason)
+
     def _charged(self, found: Bill) -> Bill:
-        """The bill with costs of each piece at most these where what was lost has no bound."""
+        return charged(found, self._lost_reason)
+
+    @property
+    def _lost_reason(self) -> str:
+        """Why nobody can bound how much more was served; empty where it is bounded."""
         lost = self.losses.requests
-        return at_most(found, lost.reason) if lost.high is None else found
+        return lost.reason if lost.high is None else ""
 
     def bill_by(self, group: str) -> Bill:
         """The bill by `engine`, `instance`, `model` or any label of a counter or a target.

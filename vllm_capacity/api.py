@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -44,6 +44,9 @@ from vllm_capacity.verdicts.saturation.at_load import AtLoad
 from vllm_capacity.verdicts.saturation.fit import Saturation
 from vllm_capacity.verdicts.saturation.next_load import NextLoad
 from vllm_capacity.verdicts.sizing import Policy
+
+if TYPE_CHECKING:
+    from vllm_capacity.render.report.reprice import Repriced
 
 Instant = str | datetime | None
 Duration = str | float | timedelta
@@ -335,20 +338,24 @@ def pull(
     last: Duration | None = None,
     full: bool | None = None,
     match: str | None = None,
+    tenant: str | None = None,
+    ca: str | Path | None = None,
 ) -> Window:
     """Pull telemetry into a new window at `to`: from Parseable, its files, or a Prometheus.
 
     `stream` is Parseable's. Give `start` and `end`, or `last` ("24h"). Credentials come from the
     environment, as SECURITY.md says. `full`: every sample, or (False) first and last states per
     minute; by length without it. `match` picks series of a shared Prometheus, such as
-    '{namespace="team-a"}'.
+    '{namespace="team-a"}'; `tenant` is the X-Scope-OrgID of a Mimir or Thanos, `ca` a file of
+    certificates to trust.
     InputError for what cannot be asked, SourceError where the source does not answer.
     """
     from vllm_capacity.live.pull import PullOrder, pull_window
 
     now = datetime.now(UTC)
     time_range = _requested(start, end, last, now)
-    order = PullOrder(origin, stream, time_range, full, match=match)
+    trusted = None if ca is None else Path(ca)
+    order = PullOrder(origin, stream, time_range, full, match=match, tenant=tenant, ca=trusted)
     pull_window(order, Path(to), environment=os.environ, now=now)
     return open(to)
 
@@ -386,6 +393,24 @@ def read_usage(
     return usage.read_usage(
         [Path(each) for each in paths], columns=columns, log_format=log_format, keys=keys
     )
+
+
+def reprice(
+    page: str | Path,
+    *,
+    price: float | str | None = None,
+    price_rules: str | Path | None = None,
+    gpus_per_engine: float | None = None,
+) -> Repriced:
+    """The money figures of a report's page at another price, without its window.
+
+    `price` and `price_rules` as in `Window.analyze`; `gpus_per_engine` None: as many as reported.
+    InputError for a file that is no report or keeps no bill, and without a price.
+    """
+    from vllm_capacity.render.report.reprice import repriced
+
+    assumed = pricing(price, price_rules=price_rules)
+    return repriced(Path(page), assumed, gpus_per_engine=gpus_per_engine)
 
 
 def what_if(

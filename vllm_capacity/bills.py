@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -24,7 +24,15 @@ from vllm_capacity.figures.makes import target_labels
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import Bill, Costs, CostShare, Usage, shared_engine
+from vllm_capacity.verdicts.cost.bill import (
+    Bill,
+    Costs,
+    CostShare,
+    Usage,
+    at_most,
+    bill,
+    shared_engine,
+)
 
 _THROUGHOUT = 0.995
 COUNTERS = (REQUESTS, PROMPT_TOKENS, GENERATION_TOKENS)
@@ -100,6 +108,83 @@ def engine_parts(
             pricing,
         )
     return parts
+
+
+@dataclass(frozen=True)
+class Billed:
+    """One engine's part of a bill: when it was billed and at what price, what it did and can do."""
+
+    instance: str
+    start: datetime
+    end: datetime
+    usage: Usage
+    usd_per_gpu_hour: Estimate
+    capacity: Estimate
+
+
+@dataclass(frozen=True)
+class BilledUse:
+    """What a bill is made of, by engine: enough to make it again, under other prices, too.
+
+    `lost_reason`: why nobody can bound how much more was served; empty where it is bounded.
+    """
+
+    engines: Mapping[str, Billed]
+    lost_reason: str = ""
+
+    @property
+    def as_paid(self) -> Bill:
+        """The bill as it was."""
+        parts = {
+            name: CostShare(each.usage, each.usd_per_gpu_hour, each.capacity)
+            for name, each in self.engines.items()
+        }
+        return charged(bill(parts), self.lost_reason)
+
+    def bill_at(self, pricing: Pricing, *, gpus_per_engine: float | None = None) -> Bill:
+        """The bill under this pricing, as the window itself would give it.
+
+        Without rules of a mapping file engines have the GPUs they had, unless told otherwise.
+        InputError for rules by labels of targets, which are not kept.
+        """
+        if any(rule.only is not None for rule in pricing.rules):
+            raise InputError(
+                "The mapping file matches labels, which a report does not keep. Match instances, "
+                "or make the report again from its window."
+            )
+        parts = {}
+        for name, each in self.engines.items():
+            own = pricing
+            if not pricing.rules:
+                gpus = gpus_per_engine or each.usage.gpus_per_engine
+                own = replace(pricing, gpus_per_engine=gpus)
+            row = {"instance": each.instance, "billed_start": each.start, "billed_end": each.end}
+            parts[name] = priced(row, each.usage, each.capacity, own)
+        return charged(bill(parts), self.lost_reason)
+
+
+def billed_use(
+    engines: pl.DataFrame, parts: Mapping[str, CostShare], *, lost_reason: str
+) -> BilledUse:
+    """What to keep of a bill: its parts, with the times of the engines (figures/scrapes.py)."""
+    rows = {engine_name(row): row for row in engines.iter_rows(named=True)}
+    kept = {
+        name: Billed(
+            rows[name]["instance"],
+            rows[name]["billed_start"],
+            rows[name]["billed_end"],
+            part.usage,
+            part.usd_per_gpu_hour,
+            part.capacity_output_tokens_per_second,
+        )
+        for name, part in parts.items()
+    }
+    return BilledUse(kept, lost_reason)
+
+
+def charged(found: Bill, lost_reason: str) -> Bill:
+    """The bill with costs of each piece at most these where what was lost has no bound."""
+    return at_most(found, lost_reason) if lost_reason else found
 
 
 def presence(engines: pl.DataFrame) -> dict[str, float]:

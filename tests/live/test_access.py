@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
+import vllm_capacity as vc
 from tests.live.certificates import self_signed
 from tests.live.serving import serving
 from vllm_capacity.cli import main
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.live.access import (
     checked_url,
     client,
@@ -310,6 +311,13 @@ def test_a_certificate_and_a_tenant_of_ones_own(behind_tls):
     with prometheus_client(url, {}) as asking, pytest.raises(httpx.ConnectError, match="verif"):
         asking.get("/")
     assert tenants == ["team-a"]
+
+
+def test_the_python_door_takes_them_too(behind_tls, tmp_path):
+    url, trusted, tenants = behind_tls
+    with pytest.raises(SourceError):  # it answers with nothing
+        vc.pull(url, to=tmp_path / "w", last="1h", match='{team="a"}', tenant="team-a", ca=trusted)
+    assert set(tenants) == {"team-a"}
 
 
 @pytest.mark.parametrize(

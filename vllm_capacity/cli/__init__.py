@@ -52,6 +52,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "proxy": ("proxy", "Serve vLLM's metrics with underscores for colons."),
     "pull": ("pull", "Telemetry out of Parseable or Prometheus into a window."),
     "report": ("report", "HTML pages of a window, or of each day of a source."),
+    "reprice": ("reprice", "A report's money figures at another price, without telemetry."),
     "rollup": ("rollup", "Make ahead what figures of a long window read."),
     "rules": ("monitoring", "Recording and alerting rules for Prometheus."),
     "schedule": (

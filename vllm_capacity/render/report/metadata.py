@@ -13,6 +13,7 @@ from typing import Annotated
 
 import msgspec
 
+from vllm_capacity.bills import BilledUse
 from vllm_capacity.errors import InputError
 from vllm_capacity.interface import RENAMED, RENAMED_PARAMETERS
 from vllm_capacity.render.numbers import days, plural
@@ -156,7 +157,8 @@ class Tiles:
 class Metadata:
     """What a report says of itself. `previous` is the report it was compared with, if any.
 
-    `page` is that report's file, empty where it is no longer there.
+    `page` is that report's file, empty where it is no longer there. `use` is what its bill is made
+    of; None in a page of an earlier release, or of a notebook that does not keep it.
     """
 
     line: SummaryLine
@@ -166,6 +168,7 @@ class Metadata:
     verdict: Verdict | None = None
     tiles: tuple[Tile, ...] = ()
     previous: Metadata | None = None
+    use: BilledUse | None = None
 
     @property
     def tab_title(self) -> str:
@@ -196,7 +199,7 @@ def page_metadata(path: Path) -> Metadata | None:
         path.name.encode()  # the index could not link to a name that is no text
         found = _METADATA.search(path.read_text(encoding="utf-8", errors="replace"))
         return renamed(msgspec.json.decode(found[1], type=Metadata)) if found else None
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError, InputError):
         return None
 
 

@@ -95,7 +95,9 @@ def previous_report(
         return None
     latest = max(found, key=lambda each: each.order)
     tiles = tuple(Tile(t.figure, low=t.low, mid=t.mid, high=t.high) for t in latest.report.tiles)
-    return replace(latest.report, page=latest.page, tiles=tiles, verdict=None, previous=None)
+    return replace(
+        latest.report, page=latest.page, tiles=tiles, verdict=None, previous=None, use=None
+    )
 
 
 def series_of_reports(reports: Mapping[str, Metadata]) -> list[list[tuple[str, Metadata]]]:

@@ -21,6 +21,7 @@ import msgspec
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, Pricing, pricing, slo_of
+from vllm_capacity.bills import BilledUse
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.prices import price_text
 from vllm_capacity.render.exports.rows import to_zip
@@ -166,6 +167,7 @@ def _laid_out(notebook: Path, parameters: Mapping[str, Value], progress: Progres
         title=ran.title,
         verdict=msgspec.convert(pieces.get("verdict", {}), Verdict),
         tiles=msgspec.convert(pieces.get("tiles", {}), Tiles).tiles,
+        use=msgspec.convert(pieces.get("kept_use"), BilledUse | None),
     )
     return _Laid(sections, renamed(text), parameters)
 

@@ -24,6 +24,7 @@ from vllm_capacity.render.sections.cost import (
 from vllm_capacity.render.sections.fleet import engine_table, model_table
 from vllm_capacity.render.sections.header import (
     definitions,
+    kept_use,
     provenance,
     tiles,
     title_line,
@@ -96,6 +97,7 @@ __all__ = [
     "groups_table",
     "implied_price",
     "interruption_table",
+    "kept_use",
     "latency_breakdown",
     "latency_table",
     "latency_verdict",

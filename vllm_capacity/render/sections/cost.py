@@ -23,6 +23,7 @@ from vllm_capacity.render.numbers import (
     value,
     why,
 )
+from vllm_capacity.render.report.reprice import Repriced
 from vllm_capacity.render.sections.fleet import limit_of, slowest
 from vllm_capacity.render.tables import (
     Cell,
@@ -33,6 +34,7 @@ from vllm_capacity.render.tables import (
     Value,
     figures_table,
     interval,
+    reasons_once,
     table,
     text,
     with_interval,
@@ -73,6 +75,27 @@ def cost_table(analysis: Analysis) -> Table:
     """Every cost figure of the window: value, interval, and what it rests on or why it is not."""
     cost = analysis.answer.cost
     return figures_table(Figure(label, getattr(cost, name), write) for name, label, write in _COSTS)
+
+
+def repriced_table(found: Repriced) -> Table:
+    """Every cost figure of a report, as reported and at another price, with its intervals."""
+    columns = (
+        Column("figure", "figure"),
+        Column("as reported", "before", is_numeric=True),
+        Column("at this price", "after", is_numeric=True),
+        Column("why not known", "reason", is_note=True),
+    )
+    rows = [
+        (
+            label,
+            with_interval(getattr(found.before, name), write),
+            with_interval(getattr(found.after, name), write),
+            getattr(found.after, name).reason,
+        )
+        for name, label, write in _COSTS
+    ]
+    caption = f"{found.window}, {found.start} to {found.end}"
+    return reasons_once(table(columns, rows, caption=caption))
 
 
 def bill_table(analysis: Analysis, by: str = "engine") -> Table:

@@ -157,6 +157,13 @@ def provenance(analysis: Analysis) -> Element:
     return Element("facts", content, "\n".join(f"{name}: {text}" for name, text in facts))
 
 
+def kept_use(analysis: Analysis) -> Element:
+    """What the bill is made of, by engine: not shown, but kept in the page, to be priced again."""
+    engines = plural(len(analysis.bill_parts), "engine")
+    text = f"Kept in the page for `vllm-capacity reprice`: the use of {engines}"
+    return Element("kept_use", msgspec.to_builtins(analysis.billed_use), text)
+
+
 def definitions(analysis: Analysis) -> Element:
     """How each figure is computed: its definition, its functions, its queries and their rows."""
     shown = shown_definitions(analysis)

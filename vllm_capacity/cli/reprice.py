@@ -1,0 +1,44 @@
+"""`reprice`: the money figures of a report at another price, without its telemetry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from vllm_capacity.cli.analysis_options import (
+    as_text,
+    assumptions_of,
+    json_options,
+    price_options,
+)
+from vllm_capacity.cli.options import FILE, columns
+
+
+@click.command(short_help="A report's money figures at another price, without telemetry.")
+@click.argument("report", type=FILE)
+@price_options
+@json_options
+def reprice(report: Path, as_json: bool, schema_version: str, **given: object) -> None:
+    r"""The bill and every cost figure of a report's page at another price; nothing is pulled.
+
+    The page keeps what its bill is made of, so its window may be long gone. Engines keep the GPUs
+    they had, unless --gpus-per-engine says otherwise, and utilization is as reported. The page
+    itself is not changed.
+
+    \b
+    vllm-capacity reprice reports/2026-11-27.html --usd-per-hour 1.64
+    vllm-capacity reprice reports/2026-11-27.html --price "A100-80GB RunPod secure, on-demand 2025"
+    """
+    from vllm_capacity.render.report.reprice import repriced
+    from vllm_capacity.render.sections.cost import repriced_table
+
+    pricing = assumptions_of(given).pricing
+    source = click.get_current_context().get_parameter_source("gpus_per_engine")
+    is_typed = source is ParameterSource.COMMANDLINE
+    found = repriced(report, pricing, gpus_per_engine=pricing.gpus_per_engine if is_typed else None)
+    if as_json:
+        click.echo(as_text(found, schema_version))
+    else:
+        click.echo(repriced_table(found).to_text(columns()), nl=False)

@@ -1,0 +1,56 @@
+"""The money figures of a report at another price, from what its page keeps, without telemetry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_capacity.assumptions import Pricing
+from vllm_capacity.errors import InputError
+from vllm_capacity.record import SCHEMA_VERSION, Record
+from vllm_capacity.render.report.metadata import page_metadata
+from vllm_capacity.verdicts.cost.bill import Costs
+
+
+@dataclass(frozen=True, repr=False)
+class Repriced(Record):
+    """What the window of a report cost, as reported (`before`) and at another price (`after`).
+
+    `start` and `end` are ISO 8601, as the page says them.
+    """
+
+    window: str
+    start: str
+    end: str
+    before: Costs
+    after: Costs
+    schema_version: int = SCHEMA_VERSION
+
+
+def repriced(page: Path, pricing: Pricing, *, gpus_per_engine: float | None = None) -> Repriced:
+    """The costs of a report's page under another pricing, as its window would give them.
+
+    Capacities stay those reported; a mapping file, which tells GPUs apart, may move them in the
+    window itself. `gpus_per_engine` None: as many as reported, or by the mapping file. InputError
+    for a file that is no report, or keeps no bill, and for a pricing without a price.
+    """
+    if not page.is_file():
+        raise InputError(f"There is no report {page}. Name a page that `report` wrote.")
+    found = page_metadata(page)
+    if found is None:
+        raise InputError(f"{page} is no report, or was changed. Name a page that `report` wrote.")
+    if found.use is None:
+        raise InputError(
+            f"{page} does not keep what its bill is made of: it is of an earlier release, or of "
+            "another notebook. Make it again from its window: report WINDOW --price …."
+        )
+    if pricing.usd_per_gpu_hour is None and not pricing.rules:
+        raise InputError("Say at which price: --usd-per-hour, --price, or --fleet.")
+    line = found.line
+    return Repriced(
+        line.window,
+        line.start,
+        line.end,
+        found.use.as_paid.whole,
+        found.use.bill_at(pricing, gpus_per_engine=gpus_per_engine).whole,
+    )
