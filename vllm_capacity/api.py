@@ -36,7 +36,13 @@ from vllm_capacity.sources.invoices import read_invoice
 from vllm_capacity.sources.usage import UsageLog
 from vllm_capacity.telemetry import window as telemetry
 from vllm_capacity.tenants import Tenants
-from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
+from vllm_capacity.timerange import (
+    TimeRange,
+    last,
+    named_range,
+    parse_duration_seconds,
+    parse_instant,
+)
 from vllm_capacity.verdicts.cost.reconcile import Reconciliation
 from vllm_capacity.verdicts.demand.forecast import Forecast
 from vllm_capacity.verdicts.hardware.what_if import WhatIf
@@ -126,8 +132,8 @@ class Window:
             slo_of(slo),
             Hardware(gpu or None, model or None),
         )
-        read = self.opened.remembering() if exact else self.opened
-        return Analysis(read, self.time_range, assumed)
+        ends = self.time_range.start, self.time_range.end
+        return Analysis.of(self.opened, *ends, assumed, exact=exact)
 
     def __repr__(self) -> str:
         """Name, models, engines and time in a line."""
@@ -208,6 +214,19 @@ class Analysis(analysis.Analysis):
         no charge can be read, or none is of this time.
         """
         return self.reconciled(read_invoice(Path(invoice), columns=columns))
+
+    def compare(self, before: analysis.Analysis | str | Path) -> Comparison:
+        """What changed since `before`, at the same load and mix, by more than noise.
+
+        `before`: an analysis, or a window by its name or path, with a time range of its own if
+        wanted (NAME@START..END), which is then taken under the same price and targets. A change
+        that cannot be told is unknown, with its reason. WindowError where there is no such window.
+        """
+        if isinstance(before, str | Path):
+            name, *ends = named_range(str(before))
+            start, end = (None if each is None else parse_instant(each) for each in ends)
+            before = Analysis.of(open(name).opened, start, end, self.assumptions)
+        return compare(before, self)
 
     def explain(self, figure: str) -> Any:  # noqa: ANN401  shown by its repr
         """How a figure is made: `a.explain("cost.per_request")`.

@@ -85,6 +85,18 @@ def parse_instant(text: str) -> datetime:
     return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
 
 
+def named_range(text: str) -> tuple[str, str | None, str | None]:
+    """The name in NAME@START..END, and the two ends as text; None for an end that is left out.
+
+    Text without a range is a name.
+    """
+    name, mark, times = text.rpartition("@")
+    if not mark or ".." not in times:
+        return text, None, None
+    start, _, end = times.partition("..")
+    return name, start or None, end or None
+
+
 def parse_duration_seconds(text: str) -> float:
     """Seconds from "2s", "90m", "24h", "1h30m", "7d"; always positive, and a century at most."""
     bare = text.strip().lower()

@@ -13,6 +13,7 @@ from vllm_capacity.cli.analysis_options import (
     price_options,
 )
 from vllm_capacity.cli.options import bounded, columns
+from vllm_capacity.timerange import named_range
 
 
 @click.command(short_help="What changed from window A to B, and whether it is noise.")
@@ -58,15 +59,12 @@ def compare(
     if as_json:
         click.echo(as_text(found, schema_version))
         return
-    from vllm_capacity.render.comparison import comparison_text
+    from vllm_capacity.render.sections.comparison import comparison_text
 
     click.echo(comparison_text(found, width=columns()), nl=False)
 
 
 def _analysis(named: str, given: dict[str, Any]) -> Any:  # noqa: ANN401  imported late
     """The analysis of NAME, or of NAME@START..END."""
-    name, mark, times = named.rpartition("@")
-    if not mark or ".." not in times:
-        return analysis_of(named, given)
-    start, _, end = times.partition("..")
-    return analysis_of(name, {**given, "start": start or None, "end": end or None})
+    name, start, end = named_range(named)
+    return analysis_of(name, {**given, "start": start, "end": end})

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+from vllm_capacity.cli.against import earlier_day, is_duration, later_days
 from vllm_capacity.cli.settings import DaySettings, SourceSettings
 from vllm_capacity.errors import CapacityError, InputError, NoTelemetryError, SourceError
 from vllm_capacity.live.days import DayStore, Outcome, Reach, Source, day_store
@@ -22,16 +23,27 @@ from vllm_capacity.timerange import TimeRange, parse_duration_seconds
 
 @dataclass(frozen=True)
 class Night:
-    """What a run is to do: pull days from where, into which store, and make what page of each."""
+    """What a run is to do: pull days from where, into which store, and make what page of each.
+
+    `against` is what a page is compared with: a day, the day so long before it, or a window.
+    """
 
     pull: PullOrder
     source: Source
     windows: Path
     reach: Reach
     page: ReportOrder
+    against: str | None = None
 
     @classmethod
-    def of(cls, source: SourceSettings, days: DaySettings, page: ReportOrder) -> Night:
+    def of(
+        cls,
+        source: SourceSettings,
+        days: DaySettings,
+        page: ReportOrder,
+        *,
+        against: str | None = None,
+    ) -> Night:
         """The night that settings describe; InputError for what is no duration, or no origin."""
         if source.origin is None:
             raise InputError("Say where to pull days --from: a URL, a folder, or s3://….")
@@ -42,6 +54,12 @@ class Night:
             keep=None if days.keep is None else _duration(days.keep),
             has_today=days.has_today,
         )
+        back = None if against is None or not is_duration(against) else _duration(against)
+        if back and reach.keep and reach.keep < back + reach.last:
+            raise InputError(
+                "Days must be kept until they are compared with: --keep is shorter than --against "
+                "and --last together."
+            )
         # All days of a store have one grain: by default what a pull of a day has.
         # Of a Prometheus, days that are here already were pulled whole.
         is_full = bool(source.is_full) if source.stream else source.is_full is not False
@@ -51,7 +69,22 @@ class Night:
             days.windows,
             reach,
             page,
+            against,
         )
+
+    def parameters(self, store: DayStore, day: date) -> dict[str, object]:
+        """The parameters of a day's page; it is compared with nothing where that day has no window.
+
+        So is each of the first week, where each is to be compared with the week before.
+        """
+        window = {"window": str(store.path(day))}
+        if self.against is not None:
+            earlier = earlier_day(self.against, day)
+            if earlier is None:
+                window["against"] = self.against
+            elif earlier != day and store.path(earlier).is_dir():
+                window["against"] = str(store.path(earlier))
+        return {**window, **self.page.parameters}
 
 
 @dataclass(frozen=True)
@@ -82,7 +115,8 @@ def night(
         wanted = replace(order.pull, time_range=time_range)
         pull_window(wanted, target, environment=environment, now=now)
 
-    notebook_parameters(order.page)
+    sample = {} if order.against is None else {"against": order.against}
+    notebook_parameters(replace(order.page, parameters={**sample, **order.page.parameters}))
     with day_store(order.windows, order.source) as store:
         done = Done()
         for day in store.due(order.reach, now):
@@ -93,10 +127,12 @@ def night(
                 done = replace(done, failure=error)
                 break
             done = _with(done, store, day, outcome, is_known=is_known)
+            if order.against is not None and outcome in (Outcome.NEW, Outcome.CHANGED):
+                for later in later_days(order.against, day, list(store.days)):
+                    store.report_again(later)
         pages = []
         for day in store.unreported():
-            parameters = {"window": str(store.path(day)), **order.page.parameters}
-            wanted = replace(order.page, parameters=parameters)
+            wanted = replace(order.page, parameters=order.parameters(store, day))
             try:
                 pages.append(write_report(wanted, made_at=now, cache=cache, progress=progress))
             except CapacityError as error:  # the next run tries again

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from vllm_capacity.assumptions import TARGETS, Slo
+from vllm_capacity.cli.against import window_against
 from vllm_capacity.cli.analysis_options import (
     assumptions_of,
     one_window,
@@ -71,7 +72,8 @@ def report(
     r"""Run a notebook on a window and write one HTML page, and an index over the folder's pages.
 
     The page needs no network and no server. Nothing is written where anything fails. Printed, by
-    --pdf or from a browser, it is the answer and its charts.
+    --pdf or from a browser, it is the answer and its charts. With --against, it says what changed
+    since another window, at the same load and mix, and what may be the reason.
 
     With --from, or a source in the settings file and no WINDOW: a page for each day, for cron. Days
     that a run missed are caught up, days into which samples came late are made anew, and of two
@@ -82,6 +84,7 @@ def report(
     vllm-capacity report monday --price "A100-80GB RunPod secure, on-demand 2025"
     vllm-capacity report --from http://prometheus:9090 --last 24h --usd-per-hour 1.64 --keep 30d
     vllm-capacity report --from https://parseable.example.com --stream vllm_metrics --last 7d
+    vllm-capacity report after --against before --usd-per-hour 1.64
     """
     page = taken(PageSettings, given)
     if examples and (argument or window or pairs or any(map(_is_typed, ("notebook", "zone")))):
@@ -92,10 +95,11 @@ def report(
             _written(_order(page, _notebook(None), parameters), browser)
         return
     parameters = _parameters(pairs, given, page)
-    order = _order(page, _notebook(page.notebook), parameters)
+    against = _against(page, parameters)
     is_named = argument is not None or window is not None or "window" in parameters
+    order = _order(page, _notebook(page.notebook), parameters)
     if _has_source(given, is_named=is_named):
-        _days(order, given, browser)
+        _days(order, given, browser, against)
         return
     if argument is not None or window is not None:
         if "window" in parameters:
@@ -103,6 +107,10 @@ def report(
                 "The window is given twice: as WINDOW or --window, and with -p window=…."
             )
         parameters = {"window": one_window(argument, window), **parameters}
+    if against is not None:
+        named, kept = str(parameters.get("window", "")), taken(DaySettings, given).windows
+        found = window_against(against, named, kept, is_typed=_is_typed("against"))
+        parameters |= {} if found is None else {"against": found}
     _written(replace(order, parameters=parameters), browser)
 
 
@@ -115,6 +123,15 @@ _OPTION_OF = {
     "usage_log_format": "log_format",
 }
 """The options that give parameters of other names."""
+
+
+def _against(page: PageSettings, parameters: Mapping[str, object]) -> str | None:
+    """What to compare with by the option or the settings; `-p against=…` goes before those."""
+    if page.against is None or "against" not in parameters:
+        return page.against
+    if _is_typed("against"):
+        raise InputError("against is given twice: as an option, and with -p against=….")
+    return None
 
 
 def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
@@ -138,12 +155,15 @@ def _is_typed(name: str) -> bool:
     return any(given(each) is typed for each in options)
 
 
-def _days(page: ReportOrder, given: Mapping[str, Any], browser: Path | None) -> None:
+def _days(
+    page: ReportOrder, given: Mapping[str, Any], browser: Path | None, against: str | None
+) -> None:
     """The pages of a source's days, each named on stdout; what is missing, as an error."""
     if given["start"] is not None or given["end"] is not None:
         raise InputError("With --from, say which days by --last; leave --start and --end out.")
     assumptions_of(given)  # a price that there is not is told before anything is pulled
-    order = Night.of(taken(SourceSettings, given), taken(DaySettings, given), page)
+    source, days = taken(SourceSettings, given), taken(DaySettings, given)
+    order = Night.of(source, days, page, against=against)
     now = datetime.now(UTC)
     with needing_extra("report"), progress_bar(f"Running {page.notebook.name}") as progress:
         done = night(

@@ -356,6 +356,13 @@ class PageSettings:
         default=None,
         metadata=_about("--by", "A table by this label, too, such as team or namespace.", key="by"),
     )
+    against: str | None = field(
+        default=None,
+        metadata=_about(
+            "--against",
+            "What changed since: a window (NAME, NAME@START..END), a day, or 7d: a week before.",
+        ),
+    )
 
 
 @dataclass(frozen=True)

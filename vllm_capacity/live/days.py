@@ -166,6 +166,12 @@ class DayStore:
         """Note that the page of a day is there."""
         self._note(day, replace(self.days[day], is_reported=True))
 
+    def report_again(self, day: date) -> None:
+        """Note that the page of a day is to be made anew, if it has its window and a page."""
+        known = self.days.get(day)
+        if known is not None and known.is_reported and self.path(day).exists():
+            self._note(day, replace(known, is_reported=False))
+
     def prune(self, reach: Reach, now: datetime) -> list[date]:
         """Remove the windows of days that are old enough, unless somebody reads them; which."""
         oldest = self._oldest(reach, now)

@@ -13,7 +13,10 @@ step of one engine (10 to 60 s) did *at the load and the mix it had*:
    into blocks, all engines together, and the variance is that of the blocks' sums (the sandwich of
    cluster-robust errors; Cameron and Miller, "A Practitioner's Guide to Cluster-Robust Inference",
    J. Human Resources 50 (2015), doi:10.3368/jhr.50.2.317). Of several block lengths the one that
-   gives the widest interval counts, with Student's t of as many blocks.
+   gives the widest interval counts, with Student's t of as many blocks. A server whose speed drifts
+   for hours makes neighboring blocks alike, which takes variance from their sums: how long it
+   remembers is estimated, and that variance put back. Where it remembers for more than a twelfth of
+   the time, nothing is said.
 4. Five figures are looked at, and a change of any is an alarm: each is judged at 99 %, so that all
    of them together cry wolf at most once in twenty.
 """
@@ -40,6 +43,8 @@ _BLOCKS = (8, 16, 32)  # per side; the fewest are the longest, and stand for slo
 _BLOCK_SECONDS = 7200.0  # shorter ones are alike: what slows a server lasts for an hour or so
 _KNOTS = 4
 _FEWEST_STEPS = 20  # per side
+_BIN_SECONDS, _FEWEST_BINS = 600.0, 24  # in which the memory of what slows a server is looked at
+_FEWEST_MEMORIES = 12  # that a side must last: of fewer, how they differ is not known
 _EDGE_SHARE = 0.02  # of a side's loads at each end, that the other need not have seen
 
 Floats = npt.NDArray[np.float64]
@@ -198,12 +203,23 @@ def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
     found, *_ = np.linalg.lstsq(columns, values, rcond=None)
     residuals = values - columns @ found
     inverse = np.linalg.pinv(columns.T @ columns)
-    halves = [_half(sides, columns, residuals, inverse, blocks) for blocks in _block_counts(*sides)]
-    known = [half for half in halves if half is not None]
-    if not known:
+    scores = (columns * residuals[:, None]) @ inverse[0]
+    seconds = _shorter_seconds(*sides)
+    memory = _memory_seconds(sides, np.split(scores, [sides[0].height]), seconds)
+    if seconds < _FEWEST_MEMORIES * memory:
+        return _unknown(
+            "its speed drifts by itself, and the shorter side is too short to tell that from a "
+            f"change ({seconds / 3600:.2g} h): take days on each side"
+        )
+    halves = []
+    for blocks in _block_counts(*sides):
+        half = _half(sides, scores, blocks)
+        if half is not None:
+            halves.append(half / math.sqrt(_kept_share(memory, seconds / blocks)))
+    if not halves:
         return _unknown(f"under {FEWEST_BLOCKS} separate times at a load that both have seen")
     steps = " and ".join(f"{each.height:,}" for each in sides)
-    return _known(float(found[0]), max(known), f"{steps} steps at the same loads and lengths")
+    return _known(float(found[0]), max(halves), f"{steps} steps at the same loads and lengths")
 
 
 def _explained(both: pl.DataFrame) -> Floats:
@@ -218,23 +234,16 @@ def _explained(both: pl.DataFrame) -> Floats:
     return np.column_stack([np.ones_like(load), load, *bends, prompts, outputs])
 
 
-def _half(
-    sides: tuple[pl.DataFrame, pl.DataFrame],
-    columns: Floats,
-    residuals: Floats,
-    inverse: Floats,
-    blocks: int,
-) -> float | None:
+def _half(sides: tuple[pl.DataFrame, pl.DataFrame], scores: Floats, blocks: int) -> float | None:
     """Half of the interval of the first coefficient, each side in so many blocks of time.
 
-    None where steps of a side lie in too few of them.
+    `scores` are what each step adds to its error. None where steps of a side lie in too few blocks.
     """
     numbers = [_block_numbers(each, blocks) for each in sides]
     counts = [len(np.unique(each)) for each in numbers]
     if min(counts) < FEWEST_BLOCKS:
         return None
     of_block = np.concatenate([numbers[0], numbers[1] + blocks])
-    scores = (columns * residuals[:, None]) @ inverse[0]
     sums = np.bincount(of_block, weights=scores, minlength=2 * blocks)
     # Each side's share of the variance, made up for its few blocks.
     error = math.sqrt(
@@ -246,13 +255,58 @@ def _half(
     return _student(CONFIDENCE, min(counts) - 1) * error
 
 
+def _memory_seconds(
+    sides: tuple[pl.DataFrame, pl.DataFrame], scores: Sequence[Floats], seconds: float
+) -> float:
+    """How long what slows a server lasts, of sides of so many `seconds`.
+
+    The integrated autocorrelation time of the errors, mean of both sides, without the bias of short
+    series, whose correlation comes out 4 ÷ n too small (Marriott and Pope, Biometrika 41 (1954),
+    doi:10.1093/biomet/41.3-4.390). Infinite where that is all there is.
+    """
+    seen = np.mean([_seen_memory_seconds(*each) for each in zip(sides, scores, strict=True)])
+    left = 1 / float(seen) - 4 / max(seconds, 1.0)
+    return 1 / left if left > 0 else math.inf
+
+
+def _seen_memory_seconds(steps: pl.DataFrame, scores: Floats) -> float:
+    """The autocorrelation of a side's errors, added up over time as long as it is above 0."""
+    times = steps["start"].dt.timestamp("us").to_numpy().astype(np.float64) / 1e6
+    each_seconds = min(_BIN_SECONDS, max(1.0, float(np.ptp(times)) / _FEWEST_BINS))
+    bins = ((times - times.min()) // each_seconds).astype(np.int64)
+    sums = np.bincount(bins, weights=scores)
+    centered = sums - sums.mean()
+    products = np.correlate(centered, centered, "full")[len(sums) - 1 :]
+    above = 0.0
+    for each in products[1 : len(sums) // 2 + 1]:
+        if each <= 0:
+            break
+        above += float(each / products[0])
+    return (0.5 + above) * each_seconds
+
+
+def _kept_share(memory_seconds: float, block_seconds: float) -> float:
+    """The share of the long-run variance that sums of blocks show, of a process that forgets.
+
+    Of an Ornstein-Uhlenbeck process that forgets in `memory`: 1 − m (1 − exp(−1/m)), where m is
+    memory ÷ block.
+    """
+    ratio = memory_seconds / block_seconds
+    return 1 - ratio * (1 - math.exp(-1 / ratio))
+
+
 def _block_counts(*sides: pl.DataFrame) -> list[int]:
     """In how many blocks each side is cut, one after another; few where the time is short."""
-    seconds = min(
-        (each["start"].max() - each["start"].min()).total_seconds()  # type: ignore[operator, union-attr]
+    seconds = _shorter_seconds(*sides)
+    return [each for each in _BLOCKS if seconds >= each * _BLOCK_SECONDS] or [FEWEST_BLOCKS]
+
+
+def _shorter_seconds(*sides: pl.DataFrame) -> float:
+    """How long the shorter of the sides lasts."""
+    return min(
+        float((each["start"].max() - each["start"].min()).total_seconds())  # type: ignore[operator, union-attr]
         for each in sides
     )
-    return [each for each in _BLOCKS if seconds >= each * _BLOCK_SECONDS] or [FEWEST_BLOCKS]
 
 
 def _block_numbers(steps: pl.DataFrame, blocks: int) -> npt.NDArray[np.int64]:

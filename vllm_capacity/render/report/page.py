@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -32,6 +32,7 @@ _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _TABLE_TAGS = frozenset({"table", "thead", "tbody", "tfoot", "tr", "th", "td", "caption", "p", "b"})
 _LONG_REASON = 80  # letters: a shorter one is told again as quickly as where it was told
 _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
+_OPTIONAL = "optional"  # the tag of a cell
 
 
 @dataclass(frozen=True)
@@ -163,25 +164,27 @@ def sections_of(
 ) -> tuple[Section, ...]:
     """The cells' prose and outputs as sections, cut at second-level headings. Code is left out.
 
+    A section whose heading is in a cell tagged `optional` is left out where its code shows nothing.
     `chart_of` gives the parts of a chart by its spec and its number on the page.
     """
     made: list[Section] = []
     blocks: list[Block] = []
-    heading, charts = "", 0
+    heading, charts, is_optional = "", 0, False
     for cell in cells:
         if cell["cell_type"] == "markdown":
             first, *parts = _HEADING.split(cell["source"])
             blocks += _prose(first)
             for next_heading, prose in zip(parts[::2], parts[1::2], strict=True):
-                made.append(_section(heading, blocks))
+                made += _sections(heading, blocks, is_optional=is_optional)
                 heading, blocks = next_heading.strip(), _prose(prose)
+                is_optional = _OPTIONAL in cell.get("metadata", {}).get("tags", ())
         elif cell["cell_type"] == "code":
             for output in cell.get("outputs", []):
                 block = _block(output, charts, chart_of)
                 if block is not None:
                     blocks.append(block)
                     charts += block.kind == "chart"
-    made.append(_section(heading, blocks))
+    made += _sections(heading, blocks, is_optional=is_optional)
     return tuple(section for section in made if section.blocks or section.heading)
 
 
@@ -196,9 +199,12 @@ def markdown_html(text: str) -> str:
     return str(_markdown()(text))
 
 
-def _section(heading: str, blocks: list[Block]) -> Section:
+def _sections(heading: str, blocks: list[Block], *, is_optional: bool) -> Iterator[Section]:
+    """The section of these blocks; none where it is optional and only prose."""
+    if is_optional and all(block.kind == "prose" for block in blocks):
+        return
     anchor = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
-    return Section(anchor, heading, tuple(blocks))
+    yield Section(anchor, heading, tuple(blocks))
 
 
 def _prose(source: str) -> list[Block]:

@@ -64,7 +64,7 @@ def write_index(folder: Path) -> Path:
 
 DEFAULT_NOTEBOOK = "cost-report.ipynb"
 _LONGEST = 120
-_OPTIONS = {"window": "--window", "time_zone": "--tz"}
+_OPTIONS = {"window": "--window", "time_zone": "--tz", "against": "--against"}
 """Parameters that the command line has options for."""
 PRICE_PARAMETERS = ("usd_per_hour", "price", "fleet", "price_rules")
 """Parameters that give a price, one instead of the other."""

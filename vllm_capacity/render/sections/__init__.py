@@ -12,6 +12,11 @@ from vllm_capacity.render.sections.claim import (
     gpu_use_table,
     implied_price,
 )
+from vllm_capacity.render.sections.comparison import (
+    change_table,
+    comparison_verdict,
+    reason_table,
+)
 from vllm_capacity.render.sections.cost import (
     bill_table,
     break_even_table,
@@ -79,10 +84,12 @@ __all__ = [
     "capacity_table",
     "capture_verdict",
     "captures_compared",
+    "change_table",
     "choice_text",
     "claim_at_prices",
     "claim_table",
     "claim_verdict",
+    "comparison_verdict",
     "cost_table",
     "cost_verdict",
     "days_text",
@@ -109,6 +116,7 @@ __all__ = [
     "provenance",
     "quality_table",
     "queue_check",
+    "reason_table",
     "regime_table",
     "rejected_table",
     "runway_table",

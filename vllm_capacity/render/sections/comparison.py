@@ -1,10 +1,10 @@
-"""What a terminal shows of two windows side by side."""
+"""Two windows side by side: what changed in sentences, a table of figures, what else differs."""
 
 from __future__ import annotations
 
 from vllm_capacity.comparison import Comparison, Side
-from vllm_capacity.render.numbers import percent, span, usd, value
-from vllm_capacity.render.tables import Cell, Column, Table, Value, table, wrapped
+from vllm_capacity.render.numbers import percent, reason, span, usd, value
+from vllm_capacity.render.tables import Cell, Column, Table, Text, Value, table, text, wrapped
 from vllm_capacity.verdicts.changes import Change
 
 _LABELS = {
@@ -15,6 +15,7 @@ _LABELS = {
     "output": "output per engine, as served",
     "capacity": "capacity per engine",
 }
+_COSTS = ("cost_at_same_load", "cost_as_billed")
 _NO_REASON = "Nothing else differs that the telemetry shows."
 
 
@@ -27,6 +28,23 @@ def comparison_text(found: Comparison, *, width: int) -> str:
     reasons = reason_table(found)
     differs = f"What else differs\n{reasons.to_text(width)}" if found.reasons else _NO_REASON + "\n"
     return f"{sides}\n{change_table(found).to_text(width)}\n{differs}"
+
+
+def comparison_verdict(found: Comparison) -> Text:
+    """Whether a token got cheaper or faster since A, by more than noise, and what else differs."""
+    others = [
+        f"{_LABELS[name]} {_percent(each.ratio.mid)}"
+        for name, each in found.changes.items()
+        if name not in _COSTS and each.is_more_than_noise and each.ratio.mid is not None
+    ]
+    kinds = list(dict.fromkeys(each.kind for each in found.reasons))
+    return text(
+        f"Compared with A, {_side(found.before)}.",
+        f"At the same load and mix, {_told(found.cost_at_same_load)}.",
+        f"As billed, {_told(found.cost_as_billed)}.",
+        *([f"Also more than noise: {'; '.join(others)}."] if others else []),
+        f"What else differs: {', '.join(kinds)}." if kinds else _NO_REASON,
+    )
 
 
 def change_table(found: Comparison) -> Table:
@@ -61,6 +79,20 @@ def _side(side: Side) -> str:
     engines = "1 engine" if side.engines == 1 else f"{side.engines:.3g} engines on average"
     when = span(side.start, side.end)
     return f"{side.window}, {when}, {engines}, {cost} per million output tokens"
+
+
+def _told(change: Change) -> str:
+    """Whether an output token costs more or less, or why that is not known."""
+    ratio = change.ratio
+    if ratio.low is None or ratio.mid is None or ratio.high is None:
+        return f"whether a token costs more or less is not known: {reason(ratio)}"
+    ends = f"between {_percent(ratio.low)} and {_percent(ratio.high)}"
+    if ratio.low == ratio.high:
+        ends = "exactly"
+    if not change.is_more_than_noise:
+        return f"an output token costs the same within noise ({ends})"
+    more = "more" if ratio.mid > 1 else "less"
+    return f"an output token costs {percent(abs(ratio.mid - 1))} {more} ({ends})"
 
 
 def _percent(ratio: float) -> str:
