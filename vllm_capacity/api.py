@@ -223,9 +223,9 @@ class Analysis(analysis.Analysis):
         that cannot be told is unknown, with its reason. WindowError where there is no such window.
         """
         if isinstance(before, str | Path):
-            name, *ends = named_range(str(before))
-            start, end = (None if each is None else parse_instant(each) for each in ends)
-            before = Analysis.of(open(name).opened, start, end, self.assumptions)
+            found = open(before)
+            ends = found.time_range.start, found.time_range.end
+            before = Analysis.of(found.opened, *ends, self.assumptions)
         return compare(before, self)
 
     def explain(self, figure: str) -> Any:  # noqa: ANN401  shown by its repr
@@ -296,18 +296,20 @@ class Analysis(analysis.Analysis):
 
 
 def open(name_or_path: str | Path) -> Window:
-    """The window of that name or path.
+    """The window of that name or path, or a time range of it: `NAME@START..END`.
 
-    A name is looked for in data/windows and data/examples from here upward, then among the shipped
-    windows. Of one that a scrape still makes: what it has by now. WindowError, with the names there
-    are, where there is none.
+    Either end may be left out. A name is looked for in data/windows and data/examples from here
+    upward, then among the shipped windows. Of one that a scrape still makes: what it has by now.
+    WindowError, with the names there are, where there is none.
     """
     if not isinstance(name_or_path, str | Path):
         raise InputError(f"A window is named by text or a path, not by {name_or_path!r}.")
     from vllm_capacity.live.running import open_recorded
 
-    opened = open_recorded(name_or_path)
-    return Window(opened, opened.extent)
+    name, *ends = named_range(str(name_or_path))
+    start, end = (None if each is None else parse_instant(each) for each in ends)
+    opened = open_recorded(name)
+    return Window(opened, opened.clamp(start, end))
 
 
 def scrape(

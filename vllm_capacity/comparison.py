@@ -94,7 +94,7 @@ def compare(before: Analysis, after: Analysis) -> Comparison:
     Each under its own price. A change that cannot be told is unknown, with its reason.
     """
     sides = _side(before), _side(after)
-    steps = comparable_steps(before.steps), comparable_steps(after.steps)
+    steps = _steps(before), _steps(after)
     itl = change(*steps, "itl_seconds")
     output = mean_change(before.steps, after.steps, "output_tokens_per_second")
     price = _price_ratio(*sides)
@@ -109,6 +109,11 @@ def compare(before: Analysis, after: Analysis) -> Comparison:
         capacity=ratio_of(_capacity(before), _capacity(after)),
         reasons=tuple(_reasons(before, after, sides, output)),
     )
+
+
+def _steps(analysis: Analysis) -> pl.DataFrame:
+    served = analysis.models_by_engine
+    return comparable_steps(analysis.steps, {name: ", ".join(own) for name, own in served.items()})
 
 
 def _product(price: Estimate, other: Estimate) -> Estimate:

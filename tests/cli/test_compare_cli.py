@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 import vllm_capacity as vc
 from vllm_capacity.cli import cli
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import InputError, WindowError
 
 
 def run(*words):
@@ -62,6 +62,23 @@ def test_ranges_are_written_with_the_window():
 def test_a_range_that_is_none_is_refused():
     with pytest.raises(InputError, match="Cannot read 'noon' as a time"):
         run("vllm-two-replicas@noon..", "vllm-two-replicas")
+
+
+def test_an_analysis_is_compared_with_a_window_under_its_own_price(replicas):
+    half = replicas["06:01":].analyze(price=2.0)
+    found = half.compare("vllm-two-replicas@..2026-11-24T06:01")
+    assert found == vc.compare(replicas[:"06:01"].analyze(price=2.0), half)
+    with pytest.raises(WindowError, match="No window 'nowhere'"):
+        half.compare("nowhere")
+
+
+def test_the_verdict_names_the_other_time_and_what_differs(replicas):
+    found = vc.compare(replicas.analyze(price=1.0), replicas.analyze(price=3.0))
+    first, same_load, _, last = vc.tables.comparison_verdict(found).sentences
+    assert first.startswith("Compared with A, vllm-two-replicas, 24 Nov 2026")
+    assert "an output token costs 200" in same_load
+    assert "more (between" in same_load
+    assert last == "What else differs: price."
 
 
 def test_only_analyses_can_be_compared(replicas):

@@ -2,6 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+import vllm_capacity as vc
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.fleet import load_fleet, of_targets, rate_in_force
 from vllm_capacity.timerange import TimeRange
@@ -102,3 +103,9 @@ def test_a_broken_mapping_file_is_refused(tmp_path, name, text, says):
 def test_a_missing_mapping_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="Cannot read"):
         load_fleet(tmp_path / "none.csv")
+
+
+def test_rules_by_labels_count_in_python_too(tmp_path):
+    rules = tmp_path / "fleet.yaml"
+    rules.write_text("- {match: '{instance=~\".+\"}', usd_per_hour: 2}\n")
+    assert vc.open("vllm-sweep").analyze(price_rules=rules).cost.total.mid > 0

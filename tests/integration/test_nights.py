@@ -4,6 +4,7 @@ The clock is an argument. What each day is to hold is known: a server made up he
 were backfilled. The pages are made by a notebook of a few cells, to be quick.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -70,10 +71,12 @@ def exposed(moments: list[datetime]) -> str:
 
 
 NOTEBOOK = (
-    'window: str = "vllm-sweep"\nprice: str = ""\nusd_per_hour: "Optional[float]" = None',
+    'window: str = "vllm-sweep"\nprice: str = ""\nusd_per_hour: "Optional[float]" = None\n'
+    'against: str = ""',
     "import vllm_capacity as vc\na = vc.open(window).analyze(price=price or usd_per_hour)\n"
     "vc.tables.title_line(a)",
     "vc.tables.tiles(a)",
+    "vc.tables.comparison_verdict(a.compare(against)) if against else None",
 )
 
 
@@ -92,7 +95,8 @@ class Nights:
         source = SourceSettings(origin=f"http://127.0.0.1:{self.port}")
         days = DaySettings(last="24h", windows=self.folder / "windows", keep="30d")
         now = midnight(day) + timedelta(hours=hour)
-        done = night(Night.of(source, days, page), now=now, environment={}, cache=self.folder)
+        order = Night.of(source, days, page, against="1d")
+        done = night(order, now=now, environment={}, cache=self.folder)
         self.runs[now] = done
         return done
 
@@ -180,6 +184,14 @@ def test_a_day_holds_what_was_served_on_it_and_its_page_is_of_it(nights, day):
     page = page_metadata(nights.folder / "reports" / f"{day}.html")
     assert page.line.window == str(day)
     assert page.line.start[:10] == str(day)
+
+
+@pytest.mark.parametrize("day", DAYS, ids=str)
+def test_each_page_is_compared_with_the_day_before(nights, day):
+    page = (nights.folder / "reports" / f"{day}.html").read_text()
+    earlier = day - timedelta(days=1)
+    expected = [] if day == FIRST else [f"Compared with A, {earlier}, {earlier.day} Nov 2026"]
+    assert re.findall(r"Compared with A, [\d-]+, \d+ Nov 2026", page) == expected
 
 
 def test_the_index_lists_each_day_once(nights):

@@ -129,6 +129,15 @@ def test_a_day_without_data_is_remembered_as_such(tmp_path):
     assert pulled(tmp_path, serving(5), now=MORNING + timedelta(hours=24)) == Outcome.NEW
 
 
+def test_a_page_can_be_asked_for_again_while_its_window_is_there(tmp_path):
+    pulled(tmp_path, serving(1))
+    pulled(tmp_path, serving(), day=date(2026, 11, 1))
+    with day_store(tmp_path, HERE) as store:
+        for day in (DAY, date(2026, 11, 1), date(2026, 11, 9)):
+            store.report_again(day)
+        assert store.unreported() == [DAY]
+
+
 def test_a_dead_source_leaves_everything_as_it_was(tmp_path):
     pulled(tmp_path, serving(1))
     before = (tmp_path / "days.json").read_bytes()

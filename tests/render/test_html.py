@@ -179,6 +179,24 @@ def test_sections_are_cut_at_the_questions():
     ]
 
 
+STREAM = {"output_type": "stream", "name": "stdout", "text": "it"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "shown", "headings"),
+    [
+        pytest.param(["optional"], [], ["Last"], id="left out where nothing is shown"),
+        pytest.param(["optional"], [STREAM], ["Perhaps", "Last"], id="there where something is"),
+        pytest.param([], [], ["Perhaps", "Last"], id="any other stays"),
+    ],
+)
+def test_an_optional_section(tags, shown, headings):
+    perhaps = {**markdown("## Perhaps\nprose"), "metadata": {"tags": tags}}
+    cell = {"cell_type": "code", "outputs": shown}
+    sections = html.sections_of([perhaps, cell, markdown("## Last")])
+    assert [section.heading for section in sections] == headings
+
+
 @pytest.mark.parametrize(
     ("output", "kind"),
     [

@@ -64,6 +64,43 @@ def test_a_planted_change_is_found(before, after, speed):
     assert (alarms >= 0.9, held >= 0.95) == (True, True)
 
 
+MODELS = {"a/0": "small", "b/0": "large"}
+RENAMED = {"a": "c", "b": "d"}  # as pods are, when they are deployed anew
+
+
+def two_models(rng, *, small, large, speed=1.0, names=None):
+    """Two engines of two models, one slow, under these demands."""
+    sides = [
+        made_steps(rng, engines=1, demand=demand, speed=of * speed).with_columns(
+            instance=pl.lit((names or {}).get(name, name))
+        )
+        for name, demand, of in (("a", small, 1.0), ("b", large, 0.5))
+    ]
+    models = {f"{(names or {}).get(name[0], name[0])}/0": model for name, model in MODELS.items()}
+    return comparable_steps(pl.concat(sides), models)
+
+
+@pytest.mark.parametrize("names", [None, RENAMED], ids=["the same engines", "new pods"])
+@pytest.mark.parametrize(("speed", "least", "most"), [(1.0, 0.0, 0.05), (1 / 1.05, 0.9, 1.0)])
+def test_a_shift_of_load_between_models_is_no_change_of_speed(names, speed, least, most):
+    alarms = 0
+    for number in range(TIMES):
+        rng = np.random.default_rng(7000 + number)
+        before = two_models(rng, small=9.0, large=3.0)
+        after = two_models(rng, small=3.0, large=9.0, speed=speed, names=names)
+        alarms += bool(change(before, after, "itl_seconds").is_more_than_noise)
+    assert least <= alarms / TIMES <= most
+
+
+def test_another_model_is_compared_at_the_same_load():
+    rng = np.random.default_rng(5)
+    before, after = (
+        comparable_steps(made_steps(rng, engines=1, speed=speed), {"a/0": model})
+        for speed, model in ((1.0, "m"), (2.0, "n"))
+    )
+    assert change(before, after, "itl_seconds").ratio.high < 0.6
+
+
 def test_first_tokens_raise_no_false_alarms():
     alarms, _ = found("ttft_seconds", {}, {"demand": 8.4}, speed=1.0, seed=900)
     assert alarms <= 0.05

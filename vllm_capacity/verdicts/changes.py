@@ -7,8 +7,10 @@ step of one engine (10 to 60 s) did *at the load and the mix it had*:
    nothing. Load is the requests that decode at a time, by Little's law: output tokens/s × mean
    inter-token latency. Both are counted, so it has no noise of sampling, as the gauge has.
 2. The logarithm of a figure is explained by load (a curve of straight pieces), by how long prompts
-   are for each output token, by how long outputs are, and by the side: ordinary least squares. The
-   coefficient of the side is the change, at the same load and mix.
+   are for each output token, by how long outputs are, all three for each model by itself, and by
+   the side: ordinary least squares. The coefficient of the side is the change, at the same load and
+   mix. An engine that is on both sides has a level of its own (its steps are taken from its mean):
+   which of several is busy changes nothing. Others have that of their model.
 3. Minutes are correlated, so steps do not count as so many observations. Each side's time is cut
    into blocks, all engines together, and the variance is that of the blocks' sums (the sandwich of
    cluster-robust errors; Cameron and Miller, "A Practitioner's Guide to Cluster-Robust Inference",
@@ -24,7 +26,7 @@ step of one engine (10 to 60 s) did *at the load and the mix it had*:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,19 +72,23 @@ class Change(Record):
         return {**super().as_dict(), "is_more_than_noise": self.is_more_than_noise}
 
 
-def comparable_steps(steps: pl.DataFrame) -> pl.DataFrame:
+def comparable_steps(steps: pl.DataFrame, models: Mapping[str, str] | None = None) -> pl.DataFrame:
     """The steps that tell how fast an engine was: one row per engine and step, in order of time.
 
-    Columns: start, load, prompt_per_output, output_per_request (null where no request ended),
-    itl_seconds, ttft_seconds (null where not observed). Steps with a gap or a restart, and those in
-    which nothing was generated, are left out.
+    `models`: what each engine (`instance/engine`) serves; without it all serve the same. Columns:
+    engine, model (empty where not named), start, load, prompt_per_output, output_per_request (null
+    where no request ended), itl_seconds, ttft_seconds (null where not observed). Steps with a gap
+    or a restart, and those in which nothing was generated, are left out.
     """
     output, itl = pl.col("output_tokens_per_second"), pl.col("itl_mean_seconds")
     busy = steps.filter(~pl.col("is_gap") & ~pl.col("is_restart") & (output > 0) & (itl > 0))
     prompts = pl.col("prompt_tokens_per_second").fill_null(0.0)
     requests = pl.col("requests_per_second")
+    engine = pl.concat_str("instance", "engine", separator="/")
     return busy.select(
         "start",
+        engine=engine,
+        model=engine.replace_strict(models or {}, default="", return_dtype=pl.String),
         load=output * itl,
         prompt_per_output=prompts / output,
         output_per_request=pl.when(requests > 0).then(output / requests),
@@ -180,14 +186,35 @@ def _observed(steps: pl.DataFrame, figure: str) -> pl.DataFrame:
 
 
 def _same_loads(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The steps of both in the loads that both have seen, but for the rarest of each."""
+    """The steps of both in the loads that both have seen, but for the rarest of each.
+
+    Model by model; where the two have no model in common, as one.
+    """
+    if not set(before["model"]) & set(after["model"]):
+        before, after = (each.with_columns(model=pl.lit("")) for each in (before, after))
+    sides = before, after
     ends = [
-        (each["load"].quantile(_EDGE_SHARE), each["load"].quantile(1 - _EDGE_SHARE))
-        for each in (before, after)
+        each.group_by("model").agg(
+            low=pl.col("load").quantile(_EDGE_SHARE), high=pl.col("load").quantile(1 - _EDGE_SHARE)
+        )
+        for each in sides
     ]
-    low, high = max(low or 0.0 for low, _ in ends), min(high or 0.0 for _, high in ends)
-    is_shared = pl.col("load").is_between(low, high)
-    return before.filter(is_shared), after.filter(is_shared)
+    shared = (
+        ends[0]
+        .join(ends[1], on="model")
+        .select(
+            "model",
+            low=pl.max_horizontal("low", "low_right"),
+            high=pl.min_horizontal("high", "high_right"),
+        )
+    )
+    before, after = (
+        each.join(shared, on="model", maintain_order="left").filter(
+            pl.col("load").is_between("low", "high")
+        )
+        for each in sides
+    )
+    return before, after
 
 
 def _loads(sides: Sequence[pl.DataFrame]) -> str:
@@ -198,8 +225,9 @@ def _loads(sides: Sequence[pl.DataFrame]) -> str:
 def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
     both = pl.concat(sides)
     is_after = np.repeat([0.0, 1.0], [each.height for each in sides])
-    columns = np.column_stack([is_after, _explained(both)])
-    values = np.log(both[figure].to_numpy())
+    groups = _groups(both, is_after)
+    columns = _from_mean(np.column_stack([is_after, _explained(both)]), groups)
+    values = _from_mean(np.log(both[figure].to_numpy())[:, None], groups)[:, 0]
     found, *_ = np.linalg.lstsq(columns, values, rcond=None)
     residuals = values - columns @ found
     inverse = np.linalg.pinv(columns.T @ columns)
@@ -222,16 +250,37 @@ def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
     return _known(float(found[0]), max(halves), f"{steps} steps at the same loads and lengths")
 
 
+def _groups(both: pl.DataFrame, is_after: Floats) -> npt.NDArray[np.int64]:
+    """The group of each step by its number: an engine that is on both sides, else a model."""
+    told = both.select("engine", "model", is_after=pl.Series(is_after))
+    is_on_both = pl.col("is_after").n_unique().over("engine") == 2
+    group = pl.when(is_on_both).then(pl.concat_str(pl.lit("engine "), "engine")).otherwise("model")
+    numbers: npt.NDArray[np.int64] = told.select(group.rank("dense")).to_series().to_numpy() - 1
+    return numbers.astype(np.int64)
+
+
+def _from_mean(columns: Floats, groups: npt.NDArray[np.int64]) -> Floats:
+    """Each column less its mean in the group of the row: what a constant of each would explain."""
+    counts = np.bincount(groups)
+    means = np.column_stack([np.bincount(groups, weights=own) / counts for own in columns.T])
+    found: Floats = columns - means[groups]
+    return found
+
+
 def _explained(both: pl.DataFrame) -> Floats:
-    """The columns that load and mix are: a constant, a bent line of the load, both lengths."""
+    """The columns that load and mix are, of each model: a bent line of the load, both lengths."""
     load = np.log(both["load"].to_numpy())
     prompts = np.log1p(both["prompt_per_output"].to_numpy())
     lengths = both["output_per_request"].log()
     usual = lengths.mean()
     outputs = lengths.fill_null(usual if isinstance(usual, float) else 0.0).to_numpy()
-    knots = np.quantile(load, np.linspace(0, 1, _KNOTS + 2)[1:-1])
-    bends = [np.maximum(load - knot, 0.0) for knot in knots]
-    return np.column_stack([np.ones_like(load), load, *bends, prompts, outputs])
+    columns = []
+    for model in both["model"].unique().sort():
+        own = (both["model"] == model).to_numpy()
+        knots = np.quantile(load[own], np.linspace(0, 1, _KNOTS + 2)[1:-1])
+        bends = [np.maximum(load - knot, 0.0) for knot in knots]
+        columns += [np.where(own, each, 0.0) for each in (load, *bends, prompts, outputs)]
+    return np.column_stack(columns)
 
 
 def _half(sides: tuple[pl.DataFrame, pl.DataFrame], scores: Floats, blocks: int) -> float | None:

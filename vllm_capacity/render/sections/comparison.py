@@ -90,7 +90,7 @@ def _told(change: Change) -> str:
     if ratio.low == ratio.high:
         ends = "exactly"
     if not change.is_more_than_noise:
-        return f"an output token costs the same within noise ({ends})"
+        return f"no more than noise is seen in the cost of an output token ({ends})"
     more = "more" if ratio.mid > 1 else "less"
     return f"an output token costs {percent(abs(ratio.mid - 1))} {more} ({ends})"
 
