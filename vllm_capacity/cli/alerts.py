@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,8 +18,13 @@ from vllm_capacity.assumptions import Slo
 from vllm_capacity.cli.analysis_options import assumptions_of, one_window, window_options
 from vllm_capacity.cli.options import columns
 from vllm_capacity.cli.settings import AlertSettings, PriceSettings, setting_options, taken
-from vllm_capacity.errors import InputError
-from vllm_capacity.timerange import parse_duration_seconds
+from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.timerange import iso, parse_duration_seconds
+
+if TYPE_CHECKING:
+    from vllm_capacity.alerts import Alert
+    from vllm_capacity.live.notify import Recipient
+    from vllm_capacity.telemetry.window import Window
 
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.+")
 
@@ -43,12 +49,15 @@ def alerts(argument: str | None, window: str | None, as_json: bool, **given: obj
 
     With --alertmanager, an alert that fires is told there, and one that is quiet is resolved; a
     figure that is not known changes nothing. Credentials come from ALERTMANAGER_USER and
-    ALERTMANAGER_PASSWORD, or ALERTMANAGER_TOKEN. Exit code 3 where it cannot be told.
+    ALERTMANAGER_PASSWORD, or ALERTMANAGER_TOKEN. With --notify, people are told by apprise (mail,
+    Slack, Teams, PagerDuty, …) when an alert fires and when it is over. Exit code 3 where somebody
+    cannot be told.
     """
     from vllm_capacity.live.running import open_recorded  # polars, duckdb: not for --help
 
     wanted = taken(AlertSettings, given)
     rules, labels = changed_rules(wanted.above, wanted.below), _labels(wanted.labels)
+    to = _recipients(wanted.notify)
     opened = open_recorded(one_window(argument, window))
     whole = opened.extent
     over = None
@@ -61,20 +70,54 @@ def alerts(argument: str | None, window: str | None, as_json: bool, **given: obj
         from vllm_capacity.render.terminal import alerts_text
 
         click.echo(alerts_text(found, width=columns()), nl=False)
+    _tell(wanted, found, opened, labels, to)
+    if any(one.state == "fired" for one in found):
+        sys.exit(1)
+
+
+def _tell(
+    wanted: AlertSettings,
+    found: list[Alert],
+    window: Window,
+    labels: dict[str, str],
+    to: tuple[Recipient, ...],
+) -> None:
+    """Tell the Alertmanager and each recipient; one that fails keeps none of the others from it."""
+    now, end, failures = datetime.now(UTC), window.extent.end, []
     if wanted.alertmanager is not None:
         from vllm_capacity.live.alertmanager import tell_alertmanager
 
-        tell_alertmanager(
-            wanted.alertmanager,
-            found,
-            labels=labels,
-            seen_at=whole.end,
-            now=datetime.now(UTC),
-            lasts=timedelta(seconds=parse_duration_seconds(wanted.lasts)),
-            environment=os.environ,
-        )
-    if any(one.state == "fired" for one in found):
-        sys.exit(1)
+        lasts = timedelta(seconds=parse_duration_seconds(wanted.lasts))
+        try:
+            tell_alertmanager(
+                wanted.alertmanager,
+                found,
+                labels=labels,
+                seen_at=end,
+                now=now,
+                lasts=lasts,
+                environment=os.environ,
+            )
+        except SourceError as error:
+            failures.append(error)
+    if to:
+        from vllm_capacity.live.notify import notify
+
+        subject = f"{window.name}, up to {iso(end)}"
+        try:
+            notify(to, found, labels=labels, subject=subject, told=wanted.told, now=now)
+        except SourceError as error:
+            failures.append(error)
+    if failures:
+        raise SourceError(" ".join(map(str, failures)))
+
+
+def _recipients(given: tuple[str, ...]) -> tuple[Recipient, ...]:
+    if not given:
+        return ()
+    from vllm_capacity.live.notify import recipients  # apprise: not for --help
+
+    return recipients(given, os.environ)
 
 
 def _labels(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -56,7 +56,8 @@ def init(path: Path, /, **given: Any) -> None:  # noqa: ANN401  values of many t
     found = {**_found(given["origin"]), **_typed(given)}
     path.write_text(settings_text({name: one.value for name, one in found.items()}))
     for name, one in found.items():
-        click.echo(f"{name}: {one.value} ({one.where})")
+        shown = f"{len(one.value)} of them" if isinstance(one.value, tuple) else one.value
+        click.echo(f"{name}: {shown} ({one.where})")
     click.echo(f"{path} is written; check it with: vllm-capacity config check")
     read_settings_file(path, deep=True).require_sound()
 

@@ -6,6 +6,7 @@ option, its help, and how a value is checked beyond its type.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -96,6 +97,12 @@ def _check_model(name: str) -> None:
     from vllm_capacity.facts.llms import find_llm
 
     find_llm(name)
+
+
+def _check_recipients(urls: tuple[str, ...]) -> None:
+    from vllm_capacity.live.notify import recipients
+
+    recipients(urls, os.environ)
 
 
 def _check_thresholds(changes: tuple[str, ...]) -> None:
@@ -477,6 +484,27 @@ class AlertSettings:
             "A label of what Alertmanager is told; may be given again.",
             multiple=True,
             metavar="NAME=VALUE",
+        ),
+    )
+    notify: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "--notify",
+            "Tell this apprise URL, too; ${NAME} is of the environment, file:PATH has a URL a "
+            "line.",
+            multiple=True,
+            metavar="URL",
+            check=_check_recipients,
+        ),
+    )
+    told: Path = field(
+        default=Path("vllm-capacity-told.json"),
+        metadata=_about(
+            "--told",
+            "The file that remembers what --notify told, so that nothing is told twice.",
+            show_default=True,
+            type=click.Path(dir_okay=False, path_type=Path),
+            callback=local_path,
         ),
     )
     lasts: str = field(

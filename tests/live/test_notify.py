@@ -1,0 +1,180 @@
+"""What people are told by apprise: each thing once, and that it is over; to a real receiver."""
+
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from serving import serving
+
+from tests.cli import command_line
+from vllm_capacity.alerts import RULES, Alert, Observed
+from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.live.notify import notify, recipients
+
+NOW = datetime(2026, 11, 27, 6, tzinfo=UTC)
+SLOW = Alert(RULES[0], "fired", Observed(12.0))
+FAST = Alert(RULES[0], "quiet", Observed(2.0))
+UNKNOWN = Alert(RULES[0], "unknown", Observed(None, reason="no samples"))
+FULL = Alert(RULES[2], "fired", Observed(0.97))
+SECRET = "t0ken"
+
+
+@contextmanager
+def receiver(*statuses: int) -> Iterator[tuple[str, list[dict]]]:
+    """What takes notifications, with these answers and then 200; its URL, and what it got."""
+    left, got = list(statuses), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status = left.pop(0) if left else 200
+            got.append({"status": status, **body})
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        yield url.replace("http://", "json://"), got
+
+
+@pytest.fixture
+def told(tmp_path) -> Path:
+    return tmp_path / "told.json"
+
+
+def tell(url: str, told: Path, *found: Alert, labels: dict[str, str] | None = None) -> None:
+    notify(
+        recipients([url], {}),
+        found,
+        labels=labels or {},
+        subject="monday, up to noon",
+        told=told,
+        now=NOW,
+        pause=lambda seconds: None,
+    )
+
+
+def test_what_fires_is_told_once_and_that_it_is_over_once(told):
+    with receiver() as (url, got):
+        for outcome in (SLOW, SLOW, UNKNOWN, SLOW, FAST, FAST, UNKNOWN, SLOW):
+            tell(url, told, outcome)
+    assert [each["title"] for each in got] == [
+        "vLLM: 1 firing",
+        "vLLM: 1 resolved",
+        "vLLM: 1 firing",
+    ]
+    assert [each["type"] for each in got] == ["failure", "success", "failure"]
+    assert got[0]["message"].splitlines() == [
+        "FIRING: p99 E2E latency: 12 s; fires above 10 s",
+        "monday, up to noon",
+    ]
+
+
+def test_one_message_for_all_that_is_new(told):
+    with receiver() as (url, got):
+        tell(url, told, SLOW)
+        tell(url, told, FAST, FULL, labels={})
+    assert got[1]["title"] == "vLLM: 1 firing, 1 resolved"
+
+
+def test_alerts_of_other_labels_are_others(told):
+    with receiver() as (url, got):
+        for cluster in ("a", "b", "a"):
+            tell(url, told, SLOW, labels={"cluster": cluster})
+        tell(url, told, FAST, labels={"cluster": "b"})
+    assert [each["message"].splitlines()[-1] for each in got] == [
+        "monday, up to noon; cluster=a",
+        "monday, up to noon; cluster=b",
+        "monday, up to noon; cluster=b",
+    ]
+
+
+def test_a_receiver_that_is_busy_is_told_again(told):
+    with receiver(503, 500) as (url, got):
+        tell(url, told, SLOW)
+        tell(url, told, SLOW)
+    assert [each["status"] for each in got] == [503, 500, 200]
+
+
+def test_one_that_fails_keeps_nobody_else_from_it_and_is_told_by_the_next_run(told):
+    with receiver(*[500] * 4) as (bad, missed), receiver() as (good, got):
+        both = recipients([bad, good], {})
+        order = {"labels": {}, "subject": "s", "told": told, "now": NOW}
+        says = r"json:// \(--notify number 1\) did not take the alerts in"
+        with pytest.raises(SourceError, match=says):
+            notify(both, [SLOW], **order, pause=lambda seconds: None)
+        notify(both, [SLOW], **order, pause=lambda seconds: None)
+    assert [len(got), missed[-1]["status"]] == [1, 200]
+
+
+def test_no_address_is_kept_or_shown(told, capfd):
+    with receiver(*[500] * 4) as (url, _):
+        address = f"{url}/${{TOKEN}}"
+        (to,) = recipients([address], {"TOKEN": SECRET})
+        order = {"labels": {}, "subject": "s", "told": told, "now": NOW}
+        with pytest.raises(SourceError) as failed:
+            notify([to], [SLOW], **order, pause=lambda seconds: None)
+        notify([to], [SLOW], **order, pause=lambda seconds: None)
+    shown = capfd.readouterr()
+    everything = [repr(to), to.shown, str(failed.value), shown.out, shown.err, told.read_text()]
+    assert [text for text in everything if SECRET in text or url in text] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        pytest.param("nonsense://x/s3cret", r"none that apprise knows \(nonsense", id="no scheme"),
+        pytest.param("s3cret", "is no URL", id="no URL"),
+        pytest.param("slack://s3cret", "none that apprise knows", id="a service's URL cut short"),
+        pytest.param("json://${NONE}/s3cret", "the environment has no NONE", id="not set"),
+        pytest.param("mailto://me:s3cret@example.com", "holds a password", id="a password in it"),
+        pytest.param("file:none", "Cannot read none", id="no file"),
+    ],
+)
+def test_what_is_no_recipient_is_refused_without_showing_it(url, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=says) as refused:
+        recipients([url], {})
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_file_of_addresses_is_its_owners_alone(tmp_path):
+    path = tmp_path / "urls"
+    path.write_text("# on call\njson://h/a\n\njson://h/${TOKEN}\n")
+    path.chmod(0o644)
+    with pytest.raises(InputError, match="others can read it"):
+        recipients([f"file:{path}"], {})
+    path.chmod(stat.S_IRUSR)
+    found = recipients([f"file:{path}"], {"TOKEN": SECRET})
+    assert [each.address for each in found] == ["json://h/a", f"json://h/{SECRET}"]
+
+
+def test_a_damaged_memory_is_said(told):
+    told.write_text("{")
+    with receiver() as (url, _), pytest.raises(InputError, match=r"is damaged\. Remove it"):
+        tell(url, told, SLOW)
+
+
+def test_the_command_takes_its_recipients_from_the_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with receiver() as (url, got):
+        monkeypatch.setenv("HOOK", SECRET)
+        Path("vllm-capacity.toml").write_text(
+            f"[alerts]\nover = 'all'\nnotify = ['{url}/${{HOOK}}']\nlabels = ['cluster=a']\n"
+        )
+        assert command_line.run(monkeypatch, capsys, "config", "check")[0] == 0
+        for _ in range(2):
+            code, out, err = command_line.run(monkeypatch, capsys, "alerts", "vllm-sweep")
+            assert (code, SECRET in out + err) == (1, False)
+    (message,) = got
+    assert "FIRING: p95 TTFT" in message["message"]
+    assert message["message"].splitlines()[-1].endswith("Z; cluster=a")
+    assert Path("vllm-capacity-told.json").is_file()

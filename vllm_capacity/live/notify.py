@@ -1,0 +1,236 @@
+"""What fired, told to people by apprise: mail, Slack, Teams, PagerDuty and a hundred more.
+
+An Alertmanager remembers what fires; a mail does not. So what each recipient was told is kept in a
+file: an alert is told when it fires and when it is over, not every night in between. One that is
+unknown is not told; it neither fires nor resolves anything.
+
+Addresses hold secrets (a Slack URL is one). They come from the environment or from a file that
+only its owner can read, and no message, log or file of ours shows more of one than its scheme.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import logging
+import re
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from vllm_capacity.alerts import Alert
+from vllm_capacity.errors import InputError, SourceError, needing_extra
+from vllm_capacity.holding import workplace
+from vllm_capacity.live.access import secret
+from vllm_capacity.live.stack import read_secret
+from vllm_capacity.sources.http import TransientError, with_retries
+from vllm_capacity.timerange import iso
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_PASSWORD = re.compile(r"://[^/@$]*:[^/@$]+@")
+_FILE = "file:"
+
+Told = dict[str, dict[str, str]]
+"""When each recipient (a hash of its address) was told of each alert that fires."""
+
+
+@dataclass(frozen=True)
+class Recipient:
+    """Who is told: the address, which is never shown, and what may be said of it."""
+
+    shown: str
+    address: str = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """What it is remembered by: a hash that tells no address."""
+        return hashlib.blake2b(self.address.encode(), digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True)
+class News:
+    """What a recipient has not been told yet: alerts that fire, and alerts that are over."""
+
+    fired: tuple[Alert, ...]
+    resolved: tuple[Alert, ...]
+
+    @property
+    def title(self) -> str:
+        """How many of each."""
+        counts = ((self.fired, "firing"), (self.resolved, "resolved"))
+        return f"vLLM: {', '.join(f'{len(each)} {word}' for each, word in counts if each)}"
+
+    def body(self, labels: Mapping[str, str], subject: str) -> str:
+        """A line per alert with its number and its threshold, then of what and when."""
+        where = ", ".join(f"{name}={value}" for name, value in labels.items())
+        lines = [f"FIRING: {one.sentence}" for one in self.fired]
+        lines += [f"RESOLVED: {one.sentence}" for one in self.resolved]
+        return "\n".join([*lines, "; ".join(filter(None, (subject, where)))])
+
+
+Send = Callable[[Recipient, News, str], bool]
+"""Sends news, with the body, to a recipient; whether it was taken."""
+
+
+def recipients(given: Sequence[str], environment: Mapping[str, str]) -> tuple[Recipient, ...]:
+    """Who is to be told, by apprise's URLs: `slack://${SLACK_TOKENS}/#gpus`, or `file:PATH`.
+
+    `${NAME}` stands for a variable of the environment; a file (mode 0600) has a URL a line.
+    InputError for a variable that is not set, a file that others can read, and for what apprise
+    does not know: never with the address in it.
+    """
+    found = []
+    for number, text in enumerate(given, 1):
+        if text.startswith(_FILE):
+            path = Path(text.removeprefix(_FILE))
+            lines = [line.strip() for line in read_secret(path).splitlines()]
+            for place, line in enumerate(lines, 1):
+                if line and not line.startswith("#"):
+                    found.append(_recipient(line, f"line {place} of {path}", environment))
+            continue
+        where = f"--notify number {number}"
+        if _PASSWORD.search(text):
+            raise InputError(
+                f"{where} holds a password. Write ${{NAME}} in its place and set NAME in the "
+                "environment, or put the URL into a file of mode 0600: file:PATH."
+            )
+        found.append(_recipient(text, where, environment))
+    return tuple(found)
+
+
+def _recipient(text: str, where: str, environment: Mapping[str, str]) -> Recipient:
+    def value(match: re.Match[str]) -> str:
+        if not environment.get(match[1]):
+            raise InputError(f"{where}: the environment has no {match[1]}.")
+        return secret(match[1], environment[match[1]])
+
+    address = _VARIABLE.sub(value, text)
+    scheme = _SCHEME.match(address)
+    apprise = _apprise()
+    if scheme is None or not _quietly(lambda: apprise.Apprise().add(address)):
+        word = "is no URL" if scheme is None else f"is none that apprise knows ({scheme[1]}://…)"
+        raise InputError(
+            f"{where} {word}. Try json://host/path, mailto://…, slack://…; apprise's documentation "
+            "lists them."
+        )
+    return Recipient(f"{scheme[1]}:// ({where})", address)
+
+
+def notify(
+    to: Sequence[Recipient],
+    found: Sequence[Alert],
+    *,
+    labels: Mapping[str, str],
+    subject: str,
+    told: Path,
+    now: datetime,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Tell each recipient what fires and was not told, and what was told and is over.
+
+    `told` is the file that remembers it, written whole after each recipient; `subject` says of what
+    and when. A recipient who does not take it is tried up to four times, and the next run tries
+    again; the others are told all the same. SourceError then, and where another run is at it.
+    """
+    failed = []
+    busy = f"Another run is telling alerts by {told}; nothing was told. Try again later."
+    with workplace(told.with_name(f".{told.name}.telling"), busy=busy):
+        known = _read(told)
+        for each in to:
+            own = known.setdefault(each.key, {})
+            news = _news(found, own, labels)
+            if not (news.fired or news.resolved):
+                continue
+            if not _sent(each, news, news.body(labels, subject), pause):
+                failed.append(each.shown)
+                continue
+            for one in news.fired:
+                own[_identity(one, labels)] = iso(now)
+            for one in news.resolved:
+                del own[_identity(one, labels)]
+            _write(told, known)
+    if failed:
+        raise SourceError(
+            f"{', '.join(failed)} did not take the alerts in. Is the address right, and can it be "
+            "reached from here? The next run tries again."
+        )
+
+
+def _news(found: Sequence[Alert], known: Mapping[str, str], labels: Mapping[str, str]) -> News:
+    def is_known(one: Alert) -> bool:
+        return _identity(one, labels) in known
+
+    return News(
+        tuple(one for one in found if one.state == "fired" and not is_known(one)),
+        tuple(one for one in found if one.state == "quiet" and is_known(one)),
+    )
+
+
+def _identity(one: Alert, labels: Mapping[str, str]) -> str:
+    """By what an alert is the same as before: its rule and the labels it is told with."""
+    return json.dumps([one.rule.name, dict(sorted(labels.items()))], ensure_ascii=False)
+
+
+def _sent(to: Recipient, news: News, body: str, pause: Callable[[float], None]) -> bool:
+    apprise = _apprise()
+    kind = apprise.NotifyType.FAILURE if news.fired else apprise.NotifyType.SUCCESS
+    asset = apprise.AppriseAsset(app_id="vllm-capacity", app_desc="vLLM capacity and cost")
+
+    def sent() -> None:
+        told = apprise.Apprise(asset=asset)
+        told.add(to.address)
+        if not told.notify(body, news.title, kind, body_format=apprise.NotifyFormat.TEXT):
+            raise TransientError("not taken")
+
+    try:
+        _quietly(lambda: with_retries(sent, pause))
+    except TransientError:
+        return False
+    return True
+
+
+def _apprise() -> ModuleType:
+    """The package; InputError where it is missing."""
+    with needing_extra("notify"):
+        found: ModuleType = _quietly(lambda: importlib.import_module("apprise"))
+        return found
+
+
+def _quietly(call: Callable[[], Any]) -> Any:  # noqa: ANN401  whatever the call gives
+    """The call without a word of apprise's: its log may show a part of an address."""
+    log = logging.getLogger("apprise")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():  # of what it imports
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return call()
+    finally:
+        log.disabled = before
+
+
+def _read(told: Path) -> Told:
+    try:
+        return msgspec.json.decode(told.read_bytes(), type=Told)
+    except FileNotFoundError:
+        return {}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise InputError(
+            f"{told} is damaged. Remove it: what fires is then told once more."
+        ) from None
+
+
+def _write(told: Path, known: Told) -> None:
+    body = msgspec.json.format(msgspec.json.encode({k: v for k, v in known.items() if v}))
+    partial = told.with_name(f".{told.name}.telling") / told.name
+    partial.write_bytes(body + b"\n")
+    partial.replace(told)
