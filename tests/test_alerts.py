@@ -256,6 +256,25 @@ def test_burn_rates_of_a_target_are_those_of_two_stretches(
 
 
 @pytest.mark.parametrize(
+    ("met", "expected", "says"),
+    [
+        pytest.param((0.0, 0.2), "fired", "more than 16 ×", id="even the fewest misses are many"),
+        pytest.param((0.2, 0.9), "unknown", "may be, between 2 and 16 ×", id="perhaps"),
+        pytest.param((0.4, 0.9), "quiet", "at most 12 ×", id="even the most misses are few"),
+    ],
+)
+def test_a_target_between_two_edges_burns_for_sure_or_perhaps(
+    met: tuple[float, float], expected: str, says: str
+) -> None:
+    low, high = met
+    share = Estimate.between(low, (low + high) / 2, high, "which lies between two bucket edges")
+    given = made(slo__ttft_attainment=share)
+    burning = Watched(given, Slo(ttft_p95_seconds=2.0), lambda seconds: given)
+    found = next(each for each in alerts(burning) if each.rule.name == "ttft-burn-1h")
+    assert (found.state, says in found.sentence) == (expected, True), found.sentence
+
+
+@pytest.mark.parametrize(
     ("within", "whole", "expected"),
     [
         pytest.param(estimate(0.1), estimate(0.5), "fired", id="the targets leave less room"),

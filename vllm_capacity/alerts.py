@@ -95,8 +95,17 @@ class Alert:
         """The outcome in words, with its number and its threshold."""
         rule, observed = self.rule, self.observed
         if self.state == "unknown":
-            return f"{rule.title}: unknown ({observed.reason}); fires {rule.limit}"
+            found = f"may be, {self.span}" if self.span else "unknown"
+            return f"{rule.title}: {found} ({observed.reason}); fires {rule.limit}"
         return f"{rule.title}: {self.found}; fires {rule.limit}"
+
+    @property
+    def span(self) -> str:
+        """The bounds between which a figure lies whose alert may fire; empty without both."""
+        low, high = self.observed.exceeds, self.observed.at_most
+        if low is None or high is None:
+            return ""
+        return f"between {low:,.4g} and {high:,.4g} {self.rule.unit}".rstrip()
 
     @property
     def found(self) -> str:
@@ -210,21 +219,26 @@ _OBJECTIVE = 0.95  # a target is a p95: one request of twenty may miss it
 def _burn(
     target: str, attainment: str, *stretches_seconds: float
 ) -> Callable[..., Observed | None]:
-    """How many times faster than allowed requests miss a target: the least of the stretches."""
+    """How many times faster than allowed requests miss a target: the least of the stretches.
+
+    A target between two edges of a histogram's buckets leaves bounds of how many missed it.
+    """
 
     def observe(watched: Watched) -> Observed | None:
         if watched.slo is None or target not in watched.slo.targets:
             return None
-        rates = []
+        rates, reason = [], ""
         for stretch in stretches_seconds:
             answer = watched.ending(stretch)
             if answer is None:
                 return Observed(None, reason=f"the window is shorter than {stretch / 3600:g} h")
             met: Estimate = getattr(answer.slo, attainment)
-            if met.mid is None:
+            if met.low is None or met.high is None:
                 return Observed(None, reason=met.reason or "nothing was observed")
-            rates.append((1 - met.mid) / (1 - _OBJECTIVE))
-        return Observed(min(rates))
+            rates.append([(1 - end) / (1 - _OBJECTIVE) for end in (met.high, met.low)])
+            reason = reason or ("" if met.low == met.high else met.basis[-1] if met.basis else "")
+        low, high = (min(ends) for ends in zip(*rates, strict=True))
+        return Observed(low if low == high else None, low, reason, high)
 
     return observe
 

@@ -1,16 +1,23 @@
 """Rules for Prometheus and a dashboard for Grafana, held to Prometheus' own checks."""
 
 import json
+import re
 import shutil
 import subprocess
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.integration.real_prometheus import prometheus_binary
 from vllm_capacity.alerts import RULES, with_thresholds
 from vllm_capacity.assumptions import Slo
+from vllm_capacity.estimate import Estimate
+from vllm_capacity.render.exports.bucket_labels import at_or_above
 from vllm_capacity.render.exports.monitoring import dashboard_json, recorded, rules_yaml
 
 
@@ -25,7 +32,9 @@ def promtool(*words):
 def rules(tmp_path):
     path = tmp_path / "rules.yml"
     slo = Slo(ttft_p95_seconds=2.0)
-    path.write_text(rules_yaml(with_thresholds({"cost": 3.0}), slo=slo, usd_per_gpu_hour=2.0))
+    alerts = with_thresholds({"cost": 3.0, "idle-cost": 20.0}, below={"headroom": 0.2})
+    capacity = Estimate.known(90, 100, 110)
+    path.write_text(rules_yaml(alerts, slo=slo, usd_per_gpu_hour=2.0, capacity=capacity))
     return path
 
 
@@ -41,13 +50,20 @@ def test_prometheus_takes_the_rules(rules):
 def test_alerts_are_those_of_the_command_with_their_thresholds(rules):
     found = {one["labels"]["rule"]: one["expr"] for one in alerts_of(rules).values()}
     assert list(found) == [
-        *("e2e-p99", "ttft-p95", "kv-cache", "waiting", "failures", "no-data", "cost"),
+        *("e2e-p99", "ttft-p95", "kv-cache", "waiting", "failures", "no-data"),
+        *("ttft-burn-1h", "ttft-burn-6h", "cost", "cost-without-tokens", "idle-cost", "headroom"),
         "ttft-target",
     ]
-    for rule in with_thresholds({"cost": 3.0}):
+    for rule in with_thresholds({"cost": 3.0, "idle-cost": 20.0}, below={"headroom": 0.2}):
         if rule.name in found and rule.name != "no-data":
-            assert found[rule.name].endswith(f"> {rule.above:g}")
+            assert found[rule.name].endswith(f" {'<' if rule.is_below else '>'} {rule.threshold:g}")
     assert found["ttft-target"].endswith("ttft_seconds:p95 > 2")
+
+
+def test_without_a_capacity_nothing_is_said_of_room():
+    text = rules_yaml(with_thresholds({"idle-cost": 20.0}, below={"headroom": 0.2}))
+    assert "idle" not in text
+    assert "headroom" not in text
 
 
 def test_without_a_price_nothing_is_said_of_money():
@@ -69,8 +85,28 @@ BUCKET = 'vllm:time_to_first_token_seconds_bucket{job="v",instance="a",model_nam
         pytest.param({RUNNING: "3x10 _x30"}, ["VllmNoData"], id="a target that went silent"),
         pytest.param(
             {RUNNING: "3x40", BUCKET % "10.0": "0x40", BUCKET % "+Inf": "0+60x40"},
-            ["VllmTtftP95", "VllmTtftTarget"],
+            ["VllmTtftBurn1h", "VllmTtftBurn6h", "VllmTtftP95", "VllmTtftTarget"],
             id="first tokens that take longer than any bucket",
+        ),
+        pytest.param(
+            {
+                RUNNING: "3x40",
+                BUCKET % "1.0": "0x40",
+                BUCKET % "2.5": "0+20x40",
+                BUCKET % "+Inf": "0+60x40",
+            },
+            ["VllmTtftBurn6h", "VllmTtftTarget"],
+            id="two of three miss the target for sure, perhaps all",
+        ),
+        pytest.param(
+            {
+                RUNNING: "3x40",
+                BUCKET % "1": "0x40",
+                BUCKET % "2.5": "0+60x40",
+                BUCKET % "+Inf": "0+60x40",
+            },
+            ["VllmTtftTarget"],
+            id="perhaps all of them miss it: nothing burns for sure",
         ),
     ],
 )
@@ -86,11 +122,11 @@ def test_a_target_that_stays_silent_goes_on_firing(tmp_path, rules):
     check(tmp_path, rules, {RUNNING: "3x10 _x600"}, {**asked, "exp_samples": found})
 
 
-def check(folder, rules, series, expected):
+def check(folder, rules, series, expected, *, every="1m"):
     """Have Prometheus evaluate the rules on series of a value a minute."""
     given = [{"series": name, "values": values} for name, values in series.items()]
     case = {"interval": "1m", "input_series": given, "promql_expr_test": [expected]}
-    body = {"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [case]}
+    body = {"rule_files": [str(rules)], "evaluation_interval": every, "tests": [case]}
     path = folder / "test.yml"
     path.write_text(yaml.safe_dump(body))
     promtool("test", "rules", path)
@@ -110,6 +146,71 @@ def test_a_token_costs_the_minutes_in_which_the_engine_was_there(tmp_path, rules
     asked = {"expr": f"abs({cost} / {expected} - 1) < bool 0.05", "eval_time": "60m"}
     labels = '{job="v",instance="a",model_name="m"}'
     check(tmp_path, rules, series, {**asked, "exp_samples": [{"labels": labels, "value": 1}]})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fires"),
+    [
+        pytest.param("0+3600x1500", ["VllmCost", "VllmIdleCost"], id="two of three stand idle"),
+        pytest.param("0+4800x1500", ["VllmCost"], id="80 per second: nearly full, or not"),
+        pytest.param("0+10800x1500", ["VllmCost", "VllmHeadroom"], id="full for sure"),
+        pytest.param("5x1500", ["VllmCostWithoutTokens", "VllmIdleCost"], id="no tokens at all"),
+    ],
+)
+def test_money_and_room_fire_where_they_are_sure(tmp_path, rules, tokens, fires):
+    series = {RUNNING: "1x1500", RUNNING.replace('"a"', '"b"'): "1x1500", GENERATED: tokens}
+    other = {GENERATED.replace('"a"', '"b"'): tokens}
+    expr = 'count by (alertname) (ALERTS{alertstate="firing"}) > bool 0'
+    found = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in fires]
+    asked = {"expr": expr, "eval_time": "24h", "exp_samples": found}
+    check(tmp_path, rules, series | other, asked, every="4m")
+
+
+@given(
+    target=st.decimals("0.001", "999", places=3),
+    edge=st.one_of(st.decimals("0.001", "2000", places=3), st.integers(1, 2000)),
+)
+def test_edges_are_compared_as_numbers(target, edge):
+    is_above = re.fullmatch(at_or_above(float(target)), str(edge)) is not None
+    assert is_above == (float(edge) >= float(target))
+
+
+@pytest.mark.parametrize("edge", ["2.5", "2.50", "3", "3.0", "10.0", "+Inf"])
+def test_edges_above_as_exporters_write_them(edge):
+    assert re.fullmatch(at_or_above(2.5), edge)
+    assert not re.fullmatch(at_or_above(2.5), "2.4999")
+
+
+def test_grafana_knows_every_key_of_the_dashboard():
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()  # the types of panels and queries
+    board = json.loads(dashboard_json(2.0))
+    for keys, place in (((), ""), (("panels", 0, "targets", 0), ".panels[0].targets[0]")):
+        odd = json.loads(json.dumps(board))
+        reduce(getitem, keys, odd)["expression"] = "x"
+        known = json.loads(JSONEncoder().encode(Dashboard.from_json(odd)))
+        assert lacking(odd, known) == [f"{place}.expression"]
+
+
+def lacking(given, known, place="") -> list[str]:
+    """The places of a JSON value that another does not have, or has otherwise."""
+    if isinstance(given, dict):
+        return [
+            where
+            for key, value in given.items()
+            for where in (
+                lacking(value, known[key], f"{place}.{key}")
+                if isinstance(known, dict) and key in known
+                else [f"{place}.{key}"]
+            )
+        ]
+    if isinstance(given, list):
+        pairs = zip(given, known, strict=True)
+        return [w for n, (a, b) in enumerate(pairs) for w in lacking(a, b, f"{place}[{n}]")]
+    return [] if given == known else [place]
 
 
 def test_the_dashboard_has_a_panel_for_each_question():

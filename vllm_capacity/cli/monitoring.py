@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from vllm_capacity.assumptions import Slo
 from vllm_capacity.cli.options import FILE, bounded, local_path
 from vllm_capacity.cli.settings import setting_options, taken
 from vllm_capacity.errors import InputError
+from vllm_capacity.estimate import Estimate, Kind
 
 _OUT = click.option(
     "--out", type=FILE, callback=local_path, help="File to write, whole; standard output without."
@@ -26,12 +28,25 @@ _GPUS = click.option(
 @click.option(
     "--above", multiple=True, metavar="ALERT=NUMBER", help="Another threshold; may be given again."
 )
+@click.option(
+    "--below",
+    multiple=True,
+    metavar="ALERT=NUMBER",
+    help="The threshold of headroom; may be given again.",
+)
 @setting_options(Slo)
+@click.option(
+    "--capacity",
+    metavar="TOKENS_PER_SECOND",
+    help="Output tokens/s of one engine, for headroom and idle cost: 298, or '288 to 308'.",
+)
 @_PRICE
 @_GPUS
 @_OUT
 def rules(
     above: tuple[str, ...],
+    below: tuple[str, ...],
+    capacity: str | None,
     usd_per_hour: float | None,
     gpus_per_engine: float,
     out: Path | None,
@@ -40,17 +55,20 @@ def rules(
     """Print rules for Prometheus: vLLM's figures by target and model, and alerts on them.
 
     Alerts are those of `vllm-capacity alerts` that a query can tell, with the same --above; with
-    --slo-ttft and --slo-itl also p95 above its target. Check them with `promtool check rules`.
+    --slo-ttft and --slo-itl also p95 above its target, and how fast its error budget burns. With
+    --capacity (what `figures` says of one engine, with its interval) also --below headroom=0.2 and
+    --above idle-cost=50: they fire where they are sure. Check the file with `promtool check rules`.
     """
     from vllm_capacity.cli.alerts import changed_rules
     from vllm_capacity.render.exports.monitoring import rules_yaml
 
     _check_price(usd_per_hour, gpus_per_engine)
     text = rules_yaml(
-        changed_rules(above),
+        changed_rules(above, below),
         slo=taken(Slo, given),
         usd_per_gpu_hour=usd_per_hour,
         gpus_per_engine=gpus_per_engine,
+        capacity=None if capacity is None else _capacity(capacity),
     )
     _put(text, out)
 
@@ -65,6 +83,18 @@ def dashboard(usd_per_hour: float | None, gpus_per_engine: float, out: Path | No
 
     _check_price(usd_per_hour, gpus_per_engine)
     _put(dashboard_json(usd_per_hour, gpus_per_engine), out)
+
+
+def _capacity(text: str) -> Estimate:
+    """The capacity in words: a number, or `288 to 308`; InputError for what is none."""
+    low, _, high = text.partition(" to ")
+    try:
+        ends = [float(low), float(high or low)]
+    except ValueError:
+        ends = []
+    if not ends or not 0 < ends[0] <= ends[1] < math.inf:
+        raise InputError(f"Cannot read --capacity {text!r}; try 298, or '288 to 308'.")
+    return Estimate.known(ends[0], sum(ends) / 2, ends[1], kind=Kind.GIVEN)
 
 
 def _check_price(usd_per_hour: float | None, gpus_per_engine: float) -> None:

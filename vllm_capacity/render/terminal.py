@@ -309,7 +309,7 @@ def _count(value: float) -> Cell:
 def _observed(one: Alert) -> Cell:
     seen, unit = one.observed, one.rule.unit
     if one.state == "unknown":
-        return Cell(f"not known: {seen.reason}")
+        return Cell(f"may be {one.span}" if one.span else f"not known: {seen.reason}")
     if seen.value is not None:
         return Cell(_with_unit(seen.value, unit), seen.value)
     return Cell(one.found)

@@ -1,8 +1,10 @@
 """For those who live in Prometheus and Grafana: recording rules, alerting rules, a dashboard.
 
-Alerts have the names and thresholds of `vllm-capacity alerts`; what needs more than a query (bounds
-of a capacity, cost at the same load, weeks of growth) stays there. A family is asked for under each
-of the names that vLLM gave it (`data/vllm_metrics.csv`).
+Alerts have the names and thresholds of `vllm-capacity alerts`; what needs more than a query (cost
+at the same load and mix, weeks of growth) stays there, and headroom and idle cost need a capacity
+that somebody gives. An alert fires where it is sure: of a figure that buckets or a capacity only
+bound, by its bound. A family is asked for under each of the names that vLLM gave it
+(`data/vllm_metrics.csv`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from typing import Any
 import yaml
 
 from vllm_capacity.alerts import AlertRule
-from vllm_capacity.assumptions import Slo
+from vllm_capacity.answer import ATTAINMENT_GOAL
+from vllm_capacity.assumptions import TARGETS, Slo
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.metrics import (
     E2E,
     GENERATION_TOKENS,
@@ -31,6 +35,7 @@ from vllm_capacity.facts.metrics import (
     WAITING,
     metrics,
 )
+from vllm_capacity.render.exports.bucket_labels import at_or_above
 
 _BY = "job, instance, model_name"
 _LEVEL = "instance_model"
@@ -40,9 +45,10 @@ _WIDTH, _HEIGHT = 12, 8  # of a panel; Grafana's grid is 24 wide
 
 @dataclass(frozen=True)
 class Recorded:
-    """A figure by target and model: what is recorded, its PromQL, and how a panel shows it.
+    """A figure: what is recorded, its PromQL, and how a panel shows it.
 
-    `panel` names the panel that draws it, empty for none; `unit` is Grafana's.
+    `panel` names the panel that draws it, empty for none; `unit` is Grafana's; `level` are the
+    labels that it has, as names of recorded series begin: by target and model, unless said.
     """
 
     name: str
@@ -50,11 +56,17 @@ class Recorded:
     panel: str = ""
     legend: str = ""
     unit: str = "short"
+    level: str = _LEVEL
 
     @property
     def record(self) -> str:
         """The name of the recorded series."""
-        return _recorded_as(self.name)
+        return f"{self.level}:vllm_{self.name}"
+
+    @property
+    def whose(self) -> str:
+        """The label that says in an alert whose figure it is."""
+        return "instance" if self.level == _LEVEL else "job"
 
 
 def _recorded_as(name: str) -> str:
@@ -62,9 +74,17 @@ def _recorded_as(name: str) -> str:
 
 
 def recorded(
-    usd_per_gpu_hour: float | None = None, gpus_per_engine: float = 1.0
+    usd_per_gpu_hour: float | None = None,
+    gpus_per_engine: float = 1.0,
+    *,
+    slo: Slo | None = None,
+    capacity: Estimate | None = None,
 ) -> tuple[Recorded, ...]:
-    """The figures, in the order of the dashboard; those on money only with a price."""
+    """The figures, in the order of the dashboard; those on money only with a price.
+
+    With targets also how fast each burns its error budget; with the `capacity` of an engine, output
+    tokens per second, headroom and idle cost, each as the end that is sure.
+    """
     return (
         *_traffic(),
         *_quantiles("ttft_seconds", TTFT, "Time to first token (TTFT)"),
@@ -72,6 +92,8 @@ def recorded(
         *_quantiles("e2e_seconds", E2E, "End-to-end latency"),
         *_saturation(),
         *(_money(usd_per_gpu_hour, gpus_per_engine) if usd_per_gpu_hour else ()),
+        *_burns(slo or Slo()),
+        *_room(capacity, (usd_per_gpu_hour or 0.0) * gpus_per_engine),
     )
 
 
@@ -81,12 +103,15 @@ def rules_yaml(
     slo: Slo | None = None,
     usd_per_gpu_hour: float | None = None,
     gpus_per_engine: float = 1.0,
+    capacity: Estimate | None = None,
 ) -> str:
     """A file of recording and alerting rules for Prometheus.
 
-    Alerts that need more than a query are left out; with targets, p95 above its target is one more.
+    Alerts that need more than a query are left out, and those on headroom and idle cost without the
+    `capacity` of an engine; with targets, p95 above its target is one more.
     """
-    figures = recorded(usd_per_gpu_hour, gpus_per_engine)
+    figures = recorded(usd_per_gpu_hour, gpus_per_engine, slo=slo, capacity=capacity)
+    named = {each.name: each for each in figures}
     groups = [
         {
             "name": "vllm-capacity-figures",
@@ -94,7 +119,10 @@ def rules_yaml(
         },
         {
             "name": "vllm-capacity-alerts",
-            "rules": [*_alerts(alerts, has_price=bool(usd_per_gpu_hour)), *_targets(slo or Slo())],
+            "rules": [
+                *_alerts(alerts, named),
+                *_targets(slo or Slo()),
+            ],
         },
     ]
     return yaml.safe_dump({"groups": groups}, sort_keys=False, width=1_000, allow_unicode=True)
@@ -179,11 +207,23 @@ def _saturation() -> Iterator[Recorded]:
     yield Recorded("requests_failed", _sum(failed))
 
 
+def _there() -> str:
+    """The series that say that an engine is there."""
+    return " or ".join(_names(RUNNING))
+
+
+def _engine_minutes(over: str) -> str:
+    """In how many minutes an engine was there, all engines of a target added."""
+    return f"sum_over_time((count by ({_BY}) ({_there()}))[{over}:1m])"
+
+
 def _money(usd_per_gpu_hour: float, gpus_per_engine: float) -> Iterator[Recorded]:
-    """What the minutes of the last hour cost in which an engine was there, per output token."""
+    """What the minutes of the last hour cost in which an engine was there, per output token.
+
+    Engines without a token have no such cost: what they cost per hour is a series of its own.
+    """
     per_minute = usd_per_gpu_hour * gpus_per_engine / 60
-    there = " or ".join(_names(RUNNING))
-    engine_minutes = f"sum_over_time((count by ({_BY}) ({there}))[1h:1m])"
+    engine_minutes = _engine_minutes("1h")
     tokens = _sum(_asked(GENERATION_TOKENS, "increase", over="1h"))
     yield Recorded(
         "usd_per_million_output_tokens",
@@ -192,6 +232,53 @@ def _money(usd_per_gpu_hour: float, gpus_per_engine: float) -> Iterator[Recorded
         "",
         "currencyUSD",
     )
+    was_there = f"count by ({_BY}) ({' or '.join(f'{name} offset 1h' for name in _names(RUNNING))})"
+    yield Recorded(
+        "usd_per_hour_without_tokens",
+        f"{per_minute:.10g} * {engine_minutes} and ({tokens} == 0) and {was_there}",
+    )
+
+
+def _burns(slo: Slo) -> Iterator[Recorded]:
+    """How many times faster than allowed requests miss a target, at least, in each stretch.
+
+    Only what lies above the first edge at or above the target has missed it for sure.
+    """
+    for name, seconds in slo.targets.items():
+        target = TARGETS[name]
+        for over in ("5m", "30m", "1h", "6h"):
+            buckets = _sum(_asked(target.metric, "rate", suffix="_bucket", over=over), f"{_BY}, le")
+            above = buckets.replace("_bucket[", f'_bucket{{le=~"{at_or_above(seconds)}"}}[')
+            every = buckets.replace("_bucket[", '_bucket{le="+Inf"}[')
+            within = f"min by ({_BY}) ({above}) / sum by ({_BY}) ({every})"
+            yield Recorded(
+                _burn(target.short, over), f"(1 - {within}) / {1 - ATTAINMENT_GOAL:.10g}"
+            )
+
+
+def _burn(target: str, over: str) -> str:
+    return f"{target}_burn_rate_at_least:{over}"
+
+
+def _room(capacity: Estimate | None, usd_per_engine_hour: float) -> Iterator[Recorded]:
+    """The share of the capacity that is left, at most; what a day's unused capacity cost, at least.
+
+    Each by the end of the capacity that makes it sure; nothing where that end is not known.
+    """
+    if capacity is None:
+        return
+    by = "job, model_name"
+    if capacity.high:
+        rate = _sum(_asked(GENERATION_TOKENS, "rate"), by)
+        engines = f"sum by ({by}) (avg_over_time((count by ({_BY}) ({_there()}))[{_OVER}:1m]))"
+        room = f"1 - {rate} / ({capacity.high:.10g} * {engines})"
+        yield Recorded("headroom_ratio_at_most", room, level="job_model")
+    if capacity.low and usd_per_engine_hour:
+        tokens = f"sum by (job) ({_asked(GENERATION_TOKENS, 'increase', over='1d')})"
+        hours = f"sum by (job) ({_engine_minutes('1d')}) / 60"
+        used = f"{tokens} / {capacity.low * 3600:.10g}"
+        idle = f"{usd_per_engine_hour:.10g} * clamp_min({hours} - {used}, 0)"
+        yield Recorded("idle_usd_per_day_at_least", idle, level="job")
 
 
 # --- alerts -------------------------------------------------------------------------------------
@@ -202,18 +289,40 @@ _CONDITIONS: Mapping[str, str] = {
     "kv-cache": "kv_cache_ratio",
     "waiting": "requests_waiting",
     "failures": "requests_failed",
+    "cost": "usd_per_million_output_tokens",
+    "idle-cost": "idle_usd_per_day_at_least",
+    "headroom": "headroom_ratio_at_most",
 }
-_PRICED: Mapping[str, str] = {"cost": "usd_per_million_output_tokens"}
+_BURNS: Mapping[str, tuple[str, str]] = {"1h": ("1h", "5m"), "6h": ("6h", "30m")}
+"""The two stretches of a burn rate's alert, by how its name ends."""
 
 
-def _alerts(alerts: Sequence[AlertRule], *, has_price: bool) -> Iterator[dict[str, Any]]:
-    conditions = {**_CONDITIONS, **(_PRICED if has_price else {})}
+def _alerts(alerts: Sequence[AlertRule], known: Mapping[str, Recorded]) -> Iterator[dict[str, Any]]:
+    """The alerts whose figures are recorded (`known`, by name) and that have a threshold."""
     for each in alerts:
+        sign = "<" if each.is_below else ">"
+        target, _, stretch = each.name.partition("-burn-")
+        figure = known.get(_CONDITIONS.get(each.name, ""))
         if each.name == "no-data":
             yield _alert(each.name, _silence(), "its series were there, and are not any more")
-        elif each.name in conditions and each.above is not None:
-            expression = f"{_recorded_as(conditions[each.name])} > {each.above:g}"
-            yield _alert(each.name, expression, f"{each.title} {{{{ $value }}}}, {each.limit}")
+        elif stretch and _burn(target, stretch) in known:
+            rates = [known[_burn(target, over)].record for over in _BURNS[stretch]]
+            burning = " and ".join(f"{rate} > {each.threshold:g}" for rate in rates)
+            summary = f"{each.title}: at least {{{{ $value }}}} ×, {each.limit}"
+            yield _alert(each.name, burning, summary, lasting="1m")
+        elif figure is not None and each.threshold is not None:
+            expression = f"{figure.record} {sign} {each.threshold:g}"
+            summary = f"{each.title} {{{{ $value }}}}, {each.limit}"
+            yield _alert(each.name, expression, summary, whose=figure.whose)
+            if each.name == "cost":
+                yield _without_tokens()
+
+
+def _without_tokens() -> dict[str, Any]:
+    """That the alert on cost per token says nothing, for there are none, and what that costs."""
+    without = _recorded_as("usd_per_hour_without_tokens")
+    summary = "no output tokens for an hour, so no cost per token; USD {{ $value }} per hour"
+    return _alert("cost-without-tokens", f"{without} > 0", summary, severity="info")
 
 
 def _targets(slo: Slo) -> Iterator[dict[str, Any]]:
@@ -224,13 +333,21 @@ def _targets(slo: Slo) -> Iterator[dict[str, Any]]:
         yield _alert(f"{metric}-target", expression, summary)
 
 
-def _alert(name: str, expression: str, summary: str) -> dict[str, Any]:
+def _alert(
+    name: str,
+    expression: str,
+    summary: str,
+    *,
+    severity: str = "warning",
+    lasting: str = _OVER,
+    whose: str = "instance",
+) -> dict[str, Any]:
     return {
         "alert": "Vllm" + "".join(part.capitalize() for part in name.split("-")),
         "expr": expression,
-        "for": _OVER,
-        "labels": {"severity": "warning", "service": "vllm-capacity", "rule": name},
-        "annotations": {"summary": f"{{{{ $labels.instance }}}}: {summary}"},
+        "for": lasting,
+        "labels": {"severity": severity, "service": "vllm-capacity", "rule": name},
+        "annotations": {"summary": f"{{{{ $labels.{whose} }}}}: {summary}"},
     }
 
 
