@@ -110,6 +110,30 @@ def test_the_cron_job_runs_by_the_settings_it_is_given(run):
     assert container["args"][-2:] == ["--fleet", "/settings/fleet.csv"]
 
 
+def test_alerts_follow_the_report_where_the_settings_say_who_is_told(run, tmp_path, monkeypatch):
+    Path("vllm-capacity.toml").write_text(
+        SETTINGS + "[alerts]\nnotify = ['json://h/${HOOK}']\nalertmanager = 'http://am:9093'\n"
+    )
+    _, line, _ = run("schedule", "cron")
+    assert [each.split()[1] for each in line.split(" && ")[1:]] == ["report", "alerts"]
+    _, units, _ = run("schedule", "systemd")
+    assert units.count("ExecStart=") == 2
+    assert "SuccessExitStatus=1" in units
+    notebook = json.loads(run("schedule", "jupyter")[1])["notebook"]
+    assert [cell["id"] for cell in notebook["cells"]] == ["parameters", "report", "alerts"]
+    found = objects(run)
+    assert {"HOOK", "ALERTMANAGER_TOKEN"} <= set(found["Secret"]["stringData"])
+    kubernetes_validate.validate(found["CronJob"], "1.34", strict=True)
+    (container,) = found["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    for report, alerts, ends in ((0, 0, 0), (0, 1, 0), (3, 0, 3), (2, 0, 2), (0, 3, 1)):
+        body = f'case "$*" in *alerts*) exit {alerts};; *) exit {report};; esac'
+        folder = tmp_path / f"{report}{alerts}"
+        folder.mkdir()
+        with_programs(folder, monkeypatch, **{"vllm-capacity": body})
+        done = subprocess.run([*container["command"], *container["args"]], check=False)
+        assert done.returncode == ends
+
+
 @pytest.mark.parametrize(
     ("image", "shown"),
     [
@@ -142,7 +166,7 @@ def test_the_jupyter_job_has_a_valid_notebook_that_runs_the_report(run, tmp_path
     nbformat.validate(notebook)
     assert job["schedule"] == "0 6 * * *"
     assert job["timezone"] == "Europe/Berlin"
-    assert str(Path.cwd()) in notebook.cells[0].source
+    assert str(Path.cwd()) in notebook.cells[1].source
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What people are told by apprise: each thing once, and that it is over; to a real receiver."""
 
 import json
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,3 +179,16 @@ def test_the_command_takes_its_recipients_from_the_settings(tmp_path, monkeypatc
     assert "FIRING: p95 TTFT" in message["message"]
     assert message["message"].splitlines()[-1].endswith("Z; cluster=a")
     assert Path("vllm-capacity-told.json").is_file()
+
+
+def test_without_a_window_the_newest_day_is_looked_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command_line.run(monkeypatch, capsys, "alerts")
+    assert (code, "Say which window" in err) == (2, True)
+    sweep = Path(__file__).parents[2] / "data/examples/vllm-sweep"
+    for day in ("2026-11-26", "2026-11-27"):
+        shutil.copytree(sweep, Path("windows", day))
+    with receiver() as (url, got):
+        words = ["alerts", "--over", "all", "--notify", url]
+        assert command_line.run(monkeypatch, capsys, *words)[0] == 1
+    assert got[0]["message"].splitlines()[-1].startswith("2026-11-27, up to")

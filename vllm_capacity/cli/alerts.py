@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,7 +18,13 @@ from vllm_capacity.alerts import alerts as outcomes
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.cli.analysis_options import assumptions_of, one_window, window_options
 from vllm_capacity.cli.options import columns
-from vllm_capacity.cli.settings import AlertSettings, PriceSettings, setting_options, taken
+from vllm_capacity.cli.settings import (
+    AlertSettings,
+    DaySettings,
+    PriceSettings,
+    setting_options,
+    taken,
+)
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.timerange import iso, parse_duration_seconds
 
@@ -35,11 +42,20 @@ _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.+")
 )
 @window_options
 @setting_options(AlertSettings, PriceSettings, Slo)
+@click.option(
+    "--windows",
+    type=click.Path(path_type=Path),
+    default=DaySettings.windows,
+    show_default=True,
+    help="The folder of days whose newest is looked at without WINDOW.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
-def alerts(argument: str | None, window: str | None, as_json: bool, **given: object) -> None:
+def alerts(
+    argument: str | None, window: str | None, windows: Path, as_json: bool, **given: object
+) -> None:
     """Evaluate the alert rules on the end of WINDOW; exit code 1 when one fires.
 
-    WINDOW is a path, or a name.
+    WINDOW is a path, or a name; without it, the newest day that `report --from` keeps.
 
     Latency, KV cache, queue, failures and absence of data; with a target (--slo-ttft, --slo-itl)
     how fast its error budget burns, whatever --over. Alerts on cost and headroom need a threshold:
@@ -53,12 +69,14 @@ def alerts(argument: str | None, window: str | None, as_json: bool, **given: obj
     Slack, Teams, PagerDuty, …) when an alert fires and when it is over. Exit code 3 where somebody
     cannot be told.
     """
+    from vllm_capacity.live.days import newest_day
     from vllm_capacity.live.running import open_recorded  # polars, duckdb: not for --help
 
     wanted = taken(AlertSettings, given)
     rules, labels = changed_rules(wanted.above, wanted.below), _labels(wanted.labels)
     to = _recipients(wanted.notify)
-    opened = open_recorded(one_window(argument, window))
+    newest = newest_day(windows) if argument is None and window is None else None
+    opened = open_recorded(newest or one_window(argument, window))
     whole = opened.extent
     over = None
     if wanted.over != "all":

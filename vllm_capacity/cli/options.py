@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,9 +82,9 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
-    # Under cron a bar would be a mail.
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    # Under cron a bar would be a mail. (Rich takes what a Jupyter kernel starts for a terminal.)
+    is_terminal = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

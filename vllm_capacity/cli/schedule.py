@@ -1,7 +1,7 @@
 """`schedule`: the nightly report as a cron line, a systemd timer, a CronJob, or a Jupyter job.
 
-Each runs `vllm-capacity report` by the settings file of a folder. What a schedule missed, the next
-run catches up, so none of them needs to be exact.
+Each runs `vllm-capacity report` by the settings file of a folder, and then `alerts` where the file
+says who is told. What a schedule missed, the next run catches up: none of them needs to be exact.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -67,21 +67,30 @@ class Job:
         return str(self.settings.values.get("zone", DaySettings.zone))
 
     @property
-    def words(self) -> list[str]:
-        """The command line, the settings by their name where that is not the usual one."""
+    def has_alerts(self) -> bool:
+        """Whether somebody is to be told what fires."""
+        return any(self.settings.values.get(name) for name in ("alertmanager", "notify"))
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The command lines one after another; settings by their name where it is not the usual."""
         name = self.settings.path.name
-        return [str(self.command), *(["--settings", name] if name != FILE_NAME else []), "report"]
+        of = [str(self.command), *(["--settings", name] if name != FILE_NAME else [])]
+        return [[*of, "report"], *([[*of, "alerts"]] if self.has_alerts else [])]
 
 
 def cron_line(job: Job) -> str:
     """The line for a crontab; to cron a % is a newline, unless it is escaped."""
-    command = f"cd {shlex.quote(str(job.folder))} && {shlex.join(job.words)} >/dev/null"
+    words = (f"{shlex.join(each)} >/dev/null" for each in job.commands)
+    command = " && ".join((f"cd {shlex.quote(str(job.folder))}", *words))
     return f"{job.minute} {job.hour} * * * {command.replace('%', chr(92) + '%')}"
 
 
 def systemd_units(job: Job) -> dict[str, str]:
     """A service and its timer, by file name; the timer makes up for a night the machine was off."""
-    words = " ".join(map(_systemd_word, job.words))
+    lines = (f"ExecStart={' '.join(map(_systemd_word, each))}" for each in job.commands)
+    commands = "\n".join(lines)
+    fired = "# 1: an alert fired.\nSuccessExitStatus=1\n" if job.has_alerts else ""
     folder = str(job.folder).replace("%", "%%")
     service = f"""\
 [Unit]
@@ -94,7 +103,7 @@ Type=oneshot
 WorkingDirectory={folder}
 # Credentials as NAME=value lines, mode 0600; the file may be missing.
 EnvironmentFile=-%E/vllm-capacity/environment
-ExecStart={words}
+{fired}{commands}
 """
     timer = f"""\
 [Unit]
@@ -142,46 +151,64 @@ def jupyter_job(job: Job) -> dict[str, object]:
         "input_filename": f"{_NAME}.ipynb",
         "input_uri": f"{_NAME}.ipynb",
         "runtime_environment_name": "python",
-        "output_formats": ["ipynb"],
+        "output_formats": ["ipynb", "html"],
         "schedule": f"{job.minute} {job.hour} * * *",
         "timezone": job.zone,
     }
 
 
 def nightly_notebook(job: Job) -> dict[str, object]:
-    """The notebook of the Jupyter job: it runs the report in its own folder, and shows its pages.
+    """The notebook of the Jupyter job: it runs the report in its own folder, and names its pages.
 
-    A job runs in a folder of its own, so all paths are whole.
+    A job runs in a folder of its own, so all paths are whole. Its parameter `last` can be set for
+    one run; jupyter-scheduler takes it as Python, with its quotes.
     """
+    parameters = 'last: str = ""  # days to look at, such as "7d"; empty: as the settings say'
     source = (
         "import subprocess\n\n"
-        f"ran = subprocess.run({job.words!r}, cwd={str(job.folder)!r}, capture_output=True, "
-        "text=True)\nprint(ran.stdout, ran.stderr)\nran.check_returncode()"
+        f"words = {job.commands[0]!r} + (['--last', last] if last else [])\n"
+        f"ran = subprocess.run(words, cwd={str(job.folder)!r}, capture_output=True, text=True)\n"
+        "print(ran.stdout, ran.stderr)\nran.check_returncode()"
     )
-    cell: dict[str, object] = {
-        "cell_type": "code",
-        "id": "report",
-        "metadata": {},
-        "source": source,
-        "outputs": [],
-        "execution_count": None,
-    }
+    cells = [_code("parameters", parameters, tags=["parameters"]), _code("report", source)]
+    for words in job.commands[1:]:
+        alerts = (
+            f"ran = subprocess.run({words!r}, cwd={str(job.folder)!r}, capture_output=True, "
+            "text=True)\nprint(ran.stdout, ran.stderr)\n"
+            "assert ran.returncode in (0, 1)  # 1: an alert fired"
+        )
+        cells.append(_code("alerts", alerts))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return {
-        "cells": [cell],
+        "cells": cells,
         "metadata": {"kernelspec": kernel},
         "nbformat": 4,
         "nbformat_minor": 5,
     }
 
 
+def _code(name: str, source: str, *, tags: Sequence[str] = ()) -> dict[str, object]:
+    return {
+        "cell_type": "code",
+        "id": name,
+        "metadata": {"tags": list(tags)} if tags else {},
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+    }
+
+
 def _secret(job: Job) -> dict[str, object]:
     of = "PARSEABLE" if job.settings.values.get("stream") else "PROMETHEUS"
+    told = job.settings.values.get("notify")
+    used = re.findall(r"\$\{(\w+)\}", " ".join(told)) if isinstance(told, tuple) else []
+    if job.settings.values.get("alertmanager"):
+        used.append("ALERTMANAGER_TOKEN")
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": _NAME},
-        "stringData": {f"{of}_USER": "", f"{of}_PASSWORD": ""},
+        "stringData": dict.fromkeys((f"{of}_USER", f"{of}_PASSWORD", *used), ""),
     }
 
 
@@ -240,11 +267,20 @@ def _attempts(job: Job, image: str) -> dict[str, object]:
 
 def _pod(job: Job, image: str) -> dict[str, object]:
     fleet = [word for path in _fleet(job) for word in ("--fleet", f"/settings/{path.name}")]
+    of = ["vllm-capacity", "--settings", f"/settings/{job.settings.path.name}"]
+    days = ["--windows", "/data/windows"]
+    command, arguments = [*of, "report"], [*days, "--out", "/data/reports", *fleet]
+    if job.has_alerts:
+        report = shlex.join([*command, *arguments])
+        alerts = shlex.join([*of, "alerts", *days, "--told", "/data/told.json", *fleet])
+        # A shell for two commands; that an alert fired (1) is no failure of the job.
+        command = ["/bin/sh", "-c"]
+        arguments = [f"{report} || exit; {alerts}; [ $? -le 1 ]"]
     container = {
         "name": "report",
         "image": image,
-        "command": ["vllm-capacity", "--settings", f"/settings/{job.settings.path.name}", "report"],
-        "args": ["--windows", "/data/windows", "--out", "/data/reports", *fleet],
+        "command": command,
+        "args": arguments,
         "workingDir": "/data",
         "env": [{"name": "HOME", "value": "/tmp"}],
         "envFrom": [{"secretRef": {"name": _NAME}}],
@@ -287,7 +323,7 @@ def _systemd_word(word: str) -> str:
 
 @click.group(short_help="Run the report every night: cron, systemd, Kubernetes, Jupyter.")
 def schedule() -> None:
-    """Run `vllm-capacity report` every night, by the settings file.
+    """Run `vllm-capacity report` every night, by the settings file; then alerts, if it says to whom.
 
     Each prints what is to be installed; --install installs it for you alone. Write the settings
     first: vllm-capacity init.

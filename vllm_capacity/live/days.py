@@ -252,6 +252,12 @@ def day_store(folder: Path, source: Source) -> Iterator[DayStore]:
         yield DayStore(folder, source, known, zone)
 
 
+def newest_day(folder: Path) -> Path | None:
+    """The window of the latest day that is kept in a store's folder; None where there is none."""
+    days = [day for day in _days_of(folder) if _there(folder, day)]
+    return folder / max(days).isoformat() if days else None
+
+
 def _known_days(folder: Path, source: Source) -> dict[date, Day]:
     book = folder / _BOOK
     if not book.exists():
