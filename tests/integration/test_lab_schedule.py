@@ -1,6 +1,7 @@
 """The Jupyter job, as `schedule jupyter` installs it, run by jupyter-scheduler in a real Lab."""
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 
@@ -35,15 +36,16 @@ def exposed(start: datetime) -> str:
     return "\n".join([*lines, "# EOF", ""])
 
 
+@dataclass(frozen=True)
 class Scheduler:
     """jupyter-scheduler's API in a Lab."""
 
-    def __init__(self, lab: Lab) -> None:
-        headers = {"Authorization": f"token {lab.token}"}
-        self._client = httpx.Client(base_url=f"{lab.url}/scheduler", headers=headers, timeout=60)
+    lab: Lab
 
     def asked(self, method: str, path: str, **body: object) -> dict:
-        answer = self._client.request(method, path, json=body or None)
+        headers = {"Authorization": f"token {self.lab.token}"}
+        url = f"{self.lab.url}/scheduler{path}"
+        answer = httpx.request(method, url, headers=headers, json=body or None, timeout=60)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else {}
 

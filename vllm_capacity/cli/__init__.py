@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
+from vllm_capacity.cli.examples import EXAMPLES
 from vllm_capacity.errors import CapacityError, InputError, needing_extra
 
 PROGRAM = "vllm-capacity"
@@ -93,6 +94,7 @@ class _LazyGroup(click.Group):
             module = importlib.import_module(f"vllm_capacity.cli.{_VERBS[name][0]}")
         command = getattr(module, name)
         assert isinstance(command, click.Command)
+        command.epilog = _with_examples(command.epilog, name)
         return command
 
     def resolve_command(
@@ -108,6 +110,15 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, _VERBS[name][1]) for name in self.list_commands(ctx)])
+
+
+def _with_examples(epilog: str | None, verb: str) -> str:
+    """What stands at the end of a verb's help: its examples first, a line each."""
+    lines = "\n".join(f"{PROGRAM} {each}" for each in EXAMPLES[verb])
+    examples = f"Examples:\n\n\b\n{lines}"
+    if epilog is None or epilog.startswith(examples):
+        return epilog or examples
+    return f"{examples}\n\n{epilog}"
 
 
 @click.group(cls=_LazyGroup)

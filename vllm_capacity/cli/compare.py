@@ -41,15 +41,11 @@ def compare(
     """What changed from window A to window B, at the same load and mix, by more than noise.
 
     A and B are names or paths, each with a time range of its own if wanted: NAME@START..END
-    (either end may be left out). Did the upgrade pay? Compare the day before with the day after:
-
-    \b
-    vllm-capacity compare before after --usd-per-hour 1.64
-    vllm-capacity compare week@..2026-11-24 week@2026-11-25.. --json
+    (either end may be left out). Did the upgrade pay? Compare the day before with the day after.
 
     A change is "changed" where its 99 % interval leaves out none; of all figures together, at most
     one comparison in twenty says so by chance.
-    """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
+    """
     from vllm_capacity.comparison import compare as compared
 
     other = dict(given)

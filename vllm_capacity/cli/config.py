@@ -39,17 +39,12 @@ class _Found:
 @setting_options(*SECTIONS.values())
 @click.pass_obj
 def init(path: Path, /, **given: Any) -> None:  # noqa: ANN401  values of many types, by their names
-    r"""Write a settings file, vllm-capacity.toml, from the options and from what is found here.
+    """Write a settings file, vllm-capacity.toml, from the options and from what is found here.
 
     Found are a Parseable or Prometheus (PARSEABLE_URL and PARSEABLE_STREAM, PROMETHEUS_URL, or a
     Prometheus at port 9090 of this machine), fleet.csv or fleet.yaml, and the time zone. All other
     keys are in the file, too, commented out, each with what it is. Passwords never are: they come
     from the environment or a --profile.
-
-    \b
-    vllm-capacity init --from http://prometheus:9090 --usd-per-hour 1.64 --keep 30d
-    vllm-capacity config check
-    vllm-capacity report
     """
     if path.exists():
         raise InputError(f"{path} exists already. Edit it, or remove it first.")

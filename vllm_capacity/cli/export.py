@@ -48,10 +48,6 @@ def export(
     litellm             prices per token, so that LiteLLM does not count $0
 
     What is not known stays empty, never 0; a bound is called "at least" or "at most".
-
-    \b
-    vllm-capacity export monday --usd-per-hour 1.64 --to focus --out monday.csv
-    vllm-capacity export monday --usd-per-hour 1.64 --to markdown
     """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
     name = one_window(argument, window)
     if to == "parquet" and out is None:

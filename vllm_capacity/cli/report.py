@@ -69,7 +69,7 @@ def report(
     examples: bool,
     **given: Any,  # noqa: ANN401  values of many types, by the names of settings
 ) -> None:
-    r"""Run a notebook on a window and write one HTML page, and an index over the folder's pages.
+    """Run a notebook on a window and write one HTML page, and an index over the folder's pages.
 
     The page needs no network and no server. Nothing is written where anything fails. Printed, by
     --pdf or from a browser, it is the answer and its charts. With --against, it says what changed
@@ -79,12 +79,6 @@ def report(
     that a run missed are caught up, days into which samples came late are made anew, and of two
     runs at once the second ends with exit code 3. Exit code 2: a day had no data; 3: the source
     does not answer. The next run tries again.
-
-    \b
-    vllm-capacity report monday --price "A100-80GB RunPod secure, on-demand 2025"
-    vllm-capacity report --from http://prometheus:9090 --last 24h --usd-per-hour 1.64 --keep 30d
-    vllm-capacity report --from https://parseable.example.com --stream vllm_metrics --last 7d
-    vllm-capacity report after --against before --usd-per-hour 1.64
     """
     page = taken(PageSettings, given)
     if examples and (argument or window or pairs or any(map(_is_typed, ("notebook", "zone")))):

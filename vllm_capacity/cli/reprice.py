@@ -21,15 +21,11 @@ from vllm_capacity.cli.options import FILE, columns
 @price_options
 @json_options
 def reprice(report: Path, as_json: bool, schema_version: str, **given: object) -> None:
-    r"""The bill and every cost figure of a report's page at another price; nothing is pulled.
+    """The bill and every cost figure of a report's page at another price; nothing is pulled.
 
     The page keeps what its bill is made of, so its window may be long gone. Engines keep the GPUs
     they had, unless --gpus-per-engine says otherwise, and utilization is as reported. The page
     itself is not changed.
-
-    \b
-    vllm-capacity reprice reports/2026-11-27.html --usd-per-hour 1.64
-    vllm-capacity reprice reports/2026-11-27.html --price "A100-80GB RunPod secure, on-demand 2025"
     """
     from vllm_capacity.render.report.reprice import repriced
     from vllm_capacity.render.sections.cost import repriced_table

@@ -56,10 +56,6 @@ def rollup(source: str, target: str | None, place: str, workers: int | None) -> 
 
     Credentials for S3 come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or a
     profile of AWS.
-
-    Examples: vllm-capacity rollup data/windows/july --workers 8;
-    vllm-capacity rollup /shared/july --on ray://head:10001;
-    vllm-capacity rollup data/windows/july --to s3://telemetry/july
     """
     from vllm_capacity.figures.rolled_up import entries_of, roll_up
     from vllm_capacity.telemetry.mirror import publish, require_target

@@ -95,11 +95,7 @@ def watch(
 
     Who does not answer is said at once, with the cause; if nobody answers, --once ends with exit
     code 3. Credentials as for `scrape`.
-
-    \b
-    vllm-capacity watch http://gpu-1:8000 http://gpu-2:8000 --usd-per-hour 1.64
-    vllm-capacity watch gpu-1:8000 --once --json
-    """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
+    """
     from vllm_capacity.live.access import METRICS, checked_url, is_prometheus
     from vllm_capacity.live.scrape import Journal
     from vllm_capacity.live.watch import Recent
