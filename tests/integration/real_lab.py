@@ -47,6 +47,9 @@ def real_lab(notebooks: Path, home: Path) -> Iterator[Lab]:
         f"--IdentityProvider.token={lab.token}",
         f"--ServerApp.root_dir={notebooks}",
         "--LabApp.expose_app_in_browser=True",
+        # jupyter-scheduler, which tests ask by its API, has a side in the browser that wants a
+        # later Lab: none but Lab's own.
+        f"--LabApp.labextensions_path={home / 'labextensions'}",
     ]
     log = home / "lab.log"
     with (
