@@ -57,6 +57,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "simulate": ("simulate kv-bound --to made-up",),
     "sql": ("sql",),
     "stack": ("stack init",),
+    "tenants": ("tenants monday --usage spend_logs.csv --usd-per-hour 1.64",),
     "traces": ("traces --last 1h",),
     "watch": (
         "watch http://gpu-1:8000 http://gpu-2:8000 --usd-per-hour 1.64",
