@@ -14,7 +14,7 @@ from vllm_capacity.facts.fleet import Rule
 from vllm_capacity.figures.losses import Lost
 from vllm_capacity.plan import PlanRequest, gpu_options, plan
 from vllm_capacity.verdicts.hardware.compare import Option
-from vllm_capacity.verdicts.saturation.fit import RegimeTime, Saturation, Stretch
+from vllm_capacity.verdicts.saturation.fit import RegimeTime, Saturation, Stretch, imbalance
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 UNKNOWN = Estimate.unknown("not asked for")
@@ -121,6 +121,28 @@ def test_time_in_each_regime(stretches, times):
     assert found.regime_times == times
 
 
+FULL = stretch(10, 40, "kv-bound", "full/0")
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        pytest.param([stretch(0, 20, "idle", "free/0")], (("full/0",), ("free/0",)), id="at once"),
+        pytest.param([stretch(0, 10, "idle", "free/0")], None, id="one after the other"),
+        pytest.param([stretch(20, 30, "idle", "code/0")], None, id="of another model"),
+        pytest.param(
+            [stretch(20, 30, "idle", "free/0"), stretch(50, 60, "kv-bound", "free/0")],
+            None,
+            id="itself full at another time",
+        ),
+    ],
+)
+def test_load_is_balanced_between_engines_of_one_model(others, expected):
+    models = {"full/0": "chat", "free/0": "chat", "code/0": "code"}
+    found = imbalance([FULL, *others], models)
+    assert (found and (found.limited, found.free)) == expected
+
+
 def test_bill_at_another_price_is_in_proportion(swept):
     dearer = swept.bill_at(Estimate.exact(1.5, "three times as much")).whole
     assert dearer.usd_per_request.mid == pytest.approx(3 * swept.bill.whole.usd_per_request.mid)
@@ -216,7 +238,7 @@ def test_options_of_an_unknown_model_are_refused():
 
 def option(low, high):
     worth = Estimate.unknown("no price") if low is None else Estimate.between(low, low, high)
-    return Option("L4", "bf16", "row", worth, worth, worth, worth, worth, worth, "")
+    return Option("L4", "bf16", "row", *[worth] * 7, "")
 
 
 @pytest.mark.parametrize(

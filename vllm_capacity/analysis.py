@@ -808,6 +808,10 @@ class Analysis:
             presence=self.presence,
             capacities=self.capacities,
             running=self.capacity_running,
+            models={
+                engine_name(row): row["model_name"] or ""
+                for row in self.engines.iter_rows(named=True)
+            },
         )
 
     @cached_property

@@ -17,6 +17,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.losses import Lost
 from vllm_capacity.render.prose import verdict as prose
 from vllm_capacity.verdicts.saturation.advice import Advice
+from vllm_capacity.verdicts.saturation.fit import imbalance
 
 WHY = "the reason it is not known"
 IN_TIME = {"slo__ttft_attainment": estimate(0.99), "slo__itl_attainment": estimate(0.97)}
@@ -31,7 +32,7 @@ NO_LIMIT = {"saturation__bottleneck": None}
 def fleet(*stretches):
     """Regimes over time, each as (engine, from minute, to minute, regime)."""
     rows = [stretch(start, end, name, "seen", engine=e) for e, start, end, name in stretches]
-    return {"saturation__regimes": tuple(rows)}
+    return {"saturation__regimes": tuple(rows), "saturation__imbalance": imbalance(rows)}
 
 
 def advised(setting, effect):

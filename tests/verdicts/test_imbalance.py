@@ -8,10 +8,11 @@ import pytest
 from vllm_capacity.verdicts.quality.series import imbalance
 
 
-def engines(*tokens):
-    """Engines that were billed for ten hours each and made so many tokens."""
+def engines(*tokens, models=None):
+    """Engines that were billed for ten hours each and made so many tokens, of one model or more."""
     names = [f"gpu-{i}" for i in range(len(tokens))]
     columns = {"instance": names, "engine": ["0"] * len(tokens), "hours": [10.0] * len(tokens)}
+    columns["model_name"] = models or ["a-model"] * len(tokens)
     frame = pl.DataFrame({**columns, "output_tokens": [float(each) for each in tokens]})
     return SimpleNamespace(engines=frame)
 
@@ -30,3 +31,10 @@ def test_engine_below_its_share_is_told_and_doubts_nothing(tokens, severities, s
     found = imbalance(engines(*tokens))
     assert [each.severity for each in found] == severities
     assert all(says in each.effect for each in found)
+
+
+def test_an_engine_is_measured_by_those_of_its_own_model():
+    """A small model makes more tokens than a large one: neither is uneven for that."""
+    found = imbalance(engines(100, 98, 6, 1, models=["small", "small", "large", "large"]))
+    assert len(found) == 1
+    assert "gpu-3/0 made 14% of the output tokens of its model in 50%" in found[0].effect

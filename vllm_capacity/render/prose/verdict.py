@@ -342,8 +342,8 @@ def _balance(saturation: Saturation) -> str:
     if found is None:
         return ""
     return (
-        f"balance the load first, if these engines serve one model: {_listed(found.limited)} "
-        f"reached the limit while {_listed(found.free)} had room. Only then "
+        f"balance the load first: {_listed(found.limited)} reached the limit while "
+        f"{_listed(found.free)}, serving the same model, had room. Only then "
     )
 
 

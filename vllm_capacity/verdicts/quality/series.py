@@ -265,22 +265,26 @@ def edge_buckets(latency: Latency) -> list[Finding]:
 
 
 def imbalance(evidence: Evidence) -> list[Finding]:
-    """Engines that did much less than their share of the output while they were paid for."""
-    engines = evidence.engines.filter(pl.col("hours") > 0)
-    total = engines.get_column("output_tokens").sum()
-    if engines.height < 2 or not total:
-        return []
-    rows = engines.with_columns(
-        fair=pl.col("hours") / pl.col("hours").sum(),
-        share=pl.col("output_tokens").fill_null(0.0) / total,
-    ).filter(pl.col("share") < _UNEVEN * pl.col("fair"))
+    """Engines that did much less than their share of a model's output while they were paid for."""
+    rows = (
+        evidence.engines.filter(pl.col("hours") > 0)
+        .with_columns(pl.col("output_tokens").fill_null(0.0))
+        .with_columns(
+            engines=pl.len().over("model_name"),
+            models=pl.col("model_name").n_unique(),
+            fair=pl.col("hours") / pl.col("hours").sum().over("model_name"),
+            share=pl.col("output_tokens") / pl.col("output_tokens").sum().over("model_name"),
+        )
+        .filter((pl.col("engines") > 1) & (pl.col("share") < _UNEVEN * pl.col("fair")))
+    )
     found = []
     for row in rows.iter_rows(named=True):
         unused = row["hours"] * (1.0 - row["share"] / row["fair"])
         is_idle = row["share"] == 0
+        own = " of its model" if row["models"] > 1 else ""
         effect = (
-            f"{row['instance']}/{row['engine']} made {row['share']:.0%} of the output tokens in "
-            f"{row['fair']:.0%} of the billed hours: {unused:.3g} engine-hours paid beyond its "
+            f"{row['instance']}/{row['engine']} made {row['share']:.0%} of the output tokens{own} "
+            f"in {row['fair']:.0%} of the billed hours: {unused:.3g} engine-hours paid beyond its "
             "share"
             f"{' while it stood idle' if is_idle else ''}. No figure moves; cost carries it."
         )

@@ -19,9 +19,11 @@ Why not λ/σ of the fitted law: on a recorded sweep it says 434 to 557 tokens/s
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import accumulate
 from typing import ClassVar
 
 import numpy as np
@@ -110,10 +112,6 @@ class Stretch(Record):
         """Length in seconds."""
         return (self.end - self.start).total_seconds()
 
-    def overlaps(self, other: Stretch) -> bool:
-        """Whether the two have time in common."""
-        return max(self.start, other.start) < min(self.end, other.end)
-
 
 @dataclass(frozen=True)
 class RegimeTime:
@@ -129,9 +127,9 @@ class RegimeTime:
     evidence: str
 
 
-@dataclass(frozen=True)
-class Imbalance:
-    """Engines that were at a limit, and those that had room at the same time and were never."""
+@dataclass(frozen=True, repr=False)
+class Imbalance(Record):
+    """Engines at a limit, and those of the same models that had room then and were at none."""
 
     limited: tuple[str, ...]
     free: tuple[str, ...]
@@ -142,7 +140,8 @@ class Saturation(Figures):
     """What limits the server, how much it can do, and how much room is left.
 
     `regime` is that of most busy time, `bottleneck` what limited it longest in its busiest quarter,
-    None where nothing did. `capacity_kind` is one of `KINDS`.
+    None where nothing did. `capacity_kind` is one of `KINDS`. `imbalance` names the engines between
+    which load could be balanced; None where there are none.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"first_limit": "bottleneck"}
@@ -154,28 +153,12 @@ class Saturation(Figures):
     capacity_output_tokens_per_second: Estimate
     capacity_running_requests: Estimate
     headroom_ratio: Estimate
+    imbalance: Imbalance | None = None
 
     @property
     def capacity(self) -> Estimate:
         """Output tokens per second that it can do at most."""
         return self.capacity_output_tokens_per_second
-
-    @property
-    def imbalance(self) -> Imbalance | None:
-        """The engines between which load could be balanced; None where there are none.
-
-        An engine has room where it was idle, or had fewer requests than it could take.
-        """
-        limited = [each for each in self.regimes if each.regime in regimes.LIMITS]
-        names = {each.engine for each in limited}
-        free = {
-            each.engine
-            for each in self.regimes
-            if each.engine not in names
-            and each.regime in (regimes.IDLE, regimes.CLIENT)
-            and any(each.overlaps(other) for other in limited)
-        }
-        return Imbalance(tuple(sorted(names)), tuple(sorted(free))) if free else None
 
     @property
     def regime_times(self) -> tuple[RegimeTime, ...]:
@@ -292,6 +275,7 @@ def saturation(
     presence: Mapping[str, float] | None = None,
     capacities: Mapping[str, Estimate] | None = None,
     running: Mapping[str, Estimate] | None = None,
+    models: Mapping[str, str] | None = None,
 ) -> Saturation:
     """The verdict on what limits the server, for steps in the columns of `STEP_SCHEMA`.
 
@@ -299,7 +283,8 @@ def saturation(
     rate of the steps. `fits` saves fitting again what `engine_fits` has. `presence` is the share of
     the window in which each engine was there, by its name; without it all were there throughout.
     `capacities` and `running` are what engines can do, and with how many running requests, where
-    peers complete what they showed themselves (peers.py).
+    peers complete what they showed themselves (peers.py). `models` is what each engine serves, by
+    its name; without it all serve one model.
     """
     fits = engine_fits(steps, seed=seed) if fits is None else fits
     each = capacities or {f.engine: f.capacity for f in fits}
@@ -307,17 +292,60 @@ def saturation(
     used = utilization(_output_rate(fits), capacity) if used is None else used
     limits = [limit for f in fits if (limit := f.bottleneck) is not None]
     loads = running or {f.engine: f.capacity_running for f in fits}
+    stretches = tuple(
+        Stretch(*row) for f in fits for row in regime_frame(f.engine, f.steps).iter_rows()
+    )
     return Saturation(
         regime=regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
         bottleneck=regimes.worst(limits) if limits else None,
-        regimes=tuple(
-            Stretch(*row) for f in fits for row in regime_frame(f.engine, f.steps).iter_rows()
-        ),
+        regimes=stretches,
         capacity_kind=_fleet_kind(capacity, fits, each),
         capacity_output_tokens_per_second=capacity,
         capacity_running_requests=fleet_sum(loads, presence=presence),
         headroom_ratio=headroom(used),
+        imbalance=imbalance(stretches, models),
     )
+
+
+def imbalance(
+    stretches: Sequence[Stretch], models: Mapping[str, str] | None = None
+) -> Imbalance | None:
+    """The engines between which load could be balanced; None where there are none.
+
+    Only among engines of one model (`models`: what each serves, by its name; without it all serve
+    one): others cannot take its requests. An engine has room where it was idle, or had fewer
+    requests than it could take, and was never at a limit.
+    """
+    serves = models or {}
+    at_limit = [each for each in stretches if each.regime in regimes.LIMITS]
+    limited = {each.engine for each in at_limit}
+    with_room = [
+        each
+        for each in stretches
+        if each.engine not in limited and each.regime in (regimes.IDLE, regimes.CLIENT)
+    ]
+    full: set[str] = set()
+    free: set[str] = set()
+    for model in {serves.get(engine) for engine in limited}:
+        own, others = (
+            [each for each in group if serves.get(each.engine) == model]
+            for group in (at_limit, with_room)
+        )
+        full |= _overlapping(own, others)
+        free |= _overlapping(others, own)
+    return Imbalance(tuple(sorted(full)), tuple(sorted(free))) if free else None
+
+
+def _overlapping(some: Sequence[Stretch], others: Sequence[Stretch]) -> set[str]:
+    """The engines of `some` that have time in common with any of the others."""
+    by_start = sorted(others, key=lambda each: each.start)
+    starts = [each.start for each in by_start]
+    latest_ends = list(accumulate((each.end for each in by_start), max))
+    return {
+        each.engine
+        for each in some
+        if (begun := bisect_left(starts, each.end)) and latest_ends[begun - 1] > each.start
+    }
 
 
 def _fleet_kind(
