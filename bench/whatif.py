@@ -6,7 +6,7 @@ the error, how many truths lie inside the band, its width, and how often the car
 per dollar is named: by the middle of every answer, and of the answers whose whole band is on one
 side of the prices. For silicon it prints, too, how near anybody could come who knew each setup's
 median. Then, by class, how far nine in ten errors reach into the bands of
-`verdicts/hardware/what_if.py`. With --write it writes the answers to
+`verdicts/hardware/band.py`. With --write it writes the answers to
 `data/tuning/whatif_backtest.csv` and the factors of each fit to `data/tuning/whatif_factors.csv`,
 which notebook 08 reads.
 """
@@ -51,12 +51,12 @@ from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import offers
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.resources import shipped
-from vllm_capacity.verdicts.hardware import what_if as product
+from vllm_capacity.verdicts.hardware.band import EXPLAINED
 from vllm_capacity.verdicts.hardware.data_sheet import Shares
 from vllm_capacity.verdicts.hardware.elsewhere import moved_curve, within_targets
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import Calibration, shipped_calibration
-from vllm_capacity.verdicts.hardware.what_if import WhatIf, published_runs, what_if
+from vllm_capacity.verdicts.hardware.what_if import TESTED, WhatIf, published_runs, what_if
 from vllm_capacity.verdicts.saturation.slo import SloLoad
 
 PREFER = {"H100-80GB": ("SXM",), "A100-80GB": ("SXM",)}
@@ -308,9 +308,9 @@ def quantiles(asked: Iterable[Asked]) -> None:
     """
     classes: dict[object, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for each in asked:
-        if each.found.is_known and each.found.label != product.TESTED:
+        if each.found.is_known and each.found.label != TESTED:
             half = math.log(each.found.high / each.found.low) / 2
-            is_explained = each.found.explained_ratio >= 1 / (1 + product.EXPLAINED)
+            is_explained = each.found.explained_ratio >= 1 / (1 + EXPLAINED)
             key = (is_explained, each.question.load.is_known, each.found.label)
             classes[key][each.one.model].append(abs(each.off) / half)
     for (is_explained, is_told, label), models in sorted(classes.items(), key=str):

@@ -14,13 +14,13 @@ from vllm_capacity.verdicts.hardware.data_sheet import (
 )
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import Job, Machine, rates, shipped_calibration
-from vllm_capacity.verdicts.hardware.what_if import (
+from vllm_capacity.verdicts.hardware.side import (
     SHEET_SHARE,
     UNTIMED_SHEET_SHARE,
     sheet_share,
     side,
-    what_if,
 )
+from vllm_capacity.verdicts.hardware.what_if import what_if
 
 
 def machine(name):

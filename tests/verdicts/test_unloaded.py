@@ -19,7 +19,15 @@ from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.hardware.elsewhere import full_from_light, heaviest_told
 from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.unloaded import Heaviest, Setup, heaviest
+from vllm_capacity.verdicts.hardware.serving import shipped_calibration
+from vllm_capacity.verdicts.hardware.side import machines_of, side
+from vllm_capacity.verdicts.hardware.unloaded import (
+    FASTEST,
+    SLOWEST,
+    Heaviest,
+    Setup,
+    heaviest,
+)
 from vllm_capacity.verdicts.hardware.what_if import shipped_what_if, what_if
 from vllm_simulator import scenarios
 from vllm_simulator.config import StepTime
@@ -78,22 +86,47 @@ def light(tmp_path_factory):
 
 def test_from_the_lightest_silicon_load_to_the_heaviest():
     """The step times were fitted on these rows; `bench/whatif.py` leaves models out."""
-    sweeps = defaultdict(dict)
-    for row in silicon_measurements():
-        setup = row.model, row.dtype, row.gpu, row.gpus, row.input_tokens, row.output_tokens
-        sweeps[(*setup, row.engine_version)][row.clients] = row
-    inside, widths = [], []
-    for own in sweeps.values():
-        least, most = own[min(own)], own[max(own)]
+    inside, widths, errors = [], [], []
+    for least, most in swept():
         asked = question_of(least)
         if heaviest_told(asked, admitted=most.clients) != (most.clients, True):
             continue
         found = full_from_light(asked, what_if, admitted=most.clients).output_tokens_per_second
-        inside.append(found.low <= most.output_tokens_per_second <= found.high)
+        truth = most.output_tokens_per_second
+        inside.append(found.low <= truth <= found.high)
         widths.append(found.high / found.low)
+        errors.append(math.expm1(abs(math.log(found.mid / truth))))
     assert len(inside) >= 50
-    assert sum(inside) / len(inside) >= 0.88
-    assert statistics.median(widths) <= 1.8
+    assert sum(inside) / len(inside) >= 0.9
+    assert statistics.median(widths) <= 1.7
+    assert statistics.median(errors) <= 0.08
+
+
+def swept():
+    """The lightest and the heaviest row of each silicon sweep.
+
+    Rows at about as many clients are of no sweep: they are one model split in two ways over its
+    GPUs (`moe_tp`, `moe_ep` of the file), whose rates differ by up to 1.9 times.
+    """
+    sweeps = defaultdict(dict)
+    for row in silicon_measurements():
+        setup = row.model, row.dtype, row.gpu, row.gpus, row.input_tokens, row.output_tokens
+        sweeps[(*setup, row.engine_version)][row.clients] = row
+    ends = ((own[min(own)], own[max(own)]) for own in sweeps.values())
+    return [(least, most) for least, most in ends if most.clients >= 2 * least.clients]
+
+
+def test_servers_as_they_were_told_pass_the_check_at_their_light_load():
+    ratios = []
+    for least, _ in swept():
+        asked = question_of(least)
+        job, clients = asked.job_here, asked.load.clients
+        machine = next(machines_of(job, asked.from_gpu, {}))
+        rate = side(job, machine, shipped_calibration(), clients=clients).rate
+        ratios.append(asked.output_tokens_per_second / rate)
+    assert len(ratios) >= 80
+    assert SLOWEST < 0.7 < min(ratios)
+    assert max(ratios) < 1.15 < FASTEST
 
 
 def question_of(row):

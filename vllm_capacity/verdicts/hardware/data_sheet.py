@@ -9,7 +9,7 @@
 Output tokens per second = O ÷ the sum. Usable shares of the data sheet come from `Shares` and
 `data/gpu_architectures.csv`, fitted by `bench/whatif_shares.py` to published runs and pairs. Alone
 this is right within a factor of 1.6; it serves as a *ratio* of two GPUs, in which shared errors
-cancel. How much say that ratio has beside that of timed kernels: `what_if.SHEET_SHARE`.
+cancel. How much say that ratio has beside that of timed kernels: `side.SHEET_SHARE`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from vllm_capacity.verdicts.hardware.elsewhere import (
 )
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import shipped_calibration
-from vllm_capacity.verdicts.hardware.what_if import machines_of, side
+from vllm_capacity.verdicts.hardware.side import machines_of, side
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.slo import load_met
 

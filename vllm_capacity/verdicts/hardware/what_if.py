@@ -8,28 +8,35 @@
 3. *Else scale*: the seconds per token on either GPU by arithmetic (`serving`), and what the GPU
    does not explain of the measured ones (host, load generator, eager mode) carried over
    (`carried`); beside it the ratio by data sheets (`data_sheet`), which has little say where
-   kernels of both were timed and much where not (`SHEET_SHARE`). Published pairs of the same model
-   at other lengths correct the ratio, the more of them the more. Where no load is told, a rate far
-   under what the GPU could give is read as the clients' doing.
+   kernels of both were timed and much where not (`side.SHEET_SHARE`). Published pairs of the same
+   model at other lengths correct the ratio, the more of them the more. Where no load is told, a
+   rate far under what the GPU could give is read as the clients' doing.
 4. *Another load* on the other side (`Question.at`): from the measured load to it by the ratio of
    the arithmetic on that side.
 5. The band is the measured error of this method on models left out of its fit, by class: whether
-   the GPU explains the measured time, whether the load is told (`BANDS`), and how near the nearest
-   published case is (*near* or *far*). `python -m bench.whatif` measures it.
+   the GPU explains the measured time, whether the load is told (`band.BANDS`), and how near the
+   nearest published case is (*near* or *far*). `python -m bench.whatif` measures it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from vllm_capacity.estimate import Estimate, Figures, Kind
-from vllm_capacity.facts.gpus import GpuSpan, gpus
 from vllm_capacity.facts.prices import usual_forms
 from vllm_capacity.facts.throughput import Measurement, measurements, silicon_measurements
+from vllm_capacity.verdicts.hardware.band import (
+    FULLY_LIGHT,
+    LIGHT_HALF_WIDTH,
+    MOST_GROWN,
+    half_width,
+    reach,
+    widened,
+)
 from vllm_capacity.verdicts.hardware.choice import Choice
 from vllm_capacity.verdicts.hardware.data_sheet import Shares, SheetSide, log_ratio
 from vllm_capacity.verdicts.hardware.published import (
@@ -39,68 +46,29 @@ from vllm_capacity.verdicts.hardware.published import (
     measured_ratio,
     nearest_case,
 )
-from vllm_capacity.verdicts.hardware.question import Load, Question, impossible, refusal
+from vllm_capacity.verdicts.hardware.question import Load, Question, refusal
 from vllm_capacity.verdicts.hardware.serving import (
-    OFFERED,
     Calibration,
-    Cycle,
-    Job,
-    Machine,
-    Rates,
-    cycle,
     is_native,
     kv_room_bytes,
-    peer_of,
-    rates,
     saturated_batch,
     shipped_calibration,
-    tensor_tflops_range,
+)
+from vllm_capacity.verdicts.hardware.side import (
+    Forms,
+    Side,
+    kernel_words,
+    machines_of,
+    sheet_share,
+    side,
+    side_at,
+    side_words,
 )
 
-SHEET_SHARE = 0.2
-"""How much say the data sheets' ratio has beside that of timed kernels: of 0 to 0.3 in tenths, what
-came nearest to the silicon pairs, their models left out (8.4 % for 10.9 % without it, the mean over
-pairs of GPUs; where both sides ran one version of vLLM it costs: 2.0 % for 1.2 %)."""
-UNTIMED_SHEET_SHARE = 0.75
-"""The same where a GPU is of Ampere or of an architecture without tables: A100's tables hold 16-bit
-kernels alone, of an older vLLM. Of 0 to 1 in quarters, what came nearest to the pairs of A100 and
-H100, their models left out (6.3 % for 14.5 % without data sheets; those of 2024 10.7 % for 12.6 %).
-"""
-THIN_TABLES = "Ampere"
-"""Whose tables hold no more than that."""
-EXPLAINED = 0.3
-"""Of the arithmetic's seconds, the rest up to which the GPU explains what was measured."""
-BANDS = {
-    # (tables, explained, clients told): half a band, in logarithms; its share of the
-    # ratio's; tables: both GPUs are of an architecture with tables, see UNTIMED_SHEET_SHARE
-    (True, True, True): (0.215, 0.20),
-    (True, False, True): (0.30, 0.25),
-    (True, True, False): (0.33, 0.28),
-    (True, False, False): (0.29, 0.25),
-    (False, True, True): (0.22, 0.20),
-    (False, False, True): (0.21, 0.20),
-    (False, True, False): (0.30, 0.28),
-    (False, False, False): (0.27, 0.25),
-}
-"""An error has a part of its own and one that grows with the ratio: the root of the squares' sum.
-
-So wide that about nine in ten published pairs lie inside, their model left out, by class; what they
-held is printed by `python -m bench.whatif`."""
-FAR_FACTOR = 1.3
-"""How much wider where no published case is near, or no kernel of a GPU's chip was timed. Not for
-want of a case where both GPUs are of an architecture with tables and clients are told: far silicon
-rows then lay no farther off than near ones (nine in ten within 0.20 and 0.22, models left out)."""
-ANOTHER_LOAD = 0.075
-"""Half the band of another load per factor e of running requests, in logarithms: from the lightest
-silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much."""
-ANOTHER_COUNT = 0.13
-"""What another number of GPUs adds to half a band, in logarithms per factor e of it: silicon rows
-of one setup at 2 and 4 times the GPUs, models left out."""
 GROWN = 0.045
 """By how much more, in logarithms per factor e of running requests, output grows than by the
-arithmetic: the silicon rows, which the fit has seen, from their lightest loads to heavier ones."""
-MOST_GROWN = math.log(16)
-"""Those rows span no more: beyond, it grows as the arithmetic does."""
+arithmetic: the silicon rows, which the fit has seen, from their lightest loads to heavier ones.
+Beyond `MOST_GROWN` it grows as the arithmetic does."""
 LIGHT_LOADS = {False: (0.6, 0.1), True: (0.3, 0.08)}
 """Of what the arithmetic gives, the share from which on and down to which a rate is read as a light
 load's: whose clients are not told, and are. Told, the arithmetic is of as many already: so low a
@@ -114,25 +82,11 @@ CLOSED_SHARE = 0.6
 
 The band reaches the other reading, the same rate.
 """
-LIGHT_HALF_WIDTH = 0.22
-"""Half the band under a light load, besides that it then reaches to the same rate."""
-FULLY_LIGHT = 0.08
-"""The lightness from which the band is that of a light load; from 0 it fades into it."""
 SERVED_HALF_WIDTH = 0.08
 """Half the band, in logarithms, where all that comes is served: so far runs of one load differ."""
-QUEUED_PROMPTS = 0.36
-"""The power of the clients that a prompt's wait grows with: clients that were served together come
-together again. Fitted to the silicon rows, whose clients do; independent ones wait less."""
 TTFT_HALF_WIDTH = 0.45
 """Half the band of a time to first token: by any method it is off by about 15 % (median)."""
-OTHER_VENDOR_HALF_WIDTH = 0.60
-"""Half the band with another vendor's kernels, whatever the load."""
-FITTED_VENDOR = "NVIDIA"
-SPAN_SHARE = 0.5
-"""How much of a span's distance the band takes on: its ends are no likelier than its middle."""
 TESTED, NEARBY, FAR, SAME = "tested", "near", "far", "same"
-
-Forms = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -231,39 +185,6 @@ class WhatIf(Figures):
         return {**self.output_tokens_per_second.as_dict(), **super().as_dict()}
 
 
-@dataclass(frozen=True)
-class Side:
-    """One machine of a span under a load: its batch, and the arithmetic of it."""
-
-    machine: Machine
-    job: Job
-    rates: Rates
-    batch: float
-    cycle: Cycle
-
-    @property
-    def sequence_seconds(self) -> float:
-        """Seconds per output token of one sequence, its share of prompts included."""
-        return self.cycle.seconds_per_token
-
-    @property
-    def seconds_per_token(self) -> float:
-        """Seconds per output token of the whole engine."""
-        return self.sequence_seconds / self.batch
-
-    @property
-    def rate(self) -> float:
-        """Output tokens per second."""
-        return 1 / self.seconds_per_token
-
-    @property
-    def ttft_seconds(self) -> float:
-        """Seconds to the first token: its prompt's steps, the step that runs, prompts before it."""
-        prompt_steps = math.ceil(self.job.input_tokens / self.machine.tokens_per_step)
-        own = prompt_steps * self.cycle.mixed_seconds + 0.5 * self.cycle.decode_seconds
-        return own * math.pow(self.batch, QUEUED_PROMPTS)
-
-
 def carried(here: float, there: float, measured: float) -> float:
     """Seconds per token on the other GPU: the arithmetic there, and what it did not explain here.
 
@@ -274,39 +195,6 @@ def carried(here: float, there: float, measured: float) -> float:
     rest = max(measured - here, 0.0)
     capped = min(rest, max(here, there))
     return there * (min(measured, here) + rest - capped) / here + capped
-
-
-def side(
-    job: Job, machine: Machine, calibration: Calibration, *, clients: float | None = None
-) -> Side:
-    """A machine at a job, as many sequences running as it admits, of `clients` where told."""
-    batch = saturated_batch(job, machine, offered=clients or OFFERED)
-    return _at(job, machine, rates(machine, job.llm, job.dtype, calibration), calibration, batch)
-
-
-def _at(job: Job, machine: Machine, found: Rates, calibration: Calibration, batch: float) -> Side:
-    steady = cycle(
-        job.work,
-        found.kernels,
-        calibration.host,
-        batch=batch,
-        input_tokens=job.input_tokens,
-        output_tokens=job.output_tokens,
-        tokens_per_step=float(machine.tokens_per_step),
-    )
-    return Side(machine, job, found, batch, steady)
-
-
-def machines_of(job: Job, span: GpuSpan, prefer: Forms) -> Iterator[Machine]:
-    """The machines a span stands for, its middle first; rows that cannot run the job left out."""
-    fit = [row for row in span.rows if not impossible(job, row)]
-    order = {form: place for place, form in enumerate(prefer.get(span.rows[0].gpu, ()))}
-    fit.sort(key=lambda row: (order.get(row.form_factor, len(order)), -row.mem_bw_tb_s))
-    for row in fit:
-        low, high = tensor_tflops_range(row, gpus()) or (1.0, 1.0)
-        ends = [] if low == high else [low, high]
-        for tflops in (math.sqrt(low * high), *ends):
-            yield Machine(row, tflops)
 
 
 def shipped_what_if(question: Question) -> WhatIf:
@@ -377,7 +265,7 @@ class _Asking:
 
     def at_batch(self, whole: Side, batch: float) -> Side:
         """A side with another number of sequences running."""
-        return _at(whole.job, whole.machine, whole.rates, self.calibration, batch)
+        return side_at(whole.job, whole.machine, whole.rates, self.calibration, batch)
 
     def batch_for(self, rate: float, whole: Side) -> float:
         """How many running sequences give a rate, at most the side's; 1 where even one does."""
@@ -509,9 +397,12 @@ class _Asking:
         shift *= 1 - lightness
         middle = gains[0] + shift
         fade = min(lightness / FULLY_LIGHT, 1.0)
-        half = (1 - fade) * self._half_width(one, other, middle) + fade * LIGHT_HALF_WIDTH
+        half = (1 - fade) * half_width(self.question, one, other, middle) + fade * LIGHT_HALF_WIDTH
         half += math.log(_excess(self.question, one))
-        down, up = _band(self._widened(half, one, other), gains, gain=middle, fade=fade)
+        half = widened(
+            half, self.question, one, other, is_near=self.is_near, is_timed=self.is_timed
+        )
+        down, up = reach(half, gains, gain=middle, fade=fade)
         mid = self.question.output_tokens_per_second * math.exp(middle)
         words = self._basis(one, other, weight=weight)
         ends = mid * math.exp(-down), mid, mid * math.exp(up)
@@ -600,35 +491,6 @@ class _Asking:
             return 0.0
         return min(math.log(light / share) / math.log(light / idle), 1.0)
 
-    def _half_width(self, one: Side, other: Side, gain: float) -> float:
-        question = self.question
-        if question.at is None:
-            return self._class_half_width(one, other, gain)
-        apart = abs(math.log(other.batch / one.batch))
-        beyond = max(apart - MOST_GROWN, 0.0)
-        of_load = ANOTHER_LOAD * (apart + beyond)
-        if question.is_same_setup:
-            return math.hypot(of_load, 0.1)
-        gain -= math.log(other.batch / one.batch)
-        return math.hypot(of_load, self._class_half_width(one, other, gain))
-
-    def _class_half_width(self, one: Side, other: Side, gain: float) -> float:
-        """Half the band of a gain under one load, by class."""
-        rest = 1 / self.question.output_tokens_per_second / one.seconds_per_token - 1
-        is_told = self.question.load.clients is not None
-        own, of_ratio = BANDS[_have_tables(one, other), rest <= EXPLAINED, is_told]
-        of_count = ANOTHER_COUNT * math.log(self.question.gpus_there / self.question.gpus)
-        return math.hypot(own, of_ratio * gain, of_count)
-
-    def _widened(self, half: float, one: Side, other: Side) -> float:
-        """Half a band, wider where nothing near was measured."""
-        architectures = [each.machine.gpu.architecture for each in (one, other)]
-        if any(row.vendor != FITTED_VENDOR for row in architectures):
-            return max(half, OTHER_VENDOR_HALF_WIDTH)
-        is_told = self.question.load.clients is not None
-        is_sure = self.is_timed and is_told and _have_tables(one, other)
-        return half if self.is_near or is_sure else half * FAR_FACTOR
-
     def _capped(self, found: Estimate) -> Estimate:
         """No more than an open load asks for, where the question tells one."""
         question = self.question
@@ -698,9 +560,9 @@ class _Asking:
             f"{question.gpus_there} × {question.to_gpu.label} ({question.to_dtype})"
         )
         here, there = question.load.clients, question.load_there.clients
-        yield f"{_side_words(one, here)}, then {_side_words(other, there)}"
+        yield f"{side_words(one, here)}, then {side_words(other, there)}"
         yield from self._explained_words(one)
-        for each in dict.fromkeys((_kernel_words(one), _kernel_words(other))):
+        for each in dict.fromkeys((kernel_words(one), kernel_words(other))):
             if each:
                 yield each
         if share := sheet_share(one, other):
@@ -771,22 +633,6 @@ class _Asking:
             yield f"still faster than 16 bits, because {why}"
 
 
-def sheet_share(one: Side, other: Side) -> float:
-    """How much say the ratio of data sheets has between two machines, 0..1.
-
-    None between two counts of one GPU: what its kernels were timed at scales by itself.
-    """
-    if (one.machine.gpu, one.job.dtype) == (other.machine.gpu, other.job.dtype):
-        return 0.0
-    return SHEET_SHARE if _have_tables(one, other) else UNTIMED_SHEET_SHARE
-
-
-def _have_tables(one: Side, other: Side) -> bool:
-    """Whether kernels were timed on both architectures, in more than 16 bits."""
-    found = ((each.machine.gpu, peer_of(each.machine.gpu)) for each in (one, other))
-    return all(gpu.family == peer.family != THIN_TABLES for gpu, peer in found)
-
-
 def _by_sheets(each: Side, shares: Shares) -> SheetSide:
     return SheetSide(each.job, each.machine, each.batch, shares)
 
@@ -819,43 +665,6 @@ def _utilization_log(busy: GpuUtilization, one: Side, other: Side) -> float:
         memory * here.bytes_per_second / there.bytes_per_second,
     )
     return -math.log(scaled + (1 - core))
-
-
-def _band(half: float, gains: Sequence[float], *, gain: float, fade: float) -> tuple[float, float]:
-    """How far the band reaches down and up from a gain, in logarithms.
-
-    It takes on part of a span (the first of `gains` is its middle) and holds each end of it, and
-    reaches to the same rate as far as the load is light.
-    """
-    below, above = gains[0] - min(gains), max(gains) - gains[0]
-    down = max(math.hypot(half, SPAN_SHARE * below), below)
-    up = max(math.hypot(half, SPAN_SHARE * above), above)
-    return down + fade * max(gain + 0.05 - down, 0.0), up + fade * max(0.05 - gain - up, 0.0)
-
-
-def _kernel_words(each: Side) -> str:
-    """Whose kernels speak for a GPU that has no tables of its own; empty where it has."""
-    gpu, found = each.machine.gpu, each.rates
-    if found.peer:
-        return f"{gpu.name}: by its data sheet beside {found.peer}, whose kernels were timed"
-    if found.lent:
-        return f"{gpu.name}: no {each.job.dtype} kernel was timed on it"
-    return ""
-
-
-def _side_words(each: Side, clients: float | None) -> str:
-    if each.batch == clients:
-        limit = "clients"
-    elif each.batch >= 0.92 * each.machine.max_num_seqs:
-        limit = "max_num_seqs"
-    elif each.batch >= OFFERED:
-        limit = "assumed load"
-    else:
-        limit = "KV room"
-    mixed = each.cycle.mixed_steps * each.cycle.mixed_seconds
-    share = mixed / (each.sequence_seconds * each.job.output_tokens)
-    mostly = "prompts" if share > 0.5 else "decoding"
-    return f"{each.machine.gpu.name}: {each.batch:.0f} running ({limit}), mostly {mostly}"
 
 
 def _why_smaller_is_faster(sixteen: Side, other: Side) -> str:

@@ -1,0 +1,102 @@
+"""How wide the band of a scaled answer is: half widths by class, and how far they reach.
+
+Measured on models left out of the fit (`python -m bench.whatif`), in logarithms throughout. The
+class is whether both architectures have kernel tables, whether the GPU explains the measured time,
+and whether the load is told; what was not measured at all widens it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from vllm_capacity.verdicts.hardware.question import Question
+from vllm_capacity.verdicts.hardware.side import Side, have_tables
+
+EXPLAINED = 0.3
+"""Of the arithmetic's seconds, the rest up to which the GPU explains what was measured."""
+BANDS = {
+    # (tables, explained, clients told): half a band, in logarithms; its share of the
+    # ratio's; tables: both GPUs are of an architecture with tables, see UNTIMED_SHEET_SHARE
+    (True, True, True): (0.215, 0.20),
+    (True, False, True): (0.30, 0.25),
+    (True, True, False): (0.33, 0.28),
+    (True, False, False): (0.29, 0.25),
+    (False, True, True): (0.22, 0.20),
+    (False, False, True): (0.21, 0.20),
+    (False, True, False): (0.30, 0.28),
+    (False, False, False): (0.27, 0.25),
+}
+"""An error has a part of its own and one that grows with the ratio: the root of the squares' sum.
+
+So wide that about nine in ten published pairs lie inside, their model left out, by class; what they
+held is printed by `python -m bench.whatif`."""
+FAR_FACTOR = 1.3
+"""How much wider where no published case is near, or no kernel of a GPU's chip was timed. Not for
+want of a case where both GPUs are of an architecture with tables and clients are told: far silicon
+rows then lay no farther off than near ones (nine in ten within 0.20 and 0.22, models left out)."""
+ANOTHER_LOAD = 0.075
+"""Half the band of another load per factor e of running requests, in logarithms: from the lightest
+silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much."""
+ANOTHER_COUNT = 0.13
+"""What another number of GPUs adds to half a band, in logarithms per factor e of it: silicon rows
+of one setup at 2 and 4 times the GPUs, models left out."""
+MOST_GROWN = math.log(16)
+"""Those rows span no more running requests."""
+SAME_SETUP_HALF_WIDTH = 0.1
+"""What another load of the setup that was measured adds to that."""
+LIGHT_HALF_WIDTH = 0.22
+"""Half the band under a light load, besides that it then reaches to the same rate."""
+FULLY_LIGHT = 0.08
+"""The lightness from which the band is that of a light load; from 0 it fades into it."""
+OTHER_VENDOR_HALF_WIDTH = 0.60
+"""Half the band with another vendor's kernels, whatever the load."""
+FITTED_VENDOR = "NVIDIA"
+SPAN_SHARE = 0.5
+"""How much of a span's distance the band takes on: its ends are no likelier than its middle."""
+
+
+def half_width(question: Question, one: Side, other: Side, gain: float) -> float:
+    """Half the band of a gain: by class, and for another load."""
+    if question.at is None:
+        return _class_half_width(question, one, other, gain)
+    apart = abs(math.log(other.batch / one.batch))
+    beyond = max(apart - MOST_GROWN, 0.0)
+    of_load = ANOTHER_LOAD * (apart + beyond)
+    if question.is_same_setup:
+        return math.hypot(of_load, SAME_SETUP_HALF_WIDTH)
+    gain -= math.log(other.batch / one.batch)
+    return math.hypot(of_load, _class_half_width(question, one, other, gain))
+
+
+def _class_half_width(question: Question, one: Side, other: Side, gain: float) -> float:
+    """Half the band of a gain under one load, by class."""
+    rest = 1 / question.output_tokens_per_second / one.seconds_per_token - 1
+    is_told = question.load.clients is not None
+    own, of_ratio = BANDS[have_tables(one, other), rest <= EXPLAINED, is_told]
+    of_count = ANOTHER_COUNT * math.log(question.gpus_there / question.gpus)
+    return math.hypot(own, of_ratio * gain, of_count)
+
+
+def widened(
+    half: float, question: Question, one: Side, other: Side, *, is_near: bool, is_timed: bool
+) -> float:
+    """Half a band, wider where nothing near was measured."""
+    architectures = [each.machine.gpu.architecture for each in (one, other)]
+    if any(row.vendor != FITTED_VENDOR for row in architectures):
+        return max(half, OTHER_VENDOR_HALF_WIDTH)
+    is_told = question.load.clients is not None
+    is_sure = is_timed and is_told and have_tables(one, other)
+    return half if is_near or is_sure else half * FAR_FACTOR
+
+
+def reach(half: float, gains: Sequence[float], *, gain: float, fade: float) -> tuple[float, float]:
+    """How far the band reaches down and up from a gain, in logarithms.
+
+    It takes on part of a span (the first of `gains` is its middle) and holds each end of it, and
+    reaches to the same rate as far as the load is light.
+    """
+    below, above = gains[0] - min(gains), max(gains) - gains[0]
+    down = max(math.hypot(half, SPAN_SHARE * below), below)
+    up = max(math.hypot(half, SPAN_SHARE * above), above)
+    return down + fade * max(gain + 0.05 - down, 0.0), up + fade * max(0.05 - gain - up, 0.0)
