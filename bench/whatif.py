@@ -42,6 +42,7 @@ from whatif_runs import (
     silicon_pairs,
     silicon_runs,
     source,
+    sweep_ends,
     table_pairs,
 )
 from whatif_shares import fit as fit_shares
@@ -53,7 +54,7 @@ from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware.band import EXPLAINED
 from vllm_capacity.verdicts.hardware.data_sheet import Shares
-from vllm_capacity.verdicts.hardware.elsewhere import moved_curve, within_targets
+from vllm_capacity.verdicts.hardware.elsewhere import MOST_TIMES, moved_curve, within_targets
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import Calibration, shipped_calibration
 from vllm_capacity.verdicts.hardware.what_if import TESTED, WhatIf, published_runs, what_if
@@ -341,6 +342,7 @@ def elsewhere(fits: LeftOut) -> None:
     for factor in (2.0, 4.0):
         name = f"with {factor:g} times the GPUs, the same clients"
         other_setups(name, fits, partial(_is_asked, factor=factor))
+    full_from_lightest(fits)
 
 
 def _is_asked(
@@ -363,12 +365,25 @@ def _is_asked(
     return loads == clients if clients else one.clients == other.clients
 
 
+def full_from_lightest(fits: LeftOut) -> None:
+    """Servers that were never loaded: each sweep's lightest load to its heaviest, where told."""
+    ends = [
+        (one, other) for one, other in sweep_ends() if other.clients <= MOST_TIMES * one.clients
+    ]
+    other_loads("from the lightest load of a sweep to its heaviest", fits, ends)
+
+
 def other_setups(
     name: str, fits: LeftOut, is_asked: Callable[[Measurement, Measurement], bool]
 ) -> None:
     runs = silicon_runs()
+    other_loads(name, fits, [(a, b) for a in runs for b in runs if is_asked(a, b)])
+
+
+def other_loads(name: str, fits: LeftOut, pairs: Iterable[Pair]) -> None:
+    """How near one run of each pair comes to the other, asked under the other's load and count."""
     errors, inside, widths = [], [], []
-    for one, other in ((one, other) for one in runs for other in runs if is_asked(one, other)):
+    for one, other in pairs:
         asked = replace(
             question_from(one, other, is_load_told=True),
             at=Load(clients=float(other.clients)),

@@ -101,6 +101,16 @@ def silicon_pairs() -> list[Pair]:
     ]
 
 
+def sweep_ends() -> list[Pair]:
+    """The lightest and the heaviest run of each silicon sweep: one setup, one version of vLLM."""
+    sweeps: dict[tuple[object, ...], list[Measurement]] = defaultdict(list)
+    for run in silicon_runs():
+        setup = run.model, run.dtype, run.gpu, run.gpus, run.workload, run.engine_version
+        sweeps[setup].append(run)
+    ordered = (sorted(runs, key=lambda run: run.clients) for runs in sweeps.values())
+    return [(runs[0], runs[-1]) for runs in ordered if runs[0].clients < runs[-1].clients]
+
+
 def is_one_version(one: Measurement, other: Measurement) -> bool:
     """Whether two runs were of one version of vLLM, as far as both say which."""
     return one.engine_version == other.engine_version != NOT_STATED

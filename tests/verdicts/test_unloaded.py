@@ -2,19 +2,20 @@
 
 import math
 import statistics
-from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
+from bench.whatif_runs import sweep_ends
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, Hardware, Slo, pricing
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
-from vllm_capacity.facts.llms import find_llm
-from vllm_capacity.facts.throughput import silicon_measurements
+from vllm_capacity.facts.llms import find_llm, weight_dtype
 from vllm_capacity.plan import plan
+from vllm_capacity.resources import shipped
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.hardware.elsewhere import full_from_light, heaviest_told
@@ -26,7 +27,9 @@ from vllm_capacity.verdicts.hardware.unloaded import (
     SLOWEST,
     Heaviest,
     Setup,
+    _unlike,
     heaviest,
+    in_production,
 )
 from vllm_capacity.verdicts.hardware.what_if import shipped_what_if, what_if
 from vllm_simulator import scenarios
@@ -87,38 +90,61 @@ def light(tmp_path_factory):
 def test_from_the_lightest_silicon_load_to_the_heaviest():
     """The step times were fitted on these rows; `bench/whatif.py` leaves models out."""
     inside, widths, errors = [], [], []
-    for least, most in swept():
+    for least, most in sweep_ends():
         asked = question_of(least)
         if heaviest_told(asked, admitted=most.clients) != (most.clients, True):
             continue
-        found = full_from_light(asked, what_if, admitted=most.clients).output_tokens_per_second
+        of = full_from_light(asked, what_if, admitted=most.clients)
+        found = in_production(of.output_tokens_per_second)
         truth = most.output_tokens_per_second
         inside.append(found.low <= truth <= found.high)
         widths.append(found.high / found.low)
         errors.append(math.expm1(abs(math.log(found.mid / truth))))
     assert len(inside) >= 50
     assert sum(inside) / len(inside) >= 0.9
-    assert statistics.median(widths) <= 1.7
+    assert statistics.median(widths) <= 1.8
     assert statistics.median(errors) <= 0.08
 
 
-def swept():
-    """The lightest and the heaviest row of each silicon sweep.
+def test_from_light_open_loads_of_another_laboratory_to_saturation():
+    """Requests that come as they come; their saturated runs were fitted, their light ones not."""
+    bounds, inside = [], []
+    for asked, is_full, truth in open_sweeps():
+        found = in_production(full_from_light(asked, what_if).output_tokens_per_second)
+        if is_full:
+            inside.append(found.low <= truth <= found.high)
+        else:
+            bounds.append(found.low <= truth)
+    assert len(bounds) >= 8
+    assert len(inside) >= 6
+    assert all(bounds)
+    assert sum(inside) / len(inside) >= 0.8
 
-    Rows at about as many clients are of no sweep: they are one model split in two ways over its
-    GPUs (`moe_tp`, `moe_ep` of the file), whose rates differ by up to 1.9 times.
+
+def open_sweeps():
+    """Light rows of sweeps that offer requests: as a question, whether the server is full at the
+    load it tells of, and the sweep's greatest output tokens/s.
     """
-    sweeps = defaultdict(dict)
-    for row in silicon_measurements():
-        setup = row.model, row.dtype, row.gpu, row.gpus, row.input_tokens, row.output_tokens
-        sweeps[(*setup, row.engine_version)][row.clients] = row
-    ends = ((own[min(own)], own[max(own)]) for own in sweeps.values())
-    return [(least, most) for least, most in ends if most.clients >= 2 * least.clients]
+    told = ["mean_ttft_ms", "median_tpot_ms", "offered_requests_per_second"]
+    table = pl.read_csv(shipped("data/published_throughput.csv"), infer_schema_length=None)
+    sweeps = table.drop_nulls(told).partition_by("model", "dtype", "gpu", "gpus", "workload")
+    for own in sweeps:
+        truth = own["output_tokens_per_second"].max()
+        for row in own.filter(pl.col("output_tokens_per_second") <= truth / 2).rows(named=True):
+            ttft, itl = row["mean_ttft_ms"] / 1e3, row["median_tpot_ms"] / 1e3
+            seconds = ttft + itl * (row["output_tokens"] - 1)
+            running = row["output_tokens_per_second"] / row["output_tokens"] * seconds
+            dtype, llm = weight_dtype(row["dtype"]), find_llm(row["model"])
+            lengths = row["input_tokens"], row["output_tokens"]
+            setup = Setup(find_gpu(row["gpu"]), row["gpus"], llm, *lengths, ttft, itl)
+            question = replace(setup.asked(max(running, 1.0)), dtype=dtype, to_dtype=dtype)
+            if _unlike(question) == "":
+                yield question, heaviest_told(question)[1], truth
 
 
 def test_servers_as_they_were_told_pass_the_check_at_their_light_load():
     ratios = []
-    for least, _ in swept():
+    for least, _ in sweep_ends():
         asked = question_of(least)
         job, clients = asked.job_here, asked.load.clients
         machine = next(machines_of(job, asked.from_gpu, {}))
