@@ -47,6 +47,7 @@ from whatif_runs import (
 )
 from whatif_shares import fit as fit_shares
 
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import offers
@@ -57,6 +58,7 @@ from vllm_capacity.verdicts.hardware.data_sheet import Shares
 from vllm_capacity.verdicts.hardware.elsewhere import MOST_TIMES, moved_curve, within_targets
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import Calibration, shipped_calibration
+from vllm_capacity.verdicts.hardware.unloaded import in_production
 from vllm_capacity.verdicts.hardware.what_if import TESTED, WhatIf, published_runs, what_if
 from vllm_capacity.verdicts.saturation.slo import SloLoad
 
@@ -370,7 +372,7 @@ def full_from_lightest(fits: LeftOut) -> None:
     ends = [
         (one, other) for one, other in sweep_ends() if other.clients <= MOST_TIMES * one.clients
     ]
-    other_loads("from the lightest load of a sweep to its heaviest", fits, ends)
+    other_loads("from the lightest load of a sweep to its heaviest", fits, ends, in_production)
 
 
 def other_setups(
@@ -380,8 +382,16 @@ def other_setups(
     other_loads(name, fits, [(a, b) for a in runs for b in runs if is_asked(a, b)])
 
 
-def other_loads(name: str, fits: LeftOut, pairs: Iterable[Pair]) -> None:
-    """How near one run of each pair comes to the other, asked under the other's load and count."""
+def other_loads(
+    name: str,
+    fits: LeftOut,
+    pairs: Iterable[Pair],
+    of: Callable[[Estimate], Estimate] = lambda found: found,
+) -> None:
+    """How near one run of each pair comes to the other, asked under the other's load and count.
+
+    `of` is what is made of the answer.
+    """
     errors, inside, widths = [], [], []
     for one, other in pairs:
         asked = replace(
@@ -390,7 +400,8 @@ def other_loads(name: str, fits: LeftOut, pairs: Iterable[Pair]) -> None:
             to_gpus=other.gpus,
         )
         known = tuple(run for run in published_runs() if run.model != one.model)
-        found = _ask(asked, known, fits.of("model", one.model))
+        answer = _ask(asked, known, fits.of("model", one.model))
+        found = of(answer.output_tokens_per_second)
         if not found.is_known:
             continue
         truth = other.output_tokens_per_second

@@ -48,7 +48,8 @@ PRODUCTION_HALF_WIDTH = 0.15
 
 The silicon sweeps are one laboratory's, with clients held busy. Of six steps of another one from a
 light open load to saturation (`data/published_throughput.csv`) the band held three without it and
-holds five with it; of 22 of made servers by another law, 17 and 20.
+holds five with it. Of 22 intervals of made servers by another law 17 held without it, of 19 of
+other servers 17 with it.
 """
 MOST_KV = 1.1
 """Of the memory beside the weights, the KV cache a server can report: sizes are rounded."""
