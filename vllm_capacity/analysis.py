@@ -67,6 +67,7 @@ from vllm_capacity.figures.makes import Make, alike, engine_makes, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
+from vllm_capacity.served import served
 from vllm_capacity.setups import engine_gpus, engine_setups
 from vllm_capacity.sources.invoices import Invoice
 from vllm_capacity.telemetry.window import Window
@@ -96,7 +97,6 @@ from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 from vllm_capacity.verdicts.quality import evidence
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
-from vllm_capacity.verdicts.replay import Served
 from vllm_capacity.verdicts.saturation.advice import advice
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
@@ -712,51 +712,30 @@ class Analysis:
     def _pool(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Pool:
         """The engines of one model as replicas of one another."""
         there = sum(self.presence[engine] for engine in engines)
-        unknown = Estimate.unknown("no step of the engine could be judged")
-        whole = fleet_sum({e: can.get(e, unknown) for e in engines}, presence=self.presence)
         own = self.steps.filter(
             pl.concat_str("instance", "engine", separator="/").is_in(list(engines))
         )
         prices = [self.bill_parts[engine].usd_per_engine_hour for engine in engines]
-        each = whole.scaled(1 / there) if there else whole
         asked = busiest(own, is_latency_bound=bool(self.assumptions.slo.targets))
-        return Pool(there, asked, each, one_of(prices), self._served(engines, own, there))
-
-    def _served(self, engines: Sequence[str], own: pl.DataFrame, there: float) -> Served:
-        """What the window shows of these engines, for a replay."""
-        names = set(engines)
-        histograms = [
-            one
-            for one in (*self.histograms, *self._lengths)
-            if f"{one.instance}/{one.engine}" in names
-        ]
-
-        def of(metric: str) -> latency.Distribution | None:
-            return latency.merged([one for one in histograms if one.metric == metric])
-
-        prefills = [one for one in histograms if one.metric == PREFILL]
-        prefill = latency.sound_total(prefills, self.time_range)
-        counted = sum(one.count for one in prefills)
-        counters = self.counters.filter(
-            pl.concat_str("instance", "engine", separator="/").is_in(list(engines))
-        )
-        prompt = traffic.total(counters, PROMPT_TOKENS)
-        computed = traffic.prompt_tokens_computed(counters)
-        unknown = Estimate.unknown("no step of the engine could be judged")
-        whole = fleet_sum(
-            {e: self.capacities.get(e, unknown) for e in engines}, presence=self.presence
-        )
-        each = whole.scaled(1 / there) if there else whole
-        return Served(
+        capacity = self._each(engines, self.capacities)
+        shown = served(
+            engines,
             steps=own,
-            capacity=each,
-            prompts=of(PROMPT_LENGTH),
-            outputs=of(OUTPUT_LENGTH),
-            prefill_seconds=prefill / counted if prefill is not None and counted else None,
-            running=self._running(engines, is_known=each.is_known),
-            computed_ratio=min(1.0, computed / prompt) if prompt and computed is not None else 1.0,
+            capacity=capacity,
+            running=self._running(engines, is_known=capacity.is_known),
+            histograms=[*self.histograms, *self._lengths],
+            counters=self.counters,
+            time_range=self.time_range,
             slo=self.assumptions.slo,
         )
+        return Pool(there, asked, self._each(engines, can), one_of(prices), shown)
+
+    def _each(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Estimate:
+        """What one of these engines can do: the mean over those that were there."""
+        unknown = Estimate.unknown("no step of the engine could be judged")
+        there = sum(self.presence[engine] for engine in engines)
+        whole = fleet_sum({e: can.get(e, unknown) for e in engines}, presence=self.presence)
+        return whole.scaled(1 / there) if there else whole
 
     def _running(self, engines: Sequence[str], *, is_known: bool) -> float | None:
         """The requests that run on one of these engines at its capacity, or at its bound."""
