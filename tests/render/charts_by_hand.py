@@ -154,6 +154,7 @@ PLAN = Plan(
     gpus=estimate(3.0),
     usd_per_month=estimate(3000.0),
     queue_check=None,
+    replays=(),
     sensitivity=CASES,
     gpu="A100-80GB-PCIe",
     model="a model",

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from vllm_capacity.estimate import CONFIDENCE, Estimate
 from vllm_capacity.figures.steps import Schema
@@ -184,6 +183,8 @@ def _fitted(
     columns: dict[str, Floats], prefills: Prefills, noise: tuple[float, float] = (0.0, 0.0)
 ) -> Floats:
     """F, a, b and c by least squares of relative errors, none below 0."""
+    from scipy.optimize import nnls  # slow to import, and few commands get here
+
     itl, running = columns["itl_seconds"], columns["running"]
     prompts, kv = columns["prompt_tokens_per_step"], columns["kv_cache_ratio"]
     output = columns["output_tokens"]
