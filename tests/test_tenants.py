@@ -15,6 +15,7 @@ import pytest
 import vllm_capacity as vc
 from tests import made_fleet
 from tests.cli import command_line
+from tests.long_window import MONDAY, long_window
 from vllm_capacity.errors import InputError, NoTelemetryError
 from vllm_capacity.estimate import Kind
 from vllm_capacity.sources.usage import USAGE_SCHEMA, UsageLog
@@ -158,6 +159,17 @@ def test_too_little_to_fit_is_a_stated_rule_between_all_weights():
     assert share.low < 0.25
     assert share.high > 0.5
     assert "too few" in share.sources
+
+
+@pytest.mark.parametrize("price", [1.64, None])
+def test_time_without_output_is_a_sentence_on_the_page_too(tmp_path, price):
+    long_window(tmp_path / "night", days=0.2)
+    a = vc.open(tmp_path / "night").analyze(price=price)
+    for log in (log_of(*HALVES), log_of(), log_of(("a", 9, 0, 9, {"start": MONDAY, "model": "m"}))):
+        with pytest.raises(NoTelemetryError, match="is idle cost, and there is no use") as said:
+            a.tenants(log)
+        assert ("($7.87)" in str(said.value)) is (price is not None)
+        assert str(said.value) in repr(vc.tables.tenants_by_log(a, log))
 
 
 @pytest.mark.parametrize(

@@ -138,19 +138,19 @@ def tenants(
 
     `idle`: "shared" in proportion to use, or kept "apart". `aliases` say which served model a name
     in the log is. NoTelemetryError, an InputError, where no row of the log is of this time and a
-    model that is served.
+    model that is served, or the servers generated nothing.
     """
     named = _of_models(analysis, log.frame, aliases or {})
     inside = _inside(named, analysis.time_range)
     served = inside.filter(pl.col("part") > 0, pl.col("served").is_not_null())
     left_out = _left_out(named, inside, analysis.time_range)
+    if not analysis.counted(list(analysis.makes)).output_tokens:
+        raise NoTelemetryError(_idle(analysis))
     if served.is_empty():
         raise NoTelemetryError(_nothing(analysis, log.frame, left_out))
     pools = _pools(analysis, served, idle)
     if not any(pool.weight for pool in pools):
-        raise InputError(
-            "The servers counted no output tokens in this time, so there is nothing to share by."
-        )
+        raise NoTelemetryError(_idle(analysis))
     found = estimates([(pool.weight, pool.shares) for pool in pools])
     whole = analysis.cost.allocation_usd
     costs = _used(analysis, pools) if idle == "apart" else _times(found, whole)
@@ -225,6 +225,16 @@ def _left_out(named: pl.DataFrame, inside: pl.DataFrame, time_range: TimeRange) 
     counts = other.group_by(pl.col("model").fill_null("")).len().sort("len", descending=True)
     before = outside.filter(pl.col("end") <= pl.lit(time_range.start)).height
     return LeftOut(before, outside.height - before, dict(counts.iter_rows()))
+
+
+def _idle(analysis: Analysis) -> str:
+    usd = analysis.cost.allocation_usd
+    bill = f" (${usd.mid:,.2f})" if usd.mid is not None else ""
+    span = analysis.time_range
+    return (
+        f"The servers generated no output from {iso(span.start)} to {iso(span.end)}: the whole "
+        f"bill{bill} is idle cost, and there is no use to share it by."
+    )
 
 
 def _nothing(analysis: Analysis, rows: pl.DataFrame, left_out: LeftOut) -> str:

@@ -10,7 +10,9 @@ import pytest
 
 import vllm_capacity as vc
 from tests.truth_server.tenants import tenant_case, write, write_open
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.sources.usage import UsageLog
+from vllm_capacity.tenants import Tenants
 
 SEEDS = range(2000, 2012)
 OPEN_SEEDS = range(2100, 2112)
@@ -19,13 +21,29 @@ LEAST_SHARE = 0.02  # of smaller ones the truth itself is noise
 
 @dataclass(frozen=True)
 class Judged:
-    """One share: what was said, what is true, and what tokens at 1:4 say."""
+    """One share: what was said, what is true, what tokens at 1:4 say, and between which ends.
+
+    `rule_low` and `rule_high` are said where nothing can be fitted.
+    """
 
     low: float
     mid: float
     high: float
     truth: float
     by_weights: float
+    rule_low: float
+    rule_high: float
+
+    @property
+    def is_held_by_rule(self) -> bool:
+        return self.rule_low <= self.truth <= self.rule_high
+
+
+def by_rule(analysis: Analysis, log: UsageLog) -> Tenants:
+    """The shares of a window of which no step's time could be fitted."""
+    unfitted = vc.open(analysis.window.path).analyze(price=2.0)
+    vars(unfitted)["engine_times"] = dict.fromkeys(analysis.engine_times, "no step was timed")
+    return unfitted.tenants(log)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +54,17 @@ def judged(tmp_path_factory):
         folder = tmp_path_factory.mktemp("tenants") / "window"
         truth = write(tenant_case(seed), folder)
         a = vc.open(folder).analyze(price=2.0)
-        tenants = a.tenants(UsageLog(truth.usage, ())).tenants
+        log = UsageLog(truth.usage, ())
+        tenants, unfitted = a.tenants(log).tenants, by_rule(a, log).tenants
         weights = {k: t.prompt_tokens + 4 * t.output_tokens for k, t in tenants.items()}
         for name, share in truth.shares.items():
             if share >= LEAST_SHARE:
                 own = tenants[name].share_ratio
                 by_weights = weights[name] / sum(weights.values())
-                found.append(Judged(own.low, own.mid, own.high, share, by_weights))
+                rule = unfitted[name].share_ratio
+                found.append(
+                    Judged(own.low, own.mid, own.high, share, by_weights, rule.low, rule.high)
+                )
         ratio = next(iter(a.engine_times.values())).ratios["prefill"]
         prefills.append((ratio, truth.prefill_ratio))
     return found, prefills
@@ -55,13 +77,17 @@ def judged_open(tmp_path_factory):
     for seed in OPEN_SEEDS:
         folder = tmp_path_factory.mktemp("open") / "window"
         usage, shares = write_open(seed, folder)
-        result = vc.open(folder).analyze(price=2.0).tenants(UsageLog(usage, ()))
+        a, log = vc.open(folder).analyze(price=2.0), UsageLog(usage, ())
+        result, unfitted = a.tenants(log), by_rule(a, log)
         explained = 1 - result.unmatched.share_ratio.mid
+        by_tokens = 1 - unfitted.unmatched.share_ratio.mid
         for name, share in shares.items():
             if share >= LEAST_SHARE:
                 own = result.tenants[name].share_ratio
                 ends = (end / explained for end in (own.low, own.mid, own.high))
-                found.append(Judged(*ends, share, 0.0))
+                rule = unfitted.tenants[name].share_ratio
+                rule_ends = (rule.low / by_tokens, rule.high / by_tokens)
+                found.append(Judged(*ends, share, 0.0, *rule_ends))
     return found
 
 
@@ -96,3 +122,8 @@ def test_under_open_load_shares_are_the_time_that_was_spent(judged_open):
     assert within(judged_open, lambda one: one.mid) >= 0.85
     held = [one.low <= one.truth <= one.high for one in judged_open]
     assert sum(held) / len(held) >= 0.85
+
+
+def test_ends_of_the_stated_rule_hold_the_truth(judged, judged_open):
+    held = [one.is_held_by_rule for one in (*judged[0], *judged_open)]
+    assert sum(held) / len(held) >= 0.88

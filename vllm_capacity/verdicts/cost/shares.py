@@ -29,6 +29,7 @@ Floats = NDArray[np.float64]
 _SEED = 19
 _MODEL_ERROR = 0.05  # of a share: what laws other than the fitted one left, on made servers
 _MEMORY_ERROR = 0.12  # the same where memory limits: preempted work is done again, by no counter
+_INSTANT_SECONDS = 60.0  # that rows with one time only are taken to have taken
 _SPREAD = 2.0  # of each key's cached part, where its log does not say: as wide as can be
 _FITTED = "each step's time shared among the requests that ran in it, at the window's concurrency"
 _RULE = f"assumed: an output token weighs {OUTPUT_TOKEN_WEIGHT:g} input ones"
@@ -89,12 +90,12 @@ def pool_shares(rows: pl.DataFrame, counted: Counted, engines: Sequence[AlikeEng
         if isinstance(each.time, str):
             assumed += weight
             reasons.append(each.time)
-            parts = use.parts(None)
+            parts = use.parts(_Sharing.of_log(rows))
             best += weight * use.by_rule()
             low += weight * parts.min(axis=1)
             high += weight * parts.max(axis=1)
         else:
-            parts = use.parts(each.time.stretches)
+            parts = use.parts(_Sharing.of_stretches(each.time.stretches))
             best += weight * (parts @ each.time.shares)
             draws = draws + weight * use.drawn(parts, each.time, rng)
     if isinstance(draws, float):
@@ -120,8 +121,8 @@ def estimates(pools: Sequence[tuple[float, Shares]]) -> dict[str, Estimate]:
         assumed += part * each.assumed
     ends = (1 - CONFIDENCE) / 2
     drawn = np.quantile(draws, [ends, 1 - ends], axis=0)
-    low = np.minimum(low + drawn[0] * (1 - _MODEL_ERROR), best)
-    high = np.maximum(high + drawn[1] * (1 + _MODEL_ERROR), best)
+    low = np.minimum((low + drawn[0]) * (1 - _MODEL_ERROR), best)
+    high = np.maximum((high + drawn[1]) * (1 + _MODEL_ERROR), best)
     basis: tuple[str, ...] = (_FITTED,)
     kind, confidence = Kind.ESTIMATED, CONFIDENCE
     if assumed > 0.01:
@@ -187,15 +188,14 @@ class _Use:
         whole = self._counted.prompt_tokens if computed is None else computed
         return self._with_rest(self._computed + ratios * self._unsure, whole)
 
-    def parts(self, stretches: pl.DataFrame | None) -> Floats:
+    def parts(self, shared: _Sharing) -> Floats:
         """Each key's part of each component of engine time (`COMPONENTS`): a row per key."""
-        steps = self._output if stretches is None else self._like_output(self._steps(stretches))
+        steps = self._like_output(self._steps(shared))
         prompts = self._prompts(self._unsure_ratio)
         return np.stack([prompts, self._output, steps, self._context], axis=1)
 
-    def _steps(self, stretches: pl.DataFrame) -> Floats:
+    def _steps(self, shared: _Sharing) -> Floats:
         """The engine steps of each key: its output tokens, each by how many shared its step."""
-        shared = _Sharing(stretches)
         rows = self._rows.select(
             "key",
             steps=pl.Series(shared.mean(_seconds(self._rows["start"]), _seconds(self._rows["end"])))
@@ -226,16 +226,36 @@ class _Use:
 
 
 class _Sharing:
-    """How much of an engine step an output token had, over time."""
+    """How much of an engine step an output token had, over time (of a log: in proportion)."""
 
-    def __init__(self, stretches: pl.DataFrame) -> None:
+    def __init__(self, edges: Floats, each: Floats) -> None:
+        self._edges = edges
+        self._sums = np.append(0.0, np.cumsum(each * np.diff(edges)))
+
+    @classmethod
+    def of_stretches(cls, stretches: pl.DataFrame) -> _Sharing:
+        """By what engines counted (engine_time.py)."""
         by_time = (
             stretches.group_by("start").agg(pl.col("steps", "output_tokens").sum()).sort("start")
         )
         starts = _seconds(by_time["start"])
-        self._edges = np.append(starts, max(_seconds(stretches["end"]).max(), starts[-1] + 1e-3))
-        each = (by_time["steps"] / by_time["output_tokens"]).to_numpy()
-        self._sums = np.append(0.0, np.cumsum(each * np.diff(self._edges)))
+        edges = np.append(starts, max(_seconds(stretches["end"]).max(), starts[-1] + 1e-3))
+        return cls(edges, (by_time["steps"] / by_time["output_tokens"]).to_numpy())
+
+    @classmethod
+    def of_log(cls, rows: pl.DataFrame) -> _Sharing:
+        """By the tokens per second that rows wrote at a time, as if steps took equally long.
+
+        That makes more of the difference between busy and quiet times than there is, for steps of
+        many take longer, and a row may stand for several requests: an end of what may be.
+        """
+        starts, ends = _seconds(rows["start"]), _seconds(rows["end"])
+        starts = np.where(ends > starts, starts, ends - _INSTANT_SECONDS)
+        rates = rows["output_tokens"].to_numpy() / (ends - starts)
+        edges, place = np.unique(np.concatenate([starts, ends]), return_inverse=True)
+        changes = np.bincount(place, np.concatenate([rates, -rates]), len(edges))
+        least = min(rates[rates > 0], default=1.0)  # else 1 / the rounding where nobody writes
+        return cls(edges, 1 / np.maximum(np.cumsum(changes)[:-1], least))
 
     def mean(self, starts: Floats, ends: Floats) -> Floats:
         """The mean over each time; of a time before or after all, that of the nearest."""
