@@ -171,8 +171,9 @@ def _reasons(
     if one.restarts or two.restarts:
         yield Reason("restart", f"{one.restarts} in A, {two.restarts} in B")
     yield from _mix(one, two)
-    if output.is_more_than_noise:
-        rates = one.output_tokens_per_second, two.output_tokens_per_second
+    rates = one.output_tokens_per_second, two.output_tokens_per_second
+    is_one_idle = None not in rates and bool(rates[0]) != bool(rates[1])
+    if output.is_more_than_noise or is_one_idle:
         yield Reason("load", f"{_rate(rates[0])} → {_rate(rates[1])} output tokens/s per engine")
     if round(one.engines, 1) != round(two.engines, 1):
         yield Reason("engines", f"{one.engines:.3g} → {two.engines:.3g} on average")

@@ -1,11 +1,13 @@
 """`compare`: two windows, two time ranges of one, prices, reasons, errors."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
 
 import vllm_capacity as vc
+from tests.long_window import MONDAY, long_window
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import InputError, WindowError
 
@@ -42,6 +44,17 @@ def test_without_a_price_the_change_of_cost_is_that_of_speed(replicas):
 def test_settings_that_differ_are_reasons(replicas):
     found = vc.compare(replicas.analyze(), vc.open("vllm-sweep").analyze())
     assert {"setting", "engines"} <= {each.kind for each in found.reasons}
+
+
+@pytest.mark.parametrize(("hours", "idle"), [((0, 9), "A"), ((9, 0), "B"), ((0, 0), "A and B")])
+def test_an_idle_side_is_named_and_is_another_load(tmp_path, hours, idle):
+    sides = []
+    for side, hour in zip("ab", hours, strict=True):
+        long_window(tmp_path / side, days=0.2, start=MONDAY + timedelta(hours=hour))
+        sides.append(vc.open(tmp_path / side).analyze(price=1.64))
+    found = vc.compare(*sides)
+    assert found.output.ratio.reason == f"nothing was served in {idle}"
+    assert [each.kind for each in found.reasons] == (["load"] if len(idle) == 1 else [])
 
 
 def test_json_has_ratios_and_verdicts():

@@ -113,7 +113,7 @@ def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
 
 
 def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Change:
-    """The change of a column's mean over time, whatever the load: of all steps, zeros included.
+    """The change of a throughput's mean over time, whatever the load: of all steps, zeros included.
 
     Unknown where a side has too few steps, or a mean of 0.
     """
@@ -122,7 +122,8 @@ def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Chang
         return _unknown(f"one side has fewer than {_FEWEST_STEPS} steps")
     means = [float(each[column].mean()) for each in sides]  # type: ignore[arg-type]
     if min(means) <= 0:
-        return _unknown("a mean of 0 has no ratio")
+        idle = [side for side, mean in zip("AB", means, strict=True) if mean <= 0]
+        return _unknown(f"nothing was served in {' and '.join(idle)}")
     widest = max(_mean_error(sides, means, column, blocks) for blocks in _block_counts(*sides))
     return _known(math.log(means[1] / means[0]), widest, f"means of {column}, by blocks of time")
 
