@@ -103,6 +103,8 @@ def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
     At the same load and mix; unknown, with the reason, where the two share too few loads.
     """
     sides = [_observed(each, figure) for each in (before, after)]
+    if nowhere := [side for side, each in zip("AB", sides, strict=True) if each.is_empty()]:
+        return _unknown(f"nothing of it was observed in {' and '.join(nowhere)}")
     if any(each.height < _FEWEST_STEPS for each in sides):
         fewest = min(each.height for each in sides)
         return _unknown(f"only {fewest} steps observed it on one side; it takes {_FEWEST_STEPS}")

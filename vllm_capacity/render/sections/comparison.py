@@ -71,7 +71,8 @@ def change_table(found: Comparison) -> Table:
 def reason_table(found: Comparison) -> Table:
     """One row per other difference between the two: what it is, and A's and B's value."""
     columns = (Column("what", "kind"), Column("from A to B", "evidence"))
-    return table(columns, [(each.kind, each.evidence) for each in found.reasons])
+    rows = [(each.kind, each.evidence) for each in found.reasons]
+    return table(columns, rows, empty="No other difference.")
 
 
 def _side(side: Side) -> str:
