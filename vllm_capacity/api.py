@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,7 @@ from vllm_capacity.timerange import (
     parse_duration_seconds,
     parse_instant,
 )
+from vllm_capacity.timerange import time_zone as zone_named
 from vllm_capacity.verdicts.cost.reconcile import Reconciliation
 from vllm_capacity.verdicts.demand.forecast import Forecast
 from vllm_capacity.verdicts.hardware.what_if import WhatIf
@@ -114,6 +115,7 @@ class Window:
         gpu: str | None = None,
         model: str | None = None,
         exact: bool = False,
+        time_zone: str = "UTC",
     ) -> Analysis:
         """The analysis of this time range under these assumptions.
 
@@ -123,7 +125,8 @@ class Window:
         what it ran on (`A100-80GB-PCIe`), where labels of its targets do not say so, and `model`
         the model's name where the served one is none we know: what a server that was never loaded
         could do (`by_arithmetic`). `exact`: read every scrape of a range over six hours, too.
-        InputError for what is no price, target, GPU, model or GPU count.
+        `time_zone`: whose days and hours charts show (`Europe/Berlin`); all else stays in UTC.
+        InputError for what is no price, target, GPU, model, GPU count or time zone.
         """
         assumed = Assumptions(
             pricing(
@@ -133,7 +136,8 @@ class Window:
             Hardware(gpu or None, model or None),
         )
         ends = self.time_range.start, self.time_range.end
-        return Analysis.of(self.opened, *ends, assumed, exact=exact)
+        made = Analysis.of(self.opened, *ends, assumed, exact=exact)
+        return replace(made, time_zone=zone_named(time_zone).key)
 
     def __repr__(self) -> str:
         """Name, models, engines and time in a line."""
@@ -149,8 +153,11 @@ class Window:
 class Analysis(analysis.Analysis):
     """A time range of a window under a price and targets: figures, verdicts, frames and charts.
 
-    Everything is computed when it is first looked at, once.
+    Everything is computed when it is first looked at, once. Its charts show the days and hours of
+    `time_zone`.
     """
+
+    time_zone: str = "UTC"
 
     @property
     def capacity(self) -> Estimate:
@@ -163,7 +170,7 @@ class Analysis(analysis.Analysis):
         with needing_extra("report"):
             from vllm_capacity.render.charts import Charts
 
-        return Charts(self)
+        return Charts(self, time_zone=self.time_zone)
 
     def plan(
         self,
@@ -273,7 +280,8 @@ class Analysis(analysis.Analysis):
         with needing_extra("report"):
             from vllm_capacity.render.report.write import write_page
 
-            return write_page(self, Path(path), made_at=datetime.now(UTC))
+            made_at = datetime.now(UTC)
+            return write_page(self, Path(path), made_at=made_at, time_zone=self.time_zone)
 
     def __repr__(self) -> str:
         """The answer in a few lines."""

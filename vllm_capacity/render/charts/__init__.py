@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import wraps
 from types import MethodType
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from vllm_capacity.render.charts import saturation as _saturation
 from vllm_capacity.render.charts import traffic as _traffic
 from vllm_capacity.render.charts import weeks as _weeks
 from vllm_capacity.render.charts.base import Chart
+from vllm_capacity.render.charts.zone import UTC_CLOCK, Clock, drawn_by
 
 Draw = Callable[..., Chart]
 
@@ -53,17 +55,32 @@ def charts_of(drawn: type[Analysis] | type[Plan]) -> Mapping[str, Draw]:
 
 
 class Charts:
-    """The charts of one analysis or of one plan, as methods: `Charts(analysis).saturation()`."""
+    """The charts of one analysis or of one plan, as methods: `Charts(analysis).saturation()`.
 
-    def __init__(self, drawn: Analysis | Plan) -> None:
+    `time_zone`: whose days and hours their axes show; InputError where there is no such zone.
+    """
+
+    def __init__(self, drawn: Analysis | Plan, *, time_zone: str = UTC_CLOCK.zone) -> None:
         self._drawn = drawn
+        self._clock = (
+            UTC_CLOCK if isinstance(drawn, Plan) else Clock.of(time_zone, drawn.time_range)
+        )
 
     def __getattr__(self, name: str) -> Draw:
         """The chart of that name, drawn from what was given."""
         known = charts_of(Plan if isinstance(self._drawn, Plan) else Analysis)
         if name not in known:
             raise AttributeError(f"No chart {name!r}; there are {', '.join(known)}.")
-        return MethodType(known[name], self._drawn)
+        draw: Draw = MethodType(known[name], self._drawn)
+        has_zone = "time_zone" in inspect.signature(draw).parameters
+        zone = {"time_zone": self._clock.zone} if has_zone else {}
+
+        @wraps(draw)
+        def drawn(*args: object, **options: object) -> Chart:
+            with drawn_by(self._clock):
+                return draw(*args, **(zone | options))
+
+        return drawn
 
     def __dir__(self) -> list[str]:
         """The names of the charts."""

@@ -23,6 +23,7 @@ from vllm_capacity.render.charts.time import (
     START,
     time_axis,
     time_tooltip,
+    timed,
     whole_window,
     with_milliseconds,
 )
@@ -127,10 +128,10 @@ def _cost_bars(costs: pl.DataFrame, x: alt.X) -> alt.Chart:
     named = [tip.column for tip in tips]
     frame = with_milliseconds(costs).select("t", "t_end", *named, zero=pl.lit(0.0))
     bars: alt.Chart = (
-        alt.Chart(rounded(frame))
+        timed(alt.Chart(rounded(frame)))
         .mark_rect(color=theme.COST, stroke=theme.PAPER, strokeWidth=1)
         .encode(x=x, x2=alt.X2("t_end"), y=y, y2=alt.Y2("zero"))
-        .encode(tooltip=[time_tooltip("from (UTC)"), *(tip.tooltip for tip in tips)])
+        .encode(tooltip=[time_tooltip("from"), *(tip.tooltip for tip in tips)])
     )
     return bars
 

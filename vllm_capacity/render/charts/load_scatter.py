@@ -24,7 +24,7 @@ from vllm_capacity.render.charts.base import (
     is_all_zero,
     rounded,
 )
-from vllm_capacity.render.charts.time import time_tooltip, with_milliseconds
+from vllm_capacity.render.charts.time import time_tooltip, timed, with_milliseconds
 from vllm_capacity.render.numbers import number, percent, plural
 from vllm_capacity.render.prose import captions
 from vllm_capacity.verdicts.saturation.regimes import KV_FULL_RATIO
@@ -191,7 +191,7 @@ class LoadScatter:
         color = alt.Scale(domain=names, range=list(colors.values()))
         shape = alt.Scale(domain=names, range=_SHAPES)
         chart: alt.Chart = (
-            alt.Chart(rounded(frame))
+            timed(alt.Chart(rounded(frame)))
             .mark_point(filled=True, size=45, opacity=0.75)
             .encode(
                 x=self.load.x,

@@ -32,7 +32,13 @@ from vllm_capacity.render.charts.base import (
     table_of,
     tips_of,
 )
-from vllm_capacity.render.charts.time import milliseconds, time_axis, time_tooltip, whole_window
+from vllm_capacity.render.charts.time import (
+    milliseconds,
+    time_axis,
+    time_tooltip,
+    timed,
+    whole_window,
+)
 from vllm_capacity.render.charts.week_grid import DAY_PIXELS, DAYS, Cells, week_cells
 from vllm_capacity.render.numbers import Write, count, number, percent, plural, reason, sure, usd
 from vllm_capacity.render.prose import captions
@@ -167,7 +173,7 @@ def demand_forecast(analysis: Analysis) -> Chart:
         [
             whole_window(time_range, x),
             *_demand_lines(frame, x),
-            pointer(rules, [time_tooltip(), *tips], key="t", shown=0.5),
+            pointer(timed(rules), [time_tooltip(), *tips], key="t", shown=0.5),
         ],
         caption=captions.forecast_found(ahead),
         table=table_of(demand, columns),

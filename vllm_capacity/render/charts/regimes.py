@@ -28,6 +28,7 @@ from vllm_capacity.render.charts.time import (
     START,
     time_axis,
     time_tooltip,
+    timed,
     whole_window,
     with_milliseconds,
 )
@@ -183,14 +184,14 @@ def _strips(frame: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
         Tip("evidence", "", "why"),
     ]
     strips: alt.Chart = (
-        alt.Chart(frame.select("t", "t_end", "engine", "regime", "evidence"))
+        timed(alt.Chart(frame.select("t", "t_end", "engine", "regime", "evidence")))
         .mark_rect()  # without a stroke, which would cover what is narrower than it
         .encode(
             x=x,
             x2=alt.X2("t_end"),
             y=y,
             color=_color(frame["regime"]),
-            tooltip=[time_tooltip("from (UTC)"), *(tip.tooltip for tip in tips)],
+            tooltip=[time_tooltip("from"), *(tip.tooltip for tip in tips)],
         )
     )
     return strips
@@ -279,9 +280,9 @@ def _marks(rows: pl.DataFrame, x: alt.X) -> alt.Chart:
         Tip("regime", "", "bottleneck"),
         Tip("share_ratio", ".0%", "share of the time"),
     ]
-    ends = [time_tooltip("from (UTC)"), time_tooltip("to (UTC)", column="t_end")]
+    ends = [time_tooltip("from"), time_tooltip("to", column="t_end")]
     marks: alt.Chart = (
-        alt.Chart(rounded(rows))
+        timed(alt.Chart(rounded(rows)), "t", "t_end")
         .mark_rect(aria=False)
         .encode(
             x=x,

@@ -1,7 +1,7 @@
 """What charts over time share: one axis, gaps shaded, restarts marked, limits drawn.
 
-Time crosses to a chart in milliseconds since the epoch and is written in UTC, whatever the
-reader's own zone.
+Time crosses to a chart in milliseconds since the epoch and is written in the time zone that charts
+are drawn in (`zone.py`; UTC unless another is asked for), whatever the reader's own zone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC
 
 import altair as alt
 import polars as pl
@@ -25,14 +24,16 @@ from vllm_capacity.render.charts.base import (
     pointer,
     rounded,
 )
+from vllm_capacity.render.charts.zone import UTC_CLOCK, clock_of_charts
 from vllm_capacity.timerange import TimeRange
 
 START = DataColumn("start", "from (UTC)", clock)
 _LONG_HOURS = 36.0
 _TIME_LABELS = (  # a midnight is labelled with its date, another time as finely as it needs
-    "utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
-    "utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : '%-d %b')"
+    "utcFormat({at}, utcseconds({at}) ? '%H:%M:%S' : "
+    "utchours({at}) || utcminutes({at}) ? '%H:%M' : '%-d %b')"
 )
+_LOCAL = "_local"  # ends the name of an instant as clocks show it
 _IS_UNSEEN = pl.col("is_gap") & pl.col("running_mean").is_null()  # a step without any scrape
 
 
@@ -83,7 +84,10 @@ def over_time(
     layers += restarts(steps, x)
     dots = base.mark_point(filled=True, size=60, color=theme.INK)
     dots = dots.encode(y=alt.Y(f"{lines[0].column}:Q"))
-    return [*layers, pointer(dots, [time_tooltip(), *(tip.tooltip for tip in tips)], key="t")]
+    return [
+        *layers,
+        pointer(timed(dots), [time_tooltip(), *(tip.tooltip for tip in tips)], key="t"),
+    ]
 
 
 def whole_window(time_range: TimeRange, x: alt.X) -> alt.Chart:
@@ -97,27 +101,52 @@ def whole_window(time_range: TimeRange, x: alt.X) -> alt.Chart:
 
 
 def time_axis(time_range: TimeRange) -> alt.X:
-    """The x axis that all charts over time share, in UTC; it spans what `whole_window` holds."""
+    """The x axis that all charts over time share; it spans what `whole_window` holds.
+
+    Its labels are those of the zone that charts are drawn in, which its title names.
+    """
     is_long = time_range.hours > _LONG_HOURS
-    first = time_range.start.astimezone(UTC)
+    clock = clock_of_charts()
+    first = clock.wall(time_range.start)
+    # Vega's own ticks are round in UTC.
+    is_utc = clock == UTC_CLOCK
+    at = "datum.value" if is_utc else clock.local("datum.value")
     return alt.X(
         "t:T",
         scale=alt.Scale(type="utc", nice=False),
         axis=alt.Axis(
-            labelExpr=_TIME_LABELS,
+            labelExpr=_TIME_LABELS.format(at=at),
             tickCount=6,
-            title=f"time (UTC), {'from ' if is_long else ''}{first:%-d %b %Y}",
+            values=alt.Undefined if is_utc else clock.ticks(time_range),
+            title=f"time ({clock.zone}), {'from ' if is_long else ''}{first:%-d %b %Y}",
             titleAlign="left",
             titleAnchor="start",
         ),
     )
 
 
-def time_tooltip(title: str = "time (UTC)", *, column: str = "t") -> alt.Tooltip:
-    """The time in a tooltip. The time unit keeps Vega from writing it in the reader's own zone."""
+def time_tooltip(title: str = "time", *, column: str = "t") -> alt.Tooltip:
+    """The time in a tooltip of marks that went through `timed`; the title gets the zone's name.
+
+    The time unit keeps Vega from writing it in the reader's own zone.
+    """
+    clock = clock_of_charts()
+    shown = column if clock == UTC_CLOCK else f"{column}{_LOCAL}"
     return alt.Tooltip(
-        f"utcyearmonthdatehoursminutesseconds({column}):T", format="%-d %b %H:%M:%S", title=title
+        f"utcyearmonthdatehoursminutesseconds({shown}):T",
+        format="%-d %b %H:%M:%S",
+        title=f"{title} ({clock.zone})",
     )
+
+
+def timed(marks: alt.Chart, *columns: str) -> alt.Chart:
+    """The marks with what `time_tooltip` shows of these columns of instants (`t` if none)."""
+    clock = clock_of_charts()
+    if clock == UTC_CLOCK:
+        return marks
+    shown = {f"{name}{_LOCAL}": clock.local(f"datum.{name}") for name in columns or ("t",)}
+    made: alt.Chart = marks.transform_calculate(**shown)
+    return made
 
 
 def milliseconds(column: str) -> pl.Expr:

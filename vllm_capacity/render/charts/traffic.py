@@ -30,6 +30,7 @@ from vllm_capacity.render.charts.time import (
     restarts,
     time_axis,
     time_tooltip,
+    timed,
     unscraped,
     whole_window,
     with_milliseconds,
@@ -200,5 +201,5 @@ def _stacked(
         *unscraped(steps, x),
         stack,
         *restarts(steps, x),
-        pointer(rules, tips, key="t", shown=0.5),
+        pointer(timed(rules), tips, key="t", shown=0.5),
     ]

@@ -136,10 +136,16 @@ def rows_of(page: Path) -> Path:
     return page.with_suffix(".csv.zip")
 
 
-def write_page(analysis: Analysis, path: Path, *, made_at: datetime) -> Path:
-    """Write the page of an analysis to `path`, whole, by the report's notebook; its path."""
+def write_page(
+    analysis: Analysis, path: Path, *, made_at: datetime, time_zone: str = "UTC"
+) -> Path:
+    """Write the page of an analysis to `path`, whole, by the report's notebook; its path.
+
+    Charts and days on it are those of `time_zone`.
+    """
     notebook = shipped(f"notebooks/{DEFAULT_NOTEBOOK}")
-    order = ReportOrder(notebook, _parameters_of(analysis), path.parent)
+    zone = {} if time_zone == "UTC" else {"time_zone": time_zone}
+    order = ReportOrder(notebook, {**_parameters_of(analysis), **zone}, path.parent)
     laid = _laid_out(notebook, notebook_parameters(order), lambda done, total: None)
     write_whole(path, _page(_with_previous(laid, path), order, made_at=made_at, cache=None))
     return path
