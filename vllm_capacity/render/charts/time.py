@@ -108,7 +108,8 @@ def time_axis(time_range: TimeRange) -> alt.X:
     is_long = time_range.hours > _LONG_HOURS
     clock = clock_of_charts()
     first = clock.wall(time_range.start)
-    # Vega's own ticks are round in UTC.
+    # Vega's own ticks are round in UTC. Ours are an expression, for Vega-Lite would make dates of
+    # bare numbers in a way that the interpreter of expressions on a page cannot.
     is_utc = clock == UTC_CLOCK
     at = "datum.value" if is_utc else clock.local("datum.value")
     return alt.X(
@@ -117,7 +118,7 @@ def time_axis(time_range: TimeRange) -> alt.X:
         axis=alt.Axis(
             labelExpr=_TIME_LABELS.format(at=at),
             tickCount=6,
-            values=alt.Undefined if is_utc else clock.ticks(time_range),
+            values=alt.Undefined if is_utc else alt.ExprRef(expr=str(clock.ticks(time_range))),
             title=f"time ({clock.zone}), {'from ' if is_long else ''}{first:%-d %b %Y}",
             titleAlign="left",
             titleAnchor="start",
