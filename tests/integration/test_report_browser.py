@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.long_window import long_window
 from vllm_capacity.render.report.pdf import find_browser, print_pdf
 from vllm_capacity.render.report.write import ReportOrder, write_report
 from vllm_capacity.resources import shipped
@@ -299,3 +300,24 @@ def _luminance(colour: str) -> float:
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_charts_and_tooltips_of_a_page_in_a_zone_are_local(chromium, tmp_path):
+    long_window(tmp_path / "days", days=2, start=datetime(2026, 10, 24, tzinfo=UTC))
+    zone = {"window": str(tmp_path / "days"), "time_zone": "Europe/Berlin"}
+    with Opened(chromium, report(tmp_path, **zone)) as view:
+        figure = view.page.locator("figure", has_text="Did requests queue?")
+        labels = figure.locator(".live .role-axis-label text").all_text_contents()
+        figure.scroll_into_view_if_needed()
+        box = figure.locator(".live svg").bounding_box()
+        view.page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
+        view.page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.5)
+        tip = view.page.locator("#vg-tooltip-element.visible")
+        tip.wait_for(timeout=10_000)
+        text = tip.inner_text()
+    times = [label for label in labels if not label.isdigit()]
+    assert times == ["12:00", "25 Oct", "12:00", "26 Oct"]
+    assert "time (Europe/Berlin)" in text
+    # From 18 to 19 h UTC 10 requests run: an hour ahead of that, as clocks are set back by then.
+    assert re.search(r"25 Oct 19:[03]0:00\s+running\s+10\.", text), text
+    assert view.output == []

@@ -224,7 +224,7 @@ class DaySettings:
         default="UTC",
         metadata=_about(
             "--tz",
-            "Time zone of days and of hours of the week, such as Europe/Berlin.",
+            "Time zone of days, of hours of the week and of charts, such as Europe/Berlin.",
             key="time_zone",
             check=time_zone,
             show_default=True,
