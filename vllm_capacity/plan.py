@@ -99,11 +99,12 @@ class Plan(Figures):
     `gpu` is what the window ran on, as options name it; empty where that is not known.
     `queue_check` is None where it cannot be asked. `replays` are how the busiest arrivals of the
     window, scaled to the demand asked for, fared on that many replicas, empty where it does not
-    tell enough (verdicts/replay.py). `options` are other GPUs, best tokens per dollar
-    first, rejected ones last with their reason; `options_reason` is why there are none, and
-    `options_basis` what their throughput is where the window did not show it. `choices` say what
-    would change their order, `interactivity` what tokens cost at the same ITL. `surplus` is how
-    many of the replicas of the window its own busiest time did not need.
+    tell enough (verdicts/replay.py) or several models were served: of each alone, `surplus` has
+    them. `options` are other GPUs, best tokens per dollar first, rejected ones last with their
+    reason; `options_reason` is why there are none, and `options_basis` what their throughput is
+    where the window did not show it. `choices` say what would change their order, `interactivity`
+    what tokens cost at the same ITL. `surplus` is how many of the replicas of the window its own
+    busiest time did not need.
     `capacity_by_arithmetic_…` is what one engine could do, extrapolated from the light load it was
     seen under; it stands beside the measured capacity, and of the rest only options rest on it.
     """

@@ -486,6 +486,13 @@ def test_queue_that_does_not_hold_says_so(planned, changes, says):
     assert says in shown.replace("\xa0", " ")
 
 
+def test_plan_of_several_models_says_why_it_is_not_replayed(planned):
+    (part,) = planned.surplus.by_model.values()
+    mixed = replace(planned, surplus=replace(planned.surplus, by_model={"m": part, "n": part}))
+    assert "Not replayed: 2 models were served" in repr(plans.queue_check(mixed))
+    assert "Not replayed" not in repr(plans.queue_check(planned))
+
+
 def test_what_replicas_carry_leaves_out_spares_and_headroom(swept):
     policy = Policy(spare_replicas=2, headroom_ratio=0.3)
     shown = plans.runway_table(plan(swept, PlanRequest(policy=policy)), growth_ratio_per_month=0.1)

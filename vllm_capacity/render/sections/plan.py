@@ -182,7 +182,7 @@ def queue_check(plan: Plan) -> Text:
     if check is None:
         return text(
             "No queue check: demand, capacity or running requests at capacity are not known.",
-            *replay_sentences(plan.replays),
+            *_replayed(plan),
         )
     limit = seconds(check.wait_limit_seconds)
     working = plan.working_replicas or 1
@@ -201,8 +201,19 @@ def queue_check(plan: Plan) -> Text:
         fewest = f"the fewest replicas within the limit are {count(check.replicas_needed)}"
     return text(
         f"queue check: {busy}, {waits}; {fewest}. Assumed: {check.assumes}.",
-        *replay_sentences(plan.replays),
+        *_replayed(plan),
     )
+
+
+def _replayed(plan: Plan) -> list[str]:
+    """How a replay on the planned replicas fared, or why there is none for several models."""
+    models = len(plan.surplus.by_model)
+    if models <= 1:
+        return replay_sentences(plan.replays)
+    return [
+        f"Not replayed: {models} models were served, and these replicas stand for a mean of them. "
+        "Where replicas of a model can go, that is replayed for it alone."
+    ]
 
 
 def sensitivity_table(plan: Plan) -> Table:
