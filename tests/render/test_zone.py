@@ -11,7 +11,8 @@ import vl_convert
 import vllm_capacity as vc
 from tests.long_window import long_window
 from vllm_capacity.errors import InputError
-from vllm_capacity.render.charts.zone import Clock
+from vllm_capacity.render.charts.time import time_axis, whole_window
+from vllm_capacity.render.charts.zone import Clock, drawn_by
 from vllm_capacity.timerange import TimeRange
 
 BERLIN, KOLKATA = "Europe/Berlin", "Asia/Kolkata"
@@ -117,6 +118,14 @@ def test_axis_and_tooltip_are_in_the_zone(days, name):
     labels = re.findall(r">(\d\d:\d\d|\d+ Oct)<", svg)
     assert labels == ["12:00", "25 Oct", "12:00", "26 Oct"][-len(labels) :]
     assert len(labels) >= 3
+
+
+def test_every_tick_of_a_week_is_labelled():
+    week = spanning(datetime(2026, 10, 20, tzinfo=UTC), 168)
+    with drawn_by(Clock.of(BERLIN, week)):
+        drawn = whole_window(week, time_axis(week)).properties(width=700)
+    svg = vl_convert.vegalite_to_svg(drawn.to_dict(), allowed_base_urls=[])
+    assert re.findall(r">(\d+) Oct<", svg) == [str(day) for day in range(21, 28)]
 
 
 def test_charts_are_in_utc_unless_asked(days):

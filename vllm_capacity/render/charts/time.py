@@ -117,7 +117,7 @@ def time_axis(time_range: TimeRange) -> alt.X:
         scale=alt.Scale(type="utc", nice=False),
         axis=alt.Axis(
             labelExpr=_TIME_LABELS.format(at=at),
-            tickCount=6,
+            tickCount=6 if is_utc else alt.Undefined,  # of values it would drop every second
             values=alt.Undefined if is_utc else alt.ExprRef(expr=str(clock.ticks(time_range))),
             title=f"time ({clock.zone}), {'from ' if is_long else ''}{first:%-d %b %Y}",
             titleAlign="left",
