@@ -397,9 +397,14 @@ class Analysis:
         )
 
     @cached_property
+    def gaps(self) -> list[scrapes.Gap]:
+        """Where a target gave no good scrape for long, by target and time."""
+        return scrapes.gaps(self.attempts, time_range=self.time_range)
+
+    @cached_property
     def interruptions(self) -> list[scrapes.Interruption]:
         """Gaps and restarts, by target and time."""
-        return scrapes.interruptions(self.attempts, self.restarts, time_range=self.time_range)
+        return scrapes.interruptions(self.attempts, self.gaps, self.restarts)
 
     @cached_property
     def restarts(self) -> list[scrapes.Restart]:
@@ -827,6 +832,7 @@ class Analysis:
             self.window,
             time_range=self.time_range,
             attempts=self.attempts,
+            gaps=self.gaps,
             restarts=self.restarts,
             outages=self.outages,
             losses=self.losses,

@@ -9,6 +9,7 @@ from vllm_capacity.figures.scrapes import (
     Interruption,
     Restart,
     ScrapeCount,
+    gaps,
     interruptions,
     scrape_counts,
 )
@@ -101,4 +102,5 @@ BETWEEN = Restart("r0", at(10), at(20), None)
     ],
 )
 def test_interruptions_are_gaps_and_the_restarts_outside_them(made, restarts, expected):
-    assert interruptions(made, restarts, time_range=PART) == expected
+    found = gaps(made, time_range=PART)
+    assert interruptions(made, found, restarts) == expected

@@ -96,6 +96,21 @@ def test_gaps_are_each_targets_own():
     assert [gap.instance for gap in scrapes.gaps(attempted, time_range=time_range(0, 70))] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("instances", "expected"),
+    [
+        pytest.param("aab", {"a": [0, 1], "b": [2]}, id="together"),
+        pytest.param("baab", {"b": [0, 3], "a": [1, 2]}, id="in turn, all the same"),
+        pytest.param("", {}, id="none"),
+    ],
+)
+def test_rows_of_each_target(instances, expected):
+    rows = [(instance, ts) for ts, instance in enumerate(instances)]
+    made = pl.DataFrame(rows, schema={"instance": pl.String, "ts": pl.Int64}, orient="row")
+    found = [(name, own["ts"].to_list()) for name, own in scrapes.by_target(made)]
+    assert found == list(expected.items())
+
+
 FLEET = pl.DataFrame(
     {"instance": ["a", "a", "b"], "engine": ["0", "1", "0"], "model_name": ["m"] * 3}
 )

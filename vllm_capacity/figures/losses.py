@@ -43,6 +43,7 @@ from vllm_capacity.figures.scrapes import (
     GAP_FACTOR,
     Outage,
     Restart,
+    by_target,
     doubtful_addresses,
     median_seconds,
 )
@@ -402,17 +403,17 @@ def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame) -> pl.D
         end=time_range.end,
     ).filter(~pl.col("starts_at_zero") & (pl.col("first_value") > 0))
     is_request = pl.col("metric") == REQUESTS
-    by_target = firsts.group_by("instance", maintain_order=True).agg(
+    counted = firsts.group_by("instance", maintain_order=True).agg(
         first=pl.col("first_ts").min(),
         requests=pl.col("first_value").filter(is_request).sum(),
         tokens=pl.col("first_value").filter(~is_request).sum(),
     )
     inside = attempts.filter(pl.col("ts") >= time_range.start)
-    intervals = [median_seconds(own.get_column("ts")) for _, own in inside.group_by("instance")]
+    intervals = [median_seconds(own.get_column("ts")) for _, own in by_target(inside)]
     usual = max(intervals, default=0.0)
     since = pl.lit(time_range.start, pl.Datetime("us", "UTC"))
     seconds = (pl.col("first") - since).dt.total_microseconds() / 1e6
-    return by_target.filter(seconds > GAP_FACTOR * usual).with_columns(start=since)
+    return counted.filter(seconds > GAP_FACTOR * usual).with_columns(start=since)
 
 
 def _before_first_scrape(row: dict[str, Any], found: Ceiling) -> Unread:

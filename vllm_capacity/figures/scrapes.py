@@ -35,10 +35,27 @@ def median_seconds(ts: pl.Series) -> float:
     return float(steps.median() or 0.0)  # type: ignore[arg-type]
 
 
+def by_target(attempts: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    """The rows of each `instance`, by its name, in order of its first one; empty for no rows.
+
+    Slices of the frame where the rows of a target lie together, as those of `attempts` do: a frame
+    of a row per scrape is large, and to group it is to copy it.
+    """
+    runs = attempts.get_column("instance").rle().struct.unnest()
+    if runs.get_column("value").n_unique() < runs.height:
+        groups = attempts.group_by("instance", maintain_order=True)
+        return [(str(instance), own) for (instance,), own in groups]
+    found, begin = [], 0
+    for length, instance in runs.select("len", "value").iter_rows():
+        found.append((str(instance), attempts.slice(begin, length)))
+        begin += length
+    return found
+
+
 def merged(attempts: pl.DataFrame) -> pl.DataFrame:
     """Attempts (instance, ts, is_good, source) on one grid a target: instance, ts, is_good."""
     frames = [attempts.select("instance", "ts", "is_good").clear()]
-    for _, own in attempts.group_by("instance", maintain_order=True):
+    for _, own in by_target(attempts):
         result = own if own.get_column("source").n_unique() > 1 else _by_turns(own)
         kept = _one_grid(result) if result.get_column("source").n_unique() > 1 else result
         frames.append(kept.select("instance", "ts", "is_good"))
@@ -204,7 +221,9 @@ def engines(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) ->
     tried in it and it had been seen before its end.
     """
     seen = window.named_sql("figures", "engines", end=time_range.end)
-    tried = attempts.filter(pl.col("ts") >= time_range.start).select("instance").unique()
+    targets = by_target(attempts)
+    names = [name for name, own in targets if (own.get_column("ts") >= time_range.start).any()]
+    tried = pl.DataFrame({"instance": names}, schema={"instance": pl.String})
     return seen.join(tried, on="instance", how="semi").select("instance", "engine", "model_name")
 
 
@@ -261,13 +280,13 @@ def long_steps(seconds: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarr
 def scrape_counts(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[ScrapeCount]:
     """How often each target was scraped in the part, by target; those that never were left out."""
     found = []
-    for (instance,), own in attempts.group_by("instance", maintain_order=True):
+    for instance, own in by_target(attempts):
         inside = own.filter(pl.col("ts") >= time_range.start)
         ts = inside.get_column("ts")
         steps = ts.diff().drop_nulls().dt.total_microseconds() / 1e6
         median = float(steps.median() or 0.0)  # type: ignore[arg-type]
         good = inside.filter("is_good").height
-        found.append(ScrapeCount(str(instance), inside.height, good, missed(ts), median))
+        found.append(ScrapeCount(instance, inside.height, good, missed(ts), median))
     return [each for each in found if each.attempts]
 
 
@@ -298,7 +317,7 @@ def hold_seconds(ts: pl.Series) -> pl.Series:
 def gaps(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[Gap]:
     """The gaps of every target that touch the part, in order."""
     found: list[Gap] = []
-    for (instance,), own in attempts.filter("is_good").group_by("instance", maintain_order=True):
+    for instance, own in by_target(attempts.filter("is_good")):
         ts = own.get_column("ts")
         if ts.len() < 3:
             continue
@@ -306,17 +325,16 @@ def gaps(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[Gap]:
         for i, usual in zip(*long_steps(steps, GAP_FACTOR), strict=True):
             if not steps[i] > GAP_FACTOR * usual:
                 continue
-            gap = Gap(str(instance), ts[int(i)], ts[int(i) + 1], float(usual))
+            gap = Gap(instance, ts[int(i)], ts[int(i) + 1], float(usual))
             if gap.end >= time_range.start and gap.start < time_range.end:
                 found.append(gap)
     return found
 
 
 def interruptions(
-    attempts: pl.DataFrame, found: Sequence[Restart], *, time_range: TimeRange
+    attempts: pl.DataFrame, found_gaps: Sequence[Gap], found: Sequence[Restart]
 ) -> list[Interruption]:
     """The gaps of every target and the restarts outside gaps, by target and time."""
-    found_gaps = gaps(attempts, time_range=time_range)
     failed = attempts.filter(~pl.col("is_good"))  # a gap lies between two good ones
     rows = []
     for gap in found_gaps:
@@ -353,22 +371,23 @@ def outages(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) ->
     only a gap there.
     """
     returned = _returned(window, time_range)
-    intervals = [median_seconds(own.get_column("ts")) for _, own in attempts.group_by("instance")]
+    targets = by_target(attempts)
+    intervals = [median_seconds(own.get_column("ts")) for _, own in targets]
     longest = max(intervals, default=0.0)
     found = []
-    for (instance,), own in attempts.group_by("instance", maintain_order=True):
+    for (instance, own), interval in zip(targets, intervals, strict=True):
         last_good = own.filter("is_good").get_column("ts").max()
         if not isinstance(last_good, datetime) or last_good < time_range.start:
             continue
-        median = median_seconds(own.get_column("ts")) or longest
+        median = interval or longest
         failed = own.filter(pl.col("ts") > last_good).height
         end = time_range.end
         if not failed:
             end = min(end, last_good + timedelta(seconds=GAP_FACTOR * median))
         silent_seconds = (time_range.end - last_good).total_seconds()
         is_silent = failed or (median > 0 and silent_seconds > GAP_FACTOR * median)
-        if is_silent and str(instance) not in returned:
-            found.append(Outage(str(instance), last_good, end, failed, median))
+        if is_silent and instance not in returned:
+            found.append(Outage(instance, last_good, end, failed, median))
     return found
 
 

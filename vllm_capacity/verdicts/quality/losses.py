@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-import polars as pl
-
 from vllm_capacity.figures.losses import Unread
+from vllm_capacity.figures.scrapes import by_target
 from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
 
 _LISTED = 20  # restarts told one by one
@@ -21,6 +20,9 @@ _OFTEN_EFFECT = (
 def restarts(evidence: Evidence) -> list[Finding]:
     """Targets that started again from zero, and what that may have swallowed."""
     found = []
+    good = {
+        instance: own.filter("is_good").height for instance, own in by_target(evidence.attempts)
+    }
     for instance in sorted({restart.instance for restart in evidence.restarts}):
         own = [restart for restart in evidence.restarts if restart.instance == instance]
         unread = evidence.losses.of(instance, "restart")
@@ -33,9 +35,8 @@ def restarts(evidence: Evidence) -> list[Finding]:
         when = "; ".join(
             [*result, *([f"and {len(own) - _LISTED} more"] if len(own) > _LISTED else [])]
         )
-        good = evidence.attempts.filter((pl.col("instance") == instance) & pl.col("is_good")).height
-        is_known = instance in evidence.doubtful
-        is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * good
+        is_known, answers = instance in evidence.doubtful, good.get(instance, 0)
+        is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * answers
         if is_often:
             effect = f"{effect} {_OFTEN_EFFECT}"
         severity = "error" if is_often or _is_unbounded(unread) else "warning"

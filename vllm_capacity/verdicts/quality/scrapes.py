@@ -8,7 +8,7 @@ import polars as pl
 
 from vllm_capacity.figures import scrapes
 from vllm_capacity.figures.gauges import Gauges
-from vllm_capacity.figures.scrapes import median_seconds
+from vllm_capacity.figures.scrapes import by_target, median_seconds
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
@@ -21,10 +21,7 @@ def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
     """Scrapes that failed or were never made, out of those an even grid would hold."""
     failed = evidence.attempts.filter(~pl.col("is_good")).height
     tried = evidence.attempts.height
-    missed = sum(
-        scrapes.missed(own.get_column("ts"))
-        for _, own in evidence.attempts.group_by("instance", maintain_order=True)
-    )
+    missed = sum(scrapes.missed(own.get_column("ts")) for _, own in by_target(evidence.attempts))
     if not failed + missed:
         return []
     share = (failed + missed) / (tried + missed)
@@ -50,7 +47,7 @@ def jitter(evidence: Evidence) -> list[Finding]:
     unseen.
     """
     found = []
-    for (instance,), own in evidence.attempts.group_by("instance", maintain_order=True):
+    for instance, own in by_target(evidence.attempts):
         steps = own.get_column("ts").diff().drop_nulls().dt.total_microseconds() / 1e6
         if steps.len() < 4:
             continue
@@ -62,7 +59,7 @@ def jitter(evidence: Evidence) -> list[Finding]:
                 "Counters stay exact; means of gauges are weighted by time."
             )
             found.append(Finding("jitter", "info", steps.len(), effect))
-        unseen = evidence.finished_per_scrape.get(str(instance))
+        unseen = evidence.finished_per_scrape.get(instance)
         if high > _COARSE_SECONDS and unseen != 0:
             max_effect = {} if unseen is None else {"running.max": unseen, "waiting.max": unseen}
             most = (
@@ -144,25 +141,25 @@ def lagging(evidence: Evidence) -> list[Finding]:
     One that is gone or down is in `outages` (quality_losses.py); this one answers after the part.
     """
     found = []
-    down = [outage.instance for outage in evidence.outages]
-    attempts = evidence.attempts.filter(~pl.col("instance").is_in(down))
-    last_good = attempts.filter("is_good").group_by("instance").agg(last=pl.col("ts").max())
-    for (instance,), own in attempts.group_by("instance", maintain_order=True):
-        last = last_good.filter(pl.col("instance") == instance).get_column("last")
-        if last.is_empty():
+    down = {outage.instance for outage in evidence.outages}
+    for instance, own in by_target(evidence.attempts):
+        if instance in down:
+            continue
+        last = own.filter("is_good").get_column("ts").max()
+        if not isinstance(last, datetime):
             effect = (
                 f"{instance} never answered: none of its load is in any figure, and its hours are "
                 "not billed here."
             )
             found.append(Finding("missing", "warning", own.height, effect))
             continue
-        behind = (evidence.time_range.end - last[0]).total_seconds()
+        behind = (evidence.time_range.end - last).total_seconds()
         if behind > max(30.0, 5.0 * median_seconds(own.get_column("ts"))):
             effect = (
                 f"{instance} lags: its last good scrape is {behind:.0f} s before the end, so the "
                 "newest load of it is in no figure."
             )
-            found.append(Finding("coverage", "warning", 1, effect, iso(last[0])))
+            found.append(Finding("coverage", "warning", 1, effect, iso(last)))
     return found
 
 
@@ -174,7 +171,7 @@ def unreached_end(attempts: pl.DataFrame, asked_end: datetime | None) -> list[Fi
     newest = attempts.get_column("ts").max()
     if asked_end is None or not isinstance(newest, datetime):
         return []
-    intervals = [median_seconds(own.get_column("ts")) for _, own in attempts.group_by("instance")]
+    intervals = [median_seconds(own.get_column("ts")) for _, own in by_target(attempts)]
     missing = (asked_end - newest).total_seconds()
     if missing <= max(30.0, 5.0 * max(intervals, default=0.0)):
         return []
