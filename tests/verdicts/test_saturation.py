@@ -4,14 +4,15 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 import pytest
-from made_steps import made_steps, queued, steady
+from made_steps import START, made_steps, queued, steady
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.steps import engine_steps
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom, utilization
-from vllm_capacity.verdicts.saturation.fit import engine_fits, saturation
+from vllm_capacity.verdicts.saturation.fit import Stretch, engine_fits, saturation
+from vllm_capacity.verdicts.saturation.plateau import block_bootstrap
 from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, engine_frames
 
 HELD = 297.0
@@ -314,3 +315,28 @@ def test_a_bound_beside_an_idle_engine_is_called_a_bound():
     )
     found = saturation(steps)
     assert (found.capacity_kind, found.capacity.low) == ("bounded", 100)
+
+
+def test_evidence_is_made_when_it_is_read_and_once():
+    asked = []
+
+    def tell():
+        asked.append(1)
+        return "why"
+
+    start, end = START, START + timedelta(minutes=1)
+    stretch, given = Stretch(start, end, "a", "idle", tell), Stretch(start, end, "a", "idle", "why")
+    assert (stretch.seconds, asked) == (60, [])
+    assert (stretch.evidence, stretch.as_dict()) == ("why", given.as_dict())
+    assert (stretch, asked) == (given, [1])
+
+
+@pytest.mark.parametrize(("count", "block"), [(2_100, 1), (10_080, 1), (43_200, 4)])
+def test_longer_blocks_of_a_long_time_are_as_wide_as_what_they_are_of(count, block):
+    """Of values that go on for `block` steps, the width is that of the mean of independent ones."""
+    rng = np.random.default_rng(count)
+    values = np.repeat(rng.normal(100, 10, -(-count // block)), block)[:count]
+    ((low, high),) = block_bootstrap([values], np.full(count, 60.0), block=block)
+    width = 2 * 1.645 * 10 / math.sqrt(count / block)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(width, rel=0.1)

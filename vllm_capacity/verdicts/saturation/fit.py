@@ -20,11 +20,11 @@ Why not λ/σ of the fitted law: on a recorded sweep it says 434 to 557 tokens/s
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -78,7 +78,7 @@ from vllm_capacity.verdicts.saturation.loads import (
 )
 from vllm_capacity.verdicts.saturation.plateau import ceiling, is_denied, plateau, slowed
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps
-from vllm_capacity.verdicts.saturation.stretches import regime_frame
+from vllm_capacity.verdicts.saturation.stretches import regime_rows
 
 CURVE_SCHEMA: Schema = {
     "running_requests": pl.Float64,
@@ -97,6 +97,27 @@ _CURVE_POINTS, _CURVE_RESAMPLES = 40, 60
 _BAND_BLOCK = 3
 
 
+class _WhenRead:
+    """A field that may be given what makes its text: it is made when it is first read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __set__(self, one: object, given: str | Callable[[], str]) -> None:
+        one.__dict__[self._name] = given
+
+    def __get__(self, one: object | None, owner: type) -> str:
+        if one is None:
+            raise AttributeError(self._name)  # as of a field without a default
+        held: str | Callable[[], str] = one.__dict__[self._name]
+        if not isinstance(held, str):
+            held = one.__dict__[self._name] = held()
+        return held
+
+
+_WHEN_READ: Any = _WhenRead()
+
+
 @dataclass(frozen=True, repr=False)
 class Stretch(Record):
     """Consecutive steps of one engine under one regime, and one sentence with the numbers."""
@@ -105,7 +126,7 @@ class Stretch(Record):
     end: datetime
     engine: str
     regime: str
-    evidence: str
+    evidence: str = _WHEN_READ
 
     @property
     def seconds(self) -> float:
@@ -292,9 +313,8 @@ def saturation(
     used = utilization(_output_rate(fits), capacity) if used is None else used
     limits = [limit for f in fits if (limit := f.bottleneck) is not None]
     loads = running or {f.engine: f.capacity_running for f in fits}
-    stretches = tuple(
-        Stretch(*row) for f in fits for row in regime_frame(f.engine, f.steps).iter_rows()
-    )
+    rows = (row for f in fits for row in regime_rows(f.engine, f.steps))
+    stretches = tuple(Stretch(*row) for row in rows)  # type: ignore[arg-type]  # see _WhenRead
     return Saturation(
         regime=regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
         bottleneck=regimes.worst(limits) if limits else None,

@@ -34,6 +34,7 @@ _MIN_PLATEAU_STEPS = 2
 _BLOCK_SECONDS = 60.0
 _LEAST_HALF_WIDTH = 0.03
 _RESAMPLES, _PICKS_AT_ONCE = 1000, 2**17
+_BLOCKS_AT_MOST = 2000
 _DENYING_SCATTERS = 2.0
 _QUEUE_OF_RUNNING, _LASTING_SCRAPES = 0.1, 6
 _KV_FULL_RATIO, _ALWAYS = 0.9, 0.9
@@ -307,19 +308,27 @@ def block_bootstrap(
 ) -> list[tuple[float, float]]:
     """The 5 and 95 % quantiles of the weighted mean of each column.
 
-    By circular blocks of consecutive values, the same for all columns.
+    By circular blocks of consecutive values, the same for all columns. Of a long time the blocks
+    are longer, so that no more than 2,000 make a resample: they are added once, and none is cut.
     """
     count = len(weights)
+    is_long = count > _BLOCKS_AT_MOST * block
+    if is_long:
+        block = math.ceil(count / _BLOCKS_AT_MOST)
     rng, blocks = np.random.default_rng(seed), math.ceil(count / block)
     # each goes on with its beginning, so that a block may start anywhere
     around = [
         np.append(one, one[: block - 1]) for one in (weights, *(c * weights for c in columns))
     ]
-    at_once = max(1, _PICKS_AT_ONCE // count)
+    if is_long:
+        around = [np.lib.stride_tricks.sliding_window_view(one, block).sum(1) for one in around]
+    at_once = max(1, _PICKS_AT_ONCE // (blocks if is_long else count))
     means = []
     for first in range(0, _RESAMPLES, at_once):
         starts = rng.integers(0, count, (min(at_once, _RESAMPLES - first), blocks))
-        picks = (starts[:, :, None] + np.arange(block)).reshape(len(starts), -1)[:, :count]
+        picks = starts
+        if not is_long:
+            picks = (starts[:, :, None] + np.arange(block)).reshape(len(starts), -1)[:, :count]
         weight, *totals = (one[picks].sum(1) for one in around)
         means.append([each / weight for each in totals])
     quantiles = np.quantile(np.concatenate(means, axis=1), [0.05, 0.95], axis=1)

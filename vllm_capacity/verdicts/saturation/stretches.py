@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, partial
 
 import numpy as np
 import polars as pl
@@ -47,18 +49,27 @@ def regimes(steps: pl.DataFrame) -> pl.DataFrame:
 
 def regime_frame(engine: str, steps: EngineSteps) -> pl.DataFrame:
     """The regimes of one engine as rows of `REGIME_SCHEMA`, in time order."""
+    rows = [(*row, tell()) for *row, tell in regime_rows(engine, steps)]
+    return pl.DataFrame(rows, schema=REGIME_SCHEMA, orient="row")
+
+
+def regime_rows(
+    engine: str, steps: EngineSteps
+) -> Iterator[tuple[datetime, datetime, str, str, Callable[[], str]]]:
+    """The rows of `regime_frame`, each with what makes its evidence.
+
+    A long window has a hundred thousand stretches, and shows the sentences of few.
+    """
     firsts = _first_steps(steps)
     lasts = np.append(firsts, len(steps))[1:] - 1
-    return pl.DataFrame(
-        {
-            "start": steps.start[firsts],
-            "end": steps.end[lasts],
-            "engine": [engine] * len(firsts),
-            "regime": [BY_SEVERITY[each] for each in steps.severity[firsts]],
-            "evidence": _evidence(steps, firsts),
-        },
-        schema=REGIME_SCHEMA,
+    times = pl.DataFrame(
+        {"start": steps.start[firsts], "end": steps.end[lasts]},
+        schema={name: REGIME_SCHEMA[name] for name in ("start", "end")},
     )
+    evidence = _Evidence(steps, firsts)
+    severities = steps.severity[firsts].tolist()
+    for at, ((start, end), severity) in enumerate(zip(times.iter_rows(), severities, strict=True)):
+        yield start, end, engine, BY_SEVERITY[severity], partial(evidence.of, at)
 
 
 def _first_steps(steps: EngineSteps) -> Indices:
@@ -102,8 +113,8 @@ class _Numbers:
         return f"{_n(self.waiting)} requests waited on average, in {share} of the scrapes"
 
 
-def _numbers(steps: EngineSteps, firsts: Indices) -> Iterator[_Numbers]:
-    """The numbers of each stretch, given the first step of each."""
+def _numbers(steps: EngineSteps, firsts: Indices) -> list[list[float]]:
+    """The numbers of each stretch, by column, given the first step of each."""
     count = len(firsts)
     own = np.repeat(np.arange(count), np.diff(np.append(firsts, len(steps))))
 
@@ -127,15 +138,24 @@ def _numbers(steps: EngineSteps, firsts: Indices) -> Iterator[_Numbers]:
     columns = [mean(values) for values in means]
     columns += [np.fmax.reduceat(values, firsts) for values in peaks]
     columns.append(group_sums(or_zero(steps.preemptions), own, count))
-    return map(_Numbers, *(column.tolist() for column in columns))
+    return [column.tolist() for column in columns]
 
 
-def _evidence(steps: EngineSteps, firsts: Indices) -> list[str]:
-    """One sentence per stretch with the numbers that made it what it is."""
-    if not len(firsts):
-        return []
-    causes = map(Cause, steps.cause[firsts].tolist())
-    return list(map(_sentence, causes, _numbers(steps, firsts)))
+@dataclass(frozen=True)
+class _Evidence:
+    """Of each stretch one sentence with the numbers that made it what it is."""
+
+    steps: EngineSteps
+    firsts: Indices
+
+    @cached_property
+    def _columns(self) -> list[list[float]]:
+        return _numbers(self.steps, self.firsts)
+
+    def of(self, at: int) -> str:
+        """The sentence of the stretch at that place."""
+        cause = Cause(int(self.steps.cause[self.firsts[at]]))
+        return _sentence(cause, _Numbers(*(column[at] for column in self._columns)))
 
 
 def _sentence(cause: Cause, of: _Numbers) -> str:
