@@ -8,12 +8,21 @@ import httpx
 import pytest
 from polars.testing import assert_frame_equal
 
-from tests.figures.small_windows import at, small_window
-from tests.figures.test_by_hour import a_server
+from tests.figures.small_windows import at, counter, gauge, histogram, small_window, up
+from tests.figures.test_by_hour import EDGES, a_server
 from tests.integration.real_prometheus import backfill, real_prometheus
 from tests.standin.prometheus import on_the_wire, prometheus
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import WindowError
+from vllm_capacity.facts.metrics import (
+    GENERATION_TOKENS,
+    KV_CACHE,
+    PROMPT_TOKENS,
+    REQUESTS,
+    RUNNING,
+    TTFT,
+    WAITING,
+)
 from vllm_capacity.live.pull import pull_prometheus
 from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.telemetry.late import extend_window, stored_rows
@@ -22,6 +31,7 @@ from vllm_capacity.timerange import TimeRange
 
 WAYS = ("whole", "thinned")
 RECORDED = ("vllm-sweep", "vllm-restart", "vllm-two-replicas")
+QUIET = {"idle": 0, "steady": 1}  # requests a scrape
 
 
 def pulled(window, time_range, folder, *, asked=None):
@@ -67,18 +77,36 @@ def made(seed, folder):
     return small_window(folder / "made", *lines), TimeRange(at(3700.5), at(4 * 3600 + 10))
 
 
+def quiet(requests, folder):
+    """One server for four hours, scraped every 15 s, to which as many requests come each time."""
+    done = {t + 0.25: requests * scrape for scrape, t in enumerate(range(0, 4 * 3600, 15))}
+    lines = [
+        up(dict.fromkeys(done, 1)),
+        counter(REQUESTS, done, finished_reason="stop"),
+        counter(PROMPT_TOKENS, {t: 200 * n for t, n in done.items()}),
+        counter(GENERATION_TOKENS, {t: 150 * n for t, n in done.items()}),
+        histogram(TTFT, EDGES, {t: ((0, n, 0, 0), 0.25 * n) for t, n in done.items()}),
+        gauge(RUNNING, dict.fromkeys(done, requests)),
+        gauge(WAITING, dict.fromkeys(done, 0)),
+        gauge(KV_CACHE, dict.fromkeys(done, requests / 64)),
+    ]
+    return small_window(folder / "made", *lines), TimeRange(at(10), at(4 * 3600 - 10))
+
+
 def recorded(path):
     """Of a recorded capture all but its ends, which cut minutes."""
     window, cut = open_window(path), timedelta(seconds=17)
     return window, TimeRange(window.extent.start + cut, window.extent.end - cut)
 
 
-@pytest.fixture(scope="module", params=[*range(4), *RECORDED, "a real Prometheus"])
+@pytest.fixture(scope="module", params=[*range(4), *RECORDED, *QUIET, "a real Prometheus"])
 def windows(request, examples, tmp_path_factory):
     """Of each case, a window pulled whole and one pulled thinned."""
     folder = tmp_path_factory.mktemp("pulled")
     if request.param == "a real Prometheus":
         return pulled_from_a_real_one(*made(5, folder), folder)
+    if request.param in QUIET:
+        return pulled(*quiet(QUIET[request.param], folder), folder)
     if request.param in RECORDED:
         return pulled(*recorded(examples / request.param), folder)
     return pulled(*made(request.param, folder), folder)
