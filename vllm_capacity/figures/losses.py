@@ -408,10 +408,12 @@ def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame) -> pl.D
         requests=pl.col("first_value").filter(is_request).sum(),
         tokens=pl.col("first_value").filter(~is_request).sum(),
     )
+    since = pl.lit(time_range.start, pl.Datetime("us", "UTC"))
+    if counted.is_empty():
+        return counted.with_columns(start=since)
     inside = attempts.filter(pl.col("ts") >= time_range.start)
     intervals = [median_seconds(own.get_column("ts")) for _, own in by_target(inside)]
     usual = max(intervals, default=0.0)
-    since = pl.lit(time_range.start, pl.Datetime("us", "UTC"))
     seconds = (pl.col("first") - since).dt.total_microseconds() / 1e6
     return counted.filter(seconds > GAP_FACTOR * usual).with_columns(start=since)
 
