@@ -196,7 +196,8 @@ def test_each_page_is_compared_with_the_day_before(nights, day):
 
 def test_the_index_lists_each_day_once(nights):
     index = (nights.folder / "reports" / "index.html").read_text()
-    assert [index.count(f'<h2><a href="{day}.html"') for day in DAYS] == [1] * 7
+    head = '<th scope="row" role="rowheader"><a href="{}.html"'
+    assert [index.count(head.format(day)) for day in DAYS] == [1] * 7
 
 
 def test_a_day_without_any_data_ends_with_one_line_and_code_2(tmp_path, nights):

@@ -59,8 +59,11 @@ def from_prometheus(tmp_path_factory):
     ):
         server = Prometheus(client, **NO_WAIT)
         wait_until(lambda: vllm.is_used_up and has_failed(server), seconds=120)
+        # Prometheus goes on failing to scrape: each reads the same time.
+        now = datetime.now(UTC)
+        span = TimeRange(now - timedelta(minutes=10), now)
         found = {
-            text: rows_or_none(replace(server, only=selector(text) if text else None))
+            text: rows_or_none(replace(server, only=selector(text) if text else None), span)
             for text in ("", f'instance="{vllm.target}",cluster=~"t.*"', 'cluster="other"')
         }
         watched = CliRunner().invoke(cli, ["watch", url, "--once", "--json", "--over", "2m"])
@@ -75,9 +78,9 @@ def asked(client, expression):
     return [float(one["value"][1]) for one in answer["data"]["result"]]
 
 
-def rows_or_none(server):
+def rows_or_none(server, span):
     with suppress(NoTelemetryError):
-        return read_prometheus(server, around(datetime.now(UTC)))
+        return read_prometheus(server, span)
     return None
 
 

@@ -1,6 +1,6 @@
 """Which LoRA adapters ran, as far as vLLM tells: which there were in a scrape, never how many.
 
-`vllm:lora_requests_info` has the names of the adapters of running and of waiting requests as
+The family `lora_requests_info` has the names of the adapters of running and of waiting requests as
 labels, and the time of that state as its value: each state is a series, and that of the latest time
 is now. It counts neither requests nor tokens, so it shares out no cost: a gateway's log does, where
 its model column has the adapter's name.
