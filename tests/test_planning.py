@@ -13,6 +13,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import given_price
 from vllm_capacity.plan import PlanRequest
+from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.sizing import Policy
 
 SLO = assumed(usd_per_gpu_hour=given_price(0.1), ttft_slo_seconds=2.0)
@@ -30,6 +31,17 @@ def test_replicas_are_the_demand_over_the_capacity_under_the_targets(modest):
     assert capacity["mid"] < 297  # the targets cost capacity
     assert modest["replicas"]["mid"] == -(-demand // capacity["mid"])
     assert modest["replicas"]["low"] <= modest["replicas"]["mid"] <= modest["replicas"]["high"]
+
+
+def test_replicas_of_several_models_are_added_up(examples):
+    """No replica serves another's model: each needs what it was asked for, and its own spare."""
+    fleet = open_window(examples / "fleet-two-models")
+    asked = plan(fleet, PlanRequest())
+    assert len(asked["surplus"]["by_model"]) == 2
+    assert asked["replicas"]["high"] >= 2 * (1 + asked["policy"]["spare_replicas"])
+    assert asked["sensitivity"]["now"] == asked["replicas"]
+    given = PlanRequest(demand_requests_per_second=2 * asked["demand_requests_per_second"]["mid"])
+    assert asked["sensitivity"]["demand doubles"]["high"] == plan(fleet, given)["replicas"]["high"]
 
 
 def test_the_month_costs_what_the_gpus_cost(modest):

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property, partial
 
+import polars as pl
+
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer, WindowExtent
 from vllm_capacity.assumptions import Hardware, Pricing, Slo
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate, Figures, Kind, listed
+from vllm_capacity.estimate import Estimate, Figures, Kind, listed, total
 from vllm_capacity.facts.fleet import rate_in_force
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
 from vllm_capacity.facts.llms import find_llm
@@ -47,6 +49,7 @@ from vllm_capacity.verdicts.sizing import (
     MAX_REPLICAS,
     Change,
     Policy,
+    Pool,
     QueueCheck,
     Runway,
     Surplus,
@@ -95,7 +98,8 @@ class PlanRequest:
 class Plan(Figures):
     """How many replicas, which GPU instead, for what money, how long; every field always there.
 
-    Demand is of all replicas, capacity of one engine (within the targets where given).
+    Demand is of all replicas, capacity of one engine (within the targets where given); of several
+    models the replicas are each model's by its own demand and capacity, added up.
     `gpu` is what the window ran on, as options name it; empty where that is not known.
     `queue_check` is None where it cannot be asked. `replays` are how the busiest arrivals of the
     window, scaled to the demand asked for, fared on that many replicas, empty where it does not
@@ -211,8 +215,28 @@ class _Planning:
 
     @cached_property
     def without_replay(self) -> Estimate:
-        """The replicas by demand and capacity alone."""
-        return replicas(self.demand, self.capacity, self.request.policy)
+        """The replicas by demand and capacity alone; of several models, added up."""
+        return _added(
+            {
+                name: replicas(demand, capacity, self.request.policy)
+                for name, (demand, capacity) in self.loads.items()
+            }
+        )
+
+    @cached_property
+    def loads(self) -> Mapping[str, tuple[Estimate, Estimate]]:
+        """What each model is asked for, and what one of its replicas can do: output tokens/s.
+
+        A demand that was asked for is shared out as the one that was seen.
+        """
+        pools = self.analysis.pools
+        if len(pools) < 2:
+            return {"": (self.demand, self.capacity)}
+        seen = demand_seen(self.analysis.steps, _DEMAND_QUANTILE).mid
+        scale = (self.requests.mid or 0.0) / seen if seen else 1.0
+        return {
+            name: (_tokens_asked(pool).scaled(scale), pool.capacity) for name, pool in pools.items()
+        }
 
     @cached_property
     def replays(self) -> tuple[Replay, ...]:
@@ -317,6 +341,29 @@ class _Planning:
         return None if running is None else running / (self.answer.window.mean_engines or 1.0)
 
 
+def _tokens_asked(pool: Pool) -> Estimate:
+    """Output tokens/s asked of the replicas of one model, at the quantile that plans are for."""
+    if pool.served is None:
+        return Estimate.unknown("no step of its engines was observed")
+    steps = pool.served.steps
+    seconds = (pl.col("end") - pl.col("start")).dt.total_seconds(fractional=True)
+    served = steps.drop_nulls(["output_tokens_per_second", "requests_per_second"]).select(
+        tokens=(pl.col("output_tokens_per_second") * seconds).sum(),
+        requests=(pl.col("requests_per_second") * seconds).sum(),
+    )
+    tokens, requests = served.row(0)
+    per_request = tokens / requests if requests else 0.0
+    basis = f"{per_request:,.4g} output tokens per request of the model"
+    return demand_seen(steps, _DEMAND_QUANTILE).scaled(per_request, basis)
+
+
+def _added(parts: Mapping[str, Estimate]) -> Estimate:
+    """The replicas of all models: none can serve another's requests."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return total(parts, f"sum over {len(parts)} models, each by its own load and capacity")
+
+
 def _in_force(analysis: Analysis) -> Pricing:
     """The pricing with the GPUs and the price that a mapping file has at the end of the window.
 
@@ -378,7 +425,12 @@ def _sensitivity(case: _Planning) -> dict[str, Estimate]:
             output_tokens=case.output_tokens.mid,
             is_kv_limited=case.answer.saturation.bottleneck == KV,
         )
-    return sensitivity(case.demand, case.capacity, policy=case.request.policy, cases=cases)
+    found = {
+        model: sensitivity(demand, capacity, policy=case.request.policy, cases=cases)
+        for model, (demand, capacity) in case.loads.items()
+    }
+    names = next(iter(found.values()))
+    return {name: _added({model: each[name] for model, each in found.items()}) for name in names}
 
 
 @dataclass(frozen=True)

@@ -211,8 +211,8 @@ def _replayed(plan: Plan) -> list[str]:
     if models <= 1:
         return replay_sentences(plan.replays)
     return [
-        f"Not replayed: {models} models were served, and these replicas stand for a mean of them. "
-        "Where replicas of a model can go, that is replayed for it alone."
+        f"Not replayed: {models} models were served. Where replicas of a model can go, that is "
+        "replayed for it alone."
     ]
 
 
