@@ -28,6 +28,7 @@ def test_json_is_the_saturation_object(tmp_path):
         "capacity_output_tokens_per_second",
         "capacity_running_requests",
         "headroom_ratio",
+        "imbalance",
     }
     assert found["capacity_output_tokens_per_second"]["mid"] == pytest.approx(297)
 
