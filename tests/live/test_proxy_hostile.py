@@ -94,7 +94,7 @@ def test_connections_are_bounded_before_anything_is_read():
             assert connection.recv(12) == b"HTTP/1.1 200"
         before = threading.active_count()
         refused = [asked(address) for _ in range(5)]
-        assert threading.active_count() == before
+        assert threading.active_count() <= before  # those of an earlier test may end meanwhile
         for connection in idle:
             connection.close()
     assert [answer[9:12] for answer in refused] == [b"503"] * 5
