@@ -63,7 +63,7 @@ from vllm_capacity.figures.adapters import adapters
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.latency import MeanLatency, Quantile
-from vllm_capacity.figures.makes import Make, alike, engine_makes, target_labels
+from vllm_capacity.figures.makes import Make, alike, engine_makes, of_engines, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
@@ -267,11 +267,10 @@ class Analysis:
         return found
 
     def _engine_time(self, engines: Sequence[str]) -> EngineTime | str:
-        name = pl.concat_str("instance", "engine", separator="/")
         timed = [
             each
             for each in self.histograms
-            if each.metric == PREFILL and f"{each.instance}/{each.engine}" in engines
+            if each.metric == PREFILL and each.engine_name in engines
         ]
         seconds = latency.sound_total(timed, self.time_range)
         if seconds is None:
@@ -280,12 +279,11 @@ class Analysis:
         prompt, computed = counted.prompt_tokens, counted.computed_tokens
         ratio = 1.0 if computed is None or not prompt else min(1.0, computed / prompt)
         prefills = Prefills(sum(each.count for each in timed), seconds, prompt, ratio)
-        return engine_time(stretches(self.steps.filter(name.is_in(list(engines)))), prefills)
+        return engine_time(stretches(of_engines(self.steps, engines)), prefills)
 
     def counted(self, engines: Sequence[str]) -> Counted:
         """The tokens that these engines counted, by name."""
-        name = pl.concat_str("instance", "engine", separator="/")
-        own = self.counters.filter(name.is_in(list(engines)))
+        own = of_engines(self.counters, engines)
         prompt = traffic.total(own, PROMPT_TOKENS) or 0.0
         computed = traffic.prompt_tokens_computed(own)
         if computed is None and (ratio := traffic.prefix_cache_hit_ratio(own)) is not None:
@@ -341,7 +339,7 @@ class Analysis:
         names = map(engine_name, self.engines.iter_rows(named=True))
         return {
             name: latency.mean_latency(
-                [each for each in self.histograms if f"{each.instance}/{each.engine}" == name],
+                [each for each in self.histograms if each.engine_name == name],
                 self.time_range,
             )
             for name in names
@@ -525,9 +523,7 @@ class Analysis:
     def _ttft_p95(self, engines: Collection[str]) -> Quantile:
         """The p95 TTFT of all requests of these engines."""
         found = [
-            each
-            for each in self.histograms
-            if each.metric == TTFT and f"{each.instance}/{each.engine}" in engines
+            each for each in self.histograms if each.metric == TTFT and each.engine_name in engines
         ]
         return latency.quantiles(latency.merged(found)).p95 if found else Quantile()
 
@@ -537,7 +533,7 @@ class Analysis:
         named = self.counters.drop_nulls("model_name").unique(["instance", "engine", "model_name"])
         found: dict[str, list[str]] = {}
         for row in named.sort("instance", "engine", "model_name").iter_rows(named=True):
-            found.setdefault(f"{row['instance']}/{row['engine']}", []).append(row["model_name"])
+            found.setdefault(engine_name(row), []).append(row["model_name"])
         return found
 
     @property
@@ -710,16 +706,20 @@ class Analysis:
     def _pools(self, can: Mapping[str, Estimate]) -> dict[str, Pool]:
         """The pools, if each engine can do that much."""
         groups: dict[str, list[str]] = {}
-        for row in self.engines.iter_rows(named=True):
-            groups.setdefault(row["model_name"] or "", []).append(engine_name(row))
+        for engine, model in self._served_by_engine.items():
+            groups.setdefault(model, []).append(engine)
         return {model: self._pool(own, can) for model, own in groups.items()}
+
+    @property
+    def _served_by_engine(self) -> dict[str, str]:
+        """The model that each engine serves, by its name; empty where none is told."""
+        rows = self.engines.iter_rows(named=True)
+        return {engine_name(row): row["model_name"] or "" for row in rows}
 
     def _pool(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Pool:
         """The engines of one model as replicas of one another."""
         there = sum(self.presence[engine] for engine in engines)
-        own = self.steps.filter(
-            pl.concat_str("instance", "engine", separator="/").is_in(list(engines))
-        )
+        own = of_engines(self.steps, engines)
         prices = [self.bill_parts[engine].usd_per_engine_hour for engine in engines]
         asked = busiest(own, is_latency_bound=bool(self.assumptions.slo.targets))
         capacity = self._each(engines, self.capacities)
@@ -792,10 +792,7 @@ class Analysis:
             presence=self.presence,
             capacities=self.capacities,
             running=self.capacity_running,
-            models={
-                engine_name(row): row["model_name"] or ""
-                for row in self.engines.iter_rows(named=True)
-            },
+            models=self._served_by_engine,
         )
 
     @cached_property

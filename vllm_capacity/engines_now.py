@@ -9,10 +9,10 @@ from datetime import datetime
 import polars as pl
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.bills import engine_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, total
 from vllm_capacity.figures.latency import Quantile, latency
+from vllm_capacity.figures.makes import of_engines
 from vllm_capacity.record import SCHEMA_VERSION, Record
 from vllm_capacity.verdicts.saturation.capacity import headroom
 from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, LIMITS, UNKNOWN
@@ -151,7 +151,7 @@ def _fleet(rows: list[EngineNow], analysis: Analysis, order: str) -> FleetNow:
 def _row(analysis: Analysis, engine: str) -> EngineNow:
     part, costs = analysis.bill_parts[engine], analysis.bill.parts[engine]
     regimes = {fit.engine: fit.regime for fit in analysis.fits}
-    own = latency([each for each in analysis.histograms if _is_of(each, engine)])
+    own = latency([each for each in analysis.histograms if each.engine_name == engine])
     last = _last_step(analysis.steps, engine)
     return EngineNow(
         engine=engine,
@@ -168,15 +168,9 @@ def _row(analysis: Analysis, engine: str) -> EngineNow:
     )
 
 
-def _is_of(increase: object, engine: str) -> bool:
-    row = {name: getattr(increase, name) for name in ("instance", "engine")}
-    return engine_name(row) == engine
-
-
 def _last_step(steps: pl.DataFrame, engine: str) -> dict[str, float]:
     """The engine's newest step that saw anything; empty where there is none."""
-    name = pl.concat_str("instance", "engine", separator="/")
-    own = steps.filter((name == engine) & pl.col("running_mean").is_not_null()).sort("start")
+    own = of_engines(steps, [engine]).drop_nulls("running_mean").sort("start")
     return own.tail(1).to_dicts()[0] if own.height else {}
 
 

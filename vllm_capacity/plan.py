@@ -20,7 +20,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, Kind, listed, total
 from vllm_capacity.facts.fleet import rate_in_force
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
-from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.llms import find_llm, shape_or_reason
 from vllm_capacity.facts.metrics import DECODE, FLOPS, PREFILL, READ_BYTES, WRITE_BYTES
 from vllm_capacity.facts.prices import NO_PRICE, choose_price, usual_forms
 from vllm_capacity.figures import latency, traffic
@@ -284,6 +284,8 @@ class _Planning:
     @cached_property
     def reckoned(self) -> Reckoned:
         """What arithmetic tells of each engine."""
+        if self.hardware == self.analysis.assumptions.hardware:
+            return self.analysis.reckoned
         return self.analysis.reckoned_on(self.hardware)
 
     @property
@@ -389,7 +391,12 @@ def _in_force(analysis: Analysis) -> Pricing:
 
 
 def _queue(case: _Planning, needed: Estimate) -> QueueCheck | None:
-    """An M/G/c queue's view of the replicas without their spares; None where it cannot be asked."""
+    """An M/G/c queue's view of the replicas without their spares; None where it cannot be asked.
+
+    Nor of several models: their requests wait in queues of their own.
+    """
+    if len(case.loads) > 1:
+        return None
     known = [
         case.requests.mid,
         case.capacity.mid,
@@ -707,14 +714,6 @@ def _by_arithmetic(case: _Planning) -> Estimate:
     return whole if engines == 1 else whole.scaled(1 / engines, f"÷ {engines:.3g} engines")
 
 
-def _no_model(name: str) -> str:
-    try:
-        find_llm(name)
-    except InputError as error:
-        return f"no shape is known of {name!r}: {error} Name one that is (model)."
-    return ""
-
-
 def _no_comparison(case: _Planning, name: str | None, *, is_reckoned: bool) -> str:
     if case.here is None:
         several = listed([span.label for span in case.analysis.gpus_on(case.hardware)])
@@ -723,8 +722,8 @@ def _no_comparison(case: _Planning, name: str | None, *, is_reckoned: bool) -> s
         return "vLLM does not export what it runs on: name it (gpu) to compare other GPUs with it"
     if name is None:
         return "the window serves no model, or several: name one (model)"
-    if reason := _no_model(name):
-        return reason
+    if isinstance(llm := shape_or_reason(name), str):
+        return llm
     if is_reckoned:
         return ""
     for estimate in (case.prompt_tokens, case.output_tokens, case.capacity):

@@ -10,6 +10,7 @@ from vllm_capacity.assumptions import Slo
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.metrics import OUTPUT_LENGTH, PREFILL, PROMPT_LENGTH, PROMPT_TOKENS
 from vllm_capacity.figures import latency, traffic
+from vllm_capacity.figures.makes import of_engines
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.replay import Served
 
@@ -32,7 +33,7 @@ def served(
     Lengths and the prefill time are None where no histogram tells them.
     """
     names = set(engines)
-    own = [one for one in histograms if f"{one.instance}/{one.engine}" in names]
+    own = [one for one in histograms if one.engine_name in names]
 
     def of(metric: str) -> latency.Distribution | None:
         return latency.merged([one for one in own if one.metric == metric])
@@ -40,9 +41,7 @@ def served(
     prefills = [one for one in own if one.metric == PREFILL]
     prefill = latency.sound_total(prefills, time_range)
     counted = sum(one.count for one in prefills)
-    theirs = counters.filter(
-        pl.concat_str("instance", "engine", separator="/").is_in(list(engines))
-    )
+    theirs = of_engines(counters, engines)
     prompt = traffic.total(theirs, PROMPT_TOKENS)
     computed = traffic.prompt_tokens_computed(theirs)
     return Served(

@@ -8,9 +8,8 @@ import polars as pl
 
 from vllm_capacity.assumptions import Assumptions
 from vllm_capacity.bills import engine_name
-from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu
-from vllm_capacity.facts.llms import find_llm
+from vllm_capacity.facts.llms import shape_or_reason
 from vllm_capacity.figures.latency import MeanLatency
 from vllm_capacity.figures.makes import Make, speculating
 from vllm_capacity.figures.traffic import prefix_cache_hit_ratio
@@ -79,10 +78,9 @@ def _setup(
 ) -> Setup | str:
     if model is None:
         return "no model is named: name it (model)"
-    try:
-        llm = find_llm(model)
-    except InputError as error:
-        return f"no shape is known of {model!r}: {error} Name one that is (model)."
+    llm = shape_or_reason(model)
+    if isinstance(llm, str):
+        return llm
     requests, prompt, output = (
         usage.successful_requests,
         usage.prompt_tokens,

@@ -176,6 +176,14 @@ def find_llm(name: str) -> Llm:
     raise InputError(f"No model {name!r} in data/llms.csv{near}.")
 
 
+def shape_or_reason(name: str) -> Llm | str:
+    """The model of a name, else why it cannot be reckoned with and what to do."""
+    try:
+        return find_llm(name)
+    except InputError as error:
+        return f"no shape is known of {name!r}: {error} Name one that is (model)."
+
+
 @cache
 def weight_dtype(text: str) -> str:
     """The weight type a text names, as in `BYTES_PER_WEIGHT`: "float16" is "bf16" (2 bytes)."""

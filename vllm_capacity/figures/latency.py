@@ -77,6 +77,11 @@ class Increase:
         """Observations in the step."""
         return sum(self.counts)
 
+    @property
+    def engine_name(self) -> str:
+        """What its engine is called wherever one is named."""
+        return f"{self.instance}/{self.engine}"
+
 
 def histogram_increases(
     window: Window,

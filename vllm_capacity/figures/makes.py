@@ -8,7 +8,7 @@ Engines that agree in all that is told of both may be taken for peers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -86,6 +86,15 @@ def engine_makes(
             (rates or {}).get(row["instance"]),
         )
     return found
+
+
+ENGINE_NAME = pl.concat_str("instance", "engine", separator="/")
+"""What an engine is called wherever one is named, as a column."""
+
+
+def of_engines(rows: pl.DataFrame, names: Collection[str]) -> pl.DataFrame:
+    """The rows, by instance and engine, of the engines of these names."""
+    return rows.filter(ENGINE_NAME.is_in(list(names)))
 
 
 def alike(engines: Sequence[str], makes: Mapping[str, Make]) -> list[list[str]]:

@@ -35,6 +35,7 @@ import polars as pl
 
 from vllm_capacity.estimate import CONFIDENCE as ESTIMATED
 from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.figures.makes import ENGINE_NAME
 from vllm_capacity.record import Record
 
 CONFIDENCE = 0.99
@@ -84,11 +85,10 @@ def comparable_steps(steps: pl.DataFrame, models: Mapping[str, str] | None = Non
     busy = steps.filter(~pl.col("is_gap") & ~pl.col("is_restart") & (output > 0) & (itl > 0))
     prompts = pl.col("prompt_tokens_per_second").fill_null(0.0)
     requests = pl.col("requests_per_second")
-    engine = pl.concat_str("instance", "engine", separator="/")
     return busy.select(
         "start",
-        engine=engine,
-        model=engine.replace_strict(models or {}, default="", return_dtype=pl.String),
+        engine=ENGINE_NAME,
+        model=ENGINE_NAME.replace_strict(models or {}, default="", return_dtype=pl.String),
         load=output * itl,
         prompt_per_output=prompts / output,
         output_per_request=pl.when(requests > 0).then(output / requests),

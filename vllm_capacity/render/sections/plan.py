@@ -180,10 +180,13 @@ def queue_check(plan: Plan) -> Text:
     """What a queue says of these replicas without their spares, and what a replay on them."""
     check = plan.queue_check
     if check is None:
-        return text(
-            "No queue check: demand, capacity or running requests at capacity are not known.",
-            *_replayed(plan),
+        models = len(plan.surplus.by_model)
+        reason = (
+            f"{models} models were served, and the requests of each wait in a queue of their own"
+            if models > 1
+            else "demand, capacity or running requests at capacity are not known"
         )
+        return text(f"No queue check: {reason}.", *_replayed(plan))
     limit = seconds(check.wait_limit_seconds)
     working = plan.working_replicas or 1
     replicas = f"{plural(working, 'replica')} without spares"
