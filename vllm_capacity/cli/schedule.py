@@ -323,7 +323,7 @@ def _systemd_word(word: str) -> str:
 
 @click.group(short_help="Run the report every night: cron, systemd, Kubernetes, Jupyter.")
 def schedule() -> None:
-    """Run `vllm-capacity report` every night, by the settings file; then alerts, if it names whom.
+    """Run `vllm-capacity report` every night by the settings file, then alerts if anyone is named.
 
     Each prints what is to be installed; --install installs it for you alone. Write the settings
     first: vllm-capacity init.

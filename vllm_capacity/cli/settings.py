@@ -160,7 +160,7 @@ class SourceSettings:
         default=None,
         metadata=_about(
             "--full/--thinned",
-            "Every sample, or, from 3 h on, of what is counted states a minute.",
+            "Pull every sample, or from 3 h on only the states of counters per minute.",
             key="full",
         ),
     )
@@ -390,7 +390,7 @@ class CostSettings:
         default="",
         metadata=_about(
             "--invoice-columns",
-            "What it calls what: cost=Charge,start=Day,end=…,hours=…",
+            "Its column names: cost=Charge,start=Day,end=…,hours=…",
             metavar="NAME=COLUMN,…",
             check=_check_invoice_columns,
         ),
@@ -405,7 +405,7 @@ class UsageSettings:
         default=(),
         metadata=_about(
             "--usage",
-            "A log of a gateway: LiteLLM, Envoy, nginx, CSV, Parquet; may be given again.",
+            "A gateway's usage log: LiteLLM, Envoy, nginx, CSV, Parquet; repeatable.",
             multiple=True,
             type=FILE,
         ),
@@ -414,7 +414,7 @@ class UsageSettings:
         default="",
         metadata=_about(
             "--usage-columns",
-            "What the log calls what: key=x-tenant,prompt=in,output=out.",
+            "Column names in the log: key=x-tenant,prompt=in,output=out.",
             metavar="NAME=COLUMN,…",
             check=_check_columns,
         ),
@@ -427,7 +427,7 @@ class UsageSettings:
         default="",
         metadata=_about(
             "--usage-models",
-            "Which served model a name in the log is: fast=Qwen/Qwen3-8B.",
+            "Served models by their names in the log: fast=Qwen/Qwen3-8B.",
             metavar="NAME=MODEL,…",
             check=_check_pairs,
         ),
@@ -436,7 +436,7 @@ class UsageSettings:
         default="shared",
         metadata=_about(
             "--idle",
-            "Idle cost: in proportion to use, or a part of its own.",
+            "Idle cost: shared in proportion to use, or kept apart.",
             type=click.Choice(["shared", "apart"]),
             show_default=True,
         ),
@@ -490,8 +490,8 @@ class AlertSettings:
         default=(),
         metadata=_about(
             "--notify",
-            "Tell this apprise URL, too; ${NAME} is of the environment, file:PATH has a URL a "
-            "line.",
+            "Also notify this apprise URL; ${NAME} is an environment variable, file:PATH holds one "
+            "URL per line.",
             multiple=True,
             metavar="URL",
             check=_check_recipients,
@@ -501,7 +501,7 @@ class AlertSettings:
         default=Path("vllm-capacity-told.json"),
         metadata=_about(
             "--told",
-            "The file that remembers what --notify told, so that nothing is told twice.",
+            "The file that records what --notify sent, so that nothing is sent twice.",
             show_default=True,
             type=click.Path(dir_okay=False, path_type=Path),
             callback=local_path,

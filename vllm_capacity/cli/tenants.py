@@ -23,7 +23,7 @@ from vllm_capacity.errors import InputError
 @click.command(short_help="The bill of WINDOW by tenant, from a gateway's log.")
 @window_options
 @setting_options(UsageSettings)
-@click.option("--show-keys", is_flag=True, help="Keys as they are, not hashed.")
+@click.option("--show-keys", is_flag=True, help="Show keys as they are, not hashed.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV on stdout, a row per tenant.")
 @assumption_options
 @json_options

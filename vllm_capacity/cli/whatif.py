@@ -85,8 +85,10 @@ from vllm_capacity.verdicts.hardware.question import question_of
 )
 @click.option("--engine-version", default=None, help="vLLM version measured, as 0.18.0.")
 @click.option("--to-engine-version", default=None, help="vLLM version asked about.")
-@click.option("--usd-per-hour", help="Price of a GPU measured on, an hour: 1.64, 1.2 to 1.9.")
-@click.option("--to-usd-per-hour", help="That of a GPU asked about; default: the price list's.")
+@click.option("--usd-per-hour", help="Price per hour of the GPU measured on: 1.64, or 1.2 to 1.9.")
+@click.option(
+    "--to-usd-per-hour", help="Price per hour of the other GPU; default: the price list's."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
 def whatif(
     model: str,

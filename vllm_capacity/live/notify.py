@@ -84,7 +84,7 @@ Send = Callable[[Recipient, News, str], bool]
 def recipients(given: Sequence[str], environment: Mapping[str, str]) -> tuple[Recipient, ...]:
     """Who is to be told, by apprise's URLs: `slack://${SLACK_TOKENS}/#gpus`, or `file:PATH`.
 
-    `${NAME}` stands for a variable of the environment; a file (mode 0600) has a URL a line.
+    `${NAME}` is an environment variable; a file (mode 0600) holds one URL per line.
     InputError for a variable that is not set, a file that others can read, and for what apprise
     does not know: never with the address in it.
     """
