@@ -38,7 +38,7 @@ def repeated_rows(seconds: float) -> Rows:
         series=sweep.sql("select * from series"),
         samples=_repeated_samples(sweep, times, shift),
         histograms=_repeated_histograms(sweep, times, shift),
-        intake=sweep.sql("select * from intake"),
+        ingest_notes=sweep.sql("select * from intake"),
     )
 
 

@@ -14,7 +14,7 @@ from bench.measure import Ratio, by_turns
 from tests.standin.recorded import recorded_server
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
-from vllm_capacity.sources.parseable_rows import thinned_rows
+from vllm_capacity.sources.parseable_rows import downsampled_rows
 from vllm_capacity.timerange import TimeRange
 
 STREAM = "vllm_metrics"
@@ -37,7 +37,7 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
             return (server.traffic.wire_bytes - bytes_before) / 1000, seconds
 
         ours, bare = by_turns(
-            lambda: measured(lambda: thinned_rows(pull(server, PullRequest(STREAM, PART)))),
+            lambda: measured(lambda: downsampled_rows(pull(server, PullRequest(STREAM, PART)))),
             lambda: measured(lambda: server.query(f"select * from {STREAM}", PART)),
             runs=runs,
         )

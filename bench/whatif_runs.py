@@ -21,7 +21,7 @@ from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.throughput import Measurement, measurements, silicon_measurements
 from vllm_capacity.verdicts.hardware.question import Load
 from vllm_capacity.verdicts.hardware.serving import (
-    OFFERED,
+    CLIENTS_OFFERED,
     Job,
     Machine,
     saturated_batch,
@@ -221,7 +221,7 @@ def _run(run: Measurement, kind: str, pair: object) -> Run:
     return Run(
         job=job,
         machine=machine,
-        batch=batch_of(run, job, machine, offered=float(run.clients or OFFERED)),
+        batch=batch_of(run, job, machine, offered=float(run.clients or CLIENTS_OFFERED)),
         tokens_per_step=float(machine.tokens_per_step),
         output_tokens_per_second=run.output_tokens_per_second,
         kind=kind,

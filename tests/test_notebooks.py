@@ -20,7 +20,7 @@ from renew_notebooks import STRIPPED
 
 import vllm_capacity as vc
 from vllm_capacity.render import quick_jsonschema
-from vllm_capacity.render.report import PIECE_MIME
+from vllm_capacity.render.report import ELEMENT_MIME
 from vllm_capacity.render.report.run import declared_parameters
 from vllm_capacity.render.report.write import ReportOrder, write_report
 
@@ -59,7 +59,7 @@ def pieces(stem: str) -> dict[str, list]:
     shown = {}
     for cell in code(path):
         for output in cell.outputs:
-            piece = output.data.get(PIECE_MIME, {})
+            piece = output.data.get(ELEMENT_MIME, {})
             rows = piece.get("content", {}).get("rows")
             shown[cell.id] = output.data["text/plain"] if rows is None else rows
     return shown
@@ -165,7 +165,7 @@ def test_nothing_of_the_run_is_kept_but_what_was_put_out(path):
 @our_notebook
 def test_outputs_are_small_and_without_pictures(path):
     mimes = {mime for cell in code(path) for output in cell.outputs for mime in output.data}
-    assert mimes <= {PIECE_MIME, "text/html", "text/plain"}
+    assert mimes <= {ELEMENT_MIME, "text/html", "text/plain"}
     assert path.stat().st_size < MOST_BYTES
 
 
@@ -233,7 +233,7 @@ def test_an_altered_output_is_caught_in_whatever_form(tmp_path):
     upto = [cell.id for cell in notebook.cells].index("scrape-table")
     table = notebook.cells[upto]
     altered = []
-    for number, mime in enumerate(("text/plain", "text/html", PIECE_MIME)):
+    for number, mime in enumerate(("text/plain", "text/html", ELEMENT_MIME)):
         cell = nbformat.from_dict({**table, "id": f"altered-{number}"})
         (output,) = cell.outputs
         text = repr(output.data[mime])

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.facts.gpus import architectures, find_gpu, gpu_names, gpu_told, gpus
+from vllm_capacity.facts.gpus import architectures, find_gpu, gpu_names, gpus, labelled_gpu
 
 
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
@@ -110,7 +110,7 @@ def test_an_architecture_without_a_row_is_refused_with_the_known_ones():
     ],
 )
 def test_labels_of_targets_name_a_gpu(label, gpu):
-    assert gpu_told(label).name == gpu
+    assert labelled_gpu(label).name == gpu
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_labels_of_targets_name_a_gpu(label, gpu):
     ],
 )
 def test_labels_that_name_no_gpu(label):
-    assert gpu_told(label) is None
+    assert labelled_gpu(label) is None

@@ -98,12 +98,15 @@ def test_parseables_server_and_its_files_give_the_same_answer(windows: dict[str,
 def test_a_thinned_pull_gives_whole_minutes_the_same_figures(
     windows: dict[str, Window], minutes: TimeRange
 ) -> None:
-    whole, thinned = (windows[name] for name in ("whole", "thinned"))
-    counters = [counter_increases(one, COUNTERS, time_range=minutes) for one in (whole, thinned)]
+    whole, downsampled = (windows[name] for name in ("whole", "thinned"))
+    counters = [
+        counter_increases(one, COUNTERS, time_range=minutes) for one in (whole, downsampled)
+    ]
     assert counters[0].height > 5
     assert counters[1].equals(counters[0])
     result = [
-        histogram_increases(one, [TTFT, ITL, E2E], time_range=minutes) for one in (whole, thinned)
+        histogram_increases(one, [TTFT, ITL, E2E], time_range=minutes)
+        for one in (whole, downsampled)
     ]
     assert result[1] == result[0]
 

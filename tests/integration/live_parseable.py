@@ -21,7 +21,7 @@ from vllm_capacity.sources.guide_queries import GUIDE_QUERIES, guide_query
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
-from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
+from vllm_capacity.sources.parseable_rows import downsampled_rows, whole_rows
 from vllm_capacity.sources.traces import traces_from_files, traces_from_server
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
@@ -72,7 +72,7 @@ def all_there(parseable, stand_in):
 
 @pytest.fixture(scope="module")
 def whole(parseable, late):
-    return whole_rows(pull(parseable, PullRequest(STREAM, PART, is_thinned=False, late=late)))
+    return whole_rows(pull(parseable, PullRequest(STREAM, PART, is_downsampled=False, late=late)))
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +85,21 @@ def stand_in():
 
 
 @pytest.fixture(scope="module")
-def thinned(parseable, late):
-    return thinned_rows(pull(parseable, PullRequest(STREAM, PART, late=late)))
+def downsampled(parseable, late):
+    return downsampled_rows(pull(parseable, PullRequest(STREAM, PART, late=late)))
 
 
 @pytest.mark.parametrize("table", ["series", "samples", "histograms"])
 def test_the_stand_in_gives_what_the_server_gives(whole, stand_in, table):
-    theirs = whole_rows(pull(stand_in, PullRequest(STREAM, PART, is_thinned=False)))
+    theirs = whole_rows(pull(stand_in, PullRequest(STREAM, PART, is_downsampled=False)))
     assert getattr(whole, table).equals(getattr(theirs, table))
 
 
 @pytest.mark.parametrize("view", ["minutes", "minute_histograms"])
-def test_thinned_minutes_are_the_rollup_of_the_whole(whole, thinned, tmp_path, view):
+def test_thinned_minutes_are_the_rollup_of_the_whole(whole, downsampled, tmp_path, view):
     window = open_window(write_window(tmp_path / "w", whole, {}))
     theirs = window.sql(f"select * from {view} order by series_id, minute, run")
-    ours = getattr(thinned, view)
+    ours = getattr(downsampled, view)
     kept = [c for c in ours.columns if (view, c) != ("minutes", "sum")]
     assert ours.select(kept).equals(theirs.select(kept))
 

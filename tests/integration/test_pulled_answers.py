@@ -43,9 +43,12 @@ def windows(tmp_path_factory):
         httpx.Client(base_url=standin.url, auth=("root", "root-password"), timeout=60) as client,
     ):
         server = Parseable(client)
-        for name, is_thinned in (("whole", False), ("thinned", True)):
+        for name, is_downsampled in (("whole", False), ("thinned", True)):
             pull_server(
-                server, PullRequest("vllm_metrics", PART, is_thinned), folder / name, now=PART.end
+                server,
+                PullRequest("vllm_metrics", PART, is_downsampled),
+                folder / name,
+                now=PART.end,
             )
     return {name: open_window(folder / name) for name in ("files", "whole", "thinned")}
 
@@ -62,45 +65,45 @@ def test_the_server_and_its_files_give_the_same_answer(windows):
 
 def test_a_thinned_window_has_the_counters_of_the_whole(windows):
     metrics = [REQUESTS, GENERATION_TOKENS, PROMPT_TOKENS, PREEMPTIONS]
-    whole, thinned = (
+    whole, downsampled = (
         counter_increases(windows[name], metrics, time_range=MINUTES)
         for name in ("whole", "thinned")
     )
     assert whole.height > 20
-    assert thinned.equals(whole)
+    assert downsampled.equals(whole)
 
 
 @pytest.mark.parametrize("step_seconds", [None, 60], ids=["at once", "by minute"])
 def test_a_thinned_window_has_the_histograms_of_the_whole(windows, step_seconds):
-    whole, thinned = (
+    whole, downsampled = (
         histogram_increases(
             windows[name], [TTFT, ITL, E2E], time_range=MINUTES, step_seconds=step_seconds
         )
         for name in ("whole", "thinned")
     )
     assert len(whole) > 10
-    assert thinned == whole
+    assert downsampled == whole
 
 
 def test_a_thinned_window_has_the_quantiles_of_the_whole(windows):
-    whole, thinned = (
+    whole, downsampled = (
         latency(histogram_increases(windows[name], HISTOGRAMS, time_range=MINUTES))
         for name in ("whole", "thinned")
     )
     assert whole.ttft.p95.value == pytest.approx(17.26, abs=0.01)
-    assert thinned == whole
+    assert downsampled == whole
 
 
 def test_a_thinned_window_has_an_answer_with_the_same_counts_and_gauges(windows):
-    whole, thinned = (
+    whole, downsampled = (
         answer(windows[name], start=MINUTES.start, end=MINUTES.end) for name in ("whole", "thinned")
     )
-    lost = [result["requests"].pop("lost")["high"] for result in (whole, thinned)]
+    lost = [result["requests"].pop("lost")["high"] for result in (whole, downsampled)]
     assert 0.3 < lost[1] / lost[0] < 3  # a bound by the rate before, told more coarsely
-    for result in (whole, thinned):
+    for result in (whole, downsampled):
         result["tokens"].pop("lost")
     for figure in ("requests", "tokens", "latency", "preemptions", "prefix_cache_hit_ratio"):
-        assert thinned[figure] == whole[figure], figure
-    assert thinned["kv_cache_ratio"]["max"] == whole["kv_cache_ratio"]["max"]
-    assert thinned["running"]["max"] is None  # of several engines: not to be told from minutes
-    assert thinned["running"]["mean"] > 0
+        assert downsampled[figure] == whole[figure], figure
+    assert downsampled["kv_cache_ratio"]["max"] == whole["kv_cache_ratio"]["max"]
+    assert downsampled["running"]["max"] is None  # of several engines: not to be told from minutes
+    assert downsampled["running"]["mean"] > 0

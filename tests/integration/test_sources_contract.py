@@ -28,7 +28,7 @@ from vllm_capacity.sources.exposition import Scrape, ScrapeReader
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
-from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
+from vllm_capacity.sources.parseable_rows import downsampled_rows, whole_rows
 from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.sources.prometheus_pull import read_prometheus
 from vllm_capacity.telemetry.processes import TARGET_INFO
@@ -130,8 +130,8 @@ def time_range(attempts):
 def from_server(parseable, time_range):
     with httpx.Client(base_url=parseable.url, auth=("root", "root-password")) as client:
         server = Parseable(client, **NO_WAIT)
-        whole = whole_rows(pull(server, PullRequest("vllm", time_range, is_thinned=False)))
-        return whole, thinned_rows(pull(server, PullRequest("vllm", time_range)))
+        whole = whole_rows(pull(server, PullRequest("vllm", time_range, is_downsampled=False)))
+        return whole, downsampled_rows(pull(server, PullRequest("vllm", time_range)))
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,8 @@ def pulled(
     with httpx.Client(base_url=parseable.url, auth=ROOT, timeout=120) as client:
         server = Parseable(client)
         wait_for(lambda: _has_all(server, time_range), seconds=300)
-        for name, is_thinned in (("whole", False), ("thinned", True)):
-            request = PullRequest(STREAM, time_range, is_thinned=is_thinned)
+        for name, is_downsampled in (("whole", False), ("thinned", True)):
+            request = PullRequest(STREAM, time_range, is_downsampled=is_downsampled)
             pull_server(server, request, folder / name, now=time_range.end)
     whole = open_window(folder / "whole")
     wait_for(lambda: _are_flushed(parseable.store, time_range, whole), seconds=240)

@@ -111,7 +111,7 @@ def test_scrapes_are_where_the_steady_clock_has_them(tmp_path, set_by, moved):
     up = rows.series.filter(rows.series["metric"] == "up")["series_id"].item()
     times = rows.samples.filter(rows.samples["series_id"] == up)["ts"].dt.epoch("us").to_list()
     assert times == [round((T0 + at) * 1e6) for at in STEADY]
-    assert rows.intake.select("check", "count").rows() == [("clock", moved)]
+    assert rows.ingest_notes.select("check", "count").rows() == [("clock", moved)]
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_stamps_stay_where_no_steady_clock_says_otherwise(tmp_path, stamps, stea
     up = rows.series.filter(rows.series["metric"] == "up")["series_id"].item()
     times = rows.samples.filter(rows.samples["series_id"] == up)["ts"].dt.epoch("us").to_list()
     assert times == [round(t * 1e6) for t in stamps]
-    assert rows.intake.is_empty()
+    assert rows.ingest_notes.is_empty()

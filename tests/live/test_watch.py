@@ -19,7 +19,7 @@ from tests.integration.real_prometheus import free_port, wait_until
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, pricing
 from vllm_capacity.cli import cli
-from vllm_capacity.cli.watch import ORDERS as OFFERED
+from vllm_capacity.cli.watch import ORDERS as CLIENTS_OFFERED
 from vllm_capacity.engines_now import ORDERS, engines_now
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.live.access import cause
@@ -169,7 +169,7 @@ def test_another_server_is_told_of():
 
 
 def test_the_command_offers_the_orders_there_are():
-    assert list(OFFERED) == list(ORDERS)
+    assert list(CLIENTS_OFFERED) == list(ORDERS)
 
 
 @pytest.mark.parametrize("order", ORDERS)

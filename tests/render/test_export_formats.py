@@ -17,7 +17,7 @@ from tests.figures.small_windows import counter, small_window, up
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, pricing
 from vllm_capacity.cli import cli
-from vllm_capacity.cli.export import FORMATS as OFFERED
+from vllm_capacity.cli.export import FORMATS as CLIENTS_OFFERED
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, PROMPT_TOKENS, REQUESTS
@@ -50,7 +50,7 @@ def rows(text):
 
 
 def test_the_command_offers_what_there_is():
-    assert list(OFFERED) == list(FORMATS)
+    assert list(CLIENTS_OFFERED) == list(FORMATS)
 
 
 # --- every figure -------------------------------------------------------------------------------

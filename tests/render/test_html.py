@@ -12,7 +12,7 @@ from bs4 import BeautifulSoup
 
 from vllm_capacity.render import tables
 from vllm_capacity.render.numbers import usd
-from vllm_capacity.render.report import CHART_MIME, HOVER, PIECE_MIME, vega
+from vllm_capacity.render.report import CHART_MIME, ELEMENT_MIME, HOVER, vega
 from vllm_capacity.render.report import page as html
 from vllm_capacity.render.report.metadata import Metadata, SummaryLine
 from vllm_capacity.render.tables import Cell, Column
@@ -34,7 +34,7 @@ def markdown(source):
 
 
 def piece(kind, **content):
-    return code({PIECE_MIME: {"kind": kind, "content": content}})
+    return code({ELEMENT_MIME: {"kind": kind, "content": content}})
 
 
 def table(heads, rows, *, numeric=(), caption=""):
@@ -205,7 +205,7 @@ def test_an_optional_section(tags, shown, headings):
         pytest.param({"output_type": "stream", "name": "stdout", "text": " \n"}, None, id="blank"),
         pytest.param({"output_type": "display_data", "data": {}}, None, id="nothing shown"),
         pytest.param(
-            {"output_type": "display_data", "data": {PIECE_MIME: PIECE, "text/html": "x"}},
+            {"output_type": "display_data", "data": {ELEMENT_MIME: PIECE, "text/html": "x"}},
             "piece",
             id="a piece of ours before its HTML",
         ),

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.numbers import count, number, seconds, usd
-from vllm_capacity.render.report import PIECE_MIME
+from vllm_capacity.render.report import ELEMENT_MIME
 from vllm_capacity.render.tables import (
     Cell,
     Column,
@@ -204,8 +204,11 @@ def test_column_without_any_text_is_not_shown():
 
 def test_cell_crosses_to_the_page_as_text():
     bundle = SHOWN._repr_mimebundle_()
-    content = bundle[PIECE_MIME]["content"]
-    assert (bundle[PIECE_MIME]["kind"], content["rows"][0][:2]) == ("table", ["r0/0", "500\xa0ms"])
+    content = bundle[ELEMENT_MIME]["content"]
+    assert (bundle[ELEMENT_MIME]["kind"], content["rows"][0][:2]) == (
+        "table",
+        ["r0/0", "500\xa0ms"],
+    )
     assert content["columns"][1] == {"title": "p95 TTFT", "numeric": True}
     assert bundle["text/plain"] == repr(SHOWN) == SHOWN.to_text().rstrip("\n")
 

@@ -48,7 +48,7 @@ def read(tmp_path, content):
 
 
 def result(rows):
-    return [(row["check"], row["subject"], row["detail"]) for row in rows.intake.to_dicts()]
+    return [(row["check"], row["subject"], row["detail"]) for row in rows.ingest_notes.to_dicts()]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_bucket_told_twice_with_different_counts_makes_no_histogram():
     reader.add(Scrape(1e9, "v", 200, histogram(twice)))
     rows = reader.buffer.rows()
     assert rows.histograms.is_empty()
-    assert rows.intake["check"].to_list() == ["coverage"]
+    assert rows.ingest_notes["check"].to_list() == ["coverage"]
 
 
 def test_an_exposition_that_is_there_twice_counts_once():

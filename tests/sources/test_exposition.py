@@ -124,14 +124,14 @@ def test_buckets_that_make_no_histogram_are_left_out_and_noted(value):
         HISTOGRAM.replace('le="0.1",model_name="m"} 3.0', f'le="0.1",model_name="m"}} {value}')
     )
     assert rows.histograms.is_empty()
-    assert rows.intake["subject"].to_list() == ["vllm:time_to_first_token_seconds"]
+    assert rows.ingest_notes["subject"].to_list() == ["vllm:time_to_first_token_seconds"]
 
 
 @pytest.mark.parametrize("edge", ["abc", "NaN", "-Inf", ""])
 def test_a_bucket_without_a_bound_makes_no_histogram(edge):
     rows = rows_of(HISTOGRAM.replace('le="0.5"', f'le="{edge}"'))
     assert rows.histograms.is_empty()
-    assert rows.intake["subject"].to_list() == ["vllm:time_to_first_token_seconds"]
+    assert rows.ingest_notes["subject"].to_list() == ["vllm:time_to_first_token_seconds"]
 
 
 @pytest.mark.parametrize("start", ["1e300", "-5", "NaN", "1.7e12"])
@@ -141,7 +141,7 @@ def test_a_start_of_the_process_that_is_no_time_is_left_out_and_noted(start):
         + f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {start}\n"
     )
     assert values(rows, "process_start_time_seconds") == []
-    assert rows.intake["subject"].to_list() == ["process_start_time_seconds"]
+    assert rows.ingest_notes["subject"].to_list() == ["process_start_time_seconds"]
 
 
 def test_labels_with_quotes_backslashes_newlines_and_braces_survive():
@@ -208,7 +208,7 @@ def test_what_is_no_saved_scrapes_is_said_to_be_none(tmp_path, content, says):
 
 def test_scrapes_out_of_order_are_put_in_order_and_noted(tmp_path):
     rows = read_scrapes(saved(tmp_path / "s", [scrape(3.0), scrape(1.0), scrape(5.0)]))
-    assert rows.intake.select("check", "count").rows() == [("late", 1)]
+    assert rows.ingest_notes.select("check", "count").rows() == [("late", 1)]
 
 
 def test_infinite_counters_do_not_become_numbers():

@@ -63,7 +63,7 @@ def test_replicas_that_all_call_themselves_engine_0_are_told_apart(whole):
     ],
 )
 def test_the_border_notes(whole, check, instance, count):
-    found = whole.intake.filter(check=check, instance=instance)
+    found = whole.ingest_notes.filter(check=check, instance=instance)
     assert found.get_column("count").to_list() == [count]
 
 
@@ -294,7 +294,7 @@ def test_a_value_lost_on_the_way_is_noted_not_zero(tmp_path):
     lost = point(metric_name="vllm:num_requests_waiting", data_point_value=None)
     rows = read_stream(open_store(store_of(tmp_path, [point(), lost])), "s")
     assert rows.samples.height == 1
-    assert rows.intake.select("check", "subject", "count").rows() == [
+    assert rows.ingest_notes.select("check", "subject", "count").rows() == [
         ("coverage", "vllm:num_requests_waiting", 1)
     ]
 

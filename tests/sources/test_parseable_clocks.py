@@ -51,7 +51,7 @@ def pulled(way, standin, path):
         stack.enter_context(standin)
         auth = ("root", "root-password")
         client = stack.enter_context(httpx.Client(base_url=standin.url, auth=auth, timeout=60))
-        request = PullRequest("s", PART, is_thinned=way == "thinned")
+        request = PullRequest("s", PART, is_downsampled=way == "thinned")
         return pull_server(Parseable(client), request, path / "w", now=request.time_range.end)
 
 

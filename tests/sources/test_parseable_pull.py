@@ -15,7 +15,7 @@ from vllm_capacity.live.pull import pull_server
 from vllm_capacity.sources.parquet import open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, hours, pull
-from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
+from vllm_capacity.sources.parseable_rows import downsampled_rows, whole_rows
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
@@ -46,12 +46,12 @@ PART = TimeRange(at(8, 18, 30), at(8, 22, 17))
 
 @pytest.fixture(scope="module")
 def whole(recorded):
-    return whole_rows(pull(recorded, PullRequest(STREAM, PART, is_thinned=False)))
+    return whole_rows(pull(recorded, PullRequest(STREAM, PART, is_downsampled=False)))
 
 
 @pytest.fixture(scope="module")
-def thinned(recorded):
-    return thinned_rows(pull(recorded, PullRequest(STREAM, PART)))
+def downsampled(recorded):
+    return downsampled_rows(pull(recorded, PullRequest(STREAM, PART)))
 
 
 @pytest.mark.parametrize("table", ["series", "samples", "histograms"])
@@ -67,28 +67,30 @@ def rolled_up(whole, tmp_path_factory):
     return open_window(write_window(tmp_path_factory.mktemp("whole") / "w", whole, {}))
 
 
-def test_thinned_histograms_are_the_rollup_of_the_whole(thinned, rolled_up):
+def test_thinned_histograms_are_the_rollup_of_the_whole(downsampled, rolled_up):
     theirs = rolled_up.sql("select * from minute_histograms order by series_id, minute, run")
-    assert thinned.minute_histograms.equals(theirs.select(thinned.minute_histograms.columns))
+    assert downsampled.minute_histograms.equals(
+        theirs.select(downsampled.minute_histograms.columns)
+    )
 
 
-def test_thinned_minutes_are_the_rollup_of_the_whole(thinned, rolled_up):
+def test_thinned_minutes_are_the_rollup_of_the_whole(downsampled, rolled_up):
     theirs = rolled_up.sql("select * from minutes order by series_id, minute, run")
-    ours = thinned.minutes.drop("sum")
+    ours = downsampled.minutes.drop("sum")
     assert ours.equals(theirs.select(ours.columns))
 
 
-def test_a_thinned_gauge_adds_up_as_the_whole(thinned, rolled_up):
+def test_a_thinned_gauge_adds_up_as_the_whole(downsampled, rolled_up):
     sums = "select series_id, minute, run, sum as whole from minutes join series using (series_id)"
     theirs = rolled_up.sql(f"{sums} where kind = 'gauge'")
-    both = theirs.join(thinned.minutes, on=["series_id", "minute", "run"], how="left")
+    both = theirs.join(downsampled.minutes, on=["series_id", "minute", "run"], how="left")
     is_close = (pl.col("sum") - pl.col("whole")).abs() <= 1e-12 * pl.col("whole").abs()
     assert both.select(is_close.all()).item()
 
 
-def test_every_scrape_attempt_is_in_a_thinned_pull(whole, thinned):
+def test_every_scrape_attempt_is_in_a_thinned_pull(whole, downsampled):
     up = whole.series.filter(metric="up").select("series_id")
-    ours, theirs = (rows.samples.join(up, on="series_id") for rows in (thinned.rows, whole))
+    ours, theirs = (rows.samples.join(up, on="series_id") for rows in (downsampled.rows, whole))
     assert ours.equals(theirs)
 
 
@@ -122,7 +124,7 @@ TWO_MINUTES = TimeRange(at(8, 0), at(8, 2))
 
 def thinned_of(*exports, time_range=TWO_MINUTES, **settings):
     with server_of(*exports, **settings) as standin, asked(standin) as server:
-        return thinned_rows(pull(server, PullRequest("s", time_range)))
+        return downsampled_rows(pull(server, PullRequest("s", time_range)))
 
 
 def test_a_restart_within_a_minute_makes_two_rows():
@@ -163,9 +165,9 @@ def test_a_histogram_restarts_when_any_bucket_drops_though_its_count_grew():
 def test_a_point_sent_twice_counts_once_and_is_noted():
     once = export(gauge("vllm:num_requests_running", at(8, 0, 2), 4.0))
     more = export(gauge("vllm:num_requests_running", at(8, 0, 4), 2.0))
-    thinned = thinned_of(once, once, more)
-    assert thinned.minutes.select("n", "sum").rows() == [(2, 6.0)]
-    assert thinned.rows.intake.select("check", "subject", "count").rows() == [
+    downsampled = thinned_of(once, once, more)
+    assert downsampled.minutes.select("n", "sum").rows() == [(2, 6.0)]
+    assert downsampled.rows.ingest_notes.select("check", "subject", "count").rows() == [
         ("duplicate", "vllm:num_requests_running", 1)
     ]
 
@@ -173,9 +175,9 @@ def test_a_point_sent_twice_counts_once_and_is_noted():
 def test_markers_of_staleness_are_no_states():
     first = counter(TOKENS, at(8, 0, 2), 10.0)
     exports = [export(first), export(stale(counter(TOKENS, at(8, 0, 4), 0.0)))]
-    thinned = thinned_of(*exports)
-    assert thinned.minutes.select("last", "n").rows() == [(10.0, 1)]
-    assert thinned.rows.intake.select("check", "count").rows() == [("series", 1)]
+    downsampled = thinned_of(*exports)
+    assert downsampled.minutes.select("last", "n").rows() == [(10.0, 1)]
+    assert downsampled.rows.ingest_notes.select("check", "count").rows() == [("series", 1)]
 
 
 def test_bounds_that_differ_between_replicas_make_series_of_their_own():
@@ -183,17 +185,17 @@ def test_bounds_that_differ_between_replicas_make_series_of_their_own():
         export(buckets(at(8, 0, 2), (1, 2, 0), 1.0)),
         export(buckets(at(8, 0, 2), (3, 4), 1.0, (0.5,)), instance="10.0.0.2:8000"),
     ]
-    thinned = thinned_of(*exports)
-    series = thinned.rows.series.select("instance", "bounds").rows()
+    downsampled = thinned_of(*exports)
+    series = downsampled.rows.series.select("instance", "bounds").rows()
     assert series == [("10.0.0.1:8000", [0.5, 1.0]), ("10.0.0.2:8000", [0.5])]
-    assert sorted(thinned.minute_histograms.get_column("count")) == [3, 7]
+    assert sorted(downsampled.minute_histograms.get_column("count")) == [3, 7]
 
 
 def test_what_arrived_an_hour_late_belongs_where_it_was_sampled():
     exports = [export(counter(TOKENS, at(8, 0, 2), 10.0))]
-    thinned = thinned_of(*exports, arrived=at(9, 0, 2))
-    assert thinned.minutes.height == 1
-    assert thinned.rows.intake.select("check", "detail").rows() == [
+    downsampled = thinned_of(*exports, arrived=at(9, 0, 2))
+    assert downsampled.minutes.height == 1
+    assert downsampled.rows.ingest_notes.select("check", "detail").rows() == [
         ("late", "arrived up to 3600 s after it was sampled")
     ]
 
@@ -280,7 +282,7 @@ def test_what_was_not_over_when_it_was_asked_for_is_asked_for_again(tmp_path):
     more = [export(counter(TOKENS, at(8, minute), float(minute))) for minute in range(40)]
     for body in more[:10]:
         standin.ingest("s", "/v1/metrics", body, arrived=at(8, 10))
-    request = PullRequest("s", TimeRange(at(8, 0), at(9, 0)), is_thinned=False)
+    request = PullRequest("s", TimeRange(at(8, 0), at(9, 0)), is_downsampled=False)
     with standin, asked(standin) as server:
         with pytest.raises(KeyboardInterrupt):
             pull_server(server, request, tmp_path / "w", now=at(8, 10), progress=interrupt_at_2)

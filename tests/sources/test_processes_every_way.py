@@ -71,15 +71,15 @@ def windows_of(found: list[Scrape], folder, asked=ASKED) -> dict:
         standin,
         httpx.Client(base_url=standin.url, auth=("root", "root-password"), timeout=60) as client,
     ):
-        for name, is_thinned in ((WAYS[0], False), (WAYS[1], True)):
-            request = PullRequest("s", asked, is_thinned)
+        for name, is_downsampled in ((WAYS[0], False), (WAYS[1], True)):
+            request = PullRequest("s", asked, is_downsampled)
             pull_server(Parseable(client), request, folder / name, now=asked.end)
         store = write_store(standin.streams, folder / "store")
     pull_files(str(store), "s", folder / "files", asked)
     transport = prometheus(wire_of(found))
     with httpx.Client(base_url="http://prom", transport=transport) as client:
-        for name, is_thinned in ((WAYS[3], False), (WAYS[4], True)):
-            pull_prometheus(Prometheus(client), asked, folder / name, is_thinned=is_thinned)
+        for name, is_downsampled in ((WAYS[3], False), (WAYS[4], True)):
+            pull_prometheus(Prometheus(client), asked, folder / name, is_downsampled=is_downsampled)
     return {name: open_window(folder / name) for name in WAYS}
 
 

@@ -62,8 +62,8 @@ def pulled_from_a_real_one(window, time_range, folder):
 
 
 def pull(client, time_range, folder, name):
-    is_thinned = name == "thinned"
-    pull_prometheus(Prometheus(client), time_range, folder / name, is_thinned=is_thinned)
+    is_downsampled = name == "thinned"
+    pull_prometheus(Prometheus(client), time_range, folder / name, is_downsampled=is_downsampled)
 
 
 def analyses(windows, start=None, end=None):
@@ -114,48 +114,48 @@ def windows(request, examples, tmp_path_factory):
 
 
 def test_counts_latencies_lives_and_gauges_are_those_of_every_sample(windows):
-    whole, thinned = analyses(windows)
-    assert thinned.answer.window.resolution == "minute"
-    assert_frame_equal(thinned.counters, whole.counters)
-    assert thinned.histograms == whole.histograms
-    assert thinned.latency == whole.latency
-    assert thinned.gauges == whole.gauges
-    assert_frame_equal(thinned.attempts, whole.attempts)
-    assert thinned.restarts == whole.restarts
-    assert thinned.interruptions == whole.interruptions
-    assert thinned.outages == whole.outages
+    whole, downsampled = analyses(windows)
+    assert downsampled.answer.window.resolution == "minute"
+    assert_frame_equal(downsampled.counters, whole.counters)
+    assert downsampled.histograms == whole.histograms
+    assert downsampled.latency == whole.latency
+    assert downsampled.gauges == whole.gauges
+    assert_frame_equal(downsampled.attempts, whole.attempts)
+    assert downsampled.restarts == whole.restarts
+    assert downsampled.interruptions == whole.interruptions
+    assert downsampled.outages == whole.outages
     for name, part in whole.bill_parts.items():
         # The share of prefills is fitted to steps, which are minutes where counters are.
         unfitted = replace(part.usage, prefill_time_ratio=None)
-        assert replace(thinned.bill_parts[name].usage, prefill_time_ratio=None) == unfitted
+        assert replace(downsampled.bill_parts[name].usage, prefill_time_ratio=None) == unfitted
 
 
 def test_no_minute_counts_otherwise(windows):
     start = windows[0].extent.start.replace(second=0, microsecond=0) + timedelta(minutes=3)
-    whole, thinned = analyses(windows, start, start + timedelta(minutes=5))
-    assert_frame_equal(thinned.counters, whole.counters)
-    assert thinned.histograms == whole.histograms
+    whole, downsampled = analyses(windows, start, start + timedelta(minutes=5))
+    assert_frame_equal(downsampled.counters, whole.counters)
+    assert downsampled.histograms == whole.histograms
 
 
 def test_what_was_lost_is_bounded_in_the_same_stretches(windows):
-    whole, thinned = (each.losses.stretches for each in analyses(windows))
-    assert [(one.instance, one.why, one.start, one.end) for one in thinned] == [
+    whole, downsampled = (each.losses.stretches for each in analyses(windows))
+    assert [(one.instance, one.why, one.start, one.end) for one in downsampled] == [
         (one.instance, one.why, one.start, one.end) for one in whole
     ]
 
 
 def test_a_thinned_pull_of_hours_is_read_as_a_whole_one_is(windows):
-    whole, thinned = (window.sql("select * from intake") for window in windows)
-    assert_frame_equal(thinned, whole)
+    whole, downsampled = (window.sql("select * from intake") for window in windows)
+    assert_frame_equal(downsampled, whole)
     assert windows[1].provenance["counters"] == "minute"
 
 
 def test_little_of_what_is_counted_comes(tmp_path, examples):
     asked = {}
     window = open_window(examples / "vllm-sweep")
-    whole, thinned = pulled(window, window.extent, tmp_path, asked=asked)
+    whole, downsampled = pulled(window, window.extent, tmp_path, asked=asked)
     rows = "select count(*) from histograms"
-    assert thinned.sql(rows).item() < 0.15 * whole.sql(rows).item()
+    assert downsampled.sql(rows).item() < 0.15 * whole.sql(rows).item()
     assert len(asked["thinned"]) < len(asked["whole"])
 
 

@@ -154,11 +154,11 @@ def complaint(ask, *args, **more):
     return ""
 
 
-def pulled(healthy, nth, spoil, folder, *, is_thinned):
+def pulled(healthy, nth, spoil, folder, *, is_downsampled):
     transport = httpx.MockTransport(Sick(healthy, nth, spoil))
     with httpx.Client(base_url="http://p", auth=AUTH, transport=transport) as client:
         server = Parseable(client, pause=lambda seconds: None)
-        request = PullRequest("s", PART, is_thinned)
+        request = PullRequest("s", PART, is_downsampled)
         return complaint(pull_server, server, request, folder / "w", now=PART.end)
 
 
@@ -194,7 +194,7 @@ def one_line(output):
 @pytest.mark.parametrize("nth", range(1, 9))
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_a_parseable_that_answers_something_else_is_named(store, tmp_path, nth, body):
-    output = pulled(store, nth, lambda content: body, tmp_path, is_thinned=nth % 2 == 0)
+    output = pulled(store, nth, lambda content: body, tmp_path, is_downsampled=nth % 2 == 0)
     assert one_line(output)
     assert output or (tmp_path / "w").exists()
 
@@ -212,7 +212,9 @@ def test_an_answer_of_parseable_that_is_damaged_somewhere_is_an_error_or_rows(
     store, tmp_path, seed
 ):
     for nth in range(1, 9):
-        output = pulled(store, nth, spoiling(seed), tmp_path / str(nth), is_thinned=seed % 2 == 0)
+        output = pulled(
+            store, nth, spoiling(seed), tmp_path / str(nth), is_downsampled=seed % 2 == 0
+        )
         assert one_line(output)
 
 
@@ -228,8 +230,8 @@ def test_what_a_prometheus_says_it_may_have_left_out_is_in_the_ledger():
 
     transport = httpx.MockTransport(Sick(prometheus, 3, warning))
     with httpx.Client(base_url="http://p", transport=transport) as client:
-        intake = read_prometheus(Prometheus(client), PART).intake
-    assert intake.select("check", "subject", "detail").rows() == [
+        ingest_notes = read_prometheus(Prometheus(client), PART).ingest_notes
+    assert ingest_notes.select("check", "subject", "detail").rows() == [
         ("coverage", "partial answer", " [31m store 2 is down")
     ]
 

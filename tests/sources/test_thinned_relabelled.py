@@ -31,7 +31,7 @@ from vllm_capacity.timerange import TimeRange
 ASKED = TimeRange(T0, T0 + timedelta(seconds=EVERY * COUNT))
 
 
-def thinned(folder, spelled, *, born=None):
+def downsampled(folder, spelled, *, born=None):
     """A window pulled by the minute; `born`: the scrape from which on a new child counts."""
     standin = Standin()
     for number in range(COUNT):
@@ -69,18 +69,18 @@ def _counted(ts, done, whose):
 
 @pytest.mark.parametrize(("spelled", "severity"), SPELLED)
 def test_a_series_under_other_labels_goes_on_by_the_minute(tmp_path, spelled, severity):
-    window = thinned(tmp_path, spelled)
+    window = downsampled(tmp_path, spelled)
     assert found(window) == (TRUE_REQUESTS, TRUE_REQUESTS)
     assert {each for each, _ in result(window)} == {severity}
 
 
 @pytest.mark.parametrize("born", [30, 33], ids=["with a minute", "within one"])
 def test_a_child_that_is_new_counts_from_0_by_the_minute(tmp_path, born):
-    window = thinned(tmp_path, lambda n: {}, born=born)
+    window = downsampled(tmp_path, lambda n: {}, born=born)
     assert found(window)[0] == TRUE_REQUESTS + 5 + (COUNT - 1 - born)
     assert result(window) == []
 
 
 def test_a_child_that_is_new_beside_one_spelled_otherwise_counts_once(tmp_path):
-    window = thinned(tmp_path, lambda n: OTHER_POD if n == 33 else {}, born=36)
+    window = downsampled(tmp_path, lambda n: OTHER_POD if n == 33 else {}, born=36)
     assert found(window)[0] == TRUE_REQUESTS + 5 + (COUNT - 1 - 36)

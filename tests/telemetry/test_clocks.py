@@ -62,7 +62,7 @@ def without_arrival(rows):
         rows.series,
         rows.samples.with_columns(unknown),
         rows.histograms.with_columns(unknown),
-        rows.intake,
+        rows.ingest_notes,
     )
 
 
@@ -320,7 +320,7 @@ def test_without_process_start_and_order_of_arrival_a_fall_is_a_restart_as_ever(
         .then(pl.col("value") - 900)
         .otherwise("value")
     )
-    changed = Rows(rows.series, fallen, rows.histograms, rows.intake)
+    changed = Rows(rows.series, fallen, rows.histograms, rows.ingest_notes)
     assert found(changed, tmp_path)[3].is_empty()
 
 

@@ -36,7 +36,7 @@ def kept(rows):
     settled = settle(rows)
     own = settled.series.filter(pl.col("metric") == TOKENS)
     left = settled.samples.join(own, on="series_id")["value"].to_list()
-    notes = settled.intake.filter(check="coverage", subject=TOKENS)
+    notes = settled.ingest_notes.filter(check="coverage", subject=TOKENS)
     return left, int(notes["count"].sum())
 
 
@@ -86,7 +86,7 @@ def test_a_histogram_that_nothing_observes_is_left_out(total, first, left):
         )
     settled = settle(buffer.rows())
     assert settled.histograms.height == left
-    assert int(settled.intake["count"].sum()) == 3 - left
+    assert int(settled.ingest_notes["count"].sum()) == 3 - left
 
 
 BROKEN = [Scrape(s, -9000, LARGEST if s == 300 else 1000 + s) for s in range(0, 600, 30)]

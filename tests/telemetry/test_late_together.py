@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 
 from tests.telemetry.windows import (
+    downsampled,
     hours,
     noted,
     of_format_1,
     rows_at,
     scraped_minutes,
-    thinned,
     written,
 )
 from vllm_capacity.errors import WindowError
@@ -142,7 +142,7 @@ def test_a_run_that_fails_leaves_the_window_as_it_was(tmp_path):
 
 
 def test_a_window_of_minutes_takes_no_samples(tmp_path):
-    window = thinned(tmp_path / "w")
+    window = downsampled(tmp_path / "w")
     with pytest.raises(WindowError, match="holds minutes"):
         extend_window(window, rows_at([20]))
     assert left_over(window) == []

@@ -8,7 +8,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from tests.telemetry.windows import hours, noted, of_format_1, scraped_minutes, thinned, written
+from tests.telemetry.windows import downsampled, hours, noted, of_format_1, scraped_minutes, written
 from vllm_capacity.errors import WindowError
 from vllm_capacity.telemetry.manifest import read_manifest
 from vllm_capacity.telemetry.window import open_window
@@ -21,7 +21,7 @@ def good(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def good_minutes(tmp_path_factory):
-    return thinned(tmp_path_factory.mktemp("good") / "thinned")
+    return downsampled(tmp_path_factory.mktemp("good") / "thinned")
 
 
 @pytest.fixture

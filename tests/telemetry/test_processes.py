@@ -233,7 +233,7 @@ def carried(begin, *scraped, labelled=()):
         key = SeriesKey(METRIC, "counter", "vllm", "0", "m", (("status", "4xx"),))
         buffer.sample(buffer.series(key, exposed=METRIC), ts_us, float(value))
     rows = buffer.rows()
-    return Rows(rows.series, rows.samples, rows.histograms, rows.intake, at(begin))
+    return Rows(rows.series, rows.samples, rows.histograms, rows.ingest_notes, at(begin))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_settling_again_changes_nothing():
             rows.series,
             rows.samples.drop("run").with_columns(rank=0, arrival=pl.lit(0, pl.Int64)),
             rows.histograms.drop("run").with_columns(rank=0, arrival=pl.lit(0, pl.Int64)),
-            rows.intake,
+            rows.ingest_notes,
             rows.begin,
         )
     )

@@ -209,7 +209,7 @@ def late_scrapes(window, start, end):
             whole.series.with_columns(starts_at_zero=pl.lit(None, pl.Boolean)),
             whole.samples.filter(keep),
             whole.histograms.filter(keep),
-            whole.intake.clear(),
+            whole.ingest_notes.clear(),
         )
 
     return part(inside), part(~inside)

@@ -72,7 +72,7 @@ def cut(rows, every):
 
     last = int(rows.samples["arrival"].max())
     parts = [lambda first=first: part(first) for first in range(1, last + 1, every)]
-    return RowsInParts(rows.series, parts, rows.intake, rows.begin)
+    return RowsInParts(rows.series, parts, rows.ingest_notes, rows.begin)
 
 
 def without_arrival(rows):
@@ -88,7 +88,9 @@ def check(rows):
     """That these rows, hour by hour, are what they are at once."""
     expected, found = settle(rows.whole()), []
     with TemporaryDirectory() as folder:
-        series, intake = settle_stretches(rows, Spool(Path(folder)), found.append, stretch_rows=1)
+        series, ingest_notes = settle_stretches(
+            rows, Spool(Path(folder)), found.append, stretch_rows=1
+        )
     for name, frames in zip(("samples", "histograms"), zip(*found, strict=True), strict=True):
         assert_frame_equal(
             pl.concat(frames).sort("series_id", "ts"),
@@ -96,7 +98,7 @@ def check(rows):
         )
     assert_frame_equal(series, expected.series)
     order = ["check", "instance", "ts", "subject", "detail"]
-    assert_frame_equal(intake.sort(order), expected.intake.sort(order))
+    assert_frame_equal(ingest_notes.sort(order), expected.ingest_notes.sort(order))
 
 
 @settings(deadline=None, max_examples=30)

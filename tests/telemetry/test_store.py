@@ -102,7 +102,9 @@ def test_the_same_sample_twice_counts_once_and_is_noted():
     buffer.sample(key().series_id, T0 + SECOND, 2.0)
     rows = settle(buffer.rows())
     assert rows.samples.filter(pl.col("series_id") == key().series_id).height == 2
-    assert rows.intake.select("check", "subject", "count").rows() == [("duplicate", METRIC, 1)]
+    assert rows.ingest_notes.select("check", "subject", "count").rows() == [
+        ("duplicate", METRIC, 1)
+    ]
 
 
 def test_another_value_at_the_same_time_is_a_doubt():
@@ -110,7 +112,7 @@ def test_another_value_at_the_same_time_is_a_doubt():
     buffer.sample(key().series_id, T0 + SECOND, 5.0)
     rows = settle(buffer.rows())
     doubts = [("clock", METRIC, 1), ("untimed", "vllm", 1)]  # 1, 5, 2 would be a restart
-    assert rows.intake.select("check", "subject", "count").rows() == doubts
+    assert rows.ingest_notes.select("check", "subject", "count").rows() == doubts
 
 
 def test_the_newest_of_two_names_in_one_scrape_counts():
@@ -119,7 +121,7 @@ def test_the_newest_of_two_names_in_one_scrape_counts():
     rows = settle(buffer.rows())
     own = rows.samples.filter(pl.col("series_id") == key().series_id)
     assert own["value"].to_list() == [1.0, 2.0]
-    assert rows.intake["check"].to_list() == ["renamed"]
+    assert rows.ingest_notes["check"].to_list() == ["renamed"]
 
 
 def test_runs_and_states_do_not_depend_on_the_order_of_arrival():
@@ -128,7 +130,7 @@ def test_runs_and_states_do_not_depend_on_the_order_of_arrival():
         forward.series,
         forward.samples.reverse(),
         forward.histograms,
-        forward.intake,
+        forward.ingest_notes,
     )
     assert settle(forward).samples.equals(settle(backward).samples)
 

@@ -39,7 +39,7 @@ def written(path: Path, minutes=range(20), **more) -> Path:
     return write_window(path, rows_at(minutes, **more), {"source": "made up for a test"})
 
 
-def thinned(path: Path) -> Path:
+def downsampled(path: Path) -> Path:
     """A window as a thinned pull writes it: the rollup lies beside the tables."""
     whole = open_window(written(path.with_name("whole")))
     minutes = {
@@ -51,7 +51,7 @@ def thinned(path: Path) -> Path:
         rows.series,
         rows.samples.join(up, on="series_id", how="semi"),
         rows.histograms.clear(),
-        rows.intake,
+        rows.ingest_notes,
     )
     with reserved(path) as place:
         return put_window(place, kept, {"grain": "minute"}, minutes)

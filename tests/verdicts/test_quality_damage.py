@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from tests.answering import answer
-from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows, SeriesKey, series_frame
+from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, Rows, SeriesKey, series_frame
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 
@@ -30,7 +30,7 @@ def good(sweep):
         sweep.sql("select * from series").with_columns(starts_at_zero=pl.lit(None, pl.Boolean)),
         samples.drop("run").with_columns(**UNKNOWN),
         histograms.drop("run").with_columns(**UNKNOWN),
-        pl.DataFrame(schema=INTAKE_SCHEMA),
+        pl.DataFrame(schema=INGEST_NOTES_SCHEMA),
     )
 
 
@@ -61,7 +61,7 @@ def figure(result, path):
 
 
 def on_both(rows, change):
-    return Rows(rows.series, change(rows.samples), change(rows.histograms), rows.intake)
+    return Rows(rows.series, change(rows.samples), change(rows.histograms), rows.ingest_notes)
 
 
 def check_claims(before, after, found):
@@ -134,7 +134,7 @@ def test_a_restart(good, before, answered, lost_scrapes):
     samples = restarted.select(good.samples.columns).filter(
         ~pl.col("ts").is_between(at, died, closed="left")
     )
-    after = answered(Rows(good.series, samples, good.histograms, good.intake))
+    after = answered(Rows(good.series, samples, good.histograms, good.ingest_notes))
     found = finding(after, "restart")
     for path in ("requests.finished", "tokens.generation"):
         gone = figure(before, path) - figure(after, path)
@@ -146,7 +146,7 @@ def test_a_restart(good, before, answered, lost_scrapes):
 def test_renamed_families_are_read_under_their_old_names(good, before, answered):
     old = {"vllm:kv_cache_usage_perc": "vllm:gpu_cache_usage_perc"}
     series = good.series.with_columns(exposed=pl.col("metric").replace(old))
-    after = answered(Rows(series, good.samples, good.histograms, good.intake))
+    after = answered(Rows(series, good.samples, good.histograms, good.ingest_notes))
     assert finding(after, "renamed")["severity"] == "info"
     assert after["kv_cache_ratio"] == before["kv_cache_ratio"]
 
@@ -155,7 +155,7 @@ def test_a_family_that_is_gone_is_missing_and_its_figure_unknown(good, answered)
     series = good.series.filter(pl.col("metric") != "vllm:kv_cache_usage_perc")
     ids = series.get_column("series_id").implode()
     samples = good.samples.filter(pl.col("series_id").is_in(ids))
-    after = answered(Rows(series, samples, good.histograms, good.intake))
+    after = answered(Rows(series, samples, good.histograms, good.ingest_notes))
     assert "vllm:kv_cache_usage_perc" in finding(after, "missing")["effect"]
     assert after["kv_cache_ratio"] == {"mean": None, "max": None}
 
@@ -167,7 +167,7 @@ def test_a_gauge_that_hangs_while_no_token_comes(good, answered):
         .then(pl.col("value").filter(pl.col("ts") < since).last().over("series_id"))
         .otherwise("value")
     )
-    after = answered(Rows(good.series, frozen, good.histograms, good.intake))
+    after = answered(Rows(good.series, frozen, good.histograms, good.ingest_notes))
     assert finding(after, "stale-gauge")["severity"] == "warning"
 
 
@@ -218,7 +218,7 @@ def test_bounds_that_change_inside_the_window_are_merged_on_common_edges(good, b
     )
     histograms = pl.concat([good.histograms.filter(~(own & (pl.col("ts") >= middle))), moved])
     series = pl.concat([good.series, series_frame({key: metric})])
-    after = answered(Rows(series, good.samples, histograms, good.intake))
+    after = answered(Rows(series, good.samples, histograms, good.ingest_notes))
     assert "share" in finding(after, "bounds")["effect"]
     ours, theirs = (x["latency"]["ttft_seconds"]["p95"] for x in (after, before))
     assert ours["lower"] <= theirs["value"] <= ours["upper"]

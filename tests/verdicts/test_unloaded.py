@@ -18,7 +18,7 @@ from vllm_capacity.plan import plan
 from vllm_capacity.resources import shipped
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
-from vllm_capacity.verdicts.hardware.elsewhere import full_from_light, heaviest_told
+from vllm_capacity.verdicts.hardware.elsewhere import full_from_light, heaviest_load
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import shipped_calibration
 from vllm_capacity.verdicts.hardware.side import machines_of, side
@@ -92,7 +92,7 @@ def test_from_the_lightest_silicon_load_to_the_heaviest():
     inside, widths, errors = [], [], []
     for least, most in sweep_ends():
         asked = question_of(least)
-        if heaviest_told(asked, admitted=most.clients) != (most.clients, True):
+        if heaviest_load(asked, admitted=most.clients) != (most.clients, True):
             continue
         of = full_from_light(asked, what_if, admitted=most.clients)
         found = in_production(of.output_tokens_per_second)
@@ -139,7 +139,7 @@ def open_sweeps():
             setup = Setup(find_gpu(row["gpu"]), row["gpus"], llm, *lengths, ttft, itl)
             question = replace(setup.asked(max(running, 1.0)), dtype=dtype, to_dtype=dtype)
             if _unlike(question) == "":
-                yield question, heaviest_told(question)[1], truth
+                yield question, heaviest_load(question)[1], truth
 
 
 def test_servers_as_they_were_told_pass_the_check_at_their_light_load():

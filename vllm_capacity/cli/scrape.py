@@ -178,7 +178,7 @@ def _add(saved: Path | None, into: Path, to: Path | None) -> None:
 def _read(saved: Path, spool: Held | Spool) -> RowsInParts:
     """The rows of saved scrapes; what is damaged in the file is told on stderr, too."""
     rows = scrapes_in_parts(saved, spool)
-    for subject, detail in rows.intake.select("subject", "detail").iter_rows():
+    for subject, detail in rows.ingest_notes.select("subject", "detail").iter_rows():
         if subject == DAMAGED:
             click.echo(f"vllm-capacity: {detail}", err=True)
     return rows

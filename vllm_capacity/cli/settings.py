@@ -124,17 +124,17 @@ def _check_pairs(text: str) -> None:
 
 
 def _check_columns(text: str) -> None:
-    from vllm_capacity.sources.records import told_columns
+    from vllm_capacity.sources.records import given_columns
     from vllm_capacity.sources.usage import FIELDS
 
-    told_columns(text, FIELDS)
+    given_columns(text, FIELDS)
 
 
 def _check_invoice_columns(text: str) -> None:
     from vllm_capacity.sources.invoices import FIELDS
-    from vllm_capacity.sources.records import told_columns
+    from vllm_capacity.sources.records import given_columns
 
-    told_columns(text, FIELDS)
+    given_columns(text, FIELDS)
 
 
 @dataclass(frozen=True)

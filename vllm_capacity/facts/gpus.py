@@ -203,7 +203,7 @@ def find_gpu(name: str) -> GpuSpan:
     )
 
 
-def gpu_told(label: str) -> GpuSpan | None:
+def labelled_gpu(label: str) -> GpuSpan | None:
     """The GPU that a label of a target names; None where it names none of ours, or several.
 
     As people write it (`A100-80GB-PCIe`), or as NVIDIA's GPU feature discovery and DCGM do

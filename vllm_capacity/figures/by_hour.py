@@ -260,8 +260,8 @@ def _settled(increases: pl.DataFrame, window: Window) -> pl.DataFrame:
     key = ["metric", "instance", "engine", "labels"]
     series = window.named_sql("figures", "series")
     born = series.filter(pl.col("starts_at_zero").fill_null(False)).select(key)
-    births = increases.filter("is_birth").join(born, on=key, how="semi", nulls_equal=True)
-    return pl.concat([increases.filter(~pl.col("is_birth")), births]).drop("is_birth")
+    series_starts = increases.filter("is_birth").join(born, on=key, how="semi", nulls_equal=True)
+    return pl.concat([increases.filter(~pl.col("is_birth")), series_starts]).drop("is_birth")
 
 
 def _instant(value: object) -> pl.Expr:

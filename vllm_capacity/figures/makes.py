@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from vllm_capacity.facts.gpus import GpuSpan, gpu_told
+from vllm_capacity.facts.gpus import GpuSpan, labelled_gpu
 from vllm_capacity.facts.metrics import CACHE_CONFIG, DRAFT_TOKENS, GENERATION_TOKENS
 from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.window import Window
@@ -41,7 +41,7 @@ class Make:
     def gpu(self) -> GpuSpan | None:
         """The GPU that its labels name; None where they name none, or several."""
         told = (
-            gpu_told(self.settings[name]) for name in sorted(_GPU_LABELS & self.settings.keys())
+            labelled_gpu(self.settings[name]) for name in sorted(_GPU_LABELS & self.settings.keys())
         )
         spans = {span.name: span for span in told if span is not None}
         return next(iter(spans.values())) if len(spans) == 1 else None

@@ -31,7 +31,7 @@ from vllm_capacity.sources.http import address
 from vllm_capacity.sources.parquet import LATE, open_store, read_stream
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
-from vllm_capacity.sources.parseable_rows import thinned_rows, whole_rows
+from vllm_capacity.sources.parseable_rows import downsampled_rows, whole_rows
 from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.sources.prometheus_pull import prometheus_in_parts
 from vllm_capacity.telemetry.parts import Spool
@@ -97,9 +97,9 @@ def pull_window(
         return pull_files(origin, stream, target, time_range, late=order.late)
     if time_range is None:
         raise InputError("Say which time: --last 24h, or --start and --end.")
-    is_thinned = time_range.seconds >= _THINNED_FROM.total_seconds()
+    is_downsampled = time_range.seconds >= _THINNED_FROM.total_seconds()
     if order.is_full is not None:
-        is_thinned = not order.is_full
+        is_downsampled = not order.is_full
     if stream is None:
         only = selector(order.match) if order.match else None
         opened = prometheus_client(origin, environment, tenant=order.tenant, ca=order.ca)
@@ -111,9 +111,9 @@ def pull_window(
                 target,
                 now=now,
                 progress=progress,
-                is_thinned=is_thinned,
+                is_downsampled=is_downsampled,
             )
-    request = PullRequest(stream, time_range, is_thinned, order.late)
+    request = PullRequest(stream, time_range, is_downsampled, order.late)
     with parseable_client(origin, settings, ca=order.ca) as asking, _not_vllm_itself(asking):
         return pull_server(Parseable(asking), request, target, now=now, progress=progress)
 
@@ -230,18 +230,18 @@ def pull_server(
             "source": "Parseable server",
             "origin": server.address,
             "stream": request.stream,
-            "grain": "minute" if request.is_thinned else "scrape",
+            "grain": "minute" if request.is_downsampled else "scrape",
             "versions": {"parseable": version},
             **_requested(request.time_range),
         }
-        if not request.is_thinned:
+        if not request.is_downsampled:
             return put_window(place, whole_rows(pulled), note)
-        thinned = thinned_rows(pulled)
+        downsampled = downsampled_rows(pulled)
         minutes = {
-            "minutes": thinned.minutes,
-            "minute_histograms": thinned.minute_histograms,
+            "minutes": downsampled.minutes,
+            "minute_histograms": downsampled.minute_histograms,
         }
-        return put_window(place, thinned.rows, note, minutes)
+        return put_window(place, downsampled.rows, note, minutes)
 
 
 def pull_prometheus(
@@ -251,7 +251,7 @@ def pull_prometheus(
     *,
     now: datetime | None = None,
     progress: Callable[[Step], None] = lambda step: None,
-    is_thinned: bool = False,
+    is_downsampled: bool = False,
 ) -> Path:
     """The window written at `target` from a Prometheus, or what speaks its API.
 
@@ -261,7 +261,7 @@ def pull_prometheus(
     still grow then.
     """
     note = {"source": "Prometheus", "origin": server.address, "grain": "scrape"}
-    if is_thinned:
+    if is_downsampled:
         note["counters"] = "minute"
     if server.only is not None:
         note["match"] = str(server.only)
@@ -273,7 +273,7 @@ def pull_prometheus(
             spool=Spool(place.incoming),
             cache=AnswerCache(place.answers, now),
             progress=progress,
-            is_thinned=is_thinned,
+            is_downsampled=is_downsampled,
         )
         return put_window(place, rows, note | _requested(time_range))
 

@@ -33,7 +33,7 @@ from vllm_capacity.errors import plain
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render import numbers
 from vllm_capacity.render.numbers import Write, between
-from vllm_capacity.render.report import PIECE_MIME
+from vllm_capacity.render.report import ELEMENT_MIME
 
 Bundle = dict[str, Any]
 
@@ -52,12 +52,12 @@ class Element:
     @property
     def html(self) -> str:
         """The element by itself, with its style, for JupyterLab."""
-        from vllm_capacity.render.report.page import piece_html  # the template engine, only here
+        from vllm_capacity.render.report.page import element_html  # the template engine, only here
 
-        return piece_html({"kind": self.kind, "content": self.content})
+        return element_html({"kind": self.kind, "content": self.content})
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
-        shown = {PIECE_MIME: {"kind": self.kind, "content": self.content}}
+        shown = {ELEMENT_MIME: {"kind": self.kind, "content": self.content}}
         return {**shown, "text/html": self.html, "text/plain": self.text}
 
 

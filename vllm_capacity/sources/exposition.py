@@ -125,7 +125,7 @@ class ScrapeReader:
         self.spool.add(*self.buffer.take())
         rows = self.buffer.rows()
         return by_steady_clock(
-            RowsInParts(rows.series, self.spool.parts, rows.intake), self._steady
+            RowsInParts(rows.series, self.spool.parts, rows.ingest_notes), self._steady
         )
 
     def add(self, scrape: Scrape) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.sources.records import Row, found, instant, raw_rows, sources, told_columns
+from vllm_capacity.sources.records import Row, found, given_columns, instant, raw_rows, sources
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "start": ("ChargePeriodStart", "lineItem/UsageStartDate", "usage_start_time", "start", "date",
@@ -52,7 +52,7 @@ def read_invoice(path: Path, *, columns: str | Mapping[str, str] | None = None) 
     InputError for a file that cannot be read or of which no row can be, and for another currency
     than USD.
     """
-    paths = sources(FIELDS, told_columns(columns, FIELDS))
+    paths = sources(FIELDS, given_columns(columns, FIELDS))
     rows: list[tuple[datetime, datetime, float, float | None]] = []
     examples: list[str] = []
     malformed, names = 0, ""

@@ -27,7 +27,7 @@ from vllm_capacity.facts.metrics import Kind, Match, canonical_name, keeps, matc
 from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
-    INTAKE_SCHEMA,
+    INGEST_NOTES_SCHEMA,
     SAMPLES_SCHEMA,
     UTC_MICROSECONDS,
     Rows,
@@ -161,7 +161,7 @@ def rows_from_points(
     try:
         samples = read(connection, query_text("points_samples"))
         histograms = read(connection, query_text("points_histograms"))
-        intake = read(
+        ingest_notes = read(
             connection,
             query_text("points_intake"),
             late_seconds=LATE_SECONDS,
@@ -174,7 +174,7 @@ def rows_from_points(
         series_of(children.values(), begin=since.astimezone(UTC).replace(tzinfo=None)),
         as_schema(samples, SAMPLES_SCHEMA),
         as_schema(histograms, HISTOGRAMS_SCHEMA),
-        as_schema(intake, INTAKE_SCHEMA),
+        as_schema(ingest_notes, INGEST_NOTES_SCHEMA),
     )
 
 

@@ -112,7 +112,7 @@ def cut(rows: Rows, time_range: TimeRange) -> Rows:
     if ids.is_empty():
         raise NoTelemetryError(f"Nothing was sampled{_during(time_range)}.")
     series = rows.series.filter(pl.col("series_id").is_in(ids.implode()))
-    return Rows(series, samples, histograms, rows.intake, time_range.start)
+    return Rows(series, samples, histograms, rows.ingest_notes, time_range.start)
 
 
 def cut_in_parts(rows: RowsInParts, time_range: TimeRange) -> RowsInParts:
@@ -135,7 +135,7 @@ def cut_in_parts(rows: RowsInParts, time_range: TimeRange) -> RowsInParts:
     return RowsInParts(
         rows.series.filter(is_kept),
         [lambda: carried, *(partial(_part_within, part, time_range) for part in rows.parts)],
-        rows.intake,
+        rows.ingest_notes,
         time_range.start,
     )
 

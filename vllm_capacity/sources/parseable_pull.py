@@ -53,7 +53,7 @@ class Pulled:
     """
 
     start: datetime
-    thinned: list[Chunk]
+    downsampled: list[Chunk]
     whole: list[Chunk]
     before: list[Chunk]
     attempts: list[Chunk]
@@ -67,7 +67,7 @@ class PullRequest:
 
     stream: str
     time_range: TimeRange
-    is_thinned: bool = True
+    is_downsampled: bool = True
     late: timedelta = LATE
 
 
@@ -92,9 +92,9 @@ def pull(
     return Pulled(
         start=request.time_range.start,
         before=list(walk.before(stream, groups)),
-        thinned=list(walk.thinned(stream, groups)) if request.is_thinned else [],
-        whole=[] if request.is_thinned else list(walk.whole(stream, groups)),
-        attempts=list(walk.attempts(stream)) if request.is_thinned else [],
+        downsampled=list(walk.downsampled(stream, groups)) if request.is_downsampled else [],
+        whole=[] if request.is_downsampled else list(walk.whole(stream, groups)),
+        attempts=list(walk.attempts(stream)) if request.is_downsampled else [],
         findings=walk.findings(stream, metrics),
         bounds={
             row["metric_name"]: row.get("lowest_bounds", "")
@@ -119,13 +119,15 @@ class _Walk:
         start = stream.time_range.start
         earlier = stream.during(TimeRange(start - LOOKBACK, start))
         for group in groups:
-            yield self._minutes(earlier, group, queries.thinned(earlier, group, by_minute=False))
+            yield self._minutes(
+                earlier, group, queries.downsampled(earlier, group, by_minute=False)
+            )
 
-    def thinned(self, stream: Stream, groups: list[Group]) -> Iterator[Chunk]:
+    def downsampled(self, stream: Stream, groups: list[Group]) -> Iterator[Chunk]:
         for hour in hours(stream.time_range):
             time_range = stream.during(hour)
             for group in groups:
-                yield self._minutes(time_range, group, queries.thinned(time_range, group))
+                yield self._minutes(time_range, group, queries.downsampled(time_range, group))
 
     def whole(self, stream: Stream, groups: list[Group]) -> Iterator[Chunk]:
         for hour in hours(stream.time_range):

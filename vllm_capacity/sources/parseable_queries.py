@@ -313,7 +313,7 @@ def attempts(stream: Stream) -> str:
     )
 
 
-def thinned(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
+def downsampled(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
     """The group thinned. grain: one row per (series, run) and hour, or the whole range.
 
     Its lists have an element a minute, in order: `parseable_minutes` unpacks them.

@@ -34,7 +34,7 @@ from vllm_capacity.telemetry.processes import process_lives
 from vllm_capacity.telemetry.relabelled import renumbered, with_relabelled_minutes
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
-    INTAKE_SCHEMA,
+    INGEST_NOTES_SCHEMA,
     SAMPLES_SCHEMA,
     UTC_MICROSECONDS,
     Rows,
@@ -107,7 +107,7 @@ class Reader:
         """The jobs that scrape each instance, as its `up` tells."""
         found: dict[str, set[str]] = {}
         pulled = self.pulled
-        for time_range in (*pulled.attempts, *pulled.whole, *pulled.thinned, *pulled.before):
+        for time_range in (*pulled.attempts, *pulled.whole, *pulled.downsampled, *pulled.before):
             up = time_range.frame.filter(pl.col("metric_name") == "up")
             for instance, job in up.select("instance", "job").unique().iter_rows():
                 found.setdefault(instance, set()).add(job)
@@ -160,7 +160,7 @@ def _clock() -> list[pl.Expr]:
     ]
 
 
-def intake(reader: Reader, children: Iterable[Child]) -> pl.DataFrame:
+def ingest_notes(reader: Reader, children: Iterable[Child]) -> pl.DataFrame:
     """The findings of the border, one row per (check, instance), duplicates per metric."""
     instances = {child.key.instance for child in children}
     notes = [
@@ -177,7 +177,7 @@ def intake(reader: Reader, children: Iterable[Child]) -> pl.DataFrame:
         for column, check, subject, detail in _FINDINGS
         if row.get(column)
     ]
-    schema = {"ms": pl.Int64, **{k: v for k, v in INTAKE_SCHEMA.items() if k != "ts"}}
+    schema = {"ms": pl.Int64, **{k: v for k, v in INGEST_NOTES_SCHEMA.items() if k != "ts"}}
     noted = pl.DataFrame(notes, schema=schema)
     found = pl.concat([noted, _twins(reader).select(noted.columns)])
     return found.with_columns(ts=instant("ms")).sort("check", "instance", "subject")
@@ -212,7 +212,7 @@ _NONE: Final = dict.fromkeys(FINDING_COLUMNS)  # a null has no key in an answer
 
 def _twins(reader: Reader) -> pl.DataFrame:
     """Points the server had twice and counted once, per instance and metric."""
-    parts = reader.pulled.thinned
+    parts = reader.pulled.downsampled
     tables = [
         minutes_of(reader.table(parts, MINUTES)),
         minute_histograms_of(reader.table(parts, MINUTE_HISTOGRAMS, is_histogram=True)),
@@ -273,7 +273,7 @@ _COUNTED = ("first", "last", "min", "max", "first_sum", "sum")
 
 
 @dataclass(frozen=True)
-class ThinnedRows:
+class DownsampledRows:
     """A thinned pull: the minutes, and the states they begin and end with as rows.
 
     `minutes` and `minute_histograms` have the columns of the rollup. `rows` holds every scrape
@@ -295,12 +295,12 @@ def whole_rows(pulled: Pulled) -> Rows:
     return _rows(reader, samples, states, _before(reader))
 
 
-def thinned_rows(pulled: Pulled) -> ThinnedRows:
+def downsampled_rows(pulled: Pulled) -> DownsampledRows:
     """The minutes of a thinned pull, and what goes into the canonical tables with them."""
     reader = Reader(pulled, {})
-    minutes = _newest(minutes_of(reader.table(pulled.thinned, MINUTES)))
+    minutes = _newest(minutes_of(reader.table(pulled.downsampled, MINUTES)))
     histograms = _newest(
-        minute_histograms_of(reader.table(pulled.thinned, MINUTE_HISTOGRAMS, is_histogram=True))
+        minute_histograms_of(reader.table(pulled.downsampled, MINUTE_HISTOGRAMS, is_histogram=True))
     )
     before, attempts = _before(reader), _attempts(reader)
     samples = pl.concat([_ends(minutes, _VALUE), attempts])
@@ -316,8 +316,8 @@ def thinned_rows(pulled: Pulled) -> ThinnedRows:
     scalar_parts, histogram_parts = (
         [renumbered(part, moved) for part in parts] for parts in (scalar_parts, histogram_parts)
     )
-    settled = settle(rows, is_thinned=True)
-    return ThinnedRows(
+    settled = settle(rows, is_downsampled=True)
+    return DownsampledRows(
         rows,
         _with_run(scalar_parts, settled.samples, MINUTES_SCHEMA),
         _with_run(histogram_parts, settled.histograms, MINUTE_HISTOGRAMS_SCHEMA),
@@ -423,7 +423,7 @@ def _rows(
         series_of(children),
         as_schema(_in_time(scalars), SAMPLES_SCHEMA),
         as_schema(_in_time(counted), HISTOGRAMS_SCHEMA),
-        as_schema(intake(reader, children), INTAKE_SCHEMA),
+        as_schema(ingest_notes(reader, children), INGEST_NOTES_SCHEMA),
         reader.pulled.start,
     )
 

@@ -45,7 +45,7 @@ from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool, Tables
 from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
-    INTAKE_SCHEMA,
+    INGEST_NOTES_SCHEMA,
     SAMPLES_SCHEMA,
     SeriesKey,
     microseconds,
@@ -192,7 +192,7 @@ class SeriesReader:
         own = serving(known.children)
         kept = pl.Series(list(own), dtype=pl.Int64)
         parts = [partial(_of_series, part, kept) for part in spool.parts]
-        return RowsInParts(series_of(own.values()), parts, self._intake())
+        return RowsInParts(series_of(own.values()), parts, self._ingest_notes())
 
     def _target_samples(
         self, scalars: pl.DataFrame, infos: Mapping[str, Child | None]
@@ -211,12 +211,12 @@ class SeriesReader:
             pl.lit(1.0).alias("value"),
         ).unique("series_id", keep="first", maintain_order=True)
 
-    def _intake(self) -> pl.DataFrame:
+    def _ingest_notes(self) -> pl.DataFrame:
         notes = [
             ("coverage", None, None, "partial answer", plain(warning)[:300], count)
             for warning, count in self._warnings.items()
         ]
-        return pl.DataFrame(notes, schema=INTAKE_SCHEMA, orient="row")
+        return pl.DataFrame(notes, schema=INGEST_NOTES_SCHEMA, orient="row")
 
     def _target_labels(self) -> dict[str, set[tuple[str, str]]]:
         """What the scraper puts on every series of a target, by instance."""

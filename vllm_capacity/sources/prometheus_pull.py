@@ -64,7 +64,7 @@ def prometheus_in_parts(
     spool: Held | Spool,
     cache: AnswerCache | None = None,
     progress: Callable[[Step], None] = lambda step: None,
-    is_thinned: bool = False,
+    is_downsampled: bool = False,
 ) -> RowsInParts:
     """As `read_prometheus`, an hour in memory at a time, of every sample or thinned.
 
@@ -75,12 +75,12 @@ def prometheus_in_parts(
     names = _Names.of(found)
     together = [*names.gauges, *names.counters, *names.histograms]
     slices = [*hours(TimeRange(wide.start, time_range.start)), *hours(time_range)]
-    questions = len(names.gauges) + len(names.states) + 1 if is_thinned else len(together)
+    questions = len(names.gauges) + len(names.states) + 1 if is_downsampled else len(together)
     asking = _Asking(server, cache or AnswerCache(), progress, total=len(slices) * questions)
     reader = SeriesReader(found, raw)
     for own in slices:
-        if is_thinned and names.states:
-            answers = _thinned(asking, names, own)
+        if is_downsampled and names.states:
+            answers = _downsampled(asking, names, own)
         else:
             answers = [asking.whole(each, own) for each in together]
         if answers:
@@ -168,7 +168,7 @@ _Ask = Callable[[], pl.DataFrame]
 # --- thinned ------------------------------------------------------------------------------------
 
 
-def _thinned(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.DataFrame]:
+def _downsampled(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.DataFrame]:
     """The answers of an hour: gauges whole, the ends of minutes, and minutes that come whole."""
     first, end = _minute(own.start), _minute(own.end - timedelta(milliseconds=1)) + _MINUTE
     around = TimeRange(first - _MINUTE, end + _MINUTE)

@@ -44,7 +44,7 @@ def pairs(text: str) -> dict[str, str]:
     return found
 
 
-def told_columns(
+def given_columns(
     columns: str | Mapping[str, str] | None, fields: Mapping[str, tuple[str, ...]]
 ) -> dict[str, str]:
     """What is said of a file's columns, by field; InputError for one that is not read."""

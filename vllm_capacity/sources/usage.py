@@ -26,10 +26,10 @@ from vllm_capacity.record import Record
 from vllm_capacity.sources.records import (
     Sources,
     found,
+    given_columns,
     instant,
     raw_rows,
     sources,
-    told_columns,
 )
 
 USAGE_SCHEMA: dict[str, Any] = {
@@ -142,7 +142,7 @@ def read_usage(
     `log_format` is nginx's, where a log is its text. InputError for a file that cannot be read, or
     of which no row can be: it names the columns that there are.
     """
-    told = told_columns(columns, FIELDS)
+    told = given_columns(columns, FIELDS)
     written = keys or Keys()
     read = [_read_file(Path(path), told, log_format, written) for path in paths]
     if not read:

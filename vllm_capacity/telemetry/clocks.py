@@ -28,7 +28,7 @@ import polars as pl
 
 from vllm_capacity.telemetry.parts import RowsInParts
 from vllm_capacity.telemetry.processes import SAME_START
-from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
+from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, Rows
 from vllm_capacity.telemetry.scrape_order import judged
 from vllm_capacity.telemetry.stamps import (
     KEY,
@@ -58,13 +58,13 @@ def correction_in_parts(rows: RowsInParts) -> Correction:
     strays = strays_of(known, pulses)
     if not strays.is_empty():
         pulses = pulses.join(strays, on=KEY, how="anti")
-    without_strays = Correction(named, strays, pl.DataFrame(schema=INTAKE_SCHEMA))
+    without_strays = Correction(named, strays, pl.DataFrame(schema=INGEST_NOTES_SCHEMA))
     changes, notes = [strays, on_time(pulses, strays)], stray_notes(strays)
     for instance in _suspects(rows, without_strays, pulses):
         change, found = judged(instance, _own(rows, without_strays, instance))
         changes.append(change)
         notes += found
-    return Correction(named, pl.concat(changes), pl.DataFrame(notes, schema=INTAKE_SCHEMA))
+    return Correction(named, pl.concat(changes), pl.DataFrame(notes, schema=INGEST_NOTES_SCHEMA))
 
 
 def _frequent(rows: RowsInParts, named: pl.DataFrame) -> Frames:

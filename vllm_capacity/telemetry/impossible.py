@@ -38,7 +38,7 @@ def without_impossible(rows: Rows) -> Rows:
         series=_not_born(rows.series, bad, pl.concat([_times(samples), _times(histograms)])),
         samples=samples,
         histograms=histograms,
-        intake=pl.concat([rows.intake, _notes(bad, rows.series)]),
+        ingest_notes=pl.concat([rows.ingest_notes, _notes(bad, rows.series)]),
     )
 
 
@@ -52,9 +52,9 @@ def without_impossible_in_parts(rows: RowsInParts) -> RowsInParts:
     found += [
         (_first_rows(samples), _first_rows(states)) for samples, states in (p() for p in parts)
     ]
-    deciding = RowsInParts(rows.series, [partial(_joined, found)], rows.intake, rows.begin)
+    deciding = RowsInParts(rows.series, [partial(_joined, found)], rows.ingest_notes, rows.begin)
     result = without_impossible(deciding.whole())
-    return replace(rows, series=result.series, intake=result.intake, parts=parts)
+    return replace(rows, series=result.series, ingest_notes=result.ingest_notes, parts=parts)
 
 
 def _joined(tables: Sequence[Tables]) -> Tables:

@@ -78,8 +78,8 @@ def stored_rows(path: Path) -> Rows:
 def _rows_of(held: Manifest) -> Rows:
     samples = _joined_hours(held, "samples", SAMPLES_SCHEMA)
     histograms = _joined_hours(held, "histograms", HISTOGRAMS_SCHEMA)
-    (series,), (intake,) = (held.frames(table) for table in ("series", "intake"))
-    return Rows(series, samples, histograms, intake)
+    (series,), (ingest_notes,) = (held.frames(table) for table in ("series", "intake"))
+    return Rows(series, samples, histograms, ingest_notes)
 
 
 def _joined_hours(held: Manifest, table: str, schema: dict[str, Any]) -> pl.DataFrame:
@@ -112,7 +112,7 @@ def _joined(stored: Rows, late: Rows, *, begin: datetime | None) -> Rows:
         pl.concat([series, late.series]),
         pl.concat([stored.samples.select(list(SAMPLES_SCHEMA)), late.samples]),
         pl.concat([stored.histograms.select(list(HISTOGRAMS_SCHEMA)), late.histograms]),
-        pl.concat([stored.intake, late.intake]),
+        pl.concat([stored.ingest_notes, late.ingest_notes]),
         begin,
     )
 

@@ -28,7 +28,7 @@ import polars as pl
 from vllm_capacity.errors import WindowError
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
-    INTAKE_SCHEMA,
+    INGEST_NOTES_SCHEMA,
     SAMPLES_SCHEMA,
     SERIES_SCHEMA,
 )
@@ -43,7 +43,7 @@ _HASHED_AT_ONCE_BYTES = 100_000_000  # a tenth of a second; some ten days of an 
 _COUNTED = ("series", *TABLES)
 _SCHEMAS = {
     "series": SERIES_SCHEMA,
-    "intake": INTAKE_SCHEMA,
+    "intake": INGEST_NOTES_SCHEMA,
     "samples": SAMPLES_SCHEMA,
     "histograms": HISTOGRAMS_SCHEMA,
 }

@@ -26,25 +26,29 @@ class RowsInParts:
 
     series: pl.DataFrame
     parts: Sequence[Callable[[], Tables]]
-    intake: pl.DataFrame
+    ingest_notes: pl.DataFrame
     begin: datetime | None = None
 
     @classmethod
     def of(cls, rows: Rows) -> RowsInParts:
         """Rows that are in memory, as one part."""
-        return cls(rows.series, [lambda: (rows.samples, rows.histograms)], rows.intake, rows.begin)
+        return cls(
+            rows.series, [lambda: (rows.samples, rows.histograms)], rows.ingest_notes, rows.begin
+        )
 
     def whole(self) -> Rows:
         """All of it in memory."""
         samples, histograms = zip(*(part() for part in self.parts), strict=True)
-        return Rows(self.series, pl.concat(samples), pl.concat(histograms), self.intake, self.begin)
+        return Rows(
+            self.series, pl.concat(samples), pl.concat(histograms), self.ingest_notes, self.begin
+        )
 
     def corrected(self, change: Correction) -> RowsInParts:
         """The rows with stamps changed, and noted; parts are when they are read."""
         samples, histograms = (frame.clear() for frame in self.parts[0]())
-        head = Rows(self.series, samples, histograms, self.intake)
+        head = Rows(self.series, samples, histograms, self.ingest_notes)
         parts = [partial(_corrected, part, change) for part in self.parts]
-        return replace(self, parts=parts, intake=change.corrected(head).intake)
+        return replace(self, parts=parts, ingest_notes=change.corrected(head).ingest_notes)
 
 
 def _corrected(part: Callable[[], Tables], change: Correction) -> Tables:

@@ -240,7 +240,7 @@ def spans_in(
     )
 
 
-def with_births(
+def with_series_starts(
     series: pl.DataFrame, spans: pl.DataFrame, lives: pl.DataFrame, *, since: datetime
 ) -> pl.DataFrame:
     """`starts_at_zero` settled: whether the first sample of a series counts from 0.

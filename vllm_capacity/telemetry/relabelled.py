@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.parts import RowsInParts, Tables
 from vllm_capacity.telemetry.processes import DIFFERENCED, life_of_rows
-from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, UTC_MICROSECONDS, Rows
+from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, UTC_MICROSECONDS, Rows
 
 SURE, UNSURE = "respelled", "relabelled"
 _PLACE = ["instance", "metric", "kind", "scrape"]
@@ -178,7 +178,7 @@ def without_repeats(late: Rows, stored: Rows) -> Rows:
     That is a series that is not stored, of a metric of which one went on under other labels, if all
     it says was said: the same values at the same times.
     """
-    noted = stored.intake.filter(pl.col("check").is_in([SURE, UNSURE]))
+    noted = stored.ingest_notes.filter(pl.col("check").is_in([SURE, UNSURE]))
     keys = noted.select("instance", metric="subject").unique()
     fresh = late.series.join(stored.series, on="series_id", how="anti").join(
         keys, on=["instance", "metric"], how="semi"
@@ -401,7 +401,7 @@ class Relabelling:
             series=self.series(rows.series),
             samples=self.table(rows.samples),
             histograms=self.table(rows.histograms),
-            intake=pl.concat([rows.intake, self.notes()]),
+            ingest_notes=pl.concat([rows.ingest_notes, self.notes()]),
         )
 
     def series(self, series: pl.DataFrame) -> pl.DataFrame:
@@ -419,7 +419,7 @@ class Relabelling:
     def notes(self) -> pl.DataFrame:
         """What the quality report gets of it."""
         notes = [*self._joined_notes(), *self._untied_notes()]
-        return pl.DataFrame(notes, schema=INTAKE_SCHEMA)
+        return pl.DataFrame(notes, schema=INGEST_NOTES_SCHEMA)
 
     def _joined_notes(self) -> Iterator[dict[str, Any]]:
         """One for each series that another goes on as: sure where the spelling came back."""

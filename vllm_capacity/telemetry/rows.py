@@ -65,7 +65,7 @@ HISTOGRAMS_SCHEMA: dict[str, Any] = {
     "rank": pl.Int8,
     "arrival": pl.Int64,
 }
-INTAKE_SCHEMA: dict[str, Any] = {
+INGEST_NOTES_SCHEMA: dict[str, Any] = {
     "check": pl.String,  # a check of the ledger: duplicate, late, renamed, gap, …
     "instance": pl.String,
     "ts": UTC_MICROSECONDS,
@@ -86,7 +86,7 @@ class Rows:
     series: pl.DataFrame
     samples: pl.DataFrame
     histograms: pl.DataFrame
-    intake: pl.DataFrame
+    ingest_notes: pl.DataFrame
     begin: datetime | None = None
 
 
@@ -182,7 +182,9 @@ class RowBuffer:
     _older: set[int] = field(default_factory=set)  # there before their first readable sample
     _samples: _Samples = field(default_factory=_Samples)
     _histograms: _Histograms = field(default_factory=_Histograms)
-    _intake: list[tuple[str, str | None, int | None, str, str, int]] = field(default_factory=list)
+    _ingest_notes: list[tuple[str, str | None, int | None, str, str, int]] = field(
+        default_factory=list
+    )
     _arrivals: int = 0
     _taken: list[NDArray[np.int64]] = field(default_factory=list)  # the times of rows taken out
 
@@ -300,7 +302,7 @@ class RowBuffer:
         count: int = 1,
     ) -> None:
         """One finding of the border, for the ledger."""
-        self._intake.append((check, instance, ts_us, subject, detail, count))
+        self._ingest_notes.append((check, instance, ts_us, subject, detail, count))
 
     def rows(self) -> Rows:
         """What is in it, as frames; the buffer stays as it is."""
@@ -329,11 +331,11 @@ class RowBuffer:
 
     def _notes(self) -> pl.DataFrame:
         return pl.DataFrame(
-            self._intake,
+            self._ingest_notes,
             schema={
-                **{name: INTAKE_SCHEMA[name] for name in ("check", "instance")},
+                **{name: INGEST_NOTES_SCHEMA[name] for name in ("check", "instance")},
                 "ts": pl.Int64,
-                **{name: INTAKE_SCHEMA[name] for name in ("subject", "detail", "count")},
+                **{name: INGEST_NOTES_SCHEMA[name] for name in ("subject", "detail", "count")},
             },
             orient="row",
         ).with_columns(pl.from_epoch("ts", time_unit="us").dt.replace_time_zone("UTC"))

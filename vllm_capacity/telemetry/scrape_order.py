@@ -39,7 +39,7 @@ _UNDONE_RATIO = 0.02  # how well a step back undoes a step forward, as a share o
 def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
     """What has to change in the scrapes of one target, and the notes about it."""
     scrapes = Scrapes.of(own)
-    result = scrapes.told_order()
+    result = scrapes.known_order()
     blocks = _blocks(scrapes.ts_us, result)
     orders = (np.arange(result.size), result, scrapes.counted_order(result, blocks))
     against = [scrapes.contradictions(each) for each in orders]
@@ -159,7 +159,7 @@ class Scrapes:
         grown = np.diff(self.total[order])
         return np.where(np.diff(self.start[order]) == 0, grown, np.nan)
 
-    def told_order(self) -> Integers:
+    def known_order(self) -> Integers:
         """The scrapes in order of arrival; of one arrival, as the counters of a process tell."""
         return np.lexsort((self.ts_us, *self._count, self.arrival))
 

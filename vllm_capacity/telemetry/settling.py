@@ -32,10 +32,10 @@ from vllm_capacity.telemetry.processes import (
     process_changes,
     spans_in,
     starts_in,
-    with_births,
+    with_series_starts,
 )
 from vllm_capacity.telemetry.relabelled import Presence, counted_rows, relabelling
-from vllm_capacity.telemetry.rows import INTAKE_SCHEMA, Rows
+from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, Rows
 from vllm_capacity.telemetry.stamps import UNTIMED, note
 
 _ALIAS = "an older name of the same concept, in the same scrape"
@@ -48,7 +48,7 @@ STRETCH_ROWS = 200_000
 """How many rows make a stretch; an hour is never cut."""
 
 
-def settle(rows: Rows, *, is_thinned: bool = False) -> Rows:
+def settle(rows: Rows, *, is_downsampled: bool = False) -> Rows:
     """The rows deduplicated and sorted by true time, `run` and `starts_at_zero` settled.
 
     Of thinned rows, not every scrape is there: then none can be told to lack a series that goes on
@@ -56,11 +56,11 @@ def settle(rows: Rows, *, is_thinned: bool = False) -> Rows:
     """
     stretches: list[Tables] = []
     in_parts = RowsInParts.of(rows)
-    series, intake = settle_stretches(
-        in_parts, Held(), stretches.append, is_thinned=is_thinned, stretch_rows=None
+    series, ingest_notes = settle_stretches(
+        in_parts, Held(), stretches.append, is_downsampled=is_downsampled, stretch_rows=None
     )
     ((samples, histograms),) = stretches
-    return Rows(series, samples, histograms, intake, rows.begin)
+    return Rows(series, samples, histograms, ingest_notes, rows.begin)
 
 
 def settle_stretches(
@@ -68,7 +68,7 @@ def settle_stretches(
     ordered: Held | Spool,
     write: Callable[[Tables], None],
     *,
-    is_thinned: bool = False,
+    is_downsampled: bool = False,
     stretch_rows: int | None = STRETCH_ROWS,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Settle rows as `settle` does, and hand them on in order of time; the series and the ledger.
@@ -83,17 +83,17 @@ def settle_stretches(
     for stretch in _stretches(rows, stretch_rows):
         facts.add(ordered, stretch)
     sorted_rows = replace(rows, series=facts.series, parts=ordered.parts)
-    return _written(sorted_rows, facts, write, is_thinned=is_thinned)
+    return _written(sorted_rows, facts, write, is_downsampled=is_downsampled)
 
 
 def _written(
-    rows: RowsInParts, facts: _Facts, write: Callable[[Tables], None], *, is_thinned: bool
+    rows: RowsInParts, facts: _Facts, write: Callable[[Tables], None], *, is_downsampled: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Give each of the sorted rows its run and each series its birth, now that all is known."""
-    series, intake, lives = rows.series, rows.intake, facts.lives()
-    moved = None if is_thinned else relabelling(rows, facts.presence, lives)
+    series, ingest_notes, lives = rows.series, rows.ingest_notes, facts.lives()
+    moved = None if is_downsampled else relabelling(rows, facts.presence, lives)
     if moved is not None:
-        series, intake = moved.series(series), pl.concat([intake, moved.notes()])
+        series, ingest_notes = moved.series(series), pl.concat([ingest_notes, moved.notes()])
     counted, spans = _Runs(series, lives), []
     since = rows.begin or facts.begin()
     for part in rows.parts:
@@ -103,8 +103,8 @@ def _written(
         seen = pl.concat([frame.select("series_id", "ts") for frame in tables])
         spans.append(spans_in(seen, series, lives, since=since))
         write(counted.settled(tables))
-    series = with_births(series, pl.concat(spans), lives, since=since)
-    return series, pl.concat([intake, facts.dropped_notes(series)])
+    series = with_series_starts(series, pl.concat(spans), lives, since=since)
+    return series, pl.concat([ingest_notes, facts.dropped_notes(series)])
 
 
 def _stretches(rows: RowsInParts, most: int | None) -> Iterator[Tables]:
@@ -214,7 +214,7 @@ class _Facts:
             )
             .sort("instance", "subject", "check")
         )
-        return pl.concat([notes, pl.DataFrame(twins, schema=INTAKE_SCHEMA)])
+        return pl.concat([notes, pl.DataFrame(twins, schema=INGEST_NOTES_SCHEMA)])
 
 
 def _deduplicated(frame: pl.DataFrame, value: str) -> Tables:

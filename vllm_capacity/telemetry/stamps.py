@@ -53,7 +53,7 @@ class Correction:
             rows,
             samples=self.applied(rows.samples),
             histograms=self.applied(rows.histograms),
-            intake=pl.concat([_still_late(rows.intake, self.changed), self.notes]),
+            ingest_notes=pl.concat([_still_late(rows.ingest_notes, self.changed), self.notes]),
         )
 
     def applied(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -151,11 +151,11 @@ def seconds(microseconds: int) -> str:
     return f"{microseconds / 1e6:,.1f}"
 
 
-def _still_late(intake: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
+def _still_late(ingest_notes: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
     """The notes of the border, but for scrapes that did not come late: their clock was set."""
     own = changed.select("instance", "ts").unique()
     is_about_scrape = (pl.col("check") == "late") & (pl.col("subject") == pl.col("instance"))
-    mistaken = intake.filter(is_about_scrape).join(own, on=["instance", "ts"], how="semi")
-    return intake.join(
+    mistaken = ingest_notes.filter(is_about_scrape).join(own, on=["instance", "ts"], how="semi")
+    return ingest_notes.join(
         mistaken.select("check", "instance", "ts"), on=["check", "instance", "ts"], how="anti"
     )

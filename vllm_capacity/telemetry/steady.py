@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from vllm_capacity.telemetry.parts import RowsInParts
-from vllm_capacity.telemetry.rows import INTAKE_SCHEMA
+from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA
 from vllm_capacity.telemetry.stamps import Correction, note, seconds
 
 SteadyTime = tuple[str, int, int, int, int]
@@ -44,7 +44,7 @@ def by_steady_clock(rows: RowsInParts, result: Sequence[SteadyTime]) -> RowsInPa
         moved_us=pl.when("is_off").then("moved_us").otherwise(0),
     )
     named = rows.series.select("series_id", "metric", "kind", "instance").unique("series_id")
-    notes = pl.DataFrame(_steady_notes(changed), schema=INTAKE_SCHEMA)
+    notes = pl.DataFrame(_steady_notes(changed), schema=INGEST_NOTES_SCHEMA)
     return rows.corrected(Correction(named, changed, notes))
 
 

@@ -129,7 +129,7 @@ def put_window(
     for name in TABLES:
         (place.staging / name).mkdir()
     files = [
-        *_hours(place, parts, is_thinned=bool(minutes)),
+        *_hours(place, parts, is_downsampled=bool(minutes)),
         *(_written(place.staging, name, name, frame) for name, frame in (minutes or {}).items()),
     ]
     wanted = {"start": iso(rows.begin)} if rows.begin else {}
@@ -137,7 +137,7 @@ def put_window(
     return place.staging.replace(place.path)
 
 
-def _hours(place: Place, rows: RowsInParts, *, is_thinned: bool) -> list[File]:
+def _hours(place: Place, rows: RowsInParts, *, is_downsampled: bool) -> list[File]:
     """Settle the rows into the files of a window, each hour as soon as it is known."""
     files: list[File] = []
 
@@ -148,8 +148,10 @@ def _hours(place: Place, rows: RowsInParts, *, is_thinned: bool) -> list[File]:
                 for hour, part in by_hour(frame)
             )
 
-    series, intake = settle_stretches(rows, Spool(place.ordered), write, is_thinned=is_thinned)
-    single = (("series", series), ("intake", intake))
+    series, ingest_notes = settle_stretches(
+        rows, Spool(place.ordered), write, is_downsampled=is_downsampled
+    )
+    single = (("series", series), ("intake", ingest_notes))
     return [*files, *(_written(place.staging, name, name, frame) for name, frame in single)]
 
 
@@ -165,7 +167,7 @@ def write_part(path: Path, part: pl.DataFrame) -> None:
 
 def parts_of(rows: Rows) -> Iterator[tuple[str, str, pl.DataFrame]]:
     """What becomes a file: its table, its path in a window without a suffix, its rows."""
-    yield from (("series", "series", rows.series), ("intake", "intake", rows.intake))
+    yield from (("series", "series", rows.series), ("intake", "intake", rows.ingest_notes))
     for table, frame in (("samples", rows.samples), ("histograms", rows.histograms)):
         yield from ((table, f"{table}/{hour}", part) for hour, part in by_hour(frame))
 

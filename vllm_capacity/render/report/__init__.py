@@ -13,7 +13,7 @@ JsonObject = Mapping[str, Any]
 """What crosses from the kernel: a cell, an output, a chart's Vega-Lite spec, a piece."""
 
 RENDERER_VARIABLE = "VLLM_CAPACITY_RENDERER"  # "page" in the environment of a report's kernel
-PIECE_MIME = "application/vnd.vllm-capacity.piece.v1+json"
+ELEMENT_MIME = "application/vnd.vllm-capacity.piece.v1+json"
 CHART_MIME = "application/vnd.vegalite.v6+json"
 VEGALITE_VERSION = "6.4"
 HOVER = "hover"  # layers and parameters so named serve the pointer; a still leaves them out

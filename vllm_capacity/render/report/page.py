@@ -22,7 +22,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vllm_capacity.render.report import CHART_MIME, PIECE_MIME, JsonObject
+from vllm_capacity.render.report import CHART_MIME, ELEMENT_MIME, JsonObject
 from vllm_capacity.render.report.metadata import Metadata
 from vllm_capacity.render.report.trends import HEIGHT, WIDTH, series_trends
 from vllm_capacity.render.report.vega import ChartOf, PageChart, page_chart
@@ -36,7 +36,7 @@ _OPTIONAL = "optional"  # the tag of a cell
 
 
 @dataclass(frozen=True)
-class PieceData:
+class ElementData:
     """A piece of ours as it crossed from the kernel: its kind (a macro of the template)."""
 
     kind: str
@@ -48,7 +48,7 @@ class Block:
     """One thing on the page, in its order: prose, a chart, a piece of ours, text or a table."""
 
     kind: Literal["prose", "chart", "piece", "text", "table"]
-    content: str | PageChart | PieceData
+    content: str | PageChart | ElementData
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Section:
     @property
     def is_appendix(self) -> bool:
         """Whether it says how figures are computed: printed only where that is asked for."""
-        pieces = (each.content for each in self.blocks if isinstance(each.content, PieceData))
+        pieces = (each.content for each in self.blocks if isinstance(each.content, ElementData))
         return any(piece.kind == "definitions" for piece in pieces)
 
 
@@ -150,11 +150,11 @@ def index_html(rows: Sequence[tuple[str, Metadata]]) -> str:
     )
 
 
-def piece_html(piece: JsonObject) -> str:
+def element_html(piece: JsonObject) -> str:
     """One piece (its kind, its content) as HTML with its style, for JupyterLab."""
     template = _environment().get_template("piece.html.j2")
     return template.render(
-        block=Block("piece", PieceData(piece["kind"], piece["content"])),
+        block=Block("piece", ElementData(piece["kind"], piece["content"])),
         style=Markup(_template_text("piece.css")),
     )
 
@@ -218,9 +218,9 @@ def _block(output: JsonObject, charts: int, chart_of: ChartOf) -> Block | None:
         shown = output["text"].strip() if output["name"] == "stdout" else ""
         return Block("text", shown) if shown else None
     data = output.get("data", {})
-    if PIECE_MIME in data:
-        piece = data[PIECE_MIME]
-        return Block("piece", PieceData(piece["kind"], piece["content"]))
+    if ELEMENT_MIME in data:
+        piece = data[ELEMENT_MIME]
+        return Block("piece", ElementData(piece["kind"], piece["content"]))
     if CHART_MIME in data:
         return Block("chart", chart_of(data[CHART_MIME], charts))
     if "text/markdown" in data:
@@ -246,7 +246,7 @@ def _defined(sections: Sequence[Section]) -> frozenset[str]:
         msgspec.convert(block.content.content, _Definitions)
         for section in sections
         for block in section.blocks
-        if isinstance(block.content, PieceData) and block.content.kind == "definitions"
+        if isinstance(block.content, ElementData) and block.content.kind == "definitions"
     ]
     return frozenset(each.figure for piece in found for each in piece.definitions)
 

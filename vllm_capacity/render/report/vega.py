@@ -109,7 +109,7 @@ def page_chart(given: JsonObject, number: int) -> PageChart:
     )
 
 
-class ChartsAhead:
+class ChartRenderer:
     """Charts taken apart in a thread while the notebook still runs, in the order they are seen."""
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class ChartsAhead:
             return self._parts[number][1].result()
         return page_chart(spec, number)
 
-    def __enter__(self) -> ChartsAhead:
+    def __enter__(self) -> ChartRenderer:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -161,7 +161,7 @@ def notebook_parameters(order: ReportOrder) -> dict[str, Value]:
 
 def _laid_out(notebook: Path, parameters: Mapping[str, Value], progress: Progress) -> _Laid:
     """Run the notebook and lay out what it shows; InputError where that is nothing."""
-    with vega.ChartsAhead() as ahead:
+    with vega.ChartRenderer() as ahead:
         ran = executed_notebook(notebook, parameters, progress=progress, seen=ahead.see)
         sections = html.sections_of(ran.cells, chart_of=ahead.chart_of)
     if not any(section.blocks for section in sections):
@@ -184,7 +184,7 @@ def _pieces(sections: Sequence[html.Section]) -> dict[str, object]:
         block.content.kind: block.content.content
         for section in reversed(sections)
         for block in reversed(section.blocks)
-        if isinstance(block.content, html.PieceData)
+        if isinstance(block.content, html.ElementData)
     }
 
 
@@ -197,9 +197,9 @@ def _with_previous(laid: _Laid, path: Path) -> _Laid:
     metadata = replace(laid.metadata, tiles=changed.tiles, previous=before)
 
     def shown(block: html.Block) -> html.Block:
-        if not isinstance(block.content, html.PieceData) or block.content.kind != "tiles":
+        if not isinstance(block.content, html.ElementData) or block.content.kind != "tiles":
             return block
-        return replace(block, content=html.PieceData("tiles", changed))
+        return replace(block, content=html.ElementData("tiles", changed))
 
     sections = tuple(
         replace(section, blocks=tuple(map(shown, section.blocks))) for section in laid.sections

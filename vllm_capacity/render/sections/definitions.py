@@ -127,9 +127,9 @@ class Explanation:
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:
-        from vllm_capacity.render.report.page import piece_html
+        from vllm_capacity.render.report.page import element_html
 
-        return piece_html({"kind": "definitions", "content": plain(self.shown)})
+        return element_html({"kind": "definitions", "content": plain(self.shown)})
 
 
 def definition_of(path: str) -> Definition:

@@ -211,7 +211,7 @@ def slo_gain(question: Question, loads: Sequence[SloLoad], ask: Ask) -> float | 
     return there[0] / here[0]
 
 
-def heaviest_told(question: Question, *, admitted: float | None = None) -> tuple[float, bool]:
+def heaviest_load(question: Question, *, admitted: float | None = None) -> tuple[float, bool]:
     """As many running requests as a light load tells of, and whether the same GPUs admit no more.
 
     `question` tells the running requests it was measured at as its clients; `admitted` is how many
@@ -234,7 +234,7 @@ def full_from_light(question: Question, ask: Ask, *, admitted: float | None = No
     same = replace(
         question, to_gpu=question.from_gpu, to_dtype=question.dtype, to_gpus=question.gpus
     )
-    asked, is_full = heaviest_told(same, admitted=admitted)
+    asked, is_full = heaviest_load(same, admitted=admitted)
     found = ask(replace(same, at=Load(clients=asked)))
     words = (
         f"by arithmetic on {question.gpus} × {question.from_gpu.label} at {asked:.3g} running, "

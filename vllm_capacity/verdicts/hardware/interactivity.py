@@ -100,7 +100,7 @@ def gpu_curves(
     found = []
     for gpu, price in priced:
         asked = replace(question, to_gpu=gpu)
-        each = _moved(asked, _thinned(loads)) if is_measured else _reckoned(asked)
+        each = _moved(asked, _downsampled(loads)) if is_measured else _reckoned(asked)
         points = [_point(one, running, price, ask) for running, one in each]
         known = tuple(point for point in points if point is not None)
         if len(known) > 1:
@@ -134,7 +134,7 @@ def _reckoned(asked: Question) -> Iterator[tuple[float, Question]]:
         yield running, replace(asked, at=Load(clients=running))
 
 
-def _thinned(loads: Sequence[ItlLoad]) -> list[ItlLoad]:
+def _downsampled(loads: Sequence[ItlLoad]) -> list[ItlLoad]:
     """At most `MOST_POINTS` of the loads, evenly by place, the lightest and heaviest among them."""
     ordered = sorted(loads, key=lambda load: load.running)
     if len(ordered) <= MOST_POINTS:

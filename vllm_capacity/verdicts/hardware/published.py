@@ -20,7 +20,7 @@ from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu
 from vllm_capacity.facts.llms import Llm, find_llm
 from vllm_capacity.facts.throughput import Measurement
-from vllm_capacity.verdicts.hardware.question import KEPT_UP, Load, Question
+from vllm_capacity.verdicts.hardware.question import KEPT_UP_RATIO, Load, Question
 
 SAME_LENGTHS = math.log(1.15)
 SAME_RATE = math.log(1.10)
@@ -195,7 +195,7 @@ def _is_under(pair: Pair, load: Load) -> bool:
 def _is_behind(run: Measurement) -> bool:
     """Whether more came than was served: what was measured is what that GPU can do."""
     offered = run.offered_requests_per_second * run.output_tokens
-    return run.clients is None and run.output_tokens_per_second < KEPT_UP * offered
+    return run.clients is None and run.output_tokens_per_second < KEPT_UP_RATIO * offered
 
 
 def _apart(pair: Pair, wanted: Question) -> float:

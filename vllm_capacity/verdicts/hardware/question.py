@@ -23,7 +23,7 @@ MOST, MOST_GPUS = 1e12, 1024
 MOST_SERVED = 1.1
 """Of what an open load asks for, the most that may have been measured: lengths vary in a window."""
 
-KEPT_UP = 0.9
+KEPT_UP_RATIO = 0.9
 """Of what an open load asks for, the served share from which a server kept up with it."""
 
 
@@ -131,7 +131,7 @@ class Question:
     def is_kept_up(self) -> bool:
         """Whether about all that an open load asked for was served; False for any other load."""
         offered = self.offered_tokens_per_second
-        return offered is not None and self.output_tokens_per_second >= KEPT_UP * offered
+        return offered is not None and self.output_tokens_per_second >= KEPT_UP_RATIO * offered
 
     @property
     def job_here(self) -> Job:

@@ -45,7 +45,7 @@ and 152, 32, 17.
 """
 LEAST_ROOM_SHARE = 0.25
 """Of what the weights leave: a server that is short of room is started with smaller reserves."""
-OFFERED = 512.0
+CLIENTS_OFFERED = 512.0
 """Sequences a load keeps in flight where the question does not say."""
 BLOCK_TOKENS = 16
 
@@ -153,7 +153,7 @@ def sequences_that_fit(
     return kv_room_bytes(job, machine, reserve_share=reserve_share) / each
 
 
-def saturated_batch(job: Job, machine: Machine, *, offered: float = OFFERED) -> float:
+def saturated_batch(job: Job, machine: Machine, *, offered: float = CLIENTS_OFFERED) -> float:
     """Sequences running at saturation, at least 1."""
     fit = sequences_that_fit(job, machine, tokens=job.input_tokens + job.output_tokens / 2)
     return max(1.0, min(0.92 * machine.max_num_seqs, offered, fit))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vllm_capacity.facts.gpus import GpuSpan, gpus
 from vllm_capacity.verdicts.hardware.question import impossible
 from vllm_capacity.verdicts.hardware.serving import (
-    OFFERED,
+    CLIENTS_OFFERED,
     Calibration,
     Cycle,
     Job,
@@ -81,7 +81,7 @@ def side(
     job: Job, machine: Machine, calibration: Calibration, *, clients: float | None = None
 ) -> Side:
     """A machine at a job, as many sequences running as it admits, of `clients` where told."""
-    batch = saturated_batch(job, machine, offered=clients or OFFERED)
+    batch = saturated_batch(job, machine, offered=clients or CLIENTS_OFFERED)
     return side_at(
         job, machine, rates(machine, job.llm, job.dtype, calibration), calibration, batch
     )
@@ -147,7 +147,7 @@ def side_words(each: Side, clients: float | None) -> str:
         limit = "clients"
     elif each.batch >= 0.92 * each.machine.max_num_seqs:
         limit = "max_num_seqs"
-    elif each.batch >= OFFERED:
+    elif each.batch >= CLIENTS_OFFERED:
         limit = "assumed load"
     else:
         limit = "KV room"

@@ -30,7 +30,7 @@ from vllm_capacity.verdicts.hardware.elsewhere import (
     MOST_TIMES,
     Ask,
     full_from_light,
-    heaviest_told,
+    heaviest_load,
 )
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import shipped_calibration
@@ -184,7 +184,7 @@ def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -
     *rest, words = output.basis
     weights = f"weights as {setup.llm.weights_dtype}, {found.label}"
     output = replace(output, basis=(words, weights, *rest))
-    return Heaviest(question, output, *heaviest_told(question, admitted=setup.admitted))
+    return Heaviest(question, output, *heaviest_load(question, admitted=setup.admitted))
 
 
 def in_production(found: Estimate) -> Estimate:

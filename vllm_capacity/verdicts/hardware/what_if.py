@@ -73,7 +73,7 @@ LIGHT_LOADS = {False: (0.6, 0.1), True: (0.3, 0.08)}
 """Of what the arithmetic gives, the share from which on and down to which a rate is read as a light
 load's: whose clients are not told, and are. Told, the arithmetic is of as many already: so low a
 rate is a load generator's doing."""
-MOST_OVER = 2.0
+MOST_TIMES_MEASURED = 2.0
 """How far a measured rate may exceed the arithmetic: published ones, left out of it, did 1.7 ×."""
 MOST_BELIEVED = 10.0
 """A rate of more times the arithmetic is no such set-up; cached prompts can make up some of it."""
@@ -645,7 +645,7 @@ def _around(mid: float, half: float, words: str) -> Estimate:
 
 def _excess(question: Question, one: Side) -> float:
     """How many times a rate on G exceeds what published runs ever exceeded the arithmetic by; 1."""
-    return max(question.output_tokens_per_second / one.rate / MOST_OVER, 1.0)
+    return max(question.output_tokens_per_second / one.rate / MOST_TIMES_MEASURED, 1.0)
 
 
 def _utilization_log(busy: GpuUtilization, one: Side, other: Side) -> float:

@@ -48,7 +48,7 @@ class Evidence:
     outages: list[Outage]
     losses: Losses
     lifetimes: pl.DataFrame
-    intake: pl.DataFrame
+    ingest_notes: pl.DataFrame
     contradicted: pl.DataFrame
     relabelled: pl.DataFrame
     stale: pl.DataFrame
@@ -89,7 +89,7 @@ def gather(
         outages=outages,
         losses=losses,
         lifetimes=window.named_sql("figures", "lifetimes", end=time_range.end),
-        intake=window.named_sql(
+        ingest_notes=window.named_sql(
             "figures", "intake_notes", start=time_range.start, end=time_range.end
         ),
         contradicted=window.named_sql("figures", "contradicted"),

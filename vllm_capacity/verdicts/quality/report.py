@@ -101,7 +101,7 @@ def quality_report(
         *quality_scrapes.partial_steps(evidence),
         *quality_scrapes.stale_gauges(evidence),
         *slowed(fits),
-        *quality_series.intake(evidence),
+        *quality_series.ingest_notes(evidence),
         *quality_series.relabelled(evidence),
         *quality_series.lifetimes(evidence),
         *quality_series.features(evidence),

@@ -31,10 +31,10 @@ _INGEST_EFFECTS = {
 }
 
 
-def intake(evidence: Evidence) -> list[Finding]:
+def ingest_notes(evidence: Evidence) -> list[Finding]:
     """What the border dropped, put in order or could not read."""
     found = []
-    for (check,), rows in evidence.intake.group_by("check", maintain_order=True):
+    for (check,), rows in evidence.ingest_notes.group_by("check", maintain_order=True):
         subjects = rows.get_column("subject").unique().sort().to_list()
         named = ", ".join(subjects[:3]) + (" …" if len(subjects) > 3 else "")
         details = "; ".join(rows.get_column("detail").unique().sort().to_list()[:2])

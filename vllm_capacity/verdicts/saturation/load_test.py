@@ -148,7 +148,7 @@ def saturation_of(test: LoadTest) -> Saturation:
     elif near is not None:
         capacity, running = _held(test, near)
     else:
-        capacity, running = _foreseen(test)
+        capacity, running = _extrapolated(test)
     is_full = near is not None and bool((test.kv_ratio[near] >= _KV_FULL_RATIO).all())
     limit = _limit(test, is_full=is_full, is_proven=proven is not None)
     return Saturation(
@@ -172,7 +172,7 @@ def _limit(test: LoadTest, *, is_full: bool, is_proven: bool) -> str | None:
     return None
 
 
-def _foreseen(test: LoadTest) -> tuple[Estimate, Estimate]:
+def _extrapolated(test: LoadTest) -> tuple[Estimate, Estimate]:
     """The peak that the loads let foresee, and its load; no less than what was measured."""
     loads, limit = test.loads, test.kv_limit
     if not len(loads):
@@ -249,11 +249,11 @@ def _rows(points: pl.DataFrame) -> pl.DataFrame:
     return (
         kept.filter((pl.col("running") > 0) & (pl.col("output") > 0))
         .sort("running", "output")
-        .select("running", "output", "kv", "max_num_seqs", limit=_limit_told())
+        .select("running", "output", "kv", "max_num_seqs", limit=_known_limit())
     )
 
 
-def _limit_told() -> pl.Expr:
+def _known_limit() -> pl.Expr:
     """How a row is known to be at the server's limit; null where nothing tells."""
     running, offered = pl.col("running"), pl.col("offered_requests_per_second")
     most, clients = pl.col("max_num_seqs"), pl.col("clients")
