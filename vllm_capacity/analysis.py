@@ -900,8 +900,8 @@ def _listed_model(name: str | None) -> str | None:
 def _labels_by_target(window: Window) -> dict[str, dict[str, str]]:
     """What is said of every target of the window, by instance: its name at least."""
     names = window.named_sql("figures", "instances").get_column("instance")
-    told = target_labels(window)
-    return {name: {"instance": name, **told.get(name, {})} for name in names}
+    labels_of = target_labels(window)
+    return {name: {"instance": name, **labels_of.get(name, {})} for name in names}
 
 
 def _requests(increases: pl.DataFrame, lost: losses.Losses) -> Requests:

@@ -180,11 +180,11 @@ def _reasons(
 
 
 def _mix(one: Side, two: Side) -> Iterator[Reason]:
-    for name, told in (
+    for name, length in (
         ("prompt", "prompt_tokens_per_request"),
         ("output", "output_tokens_per_request"),
     ):
-        lengths = getattr(one, told).mid, getattr(two, told).mid
+        lengths = getattr(one, length).mid, getattr(two, length).mid
         if _differ(*lengths, _MIX_RATIO):
             yield Reason("mix", f"{lengths[0]:.4g} → {lengths[1]:.4g} {name} tokens per request")
 
@@ -199,9 +199,11 @@ def _settings(before: Analysis, after: Analysis) -> Iterator[Reason]:
     families = _families(before), _families(after)
     gone, new = gone | (families[0] - families[1]), new | (families[1] - families[0])
     if one and two and (gone or new):
-        told = [f"new: {_listed(sorted(new))}"] if new else []
-        told += [f"gone: {_listed(sorted(gone))}"] if gone else []
-        yield Reason("version", f"another version of vLLM, by what it exports ({'; '.join(told)})")
+        changes = [f"new: {_listed(sorted(new))}"] if new else []
+        changes += [f"gone: {_listed(sorted(gone))}"] if gone else []
+        yield Reason(
+            "version", f"another version of vLLM, by what it exports ({'; '.join(changes)})"
+        )
 
 
 def _labels(analysis: Analysis) -> Mapping[str, tuple[str, ...]]:

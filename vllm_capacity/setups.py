@@ -25,9 +25,9 @@ def engine_gpus(makes: Mapping[str, Make], assumptions: Assumptions) -> dict[str
     row, given = assumptions.pricing.row, assumptions.hardware.gpu
     if given is not None:
         return dict.fromkeys(makes, find_gpu(given))
-    told = {name: make.gpu for name, make in makes.items()}
+    own_gpus = {name: make.gpu for name, make in makes.items()}
     priced = None if row is None else find_gpu(f"{row.gpu}-{row.form_factor}")
-    return {name: gpu for name, own in told.items() if (gpu := own or priced) is not None}
+    return {name: gpu for name, own in own_gpus.items() if (gpu := own or priced) is not None}
 
 
 def engine_setups(

@@ -74,7 +74,7 @@ def check(path: Path) -> None:
         raise InputError(f"There is no {path}. `vllm-capacity init` writes one.")
     found = read_settings_file(path, deep=True)
     for problem in found.problems:
-        click.echo(found.told(problem), err=True)
+        click.echo(found.described(problem), err=True)
     if found.problems:
         sys.exit(2)
     click.echo(f"{path}: {len(found.values)} settings, no problem found.")

@@ -164,7 +164,7 @@ def _days(
             order, now=now, environment=os.environ, cache=_cache_folder(), progress=progress
         )
     for path in done.pages:
-        _told(path, browser)
+        _print_written(path, browser)
     for note in done.notes:
         click.echo(f"vllm-capacity: {note}", err=True)
     if not done.pages and sys.stderr.isatty() and not done.failure:
@@ -189,12 +189,12 @@ def _written(order: ReportOrder, browser: Path | None) -> None:
         path = write_report(
             order, made_at=datetime.now(UTC), cache=_cache_folder(), progress=progress
         )
-    _told(path, browser)
+    _print_written(path, browser)
     if order.has_rows:
         click.echo(rows_of(path))
 
 
-def _told(page: Path, browser: Path | None) -> None:
+def _print_written(page: Path, browser: Path | None) -> None:
     """Names a page on stdout; with a browser, prints it to a PDF and names that, too."""
     click.echo(page)
     if browser is not None:

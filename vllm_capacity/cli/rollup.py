@@ -68,7 +68,7 @@ def rollup(source: str, target: str | None, place: str, workers: int | None) -> 
         done = roll_up(window, those, progress=progress)
     if target is not None:
         publish(window.manifest, entries_of(window), target)
-    click.echo(_told(window, done) + (f" Copied to {target}." if target else ""))
+    click.echo(_summary(window, done) + (f" Copied to {target}." if target else ""))
 
 
 def _workers(
@@ -92,7 +92,7 @@ def _workers(
     return processes(here, {MEMORY_LIMIT: f"{limit_bytes() // here}B"})
 
 
-def _told(window: Window, done: RolledUp) -> str:
+def _summary(window: Window, done: RolledUp) -> str:
     if not done.pieces:
         return (
             f"{window.name}: nothing to make; figures of a window of up to six hours, or of "

@@ -200,8 +200,8 @@ def _code(name: str, source: str, *, tags: Sequence[str] = ()) -> dict[str, obje
 
 def _secret(job: Job) -> dict[str, object]:
     of = "PARSEABLE" if job.settings.values.get("stream") else "PROMETHEUS"
-    told = job.settings.values.get("notify")
-    used = re.findall(r"\$\{(\w+)\}", " ".join(told)) if isinstance(told, tuple) else []
+    notify = job.settings.values.get("notify")
+    used = re.findall(r"\$\{(\w+)\}", " ".join(notify)) if isinstance(notify, tuple) else []
     if job.settings.values.get("alertmanager"):
         used.append("ALERTMANAGER_TOKEN")
     return {

@@ -121,10 +121,10 @@ def _scrape_live(
             signal.signal(number, handler)
 
     console = Console(stderr=True)
-    told: set[str] = set()
+    reported: set[str] = set()
 
     def tell(progress: Progress) -> None:
-        _tell_silent(progress, told, console)
+        _tell_silent(progress, reported, console)
         _tell(status, progress)
 
     def written() -> None:
@@ -157,11 +157,11 @@ def _tell(status: Status, progress: Progress) -> None:
     status.update(Text(plain(f"{progress.good} good, {progress.failed} failed{error}")))
 
 
-def _tell_silent(progress: Progress, told: set[str], console: Console) -> None:
+def _tell_silent(progress: Progress, reported: set[str], console: Console) -> None:
     """Who has never answered, and why: a line each, once, also where nobody sees a status."""
     for instance, error in progress.silent.items():
-        if instance not in told:
-            told.add(instance)
+        if instance not in reported:
+            reported.add(instance)
             console.print(
                 Text(plain(f"vllm-capacity: {instance} does not answer: {cause(error)}")),
                 soft_wrap=True,

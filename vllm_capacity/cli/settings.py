@@ -611,9 +611,9 @@ class SettingsFile:
         for problem in self.problems:
             more = len(self.problems) - 1
             rest = f" ({more} more: vllm-capacity config check)" if more else ""
-            raise InputError(f"{self.told(problem)}{rest}")
+            raise InputError(f"{self.described(problem)}{rest}")
 
-    def told(self, problem: Problem) -> str:
+    def described(self, problem: Problem) -> str:
         """A problem in a line, as compilers tell theirs."""
         place = f":{problem.line}" if problem.line else ""
         return f"{self.path}{place}: {problem.what}"

@@ -125,7 +125,7 @@ def watch(
                     screen.tell_silent()
             return
         if once:
-            _wait_until_told(looked_at, stop)
+            _wait_until_answered(looked_at, stop)
             screen.show_once()
             return
         screen.show_until(stop, pause)
@@ -276,7 +276,7 @@ def _scraping(
             yield stop
 
 
-def _wait_until_told(recent: Recent | FromPrometheus, stop: threading.Event) -> None:
+def _wait_until_answered(recent: Recent | FromPrometheus, stop: threading.Event) -> None:
     """Wait for so much telemetry that rates can be told, or until every server has failed."""
     until = time.monotonic() + 2 * _ONCE_SECONDS
     while time.monotonic() < until and not stop.wait(0.2):
@@ -292,7 +292,7 @@ class _Screen:
     ) -> None:
         self._recent, self._order, self._as_json = recent, order, as_json
         self._assumptions = assumptions_of(given)
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def show_once(self) -> None:
         """The engines once on stdout; SourceError where nobody answered."""
@@ -353,8 +353,8 @@ class _Screen:
         """Who does not answer, on stderr, each cause once."""
         for instance, why in self._recent.silent.items():
             line = f"vllm-capacity: {instance}: {why}"
-            if line not in self._told:
-                self._told.add(line)
+            if line not in self._printed:
+                self._printed.add(line)
                 click.echo(line, err=True)
 
 

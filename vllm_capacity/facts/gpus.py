@@ -216,7 +216,7 @@ def labelled_gpu(label: str) -> GpuSpan | None:
         words = re.findall(r"[a-z0-9]+", label.lower())
     if _PARTS & set(words):
         return None
-    found = [row for row in gpus() if _is_told(row, words)]
+    found = [row for row in gpus() if _matches(row, words)]
     longest = max((len(_chip(row)) for row in found), default=0)
     found = [row for row in found if len(_chip(row)) == longest]
     if not found or len({row.gpu for row in found}) > 1:
@@ -230,15 +230,15 @@ def _chip(row: Gpu) -> list[str]:
     return [word for word in words if not _MEMORY.fullmatch(word)]
 
 
-def _is_told(row: Gpu, words: Sequence[str]) -> bool:
+def _matches(row: Gpu, words: Sequence[str]) -> bool:
     """Whether a label of these words may mean the row: nothing that both say differs."""
     if not set(_chip(row)) <= set(words):
         return False
-    said, named = (
+    label_sizes, named = (
         {word for word in each if _MEMORY.fullmatch(word)}
         for each in (words, row.gpu.lower().split("-"))
     )
-    if said and named and not said & named:
+    if label_sizes and named and not label_sizes & named:
         return False
     for word, form in _FORM_WORDS.items():
         if any(each.startswith(word) for each in words) and row.form_factor != form:

@@ -40,10 +40,10 @@ class Make:
     @property
     def gpu(self) -> GpuSpan | None:
         """The GPU that its labels name; None where they name none, or several."""
-        told = (
+        labelled = (
             labelled_gpu(self.settings[name]) for name in sorted(_GPU_LABELS & self.settings.keys())
         )
-        spans = {span.name: span for span in told if span is not None}
+        spans = {span.name: span for span in labelled if span is not None}
         return next(iter(spans.values())) if len(spans) == 1 else None
 
     @property

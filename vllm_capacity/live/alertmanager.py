@@ -68,7 +68,7 @@ def tell_alertmanager(
 
         active = with_retries(lambda: asked(method="GET", params={"filter": _OURS}), pause)
         firing = decoded(active.content, list[_Firing], at=address(asking), dialect="Alertmanager")
-        told = [
+        payload = [
             {
                 "labels": own,
                 "annotations": {"summary": one.sentence},
@@ -79,7 +79,7 @@ def tell_alertmanager(
             if (own := {"alertname": one.rule.name, "service": _SERVICE, **labels})
             and _is_news(one, is_firing=any(each.labels == own for each in firing))
         ]
-        with_retries(lambda: asked(method="POST", json=told), pause)
+        with_retries(lambda: asked(method="POST", json=payload), pause)
 
 
 def _is_news(one: Alert, *, is_firing: bool) -> bool:

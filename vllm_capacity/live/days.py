@@ -271,16 +271,16 @@ def _known_days(folder: Path, source: Source) -> dict[date, Day]:
         ) from None
     if read.source != source:
         raise InputError(
-            f"{folder} holds days of {_told(read.source)}, not of {_told(source)}. "
+            f"{folder} holds days of {_described(read.source)}, not of {_described(source)}. "
             "Give another folder: --windows."
         )
     return {day: known for day, known in read.days.items() if known.is_empty or _there(folder, day)}
 
 
-def _told(source: Source) -> str:
+def _described(source: Source) -> str:
     parts = {"stream": source.stream, "series": source.match, "tenant": source.tenant}
-    told = "".join(f", {name} {value}" for name, value in parts.items() if value)
-    return f"{source.origin}{told}, time zone {source.zone}"
+    labels = "".join(f", {name} {value}" for name, value in parts.items() if value)
+    return f"{source.origin}{labels}, time zone {source.zone}"
 
 
 def _days_of(folder: Path) -> list[date]:

@@ -186,9 +186,9 @@ def _sent(to: Recipient, news: News, body: str, pause: Callable[[float], None]) 
     asset = apprise.AppriseAsset(app_id="vllm-capacity", app_desc="vLLM capacity and cost")
 
     def sent() -> None:
-        told = apprise.Apprise(asset=asset)
-        told.add(to.address)
-        if not told.notify(body, news.title, kind, body_format=apprise.NotifyFormat.TEXT):
+        recipient = apprise.Apprise(asset=asset)
+        recipient.add(to.address)
+        if not recipient.notify(body, news.title, kind, body_format=apprise.NotifyFormat.TEXT):
             raise TransientError("not taken")
 
     try:

@@ -235,7 +235,7 @@ def _histograms(
             buckets_at=tuple(edges[edge][0] for edge in ordered),
             sum_at=sums.get(labels, -1),
             # The same bucket told twice with different counts is none that can be used.
-            twins=tuple((told[0], other) for told in edges.values() for other in told[1:]),
+            twins=tuple((edge[0], other) for edge in edges.values() for other in edge[1:]),
             created_at=created.get((wire.exposed, labels)),
         )
 

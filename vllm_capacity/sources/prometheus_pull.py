@@ -176,13 +176,13 @@ def _downsampled(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.Data
     ends = pl.concat([asking.minute_ends(each, own, around) for each in names.states])
     fallen = asking.resets(names.falling, own, around)
     states, samples = _samples(ends), _samples(pl.concat([pl.DataFrame(schema=ANSWER), *gauges]))
-    is_told = ~pl.col("name").is_in(BOOKKEEPING)
-    times = samples.filter(is_told).group_by(*_TARGET, "minute").agg(pl.col("ms").max())
+    is_data = ~pl.col("name").is_in(BOOKKEEPING)
+    times = samples.filter(is_data).group_by(*_TARGET, "minute").agg(pl.col("ms").max())
     cut = [first] * (own.start > first) + [end - _MINUTE] * (own.end < end)
     odd = _odd(states, times, _samples(fallen), [_minute_number(at) for at in cut])
     inside = pl.col("minute").is_between(_minute_number(first), _minute_number(end), closed="left")
     odd = odd.filter(inside)
-    told = (
+    counted = (
         states.filter(inside)
         .drop("ms")
         .join(odd, on=[*_TARGET, "minute"], how="anti")
@@ -193,7 +193,7 @@ def _downsampled(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.Data
     warned = pl.concat([ends, fallen]).filter(pl.col("metric").is_null())
     every = [name for each in names.states for name in each]
     whole = [asking.whole(every, span, targets) for span, targets in _spans(odd, own)]
-    return [*gauges, pl.concat([told, warned], how="diagonal").select(list(ANSWER)), *whole]
+    return [*gauges, pl.concat([counted, warned], how="diagonal").select(list(ANSWER)), *whole]
 
 
 def _samples(answer: pl.DataFrame) -> pl.DataFrame:

@@ -48,17 +48,17 @@ def given_columns(
     columns: str | Mapping[str, str] | None, fields: Mapping[str, tuple[str, ...]]
 ) -> dict[str, str]:
     """What is said of a file's columns, by field; InputError for one that is not read."""
-    told = pairs(columns) if isinstance(columns, str) else dict(columns or {})
-    if unknown := told.keys() - fields.keys():
+    given = pairs(columns) if isinstance(columns, str) else dict(columns or {})
+    if unknown := given.keys() - fields.keys():
         raise InputError(
             f"No column {', '.join(sorted(unknown))} is read; these are: {', '.join(fields)}."
         )
-    return told
+    return given
 
 
-def sources(fields: Mapping[str, tuple[str, ...]], told: Mapping[str, str]) -> Sources:
+def sources(fields: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> Sources:
     """For each field the names told, or the usual ones, each whole and cut at its dots."""
-    named = {name: (told[name],) if name in told else usual for name, usual in fields.items()}
+    named = {name: (given[name],) if name in given else usual for name, usual in fields.items()}
     return {
         name: tuple(
             path for each in usual for path in dict.fromkeys(((each,), tuple(each.split("."))))

@@ -142,18 +142,18 @@ def read_usage(
     `log_format` is nginx's, where a log is its text. InputError for a file that cannot be read, or
     of which no row can be: it names the columns that there are.
     """
-    told = given_columns(columns, FIELDS)
+    given = given_columns(columns, FIELDS)
     written = keys or Keys()
-    read = [_read_file(Path(path), told, log_format, written) for path in paths]
+    read = [_read_file(Path(path), given, log_format, written) for path in paths]
     if not read:
         raise InputError("Give at least one file of usage.")
     return UsageLog(pl.concat([frame for frame, _ in read]), tuple(file for _, file in read))
 
 
 def _read_file(
-    path: Path, told: Mapping[str, str], log_format: str | None, keys: Keys
+    path: Path, given: Mapping[str, str], log_format: str | None, keys: Keys
 ) -> tuple[pl.DataFrame, LogFile]:
-    rows = _Rows(path, sources(FIELDS, told), keys)
+    rows = _Rows(path, sources(FIELDS, given), keys)
     for line, row in raw_rows(path, log_format):
         rows.add(line, row)
     return rows.frame(), rows.file()

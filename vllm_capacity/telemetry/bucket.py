@@ -52,7 +52,7 @@ class Bucket:
 
     def names(self, folder: str) -> dict[str, int]:
         """What lies right in a folder of it, by name, with its bytes; nothing where it is not."""
-        with _told(f"list {self.url}/{folder}"):
+        with _explained(f"list {self.url}/{folder}"):
             try:
                 found = self._files.ls(f"{self.url}/{folder}", detail=True)
             except FileNotFoundError:
@@ -61,20 +61,20 @@ class Bucket:
 
     def read(self, name: str) -> bytes:
         """The bytes of one file."""
-        with _told(f"read {self.url}/{name}"):
+        with _explained(f"read {self.url}/{name}"):
             return bytes(self._files.cat_file(f"{self.url}/{name}"))
 
     def fetch(self, files: Mapping[str, Path]) -> None:
         """Copy files to these paths, several at a time."""
         if files:
-            with _told(f"read {self.url}"):
+            with _explained(f"read {self.url}"):
                 there = [f"{self.url}/{name}" for name in files]
                 self._files.get(there, [str(path) for path in files.values()])
 
     def put(self, files: Mapping[str, Path]) -> None:
         """Copy these files there, several at a time; each is there whole or not at all."""
         if files:
-            with _told(f"write {self.url}"):
+            with _explained(f"write {self.url}"):
                 there = [f"{self.url}/{name}" for name in files]
                 self._files.put([str(path) for path in files.values()], there)
 
@@ -104,7 +104,7 @@ def failed(what: str, error: Exception) -> SourceError:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _explained(what: str) -> Iterator[None]:
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
     try:

@@ -141,8 +141,8 @@ class Scrapes:
     @property
     def _count(self) -> tuple[Floats, ...]:
         """What grows with time in every scrape, the least first; nothing where not all tell."""
-        is_told = not (np.isnan(self.start).any() or np.isnan(self.total).any())
-        return (self.total, self.start) if is_told else ()
+        is_whole = not (np.isnan(self.start).any() or np.isnan(self.total).any())
+        return (self.total, self.start) if is_whole else ()
 
     def processes(self, start: int, end: int) -> int:
         """How many processes the scrapes of a block are of, as their starts tell."""

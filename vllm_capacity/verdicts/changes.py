@@ -255,10 +255,10 @@ def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
 
 def _groups(both: pl.DataFrame, is_after: Floats) -> npt.NDArray[np.int64]:
     """The group of each step by its number: an engine that is on both sides, else a model."""
-    told = both.select("engine", "model", is_after=pl.Series(is_after))
+    labelled = both.select("engine", "model", is_after=pl.Series(is_after))
     is_on_both = pl.col("is_after").n_unique().over("engine") == 2
     group = pl.when(is_on_both).then(pl.concat_str(pl.lit("engine "), "engine")).otherwise("model")
-    numbers: npt.NDArray[np.int64] = told.select(group.rank("dense")).to_series().to_numpy() - 1
+    numbers: npt.NDArray[np.int64] = labelled.select(group.rank("dense")).to_series().to_numpy() - 1
     return numbers.astype(np.int64)
 
 

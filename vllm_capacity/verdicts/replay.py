@@ -138,8 +138,8 @@ def replays(
     where the capacity is a lower bound with which they do not keep up: that proves nothing.
     """
     arrivals = _arrivals(served.steps)
-    is_told = served.slo.targets.keys() <= {one.name for one in fields(Replay)}
-    if not served.capacity.low or busiest is None or arrivals is None or not is_told:
+    is_replayable = served.slo.targets.keys() <= {one.name for one in fields(Replay)}
+    if not served.capacity.low or busiest is None or arrivals is None or not is_replayable:
         return ()
     ends = [served.capacity.low]
     if not is_sure and served.capacity.high is not None:
@@ -346,8 +346,10 @@ def _period(
     ends = arrivals.starts + arrivals.seconds
     inside = np.clip(np.minimum(ends, end) - np.maximum(arrivals.starts, begin), 0.0, None)
     came = float((arrivals.counts * inside / arrivals.seconds).sum())
-    is_told = inside.sum() >= (1 - _MOST_GAPS) * (end - begin)
-    return (begin, end) if is_told and _LEAST_REQUESTS <= came * share <= _MOST_REQUESTS else None
+    is_covered = inside.sum() >= (1 - _MOST_GAPS) * (end - begin)
+    return (
+        (begin, end) if is_covered and _LEAST_REQUESTS <= came * share <= _MOST_REQUESTS else None
+    )
 
 
 def _replay(

@@ -278,8 +278,8 @@ def at_least_enough(needed: Estimate, tried: Sequence[Replay], *, is_sure: bool 
     high, mid = max(needed.high or 0.0, float(count)), needed.mid
     if not is_sure and mid is not None:
         mid = max(mid, float(count))
-    told = f"a replay on {least} did not keep up"
-    return replace(needed, mid=mid, high=high, basis=(*needed.basis, told))
+    replayed = f"a replay on {least} did not keep up"
+    return replace(needed, mid=mid, high=high, basis=(*needed.basis, replayed))
 
 
 def _needed(pool: Pool, policy: Policy) -> Estimate:

@@ -40,8 +40,8 @@ def comparison_verdict(found: Comparison) -> Text:
     kinds = list(dict.fromkeys(each.kind for each in found.reasons))
     return text(
         f"Compared with A, {_side(found.before)}.",
-        f"At the same load and mix, {_told(found.cost_at_same_load)}.",
-        f"As billed, {_told(found.cost_as_billed)}.",
+        f"At the same load and mix, {_change_text(found.cost_at_same_load)}.",
+        f"As billed, {_change_text(found.cost_as_billed)}.",
         *([f"Also more than noise: {'; '.join(others)}."] if others else []),
         f"What else differs: {', '.join(kinds)}." if kinds else _NO_REASON,
     )
@@ -82,7 +82,7 @@ def _side(side: Side) -> str:
     return f"{side.window}, {when}, {engines}, {cost} per million output tokens"
 
 
-def _told(change: Change) -> str:
+def _change_text(change: Change) -> str:
     """Whether an output token costs more or less, or why that is not known."""
     ratio = change.ratio
     if ratio.low is None or ratio.mid is None or ratio.high is None:
@@ -102,7 +102,7 @@ def _percent(ratio: float) -> str:
 
 
 def _verdict(change: Change) -> str:
-    told = change.is_more_than_noise
-    if told is None:
+    is_change = change.is_more_than_noise
+    if is_change is None:
         return ""
-    return "changed" if told else "within noise"
+    return "changed" if is_change else "within noise"

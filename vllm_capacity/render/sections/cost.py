@@ -131,16 +131,16 @@ def groups_table(analysis: Analysis, by: str) -> Table:
         Column("bill", "allocation_usd", usd, is_numeric=True),
         Column("what limits it", "limit", is_note=True),
     )
-    told = {row.model: row for row in analysis.rows_by(by)}
+    row_of = {row.model: row for row in analysis.rows_by(by)}
     rows: list[Sequence[Value | Cell]] = [
         (
             name,
             *_counted(each),
-            told[name].token_share_ratio,
+            row_of[name].token_share_ratio,
             *_used(each),
-            slowest(told[name].ttft_p95),
+            slowest(row_of[name].ttft_p95),
             each.cost.allocation_usd,
-            limit_of(told[name]),
+            limit_of(row_of[name]),
         )
         for name, each in sorted(found.parts.items())
     ]

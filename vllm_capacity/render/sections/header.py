@@ -128,11 +128,11 @@ def tiles_of(answer: Answer) -> tuple[Tile, ...]:
     if answer.window.engines < 2:
         return tuple(map(_tile, _figures(answer)))
     in_verdict = (answer.cost.usd_per_request, answer.cost.utilization)
-    told = {each.reason: "for the reason given above" for each in in_verdict}
+    reason_text = {each.reason: "for the reason given above" for each in in_verdict}
     tiles = []
     for figure in _figures(answer):
-        tiles.append(_tile(figure, told.get(figure.estimate.reason, "")))
-        told.setdefault(figure.estimate.reason, f"for the same reason as “{figure.label}”")
+        tiles.append(_tile(figure, reason_text.get(figure.estimate.reason, "")))
+        reason_text.setdefault(figure.estimate.reason, f"for the same reason as “{figure.label}”")
     return tuple(tiles)
 
 

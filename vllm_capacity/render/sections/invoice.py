@@ -41,11 +41,11 @@ def _money(value: float, like: float | None = None) -> str:
 
 
 def _charged(found: Reconciliation, invoice: Invoice) -> str:
-    told = [f"{_money(found.outside_usd)} more is of other times"] if found.outside_usd else []
+    notes = [f"{_money(found.outside_usd)} more is of other times"] if found.outside_usd else []
     if invoice.malformed:
         lines = "; ".join(invoice.examples)
-        told.append(f"{plural(invoice.malformed, 'row')} could not be read ({lines})")
-    return "; ".join(told)
+        notes.append(f"{plural(invoice.malformed, 'row')} could not be read ({lines})")
+    return "; ".join(notes)
 
 
 def _missing(found: Reconciliation) -> str:

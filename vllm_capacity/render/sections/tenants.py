@@ -185,8 +185,8 @@ def _time_went(model: str, use: ModelUse, is_named: bool) -> Iterator[str]:
     }
     if all(part.mid is not None for part in parts.values()):
         of = f" of {model}" if is_named else ""
-        told = "; ".join(f"{words} {percent(p.mid or 0)}" for words, p in parts.items())
-        yield f"Where engine time{of} went: {told}."
+        shares = "; ".join(f"{words} {percent(p.mid or 0)}" for words, p in parts.items())
+        yield f"Where engine time{of} went: {shares}."
 
 
 def _left_out(found: Tenants) -> Iterator[str]:
@@ -197,8 +197,10 @@ def _left_out(found: Tenants) -> Iterator[str]:
             f"{count(left.after)} after it."
         )
     if left.other_models:
-        told = [f"{name or 'no model named'}: {count(n)}" for name, n in left.other_models.items()]
-        yield f"Rows of models that are not served here: {listed(told)}."
+        others = [
+            f"{name or 'no model named'}: {count(n)}" for name, n in left.other_models.items()
+        ]
+        yield f"Rows of models that are not served here: {listed(others)}."
 
 
 def _file(file: LogFile) -> Iterator[str]:

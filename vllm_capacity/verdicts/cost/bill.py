@@ -246,19 +246,21 @@ def _capacity(parts: Mapping[str, CostShare], gpu_hours: float, noun: str) -> Es
     Where theirs is not known at all they count by their GPU-hours, as the mean of the others: so
     utilization stays the share of what was paid for that was used.
     """
-    told = {
+    known_parts = {
         name: part
         for name, part in parts.items()
         if not (part.usage.is_idle and part.capacity_output_tokens_per_second.is_unknown)
     }
-    capacities = {name: part.capacity_output_tokens_per_second for name, part in told.items()}
+    capacities = {
+        name: part.capacity_output_tokens_per_second for name, part in known_parts.items()
+    }
     known = _sum(capacities, lacking=f"{NOT_REACHED} {noun}")
-    told_hours = math.fsum(part.usage.gpu_hours for part in told.values())
-    if len(told) == len(parts) or not told_hours:
+    known_hours = math.fsum(part.usage.gpu_hours for part in known_parts.values())
+    if len(known_parts) == len(parts) or not known_hours:
         return known
-    idle = listed([name for name in parts if name not in told])
+    idle = listed([name for name in parts if name not in known_parts])
     basis = f"{idle}: nothing was generated, counted by GPU-hours"
-    return known.scaled(gpu_hours / told_hours, basis)
+    return known.scaled(gpu_hours / known_hours, basis)
 
 
 def _used(usage: Usage, capacity: Estimate) -> Estimate:
@@ -409,14 +411,15 @@ def _mean_share(usages: list[Usage]) -> Estimate | None:
 
     So the parts' input dollars, each by its own share, add up to the whole's at one price.
     """
-    told = [usage for usage in usages if usage.generation_tokens or usage.prompt_tokens]
-    if not any(usage.prefill_time_ratio is not None for usage in told):
+    with_tokens = [usage for usage in usages if usage.generation_tokens or usage.prompt_tokens]
+    if not any(usage.prefill_time_ratio is not None for usage in with_tokens):
         return None
-    hours = math.fsum(usage.gpu_hours for usage in told)
+    hours = math.fsum(usage.gpu_hours for usage in with_tokens)
     if not hours:
         return None
     shares = {
-        str(i): prefill_share(each).scaled(each.gpu_hours / hours) for i, each in enumerate(told)
+        str(i): prefill_share(each).scaled(each.gpu_hours / hours)
+        for i, each in enumerate(with_tokens)
     }
     found = total(shares)
     return found if found.is_known else None

@@ -72,8 +72,8 @@ def half_width(question: Question, one: Side, other: Side, gain: float) -> float
 def _class_half_width(question: Question, one: Side, other: Side, gain: float) -> float:
     """Half the band of a gain under one load, by class."""
     rest = 1 / question.output_tokens_per_second / one.seconds_per_token - 1
-    is_told = question.load.clients is not None
-    own, of_ratio = BANDS[have_tables(one, other), rest <= EXPLAINED, is_told]
+    is_load_known = question.load.clients is not None
+    own, of_ratio = BANDS[have_tables(one, other), rest <= EXPLAINED, is_load_known]
     of_count = ANOTHER_COUNT * math.log(question.gpus_there / question.gpus)
     return math.hypot(own, of_ratio * gain, of_count)
 
@@ -85,8 +85,8 @@ def widened(
     architectures = [each.machine.gpu.architecture for each in (one, other)]
     if any(row.vendor != FITTED_VENDOR for row in architectures):
         return max(half, OTHER_VENDOR_HALF_WIDTH)
-    is_told = question.load.clients is not None
-    is_sure = is_timed and is_told and have_tables(one, other)
+    is_load_known = question.load.clients is not None
+    is_sure = is_timed and is_load_known and have_tables(one, other)
     return half if is_near or is_sure else half * FAR_FACTOR
 
 

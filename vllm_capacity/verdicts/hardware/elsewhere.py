@@ -220,8 +220,8 @@ def heaviest_load(question: Question, *, admitted: float | None = None) -> tuple
     here, running = question.from_gpu.rows[0], question.load.clients or 1.0
     most = saturated_batch(question.job_here, Machine(here, here.tensor_tflops or 1.0))
     most = max(most if admitted is None else min(most, admitted), running)
-    told = min(most, MOST_TIMES * running)
-    return told, told == most
+    heaviest = min(most, MOST_TIMES * running)
+    return heaviest, heaviest == most
 
 
 def full_from_light(question: Question, ask: Ask, *, admitted: float | None = None) -> WhatIf:

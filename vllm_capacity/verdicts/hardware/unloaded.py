@@ -316,7 +316,7 @@ def reckoned(
     if not unsure:
         return Reckoned(known, {}, "the capacity was found from the telemetry")
     found = {name: heaviest(fits[name], setups[name], known[name], ask) for name in unsure}
-    told = {name: each for name, each in found.items() if isinstance(each, Heaviest)}
-    capacities = {**known, **{name: each.capacity for name, each in told.items()}}
+    heaviest_of = {name: each for name, each in found.items() if isinstance(each, Heaviest)}
+    capacities = {**known, **{name: each.capacity for name, each in heaviest_of.items()}}
     silent = [each for each in found.values() if isinstance(each, str)]
-    return Reckoned(capacities, told, statistics.mode(silent) if silent else "")
+    return Reckoned(capacities, heaviest_of, statistics.mode(silent) if silent else "")

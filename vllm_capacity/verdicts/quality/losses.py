@@ -80,9 +80,9 @@ def contradicted(evidence: Evidence) -> list[Finding]:
             f"{_effect(unread)}."
         )
         found.append(Finding("clock", "error", scrapes, effect, None, _max_effect(unread)))
-    told = set(evidence.contradicted.get_column("instance"))
+    already_named = set(evidence.contradicted.get_column("instance"))
     for each in evidence.losses.stretches:
-        if each.why == "clock" and each.instance not in told:
+        if each.why == "clock" and each.instance not in already_named:
             effect = f"{each.instance}: what it counted unread is in no figure: {_effect([each])}."
             found.append(Finding("clock", "error", 1, effect))
     return found
