@@ -59,7 +59,7 @@ def _repeated_samples(sweep: Window, times: int, shift: np.timedelta64) -> pl.Da
             + pl.when("is_start")
             .then((k - k % LIFE) * shift / np.timedelta64(1, "s"))
             .otherwise(0),
-            rank=pl.lit(0, pl.Int8),
+            alias_priority=pl.lit(0, pl.Int8),
             arrival=pl.lit(None, pl.Int64),
         )
         for k in range(times)
@@ -92,7 +92,7 @@ def _repeated_histograms(sweep: Window, times: int, shift: np.timedelta64) -> pl
                     count=pl.col("count") + lives * count,
                     sum=pl.col("sum") + lives * total,
                     counts=pl.Series(states + lives * buckets).arr.to_list(),
-                    rank=pl.lit(0, pl.Int8),
+                    alias_priority=pl.lit(0, pl.Int8),
                     arrival=pl.lit(None, pl.Int64),
                 )
             )

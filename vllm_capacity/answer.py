@@ -36,8 +36,8 @@ class WindowExtent(Record):
 
     `mean_engines` is how many were there on average: each counts for the share of the billed time
     in which it was. `resolution` is what figures are made of: every `scrape`, the `minute`s of a
-    thinned pull, or what each `hour` of a long range left behind (exact but for means of gauges;
-    steps are minutes).
+    downsampled pull, or what each `hour` of a long range left behind (exact but for means of
+    gauges; steps are minutes).
     """
 
     start: datetime

@@ -294,8 +294,8 @@ def record(
             continue
         for labels, value in family.children:
             bounds = value.bounds if isinstance(value, Histogram) else None
-            key, rank = _series_key(family, labels, target, bounds)
-            series_id = buffer.series(key, exposed=family.name, rank=rank)
+            key, alias_priority = _series_key(family, labels, target, bounds)
+            series_id = buffer.series(key, exposed=family.name, alias_priority=alias_priority)
             if isinstance(value, Histogram):
                 buffer.histogram(
                     series_id,
@@ -303,10 +303,10 @@ def record(
                     count=value.count,
                     total=value.total,
                     counts=value.counts,
-                    rank=rank,
+                    alias_priority=alias_priority,
                 )
             else:
-                buffer.sample(series_id, ts_us, value, rank)
+                buffer.sample(series_id, ts_us, value, alias_priority)
 
 
 def _series_key(
@@ -325,4 +325,4 @@ def _series_key(
         labels=tuple(rest),
         bounds=bounds,
     )
-    return key, found.rank if found else 0
+    return key, found.alias_priority if found else 0

@@ -99,7 +99,7 @@ def test_every_entry_names_a_family_of_the_catalogue():
 
 
 def test_no_framework_says_one_concept_twice_at_one_rank():
-    result = Counter((entry.framework, entry.metric, entry.rank) for entry in EQUIVALENTS)
+    result = Counter((entry.framework, entry.metric, entry.alias_priority) for entry in EQUIVALENTS)
     assert max(result.values()) == 1
 
 
@@ -110,7 +110,7 @@ def test_an_exposed_name_has_one_meaning():
 def test_an_older_name_of_another_framework_yields_to_the_newer():
     older = match("sglang:time_per_output_token_seconds")
     newer = match("sglang_inter_token_latency_seconds")
-    assert (older.metric, older.rank, newer.rank) == (newer.metric, 1, 0)
+    assert (older.metric, older.alias_priority, newer.alias_priority) == (newer.metric, 1, 0)
 
 
 def published(file: str) -> str:
@@ -128,5 +128,7 @@ def test_a_published_scrape_bears_the_mapping_out(entry):
         for family in text_string_to_metric_families(published(file)):
             hit = match(family.name)
             if hit and framework(family.name) == entry.framework:
-                kinds.setdefault((hit.metric.name, hit.rank), set()).add(family.type)
-    assert kinds.get((entry.metric, entry.rank)) == {str(match(entry.exposed).metric.kind)}
+                kinds.setdefault((hit.metric.name, hit.alias_priority), set()).add(family.type)
+    assert kinds.get((entry.metric, entry.alias_priority)) == {
+        str(match(entry.exposed).metric.kind)
+    }

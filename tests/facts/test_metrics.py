@@ -76,7 +76,7 @@ def test_every_name_of_the_sampled_releases_is_known_with_its_kind(row):
 @pytest.mark.parametrize("row", NAMES, ids=lambda row: row["name"])
 def test_a_canonical_name_carries_the_releases_it_was_sampled_in(row):
     found = match(row["name"])
-    if found.rank == 0:
+    if found.alias_priority == 0:
         assert (found.metric.since, found.metric.until) == (
             row["first_release"],
             row["last_release"],
@@ -143,7 +143,7 @@ def test_core_families_are_in_every_recorded_scrape_under_load():
 
 
 @pytest.mark.parametrize(
-    ("exposed", "name", "rank"),
+    ("exposed", "name", "alias_priority"),
     [
         pytest.param("vllm:prompt_tokens_total", "vllm:prompt_tokens_total", 0, id="as exposed"),
         pytest.param("vllm:prompt_tokens", "vllm:prompt_tokens_total", 0, id="parser cut _total"),
@@ -182,9 +182,9 @@ def test_core_families_are_in_every_recorded_scrape_under_load():
         pytest.param("http_requests", "http_requests_total", 0, id="HTTP, _total cut"),
     ],
 )
-def test_match(exposed, name, rank):
+def test_match(exposed, name, alias_priority):
     found = match(exposed)
-    assert (found.metric.name, found.rank) == (name, rank)
+    assert (found.metric.name, found.alias_priority) == (name, alias_priority)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def comparable(rows, table):
     frame = getattr(rows, table).join(known.select("series_id"), on="series_id", how="semi")
     if table == "series":
         return frame.drop("starts_at_zero").sort("series_id")
-    return frame.drop("arrival").sort("series_id", "ts", "rank")
+    return frame.drop("arrival").sort("series_id", "ts", "alias_priority")
 
 
 @pytest.mark.parametrize("table", ["series", "samples", "histograms"])

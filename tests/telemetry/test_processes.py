@@ -278,8 +278,8 @@ def test_settling_again_changes_nothing():
     again = settle(
         Rows(
             rows.series,
-            rows.samples.drop("run").with_columns(rank=0, arrival=pl.lit(0, pl.Int64)),
-            rows.histograms.drop("run").with_columns(rank=0, arrival=pl.lit(0, pl.Int64)),
+            rows.samples.drop("run").with_columns(alias_priority=0, arrival=pl.lit(0, pl.Int64)),
+            rows.histograms.drop("run").with_columns(alias_priority=0, arrival=pl.lit(0, pl.Int64)),
             rows.ingest_notes,
             rows.begin,
         )

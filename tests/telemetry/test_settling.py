@@ -39,19 +39,19 @@ def captured(scrapes, *, tells_start, begins=None):
         if tells_start:
             start = SeriesKey("process_start_time_seconds", "gauge", target)
             buffer.sample(buffer.series(start, exposed=start.metric), ts_us, float(life or T0 - 60))
-        for rank in range(1 + (event == "twice")):
-            put(buffer, target, ts_us, done, rank, f"m{label // 2}", children)
+        for alias_priority in range(1 + (event == "twice")):
+            put(buffer, target, ts_us, done, alias_priority, f"m{label // 2}", children)
         if event == "silent":
             buffer.note("coverage", subject="x", detail="y", instance=target, ts_us=ts_us)
     return replace(buffer.rows(), begin=begins)
 
 
-def put(buffer, target, ts_us, done, rank, model, children):
+def put(buffer, target, ts_us, done, alias_priority, model, children):
     for child in range(children):
         labels = (("finished_reason", f"{child}"),)
         key = SeriesKey("vllm:request_success_total", "counter", target, "0", model, labels)
-        series_id = buffer.series(key, exposed=key.metric, rank=rank)
-        buffer.sample(series_id, ts_us, float(done + child), rank)
+        series_id = buffer.series(key, exposed=key.metric, alias_priority=alias_priority)
+        buffer.sample(series_id, ts_us, float(done + child), alias_priority)
     for metric in ("vllm:num_requests_running", "vllm:generation_tokens_total"):
         kind = "counter" if metric.endswith("total") else "gauge"
         key = SeriesKey(metric, kind, target, "0", model)

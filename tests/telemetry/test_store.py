@@ -117,7 +117,7 @@ def test_another_value_at_the_same_time_is_a_doubt():
 
 def test_the_newest_of_two_names_in_one_scrape_counts():
     buffer = counted([1, 2])
-    buffer.sample(key().series_id, T0 + SECOND, 99.0, rank=1)
+    buffer.sample(key().series_id, T0 + SECOND, 99.0, alias_priority=1)
     rows = settle(buffer.rows())
     own = rows.samples.filter(pl.col("series_id") == key().series_id)
     assert own["value"].to_list() == [1.0, 2.0]

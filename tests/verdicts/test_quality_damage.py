@@ -17,7 +17,7 @@ from vllm_capacity.telemetry.window import open_window
 
 START = datetime(2026, 11, 24, 4, 9, 0, tzinfo=UTC)
 END = datetime(2026, 11, 24, 4, 20, 0, tzinfo=UTC)
-UNKNOWN = {"rank": pl.lit(0, pl.Int8), "arrival": pl.lit(None, pl.Int64)}
+UNKNOWN = {"alias_priority": pl.lit(0, pl.Int8), "arrival": pl.lit(None, pl.Int64)}
 
 
 @pytest.fixture(scope="module")

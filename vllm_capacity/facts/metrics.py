@@ -121,14 +121,15 @@ class Equivalent:
     """Another framework's family, and the vLLM concept it measures.
 
     A row of `data/metric_equivalents.csv`, which holds only what a published scrape bears out.
-    `rank` 0 is the framework's current name, 1 an older one. `scale` turns its unit into the
-    concept's (1000 ms = 1 s would be 0.001). `differs` says where the meaning is not quite vLLM's.
+    `alias_priority` 0 is the framework's current name, 1 an older one. `scale` turns its unit into
+    the concept's (1000 ms = 1 s would be 0.001). `differs` says where the meaning is not quite
+    vLLM's.
     """
 
     framework: Text
     exposed: Text
     metric: Text
-    rank: Count = 0
+    alias_priority: Count = 0
     scale: Positive = 1.0
     differs: str = ""
     source: Text
@@ -204,12 +205,12 @@ FEATURES: tuple[Feature, ...] = (
 class Match:
     """The family an exposed name stands for.
 
-    `rank` 0 is the newest name of the concept, 1 and up older ones: where one scrape holds several,
-    the lowest rank counts. `scale` turns the exposed unit into the family's.
+    `alias_priority` 0 is the newest name of the concept, 1 and up older ones: where one scrape
+    holds several, the lowest counts. `scale` turns the exposed unit into the family's.
     """
 
     metric: Metric
-    rank: int
+    alias_priority: int
     scale: float = 1.0
 
 
@@ -307,16 +308,16 @@ def _spellings() -> _Spellings:
     prefixed: dict[str, Match] = {}
     plain: dict[str, Match] = {}
     for entry in metrics():
-        for rank, name in enumerate((entry.name, *entry.aliases)):
+        for alias_priority, name in enumerate((entry.name, *entry.aliases)):
             table = prefixed if _VLLM.match(name) else plain
             for spelling in _wire_names(name, entry.kind):
-                table[spelling] = Match(entry, rank)
+                table[spelling] = Match(entry, alias_priority)
     by_name = {entry.name: entry for entry in metrics()}
     foreign = [(spelling, row) for row in equivalents() for spelling in _foreign_names(row.exposed)]
     return _Spellings(
         prefixed,
         plain,
-        {name: Match(by_name[row.metric], row.rank, row.scale) for name, row in foreign},
+        {name: Match(by_name[row.metric], row.alias_priority, row.scale) for name, row in foreign},
         {name: row.framework for name, row in foreign},
     )
 

@@ -51,7 +51,7 @@ def gauge_samples(window: Window, metrics: list[str], *, time_range: TimeRange) 
 def gauges(window: Window, attempts: pl.DataFrame, *, time_range: TimeRange) -> Gauges:
     """`running` and `waiting`, summed over engines, and `kv_cache_ratio`, pooled over them.
 
-    In a thinned window they come from its minutes; the maximum of a sum over several engines is
+    In a downsampled window they come from its minutes; the maximum of a sum over several engines is
     then not known, for their maxima need not fall together.
     """
     if window.grain == "minute":

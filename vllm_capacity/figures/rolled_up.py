@@ -74,7 +74,7 @@ def roll_up(
     """Make what figures of the whole window read, as far as it is not kept yet.
 
     Without `workers`, here and one after another. No piece in a window whose figures are read from
-    its rows: up to six hours, or thinned to minutes. InputError where entries cannot be kept.
+    its rows: up to six hours, or downsampled to minutes. InputError where entries cannot be kept.
     """
     if not is_read_by_hour(window, window.extent):
         return RolledUp(0, 0)

@@ -399,7 +399,7 @@ def _gauge_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFr
 def _minute_gauge_steps(
     window: Window, time_range: TimeRange, grid: Grid, names: dict[str, str]
 ) -> pl.DataFrame:
-    """The same from a thinned window's minutes, where most shares of scrapes are not known."""
+    """The same from a downsampled window's minutes, where most shares of scrapes are not known."""
     minutes = gauges.gauge_minutes(window, list(names.values()), time_range=time_range)
     own = {name: pl.col("metric") == metric for name, metric in names.items()}
     means = {

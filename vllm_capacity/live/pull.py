@@ -53,10 +53,10 @@ class PullOrder:
     """What to pull: from where, which time, and how.
 
     `origin` is the URL of a server, or a path or s3:// of a store's root; empty: PARSEABLE_URL.
-    `stream` is Parseable's; None for a Prometheus. `is_full` None: every sample under 3 h, thinned
-    from there on. `late` is how late samples may have arrived. `match` are label matchers and
-    `tenant` the X-Scope-OrgID of a Prometheus, Thanos or Mimir that holds others' series, too; `ca`
-    holds the certificates to trust in place of the system's.
+    `stream` is Parseable's; None for a Prometheus. `is_full` None: every sample under 3 h,
+    downsampled from there on. `late` is how late samples may have arrived. `match` are label
+    matchers and `tenant` the X-Scope-OrgID of a Prometheus, Thanos or Mimir that holds others'
+    series, too; `ca` holds the certificates to trust in place of the system's.
     """
 
     origin: str | None
@@ -217,7 +217,7 @@ def pull_server(
     now: datetime,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Path:
-    """The window written at `target` from a Parseable server, thinned or whole as requested.
+    """The window written at `target` from a Parseable server, downsampled or whole as requested.
 
     Resumes what an earlier, killed pull to the same target had asked for already. `now` tells what
     can still grow on the server, and so is asked for again.
@@ -255,7 +255,7 @@ def pull_prometheus(
 ) -> Path:
     """The window written at `target` from a Prometheus, or what speaks its API.
 
-    Of every sample, or thinned: every sample of gauges, and a state a minute of what is counted
+    Of every sample, or downsampled: every sample of gauges, and a state a minute of what is counted
     (`sources/prometheus_pull.py`). Hour by hour, in memory for an hour. With `now`, what an
     earlier, killed pull to the same target had asked for is not asked for again, but for what could
     still grow then.

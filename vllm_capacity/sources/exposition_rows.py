@@ -81,7 +81,7 @@ class _Scalars:
     buffer: RowBuffer
     scalars: Sequence[Scalar]
     ids: _Integers
-    ranks: NDArray[np.int8]
+    alias_priorities: NDArray[np.int8]
     at: _Integers
     scale: Floats
     starts: list[int]
@@ -92,7 +92,7 @@ class _Scalars:
             buffer.series(
                 each.wire.key(target, dict(each.labels)),
                 exposed=each.wire.exposed,
-                rank=each.wire.rank,
+                alias_priority=each.wire.alias_priority,
             )
             for each in scalars
         ]
@@ -100,7 +100,7 @@ class _Scalars:
             buffer,
             scalars,
             np.array(ids, np.int64),
-            np.array([each.wire.rank for each in scalars], np.int8),
+            np.array([each.wire.alias_priority for each in scalars], np.int8),
             np.array([each.at for each in scalars], np.int64),
             np.array([each.wire.scale for each in scalars], np.float64),
             [i for i, each in enumerate(scalars) if each.wire.exposed == _PROCESS_START],
@@ -114,9 +114,11 @@ class _Scalars:
                 complain(_PROCESS_START, f"{own[index]:g} is no time a process started")
                 is_kept[index] = False
         if is_kept.all():
-            self.buffer.samples(self.ids, ts_us, own, self.ranks)
+            self.buffer.samples(self.ids, ts_us, own, self.alias_priorities)
         else:
-            self.buffer.samples(self.ids[is_kept], ts_us, own[is_kept], self.ranks[is_kept])
+            self.buffer.samples(
+                self.ids[is_kept], ts_us, own[is_kept], self.alias_priorities[is_kept]
+            )
 
     def series(self) -> Iterator[tuple[Scalar, int | None]]:
         yield from zip(self.scalars, self.ids.tolist(), strict=True)
@@ -138,7 +140,7 @@ class _Histograms:
     begins: _Integers
     ends: list[int]
     sums_at: _Integers
-    ranks: NDArray[np.int8]
+    alias_priorities: NDArray[np.int8]
     ids: _Integers | None = None
 
     @classmethod
@@ -154,7 +156,7 @@ class _Histograms:
             np.concatenate([[0], ends[:-1]]).astype(np.int64),
             ends.tolist(),
             np.array([each.sum_at for each in histograms], np.int64),
-            np.array([each.wire.rank for each in histograms], np.int8),
+            np.array([each.wire.alias_priority for each in histograms], np.int8),
         )
 
     def add(self, ts_us: int, values: Floats, complain: Complain) -> None:
@@ -174,7 +176,7 @@ class _Histograms:
             total=np.append(values, math.nan)[self.sums_at],
             counts=counts,
             ends=self.ends,
-            ranks=self.ranks,
+            alias_priorities=self.alias_priorities,
         )
 
     def _counts(self, values: Floats) -> list[float] | None:
@@ -200,12 +202,14 @@ class _Histograms:
                 count=sum(counts),
                 total=float(values[histogram.sum_at]) if histogram.sum_at >= 0 else math.nan,
                 counts=counts,
-                rank=histogram.wire.rank,
+                alias_priority=histogram.wire.alias_priority,
             )
 
     def _registered(self, index: int) -> int:
         wire = self.histograms[index].wire
-        return self.buffer.series(self.keys[index], exposed=wire.exposed, rank=wire.rank)
+        return self.buffer.series(
+            self.keys[index], exposed=wire.exposed, alias_priority=wire.alias_priority
+        )
 
     def series(self, values: Floats) -> Iterator[tuple[Histogram, int | None]]:
         """The histograms with their series; None for one without a usable state."""

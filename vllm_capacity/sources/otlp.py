@@ -66,9 +66,9 @@ class Wire:
         return cls(exposed, kind, found)
 
     @property
-    def rank(self) -> int:
+    def alias_priority(self) -> int:
         """How old the spelling is: 0 is vLLM's newest name of the concept."""
-        return self.found.rank if self.found else 0
+        return self.found.alias_priority if self.found else 0
 
     @property
     def scale(self) -> float:
@@ -184,7 +184,7 @@ def series_of(children: Iterable[Child], *, begin: datetime | None = None) -> pl
     A series starts at zero if its start time lies in the capture, which begins at `begin` (naive
     UTC) or with the first point of all.
     """
-    ordered = sorted(children, key=lambda child: -child.wire.rank)
+    ordered = sorted(children, key=lambda child: -child.wire.alias_priority)
     exposed = {child.key: child.wire.exposed for child in ordered}
     first: dict[str, datetime] = {}
     for child in ordered:
@@ -263,7 +263,9 @@ def _children_frame(children: Mapping[int, Child]) -> pl.DataFrame:
         {
             "identity": pl.Series(list(children), dtype=pl.UInt64),
             "series_id": [child.key.series_id for child in children.values()],
-            "rank": pl.Series([child.wire.rank for child in children.values()], dtype=pl.Int8),
+            "alias_priority": pl.Series(
+                [child.wire.alias_priority for child in children.values()], dtype=pl.Int8
+            ),
             "scale": [child.wire.scale for child in children.values()],
         }
     )

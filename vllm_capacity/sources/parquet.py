@@ -160,7 +160,9 @@ def _cut(frame: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
             inside.select("series_id").unique(), on="series_id", how="semi"
         )
     )
-    return pl.concat([before, inside]).sort("series_id", "ts", "rank", maintain_order=True)
+    return pl.concat([before, inside]).sort(
+        "series_id", "ts", "alias_priority", maintain_order=True
+    )
 
 
 def _during(time_range: TimeRange | None) -> str:

@@ -1,4 +1,4 @@
-"""A range of a Parseable stream, pulled hour by hour: whole, or thinned on the server.
+"""A range of a Parseable stream, pulled hour by hour: whole, or downsampled on the server.
 
 1. The stream's columns are read, then surveyed: which families, with which labels and bounds.
 2. Families of one shape are asked for together, an hour of sample time at a time. What arrives late
@@ -46,7 +46,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Pulled:
-    """Everything a pull brought: thinned and whole answers, states before the start, findings.
+    """Everything a pull brought: downsampled and whole answers, states before the start, findings.
 
     `start` is that of the range; `bounds` are those of families whose series all have the same, by
     name.
@@ -63,7 +63,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class PullRequest:
-    """What to pull: a stream's range, how late points may arrive, thinned or not."""
+    """What to pull: a stream's range, how late points may arrive, downsampled or not."""
 
     stream: str
     time_range: TimeRange

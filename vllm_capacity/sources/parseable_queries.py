@@ -1,10 +1,10 @@
-"""The SQL sent to Parseable: a survey, the whole of it, or thinned on the server to the minute.
+"""The SQL sent to Parseable: a survey, the whole of it, or downsampled on the server to the minute.
 
-Thinning keeps, per series, minute and run, what a rollup keeps: first and last state, n, and the
-minimum, maximum and sum of a gauge. A run ends where a counter drops (a histogram: its sum or any
-bucket), and where another process answers than before: a counter may have been overtaken, unseen,
-within the minute. Window functions see the points in order of sample time; a point sent twice
-counts once.
+Downsampling keeps, per series, minute and run, what a rollup keeps: first and last state, n, and
+the minimum, maximum and sum of a gauge. A run ends where a counter drops (a histogram: its sum or
+any bucket), and where another process answers than before: a counter may have been overtaken,
+unseen, within the minute. Window functions see the points in order of sample time; a point sent
+twice counts once.
 
 What can be told from the rest is not sent: a last state equal to the first, a maximum equal to the
 minimum, the sum of a constant, a series' labels more than once an hour; of buckets only the growth.
@@ -314,7 +314,7 @@ def attempts(stream: Stream) -> str:
 
 
 def downsampled(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
-    """The group thinned. grain: one row per (series, run) and hour, or the whole range.
+    """The group downsampled. grain: one row per (series, run) and hour, or the whole range.
 
     Its lists have an element a minute, in order: `parseable_minutes` unpacks them.
     """

@@ -1,4 +1,4 @@
-"""What Parseable answered, as canonical rows, or as the minutes of a thinned window.
+"""What Parseable answered, as canonical rows, or as the minutes of a downsampled window.
 
 Whose answers they are: the series behind Parseable's rows, and what the quality report gets of
 them.
@@ -61,12 +61,12 @@ class Reader:
     def table(
         self, parts: Sequence[Chunk], payload: Mapping[str, Any], *, is_histogram: bool = False
     ) -> pl.DataFrame:
-        """The parts of one sort as one frame: series_id, rank, scale, then the payload."""
+        """The parts of one sort as one frame: series_id, alias_priority, scale, payload."""
         by_group: dict[Group, list[pl.DataFrame]] = {}
         for time_range in parts:
             if time_range.group.is_histogram == is_histogram:
                 by_group.setdefault(time_range.group, []).append(time_range.frame)
-        known = {"series_id": pl.Int64, "rank": pl.Int8, "scale": pl.Float64, **payload}
+        known = {"series_id": pl.Int64, "alias_priority": pl.Int8, "scale": pl.Float64, **payload}
         frames = [
             self._identified(group, pl.concat(frames)).select(list(known))
             for group, frames in by_group.items()
@@ -80,7 +80,9 @@ class Reader:
         self.children.update(zip(ids, children, strict=True))
         named = keys.with_columns(
             pl.Series("series_id", ids, dtype=pl.Int64),
-            pl.Series("rank", [child.wire.rank for child in children], dtype=pl.Int8),
+            pl.Series(
+                "alias_priority", [child.wire.alias_priority for child in children], dtype=pl.Int8
+            ),
             pl.Series("scale", [child.wire.scale for child in children], dtype=pl.Float64),
         )
         joined = frame.join(named, on=group.identity, nulls_equal=True)
@@ -115,14 +117,14 @@ class Reader:
 
 
 def minutes_of(answers: pl.DataFrame) -> pl.DataFrame:
-    """Thinned scalars with all columns told: series_id, rank, ms (of t0), t1_ms, n, first, …."""
+    """Downsampled scalars: series_id, alias_priority, ms (of t0), t1_ms, n, first, …."""
     scale = pl.col("scale")
     lowest = pl.col("lo")
     highest = pl.coalesce("hi", "lo")
     constant = pl.when(pl.col("hi").is_null()).then(lowest * pl.col("n"))
     return answers.select(
         "series_id",
-        "rank",
+        "alias_priority",
         *_clock(),
         "n",
         "twins",
@@ -135,11 +137,11 @@ def minutes_of(answers: pl.DataFrame) -> pl.DataFrame:
 
 
 def minute_histograms_of(answers: pl.DataFrame) -> pl.DataFrame:
-    """Thinned histograms with all columns told."""
+    """Downsampled histograms, with all columns."""
     first, last = pl.col("fb").cast(COUNTS), pl.coalesce("b", "fb").cast(COUNTS)
     return answers.select(
         "series_id",
-        "rank",
+        "alias_priority",
         *_clock(),
         "n",
         "twins",
@@ -274,7 +276,7 @@ _COUNTED = ("first", "last", "min", "max", "first_sum", "sum")
 
 @dataclass(frozen=True)
 class DownsampledRows:
-    """A thinned pull: the minutes, and the states they begin and end with as rows.
+    """A downsampled pull: the minutes, and the states they begin and end with as rows.
 
     `minutes` and `minute_histograms` have the columns of the rollup. `rows` holds every scrape
     attempt (`up`), and of the rest only first and last states: what lies between was not moved.
@@ -290,13 +292,17 @@ def whole_rows(pulled: Pulled) -> Rows:
     reader = Reader(pulled, {})
     scalars = reader.table(pulled.whole, SCALARS)
     histograms = reader.table(pulled.whole, HISTOGRAMS, is_histogram=True)
-    samples = scalars.select("series_id", "rank", "ms", value=pl.col("v") * pl.col("scale"))
-    states = histograms.select("series_id", "rank", "ms", sum="s", counts=pl.col("b").cast(COUNTS))
+    samples = scalars.select(
+        "series_id", "alias_priority", "ms", value=pl.col("v") * pl.col("scale")
+    )
+    states = histograms.select(
+        "series_id", "alias_priority", "ms", sum="s", counts=pl.col("b").cast(COUNTS)
+    )
     return _rows(reader, samples, states, _before(reader))
 
 
 def downsampled_rows(pulled: Pulled) -> DownsampledRows:
-    """The minutes of a thinned pull, and what goes into the canonical tables with them."""
+    """The minutes of a downsampled pull, and what goes into the canonical tables with them."""
     reader = Reader(pulled, {})
     minutes = _newest(minutes_of(reader.table(pulled.downsampled, MINUTES)))
     histograms = _newest(
@@ -358,18 +364,21 @@ def _restamped(minutes: pl.DataFrame, clock: Correction) -> pl.DataFrame:
 
 def _newest(minutes: pl.DataFrame) -> pl.DataFrame:
     """Without the rows of an older spelling where a newer one has the same series and minute."""
-    best = pl.col("rank").min().over("series_id", pl.col("ms") // MINUTE_MS)
-    return minutes.filter(pl.col("rank") == best)
+    best = pl.col("alias_priority").min().over("series_id", pl.col("ms") // MINUTE_MS)
+    return minutes.filter(pl.col("alias_priority") == best)
 
 
 def _ends(minutes: pl.DataFrame, columns: Mapping[str, tuple[str, str]]) -> pl.DataFrame:
-    """The states that minutes begin and end with, as rows: series_id, rank, ms, and `columns`."""
+    """The states that minutes begin and end with: series_id, alias_priority, ms, `columns`."""
     first = minutes.select(
-        "series_id", "rank", "ms", **{name: pl.col(begin) for name, (begin, _) in columns.items()}
+        "series_id",
+        "alias_priority",
+        "ms",
+        **{name: pl.col(begin) for name, (begin, _) in columns.items()},
     )
     last = minutes.filter(pl.col("t1_ms") > pl.col("ms")).select(
         "series_id",
-        "rank",
+        "alias_priority",
         ms="t1_ms",
         **{name: pl.col(end) for name, (_, end) in columns.items()},
     )
@@ -393,11 +402,11 @@ def _before(reader: Reader) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _attempts(reader: Reader) -> pl.DataFrame:
-    """Every scrape attempt: series_id, rank, ms, value."""
+    """Every scrape attempt: series_id, alias_priority, ms, value."""
     packed = reader.table(reader.pulled.attempts, ATTEMPTS)
     one_by_one = packed.explode("at", "v", empty_as_null=False)
     return one_by_one.select(
-        "series_id", "rank", ms=pl.col("m") * MINUTE_MS + pl.col("at"), value="v"
+        "series_id", "alias_priority", ms=pl.col("m") * MINUTE_MS + pl.col("at"), value="v"
     )
 
 
@@ -429,7 +438,9 @@ def _rows(
 
 
 def _in_time(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.with_columns(ts=instant("ms")).sort("series_id", "ts", "rank", maintain_order=True)
+    return frame.with_columns(ts=instant("ms")).sort(
+        "series_id", "ts", "alias_priority", maintain_order=True
+    )
 
 
 def _with_run(

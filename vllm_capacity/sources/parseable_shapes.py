@@ -3,7 +3,7 @@
 Rows stay dictionaries, in the columns that were asked for; others are left out. DataFusion writes
 no key for a null, so a column that may be null may be absent.
 
-Minutes as the thinning query packs them, a row a series and hour, made a row a minute again.
+Minutes as the downsampling query packs them, a row a series and hour, made a row a minute again.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def survey(labels: int) -> type[Rows]:
 
 
 def minutes(group: Group) -> type[Rows]:
-    """The answer to `parseable_queries.thinned`: lists with an element a minute."""
+    """The answer to `parseable_queries.downsampled`: lists with an element a minute."""
     packed = _HISTOGRAMS if group.is_histogram else _SCALARS
     return _rows({**_identity(group), "r": NotRequired[Integer | None], "h": _Hours, **packed})
 
@@ -209,7 +209,7 @@ MINUTE_HISTOGRAMS: dict[str, Any] = {
 
 
 def unpacked(rows: Sequence[dict[str, Any]], group: Group) -> pl.DataFrame:
-    """The answer of a thinning query, a row a minute and run, in the columns above; maybe none.
+    """The answer of a downsampling query, a row a minute and run, in the columns above; maybe none.
 
     Buckets are states again, where the answer has what they grew by.
     """

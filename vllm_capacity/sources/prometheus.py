@@ -55,7 +55,7 @@ from vllm_capacity.timerange import TimeRange
 HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
 _STATES: dict[str, Any] = {
     "series_id": pl.Int64,
-    "rank": pl.Int8,
+    "alias_priority": pl.Int8,
     "ms": pl.Int64,
     "count": pl.Float64,
     "sum": pl.Float64,
@@ -183,7 +183,7 @@ class SeriesReader:
         for part in self.raw.parts:
             raw_scalars, raw_buckets = part()
             samples = raw_scalars.join(scalars, on="child").select(
-                "series_id", "rank", "ms", value=pl.col("value") * pl.col("scale")
+                "series_id", "alias_priority", "ms", value=pl.col("value") * pl.col("scale")
             )
             samples = pl.concat([samples, self._target_samples(raw_scalars, infos)])
             states = histograms.states(raw_buckets, known)
@@ -206,7 +206,7 @@ class SeriesReader:
         first = scalars.filter(pl.col("child").is_in(list(found))).sort("ms")
         return first.select(
             pl.col("child").replace_strict(found, return_dtype=pl.Int64).alias("series_id"),
-            pl.lit(0, pl.Int8).alias("rank"),
+            pl.lit(0, pl.Int8).alias("alias_priority"),
             "ms",
             pl.lit(1.0).alias("value"),
         ).unique("series_id", keep="first", maintain_order=True)
@@ -227,14 +227,19 @@ class SeriesReader:
         return targets
 
     def _named_scalars(self, known: _Known) -> pl.DataFrame:
-        """What the samples of each child are: child, series_id, rank, scale."""
+        """What the samples of each child are: child, series_id, alias_priority, scale."""
         names = set(self.found.scalars)
         rows = []
         for (name, labels), child in self._labels.items():
             if name in names:
                 wire = Wire.of(name, declared_kind(self.found.kinds.get(name, "")))
-                rows.append((child, known.series_id(wire, labels), wire.rank, wire.scale))
-        schema = {"child": pl.Int64, "series_id": pl.Int64, "rank": pl.Int8, "scale": pl.Float64}
+                rows.append((child, known.series_id(wire, labels), wire.alias_priority, wire.scale))
+        schema = {
+            "child": pl.Int64,
+            "series_id": pl.Int64,
+            "alias_priority": pl.Int8,
+            "scale": pl.Float64,
+        }
         return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -288,7 +293,9 @@ class _Histograms:
         keys = states.select("group", "bounds").unique(maintain_order=True)
         named = keys.with_columns(
             pl.Series("series_id", list(self._ids(keys, known)), dtype=pl.Int64),
-            rank=pl.Series([self.groups[at][0].rank for at in keys["group"]], dtype=pl.Int8),
+            alias_priority=pl.Series(
+                [self.groups[at][0].alias_priority for at in keys["group"]], dtype=pl.Int8
+            ),
         )
         return states.join(named, on=["group", "bounds"]).select(list(_STATES))
 

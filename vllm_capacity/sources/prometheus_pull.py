@@ -1,6 +1,6 @@
-"""A range of a Prometheus, pulled hour by hour: every sample, or thinned on the server.
+"""A range of a Prometheus, pulled hour by hour: every sample, or downsampled on the server.
 
-Thinned, in words:
+Downsampled, in words:
 
 1. Gauges come whole, and what a scraper notes of its scrapes. Of counters and histograms comes the
    last state in each minute of the clock, by a range query: what they grow by between two ends of
@@ -66,7 +66,7 @@ def prometheus_in_parts(
     progress: Callable[[Step], None] = lambda step: None,
     is_downsampled: bool = False,
 ) -> RowsInParts:
-    """As `read_prometheus`, an hour in memory at a time, of every sample or thinned.
+    """As `read_prometheus`, an hour in memory at a time, of every sample or downsampled.
 
     Samples wait in `raw`, rows in `spool`; what `cache` holds is not asked for.
     """
@@ -165,7 +165,7 @@ class _Asking:
 _Ask = Callable[[], pl.DataFrame]
 
 
-# --- thinned ------------------------------------------------------------------------------------
+# --- downsampled ---------------------------------------------------------------------------------
 
 
 def _downsampled(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.DataFrame]:

@@ -134,7 +134,7 @@ def _falling(rows: RowsInParts, without_strays: Correction, instances: pl.DataFr
     for part in rows.parts:
         samples, _ = part()
         own = without_strays.applied(with_arrival(samples)).join(grows, on="series_id")
-        own = own.sort("series_id", "ts", "rank").select(before.columns)
+        own = own.sort("series_id", "ts", "alias_priority").select(before.columns)
         own = pl.concat([before, own]).sort("series_id", maintain_order=True)
         falls = pl.col("value") + jitter < pl.col("value").shift().over("series_id")
         found.update(own.filter(falls)["instance"].unique())

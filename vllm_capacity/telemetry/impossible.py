@@ -81,7 +81,7 @@ def _impossible(series: pl.DataFrame, tables: Tables) -> Tables:
 def _possible(series: pl.DataFrame, part: Callable[[], Tables]) -> Tables:
     """The samples and histograms without an impossible value."""
     tables = part()
-    key = ["series_id", "ts", "rank", "arrival"]
+    key = ["series_id", "ts", "alias_priority", "arrival"]
     samples, histograms = (
         frame.join(own.select(key), on=key, how="anti", nulls_equal=True, maintain_order="left")
         for frame, own in zip(tables, _impossible(series, tables), strict=True)

@@ -84,7 +84,9 @@ def _rows_of(held: Manifest) -> Rows:
 
 def _joined_hours(held: Manifest, table: str, schema: dict[str, Any]) -> pl.DataFrame:
     hours = [
-        hour.with_columns(rank=pl.lit(0, pl.Int8), arrival=pl.lit(0, pl.Int64)).select(list(schema))
+        hour.with_columns(alias_priority=pl.lit(0, pl.Int8), arrival=pl.lit(0, pl.Int64)).select(
+            list(schema)
+        )
         for hour in held.frames(table)
     ]
     return pl.concat([pl.DataFrame(schema=schema), *hours])

@@ -51,7 +51,7 @@ def make_views(window: Manifest, connection: duckdb.DuckDBPyConnection) -> list[
 
     WindowError where a file is not as it was written: here each is read whole anyway.
     """
-    if window.provenance["grain"] == "minute":  # a thinned window came with its minutes
+    if window.provenance["grain"] == "minute":  # a downsampled window came with its minutes
         for file in window.files:
             if file.table in MINUTES:
                 check_hash(window.path, file)

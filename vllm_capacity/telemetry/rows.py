@@ -12,10 +12,10 @@ never be added by accident. `series_id` is a hash of that identity: the same in 
 hours pulled apart can be stitched.
 
 `samples` and `histograms` leave a source without `run` (the ordinal of the process life); the store
-settles it. `rank` says which spelling a row came from: 0 is vLLM's newest name of the concept.
-Where one scrape holds a concept under two names, the store keeps the lowest rank. `arrival` is the
-order in which the scrape came in, null where the source does not know it: it tells a clock that was
-set back from rows that came late (clocks.py).
+settles it. `alias_priority` says which spelling a row came from: 0 is vLLM's newest name of the
+concept. Where one scrape holds a concept under two names, the store keeps the lowest
+alias_priority. `arrival` is the order in which the scrape came in, null where the source does not
+know it: it tells a clock that was set back from rows that came late (clocks.py).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SAMPLES_SCHEMA: dict[str, Any] = {
     "series_id": pl.Int64,
     "ts": UTC_MICROSECONDS,
     "value": pl.Float64,
-    "rank": pl.Int8,
+    "alias_priority": pl.Int8,
     "arrival": pl.Int64,
 }
 HISTOGRAMS_SCHEMA: dict[str, Any] = {
@@ -62,7 +62,7 @@ HISTOGRAMS_SCHEMA: dict[str, Any] = {
     "count": pl.Float64,
     "sum": pl.Float64,
     "counts": pl.List(pl.Float64),
-    "rank": pl.Int8,
+    "alias_priority": pl.Int8,
     "arrival": pl.Int64,
 }
 INGEST_NOTES_SCHEMA: dict[str, Any] = {
@@ -126,21 +126,25 @@ class _Columns:
 
     series_id: array[int] = field(default_factory=lambda: array("q"))
     ts: array[int] = field(default_factory=lambda: array("q"))
-    rank: array[int] = field(default_factory=lambda: array("b"))
+    alias_priority: array[int] = field(default_factory=lambda: array("b"))
     arrival: array[int] = field(default_factory=lambda: array("q"))
 
-    def append(self, series_id: int, ts_us: int, rank: int, arrival: int) -> None:
+    def append(self, series_id: int, ts_us: int, alias_priority: int, arrival: int) -> None:
         self.series_id.append(series_id)
         self.ts.append(ts_us)
-        self.rank.append(rank)
+        self.alias_priority.append(alias_priority)
         self.arrival.append(arrival)
 
     def extend(
-        self, series_ids: NDArray[np.int64], ts_us: int, ranks: NDArray[np.int8], arrival: int
+        self,
+        series_ids: NDArray[np.int64],
+        ts_us: int,
+        alias_priorities: NDArray[np.int8],
+        arrival: int,
     ) -> None:
         self.series_id.frombytes(series_ids.tobytes())
         self.ts.extend(array("q", [ts_us]) * len(series_ids))
-        self.rank.frombytes(ranks.tobytes())
+        self.alias_priority.frombytes(alias_priorities.tobytes())
         self.arrival.extend(array("q", [arrival]) * len(series_ids))
 
     def frame(self, **more: pl.Series) -> pl.DataFrame:
@@ -148,7 +152,7 @@ class _Columns:
             "series_id": pl.Series(self.series_id, dtype=pl.Int64),
             "ts": _instants(pl.Series(self.ts, dtype=pl.Int64)),
             **more,
-            "rank": pl.Series(self.rank, dtype=pl.Int8),
+            "alias_priority": pl.Series(self.alias_priority, dtype=pl.Int8),
             "arrival": pl.Series(self.arrival, dtype=pl.Int64),
         }
         return pl.DataFrame(columns)
@@ -193,14 +197,14 @@ class RowBuffer:
         """How many rows are in it."""
         return len(self._samples.ts) + len(self._histograms.ts)
 
-    def series(self, key: SeriesKey, *, exposed: str, rank: int = 0) -> int:
+    def series(self, key: SeriesKey, *, exposed: str, alias_priority: int = 0) -> int:
         """The id of a series, registered on first use."""
         series_id = self._ids.get(key)
         if series_id is None:
             series_id = self._ids[key] = key.series_id
             self._unread.add(series_id)
-        if series_id not in self._exposed or rank < self._exposed[series_id][0]:
-            self._exposed[series_id] = (rank, exposed)
+        if series_id not in self._exposed or alias_priority < self._exposed[series_id][0]:
+            self._exposed[series_id] = (alias_priority, exposed)
         return series_id
 
     def created(self, series_id: int, ts_us: int, created_us: int) -> None:
@@ -209,7 +213,7 @@ class RowBuffer:
         if earliest is None or ts_us < earliest[0]:
             self._created[series_id] = (ts_us, created_us)
 
-    def sample(self, series_id: int, ts_us: int, value: float, rank: int = 0) -> None:
+    def sample(self, series_id: int, ts_us: int, value: float, alias_priority: int = 0) -> None:
         """One sample. NaN and infinity are no observation and are dropped.
 
         A series whose first values were such did exist: its first readable one does not count from
@@ -220,7 +224,7 @@ class RowBuffer:
                 self._older.add(series_id)
             return
         self._unread.discard(series_id)
-        self._samples.append(series_id, ts_us, rank, self._arrivals)
+        self._samples.append(series_id, ts_us, alias_priority, self._arrivals)
         self._samples.value.append(value)
 
     def samples(
@@ -228,16 +232,18 @@ class RowBuffer:
         series_ids: NDArray[np.int64],
         ts_us: int,
         values: NDArray[np.float64],
-        ranks: NDArray[np.int8],
+        alias_priorities: NDArray[np.int8],
     ) -> None:
         """Samples of one scrape, as `sample` takes each."""
         if not np.isfinite(values).all():
-            for each in zip(series_ids.tolist(), values.tolist(), ranks.tolist(), strict=True):
-                series_id, value, rank = each
-                self.sample(series_id, ts_us, value, rank)
+            for each in zip(
+                series_ids.tolist(), values.tolist(), alias_priorities.tolist(), strict=True
+            ):
+                series_id, value, alias_priority = each
+                self.sample(series_id, ts_us, value, alias_priority)
             return
         self._unread.difference_update(series_ids.tolist())
-        self._samples.extend(series_ids, ts_us, ranks, self._arrivals)
+        self._samples.extend(series_ids, ts_us, alias_priorities, self._arrivals)
         self._samples.value.frombytes(values.tobytes())
 
     def histogram(
@@ -248,11 +254,11 @@ class RowBuffer:
         count: float,
         total: float,
         counts: Sequence[float],
-        rank: int = 0,
+        alias_priority: int = 0,
     ) -> None:
         """One histogram state; `counts` per bucket, one longer than the bounds."""
         own = self._histograms
-        own.append(series_id, ts_us, rank, self._arrivals)
+        own.append(series_id, ts_us, alias_priority, self._arrivals)
         own.count.append(count)
         own.total.append(total)
         own.counts.extend(counts)
@@ -267,12 +273,12 @@ class RowBuffer:
         total: NDArray[np.float64],
         counts: Sequence[float],
         ends: Sequence[int],
-        ranks: NDArray[np.int8],
+        alias_priorities: NDArray[np.int8],
     ) -> None:
         """Histogram states of one scrape; `counts` of all, end to end, and where each ends."""
         own = self._histograms
         begin = len(own.counts)
-        own.extend(series_ids, ts_us, ranks, self._arrivals)
+        own.extend(series_ids, ts_us, alias_priorities, self._arrivals)
         own.count.extend(count)
         own.total.frombytes(total.tobytes())
         own.counts.extend(counts)

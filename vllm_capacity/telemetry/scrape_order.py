@@ -191,7 +191,7 @@ def _readings(own: Frames) -> pl.DataFrame:
     Scrapes of one stamp and arrival have a row each, in their order in the tables.
     """
     grows = (pl.col("kind") == "counter") | (pl.col("metric") == PROCESS_START)
-    columns = ["series_id", "arrival", "ts", "rank", "value"]
+    columns = ["series_id", "arrival", "ts", "alias_priority", "value"]
     states = own.histograms.rename({"count": "value"}).select(columns)
     return (
         pl.concat([own.samples.select(columns), states])
@@ -201,8 +201,8 @@ def _readings(own: Frames) -> pl.DataFrame:
             ),
             on="series_id",
         )
-        .filter(pl.col("rank") == pl.col("rank").min().over(_ONE_READING))
-        .drop("rank")
+        .filter(pl.col("alias_priority") == pl.col("alias_priority").min().over(_ONE_READING))
+        .drop("alias_priority")
     )
 
 

@@ -51,8 +51,8 @@ STRETCH_ROWS = 200_000
 def settle(rows: Rows, *, is_downsampled: bool = False) -> Rows:
     """The rows deduplicated and sorted by true time, `run` and `starts_at_zero` settled.
 
-    Of thinned rows, not every scrape is there: then none can be told to lack a series that goes on
-    under other labels.
+    Of downsampled rows, not every scrape is there: then none can be told to lack a series that
+    goes on under other labels.
     """
     stretches: list[Tables] = []
     in_parts = RowsInParts.of(rows)
@@ -219,12 +219,12 @@ class _Facts:
 
 def _deduplicated(frame: pl.DataFrame, value: str) -> Tables:
     """One row per (series, time), the newest spelling's; and (series, time, why) of the others."""
-    ordered = frame.sort("series_id", "ts", "rank", maintain_order=True)
+    ordered = frame.sort("series_id", "ts", "alias_priority", maintain_order=True)
     is_first = pl.struct("series_id", "ts").is_first_distinct()
     marked = ordered.with_columns(is_kept=is_first, is_other=pl.col(value) != pl.col(value).shift())
-    best = pl.col("rank").min().over("series_id", "ts")
+    best = pl.col("alias_priority").min().over("series_id", "ts")
     why = (
-        pl.when(pl.col("rank") > best)
+        pl.when(pl.col("alias_priority") > best)
         .then(pl.lit(_ALIAS))
         .when("is_other")
         .then(pl.lit(_OTHER))
@@ -233,7 +233,9 @@ def _deduplicated(frame: pl.DataFrame, value: str) -> Tables:
     dropped = (
         marked.with_columns(why=why).filter(~pl.col("is_kept")).select("series_id", "ts", "why")
     )
-    return marked.filter("is_kept").drop("is_kept", "is_other", "rank", "arrival"), dropped
+    return marked.filter("is_kept").drop(
+        "is_kept", "is_other", "alias_priority", "arrival"
+    ), dropped
 
 
 def _dropped(rows: pl.DataFrame) -> pl.DataFrame:

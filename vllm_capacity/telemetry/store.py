@@ -119,8 +119,8 @@ def put_window(
 ) -> Path:
     """Write a window at a reserved place, whole or not at all, and return its path.
 
-    As `write_window`; `minutes` are the tables that a thinned window has beside its samples. Memory
-    is bounded by an hour's rows where they come in parts.
+    As `write_window`; `minutes` are the tables that a downsampled window has beside its samples.
+    Memory is bounded by an hour's rows where they come in parts.
     """
     parts = RowsInParts.of(rows) if isinstance(rows, Rows) else rows
     if all(frame.is_empty() for part in parts.parts for frame in part()):

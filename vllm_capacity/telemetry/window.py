@@ -80,7 +80,7 @@ class Window:
 
     @property
     def grain(self) -> str:
-        """`scrape`: every sample is here; `minute`: thinned to first and last states."""
+        """`scrape`: every sample is here; `minute`: downsampled to first and last states."""
         return str(self.provenance.get("grain", "scrape"))
 
     @property
@@ -90,7 +90,7 @@ class Window:
 
     @property
     def resolution(self) -> str:
-        """What figures are made of: each `scrape`, a thinned window's `minute`s, or `hour`s."""
+        """What figures are made of: each `scrape`, a downsampled window's `minute`s, or `hour`s."""
         return self.counters
 
     @property

@@ -1,4 +1,4 @@
--- gauge_minutes: what the wanted gauges did in each minute of a thinned window.
+-- gauge_minutes: what the wanted gauges did in each minute of a downsampled window.
 -- grain: one row per (series, minute) that begins in [$start, $end); mean and max over its n samples.
 -- params: $metrics (list), $start, $end.
 select

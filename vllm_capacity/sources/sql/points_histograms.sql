@@ -7,7 +7,7 @@ select
     list_sum(points.counts)::double as count,
     points.sum,
     points.counts,
-    children.rank,
+    children.alias_priority,
     epoch_us(points.arrived) as arrival
 from points
 join children using (identity)
@@ -15,4 +15,4 @@ where
     points.flags = 0
     and points.wire_kind = 'histogram'
     and len(points.counts) = len(points.bounds) + 1
-order by series_id, ts, rank
+order by series_id, ts, alias_priority

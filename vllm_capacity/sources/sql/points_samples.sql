@@ -5,7 +5,7 @@ select
     children.series_id,
     points.ts,
     points.value * children.scale as value,
-    children.rank,
+    children.alias_priority,
     epoch_us(points.arrived) as arrival
 from points
 join children using (identity)
@@ -13,4 +13,4 @@ where
     points.flags = 0
     and points.wire_kind <> 'histogram'
     and points.value is not null
-order by series_id, ts, rank
+order by series_id, ts, alias_priority
