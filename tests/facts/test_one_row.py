@@ -61,7 +61,7 @@ print(json.dumps({
     "price": choose_price(gpu="B400-300GB-SXM").mid,
     "model": find_llm("newcomer-8b").model,
     "family": metrics.match("ray_vllm_thoughts").metric.name,
-    "older name": metrics.match("vllm_old_thoughts_total").rank,
+    "older name": metrics.match("vllm_old_thoughts_total").alias_priority,
     "spelling": metrics.match("sglang_thoughts").metric.name,
     "server": metrics.framework("sglang_thoughts"),
     "architecture": rate("R100-288GB-SXM"),

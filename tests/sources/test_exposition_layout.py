@@ -136,7 +136,7 @@ def read(*found, fresh=False):
 @given(texts())
 def test_what_was_read_before_changes_nothing(found):
     known, fresh = read(*found), read(*found, fresh=True)
-    for name in ("series", "samples", "histograms", "intake"):
+    for name in ("series", "samples", "histograms", "ingest_notes"):
         assert_frame_equal(getattr(known, name), getattr(fresh, name))
 
 

@@ -69,7 +69,7 @@ POINTS = {
     "counts": "double[]",
     "flags": "int",
 }
-CHILDREN = "identity ubigint, series_id bigint, rank tinyint, scale double"
+CHILDREN = "identity ubigint, series_id bigint, alias_priority tinyint, scale double"
 ASKED = {"since_seconds": (T0 - datetime(1970, 1, 1)).total_seconds()}
 MARKED = "the target stopped exposing 1 families; the markers were dropped"
 LIMITS = {**ASKED, "late_seconds": 60, "ahead_seconds": 5}
@@ -114,7 +114,7 @@ POINT_CASES = (
     Case(
         "points_samples",
         "values in the family's unit, a point sent twice twice, no marker and no lost value",
-        "series_id ts value rank arrival",
+        "series_id ts value alias_priority arrival",
         [
             (70, 10, 2000, 0, 1_000_000 * 11),
             (70, 10, 2000, 0, 1_000_000 * 12),
@@ -138,7 +138,7 @@ POINT_CASES = (
     Case(
         "points_histograms",
         "counts per bucket and their sum; one whose buckets were lost is left out",
-        "series_id ts count sum counts rank arrival",
+        "series_id ts count sum counts alias_priority arrival",
         [(70, 10, 3, 2.5, [1, 2], 0, 1_000_000 * 11), (70, 20, 4, 2.5, [2, 2], 0, 1_000_000 * 21)],
         [
             *(bucketed(1, 20, [2, 2]), bucketed(1, 10, [1, 2]), bucketed(1, 30, [1])),
