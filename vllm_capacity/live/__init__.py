@@ -1,1 +1,1 @@
-"""Whatever runs against a running system; clocks and HTTP clients come in as arguments."""
+"""Everything that talks to a running system; clocks and HTTP clients are passed in as arguments."""

@@ -1,7 +1,7 @@
-"""How servers are reached: addresses without credentials, secrets that a header can carry, clients.
+"""Access to servers: URLs without credentials, secrets that fit in a header, HTTP clients.
 
-A secret comes from the environment or from a file that only its owner can read, never from a URL:
-a URL is seen in the list of processes, in histories and in messages.
+Secrets come from the environment or from a file that only its owner can read, never from a URL:
+URLs are visible in process lists, shell histories and messages.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from vllm_capacity.sources.http import without_credentials
 _LOGIN = re.compile(r"[^/@]*:[^/@]*@")
 _GLANCE_SECONDS = 2.0
 METRICS = "VLLM_METRICS"
-"""The prefix of the variables that hold the credentials for servers' /metrics."""
+"""The prefix of the environment variables with the credentials for servers' /metrics."""
 METRICS_SETTINGS = ("user", "password", "token")
 
 
 def checked_url(url: str, *, variables: str = "") -> str:
-    """The http or https URL; InputError for what is none, and for one that holds credentials.
+    """The URL, if it is http or https; InputError if it is not, or if it holds credentials.
 
-    `variables`: the prefix of the environment variables in which credentials are to be given.
+    `variables`: the prefix of the environment variables to use for the credentials instead.
     """
     shown = without_credentials(url)
     try:
         parsed = httpx.URL(url)
         parsed.host.encode("idna")
     except (httpx.InvalidURL, UnicodeError) as error:
-        why = f": {error}" if shown == url else ""  # an error shows what it could not read
+        why = f": {error}" if shown == url else ""  # the error quotes its input
         raise InputError(f"Cannot read {shown!r} as a URL{why}.") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise InputError(f"Cannot read {shown!r} as a URL: not http:// or https:// and a host.")
@@ -53,9 +53,9 @@ def checked_url(url: str, *, variables: str = "") -> str:
 
 
 def is_server(origin: str) -> bool:
-    """Whether telemetry is to come from an http(s) URL; False: from files, at a path or s3://.
+    """Whether telemetry comes from an http(s) URL; False if it comes from files (a path or s3://).
 
-    InputError for a URL of another kind, and for s3:// with credentials in it.
+    InputError for any other URL scheme, and for s3:// with credentials in it.
     """
     scheme = origin.partition("://")[0].lower() if "://" in origin else ""
     if scheme not in ("", "http", "https", "s3"):
@@ -76,7 +76,7 @@ def is_server(origin: str) -> bool:
 
 
 def metrics_url(text: str) -> str:
-    """The URL of a server's metrics; a bare host:port gets http:// and /metrics."""
+    """The URL of a server's metrics; http:// and /metrics are added to a bare host:port."""
     url = text if "://" in text else f"http://{text}"
     parsed = httpx.URL(checked_url(url, variables=METRICS))
     return str(parsed.copy_with(path="/metrics")) if parsed.path == "/" else url
@@ -89,9 +89,9 @@ def read_settings(
     prefix: str = "PARSEABLE",
     names: Sequence[str] = ("url", "user", "password", "api_key"),
 ) -> dict[str, str]:
-    """What a profile holds under `names`, over which the environment's `PREFIX_NAME` win.
+    """The settings in `names` from a profile; environment variables `PREFIX_NAME` override them.
 
-    A profile is TOML, readable by its owner alone; InputError otherwise.
+    A profile is a TOML file that only its owner can read; InputError otherwise.
     """
     found = _read_profile(profile, names) if profile else {}
     for name in names:
@@ -118,9 +118,9 @@ def _read_profile(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def secret(name: str, value: str) -> str:
-    """The value without space around it; InputError, which does not show it, if it is unusable.
+    """The value without surrounding space; if unusable, an InputError that does not show it.
 
-    A stray line break would otherwise be shown, with the whole secret, by the error of sending it.
+    With a stray line break, sending would fail with an error that shows the whole secret.
     """
     bare = value.strip().strip("\ufeff")
     is_header = name.lower().endswith(("api_key", "token"))
@@ -132,7 +132,7 @@ def secret(name: str, value: str) -> str:
 
 
 class _Header(httpx.Auth):
-    """A header in the place of user and password."""
+    """Authentication by a header instead of user and password."""
 
     def __init__(self, name: str, value: str) -> None:
         self._name, self._value = name, value
@@ -143,7 +143,7 @@ class _Header(httpx.Auth):
 
 
 def auth_of(settings: Mapping[str, str]) -> httpx.Auth | None:
-    """The credentials that settings hold: api_key, token, or user and password; None without."""
+    """The credentials in the settings: api_key, token, or user and password; None if absent."""
     if settings.get("api_key"):
         return _Header("X-API-KEY", settings["api_key"])
     if settings.get("token"):
@@ -153,9 +153,9 @@ def auth_of(settings: Mapping[str, str]) -> httpx.Auth | None:
 
 
 def trusting(certificates: Path | None) -> ssl.SSLContext:
-    """TLS that trusts these certificates (PEM) in place of the system's; None: the system's.
+    """A TLS context that trusts these certificates (PEM), or the system's if None.
 
-    InputError where the file cannot be read, or holds none.
+    InputError if the file cannot be read or holds no certificates.
     """
     try:
         return ssl.create_default_context(cafile=certificates)
@@ -167,13 +167,13 @@ def trusting(certificates: Path | None) -> ssl.SSLContext:
 
 @contextmanager
 def client(settings: Mapping[str, str] | None = None, **how: Any) -> Iterator[httpx.Client]:  # noqa: ANN401
-    """A client with the credentials of `settings`, if any; `how` is what wire.client takes."""
+    """A client with the credentials in `settings`, if any; `how` is passed on to `http.client`."""
     with http.client(auth=auth_of(settings or {}), **how) as opened:
         yield opened
 
 
 def is_prometheus(url: str) -> bool:
-    """Whether a Prometheus, or what speaks its API, answers at the URL within a moment."""
+    """Whether Prometheus, or a server with its API, answers at the URL within 2 seconds."""
     try:
         with client(base_url=url, timeout=_GLANCE_SECONDS) as asking:
             answer = asking.get("/api/v1/status/buildinfo")
@@ -197,5 +197,5 @@ _CAUSES = (
 
 
 def cause(error: str) -> str:
-    """Why a server does not answer, in plain words; the error itself where it is another."""
+    """Why a server does not answer, in plain words; the error itself if the cause is not known."""
     return next((words for sign, words in _CAUSES if sign in error), error)

@@ -1,8 +1,8 @@
-"""What fired, told to an Alertmanager (its v2 API), which groups, silences and forwards it.
+"""Sends alerts to an Alertmanager (v2 API), which groups, silences and forwards them.
 
-An alert is the same as the one before while its labels are: telling it again changes nothing. One
-that is quiet is told as ended, where it is firing there. What is unknown is not told: it neither
-fires nor resolves anything.
+Alertmanager identifies an alert by its labels, so sending it again changes nothing. A quiet alert
+is sent as ended if Alertmanager has it as firing. Alerts in an unknown state are not sent: they
+neither fire nor resolve anything.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OURS = f'service="{_SERVICE}"'
 
 
 class _Firing(msgspec.Struct):
-    """An alert that is firing there."""
+    """An alert that Alertmanager has as firing."""
 
     labels: dict[str, str]
 
@@ -51,11 +51,11 @@ def tell_alertmanager(
     environment: Mapping[str, str],
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Tell an Alertmanager each outcome that is known, as of `seen_at`, the end of its data.
+    """Send every known outcome to an Alertmanager, as of `seen_at`, the end of the data.
 
-    What fired counts as firing for `lasts` from `now` on, unless it is told otherwise before.
-    Credentials, if it wants any, are ALERTMANAGER_USER and ALERTMANAGER_PASSWORD, or
-    ALERTMANAGER_TOKEN, of `environment`. SourceError where it does not take them in.
+    A fired alert stays firing until `now` + `lasts`, unless a later call ends it sooner.
+    Credentials, if needed, are ALERTMANAGER_USER and ALERTMANAGER_PASSWORD, or
+    ALERTMANAGER_TOKEN, of `environment`. SourceError if the alerts are not accepted.
     """
     settings = read_settings(environment, None, prefix="ALERTMANAGER", names=_SETTINGS)
     with client(settings, base_url=checked_url(url, variables="ALERTMANAGER")) as asking:
@@ -83,7 +83,7 @@ def tell_alertmanager(
 
 
 def _is_news(one: Alert, *, is_firing: bool) -> bool:
-    """Whether an outcome is to be told: it fires, or is quiet and was firing."""
+    """Whether to send an outcome: it fired, or it is quiet and was firing."""
     return one.state == "fired" or (one.state == "quiet" and is_firing)
 
 

@@ -1,6 +1,6 @@
-"""The faults on the way from vLLM to the Collector's exporter, each found from evidence alone.
+"""Checks of the path from vLLM to the Collector's exporter, using only the collected evidence.
 
-The faults of a Collector's configuration that lose data silently, found before they do.
+They also find faults in a Collector's configuration that would silently lose data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vllm_capacity.sources.exposition import parse_families
 from vllm_capacity.sources.parseable_shapes import Instance
 from vllm_capacity.timerange import parse_duration_seconds
 
-# Where a configuration is not known: an export each 10 s (the project's own) falls into the look.
+# If the configuration is unknown: long enough to see an export every 10 s, as in our own.
 _LEAST_WAIT_SECONDS: Final = 15.0
 _MARGIN: Final = 1.25
 _INTERVALS: Final = ("scrape_interval", "flush_timeout")
@@ -25,7 +25,7 @@ _VARIABLE: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}")
 
 
 def configuration(config: Mapping[str, Any]) -> CheckResult:
-    """The Collector's configuration: what Parseable takes, and what loses nothing in a crash."""
+    """Check that the Collector's configuration suits Parseable and loses nothing in a crash."""
     faults = [fault for pipeline in _pipelines(config) for fault in _pipeline(config, *pipeline)]
     if faults:
         return broken(
@@ -42,9 +42,9 @@ def configuration(config: Mapping[str, Any]) -> CheckResult:
 
 
 def longest_wait_seconds(config: Mapping[str, Any], environment: Mapping[str, str]) -> float:
-    """How long to look so that a scrape and an export fall in between: what is set, and a margin.
+    """Seconds between two looks: the longest configured interval plus a margin, at least 15 s.
 
-    A shorter look finds a Collector now well, now broken, as an export falls into it or not.
+    With a shorter wait, a healthy Collector looks broken if no scrape or export falls into it.
     """
     texts = (text for name in _INTERVALS for text in _values(config, name))
     seconds = [found for text in texts if (found := _seconds(text, environment)) is not None]
@@ -52,12 +52,12 @@ def longest_wait_seconds(config: Mapping[str, Any], environment: Mapping[str, st
 
 
 def _values(config: object, name: str) -> Iterator[str]:
-    """What is set under a name, anywhere in the configuration; each part looked at once."""
+    """Every value set under a name, anywhere in the configuration; each part is visited once."""
     parts, seen = [config], set[int]()
     while parts:
         time_range = parts.pop()
         if id(time_range) in seen:
-            continue  # what YAML's aliases repeat, they may repeat a billion times
+            continue  # YAML aliases may repeat a part a billion times
         seen.add(id(time_range))
         if isinstance(time_range, list):
             parts += time_range
@@ -68,7 +68,7 @@ def _values(config: object, name: str) -> Iterator[str]:
 
 
 def _seconds(text: str, environment: Mapping[str, str]) -> float | None:
-    """The seconds of a duration in which variables may stand; None where it is none."""
+    """A duration, which may contain variables, in seconds; None if it is not a duration."""
     whole = _VARIABLE.sub(lambda found: environment.get(found[1]) or found[2] or "", text)
     try:
         return parse_duration_seconds(whole)
@@ -118,7 +118,7 @@ def _exporter(exporter: Mapping[str, Any], signal: str) -> list[str]:
 
 
 def _mapping(time_range: object) -> Mapping[str, Any]:
-    """The part where it is a mapping; a file of another shape holds nothing there."""
+    """The value if it is a mapping, else an empty one."""
     return time_range if isinstance(time_range, Mapping) else {}
 
 
@@ -141,7 +141,7 @@ _PERMANENT: Final = (
 
 
 def vllm_checks(evidence: ChainEvidence) -> list[CheckResult]:
-    """Per server: it answers, with vLLM's metrics, whose types agree with their names."""
+    """Check that each server answers with vLLM's metrics, whose types match their names."""
     return [finding for reply in evidence.vllm for finding in _vllm(reply)]
 
 
@@ -169,7 +169,7 @@ def _vllm(reply: Reply) -> list[CheckResult]:
 
 
 def _types(reply: Reply) -> CheckResult:
-    """Sample names and TYPE lines must agree, or every type is lost on the way."""
+    """Check that sample names and TYPE lines match; if not, every type is lost on the way."""
     declared = set(re.findall(r"^# TYPE (\S+) ", reply.text, re.MULTILINE))
     found = set(re.findall(r"^((?:ray_)?vllm[:_]\w+)[ {]", reply.text, re.MULTILINE))
     without = sorted(name for name in found if not {name, _PART.sub("", name)} & declared)
@@ -186,7 +186,7 @@ def _types(reply: Reply) -> CheckResult:
 
 
 def proxy_checks(evidence: ChainEvidence) -> list[CheckResult]:
-    """The proxy is there, and says that vLLM is behind it."""
+    """Check that the proxy runs and reports that it reaches vLLM."""
     reply = evidence.proxy
     if reply is None:
         return []
@@ -201,7 +201,7 @@ def proxy_checks(evidence: ChainEvidence) -> list[CheckResult]:
 
 
 def collector_checks(evidence: ChainEvidence) -> list[CheckResult]:
-    """It runs, is configured as it must be, scrapes."""
+    """Check that the Collector runs, is configured correctly, and scrapes."""
     config = evidence.collector_config
     found = [configuration(config)] if config is not None else []
     health, after = evidence.collector_health, evidence.collector_after
@@ -235,7 +235,7 @@ def _no_metrics(reply: Reply) -> CheckResult:
 
 
 class _Counts:
-    """The Collector's own metrics, summed over all but the named labels."""
+    """The Collector's own metrics, summed over all labels except the given ones."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._samples = [
@@ -266,7 +266,7 @@ class _Counts:
 
 
 def _looks(evidence: ChainEvidence) -> tuple[_Counts, _Counts] | None:
-    """The Collector's metrics at both looks; None where either holds none."""
+    """The Collector's metrics at both looks; None if either look has none."""
     before, after = evidence.collector_before, evidence.collector_after
     if before is None or after is None or not (before.is_ok and after.is_ok):
         return None
@@ -302,7 +302,7 @@ def _scrapes(before: _Counts, after: _Counts) -> CheckResult:
 
 
 def export_checks(evidence: ChainEvidence) -> list[CheckResult]:
-    """What it scrapes is sent and taken, and its queue does not fill."""
+    """Check that Parseable accepts what the Collector scrapes, and the queue does not fill up."""
     looks = _looks(evidence)
     if looks is None:
         return []
@@ -357,7 +357,7 @@ def _queue(exporter: str, earlier: float, size: float, capacity: float) -> Check
 
 
 def unscraped(evidence: ChainEvidence) -> list[CheckResult]:
-    """Servers that answer, but of which the stream has no good scrape lately."""
+    """Check that every server that answers has a recent successful scrape in the stream."""
     reply = evidence.instances
     if reply is None or not evidence.vllm:
         return []
@@ -392,7 +392,7 @@ def _target(reply: Reply) -> str:
 
 
 def _is_among(target: str, scraped: set[str]) -> bool:
-    """By host and port; by the port alone where either name is that of the machine itself."""
+    """Whether a target is scraped: same host and port, or same port if both hosts are local."""
     host, _, port = target.rpartition(":")
     here = {"localhost", "127.0.0.1", "host.docker.internal", "[::1]"}
     return target in scraped or any(

@@ -1,4 +1,4 @@
-"""The faults of Parseable, its stream, and a window, each found from evidence alone."""
+"""Checks of Parseable and its stream, using only the collected evidence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLUMNS: Final = (
 
 
 def server_checks(evidence: ChainEvidence) -> list[CheckResult]:
-    """It answers, nobody gets in with the default password, ours is right, its version is known."""
+    """Check that Parseable answers, refuses the default password, accepts ours, and is not old."""
     alive = evidence.liveness
     if alive is None:
         return []
@@ -97,7 +97,7 @@ def _version(version: str) -> CheckResult:
 
 
 def ingest_checks(evidence: ChainEvidence) -> list[CheckResult]:
-    """The Collector's own credentials are taken."""
+    """Check that Parseable accepts the Collector's own credentials."""
     reply = evidence.ingest
     if reply is None:
         return []
@@ -116,7 +116,7 @@ def ingest_checks(evidence: ChainEvidence) -> list[CheckResult]:
 
 
 def stream_checks(evidence: ChainEvidence) -> list[CheckResult]:
-    """The stream is there, of the right kind and columns, filled, with values, fresh, on time."""
+    """Check that the stream exists, has the right columns, values, fresh rows and sound clocks."""
     schema = evidence.schema
     if schema is None or evidence.about is None or not evidence.about.is_ok:
         return []
@@ -137,13 +137,13 @@ def stream_checks(evidence: ChainEvidence) -> list[CheckResult]:
 
 
 def _fields(schema: Reply) -> list[shapes.StreamColumn]:
-    """The stream's columns; none until anything came in, and then every query is refused."""
+    """The stream's columns; empty until data arrives, and until then every query is refused."""
     result = schema.body(shapes.Schema)
     return result.fields if result is not None else []
 
 
 def _unreadable(evidence: ChainEvidence) -> CheckResult:
-    """A query is refused with 400 where the user has no right to the stream."""
+    """The result for a failed query: Parseable answers 400 if the user may not read the stream."""
     sentence = _summary(evidence.batches)
     if "does not have access" in sentence:
         return _no_right(evidence, sentence)
@@ -151,7 +151,7 @@ def _unreadable(evidence: ChainEvidence) -> CheckResult:
 
 
 def _no_right(evidence: ChainEvidence, sentence: str) -> CheckResult:
-    """To a reader, a mistyped name and a stream that it must not read look the same."""
+    """The result for no access: to a reader, a mistyped and a forbidden stream look the same."""
     stream, seen = evidence.stream, _visible(evidence)
     streams = f"It may read {', '.join(seen)}. " if seen else ""
     return broken(
@@ -164,7 +164,7 @@ def _no_right(evidence: ChainEvidence, sentence: str) -> CheckResult:
 
 
 def _visible(evidence: ChainEvidence) -> list[str]:
-    """The streams that the reader sees, Parseable's own left out."""
+    """The streams that the reader may see, without Parseable's internal ones."""
     rows = (evidence.streams and evidence.streams.body(list[dict[str, Any]])) or []
     names = {str(row.get("name")) for row in rows}
     return sorted(names - {"pstats", "pmeta"})
@@ -185,7 +185,7 @@ def _no_stream(evidence: ChainEvidence, schema: Reply) -> CheckResult:
 
 
 def _empty(evidence: ChainEvidence) -> CheckResult:
-    """Never filled, or not lately: the info tells which."""
+    """The result for an empty stream: it never had data, or, by its info, has no recent data."""
     info = _body(evidence.info, shapes.Info)
     last = info.latest_event_at if info is not None else None
     if last:
@@ -221,7 +221,7 @@ def _columns(schema: Reply, stream: str) -> CheckResult:
 
 
 def _values(evidence: ChainEvidence) -> CheckResult:
-    """OTLP integers lose their value on the way into Parseable; doubles do not."""
+    """Check that rows have values: Parseable loses those of OTLP integers, not of doubles."""
     rows = _body(evidence.payloads, list[shapes.Payload])
     if rows is None:
         return unknown("Parseable", "values-lost", _summary(evidence.payloads))
@@ -255,7 +255,7 @@ def _fresh(evidence: ChainEvidence, rows: list[shapes.InsertBatch]) -> CheckResu
 
 
 def _clocks(evidence: ChainEvidence, rows: list[shapes.InsertBatch]) -> CheckResult:
-    """A batch cannot arrive before its newest sample was taken, nor, without a queue, late."""
+    """Check the clocks: batches cannot arrive before their samples, nor late unless queued."""
     pairs = [(_instant(row.arrived), _instant(row.newest)) for row in rows]
     delays = [(a - n).total_seconds() for a, n in pairs if a is not None and n is not None]
     ours = _offset(evidence)
@@ -295,7 +295,7 @@ def _offset(evidence: ChainEvidence) -> float | None:
 
 
 def _body(reply: Reply | None, shape: type[_Shape]) -> _Shape | None:
-    """What a reply holds; None where there is none, it failed, or it is of another shape."""
+    """The decoded reply; None if there is no reply, it failed, or it has another shape."""
     return None if reply is None else reply.body(shape)
 
 
@@ -304,7 +304,7 @@ def _summary(reply: Reply | None) -> str:
 
 
 def _instant(text: str | None) -> datetime | None:
-    """Parseable's times carry no zone and are UTC."""
+    """A Parseable time, which has no zone and is UTC; None if there is none or it is invalid."""
     if text is None:
         return None
     try:

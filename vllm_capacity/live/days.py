@@ -1,13 +1,13 @@
-"""A store of windows by day: which days are due, what came late, what is old enough to go.
+"""A store of daily windows: which days are due, which have changed, which are old enough to delete.
 
     windows/
       2026-11-27/   the window of a day, from midnight to midnight in the store's time zone
       days.json     when each day was last pulled, and whether its page was made since
-      .pulling/     what is on its way; its lock lets one run at a time work on the store
+      .pulling/     pulls in progress; its lock allows one run at a time on the store
 
-A day is pulled again until it was pulled a while (`late`) after its end, for samples may arrive
-late. What comes back is compared with what is there, row by row: only a day whose rows changed is
-replaced. A source that has forgotten rows does not take them away here.
+Samples may arrive late, so a day is pulled again until one pull happened at least `late` after
+its end. Each pull is compared with the stored window, row by row: only a day whose rows changed
+is replaced. If the source has since deleted rows, the store keeps them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DAY = timedelta(days=1)
 
 
 class Outcome(Enum):
-    """What pulling a day brought."""
+    """The result of pulling a day."""
 
     NEW = "new"
     CHANGED = "changed"
@@ -48,7 +48,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Day:
-    """What is known of a day: when it was last pulled, without data or not, with a page or not."""
+    """The state of a day: when it was last pulled, whether it has no data, or has a page."""
 
     pulled: datetime
     is_empty: bool = False
@@ -57,9 +57,9 @@ class Day:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the days of a store come from, and the time zone that they are days of.
+    """Where a store's data comes from, and the time zone that defines its days.
 
-    `origin`, `stream`, `match` and `tenant` as in a pull.
+    `origin`, `stream`, `match` and `tenant` are the same as in a pull.
     """
 
     origin: str
@@ -71,11 +71,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Reach:
-    """Which days a run looks at.
+    """Which days a run considers.
 
-    `last`: the days that this much time before now touches. `late`: how late samples may arrive.
-    `keep`: days that ended longer ago are removed; None: never. With `has_today` the day that is
-    not over counts, too, as far as it went.
+    `last`: how far back from now to pull days. `late`: how late samples may arrive. `keep`: remove
+    days that ended longer ago than this; None: keep all. `has_today`: include the current day, up
+    to now.
     """
 
     last: timedelta
@@ -84,7 +84,7 @@ class Reach:
     has_today: bool = False
 
     def __post_init__(self) -> None:
-        """InputError where a day would be removed as soon as it was pulled."""
+        """InputError if a day would be removed as soon as it was pulled."""
         if self.keep is not None and self.keep < max(self.last, self.late):
             raise InputError(
                 "Days must be kept at least as long as they are looked at: --keep is shorter than "
@@ -93,7 +93,7 @@ class Reach:
 
 
 Pull = Callable[[TimeRange, Path], object]
-"""Writes the window of a time range at a path."""
+"""Writes the window of a time range to a path."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Book:
 
 @dataclass
 class DayStore:
-    """The store at a folder, held by this run alone while it is open (`day_store`)."""
+    """The store in a folder; while it is open, no other run can use it (`day_store`)."""
 
     folder: Path
     source: Source
@@ -112,17 +112,17 @@ class DayStore:
     _zone: ZoneInfo
 
     def path(self, day: date) -> Path:
-        """Where the window of a day is, or would be."""
+        """The path of a day's window, whether or not it exists."""
         return self.folder / day.isoformat()
 
     def time_range(self, day: date) -> TimeRange:
-        """From midnight to midnight; 23 or 25 hours where clocks are changed."""
+        """A day from midnight to midnight; 23 or 25 hours when clocks change."""
         return TimeRange(self._midnight(day), self._midnight(day + _DAY))
 
     def due(self, reach: Reach, now: datetime) -> list[date]:
-        """The days to pull, oldest first: of the reach, missed since the last run, or unsettled.
+        """The days to pull, oldest first: in reach, missed since the last run, or not yet final.
 
-        A day that is not over is due where the reach has today, or lies in it altogether.
+        The current day is due if the reach includes today or covers nothing but today.
         """
         today = self._day_of(now)
         first, final = self._day_of(now - reach.last), today - _DAY
@@ -137,9 +137,9 @@ class DayStore:
         return sorted(day for day in new | again if oldest is None or day >= oldest)
 
     def pull(self, day: date, pull: Pull, *, now: datetime) -> Outcome:
-        """Pull a day, as far as it went, and keep what changed; SourceError from the source.
+        """Pull a day, up to now if it is not over, and store it if it changed.
 
-        Somebody who reads the day's window is not disturbed: it is left for the next run.
+        A window that somebody is reading is left for the next run. SourceError from the source.
         """
         whole = self.time_range(day)
         coming = self.folder / _WORKPLACE / day.isoformat()
@@ -157,28 +157,28 @@ class DayStore:
         return outcome
 
     def unreported(self) -> list[date]:
-        """The days that have a window and no page of it, oldest first."""
+        """The days that have a window but no page, oldest first."""
         return sorted(
             day for day, known in self.days.items() if not (known.is_reported or known.is_empty)
         )
 
     def reported(self, day: date) -> None:
-        """Note that the page of a day is there."""
+        """Record that a day's page has been made."""
         self._note(day, replace(self.days[day], is_reported=True))
 
     def report_again(self, day: date) -> None:
-        """Note that the page of a day is to be made anew, if it has its window and a page."""
+        """Record that a day's page must be made again, if the day has a window and a page."""
         known = self.days.get(day)
         if known is not None and known.is_reported and self.path(day).exists():
             self._note(day, replace(known, is_reported=False))
 
     def prune(self, reach: Reach, now: datetime) -> list[date]:
-        """Remove the windows of days that are old enough, unless somebody reads them; which."""
+        """Remove windows that are old enough and not being read; returns their days."""
         oldest = self._oldest(reach, now)
         removed: list[date] = []
         if oldest is None:
             return removed
-        for left in (self.folder / _WORKPLACE).glob(".*.writing"):  # of pulls that never ended
+        for left in (self.folder / _WORKPLACE).glob(".*.writing"):  # from interrupted pulls
             if left.name[1:] < oldest.isoformat():
                 shutil.rmtree(left, ignore_errors=True)
         for day in sorted(self.days):
@@ -202,7 +202,7 @@ class DayStore:
         return None if reach.keep is None else self._day_of(now - reach.keep)
 
     def _taken(self, coming: Path, there: Path) -> Outcome:
-        """What was pulled takes the place of what is there, if it holds something else."""
+        """Replace the stored window with the pulled one if it differs."""
         if not there.exists():
             coming.rename(there)
             return Outcome.NEW
@@ -212,7 +212,7 @@ class DayStore:
             if not is_unread:
                 return Outcome.IN_USE
             old = coming.with_name(f"{there.name}-before")
-            if (there / _ROLLUP).is_dir():  # entries are named by what they were made of
+            if (there / _ROLLUP).is_dir():  # entries are keyed by their inputs
                 (there / _ROLLUP).rename(coming / _ROLLUP)
             there.rename(old)
             coming.rename(there)
@@ -224,7 +224,7 @@ class DayStore:
         self._write()
 
     def _write(self) -> None:
-        """Write the book whole: a killed run leaves the one before."""
+        """Write the book atomically: a killed run leaves the previous one."""
         partial = self.folder / _WORKPLACE / _BOOK
         body = msgspec.json.encode(_Book(self.source, dict(sorted(self.days.items()))))
         with partial.open("wb") as out:
@@ -236,24 +236,23 @@ class DayStore:
 
 @contextmanager
 def day_store(folder: Path, source: Source) -> Iterator[DayStore]:
-    """The store at a folder, made where it is missing, for this run alone.
+    """The store in a folder, locked for this run; the folder is created if missing.
 
-    SourceError where another run works on it, InputError where its days are of another source or
-    time zone. A window without a note in the book, as after the loss of the book, is looked at as
-    one that was never pulled.
+    SourceError if another run holds the store, InputError if its days are from another source or
+    time zone. If the book is lost, its windows count as never pulled.
     """
     zone = time_zone(source.zone)
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"Another run is working on {folder}; nothing was done. Try again when it has finished."
     with workplace(folder / _WORKPLACE, busy=busy) as coming:
         known = _known_days(folder, source)
-        for left in coming.glob("[!.]*"):  # of a killed run; answers are in hidden folders
+        for left in coming.glob("[!.]*"):  # from a killed run; answers are in hidden folders
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield DayStore(folder, source, known, zone)
 
 
 def newest_day(folder: Path) -> Path | None:
-    """The window of the latest day that is kept in a store's folder; None where there is none."""
+    """The window of the latest day in a store's folder; None if there is none."""
     days = [day for day in _days_of(folder) if _there(folder, day)]
     return folder / max(days).isoformat() if days else None
 
@@ -296,7 +295,7 @@ def _there(folder: Path, day: date) -> bool:
 
 
 def _removed(window: Path) -> bool:
-    """Remove a window, unless somebody reads it; whether it is gone."""
+    """Remove a window unless somebody is reading it; returns whether it is gone."""
     if not window.is_dir():
         return True
     with alone(window) as is_unread:
@@ -306,13 +305,13 @@ def _removed(window: Path) -> bool:
 
 
 def _says_more(new: Path, old: Path) -> bool:
-    """Whether a window holds other rows than the one there, or reaches further; never fewer."""
+    """Whether a new window replaces the old: other rows or another end, but not fewer rows."""
     with duckdb.connect() as connection:
         came = read_manifest(new, connection)
         try:
             had = read_manifest(old, connection)
         except WindowError:
-            return True  # what is there is damaged
+            return True  # the stored window is damaged
     if _rows(came) < _rows(had):
         return False
     return came.provenance.get("end") != had.provenance.get("end") or not _is_same(came, had)

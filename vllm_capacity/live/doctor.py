@@ -1,9 +1,9 @@
-"""The walk along the chain: vLLM → proxy → Collector → Parseable → window, and where it breaks.
+"""Checks the chain vLLM → proxy → Collector → Parseable → window, and finds where it breaks.
 
-The order is the order of causes: what is found first explains what is found after it. A password
-that is refused comes before the points dropped for it, those before the stream that stays empty.
+The checks run in order of cause: earlier findings explain later ones. A refused password comes
+before the points dropped because of it, and those before the stream that stays empty.
 
-What may be wrong with a window, read off its answer.
+The window is checked by means of its answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vllm_capacity.live.probes import ChainEvidence, CheckResult, broken, fine, 
 
 
 def window_checks(evidence: ChainEvidence) -> list[CheckResult]:
-    """Whether the answer has engines, requests, latencies, a price, and no error in its quality."""
+    """Check that the answer has engines, requests, latencies, a price, and no quality error."""
     answer = evidence.answer
     if answer is None:
         return []
@@ -47,7 +47,7 @@ def _engines(count: int) -> str:
 
 
 def _quality(answer: Answer) -> list[CheckResult]:
-    """Latency or tokens that look wrong have their reason in the quality report."""
+    """Check the quality report for errors, which explain wrong-looking latencies or tokens."""
     errors = [item for item in answer.quality if item.severity == "error"]
     if not errors:
         return [fine("window", "figures-doubtful", "the data-quality report has no error")]
@@ -84,5 +84,5 @@ _WALK = (
 
 
 def diagnosis(evidence: ChainEvidence) -> list[CheckResult]:
-    """Every finding, in the order of the walk. Empty where there was nothing to look at."""
+    """All findings, in the order of the checks; empty if there was no evidence to check."""
     return [finding for checks in _WALK for finding in checks(evidence)]

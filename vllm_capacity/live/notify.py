@@ -1,11 +1,11 @@
-"""What fired, told to people by apprise: mail, Slack, Teams, PagerDuty and a hundred more.
+"""Sends alerts to people through apprise: mail, Slack, Teams, PagerDuty and a hundred more.
 
-An Alertmanager remembers what fires; a mail does not. So what each recipient was told is kept in a
-file: an alert is told when it fires and when it is over, not every night in between. One that is
-unknown is not told; it neither fires nor resolves anything.
+Unlike Alertmanager, mail does not remember which alerts fire. So a file records what was sent to
+each recipient: an alert is sent when it fires and when it resolves, not every night in between.
+Alerts in an unknown state are not sent; they neither fire nor resolve anything.
 
-Addresses hold secrets (a Slack URL is one). They come from the environment or from a file that
-only its owner can read, and no message, log or file of ours shows more of one than its scheme.
+Addresses contain secrets (a Slack URL is one). They come from the environment or from a file that
+only its owner can read, and our messages, logs and files show only their scheme.
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ _PASSWORD = re.compile(r"://[^/@$]*:[^/@$]+@")
 _FILE = "file:"
 
 Told = dict[str, dict[str, str]]
-"""When each recipient (a hash of its address) was told of each alert that fires."""
+"""When each recipient (a hash of its address) was notified of each firing alert."""
 
 
 @dataclass(frozen=True)
 class Recipient:
-    """Who is told: the address, which is never shown, and what may be said of it."""
+    """Who is notified: the address, which is never shown, and a description that may be."""
 
     shown: str
     address: str = field(repr=False)
 
     @property
     def key(self) -> str:
-        """What it is remembered by: a hash that tells no address."""
+        """The recipient's key in the file: a hash that does not reveal the address."""
         return hashlib.blake2b(self.address.encode(), digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True)
 class News:
-    """What a recipient has not been told yet: alerts that fire, and alerts that are over."""
+    """What has not been sent to a recipient yet: firing alerts and resolved alerts."""
 
     fired: tuple[Alert, ...]
     resolved: tuple[Alert, ...]
 
     @property
     def title(self) -> str:
-        """How many of each."""
+        """The title: how many alerts are firing and resolved."""
         counts = ((self.fired, "firing"), (self.resolved, "resolved"))
         return f"vLLM: {', '.join(f'{len(each)} {word}' for each, word in counts if each)}"
 
     def body(self, labels: Mapping[str, str], subject: str) -> str:
-        """A line per alert with its number and its threshold, then of what and when."""
+        """The text: one line per alert with its value and threshold, then subject and labels."""
         where = ", ".join(f"{name}={value}" for name, value in labels.items())
         lines = [f"FIRING: {one.sentence}" for one in self.fired]
         lines += [f"RESOLVED: {one.sentence}" for one in self.resolved]
@@ -78,15 +78,15 @@ class News:
 
 
 Send = Callable[[Recipient, News, str], bool]
-"""Sends news, with the body, to a recipient; whether it was taken."""
+"""Sends news, with the body, to a recipient; returns whether it was accepted."""
 
 
 def recipients(given: Sequence[str], environment: Mapping[str, str]) -> tuple[Recipient, ...]:
-    """Who is to be told, by apprise's URLs: `slack://${SLACK_TOKENS}/#gpus`, or `file:PATH`.
+    """The recipients for apprise URLs, such as `slack://${SLACK_TOKENS}/#gpus`, or `file:PATH`.
 
     `${NAME}` is an environment variable; a file (mode 0600) holds one URL per line.
-    InputError for a variable that is not set, a file that others can read, and for what apprise
-    does not know: never with the address in it.
+    InputError for a variable that is not set, a file that others can read, or a URL that apprise
+    does not know; the error never contains the address.
     """
     found = []
     for number, text in enumerate(given, 1):
@@ -135,11 +135,12 @@ def notify(
     now: datetime,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Tell each recipient what fires and was not told, and what was told and is over.
+    """Notify each recipient of alerts that newly fire and of alerts that have resolved.
 
-    `told` is the file that remembers it, written whole after each recipient; `subject` says of what
-    and when. A recipient who does not take it is tried up to four times, and the next run tries
-    again; the others are told all the same. SourceError then, and where another run is at it.
+    `told` is the file that records this, written atomically after each recipient; `subject` says
+    what the alerts are about and when. A failed delivery is tried up to four times and again in
+    the next run; the other recipients are still notified. SourceError if a delivery failed or
+    another run is busy with the file.
     """
     failed = []
     busy = f"Another run is telling alerts by {told}; nothing was told. Try again later."
@@ -176,7 +177,7 @@ def _news(found: Sequence[Alert], known: Mapping[str, str], labels: Mapping[str,
 
 
 def _identity(one: Alert, labels: Mapping[str, str]) -> str:
-    """By what an alert is the same as before: its rule and the labels it is told with."""
+    """What identifies an alert across runs: its rule and the labels it is sent with."""
     return json.dumps([one.rule.name, dict(sorted(labels.items()))], ensure_ascii=False)
 
 
@@ -199,19 +200,19 @@ def _sent(to: Recipient, news: News, body: str, pause: Callable[[float], None]) 
 
 
 def _apprise() -> ModuleType:
-    """The package; InputError where it is missing."""
+    """The apprise package; InputError if it is not installed."""
     with needing_extra("notify"):
         found: ModuleType = _quietly(lambda: importlib.import_module("apprise"))
         return found
 
 
 def _quietly(call: Callable[[], Any]) -> Any:  # noqa: ANN401  whatever the call gives
-    """The call without a word of apprise's: its log may show a part of an address."""
+    """Run the call with apprise's log silenced, since it may show part of an address."""
     log = logging.getLogger("apprise")
     before = log.disabled
     log.disabled = True
     try:
-        with warnings.catch_warnings():  # of what it imports
+        with warnings.catch_warnings():  # from apprise's imports
             warnings.simplefilter("ignore", DeprecationWarning)
             return call()
     finally:

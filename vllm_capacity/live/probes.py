@@ -1,7 +1,7 @@
-"""What `doctor` asks of each link of the chain: plain requests, and what came back, unjudged.
+"""Sends `doctor`'s requests to each link of the chain and keeps the replies, without judging them.
 
-Every request may be repeated and changes nothing: the one export that is tried holds no point, and
-is only tried on a stream that exists, since it would create it.
+Every request can be repeated and changes nothing: the one test export contains no points, and is
+sent only to a stream that exists, because it would create a missing one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CheckState = Literal["ok", "broken", "unknown"]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """`check` names the fault that would be found here; `remedy` is empty unless it was."""
+    """The result of one check; `check` names the fault, `remedy` is empty unless it was found."""
 
     link: Link
     check: str
@@ -53,12 +53,12 @@ def fine(link: Link, check: str, found: str) -> CheckResult:
 
 
 def broken(link: Link, check: str, found: str, remedy: str) -> CheckResult:
-    """A check that found its fault."""
+    """A check that found a fault."""
     return CheckResult(link, check, "broken", plain(found), plain(remedy))
 
 
 def unknown(link: Link, check: str, found: str) -> CheckResult:
-    """A check that could not be made, and why."""
+    """A check that could not be made, with the reason."""
     return CheckResult(link, check, "unknown", plain(found))
 
 
@@ -73,7 +73,7 @@ _Body = TypeVar("_Body")
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, or why there is none: then `status` is None."""
+    """A reply, or the reason why there is none, in which case `status` is None."""
 
     url: str
     status: int | None = None
@@ -83,19 +83,19 @@ class Reply:
 
     @property
     def is_ok(self) -> bool:
-        """Whether it answered with success."""
+        """Whether the status is 2xx."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def summary(self) -> str:
-        """What came back, in a few words."""
+        """The reply in a few words."""
         if self.status is None:
             return f"{self.url} does not answer ({plain(self.error)})"
         text = " ".join(plain(self.text[:1000]).split())[:160]
         return f"{self.url} answers {self.status}" + (f" {text!r}" if text else "")
 
     def body(self, shape: type[_Body]) -> _Body | None:
-        """The answer, where it is good and JSON of that shape; else None."""
+        """The decoded body, if the reply is a success and JSON of that shape; else None."""
         if not self.is_ok:
             return None
         try:
@@ -106,7 +106,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Chain:
-    """Where the links are. Empty or None: that link is not looked at."""
+    """The URLs of the links; a link that is empty or None is not checked."""
 
     vllm: tuple[str, ...] = ()
     proxy: str | None = None
@@ -118,7 +118,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class ChainEvidence:
-    """Everything that was found. None: not asked, because there was nobody to ask."""
+    """Everything that was found; None where no request was made."""
 
     now: datetime
     stream: str = "vllm_metrics"
@@ -142,7 +142,7 @@ class ChainEvidence:
 
     @property
     def writer(self) -> str:
-        """Who writes to the stream, as far as anybody looked."""
+        """Who writes to the stream: the Collector, if one was checked."""
         return "whatever writes to it" if self.collector_health is None else "the Collector"
 
 
@@ -155,7 +155,7 @@ def ask(
     body: object = None,
     auth: httpx.Auth | None = None,
 ) -> Reply:
-    """The reply to one request; a failure is a reply, too."""
+    """The reply to one request; a failed request is also a reply."""
     at = shown(url)
     try:
         answer = client.request(method, url, headers=headers, json=body, auth=auth or httpx.Auth())
@@ -166,7 +166,7 @@ def ask(
 
 
 def _time(date: str | None) -> datetime | None:
-    """A Date header's instant; None where there is none, or none to be read."""
+    """The time in a Date header; None if it is missing or invalid."""
     try:
         found = parsedate_to_datetime(date) if date else None
     except (ValueError, OverflowError):
@@ -186,9 +186,10 @@ def gather(
     collector_config: Mapping[str, Any] | None = None,
     answer: Answer | None = None,
 ) -> ChainEvidence:
-    """The evidence on the whole chain. `pause` lies between two looks at the Collector.
+    """The evidence on the whole chain.
 
-    `metrics` are the credentials for vLLM's /metrics, `reader` those for Parseable's streams.
+    `pause` is called between two looks at the Collector. `metrics` are the credentials for vLLM's
+    /metrics, `reader` those for Parseable's streams.
     """
     before = _get(client, chain.collector_metrics)
     vllm = tuple(ask(client, "GET", url, auth=metrics) for url in chain.vllm)
@@ -222,7 +223,7 @@ def _with_parseable(
     reader: httpx.Auth | None,
     ingest_authorization: str | None,
 ) -> ChainEvidence:
-    """The evidence with Parseable's replies; its streams are asked for as the reader."""
+    """The evidence with Parseable's replies added; its streams are read as the reader."""
     if chain.parseable is None:
         return evidence
     base = chain.parseable.rstrip("/")
@@ -260,7 +261,7 @@ def _export(
 ) -> Reply | None:
     if authorization is None:
         return None
-    if not is_sendable(authorization):  # not tried: the error would show the secret
+    if not is_sendable(authorization):  # not sent: the error would show the secret
         sentence = "the secret has space around it, or a character that no header can carry"
         return Reply(f"{base}/v1/metrics", error=sentence)
     headers = {
@@ -273,13 +274,13 @@ def _export(
 
 
 def _recent(now: datetime) -> dict[str, str]:
-    """The last minutes by arrival, with the current one: the end is exclusive, whole minutes."""
+    """The last 15 whole minutes by arrival, including the current one; the end is exclusive."""
     end = now.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
     return {"startTime": iso(end - timedelta(minutes=_RECENT_MINUTES)), "endTime": iso(end)}
 
 
 def _queries(stream: str) -> dict[str, str]:
-    """Aggregates small enough to send whatever the stream holds."""
+    """Queries for aggregates, so that the replies are small however much the stream holds."""
     table, instance = quoted(stream), quoted("service.instance.id")
     return {
         "payloads": (

@@ -1,11 +1,12 @@
-"""Posts the alert rules and the dashboard that Parseable can hold, and says which rules it cannot.
+"""Creates alert rules and a dashboard in Parseable, and reports the rules it cannot evaluate.
 
-Parseable's alerts take exactly one dataset and one of avg, sum, min, max, count. A percentile of a
-histogram and the rate of a counter are neither, and percentile functions pass its validation but
-evaluate to 0: those rules are left to `vllm-capacity alerts`. It also reads no data as 0, so that a
-rule "above" stays silent when scraping dies: the rule on absence, a count below 1, is its pair.
+A Parseable alert takes exactly one dataset and one of avg, sum, min, max, count. Percentiles of
+histograms and rates of counters are not possible: percentile functions pass its validation but
+evaluate to 0. Those rules are left to `vllm-capacity alerts`. Parseable also treats no data as 0,
+so a rule "above" stays silent when scraping stops: the no-data rule, a count below 1, covers that.
 
-Alert titles are not unique there: they are looked up first, or every run would add another one.
+Alert titles are not unique in Parseable, so they are looked up first; otherwise every run would
+add a duplicate.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DASHBOARD_TITLE: Final = "vLLM capacity"
 
 @dataclass(frozen=True)
 class Evaluable:
-    """How Parseable evaluates a rule: one aggregate over the values of one metric's spellings."""
+    """How Parseable evaluates a rule: one aggregate over one metric, under any of its names."""
 
     aggregate: str
     metrics: tuple[str, ...]
@@ -53,7 +54,7 @@ _WHY_NOT: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class DashboardPanel:
-    """A tile of the dashboard: its title, how it is drawn, the query behind it."""
+    """A tile of the dashboard: its title, chart type and query."""
 
     title: str
     chart: str
@@ -61,7 +62,7 @@ class DashboardPanel:
 
 
 def alert_body(rule: AlertRule, stream: str) -> dict[str, Any] | None:
-    """What to post for the rule on the stream; None where Parseable cannot evaluate it."""
+    """The request body for the rule on the stream; None if Parseable cannot evaluate it."""
     how = _EVALUABLE.get(rule.name)
     if how is None:
         return None
@@ -94,9 +95,9 @@ def alert_body(rule: AlertRule, stream: str) -> dict[str, Any] | None:
 def provision_alerts(
     management: Management, stream: str, rules: Iterable[AlertRule] = RULES
 ) -> list[str]:
-    """A line for each of the guide's rules: created, unchanged, changed, or why not Parseable's.
+    """Create or update the guide's rules; one line each: created, unchanged, changed, or why not.
 
-    Targets that someone added to an alert stay when its query or threshold is brought up to date.
+    Targets that someone added to an alert are kept when its query or threshold is updated.
     """
     listed = management.records("/api/v1/alerts?limit=1000", "title", "created", "id")
     own = [rule for rule in rules if rule.name in _EVALUABLE or rule.name in _WHY_NOT]
@@ -126,7 +127,7 @@ def _provision_alert(
 
 
 def panels(stream: str, usd_per_gpu_hour: float | None = None) -> list[DashboardPanel]:
-    """The guide's eight panels with their queries on the stream, at that price of a GPU-hour."""
+    """The guide's eight panels with their queries on the stream, at that price per GPU-hour."""
     return [
         DashboardPanel(
             query.title,
@@ -139,10 +140,10 @@ def panels(stream: str, usd_per_gpu_hour: float | None = None) -> list[Dashboard
 
 
 def dashboard_body(panels: Iterable[DashboardPanel], stream: str) -> dict[str, Any]:
-    """The dashboard to post; tile ids are ULIDs made from the titles, the same in every run.
+    """The dashboard's request body; tile ids are ULIDs made from titles, the same in every run.
 
-    What a tile holds beside its id means something only to Parseable's user interface, whose source
-    is closed: the layout is a best effort, the queries are right by themselves.
+    A tile's other fields are used only by Parseable's user interface, whose source is closed. The
+    layout is therefore a best effort; the queries do not depend on it.
     """
     return {
         "title": f"{DASHBOARD_TITLE} ({stream})",
@@ -162,7 +163,7 @@ def dashboard_body(panels: Iterable[DashboardPanel], stream: str) -> dict[str, A
 
 
 def _ulid(text: str) -> str:
-    """A valid ULID (26 characters, the first at most 7) that depends on the text alone."""
+    """A valid ULID (26 characters, the first at most 7) that depends only on the text."""
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
     return "".join(_CROCKFORD[(number >> (5 * at)) & 31] for at in reversed(range(26)))
 
@@ -170,7 +171,7 @@ def _ulid(text: str) -> str:
 def provision_dashboard(
     management: Management, panels: Iterable[DashboardPanel], stream: str
 ) -> str:
-    """A line: the dashboard was created, is there already, or was brought up to date."""
+    """Create or update the dashboard; one line: created, there already, or brought up to date."""
     body = dashboard_body(panels, stream)
     title = body["title"]
     listed = management.records("/api/v1/dashboards", "title", "dashboardId")

@@ -1,11 +1,11 @@
-"""Re-serves vLLM's /metrics with `:` turned into `_` in metric names, for what cannot take a colon.
+"""Re-serves vLLM's /metrics with `:` replaced by `_` in metric names, for tools that reject colons.
 
-The Collector, Parseable and Prometheus take the colon: they need no proxy. Where one is needed, the
-name must change in the HELP, TYPE and UNIT lines and in the samples alike, or every type is lost.
+The Collector, Parseable and Prometheus accept colons and need no proxy. A proxy must rename HELP,
+TYPE and UNIT lines as well as samples, or every type is lost.
 
-Paths: /metrics (the upstream's, renamed), /health (200 only if the upstream answers with metrics
-now), /proxy/metrics (the proxy's own). Bodies are streamed: memory does not grow with their size,
-nor threads with the connections. No client is told the upstream's credentials.
+Paths: /metrics (the upstream's, renamed), /health (200 only if the upstream currently answers with
+metrics), /proxy/metrics (the proxy's own). Bodies are streamed, so memory does not grow with their
+size, and threads are limited. Clients never see the upstream's credentials.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _REFUSAL: Final = (
 
 
 def renamed(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The exposition text with colons in metric names turned into underscores, in pieces.
+    """The exposition text with colons in metric names replaced by underscores, in pieces.
 
-    Label values, HELP texts and other comments stay as they are. At most one line is held back, and
-    of a line longer than 64 KiB only its beginning.
+    Label values, HELP texts and other comments are unchanged. At most one line is buffered; of a
+    line longer than 64 KiB, only its beginning.
     """
     pending = b""
-    is_inside_line = False  # the beginning of this line is out already
+    is_inside_line = False  # the start of this line was already sent
     for piece in pieces:
         pending += piece
         cut = pending.rfind(b"\n") + 1
@@ -72,7 +72,7 @@ def _underscored(match: re.Match[bytes]) -> bytes:
 
 
 class Upstream:
-    """The vLLM server behind the proxy. `client` settles TLS, and how long an answer may take."""
+    """The vLLM server behind the proxy; `client` determines TLS and timeouts."""
 
     def __init__(self, client: httpx.Client, url: str) -> None:
         self.address = shown(url)
@@ -81,7 +81,7 @@ class Upstream:
 
     @contextmanager
     def metrics(self) -> Iterator[tuple[str, Iterator[bytes]]]:
-        """The content type and the pieces; httpx.HTTPError at once or between pieces."""
+        """The content type and the body in pieces; httpx.HTTPError at once or between pieces."""
         with self._client.stream("GET", self._url, headers=ACCEPT) as response:
             if response.status_code != httpx.codes.OK:
                 raise httpx.HTTPError(f"it answered {response.status_code}")
@@ -90,13 +90,13 @@ class Upstream:
             yield kind if is_fit else _TEXT, response.iter_bytes()
 
     def complaint(self) -> str:
-        """Why the upstream gives no metrics now; empty if it does."""
+        """Why the upstream currently serves no metrics; empty if it does."""
         start, looked = b"", 0
         try:
             with self.metrics() as (_, pieces):
                 for piece in pieces:
                     start += piece
-                    if len(start) >= 2 * looked:  # not at every one of a thousand tiny pieces
+                    if len(start) >= 2 * looked:  # do not search again for every tiny piece
                         looked = len(start)
                         if _METRICS.search(start):
                             return ""
@@ -108,12 +108,12 @@ class Upstream:
 
 
 def reason(error: httpx.HTTPError) -> str:
-    """What went wrong, in words: some of httpx's errors have no text."""
+    """The error's text, or its type, since some of httpx's errors have no text."""
     return plain(error).strip() or type(error).__name__
 
 
 class ProxyServer(ThreadingHTTPServer):
-    """The proxy, bound to `address`; of more than `most_clients` at a time the rest gets 503."""
+    """The proxy, bound to `address`; clients beyond `most_clients` at a time get a 503."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -146,7 +146,7 @@ class ProxyServer(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """A thread for the connection, where there is a place: settled before anything is read."""
+        """Start a thread for the connection if a place is free; decided before anything is read."""
         if not self.places.acquire(blocking=False):
             self.requests.labels("busy").inc()
             _refuse(request)
@@ -159,14 +159,14 @@ class ProxyServer(ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Serve the connection, and give its place back."""
+        """Serve the connection, then free its place."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self.places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """One line on stderr, and none where it is only that a client has left."""
+        """Print one line on stderr, or none for an OSError such as a client that left."""
         error = sys.exception()
         if not isinstance(error, OSError):
             sentence = plain(f"{type(error).__name__}: {error}")
@@ -177,11 +177,11 @@ def _refuse(connection: socket.socket) -> None:
     connection.setblocking(False)
     with suppress(OSError):
         connection.send(_REFUSAL)
-        connection.recv(_LONGEST_REQUEST_BODY)  # what is left unread would reset the connection
+        connection.recv(_LONGEST_REQUEST_BODY)  # unread input would reset the connection
 
 
 class _Input(io.RawIOBase):
-    """What a client sends, until a moment: one that drips its request meets it, too."""
+    """A client's input up to a deadline, which also stops a client that sends byte by byte."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.until = 0.0
@@ -201,7 +201,7 @@ class _Input(io.RawIOBase):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "vllm-capacity-proxy"
-    timeout = 10  # seconds for a whole request to come, and for each piece of an answer to go
+    timeout = 10  # seconds, to receive a whole request and to send each piece of an answer
     server: ProxyServer
 
     def setup(self) -> None:
@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, "The paths are /metrics, /health and /proxy/metrics.")
 
     def _has_body_read(self) -> bool:
-        """Reads past the request's body, which would be taken for the next request; or cannot."""
+        """Skip the request's body, which would be read as the next request; False if impossible."""
         lengths = self.headers.get_all("Content-Length", ["0"])
         length = lengths[0].strip()
         if "Transfer-Encoding" in self.headers or len(lengths) > 1 or not length.isdecimal():
@@ -248,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.requests.labels(self._relay()).inc()
 
     def _relay(self) -> str:
-        """Sends the upstream's metrics on; returns the outcome."""
+        """Forward the upstream's metrics; returns the outcome."""
         is_begun = False
         try:
             with self.server.upstream.metrics() as (content_type, pieces):
@@ -261,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise httpx.HTTPError("an empty answer")
             self._send(b"")
         except httpx.HTTPError as error:
-            if is_begun:  # too late for a status: without the last chunk the client sees the cut
+            if is_begun:  # too late for a status: the missing last chunk shows the client the cut
                 self.close_connection = True
                 return "cut"
             self._answer(502, f"{self.server.upstream.address}: {reason(error)}")
@@ -281,18 +281,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send(self, piece: bytes) -> None:
-        """One piece; the empty one ends the body."""
+        """Send one piece; an empty one ends the body."""
         self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
         self.server.bytes.inc(len(piece))
 
     @property
     def _is_chunked(self) -> bool:
-        """HTTP/1.0 and older know no chunks, only the end."""
+        """Whether to send chunks; HTTP/1.0 and older do not support them."""
         return self.request_version not in ("HTTP/0.9", "HTTP/1.0")
 
     def _answer(self, status: int, text: str) -> None:
         body = text.encode(errors="replace") + b"\n"
-        with suppress(OSError):  # nobody is left to be told
+        with suppress(OSError):  # the client may have left
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
@@ -302,4 +302,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: a line for each scrape is noise; the own metrics count them."""
+        """Log nothing: a line per scrape is noise, and the proxy's own metrics count them."""

@@ -1,8 +1,8 @@
-"""Pulls telemetry out of a store or server into a window, whole or not at all.
+"""Pulls telemetry from a store or server into a window, whole or not at all.
 
-What differs between the sources ends in `sources/`; here a window is named, fetched and written.
-What a server answered so far is kept beside the target (`.NAME.writing`) until the window is there,
-so that a pull that was killed goes on where it stopped.
+`sources/` handles the differences between sources; this module fetches and writes the window.
+A server's answers are kept beside the target (`.NAME.writing`) until the window is complete, so
+that a killed pull resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ from vllm_capacity.timerange import TimeRange, iso
 from vllm_capacity.verdicts.quality import scrapes as quality_scrapes
 
 _THINNED_FROM = timedelta(hours=3)
-# Parseable gives a query 300 s; the rest is for its answer to come over the wire.
+# Parseable allows a query 300 s; the rest is for the transfer of its answer.
 _TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 _GLANCE_SECONDS = 5.0
-_MOST_BYTES = 2 * 1024**3  # of one answer: an hour of every sample of a large fleet
+_MOST_BYTES = 2 * 1024**3  # per answer: an hour of all samples of a large fleet
 _KEPT = httpx.Limits(max_keepalive_connections=1)
 
 
 @dataclass(frozen=True)
 class PullOrder:
-    """What to pull: from where, which time, and how.
+    """What to pull: the source, the time range, and how.
 
-    `origin` is the URL of a server, or a path or s3:// of a store's root; empty: PARSEABLE_URL.
-    `stream` is Parseable's; None for a Prometheus. `is_full` None: every sample under 3 h,
-    downsampled from there on. `late` is how late samples may have arrived. `match` are label
-    matchers and `tenant` the X-Scope-OrgID of a Prometheus, Thanos or Mimir that holds others'
-    series, too; `ca` holds the certificates to trust in place of the system's.
+    `origin` is a server's URL, or the path or s3:// URL of a store's root; empty: PARSEABLE_URL.
+    `stream` is a Parseable stream; None for Prometheus. `is_full` None: every sample if the range
+    is under 3 h, else downsampled. `late` is how late samples may have arrived. `match` holds label
+    matchers, and `tenant` the X-Scope-OrgID, for a Prometheus, Thanos or Mimir with other series
+    as well; `ca` holds the certificates to trust instead of the system's.
     """
 
     origin: str | None
@@ -78,10 +78,10 @@ def pull_window(
     now: datetime,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Path:
-    """The window written at `target`, from whatever kind of source the order names.
+    """The window written at `target`, from any kind of source.
 
     Credentials come from `environment` or the order's profile. InputError for an order that cannot
-    be filled, SourceError where the source does not answer; then no window is left.
+    be fulfilled, SourceError if the source does not answer; no window is left in either case.
     """
     settings = read_settings(environment, order.profile)
     origin, stream, time_range = order.origin or settings.get("url"), order.stream, order.time_range
@@ -120,7 +120,7 @@ def pull_window(
 
 @contextmanager
 def _not_vllm_itself(asking: httpx.Client) -> Iterator[None]:
-    """InputError, in place of what went wrong, where the server turns out to be a vLLM."""
+    """Replace a SourceError by an InputError if the server turns out to be vLLM itself."""
     try:
         yield
     except SourceError as error:
@@ -134,7 +134,7 @@ def _not_vllm_itself(asking: httpx.Client) -> Iterator[None]:
 
 
 def _is_vllm(asking: httpx.Client) -> bool:
-    """Whether the /metrics of a server hold series of vLLM's."""
+    """Whether a server's /metrics has vLLM series."""
     url = f"{address(asking).removesuffix('/metrics')}/metrics"
     with suppress(httpx.HTTPError):
         return "\nvllm:" in asking.get(url, timeout=_GLANCE_SECONDS).text
@@ -145,7 +145,7 @@ def _is_vllm(asking: httpx.Client) -> bool:
 def parseable_client(
     url: str, settings: Mapping[str, str], *, ca: Path | None = None
 ) -> Iterator[httpx.Client]:
-    """A client for a Parseable server; InputError where the URL holds a password or none is set."""
+    """A client for Parseable; InputError for a password in the URL or missing credentials."""
     checked_url(url, variables="PARSEABLE")
     if not settings.get("api_key") and not (settings.get("user") and settings.get("password")):
         raise InputError(
@@ -164,9 +164,9 @@ def prometheus_client(
     tenant: str | None = None,
     ca: Path | None = None,
 ) -> Iterator[httpx.Client]:
-    """A client for a Prometheus, with the credentials of the environment if there are any.
+    """A client for Prometheus, with credentials from the environment, if any.
 
-    `tenant` goes with every question as X-Scope-OrgID.
+    `tenant` is sent with every request as X-Scope-OrgID.
     """
     checked_url(url, variables="PROMETHEUS")
     names = ("user", "password", "token")
@@ -201,7 +201,7 @@ def pull_files(
 ) -> Path:
     """The window written at `target` from Parseable's own files; without a range, the whole stream.
 
-    InputError for a store or stream that is not there; then no window is left.
+    InputError if the store or stream does not exist; then no window is left.
     """
     note = {"source": "Parseable files", "origin": location, "stream": stream, "grain": "scrape"}
     with reserved(target) as place:
@@ -219,8 +219,8 @@ def pull_server(
 ) -> Path:
     """The window written at `target` from a Parseable server, downsampled or whole as requested.
 
-    Resumes what an earlier, killed pull to the same target had asked for already. `now` tells what
-    can still grow on the server, and so is asked for again.
+    Reuses the answers that a killed pull to the same target has fetched. `now` determines which of
+    them could still grow on the server and are fetched again.
     """
     with reserved(target) as place:
         version = server.about().version
@@ -253,12 +253,12 @@ def pull_prometheus(
     progress: Callable[[Step], None] = lambda step: None,
     is_downsampled: bool = False,
 ) -> Path:
-    """The window written at `target` from a Prometheus, or what speaks its API.
+    """The window written at `target` from Prometheus or a server with its API.
 
-    Of every sample, or downsampled: every sample of gauges, and a state a minute of what is counted
-    (`sources/prometheus_pull.py`). Hour by hour, in memory for an hour. With `now`, what an
-    earlier, killed pull to the same target had asked for is not asked for again, but for what could
-    still grow then.
+    It has every sample, or, downsampled, every gauge sample and one state per minute of counters
+    and histograms (`sources/prometheus_pull.py`). Data is fetched by the hour and at most one hour
+    is in memory. With `now`, the answers that a killed pull to the same target has fetched are
+    reused, except those that could still grow at that time.
     """
     note = {"source": "Prometheus", "origin": server.address, "grain": "scrape"}
     if is_downsampled:
@@ -279,7 +279,7 @@ def pull_prometheus(
 
 
 def unreached_end(target: Path) -> str | None:
-    """That the window at `target` ends well before the end it was asked for; else None."""
+    """A warning if the window at `target` ends well before the requested end; else None."""
     window = open_window(target)
     attempts = scrapes.attempts(window, end=window.extent.end)
     found = quality_scrapes.unreached_end(attempts, window.asked_end)

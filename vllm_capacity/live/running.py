@@ -1,4 +1,4 @@
-"""A window that is still being scraped, read up to now: its journal holds all that there is."""
+"""Reads a window that is still being scraped, up to now, from its journal."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _READ_BYTES = 64 * 1024
 
 
 def open_recorded(name_or_path: str | Path, *, verify: bool = False) -> Window:
-    """The window of that name or path; where a scrape still makes it, what it has by now.
+    """The window with that name or path; if it is still being scraped, its data so far.
 
-    That is a copy, made of the journal (which can be named itself, too) in a temporary folder that
-    goes with this process. Otherwise as `open_window`.
+    In that case the window is a copy made from the journal (whose path can also be given), in a
+    temporary folder that is deleted when this process ends. Otherwise the same as `open_window`.
     """
     journal = running_journal(name_or_path)
     if journal is None:
@@ -35,7 +35,7 @@ def open_recorded(name_or_path: str | Path, *, verify: bool = False) -> Window:
 
 
 def running_journal(name_or_path: str | Path) -> Path | None:
-    """The journal of that window, where there is one, and no window yet; None otherwise."""
+    """The journal of that window, if there is a journal but no window yet; None otherwise."""
     path = Path(name_or_path)
     if path.exists():
         return path if path.is_file() and path.name.endswith(JOURNAL) else None
@@ -48,18 +48,18 @@ def running_journal(name_or_path: str | Path) -> Path | None:
 
 @dataclass
 class Follower:
-    """Reads a journal as it grows: first all that is there, then what was appended since."""
+    """Reads a journal as it grows: first everything in it, then what was appended since."""
 
     journal: Path
     _read_bytes: int = 0
 
     @property
     def has_ended(self) -> bool:
-        """Whether its scrape has ended: the journal goes when the window is made."""
+        """Whether scraping has ended: the journal is deleted once the window is made."""
         return not self.journal.is_file()
 
     def new(self) -> Iterator[Scrape]:
-        """The scrapes that are whole and were not read before; damage ends what can be read."""
+        """The complete scrapes that were not read before; reading stops at damaged data."""
         try:
             with self.journal.open("rb") as file:
                 while member := self._member(file):
@@ -68,7 +68,7 @@ class Follower:
             return
 
     def _member(self, file: BinaryIO) -> bytes:
-        """The next scrape's line; empty where the file holds no further one, or half of it."""
+        """The next scrape's line; empty if there is none, or only part of one."""
         file.seek(self._read_bytes)
         member, content = zlib.decompressobj(_GZIP), b""
         try:

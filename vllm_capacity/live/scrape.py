@@ -1,12 +1,11 @@
-"""Scraping live targets on a fixed grid into a journal, and the journal into a window.
+"""Scrapes live targets on a fixed grid into a journal, and turns a journal into a window.
 
-The journal holds saved scrapes, one gzip member each: it can be read at any moment, and a kill
-loses at most the scrapes under way. A grid point that comes while the scrape before it is still
-under way is a failed attempt, like an answer other than 200 and no answer at all. Beside the time
-of day each scrape has that of a clock which nobody sets: should the first be set, the second tells
-by how much.
+The journal holds saved scrapes, one gzip member each: it can be read at any time, and a kill
+loses at most the scrapes in progress. A scrape attempt fails if the answer is not 200, if there is
+no answer, or if the target's previous scrape is still in progress. Each scrape has the time of day
+and the time of a monotonic clock: if the system clock is changed, the second shows by how much.
 
-A window out of live targets, or out of saved scrapes: reserved, journalled, written whole.
+A window is reserved first and written whole, from live targets or from saved scrapes.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from vllm_capacity.telemetry.parts import RowsInParts, Spool
 from vllm_capacity.telemetry.store import Place, put_window, require_free, reserved
 
 JOURNAL = ".journal"
-"""What the journal's name has after that of its window."""
+"""The suffix that a journal's name adds to that of its window."""
 _LONGEST_TIMEOUT_SECONDS = 10.0
 _OURS = "vllm"  # a proxy may have written vllm_ for vllm:
 NO_SERIES = "it answers, but exports no vLLM metric; is this vLLM's /metrics?"
@@ -43,24 +42,24 @@ _UNDER_WAY = "the scrape before was still under way"
 
 
 def steady_seconds() -> float:
-    """A clock that is never set, from some moment on; it goes on while the machine sleeps."""
+    """Seconds of a monotonic clock with an arbitrary start, which runs while the machine sleeps."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
 
 
 class Keeper(Protocol):
-    """Takes scrapes as they come, each with its error or ""; from several threads."""
+    """Accepts scrapes as they come, each with its error or ""; called from several threads."""
 
     def append(self, *attempts: tuple[Scrape, str]) -> None:
-        """Take these in."""
+        """Add these scrapes."""
 
 
 @dataclass
 class Journal:
-    """Saved scrapes on disk, appended one gzip member at a time; safe to call from threads.
+    """Saved scrapes on disk, appended one gzip member at a time; thread-safe.
 
-    Threads that append while another waits for the disk are written together: one wait for all.
+    While one thread waits for the disk, what other threads append is collected and written at once.
     """
 
     path: Path
@@ -69,7 +68,7 @@ class Journal:
     _disk: threading.Lock = field(default_factory=threading.Lock)
 
     def append(self, *attempts: tuple[Scrape, str]) -> None:
-        """Append scrapes, each with its error or "", and wait until they are on the disk."""
+        """Append scrapes, each with its error or "", and wait until they are on disk."""
         members = b"".join(_member(scrape, error) for scrape, error in attempts)
         with self._lock:
             self._waiting.append(members)
@@ -77,7 +76,7 @@ class Journal:
             with self._lock:
                 batch, self._waiting = self._waiting, []
             if not batch:
-                return  # whoever had the disk before has written it
+                return  # the previous writer has written it
             with self.path.open("ab") as file:
                 file.write(b"".join(batch))
                 file.flush()
@@ -85,7 +84,7 @@ class Journal:
 
 
 def _member(scrape: Scrape, error: str) -> bytes:
-    """One scrape as a gzip member; packed lightly, for the journal goes when the window is made."""
+    """One scrape as a gzip member; fast compression, because the journal is short-lived."""
     row: dict[str, object] = {
         "t": scrape.t_unix_seconds,
         "run": scrape.run_unix_seconds,
@@ -103,18 +102,18 @@ def _member(scrape: Scrape, error: str) -> bytes:
 
 @dataclass(frozen=True)
 class _Clock:
-    """The time of day, and the seconds of a run that a steady clock counts."""
+    """The time of day when a run began, and a monotonic clock of the seconds since then."""
 
     run_unix_seconds: float = field(default_factory=time.time)
     _began: float = field(default_factory=steady_seconds)
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return steady_seconds() - self._began
 
     def attempt(self, target: Target) -> Scrape:
-        """An attempt that begins now, and has failed so far."""
+        """A scrape attempt that starts now, recorded as failed until it succeeds."""
         return Scrape(
             time.time(),
             target.instance,
@@ -128,7 +127,7 @@ class _Clock:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; `silent` are the targets that never answered, each with its last error."""
+    """How far a run is; `silent` maps targets that never answered to their last error."""
 
     points: int
     good: int
@@ -139,7 +138,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of an attempt: its error, or what is odd about its answer; else empty."""
+    """The outcome of an attempt: its error, or what is odd about its answer; else both empty."""
 
     error: str = ""
     doubt: str = ""
@@ -201,7 +200,7 @@ def run(
                 tally.count(scrape.target, _Outcome(error))
             point += 1
             tell(tally.progress(point))
-            # A fixed grid: the next point counts from the start, so delays do not add up.
+            # The next point is computed from the start of the run, so delays do not add up.
             due = min(point * every_seconds, for_seconds or math.inf)
             stop.wait(max(0.0, due - clock.seconds))
     for instance, future in pending.items():
@@ -212,7 +211,7 @@ def run(
 def _scrape(
     target: Target, client: httpx.Client, journal: Keeper, timeout: float, clock: _Clock
 ) -> _Outcome:
-    """One attempt, journalled."""
+    """Make one attempt and append it to the journal."""
     attempt, began = clock.attempt(target), time.monotonic()
     status, text, error = 0, "", ""
     try:
@@ -230,18 +229,18 @@ def _scrape(
 
 
 def doubt(text: str) -> str:
-    """What is odd about an answer that holds no metric of vLLM; empty where it holds one."""
+    """What is odd about an answer: that it has no vLLM metric; empty if it has one."""
     return "" if _OURS in text else NO_SERIES
 
 
 LEAST_SECONDS = 0.01
 Read = Callable[[Path, Spool], RowsInParts]
-"""Takes a file of saved scrapes and where rows may wait, and gives these."""
+"""Reads the rows of a file of saved scrapes; the `Spool` is temporary storage for them."""
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A window that was written, how many series it has, and how the scrapes went."""
+    """A written window: its path, the number of its series, and the progress of its scrapes."""
 
     path: Path
     series: int
@@ -262,11 +261,11 @@ def capture(
     tell: Callable[[Progress], None] = lambda progress: None,
     scraped: Callable[[], None] = lambda: None,
 ) -> Captured:
-    """Scrape these servers into the window `to`, until `stop` or for so long.
+    """Scrape these servers into the window `to`, until `stop` is set or `for_seconds` have passed.
 
-    Every scrape is appended to a journal beside the window first; a run that was killed is rescued
-    from it. `scraped` is called after the last scrape, before the window is made. InputError where
-    the window or a journal is there already, SourceError where no scrape was answered.
+    Every scrape is first appended to a journal beside the window, from which a killed run can be
+    recovered. `scraped` is called after the last scrape, before the window is made. InputError if
+    the window or a journal already exists, SourceError if no scrape was answered.
     """
     if every_seconds < LEAST_SECONDS:
         raise InputError(f"A scrape every {every_seconds:g} s: {LEAST_SECONDS:g} s is the least.")
@@ -291,14 +290,14 @@ def capture(
         try:
             written = _written(journal, place, read, kind="scraped /metrics", about=about)
         except NoTelemetryError as error:
-            journal.unlink()  # nothing is lost with it, and it would block the next run
+            journal.unlink()  # it has nothing to recover and would block the next run
             raise SourceError(_fruitless(error, done)) from None
         journal.unlink()
     return Captured(written.path, written.series, done)
 
 
 def import_scrapes(saved: Path, to: Path, *, read: Read, about: str | None = None) -> Captured:
-    """The window `to` made of saved scrapes."""
+    """The window `to`, made from saved scrapes."""
     with reserved(to) as place:
         return _written(saved, place, read, kind="saved scrapes", about=about)
 
@@ -312,9 +311,9 @@ def _written(saved: Path, place: Place, read: Read, *, kind: str, about: str | N
 
 @contextmanager
 def _claimed(journal: Path, to: Path) -> Iterator[None]:
-    """Make the journal anew; InputError where there is one, whose run cannot be running any more.
+    """Create the journal; InputError if there is one already, left by a run that was killed.
 
-    A journal without a single scrape rescues nothing: it goes.
+    An empty journal has nothing to recover and is removed.
     """
     _remove_empty(journal)
     try:

@@ -1,8 +1,8 @@
-"""Sets a Parseable up for the stack: streams, an ingestor, a reader, their secrets as files.
+"""Sets up Parseable for the stack: streams, an ingestor, a reader, and files with their secrets.
 
-Everything may be run again: what is there already is left as it is, and rights are only added to a
-role, unless taking one away is asked for by name. Parseable itself makes up the passwords and tells
-them once; they go into files of mode 0600 and nowhere else.
+Setup can be run repeatedly: it leaves what exists as it is, and only adds rights to a role, unless
+revoking one is requested explicitly. Parseable generates the passwords and shows them only once;
+they are written to files of mode 0600 and nowhere else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROLES: Final = ((_INGEST_ROLE, "ingestor"), (_READER_ROLE, "reader"))
 
 @dataclass(frozen=True)
 class Names:
-    """What the stack's streams and users are called."""
+    """The names of the stack's streams and users."""
 
     metrics_stream: str = "vllm_metrics"
     traces_stream: str = "vllm_traces"
@@ -50,7 +50,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Management:
-    """Parseable's management routes, for an administrator's `client` (base URL and credentials)."""
+    """Parseable's management API, with an administrator's `client` (base URL and credentials)."""
 
     client: httpx.Client
 
@@ -62,7 +62,7 @@ class Management:
         body: object = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """The answer, or a SourceError: what was asked, what came back, what to try."""
+        """The answer; on failure, a SourceError with the request, the reply and what to try."""
         try:
             answer = self.client.request(method, path, headers=headers, json=body)
         except httpx.TransportError as error:
@@ -78,21 +78,21 @@ class Management:
         )
 
     def read(self, path: str) -> Any:  # noqa: ANN401  JSON may be anything
-        """What a GET of the path answers; SourceError where that is no JSON."""
+        """The JSON answer to a GET of the path; SourceError if it is not JSON."""
         try:
             return self.call("GET", path).json()
         except (ValueError, RecursionError):
             raise self._strange(path) from None
 
     def record(self, path: str) -> dict[str, Any]:
-        """The object that a GET of the path answers."""
+        """The object returned by a GET of the path."""
         answer = self.read(path)
         if not isinstance(answer, dict):
             raise self._strange(path)
         return answer
 
     def records(self, path: str, *keys: str) -> list[dict[str, Any]]:
-        """The list of objects, each with these keys, that a GET of the path answers."""
+        """The list of objects, each with these keys, returned by a GET of the path."""
         answer = self.read(path)
         if not isinstance(answer, list) or not all(
             isinstance(each, dict) and each.keys() >= set(keys) for each in answer
@@ -101,7 +101,7 @@ class Management:
         return answer
 
     def streams(self) -> set[str]:
-        """The names of the streams that this user sees."""
+        """The names of the streams that this user can see."""
         return {str(stream["name"]) for stream in self.records("/api/v1/logstream", "name")}
 
     def users(self) -> set[str]:
@@ -109,12 +109,12 @@ class Management:
         return {str(user["id"]) for user in self.records("/api/v1/user", "id")}
 
     def rights(self, role: str) -> list[dict[str, Any]]:
-        """The rights of a role; none where there is no such role.
+        """The rights of a role; empty if there is no such role.
 
-        SourceError where the answer is no list of rights: they could not be kept.
+        SourceError if the answer is not a list of rights, since the rights could then not be kept.
         """
         found = self.read(f"/api/v1/role/{role}")
-        if isinstance(found, dict):  # by version: a list, or one of these holds it
+        if isinstance(found, dict):  # depends on version: a list, or one of these
             rights = next((found[key] for key in ("actions", "privileges") if key in found), None)
         else:
             rights = found
@@ -157,10 +157,10 @@ def initialise(
     retention_days: int | None = None,
     revoke: Sequence[str] = (),
 ) -> list[str]:
-    """Streams, roles, users and secret files; a line for each thing done or found.
+    """Set up streams, roles, users and secret files; one line per thing done or found.
 
     `renew` gives both users new passwords; `revoke` names streams to which both lose their rights.
-    `client` is an administrator's.
+    `client` must be an administrator's.
     """
     management = Management(client)
     done = [f"Parseable {management.record('/api/v1/about').get('version')} answers"]
@@ -183,7 +183,7 @@ def initialise(
 
 @dataclass(frozen=True)
 class _Role:
-    """A role, the privilege it gives, and the rights that it has now."""
+    """A role, the privilege it grants, and its current rights."""
 
     name: str
     privilege: str
@@ -194,7 +194,7 @@ class _Role:
 
 
 def _check_revoked(revoke: Sequence[str], names: Names, roles: Sequence[_Role]) -> None:
-    """Before anything is changed: only rights that exist, and not those that are being given."""
+    """Check, before any change, that rights to revoke exist and are not also to be granted."""
     for stream in revoke:
         if stream in names.log_sources:
             raise InputError(f"The stream {stream} is both to be set up and to be revoked.")
@@ -203,7 +203,7 @@ def _check_revoked(revoke: Sequence[str], names: Names, roles: Sequence[_Role]) 
 
 
 def _write_profile(client: httpx.Client, user: str, secrets: Path) -> str:
-    """The reader's settings as `vllm-capacity pull --profile` takes them."""
+    """Write the reader's settings as a profile for `vllm-capacity pull --profile`."""
     path = secrets / READER_PROFILE
     password = read_secret(secrets / READER_SECRET).strip()
     settings = {"url": str(client.base_url).rstrip("/"), "user": user, "password": password}
@@ -214,7 +214,7 @@ def _write_profile(client: httpx.Client, user: str, secrets: Path) -> str:
 
 
 def _check_secrets(users: set[str], names: Names, secrets: Path, *, renew: bool) -> None:
-    """Before anything is changed: a user whose secret is gone can only get a new password."""
+    """Check, before any change, that secrets exist: a user without one needs a new password."""
     for user, name in ((names.ingest_user, INGEST_SECRET), (names.reader_user, READER_SECRET)):
         if user in users and not (secrets / name).exists() and not renew:
             raise InputError(
@@ -246,7 +246,7 @@ def _retain(management: Management, stream: str, days: int) -> str:
 
 
 def _put_role(management: Management, role: _Role, names: Names, revoke: Sequence[str]) -> str:
-    """The role with the rights it had, but for those revoked, and those to these streams."""
+    """Update a role: keep its rights except those revoked, and add those to these streams."""
     gone = [role.right(stream) for stream in revoke]
     kept = [right for right in role.rights if right not in gone]
     new = [right for right in map(role.right, names.log_sources) if right not in kept]
@@ -279,7 +279,7 @@ def basic_authorization(user: str, password: str) -> str:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """The file, whole or not at all, readable by its owner alone from its first byte on.
+    """Write the file atomically; only its owner can ever read it.
 
     No newline is added: the Collector would send it as part of the header, and fail.
     """
@@ -293,7 +293,7 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def read_secret(path: Path) -> str:
-    """The text of a file that its owner alone can read; InputError otherwise."""
+    """The text of a file that only its owner can read; InputError otherwise."""
     try:
         if path.stat().st_mode & 0o077:
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -308,14 +308,14 @@ def read_secret(path: Path) -> str:
 
 
 def is_sendable(text: str) -> bool:
-    """Whether a header can carry the text as it is; else the error of sending it shows it."""
+    """Whether a header can carry the text; if not, the error from sending it would show it."""
     return bool(text) and text == text.strip() and text.isascii() and text.isprintable()
 
 
 def newest_arrival(client: httpx.Client, stream: str) -> str | None:
-    """When something last came into the stream, of the last quarter of an hour; None if nothing.
+    """When data last arrived in the stream within the last 15 minutes; None if none did.
 
-    Parseable's own text for the time, which sorts as the times do.
+    It is Parseable's own text for the time, which sorts chronologically.
     """
     body = {
         "query": f"select max(p_timestamp) as newest from {quoted(stream)}",
@@ -339,9 +339,9 @@ def writing_goes_on(
     looks: int,
     pause: Callable[[], None],
 ) -> str:
-    """A line: something has come into the stream since `before`, the newest arrival then.
+    """A line saying that data has arrived in the stream since `before`, an earlier newest arrival.
 
-    SourceError where nothing has after that many looks. Nothing before: nothing to go on.
+    SourceError if none has after that many looks. If `before` is None, nothing is checked.
     """
     if before is None:
         return f"stream {stream}: nothing was being written to it"
@@ -357,9 +357,9 @@ def writing_goes_on(
 
 
 def verify(client: httpx.Client, names: Names, secrets: Path) -> list[str]:
-    """A line for each right that the two users have and have not; SourceError if it is otherwise.
+    """Check that each user has exactly its rights, one line per user; SourceError if not.
 
-    Nothing is written: the export that is tried holds no point.
+    Nothing is written: the test export contains no points.
     """
     password = read_secret(secrets / READER_SECRET).strip()
     reader = basic_authorization(names.reader_user, password)
@@ -391,7 +391,7 @@ def _may(is_allowed: bool) -> str:
 
 
 def _is_refused(answer: httpx.Response) -> bool:
-    """401 or 403; or 400, by which a query says that the user has no right to the stream."""
+    """Whether access is refused: 401, 403, or a query's 400 for a user without the right."""
     return answer.status_code in (401, 403) or "does not have access" in answer.text
 
 
@@ -414,7 +414,7 @@ def _query(client: httpx.Client, authorization: str, stream: str) -> httpx.Respo
 
 
 def _post(client: httpx.Client, path: str, headers: dict[str, str], body: object) -> httpx.Response:
-    """The answer to someone else: httpx.Auth() keeps the client from adding its own credentials."""
+    """The answer to these headers: httpx.Auth() stops the client from adding its credentials."""
     try:
         return client.post(path, headers=headers, json=body, auth=httpx.Auth())
     except httpx.TransportError as error:

@@ -1,7 +1,7 @@
-"""What is scraped: URLs, each an instance, and the labels that somebody gave them.
+"""Scrape targets: URLs, each of which is an instance, and their user-defined labels.
 
-Several targets with labels of their own come from a file in the format of Prometheus' file-based
-service discovery, which many people have already: a list of `targets` with `labels`.
+Targets with different labels come from a file in the format of Prometheus' file-based service
+discovery, which many people already have: a list of `targets` with `labels`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FILE = (
 
 @dataclass(frozen=True)
 class Target:
-    """An endpoint, the instance it is known as (its host and port), and its labels."""
+    """An endpoint, its instance name (host and port), and its labels."""
 
     url: str
     instance: str
@@ -37,10 +37,10 @@ class Target:
 
 
 def targets(urls: Sequence[str], labels: Mapping[str, str] | None = None) -> list[Target]:
-    """The targets of these URLs; a bare host:port gets http:// and /metrics. All get the labels.
+    """The targets for these URLs, all with the given labels.
 
-    InputError for what is no http(s) URL, for two URLs of one instance, and for labels that
-    telemetry cannot have.
+    http:// and /metrics are added to a bare host:port. InputError for anything but an http(s) URL,
+    for two URLs with the same instance, and for labels that telemetry cannot have.
     """
     for name, value in (labels or {}).items():
         _check_label(name, value)
@@ -48,7 +48,7 @@ def targets(urls: Sequence[str], labels: Mapping[str, str] | None = None) -> lis
 
 
 def distinct(found: Sequence[Target]) -> list[Target]:
-    """The same targets; InputError where two are one instance."""
+    """The same targets; InputError if two have the same instance."""
     seen: set[str] = set()
     for target in found:
         if target.instance in seen:
@@ -60,7 +60,7 @@ def distinct(found: Sequence[Target]) -> list[Target]:
 
 
 def listed_targets(path: Path, labels: Mapping[str, str] | None = None) -> list[Target]:
-    """The targets of a file; its labels win over the given ones. InputError for another file."""
+    """The targets in a file; its labels override the given ones. InputError for an invalid file."""
     try:
         groups = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The last minutes of live servers for `watch`: scraped into memory, or read from a Prometheus.
+"""The last minutes of live servers for `watch`: scraped into memory, or read from Prometheus.
 
-Nothing is stored, unless a journal is given. A server that does not answer has a cause, at once:
-that is what somebody who typed the wrong port is waiting for.
+Nothing is stored unless a journal is given. If a server does not answer, the cause is reported at
+once, which is what helps somebody who typed the wrong port.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from vllm_capacity.timerange import TimeRange
 
 @dataclass
 class Recent:
-    """The scrapes of the last `seconds` of so many targets, in memory.
+    """The scrapes of the last `seconds` from `targets` targets, in memory.
 
-    In a journal, too, if they are to be kept. `append` is called from threads.
+    They are also written to `journal`, if given. `append` is called from threads.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ class Recent:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def append(self, *attempts: tuple[Scrape, str]) -> None:
-        """Take scrapes in, each with its error or ""; what is too old goes."""
+        """Add scrapes, each with its error or "", and drop those that are too old."""
         if self.journal is not None:
             self.journal.append(*attempts)
         with self._lock:
@@ -58,27 +58,27 @@ class Recent:
 
     @property
     def silent(self) -> dict[str, str]:
-        """Why each server whose last scrape failed does not answer, by instance."""
+        """By instance, why each server whose last scrape failed does not answer."""
         with self._lock:
             return {instance: why for instance, why in self._errors.items() if why}
 
     @property
     def held_seconds(self) -> float:
-        """How long the scrapes reach that are held."""
+        """The time span of the scrapes in memory; 0 if there are none."""
         with self._lock:
             ends = self._scrapes and (self._scrapes[0], self._scrapes[-1])
         return ends[1].t_unix_seconds - ends[0].t_unix_seconds if ends else 0.0
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether every target was tried, and none has answered its last scrape."""
+        """Whether every target was tried and every last scrape failed."""
         return len(self.silent) == self.targets
 
     @contextmanager
     def analysis(self, assumptions: Assumptions) -> Iterator[Analysis | None]:
-        """The analysis of what is there, for as long as the `with` lasts; None without telemetry.
+        """The analysis of these scrapes, valid inside the `with`; None without telemetry.
 
-        A rate takes two scrapes: None, too, before there are.
+        Also None until there are two scrapes, since a rate needs two.
         """
         with self._lock:
             scrapes = list(self._scrapes)
@@ -95,9 +95,9 @@ class Recent:
 
 @dataclass
 class FromPrometheus:
-    """The last `seconds` that a Prometheus has, read again for each analysis.
+    """The last `seconds` in a Prometheus, read again for each analysis.
 
-    `silent` are the servers that it could not scrape last, by instance; itself where it fails.
+    `silent`: by instance, the servers whose last scrape failed; or Prometheus itself if it fails.
     """
 
     server: Prometheus
@@ -107,12 +107,12 @@ class FromPrometheus:
 
     @property
     def held_seconds(self) -> float:
-        """All of the time is there from the start."""
+        """The whole time span, available from the start."""
         return self.seconds
 
     @contextmanager
     def analysis(self, assumptions: Assumptions) -> Iterator[Analysis | None]:
-        """The analysis of that time, for as long as the `with` lasts; None without telemetry."""
+        """The analysis of that time span, valid inside the `with`; None without telemetry."""
         end = datetime.now(UTC)
         time_range = TimeRange(end - timedelta(seconds=self.seconds), end)
         try:
@@ -135,7 +135,7 @@ def _unscraped(found: Analysis) -> dict[str, str]:
 
 @contextmanager
 def _analyzed(rows: Callable[[], Rows], assumptions: Assumptions) -> Iterator[Analysis | None]:
-    """The analysis of rows, in a folder that goes afterwards; None where they are no telemetry."""
+    """The analysis of rows, in a temporary folder; None if the rows have no telemetry."""
     with tempfile.TemporaryDirectory(prefix="vllm-capacity-") as folder:
         try:
             path = write_window(Path(folder) / "now", rows(), {"kind": "live"})
