@@ -1,1 +1,1 @@
-"""One dialect each: in come scrapes, OTLP columns or Parquet; out come canonical rows."""
+"""Data sources, one module per format: scrapes, OTLP columns or Parquet to canonical rows."""

@@ -1,4 +1,4 @@
-"""What servers have answered so far: kept on disk, so that a pull that was killed goes on."""
+"""Keeps servers' answers on disk, so that a killed pull can resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm_capacity.timerange import TimeRange
 
 @dataclass(frozen=True)
 class Step:
-    """How far a pull is: answers had of those wanted, and bytes moved on the wire."""
+    """How far a pull is: answers received, answers needed, and bytes transferred."""
 
     done: int
     total: int
@@ -25,10 +25,10 @@ class Step:
 
 @dataclass(frozen=True)
 class AnswerCache:
-    """Answers kept on disk under the hash of their question; without a folder, nowhere.
+    """Answers kept on disk by the hash of their question; without a folder, none are kept.
 
-    Only an answer that can no longer grow is kept: all that it asks for had arrived by `now`, when
-    the pull began. The end of a file's name is the hash of its bytes.
+    Only an answer that can no longer grow is kept: all its data had arrived by `now`, the start of
+    the pull. The file name ends with the hash of the file's bytes.
     """
 
     folder: Path | None = None
@@ -37,7 +37,7 @@ class AnswerCache:
     def frame(
         self, question: str, arrivals: TimeRange, ask: Callable[[], pl.DataFrame]
     ) -> pl.DataFrame:
-        """The answer to a question: the kept one, else asked for and kept, whole or not at all."""
+        """The answer to a question: from disk, or else from `ask` and then saved atomically."""
         if self.folder is None or self.now is None or self.now < arrivals.end + SKEW:
             return ask()
         name = _hash(question.encode())

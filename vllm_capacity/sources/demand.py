@@ -1,8 +1,8 @@
-"""Demand series from CSV: which cells are gaps, which are errors, how a file writes its times.
+"""Reads demand series from CSV: which cells are gaps or errors, and how the file writes times.
 
-A demand CSV holds the start of each row in `ts_seconds` (numbers) or `ts` (ISO 8601, or numbers
-in seconds, or since 1970 in milli-, micro- or nanoseconds), and counts in named columns. An empty
-cell is a row not recorded. Times come back out the way they went in.
+A demand CSV has the start of each row in `ts_seconds` (numbers) or `ts` (ISO 8601, or numbers in
+seconds, or since 1970 in milli-, micro- or nanoseconds), and counts in named columns. An empty
+cell means not recorded. Times are written back in the file's own format.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 @dataclass(frozen=True)
 class Clock:
-    """How a file writes an instant: a number, `units_per_second`, or ISO text as its latest is."""
+    """How a file writes times: as numbers (`units_per_second`), or as ISO text like its latest."""
 
     units_per_second: float | None
     separator: str = "T"
@@ -37,9 +37,9 @@ class Clock:
     is_date: bool = False
 
     def written(self, ts_seconds: float) -> float | int | str:
-        """The instant as the file would write it; whole numbers without a fraction.
+        """The time in the file's format; whole numbers have no fraction.
 
-        A file of dates gets a time of day only where there is one.
+        In a file of dates, midnight is written as a date alone.
         """
         if self.units_per_second is not None:
             number = round(ts_seconds * self.units_per_second, 6)
@@ -56,8 +56,8 @@ class Clock:
 class DemandSeries:
     """One column of a demand CSV.
 
-    `frame`: ts_seconds (ascending, no two alike) and `value` (null: not recorded). ISO times count
-    from 1970, numbers from wherever the file's do.
+    `frame`: ts_seconds (ascending, unique) and `value` (null: not recorded). ISO times count from
+    1970, numbers from the file's own origin.
     """
 
     frame: pl.DataFrame
@@ -72,7 +72,7 @@ class _Row(NamedTuple):
 
 
 def read_demand(path: Path, column: str) -> DemandSeries:
-    """The series of `column`; `InputError` names the line of a bad, negative or doubled cell."""
+    """The series of `column`; `InputError` names the line of a bad cell or a duplicate time."""
     table = _text_table(path)
     names = [name.strip() for name in table.columns]
     time_column = next((name for name in ("ts_seconds", "ts") if name in names), None)
@@ -108,7 +108,7 @@ def _text_table(path: Path) -> pl.DataFrame:
 
 
 def _place(name: str, names: list[str], path: Path) -> int:
-    """Where the column stands; an error where two are called so (polars numbers the second)."""
+    """The column's index; InputError if two have this name (polars numbers the second)."""
     alike = [other for other in names if _NUMBERED.sub("", other) == name]
     if len(alike) > 1:
         raise InputError(f"{path} has {len(alike)} columns {name!r}; keep or rename one of them.")
@@ -116,14 +116,14 @@ def _place(name: str, names: list[str], path: Path) -> int:
 
 
 def _rows(table: pl.DataFrame, stamp: int, count: int) -> list[_Row]:
-    """The rows with their line; blank lines, that is rows of nothing but empty cells, left out."""
+    """The rows with their line numbers, without blank lines (rows with only empty cells)."""
     lines = enumerate(table.iter_rows(), start=2)
     cells = ((line, [(cell or "").strip() for cell in row]) for line, row in lines)
     return [_Row(line, row[stamp], row[count]) for line, row in cells if any(row)]
 
 
 def _units(time_column: str, stamps: list[str]) -> float | None:
-    """How many of a file's units of time a second has; None where it writes ISO 8601."""
+    """The file's time units per second; None if it writes ISO 8601."""
     number = _number(next((stamp for stamp in stamps if stamp), ""))
     if time_column == "ts_seconds":
         return 1.0
@@ -153,7 +153,7 @@ def _zone(tail: str) -> timezone:
 
 def _number(cell: str) -> float | None:
     try:
-        return None if "_" in cell else float(cell)  # 1_000 is a number to Python alone
+        return None if "_" in cell else float(cell)  # only Python accepts 1_000
     except ValueError:
         return None
 

@@ -1,8 +1,8 @@
-"""Prometheus' text exposition, as vLLM writes it, into canonical rows.
+"""Converts Prometheus' text exposition, as vLLM writes it, to canonical rows.
 
-One scrape is good or failed as a whole, as in Prometheus itself: text that does not parse or was
-cut short, and an answer other than 200, leave `up` 0 and nothing else. Classic text counts buckets
-cumulatively (`le`); behind this border they are per bucket.
+As in Prometheus itself, a scrape succeeds or fails as a whole: if the text does not parse or was
+cut short, or the status is not 200, the only row is `up` = 0. Buckets are cumulative (`le`) in
+classic text; after ingestion they are per bucket.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from vllm_capacity.telemetry.steady import SteadyTime, by_steady_clock
 
 # Classic text first: some client libraries write wrong TYPE lines when OpenMetrics is negotiated.
 ACCEPT: Final = {"Accept": "text/plain;version=0.0.4;q=1,*/*;q=0.1"}
-DAMAGED: Final = "saved scrapes"  # what a finding on damage in their file is about
+DAMAGED: Final = "saved scrapes"  # the subject of findings about damage in their file
 _OPEN_METRICS: Final = "application/openmetrics-text"
-_LAYOUTS_KEPT: Final = 2  # of a target; a child that comes and goes needs two
-_BUFFERED_ROWS: Final = 100_000  # about an hour of an engine
+_LAYOUTS_KEPT: Final = 2  # per target; two, for a series that comes and goes
+_BUFFERED_ROWS: Final = 100_000  # about an hour of one engine
 _READ_BYTES: Final = 1024 * 1024
 _LONGEST_LINE_BYTES: Final = 512 * 1024 * 1024  # a saved scrape of over a million series
 
 
 @dataclass(frozen=True)
 class Scrape:
-    """One attempt to read a target's `/metrics`.
+    """One attempt to scrape a target's `/metrics`.
 
-    `labels` are those of the target, as whoever scrapes it gave them. Where it failed, `text` is
-    empty and `error`, if it is known, says why. `t_unix_seconds` is what the clock of the scraper
-    said, which may be set in between. Where it keeps a steady clock, too, `at_seconds` are counted
-    by that since its run began, when the first said `run_unix_seconds`.
+    `labels` are the target's, as given to the scraper. After a failure, `text` is empty and
+    `error`, if known, says why. `t_unix_seconds` is the scraper's system clock, which may be
+    changed during a run. If the scraper also has a monotonic clock, `at_seconds` is its time since
+    the run began, and `run_unix_seconds` the system clock at that moment.
     """
 
     t_unix_seconds: float
@@ -65,7 +65,7 @@ class Scrape:
 
 
 def whole_text(content: bytes, content_type: str = "") -> str:
-    """The text of an answer's body; ParseError where it is no text, or was cut short."""
+    """The text of an answer's body; ParseError if it is not text or was cut short."""
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -77,7 +77,7 @@ def whole_text(content: bytes, content_type: str = "") -> str:
 
 
 def _require_end(text: str, content_type: str = "") -> None:
-    """ParseError unless the text ends as its format says: "1150" may have been going to be 1150000.
+    """ParseError unless the text ends as its format requires: a cut "1150" may have been 1150000.
 
     Classic text ends with a line feed, OpenMetrics with `# EOF`.
     """
@@ -89,15 +89,16 @@ def _require_end(text: str, content_type: str = "") -> None:
 
 
 def parse_families(text: str) -> list[Family]:
-    """The metric families of one exposition; ParseError where any line is not of the format.
+    """The metric families of one exposition.
 
-    ParseError, too, where it ends in the middle of a line, or holds no metric.
+    ParseError if a line is invalid, if the text ends in the middle of a line, or if it has no
+    metric.
     """
     _require_end(text)
     try:
         families = list(text_string_to_metric_families(text))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
-        # The library signals a broken line by any of these, depending on where it is broken.
+        # The library raises any of these for a broken line, depending on where it is broken.
         raise ParseError(f"Not Prometheus text: {error}") from error
     if not families:
         raise ParseError("Not Prometheus text: there is no metric in it.")
@@ -106,10 +107,10 @@ def parse_families(text: str) -> list[Family]:
 
 @dataclass
 class ScrapeReader:
-    """Feeds scrapes, in any order, into a `RowBuffer`.
+    """Adds scrapes, in any order, to a `RowBuffer`.
 
-    Of every target the latest layouts are known: few texts have to be parsed. Whenever the buffer
-    is full, its rows go to `spool`.
+    It remembers each target's latest layouts, so that few texts have to be parsed. When the buffer
+    is full, its rows move to `spool`.
     """
 
     buffer: RowBuffer = field(default_factory=RowBuffer)
@@ -121,7 +122,7 @@ class ScrapeReader:
     _known: dict[str, deque[TargetRows]] = field(default_factory=dict)
 
     def rows(self) -> RowsInParts:
-        """The canonical rows of the scrapes, at the times that a steady clock tells, if any."""
+        """The canonical rows of the scrapes, timed by the monotonic clock if there is one."""
         self.spool.add(*self.buffer.take())
         rows = self.buffer.rows()
         return by_steady_clock(
@@ -129,7 +130,7 @@ class ScrapeReader:
         )
 
     def add(self, scrape: Scrape) -> None:
-        """One scrape: its samples where it is good, `up` in any case."""
+        """Add one scrape: always `up`, and its samples if it succeeded."""
         self._settle_order(scrape)
         reading = self._reading(scrape)
         is_up = reading is not None
@@ -156,9 +157,9 @@ class ScrapeReader:
         self.buffer.sample(series_id, scrape.ts_us, 1.0)
 
     def _reading(self, scrape: Scrape) -> tuple[TargetRows, Floats] | None:
-        """The values of a good scrape, and what makes rows of them; None, noted, for a failed one.
+        """The values of a good scrape and the object that makes rows; None, with a note, if failed.
 
-        Only a text of a layout that its target did not have lately needs to be parsed.
+        Text is parsed only if its layout is not one of the target's recent ones.
         """
         if scrape.status != 200 or scrape.error:
             self._note(scrape, "failed scrape", scrape.error or _cause(scrape.status), "failed")
@@ -193,7 +194,7 @@ class ScrapeReader:
         self.last_attempt_us[scrape.target] = max(newest, scrape.ts_us)
 
     def lost(self, damage: Damage) -> None:
-        """Takes in that a stretch of the saved file cannot be read."""
+        """Add a note that part of the saved file cannot be read."""
         self.buffer.note("coverage", subject=DAMAGED, detail=plain(damage))
 
     def _note(self, scrape: Scrape, subject: str, detail: str, check: str = "coverage") -> None:
@@ -215,10 +216,10 @@ def read_saved_scrapes(
 ) -> Iterator[Scrape]:
     """The scrapes of a saved file: JSON lines, gzip or plain.
 
-    One object a line: `t` Unix seconds, `target`, `status`, `text`, and, if known, `dur` (seconds),
-    `run` and `at` (a steady clock), `ctype` (the content type), `err` (why it failed) and `labels`
-    (of the target, an object of texts); other keys are ignored. What is damaged or cut is left out,
-    and `lost` is told of it.
+    One object per line: `t` (Unix seconds), `target`, `status`, `text`, and, if known, `dur`
+    (seconds), `run` and `at` (a monotonic clock), `ctype` (content type), `err` (why it failed) and
+    `labels` (of the target, string values); other keys are ignored. Damaged or cut parts are
+    skipped and reported to `lost`.
     """
     for number, line in enumerate(_lines(path, lost), start=1):
         if line.strip():
@@ -226,7 +227,7 @@ def read_saved_scrapes(
 
 
 def _lines(path: Path, lost: Callable[[Damage], None]) -> Iterator[bytes]:
-    """The lines that are whole; `lost` is told of those that damage or the end of the file cuts."""
+    """The complete lines; `lost` is called for lines cut by damage or by the end of the file."""
     pending = bytearray()
     for piece in _pieces(path):
         if isinstance(piece, Damage):
@@ -258,9 +259,9 @@ def _pieces(path: Path) -> Iterator[bytes | Damage]:
 
 
 def _is_whole(line: bytes | bytearray, path: Path) -> bool:
-    """Whether a line without its end is all of it; InputError where it is no text at all."""
+    """Whether a line without a line feed is complete; InputError if it is not text at all."""
     try:
-        getincrementaldecoder("utf-8")().decode(line)  # a last character may be cut, too
+        getincrementaldecoder("utf-8")().decode(line)  # the last character may be cut
         json.loads(line)
     except UnicodeDecodeError:
         raise _no_text(path) from None
@@ -276,7 +277,7 @@ def _no_text(path: Path) -> InputError:
 
 
 def _complaint(text: str, content_type: str) -> str:
-    """Why a saved text is none to rest on; nothing where it is."""
+    """Why a saved text cannot be used; empty if it can."""
     try:
         whole_text(text.encode(), content_type)
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold
@@ -287,7 +288,7 @@ def _complaint(text: str, content_type: str) -> str:
 
 
 def scrape_of(line: bytes, path: Path, number: int) -> Scrape:
-    """The scrape in a line of saved ones; InputError, naming file and line, where it is none."""
+    """The scrape in a line of a saved file; InputError, with file and line, if it is invalid."""
     try:
         row = json.loads(line)
     except UnicodeDecodeError:
@@ -315,20 +316,20 @@ def scrape_of(line: bytes, path: Path, number: int) -> Scrape:
 
 
 def _labels(value: object) -> dict[str, str]:
-    """The labels of a target; none where they are no object of texts."""
+    """The labels of a target; empty unless they are an object with string values."""
     if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
         return {}
     return value
 
 
 def _number(value: object) -> float | None:
-    """The JSON value where it is a finite number, else None."""
+    """The JSON value if it is a finite number, else None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else None  # type: ignore[arg-type]
 
 
 def _steady_clock(row: Mapping[str, object]) -> tuple[float | None, float | None]:
-    """When its run began, and the seconds since by a steady clock; None where it keeps none."""
+    """When the run began, and the seconds since then by a monotonic clock; None if unknown."""
     run, at = _number(row.get("run")), _number(row.get("at"))
     is_kept = run is not None and at is not None and is_time(run) and 0 <= at < 1e11
     return (run, at) if is_kept else (None, None)
@@ -337,13 +338,13 @@ def _steady_clock(row: Mapping[str, object]) -> tuple[float | None, float | None
 def read_scrapes(path: Path) -> Rows:
     """The canonical rows of a file of saved scrapes.
 
-    InputError where the file is no such file, or not one of its scrapes holds a vLLM series.
+    InputError if it is not such a file, NoTelemetryError if no scrape has a vLLM series.
     """
     return scrapes_in_parts(path, Held()).whole()
 
 
 def scrapes_in_parts(path: Path, spool: Held | Spool) -> RowsInParts:
-    """As `read_scrapes`, without all rows in memory at once: they wait in `spool`."""
+    """Like `read_scrapes`, but keeps the rows in `spool` instead of all in memory."""
     reader = ScrapeReader(spool=spool)
     for scrape in read_saved_scrapes(path, lost=reader.lost):
         reader.add(scrape)
@@ -352,13 +353,13 @@ def scrapes_in_parts(path: Path, spool: Held | Spool) -> RowsInParts:
 
 
 def provenance(rows: Rows | RowsInParts, *, kind: str, origin: str) -> dict[str, object]:
-    """What a window made of scrapes says of where it came from."""
+    """The provenance of a window made from scrapes: source and targets."""
     up = rows.series.filter(rows.series["metric"] == "up")
     return {"source": {"kind": kind, "origin": origin}, "targets": sorted(up["instance"].to_list())}
 
 
 def require_serving_series(reader: ScrapeReader, origin: str) -> None:
-    """NoTelemetryError unless the scrapes hold a series of a serving framework we know."""
+    """NoTelemetryError unless the scrapes have a series of a known serving framework."""
     if reader.good + reader.failed == 0:
         raise NoTelemetryError(f"{origin} holds no scrape at all.")
     if not reader.buffer.has_serving_series():

@@ -1,9 +1,9 @@
-"""Where the values of an exposition stand in its text, and which series each of them belongs to.
+"""The layout of an exposition: where its values are in the text, and which series they belong to.
 
-Successive scrapes of a server differ in their values alone. So a text is parsed in full once, which
-makes its layout; a text whose lines are the same but for what follows their last space takes its
-values from there. `prometheus_client` is the only judge of what a line means: whatever does not fit
-a layout to the letter, and every value that is more than a plain number, goes through it.
+Successive scrapes of a server differ only in their values. So one text is parsed in full, which
+gives the layout; if a later text differs only after the last space of its lines, the values are
+read from there. `prometheus_client` alone decides what a line means: any text that does not match
+a layout exactly, or has a value that is not a plain number, is parsed by it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Scalar:
-    """A counter's, gauge's or info's sample: the place of its value, and of its creation time."""
+    """A sample of a counter, gauge or info: the positions of its value and its creation time."""
 
     wire: Wire
     labels: Labels
@@ -36,10 +36,11 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """One histogram: the places of its cumulative buckets, `bounds` and then +Inf, and of its sum.
+    """One histogram: the positions of its cumulative buckets (`bounds`, then +Inf) and its sum.
 
-    `bounds` is None where the buckets make no histogram, whatever their values are. `twins` are
-    places that tell a bucket once more. `sum_at` is -1 where there is none.
+    `bounds` is None if the buckets cannot form a histogram, whatever their values. `twins` are
+    pairs of positions of the same bucket, if it occurs more than once. `sum_at` is -1 if there is
+    no sum.
     """
 
     wire: Wire
@@ -51,11 +52,11 @@ class Histogram:
     created_at: int | None
 
     def counts(self, values: Floats) -> list[float] | None:
-        """The counts per bucket, the overflow bucket last; None where they make no histogram."""
+        """The counts per bucket, the overflow bucket last; None if they form no histogram."""
         if self.bounds is None or any(values[one] != values[other] for one, other in self.twins):
             return None
         cumulative = [float(values[at]) for at in self.buckets_at]
-        if not all(0 <= each < math.inf for each in cumulative):  # a NaN is neither
+        if not all(0 <= each < math.inf for each in cumulative):  # False for NaN, too
             return None
         # A bucket below its predecessor is raised to it, as Prometheus does.
         raised = list(accumulate(cumulative, max))
@@ -64,7 +65,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Lines:
-    """A text without its values: the samples up to their last space (`heads`), all other lines."""
+    """A text without its values: sample lines up to the last space (`heads`), and other lines."""
 
     length: int
     other_at: tuple[int, ...]
@@ -73,9 +74,9 @@ class Lines:
     heads: tuple[str, ...]
 
     def values(self, lines: list[str]) -> Floats | None:
-        """The values of a text that differs from this one in nothing else; None of any other.
+        """The values of a text that differs from this one only in its values; None otherwise.
 
-        As `prometheus_client` reads them: it takes no `_` in a number, which Python does.
+        Read as by `prometheus_client`, which, unlike Python, rejects `_` in a number.
         """
         if len(lines) != self.length or [lines[i] for i in self.other_at] != self.others:
             return None
@@ -90,7 +91,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Layout:
-    """The series of one exposition, by place; `lines` is None where only a parser can read it."""
+    """The series of one exposition, by position; `lines` is None if only a parser can read it."""
 
     scalars: tuple[Scalar, ...]
     histograms: tuple[Histogram, ...]
@@ -98,7 +99,7 @@ class Layout:
 
     @classmethod
     def of(cls, text: str, families: Sequence[Family]) -> Layout:
-        """The layout of a text that was parsed into these families."""
+        """The layout of a text and the families it was parsed into."""
         places = list(_places(families))
         created = _created_places(places)
         scalars: list[Scalar] = []
@@ -114,7 +115,7 @@ class Layout:
         return cls(tuple(scalars), tuple(histograms), _lines(text, families))
 
     def values(self, lines: list[str]) -> Floats | None:
-        """The values of a text of these lines; None where it is of another layout."""
+        """The values of a text with these lines; None if it has another layout."""
         return self.lines.values(lines) if self.lines else None
 
 
@@ -131,7 +132,7 @@ def _number(value: float) -> float:
 
 
 def _lines(text: str, families: Sequence[Family]) -> Lines | None:
-    """The lines of a text in which every value follows a space and ends its line."""
+    """The lines of a text; None unless each value follows a space and ends its line."""
     lines = text.split("\n")
     sample_at = tuple(i for i, line in enumerate(lines) if line.strip() and not _is_comment(line))
     samples = [sample for family in families for sample in family.samples]
@@ -158,7 +159,7 @@ def _is_number(text: str) -> bool:
 
 
 def _cut(lines: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What is before and behind the last space of each line."""
+    """The parts before and after the last space of each line."""
     if not lines:
         return (), ()
     heads, _, tails = zip(*[line.rpartition(" ") for line in lines], strict=True)
@@ -166,7 +167,7 @@ def _cut(lines: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _places(families: Iterable[Family]) -> Iterator[tuple[Family, int]]:
-    """The families, each with the place of its first value."""
+    """The families, each with the position of its first value."""
     first = 0
     for family in families:
         yield family, first
@@ -174,7 +175,7 @@ def _places(families: Iterable[Family]) -> Iterator[tuple[Family, int]]:
 
 
 def _wire(family: Family) -> Wire:
-    # The parser takes `_total` off a counter's family name; at /metrics it is there.
+    # The parser removes `_total` from a counter's family name; at /metrics it is present.
     is_bare = family.type == "counter" and not family.name.endswith("_total")
     exposed = f"{family.name}_total" if is_bare else str(family.name)
     return Wire.of(exposed, "" if family.type == "unknown" else str(family.type))
@@ -185,9 +186,9 @@ def _frozen(labels: Mapping[str, str]) -> Labels:
 
 
 def _created_places(places: Iterable[tuple[Family, int]]) -> dict[tuple[str, Labels], int]:
-    """Where it is told when a counter or histogram was created, by exposed name and labels.
+    """The positions of creation times of counters and histograms, by exposed name and labels.
 
-    Classic text declares these times as gauge families of their own, `X_created`.
+    Classic text declares these times as separate gauge families, `X_created`.
     """
     return {
         (suffixed, _frozen(sample.labels)): at
@@ -234,7 +235,7 @@ def _histograms(
             bounds=tuple(ordered[:-1]) if is_whole else None,
             buckets_at=tuple(edges[edge][0] for edge in ordered),
             sum_at=sums.get(labels, -1),
-            # The same bucket told twice with different counts is none that can be used.
+            # A bucket that occurs twice with different counts is unusable.
             twins=tuple((edge[0], other) for edge in edges.values() for other in edge[1:]),
             created_at=created.get((wire.exposed, labels)),
         )

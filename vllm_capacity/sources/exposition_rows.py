@@ -1,4 +1,4 @@
-"""The values of a target's scrapes into rows, a whole scrape at a time."""
+"""Converts the values of a target's scrapes to rows, a whole scrape at a time."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _PROCESS_START: Final = "process_start_time_seconds"
 _UNUSABLE: Final = "histogram without a usable +Inf bucket or count"
 _Integers = NDArray[np.int64]
 Complain = Callable[[str, str], None]
-"""Takes a family that a scrape says something unusable of, and what that is."""
+"""Reports an unusable part of a scrape: the family, and what is wrong."""
 
 
 def is_time(seconds: float) -> bool:
-    """Whether it can be a time in Unix seconds; milliseconds cannot, nor NaN."""
+    """Whether it can be a time in Unix seconds; milliseconds and NaN cannot."""
     return 0 < seconds < 1e11
 
 
 @dataclass
 class TargetRows:
-    """Adds what the scrapes of one target and one layout say to a buffer.
+    """Adds the rows of one target's scrapes with the same layout to a buffer.
 
-    `created_us` is when the oldest scrape was that told of every series when it was created: later
-    ones add nothing to that.
+    `created_us` is the time of the oldest scrape that had the creation times of all series; later
+    scrapes add nothing to that.
     """
 
     layout: Layout
@@ -41,7 +41,7 @@ class TargetRows:
 
     @classmethod
     def of(cls, target: str, layout: Layout, buffer: RowBuffer) -> TargetRows:
-        """For scrapes of this target; its scalars are registered as series at once."""
+        """Rows for scrapes of this target; its scalars are registered as series at once."""
         return cls(
             layout,
             buffer,
@@ -50,7 +50,7 @@ class TargetRows:
         )
 
     def add(self, ts_us: int, values: Floats, complain: Complain) -> None:
-        """The rows of one scrape; what makes none is told to `complain`."""
+        """Add the rows of one scrape; unusable values are reported to `complain`."""
         self._scalars.add(ts_us, values, complain)
         self._histograms.add(ts_us, values, complain)
         if ts_us < self.created_us:
@@ -76,7 +76,7 @@ class TargetRows:
 
 @dataclass(frozen=True)
 class _Scalars:
-    """The scalars of a layout in columns; `starts` are those that tell when a process started."""
+    """The scalars of a layout in columns; `starts` are the indexes of process start times."""
 
     buffer: RowBuffer
     scalars: Sequence[Scalar]
@@ -126,9 +126,9 @@ class _Scalars:
 
 @dataclass
 class _Histograms:
-    """The histograms of a layout, their cumulative buckets end to end.
+    """The histograms of a layout, with their cumulative buckets concatenated.
 
-    `can_be_together` where the buckets of each make a histogram and none is told twice. A histogram
+    `can_be_together`: whether all buckets form histograms and none occurs twice. A histogram
     becomes a series with its first usable state.
     """
 
@@ -180,14 +180,14 @@ class _Histograms:
         )
 
     def _counts(self, values: Floats) -> list[float] | None:
-        """The counts of all per bucket, as `Histogram.counts`; None where one needs a closer look.
+        """All counts per bucket, as in `Histogram.counts`; None if a bucket needs a closer look.
 
-        That is where a bucket is no count, or below the one before it.
+        That is the case if it is not a count, or is below the previous one.
         """
         cumulative = values[self.buckets_at]
         counts = np.diff(cumulative, prepend=0.0)
         counts[self.begins] = cumulative[self.begins]
-        is_plain = counts.min() >= 0 and cumulative.max() < math.inf  # a NaN is neither
+        is_plain = counts.min() >= 0 and cumulative.max() < math.inf  # False for NaN, too
         return counts.tolist() if is_plain else None
 
     def _add_each(self, ts_us: int, values: Floats, complain: Complain) -> None:
@@ -212,6 +212,6 @@ class _Histograms:
         )
 
     def series(self, values: Floats) -> Iterator[tuple[Histogram, int | None]]:
-        """The histograms with their series; None for one without a usable state."""
+        """The histograms with their series ids; None for one without a usable state."""
         for index, each in enumerate(self.histograms):
             yield each, None if each.counts(values) is None else self._registered(index)

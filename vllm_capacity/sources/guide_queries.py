@@ -1,8 +1,8 @@
-"""The guide's questions as SQL that Parseable answers as it is, and the eight panels they draw.
+"""The guide's queries as SQL that Parseable runs unchanged, and the eight panels they feed.
 
-The files in `sql/parseable` run unchanged on a stream `vllm_metrics` that a collector filled. As
-published, the guide's queries add up cumulative counters and take percentiles over bucket rows;
-here counters are differenced, restarts included, and quantiles come from the buckets' growth.
+The files in `sql/parseable` run as they are on a stream `vllm_metrics` written by a collector. The
+guide's published queries sum cumulative counters and take percentiles over bucket rows; ours take
+counter increases, across restarts too, and estimate quantiles from bucket increases.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _PRICE: Final = f"select {_NO_PRICE} as usd_per_gpu_hour, 1 as gpus_per_engine"
 
 @dataclass(frozen=True)
 class GuideQuery:
-    """One question: its name, the panel's title and how it is drawn; no chart: no panel.
+    """One query: its name, and the title and chart type of its panel; without a chart, no panel.
 
-    `histogram` makes it the file `latency.sql` about another latency histogram.
+    `histogram`: use the file `latency.sql` with this latency histogram instead.
     """
 
     name: str
@@ -35,7 +35,7 @@ class GuideQuery:
 
     @property
     def text(self) -> str:
-        """The SQL as it stands in its file: on the stream `vllm_metrics`, without a price."""
+        """The SQL as in its file: for the stream `vllm_metrics`, without a price."""
         if not self.histogram:
             return query_text(f"parseable/{self.name}")
         text = query_text("parseable/latency").replace(_LATENCY, self.histogram)
@@ -67,7 +67,7 @@ def guide_query(
     usd_per_gpu_hour: float | None = None,
     gpus_per_engine: int | None = None,
 ) -> str:
-    """The SQL of that name, for this stream and price; InputError names the ones there are.
+    """The SQL with that name, for this stream and price; InputError, listing all names, if unknown.
 
     Without a price, dollars are null in the answer.
     """

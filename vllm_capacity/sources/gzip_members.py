@@ -1,8 +1,8 @@
-"""Reads gzip files member by member, and on behind a damaged one.
+"""Reads gzip files member by member, and continues after a damaged one.
 
-A journal is appended a member a scrape, so that damage in the middle costs what it hits and no
-more. A member is handed on only after its checksum was seen to be right; of the last one, cut off
-in mid-air, what can be read. What is left out is told, as a `Damage` in its place.
+A journal has one member per scrape, so damage in the middle costs only the members it hits. A
+member is passed on only after its checksum was verified; if the last one is cut off, its readable
+part is passed on. Whatever is left out is reported as a `Damage` in its place.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-_MAGIC: Final = b"\x1f\x8b\x08"  # and the one method of compression there is
+_MAGIC: Final = b"\x1f\x8b\x08"  # including the only compression method, deflate
 _GZIP: Final = 31  # zlib's number for a gzip header and trailer
 _READ_BYTES: Final = 64 * 1024
 _MOST_AT_ONCE: Final = 1024 * 1024
-_KEPT_BYTES: Final = 4 * 1024 * 1024  # of a member: some scrapes of a large server
+_KEPT_BYTES: Final = 4 * 1024 * 1024  # per member: some scrapes of a large server
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A stretch of a file that cannot be read, told in words."""
+    """A part of a file that cannot be read, described in words."""
 
     file: str
     reason: str
@@ -32,7 +32,7 @@ class Damage:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the file begins as a gzip file does."""
+    """Whether the file starts like a gzip file."""
     with path.open("rb") as file:
         return file.read(2) == _MAGIC[:2]
 
@@ -61,14 +61,14 @@ def pieces(path: Path) -> Iterator[bytes | Damage]:
 
 @dataclass(frozen=True)
 class _Sound:
-    """A member without damage: where it ends, and what it holds unless that is much."""
+    """An undamaged member: where it ends, and its content unless that is over 4 MiB."""
 
     end: int
     content: list[bytes]
 
 
 def _sound(file: BinaryIO, start: int) -> _Sound | None:
-    """The member that begins here; None where it is damaged or cut."""
+    """The member that begins here; None if it is damaged or cut off."""
     member = zlib.decompressobj(_GZIP)
     content: list[bytes] = []
     size = 0
@@ -82,7 +82,7 @@ def _sound(file: BinaryIO, start: int) -> _Sound | None:
 
 
 def _is_cut(file: BinaryIO, start: int) -> bool:
-    """Whether a member begins here and is sound as far as the file goes."""
+    """Whether a member begins here and is undamaged up to the end of the file."""
     try:
         for _ in _decompressed(zlib.decompressobj(_GZIP), file, start):
             pass
@@ -96,7 +96,7 @@ def _content(file: BinaryIO, start: int) -> Iterator[bytes]:
 
 
 def _decompressed(member: zlib._Decompress, file: BinaryIO, start: int) -> Iterator[bytes]:
-    """What a member holds, in pieces; zlib.error where it is damaged."""
+    """The content of a member in pieces; zlib.error if it is damaged."""
     file.seek(start)
     while not member.eof:
         data = file.read(_READ_BYTES)
@@ -108,7 +108,7 @@ def _decompressed(member: zlib._Decompress, file: BinaryIO, start: int) -> Itera
 
 
 def _following(file: BinaryIO, start: int) -> int | None:
-    """Where the next whole member begins, at `start` or later; None where there is none."""
+    """Where the next complete member begins, at `start` or later; None if there is none."""
     kept = b""
     while True:
         file.seek(start + len(kept))

@@ -1,11 +1,9 @@
-"""Asking a server over HTTP: its accidents as our errors, and which are worth asking again.
+"""HTTP requests: failures as our own errors, retries, and clients whose every exchange ends.
 
-HTTP clients whose every exchange ends, whatever the server does.
-
-A time-out of httpx is for one read: a server that sends a byte now and then never meets it. Here it
-is the time for the whole exchange, from the first address tried, over redirects, to the last byte.
-Answers are bounded in size after decompression, whole to their last byte, and read as UTF-8;
-cookies are not kept. What goes wrong is always an `httpx.TransportError` (or too many redirects).
+A timeout in httpx limits a single read, so a server that sends a byte now and then never hits it.
+Here it limits the whole exchange, from the first address tried, through redirects, to the last
+byte. Answers are limited in size after decompression, must be complete, and are read as UTF-8;
+cookies are not kept. Failures are always an `httpx.TransportError` (or too many redirects).
 """
 
 from __future__ import annotations
@@ -30,20 +28,20 @@ from vllm_capacity.errors import InputError, SourceError
 
 _ATTEMPTS = 4
 _CREDENTIALS = re.compile(r"^([a-zA-Z][\w+.-]*://)?.*@", re.DOTALL)
-# What a server says when it, or what stands before it, is not ready.
+# Statuses of a server, or a proxy in front of it, that is not ready.
 BUSY = (429, 502, 503, 504)
-# For questions that are asked once: a kept connection may be closed just as it is used again, which
-# would look like a failure of the server.
+# For single requests: a server may close a kept connection just as it is reused, which would look
+# like a failure of the server.
 NO_KEEPALIVE = httpx.Limits(max_keepalive_connections=0)
 _Answer = TypeVar("_Answer")
 
 
 class TransientError(SourceError):
-    """A failure that may be gone when asked again."""
+    """A failure that a retry may resolve."""
 
 
 def with_retries(ask: Callable[[], _Answer], pause: Callable[[float], None]) -> _Answer:
-    """The answer, asked for up to four times; only for questions that change nothing."""
+    """The answer, after up to four attempts; only for requests that change nothing."""
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
         stop=tenacity.stop_after_attempt(_ATTEMPTS),
@@ -55,14 +53,14 @@ def with_retries(ask: Callable[[], _Answer], pause: Callable[[float], None]) -> 
 
 
 def without_credentials(url: str) -> str:
-    """The URL as it may be shown: without what stands before an @, even where it is no URL."""
+    """The URL without credentials, that is, without anything before an @; works for any text."""
     return _CREDENTIALS.sub(r"\1", url)
 
 
 def decoded(content: bytes, shape: type[_Answer], *, at: str, dialect: str) -> _Answer:
-    """The JSON of an answer, in the shape that its dialect has; SourceError where it is another.
+    """The JSON of an answer, decoded to `shape`; SourceError if it has another shape.
 
-    Keys that the shape does not name are left out.
+    Keys that are not in the shape are left out.
     """
     try:
         return msgspec.json.decode(content, type=shape)
@@ -74,21 +72,21 @@ def decoded(content: bytes, shape: type[_Answer], *, at: str, dialect: str) -> _
 
 
 def shown(url: str | httpx.URL) -> str:
-    """A URL as a message may show it: without user, password, query and fragment."""
+    """A URL for messages: without user, password, query and fragment."""
     bare = httpx.URL(url).copy_with(userinfo=b"", query=None, fragment=None)
     return str(bare).rstrip("/")
 
 
 def address(client: httpx.Client) -> str:
-    """Where a client's server is, for messages and notes: without credentials."""
+    """The address of a client's server for messages and notes, without credentials."""
     return shown(client.base_url)
 
 
 @contextmanager
 def transport_errors(at: str) -> Iterator[None]:
-    """Turns what happens on the wire into an error that says what to look at.
+    """Turn transport errors into errors that say what to check.
 
-    `TransientError` where asking again may help, which it does not where the time was up.
+    `TransientError` if a retry may help, which is not the case after a timeout.
     """
     try:
         yield
@@ -109,7 +107,7 @@ def transport_errors(at: str) -> Iterator[None]:
 
 _MOST_BYTES: Final = 64 * 1024 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
-_LOOK_SECONDS: Final = 0.2  # how often a read that waits looks whether it was told to stop
+_LOOK_SECONDS: Final = 0.2  # how often a waiting read checks `stop`
 _GZIP: Final = 31  # zlib's number for a gzip header and trailer
 _NOT_PASSED_ON: Final = (b"content-encoding", b"content-length", b"set-cookie")
 
@@ -124,26 +122,26 @@ def client(
     transport: httpx.BaseTransport | None = None,
     **settings: Any,  # noqa: ANN401  whatever else httpx.Client takes
 ) -> httpx.Client:
-    """A client whose `timeout` (its `read`) is the time for a whole exchange.
+    """A client whose `timeout` (its `read`) limits a whole exchange.
 
-    `verify` replaces the system's certificates. An answer of more than `most_bytes`, decompressed,
-    is an error. `stop`, once set, ends exchanges that wait for an answer. Another `transport` has
-    its own bounds. InputError, when something is asked, where the environment's proxy is none.
+    `verify` replaces the system's certificates. An answer over `most_bytes`, decompressed, is an
+    error. Setting `stop` ends exchanges that wait for an answer. These limits do not apply to
+    another `transport`. A request raises InputError if the environment's proxy is invalid.
     """
     bounded = transport or _Transport(verify, limits, most_bytes, stop)
     return httpx.Client(transport=bounded, timeout=timeout, **settings)
 
 
 def wire_bytes(response: httpx.Response) -> int:
-    """The bytes of the body that came over the wire so far, compressed as they were."""
+    """The bytes of the body received so far, as compressed on the wire."""
     counted = response.extensions.get("wire_bytes")
     return counted[0] if counted else response.num_bytes_downloaded
 
 
 class _Until(float):
-    """A time-out that shrinks: httpcore hands it on as a number, `left` tells what remains of it.
+    """A shrinking timeout: httpcore passes it on as a number; `left` is what remains of it.
 
-    As a number it is how long this step may take at most; `at` is when the exchange must be over.
+    As a number it is the maximum duration of this step; `at` is when the exchange must be over.
     """
 
     at: float
@@ -155,7 +153,7 @@ class _Until(float):
         return until
 
     def left(self, error: type[Exception]) -> float:
-        """The seconds that this step may still take; `error` where the time is up."""
+        """The seconds that this step may still take; raises `error` if the time is up."""
         rest = self.at - time.monotonic()
         if rest <= 0:
             raise error("timed out")
@@ -163,7 +161,7 @@ class _Until(float):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection whose reads and writes end with the exchange, or when told to stop."""
+    """A connection whose reads and writes end at the exchange's deadline or when `stop` is set."""
 
     def __init__(self, inner: httpcore.NetworkStream, stop: threading.Event | None) -> None:
         self._inner = inner
@@ -201,7 +199,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 class _Backend(httpcore.NetworkBackend):
-    """Connections that end: the addresses of a host share the time there is."""
+    """Opens connections with a deadline, shared by all addresses of a host."""
 
     def __init__(self, stop: threading.Event | None) -> None:
         self._inner = httpcore.SyncBackend()
@@ -234,13 +232,13 @@ def _left(timeout: float | None, error: type[Exception]) -> float | None:
 def _addresses(host: str, port: int) -> list[str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have such a name
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         raise httpcore.ConnectError(f"no such host: {error}") from None
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class _Transport(httpx.BaseTransport):
-    """httpx's way to the network, through the proxies that the environment names."""
+    """The transport for httpx, through the proxies set in the environment."""
 
     def __init__(
         self,
@@ -299,7 +297,7 @@ class _Transport(httpx.BaseTransport):
             return self._pools[url.scheme, proxy]
 
     def _made(self, scheme: str, proxy: str) -> httpcore.ConnectionPool:
-        # Reading the system's certificates takes longer than an answer: only where they are needed.
+        # Reading the system's certificates takes longer than an answer, so only if they are needed.
         trust = None if scheme == "http" else self._verify or httpx.create_ssl_context()
         settings: dict[str, Any] = {
             "ssl_context": trust,
@@ -330,7 +328,7 @@ class _Transport(httpx.BaseTransport):
 
 
 def _set_deadline(request: httpx.Request) -> None:
-    """The time-outs of the request, ending together; a redirected one keeps those it came with."""
+    """Give all timeouts of a request a common deadline; a redirected request keeps its own."""
     timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
     whole = timeouts.get("read")
     if whole is None or isinstance(whole, _Until):
@@ -343,16 +341,16 @@ def _set_deadline(request: httpx.Request) -> None:
 
 
 def _target(url: httpx.URL, location: str) -> str:
-    """Where a redirect leads; ValueError or httpx.InvalidURL where httpx would trip over it."""
+    """The target of a redirect; ValueError or httpx.InvalidURL if httpx could not handle it."""
     to = url.join(location)
-    if to.scheme not in ("http", "https") or not to.host:  # a host may be unreadable, too
+    if to.scheme not in ("http", "https") or not to.host:  # a host may also be unreadable
         raise ValueError(location)
     return str(to)
 
 
 @contextmanager
 def _as_httpx() -> Iterator[None]:
-    """Httpcore's errors as those of the same name that httpx promises."""
+    """Raise httpcore's errors as the httpx errors of the same name."""
     try:
         yield
     except (
@@ -401,9 +399,9 @@ class _Body(httpx.SyncByteStream):
 
 
 def gunzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The decompressed bytes, a megabyte at a time at most; nothing of nothing.
+    """The decompressed bytes in pieces of at most 1 MiB; none for no input.
 
-    RemoteProtocolError where the stream is damaged, or ends before its checksum.
+    RemoteProtocolError if the stream is damaged or ends before its checksum.
     """
     member = None
     for piece in pieces:
@@ -420,7 +418,7 @@ def gunzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _decompressed(member: Any, data: bytes) -> tuple[bytes, bytes]:  # noqa: ANN401  zlib's own
-    """What a piece becomes, a megabyte at most, and what is left of it."""
+    """The decompressed piece, at most 1 MiB, and the input that is left."""
     try:
         made = member.decompress(data, _PIECE_BYTES)
     except zlib.error as error:

@@ -1,4 +1,4 @@
-"""What a cloud charged: rows of an invoice or a cost export, FOCUS's, AWS's or any with a cost."""
+"""Reads the charges of an invoice or cost export: FOCUS, AWS, or any table with a cost column."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "hours": ("hours", "ConsumedQuantity", "lineItem/UsageAmount", "usage_hours"),
     "currency": ("BillingCurrency", "lineItem/CurrencyCode", "currency"),
 }  # fmt: skip
-"""What is read of a row, and how the usual exports call it."""
+"""The fields that are read, with their column names in common exports."""
 
 INVOICE_SCHEMA: dict[str, Any] = {
     "start": pl.Datetime("us", "UTC"),
@@ -29,7 +29,7 @@ INVOICE_SCHEMA: dict[str, Any] = {
     "usd": pl.Float64,
     "hours": pl.Float64,
 }
-"""A charge: `hours` are null where the row has none. A row without an end is a day's."""
+"""A charge; `hours` is null if the row has none. A row without an end covers one day."""
 
 _DAY = timedelta(days=1)
 _MOST_USD = 1e12
@@ -38,7 +38,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Invoice:
-    """The charges (`INVOICE_SCHEMA`), and how many rows could not be read, with first reasons."""
+    """The charges (`INVOICE_SCHEMA`), the number of unreadable rows, and the first reasons."""
 
     name: str
     frame: pl.DataFrame
@@ -47,10 +47,9 @@ class Invoice:
 
 
 def read_invoice(path: Path, *, columns: str | Mapping[str, str] | None = None) -> Invoice:
-    """The charges of a file; `columns` says how it calls what: "cost=Charge,start=Day".
+    """The charges in a file; `columns` maps fields to its columns: "cost=Charge,start=Day".
 
-    InputError for a file that cannot be read or of which no row can be, and for another currency
-    than USD.
+    InputError if the file or all of its rows cannot be read, or for a currency other than USD.
     """
     paths = sources(FIELDS, given_columns(columns, FIELDS))
     rows: list[tuple[datetime, datetime, float, float | None]] = []
@@ -92,7 +91,7 @@ def _charge(value: Row, path: Path) -> tuple[datetime, datetime, float, float | 
 
 
 def _amount(value: object, what: str) -> float:
-    """A number; a credit is below 0."""
+    """The value as a number; credits are negative."""
     try:
         number = float(str(value).replace("$", "").strip())
     except ValueError:

@@ -1,8 +1,8 @@
-"""The command lines that load a server with a number of clients, ready to run, for each tool.
+"""Ready-to-run command lines that load a server with a number of clients, one per tool.
 
 As of guidellm 0.7, aiperf 0.14 and vLLM 0.32. Prompts and outputs have fixed lengths, so that loads
-can be compared; the requests are as many as ten for each client, so that the beginning and the end
-of a test weigh little. Every command keeps a result that `fit` reads.
+are comparable; there are ten requests per client, so that the start and end of a test have little
+weight. Every command saves a result that `fit` reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REQUESTS_PER_CLIENT, _LEAST_REQUESTS = 10, 50
 
 @dataclass(frozen=True)
 class Workload:
-    """What a load test asks of which server. `model` as the server calls it."""
+    """The server and the requests of a load test; `model` is the server's name for it."""
 
     model: str = "MODEL"
     url: str = "http://localhost:8000"
@@ -28,7 +28,7 @@ class Workload:
 
 
 def load_test_command(tool: str, clients: int, workload: Workload) -> str:
-    """The command line of a tool that holds so many clients busy; InputError for another tool."""
+    """The tool's command line to keep `clients` clients busy; InputError for an unknown tool."""
     requests = max(_LEAST_REQUESTS, _REQUESTS_PER_CLIENT * clients)
     name = f"load-{clients}"
     if tool == "vllm":

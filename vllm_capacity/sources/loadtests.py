@@ -1,28 +1,28 @@
-"""Load tests' own result files, read into the points that a saturation curve is fitted to.
+"""Reads load tests' result files into the points that a saturation curve is fitted to.
 
-The dialects are told apart by their content, not by the file's name:
+Formats are recognized by their content, not by the file name:
 
 - `guidellm` JSON (0.3 and later): `benchmarks[].metrics`, each metric by status (`successful`,
   `total` …) with `mean` and `percentiles`. Latencies end in `_ms`, request latency is in seconds.
-  The finished requests' figures are taken; the mean of `request_concurrency` is what ran, queueing
-  at the server included. `config.strategy` says how it was loaded.
-- `vllm bench serve --save-result` JSON: one flat object a run; `--append-result` puts several into
-  a file, one after another. Percentiles are those the run asked for (`--metric-percentiles`,
-  99 by default): a p95 that was not asked for is taken from `--save-detailed` lists, else null. A
-  p99 is never passed off as a p95.
-- `vllm bench sweep serve`: the same objects with the server's settings added (`max_num_seqs` …), in
+  Only finished requests are used; the mean of `request_concurrency` is the number of running
+  requests, including those queued at the server. `config.strategy` describes the load.
+- `vllm bench serve --save-result` JSON: one flat object per run; `--append-result` writes several
+  to a file, one after another. It has the percentiles that the run requested
+  (`--metric-percentiles`, 99 by default): a p95 that was not requested is computed from
+  `--save-detailed` lists, else null. A p99 is never used as a p95.
+- `vllm bench sweep serve`: the same objects plus the server's settings (`max_num_seqs` …), in
   `summary.json`, `run=*.json` or the rows of `summary.csv`.
 - `aiperf profile` JSON (`profile_export_aiperf.json`): metrics with `avg` and percentiles, the load
   in `input_config`; and its sweep aggregate (`per_combination_metrics`).
-- `inference-perf` JSON (`stage_*_lifecycle_metrics.json`): `load_summary` and `successes`. The
-  queue of a stage is in the file beside it, `stage_*_prometheus_metrics.json`.
+- `inference-perf` JSON (`stage_*_lifecycle_metrics.json`): `load_summary` and `successes`. A
+  stage's queue is in the neighboring file `stage_*_prometheus_metrics.json`.
 
-Where a tool does not tell the running requests, they follow from Little's law: requests a second ×
-mean end-to-end latency, no more than its clients.
+If a tool does not report running requests, they are computed by Little's law: requests per second ×
+mean end-to-end latency, at most the number of clients.
 
-A test of a given number of requests lasts longer than it sends: its last ones have to finish. So
-`offered_requests_per_second` is what was offered over that time, with 1.5 × the time it takes to
-generate a request's tokens for the last ones: a server that keeps up serves as much.
+A test with a given number of requests lasts longer than it sends, because its last requests have to
+finish. So `offered_requests_per_second` is the offered requests over the sending time plus 1.5 ×
+the time to generate one request's tokens; a server that keeps up serves that rate.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ POINT_SCHEMA = {
     "waiting_requests": pl.Float64,
     "max_num_seqs": pl.Float64,
 }
-"""One row per run, in the units of the names; null where the file does not say."""
+"""One row per run, in the units of the names; null if the file does not have the value."""
 
 _MOST = 1e12
 _LAST_REQUESTS = 1.5
-"""How many mean generation times the last requests of a test take."""
+"""The time the last requests of a test take, in mean generation times."""
 _NO_RESULT = ("_sweep.json", "_aggregate.json", ".failure.json", "-failure.json")
 Point = dict[str, float | None]
 
 
 def read_loads(*paths: Path) -> pl.DataFrame:
-    """The loads of result files, of folders of them, and of CSV tables, in one frame.
+    """The loads in result files, in folders of them, and in CSV tables, as one frame.
 
-    Columns: of each CSV its own (`read_points`), of results those of `POINT_SCHEMA`. InputError for
-    a path that cannot be read and a table without the columns it takes.
+    Columns: those of each CSV (`read_points`), and `POINT_SCHEMA` for results. InputError for a
+    path that cannot be read or a table without the required columns.
     """
     frames = [_loads_of(path) for path in paths]
     return pl.concat(frames, how="diagonal")
@@ -72,17 +72,17 @@ def read_loads(*paths: Path) -> pl.DataFrame:
 def load_test_points(path: Path) -> pl.DataFrame:
     """The points of a result file of a known tool, lightest load first; columns of `POINT_SCHEMA`.
 
-    Runs that finished nothing are left out: they are no load that was served. A file of another
-    format, or with no run left, is a `ParseError` that says what was found.
+    Runs that finished no request are left out, since they served no load. ParseError, saying what
+    was found, for a file of another format or with no run left.
     """
     return _frame([p for found in _objects(path) for p in _points(found, path)], path)
 
 
 def folder_points(folder: Path) -> pl.DataFrame:
-    """The points of every result file under a folder, as `load_test_points` gives them.
+    """The points of every result file under a folder, as returned by `load_test_points`.
 
     For the folders that `vllm bench sweep serve`, `aiperf` and `inference-perf` write. Files of
-    other formats are passed over; InputError where no file is a result.
+    other formats are skipped; InputError if no file is a result.
     """
     points: list[Point] = []
     for path in _result_files(folder):
@@ -106,7 +106,7 @@ def _loads_of(path: Path) -> pl.DataFrame:
 
 
 def _result_files(folder: Path) -> list[Path]:
-    """The JSON files under a folder, without summaries of files that are there by themselves."""
+    """The JSON files under a folder, without summaries of other files in it."""
     found = [path for path in sorted(folder.rglob("*.json")) if not path.name.endswith(_NO_RESULT)]
     runs = {path.parent for path in found if path.name.startswith("run=")}
     return [path for path in found if not (path.name == "summary.json" and path.parent in runs)]
@@ -121,14 +121,14 @@ def _frame(points: Sequence[Point], path: Path) -> pl.DataFrame:
 
 
 def guidellm_points(report: Mapping[str, Any]) -> list[Point]:
-    """The points of a guidellm report, one a benchmark, in its order."""
+    """The points of a guidellm report, one per benchmark, in the same order."""
     return [_guidellm_point(run) for run in report.get("benchmarks") or []]
 
 
 def vllm_bench_point(result: Mapping[str, Any]) -> Point:
     """The point of one `vllm bench serve` result, or of one run of `vllm bench sweep serve`.
 
-    Without `--request-rate` all requests were sent at once: as many clients as there were prompts.
+    Without `--request-rate`, all requests are sent at once: there are as many clients as prompts.
     """
     rate, latency_ms = _number(result.get("request_throughput")), _mean_latency_ms(result)
     prompts, clients = _number(result.get("num_prompts")), _number(result.get("max_concurrency"))
@@ -177,7 +177,7 @@ def aiperf_point(result: Mapping[str, Any]) -> Point:
 
 
 def aiperf_sweep_points(sweep: Mapping[str, Any]) -> list[Point]:
-    """The points of an aiperf sweep aggregate, one a combination: means over its runs."""
+    """The points of an aiperf sweep aggregate, one per combination: means over its runs."""
     points = []
     for entry in _list(sweep.get("per_combination_metrics")):
         given, metrics = _mapping(entry, "parameters"), _mapping(entry, "metrics")
@@ -192,7 +192,7 @@ def aiperf_sweep_points(sweep: Mapping[str, Any]) -> list[Point]:
 def inference_perf_point(stage: Mapping[str, Any], queue: Mapping[str, Any]) -> Point | None:
     """The point of one stage of `inference-perf`; None for its summary over all stages.
 
-    `queue` is the stage's report of server metrics, empty where there is none.
+    `queue` is the stage's report of server metrics, empty if there is none.
     """
     load, done = _mapping(stage, "load_summary"), _mapping(stage, "successes")
     latency, served = _mapping(done, "latency"), _mapping(done, "throughput")
@@ -204,7 +204,7 @@ def inference_perf_point(stage: Mapping[str, Any], queue: Mapping[str, Any]) -> 
     tokens = _number(_mapping(done, "output_len").get("mean"))
     each = _number(_mapping(latency, "time_per_output_token").get("mean"))
     generation = _generation_seconds(None if each is None else 1000 * each, tokens)
-    # What it asked for counts, not what its workers sent: a server that is behind holds them up.
+    # Use the requested rate, not what workers sent: a server that falls behind slows them down.
     sending = _ratio(_number(load.get("count")), asked) if clients is None else None
     server = _mapping(queue, "successes")
     return _point(
@@ -236,7 +236,7 @@ def _point(
 
 
 def _running(rate: float | None, latency_ms: float | None, clients: float | None) -> float | None:
-    """Requests in flight by Little's law, no more than the clients; the clients where not told."""
+    """Requests in flight by Little's law, at most `clients`; `clients` if they are unknown."""
     if rate is None or latency_ms is None:
         return clients
     running = rate * latency_ms / 1000
@@ -244,7 +244,7 @@ def _running(rate: float | None, latency_ms: float | None, clients: float | None
 
 
 def _generation_seconds(each_ms: float | None, tokens: float | None) -> float | None:
-    """How long a request's tokens take once the first is there."""
+    """The time to generate a request's tokens after the first one."""
     if each_ms is None or tokens is None:
         return None
     return each_ms * max(tokens - 1, 0.0) / 1000
@@ -253,7 +253,7 @@ def _generation_seconds(each_ms: float | None, tokens: float | None) -> float | 
 def _offered(
     asked: float | None, sending_seconds: float | None, generation_seconds: float | None
 ) -> float | None:
-    """Requests per second offered, over the time until the last ones can have finished."""
+    """Requests per second offered, over the time until the last ones could finish."""
     if asked is None or not sending_seconds or generation_seconds is None:
         return None
     return asked * sending_seconds / (sending_seconds + _LAST_REQUESTS * generation_seconds)
@@ -284,7 +284,7 @@ def _points(found: Mapping[str, Any], path: Path) -> list[Point]:
 
 
 def _queue(path: Path) -> Mapping[str, Any]:
-    """The server metrics of the same stage of inference-perf; empty where it kept none."""
+    """The server metrics of the same inference-perf stage; empty if there are none."""
     beside = path.with_name(path.name.replace("_lifecycle_", "_prometheus_"))
     if beside == path or not beside.is_file():
         return {}
@@ -292,7 +292,7 @@ def _queue(path: Path) -> Mapping[str, Any]:
 
 
 def _aiperf_load(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How aiperf loaded the server: `concurrency`, `request_rate`; both layouts of its config."""
+    """The load from aiperf's config, in both its layouts: `concurrency` and `request_rate`."""
     config = _mapping(result, "input_config")
     phases = [p for p in _list(config.get("phases")) if isinstance(p, dict)]
     measured = next((p for p in phases if not p.get("exclude_from_results")), None)
@@ -307,7 +307,7 @@ def _average(result: Mapping[str, Any], name: str) -> float | None:
 
 
 def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The JSON objects of a file, one after another; a list is taken as its entries."""
+    """The JSON objects of a file, one after another; a list counts as its entries."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -317,7 +317,7 @@ def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
         at = len(text) - len(rest)
         try:
             found, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, too
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
             raise ParseError(f"{path} is not JSON at character {at}: {error}.") from None
         for entry in found if isinstance(found, list) else [found]:
             if not isinstance(entry, dict):
@@ -347,13 +347,13 @@ def _guidellm_point(run: object) -> Point:
 
 
 def _mapping(holder: object, key: str) -> Mapping[str, Any]:
-    """What an object holds under a key, where both are objects; else nothing."""
+    """The mapping under a key, if both are mappings; else an empty one."""
     found = holder.get(key) if isinstance(holder, dict) else None
     return found if isinstance(found, dict) else {}
 
 
 def _summary(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A metric's summary over finished requests; over all where the file has no such split."""
+    """A metric's summary over finished requests, or over all if the file has no such split."""
     metric = _mapping(metrics, name)
     for status in ("successful", "total"):
         if isinstance(metric.get(status), dict):
@@ -370,7 +370,7 @@ def _percentile(metrics: Mapping[str, Any], name: str, key: str) -> float | None
 
 
 def _mean_latency_ms(result: Mapping[str, Any]) -> float | None:
-    """Mean end-to-end latency: as stated, else TTFT + TPOT × (output tokens − 1)."""
+    """Mean end-to-end latency: as reported, else TTFT + TPOT × (output tokens − 1)."""
     stated = _number(result.get("mean_e2el_ms"))
     if stated is not None:
         return stated
@@ -382,7 +382,7 @@ def _mean_latency_ms(result: Mapping[str, Any]) -> float | None:
 
 
 def _tokens_each(result: Mapping[str, Any]) -> float | None:
-    """Output tokens of a finished request."""
+    """Output tokens per finished request."""
     return _ratio(_number(result.get("total_output_tokens")), _number(result.get("completed")))
 
 
@@ -395,7 +395,7 @@ def _p95_seconds(result: Mapping[str, Any], key: str, detailed: Sequence[object]
 
 
 def _itls(result: Mapping[str, Any]) -> list[object]:
-    """Every inter-token latency of a detailed result, its requests' lists in one."""
+    """All inter-token latencies of a detailed result, over all requests."""
     return [value for values in _list(result.get("itls")) for value in _list(values)]
 
 
@@ -404,9 +404,9 @@ def _list(cell: object) -> list[Any]:
 
 
 def _number(cell: object) -> float | None:
-    """The cell as a number, else None: text, null, booleans and what is past all measure are none.
+    """The cell as a number; None for text, null, a boolean or a number above 1e12.
 
-    NaN and a negative figure, which no tool measures, are none either.
+    Also None for NaN and negative numbers, which no tool measures.
     """
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         return None

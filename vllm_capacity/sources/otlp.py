@@ -1,13 +1,13 @@
-"""From OTLP data points to canonical rows: what Parseable's files and its answers share.
+"""Converts OTLP data points to canonical rows, for both Parseable's files and its answers.
 
 A collector turns a scrape into points: name, kind, attributes, and a resource for the target.
-Parseable keeps a point as a row, its attributes and the resource's as columns, side by side. A dot
-tells them apart: no label of a Prometheus target holds one, every resource attribute does. Of the
-resource's, those that say where and for whom the server runs are labels, too.
+Parseable stores each point as a row, with its attributes and the resource's as columns. A dot in
+the name distinguishes them: every resource attribute has one, no label of a Prometheus target
+does. Resource attributes that say where and for whom the server runs also become labels.
 
-`points` is the shape both readers bring their rows into (one row per data point):
+Both readers convert their rows to the relation `points` (one row per data point):
 identity (a hash of name, kind, instance, job, bounds and labels), metric_name, wire_kind, instance,
-job, bounds, one column a label, then ts, arrived, started (naive UTC), value, count, sum, counts,
+job, bounds, one column per label, then ts, arrived, started (naive UTC), value, count, sum, counts,
 flags.
 """
 
@@ -36,19 +36,20 @@ from vllm_capacity.telemetry.rows import (
 )
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LATE_SECONDS = 60  # a batch is sent after at most ten seconds; a minute means it had to wait
-AHEAD_SECONDS = 5  # nothing arrives before it was sampled, but for clocks that differ a little
-# What a scraper adds to every target, and a collector's own names for it: no labels of the server.
+LATE_SECONDS = 60  # batches are sent within ten seconds; a minute means a delay
+AHEAD_SECONDS = 5  # allows clocks to differ a little; nothing arrives before its sample
+# Added to every target by a scraper, under Prometheus' or a collector's names: not server labels.
 _TARGET_LABELS = frozenset({"job", "instance", "le", "quantile", "__name__"})
-# Resource attributes that say where and for whom a server runs, of OpenTelemetry's conventions.
+# OpenTelemetry's resource attributes that say where and for whom a server runs.
 _PLACES = ("k8s.", "cloud.", "deployment.", "service.namespace")
 
 
 @dataclass(frozen=True)
 class Wire:
-    """One family as it is spelt on the wire, and what the catalogue knows of it.
+    """One family under its name on the wire, with its catalogue entry, if any.
 
-    `kind` is counter, gauge or histogram as the wire declares it, empty where it declares nothing.
+    `kind` is counter, gauge or histogram, as declared on the wire or else from the catalogue or
+    the name.
     """
 
     exposed: str
@@ -57,7 +58,7 @@ class Wire:
 
     @classmethod
     def of(cls, exposed: str, kind: str) -> Wire:
-        """The family of that name and declared kind; an info family is a gauge on the wire."""
+        """The family with that name and declared kind; an info family is a gauge on the wire."""
         found = match(exposed)
         if found and (not kind or found.metric.kind is Kind.INFO):
             kind = str(found.metric.kind)
@@ -67,18 +68,18 @@ class Wire:
 
     @property
     def alias_priority(self) -> int:
-        """How old the spelling is: 0 is vLLM's newest name of the concept."""
+        """How old the name is: 0 is vLLM's newest name for the metric."""
         return self.found.alias_priority if self.found else 0
 
     @property
     def scale(self) -> float:
-        """What turns a value of the wire into the family's unit."""
+        """The factor from a value on the wire to the family's unit."""
         return self.found.scale if self.found else 1.0
 
     def key(
         self, instance: str, labels: Mapping[str, str], bounds: tuple[float, ...] | None = None
     ) -> SeriesKey:
-        """The identity of one child. An empty label is no label, as Prometheus has it."""
+        """The identity of one series; an empty label counts as absent, as in Prometheus."""
         kept = {k: v for k, v in labels.items() if v and is_label(k)}
         has_engine = self.found.metric.has_engine if self.found else "engine" in kept
         engine = kept.pop("engine", "0")
@@ -95,17 +96,18 @@ class Wire:
 
 
 def is_label(name: str) -> bool:
-    """Whether an attribute tells of the server, rather than of the scraper or collector.
+    """Whether an attribute describes the server, rather than the scraper or collector.
 
-    A label of its own or of its target, or a resource attribute that says where it runs.
+    It does if it is a label of the series or its target, or a resource attribute that says where
+    the server runs.
     """
     return name.startswith(_PLACES) or ("." not in name and name not in _TARGET_LABELS)
 
 
 def of_job(key: SeriesKey, job: str, jobs: Collection[str]) -> SeriesKey:
-    """The identity, with its job if it is a scrape's own bookkeeping and several jobs scrape there.
+    """The identity, plus the job for scrape metrics (such as `up`) if several jobs scrape there.
 
-    What a server counts is the same whoever asks; how often it was asked is each job's own.
+    A server's own metrics are the same for every job; scrape metrics differ by job.
     """
     if key.metric not in BOOKKEEPING or len(jobs) < 2:
         return key
@@ -114,9 +116,10 @@ def of_job(key: SeriesKey, job: str, jobs: Collection[str]) -> SeriesKey:
 
 @dataclass(frozen=True)
 class Child:
-    """One series as it is on the wire: what it is, where it comes from, since when it is there.
+    """One series as it is on the wire: its identity, its job, and when it started.
 
-    `started` is the OTLP start time, naive UTC; None where the collector set none.
+    `first` is the time of its first point. `started` is the OTLP start time, naive UTC; None if
+    the collector set none.
     """
 
     wire: Wire
@@ -127,11 +130,11 @@ class Child:
 
 
 def serving(children: Mapping[int, Child]) -> dict[int, Child]:
-    """The children that belong to inference servers, by the same keys.
+    """The series that belong to inference servers, by the same keys.
 
-    A store may hold other targets (nodes, GPUs, the collector itself). Their `up` and start times
-    are left out: only a target that exposes a serving family, or shares the job of one that does
-    (a replica that never came up), counts. NoTelemetryError where nothing is left.
+    A store may hold other targets (nodes, GPUs, the collector itself), whose `up` and start times
+    are left out. A target counts only if it exposes a serving family, or shares the job of one
+    that does (a replica that never came up). NoTelemetryError if nothing is left.
     """
     own = [child for child in children.values() if child.key.metric.startswith("vllm:")]
     if not own:
@@ -153,8 +156,8 @@ def rows_from_points(
 ) -> Rows:
     """The canonical rows of the relation `points` on this connection.
 
-    Markers of staleness are dropped and noted; late arrivals, and points whose value was lost on
-    the way, are noted: those sampled `since`. Duplicates stay: the store counts and drops them.
+    Staleness markers are dropped and noted; late points and points that lost their value are
+    noted if sampled from `since` on. Duplicates stay: the store counts and drops them.
     """
     children = serving(_children(connection, labels))
     connection.register("children", _children_frame(children))
@@ -179,10 +182,10 @@ def rows_from_points(
 
 
 def series_of(children: Iterable[Child], *, begin: datetime | None = None) -> pl.DataFrame:
-    """The `series` table of these children, under the newest spelling of each.
+    """The `series` table of these children, each under its newest name.
 
-    A series starts at zero if its start time lies in the capture, which begins at `begin` (naive
-    UTC) or with the first point of all.
+    A series starts at zero if its start time is within the capture, which begins at `begin` (naive
+    UTC) or at the very first point.
     """
     ordered = sorted(children, key=lambda child: -child.wire.alias_priority)
     exposed = {child.key: child.wire.exposed for child in ordered}
@@ -199,10 +202,10 @@ def series_of(children: Iterable[Child], *, begin: datetime | None = None) -> pl
 
 
 def _is_born(child: Child, scraped: datetime | None, capture: datetime) -> bool:
-    """Whether its start time says that it was born after `scraped`, or in the capture.
+    """Whether a series' start time shows that it began after `scraped`, or within the capture.
 
-    A collector that knows no start writes the time of the first point that it saw: such a one
-    tells only that the scrapes of the instance before it did not have the series.
+    A collector that does not know the start writes the time of the first point it saw. That only
+    shows that earlier scrapes of the instance did not have the series.
     """
     if child.started is None or child.first is None or scraped is None:
         return False
@@ -210,17 +213,17 @@ def _is_born(child: Child, scraped: datetime | None, capture: datetime) -> bool:
 
 
 def read(connection: duckdb.DuckDBPyConnection, query: str, **params: float | str) -> pl.DataFrame:
-    """The answer of a query, as a frame."""
+    """The result of a query as a frame."""
     return pl.DataFrame(connection.sql(query, params=params) if params else connection.sql(query))
 
 
 def query_text(name: str) -> str:
-    """The SQL of that name, shipped beside this module."""
+    """The SQL with that name, shipped beside this module."""
     return (files("vllm_capacity.sources") / "sql" / f"{name}.sql").read_text()
 
 
 def as_schema(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
-    """The frame in a canonical schema; naive times are UTC, a column that is missing is null."""
+    """The frame in a canonical schema; naive times are UTC, missing columns are null."""
     columns = []
     for name, dtype in schema.items():
         column = pl.col(name) if name in frame.columns else pl.lit(None)
@@ -231,7 +234,7 @@ def as_schema(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def _children(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> dict[int, Child]:
-    """Every kept series among `points`, by identity."""
+    """Every series in `points` that is kept, by identity."""
     rows = read(connection, query_text("points_children")).to_dicts()
     jobs: dict[str, set[str]] = {}
     for row in rows:

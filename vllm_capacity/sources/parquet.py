@@ -1,14 +1,14 @@
-"""Parseable's own Parquet files, read beside the running server, which is never written to.
+"""Reads Parseable's own Parquet files, which it never modifies; the server may keep running.
 
     ROOT/STREAM/date=2026-11-24/hour=08/minute=14/….parquet      data, by the minute it *arrived*
-    ROOT/STREAM/.stream/                                          what makes a folder a stream
+    ROOT/STREAM/.stream/                                          marks a folder as a stream
 
-The partitions only say which files to open. When a sample was taken is in `time_unix_nano`, and
-that decides: a collector that was cut off delivers late, so files up to `late` after the end count.
-Files differ in their columns: they are united by name. What the server still holds in memory (the
-last minute or two) is not in the files.
+Partitions only determine which files to open; samples are selected by their own time,
+`time_unix_nano`. A collector that was cut off delivers late, so files up to `late` after the end
+are read as well. Files may have different columns and are combined by column name. The last minute
+or two, which the server still holds in memory, is not in the files.
 
-Why not DuckDB's own S3 support: it is an extension that is downloaded on first use, which a
+DuckDB's own S3 support is not used, because it is an extension downloaded on first use, which a
 machine without internet cannot do. s3fs (the extra `s3`) takes credentials from the environment.
 """
 
@@ -33,7 +33,7 @@ from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.timerange import TimeRange, iso
 
 LATE = timedelta(hours=2)
-# How far before the start a series' last sample is looked for, and how far clocks may disagree.
+# How far before the start to look for a series' last sample, and how far clocks may differ.
 LOOKBACK = timedelta(hours=1)
 SKEW = timedelta(minutes=5)
 _INTERNAL = frozenset({"pstats", "pmeta"})
@@ -48,7 +48,7 @@ class Store:
     prepare: Callable[[duckdb.DuckDBPyConnection], None]
 
     def streams(self) -> list[str]:
-        """The names of the streams in it, Parseable's own left out."""
+        """The names of its streams, without Parseable's internal ones."""
         return sorted(
             name
             for name in self.names(self.root)
@@ -59,7 +59,7 @@ class Store:
 
 
 def open_store(location: str) -> Store:
-    """The store at a folder's path or an `s3://bucket/prefix`; InputError where there is none."""
+    """The store in a folder or at `s3://bucket/prefix`; InputError if the folder does not exist."""
     root = location.rstrip("/")
     if root.startswith("s3://"):
         return _s3_store(root)
@@ -71,10 +71,10 @@ def open_store(location: str) -> Store:
 def read_stream(
     store: Store, stream: str, time_range: TimeRange | None = None, *, late: timedelta = LATE
 ) -> Rows:
-    """The canonical rows of one stream, sampled within the range, or all of it.
+    """The canonical rows of one stream, sampled within the range, or all of them.
 
-    With a range, the last sample before its start comes along for every series. InputError for a
-    stream that is not there; it names those that are.
+    With a range, each series also includes its last sample before the start. InputError, listing
+    the existing streams, if the stream does not exist.
     """
     files = stream_files(store, stream, time_range, late=late)
     rows = _read_files(store, stream, files, time_range)
@@ -84,9 +84,9 @@ def read_stream(
 def stream_files(
     store: Store, stream: str, time_range: TimeRange | None, *, late: timedelta
 ) -> list[str]:
-    """The files that may hold what was sampled in the range, and up to an hour before.
+    """The files that may hold samples from the range and up to an hour before it.
 
-    InputError for a stream that is not there, NoTelemetryError where there is no such file.
+    InputError if the stream does not exist, NoTelemetryError if there are no such files.
     """
     known = store.streams()
     if stream not in known:
@@ -103,9 +103,9 @@ def stream_files(
 
 
 def cut(rows: Rows, time_range: TimeRange) -> Rows:
-    """The rows within the range, and the last row before it of each series that is in it.
+    """The rows within the range, and the last row before it of each series in the range.
 
-    NoTelemetryError where nothing was sampled within the range.
+    NoTelemetryError if nothing was sampled within the range.
     """
     samples, histograms = (_cut(frame, time_range) for frame in (rows.samples, rows.histograms))
     ids = pl.concat([samples.get_column("series_id"), histograms.get_column("series_id")]).unique()
@@ -116,7 +116,7 @@ def cut(rows: Rows, time_range: TimeRange) -> Rows:
 
 
 def cut_in_parts(rows: RowsInParts, time_range: TimeRange) -> RowsInParts:
-    """As `cut`, of rows in parts: the rows before the range become the first part."""
+    """Like `cut`, for rows in parts: the rows before the range become the first part."""
     inside, before = [], [rows.parts[0]()]
     before[0] = (before[0][0].clear(), before[0][1].clear())
     for part in rows.parts:
@@ -176,7 +176,7 @@ def _arrivals(time_range: TimeRange | None, late: timedelta) -> TimeRange | None
 
 
 def _files(store: Store, folder: str, arrivals: TimeRange | None) -> list[str]:
-    """The Parquet files whose partition overlaps the arrivals, oldest first."""
+    """The Parquet files whose partition overlaps the range of arrivals, oldest first."""
     found: list[str] = []
     for date in _partitions(store, folder, "date"):
         day = datetime.fromisoformat(date).replace(tzinfo=UTC)
@@ -191,7 +191,7 @@ def _files(store: Store, folder: str, arrivals: TimeRange | None) -> list[str]:
 
 
 def _minutes(store: Store, folder: str, hour: datetime, arrivals: TimeRange | None) -> list[str]:
-    """The folders of an hour's minutes that overlap; a partition may span several ("00-09")."""
+    """An hour's minute folders that overlap the arrivals; one may span several ("00-09")."""
     chosen = []
     for minute in _partitions(store, folder, "minute"):
         first, _, last = minute.partition("-")
@@ -202,7 +202,7 @@ def _minutes(store: Store, folder: str, hour: datetime, arrivals: TimeRange | No
 
 
 def _parquet_files(store: Store, folder: str) -> list[str]:
-    """The Parquet files under a minute; a custom partition adds one level."""
+    """The Parquet files under a minute folder; a custom partition adds one level."""
     names = store.names(folder)
     nested = [n for name in names if "=" in name for n in _parquet_files(store, f"{folder}/{name}")]
     return [f"{folder}/{name}" for name in names if name.endswith(".parquet")] + nested

@@ -1,10 +1,10 @@
-"""A Parseable server over HTTP: questions in SQL, answers as rows, refusals as one clear line.
+"""Queries a Parseable server over HTTP: SQL in, rows out, refusals as one clear line.
 
-What is surprising about it, and settled here: a wrong password is 403 and a missing right to a
-stream 400; times select by arrival and are cut to the minute; flags go in the URL, never in the
-body; a line of a streamed answer is a list of rows; an error in mid-answer cuts the connection.
+Parseable's peculiarities, handled here: a wrong password is a 403, a missing right to a stream a
+400; times select by arrival and are truncated to the minute; flags go in the URL, never in the
+body; each line of a streamed answer is a list of rows; an error in mid-answer cuts the connection.
 
-The client comes from outside, with address, credentials and time-outs; it is asked, not told.
+The client is passed in, with address, credentials and timeouts; requests only read.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from vllm_capacity.timerange import TimeRange
 
 _INTERNAL = frozenset({"pstats", "pmeta"})
 _MINUTE = timedelta(minutes=1)
-_LONG_BYTES = 1000  # shorter ones go as they are
-_QUESTION_SECONDS = 60.0  # for what is asked about the server; a query has the client's own time
+_LONG_BYTES = 1000  # shorter bodies are not compressed
+_QUESTION_SECONDS = 60.0  # for requests about the server; queries use the client's timeout
 Row = dict[str, Any]
 _Answer = TypeVar("_Answer")
 
 
 @dataclass
 class Traffic:
-    """What was moved so far: requests answered, and bytes as they were on the wire."""
+    """The traffic so far: requests answered, and bytes on the wire."""
 
     answers: int = 0
     wire_bytes: int = 0
@@ -52,7 +52,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Parseable:
-    """One server. `pause` waits between attempts, so that tests need not."""
+    """A Parseable server; `pause` waits between attempts (tests replace it)."""
 
     client: httpx.Client
     pause: Callable[[float], None] = time.sleep
@@ -60,28 +60,28 @@ class Parseable:
 
     @property
     def address(self) -> str:
-        """Where it is, for messages and notes: without credentials."""
+        """The server's address for messages and notes, without credentials."""
         return address(self.client)
 
     def about(self) -> shapes.About:
-        """What the server says of itself."""
+        """The server's description of itself."""
         return self._get("/api/v1/about", shapes.About)
 
     def streams(self) -> list[str]:
-        """The names of the streams this user may see, Parseable's own left out."""
+        """The names of the streams this user may see, without Parseable's internal ones."""
         found = self._get("/api/v1/logstream", list[shapes.Named])
         return sorted(stream.name for stream in found if stream.name not in _INTERNAL)
 
     def columns(self, stream: str) -> dict[str, str]:
-        """The columns of a stream and their sort (`arrow_type`); none while it is empty.
+        """The columns of a stream and their types (`arrow_type`); empty while it has no data.
 
-        InputError if there is no such stream, or none that this user may see: to a reader, both are
-        a 403.
+        InputError if the stream does not exist or this user may not see it: a reader gets a 403 in
+        both cases.
         """
         try:
             found = self._get(f"/api/v1/logstream/{stream}/schema", shapes.Schema)
         except (InputError, SourceError):
-            known = self.streams()  # refused, too, where the credentials are at fault
+            known = self.streams()  # fails, too, if the credentials are wrong
             if stream in known:
                 raise
             raise InputError(
@@ -91,10 +91,10 @@ class Parseable:
         return {column.name: arrow_type(column.data_type) for column in found.fields}
 
     def query(self, sql: str, arrivals: TimeRange, rows: type[list[Row]] = list[Row]) -> list[Row]:
-        """The rows of a query over what arrived in the range, widened to whole minutes.
+        """The rows of a query over data that arrived in the range, widened to whole minutes.
 
-        The whole answer, in the shape `rows`, or a SourceError: one that was cut short is
-        asked for again, then refused.
+        Returns the whole answer, in the shape `rows`. If it is cut short, the query is retried and
+        then raises SourceError.
         """
         body = {
             "query": sql,
@@ -132,9 +132,9 @@ class Parseable:
         body: Row | None = None,
         seconds: float | None = None,
     ) -> Iterator[httpx.Response]:
-        """A good response, to be read within; every failure as one of our errors.
+        """A successful response, to be read inside the `with`; failures become our own errors.
 
-        Without `seconds` it has the client's own time.
+        `seconds` overrides the client's timeout.
         """
         timeout = self.client.timeout if seconds is None else httpx.Timeout(seconds)
         content, headers = (None, {}) if body is None else _packed(body)
@@ -152,14 +152,14 @@ class Parseable:
             self.traffic.wire_bytes += wire_bytes(response)
 
     def _again(self, ask: Callable[[], _Answer]) -> _Answer:
-        # Safe: nothing here changes anything. What the server decided is not asked again.
+        # Retries are safe: requests change nothing. Refusals are not retried.
         return with_retries(ask, self.pause)
 
 
 def _packed(body: Row) -> tuple[bytes, dict[str, str]]:
-    """A body as it goes over the wire, and its headers: a long query in gzip.
+    """The body to send and its headers; long bodies are compressed with gzip.
 
-    Parseable's web framework unpacks what its JSON handlers get:
+    Parseable's web framework decompresses the input of its JSON handlers:
     https://docs.rs/actix-web/4.9.0/actix_web/dev/struct.Decompress.html
     """
     text = json.dumps(body, separators=(",", ":")).encode()
@@ -170,7 +170,7 @@ def _packed(body: Row) -> tuple[bytes, dict[str, str]]:
 
 
 def _lines(response: httpx.Response) -> list[bytes]:
-    """The lines of a streamed answer; a last line without its end was cut off."""
+    """The lines of a streamed answer; TransientError if the last line is cut off."""
     lines: list[bytes] = []
     pending = bytearray()
     for piece in response.iter_bytes():
@@ -185,7 +185,7 @@ def _lines(response: httpx.Response) -> list[bytes]:
 
 
 def _refusal(response: httpx.Response, address: str) -> SourceError | InputError:
-    """What the server said, and what to do about it."""
+    """The error for a refusal: what the server answered, and what to do about it."""
     text = " ".join(response.text.split())[:300] or f"status {response.status_code}"
     if response.status_code in BUSY:
         return TransientError(f"{address} is not ready (status {response.status_code}): {text}")
@@ -210,7 +210,7 @@ _ADVICE = {
 
 
 def _bad_query(text: str) -> SourceError | InputError:
-    """What a 400 means: no right to the stream, no such stream, or columns we did not expect."""
+    """The error for a 400: no right to the stream, no such stream, or unexpected columns."""
     if "does not have access" in text:
         return SourceError(f"This user has no right to the stream ({text}). Give it a reader role.")
     if "not found" in text.lower():

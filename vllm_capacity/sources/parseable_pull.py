@@ -1,11 +1,11 @@
-"""A range of a Parseable stream, pulled hour by hour: whole, or downsampled on the server.
+"""Pulls a time range of a Parseable stream by the hour: whole, or downsampled on the server.
 
-1. The stream's columns are read, then surveyed: which families, with which labels and bounds.
-2. Families of one shape are asked for together, an hour of sample time at a time. What arrives late
-   lies outside the hour by arrival, so each question is padded there and cut by sample time.
-3. The last state before the start comes along, one row per series.
-4. Every answer that can no longer grow is kept in a journal before the next is asked for: a pull
-   that was killed goes on.
+1. Read the stream's columns, then survey its families, with their labels and bounds.
+2. Query families of the same shape together, one hour of sample time per query. Late data arrives
+   after that hour, so each query covers a wider range of arrivals and filters by sample time.
+3. Also fetch the last state before the start, one row per series.
+4. Keep every answer that can no longer grow in a journal before the next query, so that a killed
+   pull can resume.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vllm_capacity.sources.parseable_queries import Group, Stream, resolve
 from vllm_capacity.sources.parseable_shapes import unpacked
 from vllm_capacity.timerange import TimeRange, hours, iso
 
-_WIDE = 12  # a family with more labels is asked for apart, lest all rows be grouped by them
+_WIDE = 12  # a family with more labels is queried alone, so that others are not grouped by them
 
 _TEXTS = ("metric_name", "wire_kind", "instance", "job", "bounds")
 SCALARS: dict[str, Any] = {"ms": pl.Int64, "v": pl.Float64}
@@ -38,7 +38,7 @@ ATTEMPTS: dict[str, Any] = {"m": pl.Int64, "at": pl.List(pl.Int64), "v": pl.List
 
 @dataclass(frozen=True)
 class Chunk:
-    """One answer: the group it is about and its rows, in the columns of the query."""
+    """One answer: its group and its rows, with the columns of the query."""
 
     group: Group
     frame: pl.DataFrame
@@ -46,10 +46,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Pulled:
-    """Everything a pull brought: downsampled and whole answers, states before the start, findings.
+    """The results of a pull: downsampled and whole answers, states before the start, findings.
 
-    `start` is that of the range; `bounds` are those of families whose series all have the same, by
-    name.
+    `start` is that of the range; `bounds` holds, by name, the bounds of families whose series all
+    have the same.
     """
 
     start: datetime
@@ -63,7 +63,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class PullRequest:
-    """What to pull: a stream's range, how late points may arrive, downsampled or not."""
+    """What to pull: a stream's range, whether downsampled, and how late points may arrive."""
 
     stream: str
     time_range: TimeRange
@@ -78,7 +78,7 @@ def pull(
     journal: AnswerCache | None = None,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Pulled:
-    """What the server has of the request, as it answers; `parseable_rows` makes rows of it."""
+    """The server's answers to the request; `parseable_rows` converts them to rows."""
     stream = Stream(
         request.stream,
         resolve(request.stream, server.columns(request.stream)),
@@ -106,7 +106,7 @@ def pull(
 
 @dataclass
 class _Walk:
-    """Asks question after question, through the journal, and counts."""
+    """Runs the queries one after another, through the journal, and counts them."""
 
     server: Parseable
     request: PullRequest
@@ -167,7 +167,7 @@ class _Walk:
         shape: type[list[Row]],
         framed: Callable[[list[Row], Group], pl.DataFrame],
     ) -> Chunk:
-        """An answer whose rows have a shape, as `framed` makes a frame of them."""
+        """An answer with rows of the given shape, converted by `framed`."""
         arrivals = _arrivals(time_range.time_range, self.request.late)
         question = "\n".join([self.server.address, sql, iso(arrivals.start), iso(arrivals.end)])
 
@@ -199,7 +199,7 @@ def _arrivals(time_range: TimeRange, late: timedelta) -> TimeRange:
 
 
 def _survey(server: Parseable, stream: Stream, request: PullRequest) -> list[Row]:
-    """The families of the range that are kept; NoTelemetryError where there is none."""
+    """The families in the range that are kept; NoTelemetryError if there are none."""
     arrivals = _arrivals(request.time_range, request.late)
     shape = shapes.survey(len(stream.columns.labels))
     found = server.query(queries.survey(stream), arrivals, shape)
@@ -215,7 +215,7 @@ def _survey(server: Parseable, stream: Stream, request: PullRequest) -> list[Row
 
 
 def _scalar_groups(stream: Stream, surveyed: list[Row]) -> list[Group]:
-    """Counters and gauges: those with few labels together, info and other wide families apart."""
+    """Groups of counters and gauges: one for all with few labels, one per info or wide family."""
     narrow: list[tuple[str, tuple[str, ...]]] = []
     wide: list[tuple[str, tuple[str, ...]]] = []
     for row in surveyed:
@@ -230,7 +230,7 @@ def _scalar_groups(stream: Stream, surveyed: list[Row]) -> list[Group]:
 
 
 def _histogram_groups(stream: Stream, surveyed: list[Row]) -> list[Group]:
-    """Histograms: those whose series share their bounds together, the others with bounds sent."""
+    """Groups of histograms: one for families whose series share bounds, one that sends bounds."""
     rows = [row for row in surveyed if row["wire_kind"] == "histogram"]
     groups = []
     for has_bounds in (False, True):

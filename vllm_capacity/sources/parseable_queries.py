@@ -1,24 +1,23 @@
-"""The SQL sent to Parseable: a survey, the whole of it, or downsampled on the server to the minute.
+"""The SQL sent to Parseable: a survey, all points, or points downsampled to minutes on the server.
 
-Downsampling keeps, per series, minute and run, what a rollup keeps: first and last state, n, and
-the minimum, maximum and sum of a gauge. A run ends where a counter drops (a histogram: its sum or
-any bucket), and where another process answers than before: a counter may have been overtaken,
-unseen, within the minute. Window functions see the points in order of sample time; a point sent
-twice counts once.
+Downsampling keeps the same as a rollup, per series, minute and run: first and last state, n, and
+the minimum, maximum and sum of a gauge. A run ends when a counter drops (for a histogram: its sum
+or any bucket), and when another process answers, since its counter may have passed the old value
+within the minute. Window functions order points by sample time; a point sent twice counts once.
 
-What can be told from the rest is not sent: a last state equal to the first, a maximum equal to the
-minimum, the sum of a constant, a series' labels more than once an hour; of buckets only the growth.
-Times are milliseconds, Parseable's resolution, computed from the epoch: a literal of a time,
-compared with any column, would be taken for a bound on the arrival.
+Values that follow from others are not sent: a last state equal to the first, a maximum equal to
+the minimum, the sum of a constant, a series' labels more than once per hour; of buckets only the
+increases. Times are milliseconds, Parseable's resolution, computed from the epoch, because
+Parseable takes a time literal, compared with any column, for a bound on arrival.
 
-Parseable's columns: what they are called in which version, and the SQL that reads them.
+Also here: the names of Parseable's columns by version, and the SQL that reads them.
 
-The only SQL of the package that is composed, because the columns differ by version and by what was
-ingested. Identifiers come from the stream's own schema and are quoted; literals are escaped. The
-expressions run as they are on DataFusion (over HTTP) and on DuckDB (over the files).
+This is the package's only composed SQL, because columns depend on the version and on the ingested
+data. Identifiers come from the stream's own schema and are quoted; literals are escaped. The
+expressions run unchanged on DataFusion (over HTTP) and on DuckDB (over the files).
 
-Names moved: attributes carried the prefix `metric_` from 2.5.0 to 2.5.8; a value whose type
-disagreed with its column went to a sibling named after the type (`data_point_bucket_counts_list`).
+Names have changed: attributes had the prefix `metric_` from 2.5.0 to 2.5.8; a value whose type did
+not match its column went to a second column named after the type (`data_point_bucket_counts_list`).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from vllm_capacity.telemetry.rows import microseconds
 from vllm_capacity.timerange import TimeRange
 
 _NUMBER, _LIST, _EMPTY_LIST, _TIME, _TEXT = "number", "list", "empty list", "time", "text"
-# Parseable's own columns (every release that was read); whatever else is there is an attribute.
+# Parseable's own columns, in all known releases; every other column is an attribute.
 _FIXED = frozenset(
     {
         "metric_name",
@@ -65,7 +64,7 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class StreamColumns:
-    """How to read one stream: SQL expressions for the columns of `points`, and for each label."""
+    """How to read a stream: SQL expressions for the columns of `points` and for each label."""
 
     fixed: Mapping[str, str]
     labels: Mapping[str, str]
@@ -87,7 +86,7 @@ def literals(texts: Iterable[str]) -> str:
 
 
 def arrow_type(data_type: object) -> str:
-    """The sort of column an Arrow type of `/schema` makes: number, list, empty list, time, text."""
+    """The column type for an Arrow type in `/schema`: number, list, empty list, time or text."""
     if isinstance(data_type, Mapping):
         if "List" in data_type:
             item = data_type["List"]
@@ -98,7 +97,7 @@ def arrow_type(data_type: object) -> str:
 
 
 def duckdb_type(data_type: str) -> str:
-    """The sort of column a DuckDB type makes, in the words of `arrow_type`."""
+    """The column type for a DuckDB type, one of those of `arrow_type`."""
     bare = data_type.replace('"', "")
     if bare.endswith("[]"):
         return _EMPTY_LIST if bare == "NULL[]" else _LIST
@@ -108,9 +107,9 @@ def duckdb_type(data_type: str) -> str:
 
 
 def resolve(stream: str, types: Mapping[str, str]) -> StreamColumns:
-    """How to read a stream with these columns (name → sort).
+    """How to read a stream with these columns (name → type).
 
-    NoTelemetryError where it is empty, SourceError for no stream of OTel metrics.
+    NoTelemetryError if it is empty, SourceError if it is not a stream of OTel metrics.
     """
     if not types:
         raise NoTelemetryError(
@@ -148,7 +147,7 @@ def resolve(stream: str, types: Mapping[str, str]) -> StreamColumns:
 
 
 def duckdb_projection(columns: StreamColumns) -> str:
-    """The select list that turns rows of the store's files into `points`."""
+    """The select list that converts rows of the store's files to `points`."""
     result = ("metric_name", "wire_kind", "instance", "job", "bounds")
     identity = [columns.fixed[name] for name in result]
     chosen = {
@@ -162,7 +161,7 @@ def duckdb_projection(columns: StreamColumns) -> str:
 
 
 def _attributes(types: Mapping[str, str]) -> dict[str, list[str]]:
-    """The columns each attribute may be in, today's name first."""
+    """The columns that each attribute may be in, current name first."""
     found: dict[str, list[str]] = {}
     for column, sort in types.items():
         if _is_fixed(column) or sort != _TEXT:
@@ -213,10 +212,10 @@ AHEAD_SECONDS = 5
 
 @dataclass(frozen=True)
 class Group:
-    """Families asked for together: of one shape, with the labels that any of them has.
+    """Families queried together: they have the same shape, and `labels` has the labels of all.
 
-    `bounds` says that bounds differ between the series of a family and must be sent along; `edges`
-    is how many there are at most.
+    `has_bounds`: bounds differ between the series of a family and must be sent; `edges` is the
+    maximum number of bounds.
     """
 
     metrics: tuple[str, ...]
@@ -227,25 +226,25 @@ class Group:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The columns that tell its series apart."""
+        """The columns that identify its series."""
         return (*_IDENTITY, *self.labels, *(("bounds",) if self.has_bounds else ()))
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream, how to read its columns, and the part of it that is asked for."""
+    """A stream, how to read its columns, and the time range to query."""
 
     name: str
     columns: StreamColumns
     time_range: TimeRange
 
     def during(self, time_range: TimeRange) -> Stream:
-        """The same stream, another part."""
+        """The same stream with another time range."""
         return Stream(self.name, self.columns, time_range)
 
 
 def survey(stream: Stream) -> str:
-    """Which families there are: kind, points, points with each label (`l0` …), bounds as text.
+    """Query for the families: kind, points, points with each label (`l0` …), bounds as text.
 
     grain: one row per family and kind.
     """
@@ -271,7 +270,7 @@ def survey(stream: Stream) -> str:
 
 
 def findings(stream: Stream, metrics: Sequence[str]) -> str:
-    """For the quality report: stale, late and unreadable points, and those ahead of arrival.
+    """Query for the quality report: points stale, late, unreadable, or sampled after arrival.
 
     grain: one row per instance.
     """
@@ -296,14 +295,14 @@ def findings(stream: Stream, metrics: Sequence[str]) -> str:
 
 
 def whole(stream: Stream, group: Group) -> str:
-    """Every point of the group. grain: one row per point."""
+    """Query for every point of the group. grain: one row per point."""
     payload = "s, b" if group.is_histogram else "v"
     names = ", ".join(quoted(name) for name in group.identity)
     return f"select {names}, ms, {payload} from ({_points(stream, group)}) as points"
 
 
 def attempts(stream: Stream) -> str:
-    """Every scrape attempt, packed. grain: one row per (instance, minute), lists in time order."""
+    """Query for all scrape attempts. grain: one row per (instance, minute), lists in time order."""
     group = Group(("up",), ())
     names = ", ".join(group.identity)
     return (
@@ -314,9 +313,9 @@ def attempts(stream: Stream) -> str:
 
 
 def downsampled(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
-    """The group downsampled. grain: one row per (series, run) and hour, or the whole range.
+    """Query for the group, downsampled. grain: one row per (series, run) and hour, or whole range.
 
-    Its lists have an element a minute, in order: `parseable_minutes` unpacks them.
+    Its lists have one element per minute, in order; `parseable_shapes.unpacked` unpacks them.
     """
     names = ", ".join(quoted(name) for name in group.identity)
     series = f"over (partition by {names} order by ms)"
@@ -338,7 +337,7 @@ def downsampled(stream: Stream, group: Group, *, by_minute: bool = True) -> str:
         f"sent as (select {names}, m, r, {columns} from states) "
         f"select {names}, nullif(r, 0) as r, m / 60 as h, {_packed('m % 60')} as m, "
         f"{', '.join(f'{_packed(name)} as {name}' for name in sent)} "
-        # neighbors alike: the answer compresses better
+        # similar neighbors: the answer compresses better
         f"from sent group by {names}, r, m / 60 order by {names}, r"
     )
 
@@ -369,7 +368,7 @@ _SCALAR_SENT = {
 
 
 def _histogram_sent(group: Group) -> dict[str, str]:
-    """Buckets as what they grew by: since the minute before (`fb`), and within the minute (`b`)."""
+    """Buckets as increases: since the previous minute (`fb`), and within the minute (`b`)."""
     buckets = range(1, group.edges + 2)
     since = ", ".join(f"fb[{i}] - coalesce(before[{i}], 0)" for i in buckets)
     within = ", ".join(f"b[{i}] - fb[{i}]" for i in buckets)
@@ -387,12 +386,12 @@ def _before_it(names: str) -> str:
 
 
 def _packed(column: str) -> str:
-    """The column of a series' minutes as one list; nothing where all of it is null."""
+    """A column of a series' minutes as one list; null if all values are null."""
     return f"case when count({column}) > 0 then array_agg({column} order by m) end"
 
 
 def _dropped(group: Group) -> str:
-    """The condition that a new run begins at a point."""
+    """The condition for a new run to begin at a point."""
     is_other = f"abs(started - previous_started) > {SAME_START.total_seconds():g}"
     if not group.is_histogram:
         counts = "wire_kind = 'counter'"
@@ -404,7 +403,7 @@ def _dropped(group: Group) -> str:
 
 
 def _with_start(stream: Stream, group: Group) -> str:
-    """The points of a group, and with each when the process `started` that answered that scrape."""
+    """The points of a group, each with the start time (`started`) of the process that answered."""
     starts = _points(stream, Group((PROCESS_START,), ()))
     result = f"select instance, ms, min(v) as started from ({starts}) as told group by instance, ms"
     return (
@@ -414,7 +413,7 @@ def _with_start(stream: Stream, group: Group) -> str:
 
 
 def _points(stream: Stream, group: Group) -> str:
-    """The points of a group under short names, markers of staleness left out."""
+    """The points of a group under short column names, without staleness markers."""
     fixed = stream.columns.fixed
     chosen = {name: fixed[name] for name in _IDENTITY}
     chosen |= {name: stream.columns.labels[name] for name in group.labels}
@@ -435,7 +434,7 @@ def _points(stream: Stream, group: Group) -> str:
 
 
 def _within(stream: Stream) -> str:
-    """Sampled within the range, in whole milliseconds; never a literal of a time."""
+    """The condition for a sample time within the range, in milliseconds, without time literals."""
     ts, time_range = _ms(stream.columns.fixed["ts"]), stream.time_range
     first, last = (
         -(-microseconds(moment) // 1000) for moment in (time_range.start, time_range.end)
@@ -460,5 +459,5 @@ def _size(expression: str) -> str:
 
 
 def label_names(columns: StreamColumns, row: Mapping[str, int]) -> tuple[str, ...]:
-    """The labels that a family of the survey has, by its counts `l0` …."""
+    """The labels of a family in the survey, according to its counts `l0` …."""
     return tuple(name for index, name in enumerate(columns.labels) if row.get(f"l{index}"))

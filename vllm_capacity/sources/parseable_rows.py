@@ -1,7 +1,6 @@
-"""What Parseable answered, as canonical rows, or as the minutes of a downsampled window.
+"""Converts Parseable's answers to canonical rows, or to the minutes of a downsampled window.
 
-Whose answers they are: the series behind Parseable's rows, and what the quality report gets of
-them.
+It also identifies the series of the answers, and collects findings for the quality report.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ MINUTE_MS: Final = 60_000
 
 
 def instant(column: str) -> pl.Expr:
-    """Milliseconds as an instant, naive UTC."""
+    """A column of milliseconds as times, naive UTC."""
     return pl.from_epoch(pl.col(column) * 1000, time_unit="us")
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Identifies the series of a pull's answers, and remembers them by id."""
+    """Identifies the series in a pull's answers, and collects them by id."""
 
     pulled: Pulled
     children: dict[int, Child]
@@ -61,7 +60,7 @@ class Reader:
     def table(
         self, parts: Sequence[Chunk], payload: Mapping[str, Any], *, is_histogram: bool = False
     ) -> pl.DataFrame:
-        """The parts of one sort as one frame: series_id, alias_priority, scale, payload."""
+        """The scalar or histogram parts as one frame: series_id, alias_priority, scale, payload."""
         by_group: dict[Group, list[pl.DataFrame]] = {}
         for time_range in parts:
             if time_range.group.is_histogram == is_histogram:
@@ -88,7 +87,7 @@ class Reader:
         joined = frame.join(named, on=group.identity, nulls_equal=True)
         if not group.is_histogram:
             return joined
-        # A state whose buckets do not fit its bounds is none.
+        # A state whose buckets do not match its bounds is dropped.
         sizes = {i: len(c.key.bounds or ()) + 1 for i, c in zip(ids, children, strict=True)}
         size = pl.col("series_id").replace_strict(sizes, return_dtype=pl.UInt32)
         buckets = "fb" if "fb" in joined.columns else "b"
@@ -106,7 +105,7 @@ class Reader:
 
     @cached_property
     def jobs(self) -> dict[str, set[str]]:
-        """The jobs that scrape each instance, as its `up` tells."""
+        """The jobs that scrape each instance, from its `up` series."""
         found: dict[str, set[str]] = {}
         pulled = self.pulled
         for time_range in (*pulled.attempts, *pulled.whole, *pulled.downsampled, *pulled.before):
@@ -117,7 +116,7 @@ class Reader:
 
 
 def minutes_of(answers: pl.DataFrame) -> pl.DataFrame:
-    """Downsampled scalars: series_id, alias_priority, ms (of t0), t1_ms, n, first, …."""
+    """Downsampled scalars: series_id, alias_priority, ms (from t0), t1_ms, n, first, …."""
     scale = pl.col("scale")
     lowest = pl.col("lo")
     highest = pl.coalesce("hi", "lo")
@@ -163,7 +162,7 @@ def _clock() -> list[pl.Expr]:
 
 
 def ingest_notes(reader: Reader, children: Iterable[Child]) -> pl.DataFrame:
-    """The findings of the border, one row per (check, instance), duplicates per metric."""
+    """The findings of ingestion, one row per (check, instance), for duplicates also per metric."""
     instances = {child.key.instance for child in children}
     notes = [
         {
@@ -209,11 +208,11 @@ _FINDINGS = (
 )
 
 
-_NONE: Final = dict.fromkeys(FINDING_COLUMNS)  # a null has no key in an answer
+_NONE: Final = dict.fromkeys(FINDING_COLUMNS)  # answers omit the keys of nulls
 
 
 def _twins(reader: Reader) -> pl.DataFrame:
-    """Points the server had twice and counted once, per instance and metric."""
+    """Points that the server had twice and counted once, per instance and metric."""
     parts = reader.pulled.downsampled
     tables = [
         minutes_of(reader.table(parts, MINUTES)),
@@ -249,7 +248,7 @@ MINUTES_SCHEMA: dict[str, Any] = {
     "n": pl.Int32,
     "min": pl.Float64,
     "max": pl.Float64,
-    "sum": pl.Float64,  # of a counter that moved: null, it means nothing and is not sent
+    "sum": pl.Float64,  # null for a counter that changed: meaningless and not sent
 }
 MINUTE_HISTOGRAMS_SCHEMA: dict[str, Any] = {
     "series_id": pl.Int64,
@@ -268,7 +267,7 @@ MINUTE_HISTOGRAMS_SCHEMA: dict[str, Any] = {
 _MERGED = (MINUTES_SCHEMA.keys() | MINUTE_HISTOGRAMS_SCHEMA.keys()) - {
     *("series_id", "minute", "run", "t0", "t1"),
 }
-# The columns of a row, and in which columns of a minute its first and last state hold them.
+# The columns of a row, and the columns of a minute with its first and last state.
 _VALUE = {"value": ("first", "last")}
 _STATE = {"sum": ("first_sum", "sum"), "counts": ("first_counts", "counts")}
 _COUNTED = ("first", "last", "min", "max", "first_sum", "sum")
@@ -276,10 +275,10 @@ _COUNTED = ("first", "last", "min", "max", "first_sum", "sum")
 
 @dataclass(frozen=True)
 class DownsampledRows:
-    """A downsampled pull: the minutes, and the states they begin and end with as rows.
+    """A downsampled pull: the minutes, and their first and last states as rows.
 
-    `minutes` and `minute_histograms` have the columns of the rollup. `rows` holds every scrape
-    attempt (`up`), and of the rest only first and last states: what lies between was not moved.
+    `minutes` and `minute_histograms` have the columns of the rollup. `rows` has every scrape
+    attempt (`up`), but of other series only first and last states; no others were transferred.
     """
 
     rows: Rows
@@ -302,7 +301,7 @@ def whole_rows(pulled: Pulled) -> Rows:
 
 
 def downsampled_rows(pulled: Pulled) -> DownsampledRows:
-    """The minutes of a downsampled pull, and what goes into the canonical tables with them."""
+    """The minutes of a downsampled pull, and the canonical rows that go with them."""
     reader = Reader(pulled, {})
     minutes = _newest(minutes_of(reader.table(pulled.downsampled, MINUTES)))
     histograms = _newest(
@@ -333,7 +332,7 @@ def downsampled_rows(pulled: Pulled) -> DownsampledRows:
 def _relabelled(
     rows: Rows, minutes: pl.DataFrame, histograms: pl.DataFrame
 ) -> tuple[Rows, dict[int, int]]:
-    """The rows with series that went on under other labels as one, and which moved where."""
+    """The rows, with series merged that continued under other labels, and their old to new ids."""
     clock = {
         "ts": instant("ms").dt.replace_time_zone("UTC"),
         "until": instant("t1_ms").dt.replace_time_zone("UTC"),
@@ -347,13 +346,13 @@ def _relabelled(
 
 
 def _possible(minutes: pl.DataFrame) -> pl.DataFrame:
-    """The minutes without those in which a value was such as no server counts."""
+    """The minutes without those that have an impossible value."""
     kept = (name for name in _COUNTED if name in minutes.columns)
     return minutes.filter(is_possible(name) for name in kept)
 
 
 def _restamped(minutes: pl.DataFrame, clock: Correction) -> pl.DataFrame:
-    """The minutes, both their ends at their true times; gone where either was left out."""
+    """The minutes with corrected times at both ends; those that lost an end are removed."""
     for end in ("ms", "t1_ms"):
         ts = instant(end).dt.replace_time_zone("UTC")
         stamped = minutes.with_columns(ts=ts, arrival=pl.lit(None, pl.Int64))
@@ -363,13 +362,13 @@ def _restamped(minutes: pl.DataFrame, clock: Correction) -> pl.DataFrame:
 
 
 def _newest(minutes: pl.DataFrame) -> pl.DataFrame:
-    """Without the rows of an older spelling where a newer one has the same series and minute."""
+    """The minutes without older metric names if a newer name has the same series and minute."""
     best = pl.col("alias_priority").min().over("series_id", pl.col("ms") // MINUTE_MS)
     return minutes.filter(pl.col("alias_priority") == best)
 
 
 def _ends(minutes: pl.DataFrame, columns: Mapping[str, tuple[str, str]]) -> pl.DataFrame:
-    """The states that minutes begin and end with: series_id, alias_priority, ms, `columns`."""
+    """The first and last states of minutes: series_id, alias_priority, ms, `columns`."""
     first = minutes.select(
         "series_id",
         "alias_priority",
@@ -416,7 +415,7 @@ def _rows(
     states: pl.DataFrame,
     before: tuple[pl.DataFrame, pl.DataFrame],
 ) -> Rows:
-    """Canonical rows of the inference servers, with the states before of series that are inside."""
+    """Canonical rows of inference servers; a series in the range includes its state before it."""
     own = serving(reader.children)
     inside = pl.concat([samples.select("series_id"), states.select("series_id")]).unique()
     inside = inside.filter(pl.col("series_id").is_in(pl.Series(list(own)).implode()))
@@ -446,10 +445,10 @@ def _in_time(frame: pl.DataFrame) -> pl.DataFrame:
 def _with_run(
     parts: Sequence[pl.DataFrame], settled: pl.DataFrame, schema: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """The minutes in the rollup's columns, their run the one that the store settled for `t0`.
+    """The minutes in the rollup's columns, with the run that the store determined for `t0`.
 
-    The point before the start may lie in the first minute, and two jobs may have scraped a server
-    in the same one: then both are one.
+    Parts of the same minute are merged: the point before the start may be in the first minute, and
+    two jobs may have scraped a server in the same one.
     """
     begun = settled.select("series_id", "run", ms=pl.col("ts").dt.epoch("ms"))
     minutes = pl.concat([time_range.select(parts[0].columns) for time_range in parts])
@@ -468,9 +467,9 @@ def _with_run(
 
 
 def _merged(column: str, *, is_state: bool) -> pl.Expr:
-    """How a column of the rollup comes from parts of one minute in order of time.
+    """The expression that merges a rollup column from parts of one minute, in time order.
 
-    `is_state`: the minutes are a histogram's, whose `sum` is a state and not an addition.
+    `is_state`: the minutes are a histogram's, whose `sum` is a state and must not be added up.
     """
     value = pl.col(column)
     if column == "sum" and not is_state:

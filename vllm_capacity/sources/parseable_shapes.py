@@ -1,9 +1,9 @@
-"""The shapes of what Parseable answers: every one is checked against them where it enters.
+"""The shapes of Parseable's answers, against which every answer is checked on ingestion.
 
-Rows stay dictionaries, in the columns that were asked for; others are left out. DataFusion writes
-no key for a null, so a column that may be null may be absent.
+Rows stay dictionaries with the requested columns; others are left out. DataFusion omits the keys of
+nulls, so a nullable column may be absent.
 
-Minutes as the downsampling query packs them, a row a series and hour, made a row a minute again.
+Also unpacks the downsampling query's answer, one row per series and hour, to one row per minute.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vllm_capacity.errors import SourceError
 from vllm_capacity.sources.parseable_queries import Group
 
 Rows = list[dict[str, Any]]
-# Times in milliseconds are multiplied by a thousand later on, in 64 bits.
+# Times in milliseconds are multiplied by a thousand later, in 64 bits.
 Integer = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 _Hours = Annotated[int, msgspec.Meta(ge=0, le=24 * 366 * 8000)]  # since the epoch
 _Integers = NotRequired[list[Integer | None] | None]
@@ -30,7 +30,7 @@ _Floats = NotRequired[list[float | None] | None]
 
 
 class About(msgspec.Struct):
-    """What the server says of itself."""
+    """The server's description of itself."""
 
     version: str
 
@@ -42,7 +42,7 @@ class Named(msgspec.Struct):
 
 
 class StreamColumn(msgspec.Struct):
-    """A column of a stream; its Arrow type as Arrow's JSON has it."""
+    """A column of a stream, with its type in Arrow's JSON format."""
 
     name: str
     data_type: str | dict[str, Any]
@@ -61,7 +61,7 @@ class Head(msgspec.Struct):
 
 
 class Payload(msgspec.Struct):
-    """How many points of a type there are lately, and how many of them have a value."""
+    """How many recent points of a type there are, and how many of them have a value."""
 
     metric_type: str
     points: int
@@ -76,7 +76,7 @@ class InsertBatch(msgspec.Struct):
 
 
 class Instance(msgspec.Struct):
-    """A target of the stream: when it was last tried, and last scraped well."""
+    """A target in the stream: the times of its last scrape attempt and last successful scrape."""
 
     instance: str | None = None
     tried: str | None = None
@@ -84,7 +84,7 @@ class Instance(msgspec.Struct):
 
 
 class Info(msgspec.Struct, rename="camel"):
-    """What is kept of a stream beside its columns."""
+    """A stream's metadata apart from its columns."""
 
     latest_event_at: str | None = None
 
@@ -123,26 +123,26 @@ def survey(labels: int) -> type[Rows]:
 
 
 def minutes(group: Group) -> type[Rows]:
-    """The answer to `parseable_queries.downsampled`: lists with an element a minute."""
+    """The answer to `parseable_queries.downsampled`: lists with one element per minute."""
     packed = _HISTOGRAMS if group.is_histogram else _SCALARS
     return _rows({**_identity(group), "r": NotRequired[Integer | None], "h": _Hours, **packed})
 
 
 def points(group: Group) -> type[Rows]:
-    """The answer to `parseable_queries.whole`: a row a point."""
+    """The answer to `parseable_queries.whole`: one row per point."""
     number = NotRequired[float | None]
     value = {"s": number, "b": list[Integer]} if group.is_histogram else {"v": number}
     return _rows({**_identity(group), "ms": Integer, **value})
 
 
 def _rows(columns: Mapping[str, Any]) -> type[Rows]:
-    made: Any = TypedDict  # with columns that only the run knows
+    made: Any = TypedDict  # its columns are known only at run time
     rows: type[Rows] = GenericAlias(list, (made("Row", dict(columns)),))  # type: ignore[assignment]
     return rows
 
 
 def bounds_of(text: str | None) -> tuple[float, ...]:
-    """The bounds of a histogram, as text; none of none. SourceError where they do not ascend."""
+    """A histogram's bounds, parsed from text; empty for none. SourceError if they do not ascend."""
     try:
         bounds = tuple(float(edge) for edge in (text or "").split(",") if edge)
     except ValueError:
@@ -154,7 +154,7 @@ def bounds_of(text: str | None) -> tuple[float, ...]:
 
 
 def require_even(lists: Iterable[Sequence[object] | None]) -> None:
-    """SourceError unless these lists of a row, those that are there, are of one length."""
+    """SourceError unless all lists of a row, apart from None, have the same length."""
     if len({len(each) for each in lists if each is not None}) > 1:
         raise SourceError(
             "Parseable does not answer as it was asked: lists of one row differ in length."
@@ -196,7 +196,7 @@ SPANS: Final = _rows(
 )
 
 
-# The columns of a minute, beside those that tell the series apart.
+# The columns of a minute, apart from those that identify the series.
 MINUTES: dict[str, Any] = {
     **{name: pl.Int64 for name in ("m", "r", "t0", "t1", "n", "twins")},
     **{name: pl.Float64 for name in ("lo", "hi", "total", "f", "l")},
@@ -209,9 +209,9 @@ MINUTE_HISTOGRAMS: dict[str, Any] = {
 
 
 def unpacked(rows: Sequence[dict[str, Any]], group: Group) -> pl.DataFrame:
-    """The answer of a downsampling query, a row a minute and run, in the columns above; maybe none.
+    """The answer to a downsampling query: one row per minute and run, in the columns above.
 
-    Buckets are states again, where the answer has what they grew by.
+    Buckets, which the answer has as increases, are states again. Empty for an empty answer.
     """
     schema = MINUTE_HISTOGRAMS if group.is_histogram else MINUTES
     texts = {name: pl.String for name in group.identity}
@@ -232,7 +232,7 @@ def unpacked(rows: Sequence[dict[str, Any]], group: Group) -> pl.DataFrame:
 
 
 def _states(row: dict[str, Any]) -> dict[str, Any]:
-    """The first and last buckets of each minute of a row, of what they grew by."""
+    """The first and last bucket counts of each minute of a row, from their increases."""
     require_even([*row["fb"], *(row.get("b") or [])])
     since = np.asarray(row["fb"], np.int64)
     grown = row.get("b") or [None] * len(since)

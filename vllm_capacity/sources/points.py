@@ -1,6 +1,6 @@
-"""Tables of loads as people write them down: a CSV of running requests and throughput.
+"""Reads tables of loads: CSV files with running requests and throughput, as people write them.
 
-And the one that `vllm bench sweep serve` writes, whose columns are those of its JSON.
+Also the CSV written by `vllm bench sweep serve`, which has the columns of its JSON.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _RATIO_SLACK = 1.001
 
 
 def read_points(path: Path) -> pl.DataFrame:
-    """A CSV of loads as a frame: its required and optional columns as floats, others left out.
+    """A CSV of loads as a frame: its required and optional columns as floats, without others.
 
-    An empty cell is null. `clients` may stand for running_requests: one of the two is needed. What
-    was offered may be inf: as much as it takes. Raises `InputError` where the file cannot be read,
-    lacks a column, or holds a cell that is no number, is negative or past all measure, or a KV
+    An empty cell is null. `clients` may replace running_requests; one of the two is required. The
+    offered rate may be inf: as much as the server takes. Raises `InputError` if the file cannot be
+    read, lacks a column, or has a cell that is not a number, is negative or above 1e12, or a KV
     ratio above 1.
     """
     table = _table(path)
@@ -52,9 +52,9 @@ def read_points(path: Path) -> pl.DataFrame:
 
 
 def bench_rows(path: Path) -> list[dict[str, object]] | None:
-    """The rows of a `summary.csv` of `vllm bench sweep serve`; None where it is another table.
+    """The rows of a `summary.csv` of `vllm bench sweep serve`; None for any other table.
 
-    Cells that are numbers are numbers, others text, empty ones None.
+    Cells are numbers where possible, else text; empty ones are None.
     """
     table = _table(path)
     if not all(name in table.columns for name in _BENCH):
@@ -71,7 +71,7 @@ def _cell(text: str | None) -> object:
 
 
 def _table(path: Path) -> pl.DataFrame:
-    """The CSV's cells as text, its column names stripped; none of them twice."""
+    """The CSV's cells as text, with stripped column names; InputError for duplicate names."""
     if path.is_dir():
         raise InputError(f"Cannot read {str(path)!r} as a CSV: it is a folder.")
     try:
@@ -87,7 +87,7 @@ def _table(path: Path) -> pl.DataFrame:
 
 
 def _numbers(texts: pl.Series, path: Path) -> pl.Series:
-    """The column as floats, null where empty."""
+    """The column as floats; empty cells are null."""
     bare = texts.str.strip_chars()
     bare = bare.set(bare == "", None)
     numbers = bare.cast(pl.Float64, strict=False)

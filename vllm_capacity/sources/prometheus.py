@@ -1,13 +1,13 @@
-"""Prometheus, and what speaks its API (Thanos, Mimir, VictoriaMetrics): raw samples, not rates.
+"""Reads raw samples, not rates, from Prometheus, Thanos, Mimir or VictoriaMetrics.
 
-An instant query on a range selector, `x[1h]`, answers with the samples as they were scraped; a
-range query would evaluate at steps, at most 11,000 of them. Families are asked for by the hour.
+An instant query on a range selector, `x[1h]`, returns the samples as they were scraped; a range
+query would evaluate at steps, at most 11,000 of them. Families are queried by the hour.
 
-A series a bucket, as Prometheus answers, into one state a scrape, as canonical rows have it.
+Prometheus returns one series per bucket; canonical rows have one state per scrape.
 
-Buckets are cumulative over `le` on the wire, and per bucket here. What a scraper's configuration
-puts on every series of a target (namespace, pod, cluster …) is on that target's `up`, too: that is
-how it is told from the server's own labels. It is kept apart, as the labels of `target_info`.
+Buckets are cumulative over `le` on the wire, and per bucket here. Labels that a scraper's
+configuration adds to every series of a target (namespace, pod, cluster …) are also on the target's
+`up`, which distinguishes them from the server's own labels. They become labels of `target_info`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _STATES: dict[str, Any] = {
     "counts": pl.List(pl.Float64),
 }
 ANSWER: dict[str, Any] = {
-    "metric": pl.String,  # its labels, a JSON object; null of a warning
+    "metric": pl.String,  # the labels as a JSON object; null for a warning
     "ms": pl.List(pl.Int64),
     "value": pl.List(pl.Float64),
     "warning": pl.String,
@@ -72,7 +72,7 @@ _UnixSeconds = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]
 
 
 class Series(msgspec.Struct):
-    """One series of an answer: its labels, and its samples as (Unix seconds, number as text)."""
+    """One series in an answer: its labels, and its samples as (Unix seconds, number as text)."""
 
     metric: dict[str, str]
     values: list[tuple[_UnixSeconds, str]] = []
@@ -80,7 +80,7 @@ class Series(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Families:
-    """What there is to ask for: scalars and histograms by name, with their declared kinds."""
+    """The families to query: names of scalars and histograms, and their declared kinds."""
 
     scalars: tuple[str, ...]
     histograms: tuple[str, ...]
@@ -88,7 +88,7 @@ class Families:
 
 
 def families(names: Sequence[str], kinds: Mapping[str, str]) -> Families:
-    """The families behind metric names, those that border 1 keeps."""
+    """The families behind metric names, only those that ingestion keeps."""
     histograms = [n.removesuffix("_bucket") for n in names if n.endswith("_bucket")]
     parts = {base + suffix for base in histograms for suffix in HISTOGRAM_PARTS}
     return Families(
@@ -100,7 +100,7 @@ def families(names: Sequence[str], kinds: Mapping[str, str]) -> Families:
 
 @dataclass
 class _Known:
-    """The children seen so far, by series id; `targets` are the labels put on, by instance."""
+    """The series seen so far, by id; `targets` has the labels added by the scraper, by instance."""
 
     targets: Mapping[str, set[tuple[str, str]]]
     children: dict[int, Child] = field(default_factory=dict)
@@ -127,10 +127,10 @@ class _Known:
 
 @dataclass
 class SeriesReader:
-    """Collects raw series; a child is one label set, buckets apart from scalars.
+    """Collects raw series; a child is one name and label set, with scalars and buckets separate.
 
-    Only when all are seen is it known which labels a scraper puts on every series of a target:
-    until then samples wait in `raw`, those of scalars apart from those of histograms.
+    Which labels a scraper adds to every series of a target is only known once all are seen. Until
+    then samples are kept in `raw`, those of scalars separate from those of histograms.
     """
 
     found: Families
@@ -140,9 +140,9 @@ class SeriesReader:
     _warnings: Counter[str] = field(default_factory=Counter)
 
     def add(self, answers: Sequence[pl.DataFrame], time_range: TimeRange) -> None:
-        """Take in what was sampled in the range, and how often an answer may not be complete.
+        """Add the samples in the range, and count warnings that an answer may be incomplete.
 
-        SourceError where a series is none of Prometheus'. A sample that came twice counts once.
+        SourceError for an invalid series. A sample received twice counts once.
         """
         answer = pl.concat(answers)
         self._warnings.update(answer["warning"].drop_nulls())
@@ -174,7 +174,7 @@ class SeriesReader:
         return self._children[metric]
 
     def rows(self, spool: Held | Spool) -> RowsInParts:
-        """Everything taken in, as canonical rows; a part for each time that `add` was called."""
+        """Everything that was added, as canonical rows; one part per call of `add`."""
         targets = self._target_labels()
         known = _Known(targets)
         infos = {name: _target_info(name, labels) for name, labels in targets.items()}
@@ -219,7 +219,7 @@ class SeriesReader:
         return pl.DataFrame(notes, schema=INGEST_NOTES_SCHEMA, orient="row")
 
     def _target_labels(self) -> dict[str, set[tuple[str, str]]]:
-        """What the scraper puts on every series of a target, by instance."""
+        """The labels that the scraper adds to every series of a target, by instance."""
         targets: dict[str, set[tuple[str, str]]] = {}
         for name, labels in self._labels:
             if name == "up":
@@ -227,7 +227,7 @@ class SeriesReader:
         return targets
 
     def _named_scalars(self, known: _Known) -> pl.DataFrame:
-        """What the samples of each child are: child, series_id, alias_priority, scale."""
+        """The series of each scalar child: child, series_id, alias_priority, scale."""
         names = set(self.found.scalars)
         rows = []
         for (name, labels), child in self._labels.items():
@@ -245,7 +245,7 @@ class SeriesReader:
 
 @dataclass(frozen=True)
 class _Histograms:
-    """The buckets and sums of histograms, in groups of one family and label set each."""
+    """The buckets and sums of histograms, grouped by family and label set."""
 
     groups: list[tuple[Wire, _Labels]]
     edges: pl.DataFrame
@@ -274,7 +274,7 @@ class _Histograms:
         )
 
     def states(self, raw: pl.DataFrame, known: _Known) -> pl.DataFrame:
-        """The states among these samples, in the columns of `_STATES`."""
+        """The histogram states in these samples, with the columns of `_STATES`."""
         per_scrape = (
             raw.join(self.edges, on="child")
             .sort("group", "ms", "edge")
@@ -306,9 +306,9 @@ class _Histograms:
 
 
 def _target_info(instance: str, labels: Collection[tuple[str, str]]) -> Child | None:
-    """The series that keeps the labels of a target; None where it has none but its name and job.
+    """The series that keeps a target's labels; None if it has only its instance and job.
 
-    A label that changed while it was scraped has the last of its values, by name.
+    A label that changed during the range has the alphabetically last of its values.
     """
     own = {name: value for name, value in sorted(labels) if value and is_label(name)}
     if not own:
@@ -329,7 +329,7 @@ def _of_series(part: Callable[[], Tables], kept: pl.Series) -> Tables:
 
 
 def _answer_frame(found: Samples) -> pl.DataFrame:
-    """An answer as it is kept: a row a series that has samples, and a row a warning."""
+    """An answer as a frame: one row per series with samples, and one row per warning."""
     lengths = [len(each.values) for each in found.series]
     pairs = [pair for each in found.series for pair in each.values]
     seconds = np.array([moment for moment, _ in pairs], np.float64)
@@ -358,7 +358,7 @@ def _numbers(texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _edge(text: str | None) -> float | None:
-    """The bound of a bucket; None where there is none to be read."""
+    """The bound of a bucket; None if it is missing or invalid."""
     try:
         edge = float(text or "")
     except ValueError:
@@ -367,17 +367,17 @@ def _edge(text: str | None) -> float | None:
 
 
 def declared_kind(declared: str) -> str:
-    """The declared type in our words; empty where none was declared."""
+    """The declared type if it is counter or gauge, else empty."""
     return declared if declared in ("counter", "gauge") else ""
 
 
-_QUESTION_SECONDS = 60.0  # for what is asked about the server; a query has the client's own time
+_QUESTION_SECONDS = 60.0  # for requests about the server; queries use the client's timeout
 _Data = TypeVar("_Data")
 _Answer = TypeVar("_Answer")
 
 
 class _Success(msgspec.Struct, Generic[_Data]):
-    """A good answer. `warnings`: what is in it may not be all there is (Thanos, Mimir)."""
+    """A successful answer; `warnings` say that it may be incomplete (Thanos, Mimir)."""
 
     status: Literal["success"]
     data: _Data
@@ -385,13 +385,13 @@ class _Success(msgspec.Struct, Generic[_Data]):
 
 
 class _Refusal(msgspec.Struct):
-    """What else it says."""
+    """An error answer."""
 
     error: str = ""
 
 
 class _Declared(msgspec.Struct):
-    """What a family was declared as."""
+    """The declared type of a family."""
 
     type: str
 
@@ -405,7 +405,7 @@ class _Matrix(msgspec.Struct, rename="camel"):
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw samples, and the server's warnings that there may be more than these."""
+    """Raw samples, and the server's warnings that they may be incomplete."""
 
     series: list[Series]
     warnings: list[str]
@@ -413,9 +413,9 @@ class Samples:
 
 @dataclass(frozen=True)
 class Prometheus:
-    """One server, and which of its series are asked for; None: all there are.
+    """A Prometheus server; `only` selects the series to query (None: all).
 
-    `pause` waits between attempts, so that tests need not.
+    `pause` waits between attempts (tests replace it).
     """
 
     client: httpx.Client
@@ -424,7 +424,7 @@ class Prometheus:
 
     @property
     def address(self) -> str:
-        """Where it is, for messages and notes: without credentials."""
+        """The server's address for messages and notes, without credentials."""
         return address(self.client)
 
     def names(self, time_range: TimeRange) -> list[str]:
@@ -435,26 +435,26 @@ class Prometheus:
         return sorted(self._get("/api/v1/label/__name__/values", asked, list[str]))
 
     def _selector(self, names: str, *more: str) -> str:
-        """The series whose names match, among those that are asked for; `more` are matchers."""
+        """The selector for series with matching names within `only`; `more` are matchers."""
         among = [] if self.only is None else [self.only.bare]
         matchers = ",".join([f'__name__=~"{names}"', *among, *more])
         return f"{{{matchers}}}"
 
     def kinds(self) -> dict[str, str]:
-        """What each family was declared as; empty for a server that does not keep it."""
+        """The declared type of each family; empty if the server does not keep it."""
         try:
             found = self._get("/api/v1/metadata", {}, dict[str, list[_Declared]])
         except SourceError:
-            return {}  # Thanos and Mimir may not have it; names and the catalogue must do
+            return {}  # Thanos and Mimir may lack it; names and the catalogue are used instead
         return {name: entries[0].type for name, entries in found.items() if entries}
 
     def samples(
         self, names: Sequence[str], time_range: TimeRange, *, instances: Sequence[str] = ()
     ) -> Samples:
-        """The raw samples of these metrics in [start, end): Prometheus' `matrix`.
+        """The raw samples of these metrics in [start, end), as Prometheus' `matrix`.
 
-        Of all targets, or of those with these instances. Ranges are open at the left in Prometheus
-        3 and closed before: there, the last sample of the hour before may come twice.
+        `instances` limits the targets; empty: all. Ranges are left-open in Prometheus 3 but closed
+        in earlier versions, which may return the last sample of the previous hour again.
         """
         length_ms = int(time_range.seconds * 1000)
         of = (f'instance=~"{_pattern(instances)}"',) if instances else ()
@@ -467,20 +467,21 @@ class Prometheus:
     def answer(
         self, names: Sequence[str], time_range: TimeRange, *, instances: Sequence[str] = ()
     ) -> pl.DataFrame:
-        """The same as a frame, with the server's warnings."""
+        """The same as `samples`, as a frame, with the server's warnings."""
         return _answer_frame(self.samples(names, time_range, instances=instances))
 
     def minute_ends(self, names: Sequence[str], minutes: TimeRange) -> pl.DataFrame:
-        """The last value of these metrics' series in every minute that has one, as `answer` has it.
+        """The last value per minute of these metrics' series, in the columns of `answer`.
 
-        `ms` is the last millisecond of the minute, whenever in it the value was sampled.
+        `ms` is the last millisecond of the minute, whenever in it the value was sampled. Minutes
+        without a value are left out.
         """
         return self._by_minute(f"last_over_time({self._selector(_pattern(names))}[1m])", minutes)
 
     def resets(self, names: Sequence[str], minutes: TimeRange) -> pl.DataFrame:
-        """Targets (instance, job) and minutes in which a series of these metrics fell.
+        """The targets (instance, job) and minutes in which a series of these metrics decreased.
 
-        Or in the minute before, or from one to the next. As `answer` has it.
+        The decrease may also be in the previous minute, or between the two. Columns as in `answer`.
         """
         fell = (
             f"max by (instance, job) (resets({self._selector(_pattern([name]))}[2m])) > 0"
@@ -520,7 +521,7 @@ class Prometheus:
 
 
 def _pattern(words: Sequence[str]) -> str:
-    """A regular expression of PromQL that matches these words."""
+    """A PromQL regular expression that matches these words."""
     return "|".join(re.escape(word).replace("\\", "\\\\") for word in words)
 
 
@@ -529,7 +530,7 @@ def _seconds(moment: datetime) -> str:
 
 
 def _require_success(response: httpx.Response, at: str) -> None:
-    """Every status but 200 as an error that says what to do."""
+    """Raise an error that says what to do for every status except 200."""
     status = response.status_code
     if status == 200:
         return

@@ -1,7 +1,7 @@
-"""Rows of CSV, JSON, JSON lines, Parquet and text of a given format, and what stands in them.
+"""Reads rows and fields from CSV, JSON, JSON lines, Parquet, and text in a given format.
 
-What a column is called is told, or found among usual names; a dot reaches into an object. Each row
-comes with its line; a line that is none comes with the reason.
+Column names are given by the caller or found among common names; a dot reaches into an object.
+Each row has its line number; an unreadable line has the reason instead of a row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vllm_capacity.timerange import parse_instant
 
 Row = Mapping[str, Any]
 Sources = Mapping[str, tuple[tuple[str, ...], ...]]
-"""For each field the paths at which it may stand in a row."""
+"""For each field, the paths where it may be in a row."""
 
 _NOTHING = frozenset(("", "-", "null", "none", "nan"))
 _EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
@@ -34,7 +34,7 @@ _GZIP = b"\x1f\x8b"
 
 
 def pairs(text: str) -> dict[str, str]:
-    """`a=b,c=d` as a mapping; empty for empty text. InputError for what is no such list."""
+    """`a=b,c=d` as a mapping; empty for empty text. InputError for any other format."""
     found: dict[str, str] = {}
     for each in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (part.strip() for part in each.partition("="))
@@ -47,7 +47,7 @@ def pairs(text: str) -> dict[str, str]:
 def given_columns(
     columns: str | Mapping[str, str] | None, fields: Mapping[str, tuple[str, ...]]
 ) -> dict[str, str]:
-    """What is said of a file's columns, by field; InputError for one that is not read."""
+    """The given column names, by field; InputError for an unknown field."""
     given = pairs(columns) if isinstance(columns, str) else dict(columns or {})
     if unknown := given.keys() - fields.keys():
         raise InputError(
@@ -57,7 +57,7 @@ def given_columns(
 
 
 def sources(fields: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> Sources:
-    """For each field the names told, or the usual ones, each whole and cut at its dots."""
+    """For each field, the given name or else the common ones, both whole and split at dots."""
     named = {name: (given[name],) if name in given else usual for name, usual in fields.items()}
     return {
         name: tuple(
@@ -68,7 +68,7 @@ def sources(fields: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> 
 
 
 def found(row: Row, paths: tuple[tuple[str, ...], ...]) -> Any:  # noqa: ANN401  what JSON has
-    """What stands at the first of the paths that has anything; None for nothing."""
+    """The value at the first path that has one; None if no path does."""
     for path in paths:
         value = _at(row, path)
         if value is not None:
@@ -77,7 +77,7 @@ def found(row: Row, paths: tuple[tuple[str, ...], ...]) -> Any:  # noqa: ANN401 
 
 
 def _at(row: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401  what JSON has
-    """What stands at the path, None for nothing; text that holds an object is read as one."""
+    """The value at the path, None if there is none; text that holds a JSON object is parsed."""
     for name in path:
         if isinstance(row, str) and row.startswith("{"):
             try:
@@ -115,7 +115,7 @@ def instant(value: Any) -> datetime:  # noqa: ANN401  what JSON has
 
 
 def raw_rows(path: Path, log_format: str | None) -> Iterator[tuple[int, Row | str]]:
-    """Each row with its line (of Parquet, its place); text instead of a row: why it is none."""
+    """Each row with its line (for Parquet, its position); an unreadable row is text saying why."""
     try:
         if path.suffix == ".parquet":
             yield from enumerate(pl.read_parquet(path).iter_rows(named=True), 1)
@@ -161,7 +161,7 @@ def _object(value: Any) -> Mapping[str, Any] | str:  # noqa: ANN401  what JSON h
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row | str]]:
-    csv.field_size_limit(1 << 27)  # LiteLLM logs whole messages, where it is told to
+    csv.field_size_limit(1 << 27)  # LiteLLM logs whole messages if configured to
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         head = [name.strip() for name in next(reader)]
@@ -175,7 +175,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row | str]]:
 
 
 def _formatted(text: str, log_format: str) -> Iterator[tuple[int, Row | str]]:
-    """The lines of a text log by nginx's `log_format`: `$name` stands for what it logs there."""
+    """The rows of a text log in nginx's `log_format`; a `$name` in it becomes a field."""
     pattern = _pattern(log_format)
     for line, each in enumerate(text.splitlines(), 1):
         if each.strip():

@@ -1,9 +1,9 @@
-"""vLLM's request spans in Parseable's traces stream: where the time of each request went.
+"""Reads vLLM's request spans from Parseable's traces stream: where each request's time went.
 
-One span a finished request, `llm_request`; its attributes hold what the histograms only sum up. The
-spans of start-up carry other names and are left out. Span attributes that were integers are text in
-Parseable. A span says neither which engine nor which model: the resource's instance is an id of the
-process's own, so a span meets a window's engines only in time.
+There is one span, `llm_request`, per finished request; its attributes hold per request what
+histograms only aggregate. Startup spans have other names and are left out. Integer span attributes
+are text in Parseable. A span names neither engine nor model, and its resource's instance is an id
+internal to the process, so spans can be matched to a window's engines only by time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TRACES_SCHEMA: Final[dict[str, Any]] = {
     "queue_seconds": pl.Float64,
     "prefill_seconds": pl.Float64,
     "decode_seconds": pl.Float64,
-    "other_seconds": pl.Float64,  # e2e less the three: tokenising, and waiting for a running step
+    "other_seconds": pl.Float64,  # e2e minus these three: tokenizing, waiting for a running step
     "prompt_tokens": pl.Int64,
     "completion_tokens": pl.Int64,
 }
@@ -63,7 +63,7 @@ def traces_from_server(
 ) -> pl.DataFrame:
     """The requests that began in the range, slowest first, in the columns of `TRACES_SCHEMA`."""
     sql = _query(quoted(stream), server.columns(stream), stream, time_range)
-    # A span is sent when its request is done, and late by as much again as the queue was cut off.
+    # A span is sent when its request is finished, and later still if the queue was cut off.
     arrivals = TimeRange(time_range.start - SKEW, time_range.end + late)
     return _traces(pl.DataFrame(server.query(sql, arrivals, shapes.SPANS), schema=_ANSWER))
 
@@ -71,7 +71,7 @@ def traces_from_server(
 def traces_from_files(
     store: Store, stream: str, time_range: TimeRange | None = None, *, late: timedelta = LATE
 ) -> pl.DataFrame:
-    """The same from the store's own files; without a range, all of the stream."""
+    """The same as `traces_from_server`, from the store's files; without a range, all requests."""
     files = stream_files(store, stream, time_range, late=late)
     with closing(duckdb.connect()) as connection:
         store.prepare(connection)
@@ -93,7 +93,7 @@ _ANSWER: Final[dict[str, Any]] = {
 def _query(
     table: str, columns: Mapping[str, str], stream: str, time_range: TimeRange | None
 ) -> str:
-    """One row per request span; a stream without spans of vLLM's is a SourceError."""
+    """The query for one row per request span; SourceError if the stream has no vLLM spans."""
     if "span_name" not in columns or _NUMBERS["e2e_seconds"] not in columns:
         raise SourceError(
             f"Stream {stream!r} holds no request spans of vLLM's. Start vLLM with "
@@ -116,7 +116,7 @@ def _query(
 
 
 def _traces(answer: pl.DataFrame) -> pl.DataFrame:
-    """The answer in `TRACES_SCHEMA`, a span sent twice counted once, slowest first."""
+    """The answer in `TRACES_SCHEMA`, slowest first; a span sent twice counts once."""
     phases = pl.col("queue_seconds") + pl.col("prefill_seconds") + pl.col("decode_seconds")
     start = pl.from_epoch(pl.col("start_ms") * 1000, time_unit="us").dt.replace_time_zone("UTC")
     return (
@@ -128,9 +128,9 @@ def _traces(answer: pl.DataFrame) -> pl.DataFrame:
 
 
 def where_time_went(traces: pl.DataFrame, *, slowest: int) -> pl.DataFrame:
-    """The share of each phase in the time of all requests, and of the slowest ones.
+    """Each phase's share of the time of all requests, and of the slowest ones.
 
-    One row per phase: phase, all_ratio, slowest_ratio, 0 to 1. Null where nothing was traced.
+    One row per phase: phase, all_ratio, slowest_ratio, 0 to 1. Null if nothing was traced.
     """
     rows = []
     for phase in PHASES:
@@ -149,8 +149,9 @@ def _share(traces: pl.DataFrame, phase: str) -> float | None:
 def with_regimes(traces: pl.DataFrame, regimes: pl.DataFrame) -> pl.DataFrame:
     """The traces with `regime`: that of the window's engines when the request began.
 
-    `regimes` has start, end, engine, regime. Several engines in several regimes are all named, for
-    a span does not say on which it ran; null outside the window. InputError where all are outside.
+    `regimes` has start, end, engine, regime. If engines were in different regimes, all are listed,
+    since a span does not name its engine; null outside the window. InputError if all requests are
+    outside.
     """
     met = (
         traces.select("trace_id", "request_id", "start")

@@ -1,11 +1,11 @@
-"""What gateways log of requests: whose it was, when, its tokens. A row per request, or per several.
+"""Reads gateway logs: key, time and tokens of requests, one row per request or per several.
 
 LiteLLM's spend logs (the table LiteLLM_SpendLogs as CSV, JSON, JSON lines or Parquet), access logs
-of the Envoy AI gateway (JSON lines) and of nginx (JSON, or text of a given `log_format`), and any
-CSV or Parquet. What a column is called is told by `columns`, or found among the usual names.
+of the Envoy AI gateway (JSON lines) and of nginx (JSON, or text in a given `log_format`), and any
+CSV or Parquet. Column names come from `columns` or are found among common names.
 
-A row that cannot be read is counted, with its line and the reason; it stops nothing. Keys are
-hashed here, so that none goes any further, unless they are asked for.
+Unreadable rows are counted and skipped, with line and reason. Keys are hashed here, so that none
+is passed on, unless requested.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ USAGE_SCHEMA: dict[str, Any] = {
     "output_tokens": pl.Float64,
     "requests": pl.Float64,
 }
-"""A row of a log: `cached_tokens` and `model` are null where the log does not say; `start` is `end`
-where it has one time only; `requests` are how many it stands for."""
+"""A row of a log: `cached_tokens` and `model` are null if not logged; `start` equals `end` if the
+log has only one time; `requests` is the number of requests that the row covers."""
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "key": ("api_key", "key", "tenant", "tenant_id", "team", "team_id", "user"),
@@ -64,13 +64,13 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
                "genai_tokens_output", "llm_output_token", "output"),
     "requests": ("requests", "api_requests"),
 }  # fmt: skip
-"""What is read of a row, and how the usual logs call it; a dot reaches into an object.
+"""The fields that are read, with their names in common logs; a dot reaches into an object.
 
-Not LiteLLM's cache_read_input_tokens, which is 0 where nobody said so."""
+LiteLLM's cache_read_input_tokens is not used, because it is 0 when unknown."""
 
 KEYS_SECRET = "VLLM_CAPACITY_KEYS_SECRET"
-"""The variable of the environment with the secret that keys are hashed with."""
-_ANSWERED_BY_GATEWAY = "cache_hit"  # LiteLLM's: the tokens are those of an earlier answer
+"""The environment variable with the secret for hashing keys."""
+_ANSWERED_BY_GATEWAY = "cache_hit"  # LiteLLM's: tokens are those of an earlier answer
 _MOST_TOKENS = 1e12
 _EXAMPLES, _SHOWN = 5, 12
 _HASHED = re.compile(r"[0-9a-f]{64}")
@@ -78,10 +78,10 @@ _HASHED = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Keys:
-    """How keys are written: the first digits of a keyed hash, or as they are.
+    """How keys are shown: as the first digits of a keyed hash, or unchanged.
 
-    Without a `secret` whoever guesses a key can check the guess. LiteLLM's are hashed already and
-    keep their first digits, by which LiteLLM finds them.
+    Without a `secret`, anyone who guesses a key can verify the guess. LiteLLM's keys are already
+    hashed and keep their first digits, by which they can be found in LiteLLM.
     """
 
     secret: str = ""
@@ -90,7 +90,7 @@ class Keys:
     _taken: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def written(self, key: str) -> str:
-        """The key as it is shown; no two are written alike."""
+        """The key as shown; different keys are shown differently."""
         if self.are_shown:
             return key
         if key not in self._known:
@@ -108,10 +108,10 @@ class Keys:
 
 @dataclass(frozen=True, repr=False)
 class LogFile(Record):
-    """What one log held: rows read, and those left out, each kind with its count.
+    """The contents of one log: the number of rows read, and of rows left out, by kind.
 
-    `malformed` rows could not be read, `examples` says why of the first. `without_tokens` are no
-    answers of a model, or those of one that failed; `from_gateway_cache` never reached a server.
+    `malformed` rows could not be read; `examples` has the first reasons. `without_tokens` rows are
+    not a model's answers, or failed; `from_gateway_cache` rows never reached a server.
     """
 
     name: str
@@ -124,7 +124,7 @@ class LogFile(Record):
 
 @dataclass(frozen=True)
 class UsageLog:
-    """The rows of one or several logs (`USAGE_SCHEMA`), and what was left out of each."""
+    """The rows of one or more logs (`USAGE_SCHEMA`), and what was left out of each."""
 
     frame: pl.DataFrame
     files: tuple[LogFile, ...]
@@ -137,10 +137,10 @@ def read_usage(
     log_format: str | None = None,
     keys: Keys | None = None,
 ) -> UsageLog:
-    """The logs as one frame. `columns` says how they call what: "key=x-tenant".
+    """The logs as one frame; `columns` maps fields to their columns: "key=x-tenant".
 
-    `log_format` is nginx's, where a log is its text. InputError for a file that cannot be read, or
-    of which no row can be: it names the columns that there are.
+    `log_format` is nginx's, for a text log. InputError if a file cannot be read or has no readable
+    row; it lists the file's columns.
     """
     given = given_columns(columns, FIELDS)
     written = keys or Keys()
@@ -171,7 +171,7 @@ class _Rows:
         self._examples: list[str] = []
 
     def add(self, line: int, row: Mapping[str, Any] | str) -> None:
-        """A row, or the reason why its line is none."""
+        """Add a row, or the reason why its line is unreadable."""
         self._seen += 1
         try:
             if isinstance(row, str):
@@ -218,7 +218,7 @@ class _Rows:
             column.append(each)
 
     def frame(self) -> pl.DataFrame:
-        """The rows; InputError where none could be read, which says what the file has."""
+        """The rows; InputError, with the file's columns, if none could be read."""
         frame = pl.DataFrame(self._columns, schema=USAGE_SCHEMA)
         if frame.is_empty() and self._seen and not self._from_cache:
             raise InputError(self._nothing())
@@ -235,7 +235,7 @@ class _Rows:
         )
 
     def file(self) -> LogFile:
-        """What the file held."""
+        """The counts of rows in the file."""
         return LogFile(
             self._path.name,
             len(self._columns["key"]),
@@ -259,7 +259,7 @@ def _tokens(value: Any, what: str) -> float | None:  # noqa: ANN401  what JSON h
 
 
 def _times(value: Mapping[str, Any]) -> tuple[datetime, datetime]:
-    """When the request began and ended; one instant where no more is said."""
+    """When the request began and ended; the same time if only one is known."""
     start = None if value["start"] is None else instant(value["start"])
     end = None if value["end"] is None else instant(value["end"])
     length = _tokens(value["seconds"], "seconds")
