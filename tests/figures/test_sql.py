@@ -43,7 +43,7 @@ class Case:
     samples: list[tuple] = field(default_factory=list)
     histograms: list[tuple] = field(default_factory=list)
     minutes: list[tuple] = field(default_factory=list)
-    ingest_notes: list[tuple] = field(default_factory=list)
+    intake: list[tuple] = field(default_factory=list)
 
 
 def at(seconds):
@@ -364,7 +364,7 @@ INTAKE_NOTES = (
         "check instance subject detail count first_ts",
         [("late", "a", "x", "d", 5, 10), ("late", "a", "y", "d", 7, None)],
         {"start": 10, "end": 30},
-        ingest_notes=[
+        intake=[
             *(("late", "a", 10, "x", "d", 2), ("late", "a", 20, "x", "d", 3)),
             *(("late", "a", 30, "x", "d", 9), ("late", "a", 0, "x", "d", 9)),
             ("late", "a", None, "y", "d", 7),
@@ -378,7 +378,7 @@ CONTRADICTED = (
         "the scrapes left out of each target, of whatever time, with their reasons side by side",
         "instance detail scrapes",
         [("a", "one; two", 5), ("b", "one", 7)],
-        ingest_notes=[
+        intake=[
             *(("contradicted", "a", 0, "x", "two", 3), ("contradicted", "a", 99, "x", "one", 2)),
             *(("contradicted", "b", None, "x", "one", 7), ("late", "a", 0, "x", "one", 9)),
         ],
@@ -392,7 +392,7 @@ UNCOUNTED = (
         "instance metric grown",
         [("a", TOKENS, 5.0), ("b", TOKENS, 7.0)],
         {"metrics": [TOKENS, TTFT]},
-        ingest_notes=[
+        intake=[
             *(("uncounted", "a", 0, TOKENS, "d", 3), ("uncounted", "a", None, TOKENS, "d", 2)),
             *(("uncounted", "b", None, TOKENS, "d", 7), ("uncounted", "a", 0, REQUESTS, "d", 9)),
             ("contradicted", "a", 0, TOKENS, "d", 9),
@@ -406,7 +406,7 @@ UNTIMED = (
         "a row per target and time, once, the one without a time too",
         "instance ts reason",
         [("a", 5, "d"), ("a", None, "d"), ("b", 9, "d")],
-        ingest_notes=[
+        intake=[
             *(("untimed", "a", 5, "a", "d", 1), ("untimed", "a", 5, "a", "other", 1)),
             *(("untimed", "a", None, "a", "d", 1), ("untimed", "b", 9, "b", "d", 1)),
             ("contradicted", "c", 0, "c", "d", 9),
@@ -429,7 +429,7 @@ RELABELLED = (
             *((1, 0, 0, 5), (1, 0, 10, 8), (1, 0, 20, 99), (2, 0, 5, 2), (2, 0, 20, 4)),
             *((3, 0, 5, 50), (4, 0, 5, 60), (5, 0, 5, 70)),
         ],
-        ingest_notes=[
+        intake=[
             *(("relabelled", "a", 10, TOKENS, "d", 1), ("relabelled", "a", 20, TOKENS, "d", 2)),
             *(("relabelled", "a", 0, TOKENS, "d", 9), ("relabelled", "a", 30, TOKENS, "d", 9)),
             *(("respelled", "a", 20, RUNNING, "d", 1), ("late", "a", 20, TOKENS, "d", 9)),
