@@ -1,1 +1,1 @@
-"""Facts that hold without any telemetry: vLLM's metric families, GPUs, prices, model shapes."""
+"""Facts that need no telemetry: vLLM's metric families, GPUs, prices, model shapes."""

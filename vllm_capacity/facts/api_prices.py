@@ -1,4 +1,4 @@
-"""What an API charges for a model: two numbers that a user gives."""
+"""The price of a model at an API: two numbers that the user gives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ApiPrice:
     usd_per_million_output: float
 
     def __post_init__(self) -> None:
-        """Refuse a price that is no price."""
+        """Raise InputError for rates that are negative, not finite, or both 0."""
         rates = (self.usd_per_million_input, self.usd_per_million_output)
         if not all(math.isfinite(rate) and rate >= 0 for rate in rates) or not any(rates):
             raise InputError(
@@ -30,12 +30,12 @@ class ApiPrice:
         return f"API {rates} per M in/out (given)"
 
     def usd_per_request(self, *, input_tokens: float, output_tokens: float) -> float:
-        """What the API charges for one request of those lengths."""
+        """The API's charge in USD for one request with these token counts."""
         return (
             input_tokens * self.usd_per_million_input + output_tokens * self.usd_per_million_output
         ) / 1e6
 
 
 def given_api_price(usd_per_million_input: float, usd_per_million_output: float) -> ApiPrice:
-    """A price given as two numbers; InputError where they are none."""
+    """A price given as two numbers; raises InputError if they are not valid rates."""
     return ApiPrice(usd_per_million_input, usd_per_million_output)

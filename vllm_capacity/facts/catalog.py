@@ -1,4 +1,4 @@
-"""The fact tables side by side, as rows of names and values: to list, to search, to show."""
+"""The fact tables in one common form, so that their rows can be listed, searched and shown."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vllm_capacity.facts.tables import is_own, own_path
 
 @dataclass(frozen=True)
 class FactRow:
-    """A row of a table: its name, its values by column, where they are from.
+    """A row of a table: its name, its values by column, and their source.
 
-    `source` holds for every value of the row; the user's own rows begin it with `OWN`.
+    `source` covers every value of the row; in the user's own rows it begins with `OWN`.
     """
 
     name: str
@@ -30,15 +30,15 @@ class FactRow:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is the user's own."""
+        """Whether it is one of the user's own rows."""
         return is_own(self.source)
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """A table of facts: its file, its rows, what names a row, and the columns a list shows.
+    """A fact table: its file, its rows, the name of a row, and the columns that a listing shows.
 
-    `shown` are column and title.
+    `shown` holds (column, title) pairs.
     """
 
     file: str
@@ -71,9 +71,9 @@ CATALOGS: Mapping[str, Catalog] = {
 
 
 def find_rows(table: str, words: Sequence[str] = ()) -> tuple[FactRow, ...]:
-    """The rows of a table that have every word in their name or a value, the user's own first.
+    """The rows of a table whose name or values contain every word, the user's own first.
 
-    Case is ignored. InputError where no row has them, with how many rows there are.
+    Case is ignored. Raises InputError, with the number of rows, if none matches.
     """
     catalog = CATALOGS[table]
     rows = [_row(catalog, row) for row in catalog.rows()]
@@ -88,7 +88,7 @@ def find_rows(table: str, words: Sequence[str] = ()) -> tuple[FactRow, ...]:
 
 
 def own_tables() -> Mapping[str, tuple[int, Path | None]]:
-    """Of each table how many rows there are, and the user's own file, None without one."""
+    """For each table, its number of rows and the user's own file (None without one)."""
     return {
         name: (len(catalog.rows()), own_path(catalog.file)) for name, catalog in CATALOGS.items()
     }

@@ -1,10 +1,10 @@
-"""The mapping file: how many GPUs each instance has and what they cost, from when to when.
+"""The mapping file: how many GPUs each instance has, their price, and from when to when.
 
 A CSV or YAML list of rules. Each has `instance` (a pattern such as `gpu-a*:8000`) or `match` (label
 matchers of the target, such as `{namespace="team-a"}`), or both; `gpus_per_engine`; and `price` (a
-row's name) or `usd_per_hour` (per GPU). It may have `from` and `until`. For an instance and an
-instant the first rule that matches both counts; hours that no rule covers leave the price unknown,
-with the hours named.
+row's name) or `usd_per_hour` (per GPU). It may have `from` and `until`. The first rule that matches
+both instance and time applies. If no rule covers some hours, the price is unknown, and the reason
+names those hours.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _COLUMNS = {"instance", "match", "gpus_per_engine", "price", "usd_per_hour", "fr
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a mapping file; times are aware UTC, None where open.
+    """One rule of a mapping file; times are aware UTC, None if open.
 
-    `only` are the labels that targets must have; `instances` those that do, once labels are known
-    (`of_targets`): until then such a rule covers none.
+    `only` are the labels that targets must have. `instances` are the targets that have them, set
+    by `of_targets` once labels are known; until then such a rule covers none.
     """
 
     pattern: str
@@ -49,7 +49,7 @@ class Rule:
     instances: frozenset[str] = frozenset()
 
     def covers(self, instance: str, at: datetime) -> bool:
-        """Whether the rule speaks for that instance at that instant."""
+        """Whether the rule applies to that instance at that time."""
         return (
             fnmatchcase(instance, self.pattern)
             and (self.only is None or instance in self.instances)
@@ -60,9 +60,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Rate:
-    """What an engine had over a time: GPUs (a mean over its hours) and USD per GPU-hour.
+    """GPUs of an engine (the mean over its hours) and USD per GPU-hour, over a time range.
 
-    GPUs × price × hours is exactly the sum over the rules' stretches.
+    GPUs × price × hours equals the sum over the periods of the rules exactly.
     """
 
     gpus_per_engine: float
@@ -70,7 +70,7 @@ class Rate:
 
 
 def load_fleet(path: Path) -> tuple[Rule, ...]:
-    """The rules of a mapping file (`.csv`, `.yaml`, `.yml`), in its order."""
+    """The rules of a mapping file (`.csv`, `.yaml`, `.yml`), in file order."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -82,7 +82,7 @@ def load_fleet(path: Path) -> tuple[Rule, ...]:
 
 
 def of_targets(rules: Sequence[Rule], labels: Mapping[str, Mapping[str, str]]) -> tuple[Rule, ...]:
-    """The rules for targets with these labels, by instance."""
+    """The rules with `instances` set, given the labels of each target by instance."""
     return tuple(
         rule
         if rule.only is None
@@ -97,7 +97,7 @@ def of_targets(rules: Sequence[Rule], labels: Mapping[str, Mapping[str, str]]) -
 def rate_in_force(rules: Sequence[Rule], instance: str, billed: TimeRange) -> Rate:
     """The GPUs and the price of an instance over its billed time.
 
-    A change within it gives the mean over GPU-hours, its basis naming every stretch.
+    If they change within it, the price is the mean over GPU-hours; its basis names every period.
     """
     cuts = {billed.start, billed.end}
     for rule in rules:
@@ -152,7 +152,7 @@ def _yaml_rows(text: str, path: Path) -> list[Mapping[str, Any]]:
         raise InputError(
             f"The mapping file {path} is nested too deeply for a list of rules."
         ) from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a date or number that is none
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # or an invalid date or number
         raise InputError(f"The mapping file {path} is not YAML: {error}.") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"The mapping file {path} must be a list of rules.")
@@ -206,6 +206,6 @@ def _instant(cell: object) -> datetime | None:
 
 def _number(cell: object, column: str, where: str) -> float:
     try:
-        return float(str(cell))  # a yes or no of YAML is no number
+        return float(str(cell))  # by str, so that YAML's yes and no are not numbers
     except ValueError:
         raise InputError(f"{where}: {column} must be a number, found {cell!r}.") from None

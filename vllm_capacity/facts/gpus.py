@@ -1,9 +1,9 @@
-"""Hardware: what each GPU, form factor and architecture has, and which rows a name stands for.
+"""Hardware: specifications of each GPU, form factor and architecture, and lookup by name.
 
 A GPU is named `gpu-form_factor`, as in `A100-80GB-SXM`. `A100-80GB-any` (and the bare
-`A100-80GB`) spans every form factor of that GPU: a figure read from it is an interval, and the
-answer is flagged "form factor assumed". Names never cross: an A10 is no A10G. An empty cell of
-the table is unknown, not zero.
+`A100-80GB`) covers every form factor of that GPU: a figure based on it is an interval, and the
+answer is flagged "form factor assumed". Similar names are different GPUs: an A10 is not an A10G.
+An empty cell of the table means unknown, not zero.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from vllm_capacity.facts.tables import (
 
 GIB = 2**30
 ANY_FORM = ("any", "(not stated)")
-"""What a row says where the form factor is not known."""
+"""Values of `form_factor` that mean unknown."""
 
 _MEMORY = re.compile(r"\d+gb")
 _FORM_WORDS = {"sxm": "SXM", "pcie": "PCIe", "nvl": "NVL", "hbm3": "SXM"}
-"""What a label says of a form factor; of NVIDIA's names only SXM modules say HBM3."""
+"""Form factor by word in a label; in NVIDIA's names only SXM modules contain HBM3."""
 _PARTS = frozenset(("mig", "shared"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What the GPUs of one architecture share; a row of `data/gpu_architectures.csv`.
+    """Properties common to the GPUs of one architecture; a row of `data/gpu_architectures.csv`.
 
-    The shares are what kernels reach of a data sheet: of the dense 16-bit peak for dense, MoE and
-    MXFP4 layers, and of the bandwidth that kernels on NVIDIA's GPUs reach. `is_fitted`: they were
-    fitted to published runs; else they are assumed. `host_speed` says how much faster the hosts
-    that these GPUs are sold with are than those of Ampere. Link rates are those of one direction
-    between two GPUs; None without a link faster than PCIe.
+    The shares are the fractions of data sheet peaks that kernels reach: of dense 16-bit compute for
+    dense, MoE and MXFP4 layers, and of the bandwidth that kernels on NVIDIA's GPUs reach. They were
+    fitted to published runs if `is_fitted`, otherwise assumed. `host_speed` is the speed of the
+    hosts that these GPUs are sold with, relative to those of Ampere GPUs. Link rates are for one
+    direction between two GPUs; None without a link faster than PCIe.
     """
 
     architecture: Text
@@ -69,7 +69,7 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU in one form factor; TFLOPS are dense, None where no source gives them."""
+    """One GPU in one form factor; TFLOPS are dense, and None if no source gives them."""
 
     gpu: Text
     form_factor: Text
@@ -98,7 +98,7 @@ class Gpu:
 
     @property
     def architecture(self) -> Architecture:
-        """What its architecture is known for; InputError where the table does not have it."""
+        """The row of its architecture; raises InputError if the table has none."""
         known = architectures()
         if self.family not in known:
             raise InputError(
@@ -122,8 +122,8 @@ class Gpu:
     def tensor_tflops(self) -> float | None:
         """Dense 16-bit TFLOPS: BF16, else FP16, else half of INT8 or FP8.
 
-        Half, because every row that has both an 8-bit and a BF16 figure has them 2 to 1 (B300 and
-        GB300, whose INT8 units are cut, state BF16). None where the row gives nothing to go by.
+        Half, because in every row with both figures the 8-bit one is twice the BF16 one (B300 and
+        GB300, whose INT8 units are cut down, state BF16). None if the row has none of these.
         """
         sixteen_bit = self.bf16_dense_tflops or self.fp16_dense_tflops
         if sixteen_bit is not None:
@@ -133,25 +133,25 @@ class Gpu:
 
     @property
     def has_fp8(self) -> bool:
-        """Whether it has FP8 tensor cores: it multiplies FP8, and need not widen it first."""
+        """Whether it has FP8 tensor cores, which multiply FP8 without widening it first."""
         return self.fp8_dense_tflops is not None or self.architecture.has_fp8
 
 
 @dataclass(frozen=True)
 class GpuSpan:
-    """The rows a GPU name stands for: one, or every form factor of a GPU."""
+    """The rows that a GPU name refers to: one, or every form factor of a GPU."""
 
     name: str
     rows: tuple[Gpu, ...]
 
     @property
     def is_assumed(self) -> bool:
-        """Whether the form factor is assumed: several rows could be meant."""
+        """Whether the form factor is assumed, because the name matches several rows."""
         return len(self.rows) > 1
 
     @property
     def label(self) -> str:
-        """The name, and that the form factor is assumed where it is."""
+        """The name, noting an assumed form factor and rows of the user's own."""
         notes = [OWN] if any(is_own(row.source) for row in self.rows) else []
         if self.is_assumed:
             forms = "/".join(row.form_factor for row in self.rows)
@@ -161,7 +161,7 @@ class GpuSpan:
 
 
 def architectures() -> Mapping[str, Architecture]:
-    """Every row of `data/gpu_architectures.csv`, by its name; the user's own come first."""
+    """Every row of `data/gpu_architectures.csv` by name, the user's own first."""
     return _architectures(own_path("gpu_architectures.csv"))
 
 
@@ -172,7 +172,7 @@ def _architectures(own: Path | None) -> Mapping[str, Architecture]:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """Every row of `data/gpu_specs.csv`, in its order; the user's own come first."""
+    """Every row of `data/gpu_specs.csv` in file order, after the user's own."""
     return table_rows(Gpu, "gpu_specs.csv", _gpu_name)
 
 
@@ -185,7 +185,7 @@ def _gpu_name(row: Gpu) -> str:
 
 
 def find_gpu(name: str) -> GpuSpan:
-    """The rows a name stands for; case is ignored. A name nobody knows is an `InputError`."""
+    """The rows that a name refers to, ignoring case; raises InputError for an unknown name."""
     wanted = name.strip().lower()
     for row in gpus():
         if row.name.lower() == wanted:
@@ -204,11 +204,11 @@ def find_gpu(name: str) -> GpuSpan:
 
 
 def labelled_gpu(label: str) -> GpuSpan | None:
-    """The GPU that a label of a target names; None where it names none of ours, or several.
+    """The GPU that a target's label names; None if it matches no GPU in the table, or several.
 
-    As people write it (`A100-80GB-PCIe`), or as NVIDIA's GPU feature discovery and DCGM do
-    (`NVIDIA-H100-80GB-HBM3`, `Tesla-T4`). A label without a form factor stands for all of them. A
-    part of a GPU, or a shared one, is none.
+    Reads names as people write them (`A100-80GB-PCIe`), and as NVIDIA's GPU feature discovery and
+    DCGM do (`NVIDIA-H100-80GB-HBM3`, `Tesla-T4`). A label without a form factor covers all of them.
+    None for a part of a GPU (MIG) or a shared one.
     """
     try:
         return find_gpu(label)
@@ -225,13 +225,13 @@ def labelled_gpu(label: str) -> GpuSpan | None:
 
 
 def _chip(row: Gpu) -> list[str]:
-    """The words of a GPU's name that are not its memory: `rtx`, `pro`, `6000`."""
+    """The words of a GPU's name without its memory size: `rtx`, `pro`, `6000`."""
     words = row.gpu.lower().split("-")
     return [word for word in words if not _MEMORY.fullmatch(word)]
 
 
 def _matches(row: Gpu, words: Sequence[str]) -> bool:
-    """Whether a label of these words may mean the row: nothing that both say differs."""
+    """Whether a label with these words may refer to the row: nothing stated by both differs."""
     if not set(_chip(row)) <= set(words):
         return False
     label_sizes, named = (
@@ -247,5 +247,5 @@ def _matches(row: Gpu, words: Sequence[str]) -> bool:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Every `gpu-form_factor`, sorted."""
+    """Every GPU name (`gpu-form_factor`), sorted."""
     return tuple(sorted(row.name for row in gpus()))

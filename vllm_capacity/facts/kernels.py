@@ -1,4 +1,4 @@
-"""What each kernel of a GPU reaches under vLLM: rooflines distilled from measured kernel tables."""
+"""Performance of each GPU kernel under vLLM, as rooflines fitted to measured kernel tables."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vllm_capacity.resources import shipped
 class Kernel:
     """One kernel of one GPU; a row of `data/gpu_kernels.csv`.
 
-    `kernel` is a field of `verdicts.hardware.step_time.Kernels`; `dtype` is the weight type of
-    products, empty for other kernels. `microseconds` are those of one call (one layer)
-    beside its arithmetic and traffic. `median_error` is how far the roofline lies from the tables.
+    `kernel` is a field of `verdicts.hardware.step_time.Kernels`; `dtype` is the weight type of a
+    matrix product, empty for other kernels. `microseconds` is the overhead of one call (one layer)
+    on top of compute and memory traffic. `median_error` is the roofline's distance from the tables.
     """
 
     gpu: Text
@@ -35,7 +35,7 @@ class Kernel:
 
 @cache
 def kernels() -> Mapping[str, Mapping[tuple[str, str], Kernel]]:
-    """Every row of `data/gpu_kernels.csv`: by GPU, then by kernel and weight type."""
+    """Every row of `data/gpu_kernels.csv`, by GPU, then by kernel and weight type."""
     found: dict[str, dict[tuple[str, str], Kernel]] = {}
     for row in read_rows(Kernel, shipped("data/gpu_kernels.csv")):
         found.setdefault(row.gpu, {})[row.kernel, row.dtype] = row
@@ -44,9 +44,9 @@ def kernels() -> Mapping[str, Mapping[tuple[str, str], Kernel]]:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelFactor:
-    """What published runs say beyond the tables of a kernel; a row of `gpu_kernel_factors.csv`.
+    """Corrections to a kernel, fitted to published runs; a row of `gpu_kernel_factors.csv`.
 
-    The factors multiply its FLOP/s, its bytes/s and its microseconds. `architecture` empty: any.
+    They multiply its FLOP/s, bytes/s and microseconds. An empty `architecture` means any.
     """
 
     architecture: str = ""

@@ -1,11 +1,12 @@
-"""Model shapes: what a token of context and a copy of the weights take, in bytes.
+"""Model shapes: bytes per token of context, and bytes per copy of the weights.
 
 KV cache per token, at 2 bytes per element: 2 × layers × kv_heads × head_dim × 2 for (grouped-query)
 attention; layers × (kv_lora_rank + qk_rope_head_dim) × 2 for MLA. Sliding-window layers stop
-growing at the window, and linear layers hold a state: both are the fixed bytes per sequence, not
-bytes per token. `data/llms.csv` holds the results with their shape and source; the tests recompute
-them. Weights are the published files at the published type, else parameters × the type's bytes,
-with the embedding and the output head at 2 bytes per element, as quantized checkpoints keep them.
+growing at the window, and linear layers hold a state: both count as fixed bytes per sequence, not
+as bytes per token. `data/llms.csv` holds the results with their shape and source; the tests
+recompute them. The size of the weights is that of the published files at the published type, else
+parameters × the type's bytes, with the embedding and the output head at 2 bytes per element, as in
+quantized checkpoints.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BYTES_PER_WEIGHT = {
     "nvfp4": 0.5625,
     "int4": 0.52,
 }
-"""Bytes per element of a linear layer, scales of its groups included."""
+"""Bytes per element of a linear layer, including its group scales."""
 
 _DTYPES = (
     ("fp32", ("fp32", "float32")),
@@ -46,10 +47,10 @@ _SUFFIXES = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Llm:
-    """One model's shape; a row of `data/llms.csv`. Parameters are in billions.
+    """One model's shape, with parameters in billions; a row of `data/llms.csv`.
 
-    `attention_sinks` marks models whose attention has learned sinks. A build whose name ends in
-    `dated_variant` has `dated_variant_context_tokens` of context.
+    `attention_sinks` marks models whose attention has learned sinks. A build whose name contains
+    `dated_variant` has a context of `dated_variant_context_tokens`.
     """
 
     model: Text
@@ -84,21 +85,21 @@ class Llm:
 
     @property
     def weights_dtype(self) -> str:
-        """The published type, in the names of `BYTES_PER_WEIGHT`."""
+        """The published weight type, as a key of `BYTES_PER_WEIGHT`."""
         return weight_dtype(self.published_dtype)
 
     @property
     def is_moe(self) -> bool:
-        """Whether a token passes only some experts."""
+        """Whether each token passes through only some of the experts."""
         return self.experts > 0
 
     @property
     def embedding_params(self) -> float:
-        """Elements of the embedding and of an untied output head together."""
+        """Number of elements of the embedding, plus the output head if untied."""
         return (1 if self.tied_embeddings else 2) * self.vocab_size * self.hidden_size
 
     def weights_bytes(self, dtype: str = "auto") -> float:
-        """Bytes of one copy of the weights at a type; `auto` is the published one."""
+        """Bytes of one copy of the weights in a type; `auto` is the published one."""
         chosen = self.weights_dtype if dtype == "auto" else weight_dtype(dtype)
         if chosen == self.weights_dtype and self.published_weight_gib is not None:
             return self.published_weight_gib * GIB
@@ -108,37 +109,37 @@ class Llm:
         return linear * each + self.embedding_params * kept
 
     def kv_bytes_per_token(self, kv_dtype: str = "auto") -> float:
-        """Bytes the KV cache grows by with each token of context."""
+        """Bytes by which the KV cache grows per token of context."""
         return self.kv_bytes_per_token_bf16 * kv_scale(kv_dtype)
 
     def kv_fixed_bytes_per_sequence(self, kv_dtype: str = "auto") -> float:
-        """Bytes a sequence holds whatever its length: full windows, or the state of linear layers.
+        """Bytes per sequence of any length: full windows, or the state of linear layers.
 
-        An FP8 cache halves windows; the state of linear layers keeps its type.
+        An FP8 cache halves the windows; the state of linear layers keeps its type.
         """
         scale = 1.0 if self.attention == "linear-hybrid" else kv_scale(kv_dtype)
         return self.kv_fixed_bytes_per_sequence_bf16 * scale
 
     def sequence_bytes(self, tokens: float, kv_dtype: str = "auto") -> float:
-        """KV bytes of one sequence of that many tokens; windows count only as far as filled."""
+        """KV bytes of one sequence of `tokens` tokens; windows count only as far as filled."""
         fixed = self.kv_fixed_bytes_per_sequence(kv_dtype)
         if self.sliding_window_tokens and self.attention == "mixed":
             fixed *= min(tokens / self.sliding_window_tokens, 1.0)
         return tokens * self.kv_bytes_per_token(kv_dtype) + fixed
 
     def stored_bytes(self, tokens: float, gpus: int) -> float:
-        """`sequence_bytes` as tensor parallelism over that many GPUs stores it, over all of them.
+        """`sequence_bytes` summed over all GPUs under tensor parallelism.
 
-        KV heads and latents may be repeated; the state of linear layers is split, never repeated.
+        KV heads and latents may be replicated; the state of linear layers is split instead.
         """
         whole, growing = self.sequence_bytes(tokens), tokens * self.kv_bytes_per_token()
         repeated = growing if self.attention == "linear-hybrid" else whole
         return whole + repeated * (self.kv_copies(gpus) - 1)
 
     def kv_copies(self, gpus: int) -> float:
-        """How often tensor parallelism over that many GPUs stores each KV byte.
+        """How many copies of each KV byte tensor parallelism over `gpus` GPUs stores.
 
-        An MLA cache is whole on every GPU; KV heads fewer than GPUs are repeated.
+        Every GPU holds a whole MLA cache; KV heads are replicated if there are fewer than GPUs.
         """
         if self.kv_lora_rank:
             return float(gpus)
@@ -146,7 +147,7 @@ class Llm:
 
 
 def llms() -> tuple[Llm, ...]:
-    """Every row of `data/llms.csv`, in its order; the user's own come first."""
+    """Every row of `data/llms.csv` in file order, after the user's own."""
     return table_rows(Llm, "llms.csv", _model_name)
 
 
@@ -155,12 +156,11 @@ def _model_name(row: Llm) -> str:
 
 
 def find_llm(name: str) -> Llm:
-    """The model of a name: as in the table, without its owner, or another of its builds.
+    """The model of a name: as in the table, without its owner, or one of its builds.
 
-    "Qwen/Qwen3-30B-A3B-Instruct-2507" and "qwen3-30b-a3b" are one shape. A build whose name says
-    its weight type (…-FP8, …-AWQ) has that type as its published one, and a dated variant its own
-    context. A name that no row or two rows answer to is an
-    `InputError` with the nearest, where any is near.
+    "Qwen/Qwen3-30B-A3B-Instruct-2507" and "qwen3-30b-a3b" are one shape. If the name of a build
+    states a weight type (…-FP8, …-AWQ), that is its published type; a dated variant has its own
+    context. Raises InputError, with the nearest names if any, for an unknown name.
     """
     wanted = name.strip().lower()
     tests = (
@@ -177,7 +177,7 @@ def find_llm(name: str) -> Llm:
 
 
 def shape_or_reason(name: str) -> Llm | str:
-    """The model of a name, else why it cannot be reckoned with and what to do."""
+    """The model of a name, else why its shape is unknown and what to do."""
     try:
         return find_llm(name)
     except InputError as error:
@@ -186,7 +186,7 @@ def shape_or_reason(name: str) -> Llm | str:
 
 @cache
 def weight_dtype(text: str) -> str:
-    """The weight type a text names, as in `BYTES_PER_WEIGHT`: "float16" is "bf16" (2 bytes)."""
+    """The key of `BYTES_PER_WEIGHT` for a weight type: "float16" gives "bf16" (2 bytes)."""
     wanted = text.strip().lower()
     for dtype, words in _DTYPES:
         if any(word in wanted for word in words):
@@ -195,7 +195,7 @@ def weight_dtype(text: str) -> str:
 
 
 def kv_scale(kv_dtype: str) -> float:
-    """Bytes of a KV element relative to 2 bytes: 1 for auto and 16 bits, 0.5 for FP8 or INT8."""
+    """Bytes per KV element relative to 2 bytes: 1 for auto and 16 bits, 0.5 for FP8 or INT8."""
     if kv_dtype.strip().lower() == "auto":
         return 1.0
     dtype = weight_dtype(kv_dtype)
@@ -205,7 +205,7 @@ def kv_scale(kv_dtype: str) -> float:
 
 
 def _build(row: Llm, wanted: str) -> Llm:
-    """The row as the build of that name has it."""
+    """The row adapted to the build of that name."""
     if _bare(row.model) == _bare(wanted):
         return row
     own = _bare(wanted).removeprefix(_plain(row.model))
@@ -223,7 +223,7 @@ def _bare(model: str) -> str:
 
 
 def _plain(model: str) -> str:
-    """The name without owner and without the suffixes that leave the shape alone."""
+    """The name without owner and without suffixes that do not change the shape."""
     bare = _bare(model)
     while (shorter := _SUFFIXES.sub("", bare)) != bare:
         bare = shorter

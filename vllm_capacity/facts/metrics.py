@@ -1,9 +1,9 @@
-"""Every metric family we read, under one name, and every spelling it comes in.
+"""Catalog of the metric families we read: one name for each, and every spelling of it.
 
-The families are rows of `data/vllm_metrics.csv`, other servers' names for them rows of
-`data/metric_equivalents.csv`; here they are looked up. vLLM's `vllm:` arrives as `vllm_` through
-some proxies and stores, as `ray_vllm_` through Ray; `prometheus_client` and some collectors cut
-`_total` off a counter's name. All are one family.
+The families are rows of `data/vllm_metrics.csv`; other servers' names for them are rows of
+`data/metric_equivalents.csv`. vLLM's prefix `vllm:` arrives as `vllm_` through some proxies and
+stores, and as `ray_vllm_` through Ray; `prometheus_client` and some collectors drop `_total` from a
+counter's name. All of these spellings are one family.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.facts.tables import Count, Positive, Text, read_rows, suggest
 from vllm_capacity.resources import shipped
 
-# The families that figures are made of; a test holds them against the table.
+# The families that figures are based on; a test compares them with the table.
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
 KV_CACHE = "vllm:kv_cache_usage_perc"
@@ -33,7 +33,7 @@ DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens_total"
 GENERATION_TOKENS = "vllm:generation_tokens_total"
 PREFIX_QUERIES = "vllm:prefix_cache_queries_total"
 PREFIX_HITS = "vllm:prefix_cache_hits_total"
-# Before 0.9.2 in blocks: never to be added to the newer pair, but their ratio is as sound.
+# Counted in blocks before 0.9.2: never add them to the newer pair; their ratio is just as valid.
 OLD_PREFIX_QUERIES = "vllm:gpu_prefix_cache_queries_total"
 OLD_PREFIX_HITS = "vllm:gpu_prefix_cache_hits_total"
 REQUESTS = "vllm:request_success_total"
@@ -63,15 +63,15 @@ CORE: tuple[str, ...] = (
     ITL,
     E2E,
 )
-"""What every vLLM from 0.4.3 on exposes, whatever its engine, frontend and flags."""
+"""Families that every vLLM since 0.4.3 exposes, whatever its engine, frontend and flags."""
 
 _VLLM = re.compile(r"^(?:ray_)?vllm[:_]")
 
 
 class Kind(StrEnum):
-    """How a family's values behave. From `# TYPE` or the OTLP kind, never from a suffix.
+    """How a family's values behave; taken from `# TYPE` or the OTLP kind, never from a suffix.
 
-    `INFO` families are exposed as gauges; what they say is in their labels.
+    `INFO` families are exposed as gauges; their information is in their labels.
     """
 
     COUNTER = "counter"
@@ -81,7 +81,7 @@ class Kind(StrEnum):
 
 
 class Across(StrEnum):
-    """What may be done with a family's values over several engines."""
+    """How a family's values may be combined over several engines."""
 
     SUM = "sum"
     MEAN_MAX = "mean and max"  # a ratio or a per-GPU figure: never summed
@@ -93,12 +93,12 @@ class Across(StrEnum):
 class Metric:
     """One metric family, under the name we use for it; a row of `data/vllm_metrics.csv`.
 
-    The name is vLLM's newest, as `/metrics` spells it: counters end in `_total`, histograms carry
-    no suffix. `aliases` are older vLLM names of the same concept, newest first, only where unit and
-    meaning agree. `feature` names the `Feature` it belongs to, `has_engine` says whether its series
-    are an engine's or the whole server's. `since` and `until` are the first and last of the sampled
-    vLLM releases (0.2.7 … 0.33.0) that have the name; `until` empty: still there. `needs` is the
-    flag or feature without which the family is absent; empty: always registered.
+    The name is vLLM's newest, as in `/metrics`: counters end in `_total`, histograms have no
+    suffix. `aliases` are older vLLM names of the same concept, newest first, only if unit and
+    meaning agree. `feature` names the `Feature` it belongs to. `has_engine` says whether its series
+    belong to one engine or to the whole server. `since` and `until` are the first and last of the
+    sampled vLLM releases (0.2.7 … 0.33.0) that have the name; an empty `until` means it still
+    exists. `needs` is the flag or feature that registers the family; empty if it always is.
     """
 
     name: Text
@@ -118,12 +118,11 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Equivalent:
-    """Another framework's family, and the vLLM concept it measures.
+    """Another framework's family, and the vLLM family it corresponds to.
 
-    A row of `data/metric_equivalents.csv`, which holds only what a published scrape bears out.
-    `alias_priority` 0 is the framework's current name, 1 an older one. `scale` turns its unit into
-    the concept's (1000 ms = 1 s would be 0.001). `differs` says where the meaning is not quite
-    vLLM's.
+    A row of `data/metric_equivalents.csv`, which holds only what a published scrape confirms.
+    `alias_priority` 0 is the framework's current name, 1 an older one. `scale` converts its unit to
+    vLLM's (0.001 for milliseconds to seconds). `differs` says how its meaning differs from vLLM's.
     """
 
     framework: Text
@@ -138,11 +137,11 @@ class Equivalent:
 
 @dataclass(frozen=True)
 class Feature:
-    """An optional part of vLLM whose families, once there, change what other figures mean.
+    """An optional part of vLLM whose presence changes what other figures mean.
 
-    Any vLLM family whose bare name starts with one of `prefixes` belongs to it, known to the
-    catalogue or not; the first feature that fits counts. `effect` says what happens to the figures
-    in `touches`. A series with a label in `off` says that the feature is not in use.
+    Any vLLM family whose bare name starts with one of `prefixes` belongs to it, whether or not the
+    catalog has it; the first match counts. `effect` says what happens to the figures in `touches`.
+    A series with a label in `off` shows that the feature is not in use.
     """
 
     name: str
@@ -203,10 +202,10 @@ FEATURES: tuple[Feature, ...] = (
 
 @dataclass(frozen=True)
 class Match:
-    """The family an exposed name stands for.
+    """The family that an exposed name refers to.
 
-    `alias_priority` 0 is the newest name of the concept, 1 and up older ones: where one scrape
-    holds several, the lowest counts. `scale` turns the exposed unit into the family's.
+    `alias_priority` 0 is the newest name of the concept, 1 and up older ones: if one scrape holds
+    several, the lowest counts. `scale` converts the exposed unit to the family's.
     """
 
     metric: Metric
@@ -216,15 +215,15 @@ class Match:
 
 @cache
 def metrics() -> tuple[Metric, ...]:
-    """Every row of `data/vllm_metrics.csv`, in its order."""
+    """Every row of `data/vllm_metrics.csv`, in file order."""
     return read_rows(Metric, shipped("data/vllm_metrics.csv"))
 
 
 @cache
 def equivalents() -> tuple[Equivalent, ...]:
-    """Every row of `data/metric_equivalents.csv`, in its order.
+    """Every row of `data/metric_equivalents.csv`, in file order.
 
-    InputError where one names a family that `data/vllm_metrics.csv` does not have.
+    Raises InputError if a row names a family that `data/vllm_metrics.csv` does not have.
     """
     rows = read_rows(Equivalent, shipped("data/metric_equivalents.csv"))
     known = [entry.name for entry in metrics()]
@@ -238,9 +237,9 @@ def equivalents() -> tuple[Equivalent, ...]:
 
 
 def match(exposed: str) -> Match | None:
-    """The catalogue's family behind an exposed family name; None if the catalogue has none.
+    """The catalog's family for an exposed family name; None if the catalog has none.
 
-    Takes `vllm:`, `vllm_`, `ray_vllm_` and `ray_vllm:` spellings, counters with and without
+    Accepts the prefixes `vllm:`, `vllm_`, `ray_vllm_` and `ray_vllm:`, counters with and without
     `_total`, older vLLM names, and other frameworks' families.
     """
     known = _spellings()
@@ -253,17 +252,17 @@ def match(exposed: str) -> Match | None:
 def canonical_name(exposed: str) -> str:
     """The one name we use for an exposed family.
 
-    The catalogue's where it knows the family, `vllm:…` for any other family with a vllm prefix,
-    and the name as it came for the rest.
+    The catalog's name if it has the family, `vllm:…` for any other family with a vllm prefix,
+    and the exposed name itself for the rest.
     """
     found = match(exposed)
     return found.metric.name if found else _VLLM.sub("vllm:", exposed)
 
 
 def keeps(exposed: str) -> bool:
-    """Whether a family is kept when telemetry is read: the catalogue's, and all others of vLLM.
+    """Whether ingestion keeps a family: those of the catalog, and all others of vLLM.
 
-    `…_created` never: a creation time is no measurement, and its name ends like a family's own.
+    Never `…_created`: a creation time is not a measurement, although it looks like a family.
     """
     if exposed.endswith("_created"):
         return False
@@ -271,10 +270,10 @@ def keeps(exposed: str) -> bool:
 
 
 def feature(exposed: str, labels: Mapping[str, str] | None = None) -> Feature | None:
-    """The optional feature a series of a vLLM family says is in use; None for the rest.
+    """The optional feature that a series of a vLLM family shows to be in use; None for the rest.
 
-    Presence is enough: these families exist only where the feature is configured. Those vLLM always
-    registers (external prefix cache, sleep state) belong to none: they matter when they move.
+    Presence is enough: these families exist only if the feature is configured. Families that vLLM
+    always registers (external prefix cache, sleep state) belong to none; only their changes matter.
     """
     bare = canonical_name(exposed).removeprefix("vllm:")
     found = next((item for item in FEATURES if bare.startswith(item.prefixes)), None)
@@ -284,17 +283,17 @@ def feature(exposed: str, labels: Mapping[str, str] | None = None) -> Feature | 
 
 
 def framework(exposed: str) -> str | None:
-    """The server an exposed family comes from: `vllm`, `sglang`, `dynamo` …; None if unknown.
+    """The server that exposes a family: `vllm`, `sglang`, `dynamo` …; None if unknown.
 
-    A Dynamo frontend and its workers count the same requests: they must not be added.
+    A Dynamo frontend and its workers count the same requests, so they must not be added.
     """
     return "vllm" if _VLLM.match(exposed) else _spellings().servers.get(exposed)
 
 
 class _Spellings(NamedTuple):
-    """What each spelling stands for: vLLM's own without their prefix, those without any, others'.
+    """Matches by spelling: vLLM's names without prefix, names that have none, other frameworks'.
 
-    `servers` are the frameworks of the last.
+    `servers` maps the last to their frameworks.
     """
 
     prefixed: Mapping[str, Match]
@@ -323,7 +322,7 @@ def _spellings() -> _Spellings:
 
 
 def _wire_names(name: str, kind: Kind) -> Iterator[str]:
-    """A vLLM name without prefix, as exposed and as parsers and collectors cut it."""
+    """A vLLM name without prefix, as exposed and as parsers and collectors shorten it."""
     bare = _VLLM.sub("", name)
     yield bare
     if kind is Kind.COUNTER:
@@ -333,7 +332,7 @@ def _wire_names(name: str, kind: Kind) -> Iterator[str]:
 
 
 def _foreign_names(exposed: str) -> Iterator[str]:
-    """A foreign family as it comes over the wire: `_` for `:`, with and without `_total`."""
+    """The spellings of another framework's family: `_` for `:`, with and without `_total`."""
     bare = exposed.removesuffix("_total")
     for name in dict.fromkeys((exposed, bare, f"{bare}_total")):
         yield name

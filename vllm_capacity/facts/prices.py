@@ -1,16 +1,16 @@
-"""Dated prices: a price is a row with provider, tier, form factor, region, source and date.
+"""Dated prices: each is a row with provider, tier, form factor, region, source and date.
 
-Which row speaks for a GPU is chosen by a stated rule, or by the user:
+The price of a GPU comes from these rules, or from the user:
 
-1. Rows that are no offer (a model's constant, the cost of owning, a market average) never count.
-2. Of each provider, tier, form factor, region and minimum only its newest row counts.
-3. Rows older than `FRESH_DAYS` before the newest row of that GPU do not count.
-4. The price is the median of what is left; low and high are its cheapest and dearest row.
-5. Where the user has own rows of that GPU, only these count: rules 1–3 are for the others.
+1. Rows that are not offers (a model's constant, the cost of owning, a market average) are ignored.
+2. For each provider, tier, form factor, region and minimum, only the newest row counts.
+3. Rows more than `FRESH_DAYS` older than the newest row of that GPU are ignored.
+4. The price is the median of the remaining rows; low and high are the minimum and maximum.
+5. If the user has own rows for that GPU, only those count, and rules 1–3 do not apply to them.
 
-Why a median of offers and not the cheapest: the spread of list prices (4.6× for one H100) is
-larger than any error of the models here, and a reader should see it. Whoever knows their rate
-names it: a row's key, or dollars an hour.
+Why the median offer and not the cheapest: list prices vary more (4.6× for one H100) than any error
+of the models here, and a reader should see that. Users who know their rate give it as a row's key
+or in USD per hour.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INTERVAL = re.compile(r"(?P<low>[^\s,]+) to (?P<high>[^\s,]+?)(?:, likely (?P<m
 NO_PRICE = "no price given: give usd_per_hour, or as price a row of gpu_prices.csv"
 FRESH_DAYS = 183
 NO_OFFERS = ("model constant", "TCO model", "marketplace", "spot", "owned")
-"""Words in a row's provider or tier that say it is no on-demand offer."""
+"""Words in a row's provider or tier that mark it as not an on-demand offer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,36 +55,36 @@ class Price:
 
     @property
     def key(self) -> str:
-        """The row's name, as `--price` takes it: GPU, provider, tier, minimum and date."""
+        """The row's name, as `--price` accepts it: GPU, `offer` and date."""
         return f"{self.gpu}-{self.form_factor} {self.offer} {self.date}"
 
     @property
     def offer(self) -> str:
-        """Whose offer it is: provider, tier, the GPUs it takes at least where above 1, region."""
+        """The offer in words: provider, tier, minimum number of GPUs if above 1, region."""
         bulk = f" x{self.min_gpus}" if self.min_gpus > 1 else ""
         place = f" {self.region}" if self.region else ""
         return f"{self.provider} {self.tier}{bulk}{place}"
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a row of the user's own."""
+        """Whether it is one of the user's own rows."""
         return is_own(self.source)
 
     @property
     def is_offer(self) -> bool:
-        """Whether it is an on-demand offer, not a constant, an average, or a cost of owning."""
+        """Whether it is an on-demand offer, not a constant, an average or a cost of ownership."""
         text = f"{self.provider} {self.tier}"
         return not any(word in text for word in NO_OFFERS)
 
     @property
     def usd(self) -> Estimate:
-        """The row's rate, exact, its basis naming the row and its source."""
+        """The row's rate as an exact estimate, whose basis names the row and its source."""
         basis = f"${self.usd_per_gpu_hour:g}/GPU-hour ({self.key}; {_short(self.source)})"
         return Estimate.exact(self.usd_per_gpu_hour, basis, kind=Kind.GIVEN)
 
 
 def prices() -> tuple[Price, ...]:
-    """Every row of `data/gpu_prices.csv`, in its order; the user's own come first."""
+    """Every row of `data/gpu_prices.csv` in file order, after the user's own."""
     return table_rows(Price, "gpu_prices.csv", _key)
 
 
@@ -93,17 +93,17 @@ def _key(row: Price) -> str:
 
 
 def price_text(price: Estimate) -> str:
-    """A known price per GPU-hour as `price_of` reads it: a number, or `1.2 to 1.9, likely 1.5`."""
+    """A known price per GPU-hour as text for `price_of`: a number or `1.2 to 1.9, likely 1.5`."""
     if price.low == price.high:
         return f"{price.mid!r}"
     return f"{price.low!r} to {price.high!r}, likely {price.mid!r}"
 
 
 def price_of(text: str) -> Estimate | None:
-    """The user's own rate per GPU-hour in words: a number, or an interval (`1.2 to 1.9`).
+    """The user's own rate per GPU-hour, from a number or an interval (`1.2 to 1.9`) as text.
 
-    Of an interval the middle is the likely price, unless it is named: `1.2 to 1.9, likely 1.5`.
-    None for text that is neither; InputError for numbers that are no prices, or not in order.
+    The likely price is the middle of the interval unless given: `1.2 to 1.9, likely 1.5`.
+    None for other text; raises InputError for numbers that are out of range or out of order.
     """
     found = _INTERVAL.fullmatch(text.strip().removeprefix("$"))
     words = [text] if found is None else [each for each in found.groupdict().values() if each]
@@ -125,7 +125,7 @@ def price_of(text: str) -> Estimate | None:
 
 
 def given_price(usd_per_hour: float) -> Estimate:
-    """The user's own rate per GPU-hour, exact; InputError where it is none."""
+    """The user's own rate per GPU-hour, exact; raises InputError if it is out of range."""
     if not 0 <= usd_per_hour <= _MOST_USD:
         raise InputError(
             f"The price per GPU-hour must be 0 or more and at most {_MOST_USD:,.0f} USD; found "
@@ -135,10 +135,10 @@ def given_price(usd_per_hour: float) -> Estimate:
 
 
 def find_price(name: str) -> Price:
-    """The row a user named: its key, or words that only one row (the newest of equals) has.
+    """The row that a user named by its key, or by words that all occur in the row's key.
 
-    Every word of the name must stand in the row's key. Several rows of one offer: the newest.
-    Several offers: an `InputError` that lists them.
+    If several rows of one offer match, the newest; the user's own rows take precedence. If rows of
+    several offers match, raises InputError with a list of them; if none does, with near names.
     """
     keyed = {row.key.lower(): row for row in prices()}
     wanted = " ".join(name.lower().split())
@@ -158,9 +158,9 @@ def find_price(name: str) -> Price:
 
 
 def offers(gpu: str) -> tuple[Price, ...]:
-    """The on-demand offers that speak for a GPU under rules 1–3, cheapest first; perhaps none.
+    """The offers for a GPU under rules 1–3, or the user's own rows; cheapest first, maybe none.
 
-    `gpu` is named as in `find_gpu`; a row whose form factor is not stated speaks for all.
+    `gpu` is a name that `find_gpu` accepts; a row without a form factor counts for all of them.
     """
     span = find_gpu(gpu)
     forms = {row.form_factor for row in span.rows}
@@ -184,9 +184,9 @@ def offers(gpu: str) -> tuple[Price, ...]:
 
 
 def usual_forms(gpu: str) -> tuple[str, ...]:
-    """The form factors of a GPU by how many on-demand offers they have, most first.
+    """The form factors of a GPU, ordered by their number of on-demand offers, most first.
 
-    What somebody most likely has who does not say: it gives the middle of a span.
+    The first is the most likely one if the user does not say; it gives the middle of an interval.
     """
     forms = [row.form_factor for row in find_gpu(gpu).rows]
     bare = find_gpu(gpu).rows[0].gpu
@@ -197,9 +197,9 @@ def usual_forms(gpu: str) -> tuple[str, ...]:
 def choose_price(
     *, gpu: str | None = None, row: str | None = None, usd_per_hour: float | None = None
 ) -> Estimate:
-    """USD per GPU-hour: the given rate, else the named row, else the rule's spread for a GPU.
+    """USD per GPU-hour: the given rate, else the named row, else the range of a GPU's offers.
 
-    Unknown, with what to pass, where none of the three is given or the GPU has no offer.
+    Unknown, with a hint what to pass, if none of the three is given or the GPU has no offer.
     """
     if usd_per_hour is not None:
         return given_price(usd_per_hour)
@@ -211,7 +211,7 @@ def choose_price(
 
 
 def spread(rows: Sequence[Price], gpu: str) -> Estimate:
-    """The median of the rows with their cheapest and dearest as ends; unknown without rows."""
+    """The median of the rows, with their minimum and maximum as ends; unknown without rows."""
     if not rows:
         return Estimate.unknown(
             f"no on-demand price of {gpu} in gpu_prices.csv: it takes a row there"

@@ -1,12 +1,12 @@
-"""Fact tables: CSV files whose columns are a dataclass's fields; names suggested from them.
+"""Fact tables: CSV files read into dataclasses, and suggestions for misspelled names.
 
-A table is documented in `data/README.md`. Its header must hold every field of its dataclass; it may
-hold further columns, for readers only. Values are checked against the annotations, so that a
-mistyped cell is an error that names its file, line and column, and never a wrong number.
+`data/README.md` documents the tables. A header must hold every field of the table's dataclass; it
+may hold more columns, for readers only. Values are checked against the annotations, so a mistyped
+cell raises an error with its file, line and column instead of becoming a wrong number.
 
-A user's own rows are in files of the same names in a folder of theirs (`use_own_rows`). They may
-leave out columns that have a default, come before the shipped rows, replace those of the same name,
-and their `source` begins with `OWN`, so that whatever names a source names them.
+Users keep their own rows in files of the same names in a folder of theirs (`use_own_rows`). Such a
+file may omit columns that have a default. Its rows come before the shipped rows and replace those
+of the same name. Their `source` begins with `OWN`, so every cited source shows that it is theirs.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]  # neither "nan" nor "i
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 OWN = "your own row"
-"""How the source of a user's own row begins."""
+"""Prefix of the source of a user's own row."""
 _own_folder: list[Path] = []  # at most one
 _SUGGESTED = 4
 _MIN_PREFIX = 3
-"""A shorter word, such as 8b, is the beginning of anything."""
+"""Shorter words, such as 8b, match too many names as a prefix."""
 
 
 def use_own_rows(folder: Path | None) -> None:
-    """Put the rows of a folder's tables before the shipped ones from now on; None: no longer."""
+    """Put the rows of the tables in a folder before the shipped rows; None undoes this."""
     _own_folder[:] = [] if folder is None else [folder]
 
 
 def own_folder() -> Path | None:
-    """The folder of the user's own tables, None where there is none."""
+    """The folder of the user's own tables, or None if there is none."""
     return _own_folder[0] if _own_folder else None
 
 
 def own_path(name: str) -> Path | None:
-    """The user's own table of that file name, None where there is none."""
+    """The user's own table of that file name, or None if there is none."""
     folder = own_folder()
     return folder / name if folder is not None and (folder / name).is_file() else None
 
 
 def table_rows(cls: type[Row], name: str, key: Callable[[Row], object]) -> tuple[Row, ...]:
-    """The rows of `data/<name>`, the user's own first; of one `key` only theirs, if they have it.
+    """The rows of `data/<name>`, after the user's own rows, which replace those of equal `key`.
 
-    InputError as of `read_rows`.
+    Raises InputError as `read_rows` does.
     """
     return _table_rows(cls, name, key, own_path(name))
 
@@ -88,12 +88,12 @@ def is_own(source: str) -> bool:
 
 
 def read_rows(cls: type[Row], path: Path, *, is_own: bool = False) -> tuple[Row, ...]:
-    """The rows of a CSV file, in its order, one `cls` each; an empty table gives none.
+    """The rows of a CSV file as `cls`, in file order; none for an empty table.
 
-    An empty cell takes its field's default, and so does a column that a user's own table
-    (`is_own`) does not have. Cells of a tuple field are words, separated by spaces.
-    InputError, with the line, where the file cannot be read, lacks a column, has a row of another
-    length than its header, or holds a value that its field's type does not allow.
+    An empty cell takes its field's default, as does a column missing from a user's own table
+    (`is_own`). Cells of a tuple field hold words separated by spaces.
+    Raises InputError, with the line, if the file cannot be read, lacks a column, has a row whose
+    length differs from the header's, or holds a value that its field's type does not allow.
     """
     header, rows = _cells(path)
     hints = get_type_hints(cls, include_extras=True)
@@ -150,11 +150,11 @@ def _value(cell: str, hint: object, field: Field[Any], *, where: str) -> object:
 def suggest(
     wanted: str, names: Iterable[str], *, compared: Callable[[str], str] = str.lower
 ) -> str:
-    """The end of a message about a name nobody knows: the nearest names, or that none is near.
+    """The end of an error message about an unknown name: the nearest names, or that none is near.
 
-    At most four, the likeliest first: names that hold what was asked, else names of a family that
-    it names (their first word), else names spelt alike. `compared` is the part of a name to look
-    at, in lower case.
+    At most four, the most similar first: names that contain `wanted`, else names whose first word
+    (the family) occurs in it, else names spelled alike. `compared` returns the part of a name to
+    compare, in lower case.
     """
     shown = {compared(name): name for name in names}
     near = [shown[name] for name in _nearest(compared(wanted), list(shown))]
@@ -182,7 +182,7 @@ def _names_family_of(wanted: str, name: str) -> bool:
 
 
 def _is_prefix(one: str, other: str) -> bool:
-    """Whether they are one word, or one begins with the other."""
+    """Whether the words are equal, or the longer one begins with the shorter."""
     short, long = sorted((one, other), key=len)
     return one == other or (len(short) >= _MIN_PREFIX and long.startswith(short))
 

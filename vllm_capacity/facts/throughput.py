@@ -1,4 +1,4 @@
-"""Published measurements of vLLM's throughput, a row each, with workload, load, source and date."""
+"""Published measurements of vLLM's throughput, each with workload, load, source and date."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ENGINE = "vLLM"
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One published run. `model` is its name in llms.csv, `gpu` a name that `find_gpu` takes.
+    """One published run; `model` is a name in llms.csv, `gpu` a name that `find_gpu` accepts.
 
-    An open load offered `offered_requests_per_second`, a closed one held `clients` busy; where all
-    requests came at once there is neither, and what was offered counts as infinite. `load` says the
-    same in words. `left_out` is why the row is no measurement of one engine; empty: it is one.
+    An open load offered `offered_requests_per_second`; a closed one kept `clients` busy. If all
+    requests arrived at once there is neither, and the offered rate is infinite. `load` says the
+    same in words. `left_out` is why the row does not measure one engine; empty if it does.
     """
 
     model: Text
@@ -46,15 +46,15 @@ class Measurement:
 
     @property
     def is_burst(self) -> bool:
-        """Whether every request came at once: the server alone limits."""
+        """Whether all requests arrived at once, so that only the server limits throughput."""
         return self.clients is None and math.isinf(self.offered_requests_per_second)
 
 
 @cache
 def measurements() -> tuple[Measurement, ...]:
-    """Every row of `data/published_throughput.csv` that measured one vLLM engine, in its order.
+    """Every row of `data/published_throughput.csv` that measured one vLLM engine, in file order.
 
-    Model and weight type are given the names that the rest of the package knows them by.
+    Model and weight type are converted to the names that the rest of the package uses.
     """
     rows = read_rows(Measurement, shipped("data/published_throughput.csv"))
     return tuple(
@@ -66,9 +66,9 @@ def measurements() -> tuple[Measurement, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SiliconRow:
-    """One row of `data/silicon_vllm.csv`: a held concurrency with its two latencies.
+    """One row of `data/silicon_vllm.csv`: a constant concurrency and its TTFT and TPOT.
 
-    `flag` is why a row is no measurement of `tp` GPUs at that concurrency; empty: it is one.
+    `flag` is why a row does not measure `tp` GPUs at that concurrency; empty if it does.
     """
 
     model: Text
@@ -111,9 +111,9 @@ class SiliconRow:
 
 @cache
 def silicon_measurements() -> tuple[Measurement, ...]:
-    """Every usable row of `data/silicon_vllm.csv`, in its order, as a published run.
+    """Every usable row of `data/silicon_vllm.csv`, in file order, as a published run.
 
-    Rows whose weights do not fit that many GPUs had more of them than they say: left out.
+    Leaves out rows whose weights do not fit their GPUs: those runs had more GPUs than stated.
     """
     rows = read_rows(SiliconRow, shipped("data/silicon_vllm.csv"))
     return tuple(row.measurement for row in rows if not row.flag and _fits(row))
