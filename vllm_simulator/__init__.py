@@ -1,6 +1,6 @@
-"""A vLLM engine in small steps, whose truth is known: it makes example data and checks methods.
+"""A step-by-step vLLM simulator with known truth, for example data and for checking methods.
 
-It stands beside the product: `vllm_capacity` imports it for the `simulate` command only, and it
-takes from there the metric catalog and the rows that a source returns. What it writes is never
-telemetry, and is labeled as simulated wherever it is shown.
+It is separate from the product: `vllm_capacity` imports it for the `simulate` command only. It uses
+the product's metric catalog and the rows that a source returns. Its output is never telemetry, and
+is labeled as simulated wherever it is shown.
 """

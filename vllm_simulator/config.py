@@ -1,4 +1,4 @@
-"""What an engine is made of: its settings, and the time one of its steps takes."""
+"""Settings of an engine, the duration of its steps, and the requests it gets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from vllm_capacity.errors import InputError
 
 @dataclass(frozen=True)
 class StepTime:
-    """The seconds of one engine step, linear in what the step does.
+    """Duration of one engine step in seconds, linear in the work of the step.
 
     base + sequences x per_sequence + prefill tokens x per_prefill_token + context tokens x
-    per_context_token. The base is the reading of the weights, the prefill term compute, the context
-    term the reading of the KV cache. `jitter_ratio` is the spread of a log-normal factor of mean 1.
+    per_context_token. The base stands for reading the weights, the prefill term for compute, the
+    context term for reading the KV cache. `jitter_ratio` is the sigma of a log-normal factor with
+    mean 1.
     """
 
     base_seconds: float
@@ -35,12 +36,12 @@ class StepTime:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """A vLLM engine's settings, under vLLM's own names where it has one.
+    """Settings of a vLLM engine, under vLLM's own names where it has them.
 
-    `num_gpu_blocks` includes the null block, as vLLM reports it. `sliding_blocks` is what a
-    sequence holds beside its growing blocks, once long enough, for layers with a sliding window.
-    `frontend_seconds` is what tokenizing, queues between processes and detokenizing add to a
-    request's first token and to its end.
+    `num_gpu_blocks` includes the null block, as vLLM reports it. `sliding_blocks` is the number of
+    blocks that a long enough sequence holds for sliding-window layers, beside its growing blocks.
+    `frontend_seconds` is the time that tokenizing, queues between processes and detokenizing add to
+    a request's first token and to its end.
     """
 
     model_name: str
@@ -57,7 +58,7 @@ class EngineConfig:
     engine: str = "0"
 
     def __post_init__(self) -> None:
-        """InputError where an engine could not run like that."""
+        """Raise InputError if an engine could not run with these settings."""
         sizes = {
             name: getattr(self, name)
             for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
@@ -80,30 +81,30 @@ class EngineConfig:
 
     @property
     def usable_blocks(self) -> int:
-        """The blocks requests can hold: all but the null block."""
+        """Number of blocks that requests can hold: all but the null block."""
         return self.num_gpu_blocks - 1
 
     def blocks_for(self, tokens: int) -> int:
-        """The blocks a sequence of that many tokens holds, its sliding-window part included."""
+        """Number of blocks that a sequence of `tokens` tokens holds, sliding-window blocks too."""
         growing = math.ceil(tokens / self.block_size)
         return growing + min(growing, self.sliding_blocks)
 
     @property
     def max_concurrency(self) -> float:
-        """How many sequences of the greatest length fit: vLLM's kv_cache_max_concurrency."""
+        """How many sequences of maximum length fit: vLLM's kv_cache_max_concurrency."""
         return self.num_gpu_blocks / self.blocks_for(self.max_model_len)
 
     @property
     def kv_cache_size_tokens(self) -> int:
-        """The tokens the cache holds; for a model without sliding layers, blocks x block size."""
+        """Cache capacity in tokens; blocks x block size for a model without sliding layers."""
         return int(self.max_concurrency * self.max_model_len)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks, and how much it will get.
+    """A client's request, with the output length it will get.
 
-    `prefix` names a beginning shared with the other requests of that prefix, `prefix_tokens` long.
+    Requests with the same `prefix` share their first `prefix_tokens` tokens.
     A request that stops before `max_tokens` finishes with reason `stop`, else with `length`.
     """
 
@@ -118,13 +119,13 @@ class Request:
 
     @property
     def finish_reason(self) -> str:
-        """`stop` or `length`."""
+        """The finish reason: `stop` or `length`."""
         is_cut = self.max_tokens is None or self.output_tokens >= self.max_tokens
         return "length" if is_cut else "stop"
 
 
 def check_request(request: Request, config: EngineConfig) -> None:
-    """InputError where the engine would refuse the request, or could never hold it."""
+    """Raise InputError if the engine would refuse the request, or could never hold it."""
     total = request.prompt_tokens + request.output_tokens
     if request.prompt_tokens < 1 or request.output_tokens < 1:
         raise InputError(
@@ -147,7 +148,7 @@ def check_request(request: Request, config: EngineConfig) -> None:
 
 @dataclass(eq=False, slots=True)
 class EngineRequest:
-    """A request inside the engine, and how far it has got.
+    """A request inside the engine, and its progress.
 
     Times are seconds on the simulation's clock.
     """
@@ -160,14 +161,14 @@ class EngineRequest:
     computed: int = 0
     generated: int = 0
     published: int = 0  # leading blocks offered to the prefix cache
-    cached_tokens: int = 0  # of the prompt, at first scheduling
+    cached_tokens: int = 0  # prompt tokens found in the cache at first scheduling
     preemptions: int = 0
     queued_at: float = 0.0
     scheduled_at: float | None = None
     first_at: float | None = None
     last_at: float = 0.0
-    is_decoding: bool = False  # then total and generated stand as of `counted_step`
+    is_decoding: bool = False  # if so, total and generated are as of `counted_step`
     counted_step: int = 0
     admission: int = 0  # ordinal of its last admission
-    life: int = 0  # one more whenever it leaves the running ones
+    life: int = 0  # incremented whenever it stops running
     is_done: bool = False

@@ -1,8 +1,8 @@
-"""One engine in time: steps, the moments between them, and what is observed at each.
+"""The simulation loop of one engine: it runs the steps and updates the metrics after each.
 
-A step is scheduled when the one before ends, and its outcome is seen when it ends: what arrives
-meanwhile waits for the next one. Decode-only stretches, in which nothing can change but token
-counts, are taken in one leap, with the same results as step by step.
+A step is scheduled when the previous one ends, and its results count when it ends itself. Requests
+that arrive during a step wait for the next one. In decode-only periods nothing but token counts can
+change: they are taken in one leap, with the same results as step by step.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from vllm_simulator.config import EngineConfig, EngineRequest, Request, check_re
 from vllm_simulator.scheduler import Batch, Scheduler
 from vllm_simulator.stats import Gauges, Stats
 
-_MIN_LEAP_STEPS = 8  # below, a vectorized leap costs more than the steps it saves
+_MIN_LEAP_STEPS = 8  # a shorter vectorized leap costs more than the steps it saves
 
 
 FollowUp = Callable[[Request, float], Request | None]
 
 
 def nothing_more(request: Request, ended_seconds: float) -> Request | None:
-    """The follow-up of an open loop: none."""
+    """None: an open loop has no follow-up requests."""
     return None
 
 
 class Jitter:
-    """Log-normal factors of mean 1, one a step, the same however the steps are taken."""
+    """Log-normal factors with mean 1, one per step; leaps do not change the sequence."""
 
     def __init__(self, ratio: float, seed: int) -> None:
         self._ratio = ratio
@@ -38,7 +38,7 @@ class Jitter:
         self._used = 0
 
     def next(self) -> float:
-        """The next factor, consumed."""
+        """Consume and return the next factor."""
         factor = float(self.peek(1)[0])
         self._used += 1
         return factor
@@ -48,7 +48,7 @@ class Jitter:
         self._used += count
 
     def peek(self, count: int) -> np.ndarray:
-        """The next `count` factors, not consumed."""
+        """The next `count` factors, without consuming them."""
         if self._used + count > self._drawn.size:
             more = self._rng.normal(size=4096 + count)
             factors = np.exp(self._ratio * more - self._ratio**2 / 2)
@@ -58,7 +58,7 @@ class Jitter:
 
 
 class Engine:
-    """A simulated engine. `advance` moves its clock; `stats` is what a scrape would read."""
+    """A simulated engine: `advance` moves its clock, `stats` is what a scrape reads."""
 
     def __init__(
         self,
@@ -85,12 +85,12 @@ class Engine:
 
     @property
     def load(self) -> int:
-        """The requests running, waiting, or on their way."""
+        """Number of requests running, waiting or yet to arrive."""
         return len(self.scheduler.running) + len(self.scheduler.waiting) + len(self._inbox)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing runs, waits or is yet to arrive."""
+        """Whether no request is running, waiting or yet to arrive."""
         return not (self._inbox or self._pending or self._has_work)
 
     @property
@@ -98,13 +98,13 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def submit(self, request: Request) -> None:
-        """Put a request on its way; it reaches the engine at its arrival, or later if in a step."""
+        """Submit a request; the engine takes it at its arrival, or at the end of a running step."""
         check_request(request, self.config)
         self._submitted += 1
         heapq.heappush(self._inbox, (request.arrival_seconds, self._submitted, request))
 
     def advance(self, until: float) -> None:
-        """Let time pass up to and including `until`; a step that ends later stays unseen."""
+        """Run up to and including `until`; a step that ends later has no results yet."""
         while True:
             if self._pending is not None:
                 if self._pending[0] > until:
@@ -161,7 +161,7 @@ class Engine:
         outputs, computed_tokens = batch.decodes, 0
         for request, tokens in batch.prefills:
             request.computed += tokens
-            if request.computed == request.total:  # else a chunk of a prompt: no output yet
+            if request.computed == request.total:  # otherwise a prompt chunk, without output
                 outputs += 1
                 computed_tokens += self._first_token(request)
                 if request.generated == request.spec.output_tokens:
@@ -179,9 +179,9 @@ class Engine:
         self._snapshot()
 
     def _first_token(self, request: EngineRequest) -> int:
-        """Book the token that ends a prefill; the prompt tokens it counts as computed.
+        """Record the token that ends a prefill; returns the prompt tokens counted as computed.
 
-        After a preemption it is an ordinary token, late, and recomputing counts nowhere.
+        After a preemption it is an ordinary, late token, and recomputed tokens are not counted.
         """
         computed_tokens = 0
         if request.first_at is None:
@@ -212,7 +212,7 @@ class Engine:
     def _leap(self, until: float) -> bool:
         """Take many decode steps at once, up to the next moment at which anything else can happen.
 
-        False, and nothing done, where that is too near, or somebody waits or is in prefill.
+        Does nothing and returns False if that is too soon, or a request waits or is in prefill.
         """
         scheduler = self.scheduler
         if not self._can_leap or not scheduler.only_decodes:
@@ -246,5 +246,5 @@ class Engine:
 
 
 def _steps_within(seconds: float, step_seconds: float) -> int:
-    """A bound on the steps that fit, so that a far horizon does not draw a million of them."""
+    """Upper bound on the steps that fit, at most 10,000: a far horizon would draw millions."""
     return 10_000 if math.isinf(seconds) else min(10_000, math.ceil(seconds / step_seconds) + 1)

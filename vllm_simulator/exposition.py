@@ -1,6 +1,6 @@
-"""A simulated engine's scrape, as Prometheus text and as canonical rows.
+"""Scrapes of a simulated engine, as Prometheus text and as canonical rows.
 
-Every HELP line says that it is simulated: text that is saved or served stays recognisable.
+Every HELP line says that it is simulated, so that saved or served text stays recognizable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HANDLER = "/v1/chat/completions"
 
 @dataclass(frozen=True)
 class Family:
-    """One family at one moment: its children's labels and values."""
+    """One metric family at one moment: the labels and values of its series."""
 
     name: str
     kind: str  # counter, gauge, histogram
@@ -41,7 +41,7 @@ class Family:
 
 
 def families(stats: Stats, process_start_seconds: float) -> list[Family]:
-    """Everything a scrape of the engine holds, in vLLM's order."""
+    """All metric families of a scrape, in vLLM's order."""
     base = {"engine": stats.config.engine, "model_name": stats.config.model_name}
     return [
         *_process(stats, process_start_seconds),
@@ -178,7 +178,7 @@ def _histograms(stats: Stats, base: Labels) -> list[Family]:
 
 
 def _cache_config(config: EngineConfig) -> Family:
-    """The info gauge, with the labels a capacity planner reads and a few of the others."""
+    """The info gauge, with the labels that capacity planning uses and a few others."""
     labels = {
         "block_size": str(config.block_size),
         "cache_dtype": "auto",
@@ -198,19 +198,19 @@ def _cache_config(config: EngineConfig) -> Family:
 
 
 def _http(stats: Stats) -> list[Family]:
-    """The frontend's own counter; as in vLLM, not there before the first answer."""
+    """The frontend's own counter; as in vLLM, absent before the first response."""
     if not stats.http_ok:
         return []
     labels = {"handler": HANDLER, "method": "POST", "status": "2xx"}
     return [_one("http_requests_total", "counter", "HTTP answers", labels, stats.http_ok)]
 
 
-_SCRAPE_SECONDS = 0.008  # what a scrape of vLLM took in the median of the recorded sweep
+_SCRAPE_SECONDS = 0.008  # median duration of a scrape in the recorded vLLM sweep
 
 
 @dataclass(frozen=True, eq=False)
 class _Snapshot(Collector):
-    """Families already known, in the shape prometheus_client writes out."""
+    """A collector of given families, for prometheus_client to format."""
 
     known: list[Family]
     created_seconds: float
@@ -252,7 +252,7 @@ def _add_histogram(metric: Metric, labels: Labels, value: Histogram, created: fl
 
 
 def exposition_text(stats: Stats, process_start_seconds: float) -> str:
-    """The body of `GET /metrics`, classic text, `_created` families included."""
+    """The body of `GET /metrics` in the classic text format, with `_created` families."""
     registry = CollectorRegistry(auto_describe=False)
     known = families(stats, process_start_seconds)
     registry.register(_Snapshot(known, process_start_seconds))
@@ -260,7 +260,7 @@ def exposition_text(stats: Stats, process_start_seconds: float) -> str:
 
 
 def saved_scrape(stats: Stats, process_start_seconds: float, t_seconds: float, target: str) -> str:
-    """One line of a file of saved scrapes: a JSON object and a line end."""
+    """One line of a file of saved scrapes: a JSON object and a newline."""
     line = {
         "t": t_seconds,
         "dur": _SCRAPE_SECONDS,
@@ -280,9 +280,9 @@ def record(
     target: str,
     target_labels: Labels | None = None,
 ) -> None:
-    """Put one good scrape into the buffer: the rows that reading its text would give.
+    """Add one successful scrape to the buffer, as the rows that reading its text would give.
 
-    `target_labels` are what the scraper's configuration says of the target.
+    `target_labels` are the target's labels in the scraper's configuration.
     """
     ts_us = round(t_seconds * 1_000_000)
     buffer.scrape(target, ts_us, is_up=True, seconds=_SCRAPE_SECONDS)

@@ -1,7 +1,7 @@
-"""A fleet behind load balancers, simulated: deployments, their replicas, who was there when.
+"""Simulated fleets behind load balancers: deployments, and when each of their replicas runs.
 
-Each deployment serves one model. Its requests go to its replicas by turns; a replica may stand idle
-beside the balancer, be slower than the others, or end and be replaced under another name.
+Each deployment serves one model. Its requests go to its replicas in turn. A replica may get no
+requests, be slower than the others, or end and be replaced under another name.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from vllm_simulator.scenarios import A100_LENGTHS, A100_SERVER
 from vllm_simulator.simulate import Outcome, RequestLog
 from vllm_simulator.workload import Arrivals, Lengths, poisson_requests
 
-_DRAIN_SECONDS = 120.0  # a replica that will end gets no request any more
-_PROCESS_LEAD_SECONDS = 3600.0  # how old the replicas are that were there before the window
-_ROLLOUT_SECONDS = 97.0  # between the starts of two of them
+_DRAIN_SECONDS = 120.0  # a replica gets no requests in this time before its end
+_PROCESS_LEAD_SECONDS = 3600.0  # age of the youngest initial replica when the window begins
+_ROLLOUT_SECONDS = 97.0  # between the starts of two initial replicas
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One process. `end_seconds` inf: it outlives the window; not `is_used`: nobody asks it."""
+    """One process; `end_seconds` is inf if it outlives the window, `is_used` False if idle."""
 
     target: str
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -38,14 +38,14 @@ class Replica:
     end_seconds: float = math.inf
 
     def takes(self, at_seconds: float) -> bool:
-        """Whether the balancer may send it what comes then."""
+        """Whether the balancer may send it requests at that time."""
         last = self.end_seconds - _DRAIN_SECONDS
         return self.is_used and self.start_seconds <= at_seconds < last
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """The replicas of one model, and what is asked of them."""
+    """The replicas of one model, and the requests for it."""
 
     config: EngineConfig
     arrivals: tuple[Arrivals, ...]
@@ -76,20 +76,20 @@ class FleetScenario:
 
     @property
     def scrape_times(self) -> range:
-        """Seconds since the start; the first scrape at 0, the last at the end."""
+        """Scrape times in seconds since the start, from 0 to the end inclusive."""
         return range(0, self.seconds + 1, self.scrape_seconds)
 
     @property
     def targets(self) -> list[str]:
-        """The replicas by name."""
+        """The names of all replicas, sorted."""
         return sorted(one.target for each in self.deployments for one in each.replicas)
 
 
 def run_fleet(fleet: FleetScenario, *, seed: int | None = None) -> Outcome:
-    """The fleet run to its end: rows as a source would give them, and the truth per request.
+    """Run a fleet to its end: rows as from a source, and the truth per request.
 
-    `requests` has a row per request (`REQUESTS_SCHEMA`), `replica` being the place of its target
-    among `FleetScenario.targets`.
+    `requests` has one row per request (`REQUESTS_SCHEMA`); `replica` is the index of its target in
+    `FleetScenario.targets`.
     """
     chosen = fleet.seed if seed is None else seed
     buffer, logs = RowBuffer(), []
@@ -104,7 +104,7 @@ def run_fleet(fleet: FleetScenario, *, seed: int | None = None) -> Outcome:
 
 
 def _shared(deployment: Deployment, requests: Sequence[Request]) -> list[list[Request]]:
-    """The requests of each replica, by turns among those that take any then."""
+    """The requests of each replica: they go in turn to the replicas that take any at that time."""
     shares: list[list[Request]] = [[] for _ in deployment.replicas]
     for turn, request in enumerate(requests):
         able = [
@@ -125,7 +125,7 @@ def _run_replica(
     log: RequestLog,
     place: int,
 ) -> None:
-    """Run one process from its first scrape to its last."""
+    """Simulate one replica from its first scrape to its last."""
     config = replace(deployment.config, step_time=_slower(deployment.config, replica.slowness))
     engine = Engine(config, seed=1000 * fleet.seed + place, on_end=log.of(place))
     for request in requests:
@@ -156,7 +156,7 @@ def _slower(config: EngineConfig, factor: float) -> StepTime:
 
 
 def provenance(fleet: FleetScenario, seed: int | None = None) -> dict[str, object]:
-    """The note that goes with the simulated window; it says first that it is one."""
+    """The provenance of the simulated window; its first entry says that it is simulated."""
     return {
         "simulated": True,
         "source": {"kind": "simulation", "origin": f"fleet {fleet.name}"},
@@ -206,8 +206,8 @@ def _code() -> tuple[Replica, ...]:
 
 _DAY = 86_400.0
 _TWO_DAYS = 172_800
-# 80 GiB x 0.92 less 61 GiB of weights and 4 GiB; 256 KiB a token, 16 tokens a block. A step reads
-# the weights once, 66 GB at about 1.7 TB/s.
+# 80 GiB x 0.92 less 61 GiB of weights and 4 GiB; 256 KiB per token, 16 tokens per block. Each step
+# reads the weights once: 66 GB at about 1.7 TB/s.
 _CODE_SERVER = EngineConfig(
     model_name="Qwen/Qwen2.5-Coder-32B-Instruct",
     num_gpu_blocks=2_100,

@@ -1,4 +1,4 @@
-"""Named scenarios: an engine, a load, scrape times, and what was assumed. All simulated."""
+"""Named scenarios: an engine, a load, scrape times and assumptions. All are simulated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vllm_simulator.workload import (
 
 @dataclass(frozen=True)
 class Scenario:
-    """A simulation that can be run by name. `workload` takes the seed."""
+    """A simulation that can be run by name; `workload` takes the seed."""
 
     name: str
     about: str
@@ -39,11 +39,11 @@ class Scenario:
 
     @property
     def scrape_times(self) -> range:
-        """Seconds since the start; the first scrape at 0, the last at the end."""
+        """Scrape times in seconds since the start, from 0 to the end inclusive."""
         return range(0, self.seconds + 1, self.scrape_seconds)
 
 
-# Fitted by hand to the recorded sweep's engine steps: 31 ms alone, 93 ms with 28 running.
+# Fitted by hand to engine steps of the recorded sweep: 31 ms with 1 running, 93 ms with 28.
 CPU_STEP = StepTime(
     base_seconds=0.0304,
     per_sequence_seconds=0.00118,
@@ -80,9 +80,9 @@ _CPU_ASSUMPTIONS = (
     "lengths: sampled from the log-normals the sweep's load was drawn from, not replayed",
 )
 
-# 80 GiB x 0.92 less 12.816 GiB of weights and 4 GiB for activations and graphs; 16 tokens a block.
+# 80 GiB x 0.92 less 12.816 GiB of weights, 4 GiB for activations and graphs; 16 tokens per block.
 _A100_BLOCKS = int((80 * 0.92 - 12.816 - 4.0) * 1024**3) // (16 * 24_576)
-# Published burst run (A100 SXM): 256 running at 5,180 output and 5,740 prompt tok/s, 49 ms a step.
+# Published burst run (A100 SXM): 256 running, 5,180 output and 5,740 prompt tok/s, 49 ms per step.
 A100_STEP = StepTime(
     base_seconds=0.005,
     per_sequence_seconds=0.000124,
@@ -134,7 +134,7 @@ def _burst(count: int, lengths: Lengths) -> Callable[[int], Workload]:
 
 
 def _rising(seed: int) -> Workload:
-    """Long prompts at half of what the prefill can do, then at 1.4 times that."""
+    """Long prompts at half of the prefill capacity, then at 1.4 times the prefill capacity."""
     calm = poisson_requests(Arrivals(144, 0.0, 120.0), _LONG_PROMPTS, seed)
     busy = poisson_requests(Arrivals(840, 120.0, 360.0), _LONG_PROMPTS, seed + 1)
     return OpenLoop([*calm, *busy])
@@ -255,7 +255,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 
 
 def scenario(name: str) -> Scenario:
-    """The scenario of that name; InputError, with the nearest names, where there is none."""
+    """The scenario of that name; raises InputError, with the nearest names, if there is none."""
     by_name = {known.name: known for known in SCENARIOS}
     if name not in by_name:
         near = get_close_matches(name, by_name, n=3) or sorted(by_name)

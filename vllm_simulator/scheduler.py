@@ -1,23 +1,22 @@
-"""vLLM V1's scheduler: who gets how many tokens in the next step, and who is thrown out.
+"""vLLM V1's scheduler: each request's tokens in the next step, and preemptions.
 
-In words, as `vllm/v1/core/sched/scheduler.py` does it:
+It follows `vllm/v1/core/sched/scheduler.py`:
 
-1. Running requests first, in order of admission: each gets the tokens it still has to compute (one
-   when decoding), within `max_num_batched_tokens`.
-2. Where the blocks for that are missing, the request admitted last is preempted: its blocks are
-   freed, its progress is forgotten, and it goes back to the *front* of the queue (recompute; there
-   is no swapping).
-3. Only in a step without a preemption, waiting requests are admitted, first come first served,
-   while there is a slot (`max_num_seqs`), budget, and room for the whole prompt. Long prompts are
-   computed in chunks. What the prefix cache still holds of a prompt is not computed, but its last
-   token is.
+1. Running requests come first, in order of admission. Each gets the tokens it still has to compute
+   (one when decoding), within `max_num_batched_tokens`.
+2. If blocks for that are missing, the request admitted last is preempted: its blocks are freed, its
+   progress is lost, and it goes back to the *front* of the queue (recompute; there is no swapping).
+3. In a step without a preemption, waiting requests are admitted, first come first served, while
+   there is a slot (`max_num_seqs`), budget, and room for the whole prompt. Long prompts are
+   computed in chunks. The part of a prompt that is still in the prefix cache is not computed, but
+   the last token always is.
 
-Two things follow that make this fast. A prompt in chunks takes all the budget there is, so there
-is at most one, admitted last; everybody else decodes, one token in every step. So a decoding
-request is not touched step by step: when it needs its next block, and when it will have finished,
-is known as soon as it starts to decode.
+Two consequences make the simulation fast. A chunked prompt takes all the remaining budget, so there
+is at most one, and it was admitted last; all other requests decode one token in every step. As soon
+as a request starts to decode, the steps at which it needs its next block and finishes are known, so
+no step has to touch it in between.
 
-Paged KV blocks: reference counts, an LRU queue of free blocks, and what each still holds.
+KV blocks are paged: they have reference counts, an LRU queue of free blocks, and cached content.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ Content = tuple[int, int]  # (stream of tokens, index of the block in it)
 
 
 class BlockPool:
-    """The KV blocks of one engine, as vLLM's block pool keeps them.
+    """The KV blocks of one engine, managed as in vLLM's block pool.
 
-    A free block keeps its content until it is taken again, oldest first: it is free and cached at
-    once, which is why KV usage falls to 0 in an idle engine with a full prefix cache.
+    A free block keeps its content until it is taken again, oldest first. It is free and cached at
+    the same time, so KV usage falls to 0 in an idle engine with a full prefix cache.
     """
 
     def __init__(self, usable: int) -> None:
@@ -50,11 +49,11 @@ class BlockPool:
 
     @property
     def usage_ratio(self) -> float:
-        """The share of blocks held by live requests, 0..1."""
+        """The share of blocks that running requests hold, 0..1."""
         return 1.0 - self.free / self.usable
 
     def take(self, count: int) -> list[int]:
-        """`count` free blocks, emptied; the caller has seen that there are as many."""
+        """Take and empty `count` free blocks; the caller has checked that there are enough."""
         taken = []
         for _ in range(count):
             if self._untouched:
@@ -72,7 +71,7 @@ class BlockPool:
         return taken
 
     def cached(self, contents: Iterable[Content]) -> list[int]:
-        """The blocks of the longest leading part of `contents` that is still in the cache."""
+        """The blocks of the longest leading part of `contents` that is still cached."""
         found = []
         for content in contents:
             block = self._block_of.get(content)
@@ -82,11 +81,11 @@ class BlockPool:
         return found
 
     def free_among(self, blocks: Sequence[int]) -> int:
-        """How many of these cached blocks nobody holds: holding them uses up free ones."""
+        """How many of these cached blocks are free, so that holding them uses up free blocks."""
         return sum(self._holders[block] == 0 for block in blocks)
 
     def hold(self, blocks: Sequence[int]) -> None:
-        """One more holder of each cached block."""
+        """Add one holder to each of these cached blocks."""
         for block in blocks:
             if self._holders[block] == 0:
                 del self._queue[block]
@@ -94,7 +93,7 @@ class BlockPool:
             self._holders[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """One holder less of each; the last blocks of a sequence are the first to be reused."""
+        """Remove one holder from each; the last blocks of a sequence are reused first."""
         for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block] == 0:
@@ -102,13 +101,13 @@ class BlockPool:
                 self.free += 1
 
     def publish(self, block: int, content: Content) -> None:
-        """Offer a full block to later requests; the first block of a content is the one kept."""
+        """Add a full block to the prefix cache; only the first block of a content is kept."""
         if content not in self._block_of and block not in self._content_of:
             self._block_of[content] = block
             self._content_of[block] = content
 
 
-_Due = tuple[int, int, int, EngineRequest]  # step, admission, life of the entry, whose
+_Due = tuple[int, int, int, EngineRequest]  # step, admission, `life` at that time, request
 
 
 @dataclass
@@ -145,11 +144,11 @@ class Scheduler:
 
     @property
     def only_decodes(self) -> bool:
-        """Whether the next step is one token for everybody who runs, and nobody waits."""
+        """Whether nothing waits, and every running request gets one token in the next step."""
         return self._partial is None and not self.waiting
 
     def schedule(self) -> Batch:
-        """The next step's work."""
+        """Schedule and return the next step's work."""
         preemptions = self._grow_decoding()
         budget = self.config.max_num_batched_tokens - self.decoding
         batch = Batch(self.decoding, context_tokens=self.context_tokens, preemptions=preemptions)
@@ -160,13 +159,13 @@ class Scheduler:
         return batch
 
     def end_step(self, steps: int, clock: float) -> None:
-        """Every decoding request has got `steps` more tokens, the last at `clock`."""
+        """Give every decoding request `steps` more tokens, the last at `clock`."""
         self.step += steps
         self.clock = clock
         self.context_tokens += steps * self.decoding
 
     def start_decoding(self, request: EngineRequest) -> None:
-        """Its prompt is computed and a token given: from the next step on it gets one a step."""
+        """Start decoding after a request's first token: it gets one token per step from now on."""
         request.is_decoding = True
         request.counted_step = self.step
         self.decoding += 1
@@ -181,7 +180,7 @@ class Scheduler:
         )
 
     def finished(self) -> list[EngineRequest]:
-        """The decoding requests whose last token came with the step just ended, taken out."""
+        """Remove and return the decoding requests that got their last token in the last step."""
         ended = []
         while self._next_finish() <= self.step:
             request = heapq.heappop(self._finish_due)[-1]
@@ -190,7 +189,7 @@ class Scheduler:
         return ended
 
     def remove(self, request: EngineRequest) -> None:
-        """Take a request out of the engine, wherever it is, and free what it holds."""
+        """Remove a running or waiting request from the engine and free its blocks."""
         request.is_done = True
         if request.admission in self.running:
             del self.running[request.admission]
@@ -199,14 +198,14 @@ class Scheduler:
             self.waiting.remove(request)
 
     def steps_without_event(self, wanted: int) -> int:
-        """How many of the `wanted` decode steps pass without a finish or a lack of blocks."""
+        """How many of the `wanted` decode steps pass without a finish; 0 if blocks may run out."""
         steps = min(wanted, self._next_finish() - self.step - 1)
         blocks = 1 + (self.config.sliding_blocks > 0)
         most = (steps // self.config.block_size + 1) * blocks * self.decoding
         return steps if most <= self.pool.free else 0
 
     def grow_through(self, step: int) -> None:
-        """The blocks that decoding up to and including `step` takes; there are enough."""
+        """Take the blocks for decoding up to and including `step`; there are enough."""
         while self._block_due and self._block_due[0][0] <= step:
             due, admission, life, request = heapq.heappop(self._block_due)
             if life == request.life:
@@ -223,7 +222,7 @@ class Scheduler:
         return self.step + 1_000_000
 
     def _grow_decoding(self) -> int:
-        """Blocks for those whose next token needs one, oldest first; how many were preempted."""
+        """Take blocks for next tokens, oldest request first; returns the number of preemptions."""
         step, preemptions = self.step + 1, 0
         while self._block_due and self._block_due[0][0] <= step:
             due, admission, life, request = heapq.heappop(self._block_due)
@@ -247,7 +246,7 @@ class Scheduler:
 
     def _continue_prefill(self, request: EngineRequest, batch: Batch, budget: int) -> int:
         tokens = min(request.total - request.computed, budget)
-        if not self._grow(request, tokens):  # it is the last admitted: nobody else to preempt
+        if not self._grow(request, tokens):  # it was admitted last, so it is the one to preempt
             self._preempt_last()
             batch.preemptions += 1
             return budget
@@ -327,7 +326,7 @@ class Scheduler:
         return request
 
     def _release(self, request: EngineRequest) -> None:
-        """Free a running request's blocks, its tokens counted up to now."""
+        """Count a running request's tokens up to now and free its blocks."""
         if request.is_decoding:
             gained = self.step - request.counted_step
             request.total += gained

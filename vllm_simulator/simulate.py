@@ -1,7 +1,7 @@
-"""A vLLM engine with known truth: run it, scrape it, or replay recorded traffic through replicas.
+"""Runs simulated engines: scenarios with scrapes, and recorded traffic replayed on replicas.
 
-It makes example data and checks methods. What it emits is never telemetry: whatever shows it says
-so.
+For example data and for checking methods. The output is never telemetry, and is labeled as
+simulated wherever it is shown.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ REQUESTS_SCHEMA: dict[str, Any] = {
     "arrival_seconds": pl.Float64,
     "end_seconds": pl.Float64,
     "prompt_tokens": pl.Int64,
-    "output_tokens": pl.Int64,  # generated; less than asked where cancelled
+    "output_tokens": pl.Int64,  # generated; fewer than asked if cancelled
     "cached_tokens": pl.Int64,
     "preemptions": pl.Int64,
     "queue_seconds": pl.Float64,
-    "ttft_seconds": pl.Float64,  # null where cancelled before the first token
+    "ttft_seconds": pl.Float64,  # null if cancelled before the first token
     "itl_mean_seconds": pl.Float64,  # null with fewer than two tokens
-    "e2e_seconds": pl.Float64,  # null where cancelled
+    "e2e_seconds": pl.Float64,  # null if cancelled
     "status": pl.String,  # stop, length, cancelled
 }
 
 
 @dataclass
 class RequestLog:
-    """Collects ended requests, in the order of their ends."""
+    """Collects requests as they end."""
 
     frontend_seconds: float
     _rows: list[tuple[Any, ...]] = field(default_factory=list)
 
     def of(self, replica: int) -> Callable[[c.EngineRequest], None]:
-        """The callback of one replica."""
+        """The callback that logs the ended requests of one replica."""
         return lambda request: self._rows.append(self._row(replica, request))
 
     def frame(self) -> pl.DataFrame:
-        """One row a request, columns `REQUESTS_SCHEMA`, by arrival; empty without requests."""
+        """One row per request (`REQUESTS_SCHEMA`), by arrival; empty without requests."""
         frame = pl.DataFrame(self._rows, schema=REQUESTS_SCHEMA, orient="row")
         return frame.sort("arrival_seconds", "end_seconds", maintain_order=True)
 
@@ -85,10 +85,10 @@ def simulate(
     on_scrape: Callable[[float, Engine], None],
     seed: int = 0,
 ) -> pl.DataFrame:
-    """The requests that ended, one row each (`REQUESTS_SCHEMA`), by arrival.
+    """Simulate one engine; returns one row per ended request (`REQUESTS_SCHEMA`), by arrival.
 
-    `on_scrape` sees the engine at each of the ascending scrape times, in seconds since its start;
-    the last of them ends the simulation.
+    `on_scrape` gets the engine at each of the ascending scrape times, in seconds since its start;
+    the last one ends the simulation.
     """
     log = RequestLog(config.frontend_seconds)
     engine = Engine(config, seed=seed, follow_up=workload.follow_up, on_end=log.of(0))
@@ -108,11 +108,12 @@ def replay(
     routing: Routing = "least-loaded",
     seed: int = 0,
 ) -> pl.DataFrame:
-    """What these requests would have met on `replicas` equal engines, all of them served.
+    """Replay requests on `replicas` equal engines until all are served.
 
-    One row a request (`REQUESTS_SCHEMA`), by arrival. `requests` has arrival_seconds,
-    prompt_tokens, output_tokens, and may have prefix and prefix_tokens. Least-loaded looks at
-    requests in each engine at the arrival; ties go to the first. Empty in, empty out.
+    Returns one row per request (`REQUESTS_SCHEMA`), by arrival; none without requests. `requests`
+    has arrival_seconds, prompt_tokens, output_tokens, and may have prefix and prefix_tokens.
+    `least-loaded` compares the requests in each engine at the arrival; ties go to the first engine.
+    Raises InputError for a missing column, an unknown routing or fewer than 1 replica.
     """
     if replicas < 1:
         raise InputError(f"A replay needs 1 replica or more; got {replicas}.")
@@ -148,12 +149,12 @@ def _requests_of(requests: pl.DataFrame | Sequence[c.Request]) -> list[c.Request
     return [c.Request(**row) for row in rows.iter_rows(named=True)]
 
 
-_PROCESS_LEAD_SECONDS = 60  # the process is that old at the first scrape
+_PROCESS_LEAD_SECONDS = 60  # age of the process at the first scrape
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a scenario gave: rows as a source would, or saved scrapes, and the truth per request."""
+    """Result of a scenario: rows as from a source, or saved scrapes, and the truth per request."""
 
     rows: Rows | None
     lines: tuple[str, ...]
@@ -161,7 +162,7 @@ class Outcome:
 
 
 def run_scenario(scenario: Scenario, *, seed: int | None = None, as_text: bool = False) -> Outcome:
-    """The scenario run to its end. `as_text` gives lines of saved scrapes instead of rows."""
+    """Run a scenario to its end; with `as_text`, as lines of saved scrapes instead of rows."""
     chosen = scenario.seed if seed is None else seed
     buffer = RowBuffer()
     lines: list[str] = []
@@ -191,7 +192,7 @@ def run_scenario(scenario: Scenario, *, seed: int | None = None, as_text: bool =
 
 
 def provenance(scenario: Scenario, seed: int | None = None) -> dict[str, object]:
-    """The note that goes with a simulated window; it says first that it is one."""
+    """The provenance of a simulated window; its first entry says that it is simulated."""
     config = scenario.config
     return {
         "simulated": True,

@@ -1,9 +1,9 @@
-"""What vLLM's API server counts, and the moment each counter moves.
+"""The metrics of vLLM's API server, updated at the same moments as in vLLM.
 
 Per step: gauges and prefix-cache counters. Per step with outputs: generated tokens, preemptions,
 iteration tokens, inter-token latency. At a request's first output: time to first token and the
-whole prompt. At its finish: everything named request_*. A request its client gave up leaves no
-trace at its end.
+whole prompt. When it finishes: everything named request_*. A request that its client cancels
+updates nothing when it ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from vllm_simulator.config import EngineConfig, EngineRequest
 
-# Upper bounds in vLLM 0.32, seconds or tokens; +Inf implied.
+# Upper bounds in vLLM 0.32, in seconds or tokens; +Inf is implied.
 REQUEST_LATENCY_SECONDS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
@@ -37,14 +37,14 @@ PREEMPTIONS = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
 
 
 def token_bounds(max_model_len: int) -> tuple[float, ...]:
-    """1, 2, 5, 10, 20, 50 … up to the largest that is not above `max_model_len`."""
+    """Histogram bounds 1, 2, 5, 10, 20, 50 …, none above `max_model_len`."""
     decades = (10.0**power for power in range(len(str(max_model_len))))
     steps = (digit * decade for decade in decades for digit in (1, 2, 5))
     return tuple(step for step in steps if step <= max_model_len)
 
 
 class Histogram:
-    """Counts per bucket (not cumulative, the overflow bucket last) and the sum of the values."""
+    """Counts per bucket (not cumulative, overflow bucket last) and the sum of the values."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
@@ -53,16 +53,16 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many values were observed."""
+        """Number of observed values."""
         return sum(self.counts)
 
     def observe(self, value: float, times: int = 1) -> None:
-        """`times` observations of one value; a value on a bound lies in that bound's bucket."""
+        """Record one value `times` times; a value on a bound counts in that bound's bucket."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
     def observe_each(self, values: np.ndarray, times: int) -> None:
-        """`times` observations of each of the values."""
+        """Record each of the values `times` times."""
         buckets = np.bincount(
             np.searchsorted(self.bounds, values, side="left"), minlength=len(self.counts)
         )
@@ -74,7 +74,7 @@ class Histogram:
 
 @dataclass
 class Gauges:
-    """The scheduler's state after the last step; kept as it is while nothing runs."""
+    """The scheduler's state after the last step; unchanged while nothing runs."""
 
     running: int = 0
     waiting: int = 0
@@ -83,7 +83,7 @@ class Gauges:
 
 @dataclass
 class Stats:
-    """Every counter and histogram of one engine, from 0 at its start."""
+    """All counters and histograms of one engine; they start at 0."""
 
     config: EngineConfig
     gauges: Gauges = field(default_factory=Gauges)
@@ -99,7 +99,7 @@ class Stats:
     finished: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Start every histogram, with the bounds vLLM gives it at this `max_model_len`."""
+        """Create the histograms, with the bounds that vLLM uses at this `max_model_len`."""
         tokens = token_bounds(self.config.max_model_len)
         self.ttft = Histogram(TTFT_SECONDS)
         self.itl = Histogram(ITL_SECONDS)
@@ -119,19 +119,19 @@ class Stats:
         self.request_preemptions = Histogram(PREEMPTIONS)
 
     def admitted(self, request: EngineRequest) -> None:
-        """At a request's first scheduling: what was looked up in the prefix cache, and found."""
+        """Count prefix-cache queries and hits when a request is first scheduled."""
         if self.config.enable_prefix_caching:
             self.prefix_queries += request.spec.prompt_tokens
             self.prefix_hits += request.cached_tokens
 
     def first_token(self, request: EngineRequest, ttft_seconds: float) -> None:
-        """At a request's first output: its time, and its whole prompt at once."""
+        """Count TTFT and the whole prompt at a request's first output."""
         self.ttft.observe(ttft_seconds)
         self.prompt_tokens += request.spec.prompt_tokens
         self.prompt_tokens_cached += request.cached_tokens
 
     def finish(self, request: EngineRequest) -> None:
-        """At a request's finish: the families that are observed once a request."""
+        """Update the metrics that are observed once per request, when it finishes."""
         spec, generated = request.spec, request.generated
         assert request.scheduled_at is not None
         assert request.first_at is not None

@@ -1,4 +1,4 @@
-"""Who asks, when, and how much: open and closed loops, lengths sampled or given."""
+"""Workloads: open and closed loops of requests, with sampled or recorded lengths."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vllm_simulator.config import Request
 
 
 class Workload(Protocol):
-    """The requests there are from the start, and what follows when one ends."""
+    """The initial requests, and the follow-up of each request that ends."""
 
     def initial(self) -> Iterable[Request]:
         """The requests known from the start."""
         ...
 
     def follow_up(self, request: Request, ended_seconds: float) -> Request | None:
-        """What the same client sends next; None: nothing."""
+        """The next request of the same client, or None."""
         ...
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A beginning that `share_ratio` of the requests have in common, `tokens` long."""
+    """A prompt prefix of `tokens` tokens that `share_ratio` of the requests share."""
 
     share_ratio: float
     tokens: int
@@ -35,12 +35,12 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Log-normal prompt and output lengths, tokens, cut to their limits.
+    """Log-normal prompt and output lengths in tokens, capped at their limits.
 
-    A prompt holds at least 8 tokens beyond its shared prefix. Where `asks_maximum`, every request's
-    `max_tokens` is `max_output_tokens`, and it stops where its length was drawn; else it asks for
-    that length, and `early_stop_ratio` of the requests stop somewhere before it. `cancel_ratio` are
-    given up by the client, after a time uniform in `cancel_seconds`.
+    A prompt has at least 8 tokens beyond its shared prefix. With `asks_maximum`, every request has
+    `max_output_tokens` as its `max_tokens` and stops at the drawn length. Otherwise it asks for
+    the drawn length, and `early_stop_ratio` of the requests stop earlier. Clients cancel
+    `cancel_ratio` of the requests, after a time uniform in `cancel_seconds`.
     """
 
     prompt_median: float
@@ -88,22 +88,22 @@ class Lengths:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """Requests that come when they come, whatever the server does."""
+    """Requests whose arrival times do not depend on the server."""
 
     requests: Sequence[Request]
 
     def initial(self) -> Iterable[Request]:
-        """All of them."""
+        """All requests."""
         return self.requests
 
     def follow_up(self, request: Request, ended_seconds: float) -> Request | None:
-        """Nothing."""
+        """None: an open loop has no follow-ups."""
         return None
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a closed loop with that many clients."""
+    """A period of a closed loop with a fixed number of clients."""
 
     clients: int
     seconds: float
@@ -111,10 +111,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """Clients that each send their next request when the one before has ended.
+    """Clients that each send their next request when the previous one has ended.
 
-    `draw` gives the next request of a phase (by its ordinal). A client that is one too many in the
-    current phase pauses until a phase with room for it, or for good.
+    `draw` returns the next request for a phase (by its index). Clients beyond the number of the
+    current phase pause until a phase that has more clients, or for good.
     """
 
     phases: tuple[Phase, ...]
@@ -122,7 +122,7 @@ class ClosedLoop:
     think_seconds: float = 0.0
 
     def initial(self) -> Iterable[Request]:
-        """The first request of every client, at the beginning of the first phase it is in."""
+        """The first request of every client, at the beginning of its first phase."""
         clients = range(max(phase.clients for phase in self.phases))
         firsts = (self._next(client, 0.0) for client in clients)
         return [first for first in firsts if first is not None]
@@ -145,13 +145,13 @@ class ClosedLoop:
 
 
 def sampled(lengths: Lengths, seed: int) -> Callable[[int], Request]:
-    """A `draw` for closed loops: lengths by seed, the same for every phase."""
+    """A `draw` for closed loops: lengths sampled by seed, from one distribution for all phases."""
     rng = np.random.default_rng(seed)
     return lambda phase: lengths.draw(rng)
 
 
 def recorded(requests_of_phase: Sequence[Sequence[Request]]) -> Callable[[int], Request]:
-    """A `draw` that replays each phase's recorded requests in order, over and over."""
+    """A `draw` for closed loops that cycles through each phase's recorded requests in order."""
     used = [0] * len(requests_of_phase)
 
     def draw(phase: int) -> Request:
@@ -166,10 +166,10 @@ def recorded(requests_of_phase: Sequence[Sequence[Request]]) -> Callable[[int], 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """Poisson arrivals in [first, last] seconds, with a mild wave of load over the time.
+    """Poisson arrivals between two times in seconds, at a rate that varies as a sine wave.
 
-    The rate is proportional to 1 + `wave_ratio` x sin over `wave_seconds`. With a fixed `count` the
-    arrivals of a Poisson process are independent draws from that density.
+    The rate is proportional to 1 + `wave_ratio` x sin, with the period `wave_seconds`. Given the
+    `count`, the arrivals of a Poisson process are independent draws from that density.
     """
 
     count: int
@@ -190,7 +190,7 @@ class Arrivals:
 
 
 def poisson_requests(arrivals: Arrivals, lengths: Lengths, seed: int) -> list[Request]:
-    """An open loop's requests, by seed."""
+    """The requests of an open loop, drawn by seed, ascending by arrival."""
     rng = np.random.default_rng(seed)
     times = arrivals.times(rng)
     return [replace(lengths.draw(rng), arrival_seconds=float(at)) for at in times]
