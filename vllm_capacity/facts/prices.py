@@ -199,7 +199,7 @@ def choose_price(
 ) -> Estimate:
     """USD per GPU-hour: the given rate, else the named row, else the range of a GPU's offers.
 
-    Unknown, with a hint what to pass, if none of the three is given or the GPU has no offer.
+    Unknown, with a hint at what to pass, if none of the three is given or the GPU has no offer.
     """
     if usd_per_hour is not None:
         return given_price(usd_per_hour)

@@ -1,1 +1,1 @@
-"""Telemetry at rest: the canonical tables, the window folder, the minute rollup."""
+"""Stored telemetry: the canonical tables, the window folder, the minute rollup."""

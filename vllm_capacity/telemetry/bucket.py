@@ -1,7 +1,7 @@
-"""A folder in S3, or in a store that speaks its language: `s3://bucket/prefix`.
+"""A folder in S3, or in a compatible store: `s3://bucket/prefix`.
 
-Credentials, region and another endpoint than AWS come from the environment or a profile, as for
-every tool of AWS; never from the URL. s3fs is the extra `s3`.
+Credentials, region and an endpoint other than AWS come from the environment or a profile, as for
+every AWS tool; never from the URL. s3fs is the extra `s3`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ SCHEME = "s3://"
 
 
 def is_s3(place: object) -> bool:
-    """Whether a place that was named is in S3."""
+    """Whether a given place is an S3 URL."""
     return isinstance(place, str) and place.startswith(SCHEME)
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A folder in S3. What fails is a SourceError; what is not there, a FileNotFoundError."""
+    """A folder in S3; failures raise SourceError, missing files FileNotFoundError."""
 
     url: str
 
     @classmethod
     def at(cls, url: str) -> Bucket:
-        """The folder at `s3://bucket/prefix`; InputError for another URL, and without s3fs."""
+        """The folder at `s3://bucket/prefix`; InputError for any other URL or without s3fs."""
         bare = url.rstrip("/")
         bucket, _, prefix = bare.removeprefix(SCHEME).partition("/")
         if "@" in bucket:
@@ -47,11 +47,11 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """The last part of its address."""
+        """The last part of its URL."""
         return self.url.rpartition("/")[2]
 
     def names(self, folder: str) -> dict[str, int]:
-        """What lies right in a folder of it, by name, with its bytes; nothing where it is not."""
+        """The direct contents of a subfolder: size in bytes by name; empty if it does not exist."""
         with _explained(f"list {self.url}/{folder}"):
             try:
                 found = self._files.ls(f"{self.url}/{folder}", detail=True)
@@ -60,19 +60,19 @@ class Bucket:
         return {str(each["name"]).rpartition("/")[2]: int(each["size"] or 0) for each in found}
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file."""
+        """The contents of one file."""
         with _explained(f"read {self.url}/{name}"):
             return bytes(self._files.cat_file(f"{self.url}/{name}"))
 
     def fetch(self, files: Mapping[str, Path]) -> None:
-        """Copy files to these paths, several at a time."""
+        """Download files to these paths, several at a time."""
         if files:
             with _explained(f"read {self.url}"):
                 there = [f"{self.url}/{name}" for name in files]
                 self._files.get(there, [str(path) for path in files.values()])
 
     def put(self, files: Mapping[str, Path]) -> None:
-        """Copy these files there, several at a time; each is there whole or not at all."""
+        """Upload files under these names, several at a time; each upload is atomic."""
         if files:
             with _explained(f"write {self.url}"):
                 there = [f"{self.url}/{name}" for name in files]
@@ -84,19 +84,19 @@ class Bucket:
 
 
 def opened_filesystem() -> Any:  # noqa: ANN401  s3fs has no types
-    """S3 as a file system; InputError where s3fs is not installed."""
+    """S3 as a file system; raises InputError if s3fs is not installed."""
     try:
-        import s3fs  # an extra: most installations read a folder
+        import s3fs  # an extra: most installations read local folders
     except ImportError:
         raise InputError(
             "Reading s3:// needs s3fs. Install it with: pip install 'vllm-capacity[s3]'."
         ) from None
-    # No caches: the store is alive, and the environment may name another server next time.
+    # No caches: the store may change, and the environment may name another server next time.
     return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
 
 
 def failed(what: str, error: Exception) -> SourceError:
-    """The error for what S3 could not do."""
+    """The error for a failed S3 operation."""
     return SourceError(
         f"Could not {what}: {error}. Credentials come from AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY and, for another server than AWS, AWS_ENDPOINT_URL."

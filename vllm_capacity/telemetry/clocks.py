@@ -1,25 +1,25 @@
-"""What the clock behind the scrape times did wrong, and what is done about it.
+"""Detects and corrects errors of the clock that stamped the scrapes.
 
-Rows are sorted by the time they were stamped with. Across a clock that was set back that order is
-wrong, and every counter that seems to fall would be taken for a restart. In words:
+Rows are sorted by their stamps. If the clock was set back, that order is wrong, and every counter
+that seems to fall would be taken for a restart. Steps:
 
-1. *Stray stamps*, a handful of scrapes far from all others (1970, a year ahead), are left out.
-2. The scrapes of a target are cut where no stamp before lies after a stamp behind: inside such a
-   block alone, the order by stamps and the order of arrival differ. Where the source does not know
-   the order of arrival, the counters of one process tell it: they never fall.
-3. In each block the order that contradicts the counters less is right. A contradiction is a counter
-   that falls while its process did not start anew, or a process start that goes back. So rows that
-   came late are sorted by their stamps, which are right, and nothing more happens to them.
-   Where rows came late and a clock was set in one block, both orders are wrong, and the counters
-   tell the third.
-4. Where the order by stamps is wrong, the clock was set. The scrapes on the shorter side of the
-   step are moved by its size, the usual interval taken to have passed between the two scrapes
-   around it. A step forward that a step back undoes is undone in both places.
-5. Where the order of arrival is not known and the counters do not settle it, most scrapes that
-   agree are kept and the others left out.
+1. *Stray stamps*, a few scrapes far from all others (1970, a year ahead), are left out.
+2. The scrapes of a target are cut into blocks at every point where all earlier stamps are before
+   all later ones, so the order by stamps and the order of arrival differ only within blocks. If the
+   source does not know the order of arrival, the counters of one process show it: they never fall.
+3. In each block, the order that contradicts the counters less is right. A contradiction is a
+   counter that falls although its process did not restart, or a process start that goes back. So
+   rows that arrived late are sorted by their stamps, which are right, and not changed otherwise. If
+   rows arrived late and a clock was set in one block, both orders are wrong, and the counters show
+   the right one.
+4. If the order by stamps is wrong, the clock was set. The scrapes on the shorter side of the step
+   are moved by its size, assuming that the median interval passed between the two scrapes around
+   it. A step forward that a later step back undoes is corrected in both places.
+5. If the order of arrival is unknown and the counters do not show it, the largest set of scrapes
+   that agree is kept, and the others are left out.
 
-A target whose process start is not known and whose order of arrival is not known either is left as
-it is: nothing tells its restarts from a clock.
+A target is not changed if both its process start and its order of arrival are unknown: its restarts
+and clock changes cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from vllm_capacity.telemetry.strays import on_time, stray_notes, strays_of
 
 
 def correction(rows: Rows) -> Correction:
-    """What has to change in the stamps of these rows."""
+    """The correction of the stamps of these rows."""
     return correction_in_parts(RowsInParts.of(rows))
 
 
 def correction_in_parts(rows: RowsInParts) -> Correction:
-    """What has to change in the stamps of these rows.
+    """The correction of the stamps of these rows.
 
-    Of a target in doubt all its counters are in memory at once, of others one series. Where the
-    source does not know the order of arrival, parts follow each other in time.
+    It holds all counters of one doubtful target in memory at a time, and one series of each other
+    target. If the source does not know the order of arrival, parts must be in order of time.
     """
     named = rows.series.select("series_id", "metric", "kind", "instance").unique("series_id")
     known = _frequent(rows, named)
@@ -68,7 +68,7 @@ def correction_in_parts(rows: RowsInParts) -> Correction:
 
 
 def _frequent(rows: RowsInParts, named: pl.DataFrame) -> Frames:
-    """The series of each target that was sampled most often, and those of its process start."""
+    """The most frequently sampled series of each target, and its process start series."""
     lengths = pl.concat(
         [samples.group_by("series_id").len() for samples, _ in (part() for part in rows.parts)]
     )
@@ -85,7 +85,7 @@ def _frequent(rows: RowsInParts, named: pl.DataFrame) -> Frames:
 
 
 def _gathered(rows: RowsInParts, named: pl.DataFrame, wanted: pl.DataFrame) -> Frames:
-    """The rows of these series, of histograms without their buckets."""
+    """The rows of these series; histograms without sum and buckets."""
     samples, histograms = [], []
     for part in rows.parts:
         own_samples, own_histograms = (
@@ -102,7 +102,7 @@ def _gathered(rows: RowsInParts, named: pl.DataFrame, wanted: pl.DataFrame) -> F
 
 
 def _own(rows: RowsInParts, without_strays: Correction, instance: str) -> Frames:
-    """The rows of one target, but for strays."""
+    """The rows of one target without strays."""
     named = without_strays.series.filter(pl.col("instance") == instance)
     own = _gathered(rows, named, named.select("series_id"))
     samples, histograms = map(without_strays.applied, (own.samples, own.histograms))
@@ -110,7 +110,7 @@ def _own(rows: RowsInParts, without_strays: Correction, instance: str) -> Frames
 
 
 def _suspects(rows: RowsInParts, without_strays: Correction, pulses: pl.DataFrame) -> list[str]:
-    """The targets whose scrapes are stamped in another order than they came, or might be."""
+    """The targets whose stamps are, or may be, in another order than their scrapes."""
     orders = pulses.group_by("instance").agg(
         is_back=(pl.col("ts").diff().dt.total_microseconds() <= 0).any(),
         is_known=pl.col("arrival").n_unique() > 1,
@@ -121,7 +121,7 @@ def _suspects(rows: RowsInParts, without_strays: Correction, pulses: pl.DataFram
 
 
 def _falling(rows: RowsInParts, without_strays: Correction, instances: pl.DataFrame) -> list[str]:
-    """Those of the targets that tell their process start and have a counter, or it, that falls."""
+    """The targets that report a process start, and whose counters or process start ever fall."""
     named, is_start = without_strays.series, pl.col("metric") == PROCESS_START
     result = named.filter(is_start).join(instances, on="instance")
     grows = named.filter((pl.col("kind") == "counter") | is_start)

@@ -1,9 +1,9 @@
-"""Values that nothing counts or measures: left out where rows come in, whatever their dialect.
+"""Impossible values, which ingestion drops in every format.
 
-A counter, a gauge or a histogram of a server stays far below 2^63, and what only grows from 0 is
-never negative. A value beyond that, infinity and NaN are mistakes of a sender, and one of them
-would outweigh all else that was counted. The sum of a histogram may be NaN: not every dialect
-tells it.
+A server's counters, gauges and histograms stay far below 2^63, and values that only grow from 0 are
+never negative. Larger values, negative counts, infinity and NaN are errors of the sender, and a
+single one would outweigh everything else. The sum of a histogram may be NaN: not every format
+reports it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _DETAIL = "values that nothing counts or measures (infinite, beyond 2^63, or a n
 
 
 def without_impossible(rows: Rows) -> Rows:
-    """The rows without impossible values, and a note of how many for each metric of a target.
+    """The rows without impossible values, with a note of their number per metric and target.
 
-    A series whose first value was such existed before its first possible one, which therefore does
-    not count from 0. Rows without such values come back as they are.
+    A series whose first value is impossible existed before its first possible value, which
+    therefore does not count from 0. Rows without impossible values are returned unchanged.
     """
     tables = (rows.samples, rows.histograms)
     bad_tables = _impossible(rows.series, tables)
@@ -43,12 +43,12 @@ def without_impossible(rows: Rows) -> Rows:
 
 
 def without_impossible_in_parts(rows: RowsInParts) -> RowsInParts:
-    """As `without_impossible`; parts lose such values whenever they are read."""
+    """Like `without_impossible`, for parts; the values are dropped whenever a part is read."""
     parts = [partial(_possible, rows.series, part) for part in rows.parts]
     found = [_impossible(rows.series, part()) for part in rows.parts]
     if all(frame.is_empty() for tables in found for frame in tables):
         return rows
-    # Of the possible rows, the first of each series decide.
+    # Only the first possible row of each series matters.
     found += [
         (_first_rows(samples), _first_rows(states)) for samples, states in (p() for p in parts)
     ]
@@ -67,7 +67,7 @@ def _first_rows(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _impossible(series: pl.DataFrame, tables: Tables) -> Tables:
-    """The samples and histograms with an impossible value."""
+    """The samples and histograms that have an impossible value."""
     samples, histograms = tables
     counters = series.filter(pl.col("kind") == "counter").select("series_id")
     is_endless = ~is_possible("value")
@@ -79,7 +79,7 @@ def _impossible(series: pl.DataFrame, tables: Tables) -> Tables:
 
 
 def _possible(series: pl.DataFrame, part: Callable[[], Tables]) -> Tables:
-    """The samples and histograms without an impossible value."""
+    """The samples and histograms that have no impossible value."""
     tables = part()
     key = ["series_id", "ts", "alias_priority", "arrival"]
     samples, histograms = (
@@ -90,7 +90,7 @@ def _possible(series: pl.DataFrame, part: Callable[[], Tables]) -> Tables:
 
 
 def is_possible(column: str) -> pl.Expr:
-    """Whether a server can have counted or measured that; true of null, never of NaN."""
+    """Whether a server could have reported that value; true for null, false for NaN."""
     return (pl.col(column).abs() < _LIMIT).fill_null(True)
 
 
@@ -99,7 +99,7 @@ def _times(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _not_born(series: pl.DataFrame, bad: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
-    """The series, those whose first value was left out as ones that do not start at zero."""
+    """The series, with `starts_at_zero` False where the first value was dropped."""
     first = kept.group_by("series_id").agg(first=pl.col("ts").min())
     earliest = bad.group_by("series_id").agg(bad=pl.col("ts").min())
     older = earliest.join(first, on="series_id").filter(pl.col("bad") < pl.col("first"))

@@ -1,8 +1,8 @@
-"""Late data: rows that arrive after a window was written change exactly the hours they touch.
+"""Late data: adds rows to an existing window, changing only the hours that they affect.
 
-The window stays where it is. Hours that changed are written beside the old ones under new names,
-then `window.json` is replaced: that is the moment the window changes, and a reader sees all of it
-or nothing. The old files go when nobody reads them any more.
+Changed hours are written beside the old ones under new names, then `window.json` is replaced. The
+window changes at that moment, so a reader sees all of the change or nothing. The old files are
+removed when nobody reads them any more.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _HASH_DIGITS = 12
 
 
 def extend_window(path: Path, late: Rows) -> list[str]:
-    """Add rows that came late to the window at `path`; the hours whose data changed, in order.
+    """Add late rows to the window at `path`; returns the hours whose data changed, in order.
 
-    Runs that add at the same time take turns; SourceError after ten minutes in which another did
-    not end. Hours that did not change are the same files, and so keep their rollup. A window pulled
-    by the minute takes no samples: WindowError.
+    Concurrent runs take turns; raises SourceError after waiting ten minutes for another. Unchanged
+    hours keep their files, and so their rollup. Raises WindowError for a downsampled window, which
+    holds minutes instead of samples.
     """
     busy = f"Another run has been adding to {path} for long; nothing was done. Try again later."
     place = workplace(path / WORKPLACE, busy=busy, patience_seconds=_PATIENCE_SECONDS)
@@ -70,7 +70,7 @@ def extend_window(path: Path, late: Rows) -> list[str]:
 
 
 def stored_rows(path: Path) -> Rows:
-    """The rows of a window, as a source would hand them over."""
+    """The rows of a window, in the form that sources return."""
     with duckdb.connect() as connection:
         return _rows_of(read_manifest(path, connection))
 
@@ -93,7 +93,7 @@ def _joined_hours(held: Manifest, table: str, schema: dict[str, Any]) -> pl.Data
 
 
 def _joined(stored: Rows, late: Rows, *, begin: datetime | None) -> Rows:
-    """Both together. Where a late row is a series' first, its birth is to be settled anew."""
+    """Both together; resets `starts_at_zero` of series whose first row is now a late one."""
     older = pl.concat(
         [late.samples.select("series_id", "ts"), late.histograms.select("series_id", "ts")]
     )
@@ -120,7 +120,7 @@ def _joined(stored: Rows, late: Rows, *, begin: datetime | None) -> Rows:
 
 
 def _as_listed(held: Manifest, folder: Path) -> Manifest:
-    """The window as one that lists its files: an older one gets its list before anything else."""
+    """The window in a format that lists its files; an older window is given its list first."""
     if held.provenance["format"] == FORMAT:
         return held
     files = tuple(replace(file, sha256=digest(held.path / file.name)) for file in held.files)
@@ -129,7 +129,7 @@ def _as_listed(held: Manifest, folder: Path) -> Manifest:
 
 
 def _files_of(settled: Rows, held: Manifest, folder: Path) -> Iterable[File]:
-    """The files of the settled rows: the old one wherever it holds the same, else a new one."""
+    """The files of the finalized rows: the old file if its rows are the same, else a new one."""
     path, old = held.path, {file.plain: file for file in held.files}
     for table, name, part in parts_of(settled):
         before = old.get(name)
@@ -140,7 +140,7 @@ def _files_of(settled: Rows, held: Manifest, folder: Path) -> Iterable[File]:
 
 
 def _written(path: Path, folder: Path, table: str, name: str, part: pl.DataFrame) -> File:
-    """A new file of a window, named by what is in it: no file ever becomes another."""
+    """Write a new file of a window; its name holds its hash, so no file ever changes."""
     partial = folder / "part.parquet"
     write_part(partial, part)
     named = f"{name}.{digest(partial)[:_HASH_DIGITS]}.parquet"
@@ -150,9 +150,9 @@ def _written(path: Path, folder: Path, table: str, name: str, part: pl.DataFrame
 
 
 def _remove_unlisted(path: Path, folder: Path) -> None:
-    """Remove what is no part of the window, unless somebody is reading it: then the next run does.
+    """Remove files that are not part of the window, unless somebody is reading it.
 
-    What is left in the workplace says so until then.
+    In that case a mark in the workplace leaves the removal to the next run.
     """
     with alone(path) as is_unread:
         if not is_unread:

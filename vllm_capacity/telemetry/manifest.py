@@ -1,11 +1,11 @@
-"""What a window holds: `window.json`, which lists its files, and whether they are as it says.
+"""The contents of a window: `window.json`, which lists its files, and checks against that list.
 
-The list is what makes a window: a file that is not on it is no part of it, and replacing
-`window.json` is what changes one. Format 2 lists every file with its bytes, rows and hash; windows
-of format 1 only count the rows of their tables, so their files are those that are there.
+The list defines the window: a file that is not on it is not part of the window, and replacing
+`window.json` changes the window. Format 2 lists every file with its bytes, rows and hash. Format 1
+only counts the rows of each table, so the files of such a window are those that exist.
 
-Opening checks all of it; the hashes of samples, histograms and minutes, however, only in a window
-that is hashed in a moment, on `--verify`, and where the rollup reads an hour whole anyway.
+Opening checks everything, except the hashes of samples, histograms and minutes. These are checked
+only in a small window, with `--verify`, and when the rollup reads a whole hour anyway.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORKPLACE = ".writing"
 TABLES = ("samples", "histograms")
 SINGLE = ("series", "intake")
 MINUTES = ("minutes", "minute_histograms")
-_HASHED_AT_ONCE_BYTES = 100_000_000  # a tenth of a second; some ten days of an engine
+_HASHED_AT_ONCE_BYTES = 100_000_000  # takes 0.1 s; about ten days of one engine
 _COUNTED = ("series", *TABLES)
 _SCHEMAS = {
     "series": SERIES_SCHEMA,
@@ -53,9 +53,9 @@ _NAME = re.compile(r"((samples|histograms)/)?[A-Za-z0-9_][A-Za-z0-9._-]*\.parque
 
 @dataclass(frozen=True)
 class File:
-    """One Parquet file of a window: its table, its path inside, and what is known of it.
+    """One Parquet file of a window: its table, its path in the window, its size, rows and hash.
 
-    Without a `sha256` in a window of format 1.
+    `sha256` is None in a window of format 1.
     """
 
     table: str
@@ -66,26 +66,26 @@ class File:
 
     @property
     def plain(self) -> str:
-        """Its path inside without suffix and hash: `samples/2026-11-24T08`."""
+        """Its path in the window without suffix and hash: `samples/2026-11-24T08`."""
         return self.name.partition(".")[0]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A window's folder, its provenance (all of `window.json` but the list), and its files."""
+    """A window's folder, its provenance (`window.json` without the list), and its files."""
 
     path: Path
     provenance: Mapping[str, Any]
     files: tuple[File, ...]
     origin: str | None = None
-    """Of a copy of a window in S3: where that is. Hour files come as they are read (mirror.py)."""
+    """The S3 URL if this is a local copy; hour files are fetched when read (mirror.py)."""
 
     def paths(self, table: str) -> list[Path]:
-        """The files of a table, in order of their names."""
+        """The paths of a table's files, sorted."""
         return sorted(self.path / file.name for file in self.files if file.table == table)
 
     def frames(self, table: str) -> list[pl.DataFrame]:
-        """The rows of each file of a table, in that order; WindowError where one is damaged."""
+        """The rows of each file of a table, in that order; WindowError if one is damaged."""
         return [read_part(self.path, path) for path in self.paths(table)]
 
 
@@ -97,10 +97,10 @@ def read_manifest(
     origin: str | None = None,
     hashed_at_once_bytes: int = _HASHED_AT_ONCE_BYTES,
 ) -> Manifest:
-    """What the window at `path` holds, checked; every byte of it with `verify`, or in a small one.
+    """The checked manifest of the window at `path`; checks all hashes with `verify` or if small.
 
-    With an `origin`, files that are not there are taken as listed. WindowError for what is no
-    window, one of another format, and one that is damaged.
+    With an `origin`, missing files are assumed to be as listed. Raises WindowError if it is not a
+    window, has an unknown format, or is damaged.
     """
     while True:
         text = _text(path)
@@ -110,17 +110,17 @@ def read_manifest(
             _check_hashes(found, all_of_them=verify or size <= hashed_at_once_bytes)
             return found
         except WindowError:
-            if _text(path) == text:  # else it was replaced meanwhile
+            if _text(path) == text:  # otherwise it was replaced meanwhile
                 raise
 
 
 def read_list(path: Path) -> list[File]:
-    """The files that the window at `path` lists, as it says; WindowError where it lists none."""
+    """The files that the window at `path` lists, unchecked; WindowError if it has no list."""
     return _listed(path, _note(_text(path), path).get("files"))
 
 
 def read_part(path: Path, part: Path, *, columns: list[str] | None = None) -> pl.DataFrame:
-    """The rows of one file of the window at `path`; WindowError where it cannot be read."""
+    """The rows of one file of the window at `path`; WindowError if it cannot be read."""
     try:
         return pl.read_parquet(part, columns=columns, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
@@ -135,7 +135,7 @@ def _unreadable(path: Path, name: str, error: BaseException) -> WindowError:
 def write_note(
     folder: Path, provenance: Mapping[str, object], files: Iterable[File], *, through: Path
 ) -> None:
-    """Write `window.json` over these files, whole: it is made in the folder `through` first."""
+    """Write `window.json` with a list of these files, atomically: first to the folder `through`."""
     listed = sorted(files, key=lambda file: (file.table, file.name))
     note = {
         "grain": "scrape",
@@ -153,19 +153,19 @@ def write_note(
 
 
 def as_listed(folder: Path, table: str, name: str, *, rows: int) -> File:
-    """A file that was just written, as the list has it."""
+    """The list entry of a file that was just written."""
     path = folder / name
     return File(table, name, path.stat().st_size, rows, digest(path))
 
 
 def digest(path: Path) -> str:
-    """The hash of a file's bytes, as `window.json` has it."""
+    """The SHA-256 of a file, as in `window.json`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_hash(path: Path, file: File) -> str:
-    """The hash of a window's file; WindowError where it is not the one that is listed."""
+    """The hash of a window's file; WindowError if it differs from the listed one."""
     found = digest(path / file.name)
     if file.sha256 not in (None, found):
         raise damaged(path, f"{file.name} was changed since it was written")
@@ -173,14 +173,14 @@ def check_hash(path: Path, file: File) -> str:
 
 
 def damaged(path: Path, what: str) -> WindowError:
-    """The error for a window that is not as it was written."""
+    """The error for a damaged window."""
     return WindowError(
         f"The window {path} is damaged: {what}. Take it from a backup, or make it again."
     )
 
 
 def unlisted(path: Path, files: Iterable[File]) -> list[Path]:
-    """The Parquet files in a window's folder that are none of these."""
+    """The Parquet files in a window's folder that are not in `files`."""
     listed = {path / file.name for file in files}
     folders = (path, *(path / table for table in TABLES))
     there = [found for folder in folders for found in folder.glob("[!.]*.parquet")]
@@ -188,7 +188,7 @@ def unlisted(path: Path, files: Iterable[File]) -> list[Path]:
 
 
 def as_pattern(path: Path) -> str:
-    """A path as DuckDB takes it: what would be a pattern is a name."""
+    """A path escaped for DuckDB, which would read special characters as a pattern."""
     return glob.escape(str(path))
 
 
@@ -201,7 +201,7 @@ def _text(path: Path) -> str:
 
 
 def _note(text: str, path: Path) -> dict[str, Any]:
-    """What a `window.json` says, of a format that is known and with all that the format has."""
+    """The contents of a `window.json`; WindowError if its format is unknown or it is incomplete."""
     try:
         note = json.loads(text)
     except (ValueError, RecursionError):
@@ -236,13 +236,13 @@ def _checked(
     _check_counts(path, note["counts"], files)
     if has_list:
         _check_extras(path, unlisted(path, files))
-    else:  # no hash tells whether these are the files that were written
+    else:  # no hashes show whether these are the files that were written
         _check_types(path, files)
     return Manifest(path, note, tuple(files), origin)
 
 
 def _check_types(path: Path, files: Iterable[File]) -> None:
-    """WindowError where a column is of another type than its table has."""
+    """Raise WindowError if a column's type differs from its table's schema."""
     for file in files:
         schema = _SCHEMAS.get(file.table, {})
         try:
@@ -256,11 +256,11 @@ def _check_types(path: Path, files: Iterable[File]) -> None:
 
 
 def _check_extras(path: Path, extras: list[Path]) -> None:
-    """WindowError for a file that was put there; those of a writer, running or killed, are none."""
+    """Raise WindowError for unlisted files, except those of a running or killed writer."""
     if (path / WORKPLACE).exists():
         return
     for extra in extras:
-        if extra.exists():  # a writer that has just ended took its own along
+        if extra.exists():  # a writer that has just ended removes its own files
             raise damaged(path, f"{extra.relative_to(path)} is not one of its files")
 
 
@@ -300,7 +300,7 @@ def _is_count(value: object) -> bool:
 
 
 def _found(path: Path) -> list[File]:
-    """The files of a window that has no list: those that are there."""
+    """The files of a window without a list: all that exist."""
     hours = [(table, found) for table in TABLES for found in (path / table).glob("*.parquet")]
     single = [(found.stem, found) for found in path.glob("*.parquet")]
     named = [(table, str(found.relative_to(path))) for table, found in sorted(single + hours)]
@@ -308,7 +308,7 @@ def _found(path: Path) -> list[File]:
 
 
 def _check_tables(path: Path, grain: str, files: Iterable[File]) -> None:
-    """WindowError unless each table that has one file has it, and no other table has any."""
+    """Raise WindowError unless single-file tables have one file each and all tables are known."""
     of = Counter(file.table for file in files)
     single = (*SINGLE, *(MINUTES if grain == "minute" else ()))
     for table in single:
@@ -333,7 +333,7 @@ def _size(path: Path, file: File, *, has_list: bool) -> int:
 def _row_counts(
     path: Path, files: Iterable[File], connection: duckdb.DuckDBPyConnection
 ) -> dict[str, int]:
-    """The rows of each file by its path, as the footers say."""
+    """The number of rows of each file by path, from the Parquet footers."""
     names = [as_pattern(path / file.name) for file in files]
     query = "select file_name, num_rows from parquet_file_metadata($names)"
     try:
@@ -357,13 +357,13 @@ def _check_counts(path: Path, counts: Mapping[str, int], files: Iterable[File]) 
 
 
 def row_totals(files: Iterable[File]) -> dict[str, int]:
-    """The rows of each table that `window.json` counts."""
+    """The total rows of each table that `window.json` counts."""
     listed = list(files)
     return {table: sum(file.rows for file in listed if file.table == table) for table in _COUNTED}
 
 
 def _require_regular(path: Path) -> int:
-    """The size of a regular file in bytes; OSError or ValueError for anything else."""
+    """The size of a regular file in bytes; raises OSError or ValueError for anything else."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device might never end
         raise ValueError("not a regular file")

@@ -1,8 +1,7 @@
-"""How much memory an answer may take: half of what the machine or its control group has, or less.
+"""The memory limit of queries: the given one, else half of the machine's or control group's memory.
 
-DuckDB keeps to the limit and writes what does not fit into a private folder among the temporary
-ones, where there can be one; what of a window cannot be read within it is refused before it is
-read.
+DuckDB keeps to the limit and spills to a private temporary folder if there can be one. Data that
+cannot be read within the limit are refused before reading.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _LEAST_BYTES = 100_000_000
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-# What a row of an hour takes while it is worked on, as measured, and half as much again.
+# Memory per row of an hour during processing: 1.5 times the measured values.
 _SAMPLE_BYTES, _HISTOGRAM_BYTES = 150, 1_200
 
 
 def limit_bytes() -> int:
-    """The limit in bytes: the given one, else half of what there is.
+    """The limit in bytes: the given one, else half of the available memory.
 
-    InputError where the given one is no size, or too small to do anything with.
+    Raises InputError if the given one is not a size, or too small.
     """
     given = os.environ.get(MEMORY_LIMIT)
     return parse_size(given) if given else _there_bytes() // 2
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as people write it: `2GB`, `512 MiB`, `1500000000`."""
+    """The bytes of a size such as `2GB`, `512 MiB` or `1500000000`; InputError as `limit_bytes`."""
     found = _SIZE.fullmatch(text)
     if found is None:
         raise InputError(f"No size {text!r} for --memory-limit; write it as 4GB or 512MB.")
@@ -55,13 +54,13 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Database:
-    """Tables and views of their own in memory; all of a process keep to the limit together."""
+    """An in-memory database; all databases of a process share one memory limit."""
 
     name: str
     _engine: duckdb.DuckDBPyConnection
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
-        """A connection to it, in UTC: for one thread at a time."""
+        """A connection to it, in UTC, for one thread at a time."""
         cursor = self._engine.cursor()
         cursor.execute(f"use {self.name}")
         return cursor
@@ -71,7 +70,7 @@ _NUMBERS = count(1)
 
 
 def database() -> Database:
-    """A new one; it is gone with the last reference to it."""
+    """Create a database; it is removed with the last reference to it."""
     spill = private_folder("vllm-capacity-spill")
     engine = _engine(limit_bytes(), str(spill / str(os.getpid())) if spill else "", os.getpid())
     name = f"own_{next(_NUMBERS)}"
@@ -84,7 +83,7 @@ def database() -> Database:
 
 @cache
 def _engine(memory_limit_bytes: int, spill: str, pid: int) -> duckdb.DuckDBPyConnection:
-    """The DuckDB of a process: to start one takes as long as to read an hour, so all share it."""
+    """The one DuckDB of a process: starting one takes as long as reading an hour."""
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_limit_bytes}B",
         "temp_directory": spill,
@@ -100,7 +99,7 @@ def _detach(engine: duckdb.DuckDBPyConnection, name: str) -> None:
 
 
 def require_room(what: str, *, samples: int, histograms: int) -> None:
-    """InputError, with the size that would do, where so many rows cannot be read at a time."""
+    """Raise InputError, with a sufficient size, if so many rows do not fit into the limit."""
     needed, limit = needed_bytes(samples=samples, histograms=histograms), limit_bytes()
     if needed > limit:
         raise InputError(
@@ -111,12 +110,12 @@ def require_room(what: str, *, samples: int, histograms: int) -> None:
 
 
 def needed_bytes(*, samples: int, histograms: int) -> int:
-    """About how much memory so many rows take while they are worked on, in bytes."""
+    """Approximate memory for processing so many rows, in bytes."""
     return samples * _SAMPLE_BYTES + histograms * _HISTOGRAM_BYTES
 
 
 def _there_bytes() -> int:
-    """The memory of this machine, or of its control group where that is less."""
+    """The memory of this machine, or of its control group if that is less, in bytes."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in _CGROUPS:
         with suppress(OSError, ValueError):

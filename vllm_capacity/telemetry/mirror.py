@@ -1,9 +1,9 @@
-"""A window in S3: what is read of it is copied into a private folder of this machine first.
+"""Windows in S3: the files that are read are first copied to a private folder on this machine.
 
-`window.json` is asked for each time; its hash is the version of the copy, so a copy never changes
-under a reader. What is small comes along (series, intake), hour files come when their rows are
-read, and what hours left behind (`.rollup/`, an object each) when figures read it. So figures of a
-long range move what hours left behind, and no rows.
+`window.json` is fetched on every opening; its hash is the version of the copy, so a copy never
+changes under a reader. Small files (series, intake) are copied right away, hour files when their
+rows are read, and hourly summaries (`.rollup/`, one object each) when figures read them. So figures
+of a long range transfer only summaries, no rows.
 
     s3://bucket/prefix/window.json, series.parquet, samples/2026-11-24T08.parquet, …
     s3://bucket/prefix/.rollup/2026-11-24T08.….tar
@@ -39,10 +39,10 @@ _HASH_DIGITS = 16
 
 
 def mirrored(url: str) -> Path:
-    """The folder of this machine for the window at `s3://bucket/prefix`, with what is small.
+    """The local folder of the window at `s3://bucket/prefix`, with its small files.
 
-    WindowError where there is none, or one of format 1, which does not list its files; SourceError
-    where S3 fails.
+    Raises WindowError if there is no window or one of format 1, which does not list its files;
+    SourceError if S3 fails.
     """
     bucket = Bucket.at(url)
     folder = _version(bucket)
@@ -52,7 +52,7 @@ def mirrored(url: str) -> Path:
 
 
 def at_hand(manifest: Manifest, files: Iterable[File]) -> None:
-    """Make files of a window readable: nothing to do but in a copy of one in S3."""
+    """Make files of a window readable: fetches them if the window is in S3."""
     if manifest.origin is not None:
         bucket = Bucket.at(manifest.origin)
         with _unchanged(bucket):
@@ -60,7 +60,7 @@ def at_hand(manifest: Manifest, files: Iterable[File]) -> None:
 
 
 def at_this_machine(manifest: Manifest) -> Manifest:
-    """A window's list for this machine, its files readable; it may come from another machine."""
+    """The manifest for this machine, with all files readable; it may come from another machine."""
     if manifest.origin is None:
         return manifest
     found = replace(manifest, path=mirrored(manifest.origin))
@@ -69,7 +69,7 @@ def at_this_machine(manifest: Manifest) -> Manifest:
 
 
 def require_target(source: str, target: str) -> None:
-    """InputError unless a window in a folder can be copied to the target."""
+    """Raise InputError unless the source is a local window and the target is in S3."""
     if not is_s3(target):
         raise InputError(
             f"--to is {target!r}, but s3://bucket/folder was expected. Beside a window in a folder "
@@ -83,9 +83,10 @@ def require_target(source: str, target: str) -> None:
 
 
 def publish(manifest: Manifest, entries: Iterable[Path], url: str) -> None:
-    """Copy a window, and what its hours left behind, to `s3://bucket/prefix`.
+    """Copy a window and its hourly summaries to `s3://bucket/prefix`.
 
-    `window.json` comes last: who reads there meanwhile reads the window of before, or this one.
+    `window.json` is written last, so a concurrent reader sees either the old window or this one.
+    Raises WindowError for a window of format 1.
     """
     bucket = Bucket.at(url)
     if any(file.sha256 is None for file in manifest.files):
@@ -104,23 +105,23 @@ def publish(manifest: Manifest, entries: Iterable[Path], url: str) -> None:
 
 
 def _listed(bucket: Bucket) -> set[tuple[str, str | None]]:
-    """The files, with their hashes, of the window that is there; none without one."""
+    """The files of the window in the bucket, with their hashes; empty without a window."""
     with suppress(WindowError):
         return {(file.name, file.sha256) for file in read_list(_version(bucket))}
     return set()
 
 
-# --- what hours left behind, an object each -----------------------------------------------------
+# --- hourly summaries, one object each ----------------------------------------------------------
 
 
 def entry_names(bucket: Bucket) -> list[str]:
-    """The names of what is kept there of hours."""
+    """The names of the hourly summaries in the bucket."""
     found = bucket.names(ROLLUP)
     return [name.removesuffix(_ENTRY) for name in found if name.endswith(_ENTRY)]
 
 
 def put_entry(bucket: Bucket, entry: Path) -> None:
-    """Keep an entry there: at once or not at all, for it is one object."""
+    """Store an hourly summary in the bucket; it is one object, so the write is atomic."""
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "entry"
         with tarfile.open(packed, "w") as out:
@@ -130,21 +131,21 @@ def put_entry(bucket: Bucket, entry: Path) -> None:
 
 
 def fetch_entries(bucket: Bucket, names: Iterable[str], folder: Path) -> None:
-    """Unpack entries into the folder, under their names; those that are gone are left out."""
+    """Unpack hourly summaries into the folder, under their names; skips those that are gone."""
     wanted = list(names)
     with tempfile.TemporaryDirectory(prefix=".fetched.", suffix=".partial", dir=folder) as partial:
         packed = {f"{ROLLUP}/{name}{_ENTRY}": Path(partial) / f"{name}{_ENTRY}" for name in wanted}
         with suppress(FileNotFoundError):
             bucket.fetch(packed)
         for name, path in zip(wanted, packed.values(), strict=True):
-            with suppress(OSError, tarfile.TarError):  # what is not whole is computed anew
+            with suppress(OSError, tarfile.TarError):  # a damaged one is computed again
                 with tarfile.open(path) as found:
                     found.extractall(Path(partial) / name, filter="data")
                 (Path(partial) / name).rename(folder / name)
 
 
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Nothing of when and by whom: the same entry is the same bytes."""
+    """Drop times and owners, so that equal entries are equal bytes."""
     return info.replace(mtime=0, mode=0o644, uid=0, gid=0, uname="", gname="", deep=False)
 
 
@@ -163,7 +164,7 @@ def _unchanged(bucket: Bucket) -> Iterator[None]:
 
 
 def _version(bucket: Bucket) -> Path:
-    """The folder for the window as it is there now, with its `window.json`."""
+    """The local folder for the current version of the window, with its `window.json`."""
     try:
         note = bucket.read(NOTE)
     except FileNotFoundError:
@@ -180,7 +181,7 @@ def _version(bucket: Bucket) -> Path:
     (versions / ROLLUP).mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
-        (folder / ROLLUP).symlink_to(versions / ROLLUP)  # by content: good for every version
+        (folder / ROLLUP).symlink_to(versions / ROLLUP)  # named by content: fits every version
     if not (folder / NOTE).exists():
         _written(folder / NOTE, note)
         _check_list(folder, bucket)
@@ -189,7 +190,7 @@ def _version(bucket: Bucket) -> Path:
 
 
 def _check_list(folder: Path, bucket: Bucket) -> None:
-    """WindowError for a window that does not say what its files are."""
+    """Raise WindowError for a window that does not list its files."""
     try:
         files = read_list(folder)
     except WindowError:
@@ -203,7 +204,7 @@ def _check_list(folder: Path, bucket: Bucket) -> None:
 
 
 def _take_over(folder: Path, versions: Path) -> None:
-    """Take files that did not change from copies of other versions, and remove old copies."""
+    """Link unchanged files from copies of other versions, and remove unused old copies."""
     wanted = {(file.name, file.sha256) for file in read_list(folder)}
     for other in versions.glob(f"[!.]*/{folder.name}"):
         if other == folder:
@@ -220,7 +221,7 @@ def _take_over(folder: Path, versions: Path) -> None:
 
 
 def _fetch(bucket: Bucket, folder: Path, files: Iterable[File]) -> None:
-    """Copy files that are not there yet, whole or not at all; WindowError for other bytes."""
+    """Copy missing files, each atomically; raises WindowError if a hash does not match."""
     missing = [file for file in files if not (folder / file.name).exists()]
     if not missing:
         return

@@ -1,8 +1,8 @@
-"""Workers on Ray: processes of a cluster, or of one that is started on this machine.
+"""Workers on Ray: processes of an existing cluster, or of one started on this machine.
 
-Ray (the extra `ray`) hands out the tasks, and does those of a worker or node that died again. Its
-workers need the same version of this package; files they reach by the same paths, or in S3, with
-the credentials of their own environment.
+Ray (the extra `ray`) distributes the tasks and repeats those of a dead worker or node. Its workers
+need the same version of this package. They access files by the same paths, or in S3 with the
+credentials of their own environment.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vllm_capacity.telemetry.workers import Workers
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
-_ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # at 0, what Ray starts is not for others
+_ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # with 0, a new Ray listens on loopback only
 
 
 class _OnRay:
-    """As many tasks at a time as the cluster has processors for, or as were asked for."""
+    """Runs as many tasks at a time as requested, or as the cluster has CPUs."""
 
     def __init__(self, ray: Any, count: int) -> None:  # noqa: ANN401  an extra, without types
         self._ray, self.count = ray, count
@@ -32,7 +32,7 @@ class _OnRay:
     def map(
         self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]
     ) -> Iterator[tuple[int, _Result]]:
-        """As `Workers.map`."""
+        """See `Workers.map`."""
         remote = self._ray.remote(num_cpus=1)(function)
         numbers: dict[object, int] = {}
         for number, task in enumerate(tasks):
@@ -43,7 +43,7 @@ class _OnRay:
             yield self._first_done(numbers)
 
     def _first_done(self, numbers: dict[object, int]) -> tuple[int, Any]:
-        """The number and the result of a task that is done, taken out of those under way."""
+        """Wait for a task; remove it from `numbers` and return its number and result."""
         (done,), _ = self._ray.wait(list(numbers))
         return numbers.pop(done), self._got(done)
 
@@ -63,18 +63,18 @@ class _OnRay:
 def ray_workers(
     address: str | None, count: int | None, environment: Mapping[str, str]
 ) -> Iterator[Workers]:
-    """Workers of the cluster at the address; without one, of RAY_ADDRESS or a new one here.
+    """Workers of the cluster at the address, else at RAY_ADDRESS, else of a new local one.
 
-    A new one listens on this machine alone, without a dashboard. No usage statistics are sent,
-    unless RAY_USAGE_STATS_ENABLED says so. InputError without Ray, SourceError for a cluster that
-    cannot be reached or has another version of this package.
+    A new cluster listens on this machine only and has no dashboard. Usage statistics are off unless
+    RAY_USAGE_STATS_ENABLED turns them on. Raises InputError if Ray is not installed, SourceError if
+    the cluster cannot be reached or has another version of this package.
     """
     is_new = address is None and not os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if is_new:
         os.environ.setdefault(_ON_LOOPBACK, "0")
     with needing_extra("ray"):
-        ray: Any = import_module("ray")  # an extra, typed in part
+        ray: Any = import_module("ray")  # an extra, only partly typed
     own = {"num_cpus": count, "include_dashboard": False} if is_new else {}
     try:
         ray.init(
@@ -84,7 +84,7 @@ def ray_workers(
             logging_level=logging.ERROR,
             **own,
         )
-    except Exception as error:  # Ray raises many kinds, and bare ones
+    except Exception as error:  # Ray raises many types, even bare Exception
         raise SourceError(f"No Ray at {address or 'this machine'}: {_line(error)}") from None
     try:
         workers = _OnRay(ray, count or max(1, int(ray.cluster_resources().get("CPU", 1))))

@@ -1,4 +1,4 @@
-"""Canonical rows in parts: what is too much for memory waits on disk until it is settled."""
+"""Canonical rows in parts, so that rows that exceed memory can wait on disk until finalized."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Tables = tuple[pl.DataFrame, pl.DataFrame]
 
 @dataclass(frozen=True)
 class RowsInParts:
-    """As `Rows`, but samples and histograms in parts, in the order in which they came in.
+    """Like `Rows`, but with samples and histograms in parts, in order of arrival.
 
-    Each part is read anew whenever it is asked for.
+    Each call of a part reads it again.
     """
 
     series: pl.DataFrame
@@ -31,20 +31,20 @@ class RowsInParts:
 
     @classmethod
     def of(cls, rows: Rows) -> RowsInParts:
-        """Rows that are in memory, as one part."""
+        """In-memory rows as one part."""
         return cls(
             rows.series, [lambda: (rows.samples, rows.histograms)], rows.ingest_notes, rows.begin
         )
 
     def whole(self) -> Rows:
-        """All of it in memory."""
+        """All rows in memory."""
         samples, histograms = zip(*(part() for part in self.parts), strict=True)
         return Rows(
             self.series, pl.concat(samples), pl.concat(histograms), self.ingest_notes, self.begin
         )
 
     def corrected(self, change: Correction) -> RowsInParts:
-        """The rows with stamps changed, and noted; parts are when they are read."""
+        """The rows with corrected stamps and notes about them; parts are corrected when read."""
         samples, histograms = (frame.clear() for frame in self.parts[0]())
         head = Rows(self.series, samples, histograms, self.ingest_notes)
         parts = [partial(_corrected, part, change) for part in self.parts]
@@ -58,13 +58,13 @@ def _corrected(part: Callable[[], Tables], change: Correction) -> Tables:
 
 @dataclass
 class Held:
-    """Tables that wait in memory, in the order in which they were added."""
+    """Tables kept in memory, in the order in which they were added."""
 
     _tables: list[Tables] = field(default_factory=list)
 
     @property
     def parts(self) -> Sequence[Callable[[], Tables]]:
-        """What was added, to be read again."""
+        """The added tables, as functions that read them."""
         return [partial(_same, tables) for tables in self._tables]
 
     def add(self, samples: pl.DataFrame, histograms: pl.DataFrame) -> None:
@@ -74,14 +74,14 @@ class Held:
 
 @dataclass
 class Spool:
-    """Tables that wait in a folder, in the order in which they were added."""
+    """Tables kept in a folder, in the order in which they were added."""
 
     folder: Path
     _parts: list[Callable[[], Tables]] = field(default_factory=list)
 
     @property
     def parts(self) -> Sequence[Callable[[], Tables]]:
-        """What was added, to be read again."""
+        """The added tables, as functions that read them."""
         return tuple(self._parts)
 
     def add(self, samples: pl.DataFrame, histograms: pl.DataFrame) -> None:
@@ -98,4 +98,4 @@ def _same(tables: Tables) -> Tables:
 
 
 def _read(path: Path) -> pl.DataFrame:
-    return pl.read_ipc(path.read_bytes())  # a path might be a pattern
+    return pl.read_ipc(path.read_bytes())  # as bytes: polars could read the path as a pattern

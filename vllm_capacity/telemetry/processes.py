@@ -1,20 +1,20 @@
-"""Which process a sample came from, and which series were born within the capture.
+"""Which process each sample came from, and which series started within the capture.
 
-An address outlives its process: a server is restarted behind it, a pod is replaced. A process says
-when it started (`process_start_time_seconds`); where that changes, all counters of the address
-begin again from 0, whether or not one of them was seen to fall. What is no restart:
+An address outlives its process: a server is restarted, a pod is replaced. A process reports when it
+started (`process_start_time_seconds`). If that changes, all counters at the address restart from 0,
+whether or not any of them was seen to fall. These are not restarts:
 
-- a start time of 0, or one a year after the scrape that told it, which says nothing;
-- a change within 2 s: some exporters compute the start from two clocks, and it jitters;
-- a start that lies long before the last sample of the process before it: that one had not ended
-  then, so a clock was set, or another process took over that had been there all along;
-- a start that comes back: several processes answer under one address in turn.
+- a start time of 0, or more than a year after the scrape that reported it: it is meaningless;
+- a change within 2 s: some exporters compute the start from two clocks, so it jitters;
+- a start long before the last sample of the previous process: that process had not ended then, so
+  a clock was set, or another process took over that was already running;
+- a start that comes back: several processes answer at one address in turn.
 
-In the last two the order of processes is unknown, and counters are taken as they are: the quality
-report names such an address (verdicts/quality/losses.py).
+In the last two cases the order of processes is unknown, and counters are used unchanged: the
+quality report names such an address (verdicts/quality/losses.py).
 
-A server may not say when it started (with several API servers, vLLM does not). There, counters of
-two metrics or more that fall in one scrape tell a new process.
+Some servers do not report their start (vLLM with several API servers does not). For these, counters
+of two or more metrics that fall in one scrape indicate a new process.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from vllm_capacity.telemetry.rows import UTC_MICROSECONDS
 
 PROCESS_START = "process_start_time_seconds"
 TARGET_INFO = "target_info"
-"""The labels of a target itself, as OpenTelemetry has it: an info family, one series a target."""
+"""OpenTelemetry's info family with the labels of the target itself: one series per target."""
 BOOKKEEPING = ("up", "scrape_duration_seconds", TARGET_INFO)
 DIFFERENCED = ("counter", "histogram")
 SAME_START = timedelta(seconds=2)
-_NO_START = 366 * 86_400  # seconds; a start so long after its scrape says nothing
-_CLOCKS_APART = timedelta(minutes=5)  # how far the clocks of a target and its scraper may differ
+_NO_START = 366 * 86_400  # seconds; a start this long after its scrape is meaningless
+_CLOCKS_APART = timedelta(minutes=5)  # maximum difference between target and scraper clocks
 _LIVES: dict[str, Any] = {
     "instance": pl.String,
     "life": pl.Int32,
@@ -47,31 +47,31 @@ _LIVES: dict[str, Any] = {
 }
 _Stretch = tuple[datetime, datetime, datetime]
 _Life = tuple[str, int, datetime, datetime | None, datetime | None, str | None]
-_AT_ONCE = 2  # one counter that falls alone is no restart of the others
+_AT_ONCE = 2  # a single counter that falls does not indicate a restart
 
 
 def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
-    """The processes that followed each other at each address; one row per process.
+    """The successive processes at each address; one row per process.
 
     `samples` are sorted by series and time.
 
-    Columns: instance, life (its ordinal, from 0), since (its samples are those from then on),
-    until (the last scrape that told its start), started (as it says), doubt (`in turn`: several
-    processes answer there in turn, taken as one; `no order`: a later start lies before its end).
-    until and started are null where a process does not say.
+    Columns: instance, life (its ordinal, from 0), since (its samples are those from then on), until
+    (the last scrape that reported its start), started (as reported), doubt (`in turn`: several
+    processes answer there in turn, taken as one; `no order`: a later start is before its end).
+    until and started are null if a process does not report its start.
     """
     first = samples.group_by("series_id").agg(since=pl.col("ts").min())
     return lives_of(series, first, starts_in(samples, series), falls_in(samples, series))
 
 
 def starts_in(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
-    """The samples that tell when a process started."""
+    """The samples of process start times."""
     own = series.filter(pl.col("metric") == PROCESS_START).select("series_id").unique()
     return samples.join(own, on="series_id", how="semi").select("series_id", "ts", "value")
 
 
 def falls_in(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
-    """The samples of counters that are below the one before them: series_id, ts.
+    """The counter samples that are below the previous one: series_id, ts.
 
     `samples` are sorted by series and time.
     """
@@ -83,10 +83,10 @@ def falls_in(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
 def lives_of(
     series: pl.DataFrame, first: pl.DataFrame, starts: pl.DataFrame, falls: pl.DataFrame
 ) -> pl.DataFrame:
-    """As `process_lives`, from what it looks for in samples.
+    """Like `process_lives`, from facts already extracted from the samples.
 
-    `first` is when each series was first sampled (series_id, since), `starts` and `falls` are those
-    of `starts_in` and `falls_in`.
+    `first` is the first sample time of each series (series_id, since); `starts` and `falls` come
+    from `starts_in` and `falls_in`.
     """
     known = series.select("series_id", "instance", "metric").unique("series_id")
     begun = first.join(known, on="series_id").group_by("instance").agg(pl.col("since").min())
@@ -106,9 +106,9 @@ def lives_of(
 
 
 def _stated_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_Stretch]]:
-    """Every start that an address told, in order, by instance: (from, until, started).
+    """The starts that each instance reported, in order: (from, until, started).
 
-    Several processes may tell theirs in one scrape (a server and its workers): the oldest counts.
+    One scrape may report several starts (of a server and its workers): the oldest counts.
     """
     own = known.filter(pl.col("metric") == PROCESS_START).select("series_id", "instance")
     starts = (
@@ -139,7 +139,7 @@ def _instant(seconds: str) -> pl.Expr:
 
 
 def _falls(falls: pl.DataFrame, series: pl.DataFrame) -> dict[str, list[datetime]]:
-    """When counters of two metrics or more fell in one scrape, by instance, in order."""
+    """When counters of two or more metrics fell in one scrape, by instance, in order."""
     named = series.select("series_id", "instance", "metric").unique("series_id")
     fell = (
         falls.join(named, on="series_id")
@@ -155,13 +155,13 @@ def _falls(falls: pl.DataFrame, series: pl.DataFrame) -> dict[str, list[datetime
 
 
 def _silent_lives(instance: str, begins: list[datetime]) -> Iterator[_Life]:
-    """The rows of an address that tells no start: a life from each of these times on."""
+    """The rows of an address that reports no start: one process from each of these times on."""
     for life, since in enumerate(begins):
         yield instance, life, since, None, None, None
 
 
 def _lives(instance: str, since: datetime, stretches: list[_Stretch]) -> Iterator[_Life]:
-    """The rows of one address; samples from before the first start that it told are a life, too."""
+    """The rows of one address; samples before its first reported start count as a process, too."""
     if _comes_back([started for _, _, started in stretches]):
         yield instance, 0, since, None, None, "in turn"
         return
@@ -184,13 +184,13 @@ def _lives(instance: str, since: datetime, stretches: list[_Stretch]) -> Iterato
 
 
 def _comes_back(starts: list[datetime]) -> bool:
-    """Whether one of these starts, in the order in which they were told, comes back."""
+    """Whether two of these starts are equal up to jitter, so that an earlier one came back."""
     ordered = sorted(starts)
     return any(later - earlier <= SAME_START for earlier, later in pairwise(ordered))
 
 
 def life_of_rows(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame) -> pl.Series:
-    """The life that each row (series_id, ts) belongs to, in the order of the rows."""
+    """The ordinal of the process (`life`) of each row (series_id, ts), in row order."""
     found = np.zeros(frame.height, dtype=np.int32)
     later = lives.filter(pl.col("life") > 0)
     if not later.is_empty():
@@ -210,9 +210,9 @@ def life_of_rows(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame)
 
 
 def process_changes(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame) -> pl.Series:
-    """Per row, whether another process counted it than the row before it of the same series.
+    """Per row, whether its process differs from that of the previous row of its series.
 
-    Rows are sorted by series and time. Never true of gauges.
+    Rows are sorted by series and time. Always false for gauges.
     """
     life = life_of_rows(frame, series, lives).to_numpy()
     ids = frame.get_column("series_id")
@@ -225,7 +225,7 @@ def process_changes(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFra
 def spans_in(
     rows: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame, *, since: datetime
 ) -> pl.DataFrame:
-    """When each series was sampled in each life of its process, from these rows (series_id, ts).
+    """The times at which each series was sampled in each process, from rows (series_id, ts).
 
     Columns: series_id, life, first, inside (the first that is not before `since`), last.
     """
@@ -243,13 +243,12 @@ def spans_in(
 def with_series_starts(
     series: pl.DataFrame, spans: pl.DataFrame, lives: pl.DataFrame, *, since: datetime
 ) -> pl.DataFrame:
-    """`starts_at_zero` settled: whether the first sample of a series counts from 0.
+    """The series with `starts_at_zero` set: whether the first sample counts from 0.
 
-    `spans` are those of `spans_in`, of all samples; several of a series and life count together.
-    What was sampled before `since` was carried in as a base: its series do not begin in the
-    capture. Of the others, those do that the source says so of, those whose process started in the
-    capture, and those that an earlier good scrape of the same process did not have (labelled
-    children appear on first use).
+    `spans` are those of `spans_in`, for all samples; several per series and process are merged.
+    Series sampled before `since` were carried in as a baseline and do not start at zero. The others
+    do if the source says so, if their process started in the capture, or if an earlier successful
+    scrape of the same process lacked them (labeled children appear on first use).
     """
     begin = pl.lit(since, UTC_MICROSECONDS)
     spans = (
@@ -276,9 +275,10 @@ def with_series_starts(
 
 
 def _scraped(spans: pl.DataFrame) -> pl.DataFrame:
-    """When each process was scraped, and until when the one before it: a row a process.
+    """When each process was scraped, and when its predecessor was last scraped; a row per process.
 
-    Columns: instance, life, good (its first good scrape), good_inside (of the capture), ended.
+    Columns: instance, life, good (its first successful scrape), good_inside (the first in the
+    capture), ended (the predecessor's last scrape).
     """
     return (
         spans.filter(~pl.col("metric").is_in(BOOKKEEPING))
@@ -296,7 +296,7 @@ def _scraped(spans: pl.DataFrame) -> pl.DataFrame:
 
 def _is_born(begin: pl.Expr) -> pl.Expr:
     """Whether a first sample (kind, first) of a process (`_scraped`, started) counts from 0."""
-    # What was carried in is a scrape of this process only where its start says so.
+    # A sample carried in is a scrape of this process only if the reported start confirms it.
     was_without = (pl.col("good_inside") < pl.col("first")).fill_null(False) | (
         (pl.col("started") <= pl.col("good")) & (pl.col("good") < pl.col("first"))
     ).fill_null(False)

@@ -1,16 +1,16 @@
-"""Series that go on under other labels: a label was spelled otherwise in some scrapes of a process.
+"""Series that continue under other labels, because a label changed while a process ran.
 
-A relabelling rule changes, a pod label is edited, `model_name` is spelled in another way: then
-counters of a process vanish, and others appear in the same scrape. These are no births, though an
-earlier scrape of the process was without them. In words:
+If a relabeling rule changes, a pod label is edited or `model_name` is spelled differently, counters
+of a process vanish and others appear in the same scrape. These do not start at zero, although
+earlier scrapes of the process lack them. Steps:
 
-1. Where a counter or histogram vanishes from one scrape to the next, and another of the same metric
+1. If a counter or histogram vanishes from one scrape to the next, and another of the same metric
    and target appears in that next scrape, they are paired: those whose labels differ least.
-2. A pair is one series if no scrape has both and what they count together never falls while the
-   process lives. All its samples then belong to the series that was seen first.
-3. A series that appeared so, is no clear continuation, and does not begin below all those that
-   vanished, counts from its first value: rather what it counted in one interval is in no figure
-   than all that its process ever counted is in them.
+2. A pair is one series if no scrape has both and their joint count never falls while the process
+   runs. All samples then belong to the series that was seen first.
+3. Any other series that appears this way counts from its first value, unless it begins below all
+   that vanished. So the figures may lack what it counted in one interval, but never include
+   everything that its process counted before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, UTC_MICROSECONDS, 
 
 SURE, UNSURE = "respelled", "relabelled"
 _PLACE = ["instance", "metric", "kind", "scrape"]
-_MOST_COMPARED = 10_000  # pairs of one metric in one scrape; beyond, none is told from the others
+_MOST_COMPARED = 10_000  # pairs of one metric in one scrape; if there are more, none is paired
 _UNTIED = "counted from its first value"
 _Labels = frozenset[tuple[str, str]]
 _Place = tuple[str, str, str, int]
@@ -47,10 +47,10 @@ _SEEN: dict[str, Any] = {
 
 
 def relabelling(rows: RowsInParts, presence: Presence, lives: pl.DataFrame) -> Relabelling | None:
-    """Which series go on as which; None where no series vanishes as another appears.
+    """Which series continue which; None if no series vanishes when another appears.
 
-    `rows` are sorted by true time, `presence` was told all of them. `lives` are the processes
-    (processes.py); addresses behind which several answer in turn are left as they are.
+    `rows` are sorted by true time, and `presence` has seen all of them. `lives` are the processes
+    (processes.py); addresses at which several processes answer in turn are not changed.
     """
     in_turn = lives.filter(pl.col("doubt") == "in turn")
     gone, come = (each.join(in_turn, on="instance", how="anti") for each in presence.changes())
@@ -65,16 +65,16 @@ def relabelling(rows: RowsInParts, presence: Presence, lives: pl.DataFrame) -> R
 
 
 def counted_rows(series: pl.DataFrame, tables: Tables) -> pl.DataFrame:
-    """The rows of all that is counted: series_id, ts, value, instance, metric, kind.
+    """The rows of counters and histograms: series_id, ts, value, instance, metric, kind.
 
-    Sorted by series and time.
+    Sorted by series and time; the value of a histogram is its count.
     """
     return _seen(tables, series.filter(pl.col("kind").is_in(DIFFERENCED)))
 
 
 @dataclass
 class Presence:
-    """Notes, as time goes on, in which scrapes of its target a series was not there any more."""
+    """Records in which scrapes of its target each series appears or vanishes, chunk by chunk."""
 
     _last: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_SEEN))
     _gone: list[pl.DataFrame] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Presence:
     _counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, seen: pl.DataFrame) -> None:
-        """Take in the next rows (`counted_rows`), all of them later than those before."""
+        """Add the next rows (`counted_rows`), all of them later than those before."""
         if seen.is_empty():
             return
         before = pl.col("instance").replace_strict(self._counts, default=0, return_dtype=pl.Int64)
@@ -107,9 +107,9 @@ class Presence:
         self._last = both.unique("series_id", keep="last", maintain_order=True).drop("is_new")
 
     def changes(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Rows after which a series vanished, and such with which one appeared.
+        """The last rows before a series vanished, and the first rows when one appeared.
 
-        `scrape` is the one in which it was not there any more, or appeared.
+        `scrape` is the scrape that first lacked the series, or first had it.
         """
         end = self._last.with_columns(pl.col("scrape") + 1)
         empty = pl.DataFrame(schema=_SEEN)
@@ -120,22 +120,20 @@ class Presence:
         return gone, come
 
     def scrapes(self) -> pl.DataFrame:
-        """The scrapes of every target, counted from 1: instance, ts, scrape."""
+        """The scrapes of every target, numbered from 1; columns: instance, ts, scrape."""
         return pl.concat(self._scrapes)
 
 
 def with_relabelled_minutes(
     rows: Rows, lives: pl.DataFrame, minutes: pl.DataFrame
 ) -> tuple[Rows, dict[int, int]]:
-    """The rows with series that went on under other labels as one; and which moved where.
+    """Rows at the ends of minutes with relabeled series joined, and a map of joined series ids.
 
-    Of rows that are but the ends of minutes.
-
-    What was carried in from before `begin` tells of no scrape between. `minutes`: series_id, ts and
-    until (the first and the last scrape that had the series), n (how many had it), first, last
-    (what it had counted in these). Which scrapes there were, `up` tells; a target of which it does
-    not tell all is left as it is. A series that not all scrapes of a minute had is taken to lack
-    those in which another appears.
+    Rows from before `begin`, carried in as a baseline, are ignored: scrapes after them are unknown.
+    `minutes` has series_id, ts and until (the first and last scrape that had the series), n (how
+    many had it), first and last (its counts in these two). `up` gives the scrapes of a target; a
+    target whose scrapes it does not all show is not changed. If some scrapes of a minute lack a
+    series, it is assumed to be absent where another appears.
     """
     owners = _owners(rows, lives)
     seen = _seen((rows.samples, rows.histograms), owners)
@@ -157,7 +155,7 @@ def _relabelling(
     come: pl.DataFrame,
     lives: pl.DataFrame,
 ) -> Relabelling | None:
-    """What goes on as what; None where no series of a process vanishes as another appears."""
+    """Which series continue which; None if no series of a process vanishes as another appears."""
     gone, come = _of_one_life(gone, come, series, lives)
     if gone.is_empty():
         return None
@@ -173,10 +171,10 @@ def _relabelling(
 
 
 def without_repeats(late: Rows, stored: Rows) -> Rows:
-    """The late rows without those that `stored` holds already, as a series that goes on.
+    """The late rows without series that `stored` already holds under other labels.
 
-    That is a series that is not stored, of a metric of which one went on under other labels, if all
-    it says was said: the same values at the same times.
+    Such a series is not stored itself, but its metric has a relabeled series in `stored`, and all
+    its values are stored at the same times.
     """
     noted = stored.ingest_notes.filter(pl.col("check").is_in([SURE, UNSURE]))
     keys = noted.select("instance", metric="subject").unique()
@@ -199,7 +197,7 @@ def without_repeats(late: Rows, stored: Rows) -> Rows:
 
 
 def _owners(rows: Rows, lives: pl.DataFrame) -> pl.DataFrame:
-    """The series that are counted, but for addresses behind which several answer in turn."""
+    """Counters and histograms, except at addresses where several processes answer in turn."""
     in_turn = lives.filter(pl.col("doubt") == "in turn")
     counted = rows.series.filter(pl.col("kind").is_in(DIFFERENCED))
     return counted.join(in_turn, on="instance", how="anti")
@@ -217,7 +215,7 @@ def _seen(tables: Tables, owners: pl.DataFrame) -> pl.DataFrame:
 
 
 def _scrapes(rows: Rows) -> pl.DataFrame:
-    """The good scrapes of each target, as `up` tells: instance, ts, scrape (from 1 on)."""
+    """The successful scrapes of each target, from `up`: instance, ts, scrape (numbered from 1)."""
     up = rows.series.filter(pl.col("metric") == "up").select("series_id", "instance")
     good = rows.samples.filter(pl.col("value") > 0).join(up, on="series_id")
     times = good.select("instance", "ts").unique()
@@ -227,8 +225,8 @@ def _scrapes(rows: Rows) -> pl.DataFrame:
 def _spans(minutes: pl.DataFrame, owners: pl.DataFrame, scrapes: pl.DataFrame) -> pl.DataFrame:
     """The minutes of these series with the scrapes that they span, sorted by series and time.
 
-    Columns: series_id, instance, metric, kind, since and until (scrapes), n, first, last. Two jobs
-    that scraped a target in one minute are together.
+    Columns: series_id, instance, metric, kind, since and until (scrapes), n, first, last. If two
+    jobs scraped a target in one minute, their rows are merged.
     """
     together = (
         minutes.sort("series_id", "ts")
@@ -252,7 +250,10 @@ def _spans(minutes: pl.DataFrame, owners: pl.DataFrame, scrapes: pl.DataFrame) -
 
 
 def _changes_of_spans(spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """As `Presence.changes`, of minutes; one with a hole lacks where another appears."""
+    """Like `Presence.changes`, from minutes.
+
+    A series that misses scrapes within a minute counts as absent where another appears.
+    """
     since, until = pl.col("since"), pl.col("until")
     goes_on = (since.shift(-1).over("series_id") == until + 1).fill_null(False)
     went_on = (until.shift(1).over("series_id") == since - 1).fill_null(False)
@@ -270,9 +271,9 @@ def _changes_of_spans(spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _of_one_life(
     gone: pl.DataFrame, come: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Those of the changes that come together, in one process, at one scrape.
+    """The changes in which series vanish and appear in one process at one scrape.
 
-    What one process did not count any more, the next one may well count.
+    Changes between two processes do not count: the next process may have other series.
     """
     gone, come = gone.join(come, on=_PLACE, how="semi"), come.join(gone, on=_PLACE, how="semi")
     gone, come = (each.with_columns(life_of_rows(each, series, lives)) for each in (gone, come))
@@ -281,7 +282,7 @@ def _of_one_life(
 
 
 def _by_place(rows: pl.DataFrame) -> dict[_Place, dict[int, float]]:
-    """Values by series, for each metric of a target and scrape."""
+    """Values by series, for each metric of a target in each scrape."""
     found: dict[_Place, dict[int, float]] = {}
     for *place, series_id, value in rows.select(*_PLACE, "series_id", "value").iter_rows():
         found.setdefault((place[0], place[1], place[2], place[3]), {})[series_id] = value
@@ -290,10 +291,10 @@ def _by_place(rows: pl.DataFrame) -> dict[_Place, dict[int, float]]:
 
 @dataclass(frozen=True)
 class _History:
-    """What one series counted: a value and the life of its process for each scrape, in order.
+    """The values of one series, with the ordinal of its process for each scrape, in order.
 
-    `labels` and `bounds` tell it from others of its metric; `is_born` where the source says that it
-    began in the capture.
+    `labels` and `bounds` distinguish it from others of its metric; `is_born` says that, according
+    to the source, it began in the capture.
     """
 
     labels: _Labels
@@ -304,7 +305,7 @@ class _History:
     lives: _Integers
 
     def joined(self, later: _History) -> _History | None:
-        """Both as one series; None where they cannot be: a scrape has both, or a count falls."""
+        """Both as one series; None if that is impossible: a scrape has both, or a count falls."""
         if later.is_born and not self.is_born:
             return None
         scrapes = np.concatenate([self.scrapes, later.scrapes])
@@ -340,9 +341,9 @@ def _histories(own: pl.DataFrame, series: pl.DataFrame) -> dict[int, _History]:
 
 @dataclass
 class Relabelling:
-    """Which series go on as which (`into`), and which count from their first value (`untied`).
+    """Which series continue which (`into`), and which count from their first value (`untied`).
 
-    `own` are the rows of the series that may.
+    `own` are the rows of all series that vanish or appear.
     """
 
     own: pl.DataFrame
@@ -351,7 +352,10 @@ class Relabelling:
     untied: set[int] = field(default_factory=set)
 
     def settle(self, scrape: int, vanished: dict[int, float], appeared: dict[int, float]) -> None:
-        """Settle one metric of a target in one scrape, in order; both are values by series."""
+        """Match one metric of a target in one scrape; both arguments are values by series.
+
+        Scrapes must come in order.
+        """
         for old, new in list(self._pairs(vanished, appeared)):
             self._join(self.root(old), self.root(new))
         least = min(vanished.values())
@@ -361,7 +365,7 @@ class Relabelling:
                 self.untied.add(new)
 
     def root(self, series_id: int) -> int:
-        """The series that this one goes on as; itself where it is none that went on."""
+        """The series that this one continues, or itself."""
         while series_id in self.into:
             series_id = self.into[series_id]
         return series_id
@@ -375,7 +379,7 @@ class Relabelling:
     def _pairs(
         self, vanished: dict[int, float], appeared: dict[int, float]
     ) -> Iterator[tuple[int, int]]:
-        """The pairs whose labels differ least, each the only such one on both sides."""
+        """The pairs whose labels differ less than in any other pair of either series."""
         if len(vanished) * len(appeared) > _MOST_COMPARED:
             return
         apart = {
@@ -391,11 +395,11 @@ class Relabelling:
 
     @property
     def moved(self) -> dict[int, int]:
-        """The series that are no more, by id, and the one that each goes on as."""
+        """The series that each joined series now belongs to, by id."""
         return {series_id: self.root(series_id) for series_id in self.into}
 
     def applied(self, rows: Rows) -> Rows:
-        """The rows with this done, and noted."""
+        """The rows with these changes and notes about them."""
         return replace(
             rows,
             series=self.series(rows.series),
@@ -405,7 +409,7 @@ class Relabelling:
         )
 
     def series(self, series: pl.DataFrame) -> pl.DataFrame:
-        """The series that are left."""
+        """The remaining series, with `starts_at_zero` False for `untied` ones."""
         is_untied = pl.col("series_id").is_in(list(self.untied))
         is_moved = pl.col("series_id").is_in(list(self.into))
         return series.with_columns(
@@ -413,16 +417,16 @@ class Relabelling:
         ).filter(~is_moved)
 
     def table(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Samples or histograms under the series that they go on as, sorted by series and time."""
+        """Samples or histograms under their joined series, sorted by series and time."""
         return renumbered(frame, self.moved).sort("series_id", "ts")
 
     def notes(self) -> pl.DataFrame:
-        """What the quality report gets of it."""
+        """The notes for the quality report."""
         notes = [*self._joined_notes(), *self._untied_notes()]
         return pl.DataFrame(notes, schema=INGEST_NOTES_SCHEMA)
 
     def _joined_notes(self) -> Iterator[dict[str, Any]]:
-        """One for each series that another goes on as: sure where the spelling came back."""
+        """A note per joined series; it is certain if the first spelling came back later."""
         for series_id, root in self.moved.items():
             rows, before = (self._rows_of(each) for each in (series_id, root))
             other, usual = self.histories[series_id].labels, self.histories[root].labels
@@ -458,5 +462,5 @@ def _spelled(labels: _Labels) -> str:
 
 
 def renumbered(frame: pl.DataFrame, moved: Mapping[int, int]) -> pl.DataFrame:
-    """The rows under the series that they go on as."""
+    """The rows with the ids of the series that they were joined into."""
     return frame.with_columns(pl.col("series_id").replace(moved)) if moved else frame

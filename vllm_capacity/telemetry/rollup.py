@@ -1,13 +1,12 @@
-"""The minute rollup: the last state of every series in every minute and run, an hour at a time.
+"""The minute rollup: first and last state of every series in every minute and run, hour by hour.
 
-Hours are computed apart and kept beside the window (shelf.py), each under the hash of the hour file
-it came from: an hour whose data did not change is never computed again, late data makes exactly the
-hours it touches new, and a kept hour that was damaged is computed anew. Stitching
-is exact because a row is a state, not an increase: increases are taken on read, across hour borders
-like across minutes.
+Each hour is computed separately and cached beside the window (shelf.py) under the hash of its hour
+file. An hour is computed again only if its data changed or its cached file is damaged; late data
+affects exactly the hours it touches. Joining hours is exact because a row is a state, not an
+increase: increases are computed on read, across hours as across minutes.
 
-An hour file lies sorted by series and time, so a minute of a series and run is a stretch of rows:
-its states are the rows at both ends, taken by position. That is half the work of grouping them.
+An hour file is sorted by series and time, so the rows of a series in a minute and run are adjacent:
+its states are the first and last of them, taken by position. That takes half the time of grouping.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from vllm_capacity.telemetry.shelf import Entry, Shelf
 
 _HASH_DIGITS = 24
 _ROWS = "rows"
-_NO_BASE = "0"  # an hour of minutes rests on no other hour
+_NO_BASE = "0"  # an hour of minutes does not depend on another hour
 _MINUTE_MICROSECONDS = 60_000_000
 _EMPTY = {
     "minutes": "select 0::bigint as series_id, now()::timestamptz as minute, 0::int as run, "
@@ -47,11 +46,11 @@ _EMPTY = {
 
 
 def make_views(window: Manifest, connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Create the views `minutes` and `minute_histograms`; returns the hours computed just now.
+    """Create the views `minutes` and `minute_histograms`; returns the keys of hours just computed.
 
-    WindowError where a file is not as it was written: here each is read whole anyway.
+    Raises WindowError if a file's hash does not match; files are read whole here anyway.
     """
-    if window.provenance["grain"] == "minute":  # a downsampled window came with its minutes
+    if window.provenance["grain"] == "minute":  # a downsampled window contains its minutes
         for file in window.files:
             if file.table in MINUTES:
                 check_hash(window.path, file)
@@ -77,7 +76,7 @@ def make_views(window: Manifest, connection: duckdb.DuckDBPyConnection) -> list[
 def _show_entries(
     connection: duckdb.DuckDBPyConnection, view: str, entries: Sequence[Entry]
 ) -> None:
-    """The view of entries in files; a table where some of them are in memory alone."""
+    """Create a view of entries in files, or a table if some entries are only in memory."""
     paths = [each.frames / f"{_ROWS}.parquet" for each in entries if isinstance(each.frames, Path)]
     if len(paths) == len(entries):
         _show(connection, view, paths)
@@ -100,9 +99,9 @@ def _rolled(window: Manifest, hour: File, view: str) -> pl.DataFrame:
 
 
 def _minutes(samples: pl.DataFrame) -> pl.DataFrame:
-    """The state of every counter and gauge at both ends of every minute, what a gauge did in it.
+    """First and last state of every counter and gauge per minute, with min, max and sum.
 
-    A row a (series, minute, run): `first` and `last` at `t0` and `t1`; n samples.
+    One row per (series, minute, run): `first` at `t0`, `last` at `t1`; n is the number of samples.
     """
     starts, ends = _stretches(samples)
     first, last, values = samples[starts], samples[ends], samples["value"].to_numpy()
@@ -121,7 +120,7 @@ def _minutes(samples: pl.DataFrame) -> pl.DataFrame:
 def _minute_histograms(histograms: pl.DataFrame) -> pl.DataFrame:
     """The first and last state of every histogram in every minute.
 
-    A row a (series, minute, run); bucket counts are per bucket and cumulative over time.
+    One row per (series, minute, run); bucket counts are per bucket and cumulative over time.
     """
     starts, ends = _stretches(histograms)
     first, last = histograms[starts], histograms[ends]
@@ -139,7 +138,7 @@ def _minute_histograms(histograms: pl.DataFrame) -> pl.DataFrame:
 
 
 def _stretches(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The first and last row of every (series, minute, run), of rows sorted by series and time."""
+    """Positions of the first and last row of each (series, minute, run), in sorted rows."""
     keys = (
         frame["series_id"].to_numpy(),
         frame["ts"].dt.epoch("us").to_numpy() // _MINUTE_MICROSECONDS,

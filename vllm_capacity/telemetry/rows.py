@@ -1,21 +1,21 @@
-"""The canonical tables: the one shape telemetry has behind border 1, whatever dialect it came in.
+"""The canonical tables: the one form that telemetry has after ingestion, whatever its format was.
 
-`series`      one row per series: what is measured, on which engine, with which bounds
+`series`      one row per series: what it measures, on which engine, with which bounds
 `samples`     one row per (series, sample time): counters and gauges
 `histograms`  one row per (series, sample time): cumulative over time, per bucket (not cumulative
               over buckets), the overflow bucket last
-`intake`      one row per finding of the border: duplicates, late, stale, renamed, unreadable
+`intake`      one row per ingest note: duplicates, late, stale, renamed, unreadable
 
-A series is identified by what it means, not by how it was spelt: canonical metric name, instance,
-labels and, for a histogram, its bounds. Other bounds are another series, so unequal bounds can
-never be added by accident. `series_id` is a hash of that identity: the same in every pull, so that
-hours pulled apart can be stitched.
+A series is identified by its meaning, not its spelling: canonical metric name, instance, labels
+and, for a histogram, its bounds. Other bounds make another series, so histograms with different
+bounds are never added by accident. `series_id` is a hash of that identity: it is the same in every
+pull, so hours that were pulled separately can be joined.
 
-`samples` and `histograms` leave a source without `run` (the ordinal of the process life); the store
-settles it. `alias_priority` says which spelling a row came from: 0 is vLLM's newest name of the
-concept. Where one scrape holds a concept under two names, the store keeps the lowest
-alias_priority. `arrival` is the order in which the scrape came in, null where the source does not
-know it: it tells a clock that was set back from rows that came late (clocks.py).
+Sources return `samples` and `histograms` without `run` (the ordinal of the process); the store adds
+it. `alias_priority` says which spelling a row had: 0 is vLLM's newest name of the concept. If one
+scrape holds a concept under two names, the store keeps the lowest alias_priority. `arrival` is the
+order in which the scrape arrived, null if the source does not know it: it distinguishes a clock
+that was set back from rows that arrived late (clocks.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
-_CLOCKS_APART_US = 2_000_000  # a series created later than that after its scrape was not
+_CLOCKS_APART_US = 2_000_000  # a creation time further than this after its scrape is invalid
 _FAR_US, _FAR_SPANS = 7 * 86_400_000_000, 10
 
 SERIES_SCHEMA: dict[str, Any] = {
@@ -42,12 +42,12 @@ SERIES_SCHEMA: dict[str, Any] = {
     "metric": pl.String,  # canonical name, e.g. vllm:generation_tokens_total
     "kind": pl.String,  # counter, gauge, histogram, info
     "instance": pl.String,  # the target: host:port, pod, or the name given to it
-    "engine": pl.String,  # data-parallel rank, "0" where the server has one; null for server-wide
+    "engine": pl.String,  # data-parallel rank, "0" if there is only one; null for server-wide
     "model_name": pl.String,
     "labels": pl.String,  # the other labels, a JSON object with sorted keys
     "bounds": pl.List(pl.Float64),  # finite upper bounds of a histogram, else null
     "exposed": pl.String,  # the newest spelling seen on the wire
-    "starts_at_zero": pl.Boolean,  # its first sample counts from 0; null: the store settles it
+    "starts_at_zero": pl.Boolean,  # its first sample counts from 0; null: the store decides
 }
 SAMPLES_SCHEMA: dict[str, Any] = {
     "series_id": pl.Int64,
@@ -66,7 +66,7 @@ HISTOGRAMS_SCHEMA: dict[str, Any] = {
     "arrival": pl.Int64,
 }
 INGEST_NOTES_SCHEMA: dict[str, Any] = {
-    "check": pl.String,  # a check of the ledger: duplicate, late, renamed, gap, …
+    "check": pl.String,  # a check of the quality report: duplicate, late, renamed, gap, …
     "instance": pl.String,
     "ts": UTC_MICROSECONDS,
     "subject": pl.String,  # the metric, line or column it is about
@@ -77,10 +77,10 @@ INGEST_NOTES_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Rows:
-    """What a source hands over: four frames in the schemas above.
+    """The result of a source: four frames in the schemas above.
 
-    `begin` is the start that was asked for: what was sampled before it was carried in, as the base
-    of the first increase. None where all there is was taken.
+    `begin` is the requested start: earlier samples were carried in as the baseline of the first
+    increase. None if everything was read.
     """
 
     series: pl.DataFrame
@@ -92,7 +92,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class SeriesKey:
-    """The identity of a series. `labels` are the ones beside model_name and engine, sorted."""
+    """The identity of a series; `labels` are those other than model_name and engine, sorted."""
 
     metric: str
     kind: str
@@ -122,7 +122,7 @@ class SeriesKey:
 
 @dataclass
 class _Columns:
-    """What samples and histogram states have in common, a typed array for each column."""
+    """The columns that samples and histogram states have in common, as typed arrays."""
 
     series_id: array[int] = field(default_factory=lambda: array("q"))
     ts: array[int] = field(default_factory=lambda: array("q"))
@@ -167,7 +167,7 @@ class _Samples(_Columns):
 class _Histograms(_Columns):
     count: array[float] = field(default_factory=lambda: array("d"))
     total: array[float] = field(default_factory=lambda: array("d"))
-    counts: array[float] = field(default_factory=lambda: array("d"))  # of all rows, end to end
+    counts: array[float] = field(default_factory=lambda: array("d"))  # of all rows, concatenated
     ends: array[int] = field(default_factory=lambda: array("q", [0]))  # where a row's counts end
 
 
@@ -177,24 +177,24 @@ def _instants(microseconds: pl.Series) -> pl.Series:
 
 @dataclass
 class RowBuffer:
-    """Collects rows one by one, in columns, for sources that read text rather than tables."""
+    """Collects rows one by one into columns, for sources that read text instead of tables."""
 
     _ids: dict[SeriesKey, int] = field(default_factory=dict)
     _exposed: dict[int, tuple[int, str]] = field(default_factory=dict)
-    _created: dict[int, tuple[int, int]] = field(default_factory=dict)  # (of which scrape, when)
-    _unread: set[int] = field(default_factory=set)  # registered, not one sample yet
-    _older: set[int] = field(default_factory=set)  # there before their first readable sample
+    _created: dict[int, tuple[int, int]] = field(default_factory=dict)  # (scrape time, created)
+    _unread: set[int] = field(default_factory=set)  # registered, without a sample so far
+    _older: set[int] = field(default_factory=set)  # existed before their first readable sample
     _samples: _Samples = field(default_factory=_Samples)
     _histograms: _Histograms = field(default_factory=_Histograms)
     _ingest_notes: list[tuple[str, str | None, int | None, str, str, int]] = field(
         default_factory=list
     )
     _arrivals: int = 0
-    _taken: list[NDArray[np.int64]] = field(default_factory=list)  # the times of rows taken out
+    _taken: list[NDArray[np.int64]] = field(default_factory=list)  # times of rows already taken
 
     @property
     def height(self) -> int:
-        """How many rows are in it."""
+        """The number of rows in the buffer."""
         return len(self._samples.ts) + len(self._histograms.ts)
 
     def series(self, key: SeriesKey, *, exposed: str, alias_priority: int = 0) -> int:
@@ -208,16 +208,16 @@ class RowBuffer:
         return series_id
 
     def created(self, series_id: int, ts_us: int, created_us: int) -> None:
-        """What the scrape at `ts_us` says of when the series was created (`…_created`)."""
+        """Record the creation time of a series (`…_created`) from the scrape at `ts_us`."""
         earliest = self._created.get(series_id)
         if earliest is None or ts_us < earliest[0]:
             self._created[series_id] = (ts_us, created_us)
 
     def sample(self, series_id: int, ts_us: int, value: float, alias_priority: int = 0) -> None:
-        """One sample. NaN and infinity are no observation and are dropped.
+        """Add one sample; NaN and infinity are not observations and are dropped.
 
-        A series whose first values were such did exist: its first readable one does not count from
-        0.
+        A series whose first values were dropped existed before: its first readable sample does not
+        count from 0.
         """
         if not math.isfinite(value):
             if series_id in self._unread:
@@ -234,7 +234,7 @@ class RowBuffer:
         values: NDArray[np.float64],
         alias_priorities: NDArray[np.int8],
     ) -> None:
-        """Samples of one scrape, as `sample` takes each."""
+        """Add samples of one scrape, each as by `sample`."""
         if not np.isfinite(values).all():
             for each in zip(
                 series_ids.tolist(), values.tolist(), alias_priorities.tolist(), strict=True
@@ -256,7 +256,7 @@ class RowBuffer:
         counts: Sequence[float],
         alias_priority: int = 0,
     ) -> None:
-        """One histogram state; `counts` per bucket, one longer than the bounds."""
+        """Add one histogram state; `counts` are per bucket, one more than there are bounds."""
         own = self._histograms
         own.append(series_id, ts_us, alias_priority, self._arrivals)
         own.count.append(count)
@@ -275,7 +275,7 @@ class RowBuffer:
         ends: Sequence[int],
         alias_priorities: NDArray[np.int8],
     ) -> None:
-        """Histogram states of one scrape; `counts` of all, end to end, and where each ends."""
+        """Add histogram states of one scrape; `counts` are concatenated, `ends` are their ends."""
         own = self._histograms
         begin = len(own.counts)
         own.extend(series_ids, ts_us, alias_priorities, self._arrivals)
@@ -285,9 +285,9 @@ class RowBuffer:
         own.ends.extend(begin + end for end in ends)
 
     def scrape(self, instance: str, ts_us: int, *, is_up: bool, seconds: float | None) -> None:
-        """One scrape attempt, good or failed: the `up` and `scrape_duration_seconds` samples.
+        """Add a scrape attempt, successful or failed: `up` and `scrape_duration_seconds` samples.
 
-        What is collected until the next attempt arrived with it.
+        Rows added before the next attempt belong to this scrape's arrival.
         """
         self._arrivals += 1
         up = SeriesKey("up", "gauge", instance)
@@ -307,15 +307,15 @@ class RowBuffer:
         ts_us: int | None = None,
         count: int = 1,
     ) -> None:
-        """One finding of the border, for the ledger."""
+        """Add one ingest note, for the quality report."""
         self._ingest_notes.append((check, instance, ts_us, subject, detail, count))
 
     def rows(self) -> Rows:
-        """What is in it, as frames; the buffer stays as it is."""
+        """The contents as frames; the buffer is not changed."""
         return Rows(self._series_frame(), *self._tables(), self._notes())
 
     def take(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The samples and histograms, which leave the buffer; series and notes stay."""
+        """Remove and return the samples and histograms; series and notes stay."""
         tables = self._tables()
         self._taken.append(self._times())
         self._samples, self._histograms = _Samples(), _Histograms()
@@ -355,7 +355,7 @@ class RowBuffer:
         )
 
     def _born(self) -> list[int]:
-        """The series that were created in the capture, as their first scrapes say."""
+        """The series that were created in the capture, according to their first scrapes."""
         begin = _begin_us(np.concatenate([*self._taken, self._times()]))
         return [
             series_id
@@ -364,15 +364,15 @@ class RowBuffer:
         ]
 
     def has_serving_series(self) -> bool:
-        """Whether any series is more than a scrape's own bookkeeping."""
+        """Whether there is any vLLM series, beyond the scraper's own bookkeeping."""
         return any(key.metric.startswith("vllm:") for key in self._ids)
 
 
 def _begin_us(times: np.ndarray) -> int:
-    """When the capture begins, in microseconds; stamps far before all others do not count.
+    """When the capture begins, in microseconds, ignoring stamps far before all others.
 
-    A clock that was not set yet says 1970, and what was created since then is no birth
-    (clocks.py leaves such stamps out).
+    A clock that is not set yet says 1970, and a series created after that need not have started in
+    the capture (clocks.py leaves such stamps out).
     """
     if not times.size:
         return 0
@@ -383,8 +383,8 @@ def _begin_us(times: np.ndarray) -> int:
 
 
 def _lists(flat: array[float], ends: array[int]) -> pl.Series:
-    """Rows of lists from their items laid end to end."""
-    import pyarrow as pa  # slow to import, and who reads a window needs no buffer
+    """A column of lists, from their concatenated items and the ends of the lists."""
+    import pyarrow as pa  # slow to import, and reading a window needs no buffer
 
     offsets, items = (pa.array(np.frombuffer(part, dtype=part.typecode)) for part in (ends, flat))
     return pl.Series(pa.LargeListArray.from_arrays(offsets, items), dtype=pl.List(pl.Float64))
@@ -393,8 +393,7 @@ def _lists(flat: array[float], ends: array[int]) -> pl.Series:
 def series_frame(exposed_by_key: Mapping[SeriesKey, str]) -> pl.DataFrame:
     """The `series` table of these identities, sorted by metric, instance, labels.
 
-    `starts_at_zero` is null throughout, for the caller or the store to settle. Empty in, empty
-    out.
+    `starts_at_zero` is null in all rows; the caller or the store sets it. Empty in, empty out.
     """
     ordered = sorted(
         exposed_by_key.items(),
@@ -426,6 +425,6 @@ def series_frame(exposed_by_key: Mapping[SeriesKey, str]) -> pl.DataFrame:
 
 
 def microseconds(instant: datetime) -> int:
-    """Microseconds since the epoch, exactly (a float of seconds is not)."""
+    """Microseconds since the epoch, exact (unlike a float of seconds)."""
     whole = int(instant.replace(microsecond=0).timestamp())
     return whole * 1_000_000 + instant.microsecond

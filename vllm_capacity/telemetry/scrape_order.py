@@ -1,4 +1,4 @@
-"""The true order of one target's scrapes, from their stamps, their arrival and their counters."""
+"""The true order of one target's scrapes, from their stamps, arrival order and counters."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-_LONGER_RATIO = 1.25  # of the usual interval: what may be a step forward
-_LEAP_RATIO = 3.0  # of the most ever counted in an interval: more was counted in several
+_LONGER_RATIO = 1.25  # times the median interval: a longer one may be a forward clock step
+_LEAP_RATIO = 3.0  # times the largest increase in one interval: more took several intervals
 _ONE_READING = ("series_id", "arrival", "ts")
-_UNDONE_RATIO = 0.02  # how well a step back undoes a step forward, as a share of the step
+_UNDONE_RATIO = 0.02  # tolerance for a step back to undo a step forward, as a share of the step
 
 
 def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
-    """What has to change in the scrapes of one target, and the notes about it."""
+    """Changes to the stamps of one target's scrapes, and the notes about them."""
     scrapes = Scrapes.of(own)
     result = scrapes.known_order()
     blocks = _blocks(scrapes.ts_us, result)
@@ -67,11 +67,12 @@ def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any
 
 
 def _best(scrapes: Scrapes, found: list[int], start: int, end: int) -> int | None:
-    """Which order of a block is right: 0 by stamps, 1 as told, 2 as counted; None if none is.
+    """The right order of a block: 0 by stamps, 1 by arrival, 2 by counters; None if none is.
 
-    `found` are the contradictions of each. Counters alone are believed where a scrape before the
-    block shows how far they were, or where they go on as usual at every step back of the clock;
-    never where several processes may be in another order than their starts, told by two clocks.
+    `found` counts the contradictions of each. Without an order of arrival, counters decide only if
+    a scrape before the block shows how far they had counted, or if they grow as usual at every
+    backward clock step; never if several processes may be in another order than their starts,
+    which may come from two clocks.
     """
     stamped, result, counted = found
     is_known = np.unique(scrapes.arrival[start:end]).size > 1
@@ -90,12 +91,12 @@ def _best(scrapes: Scrapes, found: list[int], start: int, end: int) -> int | Non
 
 @dataclass(frozen=True)
 class Scrapes:
-    """The scrapes of one target by their stamps, and what its counters say of their order.
+    """The scrapes of one target, sorted by stamp, with the counters that show their order.
 
-    `total` is the sum of the counters that every scrape has, `start` that of its process; a failed
-    scrape has those of the one before, nan where none tells. The readings are one a row: series,
-    scrape (its place here) and value, the process start among them. `twins` are the readings of
-    scrapes that have stamp and arrival of another: series_id, value; nobody can tell them apart.
+    Per scrape: `total` is the sum of the counters that every scrape has, `start` its process start.
+    A failed scrape has those of the scrape before it; nan if unknown. Per reading, process starts
+    included: `series`, `scrape` (its index here) and `value`. `twins` (series_id, value) are
+    readings of scrapes with the stamp and arrival of another, which cannot be told apart.
     """
 
     ts_us: Integers
@@ -109,7 +110,7 @@ class Scrapes:
 
     @classmethod
     def of(cls, own: Frames) -> Scrapes:
-        """The scrapes of the target; failed ones only where the order of arrival is known."""
+        """The scrapes of the target; failed ones only if the order of arrival is known."""
         every = _readings(own)
         readings = every.unique(_ONE_READING, keep="first", maintain_order=True)
         totals = _totals(readings)
@@ -140,31 +141,31 @@ class Scrapes:
 
     @property
     def _count(self) -> tuple[Floats, ...]:
-        """What grows with time in every scrape, the least first; nothing where not all tell."""
+        """Sort keys that grow with time, least significant first; empty if a scrape lacks one."""
         is_whole = not (np.isnan(self.start).any() or np.isnan(self.total).any())
         return (self.total, self.start) if is_whole else ()
 
     def processes(self, start: int, end: int) -> int:
-        """How many processes the scrapes of a block are of, as their starts tell."""
+        """The number of processes in a block, by their start times."""
         starts = np.sort(self.start[start:end])
         return 1 + int((np.diff(starts) > SAME_START.total_seconds()).sum())
 
     def is_older_than_its_process(self, start: int, end: int) -> bool:
-        """Whether a scrape of a block of several processes is stamped before its own began."""
+        """Whether a block has several processes and a scrape stamped before its process started."""
         begun_us = (self.start[start:end] - SAME_START.total_seconds()) * 1e6
         return self.processes(start, end) > 1 and bool((self.ts_us[start:end] < begun_us).any())
 
     def grown(self, order: Integers) -> Floats:
-        """How much was counted between the scrapes in that order; nan where a process changed."""
+        """The increases of `total` between scrapes in that order; nan if the process changed."""
         grown = np.diff(self.total[order])
         return np.where(np.diff(self.start[order]) == 0, grown, np.nan)
 
     def known_order(self) -> Integers:
-        """The scrapes in order of arrival; of one arrival, as the counters of a process tell."""
+        """The scrapes in order of arrival; within one arrival, by process start and counters."""
         return np.lexsort((self.ts_us, *self._count, self.arrival))
 
     def counted_order(self, result: Integers, blocks: list[tuple[int, int]]) -> Integers:
-        """The told order, but in every block as the counters of a process tell."""
+        """The order `result`, but with every block sorted by process start and counters."""
         if not self._count:
             return result
         block = np.arange(result.size)
@@ -173,7 +174,7 @@ class Scrapes:
         return np.lexsort((self.ts_us, *self._count, block))
 
     def contradictions(self, order: Integers) -> Flags:
-        """Whether a counter contradicts each scrape's place in the order, after the one before."""
+        """Per place in the order, whether a counter falls there without a new process."""
         place = np.empty(order.size, dtype=np.int64)
         place[order] = np.arange(order.size)
         rows = np.lexsort((place[self.scrape], self.series))
@@ -186,9 +187,10 @@ class Scrapes:
 
 
 def _readings(own: Frames) -> pl.DataFrame:
-    """What only grows in a process: metric, series_id, arrival, ts, value; the newest spelling.
+    """Readings of values that only grow within a process, in their newest spelling.
 
-    Scrapes of one stamp and arrival have a row each, in their order in the tables.
+    Columns: metric, series_id, arrival, ts, value. Scrapes with equal stamp and arrival have one
+    row each, in table order.
     """
     grows = (pl.col("kind") == "counter") | (pl.col("metric") == PROCESS_START)
     columns = ["series_id", "arrival", "ts", "alias_priority", "value"]
@@ -207,7 +209,7 @@ def _readings(own: Frames) -> pl.DataFrame:
 
 
 def _totals(readings: pl.DataFrame) -> pl.DataFrame:
-    """The sum of those counters that every scrape has: arrival, ts, total."""
+    """The sum of the counters that every scrape has; columns: arrival, ts, total."""
     counters = readings.filter(pl.col("metric") != PROCESS_START)
     often = pl.len().over("series_id")
     everywhere = counters.filter(often == often.max())
@@ -215,7 +217,7 @@ def _totals(readings: pl.DataFrame) -> pl.DataFrame:
 
 
 def _blocks(ts_us: Integers, result: Integers) -> list[tuple[int, int]]:
-    """Where the told order and the stamps disagree: [start, end) of places in either order."""
+    """Blocks [start, end) in which the order `result` and the order by stamps differ."""
     stamps = ts_us[result]
     newest = np.maximum.accumulate(stamps)
     oldest_behind = np.minimum.accumulate(stamps[::-1])[::-1]
@@ -225,16 +227,16 @@ def _blocks(ts_us: Integers, result: Integers) -> list[tuple[int, int]]:
 
 
 def _has_twins(scrapes: Scrapes, start: int, end: int) -> bool:
-    """Whether two scrapes of different counts have one stamp: the clock ran over it twice."""
+    """Whether two scrapes with different totals share a stamp: the clock passed it twice."""
     stamps, totals = scrapes.ts_us[start:end], scrapes.total[start:end]
     return bool(((np.diff(stamps) == 0) & (np.diff(totals) != 0)).any())
 
 
 def _goes_on(scrapes: Scrapes, start: int, end: int) -> bool:
-    """Whether one process counted a block, in the order of its counters, without a leap.
+    """Whether one process counted a block, and its counters sorted by value show no leap.
 
-    Where the stamps fall in that order, as much was counted as between two scrapes elsewhere. After
-    a restart it would be chance if the old counters began where the new ones ended.
+    No leap means that the increases at backward stamps are not larger than those elsewhere. After a
+    restart this could only happen by chance: if the old counters began where the new ones ended.
     """
     order = start + np.lexsort((scrapes.ts_us[start:end], scrapes.total[start:end]))
     is_one_process = np.unique(scrapes.start[start:end]).size == 1
@@ -246,10 +248,10 @@ def _goes_on(scrapes: Scrapes, start: int, end: int) -> bool:
 
 
 def _fewest_contradicting(scrapes: Scrapes, start: int, end: int) -> Integers:
-    """The scrapes of a block to leave out, so that those left agree with their stamps.
+    """The fewest scrapes of a block to leave out so that the rest agree with their stamps.
 
-    Of several processes whose order their starts do not tell, one is left, the longest: another
-    behind it would be taken to have counted from 0.
+    If the starts do not show the order of several processes, only the one with most scrapes stays:
+    a process after it would be taken to have counted from 0.
     """
     starts, totals = scrapes.start[start:end], scrapes.total[start:end]
     members = np.arange(end - start)
@@ -261,7 +263,7 @@ def _fewest_contradicting(scrapes: Scrapes, start: int, end: int) -> Integers:
 
 
 def _longest_rise(keys: list[tuple[float, float]]) -> Integers:
-    """The places of a longest run of keys, not all adjacent, in which none falls."""
+    """The indices of a longest non-decreasing subsequence of keys."""
     tops: list[tuple[float, float]] = []
     ends: list[int] = []
     before = [-1] * len(keys)
@@ -277,11 +279,11 @@ def _longest_rise(keys: list[tuple[float, float]]) -> Integers:
 
 
 def _moves(ts_us: Integers, is_stepped: Flags, grown: Floats) -> Integers:
-    """By how much to move each stamp, of scrapes in their true order, so that time never falls.
+    """By how many µs to move each stamp so that time never goes back; scrapes in true order.
 
-    0 for all where no clock was set. Most scrapes stay where they are. At a step back the usual
-    interval has passed; longer where far more was counted (`grown`) than ever in such an interval,
-    for then scrapes are missing there.
+    All 0 if no clock was set; most scrapes are not moved. A backward step is taken to have lasted
+    the median interval, or longer if the counters increased (`grown`) far more than ever in one
+    interval, because then scrapes are missing.
     """
     steps = np.diff(ts_us)
     back = np.flatnonzero((steps <= 0) & is_stepped[1:] & is_stepped[:-1])
@@ -306,7 +308,7 @@ def _moves(ts_us: Integers, is_stepped: Flags, grown: Floats) -> Integers:
 
 
 def _passed(usual: int, grown: float, most: float) -> int:
-    """What passed at a step: the usual interval, or what so much takes at the highest rate seen."""
+    """Duration of a step: the median interval, or the time to count `grown` at the highest rate."""
     if not most > 0 or not grown > _LEAP_RATIO * most:
         return usual
     return int(usual * grown / most)
@@ -315,7 +317,7 @@ def _passed(usual: int, grown: float, most: float) -> int:
 def _changes(
     instance: str, scrapes: Scrapes, moved: Integers, is_out: Flags, is_stepped: Flags
 ) -> pl.DataFrame:
-    """The scrapes that are moved, left out, or no longer to be called late."""
+    """The scrapes to move, to leave out, or to no longer report as late."""
     frame = pl.DataFrame(
         {
             "instance": [instance] * moved.size,
@@ -353,10 +355,10 @@ def _notes(instance: str, scrapes: Scrapes, moved: Integers, is_out: Flags) -> l
 def _uncounted_notes(
     instance: str, series: pl.DataFrame, scrapes: Scrapes, is_out: Flags
 ) -> list[dict[str, Any]]:
-    """By how much more each counter grew than the scrapes that are kept show, one a metric.
+    """Notes on the increase of counters that the kept scrapes do not show, one per metric.
 
-    Whatever the order of the scrapes, a process counted from its least value to its greatest, and
-    all but the first one (the oldest start) from 0.
+    In any order of the scrapes, a process counted from its minimum to its maximum, and every
+    process but the first (the oldest start) from 0.
     """
     if not is_out.any():
         return []
@@ -401,7 +403,7 @@ def _uncounted_notes(
 def _untimed_notes(
     instance: str, ts_us: Integers, moved: Integers, *, is_unsure: bool
 ) -> list[dict[str, Any]]:
-    """Where nobody knows how long a process went on, of scrapes in their true order."""
+    """Notes on processes whose end cannot be determined; scrapes in true order."""
     behind = np.flatnonzero(np.diff(moved)) + 1
     times = [instant_of(stamp) for stamp in ts_us[behind] + moved[behind]]
     detail = "a clock was set while a server restarted, and nobody knows how long it had gone on"

@@ -1,15 +1,14 @@
-"""Settling rows a stretch of time after the other, in memory that does not grow with the window.
+"""Finalizes rows in consecutive chunks of time, so that memory does not grow with the window.
 
-What is decided about rows is decided from few of them: when scrapes were made, when processes
-started, which counters fell, which series came and went, the last row of each series so far. In
-words:
+All decisions need only a few of the rows: when scrapes happened, when processes started, which
+counters fell, which series appeared and vanished, and the last row of each series so far. Steps:
 
-1. *Clocks.* Each target's scrapes are known by one of its series; only a target whose order is in
-   doubt is looked at with all its counters (clocks.py).
-2. Stretches of true time follow each other. In each, what was told twice is dropped, and noted are
-   the few rows from which is known which processes there were (processes.py) and which series go on
-   under other labels (relabelled.py).
-3. Then each row gets its `run`, and each series its birth.
+1. *Clocks.* One series of each target shows the times of its scrapes. All counters are read only
+   for targets whose order of scrapes is in doubt (clocks.py).
+2. Rows are processed in chunks, in order of true time. In each chunk, duplicates are dropped, and
+   the few rows are collected that show which processes there were (processes.py) and which series
+   continue under other labels (relabelled.py).
+3. Then each row gets its `run`, and each series its `starts_at_zero`.
 """
 
 from __future__ import annotations
@@ -45,14 +44,13 @@ _TWINS = "a clock was set, and of two scrapes with one time nobody knows which c
 _CHECK_OF = {_ALIAS: "renamed", _TWIN: "duplicate", _OTHER: "clock"}
 _HOUR = timedelta(hours=1)
 STRETCH_ROWS = 200_000
-"""How many rows make a stretch; an hour is never cut."""
+"""Rows per chunk; an hour is never split."""
 
 
 def settle(rows: Rows, *, is_downsampled: bool = False) -> Rows:
-    """The rows deduplicated and sorted by true time, `run` and `starts_at_zero` settled.
+    """The rows deduplicated and sorted by true time, with `run` and `starts_at_zero` set.
 
-    Of downsampled rows, not every scrape is there: then none can be told to lack a series that
-    goes on under other labels.
+    Downsampled rows lack some scrapes, so relabeled series cannot be detected in them.
     """
     stretches: list[Tables] = []
     in_parts = RowsInParts.of(rows)
@@ -71,11 +69,11 @@ def settle_stretches(
     is_downsampled: bool = False,
     stretch_rows: int | None = STRETCH_ROWS,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Settle rows as `settle` does, and hand them on in order of time; the series and the ledger.
+    """Finalize rows as `settle` does, in chunks; returns the series and the ingest notes.
 
-    `write` gets one stretch of whole UTC hours after the other, `ordered` keeps them meanwhile;
-    without `stretch_rows` there is one stretch. What it gets depends on the rows alone, not on
-    where parts or stretches end.
+    `write` receives the rows in order of time, in chunks of whole UTC hours; `ordered` stores them
+    until then. If `stretch_rows` is None there is one chunk. The result depends only on the rows,
+    not on where parts or chunks end.
     """
     rows = without_impossible_in_parts(rows)
     rows = rows.corrected(correction_in_parts(rows))
@@ -89,7 +87,7 @@ def settle_stretches(
 def _written(
     rows: RowsInParts, facts: _Facts, write: Callable[[Tables], None], *, is_downsampled: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Give each of the sorted rows its run and each series its birth, now that all is known."""
+    """Write the sorted rows with their `run`; returns the series, finalized, and the notes."""
     series, ingest_notes, lives = rows.series, rows.ingest_notes, facts.lives()
     moved = None if is_downsampled else relabelling(rows, facts.presence, lives)
     if moved is not None:
@@ -108,7 +106,7 @@ def _written(
 
 
 def _stretches(rows: RowsInParts, most: int | None) -> Iterator[Tables]:
-    """The rows, stretch by stretch, each in the order in which they came in."""
+    """The rows chunk by chunk, within a chunk in order of arrival."""
     if most is None:
         yield _joined([part() for part in rows.parts])
         return
@@ -119,7 +117,7 @@ def _stretches(rows: RowsInParts, most: int | None) -> Iterator[Tables]:
         for index, own in enumerate(heights):
             if not any(start <= hour < end for hour in own):
                 continue
-            if last is None or last[0] != index:  # most stretches end within a part
+            if last is None or last[0] != index:  # reuse the part: most chunks end within one
                 last = (index, rows.parts[index]())
             is_in = pl.col("ts").is_between(start, end, closed="left")
             found.append((last[1][0].filter(is_in), last[1][1].filter(is_in)))
@@ -131,7 +129,7 @@ def _joined(tables: Sequence[Tables]) -> Tables:
 
 
 def _heights(tables: Tables) -> Counter[datetime]:
-    """How many rows there are in each UTC hour."""
+    """Number of rows in each UTC hour."""
     found: Counter[datetime] = Counter()
     for frame in tables:
         hours = frame.group_by(pl.col("ts").dt.truncate("1h")).len()
@@ -140,7 +138,7 @@ def _heights(tables: Tables) -> Counter[datetime]:
 
 
 def _bounds(heights: Sequence[Counter[datetime]], most: int) -> Iterator[tuple[datetime, datetime]]:
-    """Stretches of whole hours, each ended by the hour with which it has `most` rows."""
+    """Bounds of chunks of whole hours; a chunk ends with the hour that brings it to `most` rows."""
     whole = sum(heights, Counter())
     start, rows = None, 0
     hour = None
@@ -155,7 +153,7 @@ def _bounds(heights: Sequence[Counter[datetime]], most: int) -> Iterator[tuple[d
 
 @dataclass
 class _Facts:
-    """What has to be known of all rows before one of them can be settled."""
+    """Facts about all rows that must be known before any row can be finalized."""
 
     series: pl.DataFrame
     presence: Presence = field(default_factory=Presence)
@@ -167,7 +165,7 @@ class _Facts:
     _last: pl.DataFrame | None = None
 
     def add(self, ordered: Held | Spool, stretch: Tables) -> None:
-        """Take in the next stretch of time, and hand it on without what is in it twice."""
+        """Collect facts from the next chunk, and add it to `ordered` without duplicates."""
         samples, twins = _deduplicated(stretch[0], "value")
         histograms, other_twins = _deduplicated(stretch[1], "count")
         ordered.add(samples, histograms)
@@ -182,18 +180,18 @@ class _Facts:
         self.presence.add(counted_rows(self.series, (samples, histograms)))
 
     def lives(self) -> pl.DataFrame:
-        """The processes behind each address."""
+        """The processes that ran at each address."""
         first = pl.concat(self._first).group_by("series_id").agg(pl.col("since").min())
         return lives_of(self.series, first, pl.concat(self._starts), pl.concat(self._falls))
 
     def begin(self) -> datetime:
-        """The first sample of all."""
+        """The time of the first sample."""
         return min(self._begins)
 
     def dropped_notes(self, series: pl.DataFrame) -> pl.DataFrame:
-        """A ledger row per instance, metric and reason: duplicates, older names of a concept.
+        """An ingest note per instance, metric and reason: duplicates, older names of a concept.
 
-        One more for a target of whose counters one was dropped that had counted something else.
+        One more for each target that has a dropped counter sample with a different value.
         """
         dropped = pl.concat(self._dropped).join(
             series.select("series_id", "instance", "metric", "kind"), on="series_id"
@@ -218,7 +216,7 @@ class _Facts:
 
 
 def _deduplicated(frame: pl.DataFrame, value: str) -> Tables:
-    """One row per (series, time), the newest spelling's; and (series, time, why) of the others."""
+    """One row per (series, time), of the newest spelling; and (series, time, why) of the others."""
     ordered = frame.sort("series_id", "ts", "alias_priority", maintain_order=True)
     is_first = pl.struct("series_id", "ts").is_first_distinct()
     marked = ordered.with_columns(is_kept=is_first, is_other=pl.col(value) != pl.col(value).shift())
@@ -239,7 +237,7 @@ def _deduplicated(frame: pl.DataFrame, value: str) -> Tables:
 
 
 def _dropped(rows: pl.DataFrame) -> pl.DataFrame:
-    """How many rows of a series were dropped for which reason, and the first of them."""
+    """Per series and reason, the number of dropped rows and the time of the first."""
     return rows.group_by("series_id", "why", maintain_order=True).agg(
         count=pl.len().cast(pl.Int64), ts=pl.col("ts").min()
     )
@@ -247,9 +245,9 @@ def _dropped(rows: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass
 class _Runs:
-    """Numbers the lives of each series, one stretch of time after the other.
+    """Numbers the runs of each series, chunk by chunk.
 
-    Kept is the last row of every series so far, with the run it is in.
+    It keeps the last row of every series so far, with its run.
     """
 
     series: pl.DataFrame
@@ -258,7 +256,7 @@ class _Runs:
     _histograms: pl.DataFrame | None = None
 
     def settled(self, tables: Tables) -> Tables:
-        """The rows of the next stretch, each with its run."""
+        """The rows of the next chunk, each with its run."""
         samples, histograms = tables
         samples = self._with_runs(_after(self._samples, samples), self._counter_drops)
         histograms = self._with_runs(_after(self._histograms, histograms), _histogram_drops)
@@ -275,7 +273,7 @@ class _Runs:
         self, rows: pl.DataFrame, drops: Callable[[pl.DataFrame], pl.Series]
     ) -> pl.DataFrame:
         is_other_process = process_changes(rows, self.series, self.lives)
-        # Two steps: inside `over`, polars would copy the list of counters once for every series.
+        # In two steps: inside `over`, polars would copy the list of counters once per series.
         marked = rows.with_columns(has_dropped=drops(rows) | is_other_process)
         before = pl.col("run").first().over("series_id").fill_null(0)
         run = pl.col("has_dropped").cum_sum().over("series_id") + before
@@ -289,7 +287,7 @@ class _Runs:
 
 
 def _after(last: pl.DataFrame | None, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows, each series' behind its last row before them; sorted by series and time."""
+    """The rows, preceded by the last earlier row of each series; sorted by series and time."""
     own = rows.with_columns(run=pl.lit(None, pl.Int32), is_new=pl.lit(True))
     if last is None:
         return own
@@ -302,7 +300,7 @@ def _last_rows(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _histogram_drops(histograms: pl.DataFrame) -> pl.Series:
-    """Per row, whether its count, sum or any bucket is below the row's before it (same series)."""
+    """Per row, whether its count, sum or any bucket fell since the previous row of its series."""
     height = histograms.height
     drops = np.zeros(height, dtype=bool)
     if height < 2:
@@ -314,7 +312,7 @@ def _histogram_drops(histograms: pl.DataFrame) -> pl.Series:
     for name in ("count", "sum"):
         values = histograms.get_column(name).to_numpy()
         drops[1:] |= values[1:] < values[:-1]
-    # Rows of one series have equally many buckets, so a row's twin lies `length` values back.
+    # Rows of one series have equally many buckets: the previous value is `length` values back.
     row_of = np.repeat(np.arange(height), lengths)
     twin = np.arange(flat.size) - lengths[row_of]
     is_comparable = twin >= 0

@@ -1,8 +1,7 @@
-"""Where frames that were computed from a window's hours are kept: `.rollup/`, safe to delete.
+"""The cache of frames computed from a window's hours: `.rollup/`, safe to delete.
 
-An entry is a folder of Parquet files. Its name says what it was made of and holds a hash of its
-files, so one that was damaged is not taken for whole; it appears under that name at once or not at
-all.
+An entry is a folder of Parquet files, written atomically. Its name identifies its input and holds a
+hash of its files, so a damaged entry is recognized.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _HASH_DIGITS = 24
 
 @dataclass(frozen=True)
 class Entry:
-    """Frames by name, in memory or as Parquet in a folder, and what the next hour rests on."""
+    """Frames by name, in memory or in a Parquet folder; the next hour depends on `base`."""
 
     frames: Mapping[str, pl.DataFrame] | Path
     base: str
@@ -44,16 +43,16 @@ class Entry:
 
 @dataclass
 class Shelf:
-    """The entries of one window and kind; `folder` is None where nothing can be kept."""
+    """The cached entries of one window and kind; `folder` is None if nothing can be written."""
 
     folder: Path | None
     is_shared: bool = False
     made: int = 0
-    """How many entries were kept here by this run."""
+    """Number of entries that this run stored here."""
     remote: Bucket | None = None
-    """Of a window in S3: where entries are looked for that are not here."""
+    """For a window in S3, the bucket to search for entries that are not here."""
     is_published: bool = False
-    """Whether those that are not there are put there, too."""
+    """Whether entries missing in the bucket are uploaded to it."""
     _there: dict[str, Path] = field(default_factory=dict)
     _used: set[Path] = field(default_factory=set)
     _remote_names: dict[str, str] = field(default_factory=dict)
@@ -61,11 +60,11 @@ class Shelf:
 
     @classmethod
     def of(cls, window: Manifest, kind: str = "", *, is_published: bool = False) -> Shelf:
-        """The shelf beside the window; where that cannot be written, in a private folder.
+        """The cache beside the window, or in a private folder if that is not writable.
 
-        Several kinds of entries stand there: the keys of a kind begin with it, then the hour. Of a
-        window in S3, what is kept there is on it, too. `is_published`: what is found and kept is
-        put there as well.
+        It can hold several kinds of entries: a key begins with its kind, then the hour. For a
+        window in S3, it includes the entries there; with `is_published`, entries that are found or
+        stored are uploaded as well.
         """
         folder = _kept_folder(window.path)
         found = cls(folder, is_shared=folder is not None and folder.parent != window.path)
@@ -80,7 +79,7 @@ class Shelf:
         return found
 
     def find(self, key: str) -> Entry | None:
-        """The entry of that key; None where there is none that is whole."""
+        """The entry with that key; None if there is none or it is damaged."""
         path = self._there.get(key)
         if path is None or not _is_whole(path):
             path = self._fetched(key)
@@ -91,9 +90,9 @@ class Shelf:
         return Entry(path, path.name.split(".")[2])
 
     def base(self, key: str) -> str | None:
-        """What rests on the entry of that key; None where there is none.
+        """The `base` of the entry with that key; None if there is none.
 
-        Of a shelf that is published, whether it is there, by its name: nothing is copied.
+        With `is_published`, it comes from the entry's name in S3, so nothing is copied.
         """
         if self.is_published:
             name = self._remote_names.get(key)
@@ -102,7 +101,7 @@ class Shelf:
         return entry.base if entry else None
 
     def fetch(self, hours: Container[str]) -> None:
-        """Copy what is kept in S3 of these hours, all at once."""
+        """Download the entries of these hours from S3, all at once."""
         self._copy([key for key in self._remote_names if key.partition(".")[0] in hours])
 
     def _copy(self, keys: Iterable[str]) -> None:
@@ -112,7 +111,7 @@ class Shelf:
             self._there |= {key: self.folder / name for key, name in left.items()}
 
     def _fetched(self, key: str) -> Path | None:
-        """The folder of an entry that was copied from S3 just now; None where there is none."""
+        """The folder of an entry just downloaded from S3; None if there is none."""
         if self.folder is None or key not in self._remote_names:
             return None
         shutil.rmtree(self.folder / self._remote_names[key], ignore_errors=True)  # a damaged one
@@ -127,9 +126,9 @@ class Shelf:
             self._remote_names[key] = path.name
 
     def keep(self, key: str, base: str, frames: Mapping[str, pl.DataFrame]) -> Entry:
-        """Keep frames under a key (`hour.hash`), and what the next hour rests on.
+        """Store frames under a key (`hour.hash`), with the `base` that the next hour depends on.
 
-        In memory where they cannot be put into the folder.
+        The entry stays in memory if it cannot be written to the folder.
         """
         if self.folder is None:
             return Entry(frames, base)
@@ -141,28 +140,28 @@ class Shelf:
             if not _is_whole(kept):
                 shutil.rmtree(kept, ignore_errors=True)
             made.chmod(0o755)
-            with suppress(OSError):  # another run was quicker, with the same
+            with suppress(OSError):  # another run has just stored the same entry
                 made.rename(kept)
         finally:
             shutil.rmtree(made, ignore_errors=True)
         if not kept.is_dir():
             return Entry(frames, base)
         self.made += 1
-        self._remote_names.pop(key, None)  # what is there was not whole
+        self._remote_names.pop(key, None)  # the entry in S3 was damaged
         self._publish(kept, key)
         self._there[key] = kept
         self._used.add(kept)
         return Entry(kept, base)
 
     def tidy(self) -> None:
-        """Remove what killed runs left, and entries that were not asked for and no window shares.
+        """Remove leftovers of killed runs, and entries that this run did not use.
 
-        Where no other run reads or writes there.
+        Keeps entries in a folder that windows share; does nothing while another run uses it.
         """
         self._remove(() if self.is_shared else set(self._there.values()) - self._used)
 
     def clean(self) -> None:
-        """Remove what killed runs left, where no other run reads or writes there."""
+        """Remove leftovers of killed runs, unless another run is using the folder."""
         self._remove(())
 
     def _remove(self, entries: Iterable[Path]) -> None:
@@ -179,9 +178,9 @@ class Shelf:
 
 
 def _kept_folder(window: Path) -> Path | None:
-    """Where entries are kept: beside the window; where that cannot be written, privately.
+    """The folder for entries: beside the window, or a private one if that is not writable.
 
-    None where that cannot be written either, or is not this user's alone.
+    None if that is not writable either, or not owned by this user alone.
     """
     beside = window / ".rollup"
     with suppress(OSError):
@@ -196,9 +195,9 @@ def _key(path: Path) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether an entry is as it was written: the end of its name is its hash."""
+    """Whether an entry is undamaged: the hash at the end of its name matches."""
     with suppress(OSError):
-        if not all(file.is_file() for file in path.iterdir()):  # nobody waits for a pipe
+        if not all(file.is_file() for file in path.iterdir()):  # reading a pipe might never end
             return False
         return _hash(path) == path.name.rpartition(".")[2]
     return False

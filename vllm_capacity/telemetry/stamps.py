@@ -1,7 +1,7 @@
-"""The stamps of scrapes: which there are, what is to change in them, and how the ledger is told.
+"""The stamps of scrapes, corrections to them, and notes about these for the quality report.
 
-A scrape is known by its target, its order of arrival (0 where the source does not know it) and the
-time it was stamped with.
+A scrape is identified by its target, its order of arrival (0 if the source does not know it) and
+its stamp.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ CHANGE_SCHEMA: dict[str, Any] = {
 CONTRADICTED = "contradicted"
 """The check of a note about scrapes left out because counters contradict their stamps."""
 UNCOUNTED = "uncounted"
-"""The check of a note about how much a counter grew in such scrapes."""
+"""The check of a note about how much a counter grew in scrapes that were left out."""
 UNTIMED = "untimed"
-"""The check of a note that nobody knows how much a process counted unread, and why.
+"""The check of a note that a process counted an unknown amount after its last scrape, and why.
 
-It holds for one that ended right before the scrape stamped `ts`; without `ts` for the target."""
+It is about the process that ended right before the scrape stamped `ts`, or the target if null."""
 _CHECK = "clock"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What to change in the stamps of scrapes, and the notes about it.
+    """Changes to the stamps of scrapes, and the notes about them.
 
-    `changed`: instance, arrival, ts (as stamped), moved_us; null there where the scrape is left
-    out. A scrape that does not move is in it only if it is no late one, as its stamp has it.
+    `changed` has instance, arrival, ts (as stamped) and moved_us, which is null if the scrape is
+    left out. It lists an unmoved scrape only if its stamp wrongly makes it look late.
     """
 
     series: pl.DataFrame
@@ -48,7 +48,7 @@ class Correction:
     notes: pl.DataFrame
 
     def corrected(self, rows: Rows) -> Rows:
-        """The rows with this done, and noted."""
+        """The rows with these changes and notes about them."""
         return replace(
             rows,
             samples=self.applied(rows.samples),
@@ -57,7 +57,7 @@ class Correction:
         )
 
     def applied(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The rows (with series_id, arrival, ts) moved to their true times, or gone."""
+        """The rows (with series_id, arrival, ts) at their true times, without those left out."""
         if self.changed.is_empty():
             return frame
         marked = (
@@ -77,14 +77,14 @@ class Correction:
 
 @dataclass(frozen=True)
 class Frames:
-    """Samples and histograms with the order of their arrival, and what their series are."""
+    """Samples and histograms with their order of arrival, and their series."""
 
     series: pl.DataFrame
     samples: pl.DataFrame
     histograms: pl.DataFrame
 
     def of(self, instance: str) -> Frames:
-        """Those of one target."""
+        """The frames of one target."""
         own = self.series.filter(pl.col("instance") == instance)
         return Frames(
             own,
@@ -93,7 +93,7 @@ class Frames:
         )
 
     def without(self, scrapes: pl.DataFrame) -> Frames:
-        """These but for some scrapes (instance, arrival, ts)."""
+        """The frames without some scrapes (instance, arrival, ts)."""
         samples, histograms = (
             frame.join(self.series.select("series_id", "instance"), on="series_id")
             .join(scrapes, on=KEY, how="anti")
@@ -104,14 +104,14 @@ class Frames:
 
 
 def with_arrival(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows with an order of arrival, 0 where the source does not know it."""
+    """The rows with an order of arrival, 0 if the source does not know it."""
     return frame.with_columns(pl.col("arrival").fill_null(0))
 
 
 def pulses_of(known: Frames) -> pl.DataFrame:
-    """The scrapes of every target, as its most frequent series tells them: instance, arrival, ts.
+    """The scrapes of every target, from its most frequent series: instance, arrival, ts.
 
-    That is `up` where the source has it. In order of arrival, then of stamps.
+    That series is `up` if the source has it. Sorted by instance, arrival, ts.
     """
     frequent = (
         known.samples.group_by("series_id")
@@ -125,7 +125,7 @@ def pulses_of(known: Frames) -> pl.DataFrame:
 
 
 def note(instance: str, ts: datetime | None, count: int, detail: str) -> dict[str, Any]:
-    """A row of the ledger about scrapes of a target."""
+    """An ingest note about scrapes of a target."""
     return {
         "check": _CHECK,
         "instance": instance,
@@ -137,22 +137,22 @@ def note(instance: str, ts: datetime | None, count: int, detail: str) -> dict[st
 
 
 def instant_of(ts_us: int) -> datetime:
-    """Microseconds since the epoch as an instant."""
+    """The time that is this many microseconds after the epoch."""
     return _EPOCH + timedelta(microseconds=int(ts_us))
 
 
 def span_of(first: datetime, last: datetime) -> str:
-    """From one stamp to another, or the only one, as the ledger shows it."""
+    """A range of stamps, or a single one, as text for the quality report."""
     return iso(first) if first == last else f"{iso(first)} … {iso(last)}"
 
 
 def seconds(microseconds: int) -> str:
-    """A length in seconds as the ledger shows it."""
+    """A duration in seconds as text for the quality report."""
     return f"{microseconds / 1e6:,.1f}"
 
 
 def _still_late(ingest_notes: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
-    """The notes of the border, but for scrapes that did not come late: their clock was set."""
+    """The ingest notes, without "late" notes on scrapes that only a clock change made look late."""
     own = changed.select("instance", "ts").unique()
     is_about_scrape = (pl.col("check") == "late") & (pl.col("subject") == pl.col("instance"))
     mistaken = ingest_notes.filter(is_about_scrape).join(own, on=["instance", "ts"], how="semi")

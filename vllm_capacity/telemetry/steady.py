@@ -1,4 +1,4 @@
-"""Scrapes at the times of a clock that nobody sets, where the scraper kept one beside its own."""
+"""Corrects scrape times by a monotonic clock, if the scraper recorded one beside its own clock."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA
 from vllm_capacity.telemetry.stamps import Correction, note, seconds
 
 SteadyTime = tuple[str, int, int, int, int]
-"""Target, arrival, stamp, start of the run, and the seconds since by a steady clock, all in µs."""
+"""Target, arrival, stamp, start of the run, and monotonic time since that start; times in µs."""
 
-_STEADY_US = 100_000  # how far the two clocks of a scraper may be apart
+_STEADY_US = 100_000  # maximum difference between the two clocks of a scraper
 
 
 def by_steady_clock(rows: RowsInParts, result: Sequence[SteadyTime]) -> RowsInParts:
-    """The rows at the times that a steady clock beside the one that was set tells of the scrapes.
+    """The rows with scrape times corrected by the monotonic clock of the scraper.
 
-    `result`: target, arrival, stamp, when its run began, and what the steady clock counted since,
-    in microseconds. Where both agree to a tenth of a second the stamps stay, as do most others.
+    Stamps are kept in runs in which both clocks agree to 0.1 s. In the others, a stamp is moved if
+    it is more than 0.1 s off the run's median offset between the clocks.
     """
     schema = {"instance": pl.String, "arrival": pl.Int64, "ts": pl.Int64}
     schema |= {"run_us": pl.Int64, "at_us": pl.Int64}

@@ -1,20 +1,20 @@
-"""The window folder: rows become Parquet, whole or not at all, and `run` is settled by value.
+"""The window folder: writes rows as Parquet files, atomically, and adds `run` to them.
 
     WINDOW/
       window.json                     provenance: source, versions, scrape intervals; the files
       series.parquet, intake.parquet
-      samples/2026-11-24T08.parquet   a file an hour, sorted by series and time
+      samples/2026-11-24T08.parquet   one file per hour, sorted by series and time
       histograms/2026-11-24T08.parquet
       .rollup/                        minutes, computed on demand (rollup.py); safe to delete
 
-Which files are the window's, `window.json` says (manifest.py): rows that came late are in files
-with a hash in their names, `2026-11-24T08.0f3a….parquet` (late.py).
+`window.json` lists the window's files (manifest.py). Files with late rows have a hash in their
+names, `2026-11-24T08.0f3a….parquet` (late.py).
 
-`run` is the ordinal of the process life of a series: +1 where a counter drops, where a histogram's
-count, sum or any bucket does, and where another process answers than before (processes.py). Inside
-a run everything is monotone, so the state of a series at a moment is its last row, and an increase
-over any range is a difference of two states. Settling it here, once, is what makes every later
-query exact and cheap.
+`run` numbers the processes that counted a series. It increases by 1 when a counter falls, when a
+histogram's count, sum or any bucket falls, and when another process answers (processes.py). Within
+a run everything is monotone: the state of a series at a time is its last row, and the increase over
+any range is the difference of two states. Computing it once, here, makes all later queries exact
+and cheap.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from vllm_capacity.timerange import iso
 
 @dataclass(frozen=True)
 class Place:
-    """Where a window is to be: its path, and a hidden folder beside it to make it in.
+    """The place of a window to be written: its path, and a hidden working folder beside it.
 
-    `answers` is for what a source has said so far: it outlives a run that did not end well.
+    `answers` holds a source's responses so far; it survives a run that fails.
     """
 
     path: Path
@@ -48,36 +48,36 @@ class Place:
 
     @property
     def answers(self) -> Path:
-        """Kept until the window is there."""
+        """Folder of a source's responses, kept until the window exists."""
         return self.folder / "answers"
 
     @property
     def staging(self) -> Path:
-        """The window before it is whole."""
+        """The incomplete window."""
         return self.folder / "window"
 
     @property
     def incoming(self) -> Path:
-        """For rows in the order in which they come in (`parts.Spool`)."""
+        """Folder for rows in order of arrival (`parts.Spool`)."""
         return self.folder / "incoming"
 
     @property
     def ordered(self) -> Path:
-        """For rows in order of time, until all are known."""
+        """Folder for rows in order of time, until all have been read."""
         return self.folder / "ordered"
 
     def clear(self) -> None:
-        """Remove all of it but what a source has said."""
+        """Remove everything except the source's responses."""
         for folder in (self.staging, self.incoming, self.ordered):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def reserved(path: Path) -> Iterator[Place]:
-    """Hold the place of a window that is to be made at `path`, for this run alone.
+    """Reserve the place of a new window at `path` for this run.
 
-    WindowError where something is there, SourceError where another run is making it. What a killed
-    run left is removed, but for its answers; those go when the window is there.
+    Raises WindowError if `path` exists, SourceError if another run is writing there. Leftovers of a
+    killed run are removed, except its `answers`, which are removed once the window exists.
     """
     require_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def reserved(path: Path) -> Iterator[Place]:
 
 
 def require_free(path: Path) -> None:
-    """WindowError if there is something at `path` already."""
+    """Raise WindowError if `path` exists."""
     if path.exists():
         raise WindowError(f"{path} exists already. Choose another name, or remove it first.")
 
@@ -103,9 +103,9 @@ def require_free(path: Path) -> None:
 def write_window(path: Path, rows: Rows, provenance: Mapping[str, object]) -> Path:
     """Write a window folder at `path`, which must not exist, and return it.
 
-    Duplicates are dropped, the newest spelling of a concept wins, `run` and `starts_at_zero` are
-    settled. WindowError where `path` is taken, NoTelemetryError where nothing was sampled,
-    SourceError where another run is writing there; then nothing is left behind.
+    Drops duplicates, keeps the newest spelling of a concept, and sets `run` and `starts_at_zero`.
+    Raises WindowError if `path` exists, NoTelemetryError if there are no samples, SourceError if
+    another run is writing there; in these cases nothing is left behind.
     """
     with reserved(path) as place:
         return put_window(place, rows, provenance)
@@ -117,10 +117,10 @@ def put_window(
     provenance: Mapping[str, object],
     minutes: Mapping[str, pl.DataFrame] | None = None,
 ) -> Path:
-    """Write a window at a reserved place, whole or not at all, and return its path.
+    """Write a window at a reserved place, atomically, and return its path.
 
-    As `write_window`; `minutes` are the tables that a downsampled window has beside its samples.
-    Memory is bounded by an hour's rows where they come in parts.
+    Like `write_window`; `minutes` are the tables that a downsampled window has beside its samples.
+    If rows come in parts, memory is bounded by the rows of one hour.
     """
     parts = RowsInParts.of(rows) if isinstance(rows, Rows) else rows
     if all(frame.is_empty() for part in parts.parts for frame in part()):
@@ -138,7 +138,7 @@ def put_window(
 
 
 def _hours(place: Place, rows: RowsInParts, *, is_downsampled: bool) -> list[File]:
-    """Settle the rows into the files of a window, each hour as soon as it is known."""
+    """Finalize the rows and write the files of a window, hour by hour."""
     files: list[File] = []
 
     def write(tables: Tables) -> None:
@@ -161,19 +161,19 @@ def _written(folder: Path, table: str, name: str, part: pl.DataFrame) -> File:
 
 
 def write_part(path: Path, part: pl.DataFrame) -> None:
-    """One file of a window."""
+    """Write one file of a window."""
     part.write_parquet(path, compression="zstd", compression_level=9, statistics=True)
 
 
 def parts_of(rows: Rows) -> Iterator[tuple[str, str, pl.DataFrame]]:
-    """What becomes a file: its table, its path in a window without a suffix, its rows."""
+    """The files to write: table, path in the window without suffix, rows."""
     yield from (("series", "series", rows.series), ("intake", "intake", rows.ingest_notes))
     for table, frame in (("samples", rows.samples), ("histograms", rows.histograms)):
         yield from ((table, f"{table}/{hour}", part) for hour, part in by_hour(frame))
 
 
 def by_hour(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    """The frame cut at UTC hours, as (2026-11-24T08, rows) in order."""
+    """The frame split by UTC hour, as (2026-11-24T08, rows) in order."""
     hours = frame.with_columns(hour=pl.col("ts").dt.strftime("%Y-%m-%dT%H"))
     parts = hours.partition_by("hour", as_dict=True, include_key=False)
     return sorted((str(key[0]), part) for key, part in parts.items())

@@ -1,4 +1,4 @@
-"""Stray stamps: a handful of scrapes far from all others, such as 1970 or a year ahead."""
+"""Stray timestamps: a few scrapes stamped far from all others, such as 1970 or a year ahead."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vllm_capacity.telemetry.stamps import CHANGE_SCHEMA, KEY, PROCESS_START, Fr
 
 _DAY_SECONDS = 86_400
 _DISTANCE_US = 7 * _DAY_SECONDS * 1_000_000
-_SPANS = 10  # a stray lies this many times further off than the others span
+_SPANS = 10  # a stray is further away than this many times the time span of the others
 _MOST, _MOST_SHARE = 10, 0.25
 
 
 def strays_of(known: Frames, pulses: pl.DataFrame) -> pl.DataFrame:
-    """The scrapes whose stamps lie far from all others, as changes that leave them out.
+    """Changes that leave out the scrapes whose stamps are far from all others.
 
-    They are few, or say themselves that their process started days after them.
+    Either these are few, or their own process start is more than a day after their stamp.
     """
     nothing = pl.DataFrame(schema=CHANGE_SCHEMA)
     times = pulses.sort("ts")
@@ -40,26 +40,26 @@ def strays_of(known: Frames, pulses: pl.DataFrame) -> pl.DataFrame:
 
 
 def _before_birth(known: Frames) -> pl.DataFrame:
-    """The scrapes stamped days before the process they scraped says it started."""
+    """The scrapes stamped more than a day before the reported start of their process."""
     starts = known.series.filter(pl.col("metric") == PROCESS_START).select("series_id", "instance")
     result = known.samples.join(starts, on="series_id")
     return result.filter(pl.col("ts").dt.epoch("s") + _DAY_SECONDS < pl.col("value")).select(KEY)
 
 
 def on_time(pulses: pl.DataFrame, strays: pl.DataFrame) -> pl.DataFrame:
-    """The scrapes of targets with strays that came late after none but a stray."""
+    """Scrapes that are not late, except compared with a stray of their target; moved by 0."""
     own = pulses.join(strays, on="instance", how="semi")
     is_on_time = pl.col("ts") >= pl.col("ts").cum_max().over("instance")
     return own.filter(is_on_time).select(*KEY, moved_us=pl.lit(0, pl.Int64))
 
 
 def stray_notes(strays: pl.DataFrame) -> list[dict[str, Any]]:
-    """What the quality report says of the strays, a row a target."""
+    """Notes on strays for the quality report, one per target."""
     notes = []
     for (instance,), own in strays.group_by("instance", maintain_order=True):
         stamps = own["ts"].sort().to_list()
         span = span_of(stamps[0], stamps[-1])
         detail = f"scrapes stamped {span}, more than a week from all others, were left out"
-        # Where they are stamped is no part of the window: the note has no time.
+        # Their stamps are outside the window, so the note has no time.
         notes.append(note(str(instance), None, own.height, detail))
     return notes

@@ -1,4 +1,4 @@
-"""An opened window: a folder of Parquet behind five documented views.
+"""An opened window: a folder of Parquet files, queried through documented views.
 
 `series`, `samples`, `histograms` and `intake` are the canonical tables (rows.py); `minutes` and
 `minute_histograms` are the rollup (rollup.py), computed on first use.
@@ -50,27 +50,27 @@ _EMPTY = {
 
 @dataclass(frozen=True)
 class Window:
-    """A window of telemetry. Ask it with `sql`, or through the package's figures."""
+    """A window of telemetry; query it with `sql`, or through the package's figures."""
 
     manifest: Manifest
     database: Database
     pin: Pin
     answers: dict[object, pl.DataFrame] | None = None
-    """What was asked and answered already, where that is kept (`remembering`)."""
+    """Cached answers of shipped queries, if they are cached (`remembering`)."""
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The window's folder."""
         return self.manifest.path
 
     @property
     def address(self) -> str:
-        """What it is opened by from anywhere: its folder's path, or where it is in S3."""
+        """The address that opens it from anywhere: the folder's absolute path, or the S3 URL."""
         return self.manifest.origin or str(self.path.resolve())
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """What `window.json` says of where the telemetry came from."""
+        """The contents of `window.json` about the origin of the telemetry."""
         return self.manifest.provenance
 
     @property
@@ -80,28 +80,28 @@ class Window:
 
     @property
     def grain(self) -> str:
-        """`scrape`: every sample is here; `minute`: downsampled to first and last states."""
+        """`scrape` if it holds every sample, `minute` if downsampled to first and last states."""
         return str(self.provenance.get("grain", "scrape"))
 
     @property
     def counters(self) -> str:
-        """The same of what is counted: of a Prometheus, a pull thins nothing else."""
+        """The grain of counters and histograms: pulls from Prometheus downsample only these."""
         return str(self.provenance.get("counters", self.grain))
 
     @property
     def resolution(self) -> str:
-        """What figures are made of: each `scrape`, a downsampled window's `minute`s, or `hour`s."""
+        """What figures are based on: `scrape`s, `minute`s of downsampled data, or `hour`s."""
         return self.counters
 
     @property
     def is_simulated(self) -> bool:
-        """Whether the telemetry is a simulator's; to be said wherever it is shown."""
+        """Whether a simulator made the telemetry; every display must say so."""
         return bool(self.provenance.get("simulated", False))
 
     def sql(self, query: str, **params: object) -> pl.DataFrame:
-        """The answer of a query over the views; `$name` in it is bound to the argument `name`.
+        """The result of a query over the views; `$name` in it is bound to the argument `name`.
 
-        A cursor of its own, so that threads do not disturb each other.
+        Each call has its own cursor, so threads do not interfere.
         """
         if self.manifest.origin is not None and _READS_ROWS.search(query):
             self._ensure_rows  # noqa: B018  the files come on first use
@@ -110,7 +110,7 @@ class Window:
         return asked(self.database, query, params, window=self.name)
 
     def named_sql(self, package: str, name: str, **params: object) -> pl.DataFrame:
-        """The answer of a shipped query, `package`/sql/`name`.sql."""
+        """The result of a shipped query (`package`/sql/`name`.sql), cached if `remembering`."""
         if self.answers is None:
             return self.shipped_sql(package, name, params)
         key = (package, name, repr(sorted(params.items())))
@@ -119,20 +119,20 @@ class Window:
         return self.answers[key]
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
-        """The answer of a shipped query, asked anew."""
+        """The result of a shipped query, never from the cache."""
         return self.sql(query_text(package, name), **params)
 
     def hourly(self, name: str, *, everywhere: bool = False) -> pl.DataFrame | None:
-        """What the hours of a long range left behind (figures/by_hour.py); None: read the rows.
+        """An hourly summary of a long range (figures/by_hour.py), or None if rows must be read.
 
-        With `everywhere`, those of the whole window.
+        With `everywhere`, of the whole window.
         """
         return None
 
     def remembering(self) -> Window:
-        """The same window, which asks DuckDB each shipped query but once.
+        """The same window, but running each shipped query only once.
 
-        It holds every answer for as long as it lives: for one analysis, not for a service.
+        It keeps every result for its lifetime: use it for one analysis, not for a service.
         """
         found = replace(self, answers={})
         if "extent" in vars(self):
@@ -141,25 +141,25 @@ class Window:
 
     @property
     def begin(self) -> datetime | None:
-        """The start that was asked for of a source; what lies before it is a base, carried in."""
+        """The start requested from the source; earlier samples are baselines for increases."""
         return asked_instant(self.provenance, "start")
 
     @property
     def asked_end(self) -> datetime | None:
-        """The end that was asked for of a source, whether or not its data reach it."""
+        """The end requested from the source, whether or not the data reach it."""
         return asked_instant(self.provenance, "end")
 
     @cached_property
     def extent(self) -> TimeRange:
-        """From the first scrape attempt of any target to just after the last one.
+        """The range from the first scrape attempt of any target to just after the last one.
 
-        It never begins before the start that was asked for.
+        It never begins before the requested start.
         """
         hours: dict[str, list[File]] = {}
         for file in self.manifest.files:
             if file.table in TABLES and file.rows:
                 hours.setdefault(Path(file.plain).name, []).append(file)
-        ends = {*hours[min(hours)], *hours[max(hours)]}  # named by the hour of their rows
+        ends = {*hours[min(hours)], *hours[max(hours)]}  # files are named by the hour of their rows
         at_hand(self.manifest, ends)
         paths = sorted(self.path / file.name for file in ends)
         times = pl.concat(read_part(self.path, path, columns=["ts"]) for path in paths)["ts"]
@@ -173,7 +173,7 @@ class Window:
     def clamp(self, start: datetime | None, end: datetime | None) -> TimeRange:
         """The part [start, end) of the window; times outside the capture are clamped to it.
 
-        InputError where nothing of the capture is left.
+        Raises InputError if nothing of the capture is left.
         """
         whole = self.extent
         first = whole.start if start is None else max(start, whole.start)
@@ -200,9 +200,9 @@ class Window:
 
 
 def asked_instant(provenance: Mapping[str, Any], name: str) -> datetime | None:
-    """The `start` or `end` that a window's provenance says was asked for; None where it does not.
+    """The requested `start` or `end` in a window's provenance; None if it has none.
 
-    WindowError where it says something else than a time.
+    Raises WindowError if it is not a time.
     """
     text = provenance.get(name)
     if text is None:
@@ -220,9 +220,9 @@ def asked(
     *,
     window: str,
 ) -> pl.DataFrame:
-    """The answer of a query over the views of a window, its times in UTC.
+    """The result of a query over the views of a window, with times in UTC.
 
-    InputError, naming the window, where it cannot be answered.
+    Raises InputError, naming the window, if the query fails.
     """
     try:
         with database.cursor() as cursor:
@@ -234,7 +234,7 @@ def asked(
         ) from error
     except duckdb.Error as error:
         raise InputError(f"The window {window} cannot answer that query: {error}") from error
-    # DuckDB names its zone Etc/UTC, polars compares zones by name.
+    # DuckDB names the zone Etc/UTC, and polars compares zones by name.
     return answer.with_columns(selectors.datetime(time_zone="*").dt.convert_time_zone("UTC"))
 
 
@@ -244,33 +244,33 @@ def query_text(package: str, name: str) -> str:
 
 
 def open_window(name_or_path: str | Path, *, verify: bool = False) -> Window:
-    """The window at that path, or of that name; with `verify`, the hash of every file is checked.
+    """Open the window with that path or name; with `verify`, check the hash of every file.
 
-    A path may be `s3://bucket/prefix`: what is read of it is copied first (mirror.py). A name is
-    looked for from the working folder upward in data/windows, then data/examples, then among the
-    shipped ones. WindowError, with the names there are, where there is none, and for a window that
-    is not as it was written; SourceError where S3 fails.
+    A path may be `s3://bucket/prefix`: files that are read are copied first (mirror.py). A name is
+    searched for from the working folder upward in data/windows, then in data/examples, then among
+    the shipped windows. Raises WindowError if there is none (with the names that exist) or if the
+    window is damaged; SourceError if S3 fails.
     """
     origin = str(name_or_path).rstrip("/") if is_s3(name_or_path) else None
     path = window_path(name_or_path) if origin is None else mirrored(origin)
     own, pin = database(), Pin(path)
     with own.cursor() as cursor:
         manifest = read_manifest(path, cursor, verify=verify and origin is None, origin=origin)
-    if verify and origin is not None:  # each file is checked as it is copied
+    if verify and origin is not None:  # copying checks each file
         at_hand(manifest, manifest.files)
     return _connected(manifest, own, pin)
 
 
 def part_of(manifest: Manifest) -> Window:
-    """The window of a list of files that is known already, or of a part of them."""
+    """The window of a known manifest, which may list only a part of the files."""
     here = at_this_machine(manifest)
     return _connected(here, database(), Pin(here.path))
 
 
 def _connected(manifest: Manifest, own: Database, pin: Pin) -> Window:
-    """The window with its views: those of rows later, where hour files are in S3.
+    """The window with its views; if hour files are in S3, views of rows are created on first use.
 
-    WindowError where a file cannot be read.
+    Raises WindowError if a file cannot be read.
     """
     _show(manifest, own, SINGLE if manifest.origin else (*SINGLE, *TABLES))
     return Window(manifest, own, pin)
@@ -289,7 +289,7 @@ def _show(manifest: Manifest, own: Database, tables: Sequence[str]) -> None:
 
 
 def window_path(name_or_path: str | Path) -> Path:
-    """The folder of the window at that path, or of that name, looked for as `open_window` does."""
+    """The folder of the window with that path or name, found as in `open_window`."""
     return _find(str(name_or_path))
 
 
@@ -312,10 +312,10 @@ def _find(name_or_path: str) -> Path:
 
 @dataclass(frozen=True)
 class KnownWindow:
-    """A window that was found, and what it holds; `problem` is why it cannot be read, else None.
+    """A window that was found, with a summary; `problem` is why it cannot be read, else None.
 
-    Times are of its first and last scrape (None where it cannot be read); `source` is empty where
-    its `window.json` does not say.
+    Times are those of its first and last scrape (None if it cannot be read); `source` is empty if
+    its `window.json` does not name one.
     """
 
     name: str
@@ -330,10 +330,10 @@ class KnownWindow:
 
 
 def known_windows(folders: Sequence[Path] = ()) -> list[KnownWindow]:
-    """The windows in these folders, or in those that are looked through by name, by their names.
+    """The windows in these folders, or in those that names are searched in; sorted by name.
 
-    Of two of one name the nearer one, which is what the name opens. Of their rows, the times of the
-    first and the last hour are read.
+    Of several windows with one name, the nearest, which is the one that the name opens. Only the
+    times of the first and last hour of rows are read.
     """
     found: dict[Path | str, Path] = {}
     for folder in folders or window_folders():
@@ -348,7 +348,7 @@ def _known_window(path: Path) -> KnownWindow:
         extent, source = window.extent, window.provenance.get("source", "")
     except WindowError as error:
         return KnownWindow(path.name, path, problem=str(error))
-    except ValueError:  # no rows have no extent
+    except ValueError:  # without rows there is no extent
         return KnownWindow(path.name, path, problem=f"The window {path} holds no rows.")
     size = sum(file.bytes for file in window.manifest.files)
     return KnownWindow(
@@ -364,7 +364,7 @@ def _known_window(path: Path) -> KnownWindow:
 
 
 def window_folders() -> list[Path]:
-    """Where windows are looked for by name, nearest first."""
+    """The folders in which windows are searched for by name, nearest first."""
     here = Path.cwd()
     roots = [here, *here.parents]
     kept = [root / "data" / kind for kind in ("windows", "examples") for root in roots]

@@ -1,8 +1,8 @@
-"""Who does tasks side by side: several processes of this machine.
+"""Parallel workers: processes on this machine.
 
-Handing out tasks is left to `concurrent.futures`; what is added is that a worker that died is
-replaced, and its tasks are done again. Nothing here imports polars: workers learn of how many
-threads they may use before they do.
+`concurrent.futures` distributes the tasks; this module adds that a dead worker is replaced and its
+tasks are repeated. Nothing here imports polars, because a worker must set its number of threads
+before polars is imported.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _MOST_BARREN = 3
 
 
 class Workers(Protocol):
-    """Those who do tasks, side by side."""
+    """A pool of workers that run tasks in parallel."""
 
     count: int
-    """How many tasks they do at a time."""
+    """How many tasks run at a time."""
 
     def map(
         self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]
     ) -> Iterator[tuple[int, _Result]]:
-        """The number of each task and what the function gives for it, as they are done.
+        """Yields the number of each task and the function's result, as tasks finish.
 
-        A task whose worker died is done again; SourceError where they die again and again. What the
-        function raises is raised.
+        A task whose worker died is repeated; raises SourceError if workers keep dying. Exceptions
+        of the function are raised.
         """
         ...
 
 
 class Processes:
-    """Processes of this machine, started when there is something to do."""
+    """Processes on this machine, started when there are tasks."""
 
     def __init__(self, count: int, environment: Mapping[str, str]) -> None:
         self.count = count
@@ -52,7 +52,7 @@ class Processes:
     def map(
         self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]
     ) -> Iterator[tuple[int, _Result]]:
-        """As `Workers.map`."""
+        """See `Workers.map`."""
         left, barren = dict(enumerate(tasks)), 0
         while left:
             had = len(left)
@@ -82,13 +82,13 @@ class Processes:
                 initargs=(self._environment,),
             )
         futures: dict[Future[_Result], int] = {}
-        with suppress(BrokenProcessPool):  # a worker died meanwhile: `map` sees what is left
+        with suppress(BrokenProcessPool):  # a worker died meanwhile; `map` retries the rest
             for number, task in tasks.items():
                 futures[self._pool.submit(function, task)] = number
         return futures
 
     def close(self) -> None:
-        """End the processes; what was not begun is not done."""
+        """End the processes and cancel tasks that have not begun."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -96,7 +96,7 @@ class Processes:
 
 @contextmanager
 def processes(count: int, environment: Mapping[str, str]) -> Iterator[Workers]:
-    """So many processes of this machine, with these variables over those of this process."""
+    """`count` processes on this machine; `environment` is added to this process's variables."""
     workers = Processes(count, environment)
     try:
         yield workers
@@ -105,7 +105,7 @@ def processes(count: int, environment: Mapping[str, str]) -> Iterator[Workers]:
 
 
 def _begin_worker(environment: Mapping[str, str]) -> None:
-    """Make a process a worker: it ends with who started it, who alone hears the keyboard."""
+    """Set up a worker process: it ignores Ctrl-C and ends when its parent process ends."""
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
