@@ -63,12 +63,12 @@ def test_what_opens_a_window_waits_for_no_library_that_it_does_not_use():
     assert (done.returncode, done.stdout.split()) == (0, [])
 
 
-def test_a_bill_waits_for_no_optimizer():
+def test_a_bill_waits_for_no_optimizer_and_no_http_client():
     code = (
         "from click.testing import CliRunner\nfrom vllm_capacity.cli import cli\n"
         "words = ['figures', 'vllm-sweep', '--usd-per-hour', '1', '--json']\n"
         "assert CliRunner().invoke(cli, words).exit_code == 0"
     )
-    program = IMPORTED.format(code=code, heavy=("scipy.optimize", "scipy.stats", "altair"))
+    program = IMPORTED.format(code=code, heavy=("scipy.optimize", "scipy.stats", "altair", "httpx"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, [])

@@ -9,12 +9,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from vllm_capacity.live.scrape import JOURNAL, import_scrapes
-from vllm_capacity.sources.exposition import Scrape, scrape_of, scrapes_in_parts
 from vllm_capacity.telemetry.window import Window, open_window, window_folders
 
+if TYPE_CHECKING:  # what a scrape needs (httpx among it) costs a sixth of `figures`' start
+    from vllm_capacity.sources.exposition import Scrape
+
+JOURNAL = ".journal"
+"""The suffix that a journal's name adds to that of its window."""
 _GZIP = 31  # zlib's number for a gzip header and trailer
 _READ_BYTES = 64 * 1024
 
@@ -28,6 +31,9 @@ def open_recorded(name_or_path: str | Path, *, verify: bool = False) -> Window:
     journal = running_journal(name_or_path)
     if journal is None:
         return open_window(name_or_path, verify=verify)
+    from vllm_capacity.live.scrape import import_scrapes
+    from vllm_capacity.sources.exposition import scrapes_in_parts
+
     folder = Path(tempfile.mkdtemp(prefix="vllm-capacity-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     to = folder / journal.name.removesuffix(JOURNAL)
@@ -60,6 +66,8 @@ class Follower:
 
     def new(self) -> Iterator[Scrape]:
         """The complete scrapes that were not read before; reading stops at damaged data."""
+        from vllm_capacity.sources.exposition import scrape_of
+
         try:
             with self.journal.open("rb") as file:
                 while member := self._member(file):

@@ -27,14 +27,13 @@ import httpx
 
 from vllm_capacity.errors import InputError, NoTelemetryError, ParseError, SourceError, plain
 from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, client, read_settings
+from vllm_capacity.live.running import JOURNAL
 from vllm_capacity.live.targets import Target
 from vllm_capacity.sources.exposition import ACCEPT, Scrape, provenance, whole_text
 from vllm_capacity.sources.http import NO_KEEPALIVE
 from vllm_capacity.telemetry.parts import RowsInParts, Spool
 from vllm_capacity.telemetry.store import Place, put_window, require_free, reserved
 
-JOURNAL = ".journal"
-"""The suffix that a journal's name adds to that of its window."""
 _LONGEST_TIMEOUT_SECONDS = 10.0
 _OURS = "vllm"  # a proxy may have written vllm_ for vllm:
 NO_SERIES = "it answers, but exports no vLLM metric; is this vLLM's /metrics?"
