@@ -7,7 +7,7 @@ added: the parts of every grouping add up to the same whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -112,7 +112,10 @@ def engine_parts(
 
 @dataclass(frozen=True)
 class Billed:
-    """One engine's part of a bill: when it was billed and at what price, what it did and can do."""
+    """One engine's part of a bill: when it was billed and at what price, what it did and can do.
+
+    `model` is None where the engine named none, or the page that kept it is of an earlier release.
+    """
 
     instance: str
     start: datetime
@@ -120,6 +123,12 @@ class Billed:
     usage: Usage
     usd_per_gpu_hour: Estimate
     capacity: Estimate
+    model: str | None = None
+
+    @property
+    def as_paid(self) -> CostShare:
+        """The engine's part of the bill as it was."""
+        return CostShare(self.usage, self.usd_per_gpu_hour, self.capacity)
 
 
 @dataclass(frozen=True)
@@ -135,10 +144,18 @@ class BilledUse:
     @property
     def as_paid(self) -> Bill:
         """The bill as it was."""
-        parts = {
-            name: CostShare(each.usage, each.usd_per_gpu_hour, each.capacity)
-            for name, each in self.engines.items()
-        }
+        return self._bill(list(self.engines))
+
+    @property
+    def by_model(self) -> dict[str | None, Bill]:
+        """The bill of each model as it was; that of engines that name none under None."""
+        engines: dict[str | None, list[str]] = {}
+        for name, each in self.engines.items():
+            engines.setdefault(each.model, []).append(name)
+        return {model: self._bill(own) for model, own in engines.items()}
+
+    def _bill(self, engines: Sequence[str]) -> Bill:
+        parts = {name: self.engines[name].as_paid for name in engines}
         return charged(bill(parts), self.lost_reason)
 
     def bill_at(self, pricing: Pricing, *, gpus_per_engine: float | None = None) -> Bill:
@@ -176,6 +193,7 @@ def billed_use(
             part.usage,
             part.usd_per_gpu_hour,
             part.capacity_output_tokens_per_second,
+            rows[name]["model_name"],
         )
         for name, part in parts.items()
     }

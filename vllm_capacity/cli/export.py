@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,14 +13,17 @@ from vllm_capacity.cli.analysis_options import analysis_of, assumption_options, 
 from vllm_capacity.cli.options import FILE, local_path
 from vllm_capacity.errors import InputError
 
+if TYPE_CHECKING:
+    from vllm_capacity.render.exports.currency import Currency
+
 FORMATS = (
     *("csv", "parquet", "json", "markdown"),
     *("focus", "focus-1.2", "prometheus", "litellm"),
 )
 
 
-@click.command(short_help="WINDOW as CSV, Parquet, FOCUS, Prometheus, LiteLLM, Markdown.")
-@click.argument("argument", metavar="[WINDOW]", required=False)
+@click.command(short_help="WINDOW or REPORTS as CSV, FOCUS, Prometheus, LiteLLM, ….")
+@click.argument("argument", metavar="[WINDOW|REPORTS]", required=False)
 @click.option("--window", help="The window, if not given as WINDOW.")
 @click.option("--to", required=True, type=click.Choice(FORMATS), help="The format.")
 @click.option(
@@ -38,7 +43,7 @@ def export(
     currency: str | None,
     **given: object,
 ) -> None:
-    """Write the figures of WINDOW (a path, or a name) for another tool.
+    """Write the figures of WINDOW (a path, or a name) or REPORTS (a folder) for another tool.
 
     \b
     csv, parquet, json  every figure, of the fleet and of each model and engine
@@ -47,19 +52,56 @@ def export(
     prometheus          a textfile for node_exporter: cost, utilization, capacity
     litellm             prices per token, so that LiteLLM does not count $0
 
+    Of REPORTS, the pages that nights left, csv, parquet, json and focus have every night once, the
+    others the newest, from what the pages keep: nothing is pulled, and prices are those reported.
+
+    \b
+    vllm-capacity export monday --to markdown --usd-per-hour 1.64
+    vllm-capacity export reports/ --to focus --out november.csv
+
     What is not known stays empty, never 0; a bound is called "at least" or "at most".
     """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
     name = one_window(argument, window)
     if to == "parquet" and out is None:
         raise InputError("Parquet is no text for a terminal; say where with --out FILE.parquet.")
-    from vllm_capacity.render.exports import export as exported
     from vllm_capacity.render.exports.currency import USD, parse_currency
     from vllm_capacity.render.report.files import write_whole
 
     money = USD if currency is None else parse_currency(currency)
-    made = exported(analysis_of(name, given), to, money)
+    made = _of_reports(Path(name), to, money) or _of_window(name, given, to, money)
     if out is not None:
         write_whole(out, made)
         click.echo(out)
     elif isinstance(made, str):
         sys.stdout.write(made)
+
+
+def _of_window(name: str, given: Mapping[str, object], to: str, money: Currency) -> str | bytes:
+    from vllm_capacity.render.exports import export as exported
+
+    return exported(analysis_of(name, given), to, money)
+
+
+def _of_reports(path: Path, to: str, money: Currency) -> str | bytes | None:
+    """The reports of a folder in the format, what it lacks on stderr; None where it holds none."""
+    from vllm_capacity.render.exports.reports import are_reports, export_reports, read_reports
+
+    if not are_reports(path):
+        return None
+    if typed := _typed_options(("to", "out", "currency", "argument", "window")):
+        raise InputError(
+            f"{path} holds reports, which keep the prices and times that they were made with: "
+            f"leave --{typed[0].replace('_', '-')} out. `vllm-capacity reprice PAGE` has one at "
+            "another price."
+        )
+    made, notes = export_reports(read_reports(path), to, money)
+    for note in notes:
+        click.echo(f"vllm-capacity: {note}", err=True)
+    return made
+
+
+def _typed_options(others: Collection[str]) -> list[str]:
+    """The options on the command line beside these, by their parameters' names."""
+    context, typed = click.get_current_context(), click.core.ParameterSource.COMMANDLINE
+    given = (name for name in context.params if context.get_parameter_source(name) is typed)
+    return [name for name in given if name not in others]

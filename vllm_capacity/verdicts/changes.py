@@ -11,16 +11,20 @@ step of one engine (10 to 60 s) did *at the load and the mix it had*:
    the side: ordinary least squares. The coefficient of the side is the change, at the same load and
    mix. An engine that is on both sides has a level of its own (its steps are taken from its mean):
    which of several is busy changes nothing. Others have that of their model.
-3. Minutes are correlated, so steps do not count as so many observations. Each side's time is cut
-   into blocks, all engines together, and the variance is that of the blocks' sums (the sandwich of
-   cluster-robust errors; Cameron and Miller, "A Practitioner's Guide to Cluster-Robust Inference",
-   J. Human Resources 50 (2015), doi:10.3368/jhr.50.2.317). Of several block lengths the one that
-   gives the widest interval counts, with Student's t of as many blocks. A server whose speed drifts
-   for hours makes neighboring blocks alike, which takes variance from their sums: how long it
-   remembers is estimated, and that variance put back. Where it remembers for more than a twelfth of
-   the time, nothing is said.
+3. Minutes are correlated, so steps do not count as so many observations: what slows a server for an
+   hour moves a side's mean more than sixty minutes of noise do. What is left over is taken for the
+   sum of a process that forgets (Ornstein-Uhlenbeck) and of noise. How fast it forgets is not
+   known: all times from minutes to the length of a side, and all shares of either, count by their
+   restricted likelihood (Harville, "Bayesian inference for variance components using only error
+   contrasts", Biometrika 61 (1974), doi:10.1093/biomet/61.2.383): the interval is wide where a
+   drift that long cannot be told from a change. It is never narrower than the variance of sums of
+   blocks of time says, without any such law (the sandwich of cluster-robust errors; Cameron and
+   Miller, "A Practitioner's Guide to Cluster-Robust Inference", J. Human Resources 50 (2015),
+   doi:10.3368/jhr.50.2.317).
 4. Five figures are looked at, and a change of any is an alarm: each is judged at 99 %, so that all
    of them together cry wolf at most once in twenty.
+5. The width of the interval also tells which change is large enough to be found: one that moves the
+   interval off "no change" nine times in ten.
 """
 
 from __future__ import annotations
@@ -42,12 +46,14 @@ CONFIDENCE = 0.99
 """Of each interval; the figures together are then held by all of theirs 19 times in 20."""
 FEWEST_BLOCKS = 5
 """Per side: fewer tell nothing of how times differ."""
-_BLOCKS = (8, 16, 32)  # per side; the fewest are the longest, and stand for slow changes
-_BLOCK_SECONDS = 7200.0  # shorter ones are alike: what slows a server lasts for an hour or so
+FOUND = 0.9
+"""How often a change as large as `detectable_change_ratio` is found."""
+_BLOCKS = 8  # per side
 _KNOTS = 4
 _FEWEST_STEPS = 20  # per side
-_BIN_SECONDS, _FEWEST_BINS = 600.0, 24  # in which the memory of what slows a server is looked at
-_FEWEST_MEMORIES = 12  # that a side must last: of fewer, how they differ is not known
+_BIN_SECONDS, _FEWEST_BINS, _MOST_BINS = 600.0, 24, 96  # in which drifts are looked at
+_MEMORIES = 10  # how long what slows a server lasts: so many lengths from a bin to a side
+_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the variance that drifts
 _EDGE_SHARE = 0.02  # of a side's loads at each end, that the other need not have seen
 
 Floats = npt.NDArray[np.float64]
@@ -68,9 +74,25 @@ class Change(Record):
         low, high = self.ratio.low, self.ratio.high
         return None if low is None or high is None else not low <= 1 <= high
 
+    @property
+    def detectable_change_ratio(self) -> float | None:
+        """The smallest change, 0.05 for 5 %, that would be found nine times in ten.
+
+        By these observations: a smaller one may be there unseen. None where nothing is known.
+        """
+        low, high = self.ratio.low, self.ratio.high
+        if low is None or high is None:
+            return None
+        half = math.log(high / low) / 2
+        return math.expm1(half * (1 + _normal(2 * FOUND - 1) / _normal(CONFIDENCE)))
+
     def as_dict(self) -> dict[str, object]:
-        """The ratio, and whether it is more than noise."""
-        return {**super().as_dict(), "is_more_than_noise": self.is_more_than_noise}
+        """The ratio, whether it is more than noise, and what change would be found."""
+        return {
+            **super().as_dict(),
+            "is_more_than_noise": self.is_more_than_noise,
+            "detectable_change_ratio": self.detectable_change_ratio,
+        }
 
 
 def comparable_steps(steps: pl.DataFrame, models: Mapping[str, str] | None = None) -> pl.DataFrame:
@@ -126,8 +148,16 @@ def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Chang
     if min(means) <= 0:
         idle = [side for side, mean in zip("AB", means, strict=True) if mean <= 0]
         return _unknown(f"nothing was served in {' and '.join(idle)}")
-    widest = max(_mean_error(sides, means, column, blocks) for blocks in _block_counts(*sides))
-    return _known(math.log(means[1] / means[0]), widest, f"means of {column}, by blocks of time")
+    scores = np.concatenate(
+        [
+            (each[column].to_numpy() - mean) / (each.height * mean)
+            for each, mean in zip(sides, means, strict=True)
+        ]
+    )
+    half = _half((sides[0], sides[1]), scores)
+    if half is None:
+        return _unknown(f"one side has fewer than {FEWEST_BLOCKS} separate times")
+    return _known(math.log(means[1] / means[0]), half, f"means of {column}, by blocks of time")
 
 
 def ratio_of(before: Estimate, after: Estimate) -> Change:
@@ -235,22 +265,11 @@ def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
     residuals = values - columns @ found
     inverse = np.linalg.pinv(columns.T @ columns)
     scores = (columns * residuals[:, None]) @ inverse[0]
-    seconds = _shorter_seconds(*sides)
-    memory = _memory_seconds(sides, np.split(scores, [sides[0].height]), seconds)
-    if seconds < _FEWEST_MEMORIES * memory:
-        return _unknown(
-            "its speed drifts by itself, and the shorter side is too short to tell that from a "
-            f"change ({seconds / 3600:.2g} h): take days on each side"
-        )
-    halves = []
-    for blocks in _block_counts(*sides):
-        half = _half(sides, scores, blocks)
-        if half is not None:
-            halves.append(half / math.sqrt(_kept_share(memory, seconds / blocks)))
-    if not halves:
+    half = _half(sides, scores)
+    if half is None:
         return _unknown(f"under {FEWEST_BLOCKS} separate times at a load that both have seen")
     steps = " and ".join(f"{each.height:,}" for each in sides)
-    return _known(float(found[0]), max(halves), f"{steps} steps at the same loads and lengths")
+    return _known(float(found[0]), half, f"{steps} steps at the same loads and lengths")
 
 
 def _groups(both: pl.DataFrame, is_after: Floats) -> npt.NDArray[np.int64]:
@@ -286,97 +305,112 @@ def _explained(both: pl.DataFrame) -> Floats:
     return np.column_stack(columns)
 
 
-def _half(sides: tuple[pl.DataFrame, pl.DataFrame], scores: Floats, blocks: int) -> float | None:
-    """Half of the interval of the first coefficient, each side in so many blocks of time.
+def _half(sides: tuple[pl.DataFrame, pl.DataFrame], scores: Floats) -> float | None:
+    """Half of the interval of a difference between two sides, by the wider of both ways.
 
     `scores` are what each step adds to its error. None where steps of a side lie in too few blocks.
     """
-    numbers = [_block_numbers(each, blocks) for each in sides]
-    counts = [len(np.unique(each)) for each in numbers]
+    own = np.split(scores, [sides[0].height])
+    by_blocks = _half_by_blocks([_sums(*each, _BLOCKS) for each in zip(sides, own, strict=True)])
+    if by_blocks is None:
+        return None
+    seconds = [_seconds(each) for each in sides]
+    bins = [max(_BIN_SECONDS, each / _MOST_BINS) for each in seconds]
+    bin_seconds = min(max(bins), min(seconds) / _FEWEST_BINS)
+    counts = [max(2, round(each / bin_seconds)) for each in seconds]
+    binned = [_sums(*each) for each in zip(sides, own, counts, strict=True)]
+    return max(by_blocks, _half_by_drifts(binned))
+
+
+def _sums(steps: pl.DataFrame, scores: Floats, count: int) -> tuple[Floats, Floats]:
+    """A side's time in so many even parts: the numbers of those with steps, the sums of each."""
+    times = steps["start"].dt.timestamp("us").to_numpy().astype(np.float64)
+    share = (times - times.min()) / max(float(np.ptp(times)), 1.0)
+    numbers = np.minimum((share * count).astype(np.int64), count - 1)
+    there = np.unique(numbers)
+    return there.astype(np.float64), np.bincount(numbers, weights=scores)[there]
+
+
+def _seconds(steps: pl.DataFrame) -> float:
+    """How long a side lasts."""
+    length = steps["start"].max() - steps["start"].min()  # type: ignore[operator]
+    return float(length.total_seconds())  # type: ignore[union-attr]
+
+
+def _half_by_blocks(sides: Sequence[tuple[Floats, Floats]]) -> float | None:
+    """By the scatter of the sums of blocks; None for fewer than `FEWEST_BLOCKS` on a side."""
+    counts = [len(sums) for _, sums in sides]
     if min(counts) < FEWEST_BLOCKS:
         return None
-    of_block = np.concatenate([numbers[0], numbers[1] + blocks])
-    sums = np.bincount(of_block, weights=scores, minlength=2 * blocks)
     # Each side's share of the variance, made up for its few blocks.
-    error = math.sqrt(
-        sum(
-            float(np.sum(own**2)) * count / (count - 1)
-            for own, count in zip((sums[:blocks], sums[blocks:]), counts, strict=True)
-        )
+    variance = math.fsum(
+        float(np.sum((sums - sums.mean()) ** 2)) * len(sums) / (len(sums) - 1) for _, sums in sides
     )
-    return _student(CONFIDENCE, min(counts) - 1) * error
+    return _student(CONFIDENCE, min(counts) - 1) * math.sqrt(variance)
 
 
-def _memory_seconds(
-    sides: tuple[pl.DataFrame, pl.DataFrame], scores: Sequence[Floats], seconds: float
-) -> float:
-    """How long what slows a server lasts, of sides of so many `seconds`.
+def _half_by_drifts(sides: Sequence[tuple[Floats, Floats]]) -> float:
+    """By all lengths of memory and all shares of drift, each as likely as it makes the sums.
 
-    The integrated autocorrelation time of the errors, mean of both sides, without the bias of short
-    series, whose correlation comes out 4 ÷ n too small (Marriott and Pope, Biometrika 41 (1954),
-    doi:10.1093/biomet/41.3-4.390). Infinite where that is all there is.
+    `sides`: the places of even parts of time and their sums, in parts of one length.
     """
-    seen = np.mean([_seen_memory_seconds(*each) for each in zip(sides, scores, strict=True)])
-    left = 1 / float(seen) - 4 / max(seconds, 1.0)
-    return 1 / left if left > 0 else math.inf
+    longest = max(2.0, *(float(np.ptp(places)) for places, _ in sides))
+    laws = [[_by_shares(*each, memory) for each in sides] for memory in _memories(longest)]
+    freedom = sum(len(sums) - 1 for _, sums in sides)
+    # One row per length of memory, one column per share; without drift all lengths are the same.
+    factors, squares, totals = (
+        np.array([sum(getattr(side, name) for side in law) for law in laws])
+        for name in ("log_factors", "squares", "totals")
+    )
+    likely = factors - freedom / 2 * np.log(squares)
+    weights = np.exp(likely - likely.max())
+    errors = np.sqrt(totals * squares / freedom)
+    return _mixed_half(weights.ravel() / weights.sum(), errors.ravel(), freedom)
 
 
-def _seen_memory_seconds(steps: pl.DataFrame, scores: Floats) -> float:
-    """The autocorrelation of a side's errors, added up over time as long as it is above 0."""
-    times = steps["start"].dt.timestamp("us").to_numpy().astype(np.float64) / 1e6
-    each_seconds = min(_BIN_SECONDS, max(1.0, float(np.ptp(times)) / _FEWEST_BINS))
-    bins = ((times - times.min()) // each_seconds).astype(np.int64)
-    sums = np.bincount(bins, weights=scores)
-    centered = sums - sums.mean()
-    products = np.correlate(centered, centered, "full")[len(sums) - 1 :]
-    above = 0.0
-    for each in products[1 : len(sums) // 2 + 1]:
-        if each <= 0:
-            break
-        above += float(each / products[0])
-    return (0.5 + above) * each_seconds
+def _memories(longest: float) -> Floats:
+    """The lengths of memory that are thought of, in parts of time, up to the longest."""
+    found: Floats = np.geomspace(1.0, longest, _MEMORIES)
+    return found
 
 
-def _kept_share(memory_seconds: float, block_seconds: float) -> float:
-    """The share of the long-run variance that sums of blocks show, of a process that forgets.
+@dataclass(frozen=True)
+class _ByShares:
+    """A side under laws of noise that drift by each of `_SHARES`: one number per share.
 
-    Of an Ornstein-Uhlenbeck process that forgets in `memory`: 1 − m (1 − exp(−1/m)), where m is
-    memory ÷ block.
+    The logarithm of what the restricted likelihood has beside the squares; `squares`, what is left
+    of the sums around their mean, in units of the law's variance; `totals`, the variance of the sum
+    of all, in the same units.
     """
-    ratio = memory_seconds / block_seconds
-    return 1 - ratio * (1 - math.exp(-1 / ratio))
+
+    log_factors: Floats
+    squares: Floats
+    totals: Floats
 
 
-def _block_counts(*sides: pl.DataFrame) -> list[int]:
-    """In how many blocks each side is cut, one after another; few where the time is short."""
-    seconds = _shorter_seconds(*sides)
-    return [each for each in _BLOCKS if seconds >= each * _BLOCK_SECONDS] or [FEWEST_BLOCKS]
-
-
-def _shorter_seconds(*sides: pl.DataFrame) -> float:
-    """How long the shorter of the sides lasts."""
-    return min(
-        float((each["start"].max() - each["start"].min()).total_seconds())  # type: ignore[operator, union-attr]
-        for each in sides
+def _by_shares(places: Floats, sums: Floats, memory: float) -> _ByShares:
+    alike = np.exp(-np.abs(places[:, None] - places[None, :]) / memory)
+    values, vectors = np.linalg.eigh(alike)
+    drifts = np.array(_SHARES)[:, None]
+    variances = np.maximum(drifts * values + (1 - drifts), 1e-9)
+    own, ones = vectors.T @ sums, vectors.sum(axis=0)
+    precision = (ones**2 / variances).sum(axis=1)
+    mean = (own * ones / variances).sum(axis=1) / precision
+    squares = ((own - mean[:, None] * ones) ** 2 / variances).sum(axis=1)
+    return _ByShares(
+        -(np.log(variances).sum(axis=1) + np.log(precision)) / 2,
+        np.maximum(squares, 1e-300),
+        (ones**2 * variances).sum(axis=1),
     )
 
 
-def _block_numbers(steps: pl.DataFrame, blocks: int) -> npt.NDArray[np.int64]:
-    """The block of each step: its side's time in so many even parts."""
-    times = steps["start"].dt.timestamp("us").to_numpy().astype(np.float64)
-    share = (times - times.min()) / max(times.max() - times.min(), 1.0)
-    numbers: npt.NDArray[np.int64] = np.minimum((share * blocks).astype(np.int64), blocks - 1)
-    return numbers
+def _mixed_half(weights: Floats, errors: Floats, freedom: int) -> float:
+    """How far Student's t of these errors, each as likely as its weight, reach to each side."""
+    from scipy.special import stdtr
 
-
-def _mean_error(sides: list[pl.DataFrame], means: list[float], column: str, blocks: int) -> float:
-    """Half of the interval of the logarithm of the ratio of both means; wide with few blocks."""
-    errors, fewest = [], blocks
-    for each, mean in zip(sides, means, strict=True):
-        numbers = _block_numbers(each, blocks)
-        sums = np.bincount(numbers, weights=each[column].to_numpy() - mean, minlength=blocks)
-        count = len(np.unique(numbers))
-        errors.append(math.sqrt(float(np.sum(sums**2)) * count / max(count - 1, 1)))
-        errors[-1] /= each.height * mean
-        fewest = min(fewest, count)
-    return _student(CONFIDENCE, max(fewest - 1, 1)) * math.hypot(*errors)
+    low, high = 0.0, _student(CONFIDENCE, freedom) * float(errors.max())
+    for _ in range(50):
+        middle = (low + high) / 2
+        beyond = 2 * float(weights @ stdtr(freedom, -middle / np.maximum(errors, 1e-300)))
+        low, high = (middle, high) if beyond > 1 - CONFIDENCE else (low, middle)
+    return high

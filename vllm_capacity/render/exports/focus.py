@@ -12,9 +12,10 @@ it has one row of GPU-hours. The rows add up to the bill.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.bills import engine_name
@@ -23,6 +24,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.exports.currency import Currency
 from vllm_capacity.render.tables import Column, table
 from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.bill import CostShare, allocation_usd, split_usd
 
 _PROVIDER = "Self-hosted vLLM"
@@ -47,33 +49,66 @@ class _Charge:
     usd: Estimate
 
 
+@dataclass(frozen=True)
+class Billing:
+    """A bill within one month (UTC): its parts by engine, the model of each, when, whose GPUs.
+
+    `note` says of each row how it came to be; `host` is None where the price names no provider.
+    """
+
+    parts: Mapping[str, CostShare]
+    models: Mapping[str, str | None]
+    time_range: TimeRange
+    host: str | None = None
+    note: str = ""
+
+
 def to_focus(analysis: Analysis, currency: Currency, *, version: str = "1.4") -> str:
     """The bill as a Cost and Usage dataset of FOCUS 1.4 (or 1.2), CSV.
 
     A charge lies within one month (UTC): a longer window has rows for each. InputError where the
     bill, or a part of it, is not known: FOCUS has no way to say "at least".
     """
-    rows = [
-        row for month in _months(analysis) for row in _rows(month, currency, _PROVIDERS[version])
+    row = analysis.assumptions.pricing.row
+    billings = [
+        Billing(
+            month.bill_parts,
+            {engine_name(each): each["model_name"] for each in month.engines.iter_rows(named=True)},
+            month.time_range,
+            None if row is None else row.provider,
+        )
+        for month in _months(analysis)
     ]
+    return focus_csv(billings, currency, version=version, of=analysis.window.name)
+
+
+def focus_csv(billings: Iterable[Billing], currency: Currency, *, version: str, of: str) -> str:
+    """Bills as one Cost and Usage dataset; InputError where no engine `of` it all was billed."""
+    providers = _PROVIDERS[version]
+    rows = [row for each in billings for row in _rows(each, currency, providers)]
     if not rows:
-        raise InputError(f"No engine was billed in {analysis.window.name}: there are no charges.")
+        raise InputError(f"No engine was billed in {of}: there are no charges.")
     columns = [Column(name, name) for name in rows[0]]
     return table(columns, [list(row.values()) for row in rows]).to_csv()
 
 
+def months(time_range: TimeRange) -> list[TimeRange]:
+    """The time range cut where a month (UTC) ends; itself where none does."""
+    cuts = [time_range.start]
+    while (end := _next_month(cuts[-1])) < time_range.end:
+        cuts.append(end)
+    return [TimeRange(*ends) for ends in pairwise([*cuts, time_range.end])]
+
+
 def _months(analysis: Analysis) -> Iterator[Analysis]:
     """The analysis cut where a month (UTC) ends; itself where none does."""
-    whole = analysis.time_range
-    cuts = [whole.start]
-    while (end := _next_month(cuts[-1])) < whole.end:
-        cuts.append(end)
-    if len(cuts) == 1:
+    cut = months(analysis.time_range)
+    if len(cut) == 1:
         yield analysis
         return
     window = open_window(analysis.window.path)
-    for start, end in zip(cuts, [*cuts[1:], whole.end], strict=True):
-        yield Analysis.of(window, start, end, analysis.assumptions)
+    for each in cut:
+        yield Analysis.of(window, each.start, each.end, analysis.assumptions)
 
 
 def _next_month(at: datetime) -> datetime:
@@ -81,12 +116,13 @@ def _next_month(at: datetime) -> datetime:
     return (first + timedelta(days=32)).replace(day=1)
 
 
-def _rows(analysis: Analysis, currency: Currency, providers: tuple[str, str]) -> Iterator[_Row]:
-    models = {engine_name(row): row["model_name"] for row in analysis.engines.iter_rows(named=True)}
-    shared = _shared(analysis, currency, providers)
-    for engine, part in analysis.bill_parts.items():
+def _rows(billing: Billing, currency: Currency, providers: tuple[str, str]) -> Iterator[_Row]:
+    shared = _shared(billing, currency, providers)
+    for engine, part in billing.parts.items():
         for charge in _charges(engine, part):
-            yield shared | _charged(charge, engine, models[engine], currency)
+            row = shared | _charged(charge, engine, billing.models[engine], currency)
+            noted = "; ".join(filter(None, (str(row["x_Basis"] or ""), billing.note)))
+            yield row | {"x_Basis": noted}
 
 
 def _charges(engine: str, part: CostShare) -> list[_Charge]:
@@ -108,16 +144,14 @@ def _charges(engine: str, part: CostShare) -> list[_Charge]:
     ]
 
 
-def _shared(analysis: Analysis, currency: Currency, providers: tuple[str, str]) -> _Row:
+def _shared(billing: Billing, currency: Currency, providers: tuple[str, str]) -> _Row:
     """What all rows of a month say alike, in the order of the columns."""
-    span = analysis.time_range
+    span = billing.time_range
     month_end = _next_month(span.start)
     month_start = (month_end - _SECOND).replace(day=1, hour=0, minute=0, second=0)
-    row = analysis.assumptions.pricing.row
     end = min(_upwards(span.end), month_end)
     names = dict.fromkeys(_COLUMNS)
     provider, other = providers
-    host = None if row is None else row.provider
     return {
         **names,
         "BillingAccountId": "self-hosted-vllm",
@@ -137,7 +171,7 @@ def _shared(analysis: Analysis, currency: Currency, providers: tuple[str, str]) 
         "ServiceName": "vLLM",
         "ServiceSubcategory": "Generative AI",
         provider: _PROVIDER,
-        other: host if other.startswith("Host") else _PROVIDER,
+        other: billing.host if other.startswith("Host") else _PROVIDER,
     }
 
 

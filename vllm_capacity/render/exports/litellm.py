@@ -7,11 +7,15 @@ file's content, and so does a proxy's `model_info`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.exports.currency import Currency
+from vllm_capacity.verdicts.cost.bill import Costs
 
 _PROVIDER = "hosted_vllm"
 
@@ -24,31 +28,49 @@ def to_litellm(analysis: Analysis, currency: Currency) -> str:
     the count that shares the bill has both. A model whose price is not known, or only "at least",
     is left out; InputError where that leaves none, and for another currency than LiteLLM's, USD.
     """
+    span = analysis.answer.window
+    measured = Measured(analysis.window.name, span.start, span.end)
+    parts = {model: (costs, measured) for model, costs in analysis.bill_by("model").parts.items()}
+    return litellm_json(parts, currency, of=analysis.window.name)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The window that a price was measured in."""
+
+    window: str
+    start: datetime
+    end: datetime
+
+
+def litellm_json(
+    parts: Mapping[str, tuple[Costs, Measured]], currency: Currency, *, of: str
+) -> str:
+    """The prices by served model, each with the window it is of; `of` names all in an error."""
     if currency.code != "USD":
         raise InputError(
             f"LiteLLM reckons in US dollars, so a price file in {currency.code} would be misread; "
             "leave --currency away."
         )
     found, why = {}, "no engine was billed"
-    for model, costs in analysis.bill_by("model").parts.items():
+    for model, (costs, measured) in parts.items():
         inputs = costs.usd_per_million_input_tokens_split
         outputs = costs.usd_per_million_output_tokens_split
         if inputs.mid is None or outputs.mid is None:
             why = (inputs if inputs.mid is None else outputs).reason
             continue
-        found[f"{_PROVIDER}/{model}"] = _entry(inputs.mid, outputs.mid, analysis, inputs)
+        found[f"{_PROVIDER}/{model}"] = _entry(inputs.mid, outputs.mid, measured, inputs)
     if not found:
-        raise InputError(f"No model of {analysis.window.name} has a price per token: {why}.")
+        raise InputError(f"No model of {of} has a price per token: {why}.")
     return json.dumps(found, allow_nan=False, indent=2) + "\n"
 
 
 def _entry(
     usd_per_million_input: float,
     usd_per_million_output: float,
-    analysis: Analysis,
+    measured: Measured,
     found: Estimate,
 ) -> dict[str, str | float | dict[str, str]]:
-    span = analysis.answer.window
     return {
         "litellm_provider": _PROVIDER,
         "mode": "chat",
@@ -56,8 +78,8 @@ def _entry(
         "cache_read_input_token_cost": usd_per_million_input / 1e6,
         "output_cost_per_token": usd_per_million_output / 1e6,
         "metadata": {
-            "window": analysis.window.name,
-            "measured": f"{span.start:%Y-%m-%d} to {span.end:%Y-%m-%d}",
+            "window": measured.window,
+            "measured": f"{measured.start:%Y-%m-%d} to {measured.end:%Y-%m-%d}",
             "basis": found.sources,
         },
     }

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -38,18 +39,53 @@ class _Metric:
     found: tuple[tuple[Mapping[str, str], Estimate], ...]
 
 
+@dataclass(frozen=True)
+class Exposed:
+    """What is exposed of one window: its costs, those of each engine, and what it could have done.
+
+    `output_tokens_per_second` is None where nothing counted it.
+    """
+
+    window: str
+    end: datetime
+    costs: Costs
+    engines: Mapping[str, Costs]
+    headroom: Estimate
+    capacity: Estimate
+    output_tokens_per_second: float | None
+
+    @classmethod
+    def of(cls, analysis: Analysis) -> Exposed:
+        """What is exposed of an analysis."""
+        found = analysis.answer
+        return cls(
+            analysis.window.name,
+            analysis.time_range.end,
+            found.cost,
+            analysis.bill.parts,
+            found.saturation.headroom_ratio,
+            found.saturation.capacity,
+            found.throughput.output_tokens_per_second,
+        )
+
+
 def to_prometheus(analysis: Analysis, currency: Currency) -> str:
     """The figures of the fleet and of each engine in Prometheus' text format.
 
     Every sample has the labels `window` and `end`; money also has `currency`.
     """
-    return generate_latest(_registry(analysis, currency)).decode()
+    return prometheus_text([Exposed.of(analysis)], currency)
 
 
-def _registry(analysis: Analysis, currency: Currency) -> CollectorRegistry:
+def prometheus_text(exposed: Sequence[Exposed], currency: Currency) -> str:
+    """The figures of these windows, told apart by the label `window`."""
+    return generate_latest(_registry(exposed, currency)).decode()
+
+
+def _registry(exposed: Sequence[Exposed], currency: Currency) -> CollectorRegistry:
     registry = CollectorRegistry()
-    for metric in _metrics(analysis, currency):
-        _register(registry, metric, analysis.window.name)
+    for same in zip(*(_metrics(each, currency) for each in exposed), strict=True):
+        _register(registry, same, [each.window for each in exposed])
     return registry
 
 
@@ -85,12 +121,12 @@ class LiveFigures(Collector):
             has = float(found is not None)
             yield GaugeMetricFamily("vllm_capacity_has_telemetry", "1 where there is any.", has)
             if found is not None:
-                yield from _registry(found, self.currency).collect()
+                yield from _registry([Exposed.of(found)], self.currency).collect()
 
 
-def _metrics(analysis: Analysis, currency: Currency) -> Iterator[_Metric]:
-    found, money = analysis.answer, {"currency": currency.code}
-    costs, engines = found.cost, analysis.bill.parts
+def _metrics(found: Exposed, currency: Currency) -> Iterator[_Metric]:
+    money = {"currency": currency.code}
+    costs, engines = found.costs, found.engines
     yield _Metric(
         "cost_per_million_tokens",
         "What a million tokens cost: the bill on all output or all tokens, or split between both.",
@@ -123,14 +159,14 @@ def _metrics(analysis: Analysis, currency: Currency) -> Iterator[_Metric]:
     yield _Metric(
         "headroom_ratio",
         "The share of the capacity that is free, 0..1.",
-        _one({}, found.saturation.headroom_ratio),
+        _one({}, found.headroom),
     )
     yield _Metric(
         "capacity_output_tokens_per_second",
         "Output tokens per second that the fleet can do at most.",
-        _one({}, found.saturation.capacity),
+        _one({}, found.capacity),
     )
-    served = found.throughput.output_tokens_per_second
+    served = found.output_tokens_per_second
     yield _Metric(
         "output_tokens_per_second",
         "Output tokens per second that the fleet did on average.",
@@ -139,7 +175,7 @@ def _metrics(analysis: Analysis, currency: Currency) -> Iterator[_Metric]:
     yield _Metric(
         "window_end_timestamp_seconds",
         "When the window ended that these figures are of.",
-        _one({}, Estimate.exact(analysis.time_range.end.timestamp())),
+        _one({}, Estimate.exact(found.end.timestamp())),
     )
 
 
@@ -156,17 +192,18 @@ def _per_million(
         yield {**money, "tokens": tokens}, currency.of(getattr(costs, name))
 
 
-def _register(registry: CollectorRegistry, metric: _Metric, window: str) -> None:
-    """The metric with its samples; not at all where none of its figures is known."""
+def _register(registry: CollectorRegistry, same: Sequence[_Metric], windows: Sequence[str]) -> None:
+    """A metric with its samples of each window; not at all where none of its figures is known."""
     samples = [
         ({"window": window, **labels, "end": end}, value)
+        for metric, window in zip(same, windows, strict=True)
         for labels, estimate in metric.found
         for end, value in _ends(estimate).items()
     ]
     if not samples:
         return
-    name = f"vllm_capacity_{metric.name}"
-    gauge = Gauge(name, metric.help, list(samples[0][0]), registry=registry)
+    name = f"vllm_capacity_{same[0].name}"
+    gauge = Gauge(name, same[0].help, list(samples[0][0]), registry=registry)
     for labels, value in samples:
         gauge.labels(**labels).set(value)
 

@@ -30,16 +30,25 @@ def to_markdown(analysis: Analysis, currency: Currency) -> str:
         _bottleneck(found.saturation.bottleneck),
         f"- Telemetry: {': '.join(quality_word(found))}",
     ]
-    text = "\n".join(lines)
+    return message("\n".join(lines))
+
+
+def message(text: str) -> str:
+    """The text as one chat message, cut where it is longer."""
     return (text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…") + "\n"
 
 
-def _figures(analysis: Analysis, currency: Currency) -> list[str]:
-    found = analysis.answer
+def money_in(currency: Currency) -> Write:
+    """How amounts are written that are in this currency already."""
 
     def money(value: float, like: float | None = None) -> str:
         return f"{number(value, like)} {currency.code}"
 
+    return money
+
+
+def _figures(analysis: Analysis, currency: Currency) -> list[str]:
+    found, money = analysis.answer, money_in(currency)
     p95 = found.latency.ttft.p95
     rows: tuple[tuple[str, Estimate, Write, str], ...] = (
         ("Cost per request", currency.of(found.cost.per_request), money, ""),
@@ -56,15 +65,15 @@ def _figures(analysis: Analysis, currency: Currency) -> list[str]:
         ("Capacity", found.saturation.capacity, number, " output tokens/s"),
     )
     lines = [
-        f"- {name}: {_shown(each, write)}{'' if each.is_unknown else unit}"
+        f"- {name}: {sure_or_why(each, write)}{'' if each.is_unknown else unit}"
         for name, each, write, unit in rows
     ]
     ttft = p95.estimate
-    shown = "not observed, or beyond the histogram" if ttft is None else seconds(ttft)
-    return [*lines, f"- p95 TTFT: {shown}"]
+    told = "not observed, or beyond the histogram" if ttft is None else seconds(ttft)
+    return [*lines, f"- p95 TTFT: {told}"]
 
 
-def _shown(found: Estimate, write: Write) -> str:
+def sure_or_why(found: Estimate, write: Write) -> str:
     """The figure with its interval; where it is not known, why, in short."""
     if not found.is_unknown:
         return sure(found, write)

@@ -50,12 +50,13 @@ BILL = "bill"
 
 UP, DOWN = "▲", "▼"
 _OVERLAP_RATIO = 0.05
-_WRITES: Mapping[str, Write] = {
+WRITES: Mapping[str, Write] = {
     "number": number,
     "percent": percent,
     "usd": usd,
     "usd_per_thousand": usd_per_thousand,
 }
+"""How the numbers of a tile are written, by the name that it keeps."""
 _OTHER_TARGET = "a different target"
 _OTHER = {RATES: "a different price", BILL: "a window of another length or price"}
 
@@ -154,7 +155,7 @@ def change(now: Tile, then: Tile | None, *, otherwise: str = "") -> TileChange |
         return TileChange("not known before", ", in")
     if otherwise:
         return TileChange("not compared", f": {otherwise} in")
-    write = _WRITES[now.writes]
+    write = WRITES[now.writes]
     was, is_now = write(then.mid), write(now.mid)
     if was == is_now:
         return TileChange("about the same", " as in")

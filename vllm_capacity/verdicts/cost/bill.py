@@ -120,6 +120,18 @@ class Usage:
         """Billed hours × GPUs per engine."""
         return self.billed_hours * self.gpus_per_engine
 
+    def part(self, ratio: float) -> Usage:
+        """So much of it (0..1), its rates the same."""
+        counts = (self.successful_requests, self.prompt_tokens, self.generation_tokens)
+        requests, prompts, outputs = (None if n is None else n * ratio for n in counts)
+        return replace(
+            self,
+            billed_hours=self.billed_hours * ratio,
+            successful_requests=requests,
+            prompt_tokens=prompts,
+            generation_tokens=outputs,
+        )
+
     @property
     def is_idle(self) -> bool:
         """Whether it is known that nothing was generated."""
