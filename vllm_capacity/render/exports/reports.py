@@ -27,8 +27,8 @@ from vllm_capacity.render.exports.currency import USD, Currency
 from vllm_capacity.render.exports.focus import Billing, focus_csv, months
 from vllm_capacity.render.exports.litellm import Measured, litellm_json
 from vllm_capacity.render.exports.prometheus import Exposed, prometheus_text
-from vllm_capacity.render.exports.summary import message, money_in, sure_or_why
-from vllm_capacity.render.numbers import number
+from vllm_capacity.render.exports.summary import message, money_in
+from vllm_capacity.render.numbers import NOT_KNOWN, number, sure
 from vllm_capacity.render.prose.verdict import SIMULATED
 from vllm_capacity.render.report.metadata import Metadata, Tile, page_metadata, pages
 from vllm_capacity.render.report.previous import WRITES, series_of_reports
@@ -166,6 +166,8 @@ def _is_same_time(one: Night, two: Night) -> bool:
 
 def _lacking(found: Reports, to: str) -> Iterator[str]:
     """A line for the pages of which less than all is told, or nothing."""
+    if to == "markdown":
+        return  # it tells first screens, which all pages keep
     told = found.newest if to in _OF_NOW else found.nights
     without = [night.page for night in told if night.use is None]
     if without:
@@ -314,14 +316,27 @@ def _lines(night: Night, currency: Currency) -> Iterator[str]:
     if not night.report.tiles:
         yield "This report holds no figures."
     for tile in night.report.tiles:
-        is_money = tile.writes.startswith("usd")
-        write = money_in(currency) if is_money else WRITES.get(tile.writes, number)
-        figure = sure_or_why(_in(_estimate(tile), tile.figure, currency), write)
-        is_scaled = tile.writes == "usd_per_thousand"  # the unit is of what the tile shows
-        unit = markdown(tile.unit) if tile.is_known and not is_scaled else ""
-        change = markdown(_change(tile, currency))
-        told = " ".join(filter(None, (figure, unit)))
-        yield "; ".join(filter(None, (f"- {tile.label}: {told}", change)))
+        told = _shown(tile) if currency.day is None else _in_other_money(tile, currency)
+        change = _change(tile, currency)
+        yield "; ".join(filter(None, (f"- {tile.label}: {markdown(told)}", markdown(change))))
+
+
+def _shown(tile: Tile) -> str:
+    """The figure as the page shows it; where it is not known, why."""
+    if not tile.is_known:
+        return f"{NOT_KNOWN} ({tile.reason})"
+    interval = f"({tile.between})" if tile.between.startswith("between") else ""
+    return " ".join(filter(None, (tile.value, tile.unit, interval)))
+
+
+def _in_other_money(tile: Tile, currency: Currency) -> str:
+    """The same in another currency; prices are of one piece, whatever the page shows."""
+    if not tile.is_known:
+        return _shown(tile)
+    is_money = tile.writes.startswith("usd")
+    write = money_in(currency) if is_money else WRITES.get(tile.writes, number)
+    unit = "" if tile.writes == "usd_per_thousand" else tile.unit
+    return f"{sure(_in(_estimate(tile), tile.figure, currency), write)} {unit}".rstrip()
 
 
 def _change(tile: Tile, currency: Currency) -> str:
@@ -387,4 +402,4 @@ FORMATS: Mapping[str, Callable[[Reports, Currency], str | bytes]] = {
     "litellm": _to_litellm,
 }
 _OF_NOW = frozenset({"markdown", "prometheus", "litellm"})
-_OF_SCREENS = frozenset({"csv", "parquet", "json", "markdown"})
+_OF_SCREENS = frozenset({"csv", "parquet", "json"})

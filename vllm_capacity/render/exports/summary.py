@@ -65,7 +65,7 @@ def _figures(analysis: Analysis, currency: Currency) -> list[str]:
         ("Capacity", found.saturation.capacity, number, " output tokens/s"),
     )
     lines = [
-        f"- {name}: {sure_or_why(each, write)}{'' if each.is_unknown else unit}"
+        f"- {name}: {_shown(each, write)}{'' if each.is_unknown else unit}"
         for name, each, write, unit in rows
     ]
     ttft = p95.estimate
@@ -73,7 +73,7 @@ def _figures(analysis: Analysis, currency: Currency) -> list[str]:
     return [*lines, f"- p95 TTFT: {told}"]
 
 
-def sure_or_why(found: Estimate, write: Write) -> str:
+def _shown(found: Estimate, write: Write) -> str:
     """The figure with its interval; where it is not known, why, in short."""
     if not found.is_unknown:
         return sure(found, write)
