@@ -42,7 +42,7 @@ from vllm_capacity.bills import (
 )
 from vllm_capacity.costs_by_time import costs_by_hour, costs_by_part
 from vllm_capacity.errors import InputError
-from vllm_capacity.estimate import Estimate, listed
+from vllm_capacity.estimate import Estimate, listed, total
 from vllm_capacity.facts.api_prices import given_api_price
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.llms import find_llm
@@ -300,6 +300,18 @@ class Analysis:
         """What each engine can do, output tokens/s, by name: its own capacity or its peers'."""
         own = {fit.engine: fit.capacity for fit in self.fits}
         return completed(own, self.lenders, idle=unloaded(self.fits))
+
+    @property
+    def capacity_by_model(self) -> dict[str, Estimate]:
+        """What one engine of each model can do, output tokens/s: the mean over its engines.
+
+        An engine that serves several models counts for the first of them.
+        """
+        engines: dict[str, dict[str, Estimate]] = {}
+        for engine, models in self.models_by_engine.items():
+            if engine in self.capacities:
+                engines.setdefault(models[0], {})[engine] = self.capacities[engine]
+        return {model: total(own).scaled(1 / len(own)) for model, own in engines.items()}
 
     @cached_property
     def capacity_running(self) -> dict[str, Estimate]:

@@ -10,15 +10,25 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.integration.real_prometheus import prometheus_binary
 from vllm_capacity.alerts import RULES, with_thresholds
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Slo
+from vllm_capacity.cli import cli
+from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.exports.bucket_labels import at_or_above
-from vllm_capacity.render.exports.monitoring import dashboard_json, recorded, rules_yaml
+from vllm_capacity.render.exports.monitoring import (
+    ANY_MODEL,
+    dashboard_json,
+    recorded,
+    rules_yaml,
+)
+from vllm_capacity.telemetry.window import open_window
 
 
 def promtool(*words):
@@ -33,8 +43,8 @@ def rules(tmp_path):
     path = tmp_path / "rules.yml"
     slo = Slo(ttft_p95_seconds=2.0)
     alerts = with_thresholds({"cost": 3.0, "idle-cost": 20.0}, below={"headroom": 0.2})
-    capacity = Estimate.known(90, 100, 110)
-    path.write_text(rules_yaml(alerts, slo=slo, usd_per_gpu_hour=2.0, capacity=capacity))
+    capacity = {ANY_MODEL: Estimate.known(90, 100, 110)}
+    path.write_text(rules_yaml(alerts, slo=slo, usd_per_gpu_hour=2.0, capacities=capacity))
     return path
 
 
@@ -164,6 +174,81 @@ def test_money_and_room_fire_where_they_are_sure(tmp_path, rules, tokens, fires)
     found = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in fires]
     asked = {"expr": expr, "eval_time": "24h", "exp_samples": found}
     check(tmp_path, rules, series | other, asked, every="4m")
+
+
+def of_model(series, model):
+    return series.replace('"m"', json.dumps(model))
+
+
+TWO_MODELS = {
+    "small": Estimate.known(900, 1000, 1100),
+    'odd "one"|x': Estimate.known(90, 100, 110),
+    ANY_MODEL: Estimate.known(9, 10, 11),
+}
+
+
+@pytest.mark.parametrize(
+    ("per_second", "full", "idle"),
+    [
+        pytest.param({"small": 80, 'odd "one"|x': 20, "new": 2}, [], 1, id="all have room"),
+        pytest.param({"small": 80, 'odd "one"|x': 105}, ['odd "one"|x'], 1, id="one is full"),
+        pytest.param({"small": 1080}, ["small"], 0, id="the faster is full, alone"),
+        pytest.param({"new": 10.8}, ["new"], 0, id="one without a capacity of its own"),
+    ],
+)
+def test_each_model_is_held_to_its_own_capacity(tmp_path, per_second, full, idle):
+    """A fleet of several models: headroom of each, and the idle dollars of all, added."""
+    path = tmp_path / "rules.yml"
+    alerts = with_thresholds({"idle-cost": 20.0}, below={"headroom": 0.2})
+    path.write_text(rules_yaml(alerts, usd_per_gpu_hour=2.0, capacities=TWO_MODELS))
+    assert "SUCCESS" in promtool("check", "rules", path)
+    series = {}
+    for n, (model, rate) in enumerate(per_second.items()):
+        name = f'"{n}"'
+        series[of_model(RUNNING, model).replace('"a"', name)] = "1x1500"
+        tokens = f"0+{rate * 60:g}x1500"
+        series[of_model(GENERATED, model).replace('"a"', name)] = tokens
+    firing = 'count by (alertname, model_name) (ALERTS{alertname=~"VllmHeadroom|VllmIdleCost"})'
+    found = [
+        {"labels": f'{{alertname="VllmHeadroom",model_name={json.dumps(model)}}}', "value": 1}
+        for model in full
+    ]
+    found += [{"labels": '{alertname="VllmIdleCost"}', "value": 1}] * idle
+    asked = {"expr": firing, "eval_time": "24h", "exp_samples": found}
+    check(tmp_path, path, series, asked, every="4m")
+
+
+def test_idle_dollars_of_models_add_up(tmp_path):
+    path = tmp_path / "rules.yml"
+    path.write_text(rules_yaml(RULES, usd_per_gpu_hour=2.0, capacities=TWO_MODELS))
+    series = {
+        RUNNING.replace('"m"', '"small"'): "1x1500",
+        GENERATED.replace('"m"', '"small"'): "0+27000x1500",  # half of what is sure
+        RUNNING.replace('"m"', '"new"').replace('"a"', '"b"'): "1x1500",
+        GENERATED.replace('"m"', '"new"').replace('"a"', '"b"'): "0+540x1500",  # all of it
+    }
+    asked = {"expr": "abs(job:vllm_idle_usd_per_day_at_least - 24) < bool 0.5", "eval_time": "24h"}
+    expected = {**asked, "exp_samples": [{"labels": '{job="v"}', "value": 1}]}
+    check(tmp_path, path, series, expected, every="4m")
+
+
+def test_a_window_tells_the_capacity_of_each_model(tmp_path):
+    out = tmp_path / "rules.yml"
+    words = ["rules", "--window", "fleet-two-models", "--usd-per-hour", "2", "--out", str(out)]
+    done = CliRunner().invoke(cli, [*words, "--below", "headroom=0.2"], catch_exceptions=False)
+    text, found = out.read_text(), Analysis.of(open_window("fleet-two-models")).capacity_by_model
+    for model, capacity in found.items():
+        assert (f'model_name="{model}"' in text) is (not capacity.is_unknown)
+        assert (f"no rules on headroom and idle cost of {model}" in done.stderr) is (
+            capacity.is_unknown
+        )
+    assert "SUCCESS" in promtool("check", "rules", out)
+
+
+def test_a_capacity_told_twice_is_refused():
+    words = ["rules", "--capacity", "m=298", "--capacity", "m=300"]
+    with pytest.raises(InputError, match="given twice for m"):
+        CliRunner().invoke(cli, words, catch_exceptions=False)
 
 
 @given(

@@ -13,6 +13,7 @@ import vllm_capacity as vc
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import InputError
 from vllm_capacity.render.report.write import ReportOrder, write_report
+from vllm_capacity.render.sections.cost import repriced_table
 
 WINDOW = "fleet-two-models"
 PYTHON = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
@@ -83,6 +84,18 @@ def test_the_command_shows_both(page):
     found = json.loads(CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False).stdout)
     exact = [found[side]["allocation_usd"]["mid"] for side in ("before", "after")]
     assert exact[1] == pytest.approx(2 * exact[0])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_has_room(page, width):
+    found = vc.reprice(page, price="1.2 to 1.9, likely 1.5")
+    lines = repriced_table(found).to_text(width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert "fleet-two-models, 16 Nov 2026 08:00 to 18 Nov 2026 08:00 UTC" in lines[0]
+    for label in ("cost per million output tokens at capacity", "bill, idle included"):
+        (row,) = (line for line in lines if line.startswith(f"{label} "))
+        assert row.count("$") == 2
+    assert "was exact" in lines[4]
 
 
 @pytest.mark.parametrize(

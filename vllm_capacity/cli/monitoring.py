@@ -37,16 +37,21 @@ _GPUS = click.option(
 @setting_options(Slo)
 @click.option(
     "--capacity",
-    metavar="TOKENS_PER_SECOND",
-    help="Output tokens/s of one engine, for headroom and idle cost: 298, or '288 to 308'.",
+    "capacities",
+    multiple=True,
+    metavar="[MODEL=]TOKENS_PER_SECOND",
+    help="Output tokens/s of one engine, for headroom and idle cost: 298, or '288 to 308'; may be "
+    "given again, for each model.",
 )
+@click.option("--window", help="The capacities of each model as this window tells them.")
 @_PRICE
 @_GPUS
 @_OUT
 def rules(
     above: tuple[str, ...],
     below: tuple[str, ...],
-    capacity: str | None,
+    capacities: tuple[str, ...],
+    window: str | None,
     usd_per_hour: float | None,
     gpus_per_engine: float,
     out: Path | None,
@@ -57,7 +62,8 @@ def rules(
     Alerts are those of `vllm-capacity alerts` that a query can tell, with the same --above; with
     --slo-ttft and --slo-itl also p95 above its target, and how fast its error budget burns. With
     --capacity (what `figures` says of one engine, with its interval) also --below headroom=0.2 and
-    --above idle-cost=50: they fire where they are sure. Check the file with `promtool check rules`.
+    --above idle-cost=50: they fire where they are sure. Where models differ, --capacity MODEL=298
+    for each, or --window for what a window says of all. Check the file with `promtool check rules`.
     """
     from vllm_capacity.cli.alerts import changed_rules
     from vllm_capacity.render.exports.monitoring import rules_yaml
@@ -68,7 +74,7 @@ def rules(
         slo=taken(Slo, given),
         usd_per_gpu_hour=usd_per_hour,
         gpus_per_engine=gpus_per_engine,
-        capacity=None if capacity is None else _capacity(capacity),
+        capacities=_capacities(window, capacities),
     )
     _put(text, out)
 
@@ -83,6 +89,35 @@ def dashboard(usd_per_hour: float | None, gpus_per_engine: float, out: Path | No
 
     _check_price(usd_per_hour, gpus_per_engine)
     _put(dashboard_json(usd_per_hour, gpus_per_engine), out)
+
+
+def _capacities(window: str | None, told: tuple[str, ...]) -> dict[str, Estimate]:
+    """The capacity of an engine by model, as told, else as the window says.
+
+    A model of the window that has none is told on stderr.
+    """
+    from vllm_capacity.render.exports.monitoring import ANY_MODEL
+
+    given: dict[str, Estimate] = {}
+    for text in told:
+        model, _, number = text.rpartition("=")
+        if (model or ANY_MODEL) in given:
+            raise InputError(f"--capacity is given twice for {model or 'all models'}.")
+        given[model or ANY_MODEL] = _capacity(number)
+    if window is None:
+        return given
+    from vllm_capacity.analysis import Analysis
+    from vllm_capacity.telemetry.window import open_window
+
+    found = Analysis.of(open_window(window)).capacity_by_model
+    for model, capacity in found.items():
+        if capacity.is_unknown and not {model, ANY_MODEL} & given.keys():
+            click.echo(
+                f"vllm-capacity: no rules on headroom and idle cost of {model}: {capacity.reason}. "
+                f"Give it with --capacity {model}=….",
+                err=True,
+            )
+    return {name: each for name, each in found.items() if not each.is_unknown} | given
 
 
 def _capacity(text: str) -> Estimate:

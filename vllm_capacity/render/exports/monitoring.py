@@ -10,6 +10,7 @@ bound, by its bound. A family is asked for under each of the names that vLLM gav
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,13 @@ from vllm_capacity.render.exports.bucket_labels import at_or_above
 _BY = "job, instance, model_name"
 _LEVEL = "instance_model"
 _OVER = "5m"
+_WHOSE = {
+    _LEVEL: "{{ $labels.instance }}",
+    "job_model": "{{ $labels.model_name }} of {{ $labels.job }}",
+    "job": "{{ $labels.job }}",
+}
+ANY_MODEL = ""
+"""Stands for the models that have no capacity of their own."""
 _WIDTH, _HEIGHT = 12, 8  # of a panel; Grafana's grid is 24 wide
 
 
@@ -65,8 +73,8 @@ class Recorded:
 
     @property
     def whose(self) -> str:
-        """The label that says in an alert whose figure it is."""
-        return "instance" if self.level == _LEVEL else "job"
+        """What says in an alert whose figure it is, in the words of its labels."""
+        return _WHOSE[self.level]
 
 
 def _recorded_as(name: str) -> str:
@@ -78,12 +86,13 @@ def recorded(
     gpus_per_engine: float = 1.0,
     *,
     slo: Slo | None = None,
-    capacity: Estimate | None = None,
+    capacities: Mapping[str, Estimate] | None = None,
 ) -> tuple[Recorded, ...]:
     """The figures, in the order of the dashboard; those on money only with a price.
 
-    With targets also how fast each burns its error budget; with the `capacity` of an engine, output
-    tokens per second, headroom and idle cost, each as the end that is sure.
+    With targets also how fast each burns its error budget; with the `capacities` of one engine of
+    each model, output tokens per second, headroom and idle cost, each as the end that is sure.
+    `ANY_MODEL` stands for the models that are not named.
     """
     return (
         *_traffic(),
@@ -93,7 +102,7 @@ def recorded(
         *_saturation(),
         *(_money(usd_per_gpu_hour, gpus_per_engine) if usd_per_gpu_hour else ()),
         *_burns(slo or Slo()),
-        *_room(capacity, (usd_per_gpu_hour or 0.0) * gpus_per_engine),
+        *_room(capacities or {}, (usd_per_gpu_hour or 0.0) * gpus_per_engine),
     )
 
 
@@ -103,14 +112,14 @@ def rules_yaml(
     slo: Slo | None = None,
     usd_per_gpu_hour: float | None = None,
     gpus_per_engine: float = 1.0,
-    capacity: Estimate | None = None,
+    capacities: Mapping[str, Estimate] | None = None,
 ) -> str:
     """A file of recording and alerting rules for Prometheus.
 
     Alerts that need more than a query are left out, and those on headroom and idle cost without the
-    `capacity` of an engine; with targets, p95 above its target is one more.
+    `capacities` of engines; with targets, p95 above its target is one more.
     """
-    figures = recorded(usd_per_gpu_hour, gpus_per_engine, slo=slo, capacity=capacity)
+    figures = recorded(usd_per_gpu_hour, gpus_per_engine, slo=slo, capacities=capacities)
     named = {each.name: each for each in figures}
     groups = [
         {
@@ -160,9 +169,14 @@ def _names(metric: str) -> tuple[str, ...]:
     return (found.name, *found.aliases)
 
 
-def _asked(metric: str, function: str, *, suffix: str = "", over: str = _OVER) -> str:
-    """A function over a family's series; of several names the newest that is there counts."""
-    each = [f"{function}({name}{suffix}[{over}])" for name in _names(metric)]
+def _asked(
+    metric: str, function: str, *, suffix: str = "", over: str = _OVER, only: str = ""
+) -> str:
+    """A function over a family's series; of several names the newest that is there counts.
+
+    `only` selects some of them by their labels.
+    """
+    each = [f"{function}({name}{suffix}{only}[{over}])" for name in _names(metric)]
     return each[0] if len(each) == 1 else f"({' or '.join(each)})"
 
 
@@ -207,14 +221,14 @@ def _saturation() -> Iterator[Recorded]:
     yield Recorded("requests_failed", _sum(failed))
 
 
-def _there() -> str:
+def _there(only: str = "") -> str:
     """The series that say that an engine is there."""
-    return " or ".join(_names(RUNNING))
+    return " or ".join(f"{name}{only}" for name in _names(RUNNING))
 
 
-def _engine_minutes(over: str) -> str:
+def _engine_minutes(over: str, only: str = "") -> str:
     """In how many minutes an engine was there, all engines of a target added."""
-    return f"sum_over_time((count by ({_BY}) ({_there()}))[{over}:1m])"
+    return f"sum_over_time((count by ({_BY}) ({_there(only)}))[{over}:1m])"
 
 
 def _money(usd_per_gpu_hour: float, gpus_per_engine: float) -> Iterator[Recorded]:
@@ -260,25 +274,49 @@ def _burn(target: str, over: str) -> str:
     return f"{target}_burn_rate_at_least:{over}"
 
 
-def _room(capacity: Estimate | None, usd_per_engine_hour: float) -> Iterator[Recorded]:
+def _room(capacities: Mapping[str, Estimate], usd_per_engine_hour: float) -> Iterator[Recorded]:
     """The share of the capacity that is left, at most; what a day's unused capacity cost, at least.
 
     Each by the end of the capacity that makes it sure; nothing where that end is not known.
     """
-    if capacity is None:
-        return
-    by = "job, model_name"
-    if capacity.high:
-        rate = _sum(_asked(GENERATION_TOKENS, "rate"), by)
-        engines = f"sum by ({by}) (avg_over_time((count by ({_BY}) ({_there()}))[{_OVER}:1m]))"
-        room = f"1 - {rate} / ({capacity.high:.10g} * {engines})"
-        yield Recorded("headroom_ratio_at_most", room, level="job_model")
-    if capacity.low and usd_per_engine_hour:
-        tokens = f"sum by (job) ({_asked(GENERATION_TOKENS, 'increase', over='1d')})"
-        hours = f"sum by (job) ({_engine_minutes('1d')}) / 60"
-        used = f"{tokens} / {capacity.low * 3600:.10g}"
-        idle = f"{usd_per_engine_hour:.10g} * clamp_min({hours} - {used}, 0)"
-        yield Recorded("idle_usd_per_day_at_least", idle, level="job")
+    by, left, idle = "job, model_name", [], []
+    for model, capacity in capacities.items():
+        only = _only(model, capacities)
+        if capacity.high:
+            rate = _sum(_asked(GENERATION_TOKENS, "rate", only=only), by)
+            there = f"(count by ({_BY}) ({_there(only)}))[{_OVER}:1m]"
+            engines = f"sum by ({by}) (avg_over_time({there}))"
+            left.append(f"1 - {rate} / ({capacity.high:.10g} * {engines})")
+        if capacity.low and usd_per_engine_hour:
+            increase = _asked(GENERATION_TOKENS, "increase", over="1d", only=only)
+            hours = f"sum by (job) ({_engine_minutes('1d', only)}) / 60"
+            used = f"sum by (job) ({increase}) / {capacity.low * 3600:.10g}"
+            idle.append(f"{usd_per_engine_hour:.10g} * clamp_min({hours} - {used}, 0)")
+    if left:
+        yield Recorded("headroom_ratio_at_most", _any_of(left), level="job_model")
+    if idle:
+        yield Recorded("idle_usd_per_day_at_least", _added(idle), level="job")
+
+
+def _only(model: str, capacities: Mapping[str, Estimate]) -> str:
+    """The selector of a model's series; of `ANY_MODEL`, of all that are not named."""
+    if model != ANY_MODEL:
+        return f"{{model_name={json.dumps(model)}}}"
+    named = [re.escape(each) for each in capacities if each != ANY_MODEL]
+    return f"{{model_name!~{json.dumps('|'.join(named))}}}" if named else ""
+
+
+def _any_of(expressions: Sequence[str]) -> str:
+    """The series of all of them, no two of which have the same labels."""
+    return expressions[0] if len(expressions) == 1 else " or ".join(f"({e})" for e in expressions)
+
+
+def _added(expressions: Sequence[str]) -> str:
+    """The sums by job; where one has no series, that of the others."""
+    if len(expressions) == 1:
+        return expressions[0]
+    parts = (f'label_replace({e}, "part", "{n}", "", "")' for n, e in enumerate(expressions))
+    return f"sum by (job) ({' or '.join(parts)})"
 
 
 # --- alerts -------------------------------------------------------------------------------------
@@ -340,14 +378,14 @@ def _alert(
     *,
     severity: str = "warning",
     lasting: str = _OVER,
-    whose: str = "instance",
+    whose: str = _WHOSE[_LEVEL],
 ) -> dict[str, Any]:
     return {
         "alert": "Vllm" + "".join(part.capitalize() for part in name.split("-")),
         "expr": expression,
         "for": lasting,
         "labels": {"severity": severity, "service": "vllm-capacity", "rule": name},
-        "annotations": {"summary": f"{{{{ $labels.{whose} }}}}: {summary}"},
+        "annotations": {"summary": f"{whose}: {summary}"},
     }
 
 

@@ -17,6 +17,7 @@ from vllm_capacity.render.numbers import (
     percent,
     reason,
     seconds,
+    span,
     sure,
     usd,
     usd_per_thousand,
@@ -39,6 +40,7 @@ from vllm_capacity.render.tables import (
     text,
     with_interval,
 )
+from vllm_capacity.timerange import parse_instant
 from vllm_capacity.verdicts.cost.bill import Costs
 from vllm_capacity.verdicts.saturation.advice import Advice
 
@@ -83,19 +85,23 @@ def repriced_table(found: Repriced) -> Table:
         Column("figure", "figure"),
         Column("as reported", "before", is_numeric=True),
         Column("at this price", "after", is_numeric=True),
+        Column("intervals", is_note=True),
         Column("why not known", "reason", is_note=True),
     )
-    rows = [
-        (
-            label,
-            with_interval(getattr(found.before, name), write),
-            with_interval(getattr(found.after, name), write),
-            getattr(found.after, name).reason,
-        )
-        for name, label, write in _COSTS
-    ]
-    caption = f"{found.window}, {found.start} to {found.end}"
+    rows: list[tuple[Value | Cell, ...]] = []
+    for name, label, write in _COSTS:
+        before, after = getattr(found.before, name), getattr(found.after, name)
+        cells = [Cell(value(each, write), each) for each in (before, after)]
+        rows.append((label, *cells, _both_intervals(before, after, write), after.reason))
+    when = span(parse_instant(found.start), parse_instant(found.end))
+    caption = f"{found.window}, {when}"
     return reasons_once(table(columns, rows, caption=caption))
+
+
+def _both_intervals(before: Estimate, after: Estimate, write: Write) -> str:
+    """The interval, and what it was; empty where neither has one."""
+    was, now = (interval(each, write) for each in (before, after))
+    return f"{now or 'exact'}, was {was or 'exact'}" if was or now else ""
 
 
 def bill_table(analysis: Analysis, by: str = "engine") -> Table:
