@@ -1,22 +1,35 @@
 """Seven simulated nights against a real Prometheus: one missed, one with a dead source, late data.
 
-The clock is an argument. What each day is to hold is known: a server made up here, whose counters
-were backfilled. The pages are made by a notebook of a few cells, to be quick.
+A gateway logs each day's use in a file, one of which comes late; the cloud's invoice is of the
+first two days until it grows; alerts tell a real receiver once when cost is high, and when it is
+over. The clock is an argument. What each day is to hold is known: a server made up here, whose
+counters were backfilled. The pages are made by a notebook of a few cells, to be quick.
 """
 
+import csv
+import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import nbformat
 import pytest
+from click.testing import CliRunner
 
 from tests.integration.real_prometheus import backfill, free_port, real_prometheus
+from tests.live.serving import receiver
 from vllm_capacity.analysis import Analysis
+from vllm_capacity.cli import cli
+from vllm_capacity.cli.beside import Beside
 from vllm_capacity.cli.nights import Done, Night, missing_days, night
-from vllm_capacity.cli.settings import DaySettings, SourceSettings
+from vllm_capacity.cli.settings import (
+    DaySettings,
+    InvoiceSettings,
+    SourceSettings,
+    UsageSettings,
+)
 from vllm_capacity.errors import NoTelemetryError, SourceError
 from vllm_capacity.render.report.metadata import page_metadata
 from vllm_capacity.render.report.write import ReportOrder
@@ -27,6 +40,7 @@ DAYS = tuple(FIRST + timedelta(days=n) for n in range(7))
 EVERY = timedelta(minutes=5)
 LATE_DAY = DAYS[3]
 LATE_HOURS = range(12, 20)
+LATE_LOG = DAYS[2]
 TARGET = 'instance="gpu-0:8000",job="vllm"'
 ENGINE = f'{TARGET},engine="0",model_name="m"'
 
@@ -72,11 +86,15 @@ def exposed(moments: list[datetime]) -> str:
 
 NOTEBOOK = (
     'window: str = "vllm-sweep"\nprice: str = ""\nusd_per_hour: "Optional[float]" = None\n'
-    'against: str = ""',
+    'against: str = ""\nusage: str = ""\ninvoice: str = ""',
     "import vllm_capacity as vc\na = vc.open(window).analyze(price=price or usd_per_hour)\n"
     "vc.tables.title_line(a)",
     "vc.tables.tiles(a)",
     "vc.tables.comparison_verdict(a.compare(against)) if against else None",
+    "logs = vc.read_usage(usage) if usage else None\n"
+    "vc.tables.tenants_by_log(a, logs) if logs else None",
+    "vc.tables.invoice_by_file(a, invoice) if invoice else None",
+    "vc.tables.kept_use(a)",
 )
 
 
@@ -86,7 +104,10 @@ class Nights:
 
     folder: Path
     port: int
+    receiver: str
     runs: dict[datetime, Done]
+    alerts: dict[datetime, int]
+    notified: list[str] = field(default_factory=list)
 
     def at(self, day: date, hour: int = 6) -> Done:
         """The run of the morning of a day."""
@@ -95,10 +116,36 @@ class Nights:
         source = SourceSettings(origin=f"http://127.0.0.1:{self.port}")
         days = DaySettings(last="24h", windows=self.folder / "windows", keep="30d")
         now = midnight(day) + timedelta(hours=hour)
-        order = Night.of(source, days, page, against="1d")
+        beside = Beside(
+            UsageSettings(files=(self.folder / "logs" / "spend-{day}.csv",)),
+            InvoiceSettings(self.folder / "invoice.csv"),
+        )
+        order = Night.of(source, days, page, against="1d", beside=beside)
         done = night(order, now=now, environment={}, cache=self.folder)
         self.runs[now] = done
+        told = self.folder / "told.json"
+        words = ["alerts", "--windows", str(self.folder / "windows"), "--over", "all"]
+        words += ["--usd-per-hour", "1.64", "--above", "cost=30"]
+        words += ["--notify", self.receiver, "--told", str(told)]
+        self.alerts[now] = CliRunner().invoke(cli, words).exit_code
         return done
+
+    def log_use(self, *days: date) -> None:
+        """The gateway writes down the use of these days: two teams, three to one."""
+        (self.folder / "logs").mkdir(exist_ok=True)
+        for day in days:
+            rows = [
+                (f"team-{'a' if n % 4 else 'b'}", at.isoformat(), 400, 100)
+                for n, at in enumerate(each for each in scrapes() if each.date() == day)
+            ]
+            lines = ["key,end,prompt_tokens,output_tokens"]
+            lines += [",".join(map(str, row)) for row in rows]
+            (self.folder / "logs" / f"spend-{day}.csv").write_text("\n".join(lines))
+
+    def charge(self, *days: date) -> None:
+        """The cloud charges a dollar more than the price for each of these days."""
+        lines = ["date,hours,cost", *(f"{day},24,{24 * 1.64 + 1}" for day in days)]
+        (self.folder / "invoice.csv").write_text("\n".join(lines))
 
     @property
     def pages(self) -> dict[str, bytes]:
@@ -123,22 +170,32 @@ def nights(tmp_path_factory) -> Iterator[Nights]:
     )
     nbformat.write(book, folder / "cost-report.ipynb")
     backfill(folder, exposed([at for at in scrapes() if not is_late(at)]))
-    found = Nights(folder, free_port(), {})
+    with receiver() as (url, got):
+        yield _seven(Nights(folder, free_port(), url, {}, {}), got)
+
+
+def _seven(found: Nights, got: list[dict]) -> Nights:
+    folder = found.folder
     second, fourth, fifth, sixth, seventh = (DAYS[n] + timedelta(days=1) for n in (1, 3, 4, 5, 6))
+    found.log_use(*(day for day in DAYS if day != LATE_LOG))
+    found.charge(*DAYS[:2])
     with real_prometheus(folder, [], port=found.port):
         found.at(DAYS[1])
         found.at(second)
         # Nobody ran on the third.
         found.at(fourth)
     backfill(folder, exposed([at for at in scrapes() if is_late(at)]))
+    found.log_use(LATE_LOG)
     with real_prometheus(folder, [], port=found.port):
         found.at(fifth)
     found.at(sixth)
+    found.charge(*DAYS)
     with real_prometheus(folder, [], port=found.port):
         found.at(seventh)
         before = found.pages
         found.at(seventh, hour=7)
         assert found.pages == before, "a second run in one morning changes nothing"
+    found.notified += [each["title"] for each in got]
     return found
 
 
@@ -148,9 +205,17 @@ def nights(tmp_path_factory) -> Iterator[Nights]:
         pytest.param((3, 6), ["2026-11-02"], id="the first night"),
         pytest.param((4, 6), ["2026-11-03"], id="the day before was looked at again, in vain"),
         pytest.param((6, 6), ["2026-11-04", "2026-11-05"], id="the missed night is caught up"),
-        pytest.param((7, 6), ["2026-11-05", "2026-11-06"], id="late data make their day anew"),
+        pytest.param(
+            (7, 6),
+            ["2026-11-04", "2026-11-05", "2026-11-06"],
+            id="a late log and late data make their days anew",
+        ),
         pytest.param((8, 6), [], id="a dead source"),
-        pytest.param((9, 6), ["2026-11-07", "2026-11-08"], id="and back again"),
+        pytest.param(
+            (9, 6),
+            [f"2026-11-0{day}" for day in range(4, 9)],
+            id="and back again; the invoice has grown by five days",
+        ),
         pytest.param((9, 7), [], id="nothing is left to do"),
     ],
 )
@@ -166,8 +231,45 @@ def test_only_the_dead_source_is_a_failure(nights):
     assert failed[8].exit_code == 3
 
 
-def test_no_night_has_anything_else_to_say(nights):
-    assert [now.day for now, done in nights.runs.items() if done.notes] == []
+def test_a_missing_log_is_one_line_and_nothing_else_is_said(nights):
+    notes = {now.day: done.notes for now, done in nights.runs.items() if done.notes}
+    log = nights.folder / "logs" / f"spend-{LATE_LOG}.csv"
+    line = f"{LATE_LOG}: There is no log of use {log}: the page comes without it."
+    assert notes == {6: (line,)}
+
+
+@pytest.mark.parametrize("day", DAYS, ids=str)
+def test_each_page_has_the_shares_of_its_day(nights, day):
+    page = (nights.folder / "reports" / f"{day}.html").read_text()
+    rows = len([at for at in scrapes() if at.date() == day])
+    counts = re.findall(r"<td[^>]*>(\d+)</td>", page.partition("Who used it")[2])
+    assert "Who used it" in page
+    assert {str(rows * 3 // 4), str(rows // 4)} <= set(counts[:20])
+
+
+@pytest.mark.parametrize("day", DAYS, ids=str)
+def test_each_page_is_reconciled_with_the_invoice(nights, day):
+    page = (nights.folder / "reports" / f"{day}.html").read_text()
+    assert "The cloud's invoice (invoice.csv)" in page.replace("&#39;", "'")
+    assert "$1.68 per hour charged, $1.64 billed" in page
+
+
+def test_the_alert_fires_while_cost_is_high_and_people_are_told_once(nights):
+    """Up to $39 per million output tokens on the fourth, at most $27 from the fifth on."""
+    assert [nights.alerts[now] for now in sorted(nights.alerts)] == [1, 1, 0, 0, 0, 0, 0]
+    assert nights.notified == ["vLLM: 1 firing", "vLLM: 1 resolved"]
+
+
+def test_the_bills_of_seven_nights_are_one_focus_file(nights):
+    words = ["export", str(nights.folder / "reports"), "--to", "focus"]
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    charged = [float(row["BilledCost"]) for row in csv.DictReader(io.StringIO(done.stdout))]
+    bills = [
+        page_metadata(nights.folder / "reports" / f"{day}.html").use.as_paid.whole.total.mid
+        for day in DAYS
+    ]
+    assert sum(charged) == pytest.approx(sum(bills), abs=0.005)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("day", DAYS, ids=str)

@@ -1,16 +1,12 @@
 """What people are told by apprise: each thing once, and that it is over; to a real receiver."""
 
-import json
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from serving import serving
+from serving import receiver
 
 from tests.cli import command_line
 from vllm_capacity.alerts import RULES, Alert, Observed
@@ -23,27 +19,6 @@ FAST = Alert(RULES[0], "quiet", Observed(2.0))
 UNKNOWN = Alert(RULES[0], "unknown", Observed(None, reason="no samples"))
 FULL = Alert(RULES[2], "fired", Observed(0.97))
 SECRET = "t0ken"
-
-
-@contextmanager
-def receiver(*statuses: int) -> Iterator[tuple[str, list[dict]]]:
-    """What takes notifications, with these answers and then 200; its URL, and what it got."""
-    left, got = list(statuses), []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status = left.pop(0) if left else 200
-            got.append({"status": status, **body})
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
-        yield url.replace("http://", "json://"), got
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from vllm_capacity.cli.analysis_options import (
     window_options,
 )
 from vllm_capacity.cli.options import columns
-from vllm_capacity.cli.settings import CostSettings, setting_options
+from vllm_capacity.cli.settings import CostSettings, InvoiceSettings, setting_options
 from vllm_capacity.record import SCHEMA_VERSION, plain
 
 _verify = click.option(
@@ -58,7 +58,7 @@ def figures(
 @window_options
 @assumption_options
 @_verify
-@setting_options(CostSettings)
+@setting_options(CostSettings, InvoiceSettings)
 @json_options
 def cost(
     argument: str | None,

@@ -7,11 +7,12 @@ their pages, and a page that was not written is written by the next run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from vllm_capacity.cli.against import earlier_day, is_duration, later_days
+from vllm_capacity.cli.beside import Beside, Inputs, says_more
 from vllm_capacity.cli.settings import DaySettings, SourceSettings
 from vllm_capacity.errors import CapacityError, InputError, NoTelemetryError, SourceError
 from vllm_capacity.live.days import DayStore, Outcome, Reach, Source, day_store
@@ -25,7 +26,8 @@ from vllm_capacity.timerange import TimeRange, parse_duration_seconds
 class Night:
     """What a run is to do: pull days from where, into which store, and make what page of each.
 
-    `against` is what a page is compared with: a day, the day so long before it, or a window.
+    `against` is what a page is compared with: a day, the day so long before it, or a window;
+    `beside` are logs of use and the invoice that it is made with.
     """
 
     pull: PullOrder
@@ -34,6 +36,7 @@ class Night:
     reach: Reach
     page: ReportOrder
     against: str | None = None
+    beside: Beside = field(default_factory=Beside)
 
     @classmethod
     def of(
@@ -43,6 +46,7 @@ class Night:
         page: ReportOrder,
         *,
         against: str | None = None,
+        beside: Beside | None = None,
     ) -> Night:
         """The night that settings describe; InputError for what is no duration, or no origin."""
         if source.origin is None:
@@ -70,9 +74,14 @@ class Night:
             reach,
             page,
             against,
+            beside or Beside(),
         )
 
-    def parameters(self, store: DayStore, day: date) -> dict[str, object]:
+    def inputs(self, store: DayStore, day: date) -> Inputs:
+        """What a day's page takes beside its window."""
+        return self.beside.of_day(day, store.time_range(day))
+
+    def parameters(self, store: DayStore, day: date, inputs: Inputs) -> dict[str, object]:
         """The parameters of a day's page; it is compared with nothing where that day has no window.
 
         So is each of the first week, where each is to be compared with the week before.
@@ -84,7 +93,7 @@ class Night:
                 window["against"] = self.against
             elif earlier != day and store.path(earlier).is_dir():
                 window["against"] = str(store.path(earlier))
-        return {**window, **self.page.parameters}
+        return {**window, **inputs.parameters, **self.page.parameters}
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,8 @@ def night(
         wanted = replace(order.pull, time_range=time_range)
         pull_window(wanted, target, environment=environment, now=now)
 
-    sample = {} if order.against is None else {"against": order.against}
+    sample: dict[str, object] = {} if order.against is None else {"against": order.against}
+    sample |= order.beside.sample
     notebook_parameters(replace(order.page, parameters={**sample, **order.page.parameters}))
     with day_store(order.windows, order.source) as store:
         done = Done()
@@ -130,17 +140,30 @@ def night(
             if order.against is not None and outcome in (Outcome.NEW, Outcome.CHANGED):
                 for later in later_days(order.against, day, list(store.days)):
                     store.report_again(later)
+        _report_changed_inputs(order, store)
         pages = []
         for day in store.unreported():
-            wanted = replace(order.page, parameters=order.parameters(store, day))
+            inputs = order.inputs(store, day)
+            wanted = replace(order.page, parameters=order.parameters(store, day, inputs))
+            lines = [f"{day}: {each}: the page comes without it." for each in inputs.missing]
+            done = replace(done, notes=(*done.notes, *lines))
             try:
                 pages.append(write_report(wanted, made_at=now, cache=cache, progress=progress))
             except CapacityError as error:  # the next run tries again
                 done = replace(done, failure=done.failure or error)
                 continue
-            store.reported(day)
+            store.reported(day, inputs.digest)
         store.prune(order.reach, now)
         return replace(done, pages=tuple(pages))
+
+
+def _report_changed_inputs(order: Night, store: DayStore) -> None:
+    """Have the pages made anew of whose days logs or the invoice say something else now."""
+    for day, known in list(store.days.items()):
+        if not (known.is_reported and store.path(day).is_dir()):
+            continue
+        if says_more(order.inputs(store, day).digest, known.inputs):
+            store.report_again(day)
 
 
 def missing_days(done: Done) -> None:

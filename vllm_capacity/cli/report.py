@@ -13,18 +13,20 @@ from typing import Any
 import click
 
 from vllm_capacity.assumptions import TARGETS, Slo
-from vllm_capacity.cli.against import window_against
+from vllm_capacity.cli.against import day_of, window_against
 from vllm_capacity.cli.analysis_options import (
     assumptions_of,
     one_window,
     range_options,
     window_options,
 )
+from vllm_capacity.cli.beside import Beside
 from vllm_capacity.cli.nights import Night, missing_days, night
 from vllm_capacity.cli.options import progress_bar
 from vllm_capacity.cli.settings import (
     DaySettings,
     HardwareSettings,
+    InvoiceSettings,
     PageSettings,
     PriceSettings,
     SourceSettings,
@@ -50,7 +52,7 @@ from vllm_capacity.resources import shipped
 @window_options
 @setting_options(SourceSettings, DaySettings)
 @range_options
-@setting_options(PriceSettings, Slo, HardwareSettings, PageSettings, UsageSettings)
+@setting_options(PriceSettings, Slo, HardwareSettings, PageSettings, UsageSettings, InvoiceSettings)
 @click.option(
     "-p",
     "--parameter",
@@ -92,8 +94,9 @@ def report(
     against = _against(page, parameters)
     is_named = argument is not None or window is not None or "window" in parameters
     order = _order(page, _notebook(page.notebook), parameters)
+    beside = _beside(given, parameters)
     if _has_source(given, is_named=is_named):
-        _days(order, given, browser, against)
+        _days(order, given, browser, against, beside)
         return
     if argument is not None or window is not None:
         if "window" in parameters:
@@ -105,6 +108,7 @@ def report(
         named, kept = str(parameters.get("window", "")), taken(DaySettings, given).windows
         found = window_against(against, named, kept, is_typed=_is_typed("against"))
         parameters |= {} if found is None else {"against": found}
+    parameters = {**_inputs(beside, str(parameters.get("window", ""))), **parameters}
     _written(replace(order, parameters=parameters), browser)
 
 
@@ -117,6 +121,10 @@ _OPTION_OF = {
     "usage_log_format": "log_format",
 }
 """The options that give parameters of other names."""
+
+
+_OF_USAGE = ("usage", "usage_columns", "usage_models", "usage_log_format")
+_OF_INVOICE = ("invoice", "invoice_columns")
 
 
 def _against(page: PageSettings, parameters: Mapping[str, object]) -> str | None:
@@ -149,15 +157,45 @@ def _is_typed(name: str) -> bool:
     return any(given(each) is typed for each in options)
 
 
+def _beside(given: Mapping[str, Any], parameters: Mapping[str, object]) -> Beside:
+    """The logs and the invoice to make pages with; what `-p` gives goes before the settings'.
+
+    InputError for what is given as an option and with -p.
+    """
+    for names in (_OF_USAGE, _OF_INVOICE):
+        if names[0] in parameters and any(map(_is_typed, names)):
+            raise InputError(f"{names[0]} is given twice: as an option, and with -p {names[0]}=….")
+    usage = UsageSettings() if "usage" in parameters else taken(UsageSettings, given)
+    invoice = InvoiceSettings() if "invoice" in parameters else taken(InvoiceSettings, given)
+    return Beside(usage, invoice)
+
+
+def _inputs(beside: Beside, window: str) -> dict[str, object]:
+    """What the page of a window takes beside it.
+
+    A file that is missing is an error where it was typed; of the settings, a line on stderr.
+    """
+    found = beside.of_window(day_of(Path(window).name))
+    for line in found.missing:
+        if _is_typed("usage") or _is_typed("invoice"):
+            raise InputError(f"{line}.")
+        click.echo(f"vllm-capacity: {line}: the page comes without it.", err=True)
+    return found.parameters
+
+
 def _days(
-    page: ReportOrder, given: Mapping[str, Any], browser: Path | None, against: str | None
+    page: ReportOrder,
+    given: Mapping[str, Any],
+    browser: Path | None,
+    against: str | None,
+    beside: Beside,
 ) -> None:
     """The pages of a source's days, each named on stdout; what is missing, as an error."""
     if given["start"] is not None or given["end"] is not None:
         raise InputError("With --from, say which days by --last; leave --start and --end out.")
     assumptions_of(given)  # a price that there is not is told before anything is pulled
     source, days = taken(SourceSettings, given), taken(DaySettings, given)
-    order = Night.of(source, days, page, against=against)
+    order = Night.of(source, days, page, against=against, beside=beside)
     now = datetime.now(UTC)
     with needing_extra("report"), progress_bar(f"Running {page.notebook.name}") as progress:
         done = night(
@@ -207,7 +245,6 @@ def _parameters(
     """The notebook's parameters that options give, then those of `-p`; InputError for both."""
     hardware = taken(HardwareSettings, given)
     price, slo, days = taken(PriceSettings, given), taken(Slo, given), taken(DaySettings, given)
-    usage = taken(UsageSettings, given)
     options: dict[str, object] = {
         "start": given["start"],
         "end": given["end"],
@@ -218,11 +255,6 @@ def _parameters(
         "slo": slo.text or None,
         "time_zone": None if days.zone == DaySettings.zone else days.zone,
         "by": page.group,
-        "usage": ";".join(map(str, usage.files)) or None,
-        "usage_columns": usage.columns or None,
-        "usage_models": usage.models or None,
-        "usage_log_format": usage.log_format,
-        "idle": None if usage.idle == UsageSettings.idle else usage.idle,
         "gpu": hardware.gpu,
         "model": hardware.model,
     }

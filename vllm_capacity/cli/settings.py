@@ -380,10 +380,19 @@ class CostSettings:
         default="engine",
         metadata=_about("--by", "engine, instance, model, a label.", show_default=True),
     )
+
+
+@dataclass(frozen=True)
+class InvoiceSettings:
+    """[invoice]: what the cloud charged, which the bill is reconciled with."""
+
     invoice: Path | None = field(
         default=None,
         metadata=_about(
-            "--invoice", "What the cloud charged (CSV, Parquet): names the difference.", type=FILE
+            "--invoice",
+            "What the cloud charged (CSV, Parquet): names the difference.",
+            key="file",
+            type=FILE,
         ),
     )
     invoice_columns: str = field(
@@ -391,6 +400,7 @@ class CostSettings:
         metadata=_about(
             "--invoice-columns",
             "Its column names: cost=Charge,start=Day,end=…,hours=…",
+            key="columns",
             metavar="NAME=COLUMN,…",
             check=_check_invoice_columns,
         ),
@@ -405,7 +415,8 @@ class UsageSettings:
         default=(),
         metadata=_about(
             "--usage",
-            "A gateway's usage log: LiteLLM, Envoy, nginx, CSV, Parquet; repeatable.",
+            "A gateway's usage log: LiteLLM, Envoy, nginx, CSV, Parquet; repeatable; or a pattern, "
+            "as 'spend-*.csv', 'spend-{day}.csv'.",
             multiple=True,
             type=FILE,
         ),
@@ -527,6 +538,7 @@ SECTIONS: Mapping[str, type] = {
     "report": PageSettings,
     "cost": CostSettings,
     "usage": UsageSettings,
+    "invoice": InvoiceSettings,
     "alerts": AlertSettings,
 }
 """The tables of the settings file."""

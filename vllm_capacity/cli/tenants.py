@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from vllm_capacity.cli.against import day_of
 from vllm_capacity.cli.analysis_options import (
     analysis_of,
     as_text,
@@ -52,6 +53,7 @@ def tenants(
         raise InputError("Give --csv or --json, not both.")
     settings = taken(UsageSettings, given)
     analysis = analysis_of(one_window(argument, window), given)
+    from vllm_capacity.cli.beside import Beside
     from vllm_capacity.render.sections.tenants import ADAPTERS, tenant_table, tenants_text
     from vllm_capacity.sources.records import pairs
     from vllm_capacity.sources.usage import KEYS_SECRET, Keys, read_usage
@@ -63,8 +65,11 @@ def tenants(
             "Say what was used: --usage FILE, the log of a gateway. vLLM itself counts nothing by "
             "user." + (f" {ADAPTERS}" if analysis.adapters.height else "")
         )
+    logs, missing = Beside(settings).logs(day_of(analysis.window.name))
+    if missing:
+        raise InputError(f"{missing[0]}.")
     log = read_usage(
-        settings.files,
+        logs,
         columns=settings.columns,
         log_format=settings.log_format,
         keys=Keys(os.environ.get(KEYS_SECRET, ""), are_shown=show_keys),

@@ -48,11 +48,15 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Day:
-    """The state of a day: when it was last pulled, whether it has no data, or has a page."""
+    """The state of a day: when it was last pulled, whether it has no data, or has a page.
+
+    `inputs` is a digest of what its page was made with beside the window; empty for nothing.
+    """
 
     pulled: datetime
     is_empty: bool = False
     is_reported: bool = False
+    inputs: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class DayStore:
         if outcome is not Outcome.IN_USE:
             was = self.days.get(day, Day(now))
             is_reported = was.is_reported and outcome is Outcome.SAME
-            self._note(day, Day(now, outcome is Outcome.EMPTY, is_reported))
+            self._note(day, Day(now, outcome is Outcome.EMPTY, is_reported, was.inputs))
         return outcome
 
     def unreported(self) -> list[date]:
@@ -162,9 +166,9 @@ class DayStore:
             day for day, known in self.days.items() if not (known.is_reported or known.is_empty)
         )
 
-    def reported(self, day: date) -> None:
-        """Record that a day's page has been made."""
-        self._note(day, replace(self.days[day], is_reported=True))
+    def reported(self, day: date, inputs: str = "") -> None:
+        """Record that a day's page has been made, with these inputs beside its window."""
+        self._note(day, replace(self.days[day], is_reported=True, inputs=inputs))
 
     def report_again(self, day: date) -> None:
         """Record that a day's page must be made again, if the day has a window and a page."""

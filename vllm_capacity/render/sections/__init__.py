@@ -35,6 +35,7 @@ from vllm_capacity.render.sections.header import (
     title_line,
     verdict,
 )
+from vllm_capacity.render.sections.invoice import invoice_by_file
 from vllm_capacity.render.sections.latency import (
     failure_table,
     latency_breakdown,
@@ -104,6 +105,7 @@ __all__ = [
     "groups_table",
     "implied_price",
     "interruption_table",
+    "invoice_by_file",
     "kept_use",
     "latency_breakdown",
     "latency_table",

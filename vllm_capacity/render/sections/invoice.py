@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.errors import NoTelemetryError
 from vllm_capacity.estimate import listed
 from vllm_capacity.render.numbers import number, plural, usd
-from vllm_capacity.render.tables import Cell, Column, Table, Value, table
-from vllm_capacity.sources.invoices import Invoice
+from vllm_capacity.render.tables import Cell, Column, Table, Text, Value, table, text
+from vllm_capacity.sources.invoices import Invoice, read_invoice
 from vllm_capacity.verdicts.cost.reconcile import Reconciliation
 
 _LEAST_USD = 1e-4
@@ -32,6 +37,19 @@ def invoice_table(found: Reconciliation, invoice: Invoice) -> Table:
     )
     rows += [(name, cost, why) for name, cost, why in parts if cost is not None]
     return table(columns, rows)
+
+
+def invoice_by_file(analysis: Analysis, invoice: str, *, columns: str = "") -> Table | Text:
+    """The same for a page, of the charges in a file; `columns` says how it calls what.
+
+    A sentence where no charge is of the analysis's time.
+    """
+    charges = read_invoice(Path(invoice), columns=columns)
+    try:
+        found = analysis.reconciled(charges)
+    except NoTelemetryError as error:
+        return text(str(error))
+    return replace(invoice_table(found, charges), caption=f"The cloud's invoice ({charges.name}).")
 
 
 def _money(value: float, like: float | None = None) -> str:

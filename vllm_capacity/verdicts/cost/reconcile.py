@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
 
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import NoTelemetryError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.record import SCHEMA_VERSION, Record
 from vllm_capacity.timerange import TimeRange, iso
@@ -56,8 +56,8 @@ def reconciled(
 ) -> Reconciliation:
     """The charges (sources/invoices.py) of the time range against its bill.
 
-    Where the bill is not known (no price), only what was charged is. InputError where no charge is
-    of the time range.
+    Where the bill is not known (no price), only what was charged is. NoTelemetryError where no
+    charge is of the time range.
     """
     start, end = pl.lit(time_range.start), pl.lit(time_range.end)
     overlap = pl.min_horizontal("end", end) - pl.max_horizontal("start", start)
@@ -69,7 +69,7 @@ def reconciled(
         first, last = charges["start"].min(), charges["end"].max()
         assert isinstance(first, datetime)
         assert isinstance(last, datetime)
-        raise InputError(
+        raise NoTelemetryError(
             f"No charge of the invoice is of the time from {iso(time_range.start)} to "
             f"{iso(time_range.end)}; they are from {iso(first)} to {iso(last)}."
         )
