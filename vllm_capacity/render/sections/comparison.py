@@ -54,6 +54,7 @@ def change_table(found: Comparison) -> Table:
         Column("change", "ratio", is_numeric=True),
         Column("99 % interval", is_numeric=True),
         Column("verdict", "is_more_than_noise"),
+        Column("", "detectable_change_ratio", is_note=True),
         Column("reason", "reason", is_note=True),
     )
     rows: list[tuple[Value | Cell, ...]] = []
@@ -64,7 +65,9 @@ def change_table(found: Comparison) -> Table:
         if ratio.low is not None and ratio.high is not None:
             ends = f"{_percent(ratio.low)} to {_percent(ratio.high)}"
         verdict = Cell(_verdict(change), str(change.is_more_than_noise))
-        rows.append((_LABELS[name], Cell(shown, ratio), Cell(ends), verdict, Cell(ratio.reason)))
+        found_from = Cell(_unseen(change), change.detectable_change_ratio)
+        cells = (Cell(shown, ratio), Cell(ends), verdict, found_from, Cell(ratio.reason))
+        rows.append((_LABELS[name], *cells))
     return table(columns, rows)
 
 
@@ -91,9 +94,20 @@ def _change_text(change: Change) -> str:
     if ratio.low == ratio.high:
         ends = "exactly"
     if not change.is_more_than_noise:
-        return f"no more than noise is seen in the cost of an output token ({ends})"
+        unseen = "; ".join(filter(None, (ends, _unseen(change))))
+        return f"no more than noise is seen in the cost of an output token ({unseen})"
     more = "more" if ratio.mid > 1 else "less"
     return f"an output token costs {percent(abs(ratio.mid - 1))} {more} ({ends})"
+
+
+def _unseen(change: Change) -> str:
+    """Which changes these hours are too few to show; empty of one that they show."""
+    least = change.detectable_change_ratio
+    if change.is_more_than_noise is not False or not least:
+        return ""
+    if least >= 1:
+        return "these hours are too few to show even a doubling"
+    return f"a change under {percent(least)} could go unseen in these hours"
 
 
 def _percent(ratio: float) -> str:
