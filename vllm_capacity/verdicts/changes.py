@@ -148,13 +148,12 @@ def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Chang
     if min(means) <= 0:
         idle = [side for side, mean in zip("AB", means, strict=True) if mean <= 0]
         return _unknown(f"nothing was served in {' and '.join(idle)}")
-    scores = np.concatenate(
-        [
-            (each[column].to_numpy() - mean) / (each.height * mean)
-            for each, mean in zip(sides, means, strict=True)
-        ]
-    )
-    half = _half((sides[0], sides[1]), scores)
+    scores = [
+        (each[column].to_numpy() - mean) / (each.height * mean)
+        for each, mean in zip(sides, means, strict=True)
+    ]
+    # By blocks alone: the hours of a day are most of how demand moves, and they are no drift.
+    half = _half_by_blocks([_sums(*each, _BLOCKS) for each in zip(sides, scores, strict=True)])
     if half is None:
         return _unknown(f"one side has fewer than {FEWEST_BLOCKS} separate times")
     return _known(math.log(means[1] / means[0]), half, f"means of {column}, by blocks of time")
