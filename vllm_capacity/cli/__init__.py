@@ -39,7 +39,7 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "cost": ("figures", "The bill of WINDOW shared out; the parts add up to the whole."),
     "dashboard": ("monitoring", "A Grafana dashboard of vLLM's capacity and cost."),
     "doctor": ("doctor", "The first broken link from vLLM to a window, and its remedy."),
-    "export": ("export", "WINDOW as CSV, Parquet, FOCUS, Prometheus, LiteLLM, Markdown."),
+    "export": ("export", "WINDOW or REPORTS as CSV, Parquet, FOCUS, Prometheus, LiteLLM."),
     "facts": ("facts", "The GPUs, models, prices and metrics known, and where from."),
     "figures": ("figures", "All figures and verdicts of a window, or of a part of it."),
     "fit": ("fit", "The capacity that a table of loads shows, or lets extrapolate."),

@@ -21,6 +21,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "export": (
         "export monday --to markdown --usd-per-hour 1.64",
         "export monday --to focus --usd-per-hour 1.64 --out monday.csv",
+        "export reports/ --to focus --out november.csv",
     ),
     "facts": ("facts gpus H100",),
     "figures": (

@@ -22,7 +22,7 @@ FORMATS = (
 )
 
 
-@click.command(short_help="WINDOW or REPORTS as CSV, FOCUS, Prometheus, LiteLLM, ….")
+@click.command(short_help="WINDOW or REPORTS as CSV, Parquet, FOCUS, Prometheus, LiteLLM.")
 @click.argument("argument", metavar="[WINDOW|REPORTS]", required=False)
 @click.option("--window", help="The window, if not given as WINDOW.")
 @click.option("--to", required=True, type=click.Choice(FORMATS), help="The format.")
@@ -54,10 +54,6 @@ def export(
 
     Of REPORTS, the pages that nights left, csv, parquet, json and focus have every night once, the
     others the newest, from what the pages keep: nothing is pulled, and prices are those reported.
-
-    \b
-    vllm-capacity export monday --to markdown --usd-per-hour 1.64
-    vllm-capacity export reports/ --to focus --out november.csv
 
     What is not known stays empty, never 0; a bound is called "at least" or "at most".
     """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
