@@ -156,8 +156,8 @@ def test_too_little_to_fit_is_a_stated_rule_between_all_weights():
     )
     share = found.tenants["writes"].share_ratio
     assert share.kind is Kind.ASSUMED
-    assert share.low < 0.25
-    assert share.high > 0.5
+    assert 0.25 < share.low < 0.5  # prompts cannot have had all of the time, a third were output
+    assert share.high > 0.7
     assert "too few" in share.sources
 
 

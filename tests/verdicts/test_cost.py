@@ -77,13 +77,16 @@ def test_the_split_adds_up_to_the_allocation():
     assert inputs + outputs == pytest.approx(found.allocation_usd.mid)
 
 
-def test_without_engine_time_the_split_states_its_weight_and_bounds_nothing():
+def test_without_engine_time_the_split_states_its_weight_and_prompts_take_no_more():
     usage = Usage(1.0, 10, 400.0, 100.0)
     found = costs(usage, usd_per_gpu_hour=dollars(1.0), capacity=NO_KNEE)
     split = found.usd_per_million_input_tokens_split
     assert split.mid == pytest.approx(1e6 / 800)
     assert "stated weight" in split.sources
     assert (split.kind, split.low) == (Kind.ASSUMED, 0.0)
+    as_much_as_output = found.usd_per_million_total_tokens.mid
+    assert split.high == pytest.approx(as_much_as_output)
+    assert found.usd_per_million_output_tokens_split.low == pytest.approx(as_much_as_output)
 
 
 def test_the_split_has_the_interval_of_engine_time():

@@ -13,6 +13,7 @@ from tests.truth_server.tenants import tenant_case, write, write_open
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.sources.usage import UsageLog
 from vllm_capacity.tenants import Tenants
+from vllm_capacity.verdicts.cost.bill import most_for_prompts
 
 SEEDS = range(2000, 2012)
 OPEN_SEEDS = range(2100, 2112)
@@ -48,7 +49,7 @@ def by_rule(analysis: Analysis, log: UsageLog) -> Tenants:
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """Each share of each case, and of each case the prefill's share of time with its truth."""
+    """Each share of each case, and of each what prompts took: as said, in truth, at most."""
     found, prefills = [], []
     for seed in SEEDS:
         folder = tmp_path_factory.mktemp("tenants") / "window"
@@ -66,7 +67,8 @@ def judged(tmp_path_factory):
                     Judged(own.low, own.mid, own.high, share, by_weights, rule.low, rule.high)
                 )
         ratio = next(iter(a.engine_times.values())).ratios["prefill"]
-        prefills.append((ratio, truth.prefill_ratio))
+        tokens = truth.usage["prompt_tokens"].sum(), truth.usage["output_tokens"].sum()
+        prefills.append((ratio, truth.prefill_ratio, most_for_prompts(*tokens)))
     return found, prefills
 
 
@@ -114,8 +116,17 @@ def test_intervals_are_no_wider_than_they_need_be(judged):
 
 
 def test_the_time_of_prompts_is_held_by_its_interval(judged):
-    held = [ratio.low <= truth <= ratio.high for ratio, truth in judged[1]]
+    held = [ratio.low <= truth <= ratio.high for ratio, truth, _ in judged[1]]
     assert sum(held) / len(held) >= 0.8
+
+
+def test_no_prompt_token_takes_more_than_an_output_token(judged):
+    assert all(truth <= most for _, truth, most in judged[1])
+
+
+def test_the_stated_rule_is_no_wider_than_it_need_be(judged):
+    widths = sorted(one.rule_high / one.rule_low for one in judged[0])
+    assert widths[len(widths) // 2] <= 3.3
 
 
 def test_under_open_load_shares_are_the_time_that_was_spent(judged_open):

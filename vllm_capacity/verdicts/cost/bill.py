@@ -355,8 +355,8 @@ def _tokens_per_usd(tokens: float | None, allocation: Estimate) -> Estimate:
 def split_usd(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
     """The allocation shared between input and output, USD; the two middles add up to it.
 
-    By the share of engine time that prompts took, else by tokens at 1:4, which is a rule and bounds
-    nothing; unknown without either.
+    By the share of engine time that prompts took, else by tokens at 1:4, which is a rule; then all
+    that is sure is `most_for_prompts`. Unknown without either.
     """
     share = prefill_share(usage)
     if share.is_unknown:
@@ -373,8 +373,19 @@ def prefill_share(usage: Usage) -> Estimate:
         return Estimate.unknown("neither the time of prompts nor tokens were counted")
     weighted = usage.prompt_tokens + OUTPUT_TOKEN_WEIGHT * usage.generation_tokens
     share = usage.prompt_tokens / weighted if weighted else 0.0
+    most = most_for_prompts(usage.prompt_tokens, usage.generation_tokens)
     how = f"split by a stated weight: an output token counts {OUTPUT_TOKEN_WEIGHT:g} input ones"
-    return Estimate.known(0.0, share, 1.0, how, kind=Kind.ASSUMED, confidence=None)
+    return Estimate.known(0.0, share, most, how, kind=Kind.ASSUMED, confidence=None)
+
+
+def most_for_prompts(prompt_tokens: float, output_tokens: float) -> float:
+    """The most of engine time that prompts can have had: their share of all tokens, 0..1.
+
+    To read a token takes no more than to write one: both multiply by the same matrices, and a step
+    that writes reads all weights and the KV cache for its few tokens. 1 where there were none.
+    """
+    both = prompt_tokens + output_tokens
+    return prompt_tokens / both if both else 1.0
 
 
 def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:

@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vllm_capacity.estimate import CONFIDENCE, Estimate, Kind
-from vllm_capacity.verdicts.cost.bill import OUTPUT_TOKEN_WEIGHT
+from vllm_capacity.verdicts.cost.bill import OUTPUT_TOKEN_WEIGHT, most_for_prompts
 from vllm_capacity.verdicts.cost.engine_time import EngineTime
 
 Floats = NDArray[np.float64]
@@ -57,7 +57,7 @@ class Shares:
     """The share of each key of a pool's cost, and of the use that no row explains.
 
     `best` and a row per draw add up to 1 over keys and `unmatched`, which is the last. `bounds` are
-    the lowest and highest shares that any weights would give, for the `assumed` part of the cost.
+    the lowest and highest shares that any weights could give, for the `assumed` part of the cost.
     """
 
     keys: tuple[str, ...]
@@ -90,10 +90,10 @@ def pool_shares(rows: pl.DataFrame, counted: Counted, engines: Sequence[AlikeEng
         if isinstance(each.time, str):
             assumed += weight
             reasons.append(each.time)
-            parts = use.parts(_Sharing.of_log(rows))
+            ends = use.by_any_weights(use.parts(_Sharing.of_log(rows)))
             best += weight * use.by_rule()
-            low += weight * parts.min(axis=1)
-            high += weight * parts.max(axis=1)
+            low += weight * ends.min(axis=1)
+            high += weight * ends.max(axis=1)
         else:
             parts = use.parts(_Sharing.of_stretches(each.time.stretches))
             best += weight * (parts @ each.time.shares)
@@ -211,6 +211,17 @@ class _Use:
         weights = np.array([prompt, OUTPUT_TOKEN_WEIGHT * self._counted.output_tokens])
         both = np.stack([self._prompts(self._unsure_ratio), self._output], axis=1)
         return np.asarray(both @ _scaled(weights))
+
+    def by_any_weights(self, parts: Floats) -> Floats:
+        """The shares by each extreme of where the time may have gone: a row per key.
+
+        Anywhere, but that prompts had no more than they can have had (`most_for_prompts`).
+        """
+        computed = self._counted.computed_tokens
+        prompt = self._counted.prompt_tokens if computed is None else computed
+        most = most_for_prompts(prompt, self._counted.output_tokens)
+        without = parts[:, 1:]
+        return np.hstack([without, most * parts[:, :1] + (1 - most) * without])
 
     def drawn(self, parts: Floats, time: EngineTime, rng: np.random.Generator) -> Floats:
         """The shares by each draw of where the time went; a row per draw, which adds up to 1."""
