@@ -308,17 +308,22 @@ def _to_markdown(found: Reports, currency: Currency) -> str:
 def _lines(night: Night, currency: Currency) -> Iterator[str]:
     line, rate = night.report.line, f"; {currency.note}" if currency.note else ""
     about = ", ".join(filter(None, (line.span, line.engines)))
-    yield f"**{markdown(line.window)}** · {markdown(about)}"
+    yield f"**{markdown(line.window)}** · {_for_chats(about)}"
     if line.is_simulated:
         yield SIMULATED
-    yield f"Price: {markdown(line.price or 'not told')}{rate}"
+    yield f"Price: {_for_chats(line.price or 'not told')}{rate}"
     yield ""
     if not night.report.tiles:
         yield "This report holds no figures."
     for tile in night.report.tiles:
         told = _shown(tile) if currency.day is None else _in_other_money(tile, currency)
         change = _change(tile, currency)
-        yield "; ".join(filter(None, (f"- {tile.label}: {markdown(told)}", markdown(change))))
+        yield "; ".join(filter(None, (f"- {tile.label}: {_for_chats(told)}", _for_chats(change))))
+
+
+def _for_chats(text: str) -> str:
+    """Without markup in it; dollars as they are, for no chat sets formulas between them."""
+    return markdown(text).replace("\\$", "$")
 
 
 def _shown(tile: Tile) -> str:
