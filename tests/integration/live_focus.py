@@ -1,7 +1,8 @@
 """FOCUS rows before the FinOps Foundation's own validator.
 
 Not among the usual tests: focus-validator 2.2.1 needs Python 3.12 and older polars, pandas and
-DuckDB, so an environment of its own. FOCUS_VALIDATOR names its command:
+DuckDB, so an environment of its own (with pyarrow below 19), and finds its lists only from its own
+site-packages. FOCUS_VALIDATOR names its command, a script that goes there first:
 
     FOCUS_VALIDATOR=/path/to/focus-validator pytest tests/integration/live_focus.py
 """
@@ -12,9 +13,11 @@ import subprocess
 
 import pytest
 
+from tests.render.test_reports_export import DAY, FIRST, on, report, write
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, pricing
 from vllm_capacity.render.exports import export
+from vllm_capacity.render.exports.reports import export_reports, read_reports
 from vllm_capacity.telemetry.window import open_window
 
 SUPPORTED = (
@@ -31,10 +34,22 @@ validator holds both against every row, so one of them fails whatever is written
 
 @pytest.mark.parametrize("name", ["vllm-sweep", "vllm-two-replicas", "vllm-restart"])
 def test_the_foundations_validator_passes(name, tmp_path):
-    window = open_window(name)
-    data = tmp_path / "focus.csv"
-    priced = Analysis.of(window, assumptions=Assumptions(pricing(1.64)))
-    data.write_text(export(priced, "focus-1.2"))
+    priced = Analysis.of(open_window(name), assumptions=Assumptions(pricing(1.64)))
+    validate(export(priced, "focus-1.2"), tmp_path)
+
+
+def test_it_passes_on_all_nights_of_a_folder_of_reports(tmp_path):
+    """Two models, three nights, the last over the end of a month."""
+    night = report(window="fleet-two-models")
+    for start in (FIRST, FIRST + DAY, FIRST + 2.5 * DAY):
+        write(tmp_path / "reports", on(night, start))
+    validate(export_reports(read_reports(tmp_path / "reports"), "focus-1.2")[0], tmp_path)
+
+
+def validate(charges, folder):
+    """Hold charges against the rules of FOCUS 1.2."""
+    data = folder / "focus.csv"
+    data.write_text(charges)
     command = [
         *(os.environ["FOCUS_VALIDATOR"], "--data-file", data, "--block-download"),
         *("--validate-version", "1.2.0.1", "--applicability-criteria", ",".join(SUPPORTED)),
