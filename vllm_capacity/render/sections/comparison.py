@@ -54,8 +54,8 @@ def change_table(found: Comparison) -> Table:
         Column("change", "ratio", is_numeric=True),
         Column("99 % interval", is_numeric=True),
         Column("verdict", "is_more_than_noise"),
-        Column("", "detectable_change_ratio", is_note=True),
-        Column("reason", "reason", is_note=True),
+        Column("", "detectable_change_ratio"),
+        Column("note", "reason", is_note=True),
     )
     rows: list[tuple[Value | Cell, ...]] = []
     for name, change in found.changes.items():
@@ -65,8 +65,9 @@ def change_table(found: Comparison) -> Table:
         if ratio.low is not None and ratio.high is not None:
             ends = f"{_percent(ratio.low)} to {_percent(ratio.high)}"
         verdict = Cell(_verdict(change), str(change.is_more_than_noise))
-        found_from = Cell(_unseen(change), change.detectable_change_ratio)
-        cells = (Cell(shown, ratio), Cell(ends), verdict, found_from, Cell(ratio.reason))
+        least = Cell("", change.detectable_change_ratio)
+        note = Cell(ratio.reason or _unseen(change), ratio.reason)
+        cells = (Cell(shown, ratio), Cell(ends), verdict, least, note)
         rows.append((_LABELS[name], *cells))
     return table(columns, rows)
 
