@@ -135,9 +135,10 @@ def _not_there(kind: str, name: object) -> str:
 
 
 def _inside(rows: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
-    """The rows that touch the time, also as an instant."""
-    start, end = pl.col("start"), pl.col("end")
-    return rows.filter(start < pl.lit(time_range.end), end >= pl.lit(time_range.start))
+    """The rows that lie in the time with a part, or as an instant."""
+    start, end, first = pl.col("start"), pl.col("end"), pl.lit(time_range.start)
+    is_instant = (start == end) & (start == first)
+    return rows.filter(start < pl.lit(time_range.end), (end > first) | is_instant)
 
 
 def says_more(new: str, old: str) -> bool:
