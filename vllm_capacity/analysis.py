@@ -60,11 +60,11 @@ from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.adapters import adapters
-from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.latency import MeanLatency, Quantile
 from vllm_capacity.figures.makes import Make, alike, engine_makes, of_engines, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
+from vllm_capacity.figures.short_parts import as_read
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.served import served
@@ -123,7 +123,7 @@ class Analysis:
     def __post_init__(self) -> None:
         """Keep what the window answers, for as long as this analysis lives."""
         if self.window.answers is None:
-            object.__setattr__(self, "window", by_hour(self.window, self.time_range))
+            object.__setattr__(self, "window", as_read(self.window, self.time_range))
 
     @classmethod
     def of(

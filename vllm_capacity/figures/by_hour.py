@@ -44,7 +44,7 @@ FROM_HOURS = 6.0
 
 _VERSION, _LAYOUT = version("vllm-capacity"), 1  # of the code, and of what a piece leaves behind
 _HASH_DIGITS = 24
-_OF_ALL_ROWS = ("relabelled",)  # a bound, which the rows in between may raise
+OF_ALL_ROWS = ("relabelled",)  # a bound, which the rows in between may raise
 _SMALL = ("series", "intake")
 
 
@@ -80,7 +80,7 @@ class HourlyWindow(Window):
         """The answer of a shipped query, asked of what the pieces left behind."""
         if name in _ANSWERED:
             return _ANSWERED[name](self, params)
-        if self.ends is None or (name in _OF_ALL_ROWS and self._is_relabelled):
+        if self.ends is None or (name in OF_ALL_ROWS and self._is_relabelled):
             return super().shipped_sql(package, name, params)
         return asked(self.ends, query_text(package, name), params, window=self.name)
 
@@ -95,10 +95,7 @@ class HourlyWindow(Window):
     @cached_property
     def _is_relabelled(self) -> bool:
         """Whether anything was noted of which all rows tell."""
-        noted = self.sql(
-            "select count(*) from intake where \"check\" in ('respelled', 'relabelled')"
-        )
-        return bool(noted.item())
+        return is_relabelled(self)
 
     @cached_property
     def _inside(self) -> list[Kept]:
@@ -108,6 +105,12 @@ class HourlyWindow(Window):
             for piece in self.pieces
             if whole.start <= piece.time_range.start and piece.time_range.end <= whole.end
         ]
+
+
+def is_relabelled(window: Window) -> bool:
+    """Whether anything was noted of which only all rows tell (`OF_ALL_ROWS`)."""
+    noted = window.sql("select count(*) from intake where \"check\" in ('respelled', 'relabelled')")
+    return bool(noted.item())
 
 
 def is_read_by_hour(window: Window, time_range: TimeRange) -> bool:
@@ -128,7 +131,7 @@ def by_hour(
     cut = pieces_of(window, time_range, rows_per_piece=rows_per_piece)
     pieces = tuple(kept_pieces(window, cut, shelf))
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
-    ends = _connected(window, pieces)
+    ends = connected(window, pieces)
     kept = {"time_range": time_range, "pieces": pieces, "ends": ends, "shelf": shelf}
     found = HourlyWindow(**{**own, "answers": {}, **kept})
     vars(found)["extent"] = window.extent
@@ -190,7 +193,7 @@ def keep(frames: Frames, shelf: Shelf, key: str | None) -> Entry:
     return Entry(frames, base) if key is None else shelf.keep(key, base, frames)
 
 
-def _connected(window: Window, pieces: Sequence[Kept]) -> Database:
+def connected(window: Window, pieces: Sequence[Kept]) -> Database:
     """Views of the rows at the ends of pieces, under the names of a window's tables."""
     own = database()
     with own.cursor() as cursor:
@@ -227,9 +230,13 @@ def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
 
 
 def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
+    return kept_attempts(window.pieces, params)
+
+
+def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.DataFrame:
     """attempts.sql: those of the jobs that count are kept (figures/scrapes.py)."""
     # The largest frame of all: it is kept once, as the answer.
-    found = _together(window.pieces, "attempts").filter(pl.col("ts") < _instant(params["end"]))
+    found = _together(pieces, "attempts").filter(pl.col("ts") < _instant(params["end"]))
     # Pieces come in order of time, each by target: to sort them is to put stretches in order.
     stretches = found.get_column("instance").rle().struct.unnest()
     begins = stretches.get_column("len").cum_sum() - stretches.get_column("len")

@@ -171,7 +171,7 @@ def computed(window: Window, piece: Piece, base: Base) -> Frames:
     """Every frame that the piece leaves behind, by name."""
     time_range = piece.time_range
     series = window.named_sql("figures", "series")
-    rows = _all_rows(window, piece)
+    rows = all_rows(window, piece)
     own = _own_window(window, series, rows, base)
     attempts = scrapes.attempts(own, end=time_range.end)
     increases = traffic.scrape_increases(own, traffic.STEP_COUNTERS, time_range=time_range)
@@ -197,10 +197,10 @@ def computed(window: Window, piece: Piece, base: Base) -> Frames:
 def own_base(window: Window, piece: Piece) -> Base:
     """What the rows of the piece alone leave for the next one: to be put after its base."""
     series = window.named_sql("figures", "series")
-    return base_after(NO_BASE, _all_rows(window, piece), series)
+    return base_after(NO_BASE, all_rows(window, piece), series)
 
 
-def _all_rows(window: Window, piece: Piece) -> Base:
+def all_rows(window: Window, piece: Piece) -> Base:
     """The rows of the piece; InputError where they do not fit into memory."""
     begin, end = iso(piece.time_range.start), iso(piece.time_range.end)
     require_room(f"What {window.name} has from {begin} to {end}", **piece.rows)

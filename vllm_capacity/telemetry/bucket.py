@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.errors import CapacityError, InputError, SourceError
 
 SCHEME = "s3://"
 
@@ -25,7 +25,11 @@ def is_s3(place: object) -> bool:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A folder in S3; failures raise SourceError, missing files FileNotFoundError."""
+    """A folder in S3.
+
+    Failures raise SourceError, missing credentials or profiles InputError, missing files
+    FileNotFoundError.
+    """
 
     url: str
 
@@ -49,6 +53,13 @@ class Bucket:
     def name(self) -> str:
         """The last part of its URL."""
         return self.url.rpartition("/")[2]
+
+    @property
+    def has_bucket(self) -> bool:
+        """Whether the bucket of its URL exists."""
+        bucket = self.url.removeprefix(SCHEME).partition("/")[0]
+        with _explained(f"look for the bucket {bucket}"):
+            return bool(self._files.exists(bucket))
 
     def names(self, folder: str) -> dict[str, int]:
         """The direct contents of a subfolder: size in bytes by name; empty if it does not exist."""
@@ -95,17 +106,27 @@ def opened_filesystem() -> Any:  # noqa: ANN401  s3fs has no types
     return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
 
 
-def failed(what: str, error: Exception) -> SourceError:
-    """The error for a failed S3 operation."""
-    return SourceError(
-        f"Could not {what}: {error}. Credentials come from AWS_ACCESS_KEY_ID, "
-        "AWS_SECRET_ACCESS_KEY and, for another server than AWS, AWS_ENDPOINT_URL."
+def failed(what: str, error: Exception) -> CapacityError:
+    """The error for a failed S3 operation; InputError where credentials or a profile are missing."""
+    from botocore.exceptions import (  # type: ignore[import-untyped]
+        NoCredentialsError,
+        PartialCredentialsError,
+        ProfileNotFound,
+    )
+
+    # ValueError: an endpoint that is no URL.
+    not_given = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, ValueError)
+    kind = InputError if isinstance(error, not_given) else SourceError
+    return kind(
+        f"Could not {what}: {str(error).rstrip('.')}. Credentials come from AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or from a profile (AWS_PROFILE); another server than AWS is named "
+        "by AWS_ENDPOINT_URL."
     )
 
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError
 
     try:
         yield

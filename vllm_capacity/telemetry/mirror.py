@@ -168,7 +168,8 @@ def _version(bucket: Bucket) -> Path:
     try:
         note = bucket.read(NOTE)
     except FileNotFoundError:
-        raise WindowError(f"No window at {bucket.url}: there is no {NOTE}.") from None
+        missing = NOTE if bucket.has_bucket else "such bucket"
+        raise WindowError(f"No window at {bucket.url}: there is no {missing}.") from None
     kept = private_folder("vllm-capacity-mirror")
     if kept is None:
         raise InputError(

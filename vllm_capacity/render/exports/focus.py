@@ -106,7 +106,7 @@ def _months(analysis: Analysis) -> Iterator[Analysis]:
     if len(cut) == 1:
         yield analysis
         return
-    window = open_window(analysis.window.path)
+    window = open_window(analysis.window.address)
     for each in cut:
         yield Analysis.of(window, each.start, each.end, analysis.assumptions)
 

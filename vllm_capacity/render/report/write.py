@@ -49,7 +49,7 @@ from vllm_capacity.render.report.run import (
     read_cells,
 )
 from vllm_capacity.resources import shipped
-from vllm_capacity.telemetry.window import open_window, window_path
+from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import iso, parse_instant
 
 
@@ -248,7 +248,7 @@ def _analysis_of(parameters: Mapping[str, Value]) -> Analysis:
         note=given("price_note") or "",
     )
     assumptions = Assumptions(priced, slo_of(given("slo")))
-    window = open_window(window_path(str(parameters["window"])))
+    window = open_window(str(parameters["window"]))
     return Analysis.of(window, start, end, assumptions)
 
 

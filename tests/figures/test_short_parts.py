@@ -1,0 +1,60 @@
+"""A short part of a long window in S3: as from all rows, without moving them."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from polars.testing import assert_frame_equal
+
+from tests.figures.small_windows import at, small_window
+from tests.figures.test_by_hour import BEGINS, a_server
+from vllm_capacity.analysis import Analysis
+from vllm_capacity.figures.by_hour import by_hour
+from vllm_capacity.figures.short_parts import short_part
+from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.timerange import TimeRange, iso
+
+HOUR = 3600
+
+
+@pytest.fixture(scope="module", params=range(5))
+def path(request, tmp_path_factory):
+    """A window of nine hours of three servers, by seed, and what its hours left behind."""
+    rng = random.Random(100 + request.param)
+    lines = [
+        line for name in "abc" for line in a_server(rng, name, every=rng.choice([60, 120, 200]))
+    ]
+    begin = BEGINS.get(request.param)
+    asked = {} if begin is None else {"start": iso(at(begin))}
+    folder = tmp_path_factory.mktemp(f"short_{request.param}")
+    window = small_window(folder, *lines, **asked)
+    by_hour(window, window.extent, rows_per_piece=1)
+    return window.path
+
+
+def parts():
+    rng = random.Random(11)
+    yield pytest.param(8.9 * HOUR, 9.0 * HOUR, id="the last minutes")
+    yield pytest.param(0.0, 0.4 * HOUR, id="the first minutes")
+    yield pytest.param(3.0 * HOUR, 4.0 * HOUR, id="an hour of the clock")
+    yield pytest.param(1.5 * HOUR, 7.5 * HOUR, id="six hours")
+    for n in range(4):
+        start = rng.uniform(1, 7.5) * HOUR
+        yield pytest.param(start, start + rng.uniform(0.1, 1.5) * HOUR, id=f"any part, {n}")
+
+
+def as_from_all_rows(path, start, end):
+    """The part as it is read from S3, which can read no row of the window but those near it."""
+    window = open_window(path)
+    time_range = window.clamp(at(start), at(end))
+    return Analysis(window.remembering(), time_range), Analysis(
+        short_part(window, time_range, rows_per_piece=1), time_range
+    )
+
+
+@pytest.mark.parametrize(("start", "end"), list(parts()))
+def test_the_answer_is_that_of_all_rows_to_the_last_bit(path, start, end):
+    by_rows, short = as_from_all_rows(path, start, end)
+    assert short.answer == by_rows.answer
+    for name in ("steps", "series", "attempts", "counters", "engines", "hours", "costs"):
+        assert_frame_equal(getattr(short, name), getattr(by_rows, name))

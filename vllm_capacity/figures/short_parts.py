@@ -1,0 +1,146 @@
+"""A short part of a long window in S3: the rows of its own hours, and what the others left behind.
+
+A range of six hours or less is read row by row, and a figure of it may rest on rows of any hour
+before. On a disk that takes a moment; from S3 the rows of a month would be copied for an hour of
+it. What hours left behind (figures/by_hour.py) holds the rows at their ends, on which most queries
+give the same as on all rows. Where one does not, all rows are copied: answers are the same, to the
+last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import polars as pl
+
+from vllm_capacity.figures.by_hour import (
+    FROM_HOURS,
+    OF_ALL_ROWS,
+    Digests,
+    Kept,
+    by_hour,
+    connected,
+    is_read_by_hour,
+    is_relabelled,
+    kept_attempts,
+    key_of,
+)
+from vllm_capacity.figures.pieces import NO_BASE, ROWS_PER_PIECE, Piece, all_rows, pieces_of
+from vllm_capacity.telemetry.memory import Database
+from vllm_capacity.telemetry.shelf import Entry, Shelf
+from vllm_capacity.telemetry.window import Window, asked, query_text
+from vllm_capacity.timerange import TimeRange
+
+_OF_THE_PART = ("scrape_increases", "gauge_samples", "adapters")  # from $start on, scrape by scrape
+
+
+@dataclass(frozen=True)
+class ShortPart(Window):
+    """A window of which a short part is read, scrape by scrape as from all rows.
+
+    `here` has the rows of the pieces that the part touches, and of all others those at their ends;
+    `near` is from where to where all are there. `sql` still asks every row.
+    """
+
+    pieces: tuple[Kept, ...] = ()
+    here: Database | None = None
+    near: TimeRange | None = None
+    shelf: Shelf | None = None
+    """Keeps others from removing what the pieces left behind, as long as this is read."""
+
+    def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
+        """The answer of a shipped query: of the rows that are here, or of all."""
+        if name == "attempts":
+            return kept_attempts(self.pieces, params)
+        if self.here is None or self._needs_all_rows(name, params):
+            return super().shipped_sql(package, name, params)
+        return asked(self.here, query_text(package, name), params, window=self.name)
+
+    def _needs_all_rows(self, name: str, params: Mapping[str, object]) -> bool:
+        if name in _OF_THE_PART and self.near is not None:
+            start, end = params["start"], params["end"]
+            return start < self.near.start or end > self.near.end  # type: ignore[operator]
+        if name == "same_processes":
+            return self._is_start_shared
+        return name == "fastest_means" or (name in OF_ALL_ROWS and is_relabelled(self))
+
+    @cached_property
+    def _is_start_shared(self) -> bool:
+        """Whether two targets tell the same start: only then it takes all rows to compare them."""
+        starts = self.named_sql("figures", "process_starts").filter(pl.col("value") > 0)
+        series = self.named_sql("figures", "series").select("series_id", "instance")
+        last = (
+            starts.join(series, on="series_id")
+            .sort("ts")
+            .group_by("instance")
+            .agg(pl.col("value").last())
+        )
+        return bool(last.get_column("value").is_duplicated().any())
+
+
+def as_read(
+    window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
+) -> Window:
+    """The window as figures of the range are to read it, from wherever it is.
+
+    By the hour where the range is long. Of a long window in S3, of which a short part is asked, not
+    all rows where everything is kept there that hours left behind.
+    """
+    is_far = window.manifest.origin is not None
+    if not is_far or time_range.hours > FROM_HOURS or not is_read_by_hour(window, window.extent):
+        return by_hour(window, time_range, rows_per_piece=rows_per_piece)
+    return short_part(window, time_range, rows_per_piece=rows_per_piece) or window.remembering()
+
+
+def short_part(
+    window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
+) -> ShortPart | None:
+    """The window with the rows near the range; None where not all is kept that it would take."""
+    cut = pieces_of(window, window.extent, rows_per_piece=rows_per_piece)
+    shelf = Shelf.of(window.manifest)
+    entries = _kept(window, cut, shelf)
+    if entries is None:
+        return None
+    pieces, near = [], []
+    for piece, entry in zip(cut, entries, strict=True):
+        is_near = (
+            piece.time_range.start < time_range.end and piece.time_range.end > time_range.start
+        )
+        if is_near:
+            near.append(piece.time_range)
+        pieces.append(
+            Kept(piece.time_range, _with_rows(window, piece, entry) if is_near else entry)
+        )
+    own = {each.name: getattr(window, each.name) for each in fields(Window)}
+    found = ShortPart(
+        **{**own, "answers": {}},
+        pieces=tuple(pieces),
+        here=connected(window, pieces),
+        shelf=shelf,
+        near=TimeRange(near[0].start, near[-1].end) if near else time_range,
+    )
+    vars(found)["extent"] = window.extent
+    return found
+
+
+def _kept(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> list[Entry] | None:
+    """What each piece left behind; None where it is not kept of one of them."""
+    shelf.fetch({piece.hour for piece in pieces})
+    digests, base, found = Digests(window.path), NO_BASE.digest, []
+    for piece in pieces:
+        entry = shelf.find(key_of(piece, base, digests))
+        if entry is None:
+            return None
+        found.append(entry)
+        base = entry.base
+    return found
+
+
+def _with_rows(window: Window, piece: Piece, entry: Entry) -> Entry:
+    """The entry of a piece with all of its rows in place of those at its ends."""
+    rows = all_rows(window, piece)
+    attempts = entry.frame("attempts")
+    frames = {"samples": rows.samples, "histograms": rows.histograms, "attempts": attempts}
+    return replace(entry, frames=frames)
