@@ -1,7 +1,9 @@
 """Windows in S3: the answers of the window in a folder, and only what they are made of is moved."""
 
 import json
+import os
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,18 +12,24 @@ from click.testing import CliRunner
 
 from tests.figures.small_windows import gauge, small_rows, small_window, up
 from tests.figures.test_rolled_up import OneAfterAnother, a_window, entries, rolled_up
+from tests.long_window import MONDAY, long_window
 from tests.s3_server import s3_server
 from vllm_capacity.analysis import Analysis
+from vllm_capacity.assumptions import Assumptions, pricing
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.facts.metrics import RUNNING
 from vllm_capacity.figures.rolled_up import RolledUp, entries_of, roll_up
+from vllm_capacity.figures.short_parts import as_read
+from vllm_capacity.render.exports import export
+from vllm_capacity.render.report.write import _analysis_of, _parameters_of
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.mirror import publish
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.telemetry.workers import processes
 
 URL = "s3://capacity/fleet/w"
+SERVER = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 HALF = 2_000  # rows; a window's nine hours have about twice that
 
 
@@ -56,6 +64,12 @@ def put(local, *, with_entries=True):
     publish(window.manifest, entries_of(window) if with_entries else [], URL)
 
 
+def forget(tmp_path):
+    """As a machine that has read nothing yet."""
+    shutil.rmtree(tmp_path / "machine")
+    (tmp_path / "machine").mkdir()
+
+
 def copied(tmp_path):
     """The hour files and entries that came to this machine."""
     found = (tmp_path / "machine").rglob("*")
@@ -71,6 +85,40 @@ def test_figures_are_those_of_the_folder_and_move_no_rows_but_of_the_ends(bucket
     assert Analysis.of(open_window(URL)).answer == Analysis.of(open_window(local)).answer
     ends = ["samples/2026-11-24T08.parquet", "samples/2026-11-24T16.parquet"]
     assert copied(tmp_path) == (ends, entries(local))
+
+
+def test_of_a_short_part_come_the_rows_of_its_own_hours(bucket, tmp_path):
+    """Of a server without a restart, no answer takes the rows in between."""
+    own, rows = long_window(tmp_path / "w", days=0.9), {"rows_per_piece": 1300}  # three hours
+    rolled_up(own.path, None, **rows)
+    publish(own.manifest, (own.path / ".rollup").glob("2*"), URL)
+    window = open_window(URL)
+    part = window.clamp(MONDAY + timedelta(hours=9.5), MONDAY + timedelta(hours=10.5))
+    found = Analysis(as_read(window, part, **rows), part).answer
+    hours = [int(Path(name).stem[-2:]) for name in copied(tmp_path)[0]]
+    assert hours == [0, 9, 10, 11, 21]  # the ends tell how long the window is
+    assert found == Analysis(own.remembering(), part).answer
+
+
+def test_of_a_short_part_all_rows_come_where_not_everything_was_made_ahead(bucket, local):
+    put(local, with_entries=False)
+    start, end = (datetime(2026, 11, 24, hour, tzinfo=UTC) for hour in (10, 11))
+    by_url, by_path = (Analysis.of(open_window(place), start, end) for place in (URL, local))
+    assert by_url.answer == by_path.answer
+
+
+def test_charges_of_two_months_and_the_rows_behind_a_page_are_those_of_the_folder(bucket, tmp_path):
+    begin = datetime(2026, 11, 30, 18, tzinfo=UTC)
+    own = long_window(tmp_path / "w", days=0.5, start=begin)
+    put(own.path)
+    priced = Assumptions(pricing(2.0))
+    by_url, by_path = (
+        Analysis.of(open_window(place), assumptions=priced) for place in (URL, own.path)
+    )
+    assert export(by_url, "focus") == export(by_path, "focus")
+    order = _parameters_of(by_url)
+    assert order["window"] == URL
+    assert _analysis_of(order).answer == by_path.answer
 
 
 def test_rows_come_when_they_are_asked_for(bucket, local):
@@ -94,8 +142,7 @@ def test_workers_leave_in_s3_what_they_leave_in_a_folder(bucket, local, tmp_path
     assert sorted(name.rpartition("/")[2] for name in found) == [
         f"{name}.tar" for name in entries(alone)
     ]
-    shutil.rmtree(tmp_path / "machine")
-    (tmp_path / "machine").mkdir()
+    forget(tmp_path)
     assert rolled_up(URL, OneAfterAnother(2), **rows) == RolledUp(whole.pieces, 0)
 
 
@@ -143,8 +190,8 @@ def no_hour(bucket):
 @pytest.mark.parametrize(
     ("spoil", "url", "error", "says"),
     [
-        pytest.param(None, f"{URL}2", WindowError, "No window at s3", id="no window"),
-        pytest.param(None, "s3://other/w", WindowError, "No window at s3", id="no bucket"),
+        pytest.param(None, f"{URL}2", WindowError, "there is no window.json", id="no window"),
+        pytest.param(None, "s3://other/w", WindowError, "there is no such bucket", id="no bucket"),
         pytest.param(None, "s3://capacity//w", InputError, "s3://bucket/folder", id="no address"),
         pytest.param(None, "s3://me:pw@capacity/w", InputError, "leave them out", id="secret"),
         pytest.param(other_bytes, URL, WindowError, "not as it was written", id="other bytes"),
@@ -164,6 +211,54 @@ def test_without_a_server_it_says_where_credentials_come_from(bucket, monkeypatc
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(SourceError, match="AWS_ENDPOINT_URL"):
         open_window(URL)
+
+
+def without_credentials(monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return "Unable to locate credentials. Credentials come from AWS_ACCESS_KEY_ID"
+
+
+def without_half_of_them(monkeypatch):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    return "Partial credentials found"
+
+
+def without_the_profile(monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    return "profile \\(nobody\\) could not be found"
+
+
+def without_a_url(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    return "Invalid endpoint: nonsense"
+
+
+@pytest.mark.parametrize(
+    "without",
+    [without_credentials, without_half_of_them, without_the_profile, without_a_url],
+)
+def test_what_was_not_given_is_said_in_a_line_with_exit_code_2(bucket, monkeypatch, without):
+    says = without(monkeypatch)
+    with pytest.raises(InputError, match=says) as raised:
+        open_window(URL)
+    assert (raised.value.exit_code, "\n" in str(raised.value)) == (2, False)
+
+
+def test_a_profile_has_credentials_and_the_server(bucket, local, monkeypatch, tmp_path):
+    put(local)
+    own = {name: os.environ[name] for name in SERVER}
+    for name in SERVER:
+        monkeypatch.delenv(name)
+    config, secrets = tmp_path / "config", tmp_path / "credentials"
+    where = f"region = us-east-1\nendpoint_url = {own['AWS_ENDPOINT_URL']}\n"
+    config.write_text(f"[profile lab]\n{where}")
+    secrets.write_text("[lab]\naws_access_key_id = test\naws_secret_access_key = test\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(secrets))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    assert open_window(URL).extent == open_window(local).extent
 
 
 @pytest.mark.parametrize(
