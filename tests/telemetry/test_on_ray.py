@@ -1,10 +1,13 @@
 """Workers on Ray: the same entries, whoever is killed; and what is said where Ray is not there."""
 
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,8 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 from tests.figures.test_rolled_up import a_window, entries, rolled_up
+from tests.integration.real_prometheus import free_port
 from vllm_capacity.cli import cli
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import InputError, SourceError
+from vllm_capacity.telemetry.on_ray import ray_workers
 
 RUN = Path(__file__).with_name("ray_run.py")
 needs_ray = pytest.mark.skipif(
@@ -22,29 +27,84 @@ needs_ray = pytest.mark.skipif(
 )
 
 
-def run_on_ray(path, *, starts=3):
-    """What `ray_run.py` did; Ray itself gives up where a busy machine starts it too slowly."""
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
-        # Sockets of Ray lie there, whose paths must be short.
-        done = subprocess.run(
-            [sys.executable, RUN, path],
-            env={**os.environ, "RAY_TMPDIR": short},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if "timed out during startup" in done.stderr and starts > 1:
-        return run_on_ray(path, starts=starts - 1)
-    return done
+PATIENT = {"RAY_agent_register_timeout_ms": "120000", "RAY_raylet_start_wait_time_s": "120"}
+"""Ray itself gives up where a busy machine starts it too slowly."""
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def run_on_ray(*arguments, tries=3, **environment):
+    """What `ray_run.py` did, once it had reached Ray."""
+    done = subprocess.run(
+        [sys.executable, RUN, *map(str, arguments)],
+        env={**os.environ, **PATIENT, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    is_too_busy = "No Ray at" in done.stderr and tries > 1
+    return run_on_ray(*arguments, tries=tries - 1, **environment) if is_too_busy else done
+
+
+@pytest.fixture
+def short():
+    """A folder with a short path, for sockets of Ray lie there."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@contextmanager
+def ray_cluster(folder, environment):
+    """A Ray on loopback that only who has the token may use: its process, its clients' address."""
+    port = free_port()
+    with subprocess.Popen(
+        [
+            *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port=0"),
+            *("--node-ip-address=127.0.0.1", "--include-dashboard=false", "--num-cpus=2"),
+            *(f"--ray-client-server-port={port}", f"--temp-dir={folder}"),
+        ],
+        env={**os.environ, **PATIENT, **ON_LOOPBACK, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as head:
+        said = []
+        for line in head.stdout:
+            said.append(line)
+            if "Ray runtime started" in line:
+                break
+        assert head.poll() is None, "".join(said)
+        try:
+            yield head.pid, f"ray://127.0.0.1:{port}"
+        finally:
+            head.terminate()
+            head.communicate()
 
 
 @needs_ray
-def test_on_ray_a_worker_that_is_killed_changes_nothing(tmp_path):
+def test_on_ray_a_worker_that_is_killed_changes_nothing(tmp_path, short):
     path = a_window(tmp_path, 100)
     alone = shutil.copytree(path, tmp_path / "alone" / "w")
     whole = rolled_up(alone, None)
-    done = run_on_ray(path)
+    done = run_on_ray(path, RAY_TMPDIR=short)
     assert done.stdout.splitlines()[-1:] == [f"{whole.pieces} {whole.pieces} 1"], done.stderr
+    assert entries(path) == entries(alone)
+
+
+@needs_ray
+def test_on_a_cluster_a_driver_that_is_killed_is_followed_by_one_that_goes_on(tmp_path, short):
+    path = a_window(tmp_path, 100)
+    alone = shutil.copytree(path, tmp_path / "alone" / "w")
+    whole = rolled_up(alone, None)
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with ray_cluster(short, own) as (head, address):
+        cut_short = run_on_ray(path, head, address, 4, **own)
+        assert cut_short.returncode == -signal.SIGKILL, cut_short.stderr
+        made = len(entries(path))
+        assert 4 <= made < whole.pieces
+        done = run_on_ray(path, head, address, **own)
+    pieces, made_then, _ = map(int, done.stdout.splitlines()[-1].split())
+    assert pieces == whole.pieces
+    assert 1 <= made_then <= whole.pieces - made
     assert entries(path) == entries(alone)
 
 
@@ -53,6 +113,16 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
     path = a_window(tmp_path, 100)
     with pytest.raises(InputError, match=r"pip install 'vllm-capacity\[ray\]'"):
         CliRunner().invoke(cli, ["rollup", str(path), "--on", "ray"], catch_exceptions=False)
+
+
+@needs_ray
+def test_a_cluster_that_does_not_answer_is_said_with_what_to_look_at(monkeypatch):
+    monkeypatch.setattr("ray.util.client.worker.INITIAL_TIMEOUT_SEC", 1)
+    monkeypatch.setattr("ray.util.client.worker.MAX_TIMEOUT_SEC", 1)
+    says = f"No Ray at ray://127.0.0.1:{free_port()}: .*client port .*RAY_AUTH_TOKEN"
+    address = says.split()[3].rstrip(":")
+    with pytest.raises(SourceError, match=says), ray_workers(address, 1, {}):
+        pass
 
 
 @pytest.mark.parametrize("place", ["", "spark", "ray://", "ray://me:secret@host:1", "ray://host"])

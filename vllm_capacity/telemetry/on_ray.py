@@ -85,7 +85,9 @@ def ray_workers(
             **own,
         )
     except Exception as error:  # Ray raises many types, even bare Exception
-        raise SourceError(f"No Ray at {address or 'this machine'}: {_line(error)}") from None
+        raise SourceError(
+            f"No Ray at {address or 'this machine'}: {_line(error).rstrip('.')}." + _hint(address)
+        ) from None
     try:
         workers = _OnRay(ray, count or max(1, int(ray.cluster_resources().get("CPU", 1))))
         _check_version(workers)
@@ -104,6 +106,16 @@ def _check_version(workers: _OnRay) -> None:
         raise SourceError(
             f"vllm-capacity is {here} here, but {there} where Ray works. Install {here} there."
         )
+
+
+def _hint(address: str | None) -> str:
+    """What to look at where a cluster does not answer: one that wants a token does not say so."""
+    if address is None:
+        return ""
+    return (
+        " Is that the head's client port (10001)? A cluster that asks for a token wants "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here, too."
+    )
 
 
 def _line(error: BaseException) -> str:
