@@ -303,7 +303,7 @@ def test_damaged_answers_are_asked_for_again(tmp_path):
     with long_server() as standin, asked(standin) as server:
         with pytest.raises(KeyboardInterrupt):
             pull_server(server, request, tmp_path / "w", now=LATER, progress=interrupt_at_half)
-        answers = sorted((tmp_path / ".w.writing" / "answers").glob("*.parquet"))
+        answers = sorted((tmp_path / ".w.writing" / "answers").glob("*.arrow"))
         answers[0].write_bytes(answers[0].read_bytes()[:-100])
         answers[1].write_bytes(answers[2].read_bytes())
         answers[3].write_bytes(b"")

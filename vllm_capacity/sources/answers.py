@@ -41,15 +41,16 @@ class AnswerCache:
         if self.folder is None or self.now is None or self.now < arrivals.end + SKEW:
             return ask()
         name = _hash(question.encode())
-        for kept in self.folder.glob(f"{name}.*.parquet"):
+        for kept in self.folder.glob(f"{name}.*.arrow"):
             content = kept.read_bytes()
             if kept.name.split(".")[1] == _hash(content):
-                return pl.read_parquet(content)
+                return pl.read_ipc(content)
         frame = ask()
+        content = frame.write_ipc(None, compression="lz4").getvalue()
         self.folder.mkdir(exist_ok=True)
         partial = self.folder / "answer.partial"
-        frame.write_parquet(partial, compression="lz4")
-        partial.replace(self.folder / f"{name}.{_hash(partial.read_bytes())}.parquet")
+        partial.write_bytes(content)
+        partial.replace(self.folder / f"{name}.{_hash(content)}.arrow")
         return frame
 
 

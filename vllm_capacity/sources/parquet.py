@@ -117,13 +117,16 @@ def cut(rows: Rows, time_range: TimeRange) -> Rows:
 
 def cut_in_parts(rows: RowsInParts, time_range: TimeRange) -> RowsInParts:
     """Like `cut`, for rows in parts: the rows before the range become the first part."""
-    inside, before = [], [rows.parts[0]()]
+    inside, before, parts = [], [rows.parts[0]()], []
     before[0] = (before[0][0].clear(), before[0][1].clear())
     for part in rows.parts:
         tables = part()
-        inside += [_within(frame, time_range)["series_id"].unique() for frame in tables]
+        within = [_within(frame, time_range) for frame in tables]
+        inside += [frame["series_id"].unique() for frame in within]
         earlier = [frame.filter(pl.col("ts") < time_range.start) for frame in tables]
         before.append((_newest(earlier[0]), _newest(earlier[1])))
+        is_whole = [frame.height for frame in within] == [frame.height for frame in tables]
+        parts.append(part if is_whole else partial(_part_within, part, time_range))
     ids = pl.concat(inside).unique().implode()
     if ids.explode().is_empty():
         raise NoTelemetryError(f"Nothing was sampled{_during(time_range)}.")
@@ -134,7 +137,7 @@ def cut_in_parts(rows: RowsInParts, time_range: TimeRange) -> RowsInParts:
     carried = (_newest(samples), _newest(histograms))
     return RowsInParts(
         rows.series.filter(is_kept),
-        [lambda: carried, *(partial(_part_within, part, time_range) for part in rows.parts)],
+        [lambda: carried, *parts],
         rows.ingest_notes,
         time_range.start,
     )

@@ -15,12 +15,12 @@ So a restart is seen as by all samples, and every scrape of counters that is the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+import msgspec
 import polars as pl
 
 from vllm_capacity.sources.answers import AnswerCache, Step
@@ -42,6 +42,7 @@ from vllm_capacity.timerange import TimeRange, hours, iso
 
 _TOGETHER = 8  # scalar families asked for in one query, every sample of them
 _STATES_TOGETHER = 24  # metric names asked for in one query, a state a minute of them
+_MANY_TARGETS = 8  # of fewer, as many more families in one query
 _TARGET_MINUTES = 60  # asked for whole in one query
 _MINUTE = timedelta(minutes=1)
 _MINUTE_MS = 60_000
@@ -72,13 +73,14 @@ def prometheus_in_parts(
     """
     wide = TimeRange(time_range.start - LOOKBACK, time_range.end)
     found = families(server.names(wide), server.kinds())
-    names = _Names.of(found)
-    together = [*names.gauges, *names.counters, *names.histograms]
     slices = [*hours(TimeRange(wide.start, time_range.start)), *hours(time_range)]
-    questions = len(names.gauges) + len(names.states) + 1 if is_downsampled else len(together)
-    asking = _Asking(server, cache or AnswerCache(), progress, total=len(slices) * questions)
+    asking = _Asking(server, cache or AnswerCache(), progress)
     reader = SeriesReader(found, raw)
-    for own in slices:
+    for at, own in enumerate(slices):
+        names = _Names.of(found, targets=reader.targets or _MANY_TARGETS)
+        together = [*names.gauges, *names.counters, *names.histograms]
+        questions = len(names.gauges) + len(names.states) + 1 if is_downsampled else len(together)
+        asking.total = asking.done + questions * (len(slices) - at)
         if is_downsampled and names.states:
             answers = _downsampled(asking, names, own)
         else:
@@ -92,7 +94,8 @@ def prometheus_in_parts(
 class _Names:
     """Metric names that are asked for in one query each: of every sample, and of `states`.
 
-    `falling` are those of which a fall tells of a restart.
+    As many as an answer has room for, by the number of targets. `falling` are those of which a fall
+    tells of a restart.
     """
 
     gauges: list[list[str]]
@@ -102,7 +105,7 @@ class _Names:
     falling: list[str]
 
     @classmethod
-    def of(cls, found: Families) -> _Names:
+    def of(cls, found: Families, *, targets: int) -> _Names:
         kinds = {
             name: Wire.of(name, declared_kind(found.kinds.get(name, ""))).kind
             for name in found.scalars
@@ -111,11 +114,12 @@ class _Names:
         gauges = [name for name, kind in kinds.items() if kind != "counter"]
         histograms = [[base + part for part in HISTOGRAM_PARTS] for base in found.histograms]
         parts = [name for names in histograms for name in names]
+        more = max(1, _MANY_TARGETS // targets)
         return cls(
-            _in_lists(gauges, _TOGETHER),
-            _in_lists(counters, _TOGETHER),
+            _in_lists(gauges, _TOGETHER * more),
+            _in_lists(counters, _TOGETHER * more),
             histograms,
-            _in_lists([*counters, *parts], _STATES_TOGETHER),
+            _in_lists([*counters, *parts], _STATES_TOGETHER * more),
             [*counters, *(name for name in parts if name.endswith("_bucket"))],
         )
 
@@ -131,7 +135,7 @@ class _Asking:
     server: Prometheus
     cache: AnswerCache
     progress: Callable[[Step], None]
-    total: int
+    total: int = field(default=0, init=False)
     done: int = field(default=0, init=False)
 
     def whole(
@@ -199,7 +203,7 @@ def _downsampled(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.Data
 def _samples(answer: pl.DataFrame) -> pl.DataFrame:
     """A row a sample: metric, name, instance, job, minute (of the epoch), ms, value."""
     known = answer.filter(pl.col("metric").is_not_null())
-    labels = [json.loads(metric) for metric in known["metric"]]
+    labels = [msgspec.json.decode(metric) for metric in known["metric"]]
     named = {
         name: pl.Series([each.get(label, "") for each in labels], dtype=pl.String)
         for name, label in (("name", "__name__"), ("instance", "instance"), ("job", "job"))
