@@ -107,7 +107,7 @@ def opened_filesystem() -> Any:  # noqa: ANN401  s3fs has no types
 
 
 def failed(what: str, error: Exception) -> CapacityError:
-    """The error for a failed S3 operation; InputError where credentials or a profile are missing."""
+    """The error for a failed S3 operation; InputError if credentials or a profile are missing."""
     from botocore.exceptions import (  # type: ignore[import-untyped]
         NoCredentialsError,
         PartialCredentialsError,
