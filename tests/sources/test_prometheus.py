@@ -3,6 +3,7 @@
 That the real one's samples are those that were served is in integration/test_sources_contract.py.
 """
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs
@@ -147,6 +148,41 @@ def serving(asked, *, spans=timedelta(hours=5), every=timedelta(minutes=20)):
         return httpx.Response(200, json={"status": "success", "data": data})
 
     return answering(handler)
+
+
+SPELLED = (
+    "0.1",
+    "1e+06",
+    "-2.5e-07",
+    "4.9e-324",
+    "1.7976931348623157e+308",
+    "NaN",
+    "123456789.123",
+)
+
+
+@pytest.mark.parametrize("more", [(), ("+Inf", "-Inf")], ids=["numbers", "and infinity"])
+def test_a_number_is_read_as_it_is_spelled(more):
+    spelled = (*SPELLED, *more)
+    values = [[START.timestamp() + n / 8, text] for n, text in enumerate(spelled)]
+    result = [{"metric": {"__name__": "up", "job": "ü"}, "values": values}]
+    body = {"status": "success", "data": {"resultType": "matrix", "result": result}}
+    with answering(lambda request: httpx.Response(200, json=body)) as client:
+        ((metric, ms, value, warning),) = Prometheus(client).answer(["up"], PART).rows()
+    assert [repr(each) for each in value] == [repr(float(text)) for text in spelled]
+    assert ms == [round(1000 * START.timestamp()) + 125 * n for n in range(len(spelled))]
+    assert (json.loads(metric), warning) == ({"__name__": "up", "job": "ü"}, None)
+
+
+@pytest.mark.parametrize("text", ["", "1,5", "0x10", "one"])
+def test_a_value_that_is_no_number_is_refused(text):
+    result = [{"metric": {"__name__": "up"}, "values": [[START.timestamp(), text]]}]
+    body = {"status": "success", "data": {"resultType": "matrix", "result": result}}
+    with (
+        answering(lambda request: httpx.Response(200, json=body)) as client,
+        pytest.raises(SourceError, match="no number"),
+    ):
+        Prometheus(client).answer(["up"], PART)
 
 
 def test_every_hour_of_a_range_is_there_and_the_last_state_before_it():

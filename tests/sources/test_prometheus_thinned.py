@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from datetime import timedelta
+from itertools import groupby
 
 import httpx
 import pytest
@@ -157,6 +158,15 @@ def test_little_of_what_is_counted_comes(tmp_path, examples):
     rows = "select count(*) from histograms"
     assert downsampled.sql(rows).item() < 0.15 * whole.sql(rows).item()
     assert len(asked["thinned"]) < len(asked["whole"])
+
+
+def test_of_few_targets_more_families_are_asked_for_in_a_query(tmp_path, examples):
+    asked = {}
+    window = open_window(examples / "vllm-sweep")
+    pulled(window, window.extent, tmp_path, asked=asked)
+    ends = [query.startswith("last_over_time") for query in asked["thinned"]]
+    by_hour = [sum(run) for is_end, run in groupby(ends) if is_end]
+    assert by_hour[-1] == 1 < by_hour[0]  # until a target was seen there may be many
 
 
 def test_minutes_take_no_samples_that_came_late(windows):
