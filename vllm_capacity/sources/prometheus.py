@@ -18,7 +18,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -70,18 +69,20 @@ ANSWER: dict[str, Any] = {
     "warning": pl.String,
 }
 _Labels = tuple[tuple[str, str], ...]
-_UnixSeconds = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]
+_MOST_UNIX_SECONDS = 1e11
+_UnixSeconds = Annotated[float, msgspec.Meta(ge=-_MOST_UNIX_SECONDS, le=_MOST_UNIX_SECONDS)]
+_NO_VALUES = msgspec.Raw(b"[]")
 
 
-class Series(msgspec.Struct):
-    """One series of an answer: its labels, and its samples as (Unix seconds, number)."""
+class _Series(msgspec.Struct):
+    """One series in an answer: its labels, and its samples as they are on the wire."""
 
     metric: dict[str, str]
-    values: list[tuple[_UnixSeconds, float]] = []
+    values: msgspec.Raw = _NO_VALUES
 
 
-class _Spelled(msgspec.Struct):
-    """The same with numbers as the text that they are on the wire."""
+class _TypedSeries(msgspec.Struct):
+    """The same, its samples as (Unix seconds, number as text)."""
 
     metric: dict[str, str]
     values: list[tuple[_UnixSeconds, str]] = []
@@ -346,17 +347,14 @@ def _of_series(part: Callable[[], Tables], kept: pl.Series) -> Tables:
 
 def _answer_frame(found: Samples) -> pl.DataFrame:
     """An answer as a frame: one row per series with samples, and one row per warning."""
-    own = [each for each in found.series if each.values]
-    lengths = np.array([len(each.values) for each in own], np.int64)
-    numbers = chain.from_iterable(chain.from_iterable(each.values for each in own))
-    pairs = np.fromiter(numbers, np.float64, 2 * int(lengths.sum())).reshape(-1, 2)
-    ends = np.concatenate([[0], np.cumsum(lengths)])
+    own = [(metric, n) for metric, n in zip(found.metrics, found.lengths, strict=True) if n]
+    ends = np.cumsum([0, *(n for _, n in own)])
     rows = len(found.warnings)
     return pl.DataFrame(
         {
-            "metric": [_as_text(each.metric) for each in own] + [None] * rows,
-            "ms": _lists(np.rint(pairs[:, 0] * 1000).astype(np.int64), ends, rows),
-            "value": _lists(pairs[:, 1].copy(), ends, rows),
+            "metric": [_as_text(metric) for metric, _ in own] + [None] * rows,
+            "ms": _lists(np.rint(found.seconds * 1000).astype(np.int64), ends, rows),
+            "value": _lists(found.values, ends, rows),
             "warning": [None] * len(own) + found.warnings,
         },
         schema=ANSWER,
@@ -435,27 +433,56 @@ class _Matrix(msgspec.Struct, Generic[_Data], rename="camel"):
     result: list[_Data]
 
 
-def _read_matrix(content: bytes, at: str) -> _Success[_Matrix[Series]]:
-    """The samples of an answer; SourceError where it is none of Prometheus'.
-
-    msgspec reads numbers at once three times as fast as texts, but knows no `+Inf`.
-    """
-    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return msgspec.json.decode(content, type=_Success[_Matrix[Series]], strict=False)
-    spelled = decoded(content, _Success[_Matrix[_Spelled]], at=at, dialect="Prometheus")
-    series = [
-        Series(each.metric, [(moment, _number(text)) for moment, text in each.values])
-        for each in spelled.data.result
-    ]
-    return _Success(spelled.status, _Matrix("matrix", series), spelled.warnings)
-
-
 @dataclass(frozen=True)
 class Samples:
-    """Raw samples, and the server's warnings that they may be incomplete."""
+    """Raw samples of some series, end to end, and the server's warnings of incomplete answers.
 
-    series: list[Series]
+    `lengths` says how many of them each series has.
+    """
+
+    metrics: list[dict[str, str]]
+    lengths: list[int]
+    seconds: NDArray[np.float64]
+    values: NDArray[np.float64]
     warnings: list[str]
+
+
+def _read_matrix(content: bytes, at: str) -> Samples:
+    """The samples in an answer; SourceError if it is not an answer of Prometheus.
+
+    An object per sample is most of what reading costs, so numbers are read as one list. That takes
+    numbers that are spelled as in JSON, which infinity is not.
+    """
+    found = decoded(content, _Success[_Matrix[_Series]], at=at, dialect="Prometheus")
+    series = found.data.result
+    texts = [bytes(each.values) for each in series]
+    numbers = _flat_numbers([text for text in texts if text != _NO_VALUES])
+    lengths = [max(0, text.count(b"[") - 1) for text in texts]
+    if numbers is None:
+        typed = decoded(content, _Success[_Matrix[_TypedSeries]], at=at, dialect="Prometheus")
+        lengths = [len(each.values) for each in typed.data.result]
+        pairs = chain.from_iterable(each.values for each in typed.data.result)
+        flat = [number for moment, text in pairs for number in (moment, _number(text))]
+        numbers = np.array(flat, np.float64)
+    metrics, warnings = [each.metric for each in series], found.warnings or []
+    return Samples(metrics, lengths, numbers[::2].copy(), numbers[1::2].copy(), warnings)
+
+
+def _flat_numbers(texts: Sequence[bytes]) -> NDArray[np.float64] | None:
+    """All numbers of lists of `[seconds,"value"]`, in order; None if the lists look otherwise."""
+    joined = b",".join(texts)
+    samples = joined.count(b"[") - len(texts)
+    borders = [joined.count(text) for text in (b"],[", b',"', b'"]', b"]")]
+    if borders != [max(0, samples - 1), samples, samples, samples + len(texts)]:
+        return None
+    bare = joined.translate(None, b"[]")
+    try:
+        flat = msgspec.json.decode(b"[" + bare + b"]", type=list[float], strict=False)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    numbers = np.array(flat, np.float64)
+    is_sound = numbers.size == 2 * samples and np.all(abs(numbers[::2]) <= _MOST_UNIX_SECONDS)
+    return numbers if is_sound else None
 
 
 @dataclass(frozen=True)
@@ -548,8 +575,7 @@ class Prometheus:
         return _answer_frame(self._matrix("/api/v1/query_range", question))
 
     def _matrix(self, path: str, question: Mapping[str, str]) -> Samples:
-        found = self._asked(lambda: self.client.post(path, data=question), _read_matrix)
-        return Samples(found.data.result, found.warnings or [])
+        return self._asked(lambda: self.client.post(path, data=question), _read_matrix)
 
     def _get(self, path: str, params: Mapping[str, str], data: type[_Data]) -> _Data:
         def ask() -> httpx.Response:
