@@ -1,7 +1,7 @@
 """Roll the window argv[1] up on a Ray of two workers, one of which is killed on the way.
 
-With a process id and an address, on the Ray at the address, whose workers descend from the process;
-then, with a number, until so many pieces are made: there this process is killed, too.
+With a process id, an address and a number, on the Ray at the address, whose workers descend from
+the process, until so many pieces are made: there this process is killed, too.
 """
 
 import os
