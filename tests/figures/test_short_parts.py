@@ -5,11 +5,12 @@ import random
 import pytest
 from polars.testing import assert_frame_equal
 
-from tests.figures.small_windows import at, small_window
+from tests.figures.small_windows import Line, at, small_window
 from tests.figures.test_by_hour import BEGINS, a_server
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.figures.by_hour import by_hour
 from vllm_capacity.figures.short_parts import short_part
+from vllm_capacity.telemetry.rows import SeriesKey
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import iso
 
@@ -57,3 +58,17 @@ def test_the_answer_is_that_of_all_rows_to_the_last_bit(path, start, end):
     assert short.answer == by_rows.answer
     for name in ("steps", "series", "attempts", "counters", "engines", "hours", "costs"):
         assert_frame_equal(getattr(short, name), getattr(by_rows, name))
+
+
+def test_of_a_target_that_two_jobs_scrape_all_attempts_are_read(tmp_path):
+    """Which job's attempts count is told by all of them, not by those of an hour."""
+    rng = random.Random(5)
+    seconds = range(0, 9 * HOUR, 45)
+    job = SeriesKey("up", "gauge", "a", labels=(("job", "other"),))
+    other = Line(job, {t + 20.5: rng.random() < 0.99 for t in seconds if t < HOUR or t > 5 * HOUR})
+    window = small_window(tmp_path, *a_server(rng, "a", every=60), other)
+    by_hour(window, window.extent, rows_per_piece=1)
+    for start, end in ((0.2, 0.9), (3.1, 4.2), (7.5, 8.0)):
+        by_rows, short = as_from_all_rows(window.path, start * HOUR, end * HOUR)
+        assert_frame_equal(short.attempts, by_rows.attempts)
+        assert short.answer == by_rows.answer

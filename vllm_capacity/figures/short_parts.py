@@ -52,19 +52,27 @@ class ShortPart(Window):
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
         """The answer of a shipped query: of the rows that are here, or of all."""
-        if name == "attempts":
-            return kept_attempts(self.pieces, params)
         if self.here is None or self._needs_all_rows(name, params):
             return super().shipped_sql(package, name, params)
+        if name == "attempts":
+            return kept_attempts(self.pieces, params)
         return asked(self.here, query_text(package, name), params, window=self.name)
 
     def _needs_all_rows(self, name: str, params: Mapping[str, object]) -> bool:
         if name in _OF_THE_PART and self.near is not None:
             start, end = params["start"], params["end"]
             return start < self.near.start or end > self.near.end  # type: ignore[operator]
+        if name == "attempts":
+            return self._is_scraped_twice
         if name == "same_processes":
             return self._is_start_shared
         return name == "fastest_means" or (name in OF_ALL_ROWS and is_relabelled(self))
+
+    @cached_property
+    def _is_scraped_twice(self) -> bool:
+        """Whether several jobs scrape a target: all their attempts tell which of them counts."""
+        series = self.named_sql("figures", "series").filter(pl.col("metric") == "up")
+        return bool(series.get_column("instance").is_duplicated().any())
 
     @cached_property
     def _is_start_shared(self) -> bool:
