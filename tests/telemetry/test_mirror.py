@@ -273,6 +273,11 @@ def test_another_target_is_refused(source, target, says):
         CliRunner().invoke(cli, ["rollup", source, "--to", target], catch_exceptions=False)
 
 
+def test_windows_in_s3_are_not_listed():
+    with pytest.raises(InputError, match="not listed; name one, as s3://BUCKET/FOLDER"):
+        CliRunner().invoke(cli, ["windows", "s3://capacity/fleet"], catch_exceptions=False)
+
+
 def test_a_window_of_format_1_which_lists_no_files_is_refused(bucket, tmp_path):
     short = small_window(tmp_path, up({0: True, 60: True}))
     note = json.loads((short.path / "window.json").read_text())
