@@ -50,7 +50,7 @@ from whatif_shares import fit as fit_shares
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
-from vllm_capacity.facts.prices import offers
+from vllm_capacity.facts.prices import offers, prices
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware.band import EXPLAINED
@@ -68,6 +68,10 @@ TOSS_UP = 0.05
 CONFIDENCE = 0.9
 OUTLIER = "0.16.0"
 """One engine (MiniMax on 4 × H200, no flags), about 18 % slower than its runs elsewhere suggest."""
+
+
+Worth = Callable[[str, str], list[float]]
+"""The ratios of prices of two GPUs: the other's over the one's."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,14 @@ class LeftOut:
 
     def of(self, name: str, value: str) -> tuple[Calibration, Shares]:
         if (name, value) not in self.known:
-            named = {"model": lambda run: run.job.llm.model, "source": lambda run: run.source}[name]
+            named = {
+                "model": lambda run: run.job.llm.model,
+                "source": lambda run: run.source,
+                "count": lambda run: f"{run.job.llm.model} on {run.job.gpus}",
+            }[name]
             out = np.array([named(run) == value for run in self.fit.runs])
             logs = self.fit.fit(~out, self.whole) if out.any() else self.whole
-            of_table = {"model": model, "source": source}[name]
-            shares, _ = fit_shares(lambda run: of_table(run) == value)
+            shares, _ = fit_shares(lambda run: OF[name](run) == value)
             self.known[name, value] = self.fit.calibration(logs), shares
         return self.known[name, value]
 
@@ -131,13 +138,12 @@ def answers(
     pairs: Iterable[Pair], fits: LeftOut | None, left_out: str, *, is_load_told: bool
 ) -> list[Asked]:
     """Both directions of each pair, asked without the runs that share what is left out."""
-    of: Mapping[str, Callable[[Measurement], str]] = {"model": model, "source": source}
     found = []
     for pair in pairs:
         known, fitted = published_runs(), (shipped_calibration(), Shares())
         if fits is not None:
-            left = of[left_out](pair[0])
-            known = tuple(run for run in known if of[left_out](run) != left)
+            left = OF[left_out](pair[0])
+            known = tuple(run for run in known if OF[left_out](run) != left)
             fitted = fits.of(left_out, left)
         for one, other in (pair, pair[::-1]):
             asked = question_from(one, other, is_load_told=is_load_told)
@@ -156,7 +162,15 @@ def model(run: Measurement) -> str:
     return run.model
 
 
-def report(name: str, asked: Sequence[Asked]) -> None:
+def count(run: Measurement) -> str:
+    return f"{run.model} on {run.gpus}"
+
+
+OF: Mapping[str, Callable[[Measurement], str]] = {"model": model, "source": source, "count": count}
+"""What may be left out of a fit, of each run."""
+
+
+def report(name: str, asked: Sequence[Asked], worth: Worth | None = None) -> None:
     known = [each for each in asked if each.found.is_known]
     errors = [math.expm1(abs(each.off)) for each in known]
     kinds: dict[str, list[float]] = defaultdict(list)
@@ -169,48 +183,64 @@ def report(name: str, asked: Sequence[Asked]) -> None:
         f"{statistics.median(errors):.1%} (median), {by_kind:.1%} (median, mean over "
         f"{len(kinds)} pairs of GPUs), {statistics.mean(errors):.1%} (mean); inside "
         f"{statistics.mean(each.is_inside for each in known):.0%}, median high/low "
-        f"{statistics.median(widths):.2f}, cheaper card right {winner_right(known):.0%}; "
-        f"{surely_right(known)}"
+        f"{statistics.median(widths):.2f}, cheaper card right {winner_right(known, worth=worth):.0%}; "
+        f"{surely_right(known, worth)}"
     )
 
 
-def winner_right(asked: Iterable[Asked], middles: Mapping[int, float] | None = None) -> float:
+def winner_right(
+    asked: Iterable[Asked],
+    middles: Mapping[int, float] | None = None,
+    worth: Worth | None = None,
+) -> float:
     """How often tokens per dollar rank the two as measured: the mean over pairs and winners.
 
     `middles` are other answers (output tokens per second) to the same questions, by `id`.
     """
-    wins: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for each, worth, ratio in price_questions(asked):
-        middle = each.found.mid if middles is None else middles[id(each)]
-        winner = each.other if ratio > 1 else each.one
-        says = middle / each.one.output_tokens_per_second > worth
-        wins[each.kind, winner.gpu].append((ratio > 1) == says)
+    wins = wins_right(asked, middles, worth)
     return statistics.mean(statistics.mean(right) for right in wins.values()) if wins else math.nan
 
 
-def price_questions(asked: Iterable[Asked]) -> Iterator[tuple[Asked, float, float]]:
-    """Each answer under each provider's prices, the ratio of prices, and what was measured over it.
+def wins_right(
+    asked: Iterable[Asked],
+    middles: Mapping[int, float] | None = None,
+    worth: Worth | None = None,
+) -> dict[tuple[str, str], list[bool]]:
+    """By pair of GPUs and the one that gave more tokens per dollar: whether it was named."""
+    wins: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for each, price, ratio in price_questions(asked, worth):
+        middle = each.found.mid if middles is None else middles[id(each)]
+        winner = each.other if ratio > 1 else each.one
+        says = middle / each.one.output_tokens_per_second > price
+        wins[each.kind, winner.gpu].append((ratio > 1) == says)
+    return wins
 
-    Without those where it is a toss-up.
+
+def price_questions(
+    asked: Iterable[Asked], worth: Worth | None = None
+) -> Iterator[tuple[Asked, float, float]]:
+    """Each answer at each ratio of prices, that ratio, and what was measured over it.
+
+    Without those where it is a toss-up. `worth` gives the ratios (None: `price_ratios`).
     """
     for each in asked:
         rate = each.one.output_tokens_per_second
-        for worth in price_ratios(each.one.gpu, each.other.gpu):
-            ratio = each.other.output_tokens_per_second / rate / worth
+        for price in (worth or price_ratios)(each.one.gpu, each.other.gpu):
+            ratio = each.other.output_tokens_per_second / rate / price
             if abs(math.log(ratio)) >= TOSS_UP:
-                yield each, worth, ratio
+                yield each, price, ratio
 
 
-def surely_right(asked: Iterable[Asked]) -> str:
+def surely_right(asked: Iterable[Asked], worth: Worth | None = None) -> str:
     """How many price questions the bands decide, and how many of those as measured."""
     right, count = [], 0
-    for each, worth, ratio in price_questions(asked):
+    for each, price, ratio in price_questions(asked, worth):
         count += 1
         low, high = (
             end / each.one.output_tokens_per_second for end in (each.found.low, each.found.high)
         )
-        if low > worth or high < worth:
-            right.append((ratio > 1) == (low > worth))
+        if low > price or high < price:
+            right.append((ratio > 1) == (low > price))
     if not right:
         return "no band decides a price"
     share = statistics.mean(right)
@@ -253,7 +283,43 @@ def price_ratios(one: str, other: str) -> list[float]:
     return [there[name] / here[name] for name in sorted(here.keys() & there.keys())]
 
 
-def by_bandwidth(asked: Sequence[Asked]) -> None:
+def listed_ratios(one: str, other: str) -> list[float]:
+    """The same of every provider, tier and day that lists both, costs of owning among them.
+
+    Of several rows of one GPU (regions, least counts) their median.
+    """
+    by_list = []
+    for gpu in (one, other):
+        row, rates = find_gpu(gpu).rows[0], defaultdict(list)
+        for price in prices():
+            if (price.gpu, price.form_factor) == (row.gpu, row.form_factor):
+                rates[price.provider, price.tier, price.date].append(price.usd_per_gpu_hour)
+        by_list.append({name: statistics.median(found) for name, found in rates.items()})
+    here, there = by_list
+    return [there[name] / here[name] for name in sorted(here.keys() & there.keys())]
+
+
+def as_asked(fits: LeftOut) -> None:
+    """The silicon pairs as the judging line counts them, of the models that may be looked at.
+
+    One split of experts on both sides, every price list that has both GPUs. Beside them, what is
+    left where the fit has seen the model's weight types on both architectures, as it has those of
+    models that nobody here has seen: with another number of GPUs.
+    """
+    pairs = silicon_pairs(is_split_alike=True)
+    found = answers(pairs, fits, "model", is_load_told=True)
+    report("model left out, silicon pairs as they are judged, the load told", found, listed_ratios)
+    for (kind, winner), right in sorted(wins_right(found, worth=listed_ratios).items()):
+        print(f"    {kind}, where {winner} is cheaper: {len(right)}, {statistics.mean(right):.0%}")
+    by_bandwidth(found, listed_ratios)
+    alike = [each for each in found if is_one_version(each.one, each.other)]
+    report("  of one vLLM version", alike, listed_ratios)
+    by_bandwidth(alike, listed_ratios)
+    seen = answers(pairs, fits, "count", is_load_told=True)
+    report("  the same, the model's other numbers of GPUs seen by the fit", seen, listed_ratios)
+
+
+def by_bandwidth(asked: Sequence[Asked], worth: Worth | None = None) -> None:
     """What the root of the bandwidths' ratio would have said."""
     kinds: dict[str, list[float]] = defaultdict(list)
     middles = {}
@@ -263,8 +329,12 @@ def by_bandwidth(asked: Sequence[Asked]) -> None:
         off = math.log(middles[id(each)] / each.other.output_tokens_per_second)
         kinds[each.kind].append(math.expm1(abs(off)))
     errors = statistics.mean(statistics.median(found) for found in kinds.values())
-    right = winner_right(asked, middles)
-    print(f"  (the root of the bandwidths' ratio: {errors:.1%}, cheaper card right {right:.0%})")
+    whole = statistics.median([error for found in kinds.values() for error in found])
+    right = winner_right(asked, middles, worth)
+    print(
+        f"  (the root of the bandwidths' ratio: {errors:.1%}, of all {whole:.1%}, cheaper card "
+        f"right {right:.0%})"
+    )
 
 
 def versions() -> None:
@@ -582,6 +652,7 @@ def main() -> None:
     }
     every: list[Asked] = []
     tables = []
+    as_asked(fits)
     for name, pairs in groups.items():
         for told in (True, False):
             words = "the load told" if told else "the load not told"

@@ -19,6 +19,7 @@ import polars as pl
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.throughput import Measurement, measurements, silicon_measurements
+from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware.question import Load
 from vllm_capacity.verdicts.hardware.serving import (
     CLIENTS_OFFERED,
@@ -77,17 +78,19 @@ def silicon_runs() -> list[Measurement]:
     ]
 
 
-def silicon_pairs() -> list[Pair]:
+def silicon_pairs(*, is_split_alike: bool = False) -> list[Pair]:
     """Each silicon run with each of its model, type, GPU count, lengths and clients elsewhere.
 
     One pair for two setups: of repeats and versions the latest speaks, as far as the two sides have
-    a version in common, else the latest of each.
+    a version in common, else the latest of each. `is_split_alike`: only those that also split their
+    experts over the GPUs alike (tensor or expert parallelism): 246 pairs, 492 in both directions.
     """
     groups: dict[tuple[object, ...], dict[str, list[Measurement]]] = defaultdict(
         lambda: defaultdict(list)
     )
+    splits = _splits() if is_split_alike else {}
     for run in silicon_runs():
-        key = (run.model, run.dtype, run.gpus, run.workload, run.clients)
+        key = (run.model, run.dtype, run.gpus, run.workload, run.clients, splits.get(run.source))
         groups[key][run.gpu].append(run)
     return [
         max(
@@ -99,6 +102,12 @@ def silicon_pairs() -> list[Pair]:
         for there in sides
         if here < there
     ]
+
+
+def _splits() -> dict[str, tuple[int, int]]:
+    """How each silicon row splits its experts, by source: tensor and expert parallelism."""
+    rows = pl.read_csv(shipped("data/silicon_vllm.csv"))
+    return {row["source"]: (row["moe_tp"], row["moe_ep"]) for row in rows.iter_rows(named=True)}
 
 
 def sweep_ends() -> list[Pair]:

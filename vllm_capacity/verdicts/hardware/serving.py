@@ -221,12 +221,14 @@ class Rates:
     `peer` is the GPU whose tables speak for one that has none, empty where it has its own. `lent`
     is whether a product of that weight type was never timed on it. `is_timed`: every kernel was
     timed on that chip, or on its other form factor, or its rate fitted to published runs.
+    `is_borne_out`: runs of that weight type on its architecture had a say in the rate.
     """
 
     kernels: Kernels
     peer: str
     lent: bool
     is_timed: bool
+    is_borne_out: bool
 
 
 WEIGHT_ONLY = "H100-80GB-SXM"
@@ -278,13 +280,14 @@ def rates(machine: Machine, llm: Llm, dtype: str, calibration: Calibration) -> R
         chosen["prefill_attention"] = _calibrated(chosen["prefill_attention"], calibration, slow)
     product = ("experts", dtype) if llm.is_moe else ("dense", plain)
     is_lent = dense_lent or (llm.is_moe and experts_lent)
-    is_fitted = not is_lent or (gpu.family, *product) in calibration.factors
+    is_borne_out = (gpu.family, *product) in calibration.factors
     own = peer.name == gpu.name
     return Rates(
         Kernels(**chosen),
         "" if own else peer.name,
         is_lent,
-        is_timed=is_fitted and peer.gpu == gpu.gpu,
+        is_timed=(is_borne_out or not is_lent) and peer.gpu == gpu.gpu,
+        is_borne_out=is_borne_out,
     )
 
 
