@@ -178,12 +178,13 @@ def report(name: str, asked: Sequence[Asked], worth: Worth | None = None) -> Non
         kinds[each.kind].append(error)
     by_kind = statistics.mean(statistics.median(errors) for errors in kinds.values())
     widths = [each.found.high / each.found.low for each in known]
+    right = winner_right(known, worth=worth)
     print(
         f"{name}: {len(known)} answered, {len(asked) - len(known)} refused; error "
         f"{statistics.median(errors):.1%} (median), {by_kind:.1%} (median, mean over "
         f"{len(kinds)} pairs of GPUs), {statistics.mean(errors):.1%} (mean); inside "
         f"{statistics.mean(each.is_inside for each in known):.0%}, median high/low "
-        f"{statistics.median(widths):.2f}, cheaper card right {winner_right(known, worth=worth):.0%}; "
+        f"{statistics.median(widths):.2f}, cheaper card right {right:.0%}; "
         f"{surely_right(known, worth)}"
     )
 

@@ -98,7 +98,7 @@ from vllm_capacity.verdicts.quality import evidence
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.saturation.advice import advice
-from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom, utilization
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.peers import completed, lenders, undisputed, unloaded
 from vllm_capacity.verdicts.saturation.slo import (
@@ -336,14 +336,26 @@ class Analysis:
             assumptions=replace(self.assumptions, hardware=hardware),
         )
         fits = {fit.engine: fit for fit in self.fits}
-        found = reckoned(fits, setups, self.capacities, shipped_what_if)
-        lent = completed(found.capacities, self.lenders, idle=unloaded(self.fits))
+        found = reckoned(
+            fits,
+            setups,
+            self.capacities,
+            shipped_what_if,
+            slo=self.assumptions.slo,
+            within=self.throughputs_within,
+        )
+        return replace(
+            found, capacities=self._lent(found.capacities), within=self._lent(found.within)
+        )
+
+    def _lent(self, own: Mapping[str, Estimate]) -> dict[str, Estimate]:
+        """What arithmetic tells of each engine, those that it does not tell of by their peers."""
         words = ("that of its peers, by arithmetic",)
-        capacities = {
-            name: each if each == found.capacities[name] else replace(each, basis=words)
+        lent = completed(own, self.lenders, idle=unloaded(self.fits)) if own else {}
+        return {
+            name: each if each == own[name] else replace(each, basis=words)
             for name, each in lent.items()
         }
-        return replace(found, capacities=capacities)
 
     @property
     def mean_latencies(self) -> dict[str, MeanLatency]:
@@ -673,9 +685,12 @@ class Analysis:
         }
         whole = self._charged(bill(parts)).whole
         # A replay rests on what the window shows of the server: there is none by arithmetic.
-        pools = self._pools(found.capacities)
+        can = found.within if self.assumptions.slo.targets else found.capacities
+        pools = self._pools(can)
         left = surplus({m: replace(pool, served=None) for m, pool in pools.items()}, Policy())
         asked = [each.question for each in found.asked.values()]
+        within = self._reckoned_within(found)
+        served = self.throughput.output_tokens_per_second
         return ByArithmetic(
             gpu=listed(sorted({each.from_gpu.label for each in asked})),
             model=listed(sorted({each.llm.model for each in asked})),
@@ -686,9 +701,20 @@ class Analysis:
             utilization=whole.utilization,
             headroom_ratio=headroom(whole.utilization),
             idle_usd=whole.idle_usd,
+            slo_throughput_output_tokens_per_second=within,
+            slo_headroom_ratio=headroom(utilization(served, within)),
             removable_replicas=left.removable_replicas,
             saved_usd_per_day=left.usd_per_day,
         )
+
+    def _reckoned_within(self, found: Reckoned) -> Estimate:
+        """What all engines can do within the targets, by arithmetic; unknown where it is silent."""
+        if not self.assumptions.slo.targets:
+            return Estimate.unknown("no latency target was given")
+        if not found.asked_within:
+            reason = found.reason_within or "the throughput within the targets was measured"
+            return Estimate.unknown(reason)
+        return fleet_sum(found.within, presence=self.presence)
 
     def surplus(self, policy: Policy | None = None) -> Surplus:
         """How many replicas the busiest time did not need, by the policy, and what they cost a day.
@@ -708,12 +734,16 @@ class Analysis:
     @cached_property
     def pools(self) -> dict[str, Pool]:
         """The engines of each model as replicas of one another, by model; empty for no model's."""
-        can = self.capacities
-        if self.assumptions.slo.targets:
-            can = throughputs(
-                self.fits, self.assumptions.slo, lent_by=self.lenders, capacities=self.capacities
-            )
-        return self._pools(can)
+        return self._pools(self.throughputs_within or self.capacities)
+
+    @cached_property
+    def throughputs_within(self) -> dict[str, Estimate]:
+        """What each engine can do within the latency targets, by name; empty without any."""
+        if not self.assumptions.slo.targets:
+            return {}
+        return throughputs(
+            self.fits, self.assumptions.slo, lent_by=self.lenders, capacities=self.capacities
+        )
 
     def _pools(self, can: Mapping[str, Estimate]) -> dict[str, Pool]:
         """The pools, if each engine can do that much."""

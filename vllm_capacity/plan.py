@@ -67,6 +67,7 @@ _BYTES = (READ_BYTES, WRITE_BYTES)
 _DEMAND_QUANTILE = 0.95
 _WAIT_LIMIT_SECONDS = 1.0
 _MORE_REPLICAS = 2
+_NARROW = 2.5
 
 
 @dataclass(frozen=True)
@@ -469,8 +470,10 @@ def _options(case: _Planning) -> _Compared:
             output_tokens=case.output_tokens.mid or 0.0,
         )
     else:
-        capacity, basis, loads = full.output_tokens_per_second, _light_words(case, full), ()
-        load = Load(is_capacity=True) if full.is_full else Load(clients=full.running)
+        capacity, basis = full.output_tokens_per_second, _light_words(case, full)
+        loads = full.loads if _is_narrow(capacity) else ()
+        is_capacity = full.is_full and not full.loads
+        load = Load(is_capacity=True) if is_capacity else Load(clients=full.running)
         rate = capacity.mid or full.question.output_tokens_per_second
         measured = replace(full.question, output_tokens_per_second=rate, load=load)
     table = _compared(
@@ -501,10 +504,19 @@ def _heaviest(case: _Planning) -> Heaviest | None:
 
     Engines are alike: one speaks for all, as the mean of their capacities does.
     """
-    found = case.reckoned.asked.values()
+    found = (case.reckoned.asked_within or case.reckoned.asked).values()
     if len({each.question.llm.model for each in found}) != 1:
         return None
     return max(found, key=lambda each: each.running)
+
+
+def _is_narrow(found: Estimate) -> bool:
+    """Whether a throughput within targets is known well enough to move its curve.
+
+    Where a target is met but narrowly, another GPU's gain is anything; others are then asked at as
+    many running requests.
+    """
+    return bool(found.low and found.high and found.high <= _NARROW * found.low)
 
 
 def _light_words(case: _Planning, full: Heaviest) -> str:
@@ -512,7 +524,10 @@ def _light_words(case: _Planning, full: Heaviest) -> str:
         f"by arithmetic at {full.running:.3g} running requests, corrected by your ITL at "
         f"{full.question.load.clients or 1.0:.3g} running"
     )
-    return f"{words}, no latency target applied" if case.is_within_targets else words
+    if not case.is_within_targets:
+        return words
+    applied = "within the latency targets" if full.loads else "no latency target applied"
+    return f"{words}, {applied}"
 
 
 def _light_question(case: _Planning, full: Heaviest) -> tuple[Question, str]:
@@ -703,14 +718,18 @@ def _candidate(span: GpuSpan, dtype: str, own: Estimate | None) -> Candidate:
 def _by_arithmetic(case: _Planning) -> Estimate:
     """Output tokens per second of one engine at full load, by arithmetic from the load it had.
 
-    Unknown where the GPU or the model is, and where the telemetry tells the capacity.
+    Within the latency targets where they are given. Unknown where the GPU or the model is, and
+    where the telemetry tells the capacity.
     """
     if case.capacity.is_known:
         return Estimate.unknown("the capacity was found from the telemetry")
     found, engines = case.reckoned, case.answer.window.mean_engines or 1.0
-    if not found.asked:
-        return Estimate.unknown(found.reason)
-    whole = fleet_sum(found.capacities, presence=case.analysis.presence)
+    told, can, reason = found.asked, found.capacities, found.reason
+    if case.is_within_targets:
+        told, can, reason = found.asked_within, found.within, found.reason_within
+    if not told:
+        return Estimate.unknown(reason)
+    whole = fleet_sum(can, presence=case.analysis.presence)
     return whole if engines == 1 else whole.scaled(1 / engines, f"÷ {engines:.3g} engines")
 
 

@@ -76,6 +76,8 @@ RECKONED = ByArithmetic(
     utilization=estimate(0.04, 0.03, 0.06),
     headroom_ratio=estimate(0.96, 0.94, 0.97),
     idle_usd=estimate(1.92, 1.88, 1.94),
+    slo_throughput_output_tokens_per_second=unknown("no latency target was given"),
+    slo_headroom_ratio=unknown("no latency target was given"),
     removable_replicas=estimate(3.0, 2.0, 4.0),
     saved_usd_per_day=estimate(60.0, 40.0, 80.0),
 )
@@ -92,6 +94,17 @@ def test_what_arithmetic_says_beside_the_bound():
         "capacity nobody used."
     )
     assert by_arithmetic(found) in verdict(found)
+
+
+def test_what_arithmetic_says_within_the_targets():
+    found = replace(
+        RECKONED, slo_throughput_output_tokens_per_second=estimate(1900.0, 1500.0, 2600.0)
+    )
+    text = by_arithmetic(answer(by_arithmetic=found)).replace(SPACE, " ")
+    assert text.endswith(
+        " nobody used. Within the latency targets it is 1,900 (between 1,500 and 2,600) output "
+        "tokens/s."
+    )
 
 
 def test_how_many_replicas_can_go_by_arithmetic():

@@ -566,9 +566,11 @@ DEFINITIONS: tuple[Definition, ...] = (
         "measured ÷ the calculated time per token at the light load that was seen. Of more than 32 "
         "× as many requests as ran it says no more than “at least”. The band is the measured error "
         "of that on published sweeps, from their lightest loads to heavier ones. Utilization, "
-        "headroom, idle dollars and replicas that can go follow as from a measured capacity, "
-        "latency targets left out. Nothing is said where prompts came from a cache (over 20 %), "
-        "with speculative decoding, or where the server was seen to do more.",
+        "headroom, idle dollars and replicas that can go follow as from a measured capacity. "
+        "Within latency targets: the load up to which ITL and TTFT, grown from those measured as "
+        "the arithmetic's grow, meet them; replicas that can go keep to it. Nothing is said where "
+        "prompts came from a cache (over 20 %), with speculative decoding, or where the server was "
+        "seen to do more.",
         (unloaded.reckoned,),
         (_increase(*_TOKENS), *_STEPS),
         (

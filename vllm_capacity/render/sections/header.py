@@ -240,7 +240,7 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
         answer.slo_headroom_ratio,
         percent,
         "of the throughput that meets them",
-        note=served,
+        note=_reckoned(answer, "slo_headroom_ratio") or served,
     )
     bare = replace(room, label="Headroom, ignoring latency targets", note=reckoned)
     room = replace(room, note=served or reckoned)

@@ -11,7 +11,8 @@ Silent, with the reason, where the arithmetic is not of this server, or nothing 
 nothing was served; prompts came from a cache, or tokens from speculation; no kernel of that weight
 type was timed on that GPU; at its own light load the server is much faster or slower than the
 arithmetic (another GPU, count or weight type than told, or a host that limits); the KV cache that
-it reports does not fit those GPUs; or it was seen to do more.
+it reports does not fit those GPUs; or it was seen to do more. Within latency targets
+(`slo_from_light`) also where the light load missed them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from vllm_capacity.assumptions import Slo
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
@@ -35,8 +37,10 @@ from vllm_capacity.verdicts.hardware.elsewhere import (
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import shipped_calibration
 from vllm_capacity.verdicts.hardware.side import machines_of, side
+from vllm_capacity.verdicts.hardware.slo_from_light import within_from_light
+from vllm_capacity.verdicts.hardware.what_if import what_if
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
-from vllm_capacity.verdicts.saturation.slo import load_met
+from vllm_capacity.verdicts.saturation.slo import SloLoad, load_met, slo_load_near
 
 MOST_CACHED = 0.2
 """Of the prompt tokens, the share from a prefix cache up to which the arithmetic is asked."""
@@ -136,13 +140,15 @@ class Heaviest:
     """One engine under the heaviest load that arithmetic tells of: its output tokens/s there.
 
     `question` is the light load it is told from. `is_full`: it admits no more `running` requests;
-    else the capacity is more.
+    else the capacity is more. Within latency targets, `loads` are those that it was read from,
+    with their latencies over the targets; else empty.
     """
 
     question: Question
     output_tokens_per_second: Estimate
     running: float
     is_full: bool
+    loads: tuple[SloLoad, ...] = ()
 
     @property
     def capacity(self) -> Estimate:
@@ -187,6 +193,35 @@ def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -
     return Heaviest(question, output, *heaviest_load(question, admitted=setup.admitted))
 
 
+def heaviest_within(
+    fit: SaturationFit, setup: Setup, full: Heaviest, slo: Slo, held: Estimate
+) -> Heaviest | str:
+    """The same within latency targets; text: why it is silent.
+
+    `held` is what is known of the throughput within them: the arithmetic is no less than its low
+    end, and not shown where its middle is.
+    """
+    question = full.question
+    seen = slo_load_near(fit, slo, question.load.clients or 1.0)
+    if seen is None:
+        return "no step has the latencies that the targets ask for"
+    light = replace(
+        seen,
+        running=question.load.clients or 1.0,
+        output_tokens_per_second=question.output_tokens_per_second,
+    )
+    found = within_from_light(
+        question, light, what_if, admitted=setup.admitted, widen=in_production
+    )
+    if found is None:
+        return f"the light load missed the targets already: {seen.worst:.2g} × the nearest one"
+    output = _no_less(found.output_tokens_per_second, held)
+    if output.is_unknown:
+        return output.reason
+    output = output.capped(full.capacity)
+    return Heaviest(question, output, found.running, output.is_known, found.loads)
+
+
 def in_production(found: Estimate) -> Estimate:
     """The arithmetic's figure with the band of a server in production; a bound, its own low end."""
     if found.low is None or found.mid is None or found.high is None or found.low <= 0:
@@ -222,9 +257,9 @@ def _unlike(question: Question) -> str:
 def _no_less(found: Estimate, held: Estimate) -> Estimate:
     """The arithmetic's figure, its low end no less than what was held; unknown where it is less."""
     least = held.low
-    if least is None or found.low is None or found.mid is None:
+    if least is None or found.low is None:
         return found
-    if found.mid < least:
+    if found.mid is not None and found.mid < least:
         return Estimate.unknown(
             f"arithmetic gives {found.mid:,.0f} output tokens/s, yet it was seen to do "
             f"{least:,.0f}: another GPU, weight type or model than told?"
@@ -240,7 +275,8 @@ class ByArithmetic(Figures):
     was corrected by (of several engines the mean over those that it was asked of), and
     `capacity_running_requests` the load that the capacity is of; None where it was asked of none.
     Every figure is unknown, with one reason, where the capacity was found from the telemetry, or
-    the arithmetic is silent.
+    the arithmetic is silent. `slo_…` are within the latency targets, and so is how many replicas
+    can go where targets are given; unknown with a reason without.
     """
 
     gpu: str | None
@@ -252,6 +288,8 @@ class ByArithmetic(Figures):
     utilization: Estimate
     headroom_ratio: Estimate
     idle_usd: Estimate
+    slo_throughput_output_tokens_per_second: Estimate
+    slo_headroom_ratio: Estimate
     removable_replicas: Estimate
     saved_usd_per_day: Estimate
 
@@ -264,7 +302,7 @@ class ByArithmetic(Figures):
     def silent(cls, reason: str) -> ByArithmetic:
         """Nothing, and why."""
         nothing = Estimate.unknown(reason)
-        return cls(None, None, None, None, None, *(nothing for _ in range(6)))
+        return cls(None, None, None, None, None, *(nothing for _ in range(8)))
 
 
 @dataclass(frozen=True)
@@ -272,12 +310,16 @@ class Reckoned(Record):
     """The capacity of each engine of a window, by name: as measured, or by arithmetic.
 
     `asked` are the engines that it was asked of and answered, `reason` why it did not of most of
-    the others.
+    the others. `within`, `asked_within` and `reason_within` are the same within latency targets;
+    empty without any.
     """
 
     capacities: Mapping[str, Estimate]
     asked: Mapping[str, Heaviest]
     reason: str
+    within: Mapping[str, Estimate] = field(default_factory=dict)
+    asked_within: Mapping[str, Heaviest] = field(default_factory=dict)
+    reason_within: str = ""
 
     @property
     def running_requests(self) -> float | None:
@@ -307,16 +349,38 @@ def reckoned(
     setups: Mapping[str, Setup | str],
     known: Mapping[str, Estimate],
     ask: Ask,
+    *,
+    slo: Slo | None = None,
+    within: Mapping[str, Estimate] | None = None,
 ) -> Reckoned:
     """The capacities of engines, by arithmetic where `known` has but a bound, or nothing.
 
-    Where it is silent, what is known stays.
+    `within` is what is known of their throughput within the targets of `slo`. Where arithmetic is
+    silent, what is known stays.
     """
     unsure = [name for name, each in known.items() if not each.is_known and name in fits]
+    met = within or {}
     if not unsure:
-        return Reckoned(known, {}, "the capacity was found from the telemetry")
+        reason = "the capacity was found from the telemetry"
+        return Reckoned(known, {}, reason, met, {}, reason)
     found = {name: heaviest(fits[name], setups[name], known[name], ask) for name in unsure}
-    heaviest_of = {name: each for name, each in found.items() if isinstance(each, Heaviest)}
-    capacities = {**known, **{name: each.capacity for name, each in heaviest_of.items()}}
+    told, reason = _told(found)
+    capacities = {**known, **{name: each.capacity for name, each in told.items()}}
+    if slo is None or not slo.targets:
+        return Reckoned(capacities, told, reason)
+    found_within = {
+        name: heaviest_within(fits[name], setup, full, slo, met[name])
+        for name, full in told.items()
+        if not met[name].is_known and isinstance(setup := setups[name], Setup)
+    }
+    told_within, reason_within = _told(found_within)
+    reached = {name: each.output_tokens_per_second for name, each in told_within.items()}
+    reason_within = reason_within or reason
+    return Reckoned(capacities, told, reason, {**met, **reached}, told_within, reason_within)
+
+
+def _told(found: Mapping[str, Heaviest | str]) -> tuple[dict[str, Heaviest], str]:
+    """The engines that arithmetic tells of, and why it is silent of most of the others."""
     silent = [each for each in found.values() if isinstance(each, str)]
-    return Reckoned(capacities, heaviest_of, statistics.mode(silent) if silent else "")
+    told = {name: each for name, each in found.items() if isinstance(each, Heaviest)}
+    return told, statistics.mode(silent) if silent else ""

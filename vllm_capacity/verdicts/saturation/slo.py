@@ -163,12 +163,15 @@ def slo_loads(fit: SaturationFit, slo: Slo) -> tuple[SloLoad, ...]:
     Empty without targets, or where no load has the latencies that they ask for.
     """
     wanted = slo.targets
-    places = {name: place for place, name in enumerate(wanted)}
+    return _slo_loads(_measured_loads(fit, wanted), slo) if wanted else ()
+
+
+def _slo_loads(loads: Sequence[_Load], slo: Slo) -> tuple[SloLoad, ...]:
+    places = {name: place for place, name in enumerate(slo.targets)}
 
     def ratio(load: _Load, name: str) -> float | None:
         return load.ratios[places[name]] if name in places else None
 
-    loads = _measured_loads(fit, wanted) if wanted else []
     return tuple(
         SloLoad(
             load.running,
@@ -178,6 +181,18 @@ def slo_loads(fit: SaturationFit, slo: Slo) -> tuple[SloLoad, ...]:
         )
         for load in sorted(loads, key=lambda load: load.running)
     )
+
+
+def slo_load_near(fit: SaturationFit, slo: Slo, running: float) -> SloLoad | None:
+    """The load of an engine that is nearest to so many running requests: all, where it is one.
+
+    None without targets, or where no step has the latencies that they ask for.
+    """
+    loads = slo_loads(fit, slo)
+    points = np.flatnonzero(_points(fit, slo.targets))
+    if not loads and slo.targets and len(points):
+        loads = _slo_loads([_load(fit.steps, points, slo.targets)], slo)
+    return min(loads, key=lambda load: abs(load.running - running), default=None)
 
 
 def load_met(fits: Sequence[SaturationFit]) -> tuple[float, float] | None:

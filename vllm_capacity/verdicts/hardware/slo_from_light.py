@@ -1,0 +1,172 @@
+"""Throughput within latency targets of a server that was never loaded: by arithmetic.
+
+1. At heavier loads of the same GPUs, rate and latencies are those of `what_if`, corrected by what
+   was measured at the light one; each latency over its target grows as the arithmetic's does.
+2. A mean inter-token latency is that of all steps. A p95 is that of steps with prompts where more
+   than one in twenty has some, which an engine under a light load need not have: its growth is
+   that of such a step, and its band reaches the growth of the mean, too.
+3. The ends of the interval are read where the rate and every latency lie at that end of their
+   bands: latencies rise slowly at first, so that a small error of theirs is a large one of the load
+   that meets a target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+from vllm_capacity.estimate import Estimate, Kind
+from vllm_capacity.verdicts.hardware.elsewhere import (
+    MOST_TIMES,
+    Ask,
+    heaviest_load,
+    within_targets,
+)
+from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.serving import shipped_calibration
+from vllm_capacity.verdicts.hardware.side import Side, machines_of, side, side_at
+from vllm_capacity.verdicts.saturation.slo import SloLoad
+
+TTFT_HALF_WIDTH, TTFT_PER_LOAD = 0.25, 0.16
+"""Half the band of a time to first token under more load than it was measured at, in logarithms,
+and what each factor e of running requests adds to it: of silicon rows, each from the lightest of
+its sweep (models left out), nine in ten lie within 0.26 at twice the load, 0.66 at 16 times and
+0.79 at 32."""
+P95_SHARE = 0.05
+"""The share of steps that a p95 leaves out: where more of them carry prompts, it is theirs."""
+_LOADS = 6
+"""Of how many heavier loads the curve is asked; between them it is straight in logarithms."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """Output tokens/s within latency targets, the running requests at them, and what tells it.
+
+    `loads` are those it was read from, by arithmetic, the measured light one first.
+    """
+
+    output_tokens_per_second: Estimate
+    running: float
+    loads: tuple[SloLoad, ...]
+
+
+def within_from_light(
+    question: Question,
+    seen: SloLoad,
+    ask: Ask,
+    *,
+    admitted: float | None = None,
+    widen: Callable[[Estimate], Estimate] = lambda found: found,
+    is_p95: bool = True,
+) -> Within | None:
+    """The most that the same GPUs do within targets; None where the light load misses them.
+
+    `seen` is the light load that `question` tells of, its latencies over their targets, which are
+    means without `is_p95`. `question` has both mean latencies. `widen` is what is made of the band
+    of a rate, `admitted` how many requests run at most, where the server tells it. At least, where
+    no target ends it and the engine admits more than so light a load tells of.
+    """
+    if seen.worst > 1:
+        return None
+    return _FromLight(question, seen, ask, widen, admitted=admitted, is_p95=is_p95).found
+
+
+@dataclass(frozen=True)
+class _FromLight:
+    question: Question
+    seen: SloLoad
+    ask: Ask
+    widen: Callable[[Estimate], Estimate]
+    admitted: float | None
+    is_p95: bool
+
+    @property
+    def found(self) -> Within:
+        told, is_full = heaviest_load(self.question, admitted=self.admitted)
+        ends = [self._ends(running) for running in _loads(self.seen.running, told)]
+        slow, middle, fast = ((self.seen, *(each[end] for each in ends)) for end in range(3))
+        (low, _), (mid, is_ended), (high, is_sure) = map(_within, (slow, middle, fast))
+        running = _running_at(middle, mid)
+        seen = f"{self.seen.running:.3g} running"
+        words = (
+            f"by arithmetic on {self.question.gpus} × {self.question.from_gpu.label} at "
+            f"{running:.3g} running, rate and latencies corrected by those measured at {seen}"
+        )
+        if is_full or (is_ended and is_sure):
+            found = Estimate.known(low, mid, high, words, kind=Kind.EXTRAPOLATED)
+            return Within(found, running, middle)
+        reason = (
+            f"the targets may be met at more than {told:.3g} running requests, and a load of "
+            f"{seen} tells of no more than {MOST_TIMES:.0f} × as many"
+        )
+        return Within(Estimate.at_least(low, words, reason=reason), running, middle)
+
+    def _ends(self, running: float) -> tuple[SloLoad, SloLoad, SloLoad]:
+        """A load as it may be at worst, as it is most likely, and at best."""
+        asked, question = replace(self._same, at=Load(clients=running)), self.question
+        found = self.ask(asked)
+        rate = self.widen(found.output_tokens_per_second)
+        if not rate.low or rate.mid is None or rate.high is None:
+            return (SloLoad(running, 0.0, math.inf),) * 3
+        of_rate = math.log(rate.high / rate.low) / 2
+        apart = math.log(running / self.seen.running)
+        of_ttft = TTFT_HALF_WIDTH + TTFT_PER_LOAD * apart
+        itls = [(found.itl_seconds.mid or math.inf) / (question.itl_seconds or 1.0)]
+        if self.is_p95:
+            itls.append(self._p95(running) / self._p95(self.seen.running))
+        ttft = (found.ttft_seconds.mid or math.inf) / (question.ttft_seconds or 1.0)
+        slow, middle, fast = (
+            SloLoad(
+                running,
+                rate.mid * math.exp(-end * of_rate),
+                _times(self.seen.itl_ratio, itl * math.exp(end * of_rate)),
+                _times(self.seen.ttft_ratio, ttft * math.exp(end * of_ttft)),
+            )
+            for end, itl in ((1, max(itls)), (0, itls[-1]), (-1, min(itls)))
+        )
+        return slow, middle, fast
+
+    @cached_property
+    def _same(self) -> Question:
+        asked = self.question
+        return replace(asked, to_gpu=asked.from_gpu, to_dtype=asked.dtype, to_gpus=asked.gpus)
+
+    @cached_property
+    def _side(self) -> Side:
+        job = self.question.job_here
+        machine = next(iter(machines_of(job, self.question.from_gpu, {})))
+        return side(job, machine, shipped_calibration())
+
+    def _p95(self, running: float) -> float:
+        """Seconds of a step of the slowest twentieth, by arithmetic."""
+        whole = self._side
+        found = side_at(whole.job, whole.machine, whole.rates, shipped_calibration(), running).cycle
+        has_prompts = found.mixed_steps > P95_SHARE * whole.job.output_tokens
+        return found.mixed_seconds if has_prompts else found.decode_seconds
+
+
+def _loads(least: float, most: float) -> Iterator[float]:
+    """Running requests above the least up to the most, evenly by their logarithms."""
+    span = math.log(most / least)
+    return (least * math.exp(span * step / _LOADS) for step in range(1, _LOADS + 1) if span > 0)
+
+
+def _within(loads: Sequence[SloLoad]) -> tuple[float, bool]:
+    return within_targets(loads) or (loads[0].output_tokens_per_second, True)
+
+
+def _running_at(loads: Sequence[SloLoad], rate: float) -> float:
+    """The running requests at which a curve gives a rate, straight in logarithms."""
+    for less, more in pairwise(loads):
+        here, there = less.output_tokens_per_second, more.output_tokens_per_second
+        if here <= rate < there:
+            share = math.log(rate / here) / math.log(there / here)
+            return less.running * math.pow(more.running / less.running, share)
+    return loads[-1].running
+
+
+def _times(ratio: float | None, factor: float) -> float | None:
+    return None if ratio is None else ratio * factor
