@@ -33,6 +33,8 @@ from vllm_capacity.verdicts.hardware.band import (
     FULLY_LIGHT,
     LIGHT_HALF_WIDTH,
     MOST_GROWN,
+    SAME_RATE,
+    SAME_RATE_UNDER_CLIENTS,
     half_width,
     reach,
     widened,
@@ -402,7 +404,9 @@ class _Asking:
         half = widened(
             half, self.question, one, other, is_near=self.is_near, is_timed=self.is_timed
         )
-        down, up = reach(half, gains, gain=middle, fade=fade)
+        is_told = self.question.load.clients is not None
+        past = SAME_RATE_UNDER_CLIENTS if is_told else SAME_RATE
+        down, up = reach(half, gains, gain=middle, fade=fade, past=past)
         mid = self.question.output_tokens_per_second * math.exp(middle)
         words = self._basis(one, other, weight=weight)
         ends = mid * math.exp(-down), mid, mid * math.exp(up)
@@ -502,12 +506,24 @@ class _Asking:
         cap = question.output_tokens_per_second if is_kept else offered
         if found.high <= cap:
             return found
-        low, mid = min(found.low, cap * math.exp(-SERVED_HALF_WIDTH)), min(found.mid, cap)
+        half = SERVED_HALF_WIDTH + (self._tail(offered) if is_kept else 0.0)
+        low, mid = min(found.low, cap * math.exp(-half)), min(found.mid, cap)
         words = f"{load.requests_per_second:g} requests/s ask for no more than {cap:.4g} tokens/s"
         if found.low > cap:
             words += f", and H could give {found.low:.3g} to {found.high:.3g}"
         high = cap * math.exp(SERVED_HALF_WIDTH)
         return replace(found, low=low, mid=mid, high=high, basis=(words, *found.basis))
+
+    def _tail(self, offered: float) -> float:
+        """What a slower GPU gives less, in logarithms, of what G did not serve of an open load.
+
+        A load test ends with requests that still run, and they are the more the longer each takes:
+        as many times more as run there at that rate (Little's law). Servers that lose nothing, or a
+        faster GPU: 0.
+        """
+        one, other, rate = self.froms[0], self.tos[0], self.question.output_tokens_per_second
+        longer = self.batch_for(rate, other) / self.batch_for(rate, one) - 1
+        return max(math.log(offered / rate), 0.0) * max(longer, 0.0)
 
     def _latencies(self, found: Estimate) -> tuple[Estimate, Estimate]:
         """Mean seconds between tokens and to the first token there; unknown with the reason."""
