@@ -37,10 +37,12 @@ from whatif_runs import (
     is_one_version,
     light_pairs,
     load_of,
+    machine_of,
     saturated_pairs,
     saturated_runs,
     silicon_pairs,
     silicon_runs,
+    silicon_sweeps,
     source,
     sweep_ends,
     table_pairs,
@@ -51,13 +53,15 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import offers, prices
-from vllm_capacity.facts.throughput import Measurement
+from vllm_capacity.facts.throughput import Measurement, measurements
 from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware.band import EXPLAINED
 from vllm_capacity.verdicts.hardware.data_sheet import Shares
 from vllm_capacity.verdicts.hardware.elsewhere import MOST_TIMES, moved_curve, within_targets
 from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.serving import Calibration, shipped_calibration
+from vllm_capacity.verdicts.hardware.serving import Calibration, Job, shipped_calibration
+from vllm_capacity.verdicts.hardware.side import side
+from vllm_capacity.verdicts.hardware.slo_from_light import within_from_light
 from vllm_capacity.verdicts.hardware.unloaded import in_production
 from vllm_capacity.verdicts.hardware.what_if import TESTED, WhatIf, published_runs, what_if
 from vllm_capacity.verdicts.saturation.slo import SloLoad
@@ -416,6 +420,8 @@ def elsewhere(fits: LeftOut) -> None:
         name = f"with {factor:g} times the GPUs, the same clients"
         other_setups(name, fits, partial(_is_asked, factor=factor))
     full_from_lightest(fits)
+    within_from_lightest(fits)
+    untimed(fits)
 
 
 def _is_asked(
@@ -444,6 +450,102 @@ def full_from_lightest(fits: LeftOut) -> None:
         (one, other) for one, other in sweep_ends() if other.clients <= MOST_TIMES * one.clients
     ]
     other_loads("from the lightest load of a sweep to its heaviest", fits, ends, in_production)
+
+
+def within_from_lightest(fits: LeftOut) -> None:
+    """The same within latency targets, of the sweep's means, read where its own curve crosses them.
+
+    Targets lie between the latencies of neighboring heavier loads: of the inter-token latency, of
+    the time to first token, and of both.
+    """
+    found: dict[str, list[tuple[Estimate, float]]] = defaultdict(list)
+    for runs in silicon_sweeps():
+        one, *_ = runs
+        told = [run for run in runs if run.clients <= MOST_TIMES * one.clients]
+        fitted = dict(zip(("calibration", "shares"), fits.of("model", one.model), strict=True))
+        asked = replace(
+            question_from(one, one, is_load_told=True),
+            itl_seconds=one.mean_tpot_ms / 1e3,
+            ttft_seconds=one.mean_ttft_ms / 1e3,
+        )
+        for name, itl_ms, ttft_ms in _both_targets(told):
+            loads = [_slo_load(run, itl_ms, ttft_ms) for run in told]
+            truth = within_targets(loads)
+            if truth is not None and truth[1]:
+                ask = partial(what_if, **fitted)
+                within = within_from_light(asked, loads[0], ask, widen=in_production, is_p95=False)
+                found[name].append((within.output_tokens_per_second, truth[0]))
+    for name, answers_ in found.items():
+        known = [(each, truth) for each, truth in answers_ if each.is_known]
+        bounds = [each.low <= truth for each, truth in answers_ if not each.is_known]
+        off = [math.log(each.mid / truth) for each, truth in known]
+        print(
+            f"model left out, from the lightest load of a sweep to {name}: {len(answers_)} "
+            f"questions, {len(known)} intervals, error {math.expm1(np.median(np.abs(off))):.1%} "
+            f"(median), bias {np.mean(off):+.2f}, inside "
+            f"{np.mean([each.low <= truth <= each.high for each, truth in known]):.0%}, median "
+            f"high/low {np.median([each.high / each.low for each, _ in known]):.2f}; "
+            f"{sum(bounds)} of {len(bounds)} bounds true"
+        )
+
+
+def _both_targets(
+    runs: Sequence[Measurement],
+) -> Iterator[tuple[str, float | None, float | None]]:
+    """Targets of heavier loads that the lightest of a sweep meets: ITL and TTFT, milliseconds."""
+    least, *heavier = runs
+    for before, after in pairwise(heavier):
+        itl, ttft = (
+            math.sqrt(of(before) * of(after))
+            if of(after) > 1.05 * of(before) and of(before) > 1.05 * of(least)
+            else None
+            for of in (_itl_ms, _ttft_ms)
+        )
+        if itl:
+            yield "an ITL target", itl, None
+        if ttft:
+            yield "a TTFT target", None, ttft
+        if itl and ttft:
+            yield "both", itl, ttft
+
+
+def _itl_ms(run: Measurement) -> float:
+    return run.mean_tpot_ms
+
+
+def _ttft_ms(run: Measurement) -> float:
+    return run.mean_ttft_ms
+
+
+def _slo_load(run: Measurement, itl_ms: float | None, ttft_ms: float | None) -> SloLoad:
+    return SloLoad(
+        float(run.clients),
+        run.output_tokens_per_second,
+        None if itl_ms is None else run.mean_tpot_ms / itl_ms,
+        None if ttft_ms is None else run.mean_ttft_ms / ttft_ms,
+    )
+
+
+def untimed(fits: LeftOut) -> None:
+    """Runs by arithmetic alone where no kernel of the weight type was timed on the GPU."""
+    shares: dict[tuple[str, str, str], list[tuple[float, str]]] = defaultdict(list)
+    for run in measurements():
+        if math.isfinite(run.offered_requests_per_second):
+            continue
+        machine, calibration = machine_of(run), fits.of("model", run.model)[0]
+        job = Job(find_llm(run.model), run.dtype, run.gpus, run.input_tokens, run.output_tokens)
+        found = side(job, machine, calibration, clients=run.clients)
+        if found.rates.lent:
+            load = "saturated" if run.clients is None else f"{run.clients} clients"
+            share = run.output_tokens_per_second / found.rate
+            shares[run.dtype, machine.gpu.family, load].append((share, run.model))
+    for (dtype, family, load), found in sorted(shares.items()):
+        of = [share for share, _ in found]
+        print(
+            f"model left out, {dtype} on {family}, which was never timed, {load}: {len(of)} runs "
+            f"of {len({name for _, name in found})} models gave {min(of):.2f} to {max(of):.2f} of "
+            f"the arithmetic (median {statistics.median(of):.2f})"
+        )
 
 
 def other_setups(

@@ -112,12 +112,18 @@ def _splits() -> dict[str, tuple[int, int]]:
 
 def sweep_ends() -> list[Pair]:
     """The lightest and the heaviest run of each silicon sweep: one setup, one version of vLLM."""
+    ends = ((runs[0], runs[-1]) for runs in silicon_sweeps())
+    return [(least, most) for least, most in ends if least.clients < most.clients]
+
+
+def silicon_sweeps() -> Iterator[list[Measurement]]:
+    """The runs of each setup and version of vLLM, lightest first."""
     sweeps: dict[tuple[object, ...], list[Measurement]] = defaultdict(list)
     for run in silicon_runs():
         setup = run.model, run.dtype, run.gpu, run.gpus, run.workload, run.engine_version
         sweeps[setup].append(run)
-    ordered = (sorted(runs, key=lambda run: run.clients) for runs in sweeps.values())
-    return [(runs[0], runs[-1]) for runs in ordered if runs[0].clients < runs[-1].clients]
+    for runs in sweeps.values():
+        yield sorted(runs, key=lambda run: run.clients)
 
 
 def is_one_version(one: Measurement, other: Measurement) -> bool:

@@ -261,6 +261,12 @@ def test_nobody_says_the_gpu(light):
     assert "name it (gpu)" in analysis(light, None).by_arithmetic.capacity.reason
 
 
+def test_a_weight_type_that_nothing_bears_out():
+    (least, _), *_ = sweep_ends()
+    asked = replace(question_of(least), from_gpu=find_gpu(A100), dtype="nvfp4", gpus=8)
+    assert "no nvfp4 kernel was timed on A100" in _unlike(asked)
+
+
 def test_a_weight_type_that_was_never_timed_there_has_a_wide_band_and_says_so(tmp_path):
     """The worked example's server: a burst of the same requests gave 5,180 on the real GPU."""
     workload = scenarios._poisson(Arrivals(6000, 1.0, 290.0), LENGTHS)
@@ -277,7 +283,6 @@ def test_a_weight_type_that_was_never_timed_there_has_a_wide_band_and_says_so(tm
         pytest.param("L4-PCIe", {}, "does not fit beside the weights", id="too small a GPU"),
         pytest.param("B200-180GB-SXM", {}, "a host that limits, another GPU", id="too quick a GPU"),
         pytest.param(A100, {"model": "Qwen3-0.6B"}, "than told?", id="another model"),
-        pytest.param("RTX-4090-PCIe", {"model": "gpt-oss-20b"}, "no mxfp4 kernel", id="no kernel"),
     ],
 )
 def test_what_was_told_is_not_this_server(light, gpu, told, says):

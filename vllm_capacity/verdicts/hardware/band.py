@@ -41,6 +41,12 @@ silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much
 ANOTHER_COUNT = 0.13
 """What another number of GPUs adds to half a band, in logarithms per factor e of it: silicon rows
 of one setup at 2 and 4 times the GPUs, models left out."""
+LATENT_HALF_WIDTH, LATENT_PER_LOAD = 0.12, 0.17
+"""What multi-head latent attention (DeepSeek, Kimi) adds to half a band, in logarithms: between two
+GPUs, and per factor e of running requests. It has no roofline of its own, and against the kernel
+tables decoding steps of DeepSeek-V3 on 8 × H200 (FP8), B200 and B300 (NVFP4) come out 0.28 to 1.31
+times as long, mostly too short: nine in ten within so much of one another between B200 and B300,
+and per factor e of the batch. No end-to-end run of such a model bears either out."""
 MOST_GROWN = math.log(16)
 """Those rows span no more running requests."""
 SAME_SETUP_HALF_WIDTH = 0.1
@@ -67,6 +73,8 @@ def half_width(question: Question, one: Side, other: Side, gain: float) -> float
     apart = abs(math.log(other.batch / one.batch))
     beyond = max(apart - MOST_GROWN, 0.0)
     of_load = ANOTHER_LOAD * (apart + beyond)
+    if is_latent(question):
+        of_load = math.hypot(of_load, LATENT_PER_LOAD * apart)
     if question.is_same_setup:
         return math.hypot(of_load, SAME_SETUP_HALF_WIDTH)
     gain -= math.log(other.batch / one.batch)
@@ -79,7 +87,13 @@ def _class_half_width(question: Question, one: Side, other: Side, gain: float) -
     is_load_known = question.load.clients is not None
     own, of_ratio = BANDS[have_tables(one, other), rest <= EXPLAINED, is_load_known]
     of_count = ANOTHER_COUNT * math.log(question.gpus_there / question.gpus)
-    return math.hypot(own, of_ratio * gain, of_count)
+    latent = LATENT_HALF_WIDTH if is_latent(question) else 0.0
+    return math.hypot(own, of_ratio * gain, of_count, latent)
+
+
+def is_latent(question: Question) -> bool:
+    """Whether the model has latent attention, whose kernels have no roofline of their own."""
+    return question.llm.attention == "mla"
 
 
 def widened(

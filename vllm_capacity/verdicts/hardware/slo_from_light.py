@@ -30,7 +30,7 @@ from vllm_capacity.verdicts.hardware.serving import shipped_calibration
 from vllm_capacity.verdicts.hardware.side import Side, machines_of, side, side_at
 from vllm_capacity.verdicts.saturation.slo import SloLoad
 
-TTFT_HALF_WIDTH, TTFT_PER_LOAD = 0.25, 0.16
+TTFT_HALF_WIDTH, TTFT_PER_LOAD = 0.2, 0.1
 """Half the band of a time to first token under more load than it was measured at, in logarithms,
 and what each factor e of running requests adds to it: of silicon rows, each from the lightest of
 its sweep (models left out), nine in ten lie within 0.26 at twice the load, 0.66 at 16 times and

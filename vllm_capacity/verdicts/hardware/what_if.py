@@ -36,6 +36,7 @@ from vllm_capacity.verdicts.hardware.band import (
     SAME_RATE,
     SAME_RATE_UNDER_CLIENTS,
     half_width,
+    is_latent,
     reach,
     widened,
 )
@@ -583,6 +584,11 @@ class _Asking:
                 yield each
         if share := sheet_share(one, other):
             yield f"by timed kernels, and to {share:.0%} by data sheets"
+        if is_latent(question):
+            yield (
+                "latent attention has no kernel constants of its own: its decoding steps come out "
+                "up to a third too short, at long contexts more; hence the wider band"
+            )
         if weight:
             yield f"corrected by published pairs of this model (weight {weight:.1f})"
         if self.lightness(one):
