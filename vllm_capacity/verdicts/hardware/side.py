@@ -121,15 +121,16 @@ def sheet_share(one: Side, other: Side) -> float:
     """How much say the ratio of data sheets has between two machines, 0..1.
 
     None between two counts of one GPU: what its kernels were timed at scales by itself. Nor where
-    both architectures have tables and are one, or published runs bore the kernels out on both.
+    both chips were timed and are of one architecture, or published runs bore their kernels out.
     """
     if (one.machine.gpu, one.job.dtype) == (other.machine.gpu, other.job.dtype):
         return 0.0
     if not have_tables(one, other):
         return UNTIMED_SHEET_SHARE
+    here, there = one.rates, other.rates
     is_one = one.machine.gpu.family == other.machine.gpu.family
-    is_sure = is_one or (one.rates.is_borne_out and other.rates.is_borne_out)
-    return 0.0 if is_sure else SHEET_SHARE
+    is_sure = is_one or (here.is_borne_out and there.is_borne_out)
+    return 0.0 if here.is_timed and there.is_timed and is_sure else SHEET_SHARE
 
 
 def have_tables(one: Side, other: Side) -> bool:
