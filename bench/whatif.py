@@ -59,7 +59,12 @@ from vllm_capacity.verdicts.hardware.band import EXPLAINED
 from vllm_capacity.verdicts.hardware.data_sheet import Shares
 from vllm_capacity.verdicts.hardware.elsewhere import MOST_TIMES, moved_curve, within_targets
 from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.serving import Calibration, Job, shipped_calibration
+from vllm_capacity.verdicts.hardware.serving import (
+    Calibration,
+    Job,
+    rates,
+    shipped_calibration,
+)
 from vllm_capacity.verdicts.hardware.side import side
 from vllm_capacity.verdicts.hardware.slo_from_light import within_from_light
 from vllm_capacity.verdicts.hardware.unloaded import in_production
@@ -318,6 +323,8 @@ def as_asked(fits: LeftOut) -> None:
         print(f"    {kind}, where {winner} is cheaper: {len(right)}, {statistics.mean(right):.0%}")
     by_bandwidth(found, listed_ratios)
     alike = [each for each in found if is_one_version(each.one, each.other)]
+    other = [each for each in found if OUTLIER not in _versions(each)]
+    report(f"  without vLLM {OUTLIER}, which ran by its defaults on H200", other, listed_ratios)
     report("  of one vLLM version", alike, listed_ratios)
     by_bandwidth(alike, listed_ratios)
     seen = answers(pairs, fits, "count", is_load_told=True)
@@ -532,10 +539,10 @@ def untimed(fits: LeftOut) -> None:
     for run in measurements():
         if math.isfinite(run.offered_requests_per_second):
             continue
-        machine, calibration = machine_of(run), fits.of("model", run.model)[0]
-        job = Job(find_llm(run.model), run.dtype, run.gpus, run.input_tokens, run.output_tokens)
-        found = side(job, machine, calibration, clients=run.clients)
-        if found.rates.lent:
+        machine, llm = machine_of(run), find_llm(run.model)
+        job = Job(llm, run.dtype, run.gpus, run.input_tokens, run.output_tokens)
+        if rates(machine, llm, run.dtype, shipped_calibration()).lent:
+            found = side(job, machine, fits.of("model", run.model)[0], clients=run.clients)
             load = "saturated" if run.clients is None else f"{run.clients} clients"
             share = run.output_tokens_per_second / found.rate
             shares[run.dtype, machine.gpu.family, load].append((share, run.model))
