@@ -164,7 +164,7 @@ def test_mxfp4_on_a100_from_four_clients_to_a_burst():
         truth = own.filter(
             pl.col("clients").is_null(), pl.col("async_scheduling") == row["async_scheduling"]
         )["output_tokens_per_second"].max()
-        at_least = Heaviest(asked, found, *heaviest_told(asked)).capacity
+        at_least = Heaviest(asked, found, *heaviest_load(asked)).capacity
         assert at_least.low <= truth
         assert found.high / found.low > 2
 

@@ -237,7 +237,7 @@ def full_from_light(question: Question, ask: Ask, *, admitted: float | None = No
 
     By arithmetic, corrected by the measured time per token. Of more than `MOST_TIMES` as many
     requests as ran nothing is said: the figure is then that of `MOST_TIMES` as many
-    (`heaviest_told`). An extrapolation: a measured bound stands beside it.
+    (`heaviest_load`). An extrapolation: a measured bound stands beside it.
     """
     same = replace(
         question, to_gpu=question.from_gpu, to_dtype=question.dtype, to_gpus=question.gpus
