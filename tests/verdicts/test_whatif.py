@@ -16,6 +16,13 @@ from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpus
 from vllm_capacity.facts.llms import find_llm, llms
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.serving import (
+    Calibration,
+    Job,
+    Machine,
+    shipped_calibration,
+)
+from vllm_capacity.verdicts.hardware.side import sheet_share, side
 from vllm_capacity.verdicts.hardware.what_if import (
     GpuUtilization,
     carried,
@@ -242,6 +249,48 @@ def test_clients_that_a_gpu_does_not_explain_tell_less():
         load=Load(clients=512),
     )
     assert what_if(asked).low < 2368
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "dtype", "factors", "share"),
+    [
+        pytest.param("H100-80GB-SXM", "H200-141GB-SXM", "mxfp4", {}, 0.0, id="one architecture"),
+        pytest.param("H200-141GB-SXM", "B200-180GB-SXM", "mxfp4", None, 0.0, id="borne out"),
+        pytest.param("H200-141GB-SXM", "B200-180GB-SXM", "mxfp4", {}, 0.2, id="by tables alone"),
+        pytest.param("A100-80GB-SXM", "H100-80GB-SXM", "mxfp4", None, 0.75, id="never timed"),
+        pytest.param("H100-80GB-SXM", "H100-80GB-SXM", "mxfp4", {}, 0.0, id="one GPU"),
+    ],
+)
+def test_data_sheets_have_a_say_where_nothing_bears_the_kernels_out(
+    here, there, dtype, factors, share
+):
+    calibration = shipped_calibration() if factors is None else Calibration(factors)
+    job = Job(find_llm("gpt-oss-120b"), dtype, 2, 1024.0, 1024.0)
+    one, other = (
+        side(job, Machine(gpu, gpu.tensor_tflops), calibration, clients=16)
+        for gpu in (find_gpu(here).rows[0], find_gpu(there).rows[0])
+    )
+    assert sheet_share(one, other) == share
+
+
+def test_latent_attention_has_a_wider_band_and_says_so():
+    widths = {}
+    for model in ("DeepSeek-V3", "MiniMax-M2.5"):
+        asked = question(
+            llm=find_llm(model),
+            dtype="fp8",
+            to_dtype="fp8",
+            from_gpu=find_gpu("H200-141GB-SXM"),
+            to_gpu=find_gpu("H200-141GB-SXM"),
+            gpus=8,
+            output_tokens_per_second=400.0,
+            load=Load(clients=8),
+            at=Load(clients=64),
+        )
+        found = what_if(asked)
+        widths[model] = found.high / found.low
+        assert ("latent attention" in found.sources) == (model == "DeepSeek-V3")
+    assert widths["DeepSeek-V3"] > 1.5 * widths["MiniMax-M2.5"]
 
 
 def test_a_published_pair_answers_first_and_is_named():

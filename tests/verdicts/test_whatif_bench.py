@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bench import whatif as bench
+from bench.whatif_runs import silicon_pairs
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.hardware.what_if import WhatIf
@@ -137,3 +138,16 @@ def test_sweeps_have_two_loads_of_one_version(monkeypatch):
 
 def test_off_is_the_logarithm_of_expected_over_measured():
     assert asked(1000.0, mid=2000.0).off == pytest.approx(math.log(2))
+
+
+def test_pairs_whose_experts_are_split_alike_are_those_that_are_judged():
+    alike, every = silicon_pairs(is_split_alike=True), silicon_pairs()
+    assert (2 * len(alike), 2 * len(every)) == (492, 566)
+
+
+def test_prices_of_a_provider_tier_and_day_that_has_both():
+    """One list of November has both; a B300 is 1.16 × a B200 in it."""
+    assert bench.listed_ratios("B200-180GB-SXM", "B300-SXM") == pytest.approx([7.89 / 6.79])
+    there, back = bench.listed_ratios(H100, H200), bench.listed_ratios(H200, H100)
+    assert [1 / ratio for ratio in back] == pytest.approx(there)
+    assert len(there) > 3
