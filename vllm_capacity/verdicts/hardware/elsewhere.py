@@ -38,14 +38,6 @@ within a few per cent."""
 MOST_TIMES = 32.0
 """As far as silicon sweeps bear out the step from a light load to a heavier one: from 4 clients to
 128 nine in ten lie inside, from 4 to 256 fewer."""
-TTFT_FROM_LIGHT, TTFT_PER_LOAD = 0.25, 0.16
-"""Half the band of a time to first token under more load than it was measured at, in logarithms,
-and what each factor e of running requests adds to it: nine in ten silicon rows, each from the
-lightest of its sweep (models left out), lie within 0.26 at twice the load, 0.65 at 16 times and
-0.79 at 32."""
-P95_SHARE = 0.05
-"""The share of steps that a p95 leaves out: where more of them carry prompts, it is theirs."""
-_POINTS = 8
 _ALL_MISSED = 1e9
 
 
