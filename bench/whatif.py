@@ -309,16 +309,20 @@ def listed_ratios(one: str, other: str) -> list[float]:
     return [there[name] / here[name] for name in sorted(here.keys() & there.keys())]
 
 
-def as_asked(fits: LeftOut) -> None:
-    """The silicon pairs as the judging line counts them, of the models that may be looked at.
+def split_alike(fits: LeftOut) -> None:
+    """The silicon pairs that split their experts alike, at every price list that has both GPUs.
 
-    One split of experts on both sides, every price list that has both GPUs. Beside them, what is
+    So pairs were counted where the goal was set, on other models. Beside them, what is
     left where the fit has seen the model's weight types on both architectures, as it has those of
     models that nobody here has seen: with another number of GPUs.
     """
     pairs = silicon_pairs(is_split_alike=True)
     found = answers(pairs, fits, "model", is_load_told=True)
-    report("model left out, silicon pairs as they are judged, the load told", found, listed_ratios)
+    report(
+        "model left out, silicon pairs that split their experts alike, the load told",
+        found,
+        listed_ratios,
+    )
     for (kind, winner), right in sorted(wins_right(found, worth=listed_ratios).items()):
         print(f"    {kind}, where {winner} is cheaper: {len(right)}, {statistics.mean(right):.0%}")
     by_bandwidth(found, listed_ratios)
@@ -762,7 +766,7 @@ def main() -> None:
     }
     every: list[Asked] = []
     tables = []
-    as_asked(fits)
+    split_alike(fits)
     for name, pairs in groups.items():
         for told in (True, False):
             words = "the load told" if told else "the load not told"

@@ -140,7 +140,7 @@ def test_off_is_the_logarithm_of_expected_over_measured():
     assert asked(1000.0, mid=2000.0).off == pytest.approx(math.log(2))
 
 
-def test_pairs_whose_experts_are_split_alike_are_those_that_are_judged():
+def test_pairs_whose_experts_are_split_alike():
     alike, every = silicon_pairs(is_split_alike=True), silicon_pairs()
     assert (2 * len(alike), 2 * len(every)) == (492, 566)
 
