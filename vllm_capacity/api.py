@@ -337,16 +337,12 @@ def scrape(
     VLLM_METRICS_TOKEN.
     InputError where `to` is there already, SourceError where no scrape was answered.
     """
-    from vllm_capacity.live.access import metrics_url
     from vllm_capacity.live.scrape import capture
-    from vllm_capacity.live.targets import distinct, listed_targets
-    from vllm_capacity.live.targets import targets as targets_of
+    from vllm_capacity.live.targets import named_targets
     from vllm_capacity.sources.exposition import scrapes_in_parts
 
-    found = targets_of([metrics_url(url) for url in urls], labels)
-    found += listed_targets(Path(targets), labels) if targets is not None else []
     capture(
-        distinct(found),
+        named_targets(urls, None if targets is None else Path(targets), labels),
         Path(to),
         every_seconds=_seconds(every),
         for_seconds=_seconds(duration),

@@ -275,10 +275,48 @@ def test_a_prometheus_that_tells_nothing_says_why(answer, says):
     assert says in silence(looked_at.silent)
 
 
+def test_labels_of_targets_price_them_and_are_kept(tmp_path):
+    listed, prices = tmp_path / "targets.yaml", tmp_path / "prices.yaml"
+    prices.write_text(
+        "- {match: '{team=\"chat\"}', usd_per_hour: 3}\n"
+        "- {match: '{team=\"search\"}', usd_per_hour: 1}\n"
+    )
+    with (
+        serving(ThreadingHTTPServer(("127.0.0.1", 0), Counting)) as one,
+        serving(ThreadingHTTPServer(("127.0.0.1", 0), Counting)) as two,
+    ):
+        listed.write_text(f"- targets: ['{two}']\n  labels: {{team: chat}}\n")
+        words = ["watch", one, "--label", "team=search", "--targets", listed, "--fleet", prices]
+        rest = ["--once", "--json", "--every", "500ms", "--to", tmp_path / "kept.jsonl.gz"]
+        done = CliRunner().invoke(cli, list(map(str, [*words, *rest])), catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert sorted(row["usd_per_hour"]["mid"] for row in found["engines"]) == [1.0, 3.0]
+    words = ["scrape", "--from", tmp_path / "kept.jsonl.gz", "--to", tmp_path / "w"]
+    CliRunner().invoke(cli, list(map(str, words)), catch_exceptions=False)
+    assert sorted(vc.open(tmp_path / "w").analyze(price=1.0).bill_by("team").parts) == [
+        "chat",
+        "search",
+    ]
+
+
+def test_labels_are_of_targets_that_are_scraped(tmp_path):
+    scraped(Recent(60, 1, Journal(tmp_path / "monday.journal")), "a:1", 3)
+    words = ["watch", str(tmp_path / "monday"), "--label", "team=search"]
+    with pytest.raises(InputError, match="a scrape that is running has labels of its own"):
+        CliRunner().invoke(cli, words, catch_exceptions=False)
+
+
+def test_nothing_to_watch_is_said():
+    with pytest.raises(InputError, match="Say what to watch"):
+        CliRunner().invoke(cli, ["watch", "--once"], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         pytest.param(["--match", '{a="b"}'], "--match is for a Prometheus", id="of a server"),
+        pytest.param(["--label", "team"], "write NAME=VALUE", id="a label without a value"),
+        pytest.param(["--targets", "nowhere.yml"], "There is no file nowhere.yml", id="no file"),
         pytest.param(["--sort", "fame"], "fame", id="an order that there is not"),
     ],
 )

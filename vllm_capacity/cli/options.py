@@ -37,6 +37,25 @@ class _File(click.Path):
 FILE = _File()
 
 
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--label` and `--targets` of what is scraped, as `labels` and `listed`, on a command."""
+    label = click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A label of these targets, for --by and mapping files, such as team=search; "
+        "repeatable.",
+    )
+    listed = click.option(
+        "--targets",
+        "listed",
+        type=FILE,
+        help="Targets with labels of their own, from a file of Prometheus' file_sd_configs.",
+    )
+    return label(listed(command))
+
+
 def local_path(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
     """An option's path to write to: neither blank nor a URL; for `callback`."""
     if value is not None and (not str(value).strip() or _URL.match(str(value))):

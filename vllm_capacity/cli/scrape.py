@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from vllm_capacity.cli.options import FILE, local_path
+from vllm_capacity.cli.options import FILE, local_path, target_options
 from vllm_capacity.errors import InputError, plain
-from vllm_capacity.live.access import cause, metrics_url
+from vllm_capacity.live.access import cause
 from vllm_capacity.live.scrape import Captured, Progress, capture, import_scrapes
-from vllm_capacity.live.targets import Target, distinct, label, listed_targets, targets
+from vllm_capacity.live.targets import Target, label, named_targets
 from vllm_capacity.sources.exposition import DAMAGED, scrapes_in_parts
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool
@@ -30,19 +30,7 @@ from vllm_capacity.timerange import parse_duration_seconds
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
 @click.option("--for", "duration", help="How long, such as 1h; without it until Ctrl-C.")
 @click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A label of these targets, for --by and mapping files, such as team=search; repeatable.",
-)
-@click.option(
-    "--targets",
-    "listed",
-    type=FILE,
-    help="Targets with labels of their own, from a file of Prometheus' file_sd_configs.",
-)
+@target_options
 @click.option("--about", help="A sentence on what was captured, kept with the window.")
 @click.option(
     "--to",
@@ -89,18 +77,12 @@ def scrape(
     if saved is not None:
         _say(import_scrapes(saved, to, read=_read, about=about))
         return
-    done = _scrape_live(_targets(urls, listed, labels), to, every, duration, profile, about)
+    found = named_targets(urls, listed, dict(label(text) for text in labels))
+    done = _scrape_live(found, to, every, duration, profile, about)
     _say(done)
     if done.progress is not None:
         seen = done.progress
         click.echo(f"{seen.good} good and {seen.failed} failed scrapes.", err=True)
-
-
-def _targets(urls: tuple[str, ...], listed: Path | None, labels: tuple[str, ...]) -> list[Target]:
-    """The targets of the URLs and of the file, with the labels that both are given."""
-    own = dict(label(text) for text in labels)
-    found = targets([metrics_url(url) for url in urls], own)
-    return distinct([*found, *(listed_targets(listed, own) if listed else [])])
 
 
 def _scrape_live(

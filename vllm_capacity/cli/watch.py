@@ -19,12 +19,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vllm_capacity.cli.analysis_options import as_text, assumptions_of, price_options
-from vllm_capacity.cli.options import FILE, columns, listen_address, local_path
+from vllm_capacity.cli.options import (
+    FILE,
+    columns,
+    listen_address,
+    local_path,
+    target_options,
+)
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.timerange import parse_duration_seconds
 
 if TYPE_CHECKING:
     from vllm_capacity.assumptions import Assumptions
+    from vllm_capacity.live.targets import Target
     from vllm_capacity.live.watch import FromPrometheus, Recent
 
 _ONCE_SECONDS = 12.0
@@ -36,7 +43,7 @@ ORDERS = (
 
 
 @click.command(short_help="Live engines on a screen: load, latency and dollars.")
-@click.argument("urls", nargs=-1, required=True, metavar="URL... | PROMETHEUS | WINDOW")
+@click.argument("urls", nargs=-1, metavar="[URL... | PROMETHEUS | WINDOW]")
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
 @click.option(
     "--refresh", default="5s", show_default=True, help="How often the screen is drawn anew."
@@ -59,6 +66,7 @@ ORDERS = (
 )
 @click.option("--match", help="Only these series of a Prometheus, as '{namespace=\"team-a\"}'.")
 @click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
+@target_options
 @click.option(
     "--to",
     type=click.Path(path_type=Path),
@@ -77,6 +85,8 @@ def watch(
     listen: str | None,
     match: str | None,
     profile: Path | None,
+    labels: tuple[str, ...],
+    listed: Path | None,
     to: Path | None,
     **given: Any,  # noqa: ANN401  as click hands them over
 ) -> None:
@@ -90,6 +100,9 @@ def watch(
     by --match. Or a WINDOW that `scrape` is making just now: its journal is read, and nothing is
     scraped twice.
 
+    Labels of targets (--label, --targets) count as in `scrape`: rules of a mapping file match them,
+    and --to keeps them.
+
     With --listen, a Prometheus or KEDA can scrape the figures: cost per million tokens,
     utilization, headroom and capacity, with their bounds.
 
@@ -97,24 +110,41 @@ def watch(
     code 3. Credentials as for `scrape`.
     """
     from vllm_capacity.live.access import METRICS, checked_url, is_prometheus
+    from vllm_capacity.live.running import running_journal
     from vllm_capacity.live.scrape import Journal
+    from vllm_capacity.live.targets import label, named_targets
     from vllm_capacity.live.watch import Recent
 
     source: AbstractContextManager[tuple[Recent | FromPrometheus, threading.Event]]
-    seconds = parse_duration_seconds(over)
-    is_url = len(urls) == 1 and "://" in urls[0]
-    if is_url and (match is not None or is_prometheus(checked_url(urls[0], variables=METRICS))):
+    seconds, own = parse_duration_seconds(over), dict(label(text) for text in labels)
+    one = urls[0] if len(urls) == 1 and listed is None else None
+    is_url = one is not None and "://" in one
+    journal = None if one is None or is_url else running_journal(one)
+    if (
+        one is not None
+        and is_url
+        and (match is not None or is_prometheus(checked_url(one, variables=METRICS)))
+    ):
         if to is not None:
             raise InputError(
                 "--to keeps scrapes; keep a Prometheus' samples by: vllm-capacity pull."
             )
-        source = _asking(urls[0], match, seconds)
+        _refuse_labels(own, "a Prometheus")
+        source = _asking(one, match, seconds)
     elif match is not None:
-        raise InputError(f"--match is for a Prometheus, which {urls[0]} is not.")
+        raise InputError(f"--match is for a Prometheus, which {', '.join(urls) or listed} is not.")
+    elif journal is not None:
+        _refuse_labels(own, "a scrape that is running")
+        source = _following(journal, seconds, to, parse_duration_seconds(every))
+    elif urls or listed is not None:
+        found = named_targets(urls, listed, own)
+        recent = Recent(seconds, len(found), None if to is None else Journal(to))
+        source = _scraping(found, recent, parse_duration_seconds(every), profile)
     else:
-        kept = None if to is None else Journal(to)
-        recent = Recent(seconds, len(set(urls)), kept)
-        source = _source(urls, recent, parse_duration_seconds(every), profile)
+        raise InputError(
+            "Say what to watch: URLs of vLLM's /metrics or --targets FILE, a Prometheus, or the "
+            "window that a scrape is making."
+        )
     address = None if listen is None else listen_address(listen)
     pause = parse_duration_seconds(refresh)
     with source as (looked_at, stop):
@@ -175,28 +205,22 @@ def _asking(
         yield FromPrometheus(Prometheus(client, only=only), seconds), stop
 
 
+def _refuse_labels(labels: dict[str, str], what: str) -> None:
+    if labels:
+        raise InputError(f"--label is of targets that are scraped; {what} has labels of its own.")
+
+
 @contextmanager
-def _source(
-    urls: tuple[str, ...], recent: Recent, every_seconds: float, profile: Path | None
+def _following(
+    journal: Path, seconds: float, to: Path | None, every_seconds: float
 ) -> Iterator[tuple[Recent, threading.Event]]:
-    """What fills `recent`: a scrape of our own, or the journal of one that runs already."""
-    from vllm_capacity.live.running import running_journal
-
-    journal = running_journal(urls[0]) if len(urls) == 1 and "://" not in urls[0] else None
-    if journal is None:
-        filled = _scraping(urls, recent, every_seconds, profile)
-    else:
-        filled = _following(journal, recent, every_seconds)
-    with filled as stop:
-        yield recent, stop
-
-
-@contextmanager
-def _following(journal: Path, recent: Recent, every_seconds: float) -> Iterator[threading.Event]:
     """Read what a running scrape has written and goes on writing; its end is the end."""
     from vllm_capacity.live.running import Follower
+    from vllm_capacity.live.scrape import Journal
+    from vllm_capacity.live.watch import Recent
 
     follower = Follower(journal)
+    recent = Recent(seconds, 1, None if to is None else Journal(to))
     with _stop_on_signals() as stop:
 
         def follow() -> None:
@@ -207,7 +231,7 @@ def _following(journal: Path, recent: Recent, every_seconds: float) -> Iterator[
             stop.set()
 
         with _at_work(follow, stop):
-            yield stop
+            yield recent, stop
 
 
 @contextmanager
@@ -239,24 +263,16 @@ def _at_work(work: Callable[[], object], stop: threading.Event) -> Iterator[None
 
 @contextmanager
 def _scraping(
-    urls: tuple[str, ...],
+    found: list[Target],
     recent: Recent,
     every_seconds: float,
     profile: Path | None,
-) -> Iterator[threading.Event]:
+) -> Iterator[tuple[Recent, threading.Event]]:
     """Scrape in the background; the event is set by Ctrl-C, and ends the scrapes."""
-    from vllm_capacity.live.access import (
-        METRICS,
-        METRICS_SETTINGS,
-        client,
-        metrics_url,
-        read_settings,
-    )
+    from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, client, read_settings
     from vllm_capacity.live.scrape import run
-    from vllm_capacity.live.targets import targets
     from vllm_capacity.sources.http import NO_KEEPALIVE
 
-    found = targets(tuple(metrics_url(url) for url in urls))
     settings = read_settings(os.environ, profile, prefix=METRICS, names=METRICS_SETTINGS)
     with (
         _stop_on_signals() as stop,
@@ -273,7 +289,7 @@ def _scraping(
             tell=lambda progress: None,
         )
         with _at_work(work, stop):
-            yield stop
+            yield recent, stop
 
 
 def _wait_until_answered(recent: Recent | FromPrometheus, stop: threading.Event) -> None:

@@ -72,6 +72,17 @@ def listed_targets(path: Path, labels: Mapping[str, str] | None = None) -> list[
     return [one for group in groups for one in _group(group, path, labels or {})]
 
 
+def named_targets(
+    urls: Sequence[str], listed: Path | None = None, labels: Mapping[str, str] | None = None
+) -> list[Target]:
+    """The targets of the URLs and of the file, each once, with the labels that all are given.
+
+    InputError as for `targets` and `listed_targets`.
+    """
+    found = targets([metrics_url(url) for url in urls], labels)
+    return distinct([*found, *(listed_targets(listed, labels) if listed is not None else [])])
+
+
 def _group(group: Any, path: Path, labels: Mapping[str, str]) -> list[Target]:  # noqa: ANN401  YAML
     urls = group.get("targets") if isinstance(group, dict) else None
     own = (group.get("labels") or {}) if isinstance(group, dict) else None
