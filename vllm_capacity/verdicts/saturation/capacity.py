@@ -41,7 +41,7 @@ from vllm_capacity.verdicts.saturation.arrays import (
     summed,
     time_mean,
 )
-from vllm_capacity.verdicts.saturation.best_minute import BestMinute
+from vllm_capacity.verdicts.saturation.best_minute import MINUTE_SECONDS, BestMinute
 from vllm_capacity.verdicts.saturation.curve import (
     FARTHEST_LOAD,
     MIN_LOADS,
@@ -468,9 +468,12 @@ def best_minute_bound(best: BestMinute | None, unknown: Estimate) -> tuple[Estim
     """
     if best is None or best.output <= 0:
         return unknown, unknown
-    basis = f"the best minute seen, up to {best.end:%Y-%m-%d %H:%M:%S} UTC"
-    if best.is_limited:
-        basis += f", less {best.scatter:.0%} for what a minute at the limit scatters"
+    held = best.held
+    minutes = round(held.seconds / MINUTE_SECONDS)
+    time = "minute" if minutes <= 1 else f"{minutes} minutes"
+    basis = f"the best {time} seen, up to {held.end:%Y-%m-%d %H:%M:%S} UTC"
+    if held.luck:
+        basis += f", less {held.luck:.0%} that may be luck"
     return (
         Estimate.at_least(best.sure, basis, reason=unknown.reason),
         Estimate.at_least(best.running, basis, reason=unknown.reason),
