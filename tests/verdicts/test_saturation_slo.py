@@ -87,7 +87,8 @@ def test_a_miss_below_a_load_that_met_the_targets_leaves_but_a_bound():
 def test_a_throughput_that_was_held_within_the_target_bounds_the_capacity_from_below():
     falling = [(1, 30.0, 0.1), (4, 103.0, 0.3), (8, 179.0, 0.4), (16, 90.0, 0.45), (32, 60.0, 0.9)]
     found = within(loaded(falling), 0.5)
-    assert (found.low, found.mid, found.high) == (179.0, None, None)
+    assert 0.98 * 179.0 < found.low <= 179.0
+    assert (found.mid, found.high) == (None, None)
 
 
 def test_more_load_is_not_asked_for_where_throughput_fell():

@@ -4,18 +4,17 @@ What a server can do at least (`Held`) is told in words:
 
 1. Output goes on for a while when prompts no longer come: answers of prompts that were read before
    come faster than any load sustains. So a stretch of time counts for no more output than its
-   prompts go with, at the window's ratio of output to prompt tokens, less that ratio's standard
-   error. Time spent on prompts and on output cannot both be short of what a full load takes, so
-   a server at its limit can hardly have much of both by luck.
-2. The rest is luck: of many minutes the best one has it. With n requests finished in a stretch, it
-   scatters by a share of 0.3 ÷ √n of itself at the limit and half of that below it, and the best of
-   N such stretches lies above what each is with 95 % chance only by the normal quantile of 0.05 ÷ N
-   of that. (Measured on made servers, heavy tails of lengths and preemptions included.)
+   prompts go with, at the window's ratio of output to prompt tokens. A server at its limit can do
+   more of one only at the expense of the other, so hardly of both by luck.
+2. The rest is luck, and the best of many minutes has most of it. With n requests finished in a
+   stretch, it scatters by a share of 0.3 ÷ √n of itself at the limit, half of that below it (found
+   on made servers, heavy tails of lengths and preemptions included). The best of N stretches is
+   above what each of them tells by no more than the normal quantile of 1 − 0.05 ÷ N times that,
+   with a chance of 95 %.
 3. Longer stretches have more requests and less luck, and there are fewer of them: a minute, two,
    four, up to an hour are tried, and the one that shows most counts.
 4. A minute in which nothing waited and tokens came about as fast as under a load half as heavy is
-   far from the limit: nobody's prompts were short of time. It counts in full, where half of its
-   prompts came.
+   far from the limit. It counts in full, where at least half of its prompts came.
 """
 
 from __future__ import annotations
@@ -49,8 +48,6 @@ _STRETCHES = tuple(MINUTE_SECONDS * 2**k for k in range(7))
 _LUCK, _LUCK_AT_LIMIT = 0.15, 0.3
 _MISSED = 0.05  # the chance that one of all stretches has more luck than is taken off
 _AS_GOOD = 0.8
-_MOST_PARTS, _LEAST_PARTS, _PART_SECONDS = 30, 3, 300.0
-_RATIO_ERRORS = 1.28
 _KV_TIGHT_RATIO = 0.75
 _LIGHTEST, _LEAST_LIGHT = 0.1, 3
 _HALF, _UNSLOWED = 0.5, 1.2
@@ -119,7 +116,7 @@ def best_minute(steps: EngineSteps) -> BestMinute | None:
     seconds = _trailing_sums(steps.seconds, counts)
     mean = _trailing_totals(steps, "output_tokens_per_second", counts) / seconds
     is_light = ~is_limited & _is_unslowed(steps, counts)
-    ratio = _sure_ratio(steps)
+    ratio = _ratio(steps)
     balance = _balance(steps, counts, np.where(is_light, ratio / _FEWEST_PROMPTS, ratio))
     output = np.where(is_limited, np.minimum(peak, mean), peak) * balance
     best = int(np.argmax(np.where(is_end, output, -math.inf)))
@@ -159,9 +156,7 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
     output = _sums_before(or_zero(steps.output_tokens_per_second) * seconds)
     prompts = _sums_before(or_zero(steps.prompt_tokens_per_second) * seconds)
     requests = _sums_before(or_zero(steps.requests_per_second) * seconds)
-    is_tight = is_nonzero(steps.waiting_max) | (
-        or_zero(steps.kv_cache_ratio_max) >= _KV_TIGHT_RATIO
-    )
+    is_tight = is_nonzero(steps.waiting_max) | _is_near_limit(steps) | _is_cache_tight(steps)
     tight = _sums_before(is_tight.astype(float))
     broken = _sums_before((~steps.is_usable).astype(float))
     holes = _sums_before((~steps.is_next[:-1]).astype(float))
@@ -245,6 +240,10 @@ def _is_near_limit(steps: EngineSteps) -> Mask:
     return (peak >= _NEAR_LIMIT * at_limit) & (peak <= at_limit / SLOWED)
 
 
+def _is_cache_tight(steps: EngineSteps) -> Mask:
+    return np.asarray(or_zero(steps.kv_cache_ratio_max) >= _KV_TIGHT_RATIO)
+
+
 def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
     """In which minutes tokens came about as fast as under loads half as heavy, the lightest seen.
 
@@ -270,7 +269,7 @@ def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
         out=np.full(len(steps), math.inf),
         where=own_tokens > 0,
     )
-    is_tight = or_zero(steps.kv_cache_ratio_max) >= _KV_TIGHT_RATIO
+    is_tight = _is_cache_tight(steps)
     return np.asarray(
         (running / summed(steps.seconds[light]) <= most)
         & (own <= _UNSLOWED * running / tokens)
@@ -278,30 +277,13 @@ def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
     )
 
 
-def _sure_ratio(steps: EngineSteps) -> float:
-    """Output tokens per prompt token, less its standard error; infinite without prompts.
-
-    By what parts of the window differ from it: few requests, or lengths that scatter widely, tell a
-    mix badly. Of too few parts, as lengths do that scatter by as much as they are on average.
-    """
-    seconds = np.where(steps.is_usable, steps.seconds, 0.0)
-    output, prompts = (
-        _sums_before(or_zero(rate) * seconds)
-        for rate in (steps.output_tokens_per_second, steps.prompt_tokens_per_second)
-    )
-    if not prompts[-1] or not output[-1]:
-        return math.inf
-    ratio = output[-1] / prompts[-1]
-    elapsed = _sums_before(seconds)
-    count = min(_MOST_PARTS, int(elapsed[-1] / _PART_SECONDS))
-    if count >= _LEAST_PARTS:
-        edges = np.linspace(0.0, elapsed[-1], count + 1)[1:-1]
-        borders = np.unique([0, *np.searchsorted(elapsed, edges), len(steps)])
-        off = np.diff(output[borders]) - ratio * np.diff(prompts[borders])
-        error = math.sqrt(float(off @ off)) / output[-1]
-    else:
-        error = math.sqrt(2 / max(1.0, total(steps.requests_per_second, seconds)))
-    return float(ratio * (1 - min(_MOST_SCATTER, _RATIO_ERRORS * error)))
+def _ratio(steps: EngineSteps) -> float:
+    """Output tokens per prompt token of all usable steps; infinite without either."""
+    usable = steps.is_usable
+    seconds = steps.seconds[usable]
+    prompts = total(steps.prompt_tokens_per_second[usable], seconds)
+    output = total(steps.output_tokens_per_second[usable], seconds)
+    return output / prompts if prompts and output else math.inf
 
 
 def _balance(steps: EngineSteps, counts: Indices, ratio: Floats) -> Floats:
