@@ -204,7 +204,7 @@ def test_an_overload_that_a_neighbor_slowed_is_no_plateau():
     held = [queued(8, 235, 9, requests_per_second=8.0, prompt_tokens_per_second=470.0)] * 6
     (fit,) = engine_fits(made_steps(*free, *held))
     assert (fit.kind, fit.capacity.mid, fit.capacity.high) == (BOUNDED, None, None)
-    assert fit.capacity.low == pytest.approx(300, rel=0.06)
+    assert fit.capacity.low == pytest.approx(300, rel=0.08)
     assert "while requests waited the server gave 235" in fit.capacity.reason
 
 

@@ -6,11 +6,12 @@ What a server can do at least (`Held`) is told in words:
    come faster than any load sustains. So a stretch of time counts for no more output than its
    prompts go with, at the window's ratio of output to prompt tokens. A server at its limit can do
    more of one only at the expense of the other, so hardly of both by luck.
-2. The rest is luck, and the best of many minutes has most of it. With n requests finished in a
-   stretch, it scatters by a share of 0.3 ÷ √n of itself at the limit, half of that below it (found
-   on made servers, heavy tails of lengths and preemptions included). The best of N stretches is
-   above what each of them tells by no more than the normal quantile of 1 − 0.05 ÷ N times that,
-   with a chance of 95 %.
+2. The rest is luck, and the best of many minutes has most of it. At the limit a stretch of m
+   minutes with n requests scatters by a share of 0.3 ÷ √n of itself by the lengths of its requests
+   (found on made servers, heavy tails and preemptions included), and by 0.06 ÷ √m for what else a
+   server does (on recorded ones 90 % of minutes are within a tenth); below the limit by half of the
+   first alone, for what comes out is what was asked. The best of N stretches is above what each of
+   them tells by no more than the normal quantile of 1 − 0.05 ÷ N times that, with a chance of 95 %.
 3. Longer stretches have more requests and less luck, and there are fewer of them: a minute, two,
    four, up to an hour are tried, and the one that shows most counts.
 4. A minute in which nothing waited and tokens came about as fast as under a load half as heavy is
@@ -45,7 +46,7 @@ SLOWED = 0.75
 _LEAST_SCATTER, _MOST_SCATTER = 0.05, 0.2
 _NEAR_LIMIT = 0.9
 _STRETCHES = tuple(MINUTE_SECONDS * 2**k for k in range(7))
-_LUCK, _LUCK_AT_LIMIT = 0.15, 0.3
+_REQUEST_SCATTER, _SERVER_SCATTER = 0.3, 0.06
 _MISSED = 0.05  # the chance that one of all stretches has more luck than is taken off
 _AS_GOOD = 0.8
 _KV_TIGHT_RATIO = 0.75
@@ -178,9 +179,12 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
         is_as_good = held >= _AS_GOOD * held.max()
         count = max(1.0, float(seconds[last - 1][is_as_good].sum()) / length)
         errors = NormalDist().inv_cdf(1 - _MISSED / count)
-        each = np.where(tight[last] > tight[first], _LUCK_AT_LIMIT, _LUCK)
         finished = np.maximum(1.0, requests[last] - requests[first])
-        luck = np.minimum(_MOST_SCATTER, errors * each / np.sqrt(finished))
+        of_requests = _REQUEST_SCATTER / np.sqrt(finished)
+        of_server = _SERVER_SCATTER / np.sqrt(spans / MINUTE_SECONDS)
+        is_limited = tight[last] > tight[first]
+        scatter = np.where(is_limited, np.hypot(of_requests, of_server), of_requests / 2)
+        luck = np.minimum(_MOST_SCATTER, errors * scatter)
         best = int(np.argmax(held * (1 - luck)))
         found.append(
             Held(
