@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from tests.truth_server.fleets import Fleet, Kept, Service, serve, write
 from tests.truth_server.judging import USD_PER_HOUR, form, is_right
@@ -20,6 +22,7 @@ from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, Slo, pricing
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.verdicts import replay
 from vllm_capacity.verdicts.sizing import MINUTE_SECONDS, QUARTER_SECONDS, Policy, Surplus
 
 FIGURES = ("utilization", "idle_usd", "removable")
@@ -154,3 +157,77 @@ def replays(made: Fleet, kept: Mapping[str, Kept], surplus: Surplus) -> list[Rep
         is_kept = after.attained(made.targets) or not before.attained(made.targets)
         found.append(Replay(service.model, there, removed, before, after, is_kept))
     return found
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the package's replay says of so many replicas of a model, None for nothing.
+
+    The requests of the window came `scale` times as often; `kept_up` is what happened, None where
+    that was not tried.
+    """
+
+    name: str
+    model: str
+    models: int
+    there: int
+    replicas: int
+    scale: float
+    has_slo: bool
+    said: bool | None
+    kept_up: bool | None
+
+
+def trials(made: Fleet, path: Path) -> list[Trial]:
+    """Of each model: replicas that are too few for its busiest time, and enough, each tried."""
+    kept = write(path, made)
+    slo = Slo(made.targets.ttft_seconds, made.targets.itl_seconds)
+    analysis = Analysis.of(open_window(path), assumptions=Assumptions(pricing(USD_PER_HOUR), slo))
+    found = []
+    for service in made.services:
+        there = [one for one in service.members if one.end == math.inf]
+        each = service.capacity[1] * min(one.speed for one in there)
+        for scale in (1.0, 2.0):
+            enough = math.ceil(scale * kept[service.model].asked(QUARTER_SECONDS) / each)
+            for count in sorted({max(1, enough - 1), max(1, enough)}):
+                if count > len(there):
+                    continue
+                said = _said(analysis, service.model, count, scale)
+                kept_up = None
+                if said is not None:
+                    own = scaled(service.on(count), scale, made.seed)
+                    after = serve(own, made.seconds, seed=made.seed + 7)
+                    kept_up = after.attained(made.targets) and not after.fell_behind
+                found.append(
+                    Trial(
+                        made.name, service.model, len(made.services), len(there), count, scale,
+                        bool(slo.targets), said, kept_up,
+                    )
+                )  # fmt: skip
+    return found
+
+
+def _said(analysis: Analysis, model: str, count: int, scale: float) -> bool | None:
+    pool = analysis.pools[model]
+    if pool.served is None:
+        return None
+    start = pool.busiest.peak_start
+    tried = replay.replays(pool.served, replicas=count, most=count, busiest=start, scale=scale)
+    return tried[-1].is_kept if tried else None
+
+
+def scaled(service: Service, scale: float, seed: int) -> Service:
+    """The same service asked so many times as often: requests come again, some seconds apart."""
+    rng = np.random.default_rng((seed, 53))
+    whole, rest = divmod(scale, 1.0)
+    copies = [np.arange(len(service.times))] * int(whole)
+    if rest:
+        copies.append(np.flatnonzero(rng.random(len(service.times)) < rest))
+    places = np.concatenate(copies)
+    times = service.times[places]
+    later = np.arange(len(places)) >= len(service.times)
+    times = np.where(later, times + rng.uniform(-30, 30, len(times)), times)
+    order = np.argsort(times, kind="stable")
+    shuffled = np.where(later, rng.permutation(len(places)) % len(service.times), places)
+    prompts, outputs = service.prompts[shuffled], service.outputs[shuffled]
+    return replace(service, times=times[order], prompts=prompts[order], outputs=outputs[order])

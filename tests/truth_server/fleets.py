@@ -27,7 +27,11 @@ from vllm_capacity.telemetry.store import write_window
 
 SIZES = (1, 4, 8, 16)
 LENGTHS = (10 * MINUTE, 30 * MINUTE, HOUR, 3 * HOUR, 12 * HOUR, DAY, 7 * DAY)
+WIDE_SIZES = (1, 8, 40, 100)
+WIDE_LENGTHS = (10 * MINUTE, 30 * MINUTE, HOUR, 3 * HOUR, 12 * HOUR, DAY, 7 * DAY, 30 * DAY)
 _MOST_REQUESTS = 30_000  # of a fleet: what a minute or two can serve
+_MOST_GROWING_REQUESTS = 8_000  # of a model
+_MOST_WIDE_REQUESTS, _MOST_SCRAPES = 60_000, 90_000  # a wide one takes a minute, too
 _MOST_SLOWNESS = 10.0  # of servers in long windows, which would answer too many otherwise
 _QUARTER = 900.0
 _STALLED_SECONDS = 5.0
@@ -288,25 +292,120 @@ def fleet(number: int, seed: int = 0, *, longest: float = 7 * DAY) -> Fleet:
     rng = np.random.default_rng((seed, number, 41))
     size = SIZES[number % len(SIZES)]
     seconds = float(rng.choice([length for length in LENGTHS if length <= longest]))
-    models = 2 if size > 1 and rng.random() < 0.35 else 1
-    shares = [size] if models == 1 else [size - size // 4, size // 4]
+    shares = _shares(size, rng)
     scrape = float(rng.choice((2.0, 5.0, 15.0, 15.0, 30.0))) if seconds < 3 * HOUR else 60.0
     if 3 * HOUR <= seconds < DAY:
         scrape = 15.0 if size < 8 else 30.0
+    return _fleet(f"fleet-{number:03d}", 97 * seed + number, shares, seconds, scrape, rng)
+
+
+def wide_fleet(number: int, seed: int = 0, *, longest: float = 30 * DAY) -> Fleet:
+    """Fleet `number` of 1, 8, 40 or 100 replicas by turns, ten minutes to a month.
+
+    Scraped every 2 to 60 s, the more of them and the longer the more rarely: `_MOST_SCRAPES`.
+    """
+    rng = np.random.default_rng((seed, number, 43))
+    size = WIDE_SIZES[number % len(WIDE_SIZES)]
+    possible = [
+        (seconds, scrape)
+        for seconds in WIDE_LENGTHS
+        for scrape in (2.0, 5.0, 15.0, 30.0, 60.0)
+        if seconds <= longest and size * seconds / scrape <= _MOST_SCRAPES
+    ]
+    seconds = float(rng.choice(sorted({seconds for seconds, _ in possible})))
+    scrape = float(rng.choice([scrape for length, scrape in possible if length == seconds]))
+    shares = _shares(size, rng)
+    name, own = f"wide-{number:03d}", 97 * seed + number
+    return _fleet(name, own, shares, seconds, scrape, rng, most=_MOST_WIDE_REQUESTS, slowed=0.0)
+
+
+def growing_fleet(number: int, seed: int = 0) -> Fleet:
+    """Fleet `number` that was one replica of each model in an overload, and then several.
+
+    That shows what a replica can do, and afterwards all keep up, so that what fewer of them would
+    do is known from a time in which nothing failed.
+    """
+    rng = np.random.default_rng((seed, number, 47))
+    count, models = int(rng.choice((2, 3, 4, 6))), 1 + int(rng.random() < 0.35)
+    seconds = float(rng.choice((40.0, 60.0, 90.0))) * MINUTE
+    made = [_growing_service(f"model-{'ab'[n]}", count, seconds, rng) for n in range(models)]
+    is_asked = rng.random() < 0.5 and all(service.slowness == 1.0 for service in made)
+    targets = targets_of(made[0].truth, rng) if is_asked else NO_TARGETS
+    scrape = float(rng.choice((5.0, 10.0, 15.0, 30.0)))
+    name, own = f"growing-{number:03d}", 97 * seed + number
+    return Fleet(name, tuple(made), seconds, scrape, "growing", own, targets)
+
+
+def _growing_service(model: str, count: int, seconds: float, rng: np.random.Generator) -> Service:
+    server, mix = PAIRS[rng.integers(len(PAIRS))]
+    full = truths()[server, mix].requests_per_second
+    slowness = max(1.0, 0.5 * count * full * seconds / _MOST_GROWING_REQUESTS)
+    one = full / slowness
+    grown_at = float(rng.uniform(8, 14)) * MINUTE
+    members = tuple(
+        Member(f"{model}-{place}:8000", float(rng.uniform(0.97, 1.03)),
+               start=LEAD if place == 0 else grown_at)
+        for place in range(count)
+    )  # fmt: skip
+    usual, most = float(rng.uniform(0.2, 0.5)) * count, float(rng.uniform(0.6, 0.9)) * count
+    begin = grown_at + 10 * MINUTE
+    spell = (begin, begin + float(rng.uniform(12, 18)) * MINUTE)
+    alone = float(rng.uniform(1.1, 1.4))
+
+    def rate(t: np.ndarray) -> np.ndarray:
+        later = np.where((t >= spell[0]) & (t < spell[1]), most, usual)
+        early = np.where(t > grown_at - 5 * MINUTE, alone, min(0.3, usual))
+        return one * np.where(t < grown_at, early, later)
+
+    times = loads.varying(rng, rate, one * max(most, alone), LEAD, seconds).times
+    prompts, outputs = MIXES[mix].draw(rng, len(times))
+    own = model, server, mix, members, "least requests", times, prompts, outputs, slowness
+    return Service(*own)
+
+
+def _shares(size: int, rng: np.random.Generator) -> list[int]:
+    """How many replicas each model has."""
+    is_one = size == 1 or rng.random() >= 0.35
+    return [size] if is_one else [size - size // 4, size // 4]
+
+
+def _fleet(
+    name: str,
+    seed: int,
+    shares: Sequence[int],
+    seconds: float,
+    scrape: float,
+    rng: np.random.Generator,
+    *,
+    most: float = _MOST_REQUESTS,
+    slowed: float = 3 * HOUR,
+) -> Fleet:
     shape = str(rng.choice(("constant", "diurnal", "spells", "bursts", "rush", "rush")))
     services = tuple(
-        _service(f"model-{'ab'[place]}", count, seconds, shape, rng, _MOST_REQUESTS / models)
+        _service(
+            f"model-{'ab'[place]}", count, seconds, shape, rng, most / len(shares), slowed=slowed
+        )
         for place, count in enumerate(shares)
     )
     is_asked = rng.random() < 0.5 and all(service.slowness == 1.0 for service in services)
     targets = targets_of(services[0].truth, rng) if is_asked else NO_TARGETS
-    name = f"fleet-{number:03d}"
-    return Fleet(name, services, seconds, scrape, shape, 97 * seed + number, targets)
+    return Fleet(name, services, seconds, scrape, shape, seed, targets)
 
 
 def _service(
-    model: str, count: int, seconds: float, shape: str, rng: np.random.Generator, most: float
+    model: str,
+    count: int,
+    seconds: float,
+    shape: str,
+    rng: np.random.Generator,
+    most: float,
+    *,
+    slowed: float,
 ) -> Service:
+    """So many replicas of a model, of which no more than `most` requests are asked.
+
+    In windows of `slowed` seconds or more, servers are slower where they could answer more.
+    """
     server, mix = PAIRS[rng.integers(len(PAIRS))]
     truth = truths()[server, mix]
     members = _members(model, count, seconds, rng)
@@ -314,7 +413,7 @@ def _service(
     share = float(rng.choice((0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)))
     full = truth.requests_per_second * used
     wanted = share * full * (seconds - LEAD)
-    slowness = min(_MOST_SLOWNESS, max(1.0, wanted / most)) if seconds >= 3 * HOUR else 1.0
+    slowness = min(_MOST_SLOWNESS, max(1.0, wanted / most)) if seconds >= slowed else 1.0
     share = min(share, share * most * slowness / wanted)
     rush = 0.0 if shape != "rush" else min(0.25 * seconds, 0.5 * most * slowness / full)
     times = _times(shape, share * full / slowness, full / slowness, seconds, rush, rng)
