@@ -226,7 +226,7 @@ def scaled(service: Service, scale: float, seed: int) -> Service:
     places = np.concatenate(copies)
     times = service.times[places]
     later = np.arange(len(places)) >= len(service.times)
-    times = np.where(later, times + rng.uniform(-30, 30, len(times)), times)
+    times = np.where(later, times + rng.uniform(0, 30, len(times)), times)
     order = np.argsort(times, kind="stable")
     shuffled = np.where(later, rng.permutation(len(places)) % len(service.times), places)
     prompts, outputs = service.prompts[shuffled], service.outputs[shuffled]

@@ -327,7 +327,7 @@ def growing_fleet(number: int, seed: int = 0) -> Fleet:
     """
     rng = np.random.default_rng((seed, number, 47))
     count, models = int(rng.choice((2, 3, 4, 6))), 1 + int(rng.random() < 0.35)
-    seconds = float(rng.choice((40.0, 60.0, 90.0))) * MINUTE
+    seconds = float(rng.choice((40.0, 50.0))) * MINUTE
     made = [_growing_service(f"model-{'ab'[n]}", count, seconds, rng) for n in range(models)]
     is_asked = rng.random() < 0.5 and all(service.slowness == 1.0 for service in made)
     targets = targets_of(made[0].truth, rng) if is_asked else NO_TARGETS
@@ -337,20 +337,21 @@ def growing_fleet(number: int, seed: int = 0) -> Fleet:
 
 
 def _growing_service(model: str, count: int, seconds: float, rng: np.random.Generator) -> Service:
-    server, mix = PAIRS[rng.integers(len(PAIRS))]
-    full = truths()[server, mix].requests_per_second
-    slowness = max(1.0, 0.5 * count * full * seconds / _MOST_GROWING_REQUESTS)
-    one = full / slowness
-    grown_at = float(rng.uniform(8, 14)) * MINUTE
+    asked = {pair: 0.5 * count * truths()[pair].requests_per_second * seconds for pair in PAIRS}
+    few = [pair for pair, most in asked.items() if most <= 2 * _MOST_GROWING_REQUESTS]
+    server, mix = few[rng.integers(len(few))]
+    slowness = max(1.0, asked[server, mix] / _MOST_GROWING_REQUESTS)
+    one = truths()[server, mix].requests_per_second / slowness
+    grown_at = float(rng.uniform(9, 14)) * MINUTE
     members = tuple(
         Member(f"{model}-{place}:8000", float(rng.uniform(0.97, 1.03)),
                start=LEAD if place == 0 else grown_at)
         for place in range(count)
     )  # fmt: skip
-    usual, most = float(rng.uniform(0.2, 0.5)) * count, float(rng.uniform(0.6, 0.9)) * count
-    begin = grown_at + 10 * MINUTE
+    usual, most = float(rng.uniform(0.2, 0.4)) * count, float(rng.uniform(0.5, 0.8)) * count
+    begin = grown_at + 12 * MINUTE
     spell = (begin, begin + float(rng.uniform(12, 18)) * MINUTE)
-    alone = float(rng.uniform(1.1, 1.4))
+    alone = float(rng.uniform(1.5, 2.0))
 
     def rate(t: np.ndarray) -> np.ndarray:
         later = np.where((t >= spell[0]) & (t < spell[1]), most, usual)
