@@ -16,6 +16,7 @@ import polars as pl
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer, WindowExtent
 from vllm_capacity.assumptions import Hardware, Pricing, Slo
+from vllm_capacity.bills import engine_name
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, Kind, listed, total
 from vllm_capacity.facts.fleet import rate_in_force
@@ -96,17 +97,33 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, repr=False)
+class ModelPlan(Figures):
+    """The replicas of one model, which no other model's can replace, and what checks them.
+
+    Demand in output tokens/s; capacity is of one replica, within the targets where given.
+    `queue_check` is None where it cannot be asked. `replays` are how the busiest arrivals of the
+    window, scaled to the demand asked for, fared on that many replicas; empty where the window does
+    not tell enough (verdicts/replay.py).
+    """
+
+    demand_output_tokens_per_second: Estimate
+    capacity_output_tokens_per_second: Estimate
+    replicas: Estimate
+    queue_check: QueueCheck | None
+    replays: tuple[Replay, ...]
+
+
+@dataclass(frozen=True, repr=False)
 class Plan(Figures):
     """How many replicas, which GPU instead, for what money, how long; every field always there.
 
     Demand is of all replicas, capacity of one engine (within the targets where given); of several
-    models the replicas are each model's by its own demand and capacity, added up.
+    models the replicas are each model's by its own demand and capacity (`by_model`), added up.
     `gpu` is what the window ran on, as options name it; empty where that is not known.
-    `queue_check` is None where it cannot be asked. `replays` are how the busiest arrivals of the
-    window, scaled to the demand asked for, fared on that many replicas, empty where it does not
-    tell enough (verdicts/replay.py) or several models were served: of each alone, `surplus` has
-    them. `options` are other GPUs, best tokens per dollar first, rejected ones last with their
-    reason; `options_reason` is why there are none, and `options_basis` what their throughput is
+    `queue_check` and `replays` are those of the one model (`ModelPlan`): None and empty where there
+    are several, whose requests wait in queues of their own. `options` are other GPUs, best tokens
+    per dollar first, rejected ones last with their reason; `options_reason` is why there are none,
+    and `options_basis` what their throughput is
     where the window did not show it. `choices` say what would change their order, `interactivity`
     what tokens cost at the same ITL. `surplus` is how many of the replicas of the window its own
     busiest time did not need.
@@ -124,6 +141,7 @@ class Plan(Figures):
     usd_per_month: Estimate
     queue_check: QueueCheck | None
     replays: tuple[Replay, ...]
+    by_model: Mapping[str, ModelPlan]
     sensitivity: Mapping[str, Estimate]
     gpu: str
     model: str | None
@@ -140,9 +158,7 @@ class Plan(Figures):
     @property
     def working_replicas(self) -> int | None:
         """The replicas without their spares, one at least; None where it is not known how many."""
-        if self.replicas.mid is None:
-            return None
-        return max(1, round(self.replicas.mid) - self.policy.spare_replicas)
+        return working(self.replicas, self.policy)
 
     @property
     def comparable(self) -> tuple[Option, ...]:
@@ -170,9 +186,30 @@ class Plan(Figures):
         )
 
 
+def working(replicas: Estimate, policy: Policy) -> int | None:
+    """The replicas without their spares, one at least; None where it is not known how many."""
+    return None if replicas.mid is None else max(1, round(replicas.mid) - policy.spare_replicas)
+
+
 def plan(analysis: Analysis, request: PlanRequest | None = None) -> Plan:
     """The plan of a window under its assumptions: how many replicas for how much money."""
     return _Planning(analysis, request or PlanRequest()).plan
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What is asked of one model, output tokens/s and requests/s, and what one replica can do.
+
+    A request takes `output_tokens`, and `running` of them run on a replica at that capacity; None:
+    not known. `pool`: its replicas in the window; None where no model is told.
+    """
+
+    demand: Estimate
+    capacity: Estimate
+    requests: float | None
+    output_tokens: float | None
+    running: float | None
+    pool: Pool | None
 
 
 @dataclass(frozen=True)
@@ -185,8 +222,9 @@ class _Planning:
     @cached_property
     def plan(self) -> Plan:
         """All of it."""
-        tried = self.replays
-        needed = at_least_enough(self.without_replay, tried, is_sure=False)
+        parts = self.by_model
+        needed = _added({name: part.replicas for name, part in parts.items()})
+        only = next(iter(parts.values())) if len(parts) == 1 else None
         gpus = needed.scaled(self.pricing.gpus_per_engine)
         price = self.pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
         compared = _options(self)
@@ -199,8 +237,9 @@ class _Planning:
             replicas=needed,
             gpus=gpus,
             usd_per_month=month_usd(gpus, price),
-            queue_check=_queue(self, needed),
-            replays=tried,
+            queue_check=None if only is None else only.queue_check,
+            replays=() if only is None else only.replays,
+            by_model=parts,
             sensitivity=_sensitivity(self),
             gpu="" if self.here is None else self.here.label,
             model=compared.model,
@@ -215,50 +254,46 @@ class _Planning:
         )
 
     @cached_property
-    def without_replay(self) -> Estimate:
-        """The replicas by demand and capacity alone; of several models, added up."""
-        return _added(
-            {
-                name: replicas(demand, capacity, self.request.policy)
-                for name, (demand, capacity) in self.loads.items()
-            }
-        )
+    def by_model(self) -> dict[str, ModelPlan]:
+        """What each model needs, by its name."""
+        return {name: _of_model(self, load) for name, load in self.loads.items()}
 
     @cached_property
-    def loads(self) -> Mapping[str, tuple[Estimate, Estimate]]:
-        """What each model is asked for, and what one of its replicas can do: output tokens/s.
+    def loads(self) -> Mapping[str, _Load]:
+        """What each model is asked for, and what one of its replicas can do.
 
         A demand that was asked for is shared out as the one that was seen.
         """
         pools = self.analysis.pools
         if len(pools) < 2:
-            return {"": (self.demand, self.capacity)}
-        seen = demand_seen(self.analysis.steps, _DEMAND_QUANTILE).mid
-        scale = (self.requests.mid or 0.0) / seen if seen else 1.0
-        return {
-            name: (_tokens_asked(pool).scaled(scale), pool.capacity) for name, pool in pools.items()
-        }
+            name = next(iter(pools), "")
+            each = self.requests.mid, self.output_tokens.mid, self.running
+            return {name: _Load(self.demand, self.capacity, *each, pools.get(name))}
+        return {name: self._load(pool) for name, pool in pools.items()}
+
+    def _load(self, pool: Pool) -> _Load:
+        """Of one model among several."""
+        if pool.served is None:
+            unknown = Estimate.unknown("no step of its engines was observed")
+            return _Load(unknown, pool.capacity, None, None, None, pool)
+        steps, running, scale = pool.served.steps, pool.served.running, self.scale or 1.0
+        if self.is_within_targets:
+            names = steps.select("instance", "engine").unique()
+            engines = {engine_name(row) for row in names.iter_rows(named=True)}
+            fits = [fit for fit in self.analysis.fits if fit.engine in engines]
+            running = running_within(fits, self.analysis.assumptions.slo)
+            running = None if running is None else running / len(fits)
+        requests = demand_seen(steps, _DEMAND_QUANTILE).scaled(scale)
+        tokens = _tokens_per_request(steps)
+        basis = f"{tokens:,.4g} output tokens per request of the model"
+        demand = requests.scaled(tokens, basis)
+        return _Load(demand, pool.capacity, requests.mid, tokens or None, running, pool)
 
     @cached_property
-    def replays(self) -> tuple[Replay, ...]:
-        """Of a window that served one model."""
-        needed, pools = self.without_replay.mid, list(self.analysis.pools.values())
+    def scale(self) -> float | None:
+        """The demand planned for as a multiple of the one that was seen; None where none was."""
         seen = demand_seen(self.analysis.steps, _DEMAND_QUANTILE).mid
-        if needed is None or not needed or len(pools) != 1 or not seen:
-            return ()
-        (pool,) = pools
-        return (
-            ()
-            if pool.served is None
-            else replays(
-                pool.served,
-                replicas=round(needed),
-                most=MAX_REPLICAS,
-                busiest=pool.busiest.peak_start,
-                scale=(self.requests.mid or 0.0) / seen,
-                is_sure=False,
-            )
-        )
+        return (self.requests.mid or 0.0) / seen if seen else None
 
     @property
     def answer(self) -> Answer:
@@ -344,20 +379,48 @@ class _Planning:
         return None if running is None else running / (self.answer.window.mean_engines or 1.0)
 
 
-def _tokens_asked(pool: Pool) -> Estimate:
-    """Output tokens/s asked of the replicas of one model, at the quantile that plans are for."""
-    if pool.served is None:
-        return Estimate.unknown("no step of its engines was observed")
-    steps = pool.served.steps
-    seconds = (pl.col("end") - pl.col("start")).dt.total_seconds(fractional=True)
-    served = steps.drop_nulls(["output_tokens_per_second", "requests_per_second"]).select(
-        tokens=(pl.col("output_tokens_per_second") * seconds).sum(),
-        requests=(pl.col("requests_per_second") * seconds).sum(),
+def _of_model(case: _Planning, load: _Load) -> ModelPlan:
+    """The replicas of one model by demand and capacity, and no fewer than kept up in the replay."""
+    policy = case.request.policy
+    by_arithmetic = replicas(load.demand, load.capacity, policy)
+    tried = _replayed(case, load, by_arithmetic)
+    needed = at_least_enough(by_arithmetic, tried, is_sure=False)
+    return ModelPlan(
+        demand_output_tokens_per_second=load.demand,
+        capacity_output_tokens_per_second=load.capacity,
+        replicas=needed,
+        queue_check=_queue(load, needed, policy),
+        replays=tried,
     )
-    tokens, requests = served.row(0)
-    per_request = tokens / requests if requests else 0.0
-    basis = f"{per_request:,.4g} output tokens per request of the model"
-    return demand_seen(steps, _DEMAND_QUANTILE).scaled(per_request, basis)
+
+
+def _replayed(case: _Planning, load: _Load, needed: Estimate) -> tuple[Replay, ...]:
+    """The busiest arrivals of the model on as many of its replicas."""
+    pool = load.pool
+    if not needed.mid or not case.scale or pool is None or pool.served is None:
+        return ()
+    return replays(
+        pool.served,
+        replicas=round(needed.mid),
+        most=MAX_REPLICAS,
+        busiest=pool.busiest.peak_start,
+        scale=case.scale,
+        is_sure=False,
+    )
+
+
+def _tokens_per_request(steps: pl.DataFrame) -> float:
+    """Output tokens per request that finished; 0 for none."""
+    seconds = (pl.col("end") - pl.col("start")).dt.total_seconds(fractional=True)
+    tokens, requests = (
+        steps.drop_nulls(["output_tokens_per_second", "requests_per_second"])
+        .select(
+            tokens=(pl.col("output_tokens_per_second") * seconds).sum(),
+            requests=(pl.col("requests_per_second") * seconds).sum(),
+        )
+        .row(0)
+    )
+    return float(tokens / requests) if requests else 0.0
 
 
 def _added(parts: Mapping[str, Estimate]) -> Estimate:
@@ -391,20 +454,9 @@ def _in_force(analysis: Analysis) -> Pricing:
     )
 
 
-def _queue(case: _Planning, needed: Estimate) -> QueueCheck | None:
-    """An M/G/c queue's view of the replicas without their spares; None where it cannot be asked.
-
-    Nor of several models: their requests wait in queues of their own.
-    """
-    if len(case.loads) > 1:
-        return None
-    known = [
-        case.requests.mid,
-        case.capacity.mid,
-        case.output_tokens.mid,
-        needed.mid,
-        case.running,
-    ]
+def _queue(load: _Load, needed: Estimate, policy: Policy) -> QueueCheck | None:
+    """An M/G/c queue's view of the replicas of one model, without spares; None: not to be asked."""
+    known = [load.requests, load.capacity.mid, load.output_tokens, needed.mid, load.running]
     figures = [figure for figure in known if figure is not None]
     if len(figures) < len(known):
         return None
@@ -413,7 +465,7 @@ def _queue(case: _Planning, needed: Estimate) -> QueueCheck | None:
         requests_per_second=requests,
         capacity_requests_per_second=capacity / output,
         running_at_capacity=max(1.0, places),
-        replicas=max(1, round(replicas_needed) - case.request.policy.spare_replicas),
+        replicas=max(1, round(replicas_needed) - policy.spare_replicas),
         wait_limit_seconds=_WAIT_LIMIT_SECONDS,
     )
 
@@ -434,8 +486,8 @@ def _sensitivity(case: _Planning) -> dict[str, Estimate]:
             is_kv_limited=case.answer.saturation.bottleneck == KV,
         )
     found = {
-        model: sensitivity(demand, capacity, policy=case.request.policy, cases=cases)
-        for model, (demand, capacity) in case.loads.items()
+        model: sensitivity(load.demand, load.capacity, policy=case.request.policy, cases=cases)
+        for model, load in case.loads.items()
     }
     names = next(iter(found.values()))
     return {name: _added({model: each[name] for model, each in found.items()}) for name in names}

@@ -155,6 +155,7 @@ PLAN = Plan(
     usd_per_month=estimate(3000.0),
     queue_check=None,
     replays=(),
+    by_model={},
     sensitivity=CASES,
     gpu="A100-80GB-PCIe",
     model="a model",

@@ -486,11 +486,16 @@ def test_queue_that_does_not_hold_says_so(planned, changes, says):
     assert says in shown.replace("\xa0", " ")
 
 
-def test_plan_of_several_models_says_why_it_is_not_replayed(planned):
-    (part,) = planned.surplus.by_model.values()
-    mixed = replace(planned, surplus=replace(planned.surplus, by_model={"m": part, "n": part}))
-    assert "Not replayed: 2 models were served" in repr(plans.queue_check(mixed))
-    assert "Not replayed" not in repr(plans.queue_check(planned))
+def test_plan_of_several_models_has_a_queue_and_a_replay_of_each(planned):
+    (part,) = planned.by_model.values()
+    silent = replace(part, queue_check=None, replicas=Estimate.unknown("nothing was seen"))
+    mixed = replace(planned, by_model={"m": part, "n": silent})
+    said = repr(plans.queue_check(mixed)).replace("\xa0", " ")
+    assert "Of m, " in said
+    assert "replicas are planned, spares included" in said
+    assert "without spares would be" in said
+    assert "Of n, it is not known how many replicas it takes, because nothing was seen" in said
+    assert "No queue check" in said
 
 
 def test_what_replicas_carry_leaves_out_spares_and_headroom(swept):

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.plan import Plan
+from vllm_capacity.plan import Plan, working
 from vllm_capacity.render.numbers import (
     Write,
     count,
@@ -36,7 +36,7 @@ from vllm_capacity.render.tables import (
 )
 from vllm_capacity.verdicts.hardware.compare import Option
 from vllm_capacity.verdicts.replay import Replay
-from vllm_capacity.verdicts.sizing import MINUTE_SECONDS, ModelSurplus, Policy, Surplus
+from vllm_capacity.verdicts.sizing import MINUTE_SECONDS, ModelSurplus, Policy, QueueCheck, Surplus
 
 _NEEDS: tuple[tuple[str, str, Write, str], ...] = (
     ("demand", "demand_requests_per_second", number, "requests/s"),
@@ -177,20 +177,42 @@ def _busy_time(part: ModelSurplus) -> str:
 
 
 def queue_check(plan: Plan) -> Text:
-    """What a queue says of these replicas without their spares, and what a replay on them."""
-    check = plan.queue_check
-    if check is None:
-        models = len(plan.surplus.by_model)
-        reason = (
-            f"{models} models were served, and the requests of each wait in a queue of their own"
-            if models > 1
-            else "demand, capacity or running requests at capacity are not known"
+    """What a queue says of these replicas without their spares, and what a replay on them.
+
+    Of several models a sentence each: their requests wait in queues of their own.
+    """
+    parts, policy = plan.by_model, plan.policy
+    if len(parts) < 2:
+        told = _queue_sentence(plan.queue_check, plan.working_replicas)
+        return text(told, *replay_sentences(plan.replays))
+    return text(
+        *(
+            sentence
+            for name, part in parts.items()
+            for sentence in (
+                f"Of {name or 'no model'}, {_many(part.replicas)}.",
+                _queue_sentence(part.queue_check, working(part.replicas, policy)),
+                *replay_sentences(part.replays),
+            )
         )
-        return text(f"No queue check: {reason}.", *_replayed(plan))
+    )
+
+
+def _many(replicas: Estimate) -> str:
+    """How many replicas of a model are planned."""
+    if replicas.is_unknown:
+        return f"it is not known how many replicas it takes, because {reason(replicas)}"
+    return f"{value(replicas, count)} replicas are planned, spares included"
+
+
+def _queue_sentence(check: QueueCheck | None, replicas: int | None) -> str:
+    if check is None:
+        return "No queue check: demand, capacity or running requests at capacity are not known."
     limit = seconds(check.wait_limit_seconds)
-    working = plan.working_replicas or 1
-    replicas = f"{plural(working, 'replica')} without spares"
-    busy = f"{replicas} would be {percent(check.utilization_ratio)} busy"
+    busy = (
+        f"{plural(replicas or 1, 'replica')} without spares would be "
+        f"{percent(check.utilization_ratio)} busy"
+    )
     if check.wait_seconds is None:
         waits = "and the queue would grow without end"
     else:
@@ -202,21 +224,7 @@ def queue_check(plan: Plan) -> Text:
     fewest = "no number of replicas keeps that limit"
     if check.replicas_needed is not None:
         fewest = f"the fewest replicas within the limit are {count(check.replicas_needed)}"
-    return text(
-        f"queue check: {busy}, {waits}; {fewest}. Assumed: {check.assumes}.",
-        *_replayed(plan),
-    )
-
-
-def _replayed(plan: Plan) -> list[str]:
-    """How a replay on the planned replicas fared, or why there is none for several models."""
-    models = len(plan.surplus.by_model)
-    if models <= 1:
-        return replay_sentences(plan.replays)
-    return [
-        f"Not replayed: {models} models were served. Where replicas of a model can go, that is "
-        "replayed for it alone."
-    ]
+    return f"queue check: {busy}, {waits}; {fewest}. Assumed: {check.assumes}."
 
 
 def sensitivity_table(plan: Plan) -> Table:
