@@ -1,6 +1,8 @@
 """All that is said of a fleet is one computation: every face says it to the last digit.
 
-Over made fleets: `figures`, `cost` and `plan` as JSON, what a page says of itself, and the index.
+Over made fleets (two models, a pod replaced, idle members, capacities borrowed from peers):
+`figures`, `cost` and `plan` as JSON, Python, the tiles of a notebook, what a page says of itself,
+and the index.
 """
 
 from __future__ import annotations
@@ -8,24 +10,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
-from made_fleet import REPLACED_AT, SECONDS, written
+from made_fleet import REPLACED_AT, SECONDS, lopsided, made_fleet
 
-from tests.truth_server.fleets import Kept
+import vllm_capacity as vc
+from tests.truth_server.fleets import Fleet, Kept, write
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, pricing
 from vllm_capacity.cli import cli
-from vllm_capacity.render.report.metadata import Metadata, SummaryLine, page_metadata
+from vllm_capacity.record import plain
+from vllm_capacity.render.report.metadata import Metadata, SummaryLine, Tiles, page_metadata
 from vllm_capacity.render.report.page import index_html, page_html
-from vllm_capacity.render.sections.header import tiles_of
+from vllm_capacity.render.sections.header import tiles, tiles_of
 from vllm_capacity.telemetry.window import open_window
 
-SEEDS = (0, 1)
+TWO_MODELS, BORROWING = (0, 1), "borrowing"
+SEEDS = (*TWO_MODELS, BORROWING)
 PRICE = ("--price", "2")
 
 
@@ -45,14 +51,26 @@ class Faces:
         return self.answers[verb]
 
 
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Faces]:
-    known: dict[int, Faces] = {}
+def made(name: int | str) -> Fleet:
+    """Two models by their seed, or eight replicas of which six are idle: they borrow."""
+    if isinstance(name, int):
+        return made_fleet(name)
+    found = lopsided(0)
+    (service,) = found.services
+    teams = [{"team": "ab"[n % 2], "pod": f"gpu-{n}"} for n in range(len(service.members))]
+    own = zip(service.members, teams, strict=True)
+    members = tuple(replace(member, labels=labels) for member, labels in own)
+    return replace(found, services=(replace(service, members=members),))
 
-    def of(seed: int) -> Faces:
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int | str], Faces]:
+    known: dict[int | str, Faces] = {}
+
+    def of(seed: int | str) -> Faces:
         if seed not in known:
             path = tmp_path_factory.mktemp("fleets") / f"made-{seed}"
-            known[seed] = Faces(path, written(seed, path))
+            known[seed] = Faces(path, write(path, made(seed)))
         return known[seed]
 
     return of
@@ -93,6 +111,52 @@ def test_the_parts_of_a_surplus_are_its_whole(faces, seed):
         if None not in lows:
             assert surplus[name]["low"] == math.fsum(lows)
     assert surplus["replicas"] == pytest.approx(sum(part["replicas"] for part in parts))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_models_of_a_plan_are_its_whole(faces, seed):
+    planned, models = (
+        faces(seed).said("plan"),
+        faces(seed).said("figures", "--by", "model")["parts"],
+    )
+    assert planned["by_model"].keys() == planned["surplus"]["by_model"].keys() == models.keys()
+    for end in ("low", "mid", "high"):
+        ends = [part["replicas"][end] for part in planned["by_model"].values()]
+        assert None in ends or planned["replicas"][end] == math.fsum(ends)
+    for name, part in planned["by_model"].items():
+        each = planned["surplus"]["by_model"][name]["replica_output_tokens_per_second"]
+        for end in ("low", "high"):
+            found = part["capacity_output_tokens_per_second"][end]
+            assert (found is None) == (each[end] is None)
+            assert found is None or found == pytest.approx(each[end], rel=1e-12)
+
+
+def test_idle_replicas_borrow_on_every_face(faces):
+    one = faces(BORROWING)
+    assert one.said("figures")["saturation"]["capacity_kind"] == "borrowed"
+    parts = one.said("figures", "--by", "engine")["parts"]
+    idle = [part for part in parts.values() if not part["generation_tokens"]]
+    assert len(idle) == 6
+    assert all(part["cost"]["utilization"]["high"] == 0 for part in idle)
+    whole = one.said("figures")["cost"]["idle_usd"]
+    for end in ("low", "high"):
+        assert sum(part["cost"]["idle_usd"][end] for part in parts.values()) == pytest.approx(
+            whole[end], rel=1e-9
+        )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_notebook_says_what_the_command_line_says(faces, seed):
+    one = faces(seed)
+    analysis = vc.open(one.path).analyze(price=2.0)
+    assert plain(analysis.answer.cost) == one.said("figures")["cost"]
+    assert plain(analysis.answer.saturation) == one.said("figures")["saturation"]
+    assert plain(analysis.surplus()) == one.said("cost")["surplus"]
+    shown = msgspec.convert(tiles(analysis).content, Tiles)
+    assert shown.tiles == tiles_of(analysis.answer)
+    for tile in shown.tiles:
+        for found in _estimates(one.said("figures"), tile.figure):
+            assert (tile.low, tile.mid, tile.high) == (found["low"], found["mid"], found["high"])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
