@@ -14,7 +14,7 @@ What a server can do at least (`Held`) is told in words:
    them tells by no more than the normal quantile of 1 − 0.05 ÷ N times that, with a chance of 95 %.
 3. Longer stretches have more requests and less luck, and there are fewer of them: a minute, two,
    four, up to an hour are tried, and the one that shows most counts.
-4. A minute in which nothing waited and tokens came about as fast as under a load half as heavy is
+4. A minute in which nothing waited and tokens came within a fifth as fast as under half the load is
    far from the limit. It counts in full, where at least half of its prompts came.
 """
 
@@ -51,7 +51,7 @@ _MISSED = 0.05  # the chance that one of all stretches has more luck than is tak
 _AS_GOOD = 0.8
 _KV_TIGHT_RATIO = 0.75
 _LIGHTEST, _LEAST_LIGHT = 0.1, 3
-_HALF, _UNSLOWED = 0.5, 1.2
+_UNSLOWED, _LIGHTER = 1.2, 0.9
 _FEWEST_PROMPTS = 0.5
 
 
@@ -249,9 +249,11 @@ def _is_cache_tight(steps: EngineSteps) -> Mask:
 
 
 def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
-    """In which minutes tokens came about as fast as under loads half as heavy, the lightest seen.
+    """In which minutes tokens came about as fast as they would under half as much load.
 
-    Up to one request at a time is light whatever there was besides. Not where the cache filled up.
+    By the lightest loads seen, along a straight line where these are heavier than half; one
+    request at a time is light whatever there was besides. Not where the cache filled up, or where
+    no load is clearly lighter.
     """
     told = np.flatnonzero(
         steps.is_usable & is_seen(steps.running) & (steps.output_tokens_per_second > 0)
@@ -260,25 +262,20 @@ def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
         return np.zeros(len(steps), bool)
     order = told[np.argsort(steps.running[told], kind="stable")]
     light = order[: max(_LEAST_LIGHT, int(len(order) * _LIGHTEST))]
-    running = summed(steps.running[light] * steps.seconds[light])
+    ran = summed(steps.running[light] * steps.seconds[light])
     tokens = summed(steps.output_tokens_per_second[light] * steps.seconds[light])
-    most = np.maximum(
-        1.0,
-        _HALF * _trailing_totals(steps, "running", counts) / _trailing_sums(steps.seconds, counts),
-    )
+    lightest = ran / summed(steps.seconds[light])
+    own_ran = _trailing_totals(steps, "running", counts)
     own_tokens = _trailing_totals(steps, "output_tokens_per_second", counts)
-    own = np.divide(
-        _trailing_totals(steps, "running", counts),
-        own_tokens,
-        out=np.full(len(steps), math.inf),
-        where=own_tokens > 0,
-    )
-    is_tight = _is_cache_tight(steps)
-    return np.asarray(
-        (running / summed(steps.seconds[light]) <= most)
-        & (own <= _UNSLOWED * running / tokens)
-        & (_trailing_sums(is_tight.astype(float), counts) == 0)
-    )
+    own_load = own_ran / _trailing_sums(steps.seconds, counts)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a minute in which nothing ran
+        load, pace = lightest / own_load, (ran / tokens) * own_tokens / own_ran
+    fixed = 2 / _UNSLOWED - 1  # the share of a step's time that does not grow with load
+    least = np.full(len(steps), 1 / _UNSLOWED)
+    if lightest > 1:
+        least = np.where(load <= _LIGHTER, np.maximum(least, fixed + (1 - fixed) * load), math.inf)
+    is_tight = _is_cache_tight(steps).astype(float)
+    return np.asarray((pace >= least) & (_trailing_sums(is_tight, counts) == 0))
 
 
 def _ratio(steps: EngineSteps) -> float:
