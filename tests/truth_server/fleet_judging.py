@@ -71,7 +71,10 @@ def judged(made: Fleet, path: Path, *, policy: Policy | None = None) -> tuple[Ro
         "used": used[0],
     }
     row |= _figure("utilization", cost.utilization, *used)
-    row |= _figure("idle_usd", cost.idle_usd, *(_idle_usd(made, kept, end) for end in (0, 1)))
+    seen = _seen(made, analysis)
+    row |= _figure(
+        "idle_usd", cost.idle_usd, *(seen * _idle_usd(made, kept, end) for end in (0, 1))
+    )
     row |= _figure("removable", surplus.removable_replicas, *removable)
     row["needed_width"] = _width(surplus.needed_replicas)
     carried_out = replays(made, kept, surplus)
@@ -81,6 +84,16 @@ def judged(made: Fleet, path: Path, *, policy: Policy | None = None) -> tuple[Ro
         one.is_right == surplus.by_model[one.model].replays[-1].is_kept for one in said
     )
     return row, carried_out
+
+
+def _seen(made: Fleet, analysis: Analysis) -> float:
+    """The share of the time that lies between scrapes, and is billed: all but an interval or so.
+
+    All of it where more is missing, which would be a fault of the package.
+    """
+    hours = analysis.answer.window.hours
+    missing = made.seconds - 3600 * hours
+    return 1 - missing / made.seconds if 0 <= missing <= 1.6 * made.scrape_seconds else 1.0
 
 
 def _idle_usd(made: Fleet, kept: Mapping[str, Kept], end: int) -> float:
