@@ -32,6 +32,7 @@ def served(arrivals_per_second, *, bend=16.0, seed=0, kv_limit=None):
         finished = rng.poisson(rate * SECONDS) / SECONDS
         itl = running / output if output else None
         more = {"requests_per_second": finished, "itl_mean_seconds": itl}
+        more["prompt_tokens_per_second"] = 2 * output
         if kv_limit is not None:
             more["kv_cache_ratio_mean"] = running / kv_limit
         steps.append(steady(running, output, **more))

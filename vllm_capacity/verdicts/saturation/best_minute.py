@@ -14,8 +14,8 @@ What a server can do at least (`Held`) is told in words:
    them tells by no more than the normal quantile of 1 − 0.05 ÷ N times that, with a chance of 95 %.
 3. Longer stretches have more requests and less luck, and there are fewer of them: a minute, two,
    four, up to an hour are tried, and the one that shows most counts.
-4. A minute in which nothing waited and tokens came within a fifth as fast as under half the load is
-   far from the limit. It counts in full, where at least half of its prompts came.
+4. A minute in which nothing waited and tokens took at most 1.3 × as long as they would under half
+   the load is far from the limit. It counts in full, where at least half of its prompts came.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _STRETCHES = tuple(MINUTE_SECONDS * 2**k for k in range(7))
 _REQUEST_SCATTER, _SERVER_SCATTER = 0.3, 0.06
 _MISSED = 0.05  # the chance that one of all stretches has more luck than is taken off
 _AS_GOOD = 0.8
-_KV_TIGHT_RATIO = 0.75
+_KV_TIGHT_RATIO = 0.5  # a gauge once a minute: it was fuller in between
 _LIGHTEST, _LEAST_LIGHT = 0.1, 3
-_UNSLOWED, _LIGHTER = 1.2, 0.9
+_UNSLOWED, _LIGHTER = 1.3, 0.9
 _FEWEST_PROMPTS = 0.5
 
 
@@ -251,29 +251,40 @@ def _is_cache_tight(steps: EngineSteps) -> Mask:
 def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
     """In which minutes tokens came about as fast as they would under half as much load.
 
-    By the lightest loads seen, along a straight line where these are heavier than half; one
-    request at a time is light whatever there was besides. Not where the cache filled up, or where
-    no load is clearly lighter.
+    By the lightest loads seen without a queue, along a straight line where these are heavier than
+    half, in running requests or in prompts; one request at a time is light whatever there was
+    besides. Not where the cache filled up, or where no load is clearly lighter.
     """
     told = np.flatnonzero(
-        steps.is_usable & is_seen(steps.running) & (steps.output_tokens_per_second > 0)
+        steps.is_usable
+        & is_seen(steps.running)
+        & (steps.output_tokens_per_second > 0)
+        & ~is_nonzero(steps.waiting_max)
     )
     if len(told) < _LEAST_LIGHT:
         return np.zeros(len(steps), bool)
     order = told[np.argsort(steps.running[told], kind="stable")]
     light = order[: max(_LEAST_LIGHT, int(len(order) * _LIGHTEST))]
-    ran = summed(steps.running[light] * steps.seconds[light])
-    tokens = summed(steps.output_tokens_per_second[light] * steps.seconds[light])
-    lightest = ran / summed(steps.seconds[light])
-    own_ran = _trailing_totals(steps, "running", counts)
-    own_tokens = _trailing_totals(steps, "output_tokens_per_second", counts)
-    own_load = own_ran / _trailing_sums(steps.seconds, counts)
+    ran, tokens, prompts = (
+        total(steps.column(name)[light], steps.seconds[light])
+        for name in ("running", "output_tokens_per_second", "prompt_tokens_per_second")
+    )
+    elapsed = summed(steps.seconds[light])
+    own_ran, own_tokens, own_prompts = (
+        _trailing_totals(steps, name, counts)
+        for name in ("running", "output_tokens_per_second", "prompt_tokens_per_second")
+    )
+    own_elapsed = _trailing_sums(steps.seconds, counts)
     with np.errstate(divide="ignore", invalid="ignore"):  # a minute in which nothing ran
-        load, pace = lightest / own_load, (ran / tokens) * own_tokens / own_ran
+        load = (ran / elapsed) / (own_ran / own_elapsed)
+        prompt_load = (prompts / elapsed) / (own_prompts / own_elapsed)
+        pace = (ran / tokens) * own_tokens / own_ran
+    if ran <= elapsed:
+        load = np.zeros(len(steps))
+    load = np.fmax(load, prompt_load)  # no prompts in the whole window: nan
     fixed = 2 / _UNSLOWED - 1  # the share of a step's time that does not grow with load
-    least = np.full(len(steps), 1 / _UNSLOWED)
-    if lightest > 1:
-        least = np.where(load <= _LIGHTER, np.maximum(least, fixed + (1 - fixed) * load), math.inf)
+    least = np.maximum(1 / _UNSLOWED, fixed + (1 - fixed) * load)
+    least = np.where(load <= _LIGHTER, least, math.inf)
     is_tight = _is_cache_tight(steps).astype(float)
     return np.asarray((pace >= least) & (_trailing_sums(is_tight, counts) == 0))
 
