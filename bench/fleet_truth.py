@@ -50,8 +50,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     asked = parser.parse_args()
     if asked.pool:
-        frames = [pl.read_csv(path, infer_schema_length=None) for path in asked.pool]
-        rows = pl.concat(frames, how="diagonal_relaxed").to_dicts()
+        rows = [row for path in asked.pool for row in _read(path)]
     else:
         numbers = range(asked.first, asked.first + asked.fleets)
         jobs = [
@@ -62,6 +61,15 @@ def main() -> None:
     if asked.csv:
         pl.DataFrame(rows, infer_schema_length=None).write_csv(asked.csv)
     print(replay_table(rows) if asked.replays else table(rows))
+
+
+def _read(path: Path) -> list[Row]:
+    """The rows that `--csv` kept."""
+    frame = pl.read_csv(path, infer_schema_length=None)
+    return [
+        {"failure": "", **{k: v for k, v in row.items() if v is not None}}
+        for row in frame.to_dicts()
+    ]
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,8 @@ def table(rows: Sequence[Row]) -> str:
     for name in FIGURES:
         both = [row for row in good if row[f"{name}_form"] == "two-sided"]
         one = [row for row in good if row[f"{name}_form"] in ("at least", "at most")]
-        widths = [row["needed_width" if name == "removable" else f"{name}_width"] for row in both]
+        kept = "needed_width" if name == "removable" else f"{name}_width"
+        widths = [row.get(kept) for row in both]
         known = [width for width in widths if isinstance(width, float)]
         width = f"{statistics.median(known):.2f}" if known else "–"
         lines.append(
