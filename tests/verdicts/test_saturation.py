@@ -212,6 +212,23 @@ def test_a_bound_is_the_best_minute_less_luck(changes, lighter, luck):
     assert ("that may be luck" in fit.capacity.sources) == (luck > 0)
 
 
+@pytest.mark.parametrize(
+    "lighter",
+    [
+        pytest.param([], id="nothing lighter to tell by"),
+        pytest.param(
+            [with_prompts(steady(30, 60), 700)] * 6, id="fewer run while prompts are read"
+        ),
+    ],
+)
+def test_answers_that_go_on_while_prompts_do_not_come_are_no_capacity(lighter):
+    """Nothing waits: the server takes its time for prompts, and then has none to read."""
+    busy, drain = with_prompts(steady(40, 80), 800), with_prompts(steady(60, 130), 500)
+    (fit,) = engine_fits(made_steps(*lighter, *[busy] * 12, *[drain] * 3))
+    assert fit.kind == "bounded"
+    assert 70 < fit.capacity.low < 90
+
+
 def saturated_minutes(
     minutes: int, spread: float, prompt_share: float, rng: np.random.Generator
 ) -> list[dict]:
