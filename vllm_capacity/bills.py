@@ -42,12 +42,13 @@ def priced(
     row: Mapping[str, object], usage: Usage, capacity: Estimate, pricing: Pricing
 ) -> CostShare:
     """One engine's part of the bill, under the rate that was in force while it was billed."""
-    rate = _rate(row, pricing)
+    rate = rate_of(row, pricing)
     usage = replace(usage, gpus_per_engine=rate.gpus_per_engine)
     return CostShare(usage, rate.usd_per_gpu_hour, capacity)
 
 
-def _rate(row: Mapping[str, object], pricing: Pricing) -> Rate:
+def rate_of(row: Mapping[str, object], pricing: Pricing) -> Rate:
+    """The GPUs and the price of an engine: a row with instance, billed_start and billed_end."""
     if not pricing.rules:
         price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
         return Rate(pricing.gpus_per_engine, price)
@@ -63,7 +64,7 @@ def engine_rates(engines: pl.DataFrame, pricing: Pricing) -> dict[str, tuple[flo
     """
     if not pricing.rules:
         return {}
-    found = {str(row["instance"]): _rate(row, pricing) for row in engines.iter_rows(named=True)}
+    found = {str(row["instance"]): rate_of(row, pricing) for row in engines.iter_rows(named=True)}
     return {
         instance: (rate.gpus_per_engine, rate.usd_per_gpu_hour.mid)
         for instance, rate in found.items()

@@ -8,25 +8,32 @@ What each engine did in each whole hour of the clock.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
 from vllm_capacity.assumptions import Pricing
-from vllm_capacity.bills import engine_name, priced
+from vllm_capacity.bills import rate_of
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.facts.fleet import Rate
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS
 from vllm_capacity.figures import scrapes, traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.cost.bill import CostShare, Usage, bill
 
 HOUR = timedelta(hours=1)
 _UNSEEN = timedelta(minutes=6)
 _NEAR = timedelta(days=7)
-_KEY = ("instance", "engine", "ts")
+_ENGINE = ("instance", "engine")
+_KEY = (*_ENGINE, "ts")
+_Successful = dict[tuple[str, str | None], float | None]
 
 
 def engine_hours(
@@ -148,9 +155,11 @@ def costs_by_part(
     requests decides.
     """
     increases = traffic.scrape_increases(window, [REQUESTS], time_range=time_range)
+    cuts = _cuts(time_range)
+    known = _ends(attempts.filter(pl.col("ts") < time_range.end), cuts)
     rows = [
-        _row_of(cut, engines, attempts, _within(increases, cut), pricing)
-        for cut in _cuts(time_range)
+        _row_of(cut, engines, known, successful, pricing)
+        for cut, successful in zip(cuts, _successful(increases, cuts), strict=True)
     ]
     length = pl.col("end") - pl.col("start")
     return pl.DataFrame(rows, schema=_ROW_SCHEMA, orient="row").with_columns(
@@ -162,31 +171,86 @@ def _row_of(
     cut: TimeRange,
     engines: pl.DataFrame,
     attempts: pl.DataFrame,
-    increases: pl.DataFrame,
+    successful: _Successful,
     pricing: Pricing,
 ) -> tuple[datetime, datetime, float | None, float | None, float | None]:
+    """A part's row: of each engine that was tried in it, the hours and the successful requests."""
     known = attempts.filter(pl.col("ts") < cut.end)
     tried = known.filter(pl.col("ts") >= cut.start).select("instance").unique()
     there = engines.select("instance", "engine", "model_name").join(
         tried, on="instance", how="semi"
     )
-    usages = {}
-    for row in scrapes.billed_hours(there, known, time_range=cut).iter_rows(named=True):
-        own = increases.filter(
-            (pl.col("instance") == row["instance"]) & pl.col("engine").eq_missing(row["engine"])
+    billed = scrapes.billed_hours(there, known, time_range=cut).rows(named=True)
+    rates = [rate_of(row, pricing) for row in billed]
+    cost = _allocation_usd([row["hours"] for row in billed], rates)
+    counts = [successful.get((row["instance"], row["engine"])) for row in billed]
+    counted = [count for count in counts if count is not None]
+    requests = math.fsum(counted) if len(counted) == len(counts) else None
+    each = cost / requests if cost is not None and requests else None
+    return cut.start, cut.end, requests, cost, each
+
+
+def _allocation_usd(hours: Sequence[float], rates: Sequence[Rate]) -> float | None:
+    """The middle of a bill: engines' hours × GPUs × price, added; None without a price of each.
+
+    As `bill` has it (verdicts/cost/bill.py), without its other figures: a month has a bill for each
+    hour of each engine.
+    """
+    prices = [rate.usd_per_gpu_hour.mid for rate in rates]
+    parts = [
+        price * (length * rate.gpus_per_engine)
+        for length, rate, price in zip(hours, rates, prices, strict=True)
+        if price is not None
+    ]
+    return math.fsum(parts) if parts and len(parts) == len(rates) else None
+
+
+def _successful(increases: pl.DataFrame, cuts: Sequence[TimeRange]) -> list[_Successful]:
+    """Successful requests of each engine in each part (`traffic.successful`), by `_ENGINE`.
+
+    Absent where the counter was not read in the part.
+    """
+    starts = pl.Series("start", [cut.start for cut in cuts], dtype=_INSTANT)
+    parts = starts.to_frame().with_row_index("part")
+    reasons = increases.get_column("labels").unique().to_frame()
+    reasons = reasons.with_columns(
+        reason=pl.col("labels").str.json_path_match("$.finished_reason").fill_null("")
+    )
+    counted = (
+        increases.select("ts", *_ENGINE, "labels", "increase")
+        .drop_nulls("increase")
+        .filter(pl.col("ts").is_between(cuts[0].start, cuts[-1].end, closed="left"))
+        .sort("ts")
+        .join_asof(parts, left_on="ts", right_on="start")
+        .join(reasons, on="labels")
+        .group_by("part", *_ENGINE)
+        .agg(
+            pl.sum_horizontal(
+                pl.col("increase").filter(pl.col("reason") == reason).sum()
+                for reason in traffic.SUCCESSFUL_REASONS
+            ).alias("requests"),
+            is_told=(pl.col("reason") != "").all(),
         )
-        by_reason = traffic.total_by_label(own, REQUESTS, "finished_reason")
-        usage = Usage(row["hours"], traffic.successful(by_reason), None, None)
-        unknown = Estimate.unknown("a part's capacity is not asked for")
-        usages[engine_name(row)] = priced(row, usage, unknown, pricing)
-    charged = bill(usages)
-    cost, each = charged.whole.allocation_usd.mid, charged.whole.usd_per_request.mid
-    return cut.start, cut.end, charged.usage.successful_requests, cost, each
+    )
+    found: list[_Successful] = [{} for _ in cuts]
+    for part, instance, engine, requests, is_told in counted.iter_rows():
+        found[part][instance, engine] = requests if is_told else None
+    return found
 
 
-def _within(increases: pl.DataFrame, cut: TimeRange) -> pl.DataFrame:
-    known = increases.drop_nulls("increase")
-    return known.filter((pl.col("ts") >= cut.start) & (pl.col("ts") < cut.end))
+def _ends(attempts: pl.DataFrame, cuts: Sequence[TimeRange]) -> pl.DataFrame:
+    """The first and last attempt at each target in each part, and the last before: what is billed.
+
+    Rows of `attempts`, in their order.
+    """
+    borders = [cut.start for cut in cuts]
+    starts = pl.Series("start", borders, dtype=_INSTANT).to_frame().with_row_index("part")
+    placed = (
+        attempts.with_row_index("row").sort("ts").join_asof(starts, left_on="ts", right_on="start")
+    )
+    rows = placed.group_by("instance", "part").agg(pl.col("row").first(), last=pl.col("row").last())
+    wanted = pl.concat([rows.get_column("row"), rows.get_column("last")]).unique().sort()
+    return attempts[wanted]
 
 
 def _cuts(time_range: TimeRange) -> list[TimeRange]:
@@ -230,30 +294,58 @@ def costs_by_hour(
     """
     frame = engine_hours(window, engines, attempts, time_range=time_range)
     by_hour = frame.partition_by("ts", as_dict=True)
+    rates = _HourRates(pricing)
     rows = []
     for start in whole_hours(time_range, attempts):
         own = by_hour.get((start,))
         is_seen = own is not None and bool(own["is_seen"].all())
-        found = _clock_hour(own, pricing, capacity) if is_seen and own is not None else None
+        found = _clock_hour(own, start, rates, capacity) if is_seen and own is not None else None
         rows.append((start, *(found or (None, None, None))))
     return pl.DataFrame(rows, schema=_HOUR_SCHEMA, orient="row")
 
 
 def _clock_hour(
-    engines: pl.DataFrame, pricing: Pricing, capacity: Estimate
+    engines: pl.DataFrame, start: datetime, rates: _HourRates, capacity: Estimate
 ) -> tuple[float, float | None, float | None]:
-    """Requests, cost and utilization of one hour: its rows of costs_by_time.py."""
-    parts: dict[str, CostShare] = {}
-    for row in engines.iter_rows(named=True):
-        hours, tokens = row["billed_hours"], row["generation_tokens"]
-        usage = Usage(
-            billed_hours=hours,
-            successful_requests=None,
-            prompt_tokens=None,
-            generation_tokens=tokens,
-            output_tokens_per_second=tokens / 3600,
-        )
-        times = {"billed_start": row["ts"], "billed_end": row["ts"] + HOUR}
-        parts[engine_name(row)] = priced({**row, **times}, usage, capacity.scaled(hours), pricing)
-    whole = bill(parts).whole
-    return float(engines["requests"].sum()), whole.allocation_usd.mid, whole.utilization.mid
+    """Requests, cost and utilization of one hour: its rows of `engine_hours`."""
+    hours, tokens = engines["billed_hours"].to_list(), engines["generation_tokens"].to_list()
+    cost = _allocation_usd(hours, [rates.of(name, start) for name in engines["instance"]])
+    used = _utilization(hours, tokens, capacity)
+    return float(engines["requests"].sum()), cost, used
+
+
+def _utilization(
+    hours: Sequence[float], tokens: Sequence[float], capacity: Estimate
+) -> float | None:
+    """The middle of a bill's utilization over an hour, 0..1: `capacity` is that of one engine."""
+    if not math.fsum(tokens):
+        return 0.0
+    if capacity.low is None or capacity.mid is None:
+        return None
+    if math.fsum(capacity.low * length for length in hours) <= 0:
+        return None
+    rate = math.fsum(count / 3600 for count in tokens)
+    return min(rate / math.fsum(capacity.mid * length for length in hours), 1.0)
+
+
+@dataclass(frozen=True)
+class _HourRates:
+    """The rate of an instance in an hour; looked up once for hours between which no rule begins."""
+
+    pricing: Pricing
+    _found: dict[tuple[str, int], Rate] = field(default_factory=dict)
+
+    def of(self, instance: str, start: datetime) -> Rate:
+        """The GPUs and the price in the hour from `start`."""
+        row = {"instance": instance, "billed_start": start, "billed_end": start + HOUR}
+        place = bisect_right(self._borders, start)
+        if place < len(self._borders) and self._borders[place] < start + HOUR:
+            return rate_of(row, self.pricing)  # it changes within the hour
+        if (instance, place) not in self._found:
+            self._found[instance, place] = rate_of(row, self.pricing)
+        return self._found[instance, place]
+
+    @cached_property
+    def _borders(self) -> list[datetime]:
+        ends = (end for rule in self.pricing.rules for end in (rule.start, rule.end))
+        return sorted({end for end in ends if end is not None})

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from functools import cache
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.record import Record
@@ -257,6 +258,7 @@ class Figures(Record):
                 object.__setattr__(self, one.name, replace(value, unit=unit_of(one.name)))
 
 
+@cache
 def unit_of(name: str) -> str:
     """The unit of a figure by its name, as a person reads it; empty for a pure number."""
     return next((unit for pattern, unit in _UNITS if re.fullmatch(pattern, name)), "")

@@ -17,7 +17,7 @@ from vllm_capacity.facts.metrics import PREEMPTIONS
 from vllm_capacity.figures.traffic import total
 from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.arrays import highest
-from vllm_capacity.verdicts.saturation.fit import SaturationFit
+from vllm_capacity.verdicts.saturation.fit import CURVE_SCHEMA, SaturationFit
 from vllm_capacity.verdicts.saturation.slo import slo_throughput
 
 _SEED = 0
@@ -112,9 +112,10 @@ def _nearest(fits: Sequence[SaturationFit]) -> tuple[SaturationFit, pl.DataFrame
 
 def _up_to_capacity(fit: SaturationFit) -> pl.DataFrame:
     """The fitted curve as far as the capacity; no row where that is not known."""
-    curve, capacity = fit.curve_frame(seed=_SEED), fit.capacity.mid
+    capacity = fit.capacity.mid
     if capacity is None:
-        return curve.clear()
+        return pl.DataFrame(schema=CURVE_SCHEMA)
+    curve = fit.curve_frame(seed=_SEED)
     is_beyond = (curve["mid"] > capacity).to_list()
     return curve.head(is_beyond.index(True) + 1) if True in is_beyond else curve
 

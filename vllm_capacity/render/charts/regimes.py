@@ -6,6 +6,7 @@ shows the share of time in each, step by step; of many engines, a row of cells e
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ def regimes(analysis: Analysis) -> Chart:
     return panel.chart(
         [whole_window(analysis.time_range, x), *picture.layers],
         caption=f"{captions.regime_found(analysis.answer)}{picture.caption}",
-        table=_table(_stretch_frame(stretches)),
+        table=_table(stretches),
         height=picture.height,
     )
 
@@ -111,7 +112,7 @@ def _picture(analysis: Analysis, stretches: Sequence[Stretch]) -> _Picture:
     return _Picture([_cells(leading_regimes(shares), ranked, x)], height, per)
 
 
-def _table(frame: pl.DataFrame) -> theme.VegaSpec:
+def _table(stretches: Sequence[Stretch]) -> theme.VegaSpec:
     """The stretches with their evidence; of too many, the longest."""
     columns = [
         START,
@@ -120,12 +121,15 @@ def _table(frame: pl.DataFrame) -> theme.VegaSpec:
         DataColumn("regime", "bottleneck", str),
         DataColumn("evidence", "evidence", str),
     ]
-    left_out = max(0, frame.height - ROWS_AT_MOST)
+    left_out = max(0, len(stretches) - ROWS_AT_MOST)
     if not left_out:
-        return table_of(frame, columns)
-    is_longest = (pl.col("end") - pl.col("start")).rank("ordinal", descending=True) <= ROWS_AT_MOST
-    caption = "The longest stretches."
-    return table_of(frame.filter(is_longest), columns, caption=caption, left_out=left_out)
+        return table_of(_stretch_frame(stretches), columns)
+    # The sentence of evidence of a stretch is made when it is read: only of those that are shown.
+    longest = heapq.nlargest(
+        ROWS_AT_MOST, range(len(stretches)), key=lambda at: stretches[at].end - stretches[at].start
+    )
+    frame = _stretch_frame([stretches[at] for at in sorted(longest)])
+    return table_of(frame, columns, caption="The longest stretches.", left_out=left_out)
 
 
 def _stretch_frame(stretches: Sequence[Stretch]) -> pl.DataFrame:
