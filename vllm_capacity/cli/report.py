@@ -21,7 +21,6 @@ from vllm_capacity.cli.analysis_options import (
     window_options,
 )
 from vllm_capacity.cli.beside import Beside
-from vllm_capacity.cli.nights import Night, missing_days, night
 from vllm_capacity.cli.options import progress_bar
 from vllm_capacity.cli.settings import (
     DaySettings,
@@ -193,6 +192,8 @@ def _days(
     """The pages of a source's days, each named on stdout; what is missing, as an error."""
     if given["start"] is not None or given["end"] is not None:
         raise InputError("With --from, say which days by --last; leave --start and --end out.")
+    from vllm_capacity.cli.nights import Night, missing_days, night  # what pulls: only for days
+
     assumptions_of(given)  # a price that there is not is told before anything is pulled
     source, days = taken(SourceSettings, given), taken(DaySettings, given)
     order = Night.of(source, days, page, against=against, beside=beside)

@@ -33,7 +33,7 @@ from vllm_capacity.errors import plain
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render import numbers
 from vllm_capacity.render.numbers import Write, between
-from vllm_capacity.render.report import ELEMENT_MIME
+from vllm_capacity.render.report import ELEMENT_MIME, is_for_page
 
 Bundle = dict[str, Any]
 
@@ -58,6 +58,8 @@ class Element:
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
         shown = {ELEMENT_MIME: {"kind": self.kind, "content": self.content}}
+        if is_for_page():
+            return {**shown, "text/plain": self.kind}
         return {**shown, "text/html": self.html, "text/plain": self.text}
 
 
@@ -255,7 +257,8 @@ class Table:
         return [index for index in columns if any(row[index].text for row in self.rows)]
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
-        return Element("table", self.content, repr(self))._repr_mimebundle_()
+        text = "" if is_for_page() else repr(self)
+        return Element("table", self.content, text)._repr_mimebundle_()
 
 
 def table(

@@ -12,11 +12,10 @@ report run, where the page brings the runtime, as Vega-Lite.
 
 from __future__ import annotations
 
-import os
-
 import altair as alt
+from altair.utils import schemapi
 
-from vllm_capacity.render.report import CHART_MIME, RENDERER_VARIABLE, VEGALITE_VERSION
+from vllm_capacity.render.report import CHART_MIME, VEGALITE_VERSION, is_for_page
 
 VegaSpec = dict[str, object]
 """A part of a Vega or Vega-Lite specification, or of what travels with it: JSON."""
@@ -132,12 +131,16 @@ def _text(spec: VegaSpec) -> str:
 
 
 def enable() -> None:
-    """Make Altair draw our way: the theme, and the renderer of the place we run in."""
+    """Make Altair draw our way: the theme, and the renderer of the place we run in.
+
+    In a report run a chart is validated when it is shown, not each of its parts when it is made.
+    """
     alt.theme.enable("vllm-capacity")
     alt.renderers.register("vllm-capacity-page", for_page)
     alt.renderers.register("vllm-capacity-lab", for_lab)
-    where = os.environ.get(RENDERER_VARIABLE, "lab")
-    alt.renderers.enable(f"vllm-capacity-{'page' if where == 'page' else 'lab'}")
+    alt.renderers.enable(f"vllm-capacity-{'page' if is_for_page() else 'lab'}")
+    if is_for_page():
+        schemapi.disable_debug_mode()
 
 
 enable()

@@ -6,6 +6,7 @@ page imports no chart library, and drawing one no template engine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,3 +20,8 @@ VEGALITE_VERSION = "6.4"
 HOVER = "hover"  # layers and parameters so named serve the pointer; a still leaves them out
 NOTEBOOK_WIDTH = 760  # numeric: "container" freezes a JupyterLab tab
 STILL_WIDTH = 440  # two beside each other on paper are still read, and one on a phone
+
+
+def is_for_page() -> bool:
+    """Whether this is the kernel of a report: a page lays out what it shows, and nobody else."""
+    return os.environ.get(RENDERER_VARIABLE) == "page"

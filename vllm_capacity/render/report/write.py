@@ -16,15 +16,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, Pricing, pricing, slo_of
 from vllm_capacity.bills import BilledUse
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.prices import price_text
-from vllm_capacity.render.exports.rows import to_zip
 from vllm_capacity.render.report import page as html
 from vllm_capacity.render.report import vega
 from vllm_capacity.render.report.files import only_writer, write_whole
@@ -49,8 +48,10 @@ from vllm_capacity.render.report.run import (
     read_cells,
 )
 from vllm_capacity.resources import shipped
-from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import iso, parse_instant
+
+if TYPE_CHECKING:
+    from vllm_capacity.analysis import Analysis
 
 
 def write_index(folder: Path) -> Path:
@@ -123,7 +124,7 @@ def write_report(
         stem = page_stem(order.notebook, laid.metadata.line.window, start, end)
         path = order.out / f"{stem}.html"
         laid = _with_previous(laid, path)
-        rows = to_zip(_analysis_of(parameters)) if order.has_rows else None
+        rows = _rows(parameters) if order.has_rows else None
         write_whole(path, _page(laid, order, made_at=made_at, cache=cache))
         if rows is not None:
             write_whole(rows_of(path), rows)
@@ -234,8 +235,20 @@ def _parameters_of(analysis: Analysis) -> dict[str, object]:
     return {"window": analysis.window.address, **times, **price, "slo": slo.text}
 
 
+def _rows(parameters: Mapping[str, Value]) -> bytes:
+    """The rows behind the charts and tables of the page, zipped."""
+    from vllm_capacity.render.exports.rows import to_zip
+
+    return to_zip(_analysis_of(parameters))
+
+
 def _analysis_of(parameters: Mapping[str, Value]) -> Analysis:
-    """The analysis that these parameters of the notebook make, as it makes it."""
+    """The analysis that these parameters of the notebook make, as it makes it.
+
+    Only for the rows is one made outside of the kernel: laying out a page imports nothing of it.
+    """
+    from vllm_capacity.analysis import Analysis
+    from vllm_capacity.telemetry.window import open_window
 
     def given(name: str) -> str | None:
         return str(found) if (found := parameters.get(name)) not in (None, "") else None

@@ -37,6 +37,7 @@ from vllm_capacity.verdicts.saturation.peers import (
 )
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps, engine_frames
 
+NO_TARGET = "no latency target was given"
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5
 _LEAST_STEPS = 3.0
@@ -100,8 +101,15 @@ def slo_throughput(
     any. Unknown where no target is given, or none was met.
     """
     if not slo.targets:
-        return Estimate.unknown("no latency target was given")
+        return Estimate.unknown(NO_TARGET)
     parts = throughputs(fits, slo, lent_by=lent_by or {}, capacities=capacities or {})
+    return added_throughput(parts, presence=presence)
+
+
+def added_throughput(
+    parts: Mapping[str, Estimate], *, presence: Mapping[str, float] | None
+) -> Estimate:
+    """`slo_throughput` of engines whose own are known (`throughputs`)."""
     return fleet_sum(
         parts, presence=presence, lacking="limit within the targets not seen on {} engines"
     )
@@ -120,14 +128,16 @@ def throughputs(
     throughput a tenth lower. No more than its part of `capacities`. Some target must be given.
     """
     own = _each_within(fits, slo, 1.0)
-    if not any(lent_by.values()):
+    lending = frozenset(peer for peers in lent_by.values() for peer in peers)
+    if not lending:
         return own
+    lenders = [fit for fit in fits if fit.engine in lending]
     found = completed(
         own,
         lent_by,
         idle=unloaded(fits),
-        slower=_each_within(fits, slo, 1 / (1 + SPREAD_RATIO)),
-        faster=_each_within(fits, slo, 1 + SPREAD_RATIO),
+        slower=own | _each_within(lenders, slo, 1 / (1 + SPREAD_RATIO)),
+        faster=own | _each_within(lenders, slo, 1 + SPREAD_RATIO),
     )
     return {
         name: each if each == own[name] else each.capped(capacities.get(name, each))
