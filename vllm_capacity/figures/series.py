@@ -97,8 +97,8 @@ def _kept_frames(window: Window, minutes: pl.DataFrame, grid: Grid) -> Iterator[
     yield from _kept_gauges(window.hourly("gauges"), grid)
     seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
     rates = ("output_tokens_per_second", "prompt_tokens_per_second", "requests_per_second")
-    per_engine = placed.group_by("instance", "engine", "step").agg(
-        *(
+    per_engine = placed.group_by("instance", "engine", "step", maintain_order=True).agg(
+        *(  # in order, or sums over engines would differ in their last digits from run to run
             (pl.col(name) * seconds).sum() / seconds.filter(pl.col(name).is_not_null()).sum()
             for name in rates
         ),
@@ -161,8 +161,10 @@ def _rates(
         "prompt_tokens_per_second": PROMPT_TOKENS,
         "requests_per_second": REQUESTS,
     }
-    # A rate is per engine (its own scrape times) before it is added over engines.
-    per_engine = steps.group_by("instance", "engine", "metric", "step").agg(
+    # A rate is per engine (its own scrape times) before it is added over engines, in their order.
+    ordered = steps.sort("instance", "engine", "metric", "step", maintain_order=True)
+    groups = ordered.group_by("instance", "engine", "metric", "step", maintain_order=True)
+    per_engine = groups.agg(
         rate=pl.col("amount").sum() / pl.col("seconds").max(), amount=pl.col("amount").sum()
     )
     frame = steps.select("step").unique()
