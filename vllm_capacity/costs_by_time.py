@@ -294,18 +294,18 @@ def costs_by_hour(
     """
     frame = engine_hours(window, engines, attempts, time_range=time_range)
     by_hour = frame.partition_by("ts", as_dict=True)
-    rates = _HourRates(pricing)
+    rates = HourRates(pricing)
     rows = []
     for start in whole_hours(time_range, attempts):
         own = by_hour.get((start,))
         is_seen = own is not None and bool(own["is_seen"].all())
-        found = _clock_hour(own, start, rates, capacity) if is_seen and own is not None else None
+        found = hour_of(own, start, rates, capacity) if is_seen and own is not None else None
         rows.append((start, *(found or (None, None, None))))
     return pl.DataFrame(rows, schema=_HOUR_SCHEMA, orient="row")
 
 
-def _clock_hour(
-    engines: pl.DataFrame, start: datetime, rates: _HourRates, capacity: Estimate
+def hour_of(
+    engines: pl.DataFrame, start: datetime, rates: HourRates, capacity: Estimate
 ) -> tuple[float, float | None, float | None]:
     """Requests, cost and utilization of one hour: its rows of `engine_hours`."""
     hours, tokens = engines["billed_hours"].to_list(), engines["generation_tokens"].to_list()
@@ -329,7 +329,7 @@ def _utilization(
 
 
 @dataclass(frozen=True)
-class _HourRates:
+class HourRates:
     """The rate of an instance in an hour; looked up once for hours between which no rule begins."""
 
     pricing: Pricing

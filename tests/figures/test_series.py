@@ -1,5 +1,7 @@
 """What the charts draw, from a window of two engines whose every step is worked out by hand."""
 
+from datetime import timedelta
+
 import pytest
 
 from tests.figures.small_windows import (
@@ -10,6 +12,7 @@ from tests.figures.small_windows import (
     small_window,
     time_range,
 )
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
     KV_CACHE,
@@ -20,6 +23,7 @@ from vllm_capacity.facts.metrics import (
     WAITING,
 )
 from vllm_capacity.figures.series import per_step
+from vllm_capacity.telemetry.window import open_window
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +93,12 @@ def test_the_steps_of_a_gap_share_what_was_counted_across_it(tmp_path):
     found = per_step(window, time_range=time_range(0, 100), step_seconds=20)
     assert found.get_column("output_tokens_per_second").to_list() == [10] * 5
     assert found.get_column("is_gap").to_list() == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize("hours", [pytest.param(None, id="whole"), pytest.param(2, id="two hours")])
+def test_rates_of_a_fleet_are_the_same_to_the_last_digit_each_time(examples, hours):
+    window = open_window(examples / "fleet-two-models")
+    start = window.extent.start
+    end = None if hours is None else start + timedelta(hours=hours)
+    times = [Analysis.of(window, start, end).series for _ in range(4)]
+    assert all(each.equals(times[0]) for each in times)

@@ -100,3 +100,25 @@ def test_table_has_the_longest_stretches_and_says_how_many_are_left_out():
         "The longest stretches.",
         True,
     )
+
+
+def test_sentences_are_made_of_stretches_that_the_table_shows_alone():
+    made = []
+
+    def told(number):
+        def evidence():
+            made.append(number)
+            return "why"
+
+        return evidence
+
+    step = (END - START) / FLIPS
+    ends = [(START + step * i, START + step * (i + 1)) for i in range(FLIPS)]
+    stretches = tuple(
+        Stretch(start, end, "gpu-0:8000/0", ("idle", "client-bound")[i % 2], told(i))
+        for i, (start, end) in enumerate(ends)
+    )
+    found = answer(saturation__regimes=stretches)
+    made.clear()
+    notes_of(charts.regimes(analysis(answer=found)).to_dict())
+    assert len(made) <= ROWS_AT_MOST

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.numbers import count, number, seconds, usd
-from vllm_capacity.render.report import ELEMENT_MIME
+from vllm_capacity.render.report import ELEMENT_MIME, RENDERER_VARIABLE
 from vllm_capacity.render.tables import (
     Cell,
     Column,
@@ -211,6 +211,13 @@ def test_cell_crosses_to_the_page_as_text():
     )
     assert content["columns"][1] == {"title": "p95 TTFT", "numeric": True}
     assert bundle["text/plain"] == repr(SHOWN) == SHOWN.to_text().rstrip("\n")
+
+
+def test_a_page_is_given_the_cells_and_nothing_that_it_does_not_show(monkeypatch):
+    monkeypatch.setenv(RENDERER_VARIABLE, "page")
+    bundle = SHOWN._repr_mimebundle_()
+    assert bundle[ELEMENT_MIME]["content"] == SHOWN.content
+    assert {**bundle, ELEMENT_MIME: None} == {ELEMENT_MIME: None, "text/plain": "table"}
 
 
 def test_row_has_one_cell_per_column():
