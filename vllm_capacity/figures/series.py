@@ -180,11 +180,18 @@ def _rates(
 
 def _finished(steps: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Requests that finished for each reason, by step."""
+    labels = steps.select(pl.col("labels").unique())  # few: a month has millions of rows
     reason = pl.col("labels").str.json_path_match("$.finished_reason")
-    finished = steps.with_columns(reason=reason)
+    summed = (
+        steps.lazy()
+        .join(labels.select("labels", reason=reason).lazy(), on="labels", maintain_order="left")
+        .group_by("reason", "step", maintain_order=True)
+        .agg(pl.col("amount").sum())
+        .collect()
+    )
     for name in FINISHED_REASONS:
-        own = finished.filter(pl.col("reason") == name)
-        yield own.group_by("step").agg(pl.col("amount").sum().alias(f"finished_{name}"))
+        own = summed.filter(pl.col("reason") == name)
+        yield own.select("step", pl.col("amount").alias(f"finished_{name}"))
 
 
 def _joined(frame: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
