@@ -141,7 +141,7 @@ def _notes() -> list[str]:
     return [
         "- `report` begins with the command and ends with the page: imports, kernel, figures, "
         "charts and their stills. The bare side starts the same kernel, runs one empty cell and "
-        "writes nbconvert's HTML.",
+        "writes nbconvert's HTML. Both run from bytecode, as installed packages do.",
         "- `figures` is the command on the whole recording, interpreter and imports included; its "
         "goal is a second, on a machine that does nothing else.",
         "- `rollup` and `answers` read a day of one engine, made of the recorded sweep repeated "

@@ -1,5 +1,6 @@
 """A whole report ÷ bare papermill and nbconvert on an empty notebook, from command to file."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import nbformat
 
 from bench.measure import Ratio, by_turns, cost_of
 
-GOAL = "≤ 2×"
+GOAL = "≤ 1.8×"
 BARE = """\
 import papermill
 from nbconvert import HTMLExporter
@@ -22,6 +23,9 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
     empty = nbformat.v4.new_notebook(metadata={"kernelspec": PYTHON})
     empty.cells = [nbformat.v4.new_code_cell("")]
     nbformat.write(empty, folder / "empty.ipynb")
+    # Both sides compiled, as installed packages are: what is not counted leaves the bytecode here.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
     report = [sys.executable, "-m", "vllm_capacity", "report", "--window", "vllm-sweep"]
     ours, bare = by_turns(
         lambda: cost_of([*report, "--out", "reports"], folder=folder),
