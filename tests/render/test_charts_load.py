@@ -279,6 +279,27 @@ def test_name_of_a_target_stands_where_fewest_points_lie(loads, waits, place):
     assert (label["align"], label["baseline"]) == place
 
 
+@pytest.mark.parametrize(
+    ("itl_seconds", "baseline"),
+    [
+        pytest.param(0.15, "bottom", id="the axis ends at the rule"),
+        pytest.param(0.05, "top", id="the axis goes on below"),
+    ],
+)
+def test_name_of_a_target_never_stands_over_the_labels_of_the_axis(itl_seconds, baseline):
+    rows = STEPS.head(1).with_columns(
+        ttft_p95_seconds=pl.lit(0.12), itl_p95_seconds=pl.lit(itl_seconds)
+    )
+    rows = pl.concat([rows.with_columns(running_mean=load) for load in (1.0, 9.0)])
+    spec = spec_of(
+        charts.latency_by_load,
+        load_curve=fitted(points=rows, capacity_running=unknown()),
+        assumptions=within(None, 0.1),
+    )
+    label = next(each["mark"] for each in spec["layer"] if each["mark"]["type"] == "text")
+    assert label["baseline"] == baseline
+
+
 def test_targets_are_drawn_with_their_values_and_what_they_are_for():
     spec = spec_of(charts.latency_by_load, assumptions=within(2.0, 0.1))
     assert set(names(spec)) - {"knee at 13.0"} == {

@@ -5,6 +5,7 @@ Output, latency and preemptions are drawn against either measure of load (load_s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import product
 
@@ -341,7 +342,12 @@ def _target(name: str, target_seconds: float, points: pl.DataFrame) -> list[alt.
 
 
 def _clearest(limit: float, points: pl.DataFrame) -> Label:
-    """The label of a rule at `limit` that hides the fewest points. Columns used: amount, at."""
+    """The label of a rule at `limit` that hides the fewest points. Columns used: amount, at.
+
+    Below a rule at the end of the axis, a power of ten, it would lie over the labels of the axis.
+    """
+    lowest = min([limit, *points["amount"]])
+    has_room_below = limit / _LABEL_FACTOR >= 10 ** math.floor(math.log10(lowest))
 
     def hidden(place: tuple[bool, bool]) -> int:
         is_right, is_below = place
@@ -349,7 +355,8 @@ def _clearest(limit: float, points: pl.DataFrame) -> Label:
         is_near = pl.col("at") > 1 - _LABEL_SHARE if is_right else pl.col("at") < _LABEL_SHARE
         return points.filter(is_near & pl.col("amount").is_between(*ends)).height
 
-    is_right, is_below = min(product((False, True), (False, True)), key=hidden)
+    sides = (False, True) if has_room_below else (False,)
+    is_right, is_below = min(product((False, True), sides), key=hidden)
     return Label("right" if is_right else "left", below=is_below, dx=0 if is_right else 4)
 
 
