@@ -378,12 +378,16 @@ class Analysis:
     @cached_property
     def load_curve(self) -> LoadCurve | None:
         """Points and curve of the engine nearest to its limit; None without an engine."""
-        points = steps.engine_steps(
-            self.window,
-            time_range=self.time_range,
-            step_seconds=self.readable_step_seconds,
-            attempts=self.attempts,
-        )
+
+        def points(engine: str) -> pl.DataFrame:
+            return steps.engine_steps(
+                self.window,
+                time_range=self.time_range,
+                step_seconds=self.readable_step_seconds,
+                attempts=self.attempts,
+                only=engine,
+            )
+
         return load_curve(self.fits, self.steps, points, self.counters)
 
     @cached_property

@@ -6,7 +6,7 @@ would bend where none of them does. So the one nearest to its limit is drawn, al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -74,14 +74,15 @@ class LoadCurve:
 def load_curve(
     fits: Sequence[SaturationFit],
     judged: pl.DataFrame,
-    points: pl.DataFrame,
+    points: Callable[[str], pl.DataFrame],
     counters: pl.DataFrame,
 ) -> LoadCurve | None:
     """The points and the curve of the engine nearest to its limit; None where there is no engine.
 
     Nearest is the most limiting regime, then the heaviest load. An engine that cannot be fitted is
     chosen only where none can, and has no curve. `judged` are the steps that `fits` were made of,
-    `points` the same at the grain of charts, `counters` the increases of figures/traffic.py.
+    `points` gives an engine's, by its name, at the grain of charts, `counters` are the increases of
+    figures/traffic.py.
     """
     if not fits:
         return None
@@ -91,7 +92,7 @@ def load_curve(
         fit=fit,
         engines=len(fits),
         curve=curve,
-        points=_own(points, fit.engine).with_columns(
+        points=_own(points(fit.engine), fit.engine).with_columns(
             preemptions_per_minute=pl.col("preemptions") / _minutes()
         ),
         steps=steps,

@@ -236,22 +236,33 @@ def engine_steps(
     time_range: TimeRange,
     step_seconds: float | None = None,
     attempts: pl.DataFrame | None = None,
+    only: str | None = None,
 ) -> pl.DataFrame:
     """The points of saturation, one row per (engine, step), in order.
 
-    A time of over 120 steps without an attempt is one step.
+    Of all engines, or `only` of one, by its name. A time of over 120 steps without an attempt is
+    one step.
 
     Columns: `STEP_SCHEMA`; null where a step has no sample. Empty where there is no engine.
     """
     kept = window.hourly("steps")
     if kept is not None:
-        return _of_minutes(kept, step_seconds)
+        return _of_minutes(_of_engine(kept, only), step_seconds)
     if attempts is None:
         attempts = scrapes.attempts(window, end=time_range.end)
     if window.counters == "minute":
         step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
     grid = Grid.of_scrapes(time_range, step_seconds or natural_step_seconds(attempts), attempts)
-    return _with_ceiling(_wide_steps(window, time_range, grid, attempts))
+    return _of_engine(_with_ceiling(_wide_steps(window, time_range, grid, attempts)), only)
+
+
+def _of_engine(steps: pl.DataFrame, name: str | None) -> pl.DataFrame:
+    """Those of one engine, by its name `instance/engine`; all of them without a name."""
+    if name is None:
+        return steps
+    instance, _, engine = name.rpartition("/")
+    is_own = pl.col("engine").fill_null("None") == engine  # as names are written
+    return steps.filter((pl.col("instance") == instance) & is_own)
 
 
 def minute_steps(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) -> pl.DataFrame:
