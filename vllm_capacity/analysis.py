@@ -102,10 +102,9 @@ from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom, util
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.peers import completed, lenders, undisputed, unloaded
 from vllm_capacity.verdicts.saturation.slo import (
-    NO_TARGET,
     Oversaturation,
-    added_throughput,
     is_oversaturating,
+    slo_throughput,
     throughputs,
 )
 from vllm_capacity.verdicts.sizing import Policy, Pool, Surplus, busiest, one_of, surplus
@@ -854,9 +853,12 @@ class Analysis:
     @cached_property
     def slo(self) -> SloVerdict:
         """How well the latency targets were met, and the throughput that meets them."""
-        throughput = Estimate.unknown(NO_TARGET)
-        if self.assumptions.slo.targets:
-            throughput = added_throughput(self.throughputs_within, presence=self.presence)
+        throughput = slo_throughput(
+            self.fits,
+            self.assumptions.slo,
+            presence=self.presence,
+            parts=self.throughputs_within,
+        )
         attained = {one.attainment: self._attainment(one) for one in TARGETS.values()}
         return SloVerdict(**attained, throughput_output_tokens_per_second=throughput)
 

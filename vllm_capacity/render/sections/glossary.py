@@ -280,7 +280,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Cost per request over time",
         f"Each part of the window is billed by itself. {_BILL_TEXT} Parts are hours, or a round "
         "length that gives 48 of them at most; their bills add up to the whole.",
-        (costs_by_time.costs_by_part, bills.priced, cost.bill),
+        (costs_by_time.costs_by_part, bills.rate_of),
         (*_BILLED, _growth(REQUESTS)),
     ),
     Definition(

@@ -37,7 +37,6 @@ from vllm_capacity.verdicts.saturation.peers import (
 )
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps, engine_frames
 
-NO_TARGET = "no latency target was given"
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5
 _LEAST_STEPS = 3.0
@@ -88,6 +87,7 @@ def slo_throughput(
     presence: Mapping[str, float] | None = None,
     lent_by: Lenders | None = None,
     capacities: Mapping[str, Estimate] | None = None,
+    parts: Mapping[str, Estimate] | None = None,
 ) -> Estimate:
     """The highest throughput, output tokens/s, at which p95 TTFT and p95 ITL meet their targets.
 
@@ -98,18 +98,13 @@ def slo_throughput(
     limit (there load shows in the queue, not in running); its p95 is the median of its steps'.
     A load that is steady, or comes in bursts, is one load: at least or at most its mean. Engines
     add up, each for its `presence` (`fleet_sum`), completed by their peers where `lent_by` names
-    any. Unknown where no target is given, or none was met.
+    any. `parts` saves finding again what `throughputs` has. Unknown where no target is given, or
+    none was met.
     """
     if not slo.targets:
-        return Estimate.unknown(NO_TARGET)
-    parts = throughputs(fits, slo, lent_by=lent_by or {}, capacities=capacities or {})
-    return added_throughput(parts, presence=presence)
-
-
-def added_throughput(
-    parts: Mapping[str, Estimate], *, presence: Mapping[str, float] | None
-) -> Estimate:
-    """`slo_throughput` of engines whose own are known (`throughputs`)."""
+        return Estimate.unknown("no latency target was given")
+    if parts is None:
+        parts = throughputs(fits, slo, lent_by=lent_by or {}, capacities=capacities or {})
     return fleet_sum(
         parts, presence=presence, lacking="limit within the targets not seen on {} engines"
     )
