@@ -9,7 +9,7 @@ window's own files hold those at the ends of hours alone, and figures of it read
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import polars as pl
@@ -39,7 +39,7 @@ class Template:
     begins: tuple[datetime, ...]
     hours: tuple[Frames, ...]
 
-    @property
+    @cached_property
     def starts(self) -> pl.Series:
         """The series that tell when the process started."""
         series = self.window.sql("select * from series")
@@ -72,13 +72,12 @@ def engine_month(folder: Path, engines: int, days: int) -> Path:
         frame.write_parquet(path / f"{table}.parquet")
         files.append(as_listed(path, table, f"{table}.parquet", rows=frame.height))
     for number in range(DAY_HOURS * days):
-        hour = f"{BEGIN + HOUR * number:%Y-%m-%dT%H}"
-        frames = fleet.hour(number)
-        least = sum(frames[table].height for table in TABLES)
-        for table in TABLES:  # as many rows as make an hour a piece
-            rows = pl.concat([frames[table]] * (ROWS_PER_PIECE // least + 1)).sort("series_id", "ts")
-            write_part(path / table / f"{hour}.parquet", rows)
-            files.append(as_listed(path, table, f"{table}/{hour}.parquet", rows=rows.height))
+        hour = BEGIN + HOUR * number
+        for table in TABLES:
+            name = f"{table}/{hour:%Y-%m-%dT%H}.parquet"
+            rows = fleet.stand_in(table, hour)
+            write_part(path / name, rows)
+            files.append(as_listed(path, table, name, rows=rows.height))
     write_note(path, {"simulated": True}, files, through=path)
     window = open_window(path)
     shelf, digests, base = Shelf.of(window.manifest), Digests(path), NO_BASE.digest
@@ -99,6 +98,13 @@ class _Fleet:
         series, intake = (known.window.sql(f"select * from {table}") for table in SINGLE)
         copies = [_renamed(series, number) for number in range(engines)]
         self.tables = {"series": pl.concat(copies), "intake": intake}
+
+    def stand_in(self, table: str, hour: datetime) -> pl.DataFrame:
+        """Rows in place of those of an hour: samples enough to make the hour a piece of its own."""
+        step = HOUR / ROWS_PER_PIECE if table == "samples" else HOUR
+        times = pl.datetime_range(hour, hour + HOUR, step, closed="left", eager=True)
+        one = self._copied(0, 0)[table].head(1).drop("ts")
+        return one.join(times.alias("ts").to_frame(), how="cross")
 
     def hour(self, number: int) -> Frames:
         """What all of them leave behind in an hour, by name."""
@@ -126,7 +132,9 @@ class _Fleet:
         if "run" in frame.columns:
             moved = moved.with_columns((pl.col("run") + day * _RUNS_PER_DAY).cast(pl.Int32))
         if "value" in frame.columns:
-            is_start = (pl.col("series_id") & 0xFFFFFFFF).is_in((self.known.starts & 0xFFFFFFFF).implode())
+            is_start = (pl.col("series_id") & 0xFFFFFFFF).is_in(
+                (self.known.starts & 0xFFFFFFFF).implode()
+            )
             seconds = pl.when(is_start).then(later.total_seconds()).otherwise(0.0)
             moved = moved.with_columns(pl.col("value") + seconds)
         return moved
@@ -153,7 +161,12 @@ def _copies(name: str, frame: pl.DataFrame, numbers: range) -> pl.DataFrame:
         return frame.with_columns(pl.col("total", "weighted", "max") * times)
     if name == "fastest_means":
         return frame
-    return pl.concat([_renamed(frame, number) for number in numbers])
+    copies = [_renamed(frame, number) for number in numbers]
+    if name == "steps":  # of other values each
+        less = [1 - number / 1000 for number in numbers]
+        pairs = zip(copies, less, strict=True)
+        copies = [copy.with_columns(pl.col(pl.Float64) * each) for copy, each in pairs]
+    return pl.concat(copies)
 
 
 def _renamed(frame: pl.DataFrame, number: int) -> pl.DataFrame:
@@ -186,7 +199,13 @@ _ADDED = {  # frames of all engines together, by what
 
 def _added(both: pl.DataFrame, key: list[str]) -> pl.DataFrame:
     rest = [name for name in both.columns if name not in (*key, "counts")]
-    found = both.group_by(key).agg(pl.col(rest).sum())
+    sums = [pl.col(name).sum() for name in rest]
+    if "max" in rest:  # of a ratio; of sums it is bounded so
+        is_ratio = pl.col("metric") == KV_CACHE
+        sums[rest.index("max")] = (
+            pl.when(is_ratio.first()).then(pl.max("max")).otherwise(pl.sum("max"))
+        )
+    found = both.group_by(key).agg(sums)
     if "counts" in both.columns:
         numbered = both.with_columns(at=pl.int_ranges(pl.col("counts").list.len()))
         each = numbered.select("metric", "ts", "counts", "at").explode("counts", "at")

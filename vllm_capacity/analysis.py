@@ -60,6 +60,7 @@ from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.facts.throughput import measurements
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.adapters import adapters
+from vllm_capacity.figures.attempts import Attempts
 from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.latency import MeanLatency, Quantile
 from vllm_capacity.figures.makes import Make, alike, engine_makes, of_engines, target_labels
@@ -149,13 +150,18 @@ class Analysis:
     @cached_property
     def attempts(self) -> pl.DataFrame:
         """Scrape attempts up to the end of the time range: instance, ts, is_good."""
-        return scrapes.attempts(self.window, end=self.time_range.end)
+        return self.asked.rows()
+
+    @cached_property
+    def asked(self) -> Attempts:
+        """The same as stretches by target (figures/attempts.py): a month has fewer of them."""
+        return scrapes.asked(self.window, end=self.time_range.end)
 
     @cached_property
     def engines(self) -> pl.DataFrame:
         """The engines with their billed hours: one row per engine (figures/scrapes.py)."""
-        found = scrapes.engines(self.window, time_range=self.time_range, attempts=self.attempts)
-        return scrapes.billed_hours(found, self.attempts, time_range=self.time_range)
+        found = scrapes.engines(self.window, time_range=self.time_range, attempts=self.asked)
+        return scrapes.billed_hours(found, self.asked, time_range=self.time_range)
 
     @property
     def instances(self) -> list[str]:
@@ -182,7 +188,7 @@ class Analysis:
     @cached_property
     def steps(self) -> pl.DataFrame:
         """One row per engine and step of 10 to 60 s: what saturation is judged by."""
-        return steps.engine_steps(self.window, time_range=self.time_range, attempts=self.attempts)
+        return steps.engine_steps(self.window, time_range=self.time_range)
 
     @cached_property
     def adapters(self) -> pl.DataFrame:
@@ -383,7 +389,6 @@ class Analysis:
                 self.window,
                 time_range=self.time_range,
                 step_seconds=self.readable_step_seconds,
-                attempts=self.attempts,
                 only=engine,
             )
 
@@ -408,7 +413,7 @@ class Analysis:
     @cached_property
     def scrape_counts(self) -> list[scrapes.ScrapeCount]:
         """How often each target was scraped, and answered."""
-        return scrapes.scrape_counts(self.attempts, time_range=self.time_range)
+        return scrapes.scrape_counts(self.asked, time_range=self.time_range)
 
     @property
     def all_scrapes(self) -> scrapes.ScrapeCount:
@@ -425,12 +430,12 @@ class Analysis:
     @cached_property
     def gaps(self) -> list[scrapes.Gap]:
         """Where a target gave no good scrape for long, by target and time."""
-        return scrapes.gaps(self.attempts, time_range=self.time_range)
+        return scrapes.gaps(self.asked, time_range=self.time_range)
 
     @cached_property
     def interruptions(self) -> list[scrapes.Interruption]:
         """Gaps and restarts, by target and time."""
-        return scrapes.interruptions(self.attempts, self.gaps, self.restarts)
+        return scrapes.interruptions(self.asked, self.gaps, self.restarts)
 
     @cached_property
     def restarts(self) -> list[scrapes.Restart]:
@@ -440,7 +445,7 @@ class Analysis:
     @cached_property
     def outages(self) -> list[scrapes.Outage]:
         """The targets that answered, and then not once more."""
-        return scrapes.outages(self.window, time_range=self.time_range, attempts=self.attempts)
+        return scrapes.outages(self.window, time_range=self.time_range, attempts=self.asked)
 
     @cached_property
     def losses(self) -> losses.Losses:
@@ -448,7 +453,7 @@ class Analysis:
         return losses.losses(
             self.window,
             time_range=self.time_range,
-            attempts=self.attempts,
+            attempts=self.asked,
             restarts=self.restarts,
             outages=self.outages,
         )
@@ -804,7 +809,7 @@ class Analysis:
     @cached_property
     def gauges(self) -> gauges.Gauges:
         """Running and waiting requests and KV-cache usage over the time range."""
-        return gauges.gauges(self.window, self.attempts, time_range=self.time_range)
+        return gauges.gauges(self.window, self.asked, time_range=self.time_range)
 
     @cached_property
     def phases(self) -> dict[str, latency.Phase]:
@@ -873,7 +878,7 @@ class Analysis:
         facts = evidence.gather(
             self.window,
             time_range=self.time_range,
-            attempts=self.attempts,
+            attempts=self.asked,
             gaps=self.gaps,
             restarts=self.restarts,
             outages=self.outages,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from vllm_capacity.figures import traffic
+from vllm_capacity.figures.attempts import Attempts
 from vllm_capacity.figures.pieces import (
     NO_BASE,
     ROWS_PER_PIECE,
@@ -42,10 +43,11 @@ from vllm_capacity.timerange import TimeRange
 FROM_HOURS = 6.0
 """A longer range is read by the hour, a shorter one row by row."""
 
-_VERSION, _LAYOUT = version("vllm-capacity"), 1  # of the code, and of what a piece leaves behind
+_VERSION, _LAYOUT = version("vllm-capacity"), 2  # of the code, and of what a piece leaves behind
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # a bound, which the rows in between may raise
 _SMALL = ("series", "intake")
+_LARGE = ("steps", "attempt_steps")  # read each time, and not held
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ class HourlyWindow(Window):
         key = (name, everywhere)
         if key not in self._frames:
             found = _together(self.pieces if everywhere else self._inside, name)
-            self._frames[key] = _settled(found, self) if "is_birth" in found.columns else found
+            found = _settled(found, self) if "is_birth" in found.columns else found
+            if name in _LARGE:
+                return found
+            self._frames[key] = found
         return self._frames[key]
 
     @cached_property
@@ -235,14 +240,11 @@ def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFram
 
 def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.DataFrame:
     """attempts.sql: those of the jobs that count are kept (figures/scrapes.py)."""
-    # The largest frame of all: it is kept once, as the answer.
-    found = _together(pieces, "attempts").filter(pl.col("ts") < _instant(params["end"]))
-    # Pieces come in order of time, each by target: to sort them is to put stretches in order.
-    stretches = found.get_column("instance").rle().struct.unnest()
-    begins = stretches.get_column("len").cum_sum() - stretches.get_column("len")
-    ordered = stretches.with_columns(begin=begins).sort("value", "begin")
-    parts = [found.slice(begin, length) for length, _, begin in ordered.iter_rows()]
-    return pl.concat([found.clear(), *parts], rechunk=True)
+    steps = partial(_together, pieces, "attempt_steps")
+    found = Attempts.put_together(
+        _together(pieces, "attempts"), lambda: steps().get_column("steps")
+    )
+    return found.rows().filter(pl.col("ts") < _instant(params["end"]))
 
 
 def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from vllm_capacity.facts.metrics import KV_CACHE, RUNNING, WAITING
+from vllm_capacity.figures.attempts import Attempts
 from vllm_capacity.figures.scrapes import GAP_FACTOR, hold_seconds
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
@@ -48,7 +49,7 @@ def gauge_samples(window: Window, metrics: list[str], *, time_range: TimeRange) 
     return found.filter(pl.col("metric").is_in(metrics))
 
 
-def gauges(window: Window, attempts: pl.DataFrame, *, time_range: TimeRange) -> Gauges:
+def gauges(window: Window, attempts: pl.DataFrame | Attempts, *, time_range: TimeRange) -> Gauges:
     """`running` and `waiting`, summed over engines, and `kv_cache_ratio`, pooled over them.
 
     In a downsampled window they come from its minutes; the maximum of a sum over several engines is
@@ -65,7 +66,7 @@ def gauges(window: Window, attempts: pl.DataFrame, *, time_range: TimeRange) -> 
     if kept is not None:
         return Gauges(*(_of_kept(kept, metric) for metric in GAUGES))
     samples = gauge_samples(window, [RUNNING, WAITING, KV_CACHE], time_range=time_range)
-    inside = attempts.filter(pl.col("ts") >= time_range.start)
+    inside = Attempts.of(attempts).since(time_range.start).rows()
     return Gauges(
         running=gauge_of(summed(samples, inside, RUNNING)),
         waiting=gauge_of(summed(samples, inside, WAITING)),

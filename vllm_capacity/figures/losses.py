@@ -39,13 +39,13 @@ from vllm_capacity.facts.metrics import (
     WAITING,
 )
 from vllm_capacity.figures import gauges, traffic
+from vllm_capacity.figures.attempts import Attempts
 from vllm_capacity.figures.scrapes import (
     GAP_FACTOR,
     Outage,
     Restart,
-    by_target,
     doubtful_addresses,
-    median_seconds,
+    longest_median,
 )
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
@@ -149,7 +149,7 @@ def losses(
     window: Window,
     *,
     time_range: TimeRange,
-    attempts: pl.DataFrame,
+    attempts: pl.DataFrame | Attempts,
     restarts: Sequence[Restart],
     outages: Sequence[Outage],
 ) -> Losses:
@@ -389,7 +389,7 @@ def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling
     return output + max(prompts, found.prompt_tokens.most(seconds))
 
 
-def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame) -> pl.DataFrame:
+def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame | Attempts) -> pl.DataFrame:
     """Targets first scraped well after the part began that do not say since when they count.
 
     One row per target: instance, start, first (its first good scrape), requests and tokens that it
@@ -411,9 +411,8 @@ def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame) -> pl.D
     since = pl.lit(time_range.start, pl.Datetime("us", "UTC"))
     if counted.is_empty():
         return counted.with_columns(start=since)
-    inside = attempts.filter(pl.col("ts") >= time_range.start)
-    intervals = [median_seconds(own.get_column("ts")) for _, own in by_target(inside)]
-    usual = max(intervals, default=0.0)
+    inside = Attempts.of(attempts).since(time_range.start)
+    usual = longest_median(inside.targets.values())
     seconds = (pl.col("first") - since).dt.total_microseconds() / 1e6
     return counted.filter(seconds > GAP_FACTOR * usual).with_columns(start=since)
 

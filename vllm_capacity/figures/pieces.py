@@ -6,7 +6,8 @@ afterwards: frames of pieces are put one after another.
 
 - `samples`, `histograms`: the rows at the ends of the piece, of every run in it, and those beside a
   restart or a gap. Queries about totals and lives give the same on them as on all rows.
-- `attempts`: every scrape attempt. `steps`: engine steps of a minute.
+- `attempts`: every scrape attempt, in stretches (figures/attempts.py); `attempt_steps`: the steps
+  between those of each. `steps`: engine steps of a minute.
 - `increases`: the growth of the counters of steps by hour; `requests`: finished ones by minute.
 - `latency`: the growth of latency histograms by minute, all engines together; `gauges`: likewise.
 - `paces`, `places`, `fastest_means`: what bounds of losses rest on.
@@ -35,6 +36,7 @@ from vllm_capacity.facts.metrics import (
     WAITING,
 )
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
+from vllm_capacity.figures.attempts import packed
 from vllm_capacity.figures.sorted_rows import SortedRows, SortedWindow
 from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_part
 from vllm_capacity.telemetry.memory import database, require_room
@@ -174,13 +176,15 @@ def computed(window: Window, piece: Piece, base: Base) -> Frames:
     rows = all_rows(window, piece)
     own = _own_window(window, series, rows, base)
     attempts = scrapes.attempts(own, end=time_range.end)
+    tried = packed(attempts.filter(pl.col("ts") >= time_range.start))
     increases = traffic.scrape_increases(own, traffic.STEP_COUNTERS, time_range=time_range)
     samples, histograms = _end_samples(rows.samples, base.samples, series), _ends(rows, base)
     after = base_after(base, rows, series)
     return {
         "samples": samples,
         "histograms": histograms,
-        "attempts": attempts.filter(pl.col("ts") >= time_range.start),
+        "attempts": tried.drop("steps"),
+        "attempt_steps": tried.select("steps"),
         "steps": steps.minute_steps(own, time_range=time_range, attempts=attempts),
         "increases": _growth(increases),
         "requests": _requests(increases, since=time_range.start),

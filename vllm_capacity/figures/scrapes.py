@@ -13,16 +13,20 @@ the job with most answers, and another's scrape counts only where that one has n
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
+from polars.datatypes import DataTypeClass
 
+from vllm_capacity.figures.attempts import Attempts, Target, hourly_attempts
 from vllm_capacity.telemetry import processes
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
+
+Schema = dict[str, DataTypeClass | pl.DataType]
 
 _LEAST_STEPS = 6
 _EVEN = 0.75  # steps in turn closer than that are jitter of one grid
@@ -35,27 +39,10 @@ def median_seconds(ts: pl.Series) -> float:
     return float(steps.median() or 0.0)  # type: ignore[arg-type]
 
 
-def by_target(attempts: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    """The rows of each `instance`, by its name, in order of its first one; empty for no rows.
-
-    Slices of the frame where the rows of a target lie together, as those of `attempts` do: a frame
-    of a row per scrape is large, and to group it is to copy it.
-    """
-    runs = attempts.get_column("instance").rle().struct.unnest()
-    if runs.get_column("value").n_unique() < runs.height:
-        groups = attempts.group_by("instance", maintain_order=True)
-        return [(str(instance), own) for (instance,), own in groups]
-    found, begin = [], 0
-    for length, instance in runs.select("len", "value").iter_rows():
-        found.append((str(instance), attempts.slice(begin, length)))
-        begin += length
-    return found
-
-
 def merged(attempts: pl.DataFrame) -> pl.DataFrame:
     """Attempts (instance, ts, is_good, source) on one grid a target: instance, ts, is_good."""
     frames = [attempts.select("instance", "ts", "is_good").clear()]
-    for _, own in by_target(attempts):
+    for (_,), own in attempts.group_by("instance", maintain_order=True):
         result = own if own.get_column("source").n_unique() > 1 else _by_turns(own)
         kept = _one_grid(result) if result.get_column("source").n_unique() > 1 else result
         frames.append(kept.select("instance", "ts", "is_good"))
@@ -214,21 +201,29 @@ def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
     return merged(found) if "source" in found.columns else found
 
 
-def engines(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) -> pl.DataFrame:
+def asked(window: Window, *, end: datetime) -> Attempts:
+    """The same attempts as stretches, which weeks of many targets have fewer of."""
+    kept = hourly_attempts(window)
+    return Attempts.of(attempts(window, end=end)) if kept is None else kept.before(end)
+
+
+def engines(
+    window: Window, *, time_range: TimeRange, attempts: pl.DataFrame | Attempts
+) -> pl.DataFrame:
     """The engines of the part: instance, engine, model_name; one row per engine.
 
     An engine is a pair of target and `engine` label. It belongs to the part where its target was
     tried in it and it had been seen before its end.
     """
     seen = window.named_sql("figures", "engines", end=time_range.end)
-    targets = by_target(attempts)
-    names = [name for name, own in targets if (own.get_column("ts") >= time_range.start).any()]
+    targets = Attempts.of(attempts).targets
+    names = [name for name, own in targets.items() if own.last >= time_range.start]
     tried = pl.DataFrame({"instance": names}, schema={"instance": pl.String})
     return seen.join(tried, on="instance", how="semi").select("instance", "engine", "model_name")
 
 
 def billed_hours(
-    engines: pl.DataFrame, attempts: pl.DataFrame, *, time_range: TimeRange
+    engines: pl.DataFrame, attempts: pl.DataFrame | Attempts, *, time_range: TimeRange
 ) -> pl.DataFrame:
     """Hours that each engine was there to be paid for, one row per engine.
 
@@ -237,21 +232,17 @@ def billed_hours(
     From its target's last attempt before the part (else its first inside) to its last before the
     end; failed attempts and restarts count, for the GPU is paid while vLLM is down.
     """
-    before = (
-        attempts.filter(pl.col("ts") < time_range.start)
-        .group_by("instance")
-        .agg(base=pl.col("ts").max())
-    )
-    inside = (
-        attempts.filter(pl.col("ts") >= time_range.start)
-        .group_by("instance")
-        .agg(first=pl.col("ts").min(), last=pl.col("ts").max())
-    )
-    hours = inside.join(before, on="instance", how="left").select(
+    known = Attempts.of(attempts)
+    base = {name: own.last for name, own in known.before(time_range.start).targets.items()}
+    inside = known.since(time_range.start).targets
+    rows = [(name, base.get(name, own.first), own.last) for name, own in inside.items()]
+    instant = pl.Datetime("us", "UTC")
+    schema: Schema = {"instance": pl.String, "billed_start": instant, "billed_end": instant}
+    hours = pl.DataFrame(rows, schema=schema, orient="row").select(
         "instance",
-        hours=(pl.col("last") - pl.coalesce("base", "first")).dt.total_microseconds() / 3.6e9,
-        billed_start=pl.coalesce("base", "first"),
-        billed_end="last",
+        hours=(pl.col("billed_end") - pl.col("billed_start")).dt.total_microseconds() / 3.6e9,
+        billed_start="billed_start",
+        billed_end="billed_end",
     )
     return engines.join(hours, on="instance", how="left").with_columns(
         pl.col("hours").fill_null(0.0)
@@ -277,27 +268,26 @@ def long_steps(seconds: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarr
     return found[is_long], usual[is_long]
 
 
-def scrape_counts(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[ScrapeCount]:
+def scrape_counts(attempts: pl.DataFrame | Attempts, *, time_range: TimeRange) -> list[ScrapeCount]:
     """How often each target was scraped in the part, by target; those that never were left out."""
-    found = []
-    for instance, own in by_target(attempts):
-        inside = own.filter(pl.col("ts") >= time_range.start)
-        ts = inside.get_column("ts")
-        steps = ts.diff().drop_nulls().dt.total_microseconds() / 1e6
-        median = float(steps.median() or 0.0)  # type: ignore[arg-type]
-        good = inside.filter("is_good").height
-        found.append(ScrapeCount(instance, inside.height, good, missed(ts), median))
-    return [each for each in found if each.attempts]
+    return [
+        ScrapeCount(name, own.tried, own.good, missed(own), own.median_seconds())
+        for name, own in Attempts.of(attempts).since(time_range.start).targets.items()
+    ]
 
 
-def missed(ts: pl.Series) -> int:
+def missed(target: Target) -> int:
     """How many attempts an even grid would have had between these; judged step by step."""
-    if ts.len() < 3:
+    if target.tried < 3:
         return 0
-    steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-    long, usual = long_steps(steps, 1.5)
-    long, usual = long[usual > 0], usual[usual > 0]
-    return int(np.maximum(0, np.round(steps[long] / usual) - 1).sum())
+    found = 0
+    for times, in_question in target.excerpts(1.5, neighbors=_NEIGHBOURS):
+        steps = np.diff(times) / 1e6
+        long, usual = long_steps(steps, 1.5)
+        is_own = (usual > 0) & in_question[long]
+        long, usual = long[is_own], usual[is_own]
+        found += int(np.maximum(0, np.round(steps[long] / usual) - 1).sum())
+    return found
 
 
 def hold_seconds(ts: pl.Series) -> pl.Series:
@@ -314,39 +304,40 @@ def hold_seconds(ts: pl.Series) -> pl.Series:
     return pl.Series(np.append(steps, median))
 
 
-def gaps(attempts: pl.DataFrame, *, time_range: TimeRange) -> list[Gap]:
+def gaps(attempts: pl.DataFrame | Attempts, *, time_range: TimeRange) -> list[Gap]:
     """The gaps of every target that touch the part, in order."""
     found: list[Gap] = []
-    for instance, own in by_target(attempts.filter("is_good")):
-        ts = own.get_column("ts")
-        if ts.len() < 3:
+    for instance, own in Attempts.of(attempts).targets.items():
+        if own.good < 3:
             continue
-        steps = ts.diff().dt.total_microseconds().to_numpy()[1:] / 1e6
-        for i, usual in zip(*long_steps(steps, GAP_FACTOR), strict=True):
-            if not steps[i] > GAP_FACTOR * usual:
-                continue
-            gap = Gap(instance, ts[int(i)], ts[int(i) + 1], float(usual))
-            if gap.end >= time_range.start and gap.start < time_range.end:
-                found.append(gap)
+        for times, in_question in own.excerpts(GAP_FACTOR, neighbors=_NEIGHBOURS, is_good=True):
+            steps = np.diff(times) / 1e6
+            ends = pl.Series(times).cast(pl.Datetime("us", "UTC"))
+            for i, usual in zip(*long_steps(steps, GAP_FACTOR), strict=True):
+                if not (in_question[i] and steps[i] > GAP_FACTOR * usual):
+                    continue
+                gap = Gap(instance, ends[int(i)], ends[int(i) + 1], float(usual))
+                if gap.end >= time_range.start and gap.start < time_range.end:
+                    found.append(gap)
     return found
 
 
 def interruptions(
-    attempts: pl.DataFrame, found_gaps: Sequence[Gap], found: Sequence[Restart]
+    attempts: pl.DataFrame | Attempts, found_gaps: Sequence[Gap], found: Sequence[Restart]
 ) -> list[Interruption]:
     """The gaps of every target and the restarts outside gaps, by target and time."""
-    failed = attempts.filter(~pl.col("is_good"))  # a gap lies between two good ones
+    targets = Attempts.of(attempts).targets
+    failed = {  # a gap lies between two good ones
+        name: targets[name].rows().filter(~pl.col("is_good")).get_column("ts")
+        for name in {gap.instance for gap in found_gaps}
+    }
     rows = []
     for gap in found_gaps:
-        inside = failed.filter(
-            (pl.col("instance") == gap.instance)
-            & (pl.col("ts") > gap.start)
-            & (pl.col("ts") < gap.end)
-        )
+        inside = int(failed[gap.instance].is_between(gap.start, gap.end, closed="none").sum())
         own = [each for each in found if _covers(gap, each)]
         started = own[0].started if own else None
         ends = gap.instance, gap.start, gap.end
-        rows.append(Interruption(*ends, inside.height, True, bool(own), started))
+        rows.append(Interruption(*ends, inside, True, bool(own), started))
     rows += [
         Interruption(each.instance, each.before, each.after, 0, False, True, each.started)
         for each in found
@@ -363,7 +354,9 @@ def _covers(gap: Gap, restart: Restart) -> bool:
     )
 
 
-def outages(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) -> list[Outage]:
+def outages(
+    window: Window, *, time_range: TimeRange, attempts: pl.DataFrame | Attempts
+) -> list[Outage]:
     """The targets that answered in the part, and then not once more until its end, in order.
 
     One that failed to the end may have gone on until then; one that was not asked any more, while
@@ -371,24 +364,34 @@ def outages(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) ->
     only a gap there.
     """
     returned = _returned(window, time_range)
-    targets = by_target(attempts)
-    intervals = [median_seconds(own.get_column("ts")) for _, own in targets]
-    longest = max(intervals, default=0.0)
+    targets = Attempts.of(attempts).targets
     found = []
-    for (instance, own), interval in zip(targets, intervals, strict=True):
-        last_good = own.filter("is_good").get_column("ts").max()
-        if not isinstance(last_good, datetime) or last_good < time_range.start:
+    for instance, own in targets.items():
+        last_good = own.last_good
+        if last_good is None or last_good < time_range.start or instance in returned:
             continue
-        median = interval or longest
-        failed = own.filter(pl.col("ts") > last_good).height
+        silent_seconds = (time_range.end - last_good).total_seconds()
+        if own.last == last_good and not _may_be_long(silent_seconds, own):
+            continue
+        median = own.median_seconds() or longest_median(targets.values())
+        failed = own.rows().filter(pl.col("ts") > last_good).height
         end = time_range.end
         if not failed:
             end = min(end, last_good + timedelta(seconds=GAP_FACTOR * median))
-        silent_seconds = (time_range.end - last_good).total_seconds()
-        is_silent = failed or (median > 0 and silent_seconds > GAP_FACTOR * median)
-        if is_silent and instance not in returned:
+        if failed or (median > 0 and silent_seconds > GAP_FACTOR * median):
             found.append(Outage(instance, last_good, end, failed, median))
     return found
+
+
+def _may_be_long(seconds: float, own: Target) -> bool:
+    """Whether a silence may be a gap, told without the median of a long time, which is costly."""
+    ends = own.extreme_steps()
+    return ends is None or seconds > GAP_FACTOR * ends[0]
+
+
+def longest_median(targets: Iterable[Target]) -> float:
+    """The longest of the targets' usual intervals, in seconds; 0 for none."""
+    return max((own.median_seconds() for own in targets), default=0.0)
 
 
 def _returned(window: Window, time_range: TimeRange) -> set[str]:

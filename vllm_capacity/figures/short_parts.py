@@ -149,6 +149,6 @@ def _kept(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> list[Entry] 
 def _with_rows(window: Window, piece: Piece, entry: Entry) -> Entry:
     """The entry of a piece with all of its rows in place of those at its ends."""
     rows = all_rows(window, piece)
-    attempts = entry.frame("attempts")
-    frames = {"samples": rows.samples, "histograms": rows.histograms, "attempts": attempts}
+    kept = {name: entry.frame(name) for name in ("attempts", "attempt_steps")}
+    frames = {"samples": rows.samples, "histograms": rows.histograms, **kept}
     return replace(entry, frames=frames)

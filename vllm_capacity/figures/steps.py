@@ -235,7 +235,6 @@ def engine_steps(
     *,
     time_range: TimeRange,
     step_seconds: float | None = None,
-    attempts: pl.DataFrame | None = None,
     only: str | None = None,
 ) -> pl.DataFrame:
     """The points of saturation, one row per (engine, step), in order.
@@ -248,8 +247,7 @@ def engine_steps(
     kept = window.hourly("steps")
     if kept is not None:
         return _of_minutes(_of_engine(kept, only), step_seconds)
-    if attempts is None:
-        attempts = scrapes.attempts(window, end=time_range.end)
+    attempts = scrapes.attempts(window, end=time_range.end)
     if window.counters == "minute":
         step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
     grid = Grid.of_scrapes(time_range, step_seconds or natural_step_seconds(attempts), attempts)
@@ -276,17 +274,26 @@ def minute_steps(window: Window, *, time_range: TimeRange, attempts: pl.DataFram
 
 def _with_ceiling(steps: pl.DataFrame) -> pl.DataFrame:
     """The steps in the columns of `STEP_SCHEMA`, `at_ceiling_share` made of what ran in them."""
-    numbered = steps.with_row_index("row").with_columns(
-        ceiling=pl.col("running_max").max().over(_ENGINE) - 1
-    )
-    queued = (
-        numbered.select("row", "ceiling", running="running_while_waiting")
-        .filter(pl.col("running").list.len() > 0)
-        .explode("running")
-        .group_by("row")
-        .agg(at_ceiling_share=(pl.col("running") >= pl.col("ceiling")).mean())
-    )
-    return numbered.join(queued, on="row", how="left").sort("row").select(list(STEP_SCHEMA))
+    ceiling = steps.select(pl.col("running_max").max().over(_ENGINE) - 1).to_series()
+    shares = _at_ceiling_shares(steps.get_column("running_while_waiting"), ceiling)
+    return steps.with_columns(at_ceiling_share=shares).select(list(STEP_SCHEMA))
+
+
+def _at_ceiling_shares(running: pl.Series, ceiling: pl.Series) -> pl.Series:
+    """The share of each list that is no less than its ceiling; null where nothing is known."""
+    rows = (running.list.len() > 0).fill_null(False).arg_true()
+    lists = running.gather(rows)
+    counts = lists.list.len().to_numpy().astype(np.int64)
+    each = lists.explode(empty_as_null=False).cast(pl.Float64).fill_null(np.nan).to_numpy()
+    is_at = each >= np.repeat(ceiling.gather(rows).fill_null(np.nan).to_numpy(), counts)
+    begins = np.cumsum(counts) - counts
+    found = np.full(len(running), np.nan)
+    if rows.len():
+        known = np.add.reduceat(~np.isnan(each), begins, dtype=np.int64)
+        is_known = known > 0
+        at = np.add.reduceat(is_at, begins, dtype=np.int64)
+        found[rows.to_numpy()[is_known]] = at[is_known] / known[is_known]
+    return pl.Series(found, nan_to_null=True)
 
 
 def _of_minutes(minutes: pl.DataFrame, step_seconds: float | None) -> pl.DataFrame:
@@ -295,7 +302,7 @@ def _of_minutes(minutes: pl.DataFrame, step_seconds: float | None) -> pl.DataFra
     Longer ones stand on the clock. Time between two minutes of an engine that nobody tells of is
     a step with a gap.
     """
-    steps = _with_ceiling(minutes.sort(*_ENGINE, "start"))
+    steps = _with_ceiling(_in_order(minutes))
     if step_seconds is not None and step_seconds > MINUTE_SECONDS:
         steps = _folded(steps, step_seconds)
     untold = steps.select(
@@ -306,7 +313,23 @@ def _of_minutes(minutes: pl.DataFrame, step_seconds: float | None) -> pl.DataFra
         is_gap=pl.lit(True),
         is_restart=pl.lit(False),
     ).filter(pl.col("end") > pl.col("start"))
+    if untold.is_empty():
+        return steps
     return pl.concat([steps, untold], how="diagonal").sort(*_ENGINE, "start")
+
+
+def _in_order(minutes: pl.DataFrame) -> pl.DataFrame:
+    """The minutes of each engine in order of time, of those of each piece of time in that order.
+
+    To sort by a number per engine takes a fraction of what its names and times would.
+    """
+    engines = minutes.select(_ENGINE).unique().sort(_ENGINE).with_row_index("engine_number")
+    numbers = minutes.select(_ENGINE).join(
+        engines, on=_ENGINE, how="left", nulls_equal=True, maintain_order="left"
+    )
+    number = numbers.get_column("engine_number").to_numpy()
+    short = number.astype(np.uint16) if engines.height < 2**16 else number
+    return minutes[np.argsort(short, kind="stable")]
 
 
 def _folded(steps: pl.DataFrame, seconds: float) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import polars as pl
 
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS
 from vllm_capacity.figures import scrapes, traffic
+from vllm_capacity.figures.attempts import Attempts
 from vllm_capacity.figures.losses import Losses, scrape_paces
 from vllm_capacity.figures.scrapes import Gap, Outage, Restart
 from vllm_capacity.record import Record
@@ -24,7 +25,7 @@ _STALE_SECONDS = 60.0
 class Evidence:
     """Facts about one part of a window.
 
-    `tries`: instance, ts, is_good, inside the part. `losses`: what restarts and outages may have
+    `attempts`: those inside the part. `losses`: what restarts and outages may have
     kept out of every figure. `asked_end`: the end that a source was asked for, where the part
     reaches the end of what it gave. `doubtful`: targets whose starts tell no order of processes.
     `same`: pairs of targets that are one process.
@@ -39,7 +40,7 @@ class Evidence:
     """
 
     time_range: TimeRange
-    attempts: pl.DataFrame
+    attempts: Attempts
     asked_end: datetime | None
     doubtful: dict[str, str]
     same: list[tuple[str, str]]
@@ -60,7 +61,7 @@ def gather(
     window: Window,
     *,
     time_range: TimeRange,
-    attempts: pl.DataFrame,
+    attempts: Attempts,
     gaps: list[Gap],
     restarts: list[Restart],
     outages: list[Outage],
@@ -80,7 +81,7 @@ def gather(
     most = finished.group_by("instance").agg(pl.col("burst").max()).sort("instance")
     return Evidence(
         time_range=time_range,
-        attempts=attempts.filter(pl.col("ts") >= time_range.start),
+        attempts=attempts.since(time_range.start),
         asked_end=window.asked_end if time_range.end >= window.extent.end else None,
         doubtful=scrapes.doubtful_addresses(window),
         same=window.named_sql("figures", "same_processes", metric=GENERATION_TOKENS).rows(),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from vllm_capacity.figures.losses import Unread
-from vllm_capacity.figures.scrapes import by_target
 from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
 
 _LISTED = 20  # restarts told one by one
@@ -20,9 +19,7 @@ _OFTEN_EFFECT = (
 def restarts(evidence: Evidence) -> list[Finding]:
     """Targets that started again from zero, and what that may have swallowed."""
     found = []
-    good = {
-        instance: own.filter("is_good").height for instance, own in by_target(evidence.attempts)
-    }
+    good = {instance: own.good for instance, own in evidence.attempts.targets.items()}
     for instance in sorted({restart.instance for restart in evidence.restarts}):
         own = [restart for restart in evidence.restarts if restart.instance == instance]
         unread = evidence.losses.of(instance, "restart")

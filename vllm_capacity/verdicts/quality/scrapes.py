@@ -7,21 +7,23 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from vllm_capacity.figures import scrapes
+from vllm_capacity.figures.attempts import Attempts, Target
 from vllm_capacity.figures.gauges import Gauges
-from vllm_capacity.figures.scrapes import by_target, median_seconds
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
 
 _GAUGES = ("running", "waiting", "kv_cache_ratio")
 _COARSE_SECONDS = 5.0
+_UNEVEN = 0.25
 
 
 def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
     """Scrapes that failed or were never made, out of those an even grid would hold."""
-    failed = evidence.attempts.filter(~pl.col("is_good")).height
-    tried = evidence.attempts.height
-    missed = sum(scrapes.missed(own.get_column("ts")) for _, own in by_target(evidence.attempts))
+    targets = evidence.attempts.targets.values()
+    tried = sum(own.tried for own in targets)
+    failed = tried - sum(own.good for own in targets)
+    missed = sum(scrapes.missed(own) for own in targets)
     if not failed + missed:
         return []
     share = (failed + missed) / (tried + missed)
@@ -47,12 +49,12 @@ def jitter(evidence: Evidence) -> list[Finding]:
     unseen.
     """
     found = []
-    for instance, own in by_target(evidence.attempts):
-        steps = own.get_column("ts").diff().drop_nulls().dt.total_microseconds() / 1e6
-        if steps.len() < 4:
+    for instance, own in evidence.attempts.targets.items():
+        if own.tried < 5 or _is_even(own):
             continue
+        steps = own.step_seconds()
         low, mid, high = (float(steps.quantile(q) or 0.0) for q in (0.05, 0.5, 0.95))
-        if mid > 0 and high - low > 0.25 * mid:
+        if mid > 0 and high - low > _UNEVEN * mid:
             effect = (
                 f"{instance}: the scrape interval runs from {low:.3g} to {high:.3g} s (median "
                 f"{mid:.3g}). "
@@ -73,6 +75,14 @@ def jitter(evidence: Evidence) -> list[Finding]:
             )
             found.append(Finding("jitter", "info", steps.len(), effect, None, max_effect))
     return found
+
+
+def _is_even(own: Target) -> bool:
+    """Whether the steps are certainly short and even, told without unpacking them."""
+    ends = own.most_steps()
+    if ends is None or ends[1] > _COARSE_SECONDS:
+        return False
+    return ends[1] - ends[0] <= _UNEVEN * ends[0]
 
 
 _UNLESS_OVERTAKEN = (
@@ -142,20 +152,20 @@ def lagging(evidence: Evidence) -> list[Finding]:
     """
     found = []
     down = {outage.instance for outage in evidence.outages}
-    for instance, own in by_target(evidence.attempts):
+    for instance, own in evidence.attempts.targets.items():
         if instance in down:
             continue
-        last = own.filter("is_good").get_column("ts").max()
-        if not isinstance(last, datetime):
+        last = own.last_good
+        if last is None:
             effect = (
                 f"{instance} never answered: none of its load is in any figure, and its hours are "
                 "not billed here."
             )
-            found.append(Finding("missing", "warning", own.height, effect))
+            found.append(Finding("missing", "warning", own.tried, effect))
             continue
         behind = (evidence.time_range.end - last).total_seconds()
         # the median of a long time is costly, and few targets lag
-        if behind > 30.0 and behind > 5.0 * median_seconds(own.get_column("ts")):
+        if behind > 30.0 and behind > 5.0 * own.median_seconds():
             effect = (
                 f"{instance} lags: its last good scrape is {behind:.0f} s before the end, so the "
                 "newest load of it is in no figure."
@@ -164,17 +174,17 @@ def lagging(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def unreached_end(attempts: pl.DataFrame, asked_end: datetime | None) -> list[Finding]:
+def unreached_end(attempts: pl.DataFrame | Attempts, asked_end: datetime | None) -> list[Finding]:
     """Telemetry that ends well before the end that its source was asked for.
 
     None where no end was asked for.
     """
-    newest = attempts.get_column("ts").max()
-    if asked_end is None or not isinstance(newest, datetime):
+    targets = Attempts.of(attempts).targets.values() if asked_end is not None else ()
+    newest = max((own.last for own in targets), default=None)
+    if asked_end is None or newest is None:
         return []
-    intervals = [median_seconds(own.get_column("ts")) for _, own in by_target(attempts)]
     missing = (asked_end - newest).total_seconds()
-    if missing <= max(30.0, 5.0 * max(intervals, default=0.0)):
+    if missing <= 30.0 or missing <= 5.0 * scrapes.longest_median(targets):
         return []
     effect = (
         f"asked for until {iso(asked_end)}, but the newest scrape is of {iso(newest)}, "

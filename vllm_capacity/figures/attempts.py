@@ -1,0 +1,308 @@
+"""When each target was asked, and when it answered, in stretches instead of a row per attempt.
+
+Weeks of many targets have a hundred million attempts, and hardly a figure needs single ones: it
+asks when the first and the last one was, how many there were, and how many answered. Where steps
+between them matter (a median, a gap), they are unpacked, only as far as they can matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vllm_capacity.telemetry.window import Window
+
+_LONGEST_US = 3_600_000_000  # a longer step ends a stretch: others fit into 32 bits
+_INSTANT = pl.Datetime("us", "UTC")
+_LOW, _HIGH = 0.05, 0.95
+
+STRETCH_COLUMNS = (
+    *("instance", "start", "end", "tried", "good", "last_good"),
+    *("shortest", "longest", "low", "high", "failed"),
+)
+"""Of a stretch: its first, last and last good attempt, how many were tried and good, the extremes
+of the steps between them and where nine in ten of these lie (µs, null for a lone attempt), and the
+places of those that failed. Its `steps` (µs) stand beside."""
+
+Steps = NDArray[np.uint32]
+Instants = NDArray[np.int64]  # µs
+Mask = NDArray[np.bool_]
+
+
+def packed(attempts: pl.DataFrame) -> pl.DataFrame:
+    """Attempts (instance, ts, is_good; sorted by both) as stretches, in order.
+
+    Columns: `STRETCH_COLUMNS` and `steps`.
+    """
+    step = pl.col("ts").diff().dt.total_microseconds()
+    is_new = (pl.col("instance") != pl.col("instance").shift()) | (step > _LONGEST_US)
+    numbered = attempts.select(
+        "instance", "ts", "is_good", step=step, number=is_new.fill_null(True).cum_sum()
+    )
+    own = pl.col("step").slice(1)
+    return (
+        numbered.group_by("number", maintain_order=True)
+        .agg(
+            pl.col("instance").first(),
+            start=pl.col("ts").first(),
+            end=pl.col("ts").last(),
+            tried=pl.len().cast(pl.Int64),
+            good=pl.col("is_good").sum().cast(pl.Int64),
+            last_good=pl.col("ts").filter("is_good").last(),
+            shortest=own.min(),
+            longest=own.max(),
+            low=own.quantile(_LOW, "lower").cast(pl.Int64),
+            high=own.quantile(_HIGH, "higher").cast(pl.Int64),
+            failed=(~pl.col("is_good")).arg_true().cast(pl.UInt32),
+            steps=own.cast(pl.UInt32),
+        )
+        .drop("number")
+    )
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """The attempts of several targets: their stretches, by target and time.
+
+    `steps_of` gives the steps of a stretch by its `place`.
+    """
+
+    stretches: pl.DataFrame
+    steps_of: Callable[[int], Steps]
+
+    @classmethod
+    def of(cls, attempts: pl.DataFrame | Attempts) -> Attempts:
+        """Those of rows: instance, ts, is_good; sorted by both, each target's together."""
+        if isinstance(attempts, Attempts):
+            return attempts
+        found = packed(attempts)
+        return cls.put_together(found.drop("steps"), lambda: found.get_column("steps"))
+
+    @classmethod
+    def put_together(cls, stretches: pl.DataFrame, read_steps: Callable[[], pl.Series]) -> Attempts:
+        """Stretches in any order of targets, each target's in order of time.
+
+        The steps of all, in that order, are read when those of one are asked for.
+        """
+        placed = stretches.with_columns(place=pl.int_range(pl.len()))
+        return cls(placed.sort("instance", maintain_order=True), _Steps(read_steps).of)
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """Those of each target, by its name, in order of names."""
+        runs = self.stretches.get_column("instance").rle().struct.unnest()
+        found, begin = {}, 0
+        for length, instance in runs.select("len", "value").iter_rows():
+            found[instance] = Target(self.stretches.slice(begin, length), self.steps_of)
+            begin += length
+        return found
+
+    def since(self, start: datetime) -> Attempts:
+        """Those from `start` on."""
+        return self._cut(pl.col("start") >= start, pl.col("end") >= start, pl.col("ts") >= start)
+
+    def before(self, end: datetime) -> Attempts:
+        """Those before `end`."""
+        return self._cut(pl.col("end") < end, pl.col("start") < end, pl.col("ts") < end)
+
+    def _cut(self, whole: pl.Expr, some: pl.Expr, own: pl.Expr) -> Attempts:
+        """The stretches that are `whole`, and of those with `some`, their `own` attempts."""
+        kept = self.stretches.filter(whole)
+        cut = self.stretches.filter(some & ~whole)
+        if cut.is_empty():
+            return self if kept.height == self.stretches.height else replace(self, stretches=kept)
+        halves = [
+            packed(Target(each, self.steps_of).rows().filter(own)) for each in cut.iter_slices(1)
+        ]
+        found = pl.concat(halves)
+        places = pl.Series("place", -1 - np.arange(found.height) - self.stretches["place"].len())
+        steps = dict(zip(places, found.get_column("steps"), strict=True))
+        both = pl.concat([kept, found.with_columns(places).select(kept.columns)])
+        inherited = self.steps_of
+
+        def steps_of(place: int) -> Steps:
+            return steps[place].to_numpy() if place in steps else inherited(place)
+
+        return Attempts(both.sort("instance", "start"), steps_of)
+
+    def rows(self) -> pl.DataFrame:
+        """A row per attempt: instance, ts, is_good; sorted by target and time."""
+        none = pl.DataFrame(schema={"instance": pl.String, "ts": _INSTANT, "is_good": pl.Boolean})
+        return pl.concat([none, *(own.rows() for own in self.targets.values())], rechunk=True)
+
+
+def hourly_attempts(window: Window) -> Attempts | None:
+    """What the hours of a long range left behind of all attempts; None where rows are read."""
+    stretches = window.hourly("attempts", everywhere=True)
+    if stretches is None:
+        return None
+
+    def read_steps() -> pl.Series:
+        steps = window.hourly("attempt_steps", everywhere=True)
+        assert steps is not None
+        return steps.get_column("steps")
+
+    return Attempts.put_together(stretches, read_steps)
+
+
+class _Steps:
+    """The steps of many stretches, read when those of one are asked for."""
+
+    def __init__(self, read: Callable[[], pl.Series]) -> None:
+        self._read = read
+
+    @cached_property
+    def _flat(self) -> tuple[Steps, Instants]:
+        """All steps, one after the other, and where those of each stretch begin."""
+        lists = self._read()
+        lengths = lists.list.len().to_numpy().astype(np.int64)
+        flat = lists.explode(empty_as_null=False).to_numpy()
+        return flat, np.append(0, np.cumsum(lengths))
+
+    def of(self, place: int) -> Steps:
+        """The steps of the stretch at that place."""
+        flat, begins = self._flat
+        return flat[begins[place] : begins[place + 1]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The attempts of one target, of at least one."""
+
+    stretches: pl.DataFrame
+    steps_of: Callable[[int], Steps]
+
+    @property
+    def instance(self) -> str:
+        """Its name."""
+        return str(self.stretches.item(0, "instance"))
+
+    @property
+    def first(self) -> datetime:
+        """The first attempt."""
+        return self.stretches.item(0, "start")  # type: ignore[no-any-return]
+
+    @property
+    def last(self) -> datetime:
+        """The last attempt."""
+        return self.stretches.item(-1, "end")  # type: ignore[no-any-return]
+
+    @property
+    def tried(self) -> int:
+        """How many attempts there were."""
+        return int(self.stretches.get_column("tried").sum())
+
+    @property
+    def good(self) -> int:
+        """How many were answered."""
+        return int(self.stretches.get_column("good").sum())
+
+    @property
+    def last_good(self) -> datetime | None:
+        """The last one that was answered; None without any."""
+        return self.stretches.get_column("last_good").max()  # type: ignore[return-value]
+
+    def _us(self, name: str) -> Instants:
+        return self.stretches.get_column(name).to_physical().to_numpy()
+
+    @cached_property
+    def _borders(self) -> Instants:
+        """The steps from each stretch to the next."""
+        return self._us("start")[1:] - self._us("end")[:-1]
+
+    def extreme_steps(self) -> tuple[float, float] | None:
+        """The shortest and the longest step, in seconds; None for a lone attempt."""
+        return self._ends("shortest", "longest")
+
+    def most_steps(self) -> tuple[float, float] | None:
+        """Seconds between which nine in ten steps lie at least; None for a lone attempt."""
+        return self._ends("low", "high")
+
+    def _ends(self, least: str, most: str) -> tuple[float, float] | None:
+        low, high = (self.stretches.get_column(name).drop_nulls() for name in (least, most))
+        known = [*self._borders, *low, *high]
+        return (min(known) / 1e6, max(known) / 1e6) if known else None
+
+    def rows(self) -> pl.DataFrame:
+        """A row per attempt: instance, ts, is_good."""
+        times, is_good, _ = self._unpacked(0, self.stretches.height)
+        ts = pl.Series(times).cast(_INSTANT)
+        instance = pl.lit(self.instance, pl.String).alias("instance")
+        return pl.DataFrame({"ts": ts, "is_good": is_good}).select(instance, "ts", "is_good")
+
+    def step_seconds(self) -> pl.Series:
+        """Every step, in seconds."""
+        times, _, _ = self._unpacked(0, self.stretches.height)
+        return pl.Series(np.diff(times) / 1e6)
+
+    def median_seconds(self) -> float:
+        """The median step, in seconds; 0 for a lone attempt."""
+        return float(self.step_seconds().median() or 0.0)  # type: ignore[arg-type]
+
+    def _unpacked(self, first: int, end: int) -> tuple[Instants, Mask, Instants]:
+        """The attempts of some stretches: when (µs), whether they were good, and whose they are."""
+        own = self.stretches.slice(first, end - first)
+        times, good = [], []
+        rows = own.select("place", "failed", pl.col("start").to_physical(), "good", "tried")
+        for place, failed, start, answered, tried in rows.iter_rows():
+            times.append(start + np.append(0, np.cumsum(self.steps_of(place), dtype=np.int64)))
+            is_good = np.ones(tried, bool)
+            if answered < tried:
+                is_good[failed] = False
+            good.append(is_good)
+        whose = np.repeat(np.arange(first, end), own.get_column("tried").to_numpy())
+        return np.concatenate(times), np.concatenate(good), whose
+
+    def excerpts(
+        self, factor: float, *, neighbors: int, is_good: bool = False
+    ) -> Iterator[tuple[Instants, Mask]]:
+        """The attempts (the good ones) around steps that may be `factor` × the usual one or more.
+
+        Each time with as many neighbors to either side as there are, and whether the step to the
+        next one is among those in question; the others are in no doubt, or of another excerpt.
+        """
+        count = self.stretches.height
+        answers = self._us("good" if is_good else "tried")
+        reach = 1
+        while reach < count and _sums(answers, reach).min() <= neighbors:
+            reach += 1
+        infinite = np.iinfo(np.int64).max
+        shortest, longest = (
+            self.stretches.get_column(name).fill_null(other).to_numpy()
+            for name, other in (("shortest", infinite), ("longest", 0))
+        )
+        least = np.minimum(shortest, np.append(infinite, self._borders))
+        most = np.maximum(longest, np.append(0, self._borders))
+        around = pl.Series(least).rolling_min(2 * reach + 1, min_samples=1, center=True).to_numpy()
+        in_question = most >= 0.999 * factor * around
+        if is_good:
+            has_failed = self._us("good") < self._us("tried")
+            in_question |= has_failed | np.append(False, has_failed[:-1])
+        near = np.flatnonzero(in_question)
+        for first, end in _merged(np.maximum(0, near - reach), np.minimum(count, near + reach + 1)):
+            times, good, whose = self._unpacked(first, end)
+            if is_good:
+                times, whose = times[good], whose[good]
+            yield times, in_question[whose[1:]]
+
+
+def _sums(values: Instants, width: int) -> Instants:
+    """The sums of so many values in a row."""
+    sums = np.append(0, np.cumsum(values))
+    return np.asarray(sums[width:] - sums[:-width])
+
+
+def _merged(firsts: Instants, ends: Instants) -> Iterator[tuple[int, int]]:
+    """Ranges in order, those that touch put together."""
+    if not firsts.size:
+        return
+    is_new = np.append(True, firsts[1:] > np.maximum.accumulate(ends)[:-1])
+    begins = np.flatnonzero(is_new)
+    lasts = np.append(begins[1:], firsts.size) - 1
+    yield from zip(firsts[begins].tolist(), ends[lasts].tolist(), strict=True)
