@@ -285,7 +285,12 @@ class Analysis:
         prompt, computed = counted.prompt_tokens, counted.computed_tokens
         ratio = 1.0 if computed is None or not prompt else min(1.0, computed / prompt)
         prefills = Prefills(sum(each.count for each in timed), seconds, prompt, ratio)
-        return engine_time(stretches(of_engines(self.steps, engines)), prefills)
+        return engine_time(stretches(self._steps_of(engines)), prefills)
+
+    def _steps_of(self, engines: Sequence[str]) -> pl.DataFrame:
+        """The steps of these engines, by name; those of all are not copied."""
+        is_all = self.makes.keys() <= set(engines)
+        return self.steps if is_all else of_engines(self.steps, engines)
 
     def counted(self, engines: Sequence[str]) -> Counted:
         """The tokens that these engines counted, by name."""
@@ -770,7 +775,7 @@ class Analysis:
     def _pool(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Pool:
         """The engines of one model as replicas of one another."""
         there = sum(self.presence[engine] for engine in engines)
-        own = of_engines(self.steps, engines)
+        own = self._steps_of(engines)
         prices = [self.bill_parts[engine].usd_per_engine_hour for engine in engines]
         asked = busiest(own, is_latency_bound=bool(self.assumptions.slo.targets))
         capacity = self._each(engines, self.capacities)

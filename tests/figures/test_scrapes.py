@@ -17,6 +17,7 @@ from tests.figures.small_windows import (
 )
 from vllm_capacity.facts.metrics import GENERATION_TOKENS
 from vllm_capacity.figures import scrapes
+from vllm_capacity.figures.attempts import Attempts
 from vllm_capacity.figures.scrapes import merged
 
 START = "process_start_time_seconds"
@@ -57,7 +58,7 @@ def test_ten_steps_either_side_are_looked_at():
     ],
 )
 def test_attempts_that_an_even_grid_would_have_had(seconds, expected):
-    assert scrapes.missed(times(*seconds)) == expected
+    assert scrapes.missed(Attempts.of(attempts(a=seconds)).targets["a"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,15 +101,15 @@ def test_gaps_are_each_targets_own():
     ("instances", "expected"),
     [
         pytest.param("aab", {"a": [0, 1], "b": [2]}, id="together"),
-        pytest.param("baab", {"b": [0, 3], "a": [1, 2]}, id="in turn, all the same"),
+        pytest.param("baab", {"a": [1, 2], "b": [0, 3]}, id="in turn, all the same"),
         pytest.param("", {}, id="none"),
     ],
 )
 def test_rows_of_each_target(instances, expected):
-    rows = [(instance, ts) for ts, instance in enumerate(instances)]
-    made = pl.DataFrame(rows, schema={"instance": pl.String, "ts": pl.Int64}, orient="row")
-    found = [(name, own["ts"].to_list()) for name, own in scrapes.by_target(made)]
-    assert found == list(expected.items())
+    made = pl.concat([attempts(), *(attempts(**{name: [ts]}) for ts, name in enumerate(instances))])
+    found = Attempts.of(made).targets
+    told = {name: [seconds_of(ts) for ts in own.rows()["ts"]] for name, own in found.items()}
+    assert list(told.items()) == list(expected.items())
 
 
 FLEET = pl.DataFrame(

@@ -12,7 +12,7 @@ from vllm_capacity.assumptions import Assumptions, Hardware, Slo, pricing
 from vllm_capacity.cli.settings import HardwareSettings, PriceSettings, setting_options, taken
 from vllm_capacity.errors import InputError
 from vllm_capacity.interface import version_1
-from vllm_capacity.record import SCHEMA_VERSION, plain
+from vllm_capacity.record import SCHEMA_VERSION, many_records, plain
 from vllm_capacity.timerange import parse_instant
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def as_text(result: object, schema_version: str = str(SCHEMA_VERSION)) -> str:
 
     Version 1 is printed with a deprecation warning on stderr.
     """
-    body = plain(result)
+    with many_records():
+        body = plain(result)
     if schema_version == "1" and isinstance(body, Mapping):
         click.echo(
             "vllm-capacity: --schema-version 1 is deprecated and goes with the next release; the "

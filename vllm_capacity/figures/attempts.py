@@ -21,6 +21,7 @@ from vllm_capacity.telemetry.window import Window
 _LONGEST_US = 3_600_000_000  # a longer step ends a stretch: others fit into 32 bits
 _INSTANT = pl.Datetime("us", "UTC")
 _LOW, _HIGH = 0.05, 0.95
+_ROUNDING = 1e-12  # seconds of a step may differ in their last bit by who divides
 
 STRETCH_COLUMNS = (
     *("instance", "start", "end", "tried", "good", "last_good"),
@@ -121,7 +122,8 @@ class Attempts:
             packed(Target(each, self.steps_of).rows().filter(own)) for each in cut.iter_slices(1)
         ]
         found = pl.concat(halves)
-        places = pl.Series("place", -1 - np.arange(found.height) - self.stretches["place"].len())
+        least = int(self.stretches.get_column("place").min() or 0)  # type: ignore[arg-type]
+        places = pl.Series("place", min(least, 0) - 1 - np.arange(found.height))
         steps = dict(zip(places, found.get_column("steps"), strict=True))
         both = pl.concat([kept, found.with_columns(places).select(kept.columns)])
         inherited = self.steps_of
@@ -227,7 +229,9 @@ class Target:
     def _ends(self, least: str, most: str) -> tuple[float, float] | None:
         low, high = (self.stretches.get_column(name).drop_nulls() for name in (least, most))
         known = [*self._borders, *low, *high]
-        return (min(known) / 1e6, max(known) / 1e6) if known else None
+        if not known:
+            return None
+        return min(known) / 1e6 * (1 - _ROUNDING), max(known) / 1e6 * (1 + _ROUNDING)
 
     def rows(self) -> pl.DataFrame:
         """A row per attempt: instance, ts, is_good."""
@@ -239,7 +243,7 @@ class Target:
     def step_seconds(self) -> pl.Series:
         """Every step, in seconds."""
         times, _, _ = self._unpacked(0, self.stretches.height)
-        return pl.Series(np.diff(times) / 1e6)
+        return pl.Series(np.diff(times)) / 1e6
 
     def median_seconds(self) -> float:
         """The median step, in seconds; 0 for a lone attempt."""

@@ -162,8 +162,12 @@ def losses(
         set_clocks = set(untimed.get_column("instance"))
         spells = [_restart_spell(each, each.instance in set_clocks) for each in restarts]
         spells += [(o.instance, "outage", o.last_good, o.end) for o in outages]
+        reasons: dict[str, list[tuple[datetime, str]]] = {}
+        for instance, ts, reason in untimed.select("instance", "ts", "reason").iter_rows():
+            if ts is not None:
+                reasons.setdefault(instance, []).append((ts, reason))
         unread += [
-            _after_last_scrape(row, found, untimed)
+            _after_last_scrape(row, found, reasons.get(row["instance"], ()))
             for row in _with_load(window, time_range, spells).iter_rows(named=True)
         ]
         unread += [_before_first_scrape(row, found) for row in late.iter_rows(named=True)]
@@ -369,11 +373,13 @@ def _with_load(
     return frame.sort("instance", "start")
 
 
-def _after_last_scrape(row: dict[str, Any], found: Ceiling, untimed: pl.DataFrame) -> Unread:
+def _after_last_scrape(
+    row: dict[str, Any], found: Ceiling, untimed: Sequence[tuple[datetime, str]]
+) -> Unread:
+    """What a process counted after its last scrape at most; `untimed`: why none can be told."""
     instance, why, start, end = row["instance"], row["why"], row["start"], row["end"]
     running, waiting = row["running"] or 0.0, row["waiting"] or 0.0
-    is_inside = (pl.col("instance") == instance) & (pl.col("ts") > start) & (pl.col("ts") <= end)
-    reasons = untimed.filter(is_inside).get_column("reason").to_list()
+    reasons = [reason for ts, reason in untimed if start < ts <= end]
     if reasons:
         return Unread(instance, why, start, end, running, waiting, None, None, reasons[0])
     seconds = max(0.0, (end - start).total_seconds())
@@ -412,9 +418,15 @@ def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame | Attemp
     if counted.is_empty():
         return counted.with_columns(start=since)
     inside = Attempts.of(attempts).since(time_range.start)
-    usual = longest_median(inside.targets.values())
     seconds = (pl.col("first") - since).dt.total_microseconds() / 1e6
-    return counted.filter(seconds > GAP_FACTOR * usual).with_columns(start=since)
+    # The medians of a long time are costly: their bounds tell of nearly all targets.
+    bounds = [ends for own in inside.targets.values() if (ends := own.most_steps())]
+    least, most = (max((ends[which] for ends in bounds), default=0.0) for which in (0, 1))
+    counted = counted.filter(seconds > GAP_FACTOR * least)
+    if counted.select((seconds <= GAP_FACTOR * most).any()).item():
+        usual = longest_median(inside.targets.values())
+        counted = counted.filter(seconds > GAP_FACTOR * usual)
+    return counted.with_columns(start=since)
 
 
 def _before_first_scrape(row: dict[str, Any], found: Ceiling) -> Unread:

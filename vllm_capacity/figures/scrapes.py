@@ -12,10 +12,11 @@ the job with most answers, and another's scrape counts only where that one has n
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate
 
 import numpy as np
 import polars as pl
@@ -417,7 +418,8 @@ def restarts(window: Window, *, time_range: TimeRange | None = None) -> list[Res
         fallen = falls.get(instance, [])
         own = lives.get(instance)
         result = [] if own is None else _process_restarts(instance, own, fallen)
-        rest = [fall for fall in fallen if not any(_explains(r, fall) for r in result)]
+        afters = sorted(restart.after for restart in result)
+        rest = [fall for fall in fallen if not _is_explained(fall, afters)]
         found += sorted([*result, *_fallen(instance, rest)], key=lambda restart: restart.after)
     return [r for r in found if time_range is None or time_range.start <= r.after < time_range.end]
 
@@ -443,16 +445,12 @@ def _process_restarts(
 ) -> list[Restart]:
     """The restarts between processes; one before the first of them only where a counter fell."""
     found = []
+    ordered = sorted(falls)
+    latest = list(accumulate((after for _, after in ordered), max))
     ended: datetime | None = None
     for since, until, started in lives.select("since", "until", "started").iter_rows():
-        is_first = ended is None
-        bases = [
-            before
-            for before, after in falls
-            if before < since <= after and (not is_first or before < started)
-        ]
-        if ended is not None:
-            bases.append(ended)
+        fall = _last_before(since if ended else min(since, started), since, ordered, latest)
+        bases = [each for each in (fall, ended) if each is not None]
         if bases:
             before = max(bases)
             is_between = before <= started <= since
@@ -461,8 +459,28 @@ def _process_restarts(
     return found
 
 
-def _explains(restart: Restart, fall: tuple[datetime, datetime]) -> bool:
-    return fall[0] < restart.after <= fall[1]
+def _last_before(
+    instant: datetime,
+    since: datetime,
+    falls: Sequence[tuple[datetime, datetime]],
+    latest: Sequence[datetime],
+) -> datetime | None:
+    """The last beginning of a fall before `instant` that goes on until `since`; None without one.
+
+    `falls` are in order, `latest` the latest end of each and those before it.
+    """
+    for at in range(bisect_left(falls, (instant,)) - 1, -1, -1):
+        if latest[at] < since:
+            return None
+        if falls[at][1] >= since:
+            return falls[at][0]
+    return None
+
+
+def _is_explained(fall: tuple[datetime, datetime], afters: Sequence[datetime]) -> bool:
+    """Whether a restart lies in the time of the fall; `afters` are those of all, in order."""
+    at = bisect_right(afters, fall[0])
+    return at < len(afters) and afters[at] <= fall[1]
 
 
 def _fallen(instance: str, falls: list[tuple[datetime, datetime]]) -> list[Restart]:

@@ -302,7 +302,7 @@ def _of_minutes(minutes: pl.DataFrame, step_seconds: float | None) -> pl.DataFra
     Longer ones stand on the clock. Time between two minutes of an engine that nobody tells of is
     a step with a gap.
     """
-    steps = _with_ceiling(_in_order(minutes))
+    steps = _in_order(_with_ceiling(minutes))
     if step_seconds is not None and step_seconds > MINUTE_SECONDS:
         steps = _folded(steps, step_seconds)
     untold = steps.select(
@@ -318,18 +318,20 @@ def _of_minutes(minutes: pl.DataFrame, step_seconds: float | None) -> pl.DataFra
     return pl.concat([steps, untold], how="diagonal").sort(*_ENGINE, "start")
 
 
-def _in_order(minutes: pl.DataFrame) -> pl.DataFrame:
-    """The minutes of each engine in order of time, of those of each piece of time in that order.
+def _in_order(steps: pl.DataFrame) -> pl.DataFrame:
+    """The steps of each engine in order of time, of those of each piece of time in that order.
 
     To sort by a number per engine takes a fraction of what its names and times would.
     """
-    engines = minutes.select(_ENGINE).unique().sort(_ENGINE).with_row_index("engine_number")
-    numbers = minutes.select(_ENGINE).join(
-        engines, on=_ENGINE, how="left", nulls_equal=True, maintain_order="left"
+    engines = steps.select(_ENGINE).unique().sort(_ENGINE).with_row_index("number")
+    number = (
+        steps.select(_ENGINE)
+        .join(engines, on=_ENGINE, how="left", nulls_equal=True, maintain_order="left")
+        .get_column("number")
+        .to_numpy()
     )
-    number = numbers.get_column("engine_number").to_numpy()
     short = number.astype(np.uint16) if engines.height < 2**16 else number
-    return minutes[np.argsort(short, kind="stable")]
+    return steps.rechunk()[np.argsort(short, kind="stable")]
 
 
 def _folded(steps: pl.DataFrame, seconds: float) -> pl.DataFrame:

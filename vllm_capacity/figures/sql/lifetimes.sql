@@ -5,6 +5,16 @@ with seen as (
     select series_id, ts, value from samples where ts < $end
     union all
     select series_id, ts, count as value from histograms where ts < $end
+),
+ends as (
+    select
+        series_id,
+        min(ts) as first_ts,
+        max(ts) as last_ts,
+        arg_min(value, ts) as first_value,
+        arg_max(value, ts) as last_value
+    from seen
+    group by series_id
 )
 select
     series_id,
@@ -16,11 +26,10 @@ select
     bounds,
     exposed,
     starts_at_zero,
-    min(ts) as first_ts,
-    max(ts) as last_ts,
-    arg_min(value, ts) as first_value,
-    arg_max(value, ts) as last_value
-from seen
+    first_ts,
+    last_ts,
+    first_value,
+    last_value
+from ends
 join series using (series_id)
-group by all
 order by metric, instance, engine, labels, series_id

@@ -48,6 +48,11 @@ STRETCH_SCHEMA: Schema = {
     "memory_bound_ratio": pl.Float64,
 }
 
+_STRETCH_COLUMNS = (
+    *("instance", "engine", "start", "end", "is_gap", "is_restart", "preemptions"),
+    *("output_tokens_per_second", "prompt_tokens_per_second", "itl_mean_seconds"),
+    *("kv_cache_ratio_mean", "running_max", "running_mean", "waiting_mean"),
+)
 _BASIS = "engine time fitted to ITL and prefill times"
 _SEED, _DRAWS = 18, 200
 _STRETCH_SECONDS, _MOST_STRETCHES = 60.0, 300
@@ -108,10 +113,13 @@ def stretches(steps: pl.DataFrame) -> pl.DataFrame:
     seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
     needed = ["itl_mean_seconds", "prompt_tokens_per_second", "kv_cache_ratio_mean"]
     good = (
-        steps.filter(~pl.col("is_gap"), ~pl.col("is_restart"))
+        steps.lazy()
+        .select(_STRETCH_COLUMNS)
+        .filter(~pl.col("is_gap"), ~pl.col("is_restart"))
         .filter(pl.col("output_tokens_per_second") > 0, pl.col("itl_mean_seconds") > 0)
         .drop_nulls(needed)
         .with_columns(seconds=seconds)
+        .collect()
     )
     length = max(_STRETCH_SECONDS, float(good["seconds"].sum()) / _MOST_STRETCHES)
     output = pl.col("output_tokens_per_second") * pl.col("seconds")

@@ -31,7 +31,7 @@ import polars as pl
 
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures.steps import Schema
-from vllm_capacity.record import Record
+from vllm_capacity.record import Record, many_records
 from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.arrays import Mask, time_mean
 from vllm_capacity.verdicts.saturation.best_minute import BestMinute, best_minute
@@ -313,8 +313,9 @@ def saturation(
     used = utilization(_output_rate(fits), capacity) if used is None else used
     limits = [limit for f in fits if (limit := f.bottleneck) is not None]
     loads = running or {f.engine: f.capacity_running for f in fits}
-    rows = (row for f in fits for row in regime_rows(f.engine, f.steps))
-    stretches = tuple(Stretch(*row) for row in rows)  # type: ignore[arg-type]  # see _WhenRead
+    with many_records():
+        rows = (row for f in fits for row in regime_rows(f.engine, f.steps))
+        stretches = tuple(Stretch(*row) for row in rows)  # type: ignore[arg-type]  # see _WhenRead
     return Saturation(
         regime=regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
         bottleneck=regimes.worst(limits) if limits else None,
