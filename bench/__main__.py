@@ -13,8 +13,8 @@ from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from bench import scale
 from bench.measure import TIMEOUT_SECONDS, Ratio, machine
-from bench.scale import growth
 
 HERE = Path(__file__).parent
 RATIOS = {  # how often each side is measured
@@ -50,6 +50,11 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="once each, of one engine-day: about two minutes"
     )
+    parser.add_argument(
+        "--month",
+        action="store_true",
+        help="in place of the sizes of `scale`: up to 100 engines for 30 days, of what is kept",
+    )
     parser.add_argument("--date", type=date.fromisoformat, default=datetime.now(UTC).date())
     asked = parser.parse_args()
     unknown = sorted(set(asked.names) - set(names))
@@ -58,8 +63,12 @@ def main() -> None:
     os.nice(10)
     began = machine()
     chosen = asked.names or (QUICK if asked.quick else names)
+    if asked.month and "scale" not in chosen:
+        parser.error("--month is of `scale`: python -m bench scale --month")
     ratios = {
-        name: _measured(name, asked.runs, is_quick=asked.quick) for name in RATIOS if name in chosen
+        name: _measured(name, asked.runs, is_quick=asked.quick, is_month=asked.month)
+        for name in RATIOS
+        if name in chosen
     }
     trials = {name: _told(name) for name in TRIALS if name in chosen}
     if not (asked.names or asked.quick):
@@ -68,16 +77,23 @@ def main() -> None:
         print(f"Wrote bench/{results.name}.")
 
 
-def _measured(name: str, runs: int | None, *, is_quick: bool) -> list[Ratio]:
+def _measured(name: str, runs: int | None, *, is_quick: bool, is_month: bool) -> list[Ratio]:
     print(f"{name} …", flush=True)
     module = importlib.import_module(f"bench.{name}")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        if is_quick and hasattr(module, "quick"):
+        if is_month and name == "scale":
+            found = scale.month(Path(folder), runs=runs or RATIOS[name])
+        elif is_quick and hasattr(module, "quick"):
             found = module.quick(Path(folder))
         else:
             found = module.measure(Path(folder), runs=runs or (1 if is_quick else RATIOS[name]))
     for ratio in found:
-        print(f"  {ratio.value:.2f} × in {ratio.unit}: {ratio.ours_is} ÷ {ratio.bare_is}")
+        print(
+            f"  {ratio.value:.2f} × in {ratio.unit}: {ratio.ours_is} ÷ {ratio.bare_is} "
+            f"({statistics.median(ratio.ours):.3g} and {statistics.median(ratio.bare):.3g})"
+        )
+    for line in scale.growth(found):
+        print(f"  {line}")
     return found
 
 
@@ -112,7 +128,7 @@ def page(
         *(_row(name, ratio) for name, found in ratios.items() for ratio in found),
         "",
         *_notes(),
-        *(f"- {line}" for line in growth(ratios.get("scale", []))),
+        *(f"- {line}" for line in scale.growth(ratios.get("scale", []))),
         "",
         "## How near the verdicts come",
         "",

@@ -3,6 +3,9 @@
 One, ten and a hundred engines for a day, scraped every 2 s: the first answer, which computes what
 hours leave behind, and the next one, which reads that. The four questions are output tokens of each
 engine, the buckets of p95 TTFT, the fullest KV cache and the mean of running requests.
+
+`--month` measures the next answer alone, of what is kept of up to a hundred engines for thirty days
+(engine_month.py).
 """
 
 import json
@@ -18,10 +21,12 @@ from pathlib import Path
 import polars as pl
 
 from bench.engine_day import engine_day
+from bench.engine_month import engine_month
 from bench.measure import TIMEOUT_SECONDS, Ratio, by_turns, cpu_seconds, peak_megabytes
 from vllm_capacity.telemetry.manifest import TABLES
 
 ENGINES = (1, 10, 100)
+MONTH = ((1, 1), (10, 1), (100, 7), (100, 30))  # engines, days
 _GOALS = {"again": "2", "first": "8"}
 
 
@@ -56,6 +61,31 @@ def quick(folder: Path) -> list[Ratio]:
     return measure(folder, runs=1, sizes=ENGINES[:1])
 
 
+def month(folder: Path, *, runs: int, sizes: Sequence[tuple[int, int]] = MONTH) -> list[Ratio]:
+    """Figures of what is kept of many engines and days; of hundreds of engine-days once."""
+    found = []
+    for engines, days in sizes:
+        path = engine_month(folder, engines, days)
+        times = runs if engines * days <= 10 else 1
+        ours, bare = ([_alone(which, path) for _ in range(times)] for which in ("again", "read"))
+        found += [
+            Ratio(
+                _month_title(engines, days),
+                "polars reading every frame of it",
+                unit,
+                tuple(one[at] for one in ours),
+                tuple(one[at] for one in bare),
+                goal if (engines, days) == MONTH[-1] else "",
+            )
+            for at, (unit, goal) in enumerate((("CPU s", "ours < 10"), ("peak MB", "ours < 4096")))
+        ]
+    return found
+
+
+def _month_title(engines: int, days: int) -> str:
+    return f"figures of engines × days {engines} × {days}, kept"
+
+
 def growth(found: Sequence[Ratio]) -> list[str]:
     """How what is measured grows with the number of engines: the exponents, from size to size."""
     told = []
@@ -73,6 +103,19 @@ def growth(found: Sequence[Ratio]) -> list[str]:
             ]
             if each:
                 told.append(f"figures {which}, {unit} by engines: exponent {', '.join(each)}.")
+    for unit in ("CPU s", "peak MB"):
+        of = [
+            (engines * days, statistics.median(ratio.ours))
+            for engines, days in MONTH
+            for ratio in found
+            if ratio.ours_is == _month_title(engines, days) and ratio.unit == unit
+        ]
+        each = [
+            f"{math.log(b / a) / math.log(m / n):.2f} from {n:,} to {m:,}"
+            for (n, a), (m, b) in pairwise(of)
+        ]
+        if each:
+            told.append(f"figures kept, {unit} by engine-days: exponent {', '.join(each)}.")
     return told
 
 
@@ -160,6 +203,12 @@ _QUESTIONS = (
 )
 
 
+def read(path: Path) -> None:
+    """Every frame that the hours of a window left behind."""
+    for name in sorted({frame.name for frame in path.glob(".rollup/*/*.parquet")}):
+        pl.read_parquet(sorted(path.glob(f".rollup/*/{name}")), glob=False)
+
+
 def figures(path: Path) -> None:
     from vllm_capacity.analysis import Analysis
     from vllm_capacity.telemetry.window import open_window
@@ -168,5 +217,5 @@ def figures(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    action = obvious_sql if sys.argv[1] == "sql" else figures
+    action = {"sql": obvious_sql, "read": read}.get(sys.argv[1], figures)
     print(json.dumps([cpu_seconds(lambda: action(Path(sys.argv[2]))), peak_megabytes()]))
