@@ -227,8 +227,9 @@ class Target:
         return self._ends("low", "high")
 
     def _ends(self, least: str, most: str) -> tuple[float, float] | None:
-        low, high = (self.stretches.get_column(name).drop_nulls() for name in (least, most))
-        known = [*self._borders, *low, *high]
+        low, high = self.stretches.select(pl.col(least).min(), pl.col(most).max()).row(0)
+        borders = [self._borders.min(), self._borders.max()] if self._borders.size else []
+        known = [int(each) for each in (low, high, *borders) if each is not None]
         if not known:
             return None
         return min(known) / 1e6 * (1 - _ROUNDING), max(known) / 1e6 * (1 + _ROUNDING)

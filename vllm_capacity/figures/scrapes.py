@@ -398,6 +398,8 @@ def longest_median(targets: Iterable[Target]) -> float:
 def _returned(window: Window, time_range: TimeRange) -> set[str]:
     """The targets that answer after the part, by the process that they had at its end."""
     later = window.named_sql("figures", "good_after", end=time_range.end).get_column("instance")
+    if later.is_empty():
+        return set()
     replaced = {r.instance for r in restarts(window) if r.before < time_range.end <= r.after}
     return set(later.to_list()) - replaced
 

@@ -281,18 +281,18 @@ def _with_ceiling(steps: pl.DataFrame) -> pl.DataFrame:
 
 def _at_ceiling_shares(running: pl.Series, ceiling: pl.Series) -> pl.Series:
     """The share of each list that is no less than its ceiling; null where nothing is known."""
-    rows = (running.list.len() > 0).fill_null(False).arg_true()
-    lists = running.gather(rows)
-    counts = lists.list.len().to_numpy().astype(np.int64)
-    each = lists.explode(empty_as_null=False).cast(pl.Float64).fill_null(np.nan).to_numpy()
-    is_at = each >= np.repeat(ceiling.gather(rows).fill_null(np.nan).to_numpy(), counts)
-    begins = np.cumsum(counts) - counts
+    counts = running.list.len().fill_null(0).to_numpy().astype(np.int64)
+    rows = np.flatnonzero(counts)
     found = np.full(len(running), np.nan)
-    if rows.len():
-        known = np.add.reduceat(~np.isnan(each), begins, dtype=np.int64)
-        is_known = known > 0
+    if rows.size:
+        each = running.explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64)
+        values = each.fill_null(np.nan).to_numpy()
+        own = counts[rows]
+        is_at = values >= np.repeat(ceiling.fill_null(np.nan).to_numpy()[rows], own)
+        begins = np.cumsum(own) - own
+        known = np.add.reduceat(~np.isnan(values), begins, dtype=np.int64)
         at = np.add.reduceat(is_at, begins, dtype=np.int64)
-        found[rows.to_numpy()[is_known]] = at[is_known] / known[is_known]
+        found[rows[known > 0]] = (at / np.maximum(known, 1))[known > 0]
     return pl.Series(found, nan_to_null=True)
 
 
