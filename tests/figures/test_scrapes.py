@@ -3,6 +3,8 @@
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.figures.small_windows import (
     T0,
@@ -18,7 +20,7 @@ from tests.figures.small_windows import (
 from vllm_capacity.facts.metrics import GENERATION_TOKENS
 from vllm_capacity.figures import scrapes
 from vllm_capacity.figures.attempts import Attempts
-from vllm_capacity.figures.scrapes import merged
+from vllm_capacity.figures.scrapes import _is_explained, _last_before, merged
 
 START = "process_start_time_seconds"
 
@@ -259,3 +261,21 @@ def scraped_by(**jobs):
 def test_one_grid_of_attempts_per_target(jobs, expected):
     found = merged(scraped_by(**jobs)).filter("is_good")
     assert [seconds_of(ts) for ts in found.get_column("ts")] == expected
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), max_size=12),
+    instants=st.lists(st.integers(0, 60), min_size=1, max_size=6),
+)
+@settings(max_examples=200, deadline=None)
+def test_falls_and_restarts_are_told_apart_as_if_each_met_each(spans, instants):
+    """In one pass over both: a window of weeks has thousands of them."""
+    falls = [(at(begin), at(begin + length)) for begin, length in spans]
+    ordered, afters = sorted(falls), sorted(map(at, instants))
+    latest = [max(end for _, end in ordered[: place + 1]) for place in range(len(ordered))]
+    for begin, end in falls:
+        is_explained = any(begin < after <= end for after in afters)
+        assert _is_explained((begin, end), afters) == is_explained
+    for since in afters:
+        own = [begin for begin, end in falls if begin < since <= end]
+        assert _last_before(since, since, ordered, latest) == max(own, default=None)
