@@ -244,9 +244,9 @@ def engine_steps(
 
     Columns: `STEP_SCHEMA`; null where a step has no sample. Empty where there is no engine.
     """
-    kept = window.hourly("steps")
+    kept = _of_minutes(window, step_seconds, only)
     if kept is not None:
-        return _of_minutes(_of_engine(kept, only), step_seconds)
+        return kept
     attempts = scrapes.attempts(window, end=time_range.end)
     if window.counters == "minute":
         step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
@@ -296,13 +296,19 @@ def _at_ceiling_shares(running: pl.Series, ceiling: pl.Series) -> pl.Series:
     return pl.Series(found, nan_to_null=True)
 
 
-def _of_minutes(minutes: pl.DataFrame, step_seconds: float | None) -> pl.DataFrame:
+def _of_minutes(
+    window: Window, step_seconds: float | None, only: str | None
+) -> pl.DataFrame | None:
     """The steps of a long range: those of its minutes, or what of them falls in longer steps.
 
     Longer ones stand on the clock. Time between two minutes of an engine that nobody tells of is
-    a step with a gap.
+    a step with a gap. None where rows are read.
     """
-    steps = _in_order(_with_ceiling(minutes))
+    steps = window.hourly("steps")
+    if steps is None:
+        return None
+    steps = _with_ceiling(_of_engine(steps, only))  # the largest frame of all: each is let go when the next is made
+    steps = _in_order(steps)
     if step_seconds is not None and step_seconds > MINUTE_SECONDS:
         steps = _folded(steps, step_seconds)
     untold = steps.select(
