@@ -207,7 +207,9 @@ def connected(window: Window, pieces: Sequence[Kept]) -> Database:
             cursor.read_parquet(paths).to_view(table)
         for table in ("samples", "histograms"):
             kept = [as_pattern(path) for path in _paths(pieces, table)]
-            if len(kept) == len(pieces):
+            if len(kept) == len(pieces) and table == "samples":
+                cursor.read_parquet(kept).create(table)  # a dozen queries read all of these files
+            elif len(kept) == len(pieces):
                 cursor.read_parquet(kept).to_view(table)
             else:
                 stored(cursor, table, _together(pieces, table))
