@@ -26,6 +26,7 @@ from vllm_capacity.facts.metrics import (
 from vllm_capacity.figures.scrapes import Gap, Restart
 from vllm_capacity.figures.steps import (
     Grid,
+    _at_ceiling_shares,
     bin_increases,
     engine_steps,
     marks,
@@ -210,3 +211,22 @@ def test_the_best_minute_lies_between_two_scrapes(tmp_path):
 def test_a_window_without_an_engine_has_no_steps(tmp_path):
     window = small_window(tmp_path, gauge("process_start_time_seconds", {0: 1}, engine=None))
     assert engine_steps(window, time_range=time_range(0, 20)).is_empty()
+
+
+_LISTS = [None, [], [3.0], [4.0, 5.0, None], [None], [1.0, 5.0, 5.0, 2.0], []]
+_CEILINGS = [4.0, 4.0, 4.0, 4.0, 4.0, 5.0, None]
+
+
+@pytest.mark.parametrize("lists", [_LISTS, [None, []], []], ids=["mixed", "nothing ran", "none"])
+def test_share_of_scrapes_at_the_ceiling(lists):
+    running = pl.Series(lists, dtype=pl.List(pl.Float64))
+    ceiling = pl.Series(_CEILINGS[: len(lists)], dtype=pl.Float64)
+    rows = pl.DataFrame({"row": range(len(lists)), "running": running, "ceiling": ceiling})
+    shares = (
+        rows.filter(pl.col("running").list.len() > 0)
+        .explode("running")
+        .group_by("row")
+        .agg(share=(pl.col("running") >= pl.col("ceiling")).mean())
+    )
+    expected = rows.join(shares, on="row", how="left", maintain_order="left")["share"]
+    assert _at_ceiling_shares(running, ceiling).to_list() == expected.to_list()
