@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -242,9 +242,9 @@ def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFram
 
 def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.DataFrame:
     """attempts.sql: those of the jobs that count are kept (figures/scrapes.py)."""
-    steps = partial(_together, pieces, "attempt_steps")
+    stretches = _together(pieces, "attempts")
     found = Attempts.put_together(
-        _together(pieces, "attempts"), lambda: steps().get_column("steps")
+        stretches, lambda: _together(pieces, "attempt_steps").get_column("steps")
     )
     return found.rows().filter(pl.col("ts") < _instant(params["end"]))
 
