@@ -168,8 +168,8 @@ def _right(rows: Sequence[Row], name: str) -> str:
     return _share(sum(bool(row[f"{name}_right"]) for row in rows), len(rows))
 
 
-def _share(time_range: int, whole: int) -> str:
-    return f"{time_range} ({time_range / whole:.0%})" if whole else "–"
+def _share(count: int, whole: int) -> str:
+    return f"{count} ({count / whole:.0%})" if whole else "–"
 
 
 def _median(values: Sequence[float]) -> str:

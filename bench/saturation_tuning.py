@@ -144,10 +144,10 @@ def cases(
     """What every cut of every sweep lets foresee, and the peak that was."""
     for name, loads in sweeps.items():
         for kept in cuts(loads, by):
-            time_range = LoadPoints(loads.running[:kept], loads.output[:kept], loads.error[:kept])
-            peak_estimate = extrapolated_peak(time_range, prior=prior)
+            seen_loads = LoadPoints(loads.running[:kept], loads.output[:kept], loads.error[:kept])
+            peak_estimate = extrapolated_peak(seen_loads, prior=prior)
             if peak_estimate is not None:
-                seen = float(time_range.output.max())
+                seen = float(seen_loads.output.max())
                 yield Case(name, peak_estimate.no_less_than(seen), float(loads.output.max()))
 
 

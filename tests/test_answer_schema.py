@@ -22,9 +22,7 @@ def test_the_committed_schema_is_made_of_the_types():
 def test_every_key_is_required():
     parts = schema()["$defs"].values()
     assert all(
-        time_range["required"] == list(time_range["properties"])
-        for time_range in parts
-        if "properties" in time_range
+        part["required"] == list(part["properties"]) for part in parts if "properties" in part
     )
 
 

@@ -20,7 +20,7 @@ ADDED = ("allocation_usd", "idle_usd")
 def test_the_parts_add_up_to_the_whole(request, name, by):
     result = cost_by(request.getfixturevalue(name), by=by, terms=PRICE)
     for figure in ADDED:
-        parts = [time_range[figure]["mid"] for time_range in result["parts"].values()]
+        parts = [part[figure]["mid"] for part in result["parts"].values()]
         if None not in parts:
             assert sum(parts) == pytest.approx(result["whole"][figure]["mid"], rel=1e-12)
 
@@ -69,9 +69,7 @@ def test_a_mapping_file_prices_each_replica_and_a_change_within_the_window(two_r
         "r1,2,3,,\n"
     )
     result = cost_by(two_replicas, by="instance", terms=assumed(fleet=load_fleet(mapping)))
-    paid = {
-        name: time_range["allocation_usd"]["mid"] for name, time_range in result["parts"].items()
-    }
+    paid = {name: part["allocation_usd"]["mid"] for name, part in result["parts"].items()}
     before = (datetime(2026, 11, 24, 6, 1, tzinfo=UTC) - two_replicas.extent.start).total_seconds()
     assert paid["r1"] == pytest.approx(320 / 3600 * 2 * 3, rel=1e-3)
     assert paid["r0"] == pytest.approx((before * 2 + (320 - before) * 4) / 3600, rel=1e-3)

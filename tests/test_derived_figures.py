@@ -51,7 +51,7 @@ def test_tokens_per_request_are_unknown_where_none_finished(swept, changes):
 
 
 @pytest.mark.parametrize(
-    ("time_range", "ratio"),
+    ("counted", "ratio"),
     [
         pytest.param(Requests(200, 200, {}, Lost(0, 50)), 0.25, id="of finished requests"),
         pytest.param(Requests(0, 0, {}, Lost(0, 50)), None, id="of none"),
@@ -59,8 +59,8 @@ def test_tokens_per_request_are_unknown_where_none_finished(swept, changes):
         pytest.param(Tokens(300, 300, None, Lost(0, 40)), None, id="of what is not counted"),
     ],
 )
-def test_most_that_is_lost_is_a_share_of_the_counted(time_range, ratio):
-    assert time_range.lost_ratio == ratio
+def test_most_that_is_lost_is_a_share_of_the_counted(counted, ratio):
+    assert counted.lost_ratio == ratio
 
 
 def test_rates_per_hour_and_day():

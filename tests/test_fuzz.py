@@ -60,11 +60,11 @@ def complaint(function, *args):
 
 def assert_finite(value):
     if isinstance(value, dict):
-        for time_range in value.values():
-            assert_finite(time_range)
+        for inner in value.values():
+            assert_finite(inner)
     elif isinstance(value, list):
-        for time_range in value:
-            assert_finite(time_range)
+        for inner in value:
+            assert_finite(inner)
     elif isinstance(value, float):
         assert math.isfinite(value)
 

@@ -364,7 +364,7 @@ def test_worked_example_from_its_two_halves_added():
 
 def figures_of(*parts) -> dict[str, str]:
     """The four published figures of these parts of one run, added, to the published digits."""
-    answers = [time_range.answer for time_range in parts]
+    answers = [part.answer for part in parts]
     hours = sum(answer.window.hours for answer in answers)
     requests = sum(answer.requests.successful for answer in answers)
     bill = sum(answer.cost.allocation_usd.mid for answer in answers)

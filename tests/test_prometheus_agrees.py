@@ -72,7 +72,7 @@ def test_every_counter_to_the_last_digit(examples, capture, start, answered):
     theirs = {}
     for name, metric in COUNTERS.items():
         for key, figures in answered["counters"][name].items():
-            labels = [time_range for time_range in key.split(",") if time_range != "_"]
+            labels = [part for part in key.split(",") if part != "_"]
             instance = labels.pop() if labels and labels[-1] in ("r0", "r1") else "vllm"
             theirs[metric, labels[0] if labels else "", instance] = figures["anchored"]
     assert ours == theirs

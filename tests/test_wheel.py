@@ -70,7 +70,7 @@ def environment(wheel, tmp_path_factory) -> dict[str, str]:
 def test_nothing_of_whoever_built_it_is_in_the_wheel(wheel):
     theirs = (".rollup", "data/windows", ".ipynb_checkpoints", "__pycache__")
     names = ZipFile(wheel).namelist()
-    assert [name for name in names if any(time_range in name for time_range in theirs)] == []
+    assert [name for name in names if any(path in name for path in theirs)] == []
 
 
 @pytest.mark.parametrize("name", ["otel-config.yaml", "compose-otel.yml", "data/README.md"])

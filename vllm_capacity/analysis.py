@@ -585,9 +585,7 @@ class Analysis:
             price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
             return [(pricing.gpus_per_engine, price)]
         parts = self.bill_parts.values()
-        return [
-            (time_range.usage.gpus_per_engine, time_range.usd_per_gpu_hour) for time_range in parts
-        ]
+        return [(part.usage.gpus_per_engine, part.usd_per_gpu_hour) for part in parts]
 
     def bill_at(self, usd_per_gpu_hour: Estimate) -> Bill:
         """The bill of the same use at one other price, for all engines."""

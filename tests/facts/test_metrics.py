@@ -56,7 +56,7 @@ def types(text: str) -> dict[str, str]:
 
 
 def release(text: str) -> tuple[int, ...]:
-    return tuple(int(time_range) for time_range in text.split("."))
+    return tuple(int(number) for number in text.split("."))
 
 
 def is_named_by(first: str, last: str, version: str) -> bool:

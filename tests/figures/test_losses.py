@@ -161,8 +161,8 @@ def dying(tmp_path, *, grids=None):
     return window_of(tmp_path, pods, grids or {"dies": times, "stays": times})
 
 
-def quality_report(window, check, **time_range):
-    return [f for f in answer(window, **time_range)["quality"] if f["check"] == check]
+def quality_report(window, check, **options):
+    return [f for f in answer(window, **options)["quality"] if f["check"] == check]
 
 
 def test_a_server_that_stays_dead_has_a_bound_and_is_named(tmp_path):

@@ -167,7 +167,7 @@ class World:
         if path.endswith("/info"):
             return httpx.Response(200, json=self.info)
         query = json.loads(request.content)["query"]
-        [rows] = [rows for time_range, rows in self.rows.items() if time_range in query]
+        [rows] = [rows for part, rows in self.rows.items() if part in query]
         return rows if isinstance(rows, httpx.Response) else httpx.Response(200, json=rows)
 
     def findings(self, chain: Chain = CHAIN, **given: Any) -> list[CheckResult]:
@@ -210,8 +210,8 @@ def _count(**counts: float) -> Callable[[World], None]:
     return lambda world: world.after.update(counts)
 
 
-def _rows(time_range: str, rows: Any) -> Callable[[World], None]:
-    return lambda world: world.rows.update({time_range: rows})
+def _rows(part: str, rows: Any) -> Callable[[World], None]:
+    return lambda world: world.rows.update({part: rows})
 
 
 def _without_encoding(world: World) -> None:
@@ -247,9 +247,9 @@ def _columns(old: str, new: str) -> Callable[[World], None]:
 def _never_filled(world: World) -> None:
     """As a 2.9.5 answers: no columns, and every query on one refused."""
     world.schema = (200, '{"fields":[],"metadata":{}}')
-    for time_range, column in ((BATCHES, "p_timestamp"), (INSTANCES, "metric_name")):
+    for part, column in ((BATCHES, "p_timestamp"), (INSTANCES, "metric_name")):
         output = f"Datafusion Error: Schema error: No field named {column}."
-        world.rows[time_range] = httpx.Response(400, text=output)
+        world.rows[part] = httpx.Response(400, text=output)
 
 
 UNTYPED = SCRAPE.replace("\nvllm:", "\nvllm_")
@@ -416,8 +416,8 @@ def test_a_mistyped_stream_is_not_to_be_created_blindly() -> None:
 def test_without_a_collector_nothing_is_claimed_of_one() -> None:
     alone = replace(CHAIN, collector_metrics=None, collector_health=None)
     world = World()
-    for time_range, rows in ((BATCHES, AHEAD), (INSTANCES, NO_B)):
-        world.rows[time_range] = rows
+    for part, rows in ((BATCHES, AHEAD), (INSTANCES, NO_B)):
+        world.rows[part] = rows
     findings = world.findings(alone, secret=None, config=None)
     others = [finding.as_dict() for finding in findings if finding.check != "clock-skew"]
     assert "Collector" not in json.dumps(others)

@@ -32,7 +32,7 @@ def tell(url: str, told: Path, *found: Alert, labels: dict[str, str] | None = No
         found,
         labels=labels or {},
         subject="monday, up to noon",
-        told=told,
+        record=told,
         now=NOW,
         pause=lambda seconds: None,
     )

@@ -83,7 +83,7 @@ def test_no_client_is_told_the_password_of_the_upstream(upstream, path):
 def test_one_answer_for_each_request(request_bytes, statuses):
     with raw_server(saying(good(TEXT))) as url, proxying(url) as address:
         answer = output(address, request_bytes)
-    assert [time_range[:3] for time_range in answer.split(b"HTTP/1.1 ")[1:]] == statuses
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == statuses
 
 
 def test_connections_are_bounded_before_anything_is_read():

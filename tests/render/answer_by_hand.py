@@ -111,10 +111,10 @@ ANSWER = Answer(
     quality=(finding("jitter", "info", 3),),
 )
 ESTIMATES = tuple(
-    f"{time_range}__{name.name}"
-    for time_range in ("cost", "saturation", "slo")
-    for name in fields(getattr(ANSWER, time_range))
-    if isinstance(getattr(getattr(ANSWER, time_range), name.name), Estimate)
+    f"{section}__{name.name}"
+    for section in ("cost", "saturation", "slo")
+    for name in fields(getattr(ANSWER, section))
+    if isinstance(getattr(getattr(ANSWER, section), name.name), Estimate)
 )
 """The path of every estimate of `cost`, `saturation` and `slo`."""
 

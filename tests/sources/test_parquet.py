@@ -78,10 +78,8 @@ def test_a_histogram_is_per_bucket_with_its_bounds(whole):
 
 
 def test_a_range_holds_what_was_sampled_in_it_and_the_last_before(whole):
-    time_range = read_stream(
-        open_store(str(STORE)), "vllm_metrics", TimeRange(at(8, 18), at(8, 19))
-    )
-    times = of(time_range, GENERATED).get_column("ts").sort()
+    rows = read_stream(open_store(str(STORE)), "vllm_metrics", TimeRange(at(8, 18), at(8, 19)))
+    times = of(rows, GENERATED).get_column("ts").sort()
     expected = of(whole, GENERATED).get_column("ts").sort()
     inside = expected.filter(expected.is_between(at(8, 18), at(8, 19), closed="left"))
     assert times.to_list() == [expected.filter(expected < at(8, 18)).max(), *inside.to_list()]
@@ -89,18 +87,14 @@ def test_a_range_holds_what_was_sampled_in_it_and_the_last_before(whole):
 
 def test_what_arrived_after_the_end_but_was_sampled_before_is_in(whole):
     # The store was down from 08:17:24 to 08:20:13; these samples arrived after that.
-    time_range = read_stream(
-        open_store(str(STORE)), "vllm_metrics", TimeRange(at(8, 18), at(8, 18, 30))
-    )
-    assert of(time_range, GENERATED).height == 16
+    rows = read_stream(open_store(str(STORE)), "vllm_metrics", TimeRange(at(8, 18), at(8, 18, 30)))
+    assert of(rows, GENERATED).height == 16
 
 
 def test_a_series_that_ended_before_the_start_stays_out():
-    time_range = read_stream(
-        open_store(str(STORE)), "vllm_metrics", TimeRange(at(8, 24), at(8, 26))
-    )
-    assert of(time_range, GENERATED, "127.0.0.1:18002").is_empty()
-    assert not of(time_range, "up", "127.0.0.1:18002").is_empty()
+    rows = read_stream(open_store(str(STORE)), "vllm_metrics", TimeRange(at(8, 24), at(8, 26)))
+    assert of(rows, GENERATED, "127.0.0.1:18002").is_empty()
+    assert not of(rows, "up", "127.0.0.1:18002").is_empty()
 
 
 def fingerprint(folder: Path) -> str:

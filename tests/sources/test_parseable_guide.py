@@ -1,4 +1,4 @@
-"""The guide's SQL, run by the stand-in's DataFusion, gives our own figures."""
+"""The SQL of Parseable's guide to vLLM metrics, run by DataFusion, gives our own figures."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -76,8 +76,7 @@ def prometheus(request):
     if request.url.path.endswith("/values"):
         data = ["up", "vllm:generation_tokens_total"]
         data += [
-            f"vllm:time_to_first_token_seconds_{time_range}"
-            for time_range in ("bucket", "sum", "count")
+            f"vllm:time_to_first_token_seconds_{suffix}" for suffix in ("bucket", "sum", "count")
         ]
     elif request.url.path.endswith("/metadata"):
         data = {"vllm:generation_tokens_total": [{"type": "counter", "help": "", "unit": ""}]}
@@ -114,8 +113,8 @@ def places(value, path=()):
     yield path
     parts = value.items() if isinstance(value, dict) else ()
     parts = enumerate(value[:3]) if isinstance(value, list) else parts
-    for key, time_range in parts:
-        yield from places(time_range, (*path, key))
+    for key, inner in parts:
+        yield from places(inner, (*path, key))
 
 
 def spoilt(value, draw):

@@ -83,15 +83,11 @@ def _histograms(family: Metric, ts: datetime) -> list[dict]:
     children: dict[tuple, dict[str, float]] = {}
     for sample in family.samples:
         labels = tuple((k, v) for k, v in sample.labels.items() if k != "le")
-        time_range = sample.labels.get("le", sample.name.rsplit("_", 1)[-1])
-        children.setdefault(labels, {})[time_range] = sample.value
+        part = sample.labels.get("le", sample.name.rsplit("_", 1)[-1])
+        children.setdefault(labels, {})[part] = sample.value
     made = []
     for labels, parts in children.items():
-        edges = sorted(
-            float(time_range)
-            for time_range in parts
-            if time_range not in ("sum", "count", "created")
-        )
+        edges = sorted(float(part) for part in parts if part not in ("sum", "count", "created"))
         cumulative = {float(k): v for k, v in parts.items() if k not in ("sum", "count", "created")}
         counts = [cumulative[edge] for edge in edges]
         each = [int(b - a) for a, b in pairwise([0.0, *counts])]

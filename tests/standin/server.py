@@ -194,8 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        for time_range in _parts(data[: len(data) // 2] if is_cut else data):
-            self.wfile.write(f"{len(time_range):x}\r\n".encode() + time_range + b"\r\n")
+        for part in _parts(data[: len(data) // 2] if is_cut else data):
+            self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
         if is_cut:
             self.close_connection = True
             return

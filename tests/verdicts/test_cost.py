@@ -224,9 +224,7 @@ def test_the_parts_add_up_to_the_whole(named):
     found = bill(named)
     for figure in ("allocation_usd", "idle_usd"):
         if getattr(found.whole, figure).is_known:
-            added = math.fsum(
-                getattr(time_range, figure).mid for time_range in found.parts.values()
-            )
+            added = math.fsum(getattr(part, figure).mid for part in found.parts.values())
             assert getattr(found.whole, figure).mid == added
 
 

@@ -365,8 +365,8 @@ def test_plateau_interval_covers_the_whole_stretch(request, name, engine, second
     own = engine_frames(steps)[engine].filter(fit.steps.is_in("kv-bound"))[1:-1]
     whole, length, hits = fit.capacity.mid, seconds // 10, []
     for k in range(0, own.height - length + 1):
-        time_range = saturation(own.slice(k, length))
-        low, high = time_range.capacity.low, time_range.capacity.high
+        found = saturation(own.slice(k, length))
+        low, high = found.capacity.low, found.capacity.high
         hits.append(low <= whole <= (math.inf if high is None else high))
     assert np.mean(hits) >= 0.85
 

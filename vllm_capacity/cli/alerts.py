@@ -123,7 +123,7 @@ def _tell(
 
         subject = f"{window.name}, up to {iso(end)}"
         try:
-            notify(to, found, labels=labels, subject=subject, told=wanted.told, now=now)
+            notify(to, found, labels=labels, subject=subject, record=wanted.told, now=now)
         except SourceError as error:
             failures.append(error)
     if failures:

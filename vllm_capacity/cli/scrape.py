@@ -98,16 +98,16 @@ def _scrape_live(
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
 
     def let_go() -> None:
-        """What follows the last scrape can be ended, too."""
+        """Restore the signal handlers: the work after the last scrape can be stopped too."""
         for number, handler in before.items():
             signal.signal(number, handler)
 
     console = Console(stderr=True)
     reported: set[str] = set()
 
-    def tell(progress: Progress) -> None:
-        _tell_silent(progress, reported, console)
-        _tell(status, progress)
+    def show(progress: Progress) -> None:
+        _print_silent(progress, reported, console)
+        _show(status, progress)
 
     def written() -> None:
         let_go()
@@ -124,7 +124,7 @@ def _scrape_live(
             profile=profile,
             about=about,
             stop=stop,
-            tell=tell,
+            tell=show,
             scraped=written,
         )
 
@@ -133,14 +133,14 @@ def _say(done: Captured) -> None:
     click.echo(f"Wrote {done.path}: {done.series} series.", err=True)
 
 
-def _tell(status: Status, progress: Progress) -> None:
+def _show(status: Status, progress: Progress) -> None:
     error = f"; last error: {progress.last_error}" if progress.last_error else ""
     # A Text: what a server sent is no markup.
     status.update(Text(plain(f"{progress.good} good, {progress.failed} failed{error}")))
 
 
-def _tell_silent(progress: Progress, reported: set[str], console: Console) -> None:
-    """Who has never answered, and why: a line each, once, also where nobody sees a status."""
+def _print_silent(progress: Progress, reported: set[str], console: Console) -> None:
+    """Print one line per target that has never answered, with the reason; once per target."""
     for instance, error in progress.silent.items():
         if instance not in reported:
             reported.add(instance)
@@ -158,7 +158,7 @@ def _add(saved: Path | None, into: Path, to: Path | None) -> None:
 
 
 def _read(saved: Path, spool: Held | Spool) -> RowsInParts:
-    """The rows of saved scrapes; what is damaged in the file is told on stderr, too."""
+    """The rows of saved scrapes; damaged parts of the file are also reported on stderr."""
     rows = scrapes_in_parts(saved, spool)
     for subject, detail in rows.ingest_notes.select("subject", "detail").iter_rows():
         if subject == DAMAGED:

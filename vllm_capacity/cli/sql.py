@@ -1,4 +1,7 @@
-"""`sql`: the guide's queries for Parseable. `traces`: where the time of slow requests went."""
+"""`sql`: the queries of Parseable's guide to vLLM metrics, corrected.
+
+`traces`: where the time of slow requests went.
+"""
 
 from __future__ import annotations
 

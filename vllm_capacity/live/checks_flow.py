@@ -55,16 +55,16 @@ def _values(config: object, name: str) -> Iterator[str]:
     """Every value set under a name, anywhere in the configuration; each part is visited once."""
     parts, seen = [config], set[int]()
     while parts:
-        time_range = parts.pop()
-        if id(time_range) in seen:
+        part = parts.pop()
+        if id(part) in seen:
             continue  # YAML aliases may repeat a part a billion times
-        seen.add(id(time_range))
-        if isinstance(time_range, list):
-            parts += time_range
-        elif isinstance(time_range, Mapping):
-            parts += time_range.values()
-            if name in time_range:
-                yield _text(time_range[name])
+        seen.add(id(part))
+        if isinstance(part, list):
+            parts += part
+        elif isinstance(part, Mapping):
+            parts += part.values()
+            if name in part:
+                yield _text(part[name])
 
 
 def _seconds(text: str, environment: Mapping[str, str]) -> float | None:
@@ -117,17 +117,17 @@ def _exporter(exporter: Mapping[str, Any], signal: str) -> list[str]:
     return [fault for fault, is_there in checks.items() if is_there]
 
 
-def _mapping(time_range: object) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, Any]:
     """The value if it is a mapping, else an empty one."""
-    return time_range if isinstance(time_range, Mapping) else {}
+    return value if isinstance(value, Mapping) else {}
 
 
-def _texts(time_range: object) -> list[str]:
-    return [_text(each) for each in time_range] if isinstance(time_range, list) else []
+def _texts(value: object) -> list[str]:
+    return [_text(each) for each in value] if isinstance(value, list) else []
 
 
-def _text(time_range: object) -> str:
-    return str(time_range) if isinstance(time_range, str | int | float) else ""
+def _text(value: object) -> str:
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 _FILLING_RATIO: Final = 0.5

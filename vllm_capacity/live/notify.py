@@ -39,7 +39,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PASSWORD = re.compile(r"://[^/@$]*:[^/@$]+@")
 _FILE = "file:"
 
-Told = dict[str, dict[str, str]]
+Notified = dict[str, dict[str, str]]
 """When each recipient (a hash of its address) was notified of each firing alert."""
 
 
@@ -131,21 +131,21 @@ def notify(
     *,
     labels: Mapping[str, str],
     subject: str,
-    told: Path,
+    record: Path,
     now: datetime,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
     """Notify each recipient of alerts that newly fire and of alerts that have resolved.
 
-    `told` is the file that records this, written atomically after each recipient; `subject` says
+    `record` is the file that records this, written atomically after each recipient; `subject` says
     what the alerts are about and when. A failed delivery is tried up to four times and again in
     the next run; the other recipients are still notified. SourceError if a delivery failed or
     another run is busy with the file.
     """
     failed = []
-    busy = f"Another run is telling alerts by {told}; nothing was told. Try again later."
-    with workplace(told.with_name(f".{told.name}.telling"), busy=busy):
-        known = _read(told)
+    busy = f"Another run is sending alerts recorded in {record}; nothing was sent. Try again later."
+    with workplace(record.with_name(f".{record.name}.sending"), busy=busy):
+        known = _read(record)
         for each in to:
             own = known.setdefault(each.key, {})
             news = _news(found, own, labels)
@@ -158,7 +158,7 @@ def notify(
                 own[_identity(one, labels)] = iso(now)
             for one in news.resolved:
                 del own[_identity(one, labels)]
-            _write(told, known)
+            _write(record, known)
     if failed:
         raise SourceError(
             f"{', '.join(failed)} did not take the alerts in. Is the address right, and can it be "
@@ -219,19 +219,19 @@ def _quietly(call: Callable[[], Any]) -> Any:  # noqa: ANN401  whatever the call
         log.disabled = before
 
 
-def _read(told: Path) -> Told:
+def _read(record: Path) -> Notified:
     try:
-        return msgspec.json.decode(told.read_bytes(), type=Told)
+        return msgspec.json.decode(record.read_bytes(), type=Notified)
     except FileNotFoundError:
         return {}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise InputError(
-            f"{told} is damaged. Remove it: what fires is then told once more."
+            f"{record} is damaged. Remove it; alerts that still fire are then sent once more."
         ) from None
 
 
-def _write(told: Path, known: Told) -> None:
+def _write(record: Path, known: Notified) -> None:
     body = msgspec.json.format(msgspec.json.encode({k: v for k, v in known.items() if v}))
-    partial = told.with_name(f".{told.name}.telling") / told.name
+    partial = record.with_name(f".{record.name}.sending") / record.name
     partial.write_bytes(body + b"\n")
-    partial.replace(told)
+    partial.replace(record)

@@ -95,7 +95,7 @@ def alert_body(rule: AlertRule, stream: str) -> dict[str, Any] | None:
 def provision_alerts(
     management: Management, stream: str, rules: Iterable[AlertRule] = RULES
 ) -> list[str]:
-    """Create or update the guide's rules; one line each: created, unchanged, changed, or why not.
+    """Create or update the alert rules; one line each: created, unchanged, changed, or why not.
 
     Targets that someone added to an alert are kept when its query or threshold is updated.
     """
@@ -127,7 +127,7 @@ def _provision_alert(
 
 
 def panels(stream: str, usd_per_gpu_hour: float | None = None) -> list[DashboardPanel]:
-    """The guide's eight panels with their queries on the stream, at that price per GPU-hour."""
+    """The dashboard's eight panels with their queries on the stream, at that price per GPU-hour."""
     return [
         DashboardPanel(
             query.title,

@@ -1,4 +1,4 @@
-"""The guide's queries as SQL that Parseable runs unchanged, and the eight panels they feed.
+"""The queries and panels of Parseable's guide to vLLM metrics, as SQL that Parseable can run.
 
 The files in `sql/parseable` run as they are on a stream `vllm_metrics` written by a collector. The
 guide's published queries sum cumulative counters and take percentiles over bucket rows; ours take

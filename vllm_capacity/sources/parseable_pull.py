@@ -125,24 +125,24 @@ class _Walk:
 
     def downsampled(self, stream: Stream, groups: list[Group]) -> Iterator[Chunk]:
         for hour in hours(stream.time_range):
-            time_range = stream.during(hour)
+            part = stream.during(hour)
             for group in groups:
-                yield self._minutes(time_range, group, queries.downsampled(time_range, group))
+                yield self._minutes(part, group, queries.downsampled(part, group))
 
     def whole(self, stream: Stream, groups: list[Group]) -> Iterator[Chunk]:
         for hour in hours(stream.time_range):
-            time_range = stream.during(hour)
+            part = stream.during(hour)
             for group in groups:
-                sql, shape = queries.whole(time_range, group), shapes.points(group)
-                yield self._ask(time_range, group, sql, shape, _points_frame)
+                sql, shape = queries.whole(part, group), shapes.points(group)
+                yield self._ask(part, group, sql, shape, _points_frame)
 
     def attempts(self, stream: Stream) -> Iterator[Chunk]:
         for hour in hours(stream.time_range):
-            time_range = stream.during(hour)
+            part = stream.during(hour)
             yield self._ask(
-                time_range,
+                part,
                 shapes.UP,
-                queries.attempts(time_range),
+                queries.attempts(part),
                 shapes.ATTEMPTS,
                 _attempts_frame,
             )
@@ -156,19 +156,19 @@ class _Walk:
         self._step()
         return found
 
-    def _minutes(self, time_range: Stream, group: Group, sql: str) -> Chunk:
-        return self._ask(time_range, group, sql, shapes.minutes(group), unpacked)
+    def _minutes(self, stream: Stream, group: Group, sql: str) -> Chunk:
+        return self._ask(stream, group, sql, shapes.minutes(group), unpacked)
 
     def _ask(
         self,
-        time_range: Stream,
+        stream: Stream,
         group: Group,
         sql: str,
         shape: type[list[Row]],
         framed: Callable[[list[Row], Group], pl.DataFrame],
     ) -> Chunk:
         """An answer with rows of the given shape, converted by `framed`."""
-        arrivals = _arrivals(time_range.time_range, self.request.late)
+        arrivals = _arrivals(stream.time_range, self.request.late)
         question = "\n".join([self.server.address, sql, iso(arrivals.start), iso(arrivals.end)])
 
         def ask() -> pl.DataFrame:
@@ -205,10 +205,10 @@ def _survey(server: Parseable, stream: Stream, request: PullRequest) -> list[Row
     found = server.query(queries.survey(stream), arrivals, shape)
     kept = [row for row in found if keeps(row["metric_name"])]
     if not kept:
-        time_range = f"{iso(request.time_range.start)} to {iso(request.time_range.end)}"
+        asked = f"{iso(request.time_range.start)} to {iso(request.time_range.end)}"
         raise NoTelemetryError(
             f"Stream {stream.name!r} at {server.address} holds no vLLM series sampled from "
-            + time_range
+            + asked
             + (f", but {len(found)} other families." if found else ", nor anything else.")
         )
     return kept

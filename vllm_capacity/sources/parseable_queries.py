@@ -399,13 +399,15 @@ def _dropped(group: Group) -> str:
         return f"{counts} and v < previous_v or coalesce({is_stated}, false)"
     buckets = [f"b[{i}] < previous_b[{i}]" for i in range(1, group.edges + 2)]
     parts = ("s < previous_s", is_other, *buckets)
-    return " or ".join(f"coalesce({time_range}, false)" for time_range in parts)
+    return " or ".join(f"coalesce({condition}, false)" for condition in parts)
 
 
 def _with_start(stream: Stream, group: Group) -> str:
     """The points of a group, each with the start time (`started`) of the process that answered."""
     starts = _points(stream, Group((PROCESS_START,), ()))
-    result = f"select instance, ms, min(v) as started from ({starts}) as told group by instance, ms"
+    result = (
+        f"select instance, ms, min(v) as started from ({starts}) as points group by instance, ms"
+    )
     return (
         f"select own.*, starts.started from ({_points(stream, group)}) as own left join ({result}) "
         "as starts on own.instance = starts.instance and own.ms = starts.ms"

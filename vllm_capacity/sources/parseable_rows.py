@@ -62,9 +62,9 @@ class Reader:
     ) -> pl.DataFrame:
         """The scalar or histogram parts as one frame: series_id, alias_priority, scale, payload."""
         by_group: dict[Group, list[pl.DataFrame]] = {}
-        for time_range in parts:
-            if time_range.group.is_histogram == is_histogram:
-                by_group.setdefault(time_range.group, []).append(time_range.frame)
+        for chunk in parts:
+            if chunk.group.is_histogram == is_histogram:
+                by_group.setdefault(chunk.group, []).append(chunk.frame)
         known = {"series_id": pl.Int64, "alias_priority": pl.Int8, "scale": pl.Float64, **payload}
         frames = [
             self._identified(group, pl.concat(frames)).select(list(known))
@@ -108,8 +108,8 @@ class Reader:
         """The jobs that scrape each instance, from its `up` series."""
         found: dict[str, set[str]] = {}
         pulled = self.pulled
-        for time_range in (*pulled.attempts, *pulled.whole, *pulled.downsampled, *pulled.before):
-            up = time_range.frame.filter(pl.col("metric_name") == "up")
+        for chunk in (*pulled.attempts, *pulled.whole, *pulled.downsampled, *pulled.before):
+            up = chunk.frame.filter(pl.col("metric_name") == "up")
             for instance, job in up.select("instance", "job").unique().iter_rows():
                 found.setdefault(instance, set()).add(job)
         return found
@@ -451,7 +451,7 @@ def _with_run(
     two jobs may have scraped a server in the same one.
     """
     begun = settled.select("series_id", "run", ms=pl.col("ts").dt.epoch("ms"))
-    minutes = pl.concat([time_range.select(parts[0].columns) for time_range in parts])
+    minutes = pl.concat([part.select(parts[0].columns) for part in parts])
     is_state = "counts" in schema
     merged = [_merged(n, is_state=is_state) for n in minutes.columns if n in _MERGED]
     clock = {"t0": pl.col("ms").first(), "t1": pl.col("t1_ms").max()}

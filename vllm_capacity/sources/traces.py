@@ -134,7 +134,7 @@ def where_time_went(traces: pl.DataFrame, *, slowest: int) -> pl.DataFrame:
     """
     rows = []
     for phase in PHASES:
-        shares = [_share(time_range, phase) for time_range in (traces, traces.head(slowest))]
+        shares = [_share(requests, phase) for requests in (traces, traces.head(slowest))]
         rows.append((phase.removesuffix("_seconds"), *shares))
     schema = {"phase": pl.String, "all_ratio": pl.Float64, "slowest_ratio": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
@@ -142,8 +142,8 @@ def where_time_went(traces: pl.DataFrame, *, slowest: int) -> pl.DataFrame:
 
 def _share(traces: pl.DataFrame, phase: str) -> float | None:
     known = traces.drop_nulls(["e2e_seconds", phase])
-    total, time_range = (float(known.get_column(name).sum()) for name in ("e2e_seconds", phase))
-    return time_range / total if total else None
+    total, spent = (float(known.get_column(name).sum()) for name in ("e2e_seconds", phase))
+    return spent / total if total else None
 
 
 def with_regimes(traces: pl.DataFrame, regimes: pl.DataFrame) -> pl.DataFrame:
