@@ -365,7 +365,7 @@ def test_json_and_csv_say_the_same(run):
         pytest.param(["--usage", "none.csv"], "There is no log of use none.csv", id="no file"),
         pytest.param(["--usage", "logs.csv", "--csv", "--json"], "not both", id="two forms"),
         pytest.param(
-            ["--usage", "logs.csv", "--usage-columns", "x=y"], "No column x is read", id="a column"
+            ["--usage", "logs.csv", "--usage-columns", "x=y"], "Unknown column x", id="a column"
         ),
     ],
 )

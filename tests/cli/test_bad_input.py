@@ -45,7 +45,7 @@ def run(monkeypatch, capsys, line):
         pytest.param(
             f"{WHATIF} --output-tokens 9 --output-tokens-per-second 1e308",
             "no number up to 1e+12",
-            id="a rate past all measure",
+            id="a rate that is too large",
         ),
         pytest.param("fit nosuch.csv", "nosuch.csv", id="no such file"),
         pytest.param("simulate idle --to FILE/x", "File exists", id="a file as a folder"),

@@ -72,7 +72,7 @@ def test_gpus_per_engine_scale_the_bill():
     [
         pytest.param(["no-such-window"], "There are:", id="no such window"),
         pytest.param(["vllm-sweep", "--start", "noon"], "ISO 8601", id="no time"),
-        pytest.param(["vllm-sweep", "--end", "2020-01-01"], "nothing of it lies", id="outside"),
+        pytest.param(["vllm-sweep", "--end", "2020-01-01"], "does not overlap", id="outside"),
         pytest.param(["vllm-sweep", "--usd-per-hour", "-1"], "must be 0 or more", id="price"),
         pytest.param(["vllm-sweep", "--gpus-per-engine", "0"], "above 0", id="no GPU"),
         pytest.param(["vllm-sweep", "--slo-ttft", "-2"], "above 0 seconds", id="target"),

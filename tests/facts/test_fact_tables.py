@@ -108,7 +108,7 @@ NAMES = (
     "mistral-7b",
     "l4-pcie",
 )
-NONE = ", and no name near it"
+NONE = ", and no similar name"
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_at_most_four_are_suggested():
         pytest.param(
             find_llm, "tiny-random-llama", "nearest: meta-llama/Llama-", id="a served name"
         ),
-        pytest.param(find_llm, "banana", "llms.csv, and no name near it", id="no model is near"),
+        pytest.param(find_llm, "banana", "llms.csv, and no similar name", id="no model is near"),
         pytest.param(find_gpu, "A100", "nearest: A100-80GB-SXM, A100-40GB", id="without memory"),
-        pytest.param(find_gpu, "banana", "and no name near it", id="no GPU is near"),
+        pytest.param(find_gpu, "banana", "and no similar name", id="no GPU is near"),
         pytest.param(find_price, "l40 nobody", "nearest: L40S-PCIe RunPod", id="prices of a GPU"),
     ],
 )

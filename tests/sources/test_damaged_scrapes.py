@@ -163,7 +163,7 @@ def test_lines_may_lie_across_the_members_of_a_whole_file(tmp_path):
 
 
 def test_a_file_of_nothing_but_damage_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no scrape at all"):
+    with pytest.raises(InputError, match="holds no scrapes"):
         read(tmp_path, flipped(MEMBERS[0])[:60])
 
 

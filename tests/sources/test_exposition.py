@@ -152,7 +152,7 @@ def test_labels_with_quotes_backslashes_newlines_and_braces_survive():
 
 
 def test_text_of_no_metric_is_said_to_be_none():
-    with pytest.raises(ParseError, match="no metric in it"):
+    with pytest.raises(ParseError, match="contains no metric"):
         parse_families("# just a comment\n")
 
 

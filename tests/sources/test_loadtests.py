@@ -158,7 +158,7 @@ def test_a_run_that_generated_nothing_is_no_load(tmp_path):
     ("text", "says"),
     [
         pytest.param("not json", "not JSON", id="no JSON"),
-        pytest.param('{"a": 1}', "no result of guidellm", id="another format"),
+        pytest.param('{"a": 1}', "not a result of guidellm", id="another format"),
         pytest.param("[1]", "not an object", id="a list of numbers"),
         pytest.param('{"benchmarks": []}', "0 runs", id="no benchmark"),
         pytest.param("", "0 runs", id="empty"),
@@ -168,7 +168,7 @@ def test_a_run_that_generated_nothing_is_no_load(tmp_path):
         pytest.param(
             '{"request_throughput": 1, "output_throughput": 1%s}' % ("0" * 400),
             "1 runs",
-            id="a number past all measure",
+            id="a number that is too large",
         ),
         pytest.param('{"a": 1%s}' % ("0" * 5000), "not JSON", id="a number of 5,000 digits"),
     ],

@@ -190,7 +190,7 @@ def test_another_server_at_the_address_is_said(answer):
 def test_nothing_at_the_address_is_said():
     with (
         httpx.Client(base_url="http://127.0.0.1:9") as nobody,
-        pytest.raises(SourceError, match=r"Nothing usable answers at http://127\.0\.0\.1:9"),
+        pytest.raises(SourceError, match=r"No usable answer from http://127\.0\.0\.1:9"),
     ):
         Parseable(nobody, pause=lambda seconds: None).about()
 

@@ -81,7 +81,7 @@ def test_a_clock_ahead_of_the_store_is_said(tmp_path, way):
     window = open_window(pulled(way, stream(lambda n: 40), tmp_path))
     output = window.sql("select detail from intake where \"check\" = 'clock'")["detail"].to_list()
     assert len(output) == 1
-    assert "the clock of its Collector stands ahead of the store's" in output[0]
+    assert "the Collector's clock is ahead of the store's" in output[0]
 
 
 def test_the_minutes_of_a_thinned_pull_hold_what_its_samples_hold(tmp_path):

@@ -71,7 +71,7 @@ POINTS = {
 }
 CHILDREN = "identity ubigint, series_id bigint, alias_priority tinyint, scale double"
 ASKED = {"since_seconds": (T0 - datetime(1970, 1, 1)).total_seconds()}
-MARKED = "the target stopped exposing 1 families; the markers were dropped"
+MARKED = "the target stopped exposing 1 families; their stale markers were dropped"
 LIMITS = {**ASKED, "late_seconds": 60, "ahead_seconds": 5}
 
 
@@ -149,9 +149,9 @@ POINT_CASES = (
     ),
     Case(
         "points_intake",
-        "markers of staleness, counted per target that serves",
+        "stale markers, counted per target that serves",
         "check instance ts subject count",
-        [("series", "a", 10, "markers of staleness", 2)],
+        [("series", "a", 10, "stale markers", 2)],
         [
             *(point(1, 10, flags=1), point(2, 20, flags=1), point(1, 0, 5)),
             *(point(1, -10, flags=1), point(9, 10, flags=1, instance="other")),
@@ -174,7 +174,7 @@ POINT_CASES = (
     ),
     Case(
         "points_intake",
-        "a clock that stands ahead of the store's",
+        "a clock that is ahead of the store's",
         "check ts detail count",
         [
             (

@@ -164,7 +164,7 @@ def test_more_cached_than_prompt_is_malformed(tmp_path):
         pytest.param("a,b\n1,2\n", {}, "has no token counts. It has: a, b.", id="no tokens"),
         pytest.param("key,prompt\na,1\n", {}, "line 2: it has no time. It has: key", id="no time"),
         pytest.param("[1, 2", {}, "is not JSON", id="half a list"),
-        pytest.param("a", {"columns": "colour=red"}, "No column colour is read", id="no field"),
+        pytest.param("a", {"columns": "colour=red"}, "Unknown column colour", id="no field"),
         pytest.param("a", {"columns": "key"}, "write NAME=VALUE", id="no pair"),
         pytest.param("a", {"log_format": "nothing"}, "must name what it logs", id="no format"),
     ],

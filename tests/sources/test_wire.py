@@ -131,7 +131,7 @@ def test_a_redirect_to_what_is_no_url_is_an_error(target, follow):
     answer = f"HTTP/1.1 302 x\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode()
     with (
         raw_server(saying(answer)) as url,
-        pytest.raises(httpx.RemoteProtocolError, match="redirects to what is no URL"),
+        pytest.raises(httpx.RemoteProtocolError, match="redirects to something that is not a URL"),
     ):
         answered(url, follow_redirects=follow)
 

@@ -101,5 +101,5 @@ def broken(tmp_path_factory):
 def test_whatever_way_it_comes_in_one_such_value_moves_no_count(broken, way):
     window = broken[way]
     assert increase(window, TOKENS) == 570.0
-    notes = [f for f in answer(window)["quality"] if "nothing counts" in f["effect"]]
+    notes = [f for f in answer(window)["quality"] if "impossible values" in f["effect"]]
     assert [(f["check"], f["severity"], f["count"]) for f in notes] == [("coverage", "warning", 1)]

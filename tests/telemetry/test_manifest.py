@@ -85,7 +85,9 @@ DAMAGES = [
         "is not one of its files",
         id="minutes are gained",
     ),
-    pytest.param(lambda w: cut(hours(w, "histograms")[1]), "bytes, not the", id="an hour is cut"),
+    pytest.param(
+        lambda w: cut(hours(w, "histograms")[1]), "but was written with", id="an hour is cut"
+    ),
     pytest.param(lambda w: flip(hours(w, "samples")[1]), "was changed", id="a byte of an hour"),
     pytest.param(lambda w: flip(w / "series.parquet"), "is damaged", id="a byte of the series"),
     pytest.param(lambda w: swap(*hours(w, "samples")), "is damaged", id="hours are swapped"),
@@ -111,7 +113,7 @@ DAMAGES = [
     pytest.param(lambda w: (w / "window.json").write_text("[]"), "names no format", id="a list"),
     pytest.param(noting(format=True), "names no format", id="a format that is no number"),
     pytest.param(noting(format=3), "of format 3; this version reads", id="a later format"),
-    pytest.param(noting(counts=[]), "does not count", id="no counts"),
+    pytest.param(noting(counts=[]), "has no row counts", id="no counts"),
     pytest.param(noting(grain={}), "has the grain", id="no grain"),
     pytest.param(noting(grain="minute"), "no files of the table minutes", id="another grain"),
     pytest.param(noting(files="x"), "does not list", id="no list"),

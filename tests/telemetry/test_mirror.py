@@ -264,7 +264,7 @@ def test_a_profile_has_credentials_and_the_server(bucket, local, monkeypatch, tm
 @pytest.mark.parametrize(
     ("source", "target", "says"),
     [
-        pytest.param("w", "/tmp/elsewhere", "s3://bucket/folder was expected", id="a folder"),
+        pytest.param("w", "/tmp/elsewhere", "must be s3://bucket/folder", id="a folder"),
         pytest.param(URL, "s3://capacity/other", "is in S3 already", id="from S3 to S3"),
     ],
 )

@@ -37,5 +37,5 @@ def test_a_part_is_clamped_to_the_capture(sweep):
 
 
 def test_a_part_outside_the_capture_is_an_error(sweep):
-    with pytest.raises(InputError, match="nothing of it lies"):
+    with pytest.raises(InputError, match="does not overlap"):
         sweep.clamp(None, datetime(2020, 1, 1, tzinfo=UTC))

@@ -181,7 +181,7 @@ def shape_or_reason(name: str) -> Llm | str:
     try:
         return find_llm(name)
     except InputError as error:
-        return f"no shape is known of {name!r}: {error} Name one that is (model)."
+        return f"the shape of {name!r} is unknown: {error} Name a known one with model."
 
 
 @cache
@@ -200,7 +200,7 @@ def kv_scale(kv_dtype: str) -> float:
         return 1.0
     dtype = weight_dtype(kv_dtype)
     if dtype not in ("fp32", "bf16", "fp8", "int8"):
-        raise InputError(f"vLLM keeps no KV cache as {kv_dtype!r}; use auto, bf16 or fp8.")
+        raise InputError(f"No KV-cache type {kv_dtype!r}; use auto, bf16 or fp8.")
     return BYTES_PER_WEIGHT[dtype] / 2.0
 
 

@@ -118,7 +118,7 @@ def price_of(text: str) -> Estimate | None:
     for each in (low, high):
         given_price(each)
     if not low <= mid <= high:
-        raise InputError(f"The ends of a price go from low to high; found {text!r}.")
+        raise InputError(f"A price range must go from low to high; found {text!r}.")
     return Estimate.known(
         low, mid, high, f"${low:g} to ${high:g}/GPU-hour (given)", kind=Kind.GIVEN, confidence=None
     )
@@ -152,7 +152,9 @@ def find_price(name: str) -> Price:
         return max(found, key=lambda row: row.date)
     if found:
         listed = "; ".join(sorted(row.key for row in found)[:6])
-        raise InputError(f"Price {name!r} names {len(found)} rows: {listed}. Add words.")
+        raise InputError(
+            f"Price {name!r} names {len(found)} rows: {listed}. Add words until one row is left."
+        )
     near = suggest(wanted, (row.key for row in prices()))
     raise InputError(f"No price row {name!r} in gpu_prices.csv{near}.")
 
@@ -213,9 +215,7 @@ def choose_price(
 def spread(rows: Sequence[Price], gpu: str) -> Estimate:
     """The median of the rows, with their minimum and maximum as ends; unknown without rows."""
     if not rows:
-        return Estimate.unknown(
-            f"no on-demand price of {gpu} in gpu_prices.csv: it takes a row there"
-        )
+        return Estimate.unknown(f"no on-demand price of {gpu} in gpu_prices.csv; add a row to it")
     rates = [row.usd_per_gpu_hour for row in rows]
     dates = sorted(row.date for row in rows)
     cheapest, dearest = _named(min(rows, key=_rate)), _named(max(rows, key=_rate))

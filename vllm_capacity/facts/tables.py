@@ -159,7 +159,7 @@ def suggest(
     shown = {compared(name): name for name in names}
     near = [shown[name] for name in _nearest(compared(wanted), list(shown))]
     if not near:
-        return ", and no name near it"
+        return ", and no similar name"
     # Price rows have commas in their names.
     return f"; nearest: {('; ' if any(',' in name for name in near) else ', ').join(near)}"
 

@@ -167,7 +167,7 @@ def _instant(cell: str, units: float | None, path: Path, line: int) -> float:
     number = _number(cell)
     if number is None or not math.isfinite(number):
         raise InputError(
-            f"{path}, line {line}: {cell!r} is no time in numbers like the rows before."
+            f"{path}, line {line}: {cell!r} is not a time in seconds, as in the rows before it."
         )
     return number / units
 
@@ -177,16 +177,16 @@ def _count(cell: str, column: str, path: Path, line: int) -> float | None:
         return None
     number = _number(cell)
     if number is None or not math.isfinite(number):
-        raise InputError(f"{path}, line {line}: {cell!r} in column {column!r} is no number.")
+        raise InputError(f"{path}, line {line}: {cell!r} in column {column!r} is not a number.")
     if number < 0:
         raise InputError(
-            f"{path}, line {line}: {cell} in column {column!r} is negative; demand counts from 0. "
-            "Leave the cell empty where nothing was recorded."
+            f"{path}, line {line}: {cell} in column {column!r} is negative; demand cannot be below "
+            "0. Leave the cell empty where nothing was recorded."
         )
     if number > _MOST:
         raise InputError(
-            f"{path}, line {line}: {cell} in column {column!r} is past all measure; {_MOST:g} a "
-            "row is the most."
+            f"{path}, line {line}: {cell} in column {column!r} is too large; the maximum is "
+            f"{_MOST:g} per row."
         )
     return number
 
@@ -196,7 +196,7 @@ def _check_unique(ts_seconds: list[float], rows: list[_Row], path: Path) -> None
     for instant, row in zip(ts_seconds, rows, strict=True):
         if instant in seen:
             raise InputError(
-                f"{path}, line {row.line}: the time {row.stamp} was given already on line "
-                f"{seen[instant]}. Sum rows of one time (say, of several replicas) into one first."
+                f"{path}, line {row.line}: the time {row.stamp} is already on line "
+                f"{seen[instant]}. Sum rows with the same time (of several replicas, say) first."
             )
         seen[instant] = row.line

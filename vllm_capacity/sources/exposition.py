@@ -71,7 +71,7 @@ def whole_text(content: bytes, content_type: str = "") -> str:
     except UnicodeDecodeError:
         raise ParseError("Not Prometheus text: it is not UTF-8.") from None
     if "\0" in text:
-        raise ParseError("Not Prometheus text: it holds zero bytes.")
+        raise ParseError("Not Prometheus text: it contains NUL bytes.")
     _require_end(text, content_type)
     return text
 
@@ -83,9 +83,9 @@ def _require_end(text: str, content_type: str = "") -> None:
     """
     is_ended = text.rstrip("\n").endswith("\n# EOF")
     if content_type.lower().startswith(_OPEN_METRICS) and not is_ended:
-        raise ParseError("Not whole Prometheus text: it was cut short, its # EOF is missing.")
+        raise ParseError("Incomplete Prometheus text: it was cut short, its # EOF is missing.")
     if text and not text.endswith("\n") and not is_ended:
-        raise ParseError("Not whole Prometheus text: it was cut short in its last line.")
+        raise ParseError("Incomplete Prometheus text: it was cut short in its last line.")
 
 
 def parse_families(text: str) -> list[Family]:
@@ -101,7 +101,7 @@ def parse_families(text: str) -> list[Family]:
         # The library raises any of these for a broken line, depending on where it is broken.
         raise ParseError(f"Not Prometheus text: {error}") from error
     if not families:
-        raise ParseError("Not Prometheus text: there is no metric in it.")
+        raise ParseError("Not Prometheus text: it contains no metric.")
     return families
 
 
@@ -240,7 +240,7 @@ def _lines(path: Path, lost: Callable[[Damage], None]) -> Iterator[bytes]:
             yield from lines
             pending = bytearray(rest)
         if len(pending) > _LONGEST_LINE_BYTES:
-            raise InputError(f"{path} is not saved scrapes: a line of it is endless.")
+            raise InputError(f"{path} is not saved scrapes: one of its lines is too long.")
     if pending and _is_whole(pending, path):
         yield bytes(pending)
     elif pending:
@@ -295,8 +295,8 @@ def scrape_of(line: bytes, path: Path, number: int) -> Scrape:
         raise _no_text(path) from None
     except (ValueError, RecursionError):
         raise InputError(
-            f"{path}, line {number}, is not a JSON object. Expected one scrape a line: "
-            '{"t": Unix seconds, "target": …, "status": 200, "text": "…"}.'
+            f'{path}, line {number}, is not a JSON object. Expected one scrape per line: {{"t": '
+            'Unix seconds, "target": …, "status": 200, "text": "…"}.'
         ) from None
     try:
         t, status = float(row["t"]), int(row["status"])
@@ -361,7 +361,7 @@ def provenance(rows: Rows | RowsInParts, *, kind: str, origin: str) -> dict[str,
 def require_serving_series(reader: ScrapeReader, origin: str) -> None:
     """NoTelemetryError unless the scrapes have a series of a known serving framework."""
     if reader.good + reader.failed == 0:
-        raise NoTelemetryError(f"{origin} holds no scrape at all.")
+        raise NoTelemetryError(f"{origin} holds no scrapes.")
     if not reader.buffer.has_serving_series():
         raise NoTelemetryError(
             f"{origin} holds no vLLM series ({reader.good} good and {reader.failed} failed "

@@ -111,7 +111,9 @@ class _Scalars:
         is_kept = np.ones(own.size, np.bool_)
         for index in self.starts:
             if not is_time(own[index]):
-                complain(_PROCESS_START, f"{own[index]:g} is no time a process started")
+                complain(
+                    _PROCESS_START, (f"{own[index]:g} is not a plausible start time of a process")
+                )
                 is_kept[index] = False
         if is_kept.all():
             self.buffer.samples(self.ids, ts_us, own, self.alias_priorities)

@@ -91,7 +91,7 @@ def transport_errors(at: str) -> Iterator[None]:
     try:
         yield
     except httpx.ConnectTimeout as error:
-        raise TransientError(f"Nothing answers at {at} in time. Is the URL right?") from error
+        raise TransientError(f"{at} could not be reached in time. Is the URL right?") from error
     except httpx.TimeoutException as error:
         raise SourceError(f"{at} did not answer in time. Ask for a shorter range.") from error
     except httpx.RemoteProtocolError as error:
@@ -101,7 +101,7 @@ def transport_errors(at: str) -> Iterator[None]:
         ) from error
     except httpx.HTTPError as error:
         raise TransientError(
-            f"Nothing usable answers at {at} ({error}). Is it running, and is the URL right?"
+            f"No usable answer from {at} ({error}). Is it running, and is the URL right?"
         ) from error
 
 
@@ -275,7 +275,9 @@ class _Transport(httpx.BaseTransport):
                 headers["Location"] = _target(url, headers["Location"])
             except (httpx.InvalidURL, ValueError):
                 found.close()
-                raise httpx.RemoteProtocolError("it redirects to what is no URL") from None
+                raise httpx.RemoteProtocolError(
+                    "it redirects to something that is not a URL"
+                ) from None
         counted = [0]
         response = httpx.Response(
             found.status,
@@ -312,8 +314,8 @@ class _Transport(httpx.BaseTransport):
             via = httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
         except (ValueError, httpx.InvalidURL):  # it may hold a password: not shown
             raise InputError(
-                "Cannot use the proxy that the environment names: look at HTTP_PROXY, HTTPS_PROXY "
-                "and ALL_PROXY."
+                "Cannot use the proxy set in the environment: check HTTP_PROXY, HTTPS_PROXY and "
+                "ALL_PROXY."
             ) from None
         if via.url.scheme not in ("http", "https"):
             raise httpx.UnsupportedProtocol(f"the proxy {via.url.scheme}://… is not an HTTP proxy")

@@ -115,7 +115,7 @@ def _result_files(folder: Path) -> list[Path]:
 def _frame(points: Sequence[Point], path: Path) -> pl.DataFrame:
     served = [point for point in points if point["output_tokens_per_second"]]
     if not served:
-        raise ParseError(f"{path} holds {len(points)} runs and none that generated a token.")
+        raise ParseError(f"{path} holds {len(points)} runs, none of which generated a token.")
     frame = pl.DataFrame(served, schema=POINT_SCHEMA)
     return frame.sort("running_requests", "output_tokens_per_second", nulls_last=True)
 
@@ -277,7 +277,7 @@ def _points(found: Mapping[str, Any], path: Path) -> list[Point]:
         return [] if point is None else [point]
     keys = ", ".join(sorted(map(str, found))[:8]) or "nothing"
     raise ParseError(
-        f"{path} is no result of guidellm (benchmarks), vllm bench serve (request_throughput, "
+        f"{path} is not a result of guidellm (benchmarks), vllm bench serve (request_throughput, "
         "output_throughput), aiperf (output_token_throughput) or inference-perf (load_summary, "
         f"successes); it has {keys}."
     )

@@ -139,8 +139,8 @@ def serving(children: Mapping[int, Child]) -> dict[int, Child]:
     own = [child for child in children.values() if child.key.metric.startswith("vllm:")]
     if not own:
         raise NoTelemetryError(
-            "There is no vLLM series in what was asked for. Check the stream and the time range, "
-            "and that the collector scrapes vLLM's /metrics."
+            "No vLLM series found. Check the stream and the time range, and that the collector "
+            "scrapes vLLM's /metrics."
         )
     instances = {child.key.instance for child in own}
     jobs = {child.job for child in own if child.job}

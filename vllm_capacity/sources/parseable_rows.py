@@ -188,22 +188,22 @@ _FINDINGS = (
     (
         "stale",
         "series",
-        "markers of staleness",
-        "the target stopped exposing {stale_families} families; the markers were dropped",
+        "stale markers",
+        "the target stopped exposing {stale_families} families; their stale markers were dropped",
     ),
     ("late", "late", "arrival", "arrived up to {lag_seconds} s after it was sampled"),
     (
         "ahead",
         "clock",
         "arrival",
-        "sampled up to {lead_seconds} s after it arrived: the clock of its Collector stands ahead "
-        "of the store's",
+        "sampled up to {lead_seconds} s after it arrived: the Collector's clock is ahead of the "
+        "store's",
     ),
     (
         "unreadable",
         "coverage",
         "values",
-        "the value of the point was lost on its way into the store",
+        "the value of the point was lost on its way to the store",
     ),
 )
 

@@ -149,16 +149,14 @@ def bounds_of(text: str | None) -> tuple[float, ...]:
         bounds = (math.nan,)
     is_ascending = all(before < after for before, after in pairwise(bounds))
     if not is_ascending or not all(map(math.isfinite, bounds)):
-        raise SourceError(f"Parseable answers with {text!r} as the bounds of a histogram.")
+        raise SourceError(f"Parseable returned {text!r} as histogram bounds.")
     return bounds
 
 
 def require_even(lists: Iterable[Sequence[object] | None]) -> None:
     """SourceError unless all lists of a row, apart from None, have the same length."""
     if len({len(each) for each in lists if each is not None}) > 1:
-        raise SourceError(
-            "Parseable does not answer as it was asked: lists of one row differ in length."
-        )
+        raise SourceError("Unexpected answer from Parseable: the lists in a row differ in length.")
 
 
 def _identity(group: Group) -> dict[str, Any]:

@@ -43,9 +43,9 @@ def read_points(path: Path) -> pl.DataFrame:
         missing = []
     if missing:
         raise InputError(
-            f"{str(path)!r} lacks {', '.join(missing)}; "
-            f"it has {', '.join(table.columns) or 'none'}. "
-            f"Needed are {', '.join(_REQUIRED)}; used if there: {', '.join(_OPTIONAL)}."
+            f"{str(path)!r} lacks {', '.join(missing)}; it has "
+            f"{', '.join(table.columns) or 'none'}. Required: {', '.join(_REQUIRED)}; used if "
+            f"present: {', '.join(_OPTIONAL)}."
         )
     names = [name for name in (*_REQUIRED, *_OPTIONAL) if name in table.columns]
     return pl.DataFrame([_numbers(table[name], path) for name in names])
@@ -99,7 +99,7 @@ def _numbers(texts: pl.Series, path: Path) -> pl.Series:
         row = int(is_bad.arg_true()[0])
         wanted = "a ratio of 0 to 1 (vLLM's own gauge is one, not a percentage)"
         if texts.name != "kv_cache_ratio":
-            wanted = f"a number that is not negative and at most {_MOST:g}"
+            wanted = f"a number from 0 to {_MOST:g}"
         raise InputError(
             f"{str(path)!r}, line {row + 2}: {texts.name} is {texts[row]!r}; "
             f"write {wanted}, or leave the cell empty."

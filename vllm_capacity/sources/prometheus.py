@@ -181,9 +181,7 @@ class SeriesReader:
             labels: dict[str, str] = json.loads(metric)
             name = labels.pop("__name__", "")
             if not name or (name.endswith("_bucket") and _edge(labels.get("le")) is None):
-                raise SourceError(
-                    f"Prometheus answers with a series that has no name or bound: {metric}"
-                )
+                raise SourceError(f"Prometheus returned a series without a name or bound: {metric}")
             key = (name, tuple(sorted(labels.items())))
             self._children[metric] = self._labels.setdefault(key, len(self._labels))
         return self._children[metric]
@@ -384,7 +382,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise SourceError(f"Prometheus answers with a value that is no number: {error}.") from None
+        raise SourceError(f"Prometheus returned a value that is not a number: {error}.") from None
 
 
 def _edge(text: str | None) -> float | None:

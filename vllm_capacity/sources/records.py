@@ -51,7 +51,7 @@ def given_columns(
     given = pairs(columns) if isinstance(columns, str) else dict(columns or {})
     if unknown := given.keys() - fields.keys():
         raise InputError(
-            f"No column {', '.join(sorted(unknown))} is read; these are: {', '.join(fields)}."
+            f"Unknown column {', '.join(sorted(unknown))}; known are: {', '.join(fields)}."
         )
     return given
 
@@ -110,7 +110,7 @@ def instant(value: Any) -> datetime:  # noqa: ANN401  what JSON has
     units = next((units for least, units in _EPOCH_UNITS if abs(number) >= least), 1.0)
     seconds = number / units
     if not (math.isfinite(seconds) and 0 < seconds < 7e9):
-        raise ValueError(f"{value!r} is no time")
+        raise ValueError(f"{value!r} is not a time")
     return datetime.fromtimestamp(seconds, UTC)
 
 

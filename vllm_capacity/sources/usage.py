@@ -146,7 +146,7 @@ def read_usage(
     written = keys or Keys()
     read = [_read_file(Path(path), given, log_format, written) for path in paths]
     if not read:
-        raise InputError("Give at least one file of usage.")
+        raise InputError("Give at least one usage file.")
     return UsageLog(pl.concat([frame for frame, _ in read]), tuple(file for _, file in read))
 
 
@@ -230,8 +230,8 @@ class _Rows:
             return f"No row of {self._path} can be read; {self._examples[0]}. {has}"
         return (
             f"{self._path} has no token counts. {has} Say which columns they are with "
-            "--usage-columns prompt=NAME,output=NAME. What logs none cannot be shared out: nginx "
-            "has them only where it is told to log them."
+            "--usage-columns prompt=NAME,output=NAME. Without token counts cost cannot be "
+            "allocated. nginx logs them only if its log format names them."
         )
 
     def file(self) -> LogFile:

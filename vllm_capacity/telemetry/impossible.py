@@ -18,7 +18,7 @@ from vllm_capacity.telemetry.parts import RowsInParts, Tables
 from vllm_capacity.telemetry.rows import Rows
 
 _LIMIT = 2.0**63
-_DETAIL = "values that nothing counts or measures (infinite, beyond 2^63, or a negative count)"
+_DETAIL = "impossible values (infinite, beyond 2^63, or a negative count)"
 
 
 def without_impossible(rows: Rows) -> Rows:

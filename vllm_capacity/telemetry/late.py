@@ -49,12 +49,15 @@ def extend_window(path: Path, late: Rows) -> list[str]:
     hours keep their files, and so their rollup. Raises WindowError for a downsampled window, which
     holds minutes instead of samples.
     """
-    busy = f"Another run has been adding to {path} for long; nothing was done. Try again later."
+    busy = f"Another run is still adding to {path}; nothing was done. Try again later."
     place = workplace(path / WORKPLACE, busy=busy, patience_seconds=_PATIENCE_SECONDS)
     with place as folder, duckdb.connect() as connection:
         held = read_manifest(path, connection, verify=True)
         if "minute" in (held.provenance["grain"], held.provenance.get("counters")):
-            raise WindowError(f"{path} holds minutes, not samples: pull it again instead.")
+            raise WindowError(
+                f"{path} holds minutes, not samples, so nothing can be added to it. Pull it again "
+                "instead."
+            )
         held = _as_listed(held, folder)
         try:
             _remove_unlisted(path, folder)

@@ -175,7 +175,7 @@ def check_hash(path: Path, file: File) -> str:
 def damaged(path: Path, what: str) -> WindowError:
     """The error for a damaged window."""
     return WindowError(
-        f"The window {path} is damaged: {what}. Take it from a backup, or make it again."
+        f"The window {path} is damaged: {what}. Restore it from a backup, or make it again."
     )
 
 
@@ -210,12 +210,12 @@ def _note(text: str, path: Path) -> dict[str, Any]:
         raise WindowError(f"{path} is not a window: its {NOTE} names no format.")
     if note["format"] not in (1, FORMAT):
         raise WindowError(
-            f"The window {path} is of format {note['format']}; this version reads formats 1 and "
+            f"The window {path} has format {note['format']}; this version reads formats 1 and "
             f"{FORMAT}. Install a newer vllm-capacity, or make the window again."
         )
     counts = note.get("counts")
     if not isinstance(counts, dict) or not all(_is_count(counts.get(name)) for name in _COUNTED):
-        raise damaged(path, f"its {NOTE} does not count its rows")
+        raise damaged(path, f"its {NOTE} has no row counts")
     if note.setdefault("grain", "scrape") not in _GRAINS:
         raise damaged(path, f"its {NOTE} has the grain {note['grain']!r}")
     return note
@@ -315,7 +315,7 @@ def _check_tables(path: Path, grain: str, files: Iterable[File]) -> None:
         if of[table] != 1:
             raise damaged(path, f"it has {of[table] or 'no'} files of the table {table}, not 1")
     for table in set(of) - {*single, *TABLES}:
-        raise damaged(path, f"a window of the grain {grain} has no table {table!r}")
+        raise damaged(path, f"a window with the grain {grain} has no table {table!r}")
 
 
 def _size(path: Path, file: File, *, has_list: bool) -> int:
@@ -326,7 +326,7 @@ def _size(path: Path, file: File, *, has_list: bool) -> int:
     except (OSError, ValueError) as error:
         raise damaged(path, f"{file.name}: {error}") from None
     if has_list and found != file.bytes:
-        raise damaged(path, f"{file.name} has {found} bytes, not the {file.bytes} of its writing")
+        raise damaged(path, f"{file.name} has {found} bytes, but was written with {file.bytes}")
     return found
 
 
@@ -345,14 +345,14 @@ def _row_counts(
 def _rows(path: Path, file: File, counts: Mapping[str, int], *, has_list: bool) -> int:
     found = counts[str(path / file.name)]
     if has_list and found != file.rows:
-        raise damaged(path, f"{file.name} has {found} rows, not the {file.rows} of its writing")
+        raise damaged(path, f"{file.name} has {found} rows, but was written with {file.rows}")
     return found
 
 
 def _check_counts(path: Path, counts: Mapping[str, int], files: Iterable[File]) -> None:
     for table, rows in row_totals(files).items():
         if rows != counts[table]:
-            what = f"its {table} have {rows} rows, not the {counts[table]} that {NOTE} counts"
+            what = f"its table {table} has {rows} rows, but {NOTE} says {counts[table]}"
             raise damaged(path, what)
 
 

@@ -48,7 +48,7 @@ def parse_size(text: str) -> int:
     number, power, binary = found.groups()
     size = int(float(number) * (1024 if binary else 1000) ** _POWERS[power.upper()])
     if size < _LEAST_BYTES:
-        raise InputError(f"--memory-limit is {text!r}, but no answer takes less than 100MB.")
+        raise InputError(f"--memory-limit is {text!r}, but every answer needs at least 100MB.")
     return size
 
 
@@ -104,8 +104,8 @@ def require_room(what: str, *, samples: int, histograms: int) -> None:
     if needed > limit:
         raise InputError(
             f"{what} is {samples + histograms:,} rows, which take about {needed / 1e9:.2g} GB of "
-            f"memory; the limit is {limit / 1e9:.2g} GB. Give --memory-limit "
-            f"{needed / 1e9 + 0.1:.1f}GB, or use a machine that has twice that."
+            f"memory; the limit is {limit / 1e9:.2g} GB. Set --memory-limit "
+            f"{needed / 1e9 + 0.1:.1f}GB, or use a machine with twice that much memory."
         )
 
 

@@ -72,12 +72,13 @@ def require_target(source: str, target: str) -> None:
     """Raise InputError unless the source is a local window and the target is in S3."""
     if not is_s3(target):
         raise InputError(
-            f"--to is {target!r}, but s3://bucket/folder was expected. Beside a window in a folder "
-            "what is made is kept anyway."
+            f"--to is {target!r}, but must be s3://bucket/folder. Without --to, the rollup is kept "
+            "beside the window."
         )
     if is_s3(source):
         raise InputError(
-            f"{source} is in S3 already; leave --to out, and what is made is kept there."
+            f"{source} is in S3 already. Leave --to out: the rollup is kept beside the window "
+            "there."
         )
     Bucket.at(target)
 
@@ -91,8 +92,8 @@ def publish(manifest: Manifest, entries: Iterable[Path], url: str) -> None:
     bucket = Bucket.at(url)
     if any(file.sha256 is None for file in manifest.files):
         raise WindowError(
-            f"The window {manifest.path} is of format 1, which does not list its files; make it "
-            "again, or add scrapes to it with --into, and it is of format 2."
+            f"The window {manifest.path} has format 1, which does not list its files. Make it "
+            "again, or add scrapes to it with --into: either turns it into format 2."
         )
     kept = set(entry_names(bucket))
     for entry in entries:
@@ -173,8 +174,8 @@ def _version(bucket: Bucket) -> Path:
     kept = private_folder("vllm-capacity-mirror")
     if kept is None:
         raise InputError(
-            f"The window {bucket.url} is copied in part into {tempfile.gettempdir()} to be read, "
-            "and nothing can be written there. Set TMPDIR to a folder that can be."
+            f"To read the window {bucket.url}, parts of it are copied to {tempfile.gettempdir()}, "
+            "which is not writable. Set TMPDIR to a writable folder."
         )
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
     versions = kept / hashlib.sha256(f"{endpoint} {bucket.url}".encode()).hexdigest()[:_HASH_DIGITS]
@@ -199,8 +200,8 @@ def _check_list(folder: Path, bucket: Bucket) -> None:
     if not files or any(file.sha256 is None for file in files):
         (folder / NOTE).unlink()
         raise WindowError(
-            f"The window {bucket.url} does not list its files, or is none: windows in S3 are of "
-            "format 2. Put one there with: vllm-capacity rollup WINDOW --to s3://…"
+            f"{bucket.url} has no list of its files: it is not a window, or it has format 1 (S3 "
+            "needs format 2). Upload one with: vllm-capacity rollup WINDOW --to s3://…"
         )
 
 
@@ -233,7 +234,7 @@ def _fetch(bucket: Bucket, folder: Path, files: Iterable[File]) -> None:
             if digest(copies[file.name]) != file.sha256:
                 raise WindowError(
                     f"The window {bucket.url} was changed while it was read, or is damaged: "
-                    f"{file.name} is not as it was written. Try again, or put it there again."
+                    f"{file.name} differs from what was written. Try again, or upload it again."
                 )
             (folder / file.name).parent.mkdir(exist_ok=True)
             copies[file.name].replace(folder / file.name)

@@ -55,7 +55,7 @@ class _OnRay:
             raise error.cause from None
         except failures.RayError as error:
             raise SourceError(
-                f"Ray could not do a task: {_line(error)} What was made until then is kept."
+                f"A Ray task failed: {_line(error)} Finished hours are kept."
             ) from None
 
 
@@ -104,7 +104,8 @@ def _check_version(workers: _OnRay) -> None:
         there = "not installed"
     if there != here:
         raise SourceError(
-            f"vllm-capacity is {here} here, but {there} where Ray works. Install {here} there."
+            f"vllm-capacity is {here} on this machine, but {there} on the Ray workers. "
+            f"Install {here} there."
         )
 
 

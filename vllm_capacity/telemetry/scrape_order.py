@@ -336,17 +336,17 @@ def _notes(instance: str, scrapes: Scrapes, moved: Integers, is_out: Flags) -> l
         own = scrapes.ts_us[moved == size] + size
         side = "behind" if size > 0 else "ahead of"
         detail = (
-            f"scrapes stamped by a clock that stood {seconds(abs(size))} s {side} that of the "
-            "others were moved by as much; counts are exact; times may be off by what passed at "
-            "the step beyond one interval"
+            f"scrapes whose clock was {seconds(abs(size))} s {side} that of the others were moved "
+            "by that much; counts are exact; if scraping paused when the clock was set, times are "
+            "off by the pause"
         )
         notes.append(note(instance, instant_of(own.min()), own.size, detail))
     if is_out.any():
         own = scrapes.ts_us[is_out]
         span = span_of(instant_of(own.min()), instant_of(own.max()))
         detail = (
-            f"scrapes stamped {span} in an order that the counters of their process contradict (a "
-            "clock was set) were left out"
+            f"scrapes stamped {span} were left out: a clock was set, and the counters contradict "
+            "the order of their times"
         )
         notes.append({**note(instance, None, own.size, detail), "check": CONTRADICTED})
     return notes
@@ -406,7 +406,7 @@ def _untimed_notes(
     """Notes on processes whose end cannot be determined; scrapes in true order."""
     behind = np.flatnonzero(np.diff(moved)) + 1
     times = [instant_of(stamp) for stamp in ts_us[behind] + moved[behind]]
-    detail = "a clock was set while a server restarted, and nobody knows how long it had gone on"
-    unsure = "a server restarted among scrapes that were left out, and nobody knows when"
+    detail = "a clock was set while a server restarted, so how long it ran before that is unknown"
+    unsure = "a server restarted at an unknown time, among scrapes that were left out"
     notes = [{**note(instance, ts, 1, detail), "check": UNTIMED} for ts in times]
     return [*notes, *([{**note(instance, None, 1, unsure), "check": UNTIMED}] * is_unsure)]

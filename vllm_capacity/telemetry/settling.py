@@ -40,7 +40,7 @@ from vllm_capacity.telemetry.stamps import UNTIMED, note
 _ALIAS = "an older name of the same concept, in the same scrape"
 _TWIN = "the same series and sample time, counted once"
 _OTHER = "the same series and sample time with different values, of which one was kept"
-_TWINS = "a clock was set, and of two scrapes with one time nobody knows which came first"
+_TWINS = "a clock was set, and which of two scrapes with the same time came first is unknown"
 _CHECK_OF = {_ALIAS: "renamed", _TWIN: "duplicate", _OTHER: "clock"}
 _HOUR = timedelta(hours=1)
 STRETCH_ROWS = 200_000

@@ -56,9 +56,9 @@ def _steady_notes(changed: pl.DataFrame) -> list[dict[str, Any]]:
             own["ts"].sort()[0],
             own.height,
             "the scraper's clock was set, or its machine was paused; scrapes it stamped up to "
-            f"{seconds(own['moved_us'].abs().sort()[-1])} s off were moved to where a clock that "
-            "nobody sets has them; counts are exact; if the machine was paused, hours are missing "
-            "as much and rates are too high by it",
+            f"{seconds(own['moved_us'].abs().sort()[-1])} s off were moved to the times of a clock "
+            "that was never set; counts are exact; if the machine was paused, the pause is "
+            "missing from the hours and rates are too high by that much",
         )
         for (instance,), own in moved.group_by("instance", maintain_order=True)
     ]

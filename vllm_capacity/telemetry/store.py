@@ -124,7 +124,7 @@ def put_window(
     """
     parts = RowsInParts.of(rows) if isinstance(rows, Rows) else rows
     if all(frame.is_empty() for part in parts.parts for frame in part()):
-        raise NoTelemetryError(f"Nothing to write to {place.path}: there is not one sample.")
+        raise NoTelemetryError(f"Nothing to write to {place.path}: there are no samples.")
     place.staging.mkdir()
     for name in TABLES:
         (place.staging / name).mkdir()

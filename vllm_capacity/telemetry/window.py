@@ -180,9 +180,9 @@ class Window:
         last = whole.end if end is None else min(end, whole.end)
         if last <= first:
             raise InputError(
-                f"The window {self.name} holds {whole.start.isoformat()} … "
-                f"{whole.end.isoformat()}; "
-                f"nothing of it lies in the part asked for. Check --start and --end (UTC)."
+                f"The window {self.name} covers {whole.start.isoformat()} … "
+                f"{whole.end.isoformat()}, which does not overlap the time range asked for. Check "
+                "--start and --end (UTC)."
             )
         return TimeRange(first, last)
 
@@ -229,8 +229,8 @@ def asked(
             answer = pl.DataFrame(cursor.sql(query, params=dict(params) or None))
     except duckdb.OutOfMemoryException as error:
         raise InputError(
-            f"The window {window} cannot answer that within {limit_bytes() / 1e9:.2g} GB of "
-            "memory. Give --memory-limit more, or a shorter range by --start and --end."
+            f"{window} cannot answer that within {limit_bytes() / 1e9:.2g} GB of memory. Raise "
+            "--memory-limit, or choose a shorter range with --start and --end."
         ) from error
     except duckdb.Error as error:
         raise InputError(f"The window {window} cannot answer that query: {error}") from error
@@ -305,8 +305,8 @@ def _find(name_or_path: str) -> Path:
             return candidate
     names = sorted({p.parent.name for f in window_folders() for p in f.glob("*/window.json")})
     raise WindowError(
-        f"No window {name_or_path!r}: neither a folder of that path nor a name. "
-        f"There are: {', '.join(names) or 'none here'}."
+        f"No window {name_or_path!r}: there is neither a folder at that path nor a window of that "
+        f"name. Windows: {', '.join(names) or 'none here'}."
     )
 
 

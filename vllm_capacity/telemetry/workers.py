@@ -67,8 +67,8 @@ class Processes:
                 barren = barren + 1 if len(left) == had else 0
             if barren == _MOST_BARREN:
                 raise SourceError(
-                    f"The workers were killed {barren} times in a row, perhaps for want of memory. "
-                    "Try again with fewer --workers; what they made until then is kept."
+                    f"The workers were killed {barren} times in a row, perhaps because memory ran "
+                    "out. Try again with fewer --workers; finished hours are kept."
                 )
 
     def _submitted(

@@ -1,7 +1,7 @@
--- adapters: when which LoRA adapters were told to run and to wait.
+-- adapters: which LoRA adapters were reported as running or waiting, and when.
 -- grain: one row per (series of vllm:lora_requests_info, scrape) in [$start, $end).
 -- params: $metric, $start, $end.
--- The value is when that state was logged: of a server's states in a scrape the last one is now.
+-- The value is the time at which that state was logged; of several states in a scrape, the last is current.
 select instance, labels, ts, value
 from samples
 join series using (series_id)

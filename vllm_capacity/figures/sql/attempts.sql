@@ -1,6 +1,6 @@
--- attempts: every scrape attempt, whether it was good, and by whom (source).
--- grain: one row per (instance, source, attempt) before $end. Where a source left no `up`, the times of the
--- samples themselves are the attempts, all good.
+-- attempts: every scrape attempt, whether it succeeded, and which source made it.
+-- grain: one row per (instance, source, attempt) before $end. Where there is no `up`, the times of the
+-- samples count as attempts, all successful.
 -- params: $end.
 with watched as (
     select instance, ts, value > 0 as is_good, labels as source

@@ -2,9 +2,9 @@
 -- grain: one row per series with a sample in [$start, $end).
 -- params: $metrics (list), $start, $end.
 -- A state is the last sample of a run on one side of $start; an increase is state minus state before it.
--- Anchored: the base is the last sample before $start, so increases of adjoining parts add up.
--- base_ts is when the target was last scraped before $start: a child that was away for longer by then
--- (its process ended, or never had it) does not stretch the time that the increases took.
+-- The base is the last sample before $start, so increases of adjoining parts add up.
+-- base_ts is when the target was last scraped before $start: a series that was absent for longer
+-- (its process ended, or never had it) does not lengthen the time in which the counters grew.
 with wanted as (
     select series_id, metric, instance, engine, model_name, labels, starts_at_zero
     from series

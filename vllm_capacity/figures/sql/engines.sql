@@ -1,5 +1,5 @@
 -- engines: every engine (a pair of target and `engine` label) that was seen before $end.
--- grain: one row per (instance, engine); first and last sample of it.
+-- grain: one row per (instance, engine); with its first and last sample.
 -- params: $end.
 select instance, engine, any_value(model_name) as model_name, min(ts) as first_ts, max(ts) as last_ts
 from samples

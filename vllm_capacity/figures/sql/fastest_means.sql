@@ -1,8 +1,8 @@
--- fastest_means: how fast servers were at their fastest: the least mean of the wanted histograms.
--- grain: one row per metric: the least mean of stretches of $least observations or more (null: there is none), and
--- what was observed in all of them.
+-- fastest_means: the lowest mean of each wanted histogram, as a measure of how fast servers can be.
+-- grain: one row per metric: the lowest mean over stretches of at least $least observations (null if there is
+-- none), and the total count and sum.
 -- params: $metrics (list), $least.
--- Sums are in order: the same to the last bit, whoever computes them.
+-- Sums have a fixed order, so that they are the same to the last bit in every run.
 with wanted as (
     select series_id, metric
     from series

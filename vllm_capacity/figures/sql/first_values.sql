@@ -1,4 +1,4 @@
--- first_values: where the wanted counters of each target begin, and what they had counted by then.
+-- first_values: the first sample of each wanted counter.
 -- grain: one row per series that has samples from $start to $end, and none before.
 -- params: $metrics (list), $start, $end.
 select

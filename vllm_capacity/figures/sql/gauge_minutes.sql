@@ -1,5 +1,5 @@
--- gauge_minutes: what the wanted gauges did in each minute of a downsampled window.
--- grain: one row per (series, minute) that begins in [$start, $end); mean and max over its n samples.
+-- gauge_minutes: the mean, minimum and maximum of the wanted gauges in each minute of a downsampled window.
+-- grain: one row per (series, minute) that begins in [$start, $end); over its n samples.
 -- params: $metrics (list), $start, $end.
 select
     metric,

@@ -1,4 +1,4 @@
--- good_after: the targets that were scraped, with success, from $end on.
+-- good_after: the targets that were scraped successfully from $end on.
 -- grain: one row per target.
 -- params: $end.
 select distinct instance

@@ -1,7 +1,7 @@
--- histogram_states: the states between which every wanted histogram grew, in a part of the window.
+-- histogram_states: the first and last state of every wanted histogram in each step of a part of the window.
 -- grain: one row per (series, run, step); step -1 is everything before $start.
--- params: $metrics (list), $start, $end, $step_us, $last_step (which holds the rest of the part).
--- Counts are per bucket and cumulative over time; the increase is taken on read, state minus state.
+-- params: $metrics (list), $start, $end, $step_us, $last_step (which takes in the rest of the part).
+-- Counts are per bucket and cumulative over time; the increase is one state minus the one before.
 with wanted as (
     select series_id, metric, instance, engine, model_name, bounds, starts_at_zero
     from series

@@ -1,6 +1,6 @@
--- intake_notes: what the border found, summed.
--- grain: one row per (check, instance, subject, detail); notes of the part, and those without a time.
--- Others are told by relabelled.sql, contradicted.sql, uncounted.sql and untimed.sql.
+-- intake_notes: the notes of ingestion, summed.
+-- grain: one row per (check, instance, subject, detail); notes in [$start, $end), and those without a time.
+-- Notes of other kinds are read by relabelled.sql, contradicted.sql, uncounted.sql and untimed.sql.
 -- params: $start, $end.
 select
     "check",

@@ -1,4 +1,4 @@
--- makes: the labels that may tell how an engine was made: its KV cache, its GPU.
+-- makes: the labels that may describe an engine's KV cache and GPU.
 -- grain: one row per series of the families asked for.
 -- params: $metrics, a list of families.
 select instance, engine, labels

@@ -1,4 +1,4 @@
--- process_starts: every start time that a process told.
+-- process_starts: every start time that a process reported.
 -- grain: one row per (series, scrape).
 select series_id, ts, value
 from samples

@@ -1,7 +1,7 @@
--- relabelled: series that went on under other labels, and what their metric had counted by then.
--- grain: one row per (instance, check, metric, detail) whose first change lies in the part.
+-- relabelled: series that continued under other labels, and what their metric had counted by then.
+-- grain: one row per (instance, check, metric, detail) whose first change is in [$start, $end).
 -- params: $start, $end.
--- at_most: what a counter would be higher by if the series were others that count from 0; null of others.
+-- at_most: how much higher a counter would be if these were new series that count from 0; null for other kinds.
 with noted as (
     select "check", instance, subject as metric, detail, sum(count)::bigint as count, min(ts) as first_ts
     from intake

@@ -1,6 +1,6 @@
 -- same_processes: targets that are one process under two names.
 -- grain: one row per pair: the same start to the last digit, and one count that grows through the
--- samples of both, in order of time, in five steps or more. At one instant it is one number.
+-- samples of both, in order of time, in five steps or more. At one instant both must show the same count.
 -- params: $metric (a counter that grows with all work).
 with starts as (
     select instance, arg_max(value, ts) as started
@@ -28,7 +28,7 @@ together as (
         counts.value,
         lag(counts.value) over (
             partition by pairs.instance, pairs.other
-            order by counts.ts, counts.value desc  -- of one moment, one count: else two processes
+            order by counts.ts, counts.value desc  -- two counts at one moment: two processes
         ) as value_before
     from pairs
     join counts on counts.instance in (pairs.instance, pairs.other)

@@ -1,15 +1,15 @@
--- points_intake: what the border found: stale, late and unreadable points.
+-- points_intake: what ingestion found: stale, late and unreadable points.
 -- grain: one row per (check, instance), unreadable ones per metric.
--- params: $since_seconds, Unix time from which it is asked; $late_seconds, the lag between a sample
+-- params: $since_seconds, Unix time from which points are examined; $late_seconds, the lag between a sample
 --   and its arrival from which it is late; $ahead_seconds, the lead from which a clock is wrong
 -- reads: points, children
 select
     'series' as "check",
     instance,
     min(ts) as ts,
-    'markers of staleness' as subject,
+    'stale markers' as subject,
     'the target stopped exposing ' || count(distinct metric_name)
-        || ' families; the markers were dropped' as detail,
+        || ' families; their stale markers were dropped' as detail,
     count(*) as count
 from points
 where
@@ -40,7 +40,7 @@ select
     min(ts) as ts,
     'arrival' as subject,
     'sampled up to ' || ceil(max(epoch(ts) - epoch(arrived)))::bigint
-        || ' s after it arrived: the clock of its Collector stands ahead of the store''s' as detail,
+        || ' s after it arrived: the Collector''s clock is ahead of the store''s' as detail,
     count(*) as count
 from points
 join children using (identity)
@@ -55,7 +55,7 @@ select
     instance,
     min(ts) as ts,
     metric_name as subject,
-    'the value of the point was lost on its way into the store' as detail,
+    'the value of the point was lost on its way to the store' as detail,
     count(*) as count
 from points
 join children using (identity)

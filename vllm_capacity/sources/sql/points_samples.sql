@@ -1,4 +1,4 @@
--- points_samples: the counters and gauges among the points, without markers of staleness.
+-- points_samples: the counters and gauges among the points, without stale markers.
 -- grain: one row per (series, point); a point sent twice is there twice.
 -- reads: points, children
 select

@@ -1,8 +1,8 @@
 -- cost_per_hour: what a successful request cost, by hour, in US dollars, idle time included.
 -- grain: one row per hour.
--- The price of a GPU-hour and the GPUs of an engine stand in the first lines; without a price the
--- dollars are null. A target is billed from scrape attempt to scrape attempt, failed ones too: a GPU
--- that is down is still paid. No request, no cost per request: null, and the dollars are shown all the same.
+-- Set the price of a GPU-hour and the GPUs per engine in the first lines; without a price, dollars
+-- are null. A target is billed from scrape attempt to scrape attempt, failed ones too: a GPU that is
+-- down is still paid for. In an hour without requests the cost per request is null; dollars are shown.
 with price as (
     select cast(null as double) as usd_per_gpu_hour, 1 as gpus_per_engine
 ),

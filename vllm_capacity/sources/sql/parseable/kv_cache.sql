@@ -1,6 +1,6 @@
 -- kv_cache: how full the KV cache was, by minute: 0 to 1, mean and maximum over engines.
 -- grain: one row per minute.
--- A share is never added up over engines.
+-- Ratios are never summed over engines.
 select
     date_trunc('minute', time_unix_nano) as minute,
     avg(data_point_value) as kv_cache_mean_ratio,

@@ -1,6 +1,6 @@
 -- kv_pressure: the three signs of a full KV cache together, by minute and engine.
 -- grain: one row per (minute, target, engine).
--- The share alone is no saturation: queues grow at 30 %, and a full cache without a queue is fine.
+-- A full cache alone is not saturation: a queue can grow at 30 %, and a full cache without a queue is fine.
 with samples as (
     select
         date_trunc('minute', time_unix_nano) as minute,

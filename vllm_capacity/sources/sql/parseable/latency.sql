@@ -1,10 +1,10 @@
 -- latency: p50, p95 and p99 of e2e_request_latency_seconds, by minute.
 -- grain: one row per minute in which anything was observed.
--- A histogram is a counter per bucket. Its rows say how many there were so far, so percentile_cont
--- over rows means nothing: the buckets' growth is added up over engines, and the quantile lies in the
--- bucket where the running total passes it (linear inside, as PromQL does). Null: beyond the last
--- edge. Where any bucket falls, the server has restarted and its new counts are all new. Engines must
--- have the same edges, as those of one vLLM version have for latencies.
+-- A histogram is one cumulative counter per bucket, so percentile_cont over its rows is meaningless.
+-- Instead, bucket increases are summed over engines, and the quantile is interpolated linearly within
+-- the bucket that contains it, as PromQL does; null if that is the last, open bucket. If any bucket
+-- falls, the server has restarted and its new counts are all new. All engines must have the same
+-- bucket edges, as engines of one vLLM version do for latencies.
 with states as (
     select
         time_unix_nano as ts,

@@ -1,6 +1,6 @@
--- request_failures: requests that the engine ended as errors or that were aborted, by minute.
+-- request_failures: requests that ended in an error or were aborted, by minute.
 -- grain: one row per (minute, finished_reason).
--- Blind spot: vLLM counts no client that hung up, and no request refused before the engine saw it.
+-- Not included: vLLM counts neither clients that hung up nor requests refused before they reach the engine.
 with samples as (
     select
         time_unix_nano as ts,

@@ -1,7 +1,7 @@
 -- requests_per_minute: finished requests, by minute and by how they ended.
 -- grain: one row per (minute, finished_reason).
--- A counter only ever says how much there was so far: what it grew by, from sample to sample, is
--- what happened; where it falls, the server has restarted and the new value is all new.
+-- A counter is cumulative: what happened is its increase from sample to sample. If it falls, the
+-- server has restarted and the whole new value is new.
 with samples as (
     select
         time_unix_nano as ts,

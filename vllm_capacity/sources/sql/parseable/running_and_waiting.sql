@@ -1,4 +1,4 @@
--- running_and_waiting: requests running and waiting, by minute: mean, added up over engines.
+-- running_and_waiting: requests running and waiting, by minute: mean, summed over engines.
 -- grain: one row per (minute, state).
 with by_engine as (
     select

@@ -1,9 +1,9 @@
 -- tokens_per_minute: prompt and generated tokens, by minute, and tokens per second.
 -- grain: one row per (minute, kind of token).
--- Differences of counters, not their sums: see requests_per_minute. What a counter grew by is booked
--- in the minute of the later sample; `seconds` is the time that it took. Where samples are missing
--- that is longer than the minute, and the rate is that of all this time. Null: a server restarted,
--- and since when the new one counts is not in these rows.
+-- Increases of counters, not sums of their values: see requests_per_minute. An increase is counted in
+-- the minute of the later sample; `seconds` is the time it took. If samples are missing, that is
+-- longer than a minute, and the rate is the mean over that time. It is null after a restart, since
+-- these rows do not show when the new process began to count.
 with samples as (
     select
         metric_name,
