@@ -246,11 +246,11 @@ FLEETS: tuple[FleetScenario, ...] = (
         seconds=_TWO_DAYS,
         scrape_seconds=60,
         assumptions=(
-            "nothing of it was measured: replicas, loads, lengths and labels are invented",
+            "nothing here was measured: replicas, loads, lengths and labels are invented",
             "chat: the server and lengths of the scenario a100-gpt-oss-20b; a day's wave of load",
-            "code: a step of 40 ms + 0.8 ms a running sequence + 0.4 ms a prefill token, about "
-            "what 32 billion parameters take on an A100; one of three takes 1.8 times as long; a "
-            "rush of 45 minutes on the first afternoon",
+            "code: a step of 40 ms + 0.8 ms per running sequence + 0.4 ms per prefill token, "
+            "about what 32 billion parameters take on an A100; one of three takes 1.8 times as "
+            "long; a rush of 45 minutes on the first afternoon",
         ),
         start=datetime(2026, 11, 16, 8, tzinfo=UTC),
     ),

@@ -110,12 +110,12 @@ _A100_ASSUMPTIONS = (
     "totals as published for the worked example: 3.15 h, 5,138 requests, all successful",
     "token lengths are not published: log-normal with ShareGPT-like means of 215 in and 194 out",
     "arrivals: Poisson, the rate waving by 25 % over 90 minutes; no shared prefixes",
-    "step time: 5 ms + 0.124 ms a running sequence + 0.04 ms a prefill token, set so that 1,000 "
-    "requests at once come within 10 % of the published 26.7 requests/s (GPUStack, 2025-11-04: "
-    "gpt-oss-20b, one A100 80GB SXM, vLLM 0.11.0); that a PCIe card has 5 % less bandwidth is not "
-    "taken off",
-    "KV cache: 24,576 B a token and 8 blocks a sequence for the sliding-window layers; 80 GiB x "
-    "0.92 less 12.8 GiB of weights and an assumed 4 GiB",
+    "step time: 5 ms + 0.124 ms per running sequence + 0.04 ms per prefill token, set so that "
+    "1,000 requests at once come within 10 % of the published 26.7 requests/s (GPUStack, "
+    "2025-11-04: gpt-oss-20b, one A100 80GB SXM, vLLM 0.11.0); that a PCIe card has 5 % less "
+    "bandwidth is not taken off",
+    "KV cache: 24,576 B per token and 8 blocks per sequence for the sliding-window layers; 80 GiB "
+    "x 0.92 less 12.8 GiB of weights and an assumed 4 GiB",
 )
 
 
@@ -237,13 +237,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         scrape_seconds=2,
         target="prefill-0:8000",
         assumptions=(
-            "step time: 10 ms + 0.1 ms a prefill token, invented; no real server",
+            "step time: 10 ms + 0.1 ms per prefill token, invented; no real server",
             "prompts of 3,600 tokens in the median, answers of 10",
         ),
     ),
     Scenario(
         "idle",
-        "a server nobody asks",
+        "an idle server that gets no requests",
         CPU_SERVER,
         _nobody,
         seconds=600,

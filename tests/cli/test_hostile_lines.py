@@ -127,7 +127,9 @@ LINES = [
     pytest.param("forecast FOLDER/past.csv --column requests", 2, "outside", id="year 1"),
     pytest.param("forecast FOLDER/pipe.yaml --column requests", 2, "pipe", id="forecast: a pipe"),
     pytest.param("scrape --from FOLDER/pipe.yaml --to FOLDER/w", 2, "pipe", id="scrape: a pipe"),
-    pytest.param("scrape a:1 --every 0.001ms --to FOLDER/w", 2, "is the least", id="no interval"),
+    pytest.param(
+        "scrape a:1 --every 0.001ms --to FOLDER/w", 2, "shortest interval", id="no interval"
+    ),
     pytest.param("scrape a:1 --for '' --to FOLDER/w", 2, "as a duration", id="for: empty"),
     pytest.param("scrape a:1 --for 1s --to s3://b/w", 2, "no path on this", id="to a bucket"),
     pytest.param("simulate idle --to s3://b/w", 2, "no path on this", id="simulate: to a bucket"),

@@ -169,7 +169,7 @@ def test_a_server_that_stays_dead_has_a_bound_and_is_named(tmp_path):
     window = dying(tmp_path)
     [outage], [stretch] = quality_report(window, "outage"), lost_of(window).stretches
     assert (outage["severity"], outage["count"]) == ("warning", 40)
-    assert "dies did not answer any more" in outage["effect"]
+    assert "dies stopped answering" in outage["effect"]
     assert stretch.running > 0
     assert f"{stretch.running:.0f} requests ran and 0 waited at the last" in outage["effect"]
     assert outage["max_effect"]["requests.finished"] == stretch.requests > stretch.running

@@ -410,7 +410,7 @@ def test_a_mistyped_stream_is_not_to_be_created_blindly() -> None:
     [finding] = [f for f in world.findings() if f.check == "no-right"]
     assert finding.remedy.startswith("Is the name right")
     assert "It may read vllm_metrics, vllm_traces." in finding.remedy
-    assert "takes none away" in finding.remedy
+    assert "grants the right and removes none" in finding.remedy
 
 
 def test_without_a_collector_nothing_is_claimed_of_one() -> None:

@@ -83,8 +83,8 @@ def test_a_receiver_that_is_busy_is_told_again(told):
 def test_one_that_fails_keeps_nobody_else_from_it_and_is_told_by_the_next_run(told):
     with receiver(*[500] * 4) as (bad, missed), receiver() as (good, got):
         both = recipients([bad, good], {})
-        order = {"labels": {}, "subject": "s", "told": told, "now": NOW}
-        says = r"json:// \(--notify number 1\) did not take the alerts in"
+        order = {"labels": {}, "subject": "s", "record": told, "now": NOW}
+        says = r"json:// \(--notify number 1\) did not accept the alerts"
         with pytest.raises(SourceError, match=says):
             notify(both, [SLOW], **order, pause=lambda seconds: None)
         notify(both, [SLOW], **order, pause=lambda seconds: None)
@@ -95,7 +95,7 @@ def test_no_address_is_kept_or_shown(told, capfd):
     with receiver(*[500] * 4) as (url, _):
         address = f"{url}/${{TOKEN}}"
         (to,) = recipients([address], {"TOKEN": SECRET})
-        order = {"labels": {}, "subject": "s", "told": told, "now": NOW}
+        order = {"labels": {}, "subject": "s", "record": told, "now": NOW}
         with pytest.raises(SourceError) as failed:
             notify([to], [SLOW], **order, pause=lambda seconds: None)
         notify([to], [SLOW], **order, pause=lambda seconds: None)
@@ -107,9 +107,13 @@ def test_no_address_is_kept_or_shown(told, capfd):
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        pytest.param("nonsense://x/s3cret", r"none that apprise knows \(nonsense", id="no scheme"),
-        pytest.param("s3cret", "is no URL", id="no URL"),
-        pytest.param("slack://s3cret", "none that apprise knows", id="a service's URL cut short"),
+        pytest.param(
+            "nonsense://x/s3cret", r"a scheme that apprise does not know \(nonsense", id="no scheme"
+        ),
+        pytest.param("s3cret", "is not a URL", id="no URL"),
+        pytest.param(
+            "slack://s3cret", "a scheme that apprise does not know", id="a service's URL cut short"
+        ),
         pytest.param("json://${NONE}/s3cret", "the environment has no NONE", id="not set"),
         pytest.param("mailto://me:s3cret@example.com", "holds a password", id="a password in it"),
         pytest.param("file:none", "Cannot read none", id="no file"),

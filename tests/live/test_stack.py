@@ -147,7 +147,7 @@ def test_a_secret_that_an_editor_ended_with_a_newline_is_found(
         initialise(client, Names(), tmp_path)
         with (tmp_path / INGEST_SECRET).open("a") as file:
             file.write("\n")
-        with pytest.raises(InputError, match="newline or space at an end"):
+        with pytest.raises(InputError, match="starts or ends with a newline or space"):
             initialise(client, Names(), tmp_path)
 
 
@@ -239,7 +239,7 @@ def test_alerts_that_were_posted_twice_are_told(server: RecordedParseable) -> No
         for _ in range(2):
             client.post("/api/v1/alerts", json=body)
         lines = provision_alerts(Management(client), "vllm_metrics")
-    assert any("2 carry this title, the oldest counts" in line for line in lines)
+    assert any("2 alerts have this title, the oldest is used" in line for line in lines)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

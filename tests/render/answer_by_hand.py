@@ -60,7 +60,9 @@ def stretch(
     return Stretch(at[0], at[1], engine, regime, evidence)
 
 
-def finding(check: str, severity: str, count: int = 1, effect: str = "no figure moves") -> Finding:
+def finding(
+    check: str, severity: str, count: int = 1, effect: str = "no figure is affected"
+) -> Finding:
     return Finding(check, severity, count, effect)
 
 

@@ -217,7 +217,7 @@ def test_the_ledger_says_how_a_pod_that_started_in_the_capture_was_counted(tmp_p
 
 def test_a_pod_that_does_not_say_since_when_it_runs_is_a_doubt_with_a_bound(tmp_path):
     result = answer(window_of(tmp_path, two_pods(100, 3.0, tells=False)))
-    [doubt] = [f for f in result["quality"] if "does not say that it started" in f["effect"]]
+    [doubt] = [f for f in result["quality"] if "nothing shows that it started" in f["effect"]]
     assert doubt["severity"] == "warning"
     assert result["tokens"]["generation"] == 290 + 95
     assert result["tokens"]["lost"]["high"] == doubt["max_effect"]["tokens"] == 49

@@ -91,10 +91,12 @@ def test_from_a_day_on_there_is_an_answer_with_a_coverage(hours):
     ("interval_seconds", "step_seconds", "horizon_seconds", "output"),
     [
         pytest.param(HOUR, 600.0, DAY, "coarser than the step", id="rows coarser than the step"),
-        pytest.param(600.0, 900.0, DAY, "no whole number of rows", id="rows do not fill a step"),
+        pytest.param(600.0, 900.0, DAY, "not a whole number of rows", id="rows do not fill a step"),
         pytest.param(600.0, 7 * HOUR, DAY, "does not divide a day", id="a step of seven hours"),
         pytest.param(600.0, 2 * DAY, 4 * DAY, "does not divide a day", id="a step over a day"),
-        pytest.param(600.0, HOUR, 1.5 * HOUR, "no whole number of steps", id="one step and a half"),
+        pytest.param(
+            600.0, HOUR, 1.5 * HOUR, "not a whole number of steps", id="one step and a half"
+        ),
     ],
 )
 def test_grains_that_do_not_fit_are_input_errors(
@@ -110,7 +112,7 @@ def test_grains_that_do_not_fit_are_input_errors(
 
 def test_rows_far_from_all_others_are_an_input_error():
     stamps = np.array([100.0, *(1.7e9 + 60 * np.arange(100))])
-    with pytest.raises(InputError, match="Leave out those far from the others"):
+    with pytest.raises(InputError, match="Leave out rows far from the others"):
         demand_grid(stamps, np.ones(101), step_seconds=3600.0)
 
 
@@ -191,8 +193,8 @@ def test_a_row_more_than_expected_adds_its_count_and_no_more(extra):
 @pytest.mark.parametrize(
     ("coarse", "fine", "output"),
     [
-        pytest.param(720, 864, "most are 300 s apart, yet from row 1 ", id="mostly fine"),
-        pytest.param(900, 60, "most are 600 s apart, yet from row 900 ", id="mostly coarse"),
+        pytest.param(720, 864, "most are 300 s apart, but from row 1 ", id="mostly fine"),
+        pytest.param(900, 60, "most are 600 s apart, but from row 900 ", id="mostly coarse"),
     ],
 )
 def test_rows_that_change_their_distance_are_an_input_error(coarse, fine, output):

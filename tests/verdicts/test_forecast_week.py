@@ -90,9 +90,9 @@ def test_a_day_ahead_it_is_too_at_any_hour_of_the_week():
 @pytest.mark.parametrize(
     ("made", "hours", "output"),
     [
-        pytest.param({}, 335, "no weekly pattern, for under two weeks", id="an hour short"),
+        pytest.param({}, 335, "no weekly pattern: less than two weeks", id="an hour short"),
         pytest.param({}, 336, "; weekly pattern of 2 weeks", id="two weeks with weekends"),
-        pytest.param({"dip": 0.0}, 840, "no weekly pattern, for it did not", id="all alike"),
+        pytest.param({"dip": 0.0}, 840, "no weekly pattern: it did not", id="all alike"),
         pytest.param({"growth": 0.2, "dip": 0.0}, 840, "no weekly pattern", id="growth is no week"),
         pytest.param({"missing": 0.3}, 336, "; weekly pattern of 2 weeks", id="a third missing"),
     ],

@@ -113,8 +113,8 @@ def test_weekend_at_the_end_is_no_decline():
 @pytest.mark.parametrize(
     ("counts", "reason"),
     [
-        pytest.param([5] * 20, "20 whole days; under 21", id="too few days"),
-        pytest.param([5] * 20 + [0], "no request came", id="a day without a request"),
+        pytest.param([5] * 20, "20 whole days; with fewer than 21", id="too few days"),
+        pytest.param([5] * 20 + [0], "some days had no requests", id="a day without a request"),
         pytest.param([], "0 whole days", id="no day"),
     ],
 )

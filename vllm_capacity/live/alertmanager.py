@@ -98,4 +98,4 @@ def _require_taken(response: httpx.Response, at: str) -> None:
             f"{at} refused the credentials ({status}). Set ALERTMANAGER_USER and "
             "ALERTMANAGER_PASSWORD, or ALERTMANAGER_TOKEN."
         )
-    raise SourceError(f"{at} did not take the alerts in ({status}): {text}. Is it Alertmanager?")
+    raise SourceError(f"{at} did not accept the alerts ({status}): {text}. Is it Alertmanager?")

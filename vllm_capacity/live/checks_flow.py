@@ -135,8 +135,8 @@ _SAMPLE = re.compile(r"^(?:ray_)?vllm[:_]", re.MULTILINE)
 _PART = re.compile(r"_(bucket|sum|count|total|created)$")
 _PERMANENT: Final = (
     "The exporter drops what Parseable refuses for good (400, 401, 403, 413, 500). Its log says "
-    "the status. 400: `encoding: json` is missing, or a header is wrong; 403: its password is; "
-    "413: the batch is over 10 MiB."
+    "the status. 400: `encoding: json` is missing, or a header is wrong; 403: its password is "
+    "wrong; 413: the batch is over 10 MiB."
 )
 
 
@@ -159,7 +159,7 @@ def _vllm(reply: Reply) -> list[CheckResult]:
             broken(
                 "vLLM",
                 "no-metrics",
-                f"{reply.url} answers, but without one vllm: metric",
+                f"{reply.url} answers, but has no vllm: metric",
                 "Is that vLLM, or its API behind another path? Was it started with "
                 "--disable-log-stats? Then it exports nothing.",
             )
@@ -195,7 +195,7 @@ def proxy_checks(evidence: ChainEvidence) -> list[CheckResult]:
     remedy = (
         "Start `vllm-capacity proxy`, or leave it out: the Collector needs no proxy."
         if reply.status is None
-        else "The proxy runs; what is behind it does not: see VLLM_METRICS_URL."
+        else "The proxy is running but gets no metrics from vLLM: check VLLM_METRICS_URL."
     )
     return [broken("proxy", "proxy-silent", reply.summary, remedy)]
 
@@ -214,7 +214,7 @@ def collector_checks(evidence: ChainEvidence) -> list[CheckResult]:
                     "collector-down",
                     reply.summary,
                     "Is it running with otel-config.yaml? `otelcol-contrib validate --config "
-                    "otel-config.yaml` names what it does not like; its log says the rest.",
+                    "otel-config.yaml` lists errors in the file; its log has the rest.",
                 ),
             ]
     if health is not None:
@@ -286,17 +286,17 @@ def _scrapes(before: _Counts, after: _Counts) -> CheckResult:
         return broken(
             "Collector",
             "collector-refuses",
-            f"it refused {refused:,.0f} points it had scraped, just now",
+            f"it just refused {refused:,.0f} scraped points",
             "Its memory limit is reached or its queue is full: raise OTELCOL_MEMORY_MIB or "
-            "OTELCOL_QUEUE_ITEMS, or see why Parseable does not take the data.",
+            "OTELCOL_QUEUE_ITEMS, or find out why Parseable does not accept the data.",
         )
     if later <= earlier:
         return broken(
             "Collector",
             "not-scraping",
-            f"the points it accepted stand at {later:,.0f}",
-            "It has no target, or waits for its first scrape: VLLM_TARGETS must be a list such as "
-            "[vllm:8000], or a file vllm*.yaml must lie in OTELCOL_TARGETS_DIR.",
+            f"it accepts no new points: the count stays at {later:,.0f}",
+            "It has no target, or its first scrape is still to come: VLLM_TARGETS must be a list "
+            "such as [vllm:8000], or OTELCOL_TARGETS_DIR must contain a file vllm*.yaml.",
         )
     return fine("Collector", "not-scraping", f"{later - earlier:,.0f} points accepted just now")
 
@@ -330,7 +330,7 @@ def _failures(before: _Counts, after: _Counts) -> CheckResult:
             "Bring Parseable back; then raise OTELCOL_QUEUE_ITEMS and OTELCOL_QUEUE_BYTES, or see "
             "whether the disk is full.",
         )
-    note = f", {failed:,.0f} were dropped at some time" if failed else ""
+    note = f", {failed:,.0f} were dropped earlier" if failed else ""
     return fine("Collector", "export-refused", f"{sent:,.0f} points sent{note}")
 
 
@@ -343,16 +343,16 @@ def _queues(before: _Counts, after: _Counts) -> list[CheckResult]:
 
 def _queue(exporter: str, earlier: float, size: float, capacity: float) -> CheckResult:
     ratio = size / capacity if capacity else 0.0
-    found = f"{exporter}: {size:,.0f} of {capacity:,.0f} wait ({ratio:.0%})"
+    found = f"{exporter}: {size:,.0f} of {capacity:,.0f} are waiting ({ratio:.0%})"
     if ratio < _FILLING_RATIO:
         return fine("Collector", "queue-filling", found)
-    trend = "and it grows" if size > earlier else "though it shrinks"
+    trend = "and it grows" if size > earlier else "but shrinking"
     return broken(
         "Collector",
         "queue-filling",
         f"{found}, {trend}",
         "Parseable is down, unreachable from the Collector, or too slow: see its own findings. "
-        "What does not fit any more will be lost.",
+        "Once the queue is full, data is lost.",
     )
 
 
@@ -366,9 +366,7 @@ def unscraped(evidence: ChainEvidence) -> list[CheckResult]:
         return [unknown("Collector", "replica-unscraped", sentence)]
     result = reply.body(list[Instance])
     if result is None:
-        return [
-            unknown("Collector", "replica-unscraped", f"not the rows asked for: {reply.summary}")
-        ]
+        return [unknown("Collector", "replica-unscraped", f"unexpected rows: {reply.summary}")]
     rows = {str(row.instance): row for row in result}
     scraped = {name for name, row in rows.items() if row.scraped}
     missing = [t for t in map(_target, evidence.vllm) if not _is_among(t, scraped)]

@@ -41,7 +41,7 @@ def server_checks(evidence: ChainEvidence) -> list[CheckResult]:
             "Is Parseable running, and is PARSEABLE_URL right? compose-otel.yml publishes it on "
             "127.0.0.1:8080."
             if alive.status is None
-            else "Another server listens there, or a proxy before Parseable is in the way."
+            else "Another server listens there, or a proxy in front of Parseable interferes."
         )
         return [broken("Parseable", "parseable-down", alive.summary, remedy)]
     found = [fine("Parseable", "parseable-down", f"{alive.url} answers"), _default(evidence)]
@@ -57,7 +57,7 @@ def _default(evidence: ChainEvidence) -> CheckResult:
         return broken(
             "Parseable",
             "default-password",
-            "admin with the password admin gets in as administrator",
+            "the default password works: admin/admin logs in as administrator",
             "Set P_USERNAME and P_PASSWORD (in .env: PARSEABLE_ROOT_USER, PARSEABLE_ROOT_PASSWORD) "
             "and restart Parseable.",
         )
@@ -78,7 +78,7 @@ def _login(about: Reply) -> list[CheckResult]:
         return [broken("Parseable", "wrong-password", about.summary, "Look at Parseable's log.")]
     result = about.body(shapes.About)
     version = result.version if result is not None else ""
-    return [fine("Parseable", "wrong-password", "the reader gets in"), _version(version)]
+    return [fine("Parseable", "wrong-password", "the reader can log in"), _version(version)]
 
 
 def _version(version: str) -> CheckResult:
@@ -89,7 +89,7 @@ def _version(version: str) -> CheckResult:
         return broken(
             "Parseable",
             "old-version",
-            f"it is version {version}: it loses histograms or names columns otherwise",
+            f"it is version {version}, which loses histograms or names columns differently",
             f"Use {'.'.join(map(str, _ADVISED))} or newer.",
         )
     advice = "" if numbers >= _ADVISED else f"; {'.'.join(map(str, _ADVISED))} is advised"
@@ -107,12 +107,12 @@ def ingest_checks(evidence: ChainEvidence) -> list[CheckResult]:
                 "Collector",
                 "ingest-password",
                 f"the Collector's credentials are refused: {reply.summary}",
-                "The Collector drops what is refused with 403. Give it the ingestor's secret "
+                "The Collector drops data that is refused with 403. Give it the ingestor's secret "
                 "(PARSEABLE_AUTHORIZATION, secrets/ingest_authorization: one line, no newline at "
                 "its end); `vllm-capacity stack init --renew` makes a new one.",
             )
         ]
-    return [fine("Collector", "ingest-password", "the Collector's credentials are taken")]
+    return [fine("Collector", "ingest-password", "the Collector's credentials are accepted")]
 
 
 def stream_checks(evidence: ChainEvidence) -> list[CheckResult]:
@@ -128,7 +128,7 @@ def stream_checks(evidence: ChainEvidence) -> list[CheckResult]:
     if not rows:
         return [_empty(evidence)]
     return [
-        fine("Parseable", "stream-absent", f"the stream {evidence.stream} is there"),
+        fine("Parseable", "stream-absent", f"the stream {evidence.stream} exists"),
         _columns(schema, evidence.stream),
         _values(evidence),
         _fresh(evidence, rows),
@@ -158,8 +158,8 @@ def _no_right(evidence: ChainEvidence, sentence: str) -> CheckResult:
         "Parseable",
         "no-right",
         f"the reader has no right to {stream}, or there is no such stream: {sentence}",
-        f"Is the name right, and that of the Collector (PARSEABLE_STREAM)? {streams}If it is, "
-        f"`vllm-capacity stack init --stream {stream}` adds the right, and takes none away.",
+        f"Is the name right, here and in the Collector (PARSEABLE_STREAM)? {streams}If it is, "
+        f"`vllm-capacity stack init --stream {stream}` grants the right and removes none.",
     )
 
 
@@ -178,9 +178,9 @@ def _no_stream(evidence: ChainEvidence, schema: Reply) -> CheckResult:
         "Parseable",
         "stream-absent",
         f"there is no stream {stream}: {schema.summary}",
-        "Is the name right, and that of the Collector (PARSEABLE_STREAM)? Names keep their case. "
-        "The first export that Parseable takes creates a stream, and so does `vllm-capacity stack "
-        f"init --stream {stream}`.",
+        "Is the name right, here and in the Collector (PARSEABLE_STREAM)? Names are "
+        "case-sensitive. The first export that Parseable accepts creates the stream, and so does "
+        f"`vllm-capacity stack init --stream {stream}`.",
     )
 
 
@@ -192,13 +192,13 @@ def _empty(evidence: ChainEvidence) -> CheckResult:
         return broken(
             "Parseable",
             "stream-stale",
-            f"nothing has come into {evidence.stream} for a quarter of an hour; last {last}",
+            f"nothing has arrived in {evidence.stream} for 15 minutes; last {last}",
             f"Is {evidence.writer} running, and can it reach Parseable? See its findings, if any.",
         )
     return broken(
         "Parseable",
         "stream-empty",
-        f"the stream {evidence.stream} is there, and empty",
+        f"the stream {evidence.stream} exists but is empty",
         "Parseable creates a stream before it looks at the body: a Collector without `encoding: "
         "json` leaves an empty one and drops every batch. Otherwise nothing was exported yet: see "
         "the Collector's findings.",
@@ -230,11 +230,11 @@ def _values(evidence: ChainEvidence) -> CheckResult:
         return broken(
             "Parseable",
             "values-lost",
-            f"every {' and '.join(hollow)} came without its value",
+            f"every {' and '.join(hollow)} arrived without its value",
             "Something between the Prometheus receiver and the exporter turns doubles into "
-            "integers, whose value Parseable loses: take that processor or connector out.",
+            "integers, whose values Parseable loses: remove that processor or connector.",
         )
-    return fine("Parseable", "values-lost", "gauges and sums carry their values")
+    return fine("Parseable", "values-lost", "gauges and sums have their values")
 
 
 def _fresh(evidence: ChainEvidence, rows: list[shapes.InsertBatch]) -> CheckResult:
@@ -244,11 +244,11 @@ def _fresh(evidence: ChainEvidence, rows: list[shapes.InsertBatch]) -> CheckResu
             "Parseable", "stream-stale", "no row has a time", "See the columns of the stream."
         )
     age = (evidence.now - newest).total_seconds()
-    found = f"the newest sample is of {iso(newest)}, {age:,.0f} s ago"
+    found = f"the newest sample is from {iso(newest)}, {age:,.0f} s ago"
     if age > _STALE_SECONDS:
         remedy = (
-            f"Scraping or exporting has stopped, or {evidence.writer} works off a queue after an "
-            "outage (then this grows less by itself)."
+            f"Scraping or exporting has stopped, or {evidence.writer} is still sending its queue "
+            "after an outage (then the delay shrinks by itself)."
         )
         return broken("Parseable", "stream-stale", found, remedy)
     return fine("Parseable", "stream-stale", found)
@@ -264,10 +264,12 @@ def _clocks(evidence: ChainEvidence, rows: list[shapes.InsertBatch]) -> CheckRes
             "Parseable",
             "clock-skew",
             f"Parseable's clock is {ours:+,.0f} s off this machine's",
-            "Set both by NTP. Windows are asked for by Parseable's clock.",
+            "Synchronize both with NTP. Parseable's clock decides which time range a pull gets.",
         )
     if not delays:
-        return unknown("Parseable", "clock-skew", "no batch has both times")
+        return unknown(
+            "Parseable", "clock-skew", ("no batch has both a sample time and an arrival time")
+        )
     least = min(delays)
     if -_SKEW_SECONDS <= least <= _LATE_SECONDS:
         return fine("Parseable", "clock-skew", f"batches arrive {least:.1f} s after their samples")
@@ -282,8 +284,8 @@ def _clocks(evidence: ChainEvidence, rows: list[shapes.InsertBatch]) -> CheckRes
         "Parseable",
         "clock-skew",
         found,
-        "Set the clocks of both machines by NTP. A Collector that works off its queue also looks "
-        "as if its clock were behind: look again when the queue is empty.",
+        "Synchronize both machines with NTP. A Collector that is still sending its queue also "
+        "looks as if its clock were behind: check again when the queue is empty.",
     )
 
 

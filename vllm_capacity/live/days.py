@@ -91,8 +91,8 @@ class Reach:
         """InputError if a day would be removed as soon as it was pulled."""
         if self.keep is not None and self.keep < max(self.last, self.late):
             raise InputError(
-                "Days must be kept at least as long as they are looked at: --keep is shorter than "
-                "--last or --late."
+                "--keep is shorter than --last or --late. Days must be kept at least as long as "
+                "they are needed."
             )
 
 
@@ -270,7 +270,8 @@ def _known_days(folder: Path, source: Source) -> dict[date, Day]:
         read = msgspec.json.decode(book.read_bytes(), type=_Book)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise InputError(
-            f"{book} is damaged. Remove it: the days in {folder} are then pulled and reported anew."
+            f"{book} is damaged. Remove it: the days in {folder} are then pulled and reported "
+            "again."
         ) from None
     if read.source != source:
         raise InputError(

@@ -52,7 +52,10 @@ def _quality(answer: Answer) -> list[CheckResult]:
     if not errors:
         return [fine("window", "figures-doubtful", "the data-quality report has no error")]
     found = "; ".join(f"{item.check}: {item.effect}" for item in errors)
-    remedy = "Figures that rest on this cannot be trusted: capture again, or another part."
+    remedy = (
+        "Figures that depend on this cannot be trusted. Capture again, or choose another time "
+        "range."
+    )
     return [broken("window", "figures-doubtful", found, remedy)]
 
 
@@ -67,7 +70,7 @@ def _price(answer: Answer) -> CheckResult:
     cost = answer.cost.total
     if cost.mid is None:
         return unknown("window", "no-price", f"cost is unknown: {cost.reason}")
-    return fine("window", "no-price", f"cost rests on: {cost.sources}")
+    return fine("window", "no-price", f"cost is based on: {cost.sources}")
 
 
 _WALK = (

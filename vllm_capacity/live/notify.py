@@ -117,7 +117,11 @@ def _recipient(text: str, where: str, environment: Mapping[str, str]) -> Recipie
     scheme = _SCHEME.match(address)
     apprise = _apprise()
     if scheme is None or not _quietly(lambda: apprise.Apprise().add(address)):
-        word = "is no URL" if scheme is None else f"is none that apprise knows ({scheme[1]}://…)"
+        word = (
+            "is not a URL"
+            if scheme is None
+            else (f"has a scheme that apprise does not know ({scheme[1]}://…)")
+        )
         raise InputError(
             f"{where} {word}. Try json://host/path, mailto://…, slack://…; apprise's documentation "
             "lists them."
@@ -161,7 +165,7 @@ def notify(
             _write(record, known)
     if failed:
         raise SourceError(
-            f"{', '.join(failed)} did not take the alerts in. Is the address right, and can it be "
+            f"{', '.join(failed)} did not accept the alerts. Is the address right, and can it be "
             "reached from here? The next run tries again."
         )
 

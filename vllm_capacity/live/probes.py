@@ -262,7 +262,9 @@ def _export(
     if authorization is None:
         return None
     if not is_sendable(authorization):  # not sent: the error would show the secret
-        sentence = "the secret has space around it, or a character that no header can carry"
+        sentence = (
+            "the secret has space around it, or a character that is not allowed in an HTTP header"
+        )
         return Reply(f"{base}/v1/metrics", error=sentence)
     headers = {
         "Authorization": authorization,

@@ -116,7 +116,7 @@ def _provision_alert(
     if not found:
         management.call("POST", "/api/v1/alerts", body=body)
         return f"alert {title}: created"
-    extra = f"; {len(found)} carry this title, the oldest counts" if len(found) > 1 else ""
+    extra = f"; {len(found)} alerts have this title, the oldest is used" if len(found) > 1 else ""
     path = f"/api/v1/alerts/{found[0][1]}"
     current = management.record(path)
     if all(current.get(key) == body[key] for key in ("query", "thresholdConfig", "evalConfig")):

@@ -135,7 +135,7 @@ class ProxyServer(ThreadingHTTPServer):
         )
         self.seconds = Histogram(
             "vllm_capacity_proxy_seconds",
-            "Seconds to serve /metrics, whole.",
+            "Seconds to serve /metrics completely.",
             registry=self.registry,
         )
         self.busy = Gauge(
@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self._has_body_read():
             self.close_connection = True
-            self._answer(400, "A request here has no body, or a short one of a known length.")
+            self._answer(400, "A request must have no body, or a short one with a Content-Length.")
             return
         self.connection.settimeout(self.timeout)
         path = self.path.partition("?")[0]

@@ -127,9 +127,9 @@ def _not_vllm_itself(asking: httpx.Client) -> Iterator[None]:
         if not _is_vllm(asking):
             raise
         raise InputError(
-            f"{address(asking)} is a vLLM server: it tells what is now, and keeps nothing. Give "
-            "the Prometheus or Parseable that scrapes it, or scrape it for a while: vllm-capacity "
-            f"scrape {address(asking)} --for 1h --to WINDOW."
+            f"{address(asking)} is a vLLM server: it shows only the present and keeps no history. "
+            "Give the Prometheus or Parseable that scrapes it, or scrape it for a while: "
+            f"vllm-capacity scrape {address(asking)} --for 1h --to WINDOW."
         ) from error
 
 

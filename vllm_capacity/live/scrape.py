@@ -37,7 +37,7 @@ from vllm_capacity.telemetry.store import Place, put_window, require_free, reser
 _LONGEST_TIMEOUT_SECONDS = 10.0
 _OURS = "vllm"  # a proxy may have written vllm_ for vllm:
 NO_SERIES = "it answers, but exports no vLLM metric; is this vLLM's /metrics?"
-_UNDER_WAY = "the scrape before was still under way"
+_UNDER_WAY = "the previous scrape was still running"
 
 
 def steady_seconds() -> float:
@@ -267,7 +267,10 @@ def capture(
     the window or a journal already exists, SourceError if no scrape was answered.
     """
     if every_seconds < LEAST_SECONDS:
-        raise InputError(f"A scrape every {every_seconds:g} s: {LEAST_SECONDS:g} s is the least.")
+        raise InputError(
+            f"Cannot scrape every {every_seconds:g} s: the shortest interval is {LEAST_SECONDS:g} "
+            "s."
+        )
     settings = read_settings(environment, profile, prefix=METRICS, names=METRICS_SETTINGS)
     ends = stop or threading.Event()
     require_free(to)
@@ -319,8 +322,8 @@ def _claimed(journal: Path, to: Path) -> Iterator[None]:
         journal.open("xb").close()
     except FileExistsError:
         raise InputError(
-            f"{journal} is left from a run that was cut. Rescue it with "
-            f"`vllm-capacity scrape --from {journal} --to {to}`, or remove it."
+            f"{journal} is left from an interrupted run. Recover it with `vllm-capacity scrape "
+            f"--from {journal} --to {to}`, or remove it."
         ) from None
     try:
         yield
@@ -337,6 +340,6 @@ def _fruitless(error: NoTelemetryError, done: Progress) -> str:
     if done.good:
         return f"{error} Last error: {done.last_error}" if done.last_error else str(error)
     return (
-        f"No scrape was answered ({done.failed} tried): {done.last_error}. Is the server running, "
-        "and is this its /metrics?"
+        f"All {done.failed} scrapes failed: {done.last_error}. Is the server running, and is this "
+        "its /metrics?"
     )

@@ -120,8 +120,8 @@ class Management:
             rights = found
         if not isinstance(rights, list) or not all(isinstance(right, dict) for right in rights):
             raise SourceError(
-                f"Parseable tells the rights of the role {role} in a form that is not known here. "
-                "Nothing was changed: they would be lost. Add the stream to the role by hand."
+                f"Parseable returned the rights of the role {role} in an unknown form. Nothing was "
+                "changed, so that none are lost. Add the stream to the role by hand."
             )
         return rights
 
@@ -136,7 +136,7 @@ def _remedy(status: int, text: str) -> str:
     if "No field named" in text:
         return (
             "A stream has no columns until telemetry has arrived: let the Collector send a scrape "
-            "(`vllm-capacity doctor` names what stops it), then run this again."
+            "(`vllm-capacity doctor` finds what prevents it), then run this again."
         )
     if status in (401, 403):
         return (
@@ -197,7 +197,7 @@ def _check_revoked(revoke: Sequence[str], names: Names, roles: Sequence[_Role]) 
     """Check, before any change, that rights to revoke exist and are not also to be granted."""
     for stream in revoke:
         if stream in names.log_sources:
-            raise InputError(f"The stream {stream} is both to be set up and to be revoked.")
+            raise InputError(f"The stream {stream} cannot be both set up and revoked.")
         if not any(role.right(stream) in role.rights for role in roles):
             raise InputError(f"No role of the stack has a right to the stream {stream!r}.")
 
@@ -234,7 +234,7 @@ def _create_stream(management: Management, stream: str, log_source: str, *, is_t
     if formats and log_source not in formats:
         raise InputError(
             f"The stream {stream} holds {', '.join(sorted(map(str, formats)))}, not {log_source}. "
-            "Choose another stream; delete it only if nobody needs what is in it."
+            "Choose another stream; delete it only if nobody needs its data."
         )
     return f"stream {stream}: there already"
 
@@ -351,8 +351,8 @@ def writing_goes_on(
             return f"checked: {stream} is being written to"
         pause()
     raise SourceError(
-        f"Nothing has been written to {stream} since the new password. The Collector drops what is "
-        "refused: restart it now. `vllm-capacity doctor` tells when it writes again."
+        f"Nothing has been written to {stream} since the new password. The Collector drops refused "
+        "data: restart it now. `vllm-capacity doctor` shows when it writes again."
     )
 
 
@@ -366,8 +366,9 @@ def verify(client: httpx.Client, names: Names, secrets: Path) -> list[str]:
     ingestor = read_secret(secrets / INGEST_SECRET)
     if not is_sendable(ingestor):
         raise InputError(
-            f"{secrets / INGEST_SECRET} has a newline or space at an end, or a character that no "
-            "header can carry, and the Collector would send it as it is: remove it."
+            f"{secrets / INGEST_SECRET} starts or ends with a newline or space, or has a character "
+            "that is not allowed in an HTTP header, and the Collector would send it unchanged: "
+            "remove it."
         )
     stream, found = names.metrics_stream, []
     for user, authorization, should_write in (

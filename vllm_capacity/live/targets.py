@@ -91,7 +91,7 @@ def _group(group: Any, path: Path, labels: Mapping[str, str]) -> list[Target]:  
             f"{path} holds a group without targets: {plain(group)[:200]}. Expected {_FILE}."
         )
     if not all(isinstance(url, str) for url in urls):
-        raise InputError(f"{path} holds targets that are no text: {plain(urls)[:200]}.")
+        raise InputError(f"{path} holds targets that are not text: {plain(urls)[:200]}.")
     own = {str(name): str(value) for name, value in own.items()}
     return targets([metrics_url(url) for url in urls], {**labels, **own})
 
@@ -110,11 +110,11 @@ def label(text: str) -> tuple[str, str]:
 def _check_label(name: str, value: str) -> None:
     if not _LABEL.fullmatch(name) or name.startswith("__") or not value or plain(value) != value:
         raise InputError(
-            f"{plain(name)[:100]!r}={plain(value)[:100]!r} is no label: a name is letters, digits "
-            "and _, a value is a line of text, as in team=search."
+            f"{plain(name)[:100]!r}={plain(value)[:100]!r} is not a label: a name is letters, "
+            "digits and _, a value is a line of text, as in team=search."
         )
     if name in _TAKEN:
-        raise InputError(f"The label {name} has a meaning of its own; choose another one.")
+        raise InputError(f"The label {name} is reserved; choose another name.")
 
 
 def _target(text: str) -> Target:

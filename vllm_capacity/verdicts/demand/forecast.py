@@ -171,7 +171,7 @@ def _too_few_errors(grid: DemandGrid, horizon: int, past: Backtest) -> str:
     days = max(enough, horizon) / per_day
     return (
         f"too short to forecast in steps of {grid.step_seconds / 3600:g} h: an interval needs ten "
-        f"past errors, and there are {np.isfinite(past.errors).sum()}; bring {days:g} days without "
+        f"past errors, and there are {np.isfinite(past.errors).sum()}; give {days:g} days without "
         "gaps, or ask for a shorter step"
     )
 
@@ -243,7 +243,8 @@ def _whole_steps(horizon_seconds: float, step_seconds: float) -> int:
     steps = horizon_seconds / step_seconds
     if steps < 1 - 1e-6 or abs(steps - round(steps)) > 1e-6:
         raise InputError(
-            f"A horizon of {horizon_seconds:g} s is no whole number of steps of {step_seconds:g} s."
+            f"A horizon of {horizon_seconds:g} s is not a whole number of steps of "
+            f"{step_seconds:g} s."
         )
     return round(steps)
 

@@ -129,7 +129,9 @@ def median_gap_seconds(ts_seconds: Floats) -> float | None:
             break
         median_gap = float(np.median(finer))
     if median_gap <= 0:
-        raise InputError("Most rows share their time with another. Sum rows of one time first.")
+        raise InputError(
+            "Most rows share their time with another. Sum rows with the same time first."
+        )
     _check_even(ts_seconds, gaps, median_gap)
     interval = float(gaps[np.abs(gaps - median_gap) <= _JITTER_RATIO * median_gap].mean())
     # The true grain is a round one, if there is one that all the rows keep step with.
@@ -152,8 +154,9 @@ def _check_even(ts_seconds: Floats, gaps: Floats, median_gap: float) -> None:
     off = np.abs(gaps - places * median_gap) > _JITTER_RATIO * median_gap
     if off.mean() > _MOST_OFF_RATIO:
         raise InputError(
-            f"The rows are not on an even grid: {off.sum()} of {len(gaps)} are no whole number of "
-            f"{median_gap:.6g} s after the one before. Sum them into windows of one length first."
+            f"The rows are not on an even grid: {off.sum()} of {len(gaps)} are no whole multiple "
+            f"of {median_gap:.6g} s after the one before. Sum them into intervals of equal length "
+            "first."
         )
     if len(gaps) < _REGIME_ROWS:
         return
@@ -166,10 +169,10 @@ def _check_even(ts_seconds: Floats, gaps: Floats, median_gap: float) -> None:
     if is_regime.any():
         row = int(np.argmax(is_regime))
         raise InputError(
-            f"The rows change their distance: most are {median_gap:.6g} s apart, yet from row "
-            f"{row + 1} (at {ts_seconds[row]:.15g}) on {_REGIME_ROWS} or more are "
-            f"{gaps[row]:.6g} s apart, so what is missing is not known. "
-            "Sum them into windows of one length first."
+            f"The spacing of the rows changes: most are {median_gap:.6g} s apart, but from row "
+            f"{row + 1} (at {ts_seconds[row]:.15g}) on {_REGIME_ROWS} or more are {gaps[row]:.6g} "
+            "s apart, so it is unknown which are missing. Sum them into intervals of equal length "
+            "first."
         )
 
 
@@ -185,7 +188,7 @@ def _check_span(grid_rows: int, rows: int, interval: float) -> None:
     if grid_rows > max(_MOST_ROWS, _MOST_GAPS_RATIO * rows):
         raise InputError(
             f"The {rows:,} rows span {grid_rows * interval / DAY_SECONDS:,.0f} days: {interval:g} "
-            f"s apart would be {grid_rows:,} rows. Leave out those far from the others."
+            f"s apart would be {grid_rows:,} rows. Leave out rows far from the others."
         )
 
 
@@ -198,7 +201,7 @@ def _check_ratio(interval_seconds: float, step_seconds: float) -> None:
         )
     if abs(ratio - round(ratio)) > _DRIFT_RATIO * ratio:
         raise InputError(
-            f"A step of {step_seconds:g} s is no whole number of rows of {interval_seconds:g} s."
+            f"A step of {step_seconds:g} s is not a whole number of rows of {interval_seconds:g} s."
         )
 
 

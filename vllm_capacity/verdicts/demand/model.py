@@ -362,7 +362,7 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
     history = filled(values, steps_per_day)
     past = backtest(values, history, compared, steps_per_day)
     if weeks < LEAST_WEEKS:
-        why = "no weekly pattern, for under two weeks of history"
+        why = "no weekly pattern: less than two weeks of history"
         return Pattern(blend, history, past.within(horizon), why)
     weekly_history = filled(_filled_from_last_week(values, week), steps_per_day)
     weekly = backtest(
@@ -376,7 +376,7 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
     gain = _gain(past, weekly, steps_per_day)
     widest = _WIDEST_RATIO if gain >= _LARGE_GAIN else 1.0
     if gain < _LEAST_GAIN or _width_ratio(weekly, past, steps_per_day) > widest:
-        why = "no weekly pattern, for it did not make the back-test better"
+        why = "no weekly pattern: it did not improve the back-test"
         return Pattern(blend, history, past.within(horizon), why)
     seen = min(weeks, _MOST_WEEKS)
     used = f"weekly pattern of {seen} weeks (back-test error {gain * 100:.0f} % lower than without)"

@@ -127,10 +127,11 @@ def weekly_growth(days: Sequence[Day]) -> Estimate:
     """
     if len(days) < LEAST_DAYS:
         return Estimate.unknown(
-            f"{len(days)} whole days; under {LEAST_DAYS}, it cannot be told from a weekly pattern"
+            f"{len(days)} whole days; with fewer than {LEAST_DAYS}, growth cannot be "
+            "distinguished from a weekly pattern"
         )
     if any(day.requests <= 0 for day in days):
-        return Estimate.unknown("on some days no request came, so that no rate of growth holds")
+        return Estimate.unknown("some days had no requests, so no growth rate can be given")
     low, mid, high = (math.expm1(_DAYS_A_WEEK * each) for each in _slope(days))
     basis = f"{len(days)} whole days, each compared with the same day of other weeks"
     return Estimate.known(low, mid, high, basis, confidence=_CONFIDENCE)

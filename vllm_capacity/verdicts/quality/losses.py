@@ -11,8 +11,8 @@ from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, 
 _LISTED = 20  # restarts told one by one
 _OFTEN, _OFTEN_RATIO = 5, 0.2
 _OFTEN_EFFECT = (
-    "So many restarts for so few scrapes look like several processes that answer under one address "
-    "in turn, as behind a load balancer: then each change counts one of them again."
+    "So many restarts in so few scrapes suggest that several processes answer under one address in "
+    "turn, as behind a load balancer: then each switch counts a process again."
 )
 
 
@@ -25,8 +25,9 @@ def restarts(evidence: Evidence) -> list[Finding]:
         unread = evidence.losses.of(instance, "restart")
         max_effect = _max_effect(unread)
         effect = (
-            f"{instance}: started again from zero. What it counted after its last scrape is in no "
-            f"figure: {_effect(unread)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+            f"{instance}: its counters started again from zero. What it counted after its last "
+            f"scrape is missing from all figures: {_effect(unread)}{_bound(unread, evidence)}. "
+            f"{_in_flight(unread)}"
         )
         result = [span(restart.before, restart.after) for restart in own[:_LISTED]]
         when = "; ".join(
@@ -53,13 +54,13 @@ def outages(evidence: Evidence) -> list[Finding]:
         silent = (evidence.time_range.end - outage.last_good).total_seconds()
         is_long = silent > max(30.0, 5.0 * outage.median_seconds)
         what = (
-            f"did not answer any more: its last {outage.failed} scrapes failed, over {silent:.0f} s"
+            f"stopped answering: its last {outage.failed} scrapes failed, over {silent:.0f} s"
             if outage.failed
-            else f"was not scraped any more, for the last {silent:.0f} s"
+            else f"was not scraped for the last {silent:.0f} s"
         )
         effect = (
-            f"{outage.instance} {what}. What it counted after its last good scrape is in no "
-            f"figure: {_effect(unread)}{_bound(unread, evidence)}. {_in_flight(unread)}"
+            f"{outage.instance} {what}. What it counted after its last good scrape is missing from "
+            f"all figures: {_effect(unread)}{_bound(unread, evidence)}. {_in_flight(unread)}"
         )
         severity = "warning" if is_long and outage.failed else "info"
         when = span(outage.last_good, evidence.time_range.end)
@@ -73,14 +74,17 @@ def contradicted(evidence: Evidence) -> list[Finding]:
     for instance, detail, scrapes in evidence.contradicted.iter_rows():
         unread = evidence.losses.of(instance, "clock")
         effect = (
-            f"{instance}: {detail}. What only these counted is in no figure, nor is their time: "
-            f"{_effect(unread)}."
+            f"{instance}: {detail}. What only these scrapes counted is missing from all figures, "
+            f"and so is their time: {_effect(unread)}."
         )
         found.append(Finding("clock", "error", scrapes, effect, None, _max_effect(unread)))
     already_named = set(evidence.contradicted.get_column("instance"))
     for each in evidence.losses.stretches:
         if each.why == "clock" and each.instance not in already_named:
-            effect = f"{each.instance}: what it counted unread is in no figure: {_effect([each])}."
+            effect = (
+                f"{each.instance}: what it counted between scrapes is missing from all figures: "
+                f"{_effect([each])}."
+            )
             found.append(Finding("clock", "error", 1, effect))
     return found
 
@@ -92,9 +96,9 @@ def late_targets(evidence: Evidence) -> list[Finding]:
         if unread.why == "late":
             max_effect, seconds = _max_effect([unread]), _seconds(unread.start, unread.end)
             effect = (
-                f"{unread.instance} was first scraped {seconds:.0f} s after the start and does not "
-                "say that it started since: it is counted from its first value, and what it "
-                f"counted before is in no figure: {_effect([unread])}."
+                f"{unread.instance} was first scraped {seconds:.0f} s after the start, and nothing "
+                "shows that it started only then: it is counted from its first value, and what it "
+                f"counted before is missing from all figures: {_effect([unread])}."
             )
             when = span(unread.start, unread.end)
             found.append(Finding("series", "warning", 1, effect, when, max_effect))
@@ -119,9 +123,9 @@ _DOUBTS = {
     ),
     "no order": (
         "warning",
-        "its start time changed to one that lies before its last scrape. Either a clock was set, "
-        "and no figure moves, or another process took over that had been there all along: then "
-        "what counters show at the change is not what was done, and requests and tokens are wrong.",
+        "its start time changed to one before its last scrape. Either a clock was set, and no "
+        "figure is affected, or another process took over that had been running all along: then "
+        "the counters jump at the change, and requests and tokens are wrong.",
     ),
 }
 
@@ -168,8 +172,8 @@ def _bound(unread: Sequence[Unread], evidence: Evidence) -> str:
         return ""
     seconds = sum(_seconds(each.start, each.end) for each in unread)
     return (
-        " (a bound, not an estimate: what ran and waited at the last scrape, the most that ever "
-        f"finished between two scrapes, and {seconds:.3g} s at {evidence.losses.basis})"
+        " (an upper bound, not an estimate: what ran and waited at the last scrape, the most that "
+        f"ever finished between two scrapes, and {seconds:.3g} s at {evidence.losses.basis})"
     )
 
 
@@ -177,8 +181,8 @@ def _in_flight(unread: Sequence[Unread]) -> str:
     running = sum(each.running or 0.0 for each in unread)
     waiting = sum(each.waiting or 0.0 for each in unread)
     return (
-        f"{running:.0f} requests ran and {waiting:.0f} waited at the last scrape: those that had "
-        "not finished when it ended never did, and are in no figure either."
+        f"{running:.0f} requests ran and {waiting:.0f} waited at the last scrape; those that had "
+        "not finished when the process ended never did, and are missing from all figures too."
     )
 
 

@@ -42,9 +42,9 @@ def _finding(fit: SaturationFit) -> Finding:
         severity="warning",
         count=len(spells),
         effect=(
-            f"{fit.engine}: for {whole:,.0f} s it gave {tokens / whole:,.0f} output tokens/s "
-            f"with {running / whole:,.1f} requests running{best}: something outside slowed it, or "
-            "it was asked for something else. The capacity leaves that time out."
+            f"{fit.engine}: for {whole:,.0f} s it gave {tokens / whole:,.0f} output tokens/s with "
+            f"{running / whole:,.1f} requests running{best}: something outside slowed it, or its "
+            "requests were different. The capacity leaves that time out."
         ),
         when="; ".join(spells),
     )

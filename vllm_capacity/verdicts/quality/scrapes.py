@@ -56,9 +56,8 @@ def jitter(evidence: Evidence) -> list[Finding]:
         low, mid, high = (float(steps.quantile(q) or 0.0) for q in (0.05, 0.5, 0.95))
         if mid > 0 and high - low > _UNEVEN * mid:
             effect = (
-                f"{instance}: the scrape interval runs from {low:.3g} to {high:.3g} s (median "
-                f"{mid:.3g}). "
-                "Counters stay exact; means of gauges are weighted by time."
+                f"{instance}: the scrape interval ranges from {low:.3g} to {high:.3g} s (median "
+                f"{mid:.3g}). Counters stay exact; means of gauges are weighted by time."
             )
             found.append(Finding("jitter", "info", steps.len(), effect))
         unseen = evidence.finished_per_scrape.get(instance)
@@ -67,7 +66,7 @@ def jitter(evidence: Evidence) -> list[Finding]:
             most = (
                 f"{amounts(max_effect)} (the most requests that finished between two scrapes)"
                 if max_effect
-                else "by how much is not known, for finished requests were not counted"
+                else "by how much is unknown, because finished requests were not counted"
             )
             effect = (
                 f"{instance}: scraped every {mid:.3g} s, so load that comes and goes in between "
@@ -86,8 +85,8 @@ def _is_even(own: Target) -> bool:
 
 
 _UNLESS_OVERTAKEN = (
-    " (unless the server, which does not say when it started, did so in it and had counted more "
-    "than before by the next scrape)"
+    " (unless the server, which does not report its start time, restarted in the gap and had "
+    "passed its old counts by the next scrape)"
 )
 
 
@@ -101,10 +100,10 @@ def gaps(evidence: Evidence) -> list[Finding]:
         seconds = sum(gap.seconds for gap in own)
         unless = "" if instance in result else _UNLESS_OVERTAKEN
         effect = (
-            f"{instance}: {seconds:.0f} s without a good scrape. Totals are exact over it{unless}, "
-            "the growth is booked in the minute of the next scrape; rates and charts spread it and "
-            "mark it; running.mean, waiting.mean and kv_cache_ratio.mean leave it out (see "
-            "coverage)."
+            f"{instance}: {seconds:.0f} s without a good scrape. Totals over the gap are "
+            f"exact{unless}: the growth is counted in the minute of the next scrape. Rates and "
+            "charts spread it over the gap and mark it; running.mean, waiting.mean and "
+            "kv_cache_ratio.mean leave the gap out (see coverage)."
         )
         when = "; ".join(span(gap.start, gap.end) for gap in own)
         found.append(Finding("gap", "warning", len(own), effect, when))
@@ -122,9 +121,8 @@ def partial_steps(evidence: Evidence) -> list[Finding]:
     if not cut:
         return []
     effect = (
-        "the first and last minute are cut: their counts are not those of a whole minute. Totals "
-        "and rates "
-        "do not depend on it."
+        "the first and last minute are incomplete, so their counts are not those of a whole "
+        "minute. Totals and rates are not affected."
     )
     return [Finding("partial-step", "info", len(cut), effect, "; ".join(iso(edge) for edge in cut))]
 
@@ -136,9 +134,9 @@ def stale_gauges(evidence: Evidence) -> list[Finding]:
         seconds = (row["end"] - row["start"]).total_seconds()
         max_effect = {"running.mean": row["value"] * seconds / evidence.time_range.seconds}
         effect = (
-            f"{row['instance']}/{row['engine']}: {row['value']:.3g} requests said to run for "
-            f"{seconds:.0f} s "
-            f"while no token came: a stale gauge, not load; {amounts(max_effect)}."
+            f"{row['instance']}/{row['engine']}: {row['value']:.3g} requests reported as running "
+            f"for {seconds:.0f} s while no tokens came: a stale gauge, not load; "
+            f"{amounts(max_effect)}."
         )
         when = span(row["start"], row["end"])
         found.append(Finding("stale-gauge", "warning", 1, effect, when, max_effect))
@@ -158,8 +156,8 @@ def lagging(evidence: Evidence) -> list[Finding]:
         last = own.last_good
         if last is None:
             effect = (
-                f"{instance} never answered: none of its load is in any figure, and its hours are "
-                "not billed here."
+                f"{instance} never answered: its load is missing from all figures, and its hours "
+                "are not billed here."
             )
             found.append(Finding("missing", "warning", own.tried, effect))
             continue
@@ -167,8 +165,8 @@ def lagging(evidence: Evidence) -> list[Finding]:
         # the median of a long time is costly, and few targets lag
         if behind > 30.0 and behind > 5.0 * own.median_seconds():
             effect = (
-                f"{instance} lags: its last good scrape is {behind:.0f} s before the end, so the "
-                "newest load of it is in no figure."
+                f"{instance} lags: its last good scrape is {behind:.0f} s before the end, so its "
+                "most recent load is missing from all figures."
             )
             found.append(Finding("coverage", "warning", 1, effect, iso(last)))
     return found
@@ -187,8 +185,8 @@ def unreached_end(attempts: pl.DataFrame | Attempts, asked_end: datetime | None)
     if missing <= 30.0 or missing <= 5.0 * scrapes.longest_median(targets):
         return []
     effect = (
-        f"asked for until {iso(asked_end)}, but the newest scrape is of {iso(newest)}, "
-        f"{missing:.0f} s before: what came in between is in no figure. Had it come in yet? Pull "
-        "again, or ask why nothing was stored."
+        f"asked for until {iso(asked_end)}, but the newest scrape is from {iso(newest)}, "
+        f"{missing:.0f} s earlier: what happened in between is missing from all figures. If it had "
+        "not arrived yet, pull again; else find out why nothing was stored."
     )
     return [Finding("coverage", "warning", 1, effect, span(newest, asked_end))]

@@ -21,13 +21,14 @@ _EXACT_UP_TO = 2.0**53
 _UNEVEN = 0.75  # an engine below this part of its fair share is named
 
 _INGEST_EFFECTS = {
-    "duplicate": "counted once: no figure moves",
-    "late": "put back in order of sample time: no figure moves",
+    "duplicate": "counted once: no figure is affected",
+    "late": "put back in order of sample time: no figure is affected",
     "clock": "rates and charts may bend around that time",
     "coverage": "left out as unreadable",
     "failed": "counted among the scrapes that are missing",
-    "renamed": "older names of a concept beside the newest, which alone is counted: no figure "
-    "moves",
+    "renamed": (
+        "older names of a metric beside the newest, which alone is counted: no figure is affected"
+    ),
 }
 
 
@@ -68,10 +69,10 @@ def relabelled(evidence: Evidence) -> list[Finding]:
     return found
 
 
-_ONE_SERIES = "The old labels came back, so both are one series: no figure moves."
+_ONE_SERIES = "The old labels came back, so both are one series: no figure is affected."
 _LIKELY_ONE = (
-    "They are counted as one series that goes on, or from their first value where it is not clear "
-    "which goes on as which. If they were new series that count from 0, these would be higher: "
+    "They are counted as one continuing series, or from their first value if it is unclear which "
+    "series continues which. If they were new series that count from 0, these would be higher: "
 )
 
 
@@ -102,7 +103,7 @@ def lifetimes(evidence: Evidence) -> list[Finding]:
     if older.height:
         effect = (
             "were already counting at their first scrape: counted from that value; what came "
-            "before is in no figure."
+            "before is missing from all figures."
         )
         found.append(_about("series", "info", older, effect))
     gone = life.filter(pl.col("last_ts") < pl.col("last_seen") - timedelta(seconds=120))
@@ -148,7 +149,8 @@ def jobs(evidence: Evidence) -> list[Finding]:
             names = sorted(json.loads(text).get("job", "?") for text in own.get_column("labels"))
             effect = (
                 f"{instance} is scraped by {len(names)} jobs ({', '.join(names)}): one process, "
-                "counted once; its scrapes are judged by those of one job. No figure moves."
+                "counted once; coverage is judged by the scrapes of one job. No figure is "
+                "affected."
             )
             found.append(Finding("duplicate", "info", len(names), effect))
     return found
@@ -195,7 +197,7 @@ def renamed(evidence: Evidence) -> list[Finding]:
             "renamed",
             "info",
             len(pairs),
-            f"read under older names: {named}{more}; no figure moves.",
+            f"read under older names: {named}{more}; no figure is affected.",
         )
     ]
 
@@ -255,9 +257,8 @@ def edge_buckets(latency: Latency) -> list[Finding]:
         if first:
             edge = quantiles[first[0]].upper or 0.0
             effect = (
-                f"latency.{name} {', '.join(first)}: in the first bucket, so all that is known is "
-                "at most "
-                f"{edge:g} s."
+                f"latency.{name} {', '.join(first)}: in the first bucket, so only an upper bound "
+                f"is known: {edge:g} s."
             )
             max_effect = {f"latency.{name}.{q}.value": edge for q in first}
             found.append(Finding("edge-bucket", "info", len(first), effect, None, max_effect))
@@ -285,8 +286,8 @@ def imbalance(evidence: Evidence) -> list[Finding]:
         effect = (
             f"{row['instance']}/{row['engine']} made {row['share']:.0%} of the output tokens{own} "
             f"in {row['fair']:.0%} of the billed hours: {unused:.3g} engine-hours paid beyond its "
-            "share"
-            f"{' while it stood idle' if is_idle else ''}. No figure moves; cost carries it."
+            f"share{' while it stood idle' if is_idle else ''}. No figure is affected; cost "
+            "includes it."
         )
         # No doubt about any figure, however idle: the verdict tells the waste.
         found.append(Finding("series", "info", 1, effect))
@@ -300,8 +301,8 @@ def servers(evidence: Evidence) -> list[Finding]:
     findings = []
     if found - {"vllm"}:
         effect = (
-            f"read from {', '.join(sorted(found))}: only what these expose under concepts of vLLM "
-            "is known; the rest of the figures is unknown."
+            f"read from {', '.join(sorted(found))}: only figures of metrics that correspond to "
+            "vLLM's are known; the others are unknown."
         )
         findings.append(Finding("renamed", "info", len(found), effect))
     if "dynamo" in found and len(found) > 1:
