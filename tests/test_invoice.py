@@ -129,7 +129,7 @@ def test_exports_of_clouds(tmp_path, text, columns, rows):
     [
         pytest.param("a,b\n1,2\n", "It has: a, b. Say which", id="other columns"),
         pytest.param("date,cost,currency\n2026-11-24,5,EUR\n", "charges in EUR", id="no dollars"),
-        pytest.param("date,cost\n2026-11-24,five\n", "cost 'five' is no number", id="no number"),
+        pytest.param("date,cost\n2026-11-24,five\n", "cost 'five' is not a number", id="no number"),
         pytest.param("", "is empty", id="nothing"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_malformed_row_is_told_with_its_line(tmp_path):
     path = tmp_path / "invoice.csv"
     path.write_text("date,cost\n2026-11-24,5\n2026-11-25,x\n")
     found = read_invoice(path)
-    assert (found.malformed, found.examples) == (1, ("line 3: cost 'x' is no number",))
+    assert (found.malformed, found.examples) == (1, ("line 3: cost 'x' is not a number",))
 
 
 def test_cost_names_the_difference(monkeypatch, capsys, tmp_path):

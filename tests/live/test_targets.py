@@ -117,7 +117,7 @@ def test_what_is_no_label_is_refused(text: str) -> None:
         pytest.param("{}", "lists no targets", id="no list"),
         pytest.param("- x", "group without targets", id="no group"),
         pytest.param("- targets: []", "group without targets", id="an empty group"),
-        pytest.param("- targets: [1]", "no text", id="a number"),
+        pytest.param("- targets: [1]", "not text", id="a number"),
         pytest.param(
             "- targets: [a:1]\n  labels: [x]", "group without targets", id="labels a list"
         ),

@@ -180,8 +180,7 @@ POINT_CASES = (
             (
                 "clock",
                 10,
-                "sampled up to 8 s after it arrived: the clock of its Collector stands ahead of "
-                "the store's",
+                "sampled up to 8 s after it arrived: the Collector's clock is ahead of the store's",
                 2,
             ),
             ("series", 40, MARKED, 1),

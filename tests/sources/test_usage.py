@@ -127,9 +127,9 @@ def test_times_are_utc(tmp_path, stamp, expected):
 @pytest.mark.parametrize(
     ("cells", "says"),
     [
-        pytest.param("a,2026-11-24T04:05:06Z,x,1", "prompt 'x' is no count", id="no number"),
-        pytest.param("a,2026-11-24T04:05:06Z,-5,1", "is no count", id="below 0"),
-        pytest.param("a,2026-11-24T04:05:06Z,inf,1", "is no count", id="endless"),
+        pytest.param("a,2026-11-24T04:05:06Z,x,1", "prompt 'x' is not a count", id="no number"),
+        pytest.param("a,2026-11-24T04:05:06Z,-5,1", "is not a count", id="below 0"),
+        pytest.param("a,2026-11-24T04:05:06Z,inf,1", "is not a count", id="endless"),
         pytest.param("a,yesterday,1,1", "as a time", id="no time"),
         pytest.param("a,,1,1", "it has no time", id="no time at all"),
         pytest.param(",2026-11-24T04:05:06Z,1,1", "it has no key", id="no key"),

@@ -112,7 +112,7 @@ DAMAGES = [
     ),
     pytest.param(lambda w: (w / "window.json").write_text("[]"), "names no format", id="a list"),
     pytest.param(noting(format=True), "names no format", id="a format that is no number"),
-    pytest.param(noting(format=3), "of format 3; this version reads", id="a later format"),
+    pytest.param(noting(format=3), "has format 3; this version reads", id="a later format"),
     pytest.param(noting(counts=[]), "has no row counts", id="no counts"),
     pytest.param(noting(grain={}), "has the grain", id="no grain"),
     pytest.param(noting(grain="minute"), "no files of the table minutes", id="another grain"),
@@ -133,11 +133,11 @@ def test_damage_is_told_in_one_line(window, damage, says):
 
 
 OF_FORMAT_1 = [
-    pytest.param(lambda w: hours(w, "samples")[0].unlink(), "samples have", id="an hour is lost"),
+    pytest.param(lambda w: hours(w, "samples")[0].unlink(), "samples has", id="an hour is lost"),
     pytest.param(lambda w: (w / "intake.parquet").unlink(), "table intake", id="intake is lost"),
     pytest.param(
         lambda w: shutil.copy(hours(w, "samples")[0], w / "samples" / "2026-11-24T09.parquet"),
-        "samples have",
+        "samples has",
         id="an hour is gained",
     ),
     pytest.param(

@@ -65,7 +65,7 @@ def test_intervals_hold_about_nine_in_ten_hours_and_say_so():
         pytest.param(([None] * 20 + [5.0] * 4) * 4, HOUR, DAY, "gaps", id="mostly gaps"),
         pytest.param([5.0], DAY, DAY, "needs ten past errors", id="a single daily row"),
         pytest.param([5.0] * 3, DAY, DAY, "needs ten past errors", id="three daily rows"),
-        pytest.param([5.0] * 3, DAY, DAY, "bring 11 days without gaps", id="how many would do"),
+        pytest.param([5.0] * 3, DAY, DAY, "give 11 days without gaps", id="how many would do"),
         pytest.param([5.0] * 4, 6 * HOUR, DAY, "1.25 days without", id="a day of quarter days"),
     ],
 )

@@ -46,7 +46,9 @@ def server_checks(evidence: ChainEvidence) -> list[CheckResult]:
         return [broken("Parseable", "parseable-down", alive.summary, remedy)]
     found = [fine("Parseable", "parseable-down", f"{alive.url} answers"), _default(evidence)]
     if evidence.about is None:
-        reason = "no PARSEABLE_USER and PARSEABLE_PASSWORD are set: the stream cannot be looked at"
+        reason = (
+            "PARSEABLE_USER and PARSEABLE_PASSWORD are not set, so the stream cannot be checked"
+        )
         return [*found, unknown("Parseable", "wrong-password", reason)]
     return [*found, *_login(evidence.about)]
 

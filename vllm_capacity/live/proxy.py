@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/health":
             self._health()
         else:
-            self._answer(404, "The paths are /metrics, /health and /proxy/metrics.")
+            self._answer(404, "Available paths: /metrics, /health and /proxy/metrics.")
 
     def _has_body_read(self) -> bool:
         """Skip the request's body, which would be read as the next request; False if impossible."""

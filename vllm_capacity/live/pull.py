@@ -87,16 +87,17 @@ def pull_window(
     origin, stream, time_range = order.origin or settings.get("url"), order.stream, order.time_range
     if not origin:
         raise InputError(
-            "Say where to pull --from: a URL, a folder, or s3://…, or set PARSEABLE_URL."
+            "Give --from, the source to pull from: a URL, a folder, or s3://…, or set "
+            "PARSEABLE_URL."
         )
     if (order.match or order.tenant) and (stream is not None or not is_server(origin)):
         raise InputError("--match and --tenant are for a Prometheus: leave out --stream.")
     if not is_server(origin):
         if stream is None:
-            raise InputError(f"Say which --stream of the store {origin} to pull.")
+            raise InputError(f"Give --stream, the stream of {origin} to pull.")
         return pull_files(origin, stream, target, time_range, late=order.late)
     if time_range is None:
-        raise InputError("Say which time: --last 24h, or --start and --end.")
+        raise InputError("Give the time range: --last 24h, or --start and --end.")
     is_downsampled = time_range.seconds >= _THINNED_FROM.total_seconds()
     if order.is_full is not None:
         is_downsampled = not order.is_full

@@ -95,7 +95,7 @@ def _amount(value: object, what: str) -> float:
     try:
         number = float(str(value).replace("$", "").strip())
     except ValueError:
-        raise ValueError(f"{what} {value!r} is no number") from None
+        raise ValueError(f"{what} {value!r} is not a number") from None
     if not abs(number) <= _MOST_USD:
-        raise ValueError(f"{what} {value!r} is no number")
+        raise ValueError(f"{what} {value!r} is not a number")
     return number

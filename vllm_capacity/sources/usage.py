@@ -252,9 +252,9 @@ def _tokens(value: Any, what: str) -> float | None:  # noqa: ANN401  what JSON h
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{what} {value!r} is no count") from None
+        raise ValueError(f"{what} {value!r} is not a count") from None
     if isinstance(value, bool) or not 0 <= number <= _MOST_TOKENS:
-        raise ValueError(f"{what} {value!r} is no count")
+        raise ValueError(f"{what} {value!r} is not a count")
     return number
 
 

@@ -30,7 +30,7 @@ class Evidence:
     reaches the end of what it gave. `doubtful`: targets whose starts tell no order of processes.
     `same`: pairs of targets that are one process.
     `lifetimes`: one row per series (lifetimes.sql).
-    `intake`: what the border found (intake_notes.sql).
+    `intake`: the notes of ingestion (intake_notes.sql).
     `contradicted`: scrapes left out because a clock was set (contradicted.sql).
     `relabelled`: series that went on under other labels, and how much higher a counter would be if
     they were new ones (relabelled.sql).

@@ -33,7 +33,7 @@ _INGEST_EFFECTS = {
 
 
 def ingest_notes(evidence: Evidence) -> list[Finding]:
-    """What the border dropped, put in order or could not read."""
+    """What ingestion dropped, reordered or could not read."""
     found = []
     for (check,), rows in evidence.ingest_notes.group_by("check", maintain_order=True):
         subjects = rows.get_column("subject").unique().sort().to_list()
