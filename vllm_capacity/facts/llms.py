@@ -181,7 +181,9 @@ def shape_or_reason(name: str) -> Llm | str:
     try:
         return find_llm(name)
     except InputError as error:
-        return f"the shape of {name!r} is unknown: {error} Name a known one with model."
+        return (
+            f"the shape of {name!r} is unknown: {error} Name a model whose shape is known (model)."
+        )
 
 
 @cache

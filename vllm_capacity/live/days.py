@@ -91,8 +91,8 @@ class Reach:
         """InputError if a day would be removed as soon as it was pulled."""
         if self.keep is not None and self.keep < max(self.last, self.late):
             raise InputError(
-                "--keep is shorter than --last or --late. Days must be kept at least as long as "
-                "they are needed."
+                "--keep is shorter than --last or --late: days would be removed as soon as they "
+                "were pulled. Keep them at least that long."
             )
 
 

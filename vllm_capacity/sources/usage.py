@@ -230,7 +230,7 @@ class _Rows:
             return f"No row of {self._path} can be read; {self._examples[0]}. {has}"
         return (
             f"{self._path} has no token counts. {has} Say which columns they are with "
-            "--usage-columns prompt=NAME,output=NAME. Without token counts cost cannot be "
+            "--usage-columns prompt=NAME,output=NAME. Without token counts, cost cannot be "
             "allocated. nginx logs them only if its log format names them."
         )
 

@@ -337,8 +337,8 @@ def _notes(instance: str, scrapes: Scrapes, moved: Integers, is_out: Flags) -> l
         side = "behind" if size > 0 else "ahead of"
         detail = (
             f"scrapes whose clock was {seconds(abs(size))} s {side} that of the others were moved "
-            "by that much; counts are exact; if scraping paused when the clock was set, times are "
-            "off by the pause"
+            "by that much; counts are exact; times may be off by a pause in scraping when the "
+            "clock was set"
         )
         notes.append(note(instance, instant_of(own.min()), own.size, detail))
     if is_out.any():
@@ -406,7 +406,10 @@ def _untimed_notes(
     """Notes on processes whose end cannot be determined; scrapes in true order."""
     behind = np.flatnonzero(np.diff(moved)) + 1
     times = [instant_of(stamp) for stamp in ts_us[behind] + moved[behind]]
-    detail = "a clock was set while a server restarted, so how long it ran before that is unknown"
+    detail = (
+        "a clock was set while a server restarted, so how long the old process kept running is "
+        "unknown"
+    )
     unsure = "a server restarted at an unknown time, among scrapes that were left out"
     notes = [{**note(instance, ts, 1, detail), "check": UNTIMED} for ts in times]
     return [*notes, *([{**note(instance, None, 1, unsure), "check": UNTIMED}] * is_unsure)]

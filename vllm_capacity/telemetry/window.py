@@ -229,7 +229,7 @@ def asked(
             answer = pl.DataFrame(cursor.sql(query, params=dict(params) or None))
     except duckdb.OutOfMemoryException as error:
         raise InputError(
-            f"{window} cannot answer that within {limit_bytes() / 1e9:.2g} GB of memory. Raise "
+            f"The query on {window} needs more than {limit_bytes() / 1e9:.2g} GB of memory. Raise "
             "--memory-limit, or choose a shorter range with --start and --end."
         ) from error
     except duckdb.Error as error:

@@ -186,7 +186,7 @@ def unreached_end(attempts: pl.DataFrame | Attempts, asked_end: datetime | None)
         return []
     effect = (
         f"asked for until {iso(asked_end)}, but the newest scrape is from {iso(newest)}, "
-        f"{missing:.0f} s earlier: what happened in between is missing from all figures. If it had "
-        "not arrived yet, pull again; else find out why nothing was stored."
+        f"{missing:.0f} s earlier: what happened in between is missing from all figures. If it has "
+        "arrived since, pull again; otherwise find out why nothing was stored."
     )
     return [Finding("coverage", "warning", 1, effect, span(newest, asked_end))]
