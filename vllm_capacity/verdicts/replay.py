@@ -148,7 +148,7 @@ def replays(
     for count in range(replicas, min(most, replicas + _MOST_TRIES - 1) + 1):
         for end in ends:
             one = _replay(served, arrivals, end, busiest, replicas=count, share=scale / count)
-            if one is None or not (one.is_kept or _is_telling(served, arrivals, end, busiest)):
+            if one is None or not (one.is_kept or _is_conclusive(served, arrivals, end, busiest)):
                 return ()
             found.append(one)
             if one.is_kept:
@@ -156,10 +156,10 @@ def replays(
     return tuple(found)
 
 
-def _is_telling(
+def _is_conclusive(
     served: Served, arrivals: _Arrivals, output_tokens_per_second: float, busiest: datetime
 ) -> bool:
-    """Whether a replay that fails tells something: on as many as there were the model keeps up."""
+    """Whether a failed replay means anything: on the replicas there were, the model keeps up."""
     if not served.capacity.is_known:
         return False
     running = served.steps.group_by("instance", "engine").agg(pl.col("running_mean").sum())
