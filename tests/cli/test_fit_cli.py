@@ -79,7 +79,7 @@ def test_without_json_it_is_words(tmp_path):
         ),
         pytest.param(HEAD + "1,5\n-2,9\n", "line 3: running_requests is '-2'", id="negative"),
         pytest.param(HEAD + "1,5\n2,inf\n", "line 3: output_tokens_per_second is 'inf'", id="inf"),
-        pytest.param(HEAD + "1,1e308\n", "at most 1e+12", id="too large"),
+        pytest.param(HEAD + "1,1e308\n", "from 0 to 1e+12", id="too large"),
         pytest.param(
             "running_requests,output_tokens_per_second,kv_cache_ratio\n4,103,14.4\n",
             "line 2: kv_cache_ratio is '14.4'; write a ratio of 0 to 1",
