@@ -341,7 +341,7 @@ def test_days_are_reckoned_from_room_and_growth(
 def test_too_short_a_window_says_how_long_it_would_have_to_be(sweep: Window) -> None:
     found = watched(sweep, Assumptions(), over_seconds=None).days_left()
     assert found == Observed(None, reason=found.reason)
-    assert "under 21" in found.reason
+    assert "fewer than 21" in found.reason
 
 
 def test_a_threshold_on_the_wrong_side_is_said() -> None:

@@ -70,7 +70,7 @@ def test_gpus_per_engine_scale_the_bill():
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        pytest.param(["no-such-window"], "There are:", id="no such window"),
+        pytest.param(["no-such-window"], "Windows:", id="no such window"),
         pytest.param(["vllm-sweep", "--start", "noon"], "ISO 8601", id="no time"),
         pytest.param(["vllm-sweep", "--end", "2020-01-01"], "does not overlap", id="outside"),
         pytest.param(["vllm-sweep", "--usd-per-hour", "-1"], "must be 0 or more", id="price"),

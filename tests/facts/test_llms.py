@@ -173,5 +173,5 @@ def test_an_unknown_weight_type_is_refused(text):
 
 
 def test_no_cache_has_four_bits():
-    with pytest.raises(InputError, match="KV cache"):
+    with pytest.raises(InputError, match="KV-cache type"):
         kv_scale("int4")

@@ -194,7 +194,9 @@ def no_hour(bucket):
         pytest.param(None, "s3://other/w", WindowError, "there is no such bucket", id="no bucket"),
         pytest.param(None, "s3://capacity//w", InputError, "s3://bucket/folder", id="no address"),
         pytest.param(None, "s3://me:pw@capacity/w", InputError, "leave them out", id="secret"),
-        pytest.param(other_bytes, URL, WindowError, "not as it was written", id="other bytes"),
+        pytest.param(
+            other_bytes, URL, WindowError, "differs from what was written", id="other bytes"
+        ),
         pytest.param(no_hour, URL, SourceError, "incomplete", id="an hour is gone"),
     ],
 )
@@ -283,5 +285,5 @@ def test_a_window_of_format_1_which_lists_no_files_is_refused(bucket, tmp_path):
     note = json.loads((short.path / "window.json").read_text())
     del note["files"]
     bucket.pipe_file("capacity/fleet/w/window.json", json.dumps({**note, "format": 1}).encode())
-    with pytest.raises(WindowError, match="does not list its files"):
+    with pytest.raises(WindowError, match="no list of its files"):
         open_window(URL)
