@@ -159,7 +159,7 @@ LINES = [
     pytest.param(
         f"traces --from {DEAD} --profile FOLDER/number.toml --last 1h", 2, "text as user", id="user"
     ),
-    pytest.param("pull --from s3://b/x --stream s --to FOLDER/w", 3, "AWS_ACCESS", id="no S3 key"),
+    pytest.param("pull --from s3://b/x --stream s --to FOLDER/w", 2, "AWS_ACCESS", id="no S3 key"),
     pytest.param("proxy --upstream x --listen 127.0.0.1:0", 2, "as a URL", id="no upstream"),
     pytest.param(f"proxy --upstream {DEAD} --listen ..:1", 2, "Cannot listen", id="no address"),
     pytest.param(f"proxy --upstream {DEAD} --listen h:²", 2, "HOST:PORT", id="a power of a port"),
