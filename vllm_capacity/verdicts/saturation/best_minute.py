@@ -48,7 +48,7 @@ _NEAR_LIMIT = 0.9
 _STRETCHES = tuple(MINUTE_SECONDS * 2**k for k in range(7))
 _REQUEST_SCATTER, _SERVER_SCATTER = 0.3, 0.06
 _MISSED = 0.05  # the chance that one of all stretches has more luck than is taken off
-_AS_GOOD = 0.8
+_AS_GOOD = 1 - _MOST_SCATTER
 _KV_TIGHT_RATIO = 0.67  # at a scrape: it was fuller in between
 _LIGHTEST, _LEAST_LIGHT = 0.1, 3
 _UNSLOWED, _LIGHTER = 1.3, 0.9
@@ -176,8 +176,11 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
         if not math.isinf(ratio):
             held = np.minimum(held, ratio * (prompts[last] - prompts[first]))
         held = held / spans
+        # The others cannot be the best, however much luck is taken off of these.
         is_as_good = held >= _AS_GOOD * held.max()
-        count = max(1.0, float(seconds[last - 1][is_as_good].sum()) / length)
+        last, first = last[is_as_good], first[is_as_good]
+        held, spans = held[is_as_good], spans[is_as_good]
+        count = max(1.0, float(seconds[last - 1].sum()) / length)
         errors = NormalDist().inv_cdf(1 - _MISSED / count)
         finished = np.maximum(1.0, requests[last] - requests[first])
         of_requests = _REQUEST_SCATTER / np.sqrt(finished)
