@@ -1,7 +1,7 @@
-"""Every chart we draw: one function, one question each. To add one, write the function.
+"""All charts: one function per chart, one question per function. To add a chart, write a function.
 
-The charts are the public functions of the modules named in `_MODULES`. A chart takes the analysis
-(or the plan) that it draws; none of them computes a figure.
+The charts are the public functions of the modules named in `_MODULES`. Each takes the analysis (or
+the plan) that it draws; none of them computes a figure.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ CHARTS: Mapping[str, Draw] = {
     for name, draw in vars(module).items()
     if inspect.isfunction(draw) and draw.__module__ == module.__name__ and name[0] != "_"
 }
-"""Every chart by its name, in the order of the report."""
+"""All charts by name, in the order of the report."""
 
 globals().update(CHARTS)  # `charts.saturation` is the chart; its module has the same name
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Draw:
-        """A chart, for a reader of types: the names are not written here a second time."""
+        """A chart, for type checkers: the names are not listed here again."""
 
 
 def charts_of(drawn: type[Analysis] | type[Plan]) -> Mapping[str, Draw]:
@@ -55,9 +55,9 @@ def charts_of(drawn: type[Analysis] | type[Plan]) -> Mapping[str, Draw]:
 
 
 class Charts:
-    """The charts of one analysis or of one plan, as methods: `Charts(analysis).saturation()`.
+    """The charts of one analysis or one plan as methods: `Charts(analysis).saturation()`.
 
-    `time_zone`: whose days and hours their axes show; InputError where there is no such zone.
+    `time_zone` sets the days and hours on their axes; InputError if there is no such zone.
     """
 
     def __init__(self, drawn: Analysis | Plan, *, time_zone: str = UTC_CLOCK.zone) -> None:
@@ -67,7 +67,7 @@ class Charts:
         )
 
     def __getattr__(self, name: str) -> Draw:
-        """The chart of that name, drawn from what was given."""
+        """The chart of that name, drawn from the analysis or plan."""
         known = charts_of(Plan if isinstance(self._drawn, Plan) else Analysis)
         if name not in known:
             raise AttributeError(f"No chart {name!r}; there are {', '.join(known)}.")

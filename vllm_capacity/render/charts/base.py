@@ -1,7 +1,7 @@
-"""What every chart has: a title, a caption, the table behind it, a definition; or a reason.
+"""The parts of every chart: title, caption, data table and definition, or the reason for no chart.
 
-A chart's title, its caption (what was found) and its table travel with the spec, in `title` and in
-`usermeta`, so that the page can write them as text: Vega does not wrap lines.
+A chart's title, caption (the finding) and table travel with the spec, in `title` and `usermeta`, so
+that the page can write them as text: Vega does not wrap lines.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from vllm_capacity.render.tables import ROWS_AT_MOST
 Chart = alt.TopLevelMixin
 
 HEIGHT = 200
-_REASON_PIXELS = 20  # of a line of the reason
+_REASON_PIXELS = 20  # height of a line of the reason
 _SIGNIFICANT = 6
-_LINE_PIXELS, _BAR_PIXELS, _ROOM_PIXELS = 15, 15, 4  # of a line of text, of a bar, under a row
+_LINE_PIXELS, _BAR_PIXELS, _ROOM_PIXELS = 15, 15, 4  # text line, bar, space below a row
 _BAR_BELOW_TEXT = 9
-_LINE_LETTERS = 52  # what a line of text has room for on a phone
+_LINE_LETTERS = 52  # letters that fit on a line on a phone
 _CAPTION_LETTERS = 105  # and in a notebook
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Where a chart stands: its title, and the figure whose definition it links to.
+    """A chart's place in the report: its title, and the figure whose definition it links to.
 
-    Where there is room, a `half` panel stands beside another.
+    If there is room, a `half` panel shares its row with another.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Panel:
         )
 
     def empty(self, reason: str) -> Chart:
-        """In the place of a chart that has nothing to draw: the reason, a sentence."""
+        """A placeholder for a chart without data: the reason, a sentence."""
         lines = _lines(reason)
         text = (
             alt.Chart(pl.DataFrame({"reason": ["\n".join(lines)]}))
@@ -89,9 +89,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class DataColumn:
-    """A column of the table under a chart: the frame's, its head with the unit, how it is written.
+    """A column of the table under a chart: frame column, title with unit, and writer of its values.
 
-    With a D3 `format` (empty for text) it is a line of the chart's tooltips, too.
+    A column with a D3 `format` (empty for text) is also a line of the chart's tooltips.
     """
 
     name: str
@@ -102,7 +102,7 @@ class DataColumn:
 
 @dataclass(frozen=True)
 class Tip:
-    """A line of a tooltip: the frame's column, a D3 format (none for text), its label."""
+    """A line of a tooltip: frame column, D3 format (empty for text) and label."""
 
     column: str
     format: str
@@ -110,19 +110,19 @@ class Tip:
 
     @property
     def tooltip(self) -> alt.Tooltip:
-        """The tooltip. Text gets an empty format, or Vega-Lite 6.4 prints `undefined` for it."""
+        """The Altair tooltip. Without an empty format, Vega-Lite 6.4 shows text as `undefined`."""
         kind = "Q" if self.format else "N"
         return alt.Tooltip(f"{self.column}:{kind}", format=self.format, title=self.title)
 
 
 def tips_of(columns: Iterable[DataColumn]) -> list[Tip]:
-    """The tooltip's lines of the columns that have a format, in their order."""
+    """Tooltip lines for the columns that have a format, in their order."""
     return [Tip(one.name, one.format, one.title) for one in columns if one.format is not None]
 
 
 @dataclass(frozen=True)
 class Label:
-    """Where a text stands beside its point."""
+    """The position of a text relative to its point."""
 
     align: Literal["left", "right"] = "left"
     below: bool = False
@@ -132,9 +132,9 @@ class Label:
 def labelled(
     base: alt.Chart, label: Label, *, color: str, x: alt.X | None, y: alt.Y
 ) -> list[alt.Chart]:
-    """The column `name` as text, over a wider copy in the paper's color that no line crosses.
+    """The column `name` as text, over a wider copy in the paper color that hides lines behind it.
 
-    Without `x` the text stands at the edge that it is aligned to.
+    Without `x`, the text stands at the edge that it is aligned to.
     """
     edge = alt.ExprRef("width") if label.align == "right" else 0
     at = alt.value(edge) if x is None else x
@@ -161,9 +161,9 @@ def labelled(
 def pointer(
     marks: alt.Chart, tips: Sequence[alt.Tooltip], *, key: str, shown: float = 1.0
 ) -> alt.Chart:
-    """The marks, unseen but for the one nearest to the pointer, with the tips in its tooltip.
+    """The marks, hidden except the one nearest to the pointer, with the tips in its tooltip.
 
-    A line cannot be hit with a pointer, so a chart of lines has this layer of points over it.
+    A pointer cannot hit a line, so line charts have this layer of points on top.
     """
     near = alt.selection_point(
         name=f"{HOVER}_near", nearest=True, on="pointerover", fields=[key], empty=False
@@ -180,7 +180,7 @@ def pointer(
 
 
 def _lines(text: str) -> list[str]:
-    """The text in lines that a notebook has room for: Vega does not break them; a page does."""
+    """The text wrapped for a notebook, because Vega does not wrap; the page wraps it itself."""
     return wrap(text, _CAPTION_LETTERS, break_on_hyphens=False)
 
 
@@ -190,22 +190,22 @@ def has_values(frame: pl.DataFrame, *columns: str) -> bool:
 
 
 def is_all_zero(frame: pl.DataFrame, *columns: str) -> bool:
-    """Whether the columns hold values, and none but zeros: a line of them would lie on the axis."""
+    """Whether the columns hold values, all zero: their lines would lie on the axis."""
     values = [frame[name].drop_nulls() for name in columns]
     return any(len(each) for each in values) and not any((each != 0).any() for each in values)
 
 
 def rounded(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with six significant digits: what a screen can show, and half the page."""
+    """The frame at six significant digits: as much as a screen can show, and half the page size."""
     return frame.with_columns(pl.col(pl.Float64).round_sig_figs(_SIGNIFICANT))
 
 
 def table_of(
     frame: pl.DataFrame, columns: Sequence[DataColumn], *, caption: str = "", left_out: int = 0
 ) -> VegaSpec:
-    """The table behind a chart, as text cells; what was not observed is a dash.
+    """The table behind a chart as text cells, with a dash for missing values.
 
-    At most 200 rows, the first; `left_out` are those that the frame itself lacks.
+    It has the first 200 rows; `left_out` counts rows that the frame itself already lacks.
     """
     cells = [
         [
@@ -229,13 +229,13 @@ def table_of(
 
 
 def clock(value: datetime) -> str:
-    """A step's start in a table."""
+    """A step's start as a table shows it."""
     return f"{value:%-d %b %H:%M:%S}"
 
 
 @dataclass(frozen=True)
 class Bars:
-    """How ranked bars are drawn: the titles of both axes, the labels of amounts, color, tips."""
+    """How ranked bars are drawn: titles of both axes, axis labels, color and tips."""
 
     amount: str
     what: str
@@ -245,11 +245,11 @@ class Bars:
 
 
 def ranked(frame: pl.DataFrame, bars: Bars) -> tuple[list[alt.Chart], int]:
-    """Downwards, a row of text over a bar with its interval, or of text alone; and the height.
+    """Ranked rows, each a text above a bar with its interval or a text alone; and the height.
 
-    Text stands over bars, not beside them, so that long names leave the bars room on a phone; and
-    in lines that a phone has room for.
-    Columns used: name, low, mid, high (null where there is no bar), and those of the tips.
+    Text stands above the bars, not beside them, so that long names leave the bars room on a phone;
+    it is wrapped to a phone's width.
+    Columns used: name, low, mid, high (null if there is no bar), and those of the tips.
     """
     is_known = frame["mid"].is_not_null()
     lines = [wrap(name, _LINE_LETTERS, break_on_hyphens=False) for name in frame["name"]]
@@ -298,7 +298,7 @@ def _bars(rows: pl.DataFrame, bars: Bars, y: alt.Y) -> list[alt.Chart]:
 
 
 def _bar_text(rows: pl.DataFrame, y: alt.Y, *, color: str) -> alt.Chart:
-    """The rows' text, from the left edge of the picture on: left of the bars, too, is room."""
+    """The rows' text, starting at the picture's edge to use the space left of the bars."""
     made: alt.Chart = (
         alt.Chart(rows.select("lines", "text_at"))
         .mark_text(align="left", baseline="top", dy=3, color=color, lineBreak="\n")

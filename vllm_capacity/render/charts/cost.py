@@ -1,4 +1,4 @@
-"""Charts of money: what it cost over time, and how that hangs on how full the server is."""
+"""Cost charts: cost over time, and how it depends on utilization."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ from vllm_capacity.verdicts.cost.bill import cost_by_utilization as same_bill
 _BARS_AT_LEAST = 3
 _CURVE_HEIGHT = 260
 _TABLE_EVERY = 6
-_ROOM_AT_RIGHT = 0.5  # of the width, for a name to the right of its point
+_ROOM_AT_RIGHT = 0.5  # above this utilization, a name goes to the left of its point
 _PER_THOUSAND = "format(datum.value * 1000, '$,.3~r')"
 _MILLION = "usd_per_million_output_tokens"
 
 
 def cost_per_request(analysis: Analysis) -> Chart:
-    """Cost of a request hour by hour (or minutes by minutes in a short window).
+    """Cost per request by hour (or by minutes in a short window).
 
     An hour is billed whether it was busy or not: tall bars are quiet hours. An hour without a
-    successful request has no cost per request, and no bar; nor has a last one cut to less than half
-    of the others, whose cost a handful of requests decides. The table has all of them.
+    successful request has no cost per request, so no bar. The last hour has no bar if the window
+    cuts it to less than half of the others, because a few requests decide its cost. The table has
+    all hours.
     Columns used: start, end, usd_per_request, allocation_usd, successful_requests, is_stub.
     """
     panel, costs = Panel("Cost per request over time", "cost_over_time"), analysis.costs
@@ -71,10 +72,10 @@ def cost_per_request(analysis: Analysis) -> Chart:
 
 
 def cost_by_utilization(analysis: Analysis) -> Chart:
-    """Cost per million output tokens against utilization: here, and at full capacity.
+    """Cost per million output tokens against utilization: in this window and at full capacity.
 
-    The curve is the same bill spread over fewer or more tokens; how wide "here" is says how well
-    the capacity is known. Columns used: none; the answer's cost figures.
+    The curve spreads the same bill over fewer or more tokens. The width of this window's interval
+    shows how well the capacity is known. Columns used: none; the answer's cost figures.
     """
     panel, cost = Panel("Savings at higher utilization", "utilization"), analysis.answer.cost
     now, full = cost.usd_per_million_output_tokens, cost.usd_per_million_output_tokens_at_knee
@@ -97,7 +98,7 @@ def cost_by_utilization(analysis: Analysis) -> Chart:
     )
     line = alt.Chart(rounded(curve)).mark_line(color=theme.COST, strokeWidth=2).encode(x=x, y=y)
     is_right = (cost.utilization.mid or 0.0) > _ROOM_AT_RIGHT
-    # The curve falls to the right: right above it or left below it a name is clear of it.
+    # The curve falls to the right, so a label above right or below left of a point is clear of it.
     label = Label("right", below=True) if is_right else Label("left", dx=8)
     here = _place("this window", now, cost.utilization, label, x=x, y=y)
     there = _place("full", full, Estimate.exact(1.0), Label("right", below=True), x=x, y=y)
@@ -114,7 +115,7 @@ def cost_by_utilization(analysis: Analysis) -> Chart:
 
 
 def _cost_bars(costs: pl.DataFrame, x: alt.X) -> alt.Chart:
-    """A bar per row, as wide as it lasted; none where its cost per request is not known."""
+    """A bar per row, as wide as it lasted; no bar if its cost per request is unknown."""
     y = alt.Y(
         "usd_per_request:Q",
         title="dollars per 1,000 requests",
@@ -139,7 +140,7 @@ def _cost_bars(costs: pl.DataFrame, x: alt.X) -> alt.Chart:
 def _place(
     where: str, cost: Estimate, used: Estimate, label: Label, *, x: alt.X, y: alt.Y
 ) -> list[alt.Chart]:
-    """A named point on the curve, with the interval of its utilization as a bar."""
+    """A labelled point on the curve, with the interval of its utilization as a bar."""
     frame = pl.DataFrame(
         {
             "utilization": [used.mid],

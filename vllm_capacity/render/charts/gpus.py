@@ -1,4 +1,4 @@
-"""What tokens cost on other GPUs at the same interactivity: a curve per GPU, load by load."""
+"""Token cost on other GPUs at the same interactivity: a curve per GPU, a point per load."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _SCHEMA = {
 def cost_by_itl(plan: Plan | Interactivity) -> Chart:
     """Dollars per million output tokens against ITL, a line per GPU, the ITL target as a rule.
 
-    Of a plan, or of curves by themselves. A point is a load: read down at the ITL that users are
-    promised for the cheapest GPU there. Thin lines, at three loads of each, go from the best to the
-    worst that throughput and price allow. Columns used: none; the curves.
+    It draws a plan, or curves alone. Each point is a load: at the ITL that users are promised, the
+    lowest curve is the cheapest GPU. Thin lines, at three loads of each, span the best and worst
+    case of throughput and price. Columns used: none; the curves.
     """
     panel = Panel("What do tokens cost at the same interactivity?", "interactivity")
     found = plan.interactivity if isinstance(plan, Plan) else plan
@@ -131,7 +131,7 @@ def _lines(frame: pl.DataFrame, curves: tuple[GpuCurve, ...]) -> list[alt.Chart]
 
 
 def _some(frame: pl.DataFrame) -> pl.DataFrame:
-    """The lightest, the middle and the heaviest load of each GPU: intervals of all would tangle."""
+    """The lightest, middle and heaviest load of each GPU; more intervals would overlap."""
     place, count = pl.int_range(pl.len()).over("gpu"), pl.len().over("gpu")
     return frame.filter((place == 0) | (place == count // 2) | (place == count - 1))
 
@@ -141,7 +141,7 @@ def _title(curve: GpuCurve) -> str:
 
 
 def _target(found: Interactivity) -> list[alt.Chart]:
-    """The ITL target, where there is one and the curves are of what it is for."""
+    """The ITL target, if there is one and the curves were made for its statistic."""
     target, curve = found.itl_target_seconds, found.curves[0]
     if target is None:
         return []

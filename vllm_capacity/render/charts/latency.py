@@ -1,4 +1,4 @@
-"""Charts of latency: how long users waited, and how many requests were queued."""
+"""Latency charts: how long users waited, and how many requests were queued."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class _Latency:
 
 
 def ttft(analysis: Analysis) -> Chart:
-    """Time to first token over time: p50 and p95, its bounds as a band, the target as a rule.
+    """Time to first token over time: p50, p95 with its bounds as a band, and the target as a rule.
 
-    The truth lies inside the band: a histogram knows no more than the edges of its buckets.
+    The true value lies inside the band: a histogram only knows the edges of its buckets.
     Columns used: start, end, ttft_p50_seconds, ttft_p95_seconds and its _lower and _upper.
     """
     latency = _Latency(
@@ -51,7 +51,7 @@ def ttft(analysis: Analysis) -> Chart:
 
 
 def itl(analysis: Analysis) -> Chart:
-    """Inter-token latency over time: p50 and p95, its bounds as a band, the target as a rule.
+    """Inter-token latency over time: p50, p95 with its bounds as a band, and the target as a rule.
 
     Columns used: start, end, itl_p50_seconds, itl_p95_seconds and its _lower and _upper.
     """
@@ -59,14 +59,14 @@ def itl(analysis: Analysis) -> Chart:
         "itl",
         "Inter-token latency (ITL) over time",
         analysis.answer.latency.itl,
-        # Tokens are tens of milliseconds apart: in seconds their axis would read 0.0 throughout.
+        # Tokens are tens of milliseconds apart: in seconds, all axis labels would read 0.0.
         is_in_ms=True,
     )
     return _over_time(analysis, latency)
 
 
 def e2e_latency(analysis: Analysis) -> Chart:
-    """End-to-end latency over time: p50 and p95, its bounds as a band.
+    """End-to-end latency over time: p50, and p95 with its bounds as a band.
 
     Columns used: start, end, e2e_p50_seconds, e2e_p95_seconds and its _lower and _upper.
     """
@@ -77,7 +77,7 @@ def e2e_latency(analysis: Analysis) -> Chart:
 def queue(analysis: Analysis) -> Chart:
     """Requests running and waiting over time, summed over engines.
 
-    Read it for the moment when running stands still and waiting begins: that is the ceiling.
+    The capacity is reached when running levels off and waiting begins.
     Columns used: start, end, running_mean, waiting_mean.
     """
     panel = Panel("Did requests queue?", "queue")

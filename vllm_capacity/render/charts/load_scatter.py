@@ -1,7 +1,7 @@
-"""What charts against load share: the two measures of load, one engine's steps, its limits.
+"""The common parts of charts against load: two load measures, one engine's steps, its limits.
 
-Load is the requests that run at once (concurrency), or how full the KV cache is: the first says how
-many a server serves, the second how much memory they take.
+Load is either concurrency (running requests), which says how many requests a server handles at
+once, or KV-cache usage, which says how much memory they take.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vllm_capacity.verdicts.saturation.regimes import KV_FULL_RATIO
 
 LoadName = Literal["concurrency", "kv-usage"]
 
-EMPTY_RATIO = 0.02  # a KV cache fuller than this is worth a scale that goes to full
+EMPTY_RATIO = 0.02  # peak KV-cache usage below this is not worth a chart
 CLEAR_OF_POINTS = 8  # pixels between the labels of the y axis and a point on it
 _WAITING_AT_LEAST = 0.5
 _SHAPES = ("circle", "triangle-up")
@@ -39,7 +39,7 @@ _SHAPES = ("circle", "triangle-up")
 
 @dataclass(frozen=True)
 class LoadAxis:
-    """A measure of load: its column of the steps, and the axis it makes."""
+    """A load measure: its column in the steps, and its axis."""
 
     column: DataColumn
     format: str
@@ -48,12 +48,12 @@ class LoadAxis:
 
     @property
     def x(self) -> alt.X:
-        """The axis; the frame has the column as `load`."""
+        """The x axis; expects the load in a column named `load`."""
         return alt.X("load:Q", title=self.column.title, axis=self.axis, scale=self.scale)
 
     @property
     def tip(self) -> Tip:
-        """Its line in a tooltip."""
+        """The load's line in a tooltip."""
         return Tip("load", self.format, self.column.title)
 
 
@@ -73,7 +73,7 @@ _LOADS: Mapping[str, LoadAxis] = {"concurrency": CONCURRENCY, "kv-usage": KV_USA
 
 
 def load_axis(name: str) -> LoadAxis:
-    """The axis of that name; InputError where there is none."""
+    """The axis of that name; InputError if there is none."""
     if name not in _LOADS:
         raise InputError(f"No axis {name!r} of load; give {' or '.join(map(repr, _LOADS))}.")
     return _LOADS[name]
@@ -81,7 +81,7 @@ def load_axis(name: str) -> LoadAxis:
 
 @dataclass(frozen=True, eq=False)
 class LoadState:
-    """What the color and the shape of a point tell: whether something held in its step."""
+    """The meaning of a point's color and shape: whether a condition held in its step."""
 
     holds: pl.Expr
     no: str
@@ -90,12 +90,12 @@ class LoadState:
 
     @property
     def name(self) -> pl.Expr:
-        """Its name in each row."""
+        """The state's name in each row."""
         return pl.when(self.holds).then(pl.lit(self.yes)).otherwise(pl.lit(self.no))
 
     @property
     def colors(self) -> dict[str, str]:
-        """The color of each of the two, by name."""
+        """The color of each of the two states, by name."""
         return {self.no: theme.LOAD, self.yes: self.color}
 
 
@@ -115,9 +115,9 @@ FULL = LoadState(
 
 @dataclass(frozen=True)
 class LoadScatter:
-    """One engine's steps against one measure of load, with that engine's own figures.
+    """One engine's steps against one load measure, with that engine's own figures.
 
-    `steps` has `t` besides its own columns, and neither gaps nor restarts: `left_out` counts those.
+    `steps` has an extra column `t`, and no steps with a gap or a restart: `left_out` counts those.
     """
 
     load: LoadAxis
@@ -133,20 +133,20 @@ class LoadScatter:
 
     @property
     def left_out(self) -> int:
-        """The steps that are not drawn, for a gap or a restart."""
+        """The number of steps that are not drawn because of a gap or a restart."""
         return self.curve.points.height - self.steps.height
 
     def captioned(self, text: str) -> str:
-        """The text, with the engine it is of, and how many steps it leaves out."""
+        """The text, with the engine's name and the number of steps left out."""
         if not self.left_out:
             return f"{self._engine_prefix}{text}"
         steps = plural(self.left_out, "step")
         return f"{self._engine_prefix}{text}; {steps} with a gap or a restart left out"
 
     def why_empty(self, steps: pl.DataFrame, figure: str) -> str:
-        """Why nothing of these steps can be read off this axis; empty where something can.
+        """Why these steps show nothing on this axis; empty if they show something.
 
-        A cache all but empty puts every point on the axis itself.
+        An almost empty cache would put every point on the axis itself.
         """
         if is_all_zero(self.steps, CONCURRENCY.column.name):
             return f"{self._engine_prefix}No request ran in this window: there is no load to draw."
@@ -162,14 +162,14 @@ class LoadScatter:
 
     @property
     def fullest_on_kv_axis(self) -> str:
-        """How full the KV cache was at most, to end a sentence of a chart against its usage."""
+        """The peak KV-cache usage, to end a sentence of a chart against usage; else empty."""
         return captions.fullest(self.answer) if self.load is KV_USAGE else ""
 
     @property
     def limit(self) -> list[alt.Chart]:
-        """Where the load is at its limit, as a named rule: at the knee, or where the cache is full.
+        """The load limit as a labelled rule: at the knee, or where the KV cache is full.
 
-        Nothing where the knee is not known.
+        Empty if the knee is unknown.
         """
         if self.load is KV_USAGE:
             full = KV_FULL_RATIO
@@ -183,7 +183,7 @@ class LoadScatter:
     def points(
         self, frame: pl.DataFrame, *, y: alt.Y, colors: Mapping[str, str], tips: Sequence[Tip]
     ) -> alt.Chart:
-        """A point per row, its color (by name in `colors`) and its shape saying its state.
+        """A point per row; its color (by name in `colors`) and shape show its state.
 
         Columns used: t, load, state, those of y and of the tips.
         """
@@ -212,7 +212,7 @@ class LoadScatter:
 
 
 def _limit_rule(at: float, name: str, *, is_right: bool) -> list[alt.Chart]:
-    """A rule over the whole height, its name above the plot, where no point lies."""
+    """A rule over the full height, labelled above the plot, where there are no points."""
     base = alt.Chart(pl.DataFrame({"load": [at], "name": [name]})).encode(x=alt.X("load:Q"))
     align: Literal["left", "right"] = "right" if is_right else "left"
     text = base.mark_text(

@@ -1,7 +1,7 @@
-"""Charts of the plan: which GPU, how many replicas, how much is coming, when paid GPUs idle.
+"""Charts of the plan: GPU choice, number of replicas, forecast demand, and hours of idle GPUs.
 
-What cannot be had or known stays on the chart as a line with its reason: a row that went missing
-would look like one that was never asked for.
+An option that is rejected or unknown stays on the chart as a line with its reason: a missing row
+would look as if nobody had considered it.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ _IDLE_CELLS = Cells(
 
 
 def tokens_per_dollar(plan: Plan | Sequence[Option]) -> Chart:
-    """Output tokens per dollar by GPU, best first, with intervals; rejected GPUs by the reason.
+    """Output tokens per dollar by GPU, best first, with intervals; rejected GPUs grouped by reason.
 
-    Of a plan, or of options by themselves. Bars whose intervals overlap may stand the other way
-    round. Columns used: none; the options.
+    It draws a plan, or options alone. The order of bars with overlapping intervals is uncertain.
+    Columns used: none; the options.
     """
     panel = Panel("Which GPU gives the most output tokens per dollar?", "whatif")
     options, why = (plan.options, plan.options_reason) if isinstance(plan, Plan) else (plan, "")
@@ -109,7 +109,7 @@ def tokens_per_dollar(plan: Plan | Sequence[Option]) -> Chart:
 
 
 def replicas_by_case(plan: Plan) -> Chart:
-    """Replicas in each case of the plan's sensitivity, with intervals; spares are among them.
+    """Replicas in each case of the plan's sensitivity, with intervals; spares are included.
 
     Columns used: none; the plan's sensitivity.
     """
@@ -144,10 +144,10 @@ def replicas_by_case(plan: Plan) -> Chart:
 
 
 def demand_forecast(analysis: Analysis) -> Chart:
-    """Requests per hour: what was observed, and what is expected with its 90 % interval.
+    """Requests per hour: observed, and forecast with its 90 % interval.
 
-    A history without a forecast is drawn alone, with the reason. At most 150 hours: the latest are
-    kept. Nothing is drawn under a day of whole hours.
+    If there is no forecast, the history is drawn alone, with the reason. The chart has at most the
+    latest 150 hours, and is empty for less than a day of whole hours.
     Columns used: ts, requests (of the analysis' hours); ts, low, mid, high (of the forecast).
     """
     panel = Panel("Demand forecast: requests per hour", "forecast")
@@ -181,9 +181,10 @@ def demand_forecast(analysis: Analysis) -> Chart:
 
 
 def idle_by_hour(analysis: Analysis, *, time_zone: str = "UTC") -> Chart:
-    """What idle time cost in each hour of the week: the stronger, the more; an outline: never seen.
+    """Cost of idle time by hour of the week: stronger color for more, outline if unobserved.
 
-    The hours of the week are those of `time_zone`. Nothing is drawn under a day of whole hours.
+    The hours of the week are those of `time_zone`. The chart is empty for less than a day of whole
+    hours.
     Columns used: weekday, hour, observed_hours, cost_usd, utilization_ratio, idle_usd.
     """
     panel, hours = Panel("When are paid GPUs idle?", "idle"), analysis.hours
@@ -205,7 +206,7 @@ def idle_by_hour(analysis: Analysis, *, time_zone: str = "UTC") -> Chart:
 
 
 def _option_frame(options: Sequence[Option]) -> pl.DataFrame:
-    """One row per option: its estimates, the text over its bar, and why it has none."""
+    """One row per option: its estimates, the text above its bar, or why it has no bar."""
     columns = {
         "gpu": [each.gpu for each in options],
         "dtype": [each.dtype for each in options],
@@ -222,12 +223,12 @@ def _option_frame(options: Sequence[Option]) -> pl.DataFrame:
 
 
 def _named(option: Option) -> str:
-    """The GPU, and how near to it is what was measured."""
+    """The GPU, and how closely the measurement matches it."""
     return f"{option.gpu}, {option.label}" if option.label else option.gpu
 
 
 def _grouped(rejected: Iterable[Option]) -> pl.DataFrame:
-    """One row per reason, with all the GPUs that it rejects: many would say one thing."""
+    """One row per reason with all GPUs rejected for it, because many share a reason."""
     by_reason: dict[str, list[str]] = {}
     for each in rejected:
         why = _why_rejected(each).removeprefix(each.gpu).strip().replace(each.gpu, "it")
@@ -241,13 +242,13 @@ def _why_rejected(option: Option) -> str:
 
 
 def _ends_columns(title: str, write: Write, form: str) -> list[DataColumn]:
-    """The columns of an estimate's middle, low and high end."""
+    """The columns of an estimate's middle, low and high value."""
     titles = {"mid": title, "low": "at least", "high": "at most"}
     return [DataColumn(end, title, write, form) for end, title in titles.items()]
 
 
 def _ends(estimates: Iterable[Estimate]) -> dict[str, list[float | None]]:
-    """The low, mid and high of the estimates, by column."""
+    """The low, mid and high values of the estimates, by column."""
     rows = [(each.low, each.mid, each.high) for each in estimates]
     return {end: [row[place] for row in rows] for place, end in enumerate(_ENDS)}
 
@@ -261,7 +262,7 @@ def _figure_or_reason(estimate: Estimate) -> str:
 
 
 def _demand(hours: pl.DataFrame, ahead: DemandAhead) -> pl.DataFrame:
-    """The hours observed and those expected, in order: ts, requests, low, mid, high."""
+    """The observed and forecast hours in order: ts, requests, low, mid, high."""
     rows = [(each.ts, each.low, each.mid, each.high) for each in ahead.forecast or ()]
     expected = pl.DataFrame(rows, schema={"ts": hours.schema["ts"], **_ENDS}, orient="row")
     observed = hours.select("ts", "requests")
@@ -269,7 +270,7 @@ def _demand(hours: pl.DataFrame, ahead: DemandAhead) -> pl.DataFrame:
 
 
 def _demand_lines(frame: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
-    """What was observed as a line; what is expected dashed, in its band; each named at its peak."""
+    """Observed demand as a line, the forecast dashed in its band; each labelled at its peak."""
     base = alt.Chart(frame).encode(x=x)
 
     def y(column: str) -> alt.Y:

@@ -1,7 +1,7 @@
-"""What charts over time share: one axis, gaps shaded, restarts marked, limits drawn.
+"""The common parts of charts over time: the time axis, shaded gaps, restart marks, limits.
 
-Time crosses to a chart in milliseconds since the epoch and is written in the time zone that charts
-are drawn in (`zone.py`; UTC unless another is asked for), whatever the reader's own zone.
+Charts get times in milliseconds since the epoch, and show them in the charts' time zone (`zone.py`;
+UTC by default), whatever the reader's own zone.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from vllm_capacity.timerange import TimeRange
 
 START = DataColumn("start", "from (UTC)", clock)
 _LONG_HOURS = 36.0
-_TIME_LABELS = (  # a midnight is labelled with its date, another time as finely as it needs
+_TIME_LABELS = (  # midnight is labelled with its date, other times as finely as needed
     "utcFormat({at}, utcseconds({at}) ? '%H:%M:%S' : "
     "utchours({at}) || utcminutes({at}) ? '%H:%M' : '%-d %b')"
 )
-_LOCAL = "_local"  # ends the name of an instant as clocks show it
+_LOCAL = "_local"  # suffix of columns that hold local time
 _IS_UNSEEN = pl.col("is_gap") & pl.col("running_mean").is_null()  # a step without any scrape
 
 
@@ -66,9 +66,9 @@ def over_time(
     limits: Sequence[Limit] = (),
     axis: alt.Axis | None = None,
 ) -> list[alt.Chart]:
-    """The layers of lines over the time range; `unit` titles the axis of amounts.
+    """The layers of lines over the time range; `unit` is the title of the y axis.
 
-    Several lines are named in a legend: a name beside a line would lie over another one.
+    Several lines are named in a legend, because a label beside a line would cover another line.
     Columns used: start, end, is_gap, is_restart, running_mean, those of the tips, and the lines'
     (with `_lower` and `_upper` where banded).
     """
@@ -91,9 +91,9 @@ def over_time(
 
 
 def whole_window(time_range: TimeRange, x: alt.X) -> alt.Chart:
-    """An unseen layer that makes the time axis span the time range, whatever the data spans.
+    """A hidden layer that makes the time axis span the time range, whatever the data spans.
 
-    Why not a stated domain: Vega-Lite 6.4 spoils a time scale on which several layers state one.
+    Why not set the domain: Vega-Lite 6.4 breaks a time scale whose domain is set by several layers.
     """
     ends = pl.DataFrame({"ts": [time_range.start, time_range.end]}).select(t=milliseconds("ts"))
     layer: alt.Chart = alt.Chart(ends).mark_point(opacity=0, size=0).encode(x=x)
@@ -101,15 +101,15 @@ def whole_window(time_range: TimeRange, x: alt.X) -> alt.Chart:
 
 
 def time_axis(time_range: TimeRange) -> alt.X:
-    """The x axis that all charts over time share; it spans what `whole_window` holds.
+    """The x axis shared by all charts over time; `whole_window` sets its range.
 
-    Its labels are those of the zone that charts are drawn in, which its title names.
+    Its labels are in the charts' time zone, which its title names.
     """
     is_long = time_range.hours > _LONG_HOURS
     clock = clock_of_charts()
     first = clock.wall(time_range.start)
-    # Vega's own ticks are round in UTC. Ours are an expression, for Vega-Lite would make dates of
-    # bare numbers in a way that the interpreter of expressions on a page cannot.
+    # Vega's own ticks are round in UTC. Ours are passed as an expression: Vega-Lite would turn bare
+    # numbers into dates in a way that the page's expression interpreter does not support.
     is_utc = clock == UTC_CLOCK
     at = "datum.value" if is_utc else clock.local("datum.value")
     return alt.X(
@@ -117,7 +117,7 @@ def time_axis(time_range: TimeRange) -> alt.X:
         scale=alt.Scale(type="utc", nice=False),
         axis=alt.Axis(
             labelExpr=_TIME_LABELS.format(at=at),
-            tickCount=6 if is_utc else alt.Undefined,  # of values it would drop every second
+            tickCount=6 if is_utc else alt.Undefined,  # with values, it drops every second
             values=alt.Undefined if is_utc else alt.ExprRef(expr=str(clock.ticks(time_range))),
             title=f"time ({clock.zone}), {'from ' if is_long else ''}{first:%-d %b %Y}",
             titleAlign="left",
@@ -129,7 +129,7 @@ def time_axis(time_range: TimeRange) -> alt.X:
 def time_tooltip(title: str = "time", *, column: str = "t") -> alt.Tooltip:
     """The time in a tooltip of marks that went through `timed`; the title gets the zone's name.
 
-    The time unit keeps Vega from writing it in the reader's own zone.
+    The time unit keeps Vega from using the reader's own zone.
     """
     clock = clock_of_charts()
     shown = column if clock == UTC_CLOCK else f"{column}{_LOCAL}"
@@ -141,7 +141,7 @@ def time_tooltip(title: str = "time", *, column: str = "t") -> alt.Tooltip:
 
 
 def timed(marks: alt.Chart, *columns: str) -> alt.Chart:
-    """The marks with what `time_tooltip` shows of these columns of instants (`t` if none)."""
+    """The marks with the local times that `time_tooltip` shows for these columns (`t` if none)."""
     clock = clock_of_charts()
     if clock == UTC_CLOCK:
         return marks
@@ -151,12 +151,12 @@ def timed(marks: alt.Chart, *columns: str) -> alt.Chart:
 
 
 def milliseconds(column: str) -> pl.Expr:
-    """The instants of the column in milliseconds since the epoch."""
+    """The column's times in milliseconds since the epoch."""
     return pl.col(column).dt.epoch("ms")
 
 
 def with_milliseconds(steps: pl.DataFrame) -> pl.DataFrame:
-    """The frame with `t` and `t_end`, its `start` and `end` in milliseconds since the epoch."""
+    """The frame with `t` and `t_end`: its `start` and `end` in milliseconds since the epoch."""
     return steps.with_columns(t=milliseconds("start"), t_end=milliseconds("end"))
 
 
@@ -167,17 +167,17 @@ def _timed(steps: pl.DataFrame, lines: Sequence[Line], tips: Sequence[Tip]) -> p
 
 
 def without_lost(steps: pl.DataFrame, *columns: str) -> pl.DataFrame:
-    """The frame with the columns null where a restart hides what was counted.
+    """The frame with these columns null where a restart lost counts.
 
-    Over a gap a counter carries on, and its mean rate there is known; what was counted before a
-    restart inside the gap is lost, and the zero it begins again from is no rate.
+    A counter continues over a gap, so its mean rate there is known. If the server restarts inside
+    the gap, earlier counts are lost, and a rate from the new zero would be wrong.
     """
     is_lost = _IS_UNSEEN & pl.col("is_restart")
     return steps.with_columns(pl.when(~is_lost).then(pl.col(name)).alias(name) for name in columns)
 
 
 def over_gaps(steps: pl.DataFrame) -> str:
-    """What a rate is where nothing was scraped, to end a sentence; empty where all was."""
+    """How rates cover gaps in scraping, to end a sentence; empty if there are none."""
     is_spread = steps.select((_IS_UNSEEN & ~pl.col("is_restart")).any()).item()
     return "; where nothing was scraped, its mean over the gap" if is_spread else ""
 
@@ -223,9 +223,10 @@ def _peak(frame: pl.DataFrame, lines: Sequence[Line]) -> float:
 
 
 def unscraped(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
-    """The spans without a scrape, shaded and named; a gap inside a step or two is those steps.
+    """Spans without a scrape, shaded and labelled; a gap within a step or two shades those steps.
 
-    A step that a gap only begins or ends in has scrapes of its own: its values are drawn, outside.
+    A step in which a gap only begins or ends has scrapes of its own: its values are drawn,
+    unshaded.
     """
     if not steps["is_gap"].any():
         return []
@@ -250,7 +251,7 @@ def unscraped(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
 
 
 def restarts(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
-    """A named mark at each restart; one over several steps is one, at the last of them."""
+    """A labelled mark at each restart; a restart that spans several steps is marked at the last."""
     if not steps["is_restart"].any():
         return []
     is_last = pl.col("is_restart") & ~pl.col("is_restart").shift(-1).fill_null(False)

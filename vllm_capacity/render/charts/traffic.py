@@ -1,4 +1,4 @@
-"""Charts of traffic: what came in, what went out, how it ended."""
+"""Traffic charts: requests, tokens, and how requests ended."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _REQUEST_RATE = DataColumn("requests_per_second", "requests/s", number, ",.2f")
 def throughput(analysis: Analysis) -> Chart:
     """Output tokens per second over time.
 
-    Read it for the ceiling: where the line stays flat while the queue grows, the server is full.
+    The server is full where the line stays flat while the queue grows.
     Columns used: start, end, output_tokens_per_second, requests_per_second.
     """
     panel = Panel("Throughput over time", "throughput")
@@ -124,7 +124,7 @@ def request_rate(analysis: Analysis) -> Chart:
 def tokens(analysis: Analysis) -> Chart:
     """Prompt and output tokens per second, stacked.
 
-    Read it for the mix: prompts cost prefill, output costs decoding steps.
+    It shows the mix: prompts cost prefill, output costs decode steps.
     Columns used: start, end, prompt_tokens_per_second, output_tokens_per_second.
     """
     panel = Panel("How many prompt and output tokens?", "tokens")
@@ -145,9 +145,9 @@ def tokens(analysis: Analysis) -> Chart:
 
 
 def outcomes(analysis: Analysis) -> Chart:
-    """Finished requests per step by how they ended, stacked; failures in the color of limits.
+    """Finished requests per step by finish reason, stacked; failures in the color of limits.
 
-    vLLM counts no request whose client went away, and none it refused: those are not here.
+    vLLM does not count requests whose client disconnected or that it refused, so they are missing.
     Columns used: start, end, finished_stop, finished_length, finished_repetition, finished_abort,
     finished_error.
     """
@@ -169,7 +169,7 @@ def outcomes(analysis: Analysis) -> Chart:
 def _stacked(
     steps: pl.DataFrame, time_range: TimeRange, shares: Mapping[str, _Share], *, unit: str
 ) -> list[alt.Chart]:
-    """Areas over time on top of each other, `shares` by the column of each, the lowest first."""
+    """Stacked areas over time, `shares` by column, the lowest first."""
     frame = rounded(with_milliseconds(steps).select("t", *shares))
     names = {column: share.name for column, share in shares.items()}
     order = {column: place for place, column in enumerate(shares)}

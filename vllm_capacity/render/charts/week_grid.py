@@ -17,7 +17,7 @@ DAY_PIXELS = 26
 
 @dataclass(frozen=True)
 class Cells:
-    """What cells show: a column, its title in the legend, a D3 format, the color, the tips."""
+    """How cells are drawn: column, legend title, D3 format, color and tips."""
 
     column: str
     title: str
@@ -27,7 +27,7 @@ class Cells:
 
 
 def week_cells(week: pl.DataFrame, shown: Cells, time_zone: str) -> list[alt.Chart]:
-    """A cell per hour of the week, as strong as its column; an outline where that is null.
+    """A cell per hour of the week, shaded by its value in the column; an outline if that is null.
 
     Columns used: day, hour, the column, and those of the tips.
     """
@@ -36,7 +36,7 @@ def week_cells(week: pl.DataFrame, shown: Cells, time_zone: str) -> list[alt.Cha
         "x": alt.X("hour:O", title=f"hour of the day ({time_zone})", axis=hours),
         "y": alt.Y("day:O", title="day of the week", sort=list(DAYS)),
     }
-    # Opacity, not a range of colors: so the color stays a variable, right on dark paper too.
+    # Opacity, not a color range: the color stays a CSS variable, which also suits dark paper.
     strength = alt.Opacity(
         f"{shown.column}:Q",
         title=shown.title,

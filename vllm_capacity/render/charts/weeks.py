@@ -1,4 +1,4 @@
-"""The charts of a window of days: load, utilization and cost by hour of the week."""
+"""Charts of load, utilization and cost by hour of the week."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Of = Literal["requests", "utilization", "cost"]
 
 @dataclass(frozen=True)
 class _Shown:
-    """What the cells show: its title, column and unit, how it is written, its color."""
+    """How cells are drawn: their title, column, unit, number format and color."""
 
     title: str
     column: str
@@ -57,10 +57,10 @@ _COLUMNS = (
 
 
 def hour_of_week(analysis: Analysis, *, of: Of = "requests", time_zone: str = "UTC") -> Chart:
-    """A cell per hour of the week, the stronger the higher its mean; `of`: load, use or cost.
+    """A cell per hour of the week, stronger for a higher mean; `of` is load, use or cost.
 
-    An outline was never seen. The hours are those of `time_zone`. Nothing is drawn under a day of
-    whole hours.
+    Outlines mark unobserved hours. The hours are those of `time_zone`. The chart is empty for less
+    than a day of whole hours.
     Columns used: weekday, hour, observed_hours, requests, utilization_ratio, usd_per_request.
     """
     shown, hours = _SHOWN[of], analysis.hours
@@ -91,7 +91,7 @@ def hour_of_week(analysis: Analysis, *, of: Of = "requests", time_zone: str = "U
 
 
 def _why(analysis: Analysis, of: Of) -> str:
-    """Why no hour has the figure."""
+    """Why no hour has this figure."""
     cost = analysis.answer.cost
     reason = cost.utilization.reason if of == "utilization" else cost.usd_per_request.reason
     return (reason or "no hour of the week has it").rstrip(".")

@@ -1,7 +1,7 @@
-"""The time zone that charts are read in: what its clocks show, and where its hours and days begin.
+"""The time zone of the charts: local time, and the starts of local hours and days.
 
-Instants stay where they are on an axis; only what is written beside them is local. So the hour that
-clocks repeat in autumn is drawn once, and the one they skip in spring leaves no hole.
+Only labels are local; points stay at their UTC time on the axis. So the hour that clocks repeat in
+autumn is drawn once, and the hour they skip in spring leaves no hole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import polars as pl
 
 from vllm_capacity.timerange import TimeRange, parse_duration_seconds, time_zone
 
-_AROUND = timedelta(days=62)  # a forecast is drawn beyond the time range that it is made of
+_AROUND = timedelta(days=62)  # a forecast is drawn beyond the time range of its data
 _TICKS_AT_MOST = 8
 _TICKS = (
     *("1s", "2s", "5s", "10s", "15s", "30s", "1m", "2m", "5m", "10m", "15m", "30m"),
@@ -26,7 +26,7 @@ _TICKS = (
 
 @dataclass(frozen=True)
 class Clock:
-    """A time zone's name, and by how much its clocks are ahead of UTC, span by span.
+    """A time zone's name and its UTC offsets, span by span.
 
     `offsets`: (until, milliseconds) in order; `until` in milliseconds since the epoch, None last.
     """
@@ -36,12 +36,12 @@ class Clock:
 
     @classmethod
     def of(cls, zone: str, time_range: TimeRange) -> Clock:
-        """The clocks of the zone around that time; InputError where there is no such zone."""
+        """The clock of the zone around that time range; InputError if there is no such zone."""
         name = time_zone(zone).key
         if name == UTC_CLOCK.zone:
             return UTC_CLOCK
         first, last = time_range.start - _AROUND, time_range.end + _AROUND
-        quarters = pl.datetime_range(  # clocks change at a quarter of an hour
+        quarters = pl.datetime_range(  # clocks change on a quarter of an hour
             first.replace(minute=0, second=0, microsecond=0), last, "15m", eager=True
         ).dt.convert_time_zone(name)
         ahead = quarters.dt.base_utc_offset() + quarters.dt.dst_offset()
@@ -55,20 +55,20 @@ class Clock:
         return cls(name, tuple(zip(untils, spans["ahead"].to_list(), strict=True)))
 
     def local(self, at: str) -> str:
-        """A Vega expression: the instant `at`, an expression too, moved to what clocks show."""
-        at = f"time({at})"  # Vega makes some instants dates, to which it cannot add
+        """A Vega expression that converts the expression `at` from UTC to local time."""
+        at = f"time({at})"  # Vega turns some times into dates, to which it cannot add
         *changes, (_, last) = self.offsets
         ahead = "".join(f"{at} < {until} ? {offset} : " for until, offset in changes) + f"{last}"
         return f"({at} + ({ahead}))"
 
     def wall(self, at: datetime) -> datetime:
-        """The instant as clocks show it."""
+        """The time on this clock."""
         return at.astimezone(time_zone(self.zone))
 
     def ticks(self, time_range: TimeRange) -> list[int]:
-        """At most eight round times of these clocks in the range, in milliseconds since the epoch.
+        """At most eight round local times in the range, in milliseconds since the epoch.
 
-        Empty where not one second of the range is round.
+        Empty if the range contains not even a round second.
         """
         long = (each for each in _TICKS if _enough(each, time_range))
         every = next(long, _TICKS[-1])
@@ -76,7 +76,7 @@ class Clock:
         wall = pl.Series([self.wall(end).replace(tzinfo=None) for end in ends])
         first = wall.dt.truncate(every).item(0)
         local = pl.datetime_range(first, wall.item(1), every, eager=True)
-        # Of an hour that is repeated, the first; of one that is skipped, none.
+        # If an hour is repeated, take the first; if it is skipped, none.
         there = local.dt.replace_time_zone(self.zone, ambiguous="earliest", non_existent="null")
         ticks = there.drop_nulls().dt.epoch("ms")
         start, end = (int(at.timestamp() * 1000) for at in ends)
@@ -88,13 +88,13 @@ _CLOCK = ContextVar("vllm_capacity_chart_clock", default=UTC_CLOCK)
 
 
 def clock_of_charts() -> Clock:
-    """The clock that charts are drawn by now: UTC unless `drawn_by` says another."""
+    """The current clock of the charts: UTC unless `drawn_by` sets another."""
     return _CLOCK.get()
 
 
 @contextmanager
 def drawn_by(clock: Clock) -> Iterator[None]:
-    """Within it, charts are drawn by this clock."""
+    """A context in which charts use this clock."""
     token = _CLOCK.set(clock)
     try:
         yield
@@ -103,5 +103,5 @@ def drawn_by(clock: Clock) -> Iterator[None]:
 
 
 def _enough(every: str, time_range: TimeRange) -> bool:
-    """Whether that step is so long that no more than eight of its ticks lie in the range."""
+    """Whether the step is long enough to give at most eight ticks in the range."""
     return time_range.seconds < _TICKS_AT_MOST * parse_duration_seconds(every)
