@@ -1,6 +1,6 @@
-"""An analysis in the formats of others: spreadsheets, FOCUS, Prometheus, LiteLLM, chats.
+"""An analysis in other tools' formats: spreadsheets, FOCUS, Prometheus, LiteLLM, chat messages.
 
-Each writes figures of the one answer and its bill; none computes another.
+Each module writes figures of the one answer and its bill; none computes another.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ FORMATS: Mapping[str, Callable[[Analysis, Currency], str | bytes]] = {
 
 
 def export(analysis: Analysis, to: str, currency: Currency = USD) -> str | bytes:
-    """The analysis in one of `FORMATS`; bytes of Parquet, else text.
+    """The analysis in one of `FORMATS`: bytes for Parquet, else text.
 
-    InputError for a format that there is not, and where a format cannot say what is not known.
+    InputError for an unknown format, and if a format cannot express an unknown figure.
     """
     if to not in FORMATS:
         raise InputError(f"No format {to!r} to export to; there are {', '.join(FORMATS)}.")

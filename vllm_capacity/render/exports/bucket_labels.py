@@ -1,4 +1,4 @@
-"""Edges of histogram buckets in Prometheus: text (`le`), which only an expression can compare."""
+"""Regular expressions that compare Prometheus bucket edges, which are text labels (`le`)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from decimal import Decimal
 
 
 def at_or_above(value: float) -> str:
-    """An RE2 expression for the labels `le` of edges at or above a positive number, +Inf included.
+    """An RE2 expression that matches `le` labels at or above a positive number, +Inf included.
 
-    Edges are plain decimals (`2.5`, `1.0`, `1`); those written with an exponent do not match.
+    It matches edges written as plain decimals (`2.5`, `1.0`, `1`), not with an exponent.
     """
     whole, _, part = format(Decimal(repr(value)).normalize(), "f").partition(".")
     ways = [r"[+]Inf", f"[1-9][0-9]{{{len(whole)},}}({_ANY_PART})?"]
-    # A whole part of as many digits that is larger from one digit on.
+    # A whole part of the same length that is larger from this digit on.
     for place, digit in enumerate(whole):
         if digit < "9":
             rest = f"[0-9]{{{len(whole) - place - 1}}}"
             ways.append(f"{whole[:place]}[{int(digit) + 1}-9]{rest}({_ANY_PART})?")
-    # The same whole part, and a fraction that is larger from one digit on, or goes on as this one.
+    # The same whole part, and a fraction that is larger from this digit on or continues this one.
     for place, digit in enumerate(part):
         if digit < "9":
             ways.append(f"{whole}[.]{part[:place]}[{int(digit) + 1}-9][0-9]*")

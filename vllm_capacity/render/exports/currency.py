@@ -1,4 +1,4 @@
-"""The currency that money is exported in: dollars, or another by a rate that the user gives."""
+"""The currency of exported money: dollars, or another at a rate given by the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GIVEN = re.compile(r"([A-Za-z]{3})=([0-9.]+)@(\d{4}-\d{2}-\d{2})")
 
 @dataclass(frozen=True)
 class Currency:
-    """A currency by its ISO 4217 code, and what one US dollar was worth in it on a day."""
+    """A currency by its ISO 4217 code, and the value of one US dollar in it on a day."""
 
     code: str = "USD"
     per_usd: float = 1.0
@@ -27,15 +27,15 @@ class Currency:
         return "" if self.day is None else f"1 USD = {self.per_usd:g} {self.code} on {self.day}"
 
     def of(self, usd: Estimate) -> Estimate:
-        """An amount of dollars in this currency, the rate among its sources."""
+        """An amount of dollars in this currency, with the rate among its sources."""
         return usd if self.day is None else usd.scaled(self.per_usd, self.note)
 
     def per(self, per_dollar: Estimate) -> Estimate:
-        """What a dollar bought, for one unit of this currency."""
+        """A quantity per dollar, converted to a quantity per unit of this currency."""
         return per_dollar if self.day is None else per_dollar.scaled(1 / self.per_usd, self.note)
 
     def renamed(self, text: str) -> str:
-        """A figure's name or unit with this currency in the place of the dollar."""
+        """A figure's name or unit with this currency instead of the dollar."""
         return text.replace("usd", self.code.lower()).replace("USD", self.code)
 
 
@@ -45,7 +45,7 @@ USD = Currency()
 def parse_currency(text: str) -> Currency:
     """The currency of `EUR=0.92@2026-11-28`: a dollar was worth 0.92 euros on that day.
 
-    InputError for what cannot be read so: a rate without a day cannot be checked by a reader.
+    InputError for any other form; the date is required so that readers can check the rate.
     """
     found = _GIVEN.fullmatch(text.strip())
     try:

@@ -1,4 +1,4 @@
-"""Every figure of an analysis as rows: one per figure, of the whole and of each model and engine.
+"""All figures of an analysis as rows: one per figure, for the whole and each model and engine.
 
 For spreadsheets, warehouses and scripts. Nothing is computed: the rows are the answer's fields and
 the bill's parts, under their own names (`cost.usd_per_request`).
@@ -35,8 +35,8 @@ def figure_table(analysis: Analysis, currency: Currency) -> Table:
     """One row per figure and group: the fleet, each model, each engine.
 
     Columns: window, start, end, group_by, group, figure, value with its low, high and unit, bound
-    ("at least", "at most", or empty), kind, confidence, basis, reason (why it is not known). What
-    is not known is empty, never 0.
+    ("at least", "at most", or empty), kind, confidence, basis, reason (why it is unknown). Unknown
+    values are empty, never 0.
     """
     head = (analysis.window.name, analysis.time_range.start, analysis.time_range.end)
     rows = [
@@ -46,7 +46,7 @@ def figure_table(analysis: Analysis, currency: Currency) -> Table:
 
 
 def to_csv(analysis: Analysis, currency: Currency) -> str:
-    """The figures as CSV, numbers with all their digits."""
+    """The figures as CSV, numbers at full precision."""
     return figure_table(analysis, currency).to_csv()
 
 
@@ -72,7 +72,7 @@ def to_json(analysis: Analysis, currency: Currency) -> str:
 
 
 def _found(analysis: Analysis) -> Iterator[tuple[str, str, str, Estimate]]:
-    """(group_by, group, figure, estimate) of every figure there is."""
+    """(group_by, group, figure, estimate) of every figure."""
     for name, found in _flat(analysis.answer, ""):
         yield "fleet", "all", name, found
     for group_by in ("model", "engine"):
@@ -86,7 +86,7 @@ def _found(analysis: Analysis) -> Iterator[tuple[str, str, str, Estimate]]:
 
 
 def _flat(record: Record, prefix: str) -> Iterator[tuple[str, Estimate]]:
-    """The numbers of a result and of the results in it, by dotted name."""
+    """The numbers of a result and its nested results, by dotted name."""
     for field in fields(record):  # type: ignore[arg-type]
         name, value = f"{prefix}{field.name}", getattr(record, field.name)
         if isinstance(value, Estimate):

@@ -1,4 +1,4 @@
-"""A price file for LiteLLM, so that a self-hosted model does not cost $0 there.
+"""A price file for LiteLLM, which otherwise prices a self-hosted model at $0.
 
 Its fields: https://docs.litellm.ai/docs/proxy/custom_pricing. `litellm.register_model` takes the
 file's content, and so does a proxy's `model_info`.
@@ -23,10 +23,11 @@ _PROVIDER = "hosted_vllm"
 def to_litellm(analysis: Analysis, currency: Currency) -> str:
     """The price of each served model, per token, as JSON under `hosted_vllm/MODEL`.
 
-    The bill is shared between input and output (`_split`), so that the tokens of the window, priced
-    so, come to its bill; a token from the prefix cache costs what any other input token does, for
-    the count that shares the bill has both. A model whose price is not known, or only "at least",
-    is left out; InputError where that leaves none, and for another currency than LiteLLM's, USD.
+    The bill is split between input and output (`_split`), so that the window's tokens at these
+    prices add up to its bill. A token from the prefix cache costs the same as any other input
+    token, because the count that splits the bill includes both. A model whose price is unknown, or
+    only "at least", is left out. InputError if that leaves none, or for a currency other than
+    LiteLLM's, USD.
     """
     span = analysis.answer.window
     measured = Measured(analysis.window.name, span.start, span.end)
@@ -36,7 +37,7 @@ def to_litellm(analysis: Analysis, currency: Currency) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """The window that a price was measured in."""
+    """The window in which a price was measured."""
 
     window: str
     start: datetime
@@ -46,7 +47,7 @@ class Measured:
 def litellm_json(
     parts: Mapping[str, tuple[Costs, Measured]], currency: Currency, *, of: str
 ) -> str:
-    """The prices by served model, each with the window it is of; `of` names all in an error."""
+    """The prices by served model, each with its window; `of` names the whole in errors."""
     if currency.code != "USD":
         raise InputError(
             f"LiteLLM reckons in US dollars, so a price file in {currency.code} would be misread; "

@@ -1,9 +1,9 @@
-"""For those who live in Prometheus and Grafana: recording rules, alerting rules, a dashboard.
+"""For users of Prometheus and Grafana: recording rules, alerting rules, a dashboard.
 
-Alerts have the names and thresholds of `vllm-capacity alerts`; what needs more than a query (cost
-at the same load and mix, weeks of growth) stays there, and headroom and idle cost need a capacity
-that somebody gives. An alert fires where it is sure: of a figure that buckets or a capacity only
-bound, by its bound. A family is asked for under each of the names that vLLM gave it
+Alerts have the names and thresholds of `vllm-capacity alerts`. Alerts that need more than a query
+(cost at the same load and mix, weeks of growth) stay there; headroom and idle cost need a given
+capacity. An alert fires only if it is certain: a figure that is only bounded, by buckets or a
+capacity, is compared by its bound. Each family is queried under all names that vLLM gave it
 (`data/vllm_metrics.csv`).
 """
 
@@ -47,16 +47,16 @@ _WHOSE = {
     "job": "{{ $labels.job }}",
 }
 ANY_MODEL = ""
-"""Stands for the models that have no capacity of their own."""
-_WIDTH, _HEIGHT = 12, 8  # of a panel; Grafana's grid is 24 wide
+"""Stands for all models without a capacity of their own."""
+_WIDTH, _HEIGHT = 12, 8  # size of a panel; Grafana's grid is 24 wide
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A figure: what is recorded, its PromQL, and how a panel shows it.
+    """A figure: the recorded series' name, its PromQL, and how a panel shows it.
 
-    `panel` names the panel that draws it, empty for none; `unit` is Grafana's; `level` are the
-    labels that it has, as names of recorded series begin: by target and model, unless said.
+    `panel` names the panel that draws it, empty for none; `unit` is Grafana's; `level` is the label
+    prefix of the series' name: target and model unless given.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Recorded:
 
     @property
     def whose(self) -> str:
-        """What says in an alert whose figure it is, in the words of its labels."""
+        """The text that names, by labels, whose figure an alert is about."""
         return _WHOSE[self.level]
 
 
@@ -88,11 +88,11 @@ def recorded(
     slo: Slo | None = None,
     capacities: Mapping[str, Estimate] | None = None,
 ) -> tuple[Recorded, ...]:
-    """The figures, in the order of the dashboard; those on money only with a price.
+    """The figures in the order of the dashboard; money figures only with a price.
 
-    With targets also how fast each burns its error budget; with the `capacities` of one engine of
-    each model, output tokens per second, headroom and idle cost, each as the end that is sure.
-    `ANY_MODEL` stands for the models that are not named.
+    Targets add the burn rate of each error budget. The `capacities` of one engine of each model add
+    output tokens per second, headroom and idle cost, each as the bound that is certain. `ANY_MODEL`
+    stands for the models that are not named.
     """
     return (
         *_traffic(),
@@ -117,7 +117,7 @@ def rules_yaml(
     """A file of recording and alerting rules for Prometheus.
 
     Alerts that need more than a query are left out, and those on headroom and idle cost without the
-    `capacities` of engines; with targets, p95 above its target is one more.
+    `capacities` of engines; each target adds an alert on p95 above it.
     """
     figures = recorded(usd_per_gpu_hour, gpus_per_engine, slo=slo, capacities=capacities)
     named = {each.name: each for each in figures}
@@ -138,9 +138,9 @@ def rules_yaml(
 
 
 def dashboard_json(usd_per_gpu_hour: float | None = None, gpus_per_engine: float = 1.0) -> str:
-    """A dashboard to import into Grafana: its data source and models are chosen there.
+    """A dashboard to import into Grafana, where its data source and models are chosen.
 
-    It asks vLLM's own series, so that it works without the rules.
+    It queries vLLM's own series, so it works without the rules.
     """
     panels: dict[str, list[Recorded]] = {}
     for each in recorded(usd_per_gpu_hour, gpus_per_engine):
@@ -164,7 +164,7 @@ def dashboard_json(usd_per_gpu_hour: float | None = None, gpus_per_engine: float
 
 
 def _names(metric: str) -> tuple[str, ...]:
-    """Every name that vLLM gave a family, the newest first."""
+    """All names that vLLM gave a family, the newest first."""
     found = next(each for each in metrics() if each.name == metric)
     return (found.name, *found.aliases)
 
@@ -172,9 +172,9 @@ def _names(metric: str) -> tuple[str, ...]:
 def _asked(
     metric: str, function: str, *, suffix: str = "", over: str = _OVER, only: str = ""
 ) -> str:
-    """A function over a family's series; of several names the newest that is there counts.
+    """A function over a family's series; the newest name that exists counts.
 
-    `only` selects some of them by their labels.
+    `only` selects series by their labels.
     """
     each = [f"{function}({name}{suffix}{only}[{over}])" for name in _names(metric)]
     return each[0] if len(each) == 1 else f"({' or '.join(each)})"
@@ -222,19 +222,19 @@ def _saturation() -> Iterator[Recorded]:
 
 
 def _there(only: str = "") -> str:
-    """The series that say that an engine is there."""
+    """The series that show that an engine is present."""
     return " or ".join(f"{name}{only}" for name in _names(RUNNING))
 
 
 def _engine_minutes(over: str, only: str = "") -> str:
-    """In how many minutes an engine was there, all engines of a target added."""
+    """The number of minutes with an engine present, summed over the engines of a target."""
     return f"sum_over_time((count by ({_BY}) ({_there(only)}))[{over}:1m])"
 
 
 def _money(usd_per_gpu_hour: float, gpus_per_engine: float) -> Iterator[Recorded]:
-    """What the minutes of the last hour cost in which an engine was there, per output token.
+    """Cost per output token over the last hour, from the minutes with an engine present.
 
-    Engines without a token have no such cost: what they cost per hour is a series of its own.
+    Engines without tokens have no such cost: their cost per hour is a series of its own.
     """
     per_minute = usd_per_gpu_hour * gpus_per_engine / 60
     engine_minutes = _engine_minutes("1h")
@@ -254,9 +254,9 @@ def _money(usd_per_gpu_hour: float, gpus_per_engine: float) -> Iterator[Recorded
 
 
 def _burns(slo: Slo) -> Iterator[Recorded]:
-    """How many times faster than allowed requests miss a target, at least, in each stretch.
+    """The minimum burn rate of each target's error budget over each period.
 
-    Only what lies above the first edge at or above the target has missed it for sure.
+    Only requests above the first bucket edge at or above the target certainly missed it.
     """
     for name, seconds in slo.targets.items():
         target = TARGETS[name]
@@ -275,9 +275,10 @@ def _burn(target: str, over: str) -> str:
 
 
 def _room(capacities: Mapping[str, Estimate], usd_per_engine_hour: float) -> Iterator[Recorded]:
-    """The share of the capacity that is left, at most; what a day's unused capacity cost, at least.
+    """The maximum share of capacity left, and the minimum cost of a day's unused capacity.
 
-    Each by the end of the capacity that makes it sure; nothing where that end is not known.
+    Each uses the end of the capacity's interval that makes it certain; empty if that end is
+    unknown.
     """
     by, left, idle = "job, model_name", [], []
     for model, capacity in capacities.items():
@@ -299,7 +300,7 @@ def _room(capacities: Mapping[str, Estimate], usd_per_engine_hour: float) -> Ite
 
 
 def _only(model: str, capacities: Mapping[str, Estimate]) -> str:
-    """The selector of a model's series; of `ANY_MODEL`, of all that are not named."""
+    """The selector of a model's series; `ANY_MODEL` selects all models that are not named."""
     if model != ANY_MODEL:
         return f"{{model_name={json.dumps(model)}}}"
     named = [re.escape(each) for each in capacities if each != ANY_MODEL]
@@ -307,12 +308,12 @@ def _only(model: str, capacities: Mapping[str, Estimate]) -> str:
 
 
 def _any_of(expressions: Sequence[str]) -> str:
-    """The series of all of them, no two of which have the same labels."""
+    """The union of series that have no labels in common."""
     return expressions[0] if len(expressions) == 1 else " or ".join(f"({e})" for e in expressions)
 
 
 def _added(expressions: Sequence[str]) -> str:
-    """The sums by job; where one has no series, that of the others."""
+    """The sums by job; a job missing from one expression gets the sum of the others."""
     if len(expressions) == 1:
         return expressions[0]
     parts = (f'label_replace({e}, "part", "{n}", "", "")' for n, e in enumerate(expressions))
@@ -332,11 +333,11 @@ _CONDITIONS: Mapping[str, str] = {
     "headroom": "headroom_ratio_at_most",
 }
 _BURNS: Mapping[str, tuple[str, str]] = {"1h": ("1h", "5m"), "6h": ("6h", "30m")}
-"""The two stretches of a burn rate's alert, by how its name ends."""
+"""The two periods of a burn rate alert, by the end of its name."""
 
 
 def _alerts(alerts: Sequence[AlertRule], known: Mapping[str, Recorded]) -> Iterator[dict[str, Any]]:
-    """The alerts whose figures are recorded (`known`, by name) and that have a threshold."""
+    """The alerts that have a threshold and whose figures are recorded (`known`, by name)."""
     for each in alerts:
         sign = "<" if each.is_below else ">"
         target, _, stretch = each.name.partition("-burn-")
@@ -357,7 +358,7 @@ def _alerts(alerts: Sequence[AlertRule], known: Mapping[str, Recorded]) -> Itera
 
 
 def _without_tokens() -> dict[str, Any]:
-    """That the alert on cost per token says nothing, for there are none, and what that costs."""
+    """An alert that there are no tokens, hence no cost per token, and what an hour costs."""
     without = _recorded_as("usd_per_hour_without_tokens")
     summary = "no output tokens for an hour, so no cost per token; USD {{ $value }} per hour"
     return _alert("cost-without-tokens", f"{without} > 0", summary, severity="info")
@@ -390,7 +391,7 @@ def _alert(
 
 
 def _silence() -> str:
-    """Targets that had a vLLM's series within the last day, and have none now."""
+    """An alert for targets that had vLLM series within the last day and have none now."""
     by = "count by (job, instance)"
     before = f"{by} (present_over_time({RUNNING}[1d]))"
     return f"{before} unless {by} ({RUNNING})"
@@ -438,5 +439,5 @@ def _panel(at: int, title: str, own: Sequence[Recorded]) -> dict[str, Any]:
 
 
 def _of_models(expression: str) -> str:
-    """The expression for the models that are chosen on the dashboard."""
+    """The expression, limited to the models chosen on the dashboard."""
     return f'({expression}) and on (model_name) ({RUNNING}{{model_name=~"$model"}})'

@@ -1,7 +1,7 @@
 """The figures as a Prometheus textfile, for node_exporter's textfile collector and a dashboard.
 
-An estimate is one sample per end that is known, told apart by the label `end`: `value`, `low` and
-`high`, or `at_least`, or `at_most`. What is not known has no sample, so that nobody takes it for 0.
+An estimate is one sample per known end, distinguished by the label `end`: `value`, `low` and
+`high`, or `at_least`, or `at_most`. Unknown values have no sample, so that they are not read as 0.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TOKENS = {
 
 @dataclass(frozen=True)
 class _Metric:
-    """A metric: its name, what it says, and its estimates, each with its own labels."""
+    """A metric: its name, its help text, and its estimates with their labels."""
 
     name: str
     help: str
@@ -41,9 +41,9 @@ class _Metric:
 
 @dataclass(frozen=True)
 class Exposed:
-    """What is exposed of one window: its costs, those of each engine, and what it could have done.
+    """The exposed figures of one window: its costs, those of each engine, headroom and capacity.
 
-    `output_tokens_per_second` is None where nothing counted it.
+    `output_tokens_per_second` is None if it was not counted.
     """
 
     window: str
@@ -56,7 +56,7 @@ class Exposed:
 
     @classmethod
     def of(cls, analysis: Analysis) -> Exposed:
-        """What is exposed of an analysis."""
+        """The exposed figures of an analysis."""
         found = analysis.answer
         return cls(
             analysis.window.name,
@@ -78,7 +78,7 @@ def to_prometheus(analysis: Analysis, currency: Currency) -> str:
 
 
 def prometheus_text(exposed: Sequence[Exposed], currency: Currency) -> str:
-    """The figures of these windows, told apart by the label `window`."""
+    """The figures of these windows, distinguished by the label `window`."""
     return generate_latest(_registry(exposed, currency)).decode()
 
 
@@ -89,12 +89,12 @@ def _registry(exposed: Sequence[Exposed], currency: Currency) -> CollectorRegist
     return registry
 
 
-@dataclass(eq=False)  # a registry keeps collectors by their identity
+@dataclass(eq=False)  # a registry identifies collectors by identity
 class LiveFigures(Collector):
-    """The same figures of what is there now, for a /metrics; made anew after so many seconds.
+    """The same figures of the present, for a /metrics endpoint; recomputed every `seconds`.
 
-    `analysis` gives what is there now, None where there is no telemetry: then the figures are left
-    out, and `vllm_capacity_has_telemetry` is 0.
+    `analysis` gives the current analysis, or None if there is no telemetry: then the figures are
+    left out, and `vllm_capacity_has_telemetry` is 0.
     """
 
     analysis: Callable[[], AbstractContextManager[Analysis | None]]
@@ -105,11 +105,11 @@ class LiveFigures(Collector):
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: to name its metrics it would have to look."""
+        """Nothing: naming its metrics would require computing them."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The figures, as prometheus_client asks for them."""
+        """The figures, as prometheus_client requests them."""
         with self._lock:
             if time.monotonic() >= self._until:
                 self._made = tuple(self._now())
@@ -193,7 +193,7 @@ def _per_million(
 
 
 def _register(registry: CollectorRegistry, same: Sequence[_Metric], windows: Sequence[str]) -> None:
-    """A metric with its samples of each window; not at all where none of its figures is known."""
+    """Register a metric with its samples of each window, unless none of its figures is known."""
     samples = [
         ({"window": window, **labels, "end": end}, value)
         for metric, window in zip(same, windows, strict=True)
@@ -209,7 +209,7 @@ def _register(registry: CollectorRegistry, same: Sequence[_Metric], windows: Seq
 
 
 def _ends(found: Estimate) -> dict[str, float]:
-    """The ends that are known, by name; an exact figure has its value alone."""
+    """The known ends by name; an exact figure has only its value."""
     if found.mid is None:
         ends = {"at_least": found.low, "at_most": found.high}
     elif found.low == found.high:

@@ -1,13 +1,13 @@
-"""A folder of reports in the formats of others: each night once, from what its page keeps.
+"""A folder of reports in other tools' formats: each night once, from the data kept in its page.
 
-A page keeps what its bill is made of (`kept_use`) and the figures of its first screen, so nothing
-is pulled, and the windows may be long gone. Formats that tell of a time have every night; those
-that tell of now (Markdown, Prometheus, LiteLLM) have the newest of each series of reports
+A page keeps the inputs of its bill (`kept_use`) and the figures of its first screen, so nothing is
+pulled, and the windows may be deleted. Formats with a time column have every night; formats for the
+current state (Markdown, Prometheus, LiteLLM) have the newest of each series of reports
 (report/previous.py).
 
-Two pages can be of one time: of two notebooks, of a day and its week. Each hour of a server counts
-once: pages named by a day go first, then those that keep their bill, then the longer. What is left
-out is told.
+Two pages can cover the same time: of two notebooks, or of a day and its week. Each hour of a server
+counts once: pages named by a day come first, then pages that keep their bill, then longer ones.
+Notes list what is left out.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from vllm_capacity.render.tables import Column, Table, Value, markdown, table
 from vllm_capacity.timerange import TimeRange, iso
 from vllm_capacity.verdicts.cost.bill import CostShare
 
-_OVERLAP_RATIO = 0.05  # windows that follow each other meet to the scrape, not to the second
+_OVERLAP_RATIO = 0.05  # consecutive windows meet to the scrape, not to the second
 _COUNTS = ("billed_hours", "successful_requests", "prompt_tokens", "generation_tokens")
 
 
 @dataclass(frozen=True)
 class Night:
-    """A report: the file name of its page, what it says of itself, and its time."""
+    """A report: its page's file name, its metadata and its time range."""
 
     page: str
     report: Metadata
@@ -50,9 +50,9 @@ class Night:
 
     @property
     def use(self) -> BilledUse | None:
-        """What its bill is made of; engines that name no model have the page's, if that has one.
+        """The inputs of its bill; engines without a model get the page's model, if it has only one.
 
-        None where the page does not keep it.
+        None if the page does not keep them.
         """
         kept, models = self.report.use, self.report.line.models or ()
         if kept is None or len(models) != 1:
@@ -65,7 +65,7 @@ class Night:
 
     @property
     def figures(self) -> dict[str, Estimate]:
-        """Its figures by name: those of its first screen, and of its bill, if it keeps that."""
+        """Its figures by name: those of the first screen, and of its bill if the page keeps it."""
         screen = {tile.figure: _estimate(tile) for tile in self.report.tiles if tile.figure}
         if self.report.use is None:
             return screen
@@ -75,9 +75,9 @@ class Night:
 
 @dataclass(frozen=True)
 class Reports:
-    """The reports of a folder, each time of a server once, oldest first; `notes` tell the rest.
+    """The reports of a folder, oldest first, each hour of a server once; `notes` list the others.
 
-    `name` is what the folder, or the one page, is called.
+    `name` is the name of the folder or of the single page.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Reports:
 
     @property
     def series(self) -> list[list[Night]]:
-        """Nights that follow each other, oldest first; the series with the latest end first."""
+        """Consecutive nights, oldest first; the series with the latest end first."""
         nights = {night.page: night for night in self.nights}
         found = series_of_reports({page: night.report for page, night in nights.items()})
         return [[nights[page] for page, _ in own] for own in found]
@@ -98,14 +98,14 @@ class Reports:
 
 
 def are_reports(path: Path) -> bool:
-    """Whether a path is a folder of reports, or one page, and no window."""
+    """Whether a path is a folder of reports or a single page, rather than a window."""
     if path.is_file():
         return path.suffix == ".html"
     return path.is_dir() and not (path / "window.json").exists() and bool(pages(path))
 
 
 def read_reports(path: Path) -> Reports:
-    """The reports of a folder, or the one of a page; InputError where there is none."""
+    """The reports of a folder or a single page; InputError if there are none."""
     nights, notes = [], []
     for page in [path] if path.is_file() else pages(path):
         report = page_metadata(page)
@@ -130,9 +130,9 @@ def read_reports(path: Path) -> Reports:
 def export_reports(
     found: Reports, to: str, currency: Currency = USD
 ) -> tuple[str | bytes, tuple[str, ...]]:
-    """The reports in one of `FORMATS`, and a line for what is not all there.
+    """The reports in one of `FORMATS`, and notes on what is missing.
 
-    InputError for a format that there is not, and where no report has what it takes.
+    InputError for an unknown format, and if no report has the data it needs.
     """
     if to not in FORMATS:
         raise InputError(f"No format {to!r} to export to; there are {', '.join(FORMATS)}.")
@@ -155,7 +155,7 @@ def _is_day(name: str) -> bool:
 
 
 def _is_same_time(one: Night, two: Night) -> bool:
-    """Whether they have a server in common at one time, as far as they name any."""
+    """Whether the reports share time and servers; a report without server names matches any."""
     own, others = (frozenset(each.report.line.servers or ()) for each in (one, two))
     if own and others and not own & others:
         return False
@@ -165,9 +165,9 @@ def _is_same_time(one: Night, two: Night) -> bool:
 
 
 def _lacking(found: Reports, to: str) -> Iterator[str]:
-    """A line for the pages of which less than all is told, or nothing."""
+    """A note on pages of which the format cannot have everything; empty if it has all."""
     if to == "markdown":
-        return  # it tells first screens, which all pages keep
+        return  # it has only first screens, which all pages keep
     told = found.newest if to in _OF_NOW else found.nights
     without = [night.page for night in told if night.use is None]
     if without:
@@ -179,7 +179,7 @@ def _lacking(found: Reports, to: str) -> Iterator[str]:
 
 
 def _with_use(nights: Sequence[Night], found: Reports) -> list[tuple[Night, BilledUse]]:
-    """The nights that keep what their bills are made of, with that; InputError where none does."""
+    """The nights that keep the inputs of their bills, with these; InputError if none does."""
     kept = [(night, use) for night in nights if (use := night.use) is not None]
     if not kept:
         raise InputError(
@@ -196,10 +196,10 @@ def _with_use(nights: Sequence[Night], found: Reports) -> list[tuple[Night, Bill
 def report_table(found: Reports, currency: Currency) -> Table:
     """One row per report, oldest first, with every figure that any of them keeps.
 
-    Columns: page, series (the first page of those that follow each other), window, start, end,
-    models, engines, price, is_simulated, has_bill, what was billed for and counted, then each
-    figure with its low, high and unit. What a page does not know or keep is empty, never 0.
-    InputError where no page holds a figure.
+    Columns: page, series (the first page of the consecutive reports), window, start, end, models,
+    engines, price, is_simulated, has_bill, the billed and counted quantities, then each figure with
+    its low, high and unit. Values that a page does not know or keep are empty, never 0. InputError
+    if no page has a figure.
     """
     names = list(dict.fromkeys(name for night in found.nights for name in night.figures))
     if not names:
@@ -227,7 +227,7 @@ def _row(night: Night, series: str, names: Sequence[str], currency: Currency) ->
 
 
 def _in(found: Estimate | None, name: str, currency: Currency) -> Estimate:
-    """The figure in the currency, its unit as its name says; unknown for none."""
+    """The figure in the currency, with the unit that its name implies; unknown for None."""
     if found is None:
         return Estimate.unknown("the page does not keep it")
     unit = unit_of(name) or found.unit
@@ -269,9 +269,9 @@ def _to_focus(version: str) -> Callable[[Reports, Currency], str]:
 
 
 def _billings(night: Night, use: BilledUse) -> Iterator[Billing]:
-    """The bill of a night, cut where a month (UTC) ends: by how long engines were billed in each.
+    """The bill of a night, split at the end of a month (UTC) by the billed hours of engines.
 
-    Of the tokens on either side of it a page knows nothing, so they are cut as the hours are.
+    A page does not know the tokens of each part, so they are split in the ratio of the hours.
     """
     cut = months(night.time_range)
     models = {name: each.model for name, each in use.engines.items()}
@@ -285,7 +285,7 @@ def _billings(night: Night, use: BilledUse) -> Iterator[Billing]:
 
 
 def _cut(billed: Billed, month: TimeRange, cut: Sequence[TimeRange]) -> CostShare:
-    """The part of an engine's bill in one of the months; the parts add up to the whole."""
+    """One month's part of an engine's bill; the parts add up to the whole."""
 
     def seconds(of: TimeRange) -> float:
         start = billed.start if of == cut[0] else max(billed.start, of.start)
@@ -301,7 +301,7 @@ def _cut(billed: Billed, month: TimeRange, cut: Sequence[TimeRange]) -> CostShar
 
 
 def _to_markdown(found: Reports, currency: Currency) -> str:
-    """The newest night of each series: its figures, each with its change since the one before."""
+    """The newest night of each series: its figures, each with the change since the last report."""
     return message("\n\n".join("\n".join(_lines(night, currency)) for night in found.newest))
 
 
@@ -322,12 +322,12 @@ def _lines(night: Night, currency: Currency) -> Iterator[str]:
 
 
 def _for_chats(text: str) -> str:
-    """Without markup in it; dollars as they are, for no chat sets formulas between them."""
+    """The text with markup escaped, except dollars, because chats have no formulas."""
     return markdown(text).replace("\\$", "$")
 
 
 def _shown(tile: Tile) -> str:
-    """The figure as the page shows it; where it is not known, why."""
+    """The figure as the page shows it, or why it is unknown."""
     if not tile.is_known:
         return f"{NOT_KNOWN} ({tile.reason})"
     interval = f"({tile.between})" if tile.between.startswith("between") else ""
@@ -335,7 +335,7 @@ def _shown(tile: Tile) -> str:
 
 
 def _in_other_money(tile: Tile, currency: Currency) -> str:
-    """The same in another currency; prices are of one piece, whatever the page shows."""
+    """The figure in another currency, per piece even if the page shows it per thousand."""
     if not tile.is_known:
         return _shown(tile)
     is_money = tile.writes.startswith("usd")
@@ -345,7 +345,7 @@ def _in_other_money(tile: Tile, currency: Currency) -> str:
 
 
 def _change(tile: Tile, currency: Currency) -> str:
-    """How the figure stands against the report before; without its amounts, which are dollars'."""
+    """The change since the previous report; without its USD amounts in another currency."""
     change = tile.change
     if change is None:
         return ""
@@ -375,7 +375,7 @@ def _to_prometheus(found: Reports, currency: Currency) -> str:
 
 def _to_litellm(found: Reports, currency: Currency) -> str:
     prices = {}
-    for night, use in reversed(_with_use(found.newest, found)):  # the newest has the last word
+    for night, use in reversed(_with_use(found.newest, found)):  # the newest wins
         measured = Measured(night.report.line.window, night.time_range.start, night.time_range.end)
         for model, bill in use.by_model.items():
             if model is not None:
@@ -384,7 +384,7 @@ def _to_litellm(found: Reports, currency: Currency) -> str:
 
 
 def _estimate(tile: Tile) -> Estimate:
-    """The tile's figure, as far as it is told: an interval, a bound, or why it is not known."""
+    """The tile's figure as an estimate: an interval, a bound, or why it is unknown."""
     basis = (tile.basis,) if tile.basis else ()
     if tile.low is not None and tile.mid is not None and tile.high is not None:
         return Estimate.between(tile.low, tile.mid, tile.high, *basis)

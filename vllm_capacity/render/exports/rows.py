@@ -1,6 +1,6 @@
-"""The rows behind a page's charts and tables, all of them, as CSV files in one ZIP file.
+"""All rows behind a page's charts and tables as CSV files in one ZIP file.
 
-A page shows at most 200 rows of a table, and charts of long windows fold steps together. Here are
+A page shows at most 200 rows of a table, and charts of long windows merge steps. These files have
 the steps as they were judged, the stretches, the hours, and every row of the tables.
 """
 
@@ -39,11 +39,12 @@ _TABLES: Mapping[str, Callable[[Analysis], Table | None]] = {
 
 
 def to_zip(analysis: Analysis) -> bytes:
-    """A ZIP file with a CSV file per frame and table; numbers with all their digits, times UTC.
+    """A ZIP file with a CSV file per frame and table; numbers at full precision, times in UTC.
 
     steps: a row per engine and step; series: the time range as charts draw it; regimes: every
     stretch with its evidence; hours: a row per whole hour; bill, engines, models, advice, quality:
-    the tables of the page. What a window does not have (several engines, whole hours) is left out.
+    the tables of the page. A file is left out if the window has no such data (several engines,
+    whole hours).
     """
     buffer = BytesIO()
     with ZipFile(buffer, "w", ZIP_DEFLATED) as archive:

@@ -11,14 +11,14 @@ from vllm_capacity.render.sections.header import price_text, window_line
 from vllm_capacity.render.tables import markdown
 
 MOST_CHARACTERS = 1900
-"""The shortest message of the usual chats holds 2,000."""
+"""The lowest limit for messages in common chats is 2,000."""
 _MOST_REASON = 110
 
 
 def to_markdown(analysis: Analysis, currency: Currency) -> str:
     """Title, figures with their intervals, bottleneck and quality: a line each.
 
-    A figure that is not known is followed by the reason, in short. Under 1,900 characters.
+    An unknown figure is followed by a short reason. Under 1,900 characters.
     """
     found = analysis.answer
     lines = [
@@ -34,12 +34,12 @@ def to_markdown(analysis: Analysis, currency: Currency) -> str:
 
 
 def message(text: str) -> str:
-    """The text as one chat message, cut where it is longer."""
+    """The text as one chat message, truncated if it is longer."""
     return (text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…") + "\n"
 
 
 def money_in(currency: Currency) -> Write:
-    """How amounts are written that are in this currency already."""
+    """A writer of amounts that are already in this currency."""
 
     def money(value: float, like: float | None = None) -> str:
         return f"{number(value, like)} {currency.code}"
@@ -74,7 +74,7 @@ def _figures(analysis: Analysis, currency: Currency) -> list[str]:
 
 
 def _shown(found: Estimate, write: Write) -> str:
-    """The figure with its interval; where it is not known, why, in short."""
+    """The figure with its interval, or a short reason why it is unknown."""
     if not found.is_unknown:
         return sure(found, write)
     reason = why(found)
