@@ -1,1 +1,1 @@
-"""What a person sees: charts, words, tables, the report page. No arithmetic."""
+"""All output for people: charts, sentences, tables, the report page. No arithmetic."""

@@ -1,20 +1,20 @@
-"""Engines by names that are short enough for a picture and still tell them apart."""
+"""Short engine names that fit a chart and are still unique."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-_LONGEST = 14  # letters of a name; a longer one loses what all begin with
+_LONGEST = 14  # letters of a name; longer ones lose their common beginning
 _BOUNDARY = re.compile(r"[-_./:@]")
 _CUT = "…"
 
 
 def short_names(engines: Iterable[str]) -> dict[str, str]:
-    """Each name without what all of them end with, and, where still long, begin with.
+    """Each name without the ending common to all and, if still long, without the common beginning.
 
-    Names are cut where a word of them ends: of vllm-7d9f8-x2:8000/0 and vllm-7d9f8-k4:8000/0, …x2
-    and …k4 are left. An engine alone keeps its name.
+    Names are cut only at word boundaries: vllm-7d9f8-x2:8000/0 and vllm-7d9f8-k4:8000/0 become …x2
+    and …k4. A single engine keeps its name.
     """
     names = list(dict.fromkeys(engines))
     if len(names) < 2:
@@ -29,8 +29,8 @@ def short_names(engines: Iterable[str]) -> dict[str, str]:
 
 
 def _common_words(names: Sequence[str]) -> int:
-    """How many letters all begin with, up to the last end of a word."""
-    least, most = min(names), max(names)  # what these two have in common all have
+    """The length of the common beginning of all names, up to the last word boundary."""
+    least, most = min(names), max(names)  # a beginning common to these two is common to all
     common = next((at for at, one in enumerate(least) if one != most[at]), len(least))
     ends = [match.end() for match in _BOUNDARY.finditer(least[:common])]
     return ends[-1] if ends else 0

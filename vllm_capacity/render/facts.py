@@ -1,4 +1,4 @@
-"""What a terminal shows of the fact tables: which there are, a list of rows, a row in full."""
+"""Terminal output for the fact tables: the list of tables, a list of rows, one row in full."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _APART = ("source", "date", "note")
 
 
 def overview_text(found: Mapping[str, tuple[int, Path | None]], *, width: int = _WIDTH) -> str:
-    """The tables, how many rows each has, and the user's own file of it."""
+    """The tables, the number of rows of each, and the user's own file."""
     columns = (
         Column("table", "table"),
         Column("rows", "rows", is_numeric=True),
@@ -27,7 +27,7 @@ def overview_text(found: Mapping[str, tuple[int, Path | None]], *, width: int = 
 
 
 def rows_text(name: str, rows: Sequence[FactRow], *, width: int = _WIDTH) -> str:
-    """Rows of a table, one a line: name, its main values, how old it is, whether it is yours."""
+    """Rows of a table, one per line: name, main values, age, and whether it is the user's own."""
     shown = CATALOGS[name].shown
     columns = (
         Column(name.removesuffix("s"), "name"),
@@ -48,7 +48,7 @@ def rows_text(name: str, rows: Sequence[FactRow], *, width: int = _WIDTH) -> str
 
 
 def row_text(row: FactRow, *, width: int = _WIDTH) -> str:
-    """Every value of a row, and what they are from; an empty value is not known."""
+    """Every value of a row and their source; an empty value is unknown."""
     columns = (Column("value of", "column"), Column("value", "value"))
     lines = [(name, _value(cell)) for name, cell in row.values.items() if name not in _APART]
     dated = f" ({row.date})" if row.date else ""
@@ -62,7 +62,7 @@ def _is_numeric(rows: Sequence[FactRow], column: str) -> bool:
 
 
 def _value(cell: object) -> str | None:
-    """A cell in words; None for one that is empty, which is not known."""
+    """A cell as text; None for an empty one, which is unknown."""
     if cell is None or cell == "":
         return None
     if isinstance(cell, bool):

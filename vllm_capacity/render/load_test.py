@@ -1,4 +1,4 @@
-"""What a terminal shows of a load test: a named concurrency, and the next loads to test."""
+"""Terminal output for a load test: a given concurrency, and the next loads to test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WIDTH = 80
 
 
 def at_text(found: AtLoad, *, width: int = _WIDTH) -> str:
-    """Throughput and latency at a concurrency, a row each, with their intervals and grounds."""
+    """Throughput and latency at a concurrency, one per row, with intervals and basis."""
     figures = (
         Figure("throughput", found.output_tokens_per_second, number, "output tokens/s"),
         Figure("requests", found.requests_per_second, number, "requests/s"),
@@ -26,7 +26,7 @@ def at_text(found: AtLoad, *, width: int = _WIDTH) -> str:
 
 
 def next_text(proposed: Sequence[NextLoad], commands: Sequence[str], *, width: int = _WIDTH) -> str:
-    """The next loads to test with what each would leave, and how to run it, a line each."""
+    """The next loads to test, each with the interval expected after it and the command to run."""
     if not proposed:
         return wrapped("No further load would narrow the capacity much.", width)
     lines = []

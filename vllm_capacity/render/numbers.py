@@ -1,9 +1,9 @@
-"""How a number is written for a person: three significant digits, a unit, an interval to match.
+"""How numbers are written: three significant digits, a unit, and intervals to match.
 
-Every function takes the value and, optionally, `like`: the number whose places (and whose choice of
-ms or s) it shares, so that an interval is written to the same place as the figure it belongs to.
+Every function takes the value and, optionally, `like`: the number whose decimal places (and choice
+of ms or s) it shares, so that an interval has the same precision as its figure.
 
-An estimate in words, the same way in every table and sentence: value, interval, why.
+Estimates are written the same way in every table and sentence: value, interval, reason.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from vllm_capacity.estimate import Estimate
 
 _SIGNIFICANT = 3
 _CENT_USD = 0.01
-_SPACE = "\N{NO-BREAK SPACE}"  # a line must not end between a number and its unit
+_SPACE = "\N{NO-BREAK SPACE}"  # keeps a number and its unit on one line
 
 
 class Write(Protocol):
-    """A function that writes a number, to the places of `like`."""
+    """A function that writes a number, with the decimal places of `like`."""
 
     def __call__(self, value: float, /, like: float | None = None) -> str:
         """The number as text, with its unit if it has one."""
@@ -34,7 +34,7 @@ def number(value: float, like: float | None = None) -> str:
 
 
 def count(value: float, like: float | None = None) -> str:
-    """A counted whole number, every digit of it: 5,138."""
+    """A whole number with all its digits: 5,138."""
     return f"{round(value):,}"
 
 
@@ -53,7 +53,7 @@ def usd(value: float, like: float | None = None) -> str:
 
 
 def usd_per_thousand(value: float, like: float | None = None) -> str:
-    """A price below a cent, for a thousand pieces: $1.00 of $0.001."""
+    """A price below a cent, per thousand: $1.00 for $0.001."""
     return usd(value * 1000, None if like is None else like * 1000)
 
 
@@ -82,7 +82,7 @@ def hours(value: float) -> str:
 
 
 def between(estimate: Estimate, write: Write) -> str:
-    """`between a and b` of a known estimate; empty where exact or where both ends read alike."""
+    """`between a and b` for a known estimate; empty if exact or if both ends look the same."""
     low, mid, high = estimate.low, estimate.mid, estimate.high
     if low is None or mid is None or high is None or low == high:
         return ""
@@ -91,7 +91,7 @@ def between(estimate: Estimate, write: Write) -> str:
 
 
 def moment(at: datetime) -> str:
-    """A time a person reads: 24 Nov 2026 08:14:05 UTC."""
+    """A time for people: 24 Nov 2026 08:14:05 UTC."""
     return f"{at.astimezone(UTC):%-d %b %Y %H:%M:%S} UTC"
 
 
@@ -101,7 +101,7 @@ def minute_of(at: datetime) -> str:
 
 
 def span(start: datetime, end: datetime) -> str:
-    """Two times a person reads, the day given once where it is the same."""
+    """Two times for people, the day given once if it is the same."""
     first, last = start.astimezone(UTC), end.astimezone(UTC)
     if first.date() == last.date():
         return f"{first:%-d %b %Y %H:%M:%S} to {last:%H:%M:%S} UTC"
@@ -109,7 +109,7 @@ def span(start: datetime, end: datetime) -> str:
 
 
 def days(start: datetime, end: datetime) -> str:
-    """The days of two times, what they share given once: 24 Nov 2026 · 24 Nov to 1 Dec 2026."""
+    """The days of two times, common parts given once: 24 Nov 2026 · 24 Nov to 1 Dec 2026."""
     first, last = start.astimezone(UTC), end.astimezone(UTC)
     if first.date() == last.date():
         return f"{last:%-d %b %Y}"
@@ -130,14 +130,14 @@ NOT_KNOWN = "not known"
 
 
 def bound_word(estimate: Estimate) -> str:
-    """What kind of bound it is, empty where it is none."""
+    """The kind of bound; empty if it is no bound."""
     if not estimate.is_bound:
         return ""
     return "upper bound" if estimate.low is None else "lower bound"
 
 
 def value(estimate: Estimate, write: Write) -> str:
-    """Its middle, "at least" or "at most" its bound, or that it is not known."""
+    """The middle value, "at least" or "at most" a bound, or that it is unknown."""
     if estimate.mid is not None:
         return write(estimate.mid)
     if estimate.low is not None:
@@ -146,20 +146,20 @@ def value(estimate: Estimate, write: Write) -> str:
 
 
 def sure(estimate: Estimate, write: Write) -> str:
-    """Its middle with its interval in brackets, where it has one; a bound as in `value`."""
+    """The middle value with its interval, if any, in brackets; a bound as in `value`."""
     interval = between(estimate, write)
     return f"{value(estimate, write)}{f' ({interval})' if interval else ''}"
 
 
 def why(estimate: Estimate) -> str:
-    """What it rests on, or why it is not known; of a bound, both."""
+    """Its basis, or why it is unknown; for a bound, both."""
     if estimate.is_bound:
         return f"{estimate.sources}; no more is known, because {estimate.reason}"
     return estimate.reason if estimate.is_unknown else estimate.sources
 
 
 def reason(estimate: Estimate) -> str:
-    """Why it is not known, to stand inside a sentence."""
+    """Why it is unknown, to be used inside a sentence."""
     return (estimate.reason or "no reason was recorded").rstrip(".")
 
 

@@ -1,9 +1,8 @@
-"""Import jsonschema while `rfc3987_syntax` looks absent, which saves most of a second.
+"""Imports jsonschema with `rfc3987_syntax` hidden, which saves most of a second.
 
-jsonschema tries to import that Lark grammar for an optional check of IRI formats. It comes with
-JupyterLab, and burdens every first import of altair, nbformat and papermill. Nothing here checks
-IRIs; afterwards the module can be imported as before. Whatever imports one of the three imports
-this module first.
+jsonschema tries to import that Lark grammar for an optional check of IRI formats. JupyterLab
+installs it, and it slows every first import of altair, nbformat and papermill. Nothing here checks
+IRIs; afterwards the module can be imported as usual. Import this module before any of the three.
 """
 
 from __future__ import annotations

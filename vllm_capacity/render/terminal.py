@@ -1,6 +1,6 @@
-"""What a terminal shows of a window, a bill, a plan and the results of the smaller verbs.
+"""Terminal output for a window, a bill, a plan and the results of smaller commands.
 
-The same sentences and tables as the page, in its order, as lines up to a width.
+It has the same sentences and tables as the page, in the same order, wrapped to a width.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _WIDTH = 80
 
 
 def windows_text(found: Sequence[KnownWindow], *, width: int = _WIDTH) -> str:
-    """The windows that were found, a row each; where there are none, how to come by one."""
+    """The windows found, a row each; if there are none, how to get one."""
     if not found:
         return "No windows here. Scrape or pull one: vllm-capacity scrape --help.\n"
     columns = (
@@ -87,7 +87,7 @@ def _hours(start: datetime, end: datetime) -> float:
 
 
 def figures_text(analysis: Analysis, *, width: int = _WIDTH) -> str:
-    """A window: title lines, verdict, the figures of the tiles, quality of the telemetry."""
+    """A window: title lines, verdict, the figures of the tiles, telemetry quality."""
     sentences = verdict_sentences(analysis)
     return _page(
         _paragraphs(_title(analysis), width),
@@ -98,18 +98,18 @@ def figures_text(analysis: Analysis, *, width: int = _WIDTH) -> str:
 
 
 def groups_text(analysis: Analysis, *, by: str, width: int = _WIDTH) -> str:
-    """The figures of a window by a label: a row per group, then the whole they add up to.
+    """The figures of a window by a label: a row per group, then the total.
 
-    InputError where nothing has the label `by`.
+    InputError if nothing has the label `by`.
     """
     title = [*_title(analysis), *_simulated(analysis)]
     return _page(_paragraphs(title, width), groups_table(analysis, by).to_text(width))
 
 
 def cost_text(analysis: Analysis, *, by: str = "engine", width: int = _WIDTH) -> str:
-    """The bill of a window: a row per group, then the whole they add up to.
+    """The bill of a window: a row per group, then the total.
 
-    InputError where no counter has the label `by`.
+    InputError if no counter has the label `by`.
     """
     title = [*_title(analysis), *_simulated(analysis)]
     return _page(
@@ -121,7 +121,7 @@ def cost_text(analysis: Analysis, *, by: str = "engine", width: int = _WIDTH) ->
 
 
 def plan_text(analysis: Analysis, plan: Plan, *, width: int = _WIDTH) -> str:
-    """What is needed, under which doubts, on which GPUs, for how long."""
+    """The capacity needed, its uncertainty, on which GPUs, and for how long."""
     title = [*_title(analysis), *_simulated(analysis)]
     return _page(
         _paragraphs(title, width),
@@ -136,7 +136,7 @@ def plan_text(analysis: Analysis, plan: Plan, *, width: int = _WIDTH) -> str:
 
 
 def fit_text(found: Saturation, *, width: int = _WIDTH) -> str:
-    """The capacity that a table of loads shows or lets extrapolate, and what it rests on."""
+    """The capacity that a table of loads shows or allows to extrapolate, and its basis."""
     figures = (
         Figure("capacity", found.capacity, number, "output tokens/s"),
         Figure("reached at", found.capacity_running_requests, number, "running requests"),
@@ -147,7 +147,7 @@ def fit_text(found: Saturation, *, width: int = _WIDTH) -> str:
 
 
 def whatif_text(found: WhatIf, *, where: str, width: int = _WIDTH) -> str:
-    """What a model does on another GPU, `where`; or why it is not known."""
+    """The performance of a model on another GPU, `where`; or why it is unknown."""
     figures = [Figure("output", found.output_tokens_per_second, number, "tokens/s")]
     if found.itl_seconds.is_known:
         figures += [
@@ -186,7 +186,7 @@ def _splits(found: WhatIf, width: int) -> str:
 
 
 def model_text(llm: Llm, *, dtype: str, kv_dtype: str, users: Estimate, width: int = _WIDTH) -> str:
-    """What a model takes in memory, and how many users fit, of what context on which GPU."""
+    """The memory use of a model, and how many users fit, by context length and GPU."""
     columns = (
         Column("figure", "figure"),
         Column("value", "value", is_numeric=True),
@@ -206,9 +206,9 @@ def model_text(llm: Llm, *, dtype: str, kv_dtype: str, users: Estimate, width: i
 
 
 def forecast_text(found: Forecast, clock: Clock, *, title: str, width: int = _WIDTH) -> str:
-    """The demand ahead, a row per step, with what its intervals have held before.
+    """The demand ahead, a row per step, with the past coverage of its intervals.
 
-    Times are written as `clock` has them in the file.
+    `clock` writes times as the file has them.
     """
     if not found.is_known:
         return wrapped(title, width) + wrapped(f"No forecast: {found.reason}.", width)
@@ -232,12 +232,12 @@ def forecast_text(found: Forecast, clock: Clock, *, title: str, width: int = _WI
 
 
 def alerts_text(found: Sequence[Alert], *, width: int = _WIDTH) -> str:
-    """Every rule with its state, what was found, and the threshold."""
+    """Every rule with its state, the value found, and the threshold."""
     return alert_table(found).to_text(width)
 
 
 def alert_table(found: Sequence[Alert]) -> Table:
-    """Every rule with its state, what was found, and the threshold; one row per rule."""
+    """Every rule with its state, the value found, and the threshold; one row per rule."""
     columns = (
         Column("state", "state"),
         Column("alert", "alert"),
@@ -266,7 +266,7 @@ def _simulated(analysis: Analysis) -> list[str]:
 
 
 def _page(*parts: str) -> str:
-    """The parts that are not empty, an empty line between any two."""
+    """The non-empty parts, separated by empty lines."""
     return "\n".join(part for part in parts if part)
 
 
@@ -275,7 +275,7 @@ def _paragraphs(sentences: Sequence[str], width: int) -> str:
 
 
 def _gpus(plan: Plan, width: int) -> str:
-    """The GPUs compared, the prices of the own and of the best other one, those not compared."""
+    """The GPUs compared, the prices of our own and the best other one, and those not compared."""
     if not plan.options:
         return wrapped(f"None compared: {plan.options_reason}", width)
     known = plan.comparable
@@ -292,7 +292,7 @@ def _gpus(plan: Plan, width: int) -> str:
 
 
 def _fixed(llm: Llm) -> str:
-    """What a request holds whatever its length."""
+    """The memory that a request holds at any length."""
     if llm.attention == "mixed":
         return f"sliding windows, full from {count(llm.sliding_window_tokens or 0)} tokens"
     return "state of its linear layers"
@@ -320,7 +320,7 @@ def _with_unit(value: float, unit: str) -> str:
 
 
 def _times(stamps: Sequence[float | str]) -> tuple[str, list[str]]:
-    """The head of a column of times, and its cells: numbers stay as the file counts them."""
+    """The head of a column of times, and its cells; plain numbers stay as in the file."""
     moments = [datetime.fromisoformat(stamp) for stamp in stamps if isinstance(stamp, str)]
     if not moments:
         return "from, as the file counts", [f"{stamp:,}" for stamp in stamps]

@@ -1,4 +1,4 @@
-"""The live screen: a row per engine, the worst on top, and their total."""
+"""The live screen: a row per engine, the worst first, and the total."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COLUMNS = (
 
 
 def watch_text(found: FleetNow, *, width: int) -> str:
-    """The screen: when it is of, a row per engine, the total, and who does not answer."""
+    """The screen: its time, a row per engine, the total, and who does not respond."""
     title = f"{moment(found.at)} · latency and cost over {hours(found.seconds / 3600)}"
     lines = [wrapped(f"{row.engine}: {row.trouble}", width) for row in found.engines if row.trouble]
     return "\n".join(
@@ -38,7 +38,7 @@ def watch_text(found: FleetNow, *, width: int) -> str:
 
 
 def watch_table(found: FleetNow) -> Table:
-    """One row per engine in the order given, and a last one for all of them together."""
+    """One row per engine in the given order, and a last row for the total."""
     rows = [*found.engines, *([found.whole] if len(found.engines) > 1 else [])]
     return table(_COLUMNS, [_row(row) for row in rows])
 
@@ -73,7 +73,7 @@ def _quantile(found: Quantile) -> Cell:
 
 
 def _short(text: str) -> str:
-    """A bound as a sign, what is not known as a dash: a screen has little room."""
+    """A bound as a sign, an unknown value as a dash: a screen has little room."""
     if text.startswith("not known"):
         return DASH
     return text.replace("at least ", "≥ ").replace("at most ", "≤ ")

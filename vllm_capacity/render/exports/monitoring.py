@@ -308,7 +308,7 @@ def _only(model: str, capacities: Mapping[str, Estimate]) -> str:
 
 
 def _any_of(expressions: Sequence[str]) -> str:
-    """The union of series that have no labels in common."""
+    """The union of series whose label sets all differ."""
     return expressions[0] if len(expressions) == 1 else " or ".join(f"({e})" for e in expressions)
 
 

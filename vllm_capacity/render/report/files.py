@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and one writer at a time."""
+"""Atomic writes of files, and a lock for one writer at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PARTIAL = ".vllm-capacity"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, so that a reader sees the old one or the new one, never a part.
+    """Write a file atomically, text as UTF-8: readers see the old or the new one, never a part.
 
-    The folder is made where it is missing. A crash leaves at most a hidden temporary file.
+    The folder is created if it is missing. A crash leaves at most a hidden temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
@@ -26,7 +26,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private; a report is to be read
+        temporary.chmod(0o644)  # mkstemp makes it private; others should be able to read a report
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -35,10 +35,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; SourceError at once where another run holds it.
+    """Hold the folder's lock; SourceError at once if another run holds it.
 
-    The operating system lets go of the lock when its holder ends, however it ends, so a crash
-    never blocks the next run, which removes what the crash left there.
+    The operating system releases the lock when its holder ends, even by a crash, so a crash never
+    blocks the next run, which removes what the crash left there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     busy = (

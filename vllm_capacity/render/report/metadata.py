@@ -1,6 +1,6 @@
-"""What a page says of itself, as JSON inside it: what the index and the next report read.
+"""The metadata that a page holds as JSON, read by the index and by the next report.
 
-Pages of earlier releases say less, and by other names: they are read all the same.
+Pages of earlier releases have less, under other names; they can still be read.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _MODELS_NAMED = 2
 Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Rate = tuple[float, ...]
 Term = Number | tuple[Rate, ...] | None
-"""What a figure hangs on: a latency target in seconds, or the rates that were paid."""
+"""A condition that a figure depends on: a latency target in seconds, or the rates paid."""
 
 
 @dataclass(frozen=True)
 class SummaryLine:
-    """The line under the title: which servers and model, when, at what price.
+    """The line under the title: servers, model, time and price.
 
-    None where a page does not say it. `start` and `end` are ISO 8601; `span` and `hours` are as
-    shown. `terms` are compared before figures that hang on them.
+    None for what a page does not say. `start` and `end` are ISO 8601; `span` and `hours` are as
+    shown. `terms` must be equal before figures that depend on them are compared.
     """
 
     window: str = ""
@@ -52,12 +52,12 @@ class SummaryLine:
     terms: Mapping[str, Term] | None = None
 
     def term(self, name: str) -> Term:
-        """A term by its name; None where there is none."""
+        """A term by its name; None if there is none."""
         return (self.terms or {}).get(name)
 
     @property
     def time_range(self) -> TimeRange | None:
-        """The window's time range; None where the page gives none, or none that can be."""
+        """The window's time range; None if the page has none, or an invalid one."""
         try:
             return TimeRange(parse_instant(self.start), parse_instant(self.end))
         except InputError:
@@ -65,7 +65,7 @@ class SummaryLine:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it says all that a comparison with another takes."""
+        """Whether it has everything that a comparison with another needs."""
         needed = (
             *(self.models, self.servers, self.terms, self.price, self.is_simulated),
             *(self.span, self.hours, self.time_range),
@@ -75,7 +75,7 @@ class SummaryLine:
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality of the telemetry in a word, with its shape."""
+    """The quality of the telemetry in a word, with the shape that marks it."""
 
     word: str
     shape: str
@@ -84,7 +84,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer in a few sentences; both None where a page has no verdict."""
+    """The answer in a few sentences; both None if a page has no verdict."""
 
     sentences: tuple[str, ...] | None = None
     quality: Quality | None = None
@@ -96,9 +96,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class TileChange:
-    """How a figure stands against the previous report: an arrow or none, words, what joins them.
+    """The change of a figure since the previous report: an optional arrow, words, and a connective.
 
-    `joins` leads over to `report`, the name of the previous report.
+    `joins` connects the words to `report`, the name of the previous report.
     """
 
     words: str
@@ -111,8 +111,8 @@ class TileChange:
 class Tile:
     """A figure of the first screen as it is shown, and its numbers.
 
-    `writes` names how its numbers are written (render/numbers.py), `hangs_on` the term under which
-    alone it can be compared.
+    `writes` names its number format (render/numbers.py), `hangs_on` the term that must be equal for
+    a comparison.
     """
 
     figure: str = ""
@@ -132,13 +132,13 @@ class Tile:
 
     @property
     def has_ends(self) -> bool:
-        """Whether its interval is whole, or there is no figure."""
+        """Whether its interval has both ends, or there is no figure."""
         return self.mid is None or None not in (self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Since:
-    """The previous report in full: its page, if it is still there, its window, what differed."""
+    """The previous report in full: its page if it still exists, its window, and what differed."""
 
     page: str
     window: str
@@ -147,7 +147,7 @@ class Since:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The figures of the first screen; `since` where they say what changed."""
+    """The figures of the first screen; `since` is set if they show changes."""
 
     tiles: tuple[Tile, ...] = ()
     since: Since | None = None
@@ -155,10 +155,10 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a report says of itself. `previous` is the report it was compared with, if any.
+    """The metadata of a report; `previous` is that of the report it was compared with, if any.
 
-    `page` is that report's file, empty where it is no longer there. `use` is what its bill is made
-    of; None in a page of an earlier release, or of a notebook that does not keep it.
+    `page` is that report's file, empty if it no longer exists. `use` has the inputs of its bill;
+    None in a page of an earlier release, or of a notebook that does not keep them.
     """
 
     line: SummaryLine
@@ -172,9 +172,9 @@ class Metadata:
 
     @property
     def tab_title(self) -> str:
-        """What a tab, a bookmark and a mail call the page: model, window and days before its title.
+        """The page's name in tabs, bookmarks and mails: model, window and days, then its title.
 
-        The title alone where it says none of them.
+        Only the title if it has none of them.
         """
         line = self.line
         models, time_range = line.models or (), line.time_range
@@ -189,14 +189,14 @@ class Metadata:
 
 
 def pages(folder: Path) -> list[Path]:
-    """The HTML files of a folder beside its index, by name."""
+    """The HTML files of a folder except its index, by name."""
     return sorted(path for path in folder.glob("*.html") if path.name != INDEX and path.is_file())
 
 
 def page_metadata(path: Path) -> Metadata | None:
-    """What a page says of itself, under today's names; None for a file that is no report."""
+    """The metadata of a page, under current names; None for a file that is no report."""
     try:
-        path.name.encode()  # the index could not link to a name that is no text
+        path.name.encode()  # the index could not link to a name that is not valid text
         found = _METADATA.search(path.read_text(encoding="utf-8", errors="replace"))
         return renamed(msgspec.json.decode(found[1], type=Metadata)) if found else None
     except (OSError, ValueError, RecursionError, msgspec.MsgspecError, InputError):
@@ -204,7 +204,7 @@ def page_metadata(path: Path) -> Metadata | None:
 
 
 def renamed(read: Metadata) -> Metadata:
-    """The same under today's names of figures and terms."""
+    """The metadata with figures and terms under their current names."""
     terms = read.line.terms
     line = replace(read.line, terms=None if terms is None else _by_new_names(terms))
     tiles = tuple(

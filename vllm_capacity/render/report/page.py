@@ -1,8 +1,8 @@
-"""From the outputs of a notebook to one HTML file that needs nothing else.
+"""Turns the outputs of a notebook into one self-contained HTML file.
 
-The page lets no script run but its own two, named by hash in its policy; nothing it shows is taken
-as markup. Text of telemetry (a model's name is whatever its operator typed) passes through Jinja's
-autoescape; Markdown loses its raw HTML; HTML that an analyst's cell made keeps its tables only.
+The page allows only its own two scripts, by their hashes in its policy, and treats no content as
+markup. Text from telemetry (operators choose model names freely) passes through Jinja's autoescape,
+Markdown loses its raw HTML, and HTML from an analyst's cell keeps only its tables.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from vllm_capacity.render.tables import ROWS_AT_MOST
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _TABLE_TAGS = frozenset({"table", "thead", "tbody", "tfoot", "tr", "th", "td", "caption", "p", "b"})
-_LONG_REASON = 80  # letters: a shorter one is told again as quickly as where it was told
+_LONG_REASON = 80  # letters: repeating a shorter one takes no more than referring to it
 _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
-_OPTIONAL = "optional"  # the tag of a cell
+_OPTIONAL = "optional"  # a tag of cells
 
 
 @dataclass(frozen=True)
 class ElementData:
-    """A piece of ours as it crossed from the kernel: its kind (a macro of the template)."""
+    """One of our elements as received from the kernel: its kind (a template macro) and content."""
 
     kind: str
     content: object
@@ -45,7 +45,7 @@ class ElementData:
 
 @dataclass(frozen=True)
 class Block:
-    """One thing on the page, in its order: prose, a chart, a piece of ours, text or a table."""
+    """One item on the page, in its order: prose, a chart, one of our elements, text or a table."""
 
     kind: Literal["prose", "chart", "piece", "text", "table"]
     content: str | PageChart | ElementData
@@ -53,7 +53,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
-    """What stands under one question. The first has no heading: it is the first screen."""
+    """The blocks under one question. The first section has no heading: it is the first screen."""
 
     anchor: str
     heading: str
@@ -61,7 +61,7 @@ class Section:
 
     @property
     def is_appendix(self) -> bool:
-        """Whether it says how figures are computed: printed only where that is asked for."""
+        """Whether it says how figures are computed: printed only on request."""
         pieces = (each.content for each in self.blocks if isinstance(each.content, ElementData))
         return any(piece.kind == "definitions" for piece in pieces)
 
@@ -76,9 +76,9 @@ def page_html(
     made: str,
     has_appendix: bool = False,
 ) -> str:
-    """The whole page. `made` is its one line that differs between two runs of the same window.
+    """The whole page. `made` is the only line that differs between two runs of the same window.
 
-    Printed, it is the answer and its charts; with `has_appendix` also the tables behind them and
+    In print, it has the answer and the charts; with `has_appendix` also the tables behind them and
     the definitions of the figures.
     """
     sections = _reasons_once(sections)
@@ -107,7 +107,7 @@ def page_html(
 
 
 def _reasons_once(sections: Sequence[Section]) -> tuple[Section, ...]:
-    """The sections; a chart without marks for the long reason of one above it refers to that."""
+    """The sections; an empty chart with the same long reason as an earlier one refers to it."""
     first: dict[str, str] = {}
 
     def shown(block: Block) -> Block:
@@ -127,7 +127,7 @@ def _reasons_once(sections: Sequence[Section]) -> tuple[Section, ...]:
 
 
 def index_html(rows: Sequence[tuple[str, Metadata]]) -> str:
-    """The page over reports: (file name, what the report says of itself) each. It has no script.
+    """The index over reports, each (file name, its metadata). It has no script.
 
     A row per report, a column per figure that any of them shows.
     """
@@ -151,7 +151,7 @@ def index_html(rows: Sequence[tuple[str, Metadata]]) -> str:
 
 
 def element_html(piece: JsonObject) -> str:
-    """One piece (its kind, its content) as HTML with its style, for JupyterLab."""
+    """One element (its kind and content) as HTML with its style, for JupyterLab."""
     template = _environment().get_template("piece.html.j2")
     return template.render(
         block=Block("piece", ElementData(piece["kind"], piece["content"])),
@@ -162,9 +162,9 @@ def element_html(piece: JsonObject) -> str:
 def sections_of(
     cells: Sequence[JsonObject], *, chart_of: ChartOf = page_chart
 ) -> tuple[Section, ...]:
-    """The cells' prose and outputs as sections, cut at second-level headings. Code is left out.
+    """The cells' prose and outputs as sections, split at second-level headings. Code is left out.
 
-    A section whose heading is in a cell tagged `optional` is left out where its code shows nothing.
+    A section whose heading is in a cell tagged `optional` is left out if its code shows nothing.
     `chart_of` gives the parts of a chart by its spec and its number on the page.
     """
     made: list[Section] = []
@@ -189,18 +189,18 @@ def sections_of(
 
 
 def inert_json(value: JsonObject) -> Markup:
-    """JSON that cannot end or bend the script element it stands in; keys sorted."""
+    """JSON that cannot end or alter the script element that contains it; keys sorted."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.translate(_UNSAFE))
 
 
 def markdown_html(text: str) -> str:
-    """Markdown as HTML, with raw HTML in it shown as the text it is, and no pictures."""
+    """Markdown as HTML, with raw HTML escaped and without pictures."""
     return str(_markdown()(text))
 
 
 def _sections(heading: str, blocks: list[Block], *, is_optional: bool) -> Iterator[Section]:
-    """The section of these blocks; none where it is optional and only prose."""
+    """The section of these blocks; none if it is optional and has only prose."""
     if is_optional and all(block.kind == "prose" for block in blocks):
         return
     anchor = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
@@ -213,7 +213,7 @@ def _prose(source: str) -> list[Block]:
 
 
 def _block(output: JsonObject, charts: int, chart_of: ChartOf) -> Block | None:
-    """The block of a cell's output, by the richest form of it that is safe; None for no output."""
+    """The block of a cell's output, in its richest safe form; None for no output."""
     if output["output_type"] == "stream":
         shown = output["text"].strip() if output["name"] == "stdout" else ""
         return Block("text", shown) if shown else None
@@ -241,7 +241,7 @@ def _tables_only(html: str) -> str:
 
 
 def _defined(sections: Sequence[Section]) -> frozenset[str]:
-    """The figures whose definition is on the page: only they are linked to."""
+    """The figures whose definitions are on the page: only these are linked."""
     found = [
         msgspec.convert(block.content.content, _Definitions)
         for section in sections
@@ -292,7 +292,7 @@ def _environment() -> Environment:
 
 
 class _NoPictures(mistune.HTMLRenderer):
-    """Markdown's HTML with a picture's words in its place: a page asks for nothing outside."""
+    """Markdown's HTML with pictures replaced by their text: a page loads nothing external."""
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
         return text

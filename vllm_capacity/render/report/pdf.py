@@ -1,7 +1,7 @@
-"""A page printed to PDF by a Chromium of this machine, as its own print dialog would.
+"""Prints a page to PDF with a local Chromium, as its own print dialog would.
 
-Why not a library that lays out HTML: none of them knows the CSS of the page, and a browser is on
-most machines already. The page draws nothing from a network, so none is needed here either.
+Why not a library that lays out HTML: none supports the CSS of the page, and most machines already
+have a browser. The page loads nothing from a network, so none is needed here either.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _OPTIONS = (
 
 
 def find_browser(path: str | None = None) -> Path:
-    """The first Chromium or Chrome in the folders of `path`, as PATH lists them; None: of PATH.
+    """The first Chromium or Chrome in `path`, formatted like PATH; None means PATH itself.
 
-    InputError where there is none.
+    InputError if there is none.
     """
     found = next(filter(None, (shutil.which(name, path=path) for name in BROWSERS)), None)
     if found is None:
@@ -47,17 +47,17 @@ def find_browser(path: str | None = None) -> Path:
 
 
 def print_pdf(page: Path, browser: Path) -> Path:
-    """Print the page to a PDF of its name beside it, whole; its path.
+    """Print the page atomically to a PDF of the same name beside it, and return its path.
 
-    SourceError where the browser fails, makes no PDF, or takes more than two minutes.
+    SourceError if the browser fails, makes no PDF, or takes more than two minutes.
     """
     with scratch("vllm-capacity-pdf-") as folder:
         printed = folder / "page.pdf"
         command = [
             str(browser),
             *_OPTIONS,
-            *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium's own refuses root
-            f"--user-data-dir={folder / 'profile'}",  # not the one of whoever runs this
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium's own sandbox refuses root
+            f"--user-data-dir={folder / 'profile'}",  # not the user's own profile
             f"--print-to-pdf={printed}",
             page.resolve().as_uri(),
         ]

@@ -1,22 +1,22 @@
-"""What changed since the previous report: which report that is, and what each tile says of it.
+"""Changes since the previous report: which report that is, and what each tile says about it.
 
-Everything is read off the pages of the folder, as the index is, so it needs no store of its own.
-The previous report is found by these rules.
+Everything is read from the pages of the folder, as the index is, so there is no separate store. The
+previous report is chosen by these rules.
 
 1. It comes from the same notebook under the same title.
-2. It is of the same models and has a server in common; both are measured, or both simulated.
+2. It is of the same models and shares a server; both are measured, or both simulated.
 3. Its window ends no later than this one's starts. A twentieth of the shorter window may overlap,
-   for windows that follow each other day by day meet to the second, not to the scrape.
+   because daily windows that follow each other meet to the second, not to the scrape.
 4. Of these, the one whose window ends latest (then starts latest, then is last by name).
 
-The page about to be replaced counts as any other; so does the report that page was itself compared
-with. A run repeated over one window therefore finds what the first run found, even where the
-previous report had the page's own name and is gone.
+The page about to be replaced also counts, and so does the report it was compared with. A run
+repeated over one window therefore finds what the first run found, even if the previous report had
+the page's own name and is gone.
 
-A change is reported where the two intervals leave no doubt of it: where they overlap, the tile says
-that the change is not clear. A figure that hangs on a price is compared at the same price only,
-and one that hangs on a target with the same target only: a higher price is no worse server. Up and
-down are no judgment, so they have no color.
+A change is reported only if the two intervals do not overlap; otherwise the tile says that the
+change is not clear. A figure that depends on a price is compared only at the same price, and one
+that depends on a target only with the same target: a higher price does not make a server worse. Up
+and down imply no judgment, so they have no color.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from vllm_capacity.render.report.metadata import (
 from vllm_capacity.timerange import TimeRange
 
 RATES = "rates"
-"""The term that money hangs on: what was paid for a GPU-hour."""
+"""The term that money depends on: the price of a GPU-hour."""
 BILL = "bill"
-"""The term that a whole bill hangs on: what was paid for a GPU-hour, and for how many hours."""
+"""The term that a whole bill depends on: the price of a GPU-hour and the number of hours."""
 
 UP, DOWN = "▲", "▼"
 _OVERLAP_RATIO = 0.05
@@ -56,14 +56,14 @@ WRITES: Mapping[str, Write] = {
     "usd": usd,
     "usd_per_thousand": usd_per_thousand,
 }
-"""How the numbers of a tile are written, by the name that it keeps."""
+"""Writers of a tile's numbers, by the name that the tile keeps."""
 _OTHER_TARGET = "a different target"
 _OTHER = {RATES: "a different price", BILL: "a window of another length or price"}
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A report that this one may be compared with, its time range, and its file if it has one."""
+    """A report that may be the previous one, its time range, and its file if it exists."""
 
     report: Metadata
     time_range: TimeRange
@@ -71,7 +71,7 @@ class _Candidate:
 
     @property
     def order(self) -> tuple[datetime, datetime, str]:
-        """Which of two comes later; of the same window, the one whose page is there."""
+        """Sort key, latest last; for the same window, a report with a page is later."""
         return self.time_range.end, self.time_range.start, self.page
 
 
@@ -80,8 +80,8 @@ def previous_report(
 ) -> Metadata | None:
     """The report to compare with, as `now` keeps it: its page, line and the numbers of its tiles.
 
-    `reports`: what each page of the folder says of itself, by file name; `page` is the name that
-    `now` is going to have. None where there is no previous report.
+    `reports` has the metadata of each page of the folder by file name; `page` is the future file
+    name of `now`. None if there is no previous report.
     """
     others = [("" if name == page else name, report) for name, report in reports.items()]
     carried = reports[page].previous if page in reports else None
@@ -102,10 +102,10 @@ def previous_report(
 
 
 def series_of_reports(reports: Mapping[str, Metadata]) -> list[list[tuple[str, Metadata]]]:
-    """The reports, by file name, in series: each after the one that it would be compared with.
+    """The reports, given by file name, as series: each follows its previous report.
 
-    Oldest first within a series; the series with the latest end first. A report that follows no
-    other begins one.
+    Oldest first within a series; the series with the latest end first. A report without a previous
+    one starts a series.
     """
     candidates = [
         _Candidate(report, report.line.time_range, name)
@@ -128,8 +128,8 @@ def series_of_reports(reports: Mapping[str, Metadata]) -> list[list[tuple[str, M
 def with_changes(tiles: Tiles, line: SummaryLine, before: Metadata | None) -> Tiles:
     """The tiles with the change of each, and the previous report in full.
 
-    `line` is the title line of the report that is being made. Without a previous report they stay
-    as they are.
+    `line` is the title line of the report that is being made. Without a previous report the tiles
+    are returned unchanged.
     """
     if before is None:
         return tiles
@@ -144,10 +144,10 @@ def with_changes(tiles: Tiles, line: SummaryLine, before: Metadata | None) -> Ti
 
 
 def change(now: Tile, then: Tile | None, *, otherwise: str = "") -> TileChange | None:
-    """How a figure stands against the previous report.
+    """The change of a figure since the previous report.
 
-    `otherwise` says what was different then, so that the two cannot be compared. None where there
-    is nothing to say: the figure is not known now, or the previous report did not have it.
+    `otherwise` says what was different then, so that the two cannot be compared. None if there is
+    nothing to say: the figure is unknown now, or the previous report did not have it.
     """
     if now.mid is None or then is None:
         return None
@@ -167,14 +167,14 @@ def change(now: Tile, then: Tile | None, *, otherwise: str = "") -> TileChange |
 
 
 def _overlap(now: Tile, then: Tile) -> bool:
-    """Whether their intervals have a number in common."""
+    """Whether their intervals overlap."""
     if now.low is None or now.high is None or then.low is None or then.high is None:
         return True
     return now.low <= then.high and then.low <= now.high
 
 
 def _by(now: float, then: float, write: Write) -> str:
-    """By how much, in percent; nothing for a share, of which a percentage would be misread."""
+    """The change in percent; empty for a share, whose change in percent would be misread."""
     return "" if write is percent or not then else f" {percent(abs(now / then - 1))}"
 
 
@@ -222,7 +222,7 @@ def _since(line: SummaryLine, before: Metadata) -> Since:
 
 
 def _when(then: SummaryLine, now: SummaryLine) -> str:
-    """When the window before ended: the day where it was another, the year where that was."""
+    """When the previous window ended, with its day and year where these differ."""
     if then.time_range is None or now.time_range is None:
         return then.end
     at, today = then.time_range.end, now.time_range.end

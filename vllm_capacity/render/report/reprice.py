@@ -1,4 +1,4 @@
-"""The money figures of a report at another price, from what its page keeps, without telemetry."""
+"""The money figures of a report at another price, from data kept in its page, without telemetry."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vllm_capacity.verdicts.cost.bill import Costs
 
 @dataclass(frozen=True, repr=False)
 class Repriced(Record):
-    """What the window of a report cost, as reported (`before`) and at another price (`after`).
+    """The costs of a report's window as reported (`before`) and at another price (`after`).
 
-    `start` and `end` are ISO 8601, as the page says them.
+    `start` and `end` are ISO 8601, as in the page.
     """
 
     window: str
@@ -30,9 +30,9 @@ class Repriced(Record):
 def repriced(page: Path, pricing: Pricing, *, gpus_per_engine: float | None = None) -> Repriced:
     """The costs of a report's page under another pricing, as its window would give them.
 
-    Capacities stay those reported; a mapping file, which tells GPUs apart, may move them in the
-    window itself. `gpus_per_engine` None: as many as reported, or by the mapping file. InputError
-    for a file that is no report, or keeps no bill, and for a pricing without a price.
+    Capacities stay as reported; in the window itself, a mapping file that distinguishes GPUs may
+    change them. `gpus_per_engine` None: as many as reported, or by the mapping file. InputError for
+    a file that is no report or keeps no bill, and for a pricing without a price.
     """
     if not page.is_file():
         raise InputError(f"There is no report {page}. Name a page that `report` wrote.")

@@ -1,10 +1,10 @@
-"""A notebook run with checked parameters, in a process of its own; nothing is written.
+"""Runs a notebook with checked parameters in a separate process; nothing is written.
 
-papermill accepts an unknown parameter with no more than a log line, and pastes parameter *names*
-into the notebook as code. So names, values and assumptions are checked here, before anything runs.
+papermill only logs an unknown parameter, and pastes parameter *names* into the notebook as code. So
+names, values and assumptions are checked here, before anything runs.
 
 Why `output_path=None`: papermill otherwise writes and re-validates the whole notebook twice per
-cell, which is most of the run. The page is written once, at the end, by us.
+cell, which takes most of the run. We write the page once, at the end.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter a notebook declares. `annotation` is as written there, `default` is source."""
+    """A parameter declared by a notebook; `annotation` and `default` as in its source."""
 
     name: str
     annotation: str
@@ -62,7 +62,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Executed:
-    """What came out of a run: the cells in order, as nbformat has them, and its title."""
+    """The result of a run: the cells in order, as nbformat has them, and its title."""
 
     cells: tuple[JsonObject, ...]
     title: str
@@ -71,7 +71,8 @@ class Executed:
 def declared_parameters(notebook: Path) -> tuple[Parameter, ...]:
     """The parameters of a notebook's cell tagged `parameters`, in its order; empty without one.
 
-    InputError for a notebook that names no kernel: papermill then knows no language to read.
+    InputError for a notebook that names no kernel, because papermill then does not know its
+    language.
     """
     import papermill
 
@@ -90,11 +91,11 @@ def declared_parameters(notebook: Path) -> tuple[Parameter, ...]:
 def checked_parameters(
     declared: Sequence[Parameter], given: Mapping[str, object], *, notebook: str
 ) -> dict[str, Value]:
-    """The given values in the declared types; text is read, other values must be of the type.
+    """The given values in the declared types; text is parsed, other values must have the type.
 
-    A name of an earlier release stands for its new one, and a single latency target for its part of
-    `slo`. InputError for a name that is unknown or no identifier, for a value of another type, and
-    for a price or a target that there is not.
+    Names of an earlier release are mapped to their new ones, and a single latency target to its
+    part of `slo`. InputError for a name that is unknown or no identifier, for a value of another
+    type, and for an invalid price or target.
     """
     by_name = {parameter.name: parameter for parameter in declared}
     checked: dict[str, Value] = {}
@@ -108,7 +109,7 @@ def checked_parameters(
 
 
 def given_parameters(pairs: Sequence[str]) -> dict[str, str]:
-    """`name=value` pairs of a command line as a mapping; a name given twice is an error."""
+    """`name=value` pairs of a command line as a mapping; InputError if a name is given twice."""
     given: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -124,10 +125,10 @@ def given_parameters(pairs: Sequence[str]) -> dict[str, str]:
 def executed_notebook(
     notebook: Path, parameters: Mapping[str, Value], *, progress: Progress, seen: Seen
 ) -> Executed:
-    """The notebook run from top to bottom with these (checked) parameters.
+    """The notebook after a run from top to bottom with these (checked) parameters.
 
-    `progress` gets (code cells done, of how many), `seen` gets each cell when it has run. A cell
-    that raises one of this package's errors raises it here again; any other error becomes an
+    `progress` gets (code cells done, total), `seen` gets each cell after it has run. If a cell
+    raises one of this package's errors, the same error is raised here; any other error becomes an
     InputError that names the cell.
     """
     import papermill
@@ -155,7 +156,7 @@ def executed_notebook(
                 execution_timeout=_CELL_SECONDS,
                 on_cell_executed=cell_done,
                 config=sockets,
-                shutdown_kernel="immediate",  # a kernel asked politely complains on our stderr
+                shutdown_kernel="immediate",  # a graceful one writes errors to our stderr
             )
         except PapermillExecutionError as error:
             raise _as_ours(error, notebook) from None
@@ -168,7 +169,7 @@ def executed_notebook(
 
 
 def read_cells(notebook: Path) -> list[JsonObject]:
-    """The cells of a notebook file; InputError where it is not one."""
+    """The cells of a notebook file; InputError if it is not one."""
     import nbformat
     from jsonschema import ValidationError
 
@@ -183,7 +184,7 @@ def read_cells(notebook: Path) -> list[JsonObject]:
 
 @contextmanager
 def _page_renderer() -> Iterator[None]:
-    """The kernel's environment says that a page will draw its charts; ours is put back after."""
+    """A context in which the kernel's environment selects the page renderer."""
     before = os.environ.get(RENDERER_VARIABLE)
     os.environ[RENDERER_VARIABLE] = "page"
     try:
@@ -197,9 +198,9 @@ def _page_renderer() -> Iterator[None]:
 
 @contextmanager
 def _own_sockets() -> Iterator[Config]:
-    """Settings that let the kernel talk over sockets in a folder of this run, not over ports.
+    """Settings for kernel communication over sockets in a folder of this run, not over ports.
 
-    Nobody else on the machine can reach them, and two runs in one folder do not meet.
+    No other user of the machine can reach them, and two runs in one folder do not collide.
     """
     with scratch("vllm-capacity-kernel-") as folder:
         yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
@@ -224,7 +225,7 @@ def _title(cells: Sequence[JsonObject], notebook: Path) -> str:
 
 
 def _names(name: str) -> tuple[str, ...]:
-    """A parameter's name, as given and as notebooks of another release declare it."""
+    """A parameter's name as given, and as notebooks of other releases declare it."""
     earlier = (old for old, new in RENAMED_PARAMETERS.items() if new == name)
     return (name, *filter(None, (RENAMED_PARAMETERS.get(name),)), *earlier)
 
@@ -232,7 +233,7 @@ def _names(name: str) -> tuple[str, ...]:
 def _with_targets_joined(
     given: Mapping[str, object], by_name: Mapping[str, Parameter]
 ) -> dict[str, object]:
-    """The same with single latency targets as part of `slo`, where the notebook declares that."""
+    """The values with single latency targets merged into `slo`, if the notebook declares that."""
     if "slo" not in by_name:
         return dict(given)
     fields_of = {name: RENAMED_PARAMETERS.get(name, name) for name in given if name not in by_name}
@@ -257,7 +258,7 @@ def _target_seconds(name: str, value: object) -> float | None:
 def _check_assumptions(checked: Mapping[str, Value]) -> None:
     """InputError for prices, GPU counts and targets that the assumptions do not allow.
 
-    And for a time zone that there is not.
+    Also for an unknown time zone.
     """
     given: dict[str, Any] = {
         RENAMED_PARAMETERS.get(name, name): value

@@ -1,9 +1,9 @@
-"""How a few figures moved over reports that follow each other: the small charts of the index.
+"""Trends of a few figures over consecutive reports: the small charts of the index.
 
-A report belongs to the series of the report that it is compared with (previous.py). A point is
-drawn where its window ends, at its middle or the only end it has, with its interval as a line. From
-one point to the next a line leads only where what the figure hangs on stayed: over a new price, a
-line would show a change of the server that there was not.
+A report belongs to the series of the report that it is compared with (previous.py). A point stands
+at the end of its window, at its middle value or its only bound, with its interval as a line. Points
+are connected only if the terms that the figure depends on did not change: across a new price, a
+line would suggest a change of the server.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from vllm_capacity.render.report.metadata import Metadata, Tile
 from vllm_capacity.render.report.previous import series_of_reports
 
 FIGURES = ("usd_per_request", "tokens_per_usd", "utilization", "ttft_attainment")
-"""The figures that have a small chart, in order."""
+"""The figures with a small chart, in order."""
 
-WIDTH, HEIGHT = 200, 56  # of a chart, in the units of its own coordinates
-_MARGIN = 5  # round it, so that no point is cut
+WIDTH, HEIGHT = 200, 56  # of a chart, in SVG units
+_MARGIN = 5  # around it, so that no point is cut off
 
 
 @dataclass(frozen=True)
 class Point:
-    """One report in a small chart: where it stands, its interval, its words, and its page."""
+    """One report in a small chart: its position, its interval, its text, and its page."""
 
     x: float
     y: float
@@ -38,9 +38,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Trend:
-    """One figure over the reports of a series: lines (points as SVG has them) and points.
+    """One figure over the reports of a series: lines (points in SVG's format) and points.
 
-    `first` and `last` are its values as the first and the last report show them.
+    `first` and `last` are its values as shown by the first and the last report.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class Series:
-    """Reports that follow each other: of which models, when, and how their figures moved."""
+    """Consecutive reports: their models, their time, and the trends of their figures."""
 
     heading: str
     when: str
@@ -62,7 +62,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A figure of one report: its value with both ends, when, and under which terms."""
+    """A figure of one report: its value with both ends, its time, and its terms."""
 
     at: datetime
     low: float
@@ -74,10 +74,10 @@ class _Seen:
 
 
 def series_trends(reports: Sequence[tuple[str, Metadata]]) -> tuple[Series, ...]:
-    """The series of two reports or more, the one with the latest report first.
+    """The series of at least two reports, the one with the latest report first.
 
-    `reports` are (file name, what the report says of itself). A figure that fewer than two of a
-    series know has no trend, and a series without any is left out.
+    `reports` are (file name, metadata). A figure known to fewer than two reports of a series has no
+    trend, and a series without trends is left out.
     """
     found = [_series(each) for each in series_of_reports(dict(reports)) if len(each) > 1]
     return tuple(each for each in found if each.trends)
@@ -96,7 +96,7 @@ def _series(reports: Sequence[tuple[str, Metadata]]) -> Series:
 
 
 def _seen(reports: Sequence[tuple[str, Metadata]], figure: str) -> list[_Seen]:
-    """The reports that know the figure, oldest first."""
+    """The reports in which the figure is known, oldest first."""
     seen = []
     for page, report in reports:
         tile, time_range = report.by_figure.get(figure), report.line.time_range
@@ -113,7 +113,7 @@ def _seen(reports: Sequence[tuple[str, Metadata]], figure: str) -> list[_Seen]:
 
 
 def _trend(seen: Sequence[_Seen]) -> Trend | None:
-    """The figure over these reports, drawn from 0 up; None of fewer than two."""
+    """The figure over these reports, on an axis from 0; None for fewer than two reports."""
     if len(seen) < 2:
         return None
     start, end = seen[0].at, seen[-1].at
@@ -140,9 +140,9 @@ def _words(seen: _Seen) -> str:
 
 
 def _lines(seen: Sequence[_Seen], points: Sequence[Point]) -> tuple[str, ...]:
-    """A line through each run of points of the same terms."""
+    """A line through each run of points with the same terms."""
     runs: list[list[str]] = []
-    before: object = math.nan  # equal to nothing
+    before: object = math.nan  # not equal to anything
     for each, point in zip(seen, points, strict=True):
         if each.terms != before:
             runs.append([])

@@ -1,9 +1,9 @@
-"""What a page needs to draw charts with the network cut: the runtime, the data, the stills.
+"""Everything that a page needs to draw charts offline: the runtime, the data, the static SVGs.
 
-A chart crosses to the page in three parts. Its *data* is stored once per page, by the content hash
-that Altair names it with, in columns. Its *spec* is drawn live by the runtime, with tooltips. Its
-*still* is an SVG for print and for readers without scripts; it has no hover layer, whose invisible
-points would make most of its size.
+A chart has three parts on the page. Its *data* is stored once per page in columns, by the content
+hash that Altair names it with. Its *spec* is drawn live by the runtime, with tooltips. Its *still*
+is an SVG for print and for readers without scripts; it has no hover layer, whose hidden points
+would make up most of its size.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _MARK_WORDS = re.compile(
 )
 _FIT = {"type": "fit-x", "contains": "padding"}
 _EXPORT = "window.vegaEmbed = vegaEmbed;"
-_BUNDLE_MUST_NOT_HOLD = ("</script", "<!--")  # either would end or bend the script element
+_BUNDLE_MUST_NOT_HOLD = ("</script", "<!--")  # either would end or alter the script element
 
 
 @dataclass(frozen=True)
 class PageChart:
     """One chart as the page holds it. `empty` says why there is nothing to draw, else "".
 
-    `table` is the data behind it, to read and copy: {"columns": [...], "rows": [[...]]} or None. A
-    chart that `is_half` stands beside another where there is room.
+    `table` is the data behind it, to read and copy: {"columns": [...], "rows": [[...]]} or None. If
+    there is room, a chart that `is_half` shares its row with another.
     """
 
     question: str
@@ -63,10 +63,10 @@ ChartOf = Callable[[JsonObject, int], PageChart]
 
 
 def runtime(cache: Path | None) -> str:
-    """The script that draws: Vega, Vega-Lite and Vega-Embed with its expression interpreter.
+    """The drawing script: Vega, Vega-Lite and Vega-Embed with its expression interpreter.
 
-    Made once by vl-convert and kept in `cache`, under the converter's version, for it takes
-    seconds; without a cache folder, or where that cannot be written, made each time.
+    vl-convert makes it, which takes seconds, so it is kept in `cache` under the converter's
+    version; without a cache folder, or if that cannot be written, it is made each time.
     """
     import vl_convert
 
@@ -77,14 +77,14 @@ def runtime(cache: Path | None) -> str:
     if any(text in script for text in _BUNDLE_MUST_NOT_HOLD):
         raise ValueError("the Vega bundle of this vl-convert cannot stand inside a script element")
     if kept is not None:
-        # A cache that cannot be written, or that another run is writing, only costs time.
+        # If the cache cannot be written, or another run is writing it, only time is lost.
         with suppress(OSError, SourceError), only_writer(kept.parent):
             write_whole(kept, script)
     return script
 
 
 def page_chart(given: JsonObject, number: int) -> PageChart:
-    """The parts of a Vega-Lite spec made by our charts; `number` keeps ids apart on one page."""
+    """The parts of a Vega-Lite spec made by our charts; `number` keeps ids unique on a page."""
     spec = _without_empty(copy.deepcopy(dict(given)))
     title = spec.pop("title", None) or {}
     if isinstance(title, str):
@@ -92,7 +92,7 @@ def page_chart(given: JsonObject, number: int) -> PageChart:
     notes = (spec.pop("usermeta", None) or {}).get("vllm_capacity", {})
     empty = str(notes.get("empty", ""))
     still = "" if empty else _still(spec, number)
-    if _is_single(spec):  # only such a view can be as wide as what holds it
+    if _is_single(spec):  # only such a view can fill the width of its container
         spec["width"] = "container"
         spec["autosize"] = _FIT
     data = {name: _columns(rows) for name, rows in spec.pop("datasets", {}).items()}
@@ -110,21 +110,21 @@ def page_chart(given: JsonObject, number: int) -> PageChart:
 
 
 class ChartRenderer:
-    """Charts taken apart in a thread while the notebook still runs, in the order they are seen."""
+    """Prepares charts in a thread while the notebook still runs, in the order they are seen."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._parts: list[tuple[JsonObject, Future[PageChart]]] = []
 
     def see(self, cell: JsonObject) -> None:
-        """Begin with the charts among a cell's outputs."""
+        """Start preparing the charts among a cell's outputs."""
         for output in cell.get("outputs", []):
             if CHART_MIME in output.get("data", {}):
                 spec, number = output["data"][CHART_MIME], len(self._parts)
                 self._parts.append((spec, self._pool.submit(page_chart, spec, number)))
 
     def chart_of(self, spec: JsonObject, number: int) -> PageChart:
-        """The parts of the chart of that number; taken apart now if it was not seen so."""
+        """The parts of the chart of that number; made now if `see` did not get it."""
         if number < len(self._parts) and self._parts[number][0] == spec:
             return self._parts[number][1].result()
         return page_chart(spec, number)
@@ -144,7 +144,7 @@ def _still(spec: Spec, number: int) -> str:
         shown["width"] = STILL_WIDTH
         shown["autosize"] = _FIT
     svg = vl_convert.vegalite_to_svg(shown, vl_version=VEGALITE_VERSION, allowed_base_urls=[])
-    # The words for the ear of each of a hundred marks are most of it; the table has them.
+    # Screen-reader text of hundreds of marks is most of the size; the table has the same data.
     shorter = _MARK_WORDS.sub("", str(svg))
     return _ID.sub(lambda match: f"{match[1]}s{number}-{match[2]}", shorter)
 
@@ -162,7 +162,7 @@ def _without_hover(spec: Spec) -> Spec:
 
 
 def _without_empty(spec: Spec) -> Spec:
-    """The spec without layers that have no rows to draw, of which a browser would complain."""
+    """The spec without layers that have no rows; browsers log warnings about them."""
     empty = {name for name, rows in spec.get("datasets", {}).items() if not rows}
     layers = spec.get("layer", [])
     drawn = [each for each in layers if each.get("data", {}).get("name") not in empty]
