@@ -1,8 +1,8 @@
-"""The command line: one module per verb group, loaded only when its verb is used.
+"""The command line: one module per command group, loaded only when its command is used.
 
 The only place that reads the clock, the environment and argv. Results go to stdout, everything else
-to stderr. Exit codes: 0 done, 1 an alert or check fired, 2 bad input, 3 a source failed, 70 a bug
-of ours, 130 interrupted.
+to stderr. Exit codes: 0 done, 1 an alert or check fired, 2 bad input, 3 a source failed, 70 an
+internal error, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS = "VLLM_CAPACITY_SETTINGS"
 _BUG = 70
 _LONGEST = 2_000
 _SYSTEM_ERROR = re.compile(r"\(os error (\d{1,3})\)")
-_CREDENTIALS = re.compile(r"(?<=\w):/{1,3}\S*@")  # of a URL taken for a path, one slash is left
+_CREDENTIALS = re.compile(r"(?<=\w):/{1,3}\S*@")  # paths keep one slash of a URL
 
 _VERBS: Mapping[str, tuple[str, str]] = {
     "alerts": ("alerts", "The alert rules on a window; exit code 1 when one fires."),
@@ -70,11 +70,11 @@ _VERBS: Mapping[str, tuple[str, str]] = {
     "whatif": ("whatif", "Output tokens per second on another GPU."),
     "windows": ("windows", "The windows there are, and what each holds."),
 }
-"""Each verb's module, and its help in a line: `--help` imports none of the modules."""
+"""Each command's module and one-line help: `--help` imports none of the modules."""
 
 
 class _LazyGroup(click.Group):
-    """A group that imports a verb's module only when that verb is asked for: a fast start."""
+    """A group that imports a command's module only when that command is used, for a fast start."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:  # noqa: ANN401
         with _open_output():
@@ -90,7 +90,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _VERBS:
             return None
-        with needing_extra("report"):  # what the others import is always installed
+        with needing_extra("report"):  # the packages of the other extras are always installed
             module = importlib.import_module(f"vllm_capacity.cli.{_VERBS[name][0]}")
         command = getattr(module, name)
         assert isinstance(command, click.Command)
@@ -113,7 +113,7 @@ class _LazyGroup(click.Group):
 
 
 def _with_examples(epilog: str | None, verb: str) -> str:
-    """What stands at the end of a verb's help: its examples first, a line each."""
+    """The end of a command's help: its examples first, one per line."""
     lines = "\n".join(f"{PROGRAM} {each}" for each in EXAMPLES[verb])
     examples = f"Examples:\n\n\b\n{lines}"
     if epilog is None or epilog.startswith(examples):
@@ -157,7 +157,7 @@ def cli(
         from vllm_capacity.telemetry.memory import MEMORY_LIMIT, parse_size
 
         parse_size(memory_limit)
-        os.environ[MEMORY_LIMIT] = memory_limit  # papermill's kernel keeps to it, too
+        os.environ[MEMORY_LIMIT] = memory_limit  # papermill's kernel uses it, too
     folder = _own_facts(own_facts)
     if folder is not None:
         from vllm_capacity.facts.tables import use_own_rows
@@ -167,7 +167,7 @@ def cli(
 
 
 def _own_facts(given: Path | None) -> Path | None:
-    """The folder that was asked for, else the one of this user's settings, if it is there."""
+    """The given folder, else the one in this user's settings folder if it exists."""
     if given is not None:
         if not given.is_dir():
             raise InputError(f"No folder {str(given)!r} of facts (--facts, {OWN_FACTS}).")
@@ -178,7 +178,7 @@ def _own_facts(given: Path | None) -> Path | None:
 
 @contextmanager
 def _open_output() -> Iterator[None]:
-    """A pipe that its reader closed as an error of ours: click's exit code for it is an alert's."""
+    """Turn a pipe closed by its reader into our own error; click's exit code means an alert."""
     try:
         yield
     except BrokenPipeError:
@@ -186,7 +186,7 @@ def _open_output() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the command line; an error ends it with one clear line and its exit code."""
+    """Run the command line; an error ends it with a one-line message and its exit code."""
     run(cli)
 
 
@@ -207,19 +207,19 @@ def run(command: click.Command) -> None:
         sys.exit(130)
     except CapacityError as error:
         _complain(str(error), error.exit_code)
-    except OSError as error:  # a file that a verb could not read or write
+    except OSError as error:  # a file that a command could not read or write
         _complain(f"{error.filename or 'Failed'}: {error.strerror or error}.", 2)
     except SystemExit:
         raise
-    except BaseException as error:  # a panic in a native library is no Exception
+    except BaseException as error:  # a panic in a native library is not an Exception
         found = _SYSTEM_ERROR.search(str(error))
-        if found:  # how Rust's libraries tell of a full disk and the like
+        if found:  # how Rust libraries report a full disk and the like
             _complain(f"Failed: {os.strerror(int(found[1]))}.", 2)
         _complain(_bug(error), _BUG)
 
 
 def _check_encoding(args: Sequence[str]) -> None:
-    """Refuse bytes that are no UTF-8: neither DuckDB nor polars nor a URL can carry them."""
+    """Refuse arguments that are not UTF-8: DuckDB, polars and URLs cannot carry them."""
     for word in args:
         try:
             word.encode()
@@ -228,7 +228,7 @@ def _check_encoding(args: Sequence[str]) -> None:
 
 
 def _bug(error: BaseException) -> str:
-    """How to report an error that nobody foresaw; its message may hold a secret, so not that."""
+    """How to report an unexpected error, without its message, which may contain a secret."""
     if os.environ.get(DEBUG):
         import traceback
 
@@ -250,11 +250,11 @@ def _help_hint(error: click.ClickException) -> str:
 
 
 def _complain(message: str, exit_code: int) -> NoReturn:
-    """One line, whatever the message holds and however long it is, with no password of a URL."""
+    """Print one line, whatever the message's content and length, without passwords in URLs."""
     text = _CREDENTIALS.sub("://", " ".join(message.split()))
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
-    with suppress(OSError):  # a stderr that is full: the exit code is all that can be told
+    with suppress(OSError):  # if stderr is full, only the exit code is left
         click.echo(f"vllm-capacity: {text}", err=True)
     for stream in (sys.stdout, sys.stderr):
         _let_go(stream)
@@ -262,7 +262,7 @@ def _complain(message: str, exit_code: int) -> NoReturn:
 
 
 def _let_go(stream: io.TextIOBase | Any) -> None:  # noqa: ANN401
-    """What a stream cannot take is dropped, or the interpreter would complain of it at its end."""
+    """Drop what a stream cannot take, or the interpreter would report it on exit."""
     try:
         stream.flush()
     except OSError:

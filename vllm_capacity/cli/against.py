@@ -1,4 +1,4 @@
-"""What a page is compared with (`--against`): a window, a day, or the day so long before its."""
+"""What a page is compared with (`--against`): a window, a day, or an earlier day by duration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DAY_SECONDS = 86_400
 
 
 def is_duration(text: str) -> bool:
-    """Whether it counts back from the day of a page, as 7d; InputError for parts of days."""
+    """Whether it is a duration back from a page's day, such as 7d; InputError for parts of days."""
     if _DURATION.fullmatch(text.strip().lower()) is None:
         return False
     seconds = parse_duration_seconds(text)
@@ -24,7 +24,7 @@ def is_duration(text: str) -> bool:
 
 
 def day_of(text: str) -> date | None:
-    """The day that a text is, such as 2026-11-20; None for any other text."""
+    """The day in a text such as 2026-11-20; None for any other text."""
     try:
         return date.fromisoformat(text.strip())
     except ValueError:
@@ -32,23 +32,23 @@ def day_of(text: str) -> date | None:
 
 
 def earlier_day(text: str, day: date) -> date | None:
-    """The day to compare a day with; None where the text names a window instead."""
+    """The day to compare a day with; None if the text names a window instead."""
     if is_duration(text):
         return day - timedelta(seconds=parse_duration_seconds(text))
     return day_of(text)
 
 
 def later_days(text: str, day: date, days: list[date]) -> list[date]:
-    """Of these days those whose pages are compared with that day."""
+    """The days whose pages are compared with this day."""
     return [each for each in days if each != day and earlier_day(text, each) == day]
 
 
 def window_against(text: str, window: str, windows: Path, *, is_typed: bool) -> str | None:
     """The window to compare a window with, as a path or a name; None for no comparison.
 
-    Days are looked for beside the window, then among those that are kept by day (`windows`).
-    InputError where there is none, or where the window is of no day that a duration could count
-    from; what was not typed for this window, but stands in the settings, is left out then.
+    Days are looked for next to the window, then in the folder of daily windows (`windows`).
+    InputError if there is none, or if a duration is given and the window is not named by a day;
+    both give None if the text comes from the settings and not from the command line.
     """
     day = day_of(Path(window).name)
     counts_back = is_duration(text)

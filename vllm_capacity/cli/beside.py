@@ -1,8 +1,8 @@
-"""What a page is made of beside telemetry: gateways' logs of use, and the cloud's invoice.
+"""A page's inputs besides telemetry: gateways' usage logs, and the cloud's invoice.
 
-Logs are named by patterns: `logs/spend-*.csv`, or `logs/spend-{day}.csv` for one a day. Both may
-come, or grow, after a day's page was made. So a page's day is noted with a digest of the rows and
-charges of that day: where they changed, the page is made anew, and no other.
+Logs are given as patterns: `logs/spend-*.csv`, or `logs/spend-{day}.csv` for one per day. Both may
+arrive or grow after a day's page was made. So each day is stored with a digest of its rows and
+charges: if they change, that page is remade, and no other.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _DAY = "{day}"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one page takes: the notebook's parameters, what is missing, a digest of what is there.
+    """The inputs of one page: the notebook's parameters, what is missing, a digest of the rest.
 
-    `missing` has a line for each log or invoice that is not there, or cannot be read. `digest` is
-    empty where there is nothing of that time.
+    `missing` has a line for each log or invoice that does not exist or cannot be read. `digest` is
+    empty if there is nothing for that time.
     """
 
     parameters: dict[str, object] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Beside:
-    """The logs and the invoice of the settings; each file is read once."""
+    """The usage logs and the invoice of the settings; each file is read once."""
 
     usage: UsageSettings = field(default_factory=UsageSettings)
     invoice: InvoiceSettings = field(default_factory=InvoiceSettings)
@@ -48,7 +48,7 @@ class Beside:
 
     @property
     def sample(self) -> dict[str, object]:
-        """Parameters as a page may have them, to check a notebook by; files are not looked for."""
+        """Parameters that a page may get, to check a notebook with; no files are looked for."""
         logs = {"usage": ";".join(map(str, self.usage.files)), **self._how_to_read_logs}
         return {
             **(logs if self.usage.files else {}),
@@ -56,7 +56,7 @@ class Beside:
         }
 
     def of_window(self, day: date | None) -> Inputs:
-        """What the page of a window takes, which is named by a day or not; files are not read."""
+        """The inputs of a window's page; `day` is the day it is named by. Files are not read."""
         logs, missing = self.logs(day)
         parameters: dict[str, object] = {}
         if logs:
@@ -69,7 +69,7 @@ class Beside:
         return Inputs(parameters, tuple(missing))
 
     def of_day(self, day: date, time_range: TimeRange) -> Inputs:
-        """What the page of a day takes; a file that cannot be read is missing, with the reason."""
+        """The inputs of a day's page; an unreadable file counts as missing, with the reason."""
         found = self.of_window(day)
         logs = [Path(each) for each in str(found.parameters.get("usage", "")).split(";") if each]
         invoices = [self.invoice.invoice] if "invoice" in found.parameters else []
@@ -90,7 +90,7 @@ class Beside:
         return Inputs(parameters, tuple(missing), _digest(rows))
 
     def _read(self, path: Path) -> pl.DataFrame:
-        """The rows of a log, or the charges of the invoice; InputError for what is neither."""
+        """The rows of a log, or the charges of the invoice; InputError for any other file."""
         if path not in self._frames:
             if path == self.invoice.invoice:
                 frame = read_invoice(path, columns=self.invoice.invoice_columns).frame
@@ -101,7 +101,7 @@ class Beside:
         return self._frames[path]
 
     def logs(self, day: date | None) -> tuple[list[Path], list[str]]:
-        """The files that the patterns name, each once, and a line for each that names none."""
+        """The files that match the patterns, each once, and a line for each pattern without any."""
         logs: dict[Path, None] = {}
         missing = []
         for pattern in self.usage.files:
@@ -135,14 +135,14 @@ def _not_there(kind: str, name: object) -> str:
 
 
 def _inside(rows: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
-    """The rows that lie in the time with a part, or as an instant."""
+    """The rows that overlap the time range; one without duration may also lie at its start."""
     start, end, first = pl.col("start"), pl.col("end"), pl.lit(time_range.start)
     is_instant = (start == end) & (start == first)
     return rows.filter(start < pl.lit(time_range.end), (end > first) | is_instant)
 
 
 def says_more(new: str, old: str) -> bool:
-    """Whether a digest is of other rows than before, and of no fewer: logs are rotated away."""
+    """Whether a digest has other rows than before and not fewer, since logs are rotated away."""
     return new != old and _rows_of(new) >= _rows_of(old)
 
 
@@ -151,7 +151,7 @@ def _rows_of(digest: str) -> int:
 
 
 def _digest(frames: Sequence[pl.DataFrame]) -> str:
-    """How many rows these are, and a digest of them in whatever order; empty for none."""
+    """The number of rows and a digest of them in any order; empty if there are none."""
     told = [frame.sort(frame.columns).write_csv() for frame in frames if frame.height]
     if not told:
         return ""

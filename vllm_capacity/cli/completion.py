@@ -1,4 +1,4 @@
-"""`completion`: what makes a shell complete verbs and options."""
+"""`completion`: shell completion of commands and options."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NEEDS = {
 
 
 def _place(shell: str) -> Path:
-    """Where the shell looks for the completions of one user."""
+    """The shell's folder for one user's completions."""
     home = Path.home()
     if shell == "zsh":
         return home / ".zfunc" / f"_{PROGRAM}"

@@ -1,4 +1,4 @@
-"""`init` writes the settings file from what it finds, `config check` says what is wrong in one."""
+"""`init` writes the settings file from what it finds, `config check` reports its problems."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _lines(values: Mapping[str, object]) -> Iterator[str]:
 
 
 def _toml(value: object) -> str:
-    """A value as TOML has it; texts are escaped as in JSON."""
+    """A value in TOML; texts are escaped as in JSON."""
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     if isinstance(value, tuple | list):
@@ -109,7 +109,7 @@ def _toml(value: object) -> str:
 
 
 def _typed(given: Mapping[str, object]) -> dict[str, _Found]:
-    """The settings that were given as options."""
+    """The settings given as options."""
     context = click.get_current_context()
     typed = click.core.ParameterSource.COMMANDLINE
     return {
@@ -120,7 +120,7 @@ def _typed(given: Mapping[str, object]) -> dict[str, _Found]:
 
 
 def _found(origin: str | None) -> dict[str, _Found]:
-    """What the environment, the folder and the machine tell; a source only where none is given."""
+    """Settings found in environment, folder and machine; a source only if none is given."""
     found = {} if origin else _source(os.environ)
     for name in _FLEETS:
         if Path(name).is_file():
@@ -150,7 +150,7 @@ def _without_secret(url: str) -> str:
 
 
 def _local_zone() -> str | None:
-    """The time zone of the machine by its name; None where it has none, or is on UTC."""
+    """The name of the machine's time zone; None if it has none or uses UTC."""
     if zone := os.environ.get("TZ", "").lstrip(":"):
         return None if zone == "UTC" else zone
     _, found, name = str(_LOCAL_TIME.resolve()).partition("zoneinfo/")

@@ -155,7 +155,7 @@ def doctor(
 
 
 def _answer(window: str, usd_per_hour: float | None) -> Answer:
-    """The window's answer; what computes it is loaded only when it is asked for."""
+    """The window's answer; the code that computes it is loaded only when needed."""
     from vllm_capacity.analysis import Analysis
     from vllm_capacity.assumptions import Assumptions, pricing
     from vllm_capacity.telemetry.window import open_window
@@ -175,7 +175,7 @@ def _tell(findings: list[CheckResult], *, as_json: bool) -> None:
 
 
 def _report(findings: list[CheckResult], broken: CheckResult | None) -> str:
-    """What was found of each link, then the first one that is broken and its remedy."""
+    """The finding of each link, then the first broken one and its remedy."""
     from vllm_capacity.render.tables import wrapped
 
     width = columns()
@@ -194,7 +194,7 @@ def _report(findings: list[CheckResult], broken: CheckResult | None) -> str:
 
 
 def _collector_url(host: str, port: int, path: str) -> str | None:
-    """A page of the Collector's; None where it is to be left out."""
+    """A page of the Collector; None to skip it."""
     if host == "none":
         return None
     if not _HOST.fullmatch(host):
@@ -206,7 +206,7 @@ def _collector_url(host: str, port: int, path: str) -> str | None:
 
 
 def _health_url(proxy: str) -> str:
-    """The proxy's /health, whichever of its pages was named."""
+    """The proxy's /health, whichever of its pages was given."""
     bare = metrics_url(proxy).rstrip("/").removesuffix("/health")
     return f"{bare.removesuffix('/metrics').removesuffix('/proxy')}/health"
 
@@ -222,7 +222,7 @@ def _ingest(secrets: Path) -> str | None:
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """The parsed configuration; None where there is no such file."""
+    """The parsed configuration; None if the file does not exist."""
     if not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What each verb's `--help` shows of its use: lines that can be typed, with names of your own."""
+"""Examples of each command's use for `--help`: lines to type, with your own names."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def _of_window(name: str, given: Mapping[str, object], to: str, money: Currency)
 
 
 def _of_reports(path: Path, to: str, money: Currency) -> str | bytes | None:
-    """The reports of a folder in the format, what it lacks on stderr; None where it holds none."""
+    """The reports of a folder in the format, notes on stderr; None if the folder has none."""
     from vllm_capacity.render.exports.reports import are_reports, export_reports, read_reports
 
     if not are_reports(path):
@@ -97,7 +97,7 @@ def _of_reports(path: Path, to: str, money: Currency) -> str | bytes | None:
 
 
 def _typed_options(others: Collection[str]) -> list[str]:
-    """The options on the command line beside these, by their parameters' names."""
+    """The options on the command line other than these, by parameter name."""
     context, typed = click.get_current_context(), click.core.ParameterSource.COMMANDLINE
     given = (name for name in context.params if context.get_parameter_source(name) is typed)
     return [name for name in given if name not in others]

@@ -1,4 +1,4 @@
-"""`facts`: the tables of GPUs, models, prices and metrics, searched, with where each is from."""
+"""`facts`: searchable tables of GPUs, models, prices and metrics, with the source of each row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Verb = TypeVar("_Verb", bound=Callable[..., None])
 
 
 def _shown(verb: _Verb) -> _Verb:
-    """What picks rows and how they are shown: the words, --full, --json."""
+    """Options that select rows and their format: the words, --full, --json."""
     words = click.argument("words", nargs=-1)
     full = click.option("--full", is_flag=True, help="Every value of each row, with its source.")
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
@@ -56,7 +56,7 @@ def _plain(row: FactRow) -> dict[str, object]:
 
 
 def _listing(table: str, short_help: str) -> click.Command:
-    """The verb that lists one table: `facts TABLE` in a word."""
+    """The command that lists one table, `facts TABLE`, as one word."""
 
     @click.command(table, short_help=short_help)
     @_shown

@@ -120,7 +120,7 @@ def _with_limit(loads: pl.DataFrame, max_num_seqs: float | None) -> pl.DataFrame
 def _further(
     named: list[AtLoad], proposed: tuple[NextLoad, ...] | None, tool: str, asked: Workload
 ) -> dict[str, Any]:
-    """What was asked for besides the saturation; without --at and --next nothing."""
+    """The results requested besides the saturation; empty without --at and --next."""
     further: dict[str, Any] = {}
     if named:
         further["at"] = [each.as_dict() for each in named]

@@ -1,7 +1,7 @@
-"""One run a night: pull the days that are due, make their pages, remove what is old.
+"""A nightly run: pull the days that are due, make their pages, remove what is old.
 
-What can be done is done: a source that fails in the middle does not keep the days that came from
-their pages, and a page that was not written is written by the next run.
+It does as much as it can: if a source fails midway, the days already pulled still get their pages,
+and a page that could not be written is written by the next run.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from vllm_capacity.timerange import TimeRange, parse_duration_seconds
 
 @dataclass(frozen=True)
 class Night:
-    """What a run is to do: pull days from where, into which store, and make what page of each.
+    """A nightly run's job: the source of the days, the store for them, and the page made of each.
 
-    `against` is what a page is compared with: a day, the day so long before it, or a window;
-    `beside` are logs of use and the invoice that it is made with.
+    `against` is what a page is compared with: a day, an earlier day by duration, or a window;
+    `beside` has the usage logs and the invoice for the page.
     """
 
     pull: PullOrder
@@ -48,7 +48,7 @@ class Night:
         against: str | None = None,
         beside: Beside | None = None,
     ) -> Night:
-        """The night that settings describe; InputError for what is no duration, or no origin."""
+        """The nightly run of these settings; InputError for an invalid duration or no origin."""
         if source.origin is None:
             raise InputError("Say where to pull days --from: a URL, a folder, or s3://….")
         late = _duration(days.late)
@@ -64,8 +64,8 @@ class Night:
                 "Days must be kept until they are compared with: --keep is shorter than --against "
                 "and --last together."
             )
-        # All days of a store have one grain: by default what a pull of a day has.
-        # Of a Prometheus, days that are here already were pulled whole.
+        # All days of a store have one resolution: by default that of a day's pull. Days from a
+        # Prometheus that are already stored were pulled in full.
         is_full = bool(source.is_full) if source.stream else source.is_full is not False
         return cls(
             source.pull_order(None, late, is_full=is_full),
@@ -78,13 +78,13 @@ class Night:
         )
 
     def inputs(self, store: DayStore, day: date) -> Inputs:
-        """What a day's page takes beside its window."""
+        """The inputs of a day's page besides its window."""
         return self.beside.of_day(day, store.time_range(day))
 
     def parameters(self, store: DayStore, day: date, inputs: Inputs) -> dict[str, object]:
-        """The parameters of a day's page; it is compared with nothing where that day has no window.
+        """The parameters of a day's page; it has no comparison if the other day has no window.
 
-        So is each of the first week, where each is to be compared with the week before.
+        So in the first week, if days are compared with the week before, no page has a comparison.
         """
         window = {"window": str(store.path(day))}
         if self.against is not None:
@@ -98,7 +98,7 @@ class Night:
 
 @dataclass(frozen=True)
 class Done:
-    """What a run did: the pages it made, days without data, notes, and what stopped it."""
+    """The result of a run: its pages, days without data, notes, and the error that stopped it."""
 
     pages: tuple[Path, ...] = ()
     empty: tuple[date, ...] = ()
@@ -114,10 +114,10 @@ def night(
     cache: Path | None,
     progress: Progress = lambda done, total: None,
 ) -> Done:
-    """Do all that is due now; what was done.
+    """Do everything that is due now, and return the result.
 
-    SourceError where another run is at it, InputError for a page that cannot be made. A day without
-    data is told once, when it is first seen to have none.
+    SourceError if another run is active, InputError for a page that cannot be made. A day without
+    data is reported once, when it is first found to have none.
     """
 
     def pull(time_range: TimeRange, target: Path) -> None:
@@ -158,7 +158,7 @@ def night(
 
 
 def _report_changed_inputs(order: Night, store: DayStore) -> None:
-    """Have the pages made anew of whose days logs or the invoice say something else now."""
+    """Mark the pages of days whose logs or invoice have changed to be remade."""
     for day, known in list(store.days.items()):
         if not (known.is_reported and store.path(day).is_dir()):
             continue
@@ -167,7 +167,7 @@ def _report_changed_inputs(order: Night, store: DayStore) -> None:
 
 
 def missing_days(done: Done) -> None:
-    """NoTelemetryError where days were found to have no data, naming them."""
+    """NoTelemetryError naming the days without data, if there are any."""
     if done.empty:
         raise NoTelemetryError(
             f"No telemetry for {_spans(done.empty)}. Was vLLM scraped then, and is this the right "
@@ -176,7 +176,7 @@ def missing_days(done: Done) -> None:
 
 
 def _spans(days: tuple[date, ...]) -> str:
-    """Days in order, those that follow each other as one span."""
+    """Days in order, with consecutive days as one span."""
     spans: list[list[date]] = []
     for day in days:
         if spans and day - spans[-1][-1] == timedelta(days=1):

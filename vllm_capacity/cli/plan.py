@@ -34,7 +34,7 @@ from vllm_capacity.cli.options import bounded, columns
 )
 @click.option(
     "--spares",
-    type=click.IntRange(0, 1_000_000),  # as verdicts.sizing, which --help is not to import
+    type=click.IntRange(0, 1_000_000),  # same as verdicts.sizing, which --help must not import
     default=1,
     show_default=True,
     help="Replicas that may fail.",

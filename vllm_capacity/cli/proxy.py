@@ -74,5 +74,5 @@ def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """A container is stopped with SIGTERM; end as Ctrl-C does."""
+    """Containers are stopped with SIGTERM; end as with Ctrl-C."""
     raise KeyboardInterrupt

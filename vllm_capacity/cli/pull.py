@@ -1,4 +1,4 @@
-"""`pull`: telemetry out of Parseable, its files, or Prometheus, into a window."""
+"""`pull`: telemetry from Parseable, its files, or Prometheus into a window."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pull(
 def asked_range(
     start: str | None, end: str | None, duration: str | None, *, now: datetime
 ) -> TimeRange | None:
-    """The range that the options name, None where they name none; InputError if they disagree."""
+    """The range given by the options, None if they give none; InputError if they disagree."""
     if duration is not None:
         if start is not None or end is not None:
             raise InputError("Give either --last, or --start and --end.")
@@ -82,7 +82,7 @@ def asked_range(
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Step], None]]:
-    """A bar on stderr, gone when done; nothing where stderr is no terminal."""
+    """A bar on stderr, removed when done; nothing if stderr is not a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("pulling"),

@@ -1,4 +1,4 @@
-"""`rollup`: what figures of long ranges read, made ahead by several workers."""
+"""`rollup`: precompute the data that figures of long ranges read, with several workers."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def rollup(source: str, target: str | None, place: str, workers: int | None) -> 
 def _workers(
     window: Window, place: str, count: int | None
 ) -> AbstractContextManager[Workers | None]:
-    """Those who work there; None for this process alone.
+    """The workers of that place; None for this process alone.
 
-    On this machine no more than fit into its memory side by side, each with its share of it.
+    On this machine, at most as many as fit into its memory together, each with its share of it.
     """
     from vllm_capacity.figures.rolled_up import most_workers
     from vllm_capacity.telemetry.memory import MEMORY_LIMIT, limit_bytes

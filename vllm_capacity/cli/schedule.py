@@ -1,7 +1,7 @@
 """`schedule`: the nightly report as a cron line, a systemd timer, a CronJob, or a Jupyter job.
 
-Each runs `vllm-capacity report` by the settings file of a folder, and then `alerts` where the file
-says who is told. What a schedule missed, the next run catches up: none of them needs to be exact.
+Each runs `vllm-capacity report` with the settings file of a folder, and then `alerts` if the file
+names recipients. The next run catches up on missed ones, so no schedule needs to be exact.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from vllm_capacity.errors import InputError
 _NAME = "vllm-capacity-report"
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
 _COMMAND_SECONDS = 60
-_USER = 1000  # of the image, whose user is not root
+_USER = 1000  # the image's non-root user
 
 Objects = list[dict[str, object]]
 
 
 class _Literal(str):
-    """A text that is shown line by line in YAML."""
+    """A text that YAML shows line by line."""
 
     __slots__ = ()
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML as people write it."""
+    """YAML in the style that people write."""
 
 
 _Dumper.add_representer(
@@ -49,7 +49,7 @@ _Dumper.add_representer(
 
 @dataclass(frozen=True)
 class Job:
-    """What is to run, and when: by which settings, at which time of day."""
+    """What to run and when: the settings file and the time of day."""
 
     command: Path
     settings: SettingsFile
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where it runs: the folder of the settings file."""
+        """The folder it runs in: that of the settings file."""
         return self.settings.path.resolve().parent
 
     @property
@@ -68,26 +68,26 @@ class Job:
 
     @property
     def has_alerts(self) -> bool:
-        """Whether somebody is to be told what fires."""
+        """Whether the settings name recipients of alerts."""
         return any(self.settings.values.get(name) for name in ("alertmanager", "notify"))
 
     @property
     def commands(self) -> list[list[str]]:
-        """The command lines one after another; settings by their name where it is not the usual."""
+        """The command lines in order; the settings file is named unless it has the default name."""
         name = self.settings.path.name
         of = [str(self.command), *(["--settings", name] if name != FILE_NAME else [])]
         return [[*of, "report"], *([[*of, "alerts"]] if self.has_alerts else [])]
 
 
 def cron_line(job: Job) -> str:
-    """The line for a crontab; to cron a % is a newline, unless it is escaped."""
+    """The line for a crontab; % is escaped, because cron reads it as a newline."""
     words = (f"{shlex.join(each)} >/dev/null" for each in job.commands)
     command = " && ".join((f"cd {shlex.quote(str(job.folder))}", *words))
     return f"{job.minute} {job.hour} * * * {command.replace('%', chr(92) + '%')}"
 
 
 def systemd_units(job: Job) -> dict[str, str]:
-    """A service and its timer, by file name; the timer makes up for a night the machine was off."""
+    """A service and its timer, by file name; the timer catches up if the machine was off."""
     lines = (f"ExecStart={' '.join(map(_systemd_word, each))}" for each in job.commands)
     commands = "\n".join(lines)
     fired = "# 1: an alert fired.\nSuccessExitStatus=1\n" if job.has_alerts else ""
@@ -125,7 +125,7 @@ def kubernetes_objects(job: Job, *, image: str, storage: str) -> Objects:
 
 
 def kustomization(objects: Objects, image: str) -> dict[str, object]:
-    """The kustomization.yaml of a base of these objects, each in a file by its kind."""
+    """The kustomization.yaml of a base with these objects, each in a file named by its kind."""
     name, _, tag = image.rpartition(":")
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -140,7 +140,7 @@ def _file_of(each: Mapping[str, object]) -> str:
 
 
 def yaml_of(objects: Objects) -> str:
-    """The objects as documents of YAML, for kubectl."""
+    """The objects as YAML documents for kubectl."""
     return str(yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
@@ -158,10 +158,10 @@ def jupyter_job(job: Job) -> dict[str, object]:
 
 
 def nightly_notebook(job: Job) -> dict[str, object]:
-    """The notebook of the Jupyter job: it runs the report in its own folder, and names its pages.
+    """The notebook of the Jupyter job: it runs the report in the settings' folder, names its pages.
 
-    A job runs in a folder of its own, so all paths are whole. Its parameter `last` can be set for
-    one run; jupyter-scheduler takes it as Python, with its quotes.
+    A job runs in a folder of its own, so all paths are absolute. Its parameter `last` can be set
+    for one run; jupyter-scheduler takes it as Python, with its quotes.
     """
     parameters = 'last: str = ""  # days to look at, such as "7d"; empty: as the settings say'
     source = (
@@ -256,7 +256,7 @@ def _cron_job(job: Job, image: str) -> dict[str, object]:
 
 
 def _attempts(job: Job, image: str) -> dict[str, object]:
-    """A source that does not answer is tried again; missing data or bad settings (2) are not."""
+    """A job that retries an unavailable source, but not missing data or bad settings (2)."""
     gives_up = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}
     return {
         "backoffLimit": 2,
@@ -273,7 +273,7 @@ def _pod(job: Job, image: str) -> dict[str, object]:
     if job.has_alerts:
         report = shlex.join([*command, *arguments])
         alerts = shlex.join([*of, "alerts", *days, "--told", "/data/told.json", *fleet])
-        # A shell for two commands; that an alert fired (1) is no failure of the job.
+        # A shell for two commands; a fired alert (1) does not fail the job.
         command = ["/bin/sh", "-c"]
         arguments = [f"{report} || exit; {alerts}; [ $? -le 1 ]"]
     container = {
@@ -316,7 +316,7 @@ def _pod(job: Job, image: str) -> dict[str, object]:
 
 
 def _systemd_word(word: str) -> str:
-    """A word of ExecStart, in quotes where it has space; % and $ have a meaning there."""
+    """A word of ExecStart, quoted if it has spaces; % and $ are special there and are escaped."""
     plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{plain}"' if re.search(r"[\s;'\"\\]", plain) else plain
 
@@ -331,7 +331,7 @@ def schedule() -> None:
 
 
 def _scheduled(command: Callable[..., None]) -> Callable[..., None]:
-    """What the kinds of schedules share: `--at`, `--install`, and the settings file."""
+    """The common options of all schedules: `--at`, `--install`, and the settings file."""
     at = click.option("--at", default="06:00", show_default=True, help="Time of day, HH:MM.")
     install = click.option("--install", is_flag=True, help="Install it, for you alone.")
     return click.pass_obj(at(install(command)))
@@ -403,7 +403,7 @@ def kubernetes(
 
 
 def _written_base(folder: Path, objects: Objects, image: str) -> list[Path]:
-    """A base for kustomize in a new or empty folder; what was written."""
+    """Write a base for kustomize into a new or empty folder, and return the files written."""
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty. Name a new folder for the base.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -439,7 +439,7 @@ def jupyter(path: Path, at: str, install: bool, root: Path) -> None:
 
 
 def _job(path: Path, at: str) -> Job:
-    """The job of a settings file; InputError where that is not there or not sound."""
+    """The job of a settings file; InputError if that is missing or invalid."""
     if not path.is_file():
         raise InputError(
             f"There is no {path}, which says what to report. Write it first: vllm-capacity init "
@@ -457,12 +457,12 @@ def _job(path: Path, at: str) -> Job:
 
 
 def _schedule_less(line: str) -> str:
-    """A line of a crontab without its five fields of time."""
+    """A crontab line without its five time fields."""
     return "".join(line.split(maxsplit=5)[5:])
 
 
 def _ran(command: list[str], text: str | None = None, *, or_nothing: bool = False) -> str:
-    """What a program prints; InputError where it is not there or fails."""
+    """A program's output; InputError if it is missing or fails."""
     if shutil.which(command[0]) is None:
         raise InputError(
             f"There is no {command[0]} here; leave --install out, and install it by hand."

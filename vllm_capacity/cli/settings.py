@@ -1,7 +1,7 @@
-"""What can be set once: each field below is an option of verbs and a key of `vllm-capacity.toml`.
+"""Settings: each field below is an option of commands and a key of `vllm-capacity.toml`.
 
-An option on the command line wins over the file. A field's metadata is all that is known of it: its
-option, its help, and how a value is checked beyond its type.
+An option on the command line wins over the file. A field's metadata has everything else about it:
+its option, its help, and a check of its value beyond the type.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _about(
     check: Callable[[Any], object] | None = None,
     **click_arguments: Any,  # noqa: ANN401  what click.option takes
 ) -> dict[str, Any]:
-    """What is known of a field: its option and help; its key, where that is not its name."""
+    """A field's metadata: option, help, and its key if that is not its name."""
     return {"option": option, "help": help, "key": key, "check": check, "click": click_arguments}
 
 
@@ -187,7 +187,7 @@ class SourceSettings:
     def pull_order(
         self, time_range: TimeRange | None, late: timedelta, *, is_full: bool | None
     ) -> PullOrder:
-        """The order to pull that time from here; `is_full` as in the order."""
+        """The order to pull that time range from this source; `is_full` as in the order."""
         from vllm_capacity.live.pull import PullOrder  # httpx and all: not for --help
 
         return PullOrder(
@@ -548,14 +548,14 @@ _PUTS_OUT: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_PRICES, _PRICES),
     "origin": ("stream", "is_full", "profile"),
 }
-"""What an option on the command line puts out of the file: other ways of saying the same."""
+"""The file's settings that an option on the command line replaces: other ways to say the same."""
 
 VERBS = ("alerts", "cost", "figures", "plan", "pull", "report", "tenants")
-"""The verbs that read the settings file."""
+"""The commands that read the settings file."""
 
 
 def setting_options(*sections: type) -> Callable[[_Verb], _Verb]:
-    """The options of these sections, on a command; one of two sections is that of the first."""
+    """A decorator that adds these sections' options to a command; the first duplicate wins."""
     found: dict[str, tuple[type, Field[Any]]] = {}
     for section in sections:
         for one in fields(section):
@@ -570,16 +570,16 @@ def setting_options(*sections: type) -> Callable[[_Verb], _Verb]:
 
 
 def taken(section: type[_Settings], given: Mapping[str, Any]) -> _Settings:
-    """The settings of a section among what a command was given.
+    """The settings of a section from a command's parameters.
 
-    What the file says of one thing is left out where the command line says it another way.
+    A setting in the file is left out if the command line says the same in another way.
     """
     names = {one.name for one in fields(section)}  # type: ignore[arg-type]
     return section(**{name: value for name, value in in_force(given).items() if name in names})
 
 
 def in_force(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a command was given, but for what the file says and the command line says otherwise."""
+    """A command's parameters, without the file's settings that the command line replaces."""
     context = click.get_current_context(silent=True)
     if context is None:
         return dict(given)
@@ -604,7 +604,7 @@ def _is_number(section: type, one: Field[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong in a settings file, and in which line (0: in none)."""
+    """A problem in a settings file, and its line (0: none)."""
 
     line: int
     what: str
@@ -612,29 +612,29 @@ class Problem:
 
 @dataclass(frozen=True)
 class SettingsFile:
-    """What a settings file holds: values by option, with the problems that were found."""
+    """The content of a settings file: values by option, and the problems found."""
 
     path: Path
     values: Mapping[str, object]
     problems: tuple[Problem, ...]
 
     def require_sound(self) -> None:
-        """InputError, with the first problem, where there is one."""
+        """InputError with the first problem, if there is one."""
         for problem in self.problems:
             more = len(self.problems) - 1
             rest = f" ({more} more: vllm-capacity config check)" if more else ""
             raise InputError(f"{self.described(problem)}{rest}")
 
     def described(self, problem: Problem) -> str:
-        """A problem in a line, as compilers tell theirs."""
+        """A problem in one line, in the format of compilers."""
         place = f":{problem.line}" if problem.line else ""
         return f"{self.path}{place}: {problem.what}"
 
 
 def read_settings_file(path: Path, *, deep: bool = False) -> SettingsFile:
-    """The settings of a file; with `deep`, also whether prices, zones and files are there.
+    """The settings of a file; with `deep`, it also checks that prices, zones and files exist.
 
-    InputError where it cannot be read.
+    InputError if it cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -656,7 +656,7 @@ def read_settings_file(path: Path, *, deep: bool = False) -> SettingsFile:
 def _read(
     content: Mapping[str, Any], folder: Path, values: dict[str, object], *, deep: bool
 ) -> Iterator[tuple[str, str]]:
-    """Puts the good values into `values`; the dotted name and the trouble of each of the others."""
+    """Put the valid values into `values`; yield the dotted name and problem of each other one."""
     for table, body in content.items():
         if table not in SECTIONS or not isinstance(body, dict):
             yield table, _unknown("table", table, list(SECTIONS))
@@ -679,7 +679,7 @@ def _read(
 
 
 def _value(section: type, one: Field[Any], value: object, folder: Path, *, deep: bool) -> object:
-    """A value in the type of its field, a path as seen from the file's folder."""
+    """A value converted to the type of its field, with paths relative to the file's folder."""
     hint, known = get_type_hints(section)[one.name], one.metadata
     written = {Path: str, Path | None: str, tuple[Path, ...]: tuple[str, ...]}
     checked: Any = msgspec.convert(value, written.get(hint, hint))
@@ -706,7 +706,7 @@ def _message(error: Exception) -> str:
 
 
 def _plainer(message: str) -> str:
-    """What msgspec says of a type, in words of TOML."""
+    """A type error of msgspec in the terms of TOML."""
     found = re.match(r"Expected `(\w+)[^`]*`, got `(\w+)`", message)
     if not found:
         return f"{message}."
@@ -725,7 +725,7 @@ def _unknown(kind: str, name: str, known: list[str]) -> str:
 
 
 def _line(text: str, name: str) -> int:
-    """The line in which a dotted name is set, or its table begins; 0 where it is not found."""
+    """The line in which a dotted name is set, or its table starts; 0 if it is not found."""
     table, header = "", 0
     for number, line in enumerate(text.splitlines(), 1):
         if found := _HEADER.match(line):
@@ -741,6 +741,6 @@ def _line(text: str, name: str) -> int:
 
 
 def keys_of(section: type) -> Iterator[tuple[str, str, str, object]]:
-    """The keys of a table of the file, each with its option's name, its help and its default."""
+    """The keys of a table of the file, each with its option's name, help and default."""
     for one in fields(section):
         yield _key(one), one.name, one.metadata["help"], one.default

@@ -1,4 +1,4 @@
-"""`stack`: sets Parseable up, and what the containers of compose-otel.yml ask of the package."""
+"""`stack`: sets up Parseable, and serves the containers of compose-otel.yml."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def writable(folders: tuple[Path, ...]) -> None:
 
 @contextmanager
 def _administrator(url: str, env_file: Path) -> Iterator[httpx.Client]:
-    """A client with the administrator's credentials, which come by environment or file only."""
+    """A client with the administrator's credentials, which come only from environment or file."""
     checked_url(url, variables="PARSEABLE_ROOT")
     names = (_ROOT_USER, _ROOT_PASSWORD)
     settings = {name: os.environ[name] for name in names if os.environ.get(name)}
@@ -230,9 +230,9 @@ def _administrator(url: str, env_file: Path) -> Iterator[httpx.Client]:
 
 
 def _read_env_file(path: Path) -> Mapping[str, str]:
-    """NAME=value lines, as compose reads them: comments and quotes around a value are dropped.
+    """NAME=value lines, parsed like compose: comments and quotes around a value are dropped.
 
-    InputError where others can read the file: it holds the administrator's password.
+    InputError if others can read the file: it has the administrator's password.
     """
     if not path.exists():
         return {}

@@ -1,4 +1,4 @@
-"""`tenants`: the bill of a window by tenant, from what a gateway logged."""
+"""`tenants`: the bill of a window by tenant, from a gateway's usage log."""
 
 from __future__ import annotations
 

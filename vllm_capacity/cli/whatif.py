@@ -1,4 +1,4 @@
-"""`whatif`: what another GPU would do, or the same one under another load."""
+"""`whatif`: performance on another GPU, or on the same one under another load."""
 
 from __future__ import annotations
 

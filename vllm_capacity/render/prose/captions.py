@@ -1,4 +1,4 @@
-"""What each chart shows, in a sentence: its subtitle. Nothing is computed here."""
+"""Chart captions: what each chart shows, in a sentence. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vllm_capacity.verdicts.saturation.regimes import IDLE
 
 
 def regime_found(answer: Answer) -> str:
-    """What the regime strip shows."""
+    """The first bottleneck, or else the regime that held most of the time."""
     first, regime = answer.saturation.bottleneck, answer.saturation.regime
     if first in LIMITS:
         return f"First bottleneck: {LIMITS[first]}; {SIGNS[first]}"
@@ -40,7 +40,7 @@ def regime_found(answer: Answer) -> str:
 
 @dataclass(frozen=True)
 class EngineTime:
-    """The shares of one engine's time at a limit and idle, 0..1."""
+    """One engine's shares of time at a limit and idle, 0..1."""
 
     engine: str
     limited_ratio: float
@@ -48,7 +48,7 @@ class EngineTime:
 
 
 def engine_times(answer: Answer) -> list[EngineTime]:
-    """Each engine's time at a limit and idle; those limited most first, then the least idle."""
+    """Each engine's time at a limit and idle; most limited first, then least idle."""
     found: dict[str, EngineTime] = {}
     for each in answer.saturation.regime_times:
         own = found.get(each.engine, EngineTime(each.engine, 0.0, 0.0))
@@ -61,9 +61,9 @@ def engine_times(answer: Answer) -> list[EngineTime]:
 
 
 def regimes_by_step(step_seconds: float, engines: Sequence[EngineTime], *, is_mixed: bool) -> str:
-    """What a step of the strips shows, and which engine was limited most and which idle most.
+    """What a step of the strips shows, and which engines were limited and idle most.
 
-    To end a sentence. `is_mixed`: a step shows all its regimes, not the color of one.
+    It ends a sentence. `is_mixed`: a step shows the shares of all its regimes, not one color.
     """
     text = f"; a cell is {_step(step_seconds)}, in the color of "
     text += "the limit that held for a tenth of it, or else of what lasted longest"
@@ -82,7 +82,7 @@ def regimes_by_step(step_seconds: float, engines: Sequence[EngineTime], *, is_mi
 
 
 def _step(seconds: float) -> str:
-    """A round length of time: 30 s, 10 min, 2 h."""
+    """A round duration: 30 s, 10 min, 2 h."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:g} {unit}"
@@ -90,7 +90,7 @@ def _step(seconds: float) -> str:
 
 
 def capacity_found(answer: Answer) -> str:
-    """What the saturation curve shows: where output levels off, or that it does not."""
+    """What the saturation curve shows: where output levels off, or that this is unknown."""
     capacity, running = answer.saturation.capacity, answer.saturation.capacity_running_requests.mid
     if capacity.mid is None:
         bound = f" ({value(capacity, number)} tokens/s)" if capacity.is_bound else ""
@@ -103,7 +103,7 @@ def capacity_found(answer: Answer) -> str:
 
 
 def latency_found(quantiles: Quantiles, attainment: Estimate | None, *, write: Write) -> str:
-    """The whole window's p95 of a latency with its bounds, and the SLO attainment, if any."""
+    """The window's p95 of a latency with its bounds, and the SLO attainment, if any."""
     p95 = quantiles.p95
     if p95.value is not None:
         text = f"p95 {write(p95.value)}"
@@ -192,7 +192,7 @@ def cost_per_request_found(answer: Answer) -> str:
 
 
 def cost_found(answer: Answer) -> str:
-    """Where the window lies on the curve of cost against utilization."""
+    """The window's position on the curve of cost against utilization."""
     now, used = answer.cost.usd_per_million_output_tokens, answer.cost.utilization
     at_knee = answer.cost.usd_per_million_output_tokens_at_knee.mid
     if now.mid is None:
@@ -205,7 +205,7 @@ def cost_found(answer: Answer) -> str:
 
 
 def slo_throughput_found(answer: Answer) -> str:
-    """The throughput that meets the latency targets, or why it is not known."""
+    """The throughput that meets the latency targets, or why it is unknown."""
     throughput = answer.slo.throughput
     if throughput.is_unknown:
         return f"Throughput within the latency targets not known: {reason(throughput)}"
@@ -224,7 +224,7 @@ def preemptions_found(answer: Answer) -> str:
 
 
 def fullest(answer: Answer) -> str:
-    """How full the KV cache was at most, to end a sentence; nothing where that is not known."""
+    """The peak KV-cache usage, to end a sentence; empty if unknown."""
     ratio = answer.kv_cache_ratio.max
     return "" if ratio is None else f"; KV-cache usage peaked at {percent(ratio)}"
 
@@ -243,7 +243,7 @@ def options_found(known: Sequence[Option], *, rejected: int) -> str:
 
 
 def interactivity_found(found: Interactivity) -> str:
-    """Which GPU is cheapest at the target, or over all loads, and where its curve is from."""
+    """The cheapest GPU at the target, or over all loads, and the source of its curve."""
     source = "loads by arithmetic from the one that was seen"
     if found.curves[0].is_measured:
         source = "each load of this window, moved to the other GPUs"
@@ -257,7 +257,7 @@ def interactivity_found(found: Interactivity) -> str:
 
 
 def cases_found(known: Mapping[str, Estimate]) -> str:
-    """How many replicas are needed now, and in the case that needs most."""
+    """The replicas needed now, and in the case that needs most."""
     now = "now" if "now" in known else next(iter(known))
     most = max(known, key=lambda name: known[name].mid or 0.0)
     text = f"{sure(known[now], count)} in the case “{now}”"
@@ -267,7 +267,7 @@ def cases_found(known: Mapping[str, Estimate]) -> str:
 
 
 def forecast_found(ahead: DemandAhead) -> str:
-    """The busiest hour that is expected, or why there is no forecast."""
+    """The busiest hour in the forecast, or why there is none."""
     if not ahead.forecast:
         return f"No forecast: {ahead.reason.rstrip('.')}"
     peak = max(ahead.forecast, key=lambda hour: hour.mid)
@@ -276,7 +276,7 @@ def forecast_found(ahead: DemandAhead) -> str:
 
 
 def idle_found(seen: pl.DataFrame, *, hours: int) -> str:
-    """The hour of the week with the most idle dollars, of so many hours.
+    """The hour of the week with the most idle dollars, and the number of hours.
 
     Columns used: day, hour, idle_usd.
     """

@@ -1,7 +1,7 @@
-"""The tables and sentences of a page, a module per question: `vc.tables` in a notebook.
+"""The tables and sentences of a page, one module per question: `vc.tables` in a notebook.
 
-Each function takes an analysis, or a plan, and gives back something that JupyterLab, a page and a
-terminal show.
+Each function takes an analysis or a plan and returns an object that JupyterLab, a page and a
+terminal can show.
 """
 
 from vllm_capacity.render.sections.choice import choice_text

@@ -1,4 +1,4 @@
-"""What would change the choice of a GPU, in sentences."""
+"""What would change the choice of a GPU, as sentences."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vllm_capacity.verdicts.hardware.compare import Option
 
 
 def choice_text(plan: Plan | Sequence[Option], here: str = "") -> Text:
-    """The price, or the error, at which the order of the best GPUs flips; empty for under two.
+    """The price or error at which the order of the best GPUs flips; empty for fewer than two.
 
-    Of a plan, or of options by themselves, of which `here` is the GPU in use, by its label.
+    It takes a plan, or options alone; `here` is then the label of the GPU in use.
     """
     if isinstance(plan, Plan):
         basis = [f"Throughput of the GPUs: {plan.options_basis}."] if plan.options_basis else []
@@ -24,7 +24,7 @@ def choice_text(plan: Plan | Sequence[Option], here: str = "") -> Text:
 
 
 def choice_sentences(found: Choice) -> str:
-    """Which of two GPUs gives more tokens per dollar, until when, and how sure that is."""
+    """Which of two GPUs gives more tokens per dollar, up to what prices, and how certainly."""
     gpu, rival = (name.partition(" (")[0] for name in (found.gpu, found.rival))
     now, other = found.usd_per_gpu_hour, found.rival_usd_per_gpu_hour
     return (
@@ -37,13 +37,13 @@ def choice_sentences(found: Choice) -> str:
 
 
 def _price(price: Estimate) -> str:
-    """A price, and what offers lie between."""
+    """A price with the range of its offers, if any."""
     spread = between(price, usd)
     return f"{value(price, usd)}, offers {spread}" if spread else value(price, usd)
 
 
 def _error(found: Choice) -> str:
-    """The error of the estimate at which the order flips, beside what its band allows for."""
+    """The estimate error at which the order flips, compared with the error the band allows for."""
     error = f"An error of {percent(found.flip_error_ratio)} in the estimate would flip the order"
     band = f"the band allows for {percent(found.band_error_ratio)}"
     if found.verdict == CLEAR:

@@ -1,7 +1,6 @@
-"""A published cost, held against a window: what is reproduced, whose price it was, what was used.
+"""A published cost checked against a window: what is reproduced, at whose price, at what GPU use.
 
-A published figure has as many digits as it was printed with; the telemetry agrees where it rounds
-to the same digits.
+A published figure has a fixed number of digits; the telemetry agrees if it rounds to the same ones.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _SAME = 0.0005
 
 
 def claim_table(analysis: Analysis, claim: Claim) -> Table:
-    """Each published figure beside the same figure from the telemetry, and whether they agree."""
+    """Each published figure next to the same figure from the telemetry, and whether they agree."""
     answer = analysis.answer
     columns = (
         Column("figure", "figure"),
@@ -63,7 +62,7 @@ def claim_table(analysis: Analysis, claim: Claim) -> Table:
 
 
 def implied_price(analysis: Analysis, claim: Claim) -> Text:
-    """The price per GPU-hour that the published cost per request rests on, and whose that is."""
+    """The price per GPU-hour implied by the published cost per request, and whose price it is."""
     implied = claim.usd_per_gpu_hour
     sentence = (
         f"${digits(claim.usd_per_request)} × {count(claim.requests)} requests ÷ "
@@ -80,9 +79,9 @@ def implied_price(analysis: Analysis, claim: Claim) -> Text:
 
 
 def claim_at_prices(analysis: Analysis, claim: Claim, rows: Sequence[str]) -> Table:
-    """The same run at each named row of the price list, against the published cost.
+    """The run's cost at each named row of the price list, compared with the published cost.
 
-    An empty name is left out; InputError for a name that is no row.
+    An empty name is left out; InputError for a name that matches no row.
     """
     columns = (
         Column("per GPU-hour", "usd_per_gpu_hour", usd, is_numeric=True),
@@ -98,7 +97,7 @@ def claim_at_prices(analysis: Analysis, claim: Claim, rows: Sequence[str]) -> Ta
 
 
 def gpu_use_table(analysis: Analysis) -> Table:
-    """How much of the GPU was used, against a published run that filled one like it."""
+    """GPU utilization, by a published run that filled the same kind of GPU."""
     bound, full = analysis.published_bound, analysis.full_use
     if bound is None:
         empty = f"How much of the GPU was used is not known: {_NO_BOUND}."
@@ -133,9 +132,9 @@ def gpu_use_table(analysis: Analysis) -> Table:
 
 
 def claim_verdict(analysis: Analysis, claim: Claim, *, other_price: str) -> Text:
-    """What the published cost is worth, in one sentence.
+    """How far the published cost holds, in one sentence.
 
-    InputError where the window's own price is no row of the price list.
+    InputError if the window's own price is not a row of the price list.
     """
     row, other = analysis.assumptions.pricing.row, find_price(other_price)
     own = analysis.answer.cost.usd_per_request.mid
@@ -163,7 +162,7 @@ def claim_verdict(analysis: Analysis, claim: Claim, *, other_price: str) -> Text
 
 
 def digits(amount: float) -> str:
-    """A published kind of number: up to four significant digits, never in powers of ten."""
+    """A number in the style of publications: up to four significant digits, no exponent."""
     return f"{Decimal(f'{amount:.4g}'):,f}"
 
 

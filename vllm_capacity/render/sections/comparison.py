@@ -1,4 +1,4 @@
-"""Two windows side by side: what changed in sentences, a table of figures, what else differs."""
+"""Two windows side by side: what changed in sentences, a table of figures, other differences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_REASON = "Nothing else differs that the telemetry shows."
 
 
 def comparison_text(found: Comparison, *, width: int) -> str:
-    """Both sides, a row per figure with its change, and what else differs."""
+    """Both sides, a row per figure with its change, and the other differences."""
     sides = "".join(
         wrapped(f"{name}: {_side(side)}", width)
         for name, side in (("A", found.before), ("B", found.after))
@@ -31,7 +31,7 @@ def comparison_text(found: Comparison, *, width: int) -> str:
 
 
 def comparison_verdict(found: Comparison) -> Text:
-    """Whether a token got cheaper or faster since A, by more than noise, and what else differs."""
+    """Whether a token got cheaper or faster since A by more than noise; other differences."""
     others = [
         f"{_LABELS[name]} {_percent(each.ratio.mid)}"
         for name, each in found.changes.items()
@@ -48,7 +48,7 @@ def comparison_verdict(found: Comparison) -> Text:
 
 
 def change_table(found: Comparison) -> Table:
-    """One row per figure: its change from A to B with the interval, and whether that is noise."""
+    """One row per figure: its change from A to B with the interval, and whether it is noise."""
     columns = (
         Column("figure", "figure"),
         Column("change", "ratio", is_numeric=True),
@@ -73,7 +73,7 @@ def change_table(found: Comparison) -> Table:
 
 
 def reason_table(found: Comparison) -> Table:
-    """One row per other difference between the two: what it is, and A's and B's value."""
+    """One row per other difference between the two: what differs, and A's and B's value."""
     columns = (Column("what", "kind"), Column("from A to B", "evidence"))
     rows = [(each.kind, each.evidence) for each in found.reasons]
     return table(columns, rows, empty="No other difference.")
@@ -87,7 +87,7 @@ def _side(side: Side) -> str:
 
 
 def _change_text(change: Change) -> str:
-    """Whether an output token costs more or less, or why that is not known."""
+    """Whether an output token costs more or less, or why that is unknown."""
     ratio = change.ratio
     if ratio.low is None or ratio.mid is None or ratio.high is None:
         return f"whether a token costs more or less is not known: {reason(ratio)}"
@@ -102,7 +102,7 @@ def _change_text(change: Change) -> str:
 
 
 def _unseen(change: Change) -> str:
-    """Which changes these hours are too few to show; empty of one that they show."""
+    """The size of change that these hours are too few to detect; empty if a change was found."""
     least = change.detectable_change_ratio
     if change.is_more_than_noise is not False or not least:
         return ""

@@ -1,4 +1,4 @@
-"""What a request costs and how much of it is idle; other prices; what to change first."""
+"""Cost per request and its idle share; other prices; what to change first."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _BILL: tuple[tuple[str, str, Write], ...] = (
     ("usd_per_request", "per 1,000 requests", usd_per_thousand),
     ("usd_per_million_output_tokens", "per million output tokens", usd),
 )
-_SHARED, _NAMED = 3, 3  # engines from which on advice is given once; how many it names
+_SHARED, _NAMED = 3, 3  # minimum engines that share one row of advice; maximum it names
 _RESTS_ON_OUTPUT = frozenset({"idle_usd", "utilization", "usd_per_million_output_tokens"})
 _CHEAPER = {
     True: "own GPUs are cheaper",
@@ -74,13 +74,13 @@ _CHEAPER = {
 
 
 def cost_table(analysis: Analysis) -> Table:
-    """Every cost figure of the window: value, interval, and what it rests on or why it is not."""
+    """Every cost figure of the window: value, interval, and its basis or why it is unknown."""
     cost = analysis.answer.cost
     return figures_table(Figure(label, getattr(cost, name), write) for name, label, write in _COSTS)
 
 
 def repriced_table(found: Repriced) -> Table:
-    """Every cost figure of a report, as reported and at another price, with its intervals."""
+    """Every cost figure of a report, as reported and at another price, with intervals."""
     columns = (
         Column("figure", "figure"),
         Column("as reported", "before", is_numeric=True),
@@ -99,15 +99,15 @@ def repriced_table(found: Repriced) -> Table:
 
 
 def _both_intervals(before: Estimate, after: Estimate, write: Write) -> str:
-    """The interval, and what it was; empty where neither has one."""
+    """The interval after and before; empty if neither has one."""
     was, now = (interval(each, write) for each in (before, after))
     return f"{now or 'exact'}, was {was or 'exact'}" if was or now else ""
 
 
 def bill_table(analysis: Analysis, by: str = "engine") -> Table:
-    """The bill by engine, instance, model or any label; last, the whole that they add up to.
+    """The bill by engine, instance, model or any label, and the total as the last row.
 
-    InputError where no counter has the label.
+    InputError if no counter has the label.
     """
     bill = analysis.bill_by(by)
     columns = (
@@ -120,9 +120,9 @@ def bill_table(analysis: Analysis, by: str = "engine") -> Table:
 
 
 def groups_table(analysis: Analysis, by: str) -> Table:
-    """Requests, tokens, use, bill, p95 TTFT and limit by a label; last, the whole they add up to.
+    """Requests, tokens, use, bill, p95 TTFT and limit by a label, and the total as the last row.
 
-    InputError where nothing has the label.
+    InputError if nothing has the label.
     """
     found = analysis.by(by)
     columns = (
@@ -166,9 +166,9 @@ def _used(group: Group) -> tuple[float, Estimate]:
 
 
 def other_prices(analysis: Analysis) -> Table:
-    """The same window at other offers for its GPU, cheapest first, and at its own price.
+    """The same window at other offers for its GPU and at its own price, cheapest first.
 
-    Empty, saying why, where the price is no row of the price list: only a row says which GPU it is.
+    Empty, with the reason, if the price is not a row of the price list: only a row names a GPU.
     """
     columns = (
         Column("price list row", "price"),
@@ -193,7 +193,8 @@ def other_prices(analysis: Analysis) -> Table:
 def first_changes(analysis: Analysis) -> Table:
     """What to change first, before buying a GPU: the setting, its bounded effect, its evidence.
 
-    Three engines or more of the same setting and gain are one row, with the evidence of the first.
+    Three or more engines with the same setting and gain are one row, with the evidence of the
+    first.
     """
     columns = (
         Column("change", "setting"),
@@ -213,7 +214,7 @@ def first_changes(analysis: Analysis) -> Table:
 
 
 def _engines(names: Sequence[str]) -> Cell:
-    """The engines of one row: up to three by name, and how many more."""
+    """The engines of one row: up to three names, and the number of others."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return Cell(", ".join(names[:_NAMED]) + more, names[0])
 
@@ -227,7 +228,7 @@ def break_even_table(
 ) -> Table:
     """Own GPUs against an API's price for the same requests, and where both cost the same.
 
-    `note` says whose price it is. InputError for a price that there is not.
+    `note` says whose price it is. InputError for an invalid price.
     """
     found = analysis.break_even(usd_per_million_input, usd_per_million_output)
     if found is None:
@@ -248,7 +249,7 @@ def break_even_table(
 
 
 def cost_verdict(analysis: Analysis) -> Text:
-    """What a request costs and how much of that is idle cost, in one sentence."""
+    """The cost per request and its idle share, in one sentence."""
     cost = analysis.answer.cost
     each, idle, knee = cost.usd_per_request, cost.idle_ratio, cost.usd_per_request_at_knee
     if each.is_unknown:
@@ -263,7 +264,7 @@ def cost_verdict(analysis: Analysis) -> Text:
 
 
 def _notes(whole: Costs, by: str, unlabelled: Sequence[str]) -> str:
-    """The intervals of the whole, and a reason once for all figures that are unknown for it."""
+    """The intervals of the total, and each reason once with all figures it leaves unknown."""
     intervals = []
     reasons: dict[str, list[str]] = {}
     for name, title, write in _BILL:

@@ -1,4 +1,4 @@
-"""From a figure back to how it is made: definition, functions, queries and rows.
+"""How each figure is made: its definition, functions, queries and rows.
 
 Tiles and charts link to the definitions on the page; `Analysis.explain` shows one.
 """
@@ -37,7 +37,7 @@ _EXAMPLES = "cost.per_request, latency.ttft.p95 or saturation.bottleneck"
 
 @dataclass(frozen=True)
 class CodePlace(Record):
-    """Where a function is: its name, its file from the top of the repository, its line."""
+    """The location of a function: name, file relative to the repository, line."""
 
     name: str
     file: str
@@ -45,7 +45,7 @@ class CodePlace(Record):
 
     @classmethod
     def of(cls, function: Function) -> CodePlace:
-        """The place of a function of this package."""
+        """The location of a function of this package."""
         file = Path(inspect.getsourcefile(function) or "")
         depth = function.__module__.count(".") + (2 if file.name == "__init__.py" else 1)
         line = inspect.getsourcelines(function)[1]
@@ -57,7 +57,7 @@ class CodePlace(Record):
 
 @dataclass(frozen=True)
 class ShownRows(Record):
-    """The first rows that a query gives, as text, how many there are, and what was bound to it."""
+    """The first rows of a query as text, the number of all rows, and the bound parameters."""
 
     query: str
     bound: Mapping[str, object]
@@ -68,7 +68,7 @@ class ShownRows(Record):
 
 @dataclass(frozen=True)
 class ShownDefinition(Record):
-    """A definition with the places of its functions and the rows it is made of."""
+    """A definition with the locations of its functions and the rows it is made of."""
 
     figure: str
     title: str
@@ -87,7 +87,7 @@ class ShownQuery(Record):
 
 @dataclass(frozen=True)
 class Shown(Record):
-    """Definitions as a page shows them. Each query appears once; a definition names it."""
+    """Definitions as a page shows them. Each query appears once; definitions name it."""
 
     definitions: tuple[ShownDefinition, ...]
     queries: tuple[ShownQuery, ...]
@@ -95,9 +95,9 @@ class Shown(Record):
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """How one figure of an analysis is made. Shown by itself in a terminal and in a notebook.
+    """How one figure of an analysis is made; it displays itself in a terminal and a notebook.
 
-    `value` is the figure as it is here, empty for one that is not of the answer. `rows` are all
+    `value` is the figure in this analysis, empty if the answer does not have it. `rows` has all
     rows of each query, by its name.
     """
 
@@ -108,7 +108,7 @@ class Explanation:
 
     @property
     def definition(self) -> ShownDefinition:
-        """What the figure is, and which functions make it."""
+        """The meaning of the figure, and the functions that make it."""
         return self.shown.definitions[0]
 
     @property
@@ -136,7 +136,7 @@ def definition_of(path: str) -> Definition:
     """The definition of a figure, by its path in an answer or by its name.
 
     `cost.per_request`, `latency.ttft.p95`, `plan.replicas`, `usd_per_request`. InputError, with the
-    nearest names, where there is none.
+    nearest names, if there is none.
     """
     names = path.split(".")
     for length in range(len(names), 0, -1):
@@ -149,7 +149,7 @@ def definition_of(path: str) -> Definition:
 def explanation(analysis: Analysis, path: str) -> Explanation:
     """How a figure of this analysis is made: definition, functions, queries and their rows.
 
-    InputError for a figure that there is not.
+    InputError for an unknown figure.
     """
     definition = definition_of(path)
     return Explanation(
@@ -161,7 +161,7 @@ def explanation(analysis: Analysis, path: str) -> Explanation:
 
 
 def shown_definitions(analysis: Analysis, figures: Sequence[str] = ()) -> Shown:
-    """The definitions of these figures (of all, where none is named), with the rows behind them."""
+    """The definitions of these figures (all if none are given), with the rows behind them."""
     chosen = [each for each in DEFINITIONS if not figures or each.figure in figures]
     rows = {source: _shown_rows(analysis, source) for each in chosen for source in each.sources}
     names = dict.fromkeys(source.query for source in rows)
@@ -202,7 +202,7 @@ def _cell(value: object) -> str:
 
 
 def _value(analysis: Analysis, path: str) -> str:
-    """The figure as the answer has it; empty for one that is not of the answer, or is no line."""
+    """The figure in the answer; empty if the answer does not have it or it exceeds a line."""
     if path in _FIGURES or path.startswith(_PLAN):
         return ""
     try:

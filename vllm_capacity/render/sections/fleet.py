@@ -1,4 +1,4 @@
-"""The engines and the models of a fleet, a row each, the worst first."""
+"""The engines and models of a fleet, one row each, the worst first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MILLION = "usd_per_million_output_tokens"
 
 
 def engine_table(analysis: Analysis) -> Table | None:
-    """What each engine cost, served and was limited by, the worst first; None of one engine.
+    """The cost, traffic and limit of each engine, the worst first; None for a single engine.
 
     One row per engine: its bill and idle cost, its share of all generated tokens, its utilization,
     p95 TTFT, and its limit at peak load. Without a price there are no dollars.
@@ -56,10 +56,10 @@ def engine_table(analysis: Analysis) -> Table | None:
 
 
 def model_table(analysis: Analysis) -> Table | None:
-    """What each model cost and served, its engines added, the worst first; None of one model.
+    """The cost and traffic of each model, all engines, the worst first; None for a single model.
 
     One row per model: its engines, bill and idle cost, share of all generated tokens, dollars per
-    million of them, utilization, p95 TTFT, and how many engines are at a limit. Without a price
+    million of them, utilization, p95 TTFT, and the number of engines at a limit. Without a price
     there are no dollars.
     """
     if len(analysis.models) < 2:
@@ -94,7 +94,7 @@ def model_table(analysis: Analysis) -> Table | None:
 
 
 def limit_of(row: ModelRow) -> Cell:
-    """How many of its engines are at the worst of their limits; of none, that of its first."""
+    """How many of its engines are at the worst limit; if none is, the state of the first."""
     if not row.engines:
         return Cell(DASH)
     worst = row.engines[0].limit
@@ -108,7 +108,7 @@ _LIMITS = {IDLE: "nothing: it was idle", CLIENT: "nothing: it has room"}
 
 
 def slowest(p95: Quantile) -> Cell:
-    """The p95 of a latency; above the last bucket, only that it is."""
+    """The p95 of a latency; beyond the last bucket edge, only that it is above it."""
     if p95.estimate is not None:
         return Cell(seconds(p95.estimate), p95.estimate)
     if p95.lower is None:

@@ -1,4 +1,4 @@
-"""The bill against the cloud's invoice, a row per part of the difference."""
+"""The bill compared with the cloud's invoice, a row per part of the difference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_USD = 1e-4
 
 
 def invoice_table(found: Reconciliation, invoice: Invoice) -> Table:
-    """What was charged and billed, the difference, and what it comes from."""
+    """The amounts charged and billed, their difference, and its causes."""
     columns = (
         Column("", "what"),
         Column("USD", "usd", _money, is_numeric=True),
@@ -40,9 +40,9 @@ def invoice_table(found: Reconciliation, invoice: Invoice) -> Table:
 
 
 def invoice_by_file(analysis: Analysis, invoice: str, *, columns: str = "") -> Table | Text:
-    """The same for a page, of the charges in a file; `columns` says how it calls what.
+    """The same table for a page, with the charges from a file; `columns` maps its column names.
 
-    A sentence where no charge is of the analysis's time.
+    A sentence if no charge falls into the analysis's time.
     """
     charges = read_invoice(Path(invoice), columns=columns)
     try:
@@ -53,7 +53,7 @@ def invoice_by_file(analysis: Analysis, invoice: str, *, columns: str = "") -> T
 
 
 def _money(value: float, like: float | None = None) -> str:
-    """Dollars, the minus before them; less than a hundredth of a cent is none."""
+    """Dollars with a leading minus; less than a hundredth of a cent is shown as zero."""
     value = value if abs(value) >= _LEAST_USD else 0.0
     return f"−{usd(-value, like)}" if value < 0 else usd(value, like)
 

@@ -33,7 +33,7 @@ _FAILURES: tuple[tuple[str, str, Write], ...] = (
 
 
 def traffic_table(analysis: Analysis) -> Table:
-    """How much came: requests and tokens, in all, per second, and per request; exact counts."""
+    """Requests and tokens: totals, per second, and per request; exact counts."""
     columns = (
         Column("quantity", "quantity"),
         Column("in all", "total", count, is_numeric=True),
@@ -69,7 +69,7 @@ def latency_table(analysis: Analysis) -> Table:
 
 
 def latency_breakdown(analysis: Analysis) -> Table:
-    """Where the time of a finished request went, on average: queue, prefill, decode."""
+    """Mean time of a finished request by phase: queue, prefill, decode."""
     columns = (
         Column("phase", "phase"),
         Column("per request, on average", "mean_seconds", seconds, is_numeric=True),
@@ -84,7 +84,7 @@ def latency_breakdown(analysis: Analysis) -> Table:
 
 
 def slo_table(analysis: Analysis) -> Table:
-    """SLO attainment: of each latency that can have a target, the share within it."""
+    """SLO attainment: the share within target of each latency that can have one."""
     columns = (
         Column("latency", "latency"),
         Column("target", "target_seconds", seconds, is_numeric=True),
@@ -101,13 +101,13 @@ def slo_table(analysis: Analysis) -> Table:
 
 
 def failure_table(analysis: Analysis) -> Table:
-    """What can be known of failures, each with its blind spot; what cannot, with the reason."""
+    """What is known about failures, each with its blind spot; the unknown, with the reason."""
     found = analysis.answer.failures
     return figures_table(Figure(label, getattr(found, name), w) for name, label, w in _FAILURES)
 
 
 def latency_verdict(analysis: Analysis) -> Text:
-    """How long users waited, how sure that is, and what they waited for, in one sentence."""
+    """How long users waited, how certain that is, and the main cause, in one sentence."""
     ttft = analysis.answer.latency.ttft
     half, most = ttft.p50, ttft.p95
     if half.estimate is None:
@@ -126,7 +126,7 @@ def latency_verdict(analysis: Analysis) -> Text:
 
 
 def _cause(analysis: Analysis) -> str:
-    """What most of the wait for a first token was for; empty where that is not known."""
+    """The main part of the wait for a first token; empty if unknown."""
     longest = analysis.first_token_phase
     if longest is None:
         return ""

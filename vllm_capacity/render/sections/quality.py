@@ -1,4 +1,4 @@
-"""Can the figures be trusted? Scrapes, interruptions, losses and findings of a window."""
+"""Telemetry quality: scrapes, interruptions, losses and findings of a window."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _VERDICTS = {
     "are uncertain",
 }
 _SPELLS_SHOWN = 2
-_SHARED = 3  # targets from which on a finding is told once
+_SHARED = 3  # targets from which on a finding is shown once
 _NUMBERS = re.compile(r"\d[\d.,:]*")
 
 
 def quality_table(analysis: Analysis) -> Table:
-    """What was found wrong with the telemetry: how severe, how often, when, its effect.
+    """The problems found in the telemetry: severity, count, times, effect.
 
-    A finding that three targets or more share is one row, of the target where it came most often.
+    A finding shared by three or more targets is one row, of the target with the highest count.
     """
     word, why = prose.quality_word(analysis.answer)
     columns = (
@@ -63,9 +63,10 @@ def _shown(analysis: Analysis) -> Sequence[Finding]:
 
 
 def shared_once(findings: Sequence[Finding], instances: Sequence[str]) -> list[Finding]:
-    """The findings, those that differ in their target and numbers alone as one of them.
+    """The findings, with those that differ only in target and numbers merged into one.
 
-    From three on, in the place of the first, as the one that came most often, which names others.
+    Only three or more are merged. The merged finding stands where the first was, is the one with
+    the highest count, and names the other targets.
     """
     targets = re.compile("|".join(map(re.escape, sorted(instances, key=len, reverse=True))) or "$^")
     groups: dict[tuple[str, str, str], list[Finding]] = {}
@@ -83,13 +84,13 @@ def shared_once(findings: Sequence[Finding], instances: Sequence[str]) -> list[F
 
 
 def _with_others(finding: Finding, others: Sequence[str]) -> Finding:
-    """The finding with the targets that share it."""
+    """The finding with the names of the other targets that share it."""
     same = f"The same of {plural(len(others), 'other')}: {listed(others)}."
     return replace(finding, effect=f"{finding.effect.rstrip('.')}. {same}")
 
 
 def scrape_table(analysis: Analysis) -> Table:
-    """One row per target: how often it was scraped and answered, against an even grid."""
+    """One row per target: scrapes expected on an even grid, answered, failed and missed."""
     columns = (
         Column("target", "instance"),
         Column("scraped every", "usual_seconds", seconds, is_numeric=True),
@@ -118,8 +119,8 @@ def scrape_table(analysis: Analysis) -> Table:
 def interruption_table(analysis: Analysis) -> Table:
     """Gaps and restarts by target and time, each from the last good scrape to the next.
 
-    A gap in which nobody scraped is the scraper's; one in which the target was scraped and did not
-    answer is the server's, or the network's.
+    A gap without scrape attempts is the scraper's fault; one with unanswered scrapes is the
+    server's or the network's.
     """
     columns = (
         Column("target", "instance"),
@@ -138,7 +139,7 @@ def interruption_table(analysis: Analysis) -> Table:
 
 
 def loss_table(analysis: Analysis) -> Table:
-    """What was counted, exactly, and the most that may be missing of it."""
+    """The exact counts, and the maximum that may be missing from each."""
     requests, tokens = analysis.answer.requests, analysis.answer.tokens
     columns = (
         Column("quantity", "quantity"),
@@ -166,7 +167,7 @@ def loss_table(analysis: Analysis) -> Table:
 
 
 def captures_compared(analysis: Analysis, other: Analysis) -> Table:
-    """Two windows beside each other: how complete they are, and how far that can move a figure."""
+    """Two windows side by side: how complete they are, and how far gaps can move a figure."""
     columns = (
         Column("quantity", "quantity"),
         Column(analysis.window.name, "first", is_numeric=True),
@@ -212,7 +213,7 @@ def _completeness(analysis: Analysis) -> list[tuple[str, Value | Cell]]:
 
 
 def _mean_running(analysis: Analysis) -> Cell:
-    """The mean with the most that missing scrapes can move it."""
+    """The mean, with the maximum effect of missing scrapes."""
     mean = analysis.answer.running.mean
     if mean is None:
         return Cell(NOT_KNOWN)
@@ -221,7 +222,7 @@ def _mean_running(analysis: Analysis) -> Cell:
 
 
 def _endings(analysis: Analysis) -> str:
-    """The restarts, and the servers that did not answer to the end, as they are counted."""
+    """Restarts and servers that stopped responding, or else late first scrapes, in words."""
     restarts = analysis.answer.findings("restart")
     outages = sum(each.check == "outage" for each in analysis.answer.quality)
     parts = [plural(restarts, "restart")] if restarts else []
@@ -242,13 +243,13 @@ def _clock(at: datetime) -> str:
 
 
 def _shape(severity: str) -> str:
-    """The shape of the word that a finding of this severity makes of the telemetry."""
+    """The shape for the telemetry's quality that a finding of this severity implies."""
     labels = (("poor", prose.POOR), ("usable", prose.USABLE))
     return prose.SHAPES[next((word for word, levels in labels if severity in levels), "good")]
 
 
 def _when(times: str | None) -> str:
-    """The times of a finding, at most two of them, without date markers and fractions."""
+    """The times of a finding, at most two, without date markers and fractions."""
     readable = re.sub(r"(?<=\d)T(?=\d)", " ", re.sub(r"\.\d+(?=Z)", "", times or ""))
     spells = readable.split("; ")
     shown = "; ".join(spells[:_SPELLS_SHOWN])

@@ -1,4 +1,4 @@
-"""Who used it: the bill by tenant, what of it no log explains, and where engine time went."""
+"""The bill by tenant, the part that no log explains, and how engine time was spent."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ _TIME = {
 
 
 def tenant_table(found: Tenants) -> Table:
-    """The bill by tenant, the largest part first; last, the whole that the rows add up to."""
+    """The bill by tenant, the largest part first, and the total as the last row."""
     return _table(found)
 
 
 def tenants_by_log(
     analysis: Analysis, usage: UsageLog, *, models: str = "", idle: str = "shared"
 ) -> Table | Text:
-    """The bill by tenant for a page, small ones added up, under what a reader must know of it.
+    """The bill by tenant for a page, small ones added up, with notes in its caption.
 
-    `models` says which served model a name in the log is ("fast=Qwen/Qwen3-8B"). A sentence where
-    the log has nothing of the analysis's time.
+    `models` maps names in the log to served models ("fast=Qwen/Qwen3-8B"). A sentence if the log
+    has nothing for the analysis's time.
     """
     try:
         found = tenants(analysis, usage, idle=idle_rule(idle), aliases=pairs(models))
@@ -68,7 +68,7 @@ def tenants_by_log(
 
 
 def tenants_text(analysis: Analysis, found: Tenants, *, width: int) -> str:
-    """What a terminal shows: the window, the bill by tenant, and what a reader must know of it."""
+    """Terminal output: the window, the bill by tenant, and its notes."""
     title = wrapped(analysis.window.name, width) + wrapped(window_line(analysis), width)
     below = "".join(wrapped(each, width) for each in notes(found))
     more = ""
@@ -78,7 +78,7 @@ def tenants_text(analysis: Analysis, found: Tenants, *, width: int) -> str:
 
 
 def adapter_table(analysis: Analysis) -> Table:
-    """The LoRA adapters that each server named: when, and in how many scrapes."""
+    """The LoRA adapters reported by each server: when, and in what share of scrapes."""
     columns = (
         Column("server", "instance"),
         Column("adapter", "adapter"),
@@ -128,7 +128,7 @@ def _row(name: str, each: Tenant, *, is_counted: bool = True) -> tuple[Value | C
 
 
 def _others(rest: list[Tenant]) -> tuple[Value | Cell, ...]:
-    """Those with small parts in one row; their middles added, which needs no interval."""
+    """Tenants with small parts as one row: the sums of their middle values, no interval."""
 
     def added(name: str) -> float:
         return math.fsum(getattr(each, name) for each in rest)
@@ -155,7 +155,7 @@ def _money_row(name: str, cost: Estimate) -> tuple[Value | Cell, ...]:
 
 
 def notes(found: Tenants) -> Iterator[str]:
-    """What a reader must know of the shares, a sentence each."""
+    """What readers must know about the shares, a sentence each."""
     any_share = next(iter(found.tenants.values())).share_ratio
     if any_share.kind is Kind.ASSUMED:
         yield f"Shares: {any_share.sources}."

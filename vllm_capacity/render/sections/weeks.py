@@ -1,4 +1,4 @@
-"""Days and weeks in sentences: the busiest hour, the best and the worst day, growth."""
+"""Days and weeks in sentences: busiest hour, best and worst day, growth."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _CENT_USD = 0.01
 
 
 def days_text(analysis: Analysis, *, time_zone: str = "UTC") -> Text:
-    """The busiest hour, the cheapest and the most expensive day by name, and growth per week.
+    """The busiest hour, the cheapest and most expensive day by name, and growth per week.
 
-    Hours and days are those of `time_zone`. Under a day of whole hours, that it needs one.
+    Hours and days are those of `time_zone`. For less than a day of whole hours, it only says so.
     """
     hours = analysis.hours
     if not analysis.is_days_long:
