@@ -98,11 +98,11 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {"charts": "render.charts", "tables": "render.sections"}
-_RENAMED = {"open_window": "open"}  # for one release
+_RENAMED = {"open_window": "open"}  # kept for one release
 
 
 def __getattr__(name: str) -> object:
-    """The exported name, imported from its home now and kept."""
+    """The exported name, imported on first use and kept."""
     if name in _RENAMED:
         from vllm_capacity.record import deprecated
 

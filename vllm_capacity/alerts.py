@@ -1,11 +1,11 @@
-"""The alert rules, and which of them fire: latency, KV cache, queue, failures, silence, money.
+"""The alert rules and their evaluation: latency, KV cache, queue, failures, silence, cost.
 
 "No data" is never read as 0: a rule whose figure is unknown is `unknown`, neither quiet nor fired,
-and when there are no samples at all the rule for that fires. The rules are data; Parseable, which
-can evaluate three of them itself, is given the same thresholds (live/provision.py).
+and if there are no samples at all, the rule for that fires. The rules are data; Parseable, which
+can evaluate three of them itself, gets the same thresholds (live/provision.py).
 
 Burn rates (https://sre.google/workbook/alerting-on-slos/, "multiwindow, multi-burn-rate"): how many
-times faster than the target allows requests miss it, in a long and in a short stretch.
+times faster than the target allows requests miss it, over a long and a short period.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_capacity.errors import InputError
 
-if TYPE_CHECKING:  # what asks for help names the rules, and needs no answer
+if TYPE_CHECKING:  # --help lists the rules and needs no answer
     from vllm_capacity.analysis import Analysis
     from vllm_capacity.answer import Answer
     from vllm_capacity.assumptions import Assumptions, Slo
@@ -31,7 +31,7 @@ AlertState = Literal["fired", "quiet", "unknown"]
 
 @dataclass(frozen=True)
 class Observed:
-    """What is known of a figure: its value, else bounds (`exceeds`, `at_most`), else why not."""
+    """What is known of a figure: value, else bounds (`exceeds`, `at_most`), else the reason."""
 
     value: float | None
     exceeds: float | None = None
@@ -41,11 +41,11 @@ class Observed:
 
 @dataclass(frozen=True)
 class Watched:
-    """What rules look at: the answer of a stretch, and what else of the window some of them need.
+    """The input of rules: the answer of a period, and other data of the window for some rules.
 
-    `ending` is the answer of the window's last seconds, None where it is shorter than that;
-    `growth` the ratio of the cost of an output token to that of the stretch before, at the same
-    load and mix; `days_left` the days until the load needs more than the replicas there are.
+    `ending` gives the answer of the window's last seconds, None if it is shorter than that;
+    `growth` the cost of an output token as a ratio to the preceding period, at the same load and
+    mix; `days_left` the days until the load exceeds the present replicas.
     """
 
     answer: Answer
@@ -57,10 +57,9 @@ class Watched:
 
 @dataclass(frozen=True)
 class AlertRule:
-    """A rule: it fires when its figure is above the threshold, or below it.
+    """A rule: it fires if its figure is above the threshold, or below it.
 
-    It is not evaluated without a threshold, nor where `observe` gives None: burn rates need a
-    target.
+    It is not evaluated without a threshold, or if `observe` returns None: burn rates need a target.
     """
 
     name: str
@@ -101,7 +100,7 @@ class Alert:
 
     @property
     def span(self) -> str:
-        """The bounds between which a figure lies whose alert may fire; empty without both."""
+        """The bounds of a figure whose alert may fire; empty unless both are known."""
         low, high = self.observed.exceeds, self.observed.at_most
         if low is None or high is None:
             return ""
@@ -109,7 +108,7 @@ class Alert:
 
     @property
     def found(self) -> str:
-        """What was observed, in words: a value, or the bound that decides."""
+        """The observed value in words, or the bound that decides."""
         unit, seen = self.rule.unit, self.observed
         if seen.value is not None:
             return f"{seen.value:,.4g} {unit}".rstrip()
@@ -153,8 +152,9 @@ def _mean(gauge: str) -> Callable[[Watched], Observed]:
 def _failures(watched: Watched) -> Observed:
     """Requests that certainly failed: engine errors, rejections, and those lost in restarts.
 
-    HTTP 5xx answers are known as a share only, and may be some of these: alone they exceed 0. Where
-    none is known, but a process ended, it is unknown: no scrape saw what failed in it by then.
+    HTTP 5xx answers are known only as a share and may overlap with these: alone they only show that
+    there were more than 0. If no failure is known but a process ended, the number is unknown: no
+    scrape saw what failed after the last one.
     """
     answer = watched.answer
     requests, seen = answer.requests, answer.failures
@@ -173,9 +173,9 @@ def _failures(watched: Watched) -> Observed:
 
 
 def _silence(watched: Watched) -> Observed:
-    """Servers that no longer answer, or 1 where there is no sample of a running engine at all.
+    """The number of servers that stopped responding, or 1 if no running engine has a sample.
 
-    Never unknown. A single scrape that failed at the end does not count (an `info` finding).
+    Never unknown. A single failed scrape at the end does not count (an `info` finding).
     """
     if watched.answer.running.mean is None:
         return Observed(1.0)
@@ -186,7 +186,7 @@ def _silence(watched: Watched) -> Observed:
 
 
 def _of(estimate: Estimate, times: float = 1.0) -> Observed:
-    """What an estimate says, in another unit."""
+    """An estimate, converted by a factor to another unit."""
     ends = (estimate.mid, estimate.low, estimate.high)
     mid, low, high = (None if end is None else end * times for end in ends)
     return Observed(mid, low, estimate.reason or "it is not known", high)
@@ -204,7 +204,7 @@ def _idle(watched: Watched) -> Observed:
 
 
 def _headroom(watched: Watched) -> Observed:
-    """Within the latency targets, where there are any: at most that of the capacity; else of it."""
+    """Headroom within latency targets, if given, at most that of the capacity; else the latter."""
     answer = watched.answer
     whole = _of(answer.saturation.headroom_ratio)
     if watched.slo is None or not watched.slo.targets:
@@ -213,15 +213,15 @@ def _headroom(watched: Watched) -> Observed:
     return within if within.at_most is not None else replace(within, at_most=whole.at_most)
 
 
-_OBJECTIVE = 0.95  # a target is a p95: one request of twenty may miss it
+_OBJECTIVE = 0.95  # a target is a p95: one request in twenty may miss it
 
 
 def _burn(
     target: str, attainment: str, *stretches_seconds: float
 ) -> Callable[..., Observed | None]:
-    """How many times faster than allowed requests miss a target: the least of the stretches.
+    """How many times faster than allowed requests miss a target: the minimum over the periods.
 
-    A target between two edges of a histogram's buckets leaves bounds of how many missed it.
+    If a target lies between two bucket edges, only bounds of the misses are known.
     """
 
     def observe(watched: Watched) -> Observed | None:
@@ -268,8 +268,8 @@ RULES = (
 
 
 def watched(window: Window, assumptions: Assumptions, *, over_seconds: float | None) -> Watched:
-    """What rules look at in the window's last seconds; None: in all of it."""
-    from vllm_capacity.analysis import Analysis  # what asks for help needs no analysis
+    """The input of rules for the window's last seconds; None: for all of it."""
+    from vllm_capacity.analysis import Analysis  # --help needs no analysis
 
     whole = window.extent
 
@@ -288,7 +288,7 @@ def watched(window: Window, assumptions: Assumptions, *, over_seconds: float | N
 
 
 def _growth(after: Analysis) -> Observed:
-    """The cost of a token at the same load and mix, against the stretch of this length before."""
+    """The cost of a token at the same load and mix, relative to the preceding, equal period."""
     from vllm_capacity.comparison import compare
 
     length, begin = timedelta(seconds=after.time_range.seconds), after.time_range.start
@@ -304,7 +304,7 @@ def _growth(after: Analysis) -> Observed:
 
 
 def _days_left(whole: Analysis) -> Observed:
-    """Days until the load outgrows the replicas there are, at the growth of the window's weeks."""
+    """Days until the load exceeds the present replicas, at the weekly growth in the window."""
     from vllm_capacity.plan import plan
     from vllm_capacity.verdicts.demand.weeks import weekly_growth, whole_days
 
@@ -324,7 +324,7 @@ _WEEK_DAYS = 7
 def days_until_full(room: Estimate, weekly_growth: Estimate) -> Observed:
     """Days until the load is `room` times that of the last week, at a growth per week (a ratio).
 
-    When in that week its load was reached is not known: at its start at the earliest.
+    The time in that week at which its load was reached is unknown: at the earliest, its start.
     """
     least, usual, most = (
         _weeks_until(*ends)
@@ -343,7 +343,7 @@ def days_until_full(room: Estimate, weekly_growth: Estimate) -> Observed:
 
 
 def _weeks_until(room: float | None, weekly_growth: float | None) -> float | None:
-    """None where that is not known, or never; 0 where it is full already."""
+    """Weeks until full; None if unknown or never, 0 if already full."""
     if room is not None and room <= 1:
         return 0.0
     if room is None or weekly_growth is None or weekly_growth <= 0:
@@ -352,9 +352,9 @@ def _weeks_until(room: float | None, weekly_growth: float | None) -> float | Non
 
 
 def alerts(watched: Watched | Answer, rules: Sequence[AlertRule] = RULES) -> list[Alert]:
-    """Every rule's outcome on an answer, in the order of the rules.
+    """The outcome of every rule on an answer, in the order of the rules.
 
-    An answer alone knows no targets and no other time: burn rates are left out, growth is unknown.
+    An answer alone has no targets and no other period: burn rates are left out, growth is unknown.
     """
     seen = watched if isinstance(watched, Watched) else Watched(watched)
     active = [(rule, rule.observe(seen)) for rule in rules if rule.threshold is not None]
@@ -362,7 +362,7 @@ def alerts(watched: Watched | Answer, rules: Sequence[AlertRule] = RULES) -> lis
 
 
 def _state(rule: AlertRule, observed: Observed) -> AlertState:
-    """Decided by the value, else by a bound that is beyond the threshold for sure."""
+    """The state by the value, else by a bound that is certainly beyond the threshold."""
     assert rule.threshold is not None
     limit, value = rule.threshold, observed.value
     if value is not None:
@@ -380,9 +380,9 @@ def with_thresholds(
     *,
     below: Mapping[str, float] | None = None,
 ) -> list[AlertRule]:
-    """The rules with some thresholds replaced; InputError for a rule that there is not.
+    """The rules with some thresholds replaced; InputError for an unknown rule.
 
-    `above` are those of rules that fire above, `below` of those that fire below their threshold.
+    `above` is for rules that fire above their threshold, `below` for those that fire below it.
     """
     given = {**above, **(below or {})}
     for name in given:

@@ -22,11 +22,11 @@ _P95 = "_p95_seconds"
 
 @dataclass(frozen=True)
 class Target:
-    """What one latency target is of: the histogram `metric`, and how people call the latency.
+    """A latency target: the histogram `metric` it applies to, and the names of the latency.
 
     `name` is its field of `Slo` and its column of the engine steps, `label` the latency's usual
-    abbreviation, `observed` what is counted as within the target or not, `option` what gives it on
-    the command line.
+    abbreviation, `observed` what is counted as within the target or not, `option` its command-line
+    option.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Target:
 
     @property
     def attainment(self) -> str:
-        """The field of the answer that says how well it was met: `ttft_attainment`."""
+        """The field of the answer with its attainment: `ttft_attainment`."""
         return f"{self.short}_attainment"
 
 
@@ -65,7 +65,7 @@ class Slo:
     itl_p95_seconds: float | None = _target("ITL", "--slo-itl", "later tokens (ITL)", ITL)
 
     def __post_init__(self) -> None:
-        """InputError for a target that nothing can meet."""
+        """InputError for a target that is not above 0."""
         for one in fields(self):
             target = getattr(self, one.name)
             if target is not None and not _is_number(target, above=0):
@@ -73,7 +73,7 @@ class Slo:
 
     @property
     def targets(self) -> dict[str, float]:
-        """The targets that were given, by name; empty where none was."""
+        """The given targets by name; empty if there are none."""
         given = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: target for name, target in given.items() if target is not None}
 
@@ -91,9 +91,9 @@ _BY_WORD = {word: name for name, one in TARGETS.items() for word in (name, one.s
 
 
 def slo_of(given: Slo | str | None) -> Slo:
-    """The latency targets that a person means: a `Slo`, or text such as `ttft 2.0, itl 0.1`.
+    """Latency targets as a user gives them: a `Slo`, or text such as `ttft 2.0, itl 0.1`.
 
-    Text names each latency by the short name or by the field of `Slo`, then seconds. None, or text
+    Text names each latency by its short name or by the field of `Slo`, then seconds. None, or text
     without a target: no targets. InputError for anything else.
     """
     if isinstance(given, Slo):
@@ -118,11 +118,11 @@ def slo_of(given: Slo | str | None) -> Slo:
 
 @dataclass(frozen=True)
 class Pricing:
-    """What a GPU-hour costs, and how many GPUs per engine has.
+    """The price of a GPU-hour, and the number of GPUs per engine.
 
-    `rules` (of a mapping file) take the place of one price and one GPU count for all. Without a
-    price and rules every money figure is unknown. `note` says whose price it is; `row` is its row
-    of gpu_prices.csv, if it has one; `rules_path` the file that the rules were read from.
+    `rules` (of a mapping file) replace the single price and GPU count. Without a price and rules
+    every money figure is unknown. `note` says whose price it is; `row` is its row of
+    gpu_prices.csv, if it has one; `rules_path` is the file of the rules.
     """
 
     usd_per_gpu_hour: Estimate | None = None
@@ -133,7 +133,7 @@ class Pricing:
     rules_path: Path | None = None
 
     def __post_init__(self) -> None:
-        """InputError for a GPU count or a price that there is not."""
+        """InputError for an invalid GPU count or price."""
         if not _is_number(self.gpus_per_engine, above=0, most=_MOST_GPUS):
             raise InputError(
                 f"GPUs per engine must be above 0, and {_MOST_GPUS:,} at most, not "
@@ -148,10 +148,10 @@ class Pricing:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What every engine runs on and serves, where somebody says so: vLLM exports no GPU.
+    """What every engine runs on and serves, if given: vLLM exports no GPU.
 
-    `gpu` is a name of gpu_specs.csv; `model` a name of llms.csv, where the served name is none.
-    None: what labels of the targets, or the price row, tell.
+    `gpu` is a name in gpu_specs.csv; `model` a name in llms.csv, if the served name is not one.
+    None: taken from labels of the targets, or from the price row.
     """
 
     gpu: str | None = None
@@ -167,14 +167,14 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Everything that is not telemetry and that figures depend on."""
+    """All inputs of figures that are not telemetry."""
 
     pricing: Pricing = field(default_factory=Pricing)
     slo: Slo = field(default_factory=Slo)
     hardware: Hardware = field(default_factory=Hardware)
 
     def of_targets(self, labels: Callable[[], Mapping[str, Mapping[str, str]]]) -> Assumptions:
-        """The same for targets with these labels, by instance, where a rule needs them."""
+        """The same for targets with these labels, by instance, if a rule selects by labels."""
         rules = self.pricing.rules
         if all(rule.only is None for rule in rules):
             return self
@@ -188,12 +188,12 @@ def pricing(
     price_rules: str | Path | None = None,
     note: str = "",
 ) -> Pricing:
-    """The pricing that a person means by these.
+    """A pricing from a user's inputs.
 
-    `price` is USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words of a row of
-    gpu_prices.csv; `price_rules` is the path of a mapping file (GPUs and price of each instance,
-    from when to when). None of them: money stays unknown. InputError where both are given, and for
-    a price that there is not.
+    `price` is USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words that match a row
+    of gpu_prices.csv; `price_rules` is the path of a mapping file (GPUs and price of each instance,
+    with start and end). With neither, money stays unknown. InputError if both are given, and for an
+    invalid price.
     """
     if price is not None and price != "" and price_rules:
         raise InputError(

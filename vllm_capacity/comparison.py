@@ -1,4 +1,4 @@
-"""Two analyses side by side: what changed at the same load and mix, and what it may come from."""
+"""Two analyses side by side: what changed at the same load and mix, and possible reasons."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from vllm_capacity.verdicts.changes import (
     ratio_of,
 )
 
-_MIX_RATIO, _PRICE_RATIO = 1.05, 1.001  # smaller differences are no reason
+_MIX_RATIO, _PRICE_RATIO = 1.05, 1.001  # smaller differences do not count as reasons
 _MOST_SETTINGS = 5
 _listed = partial(listed, most=_MOST_SETTINGS)
 _MEASURED = frozenset(
     ("num_gpu_blocks", "kv_cache_size_tokens", "kv_cache_max_concurrency", "num_cpu_blocks")
 )
-"""What a server finds out at its start: replicas differ in it by a little."""
+"""Values that a server determines at startup: they vary slightly between replicas."""
 
 
 @dataclass(frozen=True, repr=False)
 class Side(Figures):
-    """One of the two: when it was, what served, what it cost and did.
+    """One of the two sides: its time, models, cost and throughput.
 
-    `engine_usd_per_hour` is what one engine cost, `output_tokens_per_second` what one did on
-    average; lengths are means of a finished request.
+    `engine_usd_per_hour` is the cost of one engine, `output_tokens_per_second` the mean throughput
+    of one; lengths are means over finished requests.
     """
 
     window: str
@@ -54,7 +54,7 @@ class Side(Figures):
 
 @dataclass(frozen=True, repr=False)
 class Reason(Record):
-    """Something else that differs: its kind (price, load, mix, model, setting) and both values."""
+    """Another difference: its kind (price, load, mix, model, setting) and both values."""
 
     kind: str
     evidence: str
@@ -62,12 +62,13 @@ class Reason(Record):
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Record):
-    """What changed from A (`before`) to B (`after`), each as the ratio B ÷ A.
+    """The changes from A (`before`) to B (`after`), each as the ratio B ÷ A.
 
-    `cost_at_same_load` is the cost per output token had both served the same load and mix: the
-    price of an engine-hour × the time per token. `cost_as_billed` is what a token did cost, with
-    its load. `itl` (mean) and `ttft` (p95 of a step) are at the same load and mix; `output` and
-    `capacity`, per engine, are as they were. `reasons` are what else differs, likeliest first.
+    `cost_at_same_load` is the cost per output token if both had served the same load and mix: the
+    price of an engine-hour × the time per token. `cost_as_billed` is the actual cost of a token,
+    with its load. `itl` (mean) and `ttft` (p95 of a step) are at the same load and mix; `output`
+    and `capacity`, per engine, are as measured. `reasons` are the other differences, likeliest
+    first.
     """
 
     before: Side
@@ -83,15 +84,15 @@ class Comparison(Record):
 
     @property
     def changes(self) -> dict[str, Change]:
-        """The changes by name, in the order in which they are told."""
+        """The changes by name, in display order."""
         names = ("cost_at_same_load", "cost_as_billed", "itl", "ttft", "output", "capacity")
         return {name: getattr(self, name) for name in names}
 
 
 def compare(before: Analysis, after: Analysis) -> Comparison:
-    """What changed between two analyses, of two windows or of two time ranges of one.
+    """The changes between two analyses, of two windows or of two time ranges of one.
 
-    Each under its own price. A change that cannot be told is unknown, with its reason.
+    Each has its own price. A change that cannot be determined is unknown, with its reason.
     """
     sides = _side(before), _side(after)
     steps = _steps(before), _steps(after)
@@ -117,12 +118,12 @@ def _steps(analysis: Analysis) -> pl.DataFrame:
 
 
 def _product(price: Estimate, other: Estimate) -> Estimate:
-    """The price's ratio times another; without a price, or without the other, why not."""
+    """The price's ratio times another; unknown with its reason if either is unknown."""
     return price if price.is_unknown else other if other.is_unknown else price.times(other)
 
 
 def _price_ratio(before: Side, after: Side) -> Estimate:
-    """The price of an engine-hour, B ÷ A; 1 where neither has one, for then it is the same."""
+    """The price of an engine-hour, B ÷ A; 1 if neither has one, as the price is then the same."""
     one, two = before.engine_usd_per_hour, after.engine_usd_per_hour
     if one.is_unknown and two.is_unknown and one.reason == two.reason:
         return Estimate.exact(1.0, "the same price for both, whatever it is")
@@ -152,7 +153,7 @@ def _side(analysis: Analysis) -> Side:
 
 
 def _capacity(analysis: Analysis) -> Estimate:
-    """Of one engine, so that a fleet that grew is not taken for a faster one."""
+    """The capacity of one engine, so that a fleet that grew does not look like a faster one."""
     engines = analysis.answer.window.mean_engines
     whole = analysis.answer.saturation.capacity
     return whole.scaled(1 / engines) if engines else whole
@@ -190,7 +191,7 @@ def _mix(one: Side, two: Side) -> Iterator[Reason]:
 
 
 def _settings(before: Analysis, after: Analysis) -> Iterator[Reason]:
-    """What the servers say of their configuration, and whether they export other metrics."""
+    """Changes in the servers' reported settings, and in the metrics that they export."""
     one, two = _labels(before), _labels(after)
     other = [name for name in sorted(one.keys() & two.keys()) if one[name] != two[name]]
     for name in other[:_MOST_SETTINGS]:
@@ -207,7 +208,7 @@ def _settings(before: Analysis, after: Analysis) -> Iterator[Reason]:
 
 
 def _labels(analysis: Analysis) -> Mapping[str, tuple[str, ...]]:
-    """The values of each setting that the servers of the window export, by its name."""
+    """The values of each setting that the servers of the window export, by name."""
     rows = analysis.window.named_sql("figures", "makes", metrics=[CACHE_CONFIG])
     found: dict[str, set[str]] = {}
     for text in rows.get_column("labels"):

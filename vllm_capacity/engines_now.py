@@ -1,4 +1,4 @@
-"""The engines of a fleet as they are now, the worst first: what a live screen shows."""
+"""The engines of a fleet at present, the worst first, as a live screen shows them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, LIMITS, UNKN
 
 @dataclass(frozen=True, repr=False)
 class EngineNow(Figures):
-    """One engine: its last step (10 s or more), and latency, cost and headroom of all the time.
+    """One engine: its last step (10 s or more); latency, cost and headroom over the whole period.
 
-    None and unknown estimates where not observed. `trouble` says why its server does not answer,
-    empty where it does.
+    None and unknown estimates if not observed. `trouble` says why its server does not respond,
+    empty if it does.
     """
 
     engine: str
@@ -42,9 +42,9 @@ class EngineNow(Figures):
 
 @dataclass(frozen=True, repr=False)
 class FleetNow(Record):
-    """All engines, in order, and their total: rates and counts added, KV usage and cost as a whole.
+    """All engines in order, and the total: rates and counts added, KV usage and cost as a whole.
 
-    `seconds` is over how long latency and cost are.
+    `seconds` is the length of the period of latency and cost.
     """
 
     at: datetime
@@ -58,12 +58,12 @@ _Key = tuple[float, ...]
 
 
 def _most_first(value: float | None) -> _Key:
-    """Sorts the highest first, and what is not known last."""
+    """A sort key: highest first, unknown last."""
     return (float("inf") if value is None else -value,)
 
 
 def _severity(row: EngineNow) -> _Key:
-    """Silent servers, then those at a limit, then what is not known, then what has room."""
+    """A sort key: silent servers, those at a limit, unknown ones, those with headroom."""
     if row.trouble:
         return (0.0,)
     ranks = {**dict.fromkeys(LIMITS, 1.0), UNKNOWN: 2.0, CLIENT: 3.0, IDLE: 4.0}
@@ -78,7 +78,7 @@ def _least_room(row: EngineNow) -> _Key:
 
 ORDERS: Mapping[str, Callable[[EngineNow], _Key]] = {
     "worst": _severity,
-    "name": lambda row: (),  # as which they are sorted before
+    "name": lambda row: (),  # names are sorted before
     "tokens": lambda row: _most_first(row.output_tokens_per_second),
     "running": lambda row: _most_first(row.running),
     "waiting": lambda row: _most_first(row.waiting),
@@ -93,9 +93,9 @@ ORDERS: Mapping[str, Callable[[EngineNow], _Key]] = {
 def engines_now(
     analysis: Analysis, *, silent: Mapping[str, str] | None = None, order: str = "worst"
 ) -> FleetNow:
-    """The engines of the last minutes that the analysis is of, and servers that do not answer.
+    """The engines in the analysis' period, the last minutes, and servers that do not respond.
 
-    `silent` are causes by instance. InputError for an order that is none of `ORDERS`.
+    `silent` has causes by instance. InputError for an order not in `ORDERS`.
     """
     if order not in ORDERS:
         raise InputError(f"Cannot sort by {order!r}; try {', '.join(ORDERS)}.")
@@ -169,7 +169,7 @@ def _row(analysis: Analysis, engine: str) -> EngineNow:
 
 
 def _last_step(steps: pl.DataFrame, engine: str) -> dict[str, float]:
-    """The engine's newest step that saw anything; empty where there is none."""
+    """The engine's latest step with samples; empty if there is none."""
     own = of_engines(steps, [engine]).drop_nulls("running_mean").sort("start")
     return own.tail(1).to_dicts()[0] if own.height else {}
 

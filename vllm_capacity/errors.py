@@ -1,14 +1,14 @@
-"""Every error a user can meet, and the exit code each one ends the command line with.
+"""All errors that a user can meet, and their exit codes on the command line.
 
     CapacityError                 exit 2
-    ├── InputError                what was given cannot be used (file, argument, parameter)
-    │   ├── WindowError           no such window, damaged, or it exists already
-    │   ├── NoTelemetryError      a source that has nothing of a server we know, or not then
-    │   └── ParseError            a line of someone's format that is not of that format
+    ├── InputError                an input cannot be used (file, argument, parameter)
+    │   ├── WindowError           no such window, damaged, or it already exists
+    │   ├── NoTelemetryError      a source without series of a known server, or not at that time
+    │   └── ParseError            text that is not in its declared format
     └── SourceError    exit 3     a server or store failed, or refused us
 
-A message says what was asked, what was found, and what to try. Unknown figures are no errors:
-they are an `Estimate` with a reason, or None.
+A message says what was asked, what was found, and what to try. Unknown figures are not errors: they
+are an `Estimate` with a reason, or None.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _CONTROL = re.compile(
 
 
 def plain(text: object) -> str:
-    """What others wrote, fit for a message: no character that moves the cursor or the reading.
+    """Text by others made safe for a message: no characters that move the cursor or reorder text.
 
-    Control characters, which begin a terminal's escapes, marks that turn the direction of the text,
-    and halves of surrogate pairs, which cannot be written, become spaces.
+    Spaces replace control characters, which start terminal escapes, marks that change the direction
+    of text, and lone surrogates, which cannot be written.
     """
     return _CONTROL.sub(" ", str(text))
 
 
 class CapacityError(Exception):
-    """Root of this package's errors; the command line prints one line of it, no traceback."""
+    """The base of this package's errors; the command line prints one line of it, no traceback."""
 
     exit_code = 2
 
@@ -41,19 +41,19 @@ class CapacityError(Exception):
 
 
 class InputError(CapacityError):
-    """Something given cannot be used: a file, an argument, a parameter."""
+    """An input cannot be used: a file, an argument, a parameter."""
 
 
 class WindowError(InputError):
-    """A window that is not there, is damaged, or is in the way."""
+    """A window does not exist, is damaged, or is in the way."""
 
 
 class NoTelemetryError(InputError):
-    """A source answered, but has no series of a server we know, or no sample of the time asked."""
+    """A source has no series of a known server, or no sample at the requested time."""
 
 
 class ParseError(InputError):
-    """Text that is not of the format it claims to be."""
+    """Text is not in the format it claims to be."""
 
 
 class SourceError(CapacityError):
@@ -64,7 +64,7 @@ class SourceError(CapacityError):
 
 @contextmanager
 def needing_extra(extra: str) -> Iterator[None]:
-    """What is run inside may lack a package: an InputError that says which extra brings it."""
+    """A context for code that may lack a package: InputError that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:

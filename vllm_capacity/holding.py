@@ -1,7 +1,7 @@
-"""Who may write where: one writer of a place at a time, and nothing removed under a reader.
+"""File locks: one writer of a place at a time, and nothing is removed while it is read.
 
-Both are locks of the operating system (`flock`), which end with their holder however it ends: a
-killed run never blocks the next one, and what it left behind is told from what is in use.
+Both are locks of the operating system (`flock`), which end with their holder in any case: a killed
+run never blocks the next one, and its leftovers can be distinguished from files in use.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from vllm_capacity.errors import SourceError
 
 _LOCK = ".lock"
 _POLL_SECONDS = 0.05
-_TURN_SECONDS = 0.5  # a lock that is just being handed over is not held
-_CLEANING_SECONDS = 5.0  # far longer than anyone takes to remove a few files
+_TURN_SECONDS = 0.5  # a lock that is being handed over does not count as held
+_CLEANING_SECONDS = 5.0  # far longer than it takes to remove a few files
 _Got = TypeVar("_Got")
 
 
@@ -31,11 +31,11 @@ _Got = TypeVar("_Got")
 def workplace(
     folder: Path, *, busy: str, patience_seconds: float = _TURN_SECONDS
 ) -> Iterator[Path]:
-    """Hold a hidden folder to work in, made where it is missing; one run at a time.
+    """Hold a hidden working folder, created if missing; one run at a time.
 
-    SourceError with the message `busy` where another run still holds it after
-    `patience_seconds`. The folder goes afterwards, unless something was left in it on purpose;
-    what a killed run left in it is for the next holder to judge.
+    SourceError with the message `busy` if another run still holds it after `patience_seconds`. The
+    folder is removed afterwards, unless something was left in it on purpose; the next holder
+    decides about leftovers of a killed run.
     """
     lock = folder / _LOCK
     handle = _patiently(lambda: _locked(lock), patience_seconds)
@@ -44,16 +44,16 @@ def workplace(
     try:
         yield folder
     finally:
-        lock.unlink(missing_ok=True)  # while it is held: whoever comes next makes another
+        lock.unlink(missing_ok=True)  # while it is held: the next holder creates a new one
         with suppress(OSError):
             folder.rmdir()
         os.close(handle)
 
 
 class Pin:
-    """Keeps others from removing files of a folder, until it is closed or nobody refers to it.
+    """Keeps others from removing files of a folder, until it is closed or garbage-collected.
 
-    Where the file system has no locks, it does nothing.
+    If the file system has no locks, it does nothing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,17 +63,17 @@ class Pin:
             _patiently(lambda: _flocked(self._handle, fcntl.LOCK_SH), _CLEANING_SECONDS)
 
     def is_on(self, folder: Path) -> bool:
-        """Whether that path is still the folder that was pinned."""
+        """Whether that path is still the pinned folder."""
         return _is_at(self._handle, folder)
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[bool]:
-    """Whether nobody has pinned the folder; inside, nobody can."""
+    """Whether nobody has pinned the folder; within the context, nobody can."""
     handle = _opened(folder)
     try:
         has_lock = False
-        with suppress(OSError):  # no locks here: nobody knows
+        with suppress(OSError):  # no locks here: cannot be determined
             has_lock = _flocked(handle, fcntl.LOCK_EX) is not None
         yield has_lock
     finally:
@@ -82,7 +82,7 @@ def alone(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
-    """A private folder among the temporary ones; those that killed runs left are removed."""
+    """A private temporary folder; those left by killed runs are removed."""
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}????????"):
         _remove_if_left(left)
     folder, pin = _pinned_scratch(prefix)
@@ -94,9 +94,9 @@ def scratch(prefix: str) -> Iterator[Path]:
 
 
 def private_folder(name: str) -> Path | None:
-    """The folder of that name of this user among the temporary ones, made where it is missing.
+    """A temporary folder of that name for this user, created if missing.
 
-    None where it cannot be written, or is not this user's alone.
+    None if it cannot be written, or others have access to it.
     """
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
     with suppress(OSError):
@@ -105,7 +105,7 @@ def private_folder(name: str) -> Path | None:
 
 
 def is_private(folder: Path) -> bool:
-    """Whether it is a folder of this user's that nobody else can read or write, and no link."""
+    """Whether it is a folder of this user that nobody else can read or write, and not a link."""
     try:
         found = folder.lstat()
     except OSError:
@@ -117,7 +117,7 @@ def is_private(folder: Path) -> bool:
 def _pinned_scratch(prefix: str) -> tuple[Path, Pin]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
-        with suppress(FileNotFoundError):  # another run took it for one that was left
+        with suppress(FileNotFoundError):  # another run took it for a leftover
             pin = Pin(folder)
             if pin.is_on(folder):
                 return folder, pin
@@ -132,11 +132,11 @@ def _remove_if_left(folder: Path) -> None:
 
 
 def _locked(lock: Path) -> int | None:
-    """The descriptor that holds a lock file, None while another run has it."""
+    """The descriptor that holds a lock file; None while another run holds it."""
     lock.parent.mkdir(exist_ok=True)
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except FileNotFoundError:  # its holder is just removing the folder
+    except FileNotFoundError:  # its holder is removing the folder
         return None
     try:
         if _flocked(handle, fcntl.LOCK_EX) and _is_at(handle, lock):
@@ -153,7 +153,7 @@ def _opened(folder: Path) -> int:
 
 
 def _flocked(handle: int, kind: int) -> bool | None:
-    """True with the lock, None where another has it; OSError where there are no locks."""
+    """True with the lock, None if another run has it; OSError if there are no locks."""
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -169,7 +169,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _patiently(attempt: Callable[[], _Got | None], seconds: float) -> _Got | None:
-    """What the attempt gives, tried again while it gives None."""
+    """The attempt's result, retried while it is None."""
     end = time.monotonic() + seconds
     while (got := attempt()) is None and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)

@@ -1,7 +1,7 @@
-"""The machine interface of an earlier release: its keys, and how they are called since.
+"""The machine interface of an earlier release: its keys, and their present names.
 
-`--json` prints version 2. For one release `--schema-version 1` prints the object as it was before:
-old keys, a basis as one line, and nothing that was not there.
+`--json` prints version 2. For one release `--schema-version 1` prints the earlier object: old keys,
+a basis as one line, and nothing that was added later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RENAMED_PARAMETERS: Mapping[str, str] = {
     "ttft_slo_seconds": "ttft_p95_seconds",
     "itl_slo_seconds": "itl_p95_seconds",
 }
-"""Parameters of notebooks, and terms of their pages, of an earlier release to those since."""
+"""Earlier names of notebook parameters, and of terms in pages, to present ones."""
 
 _NEW_IN_2 = (
     "schema_version",
@@ -46,7 +46,7 @@ _OLD = {new: old for old, new in RENAMED.items()}
 
 
 def version_1(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object of version 2 as version 1 had it."""
+    """A JSON object of version 2 in the form of version 1."""
     return {key: each for key, each in _old(body, ()).items() if key not in _NEW_IN_2}
 
 

@@ -1,4 +1,4 @@
-"""Where the shipped files are: the repository of a clone, or the inside of an installed wheel."""
+"""Locations of shipped files: the repository of a clone, or the inside of an installed wheel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _PACKAGE = Path(__file__).resolve().parent
 def shipped(relative: str) -> Path:
     """The path of a shipped file or folder, such as `data/llms.csv` or `notebooks`.
 
-    In a clone that is the file in the repository, in an installed wheel its copy in the package.
+    In a clone it is the file in the repository, in an installed wheel its copy in the package.
     """
-    # Installed, the folder above is site-packages, where others may have a data/ too.
+    # Installed, the parent folder is site-packages, where others may have a data/ too.
     for root in (_PACKAGE / "_shipped", _PACKAGE.parent):
         if (root / relative).exists():
             return root / relative

@@ -1,4 +1,4 @@
-"""Label matchers as Prometheus writes them: `{namespace="team-a",pod=~"vllm-.*"}`."""
+"""Label matchers in Prometheus syntax: `{namespace="team-a",pod=~"vllm-.*"}`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ESCAPED = {r"\\": "\\", r"\"": '"', r"\n": "\n", r"\t": "\t"}
 
 @dataclass(frozen=True)
 class Selector:
-    """Label matchers that all have to hold; `bare` is their text without braces."""
+    """Label matchers that must all hold; `bare` is their text without braces."""
 
     bare: str
     matchers: tuple[tuple[str, str, str], ...]
@@ -25,7 +25,7 @@ class Selector:
         return f"{{{self.bare}}}"
 
     def holds(self, labels: Mapping[str, str]) -> bool:
-        """Whether these labels match; one that is not there is empty, as in Prometheus."""
+        """Whether these labels match; a missing label counts as empty, as in Prometheus."""
         return all(_holds(labels.get(name, ""), how, value) for name, how, value in self.matchers)
 
 
@@ -37,7 +37,7 @@ def _holds(label: str, how: str, value: str) -> bool:
 def selector(text: str) -> Selector:
     """The matchers in a text, with or without braces.
 
-    InputError for what are none, and for a regular expression that cannot be read.
+    InputError for invalid matchers, and for an invalid regular expression.
     """
     bare = text.strip()
     found = _MATCHERS.fullmatch(bare)

@@ -1,4 +1,4 @@
-"""What a window shows of the engines of one model, for a replay of its load on fewer of them."""
+"""The traffic of one model's engines, as input for a replay of their load on fewer of them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def served(
     time_range: TimeRange,
     slo: Slo,
 ) -> Served:
-    """What these engines (by name) served: how long prompts and outputs were, and their prefill.
+    """The traffic of these engines (by name): lengths of prompts and outputs, and prefill time.
 
-    `steps` are theirs alone, `capacity` and `running` are of one of them; of `histograms`, and of
-    `counters` as `traffic.counter_increases` has them, the rows of other engines are left out.
-    Lengths and the prefill time are None where no histogram tells them.
+    `steps` are theirs alone, `capacity` and `running` are of one of them; rows of other engines in
+    `histograms`, and in `counters` (from `traffic.counter_increases`), are left out. Lengths and
+    the prefill time are None if no histogram has them.
     """
     names = set(engines)
     own = [one for one in histograms if one.engine_name in names]

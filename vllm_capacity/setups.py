@@ -1,4 +1,4 @@
-"""What each engine runs on and serves: as given, as labels of its target say, by its price row."""
+"""The GPU and model of each engine: as given, from labels of its target, or from its price row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NO_GPU = "it is not known which GPU it runs on, which vLLM does not export: nam
 
 
 def engine_gpus(makes: Mapping[str, Make], assumptions: Assumptions) -> dict[str, GpuSpan]:
-    """The GPU of each engine of which it is known, by name."""
+    """The GPU of each engine for which it is known, by name."""
     row, given = assumptions.pricing.row, assumptions.hardware.gpu
     if given is not None:
         return dict.fromkeys(makes, find_gpu(given))
@@ -40,9 +40,9 @@ def engine_setups(
     latencies: Mapping[str, MeanLatency],
     assumptions: Assumptions,
 ) -> dict[str, Setup | str]:
-    """The setup of each engine of `engines` (figures/scrapes.py), by name, or why it is not known.
+    """The setup of each engine of `engines` (figures/scrapes.py), by name, or why it is unknown.
 
-    `parts` are those of the bill, `counters` as `traffic.counter_increases` has them.
+    `parts` are those of the bill, `counters` come from `traffic.counter_increases`.
     """
     known = engine_gpus(makes, assumptions)
     drafting = speculating(window) if known else frozenset()

@@ -1,8 +1,8 @@
-"""Who used it: the bill of a window by tenant, from what a gateway logged of each request.
+"""The bill of a window by tenant, from a gateway's log of each request.
 
-Engines are taken in pools, the replicas of a model, which the rows of that model used. Within a
-pool engines of one make had one law of step time (verdicts/cost/engine_time.py), by which their
-cost is shared (verdicts/cost/shares.py); pools and makes count by what they cost.
+Engines are grouped into pools: the replicas of a model, which that model's rows used. Within a
+pool, engines of one make follow one law of step time (verdicts/cost/engine_time.py), by which their
+cost is shared (verdicts/cost/shares.py). Pools and makes are weighted by their cost.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _MORE_THAN_COUNTED = 1.02
 
 @dataclass(frozen=True, repr=False)
 class Tenant(Figures):
-    """What one key used in the time range, by its rows, and its part of the bill.
+    """One key's use in the time range, by its rows, and its part of the bill.
 
-    `share_ratio` is of what was used, 0..1; shares and costs of all, with what no row explains, add
-    up to the whole. `cached_tokens` is None where a row does not say.
+    `share_ratio` is of all use, 0..1; the shares and costs of all tenants and of use that no row
+    explains add up to the whole. `cached_tokens` is None if any row lacks them.
     """
 
     requests: float
@@ -58,10 +58,10 @@ class Tenant(Figures):
 
 @dataclass(frozen=True, repr=False)
 class ModelUse(Figures):
-    """What the replicas of one model counted, what rows say of it, and where their time went.
+    """The counted and logged use of one model's replicas, and how their time was spent.
 
-    `…_time_ratio` are shares of engine time: of prompts, of each output token, of the fixed part of
-    steps, and of KV cache held.
+    `…_time_ratio` are shares of engine time: for prompts, for each output token, for the fixed part
+    of steps, and for KV cache held.
     """
 
     engines: int
@@ -77,9 +77,9 @@ class ModelUse(Figures):
 
 @dataclass(frozen=True, repr=False)
 class LeftOut(Record):
-    """Rows of the logs that are no use of this window: of another time, of models not served.
+    """Log rows that are not use of this window: of another time, or of models not served.
 
-    `other_models` has the rows by their model; "" are rows that name none where several are served.
+    `other_models` has the rows by model; "" are rows without a model if several are served.
     """
 
     before: int
@@ -91,8 +91,8 @@ class LeftOut(Record):
 class Tenants(Record):
     """The bill by tenant: `tenants` by key, the largest part first, and `unmatched` add up to it.
 
-    `idle_usd` is kept apart where `idle` says so, and then the third part of the sum; else it is in
-    the costs of all, in proportion to use. `whole_usd` is the bill.
+    If `idle` is "apart", `idle_usd` is separate and the third part of the sum; else it is in all
+    costs, in proportion to use. `whole_usd` is the bill.
     """
 
     idle: IdleRule
@@ -109,7 +109,7 @@ class Tenants(Record):
 
 @dataclass(frozen=True)
 class _Pool:
-    """The replicas of a model: their engines by make, with what those cost."""
+    """The replicas of a model: its engines by make, with the cost of each make."""
 
     model: str
     engines: tuple[str, ...]
@@ -136,9 +136,9 @@ def tenants(
 ) -> Tenants:
     """The bill of the analysis shared among the keys of the log.
 
-    `idle`: "shared" in proportion to use, or kept "apart". `aliases` say which served model a name
-    in the log is. NoTelemetryError, an InputError, where no row of the log is of this time and a
-    model that is served, or the servers generated nothing.
+    `idle`: "shared" in proportion to use, or kept "apart". `aliases` map names in the log to served
+    models. NoTelemetryError, an InputError, if no row of the log is of this time and of a served
+    model, or if the servers generated nothing.
     """
     named = _of_models(analysis, log.frame, aliases or {})
     inside = _inside(named, analysis.time_range)
@@ -168,7 +168,7 @@ def tenants(
 
 
 def idle_rule(name: str) -> IdleRule:
-    """The rule for idle cost of that name; InputError for one that there is not."""
+    """The rule for idle cost of that name; InputError for an unknown one."""
     if name not in IDLE_RULES:
         raise InputError(f"Idle cost is {' or '.join(IDLE_RULES)}, not {name!r}.")
     return IDLE_RULES[name]
@@ -178,9 +178,10 @@ def idle_rule(name: str) -> IdleRule:
 
 
 def _of_models(analysis: Analysis, rows: pl.DataFrame, aliases: Mapping[str, str]) -> pl.DataFrame:
-    """The rows with the served model that each is of in `served`, null where that is none.
+    """The rows with their served model in `served`, null if it is not served.
 
-    By its name, without the provider that gateways put before it, or as a LoRA adapter that ran.
+    A row's model matches by its name, with or without a gateway's provider prefix, or by a LoRA
+    adapter that ran.
     """
     models = analysis.models
     if unknown := sorted(set(aliases.values()) - set(models)):
@@ -256,9 +257,10 @@ def _nothing(analysis: Analysis, rows: pl.DataFrame, left_out: LeftOut) -> str:
 
 
 def adapter_bases(analysis: Analysis) -> dict[str, str]:
-    """The model that each LoRA adapter ran on, by the adapter's name; empty where none ran.
+    """The model that each LoRA adapter ran on, by the adapter's name; empty if none ran.
 
-    Of a server with several models, none: vllm:lora_requests_info does not say which.
+    Adapters of a server with several models are left out: vllm:lora_requests_info does not name the
+    model.
     """
     models: dict[str, set[str]] = {}
     for engine in analysis.engines.iter_rows(named=True):
@@ -279,7 +281,7 @@ def _pools(analysis: Analysis, rows: pl.DataFrame, idle: IdleRule) -> list[_Pool
     by_model: dict[str, list[str]] = {}
     for engine, models in analysis.models_by_engine.items():
         if engine not in analysis.makes:
-            continue  # it counted, but was not there to be billed
+            continue  # it has counts, but no billed time
         by_model.setdefault(models[0], []).append(engine)
     weights = _weights(analysis, idle)
     pools = []
@@ -287,13 +289,13 @@ def _pools(analysis: Analysis, rows: pl.DataFrame, idle: IdleRule) -> list[_Pool
         own = rows.filter(pl.col("served") == model)
         makes = _makes(analysis, engines, weights)
         if own.is_empty() and not analysis.counted(engines).output_tokens:
-            continue  # nothing ran, nobody asked: what it cost is everybody's
+            continue  # no output and no requests: all tenants share its cost
         pools.append(_Pool(model, tuple(engines), own, analysis.counted(engines), makes))
     return pools
 
 
 def _weights(analysis: Analysis, idle: IdleRule) -> dict[str, float]:
-    """What each engine counts by: its cost, or what of it was used; GPU-hours without a price."""
+    """The weight of each engine: its cost, or the used part of it; GPU-hours without a price."""
     costs = analysis.bill.parts
     usd = {name: each.allocation_usd.mid for name, each in costs.items()}
     if any(value is None for value in usd.values()) or not any(usd.values()):
@@ -309,9 +311,9 @@ def _weights(analysis: Analysis, idle: IdleRule) -> dict[str, float]:
 def _makes(
     analysis: Analysis, engines: Sequence[str], weights: Mapping[str, float]
 ) -> tuple[tuple[float, EngineTime | str], ...]:
-    """The engines by make: what those cost, and where their time went.
+    """The engines by make: the cost of each, and how its time was spent.
 
-    Engines that generated nothing count with the others, as idle time does.
+    The cost of engines that generated nothing is spread over the others, like idle time.
     """
     groups = alike(engines, analysis.makes)
     busy = [own for own in groups if analysis.counted(own).output_tokens]
@@ -327,9 +329,9 @@ def _times(shares: Mapping[str, Estimate], whole: Estimate) -> dict[str, Estimat
 
 
 def _used(analysis: Analysis, pools: Sequence[_Pool]) -> dict[str, Estimate]:
-    """What each key used without idle time, USD: its share of each pool's bill × utilization.
+    """The cost of each key's use without idle time, USD: share of each pool's bill × utilization.
 
-    Pool by pool, for what bounds the use of all engines together bounds that of none.
+    Pool by pool, because a bound on the use of all engines together does not bound that of one.
     """
     parts: dict[str, dict[str, Estimate]] = {}
     for pool in pools:
@@ -384,7 +386,7 @@ def _unmatched(pools: Sequence[_Pool], share: Estimate, cost: Estimate) -> Tenan
 
 
 def _logged(pool: _Pool) -> tuple[float, float]:
-    """Prompt and output tokens of the rows of a pool, those of the time range."""
+    """Prompt and output tokens in a pool's rows, counted for their part in the time range."""
     sums = pool.rows.select(
         (pl.col("prompt_tokens") * pl.col("part")).sum(),
         (pl.col("output_tokens") * pl.col("part")).sum(),
@@ -416,7 +418,7 @@ def _model_use(pool: _Pool) -> ModelUse:
 
 
 def _notes(pools: Sequence[_Pool], rows: pl.DataFrame) -> list[str]:
-    """What a reader must know to trust the shares."""
+    """What readers must know to trust the shares."""
     notes = []
     for pool in pools:
         _, output = _logged(pool)

@@ -1,4 +1,4 @@
-"""Time: aware UTC instants, half-open ranges, and what a person may type for them."""
+"""Time: aware UTC datetimes, half-open ranges, and parsing of user input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from vllm_capacity.errors import InputError
 
-HOURS_PER_MONTH = 730.5  # 365.25 days × 24 h ÷ 12: every dollar figure per month uses it
+HOURS_PER_MONTH = 730.5  # 365.25 days × 24 h ÷ 12, for every dollar figure per month
 
 _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _LONGEST_SECONDS = 36525 * 86400.0
-# Between these no offset from UTC and no look before or after leaves the calendar.
+# Between these, no UTC offset and no look back or ahead leaves the calendar.
 _YEARS = range(1900, 2200)
 _HOUR = timedelta(hours=1)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
@@ -21,7 +21,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 @dataclass(frozen=True)
 class TimeRange:
-    """`[start, end)` in aware UTC: an instant at `start` is inside, one at `end` is not."""
+    """`[start, end)` in aware UTC: a time at `start` is inside, one at `end` is not."""
 
     start: datetime
     end: datetime
@@ -46,15 +46,15 @@ class TimeRange:
         return self.seconds / 3600.0
 
     def steps(self, seconds: float) -> int:
-        """How many even steps of that length the range is cut into.
+        """The number of even steps of that length in the range.
 
-        A rest under half a step belongs to the last one: a sliver would be a step without a sample.
+        A remainder under half a step belongs to the last step: on its own it would have no sample.
         """
         return max(1, int(self.seconds / seconds + 0.5))
 
 
 def hours(time_range: TimeRange) -> list[TimeRange]:
-    """The range cut at UTC hours."""
+    """The range split at UTC hours."""
     parts = []
     start = time_range.start
     while start < time_range.end:
@@ -65,14 +65,14 @@ def hours(time_range: TimeRange) -> list[TimeRange]:
 
 
 def iso(instant: datetime) -> str:
-    """The instant as ISO 8601 with `Z`, microseconds only where there are any."""
+    """The time as ISO 8601 with `Z`, with microseconds only if there are any."""
     return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def parse_instant(text: str) -> datetime:
-    """An aware UTC instant from ISO 8601; without an offset it is UTC. Fractions are honored.
+    """An aware UTC datetime from ISO 8601; UTC if it has no offset. Fractions are kept.
 
-    InputError for what is no time, or lies outside 1900 to 2199.
+    InputError for an invalid time, or one outside 1900 to 2199.
     """
     try:
         instant = datetime.fromisoformat(text.strip())
@@ -86,7 +86,7 @@ def parse_instant(text: str) -> datetime:
 
 
 def named_range(text: str) -> tuple[str, str | None, str | None]:
-    """The name in NAME@START..END, and the two ends as text; None for an end that is left out.
+    """The name in NAME@START..END, and the two ends as text; None for an omitted end.
 
     Text without a range is a name.
     """
@@ -98,7 +98,7 @@ def named_range(text: str) -> tuple[str, str | None, str | None]:
 
 
 def parse_duration_seconds(text: str) -> float:
-    """Seconds from "2s", "90m", "24h", "1h30m", "7d"; always positive, and a century at most."""
+    """Seconds from "2s", "90m", "24h", "1h30m", "7d"; always positive, and at most a century."""
     bare = text.strip().lower()
     parts = _DURATION.findall(bare)
     if not parts or "".join(number + unit for number, unit in parts) != bare:
@@ -117,7 +117,7 @@ def last(duration: str, *, now: datetime) -> TimeRange:
 
 
 def time_zone(name: str) -> ZoneInfo:
-    """The time zone of that name, such as Europe/Berlin; InputError where there is none."""
+    """The time zone of that name, such as Europe/Berlin; InputError if there is none."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
