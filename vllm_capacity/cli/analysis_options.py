@@ -1,4 +1,4 @@
-"""Options of the verbs that analyze a window: what telemetry cannot know, and `--json`."""
+"""Options of commands that analyze a window: assumptions beyond telemetry, and `--json`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def json_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--json` and `--schema-version`, on a command."""
+    """Add `--json` and `--schema-version` to a command."""
     version = click.option(
         "--schema-version",
         type=click.Choice(["1", str(SCHEMA_VERSION)]),
@@ -33,7 +33,7 @@ def json_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_text(result: object, schema_version: str = str(SCHEMA_VERSION)) -> str:
-    """A result as JSON; a number that is not finite is a defect, and raises.
+    """A result as JSON; a non-finite number is a bug, and raises.
 
     Version 1 is printed with a deprecation warning on stderr.
     """
@@ -61,13 +61,13 @@ _EXACT = click.option(
 
 
 def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The window, as WINDOW or with `--window`, on a command; `one_window` reads both."""
+    """Add the window, as WINDOW or `--window`, to a command; `one_window` reads both."""
     option = click.option("--window", help="The window, if not given as WINDOW.")
     return click.argument("argument", metavar="[WINDOW]", required=False)(option(command))
 
 
 def one_window(argument: str | None, option: str | None) -> str:
-    """The window that is named as WINDOW or with --window; InputError where not exactly once."""
+    """The window given as WINDOW or with --window; InputError unless given exactly once."""
     if argument is not None and option is not None:
         raise InputError(
             f"The window is given twice: {argument!r}, and --window {option!r}. Give it once."
@@ -79,24 +79,24 @@ def one_window(argument: str | None, option: str | None) -> str:
 
 
 def range_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--start` and `--end`, on a command."""
+    """Add `--start` and `--end` to a command."""
     for option in reversed(_RANGE):
         command = option(command)
     return command
 
 
 def assumption_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What an analysis takes beside its window, on a command."""
+    """Add the inputs of an analysis besides its window to a command."""
     return range_options(_EXACT(setting_options(PriceSettings, Slo, HardwareSettings)(command)))
 
 
 def price_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of prices alone, where no time range and no latency target is asked for."""
+    """Add only the price options, for commands without a time range and latency targets."""
     return setting_options(PriceSettings)(command)
 
 
 def assumptions_of(given: Mapping[str, Any]) -> Assumptions:
-    """What these options assume; InputError where a price is given twice."""
+    """The assumptions of these options; InputError if a price is given twice."""
     price = taken(PriceSettings, given)
     if len(ways := _ways(price)) > 1:
         named = " and ".join("--" + way.replace("_", "-") for way in ways)
@@ -116,7 +116,7 @@ def _ways(price: PriceSettings) -> list[str]:
 
 
 def analysis_of(window: str, given: Mapping[str, Any], *, verify: bool = False) -> Analysis:
-    """The analysis of a window (a path, or a name) that these options ask for."""
+    """The analysis of a window (path or name) with these options."""
     from vllm_capacity.analysis import Analysis  # polars, duckdb and all: not for --help
     from vllm_capacity.live.running import open_recorded
 

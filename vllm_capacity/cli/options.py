@@ -1,4 +1,4 @@
-"""What the verbs share: options that click checks too little, and how wide the screen is."""
+"""Common parts of commands: options with stricter checks than click's, and the screen width."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEAST, _MOST = 1e-12, 1e12
 
 
 class _File(click.Path):
-    """A path at which there may be a file: no pipe or device, which may never end."""
+    """A path that may be a file, but not a pipe or device, which may never end."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -38,7 +38,7 @@ FILE = _File()
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--label` and `--targets` of what is scraped, as `labels` and `listed`, on a command."""
+    """Add `--label` and `--targets` to a command that scrapes, as `labels` and `listed`."""
     label = click.option(
         "--label",
         "labels",
@@ -57,14 +57,14 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def local_path(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    """An option's path to write to: neither blank nor a URL; for `callback`."""
+    """An option's path to write to, neither blank nor a URL; a click `callback`."""
     if value is not None and (not str(value).strip() or _URL.match(str(value))):
         raise click.BadParameter(f"{str(value)!r} is no path on this machine.", param=option)
     return value
 
 
 def stream_name(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """An option's name of a stream, of the letters that Parseable allows; for `callback`."""
+    """An option's stream name, in characters that Parseable allows; a click `callback`."""
     if value is not None and not _STREAM.fullmatch(value):
         raise click.BadParameter(
             f"{value!r} is no name of a stream: letters, digits, - and _.", param=option
@@ -73,7 +73,7 @@ def stream_name(_: click.Context, option: click.Parameter, value: str | None) ->
 
 
 def bounded(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """An option's number, where it is one and within reason; for click's `callback`."""
+    """An option's number, if it is valid and within limits; a click `callback`."""
     if value is None or value == 0 or _LEAST <= abs(value) <= _MOST:
         return value
     if abs(value) < _LEAST:
@@ -82,7 +82,7 @@ def bounded(_: click.Context, option: click.Parameter, value: float | None) -> f
 
 
 def listen_address(listen: str) -> tuple[str, int]:
-    """The host and port of `HOST:PORT`; InputError for what is none."""
+    """The host and port of `HOST:PORT`; InputError for other text."""
     host, _, port = listen.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise InputError(f"Cannot listen on {listen!r}: give HOST:PORT, such as 127.0.0.1:9090.")
@@ -91,7 +91,7 @@ def listen_address(listen: str) -> tuple[str, int]:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, to be told how much is done of how much; nothing where it is no terminal."""
+    """A bar on stderr that is called with (done, total); nothing if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -101,7 +101,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    # Under cron a bar would be a mail. (Rich takes what a Jupyter kernel starts for a terminal.)
+    # Under cron, a bar would be mailed. (Rich takes the output of a Jupyter kernel for a terminal.)
     is_terminal = sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=not is_terminal) as bar:
         task = bar.add_task(title, total=None)
@@ -113,5 +113,5 @@ _MIN_COLUMNS, _MAX_COLUMNS = 80, 100
 
 
 def columns(most: int = _MAX_COLUMNS) -> int:
-    """The columns to write in: the terminal's (or COLUMNS) within bounds; 80 without one."""
+    """The output width: the terminal's (or COLUMNS) within bounds; 80 without one."""
     return min(max(shutil.get_terminal_size().columns, _MIN_COLUMNS), most)

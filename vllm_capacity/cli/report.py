@@ -119,7 +119,7 @@ _OPTION_OF = {
     "usage_models": "models",
     "usage_log_format": "log_format",
 }
-"""The options that give parameters of other names."""
+"""The options that set parameters with other names."""
 
 
 _OF_USAGE = ("usage", "usage_columns", "usage_models", "usage_log_format")
@@ -127,7 +127,7 @@ _OF_INVOICE = ("invoice", "invoice_columns")
 
 
 def _against(page: PageSettings, parameters: Mapping[str, object]) -> str | None:
-    """What to compare with by the option or the settings; `-p against=…` goes before those."""
+    """The comparison by the option or the settings; `-p against=…` takes precedence."""
     if page.against is None or "against" not in parameters:
         return page.against
     if _is_typed("against"):
@@ -136,7 +136,7 @@ def _against(page: PageSettings, parameters: Mapping[str, object]) -> str | None
 
 
 def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
-    """Whether days of a source are asked for; InputError where a window is, too."""
+    """Whether days of a source are requested; InputError if a window is, too."""
     typed = [name for name in ("origin", "stream", "last", "keep") if _is_typed(name)]
     if typed and is_named:
         raise InputError("Give a window, or --from and --last for days of a source, not both.")
@@ -148,7 +148,7 @@ def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
 def _is_typed(name: str) -> bool:
     """Whether the option is on the command line, not only in the settings file.
 
-    A parameter of the notebook is typed where an option is that gives it.
+    A notebook parameter counts as typed if an option that sets it is.
     """
     typed = click.core.ParameterSource.COMMANDLINE
     given = click.get_current_context().get_parameter_source
@@ -157,9 +157,9 @@ def _is_typed(name: str) -> bool:
 
 
 def _beside(given: Mapping[str, Any], parameters: Mapping[str, object]) -> Beside:
-    """The logs and the invoice to make pages with; what `-p` gives goes before the settings'.
+    """The logs and the invoice for pages; values of `-p` take precedence over the settings.
 
-    InputError for what is given as an option and with -p.
+    InputError for a value given both as an option and with -p.
     """
     for names in (_OF_USAGE, _OF_INVOICE):
         if names[0] in parameters and any(map(_is_typed, names)):
@@ -170,9 +170,9 @@ def _beside(given: Mapping[str, Any], parameters: Mapping[str, object]) -> Besid
 
 
 def _inputs(beside: Beside, window: str) -> dict[str, object]:
-    """What the page of a window takes beside it.
+    """The inputs of a window's page besides telemetry.
 
-    A file that is missing is an error where it was typed; of the settings, a line on stderr.
+    A missing file is an error if it was typed, and a line on stderr if it is from the settings.
     """
     found = beside.of_window(day_of(Path(window).name))
     for line in found.missing:
@@ -189,12 +189,12 @@ def _days(
     against: str | None,
     beside: Beside,
 ) -> None:
-    """The pages of a source's days, each named on stdout; what is missing, as an error."""
+    """Make the pages of a source's days, printing each name on stdout; raise what is missing."""
     if given["start"] is not None or given["end"] is not None:
         raise InputError("With --from, say which days by --last; leave --start and --end out.")
-    from vllm_capacity.cli.nights import Night, missing_days, night  # what pulls: only for days
+    from vllm_capacity.cli.nights import Night, missing_days, night  # code for pulls: only for days
 
-    assumptions_of(given)  # a price that there is not is told before anything is pulled
+    assumptions_of(given)  # report an invalid price before anything is pulled
     source, days = taken(SourceSettings, given), taken(DaySettings, given)
     order = Night.of(source, days, page, against=against, beside=beside)
     now = datetime.now(UTC)
@@ -234,7 +234,7 @@ def _written(order: ReportOrder, browser: Path | None) -> None:
 
 
 def _print_written(page: Path, browser: Path | None) -> None:
-    """Names a page on stdout; with a browser, prints it to a PDF and names that, too."""
+    """Print a page's name on stdout; with a browser, also print it to PDF and name that."""
     click.echo(page)
     if browser is not None:
         click.echo(print_pdf(page, browser))
@@ -243,7 +243,7 @@ def _print_written(page: Path, browser: Path | None) -> None:
 def _parameters(
     pairs: tuple[str, ...], given: Mapping[str, Any], page: PageSettings
 ) -> dict[str, object]:
-    """The notebook's parameters that options give, then those of `-p`; InputError for both."""
+    """The notebook's parameters from options, then those of `-p`; InputError if typed as both."""
     hardware = taken(HardwareSettings, given)
     price, slo, days = taken(PriceSettings, given), taken(Slo, given), taken(DaySettings, given)
     options: dict[str, object] = {
@@ -261,7 +261,7 @@ def _parameters(
     }
     by_pair = given_parameters(pairs)
     by_option = {name: value for name, value in options.items() if value is not None}
-    if any(name in by_pair for name in PRICE_PARAMETERS):  # the settings file's has no say then
+    if any(name in by_pair for name in PRICE_PARAMETERS):  # it then replaces the settings file's
         by_option = {
             name: value
             for name, value in by_option.items()
@@ -273,7 +273,7 @@ def _parameters(
 
 
 def _notebook(name: str | None) -> Path:
-    """The notebook at that path, or the shipped one of that name, with or without its suffix."""
+    """The notebook at that path, or the shipped one of that name, with or without suffix."""
     if name is None:
         return shipped(f"notebooks/{DEFAULT_NOTEBOOK}")
     if Path(name).is_file():
@@ -287,6 +287,6 @@ def _notebook(name: str | None) -> Path:
 
 
 def _cache_folder() -> Path:
-    """Where the drawing runtime is kept between runs."""
+    """The folder that keeps the drawing runtime between runs."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "vllm-capacity"

@@ -168,7 +168,7 @@ def _served(
     assumptions: Assumptions,
     seconds: float,
 ) -> Iterator[None]:
-    """Answer /metrics with what is there at that moment, at most every so many seconds anew."""
+    """A context that serves current figures on /metrics, recomputed at most every `seconds`."""
     from prometheus_client import CollectorRegistry, start_http_server
 
     from vllm_capacity.render.exports.currency import USD
@@ -194,7 +194,7 @@ def _served(
 def _asking(
     url: str, match: str | None, seconds: float
 ) -> Iterator[tuple[FromPrometheus, threading.Event]]:
-    """A Prometheus, queried whenever something is shown."""
+    """A Prometheus, queried each time the screen is refreshed."""
     from vllm_capacity.live.pull import prometheus_client
     from vllm_capacity.live.watch import FromPrometheus
     from vllm_capacity.selector import selector
@@ -214,7 +214,7 @@ def _refuse_labels(labels: dict[str, str], what: str) -> None:
 def _following(
     journal: Path, seconds: float, to: Path | None, every_seconds: float
 ) -> Iterator[tuple[Recent, threading.Event]]:
-    """Read what a running scrape has written and goes on writing; its end is the end."""
+    """Read what a running scrape has written and still writes, until it ends."""
     from vllm_capacity.live.running import Follower
     from vllm_capacity.live.scrape import Journal
     from vllm_capacity.live.watch import Recent
@@ -236,7 +236,7 @@ def _following(
 
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets."""
+    """An event that is set by Ctrl-C or SIGTERM."""
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set())
@@ -251,7 +251,7 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 @contextmanager
 def _at_work(work: Callable[[], object], stop: threading.Event) -> Iterator[None]:
-    """The work in the background, until the `with` ends; `stop` is to end it."""
+    """A context with the work in a background thread; at its end `stop` is set."""
     thread = threading.Thread(target=work)
     thread.start()
     try:
@@ -268,7 +268,7 @@ def _scraping(
     every_seconds: float,
     profile: Path | None,
 ) -> Iterator[tuple[Recent, threading.Event]]:
-    """Scrape in the background; the event is set by Ctrl-C, and ends the scrapes."""
+    """Scrape in the background; Ctrl-C sets the event, which ends the scrapes."""
     from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, client, read_settings
     from vllm_capacity.live.scrape import run
     from vllm_capacity.sources.http import NO_KEEPALIVE
@@ -293,7 +293,7 @@ def _scraping(
 
 
 def _wait_until_answered(recent: Recent | FromPrometheus, stop: threading.Event) -> None:
-    """Wait for so much telemetry that rates can be told, or until every server has failed."""
+    """Wait until there is enough telemetry for rates, or every server has failed."""
     until = time.monotonic() + 2 * _ONCE_SECONDS
     while time.monotonic() < until and not stop.wait(0.2):
         if recent.is_hopeless or recent.held_seconds >= _ONCE_SECONDS:
@@ -301,7 +301,7 @@ def _wait_until_answered(recent: Recent | FromPrometheus, stop: threading.Event)
 
 
 class _Screen:
-    """What is shown of the recent scrapes, as text that replaces itself, as text, or as JSON."""
+    """The display of recent scrapes: text that replaces itself, plain text, or JSON."""
 
     def __init__(
         self, recent: Recent | FromPrometheus, order: str, as_json: bool, given: dict[str, Any]
@@ -311,7 +311,7 @@ class _Screen:
         self._printed: set[str] = set()
 
     def show_once(self) -> None:
-        """The engines once on stdout; SourceError where nobody answered."""
+        """Print the engines once on stdout; SourceError if no server responded."""
         text = self._text()
         if text is None:
             from vllm_capacity.live.watch import silence
@@ -321,7 +321,7 @@ class _Screen:
         click.echo(text, nl=not text.endswith("\n"))
 
     def show_until(self, stop: threading.Event, seconds: float) -> None:
-        """The engines, again and again: in place on a terminal, one after another in a pipe."""
+        """Show the engines repeatedly: in place on a terminal, one after another in a pipe."""
         if self._as_json or not sys.stdout.isatty():
             while not stop.wait(seconds):
                 self.tell_silent()
@@ -339,7 +339,7 @@ class _Screen:
                 shown = self._text()
                 keys = f"s: sort (now by {self._order}) · q: quit"
                 live.update(Text(f"{shown or self._waiting()}\n\n{keys}"), refresh=True)
-                # A large fleet takes seconds to judge: at most half of the time goes into that.
+                # A large fleet takes seconds to evaluate; spend at most half of the time on that.
                 pause = max(1.0 if shown is None else seconds, time.monotonic() - began)
                 key = _next_key(pressed, stop, pause)
                 if key == "q":
@@ -366,7 +366,7 @@ class _Screen:
         return silence(self._recent.silent) or "Waiting for the second scrape."
 
     def tell_silent(self) -> None:
-        """Who does not answer, on stderr, each cause once."""
+        """Print servers that do not respond on stderr, each cause once."""
         for instance, why in self._recent.silent.items():
             line = f"vllm-capacity: {instance}: {why}"
             if line not in self._printed:
@@ -381,9 +381,9 @@ def _no_key(seconds: float) -> str:
 
 @contextmanager
 def _keyboard() -> Iterator[Callable[[float], str]]:
-    """What tells the key that is pressed within so many seconds; empty where none is.
+    """A function that waits some seconds for a key and returns it; empty if none was pressed.
 
-    Keys come at once, unseen, without Enter. Where standard input is no terminal, none comes.
+    Keys arrive at once, without echo or Enter. If standard input is not a terminal, there are none.
     """
     if not sys.stdin.isatty():
         yield _no_key
@@ -403,7 +403,7 @@ def _keyboard() -> Iterator[Callable[[float], str]]:
 
 
 def _next_key(pressed: Callable[[float], str], stop: threading.Event, seconds: float) -> str:
-    """The key that is pressed until then, or before Ctrl-C; empty where none is."""
+    """The key pressed within that time, and before Ctrl-C; empty if none."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and not stop.is_set():
         if key := pressed(0.1):

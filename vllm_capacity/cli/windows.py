@@ -23,7 +23,7 @@ def windows(folders: tuple[Path, ...], as_json: bool) -> None:
     The days of a nightly report are in its folder: `vllm-capacity windows windows/`.
     """
     for folder in folders:
-        if str(folder).startswith("s3:/"):  # a path has one slash less
+        if str(folder).startswith("s3:/"):  # paths collapse the double slash
             raise InputError(
                 "Windows in S3 are not listed; name one, as s3://BUCKET/FOLDER, wherever a command "
                 "takes WINDOW."

@@ -1,14 +1,13 @@
-"""One type of table for a page, a notebook, a terminal, Markdown and CSV.
+"""The table type of pages, notebooks, terminals, Markdown and CSV.
 
-A cell keeps its value beside what a reader sees of it, so that a table can be sorted and exported
-as numbers. Text comes from telemetry as well, and telemetry can name a model anything: HTML is
-written by the page's template, which escapes; Markdown and CSV escape here; a terminal gets no
-character that moves its cursor.
+A cell keeps its value next to its shown text, so that a table can be sorted and exported as
+numbers. Text may come from telemetry, where a model can have any name: the page's template escapes
+HTML; Markdown and CSV are escaped here; terminals get no characters that move the cursor.
 
-What a cell shows besides charts and tables: sentences, and elements with a template of theirs.
+Also the other output of cells besides charts: sentences, and elements with their own template.
 
-An element is data, not markup: the page's template writes its HTML, with everything escaped, so
-that a model's name can hold anything. In JupyterLab the same template is shown as HTML.
+An element is data, not markup: the page's template writes its HTML and escapes everything, so a
+model can have any name. In JupyterLab the same template is shown as HTML.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Bundle = dict[str, Any]
 
 @dataclass(frozen=True, repr=False)
 class Element:
-    """One element of a page: its kind (a macro of the template) and its content, plain JSON."""
+    """One element of a page: its kind (a template macro) and its content, plain JSON."""
 
     kind: str
     content: dict[str, Any]
@@ -51,7 +50,7 @@ class Element:
 
     @property
     def html(self) -> str:
-        """The element by itself, with its style, for JupyterLab."""
+        """The element alone, with its style, for JupyterLab."""
         from vllm_capacity.render.report.page import element_html  # the template engine, only here
 
         return element_html({"kind": self.kind, "content": self.content})
@@ -65,7 +64,7 @@ class Element:
 
 @dataclass(frozen=True, repr=False)
 class Text:
-    """Whole sentences, a paragraph each. What telemetry put into them is escaped."""
+    """Whole sentences, a paragraph each. Text from telemetry in them is escaped."""
 
     sentences: tuple[str, ...]
 
@@ -74,15 +73,15 @@ class Text:
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
         paragraphs = "\n".join(f"<p>{html.escape(each)}</p>" for each in self.sentences)
-        # Lab would typeset what stands between two dollar signs.
+        # Lab would typeset text between two dollar signs as a formula.
         shown = f'<div class="mathjax_ignore tex2jax_ignore">{paragraphs}</div>'
         return {"text/html": shown, "text/plain": repr(self)}
 
 
 def csv_of(frame: pl.DataFrame) -> str:
-    """The frame as CSV, numbers with all their digits, times in UTC; a head without rows.
+    """The frame as CSV: numbers at full precision, times in UTC; only a head if there are no rows.
 
-    Text that a spreadsheet would run as a formula begins with an apostrophe.
+    Text that a spreadsheet would run as a formula gets a leading apostrophe.
     """
     texts = pl.col(pl.String)
     is_formula = texts.str.contains(_FORMULA.pattern)
@@ -93,33 +92,33 @@ def csv_of(frame: pl.DataFrame) -> str:
 
 
 def text(*sentences: str) -> Text:
-    """These sentences as an output; the first letter of each is made a capital."""
+    """These sentences as an output, each with a capital first letter."""
     return Text(tuple(f"{each[:1].upper()}{each[1:]}" for each in sentences))
 
 
 Value = str | float | datetime | Estimate | None
 
 ROWS_AT_MOST = 200
-"""The rows of a table that a page shows; a terminal, Markdown and CSV have all of them."""
+"""The rows of a table shown on a page; terminals, Markdown and CSV have all rows."""
 
 DASH = "–"
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _SAME = "for the same reason"
 _GAP = "  "
 _INDENT = 4
-_LONGEST_WORD = 20  # in columns of a terminal; longer ones may be cut
+_LONGEST_WORD = 20  # terminal columns; longer words may be cut
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|~&$]|:(?=//)|(?<=www)\.")
-_BLOCK = re.compile(r"^(\s*\d*)([#+.)-])")  # what makes a heading or a list of a paragraph
+_BLOCK = re.compile(r"^(\s*\d*)([#+.)-])")  # would make a paragraph a heading or a list
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 _CSV_TIME = "%Y-%m-%dT%H:%M:%S%.fZ"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, its name where the table is data, and how its values are written.
+    """A column: its title, its name in data, and the format of its values.
 
-    Without a `name` it is for readers only: it says in words what another column holds. `is_note`:
-    sentences, which stand below their row where there is no room beside it.
+    Without a `name` it is only for readers: it describes another column in words. `is_note`:
+    sentences, which go below their row if there is no room beside it.
     """
 
     title: str
@@ -129,7 +128,7 @@ class Column:
     is_note: bool = False
 
     def cell(self, value: Value | Cell) -> Cell:
-        """The value as this column writes it; a dash for None."""
+        """The value in this column's format; a dash for None."""
         if isinstance(value, Cell):
             return value
         if value is None:
@@ -141,7 +140,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a reader sees, and the value behind it; `order` is what it is sorted by without one."""
+    """A shown text and the value behind it; `order` is the sort key if there is no value."""
 
     text: str
     value: Value = None
@@ -149,7 +148,7 @@ class Cell:
 
     @property
     def key(self) -> str | float | None:
-        """What it is sorted by: a number, of an estimate the middle or its only end, or text."""
+        """The sort key: a number (of an estimate, the middle or its only bound), or text."""
         if isinstance(self.value, Estimate):
             ends = (self.value.mid, self.value.low, self.value.high)
             return next((end for end in ends if end is not None), None)
@@ -160,9 +159,9 @@ class Cell:
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """Rows of cells under columns. `empty` is the sentence that stands in the place of no rows.
+    """Rows of cells under columns. `empty` is the sentence to show if there are no rows.
 
-    The heads of one that `is_sortable` sort it on a page.
+    If it `is_sortable`, a page can sort it by clicks on its heads.
     """
 
     columns: tuple[Column, ...]
@@ -172,25 +171,25 @@ class Table:
     is_sortable: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError for a row that has not one cell per column."""
+        """ValueError for a row with the wrong number of cells."""
         if any(len(row) != len(self.columns) for row in self.rows):
             raise ValueError(f"a row has one cell per column: {len(self.columns)} of them")
 
     @property
     def shown(self) -> tuple[Column, ...]:
-        """The columns that a reader sees: those with any text."""
+        """The visible columns: those with any text."""
         return tuple(self.columns[index] for index in self._texted)
 
     @property
     def texts(self) -> list[list[str]]:
-        """What a reader sees of each row, under the columns `shown`."""
+        """The visible text of each row, under the columns `shown`."""
         return [[row[index].text for index in self._texted] for row in self.rows]
 
     @property
     def content(self) -> dict[str, Any]:
-        """The table as the page's template takes it: plain JSON, every cell as text.
+        """The table as input of the page's template: plain JSON, every cell as text.
 
-        With what a page sorts the rows by, where it does: a number or text, None for no value.
+        If it is sortable, it includes the sort keys: a number or text, None for no value.
         """
         content = {
             "columns": [{"title": each.title, "numeric": each.is_numeric} for each in self.shown],
@@ -204,9 +203,10 @@ class Table:
 
     @property
     def frame(self) -> pl.DataFrame:
-        """The values: one row per row, one column per named column; null where there is none.
+        """The values: one row per row, one column per named column; null if there is no value.
 
-        An estimate has four: its middle, then `…_low`, `…_high` and, where it has one, `…_unit`.
+        An estimate has four columns: its middle, then `…_low`, `…_high` and, if it has one,
+        `…_unit`.
         """
         columns: dict[str, list[Any]] = {}
         for index, column in enumerate(self.columns):
@@ -219,7 +219,7 @@ class Table:
         return Element("table", self.content, "").html
 
     def to_markdown(self) -> str:
-        """The table in GitHub's Markdown; nothing in a cell is markup."""
+        """The table in GitHub's Markdown, with all markup in cells escaped."""
         caption, empty = (_BLOCK.sub(r"\1\\\2", markdown(t)) for t in (self.caption, self.empty))
         caption = f"{caption}\n\n" if caption else ""
         if not self.rows:
@@ -230,16 +230,16 @@ class Table:
         return caption + "\n".join([head, f"|{rule}|", *body]) + "\n"
 
     def to_csv(self) -> str:
-        """The values as CSV, numbers with all their digits, times in UTC; a head without rows.
+        """The values as CSV: numbers at full precision, times in UTC; a head if there are no rows.
 
-        Text that a spreadsheet would run as a formula begins with an apostrophe.
+        Text that a spreadsheet would run as a formula gets a leading apostrophe.
         """
         return csv_of(self.frame)
 
     def to_text(self, width: int = 80, *, notes: bool = True) -> str:
-        """The table as lines up to `width`, without its notes if they are not asked for.
+        """The table as lines up to `width`; `notes` can be left out.
 
-        Notes stand below their row where the table would be wider.
+        Notes go below their row if the table would be too wide.
         """
         caption = wrapped(self.caption, width) if self.caption else ""
         if not self.rows:
@@ -268,7 +268,7 @@ def table(
     caption: str = "",
     empty: str = "No rows.",
 ) -> Table:
-    """The rows as a table: a value is written as its column says, a `Cell` is taken as it is."""
+    """The rows as a table: values are written in their column's format, a `Cell` is kept as is."""
     cells = (
         tuple(column.cell(value) for column, value in zip(columns, row, strict=True))
         for row in rows
@@ -277,13 +277,13 @@ def table(
 
 
 def table_of(frame: pl.DataFrame, columns: Sequence[Column], *, caption: str = "") -> Table:
-    """The frame's columns of these names as a table; null is a dash."""
+    """The frame's columns with these names as a table; null is a dash."""
     return table(columns, frame.select([each.name for each in columns]).rows(), caption=caption)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of a table of figures: an estimate under its name; `unit` is written after it."""
+    """A row of a table of figures: an estimate under its name, followed by its `unit`."""
 
     label: str
     estimate: Estimate
@@ -292,9 +292,9 @@ class Figure:
 
 
 def figures_table(figures: Iterable[Figure], *, caption: str = "", empty: str = "") -> Table:
-    """Estimates one per row: value, interval, and what each rests on or why it is not known.
+    """Estimates one per row: value, interval, and the basis of each or why it is unknown.
 
-    What a row rests on names earlier rows in the place of their sources; the data have them all.
+    The basis refers to earlier rows by name instead of repeating their sources; the data have all.
     """
     columns = (
         Column("figure", "figure"),
@@ -315,7 +315,7 @@ def figures_table(figures: Iterable[Figure], *, caption: str = "", empty: str = 
 
 
 def reasons_once(whole: Table) -> Table:
-    """The table with a note that is the same as in the row above written as such."""
+    """The table with "same" in place of a note that repeats the row above."""
     notes = {index for index, column in enumerate(whole.columns) if column.is_note}
     rows = list(whole.rows[:1])
     for above, row in pairwise(whole.rows):
@@ -326,23 +326,23 @@ def reasons_once(whole: Table) -> Table:
 
 
 def interval(estimate: Estimate, write: Write) -> str:
-    """The ends of a known estimate, as its own column shows them; empty where they read alike."""
+    """The ends of a known estimate, as its own column shows them; empty if they look the same."""
     ends = between(estimate, write).removeprefix("between ").split(" and ")
     return f"{_NO_BREAK}to{_NO_BREAK}".join(ends)
 
 
 def written(value: float | None, write: Write, like: float | None = None) -> Cell:
-    """A number as `write` has it, to the places of `like`; a dash for None."""
+    """A number in the format `write`, with the decimal places of `like`; a dash for None."""
     return Cell(DASH) if value is None else Cell(write(value, like), value)
 
 
 def with_interval(estimate: Estimate, write: Write) -> Cell:
-    """An estimate in one cell: its value, its interval in brackets where it has one."""
+    """An estimate in one cell: its value, and its interval, if any, in brackets."""
     return Cell(numbers.sure(estimate, write), estimate)
 
 
 def _basis(found: Estimate, above: Sequence[Figure]) -> str:
-    """What an estimate rests on, and why no more is known; rows above by their label."""
+    """An estimate's basis, and why no more is known; rows above are cited by label."""
     sources = list(found.basis)
     for row in sorted(above, key=lambda row: len(row.estimate.basis), reverse=True):
         _replace(sources, row.estimate.basis, f"“{row.label}”")
@@ -356,7 +356,7 @@ def _basis(found: Estimate, above: Sequence[Figure]) -> str:
 
 
 def _replace(sources: list[str], part: Sequence[str], name: str) -> None:
-    """Put the name in the place of the part, where the sources hold it as a run."""
+    """Replace the part with the name where the sources contain it as a consecutive run."""
     size = len(part)
     for start in range(len(sources) - size + 1 if size else 0):
         if sources[start : start + size] == list(part):
@@ -365,7 +365,7 @@ def _replace(sources: list[str], part: Sequence[str], name: str) -> None:
 
 
 def _data(name: str, values: Sequence[Value]) -> dict[str, list[Any]]:
-    """The values as columns of data: one, or four of estimates (three where none has a unit)."""
+    """The values as columns of data: one, or four for estimates (three if none has a unit)."""
     if not any(isinstance(value, Estimate) for value in values):
         return {name: list(values)}
     numbers = [
@@ -381,13 +381,13 @@ def _data(name: str, values: Sequence[Value]) -> dict[str, list[Any]]:
 
 
 def markdown(text: str) -> str:
-    """The text on one line of Markdown, with nothing in it that is markup."""
+    """The text on one line of Markdown, with all markup escaped."""
     return _MARKDOWN.sub(r"\\\g<0>", plain(text))
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """A table set in lines: how wide each column is, and where its notes stand."""
+    """A table as lines of text: column widths, and the place of notes."""
 
     columns: tuple[Column, ...]
     rows: Sequence[Sequence[str]]
@@ -396,7 +396,7 @@ class _Layout:
 
     @property
     def text(self) -> str:
-        """Heads, a rule and the rows; no line with spaces at its end."""
+        """Heads, a rule and the rows, without trailing spaces."""
         beside, below = self._places
         widths = self._widths(beside)
         columns = [self.columns[index] for index in beside]
@@ -410,7 +410,7 @@ class _Layout:
 
     @property
     def _places(self) -> tuple[list[int], list[int]]:
-        """The columns beside each other and those below the row."""
+        """The columns side by side, and those below the row."""
         columns = list(enumerate(self.columns))
         notes = [index for index, column in columns if column.is_note and self.has_notes]
         others = [index for index, column in columns if not column.is_note]
@@ -419,7 +419,7 @@ class _Layout:
         return (others, notes) if is_wide else (every, [])
 
     def _widths(self, shown: Sequence[int]) -> list[int]:
-        """As wide as the cells; too wide, heads are wrapped first, then columns of words."""
+        """Column widths by their cells; to fit, heads are wrapped first, then columns of words."""
         widths = [self._natural(index) for index in shown]
         heads = [self._least_head(index) for index in shown]
         words = [self._least(index) for index in shown]
@@ -438,12 +438,12 @@ class _Layout:
         return max(cell_len(plain(self.columns[index].title)), self._cells(index))
 
     def _least_head(self, index: int) -> int:
-        """With its title wrapped."""
+        """The minimum width with a wrapped title."""
         words = plain(self.columns[index].title).split(" ")
         return max([self._cells(index), *map(cell_len, words)])
 
     def _least(self, index: int) -> int:
-        """Words wrapped as well; numbers never are."""
+        """The minimum width with wrapped words as well; numbers are never wrapped."""
         if self.columns[index].is_numeric:
             return self._least_head(index)
         texts = (self.columns[index].title, *(row[index] for row in self.rows))
@@ -455,7 +455,7 @@ class _Layout:
 
 
 def wrapped(text: str, width: int = 80, *, indent: int = 0) -> str:
-    """A paragraph as lines up to `width`; those after the first are indented."""
+    """A paragraph as lines up to `width`; lines after the first are indented."""
     lines = _lines(text, width, after=" " * indent)
     return "".join(f"{line}\n" for line in lines)
 
@@ -466,9 +466,9 @@ def _note(text: str, width: int) -> str:
 
 
 def _lines(text: str, width: int, *, before: str = "", after: str = "") -> list[str]:
-    """The text wrapped between words; what a no-break space joins stays on a line, by a plain one.
+    """The text wrapped between words; no-break spaces keep a line together, and become plain ones.
 
-    By textwrap, because rich breaks lines at no-break spaces too.
+    It uses textwrap, because rich also breaks lines at no-break spaces.
     """
     lines = textwrap.wrap(
         plain(text),
@@ -497,7 +497,7 @@ def _row(
 
 
 def _printed(shown: Grid, width: int) -> str:
-    # Everything is said here, so that the console asks the environment for nothing.
+    # All options are set here, so that the console does not query the environment.
     console = Console(
         file=StringIO(),
         width=width,

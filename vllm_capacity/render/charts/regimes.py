@@ -1,7 +1,7 @@
-"""The chart of what held each engine back over time, in as much detail as can be seen.
+"""The chart of each engine's bottleneck over time, in as much detail as is visible.
 
-A few stretches are drawn as they are. Where an engine flips between two regimes all day, its strip
-shows the share of time in each, step by step; of many engines, a row of cells each.
+A few stretches are drawn as they are. If an engine alternates between two regimes all day, its
+strip shows the share of time in each, step by step; many engines get a row of cells each.
 """
 
 from __future__ import annotations
@@ -49,24 +49,25 @@ _COLORS = {
     judged.PREFILL: theme.PREFILL,
     judged.UNKNOWN: theme.LINE,
 }
-_STRETCHES_AT_MOST = 600  # in all; more are too thin to be seen
+_STRETCHES_AT_MOST = 600  # in total; more are too thin to see
 _FEW_ENGINES = 12
-_MARKS_AT_MOST = 3000  # in all: what a page draws at once
+_MARKS_AT_MOST = 3000  # in total; more are too slow to draw on a page
 _REGIMES_A_STEP = 3
-_STRIP_HEIGHT = 40  # of the only engine
-_ROW_HEIGHT, _NAME_SHARE = 38, 0.45  # of one of several engines; how much of it is for its name
+_STRIP_HEIGHT = 40  # of a single engine
+_ROW_HEIGHT, _NAME_SHARE = 38, 0.45  # of one of several engines; the part of it for its name
 _CELL_HEIGHT = 14  # of one of many engines
-_NAME_PIXELS, _LETTER_PIXELS = 120, 8  # of its name, to the left, at most; of a letter of it
-_LEGEND_COLUMNS = 2  # what a phone has room for
+_NAME_PIXELS, _LETTER_PIXELS = 120, 8  # maximum width of a name on the left; width of a letter
+_LEGEND_COLUMNS = 2  # as many as fit a phone
 _LEAST_OPACITY = 0.35
 
 
 def regimes(analysis: Analysis) -> Chart:
-    """What held each engine back, over time: a strip per engine, a color per bottleneck.
+    """The bottleneck over time: a strip per engine, a color per bottleneck.
 
-    Of many stretches, the share of time in each regime, step by step. Of more than twelve engines a
-    row of cells each, those that were limited most first: a cell has the color of the limit that
-    held for a tenth of its time or more, else of the regime of most time, the stronger the longer.
+    For many stretches, a strip shows the share of time in each regime, step by step. More than
+    twelve engines get a row of cells each, most limited first. A cell has the color of the limit
+    that held for at least a tenth of its time, else of the regime with the most time; stronger for
+    longer.
     Columns used: none; the answer's regimes with their evidence.
     """
     panel = Panel("What was the bottleneck, and when?", "regime")
@@ -85,7 +86,7 @@ def regimes(analysis: Analysis) -> Chart:
 
 @dataclass(frozen=True)
 class _Picture:
-    """The layers of a chart, how high it is, and what is added to its caption."""
+    """The layers of a chart, its height, and an addition to its caption."""
 
     layers: Sequence[alt.Chart]
     height: int
@@ -113,7 +114,7 @@ def _picture(analysis: Analysis, stretches: Sequence[Stretch]) -> _Picture:
 
 
 def _table(stretches: Sequence[Stretch]) -> theme.VegaSpec:
-    """The stretches with their evidence; of too many, the longest."""
+    """The stretches with their evidence; if there are too many, the longest."""
     columns = [
         START,
         DataColumn("end", "to (UTC)", clock),
@@ -124,7 +125,7 @@ def _table(stretches: Sequence[Stretch]) -> theme.VegaSpec:
     left_out = max(0, len(stretches) - ROWS_AT_MOST)
     if not left_out:
         return table_of(_stretch_frame(stretches), columns)
-    # The sentence of evidence of a stretch is made when it is read: only of those that are shown.
+    # A stretch's sentence of evidence is made when it is read: only for those shown.
     longest = heapq.nlargest(
         ROWS_AT_MOST, range(len(stretches)), key=lambda at: stretches[at].end - stretches[at].start
     )
@@ -133,7 +134,7 @@ def _table(stretches: Sequence[Stretch]) -> theme.VegaSpec:
 
 
 def _stretch_frame(stretches: Sequence[Stretch]) -> pl.DataFrame:
-    """One row per stretch: start, end, t, t_end, engine, regime (as it is called), evidence."""
+    """One row per stretch: start, end, t, t_end, engine, regime (display name), evidence."""
     frame = pl.DataFrame(
         {
             "start": [each.start for each in stretches],
@@ -151,9 +152,9 @@ def _height(engines: int) -> int:
 
 
 def _engine_axis(engines: int) -> alt.Y:
-    """A row per engine; where there are several, each has its name over its strip.
+    """A row per engine; if there are several, each has its name above its strip.
 
-    Not beside it: names of engines are long, and begin alike.
+    Not beside it: engine names are long and have common beginnings.
     """
     if engines <= 1:
         return alt.Y("engine:N", title=None, axis=alt.Axis(labels=False, ticks=False, domain=False))
@@ -169,7 +170,7 @@ def _engine_axis(engines: int) -> alt.Y:
 
 
 def _color(regimes: pl.Series) -> alt.Color:
-    """The color of each regime that occurs, in a legend."""
+    """The color of each regime that occurs, with a legend."""
     colors = {REGIMES[regime]: color for regime, color in _COLORS.items()}
     seen = [name for name in colors if name in set(regimes)]
     return alt.Color(
@@ -189,7 +190,7 @@ def _strips(frame: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
     ]
     strips: alt.Chart = (
         timed(alt.Chart(frame.select("t", "t_end", "engine", "regime", "evidence")))
-        .mark_rect()  # without a stroke, which would cover what is narrower than it
+        .mark_rect()  # without a stroke, which would cover narrow marks
         .encode(
             x=x,
             x2=alt.X2("t_end"),
@@ -202,7 +203,7 @@ def _strips(frame: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
 
 
 def _merged(shares: pl.DataFrame, *same: str) -> pl.DataFrame:
-    """Steps of an engine and regime that follow each other and have the same `same`, as one row."""
+    """Consecutive steps of an engine and regime with equal `same`, merged into one row."""
     group = ["engine", "regime", *same]
     ordered = shares.sort("engine", "regime", "step")
     is_next = pl.col("step").diff().over("engine", "regime").fill_null(0) == 1
@@ -219,7 +220,7 @@ def _merged(shares: pl.DataFrame, *same: str) -> pl.DataFrame:
 
 
 def _stacked(shares: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
-    """A strip per engine, each step of it cut by the share of time in each regime, idle on top."""
+    """A strip per engine, each step split by the share of time in each regime, idle on top."""
     engines = shares["engine"].unique().sort().to_list()
     is_alone = len(engines) == 1
     share = pl.col("share_ratio").round(3)
@@ -247,7 +248,7 @@ def _stacked(shares: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
 
 
 def _cells(leading: pl.DataFrame, ranked: Sequence[str], x: alt.X) -> alt.Chart:
-    """A row of cells per engine, in the order given, by the regime that names each step."""
+    """A row of cells per engine in the given order, colored by the leading regime of each step."""
     names = short_names(ranked)
     rows = _merged(leading.with_columns(pl.col("share_ratio").round(2)), "share_ratio")
     placed = _named(rows).with_columns(name=pl.col("engine").replace_strict(names))
@@ -272,13 +273,13 @@ _SHARES = ("share_ratio", "above")
 
 
 def _named(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows with `t` and `t_end` in the place of their instants, regimes as they are called."""
+    """The rows with `t` and `t_end` instead of start and end, and display names of regimes."""
     named = with_milliseconds(rows).drop("start", "end")
     return named.with_columns(pl.col("regime").replace_strict(REGIMES))
 
 
 def _marks(rows: pl.DataFrame, x: alt.X) -> alt.Chart:
-    """A rectangle per row, without the words for a reader's ear: the table has them, once."""
+    """A rectangle per row, without texts for screen readers: the table has them once."""
     tips = [
         Tip("engine", "", "engine"),
         Tip("regime", "", "bottleneck"),

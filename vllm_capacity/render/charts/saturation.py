@@ -1,6 +1,6 @@
-"""Charts of limits: at what load output levels off, and what was full there.
+"""Charts of limits: the load at which output levels off, and what was full there.
 
-Output, latency and preemptions are drawn against either measure of load (load_scatter.py).
+Output, latency and preemptions are drawn against either load measure (load_scatter.py).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from vllm_capacity.render.prose import captions
 from vllm_capacity.render.prose.verdict import is_extrapolated
 
 _CURVE_HEIGHT, _SCATTER_HEIGHT = 280, 240
-_NAMED_AT = 0.3  # of the fitted curve, from its left end: there it is still steep
-_LABEL_SHARE, _LABEL_FACTOR = 0.5, 1.8  # what a label covers: of the width, of the amounts
+_NAMED_AT = 0.3  # position along the fitted curve, from the left, where it is still steep
+_LABEL_SHARE, _LABEL_FACTOR = 0.5, 1.8  # a label's size: part of width, factor of amount
 _DECADES = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
 _NO_ENGINE = "No engine reported to this window."
 _LATENCIES = {name: target.label for name, target in TARGETS.items()}
@@ -72,16 +72,16 @@ _PREEMPTION_TITLES: Mapping[LoadName, str] = {
 
 
 def kv_cache(analysis: Analysis) -> Chart:
-    """How full the KV cache was over time: mean and highest engine, with full as a rule.
+    """KV-cache usage over time: mean and highest engine, with full as a rule.
 
-    Full alone is no trouble; full while requests wait or are preempted is.
+    A full cache is only a problem if requests wait or are preempted.
     Columns used: start, end, kv_cache_ratio_mean, kv_cache_ratio_max, preemptions.
     """
     panel, steps = Panel("How full was the KV cache?", "kv_cache_ratio"), analysis.series
     if not has_values(steps, "kv_cache_ratio_mean"):
         return panel.empty("The server did not say how full its KV cache was.")
     caption, most = captions.kv_found(analysis.answer), analysis.answer.kv_cache_ratio.max
-    if most is not None and most < EMPTY_RATIO:  # a line that lies on the axis
+    if most is not None and most < EMPTY_RATIO:  # the line would lie on the axis
         return panel.empty(f"{caption}.")
     columns = [
         START,
@@ -107,14 +107,14 @@ def kv_cache(analysis: Analysis) -> Chart:
 def saturation(analysis: Analysis, *, axis: LoadName = "concurrency") -> Chart:
     """Output tokens per second against load, a point per step, with the capacity as a band.
 
-    Read it left to right: the knee is where more requests bring no more tokens. Against concurrency
-    a curve is fitted to the steps; its shade is where it would lie on other draws of them, and it
-    ends at the capacity. There is none where the loads seen let no capacity be told. Against KV
-    usage, points that pile up at the right under a flat top say that memory is what output waits
-    for. Of several engines the one nearest to its limit is drawn, alone. Steps with a gap or a
-    restart are left out.
-    Columns used: start, end, is_gap, is_restart, running_mean, waiting_mean,
-    kv_cache_ratio_mean, output_tokens_per_second.
+    Read it left to right: at the knee, more requests stop adding tokens. Against concurrency, a
+    curve is fitted to the steps, up to the capacity; its band shows the fit's uncertainty under
+    resampling. There is no curve if the observed loads do not determine the capacity. Against KV
+    usage, points that pile up at the right under a flat top mean that output is limited by memory.
+    For several engines, only the one nearest to its limit is drawn. Steps with a gap or a restart
+    are left out.
+    Columns used: start, end, is_gap, is_restart, running_mean, waiting_mean, kv_cache_ratio_mean,
+    output_tokens_per_second.
     """
     load = load_axis(axis)
     panel = Panel(_OUTPUT_TITLES[axis], "capacity_output_tokens_per_second", half=True)
@@ -145,13 +145,13 @@ def saturation(analysis: Analysis, *, axis: LoadName = "concurrency") -> Chart:
 
 
 def latency_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -> Chart:
-    """The p95 of each latency that can have a target against load, the targets as rules.
+    """The p95 of each latency that can have a target against load, with the targets as rules.
 
-    Read it left to right: the knee is where the points leave the floor. Against KV usage, points
-    that leave the floor at the right edge alone say that memory is what users wait for. The axis of
-    amounts is logarithmic, so that seconds and milliseconds share it. Steps with a gap or a restart
-    are left out, and so is a p95 beyond the histogram's last edge. Of several engines the one
-    nearest to its limit is drawn, alone.
+    Read it left to right: at the knee, the points rise from the floor. Against KV usage, points
+    that rise only at the right edge mean that users wait for memory. The y axis is logarithmic, so
+    that seconds and milliseconds share it. Steps with a gap or a restart are left out, and so is a
+    p95 beyond the histogram's last edge. For several engines, only the one nearest to its limit is
+    drawn.
     Columns used: start, end, is_gap, is_restart, running_mean, kv_cache_ratio_mean,
     ttft_p95_seconds, itl_p95_seconds.
     """
@@ -190,11 +190,11 @@ def preemptions_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -
     """Preemptions per minute against load, a point per step.
 
     A preempted request loses its place in the KV cache and is computed again: from the load where
-    the points leave zero, part of the work is done twice. Color and shape say how full the cache
-    was; against KV usage, whether requests waited. Points above zero left of a full cache say that
-    room for the next request ran out before the cache was full on average: it flickers within a
-    step. Steps with a gap or a restart are left out. Of several engines the one nearest to its
-    limit is drawn, alone.
+    the points rise above zero, part of the work is done twice. Color and shape show how full the
+    cache was; against KV usage, whether requests waited. Points above zero left of a full cache
+    mean that there was no room for the next request although the mean usage was below full: usage
+    varies within a step. Steps with a gap or a restart are left out. For several engines, only the
+    one nearest to its limit is drawn.
     Columns used: start, end, is_gap, is_restart, running_mean, waiting_mean, kv_cache_ratio_mean,
     kv_cache_ratio_max, preemptions_per_minute.
     """
@@ -207,7 +207,7 @@ def preemptions_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -
     if steps.is_empty():
         return panel.empty(scatter.why_empty(steps, "a count of preemptions"))
     caption = captions.preemptions_found(scatter.answer)
-    if not (steps["preemptions_per_minute"] > 0).any():  # every point would lie on the axis
+    if not (steps["preemptions_per_minute"] > 0).any():  # all points would lie on the axis
         elsewhere = (
             ", none of them in a step that can be drawn" if scatter.answer.preemptions else ""
         )
@@ -227,7 +227,7 @@ def preemptions_by_load(analysis: Analysis, *, axis: LoadName = "concurrency") -
 
 
 def _throughput_points(scatter: LoadScatter, steps: pl.DataFrame) -> alt.Chart:
-    """A point per step, its color and shape saying whether requests waited."""
+    """A point per step; color and shape show whether requests waited."""
     return scatter.points(
         steps.select(
             "t",
@@ -251,7 +251,7 @@ def _throughput_points(scatter: LoadScatter, steps: pl.DataFrame) -> alt.Chart:
 
 
 def _fitted(curve: pl.DataFrame, load: LoadAxis) -> list[alt.Chart]:
-    """The fitted curve in its band, named below its bend; nothing where there is no fit."""
+    """The fitted curve in its band, labelled below its bend; empty without a fit."""
     if curve.is_empty():
         return []
     frame, x = rounded(curve.rename({"running_requests": "load"})), load.x
@@ -266,7 +266,7 @@ def _fitted(curve: pl.DataFrame, load: LoadAxis) -> list[alt.Chart]:
 
 
 def _capacity(answer: Answer) -> list[alt.Chart]:
-    """The capacity as a labelled rule in the band of its interval; nothing where unknown."""
+    """The capacity as a labelled rule in the band of its interval; empty if unknown."""
     capacity = answer.saturation.capacity
     if capacity.mid is None:
         return []
@@ -282,7 +282,7 @@ def _capacity(answer: Answer) -> list[alt.Chart]:
 
 
 def _saturated(scatter: LoadScatter) -> str:
-    """Where output stopped rising; points lie outside the band of a capacity that was measured."""
+    """Where output stopped rising, and that steps scatter around a measured capacity."""
     found = captions.capacity_found(scatter.answer)
     saturation = scatter.answer.saturation
     if saturation.capacity.is_known and not is_extrapolated(saturation):
@@ -291,7 +291,7 @@ def _saturated(scatter: LoadScatter) -> str:
 
 
 def _unfitted(curve: pl.DataFrame, scatter: LoadScatter) -> str:
-    """What the curve was not fitted to, where its steps are finer than those drawn."""
+    """How many of the curve's finer steps were left out; empty if as many as in the drawn ones."""
     if curve.is_empty() or scatter.curve.left_out == scatter.left_out:
         return ""
     finer = count(scatter.curve.left_out)
@@ -299,9 +299,9 @@ def _unfitted(curve: pl.DataFrame, scatter: LoadScatter) -> str:
 
 
 def _latency_points(steps: pl.DataFrame, load: LoadAxis) -> pl.DataFrame:
-    """The points of all latencies: t, load, amount (seconds), state (which of them), at.
+    """The points of all latencies: t, load, amount (seconds), state (which latency), at.
 
-    `at` is where on the axis a point lies, 0..1; no number where all of them lie at 0.
+    `at` is a point's position on the axis, 0..1; NaN if all are at 0.
     """
     points = pl.concat(
         steps.filter(pl.col(column) > 0).select(
@@ -332,7 +332,7 @@ def _latency_layers(scatter: LoadScatter, points: pl.DataFrame) -> list[alt.Char
 
 
 def _target(name: str, target_seconds: float, points: pl.DataFrame) -> list[alt.Chart]:
-    """A latency's target as a rule, labelled at the end and on the side where fewest points lie."""
+    """A latency's target as a rule, labelled at the end and side with the fewest points."""
     text = f"{name} target {seconds(target_seconds)}"
     base = alt.Chart(pl.DataFrame({"limit": [target_seconds], "name": [text]}))
     y = alt.Y("limit:Q")
@@ -342,9 +342,9 @@ def _target(name: str, target_seconds: float, points: pl.DataFrame) -> list[alt.
 
 
 def _clearest(limit: float, points: pl.DataFrame) -> Label:
-    """The label of a rule at `limit` that hides the fewest points. Columns used: amount, at.
+    """The label of a rule at `limit` that covers the fewest points. Columns used: amount, at.
 
-    Below a rule at the end of the axis, a power of ten, it would lie over the labels of the axis.
+    If the rule is at the end of the axis, a power of ten, a label below it would cover axis labels.
     """
     lowest = min([limit, *points["amount"]])
     has_room_below = limit / _LABEL_FACTOR >= 10 ** math.floor(math.log10(lowest))

@@ -1,13 +1,13 @@
-"""How charts look, and how they get from a notebook to a screen that has no network.
+"""The look of charts, and how they are displayed offline.
 
-Colors are CSS variables with a fall-back, so that one picture serves light, dark, print and a page
-without scripts. They work for constant colors and ordinal ranges only: an interpolated scale needs
-real colors, and so does a canvas (the renderer is SVG everywhere).
+Colors are CSS variables with fallbacks, so that one picture suits light, dark, print and a page
+without scripts. They work only for constant colors and ordinal ranges: interpolated scales and
+canvas need real colors (the renderer is always SVG).
 
-Why a renderer of our own: JupyterLab draws up to Vega 5 and knows nothing of Altair 6's Vega-Lite
-6, Altair's default takes its scripts from a network, and its HTML lets a `</script>` in the data
-break out. In Lab a chart is therefore sent as compiled Vega, whose older runtime draws it; in a
-report run, where the page brings the runtime, as Vega-Lite.
+Why our own renderer: JupyterLab supports at most Vega 5, but not Altair 6's Vega-Lite 6; Altair's
+default loads its scripts from a network, and its HTML lets a `</script>` in the data break out. So
+Lab gets a chart as compiled Vega, which its older runtime can draw; a report run gets Vega-Lite,
+because the page has its own runtime.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from altair.utils import schemapi
 from vllm_capacity.render.report import CHART_MIME, VEGALITE_VERSION, is_for_page
 
 VegaSpec = dict[str, object]
-"""A part of a Vega or Vega-Lite specification, or of what travels with it: JSON."""
+"""A part of a Vega or Vega-Lite specification, or of its metadata: JSON."""
 
 LAB_MIME = "application/vnd.vega.v5+json"
 
@@ -33,10 +33,10 @@ COST = "var(--cost, #009E73)"
 KV = "var(--kv, #CC79A7)"
 PREFILL = "var(--prefill, #E69F00)"
 LATENCY_COLORS = (LOAD, SOFT, KV, PREFILL)
-"""Where several latencies share a chart, in the order of their targets."""
+"""Colors of latencies that share a chart, in the order of their targets."""
 SECOND = "var(--second, #56B4E9)"
 PAPER = "var(--paper, var(--jp-layout-color0, #ffffff))"
-LEFT_PIXELS = 46  # from the left edge of a picture to its plot
+LEFT_PIXELS = 46  # from the picture's left edge to the plot
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 _AXIS: VegaSpec = {
@@ -59,8 +59,8 @@ CONFIG: VegaSpec = {
     "view": {"stroke": None},
     "axis": _AXIS,
     "axisX": {"grid": False, "labelAngle": 0, "labelOverlap": True, "labelFlush": False},
-    # The title stands level above the axis (rotated text is hard to read), and every plot begins at
-    # the same left edge, so that charts over time line up.
+    # The title is horizontal above the axis, because rotated text is hard to read. All plots start
+    # at the same left edge, so that charts over time line up.
     "axisY": {
         "minExtent": LEFT_PIXELS,
         "maxExtent": LEFT_PIXELS,
@@ -82,7 +82,7 @@ CONFIG: VegaSpec = {
         "labelFontSize": 12,
         "labelLimit": 320,
         "symbolSize": 100,
-        "offset": 24,  # clear of the title of the y axis
+        "offset": 24,  # clear of the y axis title
         "layout": {"top": {"anchor": "start"}},
     },
     "title": {
@@ -106,23 +106,23 @@ def _theme() -> alt.theme.ThemeConfig:
 
 
 def for_page(spec: VegaSpec, **_: object) -> tuple[VegaSpec, VegaSpec]:
-    """The mime bundle of a chart in a report run: Vega-Lite, drawn by the page."""
+    """The MIME bundle of a chart in a report run: Vega-Lite, drawn by the page."""
     return {CHART_MIME: spec, "text/plain": _text(spec)}, {}
 
 
 def for_lab(spec: VegaSpec, **_: object) -> tuple[VegaSpec, VegaSpec]:
-    """The mime bundle of a chart in JupyterLab: Vega 5, drawn by Lab itself, offline."""
+    """The MIME bundle of a chart in JupyterLab: Vega 5, drawn by Lab itself, offline."""
     import vl_convert
 
     vega = vl_convert.vegalite_to_vega(spec, vl_version=VEGALITE_VERSION)
     vega["$schema"] = "https://vega.github.io/schema/vega/v5.json"
-    vega["background"] = "transparent"  # in its dark theme Lab would lay a grey under the chart
+    vega["background"] = "transparent"  # Lab's dark theme would put a gray under the chart
     vega["usermeta"] = {"embedOptions": {"renderer": "svg", "actions": False}}
     return {LAB_MIME: vega, "text/plain": _text(spec)}, {}
 
 
 def _text(spec: VegaSpec) -> str:
-    """The title and the caption, for a reader without pictures."""
+    """The title and the caption, for readers without pictures."""
     title = spec.get("title") or "A chart"
     if not isinstance(title, dict):
         return str(title)
@@ -131,9 +131,9 @@ def _text(spec: VegaSpec) -> str:
 
 
 def enable() -> None:
-    """Make Altair draw our way: the theme, and the renderer of the place we run in.
+    """Set up Altair: our theme, and the renderer for the current environment.
 
-    In a report run a chart is validated when it is shown, not each of its parts when it is made.
+    In a report run a chart is validated when it is shown, instead of each part when it is created.
     """
     alt.theme.enable("vllm-capacity")
     alt.renderers.register("vllm-capacity-page", for_page)

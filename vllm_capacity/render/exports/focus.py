@@ -1,13 +1,13 @@
-"""The bill as rows of FOCUS, the FinOps Open Cost and Usage Specification: tokens beside the cloud.
+"""The bill in FOCUS, the FinOps Open Cost and Usage Specification, so that tokens join cloud costs.
 
 Columns and values: https://focus.finops.org/focus-specification/v1-4/ (ratified June 2026) and
 https://focus.finops.org/focus-specification/v1-2/, which many tools still read. Self-hosted tokens
-have no vendor and no invoice: the provider is this fleet, list, contracted, billed and effective
-cost are one and the same, and what FOCUS has no column for stands in columns that begin with `x_`.
+have no vendor and no invoice: the provider is this fleet; list, contracted, billed and effective
+cost are the same; and columns that begin with `x_` have what FOCUS has no column for.
 
-Each engine has a row for its input tokens and one for its output tokens, which share its bill as
-the answer's `_split` figures do. Where tokens cannot carry it (none came, or they were not counted)
-it has one row of GPU-hours. The rows add up to the bill.
+Each engine has a row for its input tokens and one for its output tokens, which split its bill like
+the answer's `_split` figures. If tokens cannot carry it (there were none, or they were not
+counted), the engine has one row of GPU-hours. The rows add up to the bill.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Row = dict[str, str | float | None]
 
 @dataclass(frozen=True)
 class _Charge:
-    """What one row charges for: so much of a meter, and its share of the bill in USD."""
+    """The charge of one row: an amount of a meter, and its share of the bill in USD."""
 
     meter: str
     unit: str
@@ -51,9 +51,9 @@ class _Charge:
 
 @dataclass(frozen=True)
 class Billing:
-    """A bill within one month (UTC): its parts by engine, the model of each, when, whose GPUs.
+    """A bill within one month (UTC): parts and models by engine, its time, and the GPU host.
 
-    `note` says of each row how it came to be; `host` is None where the price names no provider.
+    `note` explains on each row how it was made; `host` is None if the price names no provider.
     """
 
     parts: Mapping[str, CostShare]
@@ -66,8 +66,8 @@ class Billing:
 def to_focus(analysis: Analysis, currency: Currency, *, version: str = "1.4") -> str:
     """The bill as a Cost and Usage dataset of FOCUS 1.4 (or 1.2), CSV.
 
-    A charge lies within one month (UTC): a longer window has rows for each. InputError where the
-    bill, or a part of it, is not known: FOCUS has no way to say "at least".
+    A charge lies within one month (UTC): a longer window has rows for each month. InputError if any
+    part of the bill is unknown: FOCUS cannot express "at least".
     """
     row = analysis.assumptions.pricing.row
     billings = [
@@ -83,7 +83,7 @@ def to_focus(analysis: Analysis, currency: Currency, *, version: str = "1.4") ->
 
 
 def focus_csv(billings: Iterable[Billing], currency: Currency, *, version: str, of: str) -> str:
-    """Bills as one Cost and Usage dataset; InputError where no engine `of` it all was billed."""
+    """Bills as one Cost and Usage dataset; InputError, naming `of`, if no engine was billed."""
     providers = _PROVIDERS[version]
     rows = [row for each in billings for row in _rows(each, currency, providers)]
     if not rows:
@@ -93,7 +93,7 @@ def focus_csv(billings: Iterable[Billing], currency: Currency, *, version: str, 
 
 
 def months(time_range: TimeRange) -> list[TimeRange]:
-    """The time range cut where a month (UTC) ends; itself where none does."""
+    """The time range split at ends of months (UTC)."""
     cuts = [time_range.start]
     while (end := _next_month(cuts[-1])) < time_range.end:
         cuts.append(end)
@@ -101,7 +101,7 @@ def months(time_range: TimeRange) -> list[TimeRange]:
 
 
 def _months(analysis: Analysis) -> Iterator[Analysis]:
-    """The analysis cut where a month (UTC) ends; itself where none does."""
+    """The analysis split at ends of months (UTC)."""
     cut = months(analysis.time_range)
     if len(cut) == 1:
         yield analysis
@@ -126,7 +126,7 @@ def _rows(billing: Billing, currency: Currency, providers: tuple[str, str]) -> I
 
 
 def _charges(engine: str, part: CostShare) -> list[_Charge]:
-    """The rows of an engine: input and output tokens, or its GPU-hours; none where it cost 0 h."""
+    """The rows of an engine: input and output tokens, or its GPU-hours; none for 0 hours."""
     usage = part.usage
     whole = allocation_usd(usage, part.usd_per_gpu_hour)
     if whole.mid is None:
@@ -145,7 +145,7 @@ def _charges(engine: str, part: CostShare) -> list[_Charge]:
 
 
 def _shared(billing: Billing, currency: Currency, providers: tuple[str, str]) -> _Row:
-    """What all rows of a month say alike, in the order of the columns."""
+    """The values common to all rows of a month, in the order of the columns."""
     span = billing.time_range
     month_end = _next_month(span.start)
     month_start = (month_end - _SECOND).replace(day=1, hour=0, minute=0, second=0)
@@ -176,7 +176,7 @@ def _shared(billing: Billing, currency: Currency, providers: tuple[str, str]) ->
 
 
 def _charged(charge: _Charge, engine: str, model: str | None, currency: Currency) -> _Row:
-    """What a row says of its own charge."""
+    """The values of a row's own charge."""
     cost, usd = currency.of(charge.usd), charge.usd.mid
     price = None if cost.mid is None else cost.mid / charge.quantity
     usd_price = None if usd is None else usd / charge.quantity
@@ -203,7 +203,7 @@ def _charged(charge: _Charge, engine: str, model: str | None, currency: Currency
 
 
 def _upwards(at: datetime) -> datetime:
-    """The instant, rounded up to the second: what FOCUS writes."""
+    """The time rounded up to the second, as FOCUS requires."""
     down = at.astimezone(UTC).replace(microsecond=0)
     return down if down == at else down + _SECOND
 

@@ -1,7 +1,7 @@
 """The verdict on a window in a few sentences, written from its answer by rules.
 
-A figure that is unknown makes a sentence that says so and why, never a sentence with a blank.
-Nothing is computed here.
+An unknown figure makes a sentence that says so and why, never a sentence with a blank. Nothing is
+computed here.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _CENT_USD = 0.01
 _SOME_ENGINES = NOT_REACHED.partition("{}")[0]
 _NAMED = 3
 _FULL_RATIO = 0.95
-_WIDE = 3.0  # an interval whose ends differ by this factor is called rough
+_WIDE = 3.0  # an interval is called rough if its ends differ by more than this factor
 
 
 def verdict(
@@ -81,10 +81,10 @@ def verdict(
 ) -> list[str]:
     """Four sentences: cost per request, utilization, bottleneck and headroom, what to do next.
 
-    One more, first, where the telemetry was simulated; one on the `engines` of a fleet whose idle
-    time cost most; one by arithmetic, on a server that was never loaded and whose GPU and model are
-    known; and one before the last where latency targets were missed, or allow less than
-    the server can do.
+    Optional sentences: first, that the telemetry was simulated; the `engines` of a fleet with the
+    highest idle cost; arithmetic for a server that was never loaded and whose GPU and model are
+    known; and, second to last, latency targets that were missed or allow less than the server's
+    capacity.
     """
     sentences = [SIMULATED] if is_simulated else []
     targets = within_targets(answer)
@@ -95,9 +95,9 @@ def verdict(
 
 
 def waste(engines: Sequence[EngineRow]) -> list[str]:
-    """Which engines of several cost most while they were not used, by name; none without dollars.
+    """The engines of a fleet with the highest idle cost, by name; none without dollars.
 
-    At most three, of those with the most idle dollars that are certain.
+    At most three, ranked by the idle dollars that are certain.
     """
     idle = [row for row in engines if row.idle_usd.low and row.allocation_usd.mid]
     if len(engines) < 2 or not idle:
@@ -113,7 +113,7 @@ def waste(engines: Sequence[EngineRow]) -> list[str]:
 
 
 def by_arithmetic(answer: Answer) -> str:
-    """What arithmetic says beside the bound of a server never loaded; empty where it is silent."""
+    """The result of arithmetic next to the bound of a server never loaded; empty without one."""
     found = answer.by_arithmetic
     if found.capacity.is_unknown or found.running_requests is None or found.itl_seconds is None:
         return ""
@@ -134,7 +134,7 @@ def by_arithmetic(answer: Answer) -> str:
 
 
 def reckoned_within(answer: Answer) -> str:
-    """What can be served within the latency targets, by arithmetic; empty where it is silent."""
+    """The throughput within the latency targets, by arithmetic; empty without one."""
     found = answer.by_arithmetic.slo_throughput_output_tokens_per_second
     if found.is_unknown:
         return ""
@@ -142,7 +142,7 @@ def reckoned_within(answer: Answer) -> str:
 
 
 def _admitted(found: ByArithmetic) -> str:
-    """The load that a capacity by arithmetic is of, and what that rests on; empty for a bound."""
+    """The load of a capacity by arithmetic, and its basis; empty for a bound."""
     running = found.capacity_running_requests
     if found.capacity.is_bound or running is None:
         return ""
@@ -150,7 +150,7 @@ def _admitted(found: ByArithmetic) -> str:
 
 
 def _can_go(answer: Answer) -> str:
-    """How many replicas can go by arithmetic; empty where that is none, or not known."""
+    """How many replicas are removable by arithmetic; empty if none or unknown."""
     found = answer.by_arithmetic
     many, money = found.removable_replicas, found.saved_usd_per_day
     if not many.low or answer.window.engines < 2:
@@ -160,7 +160,7 @@ def _can_go(answer: Answer) -> str:
 
 
 def _range(found: Estimate, write: Write) -> str:
-    """From its low to its high end, or at least the low one."""
+    """The low to the high end, or "at least" the low end."""
     low, high = write(found.low or 0.0), write(found.high or 0.0)
     if found.high is None:
         return f"at least {low}"
@@ -168,10 +168,10 @@ def _range(found: Estimate, write: Write) -> str:
 
 
 def within_targets(answer: Answer) -> str:
-    """What can be served within the latency targets, and the SLO attainment; empty where no news.
+    """The throughput within the latency targets, and the SLO attainment; empty without news.
 
-    News is a target that fewer than 95 % met, or a throughput within the targets below the one
-    without. No target given: none.
+    News is a target met by fewer than 95 %, or a throughput within the targets below the capacity.
+    Without targets there is none.
     """
     missed, served = answer.slo.missed, served_within(answer)
     if not served or not missed:
@@ -184,7 +184,7 @@ def within_targets(answer: Answer) -> str:
 
 
 def served_within(answer: Answer) -> str:
-    """The first sentence of `within_targets`: what can be served."""
+    """The first sentence of `within_targets`: the throughput."""
     goodput, capacity = answer.slo.throughput, answer.saturation.capacity
     is_less = goodput.mid is not None and capacity.mid is not None and goodput.mid < capacity.mid
     if not is_less and not answer.slo.missed:
@@ -197,7 +197,7 @@ def served_within(answer: Answer) -> str:
 
 
 def quality_word(answer: Answer) -> tuple[str, str]:
-    """The quality of the telemetry as (word, why): good, usable or poor, by the worst finding."""
+    """The telemetry quality as (word, why): good, usable or poor, by the worst finding."""
     for word, levels in (("poor", POOR), ("usable", USABLE)):
         rows = [each for each in answer.quality if each.severity in levels]
         if rows:
@@ -211,7 +211,7 @@ def is_extrapolated(saturation: Saturation) -> bool:
 
 
 def _whole_bill(answer: Answer) -> str:
-    """What a fleet cost in all; empty for one engine, and without a price."""
+    """The total cost of a fleet; empty for one engine, and without a price."""
     bill, hours = answer.cost.allocation_usd, answer.window.hours
     if answer.window.engines < 2 or bill.mid is None:
         return ""
@@ -240,7 +240,7 @@ def _cost(answer: Answer) -> str:
 
 
 def _per_request(each: float) -> tuple[str, Write]:
-    """The sentence so far, and how to write further amounts of it."""
+    """The sentence so far, and the number format for further amounts in it."""
     if each >= _CENT_USD:
         return f"The cost per request is {usd(each)}", usd
     thousand = usd_per_thousand(each)
@@ -251,7 +251,7 @@ def _utilization(answer: Answer) -> str:
     cost = answer.cost
     used, idle, bill = cost.utilization, cost.idle_usd, cost.allocation_usd
     why = reason(used)
-    if answer.window.engines > 1 and why.startswith(_SOME_ENGINES):  # more below, by engine
+    if answer.window.engines > 1 and why.startswith(_SOME_ENGINES):  # more below by engine
         why = why.partition(": ")[0]
     if used.is_unknown:
         return f"Utilization, and so the unused share of the bill, is not known: {why}."
@@ -271,7 +271,7 @@ def _utilization(answer: Answer) -> str:
 
 
 def _utilization_bound(used: Estimate, idle: Estimate, bill: Estimate, why: str) -> str:
-    """What is known where the capacity is a lower bound, and so utilization an upper one."""
+    """The sentence for a capacity that is a lower bound, so that utilization is an upper one."""
     text = f"Utilization was {value(used, percent)} of capacity"
     if idle.is_bound and bill.mid is not None:
         text += f": {value(idle, usd)} of the {usd(bill.mid)} bill bought capacity nobody used"
@@ -291,7 +291,7 @@ def _bottleneck(answer: Answer) -> str:
 
 
 def _capacity(saturation: Saturation) -> str:
-    """The capacity and the headroom, or that the capacity is not known (utilization says why)."""
+    """The capacity and the headroom, or that the capacity is unknown (utilization says why)."""
     capacity, headroom = saturation.capacity, saturation.headroom_ratio
     if capacity.is_unknown:
         return "Capacity is not known."
@@ -345,7 +345,7 @@ def _next(answer: Answer) -> str:
 
 
 def _balance(saturation: Saturation) -> str:
-    """Advice to balance the load, where one engine was at a limit while another had room."""
+    """Advice to balance the load if one engine was at a limit while another had headroom."""
     found = saturation.imbalance
     if found is None:
         return ""
@@ -356,7 +356,7 @@ def _balance(saturation: Saturation) -> str:
 
 
 def _gain(answer: Answer) -> str:
-    """What the first piece of advice would bring, where that is known."""
+    """The expected gain of the first piece of advice, if known."""
     known = [each for each in answer.advice if each.effect.low is not None]
     if not known:
         return ""
@@ -369,12 +369,12 @@ def _gain(answer: Answer) -> str:
 
 
 def _named(checks: Sequence[str]) -> str:
-    """The names of checks, each once."""
+    """The distinct names of checks."""
     return ", ".join(dict.fromkeys(checks))
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Up to three names; of more, the first two and how many others."""
+    """Up to three names; if there are more, two and the number of others."""
     shown = list(names)
     if len(shown) > _NAMED:
         shown = [*shown[: _NAMED - 1], f"{len(shown) - _NAMED + 1} others"]

@@ -1,7 +1,7 @@
-"""The report: a notebook that a kernel runs, laid out as one page, and an index over the pages.
+"""The report: a notebook run by a kernel, laid out as one page, and an index of the pages.
 
-What the kernel and the process that lays out agree on stands here, apart from both: laying out a
-page imports no chart library, and drawing one no template engine.
+This module has what the kernel and the layout process share, separate from both: laying out a page
+imports no chart library, and drawing imports no template engine.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 JsonObject = Mapping[str, Any]
-"""What crosses from the kernel: a cell, an output, a chart's Vega-Lite spec, a piece."""
+"""Data from the kernel: a cell, an output, a chart's Vega-Lite spec, an element."""
 
-RENDERER_VARIABLE = "VLLM_CAPACITY_RENDERER"  # "page" in the environment of a report's kernel
+RENDERER_VARIABLE = "VLLM_CAPACITY_RENDERER"  # set to "page" in a report's kernel
 ELEMENT_MIME = "application/vnd.vllm-capacity.piece.v1+json"
 CHART_MIME = "application/vnd.vegalite.v6+json"
 VEGALITE_VERSION = "6.4"
-HOVER = "hover"  # layers and parameters so named serve the pointer; a still leaves them out
+HOVER = "hover"  # name prefix of layers and parameters for the pointer; stills omit them
 NOTEBOOK_WIDTH = 760  # numeric: "container" freezes a JupyterLab tab
-STILL_WIDTH = 440  # two beside each other on paper are still read, and one on a phone
+STILL_WIDTH = 440  # legible with two side by side on paper, and with one on a phone
 
 
 def is_for_page() -> bool:
-    """Whether this is the kernel of a report: a page lays out what it shows, and nobody else."""
+    """Whether this is a report's kernel, whose output only a page will show."""
     return os.environ.get(RENDERER_VARIABLE) == "page"

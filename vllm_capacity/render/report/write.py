@@ -1,9 +1,9 @@
-"""One notebook, one window, one page: run it, lay it out, write it whole.
+"""Makes one page from one notebook and one window: runs it, lays it out, writes it atomically.
 
-The page over a folder's reports: what each one found, newest window first.
+Also makes the index of a folder's reports: the findings of each, newest window first.
 
-Everything it says is read back from the reports themselves, so it can be made again at any time.
-Whatever else lies in the folder, and a report that was tampered with, is left out.
+All its content is read from the reports, so it can be remade at any time. Other files in the
+folder, and reports that were tampered with, are left out.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 def write_index(folder: Path) -> Path:
-    """Write `index.html` over the reports of a folder and return its path."""
+    """Write `index.html` for the reports of a folder and return its path."""
     rows = [(path.name, found) for path in pages(folder) if (found := page_metadata(path))]
     rows.sort(key=lambda row: (row[1].line.start, row[0]), reverse=True)
     path = folder / INDEX
@@ -66,9 +66,9 @@ def write_index(folder: Path) -> Path:
 DEFAULT_NOTEBOOK = "cost-report.ipynb"
 _LONGEST = 120
 _OPTIONS = {"window": "--window", "time_zone": "--tz", "against": "--against"}
-"""Parameters that the command line has options for."""
+"""Parameters that have an option on the command line."""
 PRICE_PARAMETERS = ("usd_per_hour", "price", "fleet", "price_rules")
-"""Parameters that give a price, one instead of the other."""
+"""Alternative parameters that set a price."""
 
 EXAMPLES: tuple[Mapping[str, object], ...] = (
     {"window": "vllm-sweep"},
@@ -82,15 +82,15 @@ EXAMPLES: tuple[Mapping[str, object], ...] = (
         "price": "A100-80GB-PCIe RunPod secure, on-demand 2025",
     },
 )
-"""The example windows that get a page, with what telemetry cannot say of them."""
+"""The example windows that get a page, with information that telemetry does not have."""
 
 
 @dataclass(frozen=True)
 class ReportOrder:
-    """What was asked for: a notebook, its parameters as given, and where the page goes.
+    """A requested report: a notebook, its parameters as given, and the page's folder.
 
-    Printed, the page is the answer and its charts, and with `has_appendix` all that is on it.
-    `has_rows`: the rows behind its charts and tables go beside it (exports/rows.py).
+    In print, the page has the answer and the charts; with `has_appendix`, everything on it.
+    `has_rows`: the rows behind its charts and tables are written next to it (exports/rows.py).
     """
 
     notebook: Path
@@ -102,7 +102,7 @@ class ReportOrder:
 
 @dataclass(frozen=True)
 class _Laid:
-    """A notebook that was run, as the sections of a page, with what the page says of itself."""
+    """A notebook that was run, as the sections and the metadata of a page."""
 
     sections: tuple[html.Section, ...]
     metadata: Metadata
@@ -114,8 +114,8 @@ def write_report(
 ) -> Path:
     """Run the notebook, write its page and the folder's index, and return the page's path.
 
-    Nothing is written where anything fails: parameters are checked before the notebook runs, and
-    the page is replaced only by a finished one. SourceError where another run is writing there.
+    Nothing is written if anything fails: parameters are checked before the notebook runs, and only
+    a finished page replaces an old one. SourceError if another run is writing there.
     """
     parameters = notebook_parameters(order)
     with only_writer(order.out):
@@ -133,16 +133,16 @@ def write_report(
 
 
 def rows_of(page: Path) -> Path:
-    """Where the rows behind a page's charts and tables are, if they were asked for."""
+    """The path of the rows behind a page's charts and tables, if they were requested."""
     return page.with_suffix(".csv.zip")
 
 
 def write_page(
     analysis: Analysis, path: Path, *, made_at: datetime, time_zone: str = "UTC"
 ) -> Path:
-    """Write the page of an analysis to `path`, whole, by the report's notebook; its path.
+    """Write the page of an analysis atomically to `path` with the report's notebook; its path.
 
-    Charts and days on it are those of `time_zone`.
+    Charts and days on it are in `time_zone`.
     """
     notebook = shipped(f"notebooks/{DEFAULT_NOTEBOOK}")
     zone = {} if time_zone == "UTC" else {"time_zone": time_zone}
@@ -153,7 +153,7 @@ def write_page(
 
 
 def notebook_parameters(order: ReportOrder) -> dict[str, Value]:
-    """The parameters to run the notebook with; InputError for what it cannot be given."""
+    """The parameters to run the notebook with; InputError for those it cannot take."""
     read_cells(order.notebook)
     declared = declared_parameters(order.notebook)
     given = {**_without_foreign_price(declared, order.parameters), **order.parameters}
@@ -161,7 +161,7 @@ def notebook_parameters(order: ReportOrder) -> dict[str, Value]:
 
 
 def _laid_out(notebook: Path, parameters: Mapping[str, Value], progress: Progress) -> _Laid:
-    """Run the notebook and lay out what it shows; InputError where that is nothing."""
+    """Run the notebook and lay out its output; InputError if there is none."""
     with vega.ChartRenderer() as ahead:
         ran = executed_notebook(notebook, parameters, progress=progress, seen=ahead.see)
         sections = html.sections_of(ran.cells, chart_of=ahead.chart_of)
@@ -180,7 +180,7 @@ def _laid_out(notebook: Path, parameters: Mapping[str, Value], progress: Progres
 
 
 def _pieces(sections: Sequence[html.Section]) -> dict[str, object]:
-    """The content of the first piece of each kind."""
+    """The content of the first element of each kind."""
     return {
         block.content.kind: block.content.content
         for section in reversed(sections)
@@ -190,7 +190,7 @@ def _pieces(sections: Sequence[html.Section]) -> dict[str, object]:
 
 
 def _with_previous(laid: _Laid, path: Path) -> _Laid:
-    """The same with what changed since the previous report in the folder of `path`, if any."""
+    """The page with the changes since the previous report in the folder of `path`, if any."""
     found = {page.name: page_metadata(page) for page in pages(path.parent)}
     others = {name: metadata for name, metadata in found.items() if metadata}
     before = previous_report(laid.metadata, others, page=path.name)
@@ -221,12 +221,12 @@ def _page(laid: _Laid, order: ReportOrder, *, made_at: datetime, cache: Path | N
 
 
 def _made(at: datetime) -> str:
-    """The one line of a page that differs between two runs of the same window."""
+    """The only line of a page that differs between two runs of the same window."""
     return f"Made {at:%Y-%m-%d %H:%M:%S} UTC by vllm-capacity {version('vllm-capacity')}."
 
 
 def _parameters_of(analysis: Analysis) -> dict[str, object]:
-    """The notebook's parameters that make this analysis, as text."""
+    """The notebook parameters that reproduce this analysis, as text."""
     time_range, whole, slo = analysis.time_range, analysis.window.extent, analysis.assumptions.slo
     times = (
         {} if time_range == whole else {"start": iso(time_range.start), "end": iso(time_range.end)}
@@ -243,9 +243,9 @@ def _rows(parameters: Mapping[str, Value]) -> bytes:
 
 
 def _analysis_of(parameters: Mapping[str, Value]) -> Analysis:
-    """The analysis that these parameters of the notebook make, as it makes it.
+    """The analysis that the notebook makes from these parameters.
 
-    Only for the rows is one made outside of the kernel: laying out a page imports nothing of it.
+    Only the rows need one outside of the kernel; laying out a page imports none of its code.
     """
     from vllm_capacity.analysis import Analysis
     from vllm_capacity.telemetry.window import open_window
@@ -284,10 +284,10 @@ def _price_of(pricing: Pricing) -> dict[str, object]:
 def _without_foreign_price(
     declared: Sequence[Parameter], given: Mapping[str, object]
 ) -> dict[str, object]:
-    """What takes the price out of a notebook whose default price is that of its default window.
+    """Parameters that remove the notebook's default price, which belongs to its default window.
 
-    A price belongs to a machine: with another window, or with another price, the notebook's own
-    must not be used in silence. Empty where it may stay, or has none.
+    A price belongs to a machine: with another window or another price, the notebook's own must not
+    be used silently. Empty if it may stay, or has none.
     """
     defaults = {each.name: each.default.strip("\"'") for each in declared}
     is_its_own = given.get("window", defaults.get("window")) == defaults.get("window")
@@ -297,14 +297,14 @@ def _without_foreign_price(
 
 
 def page_stem(notebook: Path, window: str, start: str = "", end: str = "") -> str:
-    """The name of a page without its suffix: window, notebook unless the report, the part's ends.
+    """A page's file name without suffix: window, notebook unless the report, ends of the part.
 
-    A plain window, whole, in a shipped notebook is named by just that. Any other name says less
-    than it stands for, and ends in a hash of it: no two pages share a name.
+    A whole window with a plain name in a shipped notebook has just that name. Any other name is
+    ambiguous, so it ends in a hash of what it stands for: no two pages share a name.
     """
     stem = "" if notebook.name == DEFAULT_NOTEBOOK else notebook.stem
     stems = {path.stem for path in shipped("notebooks").glob("*.ipynb")}
-    # A part up to an instant is not one from it.
+    # Parts up to a time and parts from it need different names.
     name = "-".join(filter(None, (window, stem, start or ("to" if end else ""), end)))
     if not start and not end and stem in {"", *stems} and _is_plain(window, stems):
         return name
@@ -314,7 +314,7 @@ def page_stem(notebook: Path, window: str, start: str = "", end: str = "") -> st
 
 
 def _is_plain(window: str, stems: Iterable[str]) -> bool:
-    """Whether the name can be a file's as it stands, and be no other page's."""
+    """Whether the name is a valid file name, and not that of another page."""
     return (
         re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", window) is not None
         and len(window) <= _LONGEST

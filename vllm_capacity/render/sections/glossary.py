@@ -1,7 +1,7 @@
-"""What every figure means, the functions that make it, and the rows they make it of.
+"""The definition of every figure, the functions that make it, and the rows they use.
 
-A definition names function objects, never files: files, lines and SQL are read off the functions,
-so that they cannot be out of date.
+A definition refers to function objects, never to files: files, lines and SQL are read from the
+functions, so they cannot be outdated.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from vllm_capacity.verdicts.saturation import fit as saturation
 Function = Callable[..., object]
 
 
-# An analysis asks for all of these at once: what they answered is not asked again for its rows.
+# An analysis queries all of these at once, and their rows are taken from that result.
 _ASKED_TOGETHER: Mapping[Function, Sequence[str]] = {
     traffic.counter_increases: traffic.COUNTERS,
     traffic.scrape_increases: traffic.STEP_COUNTERS,
@@ -70,31 +70,31 @@ _ASKED_TOGETHER: Mapping[Function, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Rows that a figure is made of: the function that reads them, and of which metrics."""
+    """Rows that a figure is made of: the function that reads them, and their metrics."""
 
     read: Function
     metrics: tuple[str, ...] = ()
 
     @property
     def query(self) -> str:
-        """The shipped query that the function asks, by name."""
+        """The name of the shipped query that the function uses."""
         return _query_of(self.read)
 
     def bound(self, analysis: Analysis) -> dict[str, object]:
-        """What to bind to the parameters of the query to get these rows."""
+        """The parameter values with which the query gives these rows."""
         time_range = analysis.time_range
         values: dict[str, object] = {
             "metrics": list(self.metrics),
             "start": time_range.start,
             "end": time_range.end,
-            "step_us": round((time_range.seconds + 1) * 1e6),  # one step holds the whole time range
+            "step_us": round((time_range.seconds + 1) * 1e6),  # one step spans the whole time range
             "last_step": 0,
         }
         needed = set(re.findall(r"\$(\w+)", query_text("figures", self.query)))
         return {name: value for name, value in values.items() if name in needed}
 
     def rows(self, analysis: Analysis) -> pl.DataFrame:
-        """The rows that the query gives, out of what the analysis has asked already."""
+        """The rows of the query, from the results that the analysis has already."""
         bound = self.bound(analysis)
         if self.read in _ASKED_TOGETHER:
             bound["metrics"] = list(_ASKED_TOGETHER[self.read])
@@ -104,10 +104,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Definition:
-    """One figure: what it is, the functions that make it, and the rows they make it of.
+    """One figure: its meaning, the functions that make it, and the rows they use.
 
-    `paths` are the attributes of an answer that hold it (of a plan, after `plan.`); none for what
-    only a chart shows.
+    `paths` are the attributes of an answer that hold it (in a plan, after `plan.`); none for
+    figures that only a chart shows.
     """
 
     figure: str
@@ -119,7 +119,7 @@ class Definition:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """What is read, each query once, of all metrics that the figure takes from it."""
+        """Its rows, each query once, with all metrics that the figure uses from it."""
         metrics: dict[Function, list[str]] = {}
         for source in self.read:
             metrics.setdefault(source.read, []).extend(source.metrics)
@@ -128,7 +128,7 @@ class Definition:
 
 @cache
 def _query_of(function: Function) -> str:
-    """The name of the one shipped query that a function asks, read off its source."""
+    """The name of the one shipped query that a function uses, found in its source."""
     tree = ast.parse(dedent(inspect.getsource(function)))
     wanted = [
         call.args[1].value
@@ -193,7 +193,7 @@ _ATTAINMENT_TEXT = (
     "a histogram bucket, an interval where it lies inside one. The goal is 95 %: targets are p95."
 )
 _OF_EVERY_TARGET = {next(iter(TARGETS)): ("slo.attainments", "slo.missed")}
-_SHORT = vars(latency.Latency)  # latencies that an answer has by their short name, too
+_SHORT = vars(latency.Latency)  # an answer also has latencies under their short names
 
 DEFINITIONS: tuple[Definition, ...] = (
     Definition(

@@ -1,4 +1,4 @@
-"""The top and the foot of a page: title line, verdict, tiles; provenance and definitions."""
+"""The top and bottom of a page: title line, verdict, tiles; provenance and definitions."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _TTFT_TARGET = "ttft_p95_seconds"
 
 
 def title_line(analysis: Analysis) -> Element:
-    """Which servers and model, which window, at what price: the line under the title.
+    """The line under the title: servers, model, window and price.
 
-    `servers` and `terms` are not shown: they tell which reports may be compared.
+    `servers` and `terms` are not shown: they determine which reports can be compared.
     """
     extent, window = analysis.answer.window, analysis.window
     target = analysis.assumptions.slo.ttft_p95_seconds
@@ -66,7 +66,7 @@ def title_line(analysis: Analysis) -> Element:
 
 
 def verdict(analysis: Analysis) -> Element:
-    """The answer in a few sentences, with the quality of the telemetry as a word and a shape."""
+    """The answer in a few sentences, with the telemetry quality as a word and a shape."""
     sentences = verdict_sentences(analysis)
     word, because = prose.quality_word(analysis.answer)
     found = Verdict(tuple(sentences), Quality(word, prose.SHAPES[word], because))
@@ -75,7 +75,7 @@ def verdict(analysis: Analysis) -> Element:
 
 
 def verdict_sentences(analysis: Analysis) -> list[str]:
-    """The sentences of the verdict; of several engines, those that idled most by name."""
+    """The sentences of the verdict; for a fleet, with the names of the engines that idled most."""
     is_fleet = analysis.answer.window.engines > 1
     sentences = prose.verdict(
         analysis.answer,
@@ -87,7 +87,7 @@ def verdict_sentences(analysis: Analysis) -> list[str]:
 
 
 def _can_go(analysis: Analysis) -> str:
-    """That replicas can go, what that saves, and the replay; empty where none surely can."""
+    """That replicas are removable, the savings, and the replay; empty if none certainly is."""
     found = analysis.surplus()
     if not found.removable_replicas.low:
         return ""
@@ -104,7 +104,7 @@ def tiles(analysis: Analysis) -> Element:
 
 
 def tile_table(analysis: Analysis) -> Table:
-    """The figures of the tiles as a table: value, interval, and why one is not known."""
+    """The figures of the tiles as a table: value, interval, and why a figure is unknown."""
     columns = (
         Column("figure", "figure"),
         Column("value", "value"),
@@ -121,9 +121,9 @@ def tile_table(analysis: Analysis) -> Table:
 
 
 def tiles_of(answer: Answer) -> tuple[Tile, ...]:
-    """What each tile shows of an answer, in page order; of a fleet, a reason is told once.
+    """The tiles of an answer, in page order; for a fleet, each reason is given once.
 
-    Those of cost and utilization are in the verdict, which stands above.
+    Reasons for cost and utilization are in the verdict above the tiles.
     """
     if answer.window.engines < 2:
         return tuple(map(_tile, _figures(answer)))
@@ -137,7 +137,7 @@ def tiles_of(answer: Answer) -> tuple[Tile, ...]:
 
 
 def provenance(analysis: Analysis) -> Element:
-    """Where the figures come from: source, rows, coverage of the window, versions."""
+    """The origin of the figures: source, rows, coverage of the window, versions."""
     extent, note = analysis.answer.window, analysis.window.provenance
     facts = [
         ("window", analysis.window.name),
@@ -158,21 +158,21 @@ def provenance(analysis: Analysis) -> Element:
 
 
 def kept_use(analysis: Analysis) -> Element:
-    """What the bill is made of, by engine: not shown, but kept in the page, to be priced again."""
+    """The inputs of the bill, by engine: hidden in the page, so that it can be repriced."""
     engines = plural(len(analysis.bill_parts), "engine")
     text = f"Kept in the page for `vllm-capacity reprice`: the use of {engines}"
     return Element("kept_use", msgspec.to_builtins(analysis.billed_use), text)
 
 
 def definitions(analysis: Analysis) -> Element:
-    """How each figure is computed: its definition, its functions, its queries and their rows."""
+    """How each figure is computed: its definition, functions, queries and their rows."""
     shown = shown_definitions(analysis)
     lines = [f"{each.title}: {each.text}" for each in shown.definitions]
     return Element("definitions", plain(shown), "\n".join(lines))
 
 
 def price_text(analysis: Analysis) -> str:
-    """What a GPU-hour is taken to cost, and whose price that is."""
+    """The assumed price of a GPU-hour, and its source."""
     pricing = analysis.assumptions.pricing
     if pricing.rules:
         return "prices by instance, from a mapping file"
@@ -185,7 +185,7 @@ def price_text(analysis: Analysis) -> str:
 
 
 def window_line(analysis: Analysis) -> str:
-    """When it was, for how long, of how many engines."""
+    """Time, duration and number of engines."""
     extent = analysis.answer.window
     when = span(extent.start, extent.end)
     return f"{when} ({hours(extent.hours)}), {plural(extent.engines, 'engine')}"
@@ -193,7 +193,7 @@ def window_line(analysis: Analysis) -> str:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A figure of the first screen, how it is written, and what is added to its basis."""
+    """A figure of the first screen, its number format, and a note added to its basis."""
 
     name: str
     label: str
@@ -205,9 +205,9 @@ class _Figure:
 
 
 def _figures(answer: Answer) -> tuple[_Figure, ...]:
-    """The figures of the first screen, in page order; of several engines, what all cost first.
+    """The figures of the first screen, in page order; for a fleet, the total cost first.
 
-    Where latency targets are given, the headroom within them comes before the one without.
+    With latency targets, the headroom within them comes before the one without.
     """
     cost, headroom = answer.cost, answer.saturation.headroom_ratio
     each, million = cost.usd_per_request, "usd_per_million_output_tokens"
@@ -257,26 +257,26 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
 
 
 def _reckoned(answer: Answer, name: str) -> str:
-    """A figure by arithmetic, to stand beside its bound; empty where arithmetic is silent."""
+    """A figure by arithmetic, to show next to its bound; empty without one."""
     found: Estimate = getattr(answer.by_arithmetic, name)
     return "" if found.is_unknown else f"By arithmetic: {sure(found, percent)}"
 
 
 def _has_targets(answer: Answer) -> bool:
-    """Whether anything is known of a latency target: without one, nothing is."""
+    """Whether anything is known about latency targets: without targets, nothing is."""
     slo = answer.slo
     return not all(e.is_unknown for e in (*slo.attainments.values(), slo.throughput))
 
 
 def _per_request(each: Estimate) -> tuple[Write, str]:
-    """How a cost per request is written, and its unit: below a cent, for a thousand."""
+    """The number format of a cost per request, and its unit: per thousand if below a cent."""
     if each.is_unknown or (each.mid or each.low or each.high or 0.0) >= _CENT_USD:
         return usd, ""
     return usd_per_thousand, f"per 1,000 · {value(each, usd)} each"
 
 
 def _tile(figure: _Figure, same: str = "") -> Tile:
-    """The figure as its tile shows it; `same` is for a reason that was told before."""
+    """The figure as its tile shows it; `same` refers to a reason given earlier."""
     estimate, write = figure.estimate, figure.write
     is_known = not estimate.is_unknown
     basis = _basis(estimate, same) if is_known else ""
@@ -299,7 +299,7 @@ def _tile(figure: _Figure, same: str = "") -> Tile:
 
 
 def _basis(estimate: Estimate, same: str) -> str:
-    """What it rests on, of many sources the first; and, of a bound, why no more is known."""
+    """Its basis, only the first of many sources; for a bound, also why no more is known."""
     sources = list(estimate.basis)
     if len(sources) > _SOURCES_SHOWN:
         more = len(sources) - _SOURCES_SHOWN + 1
@@ -310,7 +310,7 @@ def _basis(estimate: Estimate, same: str) -> str:
 
 
 def _rates(analysis: Analysis) -> tuple[Rate, ...]:
-    """Each rate once, to six digits; empty where no price is known."""
+    """The distinct rates, to six digits; empty if no price is known."""
     rates = {
         tuple(float(f"{end:.6g}") for end in (gpus, price.low, price.mid, price.high))
         for gpus, price in analysis.rates
@@ -320,13 +320,13 @@ def _rates(analysis: Analysis) -> tuple[Rate, ...]:
 
 
 def _bill_terms(analysis: Analysis) -> dict[str, tuple[Rate, ...]]:
-    """What the whole bill hangs on: its rates and hours; nothing without a price."""
+    """The terms of the whole bill: its rates and hours; empty without a price."""
     rates = _rates(analysis)
     return {BILL: (*rates, (analysis.answer.window.hours,))} if rates else {}
 
 
 def _plain(value: object) -> str:
-    """A value of the provenance note as text a person reads."""
+    """A value of the provenance note as readable text."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(each)}" for key, each in sorted(value.items()))
     if isinstance(value, list | tuple):

@@ -56,9 +56,9 @@ _SEVERAL = 1.5
 
 
 def sizing_table(plan: Plan) -> Table:
-    """Demand, the capacity of a replica, and how many replicas, GPUs and dollars that takes.
+    """Demand, capacity of a replica, and the replicas, GPUs and dollars needed.
 
-    Without a price of its own, the cost is at the price of the option for the GPU that it ran on.
+    Without a price of its own, the cost uses the price of the option for the GPU in use.
     """
     figures = [Figure(label, getattr(plan, name), w, unit) for label, name, w, unit in _NEEDS]
     option = plan.option(plan.gpu)
@@ -76,7 +76,7 @@ def sizing_table(plan: Plan) -> Table:
 
 
 def surplus_text(found: Surplus) -> Text:
-    """How many of the replicas can go, and what that saves per day; empty for a single replica."""
+    """How many replicas are removable, and the savings per day; empty for a single replica."""
     if found.replicas < _SEVERAL:
         return text()
     there, removable = count(found.replicas), found.removable_replicas
@@ -93,20 +93,20 @@ def surplus_text(found: Surplus) -> Text:
 
 
 def arithmetic_text(analysis: Analysis) -> Text:
-    """What arithmetic says of servers that were never loaded; empty where it is silent."""
+    """The result of arithmetic for servers that were never loaded; empty without one."""
     sentence = prose.by_arithmetic(analysis.answer)
     return text(sentence) if sentence else text()
 
 
 def _saved(money: Estimate) -> str:
-    """Dollars: at least the low end, or up to the high one where nothing is sure to be saved."""
+    """Dollars: at least the low end, or up to the high end if no saving is certain."""
     if money.low:
         return f"at least {usd(money.low)}"
     return f"up to {usd(money.high or 0.0)}"
 
 
 def _rests_on(found: Surplus) -> list[str]:
-    """What the number of replicas that stay was made of, a sentence per model."""
+    """The basis of the number of remaining replicas, a sentence per model."""
     policy, parts = found.policy, found.by_model
     spares = plural(policy.spare_replicas, "replica")
     free = f"{percent(policy.headroom_ratio)} stays free, and {spares}"
@@ -125,7 +125,7 @@ def _rests_on(found: Surplus) -> list[str]:
 
 
 def replay_sentences(tried: Sequence[Replay]) -> list[str]:
-    """How a replay of the busiest arrivals fared on the replicas recommended; empty for none."""
+    """The result of a replay of the busiest arrivals on these replicas; empty for none."""
     if not tried:
         return []
     first, last = tried[0], tried[-1]
@@ -143,7 +143,7 @@ def replay_sentences(tried: Sequence[Replay]) -> list[str]:
 
 
 def _fared(replay: Replay) -> str:
-    """What 95 % of the requests of a replay saw at most."""
+    """The 95th percentile of the replay's requests."""
     latencies = (
         f"p95 TTFT {seconds(replay.ttft_p95_seconds)}",
         f"ITL {seconds(replay.itl_p95_seconds)}",
@@ -153,7 +153,7 @@ def _fared(replay: Replay) -> str:
 
 
 def _of_model(part: ModelSurplus) -> str:
-    """How many replicas of one model can go, and what keeps the others."""
+    """How many replicas of one model are removable, and why the others are needed."""
     removable, there = part.removable_replicas, count(part.replicas)
     if removable.low:
         return f"at least {count(removable.low)} of {there} can go. {_busy_time(part)}"
@@ -165,7 +165,7 @@ def _of_model(part: ModelSurplus) -> str:
 
 
 def _busy_time(part: ModelSurplus) -> str:
-    """When the most was asked, and how much of it a replica gives."""
+    """The time of the highest demand, and the capacity of a replica for it."""
     asked, each = part.busiest_output_tokens_per_second.high, part.replica_output_tokens_per_second
     if not asked or part.busiest_start is None:
         return f"Nothing was asked; a replica gives {value(each, number)}"
@@ -177,9 +177,9 @@ def _busy_time(part: ModelSurplus) -> str:
 
 
 def queue_check(plan: Plan) -> Text:
-    """What a queue says of these replicas without their spares, and what a replay on them.
+    """The queueing model's result for these replicas without spares, and the replay's on them.
 
-    Of several models a sentence each: their requests wait in queues of their own.
+    For several models, one sentence each, because their requests wait in separate queues.
     """
     parts, policy = plan.by_model, plan.policy
     if len(parts) < 2:
@@ -199,7 +199,7 @@ def queue_check(plan: Plan) -> Text:
 
 
 def _many(replicas: Estimate) -> str:
-    """How many replicas of a model are planned."""
+    """The planned number of replicas of a model."""
     if replicas.is_unknown:
         return f"it is not known how many replicas it takes, because {reason(replicas)}"
     return f"{value(replicas, count)} replicas are planned, spares included"
@@ -228,7 +228,7 @@ def _queue_sentence(check: QueueCheck | None, replicas: int | None) -> str:
 
 
 def sensitivity_table(plan: Plan) -> Table:
-    """How many replicas it takes if demand, prompts or caching turn out otherwise."""
+    """The replicas needed if demand, prompts or caching change."""
     columns = (
         Column("case", "case"),
         Column("replicas", "replicas", count, is_numeric=True),
@@ -243,7 +243,7 @@ def sensitivity_table(plan: Plan) -> Table:
 
 
 def runway_table(plan: Plan, *, growth_ratio_per_month: float) -> Table:
-    """What a number of replicas carries, as a multiple of the demand, and until when."""
+    """The load that numbers of replicas carry, as a multiple of the demand, and until when."""
     growth, policy = percent(growth_ratio_per_month), plan.policy
     columns = (
         Column("replicas", "replicas", count, is_numeric=True),
@@ -272,7 +272,7 @@ def runway_table(plan: Plan, *, growth_ratio_per_month: float) -> Table:
 
 
 def forecast_table(plan: Plan) -> Table:
-    """Requests of the next day, hour by hour with measured intervals; or why there is none."""
+    """Requests of the next day by hour with measured intervals, or why there is no forecast."""
     forecast = plan.forecast
     columns = (
         Column("hour from (UTC)", "start", _hour),
@@ -290,7 +290,7 @@ def forecast_table(plan: Plan) -> Table:
 
 
 def method_text(method: str, coverage_ratio: float | None) -> str:
-    """How a forecast was made, and how often its intervals can be expected to hold."""
+    """The method of a forecast, and the expected coverage of its intervals."""
     if coverage_ratio is None:
         return f"Method: {method}."
     share = percent(coverage_ratio)
@@ -298,7 +298,7 @@ def method_text(method: str, coverage_ratio: float | None) -> str:
 
 
 def savings_table(analysis: Analysis, policy: Policy) -> Table:
-    """Dollars per month that three ways out of idle time would have saved, or why not known."""
+    """Dollars per month that three ways to avoid idle time would have saved, or why unknown."""
     found = analysis.savings(policy)
     ways = [Figure(label, getattr(found, name), usd) for label, name in _WAYS.items()]
     if any(each.estimate.is_known for each in ways):
@@ -308,7 +308,7 @@ def savings_table(analysis: Analysis, policy: Policy) -> Table:
 
 
 def gpu_table(options: Sequence[Option]) -> Table:
-    """The GPUs of a plan that can be compared, most tokens per dollar first."""
+    """The comparable GPUs of a plan, most tokens per dollar first."""
     columns = (
         Column("GPU", "gpu"),
         Column("$ per GPU-hour", "usd_per_gpu_hour", usd, is_numeric=True),
@@ -339,7 +339,7 @@ def gpu_table(options: Sequence[Option]) -> Table:
 
 
 def rejected_table(options: Sequence[Option]) -> Table:
-    """The GPUs that cannot be compared, by the reason, which many share."""
+    """The GPUs that cannot be compared, grouped by reason."""
     groups: dict[str, list[str]] = {}
     for each in options:
         if not each.is_comparable:
@@ -352,10 +352,10 @@ def rejected_table(options: Sequence[Option]) -> Table:
 def plan_verdict(
     plan: Plan, options: Sequence[Option], *, model: str, requests_per_second: float
 ) -> Text:
-    """How many replicas the window's load takes, then which GPU for a model; each with its load.
+    """The replicas needed for the window's load, then the best GPU for a model, each with its load.
 
-    `options` are of `model` for `requests_per_second`: from a rate somebody measured, so known
-    where the window's own capacity is not.
+    `options` are for `model` at `requests_per_second`. They are based on an externally measured
+    rate, so they are known even if the window's own capacity is not.
     """
     return text(" ".join(filter(None, (_enough(plan), _best(options, model, requests_per_second)))))
 
@@ -398,12 +398,12 @@ def _name(option: Option) -> str:
 
 
 def _assumed(option: Option) -> str:
-    """What the GPU's label says beside its name: which form factors are assumed."""
+    """The addition to the name in a GPU's label: its assumed form factors."""
     return option.gpu.partition(" (")[2].rstrip(")")
 
 
 def _why_not(option: Option) -> str:
-    """The reason without the GPU's name, so that GPUs share it."""
+    """The reason without the GPU's name, so that several GPUs can share it."""
     name = _name(option)
     because = option.reason or option.tokens_per_usd.reason
     return because.removeprefix(f"{name} ").replace(f" of {name}", "")

@@ -1,4 +1,4 @@
-"""At what load a server saturates, and what its bottleneck is: tables beside the curves."""
+"""The load at which a server saturates, and its bottleneck: tables next to the curves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OVERSATURATION = {
 
 
 def regime_table(analysis: Analysis) -> Table:
-    """How long each engine had which bottleneck, the longest first, and how the longest was judged.
+    """Each engine's time under each bottleneck, longest first, with the evidence of the longest.
 
     One row per engine and regime.
     """
@@ -52,7 +52,7 @@ def regime_table(analysis: Analysis) -> Table:
 
 
 def capacity_table(analysis: Analysis) -> Table:
-    """Capacity, the load it is reached at, headroom, and throughput within the targets."""
+    """Capacity, the load at which it is reached, headroom, and throughput within the targets."""
     found, slo_throughput = analysis.saturation, analysis.slo.throughput
     reckoned = analysis.by_arithmetic.capacity
     within = analysis.by_arithmetic.slo_throughput_output_tokens_per_second
@@ -71,9 +71,9 @@ def capacity_table(analysis: Analysis) -> Table:
 
 
 def extrapolation_table(analysis: Analysis) -> Table:
-    """The capacity that the lighter half of the loads lets extrapolate, beside that of all loads.
+    """The capacity extrapolated from the lighter half of the loads, next to that of all loads.
 
-    Two rows per engine: a check of the extrapolation wherever the window has a plateau.
+    Two rows per engine: if the window has a plateau, they check the extrapolation.
     """
     columns = (
         Column("engine", "engine"),
@@ -98,13 +98,13 @@ def extrapolation_table(analysis: Analysis) -> Table:
 
 
 def oversaturation(analysis: Analysis) -> Text:
-    """Whether the server was falling behind over the window: the two-slope test, in words."""
+    """Whether the server fell behind over the window, by the two-slope test, in words."""
     found = analysis.oversaturation
     return text(f"{_OVERSATURATION[found.is_oversaturating]}. {found.evidence}")
 
 
 def saturation_verdict(analysis: Analysis) -> Text:
-    """At what load the server saturates, and what its bottleneck is, in one sentence."""
+    """The load at which the server saturates, and its bottleneck, in one sentence."""
     saturation, slo_throughput = analysis.saturation, analysis.slo.throughput
     capacity, running = saturation.capacity, saturation.capacity_running_requests
     if capacity.mid is None:
