@@ -1,4 +1,4 @@
-"""The Python door: open, scrape or pull a window, analyze it, look at what comes out.
+"""The Python interface: open, scrape or pull a window, analyze it, look at the results.
 
     >>> import vllm_capacity as vc
     >>> w = vc.open("vllm-sweep")
@@ -6,8 +6,8 @@
     >>> a.saturation.bottleneck
     'kv-bound'
 
-Texts are understood as on the command line: names and paths, ISO times, durations, prices. What
-cannot be understood ends with the same kind of error, an `InputError` of one line.
+Texts are read as on the command line: names and paths, ISO times, durations, prices. Invalid texts
+raise the same kind of error, an `InputError` of one line.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Duration = str | float | timedelta
 class Window:
     """A window of telemetry, or a time range of it: `w["08:10":"08:20"]`.
 
-    Ask it with `sql`, or `analyze` it under a price and latency targets.
+    Query it with `sql`, or `analyze` it with a price and latency targets.
     """
 
     opened: telemetry.Window
@@ -81,11 +81,11 @@ class Window:
 
     @property
     def is_simulated(self) -> bool:
-        """Whether a simulator made the telemetry."""
+        """Whether the telemetry comes from a simulator."""
         return self.opened.is_simulated
 
     def sql(self, query: str, **params: object) -> pl.DataFrame:
-        """The answer of DuckDB to a query over the whole window's views.
+        """DuckDB's result for a query over the views of the whole window.
 
         Views: samples, histograms, series, intake. `$name` in the query is bound to the argument
         `name`. InputError for a query that DuckDB refuses.
@@ -93,9 +93,9 @@ class Window:
         return self.opened.sql(query, **params)
 
     def __getitem__(self, times: slice) -> Window:
-        """The part between two times; a time of day alone is of the window's first day (UTC).
+        """The part between two times; a time of day alone is on the window's first day (UTC).
 
-        InputError where nothing of the window lies in it.
+        InputError if nothing of the window lies in it.
         """
         if not isinstance(times, slice) or times.step is not None:
             raise InputError(f'A window is cut by two times, w["08:10":"08:20"], not {times!r}.')
@@ -119,14 +119,15 @@ class Window:
     ) -> Analysis:
         """The analysis of this time range under these assumptions.
 
-        `price`: USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words of a row of
-        gpu_prices.csv; `price_rules`: a mapping file, in its place. Without a price money stays
-        unknown. `slo`: the latency targets, as a `Slo` or as text (`ttft 2.0, itl 0.1`). `gpu`:
-        what it ran on (`A100-80GB-PCIe`), where labels of its targets do not say so, and `model`
-        the model's name where the served one is none we know: what a server that was never loaded
-        could do (`by_arithmetic`). `exact`: read every scrape of a range over six hours, too.
-        `time_zone`: whose days and hours charts show (`Europe/Berlin`); all else stays in UTC.
-        InputError for what is no price, target, GPU, model, GPU count or time zone.
+        `price`: USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words that match a
+        row of gpu_prices.csv; `price_rules`: a mapping file instead. Without a price, money stays
+        unknown. `slo`: the latency targets, as a `Slo` or as text (`ttft 2.0, itl 0.1`). `gpu`: the
+        GPU it ran on (`A100-80GB-PCIe`), if its targets' labels do not name it, and `model`: the
+        model's name, if the served name is not a known one; both are for the arithmetic of what a
+        server that was never loaded could do (`by_arithmetic`). `exact`: read every scrape even of
+        a range over six hours. `time_zone`: zone of days and hours in charts (`Europe/Berlin`); all
+        else stays in UTC. InputError for an invalid price, target, GPU, model, GPU count or time
+        zone.
         """
         assumed = Assumptions(
             pricing(
@@ -153,15 +154,14 @@ class Window:
 class Analysis(analysis.Analysis):
     """A time range of a window under a price and targets: figures, verdicts, frames and charts.
 
-    Everything is computed when it is first looked at, once. Its charts show the days and hours of
-    `time_zone`.
+    Everything is computed once, on first access. Its charts show days and hours in `time_zone`.
     """
 
     time_zone: str = "UTC"
 
     @property
     def capacity(self) -> Estimate:
-        """Output tokens per second that the server can do at most."""
+        """The maximum output tokens per second of the server."""
         return self.saturation.capacity
 
     @cached_property
@@ -181,11 +181,11 @@ class Analysis(analysis.Analysis):
         model: str | None = None,
         policy: Policy | None = None,
     ) -> Plan:
-        """How many replicas, which GPU instead, for how much money.
+        """The number of replicas, alternative GPUs, and the cost.
 
-        `requests_per_second` None: what the window asked for (p95). `gpu` is what it ran on, which
-        vLLM does not export; `gpus` what to compare it with (all known ones without), `model` the
-        model's name where the served one is none we know. InputError for names that are not known.
+        `requests_per_second` None: the window's demand (p95). `gpu` is the GPU it ran on, which
+        vLLM does not export; `gpus` those to compare it with (default: all known), `model` the
+        model's name if the served name is not a known one. InputError for unknown names.
         """
         request = PlanRequest(
             demand_requests_per_second=requests_per_second,
@@ -203,10 +203,10 @@ class Analysis(analysis.Analysis):
         idle: str = "shared",
         models: Mapping[str, str] | None = None,
     ) -> Tenants:
-        """The bill by tenant, from what a gateway logged: a `read_usage`, or files it can read.
+        """The bill by tenant, from a gateway's log: a `read_usage`, or files that it can read.
 
-        `idle`: in proportion to use, or kept "apart". `models` say which served model a name in the
-        log is. InputError where no row is of this time and a model that is served.
+        `idle`: in proportion to use, or kept "apart". `models` maps names in the log to served
+        models. InputError if no row is of this time and of a served model.
         """
         if not isinstance(usage, UsageLog):
             usage = read_usage(usage)
@@ -215,19 +215,19 @@ class Analysis(analysis.Analysis):
     def reconcile(
         self, invoice: str | Path, *, columns: str | Mapping[str, str] | None = None
     ) -> Reconciliation:
-        """The bill against what the cloud charged: a CSV or Parquet file of charges.
+        """The bill compared with the cloud's charges in a CSV or Parquet file.
 
-        `columns` says what it calls what ("cost=Charge,start=Day"). InputError for a file of which
-        no charge can be read, or none is of this time.
+        `columns` maps its column names ("cost=Charge,start=Day"). InputError for a file without
+        readable charges, or without any of this time.
         """
         return self.reconciled(read_invoice(Path(invoice), columns=columns))
 
     def compare(self, before: analysis.Analysis | str | Path) -> Comparison:
         """What changed since `before`, at the same load and mix, by more than noise.
 
-        `before`: an analysis, or a window by its name or path, with a time range of its own if
-        wanted (NAME@START..END), which is then taken under the same price and targets. A change
-        that cannot be told is unknown, with its reason. WindowError where there is no such window.
+        `before`: an analysis, or the name or path of a window, optionally with a time range
+        (NAME@START..END), which then gets the same price and targets. A change that cannot be
+        determined is unknown, with its reason. WindowError if there is no such window.
         """
         if isinstance(before, str | Path):
             found = open(before)
@@ -238,15 +238,15 @@ class Analysis(analysis.Analysis):
     def explain(self, figure: str) -> Any:  # noqa: ANN401  shown by its repr
         """How a figure is made: `a.explain("cost.per_request")`.
 
-        Its definition, the function that makes it with file and line, the queries, and the first
-        rows they give. InputError, with the nearest names, for a figure that there is not.
+        Its definition, the function that makes it with file and line, the queries, and their first
+        rows. InputError, with the nearest names, for an unknown figure.
         """
         from vllm_capacity.render.sections.definitions import explanation
 
         return explanation(self, figure)
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The answer as JSON (`answers.schema.json`); written whole to `path`, if one is given."""
+        """The answer as JSON (`answers.schema.json`); also written atomically to a given `path`."""
         text = json.dumps(plain(self.answer), allow_nan=False, indent=2)
         if path is not None:
             from vllm_capacity.render.report.files import write_whole
@@ -259,9 +259,9 @@ class Analysis(analysis.Analysis):
     ) -> str | bytes:
         """The figures as `csv`, `parquet`, `json`, `markdown`, `focus`, `prometheus` or `litellm`.
 
-        Text, or bytes of Parquet; written whole to `path`, if one is given. `currency`: another
-        than dollars, by a dated rate ("EUR=0.92@2026-11-28"). InputError for what a format cannot
-        say: FOCUS and LiteLLM need a price.
+        Text, or bytes for Parquet; also written atomically to `path`, if given. `currency`: another
+        than dollars, at a dated rate ("EUR=0.92@2026-11-28"). InputError for what a format cannot
+        express: FOCUS and LiteLLM need a price.
         """
         from vllm_capacity.render.exports import export
         from vllm_capacity.render.exports.currency import USD, parse_currency
@@ -273,7 +273,7 @@ class Analysis(analysis.Analysis):
         return made
 
     def to_html(self, path: str | Path) -> Path:
-        """One HTML page with figures, charts and tables, written whole to `path`; its path.
+        """Write one HTML page with figures, charts and tables atomically to `path`, and return it.
 
         It runs the report's notebook, so it takes some seconds.
         """
@@ -299,16 +299,16 @@ class Analysis(analysis.Analysis):
         return "\n".join(lines)
 
     def __dir__(self) -> Iterable[str]:
-        """What is for users."""
+        """The names intended for users."""
         return sorted(name for name in super().__dir__() if not name.startswith("_"))
 
 
 def open(name_or_path: str | Path) -> Window:
     """The window of that name or path, or a time range of it: `NAME@START..END`.
 
-    Either end may be left out. A name is looked for in data/windows and data/examples from here
-    upward, then among the shipped windows. Of one that a scrape still makes: what it has by now.
-    WindowError, with the names there are, where there is none.
+    Either end may be omitted. A name is looked up in data/windows and data/examples of this folder
+    and its parents, then among the shipped windows. If a scrape is still making the window, it has
+    the telemetry so far. WindowError, with the available names, if there is none.
     """
     if not isinstance(name_or_path, str | Path):
         raise InputError(f"A window is named by text or a path, not by {name_or_path!r}.")
@@ -329,13 +329,12 @@ def scrape(
     labels: Mapping[str, str] | None = None,
     targets: str | Path | None = None,
 ) -> Window:
-    """Scrape the /metrics of these servers for so long, into a new window at `to`.
+    """Scrape the /metrics of these servers for that duration into a new window at `to`.
 
-    `labels` are kept with all of them, for `by` and mapping files: `{"team": "search"}`. `targets`
-    is a file of more servers with labels of their own, in the format of Prometheus' file-based
-    service discovery. Credentials come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or
-    VLLM_METRICS_TOKEN.
-    InputError where `to` is there already, SourceError where no scrape was answered.
+    All of them get the `labels`, for `by` and mapping files: `{"team": "search"}`. `targets` is a
+    file of more servers with labels of their own, in the format of Prometheus' file-based service
+    discovery. Credentials come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or
+    VLLM_METRICS_TOKEN. InputError if `to` exists already, SourceError if no scrape was answered.
     """
     from vllm_capacity.live.scrape import capture
     from vllm_capacity.live.targets import named_targets
@@ -369,11 +368,11 @@ def pull(
     """Pull telemetry into a new window at `to`: from Parseable, its files, or a Prometheus.
 
     `stream` is Parseable's. Give `start` and `end`, or `last` ("24h"). Credentials come from the
-    environment, as SECURITY.md says. `full`: every sample, or (False) first and last states per
-    minute; by length without it. `match` picks series of a shared Prometheus, such as
+    environment, see SECURITY.md. `full`: every sample, or (False) first and last states per minute;
+    None decides by length. `match` selects series of a shared Prometheus, such as
     '{namespace="team-a"}'; `tenant` is the X-Scope-OrgID of a Mimir or Thanos, `ca` a file of
-    certificates to trust.
-    InputError for what cannot be asked, SourceError where the source does not answer.
+    certificates to trust. InputError for an invalid request, SourceError if the source does not
+    respond.
     """
     from vllm_capacity.live.pull import PullOrder, pull_window
 
@@ -388,8 +387,8 @@ def pull(
 def compare(before: analysis.Analysis, after: analysis.Analysis) -> Comparison:
     """What changed from one analysis to another, at the same load and mix, by more than noise.
 
-    Each may be of a window, or of a time range of one, under its own price. A change that cannot be
-    told is unknown, with its reason. InputError for what is no analysis.
+    Each may be of a window or of a time range, with its own price. A change that cannot be
+    determined is unknown, with its reason. InputError for anything but an analysis.
     """
     if not all(isinstance(each, analysis.Analysis) for each in (before, after)):
         raise InputError("Compare two analyses: vc.compare(a.analyze(), b.analyze()).")
@@ -403,11 +402,12 @@ def read_usage(
     log_format: str | None = None,
     show_keys: bool = False,
 ) -> UsageLog:
-    """What gateways logged of requests, for `a.tenants`: LiteLLM, Envoy, nginx, CSV, Parquet.
+    """Gateways' logs of requests, for `a.tenants`: LiteLLM, Envoy, nginx, CSV, Parquet.
 
-    `columns` says how a log calls what ("key=x-tenant"), `log_format` is nginx's. Keys are hashed
-    unless `show_keys`; with a secret in VLLM_CAPACITY_KEYS_SECRET nobody can check a guess. Several
-    files in one text are parted by ";". InputError for a file of which no row can be read.
+    `columns` maps a log's column names ("key=x-tenant"), `log_format` is nginx's. Keys are hashed
+    unless `show_keys`; with a secret in VLLM_CAPACITY_KEYS_SECRET, guesses of keys cannot be
+    checked. Several files in one text are separated by ";". InputError for a file without readable
+    rows.
     """
     from vllm_capacity.sources import usage
 
@@ -463,14 +463,14 @@ def what_if(
 ) -> WhatIf:
     """Output tokens per second and latencies on another GPU, from a throughput measured on one.
 
-    `clients` or `requests_per_second`: the load it was measured under; `at_…`: the load asked about
-    there (also on the same GPU), else the same. `itl_seconds` and `ttft_seconds` are mean latencies
-    that were measured with it. `to_gpus`: so many GPUs, split into engines as gives most
-    (`splits`); else one engine of `gpus`. With two engine versions, what the other did to published
-    runs is added. `price` and `to_price` are those of a GPU of either side, as `analyze` takes them
-    (else the offers of the price list): `choice` says which gives more tokens per dollar, and what
-    would change that. Unknown, with the reason, where no honest answer can be given; InputError for
-    names that are not known.
+    `clients` or `requests_per_second`: the load during the measurement; `at_…`: the load to ask
+    about on the other GPU (or on the same one), by default the same. `itl_seconds` and
+    `ttft_seconds` are mean latencies measured with it. `to_gpus`: that many GPUs, in the split into
+    engines with the highest throughput (`splits`); else one engine of `gpus`. Given two engine
+    versions, the effect of the change on published runs is included. `price` and `to_price` are the
+    GPU prices of both sides, as in `analyze` (default: the offers of the price list): `choice` says
+    which gives more tokens per dollar, and what would change that. Unknown, with the reason, if
+    there is no honest answer; InputError for unknown names.
     """
     from vllm_capacity.verdicts.hardware.elsewhere import answer_elsewhere
     from vllm_capacity.verdicts.hardware.question import question_of
@@ -503,10 +503,10 @@ def what_if(
 
 
 def use_facts(folder: str | Path | None) -> None:
-    """Put your own GPUs, models and prices before the shipped ones; None: no longer.
+    """Give your own GPUs, models and prices precedence over the shipped ones; None: stop.
 
-    `folder` holds CSV files named as the tables of data/: gpu_specs.csv, llms.csv, gpu_prices.csv,
-    gpu_architectures.csv. InputError for a folder that is not there.
+    `folder` has CSV files named like the tables of data/: gpu_specs.csv, llms.csv, gpu_prices.csv,
+    gpu_architectures.csv. InputError if the folder does not exist.
     """
     from vllm_capacity.facts.tables import use_own_rows
 
@@ -516,11 +516,12 @@ def use_facts(folder: str | Path | None) -> None:
 
 
 def fit(loads: pl.DataFrame | str | Path) -> Saturation:
-    """The capacity that a table of loads shows, or lets extrapolate.
+    """The capacity that a table of loads shows, or allows to extrapolate.
 
     A frame or CSV with running_requests (or clients) and output_tokens_per_second, or the results
-    of a load test: JSON of guidellm, vllm bench, aiperf or inference-perf, or a folder of it. What
-    else is used: `vllm-capacity fit --help`. InputError for a table without them.
+    of a load test: JSON of guidellm, vllm bench, aiperf or inference-perf, or a folder of it. For
+    optional columns see `vllm-capacity fit --help`. InputError for a table without the required
+    ones.
     """
     from vllm_capacity.verdicts.saturation.load_test import fit_points
 
@@ -539,7 +540,7 @@ def next_loads(
 ) -> tuple[NextLoad, ...]:
     """The one or two loads to test next, for a table of loads (`fit`).
 
-    Empty where none would narrow the capacity much.
+    Empty if none would narrow the capacity much.
     """
     from vllm_capacity.verdicts.saturation import next_load
 
@@ -561,7 +562,7 @@ def forecast(
 ) -> Forecast:
     """The demand ahead, from a CSV with ts (or ts_seconds) and a column of counts.
 
-    Without a forecast, its `reason`; InputError for a file that is no such table.
+    If no forecast is possible, its `reason` says why; InputError for any other file.
     """
     from vllm_capacity.sources.demand import read_demand
     from vllm_capacity.verdicts.demand.forecast import forecast_demand
@@ -586,7 +587,7 @@ def _seconds(duration: Duration) -> float:
 
 
 def _instant(time: Instant, day: datetime) -> datetime | None:
-    """An instant from text; a time of day alone belongs to `day`."""
+    """A UTC datetime from text; a time of day alone is on `day`."""
     if time is None:
         return None
     if isinstance(time, datetime):
@@ -620,5 +621,5 @@ def _span(time_range: TimeRange) -> str:
     return f"{first:%-d %b %Y %H:%M} to {until:%-d %b %Y %H:%M} UTC"
 
 
-if _own := os.environ.get("VLLM_CAPACITY_FACTS"):  # also of the notebooks that `report` runs
+if _own := os.environ.get("VLLM_CAPACITY_FACTS"):  # also in the notebooks that `report` runs
     use_facts(_own)

@@ -1,4 +1,4 @@
-"""The bill of a window: what each engine, and each group of engines, was used for and cost.
+"""The bill of a window: the use and cost of each engine, and of each group of engines.
 
 Engines are priced one by one (their GPUs and prices may differ, and change within the window) and
 added: the parts of every grouping add up to the same whole.
@@ -41,14 +41,14 @@ COUNTERS = (REQUESTS, PROMPT_TOKENS, GENERATION_TOKENS)
 def priced(
     row: Mapping[str, object], usage: Usage, capacity: Estimate, pricing: Pricing
 ) -> CostShare:
-    """One engine's part of the bill, under the rate that was in force while it was billed."""
+    """One engine's part of the bill, at the rate in force while it was billed."""
     rate = rate_of(row, pricing)
     usage = replace(usage, gpus_per_engine=rate.gpus_per_engine)
     return CostShare(usage, rate.usd_per_gpu_hour, capacity)
 
 
 def rate_of(row: Mapping[str, object], pricing: Pricing) -> Rate:
-    """The GPUs and the price of an engine: a row with instance, billed_start and billed_end."""
+    """The GPUs and the price of an engine, a row with instance, billed_start and billed_end."""
     if not pricing.rules:
         price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
         return Rate(pricing.gpus_per_engine, price)
@@ -58,9 +58,9 @@ def rate_of(row: Mapping[str, object], pricing: Pricing) -> Rate:
 
 
 def engine_rates(engines: pl.DataFrame, pricing: Pricing) -> dict[str, tuple[float, float]]:
-    """GPUs and USD per GPU-hour of each instance, by a mapping file: what tells GPUs apart.
+    """GPUs and USD per GPU-hour of each instance by a mapping file, which can tell GPUs apart.
 
-    Empty without one; an instance that it does not cover is left out.
+    Empty without one; instances that it does not cover are left out.
     """
     if not pricing.rules:
         return {}
@@ -73,7 +73,7 @@ def engine_rates(engines: pl.DataFrame, pricing: Pricing) -> dict[str, tuple[flo
 
 
 def engine_name(row: Mapping[str, object]) -> str:
-    """How an engine is called wherever one is named: `instance/engine`."""
+    """An engine's name everywhere: `instance/engine`."""
     return f"{row['instance']}/{row['engine']}"
 
 
@@ -88,8 +88,8 @@ def engine_parts(
 ) -> dict[str, CostShare]:
     """The part of the bill of each engine of `engines` (figures/scrapes.py), by name.
 
-    An engine's capacity and its rate count for the share of the part in which it was there
-    (`presence`): so they add up over engines that replaced each other.
+    An engine's capacity and rate are weighted by its share of the time range (`presence`), so that
+    they add up over engines that replaced each other.
     """
     increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
     unknown = Estimate.unknown("the capacity of this engine was not judged")
@@ -113,9 +113,9 @@ def engine_parts(
 
 @dataclass(frozen=True)
 class Billed:
-    """One engine's part of a bill: when it was billed and at what price, what it did and can do.
+    """One engine's part of a bill: its billed time, price, use and capacity.
 
-    `model` is None where the engine named none, or the page that kept it is of an earlier release.
+    `model` is None if the engine named none, or if the page that kept it is of an earlier release.
     """
 
     instance: str
@@ -128,15 +128,15 @@ class Billed:
 
     @property
     def as_paid(self) -> CostShare:
-        """The engine's part of the bill as it was."""
+        """The engine's part of the bill at the original price."""
         return CostShare(self.usage, self.usd_per_gpu_hour, self.capacity)
 
 
 @dataclass(frozen=True)
 class BilledUse:
-    """What a bill is made of, by engine: enough to make it again, under other prices, too.
+    """The inputs of a bill by engine: enough to remake it, also at other prices.
 
-    `lost_reason`: why nobody can bound how much more was served; empty where it is bounded.
+    `lost_reason`: why the amount of unseen use has no bound; empty if it has one.
     """
 
     engines: Mapping[str, Billed]
@@ -144,12 +144,12 @@ class BilledUse:
 
     @property
     def as_paid(self) -> Bill:
-        """The bill as it was."""
+        """The bill at the original prices."""
         return self._bill(list(self.engines))
 
     @property
     def by_model(self) -> dict[str | None, Bill]:
-        """The bill of each model as it was; that of engines that name none under None."""
+        """The bill of each model at the original prices; engines without a model are under None."""
         engines: dict[str | None, list[str]] = {}
         for name, each in self.engines.items():
             engines.setdefault(each.model, []).append(name)
@@ -162,8 +162,8 @@ class BilledUse:
     def bill_at(self, pricing: Pricing, *, gpus_per_engine: float | None = None) -> Bill:
         """The bill under this pricing, as the window itself would give it.
 
-        Without rules of a mapping file engines have the GPUs they had, unless told otherwise.
-        InputError for rules by labels of targets, which are not kept.
+        Without rules of a mapping file, engines keep their GPUs unless `gpus_per_engine` is given.
+        InputError for rules that match labels of targets, which are not kept.
         """
         if any(rule.only is not None for rule in pricing.rules):
             raise InputError(
@@ -184,7 +184,7 @@ class BilledUse:
 def billed_use(
     engines: pl.DataFrame, parts: Mapping[str, CostShare], *, lost_reason: str
 ) -> BilledUse:
-    """What to keep of a bill: its parts, with the times of the engines (figures/scrapes.py)."""
+    """The data to keep of a bill: its parts, with the times of the engines (figures/scrapes.py)."""
     rows = {engine_name(row): row for row in engines.iter_rows(named=True)}
     kept = {
         name: Billed(
@@ -202,15 +202,15 @@ def billed_use(
 
 
 def charged(found: Bill, lost_reason: str) -> Bill:
-    """The bill with costs of each piece at most these where what was lost has no bound."""
+    """The bill; if the lost use has no bound, its costs per piece become upper bounds."""
     return at_most(found, lost_reason) if lost_reason else found
 
 
 def presence(engines: pl.DataFrame) -> dict[str, float]:
-    """The share of the fleet's billed time in which each engine was there, 0..1, by name.
+    """Each engine's share of the fleet's billed time, 0..1, by name.
 
-    The fleet's time is from the first engine's start to the last one's end, as they are billed: of
-    an engine that was there throughout, the share is 1, give or take a scrape. Empty for no engine.
+    The fleet's time is from the first engine's billed start to the last one's billed end: an engine
+    present throughout has a share of 1, give or take a scrape. Empty without engines.
     """
     if engines.is_empty():
         return {}
@@ -240,9 +240,9 @@ def grouped(
 ) -> dict[str, dict[str, CostShare]]:
     """The parts of the bill of each group: by `engine`, `instance`, `model`, or any label.
 
-    Of a counter, or of a target. By group, then by engine: one with several values of the label is
-    shared out by what each value used (verdicts/cost/bill.py). InputError where nothing has the
-    label: it names those that there are.
+    The label may be of a counter or of a target. By group, then by engine: an engine with several
+    values of the label is split by the use of each value (verdicts/cost/bill.py). InputError,
+    naming the existing labels, if nothing has the label.
     """
     if by == "engine":
         return {name: {name: part} for name, part in parts.items()}
@@ -261,7 +261,7 @@ def grouped(
 
 
 def _label_names(window: Window, time_range: TimeRange) -> list[str]:
-    """The labels that the counters of the bill and the targets have, by name."""
+    """The labels of the bill's counters and of the targets, by name."""
     increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
     own = {name for labels in increases.get_column("labels") for name in json.loads(labels)}
     return sorted(own.union(*target_labels(window).values()))
@@ -269,10 +269,10 @@ def _label_names(window: Window, time_range: TimeRange) -> list[str]:
 
 @dataclass(frozen=True, repr=False)
 class Group(Figures):
-    """What one group of engines did in the time range, and its part of the bill.
+    """One group's use in the time range, and its part of the bill.
 
-    Counts and hours of groups add up to the whole's; None where one is not counted by the label.
-    `output_tokens_per_second` is the mean over the time in which the fleet was there.
+    Counts and hours of groups add up to the whole's; None if not counted by the label.
+    `output_tokens_per_second` is the mean over the fleet's time.
     """
 
     billed_hours: float
@@ -286,7 +286,7 @@ class Group(Figures):
 
 @dataclass(frozen=True, repr=False)
 class Groups(Record):
-    """The figures of every group by its value of `by`, and of the whole that they add up to."""
+    """The figures of each group by its value of `by`, and of the whole that they add up to."""
 
     by: str
     whole: Group
@@ -294,7 +294,7 @@ class Groups(Record):
 
 
 def groups(whole: Bill, parts: Mapping[str, Bill], *, by: str) -> Groups:
-    """The figures of all, and of each group, by their bills."""
+    """The figures of the whole and of each group, from their bills."""
     return Groups(by, _group(whole), {name: _group(part) for name, part in parts.items()})
 
 
@@ -312,7 +312,7 @@ def _group(found: Bill) -> Group:
 
 
 def unlabelled(window: Window, *, by: str, time_range: TimeRange) -> list[str]:
-    """The counters of the bill that the server has, but without the label: none can be shared."""
+    """The bill's counters that the server has without the label: these cannot be split."""
     if by == "engine":
         return []
     each = _labelled(window, by, time_range).group_by("metric").agg(pl.col("by").is_null().all())
@@ -320,7 +320,7 @@ def unlabelled(window: Window, *, by: str, time_range: TimeRange) -> list[str]:
 
 
 def _labelled(window: Window, by: str, time_range: TimeRange) -> pl.DataFrame:
-    """The increases of the bill's counters, their value of the label in `by`, null without it."""
+    """The increases of the bill's counters, with their value of the label in `by`, or null."""
     increases = traffic.counter_increases(window, COUNTERS, time_range=time_range)
     instances = increases.get_column("instance").to_list()
     if by in ("model", "instance"):

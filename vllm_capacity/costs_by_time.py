@@ -1,9 +1,9 @@
-"""What a window cost over time: by round parts for the chart, by clock hour for idle hours.
+"""The cost of a window over time: by even parts for the chart, by clock hour for idle hours.
 
-Each part is charged as the whole is (bills.py): its own billed hours, its own exact counts. So the
-parts' bills add up to the whole's.
+Each part is billed like the whole (bills.py), by its own billed hours and its own exact counts. So
+the parts' bills add up to the whole's.
 
-What each engine did in each whole hour of the clock.
+Also the billed time and use of each engine in each whole hour of the clock.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ _Successful = dict[tuple[str, str | None], float | None]
 def engine_hours(
     window: Window, engines: pl.DataFrame, attempts: pl.DataFrame, *, time_range: TimeRange
 ) -> pl.DataFrame:
-    """What each engine of `engines` was billed for and did in each whole hour (UTC) of the part.
+    """Billed time and use of each engine of `engines` in each whole hour (UTC) of the time range.
 
-    One row per engine and hour in which it was asked: instance, engine, ts (the hour's start),
-    billed_hours, requests, generation_tokens (0 where nothing came), is_seen. What grew between two
-    scrapes counts for the hour of the later one; `is_seen` is False where that may be another: the
-    server gave no answer for over six minutes that touch the hour. Empty without a whole hour.
+    One row per engine and hour with scrape attempts: instance, engine, ts (the hour's start),
+    billed_hours, requests, generation_tokens (0 if there were none), is_seen. Growth between two
+    scrapes counts for the hour of the later one; `is_seen` is False if it may belong to another
+    hour, because the server gave no answer for over six minutes that touch the hour. Empty without
+    a whole hour.
     """
     hours = pl.DataFrame(
         {"ts": whole_hours(time_range, attempts)}, schema={"ts": pl.Datetime("us", "UTC")}
@@ -66,9 +67,10 @@ def engine_hours(
 
 
 def whole_hours(time_range: TimeRange, attempts: pl.DataFrame) -> list[datetime]:
-    """The starts of the whole hours of the clock in the part, in order.
+    """The starts of the whole clock hours in the time range, in order.
 
-    Hours over a week from any attempt are left out: a year in which nobody asked is no list.
+    Hours more than a week from any scrape attempt are left out, so that a year without attempts
+    does not make a long list.
     """
     wanted = attempts.get_column("ts").sort()
     is_new = (wanted.diff() > 2 * _NEAR).fill_null(True)
@@ -93,7 +95,7 @@ def _hour(column: str = "ts") -> pl.Expr:
 
 
 def _billed(attempts: pl.DataFrame) -> pl.DataFrame:
-    """Hours of each server by hour of the clock: from attempt to attempt, failed ones included."""
+    """Billed hours of each server by clock hour: from attempt to attempt, including failed ones."""
     steps = attempts.sort("instance", "ts").with_columns(
         step=pl.col("ts").diff().over("instance").dt.total_microseconds() / 3.6e9
     )
@@ -102,7 +104,7 @@ def _billed(attempts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _unseen(attempts: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
-    """Those of the hours asked that a long time without an answer touches, by server."""
+    """The wanted hours that overlap a long time without an answer, by server."""
     good = attempts.filter("is_good").sort("instance", "ts")
     steps = good.with_columns(before=pl.col("ts").shift().over("instance"))
     gaps = steps.filter(pl.col("ts") - pl.col("before") > _UNSEEN)
@@ -150,9 +152,9 @@ def costs_by_part(
 ) -> pl.DataFrame:
     """One row per hour of the time range (or a round length that gives 48 rows at most), in order.
 
-    Columns: start, end, successful_requests, allocation_usd, usd_per_request (null where unknown),
-    and is_stub: a last part shorter than half of the longest, whose cost per request a handful of
-    requests decides.
+    Columns: start, end, successful_requests, allocation_usd, usd_per_request (null if unknown), and
+    is_stub: a last part shorter than half of the longest, whose cost per request depends on a few
+    requests.
     """
     increases = traffic.scrape_increases(window, [REQUESTS], time_range=time_range)
     cuts = _cuts(time_range)
@@ -174,7 +176,7 @@ def _row_of(
     successful: _Successful,
     pricing: Pricing,
 ) -> tuple[datetime, datetime, float | None, float | None, float | None]:
-    """A part's row: of each engine that was tried in it, the hours and the successful requests."""
+    """A part's row: hours and successful requests of all engines with scrape attempts in it."""
     known = attempts.filter(pl.col("ts") < cut.end)
     tried = known.filter(pl.col("ts") >= cut.start).select("instance").unique()
     there = engines.select("instance", "engine", "model_name").join(
@@ -191,10 +193,10 @@ def _row_of(
 
 
 def _allocation_usd(hours: Sequence[float], rates: Sequence[Rate]) -> float | None:
-    """The middle of a bill: engines' hours × GPUs × price, added; None without a price of each.
+    """The middle of a bill: engines' hours × GPUs × price, added; None if any has no price.
 
-    As `bill` has it (verdicts/cost/bill.py), without its other figures: a month has a bill for each
-    hour of each engine.
+    Same as in `bill` (verdicts/cost/bill.py), without its other figures: a month needs a bill for
+    each hour of each engine.
     """
     prices = [rate.usd_per_gpu_hour.mid for rate in rates]
     parts = [
@@ -208,7 +210,7 @@ def _allocation_usd(hours: Sequence[float], rates: Sequence[Rate]) -> float | No
 def _successful(increases: pl.DataFrame, cuts: Sequence[TimeRange]) -> list[_Successful]:
     """Successful requests of each engine in each part (`traffic.successful`), by `_ENGINE`.
 
-    Absent where the counter was not read in the part.
+    Engines whose counter was not read in a part are absent from it.
     """
     starts = pl.Series("start", [cut.start for cut in cuts], dtype=_INSTANT)
     parts = starts.to_frame().with_row_index("part")
@@ -239,7 +241,7 @@ def _successful(increases: pl.DataFrame, cuts: Sequence[TimeRange]) -> list[_Suc
 
 
 def _ends(attempts: pl.DataFrame, cuts: Sequence[TimeRange]) -> pl.DataFrame:
-    """The first and last attempt at each target in each part, and the last before: what is billed.
+    """The billed ends: each target's first and last attempt in each part, and the last one before.
 
     Rows of `attempts`, in their order.
     """
@@ -254,9 +256,9 @@ def _ends(attempts: pl.DataFrame, cuts: Sequence[TimeRange]) -> pl.DataFrame:
 
 
 def _cuts(time_range: TimeRange) -> list[TimeRange]:
-    """The time range cut at even steps; the last one perhaps shorter.
+    """The time range split into even steps; the last one may be shorter.
 
-    Steps of hours and more stand on the clock (UTC), so that the first may be shorter, too.
+    Steps of an hour or more are aligned with the clock (UTC), so the first may be shorter, too.
     """
     step = timedelta(hours=_row_hours(time_range.hours))
     start = time_range.start
@@ -269,7 +271,7 @@ def _cuts(time_range: TimeRange) -> list[TimeRange]:
 
 
 def _row_hours(hours: float) -> float:
-    """An hour where the window has several and not too many, else the nearest round length."""
+    """One hour if that gives several rows but not too many, else the nearest round length."""
     if _HOUR_FROM_HOURS <= hours <= _MAX_ROWS:
         return 1.0
     fitting = [each for each in _READABLE_PARTS_HOURS if hours / each <= _MAX_ROWS]
@@ -285,12 +287,12 @@ def costs_by_hour(
     pricing: Pricing,
     capacity: Estimate,
 ) -> pl.DataFrame:
-    """What each whole hour of the clock (UTC) in the time range brought and cost, in order.
+    """Use and cost of each whole clock hour (UTC) in the time range, in order.
 
     Columns: ts (its start), requests (finished), cost_usd, utilization_ratio (0..1). Cost and use
-    are the bill's (verdicts/cost/bill.py); `capacity` is that of one engine, output tokens/s.
-    Null where an engine was not seen through the hour (costs_by_time.py), or where there is no
-    price or no capacity. Empty where the time range holds no whole hour.
+    are those of the bill (verdicts/cost/bill.py); `capacity` is that of one engine, output
+    tokens/s. Null if an engine was not seen throughout the hour (`engine_hours`), or without a
+    price or a capacity. Empty if the time range has no whole hour.
     """
     frame = engine_hours(window, engines, attempts, time_range=time_range)
     by_hour = frame.partition_by("ts", as_dict=True)
@@ -307,7 +309,7 @@ def costs_by_hour(
 def hour_of(
     engines: pl.DataFrame, start: datetime, rates: HourRates, capacity: Estimate
 ) -> tuple[float, float | None, float | None]:
-    """Requests, cost and utilization of one hour: its rows of `engine_hours`."""
+    """Requests, cost and utilization of one hour, from its rows of `engine_hours`."""
     hours, tokens = engines["billed_hours"].to_list(), engines["generation_tokens"].to_list()
     cost = _allocation_usd(hours, [rates.of(name, start) for name in engines["instance"]])
     used = _utilization(hours, tokens, capacity)
@@ -317,7 +319,7 @@ def hour_of(
 def _utilization(
     hours: Sequence[float], tokens: Sequence[float], capacity: Estimate
 ) -> float | None:
-    """The middle of a bill's utilization over an hour, 0..1: `capacity` is that of one engine."""
+    """The middle of a bill's utilization over an hour, 0..1; `capacity` is that of one engine."""
     if not math.fsum(tokens):
         return 0.0
     if capacity.low is None or capacity.mid is None:
@@ -330,13 +332,13 @@ def _utilization(
 
 @dataclass(frozen=True)
 class HourRates:
-    """The rate of an instance in an hour; looked up once for hours between which no rule begins."""
+    """The rate of an instance by hour; hours between two starts of rules share one lookup."""
 
     pricing: Pricing
     _found: dict[tuple[str, int], Rate] = field(default_factory=dict)
 
     def of(self, instance: str, start: datetime) -> Rate:
-        """The GPUs and the price in the hour from `start`."""
+        """The GPUs and the price in the hour that starts at `start`."""
         row = {"instance": instance, "billed_start": start, "billed_end": start + HOUR}
         place = bisect_right(self._borders, start)
         if place < len(self._borders) and self._borders[place] < start + HOUR:

@@ -1,7 +1,8 @@
-"""One engine under load: its points and its fitted curve, for every chart against load.
+"""One engine under load: its points and fitted curve, for all charts against load.
 
-One engine has one curve. Several engines are not one bigger engine: a curve through their sums
-would bend where none of them does. So the one nearest to its limit is drawn, alone and named.
+One engine has one curve. Several engines do not behave like one bigger engine: a curve through
+their sums would bend where none of them does. So only the one nearest to its limit is drawn, and
+named.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class LoadCurve:
-    """One engine's points and fitted curve, and what that engine alone can do and did.
+    """One engine's points and fitted curve, and its own capacity and use.
 
-    `curve` has running_requests, low, mid, high (output tokens/s, band of 90 %), from the lightest
-    load to where it reaches the capacity: beyond, the law goes on to rise and output does not. It
-    has no row where the loads seen let no capacity be told. `points` are that engine's steps at the
-    grain of charts, at most 150 rows: `STEP_SCHEMA` of verdicts/saturation/fit.py and
-    preemptions_per_minute. `steps` are those it was judged by, `left_out` of them have a gap or a
-    restart and were not fitted. `engines` is how many the window has.
+    `curve` has running_requests, low, mid, high (output tokens/s, 90 % band), from the lightest
+    load to where it reaches the capacity: beyond that the law keeps rising, but output does not. It
+    is empty if the observed loads do not determine the capacity. `points` are the engine's steps at
+    the charts' resolution, at most 150 rows: `STEP_SCHEMA` of verdicts/saturation/fit.py and
+    preemptions_per_minute. `steps` are those that the fit used, except `left_out` of them with a
+    gap or a restart. `engines` is the number of engines in the window.
     """
 
     fit: SaturationFit
@@ -44,16 +45,16 @@ class LoadCurve:
 
     @property
     def engine(self) -> str:
-        """Its name."""
+        """The engine's name."""
         return self.fit.engine
 
     @property
     def left_out(self) -> int:
-        """Its steps with a gap or a restart."""
+        """The number of its steps with a gap or a restart."""
         return self.fit.left_out
 
     def of(self, answer: Answer, slo: Slo) -> Answer:
-        """The answer with this engine's own figures in the place of the whole window's."""
+        """The answer with this engine's own figures instead of the whole window's."""
         own = replace(
             answer.saturation,
             capacity_kind=self.fit.kind,
@@ -77,12 +78,12 @@ def load_curve(
     points: Callable[[str], pl.DataFrame],
     counters: pl.DataFrame,
 ) -> LoadCurve | None:
-    """The points and the curve of the engine nearest to its limit; None where there is no engine.
+    """The points and curve of the engine nearest to its limit; None if there is no engine.
 
-    Nearest is the most limiting regime, then the heaviest load. An engine that cannot be fitted is
-    chosen only where none can, and has no curve. `judged` are the steps that `fits` were made of,
-    `points` gives an engine's, by its name, at the grain of charts, `counters` are the increases of
-    figures/traffic.py.
+    Nearest means the most limiting regime, then the heaviest load. An engine without a fit is
+    chosen only if none has one, and then has no curve. `judged` are the steps behind `fits`;
+    `points` gives an engine's steps by its name, at the charts' resolution; `counters` are the
+    increases of figures/traffic.py.
     """
     if not fits:
         return None
@@ -101,7 +102,7 @@ def load_curve(
 
 
 def _nearest(fits: Sequence[SaturationFit]) -> tuple[SaturationFit, pl.DataFrame]:
-    """The engine nearest to its limit, with its curve; of those with a curve if there are any."""
+    """The engine nearest to its limit, and its curve; engines with a curve come first."""
     ordered = _nearest_first([fit for fit in fits if len(fit.levels.loads)])
     for fit in ordered:
         curve = _up_to_capacity(fit)
@@ -112,7 +113,7 @@ def _nearest(fits: Sequence[SaturationFit]) -> tuple[SaturationFit, pl.DataFrame
 
 
 def _up_to_capacity(fit: SaturationFit) -> pl.DataFrame:
-    """The fitted curve as far as the capacity; no row where that is not known."""
+    """The fitted curve up to the capacity; empty if that is unknown."""
     capacity = fit.capacity.mid
     if capacity is None:
         return pl.DataFrame(schema=CURVE_SCHEMA)
@@ -138,12 +139,12 @@ def _own(steps: pl.DataFrame, engine: str) -> pl.DataFrame:
 
 
 def _minutes() -> pl.Expr:
-    """The length of each step."""
+    """The length of each step in minutes."""
     return (pl.col("end") - pl.col("start")).dt.total_microseconds() / 60e6
 
 
 def _preemptions(increases: pl.DataFrame, steps: pl.DataFrame) -> float | None:
-    """The exact growth of the engine's counter; None where it has none."""
+    """The exact growth of the engine's counter; None if it has none."""
     engine = ["instance", "engine"]
     own = increases.join(steps.head(1).select(engine), on=engine, how="semi", nulls_equal=True)
     return total(own, PREEMPTIONS)

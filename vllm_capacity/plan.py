@@ -1,7 +1,7 @@
-"""The plan of a window: how many replicas, which GPU instead, for what money, how long.
+"""The plan of a window: number of replicas, alternative GPUs, cost, and how long it suffices.
 
-Everything rests on the answer of the window (its capacity, under the targets where they are given)
-and on verdicts that say what they rest on; what cannot be known is a row with a reason.
+Everything is based on the answer of the window (its capacity, within the targets if given) and on
+verdicts that state their basis; unknowns are rows with a reason.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ _NARROW = 2.5
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is asked for.
+    """The inputs of a plan.
 
-    `demand_requests_per_second` None: the 95th percentile of what finished in the window.
-    `from_gpu` is what it ran on, which vLLM does not export; None: what the analysis assumes, or
-    labels tell; without it other GPUs cannot be compared. `model` names the model where the served
-    name is none we know. `to_gpus` empty: every GPU known.
+    `demand_requests_per_second` None: the 95th percentile of the window's finished requests.
+    `from_gpu` is the GPU it ran on, which vLLM does not export; None: by the analysis' assumptions
+    or by labels; if unknown, other GPUs cannot be compared. `model` names the model if the served
+    name is not a known one. `to_gpus` empty: all known GPUs.
     """
 
     demand_requests_per_second: float | None = None
@@ -88,7 +88,7 @@ class PlanRequest:
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
-        """InputError for a demand that is none, and for a GPU that is in no table."""
+        """InputError for an invalid demand, and for a GPU that is in no table."""
         for name in filter(None, (self.from_gpu, *self.to_gpus)):
             find_gpu(name)
         demand = self.demand_requests_per_second
@@ -98,12 +98,12 @@ class PlanRequest:
 
 @dataclass(frozen=True, repr=False)
 class ModelPlan(Figures):
-    """The replicas of one model, which no other model's can replace, and what checks them.
+    """The replicas of one model, which those of other models cannot replace, and checks of them.
 
-    Demand in output tokens/s; capacity is of one replica, within the targets where given.
-    `queue_check` is None where it cannot be asked. `replays` are how the busiest arrivals of the
-    window, scaled to the demand asked for, fared on that many replicas; empty where the window does
-    not tell enough (verdicts/replay.py).
+    Demand is in output tokens/s; capacity is of one replica, within the targets if given.
+    `queue_check` is None if it lacks inputs. `replays` simulate the busiest arrivals of the window,
+    scaled to the requested demand, on that many replicas; empty if the window has too little
+    information (verdicts/replay.py).
     """
 
     demand_output_tokens_per_second: Estimate
@@ -115,20 +115,20 @@ class ModelPlan(Figures):
 
 @dataclass(frozen=True, repr=False)
 class Plan(Figures):
-    """How many replicas, which GPU instead, for what money, how long; every field always there.
+    """Number of replicas, alternative GPUs, cost, how long it suffices; all fields always exist.
 
-    Demand is of all replicas, capacity of one engine (within the targets where given); of several
-    models the replicas are each model's by its own demand and capacity (`by_model`), added up.
-    `gpu` is what the window ran on, as options name it; empty where that is not known.
-    `queue_check` and `replays` are those of the one model (`ModelPlan`): None and empty where there
-    are several, whose requests wait in queues of their own. `options` are other GPUs, best tokens
-    per dollar first, rejected ones last with their reason; `options_reason` is why there are none,
-    and `options_basis` what their throughput is
-    where the window did not show it. `choices` say what would change their order, `interactivity`
-    what tokens cost at the same ITL. `surplus` is how many of the replicas of the window its own
-    busiest time did not need.
-    `capacity_by_arithmetic_…` is what one engine could do, extrapolated from the light load it was
-    seen under; it stands beside the measured capacity, and of the rest only options rest on it.
+    Demand is of all replicas, capacity of one engine (within the targets if given). For several
+    models, the replicas are the sum over the models, each by its own demand and capacity
+    (`by_model`). `gpu` is the GPU of the window, as options name it; empty if unknown.
+    `queue_check` and `replays` are those of a single model (`ModelPlan`): None and empty for
+    several, whose requests wait in separate queues. `options` are GPUs by tokens per dollar, best
+    first, rejected ones last with their reason; `options_reason` says why there are none, and
+    `options_basis` where their throughput is from if the window did not show it. `choices` say what
+    would change their order, `interactivity` what tokens cost at the same ITL. `surplus` is the
+    number of the window's replicas that its own busiest time did not need.
+    `capacity_by_arithmetic_…` is one engine's capacity extrapolated from the light load that it
+    had. It is additional to the measured capacity; of all other fields, only options are based on
+    it.
     """
 
     window: WindowExtent
@@ -157,22 +157,22 @@ class Plan(Figures):
 
     @property
     def working_replicas(self) -> int | None:
-        """The replicas without their spares, one at least; None where it is not known how many."""
+        """The replicas without their spares, at least one; None if unknown."""
         return working(self.replicas, self.policy)
 
     @property
     def comparable(self) -> tuple[Option, ...]:
-        """The options whose tokens per dollar are known, best first."""
+        """The options with known tokens per dollar, best first."""
         return tuple(option for option in self.options if option.is_comparable)
 
     def option(self, gpu: str) -> Option | None:
-        """The option of that GPU, by its label; None where it is not among them."""
+        """The option of that GPU, by its label; None if there is none."""
         return next((option for option in self.options if option.gpu == gpu), None)
 
     def runways(self, growth_ratio_per_month: float) -> tuple[Runway, ...]:
-        """What numbers of replicas carry, and for how long: up to two more than are needed.
+        """The load that numbers of replicas carry, and for how long: up to two more than needed.
 
-        Empty where it is not known how many are. InputError for a growth below 0.
+        Empty if the needed number is unknown. InputError for a growth below 0.
         """
         if self.replicas.mid is None:
             return ()
@@ -187,21 +187,21 @@ class Plan(Figures):
 
 
 def working(replicas: Estimate, policy: Policy) -> int | None:
-    """The replicas without their spares, one at least; None where it is not known how many."""
+    """The replicas without their spares, at least one; None if unknown."""
     return None if replicas.mid is None else max(1, round(replicas.mid) - policy.spare_replicas)
 
 
 def plan(analysis: Analysis, request: PlanRequest | None = None) -> Plan:
-    """The plan of a window under its assumptions: how many replicas for how much money."""
+    """The plan of a window under its assumptions: the replicas needed and their cost."""
     return _Planning(analysis, request or PlanRequest()).plan
 
 
 @dataclass(frozen=True)
 class _Load:
-    """What is asked of one model, output tokens/s and requests/s, and what one replica can do.
+    """The demand for one model in output tokens/s and requests/s, and the capacity of one replica.
 
-    A request takes `output_tokens`, and `running` of them run on a replica at that capacity; None:
-    not known. `pool`: its replicas in the window; None where no model is told.
+    A request takes `output_tokens`; `running` is the number of running requests of a replica at
+    capacity; None if unknown. `pool`: its replicas in the window; None if no model is named.
     """
 
     demand: Estimate
@@ -214,14 +214,14 @@ class _Load:
 
 @dataclass(frozen=True)
 class _Planning:
-    """One analysis under one request, and what every part of the plan starts from."""
+    """One analysis and one request, and the common inputs of all parts of the plan."""
 
     analysis: Analysis
     request: PlanRequest
 
     @cached_property
     def plan(self) -> Plan:
-        """All of it."""
+        """The whole plan."""
         parts = self.by_model
         needed = _added({name: part.replicas for name, part in parts.items()})
         only = next(iter(parts.values())) if len(parts) == 1 else None
@@ -255,14 +255,14 @@ class _Planning:
 
     @cached_property
     def by_model(self) -> dict[str, ModelPlan]:
-        """What each model needs, by its name."""
+        """The plan of each model, by name."""
         return {name: _of_model(self, load) for name, load in self.loads.items()}
 
     @cached_property
     def loads(self) -> Mapping[str, _Load]:
-        """What each model is asked for, and what one of its replicas can do.
+        """The demand for each model, and the capacity of one of its replicas.
 
-        A demand that was asked for is shared out as the one that was seen.
+        A requested demand is split between models like the observed one.
         """
         pools = self.analysis.pools
         if len(pools) < 2:
@@ -272,7 +272,7 @@ class _Planning:
         return {name: self._load(pool) for name, pool in pools.items()}
 
     def _load(self, pool: Pool) -> _Load:
-        """Of one model among several."""
+        """The load of one model among several."""
         if pool.served is None:
             unknown = Estimate.unknown("no step of its engines was observed")
             return _Load(unknown, pool.capacity, None, None, None, pool)
@@ -291,7 +291,7 @@ class _Planning:
 
     @cached_property
     def scale(self) -> float | None:
-        """The demand planned for as a multiple of the one that was seen; None where none was."""
+        """The planned demand as a multiple of the observed one; None if there was none."""
         seen = demand_seen(self.analysis.steps, _DEMAND_QUANTILE).mid
         return (self.requests.mid or 0.0) / seen if seen else None
 
@@ -302,24 +302,24 @@ class _Planning:
 
     @cached_property
     def pricing(self) -> Pricing:
-        """The GPUs and the price that are in force at the end of the window."""
+        """The GPUs and the price in force at the end of the window."""
         return _in_force(self.analysis)
 
     @cached_property
     def hardware(self) -> Hardware:
-        """What it ran on and served, as asked for, else as the analysis assumes."""
+        """The GPU and model as requested, else as assumed by the analysis."""
         assumed = self.analysis.assumptions.hardware
         return Hardware(self.request.from_gpu or assumed.gpu, self.request.model or assumed.model)
 
     @cached_property
     def here(self) -> GpuSpan | None:
-        """The one GPU that it ran on; None where it is not known, or there are several."""
+        """The one GPU that it ran on; None if unknown, or if there are several."""
         found = self.analysis.gpus_on(self.hardware)
         return found[0] if len(found) == 1 else None
 
     @cached_property
     def reckoned(self) -> Reckoned:
-        """What arithmetic tells of each engine."""
+        """The results of arithmetic for each engine."""
         if self.hardware == self.analysis.assumptions.hardware:
             return self.analysis.reckoned
         return self.analysis.reckoned_on(self.hardware)
@@ -354,7 +354,7 @@ class _Planning:
 
     @cached_property
     def capacity(self) -> Estimate:
-        """Output tokens per second of one engine: within the targets where given, else at the knee.
+        """Output tokens per second of one engine: within the targets if given, else at the knee.
 
         Its basis names the targets, or says that none was applied.
         """
@@ -368,10 +368,10 @@ class _Planning:
 
     @cached_property
     def running(self) -> float | None:
-        """Running requests of one engine at that capacity; None: not known.
+        """Running requests of one engine at that capacity; None if unknown.
 
-        Within targets fewer run than at the knee. Engines may differ: their mean, as the
-        capacity's.
+        Within targets, fewer run than at the knee. If engines differ it is their mean, like the
+        capacity.
         """
         running = self.answer.saturation.capacity_running_requests.mid
         if self.is_within_targets:
@@ -380,7 +380,7 @@ class _Planning:
 
 
 def _of_model(case: _Planning, load: _Load) -> ModelPlan:
-    """The replicas of one model by demand and capacity, and no fewer than kept up in the replay."""
+    """The replicas of one model by demand and capacity, at least as many as passed the replay."""
     policy = case.request.policy
     by_arithmetic = replicas(load.demand, load.capacity, policy)
     tried = _replayed(case, load, by_arithmetic)
@@ -395,7 +395,7 @@ def _of_model(case: _Planning, load: _Load) -> ModelPlan:
 
 
 def _replayed(case: _Planning, load: _Load, needed: Estimate) -> tuple[Replay, ...]:
-    """The busiest arrivals of the model on as many of its replicas."""
+    """The replay of the model's busiest arrivals on that many replicas."""
     pool = load.pool
     if not needed.mid or not case.scale or pool is None or pool.served is None:
         return ()
@@ -410,7 +410,7 @@ def _replayed(case: _Planning, load: _Load, needed: Estimate) -> tuple[Replay, .
 
 
 def _tokens_per_request(steps: pl.DataFrame) -> float:
-    """Output tokens per request that finished; 0 for none."""
+    """Output tokens per finished request; 0 if there is none."""
     seconds = (pl.col("end") - pl.col("start")).dt.total_seconds(fractional=True)
     tokens, requests = (
         steps.drop_nulls(["output_tokens_per_second", "requests_per_second"])
@@ -424,17 +424,17 @@ def _tokens_per_request(steps: pl.DataFrame) -> float:
 
 
 def _added(parts: Mapping[str, Estimate]) -> Estimate:
-    """The replicas of all models: none can serve another's requests."""
+    """The replicas of all models added, because none can serve another's requests."""
     if len(parts) == 1:
         return next(iter(parts.values()))
     return total(parts, f"sum over {len(parts)} models, each by its own load and capacity")
 
 
 def _in_force(analysis: Analysis) -> Pricing:
-    """The pricing with the GPUs and the price that a mapping file has at the end of the window.
+    """The pricing with the GPUs and price of a mapping file at the end of the window.
 
-    More replicas are bought at one price: where the file has several for the window's instances,
-    the price is unknown, and GPUs are their mean.
+    New replicas are bought at one price: if the file has several for the window's instances, the
+    price is unknown, and GPUs are their mean.
     """
     pricing, end = analysis.assumptions.pricing, analysis.time_range.end
     if not pricing.rules:
@@ -455,7 +455,7 @@ def _in_force(analysis: Analysis) -> Pricing:
 
 
 def _queue(load: _Load, needed: Estimate, policy: Policy) -> QueueCheck | None:
-    """An M/G/c queue's view of the replicas of one model, without spares; None: not to be asked."""
+    """An M/G/c queue's result for one model's replicas without spares; None without inputs."""
     known = [load.requests, load.capacity.mid, load.output_tokens, needed.mid, load.running]
     figures = [figure for figure in known if figure is not None]
     if len(figures) < len(known):
@@ -495,7 +495,7 @@ def _sensitivity(case: _Planning) -> dict[str, Estimate]:
 
 @dataclass(frozen=True)
 class _Compared:
-    """The GPUs compared: of which model, from what, and why there are none (`Plan`)."""
+    """The GPUs compared: the model, the basis, and the reason if there are none (`Plan`)."""
 
     model: str | None
     options: tuple[Option, ...] = ()
@@ -552,9 +552,9 @@ def _options(case: _Planning) -> _Compared:
 
 
 def _heaviest(case: _Planning) -> Heaviest | None:
-    """The engine of which arithmetic tells most, where all serve one model; None for none.
+    """The engine with the heaviest load by arithmetic, if all serve one model; else None.
 
-    Engines are alike: one speaks for all, as the mean of their capacities does.
+    Engines are similar, so one represents all, like the mean of their capacities.
     """
     found = (case.reckoned.asked_within or case.reckoned.asked).values()
     if len({each.question.llm.model for each in found}) != 1:
@@ -565,8 +565,8 @@ def _heaviest(case: _Planning) -> Heaviest | None:
 def _is_narrow(found: Estimate) -> bool:
     """Whether a throughput within targets is known well enough to move its curve.
 
-    Where a target is met but narrowly, another GPU's gain is anything; others are then asked at as
-    many running requests.
+    If a target is met only narrowly, another GPU's gain can be anything; others are then compared
+    at the same number of running requests.
     """
     return bool(found.low and found.high and found.high <= _NARROW * found.low)
 
@@ -583,7 +583,7 @@ def _light_words(case: _Planning, full: Heaviest) -> str:
 
 
 def _light_question(case: _Planning, full: Heaviest) -> tuple[Question, str]:
-    """The light load that others are reckoned from, with its p95 ITL, or what that is at most."""
+    """The light load that other GPUs are computed from, with its p95 ITL, or its upper bound."""
     p95 = case.answer.latency.itl.p95
     if p95.lower == 0 and p95.upper:
         return replace(full.question, itl_seconds=p95.upper), P95_AT_MOST
@@ -593,7 +593,7 @@ def _light_question(case: _Planning, full: Heaviest) -> tuple[Question, str]:
 
 
 def _itl_loads(analysis: Analysis) -> tuple[ItlLoad, ...]:
-    """The loads that one engine was seen under, each with its p95 ITL; of several the most."""
+    """The loads observed on one engine, each with its p95 ITL; the engine with the most."""
     second = Slo(itl_p95_seconds=1.0)
     found = max((slo_loads(fit, second) for fit in analysis.fits), key=len, default=())
     return tuple(
@@ -614,10 +614,10 @@ def gpu_interactivity(
     gpus: int = 1,
     itl_target_seconds: float | None = None,
 ) -> Interactivity:
-    """What a million output tokens costs at the same ITL on the best of the options.
+    """The cost per million output tokens at the same ITL on the best of the options.
 
-    From the same rate as `gpu_options`, which made them; a curve per GPU. InputError for names that
-    are not known.
+    It uses the same rate as `gpu_options`, which made them; a curve per GPU. InputError for unknown
+    names.
     """
     here = find_gpu(gpu)
     measured = _measured(
@@ -658,9 +658,9 @@ def _interactivity(
 
 
 def _loads(case: _Planning) -> tuple[SloLoad, ...]:
-    """The loads that one engine was seen under, with its latencies over the targets; else none.
+    """The loads observed on one engine, with latencies as ratios to the targets; empty without.
 
-    Of several engines the one that was seen under most: they are alike, and one curve is moved.
+    It takes the engine with the most loads: engines are similar, and one curve is moved.
     """
     slo = case.analysis.assumptions.slo
     return max((slo_loads(fit, slo) for fit in case.analysis.fits), key=len, default=())
@@ -678,11 +678,10 @@ def gpu_options(
     policy: Policy | None = None,
     gpus: int = 1,
 ) -> tuple[Option, ...]:
-    """Every GPU known as an option, from a rate that somebody measured, as a plan's `options`.
+    """Every known GPU as an option, from an externally measured rate, like a plan's `options`.
 
     The rate is of `gpus` GPUs of that type serving requests of those mean lengths; `measured_by`
-    says whose it is and under what load, and is in the basis of every option. InputError for names
-    that are not known.
+    names its source and load, and is in the basis of every option. InputError for unknown names.
     """
     here = find_gpu(gpu)
     basis = f"{output_tokens_per_second:,.4g} output tokens/s on {here.label}: {measured_by}"
@@ -712,7 +711,7 @@ def _measured(
     input_tokens: float,
     output_tokens: float,
 ) -> Question:
-    """What was measured, at capacity, as the question of what another GPU would do."""
+    """The measurement, at capacity, as a question about another GPU."""
     llm = find_llm(model)
     return Question(
         llm=llm,
@@ -739,7 +738,7 @@ def _compared(
     busy: GpuUtilization | None = None,
     loads: tuple[SloLoad, ...] = (),
 ) -> tuple[Option, ...]:
-    """The GPUs of these names as options; `own_price` is that of the GPU that was measured."""
+    """The GPUs of these names as options; `own_price` is that of the measured GPU."""
     spans = list({span.name: span for span in map(find_gpu, names)}.values())
     return whatif_table(
         measured,
@@ -762,16 +761,16 @@ def _forms(spans: Iterable[GpuSpan]) -> dict[str, tuple[str, ...]]:
 
 
 def _candidate(span: GpuSpan, dtype: str, own: Estimate | None) -> Candidate:
-    """A GPU as an option, at the window's own price where it is what the window ran on."""
+    """A GPU as an option, at the window's own price if the window ran on it."""
     price = own or choose_price(gpu=span.name)
     return Candidate(span, dtype, price.sources or price.reason, price)
 
 
 def _by_arithmetic(case: _Planning) -> Estimate:
-    """Output tokens per second of one engine at full load, by arithmetic from the load it had.
+    """Output tokens per second of one engine at full load, by arithmetic from its observed load.
 
-    Within the latency targets where they are given. Unknown where the GPU or the model is, and
-    where the telemetry tells the capacity.
+    Within the latency targets if given. Unknown if the GPU or the model is, and if the telemetry
+    shows the capacity.
     """
     if case.capacity.is_known:
         return Estimate.unknown("the capacity was found from the telemetry")
@@ -804,9 +803,9 @@ def _no_comparison(case: _Planning, name: str | None, *, is_reckoned: bool) -> s
 
 
 def _busy(case: _Planning, here: GpuSpan) -> GpuUtilization | None:
-    """MFU and MBU at capacity, from vLLM's counters: work a token × tokens per second ÷ the sheet.
+    """MFU and MBU at capacity from vLLM's counters: work per token × tokens/s ÷ the data sheet.
 
-    None where the counters stand at 0 (the option is off) or the form factor is not known.
+    None if the counters are 0 (the option is off) or the form factor is unknown.
     """
     increases = case.analysis.counters
     tokens, rate = case.answer.tokens.generation, case.capacity.mid

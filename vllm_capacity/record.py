@@ -1,7 +1,7 @@
-"""Frozen dataclasses of results: what they have in common at the border to JSON and to a person.
+"""The base of result dataclasses: conversion to JSON, and display for people.
 
-A result is read by its attributes. `as_dict` is the only way from a result to a `dict`, and the
-JSON of every verb is made by it.
+A result is read by its attributes. `as_dict` is the only conversion of a result to a `dict`, and
+the JSON of all commands is made with it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vllm_capacity.timerange import iso
 
 @contextmanager
 def many_records() -> Iterator[None]:
-    """While in it, nobody looks for cycles among objects: a million records have none.
+    """A context without garbage collection of cycles, which a million records do not have.
 
-    To look for them takes longer than to make the records.
+    Searching for cycles takes longer than making the records.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -35,24 +35,23 @@ def many_records() -> Iterator[None]:
 
 
 SCHEMA_VERSION = 2
-"""Of the JSON that every verb prints."""
+"""The version of the JSON that all commands print."""
 
 
 class Record:
     """A base for frozen dataclasses that are results.
 
-    `renamed` are keys of the machine interface's first version and the attribute that holds them
-    since.
+    `renamed` maps keys of the machine interface's first version to their present attributes.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, ready for JSON: nested results as objects, instants as ISO 8601."""
+        """The fields by name, ready for JSON: nested results as objects, times as ISO 8601."""
         return {field.name: plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        """A line per field, nested results in short: what a person wants to see first."""
+        """A line per field, with nested results abbreviated."""
         names = _names(self)
         width = max(map(len, names), default=0)
         lines = [f"  {name:<{width}}  {_brief(getattr(self, name))}" for name in names]
@@ -80,7 +79,7 @@ class Record:
 
 
 def plain(value: object) -> Any:  # noqa: ANN401  what JSON has
-    """A value as JSON has it: objects, lists, texts, numbers, booleans and null."""
+    """A value in JSON types: objects, lists, texts, numbers, booleans and null."""
     if isinstance(value, Record):
         return value.as_dict()
     if isinstance(value, Mapping):
@@ -93,7 +92,7 @@ def plain(value: object) -> Any:  # noqa: ANN401  what JSON has
 
 
 def _brief(value: object) -> str:
-    """A value in one line of a repr."""
+    """A value as one line of a repr."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_brief(each)}" for key, each in value.items()) or "none"
     if isinstance(value, list | tuple):
@@ -107,7 +106,7 @@ def _brief(value: object) -> str:
 
 
 def deprecated(what: str, instead: str) -> None:
-    """Say that a caller used what the next release no longer has."""
+    """Warn that the next release will not have what a caller used."""
     warnings.warn(f"{what} is deprecated; use {instead}", DeprecationWarning, stacklevel=3)
 
 

@@ -100,7 +100,7 @@ def _tell(
     labels: dict[str, str],
     to: tuple[Recipient, ...],
 ) -> None:
-    """Tell the Alertmanager and each recipient; one that fails keeps none of the others from it."""
+    """Notify the Alertmanager and each recipient; a failure does not affect the others."""
     now, end, failures = datetime.now(UTC), window.extent.end, []
     if wanted.alertmanager is not None:
         from vllm_capacity.live.alertmanager import tell_alertmanager
@@ -139,7 +139,7 @@ def _recipients(given: tuple[str, ...]) -> tuple[Recipient, ...]:
 
 
 def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Labels given as `cluster=a`; InputError for what is none."""
+    """Labels given as `cluster=a`; InputError for anything else."""
     for pair in pairs:
         if not _LABEL.fullmatch(pair):
             raise InputError(f"Cannot read --label {pair!r}; try cluster=a.")
@@ -147,7 +147,7 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def changed_rules(above: tuple[str, ...], below: tuple[str, ...] = ()) -> list[AlertRule]:
-    """The rules with other thresholds, given as `waiting=20`; InputError for what is none."""
+    """The rules with new thresholds, given as `waiting=20`; InputError for anything else."""
     return with_thresholds(_thresholds(above, "above"), below=_thresholds(below, "below"))
 
 

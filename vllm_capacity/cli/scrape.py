@@ -135,7 +135,7 @@ def _say(done: Captured) -> None:
 
 def _show(status: Status, progress: Progress) -> None:
     error = f"; last error: {progress.last_error}" if progress.last_error else ""
-    # A Text: what a server sent is no markup.
+    # As Text, because output of a server is not markup.
     status.update(Text(plain(f"{progress.good} good, {progress.failed} failed{error}")))
 
 

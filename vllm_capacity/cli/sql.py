@@ -124,7 +124,7 @@ def _traces(
 
 def _regimes(window: str) -> pl.DataFrame:
     """The regimes of a window's engines: start, end, engine, regime."""
-    from vllm_capacity.analysis import Analysis  # only this option needs all of it
+    from vllm_capacity.analysis import Analysis  # only this option needs it
     from vllm_capacity.telemetry.window import open_window
 
     found = Analysis.of(open_window(window)).saturation.regimes
