@@ -1,9 +1,8 @@
-"""One window, one time range, one set of assumptions: everything that is made of them, once.
+"""One window, one time range, one set of assumptions: everything computed from them, once.
 
-Every frame, fit and figure is a cached property, so nothing is asked of the window or computed
-twice, and each can be looked at. `answer` is all of it as one typed object; the JSON of
-`vllm-capacity figures`, the page, the terminal, the index and the alerts show what is there, and
-none of them computes.
+Every frame, fit and figure is a cached property, so nothing is queried or computed twice, and each
+can be inspected. `answer` has all results as one typed object. The JSON of `vllm-capacity figures`,
+the page, the terminal, the index and the alerts show it, and compute nothing themselves.
 """
 
 from __future__ import annotations
@@ -115,14 +114,14 @@ _LIGHT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Analysis:
-    """A window (asked each query once), its time range, and what is assumed of it."""
+    """A window (queried once per query), its time range, and the assumptions about it."""
 
     window: Window
     time_range: TimeRange
     assumptions: Assumptions = field(default_factory=Assumptions)
 
     def __post_init__(self) -> None:
-        """Keep what the window answers, for as long as this analysis lives."""
+        """Keep the window's query results as long as this analysis exists."""
         if self.window.answers is None:
             object.__setattr__(self, "window", as_read(self.window, self.time_range))
 
@@ -136,9 +135,9 @@ class Analysis:
         *,
         exact: bool = False,
     ) -> Self:
-        """The analysis of the window, or of what of it lies in [start, end).
+        """The analysis of the window, or of its part in [start, end).
 
-        `exact` reads every row of a long range too. InputError where nothing of the window lies in
+        `exact` reads every row even of a long range. InputError if nothing of the window lies in
         the range.
         """
         read = window.remembering() if exact else window
@@ -154,7 +153,7 @@ class Analysis:
 
     @cached_property
     def asked(self) -> Attempts:
-        """The same as stretches by target (figures/attempts.py): a month has fewer of them."""
+        """The attempts as stretches by target (figures/attempts.py): fewer rows in long ranges."""
         return scrapes.asked(self.window, end=self.time_range.end)
 
     @cached_property
@@ -171,28 +170,28 @@ class Analysis:
 
     @property
     def models(self) -> list[str]:
-        """The models that the whole window names, by name."""
+        """The models that the whole window reports, by name."""
         names = self.window.named_sql("figures", "models").get_column("model_name")
         return list(names.to_list())
 
     @property
     def served_model(self) -> str | None:
-        """The model that the whole window served; None where it is none, or several."""
+        """The model that the whole window served; None if none or several."""
         return self.models[0] if len(self.models) == 1 else None
 
     @cached_property
     def presence(self) -> dict[str, float]:
-        """The share of the time range in which each engine was there, by name."""
+        """Each engine's share of the time range, by name."""
         return presence(self.engines)
 
     @cached_property
     def steps(self) -> pl.DataFrame:
-        """One row per engine and step of 10 to 60 s: what saturation is judged by."""
+        """One row per engine and step of 10 to 60 s: the input of saturation verdicts."""
         return steps.engine_steps(self.window, time_range=self.time_range)
 
     @cached_property
     def adapters(self) -> pl.DataFrame:
-        """The LoRA adapters that each server named, and when (figures/adapters.py)."""
+        """The LoRA adapters reported by each server, and when (figures/adapters.py)."""
         return adapters(self.window, time_range=self.time_range)
 
     @cached_property
@@ -209,19 +208,19 @@ class Analysis:
 
     @cached_property
     def series(self) -> pl.DataFrame:
-        """The time range as charts draw it, all engines together: at most 150 rows, in order."""
+        """The time range at charts' resolution, over all engines: at most 150 rows, in order."""
         return per_step(
             self.window, time_range=self.time_range, step_seconds=self.readable_step_seconds
         )
 
     @property
     def readable_step_seconds(self) -> float:
-        """The shortest round step that cuts the time range into at most 150 points."""
+        """The shortest round step that splits the time range into at most 150 points."""
         return readable_step_seconds(self.time_range)
 
     @cached_property
     def costs(self) -> pl.DataFrame:
-        """What each hour, or another round length, cost (costs_by_time.py)."""
+        """The cost of each hour, or of another round length (costs_by_time.py)."""
         return costs_by_part(
             self.window,
             self.engines,
@@ -232,7 +231,7 @@ class Analysis:
 
     @cached_property
     def hours(self) -> pl.DataFrame:
-        """What each whole hour of the clock brought and cost (costs_by_time.py)."""
+        """Use and cost of each whole clock hour (costs_by_time.py)."""
         each = self.saturation.capacity.scaled(1 / (sum(self.presence.values()) or 1.0))
         return costs_by_hour(
             self.window,
@@ -245,25 +244,25 @@ class Analysis:
 
     @property
     def is_days_long(self) -> bool:
-        """Whether it holds 24 whole hours: what a profile by hour of the week begins with."""
+        """Whether it has 24 whole hours, the minimum for a profile by hour of the week."""
         return self.hours.height >= LEAST_HOURS
 
     # --- fits and verdicts ----------------------------------------------------------------------
 
     @cached_property
     def fits(self) -> tuple[SaturationFit, ...]:
-        """The capacity of each engine, with the points it was judged by."""
+        """The capacity of each engine, with the points it is based on."""
         return undisputed(engine_fits(self.steps), self.makes)
 
     @cached_property
     def makes(self) -> dict[str, Make]:
-        """How each engine was made, as far as labels and prices tell, by name."""
+        """The make of each engine, as far as labels and prices show, by name."""
         rates = engine_rates(self.engines, self.assumptions.pricing)
         return engine_makes(self.window, self.engines, rates=rates)
 
     @cached_property
     def engine_times(self) -> dict[str, EngineTime | str]:
-        """What the time of each engine's steps went into, by name, or why that is not known.
+        """How the time of each engine's steps was spent, by name, or why that is unknown.
 
         Engines of one make are judged together (verdicts/cost/engine_time.py).
         """
@@ -288,12 +287,12 @@ class Analysis:
         return engine_time(stretches(self._steps_of(engines)), prefills)
 
     def _steps_of(self, engines: Sequence[str]) -> pl.DataFrame:
-        """The steps of these engines, by name; those of all are not copied."""
+        """The steps of these engines, by name; without a copy if they are all engines."""
         is_all = self.makes.keys() <= set(engines)
         return self.steps if is_all else of_engines(self.steps, engines)
 
     def counted(self, engines: Sequence[str]) -> Counted:
-        """The tokens that these engines counted, by name."""
+        """The tokens counted by these engines, given by name."""
         own = of_engines(self.counters, engines)
         prompt = traffic.total(own, PROMPT_TOKENS) or 0.0
         computed = traffic.prompt_tokens_computed(own)
@@ -303,18 +302,18 @@ class Analysis:
 
     @cached_property
     def lenders(self) -> dict[str, tuple[str, ...]]:
-        """The peers that complete what each engine did not show, by name (peers.py)."""
+        """The peers that stand in for what each engine did not show, by name (peers.py)."""
         return lenders(self.fits, self.makes)
 
     @cached_property
     def capacities(self) -> dict[str, Estimate]:
-        """What each engine can do, output tokens/s, by name: its own capacity or its peers'."""
+        """The capacity of each engine by name, output tokens/s: its own or its peers'."""
         own = {fit.engine: fit.capacity for fit in self.fits}
         return completed(own, self.lenders, idle=unloaded(self.fits))
 
     @property
     def capacity_by_model(self) -> dict[str, Estimate]:
-        """What one engine of each model can do, output tokens/s: the mean over its engines.
+        """The capacity of one engine of each model, output tokens/s: the mean over its engines.
 
         An engine that serves several models counts for the first of them.
         """
@@ -326,17 +325,17 @@ class Analysis:
 
     @cached_property
     def capacity_running(self) -> dict[str, Estimate]:
-        """How many requests run on each engine at its capacity, by name, its own or its peers'."""
+        """The running requests of each engine at its capacity, by name, its own or its peers'."""
         own = {fit.engine: fit.capacity_running for fit in self.fits}
         return completed(own, self.lenders, idle=unloaded(self.fits))
 
     @cached_property
     def reckoned(self) -> Reckoned:
-        """The same with arithmetic where only a bound is known; engines without load by peers."""
+        """Capacities, by arithmetic if only bounded, and by peers for engines without load."""
         return self.reckoned_on(self.assumptions.hardware)
 
     def reckoned_on(self, hardware: Hardware) -> Reckoned:
-        """`reckoned` on other hardware than was assumed."""
+        """`reckoned` for other hardware than assumed."""
         setups = engine_setups(
             self.window,
             self.engines,
@@ -360,7 +359,7 @@ class Analysis:
         )
 
     def _lent(self, own: Mapping[str, Estimate]) -> dict[str, Estimate]:
-        """What arithmetic tells of each engine, those that it does not tell of by their peers."""
+        """The results of arithmetic for each engine, by its peers for engines without a result."""
         words = ("that of its peers, by arithmetic",)
         lent = completed(own, self.lenders, idle=unloaded(self.fits)) if own else {}
         return {
@@ -381,7 +380,7 @@ class Analysis:
         }
 
     def gpus_on(self, hardware: Hardware) -> list[GpuSpan]:
-        """The GPUs that its engines run on, as far as somebody or their labels say; by name."""
+        """The GPUs that its engines run on, as far as given or shown by labels; by name."""
         found = engine_gpus(self.makes, replace(self.assumptions, hardware=hardware))
         return sorted(set(found.values()), key=lambda span: span.name)
 
@@ -401,10 +400,10 @@ class Analysis:
 
     @cached_property
     def light_fits(self) -> dict[str, SaturationFit]:
-        """What the lighter steps alone let extrapolate, by engine.
+        """The extrapolation from the lighter steps alone, by engine.
 
-        Lighter are the steps with at most half of the most requests that ran in any: the time range
-        as it would be before its server was ever full.
+        Lighter steps have at most half of the maximum running requests of any step: the time range
+        as if its server had never been full.
         """
         most = pl.col("running_mean").max().over("instance", "engine")
         lighter = self.steps.filter(pl.col("running_mean") <= _LIGHT_SHARE * most)
@@ -417,12 +416,12 @@ class Analysis:
 
     @cached_property
     def scrape_counts(self) -> list[scrapes.ScrapeCount]:
-        """How often each target was scraped, and answered."""
+        """How often each target was scraped, and how often it answered."""
         return scrapes.scrape_counts(self.asked, time_range=self.time_range)
 
     @property
     def all_scrapes(self) -> scrapes.ScrapeCount:
-        """The scrapes of all targets together; their usual interval is that of the quickest."""
+        """The scrapes of all targets together; the median interval is that of the fastest."""
         found = self.scrape_counts
         return scrapes.ScrapeCount(
             "all targets",
@@ -434,7 +433,7 @@ class Analysis:
 
     @cached_property
     def gaps(self) -> list[scrapes.Gap]:
-        """Where a target gave no good scrape for long, by target and time."""
+        """Long times without a good scrape of a target, by target and time."""
         return scrapes.gaps(self.asked, time_range=self.time_range)
 
     @cached_property
@@ -444,17 +443,17 @@ class Analysis:
 
     @cached_property
     def restarts(self) -> list[scrapes.Restart]:
-        """Where a process ended and another began under its address."""
+        """The times at which a process ended and another started under its address."""
         return scrapes.restarts(self.window, time_range=self.time_range)
 
     @cached_property
     def outages(self) -> list[scrapes.Outage]:
-        """The targets that answered, and then not once more."""
+        """The targets that answered at first and then never again."""
         return scrapes.outages(self.window, time_range=self.time_range, attempts=self.asked)
 
     @cached_property
     def losses(self) -> losses.Losses:
-        """What servers may have counted that no scrape read."""
+        """Bounds of what servers counted without a scrape reading it."""
         return losses.losses(
             self.window,
             time_range=self.time_range,
@@ -486,7 +485,7 @@ class Analysis:
 
     @property
     def billed_use(self) -> BilledUse:
-        """What the bill is made of but for prices: enough to make it again under others."""
+        """The inputs of the bill other than prices: enough to remake it at others."""
         return billed_use(self.engines, self.bill_parts, lost_reason=self._lost_reason)
 
     def _charged(self, found: Bill) -> Bill:
@@ -494,16 +493,16 @@ class Analysis:
 
     @property
     def _lost_reason(self) -> str:
-        """Why nobody can bound how much more was served; empty where it is bounded."""
+        """Why the amount of unseen use has no bound; empty if it has one."""
         lost = self.losses.requests
         return lost.reason if lost.high is None else ""
 
     def bill_by(self, group: str) -> Bill:
         """The bill by `engine`, `instance`, `model` or any label of a counter or a target.
 
-        Allocation and idle dollars of the parts add up to the whole's, which is the bill's own; the
-        parts' sum, of which less is known, where a counter lacks the label. InputError where
-        nothing has the label.
+        Allocation and idle dollars of the parts add up to the whole's. The whole is the bill's own;
+        if a counter lacks the label, it is the sum of the parts, of which less is known. InputError
+        if nothing has the label.
         """
         parts = {name: part.whole for name, part in self._bills(group).items()}
         return replace(self._whole(group), parts=parts)
@@ -526,24 +525,24 @@ class Analysis:
         return grouped(self.window, self.bill_parts, by=group, time_range=self.time_range)
 
     def unlabelled(self, group: str) -> list[str]:
-        """The counters of the bill that the servers have, but without that label."""
+        """The bill's counters that the servers have without that label."""
         return unlabelled(self.window, by=group, time_range=self.time_range)
 
     @cached_property
     def engine_rows(self) -> tuple[EngineRow, ...]:
-        """What each engine cost, served and was limited by, the worst first."""
+        """The cost, traffic and limit of each engine, the worst first."""
         ttft_p95 = {name: self._ttft_p95([name]) for name in self.bill_parts}
         return engine_rows(self.bill, self.bill_parts, self.fits, ttft_p95)
 
     @cached_property
     def model_rows(self) -> tuple[ModelRow, ...]:
-        """What each model cost and served, its engines added, the worst first."""
+        """The cost and traffic of each model over its engines, the worst first."""
         return self.rows_by("model")
 
     def rows_by(self, group: str) -> tuple[ModelRow, ...]:
-        """What each group, as in `bill_by`, cost and served, its engines added, the worst first.
+        """The cost and traffic of each group, as in `bill_by`, over its engines, the worst first.
 
-        Its TTFT is that of its engines where they serve no other group, else unknown.
+        Its TTFT is that of its engines if they serve no other group, else unknown.
         """
         parts = self._shares(group)
         served = Counter(name for own in parts.values() for name in own)
@@ -567,7 +566,7 @@ class Analysis:
 
     @property
     def models_by_engine(self) -> dict[str, list[str]]:
-        """The models that each engine counted tokens or requests of, by its name."""
+        """The models for which each engine counted tokens or requests, by its name."""
         named = self.counters.drop_nulls("model_name").unique(["instance", "engine", "model_name"])
         found: dict[str, list[str]] = {}
         for row in named.sort("instance", "engine", "model_name").iter_rows(named=True):
@@ -576,9 +575,9 @@ class Analysis:
 
     @property
     def rates(self) -> list[tuple[float, Estimate]]:
-        """What was paid: GPUs per engine and the price of one for an hour, per engine or for all.
+        """The rates paid: GPUs per engine and the price of a GPU-hour, per engine or for all.
 
-        Rates, not a mean: of a fleet that grew at its old prices the price did not change.
+        Rates, not a mean: if a fleet grows at its old prices, the price does not change.
         """
         pricing = self.assumptions.pricing
         if not pricing.rules:
@@ -588,7 +587,7 @@ class Analysis:
         return [(part.usage.gpus_per_engine, part.usd_per_gpu_hour) for part in parts]
 
     def bill_at(self, usd_per_gpu_hour: Estimate) -> Bill:
-        """The bill of the same use at one other price, for all engines."""
+        """The bill of the same use at another price, for all engines."""
         parts = self.bill_parts.items()
         at_price = {name: replace(part, usd_per_gpu_hour=usd_per_gpu_hour) for name, part in parts}
         return self._charged(bill(at_price))
@@ -596,9 +595,9 @@ class Analysis:
     def break_even(
         self, usd_per_million_input: float, usd_per_million_output: float
     ) -> BreakEven | None:
-        """Where own GPUs and an API at these prices cost the same; None where nothing was served.
+        """Where own GPUs and an API at these prices cost the same; None if nothing was served.
 
-        InputError for a price that there is not.
+        InputError for an invalid price.
         """
         found, pricing = self.answer, self.assumptions.pricing
         prompt = found.prompt_tokens_per_request.mid
@@ -617,9 +616,9 @@ class Analysis:
         )
 
     def reconciled(self, invoice: Invoice) -> Reconciliation:
-        """The bill against what the cloud charged, and what the difference comes from.
+        """The bill compared with the cloud's charges, and the causes of the difference.
 
-        InputError where no charge is of the time range.
+        InputError if no charge falls into the time range.
         """
         usage = self.bill.usage
         return reconciled(
@@ -640,9 +639,9 @@ class Analysis:
 
     @cached_property
     def published_bound(self) -> Bound | None:
-        """The published run that is like this one, as what its GPU can do; None without one.
+        """The most similar published run as a bound of what its GPU can do; None without one.
 
-        Only a row of the price list says which GPU it is.
+        Only a row of the price list names the GPU.
         """
         found, row = self.answer, self.assumptions.pricing.row
         prompt = found.prompt_tokens_per_request.mid
@@ -661,7 +660,7 @@ class Analysis:
 
     @cached_property
     def full_use(self) -> FullUse | None:
-        """What a request would cost on a GPU as full as in the published run; None without one."""
+        """The cost of a request on a GPU as full as in the published run; None without one."""
         bound, price = self.published_bound, self.assumptions.pricing.usd_per_gpu_hour
         if bound is None or price is None:
             return None
@@ -669,7 +668,7 @@ class Analysis:
         return FullUse(bound, full, self.bill.whole.usd_per_request.divided_by(full))
 
     def savings(self, policy: Policy) -> Savings:
-        """What three ways out of idle hours would have saved, USD per month."""
+        """The savings of three ways to avoid idle hours, USD per month."""
         return savings(
             self.hours,
             replicas=max(1, self.answer.window.engines),
@@ -678,9 +677,9 @@ class Analysis:
 
     @cached_property
     def by_arithmetic(self) -> ByArithmetic:
-        """What servers that were never loaded could do, by arithmetic (verdicts/hardware/unloaded).
+        """Capacity and savings of servers never loaded, by arithmetic (verdicts/hardware/unloaded).
 
-        Unknown where the capacity was found from the telemetry, and where the arithmetic is silent.
+        Unknown if the telemetry shows the capacity, and if arithmetic has no result.
         """
         found = self.reckoned
         capacity = fleet_sum(found.capacities, presence=self.presence)
@@ -696,7 +695,7 @@ class Analysis:
             for name, part in self.bill_parts.items()
         }
         whole = self._charged(bill(parts)).whole
-        # A replay rests on what the window shows of the server: there is none by arithmetic.
+        # A replay needs what the window shows of the server, so arithmetic has none.
         can = found.within if self.assumptions.slo.targets else found.capacities
         pools = self._pools(can)
         left = surplus({m: replace(pool, served=None) for m, pool in pools.items()}, Policy())
@@ -720,7 +719,7 @@ class Analysis:
         )
 
     def _reckoned_within(self, found: Reckoned) -> Estimate:
-        """What all engines can do within the targets, by arithmetic; unknown where it is silent."""
+        """The throughput of all engines within the targets, by arithmetic; unknown without one."""
         if not self.assumptions.slo.targets:
             return Estimate.unknown("no latency target was given")
         if not found.asked_within:
@@ -729,9 +728,9 @@ class Analysis:
         return fleet_sum(found.within, presence=self.presence)
 
     def surplus(self, policy: Policy | None = None) -> Surplus:
-        """How many replicas the busiest time did not need, by the policy, and what they cost a day.
+        """The replicas not needed at the busiest time under the policy, and their daily cost.
 
-        Within the latency targets, where they are given.
+        Within the latency targets, if given.
         """
         asked = policy or Policy()
         if asked not in self._surpluses:
@@ -740,17 +739,17 @@ class Analysis:
 
     @cached_property
     def _surpluses(self) -> dict[Policy, Surplus]:
-        """Each is made once: its replays take a second."""
+        """A cache, because the replays of each take a second."""
         return {}
 
     @cached_property
     def pools(self) -> dict[str, Pool]:
-        """The engines of each model as replicas of one another, by model; empty for no model's."""
+        """The engines of each model as interchangeable replicas, by model; "" if unknown."""
         return self._pools(self.throughputs_within or self.capacities)
 
     @cached_property
     def throughputs_within(self) -> dict[str, Estimate]:
-        """What each engine can do within the latency targets, by name; empty without any."""
+        """Each engine's throughput within the latency targets, by name; empty without targets."""
         if not self.assumptions.slo.targets:
             return {}
         return throughputs(
@@ -758,7 +757,7 @@ class Analysis:
         )
 
     def _pools(self, can: Mapping[str, Estimate]) -> dict[str, Pool]:
-        """The pools, if each engine can do that much."""
+        """The pools with these capacities of engines."""
         groups: dict[str, list[str]] = {}
         for engine, model in self._served_by_engine.items():
             groups.setdefault(model, []).append(engine)
@@ -766,12 +765,12 @@ class Analysis:
 
     @property
     def _served_by_engine(self) -> dict[str, str]:
-        """The model that each engine serves, by its name; empty where none is told."""
+        """The model that each engine serves, by its name; empty if unknown."""
         rows = self.engines.iter_rows(named=True)
         return {engine_name(row): row["model_name"] or "" for row in rows}
 
     def _pool(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Pool:
-        """The engines of one model as replicas of one another."""
+        """The engines of one model as interchangeable replicas."""
         there = sum(self.presence[engine] for engine in engines)
         own = self._steps_of(engines)
         prices = [self.bill_parts[engine].usd_per_engine_hour for engine in engines]
@@ -790,14 +789,14 @@ class Analysis:
         return Pool(there, asked, self._each(engines, can), one_of(prices), shown)
 
     def _each(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Estimate:
-        """What one of these engines can do: the mean over those that were there."""
+        """The capacity of one of these engines: the mean over those present."""
         unknown = Estimate.unknown("no step of the engine could be judged")
         there = sum(self.presence[engine] for engine in engines)
         whole = fleet_sum({e: can.get(e, unknown) for e in engines}, presence=self.presence)
         return whole.scaled(1 / there) if there else whole
 
     def _running(self, engines: Sequence[str], *, is_known: bool) -> float | None:
-        """The requests that run on one of these engines at its capacity, or at its bound."""
+        """The running requests of one of these engines at its capacity, or at its bound."""
         own = [self.capacity_running[name] for name in engines if name in self.capacity_running]
         ends = [each.mid if is_known else each.mid or each.low for each in own]
         return median(known) if (known := [end for end in ends if end]) else None
@@ -816,13 +815,13 @@ class Analysis:
 
     @cached_property
     def phases(self) -> dict[str, latency.Phase]:
-        """Where the time of a finished request went: queue, prefill, decode, by these names."""
+        """Mean time of a finished request by phase: queue, prefill, decode."""
         found = latency.phases(self.window, time_range=self.time_range)
         return {each.name: each for each in found}
 
     @property
     def first_token_phase(self) -> tuple[str, float] | None:
-        """The longer of queue and prefill, and its share of both, 0..1; None where not observed."""
+        """The longer of queue and prefill, and its share of both, 0..1; None if not observed."""
         means = {name: self.phases[name].mean_seconds for name in ("queue", "prefill")}
         known = {name: mean for name, mean in means.items() if mean is not None}
         whole = sum(known.values())
@@ -838,7 +837,7 @@ class Analysis:
 
     @cached_property
     def saturation(self) -> Saturation:
-        """What limits the server, how much it can do, how much room is left."""
+        """The server's limit, its capacity and its headroom."""
         return saturation(
             self.steps,
             used=self.bill.whole.utilization,
@@ -872,12 +871,12 @@ class Analysis:
 
     @property
     def cost(self) -> Costs:
-        """What the time range cost: the whole bill, and per request and token."""
+        """The costs of the time range: the whole bill, and per request and token."""
         return self.bill.whole
 
     @cached_property
     def quality(self) -> tuple[Finding, ...]:
-        """What is wrong with the telemetry, and how much it can move which figure."""
+        """The problems of the telemetry, and their maximum effect on each figure."""
         facts = evidence.gather(
             self.window,
             time_range=self.time_range,
@@ -925,7 +924,7 @@ class Analysis:
         )
 
     def _attainment(self, of: Target) -> Estimate:
-        """The share of observations within a target, between the edges of its bucket."""
+        """The share of observations within a target, bounded by the edges of its bucket."""
         target, metric = self.assumptions.slo.targets.get(of.name), of.metric
         if target is None:
             return Estimate.unknown(f"no target given: give {of.name} ({of.option})")
@@ -943,7 +942,7 @@ class Analysis:
 
 
 def _listed_model(name: str | None) -> str | None:
-    """The model's name in llms.csv; None where it has none there."""
+    """The model's name in llms.csv; None if it has none there."""
     try:
         return None if name is None else find_llm(name).model
     except InputError:
@@ -951,7 +950,7 @@ def _listed_model(name: str | None) -> str | None:
 
 
 def _labels_by_target(window: Window) -> dict[str, dict[str, str]]:
-    """What is said of every target of the window, by instance: its name at least."""
+    """The labels of every target of the window, by instance: at least its name."""
     names = window.named_sql("figures", "instances").get_column("instance")
     labels_of = target_labels(window)
     return {name: {"instance": name, **labels_of.get(name, {})} for name in names}
@@ -977,7 +976,7 @@ def _tokens(increases: pl.DataFrame, lost: losses.Losses) -> Tokens:
 
 
 def _count(value: float | None) -> float | None:
-    """A count as an integer where it is one, as it should be."""
+    """A count as an integer if it is whole, as it should be."""
     return None if value is None else _whole(value)
 
 
