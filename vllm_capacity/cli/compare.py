@@ -61,6 +61,6 @@ def compare(
 
 
 def _analysis(named: str, given: dict[str, Any]) -> Any:  # noqa: ANN401  imported late
-    """The analysis of NAME, or of NAME@START..END."""
+    """The analysis of NAME or NAME@START..END."""
     name, start, end = named_range(named)
     return analysis_of(name, {**given, "start": start, "end": end})

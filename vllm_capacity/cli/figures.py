@@ -29,7 +29,7 @@ _verify = click.option(
 @_verify
 @click.option(
     "--by",
-    "group",  # another name than that of the settings, which are of `cost`
+    "group",  # not the name in the settings, which is that of `cost`
     help="Counts, use and cost of each model, instance, engine or label instead.",
 )
 @json_options

@@ -1,4 +1,4 @@
-"""`rules` and `dashboard`: what Prometheus and Grafana are given."""
+"""`rules` and `dashboard`: files for Prometheus and Grafana."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def dashboard(usd_per_hour: float | None, gpus_per_engine: float, out: Path | No
 
 
 def _capacities(window: str | None, told: tuple[str, ...]) -> dict[str, Estimate]:
-    """The capacity of an engine by model, as told, else as the window says.
+    """The capacity of an engine by model: as given, else from the window.
 
-    A model of the window that has none is told on stderr.
+    Models of the window without one are reported on stderr.
     """
     from vllm_capacity.render.exports.monitoring import ANY_MODEL
 
@@ -121,7 +121,7 @@ def _capacities(window: str | None, told: tuple[str, ...]) -> dict[str, Estimate
 
 
 def _capacity(text: str) -> Estimate:
-    """The capacity in words: a number, or `288 to 308`; InputError for what is none."""
+    """The capacity in a text, a number or `288 to 308`; InputError for other text."""
     low, _, high = text.partition(" to ")
     try:
         ends = [float(low), float(high or low)]
