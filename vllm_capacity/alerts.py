@@ -288,7 +288,7 @@ def watched(window: Window, assumptions: Assumptions, *, over_seconds: float | N
 
 
 def _growth(after: Analysis) -> Observed:
-    """The cost of a token at the same load and mix, relative to the preceding, equal period."""
+    """The cost of a token at the same load and mix, relative to an equally long period before."""
     from vllm_capacity.comparison import compare
 
     length, begin = timedelta(seconds=after.time_range.seconds), after.time_range.start

@@ -114,7 +114,7 @@ _LIGHT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Analysis:
-    """A window (queried once per query), its time range, and the assumptions about it."""
+    """A window (each query runs once), its time range, and the assumptions about it."""
 
     window: Window
     time_range: TimeRange
@@ -668,7 +668,7 @@ class Analysis:
         return FullUse(bound, full, self.bill.whole.usd_per_request.divided_by(full))
 
     def savings(self, policy: Policy) -> Savings:
-        """The savings of three ways to avoid idle hours, USD per month."""
+        """What three ways to avoid idle hours would have saved, USD per month."""
         return savings(
             self.hours,
             replicas=max(1, self.answer.window.engines),

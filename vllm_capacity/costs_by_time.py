@@ -176,7 +176,7 @@ def _row_of(
     successful: _Successful,
     pricing: Pricing,
 ) -> tuple[datetime, datetime, float | None, float | None, float | None]:
-    """A part's row: hours and successful requests of all engines with scrape attempts in it."""
+    """A row of `costs_by_part` without is_stub, over engines with scrape attempts in the part."""
     known = attempts.filter(pl.col("ts") < cut.end)
     tried = known.filter(pl.col("ts") >= cut.start).select("instance").unique()
     there = engines.select("instance", "engine", "model_name").join(

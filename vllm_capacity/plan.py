@@ -455,7 +455,7 @@ def _in_force(analysis: Analysis) -> Pricing:
 
 
 def _queue(load: _Load, needed: Estimate, policy: Policy) -> QueueCheck | None:
-    """An M/G/c queue's result for one model's replicas without spares; None without inputs."""
+    """An M/G/c queue's result for one model's replicas without spares; None if unknown."""
     known = [load.requests, load.capacity.mid, load.output_tokens, needed.mid, load.running]
     figures = [figure for figure in known if figure is not None]
     if len(figures) < len(known):

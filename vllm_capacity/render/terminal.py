@@ -121,7 +121,7 @@ def cost_text(analysis: Analysis, *, by: str = "engine", width: int = _WIDTH) ->
 
 
 def plan_text(analysis: Analysis, plan: Plan, *, width: int = _WIDTH) -> str:
-    """The capacity needed, its uncertainty, on which GPUs, and for how long."""
+    """The replicas needed, their sensitivity, the GPUs, and how long they suffice."""
     title = [*_title(analysis), *_simulated(analysis)]
     return _page(
         _paragraphs(title, width),

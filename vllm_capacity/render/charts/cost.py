@@ -140,7 +140,7 @@ def _cost_bars(costs: pl.DataFrame, x: alt.X) -> alt.Chart:
 def _place(
     where: str, cost: Estimate, used: Estimate, label: Label, *, x: alt.X, y: alt.Y
 ) -> list[alt.Chart]:
-    """A labelled point on the curve, with the interval of its utilization as a bar."""
+    """A labeled point on the curve, with the interval of its utilization as a bar."""
     frame = pl.DataFrame(
         {
             "utilization": [used.mid],

@@ -167,7 +167,7 @@ class LoadScatter:
 
     @property
     def limit(self) -> list[alt.Chart]:
-        """The load limit as a labelled rule: at the knee, or where the KV cache is full.
+        """The load limit as a labeled rule: at the knee, or where the KV cache is full.
 
         Empty if the knee is unknown.
         """
@@ -212,7 +212,7 @@ class LoadScatter:
 
 
 def _limit_rule(at: float, name: str, *, is_right: bool) -> list[alt.Chart]:
-    """A rule over the full height, labelled above the plot, where there are no points."""
+    """A rule over the full height, labeled above the plot, where there are no points."""
     base = alt.Chart(pl.DataFrame({"load": [at], "name": [name]})).encode(x=alt.X("load:Q"))
     align: Literal["left", "right"] = "right" if is_right else "left"
     text = base.mark_text(

@@ -270,7 +270,7 @@ def _demand(hours: pl.DataFrame, ahead: DemandAhead) -> pl.DataFrame:
 
 
 def _demand_lines(frame: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
-    """Observed demand as a line, the forecast dashed in its band; each labelled at its peak."""
+    """Observed demand as a line, the forecast dashed in its band; each labeled at its peak."""
     base = alt.Chart(frame).encode(x=x)
 
     def y(column: str) -> alt.Y:

@@ -251,7 +251,7 @@ def _throughput_points(scatter: LoadScatter, steps: pl.DataFrame) -> alt.Chart:
 
 
 def _fitted(curve: pl.DataFrame, load: LoadAxis) -> list[alt.Chart]:
-    """The fitted curve in its band, labelled below its bend; empty without a fit."""
+    """The fitted curve in its band, labeled below its bend; empty without a fit."""
     if curve.is_empty():
         return []
     frame, x = rounded(curve.rename({"running_requests": "load"})), load.x
@@ -266,7 +266,7 @@ def _fitted(curve: pl.DataFrame, load: LoadAxis) -> list[alt.Chart]:
 
 
 def _capacity(answer: Answer) -> list[alt.Chart]:
-    """The capacity as a labelled rule in the band of its interval; empty if unknown."""
+    """The capacity as a labeled rule in the band of its interval; empty if unknown."""
     capacity = answer.saturation.capacity
     if capacity.mid is None:
         return []
@@ -332,7 +332,7 @@ def _latency_layers(scatter: LoadScatter, points: pl.DataFrame) -> list[alt.Char
 
 
 def _target(name: str, target_seconds: float, points: pl.DataFrame) -> list[alt.Chart]:
-    """A latency's target as a rule, labelled at the end and side with the fewest points."""
+    """A latency's target as a rule, labeled at the end and side with the fewest points."""
     text = f"{name} target {seconds(target_seconds)}"
     base = alt.Chart(pl.DataFrame({"limit": [target_seconds], "name": [text]}))
     y = alt.Y("limit:Q")

@@ -29,7 +29,7 @@ from vllm_capacity.timerange import TimeRange
 
 START = DataColumn("start", "from (UTC)", clock)
 _LONG_HOURS = 36.0
-_TIME_LABELS = (  # midnight is labelled with its date, other times as finely as needed
+_TIME_LABELS = (  # midnight is labeled with its date, other times as finely as needed
     "utcFormat({at}, utcseconds({at}) ? '%H:%M:%S' : "
     "utchours({at}) || utcminutes({at}) ? '%H:%M' : '%-d %b')"
 )
@@ -50,7 +50,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Limit:
-    """A labelled level that should not be crossed."""
+    """A labeled level that should not be crossed."""
 
     value: float
     name: str
@@ -223,7 +223,7 @@ def _peak(frame: pl.DataFrame, lines: Sequence[Line]) -> float:
 
 
 def unscraped(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
-    """Spans without a scrape, shaded and labelled; a gap within a step or two shades those steps.
+    """Spans without a scrape, shaded and labeled; a gap within a step or two shades those steps.
 
     A step in which a gap only begins or ends has scrapes of its own: its values are drawn,
     unshaded.
@@ -251,7 +251,7 @@ def unscraped(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
 
 
 def restarts(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
-    """A labelled mark at each restart; a restart that spans several steps is marked at the last."""
+    """A labeled mark at each restart; a restart that spans several steps is marked at the last."""
     if not steps["is_restart"].any():
         return []
     is_last = pl.col("is_restart") & ~pl.col("is_restart").shift(-1).fill_null(False)

@@ -203,7 +203,7 @@ def _charged(charge: _Charge, engine: str, model: str | None, currency: Currency
 
 
 def _upwards(at: datetime) -> datetime:
-    """The time rounded up to the second, as FOCUS requires."""
+    """The time rounded up to the second, the precision of FOCUS."""
     down = at.astimezone(UTC).replace(microsecond=0)
     return down if down == at else down + _SECOND
 

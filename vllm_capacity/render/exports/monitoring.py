@@ -254,7 +254,7 @@ def _money(usd_per_gpu_hour: float, gpus_per_engine: float) -> Iterator[Recorded
 
 
 def _burns(slo: Slo) -> Iterator[Recorded]:
-    """The minimum burn rate of each target's error budget over each period.
+    """A lower bound of the burn rate of each target's error budget over each period.
 
     Only requests above the first bucket edge at or above the target certainly missed it.
     """
@@ -275,7 +275,7 @@ def _burn(target: str, over: str) -> str:
 
 
 def _room(capacities: Mapping[str, Estimate], usd_per_engine_hour: float) -> Iterator[Recorded]:
-    """The maximum share of capacity left, and the minimum cost of a day's unused capacity.
+    """Upper bound of the share of capacity left; lower bound of a day's cost of unused capacity.
 
     Each uses the end of the capacity's interval that makes it certain; empty if that end is
     unknown.

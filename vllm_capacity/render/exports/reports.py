@@ -36,7 +36,7 @@ from vllm_capacity.render.tables import Column, Table, Value, markdown, table
 from vllm_capacity.timerange import TimeRange, iso
 from vllm_capacity.verdicts.cost.bill import CostShare
 
-_OVERLAP_RATIO = 0.05  # consecutive windows meet to the scrape, not to the second
+_OVERLAP_RATIO = 0.05  # consecutive windows may overlap by about a scrape
 _COUNTS = ("billed_hours", "successful_requests", "prompt_tokens", "generation_tokens")
 
 

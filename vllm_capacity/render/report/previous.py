@@ -6,7 +6,7 @@ previous report is chosen by these rules.
 1. It comes from the same notebook under the same title.
 2. It is of the same models and shares a server; both are measured, or both simulated.
 3. Its window ends no later than this one's starts. A twentieth of the shorter window may overlap,
-   because daily windows that follow each other meet to the second, not to the scrape.
+   because consecutive daily windows may overlap by about a scrape.
 4. Of these, the one whose window ends latest (then starts latest, then is last by name).
 
 The page about to be replaced also counts, and so does the report it was compared with. A run

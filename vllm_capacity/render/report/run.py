@@ -184,7 +184,10 @@ def read_cells(notebook: Path) -> list[JsonObject]:
 
 @contextmanager
 def _page_renderer() -> Iterator[None]:
-    """A context in which the kernel's environment selects the page renderer."""
+    """A context in which the environment selects the page renderer for the kernel.
+
+    The old value is restored afterwards.
+    """
     before = os.environ.get(RENDERER_VARIABLE)
     os.environ[RENDERER_VARIABLE] = "page"
     try:

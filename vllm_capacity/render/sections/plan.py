@@ -143,7 +143,7 @@ def replay_sentences(tried: Sequence[Replay]) -> list[str]:
 
 
 def _fared(replay: Replay) -> str:
-    """The 95th percentile of the replay's requests."""
+    """The p95 latencies of the replay's requests."""
     latencies = (
         f"p95 TTFT {seconds(replay.ttft_p95_seconds)}",
         f"ITL {seconds(replay.itl_p95_seconds)}",

@@ -22,7 +22,7 @@ _VERDICTS = {
     "are uncertain",
 }
 _SPELLS_SHOWN = 2
-_SHARED = 3  # targets from which on a finding is shown once
+_SHARED = 3  # a finding of this many targets or more is shown once
 _NUMBERS = re.compile(r"\d[\d.,:]*")
 
 
