@@ -1,1 +1,1 @@
-"""A window, or a part of it, becomes small frames: one definition of each figure."""
+"""Small frames computed from a window or a part of it: the one definition of each figure."""

@@ -1,9 +1,9 @@
-"""Which LoRA adapters ran, as far as vLLM tells: which there were in a scrape, never how many.
+"""Which LoRA adapters were active, as far as vLLM reports: names per scrape, never a count.
 
-The family `lora_requests_info` has the names of the adapters of running and of waiting requests as
-labels, and the time of that state as its value: each state is a series, and that of the latest time
-is now. It counts neither requests nor tokens, so it shares out no cost: a gateway's log does, where
-its model column has the adapter's name.
+The family `lora_requests_info` has the adapter names of running and of waiting requests as labels,
+and the time of that state as its value: each state is a series, and the one with the latest time is
+current. It counts neither requests nor tokens, so it cannot divide costs; a gateway's log can, if
+its model column holds the adapter's name.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ ADAPTER_SCHEMA: dict[str, Any] = {
     "running_ratio": pl.Float64,
     "waiting_ratio": pl.Float64,
 }
-"""A row per adapter of a server: the first and last scrape that names it, and the shares of the
-server's scrapes with a state (0..1) in which requests of it ran, and waited."""
+"""One row per adapter of a server: the first and last scrape that names it, and two ratios.
+
+The ratios are the shares of the server's scrapes with a state (0..1) in which the adapter had
+running requests, and waiting ones.
+"""
 
 _STATES = ("running", "waiting")
 
 
 def adapters(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
-    """The adapters of each server in the time range: `ADAPTER_SCHEMA`; empty where none is told."""
+    """The adapters of each server in the time range: `ADAPTER_SCHEMA`; empty if none reported."""
     found = window.named_sql(
         "figures",
         "adapters",

@@ -1,8 +1,8 @@
 """Gauges: running, waiting and KV-cache usage, over scrape times and engines.
 
-A gauge holds from its scrape to the next one, but no longer than a gap's threshold: means are
-weighted by that time, so that a scrape interval that changes inside the window does not bend them.
-At an even interval this is the plain mean over samples.
+A value holds from its scrape to the next one, but no longer than a gap's threshold. Means are
+weighted by that time, so a scrape interval that changes inside the window does not bias them. With
+an even interval this is the plain mean over samples.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
 GAUGES = (RUNNING, WAITING, KV_CACHE)
-"""Every gauge that a figure is made of."""
+"""Every gauge that any figure uses."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +33,7 @@ class Gauge(Record):
 
 @dataclass(frozen=True)
 class Gauges:
-    """`running` and `waiting` requests, summed over engines; `kv_cache_ratio`, over all of them."""
+    """`running` and `waiting` requests, summed over engines; `kv_cache_ratio`, pooled over them."""
 
     running: Gauge
     waiting: Gauge
@@ -52,8 +52,8 @@ def gauge_samples(window: Window, metrics: list[str], *, time_range: TimeRange) 
 def gauges(window: Window, attempts: pl.DataFrame | Attempts, *, time_range: TimeRange) -> Gauges:
     """`running` and `waiting`, summed over engines, and `kv_cache_ratio`, pooled over them.
 
-    In a downsampled window they come from its minutes; the maximum of a sum over several engines is
-    then not known, for their maxima need not fall together.
+    A downsampled window has them per minute. The maximum of a sum over several engines is then
+    unknown, because the engines' maxima need not coincide.
     """
     if window.grain == "minute":
         minutes = gauge_minutes(window, [RUNNING, WAITING, KV_CACHE], time_range=time_range)
@@ -75,7 +75,7 @@ def gauges(window: Window, attempts: pl.DataFrame | Attempts, *, time_range: Tim
 
 
 def gauge_minutes(window: Window, metrics: list[str], *, time_range: TimeRange) -> pl.DataFrame:
-    """Gauges by minute: metric, instance, engine, labels, ts, n, value (mean), max."""
+    """Gauges per minute: metric, instance, engine, labels, ts, n, value (mean), max."""
     return window.named_sql(
         "figures", "gauge_minutes", metrics=metrics, start=time_range.start, end=time_range.end
     )
@@ -100,8 +100,8 @@ def _summed_minutes(minutes: pl.DataFrame, metric: str) -> Gauge:
 def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.DataFrame:
     """A gauge summed over engines at every scrape time: columns ts, value, hold_seconds.
 
-    At each good scrape of any target every engine's newest sample counts, as long as it holds
-    (`hold_seconds`) and its target has not failed to answer since. Empty where the gauge was not
+    At each good scrape of any target, the latest sample of every engine counts, while it holds
+    (`hold_seconds`) and unless its target has failed to answer since. Empty if the gauge was not
     observed.
     """
     rows = samples.filter(pl.col("metric") == metric).select("instance", "engine", "ts", "value")
@@ -110,7 +110,7 @@ def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.Dat
     ends = [down.with_columns(value=pl.lit(0.0)), *_ends_of_holding(rows)]
     known = pl.concat([rows, *(end.select(rows.columns) for end in ends)]).sort("ts")
     change = pl.col("value") - pl.col("value").shift(1, fill_value=0.0).over("instance", "engine")
-    # A running sum of changes costs as much as there are samples, however many engines there are.
+    # The cost of a running sum of changes depends on the samples, not on the number of engines.
     total = (
         known.with_columns(change=change)
         .group_by("ts", maintain_order=True)
@@ -122,10 +122,10 @@ def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.Dat
 
 
 def _ends_of_holding(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """When the samples of each engine hold no longer, though no newer one has come: value 0."""
+    """Rows with value 0 where an engine's samples stop holding without a newer one."""
     for _, own in rows.sort("ts").group_by("instance", "engine", maintain_order=True):
         if own.height < 2:
-            continue  # how long a lone one holds, nobody can tell
+            continue  # how long a single sample holds is unknown
         held = hold_seconds(own.get_column("ts"))
         until = pl.col("ts") + (pl.lit(held) * 1e6).cast(pl.Duration("us"))
         after = pl.col("ts").shift(-1)
@@ -137,7 +137,7 @@ def _ends_of_holding(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
 
 
 def gauge_of(rows: pl.DataFrame) -> Gauge:
-    """Mean (by the time each value held) and maximum of a frame with value and hold_seconds."""
+    """Mean (weighted by hold time) and maximum of a frame with value and hold_seconds."""
     if rows.is_empty():
         return Gauge(None, None)
     value, weight = rows.get_column("value"), rows.get_column("hold_seconds")
@@ -147,7 +147,7 @@ def gauge_of(rows: pl.DataFrame) -> Gauge:
 
 
 def held(samples: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """The samples of a gauge and how long each held: ts, value, hold_seconds; never summed."""
+    """The samples of a gauge and how long each held: ts, value, hold_seconds; not summed."""
     rows = samples.filter(pl.col("metric") == metric)
     parts = [
         own.select("ts", "value", hold_seconds=hold_seconds(own.get_column("ts")))

@@ -1,24 +1,23 @@
-"""What a histogram says exactly: quantiles with their bounds, shares, merging; and its best guess.
+"""Exact results from a histogram (quantile bounds, shares, merging), and its best estimates.
 
 Pure functions over `edges` (finite upper bounds, ascending) and `counts` (per bucket, not
 cumulative, one longer than `edges`: the last is the overflow bucket). Counts may be fractional.
 
-How observations most likely lie inside a histogram's buckets, where a straight line misleads.
-
-In vLLM's 10 to 20 s bucket of time to first token, a straight line said 17 s of a p95 that was
-11.8 s. A histogram knows more than one bucket's count. In words:
+The estimate: how observations are most likely distributed inside buckets, where linear
+interpolation misleads. In vLLM's 10 to 20 s bucket of time to first token, it gave 17 s for a p95
+that was 11.8 s. A histogram holds more information than one bucket's count:
 
 1. The cumulative counts at the edges are exact. A monotone cubic through them (Fritsch and Butland
-   1984, as in SciPy's PCHIP) spreads each bucket's observations as its neighbors suggest: towards
-   the fuller neighbor, away from an empty one.
-2. The sum is known too. If that sum is possible at all (between the least and the most the buckets
-   allow: vLLM #49135 poisons sums), the density in every bucket is multiplied by one and the same
-   power of x, so that the mean comes out right and every bucket keeps its count.
+   1984, as in SciPy's PCHIP) distributes each bucket's observations as its neighbors suggest:
+   towards the fuller neighbor, away from an empty one.
+2. The sum is known too. If it is possible (between the minimum and the maximum that the buckets
+   allow: vLLM #49135 corrupts sums), the density in every bucket is multiplied by the same power of
+   x, chosen so that the mean comes out right; every bucket keeps its count.
 3. Quantiles are read off, inside their bucket.
 
 Of the interpolants and tilts tried, this one was best on the load steps of a recorded sweep; other
 captures confirm it (tests/figures/test_quantile_estimate.py). Why not SciPy for step 1: importing
-it costs half a second, half of what a whole `figures` call may take.
+it takes half a second, half of what a whole `figures` call may take.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ import numpy.typing as npt
 
 from vllm_capacity.errors import InputError
 
-_CELLS = 64  # how finely a bucket is divided: more changes quantiles by less than a thousandth
-_STEEPEST = 1e5  # the power at which a tilted bucket is a point mass, however narrow it is
-_HALVINGS = 36  # leaves the power known to a few millionths
-_TRACE = 1e-12  # the share of a bucket that every cell has, so that a tilt can reach it
+_CELLS = 64  # cells per bucket: more change quantiles by less than a thousandth
+_STEEPEST = 1e5  # the power at which even a narrow tilted bucket is a point mass
+_HALVINGS = 36  # gives the power to within a few millionths
+_TRACE = 1e-12  # minimum share of a bucket in each cell, so that a tilt can reach it
 
 
 Floats = npt.NDArray[np.float64]
@@ -46,7 +45,7 @@ Floats = npt.NDArray[np.float64]
 def distribution(
     edges: tuple[float, ...], counts: tuple[float, ...], total: float | None
 ) -> tuple[Floats, Floats]:
-    """Values, and how many observations lie at or under each, along the occupied finite buckets.
+    """Values, and how many observations lie at or below each, over the occupied finite buckets.
 
     A first bucket that ends at or below 0 has no width: its observations sit on its edge.
     """
@@ -63,9 +62,10 @@ def distribution(
 
 
 def _cells(knots: Floats, buckets: int) -> Floats:
-    """The borders of the cells that divide the first `buckets` buckets.
+    """The boundaries of the cells that divide the first `buckets` buckets.
 
-    Even, except in a bucket from 0, which spans all magnitudes: there they crowd towards 0.
+    Evenly spaced, except in a bucket from 0, which spans all magnitudes: there they are denser
+    towards 0.
     """
     even = np.arange(_CELLS) / _CELLS
     widths = np.diff(knots[: buckets + 1])
@@ -105,7 +105,7 @@ def _slopes(widths: Floats, secants: Floats) -> Floats:
 
 
 def _end_slope(width: float, next_width: float, secant: float, next_secant: float) -> float:
-    """The slope at an end knot: three-point formula, kept from falling and from overshooting."""
+    """The slope at an end knot: three-point formula, limited so as not to fall or overshoot."""
     slope = ((2 * width + next_width) * secant - width * next_secant) / (width + next_width)
     return min(max(slope, 0.0), 3 * secant)
 
@@ -142,16 +142,16 @@ def _tilted(masses: Floats, xs: Floats, inside: Floats, total: float) -> Floats:
 def bucket_quantile(edges: Sequence[float], counts: Sequence[float], q: float) -> float | None:
     """The `q` quantile of a histogram, in the unit of `edges`.
 
-    Interpolates linearly inside a bucket, as PromQL does; unlike PromQL, None if the quantile lies
-    in the overflow bucket, where all we know is that it exceeds `edges[-1]`. None, too, if nothing
-    was observed. InputError for a `q` outside 0..1 and for what is no histogram.
+    Interpolates linearly inside a bucket, as PromQL does. Unlike PromQL, None if the quantile lies
+    in the overflow bucket, where it is only known to exceed `edges[-1]`. Also None if nothing was
+    observed. InputError if `q` is outside 0..1 or the input is not a histogram.
     """
     _require_quantile(q)
     _require_histogram(edges, counts)
     rank, below, lower = q * sum(counts), 0.0, _floor(edges)
     for upper, count in zip(edges, counts, strict=False):
         if count and below + count >= rank:
-            # Not more than the bound, by rounding: 0.1 × 3 ÷ 3 is.
+            # Rounding must not exceed the bound: 0.1 × 3 ÷ 3 does.
             return min(upper, lower + (upper - lower) * (rank - below) / count)
         below, lower = below + count, upper
     return None
@@ -160,7 +160,7 @@ def bucket_quantile(edges: Sequence[float], counts: Sequence[float], q: float) -
 def bucket_quantiles(edges: Sequence[float], counts: Floats, q: float) -> Floats:
     """`bucket_quantile` of many histograms on the same edges: one per row of `counts`.
 
-    NaN in place of None.
+    NaN instead of None.
     """
     _require_quantile(q)
     for row in counts[~(np.isfinite(counts) & (counts >= 0)).all(axis=1)][:1]:
@@ -183,7 +183,7 @@ def bucket_quantiles(edges: Sequence[float], counts: Floats, q: float) -> Floats
 def quantile_bounds(
     edges: Sequence[float], counts: Sequence[float], q: float
 ) -> tuple[float | None, float | None]:
-    """The edges of the bucket that holds the `q` quantile: the truth lies between them.
+    """The edges of the bucket that holds the `q` quantile: the true value lies between them.
 
     The first bucket begins at 0, or at its own edge if that is below 0. In the overflow bucket the
     upper bound is None; if nothing was observed, both are.
@@ -204,10 +204,10 @@ def quantile_bounds(
 def quantile_estimate(
     edges: Sequence[float], counts: Sequence[float], total: float | None, q: float
 ) -> float | None:
-    """The likeliest `q` quantile, in the unit of `edges`: inside its bounds, closer on average.
+    """The best estimate of the `q` quantile, within its bounds, in the unit of `edges`.
 
-    `total` is the sum of all observations, None if unknown; one that the buckets rule out is
-    ignored, as is one with observations in the overflow bucket, which may be anything. None if the
+    `total` is the sum of all observations, None if unknown. It is ignored if the buckets rule it
+    out, or if the overflow bucket, whose values may be anything, has observations. None if the
     quantile lies in the overflow bucket or nothing was observed. The method: `distribution`.
     """
     lower, upper = quantile_bounds(edges, counts, q)
@@ -223,10 +223,10 @@ def quantile_estimate(
 def attainment(
     edges: Sequence[float], counts: Sequence[float], target: float
 ) -> tuple[float | None, float | None]:
-    """The least and the largest share of observations at or under `target`, 0..1.
+    """The minimum and the maximum share of observations at or below `target`, 0..1.
 
-    Equal at an edge, where the share is exact; between two edges the bucket's observations may lie
-    on either side. Observations are taken to be no less than 0. None, None if nothing was observed.
+    Equal at an edge, where the share is exact; between two edges, the bucket's observations may lie
+    on either side. Observations are assumed not to be negative. None, None if nothing was observed.
     """
     _require_histogram(edges, counts)
     if math.isnan(target):
@@ -249,8 +249,8 @@ def fraction(
 ) -> float | None:
     """The share of observations between `lower` and `upper`, 0..1, as PromQL's histogram_fraction.
 
-    Interpolates linearly inside finite buckets; what the overflow bucket holds counts as above any
-    finite `upper`. 0 if `lower` is not below `upper`; None if nothing was observed.
+    Interpolates linearly inside finite buckets; observations in the overflow bucket count as above
+    any finite `upper`. 0 if `lower` is not below `upper`; None if nothing was observed.
     """
     _require_histogram(edges, counts)
     if math.isnan(lower) or math.isnan(upper):
@@ -266,10 +266,10 @@ def fraction(
 def merge(
     histograms: Sequence[tuple[Sequence[float], Sequence[float]]],
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Several histograms as one, on the edges they all have: exact, if coarser.
+    """Several histograms as one, on the edges that all of them have: exact, but coarser.
 
-    The count at or under a common edge is exact in each, so their sum is. None if there is no
-    common edge, or no histogram.
+    The count at or below a shared edge is exact in each, so their sum is too. None if no edge is
+    shared, or there is no histogram.
     """
     for edges, counts in histograms:
         _require_histogram(edges, counts)
@@ -315,7 +315,7 @@ def _floor(edges: Sequence[float]) -> float:
 
 
 def _at_or_under(edges: Sequence[float], counts: Sequence[float], value: float) -> float:
-    """How many observations lie at or under `value`, interpolated inside finite buckets."""
+    """How many observations lie at or below `value`, interpolated inside finite buckets."""
     if value == math.inf:
         return sum(counts)
     if value == -math.inf:
@@ -323,7 +323,7 @@ def _at_or_under(edges: Sequence[float], counts: Sequence[float], value: float) 
     below, lower = 0.0, _floor(edges)
     for upper, count in zip(edges, counts, strict=False):
         if value < upper:
-            # A first bucket that ends at or below 0 has no lower end to interpolate from.
+            # A first bucket that ends at or below 0 has no lower edge to interpolate from.
             share = max(value - lower, 0.0) / (upper - lower) if upper > lower else 1.0
             return below + count * share
         below, lower = below + count, upper

@@ -1,6 +1,6 @@
-"""Histograms: their increase over a part, merged over engines; quantiles with their bounds.
+"""Latency histograms: their increase over a part, merged over engines, and quantiles with bounds.
 
-Where a request's time goes: waiting for a place, reading the prompt, writing the answer.
+Also how a request's time divides into queueing, prefill and decode.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vllm_capacity.timerange import TimeRange
 
 @dataclass(frozen=True)
 class Shown:
-    """A latency that is shown: its histogram, and its title in tables."""
+    """A latency that is displayed: its histogram, and its title in tables."""
 
     metric: str
     title: str
@@ -41,12 +41,12 @@ LATENCIES: Mapping[str, Shown] = {
     "itl": Shown(ITL, "inter-token latency (ITL)"),
     "e2e": Shown(E2E, "end-to-end latency (E2E)"),
 }
-"""By the name that columns begin with; each has a field in `Latency`."""
+"""By the prefix of their columns; each has a field in `Latency`."""
 
 _SHOWN = tuple(shown.metric for shown in LATENCIES.values())
 STEP_HISTOGRAMS = tuple(dict.fromkeys((*_SHOWN, *(one.metric for one in TARGETS.values()))))
 HISTOGRAMS = tuple(dict.fromkeys((*STEP_HISTOGRAMS, QUEUE, PREFILL, DECODE)))
-"""The histograms that figures read: step by step, and over a whole part."""
+"""The histograms that figures read over a whole part; `STEP_HISTOGRAMS` are read per step."""
 
 MINUTE_SCHEMA: dict[str, Any] = {
     "metric": pl.String,
@@ -62,7 +62,7 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 @dataclass(frozen=True)
 class Increase:
-    """How one histogram series grew in one step: per bucket, overflow last, and its sum."""
+    """The increase of one histogram series in one step: per bucket (overflow last), and its sum."""
 
     metric: str
     instance: str
@@ -79,7 +79,7 @@ class Increase:
 
     @property
     def engine_name(self) -> str:
-        """What its engine is called wherever one is named."""
+        """The engine's name, as used everywhere."""
         return f"{self.instance}/{self.engine}"
 
 
@@ -90,10 +90,10 @@ def histogram_increases(
     time_range: TimeRange,
     step_seconds: float | None = None,
 ) -> list[Increase]:
-    """The exact increase of each histogram, one entry a (series, step) with a sample in it.
+    """The exact increase of each histogram, one entry per (series, step) with a sample in it.
 
-    Without `step_seconds` the part is one step, 0. Across a restart the whole state of the new run
-    counts.
+    Without `step_seconds` the part is a single step, 0. After a restart, the full state of the new
+    run counts.
     """
     states = histogram_states(window, metrics, time_range, step_seconds)
     return [increase for own in _series_steps(states, metrics) for increase in own.increases()]
@@ -101,7 +101,7 @@ def histogram_increases(
 
 @dataclass(frozen=True)
 class SeriesSteps:
-    """How one histogram series grew, step by step: a row of `counts` per step, overflow last."""
+    """The increases of one histogram series: one row of `counts` per step, overflow last."""
 
     metric: str
     instance: str
@@ -120,9 +120,9 @@ class SeriesSteps:
             )
 
     def mean_seconds(self) -> Floats:
-        """The mean of what each step observed; NaN for nothing, or an impossible sum.
+        """The mean observation in each step; NaN if there is none or the sum is impossible.
 
-        A sum must lie between what its own buckets allow, each observation at the lower or at the
+        A sum must be possible given its buckets, with every observation at the lower or at the
         upper edge of its bucket (vLLM #49135 adds uptime-sized values). The overflow bucket has no
         upper edge.
         """
@@ -139,15 +139,15 @@ class SeriesSteps:
 def step_increases(
     window: Window, metrics: Sequence[str], *, time_range: TimeRange, step_seconds: float
 ) -> list[SeriesSteps]:
-    """`histogram_increases` by step, a column at a time: one entry per series that has a sample."""
+    """`histogram_increases` per step as arrays: one entry per series that has a sample."""
     states = histogram_states(window, metrics, time_range, step_seconds)
     return [own for own in _series_steps(states, metrics) if len(own.steps)]
 
 
 def minutes(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
-    """How latency histograms grew in each minute, all engines together (figures/pieces.py).
+    """The increase of latency histograms per minute, all engines together (figures/pieces.py).
 
-    One row per metric, edges and minute: metric, bounds, ts (its start), counts, sum.
+    One row per metric, edges and minute: metric, bounds, ts (start of the minute), counts, sum.
     """
     found = step_increases(window, STEP_HISTOGRAMS, time_range=time_range, step_seconds=60.0)
     grouped: dict[tuple[str, tuple[float, ...]], dict[int, tuple[Floats, float]]] = {}
@@ -168,7 +168,7 @@ def minutes(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
 
 
 def of_minutes(kept: pl.DataFrame) -> Iterator[Increase]:
-    """The growth of latencies in each `step` of such minutes, all engines together."""
+    """The increases of latencies in each `step`, from rows of `minutes`; all engines together."""
     for (metric, step), own in kept.group_by("metric", "step", maintain_order=True):
         for (bounds,), same in own.group_by("bounds", maintain_order=True):
             counts = _matrix(same["counts"]).sum(axis=0)
@@ -190,18 +190,18 @@ def _series_steps(states: pl.DataFrame, metrics: Sequence[str]) -> Iterator[Seri
 
 
 def _grown(states: pl.DataFrame) -> SeriesSteps:
-    """The growth of one series from state to state; of states in order of run and step."""
+    """The increases of one series from state to state; states must be sorted by run and step."""
     counts, runs = _matrix(states["counts"]), states["run"].to_numpy()
     sums, steps = states["sum"].to_numpy(), states["step"].to_numpy()
     base, base_sum = np.zeros(counts.shape[1]), 0.0
     if not states["starts_at_zero"][0]:
         base, base_sum = np.asarray(states["first_counts"][0], float), states["first_sum"][0]
-    is_on = np.append(True, runs[1:] == runs[:-1])  # else a new run counts from 0
+    is_on = np.append(True, runs[1:] == runs[:-1])  # otherwise a new run counts from 0
     before = np.where(is_on[:, None], np.vstack([base, counts[:-1]]), 0.0)
     before_sum = np.where(is_on, np.append(base_sum, sums[:-1]), 0.0)
     is_inside = steps >= 0
     grown, grown_sum = (counts - before)[is_inside], (sums - before_sum)[is_inside]
-    # Several runs may have grown in one step.
+    # Several runs may have increased in one step.
     each, first = np.unique(steps[is_inside], return_index=True)
     if len(each) < len(grown):
         order = np.argsort(steps[is_inside], kind="stable")
@@ -217,7 +217,7 @@ def _grown(states: pl.DataFrame) -> SeriesSteps:
 
 
 def _matrix(lists: pl.Series) -> Floats:
-    """Equally long lists as the rows of a matrix."""
+    """Lists of equal length as the rows of a matrix."""
     flat = lists.explode(empty_as_null=False).to_numpy()
     return flat.reshape(len(lists), -1).astype(np.float64)
 
@@ -225,7 +225,7 @@ def _matrix(lists: pl.Series) -> Floats:
 def histogram_states(
     window: Window, metrics: Sequence[str], time_range: TimeRange, step_seconds: float | None
 ) -> pl.DataFrame:
-    """The states of the histograms at the end of each step; of all usual ones, asked once."""
+    """The states of the histograms at the end of each step; the common ones in one query."""
     together = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
     wanted = together if set(metrics) <= set(together) else tuple(metrics)
     return window.named_sql(
@@ -249,15 +249,15 @@ class Distribution:
 
     @property
     def count(self) -> float:
-        """Observations."""
+        """The number of observations."""
         return sum(self.counts)
 
 
 def merged(increases: Sequence[Increase]) -> Distribution | None:
-    """The increases of one metric as one distribution, on the edges they have in common.
+    """The increases of one metric as one distribution, on the edges that they share.
 
-    Counts at common edges are exact whatever the other edges are. None where nothing was observed,
-    or no edge is common.
+    Counts at shared edges are exact whatever the other edges are. None if nothing was observed or
+    no edge is shared.
     """
     observed = [i for i in increases if i.count > 0]
     if not observed:
@@ -326,7 +326,7 @@ class Latency(Record):
 
 
 def quantiles(distribution: Distribution | None) -> Quantiles:
-    """p50, p95 and p99, in the unit of the edges; all None where nothing was observed."""
+    """p50, p95 and p99, in the unit of the edges; all None if nothing was observed."""
     if distribution is None:
         return Quantiles()
     edges, counts = distribution.edges, distribution.counts
@@ -352,10 +352,10 @@ def latency(increases: Sequence[Increase]) -> Latency:
 
 
 def sound_total(increases: Sequence[Increase], time_range: TimeRange) -> float | None:
-    """The seconds that latency histograms observed in the part; None where they cannot be right.
+    """The seconds that latency histograms observed in the part; None if the sum cannot be right.
 
-    They cannot below zero, nor above the part's length times the observations: vLLM #49135 adds
-    uptime-sized values. Nothing observed is 0 seconds, where there is a histogram at all.
+    That is so if it is negative, or above the part's length times the observations: vLLM #49135
+    adds uptime-sized values. 0 if a histogram exists but observed nothing.
     """
     if not increases:
         return None
@@ -366,14 +366,14 @@ def sound_total(increases: Sequence[Increase], time_range: TimeRange) -> float |
 
 @dataclass(frozen=True)
 class MeanLatency:
-    """The means over all requests and tokens, in seconds; None where not observed, or not sound."""
+    """Mean TTFT and ITL over all requests and tokens, in seconds; None if unobserved or unsound."""
 
     ttft_seconds: float | None
     itl_seconds: float | None
 
 
 def mean_latency(increases: Sequence[Increase], time_range: TimeRange) -> MeanLatency:
-    """The mean TTFT and ITL that histograms observed: their sum ÷ their count."""
+    """The mean TTFT and ITL from histograms: their sum ÷ their count."""
     means = []
     for metric in (TTFT, ITL):
         own = [each for each in increases if each.metric == metric]
@@ -387,10 +387,10 @@ PHASES = {"queue": QUEUE, "prefill": PREFILL, "decode": DECODE}
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of the finished requests of a part, added up over them.
+    """One phase of the finished requests of a part, summed over the requests.
 
-    `mean_seconds` is per request; `share_ratio` of all phases' time, 0..1. All three are None where
-    the phase was not observed, and the share where any phase was not.
+    `mean_seconds` is per request; `share_ratio` is this phase's share of the time of all phases,
+    0..1. All three are None if the phase was not observed; the share also if any phase was not.
     """
 
     name: str
@@ -402,8 +402,9 @@ class Phase:
 def phases(window: Window, *, time_range: TimeRange) -> tuple[Phase, ...]:
     """Queue, prefill and decode of the requests that finished in the part, in this order.
 
-    Means are exact (a histogram's sum ÷ its count). What a preempted request waits again counts in
-    the phase it was thrown back from: for vLLM the queue ends when a request is first scheduled.
+    Means are exact (a histogram's sum ÷ its count). Time that a preempted request waits again
+    counts in the phase that it was preempted from: vLLM ends the queue phase when a request is
+    first scheduled.
     """
     increases = histogram_increases(window, list(PHASES.values()), time_range=time_range)
     totals: dict[str, float | None] = {}

@@ -1,20 +1,21 @@
-"""What servers may have counted that nobody read: bounds of what is in no figure.
+"""Bounds of what servers may have counted unseen, and so is in no figure.
 
-Nobody reads what a process counts between its last scrape and its end: where it starts again, where
-it never comes back, and, where it does not say since when it runs, before its first scrape. How
-much that is depends on load that nobody saw, so no rate of before bounds it. What does, together:
+No scrape sees what a process counts between its last scrape and its end: at a restart, at an outage
+without return and, if it does not report its start time, before its first scrape. The amount
+depends on load that was not observed, so earlier rates do not bound it. These, together, do:
 
-1. the requests that ran and waited at the last scrape, for they may have finished;
-2. the most that finished between any two scrapes of the window, for clients may all leave at once;
-3. for the time since then, what a server can do at most: as many requests as find a place at once
-   (as its KV cache holds of requests like these), each as fast as the fastest stretch seen, or the
-   highest rate of any minute where that is more. Where telemetry does not tell places or latencies,
-   the highest rate of any scrape interval.
+1. the requests that ran and waited at the last scrape, because they may have finished;
+2. the most that finished between any two scrapes of the window, because clients may all leave at
+   once;
+3. for the time since then, the maximum that a server can do: as many requests as it can run at once
+   (as many of this kind as its KV cache holds), each as fast as the fastest stretch seen, or the
+   highest rate of any minute if that is more. If telemetry does not give places or latencies, the
+   highest rate of any scrape interval.
 
-Low is 0: the process may have ended at once.
+The lower bound is 0: the process may have ended at once.
 
-Nor is in a figure what scrapes told that were left out because a clock was set. Of one process that
-is known exactly: its counters tell it. Where a process ended while a clock was set, nobody knows
+Scrapes that were left out because a clock was set are in no figure either. For a single process the
+amount is known exactly, from its counters. If a process ended while a clock was set, it is unknown
 how long it went on, and there is no upper bound.
 """
 
@@ -53,8 +54,8 @@ from vllm_capacity.timerange import TimeRange
 
 TOKENS = (GENERATION_TOKENS, PROMPT_TOKENS)
 COUNTED = (REQUESTS, *TOKENS)
-STRETCH = {E2E: 20, ITL: 200}  # observations that make a mean
-_LEAST_KV_RATIO = 0.02  # a fuller cache tells how many requests it can hold
+STRETCH = {E2E: 20, ITL: 200}  # minimum observations for a mean
+_LEAST_KV_RATIO = 0.02  # a fuller cache shows how many requests fit into it
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,9 +72,9 @@ class Lost(Record):
 
 @dataclass(frozen=True)
 class Pace:
-    """The most that one server counted between two scrapes, and that it can count per second.
+    """The most that one server counted between two scrapes, and the most it can count per second.
 
-    `per_second` is None where no rate was ever seen.
+    `per_second` is None if no rate was ever seen.
     """
 
     burst: float
@@ -86,7 +87,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The most that one server of the window can have done; `places` requests at a time."""
+    """The most that one server of the window can have done; `places` is its concurrent requests."""
 
     requests: Pace
     output_tokens: Pace
@@ -98,12 +99,12 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Unread:
-    """A stretch in which a server may have counted and nobody read it, and bounds of how much.
+    """A stretch in which a server may have counted unseen, with bounds of how much.
 
-    `running` and `waiting` are requests at the last scrape before it; both None where there is none
-    (late, clock). `why` is restart, outage, late (ended by the first scrape), or clock (scrapes
-    left out, for a clock was set: somewhere in the window). The bounds, `requests` and `tokens`,
-    are whole numbers, as counts are; both None where nobody knows how much time passed.
+    `running` and `waiting` are the requests at the last scrape before it; both None if there is
+    none (late, clock). `why` is restart, outage, late (ended by the first scrape) or clock (scrapes
+    were left out because a clock was set, somewhere in the window). The bounds `requests` and
+    `tokens` are whole numbers, as counts are; both None if the elapsed time is unknown.
     """
 
     instance: str
@@ -119,19 +120,19 @@ class Unread:
 
 @dataclass(frozen=True)
 class Losses:
-    """Everything of a part that may be in no figure, and what the bounds rest on."""
+    """All losses of a part that may be in no figure, and the basis of their bounds."""
 
     stretches: tuple[Unread, ...]
     basis: str
 
     @property
     def requests(self) -> Lost:
-        """Bounds of finished requests."""
+        """Bounds of lost finished requests."""
         return self._all([each.requests for each in self.stretches])
 
     @property
     def tokens(self) -> Lost:
-        """Bounds of prompt and output tokens together."""
+        """Bounds of lost prompt and output tokens together."""
         return self._all([each.tokens for each in self.stretches])
 
     def _all(self, bounds: Sequence[int | None]) -> Lost:
@@ -153,7 +154,7 @@ def losses(
     restarts: Sequence[Restart],
     outages: Sequence[Outage],
 ) -> Losses:
-    """What may be in no figure of the part; no stretch where every process was read to its end."""
+    """What may be in no figure of the part; no stretch if every process was read to its end."""
     late = _late(window, time_range, attempts)
     untimed = window.named_sql("figures", "untimed")
     unread, basis = _left_out(window, untimed, time_range=time_range), ""
@@ -176,18 +177,18 @@ def losses(
 
 
 def _restart_spell(restart: Restart, is_set: bool) -> tuple[str, str, datetime, datetime]:
-    """How long the old process may have gone on; `is_set`: two clocks, so its start tells nothing.
+    """How long the old process may have gone on; if the clock `is_set`, the new start is not used.
 
-    The start of a process is by the clock of its server, and not moved as stamps are.
+    A process reports its start by its server's clock, and that time is not moved as timestamps are.
     """
     end = None if is_set else restart.started
     return restart.instance, "restart", restart.before, end or restart.after
 
 
 def _left_out(window: Window, untimed: pl.DataFrame, *, time_range: TimeRange) -> list[Unread]:
-    """What counters grew by in scrapes that were left out, by target.
+    """How much counters increased in scrapes that were left out, by target.
 
-    Of a target whose clock was set and whose processes are in no order, nobody knows that.
+    Unknown for a target whose clock was set and whose processes cannot be put in order.
     """
     counted = window.named_sql("figures", "uncounted", metrics=[REQUESTS, *TOKENS])
     doubtful = [] if untimed.is_empty() else list(doubtful_addresses(window))
@@ -209,7 +210,7 @@ def _left_out(window: Window, untimed: pl.DataFrame, *, time_range: TimeRange) -
 
 
 def ceiling(window: Window) -> Ceiling:
-    """The most that one server of the window can have done, from all of the window."""
+    """The most that one server can have done, judged from the whole window."""
     increases = traffic.scrape_increases(window, COUNTED, time_range=window.extent)
     paces = window.hourly("paces", everywhere=True)
     if paces is None:
@@ -234,10 +235,10 @@ def ceiling(window: Window) -> Ceiling:
 
 
 def fastest_means(window: Window) -> pl.DataFrame:
-    """The least means of latencies over stretches of a piece: fastest_means.sql.
+    """The lowest mean latencies over stretches of a piece: fastest_means.sql.
 
     One row per metric of `STRETCH` that was observed. Stretches are half as long as in a whole
-    window, for the ends of the piece cut some.
+    window, because the ends of the piece cut some short.
     """
     found = [
         window.named_sql("figures", "fastest_means", metrics=[metric], least=least // 2)
@@ -247,9 +248,9 @@ def fastest_means(window: Window) -> pl.DataFrame:
 
 
 def _fastest_mean(window: Window, metric: str, least: int) -> float | None:
-    """The least mean of a latency over a stretch, else over all there is; None for nothing.
+    """The lowest mean of a latency over a stretch, else over all observations; None without any.
 
-    Of pieces of a window, the least of theirs: for a bound rather too fast than too slow.
+    For a window in pieces, the lowest of their means: a bound should err on the fast side.
     """
     own = window.named_sql("figures", "fastest_means", metrics=[metric], least=least)
     if own.is_empty():
@@ -270,10 +271,10 @@ def _basis(requests: Pace, places: float | None) -> str:
 
 
 def scrape_paces(increases: pl.DataFrame) -> pl.DataFrame:
-    """How much each target counted at most, of increases from scrape to scrape.
+    """The most that each target counted, from increases between scrapes.
 
-    One row per target and metric: `burst` between two scrapes, `per_second` between two that are a
-    second or more apart, `per_second_of_minute` over the scrapes of a minute of the clock.
+    One row per target and metric: `burst` between two scrapes, `per_second` between two scrapes at
+    least a second apart, `per_second_of_minute` over the scrapes of a clock minute.
     """
     seconds = (pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() / 1e6
     rate = pl.col("increase") / seconds
@@ -295,7 +296,7 @@ def scrape_paces(increases: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pace(paces: pl.DataFrame, metric: str, able: float | None) -> Pace:
-    """The pace of a counter; `able` is the rate that places allow, None where that is unknown."""
+    """The pace of a counter; `able` is the rate that the places allow, None if unknown."""
     own = paces.filter(pl.col("metric") == metric)
     burst, rate, of_minute = (
         own.get_column(name).max() for name in ("burst", "per_second", "per_second_of_minute")
@@ -306,9 +307,9 @@ def _pace(paces: pl.DataFrame, metric: str, able: float | None) -> Pace:
 
 
 def _places(window: Window) -> tuple[float, bool]:
-    """Requests that one server can run at a time, and whether telemetry tells.
+    """How many requests one server can run at once, and whether telemetry shows it.
 
-    It does where a cache in use tells how many it would hold; else it is the most that ran.
+    It does if a cache in use shows how many would fit; else the most that ran at once is returned.
     """
     rows = window.hourly("places", everywhere=True)
     if rows is None:
@@ -325,9 +326,9 @@ def _places(window: Window) -> tuple[float, bool]:
 
 
 def engine_places(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
-    """What tells how many requests each engine can run: instance, engine, `most` that ran.
+    """The data on how many requests each engine can run: instance, engine, `most` that ran.
 
-    `running` and `kv_cache_ratio` are sums over the scrapes that saw its cache in use.
+    `running` and `kv_cache_ratio` are sums over the scrapes in which its cache was in use.
     """
     metrics = [RUNNING, KV_CACHE]
     samples = gauges.gauge_samples(window, metrics, time_range=time_range)
@@ -352,9 +353,9 @@ def engine_places(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
 def _with_load(
     window: Window, time_range: TimeRange, spells: Sequence[tuple[str, str, datetime, datetime]]
 ) -> pl.DataFrame:
-    """The spells with what ran and waited at the last scrape before each, over its engines.
+    """The spells, with the requests running and waiting at the last scrape before each of them.
 
-    Columns: instance, why, start, end, running, waiting (null where it was not observed).
+    Columns: instance, why, start, end, running, waiting (over its engines; null if unobserved).
     """
     instant = pl.Datetime("us", "UTC")
     texts = {"instance": pl.String, "why": pl.String}
@@ -389,17 +390,17 @@ def _after_last_scrape(
 
 
 def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling) -> float:
-    """Prompt tokens of all requests that can have begun, and output, one more token of each."""
+    """Prompt tokens of all requests that can have started, plus output: one more token for each."""
     prompts = (requests + found.places) * found.prompt_tokens_per_request
     output = running + found.output_tokens.most(seconds)
     return output + max(prompts, found.prompt_tokens.most(seconds))
 
 
 def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame | Attempts) -> pl.DataFrame:
-    """Targets first scraped well after the part began that do not say since when they count.
+    """Targets first scraped well after the part began that do not report when they started.
 
-    One row per target: instance, start, first (its first good scrape), requests and tokens that it
-    had counted by then.
+    One row per target: instance, start, first (its first good scrape), and the requests and tokens
+    that it had counted by then.
     """
     firsts = window.named_sql(
         "figures",
@@ -430,7 +431,7 @@ def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame | Attemp
 
 
 def _before_first_scrape(row: dict[str, Any], found: Ceiling) -> Unread:
-    """What it counted since the part began: at most all of it, or what it can have done."""
+    """What it counted since the part began: at most its whole count, or what it can have done."""
     start, first = row["start"], row["first"]
     seconds = (first - start).total_seconds()
     requests, tokens = row["requests"], row["tokens"]
@@ -441,5 +442,5 @@ def _before_first_scrape(row: dict[str, Any], found: Ceiling) -> Unread:
 
 
 def _up(bound: float) -> int:
-    """The next whole number; the last digits of a sum of floats depend on its order."""
+    """The next whole number; digits that depend on a sum's order are rounded off first."""
     return ceil(round(bound, 6))

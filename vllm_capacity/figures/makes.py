@@ -1,8 +1,8 @@
-"""How each engine was made, as far as labels tell: its model, its KV cache, its GPU.
+"""How each engine is set up, as far as labels show: its model, its KV cache, its GPU.
 
-vLLM exports no GPU. What it does export is how many blocks its KV cache has, which follows from the
-memory of the GPU and the settings; and targets often carry a label with the name of the GPU.
-Engines that agree in all that is told of both may be taken for peers.
+vLLM does not export the GPU. It does export the number of blocks in its KV cache, which depends on
+the GPU's memory and the settings; and targets often carry a label with the GPU's name. Engines that
+agree in everything known of both are treated as peers.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _GPU_LABELS = frozenset(
     ("accelerator", "gpu", "gpu_model", "gpu_name", "gpu_product", "gpu_type", "instance_type")
 )
 _SETTINGS = ("block_size", "cache_dtype", "gpu_memory_utilization", "enable_prefix_caching")
-_ALIKE_BLOCKS = 0.1  # profiling at the start leaves replicas a few blocks apart
+_ALIKE_BLOCKS = 0.1  # start-up profiling leaves replicas a few blocks apart
 
 
 @dataclass(frozen=True)
 class Make:
-    """What is told of how one engine was made; None or empty where nothing is.
+    """What is known of how one engine is set up; None or empty if nothing is.
 
-    `rate` is its GPUs and their price, where a mapping file says so.
+    `rate` is its GPUs and their price, if a mapping file gives them.
     """
 
     model_name: str | None
@@ -39,7 +39,7 @@ class Make:
 
     @property
     def gpu(self) -> GpuSpan | None:
-        """The GPU that its labels name; None where they name none, or several."""
+        """The GPU that its labels name; None if they name none, or several."""
         labelled = (
             labelled_gpu(self.settings[name]) for name in sorted(_GPU_LABELS & self.settings.keys())
         )
@@ -48,12 +48,12 @@ class Make:
 
     @property
     def kv_tokens(self) -> float | None:
-        """How many tokens its KV cache holds, as it says itself; None where it does not."""
+        """How many tokens its KV cache holds, as it reports; None if it does not."""
         block = _number(self.settings.get("block_size"))
         return None if self.kv_blocks is None or block is None else self.kv_blocks * block
 
     def is_like(self, other: Make) -> bool:
-        """Whether no setting of both contradicts that they are replicas of one another."""
+        """Whether both can be replicas of one another: nothing known of both differs."""
         both = self.settings.keys() & other.settings.keys()
         return (
             self.model_name == other.model_name
@@ -71,7 +71,7 @@ def engine_makes(
 ) -> dict[str, Make]:
     """The make of each engine of `engines` (figures/scrapes.py), by name (`instance/engine`).
 
-    `rates` are GPUs and USD per GPU-hour by instance, of a mapping file.
+    `rates` are GPUs and USD per GPU-hour by instance, from a mapping file.
     """
     labels = _labels(window, [TARGET_INFO, CACHE_CONFIG, GENERATION_TOKENS])
     found = {}
@@ -89,16 +89,16 @@ def engine_makes(
 
 
 ENGINE_NAME = pl.concat_str("instance", "engine", separator="/")
-"""What an engine is called wherever one is named, as a column."""
+"""The engine's name, as used everywhere, as a column."""
 
 
 def of_engines(rows: pl.DataFrame, names: Collection[str]) -> pl.DataFrame:
-    """The rows, by instance and engine, of the engines of these names."""
+    """The rows, with instance and engine, of the named engines."""
     return rows.filter(ENGINE_NAME.is_in(list(names)))
 
 
 def alike(engines: Sequence[str], makes: Mapping[str, Make]) -> list[list[str]]:
-    """The engines in groups of one make each, in order; each is like the first of its group."""
+    """The engines in groups of one make, in order; each is like the first of its group."""
     groups: list[list[str]] = []
     for engine in engines:
         group = next((own for own in groups if makes[own[0]].is_like(makes[engine])), None)
@@ -110,10 +110,10 @@ def alike(engines: Sequence[str], makes: Mapping[str, Make]) -> list[list[str]]:
 
 
 def target_labels(window: Window) -> dict[str, dict[str, str]]:
-    """What service discovery says of each target (team, namespace, pod …), by instance.
+    """Service discovery's labels of each target (team, namespace, pod …), by instance.
 
-    Only what sources keep apart from the labels of series: those of a Prometheus. Empty where
-    nothing was said.
+    Only from sources that keep them apart from the labels of series, such as Prometheus. Empty if
+    there are none.
     """
     found = _labels(window, [TARGET_INFO])
     return {instance: labels for (instance, _), labels in found.items()}
@@ -126,7 +126,7 @@ def speculating(window: Window) -> frozenset[tuple[str, str | None]]:
 
 
 def _labels(window: Window, metrics: Sequence[str]) -> dict[tuple[str, str | None], dict[str, str]]:
-    """The labels of these families by instance and engine, None for what is a whole server's."""
+    """The labels of these families by instance and engine; None for a whole server's labels."""
     rows = window.named_sql("figures", "makes", metrics=list(metrics))
     labels: dict[tuple[str, str | None], dict[str, str]] = {}
     for instance, engine, text in rows.iter_rows():

@@ -1,12 +1,13 @@
-"""What the hours of a window leave behind, made before anyone asks, by several workers.
+"""Rolling up a window's hours ahead of time, with several workers.
 
-A piece of a window rests on its base, the last rows before it, so one after another is the obvious
-way (by_hour.py). Side by side it takes two passes over a batch of pieces: workers find what each
-leaves by its own rows alone, these are put together in order, and with the base of each piece known
-workers compute it and keep its entry. The entries are the same, to the byte.
+A piece of a window depends on its base, the last rows before it, so the obvious way is one piece
+after another (by_hour.py). Working in parallel takes two passes over a batch of pieces: first,
+workers find the base that each piece leaves by its own rows alone, and these are combined in order;
+then, with the base of each piece known, workers compute the pieces and store their entries. The
+entries are byte-for-byte the same.
 
-Every entry is kept when it is made, under what it was made of: a run that was killed goes on where
-it ended, and whoever runs beside it makes the same.
+Each entry is stored as soon as it is made, under a key of its inputs: a killed run resumes where it
+stopped, and concurrent runs make the same entries.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ from vllm_capacity.telemetry.workers import Workers
 _TASKS_PER_WORKER = 8
 
 Progress = Callable[[int, int], None]
-"""Told how many pieces are done, and of how many."""
+"""Called with the number of pieces done and their total."""
 
 
 @dataclass(frozen=True)
 class RolledUp:
-    """How many pieces of a window have their entries, and how many of these were made just now."""
+    """How many pieces of a window have entries, and how many of these were made by this run."""
 
     pieces: int
     made: int
@@ -56,7 +57,7 @@ class RolledUp:
 
 @dataclass(frozen=True)
 class _Task:
-    """A piece of a window for a worker: `manifest` lists no more than it needs."""
+    """A piece of a window for a worker; `manifest` lists only the files that it needs."""
 
     manifest: Manifest
     piece: Piece
@@ -71,10 +72,11 @@ def roll_up(
     progress: Progress,
     rows_per_piece: int = ROWS_PER_PIECE,
 ) -> RolledUp:
-    """Make what figures of the whole window read, as far as it is not kept yet.
+    """Make the entries that figures of the whole window read, unless they are stored already.
 
-    Without `workers`, here and one after another. No piece in a window whose figures are read from
-    its rows: up to six hours, or downsampled to minutes. InputError where entries cannot be kept.
+    Without `workers`, in this process, one after another. Zero pieces for a window whose figures
+    are read from its rows (up to six hours, or downsampled to minutes). InputError if entries
+    cannot be stored.
     """
     if not is_read_by_hour(window, window.extent):
         return RolledUp(0, 0)
@@ -96,9 +98,9 @@ def roll_up(
 
 
 def entries_of(window: Window) -> list[Path]:
-    """The folders of what is kept of the window's hours, in order; none where nothing is read so.
+    """The folders of the window's stored entries, in order; empty if it is not read by hour.
 
-    What is not kept yet is made first.
+    Missing entries are made first.
     """
     if not is_read_by_hour(window, window.extent):
         return []
@@ -107,7 +109,7 @@ def entries_of(window: Window) -> list[Path]:
 
 
 def most_workers(window: Window) -> int:
-    """How many of its largest pieces fit into memory at a time, at least one."""
+    """How many of the window's largest pieces fit into memory at once, at least one."""
     pieces = pieces_of(window, window.extent)
     return max(1, limit_bytes() // max(1, *(needed_bytes(**piece.rows) for piece in pieces)))
 
@@ -115,9 +117,9 @@ def most_workers(window: Window) -> int:
 def _by_batches(
     window: Window, pieces: Sequence[Piece], shelf: Shelf, workers: Workers, progress: Progress
 ) -> int:
-    """Make the entries that are not there, and say how many: a batch from the first of them on."""
+    """Make the missing entries and return their number; batches start at the first missing one."""
     digests = Digests(window.path)
-    base: Base | str = NO_BASE  # or the key of the entry that holds it
+    base: Base | str = NO_BASE  # or the key of the entry that holds the base
     rests_on = NO_BASE.digest
     done = made = 0
     while done < len(pieces):
@@ -154,12 +156,13 @@ def _read_base(key: str, shelf: Shelf) -> Base:
 
 
 def _task(window: Window, piece: Piece) -> _Task:
-    """A piece with the part of the window's list that it needs."""
+    """A piece with only the files of the window's manifest that it needs."""
     small = (file for file in window.manifest.files if file.table in SINGLE)
     return _Task(replace(window.manifest, files=(*small, *piece.files)), piece)
 
 
-# --- what workers do ----------------------------------------------------------------------------
+# --- run by workers
+# ---------------------------------------------------------------------------------
 
 
 def _own_base(task: _Task) -> Base:
@@ -167,7 +170,7 @@ def _own_base(task: _Task) -> Base:
 
 
 def _make(task: _Task) -> None:
-    """Compute a piece and keep its entry."""
+    """Compute a piece and store its entry."""
     window = part_of(task.manifest)
     keep(
         computed(window, task.piece, task.base),

@@ -1,13 +1,13 @@
-"""The scrapes themselves: when each target was asked, when it answered, when it started again.
+"""The scrapes themselves: when each target was scraped, when it answered, when it restarted.
 
 Everything about time that other figures need: the scrape interval, gaps, restarts, billed hours.
 
-One target scraped by several jobs: whose attempts tell how often, and when, it was asked.
+If several jobs scrape one target, one of them defines its scrape times.
 
-A PodMonitor and a ServiceMonitor may both find a pod. Its counters are none the wiser, but the two
-grids lie between each other, and taken as one their steps are long and short in turn: the short
-ones would be the usual interval, and the long ones gaps. So one job's grid is the target's, that of
-the job with most answers, and another's scrape counts only where that one has none near it.
+A PodMonitor and a ServiceMonitor may both find a pod. Its counters are not affected, but the two
+scrape grids interleave. Taken as one, their steps alternate between long and short: the short ones
+would look like the normal interval, and the long ones like gaps. So the target's grid is that of
+the job with most answers, and a scrape of another job counts only where that job has none nearby.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from vllm_capacity.timerange import TimeRange
 Schema = dict[str, DataTypeClass | pl.DataType]
 
 _LEAST_STEPS = 6
-_EVEN = 0.75  # steps in turn closer than that are jitter of one grid
-_STEADY = 0.1  # two steps together differ by less than that from the interval of one job
+_EVEN = 0.75  # alternating steps closer in length than this ratio are jitter of one grid
+_STEADY = 0.1  # every two steps together must be within this share of their median
 
 
 def median_seconds(ts: pl.Series) -> float:
@@ -41,7 +41,7 @@ def median_seconds(ts: pl.Series) -> float:
 
 
 def merged(attempts: pl.DataFrame) -> pl.DataFrame:
-    """Attempts (instance, ts, is_good, source) on one grid a target: instance, ts, is_good."""
+    """Attempts (instance, ts, is_good, source) on one grid per target: instance, ts, is_good."""
     frames = [attempts.select("instance", "ts", "is_good").clear()]
     for (_,), own in attempts.group_by("instance", maintain_order=True):
         result = own if own.get_column("source").n_unique() > 1 else _by_turns(own)
@@ -51,7 +51,7 @@ def merged(attempts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _by_turns(own: pl.DataFrame) -> pl.DataFrame:
-    """The attempts as of two sources where long and short steps alternate: two grids, unnamed."""
+    """The attempts, split into two sources if long and short steps alternate (unnamed grids)."""
     steps = own.get_column("ts").diff().dt.total_microseconds().to_numpy()[1:].astype(float)
     if steps.size < _LEAST_STEPS:
         return own
@@ -65,7 +65,7 @@ def _by_turns(own: pl.DataFrame) -> pl.DataFrame:
 
 
 def _one_grid(own: pl.DataFrame) -> pl.DataFrame:
-    """The attempts of the source with most answers, and what others add where it has none."""
+    """The attempts of the source with most answers, plus those of others where it has none."""
     answers = (
         own.group_by("source")
         .agg(good=pl.col("is_good").sum(), first=pl.col("ts").min())
@@ -93,7 +93,7 @@ def _one_grid(own: pl.DataFrame) -> pl.DataFrame:
 
 
 def _is_near(sorted_times: list[datetime], ts: datetime, seconds: float) -> bool:
-    """Whether one of the times lies closer to `ts` than that."""
+    """Whether any of the times is within `seconds` of `ts`."""
     at = bisect_left(sorted_times, ts)
     around = sorted_times[max(0, at - 1) : at + 1]
     return any(abs((other - ts).total_seconds()) < max(seconds, 1e-9) for other in around)
@@ -105,12 +105,12 @@ _NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class Gap:
-    """A time between two good scrapes of a target that is longer than the interval around it."""
+    """A time between two good scrapes of a target, much longer than the interval around it."""
 
     instance: str
     start: datetime  # the last good scrape before
     end: datetime  # the first good scrape after
-    interval_seconds: float  # what was usual around it
+    interval_seconds: float  # the median interval around it
 
     @property
     def seconds(self) -> float:
@@ -120,22 +120,22 @@ class Gap:
 
 @dataclass(frozen=True)
 class Restart:
-    """A target that started again from zero, somewhere between two good scrapes."""
+    """A target that restarted from zero, somewhere between two good scrapes."""
 
     instance: str
     before: datetime  # the last good scrape of the old process
     after: datetime  # the first good scrape of the new one
-    started: datetime | None  # when the new process says it started
+    started: datetime | None  # as the new process reports it
 
 
 @dataclass(frozen=True)
 class Outage:
-    """A target that gave no good scrape any more until the end of a part."""
+    """A target with no further good scrape until the end of a part."""
 
     instance: str
     last_good: datetime
-    end: datetime  # until when it may have gone on
-    failed: int  # scrapes that failed since; 0 where nobody asked it any more
+    end: datetime  # the latest time to which it may have continued
+    failed: int  # failed scrapes since; 0 if it was not scraped any more
     median_seconds: float  # between its scrapes
 
     @property
@@ -146,10 +146,10 @@ class Outage:
 
 @dataclass(frozen=True)
 class Interruption:
-    """A gap, or a restart in which no scrape was missed, between two good scrapes of a target.
+    """A gap, or a restart without a missed scrape, between two good scrapes of a target.
 
-    `failed` attempts were made in between, none where nobody asked. `started` is when the new
-    process says it did, where it says.
+    `failed` attempts were made in between, 0 if it was not scraped. `started` is when the new
+    process started, if it reports that.
     """
 
     instance: str
@@ -168,7 +168,7 @@ class Interruption:
 
 @dataclass(frozen=True)
 class ScrapeCount:
-    """How often a target was scraped, and answered; `missed` more an even grid would have had."""
+    """How often a target was scraped and answered; an even grid has `missed` more attempts."""
 
     instance: str
     attempts: int
@@ -178,25 +178,25 @@ class ScrapeCount:
 
     @property
     def expected(self) -> int:
-        """The attempts that an even grid would have had."""
+        """The attempts that an even grid would have."""
         return self.attempts + self.missed
 
     @property
     def failed(self) -> int:
-        """The attempts without an answer."""
+        """Attempts without an answer."""
         return self.attempts - self.good
 
     @property
     def good_ratio(self) -> float | None:
-        """Answered ÷ expected, 0..1; None where none was expected."""
+        """Answered ÷ expected, 0..1; None if none was expected."""
         return self.good / self.expected if self.expected else None
 
 
 def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
     """Every scrape attempt before `end`: instance, ts, is_good; sorted by instance and time.
 
-    Of a target that several jobs scrape, the attempts of one; those of the others count only where
-    that one had no answer (figures/scrapes.py).
+    If several jobs scrape a target, the attempts of one of them; those of the others count only
+    where that one had no answer (see the module).
     """
     found = window.named_sql("figures", "attempts", end=end)
     return merged(found) if "source" in found.columns else found
@@ -213,8 +213,8 @@ def engines(
 ) -> pl.DataFrame:
     """The engines of the part: instance, engine, model_name; one row per engine.
 
-    An engine is a pair of target and `engine` label. It belongs to the part where its target was
-    tried in it and it had been seen before its end.
+    An engine is a pair of target and `engine` label. It belongs to the part if its target was
+    scraped in the part and the engine had been seen before the part's end.
     """
     seen = window.named_sql("figures", "engines", end=time_range.end)
     targets = Attempts.of(attempts).targets
@@ -226,12 +226,12 @@ def engines(
 def billed_hours(
     engines: pl.DataFrame, attempts: pl.DataFrame | Attempts, *, time_range: TimeRange
 ) -> pl.DataFrame:
-    """Hours that each engine was there to be paid for, one row per engine.
+    """The hours for which each engine is billed, one row per engine.
 
     Columns: instance, engine, model_name, hours, billed_start, billed_end.
 
     From its target's last attempt before the part (else its first inside) to its last before the
-    end; failed attempts and restarts count, for the GPU is paid while vLLM is down.
+    end. Failed attempts and restarts count, because the GPU is paid for while vLLM is down.
     """
     known = Attempts.of(attempts)
     base = {name: own.last for name, own in known.before(time_range.start).targets.items()}
@@ -251,15 +251,16 @@ def billed_hours(
 
 
 def long_steps(seconds: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """The steps between scrapes that are at least `factor` × the usual one around them, in order.
+    """The steps between scrapes that are at least `factor` × the median around them, in order.
 
-    Two arrays: the position of each, and the median of the ten steps either side of it, in seconds.
+    Two arrays: the position of each, and the median of the ten steps on either side of it, in
+    seconds.
     """
     if seconds.size < 2:
         return np.empty(0, np.int64), np.empty(0)
     width = 2 * _NEIGHBOURS + 1
     shortest = pl.Series(seconds).rolling_min(width, min_samples=1, center=True).to_numpy()
-    # No median is below the shortest step, so few steps need theirs computed.
+    # A median is at least the shortest step, so only few steps need theirs computed.
     found = np.flatnonzero(seconds >= factor * shortest)
     around = found[:, None] + np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1)
     is_other = (around >= 0) & (around < seconds.size) & (around != found[:, None])
@@ -270,7 +271,7 @@ def long_steps(seconds: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarr
 
 
 def scrape_counts(attempts: pl.DataFrame | Attempts, *, time_range: TimeRange) -> list[ScrapeCount]:
-    """How often each target was scraped in the part, by target; those that never were left out."""
+    """Scrape counts of each target in the part, by target; targets never scraped are left out."""
     return [
         ScrapeCount(name, own.tried, own.good, missed(own), own.median_seconds())
         for name, own in Attempts.of(attempts).since(time_range.start).targets.items()
@@ -278,7 +279,7 @@ def scrape_counts(attempts: pl.DataFrame | Attempts, *, time_range: TimeRange) -
 
 
 def missed(target: Target) -> int:
-    """How many attempts an even grid would have had between these; judged step by step."""
+    """How many more attempts an even grid would have between these; judged step by step."""
     if target.tried < 3:
         return 0
     found = 0
@@ -294,7 +295,7 @@ def missed(target: Target) -> int:
 def hold_seconds(ts: pl.Series) -> pl.Series:
     """How long a value scraped at each time holds: to the next scrape, at most a gap's threshold.
 
-    The last one holds for the usual interval; a lone one for one second.
+    The last value holds for the median interval; a single one for one second.
     """
     if ts.len() < 2:
         return pl.Series([1.0] * ts.len(), dtype=pl.Float64)
@@ -328,7 +329,7 @@ def interruptions(
 ) -> list[Interruption]:
     """The gaps of every target and the restarts outside gaps, by target and time."""
     targets = Attempts.of(attempts).targets
-    failed = {  # a gap lies between two good ones
+    failed = {  # a gap lies between two good attempts
         name: targets[name].rows().filter(~pl.col("is_good")).get_column("ts")
         for name in {gap.instance for gap in found_gaps}
     }
@@ -358,11 +359,11 @@ def _covers(gap: Gap, restart: Restart) -> bool:
 def outages(
     window: Window, *, time_range: TimeRange, attempts: pl.DataFrame | Attempts
 ) -> list[Outage]:
-    """The targets that answered in the part, and then not once more until its end, in order.
+    """The targets that answered in the part and then not again until its end, in order.
 
-    One that failed to the end may have gone on until then; one that was not asked any more, while
-    others were, until it would have been. A target whose same process answers after the part has
-    only a gap there.
+    A target that failed to the end may have run until then; one that was no longer scraped, while
+    others were, for the threshold of a gap. If the same process answers after the part, the target
+    only has a gap.
     """
     returned = _returned(window, time_range)
     targets = Attempts.of(attempts).targets
@@ -396,7 +397,7 @@ def longest_median(targets: Iterable[Target]) -> float:
 
 
 def _returned(window: Window, time_range: TimeRange) -> set[str]:
-    """The targets that answer after the part, by the process that they had at its end."""
+    """The targets that answer after the part with the process that they had at its end."""
     later = window.named_sql("figures", "good_after", end=time_range.end).get_column("instance")
     if later.is_empty():
         return set()
@@ -405,11 +406,11 @@ def _returned(window: Window, time_range: TimeRange) -> set[str]:
 
 
 def restarts(window: Window, *, time_range: TimeRange | None = None) -> list[Restart]:
-    """The restarts whose first scrape after it lies in the part (or any), by target, in order.
+    """The restarts whose first scrape afterwards lies in the part (or all), by target, in order.
 
-    Found by value, each fall of a counter narrowing it to the time since the sample before, and by
-    the start that a process tells. Falls that one restart explains are one: a labelled child may
-    reappear long after it.
+    Found by value (each fall of a counter narrows a restart to the time since the sample before),
+    and by the start time that a process reports. Falls that one restart explains are one restart: a
+    labelled child may reappear long afterwards.
     """
     falls: dict[str, list[tuple[datetime, datetime]]] = {}
     for instance, before, after in window.named_sql("figures", "run_starts").iter_rows():
@@ -427,25 +428,25 @@ def restarts(window: Window, *, time_range: TimeRange | None = None) -> list[Res
 
 
 def doubtful_addresses(window: Window) -> dict[str, str]:
-    """The targets whose starts tell no order of processes, and why (telemetry/processes.py)."""
+    """The targets whose start times do not give an order of processes, and why (processes.py)."""
     lives = processes.process_lives(*_starts(window)).drop_nulls("doubt")
     return dict(lives.select("instance", "doubt").iter_rows())
 
 
 def _lives(window: Window) -> pl.DataFrame:
-    """The processes of each target that say when they started (telemetry/processes.py)."""
+    """The processes of each target that report when they started (telemetry/processes.py)."""
     return processes.process_lives(*_starts(window)).drop_nulls("started").sort("instance", "life")
 
 
 def _starts(window: Window) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The start times that processes told, and their series."""
+    """The start times that processes reported, and their series."""
     return window.named_sql("figures", "process_starts"), window.named_sql("figures", "series")
 
 
 def _process_restarts(
     instance: str, lives: pl.DataFrame, falls: list[tuple[datetime, datetime]]
 ) -> list[Restart]:
-    """The restarts between processes; one before the first of them only where a counter fell."""
+    """The restarts between processes; one before the first process only if a counter fell."""
     found = []
     ordered = sorted(falls)
     latest = list(accumulate((after for _, after in ordered), max))
@@ -486,7 +487,7 @@ def _is_explained(fall: tuple[datetime, datetime], afters: Sequence[datetime]) -
 
 
 def _fallen(instance: str, falls: list[tuple[datetime, datetime]]) -> list[Restart]:
-    """The fewest restarts that explain these falls, each in (before, after]."""
+    """The minimum set of restarts that explains these falls, each in (before, after]."""
     found: list[Restart] = []
     for before, after in sorted(falls, key=lambda fall: (fall[1], fall[0])):
         if found and before < found[-1].after:

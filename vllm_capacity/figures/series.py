@@ -1,4 +1,4 @@
-"""The window over time, all engines together: what the charts draw. Totals never come from here."""
+"""The window over time, all engines together, for charts. Totals are never computed from this."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _READABLE_STEPS_SECONDS = (
 
 
 def readable_step_seconds(time_range: TimeRange, *, points: int = POINTS_AT_MOST) -> float:
-    """The shortest round step that cuts the time range into at most so many points.
+    """The shortest round step that divides the time range into at most `points` points.
 
-    A week where no round step is as long as that.
+    A week if no round step is long enough.
     """
     length = time_range.hours * 3600
     fitting = [s for s in _READABLE_STEPS_SECONDS if length <= s * points]
@@ -43,14 +43,14 @@ def readable_step_seconds(time_range: TimeRange, *, points: int = POINTS_AT_MOST
 
 
 def per_step(window: Window, *, time_range: TimeRange, step_seconds: float) -> pl.DataFrame:
-    """What the charts draw, one row per step, in order.
+    """The data behind charts over time, one row per step, in order.
 
-    Columns: start, end, is_gap, is_restart, and, null where not observed: running_mean,
-    waiting_mean (summed over engines), kv_cache_ratio_mean, kv_cache_ratio_max,
-    output_tokens_per_second, prompt_tokens_per_second, requests_per_second, preemptions,
-    finished_stop … finished_repetition (requests in the step), and for each of `LATENCIES`:
-    X_p50_seconds, X_p95_seconds, each with _lower and _upper. A quantity that the steps of one
-    engine have too (figures/steps.py) has the same name there.
+    Columns: start, end, is_gap, is_restart and, null where not observed: running_mean, waiting_mean
+    (summed over engines), kv_cache_ratio_mean, kv_cache_ratio_max, output_tokens_per_second,
+    prompt_tokens_per_second, requests_per_second, preemptions, finished_stop … finished_repetition
+    (requests in the step), and for each of `LATENCIES`: X_p50_seconds, X_p95_seconds, each also
+    with _lower and _upper. Quantities that the steps of single engines also have (figures/steps.py)
+    use the same names there.
     """
     grid = Grid(time_range, step_seconds)
     minutes = window.hourly("steps")
@@ -90,7 +90,7 @@ def _put_together(grid: Grid, frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _kept_frames(window: Window, minutes: pl.DataFrame, grid: Grid) -> Iterator[pl.DataFrame]:
-    """The same frames from what the hours of a long range left behind (figures/pieces.py)."""
+    """The same frames, from the entries that the hours of a long range left (figures/pieces.py)."""
     placed = minutes.with_columns(step=grid.of("start"))
     touched = placed.group_by("step").agg(pl.col("is_gap", "is_restart").any())
     yield touched.filter(pl.col("is_gap") | pl.col("is_restart"))
@@ -116,7 +116,7 @@ def _kept_frames(window: Window, minutes: pl.DataFrame, grid: Grid) -> Iterator[
 
 
 def _sum(name: str) -> pl.Expr:
-    """The sum of a column; null where it was not observed."""
+    """The sum of a column; null if it was not observed."""
     return pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum())
 
 
@@ -179,7 +179,7 @@ def _rates(
 
 
 def _finished(steps: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Requests that finished for each reason, by step."""
+    """Finished requests per step, one frame for each reason."""
     labels = steps.select(pl.col("labels").unique())  # few: a month has millions of rows
     reason = pl.col("labels").str.json_path_match("$.finished_reason")
     summed = (

@@ -1,9 +1,8 @@
-"""What shipped queries answer, of rows that lie sorted in memory: by position, without a database.
+"""Answers of shipped queries from rows that are sorted in memory, without a database.
 
-Rows of a piece of a window (pieces.py) are sorted by series and time. There, the row before is the
-row above, and the last row of a stretch of time is where the next begins: most of what a database
-does for these queries, which is to sort and to group, is done already. The answers are the same, to
-the last bit.
+The rows of a piece of a window (pieces.py) are sorted by series and time, so the previous row is
+the row above, and each stretch of time begins where the last one ended. Most of a database's work
+for these queries, sorting and grouping, is already done. The answers are bit-for-bit the same.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class SortedRows:
     own: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     def of(self, series_ids: pl.Series) -> tuple[pl.DataFrame, NDArray[np.int64]]:
-        """The rows of these series in this order, each series' sorted by time; and which it is."""
+        """The rows of these series in this order, each by time; and the series of each row."""
         parts, lengths = [self.own.clear()], []
         found = [_stretches(frame, series_ids) for frame in (self.base, self.own)]
         for before, own in zip(*found, strict=True):
@@ -42,7 +41,7 @@ class SortedRows:
         return pl.concat(parts), np.repeat(np.arange(len(series_ids)), lengths)
 
     def with_several_runs(self) -> pl.Series:
-        """The series of which there is more than one run, in order."""
+        """The series with more than one run, in order."""
         ends = []
         for frame in (self.base, self.own):
             ids, runs = frame["series_id"].to_numpy(), frame["run"].to_numpy()
@@ -55,7 +54,7 @@ class SortedRows:
 
 
 def _stretches(frame: pl.DataFrame, series_ids: pl.Series) -> list[tuple[int, int]]:
-    """Where the rows of each series begin, and how many there are."""
+    """The first row of each series, and its number of rows."""
     ids, wanted = frame["series_id"].to_numpy(), series_ids.to_numpy()
     starts, ends = np.searchsorted(ids, wanted), np.searchsorted(ids, wanted, side="right")
     return list(zip(starts.tolist(), (ends - starts).tolist(), strict=True))
@@ -63,21 +62,21 @@ def _stretches(frame: pl.DataFrame, series_ids: pl.Series) -> list[tuple[int, in
 
 @dataclass(frozen=True)
 class SortedWindow(Window):
-    """A window of a piece's rows: some queries are answered of these, the rest of a database."""
+    """A window of a piece's rows: answers some queries from them, the rest from a database."""
 
     series: pl.DataFrame = field(default_factory=pl.DataFrame)
     samples: SortedRows = field(default_factory=SortedRows)
     histograms: SortedRows = field(default_factory=SortedRows)
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
-        """The answer of a shipped query."""
+        """The answer to a shipped query."""
         answered = _ANSWERED.get(name)
         if answered is None:
             return super().shipped_sql(package, name, params)
         return answered(self, params)
 
     def _wanted(self, params: Mapping[str, Any], kinds: tuple[str, ...]) -> pl.DataFrame:
-        """The series of the wanted metrics and kinds."""
+        """The series of the given metrics and kinds."""
         is_wanted = pl.col("metric").is_in(params["metrics"]) & pl.col("kind").is_in(kinds)
         return self.series.filter(is_wanted)
 
@@ -157,7 +156,7 @@ def _fastest_means(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFr
         keys = (which[1:][kept], runs[1:][kept], np.floor(counts[1:][kept] / least))
         changes = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
         stretch = np.append(0, np.cumsum(changes))
-        # One after the other, as in the query: pairwise sums would differ in their last bits.
+        # Added sequentially, as in the query: pairwise sums would differ in their last bits.
         each = [np.bincount(stretch, of[kept]) for of in (observed, seconds)]
         is_long = each[0] >= least
         fastest = float((each[1] / each[0])[is_long].min()) if is_long.any() else None
@@ -184,7 +183,7 @@ def _run_starts(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame
 
 
 def _is_first(which: NDArray[np.int64]) -> Mask:
-    """Where another series begins."""
+    """Whether each row is the first of its series."""
     return np.append(True, which[1:] != which[:-1])[: which.size]
 
 
@@ -199,7 +198,7 @@ def _is_within(params: Mapping[str, Any]) -> pl.Expr:
 
 
 def _in_order(found: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
-    """Rows of series that differ in nothing they are ordered by, merged by time."""
+    """Rows of series with equal sort keys, merged by time."""
     if wanted.select(_ORDER).is_duplicated().any():
         return found.sort(*_ORDER, "ts", nulls_last=True, maintain_order=True)
     return found

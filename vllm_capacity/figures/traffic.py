@@ -1,10 +1,10 @@
-"""Counters: how much grew, exactly, over the whole window or any part of it.
+"""Counters: their exact increase over the whole window or any part of it.
 
-Failures, as far as vLLM lets them be seen: each with its definition and its blind spot.
+Also failures, as far as vLLM exposes them: each has its definition and its blind spot.
 
-vLLM exports no total of received requests and no failure counter, so there is no failure rate to
-subtract out. What can be known: HTTP answers, requests the engine ended with an error, rejections
-at admission, and an estimate of streams that clients left.
+vLLM exports no total of received requests and no failure counter, so a failure rate cannot be
+computed by subtraction. Available are: HTTP answers, requests that the engine ended with an error,
+rejections at admission, and an estimate of the streams that clients abandoned.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vllm_capacity.figures import gauges, latency, traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
-# What a step of the window is told by.
+# The counters behind the columns of each step.
 STEP_COUNTERS = (GENERATION_TOKENS, PROMPT_TOKENS, REQUESTS, PREEMPTIONS)
 COUNTERS = (
     REQUESTS,
@@ -57,7 +57,7 @@ COUNTERS = (
     READ_BYTES,
     WRITE_BYTES,
 )
-"""Every counter that a figure is made of."""
+"""Every counter that any figure uses."""
 SUCCESSFUL_REASONS = ("stop", "length", "repetition")
 
 
@@ -68,11 +68,10 @@ def counter_increases(
 
     One row per series with a sample in the part: series_id, metric, instance, engine, model_name,
     labels, starts_at_zero, increase (in the counter's unit), base_ts and last_ts, the two scrapes
-    it lies between. No row where nothing was observed.
-    Source: PromQL's `increase …
+    that the increase lies between. Empty if nothing was observed. Source: PromQL's `increase …
     anchored`.
     """
-    # Every analysis asks for several of these: all at once is one pass over the samples.
+    # Each analysis asks for several of these: fetching all of them takes one pass over the samples.
     wanted = COUNTERS if set(metrics) <= set(COUNTERS) else tuple(metrics)
     found = window.named_sql(
         "figures",
@@ -90,7 +89,7 @@ def scrape_increases(
     """The increase of each counter from scrape to scrape.
 
     One row per (series, scrape) in the part: metric, instance, engine, model_name, labels,
-    ts_before, ts, increase; null on a first scrape that has no base.
+    ts_before, ts, increase; null at a first scrape without a base.
     """
     wanted = STEP_COUNTERS if set(metrics) <= set(STEP_COUNTERS) else tuple(metrics)
     found = window.named_sql(
@@ -104,13 +103,13 @@ def scrape_increases(
 
 
 def total(increases: pl.DataFrame, metric: str) -> float | None:
-    """The increase of a counter summed over its series; None where there is no such series."""
+    """The increase of a counter summed over its series; None if it has no series."""
     rows = increases.filter(pl.col("metric") == metric)
     return None if rows.is_empty() else float(rows.get_column("increase").sum())
 
 
 def total_by_label(increases: pl.DataFrame, metric: str, label: str) -> dict[str, float]:
-    """The increase of a counter by the value of one label; empty where there is no such series."""
+    """The increase of a counter per value of one label; empty if it has no series."""
     rows = increases.filter(pl.col("metric") == metric)
     values = rows.with_columns(by=pl.col("labels").str.json_path_match(f"$.{label}").fill_null(""))
     summed = values.group_by("by").agg(pl.col("increase").sum()).sort("by")
@@ -118,9 +117,9 @@ def total_by_label(increases: pl.DataFrame, metric: str, label: str) -> dict[str
 
 
 def rate_per_second(increases: pl.DataFrame, metric: str) -> float | None:
-    """The increase of a counter over the time between the two scrapes it lies between, per second.
+    """The increase of a counter per second, between the first and last scrape that it covers.
 
-    None where there is no such series, or only one scrape of it.
+    None if it has no series, or only one scrape.
     """
     rows = increases.filter(pl.col("metric") == metric)
     if rows.is_empty():
@@ -131,9 +130,9 @@ def rate_per_second(increases: pl.DataFrame, metric: str) -> float | None:
 
 
 def successful(by_reason: dict[str, float]) -> float | None:
-    """Requests that ended as they should: stop, length and repetition.
+    """Requests that ended normally: by stop, length or repetition.
 
-    None where requests are not counted by reason: not at all, or by a server that does not say why.
+    None if requests are not counted, or the server does not give the reason.
     """
     if not by_reason or "" in by_reason:
         return None
@@ -141,10 +140,10 @@ def successful(by_reason: dict[str, float]) -> float | None:
 
 
 def prompt_tokens_computed(increases: pl.DataFrame) -> float | None:
-    """Prompt tokens that were computed, not taken from a cache.
+    """Prompt tokens that were computed rather than taken from a cache.
 
-    From the split by source (vLLM 0.16 on), else prompt tokens less cached ones; None where neither
-    series is there: older prefix-cache counters count retries, just when memory is short.
+    From the split by source (vLLM 0.16 on), else prompt tokens minus cached ones. None if neither
+    series exists: the older prefix-cache counters also count retries, exactly when memory is short.
     """
     by_source = total_by_label(increases, PROMPT_TOKENS_BY_SOURCE, "source")
     if "local_compute" in by_source:
@@ -154,7 +153,7 @@ def prompt_tokens_computed(increases: pl.DataFrame) -> float | None:
 
 
 def prefix_cache_hit_ratio(increases: pl.DataFrame) -> float | None:
-    """Share of looked-up prompt tokens found in the prefix cache; None where none was looked up."""
+    """Share of looked-up prompt tokens found in the prefix cache; None if none were looked up."""
     pairs = ((PREFIX_QUERIES, PREFIX_HITS), (OLD_PREFIX_QUERIES, OLD_PREFIX_HITS))
     for queries, hits in ((total(increases, q), total(increases, h)) for q, h in pairs):
         if queries is not None and hits is not None:
@@ -162,7 +161,7 @@ def prefix_cache_hit_ratio(increases: pl.DataFrame) -> float | None:
     return None
 
 
-# What answers with tokens; the rest (health, models, tokenize …) says nothing about serving.
+# Paths that answer with tokens; the others (health, models, tokenize …) say nothing about serving.
 _GENERATES = "completions|responses|messages|generate|embeddings|score|rerank"
 
 
@@ -182,7 +181,7 @@ class Failures(Figures):
 
 
 def failures(window: Window, *, time_range: TimeRange) -> Failures:
-    """What can be known of failures in the part."""
+    """The known failures in the part."""
     increases = traffic.counter_increases(window, traffic.COUNTERS, time_range=time_range)
     return Failures(
         http_5xx_ratio=_http_share(
@@ -232,9 +231,8 @@ def _rejected(increases: pl.DataFrame) -> Estimate:
 def _abandoned(window: Window, increases: pl.DataFrame, time_range: TimeRange) -> Estimate:
     """Streams with a first token that never finished: first tokens − finished − still in flight.
 
-    In flight at either end is between nothing and all that ran there. Valid over parts long against
-    a request.
-    Source: vLLM counts a client's disconnect nowhere.
+    The number in flight at either end lies between zero and all that ran there. Valid for parts
+    that are long compared to a request. Source: vLLM counts client disconnects nowhere.
     """
     first = latency.histogram_increases(window, [TTFT], time_range=time_range)
     finished = traffic.total(increases, REQUESTS)
