@@ -1,1 +1,1 @@
-"""Demand ahead, with intervals measured on the same series."""
+"""Demand forecasts, with intervals calibrated on the same series."""

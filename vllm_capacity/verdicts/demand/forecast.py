@@ -1,13 +1,12 @@
-"""Demand of the next hours or days with intervals measured on its own past, or why there is none.
+"""Demand in the next hours or days, with intervals from its own past errors, or why unknown.
 
-Method and why it: `forecast_model`; days of the week, and when they are used: `forecast_week`. What
-a gap is: `forecast_grid`. How the intervals are measured: `forecast_intervals`.
+The method, its intervals and the days of the week: model.py. What counts as a gap: history.py.
 
 Why not statsforecast: a day ahead, at the same origins of three published services (ServeGen
-m-large and m-small, BurstGPT), the MASE of this blend is 0.97 / 1.41 / 0.65, 1.01 in the mean. Of
+m-large and m-small, BurstGPT), the MASE of this blend is 0.97 / 1.41 / 0.65, 1.01 on average. In
 statsforecast 2.1.1, AutoCES has 1.09 / 1.58 / 0.64, AutoTheta 1.14 / 1.49 / 0.79, the dynamic
 optimised Theta 1.14 / 1.51 / 0.79, AutoETS 1.43 / 2.45 / 0.82. AutoARIMA, with 1.04 / 1.39 on the
-first two, wins the second by a hair at 14 s a fit. None wins measurably.
+first two, is slightly better on the second at 14 s per fit. None is measurably better.
 """
 
 from __future__ import annotations
@@ -57,15 +56,15 @@ _WIDENED = (
 
 @dataclass(frozen=True)
 class Forecast:
-    """Demand ahead, or the `reason` why there is none.
+    """Demand ahead, or the `reason` why it is unknown.
 
-    `frame`: one row per step ahead: ts_seconds (or ts, as it was given), low, mid, high, in the
-    unit of the series a step; empty where refused. `method` says how it was made, and whether with
-    a weekly pattern. `coverage_measured`: the share of points, 0..1, to expect inside
-    the intervals, measured in the back-test and drawn towards 90 % where that was short
-    (`stated_coverage`). `width_ratio`: mean width of the intervals over mean demand forecast, None
-    where that is under 1 % of the series' mean. `peak_over_mean`: how far a short peak stands above
-    its hour's mean (p95 of hours).
+    `frame`: one row per step ahead: ts_seconds (or ts, as in the input), low, mid, high, in the
+    unit of the series per step; empty if refused. `method` says how it was made, and whether with a
+    weekly pattern. `coverage_measured`: the share of points, 0..1, to expect inside the intervals,
+    measured in the back-test and drawn towards 90 % if that was short (`stated_coverage`).
+    `width_ratio`: mean width of the intervals over mean forecast demand, None if that is under 1 %
+    of the series' mean. `peak_over_mean`: how far a short peak exceeds its hour's mean (p95 of
+    hours).
     """
 
     frame: pl.DataFrame
@@ -83,7 +82,7 @@ class Forecast:
 
 @dataclass(frozen=True, repr=False)
 class Ahead(Record):
-    """Requests of one hour to come, with a 90 % interval."""
+    """Requests in one hour ahead, with a 90 % interval."""
 
     ts: datetime
     low: float
@@ -111,12 +110,12 @@ def forecast_demand(
     step_seconds: float = 3600.0,
     horizon_seconds: float = DAY_SECONDS,
 ) -> Forecast:
-    """The demand of each step until `horizon_seconds` past the last whole step of the series.
+    """The demand in each step until `horizon_seconds` after the last whole step of the series.
 
-    `series`: ts (aware datetime) or ts_seconds, the start of each row, and `column`, a count in
-    that row (null: not recorded). Finer rows are summed into steps. Refused, with a reason: under
-    a day of history, a horizon longer than the history, nothing recorded in half the time or the
-    last day, nothing but zeros.
+    `series`: ts (aware datetime) or ts_seconds, the start of each row, and `column`, the count in
+    that row (null if not recorded). Finer rows are summed into steps. Refused, with a reason: under
+    a day of history, a horizon longer than the history, nothing recorded in half the time or in the
+    last day, only zeros.
     """
     grid = demand_grid(*demand_arrays(series, column), step_seconds=step_seconds)
     horizon = _whole_steps(horizon_seconds, step_seconds)
@@ -147,10 +146,10 @@ def forecast_demand(
 def _ends(
     expected: Floats, half_width: Floats, *, extra: float, mean_level: float
 ) -> tuple[Floats, Floats, Floats]:
-    """low, mid, high: the forecast give or take `half_width` of its root.
+    """low, mid, high: the forecast plus or minus `half_width` on its root.
 
-    Written to nine digits of `mean_level`, the mean of the history: the rest is rounding error, as
-    is a forecast under a millionth of it, which is 0.
+    Rounded to nine digits of `mean_level`, the mean of the history: the rest is rounding error. A
+    forecast under a millionth of it is rounding error too, and set to 0.
     """
     mid = np.where(expected < 1e-6 * mean_level, 0.0, expected)
     root = np.sqrt(mid + extra)
@@ -165,7 +164,7 @@ def _rounded(values: Floats, digits: int) -> Floats:
 
 
 def _too_few_errors(grid: DemandGrid, horizon: int, past: Backtest) -> str:
-    """The refusal of a history with too few past errors, and how long a whole one would do."""
+    """The reason for refusing a history with too few past errors, and how long one must be."""
     per_day = grid.steps_per_day
     enough = next(n for n in range(1, 100 * per_day) if error_count(n, horizon, per_day) >= 10)
     days = max(enough, horizon) / per_day
@@ -181,7 +180,7 @@ def _refused(series: pl.DataFrame, grid: DemandGrid, peak: Estimate, reason: str
 
 
 def demand_arrays(series: pl.DataFrame, column: str) -> tuple[Floats, Floats]:
-    """Starts in seconds, ascending, and values with NaN for null, from either time column."""
+    """Ascending starts in seconds, and values with NaN for null, from either time column."""
     if column not in series.columns:
         raise InputError(f"No column {column!r} in the series; found: {', '.join(series.columns)}.")
     is_numeric = "ts_seconds" in series.columns
@@ -192,7 +191,7 @@ def demand_arrays(series: pl.DataFrame, column: str) -> tuple[Floats, Floats]:
 
 
 def refusal(grid: DemandGrid, horizon_seconds: float) -> str:
-    """Why this history cannot carry a forecast so far ahead; empty where it can."""
+    """Why this history does not allow a forecast so far ahead; empty if it does."""
     hours = grid.span_seconds / 3600
     recorded = np.isfinite(grid.rows)
     last_day = recorded[-max(1, round(DAY_SECONDS / grid.interval_seconds)) :]
@@ -215,10 +214,10 @@ def refusal(grid: DemandGrid, horizon_seconds: float) -> str:
 
 
 def peak_over_mean(grid: DemandGrid) -> Estimate:
-    """How far an hour's highest row stands above the hour's mean: the p95 over hours, a ratio.
+    """How far an hour's highest row exceeds the hour's mean: the p95 over hours, a ratio.
 
-    Its ends are the order statistics that hold the true p95 nine times in ten. The published
-    prior, by name, where rows are coarser than 30 min or fewer than 60 whole hours were recorded.
+    Its ends are the order statistics that contain the true p95 with 90 % confidence. If rows are
+    coarser than 30 min or fewer than 60 whole hours were recorded, the published `PEAK_PRIOR`.
     """
     per_hour = 3600 / grid.interval_seconds
     if per_hour < 2 or abs(per_hour - round(per_hour)) > 1e-6:
@@ -228,7 +227,7 @@ def peak_over_mean(grid: DemandGrid) -> Estimate:
     table = table[np.isfinite(table).all(axis=1) & (np.nan_to_num(table).sum(axis=1) > 0)]
     if len(table) < 60:
         return PEAK_PRIOR
-    from scipy.special import bdtr  # slow to import, and few commands get here
+    from scipy.special import bdtr  # slow to import, and rarely needed
 
     peaks = np.sort(table.max(axis=1) / table.mean(axis=1))
     at_most = bdtr(np.arange(len(peaks)), len(peaks), 0.95)
@@ -250,7 +249,7 @@ def _whole_steps(horizon_seconds: float, step_seconds: float) -> int:
 
 
 def _stamped(series: pl.DataFrame, columns: list[Floats], grid: DemandGrid) -> pl.DataFrame:
-    """low, mid, high under the time column the series came with; no rows without columns."""
+    """low, mid, high with the time column of the input series; no rows if `columns` is empty."""
     low, mid, high = columns or [np.array([])] * 3
     starts = grid.end_seconds + np.arange(len(mid)) * grid.step_seconds
     frame = pl.DataFrame({"ts_seconds": starts, "low": low, "mid": mid, "high": high})
@@ -263,10 +262,10 @@ def _stamped(series: pl.DataFrame, columns: list[Floats], grid: DemandGrid) -> p
 
 
 def demand_ahead(increases: pl.DataFrame) -> DemandAhead:
-    """Requests per hour over the next day, as the `forecast` command gives it.
+    """Requests per hour over the next day, as in the `forecast` command.
 
     `increases` are those of finished requests at each scrape (figures/traffic.py). Refused, with
-    the reason, where they are too short, or have no pattern.
+    the reason, if they are too short or have no pattern.
     """
     minutes = (
         increases.drop_nulls("increase")
@@ -277,7 +276,7 @@ def demand_ahead(increases: pl.DataFrame) -> DemandAhead:
     minutes = minutes.filter(pl.col("ts") >= _since_long_gap(minutes.get_column("ts")))
     if minutes.height < 2:
         return DemandAhead(None, "", None, "too short to forecast: no two minutes of requests")
-    # A minute without a scrape is a row without a value: not recorded, which is not 0.
+    # A minute without a scrape is a row without a value: not recorded, rather than 0.
     found = forecast_demand(minutes.upsample("ts", every="1m"), column="requests")
     rows = None
     if found.is_known:
@@ -287,5 +286,5 @@ def demand_ahead(increases: pl.DataFrame) -> DemandAhead:
 
 
 def _since_long_gap(ts: pl.Series) -> datetime | None:
-    """When the last stretch without a gap of over four weeks begins; None for no time at all."""
+    """The start of the last stretch without a gap of over four weeks; None without any time."""
     return ts.filter((ts.diff() > _LONG_GAP).fill_null(True)).last()  # type: ignore[return-value]

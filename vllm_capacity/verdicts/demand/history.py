@@ -1,12 +1,13 @@
-"""From recorded rows to even steps of demand: what is a gap, what is a whole step, what is a zero.
+"""Turns recorded rows into even steps of demand: which are gaps, whole steps, or zeros.
 
-A gap is a missing row, an empty value, or a collapse of the whole series under 5 % of its median of
-±12 h: services do not stop for half an hour and resume where they were, recorders do. A collapse at
-the same time of most days, of three or more, is a schedule or a night, and stays.
+A gap is a missing row, an empty value, or a collapse of the whole series below 5 % of its median
+over ±12 h: services do not stop for half an hour and resume where they were, recorders do. A
+collapse at the same time on most days, with at least three days, is a schedule or a night, and is
+kept.
 
-A row belongs to a step by its time, not by its number, so that neither a late row nor a clock that
-drifts moves the others. Counts are summed as they come; the distance of rows only tells how much of
-a step they cover, and so what is missing.
+A row is assigned to a step by its time, not by its number, so that a late row or a drifting clock
+does not shift the others. Counts are summed as recorded; the distance between rows only shows how
+much of a step they cover, and so what is missing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _MOST_ROWS, _MOST_GAPS_RATIO = 1_000_000, 20
 class DemandGrid:
     """Demand in whole steps, NaN in gaps, from `start_seconds` to `end_seconds`.
 
-    `rows` are the recorded rows at their own grain, gaps NaN.
+    `rows` are the recorded rows at their own resolution, NaN in gaps.
     """
 
     values: Floats
@@ -45,12 +46,12 @@ class DemandGrid:
 
     @property
     def end_seconds(self) -> float:
-        """Where the first step to forecast begins; an unfinished last step is forecast whole."""
+        """The start of the first step to forecast; an unfinished last step is forecast whole."""
         return self.start_seconds + len(self.values) * self.step_seconds
 
     @property
     def span_seconds(self) -> float:
-        """The time the rows span, gaps inside them included."""
+        """The time that the rows span, including gaps."""
         return len(self.rows) * self.interval_seconds
 
     @property
@@ -62,9 +63,9 @@ class DemandGrid:
 def demand_grid(ts_seconds: Floats, values: Floats, *, step_seconds: float) -> DemandGrid:
     """The rows (ascending starts; NaN for an empty value) summed into steps of `step_seconds`.
 
-    Steps stand on whole multiples of their length, so a first or last step the rows cover only in
-    part is left out. A step of which at least half was recorded is scaled up to the whole; less
-    is a gap. Rows coarser than the step, or off an even grid, are an `InputError`.
+    Steps begin at whole multiples of their length, so a first or last step that rows cover only
+    partly is left out. A step recorded for at least half is scaled up to the whole; otherwise it is
+    a gap. InputError if rows are coarser than the step or not on an even grid.
     """
     _check_step(step_seconds)
     interval = median_gap_seconds(ts_seconds) or step_seconds
@@ -79,7 +80,7 @@ def demand_grid(ts_seconds: Floats, values: Floats, *, step_seconds: float) -> D
     rows = _sums(index, values, covers, count=int(end - first), width=interval, interval=interval)
     lost = collapses(rows, interval)
     rows[lost] = np.nan
-    # An end that is up to half a row short is whole: such is the jitter of scheduled jobs.
+    # An end up to half a row short counts as whole: scheduled jobs have such jitter.
     step_first = np.ceil((first - 0.5) * interval / step_seconds) + 0.0
     step_end = max(step_first, np.floor((end + 0.5) * interval / step_seconds))
     step_index = np.floor((since + _JITTER_RATIO * interval) / step_seconds) - step_first
@@ -100,7 +101,7 @@ def demand_grid(ts_seconds: Floats, values: Floats, *, step_seconds: float) -> D
 
 
 def collapses(rows: Floats, interval_seconds: float) -> NDArray[np.bool_]:
-    """Where a series falls under 5 % of its median of ±12 h, and does not do so every day."""
+    """Where a series falls below 5 % of its median over ±12 h, unless it does so on most days."""
     half = int(DAY_SECONDS / 2 / interval_seconds)
     series = pl.Series(rows).fill_nan(None)
     medians = series.rolling_median(2 * half + 1, min_samples=1, center=True).to_numpy()
@@ -114,10 +115,10 @@ def collapses(rows: Floats, interval_seconds: float) -> NDArray[np.bool_]:
 
 
 def median_gap_seconds(ts_seconds: Floats) -> float | None:
-    """The distance of neighboring rows, jitter averaged out; None for under two rows.
+    """The distance between neighboring rows, with jitter averaged out; None for under two rows.
 
-    Of several distances that each make up a tenth the finest, the others being rows missing.
-    `InputError` where rows are on no even grid, or change their distance for good.
+    If several distances each make up a tenth of all, the finest, as longer ones are due to missing
+    rows. InputError if rows are not on an even grid or change their distance permanently.
     """
     gaps = np.diff(ts_seconds)
     if len(gaps) == 0:
@@ -134,18 +135,18 @@ def median_gap_seconds(ts_seconds: Floats) -> float | None:
         )
     _check_even(ts_seconds, gaps, median_gap)
     interval = float(gaps[np.abs(gaps - median_gap) <= _JITTER_RATIO * median_gap].mean())
-    # The true grain is a round one, if there is one that all the rows keep step with.
+    # The actual interval is a round number, if there is one that all rows stay in step with.
     rounder = (round(interval, digits) for digits in (0, 1, 3))
     return float(next((g for g in rounder if g > 0 and _is_kept(ts_seconds, g)), interval))
 
 
 def _direction(ts_seconds: Floats, interval: float) -> complex:
-    """Where rows stand inside a grain, as the mean of points on a circle."""
+    """The position of rows within an interval, as the mean of points on a circle."""
     return complex(np.exp(2j * np.pi * (ts_seconds % interval) / interval).mean())
 
 
 def _is_kept(ts_seconds: Floats, interval: float) -> bool:
-    """Whether rows stay in one half of the grain or so, and do not drift through all of it."""
+    """Whether rows stay within about half of the interval rather than drift through all of it."""
     return abs(_direction(ts_seconds, interval)) >= 0.7
 
 
@@ -211,7 +212,7 @@ def _divides(interval: float, step_seconds: float) -> bool:
 
 
 def _phase(ts_seconds: Floats, interval: float) -> float:
-    """Where inside a grain rows stand; 0 where about on the clock, or nowhere in particular."""
+    """The offset of rows within an interval; 0 if they are about on the clock, or drift."""
     if len(ts_seconds) == 0 or not _is_kept(ts_seconds, interval):
         return 0.0
     center = float(np.angle(_direction(ts_seconds, interval))) / (2 * np.pi) * interval
@@ -224,9 +225,9 @@ def _phase(ts_seconds: Floats, interval: float) -> float:
 
 
 def _covers(ts_seconds: Floats, interval: float) -> Floats:
-    """The seconds each row stands for: until the next, or its grain where the next is missing.
+    """The seconds that each row stands for: to the next row, or one interval if that is missing.
 
-    Two gaps that make up two grains are a late row between them, and nothing is missing.
+    If two gaps add up to two intervals, the row between them is late, and none is missing.
     """
     gaps = np.append(np.diff(ts_seconds), interval)
     following = np.append(gaps[1:], interval)
@@ -245,7 +246,7 @@ def _sums(
 ) -> Floats:
     """The sum of the values of each index from 0 to `count`, scaled to `width` seconds.
 
-    What is covered to within half a row is whole; NaN where less than half is.
+    A step that is covered to within half a row counts as whole; NaN if less than half is covered.
     """
     seen = np.isfinite(values) & (index >= 0) & (index < count)
     sums = np.bincount(index[seen], weights=values[seen], minlength=count)

@@ -1,56 +1,58 @@
-"""The fixed blend behind every demand forecast, and how wrong it was before.
+"""The fixed blend behind every demand forecast, and the errors it made in the past.
 
-1. **Level**: the mean of the last 24 h. Past the first day it drifts back to the geometric mean of
-   the days of the last week, e-folding in three days.
-2. **Shape**: the hour-of-day profile of up to seven days, averaged on a log scale (one burst does
-   not become a pattern), each day weighing 0.9 of the next one, then shrunk by how well the days
-   agree on it (James and Stein's factor; ⅔ of a single day's): where they do not, it is flat.
-3. **Persistence**: 60 % of what the last hour stood above or below that, e-folding in a day. Both
-   are raised by a tenth of the level first: two requests in place of one at night are no surge.
+1. **Level**: the mean of the last 24 h. After the first day it reverts to the geometric mean of the
+   last week's days, with a time constant of three days.
+2. **Shape**: the hour-of-day profile of up to seven days, averaged on a log scale (so that one
+   burst does not become a pattern). Each day has 0.9 of the weight of the next. The profile is then
+   shrunk by how well the days agree on it (the James-Stein factor; ⅔ for a single day): if they do
+   not agree, it is flat.
+3. **Persistence**: 60 % of the last hour's deviation from level × shape, decaying with a time
+   constant of a day. Both are first raised by a tenth of the level: two requests instead of one at
+   night are not a surge.
 
-Why not pick a model by a back-test: on published demand of LLM services the winner of the last
-days is not the winner of the next (MASE of such winners 1.16 / 1.64 / 0.73 on three services, of
-this blend 0.97 / 1.41 / 0.65). The constants are round and sit on a flat optimum: halving or nearly
-doubling one moves the mean MASE by at most 0.02, on those services as on 33 single tenants.
+Why not pick a model by back-test: on published demand of LLM services, the winner of the last days
+is not the winner of the next (MASE of such winners 1.16 / 1.64 / 0.73 on three services, of this
+blend 0.97 / 1.41 / 0.65). The constants are round numbers at a flat optimum: halving or nearly
+doubling one changes the mean MASE by at most 0.02, on those services and on 33 single tenants.
 
 Errors are kept on a square-root scale, between additive (too narrow when demand rises) and
 logarithmic (uselessly wide after bursts): of the three it had the best interval score.
 
-Intervals of a demand forecast: quantiles of its own past errors, and how often they held.
+**Intervals** are quantiles of the forecast's own past errors, reported with how often they held.
 
-Errors are pooled by how far ahead they were made (within 4 h, 24 h, then doubling), because one
-horizon alone has too few. Of a pool's 5 % and 95 % quantiles the larger counts on both sides, for
-a few days may well have erred one way only; it is widened by 1 + 0.6/√days, because days, not
-hours, are what is independent here, and levels move: the bare quantiles held 79 % of the time on a
-service whose tenants step in and out. A band never narrows with the horizon. Right after a step of
-the level it is as wide as the errors of the last two hours ask for.
+Errors are pooled by how far ahead they were made (within 4 h, 24 h, then doubling), because a
+single horizon has too few. The larger of a pool's 5 % and 95 % quantiles applies to both sides,
+because over a few days all errors may be on one side. It is widened by 1 + 0.6/√days, because days,
+not hours, are independent here, and levels shift: the bare quantiles held 79 % of the time on a
+service whose tenants come and go. A band never narrows with the horizon. Right after a jump of the
+level it is widened to match the errors of the last two hours.
 
-What share of points to expect inside is stated with care: on three published services and 46 of
-their tenants, the share measured over one or two weeks did not tell which of them would hold (0.96
-or more was measured for 311 forecasts, which held 0.94; under 0.90 for 23, which held 0.99; one
-service held 0.85 of its last quarter after 0.97). So the nominal 90 % counts as ten days of
-measurement beside it.
+The share of points to expect inside is reported with care. On three published services and 46 of
+their tenants, the share measured over one or two weeks did not predict which intervals would hold
+(0.96 or more was measured for 311 forecasts, which held 0.94; under 0.90 for 23, which held 0.99;
+one service held 0.85 of its last quarter after 0.97). So the nominal 90 % counts as ten additional
+days of measurement.
 
-The blend with days of the week, and whether the recorded demand asks for it.
+**Days of the week**: the blend with a weekly pattern, and when it is used.
 
-1. **Hour-of-week profile**: the logarithm of demand over up to eight whole weeks, less each week's
-   mean and a steady growth, averaged over the weeks. It has three parts: the hours of the day, what
-   a day of the week adds to them, smoothed over five hours, and what is left hour by hour. Each
-   part is shrunk by how well the weeks agree on it (James and Stein's factor): where they do not
-   agree nothing remains, and the forecast is that of the daily blend.
+1. **Hour-of-week profile**: the logarithm of demand over up to eight whole weeks, minus each week's
+   mean and a steady growth, averaged over the weeks. It has three parts: the hours of the day; what
+   a day of the week adds to them, smoothed over five hours; and the remainder of each hour. Each
+   part is shrunk by how well the weeks agree on it (the James-Stein factor): without agreement it
+   vanishes, and the forecast is that of the daily blend.
 2. **Forecast**: the daily blend of demand divided by that profile, times the profile of the hours
-   ahead. Level and persistence are those of `forecast_model`, so growth is followed.
-3. **Choice**: from two whole weeks on, and only where this forecast had errors at least 5 % smaller
-   than the daily blend's at the same past origins, by more than one standard error of the
-   difference over days, and its intervals are no wider: at most 5 % wider where the errors are
-   a quarter smaller. (A service of bursts had errors 30 % smaller but, for want of its quiet first
-   week, intervals twice as wide.) Origins stand in the later half of the weeks, a week in at the
-   earliest.
+   ahead. Level and persistence are those of the daily blend, so growth is followed.
+3. **Choice**: it is used with at least two whole weeks of history, and only if its errors at the
+   same past origins were at least 5 % smaller than the daily blend's, by more than one standard
+   error of the difference over days, and its intervals are no wider (at most 5 % wider if the
+   errors are a quarter smaller). A bursty service had errors 30 % smaller but intervals twice as
+   wide, because its quiet first week was missing from them. Origins lie in the later half of the
+   weeks, at the earliest after one week.
 
 Why not statsforecast: over nine kinds of simulated demand (five weeks, weekends 0–70 % quieter,
 noise, growth, gaps, holidays), the error of this forecast was 0.55–0.82 of the weekly seasonal
-naive's a day ahead and 0.72–0.87 a week ahead. Of statsforecast 2.1.1, MSTL with AutoETS had
-0.59–0.93 and 0.82–0.91 at 0.7 s a fit, hundreds of which a back-test takes.
+naive's a day ahead and 0.72–0.87 a week ahead. In statsforecast 2.1.1, MSTL with AutoETS had
+0.59–0.93 and 0.82–0.91 at 0.7 s per fit, and a back-test takes hundreds of fits.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Expected = Callable[[Floats, int, int], Floats]  # history, horizon, steps per day → demand ahead
+Expected = Callable[[Floats, int, int], Floats]  # (history, horizon, steps per day) → demand ahead
 
 PROFILE_DAYS = 7
 DAY_DECAY = 0.9
@@ -77,11 +79,11 @@ _SHARE_OF_ONE_DAY = 2 / 3
 
 @dataclass(frozen=True)
 class Backtest:
-    """Errors the blend made before: one row per origin, one column a step ahead.
+    """The blend's past errors: one row per origin, one column per step ahead.
 
-    `errors` are truth minus forecast on the square-root scale, NaN where the truth is a gap or
-    still ahead; `origins` are indices into the series; `days` is the time from the first origin to
-    the end of the series.
+    `errors` are truth minus forecast on the square-root scale, NaN if the truth is a gap or in the
+    future; `origins` are indices into the series; `days` is the time from the first origin to the
+    end of the series.
     """
 
     origins: NDArray[np.int64]
@@ -94,9 +96,9 @@ class Backtest:
 
 
 def filled(values: Floats, steps_per_day: int) -> Floats:
-    """The series with each gap taken from 24 h before, else 24 h after, else the median.
+    """The series with each gap filled from 24 h before, else 24 h after, else with the median.
 
-    Only for fitting: a filled step is never scored. Zeros where nothing was recorded at all.
+    Only for fitting: filled steps are never scored. Zeros if nothing was recorded at all.
     """
     out = values.copy()
     gaps = np.flatnonzero(~np.isfinite(out))
@@ -111,7 +113,7 @@ def filled(values: Floats, steps_per_day: int) -> Floats:
 
 
 def offset(history: Floats, steps_per_day: int) -> float:
-    """What is added before a root or logarithm, lest empty hours rule: 2 % of the mean."""
+    """Added before a root or logarithm so that empty hours do not dominate: 2 % of the mean."""
     recent = history[-PROFILE_DAYS * steps_per_day :]
     return float(_OFFSET_RATIO * recent.mean()) or _OFFSET_RATIO
 
@@ -119,7 +121,7 @@ def offset(history: Floats, steps_per_day: int) -> float:
 def blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
     """Demand expected in each of the next `horizon` steps, in the unit of `history` (no gaps).
 
-    Under a day of history it is flat; callers refuse before that, the back-test does not.
+    Flat if history is shorter than a day; callers refuse that, the back-test does not.
     """
     recent = history[-PROFILE_DAYS * steps_per_day :]
     days = len(recent) // steps_per_day
@@ -141,7 +143,7 @@ def blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
 def _profile(recent: Floats, days: int, steps_per_day: int, extra: float) -> Floats:
     """The shape of a day from the next step on, mean 1; flat without a whole day.
 
-    Averaged with the offset, which is taken off again at the end: an empty night stays empty.
+    The offset is added before averaging and removed at the end, so an empty night stays empty.
     """
     if days == 0:
         return np.ones(steps_per_day)
@@ -154,9 +156,10 @@ def _profile(recent: Floats, days: int, steps_per_day: int, extra: float) -> Flo
 
 
 def shrunk(shapes: Floats, weights: Floats, *, one_share: float) -> Floats:
-    """The mean of the rows of `shapes`, times the share of its variance that is no noise, 0..1.
+    """The mean of the rows of `shapes`, times the share of its variance that is not noise, 0..1.
 
-    The noise is how far rows differ, each of mean 0; one row cannot tell, and keeps `one_share`.
+    The noise is how much the rows, each of mean 0, differ. For a single row, where that is unknown,
+    the factor is `one_share`.
     """
     mean = np.average(shapes, axis=0, weights=weights)
     if len(shapes) == 1:
@@ -169,7 +172,7 @@ def shrunk(shapes: Floats, weights: Floats, *, one_share: float) -> Floats:
 def _levels(
     recent: Floats, days: int, ahead: NDArray[np.int64], steps_per_day: int, extra: float
 ) -> Floats:
-    """The mean of the last day, drifting past the first day ahead towards the week's."""
+    """The mean of the last day, reverting to the week's mean after the first day ahead."""
     last = float(recent[-steps_per_day:].mean())
     if days < 2:
         return np.full(len(ahead), last)
@@ -187,7 +190,7 @@ def _origins(steps: int, steps_per_day: int, first: int = 0) -> NDArray[np.int64
 
 
 def error_count(steps: int, horizon: int, steps_per_day: int) -> int:
-    """How many errors a back-test of that many steps without a gap has."""
+    """The number of errors in a back-test of that many steps without gaps."""
     return int(np.minimum(horizon, steps - _origins(steps, steps_per_day)).sum())
 
 
@@ -200,11 +203,11 @@ def backtest(
     expected: Expected = blend,
     first: int = 0,
 ) -> Backtest:
-    """The errors of `expected` at hourly origins of the last eight weeks, gaps not scored.
+    """The errors of `expected` at hourly origins in the last eight weeks; gaps are not scored.
 
-    `history` is `values` with its gaps filled. The first origin stands a day in (a quarter of the
-    series, if that is less), or at `first` where that is later, so early origins know less than
-    the forecast itself does: errors are a little on the wide side.
+    `history` is `values` with its gaps filled. The first origin is one day in (or a quarter of the
+    series, if less), or at `first` if that is later. Early origins have less history than the
+    forecast itself, so errors are slightly overestimated.
     """
     steps = len(values)
     origins = _origins(steps, steps_per_day, first)
@@ -227,27 +230,28 @@ _NOMINAL_DAYS = 10.0
 
 @dataclass(frozen=True)
 class Band:
-    """How far the root of a forecast is from its ends, one number a step ahead."""
+    """The distance from the root of a forecast to its ends, one number per step ahead."""
 
     half_width: Floats
 
 
 def widening(days: float) -> float:
-    """The factor on error quantiles that rest on so many days; 2.2 at a quarter of one or less."""
+    """The factor on error quantiles from so many days; 2.2 for a quarter of a day or less."""
     return float(1 + 0.6 / np.sqrt(max(days, 0.25)))
 
 
 def error_band(past: Backtest, steps_per_day: int) -> Band | None:
-    """The band of every step of the back-test's horizon; None without ten errors anywhere."""
+    """The band for every step of the back-test's horizon; None without ten errors anywhere."""
     return _band(past.errors, past.days, steps_per_day)
 
 
 def widened(past: Backtest, band: Band, steps_per_day: int) -> Band | None:
-    """The band as wide as the newest errors ask for; None where most of those lie inside it.
+    """The band widened to match the newest errors; None if most of those lie inside it.
 
-    Over the truths of the last two hours and all forecasts made of them up to a day before: where
-    most lie outside, as after a step of the level, their 0.95 quantile in half-widths is the
-    factor. A forecast made now errs about as they did, whatever quieter days say.
+    It considers the actual values of the last two hours and all forecasts of them made up to a day
+    before. If most lie outside, as after a jump of the level, the band is scaled by the 0.95
+    quantile of those errors in half-widths: a forecast made now will err about as much, however
+    quiet earlier days were.
     """
     newest = max(1, round(_NEWEST_HOURS * steps_per_day / 24))
     ahead = np.arange(min(past.errors.shape[1], steps_per_day))
@@ -258,14 +262,14 @@ def widened(past: Backtest, band: Band, steps_per_day: int) -> Band | None:
     misses = errors[seen] / half_widths[seen]
     if len(misses) == 0 or np.median(misses) <= 1:
         return None
-    least = np.quantile(errors[seen], 0.95)  # days alike to the digit have no half-width to widen
+    least = np.quantile(errors[seen], 0.95)  # exactly equal days have no half-width to widen
     return Band(np.maximum(band.half_width * np.quantile(misses, 0.95), least))
 
 
 def stated_coverage(past: Backtest, steps_per_day: int) -> float | None:
-    """The share of points to expect inside the band, 0..1: as measured, drawn towards the nominal.
+    """The share of points to expect inside the band, 0..1: the measured one, drawn towards nominal.
 
-    None where nothing could be measured.
+    None if nothing could be measured.
     """
     measured = measured_coverage(past, steps_per_day)
     if measured is None:
@@ -275,11 +279,11 @@ def stated_coverage(past: Backtest, steps_per_day: int) -> float | None:
 
 
 def measured_coverage(past: Backtest, steps_per_day: int) -> float | None:
-    """The share of back-test points inside a band that never saw them, 0..1.
+    """The share of back-test points inside a band that was built without them, 0..1.
 
-    Truths are held out a day at a time (a quarter of the span at a time under four days): all
-    errors whose truth lies there, however far ahead they were made, against the band of the others,
-    widened for the days that leaves. None with less than two such blocks.
+    Actual values are held out one day at a time (a quarter of the span if that is under four days):
+    all errors for that day, however far ahead they were made, against the band of the others,
+    widened for the days that remain. None with fewer than two such blocks.
     """
     steps = max(1, min(steps_per_day, int(past.days * steps_per_day) // 4))
     ahead = np.arange(past.errors.shape[1])
@@ -298,10 +302,11 @@ def measured_coverage(past: Backtest, steps_per_day: int) -> float | None:
 
 
 def _band(errors: Floats, days: float, steps_per_day: int) -> Band | None:
-    """Quantiles a pool of horizons; one of under ten takes the next farther, else the nearer.
+    """One quantile per pool of horizons; a pool of under ten errors uses the next farther one's.
 
-    The farther one is the safer guess; past the last, the nearer one's grows with the square root
-    of the horizon. Where no pool has ten, all errors are one pool; None if even that has not.
+    The farther one is the safer guess. Beyond the last pool, the nearer one's quantile grows with
+    the square root of the horizon. If no pool has ten errors, all are pooled; None if that has
+    under ten.
     """
     hours = np.arange(1, errors.shape[1] + 1) * 24 / steps_per_day
     pool_of = np.searchsorted(_EDGES_HOURS, hours - 1e-9)
@@ -321,7 +326,7 @@ def _band(errors: Floats, days: float, steps_per_day: int) -> Band | None:
 
 
 def _end(pool: Floats) -> float:
-    """The farther one of the 5 % and 95 % quantiles of a pool; NaN for under ten errors."""
+    """The larger, in size, of a pool's 5 % and 95 % quantiles; NaN for under ten errors."""
     seen = pool[np.isfinite(pool)]
     if len(seen) < _LEAST_ERRORS:
         return float("nan")
@@ -340,7 +345,7 @@ _WIDEST_RATIO = 1.05
 
 @dataclass(frozen=True)
 class Pattern:
-    """The forecast that suits a series: how it is made, from what, and how wrong it was before.
+    """The chosen forecast for a series: its function, its history, and its past errors.
 
     `history` has its gaps filled. `week` says in words whether a weekly pattern is used, and why.
     """
@@ -352,10 +357,10 @@ class Pattern:
 
 
 def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
-    """The daily blend, or the weekly one where that was measurably better on the series' own past.
+    """The daily blend, or the weekly one if that was measurably better on the series' own past.
 
     `values` are whole steps, NaN in gaps. Errors are measured up to `horizon` steps ahead; the two
-    are compared over a day at least, lest the same series be told two ways.
+    are compared over at least a day, so that the choice does not change with a short horizon.
     """
     week = 7 * steps_per_day
     weeks, compared = len(values) // week, max(horizon, steps_per_day)
@@ -386,8 +391,8 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
 def weekly_blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
     """Demand expected in each of the next `horizon` steps, in the unit of `history` (no gaps).
 
-    Under a whole week of history it is the daily blend's. Demand is raised by the offset while it
-    is divided by the profile: an empty weekend is then at its usual level, not at none.
+    With less than a whole week of history, the daily blend's. The offset is added to demand while
+    it is divided by the profile: an empty weekend is then at its normal level, not at zero.
     """
     week = 7 * steps_per_day
     if len(history) < week:
@@ -416,7 +421,7 @@ def _week_profile(history: Floats, steps_per_day: int) -> Floats:
 
 
 def _smoothed(values: Floats, steps: int) -> Floats:
-    """The mean over an odd number of steps around each; the end of the weeks meets their start."""
+    """The mean over an odd number of steps around each; the end of the weeks wraps around."""
     around = steps // 2
     if around == 0:
         return values
@@ -427,7 +432,7 @@ def _smoothed(values: Floats, steps: int) -> Floats:
 
 
 def _filled_from_last_week(values: Floats, week: int) -> Floats:
-    """The series with gaps taken from seven days before, where that was recorded."""
+    """The series with gaps filled from seven days before, if those were recorded."""
     out = values.copy()
     for i in np.flatnonzero(~np.isfinite(out)):
         if i >= week:
@@ -438,7 +443,7 @@ def _filled_from_last_week(values: Floats, week: int) -> Floats:
 def _gain(daily: Backtest, weekly: Backtest, steps_per_day: int) -> float:
     """How much smaller the weekly errors were, 0..1; 0 unless by more than one standard error.
 
-    Errors are compared in pairs, averaged over each day of truth: days are what is independent.
+    Errors are compared in pairs, averaged per day of actual values, because days are independent.
     """
     daily_errors = np.abs(daily.errors[np.isin(daily.origins, weekly.origins)])
     weekly_errors = np.abs(weekly.errors)
@@ -454,9 +459,9 @@ def _gain(daily: Backtest, weekly: Backtest, steps_per_day: int) -> float:
 
 
 def _width_ratio(one: Backtest, other: Backtest, steps_per_day: int) -> float:
-    """The mean half-width of one band over the other's; infinite where `one` has none."""
+    """The mean half-width of one band over the other's; infinite if either has none."""
     ours, theirs = (error_band(past, steps_per_day) for past in (one, other))
     if ours is None or theirs is None:
         return float("inf")
-    least = 1e-12  # series alike to the digit have no width
+    least = 1e-12  # exactly equal days have no width
     return float((ours.half_width.mean() + least) / (theirs.half_width.mean() + least))

@@ -1,14 +1,14 @@
-"""Demand and cost by hour of the week and by day, and how demand grew over the weeks.
+"""Demand and cost by hour of the week and by day, and the weekly growth of demand.
 
-Growth is told from three weeks on: each day of the week then came three times, so that a weekend at
-the end of a window is no decline. By logarithms of the days' requests: day of the week + slope ×
-day + what is left. What is left of a day resembles that of the day before (an AR(1) process) and of
-its week (a part that the days of a week share). How much cannot be told from some weeks: fewer
-weeks look calmer than they are, and an interval by the one best fit holds 0.8 for 0.9. So the
-interval is a posterior over both, every one fitted by generalized least squares and weighed by its
-likelihood, the regression and the variance integrated out (Zellner & Tiao 1964; Box & Tiao 1973,
-Bayesian Inference in Statistical Analysis, 8.5). Before the days are seen no length of memory is
-preferred: its logarithm is taken as uniform.
+Growth is reported from three weeks on: each day of the week then occurred three times, so a weekend
+at the end of a window does not look like a decline. The model of the logarithm of a day's requests:
+day of the week + slope × day + residual. Residuals resemble those of the day before (an AR(1)
+process) and of the same week (a component shared by its days). A few weeks do not determine by how
+much: fewer weeks look calmer than they are, and a nominal 0.9 interval from the single best fit
+holds 0.8. So the interval is a posterior over both, with each combination fitted by generalized
+least squares and weighted by its likelihood, with regression and variance integrated out (Zellner &
+Tiao 1964; Box & Tiao 1973, Bayesian Inference in Statistical Analysis, 8.5). The prior prefers no
+length of memory: it is uniform in its logarithm.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from vllm_capacity.verdicts.demand.model import Floats
 LEAST_HOURS = 24
 LEAST_DAYS = 21
 _DAYS_A_WEEK = 7
-# The resemblance of neighboring days, and the variance that a week shares by a day's own, with what
-# is expected of it before the days are seen.
+# Correlation of neighboring days; and variance shared within a week over a day's own, with the
+# prior probability of each.
 _ALIKE = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.87, 0.92, 0.96])
 _SHARED = {0.0: 0.5, 0.25: 0.25, 1.0: 0.25}
-_LEAST_VARIANCE = 1e-20  # of logarithms: what floating point leaves of days without noise
+_LEAST_VARIANCE = 1e-20  # of logarithms: the floating-point error of days without noise
 _CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
 class Day:
-    """One whole day: its requests, its bill and its utilization (0..1), None where not known."""
+    """One whole day: its requests, its bill and its utilization (0..1), None if unknown."""
 
     day: date
     requests: float
@@ -48,7 +48,7 @@ class Day:
 
     @property
     def usd_per_request(self) -> float | None:
-        """What a request cost; None where the bill is not known, or nothing was asked."""
+        """Cost per request; None if the bill is unknown, or there were no requests."""
         return (
             self.cost_usd / self.requests if self.cost_usd is not None and self.requests else None
         )
@@ -57,10 +57,10 @@ class Day:
 def hours_of_week(hours: pl.DataFrame, *, time_zone: str = "UTC") -> pl.DataFrame:
     """The means of each hour of the week: 168 rows, Monday 00 h first, in `time_zone`.
 
-    `hours`: one row per hour: ts (aware), requests, cost_usd, utilization_ratio (null: not known).
+    `hours`: one row per hour: ts (aware), requests, cost_usd, utilization_ratio (null if unknown).
     Columns: weekday (1 is Monday), hour, observed_hours, requests (per hour), utilization_ratio,
-    usd_per_request (of all its hours together). Null where it was never seen; InputError for a time
-    zone that there is not.
+    usd_per_request (over all its hours). Null if an hour was never observed; InputError for an
+    unknown time zone.
     """
     week = pl.DataFrame(
         list(product(range(1, 8), range(24))),
@@ -84,10 +84,10 @@ def hours_of_week(hours: pl.DataFrame, *, time_zone: str = "UTC") -> pl.DataFram
 
 
 def whole_days(hours: pl.DataFrame, *, time_zone: str = "UTC") -> tuple[Day, ...]:
-    """The days of `time_zone` of which every hour was seen, in order; `hours` as above.
+    """The days in `time_zone` with every hour observed, in order; `hours` as above.
 
-    A day has 23 or 25 hours where the clocks change. Its bill and its utilization are known where
-    those of all its hours are; utilization is the mean over the bill.
+    A day has 23 or 25 hours when the clocks change. Its bill and utilization are known if those of
+    all its hours are; utilization is the mean weighted by the bill.
     """
     used = pl.col("cost_usd") * pl.col("utilization_ratio")
     is_known = pl.col("cost_usd").null_count() == 0
@@ -110,7 +110,7 @@ def whole_days(hours: pl.DataFrame, *, time_zone: str = "UTC") -> tuple[Day, ...
 
 
 def _length(day: pl.Expr, time_zone: str) -> pl.Expr:
-    """From midnight to the next one; null where the clocks skip one of them."""
+    """The time from midnight to the next; null if a clock change skips either."""
     first, after = (
         each.cast(pl.Datetime("us")).dt.replace_time_zone(
             time_zone, ambiguous="earliest", non_existent="null"
@@ -121,9 +121,9 @@ def _length(day: pl.Expr, time_zone: str) -> pl.Expr:
 
 
 def weekly_growth(days: Sequence[Day]) -> Estimate:
-    """How requests grew from a week to the next, as a ratio (0.1: by a tenth), with its interval.
+    """The growth of requests per week, as a ratio (0.1 is 10 %), with its interval.
 
-    Unknown under 21 whole days, or where a day had no request.
+    Unknown for under 21 whole days, or if a day had no requests.
     """
     if len(days) < LEAST_DAYS:
         return Estimate.unknown(
@@ -138,9 +138,9 @@ def weekly_growth(days: Sequence[Day]) -> Estimate:
 
 
 def _slope(days: Sequence[Day]) -> tuple[float, float, float]:
-    """The slope of log requests per day: the ends of its interval, and its mean between them."""
+    """The slope of log requests per day: low end, mean and high end of its interval."""
     from scipy.optimize import brentq
-    from scipy.special import stdtr  # slow to import, and few commands get here
+    from scipy.special import stdtr  # slow to import, and rarely needed
 
     slopes, errors, weights, freedom = _fits(days)
     mid, width = float(weights @ slopes), float(errors.max())
@@ -156,7 +156,7 @@ def _slope(days: Sequence[Day]) -> tuple[float, float, float]:
 
 
 def _fits(days: Sequence[Day]) -> tuple[Floats, Floats, Floats, int]:
-    """Slope, its standard error and the weight of each kind of resemblance; degrees of freedom."""
+    """Slope, standard error and weight for each correlation structure; degrees of freedom."""
     ordinals = np.array([day.day.toordinal() for day in days])
     weekdays, weeks = (ordinals - 1) % _DAYS_A_WEEK, (ordinals - 1) // _DAYS_A_WEEK
     times = (ordinals - ordinals[0]).astype(float)
@@ -186,7 +186,7 @@ def _fits(days: Sequence[Day]) -> tuple[Floats, Floats, Floats, int]:
 
 
 def _local(hours: pl.DataFrame, time_zone: str) -> pl.DataFrame:
-    """The hours in which requests were seen, with local weekday, hour and day."""
+    """The hours in which requests were observed, with local weekday, hour and day."""
     local = pl.col("ts").dt.convert_time_zone(zone_named(time_zone).key)
     return hours.drop_nulls("requests").with_columns(
         weekday=local.dt.weekday(), hour=local.dt.hour(), day=local.dt.date()
