@@ -1,1 +1,1 @@
-"""What limits a server, how much it can do, and what it can do within its targets."""
+"""What limits a server, and its capacity, overall and within its latency targets."""

@@ -1,16 +1,16 @@
-"""What to change first, before buying a GPU: the setting that costs most, or silence.
+"""What to change before buying a GPU: the setting that costs most, or nothing.
 
-Each piece of advice rests on what the window showed and carries a bounded effect:
+Each piece of advice is based on what the window showed and has a bounded effect:
 
-- *scheduler-bound*: a larger `max_num_seqs` lets more run, up to where the KV cache would be full
-  and no more than were waiting. The effect is how far the curve still rises to there.
-- *kv-bound*: more KV memory (a larger `gpu_memory_utilization`, an fp8 KV cache). The effect is of
-  twice the memory, or of as much as the queue could fill.
-- *prefill-bound*: a larger `max_num_batched_tokens`; with prefix caching off or hardly hitting,
-  caching too. vLLM exports neither the budget nor how alike prompts are: their effect is unknown.
-- *replicas that idle*: how many of them the busiest time did not need (`verdicts/sizing.py`).
+- *scheduler-bound*: a larger `max_num_seqs` lets more requests run, up to where the KV cache would
+  be full and no more than were waiting. The effect is how far the curve still rises up to there.
+- *kv-bound*: more KV memory (a larger `gpu_memory_utilization`, an fp8 KV cache). The effect is
+  that of twice the memory, or of as much as the queue could fill.
+- *prefill-bound*: a larger `max_num_batched_tokens`; also caching if prefix caching is off or has
+  few hits. vLLM exports neither the budget nor how similar prompts are: their effect is unknown.
+- *idle replicas*: how many of them the busiest time did not need (`verdicts/sizing.py`).
 
-Where the client decides, no setting of the server holds throughput back, and nothing is said.
+If clients set the pace, no server setting limits throughput, and there is no advice.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def advice(
     prefix_cache_hit_ratio: float | None = None,
     surplus: Surplus | None = None,
 ) -> tuple[Advice, ...]:
-    """What to change, the largest known effect first; empty where no setting holds anything back.
+    """What to change, the largest known effect first; empty if no setting limits throughput.
 
-    An engine is judged by what limited it first, where that took 5 % of its busy time or more.
-    Without a `surplus` nothing is said of the number of replicas.
+    An engine is judged by its bottleneck, if that held for 5 % of its busy time or more. Without a
+    `surplus` there is no advice on the number of replicas.
     """
     found = [one for fit in fits for one in _engine_advice(fit, prefix_cache_hit_ratio)]
     found += _idle_replicas(surplus) if surplus else []
@@ -106,10 +106,10 @@ def _prefix_caching(engine: str, share: str, hit_ratio: float | None) -> list[Ad
 def _gain(
     fit: SaturationFit, running: float, target: float, *, is_preempting: bool = False
 ) -> Estimate:
-    """How much more throughput `target` running requests would give than `running` do, as a share.
+    """The relative gain in throughput at `target` running requests over that at `running`.
 
-    Foreseen by the bend of the curve below the limit; no more than in proportion. Where requests
-    are preempted, the curve itself lies as much above what was held as preemptions cost.
+    Predicted from the bend of the curve below the limit; at most proportional. If requests are
+    preempted, the curve is raised above what was sustained by the cost of preemptions.
     """
     if not fit.capacity.is_known or fit.capacity.mid is None or running <= 0 or target <= running:
         return Estimate.unknown("the capacity as it is now is not known")
@@ -134,7 +134,7 @@ def _gain(
 
 
 def _idle_replicas(found: Surplus) -> list[Advice]:
-    """The replicas that the busiest time could have done without, where there are any for sure."""
+    """The replicas that the busiest time did not need, if there certainly are any."""
     removable = found.removable_replicas
     if not removable.low:
         return []
@@ -150,6 +150,6 @@ def _idle_replicas(found: Surplus) -> list[Advice]:
 
 
 def _mean(values: Floats) -> float:
-    """The mean of what was observed, a step each; 0 for nothing."""
+    """The mean of the observed values, each step counting once; 0 without any."""
     seen = values[is_seen(values)]
     return summed(seen) / len(seen) if len(seen) else 0.0

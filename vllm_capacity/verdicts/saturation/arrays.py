@@ -1,7 +1,7 @@
 """Columns of steps as arrays, and the arithmetic that every verdict on them shares.
 
-What was not observed is nan. Sums add up values in time order: numpy's own `sum` adds them in
-pairs, and the last digits of an answer would depend on how many steps were added at once.
+Values that were not observed are nan. Sums add values in time order: numpy's own `sum` adds them in
+pairs, so the last digits of a result would depend on how many steps were summed at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Instants = NDArray[np.datetime64]
 
 
 def instant(value: np.datetime64) -> datetime:
-    """One of the instants, which are of UTC, as the rest of the program has it."""
+    """A UTC instant as an aware datetime."""
     found: datetime = value.astype("datetime64[us]").item()
     return found.replace(tzinfo=UTC)
 
@@ -31,7 +31,7 @@ def is_seen(values: Floats) -> Mask:
 
 
 def or_zero(values: Floats) -> Floats:
-    """The values, 0 for what was not observed."""
+    """The values, with 0 for those not observed."""
     return np.where(np.isnan(values), 0.0, values)
 
 
@@ -46,18 +46,18 @@ def summed(values: Floats) -> float:
 
 
 def total(rate: Floats, seconds: Floats) -> float:
-    """What a rate adds up to over the steps in which it was observed."""
+    """The total of a rate over the steps in which it was observed."""
     return summed(or_zero(rate) * seconds)
 
 
 def time_mean(values: Floats, seconds: Floats) -> float | None:
-    """The mean over time of what was observed; None for nothing."""
+    """The mean over time of the observed values; None without any."""
     observed = summed(np.where(np.isnan(values), 0.0, seconds))
     return total(values, seconds) / observed if observed else None
 
 
 def highest(values: Floats, *, default: float = 0.0) -> float:
-    """The highest value that was observed, no less than the default."""
+    """The highest observed value, at least the default."""
     return float(np.fmax.reduce(values, initial=default))
 
 
@@ -68,30 +68,30 @@ def upper_median(values: Floats) -> float:
 
 
 def sums_around(values: Floats | Indices, reach: int) -> Floats:
-    """The sum of each value and those of as many steps before and after it, in time order."""
+    """The sum of each value and of the `reach` steps before and after it, in time order."""
     padded = np.pad(values, reach)
     shifts = range(2 * reach + 1)
     return np.asarray(sum(padded[shift : shift + len(values)] for shift in shifts))
 
 
 def group_sums(values: Floats | Indices, groups: Indices | Codes, count: int = 0) -> Floats:
-    """The sum over each group in time order, of `count` groups or more.
+    """The sum of each group, added in time order; at least `count` groups.
 
-    `groups` has the number of the group of each value.
+    `groups` has the group number of each value.
     """
     return np.bincount(groups, weights=values, minlength=count).astype(np.float64, copy=False)
 
 
 def group_order(groups: Indices) -> Indices:
-    """The places of the first group's values, then of the second's, in time order each.
+    """The indices of the first group's values, then of the second's, each in time order.
 
-    There are fewer than 2^15 groups: numpy sorts integers that short in a fraction of the time.
+    There must be fewer than 2^15 groups: numpy sorts such short integers in a fraction of the time.
     """
     return np.argsort(groups.astype(np.int16), kind="stable")
 
 
 def group_middles(values: Floats, groups: Indices, count: int) -> tuple[Floats, Floats]:
-    """The lower and the upper median of what was observed in each group; nan where nothing was."""
+    """The lower and upper median of the observed values in each group; nan without any."""
     seen = is_seen(values)
     values, groups = values[seen], groups[seen]
     sizes = np.bincount(groups, minlength=count)

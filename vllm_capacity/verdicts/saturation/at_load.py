@@ -1,12 +1,12 @@
-"""Throughput and latency of a server at a named concurrency, from a table of other loads.
+"""Throughput and latency of a server at a given concurrency, from a table of other loads.
 
-Throughput comes from the loads near it (`curve.expected_output`), no more than a capacity that was
-measured, nor than at the load where the KV cache or max_num_seqs ends the curve. How long a request
-takes follows by Little's law. Latencies lie on straight lines between the loads seen, of
-logarithms; beyond them the ITL grows as the time per token and client does, the TTFT as it did
-between the two heaviest loads. The errors are those of measurements of vLLM at 1,024 to 8,192
-tokens (`data/silicon_vllm.csv`), each load predicted from the others; those are means, so a p95 is
-given half as much again.
+Throughput comes from the loads near it (`curve.expected_output`). It is capped at a measured
+capacity, and at the load where the KV cache or max_num_seqs ends the curve. The time per request
+follows from Little's law. Latencies are interpolated linearly between the loads seen, in
+logarithms. Beyond them, ITL grows as the time per token and client does, and TTFT as it did between
+the two heaviest loads. The errors are those of measurements of vLLM at 1,024 to 8,192 tokens
+(`data/silicon_vllm.csv`), each load predicted from the others; those are means, so the error of a
+p95 is half as large again.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _ITL_ERROR, _TTFT_ERROR = (0.06 * _P95, 0.22 * _P95), (0.13 * _P95, 0.53 * _P95)
 """Relative errors (90 %) per factor e between two loads, and per factor e beyond them."""
 _LEAST_ERROR = 0.03
 _FARTHEST = 8.0
-"""How many times the heaviest load seen something is said of."""
+"""The farthest load with a prediction, as a multiple of the heaviest load seen."""
 
 
 @dataclass(frozen=True, repr=False)
 class AtLoad(Figures):
-    """What a server gives with `clients` requests in flight all the time.
+    """What a server delivers with `clients` requests in flight all the time.
 
-    `request_seconds` is the mean time a request takes, unknown without the requests served. The
-    p95s are unknown where the table does not have them.
+    `request_seconds` is the mean time per request, unknown without the rate of requests. The p95s
+    are unknown if the table does not have them.
     """
 
     clients: float
@@ -51,9 +51,9 @@ class AtLoad(Figures):
 def fit_at(points: pl.DataFrame, clients: float) -> AtLoad:
     """The throughput and latency at a concurrency, for a frame of loads (`fit_points`).
 
-    Columns used besides: requests_per_second, ttft_p95_seconds, itl_p95_seconds. Where every row
-    tells its clients, these are the loads; else the running requests. Unknown, with why, for fewer
-    than two loads and a concurrency far beyond them; InputError for one that is not above 0.
+    Also uses columns requests_per_second, ttft_p95_seconds, itl_p95_seconds. If every row has
+    clients, these are the loads; else the running requests. Unknown, with the reason, for fewer
+    than two loads or a concurrency far beyond them; InputError unless the concurrency is above 0.
     """
     if not 0 < clients < math.inf:
         raise InputError(f"The concurrency must be above 0, found {clients:g}.")
@@ -76,7 +76,7 @@ _LITTLE = "concurrency ÷ requests per second (Little's law)"
 
 
 def _by_clients(points: pl.DataFrame) -> pl.DataFrame:
-    """The frame with clients as its loads where every row tells them."""
+    """The frame with clients as its loads, if every row has them."""
     if "clients" not in points.columns or points["clients"].null_count():
         return points
     return points.with_columns(running_requests=pl.col("clients").cast(pl.Float64))
@@ -108,7 +108,7 @@ def _output_at(test: LoadTest, clients: float) -> Estimate:
 
 
 def _tokens(points: pl.DataFrame, clients: float) -> float | None:
-    """Output tokens of a request, by the load nearest to that; None where no row tells."""
+    """Output tokens per request, at the nearest load; None if no row has them."""
     rows = _known_rows(points, "requests_per_second")
     if not len(rows):
         return None
@@ -118,7 +118,7 @@ def _tokens(points: pl.DataFrame, clients: float) -> float | None:
 
 
 def _known_rows(points: pl.DataFrame, name: str) -> Floats:
-    """Load, that column and output of the rows that have all three, a row each, lightest first."""
+    """Load, that column and output, for the rows that have all three, lightest first."""
     columns = ("running_requests", name, "output_tokens_per_second")
     if any(column not in points.columns for column in columns):
         return np.empty((0, 0))
@@ -134,7 +134,7 @@ def _latency(
     errors: tuple[float, float],
     output: Estimate | None,
 ) -> Estimate:
-    """A latency at a load; beyond those seen by the time per token, where `output` tells it."""
+    """A latency at a load; beyond those seen from the time per token, if `output` gives it."""
     rows = _known_rows(points, name)
     if not len(rows) or rows.shape[1] < 2:
         return Estimate.unknown(f"it takes two loads with {name}")

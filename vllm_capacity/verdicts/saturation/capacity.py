@@ -1,27 +1,28 @@
-"""Capacities as estimates: extrapolated ones, their sum, what is left, and why one is unknown.
+"""Capacities as estimates: extrapolation, sums, headroom, and reasons for unknown ones.
 
-An unknown capacity says, in numbers, how much more load it would take to know it.
+An unknown capacity states, in numbers, how much more load is needed to determine it.
 
-Whether a window can tell a capacity that it did not reach: its load varied, and output bent.
+Also the tests of whether a window reveals a capacity that it did not reach: did load vary, and did
+throughput bend?
 
-A curve can be drawn through any scatter, and at a steady load the scatter is chance. Six things
-are proven before a peak is extrapolated:
+A curve can be drawn through any scatter, and at a steady load the scatter is chance. Six conditions
+must hold before a peak is extrapolated:
 
-1. *The load varied by cause.* Requests that arrive at a constant rate finish in numbers that
-   scatter like a Poisson count. Finished requests in blocks of a minute or more scatter more than
-   that: chi-square dispersion test at about 0.1 %, and the rate itself varied by a fifth or more.
-2. *Each load lasted* (`is_load_lasting`), or what ran and what came out do not belong together.
-3. *Throughput bent.* A token took longer at the heavy loads than at the light ones, by a seventh
-   at least and by more than blocks scatter: running requests ÷ output, each summed over blocks. Of
-   a lightly loaded server that ratio is flat, and it may be anywhere below its knee.
-4. *It bends towards a limit*: each further request slows tokens no less than those before
+1. *The load really varied.* Requests that arrive at a constant rate finish in numbers that scatter
+   like a Poisson count. Finished requests in blocks of a minute or more must scatter more than that
+   (chi-square dispersion test at about 0.1 %), and the rate itself must vary by a fifth or more.
+2. *Each load lasted* (`is_load_lasting`); otherwise running requests and output do not match.
+3. *Throughput bent.* The time per token was longer at heavy loads than at light ones, by at least a
+   seventh and by more than blocks scatter: running requests ÷ output, each summed over blocks. On a
+   lightly loaded server that ratio is flat, and its knee may be anywhere above.
+4. *It bends towards a limit*: each further request slows tokens no less than the ones before
    (`is_easing`).
 5. *Batches were large enough*, or the memory would not hold far larger ones (`is_batch_small`).
-6. *One server was seen.* Throughput is concave in load: no load gives less than lighter and
-   heavier ones let expect (`dipped`), or something outside slowed the server meanwhile.
+6. *The loads lie on one curve.* Throughput is concave in load: no load gives less than lighter and
+   heavier ones predict (`dipped`); otherwise something outside slowed the server for a while.
 
-Where one fails, what was seen is a lower bound, and no more than that can be known.
-Source: the index of dispersion, Cox and Lewis 1966, §6.3.
+If any fails, what was observed is a lower bound, and nothing more can be determined. Source: the
+index of dispersion, Cox and Lewis 1966, §6.3.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ _LEAST_DIP, _DIP_ERRORS = 0.1, 1.5
 
 @dataclass(frozen=True)
 class Blocks:
-    """Consecutive usable steps added up: seconds, requests that finished, running × s, tokens."""
+    """Consecutive usable steps summed: seconds, finished requests, running × s, tokens."""
 
     seconds: Floats
     requests: Floats
@@ -80,9 +81,9 @@ class Blocks:
 
 
 def blocks(steps: EngineSteps) -> Blocks | None:
-    """Blocks of a minute, two request lifetimes and five requests or more; None for too little.
+    """Blocks of at least a minute, two request lifetimes and five requests; None if too few.
 
-    They are of the usable steps of one engine; a block may span a hole.
+    They consist of the usable steps of one engine; a block may span a hole.
     """
     is_known = is_seen(steps.requests_per_second) & is_seen(steps.running)
     seen = np.flatnonzero(steps.is_usable & is_known)
@@ -101,11 +102,11 @@ def blocks(steps: EngineSteps) -> Blocks | None:
 
 
 def is_load_varied(found: Blocks) -> bool:
-    """Whether requests came at rates that differ by more than chance, and by enough to matter."""
+    """Whether request rates differ by more than chance, and by enough to matter."""
     expected = found.seconds * found.requests.sum() / found.seconds.sum()
     freedom = len(found) - 1
     dispersion = float(((found.requests - expected) ** 2 / expected).sum()) / freedom
-    # Wilson and Hilferty's cube root makes a chi-square normal.
+    # Wilson and Hilferty's cube root makes a chi-square approximately normal.
     ninth = 2 / (9 * freedom)
     score = (dispersion ** (1 / 3) - (1 - ninth)) / math.sqrt(ninth)
     variation = math.sqrt(max(0.0, dispersion - 1) / float(expected.mean()))
@@ -113,11 +114,10 @@ def is_load_varied(found: Blocks) -> bool:
 
 
 def is_load_lasting(found: Blocks) -> bool:
-    """Whether a block's rate of requests may resemble that of the block before it.
+    """Whether a block's request rate may be correlated with that of the block before.
 
-    Loads that last no longer than a block are bursts: prompts are read first and answered later,
-    so that what runs and what comes out at one time do not belong together. They make any server
-    look bent.
+    Loads no longer than a block are bursts: prompts are read first and answered later, so running
+    requests and output at one time do not match. They make any server look bent.
     """
     rates = found.requests / found.seconds
     off = rates - rates.mean()
@@ -139,34 +139,34 @@ def has_bent(found: Blocks) -> bool:
 
 
 def is_limit_far(loads: LoadPoints, kv_limit: float | None) -> bool:
-    """Whether the KV cache would hold several times the heaviest load, or nothing tells."""
+    """Whether the KV cache would hold several times the heaviest load, or its limit is unknown."""
     return kv_limit is None or kv_limit > _FAR_LIMIT * loads.heaviest
 
 
 def is_batch_small(loads: LoadPoints, kv_limit: float | None) -> bool:
-    """Whether fewer ran at once than tell how steps lengthen, where far more would fit.
+    """Whether too few requests ran at once to show how steps lengthen, while far more would fit.
 
-    A mixture of experts that sends each token to one in sixteen of them reads more experts with
-    every request of its first sixteen, and hardly more after: up to there it bends as a server
-    does that is near its limit.
+    A mixture of experts that sends each token to one in sixteen experts reads more experts with
+    every request up to the first sixteen, and hardly more after that: up to there it bends like a
+    server near its limit.
     """
     return loads.heaviest < _LEAST_BATCH and is_limit_far(loads, kv_limit)
 
 
 def is_easing(loads: LoadPoints, kv_limit: float | None) -> bool:
-    """Whether each further request slows tokens less at heavy loads than it did at light ones.
+    """Whether each further request slows tokens less at heavy loads than at light ones.
 
-    That is no approach to a limit, where it slows them as much or more. A mixture of experts does
-    so until every step reads all of them, and what comes after cannot be told from there. The
-    farther the limit of the KV cache, the less easing says so. Loads under one running request are
-    left out: a request alone is not slowed by others.
+    Near a limit, each slows them as much or more. A mixture of experts eases until every step reads
+    all experts, and the behavior after that cannot be determined from before. The farther the limit
+    of the KV cache, the less easing is needed for True. Loads under one running request are left
+    out: a single request is not slowed by others.
     """
     step_times = loads.running / loads.output
     is_light = (loads.running >= 1) & (loads.running <= loads.heaviest * _LIGHT)
     is_heavy = loads.running > loads.heaviest * _LIGHT
     if not is_heavy.any():
         return False
-    is_light[is_heavy.argmax()] = True  # the parts share the load between them
+    is_light[is_heavy.argmax()] = True  # the two parts share the load at their boundary
     if is_light.sum() < _MIN_LOADS_A_PART or is_heavy.sum() < _MIN_LOADS_A_PART:
         return False
     light, heavy = (
@@ -177,11 +177,11 @@ def is_easing(loads: LoadPoints, kv_limit: float | None) -> bool:
 
 
 def dipped(loads: LoadPoints) -> float | None:
-    """The load at which output falls most below what its neighbors let expect; None for none.
+    """The load whose output falls most below what its neighbors predict; None if none does.
 
     Throughput is concave in load, so a load gives no less than the straight line between a lighter
-    and a heavier one. By a tenth and more than it scatters, that is no scatter: something outside
-    slowed the server while it had that load, and the curve is not one server's.
+    and a heavier one. A shortfall of more than a tenth plus its scatter is not chance: something
+    outside slowed the server at that load, and the loads do not lie on one curve.
     """
     if len(loads) < _MIN_BLOCKS:
         return None
@@ -193,7 +193,7 @@ def dipped(loads: LoadPoints) -> float | None:
 
 
 def _upper_hull(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """The points of the smallest concave curve above all of them; x ascending."""
+    """The points on the smallest concave curve above all of them; x ascending."""
     hull: list[tuple[float, float]] = []
     for point in zip(x.tolist(), y.tolist(), strict=True):
         while len(hull) > 1 and _is_under(hull[-2], hull[-1], point):
@@ -211,7 +211,7 @@ def _is_under(
 
 
 def _step_time(running_seconds: Floats, tokens: Floats) -> float:
-    """Seconds for each output token of a running request, over all blocks given."""
+    """Seconds per output token of a running request, over all given blocks."""
     return float(running_seconds.sum() / tokens.sum())
 
 
@@ -227,14 +227,14 @@ _KV_LOAD_WIDTH = 0.15
 _LEAST_TELLING = 8.0
 _FULL_MINUTE = 0.9
 NOT_REACHED = "capacity not reached on {}"
-"""How the reason begins where not every engine's capacity is known."""
+"""The start of the reason if not every engine's capacity is known."""
 _MOST_SOURCES = 3
 
 
 def extrapolated(
     peak_estimate: PeakEstimate | None, loads: LoadPoints, kv_limit: float | None
 ) -> Estimate:
-    """The peak foreseen from lighter load as an estimate, or how much more load it would take."""
+    """The peak predicted from lighter load as an estimate, or how much more load is needed."""
     if peak_estimate is None:
         return Estimate.unknown(_too_few(loads))
     cut = ""
@@ -260,7 +260,7 @@ def extrapolated(
 
 
 def extrapolated_running(capacity: Estimate, loads: LoadPoints, kv_limit: float | None) -> Estimate:
-    """Where the foreseen peak lies: known only where the KV cache ends the curve."""
+    """The load at the predicted peak: known only if the KV cache ends the curve."""
     if not capacity.is_known:
         return Estimate.unknown(capacity.reason)
     if kv_limit is None or kv_limit > FARTHEST_LOAD * loads.heaviest:
@@ -278,7 +278,7 @@ def extrapolated_running(capacity: Estimate, loads: LoadPoints, kv_limit: float 
 
 
 def steady(steps: EngineSteps) -> Estimate:
-    """Unknown, since the load was steady: what it was, and what load would tell."""
+    """Unknown because the load was steady: which load it was, and what load is needed."""
     most = highest(steps.running)
     return Estimate.unknown(
         f"the load was steady: requests came at a rate that varied no more than chance, up to "
@@ -288,7 +288,7 @@ def steady(steps: EngineSteps) -> Estimate:
 
 
 def bursts(steps: EngineSteps) -> Estimate:
-    """Unknown, since no load lasted: it came in bursts."""
+    """Unknown because no load lasted: it came in bursts."""
     most = highest(steps.running)
     return Estimate.unknown(
         f"the load came in bursts, up to {most:,.1f} running requests, none of which lasted. It "
@@ -298,7 +298,7 @@ def bursts(steps: EngineSteps) -> Estimate:
 
 
 def unbent(loads: LoadPoints) -> Estimate:
-    """Unknown, since tokens came as fast at the heaviest load as at light ones."""
+    """Unknown because tokens came as fast at the heaviest load as at light ones."""
     return Estimate.unknown(
         f"tokens came as fast at the heaviest load seen, {loads.heaviest:,.1f} running requests, "
         "as at light ones: the limit is not near. It takes a load test up to where requests wait, "
@@ -307,7 +307,7 @@ def unbent(loads: LoadPoints) -> Estimate:
 
 
 def easing(loads: LoadPoints) -> Estimate:
-    """Unknown, since throughput bent at light load and straightened again."""
+    """Unknown because throughput bent at light load and straightened again."""
     return Estimate.unknown(
         f"each further request, up to {loads.heaviest:,.1f} running, slowed tokens less than the "
         "ones before, as with a mixture of experts far below its limit. It takes a load test up to "
@@ -316,7 +316,7 @@ def easing(loads: LoadPoints) -> Estimate:
 
 
 def small_batch(loads: LoadPoints, kv_limit: float | None) -> Estimate:
-    """Unknown, since few requests ran at once, of the many that the KV cache would hold."""
+    """Unknown because few requests ran at once, compared to those that the KV cache would hold."""
     room = "" if kv_limit is None else f" of about {kv_limit:,.0f} that the KV cache would hold"
     return Estimate.unknown(
         f"at most {loads.heaviest:,.1f} requests ran at once{room}: how long steps get with far "
@@ -326,7 +326,7 @@ def small_batch(loads: LoadPoints, kv_limit: float | None) -> Estimate:
 
 
 def uneven(running: float) -> Estimate:
-    """Unknown, since the loads seen do not lie on one server's curve."""
+    """Unknown because the observed loads do not lie on one server's curve."""
     return Estimate.unknown(
         f"at about {running:,.1f} running requests it gave less than lighter and heavier loads let "
         "expect: something else slowed the server for a while, or it was asked for something else"
@@ -334,7 +334,7 @@ def uneven(running: float) -> Estimate:
 
 
 def slowed_at_limit(held: Estimate) -> Estimate:
-    """Unknown, since the server gave far less while requests waited than in its best minute."""
+    """Unknown because the server gave far less while requests waited than in its best minute."""
     return Estimate.unknown(
         f"while requests waited the server gave {held.mid or 0.0:,.0f} output tokens/s, far less "
         "than in its best minute: something else slowed it then, or it was asked for something "
@@ -343,7 +343,7 @@ def slowed_at_limit(held: Estimate) -> Estimate:
 
 
 def too_light(steps: EngineSteps) -> Estimate:
-    """Unknown, with why no step of an engine is a point of a curve, and what load would be."""
+    """Unknown, with the reason why no step is a point of a curve, and what load is needed."""
     seen = is_seen(steps.running_mean)
     most = highest(steps.running_max[seen])
     output = highest(steps.output_tokens_per_second[seen])
@@ -367,7 +367,7 @@ def too_light(steps: EngineSteps) -> Estimate:
 
 
 def too_short(unknown: Estimate, steps: EngineSteps) -> Estimate:
-    """The unknown estimate, saying too for how long the server was the limit, if it was at all."""
+    """The unknown estimate, adding for how long the server was at its limit, if it was at all."""
     seconds = summed(steps.seconds[steps.is_limited])
     if not seconds:
         return unknown
@@ -390,12 +390,12 @@ def fleet_sum(
     presence: Mapping[str, float] | None = None,
     lacking: str = f"{NOT_REACHED} engines",
 ) -> Estimate:
-    """The sum of engines' estimates, each for the share of the window in which it was there.
+    """The sum of engines' estimates, each weighted by the share of the window that it was there.
 
-    Ends are added for the widest interval. Where an engine has but a lower bound, or nothing (which
-    is at least 0), the sum is "at least" too. `presence`: 0..1 by engine; without it each was there
-    throughout. Engines that replaced each other were never there together, and do not add up.
-    `lacking` begins the reason for a bound (`total`).
+    Low and high ends are summed separately, which gives the widest interval. If an engine has only
+    a lower bound, or nothing (at least 0), the sum is "at least" too. `presence`: 0..1 by engine;
+    without it each was there throughout. Engines that replaced each other were never there
+    together, and do not add up. `lacking` begins the reason for a bound (`total`).
     """
     if not parts:
         return Estimate.unknown("no engine was observed in this window")
@@ -413,7 +413,7 @@ def fleet_sum(
 
 
 def _sources(parts: Mapping[str, Estimate]) -> list[str]:
-    """What the parts rest on, after their names; of more than three, those of the largest three."""
+    """The basis of each part, after its name; with more than three, only the largest three."""
     known = [engine for engine, part in parts.items() if part.basis]
     largest = sorted(known, key=lambda engine: -(parts[engine].low or 0.0))[:_MOST_SOURCES]
     shown = [f"{engine}: {parts[engine].sources}" for engine in known if engine in largest]
@@ -424,9 +424,9 @@ def _sources(parts: Mapping[str, Estimate]) -> list[str]:
 def utilization(output_tokens_per_second: float | None, capacity: Estimate) -> Estimate:
     """Output rate ÷ capacity, 0..1.
 
-    Cut at 1: a rate above the extrapolated capacity says that the capacity is at least that rate.
-    Nothing generated is exactly 0, whatever the capacity; at most as much where the capacity is a
-    lower bound. Unknown for None: generated tokens were not counted, or not by this label.
+    Capped at 1: a rate above the extrapolated capacity means that the capacity is at least that
+    rate. Exactly 0 if nothing was generated, whatever the capacity; an upper bound if the capacity
+    is a lower bound. Unknown for None: generated tokens were not counted, or not by this label.
     """
     if output_tokens_per_second == 0:
         return Estimate.exact(0.0, "nothing was generated")
@@ -440,14 +440,14 @@ def utilization(output_tokens_per_second: float | None, capacity: Estimate) -> E
 
 
 def headroom(used: Estimate) -> Estimate:
-    """The share of the capacity that is left: 1 − utilization, so exactly 1 of an idle window."""
+    """The share of the capacity that is left: 1 − utilization, so exactly 1 for an idle window."""
     return used.map(lambda share: 1 - share, is_decreasing=True)
 
 
 def no_less(peak: Estimate, best: BestMinute) -> Estimate:
-    """An extrapolated peak, no end of it under what the best minute held.
+    """An extrapolated peak with each end raised to at least what the best minute held.
 
-    Unknown where even its high end was: the curve does not describe this server.
+    Unknown if even its high end was lower: the curve does not describe this server.
     """
     if peak.low is None or peak.mid is None or peak.high is None:
         return peak
@@ -462,9 +462,9 @@ def no_less(peak: Estimate, best: BestMinute) -> Estimate:
 
 
 def best_minute_bound(best: BestMinute | None, unknown: Estimate) -> tuple[Estimate, Estimate]:
-    """The best minute as lower bounds: of the capacity, and of the running requests it takes.
+    """The best minute as lower bounds: of the capacity, and of the running requests needed for it.
 
-    Both are `unknown` where there was no whole minute in which tokens came out.
+    Both are `unknown` if there was no whole minute with output tokens.
     """
     if best is None or best.output <= 0:
         return unknown, unknown

@@ -1,46 +1,46 @@
-"""How throughput grows with load, how it bends, and how far that lets its peak be extrapolated.
+"""How throughput grows and bends with load, and how far that lets its peak be extrapolated.
 
-Extrapolating the peak from lighter load, in words:
+Extrapolating the peak from lighter load:
 
 1. Candidate curves are X ∝ N / (1 + (sN)^p)^(1/p): p = 1 is the scalability law (`fitted_usls`)
-   without κ; p < 1 bends slowly, as mixtures of experts do; p > 1 bends sharply, as a ceiling does.
-2. Each candidate (p, s) is weighed by how well it follows the measured loads, near ones most: an
-   error of 2 % at the heaviest load, 20 % more for every factor e below it.
-3. Where the peak lies is unknown: between the heaviest load seen and 5 × that, the further the less
-   likely (by logarithm, as load^-0.7: half as likely at 2.7 × it; for windows as load^-0.3). Where
-   the KV usage per request tells at which load the cache is full, it lies there (95 % sure, less
-   12 % for every further heaviest load up to it: another limit may come first), and throughput is
-   6 ± 4 % lower for preemptions.
-4. The weighed spread of X at those loads, and 5 % for what a sweep scatters (11 % with three loads,
-   8 with five: few loads follow any curve), gives the interval; its median is the middle. A peak is
-   no less than what was seen, less its error, which bounds all of it; loads measured once err as
-   far as they scatter about the likeliest curve. The low end is never above that, less what a
-   measurement errs (3 %): a ceiling of the scheduler shows only on reaching it. Since next to
-   nothing lies below it, the high end is at 93 % (90 % for windows); it is 6 % above what was
-   seen, at least.
-5. Where high and low lie more than 2.5 × apart (2.2 × for windows), that is no answer: the curve
-   has not bent. The load at which it would bend is then the answer.
+   without κ; p < 1 bends slowly, like mixtures of experts; p > 1 bends sharply, like a ceiling.
+2. Each candidate (p, s) is weighted by how well it follows the measured loads, the near ones most:
+   an error of 2 % at the heaviest load, 20 % more for every factor e below it.
+3. The load of the peak is unknown: between the heaviest load seen and 5 × that, less likely the
+   farther (uniform in the logarithm × load^-0.7: half as likely at 2.7 × it; for windows
+   load^-0.3). If the KV usage per request shows at which load the cache is full, it lies there
+   (95 % sure, minus 12 % for every further multiple of the heaviest load: another limit may come
+   first), and throughput is 6 ± 4 % lower because of preemptions.
+4. The weighted spread of X at those loads, plus 5 % for the scatter of a sweep (11 % with three
+   loads, 8 with five: few loads fit any curve), gives the interval; its median is the middle. A
+   peak is at least what was seen, minus its error, which bounds the whole interval; the error of
+   loads measured once is their scatter about the likeliest curve. The low end is never above that
+   minus the error of a measurement (3 %): a ceiling of the scheduler only shows when it is reached.
+   Since almost nothing lies below it, the high end is at 93 % (90 % for windows), and at least 6 %
+   above what was seen.
+5. If high and low are more than 2.5 × apart (2.2 × for windows), that is not an answer: the curve
+   has not bent. The load at which it would bend is then reported.
 
-For load tests one candidate bends more slowly (p = 0.5): without it, sweeps of mixtures of experts
-were foreseen too low. A peak that lies 4 × the heaviest load away or more, on a curve that goes on
-rising, is foreseen too low all the same.
+For load tests one candidate bends more slowly (p = 0.5): without it, predictions for sweeps of
+mixtures of experts were too low. They are still too low for a peak 4 × the heaviest load away or
+more, on a curve that keeps rising.
 
-The throughput at a named load (`expected_output`) comes from curves of the same form, which follow
+The throughput at a given load (`expected_output`) comes from curves of the same form, which follow
 the loads near it more closely: an error of 0.7 % at the nearest, 5 % more for every factor e away.
 
-The constants of 2–5 were chosen by hand with `bench/saturation_tuning.py`: for errors, coverage and
-answers at cuts by load; what they make of each sweep, and what a search that never saw a source
-makes of it, it prints. `tests/verdicts/test_saturation_published.py` holds them to it. Those for
-windows were chosen with made servers whose load varied up to 8–110 % of what they can do
+The constants of 2–5 were chosen by hand with `bench/saturation_tuning.py`, for errors, coverage and
+share of answers on data cut by load; it prints the results for each sweep, also for a search that
+never saw that source. `tests/verdicts/test_saturation_published.py` enforces them. Those for
+windows were chosen with simulated servers whose load varied up to 8–110 % of their capacity
 (`bench/capacity_truth.py`, kinds varied and waves, seeds 101 to 104).
 
-The scalability law through measured loads: the curve that is drawn.
+The curve that is drawn is the scalability law through measured loads:
 
 X(N) = λN / (1 + σ(N-1) + κN(N-1)), with σ in 0..1 and κ in 0..0.1, by least squares of the
-logarithms. Its λ/σ is never a capacity: published sweeps stop far below.
+logarithms. Its λ/σ is never a capacity: published sweeps stop far below it.
 
-Why not scipy's `least_squares`: a bootstrap asks for sixty fits of a dozen loads, which took it a
-second; all at once they take some hundredths, and scipy.optimize need not be imported for them.
+Why not scipy's `least_squares`: a bootstrap needs sixty fits of a dozen loads, which took a second;
+all at once they take some hundredths, without importing scipy.optimize.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ import numpy as np
 from vllm_capacity.verdicts.saturation.arrays import Floats, Mask
 
 KV_FULL_RATIO = 0.96
-"""Mean KV usage of a server that the cache limits: it flickers below 1 as requests leave."""
+"""Mean KV usage of a server limited by the cache: it fluctuates below 1 as requests leave."""
 MIN_LOADS = 3
-"""Different loads it takes to see a bend."""
+"""The number of different loads needed to see a bend."""
 MIN_SPAN = 1.5
-"""How many times the lightest load the heaviest must be."""
+"""The minimum ratio of the heaviest to the lightest load."""
 NEAR_KV_LIMIT = 2.0
-"""Any loads will do where the KV cache is full by this many times the heaviest: a near bound."""
+"""Any loads suffice if the KV cache is full within this multiple of the heaviest: a near bound."""
 SAME_LOAD = 1.08
-"""Loads within 8 % may be one load, measured again."""
+"""Loads within 8 % may be the same load, measured again."""
 FARTHEST_LOAD = 5.0
-"""How many times the heaviest load seen the peak may lie away."""
+"""The farthest possible peak, as a multiple of the heaviest load seen."""
 
 _BENDS = np.logspace(-1.5, 2.0, 71)
 _KV_LOAD_ERROR = 0.08
@@ -71,7 +71,7 @@ _FEW_LOADS = 4.0
 _SEEN_ERROR = 0.03
 _KV_DOUBT = 0.12
 _AT_SCATTER, _AT_ERROR_PER_E = 0.05, 0.1
-"""What a load scatters about its neighbors' curve, and more for every factor e beyond them."""
+"""The scatter of a load about its neighbors' curve, and the addition per factor e beyond them."""
 _NORMAL = np.linspace(-2.4, 2.4, 9)
 _NORMAL_WEIGHTS = np.exp(-(_NORMAL**2) / 2) / np.exp(-(_NORMAL**2) / 2).sum()
 
@@ -91,14 +91,14 @@ class LoadPoints:
         output: Sequence[float] | Floats,
         error: Sequence[float] | Floats | None = None,
     ) -> LoadPoints:
-        """The loads sorted; without an error each counts as exactly measured."""
+        """The loads sorted; without an error each counts as measured exactly."""
         n, x = np.asarray(running, float), np.asarray(output, float)
         e = np.zeros_like(n) if error is None else np.asarray(error, float)
         order = np.argsort(n, kind="stable")
         return cls(n[order], x[order], e[order])
 
     def up_to(self, last: int) -> LoadPoints:
-        """The loads up to and with that one."""
+        """The loads up to and including that one."""
         columns = (self.running, self.output, self.error)
         return LoadPoints(*(column[: last + 1] for column in columns))
 
@@ -113,11 +113,11 @@ class LoadPoints:
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed before a load is seen: the constants of the module's words 1 to 4.
+    """Assumptions before any load is seen: the constants of points 1 to 4 of the module.
 
     `shapes` are (p, weight); `kv_loss` is the throughput lost to preemptions; `thinning` is the
-    power of load by which a peak farther away is less likely; `widest` is the largest interval,
-    high ÷ low, that is still an answer; `high` is the quantile of the high end. All but `farthest`,
+    power of load by which a farther peak is less likely; `widest` is the largest interval, high ÷
+    low, that still counts as an answer; `high` is the quantile of the high end. All but `farthest`,
     `thinning` and `high` are relative.
     """
 
@@ -138,14 +138,14 @@ PRIOR = Prior(shapes=((0.5, 1.0), (0.8, 1.0), (1.2, 1.0), (2.0, 0.5)))
 WINDOW_PRIOR = Prior(thinning=-0.3, widest=2.2, scatter=0.02, high=0.9)
 """For windows: many loads, exactly known, of a server that may be far larger than its traffic."""
 _AT_PRIOR = Prior(shapes=((0.5, 1.0), (1.0, 1.0), (2.0, 0.5)), near_error=0.007, error_per_e=0.05)
-"""For the throughput at a named load, which the loads near it tell."""
+"""For the throughput at a given load, which the loads near it determine."""
 
 
 @dataclass(frozen=True)
 class PeakEstimate:
-    """The peak foreseen, tokens/s: its interval, its median, and what it takes to see it.
+    """The predicted peak, tokens/s: its interval, its median, and the load needed to see it.
 
-    `bend_running` is the load at which the curve would have lost half of its growth; `is_answer`
+    `bend_running` is the load at which the curve would have lost half of its growth; `is_answer` is
     whether it has bent enough for the interval to be one.
     """
 
@@ -156,7 +156,7 @@ class PeakEstimate:
     is_answer: bool
 
     def no_less_than(self, output: float) -> PeakEstimate:
-        """The same with no end below an output that was measured; no answer stays as it is."""
+        """The same with no end below a measured output; unchanged if it is not an answer."""
         if not self.is_answer:
             return self
         low, mid, high = (max(output, end) for end in (self.low, self.mid, self.high))
@@ -166,8 +166,8 @@ class PeakEstimate:
 def kv_limit_running(running: Floats, kv_ratio: Floats) -> float | None:
     """The running requests at which the KV cache is full: 0.96 ÷ KV ratio per running request.
 
-    The heavier half of the loads is used: light ones hold whole blocks for little. None where KV
-    usage was not observed or is nil.
+    Uses the heavier half of the loads: light ones hold whole blocks for few tokens. None if KV
+    usage was not observed or is zero.
     """
     is_seen = np.isfinite(kv_ratio) & (running > 0)
     if not is_seen.any():
@@ -181,7 +181,7 @@ def kv_limit_running(running: Floats, kv_ratio: Floats) -> float | None:
 def extrapolated_peak(
     loads: LoadPoints, kv_limit: float | None = None, *, prior: Prior = PRIOR
 ) -> PeakEstimate | None:
-    """The peak throughput that the loads let foresee; None where they are too few (`MIN_LOADS`)."""
+    """The peak throughput that the loads predict; None if they are too few (`MIN_LOADS`)."""
     if not _is_enough(loads, kv_limit):
         return None
     loads = replace(loads, error=_known_errors(loads, prior))
@@ -210,10 +210,10 @@ def extrapolated_peak(
 
 
 def expected_output(loads: LoadPoints, running: float) -> tuple[float, float, float] | None:
-    """Output tokens/s to expect at a load: low, middle, high (5, 50, 95 %); None under two loads.
+    """Expected output tokens/s at a load: low, middle, high (5, 50, 95 %); None under two loads.
 
-    Between the loads seen, and beyond them as far as the curve goes on: no limit of the server is
-    looked for.
+    Between the loads seen, and beyond them as far as the curve continues; limits of the server are
+    not considered.
     """
     if len(np.unique(loads.running)) < 2:
         return None
@@ -238,9 +238,9 @@ def _is_enough(loads: LoadPoints, kv_limit: float | None) -> bool:
 
 
 def _known_errors(loads: LoadPoints, prior: Prior) -> Floats:
-    """The loads' errors; of loads measured once, how far loads scatter about the likeliest curve.
+    """The loads' errors; for loads measured once, the scatter of loads about the likeliest curve.
 
-    Only up to the highest output: no candidate falls, and a fall is no error.
+    Only up to the highest output: no candidate falls, and a fall is not an error.
     """
     rising = loads.up_to(int(np.argmax(loads.output)))
     if len(rising) <= MIN_LOADS or (loads.error > 0).all():
@@ -260,7 +260,7 @@ def _candidates(
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Every candidate curve: its weight, log throughput at the anchor, bend there, shape.
 
-    The anchor is a load, the heaviest where none is given: loads near it weigh most.
+    The anchor is a load, by default the heaviest: loads near it have the most weight.
     """
     anchor = loads.heaviest if anchor is None else anchor
     relative = loads.running / anchor
@@ -292,7 +292,7 @@ def _level_error(loads: LoadPoints, prior: Prior, anchor: float | None = None) -
 
 
 def _scatter(loads: LoadPoints, prior: Prior) -> float:
-    """What a sweep scatters about its curve; more with few loads, which any curve can follow."""
+    """The scatter of a sweep about its curve; more with few loads, which fit any curve."""
     return prior.scatter * float(np.sqrt(1 + _FEW_LOADS / max(1, len(loads) - 2)))
 
 
@@ -303,7 +303,7 @@ def _growth(bend: Floats, shape: Floats, reach: Floats) -> Floats:
 
 
 def _reaches(heaviest: float, kv_limit: float | None, prior: Prior) -> tuple[Floats, Floats, Mask]:
-    """Where the peak may lie: × the heaviest load, weight, whether the KV cache sets it."""
+    """Possible peak loads: × the heaviest load, weight, and whether the KV cache sets it."""
     if kv_limit is None or kv_limit >= prior.farthest * heaviest:
         free = np.exp(np.linspace(0, np.log(prior.farthest), 13))
         likely = free**prior.thinning
@@ -329,7 +329,7 @@ _STEPS = 60
 
 @dataclass(frozen=True)
 class Usl:
-    """A fitted scalability law: `rate` tokens/s of one request, contention σ, coherency κ."""
+    """A fitted scalability law: `rate` (tokens/s of one request), contention σ, coherency κ."""
 
     rate: float
     sigma: float
@@ -343,9 +343,9 @@ class Usl:
 
 
 def fitted_usls(sets: Sequence[LoadPoints]) -> list[Usl | None]:
-    """The scalability law through each set of loads, least squares of logarithms.
+    """The scalability law through each set of loads, by least squares of logarithms.
 
-    None for a set of less than two different loads. All at once: a bootstrap asks for dozens.
+    None for a set of fewer than two different loads. All at once: a bootstrap needs dozens.
     """
     can = [len(loads) >= 2 and loads.running[-1] > loads.running[0] for loads in sets]
     laws = iter(_least_squares([loads for loads, is_fit in zip(sets, can, strict=True) if is_fit]))
@@ -355,7 +355,7 @@ def fitted_usls(sets: Sequence[LoadPoints]) -> list[Usl | None]:
 def _least_squares(sets: Sequence[LoadPoints]) -> list[Usl]:
     """Bounded Levenberg–Marquardt over all sets at once; a shorter set is padded with weight 0.
 
-    λ is eliminated: whatever σ and κ are, the best log λ is the weighted mean of what is left.
+    λ is eliminated: for any σ and κ, the best log λ is the weighted mean of the remainder.
     """
     if not sets:
         return []
@@ -379,7 +379,7 @@ def _least_squares(sets: Sequence[LoadPoints]) -> list[Usl]:
 
 
 def _padded(sets: Sequence[LoadPoints]) -> tuple[Floats, Floats, Floats]:
-    """Running, log output and weight of every set, a row each; weights add to 1."""
+    """Running, log output and weight, one row per set; weights add up to 1."""
     shape = (len(sets), max(len(loads) for loads in sets))
     n, logs, weights = np.ones(shape), np.zeros(shape), np.zeros(shape)
     for row, loads in enumerate(sets):
@@ -404,7 +404,7 @@ def _misfit(
 
 
 def _step(theta: Floats, rest: Floats, slopes: Floats, damping: Floats) -> Floats:
-    """The damped step in σ and κ; what a bound holds back stays, and leaves the other free."""
+    """The damped step in σ and κ; a parameter held back by a bound stays, the other is free."""
     pull = np.einsum("slk,sl->sk", slopes, rest)
     is_at_bound = ((theta <= _LEAST) & (pull > 0)) | ((theta >= _MOST) & (pull < 0))
     free = np.where(is_at_bound[:, None, :], 0.0, slopes)

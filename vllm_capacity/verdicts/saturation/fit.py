@@ -1,20 +1,20 @@
-"""What the server can do at most, what limits it first, and how much room is left.
+"""A server's capacity, its bottleneck, and its headroom.
 
-Told in words:
+The algorithm:
 
 1. Every step of every engine gets a regime (`regimes.py`).
-2. Where the server was the limit for a minute or more, its capacity is what it held then: the
+2. If the server was at its limit for a minute or more, its capacity is what it sustained then: the
    plateau (`plateau.py`). That is a measurement.
-3. Else, where the load varied by cause and throughput bent (`capacity.py`), the loads it saw
-   are points of a curve (`curve.py`), and the peak is extrapolated with the interval its bend
-   allows, cut where the KV cache would be full.
-4. Else the capacity is at least what its best minute held, with how much more load it would take to
-   know more.
-5. A fleet's capacity is the sum of its engines', each for as long as it was there; a lower bound
-   where one of them is.
+3. Otherwise, if load really varied and throughput bent (`capacity.py`), the loads are points of a
+   curve (`curve.py`), and the peak is extrapolated with the interval that the bend allows, cut off
+   where the KV cache would be full.
+4. Otherwise the capacity is at least what the best minute held, with a statement of how much more
+   load is needed to determine it.
+5. A fleet's capacity is the sum of its engines', each weighted by the time it was there; a lower
+   bound if any of them is.
 
-Why not λ/σ of the fitted law: on a recorded sweep it says 434 to 557 tokens/s where the server held
-297. Why not the highest step: it is luck, and light load has a highest step too.
+Why not λ/σ of the fitted law: on a recorded sweep it gives 434 to 557 tokens/s, while the server
+sustained 297. Why not the highest step: it is luck, and light load has a highest step too.
 """
 
 from __future__ import annotations
@@ -89,16 +89,18 @@ CURVE_SCHEMA: Schema = {
 MEASURED, EXTRAPOLATED, BORROWED = "measured", "extrapolated", "borrowed"
 BOUNDED, UNKNOWN = "bounded", "unknown"
 KINDS = (MEASURED, EXTRAPOLATED, BORROWED, BOUNDED, UNKNOWN)
-"""How a capacity was found: a plateau that was held; a curve that bends; that of peers, which serve
-the same model (peers.py); what was seen is a lower bound; not at all. Of a fleet, the least sure
-one of its engines, or that it is a bound."""
+"""How a capacity was found; for a fleet, the least sure of its engines', or that it is a bound.
+
+Measured: a sustained plateau. Extrapolated: a curve that bends. Borrowed: from peers that serve the
+same model (peers.py). Bounded: what was observed is a lower bound. Or unknown.
+"""
 
 _CURVE_POINTS, _CURVE_RESAMPLES = 40, 60
 _BAND_BLOCK = 3
 
 
 class _WhenRead:
-    """A field that may be given what makes its text: it is made when it is first read."""
+    """A field that may be set to a function that makes its text, called when it is first read."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -108,7 +110,7 @@ class _WhenRead:
 
     def __get__(self, one: object | None, owner: type) -> str:
         if one is None:
-            raise AttributeError(self._name)  # as of a field without a default
+            raise AttributeError(self._name)  # as for a field without a default
         held: str | Callable[[], str] = one.__dict__[self._name]
         if not isinstance(held, str):
             held = one.__dict__[self._name] = held()
@@ -136,9 +138,9 @@ class Stretch(Record):
 
 @dataclass(frozen=True)
 class RegimeTime:
-    """How long one engine was in one regime, and what its longest stretch there was judged by.
+    """How long one engine was in one regime, and the evidence of its longest stretch there.
 
-    `share_ratio` is of all time of that engine that was judged, 0..1.
+    `share_ratio` is the share of that engine's judged time, 0..1.
     """
 
     engine: str
@@ -178,12 +180,12 @@ class Saturation(Figures):
 
     @property
     def capacity(self) -> Estimate:
-        """Output tokens per second that it can do at most."""
+        """The most output tokens per second that it can produce."""
         return self.capacity_output_tokens_per_second
 
     @property
     def regime_times(self) -> tuple[RegimeTime, ...]:
-        """The time in each regime, by engine, the longest first; empty where no step was judged."""
+        """The time in each regime, by engine, the longest first; empty if no step was judged."""
         groups: dict[tuple[str, str], list[Stretch]] = {}
         whole: dict[str, float] = {}
         for each in self.regimes:
@@ -203,10 +205,10 @@ class SaturationFit:
     """One engine: its judged steps, the points and limits of its curve, and its capacity.
 
     `kind` says how the capacity was found (`KINDS`), `best` is the best minute. `kv_limit_running`
-    is where the KV cache would be full, None if not told. `slowed` are the steps that gave far less
-    than they should have: at the limit, than the best minute; below it, than lighter and heavier
-    loads let expect. `curve` are those that are points of the curve. `left_out` counts the steps
-    with a gap or restart, which no figure of the curve uses.
+    is the load at which the KV cache would be full, None if unknown. `slowed` are the steps that
+    gave far less than they should have: at the limit, less than the best minute; below it, less
+    than lighter and heavier loads predict. `curve` are the steps that are points of the curve.
+    `left_out` counts the steps with a gap or restart, which the curve does not use.
     """
 
     engine: str
@@ -228,20 +230,21 @@ class SaturationFit:
 
     @property
     def heaviest_running(self) -> float | None:
-        """The most requests that ran in a step of the curve, on average; None without one."""
+        """The highest mean of running requests in any step of the curve; None without one."""
         running = self.steps.running_mean[self.curve]
         return float(running.max()) if len(running) else None
 
     @property
     def bottleneck(self) -> str | None:
-        """What limited longest in the busiest quarter of the steps, or None."""
+        """The longest limit in the busiest quarter of the steps, or None."""
         return regimes.bottleneck(self.steps)
 
     def curve_frame(self, *, seed: int = 0) -> pl.DataFrame:
         """The fitted law with its 90 % band: running_requests, low, mid, high (output tokens/s).
 
-        From the lightest load to the KV limit, or the heaviest load where that is more or there is
-        none. The band is a bootstrap in blocks of consecutive steps. Empty with nothing to fit.
+        From the lightest load to the KV limit, or to the heaviest load if that is more or there is
+        no limit. The band is a bootstrap in blocks of consecutive steps. Empty if there is nothing
+        to fit.
         """
         if len(self.levels.loads) < 2:
             return pl.DataFrame(schema=CURVE_SCHEMA)
@@ -265,7 +268,7 @@ class SaturationFit:
         )
 
     def _resampled(self, seed: int) -> list[LoadPoints]:
-        """The loads of as many resamples, in blocks of consecutive points."""
+        """The loads of each resample, drawn in blocks of consecutive points."""
         curve = StepColumns.of(self.steps, self.curve)
         count = len(curve.running)
         if not count:
@@ -280,7 +283,7 @@ class SaturationFit:
 
 
 def engine_fits(steps: pl.DataFrame, *, seed: int = 0) -> tuple[SaturationFit, ...]:
-    """A fit of each engine of `steps` (`STEP_SCHEMA`), ordered by name; empty for no steps."""
+    """A fit for each engine of `steps` (`STEP_SCHEMA`), ordered by name; empty for no steps."""
     return tuple(
         _engine_fit(engine, regimes.judged_steps(own), seed)
         for engine, own in regimes.engine_frames(steps).items()
@@ -298,14 +301,14 @@ def saturation(
     running: Mapping[str, Estimate] | None = None,
     models: Mapping[str, str] | None = None,
 ) -> Saturation:
-    """The verdict on what limits the server, for steps in the columns of `STEP_SCHEMA`.
+    """The saturation verdict, for steps in the columns of `STEP_SCHEMA`.
 
-    `headroom_ratio` = 1 − utilization: the given one (`used`, of the bill), else that of the mean
-    rate of the steps. `fits` saves fitting again what `engine_fits` has. `presence` is the share of
-    the window in which each engine was there, by its name; without it all were there throughout.
-    `capacities` and `running` are what engines can do, and with how many running requests, where
-    peers complete what they showed themselves (peers.py). `models` is what each engine serves, by
-    its name; without it all serve one model.
+    `headroom_ratio` = 1 − utilization, either the given one (`used`, from the bill) or that of the
+    mean rate of the steps. `fits` avoids repeating `engine_fits`. `presence` is the share of the
+    window in which each engine was there, by name; without it all were there throughout.
+    `capacities` and `running` are the engines' capacities and running requests, completed from
+    peers (peers.py). `models` is the model that each engine serves, by name; without it all serve
+    the same.
     """
     fits = engine_fits(steps, seed=seed) if fits is None else fits
     each = capacities or {f.engine: f.capacity for f in fits}
@@ -331,10 +334,10 @@ def saturation(
 def imbalance(
     stretches: Sequence[Stretch], models: Mapping[str, str] | None = None
 ) -> Imbalance | None:
-    """The engines between which load could be balanced; None where there are none.
+    """The engines between which load could be balanced; None if there are none.
 
-    Only among engines of one model (`models`: what each serves, by its name; without it all serve
-    one): others cannot take its requests. An engine has room where it was idle, or had fewer
+    Only among engines of one model (`models`: the model of each, by name; without it all serve the
+    same), because others cannot take its requests. An engine has room if it was idle, or had fewer
     requests than it could take, and was never at a limit.
     """
     serves = models or {}
@@ -358,7 +361,7 @@ def imbalance(
 
 
 def _overlapping(some: Sequence[Stretch], others: Sequence[Stretch]) -> set[str]:
-    """The engines of `some` that have time in common with any of the others."""
+    """The engines of `some` that overlap in time with any of the others."""
     by_start = sorted(others, key=lambda each: each.start)
     starts = [each.start for each in by_start]
     latest_ends = list(accumulate((each.end for each in by_start), max))
@@ -372,7 +375,7 @@ def _overlapping(some: Sequence[Stretch], others: Sequence[Stretch]) -> set[str]
 def _fleet_kind(
     capacity: Estimate, fits: Sequence[SaturationFit], each: Mapping[str, Estimate]
 ) -> str:
-    """How the sum was found: a bound where it is one, though nothing is known of an idle engine."""
+    """How the sum was found: bounded if it is a bound, even if some idle engine is unknown."""
     if capacity.is_bound:
         return BOUNDED
     kinds = (
@@ -412,7 +415,7 @@ def _engine_fit(engine: str, steps: EngineSteps, seed: int) -> SaturationFit:
 
 
 def _dip(steps: EngineSteps, curve: Mask, loads: LoadPoints) -> Mask:
-    """The steps of the load at which output fell below what its neighbors let expect."""
+    """The steps of the load whose output fell below what its neighbors predict."""
     found, dip = np.zeros(len(steps), bool), dipped(loads)
     for band in load_bands(steps, curve) if dip is not None else []:
         if np.median(steps.running[band]) == dip:
@@ -424,7 +427,7 @@ def _dip(steps: EngineSteps, curve: Mask, loads: LoadPoints) -> Mask:
 def _not_reached(
     steps: EngineSteps, loads: LoadPoints, kv_limit: float | None, best: BestMinute | None
 ) -> tuple[Estimate, Estimate, str]:
-    """Capacity, its running requests and their kind, of an engine without a plateau."""
+    """Capacity, its running requests and their kind, for an engine without a plateau."""
     capacity = _extrapolated(steps, loads, kv_limit, best)
     if capacity.is_known:
         return capacity, extrapolated_running(capacity, loads, kv_limit), EXTRAPOLATED
@@ -435,7 +438,7 @@ def _not_reached(
 def _extrapolated(
     steps: EngineSteps, loads: LoadPoints, kv_limit: float | None, best: BestMinute | None
 ) -> Estimate:
-    """The peak by how the curve bends, where the window can tell it; else unknown, with why."""
+    """The peak from the bend of the curve, if the window reveals it; else unknown, with why."""
     if not len(loads):
         return too_light(steps)
     found = blocks(steps)
@@ -458,7 +461,7 @@ def _extrapolated(
 
 
 def _prior(steps: EngineSteps, loads: LoadPoints) -> Prior:
-    """The usual prior; no peak lies past the load at which the server held requests back."""
+    """The default prior, with no peak beyond the load at which the server held requests back."""
     most = ceiling(steps)
     if most is None:
         return WINDOW_PRIOR
@@ -467,7 +470,7 @@ def _prior(steps: EngineSteps, loads: LoadPoints) -> Prior:
 
 
 def _output_rate(fits: Sequence[SaturationFit]) -> float | None:
-    """Mean output tokens/s over time, engines added; None where no step observed it."""
+    """Mean output tokens/s over time, summed over engines; None if no step observed it."""
     rates = [time_mean(fit.steps.output_tokens_per_second, fit.steps.seconds) for fit in fits]
     known = [rate for rate in rates if rate is not None]
     return sum(known) if known else None

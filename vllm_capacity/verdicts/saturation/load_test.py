@@ -1,19 +1,19 @@
-"""The saturation of a server known only by a table of loads: a load test, a published benchmark.
+"""The saturation of a server from a table of loads: a load test, a published benchmark.
 
-Told in words:
+The algorithm:
 
-1. Rows without a load or an output are left out, and rows of one load are averaged.
-2. A row is at the limit where requests waited, where it served less than was offered, or where the
-   server ran as many requests as it may (`LIMIT_COLUMNS`). One such row proves a plateau: the
-   capacity is what the loads near it held.
-3. Else the capacity is the plateau that the loads reached, or the peak they let foresee
-   (`curve.py`). A plateau of a few loads may still bend upwards, and a lone peak may stand between
-   two loads that were tried: there the interval takes in what the curve lets foresee.
+1. Rows without a load or an output are left out, and rows of the same load are averaged.
+2. A row is at the limit if requests waited, if fewer were served than offered, or if the server ran
+   its maximum of requests (`LIMIT_COLUMNS`). One such row proves a plateau: the capacity is what
+   the loads near it sustained.
+3. Otherwise the capacity is the plateau that the loads reached, or the peak that they predict
+   (`curve.py`). A plateau of few loads may still bend upwards, and a single peak may lie between
+   two tested loads: then the interval includes what the curve predicts.
 4. What was measured can be reached: no end of an extrapolated capacity lies below it.
 
-A test of a few minutes serves a little less than was offered, because its last requests finish
-after it; and a false alarm at a light load is told by heavier ones that gave more. So a row must
-fall 10 % short, and give nearly as much as any other.
+A test of a few minutes serves slightly less than was offered, because its last requests finish
+after it. A false alarm at a light load shows in heavier loads that gave more. So a row must fall 10
+% short, and give nearly as much as any other.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ from vllm_capacity.verdicts.saturation.fit import EXTRAPOLATED, MEASURED, UNKNOW
 from vllm_capacity.verdicts.saturation.loads import on_plateau
 
 LIMIT_COLUMNS = ("waiting_requests", "offered_requests_per_second", "max_num_seqs", "clients")
-"""The columns that tell whether a row was at the server's limit; each may be absent."""
+"""The columns that show whether a row was at the server's limit; each may be absent."""
 
 _KV_FULL_RATIO = 0.9
 _ROWS_A_LOAD = 1.5
-"""From so many rows a load on, rows within 8 % are one load; else each row is its own."""
+"""From this number of rows per load on, rows within 8 % are one load; else each row is its own."""
 _PLATEAU_HIGH = 1.06
 _MANY_LOADS = 4
-"""So many loads on a plateau show by themselves how far it scatters."""
+"""With this many loads on a plateau, their scatter is known without a prediction."""
 _LEAST_WAITING, _WAITING_OF_RUNNING = 0.5, 0.03
 _SERVED_OF_OFFERED = 0.9
 _NEARLY_ALL = 0.97
 _OF_MOST, _OF_LIMIT = 0.9, 0.95
-"""A row at the limit gives so much of the highest output, and so do the loads of its plateau."""
+"""Minimum share of the highest output for a row at the limit, and for the loads of its plateau."""
 _ONE_ROW_HIGH = 1.1
 _NO_NOW = "a table of loads has no present load to compare with its capacity"
 
 
 @dataclass(frozen=True)
 class LoadTest:
-    """The loads of a table, lightest first, and what it says of each.
+    """The loads of a table, lightest first, with the data of each.
 
-    `limits` says of each load how it is known to be at the server's limit, None where it is not.
-    `kv_ratio` is nan where not given. `most_running` is the most requests that the server runs at
-    once (`max_num_seqs`), None where not told.
+    `limits` says how each load is known to be at the server's limit, None if it is not. `kv_ratio`
+    is nan if not given. `most_running` is the most requests that the server runs at once
+    (`max_num_seqs`), None if unknown.
     """
 
     loads: LoadPoints
@@ -99,7 +99,7 @@ class LoadTest:
 
     @property
     def kv_limit(self) -> float | None:
-        """Where the KV cache would be full; no lighter than the heaviest load, which did run."""
+        """The load at which the KV cache is full; at least the heaviest load, as that did run."""
         if not len(self.loads):
             return None
         limit = kv_limit_running(self.loads.running, self.kv_ratio)
@@ -107,7 +107,7 @@ class LoadTest:
 
     @property
     def prior(self) -> Prior:
-        """What is believed of the peak: no farther than the server's own limit of requests."""
+        """The prior for the peak: no farther than the server's own limit of requests."""
         if self.most_running is None or not len(self.loads):
             return PRIOR
         reach = max(1.0, self.most_running / self.loads.heaviest)
@@ -115,7 +115,7 @@ class LoadTest:
 
     @property
     def plateau(self) -> Mask | None:
-        """The loads on a plateau that a load at the limit proves; None where none does."""
+        """The loads on a plateau that a load at the limit proves; None if none does."""
         if not self.is_limited.any():
             return None
         output = self.loads.output
@@ -127,20 +127,19 @@ class LoadTest:
 
 
 def fit_points(points: pl.DataFrame) -> Saturation:
-    """The verdict on saturation for a frame of loads.
+    """The saturation verdict for a frame of loads.
 
-    Columns used: running_requests (or clients), output_tokens_per_second and, if there,
-    kv_cache_ratio, requests_per_second and `LIMIT_COLUMNS`. Rows
-    without a load or an output are left out, and rows of one load are averaged: rows of the same
-    running requests, or within 8 % where the table has several rows for each such load (repeated
-    runs, a row a step). The headroom is unknown and `regimes` empty: nothing here happened at a
-    time.
+    Columns used: running_requests (or clients), output_tokens_per_second and, if present,
+    kv_cache_ratio, requests_per_second and `LIMIT_COLUMNS`. Rows without a load or an output are
+    left out, and rows of one load are averaged: rows with the same running requests, or within 8 %
+    if the table has several rows for each such load (repeated runs, one row per step). The headroom
+    is unknown and `regimes` empty, because a table has no times.
     """
     return saturation_of(LoadTest.of(points))
 
 
 def saturation_of(test: LoadTest) -> Saturation:
-    """The verdict on saturation for the loads of a load test."""
+    """The saturation verdict for the loads of a load test."""
     proven = test.plateau
     near = on_plateau(test.loads) if proven is None and len(test.loads) else proven
     if proven is not None:
@@ -163,7 +162,7 @@ def saturation_of(test: LoadTest) -> Saturation:
 
 
 def _limit(test: LoadTest, *, is_full: bool, is_proven: bool) -> str | None:
-    """What limited it, where the table can tell: the KV cache, or the number of sequences."""
+    """The bottleneck, if the table shows it: the KV cache, or the number of sequences."""
     if is_full:
         return regimes.KV
     most = test.most_running
@@ -173,7 +172,7 @@ def _limit(test: LoadTest, *, is_full: bool, is_proven: bool) -> str | None:
 
 
 def _extrapolated(test: LoadTest) -> tuple[Estimate, Estimate]:
-    """The peak that the loads let foresee, and its load; no less than what was measured."""
+    """The peak that the loads predict, and its load; at least what was measured."""
     loads, limit = test.loads, test.kv_limit
     if not len(loads):
         unknown = extrapolated(None, loads, limit)
@@ -188,7 +187,7 @@ def _extrapolated(test: LoadTest) -> tuple[Estimate, Estimate]:
 
 
 def _horizon(test: LoadTest) -> str:
-    """How far the peak is looked for."""
+    """How far the peak search extends."""
     if test.most_running is not None and test.prior is not PRIOR:
         return f"the server runs at most {test.most_running:,.0f} requests at once (max_num_seqs)"
     return (
@@ -197,7 +196,7 @@ def _horizon(test: LoadTest) -> str:
 
 
 def _proven(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:
-    """Capacity and its load where a load at the limit proves the plateau."""
+    """Capacity and its load if a load at the limit proves the plateau."""
     output, plateau = test.loads.output[near], test.loads.running[near]
     above = _ONE_ROW_HIGH if len(plateau) == 1 else _PLATEAU_HIGH
     span = f"{plateau[0]:,.1f}"
@@ -254,12 +253,12 @@ def _rows(points: pl.DataFrame) -> pl.DataFrame:
 
 
 def _known_limit() -> pl.Expr:
-    """How a row is known to be at the server's limit; null where nothing tells."""
+    """How a row is known to be at the server's limit; null if nothing shows it."""
     running, offered = pl.col("running"), pl.col("offered_requests_per_second")
     most, clients = pl.col("max_num_seqs"), pl.col("clients")
     waiting = pl.col("waiting_requests")
     is_waiting = (waiting >= _LEAST_WAITING) & (waiting >= _WAITING_OF_RUNNING * running)
-    # Without the requests served: tokens for each request offered, beside those of a light load.
+    # Without the served rate: tokens per offered request, relative to that of a light load.
     each = pl.col("output") / offered
     served_share = pl.coalesce(pl.col("served") / offered, each / each.max())
     is_full = (running >= _NEARLY_ALL * most) | (clients > most)
@@ -271,7 +270,7 @@ def _known_limit() -> pl.Expr:
 
 
 def _load_numbers(running: list[float]) -> list[int]:
-    """Which load each row belongs to, rows sorted: a load spans its lightest row's, or 8 % more."""
+    """The load number of each sorted row; a load spans its lightest row's value, or 8 % more."""
     merged = _numbered(running, SAME_LOAD)
     is_repeated = bool(merged) and len(running) >= _ROWS_A_LOAD * (merged[-1] + 1)
     return merged if is_repeated else _numbered(running, 1.0)
@@ -288,7 +287,7 @@ def _numbered(running: list[float], span: float) -> list[int]:
 
 
 def _held(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:
-    """Capacity and its load for loads that reached a plateau, or a lone peak and fell."""
+    """Capacity and its load for loads that reached a plateau, or a single peak and then fell."""
     loads = test.loads
     output, plateau = loads.output[near], loads.running[near]
     low, high = float(output.min()), _PLATEAU_HIGH * float(output.max())
@@ -308,7 +307,7 @@ def _held(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:
 
 
 def _sight(test: LoadTest, last: int, beyond: float | None) -> PeakEstimate | None:
-    """What the loads up to the last on a plateau let foresee, short of a heavier one that fell."""
+    """The prediction from the loads up to the plateau's last, short of a heavier one that fell."""
     seen = test.loads.up_to(last)
     prior = test.prior
     if beyond is not None:
@@ -329,7 +328,7 @@ def _plateau_words(plateau: Floats) -> str:
 
 
 def _between(loads: LoadPoints, last: int) -> str:
-    """Why a lone peak is no answer, and which loads would tell."""
+    """Why a single peak is not an answer, and which loads would determine it."""
     running, output = loads.running, loads.output
     lighter = running[last - 1] if last else 0.0
     return (

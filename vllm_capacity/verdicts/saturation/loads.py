@@ -1,4 +1,4 @@
-"""Steps as points of a curve: which of them count, and which loads they make up."""
+"""Steps as points of a curve: which of them count, and which loads they form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.regimes import Cause, EngineSteps
 
 MINUTE_SCATTER = 0.10
-"""How far minutes of one load were seen to scatter on recorded servers, as a share of the mean."""
+"""The scatter of minutes at one load on recorded servers, as a share of the mean."""
 _LOAD_BAND = 1.25
 _LONG_STEP_SECONDS = 45.0
 _MIN_RUNNING, _MIN_EXACT_RUNNING = 0.5, 0.1
@@ -35,7 +35,7 @@ _LEAST_SPAN, _FLAT_GROWTH = 1.1, 0.3
 
 @dataclass(frozen=True)
 class LoadLevels:
-    """Loads made of steps: `loads`, the KV ratio at each (nan: not observed), how many steps."""
+    """Loads formed from steps: `loads`, the KV ratio at each (nan: unobserved), and step counts."""
 
     loads: LoadPoints
     kv_ratio: Floats
@@ -43,12 +43,12 @@ class LoadLevels:
 
 
 def curve_steps(steps: EngineSteps) -> Mask:
-    """The usable steps in which something ran and tokens came out: the points of the curve.
+    """The usable steps with running requests and output tokens: the points of the curve.
 
-    Steps whose load is poorly known are left out: a curve over such loads comes out too flat
-    (regression dilution), and would tell of a bend where there is none. A load by Little's law is
-    exact; one of gauges is not, and a step of one or two scrapes is judged with its neighbors. The
-    neighbors of a stalled step are left out with it: the stall reaches into them.
+    Steps with a poorly known load are left out: a curve over such loads comes out too flat
+    (regression dilution) and would show a bend where there is none. A load by Little's law is
+    exact. A load from gauges is not, and a step of one or two scrapes is judged together with its
+    neighbors. The neighbors of a stalled step are left out too: the stall extends into them.
     """
     is_stalled = steps.cause == Cause.STALLED
     is_near_stall = is_stalled.copy()
@@ -71,7 +71,7 @@ def _is_load_known(steps: EngineSteps) -> Mask:
 
 
 def _load_noise_ratios(steps: EngineSteps) -> Floats:
-    """`running_noise_ratio` of each step; of a thinly scraped one, of it and its neighbors."""
+    """`running_noise_ratio` of each step; with few scrapes, over the step and its neighbors."""
     mean, most, scrapes = steps.running_mean, steps.running_max, steps.scrapes
     is_thin = scrapes < _ENOUGH_SCRAPES
     if is_thin.any():
@@ -87,9 +87,9 @@ def _load_noise_ratios(steps: EngineSteps) -> Floats:
 
 
 def load_bands(steps: EngineSteps, which: Mask) -> list[Indices]:
-    """Which of those steps are of like load (running within 1.25 ×), the lightest first.
+    """The given steps grouped by load (running within 1.25 ×), the lightest first.
 
-    A band of a single step is left out where others have more, unless that step is long: it is a
+    A band of a single step is left out if others have more, unless that step is long: it is a
     change of load, not a load.
     """
     picks = np.flatnonzero(which)
@@ -99,7 +99,7 @@ def load_bands(steps: EngineSteps, which: Mask) -> list[Indices]:
 
 
 def _banded(running: Floats, seconds: Floats) -> tuple[Indices, Indices, Mask]:
-    """The band of each step; of each band, lightest first, its steps and whether it is a load."""
+    """The band of each step; each band's step count and whether it is a load, lightest first."""
     band = np.floor(np.log(running) / math.log(_LOAD_BAND)).astype(np.int16)
     _, own, counts = np.unique(band, return_inverse=True, return_counts=True)
     longest = np.zeros(len(counts))
@@ -110,7 +110,7 @@ def _banded(running: Floats, seconds: Floats) -> tuple[Indices, Indices, Mask]:
 
 @dataclass(frozen=True)
 class StepColumns:
-    """What levels are made of, a value a step (`kv_ratio` nan: not observed), in order."""
+    """The columns that make up levels, one value per step (`kv_ratio` nan: not observed)."""
 
     running: Floats
     output: Floats
@@ -129,7 +129,7 @@ class StepColumns:
         return cls(*(column[which] for column in columns))
 
     def at(self, picks: Indices) -> StepColumns:
-        """Those of the picked steps."""
+        """The columns of the picked steps."""
         return StepColumns(
             self.running[picks], self.output[picks], self.kv_ratio[picks], self.seconds[picks]
         )
@@ -148,11 +148,11 @@ def load_levels(steps: StepColumns) -> LoadLevels:
 
 
 def on_plateau(loads: LoadPoints) -> Mask | None:
-    """Which loads are on a plateau, within 5 % of the highest output; None where there is none.
+    """Which loads are on a plateau, within 5 % of the highest output; None if there is none.
 
-    A plateau is where the lightest of them and the heaviest load of all are 1.4 × apart: from it
-    on, output no longer grows, whatever heavier loads do to it. Short of that, three loads that are
-    10 % apart and over which output grows by less than the 0.3th power of load.
+    There is a plateau if its lightest load and the heaviest of all loads are 1.4 × apart: from
+    there on, output no longer grows, whatever heavier loads do to it. Otherwise it takes three
+    loads, 10 % apart, over which output grows by less than the 0.3th power of load.
     """
     is_near = loads.output >= _OF_PEAK * float(loads.output.max())
     running, output = loads.running[is_near], loads.output[is_near]
@@ -165,13 +165,13 @@ def on_plateau(loads: LoadPoints) -> Mask | None:
 
 
 def _medians(values: Floats, own: Indices, groups: int) -> Floats:
-    """The median of the seen values of each group; nan where none was."""
+    """The median of the observed values of each group; nan without any."""
     lower, upper = group_middles(values, own, groups)
     return (lower + upper) / 2
 
 
 def _relative_errors(output: Floats, own: Indices, counts: Indices) -> Floats:
-    """Relative error of a load's output: scatter ÷ √steps, × 1.5 since neighbors are alike."""
+    """Relative error of a load's output: scatter ÷ √steps, × 1.5 as neighbors are correlated."""
     groups = len(counts)
     mean = np.bincount(own, weights=output, minlength=groups) / counts
     squares = np.bincount(own, weights=(output - mean[own]) ** 2, minlength=groups)

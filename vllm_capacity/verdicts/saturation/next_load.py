@@ -1,16 +1,17 @@
 """Which load to test next: the one that would narrow the interval of the capacity most.
 
-Told in words:
+The algorithm:
 
 1. Until a bend can be seen, loads are spread widely: 12 × the heaviest one so far, or the most that
    may be tried.
-2. Then each candidate is tried on paper. Where the peak lies is not known: it may be at the low
-   end, the middle or the high end of its interval. In each case the load would give what the curve
-   says there, no more than that peak. The table with that row is fitted again; the candidate whose
-   intervals are narrowest on average wins, the lightest of those that do about as well.
+2. Then each candidate is simulated. The location of the peak is unknown: it may be at the low end,
+   the middle or the high end of its interval. In each case the load would give what the curve
+   predicts, but no more than that peak. The table with that row is fitted again; the candidate with
+   the narrowest intervals on average wins, or the lightest that does about as well.
 3. A second load is found the same way, as if the first had given what is expected of it.
 
-A load far beyond the limit does no harm: its clients wait, and a row that waits proves the plateau.
+A load far beyond the limit does no harm: its clients wait, and a row with waiting requests proves
+the plateau.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from vllm_capacity.verdicts.saturation.curve import LoadPoints, expected_output,
 from vllm_capacity.verdicts.saturation.load_test import LoadTest, saturation_of
 
 GOOD_ENOUGH = 1.15
-"""High ÷ low of a capacity that no further load is proposed for."""
+"""High ÷ low of a capacity that needs no further load test."""
 _FIRST, _SPREAD = 8.0, 12.0
 _FEW_LOADS = 3
 _AWAY = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 _CASES = (0.25, 0.5, 0.25)
-"""How likely the peak is at the low end, the middle and the high end of its interval."""
+"""Probabilities that the peak is at the low end, the middle and the high end of its interval."""
 _ABOUT_AS_WELL = 1.02
 _WORTH = 0.97
-"""A load is worth a test that would leave so much of the interval, or less."""
+"""A load is worth testing if it would leave at most this share of the interval."""
 _UNKNOWN_WIDTH = 4.0
 _PAST_LIMIT = 1.25
 _SEPARATE = 1.15
@@ -46,8 +47,8 @@ _SEPARATE = 1.15
 class NextLoad:
     """A load to test: `clients` requests in flight all the time.
 
-    `high_over_low` is how wide the capacity's interval would be afterwards, high ÷ low; None where
-    that cannot be told yet.
+    `high_over_low` is the expected width of the capacity's interval afterwards, high ÷ low; None if
+    it cannot be predicted yet.
     """
 
     clients: int
@@ -59,8 +60,8 @@ def next_loads(
 ) -> tuple[NextLoad, ...]:
     """The next loads to test, best first, for a frame of loads (`fit_points`); at most `count`.
 
-    No heavier than `most_clients`, where given. Empty where the capacity is known well enough
-    (`GOOD_ENOUGH`), or no load is left that would tell more.
+    No heavier than `most_clients`, if given. Empty if the capacity is known well enough
+    (`GOOD_ENOUGH`), or no remaining load would be informative.
     """
     return next_loads_of(LoadTest.of(points), most_clients=most_clients, count=count)
 
@@ -68,7 +69,7 @@ def next_loads(
 def next_loads_of(
     test: LoadTest, *, most_clients: float | None = None, count: int = 2
 ) -> tuple[NextLoad, ...]:
-    """`next_loads` of a load test, or of a window's loads taken as one."""
+    """`next_loads` for a load test, or for a window's loads treated as one."""
     found: list[NextLoad] = []
     for _ in range(count):
         best = _next(test, most_clients)
@@ -99,7 +100,7 @@ def _next(test: LoadTest, most: float | None) -> NextLoad | None:
 
 
 def _between(test: LoadTest) -> NextLoad | None:
-    """The load in the middle of the widest gap; None where none is wide."""
+    """The load in the middle of the widest gap; None if no gap is wide."""
     running = test.loads.running
     if len(running) < 2:
         return None
@@ -126,7 +127,7 @@ def _candidates(test: LoadTest, most: float | None) -> list[int]:
 
 
 def _expected_width(test: LoadTest, clients: int) -> float:
-    """High ÷ low of the capacity to expect once that load was tested (geometric mean)."""
+    """High ÷ low of the capacity expected after testing that load (geometric mean)."""
     logs = [
         math.log(_width(saturation_of(_with(test, clients, output)).capacity))
         for output in _expected(test, clients)
@@ -135,7 +136,7 @@ def _expected_width(test: LoadTest, clients: int) -> float:
 
 
 def _expected(test: LoadTest, clients: float) -> Sequence[float]:
-    """What a load would give, in each case of where the peak lies (`_CASES`)."""
+    """The expected output of a load, for each possible position of the peak (`_CASES`)."""
     loads = test.loads
     expected = expected_output(loads, clients) if len(loads) else None
     if expected is None:
@@ -152,7 +153,7 @@ def _expected(test: LoadTest, clients: float) -> Sequence[float]:
 
 
 def _with(test: LoadTest, clients: float, output: float) -> LoadTest:
-    """The load test with a further load, which is not known to be at the limit."""
+    """The load test with one more load, which is not known to be at the limit."""
     loads = test.loads
     place = int(np.searchsorted(loads.running, clients))
     error = float(np.median(loads.error)) if len(loads) else 0.0
@@ -169,7 +170,7 @@ def _with(test: LoadTest, clients: float, output: float) -> LoadTest:
 
 
 def _width(capacity: Estimate) -> float:
-    """High ÷ low; of a capacity that is not known, wider than any answer."""
+    """High ÷ low; for an unknown capacity, wider than any known one."""
     if capacity.low is None or capacity.high is None:
         return _UNKNOWN_WIDTH
     return capacity.high / capacity.low

@@ -1,13 +1,14 @@
-"""Capacities that engines did not show, taken from their peers.
+"""Capacities that engines did not show, borrowed from their peers.
 
-A replica that was idle, or never near its limit, can do about what another of the same model, GPU
-and settings was seen to do. About: GPUs of one type differ. In five clusters with more than 18,000
-GPUs, performance within a cluster varied by 8 % on average, 22 % at most (Sinha et al., "Not All
-GPUs Are Created Equal", SC 2022). So what is lent is 10 % wider on either side: an interval, or,
-where no peer reached its limit either, a lower bound by the best minute of the best of them.
+A replica that was idle, or never near its limit, can do about what another with the same model, GPU
+and settings was seen to do. Only about, because GPUs of one type differ. In five clusters with more
+than 18,000 GPUs, performance within a cluster varied by 8 % on average, 22 % at most (Sinha et al.,
+"Not All GPUs Are Created Equal", SC 2022). So what is lent is 10 % wider on either side: an
+interval or, if no peer reached its limit either, a lower bound from the best minute of the best of
+them.
 
 Two replicas with load show whether they are alike: at the same number of running requests they give
-the same output. Where they clearly do not, neither lends to the other, whatever their labels say.
+the same output. If they clearly do not, neither lends to the other, whatever their labels say.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from vllm_capacity.verdicts.saturation.curve import LoadPoints
 from vllm_capacity.verdicts.saturation.fit import BOUNDED, EXTRAPOLATED, SaturationFit
 
 SPREAD_RATIO = 0.10
-"""How far apart the speeds of two replicas may be that labels call alike."""
+"""How far apart the speeds of two replicas with matching labels may be."""
 _CLEAR_ERRORS = 2.0
 _SURENESS = {kind: place for place, kind in enumerate(Kind)}
 
 Lenders = Mapping[str, Sequence[str]]
-"""Of each engine, those that it may borrow from."""
+"""For each engine, those that it may borrow from."""
 
 
 def undisputed(
     fits: Sequence[SaturationFit], makes: Mapping[str, Make]
 ) -> tuple[SaturationFit, ...]:
-    """The fits; an extrapolated capacity is a bound where the loads of a peer tell against it.
+    """The fits; an extrapolated capacity becomes a bound if the loads of a peer contradict it.
 
-    A mixture of experts bends at light loads as if its limit were near. A replica that saw heavier
-    ones shows that it is not (`is_easing`), and what holds of one holds of its peers.
+    A mixture of experts bends at light loads as if its limit were near. A replica with heavier
+    loads shows that it is not (`is_easing`), and what holds for one holds for its peers.
     """
     easing_fits = [
         fit
@@ -59,9 +60,9 @@ def undisputed(
 
 
 def lenders(fits: Sequence[SaturationFit], makes: Mapping[str, Make]) -> dict[str, tuple[str, ...]]:
-    """The peers of each engine that did not show its capacity, by name; the others have none.
+    """The peers of each engine that did not show its capacity, by name; others have no entry.
 
-    None either for an engine that something slowed: its peers do not tell what it could do.
+    Nor has an engine that something slowed: its peers do not show what it could do.
     """
     return {
         fit.engine: tuple(
@@ -73,7 +74,7 @@ def lenders(fits: Sequence[SaturationFit], makes: Mapping[str, Make]) -> dict[st
 
 
 def unloaded(fits: Sequence[SaturationFit]) -> frozenset[str]:
-    """The engines that showed no load at all to judge by."""
+    """The engines without any load to judge."""
     return frozenset(fit.engine for fit in fits if not fit.curve.any())
 
 
@@ -85,10 +86,10 @@ def _are_peers(one: SaturationFit, other: SaturationFit, makes: Mapping[str, Mak
 
 
 def are_as_fast(one: LoadPoints, other: LoadPoints) -> bool:
-    """Whether two engines gave like output at like load, or no load of both can tell.
+    """Whether two engines gave similar output at similar load, or their loads cannot show it.
 
-    Their outputs at the loads of `one` that lie among those of `other` may differ by a tenth, and
-    by what loads scatter.
+    Their outputs at the loads of `one` that lie within those of `other` may differ by a tenth, plus
+    the scatter of the loads.
     """
     if not len(one) or not len(other):
         return True
@@ -103,10 +104,10 @@ def are_as_fast(one: LoadPoints, other: LoadPoints) -> bool:
 
 @dataclass(frozen=True)
 class Loan:
-    """What an engine can lend: its own figure, and what it would be of a slower or faster one.
+    """What an engine can lend: its own figure, and what it would be for a slower or faster engine.
 
-    Of a capacity all three are one. Within latency targets a slower engine loses more than its
-    speed, for it misses them earlier.
+    For a capacity all three are the same. Within latency targets a slower engine loses more than
+    its speed, because it misses them earlier.
     """
 
     own: Estimate
@@ -115,19 +116,19 @@ class Loan:
 
     @property
     def low(self) -> float | None:
-        """What a peer can do at least."""
+        """The least that a peer can do."""
         least = self.slower.low
         return None if least is None else least * (1 - SPREAD_RATIO)
 
     @property
     def high(self) -> float | None:
-        """What a peer can do at most."""
+        """The most that a peer can do."""
         most = self.faster.high
         return None if most is None else most * (1 + SPREAD_RATIO)
 
     @property
     def is_known(self) -> bool:
-        """Whether it is an interval, and not a bound alone."""
+        """Whether it is an interval, not just a bound."""
         return self.own.is_known and self.low is not None and self.high is not None
 
 
@@ -139,10 +140,10 @@ def completed(
     slower: Mapping[str, Estimate] | None = None,
     faster: Mapping[str, Estimate] | None = None,
 ) -> dict[str, Estimate]:
-    """The figure of each engine: its own, or what its peers let expect of it.
+    """The figure of each engine: its own, or what its peers suggest.
 
-    Of an engine outside `idle`, whose load was seen, only a lower bound is completed: what makes
-    its figure unknown, or bounds it from above, its peers do not know.
+    For an engine outside `idle`, whose load was observed, only a lower bound is completed: its
+    peers know nothing of why its figure is unknown or bounded from above.
     """
     loans = {
         name: Loan(each, (slower or own)[name], (faster or own)[name]) for name, each in own.items()
@@ -156,7 +157,7 @@ def completed(
 
 
 def _completed(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
-    """An engine's own figure, where it is known; else its peers', no less than its own bound."""
+    """An engine's own figure if known; else its peers', but at least its own bound."""
     if own.high is not None:
         return own
     known = {name: loan for name, loan in loans.items() if loan.is_known}
@@ -173,7 +174,7 @@ def _completed(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
     high = max(loan.high or 0.0 for loan in surest.values())
     least = own.low or 0.0
     if least > high:
-        return own  # it did more than its peers can: they are not alike
+        return own  # it did more than its peers can, so they are not alike
     basis = (
         f"that of {listed(list(surest))}, which {_serve(surest)} the same model, "
         f"± {SPREAD_RATIO:.0%}"
@@ -187,7 +188,7 @@ def _completed(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
 
 
 def _bounded(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
-    """At least what the best of its peers was seen to do, less what they may differ."""
+    """At least what the best of its peers was seen to do, minus the possible difference."""
     lows = {name: loan.low for name, loan in loans.items() if loan.low}
     if not lows:
         return own

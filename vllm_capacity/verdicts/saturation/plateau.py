@@ -1,9 +1,9 @@
-"""What a server held while it was the limit, and the steps in which something slowed it.
+"""What a server sustained at its limit, and the steps in which something slowed it.
 
 A plateau is measured, not fitted: the mean throughput of the steps in which the server, not the
-client, set the pace. Its interval is a bootstrap in blocks of a minute (steps are correlated for
-as long as a request lives, so single steps would promise too much), and never narrower than
-minutes were seen to scatter on recorded servers: 10 % ÷ √minutes, 3 % at least.
+clients, set the pace. Its interval is a bootstrap in blocks of a minute: steps are correlated for
+as long as a request lives, so resampling single steps would give too narrow an interval. It is
+never narrower than the scatter of minutes on recorded servers: 10 % ÷ √minutes, 3 % at least.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MANY_PREEMPTED, _PREEMPTION_LOSS = 1.0, 0.10
 
 @dataclass(frozen=True)
 class Plateau:
-    """What the server held while it was the limit: output tokens/s, running requests, its steps."""
+    """What the server sustained at its limit: output tokens/s, running requests, and its steps."""
 
     output: Estimate
     running: Estimate
@@ -54,12 +54,12 @@ class Plateau:
 def plateau(
     steps: EngineSteps, *, best: BestMinute | None, slow: Mask, seed: int = 0
 ) -> Plateau | None:
-    """The plateau of the steps in which the server was the limit; None under a minute of them.
+    """The plateau of the steps in which the server was at its limit; None under a minute of them.
 
     Left out are steps at the ends of a stretch (`_clean_stretches`) and the `slow` ones, in which
-    the server was slower than itself (`slowed`). The high end is no less than its `best` minute
-    shows (`BestMinute.sure`), and a tenth above the mean where most requests were preempted: a load
-    just short of the cache saves the work that is done twice.
+    the server was slower than usual (`slowed`). The high end is at least what its `best` minute
+    shows (`BestMinute.sure`), and a tenth above the mean if most requests were preempted: a load
+    that just fits into the cache avoids that repeated work.
     """
     clean = _clean_stretches(steps)
     clean = clean.at(~slow[clean.steps])
@@ -80,7 +80,7 @@ def plateau(
 def _no_less(
     output: Estimate, steps: EngineSteps, limited: Indices, best: BestMinute | None
 ) -> Estimate:
-    """The plateau's output, its high end raised to what less or luckier load was seen to give."""
+    """The plateau's output, with its high end raised to what lighter or luckier load achieved."""
     mid, high = output.mid or 0.0, output.high or 0.0
     preempted = summed(or_zero(steps.preemptions[limited]))
     requests = total(steps.requests_per_second[limited], steps.seconds[limited])
@@ -90,11 +90,11 @@ def _no_less(
 
 
 def is_denied(plateau: Plateau, best: BestMinute | None) -> bool:
-    """Whether the best minute held more than a server with this plateau can, chance allowed for.
+    """Whether the best minute exceeds what a server with this plateau can do, allowing for chance.
 
-    Then the server was slower while it was the limit than before or after: by a neighbor on its
-    machine, perhaps, or other requests. One scatter is in the plateau's high end; more than two
-    are no luck.
+    Then the server was slower at its limit than before or after: because of a neighbor on its
+    machine, perhaps, or of different requests. The plateau's high end includes one scatter; more
+    than two are not chance.
     """
     if best is None or plateau.output.mid is None:
         return False
@@ -102,9 +102,9 @@ def is_denied(plateau: Plateau, best: BestMinute | None) -> bool:
 
 
 def _brief_plateau(steps: EngineSteps, best: BestMinute | None) -> Plateau | None:
-    """The best minute, where the server was the limit for a minute on end but for its edges.
+    """The best minute, if the server was at its limit for a continuous minute including its edges.
 
-    Its edges would lower a mean; of one or two minutes the best is hardly luck.
+    The edges would lower a mean; the best of one or two minutes is hardly luck.
     """
     if best is None or not best.is_limited:
         return None
@@ -128,10 +128,11 @@ def _brief_plateau(steps: EngineSteps, best: BestMinute | None) -> Plateau | Non
 
 
 def _has_queue(steps: EngineSteps, stretches: _Stretches) -> bool:
-    """Whether the queue was more than chance: deep, lasting, or held back by the KV cache.
+    """Whether the queue was more than chance: deep, lasting, or due to the KV cache.
 
-    Near its limit a server has a few requests waiting now and then, while it still goes on rising.
-    Deep is a tenth of what ran; lasting, in six scrapes in a row or more for half of the time.
+    Near its limit a server has a few waiting requests now and then, while its throughput still
+    rises. Deep means a tenth of the running requests; lasting means in at least six consecutive
+    scrapes, for half of the time.
     """
     limited = stretches.steps
     seconds = steps.seconds[limited]
@@ -146,11 +147,12 @@ def _has_queue(steps: EngineSteps, stretches: _Stretches) -> bool:
 
 
 def slowed(steps: EngineSteps, best: BestMinute | None) -> Mask:
-    """The steps in which the server was the limit, yet gave far less than its best minute held.
+    """The steps in which the server was at its limit, yet gave far less than in its best minute.
 
-    Minutes below three quarters of it, two in a row or all of a stretch, and steps below it in the
-    minutes beside; one such minute, too, with a step below it beside. Something outside slowed the
-    server, or it was asked for something else. Either way they do not tell what it can do.
+    These are minutes below three quarters of it, two in a row or a whole stretch, and steps below
+    it in adjacent minutes; also a single such minute with a step below it next to it. Something
+    outside slowed the server, or the requests were different. Either way they do not show its
+    capacity.
     """
     found = np.zeros(len(steps), bool)
     if best is None:
@@ -173,18 +175,18 @@ def slowed(steps: EngineSteps, best: BestMinute | None) -> Mask:
 
 @dataclass(frozen=True)
 class _Stretches:
-    """The steps of several stretches in order, and the number of the stretch of each."""
+    """The steps of several stretches in order, and the number of each step's stretch."""
 
     steps: Indices
     own: Indices
 
     def at(self, which: Mask) -> _Stretches:
-        """Some of their steps."""
+        """A subset of their steps."""
         return _Stretches(self.steps[which], self.own[which])
 
 
 def _spanned(firsts: Indices, ends: Indices) -> _Stretches:
-    """The steps from each first one to the one before its end; none where that is no later."""
+    """The steps from each first one to the one before its end; none if the end is no later."""
     lengths = np.maximum(ends - firsts, 0)
     offsets = firsts - (np.cumsum(lengths) - lengths)
     own = np.repeat(np.arange(len(firsts)), lengths)
@@ -192,11 +194,12 @@ def _spanned(firsts: Indices, ends: Indices) -> _Stretches:
 
 
 def _clean_stretches(steps: EngineSteps) -> _Stretches:
-    """The usable steps of each stretch in which the server was the limit throughout.
+    """The usable steps of each stretch in which the server was at its limit throughout.
 
-    The step at an end of a stretch is left out: requests waited in its scrapes, but not necessarily
-    before the first of them or after the last. Where the observation itself begins or ends there,
-    the stretch may go on, and the step stays if there is no minute without it.
+    Steps at the ends of a stretch are left out: requests waited in their scrapes, but not
+    necessarily before the first or after the last of these. If the observation itself begins or
+    ends there, the stretch may continue, and the step is kept if there is no full minute without
+    it.
     """
     firsts, ends = _limited_spans(steps)
     inner = _spanned(firsts + 1, ends - 1)
@@ -210,9 +213,9 @@ def _clean_stretches(steps: EngineSteps) -> _Stretches:
 
 
 def _minutes(seconds: Floats, stretches: Indices) -> Indices:
-    """The number of the minute of each step: steps of a stretch in groups of a minute or more.
+    """The number of each step's minute: steps of a stretch in groups of at least a minute.
 
-    What remains of a stretch joins its last minute.
+    The remainder of a stretch joins its last minute.
     """
     numbers: list[int] = []
     number, elapsed, current = -1, 0.0, -1
@@ -229,7 +232,7 @@ def _minutes(seconds: Floats, stretches: Indices) -> Indices:
 
 
 def _is_lasting(is_below: Mask, minutes: Indices, is_on: Mask) -> Mask:
-    """Whether a step beside each minute, of its stretch, is below what was to be expected, too."""
+    """Whether, for each minute, an adjacent step in its stretch is also below the threshold."""
     borders = np.flatnonzero(np.diff(minutes, prepend=-1, append=-1))
     beside = np.pad(is_below, 1)
     before, after = beside[borders[:-1]], beside[borders[1:] + 1]
@@ -237,15 +240,15 @@ def _is_lasting(is_below: Mask, minutes: Indices, is_on: Mask) -> Mask:
 
 
 def _is_on(minutes: Indices, stretches: Indices) -> Mask:
-    """Whether each minute is of the stretch of the one before; one longer, the ends False."""
+    """Whether each minute is in the same stretch as the one before; one longer, with False ends."""
     own = stretches[np.flatnonzero(np.diff(minutes, prepend=-1))]
     return np.pad(own[1:] == own[:-1], 1)
 
 
 def _limited_spans(steps: EngineSteps) -> tuple[Indices, Indices]:
-    """Where the server was the limit in every scrape: first and last + 1 of consecutive steps.
+    """Spans at the limit in every scrape: the first and last + 1 of consecutive steps.
 
-    A lone step in between, in which it was the limit in part, does not end a span.
+    A single step in between, with the server at its limit for part of it, does not end a span.
     """
     limited = np.flatnonzero(_is_limited_throughout(steps))
     later, distance, is_next = limited[1:], np.diff(limited), steps.is_next
@@ -257,16 +260,16 @@ def _limited_spans(steps: EngineSteps) -> tuple[Indices, Indices]:
 
 
 def ceiling(steps: EngineSteps) -> float | None:
-    """The most requests that ran where scheduler or cache held more back; None where never."""
+    """The most requests that ran while scheduler or cache held others back; None if never."""
     is_ceiling = steps.is_in(regimes.SCHEDULER) | steps.is_in(regimes.KV)
     most = steps.running_max[is_ceiling & _is_limited_throughout(steps)]
     return float(most.max()) if len(most) else None
 
 
 def _is_limited_throughout(steps: EngineSteps) -> Mask:
-    """Whether the server, by whatever limit, set the pace in all of each step.
+    """Whether the server, by any limit, set the pace during all of each step.
 
-    A full cache is enough: with it, the queue flickers as requests leave.
+    A full cache is sufficient: the queue then flickers as requests leave.
     """
     is_full = steps.is_in(regimes.KV) & (steps.kv_cache_ratio_mean >= _KV_FULL_RATIO)
     return steps.is_limited & (is_full | (steps.waiting_share >= _ALWAYS))
@@ -277,8 +280,8 @@ def _with_intervals(
 ) -> tuple[Estimate, Estimate]:
     """Mean output and running requests over steps at the limit.
 
-    Requests that live long make fewer independent minutes: blocks are as long as a request lives, a
-    minute at least.
+    Long-lived requests mean fewer independent minutes: blocks are as long as a request lives, at
+    least a minute.
     """
     columns = (steps.output_tokens_per_second[limited], steps.running_mean[limited])
     weights = steps.seconds[limited]
@@ -297,7 +300,7 @@ def _with_intervals(
 
 
 def _wide_enough(mean: float, low: float, high: float, share: float, basis: str) -> Estimate:
-    """The mean with its interval, no narrower than that share of it to either side."""
+    """The mean with its interval, widened to at least that share of it on either side."""
     return Estimate.known(
         min(low, mean - mean * share), mean, max(high, mean + mean * share), basis
     )
@@ -308,15 +311,15 @@ def block_bootstrap(
 ) -> list[tuple[float, float]]:
     """The 5 and 95 % quantiles of the weighted mean of each column.
 
-    By circular blocks of consecutive values, the same for all columns. Of a long time the blocks
-    are longer, so that no more than 2,000 make a resample: they are added once, and none is cut.
+    Uses circular blocks of consecutive values, the same for all columns. For a long time the blocks
+    are longer, so that a resample has at most 2,000: each is summed once, and none is cut.
     """
     count = len(weights)
     is_long = count > _BLOCKS_AT_MOST * block
     if is_long:
         block = math.ceil(count / _BLOCKS_AT_MOST)
     rng, blocks = np.random.default_rng(seed), math.ceil(count / block)
-    # each goes on with its beginning, so that a block may start anywhere
+    # each array continues with its beginning, so that a block may start anywhere
     around = [
         np.append(one, one[: block - 1]) for one in (weights, *(c * weights for c in columns))
     ]

@@ -1,7 +1,7 @@
-"""The regimes of a window as a picture can show them: the share of each in even steps of time.
+"""The share of each regime in even time steps, for charts.
 
-A week of a lightly used server flips between idle and busy thousands of times, each too short to be
-seen. What remains of them is how much of an hour or two was spent in which regime.
+In a week, a lightly used server flips between idle and busy thousands of times, each too short to
+be visible. What a chart can show is how much of an hour or two was spent in which regime.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vllm_capacity.verdicts.saturation.fit import Stretch
 from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, LIMITS
 
 LEAST_LIMITED_RATIO = 0.1
-"""The share of a step from which on a limit names it, whatever the rest of the step was."""
+"""From this share of a step on, a limit is the step's regime, whatever the rest of the step was."""
 
 _STRETCHES: Mapping[str, DataTypeClass | pl.DataType] = {
     "first": pl.Datetime("us", "UTC"),
@@ -32,7 +32,7 @@ def regime_shares(
 ) -> pl.DataFrame:
     """How much of each step each engine spent in each regime.
 
-    One row per engine, step and regime that it was in, ordered so, the regimes by severity: engine,
+    One row per engine, step and regime that occurred, in that order, regimes by severity: engine,
     step (its number), start, end, regime, share_ratio (0..1, of the whole step). Time that was not
     judged has no row. Empty for no stretches.
     """
@@ -55,10 +55,10 @@ def regime_shares(
 
 
 def leading_regimes(shares: pl.DataFrame) -> pl.DataFrame:
-    """The regime that names each step of each engine: a row of `regime_shares` per engine and step.
+    """The main regime of each step of each engine: one row of `regime_shares` per engine and step.
 
-    It is the limit of most time where limits held for a tenth of the step or more, else the regime
-    of most time; of equal ones the more severe.
+    It is the longest limit if limits held for at least a tenth of the step, else the longest
+    regime; of equal ones the more severe.
     """
     is_limit = pl.col("regime").is_in(LIMITS)
     limited = pl.col("share_ratio").filter(is_limit).sum().over("engine", "step")
@@ -72,6 +72,6 @@ def leading_regimes(shares: pl.DataFrame) -> pl.DataFrame:
 
 
 def severity(regime: pl.Expr) -> pl.Expr:
-    """The place of a regime among all, the most limiting last."""
+    """The rank of a regime among all, the most limiting last."""
     places = {name: place for place, name in enumerate(BY_SEVERITY)}
     return regime.replace_strict(places, return_dtype=pl.Int8)

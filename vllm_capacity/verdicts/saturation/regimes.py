@@ -1,28 +1,28 @@
-"""What holds a server's throughput in each step: its clients, its scheduler, its KV cache, prefill.
+"""What limits throughput in each step: the clients, the scheduler, the KV cache, or prefill.
 
-How a step of one engine is judged, the first that fits:
+A step of one engine is judged by the first rule that fits:
 
-1. No scrape told how many requests ran: unknown.
-2. Nothing ran, waited or came out: idle.
+1. No scrape reported how many requests ran: unknown.
+2. Nothing ran, waited or was generated: idle.
 3. The KV cache is full (mean ratio ≥ 0.9) while requests wait or are preempted: kv-bound. A mean of
-   0.75 is enough where its peak reached 0.9 and requests were preempted, or waited below the
-   ceiling: what holds them back is room for the next one, and it flickers. Where they wait
-   below the ceiling and are preempted, a peak of 0.75 is enough: the cache filled within the step.
-4. Requests wait in at least half of the scrapes, and running stands at its own ceiling (within
-   one of the window's maximum in ≥ 80 % of those scrapes, or at 95 % of it on average):
-   scheduler-bound. `max_num_seqs` is not exported; its effect is. Where prompts outweigh the output
-   ten times and running is few or not steadily up there, the ceiling is chance, and it is prefill.
-   A step of fewer than five scrapes is judged with the two steps before and after it.
+   0.75 is enough if its peak reached 0.9 and requests were preempted, or waited below the ceiling:
+   they are held back by the room for the next one, which fluctuates. If they wait below the ceiling
+   and are preempted, a peak of 0.75 is enough: the cache filled within the step.
+4. Requests wait in at least half of the scrapes, and running is at its own ceiling (within one of
+   the window's maximum in ≥ 80 % of those scrapes, or at 95 % of it on average): scheduler-bound.
+   `max_num_seqs` is not exported; its effect is visible. If prompt tokens are ten times the output
+   and running is small or not steadily at the ceiling, the ceiling is chance, and it is prefill. A
+   step of fewer than five scrapes is judged with the two steps before and after it.
 5. Requests wait, the cache is not full, running is below its ceiling: prefill-bound.
-6. Requests ran but no token came out: unknown (a frozen gauge or a hung engine).
-7. The queue is empty, and output has not grown although running has, by 1.4 ×, and tokens came
-   more slowly: unknown, with decode-compute-bound in the evidence: no vLLM metric tells that apart
-   from a change of workload. Where tokens came as fast as ever, more ran by chance: so many arrive.
-8. Otherwise the client decides how much runs: client-bound.
+6. Requests ran but no tokens were generated: unknown (a frozen gauge or a hung engine).
+7. The queue is empty, output has not grown although running has, by 1.4 ×, and tokens came more
+   slowly: unknown, with decode-compute-bound in the evidence, because no vLLM metric distinguishes
+   that from a change of workload. If tokens came as fast as ever, more requests ran by chance.
+8. Otherwise the clients decide how much runs: client-bound.
 
-A lone step that has a queue, between two steps of one limit, is counted with them. Why not KV usage
-alone: queues are known to grow without bound at 32 % KV. Why not the queue alone: a queue has three
-causes.
+A single step with a queue, between two steps with the same limit, is counted with them. Why not KV
+usage alone: queues are known to grow without bound at 32 % KV. Why not the queue alone: a queue has
+three causes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ LIMITS = (KV, PREFILL, SCHEDULER)
 """The regimes in which the server, not its clients, sets the throughput."""
 
 KV_FULL_RATIO = 0.9
-"""From here on the KV cache counts as full, where requests wait or are preempted."""
+"""From here on the KV cache counts as full, if requests wait or are preempted."""
 
 BY_SEVERITY = (IDLE, CLIENT, UNKNOWN, SCHEDULER, PREFILL, KV)
 """The regimes, the most limiting last."""
@@ -85,11 +85,11 @@ _MIN_BAND_STEPS = 3
 _LEAST_LIMITED_SHARE = 0.1
 _LEAST_FLAT_BAND = round(math.log(2.0) / math.log(_BAND))
 MAX_RUNNING_NOISE = 0.15
-"""Above this `running_noise_ratio`, a step's load is too poorly known to be a point of a curve."""
+"""Above this `running_noise_ratio`, a step's load is too uncertain for a point of a curve."""
 
 
 class Cause(IntEnum):
-    """Why a step is in its regime: the rule of this module's words that fit."""
+    """Why a step is in its regime: which of the module's rules fits."""
 
     UNOBSERVED = 0
     IDLE = 1
@@ -123,10 +123,10 @@ _LEAST_LIMIT = min(map(BY_SEVERITY.index, LIMITS))
 class EngineSteps:
     """The judged steps of one engine in time order, an array per column of `STEP_SCHEMA`.
 
-    `p95_seconds` are those of the latencies that can have a target, by name. What was not observed
-    is nan. `cause` is a `Cause` each. `running` is the mean number of running
-    requests, by Little's law where it can be had (`is_running_exact`, `running_loads`), else the
-    mean of the gauge.
+    `p95_seconds` are those of the latencies that can have a target, by name. Values that were not
+    observed are nan. `cause` holds a `Cause` per step. `running` is the mean number of running
+    requests, by Little's law if available (`is_running_exact`, `running_loads`), else the mean of
+    the gauge.
     """
 
     start: Instants
@@ -164,24 +164,24 @@ class EngineSteps:
 
     @cached_property
     def severity(self) -> Codes:
-        """The regime of each step as its place among the regimes, the most limiting last."""
+        """The rank of each step's regime, the most limiting last."""
         return _SEVERITIES[self.cause]
 
     @property
     def is_limited(self) -> Mask:
-        """In which steps the server was the limit."""
+        """The steps in which the server was at its limit."""
         return np.asarray(self.severity >= _LEAST_LIMIT)
 
     @cached_property
     def is_next(self) -> Mask:
-        """Whether each step follows the one before without a hole; one longer, the ends False."""
+        """Whether each step follows the one before without a hole; one longer, with False ends."""
         found = np.zeros(len(self) + 1, bool)
         found[1:-1] = self.end[:-1] == self.start[1:]
         return found
 
     @cached_property
     def is_usable(self) -> Mask:
-        """Which are whole and clean: no gap or restart, not cut short, load and output seen."""
+        """The whole and clean steps: no gap or restart, not cut short, load and output observed."""
         return np.asarray(
             ~(self.is_gap | self.is_restart)
             & (self.scrapes > 0)
@@ -191,15 +191,15 @@ class EngineSteps:
         )
 
     def is_in(self, regime: str) -> Mask:
-        """Which steps are in that regime."""
+        """The steps in that regime."""
         return np.asarray(self.severity == BY_SEVERITY.index(regime))
 
 
 def engine_frames(steps: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The steps of each engine, in time order, under its name `instance/engine`.
+    """The steps of each engine, in time order, by name (`instance/engine`).
 
-    They are slices of the frame where the steps of each engine stand together, as those of an
-    analysis do: a month of many engines is not copied.
+    They are slices of the frame if the steps of each engine are contiguous, as in an analysis: a
+    month of many engines is not copied.
     """
     engine = ["instance", "engine"]
     runs = (
@@ -222,7 +222,7 @@ def _in_order(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def judged_steps(steps: pl.DataFrame) -> EngineSteps:
-    """Each step of one engine with its regime; rows of `STEP_SCHEMA` in time order."""
+    """The steps of one engine with their regimes; rows of `STEP_SCHEMA` in time order."""
     judged = _unjudged(steps)
     judged = replace(judged, cause=_causes(judged))
     return replace(judged, cause=_joined_flickers(judged))
@@ -253,12 +253,12 @@ def _unjudged(steps: pl.DataFrame) -> EngineSteps:
 
 
 def running_loads(decoding: Floats, running_mean: Floats, scrapes: Indices) -> Floats:
-    """The mean running requests of each step by Little's law; nan where it cannot be had.
+    """The mean running requests of each step by Little's law; nan if it cannot be computed.
 
-    `decoding` is output tokens/s × mean inter-token latency, the mean number of requests that
-    decode, exactly: both are sums over tokens, where the gauge is a few samples. Times how many run
-    for each that decodes (by the gauges of all steps together), which counts those whose prompt is
-    being read.
+    `decoding` is output tokens/s × mean inter-token latency: exactly the mean number of decoding
+    requests, because both are sums over tokens, while the gauge has only a few samples. It is
+    multiplied by the ratio of running to decoding requests (from the gauges of all steps), to
+    include those whose prompt is being read.
     """
     seen = is_seen(decoding) & is_seen(running_mean) & (scrapes > 0)
     ran = summed(running_mean[seen] * scrapes[seen])
@@ -269,9 +269,9 @@ def running_loads(decoding: Floats, running_mean: Floats, scrapes: Indices) -> F
 
 
 def window_regime(steps: EngineSteps) -> str:
-    """The regime of most non-idle time of one engine; idle where nothing ever ran.
+    """The regime of most non-idle time of one engine; idle if nothing ever ran.
 
-    Time that no scrape tells of does not count, unless there is no other.
+    Unobserved time does not count, unless there is no other.
     """
     seen = steps.cause != Cause.UNOBSERVED
     if len(steps) and not seen.any():
@@ -280,10 +280,10 @@ def window_regime(steps: EngineSteps) -> str:
 
 
 def bottleneck(steps: EngineSteps) -> str | None:
-    """The limit of most time in the busiest quarter of one engine's steps; None for next to none.
+    """The longest limit in the busiest quarter of one engine's steps; None for next to none.
 
-    Next to none is under a tenth of that quarter. Busy is running plus waiting; idle and unobserved
-    steps are left out first.
+    Next to none means under a tenth of that quarter. Busy is running plus waiting; idle and
+    unobserved steps are left out first.
     """
     (seen,) = np.nonzero(~steps.is_in(IDLE) & is_seen(steps.running_mean))
     requests = steps.running_mean[seen] + or_zero(steps.waiting_mean[seen])
@@ -310,7 +310,7 @@ def worst(names: Sequence[str]) -> str:
 
 
 def _causes(steps: EngineSteps) -> Codes:
-    """Why each step is in its regime, joined to nothing yet."""
+    """The cause of each step, before joining."""
     output, queue = steps.output_tokens_per_second, is_nonzero(steps.waiting_max)
     is_quiet = ~(is_nonzero(steps.running_max) | queue) & (or_zero(output) <= 0)
     is_queued = steps.waiting_share >= _QUEUE_SHARE
@@ -345,11 +345,11 @@ def _is_kv_bound(steps: EngineSteps, ceiling_shares: Floats) -> Mask:
 
 
 def _is_at_ceiling(steps: EngineSteps, ceiling_shares: Floats) -> Mask:
-    """Whether running stands at a ceiling of the scheduler.
+    """Whether running is at a ceiling of the scheduler.
 
-    Such a ceiling is hard: with a queue behind it, running stands on it, save for those who
-    finished in the last engine step (many, where many run and answers are short).
-    "Within one" says little where the maximum is two or three: long prompts keep running that low.
+    Such a ceiling is hard: with a queue behind it, running stays on it, except for requests that
+    finished in the last engine step (many, if many run and answers are short). "Within one" means
+    little if the maximum is two or three: long prompts keep running that low.
     """
     ceiling = highest(steps.running_max)
     is_near = or_zero(ceiling_shares) >= _CEILING_SHARE
@@ -362,7 +362,7 @@ def _is_at_ceiling(steps: EngineSteps, ceiling_shares: Floats) -> Mask:
 
 
 def _ceiling_shares(steps: EngineSteps) -> Floats:
-    """`at_ceiling_share` of each step; of a thinly scraped one, with the queued steps around it."""
+    """`at_ceiling_share` of each step; with few scrapes, including the queued steps around it."""
     shares = steps.at_ceiling_share
     queued = or_zero(steps.waiting_share) * steps.scrapes
     at_ceiling = or_zero(shares) * queued
@@ -375,10 +375,10 @@ def _ceiling_shares(steps: EngineSteps) -> Floats:
 
 
 def _joined_flickers(steps: EngineSteps) -> Codes:
-    """The causes, a lone step with a queue or a full cache joined to the limit on both its sides.
+    """The causes, with single steps with a queue or a full cache joined to the limit on both sides.
 
-    A step that was joined is a side of the next one: of several in a row that each stand between
-    two of one limit, every other one is joined.
+    A joined step can be a side of the next one: of several in a row that each stand between two of
+    one limit, every other one is joined.
     """
     before, this, after = steps.cause[:-2], steps.cause[1:-1], steps.cause[2:]
     is_full = (before == Cause.KV) & (steps.kv_cache_ratio_max[1:-1] >= KV_FULL_RATIO)
@@ -393,11 +393,10 @@ def _joined_flickers(steps: EngineSteps) -> Codes:
 
 
 def running_noise_ratio(mean: Floats, most: Floats, scrapes: Indices) -> Floats:
-    """How far a step's mean of running may be off, by its few scrapes, as a share of it.
+    """The possible error of a step's mean of running due to few scrapes, relative to the mean.
 
-    (Maximum − mean) ÷ √scrapes stands for the standard error: next to nothing where clients keep
-    the load constant, most of the mean where a few requests come and go. Infinite where it cannot
-    be told.
+    (Maximum − mean) ÷ √scrapes approximates the standard error: close to zero if clients keep the
+    load constant, most of the mean if a few requests come and go. Infinite if unknown.
     """
     is_known = is_nonzero(mean) & is_seen(most) & (scrapes > 0)
     noise = np.full(len(mean), math.inf)
@@ -407,16 +406,16 @@ def running_noise_ratio(mean: Floats, most: Floats, scrapes: Indices) -> Floats:
 
 
 def _bands(running: Floats) -> Floats:
-    """The band of each load, 1.2 × wide, by its number; nan where nothing ran."""
+    """The number of each load's band, 1.2 × wide; nan if nothing ran."""
     return np.rint(np.log(np.where(running > 0, running, math.nan)) / math.log(_BAND))
 
 
 def _flat_bands(steps: EngineSteps) -> list[int]:
     """The loads that, without a queue, gave no more than a lighter one.
 
-    A load is a band of running, 1.2 × wide, of three clear steps or more; the median of its output
-    is compared with the best of those at least 1.4 × lighter, from two running requests on. Where
-    the time between tokens was observed at both, it has grown, too.
+    A load is a band of running, 1.2 × wide, of at least three clear steps. The median of its output
+    is compared with the best of those at least 1.4 × lighter, from two running requests on. If the
+    time between tokens was observed at both, it must have grown too.
     """
     noise = running_noise_ratio(steps.running_mean, steps.running_max, steps.scrapes)
     is_clear = (noise <= MAX_RUNNING_NOISE) & is_nonzero(steps.output_tokens_per_second)

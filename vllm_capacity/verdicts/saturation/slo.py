@@ -48,7 +48,7 @@ _CHANGE = 0.25
 
 @dataclass(frozen=True)
 class Oversaturation:
-    """Whether queue and TTFT both grow significantly with time, with numbers; None: cannot tell."""
+    """Whether queue and TTFT both grow significantly with time, with numbers; None if unknown."""
 
     is_oversaturating: bool | None
     evidence: str
@@ -56,7 +56,7 @@ class Oversaturation:
 
 @dataclass(frozen=True)
 class _Load:
-    """Steps of like load: `met` is the share of them that met every target."""
+    """Steps of similar load: `met` is the share of them that met every target."""
 
     steps: int
     running: float
@@ -66,12 +66,12 @@ class _Load:
 
     @property
     def worst(self) -> float:
-        """The larger of p95 ÷ target: above 1 a target is missed."""
+        """The highest p95 ÷ target: above 1 a target is missed."""
         return max(self.ratios)
 
     @property
     def is_clearly_met(self) -> bool:
-        """Whether most of its steps met the targets: more than noise of a p95 explains."""
+        """Whether most of its steps met the targets: more than the noise of a p95 explains."""
         return self.met >= _CLEAR
 
     @property
@@ -117,10 +117,10 @@ def throughputs(
     lent_by: Lenders,
     capacities: Mapping[str, Estimate],
 ) -> dict[str, Estimate]:
-    """What each engine can serve within its targets, by name, completed by its peers (peers.py).
+    """What each engine can serve within its targets, by name, completed from its peers (peers.py).
 
     A replica slower by a tenth misses a target where its peer misses one stricter by a tenth, at a
-    throughput a tenth lower. No more than its part of `capacities`. Some target must be given.
+    throughput a tenth lower. At most its part of `capacities`. At least one target must be given.
     """
     own = _each_within(fits, slo, 1.0)
     lending = frozenset(peer for peers in lent_by.values() for peer in peers)
@@ -141,14 +141,14 @@ def throughputs(
 
 
 def _each_within(fits: Sequence[SaturationFit], slo: Slo, factor: float) -> dict[str, Estimate]:
-    """What each engine itself let see within that many times its targets."""
+    """What each engine itself showed within `factor` times its targets."""
     wanted = {name: factor * target for name, target in slo.targets.items()}
     return {fit.engine: _engine_throughput(fit, wanted) for fit in fits}
 
 
 @dataclass(frozen=True)
 class SloLoad:
-    """One load of an engine: what it gave, and each p95 over its target (None: not asked)."""
+    """One load of an engine: its output, and each p95 over its target (None: no target)."""
 
     running: float
     output_tokens_per_second: float
@@ -163,9 +163,9 @@ class SloLoad:
 
 
 def slo_loads(fit: SaturationFit, slo: Slo) -> tuple[SloLoad, ...]:
-    """The loads that an engine was seen under, lightest first, with their p95 over the targets.
+    """The loads of an engine, lightest first, with their p95 over the targets.
 
-    Empty without targets, or where no load has the latencies that they ask for.
+    Empty without targets, or if no load has the latencies that they need.
     """
     wanted = slo.targets
     return _slo_loads(_measured_loads(fit, wanted), slo) if wanted else ()
@@ -201,10 +201,10 @@ def slo_load_near(fit: SaturationFit, slo: Slo, running: float) -> SloLoad | Non
 
 
 def load_met(fits: Sequence[SaturationFit]) -> tuple[float, float] | None:
-    """The running requests that a request met, 1 at least, and an engine's output tokens/s at them.
+    """The running requests that a request met, at least 1, and an engine's output tokens/s there.
 
     Σ running² ÷ Σ running over time, and that ÷ the seconds per token of one request, which are
-    Σ running ÷ output tokens (Little's law). None where nothing was served.
+    Σ running ÷ output tokens (Little's law). None if nothing was served.
     """
     squares = busy = tokens = 0.0
     for fit in fits:
@@ -222,7 +222,7 @@ def load_met(fits: Sequence[SaturationFit]) -> tuple[float, float] | None:
 def running_within(fits: Sequence[SaturationFit], slo: Slo) -> float | None:
     """Running requests of all engines at the throughput within these targets.
 
-    An engine that has no such throughput counts as the mean of those that do; None where none does.
+    An engine without such a throughput counts as the mean of those that have one; None if none has.
     """
     found = []
     for fit in fits:
@@ -233,10 +233,10 @@ def running_within(fits: Sequence[SaturationFit], slo: Slo) -> float | None:
 
 
 def running_at(fit: SaturationFit, output_tokens_per_second: float) -> float | None:
-    """Running requests at which one engine gives that output: straight lines between its loads.
+    """Running requests at which one engine gives that output, interpolated between its loads.
 
-    The loads are those of `slo_throughput`, the nearest one where no two enclose the output; None
-    without a load.
+    Linearly, between the loads of `slo_throughput`; the nearest one if no two enclose the output;
+    None without a load.
     """
     loads = _measured_loads(fit, {})
     for lighter, heavier in pairwise(loads):
@@ -249,13 +249,13 @@ def running_at(fit: SaturationFit, output_tokens_per_second: float) -> float | N
 
 
 def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
-    """The two-slope test over the steps given: a queue and a TTFT that grow, each with p < 0.05.
+    """The two-slope test over the given steps: queue and TTFT both grow, each with p < 0.05.
 
     One-sided t-tests of the slopes of waiting requests and of p95 TTFT over time, per engine; the
-    fleet is over-saturated where one engine is. A threshold on either alone would take a burst, or
-    a change of prompts, for it. Steps that resemble their neighbors count for fewer: n (1 − r) ÷
-    (1 + r) of them, r the correlation of neighbors' residuals (Bayley and Hammersley 1946, for one
-    lag). None where every engine has fewer than five steps with both.
+    fleet is over-saturated if any engine is. A threshold on either alone would misread a burst, or
+    a change of prompts. Correlated steps count for fewer: n (1 − r) ÷ (1 + r), with r the
+    correlation of neighbors' residuals (Bayley and Hammersley 1946, for one lag). None if every
+    engine has fewer than five steps with both.
     """
     found = [_two_slopes(engine, own) for engine, own in engine_frames(steps).items()]
     known = [one for one in found if one.is_oversaturating is not None]
@@ -267,16 +267,16 @@ def is_oversaturating(steps: pl.DataFrame) -> Oversaturation:
 
 
 def _measured_loads(fit: SaturationFit, wanted: Mapping[str, float]) -> list[_Load]:
-    """The loads of one engine, lightest first, that have every asked p95.
+    """The loads of one engine, lightest first, that have every required p95.
 
-    Steps in the wake of a limit (`_wakes`), or in which load changed (`_changes`), are no loads.
+    Steps in the wake of a limit (`_wakes`), or in which load changed (`_changes`), are not loads.
     """
     settled = _points(fit, wanted) & ~_wakes(fit.steps) & ~_changes(fit.steps.running)
     return [_load(fit.steps, group, wanted) for group in _groups(fit.steps, settled)]
 
 
 def _points(fit: SaturationFit, wanted: Mapping[str, float]) -> Mask:
-    """The points of the engine's curve that have every asked p95."""
+    """The points of the engine's curve that have every required p95."""
     found = fit.curve.copy()
     for name in wanted:
         found &= is_seen(fit.steps.column(name))
@@ -298,9 +298,9 @@ def _load(steps: EngineSteps, group: Indices, wanted: Mapping[str, float]) -> _L
 
 
 def _wakes(steps: EngineSteps) -> Mask:
-    """The steps just before a limit set in, or less than a lifetime after it.
+    """The steps just before a limit began, or less than a request lifetime after it ended.
 
-    The former is not at the limit throughout. In the latter run requests that waited, and no
+    The former are not at the limit throughout. The latter run requests that had waited, and no
     prompts come between their tokens.
     """
     is_limited = steps.is_limited
@@ -316,9 +316,9 @@ def _wakes(steps: EngineSteps) -> Mask:
 
 
 def _changes(running: Floats) -> Mask:
-    """The steps whose load is far from that of a neighbor, by more than chance.
+    """The steps whose load differs from that of a neighbor by more than chance.
 
-    Such a step is light in one part and heavy in another: its p95 is that of the latter, its
+    Such a step is light in one part and heavy in another: its p95 is that of the heavy part, its
     throughput of neither.
     """
     running = or_zero(running)
@@ -330,7 +330,7 @@ def _changes(running: Floats) -> Mask:
 
 
 def _groups(steps: EngineSteps, which: Mask) -> list[Indices]:
-    """Steps by load: bands of like steps, then all in which the server was the limit as one."""
+    """Steps by load: bands of similar steps, then all with the server at its limit as one."""
     groups = load_bands(steps, which & ~steps.is_limited)
     limited = np.flatnonzero(which & steps.is_limited)
     return [*groups, limited] if len(limited) else groups
@@ -350,7 +350,7 @@ def _engine_throughput(fit: SaturationFit, wanted: Mapping[str, float]) -> Estim
 
 
 def _one_load(fit: SaturationFit, wanted: Mapping[str, float], targets: str) -> Estimate | None:
-    """What a steady or bursty load tells; None where loads differed by cause, and lasted.
+    """The result for steady or bursty load; None if load really varied and each load lasted.
 
     Its busy moments are those in which many requests happened to come at once, which a steady load
     of that rate would not bring: all of it is one load, its mean.
@@ -388,9 +388,9 @@ def _always_missed(loads: Sequence[_Load], targets: str) -> Estimate:
 def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: str) -> Estimate:
     """From the heaviest load below every miss to the lightest one above every hit.
 
-    Loads that part of their steps met are neither. Where the latter gave no more output, up to the
-    capacity without targets. At least the former where neither end is known, or they lie more than
-    2.5 × apart.
+    Loads that only some of their steps met are neither. If the upper load gave no more output, up
+    to the capacity without targets. The lower end alone, as a bound, if there is no upper end, or
+    they are more than 2.5 × apart.
     """
     met, missed = loads[split - 1], loads[split]
     basis = (
@@ -423,14 +423,14 @@ def _above_every_hit(loads: Sequence[_Load]) -> list[_Load]:
 
 
 def _capped(output: float, fit: SaturationFit) -> float:
-    """A lower bound within the targets: no more than the engine is sure to do without any."""
+    """A lower bound within the targets, at most what the engine certainly does without any."""
     if fit.capacity.is_bound and fit.capacity.low is not None:
         return min(output, fit.capacity.low)
     return output if fit.capacity.high is None else min(output, fit.capacity.high)
 
 
 def _crossing_share(met: _Load, missed: _Load) -> float:
-    """How far from the held to the missed load the first target is crossed, 0 to 1, linearly."""
+    """Where the first target is crossed between the met and the missed load, 0 to 1, linearly."""
     shares = [
         (1 - below) / (above - below)
         for below, above in zip(met.ratios, missed.ratios, strict=True)
@@ -440,7 +440,7 @@ def _crossing_share(met: _Load, missed: _Load) -> float:
 
 
 def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> Estimate:
-    """The plateau, where the server reached it within its targets; else what was seen, at least."""
+    """The plateau, if the server reached it within its targets; else what was seen as a bound."""
     if fit.kind == MEASURED:
         return replace(fit.capacity, basis=(f"{targets} met up to saturation", *fit.capacity.basis))
     best = max(loads, key=lambda load: load.output)
@@ -459,7 +459,7 @@ def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> E
 
 
 def _first_miss(loads: Sequence[_Load]) -> int:
-    """The index from which on loads miss: the split that contradicts the fewest steps."""
+    """The index from which loads miss: the split that contradicts the fewest steps."""
 
     def contradictions(split: int) -> int:
         return sum(load.steps for load in loads[:split] if load.worst > 1) + sum(
@@ -491,7 +491,8 @@ def _two_slopes(engine: str, steps: pl.DataFrame) -> Oversaturation:
 def _slope(seconds: Floats, series: Floats) -> tuple[float, float]:
     """Slope per second and the p-value of its being positive; 0 and 1 for a constant.
 
-    Least squares, judged by a t-test on as many steps as the rest's lag-one correlation leaves.
+    Least squares, with a t-test on the effective number of steps given the residuals' lag-one
+    correlation.
     """
     if series.max() == series.min():
         return 0.0, 1.0

@@ -1,4 +1,4 @@
-"""Consecutive steps of one regime as one row, with a sentence of the numbers behind it."""
+"""Merges consecutive steps of one regime into a row, with a sentence of the numbers behind it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REGIME_SCHEMA: dict[str, DataTypeClass | pl.DataType] = {
 
 
 def regimes(steps: pl.DataFrame) -> pl.DataFrame:
-    """The regimes of a window: start, end, engine, regime, evidence; equal steps merged to a row.
+    """The regimes of a window: start, end, engine, regime, evidence; equal steps merged into a row.
 
     `steps` has the columns of `STEP_SCHEMA`. Ordered by engine and time; empty for no steps.
     """
@@ -56,9 +56,9 @@ def regime_frame(engine: str, steps: EngineSteps) -> pl.DataFrame:
 def regime_rows(
     engine: str, steps: EngineSteps
 ) -> Iterator[tuple[datetime, datetime, str, str, Callable[[], str]]]:
-    """The rows of `regime_frame`, each with what makes its evidence.
+    """The rows of `regime_frame`, each with a function that returns its evidence.
 
-    A long window has a hundred thousand stretches, and shows the sentences of few.
+    A long window has a hundred thousand stretches but shows the sentences of only a few.
     """
     firsts = _first_steps(steps)
     lasts = np.append(firsts, len(steps))[1:] - 1
@@ -73,7 +73,7 @@ def regime_rows(
 
 
 def _first_steps(steps: EngineSteps) -> Indices:
-    """The first step of each stretch: steps of one regime and cause that follow without a hole."""
+    """The first step of each stretch: consecutive steps of one regime and cause without a hole."""
     is_first = ~steps.is_next[:-1]
     is_first[1:] |= steps.cause[1:] != steps.cause[:-1]
     return np.flatnonzero(is_first)
@@ -81,7 +81,7 @@ def _first_steps(steps: EngineSteps) -> Indices:
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """Means over the time of a stretch, its peaks and its preemptions; nan where not observed."""
+    """Time-weighted means of a stretch, its peaks and its preemptions; nan if not observed."""
 
     running: float
     waiting: float
@@ -143,7 +143,7 @@ def _numbers(steps: EngineSteps, firsts: Indices) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Of each stretch one sentence with the numbers that made it what it is."""
+    """One sentence per stretch with the numbers that explain its regime."""
 
     steps: EngineSteps
     firsts: Indices
@@ -153,7 +153,7 @@ class _Evidence:
         return _numbers(self.steps, self.firsts)
 
     def of(self, at: int) -> str:
-        """The sentence of the stretch at that place."""
+        """The sentence of the stretch at that index."""
         cause = Cause(int(self.steps.cause[self.firsts[at]]))
         return _sentence(cause, _Numbers(*(column[at] for column in self._columns)))
 
