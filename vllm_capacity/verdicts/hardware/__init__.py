@@ -1,1 +1,1 @@
-"""Other GPUs: what they would do, and which serve a model."""
+"""Other GPUs: what they would achieve, and which can serve a model."""

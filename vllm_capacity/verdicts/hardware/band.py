@@ -2,7 +2,7 @@
 
 Measured on models left out of the fit (`python -m bench.whatif`), in logarithms throughout. The
 class is whether both architectures have kernel tables, whether the GPU explains the measured time,
-and whether the load is told; what was not measured at all widens it.
+and whether the load is given; anything never measured widens the band.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from vllm_capacity.verdicts.hardware.question import Question
 from vllm_capacity.verdicts.hardware.side import Side, have_tables
 
 EXPLAINED = 0.3
-"""Of the arithmetic's seconds, the rest up to which the GPU explains what was measured."""
+"""The GPU explains the measured time if the rest is at most this share of the calculated one."""
 BANDS = {
-    # (tables, explained, clients told): half a band, in logarithms; its share of the
-    # ratio's; tables: both GPUs are of an architecture with tables, see UNTIMED_SHEET_SHARE
+    # (tables, explained, clients given): half a band, in logarithms; its share of the ratio's;
+    # tables: both GPUs have an architecture with tables, see UNTIMED_SHEET_SHARE
     (True, True, True): (0.215, 0.20),
     (True, False, True): (0.30, 0.25),
     (True, True, False): (0.33, 0.28),
@@ -27,20 +27,28 @@ BANDS = {
     (False, True, False): (0.30, 0.28),
     (False, False, False): (0.27, 0.25),
 }
-"""An error has a part of its own and one that grows with the ratio: the root of the squares' sum.
+"""An error has a constant part and one that grows with the ratio: the root of the squares' sum.
 
-So wide that about nine in ten published pairs lie inside, their model left out, by class; what they
-held is printed by `python -m bench.whatif`."""
+Chosen so that about nine in ten published pairs lie inside, by class, with their model left out;
+`python -m bench.whatif` prints the actual shares.
+"""
 FAR_FACTOR = 1.3
-"""How much wider where no published case is near, or no kernel of a GPU's chip was timed. Not for
-want of a case where both GPUs are of an architecture with tables and clients are told: far silicon
-rows then lay no farther off than near ones (nine in ten within 0.20 and 0.22, models left out)."""
+"""How much wider the band is if no published case is near, or a chip's kernels were not timed.
+
+A missing case does not matter if both GPUs have an architecture with tables and clients are given:
+far silicon rows were then off no more than near ones (nine in ten within 0.20 and 0.22, models left
+out).
+"""
 ANOTHER_LOAD = 0.075
-"""Half the band of another load per factor e of running requests, in logarithms: from the lightest
-silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much."""
+"""Half the band of another load per factor e of running requests, in logarithms.
+
+From the lightest silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much.
+"""
 ANOTHER_COUNT = 0.13
-"""What another number of GPUs adds to half a band, in logarithms per factor e of it: silicon rows
-of one setup at 2 and 4 times the GPUs, models left out."""
+"""What another GPU count adds to half a band, in logarithms per factor e of the count.
+
+From silicon rows of one setup at 2 and 4 times the GPUs, models left out.
+"""
 LATENT_HALF_WIDTH, LATENT_PER_LOAD = 0.12, 0.17
 """What multi-head latent attention (DeepSeek, Kimi) adds to half a band, in logarithms: between two
 GPUs, and per factor e of running requests. It has no roofline of its own, and against the kernel
@@ -48,11 +56,11 @@ tables decoding steps of DeepSeek-V3 on 8 × H200 (FP8), B200 and B300 (NVFP4) c
 times as long, mostly too short: nine in ten within so much of one another between B200 and B300,
 and per factor e of the batch. No end-to-end run of such a model bears either out."""
 MOST_GROWN = math.log(16)
-"""Those rows span no more running requests."""
+"""The largest range of running requests in those rows."""
 SAME_SETUP_HALF_WIDTH = 0.1
-"""What another load of the setup that was measured adds to that."""
+"""What another load of the measured setup adds to that."""
 LIGHT_HALF_WIDTH = 0.22
-"""Half the band under a light load, besides that it then reaches to the same rate."""
+"""Half the band under a light load; the band then also reaches the same rate."""
 SAME_RATE, SAME_RATE_UNDER_CLIENTS = 0.05, 0.2
 """How far past the same rate the band of a light load reaches, in logarithms. Where so many clients
 should have given more, something else limits: nine in ten of 56 pairs of versions of one silicon
@@ -60,10 +68,10 @@ setup, on one GPU, differ by no more than that."""
 FULLY_LIGHT = 0.08
 """The lightness from which the band is that of a light load; from 0 it fades into it."""
 OTHER_VENDOR_HALF_WIDTH = 0.60
-"""Half the band with another vendor's kernels, whatever the load."""
+"""Half the band with another vendor's kernels, for any load."""
 FITTED_VENDOR = "NVIDIA"
 SPAN_SHARE = 0.5
-"""How much of a span's distance the band takes on: its ends are no likelier than its middle."""
+"""The share of a span's distance that the band adopts: its ends are no likelier than its middle."""
 
 
 def half_width(question: Question, one: Side, other: Side, gain: float) -> float:
@@ -99,7 +107,7 @@ def is_latent(question: Question) -> bool:
 def widened(
     half: float, question: Question, one: Side, other: Side, *, is_near: bool, is_timed: bool
 ) -> float:
-    """Half a band, wider where nothing near was measured."""
+    """Half a band, wider if nothing near was measured."""
     architectures = [each.machine.gpu.architecture for each in (one, other)]
     if any(row.vendor != FITTED_VENDOR for row in architectures):
         return max(half, OTHER_VENDOR_HALF_WIDTH)

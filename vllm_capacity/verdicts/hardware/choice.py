@@ -1,11 +1,11 @@
-"""What would change the choice between two GPUs: the price, or the error, at which the order flips.
+"""What would flip the choice between two GPUs: the price, or the error, at which the order changes.
 
-Tokens per dollar are throughput ÷ price. Of two GPUs only the *ratio* of their throughputs counts,
-so the error of what was measured is in doubt on neither side. The band of a ratio to the GPU that
-was measured is made of the errors of two GPUs, its own and that one's, about alike. Between two
-GPUs that were both scaled from a third, the third's error drops out: their band is the root of the
-mean square of both, in logarithms. Of 267 triples of silicon rows (which the fit of the step times
-has seen) it holds 94 %.
+Tokens per dollar are throughput ÷ price. To compare two GPUs, only the *ratio* of their throughputs
+matters, so the error of the measurement affects neither. The band of a ratio to the measured GPU
+combines the errors of two GPUs, its own and the measured one's, about equal. Between two GPUs that
+were both scaled from a third, the third's error cancels: their band is the root mean square of
+both, in logarithms. It holds 94 % of 267 triples of silicon rows (which the fit of the step times
+has seen).
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from typing import Protocol
 from vllm_capacity.estimate import Estimate, Figures, Kind
 
 CLEAR, CLOSE, PRICE = "clear", "too close to call", "a matter of price"
-"""How sure the order is: in the whole band at all of these prices; not even at their middles, for
-the error that flips it lies within the band; at their middles, but not at every price."""
+"""How certain the order is.
+
+Clear: over the whole band and at all of these prices. Too close to call: not even at their middles,
+because the error that flips it lies within the band. A matter of price: at their middles, but not
+at every price.
+"""
 
 _SHARE = math.sqrt(0.5)
-"""Of the root of the sum of squares: what makes it that of their mean."""
+"""Turns the root of the sum of squares into the root of their mean."""
 
 
 class Offered(Protocol):
-    """A GPU that can be had: its price, and its throughput over that of the GPU measured."""
+    """An available GPU: its price, and its throughput relative to that of the measured GPU."""
 
     @property
     def gpu(self) -> str:
@@ -34,11 +38,11 @@ class Offered(Protocol):
 
     @property
     def usd_per_gpu_hour(self) -> Estimate:
-        """The price of one of its GPUs for an hour."""
+        """Its price per GPU-hour."""
 
     @property
     def throughput_ratio(self) -> Estimate:
-        """Its output tokens/s over those of the GPU that was measured, each of one engine."""
+        """Its output tokens/s over those of the measured GPU, each for one engine."""
 
     @property
     def is_comparable(self) -> bool:
@@ -47,14 +51,14 @@ class Offered(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Choice(Figures):
-    """Of two GPUs the one that gives more tokens per dollar, and what would change that.
+    """Which of two GPUs gives more tokens per dollar, and what would change that.
 
     `throughput_ratio` and `tokens_per_usd_ratio` are those of `gpu` over those of `rival`. At
-    `flip_usd_per_gpu_hour` a GPU of `gpu` costs so much that both give as many tokens per dollar,
-    the rival at its own price; `rival_flip_usd_per_gpu_hour` is the other way round.
-    `flip_error_ratio` is by how much the throughput ratio is overestimated where the order flips
-    (0.18: 18 %), at the middles of both prices, and `band_error_ratio` how far its 90 % band allows
-    for that. `verdict` is `CLEAR`, `CLOSE` or `PRICE`.
+    `flip_usd_per_gpu_hour` for `gpu`, both give the same tokens per dollar, with the rival at its
+    own price; `rival_flip_usd_per_gpu_hour` is the reverse. `flip_error_ratio` is the overestimate
+    of the throughput ratio at which the order flips (0.18: 18 %), at the middles of both prices,
+    and `band_error_ratio` how much of that its 90 % band allows for. `verdict` is `CLEAR`, `CLOSE`
+    or `PRICE`.
     """
 
     gpu: str
@@ -71,9 +75,9 @@ class Choice(Figures):
 
 
 def choice(one: Offered, other: Offered, *, gpus: int = 1, other_gpus: int = 1) -> Choice | None:
-    """What would change which of the two gives more tokens per dollar; None where one is unknown.
+    """What would change which of the two gives more tokens per dollar; None if either is unknown.
 
-    `gpus` and `other_gpus` are those of an engine of each. Of a tie `one` is named first.
+    `gpus` and `other_gpus` are the GPUs per engine of each. In a tie `one` is named first.
     """
     if not (one.is_comparable and other.is_comparable):
         return None
@@ -106,10 +110,10 @@ def choice(one: Offered, other: Offered, *, gpus: int = 1, other_gpus: int = 1) 
 
 
 def choices(options: Sequence[Offered], *, here: str = "") -> tuple[Choice, ...]:
-    """What would change the order of the best options: `here` and the best other, the best two.
+    """What would change the order of the best options: `here` and the best other, and the best two.
 
-    `options` are of engines of as many GPUs each, best tokens per dollar first; `here` is the GPU
-    that is in use, empty where nobody said. Empty where fewer than two can be compared.
+    `options` must be for engines of equal GPU count, best tokens per dollar first; `here` is the
+    GPU in use, empty if not given. Empty if fewer than two can be compared.
     """
     known = [each for each in options if each.is_comparable]
     own = [each for each in known if each.gpu == here]
@@ -120,13 +124,13 @@ def choices(options: Sequence[Offered], *, here: str = "") -> tuple[Choice, ...]
 
 
 def _worth(offered: Offered, gpus: int) -> float:
-    """Throughput per dollar at the middle of both; 0 where one is not known."""
+    """Throughput per dollar at the middle of both; 0 if either is unknown."""
     ratio, price = offered.throughput_ratio.mid, offered.usd_per_gpu_hour.mid
     return ratio / (price * gpus) if ratio and price else 0.0
 
 
 def _over(one: Estimate, other: Estimate) -> Estimate:
-    """The ratio of two ratios to one measurement, of which one may be exact: the GPU measured."""
+    """The ratio of two ratios to one measurement; either may be exact (the measured GPU)."""
     both = (one.low, one.mid, one.high, other.low, other.mid, other.high)
     numbers = [math.log(end) for end in both if end is not None and end > 0]
     if len(numbers) < len(both):

@@ -1,10 +1,10 @@
 """Every GPU type and price row as an option for a measured window: the table people choose from.
 
 An option keeps the window's model, lengths, GPU count and SLO capacity and asks `what_if` what that
-capacity would be elsewhere. Where loads were measured that meet the latency targets and loads that
-miss them, the whole curve is moved and read at the targets (`elsewhere`); else what an SLO allows
-scales as saturation does: an assumption, stated in the basis. A GPU that cannot serve, or has no
-price, stays in the table with its reason.
+capacity would be elsewhere. If the measured loads include some that meet the latency targets and
+some that miss them, the whole curve is moved and read at the targets (`elsewhere`). Otherwise the
+capacity within an SLO is assumed to scale like saturation; the basis says so. A GPU that cannot
+serve, or has no price, stays in the table with its reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vllm_capacity.verdicts.sizing import Policy, month_usd, replicas
 
 @dataclass(frozen=True)
 class Candidate:
-    """A GPU type at a weight type and a price; `price_row` names the price as a reader sees it."""
+    """A GPU type at a weight type and a price; `price_row` is the price's display name."""
 
     gpu: GpuSpan
     dtype: str
@@ -35,10 +35,10 @@ class Candidate:
 
 @dataclass(frozen=True, repr=False)
 class Option(Figures):
-    """One row of the table. `reason` is empty for an option that can be had, else why not.
+    """One row of the table. `reason` says why an option is not available, empty if it is.
 
-    `throughput_ratio` is its output over that of the GPU that was measured. `label` says how near a
-    published case is (`WhatIf`); empty where nothing is known.
+    `throughput_ratio` is its output over that of the measured GPU. `label` says how near a
+    published case is (`WhatIf`); empty if nothing is known.
     """
 
     gpu: str
@@ -81,9 +81,9 @@ def whatif_table(
 ) -> tuple[Option, ...]:
     """The options, best tokens per dollar first, rejected ones last; ties by name.
 
-    `measured` holds the window's rate and lengths; `slo_capacity` and `demand` are output tokens a
-    second of one replica and of all. `prefer` gives the usual form factors by GPU, `busy` what the
-    engine says of itself, `loads` those it was measured under, with their latencies over the
+    `measured` holds the window's rate and lengths; `slo_capacity` and `demand` are output tokens
+    per second, of one replica and of all. `prefer` gives the usual form factors by GPU, `busy` the
+    engine's own utilization figures, `loads` the measured loads, with their latencies over the
     targets.
     """
     ask = partial(what_if, published=tuple(published), prefer=prefer)
@@ -106,7 +106,7 @@ def whatif_table(
 
 
 def _within_targets(there: WhatIf, gain: float | None, asked: Question) -> WhatIf:
-    """What the other GPU gives within the targets, where moving the measured curve tells it."""
+    """What the other GPU gives within the targets, if moving the measured curve shows it."""
     found = there.output_tokens_per_second
     if gain is None or found.mid is None:
         return there
@@ -150,7 +150,7 @@ def _option(
 
 
 def _scaled(capacity: Estimate, ratio: Estimate) -> Estimate:
-    """The capacity times how much more the other GPU gives; not known where it is but a bound."""
+    """The capacity times the other GPU's gain; unknown if either is only a bound."""
     unknown = next((part for part in (ratio, capacity) if not part.is_known), None)
     return unknown or capacity.times(ratio)
 

@@ -1,15 +1,15 @@
-"""How long a vLLM engine takes for one request, by data sheets: where kernels were never timed.
+"""vLLM engine time per request from data sheets, for GPUs whose kernels were never timed.
 
-1. *Steps per request* = max(O ÷ N, (I + O) ÷ tokens per step): decoding or prefilling limits.
+1. *Steps per request* = max(O ÷ N, (I + O) ÷ tokens per step): decoding or prefilling is the limit.
 2. *Core*: compute (2 × active parameters per token ÷ usable FLOPS) and weight reads (the experts
    that a step's tokens touch ÷ usable bandwidth) overlap: a 4-norm of the two.
-3. Added: attention over the prompt, KV reads, step overhead, all-reduce between GPUs, and what the
-   host does per token and request, which no GPU makes faster (but newer GPUs stand in newer hosts).
+3. Added: attention over the prompt, KV reads, step overhead, all-reduce between GPUs, and host time
+   per token and request, which no GPU makes faster (but newer GPUs are in newer hosts).
 
 Output tokens per second = O ÷ the sum. Usable shares of the data sheet come from `Shares` and
 `data/gpu_architectures.csv`, fitted by `bench/whatif_shares.py` to published runs and pairs. Alone
-this is right within a factor of 1.6; it serves as a *ratio* of two GPUs, in which shared errors
-cancel. How much say that ratio has beside that of timed kernels: `side.SHEET_SHARE`.
+this is right within a factor of 1.6; it is used as a *ratio* of two GPUs, in which shared errors
+cancel. The weight of that ratio next to that of timed kernels: `side.SHEET_SHARE`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vllm_capacity.facts.llms import Llm
 from vllm_capacity.verdicts.hardware.serving import Job, Machine, is_native
 
 PLAIN_SHARE = 0.15
-"""How far the ratio leans on the plain one of data sheets: what no term foresees."""
+"""The weight of the plain ratio of data sheets, for effects that no term covers."""
 _NORM = 4.0
 _TILE_TOKENS = 32.0
 """Tokens an expert must get for its matrix tiles to be half full (a tile is 64 rows)."""
@@ -31,10 +31,10 @@ _TILE_TOKENS = 32.0
 
 @dataclass(frozen=True)
 class Shares:
-    """Usable shares of a data sheet, and host seconds, that hold on every architecture.
+    """Usable shares of a data sheet, and host seconds, common to all architectures.
 
     `kernel_shares` replaces the dense, MoE and MXFP4 shares of `data/gpu_architectures.csv`, by
-    architecture: those of another fit.
+    architecture, with those of another fit.
     """
 
     kernel_shares: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds one request takes of the engine, by what takes them, and the batch it assumes."""
+    """Engine seconds per request, by component, and the batch assumed."""
 
     batch: float
     compute: float
@@ -68,13 +68,13 @@ class Times:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all."""
         return self.core + self.attention + self.kv + self.overhead + self.host
 
 
 @dataclass(frozen=True)
 class SheetSide:
-    """A job on a machine with so many sequences running, by its data sheet."""
+    """A job on a machine with `batch` running sequences, from its data sheet."""
 
     job: Job
     machine: Machine
@@ -83,7 +83,7 @@ class SheetSide:
 
     @property
     def output_tokens_per_second(self) -> float:
-        """What the engine gives."""
+        """The engine's output rate."""
         times = request_times(self.job, self.machine, batch=self.batch, shares=self.shares)
         return self.job.output_tokens / times.total
 
@@ -95,13 +95,13 @@ def log_ratio(here: SheetSide, there: SheetSide) -> float:
 
 
 def _plain_log(here: Machine, there: Machine) -> float:
-    """The logarithm of the plain ratio of data sheets: bandwidth and FLOPS at 7 to 3."""
+    """The logarithm of the plain ratio of data sheets: bandwidth and FLOPS weighted 7 to 3."""
     bandwidth = math.log(there.gpu.mem_bw_tb_s / here.gpu.mem_bw_tb_s)
     return 0.7 * bandwidth + 0.3 * math.log(there.tensor_tflops / here.tensor_tflops)
 
 
 def request_times(job: Job, machine: Machine, *, batch: float, shares: Shares) -> Times:
-    """Engine seconds a request takes when `batch` sequences run."""
+    """Engine seconds per request with `batch` running sequences."""
     llm, n, cal = job.llm, job.gpus, shares
     tokens = job.input_tokens + job.output_tokens
     steps = max(job.output_tokens / batch, tokens / machine.tokens_per_step)
@@ -124,7 +124,7 @@ def request_times(job: Job, machine: Machine, *, batch: float, shares: Shares) -
 
 
 def touched_share(llm: Llm, tokens: float) -> float:
-    """The share of the weights that a step of so many tokens reads; 1 for a dense model."""
+    """The share of the weights that a step of `tokens` tokens reads; 1 for a dense model."""
     if not llm.is_moe:
         return 1.0
     routed = llm.experts_per_token / llm.experts
@@ -134,7 +134,7 @@ def touched_share(llm: Llm, tokens: float) -> float:
 
 
 def _tile_waste(job: Job, tokens: float) -> float:
-    """How much more a mixture's matrix tiles compute than its tokens ask for, at least 1."""
+    """How much more a mixture's matrix tiles compute than its tokens require, at least 1."""
     if not job.llm.is_moe or job.dtype == "mxfp4":
         return 1.0
     each = max(tokens * job.llm.experts_per_token / job.llm.experts, 1.0)
@@ -159,9 +159,9 @@ def _usable_flops(job: Job, machine: Machine, cal: Shares) -> float:
 
 
 def _kernel_share(job: Job, gpu: Gpu, cal: Shares) -> float:
-    """The share of the dense 16-bit peak that kernels of the job's kind reach.
+    """The share of the dense 16-bit peak that kernels for this kind of job reach.
 
-    MoE kernels reach theirs only where each expert gets many tokens: see `_TILE_TOKENS`.
+    MoE kernels only reach theirs if each expert gets many tokens: see `_TILE_TOKENS`.
     """
     row = gpu.architecture
     stated = (row.dense_share, row.moe_share, row.mxfp4_share)
@@ -174,7 +174,7 @@ def _kernel_share(job: Job, gpu: Gpu, cal: Shares) -> float:
 def _attention_seconds(job: Job, machine: Machine, cal: Shares) -> float:
     """Attention of the whole prompt to itself.
 
-    Attention with sinks (gpt-oss) runs before Hopper on a kernel that reaches far less.
+    Before Hopper, attention with sinks (gpt-oss) runs on a much slower kernel.
     """
     llm, mean_context = job.llm, job.input_tokens / 2
     width = 4.0 * llm.attention_heads * (llm.head_dim or 128)
@@ -187,7 +187,7 @@ def _attention_seconds(job: Job, machine: Machine, cal: Shares) -> float:
 
 
 def _reduce_seconds(job: Job, machine: Machine, cal: Shares) -> float:
-    """All-reduce seconds per token: two per layer, over NVLink or its like, else over PCIe."""
+    """All-reduce seconds per token: two per layer, over NVLink or similar, else over PCIe."""
     if job.gpus == 1:
         return 0.0
     sent = 2 * job.llm.layers * job.llm.hidden_size * 2 * 2 * (job.gpus - 1) / job.gpus
@@ -195,7 +195,7 @@ def _reduce_seconds(job: Job, machine: Machine, cal: Shares) -> float:
 
 
 def _link_bytes_per_second(gpu: Gpu, gpus: int) -> float:
-    """What two GPUs exchange; a pair of PCIe cards that take a bridge may or may not have one."""
+    """The bandwidth between two GPUs; a pair of PCIe cards may or may not have its bridge."""
     row = gpu.architecture
     fast, slow = row.link_bytes_per_second, row.pcie_bytes_per_second
     if fast is None:

@@ -1,8 +1,8 @@
-"""What a million output tokens costs at the same interactivity: a curve of each GPU, load by load.
+"""The cost of a million output tokens at the same interactivity: a curve per GPU, load by load.
 
-Where loads were measured, each is moved to the other GPU by itself (`elsewhere.moved_curve` says
-why); else the load that was seen is taken to others by arithmetic. A GPU that is cheaper when full
-need not be cheaper at the inter-token latency (ITL) that users are promised.
+If loads were measured, each is moved to the other GPU separately (the reason is in
+`elsewhere.moved_curve`); else others are calculated from the observed load. A GPU that is cheaper
+when full need not be cheaper at the inter-token latency (ITL) that users are promised.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import Machine, saturated_batch
 
 MOST_CURVES = 5
-"""GPUs whose curves are drawn: the one in use and the best others."""
+"""Maximum number of GPUs whose curves are drawn: the one in use and the best others."""
 MOST_POINTS = 10
-"""Points of a curve: more of them say no more."""
+"""Maximum number of points of a curve: more add no information."""
 LEAST_LOADS = 3
-"""Measured loads that make a curve."""
+"""Minimum number of measured loads for a curve."""
 P95, P95_AT_MOST, MEAN = "p95 ITL", "p95 ITL at most", "mean ITL"
 
 
 @dataclass(frozen=True)
 class ItlLoad:
-    """One load that an engine was measured under, with its p95 ITL."""
+    """One measured load of an engine, with its p95 ITL."""
 
     running: float
     output_tokens_per_second: float
@@ -38,7 +38,7 @@ class ItlLoad:
 
 @dataclass(frozen=True, repr=False)
 class GpuLoad(Figures):
-    """What one engine of a GPU gives at a load, how quickly, and what that costs."""
+    """The output, speed and cost of one engine of a GPU at a load."""
 
     running_requests: float
     output_tokens_per_second: Estimate
@@ -50,9 +50,9 @@ class GpuLoad(Figures):
 class GpuCurve(Record):
     """One GPU under loads, lightest first.
 
-    `itl` says of what the ITLs are: `P95`, `P95_AT_MOST` (all that a histogram tells of one in its
-    first bucket) or `MEAN`. `is_measured`: the loads were, on the GPU in use; else they are by
-    arithmetic from one.
+    `itl` says what the ITLs are: `P95`, `P95_AT_MOST` (all that a histogram shows of one in its
+    first bucket) or `MEAN`. `is_measured`: the loads were measured, on the GPU in use; else they
+    are calculated from one.
     """
 
     gpu: str
@@ -61,7 +61,7 @@ class GpuCurve(Record):
     loads: tuple[GpuLoad, ...]
 
     def cheapest(self, itl_target_seconds: float | None) -> Estimate | None:
-        """The least that a million tokens costs at a load within the target; None: at none."""
+        """The lowest cost of a million tokens at any load within the target; None without one."""
         costs = [
             load.usd_per_million_output_tokens
             for load in self.loads
@@ -74,8 +74,8 @@ class GpuCurve(Record):
 class Interactivity(Record):
     """Cost against ITL: the curve of each GPU, the one in use first; or why there is none.
 
-    `reason` is empty where there is one. `itl_target_seconds` is the target of the p95 ITL; None:
-    there is none.
+    `reason` is empty if there is one. `itl_target_seconds` is the target for p95 ITL, None if there
+    is none.
     """
 
     curves: tuple[GpuCurve, ...] = ()
@@ -91,10 +91,10 @@ def gpu_curves(
     loads: Sequence[ItlLoad] = (),
     itl: str = MEAN,
 ) -> tuple[GpuCurve, ...]:
-    """The curve of each GPU, at its price per GPU-hour; a GPU that cannot serve has none.
+    """The curve of each GPU, at its price per GPU-hour; none for a GPU that cannot serve.
 
-    `question` names model, GPUs and lengths, and where there are fewer than `LEAST_LOADS` measured
-    `loads`, the load that the others are reckoned from, at an ITL that is of `itl`.
+    `question` gives model, GPUs and lengths and, if there are fewer than `LEAST_LOADS` measured
+    `loads`, the load that the others are calculated from, with an ITL of kind `itl`.
     """
     is_measured = len(loads) >= LEAST_LOADS
     found = []
@@ -123,7 +123,7 @@ def _moved(asked: Question, loads: Sequence[ItlLoad]) -> Iterator[tuple[float, Q
 
 
 def _reckoned(asked: Question) -> Iterator[tuple[float, Question]]:
-    """Loads twice as heavy each time, up to what that GPU admits, as far as one load tells."""
+    """Loads that double each time, up to what that GPU admits, within the validity of one load."""
     gpu = asked.to_gpu.rows[0]
     most = saturated_batch(asked.job_there, Machine(gpu, gpu.tensor_tflops or 1.0))
     seen = asked.load.clients
@@ -135,7 +135,7 @@ def _reckoned(asked: Question) -> Iterator[tuple[float, Question]]:
 
 
 def _downsampled(loads: Sequence[ItlLoad]) -> list[ItlLoad]:
-    """At most `MOST_POINTS` of the loads, evenly by place, the lightest and heaviest among them."""
+    """At most `MOST_POINTS` of the loads, evenly by index, including the lightest and heaviest."""
     ordered = sorted(loads, key=lambda load: load.running)
     if len(ordered) <= MOST_POINTS:
         return ordered

@@ -1,9 +1,9 @@
-"""Published runs as evidence for a what-if: the pair itself, or what pairs say of a model.
+"""Published runs as evidence for a what-if: a pair that answers it, or corrections from pairs.
 
 A *pair* is two runs of one model, on the two GPUs and at the two weight types of a question, with
-the same GPU count, workload and load. Bursts and sweeps pair by their load's own words. A pair
-answers a question about its lengths (within 15 %) at about its rate (within 10 %); any other
-saturated pair of the model says how far the arithmetic is off for it. Every answer names the
+the same GPU count, workload and load. Bursts and sweeps pair by the description of their load. A
+pair answers a question about its lengths (within 15 %) at about its rate (within 10 %); any other
+saturated pair of the model shows how far the arithmetic is off for it. Every answer names the
 nearest published case, whatever its model (`nearest_case`).
 """
 
@@ -25,18 +25,18 @@ from vllm_capacity.verdicts.hardware.question import KEPT_UP_RATIO, Load, Questi
 SAME_LENGTHS = math.log(1.15)
 SAME_RATE = math.log(1.10)
 MEASURED_HALF_WIDTH = 0.08
-"""Half the band of a measured pair, in logarithms: runs of one set-up repeat within a few %."""
+"""Half the band of a measured pair, in logarithms: runs of one setup repeat within a few %."""
 NEAR = 1.5
-"""The distance up to which a published case is near: another model of its kind at like lengths."""
+"""The largest distance of a near case: another model of its kind at similar lengths."""
 
 
 @dataclass(frozen=True, repr=False)
 class Case(Figures):
-    """A published pair of runs and how far it is from a question; `words` name it for a reader.
+    """A published pair of runs and its distance from a question; `words` describe it.
 
-    `distance` is 0 for the same setup. Each of these adds: another GPU 0.5 (of another architecture
-    1.5), another model 0.3, dense for a mixture of experts or the other way 0.7, another weight
-    type 0.5, a factor e of the lengths 0.25 each, of the GPU count 0.4, another kind of load 0.3.
+    `distance` is 0 for the same setup. Added to it: another GPU 0.5 (of another architecture 1.5);
+    another model 0.3; dense instead of a mixture of experts or vice versa 0.7; another weight type
+    0.5; per factor e of each length 0.25, of the GPU count 0.4; another kind of load 0.3.
     """
 
     model: str
@@ -66,7 +66,7 @@ class Case(Figures):
 
 @dataclass(frozen=True)
 class Pair:
-    """The median runs of one workload and load on both GPUs, and how far repeats differ."""
+    """The median runs of one workload and load on both GPUs, and how much repeats differ."""
 
     one: Measurement
     other: Measurement
@@ -77,7 +77,7 @@ class Pair:
 def pairs(wanted: Question, published: Sequence[Measurement]) -> Iterator[Pair]:
     """The published pairs of a question's model, GPUs, types and count, heaviest load first.
 
-    One pair a workload and load, of the medians over whatever flags both sides were run with.
+    One pair per workload and load, from the medians over all flags that both sides were run with.
     """
     froms = _grouped(wanted, wanted.from_gpu, wanted.dtype, published)
     tos = _grouped(wanted, wanted.to_gpu, wanted.to_dtype, published)
@@ -86,10 +86,11 @@ def pairs(wanted: Question, published: Sequence[Measurement]) -> Iterator[Pair]:
 
 
 def measured_ratio(wanted: Question, published: Sequence[Measurement]) -> Estimate | None:
-    """The measured rate × a published pair's ratio, where a pair answers the question; else None.
+    """The measured rate × the ratio of a published pair that answers the question; else None.
 
-    Of several loads at that rate the heaviest speaks: there the server limits, not the client. Of
-    runs with other flags, those that both sides were run with and that come nearest to the rate.
+    Of several loads at that rate, the heaviest is used: there the server is the limit, not the
+    clients. Of runs with other flags, those that both sides were run with and that are nearest to
+    the rate.
     """
     froms = _grouped(wanted, wanted.from_gpu, wanted.dtype, published)
     tos = _grouped(wanted, wanted.to_gpu, wanted.to_dtype, published)
@@ -111,8 +112,8 @@ def correction(
 ) -> tuple[float, float]:
     """What the model's published pairs add to the logarithm of its ratio, and their weight.
 
-    The mean error of `model_log` on saturated pairs, each weighed by how near its lengths are, and
-    shrunk as if one more pair had shown no error. No pair: (0, 0).
+    The mean error of `model_log` on saturated pairs, each weighted by how near its lengths are, and
+    shrunk as if one more pair had shown no error. Without pairs: (0, 0).
     """
     total = weight = 0.0
     seen: set[str] = set()
@@ -139,7 +140,7 @@ def correction(
 def _grouped(
     wanted: Question, span: GpuSpan, dtype: str, published: Sequence[Measurement]
 ) -> dict[tuple[str, str], list[Measurement]]:
-    """The runs that speak for one side of a question, by workload and load."""
+    """The runs that apply to one side of a question, by workload and load."""
     groups: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
     for run in published:
         same = (run.model, run.dtype, run.gpus) == (wanted.llm.model, dtype, wanted.gpus)
@@ -170,7 +171,7 @@ def _pair(froms: Sequence[Measurement], tos: Sequence[Measurement]) -> Pair:
 
 
 def _with_async(runs: Sequence[Measurement], flag: bool) -> list[Measurement]:
-    """The runs with (or without) asynchronous scheduling: the flag that moves throughput most."""
+    """The runs with (or without) asynchronous scheduling, which affects throughput most."""
     return [run for run in runs if run.async_scheduling == flag]
 
 
@@ -184,7 +185,7 @@ def _answers(pair: Pair, wanted: Question) -> bool:
 
 
 def _is_under(pair: Pair, load: Load) -> bool:
-    """Whether a pair was under the load that a question tells; True where it tells none."""
+    """Whether a pair was under the question's load; True if the question has none."""
     if load.clients is not None:
         return pair.one.clients == load.clients
     if load.requests_per_second is not None:
@@ -193,13 +194,13 @@ def _is_under(pair: Pair, load: Load) -> bool:
 
 
 def _is_behind(run: Measurement) -> bool:
-    """Whether more came than was served: what was measured is what that GPU can do."""
+    """Whether more was offered than served: then the rate is the GPU's capacity."""
     offered = run.offered_requests_per_second * run.output_tokens
     return run.clients is None and run.output_tokens_per_second < KEPT_UP_RATIO * offered
 
 
 def _apart(pair: Pair, wanted: Question) -> float:
-    """How far the asked rate lies from the pair's, in logarithms."""
+    """The distance between the question's rate and the pair's, in logarithms."""
     return abs(math.log(wanted.output_tokens_per_second / pair.one.output_tokens_per_second))
 
 
@@ -227,7 +228,7 @@ def _words(pair: Pair, ratio: float) -> str:
 
 
 def nearest_case(wanted: Question, published: Sequence[Measurement]) -> Case | None:
-    """The published pair of two GPUs that is nearest to a question; None where there is no pair."""
+    """The published pair of two GPUs that is nearest to a question; None without any pair."""
     pairs_known = _every_pair(tuple(published))
     if not pairs_known:
         return None
@@ -255,7 +256,7 @@ def nearest_case(wanted: Question, published: Sequence[Measurement]) -> Case | N
 def _every_pair(published: tuple[Measurement, ...]) -> tuple[tuple[Measurement, Measurement], ...]:
     """Every ordered pair of runs on two GPUs with one model, type, count, workload and load.
 
-    One run a GPU: repeats are alike.
+    One run per GPU: repeats are alike.
     """
     groups: dict[tuple[object, ...], dict[str, Measurement]] = defaultdict(dict)
     for run in published:
@@ -271,7 +272,7 @@ def _every_pair(published: tuple[Measurement, ...]) -> tuple[tuple[Measurement, 
 
 
 def _distance(wanted: Question, one: Measurement, other: Measurement) -> float:
-    """How far a published pair is from a question: see `Case`."""
+    """The distance of a published pair from a question: see `Case`."""
     apart = _gpu_distance(wanted.from_gpu, one.gpu) + _gpu_distance(wanted.to_gpu, other.gpu)
     if one.model != wanted.llm.model:
         apart += 0.3 + 0.7 * (_llm(one.model).is_moe != wanted.llm.is_moe)

@@ -1,6 +1,6 @@
-"""What a what-if is asked: a measured rate on one GPU, its load where known, and the other GPU.
+"""A what-if question: a measured rate on one GPU, its load if known, and the other GPU.
 
-Where it ends, too: questions that no arithmetic should answer, each refused with its numbers.
+Also its limits: questions that no arithmetic should answer, each refused with its numbers.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from vllm_capacity.verdicts.hardware.serving import (
 )
 
 MOST, MOST_GPUS = 1e12, 1024
-"""Past all measure: no rate, count or replica is larger."""
+"""Upper limits: no valid rate, token count or GPU count is larger."""
 MOST_SERVED = 1.1
-"""Of what an open load asks for, the most that may have been measured: lengths vary in a window."""
+"""The highest measured share of an open load's demand: lengths vary in a window."""
 
 KEPT_UP_RATIO = 0.9
-"""Of what an open load asks for, the served share from which a server kept up with it."""
+"""The served share of an open load's demand from which a server kept up with it."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a rate was measured under, where that is known, or what the other GPU is asked under.
+    """The load of a measurement, if known, or of the question about the other GPU.
 
     Either `clients` that a load test held busy, or the `requests_per_second` that users sent, or
-    `is_capacity`: the rate is the most that GPU gives (at an SLO, say). None of them: not known.
+    `is_capacity`: the rate is the maximum of that GPU (at an SLO, say). None of them: unknown.
     """
 
     clients: float | None = None
@@ -40,7 +40,7 @@ class Load:
     is_capacity: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse two loads at once, and what is no load."""
+        """Refuse two loads at once, and invalid loads."""
         loads = [load for load in (self.clients, self.requests_per_second) if load is not None]
         if not all(0 < load <= MOST for load in loads):
             raise InputError(f"Clients and requests/s must be above 0; found {loads[0]:g}.")
@@ -60,11 +60,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Question:
-    """A measured rate on one GPU type, and the one asked about.
+    """A measured rate on one GPU type, and the GPU type asked about.
 
-    `gpus` is the engine's GPU count where it was measured, `to_gpus` on the other side (None: the
-    same). `at` is the load that the other side is asked under (None: what it was measured under).
-    `itl_seconds` and `ttft_seconds` are mean latencies measured with the rate, where known.
+    `gpus` is the engine's GPU count in the measurement, `to_gpus` on the other side (None: the
+    same). `at` is the load on the other side (None: that of the measurement). `itl_seconds` and
+    `ttft_seconds` are mean latencies measured with the rate, if known.
     """
 
     llm: Llm
@@ -83,7 +83,7 @@ class Question:
     ttft_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot have been measured."""
+        """Refuse impossible measurements."""
         numbers = [self.output_tokens_per_second, self.input_tokens, self.output_tokens]
         numbers += [n for n in (self.itl_seconds, self.ttft_seconds) if n is not None]
         counts = (self.gpus, self.gpus_there)
@@ -103,39 +103,39 @@ class Question:
 
     @property
     def gpus_there(self) -> int:
-        """GPUs of the engine on the other side."""
+        """GPUs per engine on the other side."""
         return self.gpus if self.to_gpus is None else self.to_gpus
 
     @property
     def load_there(self) -> Load:
-        """The load on the other side: the one asked for, else the one measured under."""
+        """The load on the other side: the one asked about, else that of the measurement."""
         return self.load if self.at is None else self.at
 
     @property
     def is_same_setup(self) -> bool:
-        """Whether both sides are one GPU type, weight type and count."""
+        """Whether both sides have the same GPU type, weight type and count."""
         here = self.from_gpu, self.dtype, self.gpus
         return here == (self.to_gpu, self.to_dtype, self.gpus_there)
 
     @property
     def offered_tokens_per_second(self) -> float | None:
-        """Output tokens per second that an open load asks for; None where the load is another."""
+        """Output tokens per second that an open load demands; None for any other load."""
         return self.offered_by(self.load)
 
     def offered_by(self, load: Load) -> float | None:
-        """Output tokens per second that a load asks for; None where it is no open one."""
+        """Output tokens per second that a load demands; None if it is not an open one."""
         rate = load.requests_per_second
         return None if rate is None else rate * self.output_tokens
 
     @property
     def is_kept_up(self) -> bool:
-        """Whether about all that an open load asked for was served; False for any other load."""
+        """Whether about all demand of an open load was served; False for any other load."""
         offered = self.offered_tokens_per_second
         return offered is not None and self.output_tokens_per_second >= KEPT_UP_RATIO * offered
 
     @property
     def job_here(self) -> Job:
-        """The work where it was measured."""
+        """The work on the measured side."""
         return Job(self.llm, self.dtype, self.gpus, self.input_tokens, self.output_tokens)
 
     @property
@@ -166,10 +166,10 @@ def question_of(
     itl_seconds: float | None = None,
     ttft_seconds: float | None = None,
 ) -> Question:
-    """The question that a person asks with these names and numbers.
+    """The question for these names and numbers.
 
     `dtype` None: the weights as published; `to_dtype` None: the same on the other GPU. InputError
-    for names that are not known, and for what cannot have been measured.
+    for unknown names and impossible measurements.
     """
     llm = find_llm(model)
     measured = llm.weights_dtype if dtype is None else weight_dtype(dtype)
@@ -192,9 +192,9 @@ def question_of(
 
 
 def refusal(question: Question) -> str:
-    """Why the question cannot be answered, with numbers; empty where it can.
+    """Why the question cannot be answered, with numbers; empty if it can.
 
-    Where it was measured, only what is impossible there is refused.
+    On the measured side, only what is impossible is refused.
     """
     llm, context = question.llm, question.input_tokens + question.output_tokens
     if context > llm.max_context_tokens:
@@ -216,10 +216,10 @@ def refusal(question: Question) -> str:
 
 
 def impossible(job: Job, gpu: Gpu) -> str:
-    """Why a GPU cannot run a job at all, with numbers; empty where it may."""
+    """Why a GPU cannot run a job at all, with numbers; empty if it may."""
     try:
         architecture = gpu.architecture
-    except InputError as unknown:  # a reason in the table of options, not the end of the table
+    except InputError as unknown:  # one option's reason, rather than an error for the whole table
         return str(unknown).rstrip(".")
     is_narrow_float = job.dtype in ("fp8", "mxfp4", "nvfp4")
     if is_narrow_float and not architecture.runs_fp8_and_fp4_weights:
@@ -233,7 +233,7 @@ def impossible(job: Job, gpu: Gpu) -> str:
 
 
 def _unfit(job: Job, gpu: Gpu) -> str:
-    """Why it surely does not fit, even if vLLM reserves but half of what is reckoned."""
+    """Why it certainly does not fit, even if vLLM reserves only half of what is calculated."""
     machine, tokens = Machine(gpu, 1.0), job.input_tokens + job.output_tokens
     fit = sequences_that_fit(job, machine, tokens=tokens, reserve_share=0.5)
     if fit <= 0:

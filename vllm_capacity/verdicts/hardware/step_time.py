@@ -1,17 +1,17 @@
-"""How long one step of vLLM takes on a GPU: kernels timed by rooflines that were measured.
+"""How long one vLLM step takes on a GPU, from measured rooflines of its kernels.
 
-1. A *kernel* takes the longer of its arithmetic and its memory traffic, a 4-norm of the two, plus a
+1. A *kernel* takes the longer of its arithmetic and its memory traffic (a 4-norm of the two) plus a
    constant: `data/gpu_kernels.csv` has what each kernel of each GPU reaches.
 2. A step runs, per layer, the *dense* products (attention projections, shared or dense layers), the
    *experts* of a mixture, *attention* of prompts and of decoding sequences, the *elementwise* rest,
    and with several GPUs two *all-reduces*; then the output head.
-3. A mixture reads the experts that its tokens touch and computes whole tiles of rows for each. Of
-   evenly routed tokens they are 1 - (1 - k/E)^tokens; tokens prefer some experts, and
-   1 - (1 - k/E)^(tokens^0.8) is nearest to the tables, which were taken with such tokens. The
+3. A mixture reads the experts that its tokens touch and computes whole tiles of rows for each. With
+   even routing that share is 1 - (1 - k/E)^tokens. Tokens prefer some experts, and
+   1 - (1 - k/E)^(tokens^0.8) is nearest to the tables, which were measured with such tokens. The
    narrower an expert's layer is on each GPU, the less of the FLOP/s its rows reach: this is why
    twice the GPUs do not halve its time.
 
-All functions take numbers or NumPy arrays alike, so that a fit can ask for thousands of steps.
+All functions accept numbers or NumPy arrays, so that a fit can compute thousands of steps at once.
 """
 
 from __future__ import annotations
@@ -22,22 +22,27 @@ from vllm_capacity.facts.llms import BYTES_PER_WEIGHT, Llm
 
 _NORM = 4.0
 _ROUTING = 0.8
-"""How even the choice of experts is (1: wholly): of 0.6 to 1, what left the tables' experts least
-off on every GPU (`bench/step_constants.py`)."""
+"""How even the choice of experts is (1: completely).
+
+The value in 0.6 to 1 with the smallest error for the tables' experts on every GPU
+(`bench/step_constants.py`).
+"""
 EXPERT_MATRICES = 3.0
 """Gate, up and down: each as wide as the expert's layer, and as high as the model's hidden size."""
 _LATENT_FLOPS = 320.0
-"""Per head, prompt token and token of context of multi-head latent attention (DeepSeek-V3): a
-query and key of 192 and a value of 128 elements."""
+"""Per head, prompt token and context token of multi-head latent attention (DeepSeek-V3).
+
+A query and key of 192 and a value of 128 elements.
+"""
 
 
 @dataclass(frozen=True)
 class Roof:
-    """What one kernel reaches: FLOP/s, bytes/s, and seconds of every call beside them.
+    """What one kernel reaches: FLOP/s, bytes/s, and the additional seconds of every call.
 
-    Of a mixture's kernel, `tile_rows` are the rows that it computes for an expert beyond its
-    tokens, and `half_rate_columns` how wide an expert's layer is on each GPU where rows reach half
-    of the FLOP/s (what they move besides, in units of the width).
+    For a mixture's kernel, `tile_rows` are the rows that it computes for an expert beyond its
+    tokens, and `half_rate_columns` is the width of an expert's layer on each GPU at which rows
+    reach half of the FLOP/s (their other traffic, in units of the width).
     """
 
     flops_per_second: float
@@ -47,7 +52,7 @@ class Roof:
     half_rate_columns: float = 0.0
 
     def seconds_of(self, flops: float, bytes_moved: float) -> float:
-        """Seconds of so much work, without those of the call."""
+        """Seconds for that much work, without those of the call."""
         compute, memory = flops / self.flops_per_second, bytes_moved / self.bytes_per_second
         both: float = (compute**_NORM + memory**_NORM) ** (1 / _NORM)
         return both
@@ -67,7 +72,7 @@ class Kernels:
 
 @dataclass(frozen=True)
 class StepWork:
-    """What a step asks of each GPU of a group, per token, sequence or step; FLOPs and bytes."""
+    """The work of a step on each GPU of a group, per token, sequence or step; FLOPs and bytes."""
 
     layers: float
     gpus: float
@@ -91,7 +96,7 @@ class StepWork:
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Seconds of one step by what takes them."""
+    """Seconds of one step, by component."""
 
     dense: float
     experts: float
@@ -102,13 +107,13 @@ class StepSeconds:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum of all."""
         attention = self.prefill_attention + self.decode_attention
         return self.dense + self.experts + attention + self.reduce + self.elementwise
 
 
 def step_work(llm: Llm, dtype: str, gpus: int) -> StepWork:
-    """What a step of a model at a weight type asks of each of so many GPUs (tensor parallelism)."""
+    """The work of a step of a model at a weight type, on each GPU (tensor parallelism)."""
     embedding = llm.vocab_size * llm.hidden_size
     routed, dense = _split(llm)
     dense_bytes = BYTES_PER_WEIGHT["bf16" if dense_dtype(llm, dtype) == "bf16" else dtype]
@@ -144,14 +149,14 @@ def step_work(llm: Llm, dtype: str, gpus: int) -> StepWork:
 
 
 def dense_dtype(llm: Llm, dtype: str) -> str:
-    """The type of the layers that every token passes: 16 bits where only experts are quantized."""
+    """The type of the layers that every token passes: 16 bits if only experts are quantized."""
     return "bf16" if llm.is_moe and dtype in ("mxfp4", "int4") else dtype
 
 
 def _split(llm: Llm) -> tuple[float, float]:
-    """Parameters of the routed experts (all of them), and of the layers that every token passes.
+    """Parameters of all routed experts, and of the layers that every token passes.
 
-    Embedding and output head are in neither. The second is never less than attention's own.
+    Embedding and output head are in neither. The second is at least attention's own.
     """
     embeddings = llm.embedding_params
     total, active = llm.params_total_b * 1e9, llm.params_active_b * 1e9
@@ -176,10 +181,10 @@ def step_seconds(
     sequences: float,
     context_tokens: float,
 ) -> StepSeconds:
-    """Seconds of a step that decodes sequences and computes prompt tokens beside them.
+    """Seconds of a step that decodes sequences and also computes prompt tokens.
 
-    `context_tokens` is what each sequence holds, `prompt_length` the prompt that the prompt tokens
-    are of. No prompt tokens: a pure decode step.
+    `context_tokens` is the context of each sequence, `prompt_length` the length of the prompt that
+    the prompt tokens belong to. Without prompt tokens: a pure decode step.
     """
     tokens = prompt_tokens + sequences
     return StepSeconds(
@@ -198,7 +203,7 @@ def _dense(work: StepWork, roof: Roof, tokens: float, rows: float) -> float:
 
 
 def expert_seconds(work: StepWork, roof: Roof, *, tokens: float) -> float:
-    """Seconds that a step of so many tokens takes in a mixture's experts; 0 of a dense model."""
+    """Seconds that a step of `tokens` tokens takes in a mixture's experts; 0 for a dense model."""
     touched = touched_share(work.experts, work.experts_per_token, tokens)
     rows = tokens * work.experts_per_token + roof.tile_rows * work.experts * touched
     narrow = roof.half_rate_columns * work.flops_per_expert_row_and_column
@@ -208,7 +213,7 @@ def expert_seconds(work: StepWork, roof: Roof, *, tokens: float) -> float:
 
 
 def touched_share(experts: float, experts_per_token: float, tokens: float) -> float:
-    """The share of a mixture's experts that a step of so many tokens reads; 0 of a dense model."""
+    """The share of a mixture's experts that a step of `tokens` reads; 0 for a dense model."""
     missed: float = (1 - experts_per_token / experts) ** (tokens**_ROUTING)
     return 1 - missed
 
@@ -240,5 +245,5 @@ def _elementwise(work: StepWork, roof: Roof, tokens: float) -> float:
 
 
 def _least(one: float, other: float) -> float:
-    """The less of two numbers or arrays."""
+    """The smaller of two numbers or arrays."""
     return (one + other - abs(one - other)) / 2

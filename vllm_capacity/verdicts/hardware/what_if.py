@@ -1,20 +1,20 @@
-"""What another GPU would do: throughput and latencies there, from a measurement here.
+"""What another GPU would achieve: throughput and latencies there, from a measurement here.
 
-1. *Refuse* where the domain ends (`question.refusal`): the weights do not fit, no sequence fits
-   beside them, the GPU cannot run the weight type, the context is too long.
-2. *Published pairs first* (`published`). Where both GPUs were published for this model, types, GPU
-   count, lengths and a load that gave about the measured rate, the answer is the measured rate ×
-   their ratio, and its label *tested*.
-3. *Else scale*: the seconds per token on either GPU by arithmetic (`serving`), and what the GPU
-   does not explain of the measured ones (host, load generator, eager mode) carried over
-   (`carried`); beside it the ratio by data sheets (`data_sheet`), which has little say where
-   kernels of both were timed and much where not (`side.SHEET_SHARE`). Published pairs of the same
-   model at other lengths correct the ratio, the more of them the more. Where no load is told, a
-   rate far under what the GPU could give is read as the clients' doing.
-4. *Another load* on the other side (`Question.at`): from the measured load to it by the ratio of
-   the arithmetic on that side.
+1. *Refuse* questions outside the domain (`question.refusal`): the weights do not fit, no sequence
+   fits beside them, the GPU cannot run the weight type, the context is too long.
+2. *Published pairs first* (`published`). If both GPUs were published for this model, types, GPU
+   count, lengths and a load with about the measured rate, the answer is the measured rate × their
+   ratio, and its label *tested*.
+3. *Otherwise scale*: calculate the seconds per token on either GPU (`serving`), and carry over the
+   measured time that the GPU does not explain (host, load generator, eager mode; `carried`). The
+   ratio from data sheets (`data_sheet`) has little weight if kernels of both were timed and much if
+   not (`side.SHEET_SHARE`). Published pairs of the same model at other lengths correct the ratio,
+   more with more pairs. If no load is given, a rate far below what the GPU could give is attributed
+   to the clients.
+4. *Another load* on the other side (`Question.at`): from the measured load by the calculated ratio
+   on that side.
 5. The band is the measured error of this method on models left out of its fit, by class: whether
-   the GPU explains the measured time, whether the load is told (`band.BANDS`), and how near the
+   the GPU explains the measured time, whether the load is given (`band.BANDS`), and how near the
    nearest published case is (*near* or *far*). `python -m bench.whatif` measures it.
 """
 
@@ -69,24 +69,28 @@ from vllm_capacity.verdicts.hardware.side import (
 )
 
 GROWN = 0.045
-"""By how much more, in logarithms per factor e of running requests, output grows than by the
-arithmetic: the silicon rows, which the fit has seen, from their lightest loads to heavier ones.
-Beyond `MOST_GROWN` it grows as the arithmetic does."""
-LIGHT_LOADS = {False: (0.6, 0.1), True: (0.3, 0.08)}
-"""Of what the arithmetic gives, the share from which on and down to which a rate is read as a light
-load's: whose clients are not told, and are. Told, the arithmetic is of as many already: so low a
-rate is a load generator's doing."""
-MOST_TIMES_MEASURED = 2.0
-"""How far a measured rate may exceed the arithmetic: published ones, left out of it, did 1.7 ×."""
-MOST_BELIEVED = 10.0
-"""A rate of more times the arithmetic is no such set-up; cached prompts can make up some of it."""
-CLOSED_SHARE = 0.6
-"""How far a light load is read as held clients: load tests hold clients, users come as they come.
+"""How much more output grows than calculated, in logarithms per factor e of running requests.
 
-The band reaches the other reading, the same rate.
+From the lightest loads of the silicon rows, which the fit has seen, to heavier ones. Beyond
+`MOST_GROWN` it grows as calculated.
+"""
+LIGHT_LOADS = {False: (0.6, 0.1), True: (0.3, 0.08)}
+"""The shares of the calculated rate from which, and down to which, a load counts as light.
+
+By whether the clients are given. If they are, the calculation already uses their number: a rate so
+low is due to the load generator.
+"""
+MOST_TIMES_MEASURED = 2.0
+"""How far a measured rate may exceed the calculated one: published ones, left out, did 1.7 ×."""
+MOST_BELIEVED = 10.0
+"""A rate above this multiple of the calculated one is refused; cached prompts can explain some."""
+CLOSED_SHARE = 0.6
+"""How far a light load counts as held clients: load tests hold clients, users arrive freely.
+
+The band includes the other reading, the same rate.
 """
 SERVED_HALF_WIDTH = 0.08
-"""Half the band, in logarithms, where all that comes is served: so far runs of one load differ."""
+"""Half the band, in logarithms, if all requests are served: runs of one load differ that much."""
 TTFT_HALF_WIDTH = 0.45
 """Half the band of a time to first token: by any method it is off by about 15 % (median)."""
 TESTED, NEARBY, FAR, SAME = "tested", "near", "far", "same"
@@ -94,7 +98,7 @@ TESTED, NEARBY, FAR, SAME = "tested", "near", "far", "same"
 
 @dataclass(frozen=True)
 class GpuUtilization:
-    """How much of its GPU's data sheet the measured engine used, 0..1 (estimated_*_per_gpu)."""
+    """The share of its GPU's data sheet that the engine used, 0..1 (estimated_*_per_gpu)."""
 
     flops_ratio: float
     bandwidth_ratio: float
@@ -107,7 +111,7 @@ class GpuUtilization:
 
 @dataclass(frozen=True, repr=False)
 class Split(Figures):
-    """So many replicas of engines of so many GPUs each: what all of them do, and the latencies.
+    """A number of replicas with a number of GPUs per engine: their total output, and the latencies.
 
     Latencies are those of any replica, each under its share of the load.
     """
@@ -121,16 +125,16 @@ class Split(Figures):
 
 @dataclass(frozen=True, repr=False)
 class WhatIf(Figures):
-    """What another GPU would do, and how well that is known.
+    """What another GPU would achieve, and how certain that is.
 
     `label`: *tested* (a published pair answers it), *near* or *far* by the `distance` of the
-    `nearest` published case, *same* where nothing was asked to change, empty where nothing is
-    known. `explained_ratio` is the share of the measured time that the arithmetic explains; the
-    rest is carried over. Latencies are means, unknown where no load is told. `splits` are those of
-    a number of GPUs, the best first, where one was asked about; the figures are then the best's.
-    `choice` is which of both GPUs gives more tokens per dollar, and what would change that, where
-    prices of both are known and both are asked under one load; else None.
-    The attributes of `output_tokens_per_second` can be read of the whole.
+    `nearest` published case, *same* if the setup is unchanged, empty if nothing is known.
+    `explained_ratio` is the share of the measured time that the calculation explains; the rest is
+    carried over. Latencies are means, unknown if no load is given. If a number of GPUs was asked
+    about, `splits` are its splits, best first, and the figures are those of the best. `choice` is
+    which of both GPUs gives more tokens per dollar, and what would change that, if both prices are
+    known and both are asked under one load; else None. The attributes of `output_tokens_per_second`
+    are also attributes of this object.
     """
 
     output_tokens_per_second: Estimate
@@ -144,7 +148,7 @@ class WhatIf(Figures):
 
     @classmethod
     def unknown(cls, reason: str) -> WhatIf:
-        """Nothing, and why."""
+        """An unknown answer, with its reason."""
         nothing = Estimate.unknown(reason)
         return cls(nothing, nothing, nothing)
 
@@ -165,7 +169,7 @@ class WhatIf(Figures):
 
     @property
     def reason(self) -> str:
-        """Why the throughput is not known; empty where it is."""
+        """Why the throughput is unknown; empty if it is known."""
         return self.output_tokens_per_second.reason
 
     @property
@@ -175,7 +179,7 @@ class WhatIf(Figures):
 
     @property
     def basis(self) -> tuple[str, ...]:
-        """What the throughput rests on."""
+        """The basis of the throughput."""
         return self.output_tokens_per_second.basis
 
     @property
@@ -184,16 +188,16 @@ class WhatIf(Figures):
         return self.output_tokens_per_second.sources
 
     def as_dict(self) -> dict[str, Any]:
-        """The throughput's own keys, then the fields of the whole."""
+        """The keys of the throughput, then the fields of this object."""
         return {**self.output_tokens_per_second.as_dict(), **super().as_dict()}
 
 
 def carried(here: float, there: float, measured: float) -> float:
-    """Seconds per token on the other GPU: the arithmetic there, and what it did not explain here.
+    """Seconds per token on the other GPU: the calculated ones, and the time not explained here.
 
-    `here` and `there` are by arithmetic. Of what was measured beyond `here`, as much as the slower
-    of the two goes along as it is (a host is no faster for another GPU); more than that scales, for
-    then the arithmetic is off. Less than `here` scales, too.
+    `here` and `there` are calculated. Of the measured time beyond `here`, as much as the slower of
+    the two is carried over unchanged (a host is not faster with another GPU). More than that is
+    scaled, because then the calculation is off. So is a measured time below `here`.
     """
     rest = max(measured - here, 0.0)
     capped = min(rest, max(here, there))
@@ -201,14 +205,14 @@ def carried(here: float, there: float, measured: float) -> float:
 
 
 def shipped_what_if(question: Question) -> WhatIf:
-    """`what_if` by the published runs and the form factors that the shipped tables have."""
+    """`what_if` with the published runs and form factors from the shipped tables."""
     spans = question.from_gpu, question.to_gpu
     prefer = {span.rows[0].gpu: usual_forms(span.name) for span in spans}
     return what_if(question, published=published_runs(), prefer=prefer)
 
 
 def published_runs() -> tuple[Measurement, ...]:
-    """Every published run that a what-if looks up."""
+    """All published runs that a what-if looks up."""
     return (*measurements(), *silicon_measurements())
 
 
@@ -221,11 +225,11 @@ def what_if(
     calibration: Calibration | None = None,
     shares: Shares | None = None,
 ) -> WhatIf:
-    """What the asked GPU does: throughput and latencies with their basis, or why not.
+    """What the other GPU achieves: throughput and latencies with their basis, or why unknown.
 
-    `published` are the runs to look up and to correct by. Of a span of form factors, the first that
+    `published` are the runs to look up and to correct by. In a span of form factors, the first that
     `prefer` names for that GPU gives the middle (else the one with the most bandwidth). `busy` is
-    what the measured engine says of itself: it then has half the say in the scaling.
+    the measured engine's own utilization: it then has half the weight in the scaling.
     """
     if reason := refusal(question):
         return WhatIf.unknown(reason)
@@ -235,7 +239,7 @@ def what_if(
 
 @dataclass(frozen=True)
 class _Asking:
-    """One question, what answers it is made from, and both sides by arithmetic."""
+    """One question, the data that answers it, and both sides as calculated."""
 
     question: Question
     published: Sequence[Measurement]
@@ -246,7 +250,7 @@ class _Asking:
 
     @cached_property
     def froms(self) -> list[Side]:
-        """The machines that the measured GPU may be, at the load they were measured under."""
+        """The possible machines of the measured GPU, at the load of the measurement."""
         job, clients = self.question.job_here, self.question.load.clients
         found = machines_of(job, self.question.from_gpu, self.prefer)
         whole = [side(job, machine, self.calibration, clients=clients) for machine in found]
@@ -256,22 +260,22 @@ class _Asking:
 
     @cached_property
     def tos(self) -> list[Side]:
-        """The machines that the asked GPU may be, at the load they are asked under."""
+        """The possible machines of the other GPU, at the load of the question."""
         job, clients = self.question.job_there, self.question.load_there.clients
         found = machines_of(job, self.question.to_gpu, self.prefer)
         return [side(job, machine, self.calibration, clients=clients) for machine in found]
 
     def _lightened(self, whole: Side) -> Side:
-        """A side at the batch that gives the measured rate, where no clients are told."""
+        """A side at the batch that gives the measured rate, if no clients are given."""
         batch = self.batch_for(self.question.output_tokens_per_second, whole)
         return self.at_batch(whole, batch)
 
     def at_batch(self, whole: Side, batch: float) -> Side:
-        """A side with another number of sequences running."""
+        """A side with another number of running sequences."""
         return side_at(whole.job, whole.machine, whole.rates, self.calibration, batch)
 
     def batch_for(self, rate: float, whole: Side) -> float:
-        """How many running sequences give a rate, at most the side's; 1 where even one does."""
+        """The running sequences that give a rate, at most the side's; 1 if even one exceeds it."""
         low, high = 1.0, whole.batch
         if self.at_batch(whole, low).rate >= rate:
             return low
@@ -326,7 +330,7 @@ class _Asking:
         return nearest_case(self.question, self.published)
 
     def _unbelievable(self) -> str:
-        """Why nothing can be scaled from a rate that G surely cannot give; empty where it may."""
+        """Why nothing can be scaled from a rate that is impossible on G; empty if possible."""
         question, measured = self.question, self.question.output_tokens_per_second
         job, clients = question.job_here, question.load.clients
         rate = max(
@@ -356,7 +360,7 @@ class _Asking:
 
     @property
     def label(self) -> str:
-        """How near the answer is to what was measured, where it is scaled."""
+        """How near a scaled answer is to something measured."""
         return NEARBY if self.is_near else FAR
 
     @cached_property
@@ -372,9 +376,9 @@ class _Asking:
         return all(each.rates.is_timed for each in (self.froms[0], self.tos[0]))
 
     def _unless_light(self, found: Estimate, scaled: Estimate) -> Estimate:
-        """A measured pair; where its load was a light one, so far as to hold what scaling gives.
+        """A measured pair; if its load was light, widened to include what scaling gives.
 
-        Nobody said that the question's load is that one.
+        The question's load need not be the light one.
         """
         full = replace(self.question, load=Load(is_capacity=True))
         if measured_ratio(full, self.published) or scaled.mid is None or found.low is None:
@@ -448,11 +452,11 @@ class _Asking:
         return lightness * light + (1 - lightness) * saturated
 
     def _gain_elsewhere(self, one: Side, other: Side) -> float:
-        """The same where the other side is asked under another load.
+        """`_gain` if the other side is asked under another load.
 
-        First the measured load over there, what the GPU does not explain carried over; then from
-        that load to the one asked about, by the ratio of the arithmetic: how far it is off at one
-        load, it is about as far off at another.
+        First the measured load is moved there, carrying over the time that the GPU does not
+        explain; then that load is changed to the one asked about, by the calculated ratio, because
+        the calculation is off by about the same factor at both loads.
         """
         rate = self.question.output_tokens_per_second
         alike = self.at_batch(other, min(one.batch, self.most_running(other)))
@@ -466,9 +470,9 @@ class _Asking:
         return math.log(other.batch / seconds / rate) + grown
 
     def _beside_sheets(self, one: Side, other: Side, gain: float) -> float:
-        """A gain by timed kernels, and by data sheets, weighed.
+        """The weighted mean of a gain by timed kernels and by data sheets.
 
-        Where G served all that came, by data sheets it could have given what they say.
+        If G served all requests, the data sheets give the rate that it could have reached.
         """
         here, there = (_by_sheets(each, self.shares) for each in (one, other))
         by_sheets = log_ratio(here, there)
@@ -479,13 +483,13 @@ class _Asking:
         return (1 - share) * gain + share * by_sheets
 
     def most_running(self, other: Side) -> float:
-        """As many sequences as a side admits, whatever the load."""
+        """The most sequences that a side admits under any load."""
         return saturated_batch(other.job, other.machine, offered=math.inf)
 
     def lightness(self, one: Side) -> float:
-        """How far a rate is read as the clients' doing, 0 to 1: see `LIGHT_LOADS`.
+        """How far a rate is attributed to the clients, 0 to 1: see `LIGHT_LOADS`.
 
-        0 where the question tells that G gave all it could, or that it served all that came.
+        0 if the question says that G gave all it could, or that it served all requests.
         """
         question = self.question
         if question.load.is_capacity or question.is_kept_up or question.at is not None:
@@ -497,7 +501,7 @@ class _Asking:
         return min(math.log(light / share) / math.log(light / idle), 1.0)
 
     def _capped(self, found: Estimate) -> Estimate:
-        """No more than an open load asks for, where the question tells one."""
+        """At most what an open load demands, if the question has one."""
         question = self.question
         load = question.load_there
         offered = question.offered_by(load)
@@ -552,7 +556,7 @@ class _Asking:
         return _around(itl, half, words), _around(ttft, TTFT_HALF_WIDTH, ttft_words)
 
     def _ttft(self, there: Side, seconds: float) -> float:
-        """Mean seconds to the first token, by arithmetic, corrected by what was measured here."""
+        """Mean seconds to the first token, as calculated, corrected by the measurement here."""
         question = self.question
         if question.ttft_seconds is None:
             off = seconds / there.sequence_seconds
@@ -560,7 +564,7 @@ class _Asking:
         return there.ttft_seconds * question.ttft_seconds / self.froms[0].ttft_seconds
 
     def _itl(self, seconds: float, ttft: float) -> float:
-        """Mean seconds between tokens of a sequence that takes so long per token, all in all."""
+        """Mean seconds between tokens of a sequence that takes `seconds` per token in total."""
         question, output = self.question, self.question.output_tokens
         if question.itl_seconds is not None and question.load.clients is not None:
             here = self.froms[0].batch / question.output_tokens_per_second
@@ -625,7 +629,7 @@ class _Asking:
         )
 
     def _widened_words(self, found: Estimate) -> Iterator[str]:
-        """What a weight type does on a GPU that cannot multiply it, and why it is faster if so."""
+        """What a weight type does on a GPU without its tensor cores, and why it may be faster."""
         question = self.question
         one, other = self.machines[0]
         gpu, dtype = other.machine.gpu, question.to_dtype
@@ -660,21 +664,21 @@ def _by_sheets(each: Side, shares: Shares) -> SheetSide:
 
 
 def _around(mid: float, half: float, words: str) -> Estimate:
-    """An estimate of so much either way, in logarithms."""
+    """An estimate with `half` on either side, in logarithms."""
     ends = mid * math.exp(-half), mid, mid * math.exp(half)
     return Estimate.known(*ends, words, kind=Kind.EXTRAPOLATED)
 
 
 def _excess(question: Question, one: Side) -> float:
-    """How many times a rate on G exceeds what published runs ever exceeded the arithmetic by; 1."""
+    """By what factor a rate on G exceeds the limit for published runs; at least 1."""
     return max(question.output_tokens_per_second / one.rate / MOST_TIMES_MEASURED, 1.0)
 
 
 def _utilization_log(busy: GpuUtilization, one: Side, other: Side) -> float:
-    """The logarithm of the ratio where the engine says what it was busy with, at the same batch.
+    """The logarithm of the ratio from the engine's own utilization, at the same batch.
 
-    Of each second on G, compute took FLOPS used ÷ reachable, memory bandwidth used ÷ reachable;
-    both scale by what kernels reach, what is left (the host) does not.
+    Of each second on G, compute took FLOPS used ÷ reachable, memory bandwidth used ÷ reachable.
+    Both scale with what kernels reach; the remainder (the host) does not.
     """
     here, there = one.rates.kernels.dense, other.rates.kernels.dense
     flops = one.machine.tensor_tflops * 1e12
