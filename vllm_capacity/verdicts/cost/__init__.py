@@ -1,1 +1,1 @@
-"""What a window cost, what of that was idle, and what it would cost elsewhere."""
+"""What a window cost, how much of that was idle, and what it would cost elsewhere."""

@@ -1,16 +1,16 @@
-"""Claims that others published, held against a window: their price, and the most a GPU was seen do.
+"""Published claims compared with a window: their price, and a GPU's highest published throughput.
 
-*Implied price*: dollars per request × requests ÷ GPU-hours. It tells which price list a published
-cost rests on. *Published bound*: where a window is too lightly loaded to show its own capacity, the
-throughput that others measured for the same model on the same GPU bounds its use from below. It is
-named as published wherever it is shown: another machine, another load, mostly without any latency
-target.
+*Implied price*: dollars per request × requests ÷ GPU-hours, which shows the price list behind a
+published cost. *Published bound*: if a window is too lightly loaded to show its own capacity, the
+throughput that others measured for the same model on the same GPU bounds its utilization from
+below. It is marked as published wherever it is shown: another machine, another load, mostly without
+any latency target.
 
 Own GPUs or an API: the demand, the utilization and the price at which both cost the same.
 
-An API is paid per request, a GPU per hour. So they break even at dollars per hour ÷ what the API
-charges per request; that over the requests per hour at capacity is the break-even utilization. The
-*allocation* cost is compared, idle hours included: usage cost would flatter the GPU.
+An API is paid per request, a GPU per hour. They break even at dollars per hour ÷ the API price per
+request; that over the requests per hour at capacity is the break-even utilization. The *allocation*
+cost is compared, idle hours included: usage cost would flatter the GPU.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.throughput import Measurement
 
 SAME_LENGTHS = math.log(1.15)
-"""How far the mean lengths of a published run may lie from the window's, in logarithms."""
+"""Maximum difference of a published run's mean lengths from the window's, in logarithms."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What was published of a run: its length, its requests, their rate, and what one cost.
+    """A published run: its length, its requests, their rate, and the cost of one.
 
     One GPU ran for all those hours.
     """
@@ -44,13 +44,13 @@ class Claim:
 
     @property
     def usd_per_gpu_hour(self) -> float:
-        """The price of a GPU-hour that the published cost per request rests on."""
+        """The price of a GPU-hour that the published cost per request implies."""
         return implied_usd_per_gpu_hour(self.usd_per_request, self.requests, self.hours)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published figure beside the same one found, which is None where it is not known."""
+    """A published figure beside the same one from a window, None if unknown."""
 
     name: str
     published: float
@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def rounded(self) -> Decimal | None:
-        """What was found, with as many digits as the published figure was printed with."""
+        """The window's figure, with as many digits as the published one was printed with."""
         if self.found is None:
             return None
         printed = Decimal(repr(float(self.published))).normalize()
@@ -67,18 +67,18 @@ class Comparison:
 
     @property
     def change_ratio(self) -> float | None:
-        """What was found ÷ what was published − 1."""
+        """The window's figure ÷ the published one − 1."""
         return None if self.found is None else self.found / self.published - 1
 
     @property
     def is_reproduced(self) -> bool:
-        """Whether the two agree in all digits that were published."""
+        """Whether the two agree in all published digits."""
         return self.rounded is not None and self.rounded == Decimal(repr(float(self.published)))
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A published run as what the GPU can do, and the window's rate as a share of it, 0..1."""
+    """A published run as the GPU's capacity, and the window's rate as a share of it, 0..1."""
 
     run: Measurement
     requests_per_second: float
@@ -87,7 +87,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class FullUse:
-    """A GPU used as in a published run: what a request would cost, and how much less that is."""
+    """A GPU used as in a published run: the cost of a request, and how many times less that is."""
 
     bound: Bound
     usd_per_request: Estimate
@@ -95,7 +95,7 @@ class FullUse:
 
 
 def implied_usd_per_gpu_hour(usd_per_request: float, requests: float, gpu_hours: float) -> float:
-    """The price of a GPU-hour that makes that many requests cost that much each."""
+    """The price of a GPU-hour at which that many requests cost that much each."""
     if not (usd_per_request >= 0 and requests >= 0 and gpu_hours > 0):
         raise InputError(
             "A claim needs dollars and requests of 0 or more and GPU-hours above 0; found "
@@ -113,10 +113,10 @@ def published_bound(
     output_tokens: float,
     requests_per_second: float,
 ) -> Bound | None:
-    """The window's rate against the upper median of the published bursts that are like it, or None.
+    """The window's rate against the upper median of similar published bursts, or None.
 
-    Like it: the same model on one GPU of that name (any form factor: the runs say which), every
-    request sent at once, mean lengths within 15 %. The median, for runs differ by their flags.
+    Similar: the same model on one GPU of that name (any form factor: the runs say which), all
+    requests sent at once, mean lengths within 15 %. The median, because runs differ by their flags.
     """
     rows = {row.gpu for row in find_gpu(gpu).rows}
     alike = [
@@ -134,7 +134,7 @@ def published_bound(
 
 
 def usd_per_request_at(bound: Bound, usd_per_gpu_hour: Estimate) -> Estimate:
-    """What a request would cost on a GPU that kept the published rate all the time."""
+    """The cost of a request on a GPU that runs at the published rate all the time."""
     run = bound.run
     return usd_per_gpu_hour.scaled(
         1 / (3600 * bound.requests_per_second),
@@ -159,8 +159,8 @@ class BreakEven:
     """Where own GPUs and an API cost the same, and which is cheaper now.
 
     `utilization` may exceed 1: then no demand that the GPUs can serve makes them cheaper.
-    `usd_per_gpu_hour` is the GPU price that would break even at today's demand. `is_own_cheaper` is
-    None where the interval does not decide.
+    `usd_per_gpu_hour` is the break-even GPU price at today's demand. `is_own_cheaper` is None if
+    the interval does not decide.
     """
 
     api_usd_per_request: float
@@ -184,7 +184,8 @@ def break_even(
 ) -> BreakEven:
     """The break-even of a deployment against an API price, for mean lengths per request.
 
-    `requests_per_hour` is today's demand on those GPUs: None or 0 leaves what needs it unknown.
+    `requests_per_hour` is today's demand on those GPUs: with None or 0, results that need it are
+    unknown.
     """
     given = (input_tokens, output_tokens, gpus, requests_per_hour or 0.0)
     if (

@@ -1,19 +1,19 @@
-"""What the time of an engine's steps went into: reading prompts, writing output, sharing a step.
+"""Where the time of an engine's steps went: reading prompts, writing output, sharing a step.
 
-Told in words:
+The algorithm:
 
-1. A step of an engine takes F + a·N + b·P + c·K: a fixed part, so much per running request, per
-   prompt token computed in it, and for reading the KV cache, K of it being used.
-2. Mean inter-token latency (ITL) of many stretches of time, each with its own N, P and K, is such a
-   sum. Alone it seldom tells the parts apart: loads of one mix move together.
-3. What a prefill took beyond such a step does: the mean of request_prefill_time_seconds is a step
-   with one prompt more in it. The more prompts share a step, the less it is relied on.
-4. To read the whole KV cache takes about as long as to read the weights, both of which fill the
-   memory of the GPU: a weak prior (a factor of 2.7 either way), where load tells no better.
+1. A step of an engine takes F + a·N + b·P + c·K: a fixed part, a part per running request and per
+   prompt token computed in it, and a part for reading the KV cache, with K of it in use.
+2. The mean inter-token latency (ITL) of many stretches of time, each with its own N, P and K, is
+   such a sum. Alone it seldom separates the parts, because loads of one mix vary together.
+3. The extra time of a prefill over such a step: the mean of request_prefill_time_seconds is a step
+   with one more prompt in it. The more prompts share a step, the less weight it has.
+4. Reading the whole KV cache takes about as long as reading the weights, because both fill the
+   memory of the GPU: a weak prior (a factor of 2.7 either way), unless load gives better data.
 
-All four are fitted together, none below 0, then again on other draws of the stretches and of what
-is unsure about 3 and 4; the spread of the fits is the interval. Why not tokens at fixed weights: on
-made servers such weights missed the cost of a tenant by more than 10 % in six cases of seven.
+All four are fitted together, none below 0, and again on resampled stretches and with the
+uncertainty of 3 and 4; the spread of the fits is the interval. Why not fixed weights per token: on
+simulated servers they missed the cost of a tenant by more than 10 % in six of seven cases.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ from vllm_capacity.figures.steps import Schema
 Floats = NDArray[np.float64]
 
 COMPONENTS = ("prefill", "decode", "steps", "memory")
-"""Time for prompt tokens; for each output token; for the fixed part of steps, shared by those that
-ran in them; for the KV cache held: reading it, and all of a step where it is what limits."""
+"""Prompt tokens; output tokens; the fixed part of steps; the KV cache held.
+
+The fixed part is shared by the requests that ran in a step. The last is the time to read the cache,
+and all of a step if the cache is the limit.
+"""
 
 STRETCH_SCHEMA: Schema = {
     "start": pl.Datetime("us", "UTC"),
@@ -57,16 +60,16 @@ _BASIS = "engine time fitted to ITL and prefill times"
 _SEED, _DRAWS = 18, 200
 _STRETCH_SECONDS, _MOST_STRETCHES = 60.0, 300
 _LEAST_STRETCHES, _LEAST_PREFILLS = 5, 30
-_STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # neighbors err alike: as many count as independent
+_STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # correlated errors: so many are independent
 _PREFILL_SIGMA, _PREFILL_SIGMA_SHARED, _PREFILL_SIGMA_MOST = 0.03, 0.4, 0.3
 _KV_SIGMA, _KV_SPREAD = 0.1, 1.0  # of the prior: as a share of a step; of ln(c / F)
 _FULL_KV_RATIO = 0.9
-_STEADY = 0.5  # as many at a time to this: a client that comes back, no arrivals by chance
+_STEADY = 0.5  # running this close to its maximum: returning clients rather than random arrivals
 
 
 @dataclass(frozen=True)
 class Prefills:
-    """The prefills of engines: how many, the seconds they took, their prompt tokens.
+    """The prefills of engines: their number, their seconds, their prompt tokens.
 
     `computed_ratio` of the tokens were computed, the others taken from a cache.
     """
@@ -79,9 +82,9 @@ class Prefills:
 
 @dataclass(frozen=True)
 class EngineTime:
-    """The shares of engine time by `COMPONENTS`: the best fit, and a row per draw of the fit.
+    """The shares of engine time by `COMPONENTS`: the best fit, and one row per draw of the fit.
 
-    Every row adds up to 1. `stretches` are what was fitted (`STRETCH_SCHEMA`).
+    Every row adds up to 1. `stretches` are the fitted ones (`STRETCH_SCHEMA`).
     """
 
     shares: Floats
@@ -107,8 +110,8 @@ class EngineTime:
 def stretches(steps: pl.DataFrame) -> pl.DataFrame:
     """The steps of engines (figures/steps.py) as stretches to fit: `STRETCH_SCHEMA`.
 
-    At least a minute each, 300 at most over all engines. Only steps in which output came and
-    nothing was missed. Empty where there are none, or no ITL or KV usage.
+    At least a minute each, 300 at most over all engines. Only steps with output and without gaps or
+    restarts. Empty without any, or without ITL or KV usage.
     """
     seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
     needed = ["itl_mean_seconds", "prompt_tokens_per_second", "kv_cache_ratio_mean"]
@@ -123,8 +126,8 @@ def stretches(steps: pl.DataFrame) -> pl.DataFrame:
     )
     length = max(_STRETCH_SECONDS, float(good["seconds"].sum()) / _MOST_STRETCHES)
     output = pl.col("output_tokens_per_second") * pl.col("seconds")
-    # By Little's law so many decode at a time. Where requests come by chance, an output token
-    # shares its step with those who came by chance, too: 1/N is then (1 − e^−n) / n in the mean.
+    # By Little's law, this many requests decode at a time. With random arrivals, an output token
+    # shares its step with a random number of others: the mean of 1/N is then (1 − e^−n) / n.
     decoding = pl.col("output_tokens_per_second") * pl.col("itl_mean_seconds")
     is_steady = pl.col("running_max") - pl.col("running_mean") < _STEADY
     by_chance = (1 - (-decoding).exp()) / decoding
@@ -165,7 +168,7 @@ def stretches(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def engine_time(found: pl.DataFrame, prefills: Prefills | None) -> EngineTime | str:
-    """Where the time of these stretches of alike engines went; text: why that cannot be told."""
+    """Where the time of these stretches of similar engines went, or a text: why that is unknown."""
     computed = 0.0 if prefills is None else prefills.prompt_tokens * prefills.computed_ratio
     if prefills is None or prefills.count < _LEAST_PREFILLS or not computed:
         return "too few prefills were timed (vllm:request_prefill_time_seconds)"
@@ -212,10 +215,11 @@ def _fitted(
 
 
 def _least_squares(matrix: Floats, wanted: Floats) -> Floats:
-    """Least squares with no unknown below 0, exactly: the best of what any of them alone give.
+    """Exact non-negative least squares: the best of the solutions for all subsets of unknowns.
 
-    The optimum is the unbounded one of those that are not 0 in it, and four make but 15 sets. Why
-    not scipy's `nnls`: every bill is split by this, and its import takes as long as all the rest.
+    The optimum is the unconstrained one of the unknowns that are not 0 in it, and four have only 15
+    subsets. Why not scipy's `nnls`: it is used for every bill, and the import takes as long as the
+    rest of it.
     """
     unknowns = matrix.shape[1]
     orthogonal, reduced = np.linalg.qr(matrix)
@@ -230,14 +234,14 @@ def _least_squares(matrix: Floats, wanted: Floats) -> Floats:
                 best, least = np.zeros(unknowns), missed
                 best[list(own)] = found
         if count == unknowns and least < math.inf:
-            break  # what no bound holds back, nothing beats
+            break  # an unconstrained solution cannot be beaten
     return best
 
 
 def _prefill_row(
     columns: dict[str, Floats], prefills: Prefills, noise: float
 ) -> tuple[Floats, float]:
-    """The mean prefill as a step with one prompt more in it."""
+    """The mean prefill as a step with one more prompt in it."""
     by_prompt = columns["prompt_tokens"] / columns["prompt_tokens"].sum()
     own = prefills.prompt_tokens * prefills.computed_ratio / prefills.count
     others = float(by_prompt @ columns["prompt_tokens_per_step"])

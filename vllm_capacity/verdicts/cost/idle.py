@@ -1,16 +1,17 @@
-"""Money spent on idle GPUs by hour of week, and what three ways out of it would have saved.
+"""Money spent on idle GPUs by hour of week, and what three ways to reduce it would have saved.
 
-Each saving replays the observed hours under a rule, in dollars per month of 730.5 h; its interval
-is the Student-t one over observed days, so that a fleet seen on few or uneven days gets a wide one.
+Each saving replays the observed hours under a rule, in dollars per month of 730.5 h. Its interval
+is the Student-t one over observed days, so a fleet with few or uneven days gets a wide one.
 
-- *Schedule*: off in those hours of the day that stood idle on every other day. Each day is judged
-by a schedule drawn from the others, so a saving is never claimed on the days that suggested it.
-- *Scale to zero*: off in every hour without any load, back before it ends: the start-up lead is
-paid.
+- *Schedule*: off in the hours of the day that were idle on every other day. Each day is judged by a
+  schedule from the others, so a saving is never claimed on the days that suggested it.
+- *Scale to zero*: off in every hour without any load, and started before the next load: the
+  start-up time is paid for.
 - *Consolidation*: as many replicas as the busiest hours need at a target utilization, always on.
 
-Why hours of the day and not of the week for the schedule: each hour of a week comes once a week,
-and two of them prove no habit. The table by hour of week says what was, not what will be.
+Why hours of the day rather than of the week for the schedule: each hour of a week occurs once a
+week, and two of them do not prove a pattern. The table by hour of week says what was, not what will
+be.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _LEAST_HOURS_OF_DAY = 12
 
 @dataclass(frozen=True)
 class Savings:
-    """What each way would have saved, USD a month; `hours_off`: the schedule of all days."""
+    """What each way would have saved, USD per month; `hours_off`: the schedule from all days."""
 
     schedule: Estimate
     scale_to_zero: Estimate
@@ -58,7 +59,7 @@ def idle_by_hour_of_week(hours: pl.DataFrame, *, time_zone: str = "UTC") -> pl.D
 
     `hours`: one row per hour: ts (aware), cost_usd, utilization_ratio (0..1; null: not observed).
     Columns: weekday (1 is Monday), hour, observed_hours, cost_usd, utilization_ratio, idle_usd =
-    cost × (1 − utilization), all means; null where that hour was never observed, not 0.
+    cost × (1 − utilization), all means; null, not 0, if that hour was never observed.
     """
     observed = _observed(hours, time_zone)
     week = pl.DataFrame(
@@ -86,8 +87,8 @@ def savings(
 ) -> Savings:
     """What a schedule, scale-to-zero and consolidation would have saved; `hours` as above.
 
-    All unknown under three days with half their hours observed. A saving of exactly nothing is 0,
-    with what stood in its way as the basis.
+    All unknown for under three days with half their hours observed. A saving of exactly nothing is
+    0, with the obstacle as the basis.
     """
     if replicas < 1 or startup_lead_seconds < 0 or not 0 < target_utilization_ratio <= 1:
         raise InputError(
@@ -139,7 +140,7 @@ def _observed(hours: pl.DataFrame, time_zone: str) -> pl.DataFrame:
 
 
 def _days(observed: pl.DataFrame) -> list[list[_Hour]]:
-    """The observed hours day by day, without days of which half or more is missing."""
+    """The observed hours by day, without days of which half or more is missing."""
     columns = ["stamp", "day", "hour", "cost_usd", "utilization_ratio"]
     by_day: dict[int, list[_Hour]] = defaultdict(list)
     for row in observed.select(columns).iter_rows():
@@ -148,7 +149,7 @@ def _days(observed: pl.DataFrame) -> list[list[_Hour]]:
 
 
 def _idle_hours(days: Sequence[Sequence[_Hour]]) -> tuple[int, ...]:
-    """The hours of the day that stood idle each time they were observed, at least twice."""
+    """The hours of the day that were idle each time they were observed, at least twice."""
     seen: dict[int, list[float]] = defaultdict(list)
     for hour in (hour for day in days for hour in day):
         seen[hour.hour].append(hour.utilization_ratio)
@@ -194,7 +195,7 @@ def _scale_to_zero(days: list[list[_Hour]], lead_hours: float) -> Estimate:
 
 
 def _hours_left_idle(hours: list[_Hour]) -> dict[int, int]:
-    """For each hour, how many hours without load follow from it on, itself included."""
+    """For each hour, the number of consecutive hours without load from it on, including it."""
     left: dict[int, int] = {}
     for hour in reversed(hours):
         is_empty = hour.utilization_ratio == 0
@@ -203,7 +204,7 @@ def _hours_left_idle(hours: list[_Hour]) -> dict[int, int]:
 
 
 def _consolidation(days: list[list[_Hour]], replicas: int, target_ratio: float) -> Estimate:
-    """The saving of as many replicas as the p95, p99 and highest hour need: high, mid and low."""
+    """The saving with the replicas that the p95, p99 and highest hour need: high, mid and low."""
     if replicas == 1:
         return Estimate.unknown("one replica cannot be consolidated; see the schedule instead")
     ratios = np.array([hour.utilization_ratio for day in days for hour in day])
@@ -230,8 +231,8 @@ def _a_month(day: Sequence[_Hour], usd: float) -> float:
 
 
 def _mean_over_days(saved: list[float], days: list[list[_Hour]], basis: str) -> Estimate:
-    """The mean over days with its 90 % Student-t interval, inside nothing and the whole bill."""
-    from scipy.special import stdtrit  # slow to import, and few commands get here
+    """The mean over days with its 90 % Student-t interval, limited to 0 and the whole bill."""
+    from scipy.special import stdtrit  # slow to import, and rarely needed
 
     bill = float(np.mean([_a_month(day, sum(hour.cost_usd for hour in day)) for day in days]))
     mid = float(np.mean(saved))
