@@ -1,1 +1,1 @@
-"""Frames become judgements. Pure: no I/O, no clock, no SQL; only arguments."""
+"""Turns frames into verdicts. Pure: no I/O, no clock, no SQL; only arguments."""

@@ -1,4 +1,4 @@
-"""The engines and models of a fleet beside each other: what each cost, served, was limited by."""
+"""The engines and models of a fleet side by side: cost, tokens served, and bottleneck of each."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, LIMITS, UNKNO
 class EngineRow:
     """One engine of a fleet.
 
-    `token_share_ratio` is its part of the tokens that all generated, 0..1, None where one was not
-    counted or none came. `limit` is the regime that limited it at its peak, else that of most of
-    its time.
+    `token_share_ratio` is its share of all output tokens, 0..1; None if any engine's were not
+    counted or there were none. `limit` is the regime that limited it at its peak, else its most
+    frequent one.
     """
 
     engine: str
@@ -38,10 +38,10 @@ class EngineRow:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model of a fleet: its engines added.
+    """One model of a fleet, over its engines.
 
-    `engines` are those that counted something of it, worst first; one that serves several models
-    is among the engines of each, and shared out in the costs.
+    `engines` are those that counted any of its traffic, worst first. An engine that serves several
+    models is listed under each, and its cost is divided among them.
     """
 
     model: str
@@ -52,7 +52,7 @@ class ModelRow:
 
     @property
     def limited(self) -> tuple[EngineRow, ...]:
-        """Its engines that set their own throughput at their peak."""
+        """Its engines that were at a limit at their peak."""
         return tuple(row for row in self.engines if row.is_limited)
 
 
@@ -62,9 +62,9 @@ def model_rows(
     engines: Mapping[str, Sequence[EngineRow]],
     ttft_p95: Mapping[str, Quantile],
 ) -> tuple[ModelRow, ...]:
-    """The models of a fleet, worst first: most engines at a limit, then by what idle time cost.
+    """The models of a fleet, worst first: by engines at a limit, then by the cost of idle time.
 
-    `charged` is the bill by model, `parts` its shares by model and engine, the others are by model,
+    `charged` is the bill by model, `parts` its shares by model and engine; the others are by model
     too. Empty for no parts.
     """
     shares = _token_shares({name: list(own.values()) for name, own in parts.items()})
@@ -88,7 +88,7 @@ def engine_rows(
     fits: Sequence[SaturationFit],
     ttft_p95: Mapping[str, Quantile],
 ) -> tuple[EngineRow, ...]:
-    """The engines of a bill, worst first: those at a limit, then by what idle time cost.
+    """The engines of a bill, worst first: by their limit, then by the cost of idle time.
 
     `parts` are those of the bill, `ttft_p95` is by engine. Empty for no engine.
     """
@@ -110,7 +110,7 @@ def engine_rows(
 
 
 def _token_shares(parts: Mapping[str, Sequence[CostShare]]) -> dict[str, float | None]:
-    """The part of the output tokens of each, 0..1; None where one was not counted or none came."""
+    """The share of output tokens of each, 0..1; None if any was not counted or there were none."""
     tokens = {name: [one.usage.generation_tokens for one in own] for name, own in parts.items()}
     if any(each is None for own in tokens.values() for each in own):
         return dict.fromkeys(tokens)
@@ -120,11 +120,11 @@ def _token_shares(parts: Mapping[str, Sequence[CostShare]]) -> dict[str, float |
 
 
 def _badness(row: EngineRow) -> tuple[int, float, str]:
-    """What puts one engine before another: the more severe limit, then the dollars idle."""
+    """The sort key of an engine: the severity of its limit, then its idle dollars."""
     severity = BY_SEVERITY.index(row.limit) if row.is_limited else 0
     return severity, _usd(row.idle_usd), row.engine
 
 
 def _usd(amount: Estimate) -> float:
-    """Its middle, else what it is at least, else 0."""
+    """Its middle, else its lower bound, else 0."""
     return next((end for end in (amount.mid, amount.low) if end is not None), 0.0)

@@ -1,8 +1,8 @@
-"""How long requests wait for one of `servers` slots: M/M/c exactly, M/G/c and GI/G/c approximately.
+"""Waits for one of `servers` slots: M/M/c exactly, M/G/c and GI/G/c approximately.
 
-A slot is whatever serves one request at a time: a replica taken as a whole, or a running place of
-it. An LLM engine slows down as it fills, so a fixed service time is only right at the load it was
-measured at; the step simulator has no such limit. Sources: Erlang (1917) for M/M/c; Allen,
+A slot is anything that serves one request at a time: a whole replica, or one of its running places.
+An LLM engine slows down as it fills, so a fixed service time is only right at the load where it was
+measured; the step simulator does not have this limit. Sources: Erlang (1917) for M/M/c; Allen,
 "Probability, Statistics, and Queueing Theory" (2nd ed. 1990), Allen-Cunneen for GI/G/c; Kimura,
 "Approximations for multi-server queues: system interpolations" (Queueing Systems 17, 1994) for
 M/G/c, with Cosmetatos' M/D/c as capped by Whitt, "Approximations for the GI/G/m queue" (POM 2,
@@ -23,10 +23,10 @@ _MAX_SERVERS = 100_000
 
 
 def erlang_c(servers: int, offered_load: float) -> float:
-    """The probability that an arrival at M/M/c has to wait, 0..1; 1 where it is overloaded.
+    """The probability that an arrival at M/M/c has to wait, 0..1; 1 if overloaded.
 
-    `offered_load` is arrival rate x mean service time, in erlangs. By the recurrence of Erlang B,
-    which neither overflows nor cancels.
+    `offered_load` is arrival rate x mean service time, in erlangs. Uses the recurrence of Erlang B,
+    which neither overflows nor loses precision.
     """
     if servers < 1 or not offered_load >= 0:
         raise InputError(
@@ -43,11 +43,10 @@ def erlang_c(servers: int, offered_load: float) -> float:
 
 @dataclass(frozen=True)
 class Queue:
-    """A queue in the steady state, first come first served.
+    """A queue in steady state, first come first served.
 
-    `service_cv2` and `arrival_cv2` are squared coefficients of variation (variance over squared
-    mean): 1 is exponential service and Poisson arrivals. Kimura's method takes Poisson arrivals
-    only.
+    `service_cv2` and `arrival_cv2` are squared coefficients of variation (variance ÷ squared mean):
+    1 means exponential service and Poisson arrivals. Kimura's method requires Poisson arrivals.
     """
 
     arrivals_per_second: float
@@ -58,7 +57,7 @@ class Queue:
     method: Method = "kimura"
 
     def __post_init__(self) -> None:
-        """InputError where there is no such queue."""
+        """Raise InputError if there is no such queue."""
         if self.servers < 1:
             raise InputError(f"A queue needs 1 server or more; got {self.servers}.")
         for name in ("arrivals_per_second", "service_mean_seconds", "service_cv2", "arrival_cv2"):
@@ -73,27 +72,27 @@ class Queue:
 
     @property
     def offered_load(self) -> float:
-        """Arrival rate x mean service time, erlangs: the slots busy on average."""
+        """Arrival rate x mean service time, in erlangs: the average number of busy slots."""
         return self.arrivals_per_second * self.service_mean_seconds
 
     @property
     def utilization_ratio(self) -> float:
-        """Offered load over slots; from 1 up there is no steady state."""
+        """Offered load ÷ slots; there is no steady state from 1 up."""
         return self.offered_load / self.servers
 
     @property
     def is_stable(self) -> bool:
-        """Whether the queue settles at all."""
+        """Whether the queue has a steady state."""
         return self.utilization_ratio < 1.0
 
     @property
     def wait_probability(self) -> float:
-        """The probability of waiting at all, 0..1: Erlang C's; 1 where nothing settles."""
+        """The probability of waiting at all, 0..1: Erlang C's; 1 if unstable."""
         return erlang_c(self.servers, self.offered_load)
 
     @property
     def wait_mean_seconds(self) -> float | None:
-        """The mean wait before service; None where the queue grows without bound."""
+        """The mean wait before service; None if the queue grows without bound."""
         exponential = self._exponential_wait_seconds
         if exponential is None:
             return None
@@ -102,9 +101,9 @@ class Queue:
         return self._kimura_seconds(exponential)
 
     def wait_quantile_seconds(self, q: float) -> float | None:
-        """The `q` quantile of the wait; 0 where that share waits not at all, None if unstable.
+        """The `q` quantile of the wait; 0 if that share does not wait, None if unstable.
 
-        Those who wait are taken to wait exponentially long, which is exact for M/M/c.
+        Waits of those who wait are assumed to be exponential, which is exact for M/M/c.
         """
         if not 0 <= q < 1:
             raise InputError(f"A quantile lies in 0 <= q < 1; got {q}.")
@@ -126,7 +125,7 @@ class Queue:
         if exponential == 0:
             return 0.0
         constant = exponential * _constant_service_factor(self.servers, self.utilization_ratio)
-        if self.service_cv2 > 1:  # the interpolation holds up to 1; beyond, Allen-Cunneen
+        if self.service_cv2 > 1:  # the interpolation is valid up to 1; above, Allen-Cunneen
             return exponential * (1 + self.service_cv2) / 2
         weights = 2 * self.service_cv2 / exponential + (1 - self.service_cv2) / constant
         return (1 + self.service_cv2) / weights
@@ -141,7 +140,7 @@ def _constant_service_factor(servers: int, utilization: float) -> float:
 def servers_needed(queue: Queue, *, q: float, limit_seconds: float) -> int | None:
     """The fewest servers, at this load, whose `q` quantile of the wait is within `limit_seconds`.
 
-    `queue.servers` does not matter. None where 100,000 are not enough.
+    `queue.servers` is ignored. None if 100,000 are not enough.
     """
     fewest = max(1, math.floor(queue.offered_load) + 1)
 

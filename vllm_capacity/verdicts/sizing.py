@@ -1,15 +1,16 @@
-"""How many replicas a demand takes at an SLO, checked by a queue.
+"""How many replicas a demand needs at an SLO, checked by a queueing model.
 
-Replicas = ceil(demand at the asked percentile ÷ (SLO capacity × (1 − headroom))), plus spares for
-failures (N + k). Demand that grows while a replica starts is covered by sizing for the demand at
-the end of the start-up lead time. The M/G/c check takes replicas as servers of Poisson arrivals at
-that demand, stationary while it lasts: bursts inside a step wait longer than it says.
+Replicas = ceil(demand at the given percentile ÷ (SLO capacity × (1 − headroom))), plus spares for
+failures (N + k). To cover demand that grows while a replica starts, sizing uses the demand at the
+end of the start-up time. The M/G/c check treats replicas as servers with Poisson arrivals at that
+demand, in steady state: waits in bursts inside a step are longer than it says.
 
-For how long a number of replicas is enough: what they carry, and when growing demand passes it.
+Also for how long a number of replicas is enough: what they carry, and when growing demand exceeds
+it.
 
-What `n` replicas carry is (n − spares) × capacity × (1 − headroom), less what demand grows by while
-a replica starts: the sizing rule of `sizing.py`, read backwards. Months are counted at a steady
-growth that somebody assumes; they are arithmetic on that assumption, no forecast.
+`n` replicas carry (n − spares) × capacity × (1 − headroom), divided by the growth of demand while a
+replica starts: the sizing rule in reverse. Months assume a given, steady growth; they are
+arithmetic on that assumption, not a forecast.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ MAX_REPLICAS = 1_000_000
 HOURS_PER_DAY = 24
 MINUTE_SECONDS, QUARTER_SECONDS, HOUR_SECONDS = 60.0, 900.0, 3600.0
 _SHORT_SECONDS = 7200.0
-_NEARLY = 0.05  # of a replica: an engine is there a scrape more or less than the window
+_NEARLY = 0.05  # of a replica: an engine's presence may differ from the window by a scrape
 
 
 @dataclass(frozen=True, repr=False)
 class Policy(Record):
     """How careful to be: headroom 0..1, spare replicas, start-up and growth.
 
-    `growth_per_hour` is the demand's fastest rise as a share of itself an hour.
+    `growth_per_hour` is the fastest rise of demand, as a share of the demand, per hour.
     """
 
     headroom_ratio: float = 0.2
@@ -49,7 +50,7 @@ class Policy(Record):
     growth_per_hour: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a policy that leaves no capacity or asks for negative things."""
+        """Refuse a policy that leaves no capacity or has negative values."""
         if not 0 <= self.headroom_ratio < 1:
             raise InputError(f"Headroom must be 0 up to below 1, found {self.headroom_ratio}.")
         wanted = (self.spare_replicas, self.startup_seconds, self.growth_per_hour)
@@ -61,13 +62,13 @@ class Policy(Record):
 
     @property
     def lead_factor(self) -> float:
-        """What demand may grow by while a replica starts."""
+        """The factor by which demand may grow while a replica starts."""
         return 1 + self.growth_per_hour * self.startup_seconds / 3600
 
 
 @dataclass(frozen=True)
 class Change:
-    """A case to size for: factors on demand and capacity, and what the capacity's rests on."""
+    """A case to size for: factors on demand and capacity, and the basis of the latter."""
 
     demand: float = 1.0
     capacity: float = 1.0
@@ -75,11 +76,11 @@ class Change:
 
 
 def percentile_demand(rates: Sequence[float | None], quantile: float) -> Estimate:
-    """The demand that `quantile` of the observed steps stay at or under, as an interval.
+    """The demand that is not exceeded in `quantile` of the observed steps, as an interval.
 
-    Its ends are order statistics that hold the quantile with 90 % confidence if steps are
-    exchangeable; too few steps for that: the highest seen is the high end, and the basis says so.
-    Steps without observation (None) are left out. No step: unknown.
+    Its ends are order statistics that contain the quantile with 90 % confidence if steps are
+    exchangeable. With too few steps for that, the highest value seen is the high end, and the basis
+    says so. Steps without an observation (None) are left out. Unknown without any step.
     """
     if not 0 < quantile < 1:
         raise InputError(f"A percentile lies between 0 and 1, found {quantile}.")
@@ -98,10 +99,10 @@ def percentile_demand(rates: Sequence[float | None], quantile: float) -> Estimat
 
 
 def demand_seen(steps: pl.DataFrame, quantile: float) -> Estimate:
-    """Requests per second that finished, at that quantile of the steps, added over engines.
+    """Finished requests per second at that quantile of the steps, added over engines.
 
-    vLLM counts no arrivals, so a queue caps this: where requests waited in the busiest steps, the
-    basis says that more may have been asked for. `steps` as in `STEP_SCHEMA`.
+    vLLM counts no arrivals, so a queue hides demand: if requests waited in the busiest steps, the
+    basis says that actual demand may have been higher. `steps` as in `STEP_SCHEMA`.
     """
     known = (
         steps.drop_nulls("requests_per_second")
@@ -128,8 +129,8 @@ def demand_seen(steps: pl.DataFrame, quantile: float) -> Estimate:
 def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
     """Replicas for a demand, both in one unit; whole numbers; spares included.
 
-    More demand never needs fewer, more capacity never more. Nothing asked for takes the spares
-    alone. Unknown where either is unknown or the capacity may be zero.
+    More demand never needs fewer, more capacity never more. Zero demand needs only the spares.
+    Unknown if either is unknown or the capacity may be zero.
     """
     each = capacity.scaled(1 - policy.headroom_ratio)
     load = demand.scaled(policy.lead_factor)
@@ -146,10 +147,10 @@ def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
 
 @dataclass(frozen=True)
 class BusyTime:
-    """What was asked of all engines at the busiest: output tokens/s, from the hour to the peak.
+    """The demand on all engines at the busiest: output tokens/s, from the busiest hour to the peak.
 
-    `peak_start` is when the shorter time began that the high end is of, `peak_seconds` its length;
-    None where nothing was observed.
+    `peak_start` is the start of the shorter time that the high end comes from, `peak_seconds` its
+    length; None if nothing was observed.
     """
 
     demand: Estimate
@@ -159,10 +160,10 @@ class BusyTime:
 
 @dataclass(frozen=True)
 class Pool:
-    """The replicas of one model: how many there were, the most asked of them, what one can do.
+    """The replicas of one model: their number, their highest demand, the capacity of one.
 
-    Capacity in output tokens/s, `usd_per_hour` of one replica. `served` is what a replay takes;
-    None: there is none.
+    Capacity in output tokens/s, `usd_per_hour` per replica. `served` is the input of a replay; None
+    if there is none.
     """
 
     replicas: float
@@ -174,11 +175,11 @@ class Pool:
 
 @dataclass(frozen=True, repr=False)
 class ModelSurplus(Figures):
-    """How many replicas of one model could go, and the time that the others are needed for.
+    """How many replicas of one model could be removed, and when the others are needed.
 
-    The busiest `busiest_seconds` began at `busiest_start`; None where nothing was observed.
-    `replays` are how its arrivals fared on fewer replicas, the last one on those that stay; empty
-    where none can go for certain, or the window tells too little for one.
+    The busiest `busiest_seconds` began at `busiest_start`; None if nothing was observed. `replays`
+    show how its arrivals fared on fewer replicas, the last one on those that stay. Empty if none
+    can certainly be removed, or the window does not have enough data for a replay.
     """
 
     replicas: float
@@ -194,10 +195,10 @@ class ModelSurplus(Figures):
 
 @dataclass(frozen=True, repr=False)
 class Surplus(Figures):
-    """How many of the replicas there were could go, and what that saves: bounds, or an interval.
+    """How many of the replicas could be removed, and what that saves: bounds, or an interval.
 
-    `replicas` is how many there were on average, `needed_replicas` what the busiest time took under
-    `policy`. Where several models are served, each keeps its own; all are added.
+    `replicas` is their average number, `needed_replicas` what the busiest time required under
+    `policy`. If several models are served, each keeps its own replicas, and all are added.
     """
 
     replicas: float
@@ -211,10 +212,10 @@ class Surplus(Figures):
 
 
 def surplus(pools: Mapping[str, Pool], policy: Policy) -> Surplus:
-    """How many replicas the busiest time did not need, over the pools, by model.
+    """How many replicas the busiest time did not need, over the pools and by model.
 
-    Spares and headroom of the policy are kept, and one replica of each model, though nobody asked
-    for it. Unknown for no pools. `replica_output_tokens_per_second` is the mean of all replicas.
+    The policy's spares and headroom are kept, and at least one replica of each model, even without
+    demand. Unknown without pools. `replica_output_tokens_per_second` is the mean over all replicas.
     """
     parts = {name: _model_surplus(pool, policy) for name, pool in pools.items()}
     there = math.fsum(pool.replicas for pool in pools.values())
@@ -254,7 +255,7 @@ def _model_surplus(pool: Pool, policy: Policy) -> ModelSurplus:
 
 
 def _tried(pool: Pool, needed: Estimate) -> tuple[Replay, ...]:
-    """The replays on what is needed at most, where that is fewer than there are."""
+    """Replays on the upper bound of what is needed, if that is fewer than there are."""
     if pool.served is None or needed.high is None or needed.high >= _there(pool):
         return ()
     return replays(
@@ -266,10 +267,10 @@ def _tried(pool: Pool, needed: Estimate) -> tuple[Replay, ...]:
 
 
 def at_least_enough(needed: Estimate, tried: Sequence[Replay], *, is_sure: bool = True) -> Estimate:
-    """The replicas needed, no fewer at most than kept up in the replays (`replays`).
+    """The replicas needed, with a high end of at least what kept up in the replays (`replays`).
 
-    The middle, too, is no less where it was not asked for what is sure: then even the high end of
-    the capacity did not keep up.
+    If `needed` was not asked for as a sure number, its middle is raised too: then not even the high
+    end of the capacity kept up.
     """
     count = enough(tried)
     least = tried[0].replicas if tried else 0
@@ -283,7 +284,7 @@ def at_least_enough(needed: Estimate, tried: Sequence[Replay], *, is_sure: bool 
 
 
 def _needed(pool: Pool, policy: Policy) -> Estimate:
-    """The replicas that the busiest time took; one at least, spares included."""
+    """The replicas that the busiest time required; at least one, spares included."""
     if pool.busiest.demand.high == 0:
         least = max(1, policy.spare_replicas)
         return Estimate.exact(least, "nothing was asked for; one replica stays")
@@ -295,14 +296,14 @@ def _left(needed: Estimate, there: int) -> Estimate:
 
 
 def _there(pool: Pool) -> int:
-    """The whole replicas of a pool, a scrape more or less."""
+    """The whole replicas of a pool, allowing for one scrape more or less."""
     return math.floor(pool.replicas + _NEARLY)
 
 
 def one_of(prices: Sequence[Estimate]) -> Estimate:
-    """The price of one of several, whichever: their mean, from the lowest to the highest.
+    """The price of any one of several: their mean, from the lowest to the highest.
 
-    Unknown where one is.
+    Unknown if any is unknown.
     """
     for each in prices:
         if not each.is_known:
@@ -319,17 +320,17 @@ def _whole_of(parts: Mapping[str, Estimate]) -> Estimate:
 
 
 def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> BusyTime:
-    """The output tokens/s asked of all engines in the busiest hour, and at most in a shorter time.
+    """The output tokens/s demanded of all engines in the busiest hour, and in a shorter peak.
 
-    The shorter time is the busiest quarter of an hour; the busiest minute where latency targets
-    must be met throughout, or under two hours were observed. What waited then was asked for, too.
-    `steps` as in `STEP_SCHEMA`; times are the clock's, by what of them was observed. Unknown where
-    no step observed it.
+    The shorter peak is the busiest quarter of an hour, or the busiest minute if latency targets
+    must be met throughout or less than two hours were observed. Requests that waited then count as
+    demand. `steps` as in `STEP_SCHEMA`; times are clock hours and minutes, averaged over their
+    observed part. Unknown if no step observed output.
     """
     seen = steps.drop_nulls("output_tokens_per_second").with_columns(
         seconds=(pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
     )
-    # In order, so that sums are the same to the last digit whoever asks.
+    # Sorted, so that sums have the same last digits in every call.
     together = (
         seen.sort("start", maintain_order=True)
         .group_by("start", maintain_order=True)
@@ -354,7 +355,7 @@ def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> BusyTime:
 
 
 def _most(together: pl.DataFrame, seconds: float, tokens: pl.Expr) -> tuple[float, datetime]:
-    """The highest rate of any round time of that length, and when the first of these began."""
+    """The highest rate of any clock-aligned time of that length, and the start of the first."""
     rates = together.group_by(
         pl.col("start").dt.truncate(f"{seconds:.0f}s"), maintain_order=True
     ).agg(rate=tokens / pl.col("seconds").sum())
@@ -363,7 +364,7 @@ def _most(together: pl.DataFrame, seconds: float, tokens: pl.Expr) -> tuple[floa
 
 
 def month_usd(gpus: Estimate, usd_per_gpu_hour: Estimate) -> Estimate:
-    """Dollars per month of 730.5 hours for GPUs that run throughout."""
+    """Dollars per month of 730.5 hours for GPUs that run continuously."""
     return gpus.times(usd_per_gpu_hour, f"{HOURS_PER_MONTH} h per month").scaled(HOURS_PER_MONTH)
 
 
@@ -374,7 +375,7 @@ def sensitivity(
     policy: Policy,
     cases: Mapping[str, Change],
 ) -> dict[str, Estimate]:
-    """Replicas in each named case; "now" is always among them."""
+    """Replicas in each named case; "now" is always included."""
     found = {}
     for name, change in {"now": Change(), **cases}.items():
         changed = capacity
@@ -394,20 +395,21 @@ def usual_cases(
     output_tokens: float | None = None,
     is_kv_limited: bool = False,
 ) -> dict[str, Change]:
-    """The cases people ask for. Neither longer prompts nor caching changes how many requests come.
+    """Common what-if cases. Longer prompts and caching do not change how many requests come.
 
     *Time*, with `prefill_share` p of engine time spent on prompts, 0..1, and a share h of prompt
-    tokens found cached: prompts twice as long leave 1 ÷ (1 + p) of the capacity, caching off
-    1 ÷ (1 + p h ÷ (1 − h)).
+    tokens found cached: prompts twice as long leave 1 ÷ (1 + p) of the capacity, caching off 1 ÷ (1
+    + p h ÷ (1 − h)).
 
-    *KV cache*, where it is what limits: a request holds its I prompt tokens and, on average over
-    its life, half of its O output tokens, so as many run at once as memory ÷ (I + O/2). Prompts
-    twice as long leave (I + O/2) ÷ (2 I + O/2); caching off, each cached token needing a block of
-    its own, ((1 − h) I + O/2) ÷ (I + O/2).
+    *KV cache*, if it is the limit: a request holds its I prompt tokens and, averaged over its life,
+    half of its O output tokens, so memory ÷ (I + O/2) requests run at once. Prompts twice as long
+    leave (I + O/2) ÷ (2 I + O/2); caching off, where each cached token needs a block of its own,
+    leaves ((1 − h) I + O/2) ÷ (I + O/2).
 
-    The tighter of the two counts. The KV share is a worst case: output falls in proportion to what
-    runs at once (less where the curve is flat), and every cached token was shared with a request
-    running at the same time. Latencies grow besides: no target is applied anew.
+    The tighter of the two counts. The KV share is a worst case: it assumes that output falls in
+    proportion to the running requests (less if the curve is flat), and that every cached token was
+    shared with a request running at the same time. Latencies also grow: targets are not applied
+    again.
     """
     if not 0 <= prefill_share <= 1:
         raise InputError(f"The prefill share lies between 0 and 1, found {prefill_share}.")
@@ -426,7 +428,7 @@ def usual_cases(
 def _kv_share(
     prompt_tokens: float | None, output_tokens: float | None, before: float, after: float
 ) -> float | None:
-    """KV tokens of a request before ÷ after, holding those times its prompt and half its output."""
+    """KV tokens per request before ÷ after: that factor × its prompt, plus half its output."""
     if prompt_tokens is None or output_tokens is None or prompt_tokens + output_tokens <= 0:
         return None
     half = output_tokens / 2
@@ -441,10 +443,10 @@ def _tighter(time: float, kv: float | None) -> Change:
 
 @dataclass(frozen=True, repr=False)
 class QueueCheck(Record):
-    """What an M/G/c queue says of a number of replicas at a demand.
+    """The result of an M/G/c queue for a number of replicas at a demand.
 
-    `wait_seconds` is the wait at the asked quantile, None where the queue never settles;
-    `replicas_needed` the fewest that hold the limit, spares not counted.
+    `wait_seconds` is the wait at the given quantile, None if the queue is unstable;
+    `replicas_needed` the fewest that meet the limit, without spares.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"utilisation_ratio": "utilization_ratio"}
@@ -467,10 +469,10 @@ def queue_check(
     quantile: float = 0.95,
     service_cv2: float = 1.0,
 ) -> QueueCheck:
-    """The check of a sizing by an M/G/c queue whose servers are running places of all replicas.
+    """Check a sizing with an M/G/c queue whose servers are the running places of all replicas.
 
     A place serves one request in (running at capacity ÷ capacity) seconds, by Little's law: both
-    must be of one load.
+    must be of the same load.
     """
     if min(capacity_requests_per_second, running_at_capacity) <= 0 or replicas < 1:
         raise InputError("A queue check needs capacity, running requests and replicas above 0.")
@@ -493,7 +495,7 @@ def queue_check(
 
 
 def _whole(needed: float) -> int:
-    """Rounded up, but not by the rounding of a division: 3.0000000001 replicas are 3."""
+    """Rounded up, ignoring the error of a division: 3.0000000001 replicas are 3."""
     return math.ceil(needed * (1 - 1e-12))
 
 
@@ -501,8 +503,8 @@ def _whole(needed: float) -> int:
 class Runway:
     """What a number of replicas carries.
 
-    `carried` in the unit of the capacity, `times_demand` as a multiple of today's demand, `months`
-    until demand has grown to that: below 0 where it already has, unknown where nothing grows.
+    `carried` is in the unit of the capacity, `times_demand` a multiple of today's demand, `months`
+    the time until demand reaches it: below 0 if it already has, unknown without growth.
     """
 
     replicas: int
@@ -519,7 +521,7 @@ def runways(
     counts: Iterable[int],
     growth_ratio_per_month: float,
 ) -> tuple[Runway, ...]:
-    """A runway of each number of replicas, spares included; demand and capacity in one unit."""
+    """The runway of each number of replicas, spares included; demand and capacity in one unit."""
     if not growth_ratio_per_month >= 0:
         raise InputError(f"Growth per month must be 0 or more, not {growth_ratio_per_month:g}.")
     found = []

@@ -1,1 +1,1 @@
-"""What is wrong with the telemetry, and how much it can move which figure."""
+"""Problems of the telemetry, and by how much they can move which figures."""

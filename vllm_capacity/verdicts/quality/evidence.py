@@ -1,4 +1,4 @@
-"""What the quality report judges, gathered in one place, and what a line of it says."""
+"""The evidence that the quality report judges, and the form of its findings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def gather(
     steps: pl.DataFrame,
     engines: pl.DataFrame,
 ) -> Evidence:
-    """The evidence of a part.
+    """The evidence on a part.
 
     `steps` are its engine steps (figures/steps.py), `engines` its engines with their billed hours
     (figures/scrapes.py).
@@ -110,7 +110,7 @@ def _with_output(window: Window, engines: pl.DataFrame, time_range: TimeRange) -
 
 
 def stale_gauges(steps: pl.DataFrame) -> pl.DataFrame:
-    """Spells of a minute or more in which requests are said to run while no token comes.
+    """Spells of a minute or more in which requests are reported as running but no tokens come.
 
     One row per spell: instance, engine, start, end, value (mean running in it).
     """
@@ -164,7 +164,7 @@ class Finding(Record):
 
 
 def span(start: datetime, end: datetime) -> str:
-    """A time range as `when` shows it."""
+    """A time range in the form that `when` uses."""
     return f"{iso(start)} … {iso(end)}"
 
 

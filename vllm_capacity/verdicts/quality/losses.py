@@ -1,4 +1,4 @@
-"""Ledger checks on processes: those that ended unread, and those whose counters cannot be told."""
+"""Quality checks on processes: those that ended unread, and those with unreliable counters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from vllm_capacity.figures.losses import Unread
 from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
 
-_LISTED = 20  # restarts told one by one
+_LISTED = 20  # restarts listed one by one
 _OFTEN, _OFTEN_RATIO = 5, 0.2
 _OFTEN_EFFECT = (
     "So many restarts in so few scrapes suggest that several processes answer under one address in "
@@ -17,7 +17,7 @@ _OFTEN_EFFECT = (
 
 
 def restarts(evidence: Evidence) -> list[Finding]:
-    """Targets that started again from zero, and what that may have swallowed."""
+    """Targets that restarted from zero, and what may have been lost."""
     found = []
     good = {instance: own.good for instance, own in evidence.attempts.targets.items()}
     for instance in sorted({restart.instance for restart in evidence.restarts}):
@@ -43,9 +43,9 @@ def restarts(evidence: Evidence) -> list[Finding]:
 
 
 def outages(evidence: Evidence) -> list[Finding]:
-    """Targets that stopped answering, or being asked, and did not come back in the part.
+    """Targets that stopped answering, or being scraped, and did not come back in the part.
 
-    A warning where it has been so for long enough that it is no single scrape that failed.
+    A warning if it lasted too long for a single failed scrape.
     """
     found = []
     for outage in evidence.outages:
@@ -69,7 +69,7 @@ def outages(evidence: Evidence) -> list[Finding]:
 
 
 def contradicted(evidence: Evidence) -> list[Finding]:
-    """Targets of whose scrapes some are in no figure, because a clock was set."""
+    """Targets with scrapes that are in no figure, because a clock was set."""
     found = []
     for instance, detail, scrapes in evidence.contradicted.iter_rows():
         unread = evidence.losses.of(instance, "clock")
@@ -90,7 +90,7 @@ def contradicted(evidence: Evidence) -> list[Finding]:
 
 
 def late_targets(evidence: Evidence) -> list[Finding]:
-    """Targets that came in the middle of the part and do not say since when they count."""
+    """Targets that appeared in the middle of the part and do not report when they started."""
     found = []
     for unread in evidence.losses.stretches:
         if unread.why == "late":
@@ -106,7 +106,7 @@ def late_targets(evidence: Evidence) -> list[Finding]:
 
 
 def doubtful_addresses(evidence: Evidence) -> list[Finding]:
-    """Targets under whose address other processes answer than one after another."""
+    """Targets whose address several processes may share, in turn or in an unknown order."""
     return [
         Finding("restart", severity, 1, f"{instance}: {effect}")
         for instance, doubt in sorted(evidence.doubtful.items())
@@ -131,7 +131,7 @@ _DOUBTS = {
 
 
 def same_processes(evidence: Evidence) -> list[Finding]:
-    """Targets that are one process under two names."""
+    """Pairs of targets that are one process under two names."""
     return [
         Finding(
             "duplicate",
@@ -150,7 +150,7 @@ def _is_unbounded(unread: Sequence[Unread]) -> bool:
 
 
 def _max_effect(unread: Sequence[Unread]) -> dict[str, float]:
-    """The most that they can move; nothing where that has no bound."""
+    """The most that they can move; empty if that is unbounded."""
     if _is_unbounded(unread):
         return {}
     return {
@@ -167,7 +167,7 @@ def _effect(unread: Sequence[Unread]) -> str:
 
 
 def _bound(unread: Sequence[Unread], evidence: Evidence) -> str:
-    """What the bound is made of, in words; empty where there is none."""
+    """What the bound is made of, in words; empty if there is none."""
     if _is_unbounded(unread):
         return ""
     seconds = sum(_seconds(each.start, each.end) for each in unread)

@@ -1,8 +1,8 @@
-"""The data-quality report: what is wrong with the telemetry, and how much it can move which figure.
+"""The quality report: problems of the telemetry, and how much they can move which figures.
 
 A clean window has only `info` findings.
 
-What a window's own throughput says against it: times in which a server was slowed.
+Also the check on a window's own throughput: times in which a server was slowed down.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
 
 def slowed(fits: Sequence[SaturationFit]) -> list[Finding]:
-    """One finding an engine that gave far less for a while than it could; none for the others.
+    """One finding per engine that for a while delivered far less than it could; none for others.
 
-    The capacity does not rest on those steps.
+    The capacity does not use those steps.
     """
     return [_finding(fit) for fit in fits if fit.slowed.any()]
 
@@ -51,7 +51,7 @@ def _finding(fit: SaturationFit) -> Finding:
 
 
 def _spells(steps: EngineSteps, slow: Indices) -> list[str]:
-    """When the steps were that follow each other without a hole, in words."""
+    """The times of consecutive steps without a hole, in words."""
     is_on = (np.diff(slow) == 1) & steps.is_next[slow[1:]]
     firsts = slow[np.concatenate([[True], ~is_on])]
     lasts = slow[np.concatenate([~is_on, [True]])]
@@ -85,7 +85,7 @@ CHECKS = (
 def quality_report(
     evidence: Evidence, *, gauges: Gauges, latency: Latency, fits: Sequence[SaturationFit]
 ) -> list[Finding]:
-    """Every finding, in the order of `CHECKS`. `gauges` and `latency` are the window's."""
+    """All findings, in the order of `CHECKS`. `gauges` and `latency` are the window's."""
     found = [
         *quality_scrapes.coverage(evidence, gauges),
         *quality_scrapes.jitter(evidence),

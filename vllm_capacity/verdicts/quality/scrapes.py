@@ -1,4 +1,4 @@
-"""Ledger checks on the scrapes: how many, how even, where they stop or start again."""
+"""Quality checks on the scrapes: how many, how regular, where they stop or resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNEVEN = 0.25
 
 
 def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
-    """Scrapes that failed or were never made, out of those an even grid would hold."""
+    """Scrapes that failed or were never made, out of those that an even grid would have."""
     targets = evidence.attempts.targets.values()
     tried = sum(own.tried for own in targets)
     failed = tried - sum(own.good for own in targets)
@@ -43,10 +43,10 @@ def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
 
 
 def jitter(evidence: Evidence) -> list[Finding]:
-    """How even the scrapes are, whether the interval changed, and what a coarse one cannot see.
+    """Whether scrapes are even, whether the interval changed, and what a coarse interval may miss.
 
-    Whatever came and went between two scrapes has finished there: where nothing did, nothing is
-    unseen.
+    Any load that came and went between two scrapes finished there: if no request finished, nothing
+    was missed.
     """
     found = []
     for instance, own in evidence.attempts.targets.items():
@@ -111,7 +111,7 @@ def gaps(evidence: Evidence) -> list[Finding]:
 
 
 def partial_steps(evidence: Evidence) -> list[Finding]:
-    """A first or last minute that is not whole."""
+    """A first or last minute that is cut."""
     time_range = evidence.time_range
     cut = [
         edge
@@ -128,7 +128,7 @@ def partial_steps(evidence: Evidence) -> list[Finding]:
 
 
 def stale_gauges(evidence: Evidence) -> list[Finding]:
-    """Requests said to run while no token comes."""
+    """Requests reported as running while no tokens come."""
     found = []
     for row in evidence.stale.iter_rows(named=True):
         seconds = (row["end"] - row["start"]).total_seconds()
@@ -144,9 +144,9 @@ def stale_gauges(evidence: Evidence) -> list[Finding]:
 
 
 def lagging(evidence: Evidence) -> list[Finding]:
-    """Targets whose last good scrape lies well before the end, or that never gave one.
+    """Targets whose last good scrape lies well before the end, or that have none.
 
-    One that is gone or down is in `outages` (quality_losses.py); this one answers after the part.
+    Targets that are gone or down are in `outages` (losses.py); those here answer after the part.
     """
     found = []
     down = {outage.instance for outage in evidence.outages}
@@ -162,7 +162,7 @@ def lagging(evidence: Evidence) -> list[Finding]:
             found.append(Finding("missing", "warning", own.tried, effect))
             continue
         behind = (evidence.time_range.end - last).total_seconds()
-        # the median of a long time is costly, and few targets lag
+        # the median over a long time is costly, and few targets lag
         if behind > 30.0 and behind > 5.0 * own.median_seconds():
             effect = (
                 f"{instance} lags: its last good scrape is {behind:.0f} s before the end, so its "
@@ -173,9 +173,9 @@ def lagging(evidence: Evidence) -> list[Finding]:
 
 
 def unreached_end(attempts: pl.DataFrame | Attempts, asked_end: datetime | None) -> list[Finding]:
-    """Telemetry that ends well before the end that its source was asked for.
+    """Telemetry that ends well before the end that was requested from its source.
 
-    None where no end was asked for.
+    Empty if no end was requested.
     """
     targets = Attempts.of(attempts).targets.values() if asked_end is not None else ()
     newest = max((own.last for own in targets), default=None)

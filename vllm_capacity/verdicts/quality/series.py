@@ -1,4 +1,4 @@
-"""Ledger checks on the series: what came in, under which name, and what each figure rests on."""
+"""Quality checks on the series: what was ingested, under which name, and what figures depend on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts
 
 _EXACT_UP_TO = 2.0**53
-_UNEVEN = 0.75  # an engine below this part of its fair share is named
+_UNEVEN = 0.75  # engines below this part of their fair share are named
 
 _INGEST_EFFECTS = {
     "duplicate": "counted once: no figure is affected",
@@ -49,7 +49,7 @@ def ingest_notes(evidence: Evidence) -> list[Finding]:
 
 
 def relabelled(evidence: Evidence) -> list[Finding]:
-    """Series that went on under other labels: a fact where the old ones came back, else a doubt."""
+    """Series that continued under other labels: info if the old labels came back, else warning."""
     found = []
     groups = evidence.relabelled.group_by("instance", "check", maintain_order=True)
     for (instance, check), rows in groups:
@@ -77,7 +77,7 @@ _LIKELY_ONE = (
 
 
 def _moved_if_new(rows: pl.DataFrame) -> dict[str, float]:
-    """By how much figures would be higher if relabelled series were new ones."""
+    """How much higher figures would be if relabelled series were new ones."""
     most = dict(rows.group_by("metric").agg(pl.col("at_most").max()).drop_nulls().iter_rows())
     figures = {"requests.finished": (REQUESTS,), "tokens": losses.TOKENS}
     max_effect = {name: sum(most.get(m, 0.0) for m in metrics) for name, metrics in figures.items()}
@@ -85,7 +85,7 @@ def _moved_if_new(rows: pl.DataFrame) -> dict[str, float]:
 
 
 def lifetimes(evidence: Evidence) -> list[Finding]:
-    """Counters older than the capture, born or gone in it, or grown past 2^53."""
+    """Counters that predate the capture, appeared or vanished in it, or exceeded 2^53."""
     life = evidence.lifetimes.filter(pl.col("kind").is_in(["counter", "histogram"]))
     result = evidence.lifetimes.filter(~pl.col("metric").is_in(BOOKKEEPING))
     ends = result.group_by("instance").agg(last_seen=pl.col("last_ts").max())
@@ -123,7 +123,7 @@ def lifetimes(evidence: Evidence) -> list[Finding]:
 
 
 def _ended_with_process(life: pl.DataFrame, evidence: Evidence) -> pl.DataFrame:
-    """Those series that were last seen in the last scrapes of a process: they ended with that."""
+    """The series last seen in the last scrapes of a process, which ended with it."""
     ends = pl.DataFrame(
         [(restart.instance, restart.before, restart.after) for restart in evidence.restarts],
         schema={
@@ -164,13 +164,13 @@ def _about(check: str, severity: str, life: pl.DataFrame, effect: str) -> Findin
 
 
 def _some(metrics: pl.Series) -> str:
-    """The first few of these metrics by name, and how many more."""
+    """The names of the first few of these metrics, and how many more there are."""
     names = metrics.unique().sort().to_list()
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def features(evidence: Evidence) -> list[Finding]:
-    """Optional parts of vLLM that are in use and change what figures mean."""
+    """Optional features of vLLM that are in use and change the meaning of figures."""
     found: dict[str, Finding] = {}
     columns = evidence.lifetimes.select("metric", "labels", "last_value")
     for metric, labels, value in columns.iter_rows():
@@ -182,7 +182,7 @@ def features(evidence: Evidence) -> list[Finding]:
 
 
 def renamed(evidence: Evidence) -> list[Finding]:
-    """Families read under another name than vLLM's newest."""
+    """Families that were read under another name than vLLM's newest."""
     life = evidence.lifetimes
     old = life.filter(
         pl.col("metric") != pl.col("exposed").str.replace("^(ray_)?vllm[:_]", "vllm:")
@@ -203,7 +203,7 @@ def renamed(evidence: Evidence) -> list[Finding]:
 
 
 def missing(evidence: Evidence) -> list[Finding]:
-    """Families that every vLLM exposes, absent from a target."""
+    """Families that every vLLM exposes but a target lacks."""
     found = []
     life = evidence.lifetimes
     for (instance,), own in life.group_by("instance", maintain_order=True):
@@ -218,7 +218,7 @@ def missing(evidence: Evidence) -> list[Finding]:
 
 
 def bounds(evidence: Evidence) -> list[Finding]:
-    """Histograms of one metric with unequal bucket bounds."""
+    """Metrics whose histograms have different bucket bounds."""
     histograms = evidence.lifetimes.filter(
         (pl.col("kind") == "histogram") & (pl.col("last_ts") >= evidence.time_range.start)
     )
@@ -266,7 +266,7 @@ def edge_buckets(latency: Latency) -> list[Finding]:
 
 
 def imbalance(evidence: Evidence) -> list[Finding]:
-    """Engines that did much less than their share of a model's output while they were paid for."""
+    """Engines with much less than their share of a model's output while they were paid for."""
     rows = (
         evidence.engines.filter(pl.col("hours") > 0)
         .with_columns(pl.col("output_tokens").fill_null(0.0))
@@ -289,7 +289,7 @@ def imbalance(evidence: Evidence) -> list[Finding]:
             f"share{' while it stood idle' if is_idle else ''}. No figure is affected; cost "
             "includes it."
         )
-        # No doubt about any figure, however idle: the verdict tells the waste.
+        # Puts no figure in doubt, however idle: the verdict reports the waste.
         found.append(Finding("series", "info", 1, effect))
     return found
 
