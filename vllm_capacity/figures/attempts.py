@@ -1,8 +1,8 @@
-"""When each target was asked, and when it answered, in stretches instead of a row per attempt.
+"""When each target was scraped and when it answered, as stretches instead of a row per attempt.
 
-Weeks of many targets have a hundred million attempts, and hardly a figure needs single ones: it
-asks when the first and the last one was, how many there were, and how many answered. Where steps
-between them matter (a median, a gap), they are unpacked, only as far as they can matter.
+Weeks of many targets have a hundred million attempts, and few figures need single ones: they need
+the first and the last, how many there were, and how many were answered. If the steps between them
+matter (a median, a gap), they are unpacked, but only as far as necessary.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ STRETCH_COLUMNS = (
     *("instance", "start", "end", "tried", "good", "last_good"),
     *("shortest", "longest", "low", "high", "failed"),
 )
-"""Of a stretch: its first, last and last good attempt, how many were tried and good, the extremes
-of the steps between them and where nine in ten of these lie (µs, null for a lone attempt), and the
-places of those that failed. Its `steps` (µs) stand beside."""
+"""A stretch: its first, last and last good attempt, and the numbers of attempts and good ones.
+
+Also the minimum and maximum of the steps between them and the range of nine in ten of these (µs,
+null for a single attempt), and the indices of failed attempts. Its `steps` (µs) are kept
+separately.
+"""
 
 Steps = NDArray[np.uint32]
 Instants = NDArray[np.int64]  # µs
@@ -69,7 +72,7 @@ def packed(attempts: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Attempts:
-    """The attempts of several targets: their stretches, by target and time.
+    """The attempts of several targets as stretches, by target and time.
 
     `steps_of` gives the steps of a stretch by its `place`.
     """
@@ -79,7 +82,7 @@ class Attempts:
 
     @classmethod
     def of(cls, attempts: pl.DataFrame | Attempts) -> Attempts:
-        """Those of rows: instance, ts, is_good; sorted by both, each target's together."""
+        """The attempts from rows: instance, ts, is_good; sorted by instance and time."""
         if isinstance(attempts, Attempts):
             return attempts
         found = packed(attempts)
@@ -87,16 +90,16 @@ class Attempts:
 
     @classmethod
     def put_together(cls, stretches: pl.DataFrame, read_steps: Callable[[], pl.Series]) -> Attempts:
-        """Stretches in any order of targets, each target's in order of time.
+        """The attempts from stretches in any order of targets, each target's in order of time.
 
-        The steps of all, in that order, are read when those of one are asked for.
+        The steps of all, in that order, are read when those of any are first needed.
         """
         placed = stretches.with_columns(place=pl.int_range(pl.len()))
         return cls(placed.sort("instance", maintain_order=True), _Steps(read_steps).of)
 
     @cached_property
     def targets(self) -> dict[str, Target]:
-        """Those of each target, by its name, in order of names."""
+        """The attempts of each target, by name, in order of names."""
         runs = self.stretches.get_column("instance").rle().struct.unnest()
         found, begin = {}, 0
         for length, instance in runs.select("len", "value").iter_rows():
@@ -105,11 +108,11 @@ class Attempts:
         return found
 
     def since(self, start: datetime) -> Attempts:
-        """Those from `start` on."""
+        """The attempts from `start` on."""
         return self._cut(pl.col("start") >= start, pl.col("end") >= start, pl.col("ts") >= start)
 
     def before(self, end: datetime) -> Attempts:
-        """Those before `end`."""
+        """The attempts before `end`."""
         return self._cut(pl.col("end") < end, pl.col("start") < end, pl.col("ts") < end)
 
     def _cut(self, whole: pl.Expr, some: pl.Expr, own: pl.Expr) -> Attempts:
@@ -134,13 +137,13 @@ class Attempts:
         return Attempts(both.sort("instance", "start"), steps_of)
 
     def rows(self) -> pl.DataFrame:
-        """A row per attempt: instance, ts, is_good; sorted by target and time."""
+        """One row per attempt: instance, ts, is_good; sorted by target and time."""
         none = pl.DataFrame(schema={"instance": pl.String, "ts": _INSTANT, "is_good": pl.Boolean})
         return pl.concat([none, *(own.rows() for own in self.targets.values())], rechunk=True)
 
 
 def hourly_attempts(window: Window) -> Attempts | None:
-    """What the hours of a long range left behind of all attempts; None where rows are read."""
+    """All attempts, as the hours of a long range left them behind; None if rows are read."""
     stretches = window.hourly("attempts", everywhere=True)
     if stretches is None:
         return None
@@ -154,28 +157,28 @@ def hourly_attempts(window: Window) -> Attempts | None:
 
 
 class _Steps:
-    """The steps of many stretches, read when those of one are asked for."""
+    """The steps of many stretches, read when those of any are first needed."""
 
     def __init__(self, read: Callable[[], pl.Series]) -> None:
         self._read = read
 
     @cached_property
     def _flat(self) -> tuple[Steps, Instants]:
-        """All steps, one after the other, and where those of each stretch begin."""
+        """All steps in sequence, and where those of each stretch begin."""
         lists = self._read()
         lengths = lists.list.len().to_numpy().astype(np.int64)
         flat = lists.explode(empty_as_null=False).to_numpy()
         return flat, np.append(0, np.cumsum(lengths))
 
     def of(self, place: int) -> Steps:
-        """The steps of the stretch at that place."""
+        """The steps of the stretch at that index."""
         flat, begins = self._flat
         return flat[begins[place] : begins[place + 1]]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The attempts of one target, of at least one."""
+    """The attempts of one target, at least one."""
 
     stretches: pl.DataFrame
     steps_of: Callable[[int], Steps]
@@ -197,17 +200,17 @@ class Target:
 
     @property
     def tried(self) -> int:
-        """How many attempts there were."""
+        """The number of attempts."""
         return int(self.stretches.get_column("tried").sum())
 
     @property
     def good(self) -> int:
-        """How many were answered."""
+        """The number of answered attempts."""
         return int(self.stretches.get_column("good").sum())
 
     @property
     def last_good(self) -> datetime | None:
-        """The last one that was answered; None without any."""
+        """The last answered attempt; None without any."""
         return self.stretches.get_column("last_good").max()  # type: ignore[return-value]
 
     def _us(self, name: str) -> Instants:
@@ -219,11 +222,11 @@ class Target:
         return self._us("start")[1:] - self._us("end")[:-1]
 
     def extreme_steps(self) -> tuple[float, float] | None:
-        """The shortest and the longest step, in seconds; None for a lone attempt."""
+        """The shortest and the longest step, in seconds; None for a single attempt."""
         return self._ends("shortest", "longest")
 
     def most_steps(self) -> tuple[float, float] | None:
-        """Seconds between which nine in ten steps lie at least; None for a lone attempt."""
+        """The range of at least nine in ten steps, in seconds; None for a single attempt."""
         return self._ends("low", "high")
 
     def _ends(self, least: str, most: str) -> tuple[float, float] | None:
@@ -235,7 +238,7 @@ class Target:
         return min(known) / 1e6 * (1 - _ROUNDING), max(known) / 1e6 * (1 + _ROUNDING)
 
     def rows(self) -> pl.DataFrame:
-        """A row per attempt: instance, ts, is_good."""
+        """One row per attempt: instance, ts, is_good."""
         times, is_good, _ = self._unpacked(0, self.stretches.height)
         ts = pl.Series(times).cast(_INSTANT)
         instance = pl.lit(self.instance, pl.String).alias("instance")
@@ -247,11 +250,11 @@ class Target:
         return pl.Series(np.diff(times)) / 1e6
 
     def median_seconds(self) -> float:
-        """The median step, in seconds; 0 for a lone attempt."""
+        """The median step, in seconds; 0 for a single attempt."""
         return float(self.step_seconds().median() or 0.0)  # type: ignore[arg-type]
 
     def _unpacked(self, first: int, end: int) -> tuple[Instants, Mask, Instants]:
-        """The attempts of some stretches: when (µs), whether they were good, and whose they are."""
+        """The attempts of some stretches: time (µs), whether good, and the stretch of each."""
         own = self.stretches.slice(first, end - first)
         times, good = [], []
         rows = own.select("place", "failed", pl.col("start").to_physical(), "good", "tried")
@@ -267,10 +270,11 @@ class Target:
     def excerpts(
         self, factor: float, *, neighbors: int, is_good: bool = False
     ) -> Iterator[tuple[Instants, Mask]]:
-        """The attempts (the good ones) around steps that may be `factor` × the usual one or more.
+        """The attempts (or the good ones) around steps that may be at least `factor` × the median.
 
-        Each time with as many neighbors to either side as there are, and whether the step to the
-        next one is among those in question; the others are in no doubt, or of another excerpt.
+        Each excerpt has as many neighbors on either side as there are, and a mask of whether the
+        step to the next attempt is in question; the other steps are certain, or part of another
+        excerpt.
         """
         count = self.stretches.height
         answers = self._us("good" if is_good else "tried")
@@ -298,13 +302,13 @@ class Target:
 
 
 def _sums(values: Instants, width: int) -> Instants:
-    """The sums of so many values in a row."""
+    """The sums of each `width` consecutive values."""
     sums = np.append(0, np.cumsum(values))
     return np.asarray(sums[width:] - sums[:-width])
 
 
 def _merged(firsts: Instants, ends: Instants) -> Iterator[tuple[int, int]]:
-    """Ranges in order, those that touch put together."""
+    """Ranges in order, with touching ones merged."""
     if not firsts.size:
         return
     is_new = np.append(True, firsts[1:] > np.maximum.accumulate(ends)[:-1])

@@ -1,12 +1,12 @@
-"""Long windows: figures of a range of hours are made of what each hour left behind.
+"""Long windows: figures of a range of hours are made from what each hour left behind.
 
-A range of more than six hours is not read row by row. What its pieces left behind (figures/
-pieces.py) is computed once and kept beside the window, each under a hash of the rows it came from:
-a piece whose data did not change is never computed again, and rows that came late make exactly the
-pieces new that they touch. So an answer costs as much as there are minutes in it, not scrapes.
+A range of more than six hours is not read row by row. The frames that its pieces leave behind
+(figures/pieces.py) are computed once and stored next to the window, each under a hash of its source
+rows: a piece whose data did not change is never computed again, and late rows renew exactly the
+pieces that they touch. So the cost of an answer grows with its minutes, not with its scrapes.
 
 Exact, as if from all rows: counts, bills, quantiles of histograms, restarts, gaps. Means of gauges
-differ by what one scrape at the border of an hour holds, and steps are minutes.
+differ by the hold time of one scrape at each hour boundary, and steps are minutes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _LARGE = ("steps", "attempt_steps")  # read each time, and not held
 
 @dataclass(frozen=True)
 class Kept:
-    """A piece of time and what it left behind."""
+    """A time range and the stored entry of its piece."""
 
     time_range: TimeRange
     entry: Entry
@@ -60,26 +60,26 @@ class Kept:
 
 @dataclass(frozen=True)
 class HourlyWindow(Window):
-    """A window whose figures of one range are made of what its pieces left behind.
+    """A window whose figures of one range are made from what its pieces left behind.
 
-    Shipped queries are asked of the rows at the ends of pieces, `hourly` gives the other frames.
-    `sql` still asks every row.
+    Shipped queries read the rows at the ends of pieces; `hourly` gives the other frames. `sql`
+    still reads every row.
     """
 
     time_range: TimeRange | None = None
     pieces: tuple[Kept, ...] = ()
     ends: Database | None = None
     shelf: Shelf | None = None
-    """Keeps others from removing what the pieces left behind, as long as this is read."""
+    """Keeps others from removing the stored entries while this window is in use."""
     _frames: dict[tuple[str, bool], pl.DataFrame] = field(default_factory=dict)
 
     @property
     def resolution(self) -> str:
-        """Figures are made of what hours left behind."""
+        """Figures are made from what hours left behind."""
         return "hour"
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
-        """The answer of a shipped query, asked of what the pieces left behind."""
+        """The answer to a shipped query, from what the pieces left behind."""
         if name in _ANSWERED:
             return _ANSWERED[name](self, params)
         if self.ends is None or (name in OF_ALL_ROWS and self._is_relabelled):
@@ -87,7 +87,7 @@ class HourlyWindow(Window):
         return asked(self.ends, query_text(package, name), params, window=self.name)
 
     def hourly(self, name: str, *, everywhere: bool = False) -> pl.DataFrame:
-        """The frame of that name, of all pieces in the range (or of the window), in order."""
+        """The named frame of all pieces in the range (or of the window), in order."""
         key = (name, everywhere)
         if key not in self._frames:
             found = _together(self.pieces if everywhere else self._inside, name)
@@ -99,7 +99,7 @@ class HourlyWindow(Window):
 
     @cached_property
     def _is_relabelled(self) -> bool:
-        """Whether anything was noted of which all rows tell."""
+        """Whether ingestion noted relabelled series, which only all rows show."""
         return is_relabelled(self)
 
     @cached_property
@@ -113,22 +113,22 @@ class HourlyWindow(Window):
 
 
 def is_relabelled(window: Window) -> bool:
-    """Whether anything was noted of which only all rows tell (`OF_ALL_ROWS`)."""
+    """Whether ingestion noted relabelled series, which only all rows show (`OF_ALL_ROWS`)."""
     noted = window.sql("select count(*) from intake where \"check\" in ('respelled', 'relabelled')")
     return bool(noted.item())
 
 
 def is_read_by_hour(window: Window, time_range: TimeRange) -> bool:
-    """Whether figures of the range are made of what its hours left behind."""
+    """Whether figures of the range are made from what its hours left behind."""
     return time_range.hours > FROM_HOURS and window.grain == "scrape"
 
 
 def by_hour(
     window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
 ) -> Window:
-    """The window as figures of the range are to read it: by the hour where the range is long.
+    """The window to use for figures of the range: by the hour if the range is long.
 
-    What is not kept yet of its hours is computed, a piece of about so many rows at a time.
+    Entries that are not stored yet are computed, in pieces of about `rows_per_piece` rows.
     """
     if not is_read_by_hour(window, time_range):
         return window.remembering()
@@ -144,9 +144,9 @@ def by_hour(
 
 
 def kept_pieces(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> Iterator[Kept]:
-    """Every piece of the window in order, from where it is kept or computed now.
+    """Every piece of the window in order, from its stored entry or computed now.
 
-    What an end of the range cuts is computed each time: ranges are many, and hours few.
+    Pieces cut by an end of the range are computed each time: ranges are many, and hours few.
     """
     digests = Digests(window.path)
     shelf.fetch({piece.hour for piece in pieces if not piece.is_cut})
@@ -164,7 +164,7 @@ def kept_pieces(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> Iterat
 
 
 class Digests(dict[str, str]):
-    """The hashes of a window's files that it does not list, each read once."""
+    """The hashes of files whose hash a window does not list, each file read once."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Digests(dict[str, str]):
 
 
 def key_of(piece: Piece, base: str, digests: Digests) -> str:
-    """What an entry is kept under: what it is made of, and by which code."""
+    """The key of an entry: a hash of its inputs and the code's version."""
     made_of = (
         *(file.sha256 or digests[file.name] for file in piece.files),
         *(end.isoformat() for end in (piece.time_range.start, piece.time_range.end)),
@@ -186,14 +186,14 @@ def key_of(piece: Piece, base: str, digests: Digests) -> str:
 
 
 def base_in(before: Entry | None) -> Base:
-    """What a piece rests on: the base that the entry before it holds, none without one."""
+    """The base of a piece, which the entry before it holds; empty without one."""
     if before is None:
         return NO_BASE
     return Base(before.frame("base_samples"), before.frame("base_histograms"))
 
 
 def keep(frames: Frames, shelf: Shelf, key: str | None) -> Entry:
-    """The entry of a piece's frames, kept under the key; in memory without one."""
+    """The entry of a piece's frames, stored under the key; in memory without one."""
     base = Base(frames["base_samples"], frames["base_histograms"]).digest
     return Entry(frames, base) if key is None else shelf.keep(key, base, frames)
 
@@ -222,7 +222,7 @@ def _paths(pieces: Sequence[Kept], name: str) -> list[Path]:
 
 
 def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
-    """The frame of that name of all pieces, in order."""
+    """The named frame of all pieces, in order."""
     found = []
     for is_kept, own in groupby(pieces, key=lambda piece: isinstance(piece.entry.frames, Path)):
         group = list(own)
@@ -241,7 +241,7 @@ def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFram
 
 
 def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.DataFrame:
-    """attempts.sql: those of the jobs that count are kept (figures/scrapes.py)."""
+    """attempts.sql: the attempts of the jobs that count are stored (figures/scrapes.py)."""
     stretches = _together(pieces, "attempts")
     found = Attempts.put_together(
         stretches, lambda: _together(pieces, "attempt_steps").get_column("steps")
@@ -250,7 +250,7 @@ def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.Da
 
 
 def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
-    """scrape_increases.sql, of the counters of steps, by the piece."""
+    """scrape_increases.sql for the step counters, by the piece."""
     metrics = list(params["metrics"])  # type: ignore[call-overload]
     if not set(metrics) <= set(traffic.STEP_COUNTERS):
         return Window.shipped_sql(window, "figures", "scrape_increases", params)
@@ -267,7 +267,7 @@ def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.
 
 
 def _settled(increases: pl.DataFrame, window: Window) -> pl.DataFrame:
-    """The increases without births of series that did not begin at 0."""
+    """The increases without starts of series that did not begin at 0."""
     key = ["metric", "instance", "engine", "labels"]
     series = window.named_sql("figures", "series")
     born = series.filter(pl.col("starts_at_zero").fill_null(False)).select(key)

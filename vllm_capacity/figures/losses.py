@@ -377,7 +377,7 @@ def _with_load(
 def _after_last_scrape(
     row: dict[str, Any], found: Ceiling, untimed: Sequence[tuple[datetime, str]]
 ) -> Unread:
-    """What a process counted after its last scrape at most; `untimed`: why none can be told."""
+    """The most that a process counted after its last scrape; `untimed`: why that may be unknown."""
     instance, why, start, end = row["instance"], row["why"], row["start"], row["end"]
     running, waiting = row["running"] or 0.0, row["waiting"] or 0.0
     reasons = [reason for ts, reason in untimed if start < ts <= end]

@@ -1,17 +1,18 @@
-"""What a piece of a window leaves behind: frames of which figures of a long range are made.
+"""What a piece of a window leaves behind: the frames from which figures of a long range are made.
 
-A piece is an hour of the clock, or several where rows are few. It is computed from its own rows and
-its base, the last rows of each series before it. As the base is known, nothing has to be stitched
-afterwards: frames of pieces are put one after another.
+A piece is an hour of the clock, or several if rows are few. It is computed from its own rows and
+its base, the last rows of each series before it. Because the base is known, nothing has to be
+stitched afterwards: the frames of pieces are concatenated.
 
-- `samples`, `histograms`: the rows at the ends of the piece, of every run in it, and those beside a
-  restart or a gap. Queries about totals and lives give the same on them as on all rows.
-- `attempts`: every scrape attempt, in stretches (figures/attempts.py); `attempt_steps`: the steps
+- `samples`, `histograms`: the rows at the ends of the piece, for every run in it, and those next to
+  a restart or a gap. Queries about totals and lifetimes give the same result on them as on all
+  rows.
+- `attempts`: every scrape attempt, as stretches (figures/attempts.py); `attempt_steps`: the steps
   between those of each. `steps`: engine steps of a minute.
-- `increases`: the growth of the counters of steps by hour; `requests`: finished ones by minute.
-- `latency`: the growth of latency histograms by minute, all engines together; `gauges`: likewise.
-- `paces`, `places`, `fastest_means`: what bounds of losses rest on.
-- `base_samples`, `base_histograms`: what the next piece rests on.
+- `increases`: increases of the step counters by hour; `requests`: finished ones by minute.
+- `latency`: increases of latency histograms by minute, all engines together; `gauges`: likewise.
+- `paces`, `places`, `fastest_means`: the inputs of loss bounds.
+- `base_samples`, `base_histograms`: the base of the next piece.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Piece:
-    """A time range of one or several hours of the clock, and the files of a window with its rows.
+    """A time range of one or several hours of the clock, and the window's files with its rows.
 
-    `is_cut`: an end of what was asked for cuts it.
+    `is_cut`: an end of the requested range cuts it.
     """
 
     time_range: TimeRange
@@ -74,12 +75,12 @@ class Piece:
 
     @property
     def hour(self) -> str:
-        """As the files of its hour are called: `2026-11-24T08`."""
+        """The hour as in its files' names: `2026-11-24T08`."""
         return f"{self.time_range.start:%Y-%m-%dT%H}"
 
     @property
     def rows(self) -> dict[str, int]:
-        """How many rows its files have, by table."""
+        """The number of rows in its files, by table."""
         return {
             table: sum(file.rows for file in self.files if file.table == table) for table in TABLES
         }
@@ -87,14 +88,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Base:
-    """The last rows of each series before a piece, in the columns of a window's tables."""
+    """The last rows of each series before a piece, with the columns of a window's tables."""
 
     samples: pl.DataFrame
     histograms: pl.DataFrame
 
     @property
     def digest(self) -> str:
-        """A hash of the rows, equal on every machine."""
+        """A hash of the rows, the same on every machine."""
         found = hashlib.sha256()
         for frame in (self.samples, self.histograms):
             for column in frame.iter_columns():
@@ -130,8 +131,8 @@ def pieces_of(
 ) -> list[Piece]:
     """The window cut at hours of the clock and at the ends of the range, in order.
 
-    A piece is an hour, or as many that make up a part of a day as have so many rows together. Hours
-    without rows leave no piece.
+    A piece is an hour, or as many hours as make up a part of a day and have about that many rows
+    together. Hours without rows have no piece.
     """
     whole, hours = window.extent, _hours(window.manifest)
     length = timedelta(hours=_hours_per_piece(hours, rows_per_piece))
@@ -161,9 +162,9 @@ def _hours(manifest: Manifest) -> dict[datetime, list[File]]:
 
 
 def _hours_per_piece(hours: Mapping[datetime, Sequence[File]], rows: int) -> int:
-    """How many hours make a piece of about so many rows: what a piece costs is mostly its number.
+    """How many hours give a piece of about `rows` rows: the cost is mostly per piece.
 
-    The mean over the window decides, so that a row more or less makes no other pieces.
+    Uses the mean over the window, so that one row more or less does not change the pieces.
     """
     mean = sum(file.rows for files in hours.values() for file in files) / max(1, len(hours))
     return max((each for each in _PARTS_OF_A_DAY if each * mean <= rows), default=1)
@@ -199,13 +200,13 @@ def computed(window: Window, piece: Piece, base: Base) -> Frames:
 
 
 def own_base(window: Window, piece: Piece) -> Base:
-    """What the rows of the piece alone leave for the next one: to be put after its base."""
+    """The base that the piece's rows alone leave for the next one, to be added to its own base."""
     series = window.named_sql("figures", "series")
     return base_after(NO_BASE, all_rows(window, piece), series)
 
 
 def all_rows(window: Window, piece: Piece) -> Base:
-    """The rows of the piece; InputError where they do not fit into memory."""
+    """The rows of the piece; InputError if they do not fit into memory."""
     begin, end = iso(piece.time_range.start), iso(piece.time_range.end)
     require_room(f"What {window.name} has from {begin} to {end}", **piece.rows)
     at_hand(window.manifest, piece.files)
@@ -225,10 +226,10 @@ def _rows(window: Window, piece: Piece, table: str) -> pl.DataFrame:
 
 
 def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) -> Window:
-    """A window of what steps, attempts and restarts are made of, in the piece and its base.
+    """A window of the data for steps, attempts and restarts, in the piece and its base.
 
-    What is born in it counts from 0: whether that is right, those decide who read what the piece
-    leaves behind (`_growth`).
+    A series that starts in it counts from 0; whether that is right is decided when the frames are
+    read (`_growth`).
     """
     unwatched = ~pl.col("instance").is_in(
         series.filter(pl.col("metric") == "up").get_column("instance").implode()
@@ -260,7 +261,7 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
 
 
 def _of(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows of these series, of rows sorted by series."""
+    """The rows of these series, from rows sorted by series."""
     ids = rows["series_id"].to_numpy()
     wanted = np.sort(series_ids)
     starts, ends = np.searchsorted(ids, wanted), np.searchsorted(ids, wanted, side="right")
@@ -269,7 +270,7 @@ def _of(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _first(series_ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFrame:
-    """The first row of each of these series that has any, of rows sorted by series."""
+    """The first row of each of these series that has any, from rows sorted by series."""
     starts, ends = (
         np.searchsorted(rows["series_id"].to_numpy(), series_ids, side=side)
         for side in ("left", "right")
@@ -288,10 +289,10 @@ def stored(connection: duckdb.DuckDBPyConnection, name: str, frame: pl.DataFrame
 
 
 def base_after(before: Base, rows: Base, series: pl.DataFrame) -> Base:
-    """What the next piece rests on: the last rows of each series until then.
+    """The base of the next piece: the last rows of each series until then.
 
-    `rows` are those of a piece, or the base that they leave alone (`own_base`): both give the same,
-    so that the bases of pieces can be found side by side and put together in order.
+    `rows` are those of a piece, or the base that they leave alone (`own_base`). Both give the same
+    result, so the bases of pieces can be computed in parallel and combined in order.
     """
     long = series.filter(pl.col("metric").is_in(_LONG_BASE)).get_column("series_id").to_numpy()
     is_long = pl.col("series_id").is_in(pl.Series(long).implode())
@@ -307,7 +308,7 @@ def base_after(before: Base, rows: Base, series: pl.DataFrame) -> Base:
 
 
 def _last(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The last row of each series, of rows sorted by series and time."""
+    """The last row of each series, from rows sorted by series and time."""
     ids = rows["series_id"].to_numpy()
     own = rows.filter(pl.Series(np.append(ids[1:] != ids[:-1], True)[: ids.size]))
     both = pl.concat([before, own])
@@ -315,12 +316,12 @@ def _last(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _ends(rows: Base, base: Base) -> pl.DataFrame:
-    """The last row of every histogram's run, and its first where it does not go on."""
+    """The last row of every histogram's run, and its first if it is not continued from the base."""
     return rows.histograms.filter(pl.Series(_is_end(rows.histograms, base.histograms)))
 
 
 def _is_end(rows: pl.DataFrame, base: pl.DataFrame) -> Mask:
-    """Where a (series, run) ends, and where one begins that does not go on from the base."""
+    """Where a (series, run) ends, and where one begins that does not continue from the base."""
     ids, runs = rows["series_id"].to_numpy(), rows["run"].to_numpy()
     if not ids.size:
         return np.zeros(0, bool)
@@ -332,7 +333,7 @@ def _is_end(rows: pl.DataFrame, base: pl.DataFrame) -> Mask:
 
 
 def _run_before(base: pl.DataFrame, series_ids: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The run in which the base leaves each series; -1 where it has none of it."""
+    """The last run of each series in the base; -1 if the base does not have the series."""
     ids, runs = base["series_id"].to_numpy(), base["run"].to_numpy()
     if not ids.size:
         return np.full(series_ids.size, -1, np.int32)
@@ -341,9 +342,9 @@ def _run_before(base: pl.DataFrame, series_ids: NDArray[np.int64]) -> NDArray[np
 
 
 def _end_samples(rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
-    """The rows at both ends of runs; of gauges also the first, of load also that before a silence.
+    """The rows at both ends of runs; of gauges also the first, of load also those before silences.
 
-    Of starts of processes, each time at which one of a target's changes.
+    For process starts, each time at which a target's start changes.
     """
     ends = rows.filter(pl.Series(_is_end(rows, base)))
     known = series.select("series_id", "kind", "metric", "instance")
@@ -375,9 +376,10 @@ def _end_samples(rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame) -
 
 
 def _growth(increases: pl.DataFrame) -> pl.DataFrame:
-    """What each counter grew by in each hour, a row each, and a row of its own for a birth.
+    """The increase of each counter in each hour, one row each; series starts in separate rows.
 
-    A birth, without a scrape before it, counts from 0 only where the window says so of the series.
+    A series start, without a scrape before it, counts from 0 only if the window says so for the
+    series.
     """
     key = ("metric", "instance", "engine", "model_name", "labels")
     return increases.group_by(
@@ -389,7 +391,7 @@ def _growth(increases: pl.DataFrame) -> pl.DataFrame:
 
 
 def _requests(increases: pl.DataFrame, *, since: datetime) -> pl.DataFrame:
-    """Requests that finished in each minute, by labels, all engines together; births apart."""
+    """Finished requests in each minute, by labels, all engines together; series starts apart."""
     own = increases.filter(pl.col("metric") == REQUESTS).with_columns(
         pl.col("ts").dt.truncate(_MINUTE).clip(lower_bound=since),
         is_birth=pl.col("ts_before").is_null(),
@@ -404,10 +406,10 @@ def _requests(increases: pl.DataFrame, *, since: datetime) -> pl.DataFrame:
 
 
 def _gauge_minutes(window: Window, attempts: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
-    """What gauges did in each minute, all engines together: running and waiting summed, KV pooled.
+    """Gauges in each minute, all engines together: running and waiting summed, KV pooled.
 
-    One row per metric and minute: the sum of values (`total`, over `n`), of values × the seconds
-    that each held (`weighted`, over `seconds`), and the maximum.
+    One row per metric and minute: the sum of values (`total`, over `n`), of values × their hold
+    seconds (`weighted`, over `seconds`), and the maximum.
     """
     since = time_range.start - _FRESH
     fresh = TimeRange(since, time_range.end)

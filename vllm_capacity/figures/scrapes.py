@@ -203,7 +203,7 @@ def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
 
 
 def asked(window: Window, *, end: datetime) -> Attempts:
-    """The same attempts as stretches, which weeks of many targets have fewer of."""
+    """The same attempts as stretches, which are fewer than rows for weeks of many targets."""
     kept = hourly_attempts(window)
     return Attempts.of(attempts(window, end=end)) if kept is None else kept.before(end)
 
@@ -386,13 +386,13 @@ def outages(
 
 
 def _may_be_long(seconds: float, own: Target) -> bool:
-    """Whether a silence may be a gap, told without the median of a long time, which is costly."""
+    """Whether a silence may be a gap, without the median over a long time, which is costly."""
     ends = own.extreme_steps()
     return ends is None or seconds > GAP_FACTOR * ends[0]
 
 
 def longest_median(targets: Iterable[Target]) -> float:
-    """The longest of the targets' usual intervals, in seconds; 0 for none."""
+    """The longest of the targets' median intervals, in seconds; 0 for none."""
     return max((own.median_seconds() for own in targets), default=0.0)
 
 
@@ -468,9 +468,9 @@ def _last_before(
     falls: Sequence[tuple[datetime, datetime]],
     latest: Sequence[datetime],
 ) -> datetime | None:
-    """The last beginning of a fall before `instant` that goes on until `since`; None without one.
+    """The last fall that begins before `instant` and lasts until `since`: its start, or None.
 
-    `falls` are in order, `latest` the latest end of each and those before it.
+    `falls` are in order; `latest` has, for each, the latest end of it and the ones before.
     """
     for at in range(bisect_left(falls, (instant,)) - 1, -1, -1):
         if latest[at] < since:
@@ -481,7 +481,7 @@ def _last_before(
 
 
 def _is_explained(fall: tuple[datetime, datetime], afters: Sequence[datetime]) -> bool:
-    """Whether a restart lies in the time of the fall; `afters` are those of all, in order."""
+    """Whether a restart lies within the fall; `afters` are those of all restarts, in order."""
     at = bisect_right(afters, fall[0])
     return at < len(afters) and afters[at] <= fall[1]
 

@@ -1,10 +1,10 @@
-"""A short part of a long window in S3: the rows of its own hours, and what the others left behind.
+"""A short part of a long window in S3: the rows of its own hours, and the entries of the others.
 
-A range of six hours or less is read row by row, and a figure of it may rest on rows of any hour
-before. On a disk that takes a moment; from S3 the rows of a month would be copied for an hour of
-it. What hours left behind (figures/by_hour.py) holds the rows at their ends, on which most queries
-give the same as on all rows. Where one does not, all rows are copied: answers are the same, to the
-last bit.
+A range of six hours or less is read row by row, and a figure of it may depend on rows of any
+earlier hour. On a disk that takes a moment; from S3, the rows of a month would be copied for an
+hour of them. The entries that hours left behind (figures/by_hour.py) have the rows at their ends,
+on which most queries give the same result as on all rows. If a query does not, all rows are copied:
+answers are bit-for-bit the same.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _OF_THE_PART = ("scrape_increases", "gauge_samples", "adapters")  # from $start 
 class ShortPart(Window):
     """A window of which a short part is read, scrape by scrape as from all rows.
 
-    `here` has the rows of the pieces that the part touches, and of all others those at their ends;
-    `near` is from where to where all are there. `sql` still asks every row.
+    `here` has all rows of the pieces that the part touches, and the rows at the ends of all others;
+    `near` is the time range in which all rows are there. `sql` still reads every row.
     """
 
     pieces: tuple[Kept, ...] = ()
     here: Database | None = None
     near: TimeRange | None = None
     shelf: Shelf | None = None
-    """Keeps others from removing what the pieces left behind, as long as this is read."""
+    """Keeps others from removing the stored entries while this window is in use."""
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
-        """The answer of a shipped query: of the rows that are here, or of all."""
+        """The answer to a shipped query, from the rows in `here` or from all."""
         if self.here is None or self._needs_all_rows(name, params):
             return super().shipped_sql(package, name, params)
         if name == "attempts":
@@ -70,13 +70,13 @@ class ShortPart(Window):
 
     @cached_property
     def _is_scraped_twice(self) -> bool:
-        """Whether several jobs scrape a target: all their attempts tell which of them counts."""
+        """Whether several jobs scrape a target: which one counts depends on all their attempts."""
         series = self.named_sql("figures", "series").filter(pl.col("metric") == "up")
         return bool(series.get_column("instance").is_duplicated().any())
 
     @cached_property
     def _is_start_shared(self) -> bool:
-        """Whether two targets tell the same start: only then it takes all rows to compare them."""
+        """Whether two targets report the same start: only then comparing them needs all rows."""
         starts = self.named_sql("figures", "process_starts").filter(pl.col("value") > 0)
         series = self.named_sql("figures", "series").select("series_id", "instance")
         last = (
@@ -91,10 +91,10 @@ class ShortPart(Window):
 def as_read(
     window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
 ) -> Window:
-    """The window as figures of the range are to read it, from wherever it is.
+    """The window to use for figures of the range, wherever it is stored.
 
-    By the hour where the range is long. Of a long window in S3, of which a short part is asked, not
-    all rows where everything is kept there that hours left behind.
+    By the hour if the range is long. For a short part of a long window in S3, without copying all
+    rows if the entries of all its hours are stored there.
     """
     is_far = window.manifest.origin is not None
     if not is_far or time_range.hours > FROM_HOURS or not is_read_by_hour(window, window.extent):
@@ -105,7 +105,7 @@ def as_read(
 def short_part(
     window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
 ) -> ShortPart | None:
-    """The window with the rows near the range; None where not all is kept that it would take."""
+    """The window with the rows near the range; None if any entry that it needs is not stored."""
     cut = pieces_of(window, window.extent, rows_per_piece=rows_per_piece)
     shelf = Shelf.of(window.manifest)
     entries = _kept(window, cut, shelf)
@@ -134,7 +134,7 @@ def short_part(
 
 
 def _kept(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> list[Entry] | None:
-    """What each piece left behind; None where it is not kept of one of them."""
+    """The entry of each piece; None if any is not stored."""
     shelf.fetch({piece.hour for piece in pieces})
     digests, base, found = Digests(window.path), NO_BASE.digest, []
     for piece in pieces:
@@ -147,7 +147,7 @@ def _kept(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> list[Entry] 
 
 
 def _with_rows(window: Window, piece: Piece, entry: Entry) -> Entry:
-    """The entry of a piece with all of its rows in place of those at its ends."""
+    """The entry of a piece with all of its rows instead of those at its ends."""
     rows = all_rows(window, piece)
     kept = {name: entry.frame(name) for name in ("attempts", "attempt_steps")}
     frames = {"samples": rows.samples, "histograms": rows.histograms, **kept}

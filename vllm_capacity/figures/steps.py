@@ -1,6 +1,6 @@
-"""The window cut into steps of 10–60 s, per engine: the points that saturation is judged on.
+"""The window cut into steps of 10–60 s, per engine: the data points for judging saturation.
 
-Rates are spread over gaps (and the steps they touch are marked); nothing here is used for totals.
+Rates are spread over gaps (and the affected steps are marked); totals never come from here.
 """
 
 from __future__ import annotations
@@ -63,17 +63,19 @@ STEP_SCHEMA: Schema = {
     "is_gap": pl.Boolean,
     "is_restart": pl.Boolean,
 }
-"""A step of 10–60 s of one engine, a row each; null where not observed. Rates are means over the
-step, `at_ceiling_share` is of the scrapes that saw requests wait;
-`best_minute_tokens_per_second` is the highest mean output over a minute that ends in the step."""
+"""One row per step of 10–60 s and engine; null where not observed.
+
+Rates are means over the step, `at_ceiling_share` is the share of the scrapes with waiting requests;
+`best_minute_tokens_per_second` is the highest mean output over a minute that ends in the step.
+"""
 
 
 @dataclass(frozen=True)
 class Grid:
     """Even steps of a part; step k is [start + k·seconds, start + (k+1)·seconds).
 
-    `holes` are the first and last of those that are one long step here, in order: the steps are
-    then as many as the scrapes need, however long the part is.
+    `holes` are the first and last of those even steps that are one long step here, in order: so the
+    number of steps depends on the scrapes, not on the length of the part.
     """
 
     time_range: TimeRange
@@ -82,7 +84,7 @@ class Grid:
 
     @classmethod
     def of_scrapes(cls, time_range: TimeRange, seconds: float, attempts: pl.DataFrame) -> Grid:
-        """A grid whose long times without an attempt of any target are one step each."""
+        """A grid in which long times without an attempt of any target are one step each."""
         even = cls(time_range, seconds)
         inside = attempts.filter(
             (pl.col("ts") >= time_range.start) & (pl.col("ts") < time_range.end)
@@ -94,7 +96,7 @@ class Grid:
 
     @cached_property
     def _evenly(self) -> pl.Series:
-        """At which even step each step begins, and the last one ends."""
+        """The even step at which each step begins, and the last one ends."""
         begins = [0, *(last + 1 for _, last in self.holes)]
         ends = [*(first + 1 for first, _ in self.holes), self.time_range.steps(self.seconds) + 1]
         parts = [np.arange(a, b) for a, b in zip(begins, ends, strict=True)]
@@ -102,7 +104,7 @@ class Grid:
 
     @property
     def count(self) -> int:
-        """Steps; the last one holds the rest of the part."""
+        """The number of steps; the last one holds the rest of the part."""
         return self._evenly.len() - 1 if self.holes else self.time_range.steps(self.seconds)
 
     @property
@@ -116,7 +118,7 @@ class Grid:
         return self.placed(since.dt.total_microseconds().floordiv(self.us).cast(pl.Int64))
 
     def placed(self, even: pl.Expr) -> pl.Expr:
-        """The step that an even step lies in; -1 before the part."""
+        """The step that contains an even step; -1 before the part."""
         if self.holes:
             step = pl.lit(self._evenly).search_sorted(even, side="right").cast(pl.Int64) - 1
         else:
@@ -137,7 +139,7 @@ class Grid:
 
 
 def natural_step_seconds(attempts: pl.DataFrame) -> float:
-    """Five scrapes a step, but 10 s at least and 60 s at most."""
+    """Five scrapes per step, but at least 10 s and at most 60 s."""
     steps = (
         attempts.select(d=pl.col("ts").diff().over("instance").dt.total_microseconds() / 1e6)
         .get_column("d")
@@ -151,8 +153,8 @@ def bin_increases(increases: pl.DataFrame, grid: Grid, gaps: Sequence[scrapes.Ga
 
     Columns: instance, engine, metric, labels, step, amount, seconds.
 
-    An increase is booked in the step of its later scrape; one that spans a gap is spread evenly
-    over the steps of the gap.
+    An increase counts in the step of its later scrape; one that spans a gap is spread evenly over
+    the steps of the gap.
     """
     known = increases.drop_nulls(["ts_before", "increase"]).with_columns(
         seconds=(pl.col("ts") - pl.col("ts_before")).dt.total_microseconds() / 1e6
@@ -179,7 +181,7 @@ def _gap_keys(gaps: Sequence[scrapes.Gap]) -> pl.DataFrame:
 
 
 def _spread(long: pl.DataFrame, grid: Grid) -> pl.DataFrame:
-    """Each increase cut at step borders, in proportion to time."""
+    """Each increase divided at step boundaries, in proportion to time."""
     cut = (
         long.with_columns(
             step=pl.int_ranges(grid.of("ts_before"), grid.of("ts") + 1, dtype=pl.Int64)
@@ -237,12 +239,12 @@ def engine_steps(
     step_seconds: float | None = None,
     only: str | None = None,
 ) -> pl.DataFrame:
-    """The points of saturation, one row per (engine, step), in order.
+    """The data points for saturation, one row per (engine, step), in order.
 
-    Of all engines, or `only` of one, by its name. A time of over 120 steps without an attempt is
-    one step.
+    For all engines, or `only` for one, by its name. More than 120 consecutive steps without an
+    attempt are one step.
 
-    Columns: `STEP_SCHEMA`; null where a step has no sample. Empty where there is no engine.
+    Columns: `STEP_SCHEMA`; null where a step has no sample. Empty without an engine.
     """
     kept = _of_minutes(window, step_seconds, only)
     if kept is not None:
@@ -255,7 +257,7 @@ def engine_steps(
 
 
 def _of_engine(steps: pl.DataFrame, name: str | None) -> pl.DataFrame:
-    """Those of one engine, by its name `instance/engine`; all of them without a name."""
+    """The steps of one engine, by its name `instance/engine`; all steps without a name."""
     if name is None:
         return steps
     instance, _, engine = name.rpartition("/")
@@ -264,23 +266,24 @@ def _of_engine(steps: pl.DataFrame, name: str | None) -> pl.DataFrame:
 
 
 def minute_steps(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) -> pl.DataFrame:
-    """The engine steps of a piece of the window, a minute each (figures/pieces.py).
+    """The engine steps of a piece of the window, one minute each (figures/pieces.py).
 
-    As `engine_steps`, but for the ceiling, which a piece alone does not know: in the place of
-    `at_ceiling_share` is `running_while_waiting`, what ran in each scrape that saw requests wait.
+    Like `engine_steps`, except for the ceiling, which a piece alone does not know: instead of
+    `at_ceiling_share` there is `running_while_waiting`, the running requests in each scrape with
+    waiting ones.
     """
     return _wide_steps(window, time_range, Grid(time_range, MINUTE_SECONDS), attempts)
 
 
 def _with_ceiling(steps: pl.DataFrame) -> pl.DataFrame:
-    """The steps in the columns of `STEP_SCHEMA`, `at_ceiling_share` made of what ran in them."""
+    """The steps with the columns of `STEP_SCHEMA`; computes `at_ceiling_share`."""
     ceiling = steps.select(pl.col("running_max").max().over(_ENGINE) - 1).to_series()
     shares = _at_ceiling_shares(steps.get_column("running_while_waiting"), ceiling)
     return steps.with_columns(at_ceiling_share=shares).select(list(STEP_SCHEMA))
 
 
 def _at_ceiling_shares(running: pl.Series, ceiling: pl.Series) -> pl.Series:
-    """The share of each list that is no less than its ceiling; null where nothing is known."""
+    """The share of each list that is at least its ceiling; null if nothing is known."""
     counts = running.list.len().fill_null(0).to_numpy().astype(np.int64)
     rows = np.flatnonzero(counts)
     found = np.full(len(running), np.nan)
@@ -299,10 +302,10 @@ def _at_ceiling_shares(running: pl.Series, ceiling: pl.Series) -> pl.Series:
 def _of_minutes(
     window: Window, step_seconds: float | None, only: str | None
 ) -> pl.DataFrame | None:
-    """The steps of a long range: those of its minutes, or what of them falls in longer steps.
+    """The steps of a long range: its minutes, or minutes combined into longer steps.
 
-    Longer ones stand on the clock. Time between two minutes of an engine that nobody tells of is
-    a step with a gap. None where rows are read.
+    Longer steps are aligned to the clock. Unobserved time between two minutes of an engine is a
+    step with a gap. None if rows are read.
     """
     steps = window.hourly("steps")
     if steps is None:
@@ -326,9 +329,9 @@ def _of_minutes(
 
 
 def _in_order(steps: pl.DataFrame) -> pl.DataFrame:
-    """The steps of each engine in order of time, of those of each piece of time in that order.
+    """The steps of each engine in order of time, from steps in that order within each piece.
 
-    To sort by a number per engine takes a fraction of what its names and times would.
+    Sorting by a number per engine takes a fraction of the time of sorting by names and times.
     """
     engines = steps.select(_ENGINE).unique().sort(_ENGINE).with_row_index("number")
     number = (
@@ -342,7 +345,7 @@ def _in_order(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def _folded(steps: pl.DataFrame, seconds: float) -> pl.DataFrame:
-    """Minutes put together to longer steps; of quantiles the median of the minutes'."""
+    """Minutes combined into longer steps; quantiles are the median of the minutes'."""
     length = pl.col("end") - pl.col("start")
     queued = pl.col("waiting_share") * pl.col("scrapes")
 
@@ -442,7 +445,7 @@ def _gauge_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFr
 def _minute_gauge_steps(
     window: Window, time_range: TimeRange, grid: Grid, names: dict[str, str]
 ) -> pl.DataFrame:
-    """The same from a downsampled window's minutes, where most shares of scrapes are not known."""
+    """The same from a downsampled window's minutes, where most shares of scrapes are unknown."""
     minutes = gauges.gauge_minutes(window, list(names.values()), time_range=time_range)
     own = {name: pl.col("metric") == metric for name, metric in names.items()}
     means = {
@@ -466,7 +469,7 @@ def _minute_gauge_steps(
 
 
 def _minute_share(is_waiting: pl.Expr) -> pl.Expr:
-    """The share of scrapes with a queue: all if its least is above 0, none if its most is 0."""
+    """The share of scrapes with a queue: 1 if the minimum is above 0, 0 if the maximum is 0."""
     least, most = (pl.col(name).filter(is_waiting) for name in ("min", "max"))
     return pl.when(least.min() > 0).then(1.0).when(most.max() == 0).then(0.0)
 
@@ -498,8 +501,8 @@ def _rate_steps(
 def _best_minutes(increases: pl.DataFrame, grid: Grid) -> pl.DataFrame:
     """The highest mean output over a minute that ends in each step: instance, engine, step, rate.
 
-    A minute lies between two scrapes, whatever the steps: as short as they allow, but no shorter.
-    Null in steps before the first minute is over.
+    A minute lies between two scrapes, regardless of steps: as short as they allow, but no shorter.
+    Null in steps before the end of the first minute.
     """
     tokens = (
         increases.filter(pl.col("metric") == GENERATION_TOKENS)
