@@ -1,14 +1,14 @@
-"""What a window cost: the bill shared out over what it delivered, each figure with its basis.
+"""What a window cost: the bill divided by what it delivered, each figure with its basis.
 
-Definitions. *GPU-hours* = billed hours × GPUs per engine. *Allocation* = GPU-hours × price: what
-the bill says, idle included. Every per-request and per-million figure charges the whole
-allocation to the requests or tokens it names, so `usd_per_million_output_tokens` and
+Definitions. *GPU-hours* = billed hours × GPUs per engine. *Allocation* = GPU-hours × price: the
+bill, idle time included. Every per-request and per-million figure charges the whole allocation to
+the requests or tokens it names, so `usd_per_million_output_tokens` and
 `usd_per_million_total_tokens` are two readings of one bill and are never added. The two `_split`
-figures share the allocation between input and output, and do add up to it. *Usage cost* =
+figures divide the allocation between input and output, and do add up to it. *Usage cost* =
 allocation × utilization; the rest is idle. Compare allocation with API prices, never usage cost.
 
-Why prices are one `Estimate`: a price chosen by a rule is a spread, one given by the user is
-exact, and a price that changed within the window is a mean over its hours. All three read alike.
+Why prices are an `Estimate`: a price chosen by a rule is a range, one given by the user is exact,
+and a price that changed within the window is a mean over its hours. All three are used alike.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED, headroom, utilization
 
 OUTPUT_TOKEN_WEIGHT = 4.0
-"""What an output token weighs against an input token where no seconds were measured (1:4)."""
+"""The weight of an output token relative to an input token if no seconds were measured (1:4)."""
 _FALLING = (  # the more was served
     "idle_usd",
     "usd_per_request",
@@ -74,7 +74,7 @@ class Costs(Figures):
 
     @property
     def idle_ratio(self) -> Estimate:
-        """The share of the bill for capacity that nobody used: 1 − utilization."""
+        """The share of the bill for unused capacity: 1 − utilization."""
         return headroom(self.utilization)
 
 
@@ -87,10 +87,9 @@ class Usage:
     """What one group of engines was billed for and what it delivered in a window.
 
     `billed_hours` are summed over the group's engines; `prefill_time_ratio` is the share of engine
-    time that prompts took (engine_time.py), None where that is not known. A count is None where its
-    series does not exist, 0 where nothing happened. `output_tokens_per_second` is the rate to
-    compare with the group's capacity: both are means over the same time, so that those of engines
-    add up.
+    time that prompts took (engine_time.py), None if unknown. A count is None if its series does not
+    exist, 0 if nothing happened. `output_tokens_per_second` is the rate to compare with the group's
+    capacity: both are means over the same time, so those of engines add up.
     """
 
     billed_hours: float
@@ -102,7 +101,7 @@ class Usage:
     gpus_per_engine: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot have been counted."""
+        """Refuse impossible counts."""
         numbers = (
             self.billed_hours,
             self.successful_requests,
@@ -121,7 +120,7 @@ class Usage:
         return self.billed_hours * self.gpus_per_engine
 
     def part(self, ratio: float) -> Usage:
-        """So much of it (0..1), its rates the same."""
+        """The given share of it (0..1), with the same rates."""
         counts = (self.successful_requests, self.prompt_tokens, self.generation_tokens)
         requests, prompts, outputs = (None if n is None else n * ratio for n in counts)
         return replace(
@@ -134,13 +133,13 @@ class Usage:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is known that nothing was generated."""
+        """Whether nothing was generated, for certain."""
         return self.generation_tokens == 0
 
 
 @dataclass(frozen=True)
 class CostShare:
-    """One group of a bill: its use, its price per GPU-hour, and its capacity."""
+    """One group of a bill: its usage, its price per GPU-hour, and its capacity."""
 
     usage: Usage
     usd_per_gpu_hour: Estimate
@@ -148,7 +147,7 @@ class CostShare:
 
     @property
     def usd_per_engine_hour(self) -> Estimate:
-        """What one engine costs an hour: its GPUs × the price of one."""
+        """The cost of one engine per hour: its GPUs × the price of one."""
         return self.usd_per_gpu_hour.scaled(self.usage.gpus_per_engine)
 
 
@@ -166,18 +165,18 @@ class Bill:
 
 
 def costs(usage: Usage, *, usd_per_gpu_hour: Estimate | None, capacity: Estimate) -> Costs:
-    """Every cost figure of the use; each known with its basis, or why not.
+    """Every cost figure of the usage; each known with its basis, or why not.
 
     `capacity` is the group's output tokens per second at the knee. Without a price every money
-    figure is unknown for that reason and utilization still stands. An idle window has no cost per
-    token or request; its idle dollars are its whole allocation.
+    figure is unknown for that reason, but utilization is still given. An idle window has no cost
+    per token or request; its idle dollars are its whole allocation.
     """
     allocation = allocation_usd(usage, usd_per_gpu_hour)
     return _figures(usage, allocation, _used(usage, capacity))
 
 
 def allocation_usd(usage: Usage, usd_per_gpu_hour: Estimate | None) -> Estimate:
-    """GPU-hours × price, in USD: what the bill says, idle included."""
+    """GPU-hours × price, in USD: the bill, idle time included."""
     if usd_per_gpu_hour is None:
         return Estimate.unknown(NO_PRICE)
     if not usd_per_gpu_hour.is_known:
@@ -192,10 +191,10 @@ def allocation_usd(usage: Usage, usd_per_gpu_hour: Estimate | None) -> Estimate:
 def bill(parts: Mapping[str, CostShare], *, noun: str = "engines") -> Bill:
     """The cost of every part and of the whole, reconciled: money is added, never computed twice.
 
-    The whole's allocation and idle dollars are the sums of the parts' (exact to the rounding of
-    one addition), its counts the sums of theirs. A sum with an unknown part is a lower bound, or
-    unknown, and names the part. No parts at all: an empty bill of unknown figures. `noun` is what
-    the parts are.
+    The whole's allocation and idle dollars are the sums of the parts' (up to the rounding of one
+    addition), its counts the sums of theirs. A sum with an unknown part is a lower bound, or
+    unknown, and names the part. Without parts: an empty bill of unknown figures. `noun` is what the
+    parts are.
     """
     found = {
         name: costs(
@@ -219,10 +218,10 @@ def bill(parts: Mapping[str, CostShare], *, noun: str = "engines") -> Bill:
 
 
 def at_most(found: Bill, reason: str) -> Bill:
-    """The bill where nobody can bound how much more was served.
+    """The bill if there is no upper bound on how much more was served.
 
-    Costs of each piece and idle dollars are at most these, utilization and tokens per dollar at
-    least. What a piece costs at capacity hangs on the rate, not on how many there were, and stays.
+    Costs per unit and idle dollars are at most these, utilization and tokens per dollar at least.
+    The cost of a unit at capacity depends on the rate, not on the count, and is unchanged.
     """
     parts = {name: _at_most(each, reason) for name, each in found.parts.items()}
     return replace(found, parts=parts, whole=_at_most(found.whole, reason))
@@ -235,7 +234,7 @@ def _at_most(costs: Costs, reason: str) -> Costs:
 
 
 def _upper(found: Estimate, reason: str) -> Estimate:
-    """Its upper bound alone; unknown where it has none."""
+    """Its upper bound alone; unknown if it has none."""
     if found.is_unknown:
         return found
     if found.high is None:
@@ -244,7 +243,7 @@ def _upper(found: Estimate, reason: str) -> Estimate:
 
 
 def _lower(found: Estimate, reason: str) -> Estimate:
-    """Its lower bound alone; unknown where it has none."""
+    """Its lower bound alone; unknown if it has none."""
     if found.is_unknown:
         return found
     if found.low is None:
@@ -253,10 +252,10 @@ def _lower(found: Estimate, reason: str) -> Estimate:
 
 
 def _capacity(parts: Mapping[str, CostShare], gpu_hours: float, noun: str) -> Estimate:
-    """What all can do, output tokens/s; parts that generated nothing need no capacity of their own.
+    """The capacity of all, output tokens/s; parts that generated nothing need none of their own.
 
-    Where theirs is not known at all they count by their GPU-hours, as the mean of the others: so
-    utilization stays the share of what was paid for that was used.
+    If theirs is unknown they count by their GPU-hours, at the mean of the others, so that
+    utilization remains the share of the paid capacity that was used.
     """
     known_parts = {
         name: part
@@ -276,16 +275,16 @@ def _capacity(parts: Mapping[str, CostShare], gpu_hours: float, noun: str) -> Es
 
 
 def _used(usage: Usage, capacity: Estimate) -> Estimate:
-    """The utilization: exactly 0 where nothing was generated, though no rate be known."""
+    """The utilization: exactly 0 if nothing was generated, even if the rate is unknown."""
     return utilization(0.0 if usage.is_idle else usage.output_tokens_per_second, capacity)
 
 
 def shared_engine(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, Usage]:
-    """The shares of one engine's use with its billed hours split among them; the hours add up.
+    """The shares of one engine's usage with its billed hours split among them; the hours add up.
 
-    For groups that share an engine (any label of its counters). The split follows tokens, by what
-    engine time prompts and output took, else at 1:4; without tokens, successful requests.
-    Where nothing was used the hours are split evenly: somebody pays for an idle engine.
+    For groups that share an engine (any label of its counters). The split follows tokens, weighted
+    by the engine time of prompts and output, else at 1:4; without tokens, successful requests. If
+    nothing was used the hours are split evenly: somebody pays for an idle engine.
     """
     weights = _weights(whole, shares)
     all_weights = math.fsum(weights.values())
@@ -353,10 +352,10 @@ def _tokens_per_usd(tokens: float | None, allocation: Estimate) -> Estimate:
 
 
 def split_usd(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
-    """The allocation shared between input and output, USD; the two middles add up to it.
+    """The allocation divided between input and output, USD; the two middles add up to it.
 
-    By the share of engine time that prompts took, else by tokens at 1:4, which is a rule; then all
-    that is sure is `most_for_prompts`. Unknown without either.
+    By the share of engine time that prompts took, else by tokens at 1:4, which is a rule; its only
+    certain bound is `most_for_prompts`. Unknown without either.
     """
     share = prefill_share(usage)
     if share.is_unknown:
@@ -366,7 +365,7 @@ def split_usd(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
 
 
 def prefill_share(usage: Usage) -> Estimate:
-    """The share of the cost that prompts are charged, 0..1 (`split_usd`)."""
+    """The share of the cost charged to prompts, 0..1 (`split_usd`)."""
     if usage.prefill_time_ratio is not None:
         return usage.prefill_time_ratio
     if usage.prompt_tokens is None or usage.generation_tokens is None:
@@ -379,17 +378,17 @@ def prefill_share(usage: Usage) -> Estimate:
 
 
 def most_for_prompts(prompt_tokens: float, output_tokens: float) -> float:
-    """The most of engine time that prompts can have had: their share of all tokens, 0..1.
+    """The largest possible share of engine time for prompts: their share of all tokens, 0..1.
 
-    To read a token takes no more than to write one: both multiply by the same matrices, and a step
-    that writes reads all weights and the KV cache for its few tokens. 1 where there were none.
+    Reading a token takes no longer than writing one: both multiply by the same matrices, and a step
+    that writes reads all weights and the KV cache for few tokens. 1 without tokens.
     """
     both = prompt_tokens + output_tokens
     return prompt_tokens / both if both else 1.0
 
 
 def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
-    """USD per million input and output tokens when the allocation is shared between the two."""
+    """USD per million input and output tokens if the allocation is divided between the two."""
     inputs, outputs = split_usd(usage, allocation)
     return (
         _per_million(inputs, usage.prompt_tokens, "input tokens"),
@@ -398,7 +397,7 @@ def _split(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
 
 
 def _idle(allocation: Estimate, used: Estimate) -> Estimate:
-    """The bill × what was not used; at least so much where the use is known as "at most"."""
+    """The bill × the unused share; a lower bound if the utilization is an upper bound."""
     unused = used.map(lambda share: 1 - share, is_decreasing=True)
     return allocation.times(unused, "× (1 − utilization)")
 
@@ -410,7 +409,7 @@ def _sum(parts: Mapping[str, Estimate], *, lacking: str = "") -> Estimate:
 
 
 def _added(usages: list[Usage]) -> Usage:
-    """The use of all parts together; a count that any part lacks is lacking."""
+    """The usage of all parts together; a count that any part lacks is None."""
     hours = math.fsum(usage.billed_hours for usage in usages)
     gpu_hours = math.fsum(usage.gpu_hours for usage in usages)
     return Usage(
@@ -430,7 +429,7 @@ def _plus(*numbers: float | None) -> float | None:
 
 
 def _mean_share(usages: list[Usage]) -> Estimate | None:
-    """The share of prompts in all parts, by GPU-hours; None where no part's is measured.
+    """The share of prompts over all parts, by GPU-hours; None if no part's is measured.
 
     So the parts' input dollars, each by its own share, add up to the whole's at one price.
     """
@@ -449,7 +448,7 @@ def _mean_share(usages: list[Usage]) -> Estimate | None:
 
 
 def _weights(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, float]:
-    """What each share of an engine counts by: its part of prompts and of output, by their time."""
+    """The weight of each share of an engine: its part of prompts and of output, by their time."""
     prompt, output = (
         math.fsum(getattr(share, name) or 0.0 for share in shares.values())
         for name in ("prompt_tokens", "generation_tokens")
@@ -469,7 +468,7 @@ def cost_by_utilization(costs: Costs) -> pl.DataFrame:
     """The same bill spread over fewer or more tokens: its cost at full capacity ÷ utilization.
 
     Columns: utilization (0..1), usd_per_million_output_tokens; in geometric steps from half the
-    lightest use that the estimate allows up to full capacity. No row where either is not known, or
+    lowest utilization that the estimate allows up to full capacity. Empty if either is unknown, or
     nothing was generated.
     """
     full, lightest = costs.usd_per_million_output_tokens_at_knee.mid, costs.utilization.low

@@ -1,4 +1,4 @@
-"""The bill against the cloud's invoice: the difference, and what it comes from."""
+"""Compares the bill with the cloud's invoice: the difference, and its causes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _COVERED_SECONDS = 1.0
 
 @dataclass(frozen=True, repr=False)
 class Reconciliation(Record):
-    """What was charged for the time range, what the bill says, and the difference in parts.
+    """What was charged for the time range, the bill, and the difference in parts.
 
-    USD. `difference_usd` is charged less billed, the sum of `missing_usd` (time of the range that
-    no charge covers), `hours_usd` (other hours charged than billed, at the bill's price) and
-    `price_usd` (another price per hour); where charges have no hours, the last two are not known,
-    and `unexplained_usd` is both. Charges that reach over the ends of the range count by their time
-    in it; `outside_usd` is the rest. `hours_of` says whether charged hours compare with those of
+    USD. `difference_usd` is charged minus billed, the sum of `missing_usd` (time in the range that
+    no charge covers), `hours_usd` (the difference of hours, at the bill's price) and `price_usd`
+    (the difference of prices per hour). If charges have no hours, the last two are unknown, and
+    `unexplained_usd` is their sum. Charges that extend beyond the range count by their time in it;
+    `outside_usd` is the rest. `hours_of` says whether charged hours are comparable to those of
     engines or of GPUs; prices are per such hour.
     """
 
@@ -54,10 +54,10 @@ def reconciled(
     engine_hours: float,
     gpu_hours: float,
 ) -> Reconciliation:
-    """The charges (sources/invoices.py) of the time range against its bill.
+    """Compare the charges (sources/invoices.py) in the time range with its bill.
 
-    Where the bill is not known (no price), only what was charged is. NoTelemetryError where no
-    charge is of the time range.
+    If the bill is unknown (no price), only the charges are given. NoTelemetryError if no charge is
+    in the time range.
     """
     start, end = pl.lit(time_range.start), pl.lit(time_range.end)
     overlap = pl.min_horizontal("end", end) - pl.max_horizontal("start", start)
@@ -110,12 +110,12 @@ def reconciled(
 
 
 def _is_of_gpus(hours: float | None, engine_hours: float, gpu_hours: float) -> bool:
-    """Whether charged hours are those of GPUs, not of engines: what they are nearer to."""
+    """Whether charged hours are those of GPUs rather than engines: whichever they are nearer to."""
     return hours is not None and abs(hours - gpu_hours) < abs(hours - engine_hours)
 
 
 def _gaps(inside: pl.DataFrame, time_range: TimeRange) -> list[tuple[datetime, datetime]]:
-    """The times of the range that no charge covers, in order."""
+    """The times in the range that no charge covers, in order."""
     at, found = time_range.start, []
     for start, end in inside.sort("start").select("start", "end").iter_rows():
         if (start - at).total_seconds() > _COVERED_SECONDS:

@@ -1,13 +1,13 @@
-"""Each key's share of what some engines cost: of each part of their time, by what it used of it.
+"""Each key's share of the cost of some engines: of each part of their time, by its usage of it.
 
-*Which cost.* That at the window's own concurrency: the time of each engine step is shared among
-the requests that ran in it. So the shares add up to the bill, and (on made servers) each is what
-leaving that key out would save while as many requests are served at a time as were. What a key
-would cost alone, or against a full batch, are other questions, whose answers do not add up.
+*Which cost.* The cost at the window's own concurrency: the time of each engine step is divided
+among the requests that ran in it. So the shares add up to the bill, and (on simulated servers) each
+is what leaving that key out would save at the same number of concurrent requests. The cost of a key
+alone, or against a full batch, are other questions, whose answers do not add up.
 
-Prefill time is shared by prompt tokens computed, decode time by output tokens, the fixed part of
-steps by how many ran beside (an answer at night, alone, has all of it), and memory by KV cache
-held: tokens of context × output tokens.
+Prefill time is divided by prompt tokens computed, decode time by output tokens, the fixed part of
+steps by concurrency (a request alone at night has all of it), and memory by KV cache held: tokens
+of context × output tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RULE = f"assumed: an output token weighs {OUTPUT_TOKEN_WEIGHT:g} input ones"
 
 @dataclass(frozen=True)
 class Counted:
-    """What the engines counted: prompt tokens, those computed (None: not known), output tokens."""
+    """The engines' counts: prompt tokens, computed ones (None if unknown), output tokens."""
 
     prompt_tokens: float
     computed_tokens: float | None
@@ -54,10 +54,11 @@ class AlikeEngines:
 
 @dataclass(frozen=True)
 class Shares:
-    """The share of each key of a pool's cost, and of the use that no row explains.
+    """The share of each key in a pool's cost, and of usage that no row explains.
 
-    `best` and a row per draw add up to 1 over keys and `unmatched`, which is the last. `bounds` are
-    the lowest and highest shares that any weights could give, for the `assumed` part of the cost.
+    `best` and each row of `draws` add up to 1 over keys and `unmatched`, which is the last.
+    `bounds` are the lowest and highest shares that any weights could give, for the `assumed` part
+    of the cost.
     """
 
     keys: tuple[str, ...]
@@ -71,7 +72,7 @@ class Shares:
 def pool_shares(rows: pl.DataFrame, counted: Counted, engines: Sequence[AlikeEngines]) -> Shares:
     """The shares of the keys of `rows` (sources/usage.py, those of the pool and time).
 
-    Rows stand for their own part of the time range only (`part`, 0..1).
+    Rows only count for their own part of the time range (`part`, 0..1).
     """
     rows = rows.with_columns(
         *(pl.col(f"{name}_tokens") * pl.col("part") for name in ("prompt", "cached", "output")),
@@ -104,7 +105,7 @@ def pool_shares(rows: pl.DataFrame, counted: Counted, engines: Sequence[AlikeEng
 
 
 def estimates(pools: Sequence[tuple[float, Shares]]) -> dict[str, Estimate]:
-    """The share of each key of all pools' cost together, by these weights; "" is unmatched use."""
+    """The share of each key in the weighted cost of all pools; "" is unmatched usage."""
     names = dict.fromkeys(key for _, each in pools for key in (*each.keys, ""))
     place = {name: index for index, name in enumerate(names)}
     whole = math.fsum(weight for weight, _ in pools) or 1.0
@@ -138,7 +139,7 @@ def estimates(pools: Sequence[tuple[float, Shares]]) -> dict[str, Estimate]:
 
 
 class _Use:
-    """What each key used, as columns: keys in order, then what no row explains."""
+    """The usage of each key, as columns: keys in order, then usage that no row explains."""
 
     def __init__(self, rows: pl.DataFrame, counted: Counted) -> None:
         self._rows, self._counted = rows, counted
@@ -164,7 +165,7 @@ class _Use:
 
     @property
     def _unsure_ratio(self) -> float:
-        """How much of the prompts whose cached part no log tells was computed, by the counters."""
+        """The share of prompts without logged cached tokens that was computed, by the counters."""
         unsure, computed = float(self._unsure.sum()), self._counted.computed_tokens
         if not unsure or computed is None:
             return 1.0
@@ -174,12 +175,12 @@ class _Use:
         return 1 - min(1.0, max(0.0, cached - known) / (unsure + outside))
 
     def _with_rest(self, used: Floats, counted: float) -> Floats:
-        """Each key's part of the sum, the last that of what no row explains."""
+        """Each key's part of the sum; the last is the part that no row explains."""
         rest = max(0.0, counted - float(used.sum()))
         return _scaled(np.append(used, rest))
 
     def _like_output(self, used: Floats) -> Floats:
-        """Each key's part, where what no row explains is as its output."""
+        """Each key's part, with the unexplained part equal to that of output."""
         rest = self._output[-1]
         return np.append(_scaled(used) * (1 - rest), rest)
 
@@ -195,7 +196,7 @@ class _Use:
         return np.stack([prompts, self._output, steps, self._context], axis=1)
 
     def _steps(self, shared: _Sharing) -> Floats:
-        """The engine steps of each key: its output tokens, each by how many shared its step."""
+        """The engine steps of each key: its output tokens × their mean share of a step."""
         rows = self._rows.select(
             "key",
             steps=pl.Series(shared.mean(_seconds(self._rows["start"]), _seconds(self._rows["end"])))
@@ -213,9 +214,9 @@ class _Use:
         return np.asarray(both @ _scaled(weights))
 
     def by_any_weights(self, parts: Floats) -> Floats:
-        """The shares by each extreme of where the time may have gone: a row per key.
+        """The shares for each extreme of where the time may have gone: a row per key.
 
-        Anywhere, but that prompts had no more than they can have had (`most_for_prompts`).
+        Anywhere, except that prompts had at most their possible share (`most_for_prompts`).
         """
         computed = self._counted.computed_tokens
         prompt = self._counted.prompt_tokens if computed is None else computed
@@ -224,7 +225,7 @@ class _Use:
         return np.hstack([without, most * parts[:, :1] + (1 - most) * without])
 
     def drawn(self, parts: Floats, time: EngineTime, rng: np.random.Generator) -> Floats:
-        """The shares by each draw of where the time went; a row per draw, which adds up to 1."""
+        """The shares for each draw of where the time went; one row per draw, adding up to 1."""
         shares = np.asarray(time.draws @ parts.T)
         ratio = self._unsure_ratio
         if 0.001 < ratio < 0.999 and self._unsure.sum():
@@ -237,7 +238,7 @@ class _Use:
 
 
 class _Sharing:
-    """How much of an engine step an output token had, over time (of a log: in proportion)."""
+    """The share of an engine step per output token, over time (from a log: proportional to it)."""
 
     def __init__(self, edges: Floats, each: Floats) -> None:
         self._edges = edges
@@ -245,7 +246,7 @@ class _Sharing:
 
     @classmethod
     def of_stretches(cls, stretches: pl.DataFrame) -> _Sharing:
-        """By what engines counted (engine_time.py)."""
+        """From the engines' counters (engine_time.py)."""
         by_time = (
             stretches.group_by("start").agg(pl.col("steps", "output_tokens").sum()).sort("start")
         )
@@ -255,10 +256,11 @@ class _Sharing:
 
     @classmethod
     def of_log(cls, rows: pl.DataFrame) -> _Sharing:
-        """By the tokens per second that rows wrote at a time, as if steps took equally long.
+        """From the tokens per second that rows wrote at a time, as if steps took equally long.
 
-        That makes more of the difference between busy and quiet times than there is, for steps of
-        many take longer, and a row may stand for several requests: an end of what may be.
+        This overstates the difference between busy and quiet times, because steps with many
+        requests take longer and a row may stand for several requests: it is an extreme of the
+        possible.
         """
         starts, ends = _seconds(rows["start"]), _seconds(rows["end"])
         starts = np.where(ends > starts, starts, ends - _INSTANT_SECONDS)
@@ -269,7 +271,7 @@ class _Sharing:
         return cls(edges, 1 / np.maximum(np.cumsum(changes)[:-1], least))
 
     def mean(self, starts: Floats, ends: Floats) -> Floats:
-        """The mean over each time; of a time before or after all, that of the nearest."""
+        """The mean over each time range; before or after all data, the nearest value."""
         first, last = self._edges[0], self._edges[-1]
         starts = np.clip(starts, first, last - 1e-3)
         ends = np.clip(ends, starts + 1e-3, last)

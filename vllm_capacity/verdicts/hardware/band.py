@@ -50,11 +50,13 @@ ANOTHER_COUNT = 0.13
 From silicon rows of one setup at 2 and 4 times the GPUs, models left out.
 """
 LATENT_HALF_WIDTH, LATENT_PER_LOAD = 0.12, 0.17
-"""What multi-head latent attention (DeepSeek, Kimi) adds to half a band, in logarithms: between two
-GPUs, and per factor e of running requests. It has no roofline of its own, and against the kernel
-tables decoding steps of DeepSeek-V3 on 8 × H200 (FP8), B200 and B300 (NVFP4) come out 0.28 to 1.31
-times as long, mostly too short: nine in ten within so much of one another between B200 and B300,
-and per factor e of the batch. No end-to-end run of such a model bears either out."""
+"""What multi-head latent attention (DeepSeek, Kimi) adds to half a band, in logarithms.
+
+Between two GPUs, and per factor e of running requests. It has no roofline of its own: compared with
+the kernel tables, decoding steps of DeepSeek-V3 on 8 × H200 (FP8), B200 and B300 (NVFP4) come out
+0.28 to 1.31 times as long, mostly too short. Nine in ten agree within this between B200 and B300,
+and per factor e of the batch. No end-to-end run of such a model validates either.
+"""
 MOST_GROWN = math.log(16)
 """The largest range of running requests in those rows."""
 SAME_SETUP_HALF_WIDTH = 0.1
@@ -62,9 +64,11 @@ SAME_SETUP_HALF_WIDTH = 0.1
 LIGHT_HALF_WIDTH = 0.22
 """Half the band under a light load; the band then also reaches the same rate."""
 SAME_RATE, SAME_RATE_UNDER_CLIENTS = 0.05, 0.2
-"""How far past the same rate the band of a light load reaches, in logarithms. Where so many clients
-should have given more, something else limits: nine in ten of 56 pairs of versions of one silicon
-setup, on one GPU, differ by no more than that."""
+"""How far past the same rate the band of a light load reaches, in logarithms.
+
+The second if that many clients should have given more, so something else is the limit: nine in ten
+of 56 pairs of versions of one silicon setup, on one GPU, differ by no more than that.
+"""
 FULLY_LIGHT = 0.08
 """The lightness from which the band is that of a light load; from 0 it fades into it."""
 OTHER_VENDOR_HALF_WIDTH = 0.60
@@ -119,10 +123,10 @@ def widened(
 def reach(
     half: float, gains: Sequence[float], *, gain: float, fade: float, past: float = SAME_RATE
 ) -> tuple[float, float]:
-    """How far the band reaches down and up from a gain, in logarithms.
+    """How far the band extends below and above a gain, in logarithms.
 
-    It takes on part of a span (the first of `gains` is its middle) and holds each end of it, and
-    reaches to the same rate, and so far `past` it, as far as the load is light.
+    It adopts part of a span (the first of `gains` is its middle) and includes both its ends, and it
+    extends towards the same rate, and `past` it, as far as the load is light.
     """
     below, above = gains[0] - min(gains), max(gains) - gains[0]
     down = max(math.hypot(half, SPAN_SHARE * below), below)

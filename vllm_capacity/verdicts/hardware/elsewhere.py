@@ -1,10 +1,10 @@
-"""More that can be asked of another GPU than one rate: its whole curve, its splits, its engine.
+"""Questions about another GPU beyond one rate: its whole curve, its splits, its engine version.
 
-*Curve*: every measured load is asked by itself, as many clients on the other GPU; throughput within
-targets is read where the moved curve crosses them. A capacity within targets does not scale as the
-greatest throughput does: a faster GPU is nearer to its limit when it meets them.
-*Splits*: the tensor parallelisms that so many GPUs can be split into, and their replicas.
-*Engine*: what another version of vLLM did to published runs of the same model on the same GPU.
+*Curve*: every measured load is moved separately, with as many clients on the other GPU; throughput
+within targets is read where the moved curve crosses them. A capacity within targets does not scale
+like the maximum throughput: a faster GPU is nearer to its limit when it meets them. *Splits*: the
+tensor parallelisms that a number of GPUs can be split into, and their replicas. *Engine*: the
+effect of another version of vLLM on published runs of the same model on the same GPU.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from vllm_capacity.verdicts.saturation.slo import SloLoad
 
 Ask = Callable[[Question], WhatIf]
 LEAST_VERSION_HALF_WIDTH = 0.05
-"""Half the band of a version's effect, in logarithms, where runs agree: two runs of one setup do so
-within a few per cent."""
+"""Minimum half band of a version's effect, in logarithms: two runs of one setup agree that well."""
 MOST_TIMES = 32.0
-"""As far as silicon sweeps bear out the step from a light load to a heavier one: from 4 clients to
-128 nine in ten lie inside, from 4 to 256 fewer."""
+"""How far silicon sweeps validate the step from a light load to a heavier one.
+
+From 4 clients to 128 nine in ten lie inside, from 4 to 256 fewer.
+"""
 _ALL_MISSED = 1e9
 
 
@@ -50,10 +51,10 @@ def answer_elsewhere(
     usd_per_gpu_hour: Estimate | None = None,
     to_usd_per_gpu_hour: Estimate | None = None,
 ) -> WhatIf:
-    """What the asked GPUs do, by the shipped tables: the best of their splits, under that engine.
+    """What the other GPUs achieve, by the shipped tables: their best split, with that engine.
 
-    `to_gpus` None: one engine of the count that was measured. Prices None: the offers of the price
-    list. InputError where a version is asked about and it is not told which one was measured.
+    `to_gpus` None: one engine of the measured count. Prices None: the offers of the price list.
+    InputError if another version is asked about without the measured one.
     """
     if to_gpus is None:
         found = shipped_what_if(question)
@@ -84,7 +85,7 @@ class _Offer:
 def _choice(
     question: Question, found: WhatIf, here: Estimate, there: Estimate, *, to_gpus: int | None
 ) -> Choice | None:
-    """Which side gives more tokens per dollar; None under another load, or on one and the same."""
+    """Which side gives more tokens per dollar; None for another load, or for a single GPU type."""
     gpus = question.gpus_there if to_gpus is None else to_gpus
     if question.load_there != question.load or question.from_gpu == question.to_gpu:
         return None
@@ -95,7 +96,7 @@ def _choice(
 
 
 def _of_version(question: Question, found: WhatIf, *, here: str | None, there: str) -> WhatIf:
-    """The answer under another version of the engine than the one measured."""
+    """The answer for another version of the engine than the measured one."""
     if here is None:
         raise InputError(
             "To ask about another version of the engine, name the one that was measured, too "
@@ -106,10 +107,10 @@ def _of_version(question: Question, found: WhatIf, *, here: str | None, there: s
 
 
 def best_split(question: Question, gpus: int, ask: Ask) -> WhatIf:
-    """The split of so many GPUs into engines that gives most, with all of them in `splits`.
+    """The split of `gpus` into engines that gives most, with all splits in `splits`.
 
     The load is shared evenly over replicas. Most output tokens per second first; splits that cannot
-    be served come last, with their reason. InputError for a number of GPUs that is none.
+    serve come last, with their reason. InputError for an invalid number of GPUs.
     """
     if not 1 <= gpus <= MOST_GPUS:
         raise InputError(f"There must be 1 to {MOST_GPUS} GPUs; found {gpus}.")
@@ -134,7 +135,7 @@ def _split(question: Question, each: int, replicas: int, ask: Ask) -> tuple[Spli
 
 
 def _share(load: Load, replicas: int) -> Load:
-    """What each replica has of a load; of fewer clients than replicas, one each."""
+    """Each replica's share of a load; with fewer clients than replicas, one each."""
     if load.clients is not None:
         return Load(clients=max(load.clients / replicas, 1.0))
     if load.requests_per_second is not None:
@@ -145,8 +146,8 @@ def _share(load: Load, replicas: int) -> Load:
 def moved_curve(question: Question, loads: Sequence[SloLoad], ask: Ask) -> tuple[SloLoad, ...]:
     """Measured loads as the other GPU would serve them, lightest first.
 
-    `question` names model, GPUs and lengths; its rate and load are each measured load's own. A load
-    of which no latency can be told there misses its targets.
+    `question` gives model, GPUs and lengths; rate and load are those of each measured load. A load
+    with unknown latencies there counts as missing its targets.
     """
     return tuple(_moved(question, load, ask) for load in loads)
 
@@ -173,9 +174,9 @@ def _moved(question: Question, load: SloLoad, ask: Ask) -> SloLoad:
 def within_targets(loads: Sequence[SloLoad]) -> tuple[float, bool] | None:
     """The output tokens per second at which a curve meets its targets, and whether they end it.
 
-    Read between the heaviest load below which none misses them and the next, by the logarithms of
-    the rate and of what is furthest from its target: loads are a factor apart. Not ended: no load
-    missed them. None: the lightest did.
+    Interpolated between the heaviest load below which none misses them and the next, by the
+    logarithms of the rate and of the latency furthest from its target, because loads are a factor
+    apart. Not ended: no load missed them. None: the lightest did.
     """
     ordered = sorted(loads, key=lambda load: load.running)
     if not ordered or ordered[0].worst > 1:
@@ -191,7 +192,7 @@ def within_targets(loads: Sequence[SloLoad]) -> tuple[float, bool] | None:
 
 
 def _between(held: SloLoad, missed: SloLoad, share: float) -> float:
-    """The rate a share of the way from a load to the next; no more where the next gives nothing."""
+    """The rate at that share of the way from a load to the next; its own if one gives nothing."""
     here, there = held.output_tokens_per_second, missed.output_tokens_per_second
     if min(here, there) <= 0:
         return here
@@ -201,8 +202,8 @@ def _between(held: SloLoad, missed: SloLoad, share: float) -> float:
 def slo_gain(question: Question, loads: Sequence[SloLoad], ask: Ask) -> float | None:
     """How many times the throughput within targets is on the other GPU, by moving the curve.
 
-    Where no load misses the targets there, the gain at the heaviest load that was measured: it may
-    do more. None where the curve cannot tell: no target ends it here, or every load misses there.
+    If no load misses the targets there, the gain at the heaviest measured load, as a minimum. None
+    if the curve cannot show it: no target ends it here, or every load misses there.
     """
     here = within_targets(loads)
     there = within_targets(moved_curve(question, loads, ask)) if here else None
@@ -212,10 +213,10 @@ def slo_gain(question: Question, loads: Sequence[SloLoad], ask: Ask) -> float | 
 
 
 def heaviest_load(question: Question, *, admitted: float | None = None) -> tuple[float, bool]:
-    """As many running requests as a light load tells of, and whether the same GPUs admit no more.
+    """The running requests that a light load can predict, and whether the same GPUs admit no more.
 
-    `question` tells the running requests it was measured at as its clients; `admitted` is how many
-    run at most, where the server tells it (its KV cache). Never fewer than were seen.
+    `question` has the measured running requests as its clients; `admitted` is the most that run, if
+    the server reports it (by its KV cache). At least as many as were seen.
     """
     here, running = question.from_gpu.rows[0], question.load.clients or 1.0
     most = saturated_batch(question.job_here, Machine(here, here.tensor_tflops or 1.0))
@@ -225,11 +226,11 @@ def heaviest_load(question: Question, *, admitted: float | None = None) -> tuple
 
 
 def full_from_light(question: Question, ask: Ask, *, admitted: float | None = None) -> WhatIf:
-    """What the same GPUs do with as many requests as they admit, from a light load measured there.
+    """What the same GPUs do with as many requests as they admit, from a measured light load.
 
-    By arithmetic, corrected by the measured time per token. Of more than `MOST_TIMES` as many
-    requests as ran nothing is said: the figure is then that of `MOST_TIMES` as many
-    (`heaviest_load`). An extrapolation: a measured bound stands beside it.
+    Calculated, and corrected by the measured time per token. Nothing is said beyond `MOST_TIMES`
+    the measured requests: the figure is then for that many (`heaviest_load`). It is an
+    extrapolation, shown next to a measured bound.
     """
     same = replace(
         question, to_gpu=question.from_gpu, to_dtype=question.dtype, to_gpus=question.gpus
@@ -249,11 +250,11 @@ def full_from_light(question: Question, ask: Ask, *, admitted: float | None = No
 def version_effect(
     question: Question, published: Sequence[Measurement], *, here: str, there: str
 ) -> Estimate:
-    """How many times the output tokens per second one version of vLLM gave those of another.
+    """The output tokens per second of one version of vLLM over those of another.
 
-    From published runs of the model with both versions on one GPU of the architecture asked about,
-    at one weight type, GPU count, workload and load: their median, and how far they scatter.
-    Unknown, with the versions that were published, where there are none.
+    From published runs of the model with both versions on one GPU of the other side's architecture,
+    at one weight type, GPU count, workload and load: their median, and their scatter. Unknown, with
+    the published versions, if there are none.
     """
     family = question.to_gpu.rows[0].family
     own = [run for run in published if run.model == question.llm.model and run.engine_version]
@@ -290,7 +291,7 @@ def _family(run: Measurement) -> str:
 
 
 def with_version(found: WhatIf, effect: Estimate) -> WhatIf:
-    """The answer under another version of the engine; unknown where its effect is."""
+    """The answer for another version of the engine; unknown if its effect is."""
     if not effect.is_known:
         unknown = Estimate.unknown(effect.reason)
         return replace(

@@ -1,16 +1,17 @@
-"""A vLLM engine on some GPUs: what fits, how many run, and how long their tokens take.
+"""A vLLM engine on some GPUs: what fits, how many requests run, and how long their tokens take.
 
-1. *Room*. Device memory × 0.9, less the weights and what the profile run reserves (its logits for
+1. *Room*. Device memory × 0.9, minus the weights and what the profile run reserves (its logits for
    `max_num_seqs` rows, its activations for `max_num_batched_tokens`), is KV cache. KV cache ÷ the
-   bytes of a sequence of the mean length is how many sequences run.
-2. *Batch* = the least of that, of `max_num_seqs` and of the offered concurrency. vLLM's own
-   defaults: 1,024 sequences and 8,192 tokens per step on GPUs from 70 GiB that are no A100, else
-   256 and 2,048. This is why an H100 admits a burst that an A100 queues.
-3. *Cycle*. While a sequence writes its output, every other one is served, too: a batch of b needs
-   b prompts computed in that time, in mixed steps of up to a prompt or of what the limit allows;
-   the other steps only decode. Seconds per token = those steps ÷ output tokens (`step_time`).
-4. *Kernels* are those that were measured for the GPU (`data/gpu_kernels.csv`); a GPU without any
-   has the rates of the nearest one of its architecture, scaled by the two data sheets, and says so.
+   bytes of a sequence of the mean length is the number of sequences that fit.
+2. *Batch* = the minimum of that, `max_num_seqs` and the offered concurrency. vLLM's own defaults:
+   1,024 sequences and 8,192 tokens per step on GPUs from 70 GiB except A100, else 256 and 2,048.
+   This is why an H100 admits a burst that an A100 queues.
+3. *Cycle*. While a sequence writes its output, every other one is served too: a batch of b needs b
+   prompts computed in that time, in mixed steps of up to a prompt or of what the limit allows; the
+   other steps only decode. Seconds per token = those steps ÷ output tokens (`step_time`).
+4. *Kernels* are those measured for the GPU (`data/gpu_kernels.csv`). A GPU without any has the
+   rates
+   of the nearest one of its architecture, scaled by the two data sheets, and says so.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ from vllm_capacity.verdicts.hardware.step_time import (
 )
 
 USABLE_MEMORY = 0.89
-"""`gpu_memory_utilization` 0.9 of what the driver shows, which is 1 % under the nominal size."""
+"""`gpu_memory_utilization` 0.9 of what the driver reports, which is 1 % below the nominal size."""
 FIXED_RESERVE_BYTES = 0.5 * GIB
-"""What the driver's context and the libraries take of that, whatever the model.
+"""What the driver's context and the libraries take of that, for any model.
 
-By Little's law (rate × time per output token) the published runs of gpt-oss-120b that KV room
-limits had 28 and 52 sequences running on an A100 and 157, 28 and 15 on an H100: this gives 27, 53
-and 152, 32, 17.
+By Little's law (rate × time per output token) the published runs of gpt-oss-120b limited by KV room
+had 28 and 52 sequences running on an A100 and 157, 28 and 15 on an H100: this gives 27, 53 and 152,
+32, 17.
 """
 LEAST_ROOM_SHARE = 0.25
-"""Of what the weights leave: a server that is short of room is started with smaller reserves."""
+"""Minimum KV share of what the weights leave: servers short of room start with smaller reserves."""
 CLIENTS_OFFERED = 512.0
-"""Sequences a load keeps in flight where the question does not say."""
+"""Sequences that a load keeps in flight, if the question does not say."""
 BLOCK_TOKENS = 16
 
 
@@ -62,20 +63,20 @@ class Job:
 
     @property
     def work(self) -> StepWork:
-        """What its steps ask of each GPU."""
+        """The work of its steps on each GPU."""
         return step_work(self.llm, self.dtype, self.gpus)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A GPU as the arithmetic needs it; `tensor_tflops` is never unknown here."""
+    """A GPU as the calculation needs it; `tensor_tflops` is never unknown here."""
 
     gpu: Gpu
     tensor_tflops: float
 
     @property
     def is_large(self) -> bool:
-        """Whether vLLM's defaults take it for a large GPU: from 70 GiB, and no A100."""
+        """Whether vLLM's defaults treat it as a large GPU: from 70 GiB, except A100."""
         return self.gpu.memory_gib >= 70 and not self.gpu.gpu.startswith("A100")
 
     @property
@@ -91,9 +92,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Host:
-    """Seconds that no kernel explains: of every step, of every sequence in it, of every request.
+    """Seconds that no kernel explains: per step, per sequence in it, per request.
 
-    Fitted by `bench/whatif_calibration.py`, as `data/gpu_kernel_factors.csv`.
+    Fitted by `bench/whatif_calibration.py`, like `data/gpu_kernel_factors.csv`.
     """
 
     step_seconds: float = 1.16e-4
@@ -103,9 +104,9 @@ class Host:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What published runs say beyond the kernel tables.
+    """What published runs add to the kernel tables.
 
-    `factors` multiply the FLOP/s, the bytes/s and the seconds of a call of a kernel, by
+    `factors` multiply the FLOP/s, the bytes/s and the seconds per call of a kernel, by
     architecture, kernel and weight type (empty: every type).
     """
 
@@ -115,13 +116,13 @@ class Calibration:
 
 @cache
 def shipped_calibration() -> Calibration:
-    """What `bench/whatif_calibration.py` found."""
+    """The result of `bench/whatif_calibration.py`."""
     return Calibration(kernel_factors())
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """The seconds that one output token of each sequence takes, and what they are made of."""
+    """The seconds per output token of each sequence, and their components."""
 
     seconds_per_token: float
     mixed_seconds: float
@@ -130,9 +131,9 @@ class Cycle:
 
 
 def kv_room_bytes(job: Job, machine: Machine, *, reserve_share: float = 1.0) -> float:
-    """Bytes a GPU has left for KV cache; negative where the weights do not fit.
+    """Bytes that a GPU has left for KV cache; negative if the weights do not fit.
 
-    `reserve_share` scales what the profile run is reckoned to keep, known to a factor of two.
+    `reserve_share` scales the estimated reserve of the profile run, known to a factor of two.
     """
     llm = job.llm
     weights = llm.weights_bytes(job.dtype)
@@ -154,7 +155,7 @@ def sequences_that_fit(
 
 
 def saturated_batch(job: Job, machine: Machine, *, offered: float = CLIENTS_OFFERED) -> float:
-    """Sequences running at saturation, at least 1."""
+    """Running sequences at saturation, at least 1."""
     fit = sequences_that_fit(job, machine, tokens=job.input_tokens + job.output_tokens / 2)
     return max(1.0, min(0.92 * machine.max_num_seqs, offered, fit))
 
@@ -169,10 +170,10 @@ def cycle(
     output_tokens: float,
     tokens_per_step: float,
 ) -> Cycle:
-    """The steady state of a batch whose finished requests are followed by new ones.
+    """The steady state of a batch in which new requests follow finished ones.
 
-    Numbers or NumPy arrays. A mixed step computes a whole prompt, or as much as the limit allows,
-    or of several prompts what it takes that all are computed in time.
+    Accepts numbers or NumPy arrays. A mixed step computes a whole prompt, or as much as the limit
+    allows, or as much of several prompts as is needed to compute all in time.
     """
     share = batch * input_tokens / output_tokens
     prompt = _least(_most(_least(input_tokens, tokens_per_step), share), tokens_per_step)
@@ -216,12 +217,12 @@ def _most(one: float, other: float) -> float:
 
 @dataclass(frozen=True)
 class Rates:
-    """The kernels of a GPU at a weight type, and where they are from.
+    """The kernels of a GPU at a weight type, and their origin.
 
-    `peer` is the GPU whose tables speak for one that has none, empty where it has its own. `lent`
-    is whether a product of that weight type was never timed on it. `is_timed`: every kernel was
-    timed on that chip, or on its other form factor, or its rate fitted to published runs.
-    `is_borne_out`: runs of that weight type on its architecture had a say in the rate.
+    `peer` is the GPU whose tables stand in for one without any, empty if it has its own. `lent` is
+    whether a product of that weight type was never timed on it. `is_timed`: every kernel was timed
+    on that chip, or on its other form factor, or its rate fitted to published runs. `is_borne_out`:
+    runs of that weight type on its architecture contributed to the rate.
     """
 
     kernels: Kernels
@@ -232,20 +233,23 @@ class Rates:
 
 
 WEIGHT_ONLY = "H100-80GB-SXM"
-"""Whose kernels of 4-bit weights speak for GPUs without tables of them: they run in 16 bits."""
+"""The GPU whose 4-bit weight kernels stand in for GPUs without tables of them: 16-bit compute."""
 WIDENED = 0.85
-"""Of the 16-bit rate, what products with weights that are widened first reach."""
+"""The share of the 16-bit rate that products with widened weights reach."""
 HOPPER_WIDENED = 0.63
-"""Of its data sheet, what Hopper gives kernels that widen weights in registers: they issue
-`mma.sync`, which reaches 62.9 % there (Luo et al., arXiv 2402.13499), on Ampere all of it."""
+"""The share of Hopper's data sheet that kernels reach that widen weights in registers.
+
+They issue `mma.sync`, which reaches 62.9 % there (Luo et al., arXiv 2402.13499), on Ampere all of
+it.
+"""
 OTHER_VENDOR = "H100-80GB-SXM"
 SINKS = "sinks"
-"""Marks the factor of attention with learned sinks on GPUs where it runs on a slow kernel."""
+"""The factor key of attention with learned sinks on GPUs where it runs on a slow kernel."""
 _GAIN = {"fp8": "fp8_dense_tflops", "int8": "int8_dense_tops", "nvfp4": "fp4_dense_tflops"}
 
 
 def rates(machine: Machine, llm: Llm, dtype: str, calibration: Calibration) -> Rates:
-    """The kernels a model at a weight type runs on a GPU, after calibration."""
+    """The kernels that a model at a weight type runs on a GPU, after calibration."""
     gpu = machine.gpu
     peer = peer_of(gpu)
     table = kernels()[peer.name]
@@ -293,9 +297,9 @@ def rates(machine: Machine, llm: Llm, dtype: str, calibration: Calibration) -> R
 
 @cache
 def peer_of(gpu: Gpu) -> Gpu:
-    """The GPU whose kernel tables speak for one: its own, else the nearest of its architecture.
+    """The GPU whose kernel tables stand in for one: its own, else the nearest of its architecture.
 
-    Nearest in FLOPS per byte of bandwidth, of its compute capability where any has it. GPUs of an
+    Nearest in FLOPS per byte of bandwidth, among those of its compute capability if any. For an
     architecture without tables: Ampere's for older ones, else Hopper's.
     """
     measured = [find_gpu(name).rows[0] for name in kernels()]
@@ -314,7 +318,7 @@ def _balance(gpu: Gpu) -> float:
 
 @dataclass(frozen=True)
 class _Scale:
-    """What one GPU's data sheet has of another's."""
+    """The ratios of one GPU's data sheet to another's."""
 
     flops: float
     bandwidth: float
@@ -322,7 +326,7 @@ class _Scale:
 
     @classmethod
     def between(cls, machine: Machine, peer: Gpu) -> _Scale:
-        """A GPU against the one whose tables speak for it; another vendor's reach less."""
+        """A GPU relative to the one whose tables stand in for it; another vendor's reach less."""
         gpu, share, bandwidth_share = machine.gpu, 1.0, 1.0
         if gpu.architecture.vendor != peer.architecture.vendor:
             share = gpu.architecture.dense_share / peer.architecture.dense_share
@@ -345,7 +349,7 @@ class _Scale:
 
 
 def _link(gpu: Gpu) -> float:
-    """Bytes per second between two GPUs, one direction."""
+    """Bytes per second between two GPUs, in one direction."""
     row = gpu.architecture
     fast, slow = row.link_bytes_per_second, row.pcie_bytes_per_second
     if fast is None:
@@ -373,10 +377,10 @@ def _product(machine: Machine, peer: Gpu, kernel: str, dtype: str) -> tuple[Roof
 
 
 def tensor_tflops_range(gpu: Gpu, peers: tuple[Gpu, ...]) -> tuple[float, float] | None:
-    """Dense 16-bit TFLOPS, low and high; a span of its architecture's where its row has none.
+    """Dense 16-bit TFLOPS, low and high; a range from its architecture if its row has none.
 
-    The span is the least and most TFLOPS per byte of bandwidth among `peers` of its architecture,
-    times its bandwidth. None where the architecture has no figure either.
+    The range is the minimum and maximum TFLOPS per byte of bandwidth among `peers` of its
+    architecture, times its bandwidth. None if the architecture has no figure either.
     """
     if gpu.tensor_tflops is not None:
         return gpu.tensor_tflops, gpu.tensor_tflops
@@ -391,17 +395,17 @@ def tensor_tflops_range(gpu: Gpu, peers: tuple[Gpu, ...]) -> tuple[float, float]
 
 
 def _widening_share(gpu: Gpu) -> float:
-    """Of a GPU's data sheet, what kernels that widen weights in registers can reach."""
+    """The share of a GPU's data sheet that kernels can reach that widen weights in registers."""
     return HOPPER_WIDENED if gpu.family == "Hopper" else 1.0
 
 
 def _runs_natively(dtype: str, gpu: Gpu, peer: Gpu) -> bool:
-    """Whether a GPU multiplies a type as its peer does."""
+    """Whether a GPU multiplies a type the same way as its peer."""
     return dtype not in _GAIN or is_native(dtype, gpu) == is_native(dtype, peer)
 
 
 def _gain(machine: Machine, dtype: str) -> float:
-    """Over 16-bit products, by the data sheet; under 1 where weights are widened first."""
+    """The rate over 16-bit products, by the data sheet; below 1 if weights are widened first."""
     sheet = getattr(machine.gpu, _GAIN[dtype]) if dtype in _GAIN else None
     if dtype == "fp32":
         return 0.5
@@ -411,7 +415,7 @@ def _gain(machine: Machine, dtype: str) -> float:
 
 
 def is_native(dtype: str, gpu: Gpu) -> bool:
-    """Whether the GPU multiplies that weight type itself, and need not widen it to 16 bits."""
+    """Whether the GPU multiplies that weight type itself, without widening it to 16 bits."""
     if dtype == "fp8":
         return gpu.has_fp8
     if dtype == "int8":
@@ -448,11 +452,11 @@ def users_that_fit(
 ) -> Estimate:
     """How many sequences of that many tokens a KV cache holds at once, whole numbers.
 
-    That is not how many meet an SLO: sequences are not all at full length at once, and latency ends
-    before memory does. Low and high take the form factors of the span and a reserve of twice and of
-    half of what vLLM's profile run is reckoned to keep. Unknown where the weights do not fit or not
-    one sequence does, or where the GPUs do not divide the attention heads. A context longer than
-    the model's own is reckoned all the same, and said.
+    This is not how many meet an SLO: sequences are not all at full length at once, and latency runs
+    out before memory does. Low and high cover the form factors of the span and a reserve of twice
+    and half of that estimated for vLLM's profile run. Unknown if the weights or a single sequence
+    do not fit, or if the GPUs do not divide the attention heads. A context longer than the model's
+    own is calculated all the same, and the basis says so.
     """
     if tokens < 1 or gpus < 1:
         raise InputError(f"Tokens and GPUs must be 1 or more, found {tokens} and {gpus}.")
@@ -481,7 +485,7 @@ def users_that_fit(
 
 
 def uneven(llm: Llm, gpus: int) -> str:
-    """Why vLLM would not start on so many GPUs, with numbers; empty where it may."""
+    """Why vLLM would not start on that many GPUs, with numbers; empty if it may."""
     if gpus <= llm.attention_heads and llm.attention_heads % gpus == 0:
         return ""
     return (

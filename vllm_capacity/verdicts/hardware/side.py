@@ -1,6 +1,6 @@
-"""One machine of a question under a load: how many sequences run, and the arithmetic of it.
+"""One machine of a question under a load: how many sequences run, and how fast.
 
-Of two of them: how much say the ratio by data sheets has beside that of timed kernels.
+Also, for two of them, the weight of the data sheets' ratio next to that of timed kernels.
 """
 
 from __future__ import annotations
@@ -26,29 +26,37 @@ from vllm_capacity.verdicts.hardware.serving import (
 )
 
 SHEET_SHARE = 0.2
-"""How much say the data sheets' ratio has beside that of timed kernels between two architectures,
-where no run bore out the kernels of that weight type on both: of 0 to 0.3 in tenths, what came
-nearest to the silicon pairs, their models left out (of B200 and H200 8.5 % for 14.7 % without it).
-Where runs did, and within one architecture, it only costs: of the same pairs, with but their number
-of GPUs left out of the fit, 4.6 % for 3.0 % in the median, of H100 and H200 3.3 % for 0.8 %."""
+"""The weight of the data sheets' ratio next to that of timed kernels, between two architectures.
+
+Only if published runs did not validate the kernels of that weight type on both. Of 0 to 0.3 in
+tenths, the nearest to the silicon pairs, with their models left out (for B200 and H200 8.5 %
+against 14.7 % without it). If runs did, and within one architecture, it makes results worse: for
+the same pairs, with only their GPU count left out of the fit, 4.6 % against 3.0 % in the median,
+for H100 and H200 3.3 % against 0.8 %.
+"""
 UNTIMED_SHEET_SHARE = 0.75
-"""The same where a GPU is of Ampere or of an architecture without tables: A100's tables hold 16-bit
-kernels alone, of an older vLLM. Of 0 to 1 in quarters, what came nearest to the pairs of A100 and
-H100, their models left out (6.3 % for 14.5 % without data sheets; those of 2024 10.7 % for 12.6 %).
+"""The same if a GPU is of Ampere or of an architecture without tables.
+
+A100's tables only have 16-bit kernels, of an older vLLM. Of 0 to 1 in quarters, the nearest to the
+pairs of A100 and H100, with their models left out (6.3 % against 14.5 % without data sheets; for
+those of 2024, 10.7 % against 12.6 %).
 """
 THIN_TABLES = "Ampere"
-"""Whose tables hold no more than that."""
+"""The architecture whose tables only have 16-bit kernels."""
 QUEUED_PROMPTS = 0.36
-"""The power of the clients that a prompt's wait grows with: clients that were served together come
-together again. Fitted to the silicon rows, whose clients do; independent ones wait less."""
+"""The power of the clients with which a prompt's wait grows.
+
+Clients that were served together arrive together again. Fitted to the silicon rows, whose clients
+do so; independent ones wait less.
+"""
 
 Forms = Mapping[str, Sequence[str]]
-"""The form factors of each GPU, the usual first."""
+"""The form factors of each GPU, the most common first."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One machine of a span under a load: its batch, and the arithmetic of it."""
+    """One machine of a span under a load: its batch, and the calculated cycle."""
 
     machine: Machine
     job: Job
@@ -58,7 +66,7 @@ class Side:
 
     @property
     def sequence_seconds(self) -> float:
-        """Seconds per output token of one sequence, its share of prompts included."""
+        """Seconds per output token of one sequence, including its share of prompts."""
         return self.cycle.seconds_per_token
 
     @property
@@ -73,7 +81,7 @@ class Side:
 
     @property
     def ttft_seconds(self) -> float:
-        """Seconds to the first token: its prompt's steps, the step that runs, prompts before it."""
+        """Seconds to the first token: its prompt's steps, the current step, earlier prompts."""
         prompt_steps = math.ceil(self.job.input_tokens / self.machine.tokens_per_step)
         own = prompt_steps * self.cycle.mixed_seconds + 0.5 * self.cycle.decode_seconds
         return own * math.pow(self.batch, QUEUED_PROMPTS)
@@ -82,7 +90,7 @@ class Side:
 def side(
     job: Job, machine: Machine, calibration: Calibration, *, clients: float | None = None
 ) -> Side:
-    """A machine at a job, as many sequences running as it admits, of `clients` where told."""
+    """A machine at a job, with as many running sequences as it admits, of `clients` if given."""
     batch = saturated_batch(job, machine, offered=clients or CLIENTS_OFFERED)
     return side_at(
         job, machine, rates(machine, job.llm, job.dtype, calibration), calibration, batch
@@ -92,7 +100,7 @@ def side(
 def side_at(
     job: Job, machine: Machine, found: Rates, calibration: Calibration, batch: float
 ) -> Side:
-    """A machine at a job, so many sequences running; its rates are known."""
+    """A machine at a job with `batch` running sequences; its rates are known."""
     steady = cycle(
         job.work,
         found.kernels,
@@ -106,7 +114,7 @@ def side_at(
 
 
 def machines_of(job: Job, span: GpuSpan, prefer: Forms) -> Iterator[Machine]:
-    """The machines a span stands for, its middle first; rows that cannot run the job left out."""
+    """The machines that a span covers, its middle first, without rows that cannot run the job."""
     fit = [row for row in span.rows if not impossible(job, row)]
     order = {form: place for place, form in enumerate(prefer.get(span.rows[0].gpu, ()))}
     fit.sort(key=lambda row: (order.get(row.form_factor, len(order)), -row.mem_bw_tb_s))
@@ -118,10 +126,10 @@ def machines_of(job: Job, span: GpuSpan, prefer: Forms) -> Iterator[Machine]:
 
 
 def sheet_share(one: Side, other: Side) -> float:
-    """How much say the ratio of data sheets has between two machines, 0..1.
+    """The weight of the data sheets' ratio between two machines, 0..1.
 
-    None between two counts of one GPU: what its kernels were timed at scales by itself. Nor where
-    both chips were timed and are of one architecture, or published runs bore their kernels out.
+    0 between two counts of one GPU: timings of its kernels scale directly. Also 0 if both chips
+    were timed and are of one architecture, or published runs validated their kernels.
     """
     if (one.machine.gpu, one.job.dtype) == (other.machine.gpu, other.job.dtype):
         return 0.0
@@ -134,13 +142,13 @@ def sheet_share(one: Side, other: Side) -> float:
 
 
 def have_tables(one: Side, other: Side) -> bool:
-    """Whether kernels were timed on both architectures, in more than 16 bits."""
+    """Whether kernels were timed on both architectures, not only in 16 bits."""
     found = ((each.machine.gpu, peer_of(each.machine.gpu)) for each in (one, other))
     return all(gpu.family == peer.family != THIN_TABLES for gpu, peer in found)
 
 
 def kernel_words(each: Side) -> str:
-    """Whose kernels speak for a GPU that has no tables of its own; empty where it has."""
+    """Whose kernels stand in for a GPU without its own tables; empty if it has them."""
     gpu, found = each.machine.gpu, each.rates
     if found.peer:
         return f"{gpu.name}: by its data sheet beside {found.peer}, whose kernels were timed"
@@ -150,7 +158,7 @@ def kernel_words(each: Side) -> str:
 
 
 def side_words(each: Side, clients: float | None) -> str:
-    """How many run on it, what limits them, and what takes most of their time."""
+    """How many sequences run on it, what limits them, and what takes most of their time."""
     if each.batch == clients:
         limit = "clients"
     elif each.batch >= 0.92 * each.machine.max_num_seqs:

@@ -1,13 +1,13 @@
-"""Throughput within latency targets of a server that was never loaded: by arithmetic.
+"""Calculated throughput within latency targets of a server that was never loaded.
 
-1. At heavier loads of the same GPUs, rate and latencies are those of `what_if`, corrected by what
-   was measured at the light one; each latency over its target grows as the arithmetic's does.
-2. A mean inter-token latency is that of all steps. A p95 is that of steps with prompts where more
-   than one in twenty has some, which an engine under a light load need not have: its growth is
-   that of such a step, and its band reaches the growth of the mean, too.
-3. The ends of the interval are read where the rate and every latency lie at that end of their
-   bands: latencies rise slowly at first, so that a small error of theirs is a large one of the load
-   that meets a target.
+1. At heavier loads of the same GPUs, rate and latencies are those of `what_if`, corrected by the
+   measurement at the light load; each latency over its target grows like the calculated one.
+2. A mean inter-token latency covers all steps. A p95 is that of steps with prompts if more than one
+   in twenty has some, which need not be so under a light load: it grows like such a step, and its
+   band also includes the growth of the mean.
+3. Each end of the interval is read with the rate and every latency at that end of their bands:
+   latencies rise slowly at first, so a small error of a latency is a large one of the load that
+   meets a target.
 """
 
 from __future__ import annotations
@@ -31,22 +31,24 @@ from vllm_capacity.verdicts.hardware.side import Side, machines_of, side, side_a
 from vllm_capacity.verdicts.saturation.slo import SloLoad
 
 TTFT_HALF_WIDTH, TTFT_PER_LOAD = 0.2, 0.1
-"""Half the band of a time to first token under more load than it was measured at, in logarithms,
-and what each factor e of running requests adds to it. With it, 94 % of the throughputs within a
-TTFT target of silicon sweeps, told from their lightest rows (models left out), lie inside; with 0.1
-and 0.08, 84 %. The error of a TTFT itself is skewed: for short prompts it is said too long (by 0.2
-to 0.25), for long ones at 32 times the load too short (by 0.29)."""
+"""Half the band of TTFT under more load than measured, and its growth per factor e of requests.
+
+In logarithms; e is a factor of running requests. With it, 94 % of the throughputs within a TTFT
+target of silicon sweeps, calculated from their lightest rows (models left out), lie inside; with
+0.1 and 0.08, 84 %. The error of a TTFT itself is skewed: for short prompts it is too long (by 0.2
+to 0.25), for long ones at 32 times the load too short (by 0.29).
+"""
 P95_SHARE = 0.05
-"""The share of steps that a p95 leaves out: where more of them carry prompts, it is theirs."""
+"""The share of steps above a p95: if more of them carry prompts, the p95 is that of such a step."""
 _LOADS = 6
-"""Of how many heavier loads the curve is asked; between them it is straight in logarithms."""
+"""The number of heavier loads on the curve, which is interpolated in logarithms between them."""
 
 
 @dataclass(frozen=True)
 class Within:
-    """Output tokens/s within latency targets, the running requests at them, and what tells it.
+    """Output tokens/s within latency targets, the running requests there, and their source.
 
-    `loads` are those it was read from, by arithmetic, the measured light one first.
+    `loads` are the calculated loads that it was read from, with the measured light one first.
     """
 
     output_tokens_per_second: Estimate
@@ -63,12 +65,12 @@ def within_from_light(
     widen: Callable[[Estimate], Estimate] = lambda found: found,
     is_p95: bool = True,
 ) -> Within | None:
-    """The most that the same GPUs do within targets; None where the light load misses them.
+    """The most that the same GPUs do within targets; None if the light load misses them.
 
-    `seen` is the light load that `question` tells of, its latencies over their targets, which are
-    means without `is_p95`. `question` has both mean latencies. `widen` is what is made of the band
-    of a rate, `admitted` how many requests run at most, where the server tells it. At least, where
-    no target ends it and the engine admits more than so light a load tells of.
+    `seen` is the light load of `question`, with its latencies over their targets, which are means
+    unless `is_p95`. `question` has both mean latencies. `widen` adapts the band of a rate,
+    `admitted` is the most requests that run, if the server reports it. A lower bound if no target
+    ends it and the engine admits more requests than so light a load can predict.
     """
     if seen.worst > 1:
         return None
@@ -106,7 +108,7 @@ class _FromLight:
         return Within(Estimate.at_least(low, words, reason=reason), running, middle)
 
     def _ends(self, running: float) -> tuple[SloLoad, SloLoad, SloLoad]:
-        """A load as it may be at worst, as it is most likely, and at best."""
+        """A load at worst, most likely, and at best."""
         asked, question = replace(self._same, at=Load(clients=running)), self.question
         found = self.ask(asked)
         rate = self.widen(found.output_tokens_per_second)
@@ -142,7 +144,7 @@ class _FromLight:
         return side(job, machine, shipped_calibration())
 
     def _p95(self, running: float) -> float:
-        """Seconds of a step of the slowest twentieth, by arithmetic."""
+        """Calculated seconds of a step in the slowest twentieth."""
         whole = self._side
         found = side_at(whole.job, whole.machine, whole.rates, shipped_calibration(), running).cycle
         has_prompts = found.mixed_steps > P95_SHARE * whole.job.output_tokens
@@ -150,7 +152,7 @@ class _FromLight:
 
 
 def _loads(least: float, most: float) -> Iterator[float]:
-    """Running requests above the least up to the most, evenly by their logarithms."""
+    """Running requests from above the minimum to the maximum, evenly spaced in logarithms."""
     span = math.log(most / least)
     return (least * math.exp(span * step / _LOADS) for step in range(1, _LOADS + 1) if span > 0)
 
@@ -160,7 +162,7 @@ def _within(loads: Sequence[SloLoad]) -> tuple[float, bool]:
 
 
 def _running_at(loads: Sequence[SloLoad], rate: float) -> float:
-    """The running requests at which a curve gives a rate, straight in logarithms."""
+    """The running requests at which a curve gives a rate, interpolated in logarithms."""
     for less, more in pairwise(loads):
         here, there = less.output_tokens_per_second, more.output_tokens_per_second
         if here <= rate < there:

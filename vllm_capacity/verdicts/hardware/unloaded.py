@@ -1,18 +1,18 @@
-"""The capacity of a server that was never loaded: by arithmetic, corrected by its own ITL.
+"""The capacity of a server that was never loaded: calculated, corrected by its own ITL.
 
-Where the telemetry tells but "at least", and the GPU, the model and the weight type are known, the
-step-time model tells more: what the same engine gives with as many requests as its KV cache admits,
-corrected by the time per token that it had at its own light load (`elsewhere.full_from_light`). An
-extrapolation: its band is calibrated on silicon sweeps, from their lightest load to heavier ones,
-and wider for servers in production (`PRODUCTION_HALF_WIDTH`). It stands beside the measured bound,
-never in its place.
+If telemetry only gives "at least", and the GPU, the model and the weight type are known, the
+step-time model gives more: the output of the same engine with as many requests as its KV cache
+admits, corrected by the time per token at its own light load (`elsewhere.full_from_light`). This is
+an extrapolation: its band is calibrated on silicon sweeps, from their lightest load to heavier
+ones, and widened for servers in production (`PRODUCTION_HALF_WIDTH`). It is shown next to the
+measured bound, never instead of it.
 
-Silent, with the reason, where the arithmetic is not of this server, or nothing bears it out:
-nothing was served; prompts came from a cache, or tokens from speculation; no kernel of that weight
-type was timed on that GPU, nor borne out by published runs; at its own light load the server is
-much faster or slower than the arithmetic (another GPU, count or weight type than told, or a host
-that limits); the KV cache that it reports does not fit those GPUs; or it was seen to do more.
-Within latency targets (`slo_from_light`) also where the light load missed them.
+There is no result, with the reason, if the calculation does not apply to this server, or cannot be
+validated: nothing was served; prompts came from a cache, or tokens from speculation; no kernel of
+that weight type was timed on that GPU, nor validated by published runs; at its own light load the
+server is much faster or slower than calculated (another GPU, count or weight type than stated, or a
+host that limits); the KV cache that it reports does not fit those GPUs; or it was seen to do more.
+Within latency targets (`slo_from_light`) there is also none if the light load missed them.
 """
 
 from __future__ import annotations
@@ -44,36 +44,40 @@ from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.slo import SloLoad, load_met, slo_load_near
 
 MOST_CACHED = 0.2
-"""Of the prompt tokens, the share from a prefix cache up to which the arithmetic is asked."""
+"""The largest share of prompt tokens from a prefix cache for which the calculation applies."""
 FASTEST, SLOWEST = 1.3, 0.6
-"""Of the arithmetic's rate at the light load, what a server may give: the silicon sweeps that the
-band is calibrated on gave 0.73 to 1.11 of it."""
+"""The allowed range of a server's rate at the light load, relative to the calculated one.
+
+The silicon sweeps on which the band is calibrated gave 0.73 to 1.11 of it.
+"""
 PRODUCTION_HALF_WIDTH = 0.15
 """What a server in production adds to half the band, in logarithms (the root of the squares' sum).
 
-The silicon sweeps are one laboratory's, with clients held busy. Of six steps of another one from a
-light open load to saturation (`data/published_throughput.csv`) the band held three without it and
-holds five with it. Of 22 intervals of made servers by another law 17 held without it, of 19 of
+The silicon sweeps are from one laboratory, with clients held busy. Of six steps of another one from
+a light open load to saturation (`data/published_throughput.csv`) the band held three without it and
+holds five with it. Of 22 intervals of servers simulated by another law 17 held without it, of 19 of
 other servers 17 with it.
 """
 UNTIMED_HALF_WIDTH, UNTIMED_SHARE = 0.35, 0.9
-"""The same where no kernel of the weight type was timed on the GPU, but published runs bear out
-those that another lends it; and what such a GPU gives, of the arithmetic, under a heavier load.
-MXFP4 on A100, which widens the weights to 16 bits: 25 saturated runs of two models, one
-laboratory's, gave 0.65 to 1.17 of it (models left out; median 0.88), two of four clients 0.94 and
-0.99."""
+"""The same for GPUs on which no kernel of the weight type was timed, and their share of the rate.
+
+It applies if published runs validate the kernels lent by another GPU; the share is what such a GPU
+gives of the calculated rate under a heavier load. MXFP4 on A100, which widens the weights to 16
+bits: 25 saturated runs of two models, one laboratory's, gave 0.65 to 1.17 of it (models left out;
+median 0.88), two of four clients 0.94 and 0.99.
+"""
 MOST_KV = 1.1
-"""Of the memory beside the weights, the KV cache a server can report: sizes are rounded."""
+"""The largest reported KV cache, relative to the memory beside the weights: sizes are rounded."""
 
 _PLAIN = ("full", "mla")
-"""Attention whose KV cache holds as many tokens as it says: windows and states have own blocks."""
+"""Attention types whose KV cache holds the reported tokens: windows and states have own blocks."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What one engine runs on and what it serves, and how quickly it did.
+    """The hardware and model of one engine, and how fast it served.
 
-    `kv_tokens` is the size of its KV cache; latencies are means over the window. None: not told.
+    `kv_tokens` is the size of its KV cache; latencies are means over the window. None: unknown.
     """
 
     gpu: GpuSpan
@@ -89,7 +93,7 @@ class Setup:
 
     @property
     def reason(self) -> str:
-        """Why the arithmetic is not of this engine; empty where it is."""
+        """Why the calculation does not apply to this engine; empty if it does."""
         if self.is_speculating:
             return "speculative decoding is on, for which the arithmetic is not calibrated"
         if self.cached_ratio > MOST_CACHED:
@@ -111,16 +115,16 @@ class Setup:
 
     @property
     def admitted(self) -> float | None:
-        """How many requests its KV cache holds, half of their output written; None: not told."""
+        """How many requests its KV cache holds with half of their output; None if unknown."""
         if self.kv_tokens is None or self.llm.attention not in _PLAIN:
             return None
         return max(self.kv_tokens / (self.input_tokens + self.output_tokens / 2), 1.0)
 
     def asked(self, running: float) -> Question | None:
-        """The light load that it was measured under, as a question; None: its latencies are not.
+        """The light load that was measured, as a question; None without its latencies.
 
-        Its rate follows from its latencies (Little's law), as that of the silicon rows does that
-        the step times were calibrated on.
+        Its rate follows from its latencies (Little's law), as for the silicon rows on which the
+        step times were calibrated.
         """
         ttft, itl = self.ttft_seconds, self.itl_seconds
         if not ttft or not itl:
@@ -144,11 +148,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class Heaviest:
-    """One engine under the heaviest load that arithmetic tells of: its output tokens/s there.
+    """One engine under the heaviest load that the calculation covers: its output tokens/s there.
 
-    `question` is the light load it is told from. `is_full`: it admits no more `running` requests;
-    else the capacity is more. Within latency targets, `loads` are those that it was read from,
-    with their latencies over the targets; else empty.
+    `question` is the light load that it starts from. `is_full`: the engine admits no more than
+    `running` requests; otherwise the capacity is higher. Within latency targets, `loads` are those
+    that it was read from, with their latencies over the targets; else empty.
     """
 
     question: Question
@@ -159,7 +163,7 @@ class Heaviest:
 
     @property
     def capacity(self) -> Estimate:
-        """Output tokens/s that the engine can do; at least, where it is not full at that load."""
+        """Output tokens/s that the engine can do; a lower bound if it is not full at that load."""
         found, times = self.output_tokens_per_second, f"{MOST_TIMES:.0f} × as many"
         if self.is_full or found.low is None:
             return found
@@ -172,10 +176,10 @@ class Heaviest:
 
 
 def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -> Heaviest | str:
-    """One engine under the heaviest load that arithmetic tells of; text: why it is silent.
+    """One engine under the heaviest load that the calculation covers; text: why there is no result.
 
-    `held` is what is known of its capacity: the arithmetic is no less than its low end, and not
-    shown where its middle is. A `setup` that is text is the reason why there is none.
+    `held` is the known capacity: the result is raised to its low end, and not shown if its own
+    middle is below that. A `setup` that is text is the reason why there is none.
     """
     if isinstance(setup, str):
         return setup
@@ -209,10 +213,10 @@ def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -
 def heaviest_within(
     fit: SaturationFit, setup: Setup, full: Heaviest, slo: Slo, held: Estimate
 ) -> Heaviest | str:
-    """The same within latency targets; text: why it is silent.
+    """The same within latency targets; text: why there is no result.
 
-    `held` is what is known of the throughput within them: the arithmetic is no less than its low
-    end, and not shown where its middle is.
+    `held` is the known throughput within them: the result is raised to its low end, and not shown
+    if its own middle is below that.
     """
     question = full.question
     seen = slo_load_near(fit, slo, question.load.clients or 1.0)
@@ -240,7 +244,7 @@ def heaviest_within(
 
 
 def in_production(found: Estimate, *, is_timed: bool = True) -> Estimate:
-    """The arithmetic's figure with the band of a server in production; a bound, its own low end.
+    """The calculated figure with the band of a server in production; a bound keeps its low end.
 
     `is_timed`: kernels of its weight type were timed on its GPU.
     """
@@ -256,7 +260,7 @@ def in_production(found: Estimate, *, is_timed: bool = True) -> Estimate:
 
 
 def _unlike(question: Question) -> str:
-    """Why the arithmetic says nothing of a server of that light load; empty where it does."""
+    """Why the calculation does not apply to a server with that light load; empty if it does."""
     found, gpu = _sides(question), question.from_gpu.label
     if all(each.rates.lent and not each.rates.is_borne_out for each in found):
         return f"no {question.dtype} kernel was timed on {gpu}: nothing bears the arithmetic out"
@@ -278,7 +282,7 @@ def _is_lent(question: Question) -> bool:
 
 
 def _sides(question: Question) -> list[Side]:
-    """The machines that the GPU may be, at the light load."""
+    """The possible machines of the GPU, at the light load."""
     job = question.job_here
     return [
         side(job, machine, shipped_calibration(), clients=question.load.clients)
@@ -287,7 +291,7 @@ def _sides(question: Question) -> list[Side]:
 
 
 def _no_less(found: Estimate, held: Estimate) -> Estimate:
-    """The arithmetic's figure, its low end no less than what was held; unknown where it is less."""
+    """The calculated figure, its low end raised to what was held; unknown if it is below that."""
     least = held.low
     if least is None or found.low is None:
         return found
@@ -327,23 +331,23 @@ class ByArithmetic(Figures):
 
     @property
     def capacity(self) -> Estimate:
-        """Output tokens per second that all engines could do at most."""
+        """The most output tokens per second that all engines could produce."""
         return self.capacity_output_tokens_per_second
 
     @classmethod
     def silent(cls, reason: str) -> ByArithmetic:
-        """Nothing, and why."""
+        """No result, with the reason."""
         nothing = Estimate.unknown(reason)
         return cls(None, None, None, None, None, *(nothing for _ in range(8)))
 
 
 @dataclass(frozen=True)
 class Reckoned(Record):
-    """The capacity of each engine of a window, by name: as measured, or by arithmetic.
+    """The capacity of each engine of a window, by name: measured, or calculated.
 
-    `asked` are the engines that it was asked of and answered, `reason` why it did not of most of
-    the others. `within`, `asked_within` and `reason_within` are the same within latency targets;
-    empty without any.
+    `asked` are the engines for which the calculation gave a result, `reason` is the most common
+    reason why it did not for others. `within`, `asked_within` and `reason_within` are the same
+    within latency targets; empty without any.
     """
 
     capacities: Mapping[str, Estimate]
@@ -355,20 +359,20 @@ class Reckoned(Record):
 
     @property
     def running_requests(self) -> float | None:
-        """The light load that it was corrected by: the mean over engines; None for none."""
+        """The light load used for the correction: the mean over engines; None without any."""
         found = [each.question.load.clients or 1.0 for each in self.asked.values()]
         return statistics.fmean(found) if found else None
 
     @property
     def capacity_running_requests(self) -> float | None:
-        """The running requests that the capacity is of: the mean over engines; None for none."""
+        """The running requests at that capacity: the mean over engines; None without any."""
         return (
             statistics.fmean(each.running for each in self.asked.values()) if self.asked else None
         )
 
     @property
     def itl_seconds(self) -> float | None:
-        """The mean ITL at it, each engine weighed by its tokens/s; None for none."""
+        """The mean ITL at the light load, engines weighted by their tokens/s; None without any."""
         asked = [each.question for each in self.asked.values()]
         if not asked:
             return None
@@ -385,10 +389,10 @@ def reckoned(
     slo: Slo | None = None,
     within: Mapping[str, Estimate] | None = None,
 ) -> Reckoned:
-    """The capacities of engines, by arithmetic where `known` has but a bound, or nothing.
+    """The capacities of engines, calculated if `known` has only a bound, or nothing.
 
-    `within` is what is known of their throughput within the targets of `slo`. Where arithmetic is
-    silent, what is known stays.
+    `within` is their known throughput within the targets of `slo`. What is known is kept if there
+    is no result.
     """
     unsure = [name for name, each in known.items() if not each.is_known and name in fits]
     met = within or {}
@@ -412,7 +416,7 @@ def reckoned(
 
 
 def _told(found: Mapping[str, Heaviest | str]) -> tuple[dict[str, Heaviest], str]:
-    """The engines that arithmetic tells of, and why it is silent of most of the others."""
+    """The engines with a calculated result, and the most common reason why others have none."""
     silent = [each for each in found.values() if isinstance(each, str)]
     told = {name: each for name, each in found.items() if isinstance(each, Heaviest)}
     return told, statistics.mode(silent) if silent else ""

@@ -520,11 +520,11 @@ class _Asking:
         return replace(found, low=low, mid=mid, high=high, basis=(words, *found.basis))
 
     def _tail(self, offered: float) -> float:
-        """What a slower GPU gives less, in logarithms, of what G did not serve of an open load.
+        """The loss of a slower GPU, in logarithms, due to what G did not serve of an open load.
 
-        A load test ends with requests that still run, and they are the more the longer each takes:
-        as many times more as run there at that rate (Little's law). Servers that lose nothing, or a
-        faster GPU: 0.
+        A load test ends with requests that still run; there are more of them the longer each takes,
+        in proportion to the running requests at that rate (Little's law). 0 for servers that lose
+        nothing, or a faster GPU.
         """
         one, other, rate = self.froms[0], self.tos[0], self.question.output_tokens_per_second
         longer = self.batch_for(rate, other) / self.batch_for(rate, one) - 1
