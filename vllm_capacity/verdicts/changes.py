@@ -1,30 +1,30 @@
 """Whether a server changed between two times, at the same load and mix, by more than noise.
 
-Two windows are never under the same load, so their means say little. What is compared is what a
-step of one engine (10 to 60 s) did *at the load and the mix it had*:
+Two windows never have the same load, so their means say little. Instead, the behavior of each step
+of one engine (10 to 60 s) is compared *at the load and mix of that step*:
 
-1. Steps of both sides that lie in loads which both have seen are kept; others are compared with
-   nothing. Load is the requests that decode at a time, by Little's law: output tokens/s × mean
-   inter-token latency. Both are counted, so it has no noise of sampling, as the gauge has.
-2. The logarithm of a figure is explained by load (a curve of straight pieces), by how long prompts
-   are for each output token, by how long outputs are, all three for each model by itself, and by
-   the side: ordinary least squares. The coefficient of the side is the change, at the same load and
-   mix. An engine that is on both sides has a level of its own (its steps are taken from its mean):
-   which of several is busy changes nothing. Others have that of their model.
-3. Minutes are correlated, so steps do not count as so many observations: what slows a server for an
-   hour moves a side's mean more than sixty minutes of noise do. What is left over is taken for the
-   sum of a process that forgets (Ornstein-Uhlenbeck) and of noise. How fast it forgets is not
-   known: all times from minutes to the length of a side, and all shares of either, count by their
-   restricted likelihood (Harville, "Bayesian inference for variance components using only error
-   contrasts", Biometrika 61 (1974), doi:10.1093/biomet/61.2.383): the interval is wide where a
-   drift that long cannot be told from a change. It is never narrower than the variance of sums of
-   blocks of time says, without any such law (the sandwich of cluster-robust errors; Cameron and
-   Miller, "A Practitioner's Guide to Cluster-Robust Inference", J. Human Resources 50 (2015),
+1. Only steps at loads that both sides have seen are kept. Load is the number of decoding requests,
+   by Little's law: output tokens/s × mean inter-token latency. Both are counted, so it has no
+   sampling noise, unlike the gauge.
+2. The logarithm of a figure is explained by load (a piecewise linear curve), by prompt length per
+   output token, by output length, all three per model, and by the side: ordinary least squares. The
+   coefficient of the side is the change, at the same load and mix. An engine on both sides has its
+   own level (its steps are taken relative to its mean): which of several is busy has no effect.
+   Others have that of their model.
+3. Minutes are correlated, so steps are not independent observations: an hour of slowness moves a
+   side's mean more than sixty minutes of noise. Residuals are modeled as the sum of a process with
+   memory (Ornstein-Uhlenbeck) and noise. The length of its memory is unknown: all lengths from
+   minutes to that of a side, and all shares of drift and noise, are weighted by their restricted
+   likelihood (Harville, "Bayesian inference for variance components using only error contrasts",
+   Biometrika 61 (1974), doi:10.1093/biomet/61.2.383), so the interval is wide if a drift that long
+   cannot be distinguished from a change. It is never narrower than the variance of block sums
+   implies without such a model (cluster-robust sandwich errors; Cameron and Miller, "A
+   Practitioner's Guide to Cluster-Robust Inference", J. Human Resources 50 (2015),
    doi:10.3368/jhr.50.2.317).
-4. Five figures are looked at, and a change of any is an alarm: each is judged at 99 %, so that all
-   of them together cry wolf at most once in twenty.
-5. The width of the interval also tells which change is large enough to be found: one that moves the
-   interval off "no change" nine times in ten.
+4. Five figures are tested, and a change of any is an alarm: each is judged at 99 %, so that
+   together they give at most one false alarm in twenty.
+5. The width of the interval also gives the smallest change that would be found: one that moves the
+   interval away from "no change" nine times in ten.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from vllm_capacity.figures.makes import ENGINE_NAME
 from vllm_capacity.record import Record
 
 CONFIDENCE = 0.99
-"""Of each interval; the figures together are then held by all of theirs 19 times in 20."""
+"""The confidence of each interval; together the figures' intervals hold 19 times in 20."""
 FEWEST_BLOCKS = 5
-"""Per side: fewer tell nothing of how times differ."""
+"""Minimum per side: fewer do not show how times differ."""
 FOUND = 0.9
 """How often a change as large as `detectable_change_ratio` is found."""
 _BLOCKS = 8  # per side
@@ -61,16 +61,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, repr=False)
 class Change(Record):
-    """How much a figure changed: `ratio` is B ÷ A, with its 99 % interval, or why it is not known.
+    """How much a figure changed: `ratio` is B ÷ A, with its 99 % interval, or why it is unknown.
 
-    `is_more_than_noise` is None where that is not known.
+    `is_more_than_noise` is None if unknown.
     """
 
     ratio: Estimate
 
     @property
     def is_more_than_noise(self) -> bool | None:
-        """Whether the interval leaves out "no change"."""
+        """Whether the interval excludes "no change"."""
         low, high = self.ratio.low, self.ratio.high
         return None if low is None or high is None else not low <= 1 <= high
 
@@ -78,7 +78,7 @@ class Change(Record):
     def detectable_change_ratio(self) -> float | None:
         """The smallest change, 0.05 for 5 %, that would be found nine times in ten.
 
-        By these observations: a smaller one may be there unseen. None where nothing is known.
+        With these observations, a smaller one may go unseen. None if the change is unknown.
         """
         low, high = self.ratio.low, self.ratio.high
         if low is None or high is None:
@@ -87,7 +87,7 @@ class Change(Record):
         return math.expm1(half * (1 + _normal(2 * FOUND - 1) / _normal(CONFIDENCE)))
 
     def as_dict(self) -> dict[str, object]:
-        """The ratio, whether it is more than noise, and what change would be found."""
+        """The ratio, whether it is more than noise, and the smallest change that would be found."""
         return {
             **super().as_dict(),
             "is_more_than_noise": self.is_more_than_noise,
@@ -96,12 +96,12 @@ class Change(Record):
 
 
 def comparable_steps(steps: pl.DataFrame, models: Mapping[str, str] | None = None) -> pl.DataFrame:
-    """The steps that tell how fast an engine was: one row per engine and step, in order of time.
+    """The steps that show how fast an engine was: one row per engine and step, in order of time.
 
-    `models`: what each engine (`instance/engine`) serves; without it all serve the same. Columns:
-    engine, model (empty where not named), start, load, prompt_per_output, output_per_request (null
-    where no request ended), itl_seconds, ttft_seconds (null where not observed). Steps with a gap
-    or a restart, and those in which nothing was generated, are left out.
+    `models`: the model of each engine (`instance/engine`); without it all serve the same. Columns:
+    engine, model (empty if not named), start, load, prompt_per_output, output_per_request (null if
+    no request ended), itl_seconds, ttft_seconds (null if not observed). Steps with a gap or a
+    restart, and steps without output, are left out.
     """
     output, itl = pl.col("output_tokens_per_second"), pl.col("itl_mean_seconds")
     busy = steps.filter(~pl.col("is_gap") & ~pl.col("is_restart") & (output > 0) & (itl > 0))
@@ -122,7 +122,7 @@ def comparable_steps(steps: pl.DataFrame, models: Mapping[str, str] | None = Non
 def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
     """The change of `itl_seconds` or `ttft_seconds` from `before` to `after` (comparable_steps).
 
-    At the same load and mix; unknown, with the reason, where the two share too few loads.
+    At the same load and mix; unknown, with the reason, if the two share too few loads.
     """
     sides = [_observed(each, figure) for each in (before, after)]
     if nowhere := [side for side, each in zip("AB", sides, strict=True) if each.is_empty()]:
@@ -137,9 +137,9 @@ def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
 
 
 def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Change:
-    """The change of a throughput's mean over time, whatever the load: of all steps, zeros included.
+    """The change of a throughput's mean over time, at any load: over all steps, including zeros.
 
-    Unknown where a side has too few steps, or a mean of 0.
+    Unknown if a side has too few steps, or a mean of 0.
     """
     sides = [each.drop_nulls(column).sort("start") for each in (before, after)]
     if any(each.height < _FEWEST_STEPS for each in sides):
@@ -160,7 +160,7 @@ def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Chang
 
 
 def ratio_of(before: Estimate, after: Estimate) -> Change:
-    """The change of a figure that each side has with its own interval; bounds tell no change."""
+    """The change of a figure that has its own interval on each side; unknown for bounds."""
     found = []
     for side, each in (("A", before), ("B", after)):
         if each.low is None or each.mid is None or each.high is None:
@@ -189,14 +189,14 @@ class _Log:
 
 
 def _normal(confidence: float) -> float:
-    """How many standard errors a two-sided interval reaches to each side."""
+    """The half width of a two-sided interval, in standard errors."""
     from scipy.special import ndtri  # slow to import, and few commands get here
 
     return float(ndtri((1 + confidence) / 2))
 
 
 def _student(confidence: float, freedom: int) -> float:
-    """The same where the error itself is estimated, with so many degrees of freedom."""
+    """The same if the error itself is estimated, with that many degrees of freedom."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + confidence) / 2))
@@ -218,9 +218,9 @@ def _observed(steps: pl.DataFrame, figure: str) -> pl.DataFrame:
 
 
 def _same_loads(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The steps of both in the loads that both have seen, but for the rarest of each.
+    """The steps of both at loads that both have seen, except the rarest of each.
 
-    Model by model; where the two have no model in common, as one.
+    Model by model; if the two have no model in common, as one.
     """
     if not set(before["model"]) & set(after["model"]):
         before, after = (each.with_columns(model=pl.lit("")) for each in (before, after))
@@ -272,7 +272,7 @@ def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
 
 
 def _groups(both: pl.DataFrame, is_after: Floats) -> npt.NDArray[np.int64]:
-    """The group of each step by its number: an engine that is on both sides, else a model."""
+    """The group number of each step: an engine that is on both sides, else a model."""
     labelled = both.select("engine", "model", is_after=pl.Series(is_after))
     is_on_both = pl.col("is_after").n_unique().over("engine") == 2
     group = pl.when(is_on_both).then(pl.concat_str(pl.lit("engine "), "engine")).otherwise("model")
@@ -281,7 +281,7 @@ def _groups(both: pl.DataFrame, is_after: Floats) -> npt.NDArray[np.int64]:
 
 
 def _from_mean(columns: Floats, groups: npt.NDArray[np.int64]) -> Floats:
-    """Each column less its mean in the group of the row: what a constant of each would explain."""
+    """Each column minus its mean in the row's group, which removes a constant per group."""
     counts = np.bincount(groups)
     means = np.column_stack([np.bincount(groups, weights=own) / counts for own in columns.T])
     found: Floats = columns - means[groups]
@@ -289,7 +289,7 @@ def _from_mean(columns: Floats, groups: npt.NDArray[np.int64]) -> Floats:
 
 
 def _explained(both: pl.DataFrame) -> Floats:
-    """The columns that load and mix are, of each model: a bent line of the load, both lengths."""
+    """The regressors for load and mix, per model: a piecewise linear load, and both lengths."""
     load = np.log(both["load"].to_numpy())
     prompts = np.log1p(both["prompt_per_output"].to_numpy())
     lengths = both["output_per_request"].log()
@@ -305,9 +305,10 @@ def _explained(both: pl.DataFrame) -> Floats:
 
 
 def _half(sides: tuple[pl.DataFrame, pl.DataFrame], scores: Floats) -> float | None:
-    """Half of the interval of a difference between two sides, by the wider of both ways.
+    """Half of the interval of a difference between two sides, by the wider of both methods.
 
-    `scores` are what each step adds to its error. None where steps of a side lie in too few blocks.
+    `scores` are each step's contribution to its error. None if a side's steps lie in too few
+    blocks.
     """
     own = np.split(scores, [sides[0].height])
     by_blocks = _half_by_blocks([_sums(*each, _BLOCKS) for each in zip(sides, own, strict=True)])
@@ -322,7 +323,7 @@ def _half(sides: tuple[pl.DataFrame, pl.DataFrame], scores: Floats) -> float | N
 
 
 def _sums(steps: pl.DataFrame, scores: Floats, count: int) -> tuple[Floats, Floats]:
-    """A side's time in so many even parts: the numbers of those with steps, the sums of each."""
+    """A side's time in `count` equal parts: the numbers of those with steps, and their sums."""
     times = steps["start"].dt.timestamp("us").to_numpy().astype(np.float64)
     share = (times - times.min()) / max(float(np.ptp(times)), 1.0)
     numbers = np.minimum((share * count).astype(np.int64), count - 1)
@@ -331,13 +332,13 @@ def _sums(steps: pl.DataFrame, scores: Floats, count: int) -> tuple[Floats, Floa
 
 
 def _seconds(steps: pl.DataFrame) -> float:
-    """How long a side lasts."""
+    """The length of a side."""
     length = steps["start"].max() - steps["start"].min()  # type: ignore[operator]
     return float(length.total_seconds())  # type: ignore[union-attr]
 
 
 def _half_by_blocks(sides: Sequence[tuple[Floats, Floats]]) -> float | None:
-    """By the scatter of the sums of blocks; None for fewer than `FEWEST_BLOCKS` on a side."""
+    """Half of the interval from the scatter of block sums; None under `FEWEST_BLOCKS` on a side."""
     counts = [len(sums) for _, sums in sides]
     if min(counts) < FEWEST_BLOCKS:
         return None
@@ -349,9 +350,9 @@ def _half_by_blocks(sides: Sequence[tuple[Floats, Floats]]) -> float | None:
 
 
 def _half_by_drifts(sides: Sequence[tuple[Floats, Floats]]) -> float:
-    """By all lengths of memory and all shares of drift, each as likely as it makes the sums.
+    """Half of the interval over all lengths of memory and shares of drift, weighted by likelihood.
 
-    `sides`: the places of even parts of time and their sums, in parts of one length.
+    `sides`: the positions of equal parts of time and their sums, with parts of the same length.
     """
     longest = max(2.0, *(float(np.ptp(places)) for places, _ in sides))
     laws = [[_by_shares(*each, memory) for each in sides] for memory in _memories(longest)]
@@ -368,18 +369,18 @@ def _half_by_drifts(sides: Sequence[tuple[Floats, Floats]]) -> float:
 
 
 def _memories(longest: float) -> Floats:
-    """The lengths of memory that are thought of, in parts of time, up to the longest."""
+    """The lengths of memory to consider, in parts of time, up to the longest."""
     found: Floats = np.geomspace(1.0, longest, _MEMORIES)
     return found
 
 
 @dataclass(frozen=True)
 class _ByShares:
-    """A side under laws of noise that drift by each of `_SHARES`: one number per share.
+    """A side under models of noise with each of `_SHARES` of drift: one number per share.
 
-    The logarithm of what the restricted likelihood has beside the squares; `squares`, what is left
-    of the sums around their mean, in units of the law's variance; `totals`, the variance of the sum
-    of all, in the same units.
+    `log_factors`, the logarithm of the restricted likelihood without its squares term; `squares`,
+    the residual sum of squares around the mean, in units of the model's variance; `totals`, the
+    variance of the sum of all, in the same units.
     """
 
     log_factors: Floats
@@ -404,7 +405,7 @@ def _by_shares(places: Floats, sums: Floats, memory: float) -> _ByShares:
 
 
 def _mixed_half(weights: Floats, errors: Floats, freedom: int) -> float:
-    """How far Student's t of these errors, each as likely as its weight, reach to each side."""
+    """The half width of a mixture of Student's t distributions with these errors and weights."""
     from scipy.special import stdtr
 
     low, high = 0.0, _student(CONFIDENCE, freedom) * float(errors.max())

@@ -1,24 +1,24 @@
-"""Whether a number of replicas keeps up: the busiest arrivals of a window, served once more.
+"""Whether a number of replicas keeps up: a window's busiest arrivals, replayed.
 
-In words:
+The algorithm:
 
-1. How many requests came in each step is what finished in it, and by how much more (or fewer) were
-   there at its end. Within a step they come when they like; their lengths are drawn from the
-   histograms of prompts and answers.
-2. The server is a step-level model (`vllm_simulator`) whose output at its limit is the capacity
-   said of a replica, with as many requests running as there. How its steps grow up to there is
-   fitted to the inter-token latencies of the window; the time of a prompt, to its prefill time.
-   Where the capacity is a lower bound, the most it can do is that, with any number running: less
+1. The arrivals in each step are the requests that finished in it, plus the change in the requests
+   present over it. Within a step they arrive at random; their lengths are drawn from the histograms
+   of prompts and answers.
+2. The server is a step-level model (`vllm_simulator`) whose output at its limit is the capacity of
+   a replica, with the same number of running requests. The growth of its steps up to there is
+   fitted to the inter-token latencies of the window; the time of a prompt to its prefill time. If
+   the capacity is a lower bound, the model's maximum is that bound, with any number running: less
    than what was seen.
-3. The line must be near to the latencies that the window shows, else there is no replay.
-4. One replica gets each request with a chance of 1 ÷ replicas: what a balancer that does not look
-   does. A quarter of an hour or more is served, around the busiest time, after a lead.
-5. It keeps up where no more output is asked for than the capacity, 95 % of its requests wait at
-   most a second, and the p95 latencies are within the targets. With the low end of the capacity,
-   and, where that fails, with the high one.
+3. The fitted line must be near the latencies of the window, else there is no replay.
+4. One replica gets each request with a probability of 1 ÷ replicas, as with a random load balancer.
+   At least a quarter of an hour is replayed, around the busiest time, after a lead time.
+5. It keeps up if no more output is demanded than the capacity, 95 % of its requests wait at most a
+   second, and the p95 latencies are within the targets. Tried with the low end of the capacity and,
+   if that fails, with the high one.
 
-That they do not is believed only of a capacity that is no bound, and where the model keeps up on as
-many replicas as there were: else it is the model that fails.
+A failure to keep up is only trusted if the capacity is not a bound, and the model keeps up on the
+actual number of replicas: otherwise it is the model that fails.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Served:
-    """What a window shows of the replicas of one model, as replicas of one another.
+    """A window's data on the replicas of one model, which are treated as alike.
 
     `steps` as in `STEP_SCHEMA`; `capacity` is of one replica, output tokens/s without a target, and
-    `running` the requests that it ran then. `prefill_seconds` is the mean of a request,
-    `computed_ratio` the share of prompt tokens that no cache held, 0..1.
+    `running` its requests running at that capacity. `prefill_seconds` is the mean per request,
+    `computed_ratio` the share of prompt tokens not taken from a cache, 0..1.
     """
 
     steps: pl.DataFrame
@@ -82,8 +82,8 @@ class Served:
 class Replay(Record):
     """How the arrivals around the busiest time fared on `replicas`, at one end of the capacity.
 
-    `output_tokens_per_second` is that end, of one replica. Latencies are p95, those of the requests
-    that arrived from `start` on for `seconds`; `requests` of them came to the replica simulated.
+    `output_tokens_per_second` is that end, for one replica. Latencies are p95 of the requests that
+    arrived from `start` on for `seconds`; `requests` of them came to the simulated replica.
     """
 
     replicas: int
@@ -100,14 +100,14 @@ class Replay(Record):
 
 @dataclass(frozen=True)
 class _Arrivals:
-    """How many requests came to all replicas in each step, in order of time."""
+    """Arrivals at all replicas in each step, in order of time."""
 
     starts: Floats  # seconds since the epoch
     seconds: Floats
     counts: Floats
 
     def drawn(self, begin: float, end: float, share: float, rng: np.random.Generator) -> Floats:
-        """Times from `begin` to `end`, each request with a chance of `share`; as seconds since."""
+        """Arrival times up to `end` in seconds since `begin`, each with chance `share`."""
         ends = self.starts + self.seconds
         inside = np.clip(np.minimum(ends, end) - np.maximum(self.starts, begin), 0.0, None)
         counts = rng.poisson(self.counts * share * inside / self.seconds)
@@ -125,17 +125,16 @@ def replays(
     scale: float = 1.0,
     is_sure: bool = True,
 ) -> tuple[Replay, ...]:
-    """The replays on `replicas`, and on one more each time until they keep up, but not over `most`.
+    """The replays on `replicas`, adding one at a time until they keep up, up to `most`.
 
-    A number keeps up where it does with the low end of the capacity, and, unless `is_sure` is asked
-    for, also where only the high end lets it: then that replay follows the one that failed. Three
-    numbers at most are tried. `busiest` is when the busiest time began, `scale` what arrivals are
-    multiplied by.
+    A number keeps up if it does with the low end of the capacity or, unless `is_sure`, only with
+    the high end: then that replay follows the failed one. At most three numbers are tried.
+    `busiest` is the start of the busiest time; arrivals are multiplied by `scale`.
 
-    Empty where the window does not tell enough: lengths, latencies that the model meets, arrivals
-    in steps without gaps and enough of them for a p95, a capacity and what runs at it, and where a
-    target is of a latency that the model does not have. Empty, too,
-    where the capacity is a lower bound with which they do not keep up: that proves nothing.
+    Empty if the window lacks data: lengths, latencies that the model matches, arrivals in steps
+    without gaps and enough of them for a p95, a capacity and its running requests; or if a target
+    is for a latency that the model does not have. Also empty if the capacity is a lower bound with
+    which they do not keep up: that proves nothing.
     """
     arrivals = _arrivals(served.steps)
     is_replayable = served.slo.targets.keys() <= {one.name for one in fields(Replay)}
@@ -159,7 +158,7 @@ def replays(
 def _is_conclusive(
     served: Served, arrivals: _Arrivals, output_tokens_per_second: float, busiest: datetime
 ) -> bool:
-    """Whether a failed replay means anything: on the replicas there were, the model keeps up."""
+    """Whether a failed replay is meaningful: the model keeps up on the actual replica count."""
     if not served.capacity.is_known:
         return False
     running = served.steps.group_by("instance", "engine").agg(pl.col("running_mean").sum())
@@ -175,7 +174,7 @@ def _is_conclusive(
 
 
 def enough(tried: Sequence[Replay]) -> int | None:
-    """The replicas that kept up, else one more than the most tried; None for no replay."""
+    """The replicas that kept up, else one more than the most tried; None without a replay."""
     if not tried:
         return None
     last = tried[-1]
@@ -193,7 +192,7 @@ class _Model:
 
     @classmethod
     def of(cls, served: Served, output_tokens_per_second: float) -> _Model | None:
-        """The model whose output at its limit is that; None where the window tells too little."""
+        """The model with that output at its limit; None if the window lacks data."""
         prompts, outputs, prefill = served.prompts, served.outputs, served.prefill_seconds
         if prompts is None or outputs is None or prefill is None or not served.running:
             return None
@@ -236,7 +235,7 @@ class _Model:
         return self.config.step_time.base_seconds
 
     def requests(self, times: Floats, rng: np.random.Generator) -> list[Request]:
-        """A request at each of the times."""
+        """One request at each of the times."""
         prompts = np.maximum(1, _drawn(self.prompts, len(times), rng) * self.computed_ratio)
         outputs = np.maximum(1, _drawn(self.outputs, len(times), rng))
         rows = zip(times.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
@@ -244,7 +243,7 @@ class _Model:
 
 
 def _latency_steps(steps: pl.DataFrame) -> tuple[Floats, Floats] | None:
-    """Running requests and inter-token latency of the steps that tell it; None for few."""
+    """Running requests and inter-token latency of the steps with both; None if too few."""
     seen = steps.filter(
         (pl.col("running_mean") >= _LEAST_RUNNING)
         & pl.col("itl_mean_seconds").is_not_null()
@@ -257,9 +256,9 @@ def _latency_steps(steps: pl.DataFrame) -> tuple[Floats, Floats] | None:
 
 
 def _base_seconds(steps: pl.DataFrame, places: int, at_limit: float) -> float | None:
-    """A step's time without requests: of the line through its time at the limit, by least squares.
+    """A step's time without requests: least squares for the line through its time at the limit.
 
-    None where few steps tell their inter-token latency, or the line is not near to most of them.
+    None if few steps have an inter-token latency, or the line is not near most of them.
     """
     seen = _latency_steps(steps)
     if seen is None:
@@ -283,7 +282,7 @@ def _mean(of: Distribution) -> float | None:
 
 
 def _drawn(of: Distribution, count: int, rng: np.random.Generator) -> Floats:
-    """Values of a histogram, evenly by their logarithm within a bucket, with its mean."""
+    """Values from a histogram, log-uniform within a bucket, scaled to its mean."""
     upper = np.maximum([*of.edges, of.edges[-1]], 1.0)
     lower = np.maximum([1.0, *of.edges], 1.0)
     place = rng.choice(len(upper), count, p=np.asarray(of.counts) / of.count)
@@ -295,9 +294,9 @@ def _drawn(of: Distribution, count: int, rng: np.random.Generator) -> Floats:
 
 
 def _arrivals(steps: pl.DataFrame) -> _Arrivals | None:
-    """What came in each step to all engines together; None without a step.
+    """Arrivals in each step at all engines together; None without a step.
 
-    Steps with a gap tell nothing and are left out; `_period` looks at how many there are.
+    Steps with a gap have no data and are left out; `_period` limits how many there may be.
     """
     known = steps.filter(~pl.col("is_gap")).drop_nulls(
         ["requests_per_second", "running_mean", "waiting_mean"]
@@ -330,10 +329,10 @@ def _arrivals(steps: pl.DataFrame) -> _Arrivals | None:
 def _period(
     arrivals: _Arrivals, busiest: datetime, share: float, model: _Model
 ) -> tuple[float, float] | None:
-    """When what is judged begins and ends, seconds since the epoch: around the busiest time.
+    """Start and end of the judged time, in seconds since the epoch: around the busiest time.
 
-    None where arrivals are not known for most of it, or are, by their `share`, too few for a p95 or
-    too many to be served in some seconds.
+    None if arrivals are unknown for much of it or, given their `share`, too few for a p95 or too
+    many to be replayed in some seconds.
     """
     most = _MOST_STEPS * model.least_step_seconds - _LEAD_SECONDS
     length = min(max(most, _LEAST_SECONDS), _MOST_SECONDS)
@@ -361,7 +360,7 @@ def _replay(
     replicas: int,
     share: float,
 ) -> Replay | None:
-    """One replay; None where the window tells too little for it."""
+    """One replay; None if the window lacks data for it."""
     model = _Model.of(served, output_tokens_per_second)
     period = None if model is None else _period(arrivals, busiest, share, model)
     if model is None or period is None:
@@ -402,7 +401,7 @@ def _replay(
 
 
 def _since(request: EngineRequest, at: float | None, now: float) -> float:
-    """How long after its arrival something happened, or has not happened yet."""
+    """The time from its arrival to `at`, or to `now` if that has not happened yet."""
     return (now if at is None else at) - request.spec.arrival_seconds
 
 

@@ -25,18 +25,16 @@ _STALE_SECONDS = 60.0
 class Evidence:
     """Facts about one part of a window.
 
-    `attempts`: those inside the part. `losses`: what restarts and outages may have
-    kept out of every figure. `asked_end`: the end that a source was asked for, where the part
-    reaches the end of what it gave. `doubtful`: targets whose starts tell no order of processes.
-    `same`: pairs of targets that are one process.
-    `lifetimes`: one row per series (lifetimes.sql).
-    `intake`: the notes of ingestion (intake_notes.sql).
-    `contradicted`: scrapes left out because a clock was set (contradicted.sql).
-    `relabelled`: series that went on under other labels, and how much higher a counter would be if
-    they were new ones (relabelled.sql).
-    `stale`: instance, engine, start, end, value of a gauge that stood above 0 while no token came.
-    `finished_per_scrape`: the most requests that finished between two scrapes of an instance.
-    `engines`: instance, engine, hours (billed), output_tokens.
+    `attempts`: those inside the part. `losses`: what restarts and outages may have kept out of
+    every figure. `asked_end`: the end that was requested from the source, if the part reaches the
+    end of what it returned. `doubtful`: targets whose start times do not order their processes.
+    `same`: pairs of targets that are one process. `lifetimes`: one row per series (lifetimes.sql).
+    `ingest_notes`: the notes of ingestion (intake_notes.sql). `contradicted`: scrapes left out
+    because a clock was set (contradicted.sql). `relabelled`: series that continued under other
+    labels, and how much higher a counter would be if they were new series (relabelled.sql).
+    `stale`: instance, engine, start, end, value of a gauge that stayed above 0 without tokens
+    coming. `finished_per_scrape`: the most requests that finished between two scrapes of an
+    instance. `engines`: instance, engine, hours (billed), output_tokens.
     """
 
     time_range: TimeRange

@@ -77,7 +77,7 @@ def jitter(evidence: Evidence) -> list[Finding]:
 
 
 def _is_even(own: Target) -> bool:
-    """Whether the steps are certainly short and even, told without unpacking them."""
+    """Whether the steps are certainly short and even, without unpacking them."""
     ends = own.most_steps()
     if ends is None or ends[1] > _COARSE_SECONDS:
         return False

@@ -1,21 +1,22 @@
-"""The best minute of an engine: the most that it was seen to do, told from luck and from chance.
+"""The best minute of an engine: the most that it was seen to do, separated from luck.
 
-What a server can do at least (`Held`) is told in words:
+How the certain minimum of a server's capacity (`Held`) is found:
 
-1. Output goes on for a while when prompts no longer come: answers of prompts that were read before
-   come faster than any load sustains. So a stretch of time counts for no more output than its
-   prompts go with, at the window's ratio of output to prompt tokens. A server at its limit can do
-   more of one only at the expense of the other, so hardly of both by luck.
+1. Output continues for a while after prompts stop: answers to prompts that were read before come
+   faster than any load sustains. So the output of a stretch is capped at what its prompts account
+   for, at the window's ratio of output to prompt tokens. A server at its limit can do more of one
+   only at the expense of the other, so luck hardly raises both.
 2. The rest is luck, and the best of many minutes has most of it. At the limit a stretch of m
-   minutes with n requests scatters by a share of 0.3 ÷ √n of itself by the lengths of its requests
-   (found on made servers, heavy tails and preemptions included), and by 0.06 ÷ √m for what else a
-   server does (on recorded ones 90 % of minutes are within a tenth); below the limit by half of the
-   first alone, for what comes out is what was asked. The best of N stretches is above what each of
-   them tells by no more than the normal quantile of 1 − 0.05 ÷ N times that, with a chance of 95 %.
-3. Longer stretches have more requests and less luck, and there are fewer of them: a minute, two,
-   four, up to an hour are tried, and the one that shows most counts.
-4. A minute in which nothing waited and tokens took at most 1.3 × as long as they would under half
-   the load is far from the limit. It counts in full, where at least half of its prompts came.
+   minutes with n requests scatters by 0.3 ÷ √n because of the lengths of its requests (found on
+   simulated servers, including heavy tails and preemptions), and by 0.06 ÷ √m because of everything
+   else (on recorded servers 90 % of minutes are within a tenth), as shares of its output. Below the
+   limit it scatters by half of the first alone, because the output is what was demanded. With a
+   chance of 95 %, the best of N stretches exceeds the truth by no more than the normal quantile of
+   1 − 0.05 ÷ N times that.
+3. Longer stretches have more requests and less luck, but there are fewer of them: a minute, two,
+   four, up to an hour are tried, and the one with the highest result counts.
+4. A minute without waiting requests, in which tokens took at most 1.3 × as long as they would under
+   half the load, is far from the limit. It counts in full if at least half of its prompts came.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
 MINUTE_SECONDS = 60.0
 SLOWED = 0.75
-"""Under this share of its best minute, a server at its limit was slowed by something."""
+"""Below this share of its best minute, a server at its limit was slowed by something."""
 _LEAST_SCATTER, _MOST_SCATTER = 0.05, 0.2
 _NEAR_LIMIT = 0.9
 _STRETCHES = tuple(MINUTE_SECONDS * 2**k for k in range(7))
@@ -57,9 +58,9 @@ _FEWEST_PROMPTS = 0.5
 
 @dataclass(frozen=True)
 class Held:
-    """What a stretch of time shows that the server can do: output tokens/s, luck taken off.
+    """What a stretch of time shows that the server can do: output tokens/s, without luck.
 
-    `luck` is the share that was, 0..1; the stretch took `seconds` and ended at `end`.
+    `luck` is the share that was deducted, 0..1; the stretch took `seconds` and ended at `end`.
     """
 
     output: float
@@ -70,12 +71,12 @@ class Held:
 
 @dataclass(frozen=True)
 class BestMinute:
-    """What a minute held on average, and when it ended at the latest.
+    """The averages of a minute, and the latest time at which it ended.
 
-    `output` is tokens/s, no more than the prompts read in that minute go with; `peak` is that of
-    the minute wherever it begins, `requests` how many finished in it. `is_limited`: requests waited
-    in part of it, or no less came out than while they did. `held` is what the server can do at
-    least, by this minute or by a longer time.
+    `output` is tokens/s, at most what matches the prompts read in that minute; `peak` is the same
+    for a minute that begins anywhere, `requests` the number that finished in it. `is_limited`:
+    requests waited in part of it, or its output was no lower than while they did. `held` is what
+    the server can certainly do, by this minute or by a longer time.
     """
 
     output: float
@@ -88,7 +89,7 @@ class BestMinute:
 
     @property
     def sure(self) -> float:
-        """What the server can do at least, output tokens/s."""
+        """What the server can certainly do, output tokens/s."""
         return self.held.output
 
     @property
@@ -99,9 +100,9 @@ class BestMinute:
 
 
 def best_minute(steps: EngineSteps) -> BestMinute | None:
-    """The minute in which most was held, of steps in time order; None without a clean one.
+    """The minute with the highest output, from steps in time order; None without a clean one.
 
-    At the limit it is a minute of whole steps: of all that begin anywhere the best is luck.
+    At the limit it is a minute of whole steps: the best of those that begin anywhere is luck.
     """
     peak = steps.best_minute_tokens_per_second
     is_end = steps.is_usable & is_nonzero(peak)
@@ -143,7 +144,7 @@ def best_minute(steps: EngineSteps) -> BestMinute | None:
 
 
 def _lightest_best(steps: EngineSteps, is_light: Mask, output: Floats) -> list[Held]:
-    """The best minute far from the limit, in full; none where there is no such minute."""
+    """The best minute far from the limit, in full; empty if there is no such minute."""
     if not is_light.any():
         return []
     best = int(np.argmax(np.where(is_light, output, -math.inf)))
@@ -151,7 +152,7 @@ def _lightest_best(steps: EngineSteps, is_light: Mask, output: Floats) -> list[H
 
 
 def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
-    """The best stretch of each length, luck taken off; stretches are whole usable steps on end."""
+    """The best stretch of each length, without luck; made of consecutive whole usable steps."""
     seconds = steps.seconds
     ends = _sums_before(seconds)
     output = _sums_before(or_zero(steps.output_tokens_per_second) * seconds)
@@ -201,12 +202,12 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
 
 
 def _sums_before(values: Floats) -> Floats:
-    """The sum of all values before each, and of all of them at last."""
+    """The sum of all values before each, and finally of all of them."""
     return np.concatenate([[0.0], np.cumsum(values)])
 
 
 def _steps_of_minute(steps: EngineSteps) -> Indices:
-    """How many steps, up to each with it, the minute takes in that ends anywhere in that step."""
+    """The number of steps, up to and including each, covered by a minute that ends in it."""
     since = steps.start - np.timedelta64(int(MINUTE_SECONDS), "s")
     before = np.searchsorted(steps.end.view(np.int64), since.view(np.int64), side="right")
     return np.arange(1, len(steps) + 1) - before
@@ -226,7 +227,7 @@ def _trailing_totals(steps: EngineSteps, rate: str, counts: Indices) -> Floats:
 
 
 def _trailing_sums(values: Floats, counts: Indices) -> Floats:
-    """The sum over as many last steps up to each step, in time order."""
+    """The sum over the last `counts` steps up to each step, in time order."""
     sums = np.zeros(len(values))
     for back in reversed(range(int(counts.max(initial=0)))):
         sums[back:] += np.where(back < counts[back:], values[: len(values) - back], 0.0)
@@ -234,9 +235,9 @@ def _trailing_sums(values: Floats, counts: Indices) -> Floats:
 
 
 def _is_near_limit(steps: EngineSteps) -> Mask:
-    """Whether no less came out in a minute than while requests waited, yet not far more.
+    """Whether a minute's output was no lower than while requests waited, but not far higher.
 
-    Where far more came out, the server was slowed while they waited.
+    If it was far higher, the server was slowed while they waited.
     """
     limited = steps.is_usable & steps.is_limited
     if not limited.any():
@@ -252,11 +253,11 @@ def _is_cache_tight(steps: EngineSteps) -> Mask:
 
 
 def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
-    """In which minutes tokens came about as fast as they would under half as much load.
+    """Whether tokens came about as fast in each minute as they would under half the load.
 
-    By the lightest loads seen without a queue, along a straight line where these are heavier than
-    half, in running requests or in prompts; one request at a time is light whatever there was
-    besides. Not where the cache filled up, or where no load is clearly lighter.
+    Judged by the lightest loads seen without a queue, extrapolated linearly if these are heavier
+    than half, in running requests or in prompts. One request at a time always counts as light.
+    False if the cache filled up, or if no load is clearly lighter.
     """
     told = np.flatnonzero(
         steps.is_usable
@@ -302,7 +303,7 @@ def _ratio(steps: EngineSteps) -> float:
 
 
 def _balance(steps: EngineSteps, counts: Indices, ratio: Floats) -> Floats:
-    """The share of a minute's output, 0..1, that its prompts go with at that ratio of tokens."""
+    """The share of a minute's output, 0..1, that its prompts account for at that token ratio."""
     prompts, tokens = (
         _trailing_totals(steps, name, counts)
         for name in ("prompt_tokens_per_second", "output_tokens_per_second")

@@ -91,15 +91,14 @@ def slo_throughput(
 ) -> Estimate:
     """The highest throughput, output tokens/s, at which p95 TTFT and p95 ITL meet their targets.
 
-    Between the heaviest load below which every load met them, and the lightest above which none
-    did; no less than any load that met them gave (throughput may fall with load), and never more
-    than the capacity without targets. At least the former where the latter is far, gives no more,
-    or was not seen. A load is a band of running requests, or all steps in which the server was the
-    limit (there load shows in the queue, not in running); its p95 is the median of its steps'.
-    A load that is steady, or comes in bursts, is one load: at least or at most its mean. Engines
-    add up, each for its `presence` (`fleet_sum`), completed by their peers where `lent_by` names
-    any. `parts` saves finding again what `throughputs` has. Unknown where no target is given, or
-    none was met.
+    Between the heaviest load below which every load met them and the lightest above which none did;
+    at least what any load that met them gave (throughput may fall with load), and never more than
+    the capacity without targets. The lower end alone, as a bound, if the upper one is far, gives no
+    more, or was not observed. A load is a band of running requests, or all steps with the server at
+    its limit (there load shows in the queue, not in running); its p95 is the median of its steps'.
+    Steady or bursty traffic is one load: a lower or upper bound at its mean. Engines are added,
+    each for its `presence` (`fleet_sum`), and completed from the peers in `lent_by`. `parts` avoids
+    repeating `throughputs`. Unknown if no target is given, or none was met.
     """
     if not slo.targets:
         return Estimate.unknown("no latency target was given")
@@ -189,9 +188,9 @@ def _slo_loads(loads: Sequence[_Load], slo: Slo) -> tuple[SloLoad, ...]:
 
 
 def slo_load_near(fit: SaturationFit, slo: Slo, running: float) -> SloLoad | None:
-    """The load of an engine that is nearest to so many running requests: all, where it is one.
+    """The load of an engine nearest to that many running requests; all steps if they are one load.
 
-    None without targets, or where no step has the latencies that they ask for.
+    None without targets, or if no step has the latencies that they need.
     """
     loads = slo_loads(fit, slo)
     points = np.flatnonzero(_points(fit, slo.targets))
