@@ -420,7 +420,7 @@ def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame | Attemp
         return counted.with_columns(start=since)
     inside = Attempts.of(attempts).since(time_range.start)
     seconds = (pl.col("first") - since).dt.total_microseconds() / 1e6
-    # The medians of a long time are costly: their bounds tell of nearly all targets.
+    # Medians over a long time are costly; their bounds decide for nearly all targets.
     bounds = [ends for own in inside.targets.values() if (ends := own.most_steps())]
     least, most = (max((ends[which] for ends in bounds), default=0.0) for which in (0, 1))
     counted = counted.filter(seconds > GAP_FACTOR * least)

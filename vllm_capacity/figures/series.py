@@ -161,7 +161,7 @@ def _rates(
         "prompt_tokens_per_second": PROMPT_TOKENS,
         "requests_per_second": REQUESTS,
     }
-    # A rate is per engine (its own scrape times) before it is added over engines, in their order.
+    # Rates are computed per engine (each has its own scrape times), then added in order of engines.
     ordered = steps.sort("instance", "engine", "metric", "step", maintain_order=True)
     groups = ordered.group_by("instance", "engine", "metric", "step", maintain_order=True)
     per_engine = groups.agg(

@@ -269,8 +269,7 @@ def _tried(pool: Pool, needed: Estimate) -> tuple[Replay, ...]:
 def at_least_enough(needed: Estimate, tried: Sequence[Replay], *, is_sure: bool = True) -> Estimate:
     """The replicas needed, with a high end of at least what kept up in the replays (`replays`).
 
-    If `needed` was not asked for as a sure number, its middle is raised too: then not even the high
-    end of the capacity kept up.
+    Unless `is_sure`, the middle is raised too: then not even the high end of the capacity kept up.
     """
     count = enough(tried)
     least = tried[0].replicas if tried else 0
