@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_capacity.cli.against import earlier_day, later_days, window_against
 from vllm_capacity.cli.nights import Night
-from vllm_capacity.cli.settings import DaySettings, SourceSettings
+from vllm_capacity.cli.options.against import earlier_day, later_days, window_against
+from vllm_capacity.cli.options.settings import DaySettings, SourceSettings
 from vllm_capacity.errors import InputError
 from vllm_capacity.render.report.write import ReportOrder
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_capacity.cli.beside import Beside, says_more
-from vllm_capacity.cli.settings import InvoiceSettings, UsageSettings
+from vllm_capacity.cli.options.beside import Beside, says_more
+from vllm_capacity.cli.options.settings import InvoiceSettings, UsageSettings
 from vllm_capacity.timerange import TimeRange
 
 DAY = date(2026, 11, 27)

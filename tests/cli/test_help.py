@@ -6,7 +6,7 @@ import click
 import pytest
 
 from vllm_capacity.cli import _VERBS, cli
-from vllm_capacity.cli.examples import EXAMPLES
+from vllm_capacity.cli.options.examples import EXAMPLES
 
 LINES = [line for lines in EXAMPLES.values() for line in lines]
 

@@ -8,7 +8,7 @@ import command_line
 import pytest
 
 from vllm_capacity.cli.config import settings_text
-from vllm_capacity.cli.settings import (
+from vllm_capacity.cli.options.settings import (
     SECTIONS,
     SourceSettings,
     read_settings_file,

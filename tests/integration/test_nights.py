@@ -22,9 +22,9 @@ from tests.integration.real_prometheus import backfill, free_port, real_promethe
 from tests.live.serving import receiver
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.cli import cli
-from vllm_capacity.cli.beside import Beside
 from vllm_capacity.cli.nights import Done, Night, missing_days, night
-from vllm_capacity.cli.settings import (
+from vllm_capacity.cli.options.beside import Beside
+from vllm_capacity.cli.options.settings import (
     DaySettings,
     InvoiceSettings,
     SourceSettings,

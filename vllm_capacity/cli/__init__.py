@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from vllm_capacity.cli.examples import EXAMPLES
+from vllm_capacity.cli.options.examples import EXAMPLES
 from vllm_capacity.errors import CapacityError, InputError, needing_extra
 
 PROGRAM = "vllm-capacity"
@@ -146,7 +146,7 @@ def cli(
     context: click.Context, memory_limit: str | None, own_facts: Path | None, settings: Path | None
 ) -> None:
     """Capacity and cost planning for self-hosted LLM inference on vLLM."""
-    from vllm_capacity.cli.settings import FILE_NAME, VERBS, read_settings_file
+    from vllm_capacity.cli.options.settings import FILE_NAME, VERBS, read_settings_file
 
     context.obj = settings or Path(FILE_NAME)
     if context.invoked_subcommand in VERBS and (settings or context.obj.is_file()):

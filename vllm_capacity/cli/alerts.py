@@ -16,9 +16,9 @@ import click
 from vllm_capacity.alerts import RULES, AlertRule, watched, with_thresholds
 from vllm_capacity.alerts import alerts as outcomes
 from vllm_capacity.assumptions import Slo
-from vllm_capacity.cli.analysis_options import assumptions_of, one_window, window_options
 from vllm_capacity.cli.options import columns
-from vllm_capacity.cli.settings import (
+from vllm_capacity.cli.options.analysis import assumptions_of, one_window, window_options
+from vllm_capacity.cli.options.settings import (
     AlertSettings,
     DaySettings,
     PriceSettings,

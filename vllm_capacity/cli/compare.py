@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from vllm_capacity.cli.analysis_options import (
+from vllm_capacity.cli.options import bounded, columns
+from vllm_capacity.cli.options.analysis import (
     analysis_of,
     as_text,
     json_options,
     price_options,
 )
-from vllm_capacity.cli.options import bounded, columns
 from vllm_capacity.timerange import named_range
 
 

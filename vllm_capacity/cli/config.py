@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from vllm_capacity.cli.settings import (
+from vllm_capacity.cli.options.settings import (
     FILE_NAME,
     SECTIONS,
     keys_of,

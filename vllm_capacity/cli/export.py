@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_capacity.cli.analysis_options import analysis_of, assumption_options, one_window
 from vllm_capacity.cli.options import FILE, local_path
+from vllm_capacity.cli.options.analysis import analysis_of, assumption_options, one_window
 from vllm_capacity.errors import InputError
 
 if TYPE_CHECKING:

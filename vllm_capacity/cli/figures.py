@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from vllm_capacity.cli.analysis_options import (
+from vllm_capacity.cli.options import columns
+from vllm_capacity.cli.options.analysis import (
     analysis_of,
     as_text,
     assumption_options,
@@ -14,8 +15,7 @@ from vllm_capacity.cli.analysis_options import (
     one_window,
     window_options,
 )
-from vllm_capacity.cli.options import columns
-from vllm_capacity.cli.settings import CostSettings, InvoiceSettings, setting_options
+from vllm_capacity.cli.options.settings import CostSettings, InvoiceSettings, setting_options
 from vllm_capacity.record import SCHEMA_VERSION, plain
 
 _verify = click.option(

@@ -9,7 +9,7 @@ import click
 
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.cli.options import FILE, bounded, local_path
-from vllm_capacity.cli.settings import setting_options, taken
+from vllm_capacity.cli.options.settings import setting_options, taken
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
-from vllm_capacity.cli.against import earlier_day, is_duration, later_days
-from vllm_capacity.cli.beside import Beside, Inputs, says_more
-from vllm_capacity.cli.settings import DaySettings, SourceSettings
+from vllm_capacity.cli.options.against import earlier_day, is_duration, later_days
+from vllm_capacity.cli.options.beside import Beside, Inputs, says_more
+from vllm_capacity.cli.options.settings import DaySettings, SourceSettings
 from vllm_capacity.errors import CapacityError, InputError, NoTelemetryError, SourceError
 from vllm_capacity.live.days import DayStore, Outcome, Reach, Source, day_store
 from vllm_capacity.live.pull import PullOrder, pull_window, unreached_end

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from vllm_capacity.cli.analysis_options import (
+from vllm_capacity.cli.options import bounded, columns
+from vllm_capacity.cli.options.analysis import (
     analysis_of,
     as_text,
     assumption_options,
@@ -12,7 +13,6 @@ from vllm_capacity.cli.analysis_options import (
     one_window,
     window_options,
 )
-from vllm_capacity.cli.options import bounded, columns
 
 
 @click.command(short_help="GPUs, replicas and cost per month for a window's load.")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_capacity.cli.options import local_path
-from vllm_capacity.cli.settings import SourceSettings, setting_options, taken
+from vllm_capacity.cli.options.settings import SourceSettings, setting_options, taken
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.pull import pull_window, unreached_end
 from vllm_capacity.sources.answers import Step

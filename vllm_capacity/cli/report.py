@@ -13,16 +13,16 @@ from typing import Any
 import click
 
 from vllm_capacity.assumptions import TARGETS, Slo
-from vllm_capacity.cli.against import day_of, window_against
-from vllm_capacity.cli.analysis_options import (
+from vllm_capacity.cli.options import progress_bar
+from vllm_capacity.cli.options.against import day_of, window_against
+from vllm_capacity.cli.options.analysis import (
     assumptions_of,
     one_window,
     range_options,
     window_options,
 )
-from vllm_capacity.cli.beside import Beside
-from vllm_capacity.cli.options import progress_bar
-from vllm_capacity.cli.settings import (
+from vllm_capacity.cli.options.beside import Beside
+from vllm_capacity.cli.options.settings import (
     DaySettings,
     HardwareSettings,
     InvoiceSettings,

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from vllm_capacity.cli.analysis_options import (
+from vllm_capacity.cli.options import FILE, columns
+from vllm_capacity.cli.options.analysis import (
     as_text,
     assumptions_of,
     json_options,
     price_options,
 )
-from vllm_capacity.cli.options import FILE, columns
 
 
 @click.command(short_help="A report's money figures at another price, without telemetry.")

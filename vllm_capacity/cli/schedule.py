@@ -21,7 +21,12 @@ from pathlib import Path
 import click
 import yaml
 
-from vllm_capacity.cli.settings import FILE_NAME, DaySettings, SettingsFile, read_settings_file
+from vllm_capacity.cli.options.settings import (
+    FILE_NAME,
+    DaySettings,
+    SettingsFile,
+    read_settings_file,
+)
 from vllm_capacity.errors import InputError
 
 _NAME = "vllm-capacity-report"

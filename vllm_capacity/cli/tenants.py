@@ -7,8 +7,9 @@ import sys
 
 import click
 
-from vllm_capacity.cli.against import day_of
-from vllm_capacity.cli.analysis_options import (
+from vllm_capacity.cli.options import columns as width_of_terminal
+from vllm_capacity.cli.options.against import day_of
+from vllm_capacity.cli.options.analysis import (
     analysis_of,
     as_text,
     assumption_options,
@@ -16,8 +17,7 @@ from vllm_capacity.cli.analysis_options import (
     one_window,
     window_options,
 )
-from vllm_capacity.cli.options import columns as width_of_terminal
-from vllm_capacity.cli.settings import UsageSettings, setting_options, taken
+from vllm_capacity.cli.options.settings import UsageSettings, setting_options, taken
 from vllm_capacity.errors import InputError
 
 
@@ -53,7 +53,7 @@ def tenants(
         raise InputError("Give --csv or --json, not both.")
     settings = taken(UsageSettings, given)
     analysis = analysis_of(one_window(argument, window), given)
-    from vllm_capacity.cli.beside import Beside
+    from vllm_capacity.cli.options.beside import Beside
     from vllm_capacity.render.sections.tenants import ADAPTERS, tenant_table, tenants_text
     from vllm_capacity.sources.records import pairs
     from vllm_capacity.sources.usage import KEYS_SECRET, Keys, read_usage

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vllm_capacity.cli.analysis_options import as_text, assumptions_of, price_options
 from vllm_capacity.cli.options import (
     FILE,
     columns,
@@ -26,6 +25,7 @@ from vllm_capacity.cli.options import (
     local_path,
     target_options,
 )
+from vllm_capacity.cli.options.analysis import as_text, assumptions_of, price_options
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.timerange import parse_duration_seconds
 

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vllm_capacity.assumptions import Assumptions, Hardware, Slo, pricing
-from vllm_capacity.cli.settings import HardwareSettings, PriceSettings, setting_options, taken
+from vllm_capacity.cli.options.settings import (
+    HardwareSettings,
+    PriceSettings,
+    setting_options,
+    taken,
+)
 from vllm_capacity.errors import InputError
 from vllm_capacity.interface import version_1
 from vllm_capacity.record import SCHEMA_VERSION, many_records, plain

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from vllm_capacity.cli.settings import InvoiceSettings, UsageSettings
+from vllm_capacity.cli.options.settings import InvoiceSettings, UsageSettings
 from vllm_capacity.errors import InputError
 from vllm_capacity.sources.invoices import read_invoice
 from vllm_capacity.sources.usage import read_usage
