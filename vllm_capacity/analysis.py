@@ -859,7 +859,7 @@ class Analysis:
 
     @cached_property
     def slo(self) -> SloVerdict:
-        """How well the latency targets were met, and the throughput that meets them."""
+        """SLO attainment, and the throughput that meets the latency targets."""
         throughput = slo_throughput(
             self.fits,
             self.assumptions.slo,

@@ -32,11 +32,11 @@ ATTAINMENT_GOAL = 0.95
 
 @dataclass(frozen=True, repr=False)
 class WindowExtent(Record):
-    """The time that was judged, and the engines in it.
+    """The time range that was analyzed, and its engines.
 
-    `mean_engines` is how many were there on average: each counts for the share of the billed time
-    in which it was. `resolution` is what figures are made of: every `scrape`, the `minute`s of a
-    downsampled pull, or what each `hour` of a long range left behind (exact but for means of
+    `mean_engines` is the average number of engines: each counts for the share of the billed time in
+    which it was present. `resolution` is what figures are made from: each `scrape`, the `minute`s
+    of a downsampled pull, or the `hour` summaries of a long range (exact except for means of
     gauges; steps are minutes).
     """
 
@@ -50,10 +50,10 @@ class WindowExtent(Record):
 
 @dataclass(frozen=True, repr=False)
 class Requests(Record):
-    """Requests that finished, in all and by vLLM's reason; None where they are not counted.
+    """Finished requests, in total and by vLLM's reason; None where vLLM does not count them.
 
-    `successful` ended as they should: stop, length and repetition. `lost` are bounds of what no
-    scrape saw.
+    `successful` requests ended normally (stop, length or repetition). `lost` bounds the requests
+    that no scrape saw.
     """
 
     finished: float | None
@@ -70,9 +70,9 @@ class Requests(Record):
 
 @dataclass(frozen=True, repr=False)
 class Tokens(Record):
-    """Prompt tokens (all, and those not taken from a cache) and output tokens; None: not counted.
+    """Prompt tokens (all, and those not read from a cache) and output tokens; None if not counted.
 
-    `lost` are bounds of what no scrape saw, of prompt and output together.
+    `lost` bounds the prompt and output tokens together that no scrape saw.
     """
 
     prompt: float | None
@@ -95,7 +95,7 @@ class Tokens(Record):
 
 @dataclass(frozen=True, repr=False)
 class Throughput(Record):
-    """Mean rates over the window; None where not counted."""
+    """Mean rates over the window; None if not counted."""
 
     output_tokens_per_second: float | None
     requests_per_second: float | None
@@ -128,9 +128,9 @@ class Amount:
 
 @dataclass(frozen=True, repr=False)
 class SloVerdict(Figures):
-    """How well the latency targets were met, and the throughput that meets them.
+    """SLO attainment, and the throughput that meets the latency targets.
 
-    An attainment, of each target that `Slo` knows, is the share of observations within it, 0..1.
+    The attainment of a target of `Slo` is the share of observations that met it, 0..1.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {
@@ -163,9 +163,10 @@ class SloVerdict(Figures):
 
 @dataclass(frozen=True, repr=False)
 class Answer(Record):
-    """Everything that is said of one window, or of a part of it.
+    """All figures and verdicts of a window, or of a part of it.
 
-    Every field is always there: plain figures are None and estimates carry a reason where unknown.
+    Every field is always present. Where a figure is unknown, a plain number is None and an estimate
+    gives the reason.
     """
 
     window: WindowExtent

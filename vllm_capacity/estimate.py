@@ -19,7 +19,7 @@ _MOST_NAMES = 3
 
 
 class Kind(StrEnum):
-    """How a figure came about, the surest first. A result is as sure as the least of its parts."""
+    """How a figure was obtained, most certain first; a result is as certain as its worst part."""
 
     COUNTED = "counted"
     """Exact: counters and clocks."""
@@ -42,15 +42,15 @@ _ORDER = {kind: place for place, kind in enumerate(Kind)}
 class Estimate(Record):
     """An interval `low` ≤ `mid` ≤ `high`, one bound alone, or unknown.
 
-    *Known*: three numbers with their `basis`. *Bounded*: `low` alone ("at least") or `high` alone
-    ("at most"), with the basis of the bound and, as `reason`, why no more than a bound is known.
-    *Unknown*: no number, and a reason. All three are one type, so that no reason and no bound is
-    lost on the way to the page. Build it with `known`, `between`, `exact`, `at_least`, `at_most` or
+    *Known*: three numbers with their `basis`. *Bounded*: only `low` ("at least") or only `high`
+    ("at most"), with the basis of the bound and the `reason` why only a bound is known. *Unknown*:
+    no number, and a reason. All three have one type, so that no reason and no bound gets lost on
+    the way to the page. Build it with `known`, `between`, `exact`, `at_least`, `at_most` or
     `unknown`.
 
-    `basis` are its sources, one by one. `confidence` is how often such an interval holds the truth
-    (0.9), None where its ends are hard bounds or there is nothing to doubt. `kind` is None where
-    nothing is known. `unit` is how a person reads it ("USD", "s", "/s"), empty for a pure number.
+    `basis` lists its sources. `confidence` is how often such an interval contains the true value
+    (0.9), None if its ends are hard bounds or there is no uncertainty. `kind` is None if nothing is
+    known. `unit` is for display ("USD", "s", "/s"), empty for a pure number.
     """
 
     low: float | None

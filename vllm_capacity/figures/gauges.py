@@ -25,7 +25,7 @@ GAUGES = (RUNNING, WAITING, KV_CACHE)
 
 @dataclass(frozen=True, repr=False)
 class Gauge(Record):
-    """Mean and maximum of a gauge; both None where it was not observed."""
+    """Mean and maximum of a gauge; both None if it was not observed."""
 
     mean: float | None
     max: float | None

@@ -272,10 +272,10 @@ def merged(increases: Sequence[Increase]) -> Distribution | None:
 
 @dataclass(frozen=True, repr=False)
 class Quantile(Record):
-    """A quantile in seconds: `value` is PromQL's, None in the overflow bucket.
+    """A quantile in seconds: `value` is as in PromQL, None in the overflow bucket.
 
-    `lower` and `upper` are the edges of its bucket, between which the truth lies; `estimate` uses
-    the sum and the neighboring buckets too. All None where nothing was observed.
+    `lower` and `upper` are the edges of its bucket, which contain the true quantile; `estimate`
+    also uses the histogram's sum and the neighboring buckets. All are None if nothing was observed.
     """
 
     value: float | None = None

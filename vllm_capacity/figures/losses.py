@@ -60,9 +60,9 @@ _LEAST_KV_RATIO = 0.02  # a fuller cache shows how many requests fit into it
 
 @dataclass(frozen=True, repr=False)
 class Lost(Record):
-    """Bounds of what is in no figure, in the unit of the counter.
+    """Bounds of what is missing from all figures, in the unit of the counter.
 
-    `high` is None where there is no upper bound, and `reason` says why; empty elsewhere.
+    `high` is None if there is no upper bound; `reason` then says why, and is empty otherwise.
     """
 
     low: float

@@ -167,10 +167,10 @@ _GENERATES = "completions|responses|messages|generate|embeddings|score|rerank"
 
 @dataclass(frozen=True, repr=False)
 class Failures(Figures):
-    """What can be known of failures, each unknown where its series do not exist.
+    """Failures as far as they are known; each is unknown if its series do not exist.
 
-    `http_5xx_ratio` and `http_4xx_ratio` of answers on generating paths, `error_ratio` of finished
-    requests, `rejected` and `abandoned` in requests.
+    `http_5xx_ratio` and `http_4xx_ratio` are shares of the responses on generating paths,
+    `error_ratio` of finished requests; `rejected` and `abandoned` are numbers of requests.
     """
 
     http_5xx_ratio: Estimate

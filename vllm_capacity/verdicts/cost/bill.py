@@ -43,7 +43,7 @@ _LIGHTEST_RATIO, _HALF_RATIO = 0.005, 0.5  # where the curve begins: between the
 
 @dataclass(frozen=True, repr=False)
 class Costs(Figures):
-    """Every cost figure of one group of engines, or of all; each known with its basis, or why not.
+    """The cost figures of one group of engines, or of all, each with its basis or reason.
 
     USD, USD per request or per million tokens, tokens per USD; `utilization` is a ratio, 0..1.
     """

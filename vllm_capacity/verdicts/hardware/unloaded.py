@@ -305,14 +305,13 @@ def _no_less(found: Estimate, held: Estimate) -> Estimate:
 
 @dataclass(frozen=True, repr=False)
 class ByArithmetic(Figures):
-    """What a window's servers could do under more load, by arithmetic; beside what was measured.
+    """What the servers could do under more load by arithmetic, shown beside what was measured.
 
-    `gpu` and `model` are what it rests on, `running_requests` and `itl_seconds` the light load it
-    was corrected by (of several engines the mean over those that it was asked of), and
-    `capacity_running_requests` the load that the capacity is of; None where it was asked of none.
-    Every figure is unknown, with one reason, where the capacity was found from the telemetry, or
-    the arithmetic is silent. `slo_…` are within the latency targets, and so is how many replicas
-    can go where targets are given; unknown with a reason without.
+    `gpu` and `model` are its inputs, and `running_requests` and `itl_seconds` the light load that
+    corrected it (for several engines, their mean). `capacity_running_requests` is the load at
+    capacity. These are None if no engine needed it. The figures are unknown, with the reason, if
+    the capacity was found from the telemetry or arithmetic does not apply. The `slo_…` figures, and
+    with targets the number of removable replicas, keep to the latency targets.
     """
 
     gpu: str | None

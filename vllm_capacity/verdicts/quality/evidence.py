@@ -145,10 +145,11 @@ def stale_gauges(steps: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True, repr=False)
 class Finding(Record):
-    """What a check found: how bad, how often, when, and which figures it can move by how much.
+    """What a check found: its severity, count and times, and how much it can change which figures.
 
-    `info` is a fact to know, `warning` a doubt about a figure, `error` a figure not to be trusted.
-    `max_effect` gives the most it can move a figure, in that figure's unit; empty where none.
+    `info` is worth knowing, `warning` puts a figure in doubt, and `error` means that a figure is
+    not to be trusted. `max_effect` is the largest change of each figure, in its unit; empty if
+    none.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"moves": "max_effect"}

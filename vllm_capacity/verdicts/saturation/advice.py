@@ -42,9 +42,9 @@ _NO_LOSS = Prior(kv_loss=0.0)
 
 @dataclass(frozen=True, repr=False)
 class Advice(Record):
-    """One setting to change: on which engine (or "fleet"), why, and what it would bring.
+    """A setting to change: on which engine (or "fleet"), why, and the expected effect.
 
-    `effect` is the share of throughput to gain; for replicas, the share of the bill to save.
+    `effect` is the share of throughput gained; for replicas, the share of the bill saved.
     """
 
     setting: str

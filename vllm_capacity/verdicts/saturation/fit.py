@@ -122,7 +122,7 @@ _WHEN_READ: Any = _WhenRead()
 
 @dataclass(frozen=True, repr=False)
 class Stretch(Record):
-    """Consecutive steps of one engine under one regime, and one sentence with the numbers."""
+    """Consecutive steps of one engine under one regime, with a sentence that gives the numbers."""
 
     start: datetime
     end: datetime
@@ -152,7 +152,7 @@ class RegimeTime:
 
 @dataclass(frozen=True, repr=False)
 class Imbalance(Record):
-    """Engines at a limit, and those of the same models that had room then and were at none."""
+    """Engines at a limit, and engines of the same models that had room at that time."""
 
     limited: tuple[str, ...]
     free: tuple[str, ...]
@@ -160,11 +160,11 @@ class Imbalance(Record):
 
 @dataclass(frozen=True, repr=False)
 class Saturation(Figures):
-    """What limits the server, how much it can do, and how much room is left.
+    """What limits the server, its capacity, and its headroom.
 
-    `regime` is that of most busy time, `bottleneck` what limited it longest in its busiest quarter,
-    None where nothing did. `capacity_kind` is one of `KINDS`. `imbalance` names the engines between
-    which load could be balanced; None where there are none.
+    `regime` is the one with the most busy time, `bottleneck` what limited the server longest in its
+    busiest quarter, None if nothing did. `capacity_kind` is one of `KINDS`. `imbalance` names
+    engines between which load could be balanced, None if there are none.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"first_limit": "bottleneck"}
