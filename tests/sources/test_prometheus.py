@@ -180,7 +180,7 @@ def test_a_value_that_is_no_number_is_refused(text):
     body = {"status": "success", "data": {"resultType": "matrix", "result": result}}
     with (
         answering(lambda request: httpx.Response(200, json=body)) as client,
-        pytest.raises(SourceError, match="no number"),
+        pytest.raises(SourceError, match="not a number"),
     ):
         Prometheus(client).answer(["up"], PART)
 

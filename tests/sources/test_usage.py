@@ -1,5 +1,6 @@
 """Logs of gateways as rows of usage: their columns, times, keys, and the rows that are none."""
 
+import csv
 import gzip
 import hashlib
 import json
@@ -210,3 +211,11 @@ def test_several_logs_are_one(tmp_path):
     log = read_usage(paths, keys=SHOWN)
     assert log.frame["key"].to_list() == ["a", "b"]
     assert [file.name for file in log.files] == ["a", "b"]
+
+
+def test_reading_leaves_the_limit_of_cells_as_it_was(tmp_path):
+    path = tmp_path / "usage.csv"
+    path.write_text("key,start,end,prompt_tokens,completion_tokens\na,1762000000,1762000009,1,2\n")
+    before = csv.field_size_limit()
+    read_usage([path], keys=SHOWN)
+    assert csv.field_size_limit() == before

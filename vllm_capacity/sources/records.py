@@ -31,6 +31,7 @@ _NOTHING = frozenset(("", "-", "null", "none", "nan"))
 _EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 _NGINX_TIME = "%d/%b/%Y:%H:%M:%S %z"
 _GZIP = b"\x1f\x8b"
+_LONGEST_CELL = 1 << 27  # LiteLLM logs whole messages if configured to
 
 
 def pairs(text: str) -> dict[str, str]:
@@ -161,8 +162,8 @@ def _object(value: Any) -> Mapping[str, Any] | str:  # noqa: ANN401  what JSON h
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row | str]]:
-    csv.field_size_limit(1 << 27)  # LiteLLM logs whole messages if configured to
     reader = csv.reader(io.StringIO(text, newline=""))
+    usual = csv.field_size_limit(_LONGEST_CELL)  # the limit is one for the whole process
     try:
         head = [name.strip() for name in next(reader)]
         for row in reader:
@@ -172,6 +173,8 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row | str]]:
                 yield reader.line_num, f"{len(row)} cells under {len(head)} columns"
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}.") from None
+    finally:
+        csv.field_size_limit(usual)
 
 
 def _formatted(text: str, log_format: str) -> Iterator[tuple[int, Row | str]]:
