@@ -239,6 +239,21 @@ def test_head_of_the_engine_table_sorts_it(chromium, replicas_page):
     assert (orders[1:], said) == ([["r0", "r1"], ["r1", "r0"]], [])
 
 
+def test_tables_of_engines_and_labels_show_every_column(chromium, replicas_page):
+    """Heads of numbers take several lines rather than push the last columns out of sight."""
+    with Opened(chromium, replicas_page, width=1280) as view:
+        view.page.eval_on_selector_all(
+            "table[data-sortable] th.n button",
+            "all => all.forEach(each => each.textContent = 'per million output tokens')",
+        )
+        found = view.page.eval_on_selector_all(
+            "table[data-sortable]",
+            "all => all.map(each => each.scrollWidth - each.parentElement.clientWidth)",
+        )
+    assert found
+    assert max(found) <= 0
+
+
 def test_a_table_by_a_label_adds_up_to_the_whole(chromium, replicas_page):
     with Opened(chromium, replicas_page) as view:
         head = view.page.locator("th", has_text="prompt tokens")
