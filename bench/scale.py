@@ -88,7 +88,7 @@ def _month_title(engines: int, days: int) -> str:
 
 def growth(found: Sequence[Ratio]) -> list[str]:
     """How what is measured grows with the number of engines: the exponents, from size to size."""
-    told = []
+    lines = []
     for which in _GOALS:
         for unit in ("CPU s", "peak MB"):
             of = [
@@ -97,12 +97,8 @@ def growth(found: Sequence[Ratio]) -> list[str]:
                 for engines in ENGINES
                 if ratio.ours_is == _title(engines, which) and ratio.unit == unit
             ]
-            each = [
-                f"{math.log(b / a) / math.log(m / n):.2f} from {n} to {m}"
-                for (n, a), (m, b) in pairwise(of)
-            ]
-            if each:
-                told.append(f"figures {which}, {unit} by engines: exponent {', '.join(each)}.")
+            if each := _exponents(of):
+                lines.append(f"figures {which}, {unit} by engines: exponent {each}.")
     for unit in ("CPU s", "peak MB"):
         of = [
             (engines * days, statistics.median(ratio.ours))
@@ -110,13 +106,17 @@ def growth(found: Sequence[Ratio]) -> list[str]:
             for ratio in found
             if ratio.ours_is == _month_title(engines, days) and ratio.unit == unit
         ]
-        each = [
-            f"{math.log(b / a) / math.log(m / n):.2f} from {n:,} to {m:,}"
-            for (n, a), (m, b) in pairwise(of)
-        ]
-        if each:
-            told.append(f"figures kept, {unit} by engine-days: exponent {', '.join(each)}.")
-    return told
+        if each := _exponents(of):
+            lines.append(f"figures kept, {unit} by engine-days: exponent {each}.")
+    return lines
+
+
+def _exponents(of: Sequence[tuple[int, float]]) -> str:
+    """The exponent of growth from each size to the next; empty for fewer than two sizes."""
+    return ", ".join(
+        f"{math.log(b / a) / math.log(m / n):.2f} from {n:,} to {m:,}"
+        for (n, a), (m, b) in pairwise(of)
+    )
 
 
 def _title(engines: int, which: str) -> str:

@@ -149,18 +149,20 @@ class Analysis:
     @cached_property
     def attempts(self) -> pl.DataFrame:
         """Scrape attempts up to the end of the time range: instance, ts, is_good."""
-        return self.asked.rows()
+        return self.attempt_stretches.rows()
 
     @cached_property
-    def asked(self) -> Attempts:
+    def attempt_stretches(self) -> Attempts:
         """The attempts as stretches by target (figures/attempts.py): fewer rows in long ranges."""
-        return scrapes.asked(self.window, end=self.time_range.end)
+        return scrapes.attempt_stretches(self.window, end=self.time_range.end)
 
     @cached_property
     def engines(self) -> pl.DataFrame:
         """The engines with their billed hours: one row per engine (figures/scrapes.py)."""
-        found = scrapes.engines(self.window, time_range=self.time_range, attempts=self.asked)
-        return scrapes.billed_hours(found, self.asked, time_range=self.time_range)
+        found = scrapes.engines(
+            self.window, time_range=self.time_range, attempts=self.attempt_stretches
+        )
+        return scrapes.billed_hours(found, self.attempt_stretches, time_range=self.time_range)
 
     @property
     def instances(self) -> list[str]:
@@ -417,7 +419,7 @@ class Analysis:
     @cached_property
     def scrape_counts(self) -> list[scrapes.ScrapeCount]:
         """How often each target was scraped, and how often it answered."""
-        return scrapes.scrape_counts(self.asked, time_range=self.time_range)
+        return scrapes.scrape_counts(self.attempt_stretches, time_range=self.time_range)
 
     @property
     def all_scrapes(self) -> scrapes.ScrapeCount:
@@ -434,12 +436,12 @@ class Analysis:
     @cached_property
     def gaps(self) -> list[scrapes.Gap]:
         """Long times without a good scrape of a target, by target and time."""
-        return scrapes.gaps(self.asked, time_range=self.time_range)
+        return scrapes.gaps(self.attempt_stretches, time_range=self.time_range)
 
     @cached_property
     def interruptions(self) -> list[scrapes.Interruption]:
         """Gaps and restarts, by target and time."""
-        return scrapes.interruptions(self.asked, self.gaps, self.restarts)
+        return scrapes.interruptions(self.attempt_stretches, self.gaps, self.restarts)
 
     @cached_property
     def restarts(self) -> list[scrapes.Restart]:
@@ -449,7 +451,9 @@ class Analysis:
     @cached_property
     def outages(self) -> list[scrapes.Outage]:
         """The targets that answered at first and then never again."""
-        return scrapes.outages(self.window, time_range=self.time_range, attempts=self.asked)
+        return scrapes.outages(
+            self.window, time_range=self.time_range, attempts=self.attempt_stretches
+        )
 
     @cached_property
     def losses(self) -> losses.Losses:
@@ -457,7 +461,7 @@ class Analysis:
         return losses.losses(
             self.window,
             time_range=self.time_range,
-            attempts=self.asked,
+            attempts=self.attempt_stretches,
             restarts=self.restarts,
             outages=self.outages,
         )
@@ -811,7 +815,7 @@ class Analysis:
     @cached_property
     def gauges(self) -> gauges.Gauges:
         """Running and waiting requests and KV-cache usage over the time range."""
-        return gauges.gauges(self.window, self.asked, time_range=self.time_range)
+        return gauges.gauges(self.window, self.attempt_stretches, time_range=self.time_range)
 
     @cached_property
     def phases(self) -> dict[str, latency.Phase]:
@@ -880,7 +884,7 @@ class Analysis:
         facts = evidence.gather(
             self.window,
             time_range=self.time_range,
-            attempts=self.asked,
+            attempts=self.attempt_stretches,
             gaps=self.gaps,
             restarts=self.restarts,
             outages=self.outages,

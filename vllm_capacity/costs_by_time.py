@@ -231,12 +231,12 @@ def _successful(increases: pl.DataFrame, cuts: Sequence[TimeRange]) -> list[_Suc
                 pl.col("increase").filter(pl.col("reason") == reason).sum()
                 for reason in traffic.SUCCESSFUL_REASONS
             ).alias("requests"),
-            is_told=(pl.col("reason") != "").all(),
+            is_known=(pl.col("reason") != "").all(),
         )
     )
     found: list[_Successful] = [{} for _ in cuts]
-    for part, instance, engine, requests, is_told in counted.iter_rows():
-        found[part][instance, engine] = requests if is_told else None
+    for part, instance, engine, requests, is_known in counted.iter_rows():
+        found[part][instance, engine] = requests if is_known else None
     return found
 
 

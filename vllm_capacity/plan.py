@@ -775,10 +775,10 @@ def _by_arithmetic(case: _Planning) -> Estimate:
     if case.capacity.is_known:
         return Estimate.unknown("the capacity was found from the telemetry")
     found, engines = case.reckoned, case.answer.window.mean_engines or 1.0
-    told, can, reason = found.asked, found.capacities, found.reason
+    asked, can, reason = found.asked, found.capacities, found.reason
     if case.is_within_targets:
-        told, can, reason = found.asked_within, found.within, found.reason_within
-    if not told:
+        asked, can, reason = found.asked_within, found.within, found.reason_within
+    if not asked:
         return Estimate.unknown(reason)
     whole = fleet_sum(can, presence=case.analysis.presence)
     return whole if engines == 1 else whole.scaled(1 / engines, f"÷ {engines:.3g} engines")

@@ -91,7 +91,7 @@ def dashboard(usd_per_hour: float | None, gpus_per_engine: float, out: Path | No
     _put(dashboard_json(usd_per_hour, gpus_per_engine), out)
 
 
-def _capacities(window: str | None, told: tuple[str, ...]) -> dict[str, Estimate]:
+def _capacities(window: str | None, texts: tuple[str, ...]) -> dict[str, Estimate]:
     """The capacity of an engine by model: as given, else from the window.
 
     Models of the window without one are reported on stderr.
@@ -99,7 +99,7 @@ def _capacities(window: str | None, told: tuple[str, ...]) -> dict[str, Estimate
     from vllm_capacity.render.exports.monitoring import ANY_MODEL
 
     given: dict[str, Estimate] = {}
-    for text in told:
+    for text in texts:
         model, _, number = text.rpartition("=")
         if (model or ANY_MODEL) in given:
             raise InputError(f"--capacity is given twice for {model or 'all models'}.")

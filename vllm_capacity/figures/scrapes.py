@@ -202,7 +202,7 @@ def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
     return merged(found) if "source" in found.columns else found
 
 
-def asked(window: Window, *, end: datetime) -> Attempts:
+def attempt_stretches(window: Window, *, end: datetime) -> Attempts:
     """The same attempts as stretches, which are fewer than rows for weeks of many targets."""
     kept = hourly_attempts(window)
     return Attempts.of(attempts(window, end=end)) if kept is None else kept.before(end)

@@ -18,7 +18,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import pairwise
 from typing import Any
 
@@ -235,6 +235,12 @@ class Table:
         Text that a spreadsheet would run as a formula gets a leading apostrophe.
         """
         return csv_of(self.frame)
+
+    def to_parquet(self) -> bytes:
+        """The values as a Parquet file, with their types; a head if there are no rows."""
+        buffer = BytesIO()
+        self.frame.write_parquet(buffer)
+        return buffer.getvalue()
 
     def to_text(self, width: int = 80, *, notes: bool = True) -> str:
         """The table as lines up to `width`; `notes` can be left out.

@@ -115,19 +115,19 @@ class Beside:
 
     @property
     def _how_to_read_logs(self) -> dict[str, object]:
-        told = {
+        found = {
             "usage_columns": self.usage.columns or None,
             "usage_models": self.usage.models or None,
             "usage_log_format": self.usage.log_format,
             "idle": None if self.usage.idle == UsageSettings.idle else self.usage.idle,
         }
-        return {name: value for name, value in told.items() if value is not None}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def _of_invoice(self) -> dict[str, object]:
         columns = self.invoice.invoice_columns
-        told = {"invoice_columns": columns} if columns else {}
-        return {"invoice": str(self.invoice.invoice), **told}
+        found = {"invoice_columns": columns} if columns else {}
+        return {"invoice": str(self.invoice.invoice), **found}
 
 
 def _not_there(kind: str, name: object) -> str:
@@ -152,8 +152,8 @@ def _rows_of(digest: str) -> int:
 
 def _digest(frames: Sequence[pl.DataFrame]) -> str:
     """The number of rows and a digest of them in any order; empty if there are none."""
-    told = [frame.sort(frame.columns).write_csv() for frame in frames if frame.height]
-    if not told:
+    found = [frame.sort(frame.columns).write_csv() for frame in frames if frame.height]
+    if not found:
         return ""
-    digest = hashlib.blake2b("\n".join(sorted(told)).encode(), digest_size=16)
+    digest = hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=16)
     return f"{sum(frame.height for frame in frames)}-{digest.hexdigest()}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from io import BytesIO
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError
@@ -52,9 +51,7 @@ def to_csv(analysis: Analysis, currency: Currency) -> str:
 
 def to_parquet(analysis: Analysis, currency: Currency) -> bytes:
     """The figures as a Parquet file."""
-    buffer = BytesIO()
-    figure_table(analysis, currency).frame.write_parquet(buffer)
-    return buffer.getvalue()
+    return figure_table(analysis, currency).to_parquet()
 
 
 def to_json(analysis: Analysis, currency: Currency) -> str:

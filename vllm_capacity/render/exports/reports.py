@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
-from io import BytesIO
 from pathlib import Path
 
 from vllm_capacity.bills import Billed, BilledUse
@@ -168,8 +167,8 @@ def _lacking(found: Reports, to: str) -> Iterator[str]:
     """A note on pages of which the format cannot have everything; empty if it has all."""
     if to == "markdown":
         return  # it has only first screens, which all pages keep
-    told = found.newest if to in _OF_NOW else found.nights
-    without = [night.page for night in told if night.use is None]
+    nights = found.newest if to in _OF_NOW else found.nights
+    without = [night.page for night in nights if night.use is None]
     if without:
         less = "only figures of the first screen are told" if to in _OF_SCREENS else "left out"
         yield (
@@ -243,9 +242,7 @@ def _to_csv(found: Reports, currency: Currency) -> str:
 
 
 def _to_parquet(found: Reports, currency: Currency) -> bytes:
-    buffer = BytesIO()
-    report_table(found, currency).frame.write_parquet(buffer)
-    return buffer.getvalue()
+    return report_table(found, currency).to_parquet()
 
 
 def _to_json(found: Reports, currency: Currency) -> str:
@@ -316,9 +313,9 @@ def _lines(night: Night, currency: Currency) -> Iterator[str]:
     if not night.report.tiles:
         yield "This report holds no figures."
     for tile in night.report.tiles:
-        told = _shown(tile) if currency.day is None else _in_other_money(tile, currency)
+        shown = _shown(tile) if currency.day is None else _in_other_money(tile, currency)
         change = _change(tile, currency)
-        yield "; ".join(filter(None, (f"- {tile.label}: {_for_chats(told)}", _for_chats(change))))
+        yield "; ".join(filter(None, (f"- {tile.label}: {_for_chats(shown)}", _for_chats(change))))
 
 
 def _for_chats(text: str) -> str:

@@ -69,8 +69,8 @@ def _figures(analysis: Analysis, currency: Currency) -> list[str]:
         for name, each, write, unit in rows
     ]
     ttft = p95.estimate
-    told = "not observed, or beyond the histogram" if ttft is None else seconds(ttft)
-    return [*lines, f"- p95 TTFT: {told}"]
+    shown = "not observed, or beyond the histogram" if ttft is None else seconds(ttft)
+    return [*lines, f"- p95 TTFT: {shown}"]
 
 
 def _shown(found: Estimate, write: Write) -> str:

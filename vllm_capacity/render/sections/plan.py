@@ -183,8 +183,8 @@ def queue_check(plan: Plan) -> Text:
     """
     parts, policy = plan.by_model, plan.policy
     if len(parts) < 2:
-        told = _queue_sentence(plan.queue_check, plan.working_replicas)
-        return text(told, *replay_sentences(plan.replays))
+        sentence = _queue_sentence(plan.queue_check, plan.working_replicas)
+        return text(sentence, *replay_sentences(plan.replays))
     return text(
         *(
             sentence

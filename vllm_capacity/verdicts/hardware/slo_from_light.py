@@ -88,8 +88,8 @@ class _FromLight:
 
     @property
     def found(self) -> Within:
-        told, is_full = heaviest_load(self.question, admitted=self.admitted)
-        ends = [self._ends(running) for running in _loads(self.seen.running, told)]
+        heaviest, is_full = heaviest_load(self.question, admitted=self.admitted)
+        ends = [self._ends(running) for running in _loads(self.seen.running, heaviest)]
         slow, middle, fast = ((self.seen, *(each[end] for each in ends)) for end in range(3))
         (low, _), (mid, is_ended), (high, is_sure) = map(_within, (slow, middle, fast))
         running = _running_at(middle, mid)
@@ -102,7 +102,7 @@ class _FromLight:
             found = Estimate.known(low, mid, high, words, kind=Kind.EXTRAPOLATED)
             return Within(found, running, middle)
         reason = (
-            f"the targets may be met at more than {told:.3g} running requests, and a load of "
+            f"the targets may be met at more than {heaviest:.3g} running requests, and a load of "
             f"{seen} tells of no more than {MOST_TIMES:.0f} × as many"
         )
         return Within(Estimate.at_least(low, words, reason=reason), running, middle)

@@ -399,23 +399,25 @@ def reckoned(
         reason = "the capacity was found from the telemetry"
         return Reckoned(known, {}, reason, met, {}, reason)
     found = {name: heaviest(fits[name], setups[name], known[name], ask) for name in unsure}
-    told, reason = _told(found)
-    capacities = {**known, **{name: each.capacity for name, each in told.items()}}
+    answered, reason = _answered(found)
+    capacities = {**known, **{name: each.capacity for name, each in answered.items()}}
     if slo is None or not slo.targets:
-        return Reckoned(capacities, told, reason)
+        return Reckoned(capacities, answered, reason)
     found_within = {
         name: heaviest_within(fits[name], setup, full, slo, met[name])
-        for name, full in told.items()
+        for name, full in answered.items()
         if not met[name].is_known and isinstance(setup := setups[name], Setup)
     }
-    told_within, reason_within = _told(found_within)
-    reached = {name: each.output_tokens_per_second for name, each in told_within.items()}
+    answered_within, reason_within = _answered(found_within)
+    reached = {name: each.output_tokens_per_second for name, each in answered_within.items()}
     reason_within = reason_within or reason
-    return Reckoned(capacities, told, reason, {**met, **reached}, told_within, reason_within)
+    return Reckoned(
+        capacities, answered, reason, {**met, **reached}, answered_within, reason_within
+    )
 
 
-def _told(found: Mapping[str, Heaviest | str]) -> tuple[dict[str, Heaviest], str]:
+def _answered(found: Mapping[str, Heaviest | str]) -> tuple[dict[str, Heaviest], str]:
     """The engines with a calculated result, and the most common reason why others have none."""
     silent = [each for each in found.values() if isinstance(each, str)]
-    told = {name: each for name, each in found.items() if isinstance(each, Heaviest)}
-    return told, statistics.mode(silent) if silent else ""
+    answered = {name: each for name, each in found.items() if isinstance(each, Heaviest)}
+    return answered, statistics.mode(silent) if silent else ""

@@ -409,8 +409,8 @@ class _Asking:
         half = widened(
             half, self.question, one, other, is_near=self.is_near, is_timed=self.is_timed
         )
-        is_told = self.question.load.clients is not None
-        past = SAME_RATE_UNDER_CLIENTS if is_told else SAME_RATE
+        is_load_known = self.question.load.clients is not None
+        past = SAME_RATE_UNDER_CLIENTS if is_load_known else SAME_RATE
         down, up = reach(half, gains, gain=middle, fade=fade, past=past)
         mid = self.question.output_tokens_per_second * math.exp(middle)
         words = self._basis(one, other, weight=weight)

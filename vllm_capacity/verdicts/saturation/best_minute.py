@@ -259,15 +259,15 @@ def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
     than half, in running requests or in prompts. One request at a time always counts as light.
     False if the cache filled up, or if no load is clearly lighter.
     """
-    told = np.flatnonzero(
+    timed = np.flatnonzero(
         steps.is_usable
         & is_seen(steps.running)
         & (steps.output_tokens_per_second > 0)
         & ~is_nonzero(steps.waiting_max)
     )
-    if len(told) < _LEAST_LIGHT:
+    if len(timed) < _LEAST_LIGHT:
         return np.zeros(len(steps), bool)
-    order = told[np.argsort(steps.running[told], kind="stable")]
+    order = timed[np.argsort(steps.running[timed], kind="stable")]
     light = order[: max(_LEAST_LIGHT, int(len(order) * _LIGHTEST))]
     ran, tokens, prompts = (
         total(steps.column(name)[light], steps.seconds[light])
