@@ -483,7 +483,7 @@ BEGAN = T0.timestamp() - 100
 def twins(counts, others, *, began=BEGAN, more=(), apart=5):
     """A start that two targets tell alike, and the counts that they tell in turn."""
     return {
-        "params": {"metric": TOKENS},
+        "params": {"metric": TOKENS, "fewest": 5},
         "series": [
             *(starts(1), starts(2, "b"), counter(3), counter(4, instance="b")),
             *(counter(5, labels='{"x": "1"}'), counter(6, REQUESTS)),

@@ -1,7 +1,8 @@
 -- same_processes: targets that are one process under two names.
 -- grain: one row per pair: the same start to the last digit, and one count that grows through the
--- samples of both, in order of time, in five steps or more. At one instant both must show the same count.
--- params: $metric (a counter that grows with all work).
+-- samples of both, in order of time, with more than $fewest values. At one instant both must show
+-- the same count.
+-- params: $metric (a counter that grows with all work), $fewest.
 with starts as (
     select instance, arg_max(value, ts) as started
     from samples
@@ -37,5 +38,5 @@ together as (
 select instance, other
 from together
 group by instance, other
-having bool_and(coalesce(value >= value_before, true)) and count(distinct value) > 5
+having bool_and(coalesce(value >= value_before, true)) and count(distinct value) > $fewest
 order by instance, other
