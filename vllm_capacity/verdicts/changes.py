@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -389,8 +390,7 @@ class _ByShares:
 
 
 def _by_shares(places: Floats, sums: Floats, memory: float) -> _ByShares:
-    alike = np.exp(-np.abs(places[:, None] - places[None, :]) / memory)
-    values, vectors = np.linalg.eigh(alike)
+    values, vectors = _principal_parts(tuple(places.tolist()), memory)
     drifts = np.array(_SHARES)[:, None]
     variances = np.maximum(drifts * values + (1 - drifts), 1e-9)
     own, ones = vectors.T @ sums, vectors.sum(axis=0)
@@ -402,6 +402,17 @@ def _by_shares(places: Floats, sums: Floats, memory: float) -> _ByShares:
         np.maximum(squares, 1e-300),
         (ones**2 * variances).sum(axis=1),
     )
+
+
+@lru_cache(maxsize=4 * _MEMORIES)
+def _principal_parts(places: tuple[float, ...], memory: float) -> tuple[Floats, Floats]:
+    """The eigenvalues and eigenvectors of a drift's correlation between these places.
+
+    Kept, because the figures of a comparison are mostly observed in the same parts of time.
+    """
+    at = np.array(places)
+    values, vectors = np.linalg.eigh(np.exp(-np.abs(at[:, None] - at[None, :]) / memory))
+    return values, vectors
 
 
 def _mixed_half(weights: Floats, errors: Floats, freedom: int) -> float:
