@@ -1,11 +1,5 @@
 """What several tests lean on: the committed windows, their answers, and whom tests may ask."""
 
-import os
-
-# Before NumPy is imported: idle BLAS threads spin, which costs the other workers ten times the work
-# on matrices as small as ours.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -14,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import blas  # noqa: F401  before NumPy
 from tests.answering import answer
 from tests.cli.command_line import completed
 from vllm_capacity.assumptions import Assumptions
