@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_capacity.errors import InputError
 
-if TYPE_CHECKING:  # --help lists the rules and needs no answer
+if TYPE_CHECKING:  # slow to import, and --help lists the rules
     from vllm_capacity.analysis import Analysis
     from vllm_capacity.answer import Answer
     from vllm_capacity.assumptions import Assumptions, Slo
@@ -269,7 +269,7 @@ RULES = (
 
 def watched(window: Window, assumptions: Assumptions, *, over_seconds: float | None) -> Watched:
     """The input of rules for the window's last seconds; None: for all of it."""
-    from vllm_capacity.analysis import Analysis  # --help needs no analysis
+    from vllm_capacity.analysis import Analysis  # slow to import; --help does without it
 
     whole = window.extent
 
@@ -298,7 +298,7 @@ def _growth(after: Analysis) -> Observed:
         )
     before = type(after).of(after.window, begin - length, begin, after.assumptions)
     change = compare(before, after).cost_at_same_load
-    if change.is_more_than_noise is False:  # its bounds may still decide
+    if change.is_more_than_noise is False:  # a bound can still be compared with the threshold
         return replace(_of(change.ratio), value=None, reason="no more than noise")
     return _of(change.ratio)
 

@@ -699,7 +699,7 @@ class Analysis:
             for name, part in self.bill_parts.items()
         }
         whole = self._charged(bill(parts)).whole
-        # A replay needs what the window shows of the server, so arithmetic has none.
+        # No replay: it needs a measured capacity, and this one is calculated.
         can = found.within if self.assumptions.slo.targets else found.capacities
         pools = self._pools(can)
         left = surplus({m: replace(pool, served=None) for m, pool in pools.items()}, Policy())

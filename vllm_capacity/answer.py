@@ -243,12 +243,12 @@ class Answer(Record):
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of the answer, made from its types: what `answers.schema.json` holds."""
-    import msgspec  # not needed to make an answer
+    import msgspec  # only the schema needs it
 
     made = msgspec.json.schema(Answer)
     for one in made["$defs"].values():
         one["description"] = cleandoc(one.get("description", ""))
         if "properties" in one:
-            one["required"] = list(one["properties"])  # a default is no reason to leave one out
+            one["required"] = list(one["properties"])  # fields with a default are written, too
     title = "What vllm-capacity says of one window"
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **made}

@@ -281,7 +281,7 @@ def _pools(analysis: Analysis, rows: pl.DataFrame, idle: IdleRule) -> list[_Pool
     by_model: dict[str, list[str]] = {}
     for engine, models in analysis.models_by_engine.items():
         if engine not in analysis.makes:
-            continue  # it has counts, but no billed time
+            continue  # it has counters, but no billed time
         by_model.setdefault(models[0], []).append(engine)
     weights = _weights(analysis, idle)
     pools = []

@@ -192,7 +192,7 @@ def _days(
     """Make the pages of a source's days, printing each name on stdout; raise what is missing."""
     if given["start"] is not None or given["end"] is not None:
         raise InputError("With --from, say which days by --last; leave --start and --end out.")
-    from vllm_capacity.cli.nights import Night, missing_days, night  # code for pulls: only for days
+    from vllm_capacity.cli.nights import Night, missing_days, night  # slow: only for pulls
 
     assumptions_of(given)  # report an invalid price before anything is pulled
     source, days = taken(SourceSettings, given), taken(DaySettings, given)

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.window import Window
 
-_LONGEST_US = 3_600_000_000  # a longer step ends a stretch: others fit into 32 bits
+_LONGEST_US = 3_600_000_000  # a longer step ends a stretch, so that steps fit into 32 bits
 _INSTANT = pl.Datetime("us", "UTC")
 _LOW, _HIGH = 0.05, 0.95
-_ROUNDING = 1e-12  # seconds of a step may differ in their last bit by who divides
+_ROUNDING = 1e-12  # DuckDB and NumPy may differ in the last bit of a division
 
 STRETCH_COLUMNS = (
     *("instance", "start", "end", "tried", "good", "last_good"),

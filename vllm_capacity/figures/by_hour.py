@@ -43,11 +43,11 @@ from vllm_capacity.timerange import TimeRange
 FROM_HOURS = 6.0
 """A longer range is read by the hour, a shorter one row by row."""
 
-_VERSION, _LAYOUT = version("vllm-capacity"), 2  # of the code, and of what a piece leaves behind
+_VERSION, _LAYOUT = version("vllm-capacity"), 2  # of the code; of the stored files' layout
 _HASH_DIGITS = 24
-OF_ALL_ROWS = ("relabelled",)  # a bound, which the rows in between may raise
+OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")
-_LARGE = ("steps", "attempt_steps")  # read each time, and not held
+_LARGE = ("steps", "attempt_steps")  # not cached in memory: read again each time
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
     return pl.concat(found)
 
 
-# --- shipped queries that ends do not answer ------------------------------------------------------
+# --- shipped queries that need more than the first and last rows ----------------------------------
 
 
 def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:

@@ -55,7 +55,7 @@ from vllm_capacity.timerange import TimeRange
 TOKENS = (GENERATION_TOKENS, PROMPT_TOKENS)
 COUNTED = (REQUESTS, *TOKENS)
 STRETCH = {E2E: 20, ITL: 200}  # minimum observations for a mean
-_LEAST_KV_RATIO = 0.02  # a fuller cache shows how many requests fit into it
+_LEAST_KV_RATIO = 0.02  # from this usage on, it shows how many requests fit into the cache
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,7 +94,7 @@ class Ceiling:
     prompt_tokens: Pace
     prompt_tokens_per_request: float
     places: float
-    basis: str  # of requests, in words
+    basis: str  # how the pace of requests was found, as text
 
 
 @dataclass(frozen=True)

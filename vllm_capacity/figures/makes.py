@@ -143,5 +143,5 @@ def _are_alike(one: float | None, other: float | None) -> bool:
 def _number(text: str | None) -> float | None:
     try:
         return float(text) if text else None
-    except ValueError:  # "None": the server left it to the engine
+    except ValueError:  # "None": not set on the server, so the engine chose it
         return None

@@ -50,11 +50,11 @@ ROWS_PER_PIECE = 400_000
 
 _MIDNIGHT = datetime(2000, 1, 1, tzinfo=UTC)
 _PARTS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
-_BASE_ROWS, _BASE_SECONDS = 12, 65  # of what intervals and the best minute are told by
+_BASE_ROWS, _BASE_SECONDS = 12, 65  # enough for intervals and the best minute
 _LONG_BASE = ("up", RUNNING, GENERATION_TOKENS)
 _LOAD = (RUNNING, WAITING)
-_READ = ("up", PROCESS_START)  # by attempts and processes, every row
-_SEEN = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # by engines, of which one row tells
+_READ = ("up", PROCESS_START)  # attempts and processes need every row
+_SEEN = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # one row shows that an engine exists
 _FRESH = timedelta(minutes=5)
 _MINUTE = "1m"
 
@@ -140,7 +140,7 @@ def pieces_of(
     found = []
     for begin, own in groupby(sorted(hours), key=lambda hour: hour - (hour - _MIDNIGHT) % length):
         files = tuple(file for hour in own for file in hours[hour])
-        # What a pull carried in from before its start is a piece, too: the next rests on it.
+        # Rows that a pull carried in from before its start are a piece, too: the next builds on it.
         first = begin if window.begin == whole.start else max(begin, whole.start)
         last = min(begin + length, whole.end)
         cuts = {border for border in borders if first < border < last}
@@ -250,7 +250,7 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
     with own.cursor() as cursor:
         for name, frame in tables.items():
             stored(cursor, name, frame)
-    here = replace(window.manifest, origin=None)  # all that is asked for is here
+    here = replace(window.manifest, origin=None)  # complete: nothing to fetch from S3
     inherited = {each.name: getattr(window, each.name) for each in fields(Window)}
     return SortedWindow(
         **{**inherited, "manifest": here, "database": own, "answers": {}},
@@ -285,7 +285,7 @@ def stored(connection: duckdb.DuckDBPyConnection, name: str, frame: pl.DataFrame
     connection.unregister("frame")
 
 
-# --- ends and bases -----------------------------------------------------------------------------
+# --- last rows and bases ------------------------------------------------------------------------
 
 
 def base_after(before: Base, rows: Base, series: pl.DataFrame) -> Base:
@@ -362,7 +362,7 @@ def _end_samples(rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame) -
     changed = starts.filter((other | other.shift(-1).over("series_id")).fill_null(False))
     gap = pl.col("ts").shift(-1).over("series_id") - pl.col("ts")
     silent = load.filter(gap > scrapes.GAP_FACTOR * gap.median().over("series_id"))
-    # What ran and waited before a process ended, and every start that was told when one was.
+    # Requests running and waiting before a process ended, and every start time reported with it.
     ended = ends.join(known.filter(pl.col("kind") == "counter"), on="series_id")
     times = pl.concat([ended.select("instance", "ts"), changed.select("instance", "ts")]).unique()
     beside = pl.concat([load, starts]).join(times, on=["instance", "ts"], how="semi")
@@ -372,7 +372,7 @@ def _end_samples(rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame) -
     return pl.concat(parts).unique(["series_id", "ts"], maintain_order=True).sort("series_id", "ts")
 
 
-# --- what is read of them -----------------------------------------------------------------------
+# --- reading pieces -----------------------------------------------------------------------------
 
 
 def _growth(increases: pl.DataFrame) -> pl.DataFrame:

@@ -119,7 +119,7 @@ def _by_batches(
 ) -> int:
     """Make the missing entries and return their number; batches start at the first missing one."""
     digests = Digests(window.path)
-    base: Base | str = NO_BASE  # or the key of the entry that holds the base
+    base: Base | str = NO_BASE  # a key: the entry holds the base
     rests_on = NO_BASE.digest
     done = made = 0
     while done < len(pieces):
@@ -130,7 +130,7 @@ def _by_batches(
             continue
         batch = pieces[done : done + _TASKS_PER_WORKER * workers.count]
         tasks = [_task(window, piece) for piece in batch]
-        own = dict(workers.map(_own_base, tasks))  # in any order
+        own = dict(workers.map(_own_base, tasks))  # finished in any order
         base = _read_base(base, shelf) if isinstance(base, str) else base
         left = []
         for number, task in enumerate(tasks):
@@ -161,8 +161,7 @@ def _task(window: Window, piece: Piece) -> _Task:
     return _Task(replace(window.manifest, files=(*small, *piece.files)), piece)
 
 
-# --- run by workers
-# ---------------------------------------------------------------------------------
+# --- run by workers -------------------------------------------------------------------------------
 
 
 def _own_base(task: _Task) -> Base:

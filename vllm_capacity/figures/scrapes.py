@@ -135,7 +135,7 @@ class Outage:
     instance: str
     last_good: datetime
     end: datetime  # the latest time to which it may have continued
-    failed: int  # failed scrapes since; 0 if it was not scraped any more
+    failed: int  # failed scrapes since; 0 if scraping stopped
     median_seconds: float  # between its scrapes
 
     @property

@@ -33,7 +33,7 @@ from vllm_capacity.telemetry.shelf import Entry, Shelf
 from vllm_capacity.telemetry.window import Window, asked, query_text
 from vllm_capacity.timerange import TimeRange
 
-_OF_THE_PART = ("scrape_increases", "gauge_samples", "adapters")  # from $start on, scrape by scrape
+_OF_THE_PART = ("scrape_increases", "gauge_samples", "adapters")  # per scrape, from $start on
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _ENGINE = ["instance", "engine"]
 _STEP = [*_ENGINE, "step"]
 _MINUTE_SECONDS = 59.5  # scrapes come a little late or early
 MINUTE_SECONDS = 60.0
-_MOST_EMPTY_STEPS = 120  # in a row that are steps of their own
+_MOST_EMPTY_STEPS = 120  # in a row; a longer run becomes one step
 
 
 Schema = dict[str, DataTypeClass | pl.DataType]
@@ -251,7 +251,7 @@ def engine_steps(
         return kept
     attempts = scrapes.attempts(window, end=time_range.end)
     if window.counters == "minute":
-        step_seconds = max(60.0, step_seconds or 60.0)  # there is nothing finer
+        step_seconds = max(60.0, step_seconds or 60.0)  # the window has no finer resolution
     grid = Grid.of_scrapes(time_range, step_seconds or natural_step_seconds(attempts), attempts)
     return _of_engine(_with_ceiling(_wide_steps(window, time_range, grid, attempts)), only)
 
@@ -261,7 +261,7 @@ def _of_engine(steps: pl.DataFrame, name: str | None) -> pl.DataFrame:
     if name is None:
         return steps
     instance, _, engine = name.rpartition("/")
-    is_own = pl.col("engine").fill_null("None") == engine  # as names are written
+    is_own = pl.col("engine").fill_null("None") == engine  # engine names spell a missing label so
     return steps.filter((pl.col("instance") == instance) & is_own)
 
 
@@ -310,7 +310,7 @@ def _of_minutes(
     steps = window.hourly("steps")
     if steps is None:
         return None
-    # The largest frame of all: each is let go when the next is made.
+    # By far the largest frame: rebinding the name frees each version.
     steps = _with_ceiling(_of_engine(steps, only))
     steps = _in_order(steps)
     if step_seconds is not None and step_seconds > MINUTE_SECONDS:
@@ -483,7 +483,7 @@ def _rate_steps(
     def rate(metric: str) -> pl.Expr:
         own = pl.col("metric") == metric
         rate = pl.col("amount").filter(own).sum() / pl.col("seconds").filter(own).max()
-        return rate.fill_nan(None)  # a gap that ends where the step begins takes no time of it
+        return rate.fill_nan(None)  # 0/0: a gap that ends at the start of the step
 
     is_preemption = pl.col("metric") == PREEMPTIONS
     rates = steps.group_by(_STEP).agg(

@@ -261,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise httpx.HTTPError("an empty answer")
             self._send(b"")
         except httpx.HTTPError as error:
-            if is_begun:  # too late for a status: the missing last chunk shows the client the cut
+            if is_begun:  # too late for a status: the missing last chunk tells the client
                 self.close_connection = True
                 return "cut"
             self._answer(502, f"{self.server.upstream.address}: {reason(error)}")
@@ -292,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, text: str) -> None:
         body = text.encode(errors="replace") + b"\n"
-        with suppress(OSError):  # the client may have left
+        with suppress(OSError):  # the client may have hung up
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))

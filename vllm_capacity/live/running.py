@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vllm_capacity.telemetry.window import Window, open_window, window_folders
 
-if TYPE_CHECKING:  # what a scrape needs (httpx among it) costs a sixth of `figures`' start
+if TYPE_CHECKING:  # imports httpx, a sixth of the start-up time of `figures`
     from vllm_capacity.sources.exposition import Scrape
 
 JOURNAL = ".journal"

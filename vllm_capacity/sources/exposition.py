@@ -30,9 +30,9 @@ from vllm_capacity.telemetry.steady import SteadyTime, by_steady_clock
 
 # Classic text first: some client libraries write wrong TYPE lines when OpenMetrics is negotiated.
 ACCEPT: Final = {"Accept": "text/plain;version=0.0.4;q=1,*/*;q=0.1"}
-DAMAGED: Final = "saved scrapes"  # the subject of findings about damage in their file
+DAMAGED: Final = "saved scrapes"  # subject of findings about a damaged file
 _OPEN_METRICS: Final = "application/openmetrics-text"
-_LAYOUTS_KEPT: Final = 2  # per target; two, for a series that comes and goes
+_LAYOUTS_KEPT: Final = 2  # per target; two, because optional series come and go
 _BUFFERED_ROWS: Final = 100_000  # about an hour of one engine
 _READ_BYTES: Final = 1024 * 1024
 _LONGEST_LINE_BYTES: Final = 512 * 1024 * 1024  # a saved scrape of over a million series

@@ -36,9 +36,9 @@ from vllm_capacity.telemetry.rows import (
 )
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LATE_SECONDS = 60  # batches are sent within ten seconds; a minute means a delay
-AHEAD_SECONDS = 5  # allows clocks to differ a little; nothing arrives before its sample
-# Added to every target by a scraper, under Prometheus' or a collector's names: not server labels.
+LATE_SECONDS = 60  # a batch is normally sent within ten seconds
+AHEAD_SECONDS = 5  # tolerance between clocks; nothing arrives before its sample
+# Added by Prometheus or a collector, not by the server.
 _TARGET_LABELS = frozenset({"job", "instance", "le", "quantile", "__name__"})
 # OpenTelemetry's resource attributes that say where and for whom a server runs.
 _PLACES = ("k8s.", "cloud.", "deployment.", "service.namespace")

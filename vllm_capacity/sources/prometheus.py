@@ -298,7 +298,7 @@ class _Histograms:
             .filter(pl.col("bounds").list.last().is_infinite())
             .with_columns(
                 bounds=pl.col("bounds").list.head(pl.col("bounds").list.len() - 1),
-                # Cumulative over the edges on the wire, per bucket here.
+                # Counts are cumulative on the wire, per bucket here.
                 counts=pl.col("counts").list.eval(pl.element().diff().fill_null(pl.element())),
             )
         )

@@ -40,10 +40,10 @@ from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.rows import Rows, microseconds
 from vllm_capacity.timerange import TimeRange, hours, iso
 
-_TOGETHER = 8  # scalar families asked for in one query, every sample of them
-_STATES_TOGETHER = 24  # metric names asked for in one query, a state a minute of them
-_MANY_TARGETS = 8  # of fewer, as many more families in one query
-_TARGET_MINUTES = 60  # asked for whole in one query
+_TOGETHER = 8  # scalar families per query for every sample
+_STATES_TOGETHER = 24  # metric names per query for one state per minute
+_MANY_TARGETS = 8  # with fewer, a query takes more families in proportion
+_TARGET_MINUTES = 60  # (targets × minutes) per query for every sample
 _MINUTE = timedelta(minutes=1)
 _MINUTE_MS = 60_000
 _TARGET = ("instance", "job")

@@ -47,7 +47,7 @@ _LIVES: dict[str, Any] = {
 }
 _Stretch = tuple[datetime, datetime, datetime]
 _Life = tuple[str, int, datetime, datetime | None, datetime | None, str | None]
-_AT_ONCE = 2  # a single counter that falls does not indicate a restart
+_AT_ONCE = 2  # counters; a single one that falls does not indicate a restart
 
 
 def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:

@@ -52,10 +52,10 @@ FOUND = 0.9
 _BLOCKS = 8  # per side
 _KNOTS = 4
 _FEWEST_STEPS = 20  # per side
-_BIN_SECONDS, _FEWEST_BINS, _MOST_BINS = 600.0, 24, 96  # in which drifts are looked at
-_MEMORIES = 10  # how long what slows a server lasts: so many lengths from a bin to a side
-_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the variance that drifts
-_EDGE_SHARE = 0.02  # of a side's loads at each end, that the other need not have seen
+_BIN_SECONDS, _FEWEST_BINS, _MOST_BINS = 600.0, 24, 96  # to look for drift
+_MEMORIES = 10  # correlation times tried, from a bin to a side
+_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # shares of the variance that drift may explain
+_EDGE_SHARE = 0.02  # share of a side's loads ignored at either end
 
 Floats = npt.NDArray[np.float64]
 
@@ -153,7 +153,7 @@ def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Chang
         (each[column].to_numpy() - mean) / (each.height * mean)
         for each, mean in zip(sides, means, strict=True)
     ]
-    # By blocks alone: the hours of a day are most of how demand moves, and they are no drift.
+    # Blocks only: demand mostly follows the hours of the day, which is not drift.
     half = _half_by_blocks([_sums(*each, _BLOCKS) for each in zip(sides, scores, strict=True)])
     if half is None:
         return _unknown(f"one side has fewer than {FEWEST_BLOCKS} separate times")
@@ -343,7 +343,7 @@ def _half_by_blocks(sides: Sequence[tuple[Floats, Floats]]) -> float | None:
     counts = [len(sums) for _, sums in sides]
     if min(counts) < FEWEST_BLOCKS:
         return None
-    # Each side's share of the variance, made up for its few blocks.
+    # Each side's share of the variance, corrected for its small number of blocks.
     variance = math.fsum(
         float(np.sum((sums - sums.mean()) ** 2)) * len(sums) / (len(sums) - 1) for _, sums in sides
     )
@@ -358,7 +358,7 @@ def _half_by_drifts(sides: Sequence[tuple[Floats, Floats]]) -> float:
     longest = max(2.0, *(float(np.ptp(places)) for places, _ in sides))
     laws = [[_by_shares(*each, memory) for each in sides] for memory in _memories(longest)]
     freedom = sum(len(sums) - 1 for _, sums in sides)
-    # One row per length of memory, one column per share; without drift all lengths are the same.
+    # One row per correlation time, one column per share; without drift all rows are equal.
     factors, squares, totals = (
         np.array([sum(getattr(side, name) for side in law) for law in laws])
         for name in ("log_factors", "squares", "totals")

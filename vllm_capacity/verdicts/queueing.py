@@ -125,7 +125,7 @@ class Queue:
         if exponential == 0:
             return 0.0
         constant = exponential * _constant_service_factor(self.servers, self.utilization_ratio)
-        if self.service_cv2 > 1:  # the interpolation is valid up to 1; above, Allen-Cunneen
+        if self.service_cv2 > 1:  # interpolation holds up to 1; beyond it, Allen-Cunneen
             return exponential * (1 + self.service_cv2) / 2
         weights = 2 * self.service_cv2 / exponential + (1 - self.service_cv2) / constant
         return (1 + self.service_cv2) / weights
@@ -149,5 +149,5 @@ def servers_needed(queue: Queue, *, q: float, limit_seconds: float) -> int | Non
         return wait is not None and wait <= limit_seconds
 
     counts = range(fewest, _MAX_SERVERS + 1)
-    place = bisect_left(counts, True, key=is_within)  # more servers never wait longer
+    place = bisect_left(counts, True, key=is_within)  # waits never grow with more servers
     return counts[place] if place < len(counts) else None

@@ -44,16 +44,16 @@ WAIT_LIMIT_SECONDS = 1.0
 _QUANTILE = 0.95
 _LEAD_SECONDS = 300.0
 _LEAST_SECONDS, _MOST_SECONDS = 900.0, 3600.0
-_MOST_STEPS = 50_000  # of an engine in a replay: about a second
-_LEAST_REQUESTS, _MOST_REQUESTS = 20.0, 40_000.0  # some seconds
+_MOST_STEPS = 50_000  # per engine and replay: takes about a second
+_LEAST_REQUESTS, _MOST_REQUESTS = 20.0, 40_000.0  # the maximum takes some seconds
 _LEAST_RUNNING = 0.5
 _LEAST_STEPS = 5
 _LIKE = 1.3
 _MOST_GAPS = 0.1
 _MOST_TRIES = 3
-_BATCHED_TOKENS = 2048  # what vLLM V1 computes in a step unless told otherwise
+_BATCHED_TOKENS = 2048  # vLLM V1's default of max_num_batched_tokens
 _BLOCK_TOKENS = 1024
-_UNSEEN_PLACES = 256  # vLLM's least default of max_num_seqs
+_UNSEEN_PLACES = 256  # vLLM's smallest default of max_num_seqs
 _LEAST_STEP_SECONDS = 1e-4
 _ITL_SECONDS = tuple(np.geomspace(1e-4, 1e3, 700).tolist())
 Floats = NDArray[np.float64]
@@ -163,7 +163,7 @@ def _is_conclusive(
         return False
     running = served.steps.group_by("instance", "engine").agg(pl.col("running_mean").sum())
     loads = running["running_mean"].drop_nulls().to_numpy()
-    # As many of equal load as these: 2 of which one is idle are 1.
+    # The effective number of replicas by load: of two with one idle, it is 1.
     if not loads.any():
         return False
     there = float(loads.sum() ** 2 / (loads**2).sum())
@@ -317,7 +317,7 @@ def _arrivals(steps: pl.DataFrame) -> _Arrivals | None:
     )
     if together.is_empty():
         return None
-    # Less than nothing came where a queue was left by its clients: what came before is less.
+    # A negative step means that clients left the queue, so earlier arrivals are reduced.
     total = np.maximum.accumulate(np.cumsum(together["came"].to_numpy()).clip(0.0))
     return _Arrivals(
         starts=together["start"].dt.epoch("us").to_numpy() / 1e6,

@@ -106,7 +106,7 @@ class Beside:
         missing = []
         for pattern in self.usage.files:
             text = str(pattern).replace(_DAY, "*" if day is None else day.isoformat())
-            # A name that is there is that file, whatever letters it has.
+            # An existing file is taken literally, even if its name contains * or [.
             named = [text] if Path(text).is_file() else sorted(glob.glob(text))  # noqa: PTH207
             logs |= dict.fromkeys(map(Path, named))
             if not named:

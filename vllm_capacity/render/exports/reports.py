@@ -138,7 +138,7 @@ def export_reports(
     return FORMATS[to](found, currency), (*found.notes, *_lacking(found, to))
 
 
-# --- which nights -------------------------------------------------------------------------------
+# --- choosing nights ----------------------------------------------------------------------------
 
 
 def _first_taken(night: Night) -> tuple[bool, bool, float, str]:
@@ -166,7 +166,7 @@ def _is_same_time(one: Night, two: Night) -> bool:
 def _lacking(found: Reports, to: str) -> Iterator[str]:
     """A note on pages of which the format cannot have everything; empty if it has all."""
     if to == "markdown":
-        return  # it has only first screens, which all pages keep
+        return  # uses only the summary tiles, which every page stores
     nights = found.newest if to in _OF_NOW else found.nights
     without = [night.page for night in nights if night.use is None]
     if without:
@@ -189,7 +189,7 @@ def _with_use(nights: Sequence[Night], found: Reports) -> list[tuple[Night, Bill
     return kept
 
 
-# --- every night --------------------------------------------------------------------------------
+# --- formats with every night -------------------------------------------------------------------
 
 
 def report_table(found: Reports, currency: Currency) -> Table:
@@ -294,7 +294,7 @@ def _cut(billed: Billed, month: TimeRange, cut: Sequence[TimeRange]) -> CostShar
     return replace(billed.as_paid, usage=billed.usage.part(ratio))
 
 
-# --- the newest ---------------------------------------------------------------------------------
+# --- formats with the newest night --------------------------------------------------------------
 
 
 def _to_markdown(found: Reports, currency: Currency) -> str:

@@ -64,7 +64,7 @@ _BILL: tuple[tuple[str, str, Write], ...] = (
     ("usd_per_request", "per 1,000 requests", usd_per_thousand),
     ("usd_per_million_output_tokens", "per million output tokens", usd),
 )
-_SHARED, _NAMED = 3, 3  # minimum engines that share one row of advice; maximum it names
+_SHARED, _NAMED = 3, 3  # engines: minimum to merge rows of advice, maximum named
 _RESTS_ON_OUTPUT = frozenset({"idle_usd", "utilization", "usd_per_million_output_tokens"})
 _CHEAPER = {
     True: "own GPUs are cheaper",

@@ -193,7 +193,7 @@ _ATTAINMENT_TEXT = (
     "a histogram bucket, an interval where it lies inside one. The goal is 95 %: targets are p95."
 )
 _OF_EVERY_TARGET = {next(iter(TARGETS)): ("slo.attainments", "slo.missed")}
-_SHORT = vars(latency.Latency)  # an answer also has latencies under their short names
+_SHORT = vars(latency.Latency)  # answers name latencies by these short names, too
 
 DEFINITIONS: tuple[Definition, ...] = (
     Definition(

@@ -27,7 +27,7 @@ from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED, headroom, ut
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """The weight of an output token relative to an input token if no seconds were measured (1:4)."""
-_FALLING = (  # the more was served
+_FALLING = (  # with more served
     "idle_usd",
     "usd_per_request",
     "usd_per_million_output_tokens",
@@ -38,7 +38,7 @@ _FALLING = (  # the more was served
 _RISING = ("tokens_per_usd", "utilization")
 _CURVE_POINTS = 60
 _CURVE_SCHEMA = {"utilization": pl.Float64, "usd_per_million_output_tokens": pl.Float64}
-_LIGHTEST_RATIO, _HALF_RATIO = 0.005, 0.5  # where the curve begins: between these
+_LIGHTEST_RATIO, _HALF_RATIO = 0.005, 0.5  # the curve begins between these
 
 
 @dataclass(frozen=True, repr=False)
@@ -213,7 +213,7 @@ def bill(parts: Mapping[str, CostShare], *, noun: str = "engines") -> Bill:
     capacity = _capacity(parts, usage.gpu_hours, noun)
     whole = _figures(usage, allocation, _used(usage, capacity))
     if idle.is_bound and whole.utilization.is_bound:
-        idle = replace(idle, reason=whole.utilization.reason)  # the same one, told once
+        idle = replace(idle, reason=whole.utilization.reason)  # the same: it is shown once
     return Bill(found, replace(whole, idle_usd=idle), usage, capacity)
 
 

@@ -60,11 +60,11 @@ _BASIS = "engine time fitted to ITL and prefill times"
 _SEED, _DRAWS = 18, 200
 _STRETCH_SECONDS, _MOST_STRETCHES = 60.0, 300
 _LEAST_STRETCHES, _LEAST_PREFILLS = 5, 30
-_STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # correlated errors: so many are independent
+_STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # errors are correlated: about 15 independent ones
 _PREFILL_SIGMA, _PREFILL_SIGMA_SHARED, _PREFILL_SIGMA_MOST = 0.03, 0.4, 0.3
-_KV_SIGMA, _KV_SPREAD = 0.1, 1.0  # of the prior: as a share of a step; of ln(c / F)
+_KV_SIGMA, _KV_SPREAD = 0.1, 1.0  # prior: of a step's time (share); of ln(c / F)
 _FULL_KV_RATIO = 0.9
-_STEADY = 0.5  # running this close to its maximum: returning clients rather than random arrivals
+_STEADY = 0.5  # maximum − mean running below this: clients return, rather than arrive at random
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from vllm_capacity.verdicts.cost.engine_time import EngineTime
 Floats = NDArray[np.float64]
 
 _SEED = 19
-_MODEL_ERROR = 0.05  # of a share: what laws other than the fitted one left, on made servers
-_MEMORY_ERROR = 0.12  # the same where memory limits: preempted work is done again, by no counter
-_INSTANT_SECONDS = 60.0  # that rows with one time only are taken to have taken
-_SPREAD = 2.0  # of each key's cached part, where its log does not say: as wide as can be
+_MODEL_ERROR = 0.05  # of a share: measured on servers simulated by other laws than the fit's
+_MEMORY_ERROR = 0.12  # the same if KV memory limits: recomputed work is not counted
+_INSTANT_SECONDS = 60.0  # assumed duration of rows with only one time
+_SPREAD = 2.0  # sum of the beta prior of a key's cached part, if not logged: the widest
 _FITTED = "each step's time shared among the requests that ran in it, at the window's concurrency"
 _RULE = f"assumed: an output token weighs {OUTPUT_TOKEN_WEIGHT:g} input ones"
 
@@ -116,7 +116,7 @@ def estimates(pools: Sequence[tuple[float, Shares]]) -> dict[str, Estimate]:
         at = [place[key] for key in (*each.keys, "")]
         part = weight / whole
         best[at] += part * each.best
-        draws[:, at] += part * each.draws  # one row of zeros where all is assumed
+        draws[:, at] += part * each.draws  # one row of zeros if nothing was measured
         low[at] += part * each.bounds[0]
         high[at] += part * each.bounds[1]
         assumed += part * each.assumed
@@ -267,7 +267,7 @@ class _Sharing:
         rates = rows["output_tokens"].to_numpy() / (ends - starts)
         edges, place = np.unique(np.concatenate([starts, ends]), return_inverse=True)
         changes = np.bincount(place, np.concatenate([rates, -rates]), len(edges))
-        least = min(rates[rates > 0], default=1.0)  # else 1 / the rounding where nobody writes
+        least = min(rates[rates > 0], default=1.0)  # else 1 / rounding error without output
         return cls(edges, 1 / np.maximum(np.cumsum(changes)[:-1], least))
 
     def mean(self, starts: Floats, ends: Floats) -> Floats:

@@ -135,7 +135,7 @@ def median_gap_seconds(ts_seconds: Floats) -> float | None:
         )
     _check_even(ts_seconds, gaps, median_gap)
     interval = float(gaps[np.abs(gaps - median_gap) <= _JITTER_RATIO * median_gap].mean())
-    # The actual interval is a round number, if there is one that all rows stay in step with.
+    # The actual interval is a round number if some round number fits all rows.
     rounder = (round(interval, digits) for digits in (0, 1, 3))
     return float(next((g for g in rounder if g > 0 and _is_kept(ts_seconds, g)), interval))
 

@@ -262,7 +262,7 @@ def widened(past: Backtest, band: Band, steps_per_day: int) -> Band | None:
     misses = errors[seen] / half_widths[seen]
     if len(misses) == 0 or np.median(misses) <= 1:
         return None
-    least = np.quantile(errors[seen], 0.95)  # exactly equal days have no half-width to widen
+    least = np.quantile(errors[seen], 0.95)  # identical days: a half-width of 0 cannot grow
     return Band(np.maximum(band.half_width * np.quantile(misses, 0.95), least))
 
 

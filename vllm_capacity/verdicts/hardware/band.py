@@ -16,7 +16,7 @@ from vllm_capacity.verdicts.hardware.side import Side, have_tables
 EXPLAINED = 0.3
 """The GPU explains the measured time if the rest is at most this share of the calculated one."""
 BANDS = {
-    # (tables, explained, clients given): half a band, in logarithms; its share of the ratio's;
+    # (tables, explained, clients given): half the band, in logarithms; its growth with the ratio.
     # tables: both GPUs have an architecture with tables, see UNTIMED_SHEET_SHARE
     (True, True, True): (0.215, 0.20),
     (True, False, True): (0.30, 0.25),

@@ -8,7 +8,7 @@ from datetime import datetime
 from vllm_capacity.figures.losses import Unread
 from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
 
-_LISTED = 20  # restarts listed one by one
+_LISTED = 20  # maximum number of restarts listed individually
 _OFTEN, _OFTEN_RATIO = 5, 0.2
 _OFTEN_EFFECT = (
     "So many restarts in so few scrapes suggest that several processes answer under one address in "

@@ -289,7 +289,7 @@ def imbalance(evidence: Evidence) -> list[Finding]:
             f"share{' while it stood idle' if is_idle else ''}. No figure is affected; cost "
             "includes it."
         )
-        # Puts no figure in doubt, however idle: the verdict reports the waste.
+        # Only info, however idle the engine: no figure is wrong, and the verdict reports the waste.
         found.append(Finding("series", "info", 1, effect))
     return found
 

@@ -48,9 +48,9 @@ _LEAST_SCATTER, _MOST_SCATTER = 0.05, 0.2
 _NEAR_LIMIT = 0.9
 _STRETCHES = tuple(MINUTE_SECONDS * 2**k for k in range(7))
 _REQUEST_SCATTER, _SERVER_SCATTER = 0.3, 0.06
-_MISSED = 0.05  # the chance that one of all stretches has more luck than is taken off
+_MISSED = 0.05  # chance that any stretch was luckier than corrected for
 _AS_GOOD = 1 - _MOST_SCATTER
-_KV_TIGHT_RATIO = 0.67  # at a scrape: it was fuller in between
+_KV_TIGHT_RATIO = 0.67  # at a scrape; between scrapes it was fuller
 _LIGHTEST, _LEAST_LIGHT = 0.1, 3
 _UNSLOWED, _LIGHTER = 1.3, 0.9
 _FEWEST_PROMPTS = 0.5
@@ -177,7 +177,7 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
         if not math.isinf(ratio):
             held = np.minimum(held, ratio * (prompts[last] - prompts[first]))
         held = held / spans
-        # The others cannot be the best, however much luck is taken off of these.
+        # The others cannot be the best, even after the correction for luck.
         is_as_good = held >= _AS_GOOD * held.max()
         last, first = last[is_as_good], first[is_as_good]
         held, spans = held[is_as_good], spans[is_as_good]
@@ -285,7 +285,7 @@ def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
         pace = (ran / tokens) * own_tokens / own_ran
     if ran <= elapsed:
         load = np.zeros(len(steps))
-    load = np.fmax(load, prompt_load)  # no prompts in the whole window: nan
+    load = np.fmax(load, prompt_load)  # NaN without prompts in the whole window
     fixed = 2 / _UNSLOWED - 1  # the share of a step's time that does not grow with load
     least = np.maximum(1 / _UNSLOWED, fixed + (1 - fixed) * load)
     least = np.where(load <= _LIGHTER, least, math.inf)

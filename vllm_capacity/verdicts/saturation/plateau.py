@@ -319,7 +319,7 @@ def block_bootstrap(
     if is_long:
         block = math.ceil(count / _BLOCKS_AT_MOST)
     rng, blocks = np.random.default_rng(seed), math.ceil(count / block)
-    # each array continues with its beginning, so that a block may start anywhere
+    # Each array wraps around, so that a block may start anywhere.
     around = [
         np.append(one, one[: block - 1]) for one in (weights, *(c * weights for c in columns))
     ]

@@ -495,7 +495,7 @@ def _slope(seconds: Floats, series: Floats) -> tuple[float, float]:
     """
     if series.max() == series.min():
         return 0.0, 1.0
-    from scipy.special import stdtr  # slow to import; scipy.stats takes half a second more
+    from scipy.special import stdtr  # slow to import; scipy.stats would take half a second more
 
     since = seconds - seconds.mean()
     slope = float(since @ (series - series.mean()) / (since @ since))
