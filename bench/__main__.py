@@ -17,7 +17,7 @@ from bench import scale
 from bench.measure import TIMEOUT_SECONDS, Ratio, machine
 
 HERE = Path(__file__).parent
-RATIOS = {  # how often each side is measured
+RATIOS = {  # number of measurements per side
     "report": 3,
     "figures": 3,
     "rollup": 5,
@@ -34,7 +34,7 @@ TRIALS = (
     "load_tests",
     "whatif",
     "forecast_backtest",
-)  # accuracy, told in their own words
+)  # accuracy benchmarks, which print their own text
 PACKAGES = (
     *("vllm-capacity", "duckdb", "polars", "pyarrow", "altair", "vl-convert-python"),
     *("papermill", "nbconvert", "nbclient", "prometheus-client", "httpx"),

@@ -26,7 +26,7 @@ from vllm_capacity.telemetry.window import Window, open_window
 
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 HOUR, DAY_HOURS = timedelta(hours=1), 24
-_RUNS_PER_DAY = 8  # more than a day has
+_RUNS_PER_DAY = 8  # more than any day of the recording has
 
 Frames = Mapping[str, pl.DataFrame]
 
@@ -116,7 +116,7 @@ class _Fleet:
         day, at = divmod(number + ahead, self._cycle)
         later = BEGIN + HOUR * number - self.known.begins[at]
         frames = dict(self._copied(ahead, at))
-        if number == 0:  # nobody saw what was before
+        if number == 0:  # the window starts here: no earlier rows
             before = self._copied(ahead, at - 1) if at else {}
             for table in TABLES:
                 if before:
@@ -162,7 +162,7 @@ def _copies(name: str, frame: pl.DataFrame, numbers: range) -> pl.DataFrame:
     if name == "fastest_means":
         return frame
     copies = [_renamed(frame, number) for number in numbers]
-    if name == "steps":  # of other values each
+    if name == "steps":  # each copy gets different values
         less = [1 - number / 1000 for number in numbers]
         pairs = zip(copies, less, strict=True)
         copies = [copy.with_columns(pl.col(pl.Float64) * each) for copy, each in pairs]
@@ -190,7 +190,7 @@ def _together(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
     return both.sort([each for each in _ORDER if each in both.columns], maintain_order=True)
 
 
-_ADDED = {  # frames of all engines together, by what
+_ADDED = {  # frames summed over engines: the columns of a group
     "requests": ["ts", "labels", "metric", "is_birth", "instance", "engine"],
     "latency": ["metric", "ts", "bounds"],
     "gauges": ["metric", "ts"],
@@ -200,7 +200,7 @@ _ADDED = {  # frames of all engines together, by what
 def _added(both: pl.DataFrame, key: list[str]) -> pl.DataFrame:
     rest = [name for name in both.columns if name not in (*key, "counts")]
     sums = [pl.col(name).sum() for name in rest]
-    if "max" in rest:  # of a ratio; of sums it is bounded so
+    if "max" in rest:  # exact for a ratio, an upper bound for sums
         is_ratio = pl.col("metric") == KV_CACHE
         sums[rest.index("max")] = (
             pl.when(is_ratio.first()).then(pl.max("max")).otherwise(pl.sum("max"))

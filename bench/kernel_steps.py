@@ -39,7 +39,7 @@ SYSTEMS = {
     "rtx_pro_6000_server": "RTX-PRO-6000-Server-PCIe",
 }
 MODELS = (
-    # ours, theirs, type, options, tensor parallelism
+    # our name, name there, weight type, options, tensor parallelism
     ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-1.7B", "bf16", {}, (1,)),
     ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Meta-Llama-3.1-8B", "bf16", {}, (1, 2, 4)),
     (
@@ -168,7 +168,7 @@ def _asked(model: str, system: str, options: dict[str, str], gpus: int) -> Itera
             model, system, "vllm", tp_size=gpus, moe_tp_size=gpus, **options
         )
         engine.decode_step_latency(4, 512, 2)
-    except Exception:  # no table of this kind for this GPU: a row less
+    except Exception:  # no table of this kind for this GPU
         return
     for sequences in SEQUENCES:
         for context in CONTEXTS:

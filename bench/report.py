@@ -23,7 +23,7 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
     empty = nbformat.v4.new_notebook(metadata={"kernelspec": PYTHON})
     empty.cells = [nbformat.v4.new_code_cell("")]
     nbformat.write(empty, folder / "empty.ipynb")
-    # Both sides compiled, as installed packages are: what is not counted leaves the bytecode here.
+    # Both sides run from bytecode, as installed packages do; the warm-up run writes it here.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
     report = [sys.executable, "-m", "vllm_capacity", "report", "--window", "vllm-sweep"]

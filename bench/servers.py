@@ -40,7 +40,7 @@ _HOUR = 3600
 
 def measure(folder: Path, *, runs: int, engines: int = ENGINES) -> list[Ratio]:
     path = engine_days(folder, engines)
-    _alone("ours", path)  # makes what hours leave behind
+    _alone("ours", path)  # stores the hourly results
     own, sql = ([_alone(which, path) for _ in range(runs)] for which in ("ours", "sql"))
     title = f"four questions by the hour, {engines} engine-day{'s' if engines > 1 else ''}, kept"
     found = [
@@ -58,7 +58,7 @@ def measure(folder: Path, *, runs: int, engines: int = ENGINES) -> list[Ratio]:
         for _ in range(runs + 1):
             with run(window, folder, FAMILIES) as (url, pid):
                 theirs = asked(url, window.extent)
-                cold.append(_seconds_of(pid))  # its start, and the first answers
+                cold.append(_seconds_of(pid))  # start-up and the first answers
                 asked(url, window.extent)
                 warm.append(_seconds_of(pid) - cold[-1])
         for which, each in (("cold", cold[1:]), ("warm", warm[1:])):

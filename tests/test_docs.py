@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNS_HERE = re.compile(
     r"(?!.*--notebook).*vllm-sweep|(facts|whatif|model|sql)\b"
-)  # the rest asks servers
+)  # the other commands need a server
 
 
 def told(page):

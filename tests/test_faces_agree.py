@@ -174,7 +174,7 @@ def test_a_page_and_the_index_show_what_figures_says(faces, seed, tmp_path):
     assert read.tiles == metadata.tiles
     index = index_html([("made.html", read)])
     told = {name: list(_estimates(said, name)) for name in read.by_figure}
-    assert sum(map(len, told.values())) >= 5  # the rest is made of these, for the page alone
+    assert sum(map(len, told.values())) >= 5  # the other tiles, only on the page, derive from these
     for name, tile in read.by_figure.items():
         if not told[name]:
             continue

@@ -86,7 +86,7 @@ def test_use_that_no_row_explains_is_shown(sweep):
     assert rest.output_tokens == pytest.approx(0.8 * OUTPUT)
     assert rest.prompt_tokens == pytest.approx(0.2 * PROMPT)
     whole = sweep.tenants(log_of(*HALVES)).tenants["writes"]
-    # Of the context of requests that no row tells nothing is known: it is taken as the others'.
+    # The context of unlogged requests is unknown, and assumed to be like the logged ones'.
     assert rest.share_ratio.mid == pytest.approx(whole.share_ratio.mid, rel=0.1)
 
 
@@ -156,7 +156,7 @@ def test_too_little_to_fit_is_a_stated_rule_between_all_weights():
     )
     share = found.tenants["writes"].share_ratio
     assert share.kind is Kind.ASSUMED
-    assert 0.25 < share.low < 0.5  # prompts cannot have had all of the time, a third were output
+    assert 0.25 < share.low < 0.5  # a third of the tokens was output, which took some of the time
     assert share.high > 0.7
     assert "too few" in share.sources
 
@@ -296,7 +296,7 @@ def with_adapters(tmp_path):
         at = microseconds(start) + scrape * 10_000_000
         buffer.scrape("gpu-0:8000", at, is_up=True, seconds=0.01)
         buffer.sample(tokens, at, 100.0 * scrape)
-        for place in range(min(scrape // 2, 2) + 1):  # a state stays exposed when it is over
+        for place in range(min(scrape // 2, 2) + 1):  # past states stay exposed
             buffer.sample(states[place], at, start.timestamp() + 20 * place)
     write_window(tmp_path / "window", buffer.rows(), {"simulated": True})
     return vc.open(tmp_path / "window").analyze()

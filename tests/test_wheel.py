@@ -16,7 +16,7 @@ from vllm_capacity.render.report.write import EXAMPLES
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "otel-config.yaml", "compose-otel.yml")
 FOLDERS = ("vllm_capacity", "vllm_simulator", "data", "notebooks")
-LEFT_BEHIND = (  # what a clone in use holds beside its sources
+LEFT_BEHIND = (  # files that use of a clone leaves beside its sources
     "data/examples/vllm-sweep/.rollup/minutes-2026-11-24T04-0.parquet",
     "data/windows/my-server/samples/2026-11-24T04.parquet",
     "notebooks/.ipynb_checkpoints/cost-report-checkpoint.ipynb",

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 CASES = json.loads((HERE / "promql_cases.json").read_text())["cases"]
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 LOOK_BACK_SECONDS = 300
-REFUSED = "refused"  # an InputError: there is no honest number
+REFUSED = "refused"  # InputError: no number would be right
 
 
 def number(value):
@@ -55,7 +55,7 @@ def bucket_series(case):
         try:
             edge = float(series["labels"]["le"])
         except (KeyError, ValueError):
-            continue  # no bucket without a bound: not a histogram
+            continue  # without le it is not a histogram bucket
         for ts, value in series["samples"]:
             if value is not None:
                 histograms[labels_of(series, "le")][edge][ts] += number(value)

@@ -9,7 +9,7 @@ from promql import CASES, HERE, REFUSED, all_rows, answer, expected
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 
-NOTHING = "nothing"  # no entry at all
+NOTHING = "nothing"  # no series in the result
 TOLERANCE = 1e-6  # relative: the published answers are rounded
 WORDS = {"none": None, "refused": REFUSED, "nothing": NOTHING}
 

@@ -65,7 +65,7 @@ UNDERSTOOD = {
     },
     "tensorrt-llm": {
         "trtllm_request_success": "vllm:request_success_total",
-        # A mean per request, not a gap between tokens: the other of vLLM's two.
+        # One mean per request (TPOT), not the gaps between tokens (ITL).
         "trtllm_time_per_output_token_seconds": "vllm:request_time_per_output_token_seconds",
     },
     "nim": {

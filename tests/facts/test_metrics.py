@@ -30,14 +30,14 @@ RECORDED = {  # release and engine of each recorded scrape
     "metrics_vllm_0.9.2_v1.txt.gz": ("0.9.2", "V1"),
     "metrics_vllm_0.9.2_v0.txt.gz": ("0.9.2", "V0"),
 }
-# Named by a release, absent from that release's engine V0, which other names served.
+# In the source of these releases, but not exported by their engine V0, which used other names.
 NOT_IN_V0 = {
     "vllm:kv_cache_usage_perc",
     "vllm:prefix_cache_queries_total",
     "vllm:prefix_cache_hits_total",
     "vllm:gpu_prefix_cache_queries_total",
     "vllm:gpu_prefix_cache_hits_total",
-    # V0 was recorded behind an HTTP server without the instrumentator's and the process' families.
+    # V0's recording lacks the families of the HTTP instrumentator and of the process.
     "http_requests_total",
     "http_request_duration_seconds",
     "http_request_duration_highr_seconds",

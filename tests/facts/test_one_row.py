@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCED = {"source": "a test", "date": "2026-11-24"}
-NEW_ROWS = {  # table, the row that the new one is like, and where it differs
+NEW_ROWS = {  # table: the row to copy, and the cells that differ
     "gpu_specs.csv": ("B200-180GB", {"gpu": "B400-300GB", "mem_bw_tb_s": "15.4"}),
     "gpu_prices.csv": (
         "H100-80GB",

@@ -29,7 +29,7 @@ def test_the_rule_never_leaves_its_own_rows(gpu):
     chosen, rows = choose_price(gpu=gpu), offers(gpu)
     if not rows:
         assert "gpu_prices.csv" in chosen.reason
-        assert "usd" not in chosen.reason  # a price of the window's own would not be this GPU's
+        assert "usd" not in chosen.reason  # it must not suggest a price for the window's own GPU
         return
     rates = [row.usd_per_gpu_hour for row in rows]
     assert (chosen.low, chosen.high) == (min(rates), max(rates))
@@ -91,7 +91,7 @@ def test_no_price_says_what_to_pass():
 @pytest.mark.parametrize("option", ["--", "-p "])
 def test_no_price_names_what_every_way_in_calls_it(option):
     assert "usd_per_hour" in NO_PRICE
-    assert option not in NO_PRICE  # neither the command line's nor the report's spelling alone
+    assert option not in NO_PRICE  # no spelling of only one of the interfaces
 
 
 def test_offers_that_differ_only_in_the_gpus_they_take_read_apart():

@@ -99,7 +99,7 @@ def a_server(rng, name, *, every):
     return lines
 
 
-BEGINS = {3: 500.0, 4: 4000.0}  # of a pull, by seed: what is before is carried in
+BEGINS = {3: 500.0, 4: 4000.0}  # start of the pull by seed; earlier states are carried in
 
 
 @pytest.fixture(scope="module", params=range(5))
@@ -211,7 +211,7 @@ def test_charts_draw_as_much_as_all_rows_say(path):
     counted = by_rows.answer.requests.by_reason
     for name in finished:
         assert hours[name].sum() == counted.get(name.removeprefix("finished_"), 0)
-    # Rates are spread over gaps in the one and counted where a scrape came in the other.
+    # Over gaps, one spreads the increase evenly, the other counts it at the next scrape.
     assert hours["running_mean"].mean() == pytest.approx(rows["running_mean"].mean(), rel=0.05)
     assert hours["ttft_p95_seconds"].max() == pytest.approx(rows["ttft_p95_seconds"].max(), rel=0.1)
 

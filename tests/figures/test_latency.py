@@ -19,7 +19,7 @@ from vllm_capacity.figures.latency import (
     sound_total,
 )
 
-# One finite bound; it restarts between 20 and 30 s, and another target's first state is its base.
+# One finite bound; restarts between 20 and 30 s.
 STATES = {0: ([2, 0], 1.0), 10: ([3, 1], 4.0), 20: ([5, 1], 5.0), 30: ([0, 2], 6.0)}
 
 

@@ -27,7 +27,7 @@ TABLES = {
     "minutes": "series_id int, t0 timestamptz, n int, sum double, min double, max double",
     "intake": '"check" text, instance text, ts timestamptz, subject text, detail text, count int',
 }
-TIMES = {"samples": 2, "histograms": 2, "minutes": 1, "intake": 2}  # the column that is a time
+TIMES = {"samples": 2, "histograms": 2, "minutes": 1, "intake": 2}  # index of the time column
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from vllm_capacity.timerange import TimeRange
 pytestmark = [pytest.mark.live, pytest.mark.collector]
 
 RECORDING = Path(__file__).parents[1] / "data" / "restart_raw.jsonl.gz"
-FIRST_LIFE, SECOND_LIFE = 0, 143  # the pages with which the two recorded processes begin
-PACE_SECONDS = 2.0  # as it was recorded
+FIRST_LIFE, SECOND_LIFE = 0, 143  # index of each recorded process' first page
+PACE_SECONDS = 2.0  # the recording's scrape interval
 WAYS = ("whole", "thinned", "files", "prometheus", "scraped")
 
 
@@ -157,7 +157,7 @@ def test_the_capacity_holds_what_clients_saw(
 def test_parseables_server_and_its_files_give_the_same_answer(capture: Capture) -> None:
     over_http, from_files = (answer(capture.windows[name]) for name in ("whole", "files"))
     for one in (over_http, from_files):
-        one.pop("window")  # its name
+        one.pop("window")  # differs by name
     assert over_http == from_files
 
 

@@ -91,7 +91,7 @@ def minutes(windows: dict[str, Window]) -> TimeRange:
 def test_parseables_server_and_its_files_give_the_same_answer(windows: dict[str, Window]) -> None:
     over_http, from_files = (answer(windows[name]) for name in ("whole", "files"))
     for one in (over_http, from_files):
-        one.pop("window")  # its name
+        one.pop("window")  # differs by name
     assert over_http == from_files
 
 

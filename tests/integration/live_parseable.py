@@ -120,7 +120,7 @@ def test_its_files_give_what_it_answers(server, whole, late, record_property):
     files = read_stream(store, STREAM, PART, late=late)
     record_property("samples", files.samples.height)
     record_property("histogram states", files.histograms.height)
-    # Files tell when rows arrived, the whole pull does not ask for it.
+    # Files hold the time of arrival, which the whole pull does not request.
     for told, asked in ((files.samples, whole.samples), (files.histograms, whole.histograms)):
         assert told.drop("arrival").equals(asked.drop("arrival"))
     assert files.series.equals(whole.series)

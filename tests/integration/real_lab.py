@@ -16,8 +16,8 @@ import httpx
 from tests.integration.real_prometheus import wait_until
 
 _SETTINGS = {
-    "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight are drawn, too
-    "apputils-extension/notification": {"fetchNews": "false"},  # it would ask, and from the network
+    "notebook-extension/tracker": {"windowingMode": "none"},  # render cells outside the view
+    "apputils-extension/notification": {"fetchNews": "false"},  # no prompt, no network
 }
 
 
@@ -47,8 +47,8 @@ def real_lab(notebooks: Path, home: Path) -> Iterator[Lab]:
         f"--IdentityProvider.token={lab.token}",
         f"--ServerApp.root_dir={notebooks}",
         "--LabApp.expose_app_in_browser=True",
-        # jupyter-scheduler, which tests ask by its API, has a side in the browser that wants a
-        # later Lab: none but Lab's own.
+        # Only Lab's own browser extensions: jupyter-scheduler, which tests use through its API, has
+        # one that needs a later Lab.
         f"--LabApp.labextensions_path={home / 'labextensions'}",
     ]
     log = home / "lab.log"

@@ -82,7 +82,7 @@ class RecordedVllm:
                     text = vllm._text()
                     status, body = (200, text.encode()) if text else (503, b"no more")
                     self.send_response(status)
-                    # what vLLM 0.32 sends, odd version included
+                    # as vLLM 0.32 sends it, unusual version included
                     self.send_header("Content-Type", "text/plain; version=1.0.0; charset=utf-8")
                     self.send_header("Content-Length", str(len(body)))
                     self.send_header("Connection", "close")
@@ -90,7 +90,7 @@ class RecordedVllm:
                     try:
                         self.wfile.write(body)
                     except OSError:
-                        return  # the scraper was killed: nothing was served
+                        return  # the scraper was killed: do not count it as served
                     if status == 200:
                         vllm.served.append(body.decode())
 

@@ -141,7 +141,7 @@ def steady(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             own_metrics = collector.own_metrics()
             eventually(lambda: sink.requests("/v1/traces"), within=60, what="the trace arrived")
             collector.stop()
-            collector.start()  # what a stop left in the queue goes out now
+            collector.start()  # sends what was in the queue at the stop
             eventually(
                 lambda: len(sink.values(GENERATED)) >= 60,
                 within=60,

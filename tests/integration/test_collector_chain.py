@@ -153,7 +153,7 @@ def test_the_collectors_wrong_password_is_found(tmp_path: Path) -> None:
             lambda: failed in collector.own_metrics(), within=90, every=0.5, what="a refusal"
         )
         alone = findings(vllm, collector, parseable.url)
-        parseable.ingest("vllm_metrics", "/v1/metrics", ONE_POINT)  # someone else got through
+        parseable.ingest("vllm_metrics", "/v1/metrics", ONE_POINT)  # sent by another client
         with_secret = findings(vllm, collector, parseable.url, ingest=WRONG)
     assert (_first(alone), _first(with_secret)) == ("export-refused", "ingest-password")
 

@@ -182,7 +182,7 @@ def _seven(found: Nights, got: list[dict]) -> Nights:
     with real_prometheus(folder, [], port=found.port):
         found.at(DAYS[1])
         found.at(second)
-        # Nobody ran on the third.
+        # No run on the third day.
         found.at(fourth)
     backfill(folder, exposed([at for at in scrapes() if is_late(at)]))
     found.log_use(LATE_LOG)
@@ -314,4 +314,4 @@ def test_a_day_without_any_data_ends_with_one_line_and_code_2(tmp_path, nights):
     with pytest.raises(NoTelemetryError, match="No telemetry for 2026-12-01") as told:
         missing_days(runs[0])
     assert told.value.exit_code == 2
-    missing_days(runs[1])  # which was told already
+    missing_days(runs[1])  # reported already, so it does not raise

@@ -30,7 +30,7 @@ from vllm_capacity.timerange import TimeRange
 
 START = datetime(2026, 11, 24, 8, 14, tzinfo=UTC)
 PART = TimeRange(START, START + timedelta(minutes=13))
-# Whole minutes, and such that states lie before them.
+# Whole minutes, with earlier states in the store.
 MINUTES = TimeRange(START + timedelta(minutes=1), START + timedelta(minutes=12))
 
 
@@ -56,8 +56,8 @@ def windows(tmp_path_factory):
 def test_the_server_and_its_files_give_the_same_answer(windows):
     from_files, over_http = (answer(windows[name]) for name in ("files", "whole"))
     for one in (from_files, over_http):
-        one.pop("window")  # its name
-        # By how much samples were late: the replay has the time of sending, the store of arrival.
+        one.pop("window")  # differs by name
+        # Delays differ: the replay knows the time of sending, the store that of arrival.
         one["quality"] = [finding for finding in one["quality"] if finding["check"] != "late"]
     assert len(over_http["quality"]) > 5
     assert over_http == from_files
@@ -99,11 +99,11 @@ def test_a_thinned_window_has_an_answer_with_the_same_counts_and_gauges(windows)
         answer(windows[name], start=MINUTES.start, end=MINUTES.end) for name in ("whole", "thinned")
     )
     lost = [result["requests"].pop("lost")["high"] for result in (whole, downsampled)]
-    assert 0.3 < lost[1] / lost[0] < 3  # a bound by the rate before, told more coarsely
+    assert 0.3 < lost[1] / lost[0] < 3  # a bound from the rate before, known less precisely
     for result in (whole, downsampled):
         result["tokens"].pop("lost")
     for figure in ("requests", "tokens", "latency", "preemptions", "prefix_cache_hit_ratio"):
         assert downsampled[figure] == whole[figure], figure
     assert downsampled["kv_cache_ratio"]["max"] == whole["kv_cache_ratio"]["max"]
-    assert downsampled["running"]["max"] is None  # of several engines: not to be told from minutes
+    assert downsampled["running"]["max"] is None  # a sum over engines: unknown from minutes
     assert downsampled["running"]["mean"] > 0

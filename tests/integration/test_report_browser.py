@@ -333,6 +333,6 @@ def test_charts_and_tooltips_of_a_page_in_a_zone_are_local(chromium, tmp_path):
     times = [label for label in labels if not label.isdigit()]
     assert times == ["12:00", "25 Oct", "12:00", "26 Oct"]
     assert "time (Europe/Berlin)" in text
-    # From 18 to 19 h UTC 10 requests run: an hour ahead of that, as clocks are set back by then.
+    # 10 requests run from 18:00 to 19:00 UTC, which is 19:00 in Berlin after the change to UTC+1.
     assert re.search(r"25 Oct 19:[03]0:00\s+running\s+10\.", text), text
     assert view.output == []

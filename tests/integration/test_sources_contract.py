@@ -59,7 +59,7 @@ def from_prometheus(tmp_path_factory):
     ):
         server = Prometheus(client, **NO_WAIT)
         wait_until(lambda: vllm.is_used_up and has_failed(server), seconds=120)
-        # Prometheus goes on failing to scrape: each reads the same time.
+        # Prometheus keeps adding failed scrapes, so all sources read the same fixed range.
         now = datetime.now(UTC)
         span = TimeRange(now - timedelta(minutes=10), now)
         found = {

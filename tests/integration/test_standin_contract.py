@@ -12,7 +12,7 @@ from tests.standin.recorded import recorded_server
 from tests.standin.server import RECORDED
 
 AUTH = ("root", "root-password")
-# Arrival and sender are those of the recording; nanoseconds do not fit a double.
+# Arrival and sender differ by nature; nanoseconds do not fit a double.
 UNCOMPARED = {
     "p_timestamp",
     "p_user_agent",

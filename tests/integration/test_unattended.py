@@ -18,9 +18,9 @@ from tests.integration.real_prometheus import wait_until
 from vllm_capacity.render.report.metadata import page_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
-CLONE = "/path/to/vllm_capacity"  # as the README calls it
+CLONE = "/path/to/vllm_capacity"  # as in the README
 WINDOW = "vllm-sweep"
-# One with parameters of every type, and one without: the others run in tests/test_notebooks.py.
+# One with parameters of every type, one without any; test_notebooks.py runs the others.
 NOTEBOOKS = [
     ROOT / "notebooks" / f"{stem}.ipynb" for stem in ("05-plan", "08-how-another-gpu-is-scaled")
 ]
@@ -84,7 +84,7 @@ def after_a_kill(after_a_run, tmp_path_factory) -> Killed:
 def started(clone: Path, window: str = WINDOW) -> subprocess.Popen:
     """The command of the line, as cron starts it: by /bin/sh, in the home folder, with its PATH."""
     command = cron_line().split(maxsplit=5)[5]
-    assert "%" not in command  # to cron that is a newline
+    assert "%" not in command  # cron turns it into a newline
     command = command.replace(CLONE, str(clone)).replace(WINDOW, window)
     return subprocess.Popen(
         ["/bin/sh", "-c", command],

@@ -21,7 +21,7 @@ from vllm_capacity.timerange import TimeRange
 
 STREAM = "vllm_metrics"
 INTERVAL_SECONDS = 2  # the Collector's default
-_LONGEST_RETRY_SECONDS = 30  # the Collector's max_interval, and half as much by chance
+_LONGEST_RETRY_SECONDS = 30  # the Collector's max_interval plus its jitter of up to half
 
 
 def scraper(target: str, to: Path, *, seconds: float) -> subprocess.Popen[bytes]:

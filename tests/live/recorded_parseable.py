@@ -91,7 +91,7 @@ class RecordedParseable:
             case "GET", "user":
                 names = [{"id": name, "method": "native"} for name in (*self.users, ROOT[0])]
                 return httpx.Response(200, json=names)
-            case "GET", "role", name:  # as 2.9.5 answers, where there is no such role, too
+            case "GET", "role", name:  # 2.9.5 answers so even for an unknown role
                 told = {"actions": self.roles.get(name, []), "roleType": "user"}
                 return httpx.Response(200, json=told)
             case "PUT", "role", name:

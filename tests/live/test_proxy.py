@@ -49,7 +49,7 @@ vllm_e2e_request_latency_seconds_count 2.0
 # TYPE vllm_generation_tokens_total counter
 vllm_generation_tokens_total 12.0
 """
-TRUST = ssl.create_default_context()  # made once: that is most of what a client costs
+TRUST = ssl.create_default_context()  # created once: the slowest part of a client
 Respond = Callable[[BaseHTTPRequestHandler], None]
 
 
@@ -70,7 +70,7 @@ def upstream(respond: Respond, context: ssl.SSLContext | None = None) -> Iterato
         request_queue_size = 64
 
         def handle_error(self, *_: object) -> None:
-            return  # the far end hangs up in some of these tests
+            return  # in some of these tests the client hangs up
 
     server = Server(("127.0.0.1", 0), Handler)
     if context is not None:

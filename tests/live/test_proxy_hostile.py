@@ -89,12 +89,12 @@ def test_one_answer_for_each_request(request_bytes, statuses):
 def test_connections_are_bounded_before_anything_is_read():
     with raw_server(saying(good(TEXT))) as url, proxying(url, most=2) as address:
         idle = [socket.create_connection(address, timeout=60) for _ in range(2)]
-        for connection in idle:  # one answer each, and the connection kept: both have their place
+        for connection in idle:  # each gets an answer and keeps its connection
             connection.sendall(GET + b"\r\n")
             assert connection.recv(12) == b"HTTP/1.1 200"
         before = threading.active_count()
         refused = [asked(address) for _ in range(5)]
-        assert threading.active_count() <= before  # those of an earlier test may end meanwhile
+        assert threading.active_count() <= before  # threads of an earlier test may end meanwhile
         for connection in idle:
             connection.close()
     assert [answer[9:12] for answer in refused] == [b"503"] * 5

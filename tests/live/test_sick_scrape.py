@@ -16,7 +16,7 @@ from vllm_capacity.telemetry.window import open_window
 
 TEXT = b'# TYPE vllm:generation_tokens_total counter\nvllm:generation_tokens_total{engine="0"} 7\n'
 GZIP = b"Content-Encoding: gzip"
-NOTHING = chunk(b"\x00\x00\x00\xff\xff" * 1000)  # blocks of deflate that hold nothing
+NOTHING = chunk(b"\x00\x00\x00\xff\xff" * 1000)  # empty deflate blocks
 
 
 def forever(before, drop, seconds=0.0):
@@ -93,7 +93,7 @@ def test_a_signal_ends_it_whatever_a_server_does(tmp_path, sick, number):
     with raw_server(script) as url, raw_server(saying(good(TEXT))) as healthy:
         process = start(healthy, url, "--every", "1h", "--to", tmp_path / "w")
         assert asked.wait(60)
-        wait_for(tmp_path / "w.journal")  # the scrape of the healthy one
+        wait_for(tmp_path / "w.journal")  # the healthy server's scrape was written
         process.send_signal(number)
         try:
             _, output = process.communicate(timeout=60)

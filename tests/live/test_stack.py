@@ -68,7 +68,7 @@ def test_secrets_are_what_the_collector_and_the_reader_need(
         initialise(client, Names(), tmp_path / "secrets")
     password = server.users["collector"][0]
     header = (tmp_path / "secrets" / INGEST_SECRET).read_text()
-    assert header == basic_authorization("collector", password)  # a newline would be sent, too
+    assert header == basic_authorization("collector", password)  # no newline: it would be sent
     assert (tmp_path / "secrets" / READER_SECRET).read_text() == server.users["planner"][0]
 
 

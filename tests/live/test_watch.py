@@ -96,7 +96,7 @@ def test_scrapes_are_kept_only_where_they_are_to_be(tmp_path):
     assert (done.exit_code, (tmp_path / "w" / "window.json").is_file()) == (0, True)
 
 
-# --- who does not answer ------------------------------------------------------------------------
+# --- servers that do not answer -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_journal_is_followed_as_it_grows(tmp_path):
     assert list(follower.new()) == []
     kept.append((Scrape(T0 + 3, "a:1", 0, ""), "HTTP 503"))
     with journal.open("ab") as file:
-        file.write(b"\x1f\x8b\x08\x00")  # the next one, half of it on the disk
+        file.write(b"\x1f\x8b\x08\x00")  # the next scrape, only half written
     assert [(scrape.status, scrape.error) for scrape in follower.new()] == [(0, "HTTP 503")]
     assert not follower.has_ended
     journal.unlink()

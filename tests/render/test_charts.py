@@ -60,7 +60,7 @@ def test_axes_are_titled(name):
         ]
         for channel in ("x", "y")
     }
-    alone = name == "regimes"  # one engine: its strip needs no axis of engines
+    alone = name == "regimes"  # with one engine, the strip has no engine axis
     assert (any(titles["x"]), any(titles["y"]) or alone) == (True, True)
 
 
@@ -173,7 +173,7 @@ def test_gap_is_one_shaded_span_and_a_restart_one_mark():
     assert sorted(rows) == ["not scraped", "restart"]
 
 
-GAP_AT, SHORT_GAP = (40, 44), (80, 82)  # steps without a scrape, and steps that a gap touches
+GAP_AT, SHORT_GAP = (40, 44), (80, 82)  # steps without a scrape; steps partly in a gap
 
 
 def steps_with(*, restart=(-1, -1)):
@@ -228,9 +228,9 @@ def test_no_name_of_a_line_lies_over_the_lines(name):
     lines = [each for each in spec_of(name)["layer"] if each["mark"]["type"] == "line"]
     named = [each for each in lines if "color" in each["encoding"]]
     over_time = [each for each in lines if each["encoding"]["x"]["field"] == "t"]
-    is_labelled = name == "demand_forecast"  # each line is named at its peak, where no other is
+    is_labelled = name == "demand_forecast"  # each line has its label at its peak
     several = over_time if len(over_time) > 1 and not is_labelled else []
-    assert named == (lines if name == "cost_by_itl" else several)  # one mark: a line per GPU
+    assert named == (lines if name == "cost_by_itl" else several)  # one mark draws all GPUs
 
 
 @pytest.mark.parametrize("most", [None, 0.0018, 0.5])

@@ -111,7 +111,7 @@ def test_unknown_capacity_draws_no_band():
 def test_engine_is_told_what_it_alone_serves_within_the_targets(replicas):
     of = replicas.load_curve.of(replicas.answer, Slo(2.0, 0.1))
     named = [each for each in of.slo.throughput.basis if "met with" in each]
-    assert len(named) == 1  # a sum over engines names the load of each
+    assert len(named) == 1  # a sum over engines would name each one's load
 
 
 @pytest.fixture

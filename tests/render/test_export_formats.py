@@ -247,7 +247,7 @@ def test_litellm_prices_come_to_the_bill(replicas):
 
 
 def test_litellm_reckons_as_we_do(replicas):
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its own list, not one of the network
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its own list, not the network's
     litellm = pytest.importorskip("litellm", reason="no litellm here: pip install litellm")
     litellm.register_model(json.loads(export(replicas, "litellm")))
     cost, tokens = replicas.answer.cost, replicas.answer.tokens

@@ -223,9 +223,9 @@ def test_idle_dollars_of_models_add_up(tmp_path):
     path.write_text(rules_yaml(RULES, usd_per_gpu_hour=2.0, capacities=TWO_MODELS))
     series = {
         RUNNING.replace('"m"', '"small"'): "1x1500",
-        GENERATED.replace('"m"', '"small"'): "0+27000x1500",  # half of what is sure
+        GENERATED.replace('"m"', '"small"'): "0+27000x1500",  # half the low end of the capacity
         RUNNING.replace('"m"', '"new"').replace('"a"', '"b"'): "1x1500",
-        GENERATED.replace('"m"', '"new"').replace('"a"', '"b"'): "0+540x1500",  # all of it
+        GENERATED.replace('"m"', '"new"').replace('"a"', '"b"'): "0+540x1500",  # the whole low end
     }
     asked = {"expr": "abs(job:vllm_idle_usd_per_day_at_least - 24) < bool 0.5", "eval_time": "24h"}
     expected = {**asked, "exp_samples": [{"labels": '{job="v"}', "value": 1}]}

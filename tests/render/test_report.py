@@ -193,7 +193,7 @@ def test_tiles_say_what_changed_since_the_report_before(halves):
     soup = BeautifulSoup(halves().read_text(), "html.parser")
     changes = [each.get_text() for each in soup.select(".tile .change")]
     assert (len(changes), changes[0]) == (
-        5,  # no target was given, so a sixth figure is not known
+        5,  # not six: without a target, one figure is unknown
         "▼ down 63\xa0% from $0.159 since the report ending 04:12:44 UTC",
     )
     page = soup.select_one(".since a")["href"]

@@ -129,7 +129,7 @@ def successful(rows):
 
 
 BY_HAND = {
-    "usd_per_request": lambda rows: bill(rows) / successful(rows) * 1000,  # shown for a thousand
+    "usd_per_request": lambda rows: bill(rows) / successful(rows) * 1000,  # shown per thousand
     "usd_per_million_output_tokens": lambda rows: bill(rows) / increase(rows) * 1e6,
     "tokens_per_usd": lambda rows: increase(rows) / bill(rows),
     "utilization": lambda rows: output_rate(rows) / capacity(rows) * 100,
@@ -146,7 +146,7 @@ FITTED = {"slo_headroom_ratio"}
 def test_tile_can_be_worked_out_from_its_rows(page, rows_of, figure):
     tile = page.select_one(f'.tile[data-figure="{figure}"] .value')
     shown = float(re.sub(r"[^\d.]", "", tile.find(string=True, recursive=False)))
-    # The capacity is taken here from plain steps, so what hangs on it agrees to a few percent.
+    # Capacity is estimated here from plain steps, so figures that use it agree to a few percent.
     tolerance = 0.03 if figure in ("utilization", "headroom_ratio") else 0.005
     assert shown == pytest.approx(BY_HAND[figure](rows_of(figure)), rel=tolerance)
 

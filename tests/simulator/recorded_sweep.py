@@ -15,7 +15,7 @@ from vllm_simulator.workload import ClosedLoop, Phase, recorded
 HERE = Path(__file__).parent
 CLIENTS = (1, 2, 4, 8, 16, 32, 48, 64)
 STEP_SECONDS, LEFT_OUT_SECONDS, SCRAPE_SECONDS = 180, 20, 2
-UNKNOWN_PROMPT_TOKENS = 230  # cancelled before the server told
+UNKNOWN_PROMPT_TOKENS = 230  # cancelled before the server reported its length
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from vllm_simulator.workload import (
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "demand"
 LENGTHS = replace(CPU_LENGTHS, cancel_ratio=0.0)
-# Edges of vLLM's buckets, so that the share of requests that met them is known exactly.
+# Bucket edges of vLLM's histograms, so that SLO attainment is known exactly.
 SLO = assumed(ttft_slo_seconds=1.0, itl_slo_seconds=0.1)
 TTFT_SLO = assumed(ttft_slo_seconds=2.5)
 BARE = Policy(headroom_ratio=0.0, spare_replicas=0)
@@ -211,7 +211,7 @@ def test_forecast_never_asks_for_fewer_than_the_day_needed(measured, sized):
     assert sized.result["replicas"]["mid"] >= needed["replicas"]["mid"]
 
 
-# A step takes as long however many run: then a place serves in a time of its own, as in a queue.
+# Steps take the same time at any load, so each slot serves independently, as in an M/G/c queue.
 PLACES = EngineConfig(
     "places", 20_000, StepTime(0.03, 0.0, 0.0), max_num_seqs=8, max_model_len=4000
 )

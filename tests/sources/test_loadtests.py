@@ -204,8 +204,8 @@ def test_one_stream_of_guidellm_is_one_client(tmp_path):
     assert load_test_points(written(tmp_path, {"benchmarks": [run]}))["clients"][0] == 1.0
 
 
-# 1000 prompts at 10 a second are sent in 100 s, and the last one ends 8.4 s later when nothing
-# waits: 9.2 a second is all that can be served in such a test.
+# 1000 prompts at 10 per second are sent in 100 s, and without waiting the last one ends 8.4 s
+# later: no server can be measured above 9.2 per second in such a test.
 @pytest.mark.parametrize(
     ("rate", "offered", "clients"),
     [

@@ -37,7 +37,7 @@ def of(rows, metric, instance="127.0.0.1:18001"):
 
 
 def test_every_point_that_was_observed_is_there(whole):
-    # 60,858 stored less 302 stale ones, 3,262 summaries and the families that no figure reads.
+    # 60,858 stored, minus 302 stale ones, 3,262 summaries and families that no figure uses.
     assert (whole.series.height, whole.samples.height, whole.histograms.height) == (
         250,
         37207,

@@ -40,7 +40,7 @@ def recorded():
         yield server
 
 
-# From and to within a minute, over the outage of the store, a restart and the collector's kill.
+# Starts and ends within a minute; has an outage of the store, a restart and a killed collector.
 PART = TimeRange(at(8, 18, 30), at(8, 22, 17))
 
 
@@ -58,7 +58,7 @@ def downsampled(recorded):
 def test_the_server_gives_what_its_files_give(whole, table):
     from_files = read_stream(open_store(str(RECORDED / "store")), STREAM, PART)
     ours, theirs = (getattr(rows, table) for rows in (whole, from_files))
-    # When a point arrived, only the files say.
+    # Only the files hold the time of arrival.
     assert ours.drop("arrival", strict=False).equals(theirs.drop("arrival", strict=False))
 
 

@@ -135,7 +135,7 @@ def test_a_restart_before_the_start_swallows_nothing_of_the_range(restarted, way
     assert "restart" not in {finding["check"] for finding in answered["quality"]}
 
 
-# Restarted in a gap of four scrapes, and overtaken in it: 613 before, 1,438 after.
+# Restarted in a gap of four scrapes and past its old count when it ends: 613 before, 1,438 after.
 OVERTAKEN = [
     *(Scrape(s, -9000, 313 + s) for s in range(0, 301, 30)),
     *(Scrape(s, 310, 1438 + s - 480) for s in range(480, 600, 30)),

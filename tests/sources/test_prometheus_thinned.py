@@ -33,7 +33,7 @@ from vllm_capacity.timerange import TimeRange
 
 WAYS = ("whole", "thinned")
 RECORDED = ("vllm-sweep", "vllm-restart", "vllm-two-replicas")
-QUIET = {"idle": 0, "steady": 1}  # requests a scrape
+QUIET = {"idle": 0, "steady": 1}  # requests per scrape
 
 
 def pulled(window, time_range, folder, *, asked=None):
@@ -126,7 +126,7 @@ def test_counts_latencies_lives_and_gauges_are_those_of_every_sample(windows):
     assert downsampled.interruptions == whole.interruptions
     assert downsampled.outages == whole.outages
     for name, part in whole.bill_parts.items():
-        # The share of prefills is fitted to steps, which are minutes where counters are.
+        # The prefill share is fitted to steps, which are minutes in the downsampled window.
         unfitted = replace(part.usage, prefill_time_ratio=None)
         assert replace(downsampled.bill_parts[name].usage, prefill_time_ratio=None) == unfitted
 
@@ -166,7 +166,7 @@ def test_of_few_targets_more_families_are_asked_for_in_a_query(tmp_path, example
     pulled(window, window.extent, tmp_path, asked=asked)
     ends = [query.startswith("last_over_time") for query in asked["thinned"]]
     by_hour = [sum(run) for is_end, run in groupby(ends) if is_end]
-    assert by_hour[-1] == 1 < by_hour[0]  # until a target was seen there may be many
+    assert by_hour[-1] == 1 < by_hour[0]  # the number of targets is unknown until the first answer
 
 
 def test_minutes_take_no_samples_that_came_late(windows):

@@ -15,7 +15,7 @@ from datafusion import SessionContext
 
 from vllm_capacity.sources.otlp import query_text
 
-T0 = datetime(2026, 11, 24, 8)  # naive UTC, as a store keeps its times
+T0 = datetime(2026, 11, 24, 8)  # naive UTC, as in the store
 TOKENS, PROMPT = "vllm:generation_tokens_total", "vllm:prompt_tokens_total"
 REQUESTS, RUNNING = "vllm:request_success_total", "vllm:num_requests_running"
 WAITING, KV = "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"
@@ -50,7 +50,7 @@ def described(case):
     return f"{case.query}: {case.title}"
 
 
-# Points, as both readers of OTLP bring them.
+# Points as both OTLP readers return them.
 
 POINTS = {
     "identity": "ubigint",

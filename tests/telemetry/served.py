@@ -31,7 +31,7 @@ class Process:
     places: int
     begun: list[float] = field(default_factory=list)
     finished: list[float] = field(default_factory=list)
-    waited: list[float] = field(default_factory=list)  # end-to-end seconds, by order of finishing
+    waited: list[float] = field(default_factory=list)  # E2E seconds, in order of finishing
 
     def __post_init__(self) -> None:
         free: list[float] = []

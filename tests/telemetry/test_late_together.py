@@ -64,7 +64,7 @@ def test_runs_that_add_at_the_same_time_add_all_of_it(tmp_path):
     for run in runs:
         go(run)
     while any(run.poll() is None for run in runs):
-        seen = scraped_minutes(window)  # a reader always finds a whole window
+        seen = scraped_minutes(window)  # at any moment the window is complete
         assert seen[:20] == list(range(20))
     assert [run.communicate()[0].count("\n") for run in runs] == [2] * 3
     assert scraped_minutes(window) == list(range(26))
@@ -75,7 +75,7 @@ def test_a_killed_run_changes_nothing_or_all_and_the_next_cleans_up(tmp_path):
     for first in (20, 30):
         run = adding(window, *range(first, first + 10))
         go(run)
-        run.stdout.readline()  # so it is adding the next
+        run.stdout.readline()  # wait until the first one is added
         time.sleep(0.01 * (first - 20))
         run.kill()
         result = [int(line) for line in run.communicate()[0].splitlines()]

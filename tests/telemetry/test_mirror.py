@@ -96,7 +96,7 @@ def test_of_a_short_part_come_the_rows_of_its_own_hours(bucket, tmp_path):
     part = window.clamp(MONDAY + timedelta(hours=9.5), MONDAY + timedelta(hours=10.5))
     found = Analysis(as_read(window, part, **rows), part).answer
     hours = [int(Path(name).stem[-2:]) for name in copied(tmp_path)[0]]
-    assert hours == [0, 9, 10, 11, 21]  # the ends tell how long the window is
+    assert hours == [0, 9, 10, 11, 21]  # first and last, for the window's extent
     assert found == Analysis(own.remembering(), part).answer
 
 

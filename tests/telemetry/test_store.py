@@ -111,7 +111,7 @@ def test_another_value_at_the_same_time_is_a_doubt():
     buffer = counted([1, 2])
     buffer.sample(key().series_id, T0 + SECOND, 5.0)
     rows = settle(buffer.rows())
-    doubts = [("clock", METRIC, 1), ("untimed", "vllm", 1)]  # 1, 5, 2 would be a restart
+    doubts = [("clock", METRIC, 1), ("untimed", "vllm", 1)]  # 1, 5, 2 would look like a restart
     assert rows.ingest_notes.select("check", "subject", "count").rows() == doubts
 
 

@@ -20,7 +20,7 @@ from tests.truth_server.windows import Life, Scraping, Served, write
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 LEAD = -900.0  # servers run before the window begins
-_MOST_REQUESTS = 60_000  # of a window of days
+_MOST_REQUESTS = 60_000  # per window of days
 _INTERVALS = (1.0, 2.0, 5.0, 5.0, 10.0, 15.0, 15.0, 15.0, 30.0, 60.0)
 Load = tuple[Arrivals | Clients, ...]
 
@@ -255,7 +255,7 @@ def _batch(draft: _Draft) -> _Shaped:
     """A job every night beside a light day; the nights are nearer where requests are many."""
     high = draft.pick(0.7, 1.3)
     seconds = draft.within_reason(2 * DAY, 0.1 + 0.08 * high)
-    night = seconds / 48  # an hour of a day that is half the window
+    night = seconds / 48  # one hour: a day is half the window
     spans = [(2 * night, draft.pick(3.0, 4.0) * night), (26 * night, 28 * night)]
     day, job = loads.diurnal(0.01, 0.2, seconds / 2), loads.spells(0.0, high, spans)
     rate = lambda t: np.maximum(day(t), job(t))  # noqa: E731
@@ -267,7 +267,7 @@ def _neighbor(draft: _Draft) -> _Shaped:
     made = [_constant, _varied, _saturated, _spells][draft.rng.integers(4)](draft)
     at, length = draft.between(0.1, 0.7), draft.between(0.1, 0.3)
     if draft.rng.random() < 0.4:
-        at = 1.0 - length  # to the very end
+        at = 1.0 - length  # lasts to the end
     factor = draft.pick(1.5, 2.0, 3.0)
     slow = Slow(at * made.seconds, (at + length) * made.seconds, factor)
     return _Shaped(f"{made.shape}; slowed × {factor:g}", made.seconds, made.load, (slow,))

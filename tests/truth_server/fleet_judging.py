@@ -26,7 +26,7 @@ from vllm_capacity.verdicts import replay
 from vllm_capacity.verdicts.sizing import MINUTE_SECONDS, QUARTER_SECONDS, Policy, Surplus
 
 FIGURES = ("utilization", "idle_usd", "removable")
-_SLACK = 0.005  # presence is told by scrapes
+_SLACK = 0.005  # presence is only known to within a scrape
 Row = dict[str, object]
 
 

@@ -97,7 +97,7 @@ class Request:
     scheduled: float = -1.0
     first: float = -1.0
     last: float = -1.0
-    decode_from: int = -1  # the step number at which it began to decode; -1: it does not
+    decode_from: int = -1  # step at which it began to decode; -1: not yet
     preemptions: int = 0
 
 
@@ -357,7 +357,7 @@ class Engine:
     def _mixed_step(self, until: float) -> bool:
         """A step with prompts in it. True if it would end after `until`: then nothing is done."""
         plan = self._planned()
-        if plan is None:  # a shortage: what was admitted last makes room, then it is planned anew
+        if plan is None:  # out of blocks: preempt the last admitted request, then plan again
             self._preempt()
             return False
         chunks, admitted, prompt_tokens = plan

@@ -82,7 +82,7 @@ def uniform(low: float, high: float) -> Sampler:
 SERVERS = {
     one.name: one
     for one in (
-        # ~300 tokens/s at ~27 running, 25 tokens/s for one alone: like the recorded sweep.
+        # ~300 tokens/s at ~27 running, 25 tokens/s at one: like the recorded sweep.
         Server("cpu-small", Affine(0.038, 0.0019, 0.0004, 2e-6), 32, 2048, 700, Jitter(0.05),
                max_model_len=2048),
         Server("a100-8b", Roofline(0.0108, 8.7e-8, 1.0e-4, 0.0035, 2.5e-5), 128, 2048, 15_000),

@@ -66,7 +66,7 @@ def test_nothing_is_lost_and_little_holds(pair):
     assert engine.finished == end.stopped + end.cut
     blocks = sum(used(request, engine) for request in engine.running.values())
     assert end.kv_ratio == pytest.approx(blocks / server.blocks)
-    # Running requests over time are those of finished requests and of who still runs.
+    # Running requests over time: those of finished requests plus those of requests still running.
     within = sums(end, "request_inference_time_seconds")[1]
     still = sum(engine.now - request.scheduled for request in engine.running.values())
     preempted = any(r.preemptions for r in (*engine.running.values(), *engine.waiting))

@@ -64,8 +64,8 @@ class Served:
     best_minute: float  # the most output tokens/s of one instance over about a minute of scrapes
     best_minute_fleet: float
     running_mean: float
-    lives_seconds: float  # of all lives, within the window
-    counted_tokens: int | None = None  # from each instance's first good scrape to its last, or end
+    lives_seconds: float  # summed over lives, within the window
+    counted_tokens: int | None = None  # from each instance's first good scrape to its last
     counted_requests: int | None = None
 
 

@@ -58,7 +58,7 @@ def test_nothing_known_promises_nothing():
 
 
 MODELS = {"a/0": "small", "b/0": "large"}
-RENAMED = {"a": "c", "b": "d"}  # as pods are, when they are deployed anew
+RENAMED = {"a": "c", "b": "d"}  # as pods are on redeployment
 
 
 def two_models(rng, *, small, large, speed=1.0, names=None):

@@ -131,7 +131,7 @@ def test_a_version_that_nobody_published_makes_the_answer_unknown():
 def test_a_light_load_tells_of_a_full_one():
     light = question(output_tokens_per_second=490.5, load=Load(clients=4))
     found = full_from_light(light, ASK)
-    truth = 3559.0  # the same engine with 64 clients, silicon_vllm.csv; 128 are asked about
+    truth = 3559.0  # measured with 64 clients (silicon_vllm.csv); the question is 128
     assert found.high > truth
     assert found.mid < 2 * truth
     assert "at 128 running, corrected by the measured time per token at 4" in found.sources

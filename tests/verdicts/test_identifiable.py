@@ -27,7 +27,7 @@ def served(arrivals_per_second, *, bend=16.0, seed=0, kv_limit=None):
     steps = []
     for rate in arrivals_per_second:
         output = rng.poisson(rate * SECONDS) / SECONDS * TOKENS_A_REQUEST
-        # X = 30 N ÷ (1 + N/bend), the other way round.
+        # X = 30 N ÷ (1 + N/bend), solved for N.
         running = output / max(1e-9, 30 - output / bend)
         finished = rng.poisson(rate * SECONDS) / SECONDS
         itl = running / output if output else None
@@ -133,7 +133,7 @@ def test_a_curve_that_straightens_again_does_not_end_near(step_times, expected):
 )
 def test_steps_that_ease_a_little_tell_of_a_far_limit_alone(kv_limit, expected):
     running = np.linspace(1, 60, 20)
-    step_times = 10 + running - 0.004 * running**2  # a further request slows 0.7 × as much
+    step_times = 10 + running - 0.004 * running**2  # the upper half rises 0.7 × as steeply
     assert is_easing(LoadPoints.of(running, running / step_times), kv_limit) == expected
 
 

@@ -26,7 +26,7 @@ from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_ta
 from vllm_capacity.verdicts.hardware.question import Question
 from vllm_capacity.verdicts.sizing import Policy, replicas
 
-# Dense, mixture of experts, sliding windows, latent and linear attention: each has its arithmetic.
+# Dense, mixture of experts, sliding windows, latent and linear attention: a formula each.
 MODELS = (
     "Qwen3-0.6B",
     "Qwen3-14B",
@@ -91,7 +91,7 @@ def option(
 def never_less(less: Estimate, more: Estimate) -> bool:
     """Whether each end of an estimate is at least the other's; what is unknown is so in both."""
     if not (less.is_known and more.is_known):
-        return less.is_known >= more.is_known  # more replicas than can be told are none told
+        return less.is_known >= more.is_known  # above the maximum, the count becomes unknown
     return all(getattr(more, end) >= getattr(less, end) * (1 - 1e-9) for end in ENDS)
 
 

@@ -19,7 +19,7 @@ def capacity(running, output, **more):
     return fit_points(pl.DataFrame(table)).capacity
 
 
-# The luckiest of many noisy rows lie within 5 % of each other, and are no plateau.
+# The highest of many noisy rows lie within 5 % of each other without being a plateau.
 @pytest.mark.parametrize("count", [60, 500, 5000])
 def test_a_row_a_scrape_shows_no_plateau_before_there_is_one(count):
     rng = np.random.default_rng(count)

@@ -168,7 +168,7 @@ def test_the_worst_engine_speaks_for_the_fleet():
     assert worst(["idle", "kv-bound", "client-bound"]) == "kv-bound"
 
 
-# When the recorded sweep began, and the regime each count of clients makes.
+# Start of the recorded sweep, and the regimes at each number of clients.
 SWEEP_BEGAN = datetime.fromtimestamp(1795492784.456, tz=UTC)
 SWEEP_REGIMES = {
     **{clients: {"client-bound"} for clients in (1, 2, 4, 8, 16)},

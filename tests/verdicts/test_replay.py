@@ -87,8 +87,8 @@ def test_one_replica_keeps_up_with_what_it_can_do(
 
 
 def test_it_serves_no_more_than_the_capacity():
-    (found,) = on(1, served(2.0), scale=2.0)  # 8 requests/s for 5: the queue grows all the time
-    whole = found.seconds + 2 * 300.0  # from the lead's beginning to the end of what follows
+    (found,) = on(1, served(2.0), scale=2.0)  # 8 requests/s arrive, 5 are served: it queues
+    whole = found.seconds + 2 * 300.0  # with the lead before and the time after
     longest = whole * (1 - CAPACITY / OUTPUT / 8.0)  # by the fluid limit
     assert found.wait_p95_seconds == pytest.approx(longest, rel=0.05)
 
@@ -158,7 +158,7 @@ def test_a_lower_bound_never_shows_that_they_do_not():
 
 
 def test_a_model_that_fails_where_the_servers_did_not_says_nothing():
-    slower = replace(served(4.5), running=4.0)  # four places for 4.5 requests/s: they would queue
+    slower = replace(served(4.5), running=4.0)  # at 4.5 requests/s, four slots would queue
     assert on(1, slower) == ()
 
 

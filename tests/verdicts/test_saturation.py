@@ -347,8 +347,8 @@ def test_nothing_to_fit_is_an_empty_curve():
     assert fit.curve_frame().is_empty()
 
 
-# Coverage: how often the interval of some minutes at saturation (or "at least", where steps between
-# them leave less than a minute) holds what all of them held.
+# Coverage: how often the interval from some minutes at saturation (or the lower bound, where less
+# than a minute is left) contains the mean over all of them.
 @pytest.mark.parametrize(
     ("name", "engine", "seconds"),
     [

@@ -34,7 +34,7 @@ TUNING = Path(__file__).resolve().parents[2] / "bench" / "saturation_tuning.py"
 def tuning():
     spec = spec_from_file_location("saturation_tuning", TUNING)
     module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look their annotations up
+    sys.modules[spec.name] = module  # dataclasses look up annotations there
     spec.loader.exec_module(module)
     return module
 
@@ -95,7 +95,7 @@ def test_peaks_are_foreseen(
     assert np.median([c.high / c.low for c, _ in answered]) <= widest
 
 
-# What was measured is always within reach: only the high end may be too low.
+# Every measured load is a lower bound of the peak: only the high end may be wrong.
 def test_a_low_end_is_never_above_the_peak(sweeps, silicon, tuning):
     for by in tuning.CUTS:
         for capacity, peak in cases(sweeps | silicon, tuning, by):
@@ -151,7 +151,7 @@ def test_the_throughput_at_a_load_is_foreseen(sweeps, silicon, ahead, median, in
     assert np.mean(held) >= inside
 
 
-# A plateau of the loads first seen on it holds what heavier loads gave.
+# The interval of a plateau's first loads contains the throughput at heavier ones.
 def test_plateau_of_points_covers_heavier_loads(sweeps):
     inside = []
     for loads in sweeps.values():

@@ -157,7 +157,7 @@ def test_recorded_slo_throughput_lies_between_its_loads(sweep):
     assert 255 < found.low < found.mid < found.high < 300
 
 
-# Coverage: with every second load unseen, the interval still holds what all of them tell.
+# Coverage: with every second load left out, the interval contains the answer from all of them.
 def test_slo_interval_covers_the_loads_between():
     dense = [(n, 300 * n / (n + 10), 0.02 * n) for n in 1.3 ** np.arange(1, 14)]
     hits = []

@@ -98,8 +98,8 @@ def seconds(gpu, model, dtype, *, gpu_count=1, prompt=0.0, sequences=16.0, conte
 @pytest.mark.parametrize(
     ("gpu", "model", "dtype", "gpu_count", "truth_ms"),
     [
-        # What the kernel tables of aiconfigurator-core 0.12.0 give a step of 16 sequences at 1,024
-        # tokens, asked through its own engine.
+        # Time of a step of 16 sequences at 1,024 tokens by the kernel tables of aiconfigurator-core
+        # 0.12.0, from its own engine.
         pytest.param("A100-80GB-SXM", "Llama-3.1-70B-Instruct", "bf16", 4, 31.21, id="A100"),
         pytest.param("H100-80GB-SXM", "Llama-3.1-70B-Instruct", "bf16", 4, 16.47, id="H100"),
         pytest.param("H100-80GB-SXM", "Llama-3.1-70B-Instruct", "fp8", 4, 11.45, id="H100, FP8"),
@@ -115,7 +115,7 @@ def test_a_step_takes_what_its_kernels_were_timed_at(gpu, model, dtype, gpu_coun
 @pytest.mark.parametrize(
     ("gpu", "model", "dtype", "gpu_count", "tokens", "truth_ms"),
     [
-        # A layer's experts as the same tables have them, tokens preferring some experts.
+        # A layer's experts by the same tables, with tokens preferring some experts.
         pytest.param("H200-141GB-SXM", "MiniMax-M2.5", "fp8", 1, 64, 0.689, id="whole on one GPU"),
         pytest.param("H200-141GB-SXM", "MiniMax-M2.5", "fp8", 4, 64, 0.219, id="a quarter"),
         pytest.param("H200-141GB-SXM", "MiniMax-M2.5", "fp8", 4, 4096, 0.889, id="of a prompt"),

@@ -17,7 +17,7 @@ from vllm_capacity.verdicts.cost.bill import most_for_prompts
 
 SEEDS = range(2000, 2012)
 OPEN_SEEDS = range(2100, 2112)
-LEAST_SHARE = 0.02  # of smaller ones the truth itself is noise
+LEAST_SHARE = 0.02  # below it, the truth itself is noise
 
 
 @dataclass(frozen=True)

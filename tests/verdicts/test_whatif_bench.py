@@ -60,7 +60,7 @@ def test_a_band_decides_the_prices_that_lie_outside_it():
             asked(1510.0, low=1600.0, mid=1700.0, high=1900.0),
         ]
     )
-    # The fourth holds the price, the fifth is a toss-up; the third is sure, and wrong.
+    # The fourth band contains the price, the fifth is a toss-up; the third is certain but wrong.
     assert found == "75% of prices decided by the band, 67% right"
 
 
@@ -100,7 +100,7 @@ def test_versions_of_one_setup_and_the_cheaper_card(capsys, monkeypatch):
     ]
     monkeypatch.setattr(bench, "silicon_runs", lambda: runs)
     bench.versions()
-    # 1.6 times is more than 1.5 times the price, 1.28 is less: the version settles the card.
+    # The ratio is 1.6 with one version, 1.28 with the other, and the prices' is 1.5: it decides.
     assert capsys.readouterr().out.strip() == (
         "(two versions on one GPU: 1 pairs, 25.0% apart (median), 25% at most; which card is "
         "cheaper hangs on the version in 100% of 1 prices)"
@@ -118,7 +118,7 @@ def test_repeats_of_one_version_are_no_two_versions(capsys, monkeypatch):
     monkeypatch.setattr(bench, "silicon_runs", lambda: runs)
     bench.versions()
     words = capsys.readouterr().out
-    # On the H100 0.18.0 beside each of the two runs of 0.15.1; on the H200 one pair.
+    # H100: 0.18.0 paired with each of the two runs of 0.15.1; H200: one pair.
     assert "3 pairs, 0.0% apart (median), 10% at most" in words
     assert "0% of 2 prices" in words
 
